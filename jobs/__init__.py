@@ -1,0 +1,1 @@
+"""The container commands: ``python -m jobs.<stage>``."""

@@ -1,0 +1,52 @@
+"""Lines on a terminal, JSON in a pod; run, stage and shard on every line (structlog)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any, Literal
+
+import structlog
+
+
+def configure(form: Literal["auto", "lines", "json"] = "auto", **bound: Any) -> None:
+    """Sets up logging to standard error; `bound` (run, stage, shard) stands on every line.
+
+    Standard error, because standard output belongs to what a command answers (tables, paths).
+    """
+    lines = form == "lines" or (form == "auto" and (sys.stderr.isatty() or "KUBERNETES_SERVICE_HOST" not in os.environ))
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if lines else "iso", utc=not lines),
+    ]
+    if lines:
+        renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False)]
+    else:
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=_StandardError(),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(**{k: v for k, v in bound.items() if v is not None})
+
+
+class _StandardError:
+    """Looks standard error up at each line, so that a progress bar that redirects it is respected."""
+
+    def __call__(self, *_: Any) -> structlog.PrintLogger:
+        return structlog.PrintLogger(sys.stderr)
+
+
+def bind(**values: Any) -> None:
+    """Adds to every later line of this context (the shard that is being made)."""
+    structlog.contextvars.bind_contextvars(**values)
+
+
+def get() -> structlog.stdlib.BoundLogger:
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
+    return logger

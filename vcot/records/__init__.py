@@ -1,0 +1,20 @@
+"""What the stages hand to each other; every record has a version."""
+
+from vcot.records.reply import Completion
+from vcot.records.sample import Image, Origin, Reason, Rejection, Sample
+from vcot.records.score import Score
+from vcot.records.shards import Folder, StageMark, Tally, read_samples
+
+__all__ = [
+    "Completion",
+    "Folder",
+    "Image",
+    "Origin",
+    "Reason",
+    "Rejection",
+    "Sample",
+    "Score",
+    "StageMark",
+    "Tally",
+    "read_samples",
+]

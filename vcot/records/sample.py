@@ -1,0 +1,119 @@
+"""Sample: what flows through convert and distill; Rejection: what did not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vcot.grounding import Box, Mention
+from vcot.records.base import MentionField, Record, TraceField
+
+
+class Stored(Record):
+    """The picture as it is kept where it was shrunk; boxes stay in pixels of the original."""
+
+    uri: str = Field(min_length=1)
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+
+
+class Image(Record):
+    """A picture by its URI, with the size of the upright original (after EXIF rotation)."""
+
+    uri: str = Field(min_length=1)
+    width: int = Field(gt=0, description="pixels of the upright original")
+    height: int = Field(gt=0, description="pixels of the upright original")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the stored bytes")
+    stored: Stored | None = None
+
+
+class Origin(Record):
+    """Where a sample comes from and under which licence."""
+
+    dataset: str = Field(min_length=1)
+    split: Literal["train", "validation", "test"]
+    row: str = Field(description="where in the input: a line, an index, an id of the dataset")
+    licence: str
+    teacher: str | None = Field(None, description="who wrote the reasoning: template/1, or a model's name")
+
+
+class Sample(Record):
+    """A question about an image, its accepted answers, and where the evidence is.
+
+    `evidence` None means that nobody annotated it; an empty list means that the object is absent.
+    """
+
+    version: Literal[1] = 1
+    id: str = Field(min_length=1)
+    image: Image
+    question: str = Field(min_length=1)
+    context: str | None = Field(None, description="hint or lecture that belongs to the question")
+    choices: tuple[str, ...] | None = None
+    answers: tuple[str, ...] = Field(min_length=1, description="all accepted answers; the first is learned")
+    reasoning: tuple[TraceField, ...] = Field((), description="alternatives; none where nobody wrote any")
+    evidence: tuple[MentionField, ...] | None = None
+    origin: Origin
+
+    @model_validator(mode="after")
+    def _boxes_lie_inside(self) -> Self:
+        for box in self.all_boxes():
+            if box.x2 > self.image.width or box.y2 > self.image.height:
+                raise ValueError(
+                    f"box {box.as_list()} leaves the image of {self.image.width}×{self.image.height} pixels"
+                )
+        return self
+
+    def all_boxes(self) -> Iterator[Box]:
+        """Every box of the evidence and of all reasoning."""
+        mentions: list[Mention] = [*(self.evidence or ()), *(m for t in self.reasoning for m in t.mentions)]
+        for mention in mentions:
+            yield from mention.boxes
+
+    @property
+    def true_boxes(self) -> tuple[Box, ...] | None:
+        """The boxes of the evidence; None where nothing was annotated, () where absence was."""
+        return None if self.evidence is None else tuple(b for m in self.evidence for b in m.boxes)
+
+
+class Reason(StrEnum):
+    """Why a row was refused: a closed list, so that reports can be added up and compared."""
+
+    NOT_JSON = "not-json"
+    WRONG_SHAPE = "wrong-shape"
+    NO_QUESTION = "no-question"
+    NO_ANSWER = "no-answer"
+    NO_BOX = "no-box"
+    BOX_MALFORMED = "box-malformed"
+    BOX_NOT_FINITE = "box-not-finite"
+    BOX_INVERTED = "box-inverted"
+    BOX_EMPTY = "box-empty"
+    BOX_OUTSIDE = "box-outside"
+    BOX_COPIES_DISAGREE = "box-copies-disagree"
+    IMAGE_MISSING = "image-missing"
+    IMAGE_TRUNCATED = "image-truncated"
+    IMAGE_NOT_AN_IMAGE = "image-not-an-image"
+    IMAGE_TOO_LARGE = "image-too-large"
+    IMAGE_UNSUPPORTED = "image-unsupported"
+    IMAGE_SIZE_DIFFERS = "image-size-differs"
+    IMAGE_CHANGED = "image-changed"
+    DUPLICATE = "duplicate"
+    NO_REASONING = "no-reasoning"
+    TEACHER_EMPTY = "teacher-empty"
+    TEACHER_UNREADABLE = "teacher-unreadable"
+    TEACHER_UNGROUNDED = "teacher-ungrounded"
+    TEACHER_WRONG_ANSWER = "teacher-wrong-answer"
+    TEACHER_REFUSED = "teacher-refused"
+    TOO_LONG = "too-long"
+
+
+class Rejection(Record):
+    """A row that was refused, by whom and why; nothing is lost quietly."""
+
+    version: Literal[1] = 1
+    id: str
+    stage: str
+    reason: Reason
+    detail: str = Field("", description="the thing as it was written, and what would be right")

@@ -1,0 +1,396 @@
+"""Numbered shards, tallies, the mark that says "whole": the contract of a stage in storage.
+
+    <run>/<stage>/settings.json            what shaped the result, code version, input digests
+                  shards/00000-3f9a….jsonl.gz   the digest of the bytes in the name
+                  rejections/00000-….jsonl      what was refused, and why
+                  _done/00000.json         names the shard's files; written last, write-once
+                  report.json              the sums
+                  _done/stage.json         the stage is whole
+
+A process may be killed at any line: a shard counts from the moment its mark exists, and the mark
+is one write-once object. A late writer may leave a second file of another name; the mark decides.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+from pydantic import Field, ValidationError
+
+from vcot import __version__, log
+from vcot.errors import InputError, SettingsError
+from vcot.records.base import Record
+from vcot.records.sample import Rejection, Sample
+from vcot.settings import Settings
+from vcot.stage import Bar, stop
+from vcot.storage import NotFound, Store, join
+
+DONE = "_done/stage.json"
+
+
+class Tally(Record):
+    """Rows in = kept + rejected (by reason)."""
+
+    rows: int = Field(0, ge=0)
+    kept: int = Field(0, ge=0)
+    written: int = Field(0, ge=0, description="records written; one row may give several")
+    rejected: dict[str, int] = Field(default_factory=dict)
+
+    def __add__(self, other: Tally) -> Tally:
+        reasons = sorted({*self.rejected, *other.rejected})
+        return Tally(
+            rows=self.rows + other.rows,
+            kept=self.kept + other.kept,
+            written=self.written + other.written,
+            rejected={r: self.rejected.get(r, 0) + other.rejected.get(r, 0) for r in reasons},
+        )
+
+    @property
+    def rejected_rows(self) -> int:
+        return sum(self.rejected.values())
+
+    @property
+    def rejected_share(self) -> float:
+        return self.rejected_rows / self.rows if self.rows else 0.0
+
+
+class File(Record):
+    name: str = Field(description="below the stage's prefix")
+    sha256: str
+    size: int
+
+
+class ShardMark(Record):
+    """``_done/00000.json``: this shard is whole, and these are its files."""
+
+    version: Literal[1] = 1
+    shard: int = Field(ge=0)
+    files: tuple[File, ...]
+    rejections: File
+    tally: Tally
+    facts: dict[str, Any] = Field(default_factory=dict, description="what else the stage wants summed or shown")
+
+
+class StageMark(Record):
+    """``_done/stage.json``: the stage is whole; the next one starts from here."""
+
+    version: Literal[1] = 1
+    stage: str
+    code: str
+    settings: dict[str, Any]
+    inputs: dict[str, str] = Field(description="URI of each input's mark or file → sha256")
+    shards: tuple[ShardMark, ...] = ()
+    tally: Tally = Tally()
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sink(Protocol):
+    """Writes the kept records of a shard into one local file."""
+
+    suffix: str
+
+    def __init__(self, path: Path) -> None: ...
+    def write(self, record: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """Records as gzipped lines of JSON; no time stamp in the header, so the same rows give the same bytes."""
+
+    suffix = ".jsonl.gz"
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+
+    def write(self, record: Record) -> None:
+        self._gzip.write(record.line())
+
+    def close(self) -> None:
+        self._gzip.close()
+        self._file.close()
+
+
+class ShardWriter:
+    """One shard under way: rows come in, records and rejections go out, all of it local until `commit`."""
+
+    def __init__(self, index: int, stage: str, scratch: Path, sink: Callable[[Path], Sink]) -> None:
+        self.index, self.stage = index, stage
+        self.facts: dict[str, Any] = {}
+        self._rows = self._kept = self._written = 0
+        self._reasons: dict[str, int] = {}
+        self._path = scratch / "records"
+        self._sink = sink(self._path)
+        self._rejections_path = scratch / "rejections"
+        self._rejections: IO[bytes] = self._rejections_path.open("wb")
+
+    def keep(self, *records: Any) -> None:
+        """One row came in and gave these records."""
+        self._rows += 1
+        self._kept += 1
+        for record in records:
+            self._written += 1
+            self._sink.write(record)
+
+    def reject(self, rejection: Rejection) -> None:
+        """One row came in and was refused."""
+        self._rows += 1
+        self._reasons[rejection.reason.value] = self._reasons.get(rejection.reason.value, 0) + 1
+        self._rejections.write(rejection.line())
+
+    @property
+    def tally(self) -> Tally:
+        return Tally(
+            rows=self._rows, kept=self._kept, written=self._written, rejected=dict(sorted(self._reasons.items()))
+        )
+
+    def close(self) -> tuple[Path, str, Path]:
+        self._sink.close()
+        self._rejections.close()
+        return self._path, self._sink.suffix, self._rejections_path
+
+
+class Folder:
+    """``<run>/<stage>``: where one stage of one run writes."""
+
+    def __init__(self, store: Store, run_uri: str, stage: str) -> None:
+        self.store, self.stage = store, stage
+        self.uri = join(run_uri, stage)
+
+    # --- the whole -----------------------------------------------------------------------------
+
+    def begin(self, settings: Settings, inputs: Mapping[str, str]) -> None:
+        """Writes ``settings.json``, or holds the one that is there against these settings.
+
+        Args:
+            settings: the resolved settings; those marked `shapes_result` must agree.
+            inputs: URI → sha256 of what this stage reads.
+
+        Raises:
+            SettingsError: another run with other settings stands on this prefix (says which differ).
+            InputError: an input is no longer what it was when this run began.
+        """
+        mine = {"settings": settings.shaping(), "inputs": dict(inputs), "code": __version__}
+        uri = join(self.uri, "settings.json")
+        if self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
+            return
+        there = json.loads(self.store.read(uri))
+        differing = [
+            f"{name} was {there['settings'].get(name)!r} and is now {value!r}"
+            for name, value in mine["settings"].items()
+            if there["settings"].get(name) != value
+        ]
+        if differing:
+            raise SettingsError(
+                f"{self.uri} belongs to a run with other settings: {'; '.join(differing)}. "
+                "Use the same settings to go on with it, or another run name to start afresh"
+            )
+        for name, digest in mine["inputs"].items():
+            if there["inputs"].get(name, digest) != digest:
+                raise InputError(f"{name} has changed since {self.uri} was begun; use another run name")
+        if there["code"] != __version__:
+            log.get().warning("begun by another code version", was=there["code"], now=__version__)
+
+    def mark(self) -> StageMark | None:
+        """The mark of the whole stage, if it is whole."""
+        try:
+            return StageMark.model_validate_json(self.store.read(join(self.uri, DONE)))
+        except NotFound:
+            return None
+
+    def finish(self, mark: StageMark) -> None:
+        """Says that the stage is whole. The first mark stays."""
+        self.store.write_once(join(self.uri, DONE), _json(mark.model_dump(mode="json")))
+
+    def write_report(self, report: Mapping[str, Any], html: str | None = None) -> None:
+        self.store.write(join(self.uri, "report.json"), _json(report))
+        if html is not None:
+            self.store.write(join(self.uri, "report.html"), html.encode())
+
+    # --- one shard -------------------------------------------------------------------------------
+
+    def shard_mark(self, index: int) -> ShardMark | None:
+        try:
+            return ShardMark.model_validate_json(self.store.read(join(self.uri, f"_done/{index:05d}.json")))
+        except NotFound:
+            return None
+
+    def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMark:
+        """Makes one shard, unless its mark is there; `work` feeds the writer."""
+        if (mark := self.shard_mark(index)) is not None:
+            return mark
+        with tempfile.TemporaryDirectory(prefix=f"{self.stage}-{index:05d}-") as scratch:
+            writer = ShardWriter(index, self.stage, Path(scratch), sink)
+            work(writer)
+            records, suffix, rejections = writer.close()
+            mark = ShardMark(
+                shard=index,
+                files=(self._put(records, f"shards/{index:05d}", suffix),),
+                rejections=self._put(rejections, f"rejections/{index:05d}", ".jsonl"),
+                tally=writer.tally,
+                facts=writer.facts,
+            )
+        uri = join(self.uri, f"_done/{index:05d}.json")
+        if not self.store.write_once(uri, _json(mark.model_dump(mode="json"))):
+            log.get().warning("another process finished this shard first; its files count", shard=index)
+            return ShardMark.model_validate_json(self.store.read(uri))
+        return mark
+
+    def _put(self, path: Path, stem: str, suffix: str) -> File:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        name = f"{stem}-{digest[:12]}{suffix}"
+        self.store.upload(path, join(self.uri, name))
+        return File(name=name, sha256=digest, size=path.stat().st_size)
+
+
+def run_shards(
+    folder: Folder,
+    settings: Settings,
+    *,
+    inputs: Mapping[str, str],
+    shards: int,
+    work: Callable[[ShardWriter], None],
+    sink: Callable[[Path], Sink] = JsonLines,
+    max_rejected_share: float,
+    report: Callable[[tuple[ShardMark, ...], Tally], tuple[dict[str, Any], str | None]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> StageMark | None:
+    """Prepare, shards and finish of a stage that is made of shards; which of them, `settings.part` says.
+
+    Args:
+        shards: how many there are; `work` is called with a writer for each that has no mark yet.
+        max_rejected_share: of all rows, judged over all shards in the finish.
+        report: makes what ``report.json`` holds beside the sums, and the page (or None).
+        facts: what the next stage must know of the whole; stands in the stage's mark.
+
+    Returns:
+        The stage's mark, or None where this process did not do the finish.
+
+    Raises:
+        InputError: more rows were refused than allowed, or a shard is missing in the finish.
+    """
+    if (mark := folder.mark()) is not None:
+        folder.begin(settings, inputs)
+        log.get().info("nothing left to do: this stage is whole", uri=folder.uri, rows=mark.tally.rows, kept=mark.tally.kept)
+        return mark
+    folder.begin(settings, inputs)
+    if settings.part in ("all", "shards"):
+        wanted = range(shards) if settings.shard is None else [settings.shard]
+        with Bar(folder.stage, len(wanted), "shards") as bar:
+            for index in wanted:
+                stop.raise_if_requested()
+                log.bind(shard=index)
+                folder.make_shard(index, work, sink)
+                bar.advance()
+        log.bind(shard=None)
+    if settings.part in ("all", "finish"):
+        return _finish(folder, settings, inputs, shards, max_rejected_share, report, dict(facts or {}))
+    return None
+
+
+def _finish(
+    folder: Folder,
+    settings: Settings,
+    inputs: Mapping[str, str],
+    shards: int,
+    max_rejected_share: float,
+    report: Callable[[tuple[ShardMark, ...], Tally], tuple[dict[str, Any], str | None]] | None,
+    facts: dict[str, Any],
+) -> StageMark:
+    marks = []
+    for index in range(shards):
+        mark = folder.shard_mark(index)
+        if mark is None:
+            raise InputError(f"{folder.uri}: shard {index} of {shards} is not done; make it before --part finish")
+        marks.append(mark)
+    tally = sum((m.tally for m in marks), Tally())
+    extra, page = report(tuple(marks), tally) if report is not None else ({}, None)
+    folder.write_report({"stage": folder.stage, "tally": tally.model_dump(), "shards": shards} | extra, page)
+    log.get().info("rows", read=tally.rows, kept=tally.kept, **tally.rejected)
+    if tally.rows == 0:
+        raise InputError(f"{folder.uri}: not one row came in")
+    if tally.rejected_share > max_rejected_share:
+        raise InputError(
+            f"{tally.rejected_rows} of {tally.rows} rows were refused ({tally.rejected_share:.1%}), more than "
+            f"--max-rejected-share {max_rejected_share:g} allows: "
+            + ", ".join(f"{n} {reason}" for reason, n in sorted(tally.rejected.items(), key=lambda kv: -kv[1]))
+            + f". Each one is listed in {join(folder.uri, 'rejections/')}"
+        )
+    if tally.kept == 0:
+        raise InputError(f"{folder.uri}: not one row was kept")
+    mark = StageMark(
+        stage=folder.stage, code=__version__, settings=settings.shaping(), inputs=dict(inputs),
+        shards=tuple(marks), tally=tally, facts=facts,
+    )  # fmt: skip
+    folder.finish(mark)
+    return mark
+
+
+# --- reading what another stage made ---------------------------------------------------------------
+
+
+def read_mark(store: Store, stage_uri: str) -> tuple[StageMark, dict[str, str]]:
+    """The mark of a finished stage, and its URI → digest for the reader's own `inputs`.
+
+    Raises:
+        InputError: the stage is not whole, or its mark cannot be read.
+    """
+    uri = join(stage_uri, DONE)
+    try:
+        data = store.read(uri)
+    except NotFound:
+        raise InputError(f"{stage_uri} is not a finished stage: there is no {uri}; run that stage first") from None
+    try:
+        return StageMark.model_validate_json(data), {uri: hashlib.sha256(data).hexdigest()}
+    except ValidationError as error:
+        raise InputError(f"{uri} is not a stage's mark: {error.errors()[0]['msg']}") from None
+
+
+def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
+    """A shard's file, downloaded and held against its digest.
+
+    Raises:
+        InputError: the bytes are not those that the mark names (truncated, or changed).
+    """
+    path = folder / file.name.replace("/", "-")
+    uri = join(stage_uri, file.name)
+    store.download(uri, path)
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != file.sha256:
+        raise InputError(
+            f"{uri} is not what its mark says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
+            f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed, so run that stage again"
+        )
+    return path
+
+
+def read_shard(store: Store, stage_uri: str, shard: ShardMark) -> Iterator[Sample]:
+    """The Samples of one shard, in order."""
+    with tempfile.TemporaryDirectory(prefix="read-") as scratch:
+        for file in shard.files:
+            path = fetch_file(store, stage_uri, file, Path(scratch))
+            try:
+                with gzip.open(path, "rb") as lines:
+                    for line in lines:
+                        yield Sample.model_validate_json(line)
+            except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise InputError(f"{join(stage_uri, file.name)}: not a shard of Samples: {error}") from None
+
+
+def read_samples(store: Store, stage_uri: str, mark: StageMark) -> Iterator[Sample]:
+    """All Samples of a stage, shard after shard."""
+    for shard in mark.shards:
+        yield from read_shard(store, stage_uri, shard)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"

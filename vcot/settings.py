@@ -1,0 +1,211 @@
+"""One declaration, two ways in: flags and environment.
+
+A stage declares its settings once, as a class; from it come the flags (``--image-budget``), the
+variables (``VCOT_TOKENIZE_IMAGE_BUDGET``), the help text, the checks and ``settings.json``.
+Flags beat the environment. Variables of another stage are not this stage's business; an unknown
+name under the stage's own or the common prefix is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from vcot.errors import SettingsError, UsageError
+
+PREFIX = "VCOT_"
+STAGES = ("convert", "distill", "tokenize", "train", "evaluate")
+
+#: A list in one flag or variable: ``a,b,c``.
+CommaSeparated = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda v: tuple(p.strip() for p in v.split(",") if p.strip()) if isinstance(v, str) else v),
+]
+
+
+def setting(
+    default: Any = ...,
+    description: str = "",
+    *,
+    unit: str | None = None,
+    common: bool = False,
+    shapes_result: bool = True,
+    **limits: Any,
+) -> Any:
+    """One setting of a stage.
+
+    `unit` is shown in the help. `common` settings are shared by all stages (``VCOT_<NAME>``).
+    `shapes_result=False` marks what may differ between two runs on one prefix (how a stage runs,
+    not what it makes); everything else must agree. `limits` are pydantic's (``gt``, ``le``, …).
+    """
+    extra = {"unit": unit, "common": common, "shapes_result": shapes_result}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+def extra_of(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+class _Environment(EnvSettingsSource):
+    """Reads each field from its own variable, common or the stage's."""
+
+    def _extract_field_info(self, field: FieldInfo, field_name: str) -> list[tuple[str, str, bool]]:
+        return [(field_name, variable(self.settings_cls, field_name).lower(), False)]
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        return value  # our own types read their text form themselves
+
+
+class Settings(BaseSettings):
+    """What every stage has; a stage's own class adds to it and names its `stage`."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_ignore_empty=True, validate_default=False)
+
+    stage: ClassVar[str]
+
+    run_uri: str = setting(
+        description="prefix of this run, s3://bucket/runs/name or a folder; the stage writes below <run-uri>/<stage>",
+        common=True,
+        shapes_result=False,
+        min_length=1,
+    )
+    log_form: Literal["auto", "lines", "json"] = setting(
+        "auto", "lines for people or JSON for a log collector; auto: lines on a terminal", common=True,
+        shapes_result=False,
+    )  # fmt: skip
+    part: Literal["all", "prepare", "shards", "finish"] = setting(
+        "all", "which part of the stage this process does", common=True, shapes_result=False
+    )
+    shard: int | None = setting(
+        None, "do this shard only (with --part shards); default: every one", common=True, shapes_result=False, ge=0
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that decide what the stage makes: what two runs on one prefix must share."""
+        values = self.model_dump(mode="json")
+        return {n: values[n] for n, f in type(self).model_fields.items() if extra_of(f).get("shapes_result", True)}
+
+    @classmethod
+    def load(cls, argv: Sequence[str] = ()) -> tuple[Self, bool]:
+        """Settings from flags and environment, and whether only a check was asked for.
+
+        Raises:
+            UsageError: an unknown flag or a flag without its value.
+            SettingsError: a wrong or missing value, an unknown variable. All faults, a line each.
+        """
+        flags, check, usage = _read_flags(cls, argv)
+        wrong = _unknown_variables(cls, os.environ)
+        try:
+            settings = cls(**flags)
+        except ValidationError as error:
+            wrong += [_fault_line(cls, fault, flags) for fault in error.errors()]
+        if usage or wrong:
+            raise (SettingsError if wrong else UsageError)("\n".join(usage + wrong))
+        return settings, check
+
+
+def variable(cls: type[BaseSettings], field_name: str) -> str:
+    """``VCOT_RUN_URI`` for what all stages share, ``VCOT_<STAGE>_<NAME>`` for a stage's own."""
+    common = extra_of(cls.model_fields[field_name]).get("common", False)
+    stage = "" if common else f"{getattr(cls, 'stage', '')}_".upper()
+    return f"{PREFIX}{stage}{field_name.upper()}"
+
+
+def flag(field_name: str) -> str:
+    return "--" + field_name.replace("_", "-")
+
+
+def _unknown_variables(cls: type[Settings], environment: Mapping[str, str]) -> list[str]:
+    known = {variable(cls, name) for name in cls.model_fields}
+    others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
+    lines = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known and not name.startswith(others):
+            lines.append(f"{name}: no such setting{_nearest(name, known)}")
+    return lines
+
+
+def _nearest(name: str, known: set[str] | list[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _fault_line(cls: type[Settings], fault: Any, flags: Mapping[str, Any]) -> str:
+    if not fault["loc"]:  # a check over several settings names them itself
+        return str(fault["msg"]).removeprefix("Value error, ")
+    name = str(fault["loc"][0])
+    if name not in cls.model_fields:
+        return f"{flag(name)}: no such setting{_nearest(flag(name), [flag(n) for n in cls.model_fields])}"
+    if fault["type"] == "missing":
+        description = cls.model_fields[name].description
+        return f"{flag(name)} (or {variable(cls, name)}) is missing: {description}"
+    written = flag(name) if name in flags else variable(cls, name)
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{written}={fault['input']}: {message[0].lower()}{message[1:]}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _is_bool(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_is_bool(a) for a in get_args(annotation))
+    return annotation is bool
+
+
+def _read_flags(cls: type[Settings], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
+    parser = _Parser(
+        prog=f"python -m jobs.{cls.stage}",
+        description=(cls.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--check", action="store_true", default=False, help="judge the settings and stop")
+    for name, field in cls.model_fields.items():
+        if _is_bool(field.annotation):
+            parser.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=_help(cls, name))
+        else:
+            parser.add_argument(flag(name), dest=name, metavar="VALUE", help=_help(cls, name))
+    try:
+        found, unknown = parser.parse_known_args(list(argv))
+    except UsageError as error:
+        return {}, False, [str(error)]
+    flags = vars(found)
+    known = [flag(n) for n in cls.model_fields] + ["--check"]
+    usage = []
+    for before, word in zip([""] + unknown, unknown, strict=False):
+        if word.startswith("--"):
+            usage.append(f"{word.split('=')[0]}: no such flag{_nearest(word.split('=')[0], known)}")
+        elif not before.startswith("--"):  # else it is the unknown flag's value
+            usage.append(f"{word}: nothing is expected here; settings are given as --name value")
+    return flags, flags.pop("check"), usage
+
+
+def _help(cls: type[Settings], name: str) -> str:
+    field = cls.model_fields[name]
+    unit = extra_of(field).get("unit")
+    default = "required" if field.is_required() else f"default: {'-' if field.default is None else field.default}"
+    choices = ""
+    if get_origin(field.annotation) is Literal:
+        choices = " | ".join(str(c) for c in get_args(field.annotation)) + "; "
+    text = f"{field.description}{f' [{unit}]' if unit else ''} ({choices}{default}; {variable(cls, name)})"
+    return text.replace("%", "%%")
+
+
