@@ -22,7 +22,9 @@ def configure(form: Literal["auto", "lines", "json"] = "auto", **bound: Any) -> 
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if lines else "iso", utc=not lines),
     ]
     if lines:
-        renderer: list[Any] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False)]
+        renderer: list[Any] = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False)
+        ]
     else:
         renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(

@@ -46,7 +46,7 @@ def setting(
     `shapes_result=False` marks what may differ between two runs on one prefix (how a stage runs,
     not what it makes); everything else must agree. `limits` are pydantic's (``gt``, ``le``, …).
     """
-    extra = {"unit": unit, "common": common, "shapes_result": shapes_result}
+    extra: dict[str, Any] = {"unit": unit, "common": common, "shapes_result": shapes_result}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -57,36 +57,29 @@ def extra_of(field: FieldInfo) -> dict[str, Any]:
 class _Environment(EnvSettingsSource):
     """Reads each field from its own variable, common or the stage's."""
 
-    def _extract_field_info(self, field: FieldInfo, field_name: str) -> list[tuple[str, str, bool]]:
+    def _extract_field_info(self, field: FieldInfo, field_name: str, *_: Any) -> list[tuple[str, str, bool]]:
         return [(field_name, variable(self.settings_cls, field_name).lower(), False)]
 
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002
         return value  # our own types read their text form themselves
 
 
-class Settings(BaseSettings):
-    """What every stage has; a stage's own class adds to it and names its `stage`."""
+class Declared(BaseSettings):
+    """What every command has: a stage's own class, or the pipeline's, adds to it and names its `stage`."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_ignore_empty=True, validate_default=False)
 
     stage: ClassVar[str]
 
-    run_uri: str = setting(
-        description="prefix of this run, s3://bucket/runs/name or a folder; the stage writes below <run-uri>/<stage>",
-        common=True,
-        shapes_result=False,
-        min_length=1,
-    )
     log_form: Literal["auto", "lines", "json"] = setting(
-        "auto", "lines for people or JSON for a log collector; auto: lines on a terminal", common=True,
+        "auto", "lines for people or JSON for a log collector; auto: JSON in a pod, else lines", common=True,
         shapes_result=False,
     )  # fmt: skip
-    part: Literal["all", "prepare", "shards", "finish"] = setting(
-        "all", "which part of the stage this process does", common=True, shapes_result=False
-    )
-    shard: int | None = setting(
-        None, "do this shard only (with --part shards); default: every one", common=True, shapes_result=False, ge=0
-    )
+
+    @property
+    def run_name(self) -> str:
+        """How this run is called on every line of the log."""
+        raise NotImplementedError
 
     @classmethod
     def settings_customise_sources(
@@ -118,6 +111,27 @@ class Settings(BaseSettings):
         return settings, check
 
 
+class Settings(Declared):
+    """What every stage has."""
+
+    run_uri: str = setting(
+        description="prefix of this run, s3://bucket/runs/name or a folder; the stage writes below <run-uri>/<stage>",
+        common=True,
+        shapes_result=False,
+        min_length=1,
+    )
+    part: Literal["all", "prepare", "shards", "finish"] = setting(
+        "all", "which part of the stage this process does", common=True, shapes_result=False
+    )
+    shard: int | None = setting(
+        None, "do this shard only (with --part shards); default: every one", common=True, shapes_result=False, ge=0
+    )
+
+    @property
+    def run_name(self) -> str:
+        return self.run_uri.rstrip("/").rsplit("/", 1)[-1]
+
+
 def variable(cls: type[BaseSettings], field_name: str) -> str:
     """``VCOT_RUN_URI`` for what all stages share, ``VCOT_<STAGE>_<NAME>`` for a stage's own."""
     common = extra_of(cls.model_fields[field_name]).get("common", False)
@@ -129,7 +143,7 @@ def flag(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def _unknown_variables(cls: type[Settings], environment: Mapping[str, str]) -> list[str]:
+def _unknown_variables(cls: type[Declared], environment: Mapping[str, str]) -> list[str]:
     known = {variable(cls, name) for name in cls.model_fields}
     others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
     lines = []
@@ -144,7 +158,7 @@ def _nearest(name: str, known: set[str] | list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _fault_line(cls: type[Settings], fault: Any, flags: Mapping[str, Any]) -> str:
+def _fault_line(cls: type[Declared], fault: Any, flags: Mapping[str, Any]) -> str:
     if not fault["loc"]:  # a check over several settings names them itself
         return str(fault["msg"]).removeprefix("Value error, ")
     name = str(fault["loc"][0])
@@ -169,7 +183,7 @@ def _is_bool(annotation: Any) -> bool:
     return annotation is bool
 
 
-def _read_flags(cls: type[Settings], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
+def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
     parser = _Parser(
         prog=f"python -m jobs.{cls.stage}",
         description=(cls.__doc__ or "").strip(),
@@ -188,9 +202,9 @@ def _read_flags(cls: type[Settings], argv: Sequence[str]) -> tuple[dict[str, Any
     except UsageError as error:
         return {}, False, [str(error)]
     flags = vars(found)
-    known = [flag(n) for n in cls.model_fields] + ["--check"]
+    known = [*(flag(n) for n in cls.model_fields), "--check"]
     usage = []
-    for before, word in zip([""] + unknown, unknown, strict=False):
+    for before, word in zip(["", *unknown], unknown, strict=False):
         if word.startswith("--"):
             usage.append(f"{word.split('=')[0]}: no such flag{_nearest(word.split('=')[0], known)}")
         elif not before.startswith("--"):  # else it is the unknown flag's value
@@ -198,7 +212,7 @@ def _read_flags(cls: type[Settings], argv: Sequence[str]) -> tuple[dict[str, Any
     return flags, flags.pop("check"), usage
 
 
-def _help(cls: type[Settings], name: str) -> str:
+def _help(cls: type[Declared], name: str) -> str:
     field = cls.model_fields[name]
     unit = extra_of(field).get("unit")
     default = "required" if field.is_required() else f"default: {'-' if field.default is None else field.default}"
@@ -207,5 +221,3 @@ def _help(cls: type[Settings], name: str) -> str:
         choices = " | ".join(str(c) for c in get_args(field.annotation)) + "; "
     text = f"{field.description}{f' [{unit}]' if unit else ''} ({choices}{default}; {variable(cls, name)})"
     return text.replace("%", "%%")
-
-

@@ -21,10 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vcot import log
 from vcot.errors import Interrupted, KeyboardStop, VcotError
-from vcot.settings import Settings
+from vcot.settings import Declared
 
 T = TypeVar("T")
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=Declared)
 
 REPORT_EVERY = 30.0
 """Seconds between two progress lines where there is no terminal."""
@@ -81,8 +81,7 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
     if check:
         print(f"{settings_class.stage}: settings are in order")
         return 0
-    run_name = settings.run_uri.rstrip("/").rsplit("/", 1)[-1]
-    log.configure(settings.log_form, run=run_name, stage=settings_class.stage, shard=settings.shard)
+    log.configure(settings.log_form, run=settings.run_name, stage=settings_class.stage)
     stop.listen()
     try:
         run(settings)

@@ -279,7 +279,9 @@ def run_shards(
     """
     if (mark := folder.mark()) is not None:
         folder.begin(settings, inputs)
-        log.get().info("nothing left to do: this stage is whole", uri=folder.uri, rows=mark.tally.rows, kept=mark.tally.kept)
+        log.get().info(
+            "nothing left to do: this stage is whole", uri=folder.uri, rows=mark.tally.rows, kept=mark.tally.kept
+        )
         return mark
     folder.begin(settings, inputs)
     if settings.part in ("all", "shards"):
