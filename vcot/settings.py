@@ -60,7 +60,7 @@ class _Environment(EnvSettingsSource):
     def _extract_field_info(self, field: FieldInfo, field_name: str, *_: Any) -> list[tuple[str, str, bool]]:
         return [(field_name, variable(self.settings_cls, field_name).lower(), False)]
 
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         return value  # our own types read their text form themselves
 
 

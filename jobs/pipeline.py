@@ -1,0 +1,158 @@
+"""The chain: on this computer now, on a cluster when that hand is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from vcot import log
+from vcot.errors import SettingsError
+from vcot.pipeline.conductor import Outcome, conduct
+from vcot.pipeline.plan import Plan, gather_variables, make_plan
+from vcot.settings import CommaSeparated, Declared, setting
+from vcot.stage import launch, stop
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = ROOT / "k8s" / "base" / "settings"
+
+
+class PipelineSettings(Declared):
+    """Runs convert, distill, tokenize, train and evaluate one after another.
+
+    Every stage is a process with settings of its own: VCOT_<STAGE>_<NAME> in the environment beats the
+    example's settings/<stage>.env, which beats k8s/base/settings/<stage>.env. All settings are checked
+    before the first stage starts. Stop with Ctrl-C; the same command goes on where it stopped.
+    """
+
+    stage: ClassVar[str] = "pipeline"
+
+    run_id: str = setting("first", "name of this run; a finished run of that name is not made again", min_length=1)
+    where: Literal["local"] = setting("local", "where the stages run: as processes on this computer")
+    runs_uri: str = setting("s3://vcot/runs", "prefix under which runs stand", min_length=1)
+    example: str | None = setting(
+        None, "folder with example data and its settings/<stage>.env; put into storage before the run"
+    )
+    base: str | None = setting(None, "folder of a base model that is put into storage before the run")
+    server: Literal["own", "none"] = setting(
+        "own", "own: start an S3 server (MinIO) for this run; none: use what the AWS_* variables say"
+    )
+    local_folder: Path = setting(Path(".local"), "where the own server keeps its data, and reports are put for reading")
+    only: CommaSeparated = setting((), "these stages alone, as train,evaluate")
+    until: str | None = setting(None, "no stage after this one")
+    from_run: CommaSeparated = setting((), "take a stage and all before it from another run, as other:convert")
+    dry_run: bool = setting(False, "show the plan, start nothing")
+
+    @property
+    def run_name(self) -> str:
+        return self.run_id
+
+
+def run(settings: PipelineSettings) -> None:
+    folders = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
+    plan = make_plan(
+        settings.run_id, settings.runs_uri, gather_variables(folders, os.environ),
+        only=settings.only, until=settings.until, from_run=settings.from_run,
+    )  # fmt: skip
+    if settings.dry_run:
+        _show(plan)
+        return
+    from vcot.pipeline.local import LocalHand
+
+    begun = time.monotonic()
+    with _storage(settings):
+        _publish(settings)
+        outcomes = conduct(plan, LocalHand(), stop)
+        folder = settings.local_folder / "runs" / settings.run_id
+        _bring_home(plan, folder)
+    _tell(plan, outcomes, time.monotonic() - begun, folder)
+
+
+@contextlib.contextmanager
+def _storage(settings: PipelineSettings) -> Iterator[None]:
+    """The S3 that all stages speak to, named by the standard AWS variables alone."""
+    if settings.server == "none":
+        yield
+        return
+    from vcot.pipeline.s3server import running_s3
+
+    settings.local_folder.mkdir(parents=True, exist_ok=True)
+    with running_s3(settings.local_folder / "s3", settings.local_folder / "s3.log") as server:
+        os.environ.update(server.env)
+        yield
+
+
+def _publish(settings: PipelineSettings) -> None:
+    from vcot.pipeline.local import publish
+    from vcot.storage import Store
+
+    bucket = settings.runs_uri.rsplit("/", 1)[0]
+    for folder in (settings.example, settings.base):
+        if folder is None:
+            continue
+        path = Path(folder)
+        if not path.is_dir():
+            raise SettingsError(f"{folder}: there is no such folder")
+        publish(Store(), path, f"{bucket}/examples/{path.name}")
+
+
+def _show(plan: Plan) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for stage, uri in plan.taken.items():
+        console.print(f"[dim]{stage}: taken from {uri}[/]")
+    for step in plan.steps:
+        waits = f", after {' and '.join(step.waits_for)}" if step.waits_for else ""
+        console.print(f"[bold]{step.stage}[/] → {step.run_uri}/{step.stage}{waits}", highlight=False)
+        for name, value in sorted(step.variables.items()):
+            console.print(f"    {name}={value}", highlight=False)
+
+
+READ_AT_HOME: Mapping[str, tuple[str, ...]] = {
+    "convert": ("report.html",),
+    "tokenize": ("report.html",),
+    "train": ("losses.png",),
+    "evaluate": ("report.html", "report.json"),
+}
+
+
+def _bring_home(plan: Plan, folder: Path) -> None:
+    """Copies the pages that people read out of storage, which ends with the run."""
+    from vcot.storage import NotFound, Store, join
+
+    store = Store()
+    for step in plan.steps:
+        for name in READ_AT_HOME.get(step.stage, ()):
+            target = folder / f"{step.stage}-{name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(NotFound):
+                store.download(join(step.run_uri, step.stage, name), target)
+
+
+def _tell(plan: Plan, outcomes: Mapping[str, Outcome], seconds: float, folder: Path) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    report = folder / "evaluate-report.json"
+    if "evaluate" in outcomes and report.exists():
+        from vcot.evaluation.table import render
+
+        console.print(render(json.loads(report.read_text())))
+    for stage, outcome in outcomes.items():
+        peak = f", peak memory {outcome.peak_mib:,.0f} MiB" if outcome.peak_mib else ""
+        console.print(f"{stage:9} {outcome.seconds:7.1f} s{peak}", highlight=False)
+    console.print(f"run {plan.run_id}: {seconds:.0f} s in all")
+    page = folder / "evaluate-report.html"
+    if page.exists():
+        console.print(f"report with pictures: {page.resolve()}", soft_wrap=True, highlight=False)
+    log.get().info("finished", seconds=round(seconds))
+
+
+if __name__ == "__main__":
+    launch(PipelineSettings, run)

@@ -1,0 +1,1 @@
+"""The chain: a plan, a conductor, and the hands that start stages somewhere."""

@@ -1,0 +1,152 @@
+"""The plan of a run: which stages, with which settings, and what each waits for. Plain values, no I/O but files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vcot.errors import SettingsError, UsageError
+from vcot.settings import PREFIX, STAGES
+
+#: What each stage reads: the stage that makes it, and the setting that names it where it is not this run's.
+INPUTS: Mapping[str, Mapping[str, str]] = {
+    "convert": {},
+    "distill": {"convert": "INPUT_URI"},
+    "tokenize": {"distill": "INPUT_URI"},
+    "train": {"tokenize": "INPUT_URI"},
+    "evaluate": {"train": "TRAIN_URI", "convert": "SAMPLES_URI"},
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one run: the variables that it is started with, and the steps it waits for."""
+
+    stage: str
+    run_uri: str
+    variables: Mapping[str, str]
+    waits_for: tuple[str, ...]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Every variable with our prefix that the stage sees; the run URI is added here and nowhere else."""
+        return {**self.variables, f"{PREFIX}RUN_URI": self.run_uri}
+
+
+@dataclass(frozen=True)
+class Plan:
+    run_id: str
+    run_uri: str
+    steps: tuple[Step, ...]
+    taken: Mapping[str, str] = field(default_factory=dict)
+    """Stages that are taken from other runs → the URI of their folder."""
+
+
+def make_plan(
+    run_id: str,
+    runs_uri: str,
+    variables: Mapping[str, Mapping[str, str]],
+    *,
+    only: Sequence[str] = (),
+    until: str | None = None,
+    from_run: Sequence[str] = (),
+) -> Plan:
+    """The steps of a run.
+
+    Args:
+        runs_uri: prefix under which runs stand; this one writes to ``<runs_uri>/<run_id>``.
+        variables: stage → its variables (``VCOT_TRAIN_EPOCHS`` → "2").
+        only: these stages alone; what they read must be there already.
+        until: no stage after this one.
+        from_run: ``other:convert``, …: that stage, and all before it, are taken from the run `other`.
+
+    Raises:
+        UsageError: an unknown stage, or words that do not fit together.
+    """
+    for name in [*only, *([until] if until else [])]:
+        _known(name)
+    run_uri = f"{runs_uri.rstrip('/')}/{run_id}"
+    taken = _taken(runs_uri, run_id, from_run)
+    wanted = [stage for stage in STAGES if stage not in taken]
+    if only:
+        wanted = [stage for stage in wanted if stage in only]
+    if until:
+        wanted = [stage for stage in wanted if STAGES.index(stage) <= STAGES.index(until)]
+    if not wanted:
+        raise UsageError("nothing is left of the plan: --only, --until and --from-run exclude every stage")
+    steps = tuple(
+        Step(
+            stage=stage,
+            run_uri=run_uri,
+            variables={**variables.get(stage, {}), **_inputs_from_elsewhere(stage, taken)},
+            waits_for=tuple(source for source in INPUTS[stage] if source in wanted),
+        )
+        for stage in wanted
+    )
+    return Plan(run_id, run_uri, steps, taken)
+
+
+def _known(stage: str) -> None:
+    if stage not in STAGES:
+        raise UsageError(f"{stage}: no such stage; there are {', '.join(STAGES)}")
+
+
+def _taken(runs_uri: str, run_id: str, from_run: Sequence[str]) -> dict[str, str]:
+    taken: dict[str, str] = {}
+    for word in from_run:
+        other, _, stage = word.partition(":")
+        if not other or not stage:
+            raise UsageError(f"--from-run {word}: write it as run:stage, as in other:convert")
+        _known(stage)
+        if other == run_id:
+            raise UsageError(f"--from-run {word}: that is this run itself")
+        for earlier in STAGES[: STAGES.index(stage) + 1]:
+            taken.setdefault(earlier, f"{runs_uri.rstrip('/')}/{other}/{earlier}")
+    return taken
+
+
+def _inputs_from_elsewhere(stage: str, taken: Mapping[str, str]) -> dict[str, str]:
+    return {
+        f"{PREFIX}{stage.upper()}_{setting}": taken[source]
+        for source, setting in INPUTS[stage].items()
+        if source in taken
+    }
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """``NAME=value`` lines as kustomize's configMapGenerator reads them; # starts a comment line.
+
+    Raises:
+        SettingsError: a line is neither.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise SettingsError(f"{path}:{number}: {line!r} is not NAME=value")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def gather_variables(folders: Sequence[Path], environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Stage → variables: from ``<folder>/<stage>.env``, a later folder and then the environment beating an earlier."""
+    common = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(PREFIX)
+        and not name.startswith(tuple(f"{PREFIX}{s.upper()}_" for s in (*STAGES, "pipeline")))
+    }
+    variables: dict[str, dict[str, str]] = {}
+    for stage in STAGES:
+        mine = dict(common)
+        for folder in folders:
+            path = folder / f"{stage}.env"
+            if path.exists():
+                mine |= read_env_file(path)
+        prefix = f"{PREFIX}{stage.upper()}_"
+        mine |= {name: value for name, value in environment.items() if name.startswith(prefix)}
+        variables[stage] = mine
+    return variables
