@@ -1,0 +1,91 @@
+"""The conductor's order, retries and stops, with a hand that answers from a script."""
+
+import signal
+
+import pytest
+
+from vcot.errors import Interrupted, KeyboardStop, SettingsError, StageFailed
+from vcot.pipeline.conductor import Outcome, conduct
+from vcot.pipeline.plan import Plan, Step, make_plan
+from vcot.stage import Stop
+
+
+class ScriptedHand:
+    """Ends each start of a stage with the next exit code of its script; `None` runs until it is cancelled."""
+
+    def __init__(self, script: dict[str, list[int | None]], stop: Stop | None = None) -> None:
+        self.script = {stage: list(codes) for stage, codes in script.items()}
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+        self._stop = stop
+
+    def check(self, plan: Plan) -> None:
+        if "refused" in plan.run_id:
+            raise SettingsError("train: --epochs=-1: should be greater than 0")
+
+    def start(self, step: Step) -> None:
+        self.started.append(step.stage)
+
+    def poll(self, step: Step, seconds: float) -> Outcome | None:
+        code = self.script.get(step.stage, [0])[0]
+        if code is None:
+            assert self._stop is not None
+            self._stop.request(signal.SIGINT if not self._stop.requested else 0)
+            return None
+        if len(self.script.get(step.stage, [])) > 1:
+            self.script[step.stage].pop(0)
+        return Outcome(code, 1.0)
+
+    def cancel(self, step: Step) -> None:
+        self.cancelled.append(step.stage)
+
+
+def test_stages_run_one_after_another_and_each_outcome_is_told() -> None:
+    hand = ScriptedHand({})
+    outcomes = conduct(make_plan("r", "/runs", {}), hand, Stop())
+    assert hand.started == list(outcomes) == ["convert", "distill", "tokenize", "train", "evaluate"]
+
+
+def test_nothing_starts_when_a_later_stage_has_wrong_settings() -> None:
+    hand = ScriptedHand({})
+    with pytest.raises(SettingsError, match="epochs"):
+        conduct(make_plan("refused", "/runs", {}), hand, Stop())
+    assert hand.started == []
+
+
+def test_what_may_pass_by_itself_is_tried_again() -> None:
+    hand = ScriptedHand({"distill": [75, 1, 0]})
+    conduct(make_plan("r", "/runs", {}, until="distill"), hand, Stop(), pause=0)
+    assert hand.started == ["convert", "distill", "distill", "distill"]
+
+
+@pytest.mark.parametrize("code", [20, 21, 64, 65, 78])
+def test_what_cannot_pass_by_itself_fails_at_once_and_later_stages_do_not_start(code: int) -> None:
+    hand = ScriptedHand({"tokenize": [code]})
+    with pytest.raises(StageFailed, match=f"tokenize failed with exit code {code}"):
+        conduct(make_plan("r", "/runs", {}), hand, Stop(), pause=0)
+    assert hand.started == ["convert", "distill", "tokenize"]
+
+
+def test_attempts_have_an_end() -> None:
+    hand = ScriptedHand({"convert": [75]})
+    with pytest.raises(StageFailed, match="tried 3 times"):
+        conduct(make_plan("r", "/runs", {}), hand, Stop(), pause=0)
+    assert hand.started == ["convert"] * 3
+
+
+def test_a_stop_from_the_keyboard_lets_the_stage_save_and_ends_with_130() -> None:
+    stop = Stop()
+    hand = ScriptedHand({"train": [None]}, stop)
+    with pytest.raises(KeyboardStop) as caught:
+        conduct(make_plan("r", "/runs", {}), hand, stop)
+    assert (hand.cancelled, caught.value.exit_code) == (["train"], 130)
+
+
+def test_a_stop_before_the_first_stage_starts_none() -> None:
+    stop = Stop()
+    stop.request(signal.SIGTERM)
+    hand = ScriptedHand({})
+    with pytest.raises(Interrupted):
+        conduct(make_plan("r", "/runs", {}), hand, stop)
+    assert hand.started == []

@@ -1,0 +1,98 @@
+"""Flags, variables and their faults, as a person meets them."""
+
+from typing import ClassVar
+
+import pytest
+
+from vcot.errors import SettingsError, UsageError
+from vcot.settings import CommaSeparated, Settings, setting
+
+
+class Bake(Settings):
+    """Bakes a cake."""
+
+    stage: ClassVar[str] = "bake"
+
+    degrees: float = setting(180, "heat of the oven", unit="°C", gt=0, le=300)
+    layers: int = setting(description="how many layers")
+    fruits: CommaSeparated = setting((), "what goes on top")
+    icing: bool = setting(False, "whether it is iced")
+    helpers: int = setting(1, "people in the kitchen", shapes_result=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_variables_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("VCOT_"):
+            monkeypatch.delenv(name)
+
+
+def load(*argv: str) -> Bake:
+    return Bake.load(argv)[0]
+
+
+GIVEN = ("--run-uri", "/runs/a", "--layers", "2")
+
+
+def test_flags_beat_variables_which_beat_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_BAKE_DEGREES", "200")
+    monkeypatch.setenv("VCOT_BAKE_HELPERS", "3")
+    settings = load(*GIVEN, "--degrees", "210")
+    assert (settings.degrees, settings.helpers, settings.icing) == (210.0, 3, False)
+
+
+def test_a_list_is_written_with_commas_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(*GIVEN, "--fruits", "apple, pear").fruits == ("apple", "pear")
+    monkeypatch.setenv("VCOT_BAKE_FRUITS", "plum,fig")
+    assert load(*GIVEN).fruits == ("plum", "fig")
+
+
+def test_common_settings_have_no_stage_in_their_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_RUN_URI", "s3://b/runs/x")
+    settings = load("--layers", "1")
+    assert (settings.run_uri, settings.run_name) == ("s3://b/runs/x", "x")
+
+
+def test_all_faults_are_told_together_a_line_each_as_they_were_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_BAKE_HELPERS", "many")
+    monkeypatch.setenv("VCOT_BAKE_DEGRES", "1")
+    with pytest.raises(SettingsError) as caught:
+        load("--run-uri", "/r", "--degrees", "900", "--icng")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "--icng: no such flag; did you mean --icing?"
+    assert "VCOT_BAKE_DEGRES: no such setting; did you mean VCOT_BAKE_DEGREES?" in lines
+    assert "--degrees=900: input should be less than or equal to 300" in lines
+    assert any(line.startswith("VCOT_BAKE_HELPERS=many: ") for line in lines)
+    assert any(line.startswith("--layers (or VCOT_BAKE_LAYERS) is missing") for line in lines)
+    assert len(lines) == 5
+
+
+def test_only_an_unknown_flag_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="--degreees: no such flag"):
+        load(*GIVEN, "--degreees", "100")
+
+
+def test_another_stages_variables_are_not_our_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_TRAIN_WHATEVER", "1")
+    assert load(*GIVEN).layers == 2
+
+
+def test_an_unknown_common_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_RUN_URL", "s3://b/r")
+    with pytest.raises(SettingsError, match="VCOT_RUN_URL: no such setting; did you mean VCOT_RUN_URI"):
+        load(*GIVEN)
+
+
+def test_help_explains_each_setting_with_unit_default_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        Bake.load(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert caught.value.code == 0
+    assert "heat of the oven [°C] (default: 180; VCOT_BAKE_DEGREES)" in text
+    assert "Bakes a cake." in text
+
+
+def test_what_shapes_the_result_leaves_out_how_it_is_run() -> None:
+    assert load(*GIVEN).shaping() == {"degrees": 180, "layers": 2, "fruits": [], "icing": False}
