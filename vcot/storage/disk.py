@@ -1,0 +1,216 @@
+"""A folder as object storage: the same promises as S3, kept by temporary files, rename and link."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote
+
+from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
+from vcot.storage.place import CHUNK, Entry, NotFound
+
+# A killed process leaves its temporary file behind. It lies beside its target, because a rename is atomic
+# only within one file system; the name says whose it is, and `list` does not see it.
+_TEMPORARY_START, _TEMPORARY_END = ".vcot-", ".part"
+
+
+class DiskFile:
+    def __init__(self, uri: str, path: str) -> None:
+        self.uri = uri
+        self.path = path
+
+    def read(self) -> bytes:
+        with self.open_read() as source:
+            return source.read()
+
+    def read_range(self, start: int, length: int) -> bytes:
+        with self.open_read() as source:
+            source.seek(start)
+            return source.read(length)
+
+    @contextmanager
+    def open_read(self) -> Iterator[BinaryIO]:
+        with self._plain_words():
+            raw = _Raw(self, "rb")
+        with io.BufferedReader(raw, CHUNK) as source:
+            yield cast(BinaryIO, source)
+
+    @contextmanager
+    def open_write(self) -> Iterator[BinaryIO]:
+        with self.temporary() as temporary:
+            with self._plain_words():
+                raw = _Raw(self, "wb", temporary)
+            target = io.BufferedWriter(raw, CHUNK)
+            try:
+                yield cast(BinaryIO, target)
+            except BaseException:
+                with suppress(OSError, VcotError):  # what happened in the block is the news, not a failing flush
+                    target.close()
+                raise
+            target.close()  # flushes; whoever wrapped it may have closed it already
+            with self._plain_words():
+                _to_disk(temporary)
+                os.replace(temporary, self.path)  # noqa: PTH105
+
+    def write(self, data: bytes) -> None:
+        with self.open_write() as target:
+            target.write(data)
+
+    def write_once(self, data: bytes) -> bool:
+        """`link` refuses a name that exists, and the file it names is whole: exclusive and complete in one step.
+
+        (O_EXCL on the name itself would be exclusive too, but a reader could see the file half-written.)
+        """
+        with self.temporary() as temporary:
+            with self._plain_words(), _Raw(self, "wb", temporary) as raw:
+                view = memoryview(data)
+                while view:
+                    view = view[raw.write(view) :]
+                os.fsync(raw.fileno())
+            try:
+                os.link(temporary, self.path)
+            except FileExistsError:
+                # NFS may answer a link that succeeded with "exists", when its first answer was lost.
+                return os.stat(temporary).st_nlink > 1  # noqa: PTH116
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                    raise SettingsError(
+                        f"{self.uri}: this file system has no hard links, so nothing can be written exactly once "
+                        f"there; use another file system, or s3://"
+                    ) from error
+                raise self.explain(error) from error
+            return True
+
+    def upload(self, path: Path) -> None:
+        with DiskFile(str(path), str(path)).open_read() as source, self.open_write() as target:
+            shutil.copyfileobj(source, target, CHUNK)
+
+    def download(self, path: Path) -> None:
+        with self.open_read() as source, DiskFile(str(path), str(path)).open_write() as target:
+            shutil.copyfileobj(source, target, CHUNK)
+
+    def list(self) -> Iterator[Entry]:
+        with self._plain_words():
+            yield from _walk(self.path, self.uri if self.uri.endswith("/") else self.uri + "/", ())
+
+    def stat(self) -> Entry | None:
+        try:
+            status = os.stat(self.path)  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise self.explain(error) from error
+        if os.path.isdir(self.path):  # noqa: PTH112
+            return None
+        return Entry(self.uri, status.st_size)
+
+    @contextmanager
+    def temporary(self) -> Iterator[str]:
+        """The name of a file to fill beside this one; gone afterwards, unless it was renamed."""
+        folder = os.path.dirname(self.path) or "."  # noqa: PTH120
+        with self._plain_words():
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        temporary = os.path.join(folder, f"{_TEMPORARY_START}{secrets.token_hex(8)}{_TEMPORARY_END}")  # noqa: PTH118
+        try:
+            yield temporary
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)  # noqa: PTH108
+
+    @contextmanager
+    def _plain_words(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: OSError | ValueError) -> Exception:
+        """What an error of the operating system means to whoever wrote the URI; itself, if we do not know."""
+        if not isinstance(error, OSError):
+            return InputError(f"{self.uri!r}: not a file name ({error})") if "null" in str(error) else error
+        reason = error.strerror or str(error)
+        match error.errno:
+            case errno.ENOENT | errno.ENOTDIR:
+                return NotFound(f"{self.uri}: no such file{self._literal_hint()}")
+            case errno.EISDIR:
+                return NotFound(f"{self.uri}: a folder, not a file")
+            case errno.ENOSPC | errno.EDQUOT:
+                return TemporaryError(f"{self.uri}: no room left on {_mount(self.path)} ({reason})")
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                return SettingsError(f"{self.uri}: {reason.lower()}; make it readable and writable for this user")
+            case errno.EEXIST:
+                return UsageError(f"{self.uri}: one of its folders is a file already")
+            case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL:
+                return InputError(f"{self.uri}: {reason.lower()}")
+            case errno.EIO | errno.ESTALE | errno.ETIMEDOUT:
+                return TemporaryError(f"{self.uri}: {reason.lower()}")
+            case _:
+                return error
+
+    def _literal_hint(self) -> str:
+        decoded = unquote(self.path)
+        if decoded != self.path and os.path.exists(decoded):  # noqa: PTH110
+            return "; URIs are taken as they stand here: write the characters themselves, not %-codes"
+        return ""
+
+
+class _Raw(io.FileIO):
+    """A file whose own errors (no room left, foremost) speak our words, and nobody else's errors do."""
+
+    def __init__(self, place: DiskFile, mode: str, path: str | None = None) -> None:
+        self._place = place
+        super().__init__(path or place.path, mode)
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise self._place.explain(error) from error
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return cast(int, super().readinto(buffer))
+        except OSError as error:
+            raise self._place.explain(error) from error
+
+
+def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+    """Files below a folder, in the order of their URIs (a folder sorts as `name/`). Links are followed, once."""
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+        with os.scandir(folder) as found:
+            children = sorted((child.name + "/" if child.is_dir() else child.name, child) for child in found)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # no such folder holds nothing, as a prefix without objects
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for name, child in children:
+        if name.endswith("/"):
+            yield from _walk(child.path, uri + name, (*above, here))
+        elif child.is_file() and not (name.startswith(_TEMPORARY_START) and name.endswith(_TEMPORARY_END)):
+            with suppress(FileNotFoundError):
+                yield Entry(uri + name, child.stat().st_size)
+
+
+def _to_disk(path: str) -> None:
+    """Bytes before name: a rename that survives a power cut must not name an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mount(path: str) -> str:
+    path = os.path.abspath(path)  # noqa: PTH100
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)  # noqa: PTH120
+    return path

@@ -1,0 +1,46 @@
+"""What a folder and a bucket have in common: the verbs, and the words for what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from vcot.errors import InputError
+
+CHUNK = 1 << 20  # bytes read or copied at a time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored object: its URI, in the form of the URI it was asked for by, and its size in bytes."""
+
+    uri: str
+    size: int
+
+
+class NotFound(InputError):
+    """There is nothing at a URI. The message names it as it was written."""
+
+
+class Changed(InputError):
+    """What lies at a URI became another object between two reads of the same stream."""
+
+
+class Place(Protocol):
+    """One URI of one kind of storage, with everything that can be done there. See Store for the meanings."""
+
+    uri: str
+
+    def read(self) -> bytes: ...
+    def read_range(self, start: int, length: int) -> bytes: ...
+    def open_read(self) -> AbstractContextManager[BinaryIO]: ...
+    def open_write(self) -> AbstractContextManager[BinaryIO]: ...
+    def write(self, data: bytes) -> None: ...
+    def write_once(self, data: bytes) -> bool: ...
+    def upload(self, path: Path) -> None: ...
+    def download(self, path: Path) -> None: ...
+    def list(self) -> Iterator[Entry]: ...
+    def stat(self) -> Entry | None: ...

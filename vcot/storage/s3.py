@@ -1,0 +1,574 @@
+"""S3 and what speaks like it (MinIO, Ceph, moto). The only file that knows boto3.
+
+Set up by the standard variables alone: AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_CA_BUNDLE, AWS_MAX_ATTEMPTS, AWS_RETRY_MODE, … or a workload identity.
+
+Only what every server does alike is used: single-part PutObject with `If-None-Match: *`, multipart uploads, ranges
+and listing. Not used: If-Match on writes, delete, rename, and ETags as anything but "the same object as before".
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.session
+from boto3.exceptions import Boto3Error, RetriesExceededError
+from boto3.s3.transfer import TransferConfig
+from botocore import exceptions as botocore_errors
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from vcot import log
+from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
+from vcot.storage.disk import DiskFile
+from vcot.storage.place import CHUNK, Changed, Entry, NotFound
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+PART = 16 << 20  # bytes of one part of a multipart upload: 10,000 of them (S3's limit) are 156 GiB
+
+# How long to be patient. A refused connection fails in about 6 s (nine tries, waits of 0.05 s doubling); an endpoint
+# that answers nothing, not even a refusal, in about 40: no try begins later than CEILING after the first.
+_TRIES, _CONNECT_TIMEOUT, _READ_TIMEOUT, _CEILING = 9, 5, 20, 25.0
+_STREAM_TRIES = 3  # reconnections without a single new byte, in the middle of a download
+_CONFLICT_TRIES = 6  # answers "409, somebody is writing that just now" to a write-once
+
+_NO_ROOM = {
+    "XMinioStorageFull",
+    "XMinioAdminBucketQuotaExceeded",
+    "QuotaExceeded",
+    "InsufficientStorage",
+    "507",
+}
+_BUSY = {
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "SlowDown",
+    "TooManyRequests",
+    "TooManyRequestsException",
+}
+_BUSY |= {
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+    "OperationAborted",
+}
+_BUSY |= {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "IDPCommunicationError", "429"}
+_KEYS = {
+    "InvalidAccessKeyId": "does not know this access key; check AWS_ACCESS_KEY_ID",
+    "InvalidClientTokenId": "does not know this access key; check AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "refuses the secret key; check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "says that the keys have expired; get new ones",
+    "ExpiredTokenException": "says that the keys have expired; get new ones",
+    "InvalidToken": "refuses the session token; check AWS_SESSION_TOKEN",
+    "RequestTimeTooSkewed": "says that this machine's clock is wrong; set it",
+    "AuthorizationHeaderMalformed": "expects another region; check AWS_REGION",
+    "AccessDenied": "denies access; these keys need list and get on inputs, list, get and put on runs",
+    "AccessDeniedException": "denies access; check the role of this workload identity",
+    "AllAccessDisabled": "has disabled all access to it",
+    "AccountProblem": "has a problem with the account of these keys",
+    "InvalidIdentityToken": "refuses the identity token of this workload",
+    # HEAD has no body and so no word for the reason
+    "403": "refuses the keys or denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights",
+    "Forbidden": "refuses the keys or denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights",
+}
+_BAD_NAME = {
+    "KeyTooLongError",
+    "XMinioInvalidObjectName",
+    "XMinioInvalidResourceName",
+    "InvalidURI",
+    "EntityTooLarge",
+}
+_BAD_NAME |= {"InvalidObjectState", "XMinioParentIsObject", "XMinioObjectExistsAsDirectory"}
+
+
+class S3Object:
+    def __init__(self, uri: str, bucket: str, key: str) -> None:
+        self.uri = uri
+        self.bucket = bucket
+        self.key = key
+
+    def read(self) -> bytes:
+        with self.open_read() as source:
+            return source.read()
+
+    def read_range(self, start: int, length: int) -> bytes:
+        with self.open_read(start, length) as source:
+            return source.read(length)
+
+    @contextmanager
+    def open_read(self, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
+        with io.BufferedReader(_Download(self, start, length), CHUNK) as source:
+            yield cast(BinaryIO, source)
+
+    @contextmanager
+    def open_write(self) -> Iterator[BinaryIO]:
+        upload = _Upload(self)
+        try:
+            yield cast(BinaryIO, upload)
+            upload.commit()
+        except BaseException:
+            upload.abort()
+            raise
+
+    def write(self, data: bytes) -> None:
+        with self.plain_words():
+            self.client.put_object(Bucket=self.bucket, Key=self.key, Body=data)
+
+    def write_once(self, data: bytes) -> bool:
+        for attempt in range(_CONFLICT_TRIES):
+            try:
+                with self.plain_words(pass_on=("PreconditionFailed", "412", "ConditionalRequestConflict", "409")):
+                    self.client.put_object(Bucket=self.bucket, Key=self.key, Body=data, IfNoneMatch="*")
+                return True
+            except ClientError as error:
+                if _code(error) in ("PreconditionFailed", "412"):
+                    # A first try may have been written and its answer lost; the second then finds our own bytes.
+                    retried = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) > 0
+                    return retried and self.read() == data
+                time.sleep(random.uniform(0.05, 0.1) * 2**attempt)  # the other writer may still fail: ask again
+        if self.stat() is not None:
+            return False
+        raise TemporaryError(
+            f"{self.uri}: {_CONFLICT_TRIES} times somebody else was just writing it, yet it is not there"
+        )
+
+    def upload(self, path: Path) -> None:
+        with DiskFile(str(path), str(path)).open_read(), self.plain_words():
+            self.client.upload_file(str(path), self.bucket, self.key, Config=_transfer())
+
+    def download(self, path: Path) -> None:
+        local = DiskFile(str(path), str(path))
+        with local.temporary() as temporary:
+            try:
+                with self.plain_words():
+                    self.client.download_file(self.bucket, self.key, temporary, Config=_transfer())
+                os.replace(temporary, path)  # noqa: PTH105
+            except OSError as error:
+                raise local.explain(error) from error
+
+    def list(self) -> Iterator[Entry]:
+        prefix = self.key + "/" if self.key and not self.key.endswith("/") else self.key
+        with self.plain_words():
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for found in page.get("Contents", ()):
+                    if not found["Key"].endswith("/"):  # what consoles leave to show a "folder"
+                        yield Entry(f"s3://{self.bucket}/{found['Key']}", found["Size"])
+
+    def stat(self) -> Entry | None:
+        try:
+            with self.plain_words():
+                head = self.client.head_object(Bucket=self.bucket, Key=self.key)
+        except NotFound:
+            self._demand_bucket()
+            return None
+        return Entry(self.uri, head["ContentLength"])
+
+    def _demand_bucket(self) -> None:
+        """HEAD says 404 for a missing object and for a missing bucket: look, once a bucket."""
+        if self.bucket not in self.connection.buckets_seen:
+            with self.plain_words(), suppress(NotFound):
+                try:
+                    self.client.head_bucket(Bucket=self.bucket)
+                except ClientError as error:
+                    if _status(error) == 404:
+                        raise self._no_bucket() from error
+                    if _status(error) != 403:  # not allowed to look is no proof
+                        raise
+            self.connection.buckets_seen.add(self.bucket)
+
+    @property
+    def connection(self) -> _Connection:
+        return _connect(self.uri)
+
+    @property
+    def client(self) -> S3Client:
+        return self.connection.client
+
+    @contextmanager
+    def plain_words(self, pass_on: tuple[str, ...] = ()) -> Iterator[None]:
+        """Turns what boto3 raises into one line about this URI. `pass_on`: answers that the caller understands."""
+        try:
+            yield
+        except (BotoCoreError, ClientError, Boto3Error, ResponseParserError) as error:
+            if isinstance(error, ClientError) and _code(error) in pass_on:
+                raise
+            raise self.explain(error) from error
+
+    def explain(self, error: Exception) -> VcotError:
+        if isinstance(error, RetriesExceededError):
+            return self.explain(cast(Any, error).last_exception)
+        if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError | BotoCoreError):
+            return self.explain(error.__context__)  # S3UploadFailedError and its like hide the reason in a text
+        if isinstance(error, ClientError):
+            return self._explain_answer(error)
+        said = " ".join(str(error).split())
+        match error:
+            case botocore_errors.NoCredentialsError():
+                return SettingsError(
+                    f"{self.uri}: no keys for {self.endpoint}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                    f"or give this workload an identity"
+                )
+            case botocore_errors.SSLError() if "CERTIFICATE" in said or "WRONG_VERSION" in said:
+                return SettingsError(
+                    f"{self.uri}: no trusted connection to {self.endpoint}; check http or https in "
+                    f"AWS_ENDPOINT_URL_S3, and AWS_CA_BUNDLE ({said})"
+                )
+            case botocore_errors.ParamValidationError() | botocore_errors.InvalidDNSNameError():
+                if "bucket name" in said:
+                    return self._bad_bucket()
+                return UsageError(f"{self.uri}: {said.removeprefix('Parameter validation failed: ')}")
+            case botocore_errors.CredentialRetrievalError():
+                return TemporaryError(
+                    f"{self.uri}: the keys of this workload identity could not be had just now ({said})"
+                )
+            case (
+                botocore_errors.ConnectionError()
+                | botocore_errors.HTTPClientError()
+                | botocore_errors.IncompleteReadError()
+                | botocore_errors.ChecksumError()
+                | botocore_errors.FlexibleChecksumError()
+            ):
+                return TemporaryError(
+                    f"{self.uri}: no good connection to {self.endpoint}; is the server running, and is "
+                    f"AWS_ENDPOINT_URL_S3 right? ({said})"
+                )
+            case ResponseParserError():
+                return SettingsError(f"{self.uri}: {self.endpoint} does not answer like S3; check AWS_ENDPOINT_URL_S3")
+            case _:
+                return SettingsError(f"{self.uri}: {said} (settings of boto3; see the AWS_* variables)")
+
+    def _explain_answer(self, error: ClientError) -> VcotError:
+        code, status, endpoint = _code(error), _status(error), self.endpoint
+        said = " ".join(str(error.response.get("Error", {}).get("Message", "")).split()) or code
+        if code == "NoSuchBucket":
+            return self._no_bucket()
+        if code == "InvalidBucketName":
+            return self._bad_bucket()
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return NotFound(f"{self.uri}: no such object at {endpoint}")
+        if code in ("PreconditionFailed", "412", "InvalidRange", "416"):
+            return Changed(f"{self.uri}: changed while it was read")
+        if code in _NO_ROOM or status == 507:
+            return TemporaryError(f"{self.uri}: no room left on {endpoint} ({said})")
+        if code in _KEYS:
+            return SettingsError(f"{self.uri}: {endpoint} {_KEYS[code]} ({said})")
+        if code in _BAD_NAME:
+            return InputError(f"{self.uri}: {endpoint} cannot hold or give this object ({said})")
+        if code in _BUSY or (status >= 500 and code != "NotImplemented"):
+            return TemporaryError(f"{self.uri}: {endpoint} is not well just now ({code}: {said})")
+        return SettingsError(f"{self.uri}: {endpoint} refuses {error.operation_name} ({code}: {said})")
+
+    def _no_bucket(self) -> SettingsError:
+        return SettingsError(
+            f"{self.uri}: there is no bucket {self.bucket!r} at {self.endpoint}; make it, or correct the URI"
+        )
+
+    def _bad_bucket(self) -> UsageError:
+        return UsageError(f"{self.uri}: {self.bucket!r} is no name for a bucket: 3 to 63 of a-z, 0-9, hyphens and dots")
+
+    @property
+    def endpoint(self) -> str:
+        return self.connection.endpoint
+
+
+class _Download(io.RawIOBase):
+    """The bytes of one object from `start` on. Seeks, and takes a broken connection up again where it broke."""
+
+    def __init__(self, place: S3Object, start: int, length: int | None) -> None:
+        self._place = place
+        self._position = start
+        self._end = None if length is None else start + length  # asked for, so that a range costs a range
+        self._size = -1
+        self._etag = ""
+        self._body: Any = None
+        self._open()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise ValueError(f"cannot seek to {position}")
+        if position != self._position:
+            self._drop()
+            self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        tries = 0
+        while self._position < self._size:
+            try:
+                if self._body is None:
+                    self._open()
+                got = int(self._body.readinto(buffer))
+                if got == 0:
+                    raise botocore_errors.IncompleteReadError(
+                        actual_bytes=self._position, expected_bytes=self._end or self._size
+                    )
+            except (BotoCoreError, OSError) as error:
+                self._drop()
+                tries += 1
+                if tries == _STREAM_TRIES:
+                    raise self._place.explain(error) from error
+                time.sleep(random.uniform(0.2, 0.4) * tries)
+            else:
+                self._position += got
+                if self._position == self._end:  # the asked-for range is used up; more needs another request
+                    self._drop()
+                    self._end = None
+                return got
+        return 0
+
+    def readall(self) -> bytes:
+        # RawIOBase's own takes 8 KiB at a time
+        pieces = []
+        while piece := self.read(CHUNK):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _open(self) -> None:
+        place, first = self._place, self._size < 0
+        asked: dict[str, Any] = {}
+        if self._position or self._end is not None:
+            asked["Range"] = f"bytes={self._position}-" + ("" if self._end is None else str(self._end - 1))
+        try:
+            with place.plain_words(pass_on=("InvalidRange", "416") if first else ()):
+                answer = place.client.get_object(Bucket=place.bucket, Key=place.key, **asked)
+        except ClientError:  # beyond the end, as an empty slice
+            self._size = self._position
+            return
+        except NotFound as error:
+            if first:
+                raise
+            raise Changed(f"{place.uri}: vanished while it was read") from error
+        self._body = answer["Body"]
+        size = answer["ContentLength"]
+        if asked:
+            said = answer.get("ContentRange", "")
+            if not said.startswith(f"bytes {self._position}-"):
+                self._drop()
+                raise SettingsError(f"{place.uri}: {place.endpoint} ignores ranges, which vcot needs")
+            size = int(said.rpartition("/")[2])
+        if first:
+            self._size, self._etag = size, answer.get("ETag", "")
+        elif (size, answer.get("ETag", "")) != (self._size, self._etag):
+            self._drop()
+            raise Changed(f"{place.uri}: changed while it was read")
+
+    def _drop(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+
+class _Upload(io.BufferedIOBase):
+    """Bytes for one object: one PutObject while they are few, a multipart upload when they are not.
+
+    smart_open does the multipart part. Its writer finishes when it is closed, and half a JSON file that a failing
+    block left behind would be closed too; here only `commit` finishes, which the with-block of `open_write` calls.
+    """
+
+    def __init__(self, place: S3Object) -> None:
+        self._place = place
+        self._few = bytearray()
+        self._parts: Any = None
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._written
+
+    def write(self, data: Any) -> int:
+        if self.closed:
+            raise ValueError("write to a closed file")
+        view = memoryview(data).cast("B")
+        if self._parts is None and len(self._few) + len(view) <= PART:
+            self._few += view
+        else:
+            with self._plain_words():
+                if self._parts is None:
+                    self._parts = _multipart_writer(self._place)
+                    self._parts.write(self._few)
+                    self._few = bytearray()
+                self._parts.write(view)
+        self._written += len(view)
+        return len(view)
+
+    def commit(self) -> None:
+        with self._plain_words():
+            if self._parts is None:
+                self._place.write(bytes(self._few))
+            else:
+                self._parts.close()
+                self._parts = None
+        self.close()
+
+    def abort(self) -> None:
+        if self._parts is not None:
+            # What led here is the news. An upload that cannot be aborted stays invisible; buckets expire those.
+            with suppress(BotoCoreError, ClientError, OSError):
+                self._parts.terminate()
+            self._parts = None
+        self.close()
+
+    @contextmanager
+    def _plain_words(self) -> Iterator[None]:
+        try:
+            with self._place.plain_words():
+                yield
+        except ValueError as error:  # smart_open's way to say that the upload could not be started
+            if isinstance(error.__cause__, ClientError):
+                raise self._place.explain(error.__cause__) from error
+            raise
+        except OSError as error:  # … and that its own tries are used up
+            raise self._place.explain(
+                error.__context__ if isinstance(error.__context__, Exception) else error
+            ) from error
+
+
+def _multipart_writer(place: S3Object) -> Any:
+    import smart_open.s3
+
+    # botocore has tried often enough; smart_open would come again six times, ten seconds apart.
+    smart_open.s3.RETRY.attempts, smart_open.s3.RETRY.sleep_seconds = 1, 0
+    logging.getLogger("smart_open").setLevel(logging.CRITICAL + 1)  # it logs tracebacks of errors we explain
+    return smart_open.s3.MultipartWriter(place.bucket, place.key, part_size=PART, client=place.client)
+
+
+@dataclass(frozen=True)
+class _Connection:
+    client: S3Client
+    endpoint: str
+    buckets_seen: set[str]
+
+
+# One client for all Stores of a process: clients are thread-safe and cost 0.1 s. Not for its children, who would
+# share sockets. Tests change the variables, hence the key.
+_connections: dict[tuple[tuple[str, str], ...], _Connection] = {}
+_lock = threading.Lock()
+
+
+def _forget() -> None:
+    global _lock
+    _connections.clear()
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _connect(uri: str) -> _Connection:
+    key = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    with _lock:
+        if key not in _connections:
+            try:
+                _connections[key] = _new_connection()
+            except (BotoCoreError, ValueError) as error:
+                said = " ".join(str(error).split())
+                raise SettingsError(f"{uri}: S3 is not set up: {said}; see the AWS_* variables") from error
+        return _connections[key]
+
+
+def _new_connection() -> _Connection:
+    core = botocore.session.get_session()
+    retries: dict[str, Any] = {}
+    patience_is_theirs = core.get_config_variable("max_attempts") is not None
+    if not patience_is_theirs:
+        retries["total_max_attempts"] = _TRIES
+    if core.get_config_variable("retry_mode") is None:
+        retries["mode"] = "standard"
+    session = boto3.session.Session(botocore_session=core)
+
+    def client(**more: Any) -> S3Client:
+        return session.client(
+            "s3",
+            config=Config(
+                connect_timeout=_CONNECT_TIMEOUT,
+                read_timeout=_READ_TIMEOUT,
+                retries=cast(Any, retries),
+                max_pool_connections=32,
+                tcp_keepalive=True,
+                **more,
+            ),
+        )
+
+    made = client()
+    endpoint = _without_password(made.meta.endpoint_url)
+    host = urlsplit(endpoint).hostname or ""
+    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws")):
+        more: dict[str, Any] = {}
+        # boto3 sends checksums as trailers by default, and older servers store these inside the object.
+        for setting in ("request_checksum_calculation", "response_checksum_validation"):
+            if f"AWS_{setting.upper()}" not in os.environ:
+                more[setting] = "when_required"
+        if "addressing_style" not in (core.get_scoped_config().get("s3") or {}):
+            more["s3"] = {"addressing_style": "path"}
+        made = client(**more)
+    if not patience_is_theirs:
+        _set_ceiling(made)
+    credentials = session.get_credentials()
+    if credentials is not None:
+        # Falling back to the rights of the node without a word has surprised people: say whose keys these are.
+        say = log.get().warning if credentials.method == "iam-role" else log.get().info
+        say("S3", endpoint=endpoint, keys_from=credentials.method)
+    return _Connection(made, endpoint, set())
+
+
+def _set_ceiling(client: S3Client) -> None:
+    """No further try once _CEILING seconds have passed since the first, whatever each of them waited for."""
+
+    def begin(params: dict[str, Any], **_: Any) -> None:
+        params["context"]["vcot_began"] = time.monotonic()
+
+    def judge(request_dict: dict[str, Any], **_: Any) -> bool | None:
+        began = request_dict["context"].get("vcot_began", time.monotonic())
+        return False if time.monotonic() - began > _CEILING else None
+
+    client.meta.events.register("before-call.s3", begin)
+    client.meta.events.register_first("needs-retry.s3", cast(Any, judge))
+
+
+def _transfer() -> TransferConfig:
+    return TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=8)
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return url if parts.username is None else url.replace(parts.netloc, parts.netloc.rpartition("@")[2])
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,0 +1,128 @@
+"""Read, write, write once, list: s3://, file:// and plain paths behind the same verbs.
+
+The one place where vcot touches stored data. What holds for every kind of storage:
+
+- Nothing half-written is ever visible. A reader sees the old object, the new one, or none.
+- `write_once` has exactly one winner, over any number of threads, processes and machines.
+- URIs are taken as they stand. `a b`, `100%`, `x?y`, `###` and `ü` are ordinary characters of a key or a path;
+  nothing is %-decoded (that `file:///a%20b` names a file with a percent sign is the price).
+- An error is one line that names the URI as it was written, and its class says what can be done: TemporaryError,
+  try again; SettingsError, keys, bucket or endpoint are wrong; NotFound, InputError, the data are.
+
+S3 is set up by the standard AWS_* variables alone (see s3.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import BinaryIO
+
+from vcot.errors import InputError, UsageError
+from vcot.storage.disk import DiskFile
+from vcot.storage.place import CHUNK, Changed, Entry, NotFound, Place
+
+__all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name"]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class Store:
+    """All storage. It holds nothing: make one where it is needed, share it between threads, send it to processes."""
+
+    def read(self, uri: str) -> bytes:
+        return _at(uri).read()
+
+    def read_range(self, uri: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`; fewer at the end of the object and none beyond it, as slices do."""
+        if start < 0 or length < 0:
+            raise ValueError(f"a range starts at 0 or later and has no negative length: {start}, {length}")
+        return _at(uri).read_range(start, length) if length else b""
+
+    def open_read(self, uri: str) -> AbstractContextManager[BinaryIO]:
+        """A stream that can seek. A broken connection is taken up again where it broke; an object that was
+        replaced meanwhile raises Changed instead of giving half of each."""
+        return _at(uri).open_read()
+
+    def open_write(self, uri: str) -> AbstractContextManager[BinaryIO]:
+        """A stream. The object appears (replacing what was there) when the with-block ends without an exception;
+        after an exception nothing has happened. Closing the stream inside the block decides nothing."""
+        return _at(uri).open_write()
+
+    def write(self, uri: str, data: bytes) -> None:
+        _at(uri).write(data)
+
+    def write_once(self, uri: str, data: bytes) -> bool:
+        """True: it was written. False: something is there already, and stays as it is."""
+        return _at(uri).write_once(data)
+
+    def upload(self, path: Path, uri: str) -> None:
+        """A file of this machine into the store, in parts and in parallel where it is large."""
+        _at(uri).upload(path)
+
+    def download(self, uri: str, path: Path) -> None:
+        """The other way; the file appears when it is whole."""
+        _at(uri).download(path)
+
+    def list(self, prefix_uri: str) -> Iterator[Entry]:
+        """Everything below a prefix taken as a folder (`a/b` finds `a/b/c`, not `a/bc`), sorted by URI.
+
+        Pages are fetched while they are read, so a million objects need no memory. A prefix without objects,
+        or a folder that does not exist, is empty and no error; a missing bucket is an error.
+        """
+        return _at(prefix_uri, folder=True).list()
+
+    def stat(self, uri: str) -> Entry | None:
+        return _at(uri).stat()
+
+    def digest(self, uri: str) -> str:
+        """sha256 of the stored bytes, in hex, by streaming."""
+        digest = hashlib.sha256()
+        with self.open_read(uri) as source:
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` with parts below it. Parts come from data too, so one that climbs out (`..`) is refused."""
+    if ".." in [step for part in parts for step in part.split("/")]:
+        raise InputError(f"{'/'.join(parts)!r} climbs out of {base}")
+    steps = [step for part in parts if (step := part.strip("/"))]
+    if not steps:
+        return base
+    return (base if base.endswith("/") or not base else base + "/") + "/".join(steps)
+
+
+def name(uri: str) -> str:
+    """The last part: `scene.png` of `s3://bucket/images/scene.png`."""
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def _at(uri: str, folder: bool = False) -> Place:
+    """Where a URI points. boto3 is imported at the first s3:// one, so that --help and --check stay fast."""
+    scheme = _SCHEME.match(uri)
+    if scheme is None:
+        if not uri:
+            raise UsageError("an empty URI; a place looks like s3://bucket/key, file:///folder/file or a path")
+        if re.match(r"(s3|file|gs|https?):/", uri):
+            raise UsageError(f"{uri!r}: two slashes are missing; a place looks like s3://bucket/key or file:///path")
+        return DiskFile(uri, uri)
+    rest = uri[scheme.end() :]
+    if scheme[1] == "file":
+        if not rest.startswith("/"):
+            raise UsageError(f"{uri!r}: a file URI has three slashes and the whole path, as in file:///data/{rest}")
+        return DiskFile(uri, rest)
+    if scheme[1] == "s3":
+        from vcot.storage.s3 import S3Object
+
+        bucket, _, key = rest.partition("/")
+        if not bucket:
+            raise UsageError(f"{uri!r} names no bucket; it should look like s3://bucket/key")
+        if not key and not folder:
+            raise UsageError(f"{uri!r} names a bucket, not an object; it should look like s3://{bucket}/key")
+        return S3Object(uri, bucket, key)
+    raise UsageError(f"{uri!r}: {scheme[1]}:// is not supported; s3://bucket/key, file:///path and plain paths are")
