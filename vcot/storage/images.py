@@ -1,0 +1,208 @@
+"""An image URI → pixels, upright, with its size and digest checked, or the reason why not.
+
+A picture that differs from what its annotator saw moves every box, quietly. So nothing is guessed here: a truncated
+file is refused instead of filled with grey, the EXIF rotation is applied (and `probe` gives the size after it), 16
+bits become the high 8, what is transparent becomes white, and of an animation the first frame counts. Colour profiles
+are not applied: the models were not trained on colour-managed pictures either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from PIL import Image, ImageFile
+
+from vcot.errors import InputError
+from vcot.storage.place import NotFound
+from vcot.storage.store import Store
+
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; a camera's 50 megapixels pass, a decompression bomb does not
+MAX_BYTES = 256 << 20
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+Reason = Literal[
+    "missing",  # nothing is stored there
+    "changed",  # its sha256 is not the one that was recorded
+    "not-an-image",  # no format has this beginning: a web page, an empty file
+    "unsupported-format",  # an image, but not of FORMATS, or of a depth that cannot become RGB
+    "truncated",  # it ends too early
+    "broken",  # it contradicts itself
+    "too-large",  # more pixels or bytes than allowed; found before anything is decoded
+]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
+class ImageError(InputError):
+    """A picture that cannot be used. `reason` is one of REASONS, for tallies; the message is for people."""
+
+    def __init__(self, name: str, reason: Reason, detail: str) -> None:
+        super().__init__(f"{name}: {detail}")
+        self.reason: Reason = reason
+
+
+@dataclass(frozen=True)
+class Picture:
+    """pixels: RGB, upright, without metadata. sha256: of the bytes as stored. format: as Pillow calls it."""
+
+    pixels: Image.Image
+    width: int
+    height: int
+    sha256: str
+    format: str
+
+
+def load(store: Store, uri: str, *, max_pixels: int = MAX_PIXELS, sha256: str | None = None) -> Picture:
+    """The picture at a URI. `sha256`: what its bytes must be, where a sample recorded it."""
+    try:
+        with store.open_read(uri) as source:
+            data = source.read(MAX_BYTES + 1)
+    except NotFound as error:
+        raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from error
+    if len(data) > MAX_BYTES:
+        raise ImageError(uri, "too-large", f"more than {MAX_BYTES >> 20} MiB")
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ImageError(uri, "changed", f"sha256 is {found[:12]}…, recorded was {sha256[:12]}…")
+    return decode(data, uri, max_pixels=max_pixels)
+
+
+def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    image = _open(data, name, max_pixels)
+    form = image.format or "?"
+    # Some libraries set this for the whole process, and a truncated picture would then end in plain grey.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        image.load()
+        orientation = _orientation(image)
+        pixels = _rgb(image, name)
+    except _PILLOW_ERRORS as error:
+        raise _unreadable(name, form, data, error) from error
+    if orientation in _TURNS:
+        pixels = pixels.transpose(_TURNS[orientation])
+    pixels.info = {}  # EXIF among it: whoever saved the pixels with it would have them turned a second time
+    return Picture(pixels, pixels.width, pixels.height, hashlib.sha256(data).hexdigest(), form)
+
+
+def probe(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of the upright picture, from its header. The rest may be broken or not there."""
+    image = _open(data, name, max_pixels)
+    width, height = image.size
+    # Pillow gives the size of a TIFF after the rotation, and of everything else before it.
+    if image.format != "TIFF" and _orientation(image) in _SIDEWAYS:
+        return height, width
+    return width, height
+
+
+def blank(width: int, height: int) -> Image.Image:
+    """Uniform grey, where a picture is needed that shows nothing: how well does a model guess without looking?"""
+    return Image.new("RGB", (width, height), (128, 128, 128))
+
+
+# EXIF's eight orientations: what was done to the picture, so what must be undone.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+_ORIENTATION = 0x0112
+
+# Pillow's decoders raise all of these at bytes that are not what they say.
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    ZeroDivisionError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+)
+
+
+def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """The header alone, judged by our limit.
+
+    Not Image.open: it tries 40 formats, and has a limit of its own that is a warning below and an error above,
+    set for the whole process.
+    """
+    Image.init()
+    beginning = data[:16]
+    if not beginning:
+        raise ImageError(name, "not-an-image", "the file is empty")
+    for form in FORMATS:
+        factory, accepts = Image.OPEN[form]
+        if not _claims(accepts, beginning):
+            continue
+        try:
+            image = factory(io.BytesIO(data), name)
+        except _PILLOW_ERRORS as error:
+            raise _unreadable(name, form, data, error) from error
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(name, "too-large", f"{width} x {height} pixels; at most {max_pixels:,} are decoded")
+        return image
+    if beginning[4:8] == b"ftyp":
+        raise ImageError(name, "unsupported-format", f"HEIF, AVIF or a video; supported are {', '.join(FORMATS)}")
+    for form, (_, accepts) in Image.OPEN.items():
+        if _claims(accepts, beginning):
+            raise ImageError(name, "unsupported-format", f"{form}; supported are {', '.join(FORMATS)}")
+    kind = " (it looks like a web page)" if data[:512].lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
+    raise ImageError(name, "not-an-image", f"no image format begins with {beginning!r}{kind}")
+
+
+def _claims(accepts: Callable[[bytes], bool | str] | None, beginning: bytes) -> bool:
+    try:
+        return accepts is not None and accepts(beginning) is True  # a text says: it would be mine, but cannot be read
+    except (struct.error, IndexError):
+        return False  # too short to tell
+
+
+def _unreadable(name: str, form: str, data: bytes, error: Exception) -> ImageError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    short = form == "WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if short or isinstance(error, EOFError | struct.error | IndexError) or "truncated" in said.lower():
+        return ImageError(name, "truncated", f"the {form} ends too early after {len(data):,} bytes ({said})")
+    return ImageError(name, "broken", f"not a sound {form} ({said})")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _PILLOW_ERRORS:
+        return 1  # EXIF that cannot be read turns nothing; viewers do the same
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _high_byte(image, name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _high_byte(image: Image.Image, name: str) -> Image.Image:
+    """Pillow cuts a 16-bit grey at 255, which makes it white; the high byte is what a viewer shows."""
+    import numpy as np
+
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+        raise ImageError(name, "unsupported-format", f"{image.format} with more than 16 bits a value")
+    return Image.fromarray((values >> 8).astype(np.uint8))
