@@ -177,7 +177,7 @@ class Folder:
             SettingsError: another run with other settings stands on this prefix (says which differ).
             InputError: an input is no longer what it was when this run began.
         """
-        mine = {"settings": settings.shaping(), "inputs": dict(inputs), "code": __version__}
+        mine: dict[str, Any] = {"settings": settings.shaping(), "inputs": dict(inputs), "code": __version__}
         uri = join(self.uri, "settings.json")
         if self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
             return
@@ -309,10 +309,10 @@ def _finish(
 ) -> StageMark:
     marks = []
     for index in range(shards):
-        mark = folder.shard_mark(index)
-        if mark is None:
+        shard = folder.shard_mark(index)
+        if shard is None:
             raise InputError(f"{folder.uri}: shard {index} of {shards} is not done; make it before --part finish")
-        marks.append(mark)
+        marks.append(shard)
     tally = sum((m.tally for m in marks), Tally())
     extra, page = report(tuple(marks), tally) if report is not None else ({}, None)
     folder.write_report({"stage": folder.stage, "tally": tally.model_dump(), "shards": shards} | extra, page)

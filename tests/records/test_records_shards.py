@@ -1,0 +1,214 @@
+"""The contract of a stage in storage: marks, tallies, resumption, refusals."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from vcot.errors import InputError, SettingsError
+from vcot.grounding import Box, Mention, Trace
+from vcot.records import Folder, Image, Origin, Reason, Rejection, Sample, read_samples
+from vcot.records.schema import document
+from vcot.records.shards import JsonLines, ShardWriter, StageMark, read_mark, run_shards
+from vcot.settings import Settings, setting
+from vcot.storage import Store
+
+MENTION = Mention("red gear", (Box(1.5, 2.0, 30.25, 40.0),))
+
+
+def sample(number: int, **changes: object) -> Sample:
+    values: dict[str, object] = {
+        "id": f"s{number}",
+        "image": Image(uri="s3://b/x.png", width=100, height=80, sha256="0" * 64),
+        "question": "Where is the red gear?",
+        "answers": ("left",),
+        "reasoning": (Trace(("The ", MENTION, " is at the left.")),),
+        "evidence": (MENTION,),
+        "origin": Origin(dataset="drawn", split="train", row=str(number), licence="MIT"),
+    }
+    return Sample(**(values | changes))  # type: ignore[arg-type]
+
+
+class Count(Settings):
+    """Counts."""
+
+    stage: ClassVar[str] = "count"
+    upto: int = setting(10, "rows")
+    helpers: int = setting(1, "at once", shapes_result=False)
+    max_rejected_share: float = setting(0.5, "of all rows", shapes_result=False)
+
+
+def run(
+    folder: Path, work: Callable[[ShardWriter], None] | None = None, shards: int = 3, **values: object
+) -> StageMark | None:
+    settings = Count(run_uri=str(folder), **values)  # type: ignore[arg-type]
+
+    def rows(writer: ShardWriter) -> None:
+        for number in range(writer.index, settings.upto, shards):
+            if number % 5 == 4:
+                writer.reject(Rejection(id=str(number), stage="count", reason=Reason.NO_BOX, detail="none"))
+            else:
+                writer.keep(sample(number))
+
+    return run_shards(
+        Folder(Store(), str(folder), "count"), settings, inputs={"in": "digest"}, shards=shards,
+        work=work or rows, max_rejected_share=settings.max_rejected_share,
+    )  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, str]:
+    below = (folder / "count").rglob("*")
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in below if p.is_file()}
+
+
+def test_a_sample_is_one_line_of_json_and_comes_back_the_same() -> None:
+    line = sample(1).line()
+    assert json.loads(line)["reasoning"] == [
+        ["The ", {"label": "red gear", "boxes": [[1.5, 2.0, 30.25, 40.0]]}, " is at the left."]
+    ]
+    assert Sample.model_validate_json(line) == sample(1)
+    assert json.loads(line)["version"] == 1
+
+
+def test_absent_and_not_annotated_are_two_things() -> None:
+    absent, unknown = sample(1, evidence=()), sample(1, evidence=None)
+    assert (absent.true_boxes, unknown.true_boxes) == ((), None)
+    assert Sample.model_validate_json(unknown.line()).evidence is None
+    assert Sample.model_validate_json(absent.line()).evidence == ()
+
+
+def test_a_box_outside_the_image_cannot_be_a_samples() -> None:
+    with pytest.raises(ValueError, match="leaves the image of 100×80"):
+        sample(1, evidence=(Mention("x", (Box(0, 0, 101, 10),)),))
+
+
+def test_rows_in_are_kept_or_refused_by_reason(tmp_path: Path) -> None:
+    mark = run(tmp_path)
+    assert mark is not None
+    assert (mark.tally.rows, mark.tally.kept, mark.tally.rejected) == (10, 8, {"no-box": 2})
+    assert {s.id for s in read_samples(Store(), str(tmp_path / "count"), mark)} == {
+        f"s{n}" for n in range(10) if n % 5 != 4
+    }
+    refused = [
+        json.loads(x) for f in sorted((tmp_path / "count/rejections").iterdir()) for x in f.read_text().splitlines()
+    ]
+    assert sorted(r["id"] for r in refused) == ["4", "9"]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    shards = {n: d for n, d in files(tmp_path / "a").items() if "/shards/" in n or "/rejections/" in n}
+    assert shards.items() <= files(tmp_path / "b").items()
+    assert len(shards) == 6
+
+
+def test_killed_between_shards_it_goes_on_and_makes_none_twice(tmp_path: Path) -> None:
+    made = []
+
+    def dies_at_the_second(writer: ShardWriter) -> None:
+        if writer.index == 1:
+            raise KeyboardInterrupt
+        made.append(writer.index)
+        writer.keep(sample(writer.index))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, dies_at_the_second)
+
+    def again(writer: ShardWriter) -> None:
+        made.append(writer.index)
+        writer.keep(sample(writer.index))
+
+    mark = run(tmp_path, again)
+    assert mark is not None
+    assert (made, mark.tally.kept) == ([0, 1, 2], 3)
+    run(tmp_path, again)
+    assert made == [0, 1, 2]
+
+
+def test_a_second_run_with_other_settings_is_refused_by_the_setting(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(SettingsError, match="upto was 10 and is now 11"):
+        run(tmp_path, upto=11)
+    assert run(tmp_path, helpers=4) is not None
+
+
+def test_an_input_that_changed_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    folder = Folder(Store(), str(tmp_path), "count")
+    with pytest.raises(InputError, match="in has changed since"):
+        folder.begin(Count(run_uri=str(tmp_path)), {"in": "another"})
+
+
+def test_more_refusals_than_allowed_are_an_error_that_counts_them_and_keeps_the_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"2 of 10 rows were refused \(20\.0%\).*0\.1 allows: 2 no-box"):
+        run(tmp_path, max_rejected_share=0.1)
+    assert json.loads((tmp_path / "count/report.json").read_text())["tally"]["rejected"] == {"no-box": 2}
+    assert not (tmp_path / "count/_done/stage.json").exists()
+    assert run(tmp_path, max_rejected_share=0.3) is not None
+
+
+def test_parts_done_apart_give_what_one_process_gives(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    for index in (2, 0, 1):
+        assert run(tmp_path / "parts", part="shards", shard=index) is None
+    assert run(tmp_path / "parts", part="finish") is not None
+    assert files(tmp_path / "whole")["count/_done/stage.json"] == files(tmp_path / "parts")["count/_done/stage.json"]
+
+
+def test_finish_without_a_shard_names_it(tmp_path: Path) -> None:
+    run(tmp_path, part="shards", shard=0)
+    with pytest.raises(InputError, match="shard 1 of 3 is not done"):
+        run(tmp_path, part="finish")
+
+
+def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = (tmp_path / "count/_done/00000.json").read_bytes()
+    folder = Folder(Store(), str(tmp_path), "count")
+
+    def other(writer: ShardWriter) -> None:
+        # The mark appears while this zombie still works.
+        writer.keep(sample(99))
+
+    hidden = (tmp_path / "count/_done/00000.json").rename(tmp_path / "hidden")
+
+    def slow(writer: ShardWriter) -> None:
+        other(writer)
+        hidden.rename(tmp_path / "count/_done/00000.json")
+
+    mark = folder.make_shard(0, slow, JsonLines)
+    assert (tmp_path / "count/_done/00000.json").read_bytes() == before
+    assert mark.tally.rows == 4
+
+
+def test_a_stage_that_is_not_whole_is_no_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a finished stage"):
+        read_mark(Store(), str(tmp_path / "convert"))
+
+
+@pytest.mark.parametrize("cut", [0, 10, -5])
+def test_a_truncated_shard_is_named_and_never_read(tmp_path: Path, cut: int) -> None:
+    mark = run(tmp_path)
+    assert mark is not None
+    path = tmp_path / "count" / mark.shards[1].files[0].name
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(InputError, match=f"{path.name} is not what its mark says"):
+        list(read_samples(Store(), str(tmp_path / "count"), mark))
+
+
+def test_shards_carry_no_time_stamp(tmp_path: Path) -> None:
+    mark = run(tmp_path)
+    assert mark is not None
+    data = (tmp_path / "count" / mark.shards[0].files[0].name).read_bytes()
+    assert data[4:8] == b"\0\0\0\0"
+    assert len(gzip.decompress(data).splitlines()) == mark.shards[0].tally.written
+
+
+def test_the_page_of_formats_is_the_codes() -> None:
+    page = Path(__file__).parents[2] / "docs" / "formats.md"
+    assert page.read_text() == document(), "run `make formats`"

@@ -1,0 +1,68 @@
+"""The formats on disk as a page: ``python -m vcot.records.schema > docs/formats.md`` (a test holds them equal)."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from vcot.records.base import Record
+from vcot.records.reply import Completion
+from vcot.records.sample import Rejection, Sample
+from vcot.records.score import Score
+from vcot.records.shards import ShardMark, StageMark
+
+LAYOUT = """\
+# Formats
+
+What the stages write, as JSON Schema made from the code (`make formats`). Every record has a `version`; a reader
+refuses one that it does not know.
+
+## A run in storage
+
+```
+<run prefix>/<stage>/settings.json             resolved settings, code version, digests of the inputs
+                     shards/00000-3f9a….…      one file per shard, its digest in the name
+                     rejections/00000-….jsonl  what was refused, and why
+                     _done/00000.json          names the shard's files, their sha256, the tally; written last, once
+                     report.json               the sums; report.html, the page
+                     _done/stage.json          the stage is whole; the next one starts from here
+```
+
+| stage | shards hold | beside them |
+|---|---|---|
+| convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | |
+| tokenize | examples, `.parquet`, as below | `report.html`, the audit page |
+| train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
+| evaluate | – | `replies/`, `report.html`, `overlay.png` |
+
+**Boxes** are `[x1, y1, x2, y2]` in float pixels of the upright original, always; only text that a model reads or
+writes uses another frame, and which one stands in the tokenize stage's mark and beside every model (`contract`).
+
+**Evidence** `null` means that nobody annotated it; `[]` means that the object is absent.
+
+**Examples** (Parquet) have the columns `id`, `sample`, `alternative`, `split`, `ids` (token ids), `labels` (the same
+length, −100 where nothing is learned), `image` (`{bytes, path}`, the Image feature of `datasets`, or null) and
+`image_grid` (time, height, width in patches). `datasets.load_dataset("parquet", data_files=…)` opens them as they are.
+"""
+
+RECORDS: tuple[tuple[type[Record], str], ...] = (
+    (Sample, "a line of `shards/*.jsonl.gz` of convert and distill"),
+    (Rejection, "a line of `rejections/*.jsonl` of any stage"),
+    (Completion, "what a teacher or a model said: the reply caches, `replies/` of evaluate"),
+    (Score, "one reply held against its Sample"),
+    (ShardMark, "`_done/00000.json`"),
+    (StageMark, "`_done/stage.json`"),
+)
+
+
+def document() -> str:
+    """The page as Markdown."""
+    parts = [LAYOUT]
+    for record, what in RECORDS:
+        schema = json.dumps(record.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False)
+        parts.append(f"## {record.__name__}\n\n{what[0].upper()}{what[1:]}.\n\n```json\n{schema}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())
