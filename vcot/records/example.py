@@ -1,0 +1,242 @@
+"""Example: what training learns from, in Parquet that `datasets` opens as it is.
+
+    id · sample · alternative · split       which reasoning of which Sample
+    ids [T] · labels [T]                    −100 where nothing is learned
+    image · image_grid                      stored bytes and (frames, rows, columns) in patches; null in text mode
+    shrunk                                  the picture was made smaller so that the example fits
+
+pyarrow is imported when a file is opened, not before.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from vcot.errors import InputError
+
+IGNORED = -100
+"""The label of a token that is not learned (the index that torch's cross entropy leaves out)."""
+
+GROUP_ROWS = 32
+GROUP_BYTES = 8 << 20
+"""A row group ends at either. It is the unit of memory in writing, and of one read in random access."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised answer to one question.
+
+    ids, labels: [T], of one length. image: the bytes as stored (to be made upright by EXIF) or, where `shrunk`,
+    a PNG of exactly the resized size. image_grid: what the processor makes of it, (1, rows, columns) in patches.
+    Both are None in an example without a picture. Raises ValueError where these disagree.
+    """
+
+    id: str
+    sample: str
+    alternative: int
+    split: Literal["train", "validation"]
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    image: bytes | None = None
+    image_grid: tuple[int, int, int] | None = None
+    shrunk: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.labels) or not self.ids:
+            raise ValueError(f"{self.id}: {len(self.ids)} ids and {len(self.labels)} labels; one of each per token")
+        if (self.image is None) != (self.image_grid is None):
+            raise ValueError(f"{self.id}: a picture and its grid come together or not at all")
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are trained on."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is known of an example without its ids and its picture."""
+
+    id: str
+    sample: str
+    alternative: int
+    split: str
+    tokens: int
+
+
+class ExampleSink:
+    """Writes Examples to one Parquet file (a `Sink` of vcot.records.shards).
+
+    The same examples give the same bytes: Parquet holds no time, and row groups end at fixed bounds.
+    """
+
+    suffix = ".parquet"
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(path, _schema(), compression="zstd", write_statistics=False)
+        self._pending: list[Example] = []
+        self._bytes = 0
+
+    def write(self, record: Example) -> None:
+        self._pending.append(record)
+        self._bytes += len(record.image or b"") + 8 * len(record.ids)
+        if len(self._pending) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._pending:
+            rows = [_to_row(example) for example in self._pending]
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=_schema()))
+        self._pending, self._bytes = [], 0
+
+
+class Examples(Sequence[Example]):
+    """Examples of several Parquet files, by number: `len`, `[i]`, iteration.
+
+    `rows` says which is which without a picture being read. A read fetches one row group; the last few stay in
+    memory. It can be sent to the workers of a data loader: files are opened where they are read.
+
+    Raises InputError where a file is not Parquet with the columns of an Example.
+    """
+
+    def __init__(self, paths: Iterable[Path], *, groups_in_memory: int = 4) -> None:
+        self._paths = [Path(path) for path in paths]
+        self._keep = groups_in_memory
+        self._open: dict[int, Any] = {}
+        self._cache: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self.rows: list[Row] = []
+        self._starts: list[int] = []  # of row groups, over all files
+        self._groups: list[tuple[int, int]] = []  # file, row group in it
+        for number, path in enumerate(self._paths):
+            self._add(number, path)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        group = bisect_right(self._starts, index) - 1
+        return _from_row(self._group(group)[index - self._starts[group]])
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[i] for i in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}, "_cache": OrderedDict()}
+
+    def _add(self, number: int, path: Path) -> None:
+        file = self._file(number)
+        missing = {field.name for field in _schema()} - set(file.schema_arrow.names)
+        if missing:
+            raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
+        for group in range(file.metadata.num_row_groups):
+            table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids"])
+            self._starts.append(len(self.rows))
+            self._groups.append((number, group))
+            lengths = table["ids"].combine_chunks().value_lengths().to_pylist()
+            columns = (table[name].to_pylist() for name in ("id", "sample", "alternative", "split"))
+            self.rows += [Row(*values) for values in zip(*columns, lengths, strict=True)]
+
+    def _file(self, number: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if number not in self._open:
+            path = self._paths[number]
+            try:
+                self._open[number] = pq.ParquetFile(path, memory_map=True)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise InputError(f"{path}: not a Parquet file: {error}") from None
+        return self._open[number]
+
+    def _group(self, group: int) -> list[dict[str, Any]]:
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
+        number, within = self._groups[group]
+        rows: list[dict[str, Any]] = self._file(number).read_row_group(within).to_pylist()
+        self._cache[group] = rows
+        while len(self._cache) > self._keep:
+            self._cache.popitem(last=False)
+        return rows
+
+
+def _schema() -> Any:
+    """The columns, and beside them what `datasets` calls features, so that it opens pictures as pictures."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field("id", pa.string()),
+        pa.field("sample", pa.string()),
+        pa.field("alternative", pa.int32()),
+        pa.field("split", pa.string()),
+        pa.field("ids", pa.list_(pa.int32())),
+        pa.field("labels", pa.list_(pa.int32())),
+        pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])),
+        pa.field("image_grid", pa.list_(pa.int32())),
+        pa.field("shrunk", pa.bool_()),
+    ]
+    features = {"info": {"features": {field.name: _feature(field.type) for field in fields}}}
+    return pa.schema(fields, metadata={"huggingface": json.dumps(features)})
+
+
+def _feature(kind: Any) -> dict[str, Any]:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"_type": "List", "feature": _feature(kind.value_type)}
+    return {"_type": "Value", "dtype": str(kind)}
+
+
+def _to_row(example: Example) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "sample": example.sample,
+        "alternative": example.alternative,
+        "split": example.split,
+        "ids": example.ids,
+        "labels": example.labels,
+        "image": None if example.image is None else {"bytes": example.image, "path": None},
+        "image_grid": example.image_grid,
+        "shrunk": example.shrunk,
+    }
+
+
+def _from_row(row: dict[str, Any]) -> Example:
+    image, grid = row["image"], row["image_grid"]
+    return Example(
+        id=row["id"],
+        sample=row["sample"],
+        alternative=row["alternative"],
+        split=row["split"],
+        ids=tuple(row["ids"]),
+        labels=tuple(row["labels"]),
+        image=None if image is None else image["bytes"],
+        image_grid=None if grid is None else (grid[0], grid[1], grid[2]),
+        shrunk=row["shrunk"],
+    )

@@ -1,0 +1,24 @@
+"""From Samples to token ids and back: the one room that knows the processor.
+
+    processor = load_processor(folder, min_pixels=…, max_pixels=…)      the base model's own
+    contract  = Contract.of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
+    encoder   = Encoder(processor, contract)
+    encoder.example(sample, 0, picture, data)       what is learned: ids and labels
+    encoder.prompts(samples, pictures)              what is generated from: the same beginning, to the token
+
+torch and transformers are imported by `load_processor`, not before.
+"""
+
+from vcot.tokens.contract import Contract, Mode
+from vcot.tokens.encoder import Encoder, prompt_text
+from vcot.tokens.processor import PROCESSOR_FILES, is_processor_file, load_processor
+
+__all__ = [
+    "PROCESSOR_FILES",
+    "Contract",
+    "Encoder",
+    "Mode",
+    "is_processor_file",
+    "load_processor",
+    "prompt_text",
+]
