@@ -1,0 +1,150 @@
+"""What must agree across the house: who imports what, settings files and stages, exit codes and their page."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vcot.pipeline.plan import INPUTS, read_env_file
+from vcot.settings import STAGES, Settings, variable
+
+ROOT = Path(__file__).parents[2]
+
+#: Library → the rooms (or files) that may import it.
+ALLOWED = {
+    "torch": ("vcot/tokens", "vcot/models", "vcot/training"),
+    "torchvision": ("vcot/tokens", "vcot/models", "vcot/training"),
+    "transformers": ("vcot/tokens", "vcot/models", "vcot/training"),
+    "peft": ("vcot/models", "vcot/training"),
+    "bitsandbytes": ("vcot/models", "vcot/training"),
+    "boto3": ("vcot/storage",),
+    "botocore": ("vcot/storage",),
+    "smart_open": ("vcot/storage",),
+    "kubernetes": ("vcot/pipeline/kubernetes.py",),
+    "openai": ("vcot/teacher",),
+}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("library", ALLOWED)
+def test_a_library_is_imported_only_in_its_rooms(library: str) -> None:
+    sources = [p for folder in ("vcot", "jobs") for p in (ROOT / folder).rglob("*.py")]
+    users = {p.relative_to(ROOT).as_posix() for p in sources if library in imports(p)}
+    strangers = {user for user in users if not user.startswith(ALLOWED[library])}
+    assert not strangers
+
+
+def test_there_is_no_room_without_a_subject() -> None:
+    names = {p.stem for folder in ("vcot", "jobs") for p in (ROOT / folder).rglob("*") if p.suffix in ("", ".py")}
+    assert not names & {"utils", "util", "common", "helpers", "helper", "core", "misc"}
+
+
+def test_layers_hold() -> None:
+    answer = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stdout
+
+
+def settings_class(stage: str) -> type[Settings]:
+    module = importlib.import_module(f"jobs.{stage}")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Settings) and value is not Settings
+    ]
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_the_same_word_everywhere(stage: str) -> None:
+    assert settings_class(stage).stage == stage
+    assert (ROOT / "k8s/base/settings" / f"{stage}.env").exists()
+    assert re.search(rf"^\| {stage}", (ROOT / "docs/formats.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_plan_names_settings_that_the_stage_has(stage: str) -> None:
+    known = {variable(settings_class(stage), name) for name in settings_class(stage).model_fields}
+    assert {f"VCOT_{stage.upper()}_{setting}" for setting in INPUTS[stage].values()} <= known
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("folder", ["k8s/base/settings", "examples/blood-cells/settings"])
+def test_settings_files_are_read_by_the_stages_own_class(
+    stage: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in os.environ if n.startswith("VCOT_")]:
+        monkeypatch.delenv(name)
+    files = [ROOT / "k8s/base/settings" / f"{stage}.env", ROOT / folder / f"{stage}.env"]
+    for name, value in {n: v for f in files if f.exists() for n, v in read_env_file(f).items()}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("VCOT_RUN_URI", "s3://bucket/runs/guard")
+    required = {"convert": {"VCOT_CONVERT_SOURCE": "coco", "VCOT_CONVERT_INPUT_URI": "s3://b/x.json"}}
+    base = {f"VCOT_{stage.upper()}_BASE_URI": "s3://b/base"} if stage in ("tokenize", "train") else {}
+    for name, value in {**required.get(stage, {}), **base}.items():
+        if name not in os.environ:
+            monkeypatch.setenv(name, value)
+    settings_class(stage).load([])
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "pipeline"])
+def test_settings_are_judged_in_under_two_seconds(stage: str) -> None:
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_")}
+    given = ["--run-uri", "/runs/x"] if stage != "pipeline" else []
+    seconds = []
+    for _ in range(2):  # the first may have to compile or find cold files
+        begun = time.monotonic()
+        answer = subprocess.run(
+            [sys.executable, "-m", f"jobs.{stage}", *given, "--check"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        seconds.append(time.monotonic() - begun)
+        assert answer.returncode in (0, 78), answer.stderr
+        assert "Traceback" not in answer.stderr
+    assert min(seconds) < 2
+
+
+def test_exit_codes_stand_in_the_readers_page_as_in_the_code() -> None:
+    from vcot import errors
+
+    codes = {
+        kind.exit_code
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.VcotError)
+    }
+    page = (ROOT / "docs/stages.md").read_text()
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+    assert codes | {0} == told
+
+
+def test_nothing_secret_and_no_registry_is_tracked() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
+    if files == [""]:
+        pytest.skip("not a git checkout")
+    assert not [f for f in files if f.endswith((".pem", ".key", "s3.env"))]
+    hosts = re.compile(r"pypi\.org|pythonhosted|registry\.npmjs|proxy\.golang|AKIA[0-9A-Z]{16}")
+    texts = [
+        ROOT / f for f in files if f.endswith((".py", ".txt", ".md", ".toml", ".yaml", ".env", ".sum", "Makefile"))
+    ]
+    guilty = [
+        p.name for p in texts if p.exists() and p != Path(__file__) and hosts.search(p.read_text(errors="ignore"))
+    ]
+    assert not guilty
