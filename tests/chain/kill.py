@@ -1,0 +1,150 @@
+"""Kills stages with SIGKILL at random moments and holds what comes out against an undisturbed run.
+
+    python -m tests.chain.kill --kills 60 --seed 1
+
+A small chain (drawn scenes, the rehearsal base, a few optimiser steps in fp32) runs once undisturbed. Then it runs
+again under another name: each kill picks a stage, in proportion to how long it took, and a moment of it; the stage is
+started, killed with its children at that moment, and started again with the same command. At the end shards,
+rejections and losses of both runs must be the same to the byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vcot.pipeline.plan import make_plan
+from vcot.settings import STAGES
+from vcot.storage import Store, join, put_folder
+
+ROOT = Path(__file__).parents[2]
+
+SMALL: Mapping[str, Mapping[str, str]] = {
+    "convert": {"SOURCE": "scenes", "LIMIT": "48", "NUM_SHARDS": "3", "VALIDATION_SHARE": "0.2"},
+    "distill": {"TEACHER": "template", "ALTERNATIVES": "2"},
+    "tokenize": {},
+    "train": {
+        "TUNE": "qlora", "R": "8", "DTYPE": "float32", "EPOCHS": "2", "BATCH_SIZE": "4", "ACCUMULATION": "1",
+        "SAVE_EVERY": "4", "EVAL_EVERY": "8", "LEARNING_RATE": "1e-3",
+    },
+    "evaluate": {"SPLIT": "validation", "LIMIT": "6", "MAX_NEW_TOKENS": "24"},
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    from vcot.pipeline.s3server import running_s3
+
+    with (
+        tempfile.TemporaryDirectory(prefix="kill-") as folder,
+        running_s3(Path(folder) / "s3", Path(folder) / "s3.log") as server,
+    ):
+        os.environ.update(server.env)
+        result = compare(f"s3://{server.bucket}/runs", f"s3://{server.bucket}/base", asked.kills, asked.seed)
+    print(json.dumps(result, indent=1))
+    return 0 if result["same"] else 1
+
+
+def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, object]:
+    """Runs the chain twice, the second time with kills; says what differs, and where the kills fell."""
+    put_folder(Store(), ROOT / "examples" / "rehearsal", base_uri)
+    took = {stage: finish(stage, runs_uri, "calm", base_uri) for stage in STAGES}
+    dice = random.Random(seed)
+    moments = [
+        (stage, dice.uniform(0.0, took[stage])) for stage in dice.choices(STAGES, [took[s] for s in STAGES], k=kills)
+    ]
+    fell: Counter[str] = Counter()
+    for stage in STAGES:
+        for victim, moment in moments:
+            if victim == stage:
+                fell[f"{stage}: {strike(stage, runs_uri, 'stormy', base_uri, moment)}"] += 1
+        finish(stage, runs_uri, "stormy", base_uri)
+    calm, stormy = (fingerprint(join(runs_uri, name)) for name in ("calm", "stormy"))
+    differing = sorted(name for name in calm.keys() | stormy.keys() if calm.get(name) != stormy.get(name))
+    return {
+        "same": not differing, "compared": len(calm), "differing": differing, "kills": dict(sorted(fell.items())),
+        "seconds undisturbed": {stage: round(seconds, 1) for stage, seconds in took.items()},
+    }  # fmt: skip
+
+
+def fingerprint(run_uri: str) -> dict[str, object]:
+    """What must not depend on kills: the files that the marks name, the tallies, and the losses."""
+    store = Store()
+    found: dict[str, object] = {}
+    for stage in ("convert", "distill", "tokenize"):
+        mark = json.loads(store.read(join(run_uri, stage, "_done/stage.json")))
+        for shard in mark["shards"]:
+            for file in (*shard["files"], shard["rejections"]):
+                found[f"{stage}/{file['name']}"] = file["sha256"]
+            found[f"{stage}/{shard['shard']} tally"] = shard["tally"]
+    for step in json.loads(store.read(join(run_uri, "train", "losses.json"))):
+        found[f"train/losses {len(found)}"] = step
+    return found
+
+
+def command(stage: str) -> list[str]:
+    return [sys.executable, "-m", f"jobs.{stage}"]
+
+
+def environment(stage: str, runs_uri: str, run_id: str, base_uri: str) -> dict[str, str]:
+    small = {f"VCOT_{stage.upper()}_{name}": value for name, value in SMALL[stage].items()}
+    if stage in ("tokenize", "train"):
+        small[f"VCOT_{stage.upper()}_BASE_URI"] = base_uri
+    (step,) = make_plan(run_id, runs_uri, {stage: small}, only=[stage]).steps
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
+    return clean | {"OMP_NUM_THREADS": "1"} | step.environment
+
+
+def finish(stage: str, runs_uri: str, run_id: str, base_uri: str) -> float:
+    """Runs the stage to its end; returns the seconds it took."""
+    begun = time.monotonic()
+    answer = subprocess.run(
+        command(stage), env=environment(stage, runs_uri, run_id, base_uri), cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if answer.returncode:
+        raise RuntimeError(f"{stage} of {run_id} ended with {answer.returncode}:\n{answer.stderr[-4000:]}")
+    return time.monotonic() - begun
+
+
+def strike(stage: str, runs_uri: str, run_id: str, base_uri: str, moment: float) -> str:
+    """Starts the stage and kills it with all its children after `moment` seconds."""
+    with scratch() as folder:
+        process = subprocess.Popen(
+            command(stage), env=environment(stage, runs_uri, run_id, base_uri) | {"TMPDIR": str(folder)}, cwd=ROOT,
+            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return "killed"
+    if code:
+        raise RuntimeError(f"{stage} ended by itself with {code} before its kill")
+    return "had ended before"
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A killed process cannot clean up after itself; its pod's scratch disk goes away, and so does this."""
+    with tempfile.TemporaryDirectory(prefix="struck-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
