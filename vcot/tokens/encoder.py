@@ -1,73 +1,303 @@
 """Encoder: a Sample becomes token ids, for learning and for generating, with one beginning for both.
 
-An example is  head · picture · question · tail | reasoning and answer · end.  The left part is exactly what
-`prompts` gives to the model when it generates; right of the bar is what is learned. Both come from the chat
-template, cut once at a place holder; the pieces are tokenised apart. A token can therefore never lie across
-the bar, and text that people or datasets wrote (a question that holds "<|im_end|>") cannot become a control
-token, because control tokens are looked for in the template's own pieces alone.
+    head · picture · question · tail  |  reasoning · answer · end
+
+Left of the bar is exactly what `prompts` hands to the model when it generates; right of it is what is learned,
+the end token and its line break included. The pieces come from the chat template, cut once at place holders,
+and are tokenised apart. So no token can lie across the bar, and what people wrote (a question that holds
+"<|im_end|>") cannot become a control token: those are looked for in the template's own pieces alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
-from vcot.grounding import Frame
-from vcot.records.example import Example
-from vcot.records.sample import Rejection, Sample
+from vcot.errors import InputError
+from vcot.grounding import Frame, FrameSpec, Trace, smart_resize
+from vcot.grounding.tags import render_reply
+from vcot.records.example import IGNORED, Example
+from vcot.records.sample import Reason, Rejection, Sample
+from vcot.storage.images import Picture
 from vcot.tokens.contract import Contract
+from vcot.tokens.template import Pieces, cut_template
+
+STAGE = "tokenize"
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """ids and labels of an example, and the (width, height) at which its picture is seen."""
+
+    ids: list[int]
+    labels: list[int]
+    seen: tuple[int, int]
 
 
 class Encoder:
     """Ids by one contract.
 
-    Raises (in the constructor) InputError where the processor does not fit the contract, or its template cannot
-    be cut.
+    Raises (in the constructor) InputError where the processor does not fit the contract, its template cannot
+    be cut, or its tokenizer would make control tokens of plain text.
     """
 
     def __init__(self, processor: Any, contract: Contract) -> None:
         contract.check(processor)
         self.processor = processor
         self.contract = contract
+        self._tokenizer = processor.tokenizer
+        self._pieces: Pieces = cut_template(processor, with_picture=contract.mode == "multimodal")
+        self._head = self._control(self._pieces.head)
+        self._tail = self._control(self._pieces.tail)
+        self._end = self._control(self._pieces.end)
+        self._check_control_tokens()
 
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Where a generated answer ends: <|im_end|>, <|endoftext|>."""
-        raise NotImplementedError
+    # --- learning ----------------------------------------------------------------------------------
 
-    @property
-    def pad_token_id(self) -> int:
-        raise NotImplementedError
+    def example(
+        self, sample: Sample, alternative: int, picture: Picture | None = None, data: bytes | None = None
+    ) -> Example | Rejection:
+        """What is learned from one reasoning of a sample, its evidence first and the answer last.
 
-    def example(self, sample: Sample, alternative: int, image: bytes | None) -> Example | Rejection:
-        """The example of one reasoning; `image` is the picture's bytes as stored, None in text mode."""
-        raise NotImplementedError
+        Args:
+            alternative: which of `sample.reasoning`.
+            picture, data: the sample's picture and its bytes as stored; neither in text mode.
+
+        Returns:
+            An Example of at most `max_length` tokens. Where it would be longer, its picture is made smaller
+            and becomes part of it; where even the smallest picture does not make it fit, a Rejection. Text
+            is never cut.
+        """
+        size = _size(sample)
+        if self.contract.mode == "text":
+            picture = data = None
+        elif picture is None or data is None:
+            raise ValueError(f"{sample.id}: a multimodal example needs its picture")
+        elif (picture.width, picture.height) != size:
+            return _refuse(
+                sample,
+                Reason.IMAGE_SIZE_DIFFERS,
+                f"the picture is {picture.width}x{picture.height} pixels, the sample says {size[0]}x{size[1]}",
+            )
+        fitted = self._fit(sample, sample.reasoning[alternative], size)
+        if isinstance(fitted, Rejection):
+            return fitted
+        shrunk = picture is not None and fitted.seen != self._seen(size)
+        if picture is not None and shrunk:
+            data = _png(picture.pixels.resize(fitted.seen, Image.Resampling.BICUBIC))
+        return Example(
+            id=f"{sample.id}#{alternative}",
+            sample=sample.id,
+            alternative=alternative,
+            split="train" if sample.origin.split == "train" else "validation",
+            ids=tuple(fitted.ids),
+            labels=tuple(fitted.labels),
+            image=data,
+            image_grid=self._grid(fitted.seen) if picture is not None else None,
+            shrunk=shrunk,
+        )
+
+    def _fit(self, sample: Sample, trace: Trace, size: tuple[int, int]) -> _Fitted | Rejection:
+        """The example with the largest picture that fits, or why there is none."""
+        limit, area = self.contract.max_length, self.contract.factor**2
+        try:
+            seen = self._seen(size)
+        except ValueError as error:  # far longer than wide
+            return _refuse(sample, Reason.IMAGE_UNSUPPORTED, str(error))
+        full = last = self._ids(sample, trace, seen)
+        while (over := len(last.ids) - limit) > 0:
+            wanted = max(self._visual_tokens(seen) - over, 1) * area
+            smaller = smart_resize(
+                *size,
+                min_pixels=self.contract.min_pixels,
+                max_pixels=max(wanted, self.contract.min_pixels),
+                factor=self.contract.factor,
+            )
+            if self._visual_tokens(smaller) >= self._visual_tokens(seen) or self._seen(smaller) != smaller:
+                return _refuse(sample, Reason.TOO_LONG, self._too_long(full, last))
+            seen = smaller
+            last = self._ids(sample, trace, seen)
+        return last
+
+    def _ids(self, sample: Sample, trace: Trace, seen: tuple[int, int]) -> _Fitted:
+        prompt = self._prompt_ids(sample, self._visual_tokens(seen))
+        reply = self._plain(render_reply(trace, sample.answers[0], self._frame(sample, seen))) + self._end
+        return _Fitted(prompt + reply, [IGNORED] * len(prompt) + reply, seen)
+
+    def _too_long(self, full: _Fitted, smallest: _Fitted) -> str:
+        limit = self.contract.max_length
+        if self.contract.mode == "text":
+            return f"{len(full.ids)} tokens, --max-length allows {limit}"
+        return (
+            f"{len(full.ids)} tokens ({self._visual_tokens(full.seen)} of them for the picture), --max-length allows "
+            f"{limit}; with the smallest picture that --min-pixels {self.contract.min_pixels} allows "
+            f"({self._visual_tokens(smallest.seen)} tokens) it is still {len(smallest.ids)}"
+        )
+
+    # --- generating --------------------------------------------------------------------------------
 
     def prompts(self, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]) -> dict[str, Any]:
         """A batch to generate from, padded on the left.
 
         Args:
             samples: B questions.
-            pictures: upright RGB, one per question: its own, or a blank or another one; the grid is the
-                given picture's. Not looked at in text mode.
+            pictures: upright RGB, one per question: its own, or a blank or another one; the grid is the given
+                picture's. Not looked at in text mode.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32 [patches of all
             pictures, channels · frames · patch²]; image_grid_thw: int64 [B, 3]. Without the last two in text mode.
         """
-        raise NotImplementedError
+        import torch
+
+        batch: dict[str, Any] = {}
+        visual = [0] * len(samples)
+        if self.contract.mode == "multimodal":
+            batch = self.pixels([picture for picture in pictures if picture is not None])
+            visual = (batch["image_grid_thw"].prod(-1) // self.contract.merge_size**2).tolist()
+        prompts = [self._prompt_ids(sample, count) for sample, count in zip(samples, visual, strict=True)]
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        ids = torch.tensor([[self.pad_token_id] * p + prompt for p, prompt in zip(padding, prompts, strict=True)])
+        mask = torch.tensor([[0] * p + [1] * (longest - p) for p in padding])
+        kinds = (ids == self.processor.image_token_id).long()
+        return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **batch}
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        """pixel_values and image_grid_thw of upright RGB pictures, as the model takes them."""
+        return dict(self.processor.image_processor(images=list(pictures), return_tensors="pt"))
+
+    def prompt_ids(self, sample: Sample, picture: tuple[int, int] | None = None) -> list[int]:
+        """The ids that an example of this sample begins with, and that `prompts` pads.
+
+        `picture`: (width, height) of the picture that is shown; default: the sample's own.
+        """
+        return self._prompt_ids(sample, self._visual_tokens(self._seen(picture or _size(sample))))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Generated ids as text, up to the first end token."""
-        raise NotImplementedError
+        """Generated ids as text, up to the first end token; other control tokens stay visible."""
+        ends = {*self.eos_token_ids, self.pad_token_id}
+        kept = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        return str(self._tokenizer.decode(list(ids[:kept]), skip_special_tokens=False))
 
     def frame(self, sample: Sample) -> Frame:
-        """The frame in which a text about this sample writes its boxes."""
-        raise NotImplementedError
+        """The frame in which a text about this sample writes its boxes (with the picture not shrunk)."""
+        return self._frame(sample, self._seen(_size(sample)))
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Where a generated answer ends: the token that ends a turn, and the one that ends a text."""
+        special = set(self._tokenizer.all_special_ids)
+        turn = [token for token in self._end if token in special]
+        return tuple(dict.fromkeys((*turn, int(self._tokenizer.eos_token_id), self.pad_token_id)))
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self._tokenizer.pad_token_id)
+
+    # --- pieces ------------------------------------------------------------------------------------
+
+    def _prompt_ids(self, sample: Sample, visual_tokens: int) -> list[int]:
+        question = self._plain(prompt_text(sample, self.contract.instruction))
+        if self.contract.mode == "text":
+            return self._head + question + self._tail
+        at = self._head.index(self.processor.image_token_id)
+        picture = [self.processor.image_token_id] * visual_tokens
+        return self._head[:at] + picture + self._head[at + 1 :] + question + self._tail
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of what people wrote: nothing in it is a control token."""
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [int(token) for token in ids]
+
+    def _control(self, text: str) -> list[int]:
+        """Ids of the template's own text."""
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        return [int(token) for token in ids]
+
+    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) after resizing. Raises ValueError for a side ratio above 200."""
+        low, high = self.contract.min_pixels, self.contract.max_pixels
+        return smart_resize(*size, min_pixels=low, max_pixels=high, factor=self.contract.factor)
+
+    def _visual_tokens(self, seen: tuple[int, int]) -> int:
+        if self.contract.mode == "text":
+            return 0
+        return seen[0] * seen[1] // self.contract.factor**2
+
+    def _grid(self, seen: tuple[int, int]) -> tuple[int, int, int]:
+        """(1, rows, columns) in patches, held against the processor's own count."""
+        rows, columns = seen[1] // self.contract.patch_size, seen[0] // self.contract.patch_size
+        counted = self.processor.image_processor.get_number_of_image_patches(seen[1], seen[0], {})
+        if counted != rows * columns:
+            raise InputError(
+                f"the base's processor cuts a picture of {seen[0]}x{seen[1]} pixels into {counted} patches, "
+                f"{rows}x{columns} were expected; this version of its family is not supported"
+            )
+        return 1, rows, columns
+
+    def _frame(self, sample: Sample, seen: tuple[int, int]) -> Frame:
+        """The declared frame on this sample; pixels of the resized input are those of the picture as seen."""
+        return frame_as_seen(self.contract.frame_spec, (sample.image.width, sample.image.height), seen)
+
+    def _check_control_tokens(self) -> None:
+        control = {*self._tokenizer.all_special_ids, self.processor.image_token_id, self.processor.video_token_id}
+        texts = [str(text) for text in self._tokenizer.convert_ids_to_tokens(sorted(control))]
+        found = control & set(self._plain(" ".join(texts)))
+        if found:
+            raise InputError(
+                "the base's tokenizer makes control tokens of plain text: "
+                f"{', '.join(self._tokenizer.convert_ids_to_tokens(sorted(found)))}; "
+                "they need to be marked as special in its tokenizer.json"
+            )
 
 
 def prompt_text(sample: Sample, instruction: str | None = None) -> str:
-    """What the user says: question, context, choices, instruction; one line each where there is one."""
-    raise NotImplementedError
+    """What the user says: question, context, choices, instruction, each on its own line where there is one.
+
+    Which way does the lever go?
+    Context: Gears that touch turn in opposite directions.
+    A. up
+    B. down
+    Answer with the letter.
+    """
+    lines = [sample.question.strip()]
+    if sample.context and sample.context.strip():
+        lines.append(f"Context: {sample.context.strip()}")
+    lines += [f"{chr(ord('A') + i)}. {choice.strip()}" for i, choice in enumerate(sample.choices or ())]
+    if instruction and instruction.strip():
+        lines.append(instruction.strip())
+    return "\n".join(lines)
+
+
+def frame_as_seen(spec: FrameSpec, original: tuple[int, int], seen: tuple[int, int]) -> Frame:
+    """The frame of a picture of this original (width, height) that a model sees at another one.
+
+    Only `resized_pixels` depends on the second: its numbers are pixels of what is seen, also where that is
+    smaller than the budget would allow.
+    """
+    frame = spec.on(*original)
+    if spec.name != "resized_pixels":
+        return frame
+    return replace(frame, x_axis=replace(frame.x_axis, span=seen[0]), y_axis=replace(frame.y_axis, span=seen[1]))
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    """(width, height) of the picture as it is stored."""
+    image = sample.image.stored or sample.image
+    return image.width, image.height
+
+
+def _refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
+    return Rejection(id=sample.id, stage=STAGE, reason=reason, detail=detail)
+
+
+def _png(picture: Image.Image) -> bytes:
+    """Without loss and without a time, so that the same picture gives the same bytes."""
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,145 @@
+"""Entry point of the stage tokenize: python -m jobs.tokenize --run-uri … --base-uri …"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from vcot.settings import Settings, setting
+from vcot.stage import launch
+
+if TYPE_CHECKING:
+    from vcot.records import Folder, StageMark
+    from vcot.storage import Store
+    from vcot.tokens.rows import Tokenizing
+
+VISUAL_TOKEN = 28 * 28
+"""Pixels of one visual token in the Qwen2.5-VL family; the contract has the base's own value."""
+
+
+class TokenizeSettings(Settings):
+    """Turns Samples into what a model trains on: token ids, which of them are learned, and the picture.
+
+    Reads <run-uri>/distill, writes <run-uri>/tokenize: Parquet shards that `datasets` opens as they are, and
+    report.html, which shows some examples token by token. Learned are the reasoning, the answer and the end
+    token; prompt, picture and padding are not. Nothing is cut: a row that is too long gets a smaller picture,
+    or is refused with its numbers. One example is made of each reasoning of a row, none of the test split.
+    """
+
+    stage: ClassVar[str] = "tokenize"
+
+    base_uri: str = setting(
+        description="folder of the base model; only its tokenizer and processor files are read", min_length=1
+    )
+    input_uri: str | None = setting(None, "finished stage with the Samples; default: <run-uri>/distill")
+    mode: Literal["multimodal", "text"] = setting(
+        "multimodal", "text leaves the pictures out: a warm-up in which only the form of the replies is learned"
+    )
+    frame: Literal["thousandths", "resized_pixels", "pixels", "padded_square", "fractions"] = setting(
+        "thousandths",
+        "numbers in which a text writes boxes: thousandths of the picture's sides (Qwen2-VL, Qwen3-VL), "
+        "resized_pixels of the picture as the model sees it (Qwen2.5-VL)",
+    )
+    min_pixels: int = setting(
+        4 * VISUAL_TOKEN,
+        "area of a picture as the model sees it, at least; 784 pixels are one visual token (28x28)",
+        unit="pixels",
+        gt=0,
+    )
+    max_pixels: int = setting(
+        1280 * VISUAL_TOKEN,
+        "the same, at most: 1003520 is 1280 visual tokens; larger pictures are made smaller",
+        unit="pixels",
+        gt=0,
+    )
+    max_length: int = setting(
+        2048, "prompt, visual tokens and reply of an example together, at most", unit="tokens", gt=0
+    )
+    instruction: str | None = setting(None, "a line below every question, in training and in evaluation")
+    max_rejected_share: float = setting(
+        0.05, "the stage fails when a larger share of its rows is refused", unit="0..1", ge=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"--min-pixels={self.min_pixels} is more than --max-pixels={self.max_pixels}; at most the same"
+            )
+        return self
+
+
+def run(settings: TokenizeSettings) -> None:
+    _one_thread()
+    from vcot.records.example import ExampleSink
+    from vcot.records.shards import Folder, read_mark, run_shards
+    from vcot.storage import Store, join
+    from vcot.storage.folders import folder_digest
+    from vcot.tokens.processor import is_processor_file
+
+    store = Store()
+    source_uri = settings.input_uri or join(settings.run_uri, "distill")
+    source, inputs = read_mark(store, source_uri)
+    base_digest = folder_digest(store, settings.base_uri, only=is_processor_file)
+    inputs |= {settings.base_uri: base_digest}
+    folder = Folder(store, settings.run_uri, settings.stage)
+    if folder.mark() is not None:  # do not load a processor to say that nothing is left to do
+        run_shards(folder, settings, inputs=inputs, shards=0, work=lambda _: None, max_rejected_share=1)
+        return
+    folder.begin(settings, inputs)  # a prefix with other settings is refused before anything is loaded
+    if settings.part == "prepare":
+        return
+    tokenizing = _load(settings, store, source_uri, source, folder)
+    run_shards(
+        folder,
+        settings,
+        inputs=inputs,
+        shards=len(source.shards),
+        work=tokenizing.shard,
+        sink=ExampleSink,
+        max_rejected_share=settings.max_rejected_share,
+        report=tokenizing.report,
+        facts={
+            "contract": tokenizing.encoder.contract.model_dump(mode="json"),
+            "base_uri": settings.base_uri,
+            "base_sha256": base_digest,
+        },
+    )
+
+
+def _load(settings: TokenizeSettings, store: Store, source_uri: str, source: StageMark, folder: Folder) -> Tokenizing:
+    """The base's processor (10 s, most of them for importing torch) and what works with it."""
+    from vcot.storage.folders import fetch_folder
+    from vcot.tokens import Contract, Encoder, is_processor_file, load_processor
+    from vcot.tokens.rows import Tokenizing
+
+    with tempfile.TemporaryDirectory(prefix="base-") as scratch:
+        local = fetch_folder(store, settings.base_uri, Path(scratch), only=is_processor_file)
+        processor = load_processor(local, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    contract = Contract.of(
+        processor,
+        mode=settings.mode,
+        frame=settings.frame,
+        max_length=settings.max_length,
+        instruction=settings.instruction,
+    )
+    return Tokenizing(store, source_uri, source, folder.uri, Encoder(processor, contract))
+
+
+def _one_thread() -> None:
+    """Shards are the unit of parallel work; threads within one only wait for each other.
+
+    Must happen before torch and tokenizers are imported: they read these when they are loaded.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+if __name__ == "__main__":
+    launch(TokenizeSettings, run)

@@ -1,0 +1,145 @@
+"""The stage tokenize: Samples of one shard become Examples of one shard."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vcot.records.example import Example, Examples
+from vcot.records.sample import Reason, Rejection, Sample
+from vcot.records.shards import ShardMark, ShardWriter, StageMark, Tally, fetch_file, read_shard
+from vcot.stage import stop
+from vcot.storage import NotFound, Store, images
+from vcot.storage.images import ImageError, Picture
+from vcot.tokens.audit import View, check_mask, view
+from vcot.tokens.encoder import STAGE, Encoder
+from vcot.tokens.report import numbers, report_page
+from vcot.tokens.tally import Counts
+
+PICTURES_IN_MEMORY = 8
+"""Questions about one picture stand together; it is read and decoded once."""
+
+PAGE_EXAMPLES = 12
+"""Examples on the audit page."""
+
+_IMAGE_REASONS: Mapping[images.Reason, Reason] = {
+    "missing": Reason.IMAGE_MISSING,
+    "changed": Reason.IMAGE_CHANGED,
+    "not-an-image": Reason.IMAGE_NOT_AN_IMAGE,
+    "unsupported-format": Reason.IMAGE_UNSUPPORTED,
+    "truncated": Reason.IMAGE_TRUNCATED,
+    "broken": Reason.IMAGE_NOT_AN_IMAGE,
+    "too-large": Reason.IMAGE_TOO_LARGE,
+}
+
+
+class Tokenizing:
+    """Makes the shards of this stage from those of another, and the page about them."""
+
+    def __init__(self, store: Store, source_uri: str, source: StageMark, own_uri: str, encoder: Encoder) -> None:
+        self.store, self.source_uri, self.source, self.own_uri = store, source_uri, source, own_uri
+        self.encoder = encoder
+        self._pictures: OrderedDict[str, tuple[Picture, bytes]] = OrderedDict()
+
+    # --- shards ------------------------------------------------------------------------------------
+
+    def shard(self, writer: ShardWriter) -> None:
+        """One shard; a row gives one example per reasoning, rows of the test split give none."""
+        counts = Counts()
+        for sample in read_shard(self.store, self.source_uri, self.source.shards[writer.index]):
+            stop.raise_if_requested()
+            if sample.origin.split == "test":
+                counts.test_rows += 1
+                continue
+            examples, refused = self.examples(sample)
+            if not examples:
+                writer.reject(refused[0])
+                continue
+            for example in examples:
+                check_mask(example, self.encoder.processor)
+                counts.add(example, sample, sum(t == self.encoder.processor.image_token_id for t in example.ids))
+            for rejection in refused:
+                counts.lose(rejection)
+            writer.keep(*examples)
+        writer.facts = counts.to_json()
+
+    def examples(self, sample: Sample) -> tuple[list[Example], list[Rejection]]:
+        """All that one row gives; refused is a whole row, or some of its reasonings."""
+        if not sample.reasoning:
+            detail = "no reasoning to learn from; distill writes one for rows that have none"
+            return [], [Rejection(id=sample.id, stage=STAGE, reason=Reason.NO_REASONING, detail=detail)]
+        picture: Picture | None = None
+        data: bytes | None = None
+        if self.encoder.contract.mode == "multimodal":
+            try:
+                picture, data = self._picture(sample)
+            except ImageError as error:
+                reason = _IMAGE_REASONS[error.reason]
+                return [], [Rejection(id=sample.id, stage=STAGE, reason=reason, detail=str(error))]
+        made = [self.encoder.example(sample, i, picture, data) for i in range(len(sample.reasoning))]
+        kept = [one for one in made if isinstance(one, Example)]
+        return kept, [one for one in made if isinstance(one, Rejection)]
+
+    def _picture(self, sample: Sample) -> tuple[Picture, bytes]:
+        """The picture and its bytes. Raises ImageError."""
+        uri = (sample.image.stored or sample.image).uri
+        if uri not in self._pictures:
+            data = _bytes(self.store, uri)
+            found = hashlib.sha256(data).hexdigest()
+            if found != sample.image.sha256:
+                was = sample.image.sha256
+                raise ImageError(uri, "changed", f"sha256 is {found[:12]}…, recorded was {was[:12]}…")
+            self._pictures[uri] = images.decode(data, uri), data
+            while len(self._pictures) > PICTURES_IN_MEMORY:
+                self._pictures.popitem(last=False)
+        return self._pictures[uri]
+
+    # --- the whole ---------------------------------------------------------------------------------
+
+    def report(self, shards: tuple[ShardMark, ...], tally: Tally) -> tuple[dict[str, Any], str]:
+        """Sums of all shards, and the audit page with some examples read back from storage."""
+        counts = Counts.sum(shard.facts for shard in shards)
+        found = numbers(counts, tally, self.encoder.contract)
+        return found, report_page(found, self._views(shards))
+
+    def _views(self, shards: Sequence[ShardMark]) -> list[View]:
+        """A few examples: shrunk ones first, then of both splits, from as many shards as it takes."""
+        views: dict[str, list[View]] = {"shrunk": [], "train": [], "validation": []}
+        share = PAGE_EXAMPLES // len(views)
+        for shard in shards:
+            wanted = [s for s in shard.facts["shown"] if len(views[s["kind"]]) < share]
+            if wanted:
+                for kind, one in self._read(shard, wanted):
+                    if len(views[kind]) < share:
+                        views[kind].append(one)
+            if all(len(some) >= share for some in views.values()):
+                break
+        return [one for some in views.values() for one in some]
+
+    def _read(self, shard: ShardMark, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, View]]:
+        with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
+            examples = Examples([fetch_file(self.store, self.own_uri, f, Path(scratch)) for f in shard.files])
+            found = []
+            for shown in wanted:
+                example = examples[shown["row"]]
+                check_mask(example, self.encoder.processor)
+                size = (shown["size"][0], shown["size"][1])
+                one = view(example, size, self.encoder.contract, self.encoder.processor)
+                found.append((str(shown["kind"]), one))
+            return found
+
+
+def _bytes(store: Store, uri: str) -> bytes:
+    """At most as much as `images` decodes. Raises ImageError where there is nothing, or too much."""
+    try:
+        with store.open_read(uri) as source:
+            data = source.read(images.MAX_BYTES + 1)
+    except NotFound as error:
+        raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from error
+    if len(data) > images.MAX_BYTES:
+        raise ImageError(uri, "too-large", f"more than {images.MAX_BYTES >> 20} MiB")
+    return data
