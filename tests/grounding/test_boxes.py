@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import ast
+import copy
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.grounding.drawn import SPECS, assert_same_place, boxes, framed_boxes, unhurried, unit_in_pixels
+from vcot.grounding import Box, BoxError, BoxFault, FrameSpec, giou, iou, smart_resize
+
+# Six rows of the VisCoT benchmark: size, true box, padded-square numbers, thousandths, resized size and numbers
+# (4·28·28 to 1280·28·28 pixels), and the IoU that is left if the padded-square numbers are taken for fractions.
+ROWS = {
+    "docvqa": (
+        (1695, 2200), (74, 398, 404, 1118), (0.148, 0.181, 0.298, 0.508), (73.6, 398.2, 403.6, 1117.6),
+        (44, 181, 238, 508), (868, 1120), (38, 203, 207, 569), 0.355,
+    ),
+    "cub": (
+        (500, 357), (141, 87, 397, 298), (0.282, 0.316, 0.794, 0.738), (141, 87, 397, 298),
+        (282, 244, 794, 835), (504, 364), (142, 89, 400, 304), 0.714,
+    ),
+    "sroie": (
+        (931, 1870), (86, 208, 840, 257), (0.297, 0.111, 0.700, 0.137), (86.4, 207.6, 840.0, 256.2),
+        (92, 111, 902, 137), (700, 1400), (65, 156, 632, 192), 0.487,
+    ),
+    "gqa": (
+        (391, 500), (217, 343, 242, 393), (0.542, 0.686, 0.592, 0.786), (217, 343, 242, 393),
+        (555, 686, 619, 786), (392, 504), (218, 346, 243, 396), 0.481,
+    ),
+    "infographicsvqa": (
+        (969, 2221), (221.31, 600.86, 931.42, 1301.99), (0.382, 0.271, 0.701, 0.586), (222.4, 601.9, 930.9, 1301.5),
+        (228, 271, 961, 586), (644, 1512), (147, 409, 619, 886), 0.434,
+    ),
+    "visual7w": (
+        (500, 375), (2, 0, 390, 282), (0.004, 0.124, 0.780, 0.688), (2, 0, 390, 282),
+        (4, 0, 780, 752), (504, 364), (2, 0, 393, 274), 0.750,
+    ),
+}  # fmt: skip
+
+
+def smart_resize_of_transformers():
+    """Their function, compiled from the installed source: importing it takes ten seconds, for it brings torch."""
+    installed = importlib.util.find_spec("transformers")
+    if installed is None:
+        pytest.skip("transformers is not installed")
+    source = Path(installed.origin).parent / "models/qwen2_vl/image_processing_qwen2_vl.py"
+    functions = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef)]
+    names = {"math": math}
+    exec(ast.unparse(next(node for node in functions if node.name == "smart_resize")), names)
+    return names["smart_resize"]
+
+
+RESIZED = FrameSpec("resized_pixels", min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28)
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+class TestRealRows:
+    def test_the_true_box_is_written_in_every_frame_as_published(self, row):
+        (width, height), true, padded, _, thousandths, resized_size, resized, _ = row
+        box = Box.from_pixels(*true, width=width, height=height)
+        assert box.to_thousandths(width=width, height=height) == thousandths
+        assert FrameSpec("thousandths").on(width, height).encode(box) == thousandths
+        # The published numbers come from unrounded boxes; the boxes themselves are published with two decimals.
+        assert box.to_padded_square(width=width, height=height) == pytest.approx(padded, abs=0.0005 + 0.005 / height)
+        assert RESIZED.on(width, height).encode(box) == resized
+        size = {"resized_width": resized_size[0], "resized_height": resized_size[1]}
+        assert box.to_resized(width=width, height=height, **size) == resized
+
+    def test_the_image_is_resized_as_published(self, row):
+        assert smart_resize(*row[0], min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28) == row[5]
+
+    def test_un_padding_gives_the_true_box_back(self, row):
+        (width, height), _, padded, unpadded, *_ = row
+        box = Box.from_padded_square(*padded, width=width, height=height)
+        assert box.as_list() == pytest.approx(unpadded, abs=0.06)
+
+    def test_reading_the_padded_square_as_fractions_ruins_the_box(self, row):
+        (width, height), true, padded, *_, naive_iou = row
+        naive = Box.from_fractions(*padded, width=width, height=height)
+        assert iou(naive, Box(*true)) == pytest.approx(naive_iou, abs=0.0006)
+
+    def test_each_frame_is_read_back_to_nearly_the_same_place(self, row):
+        (width, height), true, *_ = row
+        for spec in SPECS:
+            frame = spec.on(width, height)
+            assert iou(frame.decode(*frame.encode(Box(*true))), Box(*true)) > 0.95
+
+
+class TestABoxThatCannotBeBuilt:
+    @pytest.mark.parametrize(
+        ("edges", "fault"),
+        [
+            ((0, 0, math.nan, 1), BoxFault.NOT_FINITE),
+            ((0, 0, math.inf, 1), BoxFault.NOT_FINITE),
+            ((0, 0, 10**400, 1), BoxFault.NOT_FINITE),
+            ((0, 0, "wide", 1), BoxFault.NOT_A_NUMBER),
+            ((0, 0, None, 1), BoxFault.NOT_A_NUMBER),
+            ((5, 0, 3, 4), BoxFault.INVERTED),
+            ((868, 213, 859, 389), BoxFault.INVERTED),
+            ((0, 4, 3, 1), BoxFault.INVERTED),
+            ((3, 0, 3, 4), BoxFault.ZERO_AREA),
+            ((0, 4, 3, 4), BoxFault.ZERO_AREA),
+            ((-1, 0, 3, 4), BoxFault.OUTSIDE),
+        ],
+    )
+    def test_says_which_fault_it_has(self, edges, fault):
+        with pytest.raises(BoxError) as caught:
+            Box(*edges)
+        assert caught.value.fault is fault
+
+    def test_further_outside_than_the_overhang_allows_is_refused_with_the_numbers(self):
+        with pytest.raises(BoxError) as caught:
+            Box.from_pixels(90, 10, 106, 20, width=100, height=50, overhang=5)
+        assert caught.value.fault is BoxFault.OUTSIDE
+        assert str(caught.value) == (
+            "[90.0, 10.0, 106.0, 20.0] leaves the image of 100x50 pixels by 6 px; at most 5 px are allowed"
+        )
+
+    def test_a_slight_overhang_is_moved_to_the_border_only_if_allowed(self):
+        assert Box.from_pixels(-2, 10, 105, 55, width=100, height=50, overhang=5) == Box(0, 10, 100, 50)
+        with pytest.raises(BoxError, match="at most 0 px"):
+            Box.from_pixels(-2, 10, 100, 50, width=100, height=50)
+
+    def test_nothing_inside_the_image_is_outside_even_within_the_overhang(self):
+        with pytest.raises(BoxError, match="lies outside"):
+            Box.from_pixels(100, 10, 104, 20, width=100, height=50, overhang=5)
+
+    def test_another_page_is_not_clamped(self):
+        with pytest.raises(BoxError) as caught:
+            Box.from_pixels(484, 16537, 1896, 16625, width=1700, height=2800, overhang=5)
+        assert caught.value.fault is BoxFault.OUTSIDE
+
+    def test_the_error_survives_a_process_border(self):
+        error = copy.copy(BoxError(BoxFault.INVERTED, "left, top, right, bottom"))  # rebuilds it as pickle does
+        assert (error.fault, str(error)) == (BoxFault.INVERTED, "left, top, right, bottom")
+
+
+class TestPaddedSquare:
+    def test_what_lies_in_the_padding_is_cut_off_for_a_model(self):
+        box = Box.from_padded_square(0.2, 0.0, 0.8, 0.5, width=1000, height=500)
+        assert box == Box(200, 0, 800, 250)
+
+    def test_a_box_wholly_in_the_padding_is_outside(self):
+        with pytest.raises(BoxError) as caught:
+            Box.from_padded_square(0.2, 0.0, 0.8, 0.2, width=1000, height=500)
+        assert caught.value.fault is BoxFault.OUTSIDE
+
+    def test_an_annotation_in_the_padding_is_refused_beyond_its_overhang(self):
+        inside = {"width": 1000, "height": 500, "overhang": 5}
+        assert Box.from_padded_square(0.2, 0.245, 0.8, 0.5, **inside) == Box(200, 0, 800, 250)
+        with pytest.raises(BoxError, match="leaves the image"):
+            Box.from_padded_square(0.2, 0.2, 0.8, 0.5, **inside)
+
+    def test_the_overhang_of_an_annotation_may_leave_the_square(self):
+        box = Box.from_padded_square(0.1, 0.2, 1.002, 0.5, width=500, height=500, overhang=5)
+        assert box.x2 == 500
+
+
+def test_coco_boxes_have_a_width_and_a_height():
+    assert Box.from_xywh(10, 20, 30, 40, width=100, height=100) == Box(10, 20, 40, 60)
+    with pytest.raises(BoxError) as caught:
+        Box.from_xywh(10, 20, 0, 40, width=100, height=100)
+    assert caught.value.fault is BoxFault.ZERO_AREA
+
+
+def test_the_constructors_agree_on_one_box():
+    size = {"width": 200, "height": 100}
+    box = Box(20, 25, 100, 75)
+    assert Box.from_pixels(20, 25, 100, 75, **size) == box
+    assert Box.from_thousandths(100, 250, 500, 750, **size) == box
+    assert Box.from_fractions(0.1, 0.25, 0.5, 0.75, **size) == box
+    assert Box.from_padded_square(0.1, 0.375, 0.5, 0.625, **size) == box
+    assert Box.from_resized(40, 25, 200, 75, **size, resized_width=400, resized_height=100) == box
+    assert box.to_fractions(**size) == (0.1, 0.25, 0.5, 0.75)
+    assert box.to_padded_square(**size) == (0.1, 0.375, 0.5, 0.625)
+    assert (box.width, box.height, box.area, box.center) == (80, 50, 4000, (60, 50))
+
+
+class TestDecode:
+    @pytest.mark.parametrize(
+        ("name", "numbers", "fault"),
+        [
+            ("thousandths", (0, 0, 1200, 500), BoxFault.OUT_OF_RANGE),
+            ("thousandths", (-50, 0, 200, 500), BoxFault.OUT_OF_RANGE),
+            ("thousandths", (0.148, 0.181, 0.298, 0.508), BoxFault.OUT_OF_RANGE),
+            ("thousandths", (1, 1, 1, 1), BoxFault.ZERO_AREA),
+            ("thousandths", (500, 10, 400, 20), BoxFault.INVERTED),
+            ("thousandths", (1000, 10, 1001, 20), BoxFault.OUTSIDE),
+            ("fractions", (148, 181, 298, 508), BoxFault.OUT_OF_RANGE),
+            ("padded_square", (0.2, 0.3, 1.2, 0.5), BoxFault.OUT_OF_RANGE),
+            ("padded_square", (0.2, 0.01, 0.4, 0.02), BoxFault.OUTSIDE),
+            ("pixels", (0, 0, 900, 100), BoxFault.OUTSIDE),
+            ("pixels", (0, 0, math.inf, 100), BoxFault.NOT_FINITE),
+        ],
+    )
+    def test_what_does_not_fit_the_declared_frame_is_a_fault(self, name, numbers, fault):
+        with pytest.raises(BoxError) as caught:
+            FrameSpec(name).on(500, 300).decode(*numbers)
+        assert caught.value.fault is fault
+
+    def test_original_pixels_do_not_fit_the_resized_input(self):
+        with pytest.raises(BoxError, match=r"resized_pixels, which runs over 0\.\.868 across and 0\.\.1120 down"):
+            RESIZED.on(1695, 2200).decode(74, 398, 1404, 1118)
+
+    @pytest.mark.parametrize(
+        ("name", "numbers"),
+        [
+            ("thousandths", (-1, 0, 1001, 1000)),
+            ("fractions", (0, -0.001, 1.002, 1)),
+            ("padded_square", (0, 0, 1.002, 1)),
+            ("pixels", (0, 0, 500.4, 300)),
+        ],
+    )
+    def test_an_excess_that_rounding_explains_is_moved_to_the_border(self, name, numbers):
+        assert FrameSpec(name).on(500, 300).decode(*numbers) == Box(0, 0, 500, 300)
+
+    def test_whole_numbers_may_be_written_as_floats(self):
+        assert FrameSpec("thousandths").on(1000, 1000).decode(10.5, 20.0, 30, 40) == Box(10.5, 20, 30, 40)
+        assert FrameSpec("thousandths").on(1000, 1000).decode(0.0, 0.0, 1.0, 1.0) == Box(0, 0, 1, 1)
+
+
+class TestEncode:
+    @unhurried
+    @given(framed_boxes())
+    def test_decoding_gives_the_box_back_within_half_a_unit_or_a_unit_if_it_was_thinner(self, drawn):
+        frame, box = drawn
+        found = frame.decode(*frame.encode(box))
+        across, down = unit_in_pixels(frame)
+        thin = box.width <= across or box.height <= down
+        assert_same_place(found, box, frame, units=1.0 if thin else 0.5)
+
+    @unhurried
+    @given(framed_boxes())
+    def test_no_box_is_written_as_an_empty_one(self, drawn):
+        frame, box = drawn
+        x1, y1, x2, y2 = frame.encode(box)
+        assert x1 < x2
+        assert y1 < y2
+
+    @unhurried
+    @given(framed_boxes())
+    def test_encoding_what_was_decoded_changes_nothing_more(self, drawn):
+        frame, box = drawn
+        once = frame.decode(*frame.encode(box))
+        again = frame.decode(*frame.encode(once))
+        assert_same_place(again, once, frame, units=1e-3)
+
+    def test_a_box_of_a_larger_image_is_refused(self):
+        with pytest.raises(BoxError, match="not a box of this image of 100x100"):
+            FrameSpec("thousandths").on(100, 100).encode(Box(10, 10, 400, 50))
+
+    @pytest.mark.parametrize(
+        ("spec", "text"),
+        [
+            (FrameSpec("thousandths"), "[200, 100, 500, 1000]"),
+            (FrameSpec("fractions"), "[0.200, 0.100, 0.500, 1.000]"),
+            (FrameSpec("padded_square"), "[0.200, 0.300, 0.500, 0.750]"),
+            (FrameSpec("pixels"), "[100.00, 25.00, 250.00, 250.00]"),
+            (FrameSpec("resized_pixels", 28 * 28, 1280 * 28 * 28), "[101, 25, 252, 252]"),
+        ],
+    )
+    def test_numbers_are_written_with_the_digits_of_the_frame(self, spec, text):
+        assert spec.on(500, 250).format(Box(100, 25, 250, 250)) == text
+
+
+class TestFrameSpec:
+    @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+    def test_survives_json(self, spec):
+        assert FrameSpec.from_dict(spec.to_dict()) == spec
+
+    def test_an_unknown_name_is_refused_with_the_known_ones(self):
+        with pytest.raises(ValueError, match=r"'permille'; known are thousandths, resized_pixels, pixels"):
+            FrameSpec.from_dict({"name": "permille"})
+
+    def test_an_unknown_entry_is_refused(self):
+        with pytest.raises(ValueError, match="maximum"):
+            FrameSpec.from_dict({"name": "thousandths", "maximum": 999})
+
+    def test_resized_pixels_need_the_limits_of_the_processor(self):
+        with pytest.raises(ValueError, match="max_pixels=None"):
+            FrameSpec("resized_pixels", min_pixels=3136)
+
+    def test_limits_without_a_meaning_make_no_difference(self):
+        assert FrameSpec("thousandths", min_pixels=3136, max_pixels=10**6) == FrameSpec("thousandths")
+
+
+class TestSmartResize:
+    def test_agrees_with_the_processor_over_many_sizes(self):
+        theirs = smart_resize_of_transformers()
+        sides = (1, 5, 13, 14, 15, 27, 28, 29, 41, 42, 43, 70, 100, 224, 331, 500, 640, 931, 1001, 2200, 4096, 9999)
+        limits = ((28, 4, 1280), (28, 256, 1280), (28, 4, 16384), (32, 256, 1280), (28, 1, 4))
+        compared = 0
+        for factor, least, most in limits:
+            pixels = {"min_pixels": least * factor**2, "max_pixels": most * factor**2, "factor": factor}
+            for width in sides:
+                for height in sides:
+                    if max(width, height) / min(width, height) <= 200:
+                        down, across = theirs(height, width, **pixels)
+                        assert smart_resize(width, height, **pixels) == (across, down), (width, height, pixels)
+                        compared += 1
+        assert compared > 1500
+
+    def test_too_long_an_image_is_refused(self):
+        with pytest.raises(ValueError, match="side ratio of 201"):
+            smart_resize(2010, 10, min_pixels=3136, max_pixels=10**6)
+
+    def test_senseless_limits_are_refused(self):
+        with pytest.raises(ValueError, match="min_pixels=100, max_pixels=10"):
+            smart_resize(50, 50, min_pixels=100, max_pixels=10)
+
+
+class TestOverlap:
+    def test_iou_of_a_box_shifted_by_a_tenth(self):
+        assert iou(Box(100, 100, 300, 300), Box(120, 120, 320, 320)) == pytest.approx(0.68, abs=0.005)
+
+    def test_boxes_that_only_touch_do_not_overlap(self):
+        assert iou(Box(0, 0, 10, 10), Box(10, 0, 20, 10)) == 0
+        assert giou(Box(0, 0, 10, 10), Box(10, 0, 20, 10)) == 0
+
+    def test_giou_tells_near_misses_from_far_ones(self):
+        here = Box(0, 0, 10, 10)
+        assert giou(here, Box(20, 0, 30, 10)) == pytest.approx(-1 / 3)
+        assert giou(here, Box(20, 0, 30, 10)) > giou(here, Box(90, 0, 100, 10))
+
+    @unhurried
+    @given(st.data())
+    def test_symmetric_bounded_and_one_with_itself(self, data):
+        a, b = data.draw(boxes(1000, 700)), data.draw(boxes(1000, 700))
+        assert iou(a, b) == iou(b, a)
+        assert giou(a, b) == giou(b, a)
+        assert 0 <= iou(a, b) <= 1
+        assert -1 <= giou(a, b) <= iou(a, b) + 1e-9
+        assert iou(a, a) == giou(a, a) == 1

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+
+from tests.grounding.drawn import framed_traces, unhurried
+from vcot.grounding import Box, BoxError, Mention, Trace
+
+GEAR = Mention("red gear", (Box(1, 2, 3, 4), Box(5, 6, 7, 8)))
+
+
+def test_neighbouring_prose_is_one_part_and_empty_prose_none():
+    assert Trace(("", "I ", "see ", GEAR, "")).parts == ("I see ", GEAR)
+    assert Trace(("a", "b")) == Trace(("ab",))
+
+
+def test_the_text_has_the_labels_but_no_tags():
+    trace = Trace(("I see the ", GEAR, "."))
+    assert trace.text == "I see the red gear."
+    assert trace.mentions == (GEAR,)
+    assert trace.boxes == GEAR.boxes
+
+
+def test_a_mention_without_a_box_is_prose():
+    with pytest.raises(ValueError, match="'red gear' has no box"):
+        Mention("red gear", ())
+
+
+@unhurried
+@given(framed_traces())
+def test_json_gives_the_trace_back_exactly(drawn):
+    _, trace = drawn
+    assert Trace.from_json(json.loads(json.dumps(trace.to_json()))) == trace
+
+
+def test_json_is_a_list_of_texts_and_mentions():
+    assert Trace(("I see ", GEAR)).to_json() == [
+        "I see ",
+        {"label": "red gear", "boxes": [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]},
+    ]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "text",
+        {"parts": []},
+        [1],
+        [{"label": "x"}],
+        [{"label": "x", "boxes": []}],
+        [{"label": 5, "boxes": [[1, 2, 3, 4]]}],
+        [{"label": "x", "boxes": [[1, 2, 3]]}],
+        [{"label": "x", "boxes": [[1, 2, 3, "4"]]}],
+        [{"label": "x", "boxes": [[True, 2, 3, 4]]}],
+        [{"label": "x", "boxes": [[1, 2, 3, 4]], "score": 1}],
+    ],
+)
+def test_json_of_another_shape_is_refused(data):
+    with pytest.raises(ValueError, match=r"a (trace|mention|box) is|has no box"):
+        Trace.from_json(data)
+
+
+def test_json_with_an_impossible_box_names_its_fault():
+    with pytest.raises(BoxError, match="inverted"):
+        Trace.from_json([{"label": "x", "boxes": [[3, 2, 1, 4]]}])
