@@ -4,17 +4,47 @@ Knows no files, no storage, no model.
 """
 
 from vcot.grounding.boxes import Box, BoxError, BoxFault, Frame, FrameSpec, giou, iou, smart_resize
+from vcot.grounding.dialects import DIALECTS, Dialect
+from vcot.grounding.matching import Match, match, match_at, soft_f1
+from vcot.grounding.tags import (
+    ANSWER_MARK,
+    Fault,
+    Parsed,
+    Reply,
+    Stream,
+    parse,
+    read_reply,
+    render,
+    render_reply,
+    split_answer,
+)
 from vcot.grounding.trace import Mention, Trace
 
 __all__ = [
+    "ANSWER_MARK",
+    "DIALECTS",
     "Box",
     "BoxError",
     "BoxFault",
+    "Dialect",
+    "Fault",
     "Frame",
     "FrameSpec",
+    "Match",
     "Mention",
+    "Parsed",
+    "Reply",
+    "Stream",
     "Trace",
     "giou",
     "iou",
+    "match",
+    "match_at",
+    "parse",
+    "read_reply",
+    "render",
+    "render_reply",
     "smart_resize",
+    "soft_f1",
+    "split_answer",
 ]

@@ -1,0 +1,68 @@
+"""Predicted and true boxes, paired one to one. Rewards and evaluation use the same pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vcot.grounding.boxes import Box, iou
+
+
+@dataclass(frozen=True)
+class Match:
+    """Pairs (index of the predicted box, index of the true box, their IoU > 0), by predicted index.
+
+    No index occurs twice on its side: a box that is predicted three times finds one partner.
+    """
+
+    pairs: tuple[tuple[int, int, float], ...]
+
+    @property
+    def total(self) -> float:
+        """The sum of the pairs' IoU."""
+        return math.fsum(overlap for _, _, overlap in self.pairs)
+
+
+def match(predicted: Sequence[Box], true: Sequence[Box]) -> Match:
+    """The pairing with the largest total IoU (Hungarian method). The same boxes in the same order give the same
+    pairs, also where several pairings are equally good."""
+    overlaps = [[iou(p, t) for t in true] for p in predicted]
+    return _assign(overlaps, overlaps)
+
+
+def match_at(predicted: Sequence[Box], true: Sequence[Box], threshold: float) -> Match:
+    """The largest possible number of pairs with IoU >= threshold; among those, the largest total IoU.
+
+    This is not `match` with the weak pairs left out: that may give away a second good pair for a better total.
+    Raises ValueError unless 0 < threshold <= 1.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"an IoU threshold lies in 0 < threshold <= 1; got {threshold}")
+    overlaps = [[iou(p, t) for t in true] for p in predicted]
+    # A pair more is worth more than all the IoU that any pairing can add up to.
+    pair = 1.0 + min(len(predicted), len(true))
+    return _assign(overlaps, [[pair + o if o >= threshold else 0.0 for o in row] for row in overlaps])
+
+
+def soft_f1(predicted: Sequence[Box], true: Sequence[Box]) -> float:
+    """2 · Σ IoU(pairs) / (|predicted| + |true|), 0..1; nothing predicted of nothing true is 1.
+
+    A box too many costs as much as a box missed, so that neither duplicates nor one box around everything pay.
+    For one box each it is their IoU.
+    """
+    if not predicted and not true:
+        return 1.0
+    return 2 * match(predicted, true).total / (len(predicted) + len(true))
+
+
+def _assign(overlaps: list[list[float]], gains: list[list[float]]) -> Match:
+    """The pairing with the largest total gain, without the pairs that gain nothing."""
+    if not gains or not gains[0]:
+        return Match(())
+    # Here, not above: scipy takes longer to import than everything else in this room, and few need it.
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(gains, maximize=True)
+    pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+    return Match(tuple((p, t, overlaps[p][t]) for p, t in pairs if gains[p][t] > 0))
