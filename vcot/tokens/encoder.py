@@ -97,7 +97,7 @@ class Encoder:
             ids=tuple(fitted.ids),
             labels=tuple(fitted.labels),
             image=data,
-            image_grid=self._grid(fitted.seen) if picture is not None else None,
+            image_grid=None if picture is None else self._grid(fitted.seen if shrunk else size, fitted.seen),
             shrunk=shrunk,
         )
 
@@ -229,13 +229,13 @@ class Encoder:
             return 0
         return seen[0] * seen[1] // self.contract.factor**2
 
-    def _grid(self, seen: tuple[int, int]) -> tuple[int, int, int]:
-        """(1, rows, columns) in patches, held against the processor's own count."""
+    def _grid(self, size: tuple[int, int], seen: tuple[int, int]) -> tuple[int, int, int]:
+        """(1, rows, columns) in patches of a picture of this size, held against the processor's own count."""
         rows, columns = seen[1] // self.contract.patch_size, seen[0] // self.contract.patch_size
-        counted = self.processor.image_processor.get_number_of_image_patches(seen[1], seen[0], {})
+        counted = self.processor.image_processor.get_number_of_image_patches(size[1], size[0], {})
         if counted != rows * columns:
             raise InputError(
-                f"the base's processor cuts a picture of {seen[0]}x{seen[1]} pixels into {counted} patches, "
+                f"the base's processor cuts a picture of {size[0]}x{size[1]} pixels into {counted} patches, "
                 f"{rows}x{columns} were expected; this version of its family is not supported"
             )
         return 1, rows, columns

@@ -1,0 +1,70 @@
+"""The rehearsal base's processor, and Samples to feed it with. Fixtures for tests that need a processor:
+
+from tests.tokens.base import *  # in a conftest.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Picture
+
+from vcot.grounding import Box, Mention, Trace
+from vcot.records import Image, Origin, Sample
+
+__all__ = ["base_folder", "processor"]
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "examples" / "rehearsal"
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the processor of the rehearsal base: the shipped one, or one made by the same script."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if (SHIPPED / "tokenizer.json").exists():
+        return SHIPPED
+    from examples.rehearsal import make_base
+
+    folder = tmp_path_factory.mktemp("base")
+    make_base.make_processor(make_base.make_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(base_folder: Path) -> Any:
+    from vcot.tokens import load_processor
+
+    return load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+
+
+def png(width: int = 320, height: int = 240, colour: str = "navy") -> bytes:
+    buffer = io.BytesIO()
+    Picture.new("RGB", (width, height), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+DISC = Mention("red disc", (Box(32.0, 24.0, 96.0, 72.0),))  # [100, 100, 300, 300] in thousandths of 320x240
+WHERE = Trace(("The ", DISC, " is at the top left."))
+
+
+def sample(data: bytes | None = None, uri: str = "a.png", **changes: Any) -> Sample:
+    """A question about a disc in a picture of 320x240 pixels, or of the picture given."""
+    data = data or png()
+    width, height = Picture.open(io.BytesIO(data)).size
+    values: dict[str, Any] = {
+        "id": "s1",
+        "image": Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest()),
+        "question": "Where is the red disc?",
+        "answers": ("top left",),
+        "reasoning": (WHERE,),
+        "evidence": (DISC,),
+        "origin": Origin(dataset="drawn", split="train", row="1", licence="MIT"),
+    }
+    return Sample(**(values | changes))

@@ -1,0 +1,1 @@
+from tests.tokens.base import *  # noqa: F403
