@@ -94,12 +94,14 @@ class Reason(StrEnum):
     BOX_COPIES_DISAGREE = "box-copies-disagree"
     IMAGE_MISSING = "image-missing"
     IMAGE_TRUNCATED = "image-truncated"
+    IMAGE_BROKEN = "image-broken"
     IMAGE_NOT_AN_IMAGE = "image-not-an-image"
     IMAGE_TOO_LARGE = "image-too-large"
     IMAGE_UNSUPPORTED = "image-unsupported"
     IMAGE_SIZE_DIFFERS = "image-size-differs"
     IMAGE_CHANGED = "image-changed"
     DUPLICATE = "duplicate"
+    HELD_OUT = "held-out"
     NO_REASONING = "no-reasoning"
     TEACHER_EMPTY = "teacher-empty"
     TEACHER_UNREADABLE = "teacher-unreadable"
@@ -107,6 +109,18 @@ class Reason(StrEnum):
     TEACHER_WRONG_ANSWER = "teacher-wrong-answer"
     TEACHER_REFUSED = "teacher-refused"
     TOO_LONG = "too-long"
+
+
+IMAGE_REASONS = {
+    "missing": Reason.IMAGE_MISSING,
+    "changed": Reason.IMAGE_CHANGED,
+    "not-an-image": Reason.IMAGE_NOT_AN_IMAGE,
+    "unsupported-format": Reason.IMAGE_UNSUPPORTED,
+    "truncated": Reason.IMAGE_TRUNCATED,
+    "broken": Reason.IMAGE_BROKEN,
+    "too-large": Reason.IMAGE_TOO_LARGE,
+}
+"""What `vcot.storage.images` calls it → the reason of a Rejection."""
 
 
 class Rejection(Record):

@@ -1,0 +1,239 @@
+"""Rows of a dataset become Samples: `python -m jobs.convert`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from vcot import log
+from vcot.errors import InputError
+from vcot.settings import CommaSeparated, Settings, setting
+from vcot.stage import REPORT_EVERY, launch, stop
+
+if TYPE_CHECKING:
+    from vcot.grounding import FrameSpec
+    from vcot.records import Rejection, Sample
+    from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
+    from vcot.sources import Desk, Options, Source
+    from vcot.sources.row import Row
+    from vcot.storage import Store
+
+
+def _words(value: Any) -> Any:
+    return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
+
+
+Questions = Annotated[tuple[Literal["where", "count", "point", "presence"], ...], BeforeValidator(_words)]
+
+
+class ConvertSettings(Settings):
+    """Turns rows of a dataset and their images into Samples; a row that breaks its contract is refused with a reason.
+
+    --source viscot   VisCoT: chat rows (viscot_363k.json, benchmark/*.json), metadata and reasoning (*.jsonl)
+    --source coco     COCO instances: questions about where things are and how many there are
+    --source scenes   drawn scenes with exact boxes; needs no input
+    --source samples  lines of Samples, or OpenAI messages with boxes in a declared --frame
+
+    Training and validation are told apart by the content of the picture, so that no picture is on both sides. Rows
+    that name a split of their own are believed, and their pictures are kept from training in all other rows.
+    """
+
+    stage: ClassVar[str] = "convert"
+
+    source: Literal["viscot", "coco", "scenes", "samples"] = setting(description="what kind of dataset the input is")
+    input_uri: CommaSeparated = setting(
+        (), "the dataset's JSON files, or folders of them, comma-separated (.json, .jsonl, also .gz)"
+    )
+    images_uri: str | None = setting(
+        None, "folder that the rows' image paths are below; viscot: the one with a folder per set (their cot/). "
+        "Default for coco: the folder images beside the input", min_length=1,
+    )  # fmt: skip
+    dataset: str | None = setting(None, "name of the dataset in the Samples; default: what the rows say", min_length=1)
+    licence: str | None = setting(None, "licence of the rows; default: what the dataset states", min_length=1)
+    limit: int | None = setting(None, "read the first rows only", unit="rows", ge=1)
+
+    num_shards: int = setting(4, "into how many shards the rows are dealt", unit="shards", ge=1, le=10_000)
+    readers: int = setting(8, "pictures read at once", ge=1, le=128, shapes_result=False)
+    seed: int = setting(0, "which pictures are for validation, which question gets which wording, which scenes")
+    validation_share: float = setting(
+        0.05, "share of the pictures for validation, where rows name no split", ge=0, lt=1
+    )
+    splits: Literal["declared", "by-content"] = setting(
+        "declared", "declared: believe rows that name a split (VisCoT's val is our test); by-content: divide all rows"
+    )
+    max_rejected_share: float = setting(
+        0.05, "share of the rows that may be refused before the stage fails", ge=0, le=1, shapes_result=False
+    )
+    overhang: float = setting(
+        5.0, "how far a box may leave its image and be cut at the border; further out it is refused",
+        unit="pixels", ge=0, le=100,
+    )  # fmt: skip
+    max_image_pixels: int = setting(100_000_000, "larger images are refused before decoding", unit="pixels", ge=1)
+    max_image_side: int = setting(20_000, "images with a longer side are refused", unit="pixels", ge=1)
+
+    questions: Questions = setting(
+        ("where", "count", "point", "presence"), "coco, scenes: kinds of questions, comma-separated", min_length=1
+    )
+    categories: CommaSeparated = setting((), "coco: ask about these alone, comma-separated; default: all")
+    category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
+    phrasings: Literal["one", "several"] = setting("several", "coco: one wording for each kind of question, or several")
+    scenes: int = setting(200, "scenes: how many are drawn", ge=1)
+
+    frame: Literal["thousandths", "pixels", "resized_pixels", "padded_square", "fractions"] | None = setting(
+        None, "samples: in which numbers the texts of chat messages write their boxes; needed for those, never guessed"
+    )
+    min_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
+    max_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
+
+    @model_validator(mode="after")
+    def _fit_the_source(self) -> Self:
+        wrong = []
+        if self.source != "scenes" and not self.input_uri:
+            wrong.append(f"--input-uri (or VCOT_CONVERT_INPUT_URI) is missing: --source {self.source} reads files")
+        if self.source == "scenes" and self.input_uri:
+            wrong.append("--input-uri: --source scenes draws its rows and reads no files")
+        if self.source == "viscot" and self.images_uri is None:
+            wrong.append(
+                "--images-uri (or VCOT_CONVERT_IMAGES_URI) is missing: the folder with VisCoT's sets of images"
+            )
+        if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
+            wrong.append("--frame=resized_pixels needs --min-pixels and --max-pixels, the limits of the processor")
+        if crooked := [pair for pair in self.category_names if not all(part.strip() for part in pair.split("=", 1))]:
+            wrong.append(f"--category-names: {crooked[0]!r} is not written category=name")
+        if crooked := [pair for pair in self.category_names if "=" not in pair]:
+            wrong.append(f"--category-names: {crooked[0]!r} is not written category=name")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+
+def run(settings: ConvertSettings) -> None:
+    from vcot.records.shards import Folder, run_shards
+    from vcot.sources import SOURCES, rows_of_shard
+    from vcot.storage import Store
+
+    store, source = Store(), SOURCES[settings.source]
+    folder = Folder(store, settings.run_uri, settings.stage)
+    with tempfile.TemporaryDirectory(prefix="convert-") as scratch:
+        desk = desk_of(settings, store, folder, Path(scratch))
+        inputs = {file.uri: file.sha256 for file in desk.inputs}
+        if folder.mark() is None and settings.part != "finish":
+            folder.begin(settings, inputs)
+            desk = prepared(settings, source, desk, folder)
+
+        def work(writer: ShardWriter) -> None:
+            rows = rows_of_shard(source, desk, writer.index, settings.num_shards, settings.limit)
+            convert(settings, source, rows, desk, writer)
+
+        run_shards(
+            folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
+            max_rejected_share=settings.max_rejected_share, report=report, facts={"source": settings.source},
+        )  # fmt: skip
+
+
+def convert(settings: ConvertSettings, source: Source, rows: Iterable[Row], desk: Desk, writer: ShardWriter) -> None:
+    """One shard: each row is kept or refused, and counted."""
+    from vcot.records import Rejection
+    from vcot.sources import read
+    from vcot.sources.tally import count
+
+    for row, result in told(read(source, rows, desk, readers=settings.readers)):
+        stop.raise_if_requested()
+        if isinstance(result, Rejection):
+            writer.reject(result)
+        else:
+            writer.keep(result)
+        dataset = result.origin.dataset if not isinstance(result, Rejection) else desk.dataset_of(row)
+        count(writer.facts, dataset, result)
+
+
+def prepared(settings: ConvertSettings, source: Source, desk: Desk, folder: Folder) -> Desk:
+    """The desk that also knows which pictures are kept from training."""
+    from vcot.sources.held_out import held_out
+
+    images_uri = settings.images_uri
+    if images_uri is not None and next(iter(desk.store.list(images_uri)), None) is None:
+        raise InputError(f"--images-uri {images_uri}: there is nothing in that folder")
+    look = settings.part in ("all", "prepare")
+    held = held_out(source, desk, folder, look=look, readers=settings.readers, limit=settings.limit)
+    return replace(desk, held_out=held)
+
+
+def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Path) -> Desk:
+    from vcot.sources import SOURCES, Desk
+    from vcot.sources.inputs import find
+    from vcot.sources.pictures import Pictures
+    from vcot.storage import join
+
+    source = SOURCES[settings.source]
+    pictures = Pictures(
+        store, settings.images_uri or images_beside(settings), join(folder.uri, "images"),
+        max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
+    )  # fmt: skip
+    return Desk(
+        store, find(store, settings.input_uri), pictures, scratch, options_of(settings),
+        licence=source.licence, splits=source.splits,
+    )  # fmt: skip
+
+
+def images_beside(settings: ConvertSettings) -> str | None:
+    """Where COCO's pictures are, if nobody says: the folder `images` beside the first input."""
+    if settings.source != "coco":
+        return None
+    from vcot.storage import join
+
+    return join(settings.input_uri[0].rpartition("/")[0] or ".", "images")
+
+
+def options_of(settings: ConvertSettings) -> Options:
+    from vcot.sources import Options
+
+    return Options(
+        seed=settings.seed,
+        validation_share=settings.validation_share,
+        believe_splits=settings.splits == "declared",
+        licence=settings.licence,
+        dataset=settings.dataset,
+        overhang=settings.overhang,
+        frame=frame_of(settings),
+        questions=settings.questions,
+        categories=settings.categories,
+        category_names={a.strip(): b.strip() for a, b in (pair.split("=", 1) for pair in settings.category_names)},
+        phrasings=settings.phrasings,
+        scenes=settings.scenes,
+    )
+
+
+def frame_of(settings: ConvertSettings) -> FrameSpec | None:
+    from vcot.grounding import FrameSpec
+
+    return settings.frame and FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels)
+
+
+def report(marks: tuple[ShardMark, ...], _: Tally) -> tuple[dict[str, Any], str]:
+    from vcot.sources.tally import added, as_page
+
+    counts: dict[str, Any] = {}
+    for mark in marks:
+        counts = added(counts, mark.facts)
+    return counts, as_page(counts)
+
+
+def told(results: Iterable[tuple[Row, Sample | Rejection]]) -> Iterator[tuple[Row, Sample | Rejection]]:
+    """The same, with a line about the rate every 30 s: a shard may take an hour."""
+    begun = last = time.monotonic()
+    for number, result in enumerate(results, 1):
+        yield result
+        if (now := time.monotonic()) - last >= REPORT_EVERY:
+            last = now
+            log.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
+
+
+if __name__ == "__main__":
+    launch(ConvertSettings, run)

@@ -1,0 +1,277 @@
+"""COCO instances: boxes with categories become questions about where things are and how many there are.
+
+Asked of each picture, about each of the chosen categories:
+
+    where      exactly one is there    Where is the platelet?          → bottom left
+    count      at least one            How many platelets are there?   → 3
+    point      at least one            Point at every platelet.        → 3
+    presence   at least one            Is there a platelet?            → yes
+               and one that is not     Is there a red blood cell?      → no
+
+A region marked as a crowd is not counted, and nothing is asked about its category in that picture, because nobody
+knows how many there are. Entries of `images` may say their `split`.
+
+The file is not a list of rows: annotations have to be brought to their pictures first. That happens in a database on
+the scratch disk, so that memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ijson
+
+from vcot.errors import InputError, SettingsError
+from vcot.grounding import Box, Mention
+from vcot.grounding.places import place
+from vcot.records import Reason, Sample
+from vcot.sources.desk import Desk, QuestionKind, numbers, unique
+from vcot.sources.inputs import Input, form_of_file, opened
+from vcot.sources.row import Refused, Row
+from vcot.storage import name as last_part
+
+#: The first of each kind is the plainest. {one}: the category; {a}: with its article; {many}: the plural.
+PHRASINGS: Mapping[QuestionKind, tuple[str, ...]] = {
+    "where": ("Where is the {one}?", "Where do you see the {one}?", "Find the {one}.", "Point at the {one}."),
+    "count": ("How many {many} are there?", "How many {many} do you see?", "Count the {many}."),
+    "point": ("Point at every {one}.", "Find every {one}."),
+    "presence": ("Is there {a}?", "Do you see {a}?"),
+}
+
+
+def rows(desk: Desk) -> Iterator[Row]:
+    """One row for each question about each picture, in the order of the file."""
+    for source in desk.inputs:
+        asked = 0
+        with _index(desk, source) as index:
+            for row in _questions(desk, source, index):
+                asked += 1
+                yield row
+        if not asked:
+            raise InputError(
+                f"{source.uri}: none of --questions {','.join(desk.options.questions)} can be asked of its pictures"
+            )
+
+
+def sample(row: Row, desk: Desk) -> Sample:
+    said = row.value
+    entry, kind, category = said["image"], said["kind"], said["category"]
+    image = desk.pictures.find(_path(entry))
+    told = (entry.get("width"), entry.get("height"))
+    if told != (None, None) and told != (image.width, image.height):
+        raise Refused(
+            Reason.IMAGE_SIZE_DIFFERS,
+            f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
+        )
+    boxes = unique(_box(written, image.width, image.height, desk.options.overhang) for written in said["boxes"])
+    if kind == "where" and len(boxes) != 1:
+        raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
+    return Sample(
+        id=row.id,
+        image=image,
+        question=_question(desk, row.id, kind, category),
+        answers=(_answer(kind, boxes, image.width, image.height),),
+        evidence=(Mention(category, boxes),) if boxes else (),
+        origin=desk.origin(row, image, said["dataset"], said["licence"]),
+    )
+
+
+def _answer(kind: QuestionKind, boxes: Sequence[Box], width: int, height: int) -> str:
+    if kind == "where":
+        return place(boxes[0], width, height)
+    if kind == "presence":
+        return "yes" if boxes else "no"
+    return str(len(boxes))
+
+
+def _question(desk: Desk, row_id: str, kind: QuestionKind, category: str) -> str:
+    phrasings = PHRASINGS[kind][: 1 if desk.options.phrasings == "one" else None]
+    phrasing = phrasings[_draw(desk, row_id, len(phrasings))]
+    return phrasing.format(one=category, a=f"{_article(category)} {category}", many=plural(category))
+
+
+def _draw(desk: Desk, what: str, below: int) -> int:
+    """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
+    return int.from_bytes(hashlib.sha256(f"{desk.options.seed}\0{what}".encode()).digest()[:8]) % below
+
+
+def _box(written: Any, width: int, height: int, overhang: float) -> Box:
+    return Box.from_xywh(*numbers(written), width=width, height=height, overhang=overhang)
+
+
+def _path(entry: Mapping[str, Any]) -> str:
+    path = entry.get("file_name")
+    if not isinstance(path, str) or not path:
+        raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------- words
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[:1].lower() in "aeiou" else "a"
+
+
+_PLURALS = {
+    "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet", "tooth": "teeth",
+    "mouse": "mice", "goose": "geese", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "sheep": "sheep",
+    "skis": "skis", "scissors": "scissors", "fish": "fish",
+}  # fmt: skip
+
+
+def plural(noun: str) -> str:
+    """The last word in the plural: "white blood cells", "people", "buses". English only."""
+    before, _, last = noun.rpartition(" ")
+    if last in _PLURALS:
+        last = _PLURALS[last]
+    elif last.endswith(("s", "x", "z", "ch", "sh")):
+        last += "es"
+    elif last.endswith("y") and last[-2:-1] not in tuple("aeiou"):
+        last = f"{last[:-1]}ies"
+    else:
+        last += "s"
+    return f"{before} {last}".strip()
+
+
+# ---------------------------------------------------------------------------------- questions of a picture
+
+
+def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+    names = _chosen(desk, source, dict(index.execute("select id, name from categories order by rowid")))
+    licences = dict(index.execute("select id, name from licences"))
+    dataset = last_part(source.uri.rpartition("/")[0]) or source.name
+    for image_id, text in index.execute("select id, entry from images order by rowid"):
+        entry = json.loads(text)
+        boxes, crowded = _seen(index, image_id, names)
+        common = {
+            "image": entry, "split": entry.get("split"), "dataset": dataset,
+            "licence": licences.get(entry.get("license")),
+        }  # fmt: skip
+        for kind, category in _askable(desk, f"{source.name}:{image_id}", boxes, crowded, tuple(names.values())):
+            yield Row(
+                f"{source.name}:{image_id}:{kind}:{category.replace(' ', '-')}",
+                {**common, "kind": kind, "category": category, "boxes": boxes.get(category, [])},
+            )
+
+
+def _askable(
+    desk: Desk, of: str, boxes: Mapping[str, list[Any]], crowded: set[str], categories: Sequence[str]
+) -> Iterator[tuple[QuestionKind, str]]:
+    for category in dict.fromkeys(categories):
+        count = 0 if category in crowded else len(boxes.get(category, ()))
+        for kind in desk.options.questions:
+            if count == 1 or (count > 1 and kind != "where"):
+                yield kind, category
+    absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded]
+    if absent and "presence" in desk.options.questions:
+        yield "presence", absent[_draw(desk, of, len(absent))]
+
+
+def _seen(index: sqlite3.Connection, image_id: Any, names: Mapping[Any, str]) -> tuple[dict[str, list[Any]], set[str]]:
+    """category → its boxes as written, and the categories of which there is a crowd."""
+    boxes: dict[str, list[Any]] = defaultdict(list)
+    crowded = set()
+    for category, box, crowd in index.execute(
+        "select category, box, crowd from annotations where image = ? order by rowid", (image_id,)
+    ):
+        if category not in names:
+            continue
+        if crowd:
+            crowded.add(names[category])
+        else:
+            boxes[names[category]].append(json.loads(box))
+    return boxes, crowded
+
+
+def _chosen(desk: Desk, source: Input, written: Mapping[Any, str]) -> dict[Any, str]:
+    """Category id → the name that is spoken, of the categories that are asked about.
+
+    Raises:
+        SettingsError: --categories or --category-names name one that the file has not.
+    """
+    renamed, wanted = desk.options.category_names, desk.options.categories
+    spoken = {number: renamed.get(name, name) for number, name in written.items()}
+    known = {*written.values(), *spoken.values()}
+    if strange := [name for name in (*renamed, *wanted) if name not in known]:
+        there = ", ".join(sorted(written.values()))
+        raise SettingsError(f"{source.uri} has no category {', '.join(map(repr, strange))}; it has {there}")
+    return {n: name for n, name in spoken.items() if not wanted or name in wanted or written[n] in wanted}
+
+
+# ------------------------------------------------------------------------------------------- the database
+
+_TABLES = """
+create table images (id, entry text);
+create table annotations (image, category, box text, crowd int);
+create table categories (id, name text);
+create table licences (id, name text);
+"""
+
+
+class _index:
+    """The file as a database on the scratch disk, made once for all shards of this process."""
+
+    def __init__(self, desk: Desk, source: Input) -> None:
+        self._desk, self._source = desk, source
+        self._path = desk.scratch / f"{hashlib.sha256(source.uri.encode()).hexdigest()[:16]}.sqlite"
+
+    def __enter__(self) -> sqlite3.Connection:
+        there = self._path.exists()
+        self._connection = sqlite3.connect(self._path)
+        if not there:
+            try:
+                self._fill(self._connection)
+            except BaseException:
+                self._connection.close()
+                self._path.unlink()
+                raise
+        return self._connection
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def _fill(self, index: sqlite3.Connection) -> None:
+        index.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLES)
+        index.executemany(
+            "insert into images values (?, ?)", ((e.get("id"), json.dumps(e)) for e in self._of("images"))
+        )
+        index.executemany(
+            "insert into annotations values (?, ?, ?, ?)",
+            (
+                (a.get("image_id"), a.get("category_id"), json.dumps(a.get("bbox")), bool(a.get("iscrowd")))
+                for a in self._of("annotations")
+            ),
+        )
+        index.executemany(
+            "insert into categories values (?, ?)", ((c.get("id"), str(c.get("name"))) for c in self._of("categories"))
+        )
+        index.executemany(
+            "insert into licences values (?, ?)", ((e.get("id"), str(e.get("name"))) for e in self._of("licenses"))
+        )
+        index.execute("create index by_image on annotations (image)")
+        index.commit()
+        for table in ("images", "annotations", "categories"):
+            if not index.execute(f"select count(*) from {table}").fetchone()[0]:
+                raise InputError(f"{self._source.uri}: there are no {table} in it")
+
+    def _of(self, part: str) -> Iterator[dict[str, Any]]:
+        with opened(self._desk.store, self._source) as stream:
+            if form_of_file(stream) != "coco":
+                raise InputError(
+                    f"{self._source.uri} is no COCO object (images, annotations, categories); "
+                    "for rows of questions there are --source viscot and --source samples"
+                )
+            try:
+                for entry in ijson.items(stream, f"{part}.item", use_float=True):
+                    if not isinstance(entry, dict):
+                        raise InputError(f"{self._source.uri}: {part} holds {entry!r:.60}, not JSON objects")
+                    yield entry
+            except ijson.JSONError as error:
+                said = " ".join(str(error).split())[:120]
+                raise InputError(f"{self._source.uri}: not whole JSON ({said}); is it cut off?") from None

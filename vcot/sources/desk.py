@@ -1,0 +1,151 @@
+"""What a source works with beside its rows: the pictures, the settings that concern it, the split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from vcot.grounding import Box, BoxError, BoxFault, FrameSpec
+from vcot.records import Image, Origin, Reason
+from vcot.sources.inputs import Input
+from vcot.sources.pictures import Pictures
+from vcot.sources.row import Refused, Row
+from vcot.storage import Store
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+PLAIN_SPLITS: Mapping[str, Split | None] = {
+    "train": "train", "validation": "validation", "val": "validation", "test": "test",
+}  # fmt: skip
+"""What rows call their split → ours; None: the picture decides."""
+QuestionKind = Literal["where", "count", "point", "presence"]
+KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be set; which source looks at what, its own file says.
+
+    overhang: pixels by which a box may leave its image and is cut at the border; further out it is refused.
+    frame: in which numbers the texts of chat messages write boxes; None: nobody declared it.
+    """
+
+    seed: int = 0
+    validation_share: float = 0.05
+    believe_splits: bool = True
+    licence: str | None = None
+    dataset: str | None = None
+    overhang: float = 5.0
+    frame: FrameSpec | None = None
+    questions: tuple[QuestionKind, ...] = KINDS
+    categories: tuple[str, ...] = ()
+    category_names: Mapping[str, str] = field(default_factory=dict)
+    phrasings: Literal["one", "several"] = "several"
+    scenes: int = 200
+
+
+@dataclass(frozen=True)
+class Desk:
+    """scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split."""
+
+    store: Store
+    inputs: Sequence[Input]
+    pictures: Pictures
+    scratch: Path
+    options: Options = Options()
+    licence: str = "unknown"
+    splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
+    held_out: Mapping[str, Split] = field(default_factory=dict)
+
+    def origin(self, row: Row, image: Image, dataset: str, licence: str | None = None) -> Origin:
+        """Where a sample comes from, and to which split it belongs.
+
+        Raises:
+            Refused: the picture is held out by another row, or the row names a split that nobody knows.
+        """
+        return Origin(
+            dataset=self.options.dataset or dataset,
+            split=self._split(row, image),
+            row=row.id,
+            licence=self.options.licence or licence or self.licence,
+        )
+
+    def declared(self, row: Row) -> Split | None:
+        """The split that the row itself names; None where its picture decides."""
+        if not self.options.believe_splits:
+            return None
+        origin = row.value.get("origin")
+        said = origin.get("split") if isinstance(origin, dict) else row.value.get("split")
+        if said is None:
+            return None
+        if isinstance(said, str) and said in self.splits:
+            return self.splits[said]
+        raise Refused(Reason.WRONG_SHAPE, f"split {said!r:.60}; known are {', '.join(self.splits)}")
+
+    def dataset_of(self, row: Row) -> str:
+        """How the tallies call the dataset of a row, also of one that was refused."""
+        origin = row.value.get("origin")
+        said = (origin if isinstance(origin, dict) else row.value).get("dataset")
+        return self.options.dataset or (said if isinstance(said, str) and said else "unknown")
+
+    def _split(self, row: Row, image: Image) -> Split:
+        declared = self.declared(row)
+        held = self.held_out.get(image.sha256)
+        if held is not None and SPLITS.index(declared or "train") < SPLITS.index(held):
+            raise Refused(Reason.HELD_OUT, f"{image.uri} is the same picture as one of the {held} split")
+        return declared or split_of(image.sha256, self.options.seed, self.options.validation_share)
+
+    def box(self, edges: Any, image: Image) -> Box:
+        """A box from what a row says its edges are: [x1, y1, x2, y2] in pixels of the original.
+
+        Raises:
+            BoxError, Refused: it is none, or it leaves the image too far.
+        """
+        x1, y1, x2, y2 = numbers(edges)
+        return Box.from_pixels(x1, y1, x2, y2, width=image.width, height=image.height, overhang=self.options.overhang)
+
+    def boxes(self, many: Any, image: Image) -> tuple[Box, ...]:
+        """Several, each one once; a box list is evidence as a whole, so one bad box refuses all.
+
+        Raises:
+            BoxError, Refused: one of them is none, or there is no list or nothing in it.
+        """
+        if not isinstance(many, list):
+            raise Refused(Reason.BOX_MALFORMED, f"boxes are a list of [x1, y1, x2, y2]; got {many!r:.80}")
+        if not many:
+            raise Refused(Reason.NO_BOX, "the list of boxes is empty")
+        return unique(self.box(edges, image) for edges in many)
+
+
+def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:
+    return tuple(dict.fromkeys(boxes))
+
+
+def numbers(edges: Any) -> tuple[float, float, float, float]:
+    """Four numbers. Raises BoxError: another count, or not numbers."""
+    if not isinstance(edges, list) or len(edges) != 4:
+        raise BoxError(BoxFault.WRONG_COUNT, f"a box is [x1, y1, x2, y2]; got {edges!r:.80}")
+    if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in edges):
+        raise BoxError(BoxFault.NOT_A_NUMBER, f"a box is four numbers; got {edges!r:.80}")
+    try:
+        x1, y1, x2, y2 = map(float, edges)
+    except OverflowError:  # JSON has whole numbers of any size
+        raise BoxError(BoxFault.NOT_FINITE, f"a box needs finite numbers; got {edges!r:.80}") from None
+    return x1, y1, x2, y2
+
+
+def split_of(sha256: str, seed: int, validation_share: float) -> Split:
+    """The side of a picture, by its content and the seed alone: the same in every row, shard and process."""
+    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{sha256}".encode()).digest()[:8]) / 2**64
+    return "validation" if draw < validation_share else "train"
+
+
+def text(row: Mapping[str, Any], name: str, reason: Reason) -> str:
+    """A text of a row, trimmed. Raises Refused: it is missing, empty or no text."""
+    value = row.get(name)
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise Refused(reason, f"{name!r} is {'missing' if name not in row else repr(value)[:60]}")

@@ -1,0 +1,171 @@
+"""The files a dataset comes in: JSON arrays and JSON lines, gzipped or not, row by row in constant memory.
+
+Each file is held against the digest that was taken when the stage began, while it is read: a file that changes
+under a running stage is an error, not a mixture.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import ijson
+
+from vcot.errors import InputError
+from vcot.records import Reason
+from vcot.sources.row import Refused, Row
+from vcot.storage import Store, join
+from vcot.storage import name as last_part
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson")
+LONGEST_LINE = 64 << 20  # bytes; a longer line is some other kind of file
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file. `name` is what its rows are called after; `sha256` is of its bytes as stored."""
+
+    uri: str
+    name: str
+    sha256: str
+
+
+def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
+    """The files that the URIs name, in order; a folder stands for the JSON files below it, sorted.
+
+    Raises:
+        InputError: a URI names nothing.
+    """
+    found: dict[str, str] = {}
+    for uri in uris:
+        if store.stat(uri) is not None:
+            found.setdefault(uri, last_part(uri))
+            continue
+        base = uri.rstrip("/") + "/"
+        below = [entry.uri for entry in store.list(base) if entry.uri.endswith(SUFFIXES)]
+        if not below:
+            raise InputError(f"{uri}: there is no such file, and no folder with {', '.join(SUFFIXES)} files in it")
+        for entry in below:
+            found.setdefault(entry, entry.removeprefix(base))
+    often = Counter(found.values())
+    return tuple(
+        Input(uri, name if often[name] == 1 else join(last_part(uri.rpartition("/")[0]), name), store.digest(uri))
+        for uri, name in found.items()
+    )
+
+
+def rows_of(store: Store, source: Input) -> Iterator[Row]:
+    """The rows of one file. A line that is not a JSON object comes with its fault.
+
+    Raises:
+        InputError: the file is empty, cut off, no JSON at all, or not what it was when the stage began.
+    """
+    count = 0
+    with opened(store, source) as stream:
+        form = form_of_file(stream)
+        if form == "coco":
+            raise InputError(
+                f"{source.uri} is one COCO object (images, annotations, categories): --source coco reads it"
+            )
+        for number, value in _array(source, stream) if form == "array" else _lines(source, stream):
+            count += 1
+            yield _row(f"{source.name}:{number}", value)
+    if not count:
+        raise InputError(f"{source.uri}: there is not one row in it")
+
+
+def form_of_file(stream: io.BufferedReader) -> str:
+    """`array`, `coco` or `lines`, by how the file begins; nothing is consumed."""
+    beginning = stream.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if beginning.startswith(b"["):
+        return "array"
+    return "coco" if _COCO.match(beginning) else "lines"
+
+
+_COCO = re.compile(rb'\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
+
+
+@contextmanager
+def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
+    """The file's content, unpacked. Whoever reads it to its end has read the bytes of `source.sha256`.
+
+    Raises:
+        InputError: it is not a whole gzip, or it has changed since the stage began.
+    """
+    with store.open_read(source.uri) as raw:
+        watched = _Watched(raw)
+        stored = io.BufferedReader(watched, _BUFFER)
+        stream: Any = stored
+        if source.uri.endswith(".gz"):
+            stream = io.BufferedReader(gzip.GzipFile(fileobj=stored), _BUFFER)
+        try:
+            yield stream
+            ended = not stream.peek(1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{source.uri} is not a whole gzip file: {error}") from None
+        if ended and watched.digest.hexdigest() != source.sha256:
+            raise InputError(f"{source.uri} has changed since this stage began; use another run name")
+
+
+class _Watched(io.RawIOBase):
+    """Passes bytes on and keeps their digest."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        self.digest.update(data)
+        return len(data)
+
+
+def _array(source: Input, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    count = 0
+    try:
+        for count, value in enumerate(ijson.items(stream, "item", use_float=True), 1):
+            yield count, value
+    except ijson.JSONError as error:
+        said = " ".join(str(error).split())[:120]
+        raise InputError(f"{source.uri}: not whole JSON after entry {count} ({said}); is it cut off?") from None
+
+
+def _lines(source: Input, stream: io.BufferedReader) -> Iterator[tuple[int, Any]]:
+    number = 0
+    while line := stream.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise InputError(
+                f"{source.uri}: line {number} is longer than {LONGEST_LINE >> 20} MiB; is this JSON lines?"
+            )
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+            yield number, Refused(Reason.NOT_JSON, f"line {number}: {error}; it begins {line[:60]!r}")
+        except RecursionError:
+            yield number, Refused(Reason.NOT_JSON, f"line {number}: nested too deeply; it begins {line[:60]!r}")
+
+
+def _row(row_id: str, value: Any) -> Row:
+    if isinstance(value, Refused):
+        return Row(row_id, {}, value)
+    if not isinstance(value, dict):
+        wrong = f"a row is a JSON object; this is {type(value).__name__} {value!r:.60}"
+        return Row(row_id, {}, Refused(Reason.WRONG_SHAPE, wrong))
+    return Row(row_id, value)

@@ -1,0 +1,123 @@
+"""Pictures by their path in the dataset: size and digest, each read once.
+
+Rows repeat pictures, and reading them is what a conversion spends its time on. So what is known of a picture is
+remembered (a bounded number of them), and only the header is decoded, unless the end of the file looks wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+
+from vcot.errors import InputError, SettingsError, UsageError
+from vcot.records import Image
+from vcot.storage import Store, join
+from vcot.storage import images as reading
+from vcot.storage.images import ImageError
+
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/")
+
+
+class Pictures:
+    """Looks pictures up; share it between threads.
+
+    Args:
+        images_uri: the folder that paths are below; None where a dataset gives whole URIs only.
+        made_uri: where pictures go that a source draws or unpacks itself.
+        max_pixels, max_side: what is larger is refused before it is decoded, in pixels.
+        remember: how many pictures are kept in mind (about 0.5 kB each).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        images_uri: str | None,
+        made_uri: str,
+        *,
+        max_pixels: int = reading.MAX_PIXELS,
+        max_side: int = 20_000,
+        remember: int = 50_000,
+    ) -> None:
+        self._store, self._images_uri, self._made_uri = store, images_uri, made_uri
+        self._max_pixels, self._max_side, self._remember = max_pixels, max_side, remember
+        self._known: OrderedDict[str, Future[Image]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, path: str) -> Image:
+        """The picture at a path below the images' folder, or at a URI.
+
+        Raises:
+            ImageError: it cannot be used; `reason` says why.
+            SettingsError: a path, and no folder to look in.
+        """
+        uri = self._uri(path)
+        with self._lock:
+            known = self._known.get(uri)
+            if known is None:
+                looked_up = self._known[uri] = Future()
+                if len(self._known) > self._remember:
+                    self._known.popitem(last=False)
+            else:
+                self._known.move_to_end(uri)
+        if known is not None:
+            return known.result()
+        try:
+            looked_up.set_result(self._look(uri))
+        except BaseException as error:
+            looked_up.set_exception(error)
+            raise
+        return looked_up.result()
+
+    def keep(self, name: str, data: bytes) -> Image:
+        """Stores a picture that a source made (drawn, or unpacked from a row) and gives it as a record."""
+        uri = join(self._made_uri, name)
+        image = self._judge(uri, data)
+        self._store.write(uri, data)
+        return image
+
+    def _uri(self, path: str) -> str:
+        if _ABSOLUTE.match(path):
+            return path
+        if self._images_uri is None:
+            raise SettingsError(f"--images-uri is missing: rows name their pictures by paths such as {path!r:.80}")
+        try:
+            return join(self._images_uri, path)
+        except InputError as error:
+            raise ImageError(path, "missing", str(error)) from None
+
+    def _look(self, uri: str) -> Image:
+        try:
+            with self._store.open_read(uri) as source:
+                data = source.read(reading.MAX_BYTES + 1)
+        except (InputError, UsageError, ValueError) as error:  # no such thing, or a row that names no place at all
+            raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
+        return self._judge(uri, data)
+
+    def _judge(self, uri: str, data: bytes) -> Image:
+        if len(data) > reading.MAX_BYTES:
+            raise ImageError(uri, "too-large", f"more than {reading.MAX_BYTES >> 20} MiB")
+        width, height = reading.probe(data, uri, max_pixels=self._max_pixels)
+        if max(width, height) > self._max_side:
+            raise ImageError(uri, "too-large", f"{width} x {height} pixels; at most {self._max_side:,} a side are read")
+        if not _ends_as_it_should(data):
+            reading.decode(data, uri, max_pixels=self._max_pixels)
+        return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _ends_as_it_should(data: bytes) -> bool:
+    """Whether the last bytes are those that close a file of this format. If not, only decoding can tell.
+
+    A few microseconds instead of the milliseconds of a decoder; the tokenize stage decodes every picture anyway.
+    """
+    if data.startswith(b"\xff\xd8"):  # JPEG: end of image
+        return data.endswith(b"\xff\xd9")
+    if data.startswith(b"\x89PNG"):  # the IEND chunk and its checksum
+        return data[-8:-4] == b"IEND"
+    if data.startswith(b"GIF8"):
+        return data.endswith(b";")
+    if data.startswith(b"RIFF"):  # WebP says how long it is
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return False

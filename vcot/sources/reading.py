@@ -1,0 +1,144 @@
+"""From rows to Samples and Rejections: what all sources share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from vcot.errors import InputError
+from vcot.grounding import BoxError
+from vcot.records import Reason, Rejection, Sample
+from vcot.records.sample import IMAGE_REASONS
+from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
+from vcot.sources.inputs import rows_of
+from vcot.sources.row import BOX_REASONS, Refused, Row
+from vcot.storage.images import ImageError
+
+STAGE = "convert"
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a dataset is read.
+
+    sample: a row → a Sample; raises Refused, BoxError, ImageError.
+    forms: the forms of JSON rows that it reads (see FORMS); empty where `rows` makes them in another way.
+    splits: what rows call their split → ours, or None where the picture decides.
+    """
+
+    sample: Callable[[Row, Desk], Sample]
+    forms: tuple[str, ...] = ()
+    rows: Callable[[Desk], Iterator[Row]] | None = None
+    licence: str = "unknown"
+    splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
+
+
+#: Form of a row → the fields that give it away, what it is, and the source that reads it.
+FORMS: Mapping[str, tuple[frozenset[str], str, str | None]] = {
+    "detection": (
+        frozenset(("img_path", "expression", "bbox")),
+        "a detection file (img_path, expression, bbox): boxes to measure with, and no answers to learn",
+        None,
+    ),
+    "chat": (frozenset(("image", "conversations")), "VisCoT's chat rows", "viscot"),
+    "metadata": (frozenset(("image", "question", "answer", "bboxs")), "VisCoT's metadata", "viscot"),
+    "messages": (frozenset(("messages",)), "OpenAI chat messages", "samples"),
+    "sample": (frozenset(("image", "question", "answers")), "Samples", "samples"),
+}
+
+
+def read(
+    source: Source, rows: Iterable[Row], desk: Desk, *, readers: int = 1
+) -> Iterator[tuple[Row, Sample | Rejection]]:
+    """Every row with what became of it, in order. Rows in = Samples + Rejections out.
+
+    readers: how many pictures are read at once; reading them is what takes the time.
+    """
+    return in_order(lambda row: (row, one(source, row, desk)), rows, readers)
+
+
+def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
+    """What becomes of one row."""
+    try:
+        if row.fault is not None:
+            raise row.fault
+        return source.sample(row, desk)
+    except Refused as refused:
+        return _rejection(row, refused.reason, refused.detail)
+    except BoxError as error:
+        return _rejection(row, BOX_REASONS[error.fault], str(error))
+    except ImageError as error:
+        return _rejection(row, IMAGE_REASONS[error.reason], str(error))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        return _rejection(row, Reason.WRONG_SHAPE, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+
+
+def rows_of_shard(
+    source: Source, desk: Desk, index: int = 0, shards: int = 1, limit: int | None = None
+) -> Iterator[Row]:
+    """Rows number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
+    rows = source.rows(desk) if source.rows is not None else _json_rows(source, desk)
+    for number, row in enumerate(rows):
+        if limit is not None and number >= limit:
+            return
+        if number % shards == index:
+            yield row
+
+
+def _json_rows(source: Source, desk: Desk) -> Iterator[Row]:
+    for file in desk.inputs:
+        fresh = True
+        for row in rows_of(desk.store, file):
+            if row.fault is None and fresh:
+                _check_form(source, form_of_row(row.value), file.uri)
+                fresh = False
+            yield row
+
+
+def form_of_row(value: Mapping[str, Any]) -> str | None:
+    return next((name for name, (fields, _, _) in FORMS.items() if fields <= value.keys()), None)
+
+
+def _check_form(source: Source, form: str | None, uri: str) -> None:
+    """The first row of a file tells whether the file is the right one.
+
+    Raises:
+        InputError: it is of a form that this source does not read.
+    """
+    if form is None or form in source.forms:
+        return
+    _, what, reader = FORMS[form]
+    wanted = " or ".join(FORMS[name][1] for name in source.forms)
+    hint = f"; --source {reader} reads it" if reader else ""
+    raise InputError(f"{uri} is {what}{hint}. This source reads {wanted}")
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """`function` of each item, some at once, results in the order of the items; never far ahead of its reader."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                under_way.append(pool.submit(function, item))
+                if len(under_way) >= 4 * workers:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:
+    readable = detail[:500].encode(errors="replace").decode()  # half a surrogate pair is no text, but may be in JSON
+    return Rejection(id=row.id, stage=STAGE, reason=reason, detail=readable)

@@ -1,0 +1,192 @@
+"""What a user brings: lines of our own Samples, or OpenAI chat messages whose texts hold boxes.
+
+Samples need only `image` (a path, or {"uri": …}), `question` and `answers`; what is missing of id, size, digest and
+origin is filled in, and what is there is held against the picture. Boxes are pixels of the upright original.
+
+Messages are one question and one reply: {"messages": [{"role": "user", "content": [{"type": "image_url", …},
+{"type": "text", …}]}, {"role": "assistant", "content": "… Answer: 3"}]}, or texts with a list of paths in `images`
+beside them. The reply is read in any dialect of `vcot.grounding`; in which numbers it writes its boxes has to be
+declared (--frame), because no text can tell. What is stated after "Answer:" is the answer, the text before it the
+reasoning; a reply that states none is the answer itself. A system message is left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from vcot.errors import SettingsError
+from vcot.grounding import Box, Mention, Trace, tags
+from vcot.records import Image, Reason, Sample
+from vcot.sources.desk import Desk, text
+from vcot.sources.row import BOX_REASONS, Refused, Row
+from vcot.storage.images import ImageError
+
+
+def sample(row: Row, desk: Desk) -> Sample:
+    return _messages(row, desk) if "messages" in row.value else _ours(row, desk)
+
+
+# ------------------------------------------------------------------------------------------------ our own lines
+
+
+def _ours(row: Row, desk: Desk) -> Sample:
+    said = row.value
+    if strange := sorted(set(said) - set(Sample.model_fields)):
+        raise Refused(Reason.WRONG_SHAPE, f"a Sample has no {', '.join(strange)[:80]}")
+    image = _picture(said.get("image"), desk)
+    origin = _entries(said, "origin", dict, {})
+    made = desk.origin(row, image, str(origin.get("dataset") or _folder(row)), _entries(origin, "licence", str, None))
+    evidence = _entries(said, "evidence", list, None)
+    return Sample(
+        id=str(said.get("id") or row.id),
+        image=image,
+        question=text(said, "question", Reason.NO_QUESTION),
+        context=said.get("context"),
+        choices=said.get("choices"),
+        answers=_answers(said),
+        reasoning=tuple(_trace(trace, image, desk) for trace in _entries(said, "reasoning", list, [])),
+        evidence=None if evidence is None else tuple(_mention(mention, image, desk) for mention in evidence),
+        origin=made.model_copy(update={"teacher": origin.get("teacher"), "row": str(origin.get("row") or row.id)}),
+    )
+
+
+def _entries(said: Mapping[str, Any], name: str, kind: type, missing: Any) -> Any:
+    value = said.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise Refused(Reason.WRONG_SHAPE, f"{name} is no {'object' if kind is dict else 'list'}: {value!r:.80}")
+    return missing if value is None else value
+
+
+def _picture(said: Any, desk: Desk) -> Image:
+    told: Mapping[str, Any] = {"uri": said} if isinstance(said, str) else said if isinstance(said, dict) else {}
+    image = desk.pictures.find(text(told, "uri", Reason.WRONG_SHAPE))
+    size = (told.get("width", image.width), told.get("height", image.height))
+    if size != (image.width, image.height):
+        raise Refused(
+            Reason.IMAGE_SIZE_DIFFERS,
+            f"the row says {size[0]} x {size[1]} pixels, {image.uri} has {image.width} x {image.height}",
+        )
+    if told.get("sha256", image.sha256) != image.sha256:
+        raise ImageError(image.uri, "changed", f"sha256 is {image.sha256[:12]}…, the row says {told['sha256']!r:.20}")
+    return image
+
+
+def _answers(said: Mapping[str, Any]) -> tuple[str, ...]:
+    answers = said.get("answers")
+    answers = [answers] if isinstance(answers, str) else answers
+    if not (isinstance(answers, list) and answers and all(isinstance(a, str) and a.strip() for a in answers)):
+        raise Refused(Reason.NO_ANSWER, f"answers are one text or more; got {answers!r:.80}")
+    return tuple(answers)
+
+
+def _trace(said: Any, image: Image, desk: Desk) -> Trace:
+    if not isinstance(said, list):
+        raise Refused(Reason.WRONG_SHAPE, f"a reasoning is a list of texts and mentions; got {said!r:.80}")
+    return Trace(tuple(part if isinstance(part, str) else _mention(part, image, desk) for part in said))
+
+
+def _mention(said: Any, image: Image, desk: Desk) -> Mention:
+    if not (isinstance(said, dict) and set(said) == {"label", "boxes"} and isinstance(said["label"], str)):
+        raise Refused(Reason.WRONG_SHAPE, f'a mention is {{"label": …, "boxes": [[x1, y1, x2, y2]]}}; got {said!r:.80}')
+    return Mention(said["label"], desk.boxes(said["boxes"], image))
+
+
+# --------------------------------------------------------------------------------------------- OpenAI messages
+
+
+def _messages(row: Row, desk: Desk) -> Sample:
+    if desk.options.frame is None:
+        raise SettingsError(
+            "--frame is missing: rows are chat messages, and in which numbers their texts write boxes has to be said: "
+            "thousandths, pixels, resized_pixels, padded_square or fractions"
+        )
+    asked, replied = _turns(row.value["messages"])
+    question, pictures = _content(asked)
+    pictures += [p for p in _entries(row.value, "images", list, []) if isinstance(p, str)]
+    if len(pictures) != 1:
+        raise Refused(Reason.WRONG_SHAPE, f"a row has one picture; this one has {len(pictures)}")
+    if not (question := question.replace("<image>", "").strip()):
+        raise Refused(Reason.NO_QUESTION, "the user's message has no text")
+    image = _shown(pictures[0], desk)
+    trace, answer = _reply(_content(replied)[0], image, desk)
+    return Sample(
+        id=str(row.value.get("id") or row.id),
+        image=image,
+        question=question,
+        answers=(answer,),
+        reasoning=(trace,) if trace.parts else (),
+        evidence=_gathered(trace),
+        origin=desk.origin(row, image, _folder(row)),
+    )
+
+
+def _turns(said: Any) -> tuple[Any, Any]:
+    turns = [t for t in said if isinstance(t, dict) and t.get("role") != "system"] if isinstance(said, list) else []
+    if [turn.get("role") for turn in turns] != ["user", "assistant"]:
+        roles = ", ".join(str(turn.get("role")) for turn in turns)[:80]
+        raise Refused(Reason.WRONG_SHAPE, f"messages are one of the user, then one of the assistant; got {roles!r}")
+    return turns[0].get("content"), turns[1].get("content")
+
+
+def _content(said: Any) -> tuple[str, list[str]]:
+    """The text of a message and the pictures in it."""
+    if isinstance(said, str):
+        return said, []
+    parts = [part for part in said if isinstance(part, dict)] if isinstance(said, list) else []
+    texts = [part["text"] for part in parts if part.get("type") == "text" and isinstance(part.get("text"), str)]
+    return "\n".join(texts), [uri for part in parts if (uri := _address(part)) is not None]
+
+
+def _address(part: Mapping[str, Any]) -> str | None:
+    if part.get("type") not in ("image_url", "image"):
+        return None
+    said = part.get("image_url", part.get("image"))
+    said = said.get("url") if isinstance(said, dict) else said
+    if not isinstance(said, str):
+        raise Refused(Reason.WRONG_SHAPE, f"a picture is a URL, a path or a data URL; got {said!r:.60}")
+    return said
+
+
+def _shown(address: str, desk: Desk) -> Image:
+    """A picture inside the row is stored under its digest, so that it has a URI like any other."""
+    if not address.startswith("data:"):
+        return desk.pictures.find(address)
+    try:
+        data = base64.b64decode(address.partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise Refused(Reason.IMAGE_NOT_AN_IMAGE, f"a data URL that is not base64: {error}") from None
+    return desk.pictures.keep(hashlib.sha256(data).hexdigest(), data)
+
+
+def _reply(said: str, image: Image, desk: Desk) -> tuple[Trace, str]:
+    """Reasoning and answer. A reply that states no answer is the answer, and its boxes stay in the reasoning."""
+    assert desk.options.frame is not None  # _messages saw to it
+    frame = desk.options.frame.on(image.width, image.height)
+    before, answer = tags.split_answer(said)
+    parsed = tags.parse(before, frame)
+    if parsed.faults:
+        fault = parsed.faults[0]
+        raise Refused(
+            BOX_REASONS[fault.kind], f"{fault.text[:80]!r} in the frame {frame.name} on {image.width} x {image.height}"
+        )
+    if answer is None:
+        answer = " ".join(parsed.trace.text.split())
+    if not answer:
+        raise Refused(Reason.NO_ANSWER, f"no answer is stated in {said[-80:]!r}")
+    return (parsed.trace if parsed.boxes or answer != parsed.trace.text.strip() else Trace(())), answer
+
+
+def _gathered(trace: Trace) -> tuple[Mention, ...] | None:
+    """The places of a reasoning, one mention for each label; None where it has none."""
+    places: dict[str, list[Box]] = {}
+    for mention in trace.mentions:
+        places.setdefault(mention.label, []).extend(mention.boxes)
+    return tuple(Mention(label, tuple(dict.fromkeys(boxes))) for label, boxes in places.items()) or None
+
+
+def _folder(row: Row) -> str:
+    return row.id.partition(":")[0].partition(".")[0] or "samples"

@@ -1,0 +1,95 @@
+"""What went through convert, in numbers: by dataset, split and reason, and how many boxes of which size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vcot.records import Rejection, Sample
+from vcot.records.page import fill, page
+
+Counts = dict[str, Any]
+"""Nested dicts whose leaves are counts."""
+
+_AREAS = ((0.001, "under 0.1 %"), (0.01, "0.1 – 1 %"), (0.1, "1 – 10 %"), (0.5, "10 – 50 %"))
+_LARGEST = "over 50 %"
+_SPLITS = ("train", "validation", "test")
+
+
+def count(into: Counts, dataset: str, result: Sample | Rejection) -> None:
+    """Counts one row."""
+    here = into.setdefault("datasets", {}).setdefault(dataset, {"kept": {}, "rejected": {}})
+    if isinstance(result, Rejection):
+        _one_more(here["rejected"], result.reason.value)
+        return
+    _one_more(here["kept"], result.origin.split)
+    boxes = result.true_boxes
+    per_row = "not annotated" if boxes is None else str(len(boxes)) if len(boxes) < 6 else "6 or more"
+    _one_more(into.setdefault("boxes per row", {}), per_row)
+    for box in boxes or ():
+        _one_more(into.setdefault("box area", {}), _size(box.area / (result.image.width * result.image.height)))
+
+
+def added(a: Mapping[str, Any], b: Mapping[str, Any]) -> Counts:
+    """Both counts together."""
+    both: Counts = dict(a)
+    for key, value in b.items():
+        if isinstance(value, Mapping):
+            both[key] = added(both.get(key, {}), value)
+        else:
+            both[key] = both.get(key, 0) + value
+    return both
+
+
+def as_page(counts: Mapping[str, Any]) -> str:
+    """The counts as a page that needs no other file."""
+    datasets = [
+        {
+            "name": name,
+            "kept": [found["kept"].get(split, 0) for split in _SPLITS],
+            "rejected": sum(found["rejected"].values()),
+            "reasons": ", ".join(f"{n} {reason}" for reason, n in sorted(found["rejected"].items())),
+        }
+        for name, found in sorted(counts.get("datasets", {}).items())
+    ]
+    sizes = [name for _, name in _AREAS] + [_LARGEST]
+    areas = [(name, counts.get("box area", {}).get(name, 0)) for name in sizes]
+    body = fill(
+        _BODY, splits=_SPLITS, datasets=datasets, areas=areas,
+        per_row=sorted(counts.get("boxes per row", {}).items()), most=max([n for _, n in areas] + [1]),
+    )  # fmt: skip
+    return page("Convert", body, lead="Rows of the dataset that became Samples, and those that were refused.")
+
+
+def _size(share: float) -> str:
+    return next((name for limit, name in _AREAS if share < limit), _LARGEST)
+
+
+def _one_more(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+_BODY = """
+<h2>Rows</h2>
+<table>
+<tr><th>dataset</th>{% for split in splits %}<th class="n">{{ split }}</th>{% endfor %}
+<th class="n">refused</th><th>why</th></tr>
+{% for d in datasets %}
+<tr><td>{{ d.name }}</td>{% for n in d.kept %}<td class="n">{{ "{:,}".format(n) }}</td>{% endfor %}
+<td class="n">{{ "{:,}".format(d.rejected) }}</td><td class="small">{{ d.reasons }}</td></tr>
+{% endfor %}
+</table>
+<h2>Boxes</h2>
+<table>
+<tr><th>boxes of a row</th><th class="n">rows</th></tr>
+{% for name, n in per_row %}<tr><td>{{ name }}</td><td class="n">{{ "{:,}".format(n) }}</td></tr>
+{% endfor %}
+</table>
+<table>
+<tr><th>area of a box, share of its picture</th><th class="n">boxes</th><th></th></tr>
+{% for name, n in areas %}
+<tr><td>{{ name }}</td><td class="n">{{ "{:,}".format(n) }}</td>
+<td><span class="bar" style="width: {{ (200 * n / most) | round | int }}px"></span></td></tr>
+{% endfor %}
+</table>
+"""

@@ -1,0 +1,194 @@
+"""VisCoT (Shao et al. 2024, arXiv 2403.16999): questions with the boxes that answer them.
+
+Three forms of the same rows, told apart by their fields:
+
+- chat (`viscot_363k.json`, `benchmark/*.json`): two entries of `image` (the second with `###[x1, y1, x2, y2]`, the box
+  in whole pixels of the original, truncated) and four turns (the second turn is the same box in fractions of the
+  image padded to a square, three decimals). The two copies are combined: the fractions are exact to 0.0005 of the
+  longer side, the integers say which pixel. Copies that disagree refuse the row.
+- metadata (`metadata/*.jsonl`): `bboxs`, float pixels, and the size of the image, which the image must have.
+- detailed reasoning (`gqa_cot_train.jsonl`): metadata with `thought`, numbered steps without places. They become a
+  reasoning of one trace, closed by a sentence that points at the boxes.
+
+Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. The rows of the
+benchmark say split "val"; here that is the test split, and "train" is divided by what the picture is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vcot.grounding import Box, FrameSpec, Mention, Trace
+from vcot.records import Image, Reason, Sample
+from vcot.sources.desk import Desk, Split, numbers, text
+from vcot.sources.labels import label_for
+from vcot.sources.row import Refused, Row
+
+LICENCE = "Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own"
+SPLITS: Mapping[str, Split | None] = {"train": None, "val": "test", "test": "test"}
+
+_BOX_SENTENCE = re.compile(
+    r"\s*Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
+    r"answer the question better\.?\s*\Z",
+    re.IGNORECASE,
+)
+_FOLDERS = {"textcap": "textvqa", "visual7w": "v7w"}
+"""Sets whose pictures lie in another set's folder, or under another name than the set's own."""
+_TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap", "textvqa"))
+"""Sets whose boxes surround text."""
+
+
+def sample(row: Row, desk: Desk) -> Sample:
+    said = _chat(row.value) if "conversations" in row.value else _metadata(row.value)
+    image = desk.pictures.find(said.path)
+    if said.size is not None and said.size != (image.width, image.height):
+        raise Refused(
+            Reason.IMAGE_SIZE_DIFFERS,
+            f"the row says {said.size[0]} x {said.size[1]} pixels, {image.uri} has {image.width} x {image.height} "
+            "(upright, as EXIF turns it)",
+        )
+    boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(said.copies, image, desk),)
+    evidence = Mention(label_for(said.question, said.answers, of_text=said.dataset in _TEXT_SETS), boxes)
+    return Sample(
+        id=row.id,
+        image=image,
+        question=said.question,
+        choices=said.choices,
+        answers=said.answers,
+        reasoning=(_with_place(said.thought, evidence),) if said.thought else (),
+        evidence=(evidence,),
+        origin=desk.origin(row, image, said.dataset),
+    )
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a row says, whatever its form. Boxes are in `pixels`, or there are two `copies` of one."""
+
+    path: str
+    dataset: str
+    question: str
+    answers: tuple[str, ...]
+    pixels: Any = None
+    copies: tuple[list[Any], list[Any] | None] | None = None
+    size: tuple[int, int] | None = None
+    choices: tuple[str, ...] | None = None
+    thought: str | None = None
+
+
+# ---------------------------------------------------------------------------------------------------- metadata
+
+
+def _metadata(row: Mapping[str, Any]) -> _Said:
+    dataset = text(row, "dataset", Reason.WRONG_SHAPE)
+    answer = text(row, "answer", Reason.NO_ANSWER)
+    others = [a.strip() for a in _texts(row, "possible_answers") if a.strip()]
+    thought = row.get("thought")
+    return _Said(
+        path=_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
+        dataset=dataset,
+        question=_without_box_sentence(text(row, "question", Reason.NO_QUESTION)),
+        answers=tuple(dict.fromkeys([answer, *others])),
+        pixels=row.get("bboxs", []),
+        size=_size(row),
+        choices=tuple(_texts(row, "multiple_choices")) or None,
+        thought=thought.strip() if isinstance(thought, str) else None,
+    )
+
+
+def _size(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = row.get("width"), row.get("height")
+    if width is None and height is None:
+        return None
+    if isinstance(width, int) and isinstance(height, int):
+        return width, height
+    raise Refused(Reason.WRONG_SHAPE, f"width and height are whole pixels; got {width!r:.40} and {height!r:.40}")
+
+
+def _texts(row: Mapping[str, Any], name: str) -> list[str]:
+    value = row.get(name)
+    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
+
+
+def _with_place(thought: str, evidence: Mention) -> Trace:
+    return Trace((f"{thought} The place to look at is the ", evidence, "."))
+
+
+# -------------------------------------------------------------------------------------------------------- chat
+
+
+def _chat(row: Mapping[str, Any]) -> _Said:
+    turns, images = row["conversations"], row.get("image")
+    images = [images] if isinstance(images, str) else images
+    if not (isinstance(images, list) and 1 <= len(images) <= 2 and all(isinstance(i, str) for i in images)):
+        raise Refused(Reason.WRONG_SHAPE, f"image is a path, or a path and path###[box]; got {images!r:.120}")
+    if not (isinstance(turns, list) and len(turns) == 4 and all(isinstance(t, dict) for t in turns)):
+        raise Refused(Reason.WRONG_SHAPE, "conversations are four turns: question, box, <image>, answer")
+    asked = text(turns[0], "value", Reason.NO_QUESTION).replace("<image>", "")
+    if not (question := _without_box_sentence(asked)):
+        raise Refused(Reason.NO_QUESTION, f"nothing is asked in {asked!r:.120}")
+    dataset = text(row, "dataset", Reason.WRONG_SHAPE)
+    path, _, _ = images[0].partition("###")
+    _, marked, suffix = images[-1].partition("###")
+    return _Said(
+        path=_path(path, dataset),
+        dataset=dataset,
+        question=question,
+        answers=(text(turns[3], "value", Reason.NO_ANSWER),),
+        copies=(_list(text(turns[1], "value", Reason.NO_BOX)), _list(suffix) if marked else None),
+    )
+
+
+def _list(written: str) -> list[Any]:
+    try:
+        read = json.loads(written)
+    except ValueError:
+        read = None
+    if not isinstance(read, list):
+        raise Refused(Reason.BOX_MALFORMED, f"a box is written [x1, y1, x2, y2]; got {written!r:.80}")
+    return read
+
+
+def _one_box(copies: tuple[list[Any], list[Any] | None], image: Image, desk: Desk) -> Box:
+    """The box of which a chat row has two copies: fractions of the padded square, and truncated pixels.
+
+    Each edge is taken from the fractions (exact to 0.0005 of the longer side) and moved into the pixel that the
+    integer names. Copies further apart than 1 px of truncation and that rounding are not of one box.
+    """
+    fractions, truncated = numbers(copies[0]), copies[1] and numbers(copies[1])
+    if not truncated:
+        return Box.from_padded_square(
+            *fractions, width=image.width, height=image.height, overhang=desk.options.overhang
+        )
+    edges = FrameSpec("padded_square").on(image.width, image.height).edges(*fractions)
+    apart = 1 + 0.0005 * max(image.width, image.height) + 1e-6
+    if any(abs(edge - whole) > apart for edge, whole in zip(edges, truncated, strict=True)):
+        raise Refused(
+            Reason.BOX_COPIES_DISAGREE,
+            f"{copies[0]} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
+            f"{image.width} x {image.height}, but the other copy says {copies[1]}",
+        )
+    return desk.box([_into_pixel(e, w) for e, w in zip(edges, truncated, strict=True)], image)
+
+
+def _into_pixel(edge: float, whole: float) -> float:
+    """Truncation is towards zero: 3 was 3.0 … 3.99, −3 was −3.99 … −3.0, and 0 was either."""
+    if not (math.isfinite(edge) and math.isfinite(whole)):
+        return edge + whole  # Box names it
+    low, high = whole - (whole <= 0), whole + (whole >= 0)
+    return min(max(edge, low), high)
+
+
+def _without_box_sentence(question: str) -> str:
+    return _BOX_SENTENCE.sub("", question).strip()
+
+
+def _path(image: str, dataset: str) -> str:
+    """`<folder of the set>/<file>` of what a row calls its image: `cot/<set>/<file>` or the bare file."""
+    folder, _, file = image.removeprefix("cot/").partition("/") if image.startswith("cot/") else (dataset, "", image)
+    return f"{_FOLDERS.get(folder, folder)}/{file}"
