@@ -153,24 +153,18 @@ def _colour(rng: np.random.Generator, name: str, rough: float) -> Floats:
     raise ValueError(f"no colour called {name!r}")
 
 
-def _clouds(
-    rng: np.random.Generator, height: int, width: int, cells: int, channels: int = 1
-) -> Floats:
+def _clouds(rng: np.random.Generator, height: int, width: int, cells: int, channels: int = 1) -> Floats:
     """Smooth noise of about unit size, [height, width, channels]."""
     rows, cols = max(2, cells), max(2, round(cells * width / max(height, 1)))
     grid = rng.standard_normal((rows, cols, channels)).astype(np.float32)
     planes = [
-        np.asarray(
-            Image.fromarray(grid[:, :, c]).resize((width, height), Image.Resampling.BICUBIC)
-        )
+        np.asarray(Image.fromarray(grid[:, :, c]).resize((width, height), Image.Resampling.BICUBIC))
         for c in range(channels)
     ]
     return np.stack(planes, axis=-1)
 
 
-def _background(
-    rng: np.random.Generator, height: int, width: int, rough: float
-) -> tuple[Floats, Floats]:
+def _background(rng: np.random.Generator, height: int, width: int, rough: float) -> tuple[Floats, Floats]:
     """The ground [height, width, 3] and its mean colour [3], RGB in 0..1."""
     light = rng.random() < 0.65
     v = float(rng.uniform(0.68, 0.97) if light else rng.uniform(0.1, 0.62))
@@ -179,7 +173,7 @@ def _background(
     if rng.random() < 0.5 * rough:
         other = np.clip(base + rng.uniform(-0.16, 0.16, 3).astype(np.float32), 0, 1)
         angle = float(rng.uniform(0, 2 * math.pi))
-        ys, xs = np.mgrid[0:1:height * 1j, 0:1:width * 1j].astype(np.float32)
+        ys, xs = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
         t = (xs - 0.5) * math.cos(angle) + (ys - 0.5) * math.sin(angle) + 0.5
         ground = ground + t[..., None] * (other - base)
     if rng.random() < 0.5 * rough:
@@ -195,22 +189,20 @@ def _radius(rng: np.random.Generator, shape: str, rough: float, theta: Floats) -
     if shape in ("disc", "ring"):
         if rough > 0 and rng.random() < 0.5 * rough:
             wobble = float(rng.uniform(0, 0.04))
-            return (1 + wobble * np.cos(3 * theta + rng.uniform(0, 6.3))).astype(np.float32)
+            return np.asarray(1 + wobble * np.cos(3 * theta + rng.uniform(0, 6.3)), dtype=np.float32)
         return np.ones_like(theta)
     if shape == "blob":
         r = np.ones_like(theta)
         for k in (2, 3, 4, 5, 7):
             size = float(rng.uniform(0.3, 1.0)) * 0.3 / k
             r = r + size * np.cos(k * theta + float(rng.uniform(0, 2 * math.pi)))
-        return (r / r.max()).astype(np.float32)
+        return np.asarray(r / r.max(), dtype=np.float32)
     if shape in ("square", "triangle"):
         n = 4 if shape == "square" else 3
-        turn = math.pi / 4 + float(rng.uniform(-0.25, 0.25)) if n == 4 else float(
-            rng.uniform(0, 2 * math.pi)
-        )
+        turn = math.pi / 4 + float(rng.uniform(-0.25, 0.25)) if n == 4 else float(rng.uniform(0, 2 * math.pi))
         half = math.pi / n
         t = np.mod(theta - turn, 2 * half) - half
-        return (math.cos(half) / np.cos(t)).astype(np.float32)
+        return np.asarray(math.cos(half) / np.cos(t), dtype=np.float32)
     if shape == "star":
         turn = float(rng.uniform(0, 2 * math.pi))
         inner = float(rng.uniform(0.36, 0.5))
@@ -240,9 +232,7 @@ class _Outline:
         return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
 
-def _outline(
-    rng: np.random.Generator, shape: str, side: float, rough: float
-) -> _Outline:
+def _outline(rng: np.random.Generator, shape: str, side: float, rough: float) -> _Outline:
     """An outline whose longer extent is `side` pixels."""
     radii = _radius(rng, shape, rough, _TURNS)
     aspect = float(rng.uniform(0.84, 1.19)) if rough > 0 else 1.0
@@ -276,9 +266,7 @@ def _paint(
     theta = np.mod(np.arctan2(v, u), 2 * math.pi)
     edge = np.interp(theta, _TURNS, outline.radii).astype(np.float32)
     pixel = min(outline.stretch_x, outline.stretch_y)
-    softness = 1.0 if rough <= 0 or rng.random() < 0.5 else float(
-        rng.uniform(1.0, 1.0 + 0.05 * pixel + 1.2)
-    )
+    softness = 1.0 if rough <= 0 or rng.random() < 0.5 else float(rng.uniform(1.0, 1.0 + 0.05 * pixel + 1.2))
     depth = (edge - r) * pixel  # pixels inside the outline, about
     alpha = np.clip(depth / softness + 0.5, 0, 1)
     inside = np.clip(r / np.maximum(edge, 1e-3), 0, 1)
@@ -321,9 +309,7 @@ def _paint(
     patch += alpha[..., None] * (body - patch)
 
 
-def _crowd(
-    canvas: Floats, rng: np.random.Generator, ground: Floats
-) -> Floats:
+def _crowd(canvas: Floats, rng: np.random.Generator, ground: Floats) -> Floats:
     """Paint unlabelled bodies of one muted hue over the canvas, in place; their colour [3]."""
     height, width, _ = canvas.shape
     side = min(height, width)
@@ -358,15 +344,13 @@ def _crowd(
     for _ in range(count):
         alpha3, shade = sprites[int(rng.integers(len(sprites)))]
         half = alpha3.shape[0] // 2
-        cx, cy = int(rng.integers(-half // 2, width + half // 2)), int(
-            rng.integers(-half // 2, height + half // 2)
-        )
-        l, t = max(0, cx - half), max(0, cy - half)
-        r_, b = min(width, cx + half + 1), min(height, cy + half + 1)
-        if r_ <= l or b <= t:
+        cx, cy = int(rng.integers(-half // 2, width + half // 2)), int(rng.integers(-half // 2, height + half // 2))
+        x1, y1 = max(0, cx - half), max(0, cy - half)
+        x2, y2 = min(width, cx + half + 1), min(height, cy + half + 1)
+        if x2 <= x1 or y2 <= y1:
             continue
-        cut = alpha3[t - cy + half : b - cy + half, l - cx + half : r_ - cx + half]
-        patch = canvas[t:b, l:r_]
+        cut = alpha3[y1 - cy + half : y2 - cy + half, x1 - cx + half : x2 - cx + half]
+        patch = canvas[y1:y2, x1:x2]
         patch += cut * (shade - patch)
     return colour
 
@@ -390,7 +374,7 @@ def _finish(canvas: Floats, rng: np.random.Generator, rough: float) -> Image.Ima
     """Light, blur, grain: what a camera adds. Moves nothing."""
     height, width, _ = canvas.shape
     if rng.random() < 0.35 * rough:
-        ys, xs = np.mgrid[-1:1:height * 1j, -1:1:width * 1j].astype(np.float32)
+        ys, xs = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
         dx, dy = float(rng.uniform(-0.4, 0.4)), float(rng.uniform(-0.4, 0.4))
         fall = (xs - dx) ** 2 + (ys - dy) ** 2
         canvas = canvas * (1 - float(rng.uniform(0.03, 0.16)) * fall)[..., None]
@@ -410,9 +394,7 @@ def _finish(canvas: Floats, rng: np.random.Generator, rough: float) -> Image.Ima
     return image
 
 
-def _labels(
-    rng: np.random.Generator, spec: SceneSpec, colours: Sequence[str]
-) -> list[tuple[str, str]]:
+def _labels(rng: np.random.Generator, spec: SceneSpec, colours: Sequence[str]) -> list[tuple[str, str]]:
     """(colour, shape) of every object. At most one label occurs more than once."""
     count = int(rng.integers(spec.least, spec.most + 1))
     if count == 0:
@@ -437,9 +419,7 @@ def _labels(
 def _overlap(a: BoxXYXY, b: BoxXYXY) -> bool:
     """Whether two boxes share more than a sliver."""
     slack = 1.0
-    return (
-        a[0] < b[2] - slack and b[0] < a[2] - slack and a[1] < b[3] - slack and b[1] < a[3] - slack
-    )
+    return a[0] < b[2] - slack and b[0] < a[2] - slack and a[1] < b[3] - slack and b[1] < a[3] - slack
 
 
 def draw_scene(rng: np.random.Generator, spec: SceneSpec) -> Scene:
@@ -548,9 +528,7 @@ def ask_count(
     boxes = scene.boxes(label)
     count = str(len(boxes))
     seen: tuple[str | Pointing, ...] = (
-        ("I see ", Pointing(label, boxes), f". That makes {count}.")
-        if boxes
-        else (f"I see no {label}. That makes 0.",)
+        ("I see ", Pointing(label, boxes), f". That makes {count}.") if boxes else (f"I see no {label}. That makes 0.",)
     )
     return Question(kind, text, seen, count)
 
@@ -609,7 +587,7 @@ def ask_several(rng: np.random.Generator, scene: Scene, where_all: bool = True) 
     if not asked or rng.random() < 0.12:
         asked.append(ask_where(rng, scene, absent_label(rng, scene, 0.5)))
     repeated = len(single) < len(set(scene.labels))
-    if repeated or rng.random() < 0.4:
+    if repeated or rng.random() < 0.3:
         others: tuple[QuestionKind, ...] = ("count", "point", "presence")
         kind = others[int(rng.integers(2 if repeated else 3))]
         asked.append(ask(rng, scene, kind))
