@@ -1,0 +1,26 @@
+"""Is the answer right?"""
+
+from __future__ import annotations
+
+from vcot.answers import anls, number, same
+from vcot.grounding import split_answer
+from vcot.records import Sample
+
+LONGEST = 1000  # letters; DeepEyes counts a longer answer as wrong, for it is written for a judge, not a reader
+
+
+def answer_reward(text: str, sample: Sample, *, similar: bool = False) -> float:
+    """1 if the answer of the reply is one of the accepted ones (see answers.same), else 0.
+
+    With `similar`, meant for text that was read off an image, a near miss earns its ANLS with the nearest
+    accepted answer. Not so for options and numbers: 1235 is as wrong for 1234 as any other number.
+    A reply without an answer earns nothing, and so does one of 1000 letters or more.
+    """
+    answer = split_answer(text)[1]
+    if answer is None or len(answer) >= LONGEST:
+        return 0.0
+    if same(answer, sample.answers, sample.choices):
+        return 1.0
+    if not similar or sample.choices:
+        return 0.0
+    return max((anls(answer, true) for true in sample.answers if number(true) is None), default=0.0)

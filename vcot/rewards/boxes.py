@@ -1,0 +1,36 @@
+"""Do the boxes of the reasoning show the evidence?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vcot.grounding import Box, FrameSpec, match, parse, split_answer
+from vcot.records import Sample
+
+
+def box_reward(text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0) -> float | None:
+    """Soft F1 of the boxes in the reasoning against the evidence; None where nobody annotated any.
+
+    Only readable boxes count, and only those before the answer; what cannot be read costs the format its
+    reward. For `spare` see soft_f1_with_spare.
+    """
+    true = sample.true_boxes
+    if true is None:
+        return None
+    frame = spec.on(sample.image.width, sample.image.height)
+    return soft_f1_with_spare(parse(split_answer(text)[0], frame).boxes, true, spare=spare)
+
+
+def soft_f1_with_spare(predicted: Sequence[Box], true: Sequence[Box], *, spare: int = 0) -> float:
+    """grounding.soft_f1, but up to `spare` boxes beyond the true ones cost nothing.
+
+    Where only the decisive region is annotated, good reasoning also mentions what stands around it; a strict
+    precision would teach it not to. With spare = 0 it is soft F1 itself. Keep it small: a reward without any
+    price on boxes ends in replies that list boxes and never answer.
+    """
+    if spare < 0:
+        raise ValueError(f"spare is a number of boxes, 0 or more; got {spare}")
+    counted = max(min(len(predicted), len(true)), len(predicted) - spare)
+    if counted + len(true) == 0:
+        return 1.0
+    return 2 * match(predicted, true).total / (counted + len(true))
