@@ -45,8 +45,9 @@ class _StandardError:
 
 
 def bind(**values: Any) -> None:
-    """Adds to every later line of this context (the shard that is being made)."""
-    structlog.contextvars.bind_contextvars(**values)
+    """Adds to every later line of this context (the shard that is being made); None takes away."""
+    structlog.contextvars.unbind_contextvars(*(name for name, value in values.items() if value is None))
+    structlog.contextvars.bind_contextvars(**{name: value for name, value in values.items() if value is not None})
 
 
 def get() -> structlog.stdlib.BoundLogger:
