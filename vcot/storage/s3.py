@@ -10,7 +10,6 @@ and listing. Not used: If-Match on writes, delete, rename, and ETags as anything
 from __future__ import annotations
 
 import io
-import logging
 import os
 import random
 import threading
@@ -69,6 +68,7 @@ _BUSY |= {
     "OperationAborted",
 }
 _BUSY |= {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "IDPCommunicationError", "429"}
+_BUSY |= {"NoSuchUpload"}  # somebody cleaned up while we were writing
 _KEYS = {
     "InvalidAccessKeyId": "does not know this access key; check AWS_ACCESS_KEY_ID",
     "InvalidClientTokenId": "does not know this access key; check AWS_ACCESS_KEY_ID",
@@ -166,6 +166,8 @@ class S3Object:
         prefix = self.key + "/" if self.key and not self.key.endswith("/") else self.key
         with self.plain_words():
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                if "IsTruncated" not in page:
+                    raise self._not_s3()  # a web page would otherwise be taken for an empty list
                 for found in page.get("Contents", ()):
                     if not found["Key"].endswith("/"):  # what consoles leave to show a "folder"
                         yield Entry(f"s3://{self.bucket}/{found['Key']}", found["Size"])
@@ -249,7 +251,7 @@ class S3Object:
                     f"AWS_ENDPOINT_URL_S3 right? ({said})"
                 )
             case ResponseParserError():
-                return SettingsError(f"{self.uri}: {self.endpoint} does not answer like S3; check AWS_ENDPOINT_URL_S3")
+                return self._not_s3()
             case _:
                 return SettingsError(f"{self.uri}: {said} (settings of boto3; see the AWS_* variables)")
 
@@ -278,6 +280,9 @@ class S3Object:
         return SettingsError(
             f"{self.uri}: there is no bucket {self.bucket!r} at {self.endpoint}; make it, or correct the URI"
         )
+
+    def _not_s3(self) -> SettingsError:
+        return SettingsError(f"{self.uri}: {self.endpoint} does not answer like S3; check AWS_ENDPOINT_URL_S3")
 
     def _bad_bucket(self) -> UsageError:
         return UsageError(f"{self.uri}: {self.bucket!r} is no name for a bucket: 3 to 63 of a-z, 0-9, hyphens and dots")
@@ -391,14 +396,16 @@ class _Download(io.RawIOBase):
 class _Upload(io.BufferedIOBase):
     """Bytes for one object: one PutObject while they are few, a multipart upload when they are not.
 
-    smart_open does the multipart part. Its writer finishes when it is closed, and half a JSON file that a failing
-    block left behind would be closed too; here only `commit` finishes, which the with-block of `open_write` calls.
+    Closing decides nothing: half a file that a failing block left behind is closed too. `commit` does, which the
+    with-block of `open_write` calls. (smart_open's writer commits when closed, retries on top of botocore for a
+    minute, and says what failed in a text.)
     """
 
     def __init__(self, place: S3Object) -> None:
         self._place = place
-        self._few = bytearray()
-        self._parts: Any = None
+        self._buffer = bytearray()
+        self._id = ""
+        self._etags: list[str] = []
         self._written = 0
 
     def writable(self) -> bool:
@@ -411,57 +418,57 @@ class _Upload(io.BufferedIOBase):
         if self.closed:
             raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
-        if self._parts is None and len(self._few) + len(view) <= PART:
-            self._few += view
-        else:
-            with self._plain_words():
-                if self._parts is None:
-                    self._parts = _multipart_writer(self._place)
-                    self._parts.write(self._few)
-                    self._few = bytearray()
-                self._parts.write(view)
         self._written += len(view)
-        return len(view)
+        size = len(view)
+        while view:
+            if len(self._buffer) == PART:
+                self._send_part()
+            room = PART - len(self._buffer)
+            self._buffer += view[:room]
+            view = view[room:]
+        return size
 
     def commit(self) -> None:
-        with self._plain_words():
-            if self._parts is None:
-                self._place.write(bytes(self._few))
-            else:
-                self._parts.close()
-                self._parts = None
+        if not self._id:
+            self._place.write(bytes(self._buffer))
+        else:
+            self._send_part()
+            parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._etags, 1)]
+            try:
+                with self._place.plain_words(pass_on=("NoSuchUpload",)):
+                    self._place.client.complete_multipart_upload(
+                        **self._where, UploadId=self._id, MultipartUpload={"Parts": cast(Any, parts)}
+                    )
+            except ClientError as error:
+                # A second try, after the first one's answer was lost, finds no upload but the finished object.
+                there = self._place.stat()
+                if there is None or there.size != self._written:
+                    raise self._place.explain(error) from error
+            self._id = ""
         self.close()
 
     def abort(self) -> None:
-        if self._parts is not None:
+        if self._id:
             # What led here is the news. An upload that cannot be aborted stays invisible; buckets expire those.
-            with suppress(BotoCoreError, ClientError, OSError):
-                self._parts.terminate()
-            self._parts = None
+            with suppress(BotoCoreError, ClientError):
+                self._place.client.abort_multipart_upload(**self._where, UploadId=self._id)
+            self._id = ""
         self.close()
 
-    @contextmanager
-    def _plain_words(self) -> Iterator[None]:
-        try:
-            with self._place.plain_words():
-                yield
-        except ValueError as error:  # smart_open's way to say that the upload could not be started
-            if isinstance(error.__cause__, ClientError):
-                raise self._place.explain(error.__cause__) from error
-            raise
-        except OSError as error:  # … and that its own tries are used up
-            raise self._place.explain(
-                error.__context__ if isinstance(error.__context__, Exception) else error
-            ) from error
+    def _send_part(self) -> None:
+        client = self._place.client
+        with self._place.plain_words():
+            if not self._id:
+                self._id = client.create_multipart_upload(**self._where)["UploadId"]
+            part = client.upload_part(
+                **self._where, UploadId=self._id, PartNumber=len(self._etags) + 1, Body=bytes(self._buffer)
+            )
+        self._etags.append(part["ETag"])
+        self._buffer.clear()
 
-
-def _multipart_writer(place: S3Object) -> Any:
-    import smart_open.s3
-
-    # botocore has tried often enough; smart_open would come again six times, ten seconds apart.
-    smart_open.s3.RETRY.attempts, smart_open.s3.RETRY.sleep_seconds = 1, 0
-    logging.getLogger("smart_open").setLevel(logging.CRITICAL + 1)  # it logs tracebacks of errors we explain
-    return smart_open.s3.MultipartWriter(place.bucket, place.key, part_size=PART, client=place.client)
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"Bucket": self._place.bucket, "Key": self._place.key}
 
 
 @dataclass(frozen=True)

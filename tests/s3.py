@@ -1,0 +1,97 @@
+"""Real storage for tests: a folder, moto's S3 server, a real MinIO. Used as fixtures:
+
+    from tests.s3 import *          in a conftest.py, or name the fixtures one by one
+
+    def test_…(any_place): …        three times, once for each kind
+    def test_…(moto_place): …       the fast default where S3 matters
+    def test_…(minio_place): …      where keys, checksums or restarts matter; skipped, with the reason, without MinIO
+
+A place is the URI of a prefix that nobody else uses; the AWS_* variables are set for the test.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vcot.pipeline.s3server import NoMinio, S3Server, minio_binary, running_s3
+
+__all__ = ["any_place", "folder_place", "minio_place", "minio_server", "moto_place", "moto_server", "no_aws"]
+
+BUCKET = "vcot"
+
+
+@pytest.fixture(scope="session")
+def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    try:
+        minio_binary()  # built once on this machine, two minutes
+    except NoMinio as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI tests against a real MinIO: {error}")
+        pytest.skip(f"no MinIO: {error}")
+    folder = tmp_path_factory.mktemp("minio")
+    with running_s3(folder / "data", folder / "log", BUCKET) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    from moto.server import ThreadedMotoServer
+
+    from vcot.storage.s3 import make_bucket
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    make_bucket(endpoint, "any", "any", BUCKET)
+    environment = {
+        "AWS_ENDPOINT_URL_S3": endpoint,
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_REGION": "us-east-1",
+    }
+    yield S3Server(environment, endpoint, "moto", os.getpid())
+    server.stop()
+
+
+@pytest.fixture
+def no_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of the developer's own AWS, and no questions to a cloud's metadata address."""
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def folder_place(tmp_path: Path) -> str:
+    return (tmp_path / "store").as_uri()
+
+
+@pytest.fixture
+def moto_place(moto_server: S3Server, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    return _place(moto_server, monkeypatch)
+
+
+@pytest.fixture
+def minio_place(minio_server: S3Server, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    return _place(minio_server, monkeypatch)
+
+
+@pytest.fixture(params=["folder", "moto", "minio"])
+def any_place(request: pytest.FixtureRequest) -> str:
+    place: str = request.getfixturevalue(f"{request.param}_place")
+    return place
+
+
+def _place(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/test-{uuid.uuid4().hex}"
