@@ -1,0 +1,255 @@
+"""The stage tokenize, from finished Samples to Parquet and a page."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from jobs.tokenize import TokenizeSettings, run
+from tests.s3 import moto_place, moto_server, no_aws
+from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, WHERE, base_folder, png, processor, sample
+from vcot.errors import InputError, SettingsError
+from vcot.grounding import Trace
+from vcot.records import Folder, Sample, StageMark
+from vcot.records.example import Examples
+from vcot.records.sample import Image
+from vcot.records.shards import ShardWriter, read_mark, run_shards
+from vcot.settings import Settings
+from vcot.storage import Store, join
+from vcot.tokens import Contract
+
+__all__ = ["base_folder", "moto_place", "moto_server", "no_aws", "processor"]
+ROOT = Path(__file__).parents[2]
+
+
+class DistillSettings(Settings):
+    """Stands in for the stage before: writes the Samples it is given."""
+
+    stage: ClassVar[str] = "distill"
+
+
+def distilled(place: str, shards: list[list[Sample]]) -> None:
+    """<place>/distill with these Samples."""
+    settings = DistillSettings(run_uri=place)
+
+    def work(writer: ShardWriter) -> None:
+        for row in shards[writer.index]:
+            writer.keep(row)
+
+    run_shards(
+        Folder(Store(), place, "distill"), settings, inputs={}, shards=len(shards), work=work, max_rejected_share=0
+    )
+
+
+def tokenize(place: str, base: Path | str, **changes: Any) -> StageMark:
+    values: dict[str, Any] = {
+        "run_uri": place, "base_uri": str(base), "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS,
+        "max_length": 256,
+    }  # fmt: skip
+    run(TokenizeSettings(**(values | changes)))
+    return read_mark(Store(), join(place, "tokenize"))[0]
+
+
+def rows(place: str, splits: str, start: int = 0) -> list[Sample]:
+    """A sample per letter (t, v, e for test), each with a picture of its own."""
+    found = []
+    for number, letter in enumerate(splits, start):
+        data = png(colour=f"rgb({number * 20}, 40, 90)")
+        uri = join(place, f"images/{number}.png")
+        Store().write(uri, data)
+        row = sample(data, uri, id=f"s{number}")
+        split = {"t": "train", "v": "validation", "e": "test"}[letter]
+        found.append(row.model_copy(update={"origin": row.origin.model_copy(update={"split": split})}))
+    return found
+
+
+def examples(place: str, mark: StageMark) -> Examples:
+    return Examples([Path(join(place, "tokenize", file.name)) for shard in mark.shards for file in shard.files])
+
+
+def everything(place: str) -> dict[str, bytes]:
+    """Shards and rejections by name."""
+    folder = Path(place) / "tokenize"
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for kind in ("shards", "rejections")
+        for p in (folder / kind).iterdir()
+    }
+
+
+def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract(
+    tmp_path: Path, base_folder: Path, processor: Any
+) -> None:
+    place = str(tmp_path / "run")
+    first, second = rows(place, "tte"), rows(place, "tv", 3)
+    second[0] = second[0].model_copy(update={"reasoning": (WHERE, Trace(("I see it. ", *WHERE.parts)))})
+    distilled(place, [first, second])
+    mark = tokenize(place, base_folder)
+    found = examples(place, mark)
+    assert [row.id for row in found.rows] == ["s0#0", "s1#0", "s3#0", "s3#1", "s4#0"]
+    assert [row.split for row in found.rows] == ["train"] * 4 + ["validation"]
+    assert found[0].image == (tmp_path / "run/images/0.png").read_bytes()
+    assert [shard.tally.rows for shard in mark.shards] == [2, 2]  # without the row of the test split
+    assert mark.facts["base_uri"] == str(base_folder)
+    Contract.model_validate(mark.facts["contract"]).check(processor)
+    assert mark.inputs[str(base_folder)] == mark.facts["base_sha256"]
+    report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
+    assert report["examples"] == {"train": 4, "validation": 1}
+    assert report["test_rows_left_out"] == 1
+    assert report["visual_tokens"]["per_example"]["p50"] == 12
+    assert 0 < report["tokens"]["learned_share"] < 1
+    page = (tmp_path / "run/tokenize/report.html").read_text()
+    assert "s4#0" in page
+    assert page.count("data:image/jpeg") == 5
+
+
+def test_a_second_run_makes_the_same_bytes_and_a_third_does_nothing(
+    tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, other = str(tmp_path / "run"), str(tmp_path / "other")
+    made = rows(place, "ttv")
+    for run_uri in (place, other):
+        distilled(run_uri, [made])
+        tokenize(run_uri, base_folder)
+    assert everything(place) == everything(other)
+    monkeypatch.setattr("jobs.tokenize._load", lambda *_: pytest.fail("a processor is loaded for nothing"))
+    tokenize(place, base_folder)
+    with pytest.raises(SettingsError, match="frame"):
+        tokenize(place, base_folder, frame="resized_pixels")
+
+
+def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, base_folder: Path) -> None:
+    place = str(tmp_path / "run")
+    good, missing, changed, cut, wordy, silent, half = rows(place, "ttttttt")
+    (tmp_path / "run/images/1.png").unlink()
+    (tmp_path / "run/images/2.png").write_bytes(png(colour="white"))
+    short = png()[: len(png()) // 2]
+    cut = sample(uri=cut.image.uri, id="cut").model_copy(
+        update={"image": Image(uri=cut.image.uri, width=320, height=240, sha256=_sha(short))}
+    )
+    Path(cut.image.uri).write_bytes(short)
+    long_text = Trace(("So " * 300, *WHERE.parts))
+    wordy = wordy.model_copy(update={"reasoning": (long_text,)})
+    silent = silent.model_copy(update={"reasoning": ()})
+    half = half.model_copy(update={"reasoning": (long_text, WHERE)})
+    distilled(place, [[good, missing, changed, cut, wordy, silent, half]])
+    with pytest.raises(InputError, match=r"5 of 7 rows were refused .*--max-rejected-share 0\.05"):
+        tokenize(place, base_folder)
+    mark = tokenize(place, base_folder, max_rejected_share=0.8)
+    assert mark.tally.rejected == {
+        "image-changed": 1, "image-missing": 1, "image-truncated": 1, "no-reasoning": 1, "too-long": 1,
+    }  # fmt: skip
+    assert [row.id for row in examples(place, mark).rows] == ["s0#0", "s6#1"]
+    report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
+    assert report["refused_alternatives"] == {"too-long": 1}
+    listed = [json.loads(line) for line in (tmp_path / "run/tokenize" / mark.shards[0].rejections.name).open()]
+    assert [(line["id"], line["reason"]) for line in listed][:2] == [("s1", "image-missing"), ("s2", "image-changed")]
+    assert "--max-length allows 256" in next(line["detail"] for line in listed if line["reason"] == "too-long")
+
+
+def test_a_picture_made_smaller_is_counted_and_shown(tmp_path: Path, base_folder: Path) -> None:
+    place = str(tmp_path / "run")
+    distilled(place, [rows(place, "tt")])
+    mark = tokenize(place, base_folder, max_pixels=1280 * 784, max_length=128)
+    found = examples(place, mark)
+    assert all(one.shrunk and len(one.ids) <= 128 for one in found)
+    report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
+    assert report["shrunk"] == 2
+    assert "made smaller to fit" in (tmp_path / "run/tokenize/report.html").read_text()
+
+
+def test_in_text_mode_no_picture_is_read(tmp_path: Path, base_folder: Path) -> None:
+    place = str(tmp_path / "run")
+    made = rows(place, "tv")
+    (tmp_path / "run/images/0.png").unlink()
+    distilled(place, [made])
+    mark = tokenize(place, base_folder, mode="text")
+    assert [one.image for one in examples(place, mark)] == [None, None]
+    assert mark.facts["contract"]["mode"] == "text"
+
+
+def test_parts_and_single_shards_make_what_one_process_makes(tmp_path: Path, base_folder: Path) -> None:
+    place, other = str(tmp_path / "run"), str(tmp_path / "other")
+    made = [rows(place, "tt"), rows(place, "tv", 2)]
+    for run_uri in (place, other):
+        distilled(run_uri, made)
+    tokenize(place, base_folder)
+    settings = TokenizeSettings(
+        run_uri=other, base_uri=str(base_folder), min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, max_length=256
+    )
+    for part, shard in (("prepare", None), ("shards", 1), ("shards", 0), ("finish", None)):
+        run(settings.model_copy(update={"part": part, "shard": shard}))
+    assert everything(other) == everything(place)
+    assert read_mark(Store(), join(other, "tokenize"))[0].tally.written == 4
+
+
+def test_a_base_without_a_processor_or_a_stage_that_is_not_whole_is_named(tmp_path: Path, base_folder: Path) -> None:
+    place = str(tmp_path / "run")
+    with pytest.raises(InputError, match="distill is not a finished stage"):
+        tokenize(place, base_folder)
+    distilled(place, [rows(place, "t")])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("nothing")
+    with pytest.raises(InputError, match="empty: nothing wanted in it"):
+        tokenize(place, tmp_path / "empty")
+
+
+def test_a_shard_cut_in_storage_is_refused_by_name(tmp_path: Path, base_folder: Path) -> None:
+    place = str(tmp_path / "run")
+    distilled(place, [rows(place, "tt")])
+    (shard,) = (tmp_path / "run/distill/shards").iterdir()
+    whole = gzip.decompress(shard.read_bytes())
+    shard.write_bytes(gzip.compress(whole)[:-30])
+    with pytest.raises(InputError, match=f"{shard.name} is not what its mark says"):
+        tokenize(place, base_folder)
+
+
+def test_of_a_base_in_a_bucket_the_weights_stay_there(tmp_path: Path, base_folder: Path, moto_place: str) -> None:
+    from vcot.tokens import is_processor_file
+
+    store, base = Store(), join(moto_place, "base")
+    for path in base_folder.iterdir():
+        if is_processor_file(path.name):
+            store.write(join(base, path.name), path.read_bytes())
+    distilled(moto_place, [rows(moto_place, "tv")])
+    store.write(join(base, "model.safetensors"), b"not weights at all")
+    mark = tokenize(moto_place, base)
+    assert mark.tally.written == 2
+    digest = mark.facts["base_sha256"]
+    store.write(join(base, "model.safetensors"), b"others")  # other weights under one processor: the same examples
+    assert tokenize(moto_place, base).facts["base_sha256"] == digest
+    store.write(join(base, "chat_template.jinja"), b"{{ messages }}")
+    with pytest.raises((SettingsError, InputError), match="base"):
+        tokenize(moto_place, base)
+
+
+def test_check_answers_in_two_seconds_and_help_explains_the_budget() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("VCOT_")} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "jobs.tokenize", "--run-uri", "/tmp/x", "--base-uri", "/tmp/y"]
+    start = os.times().children_user
+    begun = time.monotonic()
+    done = subprocess.run([*command, "--check"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "tokenize: settings are in order\n")
+    assert min(time.monotonic() - begun, os.times().children_user - start) < 2
+    done = subprocess.run(
+        [*command, "--check", "--min-pixels", "4000", "--max-pixels", "784"],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 78
+    assert "--min-pixels=4000 is more than --max-pixels=784" in done.stderr
+    said = subprocess.run([*command, "--help"], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "1280 visual tokens" in " ".join(said.stdout.split())
+
+
+def _sha(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,138 @@
+"""The audit: a wrong mask fails by numbers, and a page shows what is learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.tokens.base import WHERE, png, sample
+from vcot.errors import InputError
+from vcot.records.example import IGNORED, Example
+from vcot.records.shards import Tally
+from vcot.storage import images
+from vcot.tokens import Contract, Encoder
+from vcot.tokens.audit import check_mask, pieces, view
+from vcot.tokens.report import numbers, report_page
+from vcot.tokens.tally import Counts, histogram, percentile
+
+
+@pytest.fixture(scope="module")
+def coder(processor: Any) -> Encoder:
+    return Encoder(processor, Contract.of(processor, mode="multimodal", frame="thousandths", max_length=512))
+
+
+@pytest.fixture(scope="module")
+def good(coder: Encoder) -> Example:
+    data = png()
+    row = sample(data, question="Where is the red disc, <b>café 漢</b>?")
+    found = coder.example(row, 0, images.decode(data, "a.png"), data)
+    assert isinstance(found, Example)
+    return found
+
+
+def test_a_right_mask_passes(good: Example, processor: Any) -> None:
+    check_mask(good, processor)
+
+
+def test_a_prompt_that_is_learned_fails(good: Example, processor: Any) -> None:
+    with pytest.raises(InputError, match=r"s1#0: .*control tokens that are learned"):
+        check_mask(replace(good, labels=good.ids), processor)
+    first = good.labels.index(next(label for label in good.labels if label != IGNORED))
+    one_early = (*good.labels[: first - 1], *good.ids[first - 1 :])
+    with pytest.raises(InputError, match="not behind the assistant's header"):
+        check_mask(replace(good, labels=one_early), processor)
+
+
+def test_a_reply_whose_first_token_is_masked_fails(good: Example, processor: Any) -> None:
+    first = good.labels.index(next(label for label in good.labels if label != IGNORED))
+    with pytest.raises(InputError, match="not behind the assistant's header"):
+        check_mask(replace(good, labels=(*good.labels[:first], IGNORED, *good.labels[first + 1 :])), processor)
+
+
+def test_nothing_learned_fails(good: Example, processor: Any) -> None:
+    with pytest.raises(InputError, match="nothing of it is learned"):
+        check_mask(replace(good, labels=(IGNORED,) * len(good.ids)), processor)
+
+
+def test_an_end_that_is_not_learned_fails(good: Example, processor: Any) -> None:
+    with pytest.raises(InputError, match="not one piece up to the end"):
+        check_mask(replace(good, labels=(*good.labels[:-2], IGNORED, IGNORED)), processor)
+    with pytest.raises(InputError, match="that are learned are none"):
+        check_mask(replace(good, ids=good.ids[:-2], labels=good.labels[:-2]), processor)
+
+
+def test_labels_shifted_by_one_fail(good: Example, processor: Any) -> None:
+    learned = good.learned
+    shifted = (*good.labels[: -learned + 1], *good.ids[-learned:-1], good.ids[-1])[-len(good.ids) :]
+    with pytest.raises(InputError, match="another token than the one that stands there"):
+        check_mask(replace(good, labels=shifted), processor)
+
+
+def test_a_grid_that_gives_more_visual_tokens_than_there_are_places_fails(good: Example, processor: Any) -> None:
+    with pytest.raises(InputError, match="12 places for visual tokens, its picture gives 16"):
+        check_mask(replace(good, image_grid=(1, 8, 8)), processor)
+    with pytest.raises(InputError, match="its picture gives 0"):
+        check_mask(replace(good, image=None, image_grid=None), processor)
+
+
+def test_pieces_put_together_are_the_whole_text_and_count_every_token(good: Example, processor: Any) -> None:
+    found = pieces(good, processor)
+    assert sum(piece.tokens for piece in found) == len(good.ids)
+    text = "".join(piece.text for piece in found)
+    assert "Where is the red disc, <b>café 漢</b>?" in text  # letters of several bytes are whole
+    assert "<|image_pad|> × 12" in text
+    assert "".join(piece.text for piece in found if piece.learned).endswith("top left<|im_end|>\n")
+
+
+def test_boxes_of_the_page_come_from_the_learned_text(good: Example, coder: Encoder, processor: Any) -> None:
+    one = view(good, (320, 240), coder.contract, processor)
+    assert one.parsed.well_formed
+    assert one.parsed.boxes == WHERE.boxes
+    assert one.picture is not None
+    assert one.picture.size == (112, 84)
+    wrong = view(good, (320, 240), coder.contract.model_copy(update={"frame": {"name": "pixels"}}), processor)
+    assert [str(fault.kind) for fault in wrong.parsed.faults] == ["outside"]  # 300 of 240 pixels: shown on the page
+
+
+def test_the_page_stands_alone_and_escapes_what_people_wrote(good: Example, coder: Encoder, processor: Any) -> None:
+    counts = Counts()
+    counts.add(good, sample(), 12)
+    found = numbers(counts, Tally(rows=2, kept=1, written=1, rejected={"too-long": 1}), coder.contract)
+    html = report_page(found, [view(good, (320, 240), coder.contract, processor)])
+    assert "<script" not in html
+    assert "http" not in html
+    assert "<b>café" not in html
+    assert "data:image/jpeg;base64," in html
+    assert "too-long" in html
+    assert len(html) < 60_000
+
+
+def test_a_stage_in_which_nothing_is_learned_fails(good: Example, coder: Encoder) -> None:
+    counts = Counts()
+    counts.add(replace(good, labels=(IGNORED,) * len(good.ids)), sample(), 12)
+    with pytest.raises(InputError, match="nothing is learned"):
+        numbers(counts, Tally(rows=1, kept=1, written=1), coder.contract)
+
+
+def test_counts_of_shards_add_up(good: Example) -> None:
+    one, two = Counts(), Counts()
+    one.add(good, sample(), 12)
+    for _ in range(2):
+        two.add(replace(good, split="validation", shrunk=True), sample(), 6)
+    total = Counts.sum([one.to_json(), two.to_json()])
+    assert (total.splits["train"], total.splits["validation"], total.shrunk) == (1, 2, 2)
+    assert total.visual == {12: 1, 6: 2}
+    assert total.tokens == 3 * len(good.ids)
+    assert total.learned == 3 * good.learned
+    assert [shown["row"] for shown in two.shown] == [0, 1]
+
+
+def test_percentiles_and_bars_of_counts() -> None:
+    counts = {10: 5, 20: 4, 100: 1}
+    assert [percentile(counts, share) for share in (0.5, 0.9, 0.95, 1.0)] == [10, 20, 100, 100]
+    assert percentile({}, 0.5) == 0
+    bars = histogram(counts, bars=4)
+    assert bars == [(10, 32, 9), (33, 55, 0), (56, 78, 0), (79, 100, 1)]
+    assert histogram({7: 3}) == [(7, 7, 3)]
