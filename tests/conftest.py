@@ -1,0 +1,1 @@
+from tests.s3 import *  # noqa: F403  (fixtures)

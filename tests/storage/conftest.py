@@ -1,1 +1,0 @@
-from tests.s3 import *  # noqa: F403
