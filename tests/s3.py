@@ -1,4 +1,4 @@
-"""Real storage for tests: a folder, moto's S3 server, a real MinIO. Fixtures for all rooms (tests/conftest.py imports them):
+"""Real storage for tests: a folder, moto's S3 server, a real MinIO. Fixtures for all rooms (see conftest.py):
 
     def test_…(any_place): …        three times, once for each kind
     def test_…(moto_place): …       the fast default where S3 matters

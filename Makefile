@@ -1,0 +1,96 @@
+# Needs git, make and Python 3.11 (or 3.12); everything else is fetched, pinned by hash.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv lint test local-train local-clean minio s3 rehearsal-base bench-kill requirements formats
+
+# The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
+WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON := $(shell for python in python3.11 python3.12 python3 python; do \
+	$$python -c '$(WILL_DO)' 2>/dev/null \
+	&& command -v $$python && break; done)
+CACHE := $(or $(filter /%,$(XDG_CACHE_HOME)),$(HOME)/.cache)/vcot
+PY := .venv/bin/python
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Settings of a stage go on the same line, as make local-train RUN_ID=other TRAIN_EPOCHS=3"
+
+# --- the environment: remade when its requirements change, left alone when they do not ---
+
+VENV := .venv/made-$(shell git hash-object requirements/dev.txt)
+UV := $(or $(shell command -v uv),$(CACHE)/uv-$(shell git hash-object requirements/uv.txt)/bin/uv)
+
+venv: $(VENV) ## the Python environment in .venv; the other targets make it when they need it
+
+$(VENV): | $(UV)
+	@test -n '$(PYTHON)' || { echo "vcot needs Python 3.11 or 3.12; found: $$(python3 --version 2>&1). \
+	Install python3.11, or say where it is: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PY) -c '$(WILL_DO)' 2>/dev/null || '$(UV)' venv --quiet --clear --python '$(PYTHON)' .venv
+	@echo 'Filling .venv from requirements/dev.txt (some gigabytes when nothing is cached)'
+	@'$(UV)' pip sync --quiet --require-hashes --python $(PY) requirements/dev.txt
+	@rm -f .venv/made-* && touch $@
+
+$(CACHE)/uv-%/bin/uv:
+	@test -n '$(PYTHON)' || { echo 'vcot needs Python 3.11 or 3.12'; exit 1; }
+	@echo 'Getting uv into $(CACHE)'
+	@rm -rf '$(CACHE)/uv-$*' && mkdir -p '$(CACHE)'
+	@'$(PYTHON)' -m venv '$(CACHE)/uv-$*' || \
+	{ echo 'This Python has no venv module: install python3-venv (Debian, Ubuntu) or uv'; exit 1; }
+	@'$(CACHE)/uv-$*/bin/python' -m pip install --quiet --only-binary :all: --require-hashes -r requirements/uv.txt
+
+requirements: | $(UV) ## pin the requirements again, with hashes, after a change of pyproject.toml
+	'$(UV)' pip compile --quiet pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --output-file requirements/dev.txt
+	echo uv | '$(UV)' pip compile --quiet - --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --output-file requirements/uv.txt
+
+formats: $(VENV) ## write docs/formats.md again, after a change of a record
+	$(PY) -m vcot.records.schema > docs/formats.md
+
+# --- checks ---
+
+lint: $(VENV) ## ruff, mypy (strict), import-linter
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m vcot.pipeline.s3server --print-binary)}"
+
+test: $(VENV) ## all tests; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
+	$(FIND_MINIO) $(PY) -m pytest -n 2 $(TESTS)
+
+bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
+	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
+
+# --- the chain on this computer ---
+
+RUN_ID ?= first
+
+local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and evaluate on this computer, with MinIO
+	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)'
+
+local-clean: ## forget all runs on this computer and what they stored
+	rm -rf .local/s3 .local/s3.log .local/runs
+
+rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
+	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
+
+minio: ## where MinIO is; builds it first if need be (about two minutes, once)
+	@'$(PYTHON)' -m vcot.pipeline.s3server --print-binary
+
+s3: $(VENV) ## the S3 server of local-train alone, until Ctrl-C, to look at what runs have stored
+	@$(PY) -m vcot.pipeline.s3server --serve .local/s3
+
+# TRAIN_EPOCHS=3 on make's command line is VCOT_TRAIN_EPOCHS=3 for the stages, and a typing error is told.
+STAGES := CONVERT_% DISTILL_% TOKENIZE_% TRAIN_% EVALUATE_% PIPELINE_%
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+$(foreach name,$(filter $(STAGES),$(GIVEN)),$(eval export VCOT_$(name) := $$($(name))))
+UNKNOWN := $(filter-out $(STAGES) VCOT_% AWS_% RUN_ID PYTHON PY MINIO TESTS KILLS SEED -% MAKE%,$(GIVEN))
+
+.PHONY: settings-are-known
+settings-are-known:
+	@test -z '$(UNKNOWN)' || { echo 'Unknown: $(UNKNOWN). Settings are RUN_ID and <STAGE>_<NAME>, with a stage of' \
+	'$(subst _%,,$(STAGES)); see $(PY) -m jobs.train --help'; exit 64; }
