@@ -1,0 +1,181 @@
+"""A teacher that speaks real HTTP and answers from a script.
+
+    with scripted_teacher(lambda ask: Say("I see the [1].")) as teacher:
+        teacher.asked        what it was sent, in order of arrival
+        teacher.address      for OPENAI_BASE_URL
+
+A script gets each Asked and gives an Answer. `python -m tests.fakes.teacher [seconds]` runs one by itself, for
+measurements: it prints its address and answers every question about objects with a grounded sentence.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: what arrived, and which one it was (from 0)."""
+
+    number: int
+    path: str
+    authorization: str
+    body: dict[str, Any]
+
+    @property
+    def words(self) -> str:
+        """The text beside the image."""
+        return "".join(part.get("text", "") for part in self.body["messages"][-1]["content"])
+
+    @property
+    def question(self) -> str:
+        return re.search(r"^Question: (.*)$", self.words, re.M)[1]  # type: ignore[index]
+
+    @property
+    def answer(self) -> str:
+        return re.search(r"^Right answer: (.*)$", self.words, re.M)[1]  # type: ignore[index]
+
+    @property
+    def objects(self) -> dict[int, str]:
+        """Number → label, as listed."""
+        return {int(n): label for n, label in re.findall(r"^\[(\d+)\] (.*?), ", self.words, re.M)}
+
+    @property
+    def image(self) -> Image.Image:
+        url = self.body["messages"][-1]["content"][0]["image_url"]["url"]
+        kind, data = url.split(",", 1)
+        assert kind == "data:image/jpeg;base64"
+        return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server does: waits, then sends bytes, or closes the connection where there are none."""
+
+    status: int = 200
+    body: bytes | None = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    wait: float = 0.0
+
+
+def Say(text: str | None, *, finish: str = "stop", wait: float = 0.0, **message: Any) -> Answer:
+    completion = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "scripted-1",
+        "choices": [
+            {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+        ],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+    }
+    return Answer(body=json.dumps(completion).encode(), wait=wait)
+
+
+def Refuse(status: int, message: str = "no", code: str | None = None, **headers: str) -> Answer:
+    body = {"error": {"message": message, "type": "error", "code": code}}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, json.dumps(body).encode(), named)
+
+
+CLOSE = Answer(body=None)
+
+
+def grounded(asked: Asked) -> Answer:
+    """What a good teacher says: every listed object by its number, then the answer."""
+    if asked.objects:
+        return Say(f"I see {' and '.join(f'the [{n}]' for n in asked.objects)}.\nAnswer: {asked.answer}")
+    return Say(f"I looked for it, and it is not there.\nAnswer: {asked.answer}")
+
+
+class Teacher:
+    def __init__(self, script: Callable[[Asked], Answer]) -> None:
+        self.script = script
+        self.asked: list[Asked] = []
+        self.at_once = 0
+        self.most_at_once = 0
+        self.address = ""
+        self.lock = threading.Lock()
+
+    @property
+    def questions(self) -> list[str]:
+        return [asked.question for asked in self.asked]
+
+
+@contextmanager
+def scripted_teacher(script: Callable[[Asked], Answer] = grounded) -> Iterator[Teacher]:
+    teacher = Teacher(script)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            with teacher.lock:
+                asked = Asked(len(teacher.asked), self.path, self.headers.get("Authorization", ""), json.loads(data))
+                teacher.asked.append(asked)
+                teacher.at_once += 1
+                teacher.most_at_once = max(teacher.most_at_once, teacher.at_once)
+            try:
+                answer = teacher.script(asked)
+                time.sleep(answer.wait)
+            finally:
+                with teacher.lock:
+                    teacher.at_once -= 1
+            if answer.body is None:
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer.body)))
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 256
+
+        def handle_error(self, *_: Any) -> None:
+            """A client that was killed breaks its connection; that is no news."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    teacher.address = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        yield teacher
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def main() -> None:
+    wait = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
+    with scripted_teacher(lambda asked: Answer(body=grounded(asked).body, wait=wait)) as teacher:
+        print(teacher.address, flush=True)
+        sys.stdin.read()
+        print(len(teacher.asked), teacher.most_at_once)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""A teacher's reply becomes a Trace with boxes of the evidence, or is refused with the right reason."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
+from vcot.grounding import FrameSpec, Mention, Trace, tags
+from vcot.records import Completion, Reason, Sample
+from vcot.teacher import prompt
+from vcot.teacher.objects import objects_of
+from vcot.teacher.reply import LONGEST, Fault, read
+
+ROW = sample("What touches the lever?", "gear", evidence=(see("red disc", TOP_LEFT, CENTRE), see("blue lever", RIGHT)))
+NOTHING = sample("Is there a dog?", "no", evidence=())
+
+DISC, OTHER, LEVER = (see("red disc", TOP_LEFT), see("red disc", CENTRE), see("blue lever", RIGHT))
+BOTH = Mention("red disc", (TOP_LEFT, CENTRE))
+
+
+def reading(text: str, row: Sample = ROW, finish: str = "stop") -> Trace | Fault:
+    return read(Completion(text=text, model="m", finish_reason=finish), row, objects_of(row))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("I see the [1] at the top left.\nAnswer: gear", ["I see the ", DISC, " at the top left."]),
+        ("The [1] touches the [3]. Answer: Gear.", ["The ", DISC, " touches the ", LEVER, "."]),
+        ("**[3]** is at the right.\n\n**Answer:** gear", [LEVER, " is at the right."]),
+        ("I see the [1].", ["I see the ", DISC, "."]),  # no closing answer, but it came to its end
+        ("I see [1, 2].\nAnswer: gear", ["I see ", BOTH, "."]),
+        ("I see [1] [3].", ["I see ", DISC, " ", LEVER, "."]),
+        ("I see [1][2].", ["I see ", BOTH, "."]),
+        ("I see [1-3] here.", ["I see ", BOTH, ", ", LEVER, " here."]),
+        ("I see [1 and 3] here.", ["I see ", DISC, ", ", LEVER, " here."]),
+        ("I see [object 2] and [#3].", ["I see ", OTHER, " and ", LEVER, "."]),
+        ("I see the Red Disc [1] here.", ["I see the ", DISC, " here."]),
+        ("I see the red discs [1, 2] here.", ["I see the ", BOTH, " here."]),
+        ("I see the [1] red disc here.", ["I see the ", DISC, " here."]),
+        ("I see the [3] (blue lever) here.", ["I see the ", LEVER, " here."]),
+        ("1. I see the [1].\n2. It touches the [3].", ["I see the ", DISC, ". It touches the ", LEVER, "."]),
+        ("<think>Is [9] at (12, 40)? </think>I see the [1].", ["I see the ", DISC, "."]),
+        ("The [1] is < 3 cm from the [3].", ["The ", DISC, " is < 3 cm from the ", LEVER, "."]),
+        ("The [1] stands under 20 % of the [3] & \x00\x1b more.",
+         ["The ", DISC, " stands under 20 % of the ", LEVER, " & more."]),
+    ],
+)  # fmt: skip
+def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
+    assert reading(text) == Trace(tuple(parts))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", Reason.TEACHER_EMPTY),
+        (" \n\t ", Reason.TEACHER_EMPTY),
+        ("<think>Let me see.</think>", Reason.TEACHER_EMPTY),
+        ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),
+        ("colourless green ideas sleep furiously", Reason.TEACHER_UNGROUNDED),
+        ("I see the [4] at the top.", Reason.TEACHER_UNGROUNDED),
+        ("I see the [0] at the top.", Reason.TEACHER_UNGROUNDED),
+        ("I see the [1] and the [12].", Reason.TEACHER_UNGROUNDED),
+        ("The gear is what touches it, see [1].", Reason.TEACHER_UNGROUNDED),  # the answer came first
+        ("I'm sorry, but I can't help with that.", Reason.TEACHER_REFUSED),
+        ("I cannot assist with this request.", Reason.TEACHER_REFUSED),
+        ("[1]", Reason.TEACHER_UNREADABLE),
+        ("Answer: gear", Reason.TEACHER_UNGROUNDED),
+        ("I see the [1].\nAnswer: wheel", Reason.TEACHER_WRONG_ANSWER),
+        ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
+    ],
+)
+def test_a_useless_reply_has_its_reason(text: str, reason: Reason) -> None:
+    found = reading(text)
+    assert isinstance(found, Fault), found
+    assert found.reason is reason
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "I see the red disc [31, 83, 188, 292] beside the [3].",
+        "I see the [1] at (31, 83), (188, 292).",
+        "I see the [1] at (31,83).",
+        "I see the [1] at 0.031, 0.083, 0.188, 0.292.",
+        "I see the [1] at 31 83 188 292.",
+        "I see the [1]<box>31</box>.",
+        "I see the <ref>red disc</ref> [1].",
+        "I see the [1] at <|box_start|>here.",
+        "I see the [1].<|im_end|>",
+        "I see the [1] at x1=31.",
+        'I see the [1]: {"bbox_2d": [31, 83, 188, 292]}',
+        "I see the [1], across 3-19 %, down 8-29 %.",
+        "I see the [1], 10 % from the left.",
+        "I see <img src=x> the [1].",
+    ],
+)
+def test_typed_places_and_markup_are_refused_not_mended(typed: str) -> None:
+    found = reading(typed)
+    assert isinstance(found, Fault), found
+    assert found.reason is Reason.TEACHER_UNREADABLE
+    assert "typed" in found.why
+
+
+def test_numbers_that_the_question_holds_may_be_repeated() -> None:
+    row = sample("What do 1, 2, 3, 4 add up to?", "ten", evidence=(see("board", RIGHT),))
+    assert isinstance(reading("The [1] shows 1, 2, 3, 4.", row), Trace)
+
+
+def test_a_reply_that_was_cut_off_is_refused() -> None:
+    found = reading("I see the [1] at the", finish="length")
+    assert isinstance(found, Fault)
+    assert found.reason is Reason.TEACHER_UNREADABLE
+
+
+@pytest.mark.parametrize("finish", ["content_filter", "refusal"])
+def test_a_filtered_reply_is_a_refusal(finish: str) -> None:
+    assert reading("I see the [1].", finish=finish) == Fault(Reason.TEACHER_REFUSED, f"it was refused ({finish})")
+
+
+def test_absence_is_prose_that_closes_with_the_answer() -> None:
+    assert reading("I looked for a dog. There is none.\nAnswer: no", NOTHING) == Trace(
+        ("I looked for a dog. There is none.",)
+    )
+    for text, reason in {
+        "I looked for a dog. There is none.": Reason.TEACHER_UNREADABLE,
+        "How can I help you today?": Reason.TEACHER_UNREADABLE,
+        "I see the [1].\nAnswer: no": Reason.TEACHER_UNGROUNDED,
+        "I see one.\nAnswer: yes": Reason.TEACHER_WRONG_ANSWER,
+        "Answer: no": Reason.TEACHER_UNREADABLE,
+    }.items():
+        found = reading(text, NOTHING)
+        assert isinstance(found, Fault), text
+        assert found.reason is reason, text
+
+
+def test_a_label_that_is_the_answer_is_not_shown_to_the_teacher_either() -> None:
+    row = sample("What animal is this?", "dog", evidence=(see("dog", TOP_LEFT),))
+    assert reading("I see the [1].", row) == Trace(("I see the ", see("region", TOP_LEFT), "."))
+    assert "[1] region, top left" in prompt.words_for(row, objects_of(row))
+
+
+snippets = st.sampled_from(
+    ["[1]", "[2]", "[3]", "[4]", "[1, 2]", "[1-9]", "[", "]", "<box>", "</box>", "<ref>", "[31, 83, 188, 292]",
+     "Answer:", "answer: gear", "red disc", "\n", " ", "I see the ", "<|im_end|>", "(1,2)", "<think>", "</think>", "**",
+     "- ", "[9999]", '{"bbox_2d": [1, 2, 3, 4]}', "ß", "İ", "\ud7ff", "x=3", "12 %", "…"]
+)  # fmt: skip
+replies = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(snippets | st.text(max_size=5), max_size=25).map(
+    "".join
+)
+
+
+@given(
+    text=replies, finish=st.sampled_from(["stop", "length", "", "content_filter"]), row=st.sampled_from([ROW, NOTHING])
+)
+def test_no_reply_raises_and_no_box_comes_from_anywhere_but_the_evidence(text: str, finish: str, row: Sample) -> None:
+    found = reading(text, row, finish)
+    if isinstance(found, Fault):
+        assert found.reason.value.startswith("teacher-")
+        return
+    true = {m.label: set(m.boxes) for m in row.evidence or ()}
+    assert all(set(mention.boxes) <= true[mention.label] for mention in found.mentions)
+    assert bool(found.mentions) == bool(row.evidence)
+    frame = FrameSpec("pixels").on(row.image.width, row.image.height)
+    parsed = tags.parse(tags.render(found, frame), frame)
+    assert parsed.well_formed
+    assert len(parsed.boxes) == len(found.boxes)  # nothing that the teacher wrote is read as a box
+    assert tags.split_answer(tags.render_reply(found, row.answers[0], frame))[1] == row.answers[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * LONGEST, "1" * LONGEST, "1, " * 1300, "[1]" * 1300, "answer" * 600, "[1-9999]" * 490, " " * 10**6,
+     "<think>" * 9**5],
+)  # fmt: skip
+def test_a_long_reply_takes_no_long_time(text: str) -> None:
+    begun = time.process_time()
+    reading(text)
+    assert time.process_time() - begun < 1.5
+
+
+def test_the_words_hold_number_label_place_and_extent_and_no_pixels() -> None:
+    row = sample("Which?", "A", "a disc", evidence=ROW.evidence, choices=("disc", "lever"), context="A drawing.")
+    assert prompt.words_for(row, objects_of(row)).splitlines() == [
+        "Question: Which?",
+        "Context: A drawing.",
+        "Choices: A. disc; B. lever",
+        "Right answer: A",
+        "Also accepted: a disc",
+        "Objects:",
+        "[1] region, top left, across 3-19 %, down 8-29 %",
+        "[2] region, centre, across 44-56 %, down 42-58 %",
+        "[3] blue lever, right, across 78-97 %, down 38-62 %",
+    ]

@@ -1,0 +1,198 @@
+"""A teacher's reply → a Trace, or why it cannot be one. Never raises, whatever the text; takes linear time.
+
+    "I see the [1] at the top left.\\nAnswer: top left"
+      →  "I see the ", Mention("red disc", boxes of object 1), " at the top left."
+
+Places come from the evidence alone. A reply that types coordinates or markup is refused and not mended: what
+its sentence says about a place was then guessed from numbers, and nobody checked it.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from vcot.answers import same
+from vcot.grounding import Mention, Trace
+from vcot.records import Completion, Reason, Sample
+from vcot.teacher.objects import Object, tells_answer
+
+LONGEST = 4000
+"""Characters; four short sentences have some four hundred."""
+
+REFUSED = ("content_filter", "refusal")
+"""Finish reasons of a Completion that say: would not."""
+
+
+class Fault(NamedTuple):
+    """Why a reply is of no use: for the tally, and in words that the teacher can be told."""
+
+    reason: Reason
+    why: str
+
+
+def read(completion: Completion, sample: Sample, objects: Sequence[Object]) -> Trace | Fault:
+    """The reasoning of a reply about these objects; with no objects, prose that says what is not there."""
+    if completion.finish_reason in REFUSED:
+        return Fault(Reason.TEACHER_REFUSED, f"it was refused ({completion.finish_reason})")
+    text = _tidy(completion.text)
+    if not text:
+        return Fault(Reason.TEACHER_EMPTY, "it was empty")
+    if completion.finish_reason == "length":
+        return Fault(Reason.TEACHER_UNREADABLE, "it was cut off because it was too long")
+    if len(text) > LONGEST:
+        return Fault(
+            Reason.TEACHER_UNREADABLE, f"it had {len(text)} characters; two to four short sentences are wanted"
+        )
+    reasoning, answer = _split_answer(text)
+    if answer and not same(answer, sample.answers, sample.choices):
+        return Fault(
+            Reason.TEACHER_WRONG_ANSWER, f"it closed with the answer {answer[:80]!r}, which is not the right one"
+        )
+    if not answer and not objects:  # where nothing can be pointed at, this alone tells sense from nonsense
+        return Fault(Reason.TEACHER_UNREADABLE, 'it did not close with "Answer: " and the answer')
+    return _trace(" ".join(reasoning.split()), sample, objects)
+
+
+def _trace(prose: str, sample: Sample, objects: Sequence[Object]) -> Trace | Fault:
+    by_number = {seen.number: seen for seen in objects}
+    pieces = _REFERENCE.split(prose)  # prose, numbers, prose, numbers, …, prose
+    numbers = [_numbers(group) for group in pieces[1::2]]
+    fault = _typed(pieces[::2], numbers, by_number, sample) or _unknown(numbers, by_number)
+    if fault is not None:
+        return fault
+    if not numbers and _REFUSAL.match(prose):
+        return Fault(Reason.TEACHER_REFUSED, f"it declined: {prose[:80]!r}")
+    if objects and not numbers:
+        return Fault(Reason.TEACHER_UNGROUNDED, "it spoke of no listed object by its number, as in [1]")
+    if sum(map(str.isalpha, "".join(pieces[::2]))) < 4:
+        return Fault(Reason.TEACHER_UNREADABLE, "it held no sentence")
+    if objects and tells_answer(pieces[0], sample):
+        return Fault(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
+    return _build(pieces[::2], [[by_number[n] for n in group] for group in numbers])
+
+
+# ------------------------------------------------------------------------------------------ the text as it came
+
+_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_BULLET = re.compile(r"^ *(?:[-*•]|\d{1,2}[.)]) +", re.MULTILINE)
+_ANSWER = re.compile(r"(?:^|(?<=[.!?] ))[>*_#]*(?:the |final )?answer[*_]*[:：](?P<answer>[^\n]*)\Z", re.I | re.M)
+
+
+def _tidy(text: str) -> str:
+    """Without thinking aloud, bold marks, bullets and control characters; one line break, one blank at a time."""
+    text = _THINKING.sub("", text)
+    text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text)
+    lines = (" ".join(line.split()) for line in text.replace("**", "").split("\n"))
+    return _BULLET.sub("", "\n".join(filter(None, lines))).strip()
+
+
+def _split_answer(text: str) -> tuple[str, str]:
+    """The reasoning, and the answer that closes it ("" where none does)."""
+    found = _ANSWER.search(text)
+    return (text[: found.start()], found["answer"].strip()) if found else (text, "")
+
+
+_REFUSAL = re.compile(
+    r"(?:i['’]?m |i am )?(?:very )?(?:sorry|afraid|unable)\b|i (?:can['’]?t|cannot|can not|won['’]?t|will not) "
+    r"|as an ai\b",
+    re.IGNORECASE,
+)
+
+# ----------------------------------------------------------------------------------------------- its references
+
+_ONE = r"(?:#|object |no\. ?)?[0-9]{1,4}"
+_REFERENCE = re.compile(rf"\[ ?({_ONE}(?:(?: ?[,;&–-] ?| and ){_ONE})*) ?\]", re.IGNORECASE)
+
+# What a reply may not type. Percentages and ranges are how the list states places.
+_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_TYPED = re.compile(
+    r"</?[a-z|!]|<\|"  # markup, special tokens
+    rf"|[\[({{] ?{_NUMBER} ?[,;] ?{_NUMBER}"  # (12, 34   [0.1, 0.2
+    rf"|{_NUMBER}(?:(?: ?[,;] ?| ){_NUMBER}){{3}}"  # four numbers in a row
+    r"|\b(?:[xy][12]?|bbox(?:_2d)?|box|coordinates?)\"? ?[=:] ?[\[(\"]?[0-9]"
+    r"|[0-9] ?[–-] ?[0-9]+ ?%|[0-9] ?% (?:across|down|from the (?:left|right|top|bottom))",
+    re.IGNORECASE,
+)
+
+
+def _numbers(group: str) -> list[int]:
+    """ "1, 2" → 1 2; "2-4" → 2 3 4."""
+    found: list[int] = []
+    for first, dash, last in re.findall(r"([0-9]+)(?: ?([–-]) ?(?:#|object |no\. ?)?([0-9]+))?", group, re.IGNORECASE):
+        start, end = int(first), int(last or first)
+        found += range(start, end + 1) if dash and start <= end <= start + 99 else [start, end]
+    return list(dict.fromkeys(found))
+
+
+def _typed(
+    prose: Sequence[str], numbers: Sequence[Sequence[int]], known: Mapping[int, Object], sample: Sample
+) -> Fault | None:
+    """Coordinates or markup in the prose; and four numbers in brackets that are not all of the list."""
+    given = "\n".join([sample.question, *sample.answers])
+    for piece in prose:
+        for found in _TYPED.finditer(piece):
+            if found[0] not in given:
+                return Fault(
+                    Reason.TEACHER_UNREADABLE, f"it typed {found[0]!r}: coordinates and markup are not allowed"
+                )
+    for group in numbers:
+        if len(group) >= 4 and not set(group) <= set(known):
+            return Fault(Reason.TEACHER_UNREADABLE, f"it typed {list(group[:4])}, which look like coordinates")
+    return None
+
+
+def _unknown(numbers: Sequence[Sequence[int]], known: Mapping[int, Object]) -> Fault | None:
+    for number in (n for group in numbers for n in group):
+        if number not in known:
+            there = f"the list ends at [{max(known)}]" if known else "no number belongs into it, nothing is there"
+            return Fault(Reason.TEACHER_UNGROUNDED, f"it spoke of [{number}], but {there}")
+    return None
+
+
+def _build(prose: Sequence[str], groups: Sequence[Sequence[Object]]) -> Trace:
+    """Prose and mentions in turn. Objects of one label that stand side by side become one mention."""
+    texts = list(prose)
+    parts: list[str | Mention] = []
+    for index, group in enumerate(groups):
+        runs = _runs(group)
+        texts[index] = _without_name_at_end(texts[index], runs[0].label)
+        texts[index + 1] = _without_name_at_start(texts[index + 1], runs[-1].label)
+        parts.append(texts[index])
+        parts.append(runs[0])
+        for run in runs[1:]:
+            parts += ", ", run
+    return Trace(tuple(_joined([*parts, texts[-1]])))
+
+
+def _runs(group: Sequence[Object]) -> list[Mention]:
+    return [part for part in _joined([Mention(seen.label, (seen.box,)) for seen in group]) if isinstance(part, Mention)]
+
+
+def _joined(parts: Sequence[str | Mention]) -> list[str | Mention]:
+    """ "[1][2]" of one label are one mention with two boxes."""
+    joined: list[str | Mention] = []
+    for part in parts:
+        last = joined[-1] if joined else ""
+        if part == "":
+            continue
+        if isinstance(part, Mention) and isinstance(last, Mention) and last.label == part.label:
+            joined[-1] = Mention(part.label, tuple(dict.fromkeys([*last.boxes, *part.boxes])))
+        else:
+            joined.append(part)
+    return joined
+
+
+# "I see the red discs [1, 2]" and "the [1] red disc" name them twice, once we put the label there: so once less.
+
+
+def _without_name_at_end(prose: str, label: str) -> str:
+    return re.sub(rf"(?<!\w){re.escape(label)}(?:e?s)? ?\Z", "", prose, flags=re.IGNORECASE)
+
+
+def _without_name_at_start(prose: str, label: str) -> str:
+    return re.sub(
+        rf"\A ?(?:\({re.escape(label)}(?:e?s)?\)|{re.escape(label)}(?:e?s)?(?!\w))", "", prose, flags=re.IGNORECASE
+    )

@@ -1,0 +1,52 @@
+"""One row of distill: which rows need a teacher, what a teacher answers, and the Sample that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vcot.grounding import Trace
+from vcot.records import Reason, Rejection, Sample
+
+STAGE = "distill"
+
+
+def needs_teacher(sample: Sample) -> bool:
+    """Not where somebody wrote reasoning already, and not in the test split, which is only answered, never learned."""
+    return not sample.reasoning and sample.origin.split != "test"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The reasoning for one Sample: one Trace, or several alternatives."""
+
+    traces: tuple[Trace, ...]
+
+
+Outcome = Lesson | Rejection | None
+"""None: the row needs no teacher."""
+
+
+class Teacher(Protocol):
+    """Writes reasoning for the Samples that need it."""
+
+    @property
+    def name(self) -> str:
+        """What `origin.teacher` says: "template/1", or the model's name."""
+
+    def teach(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outcome]]:
+        """Every sample with its outcome, in the order in which they came."""
+
+    def counts(self) -> Mapping[str, int]:
+        """What was spent since the start, for the report (requests, tokens); empty where nothing is."""
+
+
+def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
+    return Rejection(id=sample.id, stage=STAGE, reason=reason, detail=detail)
+
+
+def taught(sample: Sample, lesson: Lesson, teacher: str) -> Sample:
+    """The sample with its reasoning, and who wrote it. Every box of a lesson is one of the sample's evidence."""
+    origin = sample.origin.model_copy(update={"teacher": teacher})
+    return sample.model_copy(update={"reasoning": lesson.traces, "origin": origin})

@@ -1,0 +1,161 @@
+"""A grounded trace made by code: what is seen, where it is, hence the answer.
+
+The sentences are short and few, because a model of a few million parameters must be able to learn them. The
+first phrasing of each family is the one that the rehearsal base has met; the others say the same in other
+words. Which of them a sample gets depends on its id and the seed alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vcot.answers import normalise, number
+from vcot.grounding import Box, Mention, Trace
+from vcot.grounding.places import place
+from vcot.records import Reason, Rejection, Sample
+from vcot.stage import stop
+from vcot.teacher import questions
+from vcot.teacher.objects import objects_of
+from vcot.teacher.questions import Kind
+from vcot.teacher.row import Lesson, Outcome, needs_teacher, refuse
+
+NAME = "template/1"
+"""Goes into `origin.teacher`; a new number where the same evidence would give other words."""
+
+PHRASINGS = 3
+
+_WHERE = ("The {it} is at the {place}.", "I see the {it} at the {place}.", "Here is the {it}. It is at the {place}.")
+_COUNT = (
+    "I see {them}. That makes {n}.",
+    "Here I see {them}. I count {n}.",
+    "I look for them and see {them}: {n} in all.",
+)
+_PRESENCE = ("I see {them}.", "Here I see {them}.", "I look for it and see {them}.")
+_ABSENT = ("I see no {thing}.", "There is no {thing}.", "I look for it and see no {thing}.")
+_NONE = (" That makes 0.", " I count 0.", " That is 0 in all.")
+_NOTHING = ("I see nothing of the kind.", "There is nothing of the kind.", "I look for it and see nothing of the kind.")
+_GENERAL = ("Look at {them}. That shows the answer.", "I see {them}. That is what matters.", "What matters is {them}.")
+
+
+@dataclass(frozen=True)
+class TemplateTeacher:
+    """Args: how many phrasings are in use, how many of them each Sample gets, and the seed of the choice."""
+
+    phrasings: int = PHRASINGS
+    alternatives: int = 1
+    seed: int = 0
+    name: str = NAME
+
+    def teach(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outcome]]:
+        for sample in samples:
+            stop.raise_if_requested()
+            yield sample, self.lesson(sample) if needs_teacher(sample) else None
+
+    def counts(self) -> Mapping[str, int]:
+        return {}
+
+    def lesson(self, sample: Sample) -> Lesson | Rejection:
+        if sample.evidence is None:
+            return refuse(sample, Reason.NO_REASONING, "nobody annotated where the evidence is")
+        write = _absence if not sample.true_boxes else _presence
+        traces = [write(sample, phrasing) for phrasing in self._chosen(sample.id)]
+        if traces[0] is None:
+            return refuse(
+                sample,
+                Reason.NO_REASONING,
+                f"annotated as absent, but the answer to {sample.question!r} is {sample.answers[0]!r}",
+            )
+        return Lesson(tuple(t for t in traces if t is not None))
+
+    def _chosen(self, sample_id: str) -> list[int]:
+        """As many phrasings as alternatives are wanted, all different, by the hash of seed and id."""
+
+        def rank(phrasing: int) -> bytes:
+            return hashlib.sha256(f"{self.seed}\0{phrasing}\0{sample_id}".encode()).digest()
+
+        return sorted(range(self.phrasings), key=rank)[: self.alternatives]
+
+
+# ------------------------------------------------------------------------------------ there is something to see
+
+
+def _presence(sample: Sample, phrasing: int) -> Trace:
+    """The sentence of the question's own kind where evidence and answer agree with it, else a general one."""
+    asked = questions.read(sample.question)
+    mentions = _mentions(sample)
+    boxes = [box for mention in mentions for box in mention.boxes]
+    answer = sample.answers[0]
+    if asked is not None and asked.kind is Kind.PRESENCE and normalise(answer) == "yes":
+        return _fill(_PRESENCE[phrasing], them=_listed(mentions))
+    if asked is not None and asked.kind in (Kind.COUNT, Kind.WHERE) and number(answer) == len(boxes):
+        return _fill(_COUNT[phrasing], them=_listed(mentions), n=[str(len(boxes))])
+    if (
+        asked is not None
+        and asked.kind is Kind.WHERE
+        and len(boxes) == 1
+        and normalise(answer) == _place(sample, boxes)
+    ):
+        return _fill(_WHERE[phrasing], it=[mentions[0]], place=[_place(sample, boxes)])
+    return _fill(_GENERAL[phrasing], them=_listed([_placed(sample, mention) for mention in mentions]))
+
+
+def _mentions(sample: Sample) -> list[Mention]:
+    """One mention per label, in the order of the evidence; its boxes from left to right."""
+    boxes: dict[str, list[Box]] = {}
+    for seen in objects_of(sample):
+        boxes.setdefault(seen.label, []).append(seen.box)
+    return [Mention(label, tuple(sorted(found))) for label, found in boxes.items()]
+
+
+def _place(sample: Sample, boxes: Sequence[Box]) -> str:
+    return place(boxes[0], sample.image.width, sample.image.height)
+
+
+_Parts = list[str | Mention]
+
+
+def _placed(sample: Sample, mention: Mention) -> _Parts:
+    """ "the <dog> at the top left"; several boxes speak for themselves."""
+    where = f" at the {_place(sample, mention.boxes)}" if len(mention.boxes) == 1 else ""
+    return ["the ", mention, where]
+
+
+def _listed(items: Sequence[Mention | _Parts]) -> _Parts:
+    """ "a", "a and b", "a, b and c"."""
+    listed: _Parts = []
+    for index, item in enumerate(items):
+        if index:
+            listed.append(" and " if index == len(items) - 1 else ", ")
+        listed += [item] if isinstance(item, Mention) else item
+    return listed
+
+
+def _fill(sentence: str, **parts: Sequence[str | Mention]) -> Trace:
+    """The sentence with its {names} replaced by parts."""
+    filled: _Parts = []
+    for piece in sentence.replace("{", "}").split("}"):
+        filled += parts.get(piece, [piece])
+    return Trace(tuple(filled))
+
+
+# --------------------------------------------------------------------------------------- there is nothing to see
+
+
+def _absence(sample: Sample, phrasing: int) -> Trace | None:
+    """None where the answer says that there is something after all."""
+    asked = questions.read(sample.question)
+    answer = normalise(sample.answers[0])
+    counted = number(answer)
+    if asked is not None and (counted or answer == "yes" or _is_place(answer)):
+        return None
+    if asked is None or asked.thing is None:
+        return Trace((_NOTHING[phrasing],))
+    zero = _NONE[phrasing] if asked.kind is Kind.COUNT and counted == 0 else ""
+    return Trace((_ABSENT[phrasing].format(thing=asked.thing) + zero,))
+
+
+def _is_place(answer: str) -> bool:
+    words = set(answer.split())
+    return bool(words) and words <= {"top", "bottom", "left", "right", "centre", "center"}
