@@ -1,0 +1,190 @@
+"""Figures by hand, and intervals that keep their promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.evaluation.evaluation_samples import scored
+from vcot.evaluation.metrics import FIGURES, measure, point
+
+
+def figures(*scores):
+    return measure({"it": scores}).figures["it"]
+
+
+def values(*scores):
+    return {name: figure.value for name, figure in figures(*scores).items()}
+
+
+FIVE = (
+    # exact, right answer
+    scored("a", true=1, predicted=1, matched=1, ious=(1.0,)),
+    # two true boxes, one found at IoU 0.6, three predicted; wrong answer
+    scored("b", true=2, predicted=3, matched=1, ious=(0.6, 0.0), answer="wrong"),
+    # malformed: no box can be read, no answer
+    scored("c", true=1, predicted=0, ious=(0.0,), answer="absent", well_formed=False),
+    # annotated as absent, and one box is drawn all the same
+    scored("d", true=0, predicted=1),
+    # evidence was never annotated; two boxes are drawn
+    scored("e", true=None, predicted=2),
+)
+
+
+def test_every_figure_of_five_replies_by_hand():
+    assert values(*FIVE) == {
+        "answer_accuracy": pytest.approx(3 / 5),
+        "answer_wrong": pytest.approx(1 / 5),
+        "answer_absent": pytest.approx(1 / 5),
+        "accuracy_at_50": pytest.approx(2 / 4),  # of true boxes: 1 + 2 + 1
+        "mean_iou": pytest.approx(1.6 / 4),
+        "accuracy_at_50_parsed": pytest.approx(2 / 3),  # without c
+        "mean_iou_parsed": pytest.approx(1.6 / 3),
+        "precision": pytest.approx(2 / 5),  # of predicted boxes: 1 + 3 + 0 + 1; e is left out
+        "recall": pytest.approx(2 / 4),
+        "f1": pytest.approx(2 * 2 / (5 + 4)),
+        "malformed": pytest.approx(1 / 5),
+        "boxes_per_answer": pytest.approx(7 / 5),
+        "boxes_where_absent": pytest.approx(1 / 1),
+    }
+
+
+def test_every_figure_says_on_how_many_rows_and_what_it_was_measured():
+    found = figures(*FIVE)
+    assert (found["answer_accuracy"].rows, found["answer_accuracy"].count) == (5, 5)
+    assert (found["accuracy_at_50"].rows, found["accuracy_at_50"].count, found["accuracy_at_50"].of) == (
+        3,
+        4,
+        "true boxes",
+    )
+    assert (found["precision"].rows, found["precision"].count) == (3, 5)
+    assert (found["boxes_where_absent"].rows, found["boxes_where_absent"].count) == (1, 1)
+    assert all(point(name, FIVE) == pytest.approx(figure.value) for name, figure in found.items())
+
+
+def test_spraying_boxes_costs_precision_and_f1_and_leaves_recall():
+    honest = values(scored("a", matched=1, ious=(1.0,)))
+    sprayed = values(scored("a", matched=1, ious=(1.0,), predicted=6))
+    assert sprayed["recall"] == honest["recall"] == 1
+    assert sprayed["precision"] == pytest.approx(1 / 6)
+    assert sprayed["f1"] == pytest.approx(2 / 7)
+
+
+def test_a_missed_box_pulls_the_mean_down_as_a_zero():
+    found = values(scored("a", matched=1, ious=(0.8,)), scored("b", predicted=0, ious=(0.0,)))
+    assert found["mean_iou"] == pytest.approx(0.4)
+    assert found["accuracy_at_50"] == pytest.approx(0.5)
+
+
+def test_a_reply_without_an_answer_does_not_keep_the_form():
+    found = values(scored("a", ious=(0.8,), matched=1, answer="absent"), scored("b", ious=(0.2,)))
+    assert found["mean_iou_parsed"] == pytest.approx(0.2)
+    assert found["malformed"] == 0
+
+
+def test_where_nothing_can_be_measured_there_is_no_number():
+    found = figures(scored("a", true=None, predicted=0), scored("b", true=None, predicted=0))
+    for name in ("accuracy_at_50", "mean_iou", "precision", "recall", "f1", "boxes_where_absent"):
+        assert found[name].value is None
+        assert (found[name].low, found[name].high, found[name].interval) == (None, None, "none")
+    assert found["answer_accuracy"].value == 1
+
+
+def test_without_a_prediction_there_is_no_precision_but_an_f1_of_zero():
+    found = values(scored("a", predicted=0, ious=(0.0,)), scored("b", predicted=0, ious=(0.0,)))
+    assert found["precision"] is None
+    assert found["f1"] == 0
+
+
+# --- intervals ---------------------------------------------------------------------------------------
+
+
+def test_none_of_fifty_may_still_be_seven_per_cent():
+    found = figures(*(scored(f"{i}", ious=(0.0,), answer="wrong") for i in range(50)))
+    for name in ("answer_accuracy", "accuracy_at_50", "precision"):
+        assert (found[name].value, found[name].low, found[name].interval) == (0, 0, "exact")
+        assert found[name].high == pytest.approx(0.0711, abs=1e-4)
+    assert found["answer_wrong"].low == pytest.approx(1 - 0.0711, abs=1e-4)
+
+
+def test_one_row_has_a_value_and_hardly_an_interval():
+    found = figures(scored("a", matched=1, ious=(0.8,)))
+    assert (found["mean_iou"].value, found["mean_iou"].interval) == (pytest.approx(0.8), "none")
+    assert found["accuracy_at_50"].interval == "exact"
+    assert found["accuracy_at_50"].low == pytest.approx(0.025)
+
+
+def test_no_row_at_all_is_no_error():
+    assert all(figure.value is None for figure in measure({"it": []}).figures["it"].values())
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_one_nearly_the_same():
+    scores = [scored(f"{i}", answer="right" if i % 3 else "wrong") for i in range(60)]
+    first, again, other = (measure({"it": scores}, seed=seed).figures["it"]["answer_accuracy"] for seed in (1, 1, 2))
+    assert first == again
+    assert other.low == pytest.approx(first.low, abs=0.03)
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.5, 50), (0.76, 50), (0.1, 50)])
+def test_intervals_hold_the_truth_about_as_often_as_they_say(share, rows):
+    """200 experiments with a known share; 95 % intervals of a bootstrap of 50 rows miss a little more than 5 %."""
+    rng = np.random.default_rng(7)
+    hits = 0
+    for seed in range(200):
+        right = rng.random(rows) < share
+        scores = [scored(f"{i}", true=None, answer="right" if r else "wrong") for i, r in enumerate(right)]
+        figure = measure({"it": scores}, seed=seed, resamples=400).figures["it"]["answer_accuracy"]
+        hits += figure.low <= share <= figure.high
+    assert 0.88 <= hits / 200 <= 0.995
+
+
+def test_boxes_of_one_row_are_drawn_together():
+    """Ten rows with ten boxes each, all right or all wrong: the interval is that of 10 rows, not of 100 boxes."""
+    wide = [scored(f"{i}", true=10, predicted=10, matched=10 * (i % 2), ious=(float(i % 2),) * 10) for i in range(10)]
+    narrow = [scored(f"{i}", matched=i % 2, ious=(float(i % 2),)) for i in range(100)]
+    first, second = (measure({"it": each}).figures["it"]["accuracy_at_50"] for each in (wide, narrow))
+    assert first.value == second.value == 0.5
+    assert first.count == second.count == 100
+    assert first.high - first.low > 2.5 * (second.high - second.low)
+
+
+# --- differences -------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_paired_row_by_row():
+    """After is right wherever before was, and on one row in ten more: the pairing makes this sure."""
+    before = [scored(f"{i}", answer="right" if i % 2 else "wrong") for i in range(100)]
+    after = [scored(f"{i}", answer="right" if i % 2 or i % 10 == 0 else "wrong") for i in range(100)]
+    found = measure({"after": after, "before": before}, [("after", "before")])
+    paired = found.differences["after", "before"]["answer_accuracy"]
+    assert paired.value == pytest.approx(0.1)
+    assert 0.03 < paired.low < paired.high < 0.18
+    unpaired = found.figures["after"]["answer_accuracy"].low - found.figures["before"]["answer_accuracy"].high
+    assert unpaired < 0 < paired.low
+
+
+def test_from_none_to_all_is_a_sure_difference_without_any_draw():
+    before = [scored(f"{i}", answer="wrong") for i in range(50)]
+    after = [scored(f"{i}", answer="right") for i in range(50)]
+    paired = measure({"a": after, "b": before}, [("a", "b")]).differences["a", "b"]["answer_accuracy"]
+    assert (paired.value, paired.interval) == (1, "exact")
+    assert 0.8 < paired.low < paired.high == 1
+
+
+def test_no_difference_is_not_surely_none():
+    same = [scored(f"{i}", answer="wrong") for i in range(50)]
+    paired = measure({"a": same, "b": same}, [("a", "b")]).differences["a", "b"]["answer_accuracy"]
+    assert paired.value == 0
+    assert paired.low == pytest.approx(-paired.high)
+    assert 0.07 < paired.high < 0.1
+
+
+def test_conditions_about_other_samples_are_not_compared():
+    with pytest.raises(ValueError, match="same samples"):
+        measure({"a": [scored("1"), scored("2")], "b": [scored("2"), scored("1")]})
+
+
+def test_names_and_words_agree():
+    from vcot.evaluation import words
+
+    assert set(words.FIGURES) == set(FIGURES)

@@ -1,0 +1,103 @@
+"""One reply, one Score: hand-made rollouts on a canvas of 1000 × 1000 pixels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.evaluation.evaluation_samples import frame, said, sample
+from vcot.evaluation.scoring import score, score_guess
+from vcot.grounding import Box
+
+G1 = [100, 100, 300, 300]
+G3 = [G1, [400, 100, 600, 300], [700, 100, 900, 300]]
+
+
+def judged(boxes, true=(G1,), answer="left", **more):
+    one = sample("a", true, **more)
+    return score(said(boxes, answer), one, frame(one))
+
+
+def test_the_exact_box_is_found_and_the_right_answer_is_right():
+    found = judged([G1])
+    assert (found.answer, found.true_boxes, found.predicted_boxes, found.matched) == ("right", 1, 1, 1)
+    assert found.ious == (1.0,)
+    assert found.well_formed
+
+
+def test_a_box_said_three_times_is_one_hit_and_three_predictions():
+    found = judged([G1, G1, G1])
+    assert (found.matched, found.predicted_boxes, found.ious) == (1, 3, (1.0,))
+
+
+def test_one_box_around_three_things_finds_none_of_them():
+    found = judged([[100, 100, 900, 300]], true=G3)
+    assert found.matched == 0
+    assert sorted(found.ious) == [0.0, 0.0, pytest.approx(0.25)]
+
+
+def test_a_missing_box_counts_as_zero_overlap():
+    found = judged([G1], true=G3)
+    assert (found.matched, found.ious) == (1, (1.0, 0.0, 0.0))
+    assert judged([], true=G3).ious == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("shift", "matched"), [(66, 1), (67, 0)])
+def test_a_box_counts_as_found_from_an_iou_of_one_half(shift, matched):
+    moved = [100 + shift, 100, 300 + shift, 300]
+    overlap = (200 - shift) / (200 + shift)  # two equal boxes moved along one axis
+    found = judged([moved])
+    assert found.ious == (pytest.approx(overlap),)
+    assert found.matched == matched
+
+
+def test_pairs_at_one_half_are_as_many_as_possible():
+    """Two true boxes side by side and two predictions: the best total IoU would leave one pair too weak."""
+    true = [[0, 0, 100, 100], [40, 0, 140, 100]]
+    predicted = [[20, 0, 120, 100], [40, 0, 140, 100]]
+    found = judged(predicted, true=true)
+    assert found.matched == 2
+
+
+def test_things_annotated_as_absent_make_every_box_a_false_one():
+    found = judged([G1, [1, 1, 9, 9]], true=())
+    assert (found.true_boxes, found.predicted_boxes, found.matched, found.ious) == (0, 2, 0, ())
+
+
+def test_boxes_of_a_row_without_annotation_are_counted_and_not_judged():
+    found = judged([G1], true=None)
+    assert (found.true_boxes, found.predicted_boxes, found.matched, found.ious) == (None, 1, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "faults", "answer"),
+    [
+        ("The <ref>gear</ref><box>[100, 100, 300, 3", {"unbalanced_tag"}, "absent"),
+        ("The <ref>gear</ref><box>[100, 100, 300]</box>\nAnswer: left", {"wrong_count"}, "right"),
+        ("The <ref>gear</ref><box>[300, 100, 100, 300]</box>\nAnswer: right", {"inverted"}, "wrong"),
+        ("The <ref>gear</ref> is left.\nAnswer: left", {"no_box_text"}, "right"),
+    ],
+)
+def test_what_cannot_be_read_is_a_fault_and_no_box(text, faults, answer):
+    one = sample("a")
+    found = score(text, one, frame(one))
+    assert not found.well_formed
+    assert set(found.faults) == faults
+    assert (found.predicted_boxes, found.matched, found.answer) == (0, 0, answer)
+
+
+def test_prose_without_any_tag_is_well_formed_and_finds_nothing():
+    found = score("no idea", sample("a"), frame(sample("a")))
+    assert (found.well_formed, found.answer, found.ious) == (True, "absent", (0.0,))
+
+
+def test_answers_are_compared_as_numbers_letters_and_texts():
+    assert judged([], answer="2", answers=("two",)).answer == "right"
+    assert judged([], answer="25", answers=("5",)).answer == "wrong"
+    assert judged([], answer="B", answers=("down",), choices=("up", "down")).answer == "right"
+
+
+def test_a_guess_is_judged_by_the_same_scorer():
+    one = sample("a")
+    assert score_guess(Box(*G1), "", one, frame(one)).ious == (1.0,)
+    assert score_guess(Box(*G1), "", one, frame(one)).answer == "absent"
+    assert score_guess(None, "left", one, frame(one)).answer == "right"

@@ -1,0 +1,108 @@
+"""Guesses that anyone can make without looking; a model has learned what it does better than these.
+
+They are written as replies and judged by the same scorer as the model's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vcot.evaluation.scoring import score_guess
+from vcot.grounding import Box, Frame
+from vcot.records import Sample, Score
+
+NOTHING_NAMED = "nothing named"
+NOT_ANNOTATED = "not annotated"
+
+Fractions = tuple[float, float, float, float]
+
+
+@dataclass
+class Habits:
+    """What the training split teaches to somebody with closed eyes."""
+
+    answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    boxes: dict[str, list[Fractions]] = field(default_factory=lambda: defaultdict(list))
+    rows: int = 0
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> Habits:
+        habits = cls()
+        for sample in samples:
+            habits.rows += 1
+            habits.answers[sample.question][sample.answers[0]] += 1
+            for mention in sample.evidence or ():
+                for box in mention.boxes:
+                    fractions = box.to_fractions(width=sample.image.width, height=sample.image.height)
+                    habits.boxes[mention.label].append(fractions)
+        return habits
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted(self.boxes))
+
+    def answer(self, question: str) -> str | None:
+        """The most frequent answer to this very question in training, or to any, where it was never asked there.
+
+        None without a training split. Of equally frequent ones the first by alphabet.
+        """
+        counts = self.answers.get(question) or sum(self.answers.values(), Counter())
+        return min(counts, key=lambda answer: (-counts[answer], answer)) if counts else None
+
+    def box(self, label: str) -> Fractions | None:
+        """The mean of the boxes that have this label in training, or of all, where none has it."""
+        boxes = self.boxes.get(label) or [box for boxes in self.boxes.values() for box in boxes]
+        if not boxes:
+            return None
+        x1, y1, x2, y2 = np.mean(boxes, axis=0).tolist()
+        return x1, y1, x2, y2
+
+
+CENTRE: Fractions = (0.25, 0.25, 0.75, 0.75)
+WHOLE: Fractions = (0.0, 0.0, 1.0, 1.0)
+
+
+def guesses(
+    samples: Sequence[Sample], habits: Habits, frame: Callable[[Sample], Frame]
+) -> dict[str, tuple[Score, ...]]:
+    """Name of the guess → a Score per sample, in order.
+
+    `centre-box` is half as wide and high as the image. A guess of a box has no answer, and the guess of an answer
+    has no box; only the one half of its figures means something. Guesses from training are left out where there is
+    nothing to learn them from.
+    """
+    means = [habits.box(subject(sample, habits.labels)) for sample in samples]
+    boxes: dict[str, list[Fractions]] = {"centre-box": [CENTRE] * len(samples), "whole-image": [WHOLE] * len(samples)}
+    if habits.boxes:
+        boxes["mean-box"] = [mean for mean in means if mean is not None]
+    found = {
+        name: tuple(_guess_box(sample, numbers, frame(sample)) for sample, numbers in zip(samples, each, strict=True))
+        for name, each in boxes.items()
+    }
+    if habits.answers:
+        found["frequent-answer"] = tuple(
+            score_guess(None, habits.answer(sample.question) or "", sample, frame(sample)) for sample in samples
+        )
+    return found
+
+
+def _guess_box(sample: Sample, fractions: Fractions, frame: Frame) -> Score:
+    box = Box.from_fractions(*fractions, width=sample.image.width, height=sample.image.height)
+    return score_guess(box, "", sample, frame)
+
+
+def subject(sample: Sample, labels: Sequence[str]) -> str:
+    """What a question is about: the labels of its evidence, or, where that is absent, the longest of the known labels
+    that the question names (in singular or plural)."""
+    if sample.evidence is None:
+        return NOT_ANNOTATED
+    if sample.evidence:
+        return " and ".join(sorted({mention.label or NOTHING_NAMED for mention in sample.evidence}))
+    question = sample.question.casefold()
+    named = [label for label in labels if re.search(rf"\b{re.escape(label.casefold())}(?:e?s)?\b", question)]
+    return max(named, key=len, default=NOTHING_NAMED)

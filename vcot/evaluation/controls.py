@@ -1,0 +1,68 @@
+"""Pictures that should not help: a model that answers as well with them does not look.
+
+A *blank* picture is uniform grey of the same size. A *shuffled* one belongs to another sample; it shows how much of a
+result is prior knowledge of where such things usually lie.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from PIL import Image
+
+from vcot.errors import InputError
+from vcot.records import Sample
+from vcot.storage import Store, images
+
+CONDITIONS = ("real", "blank", "shuffled")
+
+
+def partners(samples: Sequence[Sample], seed: int) -> list[int]:
+    """For each sample, the index of one with another picture.
+
+    Pictures are permuted in one cycle (Sattolo 1986), so none keeps its place, and samples that share a picture share
+    the other one too. Pictures are told apart by their digest, because datasets hold the same one under two names.
+
+    Raises:
+        InputError: all samples are about one picture.
+    """
+    first: dict[str, int] = {}
+    for index, sample in enumerate(samples):
+        first.setdefault(sample.image.sha256, index)
+    if len(first) < 2:
+        raise InputError("to shuffle pictures, samples of at least two are needed; leave out the condition shuffled")
+    digests = sorted(first)
+    other = digests.copy()
+    generator = random.Random(seed)
+    for place in range(len(other) - 1, 0, -1):
+        swap = generator.randrange(place)
+        other[place], other[swap] = other[swap], other[place]
+    shown = dict(zip(digests, other, strict=True))
+    return [first[shown[sample.image.sha256]] for sample in samples]
+
+
+def picture(store: Store, sample: Sample) -> Image.Image:
+    """The sample's own picture, as it is kept: upright RGB.
+
+    Raises:
+        images.ImageError: it is missing, changed or broken.
+    """
+    if sample.image.stored is not None:
+        return images.load(store, sample.image.stored.uri).pixels
+    return images.load(store, sample.image.uri, sha256=sample.image.sha256).pixels
+
+
+def shown(condition: str, own: Image.Image, other: Image.Image | None = None) -> Image.Image:
+    """What the model is given under a condition, always at the size of the sample's own picture.
+
+    The size is a hint as well (a tall box in a tall picture), and the frame of a text may depend on it.
+    """
+    match condition, other:
+        case "real", _:
+            return own
+        case "blank", _:
+            return images.blank(*own.size)
+        case "shuffled", Image.Image():
+            return other if other.size == own.size else other.resize(own.size, Image.Resampling.BICUBIC)
+    raise ValueError(f"no such condition: {condition} with {other}")

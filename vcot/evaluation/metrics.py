@@ -1,0 +1,253 @@
+"""From Scores to figures with intervals.
+
+Every figure is a ratio of two sums over samples (right answers / replies, matched boxes / predicted boxes, …), so
+one table says what each is, and one bootstrap over samples gives the interval of all of them at once. Samples are
+drawn, not boxes: boxes of one image are right or wrong together. All conditions (before and after tuning, real and
+blank pictures, guesses) are measured on the same samples and drawn together, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from vcot.evaluation.scoring import THRESHOLD
+from vcot.records import Score
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+RESAMPLES = 5000
+_CELLS = 4_000_000  # numbers held at once while drawing: 32 MB
+
+
+class Ratio(NamedTuple):
+    """What one Score adds above and below the line, and what is counted below it."""
+
+    above: Callable[[Score], float]
+    below: Callable[[Score], float]
+    of: str
+    share: bool  # between 0 and 1 by its nature
+
+
+def parses(score: Score) -> bool:
+    """The reply has the form it should have: no fault in any tag or box, and an answer."""
+    return score.well_formed and score.answer != "absent"
+
+
+def _true(score: Score) -> int:
+    return score.true_boxes or 0
+
+
+def _predicted(score: Score) -> int:
+    """Predicted boxes that can be judged: those of samples whose evidence was annotated, if only as absent."""
+    return 0 if score.true_boxes is None else score.predicted_boxes
+
+
+def _found(score: Score) -> int:
+    return sum(iou >= THRESHOLD for iou in score.ious)
+
+
+FIGURES: dict[str, Ratio] = {
+    "answer_accuracy": Ratio(lambda s: s.answer == "right", lambda _: 1, "replies", True),
+    "answer_wrong": Ratio(lambda s: s.answer == "wrong", lambda _: 1, "replies", True),
+    "answer_absent": Ratio(lambda s: s.answer == "absent", lambda _: 1, "replies", True),
+    "accuracy_at_50": Ratio(_found, _true, "true boxes", True),
+    "mean_iou": Ratio(lambda s: math.fsum(s.ious), _true, "true boxes", True),
+    "accuracy_at_50_parsed": Ratio(
+        lambda s: _found(s) * parses(s), lambda s: _true(s) * parses(s), "true boxes, in form", True
+    ),
+    "mean_iou_parsed": Ratio(
+        lambda s: math.fsum(s.ious) * parses(s),
+        lambda s: _true(s) * parses(s),
+        "true boxes, in form",
+        True,
+    ),
+    "precision": Ratio(lambda s: s.matched, _predicted, "predicted boxes", True),
+    "recall": Ratio(lambda s: s.matched, _true, "true boxes", True),
+    "f1": Ratio(lambda s: 2 * s.matched, lambda s: _predicted(s) + _true(s), "predicted and true boxes", True),
+    "malformed": Ratio(lambda s: not s.well_formed, lambda _: 1, "replies", True),
+    "boxes_per_answer": Ratio(lambda s: s.predicted_boxes, lambda _: 1, "replies", False),
+    "boxes_where_absent": Ratio(
+        lambda s: s.true_boxes == 0 and s.predicted_boxes > 0, lambda s: s.true_boxes == 0,
+        "replies, thing absent", True,
+    ),
+}  # fmt: skip
+"""Name → what it is. Precision, recall and F1 are micro averages over boxes; in all box figures samples without
+annotated evidence are left out, and samples annotated as absent count with the boxes that are predicted for them.
+`recall` and `accuracy_at_50` differ only where objects crowd: the one pairs for the most pairs at IoU 0.5, the other
+for the largest total IoU."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, its 95 % interval, and what it was measured on.
+
+    `value` None: there was nothing to measure. `low` and `high` None: no interval can be given.
+    `rows`: samples that count; `count`: what was counted below the line (`of` says what).
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    rows: int
+    count: float
+    of: str
+    interval: Literal["bootstrap", "exact", "none"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; no float is longer than it is meaningful."""
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures per condition, and paired differences (first condition minus second)."""
+
+    figures: dict[str, dict[str, Figure]]
+    differences: dict[tuple[str, str], dict[str, Figure]]
+
+
+def measure(
+    conditions: Mapping[str, Sequence[Score]],
+    pairs: Sequence[tuple[str, str]] = (),
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Measured:
+    """All figures of all conditions, with 95 % percentile bootstrap intervals over samples.
+
+    Args:
+        conditions: name → one Score per sample; all conditions in the same order of samples.
+        pairs: which conditions to subtract (after, before).
+        seed: the same seed gives the same intervals.
+
+    Where every sample is alike the bootstrap knows no doubt at all; a share of 0 or 1 gets the exact interval of
+    Clopper and Pearson (over samples) then: 0 of 50 may well be 7 %.
+
+    Raises:
+        ValueError: the conditions are not about the same samples.
+    """
+    names = list(conditions)
+    lists = [list(conditions[name]) for name in names]
+    if any([s.sample for s in scores] != [s.sample for s in lists[0]] for scores in lists[1:]):
+        raise ValueError("conditions are compared sample by sample; these are not about the same samples")
+    above, below = _sums(lists)
+    drawn = _draw(above, below, seed, resamples)
+    figures: dict[str, dict[str, Figure]] = {}
+    for row, name in enumerate(names):
+        figures[name] = {
+            figure: _figure(above[row, column], below[row, column], drawn[row, column], ratio)
+            for column, (figure, ratio) in enumerate(FIGURES.items())
+        }
+    differences: dict[tuple[str, str], dict[str, Figure]] = {}
+    for after, before in pairs:
+        apart = drawn[names.index(after)] - drawn[names.index(before)]
+        differences[after, before] = {
+            figure: _difference(figures[after][figure], figures[before][figure], apart[column])
+            for column, figure in enumerate(FIGURES)
+        }
+    return Measured(figures, differences)
+
+
+def point(figure: str, scores: Sequence[Score]) -> float | None:
+    """The figure alone, without an interval; None where there is nothing to measure."""
+    ratio = FIGURES[figure]
+    below = math.fsum(ratio.below(score) for score in scores)
+    return math.fsum(ratio.above(score) for score in scores) / below if below else None
+
+
+def _sums(lists: list[list[Score]]) -> tuple[Floats, Floats]:
+    """What stands above and below the line: [conditions, figures, samples]."""
+    shape = (len(lists), len(FIGURES), len(lists[0]) if lists else 0)
+    above, below = np.zeros(shape), np.zeros(shape)
+    for row, scores in enumerate(lists):
+        for column, ratio in enumerate(FIGURES.values()):
+            above[row, column] = [float(ratio.above(s)) for s in scores]
+            below[row, column] = [float(ratio.below(s)) for s in scores]
+    return above, below
+
+
+def _draw(above: Floats, below: Floats, seed: int, resamples: int) -> Floats:
+    """Every figure on every bootstrap draw: [conditions, figures, resamples]; NaN where nothing was measured."""
+    rows, columns, samples = above.shape
+    if samples < 2:
+        return np.full((rows, columns, 1), np.nan)
+    flat_above, flat_below = above.reshape(-1, samples), below.reshape(-1, samples)
+
+    def ratios(drawn: NDArray[np.int64], axis: int = -1) -> Floats:
+        """drawn: [draws, samples] indices (or [samples]). A draw is how often each sample was drawn."""
+        assert axis == -1
+        table = np.atleast_2d(drawn).astype(np.int64)
+        offsets = samples * np.arange(len(table))[:, None]
+        times = np.bincount((table + offsets).ravel(), minlength=samples * len(table)).reshape(len(table), samples)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            result: Floats = (flat_above @ times.T) / (flat_below @ times.T)
+        return result if drawn.ndim > 1 else result[:, 0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", stats.DegenerateDataWarning
+        )  # draws without anything to measure: `_percentiles`
+        result = stats.bootstrap(
+            (np.arange(samples),),
+            ratios,
+            n_resamples=resamples,
+            batch=max(1, _CELLS // samples),
+            vectorized=True,
+            method="percentile",
+            confidence_level=CONFIDENCE,
+            rng=np.random.default_rng(seed),
+        )
+    return np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(rows, columns, -1)
+
+
+def _figure(above: Floats, below: Floats, drawn: Floats, ratio: Ratio) -> Figure:
+    total, rows = float(below.sum()), int(np.count_nonzero(below))
+    if not total:
+        return Figure(None, None, None, rows, total, ratio.of, "none")
+    value = float(above.sum()) / total
+    low, high = _percentiles(drawn)
+    if low is None or high is None or low == high:
+        if ratio.share and value in (0.0, 1.0):
+            return Figure(value, *_clopper_pearson(value, rows, CONFIDENCE), rows, total, ratio.of, "exact")
+        return Figure(value, None, None, rows, total, ratio.of, "none")
+    return Figure(value, low, high, rows, total, ratio.of, "bootstrap")
+
+
+def _difference(after: Figure, before: Figure, drawn: Floats) -> Figure:
+    rows, count, of = max(after.rows, before.rows), max(after.count, before.count), after.of
+    if after.value is None or before.value is None:
+        return Figure(None, None, None, rows, count, of, "none")
+    value = after.value - before.value
+    low, high = _percentiles(drawn)
+    if low is not None and high is not None and low < high:
+        return Figure(value, low, high, rows, count, of, "bootstrap")
+    if after.interval == before.interval == "exact":
+        # Each at 97.5 %, so that both hold at 95 %.
+        mine = _clopper_pearson(after.value, after.rows, (1 + CONFIDENCE) / 2)
+        other = _clopper_pearson(before.value, before.rows, (1 + CONFIDENCE) / 2)
+        return Figure(value, mine[0] - other[1], mine[1] - other[0], rows, count, of, "exact")
+    return Figure(value, None, None, rows, count, of, "none")
+
+
+def _percentiles(drawn: Floats) -> tuple[float | None, float | None]:
+    """The middle 95 %. Draws without anything to measure (no predicted box, for precision) say nothing."""
+    kept = drawn[np.isfinite(drawn)]
+    if not kept.size:
+        return None, None
+    low, high = np.quantile(kept, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _clopper_pearson(value: float, rows: int, confidence: float) -> tuple[float, float]:
+    """The exact interval of a share that is 0 or 1 in all of `rows` samples; in these cases it has a closed form."""
+    far = ((1 - confidence) / 2) ** (1 / rows)
+    return (0.0, 1 - far) if value == 0 else (far, 1.0)
