@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
-from vcot.grounding import Box, Mention, Trace
+from vcot.grounding import Mention, Trace
 
 _BOX_SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -24,31 +24,15 @@ _MENTION_SCHEMA: dict[str, Any] = {
 }
 
 
-def _mention_from(value: Any) -> Mention:
-    if isinstance(value, Mention):
-        return value
-    if not (isinstance(value, dict) and set(value) == {"label", "boxes"} and isinstance(value["label"], str)):
-        raise ValueError('a mention is {"label": "…", "boxes": [[x1, y1, x2, y2], …]}')
-    return Mention(value["label"], tuple(Box(*map(float, box)) for box in value["boxes"]))
+def _plain(kind: type[Mention] | type[Trace]) -> GetPydanticSchema:
+    """A field that holds a `kind` and stands on disk in the kind's own JSON form."""
 
+    def read(value: Any) -> Mention | Trace:
+        return value if isinstance(value, kind) else kind.from_json(value)
 
-def _mention_to(mention: Mention) -> dict[str, Any]:
-    return {"label": mention.label, "boxes": [box.as_list() for box in mention.boxes]}
+    def write(value: Mention | Trace) -> Any:
+        return value.to_json()
 
-
-def _trace_from(value: Any) -> Trace:
-    if isinstance(value, Trace):
-        return value
-    if not isinstance(value, list | tuple):
-        raise ValueError("a trace is a list of strings and mentions")
-    return Trace(tuple(part if isinstance(part, str) else _mention_from(part) for part in value))
-
-
-def _trace_to(trace: Trace) -> list[Any]:
-    return [part if isinstance(part, str) else _mention_to(part) for part in trace.parts]
-
-
-def _plain(read: Any, write: Any) -> GetPydanticSchema:
     return GetPydanticSchema(
         lambda _source, _handler: core_schema.no_info_plain_validator_function(
             read, serialization=core_schema.plain_serializer_function_ser_schema(write)
@@ -56,10 +40,10 @@ def _plain(read: Any, write: Any) -> GetPydanticSchema:
     )
 
 
-MentionField = Annotated[Mention, _plain(_mention_from, _mention_to), WithJsonSchema(_MENTION_SCHEMA)]
+MentionField = Annotated[Mention, _plain(Mention), WithJsonSchema(_MENTION_SCHEMA)]
 TraceField = Annotated[
     Trace,
-    _plain(_trace_from, _trace_to),
+    _plain(Trace),
     WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "string"}, _MENTION_SCHEMA]}}),
 ]
 
