@@ -1,5 +1,6 @@
 """The only room that speaks S3."""
 
+from vcot.storage.folders import fetch_folder, folder_digest, put_folder
 from vcot.storage.store import Changed, Entry, NotFound, Store, join, name
 
-__all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name"]
+__all__ = ["Changed", "Entry", "NotFound", "Store", "fetch_folder", "folder_digest", "join", "name", "put_folder"]

@@ -1,3 +1,5 @@
+// The MinIO that tests and `make local-train` run. Another version: go get -tool github.com/minio/minio@VERSION
+// Not tidied on purpose: `go mod tidy` adds what only its dependencies' tests need, and then asks for a newer Go.
 module vcot/tests/tools/minio
 
 go 1.24.0
