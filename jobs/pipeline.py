@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -118,7 +117,7 @@ READ_AT_HOME: Mapping[str, tuple[str, ...]] = {
     "convert": ("report.html",),
     "tokenize": ("report.html",),
     "train": ("losses.png",),
-    "evaluate": ("report.html", "report.json"),
+    "evaluate": ("report.html", "report.json", "overlay.png"),
 }
 
 
@@ -139,11 +138,6 @@ def _tell(plan: Plan, outcomes: Mapping[str, Outcome], seconds: float, folder: P
     from rich.console import Console
 
     console = Console(file=sys.stdout)
-    report = folder / "evaluate-report.json"
-    if "evaluate" in outcomes and report.exists():
-        from vcot.evaluation.table import render
-
-        console.print(render(json.loads(report.read_text())))
     for stage, outcome in outcomes.items():
         peak = f", peak memory {outcome.peak_mib:,.0f} MiB" if outcome.peak_mib else ""
         console.print(f"{stage:9} {outcome.seconds:7.1f} s{peak}", highlight=False)

@@ -47,14 +47,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    from vcot.pipeline.s3server import running_s3
+    from vcot.pipeline.s3server import BUCKET, running_s3
 
     with (
         tempfile.TemporaryDirectory(prefix="kill-") as folder,
         running_s3(Path(folder) / "s3", Path(folder) / "s3.log") as server,
     ):
         os.environ.update(server.env)
-        result = compare(f"s3://{server.bucket}/runs", f"s3://{server.bucket}/base", asked.kills, asked.seed)
+        result = compare(f"s3://{BUCKET}/runs", f"s3://{BUCKET}/base", asked.kills, asked.seed)
     print(json.dumps(result, indent=1))
     return 0 if result["same"] else 1
 
