@@ -129,6 +129,14 @@ def test_counts_of_shards_add_up(good: Example) -> None:
     assert [shown["row"] for shown in two.shown] == [0, 1]
 
 
+def test_the_page_is_offered_different_questions_before_more_of_the_same(good: Example) -> None:
+    counts = Counts()
+    for question in ("a", "a", "a", "a", "b", "b", "c"):
+        counts.add(good, sample(question=question), 12)
+    assert sorted(shown["question"] for shown in counts.shown) == ["a", "a", "b", "c"]
+    assert sorted(shown["row"] for shown in counts.shown) == [0, 1, 4, 6]
+
+
 def test_percentiles_and_bars_of_counts() -> None:
     counts = {10: 5, 20: 4, 100: 1}
     assert [percentile(counts, share) for share in (0.5, 0.9, 0.95, 1.0)] == [10, 20, 100, 100]

@@ -66,6 +66,7 @@ def overlay(
     canvas = picture.convert("RGB").resize(size, resample)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(11, longest_side // 34))
+    tags = []
     for colour, boxes in boxes_by_colour.items():
         texts = (labels or {}).get(colour, ())
         for number, box in enumerate(boxes):
@@ -74,7 +75,9 @@ def overlay(
             draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline="white", width=5)
             draw.rectangle((x1, y1, x2, y2), outline=colour, width=3)
             if number < len(texts) and texts[number]:
-                _tag(draw, canvas, (x1, y1), texts[number], colour, font)
+                tags.append(((x1, y1), texts[number], colour))
+    for at, text, colour in tags:  # after all boxes, so that no box crosses a label out
+        _tag(draw, canvas, at, text, colour, font)
     return canvas
 
 
@@ -125,7 +128,7 @@ code, .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monosp
 table { border-collapse: collapse; margin: 12px 0; font-size: 15px; }
 th, td { text-align: left; padding: 6px 16px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: 14px; margin-top: 4px; }
 img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
@@ -137,5 +140,6 @@ img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
 .beside { display: grid; grid-template-columns: minmax(220px, 360px) 1fr; gap: 20px; align-items: start; }
 @media (max-width: 700px) { .beside { grid-template-columns: 1fr; } }
+table.bars td { border: 0; padding: 1px 12px 1px 0; }
 .bar { background: #4c8bf5; height: 12px; border-radius: 2px; display: inline-block; vertical-align: middle; }
 """

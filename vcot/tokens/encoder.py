@@ -110,11 +110,12 @@ class Encoder:
             return _refuse(sample, Reason.IMAGE_UNSUPPORTED, str(error))
         full = last = self._ids(sample, trace, seen)
         while (over := len(last.ids) - limit) > 0:
-            wanted = max(self._visual_tokens(seen) - over, 1) * area
+            room = max(self._visual_tokens(seen) - over, 1)
+            budget = (room + 1) * area - 1  # not room · area: a root that is rounded down would lose a row
             smaller = smart_resize(
                 *size,
                 min_pixels=self.contract.min_pixels,
-                max_pixels=max(wanted, self.contract.min_pixels),
+                max_pixels=max(budget, self.contract.min_pixels),
                 factor=self.contract.factor,
             )
             if self._visual_tokens(smaller) >= self._visual_tokens(seen) or self._seen(smaller) != smaller:

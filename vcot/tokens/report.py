@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from vcot.errors import InputError
+from vcot.grounding import Mention
 from vcot.records.page import TRUE, data_uri, fill, overlay, page
 from vcot.records.shards import Tally
 from vcot.tokens.audit import Piece, View
@@ -77,7 +78,7 @@ def _bars(steps: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
 def _card(one: View) -> dict[str, Any]:
     example = one.example
     boxes = one.parsed.boxes
-    labels = [mention.label for mention in one.parsed.trace.mentions for _ in mention.boxes]
+    labels = [label for mention in one.parsed.trace.mentions for label in _numbered(mention)]
     picture = None
     if one.picture is not None:
         drawn = overlay(one.picture, {TRUE: boxes}, {TRUE: labels}, original=one.original, longest_side=360)
@@ -97,16 +98,22 @@ def _card(one: View) -> dict[str, Any]:
     }
 
 
+def _numbered(mention: Mention) -> list[str]:
+    """The name at the first of its boxes, numbers in the order of the text at the others."""
+    count = len(mention.boxes)
+    return [f"{mention.label} 1" if count > 1 else mention.label, *(str(n) for n in range(2, count + 1))]
+
+
 def _piece(piece: Piece) -> str:
-    """A token as a span; line breaks are shown and made."""
+    """A token as a span. Line breaks are shown and made; the digits of a number stay on one line."""
     kind = f"t {'l' if piece.learned else 'm'}{' c' if piece.control else ''}"
-    text = html.escape(piece.text).replace(" ", "&nbsp;" if piece.text == " " else " ")
-    text = text.replace("\n", "⏎")
-    return f'<span class="{kind}">{text}</span>' + ("<br>" if piece.text.endswith("\n") else "<wbr>")
+    text = html.escape(piece.text).replace("\n", "⏎")
+    after = "<br>" if piece.text.endswith("\n") else "" if piece.text[-1:].isalnum() else "<wbr>"
+    return f'<span class="{kind}">{text}</span>{after}'
 
 
 _CSS = """
-.stream { font: 13px/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+.stream { font: 13px/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: break-word; }
 .t { border-radius: 3px; padding: 1px 0; box-shadow: inset 1px 0 0 #fff; white-space: pre-wrap; }
 .m { background: #eceff2; color: #57606a; }
 .l { background: #b7e4c0; color: #0b3d17; }
@@ -156,10 +163,10 @@ the declared frame of coordinates (<code>{{ contract.frame.name }}</code>) is wr
 <h2>How long</h2>
 <div class="grid">
 <div><h3>Tokens per example</h3>
-<table class="small">{% for bar in bars %}<tr><td class="n mono">{{ bar.label }}</td>
+<table class="small bars">{% for bar in bars %}<tr><td class="n mono">{{ bar.label }}</td>
 <td><span class="bar" style="width:{{ bar.width }}px"></span> {{ bar.n }}</td></tr>{% endfor %}</table></div>
 <div><h3>Visual tokens per picture</h3>
-<table class="small">{% for bar in visual_bars %}<tr><td class="n mono">{{ bar.label }}</td>
+<table class="small bars">{% for bar in visual_bars %}<tr><td class="n mono">{{ bar.label }}</td>
 <td><span class="bar" style="width:{{ bar.width }}px"></span> {{ bar.n }}</td></tr>{% endfor %}</table></div>
 </div>
 

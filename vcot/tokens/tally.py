@@ -35,13 +35,23 @@ class Counts:
         self.learned += example.learned
         self.shrunk += example.shrunk
         kind = "shrunk" if example.shrunk else example.split
-        if sum(shown["kind"] == kind for shown in self.shown) < SHOWN:
-            size = [sample.image.width, sample.image.height]
-            self.shown.append({"row": row, "kind": kind, "size": size, "id": example.id})
+        size = [sample.image.width, sample.image.height]
+        self._show({"row": row, "kind": kind, "size": size, "question": sample.question})
 
     def lose(self, rejection: Rejection) -> None:
         """One reasoning of a row that others kept."""
         self.lost_alternatives[rejection.reason.value] += 1
+
+    def _show(self, one: dict[str, Any]) -> None:
+        """Offers an example for the page; of each kind the first few, and rather other questions than the same."""
+        alike = [shown for shown in self.shown if shown["kind"] == one["kind"]]
+        if len(alike) < SHOWN:
+            self.shown.append(one)
+            return
+        questions = Counter(shown["question"] for shown in alike)
+        again = [shown for shown in alike if questions[shown["question"]] > 1]
+        if again and one["question"] not in questions:
+            self.shown[self.shown.index(again[-1])] = one
 
     @property
     def examples(self) -> int:
@@ -88,7 +98,7 @@ def percentile(counts: Mapping[int, int], share: float) -> int:
     return 0
 
 
-def histogram(counts: Mapping[int, int], bars: int = 16) -> list[tuple[int, int, int]]:
+def histogram(counts: Mapping[int, int], bars: int = 10) -> list[tuple[int, int, int]]:
     """(from, up to and with, how many) in at most `bars` steps of one width."""
     if not counts:
         return []
