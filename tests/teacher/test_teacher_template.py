@@ -203,3 +203,28 @@ def test_questions_are_read(question: str, kind: Kind, thing: str | None) -> Non
 )
 def test_other_questions_are_left_to_the_general_phrasing(question: str) -> None:
     assert questions.read(question) is None
+
+
+CATEGORIES = (
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "
+    "parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie "
+    "suitcase frisbee skis snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard "
+    "tennis_racket bottle wine_glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot "
+    "hot_dog pizza donut cake chair couch potted_plant bed dining_table toilet tv laptop mouse remote keyboard "
+    "cell_phone microwave oven toaster sink refrigerator book clock vase scissors teddy_bear hair_drier "
+    "toothbrush platelet red_blood_cell white_blood_cell "
+)
+
+
+def test_what_convert_asks_about_is_named_again_in_the_singular() -> None:
+    """The absence of a thing is told with the name that a mention of it would have."""
+    from vcot.sources.coco import PHRASINGS, plural
+
+    for one in (category.replace("_", " ") for category in CATEGORIES.split()):
+        for kind, wordings in PHRASINGS.items():
+            for wording in wordings:
+                question = wording.format(one=one, a=f"a {one}", many=plural(one))
+                asked = questions.read(question)
+                assert asked is not None, question
+                assert asked.thing == one, question
+                assert (asked.kind is Kind.COUNT) == (kind in ("count", "point"))

@@ -50,8 +50,8 @@ _NOT_A_NOUN_PHRASE = re.compile(r"\b(?:is|are|was|were|do|does|has|have|can|that
 _IRREGULAR = {
     "people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "teeth": "tooth",
     "mice": "mouse", "geese": "goose", "knives": "knife", "leaves": "leaf", "shelves": "shelf", "wolves": "wolf",
-    "buses": "bus", "glasses": "glasses", "scissors": "scissors", "trousers": "trousers", "shoes": "shoe",
-    "movies": "movie",
+    "buses": "bus", "cookies": "cookie", "scissors": "scissors", "trousers": "trousers", "shoes": "shoe",
+    "movies": "movie", "broccolis": "broccoli", "taxis": "taxi",
 }  # fmt: skip
 
 
