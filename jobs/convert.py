@@ -84,6 +84,10 @@ class ConvertSettings(Settings):
     category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
     phrasings: Literal["one", "several"] = setting("several", "coco: one wording for each kind of question, or several")
     scenes: int = setting(200, "scenes: how many are drawn", ge=1)
+    pictures_uri: str | None = setting(
+        None, "folder for pictures that are drawn, or that messages hold; default: <run-uri>/convert/images",
+        min_length=1,
+    )  # fmt: skip
 
     frame: Literal["thousandths", "pixels", "resized_pixels", "padded_square", "fractions"] | None = setting(
         None, "samples: in which numbers the texts of chat messages write their boxes; needed for those, never guessed"
@@ -104,10 +108,11 @@ class ConvertSettings(Settings):
             )
         if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
             wrong.append("--frame=resized_pixels needs --min-pixels and --max-pixels, the limits of the processor")
-        if crooked := [pair for pair in self.category_names if not all(part.strip() for part in pair.split("=", 1))]:
-            wrong.append(f"--category-names: {crooked[0]!r} is not written category=name")
-        if crooked := [pair for pair in self.category_names if "=" not in pair]:
-            wrong.append(f"--category-names: {crooked[0]!r} is not written category=name")
+        wrong += [
+            f"--category-names: {pair!r} is not written category=name"
+            for pair in self.category_names
+            if not all(map(str.strip, pair.partition("=")))
+        ]
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -173,7 +178,7 @@ def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Pa
 
     source = SOURCES[settings.source]
     pictures = Pictures(
-        store, settings.images_uri or images_beside(settings), join(folder.uri, "images"),
+        store, settings.images_uri or images_beside(settings), settings.pictures_uri or join(folder.uri, "images"),
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
     )  # fmt: skip
     return Desk(

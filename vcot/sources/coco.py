@@ -21,10 +21,8 @@ import hashlib
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import ijson
 
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, Mention
@@ -32,6 +30,7 @@ from vcot.grounding.places import place
 from vcot.records import Reason, Sample
 from vcot.sources.desk import Desk, QuestionKind, numbers, unique
 from vcot.sources.inputs import Input, form_of_file, opened
+from vcot.sources.jsontext import parts
 from vcot.sources.row import Refused, Row
 from vcot.storage import name as last_part
 
@@ -151,7 +150,7 @@ def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator
         boxes, crowded = _seen(index, image_id, names)
         common = {
             "image": entry, "split": entry.get("split"), "dataset": dataset,
-            "licence": licences.get(entry.get("license")),
+            "licence": licences.get(_key(entry.get("license"))),
         }  # fmt: skip
         for kind, category in _askable(desk, f"{source.name}:{image_id}", boxes, crowded, tuple(names.values())):
             yield Row(
@@ -173,7 +172,7 @@ def _askable(
         yield "presence", absent[_draw(desk, of, len(absent))]
 
 
-def _seen(index: sqlite3.Connection, image_id: Any, names: Mapping[Any, str]) -> tuple[dict[str, list[Any]], set[str]]:
+def _seen(index: sqlite3.Connection, image_id: str, names: Mapping[str, str]) -> tuple[dict[str, list[Any]], set[str]]:
     """category → its boxes as written, and the categories of which there is a crowd."""
     boxes: dict[str, list[Any]] = defaultdict(list)
     crowded = set()
@@ -189,7 +188,7 @@ def _seen(index: sqlite3.Connection, image_id: Any, names: Mapping[Any, str]) ->
     return boxes, crowded
 
 
-def _chosen(desk: Desk, source: Input, written: Mapping[Any, str]) -> dict[Any, str]:
+def _chosen(desk: Desk, source: Input, written: Mapping[str, str]) -> dict[str, str]:
     """Category id → the name that is spoken, of the categories that are asked about.
 
     Raises:
@@ -207,10 +206,10 @@ def _chosen(desk: Desk, source: Input, written: Mapping[Any, str]) -> dict[Any, 
 # ------------------------------------------------------------------------------------------- the database
 
 _TABLES = """
-create table images (id, entry text);
-create table annotations (image, category, box text, crowd int);
-create table categories (id, name text);
-create table licences (id, name text);
+create table images (id text, entry text);
+create table annotations (image text, category text, box text, crowd int);
+create table categories (id text, name text);
+create table licences (id text, name text);
 """
 
 
@@ -238,40 +237,41 @@ class _index:
 
     def _fill(self, index: sqlite3.Connection) -> None:
         index.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLES)
-        index.executemany(
-            "insert into images values (?, ?)", ((e.get("id"), json.dumps(e)) for e in self._of("images"))
-        )
-        index.executemany(
-            "insert into annotations values (?, ?, ?, ?)",
-            (
-                (a.get("image_id"), a.get("category_id"), json.dumps(a.get("bbox")), bool(a.get("iscrowd")))
-                for a in self._of("annotations")
-            ),
-        )
-        index.executemany(
-            "insert into categories values (?, ?)", ((c.get("id"), str(c.get("name"))) for c in self._of("categories"))
-        )
-        index.executemany(
-            "insert into licences values (?, ?)", ((e.get("id"), str(e.get("name"))) for e in self._of("licenses"))
-        )
-        index.execute("create index by_image on annotations (image)")
-        index.commit()
-        for table in ("images", "annotations", "categories"):
-            if not index.execute(f"select count(*) from {table}").fetchone()[0]:
-                raise InputError(f"{self._source.uri}: there are no {table} in it")
-
-    def _of(self, part: str) -> Iterator[dict[str, Any]]:
         with opened(self._desk.store, self._source) as stream:
             if form_of_file(stream) != "coco":
                 raise InputError(
                     f"{self._source.uri} is no COCO object (images, annotations, categories); "
                     "for rows of questions there are --source viscot and --source samples"
                 )
-            try:
-                for entry in ijson.items(stream, f"{part}.item", use_float=True):
-                    if not isinstance(entry, dict):
-                        raise InputError(f"{self._source.uri}: {part} holds {entry!r:.60}, not JSON objects")
-                    yield entry
-            except ijson.JSONError as error:
-                said = " ".join(str(error).split())[:120]
-                raise InputError(f"{self._source.uri}: not whole JSON ({said}); is it cut off?") from None
+            for part, entry in parts(stream, self._source.uri):
+                if part in _INSERTS and not isinstance(entry, dict):
+                    raise InputError(f"{self._source.uri}: {part} holds {entry!r:.60}, not JSON objects")
+                if part in _INSERTS:
+                    insert, fields = _INSERTS[part]
+                    index.execute(insert, fields(entry))
+        index.execute("create index by_image on annotations (image)")
+        index.commit()
+        for table in ("images", "annotations", "categories"):
+            if not index.execute(f"select count(*) from {table}").fetchone()[0]:
+                raise InputError(f"{self._source.uri}: there are no {table} in it")
+
+
+_INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] = {
+    "images": ("insert into images values (?, ?)", lambda e: (_key(e.get("id")), json.dumps(e))),
+    "annotations": (
+        "insert into annotations values (?, ?, ?, ?)",
+        lambda e: (
+            _key(e.get("image_id")),
+            _key(e.get("category_id")),
+            json.dumps(e.get("bbox")),
+            bool(e.get("iscrowd")),
+        ),
+    ),
+    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), str(e.get("name")))),
+    "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), str(e.get("name")))),
+}
+
+
+def _key(value: Any) -> str:
+    """Ids are numbers in one file and texts in another, and may be anything in a broken one."""
+    return str(value)

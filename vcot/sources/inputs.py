@@ -18,16 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import ijson
-
 from vcot.errors import InputError
 from vcot.records import Reason
+from vcot.sources.jsontext import LONGEST, entries
 from vcot.sources.row import Refused, Row
 from vcot.storage import Store, join
 from vcot.storage import name as last_part
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson")
-LONGEST_LINE = 64 << 20  # bytes; a longer line is some other kind of file
 _BUFFER = 1 << 20
 
 
@@ -77,7 +75,7 @@ def rows_of(store: Store, source: Input) -> Iterator[Row]:
             raise InputError(
                 f"{source.uri} is one COCO object (images, annotations, categories): --source coco reads it"
             )
-        for number, value in _array(source, stream) if form == "array" else _lines(source, stream):
+        for number, value in entries(stream, source.uri) if form == "array" else _lines(source, stream):
             count += 1
             yield _row(f"{source.name}:{number}", value)
     if not count:
@@ -134,24 +132,12 @@ class _Watched(io.RawIOBase):
         return len(data)
 
 
-def _array(source: Input, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
-    count = 0
-    try:
-        for count, value in enumerate(ijson.items(stream, "item", use_float=True), 1):
-            yield count, value
-    except ijson.JSONError as error:
-        said = " ".join(str(error).split())[:120]
-        raise InputError(f"{source.uri}: not whole JSON after entry {count} ({said}); is it cut off?") from None
-
-
 def _lines(source: Input, stream: io.BufferedReader) -> Iterator[tuple[int, Any]]:
     number = 0
-    while line := stream.readline(LONGEST_LINE):
+    while line := stream.readline(LONGEST):
         number += 1
-        if len(line) == LONGEST_LINE:
-            raise InputError(
-                f"{source.uri}: line {number} is longer than {LONGEST_LINE >> 20} MiB; is this JSON lines?"
-            )
+        if len(line) == LONGEST:
+            raise InputError(f"{source.uri}: line {number} is longer than {LONGEST >> 20} MiB; is this JSON lines?")
         if not line.strip():
             continue
         try:

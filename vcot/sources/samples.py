@@ -173,11 +173,13 @@ def _reply(said: str, image: Image, desk: Desk) -> tuple[Trace, str]:
         raise Refused(
             BOX_REASONS[fault.kind], f"{fault.text[:80]!r} in the frame {frame.name} on {image.width} x {image.height}"
         )
+    trace = parsed.trace
     if answer is None:
-        answer = " ".join(parsed.trace.text.split())
+        answer = " ".join(trace.text.split())
+        trace = trace if trace.boxes else Trace(())
     if not answer:
         raise Refused(Reason.NO_ANSWER, f"no answer is stated in {said[-80:]!r}")
-    return (parsed.trace if parsed.boxes or answer != parsed.trace.text.strip() else Trace(())), answer
+    return trace, answer
 
 
 def _gathered(trace: Trace) -> tuple[Mention, ...] | None:

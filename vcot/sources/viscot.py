@@ -92,7 +92,7 @@ def _metadata(row: Mapping[str, Any]) -> _Said:
     return _Said(
         path=_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
         dataset=dataset,
-        question=_without_box_sentence(text(row, "question", Reason.NO_QUESTION)),
+        question=_question(row, "question"),
         answers=tuple(dict.fromkeys([answer, *others])),
         pixels=row.get("bboxs", []),
         size=_size(row),
@@ -129,16 +129,13 @@ def _chat(row: Mapping[str, Any]) -> _Said:
         raise Refused(Reason.WRONG_SHAPE, f"image is a path, or a path and path###[box]; got {images!r:.120}")
     if not (isinstance(turns, list) and len(turns) == 4 and all(isinstance(t, dict) for t in turns)):
         raise Refused(Reason.WRONG_SHAPE, "conversations are four turns: question, box, <image>, answer")
-    asked = text(turns[0], "value", Reason.NO_QUESTION).replace("<image>", "")
-    if not (question := _without_box_sentence(asked)):
-        raise Refused(Reason.NO_QUESTION, f"nothing is asked in {asked!r:.120}")
     dataset = text(row, "dataset", Reason.WRONG_SHAPE)
     path, _, _ = images[0].partition("###")
     _, marked, suffix = images[-1].partition("###")
     return _Said(
         path=_path(path, dataset),
         dataset=dataset,
-        question=question,
+        question=_question(turns[0], "value"),
         answers=(text(turns[3], "value", Reason.NO_ANSWER),),
         copies=(_list(text(turns[1], "value", Reason.NO_BOX)), _list(suffix) if marked else None),
     )
@@ -184,8 +181,13 @@ def _into_pixel(edge: float, whole: float) -> float:
     return min(max(edge, low), high)
 
 
-def _without_box_sentence(question: str) -> str:
-    return _BOX_SENTENCE.sub("", question).strip()
+def _question(row: Mapping[str, Any], name: str) -> str:
+    """What is asked, without the image's place and without the sentence that asks for the box."""
+    asked = text(row, name, Reason.NO_QUESTION)
+    question = _BOX_SENTENCE.sub("", asked.replace("<image>", "")).strip()
+    if not question:
+        raise Refused(Reason.NO_QUESTION, f"nothing is asked in {asked!r:.120}")
+    return question
 
 
 def _path(image: str, dataset: str) -> str:

@@ -1,0 +1,72 @@
+"""A folder of pictures and rows for tests of sources."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vcot.records import Rejection, Sample
+from vcot.sources import SOURCES, Desk, Options, read, rows_of_shard
+from vcot.sources.inputs import find
+from vcot.sources.pictures import Pictures
+from vcot.storage import Store
+
+
+def png(width: int, height: int, shade: int = 1) -> bytes:
+    """A small file of any size in pixels: one bit each."""
+    buffer = io.BytesIO()
+    Image.new("1", (width, height), shade).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+class Given:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.images = folder / "images"
+        self.images.mkdir(parents=True, exist_ok=True)
+
+    def picture(self, path: str, width: int = 100, height: int = 80, data: bytes | None = None) -> str:
+        target = self.images / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(png(width, height) if data is None else data)
+        return path
+
+    def rows(self, rows: list[Any], name: str = "rows.jsonl") -> str:
+        target = self.folder / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        target.write_text(f"[{','.join(lines)}]" if name.endswith(".json") else "".join(f"{line}\n" for line in lines))
+        return str(target)
+
+    def desk(self, source: str, *uris: str, held_out: Mapping[str, Any] | None = None, **options: Any) -> Desk:
+        store = Store()
+        return Desk(
+            store, find(store, uris), Pictures(store, str(self.images), str(self.folder / "made")), self.folder,
+            Options(**options), licence=SOURCES[source].licence, splits=SOURCES[source].splits,
+            held_out=held_out or {},
+        )  # fmt: skip
+
+    def outcomes(self, source: str, *uris: str, readers: int = 1, **options: Any) -> list[Sample | Rejection]:
+        """Of the rows of these files."""
+        desk = self.desk(source, *uris, **options)
+        rows = rows_of_shard(SOURCES[source], desk)
+        return [result for _, result in read(SOURCES[source], rows, desk, readers=readers)]
+
+    def outcome(self, source: str, row: Any, **options: Any) -> Sample | Rejection:
+        """Of one row."""
+        (result,) = self.outcomes(source, self.rows([row]), **options)
+        return result
+
+    def sample(self, source: str, row: Any, **options: Any) -> Sample:
+        result = self.outcome(source, row, **options)
+        assert isinstance(result, Sample), result
+        return result
+
+    def reason(self, source: str, row: Any, **options: Any) -> str:
+        result = self.outcome(source, row, **options)
+        assert isinstance(result, Rejection), result
+        return result.reason.value

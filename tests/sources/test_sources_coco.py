@@ -1,0 +1,212 @@
+"""COCO: which questions are asked of a picture, and what their answers are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sources.given import Given
+from vcot.errors import InputError, SettingsError
+from vcot.records import Rejection, Sample
+from vcot.sources import coco, scenes
+
+CELLS = Path(__file__).parents[2] / "examples" / "blood-cells"
+
+
+def instances(given: Given, annotations: list[dict[str, Any]], images: Any = None, more: Any = None) -> str:
+    """Three categories, and by default one picture of 300 × 300."""
+    given.picture("a.png", 300, 300)
+    path = given.folder / "cells" / "instances.json"
+    path.parent.mkdir(exist_ok=True)
+    data = {
+        "categories": [{"id": n, "name": name} for n, name in enumerate(("WBC", "RBC", "Platelets"), 1)],
+        "images": images or [{"id": 1, "file_name": "a.png", "width": 300, "height": 300}],
+        "annotations": [{"image_id": 1, "iscrowd": 0} | a for a in annotations],
+    } | (more or {})
+    path.write_text(json.dumps(data))
+    return str(path)
+
+
+ONE_AND_TWO = [
+    {"category_id": 1, "bbox": [10, 20, 30, 40]},
+    {"category_id": 3, "bbox": [200, 210, 50, 60]},
+    {"category_id": 3, "bbox": [100.5, 110, 20, 20]},
+]
+
+
+def asked(results: list[Sample | Rejection]) -> list[tuple[str, str, int | None]]:
+    """Question, answer, number of boxes."""
+    samples = [r for r in results if isinstance(r, Sample)]
+    assert len(samples) == len(results)
+    return [(s.question, s.answers[0], None if s.true_boxes is None else len(s.true_boxes)) for s in samples]
+
+
+def test_questions_about_one_thing_about_several_and_about_what_is_not_there(given: Given) -> None:
+    names = {"WBC": "white blood cell", "RBC": "red blood cell", "Platelets": "platelet"}
+    results = given.outcomes("coco", instances(given, ONE_AND_TWO), phrasings="one", category_names=names)
+    assert asked(results) == [
+        ("Where is the white blood cell?", "top left", 1),
+        ("How many white blood cells are there?", "1", 1),
+        ("Point at every white blood cell.", "1", 1),
+        ("Is there a white blood cell?", "yes", 1),
+        ("How many platelets are there?", "2", 2),
+        ("Point at every platelet.", "2", 2),
+        ("Is there a platelet?", "yes", 2),
+        ("Is there a red blood cell?", "no", 0),
+    ]
+
+
+def test_boxes_are_edges_under_the_spoken_name(given: Given) -> None:
+    (sample,) = given.outcomes(
+        "coco", instances(given, ONE_AND_TWO), questions=("where",), category_names={"WBC": "white blood cell"}
+    )
+    assert isinstance(sample, Sample)
+    assert sample.evidence is not None
+    assert [(m.label, [b.as_list() for b in m.boxes]) for m in sample.evidence] == [
+        ("white blood cell", [[10, 20, 40, 60]])
+    ]
+
+
+@pytest.mark.parametrize("name", ["WBC", "white blood cell"])
+def test_only_the_chosen_kinds_and_categories(given: Given, name: str) -> None:
+    results = given.outcomes(
+        "coco", instances(given, ONE_AND_TWO), phrasings="one", questions=("where", "count"), categories=(name,),
+        category_names={"WBC": "white blood cell"},
+    )  # fmt: skip
+    assert [question for question, _, _ in asked(results)] == [
+        "Where is the white blood cell?",
+        "How many white blood cells are there?",
+    ]
+
+
+def test_the_split_of_an_image_entry_is_believed_and_the_licence_looked_up(given: Given) -> None:
+    images = []
+    for n, split in enumerate(("train", "validation", "test", "val"), 1):
+        given.picture(f"{n}.png", 300 + n, 300)
+        images.append({"id": n, "file_name": f"{n}.png", "split": split, "license": 4})
+    annotations = [{"image_id": n, "category_id": 1, "bbox": [1, 2, 3, 4]} for n in range(1, 5)]
+    uri = instances(given, annotations, images, {"licenses": [{"id": 4, "name": "MIT"}]})
+    results = given.outcomes("coco", uri, questions=("where",), validation_share=0.0)
+    origins = [r.origin for r in results if isinstance(r, Sample)]
+    assert [o.split for o in origins] == ["train", "validation", "test", "validation"]
+    assert {(o.dataset, o.licence) for o in origins} == {("cells", "MIT")}
+    by_content = given.outcomes("coco", uri, questions=("where",), validation_share=0.0, believe_splits=False)
+    assert {r.origin.split for r in by_content if isinstance(r, Sample)} == {"train"}
+
+
+def test_nobody_is_asked_to_count_a_crowd(given: Given) -> None:
+    crowd = [*ONE_AND_TWO, {"category_id": 3, "bbox": [0, 0, 300, 100], "iscrowd": 1}]
+    results = given.outcomes("coco", instances(given, crowd), phrasings="one")
+    assert {question for question, _, _ in asked(results)} == {
+        "Where is the WBC?", "How many WBCs are there?", "Point at every WBC.", "Is there a WBC?", "Is there a RBC?",
+    }  # fmt: skip
+
+
+def test_every_question_about_a_bad_box_is_refused_and_no_other(given: Given) -> None:
+    bad = [ONE_AND_TWO[0], {"category_id": 3, "bbox": [250, 250, -10, 20]}]
+    results = given.outcomes("coco", instances(given, bad), questions=("where", "count"))
+    assert [r.reason.value if isinstance(r, Rejection) else r.answers[0] for r in results] == [
+        "top left", "1", "box-inverted", "box-inverted",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bbox", "reason"),
+    [
+        ([1, 2, 0, 4], "box-empty"),
+        ([1, 2, 400, 4], "box-outside"),
+        ([1, 2, 3], "box-malformed"),
+        (None, "box-malformed"),
+        ([1, 2, 10**400, 4], "box-not-finite"),
+        ([1, 2, float("inf"), 4], "box-not-finite"),
+    ],
+)
+def test_boxes_that_are_none(given: Given, bbox: Any, reason: str) -> None:
+    uri = instances(given, [{"category_id": 1, "bbox": bbox}])
+    (result,) = given.outcomes("coco", uri, questions=("count",))
+    assert isinstance(result, Rejection)
+    assert result.reason.value == reason
+
+
+def test_a_picture_of_another_size_than_the_file_says(given: Given) -> None:
+    images = [{"id": 1, "file_name": "a.png", "width": 600, "height": 300}]
+    (result,) = given.outcomes("coco", instances(given, ONE_AND_TWO[:1], images), questions=("where",))
+    assert isinstance(result, Rejection)
+    assert result.reason.value == "image-size-differs"
+
+
+def test_the_wording_depends_on_seed_and_row_alone(given: Given) -> None:
+    uri = str(CELLS / "instances.json")
+    given.images = CELLS / "images"
+
+    def questions(seed: int) -> list[str]:
+        results = given.outcomes("coco", uri, questions=("where",), categories=("white blood cell",), seed=seed)
+        return [question for question, _, _ in asked(results)]
+
+    first = questions(1)
+    assert first == questions(1)
+    assert first != questions(2)
+    assert {q.split()[0] for q in first} == {"Where", "Find", "Point"}
+
+
+def test_of_the_blood_cells_every_test_picture_has_one_white_blood_cell(given: Given) -> None:
+    given.images = CELLS / "images"
+    results = given.outcomes(
+        "coco", str(CELLS / "instances.json"), questions=("where",), categories=("white blood cell",), phrasings="one"
+    )
+    splits = [r.origin.split for r in results if isinstance(r, Sample)]
+    assert len(splits) == len(results)
+    assert (splits.count("train"), splits.count("test")) == (137, 50)
+    assert {r.origin.licence for r in results if isinstance(r, Sample)} == {"MIT"}
+
+
+def test_the_base_knows_these_wordings() -> None:
+    """The rehearsal base has learned the phrases of drawn scenes."""
+    known = {
+        phrase.format("blob") for phrases in (scenes.WHERE, scenes.COUNT, scenes.POINT, scenes.PRESENCE)
+        for phrase in phrases
+    }  # fmt: skip
+    ours = {
+        phrase.format(one="blob", many=coco.plural("blob"), a="a blob")
+        for phrases in coco.PHRASINGS.values()
+        for phrase in phrases
+    }
+    assert ours <= known
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ("white blood cell", "white blood cells"), ("person", "people"), ("bus", "buses"), ("bench", "benches"),
+        ("wine glass", "wine glasses"), ("sheep", "sheep"), ("berry", "berries"), ("toy", "toys"), ("knife", "knives"),
+    ],
+)  # fmt: skip
+def test_plurals(one: str, many: str) -> None:
+    assert coco.plural(one) == many
+
+
+def test_a_category_that_the_file_has_not_is_named_with_those_it_has(given: Given) -> None:
+    with pytest.raises(SettingsError, match=r"no category 'leucocyte'; it has Platelets, RBC, WBC"):
+        given.outcomes("coco", instances(given, ONE_AND_TWO), categories=("leucocyte",))
+
+
+@pytest.mark.parametrize("part", ["images", "annotations", "categories"])
+def test_a_file_without_one_of_its_parts(given: Given, part: str) -> None:
+    with pytest.raises(InputError, match=f"there are no {part} in it"):
+        given.outcomes("coco", instances(given, ONE_AND_TWO, more={part: []}))
+
+
+def test_a_file_that_is_cut_off(given: Given) -> None:
+    uri = instances(given, ONE_AND_TWO)
+    path = Path(uri)
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(InputError, match="is it cut off"):
+        given.outcomes("coco", uri)
+
+
+def test_rows_of_another_source(given: Given) -> None:
+    with pytest.raises(InputError, match="--source viscot"):
+        given.outcomes("coco", given.rows([{"question": "?"}]))

@@ -1,0 +1,165 @@
+"""Files of rows: every form, and every way in which a file is not what it should be."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from vcot.errors import InputError
+from vcot.sources.inputs import find, rows_of
+from vcot.storage import Store
+
+ROWS = [{"n": 1, "x": 0.1}, {"n": 2, "x": [1.5, 2]}, {"n": 3, "x": "ü"}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+def write(path: Path, data: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode() if isinstance(data, str) else data
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+    return str(path)
+
+
+def read(*uris: str) -> list[tuple[str, object]]:
+    """(id, what the row says or why it could not be read)."""
+    store = Store()
+    return [
+        (row.id, row.fault.reason.value if row.fault else dict(row.value))
+        for file in find(store, uris)
+        for row in rows_of(store, file)
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("form", ["lines", "array", "pretty array"])
+def test_lines_and_arrays_whatever_the_name_says(tmp_path: Path, name: str, form: str) -> None:
+    text = LINES if form == "lines" else json.dumps(ROWS, indent=2 if form == "pretty array" else None)
+    assert read(write(tmp_path / name, text)) == [(f"{name}:{n}", row) for n, row in enumerate(ROWS, 1)]
+
+
+def test_a_byte_order_mark_and_empty_lines_are_nothing(tmp_path: Path) -> None:
+    text = b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n\r\n").encode()
+    assert [value for _, value in read(write(tmp_path / "a.jsonl", text))] == ROWS
+
+
+def test_a_line_that_is_not_json_is_named_by_its_number_and_costs_nobody_else(tmp_path: Path) -> None:
+    bad = ['{"n": 1}', '{"n": 2', "[1, 2]", '"text"', "\udcff", '{"n": 6}']
+    data = "\n".join(bad).encode(errors="surrogateescape")
+    assert read(write(tmp_path / "a.jsonl", data)) == [
+        ("a.jsonl:1", {"n": 1}),
+        ("a.jsonl:2", "not-json"),
+        ("a.jsonl:3", "wrong-shape"),
+        ("a.jsonl:4", "wrong-shape"),
+        ("a.jsonl:5", "not-json"),
+        ("a.jsonl:6", {"n": 6}),
+    ]
+
+
+def test_nesting_without_end_is_one_bad_line(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.jsonl", '{"n": ' + "[" * 100_000 + "\n" + '{"n": 2}')) == [
+        ("a.jsonl:1", "not-json"),
+        ("a.jsonl:2", {"n": 2}),
+    ]
+
+
+@pytest.mark.parametrize("data", ["", "\n\n", "[]", "[ ]"])
+def test_a_file_without_a_row_is_an_error(tmp_path: Path, data: str) -> None:
+    with pytest.raises(InputError, match="not one row"):
+        read(write(tmp_path / "a.json", data))
+
+
+@pytest.mark.parametrize("cut", [-1, -20, 30])
+def test_an_array_that_is_cut_off_is_an_error_that_says_where(tmp_path: Path, cut: int) -> None:
+    with pytest.raises(InputError, match=r"not whole JSON at .*entry \d.*is it cut off"):
+        read(write(tmp_path / "a.json", json.dumps(ROWS)[:cut]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"n": 1} {"n": 2}]', "the end of entry 1: ',' should follow, not '{\"n\": 2}]'"),
+        ('[{"n": 1}, {"n": oops}]', "entry 2: Expecting value"),
+        ("[", "entry 1: the file ends"),
+        ('[{"n": 1}] [', "its end: more follows, '['"),
+        ('[{"n": 1},]', "entry 2: Expecting value"),
+        ('[{"n": 1},', "entry 2: the file ends"),
+    ],
+)
+def test_an_array_that_is_not_json(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        read(write(tmp_path / "a.json", text))
+    assert said in str(refused.value)
+
+
+def test_entries_may_lie_across_every_border_of_what_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vcot.sources.jsontext._BUFFER", 7)
+    rows = [{"n": n, "text": "ü" * n, "list": [[n, 1e-3, None, "]["]]} for n in range(30)]
+    for indent in (None, 1):
+        uri = write(tmp_path / f"{indent}.json", json.dumps(rows, indent=indent, ensure_ascii=indent is None))
+        assert [value for _, value in read(uri)] == rows
+
+
+def test_the_numbers_that_python_writes_and_json_has_not_cost_one_row_only(tmp_path: Path) -> None:
+    text = '[{"n": NaN}, {"n": [Infinity, -Infinity, 1e999]}, {"n": 1}]'
+    ids = [row_id for row_id, _ in read(write(tmp_path / "a.json", text))]
+    assert len(ids) == 3
+
+
+def test_a_gzip_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a.jsonl.gz", LINES * 1000))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="not a whole gzip"):
+        read(str(path))
+    path.write_bytes(b"plain text")
+    with pytest.raises(InputError, match="not a whole gzip"):
+        read(str(path))
+
+
+def test_a_file_that_changes_under_a_running_stage_is_an_error(tmp_path: Path) -> None:
+    store, uri = Store(), write(tmp_path / "a.jsonl", LINES)
+    (file,) = find(store, [uri])
+    write(tmp_path / "a.jsonl", LINES.replace("2", "7"))
+    with pytest.raises(InputError, match="has changed since this stage began"):
+        list(rows_of(store, file))
+
+
+def test_a_folder_stands_for_the_files_below_it(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.json", "deep/c.jsonl.gz", "readme.txt"):
+        write(tmp_path / "in" / name, LINES)
+    assert [row_id for row_id, _ in read(str(tmp_path / "in"))][::3] == ["a.json:1", "b.jsonl:1", "deep/c.jsonl.gz:1"]
+
+
+def test_rows_of_files_with_one_name_are_told_apart(tmp_path: Path) -> None:
+    uris = [write(tmp_path / side / "rows.jsonl", LINES) for side in ("train", "val")]
+    ids = [row_id for row_id, _ in read(*uris)]
+    assert ids[0] == "train/rows.jsonl:1"
+    assert len(set(ids)) == 6
+
+
+def test_a_file_that_is_not_there_and_a_folder_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for uri in (tmp_path / "nothing.json", tmp_path / "in"):
+        with pytest.raises(InputError, match="no such file"):
+            read(str(uri))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    row = json.dumps({"text": "x" * 1000})
+
+    def most(rows: int) -> int:
+        store, uri = Store(), write(tmp_path / f"{rows}.json", f"[{','.join([row] * rows)}]")
+        (file,) = find(store, [uri])
+        tracemalloc.start()
+        for _ in rows_of(store, file):
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert most(20_000) < most(2_000) + 2_000_000  # ten times the rows, 18 MB more of them

@@ -1,0 +1,206 @@
+"""What a user brings: our own Samples, and chat messages with boxes in a declared frame."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as generated
+from hypothesis import strategies as st
+
+from tests.sources.given import Given, png
+from vcot.errors import SettingsError
+from vcot.grounding import FrameSpec
+from vcot.records import Rejection, Sample
+
+THOUSANDTHS = FrameSpec("thousandths")
+
+
+@pytest.fixture
+def scene(given: Given) -> Given:
+    given.picture("a.png", 200, 100)
+    return given
+
+
+def messages(reply: str, question: Any = "Where is the cup?", picture: str = "a.png") -> dict[str, Any]:
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": reply}]}
+
+
+# ------------------------------------------------------------------------------------------------ our own lines
+
+
+def test_three_fields_are_enough(scene: Given) -> None:
+    sample = scene.sample("samples", {"image": "a.png", "question": "How many?", "answers": ["2", "two"]})
+    assert sample.answers == ("2", "two")
+    assert (sample.image.width, sample.image.height) == (200, 100)
+    assert len(sample.image.sha256) == 64
+    assert sample.evidence is None
+    assert sample.id == sample.origin.row == "rows.jsonl:1"
+
+
+def test_a_sample_that_convert_wrote_comes_back_as_it_was(scene: Given) -> None:
+    evidence = [{"label": "cup", "boxes": [[1.5, 2, 30, 40], [50, 60, 70, 80]]}]
+    row = {
+        "image": {"uri": "a.png"}, "question": "Where?", "answers": ["left"], "choices": ["left", "right"],
+        "context": "a hint", "evidence": evidence, "reasoning": [["Here is the ", evidence[0], "."]],
+        "origin": {"dataset": "mine", "split": "test", "licence": "CC0", "row": "7", "teacher": "me"},
+    }  # fmt: skip
+    first = scene.sample("samples", row)
+    assert first.origin.model_dump() == {
+        "dataset": "mine", "split": "test", "row": "7", "licence": "CC0", "teacher": "me",
+    }  # fmt: skip
+    again = scene.sample("samples", json.loads(first.line()))
+    assert again == first
+
+
+def test_no_annotation_and_annotated_as_absent_are_two_things(scene: Given) -> None:
+    row = {"image": "a.png", "question": "Is there a cup?", "answers": ["no"]}
+    assert scene.sample("samples", row | {"evidence": None}).evidence is None
+    assert scene.sample("samples", row | {"evidence": []}).evidence == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"evidence": [{"label": "cup", "boxes": [[30, 2, 1, 40]]}]}, "box-inverted"),
+        ({"evidence": [{"label": "cup", "boxes": [[1, 2, 300, 40]]}]}, "box-outside"),
+        ({"evidence": [{"label": "cup", "boxes": []}]}, "no-box"),
+        ({"evidence": [{"label": "cup"}]}, "wrong-shape"),
+        ({"evidence": 7}, "wrong-shape"),
+        ({"reasoning": [["a", {"label": "cup", "boxes": [[1, 2, 1, 40]]}]]}, "box-empty"),
+        ({"reasoning": ["text"]}, "wrong-shape"),
+        ({"image": {"uri": "a.png", "width": 100, "height": 200}}, "image-size-differs"),
+        ({"image": {"uri": "a.png", "sha256": "0" * 64}}, "image-changed"),
+        ({"image": {"width": 3}}, "wrong-shape"),
+        ({"image": "http://host/a.png"}, "image-missing"),
+        ({"answers": []}, "no-answer"),
+        ({"answers": [""]}, "no-answer"),
+        ({"question": ""}, "no-question"),
+        ({"choices": "A, B"}, "wrong-shape"),
+        ({"anwser": "2"}, "wrong-shape"),
+        ({"origin": {"split": "dev"}}, "wrong-shape"),
+    ],
+)
+def test_samples_that_are_refused(scene: Given, changed: dict[str, Any], reason: str) -> None:
+    assert scene.reason("samples", {"image": "a.png", "question": "?", "answers": ["2"]} | changed) == reason
+
+
+# --------------------------------------------------------------------------------------------- OpenAI messages
+
+
+@pytest.mark.parametrize(
+    ("frame", "numbers"),
+    [
+        (THOUSANDTHS, "[100, 200, 300, 400]"),
+        (FrameSpec("pixels"), "[20, 20, 60, 40]"),
+        (FrameSpec("fractions"), "[0.1, 0.2, 0.3, 0.4]"),
+        (FrameSpec("padded_square"), "[0.1, 0.35, 0.3, 0.45]"),
+        (FrameSpec("resized_pixels", 56 * 56, 28 * 28 * 1280), "[20, 22, 59, 45]"),  # 200 × 100 → 196 × 112
+    ],
+)
+def test_the_declared_frame_says_what_the_numbers_mean(scene: Given, frame: FrameSpec, numbers: str) -> None:
+    sample = scene.sample("samples", messages(f"The <ref>cup</ref><box>{numbers}</box>.\nAnswer: left"), frame=frame)
+    assert sample.true_boxes is not None
+    assert sample.true_boxes[0].as_list() == pytest.approx([20, 20, 60, 40], abs=0.5)
+    assert sample.answers == ("left",)
+    assert sample.reasoning[0].text == "The cup."
+
+
+def test_a_frame_is_never_guessed(scene: Given) -> None:
+    with pytest.raises(SettingsError, match="--frame is missing"):
+        scene.outcomes("samples", scene.rows([messages("The cup [1, 2, 3, 4]. Answer: left")]))
+
+
+def test_qwens_json_is_read_and_boxes_of_one_label_are_gathered(scene: Given) -> None:
+    reply = (
+        '[{"bbox_2d": [100, 200, 300, 400], "label": "cup"}, {"bbox_2d": [500, 500, 600, 600], "label": "pot"}] and '
+        '[{"bbox_2d": [700, 200, 800, 400], "label": "cup"}]\nAnswer: 2'
+    )
+    sample = scene.sample("samples", messages(reply), frame=THOUSANDTHS)
+    assert sample.evidence is not None
+    assert [(m.label, len(m.boxes)) for m in sample.evidence] == [("cup", 2), ("pot", 1)]
+
+
+def test_a_reply_that_states_no_answer_is_the_answer(scene: Given) -> None:
+    sample = scene.sample("samples", messages("A  cup\nof tea."), frame=THOUSANDTHS)
+    assert (sample.answers, sample.reasoning, sample.evidence) == (("A cup of tea.",), (), None)
+    sample = scene.sample("samples", messages("A <ref>cup</ref><box>[1, 2, 30, 40]</box>."), frame=THOUSANDTHS)
+    assert sample.answers == ("A cup.",)
+    assert len(sample.reasoning[0].boxes) == 1
+
+
+def test_pictures_may_stand_beside_the_messages_or_inside_them(scene: Given) -> None:
+    beside = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<image>Where is it?"},
+            {"role": "assistant", "content": "Answer: left"},
+        ],
+        "images": ["a.png"],
+    }
+    assert scene.sample("samples", beside, frame=THOUSANDTHS).question == "Where is it?"
+    inside = f"data:image/png;base64,{base64.b64encode(png(60, 50)).decode()}"
+    sample = scene.sample("samples", messages("Answer: left", picture=inside), frame=THOUSANDTHS)
+    assert sample.image.uri.endswith(f"/made/{sample.image.sha256}")
+    assert (sample.image.width, sample.image.height) == (60, 50)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ("<ref>cup</ref><box>[100, 200, 50, 400]</box> Answer: left", "box-inverted"),
+        ("<ref>cup</ref><box>[100, 200, 1300, 400]</box> Answer: left", "box-outside"),
+        ("<ref>cup</ref><box>[100, 200, 300]</box> Answer: left", "box-malformed"),
+        ("<ref>cup</ref> Answer: left", "no-box"),
+        ("", "no-answer"),
+    ],
+)
+def test_replies_that_are_refused(scene: Given, reply: str, reason: str) -> None:
+    assert scene.reason("samples", messages(reply), frame=THOUSANDTHS) == reason
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [],
+        None,
+        [{"role": "user", "content": "?"}],
+        [{"role": role, "content": "?"} for role in ("user", "assistant", "user", "assistant")],
+        [{"role": role, "content": "?"} for role in ("user", "assistant")],  # no picture
+    ],
+)
+def test_talks_of_another_shape(scene: Given, turns: Any) -> None:
+    assert scene.reason("samples", {"messages": turns}, frame=THOUSANDTHS) == "wrong-shape"
+
+
+# ------------------------------------------------------------------------------------------------------- anything
+
+_JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+_FIELDS = (
+    "image", "question", "answers", "evidence", "reasoning", "origin", "choices", "context", "id", "messages", "images",
+    "conversations", "dataset", "answer", "bboxs", "width", "height", "split", "thought", "possible_answers",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["samples", "viscot"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@generated(row=st.dictionaries(st.sampled_from(_FIELDS), _JUNK), fixed=st.booleans())
+def test_whatever_a_row_says_it_is_kept_or_refused(scene: Given, source: str, row: dict[str, Any], fixed: bool) -> None:
+    """Never an exception: a stage of a million rows does not end because of one."""
+    from vcot.sources import SOURCES
+    from vcot.sources.reading import one
+    from vcot.sources.row import Row
+
+    whole = {"image": "a.png", "question": "?", "answers": ["2"], "answer": "2", "dataset": "vsr"} if fixed else {}
+    desk = scene.desk(source, frame=THOUSANDTHS)
+    result = one(SOURCES[source], Row("x:1", whole | row), desk)
+    assert isinstance(result, Sample | Rejection)
+    assert result.line()

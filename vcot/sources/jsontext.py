@@ -1,0 +1,127 @@
+"""Large JSON files, an entry at a time.
+
+With the decoder of the standard library on a moving window: faster than the streaming parsers that there are, and it
+reads the NaN and Infinity that Python writes, so that one number of that kind costs its row and not the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from vcot.errors import InputError
+
+LONGEST = 64 << 20
+"""Characters of one entry; a longer one is some other kind of file."""
+_BUFFER = 1 << 20
+
+
+def entries(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
+    """The entries of a JSON array, numbered from 1, in constant memory.
+
+    Raises:
+        InputError: it is not whole JSON; names the file and the entry.
+    """
+    text = _Text(stream, name)
+    yield from _entries(text, "entry")
+    text.end()
+
+
+def parts(stream: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+    """The entries of all arrays that a JSON object holds, each with the array's name; its other fields are skipped.
+
+    Raises:
+        InputError: it is not whole JSON; names the file and the entry.
+    """
+    text = _Text(stream, name)
+    text.take("{", "the beginning")
+    for number in itertools.count(1):
+        if text.comes("}", f"field {number}"):
+            break
+        if number > 1:
+            text.take(",", f"the end of field {number - 1}")
+        field = str(text.value(f"field {number}"))
+        text.take(":", f"field {number}")
+        if text.comes("[", field):
+            yield from ((field, entry) for _, entry in _entries(text, f"entry of {field}"))
+        else:
+            text.value(field)
+    text.take("}", "the end")
+    text.end()
+
+
+def _entries(text: _Text, called: str) -> Iterator[tuple[int, Any]]:
+    text.take("[", "the beginning")
+    for number in itertools.count(1):
+        if text.comes("]", f"{called} {number}"):
+            break
+        if number > 1:
+            text.take(",", f"the end of {called} {number - 1}")
+        yield number, text.value(f"{called} {number}")
+    text.take("]", "the end")
+
+
+class _Text:
+    """A window on a file of JSON text that holds one value, and a little more, at a time."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._name, self._decode = name, json.JSONDecoder().raw_decode
+        self._stream, self._characters = stream, codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._window, self._at = "", 0
+
+    def value(self, where: str) -> Any:
+        """The next value. It is tried on what is there, then on twice as much, so the time stays linear."""
+        wanted = _BUFFER
+        if not self._something():
+            raise self._error(f"{where}: the file ends")
+        while True:
+            try:
+                value, self._at = self._decode(self._window, self._at)
+                return value
+            except RecursionError:
+                raise InputError(f"{self._name}: {where} is nested too deeply") from None
+            except json.JSONDecodeError as error:
+                if len(self._window) - self._at > LONGEST or not self._more(wanted):
+                    raise self._error(f"{where}: {error.msg}") from None
+                wanted *= 2
+
+    def comes(self, mark: str, where: str) -> bool:
+        """Whether the mark is next, after white space."""
+        if not self._something():
+            raise self._error(f"{where}: the file ends")
+        return self._window.startswith(mark, self._at)
+
+    def take(self, mark: str, where: str) -> None:
+        if not self.comes(mark, where):
+            raise self._error(f"{where}: {mark!r} should follow, not {self._window[self._at :][:20]!r}")
+        self._at += len(mark)
+
+    def end(self) -> None:
+        if self._something():
+            raise self._error(f"its end: more follows, {self._window[self._at :][:20]!r}")
+
+    def _something(self) -> bool:
+        """Skips white space; whether there is anything after it."""
+        while True:
+            rest = _SPACE.match(self._window, self._at)
+            assert rest is not None  # it may be empty
+            self._at = rest.end()
+            if self._at < len(self._window):
+                return True
+            if not self._more(_BUFFER):
+                return False
+
+    def _more(self, size: int) -> bool:
+        data = self._stream.read(size)
+        self._window, self._at = self._window[self._at :] + self._characters.decode(data, final=not data), 0
+        return bool(data)
+
+    def _error(self, what: str) -> InputError:
+        return InputError(f"{self._name}: not whole JSON at {what}; is it cut off?")
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
