@@ -68,8 +68,8 @@ from pathlib import Path
 from vcot.pipeline.s3server import running_s3
 
 with running_s3(Path(sys.argv[1]), Path(sys.argv[1]) / "log") as server:
-    print(server.pid, flush=True)
     try:
+        print(server.pid, flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         from vcot.storage import Store

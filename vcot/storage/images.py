@@ -81,6 +81,8 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Picture:
         image.load()
         orientation = _orientation(image)
         pixels = _rgb(image, name)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(name, "too-large", str(error)) from error
     except _PILLOW_ERRORS as error:
         raise _unreadable(name, form, data, error) from error
     if orientation in _TURNS:
@@ -151,6 +153,8 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
             continue
         try:
             image = factory(io.BytesIO(data), name)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ImageError(name, "too-large", str(error)) from error  # GIF and TIFF look at sizes inside, too
         except _PILLOW_ERRORS as error:
             raise _unreadable(name, form, data, error) from error
         width, height = image.size
