@@ -10,7 +10,7 @@ torch and transformers are imported by `load_processor`, not before.
 """
 
 from vcot.tokens.contract import Contract, Mode
-from vcot.tokens.encoder import Encoder, prompt_text
+from vcot.tokens.encoder import Encoder, frame_as_seen, prompt_text
 from vcot.tokens.processor import PROCESSOR_FILES, is_processor_file, load_processor
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Contract",
     "Encoder",
     "Mode",
+    "frame_as_seen",
     "is_processor_file",
     "load_processor",
     "prompt_text",
