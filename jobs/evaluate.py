@@ -1,0 +1,254 @@
+"""How good is the tuned model, and would guessing do as well? `python -m jobs.evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import field_validator
+
+from vcot.errors import GateFailed
+from vcot.settings import CommaSeparated, Settings, setting
+from vcot.stage import launch
+
+if TYPE_CHECKING:
+    from vcot.evaluation.evaluation import Ending
+    from vcot.evaluation.replies import Interview
+    from vcot.evaluation.speaker import Trained
+    from vcot.records import Folder, Sample, StageMark
+    from vcot.storage import Store
+
+
+class EvaluateSettings(Settings):
+    """Asks the tuned model and its base the same questions, and measures answers and boxes.
+
+    Each is asked with the real picture, with a blank one and with another row's; guesses made without looking
+    stand beside them. Writes report.json and report.html (tables, pictures with true and predicted boxes, worst
+    first), and prints the table. What the base says is kept beside the runs and not asked again.
+    A quality gate that is not passed ends the stage with exit code 20, after the report was written.
+    """
+
+    stage: ClassVar[str] = "evaluate"
+
+    train_uri: str | None = setting(None, "finished stage with the tuned model; default: <run-uri>/train")
+    samples_uri: str | None = setting(None, "finished stage with the Samples; default: <run-uri>/convert")
+    base_uri: str | None = setting(
+        None, "where the base model lies, if no longer where train found it; must be the same to the byte"
+    )
+    cache_uri: str | None = setting(
+        None, "where the base's replies are kept; default: <parent of run-uri>/_cache/evaluate", shapes_result=False
+    )
+    split: Literal["auto", "test", "validation", "train"] = setting(
+        "auto", "the samples to ask about; auto: test where there is one, else validation"
+    )
+    limit: int | None = setting(None, "at most so many samples, drawn at random", unit="samples", ge=1)
+    conditions: CommaSeparated = setting(
+        ("real", "blank", "shuffled"), "pictures to show: real (always), blank, shuffled; separated by commas"
+    )
+    max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
+    batch_size: int = setting(
+        32, "questions asked at once; more is faster until memory is full", unit="questions", ge=1
+    )
+    rows_per_shard: int = setting(
+        64, "questions after which replies are saved; a killed evaluation loses no more", unit="questions", ge=1
+    )
+    quantisation: Literal["as-trained", "none", "nf4"] = setting(
+        "as-trained", "weights of the base in 4 bits (nf4) or as they are; as-trained: nf4 after qlora"
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32"
+    )
+    seed: int = setting(0, "which pictures are exchanged, which samples a limit draws, the bootstrap", ge=0)
+    overlays: int = setting(
+        60, "rows on the page with their pictures: all, or the worst and some at random", unit="rows", ge=0,
+        shapes_result=False,
+    )  # fmt: skip
+    max_rejected_share: float = setting(
+        0.05, "the stage fails when more of its questions cannot be asked (pictures missing)", unit="0..1", ge=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
+    require_not_worse_than_base: bool = setting(
+        False, "gate: neither acc@0.5 nor answers clearly below the base's (95 % interval)",
+        shapes_result=False,
+    )  # fmt: skip
+    min_accuracy_at_50: float | None = setting(
+        None, "gate: share of true boxes found at IoU 0.5, at least", unit="0..1", ge=0, le=1, shapes_result=False
+    )
+    min_answer_accuracy: float | None = setting(
+        None, "gate: share of right answers, at least", unit="0..1", ge=0, le=1, shapes_result=False
+    )
+    max_blank_accuracy: float | None = setting(
+        None, "gate: share of true boxes found on blank pictures, at most", unit="0..1", ge=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
+
+    @field_validator("conditions")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = ("real", "blank", "shuffled")
+        if unknown := [name for name in value if name not in known]:
+            raise ValueError(f"no such condition: {', '.join(unknown)}; there are {', '.join(known)}")
+        if "real" not in value:
+            raise ValueError("real must be among them: everything else is compared with it")
+        return tuple(name for name in known if name in value)
+
+
+def run(settings: EvaluateSettings) -> None:
+    from vcot.records.shards import Folder, read_mark, run_shards
+    from vcot.storage import Store, join
+
+    store = Store()
+    train_uri = settings.train_uri or join(settings.run_uri, "train")
+    samples_uri = settings.samples_uri or join(settings.run_uri, "convert")
+    train, inputs = read_mark(store, train_uri)
+    source, more = read_mark(store, samples_uri)
+    inputs |= more
+    folder = Folder(store, settings.run_uri, settings.stage)
+    if folder.mark() is None:
+        folder.begin(settings, inputs)
+        if settings.part == "prepare":
+            return
+        with contextlib.suppress(GateFailed):  # `_tell` shows the table and judges the gates again
+            _evaluate(settings, store, folder, inputs, train_uri, train, samples_uri, source)
+    else:
+        run_shards(folder, settings, inputs=inputs, shards=0, work=lambda _: None, max_rejected_share=1)
+    if settings.part in ("all", "finish"):
+        _tell(settings, store, folder)
+
+
+def _evaluate(
+    settings: EvaluateSettings,
+    store: Store,
+    folder: Folder,
+    inputs: dict[str, str],
+    train_uri: str,
+    train: StageMark,
+    samples_uri: str,
+    source: StageMark,
+) -> None:
+    from vcot.evaluation.evaluation import choose
+    from vcot.evaluation.speaker import Trained
+    from vcot.records import read_samples
+    from vcot.records.shards import run_shards
+
+    trained = Trained.of(train_uri, train, base_uri=settings.base_uri)
+    samples = choose(read_samples(store, samples_uri, source), settings.split, settings.limit, settings.seed)
+    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
+        interview = _interview(settings, store, trained, samples, Path(scratch))
+        ending = _ending(settings, store, folder, trained, samples, samples_uri, source)
+        run_shards(
+            folder,
+            settings,
+            inputs=inputs,
+            shards=len(interview.units),
+            work=interview.hold,
+            max_rejected_share=settings.max_rejected_share,
+            report=ending.report,
+            facts={"model": trained.facts()},
+        )
+
+
+def _interview(
+    settings: EvaluateSettings, store: Store, trained: Trained, samples: list[Sample], scratch: Path
+) -> Interview:
+    from vcot.evaluation.controls import partners
+    from vcot.evaluation.replies import Interview, units
+    from vcot.evaluation.speaker import Speaker
+    from vcot.storage import join
+
+    conditions = trained.conditions(settings.conditions)
+    speaker = Speaker(
+        store,
+        trained,
+        scratch,
+        quantisation=_quantisation(settings, trained),
+        dtype=settings.dtype,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+    )
+    parent = settings.run_uri.rstrip("/").rpartition("/")[0] or "."
+    return Interview(
+        store=store,
+        samples=samples,
+        partners=partners(samples, settings.seed) if "shuffled" in conditions else (),
+        ask=speaker.ask,
+        frame=trained.frame,
+        units=units(len(samples), conditions, settings.rows_per_shard),
+        cache_uri=settings.cache_uri or join(parent, "_cache", "evaluate"),
+        asked_of_base=speaker.asked_of_base,
+    )
+
+
+def _ending(
+    settings: EvaluateSettings,
+    store: Store,
+    folder: Folder,
+    trained: Trained,
+    samples: list[Sample],
+    samples_uri: str,
+    source: StageMark,
+) -> Ending:
+    from vcot import __version__
+    from vcot.evaluation.evaluation import Ending
+    from vcot.tokens import prompt_text
+
+    contract = trained.contract
+    made_with: dict[str, Any] = trained.facts() | {
+        "tuned": f"{trained.tune}, {trained.uri}",
+        "frame_of_boxes": contract.frame,
+        "pixels_of_a_picture": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
+        "prompt_of_the_first_row": prompt_text(samples[0], contract.instruction),
+        "samples": samples_uri,
+        "max_new_tokens": settings.max_new_tokens,
+        "batch_size": settings.batch_size,
+        "quantisation": _quantisation(settings, trained),
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "vcot": __version__,
+    }
+    return Ending(
+        store, folder, samples, samples_uri, source, trained.frame, settings.overlays, settings.seed, made_with,
+        gates=_gates(settings),
+    )  # fmt: skip
+
+
+def _gates(settings: EvaluateSettings) -> dict[str, Any]:
+    return {
+        "not_worse_than_base": settings.require_not_worse_than_base,
+        "min_accuracy_at_50": settings.min_accuracy_at_50,
+        "min_answer_accuracy": settings.min_answer_accuracy,
+        "max_blank_accuracy": settings.max_blank_accuracy,
+    }
+
+
+def _quantisation(settings: EvaluateSettings, trained: Trained) -> Literal["none", "nf4"]:
+    return trained.quantisation if settings.quantisation == "as-trained" else settings.quantisation
+
+
+def _tell(settings: EvaluateSettings, store: Store, folder: Folder) -> None:
+    """The table, and where the page is, on standard output.
+
+    Raises:
+        GateFailed: a finished evaluation does not pass the gates of today, which may be others than it was made with.
+    """
+    from rich.console import Console
+
+    from vcot.evaluation.gates import judge_gates, raise_if_failed
+    from vcot.evaluation.table import render
+    from vcot.storage import join
+
+    report = json.loads(store.read(join(folder.uri, "report.json")))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    page = join(folder.uri, "report.html")
+    console.print(render(report))
+    console.print(f"report with pictures: {page}", soft_wrap=True, highlight=False)
+    raise_if_failed(judge_gates(report, **_gates(settings)), page)
+
+
+if __name__ == "__main__":
+    launch(EvaluateSettings, run)

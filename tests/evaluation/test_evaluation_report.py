@@ -1,0 +1,341 @@
+"""What the report says: every number of report.json stands on the page, and the verdict follows the numbers."""
+
+from __future__ import annotations
+
+import json
+import random
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.evaluation.evaluation_samples import drawn, frame, sample
+from vcot.errors import GateFailed
+from vcot.evaluation import gallery, page, words
+from vcot.evaluation.chance import Habits
+from vcot.evaluation.gates import judge_gates, raise_if_failed
+from vcot.evaluation.replies import Reply
+from vcot.evaluation.report import build, gather
+from vcot.evaluation.scoring import score
+from vcot.evaluation.table import render
+from vcot.records import Completion
+from vcot.storage import Store
+
+ROWS = 24
+COLOURS = ("red", "green", "blue", "black")
+
+
+def told(model, condition, one, number):
+    """The base writes half a tag, or a box anywhere; the tuned model sees discs on real pictures, and no levers."""
+    if model == "base":
+        return "The <ref>disc</ref><box>[1, 2, 3" if number % 3 else "A <ref>x</ref><box>[1, 2, 9, 9]</box>\nAnswer: up"
+    if one.question.startswith("How many"):
+        return "I see <ref>lever</ref><box>[700, 700, 720, 720]</box>.\nAnswer: 1"
+    if condition != "real" or number % 8 == 0:
+        return "The <ref>disc</ref><box>[700, 10, 900, 100]</box> is there.\nAnswer: top"
+    numbers = [round(n) for n in frame(one).numbers(one.true_boxes[0])]
+    return f"The <ref>disc & <b></ref><box>{numbers}</box> is there.\nAnswer: {one.answers[0]}"
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    dice = random.Random(3)
+    discs, levers, training = [], [], []
+    for number in range(ROWS):
+        x, y = dice.randrange(0, 110), dice.randrange(0, 70)
+        image = drawn(folder, f"{number}", (x, y, x + 40, y + 40), COLOURS[number % 4])
+        box = (x, y, x + 40, y + 40)
+        discs.append(sample(f"d{number}", [box], image=image, label="disc", question="Where is the disc?",
+                            answers=["left" if x < 60 else "right"]))  # fmt: skip
+        levers.append(sample(f"l{number}", [(5, 5, 9, 9)] if number % 2 else (), image=image, label="lever",
+                             question="How many levers are there?", answers=["1" if number % 2 else "0"]))  # fmt: skip
+    for one in (*discs[:6], *levers[:6]):
+        training.append(one.model_copy(update={"origin": one.origin.model_copy(update={"split": "train"})}))
+    asked = [*discs, *levers]
+    replies = [
+        Reply(
+            model=model,
+            condition=condition,
+            completion=Completion(text=text, model=model, finish_reason="length" if "[1, 2, 3" in text else "stop"),
+            score=score(text, one, frame(one)),
+        )
+        for model in ("base", "tuned")
+        for condition in ("real", "blank", "shuffled")
+        for number, one in enumerate(asked)
+        for text in [told(model, condition, one, number)]
+    ]
+    return gather(asked, replies, Habits.of(training), frame)
+
+
+@pytest.fixture(scope="module")
+def report(evidence):
+    made_with = {"base": "s3://x/base", "max_new_tokens": 16, "frame_of_boxes": {"name": "thousandths"}}
+    return json.loads(json.dumps(build(evidence, split="test", seed=0, made_with=made_with)))
+
+
+@pytest.fixture(scope="module")
+def html(evidence, report):
+    worst, others = gallery.choose(evidence, 10, 0)
+    cards = [[gallery.card(Store(), evidence, i, frame) for i in part] for part in (worst, others)]
+    return page.render(report, *cards)
+
+
+class Page(HTMLParser):
+    """Open and closed tags, texts, and every address."""
+
+    EMPTY = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.tags, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "action", "poster", "data")]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += " " + data
+
+
+# --- report.json -------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_it_was_measured_on(report):
+    assert report["samples"] == {
+        "split": "test", "rows": 48, "pictures": 24, "boxes": 36, "annotated": 48, "absent": 12, "left_out": 0,
+        "training_rows": 12,
+    }  # fmt: skip
+
+
+def test_after_is_better_than_before_and_blank_is_not(report):
+    after, before, blank = (words.find(report, "results", key) for key in ("tuned-real", "base-real", "tuned-blank"))
+    assert after["figures"]["accuracy_at_50"]["value"] == pytest.approx(21 / 36)
+    assert before["figures"]["accuracy_at_50"]["value"] == 0
+    assert blank["figures"]["accuracy_at_50"]["value"] < 0.1
+    change = words.find(report, "differences", "after-before")["figures"]["accuracy_at_50"]
+    assert change["value"] == pytest.approx(21 / 36)
+    assert 0 < change["low"] < change["value"] < change["high"]
+    assert before["cut_off"] == 32
+    assert after["cut_off"] == 0
+
+
+def test_guesses_of_boxes_claim_nothing_about_answers(report):
+    assert {row["key"] for row in report["guesses"]} == set(words.GUESSES)
+    assert set(words.find(report, "guesses", "frequent-answer")["figures"]) == set(words.GUESSED_ANSWER)
+    assert set(words.find(report, "guesses", "mean-box")["figures"]) == set(words.GUESSED_BOX)
+
+
+def test_groups_tell_questions_and_things_apart(report):
+    names = [(group["question"], group["thing"], group["rows"]) for group in report["groups"]]
+    assert names == [("How many levers are there?", "lever", 24), ("Where is the disc?", "disc", 24)]
+    lever, disc = report["groups"]
+    assert disc["results"]["tuned-real"]["accuracy_at_50"]["value"] == pytest.approx(21 / 24)
+    assert lever["results"]["tuned-real"]["accuracy_at_50"]["value"] == 0
+    assert lever["results"]["tuned-real"]["boxes_where_absent"]["value"] == 1
+
+
+def test_the_verdict_says_what_it_can_and_what_it_cannot(report):
+    verdict = report["verdict"]
+    assert any("point at “disc”: it finds 21 of 24" in line for line in verdict["can"])
+    assert not any("lever" in line for line in verdict["can"])
+    assert any(
+        "point at “lever”" in line and "not shown to be better than guessing" in line for line in verdict["cannot"]
+    )
+    assert any("answer “How many levers" in line for line in verdict["cannot"])
+    assert any("no “lever” where there is none" in line and "12 of 12" in line for line in verdict["cannot"])
+    assert any("misses 3 of 24" in line for line in verdict["cannot"])
+
+
+def test_before_is_called_a_failure_of_form_where_it_is_one(report):
+    (note,) = [line for line in report["verdict"]["notes"] if "failure of form" in line]
+    assert "32 of 48" in note
+    assert "over the" in note
+
+
+def test_a_model_that_does_as_well_on_blank_pictures_is_not_said_to_see(evidence):
+    blind = {**evidence.replies, "tuned-blank": evidence.replies["tuned-real"]}
+    again = build(
+        type(evidence)(evidence.samples, blind, evidence.guesses, evidence.habits, 0),
+        split="test", seed=0, made_with={"max_new_tokens": 16},
+    )  # fmt: skip
+    assert again["verdict"]["can"] == []
+    assert any("be said to look" in line for line in again["verdict"]["cannot"])
+    assert any("not shown to come from looking" in line for line in again["verdict"]["cannot"])
+
+
+def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evidence):
+    replies = [reply for each in evidence.replies.values() for reply in each]
+    missing = [r for r in replies if not (r.condition == "shuffled" and r.model == "tuned" and r.score.sample == "d3")]
+    found = gather(evidence.samples, missing, evidence.habits, frame)
+    assert found.left_out == 1
+    assert {len(each) for each in found.replies.values()} == {47}
+    assert "d3" not in {r.score.sample for each in found.replies.values() for r in each}
+
+
+# --- the page ----------------------------------------------------------------------------------------
+
+
+def figures_of(value):
+    """Every figure in the report: (name, figure, whether it is a difference)."""
+    for part in ("results", "guesses", "differences"):
+        for row in value[part]:
+            for name, figure in row["figures"].items():
+                yield name, figure, part == "differences"
+    for group in value["groups"]:
+        for figures in group["results"].values():
+            yield from ((name, figure, False) for name, figure in figures.items())
+        for figures in group["differences"].values():
+            yield from ((name, figure, True) for name, figure in figures.items())
+        for name, each in group["against_guess"].items():
+            yield name, each["its"], False
+            yield name, each["difference"], True
+
+
+def cells(html):
+    """The texts of all table cells, white space made plain."""
+    inner = [cell.partition(">")[2].partition("</td>")[0] for cell in html.split("<td")[1:]]
+    return {" ".join(Page(cell).text.split()) for cell in inner}
+
+
+def test_every_number_of_the_report_stands_on_the_page(report, html):
+    there = cells(html)
+    count = 0
+    for name, figure, signed in figures_of(report):
+        parts = words.value(name, figure, signed=signed), words.interval(name, figure, signed=signed)
+        assert " ".join([*filter(None, parts), words.counted(figure)]) in there, (name, figure)
+        count += 1
+    assert count > 150
+    text = Page(html).text
+    for line in (*report["verdict"]["can"], *report["verdict"]["cannot"], *report["verdict"]["notes"]):
+        assert line in text
+    for row in report["results"]:
+        assert f"{row['cut_off']} replies" in there
+
+
+def test_the_page_is_sound_html_and_needs_nothing_from_outside(html):
+    found = Page(html)
+    assert found.open == []
+    assert found.addresses
+    assert all(address.startswith("data:image/") for address in found.addresses)
+    assert not {"script", "link", "iframe", "object"} & set(found.tags)
+    assert "http" not in html
+    assert "@import" not in html
+    assert "url(" not in html
+
+
+def test_the_page_shows_the_worst_first_with_question_reply_and_true_answer(evidence, html):
+    worst, drawn_ = gallery.choose(evidence, 10, 0)
+    good = [gallery.goodness(evidence.replies["tuned-real"][i].score) for i in worst]
+    assert len(worst) == len(drawn_) == 5
+    assert good == sorted(good)
+    assert max(good) <= min(gallery.goodness(evidence.replies["tuned-real"][i].score) for i in drawn_)
+    cards = html.split('<article class="card">')[1:]
+    assert len(cards) == 10
+    for card, index in zip(cards, worst, strict=False):
+        assert evidence.samples[index].question in card
+        assert "True answer:" in card
+        assert 'class="reply"' in card
+
+
+def test_what_a_model_wrote_cannot_break_the_page(html):
+    assert '<span class="ref">disc &amp; &lt;b&gt;</span>' in html
+    assert "<b></ref>" not in html
+
+
+def test_a_reply_is_highlighted_where_its_tags_close():
+    text = gallery.highlighted("A <ref>g</ref><box>[1, 2]</box> <box>[3 <script>")
+    assert '<span class="box">[1, 2]</span>' in text
+    assert text.endswith("&lt;box&gt;[3 &lt;script&gt;")
+
+
+def test_pictures_show_true_and_predicted_boxes_in_two_colours(evidence):
+    from PIL import Image as Pillow
+    from PIL import ImageColor
+
+    from vcot.records.page import PREDICTED, TRUE
+
+    one = next(s for s in evidence.samples if s.true_boxes)
+    white = Pillow.new("RGB", (160, 120), "white")
+    text = "The <ref>disc</ref><box>[500, 500, 900, 900]</box>"
+    colours = {c for _, c in gallery.draw(white, one, text, frame(one), longest_side=320).getcolors(100_000)}
+    assert {ImageColor.getrgb(TRUE), ImageColor.getrgb(PREDICTED)} <= colours
+    only_true = {c for _, c in gallery.draw(white, one, "none", frame(one), longest_side=320).getcolors(100_000)}
+    assert ImageColor.getrgb(PREDICTED) not in only_true
+
+
+def test_the_specimen_is_right_in_all(evidence):
+    image = gallery.specimen(Store(), evidence, frame)
+    assert image is not None
+    assert image.width == 680
+    wrong = {**evidence.replies, "tuned-real": evidence.replies["base-real"]}
+    nothing = type(evidence)(evidence.samples, wrong, {}, evidence.habits, 0)
+    assert gallery.specimen(Store(), nothing, frame) is None
+
+
+# --- the table ---------------------------------------------------------------------------------------
+
+
+def test_the_table_has_before_after_controls_guesses_and_intervals(report):
+    from rich.console import Console
+
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(render(report))
+    text = captured.get()
+    for name in ("before tuning", "after tuning", "after, blank pictures", "guess: average box", "after − before"):
+        assert name in text
+    after = words.find(report, "results", "tuned-real")["figures"]["accuracy_at_50"]
+    assert words.both("accuracy_at_50", after) in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "48 questions, 36 true boxes in 24 pictures" in text
+    assert "It cannot:" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "signed", "text"),
+    [
+        ("accuracy_at_50", 0.7649, False, "76 %"),
+        ("accuracy_at_50", 0.7649, True, "+76 points"),
+        ("accuracy_at_50", -0.004, True, "0 points"),
+        ("accuracy_at_50", -0.051, True, "−5 points"),
+        ("mean_iou", 0.5764, False, "0.58"),
+        ("mean_iou", -0.05, True, "−0.05"),
+    ],
+)
+def test_numbers_are_written_for_people(name, value, signed, text):
+    assert words.number(name, value, rows=50, signed=signed) == text
+
+
+# --- gates -------------------------------------------------------------------------------------------
+
+
+def test_gates_that_are_not_asked_for_do_not_exist(report):
+    assert judge_gates(report) == []
+
+
+def test_a_gate_that_is_not_passed_is_named_with_what_was_found(report):
+    gates = judge_gates(report, not_worse_than_base=True, min_accuracy_at_50=0.9, max_blank_accuracy=0.2)
+    assert [gate["passed"] for gate in gates] == [True, True, False, True]
+    with pytest.raises(GateFailed, match=r"accuracy_at_50 at least 90.0%: it is 58 %\. See s3://x/report.html"):
+        raise_if_failed(gates, "s3://x/report.html")
+    raise_if_failed(gates[:2], "s3://x/report.html")
+
+
+def test_worse_than_the_base_means_clearly_worse(report):
+    turned = json.loads(json.dumps(report))
+    change = words.find(turned, "differences", "after-before")["figures"]["accuracy_at_50"]
+    change.update(value=-0.05, low=-0.12, high=0.02)
+    assert judge_gates(turned, not_worse_than_base=True)[0]["passed"]
+    change.update(high=-0.01)
+    assert not judge_gates(turned, not_worse_than_base=True)[0]["passed"]
+
+
+def test_a_gate_on_what_was_not_measured_is_not_passed(report):
+    without = json.loads(json.dumps(report))
+    without["results"] = [row for row in without["results"] if row["key"] != "tuned-blank"]
+    assert not judge_gates(without, max_blank_accuracy=1.0)[0]["passed"]

@@ -1,0 +1,191 @@
+"""From replies to what ``report.json`` holds: figures, differences, groups, and a verdict in words.
+
+Everything a reader sees (the page, the table) is made from this dictionary, so that no number exists twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vcot.evaluation import words
+from vcot.evaluation.chance import Habits, guesses, subject
+from vcot.evaluation.metrics import Figure, measure, point
+from vcot.evaluation.replies import Reply
+from vcot.evaluation.verdict import judge
+from vcot.grounding import Frame
+from vcot.records import Sample, Score
+
+MOST_GROUPS = 12
+PAIRS = {
+    "after-before": ("tuned-real", "base-real"),
+    "real-blank": ("tuned-real", "tuned-blank"),
+    "real-wrong": ("tuned-real", "tuned-shuffled"),
+    "base-real-blank": ("base-real", "base-blank"),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the report is made of: samples with a reply from every model under every condition, in order."""
+
+    samples: tuple[Sample, ...]
+    replies: dict[str, tuple[Reply, ...]]
+    guesses: dict[str, tuple[Score, ...]]
+    habits: Habits
+    left_out: int
+
+    @property
+    def scores(self) -> dict[str, tuple[Score, ...]]:
+        said = {key: tuple(reply.score for reply in replies) for key, replies in self.replies.items()}
+        return said | self.guesses
+
+
+def gather(
+    samples: Sequence[Sample], replies: Iterable[Reply], habits: Habits, frame: Callable[[Sample], Frame]
+) -> Evidence:
+    """Orders replies by model and condition, and guesses for the same samples.
+
+    A sample that could not be asked under every condition (its picture is missing) is left out of all, so that every
+    row of the report is about the same samples.
+    """
+    said: dict[str, dict[str, Reply]] = defaultdict(dict)
+    for reply in replies:
+        said[f"{reply.model}-{reply.condition}"][reply.score.sample] = reply
+    kept = tuple(sample for sample in samples if all(sample.id in each for each in said.values()))
+    ordered = {key: tuple(each[sample.id] for sample in kept) for key, each in said.items()}
+    keys = [key for key in words.RESULTS if key in ordered]
+    return Evidence(
+        samples=kept,
+        replies={key: ordered[key] for key in keys},
+        guesses=guesses(kept, habits, frame),
+        habits=habits,
+        left_out=len(samples) - len(kept),
+    )
+
+
+def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    pairs = {key: pair for key, pair in PAIRS.items() if all(one in evidence.replies for one in pair)}
+    measured = measure(evidence.scores, list(pairs.values()), seed=seed)
+    report: dict[str, Any] = {
+        "version": 1,
+        "samples": _samples(evidence, split),
+        "results": [
+            _named(key, words.RESULTS, _dicts(measured.figures[key]))
+            | {"cut_off": sum(reply.completion.finish_reason == "length" for reply in evidence.replies[key])}
+            for key in evidence.replies
+        ],
+        "guesses": [_named(key, words.GUESSES, _dicts(measured.figures[key], _meant(key))) for key in evidence.guesses],
+        "differences": [
+            _named(key, words.DIFFERENCES, _dicts(measured.differences[pair])) for key, pair in pairs.items()
+        ],
+        "groups": _groups(evidence, seed),
+        "made_with": dict(made_with),
+    }
+    report["verdict"] = judge(report)
+    return report
+
+
+def _samples(evidence: Evidence, split: str) -> dict[str, Any]:
+    true = [sample.true_boxes for sample in evidence.samples]
+    return {
+        "split": split,
+        "rows": len(evidence.samples),
+        "pictures": len({sample.image.sha256 for sample in evidence.samples}),
+        "boxes": sum(len(boxes) for boxes in true if boxes is not None),
+        "annotated": sum(boxes is not None for boxes in true),
+        "absent": sum(boxes == () for boxes in true),
+        "left_out": evidence.left_out,
+        "training_rows": evidence.habits.rows,
+    }
+
+
+def _named(key: str, names: Mapping[str, tuple[str, str]], figures: dict[str, Any]) -> dict[str, Any]:
+    name, meaning = names[key]
+    return {"key": key, "name": name, "meaning": meaning, "figures": figures}
+
+
+def _dicts(figures: Mapping[str, Figure], only: Sequence[str] | None = None) -> dict[str, Any]:
+    return {name: figure.to_dict() for name, figure in figures.items() if only is None or name in only}
+
+
+def _meant(guess: str) -> Sequence[str]:
+    return words.GUESSED_ANSWER if guess == "frequent-answer" else words.GUESSED_BOX
+
+
+# --- groups ----------------------------------------------------------------------------------------
+
+
+def _groups(evidence: Evidence, seed: int) -> list[dict[str, Any]]:
+    """The same measurement for each question and for each thing that is asked about.
+
+    A group has a `question`, a `thing`, or both, where one question alone is about a thing.
+    """
+    groups: dict[tuple[int, ...], dict[str, Any]] = {}
+    things = [subject(sample, evidence.habits.labels) for sample in evidence.samples]
+    for kind, names in (("question", _questions(evidence.samples)), ("thing", things)):
+        for name, chosen in _parts(names):
+            group = groups.setdefault(chosen, {"question": None, "thing": None})
+            group[kind] = name
+    return [group | _group(evidence, chosen, seed) for chosen, group in groups.items()]
+
+
+def _parts(names: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and the rows that have them, most frequent first; rare ones together."""
+    sizes = Counter(names)
+    kept = [name for name, _ in sorted(sizes.items(), key=lambda kv: (-kv[1], kv[0]))][:MOST_GROUPS]
+    for name in kept:
+        yield name, tuple(index for index, each in enumerate(names) if each == name)
+    if len(sizes) > len(kept):
+        others = f"{len(sizes) - len(kept)} others"
+        yield others, tuple(index for index, each in enumerate(names) if each not in kept)
+
+
+def _questions(samples: Sequence[Sample]) -> list[str]:
+    """The question itself where there are few different ones, else how it begins ("how many …")."""
+    if len({sample.question for sample in samples}) <= MOST_GROUPS:
+        return [sample.question for sample in samples]
+    return [" ".join(sample.question.casefold().split()[:2]) + " …" for sample in samples]
+
+
+def _group(evidence: Evidence, chosen: Sequence[int], seed: int) -> dict[str, Any]:
+    scores = {key: [each[index] for index in chosen] for key, each in evidence.scores.items()}
+    best = {
+        "accuracy_at_50": _best_guess(scores, evidence.guesses, "accuracy_at_50"),
+        "answer_accuracy": _best_guess(scores, evidence.guesses, "answer_accuracy"),
+    }
+    pairs = {("tuned-real", guess) for guess in best.values() if guess}
+    pairs |= {pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)}
+    measured = measure(scores, sorted(pairs), seed=seed)
+    compared = {}
+    for figure, guess in best.items():
+        if guess is None or measured.figures["tuned-real"][figure].value is None:
+            continue
+        compared[figure] = {
+            "guess": guess,
+            "its": measured.figures[guess][figure].to_dict(),
+            "difference": measured.differences["tuned-real", guess][figure].to_dict(),
+        }
+    shown = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
+    return {
+        "rows": len(chosen),
+        "results": {key: _dicts(measured.figures[key], shown) for key in evidence.replies},
+        "differences": {
+            key: _dicts(measured.differences[pair], ("accuracy_at_50", "answer_accuracy"))
+            for key, pair in PAIRS.items()
+            if pair in measured.differences
+        },
+        "against_guess": compared,
+    }
+
+
+def _best_guess(scores: Mapping[str, Sequence[Score]], names: Iterable[str], figure: str) -> str | None:
+    """The guess that does best on these rows: the one a model must beat."""
+    able = {name: scores[name] for name in names if figure in _meant(name)}
+    if not able:
+        return None
+    values = {name: point(figure, each) or 0.0 for name, each in able.items()}
+    return max(values, key=lambda name: (values[name], name))

@@ -1,0 +1,187 @@
+"""The two models that are compared: a base, and the same weights with what training made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from vcot import log
+from vcot.errors import InputError
+from vcot.evaluation.replies import Model
+from vcot.grounding import Frame, smart_resize
+from vcot.records import Completion, Sample, StageMark
+from vcot.stage import stop
+from vcot.storage import Store, join
+from vcot.storage.folders import fetch_folder, folder_digest
+from vcot.tokens import Contract, Encoder, is_processor_file, load_processor
+from vcot.tokens.encoder import frame_as_seen
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a train stage says of its model: enough to load it, and the base, and to ask both in the right form."""
+
+    uri: str
+    base_uri: str
+    base_sha256: str
+    contract: Contract
+    tune: Literal["full", "lora", "qlora"]
+    model: str  # folder of the adapter or model, below the stage's
+
+    @classmethod
+    def of(cls, uri: str, mark: StageMark, *, base_uri: str | None = None) -> Trained:
+        """Args:
+            base_uri: where the base lies now, if not where train found it.
+
+        Raises:
+            InputError: the mark lacks something.
+        """
+        facts = mark.facts
+        missing = [name for name in ("contract", "base_uri", "base_sha256", "model") if name not in facts]
+        if missing:
+            raise InputError(f"{uri}: its mark does not say {', '.join(missing)}; run train again with this version")
+        return cls(
+            uri=uri,
+            base_uri=base_uri or facts["base_uri"],
+            base_sha256=facts["base_sha256"],
+            contract=Contract.model_validate(facts["contract"]),
+            tune=facts.get("tune") or mark.settings["tune"],
+            model=facts["model"],
+        )
+
+    @property
+    def quantisation(self) -> Literal["none", "nf4"]:
+        """The base as it was while training."""
+        return "nf4" if self.tune == "qlora" else "none"
+
+    def conditions(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """Those that mean something: a model that was trained without pictures is not shown any."""
+        return tuple(wanted) if self.contract.mode == "multimodal" else ("real",)
+
+    def frame(self, sample: Sample) -> Frame:
+        """The frame in which the model writes its boxes about this sample."""
+        contract, original, kept = self.contract, sample.image, sample.image.stored or sample.image
+        seen = kept.width, kept.height
+        if contract.frame_spec.name == "resized_pixels":
+            budget = {"min_pixels": contract.min_pixels, "max_pixels": contract.max_pixels}
+            seen = smart_resize(*seen, **budget, factor=contract.factor)
+        return frame_as_seen(contract.frame_spec, (original.width, original.height), seen)
+
+    def facts(self) -> dict[str, Any]:
+        return {"base": self.base_uri, "base_sha256": self.base_sha256}
+
+
+@dataclass
+class Speaker:
+    """Loads what is asked for when it is asked for, and generates greedily, in batches of like length.
+
+    No sampling and no repetition penalty: the latter punishes digits that were used before, and so bends
+    coordinates. The base speaks before an adapter is attached to it; the other order loads it a second time.
+    """
+
+    store: Store
+    trained: Trained
+    scratch: Path
+    quantisation: Literal["none", "nf4"]
+    dtype: Literal["auto", "bfloat16", "float32"]
+    max_new_tokens: int
+    batch_size: int
+    _encoder: Encoder | None = None
+    _loaded: dict[Model, Any] = field(default_factory=dict)
+
+    def ask(self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> list[Completion]:
+        """One Completion per sample, in order. Their `seconds` stay 0: the same question gives the same record."""
+        network = self._network(model)
+        order = sorted(range(len(samples)), key=lambda i: (_length(samples[i], pictures[i]), i))
+        said: dict[int, Completion] = {}
+        for start in range(0, len(order), self.batch_size):
+            stop.raise_if_requested()
+            chosen = order[start : start + self.batch_size]
+            answers = self._generate(network, model, [samples[i] for i in chosen], [pictures[i] for i in chosen])
+            said.update(zip(chosen, answers, strict=True))
+        return [said[i] for i in range(len(samples))]
+
+    def _generate(
+        self, network: Any, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image]
+    ) -> list[Completion]:
+        from vcot.models import generate
+
+        encoder = self.encoder
+        batch = encoder.prompts(samples, pictures)
+        prompt_tokens = batch["attention_mask"].sum(dim=1).tolist()
+        ends = set(encoder.eos_token_ids)
+        tokens = generate(
+            network,
+            batch,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_ids=encoder.eos_token_ids,
+            pad_token_id=encoder.pad_token_id,
+        )
+        return [
+            Completion(
+                text=encoder.decode(ids),
+                model=self.trained.base_sha256[:12] if model == "base" else "tuned",
+                finish_reason="length" if len(ids) >= self.max_new_tokens and not set(ids) & ends else "stop",
+                tokens_in=prompt_length,
+                tokens_out=len(ids),
+            )
+            for ids, prompt_length in zip(tokens, prompt_tokens, strict=True)
+        ]
+
+    @property
+    def asked_of_base(self) -> dict[str, Any]:
+        """What shapes the base's replies beside the questions and the pictures."""
+        return {
+            "base": self.trained.base_sha256,
+            "contract": self.trained.contract.model_dump(mode="json"),
+            "quantisation": self.quantisation,
+            "dtype": self.dtype,
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+        }
+
+    @property
+    def encoder(self) -> Encoder:
+        if self._encoder is None:
+            contract = self.trained.contract
+            folder = fetch_folder(self.store, self.trained.base_uri, self.scratch / "base", is_processor_file)
+            processor = load_processor(folder, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
+            self._encoder = Encoder(processor, contract)
+        return self._encoder
+
+    def _network(self, model: Model) -> Any:
+        if model not in self._loaded:
+            log.get().info(f"loading the {model} model", base=self.trained.base_uri, quantisation=self.quantisation)
+            base = self._loaded.pop("base", None)
+            self._loaded.clear()  # one model in memory at a time
+            self._loaded[model] = self._base() if model == "base" else self._tuned(base)
+        return self._loaded[model]
+
+    def _base(self) -> Any:
+        from vcot.models import load_base
+
+        uri = self.trained.base_uri
+        folder = fetch_folder(self.store, uri, self.scratch / "base")
+        if (found := folder_digest(self.store, str(folder))) != self.trained.base_sha256:
+            raise InputError(
+                f"{uri} is not the base that was trained on: its digest is {found[:12]}…, "
+                f"it was {self.trained.base_sha256[:12]}…"
+            )
+        return load_base(folder, quantisation=self.quantisation, dtype=self.dtype)
+
+    def _tuned(self, base: Any) -> Any:
+        from vcot.models import load_adapter, load_base
+
+        folder = fetch_folder(self.store, join(self.trained.uri, self.trained.model), self.scratch / "tuned")
+        if self.trained.tune == "full":
+            return load_base(folder, quantisation=self.quantisation, dtype=self.dtype)
+        return load_adapter(self._base() if base is None else base, folder)
+
+
+def _length(sample: Sample, picture: Image.Image) -> int:
+    """Near enough to the length of the prompt to put like to like."""
+    return len(sample.question) + len(sample.context or "") + picture.width * picture.height // 784

@@ -1,0 +1,165 @@
+"""What the figures mean, in sentences with their numbers: what the model can do, and what it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vcot.evaluation import words
+from vcot.evaluation.chance import NOT_ANNOTATED
+from vcot.evaluation.words import find
+
+FEW = 20
+"""Rows below which a group's figures are called few."""
+
+
+def judge(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Sentences, each with its numbers. `can` goes on "It can …": clearly better than guessing and than blank
+    pictures, and right more often than not. `cannot` goes on "It cannot …"."""
+    can: list[str] = []
+    cannot: list[str] = []
+    for group in report["groups"]:
+        if group["thing"] is not None:
+            _judge_pointing(group, can, cannot)
+        if group["question"] is not None:
+            _judge_answers(group, can, cannot)
+    cannot += _blindness(report)
+    return {"headline": _headline(report), "can": can, "cannot": cannot, "notes": _notes(report)}
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    before, after = (find(report, "results", f"{model}-real") for model in ("base", "tuned"))
+    assert before is not None
+    assert after is not None
+    figure = "accuracy_at_50" if after["figures"]["accuracy_at_50"]["value"] is not None else "answer_accuracy"
+    was, now = before["figures"][figure], after["figures"][figure]
+    what = f"finds {_of(now)} true boxes" if figure == "accuracy_at_50" else f"answers {_of(now)} questions as accepted"
+    sentence = f"After tuning the model {what} ({_share(figure, now)}); before, it was {_of(was)}"
+    blank = find(report, "results", "tuned-blank")
+    if blank is not None:
+        sentence += f", and on blank pictures it is {_of(blank['figures'][figure])}"
+    return sentence + "."
+
+
+def _of(figure: Mapping[str, Any]) -> str:
+    return f"{(figure['value'] or 0) * figure['count']:,.0f} of {figure['count']:,.0f}"
+
+
+def _judge_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
+    name, after = group["thing"], group["results"]["tuned-real"]
+    alarms = after["boxes_where_absent"]
+    if alarms["rows"] and alarms["value"] > 0.1:
+        cannot.append(
+            f"say that there is no “{name}” where there is none: it draws a box all the same, {_of(alarms)} times"
+            f" ({words.both('boxes_where_absent', alarms)}){_few(alarms['rows'])}."
+        )
+    figure, against = after["accuracy_at_50"], group["against_guess"].get("accuracy_at_50")
+    if name == NOT_ANNOTATED or figure["value"] is None or against is None:
+        return
+    said = (
+        f"point at “{name}”: it finds {_of(figure)} ({_share('accuracy_at_50', figure)}){_few(figure['rows'])}, "
+        f"the best guess ({words.guess_name(against['guess'])}) {words.value('accuracy_at_50', against['its'])}"
+    )
+    if doubt := _doubt(group, "accuracy_at_50"):
+        cannot.append(f"{said}. {doubt}")
+    elif figure["value"] < 0.5:
+        cannot.append(f"{said}. That is better than guessing, and still misses most.")
+    else:
+        can.append(f"{said}.")
+        if missed := round(figure["count"] * (1 - figure["value"])):
+            cannot.append(f"find every “{name}”: it misses {missed:,} of {figure['count']:,.0f}.")
+    if after["precision"]["value"] is not None and after["precision"]["value"] < 0.5 <= figure["value"]:
+        cannot.append(
+            f"stop in time when it points at “{name}”: only {_of(after['precision'])} of its boxes are right"
+            f" ({_share('precision', after['precision'])})."
+        )
+
+
+def _judge_answers(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
+    figure, against = group["results"]["tuned-real"]["answer_accuracy"], group["against_guess"].get("answer_accuracy")
+    if against is None or figure["value"] is None:
+        return
+    said = (
+        f"answer “{group['question']}”: {_of(figure)} right ({_share('answer_accuracy', figure)})"
+        f"{_few(figure['rows'])}, the usual answer {words.value('answer_accuracy', against['its'])}"
+    )
+    if doubt := _doubt(group, "answer_accuracy"):
+        cannot.append(f"{said}. {doubt}")
+    elif figure["value"] < 0.5:
+        cannot.append(f"{said}. That is better than guessing, and still wrong most of the time.")
+    else:
+        can.append(f"{said}.")
+
+
+def _doubt(group: Mapping[str, Any], figure: str) -> str:
+    """Why a result is no skill; empty where it is one."""
+    if not _above_zero(group["against_guess"][figure]["difference"]):
+        return "That is not shown to be better than guessing."
+    blank = group["differences"].get("real-blank")
+    if blank is not None and not _above_zero(blank[figure]):
+        value = words.value(figure, group["results"]["tuned-blank"][figure])
+        return f"On blank pictures it is {value}: not shown to come from looking."
+    return ""
+
+
+def _share(name: str, figure: Mapping[str, Any]) -> str:
+    """ "76 %, 62–88"."""
+    around = words.interval(name, figure)
+    return words.value(name, figure) + (f", {around}" if around else "")
+
+
+def _blindness(report: Mapping[str, Any]) -> list[str]:
+    """Does the result depend on the picture at all?"""
+    row = find(report, "differences", "real-blank")
+    if row is None:
+        return []
+    figure = "accuracy_at_50" if row["figures"]["accuracy_at_50"]["value"] is not None else "answer_accuracy"
+    if _above_zero(row["figures"][figure]):
+        return []
+    change = words.both(figure, row["figures"][figure], signed=True)
+    return [f"be said to look: on real pictures it is not shown to be better than on blank ones ({change})."]
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    """What must be known to read the numbers rightly."""
+    notes = []
+    before = find(report, "results", "base-real")
+    if before is not None:
+        figures = before["figures"]
+        bad = figures["malformed"], figures["answer_absent"]
+        form = "“Before” is partly a failure of form" if max(f["value"] or 0 for f in bad) > 0.1 else "Before tuning"
+        parsed = figures["mean_iou_parsed"]
+        if parsed["value"] is None:
+            over = "no reply with something to point at kept the form"
+        else:
+            kept = words.plural(parsed["rows"], "reply", "replies")
+            over = f"over the {kept} that keep it, mean IoU is {words.value('mean_iou_parsed', parsed)}"
+        notes.append(
+            f"{form}: {_of(bad[0])} of its replies have a tag or box that cannot be read,"
+            f" {_of(bad[1])} come to no answer; {over}."
+        )
+    samples = report["samples"]
+    if samples["annotated"] < samples["rows"]:
+        notes.append(
+            f"{samples['rows'] - samples['annotated']:,} of {samples['rows']:,} rows have no annotated boxes;"
+            " they count for answers and not for boxes."
+        )
+    if samples["left_out"]:
+        notes.append(f"{words.plural(samples['left_out'], 'row')} left out: the picture could not be read.")
+    if not samples["training_rows"]:
+        notes.append("No training split was found, so the guesses that learn from it are missing.")
+    cut = find(report, "results", "tuned-real")
+    if cut is not None and cut["cut_off"]:
+        limit = report["made_with"]["max_new_tokens"]
+        notes.append(
+            f"{words.plural(cut['cut_off'], 'reply', 'replies')} after tuning did not end within {limit} tokens."
+        )
+    return notes
+
+
+def _above_zero(difference: Mapping[str, Any]) -> bool:
+    return difference["low"] is not None and difference["low"] > 0
+
+
+def _few(rows: int) -> str:
+    return f" (only {words.plural(rows, 'row')})" if rows < FEW else ""

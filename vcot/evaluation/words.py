@@ -1,0 +1,122 @@
+"""How results are named and written, the same in the table of a terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MINUS = "−"
+
+#: What each row of the table is, in one short sentence.
+RESULTS: Mapping[str, tuple[str, str]] = {
+    "base-real": ("before tuning", "The base model as it came, asked about the real pictures."),
+    "tuned-real": ("after tuning", "The tuned model, asked the same about the same pictures."),
+    "base-blank": ("before, blank pictures", "The base model sees plain grey instead of each picture."),
+    "tuned-blank": (
+        "after, blank pictures",
+        "The tuned model sees plain grey: what it gets right by habit, without looking. It should be low.",
+    ),
+    "base-shuffled": ("before, wrong pictures", "The base model sees another row's picture."),
+    "tuned-shuffled": (
+        "after, wrong pictures",
+        "The tuned model sees another row's picture: what comes of knowing where such things usually lie.",
+    ),
+}
+GUESSES: Mapping[str, tuple[str, str]] = {
+    "centre-box": ("guess: centre box", "Always the same box, half the picture's width and height, in its middle."),
+    "whole-image": ("guess: whole picture", "Always a box around everything."),
+    "mean-box": ("guess: average box", "Always the average box of that thing in the training pictures."),
+    "frequent-answer": ("guess: usual answer", "Always the answer given most often to that question in training."),
+}
+DIFFERENCES: Mapping[str, tuple[str, str]] = {
+    "after-before": ("after − before", "What tuning changed, row by row on the same pictures."),
+    "real-blank": ("real − blank", "How much the tuned model's result depends on seeing the picture."),
+    "real-wrong": ("real − wrong", "How much it depends on seeing the right picture."),
+    "base-real-blank": ("before: real − blank", "The same dependence before tuning."),
+}
+
+#: Figure → (name, one sentence). The order is that of the page.
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "accuracy_at_50": (
+        "found",
+        "acc@0.5: share of true boxes that a predicted box overlaps with IoU of at least 0.5; a miss counts as 0.",
+    ),
+    "mean_iou": (
+        "overlap",
+        "Mean IoU over all true boxes: 0 is no overlap or no box, 1 is exact.",
+    ),
+    "answer_accuracy": ("answers right", "Share of replies whose final answer is one of the accepted ones."),
+    "answer_wrong": ("answers wrong", "Share of replies with an answer that is not accepted."),
+    "answer_absent": ("no answer", "Share of replies that never come to an answer."),
+    "precision": ("precision", "Share of the predicted boxes that are right; drawing boxes everywhere lowers it."),
+    "recall": ("recall", "Share of the true boxes that are matched at IoU 0.5, each predicted box used once."),
+    "f1": ("F1", "Precision and recall in one: missing boxes and boxes too many cost the same."),
+    "boxes_where_absent": ("false alarms", "Share of replies with a box, of those about a thing that is not there."),
+    "malformed": ("malformed", "Share of replies with a tag or box that cannot be read."),
+    "boxes_per_answer": ("boxes per reply", "Mean number of boxes that can be read, right or wrong."),
+    "accuracy_at_50_parsed": (
+        "found, if in form",
+        "acc@0.5 over only those replies that keep the form: every tag and box readable, and an answer.",
+    ),
+    "mean_iou_parsed": ("overlap, if in form", "Mean IoU over only those replies that keep the form."),
+}
+
+HEADLINE = ("accuracy_at_50", "mean_iou", "answer_accuracy", "malformed")
+"""The columns of the first table."""
+
+PLAIN = ("mean_iou", "mean_iou_parsed", "boxes_per_answer")
+"""Figures that are written as decimal numbers; all others are shares, written in per cent."""
+
+#: What a guess says something about: a guess of a box has no answer, and its form is right by construction.
+GUESSED_BOX = ("accuracy_at_50", "mean_iou", "precision", "recall", "f1")
+GUESSED_ANSWER = ("answer_accuracy",)
+
+
+def number(name: str, value: float, *, rows: int, signed: bool = False) -> str:
+    """A figure's value: "76 %", "0.58"; with a sign for differences: "+70 points", "−0.05"."""
+    digits = 2 if name in PLAIN else 1 if rows >= 1000 else 0
+    size = round(value if name in PLAIN else 100 * value, digits)
+    unit = "" if name in PLAIN else " points" if signed else " %"
+    sign = MINUS if size < 0 else "+" if signed and size else ""
+    return f"{sign}{abs(size):.{digits}f}{unit}"
+
+
+def value(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
+    """The figure's value, or a dash where there was nothing to measure."""
+    if figure["value"] is None:
+        return "–"
+    return number(name, figure["value"], rows=figure["rows"], signed=signed)
+
+
+def interval(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
+    """The 95 % interval: "62–88", "0.44–0.58", for differences "58 to 82"; empty where there is none."""
+    if figure["value"] is None or figure["low"] is None:
+        return ""
+    low, high = (number(name, figure[end], rows=figure["rows"]).removesuffix(" %") for end in ("low", "high"))
+    return f"{low} to {high}" if signed else f"{low}–{high}"
+
+
+def both(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
+    """ "76 % (62–88)"."""
+    around = interval(name, figure, signed=signed)
+    return value(name, figure, signed=signed) + (f" ({around})" if around else "")
+
+
+def counted(figure: Mapping[str, Any]) -> str:
+    """What a figure was measured on: "50 replies", "57 true boxes in 50 replies"."""
+    count = f"{figure['count']:,.0f} {figure['of']}"
+    return count if figure["of"].startswith("replies") else f"{count}, {plural(figure['rows'], 'row')}"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def find(report: Mapping[str, Any], part: str, key: str) -> dict[str, Any] | None:
+    """One row of `results`, `guesses` or `differences` by its key."""
+    return next((row for row in report[part] if row["key"] == key), None)
+
+
+def guess_name(key: str) -> str:
+    """ "average box"."""
+    return GUESSES[key][0].removeprefix("guess: ")
