@@ -261,6 +261,15 @@ def test_retry_after_is_honoured(ask: Asker, quick: None) -> None:
     assert time.monotonic() - begun >= 0.7
 
 
+def test_a_wait_longer_than_two_minutes_is_not_sat_out(ask: Asker) -> None:
+    with (
+        scripted_teacher(script(Refuse(429, retry_after="3600"))) as teacher,
+        pytest.raises(TemporaryError, match="Retry-After: 3600"),
+    ):
+        ask(ask.rows(1), teacher.address)
+    assert len(teacher.asked) == 1
+
+
 def test_429_for_ever_ends_in_bounded_time_and_keeps_what_was_paid_for(ask: Asker, quick: None) -> None:
     good = {f"Where is disc {n}?" for n in range(4)}
     rows = ask.rows(10)
@@ -312,6 +321,11 @@ def test_nobody_at_the_address(ask: Asker, quick: None) -> None:
 def test_a_missing_key_or_a_wrong_address_is_a_setting(ask: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="OPENAI_BASE_URL=localhost:8000"):
         ask(ask.rows(1), "localhost:8000")
+    with pytest.raises(SettingsError, match=r"OPENAI_BASE_URL=http://\[::1"):
+        ask(ask.rows(1), "http://[::1")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
+    with pytest.raises(SettingsError, match=r"OPENAI_API_KEY of 7 characters.*line break"):
+        ask(ask.rows(1), "http://127.0.0.1:1/v1")
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(SettingsError, match="OPENAI_API_KEY is not set"):
         ask(ask.rows(1), "http://127.0.0.1:1/v1")

@@ -123,6 +123,11 @@ def test_a_count_that_disagrees_with_the_boxes_is_not_stated() -> None:
     assert "makes" not in reply
 
 
+def test_a_region_without_a_name_is_not_counted_as_what_was_asked_for() -> None:
+    reply = said(sample("How many tables are there?", "1", evidence=(see("region", CENTRE),)))
+    assert reply.startswith("Look at the <ref>region</ref>")
+
+
 def test_a_place_that_disagrees_with_the_box_is_not_claimed_to_be_the_answer() -> None:
     reply = said(sample("Where is the dog?", "on the sofa", evidence=(see("dog", RIGHT),)))
     assert reply.startswith("Look at the <ref>dog</ref>")
@@ -147,6 +152,10 @@ def test_alternatives_are_different_phrasings_of_one_row() -> None:
     ]
 
 
+OPENINGS = {
+    "The ", "I see ", "I see the ", "Here is the ", "Here I see ", "I look for it and see ", "I look for them and see ",
+    "Look at the ", "What matters is the ",
+}  # fmt: skip
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
 boxes = st.tuples(st.floats(0, 300), st.floats(0, 200), st.floats(1, 20), st.floats(1, 40)).map(
     lambda b: Box(b[0], b[1], b[0] + b[2], b[1] + b[3])
@@ -170,6 +179,8 @@ def test_any_row_gets_a_trace_of_its_own_boxes_whatever_it_says(
         return
     (trace,) = outcome.traces
     assert sorted(trace.boxes) == sorted(row.true_boxes or ())
+    if evidence:  # nothing of the row is said before something is pointed at
+        assert trace.parts[0] in OPENINGS
     frame = FrameSpec("pixels").on(WIDTH, HEIGHT)
     assert tags.parse(tags.render(trace, frame), frame).well_formed
 

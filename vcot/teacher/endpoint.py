@@ -45,12 +45,20 @@ class Endpoint:
     def _client(self) -> openai.AsyncOpenAI:
         if not self.address.startswith(("http://", "https://")):
             raise SettingsError(f"OPENAI_BASE_URL={self.address}: it should begin with http:// or https://")
-        if not os.environ.get("OPENAI_API_KEY"):
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if not key:
             raise SettingsError(
                 "OPENAI_API_KEY is not set; give the key of the teacher's endpoint (any word where it asks for none)"
             )
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            raise SettingsError(
+                f"OPENAI_API_KEY of {len(key)} characters holds one that no key has (a line break at its end, perhaps)"
+            )
         limits = httpx2.Timeout(self._timeout, connect=min(self._timeout, 10.0))
-        return openai.AsyncOpenAI(max_retries=self._retries, timeout=limits)
+        try:
+            return openai.AsyncOpenAI(max_retries=self._retries, timeout=limits)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise SettingsError(f"OPENAI_BASE_URL={self.address}: it is no address ({error})") from error
 
     async def ask(self, request: Mapping[str, Any]) -> Completion:
         """The reply to one request (keyword arguments of `chat.completions.create`).
@@ -93,8 +101,9 @@ class Endpoint:
                     f"most addresses end in /v1 ({said})"
                 )
             case 408 | 409 | 429:
+                wait = error.response.headers.get("retry-after")
                 return TemporaryError(
-                    f"{self.address} turns requests away for now, after {self._retries + 1} tries each ({said}): "
+                    f"{self.address} turns requests away for now ({said}{f'; Retry-After: {wait}' if wait else ''}): "
                     "wait, or lower --concurrency"
                 )
             case status if status >= 500:

@@ -17,7 +17,7 @@ from vcot.grounding.places import place
 from vcot.records import Reason, Rejection, Sample
 from vcot.stage import stop
 from vcot.teacher import questions
-from vcot.teacher.objects import objects_of
+from vcot.teacher.objects import NEUTRAL, objects_of
 from vcot.teacher.questions import Kind
 from vcot.teacher.row import Lesson, Outcome, needs_teacher, refuse
 
@@ -82,22 +82,22 @@ class TemplateTeacher:
 
 
 def _presence(sample: Sample, phrasing: int) -> Trace:
-    """The sentence of the question's own kind where evidence and answer agree with it, else a general one."""
+    """The sentence of the question's own kind where evidence and answer agree with it, else a general one.
+
+    They cannot agree where a label is missing or had to be hidden: who knows whether such a region is one of the
+    things that were asked for.
+    """
     asked = questions.read(sample.question)
     mentions = _mentions(sample)
     boxes = [box for mention in mentions for box in mention.boxes]
-    answer = sample.answers[0]
-    if asked is not None and asked.kind is Kind.PRESENCE and normalise(answer) == "yes":
-        return _fill(_PRESENCE[phrasing], them=_listed(mentions))
-    if asked is not None and asked.kind in (Kind.COUNT, Kind.WHERE) and number(answer) == len(boxes):
-        return _fill(_COUNT[phrasing], them=_listed(mentions), n=[str(len(boxes))])
-    if (
-        asked is not None
-        and asked.kind is Kind.WHERE
-        and len(boxes) == 1
-        and normalise(answer) == _place(sample, boxes)
-    ):
-        return _fill(_WHERE[phrasing], it=[mentions[0]], place=[_place(sample, boxes)])
+    answer = normalise(sample.answers[0])
+    if asked is not None and all(mention.label != NEUTRAL for mention in mentions):
+        if asked.kind is Kind.PRESENCE and answer == "yes":
+            return _fill(_PRESENCE[phrasing], them=_listed(mentions))
+        if asked.kind is not Kind.PRESENCE and number(answer) == len(boxes):
+            return _fill(_COUNT[phrasing], them=_listed(mentions), n=[str(len(boxes))])
+        if asked.kind is not Kind.PRESENCE and len(boxes) == 1 and answer == _place(sample, boxes):
+            return _fill(_WHERE[phrasing], it=[mentions[0]], place=[_place(sample, boxes)])
     return _fill(_GENERAL[phrasing], them=_listed([_placed(sample, mention) for mention in mentions]))
 
 
