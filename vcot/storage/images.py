@@ -96,7 +96,7 @@ def probe(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
     image = _open(data, name, max_pixels)
     width, height = image.size
     # Pillow gives the size of a TIFF after the rotation, and of everything else before it.
-    if image.format != "TIFF" and _orientation(image) in _SIDEWAYS:
+    if image.format != "TIFF" and _orientation(image, whole=_speaks_of_turning(data)) in _SIDEWAYS:
         return height, width
     return width, height
 
@@ -185,8 +185,16 @@ def _unreadable(name: str, form: str, data: bytes, error: Exception) -> ImageErr
     return ImageError(name, "broken", f"not a sound {form} ({said})")
 
 
-def _orientation(image: Image.Image) -> int:
+def _speaks_of_turning(data: bytes) -> bool:
+    """Whether a PNG may have its EXIF anywhere; Pillow decodes all pixels to find out, a search takes microseconds."""
+    return any(word in data for word in (b"eXIf", b"Raw profile type", b"adobe.xmp"))
+
+
+def _orientation(image: Image.Image, *, whole: bool = True) -> int:
+    """`whole` False: a PNG without EXIF in its header has none behind its pixels either."""
     try:
+        if image.format == "PNG" and not whole:
+            return 1
         return int(image.getexif().get(_ORIENTATION, 1))
     except _PILLOW_ERRORS:
         return 1  # EXIF that cannot be read turns nothing; viewers do the same
