@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from vcot.records import Rejection, Sample
 from vcot.sources import SOURCES, Desk, Options, read, rows_of_shard
@@ -17,11 +16,14 @@ from vcot.sources.pictures import Pictures
 from vcot.storage import Store
 
 
-def png(width: int, height: int, shade: int = 1) -> bytes:
-    """A small file of any size in pixels: one bit each."""
-    buffer = io.BytesIO()
-    Image.new("1", (width, height), shade).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def png(width: int, height: int) -> bytes:
+    """A black picture of any size in pixels, one bit each: small, and made faster than Pillow would."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes((1 + (width + 7) // 8) * height), 1)
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 class Given:
