@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
@@ -155,6 +156,7 @@ replies = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(snippets 
 )
 
 
+@unhurried
 @given(
     text=replies, finish=st.sampled_from(["stop", "length", "", "content_filter"]), row=st.sampled_from([ROW, NOTHING])
 )

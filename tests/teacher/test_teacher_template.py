@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, HEIGHT, RIGHT, TOP_LEFT, WIDTH, sample, see
 from vcot.grounding import Box, FrameSpec, Mention, tags
 from vcot.records import Reason, Rejection, Sample
@@ -163,6 +164,7 @@ boxes = st.tuples(st.floats(0, 300), st.floats(0, 200), st.floats(1, 20), st.flo
 evidences = st.lists(st.builds(Mention, words, st.lists(boxes, min_size=1, max_size=3).map(tuple)), max_size=3)
 
 
+@unhurried
 @given(
     question=words | st.sampled_from(["Where is the dog?", "How many dogs are there?", "Is there a dog?"]),
     answer=words | st.sampled_from(["yes", "no", "1", "2", "left", "dog"]),
