@@ -104,6 +104,8 @@ def environment(stage: str, runs_uri: str, run_id: str, base_uri: str) -> dict[s
     small = {f"VCOT_{stage.upper()}_{name}": value for name, value in SMALL[stage].items()}
     if stage in ("tokenize", "train"):
         small[f"VCOT_{stage.upper()}_BASE_URI"] = base_uri
+    if stage == "convert":  # below its own run by default, and a Sample names its picture's URI
+        small["VCOT_CONVERT_PICTURES_URI"] = join(runs_uri, "pictures")
     (step,) = make_plan(run_id, runs_uri, {stage: small}, only=[stage]).steps
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
     return clean | {"OMP_NUM_THREADS": "1"} | step.environment
