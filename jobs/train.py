@@ -1,0 +1,237 @@
+"""Entry point of the stage train: python -m jobs.train --run-uri … --base-uri …"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from vcot.errors import InputError
+from vcot.settings import CommaSeparated, Settings, setting
+from vcot.stage import launch
+
+if TYPE_CHECKING:
+    from vcot.records import StageMark
+    from vcot.records.example import Examples
+    from vcot.records.shards import Folder
+    from vcot.storage import Store
+    from vcot.tokens import Encoder
+    from vcot.training.sft import Tuned
+
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""Name of a tracker → the package it needs."""
+
+
+class TrainSettings(Settings):
+    """Fine-tunes the base on the examples of <run-uri>/tokenize and writes the model to <run-uri>/train/model.
+
+    The defaults are QLoRA: the base in 4 bits, adapters of rank 64 on the language model. On a GPU or without
+    one, the same. Checkpoints go to storage while it runs; a run that was stopped or killed goes on from the last
+    whole one with the same command, and ends with the same losses. Beside the model: losses.json, losses.png,
+    tensorboard/, report.json.
+    """
+
+    stage: ClassVar[str] = "train"
+
+    base_uri: str = setting(description="folder of the base model: weights in safetensors, tokenizer, processor",
+                            min_length=1)  # fmt: skip
+    input_uri: str | None = setting(None, "finished stage with the examples; default: <run-uri>/tokenize")
+    method: Literal["sft", "grpo", "gfn"] = setting(
+        "sft", "sft: learn the examples' replies. grpo and gfn, which learn from rewards, are not there yet"
+    )
+    tune: Literal["full", "lora", "qlora"] = setting(
+        "qlora",
+        "full: all weights; lora: adapters on the language model; qlora: the same with the base in 4 bits (NF4)",
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32. Adapters are float32"
+    )
+    r: int = setting(64, "rank of the adapters", gt=0)
+    alpha: float = setting(128, "scale of the adapters: they are multiplied by alpha / r", gt=0)
+    dropout: float = setting(
+        0.05, "share of an adapter's inputs that are zeroed while training", unit="0..1", ge=0, lt=1
+    )
+    learning_rate: float = setting(1e-4, "highest learning rate, after the warm-up", gt=0)
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "learning rate after the warm-up")
+    warmup: float = setting(
+        0.03, "warm-up from 0 to the learning rate: below 1 a share of all steps, from 1 on a number of steps", ge=0
+    )
+    optimiser: Literal["adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused"] = setting(
+        "adamw_8bit", "AdamW with its state in 8 bits, the same in pages that can leave the GPU, or in float32"
+    )
+    weight_decay: float = setting(0.01, "decoupled weight decay", ge=0)
+    clip: float = setting(0.3, "longest gradient (norm over all that is trained); 0: no limit", ge=0)
+    neftune: float = setting(5.0, "noise on the tokens' embeddings while training (NEFTune's alpha); 0: none", ge=0)
+    batch_size: int = setting(4, "examples that go through the model at once", unit="examples", gt=0)
+    accumulation: int = setting(
+        4, "batches whose gradients make one step; a step learns from batch-size x accumulation examples",
+        unit="batches", gt=0,
+    )  # fmt: skip
+    similar_lengths: bool = setting(
+        True, "put examples into batches with others of their length: less padding, a little less random"
+    )
+    epochs: float = setting(2, "times that each sample is seen, each time with one of its reasonings", gt=0)
+    max_steps: int | None = setting(None, "end after so many steps, whatever --epochs says", unit="steps", gt=0)
+    eval_every: int = setting(500, "measure the loss on the validation split", unit="steps", gt=0)
+    patience: int = setting(
+        3, "stop after so many evaluations in a row that are not better by --min-delta; 0: never", unit="evaluations",
+        ge=0,
+    )  # fmt: skip
+    min_delta: float = setting(0.001, "what counts as better", unit="nats per token", ge=0)
+    save_every: int = setting(
+        500, "write a checkpoint; a new best evaluation and the end write one too", unit="steps", gt=0,
+        shapes_result=False,
+    )  # fmt: skip
+    keep: int = setting(
+        3, "checkpoints kept on the local disk, beside the best; storage keeps all", gt=0, shapes_result=False
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = setting(
+        "auto", "compute activations twice instead of keeping them: a third of the memory, a fifth slower; "
+        "auto: on a GPU"
+    )  # fmt: skip
+    seed: int = setting(42, "first values of adapters, order of examples, dropout, noise", ge=0)
+    report_to: CommaSeparated = setting(
+        ("tensorboard",), "where losses are shown: tensorboard, wandb, mlflow, or none; separated by commas",
+        shapes_result=False,
+    )  # fmt: skip
+    workers: int | None = setting(
+        None, "processes that prepare pictures; default: 2 beside a GPU, else none", ge=0, shapes_result=False
+    )
+    cache_mib: int = setting(
+        1024, "memory for prepared pictures; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
+    )
+    grace_seconds: float = setting(
+        30, "time between SIGTERM and SIGKILL; the last checkpoint is only begun when there is time for it",
+        unit="s", gt=0, shapes_result=False,
+    )  # fmt: skip
+
+    @field_validator("method")
+    @classmethod
+    def _is_there(cls, value: str) -> str:
+        if value != "sft":
+            raise ValueError("this method is not there yet; sft is")
+        return value
+
+    @field_validator("report_to")
+    @classmethod
+    def _trackers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == ("none",):
+            return ()
+        if unknown := [name for name in value if name not in TRACKERS]:
+            raise ValueError(f"no such tracker: {', '.join(unknown)}; there are {', '.join(TRACKERS)}, or none alone")
+        if missing := [TRACKERS[name] for name in value if importlib.util.find_spec(TRACKERS[name]) is None]:
+            raise ValueError(f"not installed here: {', '.join(missing)}; install it, or leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _they_agree(self) -> Self:
+        if self.part not in ("all", "prepare") or self.shard is not None:
+            raise ValueError("train is not made of shards: --part and --shard have no meaning here")
+        if self.warmup >= 1 and self.max_steps is not None and self.warmup >= self.max_steps:
+            raise ValueError(
+                f"--warmup={self.warmup:g} steps leaves nothing of --max-steps={self.max_steps}; "
+                "below 1 it is a share of all steps"
+            )
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError(f"--warmup={self.warmup:g} is neither a share below 1 nor a whole number of steps")
+        return self
+
+
+def run(settings: TrainSettings) -> None:
+    from vcot import log
+    from vcot.records.shards import Folder
+    from vcot.storage import Store
+
+    folder = Folder(Store(), settings.run_uri, settings.stage)
+    if (done := folder.mark()) is not None:
+        folder.begin(settings, done.inputs)
+        log.get().info("nothing left to do: this stage is whole", uri=folder.uri, **done.facts["losses"])
+        return
+    with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as scratch:
+        _train(settings, folder, Path(scratch))
+
+
+def _train(settings: TrainSettings, folder: Folder, scratch: Path) -> None:
+    from vcot.records.shards import read_mark
+    from vcot.storage import join
+    from vcot.storage.folders import fetch_folder, folder_digest
+
+    source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
+    source, inputs = read_mark(folder.store, source_uri)
+    base = fetch_folder(folder.store, settings.base_uri, scratch / "base")
+    digest = folder_digest(folder.store, str(base))
+    inputs |= {settings.base_uri: digest}
+    folder.begin(settings, inputs)
+    if settings.part == "prepare":
+        return
+    encoder = _encoder(source_uri, source, base)
+    examples = _examples(folder.store, source_uri, source, scratch / "examples")
+    tuned = _fine_tune(settings, folder, base, encoder, examples, scratch)
+    from vcot.training.publish import publish
+
+    publish(folder, settings, inputs, tuned, encoder, {"uri": settings.base_uri, "sha256": digest}, scratch)
+
+
+def _encoder(source_uri: str, source: StageMark, base: Path) -> Encoder:
+    """The base's processor, held against what the examples promise."""
+    from vcot.tokens import Contract, Encoder, load_processor
+
+    if "contract" not in source.facts:
+        raise InputError(f"{source_uri}: its mark states no contract; it is not a finished tokenize stage")
+    contract = Contract.model_validate(source.facts["contract"])
+    processor = load_processor(base, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
+    return Encoder(processor, contract)
+
+
+def _examples(store: Store, source_uri: str, source: StageMark, into: Path) -> Examples:
+    from vcot.records.example import Examples
+    from vcot.records.shards import fetch_file
+
+    into.mkdir()
+    return Examples([fetch_file(store, source_uri, file, into) for mark in source.shards for file in mark.files])
+
+
+def _fine_tune(
+    settings: TrainSettings, folder: Folder, base: Path, encoder: Encoder, examples: Examples, scratch: Path
+) -> Tuned:
+    from vcot.models import device
+    from vcot.storage import join
+    from vcot.training.checkpoints import Checkpoints
+    from vcot.training.publish import tell_what_led_to_it, upload_trackers
+    from vcot.training.recipe import Recipe
+    from vcot.training.sft import Place, fine_tune
+    from vcot.training.trainer import NotFinite
+
+    place = Place(
+        scratch=scratch,
+        trackers=settings.report_to,
+        saved=lambda: upload_trackers(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard")),
+        cache_bytes=settings.cache_mib << 20,
+        workers=settings.workers if settings.workers is not None else 2 * (device().type == "cuda"),
+        grace=settings.grace_seconds,
+    )
+    try:
+        tuned = fine_tune(
+            Recipe.of(settings),
+            base=base,
+            base_uri=settings.base_uri,
+            encoder=encoder,
+            examples=examples,
+            checkpoints=Checkpoints(
+                folder.store, join(folder.uri, "checkpoints"), scratch / "checkpoints", settings.keep
+            ),
+            place=place,
+        )
+    except NotFinite as error:
+        tell_what_led_to_it(folder, error.facts)
+        place.saved()
+        raise
+    place.saved()
+    return tuned
+
+
+if __name__ == "__main__":
+    launch(TrainSettings, run)

@@ -1,0 +1,166 @@
+"""A base model from a folder: Qwen2.5-VL's classes, weights from safetensors alone, in 4 bits where asked.
+
+What the libraries do not do by themselves, each with its reason below: a fast patch embedding, a 4-bit layer
+that survives an evaluation, attention that is not slow in bfloat16, and a refusal where weights are missing.
+"""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from vcot.errors import InputError
+
+Quantisation = Literal["none", "nf4"]
+DtypeName = Literal["auto", "bfloat16", "float32"]
+
+UNQUANTISED = ["lm_head", "model.visual"]
+"""Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
+default that spares lm_head."""
+
+_PICKLES_AND_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".py", ".pyc", ".so")
+
+
+def is_model_file(name: str) -> bool:
+    """For `fetch_folder`: neither weights in an unsafe form nor code is even downloaded."""
+    return not name.endswith(_PICKLES_AND_CODE) and not name.startswith(".")
+
+
+def device() -> torch.device:
+    """Where models run: the first GPU, or the processor."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def compute_dtype(name: DtypeName) -> torch.dtype:
+    """The numbers to compute with; auto: bfloat16 where the device computes in it, else float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        abilities = torch.cpu.get_capabilities()
+        native = any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_base(
+    folder: Path,
+    *,
+    quantisation: Quantisation = "none",
+    dtype: DtypeName = "auto",
+    weights: Literal["same", "float32"] = "same",
+) -> Any:
+    """The base model in a local folder, on this machine's device, in evaluation mode.
+
+    Args:
+        quantisation: nf4: the language model's linear layers in 4 bits with double quantisation; the picture
+            part and the head keep `dtype`.
+        dtype: what to compute with.
+        weights: of the weights that are not quantised; "float32" where all of them are to be trained, because
+            bfloat16 has no room for small steps.
+
+    Returns:
+        A `Qwen2_5_VLForConditionalGeneration` (or another model of that shape).
+
+    Raises:
+        InputError: the folder holds no such model, its weights are not safetensors, truncated, or do not fill
+            the model that its config describes.
+    """
+    where, numbers = device(), compute_dtype(dtype)
+    config = _config(folder)
+    kept = torch.float32 if weights == "float32" else numbers
+    options: dict[str, Any] = {"dtype": kept, "device_map": {"": where}}
+    if quantisation == "nf4":
+        options["quantization_config"] = nf4(numbers)
+    if where.type == "cpu" and numbers == torch.bfloat16:
+        # On processors the backward pass of torch's fused attention takes three times as long in bfloat16 as in
+        # float32; spelled out it is the fastest of the three. The picture part has no backward pass when frozen.
+        options["attn_implementation"] = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
+    transformers_logging.disable_progress_bar()
+    model, report = _load(folder, config, options)
+    _refuse_holes(folder, report)
+    make_trainable_and_fast(model)
+    model.eval()
+    return model
+
+
+def nf4(compute: torch.dtype) -> Any:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=list(UNQUANTISED),
+    )
+
+
+def make_trainable_and_fast(model: Any) -> None:
+    """Cures three ills of the libraries in a loaded model; parameters keep their names and shapes."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On processors with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at the first forward
+            # in evaluation mode. The next training step then fails, or loses gradients in silence.
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(getattr(module, "proj", None), nn.Conv3d) and hasattr(module, "temporal_patch_size"):
+            module.forward = types.MethodType(_patch_embedding, module)
+
+
+def _patch_embedding(self: Any, patches: Tensor) -> Tensor:
+    """[patches, channels · frames · side²] → [patches, hidden]: the convolution as the product that it is.
+
+    Its kernel is as large as its stride, so nothing overlaps; as Conv3d it runs 10 to 100 times slower on
+    several versions of cuDNN. The parameter stays 5-D, so checkpoints stay those of the family.
+    """
+    weight: Tensor = self.proj.weight
+    return functional.linear(patches.reshape(-1, weight[0].numel()).to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
+def whole_model(model: Any) -> Any:
+    """The model with its head, whether or not an adapter sits on it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def weights_dtype(model: Any) -> torch.dtype:
+    """Of the weights that are not quantised (a 4-bit weight calls itself uint8)."""
+    dtype: torch.dtype = whole_model(model).get_input_embeddings().weight.dtype
+    return dtype
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: no model is described there: {_short(error)}") from None
+
+
+def _load(folder: Path, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            str(folder), config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(f"{folder}: the base model cannot be loaded from safetensors: {_short(error)}") from None
+    return model, report
+
+
+def _refuse_holes(folder: Path, report: dict[str, Any]) -> None:
+    """A weight that is not in the files would be random numbers, and only a line in a log."""
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if found := sorted(str(name) for name in report.get(what) or ()):
+            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            raise InputError(f"{folder}: weights and config.json do not belong together ({what[:-5]}: {shown})")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

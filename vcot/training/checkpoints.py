@@ -1,0 +1,162 @@
+"""Checkpoints in object storage: files first, under a name that nobody else uses; a manifest last.
+
+    <train>/checkpoints/step-000050-3f9a01c2/weights.safetensors     what is trained
+                                             state.safetensors       optimiser, schedule, random numbers
+                                             trainer_state.json      steps, losses so far
+                                             manifest.json           names, sizes, sha256; written last
+
+A checkpoint without a manifest is not there. One whose files are not what its manifest says is passed over with a
+warning, for the next older one. Nothing in storage is deleted or overwritten: two attempts of the same job, one of
+them on a node that was thought lost, cannot harm each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from vcot import log
+from vcot.errors import InputError
+from vcot.records.base import Record
+from vcot.records.shards import File
+from vcot.storage import NotFound, Store, join
+
+MANIFEST = "manifest.json"
+
+
+class Manifest(Record):
+    """``manifest.json``: this checkpoint is whole, and these are its files."""
+
+    version: Literal[1] = 1
+    step: int = Field(ge=0)
+    best_step: int | None = Field(None, description="the step with the lowest evaluation loss so far")
+    files: tuple[File, ...] = Field(description="names below the checkpoint")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in storage."""
+
+    uri: str
+    manifest: Manifest
+
+
+@dataclass
+class Checkpoints:
+    """Those of one run.
+
+    Args:
+        uri: the folder of all of them.
+        scratch: a local folder for those under way and for the last `keep`, beside the best.
+    """
+
+    store: Store
+    uri: str
+    scratch: Path
+    keep: int = 3
+    last_save_seconds: float = 0.0
+    _local: dict[int, Path] = field(default_factory=dict)
+
+    def save(self, step: int, best_step: int | None, write: Callable[[Path], None]) -> None:
+        """Lets `write` fill a local folder, uploads it, and then says that it is whole."""
+        begun = time.monotonic()
+        name = f"step-{step:06d}-{secrets.token_hex(4)}"
+        folder = self.scratch / name
+        folder.mkdir(parents=True)
+        write(folder)
+        files = []
+        for path in sorted(folder.iterdir()):
+            self.store.upload(path, join(self.uri, name, path.name))
+            files.append(File(name=path.name, sha256=_digest(path), size=path.stat().st_size))
+        manifest = Manifest(step=step, best_step=best_step, files=tuple(files))
+        self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
+        self._local[step] = folder
+        self._forget(best_step)
+        self.last_save_seconds = time.monotonic() - begun
+
+    def newest(self) -> tuple[Path, Manifest] | None:
+        """The last whole checkpoint, on this disk; None where there is none to go on from.
+
+        One whose best predecessor is gone is no use either: at the end its weights would be missing.
+        """
+        for saved in self._stored():
+            folder = self._fetch(saved)
+            if folder is None:
+                continue
+            best = saved.manifest.best_step
+            if best is None or self.at(best) is not None:
+                return folder, saved.manifest
+            log.get().warning("its best predecessor is not whole; taking an older checkpoint", uri=saved.uri, best=best)
+        return None
+
+    def at(self, step: int) -> Path | None:
+        """A whole checkpoint of this step, on this disk."""
+        if step in self._local:
+            return self._local[step]
+        for saved in self._stored():
+            if saved.manifest.step == step and (folder := self._fetch(saved)) is not None:
+                return folder
+        return None
+
+    def _stored(self) -> Iterator[Saved]:
+        """Those with a manifest that can be read, the newest first."""
+        uris = sorted((e.uri for e in self.store.list(self.uri) if e.uri.endswith(f"/{MANIFEST}")), reverse=True)
+        for uri in uris:
+            with suppress(NotFound):
+                try:
+                    yield Saved(uri.removesuffix(f"/{MANIFEST}"), Manifest.model_validate_json(self.store.read(uri)))
+                except ValidationError as error:
+                    log.get().warning("not a manifest; passed over", uri=uri, because=error.errors()[0]["msg"])
+
+    def _fetch(self, saved: Saved) -> Path | None:
+        """The checkpoint on this disk, each file held against its digest; None where one does not hold."""
+        step = saved.manifest.step
+        if step in self._local:
+            return self._local[step]
+        folder = self.scratch / saved.uri.rpartition("/")[2]
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in saved.manifest.files:
+            if fault := self._fetch_file(saved.uri, file, folder):
+                log.get().warning("a damaged checkpoint is passed over", uri=saved.uri, file=file.name, because=fault)
+                shutil.rmtree(folder)
+                return None
+        self._local[step] = folder
+        return folder
+
+    def _fetch_file(self, uri: str, file: File, folder: Path) -> str | None:
+        try:
+            self.store.download(join(uri, file.name), folder / file.name)
+        except NotFound:
+            return "it is missing"
+        size = (folder / file.name).stat().st_size
+        if size != file.size:
+            return f"{size} bytes, not {file.size}"
+        return None if _digest(folder / file.name) == file.sha256 else "its digest is not the manifest's"
+
+    def _forget(self, best_step: int | None) -> None:
+        """Local copies beyond the last `keep` and the best go; storage keeps all."""
+        for step in sorted(self._local)[: -self.keep or None]:
+            if step != best_step:
+                shutil.rmtree(self._local.pop(step))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name}: not JSON: {error}") from None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

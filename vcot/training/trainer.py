@@ -1,0 +1,317 @@
+"""transformers' Trainer with our own data order, loss, evaluation and checkpoints.
+
+The library keeps the loop: accumulation, clipping, schedule, noise, mixed precision of the optimiser, trackers. What
+is replaced, and why:
+
+    data        which rows come when is a function of seed and epoch, so that a resumed run draws the same
+    loss        logits only where something is learned; one mean over all tokens of the accumulated batch
+    evaluation  one mean over all tokens of the split (the library weighs batches alike, whatever they hold)
+    checkpoints in safetensors and JSON (the library's optimiser, schedule and random states are pickles)
+    not finite  stops at once, before the weights are touched (the library logs an average instead)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vcot import log
+from vcot.errors import SettingsError
+from vcot.stage import Bar, stop
+from vcot.training.checkpoints import Checkpoints
+from vcot.training.lessons import Epochs, Lesson
+from vcot.training.loss import learned_tokens, loss_sum, narrow
+from vcot.training.packing import load_tensors, pack, random_state, restore_random_state, save_tensors, unpack
+
+WEIGHTS, STATE, PROGRESS = "weights.safetensors", "state.safetensors", "trainer_state.json"
+
+
+class NotFinite(SettingsError):
+    """The loss or the gradient is not a number any more.
+
+    A SettingsError (78, no retry): the same settings would end in the same step again, and what a person can change
+    is a setting: a lower learning rate, more warm-up, float32. `facts` has what led to it.
+    """
+
+    def __init__(self, what: str, facts: dict[str, Any]) -> None:
+        before = ", ".join(f"{loss:.4g}" for loss in facts["losses_before"]) or "none"
+        super().__init__(
+            f"{what} at step {facts['step']} (learning rate {facts['learning_rate']:.3g}; losses before: {before}; "
+            f"examples: {', '.join(facts['examples'][:4])}{', …' if len(facts['examples']) > 4 else ''}). "
+            "Try a lower --learning-rate, more --warmup, or --dtype float32"
+        )
+        self.facts = facts | {"what": what}
+
+
+class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
+    """
+    Args:
+        train, epochs: the loader, and its sampler, which is told the epoch.
+        validation: None where there is no such split.
+        compute: the dtype of the forward pass.
+        grace: seconds that a stopped process has left.
+    """
+
+    control: TrainerControl
+    loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the tokens of the whole accumulated batch
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        *,
+        train: DataLoader[Lesson],
+        epochs: Epochs,
+        validation: DataLoader[Lesson] | None,
+        checkpoints: Checkpoints,
+        compute: torch.dtype,
+        grace: float,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=train.dataset,
+            eval_dataset=None if validation is None else validation.dataset,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.tokens = 0
+        self.grace = grace
+        self.last_evaluation_seconds = 0.0
+        self._train, self._epochs, self._validation = train, epochs, validation
+        self._checkpoints, self._compute = checkpoints, compute
+        self._losses: deque[float] = deque(maxlen=10)
+        self._batch: list[str] = []
+
+    # --- data ----------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Lesson]:
+        return self._train
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        self._epochs.epoch = epoch
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Any]], device: torch.device) -> Tensor:
+        self._batch = [name for batch in batch_samples for name in batch["names"]]
+        return torch.stack([learned_tokens(batch["labels"]) for batch in batch_samples]).sum().to(device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the library counts all parameters anew at every step, by a rule that does not hold for adapters
+
+    # --- a step --------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        with narrow(self.args.device, self._compute):
+            total = loss_sum(model, inputs)
+        loss = total / (learned_tokens(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss.item()):
+            raise NotFinite("the loss is not finite", self._what_led_to_it(None))
+        self.tokens += int(inputs["attention_mask"].sum())
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        norm: Tensor = super()._clip_grad_norm(model)
+        if not math.isfinite(float(norm)):
+            raise NotFinite("the gradient is not finite", self._what_led_to_it(float(norm)))
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self._losses.append(logs["loss"])
+        if "train_runtime" not in logs:  # its seconds are not the same twice; the report has them
+            super().log(logs, start_time)
+
+    def _what_led_to_it(self, gradient: float | None) -> dict[str, Any]:
+        return {
+            "step": self.state.global_step + 1,
+            "epoch": self.state.epoch,
+            "examples": list(self._batch),
+            "learning_rate": self._get_learning_rate(),
+            "gradient_norm": None if gradient is None else repr(gradient),
+            "losses_before": list(self._losses),
+        }
+
+    # --- evaluation ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """One mean over the learned tokens of the validation split, logged as eval_loss.
+
+        Raises:
+            Interrupted: a stop was asked for, and there is no time to see this through.
+        """
+        assert self._validation is not None
+        begun = time.monotonic()
+        self.model.eval()
+        total, tokens = 0.0, 0
+        asked: float | None = None
+        for batch in self._validation:
+            if stop.requested:
+                asked = asked or time.monotonic()
+                if time.monotonic() - asked > self.grace / 2:
+                    stop.raise_if_requested("the last checkpoint counts")
+            inputs = self._prepare_inputs(batch)
+            with narrow(self.args.device, self._compute):
+                total += float(loss_sum(self.model, inputs))
+            tokens += int(learned_tokens(inputs["labels"]))
+        if not math.isfinite(total):
+            raise NotFinite("the loss on the validation split is not finite", self._what_led_to_it(None))
+        metrics = {f"{metric_key_prefix}_loss": total / max(tokens, 1)}
+        self.last_evaluation_seconds = time.monotonic() - begun
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._checkpoints.save(self.state.global_step, self.state.best_global_step, self._write)
+
+    def _write(self, folder: Path) -> None:
+        save_tensors(trained(self.model), folder / WEIGHTS)
+        state = {
+            "optimiser": self.optimizer.state_dict(),
+            "schedule": self.lr_scheduler.state_dict(),
+            "random": random_state(),
+            "tokens": self.tokens,
+        }
+        pack(state, folder / STATE)
+        self.state.save_to_json(str(folder / PROGRESS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = unpack(Path(checkpoint) / STATE)
+            self.optimizer.load_state_dict(state["optimiser"])
+            self.lr_scheduler.load_state_dict(state["schedule"])
+            self.tokens = state["tokens"]
+            self._losses.extend(entry["loss"] for entry in self.state.log_history if "loss" in entry)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            restore_random_state(unpack(Path(checkpoint) / STATE)["random"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """bfloat16 and float32 need none."""
+
+
+def trained(model: Any) -> dict[str, Tensor]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def load_trained(model: Any, folder: Path) -> None:
+    """Fills them from a checkpoint."""
+    tensors, _ = load_tensors(folder / WEIGHTS)
+    parameters = trained(model)
+    assert tensors.keys() == parameters.keys(), "a checkpoint of another model"
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Moves the bar, saves a new best, stops when nothing gets better or when somebody asks.
+
+    Whether nothing gets better is read off the losses so far, so there is no counter that a resumed run could lose.
+    """
+
+    def __init__(
+        self,
+        bar: Bar,
+        checkpoints: Checkpoints,
+        *,
+        patience: int,
+        min_delta: float,
+        grace: float,
+        saved: Callable[[], None],
+    ) -> None:
+        self._bar, self._checkpoints, self._grace, self._saved = bar, checkpoints, grace, saved
+        self._patience, self._min_delta = patience, min_delta
+        self.tuner: Tuner | None = None
+        self._begun: tuple[float, int] | None = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        log.get().info("saved", step=state.global_step, seconds=round(self._checkpoints.last_save_seconds, 1))
+        self._saved()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if stop.requested:
+            control.should_training_stop = True
+            control.should_save = self._checkpoints.last_save_seconds < self._grace - 3
+        return control
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self._bar.advance(note=f"loss {logs['loss']:.3f}, {self._speed()}")
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> TrainerControl:
+        losses = evaluations(state.log_history)
+        log.get().info("evaluated", step=state.global_step, loss=round(losses[-1], 4))
+        if losses[-1] < min(losses[:-1], default=math.inf):
+            control.should_save = True
+        if self._patience and without_progress(losses, self._min_delta) >= self._patience:
+            control.should_training_stop = control.should_save = True
+        return control
+
+    def _speed(self) -> str:
+        tokens = 0 if self.tuner is None else self.tuner.tokens
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = (now, tokens)
+            return "…"
+        return f"{(tokens - self._begun[1]) / (now - self._begun[0]):.0f} tokens/s"
+
+
+def evaluations(history: list[dict[str, Any]]) -> list[float]:
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def without_progress(losses: list[float], min_delta: float) -> int:
+    """How many evaluations in a row, the last one included, were not better than the best by `min_delta`."""
+    best, count = math.inf, 0
+    for loss in losses:
+        count = 0 if loss < best - min_delta else count + 1
+        best = min(best, loss)
+    return count
+
+
+def is_over(progress: Mapping[str, Any], max_steps: int, patience: int, min_delta: float) -> bool:
+    """Whether a checkpoint's trainer_state.json is that of a finished training."""
+    losses = evaluations(progress["log_history"])
+    return progress["global_step"] >= max_steps or bool(patience and without_progress(losses, min_delta) >= patience)
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / PROGRESS).read_text())
+    return found
