@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -36,8 +37,9 @@ class EvaluateSettings(Settings):
     train_uri: str | None = setting(None, "finished stage with the tuned model; default: <run-uri>/train")
     samples_uri: str | None = setting(None, "finished stage with the Samples; default: <run-uri>/convert")
     base_uri: str | None = setting(
-        None, "where the base model lies, if no longer where train found it; must be the same to the byte"
-    )
+        None, "where the base model lies, if no longer where train found it; must be the same to the byte",
+        shapes_result=False,
+    )  # fmt: skip
     cache_uri: str | None = setting(
         None, "where the base's replies are kept; default: <parent of run-uri>/_cache/evaluate", shapes_result=False
     )
@@ -97,6 +99,9 @@ class EvaluateSettings(Settings):
 
 
 def run(settings: EvaluateSettings) -> None:
+    # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
+    # before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vcot.records.shards import Folder, read_mark, run_shards
     from vcot.storage import Store, join
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ class Trained:
     contract: Contract
     tune: Literal["full", "lora", "qlora"]
     model: str  # folder of the adapter or model, below the stage's
+    files: Mapping[str, str]  # in that folder: name → sha256
 
     @classmethod
     def of(cls, uri: str, mark: StageMark, *, base_uri: str | None = None) -> Trained:
@@ -41,7 +42,7 @@ class Trained:
             InputError: the mark lacks something.
         """
         facts = mark.facts
-        missing = [name for name in ("contract", "base_uri", "base_sha256", "model") if name not in facts]
+        missing = [name for name in ("contract", "base_uri", "base_sha256", "model", "files") if name not in facts]
         if missing:
             raise InputError(f"{uri}: its mark does not say {', '.join(missing)}; run train again with this version")
         return cls(
@@ -51,6 +52,7 @@ class Trained:
             contract=Contract.model_validate(facts["contract"]),
             tune=facts.get("tune") or mark.settings["tune"],
             model=facts["model"],
+            files=facts["files"],
         )
 
     @property
@@ -176,10 +178,23 @@ class Speaker:
     def _tuned(self, base: Any) -> Any:
         from vcot.models import load_adapter, load_base
 
-        folder = fetch_folder(self.store, join(self.trained.uri, self.trained.model), self.scratch / "tuned")
+        folder = self._fetch_tuned()
         if self.trained.tune == "full":
             return load_base(folder, quantisation=self.quantisation, dtype=self.dtype)
         return load_adapter(self._base() if base is None else base, folder)
+
+    def _fetch_tuned(self) -> Path:
+        """The trained model's folder with the files that its stage names, and no other."""
+        uri, into = join(self.trained.uri, self.trained.model), self.scratch / "tuned"
+        for name, sha256 in self.trained.files.items():
+            path = into / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.store.download(join(uri, name), path)
+            if (found := self.store.digest(str(path))) != sha256:
+                raise InputError(
+                    f"{join(uri, name)} is not what train wrote: its digest is {found[:12]}…, it was {sha256[:12]}…"
+                )
+        return into
 
 
 def _length(sample: Sample, picture: Image.Image) -> int:

@@ -1,0 +1,296 @@
+"""evaluate as a stage, with the rehearsal base and an adapter: ask, keep, report, judge."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from jobs.evaluate import EvaluateSettings, run
+from tests.evaluation.evaluation_samples import drawn, sample
+from vcot import __version__
+from vcot.errors import GateFailed, InputError, SettingsError
+from vcot.evaluation.replies import Reply, read_replies
+from vcot.records import Folder, Sample, StageMark
+from vcot.records.shards import ShardWriter, run_shards
+from vcot.settings import Settings
+from vcot.storage import Store, join, put_folder
+from vcot.storage.folders import folder_digest
+
+ROOT = Path(__file__).parents[2]
+COLOURS = ("red", "green", "blue", "black", "orange", "navy", "purple", "teal")
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
+
+
+class Converted(Settings):
+    """What convert would have written."""
+
+    stage: ClassVar[str] = "convert"
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    """The rehearsal base with its weights."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    folder = Path(os.environ.get("TEST_BASE", ROOT / "examples" / "rehearsal"))
+    if not (folder / "model.safetensors").exists():
+        pytest.skip(f"{folder} holds no weights; make rehearsal-base makes them")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Two adapters as training writes them: one that changes nothing, and one that changes much."""
+    import torch
+
+    from vcot.models import attach_lora, load_base
+
+    torch.manual_seed(0)
+    model = attach_lora(load_base(base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    folders = {}
+    for name, size in (("nothing", 0.0), ("much", 0.5)):
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=size)
+        folders[name] = tmp_path_factory.mktemp(name)
+        model.save_pretrained(str(folders[name]))
+        (folders[name] / "README.md").unlink(missing_ok=True)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def contract(base: Path) -> dict[str, Any]:
+    from vcot.tokens import Contract, load_processor
+
+    processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    made = Contract.of(processor, mode="multimodal", frame="thousandths", max_length=512)
+    return made.model_dump(mode="json")
+
+
+def convert(run_uri: str, pictures: Path, splits: str = "test") -> list[Sample]:
+    """Eight discs to ask about, and four to learn guesses from."""
+    pictures.mkdir(exist_ok=True)
+    rows = []
+    for number, colour in enumerate(COLOURS):
+        box = (10 * number, 20, 10 * number + 60, 80)
+        image = drawn(pictures, colour, box, colour)
+        split = "train" if number >= 4 else splits
+        rows += [
+            sample(f"{colour}-{n}", [box], image=image, label="disc", question=question, answers=["left"], split=split)  # type: ignore[arg-type]
+            for n, question in enumerate(("Where is the disc?", "Where do you see the disc?"))
+        ]
+
+    def work(writer: ShardWriter) -> None:
+        for row in rows:
+            writer.keep(row)
+
+    folder = Folder(Store(), run_uri, "convert")
+    run_shards(folder, Converted(run_uri=run_uri), inputs={}, shards=1, work=work, max_rejected_share=0)
+    return rows
+
+
+def train(run_uri: str, base: str, adapter: Path, contract: Mapping[str, Any], tune: str = "lora") -> None:
+    """What train would have written."""
+    store = Store()
+    folder = Folder(store, run_uri, "train")
+    files = put_folder(store, adapter, join(folder.uri, "model"))
+    facts = {
+        "contract": dict(contract), "base_uri": base, "base_sha256": folder_digest(store, base), "tune": tune,
+        "model": "model", "files": files,
+    }  # fmt: skip
+    folder.finish(StageMark(stage="train", code=__version__, settings={"tune": tune}, inputs={}, facts=facts))
+
+
+SMALL = {"max_new_tokens": 12, "rows_per_shard": 3, "batch_size": 2, "dtype": "float32"}
+
+
+def evaluate(run_uri: str, **settings: Any) -> dict[str, Any]:
+    run(EvaluateSettings(run_uri=run_uri, **(SMALL | settings)))
+    found: dict[str, Any] = json.loads(Store().read(join(run_uri, "evaluate", "report.json")))
+    return found
+
+
+def replies(run_uri: str) -> dict[tuple[str, str], list[Reply]]:
+    store = Store()
+    mark = Folder(store, run_uri, "evaluate").mark()
+    assert mark is not None
+    found = defaultdict(list)
+    for reply in read_replies(store, join(run_uri, "evaluate"), mark.shards):
+        found[reply.model, reply.condition].append(reply)
+    return found
+
+
+def texts(run_uri: str, model: str, condition: str) -> list[str]:
+    return [reply.completion.text for reply in replies(run_uri)[model, condition]]
+
+
+def kept(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, base, adapters, contract) -> Path:
+    """One run, evaluated; tests look at it and add others beside it."""
+    runs = tmp_path_factory.mktemp("runs")
+    convert(str(runs / "one"), runs / "pictures")
+    train(str(runs / "one"), str(base), adapters["much"], contract)
+    evaluate(str(runs / "one"))
+    return runs
+
+
+def test_both_models_are_asked_everything_and_the_report_is_written(made, capsys):
+    assert {key: len(each) for key, each in replies(str(made / "one")).items()} == {
+        (model, condition): 8 for model in ("base", "tuned") for condition in ("real", "blank", "shuffled")
+    }
+    report = evaluate(str(made / "one"))
+    assert report["samples"]["rows"] == 8
+    assert report["samples"]["training_rows"] == 8
+    assert {row["key"] for row in report["guesses"]} == {"centre-box", "whole-image", "mean-box", "frequent-answer"}
+    assert report["made_with"]["prompt_of_the_first_row"] == "Where is the disc?"
+    said = capsys.readouterr().out
+    assert "before tuning" in said
+    assert f"report with pictures: {made / 'one' / 'evaluate' / 'report.html'}" in said
+    page = (made / "one" / "evaluate" / "report.html").read_text()
+    assert page.count('<article class="card">') == 8
+
+
+def test_the_model_sees_the_picture_it_is_shown(made):
+    """The rehearsal base writes different things of different pictures, and the same of the same blank one."""
+    real, blank = (texts(str(made / "one"), "base", condition) for condition in ("real", "blank"))
+    assert len(set(blank)) <= 2  # two questions, one blank picture
+    assert len(set(real)) > 2
+
+
+def test_the_tuned_model_is_the_base_with_its_adapter(made, base, adapters, contract):
+    assert texts(str(made / "one"), "tuned", "real") != texts(str(made / "one"), "base", "real")
+    shutil.copytree(made / "one" / "convert", made / "idle" / "convert")
+    train(str(made / "idle"), str(base), adapters["nothing"], contract)
+    evaluate(str(made / "idle"))
+    for condition in ("real", "blank", "shuffled"):
+        assert texts(str(made / "idle"), "tuned", condition) == texts(str(made / "idle"), "base", condition)
+
+
+def test_another_run_with_the_same_base_asks_it_nothing(made, base, adapters, contract):
+    before = kept(made / "_cache" / "evaluate")
+    train(str(made / "two"), str(base), adapters["nothing"], contract)
+    evaluate(str(made / "two"), samples_uri=str(made / "one" / "convert"))
+    assert before == kept(made / "_cache" / "evaluate")
+    assert texts(str(made / "two"), "base", "shuffled") == texts(str(made / "one"), "base", "shuffled")
+
+
+def test_a_finished_evaluation_is_told_again_without_any_model(made, capsys):
+    before = {p: p.stat().st_mtime_ns for p in (made / "one" / "evaluate").rglob("*")}
+    begun = time.monotonic()
+    evaluate(str(made / "one"))
+    assert time.monotonic() - begun < 5
+    assert "before tuning" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (made / "one" / "evaluate").rglob("*")}
+    with pytest.raises(SettingsError, match="max_new_tokens was 12 and is now 13"):
+        evaluate(str(made / "one"), max_new_tokens=13)
+
+
+def test_a_gate_that_fails_leaves_a_report_and_no_mark_and_can_be_relaxed(made, base, adapters, contract, capsys):
+    run_uri = str(made / "gated")
+    train(run_uri, str(base), adapters["nothing"], contract)
+    ask = {"samples_uri": str(made / "one" / "convert"), "conditions": "real", "limit": 4}
+    with pytest.raises(GateFailed, match=r"accuracy_at_50 at least 100.0%"):
+        evaluate(run_uri, min_accuracy_at_50=1.0, **ask)
+    assert "before tuning" in capsys.readouterr().out
+    assert not (made / "gated" / "evaluate" / "_done" / "stage.json").exists()
+    report = json.loads((made / "gated" / "evaluate" / "report.json").read_text())
+    assert [gate["passed"] for gate in report["gates"]] == [False]
+    shards = sorted((made / "gated" / "evaluate" / "shards").iterdir())
+    evaluate(run_uri, **ask)
+    assert shards == sorted((made / "gated" / "evaluate" / "shards").iterdir())
+    with pytest.raises(GateFailed):  # a finished stage is judged by the gates of today
+        evaluate(run_uri, min_accuracy_at_50=1.0, **ask)
+
+
+def test_parts_in_separate_calls_give_the_same_replies_as_one(made, base, adapters, contract):
+    run_uri = str(made / "parts")
+    train(run_uri, str(base), adapters["much"], contract)
+    ask = {"samples_uri": str(made / "one" / "convert"), "conditions": "real,shuffled"}
+    for part, shard in (("prepare", None), ("shards", 9), ("shards", None), ("finish", None)):
+        run(EvaluateSettings(run_uri=run_uri, part=part, shard=shard, **(SMALL | ask)))  # type: ignore[arg-type]
+    for model in ("base", "tuned"):
+        assert texts(run_uri, model, "real") == texts(str(made / "one"), model, "real")
+
+
+def test_a_base_that_is_another_one_now_is_refused(made, base, adapters, contract):
+    other = made / "other-base"
+    shutil.copytree(base, other)
+    train(str(made / "moved"), str(other), adapters["nothing"], contract)
+    (other / "generation_config.json").write_text('{"do_sample": true}')
+    samples_uri = str(made / "one" / "convert")
+    with pytest.raises(InputError, match="is not the base that was trained on"):
+        evaluate(str(made / "moved"), samples_uri=samples_uri)
+    evaluate(str(made / "moved"), samples_uri=samples_uri, base_uri=str(base))
+
+
+def test_an_adapter_that_was_changed_is_refused(made, base, adapters, contract):
+    run_uri = str(made / "spoilt")
+    train(run_uri, str(base), adapters["nothing"], contract)
+    path = made / "spoilt" / "train" / "model" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(InputError, match="is not what train wrote"):
+        evaluate(run_uri, samples_uri=str(made / "one" / "convert"))
+
+
+def test_text_mode_is_asked_without_pictures(made, base, adapters, contract):
+    run_uri = str(made / "text")
+    train(run_uri, str(base), adapters["nothing"], contract | {"mode": "text"})
+    report = evaluate(run_uri, samples_uri=str(made / "one" / "convert"))
+    assert [row["key"] for row in report["results"]] == ["base-real", "tuned-real"]
+
+
+# --- without a model ---------------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_named(tmp_path, contract):
+    with pytest.raises(InputError, match="run that stage first"):
+        evaluate(str(tmp_path / "empty"))
+    convert(str(tmp_path / "one"), tmp_path / "pictures", splits="validation")
+    Folder(Store(), str(tmp_path / "one"), "train").finish(
+        StageMark(stage="train", code=__version__, settings={}, inputs={}, facts={"contract": contract})
+    )
+    with pytest.raises(InputError, match="does not say base_uri, base_sha256, model, files"):
+        evaluate(str(tmp_path / "one"))
+
+
+def test_check_answers_in_two_seconds_and_names_every_fault():
+    command, times = [sys.executable, "-m", "jobs.evaluate"], []
+    for _ in range(3):  # the machine may be busy
+        begun = time.monotonic()
+        answer = subprocess.run(
+            [*command, "--check", "--run-uri", "s3://b/r", "--conditions", "blank", "--limit", "0"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        times.append(time.monotonic() - begun)
+        if times[-1] < 2:
+            break
+    assert answer.returncode == 78
+    assert answer.stderr.splitlines() == [
+        "evaluate: --limit=0: input should be greater than or equal to 1",
+        "evaluate: --conditions=blank: real must be among them: everything else is compared with it",
+    ]
+    assert min(times) < 2
+
+
+def test_help_explains_every_setting():
+    answer = subprocess.run(
+        [sys.executable, "-m", "jobs.evaluate", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    said = re.sub(r"\s+", " ", answer.stdout)
+    for name in EvaluateSettings.model_fields:
+        assert "--" + name.replace("_", "-") in said
+    assert all(field.description for field in EvaluateSettings.model_fields.values())
