@@ -21,6 +21,7 @@ from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.storage import Store
 from vcot.teacher import Lesson, model
+from vcot.teacher.distil import distil
 from vcot.teacher.endpoint import Endpoint, read_completion
 from vcot.teacher.model import ModelTeacher, Options
 from vcot.teacher.replies import Replies, key_of
@@ -387,6 +388,28 @@ def test_a_signal_waits_for_what_is_under_way_and_asks_nothing_more(
     ):
         ask(ask.rows(30), teacher.address, concurrency=3)
     assert len(ask.kept) == len(teacher.asked) < 12
+
+
+def test_requests_under_way_come_home_when_the_rows_can_be_written_no_longer(
+    ask: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """A writer whose disk is full from the second row on."""
+
+        def keep(self, row: Sample) -> None:
+            if row.id == "row-1":
+                raise OSError(28, "No space left on device")
+
+    with scripted_teacher(lambda asked: Say("I see the [1].", wait=0.1)) as teacher:
+        monkeypatch.setenv("OPENAI_BASE_URL", teacher.address)
+        replies = Replies(Store(), str(ask.cache))
+        options = Options(model="m", concurrency=4)
+        with (
+            pytest.raises(OSError, match="No space left"),
+            ModelTeacher(Endpoint(retries=0, timeout=5), replies, Store(), options) as model_teacher,
+        ):
+            distil(ask.rows(12), model_teacher, Full())  # type: ignore[arg-type]
+        assert len(ask.kept) == len(teacher.asked) < 12
 
 
 # --------------------------------------------------------------------------------------------- what a server leaves out

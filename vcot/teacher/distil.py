@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from vcot.grounding import FrameSpec, tags
@@ -19,19 +20,20 @@ def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> 
     counts = {"taught": 0, "traces": 0, "had_reasoning": 0, "test_passed": 0}
     examples: list[dict[str, Any]] = []
     before = dict(teacher.counts())
-    for sample, outcome in teacher.teach(samples):
-        if isinstance(outcome, Rejection):
-            writer.reject(outcome)
-            continue
-        if outcome is None:
-            counts["had_reasoning" if sample.reasoning else "test_passed"] += 1
-        else:
-            sample = taught(sample, outcome, teacher.name)
-            counts["taught"] += 1
-            counts["traces"] += len(sample.reasoning)
-            if len(examples) < EXAMPLES:
-                examples.append(shown(sample))
-        writer.keep(sample)
+    with closing(teacher.teach(samples)) as rows:  # whatever happens here, requests under way come home
+        for sample, outcome in rows:
+            if isinstance(outcome, Rejection):
+                writer.reject(outcome)
+                continue
+            if outcome is None:
+                counts["had_reasoning" if sample.reasoning else "test_passed"] += 1
+            else:
+                sample = taught(sample, outcome, teacher.name)
+                counts["taught"] += 1
+                counts["traces"] += len(sample.reasoning)
+                if len(examples) < EXAMPLES:
+                    examples.append(shown(sample))
+            writer.keep(sample)
     spent = {name: value - before[name] for name, value in teacher.counts().items()}
     writer.facts |= {"rows": counts, "spent": spent, "examples": examples}
 

@@ -12,7 +12,7 @@ import base64
 import io
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -116,7 +116,7 @@ class ModelTeacher:
 
     # ------------------------------------------------------------------------------------- rows in, in order out
 
-    def teach(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outcome]]:
+    def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """Every sample with its outcome, in order; some rows are worked on ahead.
 
         Raises:
@@ -248,8 +248,6 @@ class ModelTeacher:
     def _spend(self) -> None:
         """Counts one request. Raises BudgetSpent instead of going over the limit."""
         limits = self._options
-        if self._closing:
-            raise _Closing
         if limits.max_requests is not None and self._ledger.requests >= limits.max_requests:
             spent = f"--max-requests {limits.max_requests}"
         elif limits.max_tokens is not None and self._ledger.tokens_paid >= limits.max_tokens:

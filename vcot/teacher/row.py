@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,8 +35,8 @@ class Teacher(Protocol):
     def name(self) -> str:
         """What `origin.teacher` says: "template/1", or the model's name."""
 
-    def teach(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outcome]]:
-        """Every sample with its outcome, in the order in which they came."""
+    def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
+        """Every sample with its outcome, in the order in which they came. Close it if you leave it early."""
 
     def counts(self) -> Mapping[str, int]:
         """What was spent since the start, for the report (requests, tokens); empty where nothing is."""

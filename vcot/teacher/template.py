@@ -8,7 +8,7 @@ words. Which of them a sample gets depends on its id and the seed alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vcot.answers import normalise, number
@@ -48,7 +48,7 @@ class TemplateTeacher:
     seed: int = 0
     name: str = NAME
 
-    def teach(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outcome]]:
+    def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         for sample in samples:
             stop.raise_if_requested()
             yield sample, self.lesson(sample) if needs_teacher(sample) else None
