@@ -1,0 +1,216 @@
+"""What is loaded is what was asked for: 4 bits where they belong, every weight filled, nothing but safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vcot.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture
+def batch(torch: Any, toy_encoder: Any) -> dict[str, Any]:
+    from tests.training.toy import examples
+    from vcot.training.lessons import Collate
+
+    return Collate(toy_encoder.pad_token_id)([lesson(toy_encoder, example) for example in examples(toy_encoder, 3)])
+
+
+def lesson(encoder: Any, example: Any) -> dict[str, Any]:
+    """As Lessons makes it, without a file."""
+    from vcot.training.lessons import Lessons
+
+    made = Lessons.__new__(Lessons)
+    made.__dict__ |= {"examples": [example], "_encoder": encoder, "_room": 0, "_cut": {}, "_ready": {}}
+    return made[0]
+
+
+def test_nf4_takes_the_language_models_linear_layers_and_nothing_else(torch: Any, toy_base: Path) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    from vcot.models import load_base
+
+    model = load_base(toy_base, quantisation="nf4", dtype="float32")
+    narrow = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert narrow == {name for name in linear if name.startswith("model.language_model.")}
+    assert len(narrow) == 7 * model.config.text_config.num_hidden_layers
+    one = model.model.language_model.layers[0].mlp.up_proj.weight.quant_state
+    assert (one.quant_type, one.nested) == ("nf4", True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_adapter_has_a_gradient_after_an_evaluation_in_the_middle_of_training(
+    torch: Any, toy_base: Path, batch: dict[str, Any], dtype: Any
+) -> None:
+    """On processors with AVX512-BF16 the library would have repacked the 4-bit weights in the evaluation."""
+    from vcot.models import attach_lora, compute_dtype, load_base
+    from vcot.training.loss import loss_sum, narrow
+
+    model = attach_lora(load_base(toy_base, quantisation="nf4", dtype=dtype), r=4, alpha=8, dropout=0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at first, which would leave the A matrices without a gradient
+                parameter.normal_(std=0.02)
+    context = narrow(torch.device("cpu"), compute_dtype(dtype))
+
+    def step() -> dict[str, Any]:
+        model.train()
+        model.zero_grad()
+        with context:
+            loss_sum(model, batch).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    before = step()
+    model.eval()
+    with torch.no_grad(), context:
+        loss_sum(model, batch)
+    after = step()
+    assert len(after) == 2 * 7 * model.config.text_config.num_hidden_layers
+    for name, gradient in after.items():
+        assert gradient.abs().sum() > 0, name
+        assert torch.equal(gradient, before[name]), name
+
+
+def test_the_patch_embedding_is_the_convolution(torch: Any, toy_base: Path) -> None:
+    from vcot.models import load_base
+
+    embedding = load_base(toy_base, dtype="float32").model.visual.patch_embed
+    assert embedding.proj.weight.dim() == 5
+    patches = torch.randn(10, embedding.proj.weight[0].numel())
+    plainly = type(embedding).forward(embedding, patches)
+    assert torch.allclose(embedding(patches), plainly, atol=3e-6)
+
+
+def test_published_7b_gets_196_adapters_and_none_in_its_picture_part(torch: Any) -> None:
+    """Qwen/Qwen2.5-VL-7B-Instruct's config.json, instantiated without memory."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from vcot.models import attach_lora, lora_targets
+
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+            "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6, "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
+        },
+        vision_config={
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2,
+        },
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+        assert round(sum(p.numel() for p in model.parameters()) / 1e9, 2) == 8.29
+        assert len(lora_targets(model)) == 196
+        adapted = attach_lora(model, r=64, alpha=128, dropout=0.05)
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 196
+    assert sum(p.numel() for p in trained.values()) == 161_480_704
+    assert not [name for name in trained if "visual" in name]
+
+
+def test_a_pattern_that_finds_the_picture_part_is_refused(torch: Any) -> None:
+    from vcot.models import lora_targets
+
+    odd = torch.nn.ModuleDict({"language_model": torch.nn.ModuleDict({"visual": torch.nn.ModuleDict()})})
+    odd["language_model"]["visual"]["up_proj"] = torch.nn.Linear(2, 2)
+    with pytest.raises(InputError, match=r"picture part.*language_model\.visual\.up_proj"):
+        lora_targets(odd)
+    with pytest.raises(InputError, match="none of the layers"):
+        lora_targets(torch.nn.Linear(2, 2))
+
+
+def copy(base: Path, to: Path) -> Path:
+    to.mkdir()
+    for path in base.iterdir():
+        if path.is_file():
+            shutil.copy(path, to)
+    return to
+
+
+def test_a_base_with_a_hole_in_its_weights_is_refused(torch: Any, toy_base: Path, tmp_path: Path) -> None:
+    """The library would fill it with random numbers and say so in a log."""
+    from safetensors.torch import load_file, save_file
+
+    from vcot.models import load_base
+
+    folder = copy(toy_base, tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("mlp.up_proj.weight"))
+    del weights[gone]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"do not belong together.*missing.*up_proj"):
+        load_base(folder, dtype="float32")
+
+
+def test_a_base_that_is_truncated_or_a_pickle_or_no_model_is_refused(
+    torch: Any, toy_base: Path, tmp_path: Path
+) -> None:
+    from vcot.models import is_model_file, load_base
+
+    folder = copy(toy_base, tmp_path / "base")
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="cannot be loaded from safetensors"):
+        load_base(folder, dtype="float32")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded from safetensors"):
+        load_base(folder, dtype="float32")
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}}))
+    (folder / "evil.py").write_text("raise SystemExit('code of a model folder was run')")
+    with pytest.raises(InputError, match="no model is described"):
+        load_base(folder, dtype="float32")
+    assert [name for name in ("pytorch_model.bin", "evil.py", "model.safetensors") if is_model_file(name)] == [
+        "model.safetensors"
+    ]
+
+
+def test_an_adapter_comes_back_as_it_was(torch: Any, toy_base: Path, batch: dict[str, Any], tmp_path: Path) -> None:
+    from vcot.models import attach_lora, load_adapter, load_base
+    from vcot.training.loss import loss_sum
+
+    model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.5, base_uri="s3://b/base")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+        expected = loss_sum(model.eval(), batch)
+    model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "s3://b/base"
+    again = load_adapter(load_base(toy_base, dtype="float32"), tmp_path / "adapter")
+    with torch.no_grad():
+        assert torch.equal(loss_sum(again, batch), expected)
+    assert not [name for name, parameter in again.named_parameters() if "lora" in name and parameter.requires_grad]
+
+
+def test_an_adapter_that_is_missing_or_of_another_base_is_refused(torch: Any, toy_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from vcot.models import attach_lora, load_adapter, load_base
+
+    with pytest.raises(InputError, match="not an adapter"):
+        load_adapter(load_base(toy_base, dtype="float32"), tmp_path)
+    model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    smaller = {name: value for name, value in weights.items() if ".layers.0." not in name}
+    save_file(smaller, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="made for another base; 14 of its layers"):
+        load_adapter(load_base(toy_base, dtype="float32"), tmp_path / "adapter")

@@ -1,0 +1,111 @@
+"""Positions as the family counts them, and greedy replies that do not depend on who else is in the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.toy import drawn
+from vcot.storage.images import decode
+
+
+@pytest.fixture(scope="module")
+def model(toy_base: Path) -> Any:
+    import torch
+
+    from vcot.models import load_base
+
+    torch.set_num_threads(1)
+    return load_base(toy_base, dtype="float32")
+
+
+def prompts(encoder: Any, numbers: list[int]) -> dict[str, Any]:
+    made = [drawn(number) for number in numbers]
+    batch: dict[str, Any] = encoder.prompts(
+        [sample for sample, _ in made], [decode(data, sample.id).pixels for sample, data in made]
+    )
+    return batch
+
+
+def say(model: Any, encoder: Any, batch: dict[str, Any], **changes: Any) -> list[list[int]]:
+    from vcot.models import generate
+
+    ways = {"max_new_tokens": 12, "eos_token_ids": encoder.eos_token_ids, "pad_token_id": encoder.pad_token_id}
+    return generate(model, batch, **(ways | changes))
+
+
+def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
+    import torch
+
+    from vcot.models import positions
+
+    for number in range(6):
+        batch = prompts(toy_encoder, [number])
+        expected, _ = model.model.get_rope_index(
+            batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"]
+        )
+        found = positions(
+            batch["input_ids"][0].tolist(),
+            tuple(batch["image_grid_thw"][0].tolist()),
+            image_token_id=toy_encoder.processor.image_token_id,
+            merge_size=2,
+        )
+        assert torch.equal(found, expected[:, 0])
+
+
+def test_positions_of_text_alone_count_on_and_a_wrong_grid_is_noticed() -> None:
+    from vcot.models import positions
+
+    assert positions([5, 6, 7], None, image_token_id=9, merge_size=2).tolist() == [[0, 1, 2]] * 3
+    with pytest.raises(ValueError, match=r"2 tokens stand for the picture, its grid \(1, 4, 4\) makes 4"):
+        positions([5, 9, 9, 7], (1, 4, 4), image_token_id=9, merge_size=2)
+
+
+def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encoder: Any) -> None:
+    """Held against a loop that computes everything anew for each token, without a cache."""
+    import torch
+
+    batch = prompts(toy_encoder, [1])
+    (reply,) = say(model, toy_encoder, batch)
+    ids, kinds = batch["input_ids"], batch["mm_token_type_ids"]
+    expected: list[int] = []
+    with torch.no_grad():
+        while len(expected) < 12 and not set(expected) & set(toy_encoder.eos_token_ids):
+            logits = model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds,
+                pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"],
+            ).logits  # fmt: skip
+            expected.append(int(logits[0, -1].argmax()))
+            ids = torch.cat([ids, torch.tensor([[expected[-1]]])], dim=1)
+            kinds = torch.cat([kinds, torch.zeros(1, 1, dtype=torch.long)], dim=1)
+    assert reply == expected
+
+
+def test_a_reply_does_not_depend_on_its_neighbours(model: Any, toy_encoder: Any) -> None:
+    numbers = [0, 1, 2, 3]  # pictures of different sizes, so different padding
+    together = say(model, toy_encoder, prompts(toy_encoder, numbers))
+    assert together == [say(model, toy_encoder, prompts(toy_encoder, [number]))[0] for number in numbers]
+
+
+def test_a_reply_ends_with_its_end_token(model: Any, toy_encoder: Any) -> None:
+    batch = prompts(toy_encoder, [1])
+    (whole,) = say(model, toy_encoder, batch, eos_token_ids=[0], max_new_tokens=8)
+    end = whole[3]
+    (cut,) = say(model, toy_encoder, batch, eos_token_ids=[end], max_new_tokens=8)
+    assert cut == whole[: whole.index(end) + 1]
+
+
+def test_the_bases_own_way_of_sampling_is_not_used(model: Any, toy_encoder: Any) -> None:
+    batch = prompts(toy_encoder, [1])
+    plain = say(model, toy_encoder, batch)
+    own = model.generation_config
+    model.generation_config = type(own)(
+        **{**own.to_dict(), "do_sample": True, "temperature": 5.0, "repetition_penalty": 9.0, "max_length": 3}
+    )
+    try:
+        assert say(model, toy_encoder, batch) == plain
+        assert model.generation_config.repetition_penalty == 9.0
+    finally:
+        model.generation_config = own

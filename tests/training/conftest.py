@@ -1,0 +1,1 @@
+from tests.training.toy import *  # noqa: F403  (fixtures)

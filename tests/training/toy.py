@@ -1,0 +1,126 @@
+"""A base of 2.8 million parameters, and a finished tokenize stage with a few drawn pictures.
+
+from tests.training.toy import *  # fixtures: toy_base, toy_encoder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Picture
+from PIL import ImageDraw
+
+from vcot.grounding import Box, Mention, Trace
+from vcot.grounding.places import place
+from vcot.records import Folder, Image, Origin, Sample, StageMark, Tally
+from vcot.records.example import Example, ExampleSink
+from vcot.records.shards import ShardMark, ShardWriter
+from vcot.storage import Store
+from vcot.storage.images import decode
+
+__all__ = ["toy_base", "toy_encoder"]
+
+ROOT = Path(__file__).parents[2]
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+@pytest.fixture(scope="session")
+def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped rehearsal base, TEST_BASE, or the same classes with random weights."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    given = [ROOT / "examples" / "rehearsal", *([Path(os.environ["TEST_BASE"])] if "TEST_BASE" in os.environ else [])]
+    for folder in given:
+        if (folder / "model.safetensors").exists():
+            return folder
+    from examples.rehearsal import make_base
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = make_base.make_tokenizer()
+    model = make_base.make_model(make_base.make_config(tokenizer), tokenizer, seed=0)
+    make_base.save(model, make_base.make_processor(tokenizer), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_encoder(toy_base: Path) -> Any:
+    return encoder_of(toy_base)
+
+
+def encoder_of(base: Path, mode: Any = "multimodal") -> Any:
+    from vcot.tokens import Contract, Encoder, load_processor
+
+    processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    return Encoder(processor, Contract.of(processor, mode=mode, frame="thousandths", max_length=512))
+
+
+def drawn(number: int, split: Any = "train", alternatives: int = 2, size: tuple[int, int] | None = None) -> Any:
+    """(Sample, its bytes): one or two squares; the question is where the first is."""
+    dice = random.Random(number)
+    width, height = size or dice.choice([(112, 84), (84, 112), (112, 112)])
+    canvas = Picture.new("RGB", (width, height), (dice.randrange(90, 160),) * 3)
+    mentions = []
+    for colour in dice.sample(COLOURS, dice.choice([1, 2])):
+        side = dice.randrange(18, 32)
+        x, y = dice.randrange(0, width - side), dice.randrange(0, height - side)
+        ImageDraw.Draw(canvas).rectangle((x, y, x + side - 1, y + side - 1), fill=colour)
+        mentions.append(Mention(f"{colour} square", (Box(x, y, x + side, y + side),)))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG")
+    data = buffer.getvalue()
+    where = place(mentions[0].boxes[0], width, height)
+    sentences = (("The ", mentions[0], f" is at the {where}."), ("I see ", mentions[0], "."))
+    return Sample(
+        id=f"{split}-{number}",
+        image=Image(uri=f"{number}.png", width=width, height=height, sha256=hashlib.sha256(data).hexdigest()),
+        question=f"Where is the {mentions[0].label}?",
+        answers=(where,),
+        reasoning=tuple(Trace(parts) for parts in sentences[:alternatives]),
+        evidence=tuple(mentions),
+        origin=Origin(dataset="toy", split=split, row=str(number), licence="MIT"),
+    ), data
+
+
+def examples(encoder: Any, train: int, validation: int = 0, alternatives: int = 2) -> list[Example]:
+    made = []
+    for number in range(train + validation):
+        split = "train" if number < train else "validation"
+        sample, data = drawn(number, split, alternatives)
+        picture = decode(data, sample.id) if encoder.contract.mode == "multimodal" else None
+        for alternative in range(len(sample.reasoning)):
+            example = encoder.example(sample, alternative, picture, data if picture is not None else None)
+            assert isinstance(example, Example), example
+            made.append(example)
+    return made
+
+
+def write_examples(path: Path, made: list[Example]) -> Path:
+    sink = ExampleSink(path)
+    for example in made:
+        sink.write(example)
+    sink.close()
+    return path
+
+
+def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 2) -> None:
+    """Writes <run-uri>/tokenize as the stage would."""
+    folder = Folder(Store(), run_uri, "tokenize")
+
+    def work(writer: ShardWriter) -> None:
+        for example in made[writer.index :: shards]:
+            writer.keep(example)
+
+    marks: list[ShardMark] = [folder.make_shard(index, work, ExampleSink) for index in range(shards)]
+    facts = {"contract": encoder.contract.model_dump(mode="json")}
+    tally = sum((mark.tally for mark in marks), Tally())
+    folder.finish(
+        StageMark(
+            stage="tokenize", code="0", settings={}, inputs={}, shards=tuple(marks), tally=tally, facts=facts
+        )
+    )  # fmt: skip
