@@ -1,0 +1,178 @@
+"""The rehearsal base model: the real classes, small, and it can see drawn scenes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
+from vcot.sources import scenes
+from vcot.sources.scenes import Pointing, SceneSpec
+
+HERE = Path(__file__).resolve().parents[2]
+BASE = HERE / "examples" / "rehearsal"
+
+SPECIAL = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(BASE)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Any:
+    """The script that made the weights."""
+    sys.path.insert(0, str(BASE))
+    try:
+        import make_base
+    finally:
+        sys.path.remove(str(BASE))
+    return make_base
+
+
+def test_it_is_small() -> None:
+    files = [f for f in BASE.iterdir() if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 8_000_000
+
+
+def test_it_loads_as_the_real_classes(model: Any, processor: Any) -> None:
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
+    assert 2_500_000 < sum(p.numel() for p in model.parameters()) < 4_000_000
+    assert model.get_input_embeddings().num_embeddings == len(processor.tokenizer)
+
+
+def test_the_chat_template_is_trls(processor: Any) -> None:
+    import trl
+
+    packaged = Path(trl.__file__).parent / "chat_templates" / "qwen2_5_vl.jinja"
+    assert processor.chat_template == packaged.read_text(encoding="utf-8")
+
+
+def test_special_tokens_are_qwens(model: Any, processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    assert set(SPECIAL) == set(tokenizer.all_special_tokens)
+    for text in SPECIAL:
+        assert tokenizer.tokenize(text) == [text]
+    ids = {text: tokenizer.convert_tokens_to_ids(text) for text in SPECIAL}
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert model.config.image_token_id == ids["<|image_pad|>"]
+    assert model.config.video_token_id == ids["<|video_pad|>"]
+    assert model.config.vision_start_token_id == ids["<|vision_start|>"]
+    assert ids["<|im_end|>"] in model.generation_config.eos_token_id
+
+
+def test_digits_are_one_token_each(processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    for digit in "0123456789":
+        assert len(tokenizer.encode(digit)) == 1
+    assert tokenizer.tokenize("1000") == ["1", "0", "0", "0"]
+    assert len(tokenizer.tokenize("[100, 20, 3]")) == 2 + 6 + 2
+
+
+@pytest.mark.parametrize("tag", ["<ref>", "</ref>", "<box>", "</box>"])
+def test_tags_are_atomic_and_survive_decoding(processor: Any, tag: str) -> None:
+    tokenizer = processor.tokenizer
+    assert tokenizer.tokenize(f"red disc{tag}[1") == [*tokenizer.tokenize("red disc"), tag, "[", "1"]
+    ids = tokenizer.encode(f"a{tag}b<|im_end|>")
+    assert tokenizer.decode(ids, skip_special_tokens=True) == f"a{tag}b"
+
+
+@given(st.text())
+@settings(max_examples=300, deadline=None)
+def test_any_text_comes_back(processor: Any, text: str) -> None:
+    tokenizer = processor.tokenizer
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_any_byte_has_a_token(processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    text = "".join(map(chr, range(256))) + "日本 e\u0301 \U0001f9ab"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_pictures_of_a_photograph_take_twelve_tokens(processor: Any) -> None:
+    grey = scenes.blank_scene(SceneSpec(320, 240))
+    inputs = processor(images=[grey], text=["<|vision_start|><|image_pad|><|vision_end|>"], return_tensors="pt")
+    assert inputs["image_grid_thw"].tolist() == [[1, 6, 8]]  # 84 x 112 pixels in patches of 14
+    assert int((inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum()) == 12
+
+
+def test_it_was_trained_on_the_projects_own_texts(recipe: Any) -> None:
+    """What the script writes is what the language of the project renders."""
+    rng = np.random.default_rng(4)
+    spec = SceneSpec(223, 171, repeats=0.5)
+    kinds = set()
+    for _ in range(150):
+        scene = scenes.draw_scene(rng, spec)
+        for question in scenes.ask_several(rng, scene):
+            kinds.add(question.kind)
+            frame = FrameSpec("thousandths").on(*scene.image.size)
+            trace = Trace(
+                tuple(
+                    Mention(p.label, tuple(Box.from_pixels(*b, width=223, height=171, overhang=1e-3) for b in p.boxes))
+                    if isinstance(p, Pointing)
+                    else p
+                    for p in question.reasoning
+                )
+            )
+            assert recipe.render(question, 223, 171) == tags.render_reply(trace, question.answer, frame)
+    assert kinds == set(scenes.KINDS)
+
+
+def test_training_goes_the_way_of_the_real_forward(model: Any, processor: Any, recipe: Any) -> None:
+    """The batched forward with several questions a sequence gives the real model's logits."""
+    import torch
+
+    rng = np.random.default_rng(3)
+    trainer, encoder = recipe.Trainer(model), recipe.Encoder(processor.tokenizer)
+    for number, (height, width) in enumerate(recipe.SHAPES_OF_PICTURES):
+        scene = scenes.draw_scene(rng, SceneSpec(2 * width, 2 * height, 2, 3))
+        questions = scenes.ask_several(rng, scene)
+        small = recipe.shrunk(scene, height, width)
+        batch = recipe.tensors(encoder.batch([(scene, small, questions)]))
+        with torch.no_grad():
+            out = trainer.forward(batch)
+        for segment, question in enumerate(questions, start=1):
+            asked = [{"type": "image", "image": scene.image}, {"type": "text", "text": question.text}]
+            told = [{"type": "text", "text": recipe.render(question, *scene.image.size)}]
+            chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+            inputs = processor.apply_chat_template([chat], tokenize=True, return_dict=True, return_tensors="pt")
+            with torch.no_grad():
+                real = model(**inputs).logits[0]
+            mine = (batch["segments"][0] == 0) | (batch["segments"][0] == segment)
+            length = int(mine.sum())
+            assert inputs["input_ids"][0, :length].tolist() == batch["ids"][0, mine].tolist(), number
+            torch.testing.assert_close(out["logits"][0, mine], real[:length], atol=2e-4, rtol=1e-4)
+
+
+def test_it_points_at_scenes_it_has_never_seen(recipe: Any) -> None:
+    numbers = recipe.evaluate(BASE, 60, seed=990_003)
+    print(json.dumps(numbers))
+    assert numbers["acc_50"] >= 0.6
+    assert numbers["mean_iou"] >= 0.5
+    assert numbers["blank_acc_50"] <= 0.05
+    assert numbers["answer"] >= 0.6
