@@ -212,10 +212,17 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
     return flags, flags.pop("check"), usage
 
 
+def _written(default: Any) -> str:
+    """A default as a person would write it."""
+    if default is None or default == ():
+        return "-"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
 def _help(cls: type[Declared], name: str) -> str:
     field = cls.model_fields[name]
     unit = extra_of(field).get("unit")
-    default = "required" if field.is_required() else f"default: {'-' if field.default is None else field.default}"
+    default = "required" if field.is_required() else f"default: {_written(field.default)}"
     choices = ""
     if get_origin(field.annotation) is Literal:
         choices = " | ".join(str(c) for c in get_args(field.annotation)) + "; "

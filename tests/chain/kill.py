@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from vcot.pipeline.plan import make_plan
 from vcot.settings import STAGES
@@ -59,7 +60,7 @@ def main() -> int:
     return 0 if result["same"] else 1
 
 
-def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, object]:
+def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, Any]:
     """Runs the chain twice, the second time with kills; says what differs, and where the kills fell."""
     put_folder(Store(), ROOT / "examples" / "rehearsal", base_uri)
     took = {stage: finish(stage, runs_uri, "calm", base_uri) for stage in STAGES}

@@ -75,7 +75,7 @@ def settings_class(stage: str) -> type[Settings]:
 def test_a_stage_is_the_same_word_everywhere(stage: str) -> None:
     assert settings_class(stage).stage == stage
     assert (ROOT / "k8s/base/settings" / f"{stage}.env").exists()
-    assert re.search(rf"^\| {stage}", (ROOT / "docs/formats.md").read_text(), re.M)
+    assert re.search(rf"^\| {stage}", (ROOT / "docs/stages.md").read_text(), re.M)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -108,7 +108,7 @@ def test_settings_are_judged_in_under_two_seconds(stage: str) -> None:
     environment = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_")}
     given = ["--run-uri", "/runs/x"] if stage != "pipeline" else []
     seconds = []
-    for _ in range(2):  # the first may have to compile or find cold files
+    for _ in range(4):  # the machine may be busy with other tests
         begun = time.monotonic()
         answer = subprocess.run(
             [sys.executable, "-m", f"jobs.{stage}", *given, "--check"],
