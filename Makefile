@@ -68,9 +68,11 @@ bench-kill: $(VENV) ## kill stages at random moments and compare what comes out;
 # --- the chain on this computer ---
 
 RUN_ID ?= first
+EXAMPLE ?= examples/blood-cells
+BASE ?= examples/rehearsal
 
 local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and evaluate on this computer, with MinIO
-	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)'
+	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)' --example '$(EXAMPLE)' --base '$(BASE)'
 
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local/s3 .local/s3.log .local/runs
@@ -88,9 +90,9 @@ s3: $(VENV) ## the S3 server of local-train alone, until Ctrl-C, to look at what
 STAGES := CONVERT_% DISTILL_% TOKENIZE_% TRAIN_% EVALUATE_% PIPELINE_%
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(filter $(STAGES),$(GIVEN)),$(eval export VCOT_$(name) := $$($(name))))
-UNKNOWN := $(filter-out $(STAGES) VCOT_% AWS_% RUN_ID PYTHON PY MINIO TESTS KILLS SEED -% MAKE%,$(GIVEN))
+UNKNOWN := $(filter-out $(STAGES) VCOT_% AWS_% RUN_ID EXAMPLE BASE PYTHON PY MINIO TESTS KILLS SEED -% MAKE%,$(GIVEN))
 
 .PHONY: settings-are-known
 settings-are-known:
-	@test -z '$(UNKNOWN)' || { echo 'Unknown: $(UNKNOWN). Settings are RUN_ID and <STAGE>_<NAME>, with a stage of' \
+	@test -z '$(UNKNOWN)' || { echo 'Unknown: $(UNKNOWN). Settings are RUN_ID, EXAMPLE, BASE and <STAGE>_<NAME>, with a stage of' \
 	'$(subst _%,,$(STAGES)); see $(PY) -m jobs.train --help'; exit 64; }

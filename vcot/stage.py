@@ -86,7 +86,10 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
     try:
         run(settings)
     except VcotError as error:
-        log.get().error(str(error), exit=error.exit_code)
+        *more, last = str(error).splitlines() or [type(error).__name__]
+        for line in more:
+            log.get().error(line)
+        log.get().error(last, exit=error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         return KeyboardStop.exit_code
