@@ -167,8 +167,8 @@ def _train(settings: TrainSettings, folder: Folder, scratch: Path) -> None:
     folder.begin(settings, inputs)
     if settings.part == "prepare":
         return
-    encoder = _encoder(source_uri, source, base)
     examples = _examples(folder.store, source_uri, source, scratch / "examples")
+    encoder = _encoder(source_uri, source, base)
     tuned = _fine_tune(settings, folder, base, encoder, examples, scratch)
     from vcot.training.publish import publish
 

@@ -193,7 +193,9 @@ def test_an_adapter_comes_back_as_it_was(torch: Any, toy_base: Path, batch: dict
                 parameter.normal_(std=0.05)
         expected = loss_sum(model.eval(), batch)
     model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "s3://b/base"
+    assert (
+        json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "s3://b/base"
+    )
     again = load_adapter(load_base(toy_base, dtype="float32"), tmp_path / "adapter")
     with torch.no_grad():
         assert torch.equal(loss_sum(again, batch), expected)

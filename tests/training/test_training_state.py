@@ -1,0 +1,237 @@
+"""What a checkpoint keeps, and which of them is taken."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vcot.errors import InputError, TemporaryError
+from vcot.storage import Store
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.integers() | st.text(), inner),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(value=plain)
+def test_what_is_packed_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from vcot.training.packing import pack, unpack
+
+    path = tmp_path_factory.mktemp("packed") / "x.safetensors"
+    pack(value, path)
+    found = unpack(path)
+    assert found == value
+    assert repr(found) == repr(value)  # (1,) is not [1], 1 is not True, 1.0 is not 1
+
+
+def test_tensors_are_packed_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> None:
+    import torch
+
+    from vcot.training.packing import pack, unpack
+
+    shared = torch.randn(1000)
+    values = {
+        0: {"state": torch.arange(5, dtype=torch.uint8), "map": shared},
+        1: {"state": torch.randn(3, 2).bfloat16().t(), "map": shared, "part": shared[2:4]},
+    }
+    pack(values, tmp_path / "x.safetensors")
+    found = unpack(tmp_path / "x.safetensors")
+    assert found[0]["state"].equal(values[0]["state"])
+    assert found[1]["state"].equal(values[1]["state"])
+    assert found[1]["state"].dtype == torch.bfloat16
+    assert found[1]["part"].equal(shared[2:4])
+    assert found[0]["map"] is found[1]["map"]
+    assert (tmp_path / "x.safetensors").stat().st_size < 6000
+
+
+def test_nothing_that_would_have_to_run_is_packed(tmp_path: Path) -> None:
+    from vcot.training.packing import pack
+
+    with pytest.raises(TypeError, match="a function cannot be packed"):
+        pack({"f": lambda: 1}, tmp_path / "x.safetensors")
+
+
+def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from vcot.training.packing import pack, unpack
+
+    pack({"a": torch.ones(100)}, tmp_path / "x")
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-10])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        unpack(tmp_path / "x")
+    save_file({"a": torch.ones(2)}, tmp_path / "y")
+    with pytest.raises(InputError, match="not a packed value"):
+        unpack(tmp_path / "y")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """64 KiB of room, for those who may mount something."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a disk that is full needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_reason_to_try_again(small_disk: Path) -> None:
+    import torch
+
+    from vcot.training.packing import pack
+
+    with pytest.raises(TemporaryError, match="no room left on the disk"):
+        pack({"a": torch.ones(100_000)}, small_disk / "x")
+
+
+def test_random_numbers_go_on_where_they_were() -> None:
+    import numpy as np
+    import torch
+
+    from vcot.training.packing import random_state, restore_random_state
+
+    def draw() -> list[float]:
+        return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()),
+                *torch.rand(3).tolist(), *torch.empty(3).bernoulli_(0.5).tolist()]  # fmt: skip
+
+    draw()
+    state = random_state()
+    assert (first := draw()) != draw()
+    restore_random_state(state)
+    assert draw() == first
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_torch_fused"])
+def test_an_optimiser_takes_the_same_steps_after_its_state_was_packed(name: str, tmp_path: Path) -> None:
+    import bitsandbytes
+    import torch
+
+    from vcot.training.packing import pack, unpack
+
+    kind = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "adamw_torch_fused": torch.optim.AdamW}[name]
+
+    def begin() -> tuple[list[Any], Any]:
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(128, 64)), torch.nn.Parameter(torch.randn(7))]  # 8 and 32 bits
+        return weights, kind(weights, lr=1e-2)
+
+    def steps(weights: list[Any], optimiser: Any, numbers: range) -> None:
+        for number in numbers:
+            torch.manual_seed(number)
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            optimiser.step()
+
+    calm, optimiser = begin()
+    steps(calm, optimiser, range(10))
+    stormy, optimiser = begin()
+    steps(stormy, optimiser, range(4))
+    pack(optimiser.state_dict(), tmp_path / "x")
+    values = [weight.detach().clone() for weight in stormy]
+    stormy, optimiser = begin()
+    for weight, value in zip(stormy, values, strict=True):
+        weight.data.copy_(value)
+    optimiser.load_state_dict(unpack(tmp_path / "x"))
+    steps(stormy, optimiser, range(4, 10))
+    assert all(a.equal(b) for a, b in zip(calm, stormy, strict=True))
+
+
+# --- checkpoints in storage ---------------------------------------------------------------------------
+
+
+def checkpoints(uri: str, tmp_path: Path, who: str = "a", keep: int = 2) -> Any:
+    from vcot.training.checkpoints import Checkpoints
+
+    return Checkpoints(Store(), uri, tmp_path / who, keep)
+
+
+def filled(step: int) -> Any:
+    def write(folder: Path) -> None:
+        (folder / "weights").write_bytes(f"weights of step {step}".encode() * 100)
+        (folder / "state").write_bytes(b"state")
+
+    return write
+
+
+def files_of(uri: str, step: int) -> list[str]:
+    return [entry.uri for entry in Store().list(uri) if f"/step-{step:06d}-" in entry.uri]
+
+
+def test_the_newest_checkpoint_is_taken(any_place: str, tmp_path: Path) -> None:
+    mine = checkpoints(any_place, tmp_path)
+    assert mine.newest() is None
+    for step in (5, 10, 15):
+        mine.save(step, None, filled(step))
+    folder, manifest = checkpoints(any_place, tmp_path, "other pod").newest()
+    assert (manifest.step, (folder / "weights").read_bytes()) == (15, b"weights of step 15" * 100)
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "cut manifest", "missing", "truncated", "changed"])
+def test_one_that_is_not_whole_is_passed_over(folder_place: str, tmp_path: Path, harm: str) -> None:
+    mine = checkpoints(folder_place, tmp_path)
+    for step in (5, 10):
+        mine.save(step, None, filled(step))
+    by_name = {uri.rpartition("/")[2]: Path(uri.removeprefix("file://")) for uri in files_of(folder_place, 10)}
+    match harm:
+        case "no manifest":  # killed while it was written
+            by_name["manifest.json"].unlink()
+        case "cut manifest":
+            by_name["manifest.json"].write_bytes(by_name["manifest.json"].read_bytes()[:20])
+        case "missing":
+            by_name["state"].unlink()
+        case "truncated":
+            by_name["weights"].write_bytes(by_name["weights"].read_bytes()[:-1])
+        case "changed":
+            by_name["weights"].write_bytes(b"w" * by_name["weights"].stat().st_size)
+    _, manifest = checkpoints(folder_place, tmp_path, "other").newest()
+    assert manifest.step == 5
+
+
+def test_one_whose_best_predecessor_is_gone_is_passed_over(folder_place: str, tmp_path: Path) -> None:
+    """At the end the best weights would be missing; from an older one they are made again."""
+    mine = checkpoints(folder_place, tmp_path)
+    for step, best in ((5, None), (10, 10), (15, 10)):
+        mine.save(step, best, filled(step))
+    for uri in files_of(folder_place, 10):
+        Path(uri.removeprefix("file://")).unlink()
+    _, manifest = checkpoints(folder_place, tmp_path, "other").newest()
+    assert manifest.step == 5
+
+
+def test_two_attempts_do_not_overwrite_each_other(folder_place: str, tmp_path: Path) -> None:
+    for who in ("pod", "zombie"):
+        checkpoints(folder_place, tmp_path, who).save(5, None, filled(5))
+    assert len(files_of(folder_place, 5)) == 2 * 3
+
+
+def test_the_last_ones_and_the_best_stay_on_this_disk_and_all_in_storage(folder_place: str, tmp_path: Path) -> None:
+    mine = checkpoints(folder_place, tmp_path, keep=2)
+    for step in range(1, 7):
+        mine.save(step, min(step, 2), filled(step))
+    assert sorted(path.name[:11] for path in (tmp_path / "a").iterdir()) == [f"step-{n:06d}" for n in (2, 5, 6)]
+    assert len(list(Store().list(folder_place))) == 6 * 3
+    fetched = mine.at(3)  # gone here, fetched again
+    assert (fetched / "weights").read_bytes() == b"weights of step 3" * 100
+
+
+def test_a_checkpoint_that_could_not_be_written_leaves_no_manifest(folder_place: str, tmp_path: Path) -> None:
+    mine = checkpoints(folder_place, tmp_path)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        mine.save(5, None, full)
+    assert checkpoints(folder_place, tmp_path, "other").newest() is None
