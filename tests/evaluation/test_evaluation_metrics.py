@@ -45,6 +45,7 @@ def test_every_figure_of_five_replies_by_hand():
         "f1": pytest.approx(2 * 2 / (5 + 4)),
         "malformed": pytest.approx(1 / 5),
         "boxes_per_answer": pytest.approx(7 / 5),
+        "no_box": pytest.approx(1 / 3),  # c, of a, b and c
         "boxes_where_absent": pytest.approx(1 / 1),
     }
 

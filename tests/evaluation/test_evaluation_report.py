@@ -169,6 +169,25 @@ def test_a_model_that_does_as_well_on_blank_pictures_is_not_said_to_see(evidence
     assert any("not shown to come from looking" in line for line in again["verdict"]["cannot"])
 
 
+def test_a_model_that_tuning_made_worse_is_called_so(evidence):
+    other = {"base": "tuned", "tuned": "base"}
+    replies = {key: evidence.replies["-".join([other[(m := key.split("-"))[0]], m[1]])] for key in evidence.replies}
+    again = build(
+        type(evidence)(evidence.samples, replies, evidence.guesses, evidence.habits, 0),
+        split="test", seed=0, made_with={"max_new_tokens": 16},
+    )  # fmt: skip
+    worse = [line for line in again["verdict"]["cannot"] if line.startswith("do as well as before it was tuned")]
+    assert len(worse) == 2
+    assert "found −58 points" in worse[0]
+
+
+def test_every_fault_has_its_words():
+    from vcot.grounding import BoxFault
+
+    assert {fault.value for fault in BoxFault} == set(words.FAULTS)
+    assert words.faults(("inverted", "unbalanced_tag", "unbalanced_tag"))[1] == "a tag left open ×2"
+
+
 def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evidence):
     replies = [reply for each in evidence.replies.values() for reply in each]
     missing = [r for r in replies if not (r.condition == "shuffled" and r.model == "tuned" and r.score.sample == "d3")]

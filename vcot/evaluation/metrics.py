@@ -72,9 +72,12 @@ FIGURES: dict[str, Ratio] = {
     ),
     "precision": Ratio(lambda s: s.matched, _predicted, "predicted boxes", True),
     "recall": Ratio(lambda s: s.matched, _true, "true boxes", True),
-    "f1": Ratio(lambda s: 2 * s.matched, lambda s: _predicted(s) + _true(s), "predicted and true boxes", True),
+    "f1": Ratio(lambda s: 2 * s.matched, lambda s: _predicted(s) + _true(s), "boxes of both", True),
     "malformed": Ratio(lambda s: not s.well_formed, lambda _: 1, "replies", True),
     "boxes_per_answer": Ratio(lambda s: s.predicted_boxes, lambda _: 1, "replies", False),
+    "no_box": Ratio(
+        lambda s: _true(s) > 0 and s.predicted_boxes == 0, lambda s: _true(s) > 0, "replies, thing there", True
+    ),
     "boxes_where_absent": Ratio(
         lambda s: s.true_boxes == 0 and s.predicted_boxes > 0, lambda s: s.true_boxes == 0,
         "replies, thing absent", True,

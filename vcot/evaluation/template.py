@@ -21,7 +21,7 @@ _CARD = """
 <span class="chip {{ "right" if card.score.matched == card.score.true_boxes == card.score.predicted_boxes else "wrong" }}">
 {{ card.score.matched }} of {{ card.score.true_boxes }} found{% if card.score.predicted_boxes > card.score.matched %},
 {{ card.score.predicted_boxes - card.score.matched }} wrong{% endif %}</span>{% endif %}
-{% for fault in card.score.faults %}<span class="chip wrong">{{ fault }}</span>{% endfor %}
+{% for fault in faults(card.score.faults) %}<span class="chip wrong">{{ fault }}</span>{% endfor %}
 </p>
 {% if card.score.ious %}<p class="small soft">IoU of each true box: {{ iou(card.score) }}</p>{% endif %}
 <p class="reply">{{ card.reply }}</p>
@@ -106,16 +106,18 @@ the label that the model gives a box is not judged.</p>
 {% endfor %}
 
 <h2>All figures</h2>
+<details><summary>every figure of every row, with its interval and what it was counted on</summary>
 {% for title, part, signed in (("The models", report.results, False), ("Guesses", report.guesses, False), ("Differences", report.differences, True)) %}
 {% if part %}
 <h3>{{ title }}</h3>
 <div class="wide"><table class="group"><thead><tr><th></th>{% for row in part %}<th class="n">{{ row.name }}</th>{% endfor %}</tr></thead>
-<tbody>{% for name, words in names.items() %}<tr><td title="{{ words[1] }}">{{ words[0] }}</td>
+<tbody>{% for name, words in names.items() if part | selectattr("figures." ~ name, "defined") | list %}<tr><td class="name" title="{{ words[1] }}">{{ words[0] }}</td>
 {% for row in part %}{% if name in row.figures %}{{ cell(name, row.figures[name], signed) }}{% else %}<td></td>{% endif %}{% endfor %}</tr>{% endfor %}
-{% if part == report.results %}<tr><td>not ended in time</td>{% for row in part %}<td class="n">{{ row.cut_off }}<span class="of">replies</span></td>{% endfor %}</tr>{% endif %}
+{% if part == report.results %}<tr><td class="name">not ended in time</td>{% for row in part %}<td class="n">{{ row.cut_off }}<span class="of">replies</span></td>{% endfor %}</tr>{% endif %}
 </tbody></table></div>{% endif %}
 {% endfor %}
 <dl class="small">{% for name, words in names.items() %}<dt>{{ words[0] }}</dt><dd>{{ words[1] }}</dd>{% endfor %}</dl>
+</details>
 
 <h2>How it was measured</h2>
 <p class="small">Greedy decoding without a repetition penalty; a reply that does not end within the limit is judged as it
@@ -137,7 +139,7 @@ tr.tuned-real td { background: #fdf3ed; }
 tr.tuned-real td.n:first-line { font-weight: 700; }
 tr.after-before td { border-top: 2px solid var(--line); }
 tr.centre-box td { border-top: 2px solid var(--line); }
-table.group { font-size: 14px; }
+table.group { font-size: 14px; } td.name { white-space: nowrap; }
 summary { cursor: pointer; } details.group { margin: 10px 0; } .cards + details { margin-top: 18px; } details .cards { margin-top: 12px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; }
 dt { font-weight: 600; } dd { margin: 0; color: var(--soft); }

@@ -23,7 +23,7 @@ def judge(report: Mapping[str, Any]) -> dict[str, Any]:
             _judge_pointing(group, can, cannot)
         if group["question"] is not None:
             _judge_answers(group, can, cannot)
-    cannot += _blindness(report)
+    cannot += _blindness(report) + _worse(report)
     return {"headline": _headline(report), "can": can, "cannot": cannot, "notes": _notes(report)}
 
 
@@ -120,25 +120,26 @@ def _blindness(report: Mapping[str, Any]) -> list[str]:
     return [f"be said to look: on real pictures it is not shown to be better than on blank ones ({change})."]
 
 
+def _worse(report: Mapping[str, Any]) -> list[str]:
+    """What tuning has clearly cost."""
+    row = find(report, "differences", "after-before")
+    assert row is not None
+    changes = [(name, row["figures"][name]) for name in ("accuracy_at_50", "answer_accuracy")]
+    return [
+        f"do as well as before it was tuned: {words.FIGURES[name][0]} {words.both(name, change, signed=True)}."
+        for name, change in changes
+        if change["high"] is not None and change["high"] < 0
+    ]
+
+
 def _notes(report: Mapping[str, Any]) -> list[str]:
     """What must be known to read the numbers rightly."""
     notes = []
     before = find(report, "results", "base-real")
     if before is not None:
-        figures = before["figures"]
-        bad = figures["malformed"], figures["answer_absent"]
-        form = "“Before” is partly a failure of form" if max(f["value"] or 0 for f in bad) > 0.1 else "Before tuning"
-        parsed = figures["mean_iou_parsed"]
-        if parsed["value"] is None:
-            over = "no reply with something to point at kept the form"
-        else:
-            kept = words.plural(parsed["rows"], "reply", "replies")
-            over = f"over the {kept} that keep it, mean IoU is {words.value('mean_iou_parsed', parsed)}"
-        notes.append(
-            f"{form}: {_of(bad[0])} of its replies have a tag or box that cannot be read,"
-            f" {_of(bad[1])} come to no answer; {over}."
-        )
+        notes.append(_before(before["figures"]))
     samples = report["samples"]
+    notes.append(_asked(report))
     if samples["annotated"] < samples["rows"]:
         notes.append(
             f"{samples['rows'] - samples['annotated']:,} of {samples['rows']:,} rows have no annotated boxes;"
@@ -155,6 +156,29 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
             f"{words.plural(cut['cut_off'], 'reply', 'replies')} after tuning did not end within {limit} tokens."
         )
     return notes
+
+
+def _asked(report: Mapping[str, Any]) -> str:
+    """The limits of the measurement itself."""
+    questions, things = ([g[kind] for g in report["groups"] if g[kind] is not None] for kind in ("question", "thing"))
+    named = ", ".join(f"“{name}”" for name in questions)
+    return f"Asked was {named}, about {', '.join(things)}; what it does with anything else is not known."
+
+
+def _before(figures: Mapping[str, Any]) -> str:
+    """A base that does not know the form is judged by it all the same; the reader must know how much of it that is."""
+    bad, mute, none = figures["malformed"], figures["answer_absent"], figures["no_box"]
+    said = f"{_of(bad)} replies have a tag or box that cannot be read, {_of(mute)} come to no answer"
+    if none["rows"]:
+        said += f", and {_of(none)} show no box where there is something to point at"
+    parsed = figures["mean_iou_parsed"]
+    if parsed["value"] is None:
+        over = "no reply with something to point at kept the form"
+    else:
+        kept = words.plural(parsed["rows"], "reply", "replies")
+        over = f"over the {kept} that keep the form, mean IoU is {words.value('mean_iou_parsed', parsed)}"
+    failure = max(bad["value"] or 0, mute["value"] or 0) > 0.1
+    return f"{'“Before” is partly a failure of form' if failure else 'Before tuning'}: {said}; {over}."
 
 
 def _above_zero(difference: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MINUS = "−"
@@ -52,6 +52,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "recall": ("recall", "Share of the true boxes that are matched at IoU 0.5, each predicted box used once."),
     "f1": ("F1", "Precision and recall in one: missing boxes and boxes too many cost the same."),
     "boxes_where_absent": ("false alarms", "Share of replies with a box, of those about a thing that is not there."),
+    "no_box": ("no box", "Share of replies without any box that can be read, of those about a thing that is there."),
     "malformed": ("malformed", "Share of replies with a tag or box that cannot be read."),
     "boxes_per_answer": ("boxes per reply", "Mean number of boxes that can be read, right or wrong."),
     "accuracy_at_50_parsed": (
@@ -120,3 +121,24 @@ def find(report: Mapping[str, Any], part: str, key: str) -> dict[str, Any] | Non
 def guess_name(key: str) -> str:
     """ "average box"."""
     return GUESSES[key][0].removeprefix("guess: ")
+
+
+FAULTS: Mapping[str, str] = {
+    "no_box_text": "a label without a box",
+    "wrong_count": "not four numbers",
+    "not_a_number": "not a number",
+    "not_finite": "not a finite number",
+    "inverted": "left and right, or top and bottom, exchanged",
+    "zero_area": "an empty box",
+    "outside": "outside the picture",
+    "out_of_range": "numbers of another frame",
+    "unbalanced_tag": "a tag left open",
+}
+
+
+def faults(kinds: Sequence[str]) -> list[str]:
+    """Each kind of fault once, in words, with how often it occurred."""
+    return [
+        FAULTS.get(kind, kind) + (f" ×{times}" if (times := kinds.count(kind)) > 1 else "")
+        for kind in dict.fromkeys(kinds)
+    ]
