@@ -150,6 +150,7 @@ def test_the_verdict_says_what_it_can_and_what_it_cannot(report):
     assert any("answer “How many levers" in line for line in verdict["cannot"])
     assert any("no “lever” where there is none" in line and "12 of 12" in line for line in verdict["cannot"])
     assert any("misses 3 of 24" in line for line in verdict["cannot"])
+    assert any("“Where is the disc?”. What the model does with anything else" in line for line in verdict["notes"])
 
 
 def test_before_is_called_a_failure_of_form_where_it_is_one(report):

@@ -253,6 +253,17 @@ def test_text_mode_is_asked_without_pictures(made, base, adapters, contract):
     assert [row["key"] for row in report["results"]] == ["base-real", "tuned-real"]
 
 
+def test_everything_may_lie_in_a_bucket(made, base, adapters, contract, moto_place, tmp_path):
+    base_uri, run_uri = join(moto_place, "base"), join(moto_place, "runs", "one")
+    put_folder(Store(), base, base_uri)
+    convert(run_uri, tmp_path / "pictures")
+    train(run_uri, base_uri, adapters["much"], contract)
+    report = evaluate(run_uri, conditions="real")
+    assert texts(run_uri, "tuned", "real") == texts(str(made / "one"), "tuned", "real")
+    assert report["made_with"]["base"] == base_uri
+    assert len(list(Store().list(join(moto_place, "runs", "_cache", "evaluate")))) == 3
+
+
 # --- without a model ---------------------------------------------------------------------------------
 
 

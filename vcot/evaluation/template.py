@@ -133,7 +133,7 @@ CSS = """
 .wide { overflow-x: auto; }
 .ci, .of, .means { display: block; color: var(--soft); font-size: 12px; font-weight: 400; white-space: nowrap; }
 .of { font-size: 11px; }
-.means { white-space: normal; max-width: 34ch; font-size: 13px; }
+.means { white-space: normal; min-width: 20ch; max-width: 34ch; font-size: 13px; }
 table.result td { padding-top: 9px; padding-bottom: 9px; }
 tr.tuned-real td { background: #fdf3ed; }
 tr.tuned-real td.n:first-line { font-weight: 700; }

@@ -160,9 +160,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
 
 def _asked(report: Mapping[str, Any]) -> str:
     """The limits of the measurement itself."""
-    questions, things = ([g[kind] for g in report["groups"] if g[kind] is not None] for kind in ("question", "thing"))
-    named = ", ".join(f"“{name}”" for name in questions)
-    return f"Asked was {named}, about {', '.join(things)}; what it does with anything else is not known."
+    questions = [f"“{group['question']}”" for group in report["groups"] if group["question"] is not None]
+    return f"What was asked: {', '.join(questions)}. What the model does with anything else is not known."
 
 
 def _before(figures: Mapping[str, Any]) -> str:
