@@ -28,7 +28,7 @@ from vcot.evaluation.scoring import score
 from vcot.grounding import Frame
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
-from vcot.records.sample import Reason
+from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import File, ShardMark, ShardWriter, fetch_file
 from vcot.storage import NotFound, Store, join
 from vcot.storage.images import ImageError
@@ -191,13 +191,4 @@ def _zipped(completions: Sequence[Completion]) -> bytes:
 
 
 def _rejection(sample: Sample, error: ImageError) -> Rejection:
-    reasons = {
-        "missing": Reason.IMAGE_MISSING,
-        "changed": Reason.IMAGE_CHANGED,
-        "truncated": Reason.IMAGE_TRUNCATED,
-        "broken": Reason.IMAGE_TRUNCATED,
-        "too-large": Reason.IMAGE_TOO_LARGE,
-        "unsupported-format": Reason.IMAGE_UNSUPPORTED,
-        "not-an-image": Reason.IMAGE_NOT_AN_IMAGE,
-    }
-    return Rejection(id=sample.id, stage="evaluate", reason=reasons[error.reason], detail=str(error))
+    return Rejection(id=sample.id, stage="evaluate", reason=IMAGE_REASONS[error.reason], detail=str(error))

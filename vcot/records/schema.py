@@ -33,7 +33,7 @@ refuses one that it does not know.
 | convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | |
 | tokenize | examples, `.parquet`, as below | `report.html`, the audit page |
 | train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
-| evaluate | – | `replies/`, `report.html`, `overlay.png` |
+| evaluate | replies of both models with their Scores, `.jsonl.gz` | `report.html`, `overlay.png` |
 
 **Boxes** are `[x1, y1, x2, y2]` in float pixels of the upright original, always; only text that a model reads or
 writes uses another frame, and which one stands in the tokenize stage's mark and beside every model (`contract`).
@@ -48,7 +48,7 @@ length, −100 where nothing is learned), `image` (`{bytes, path}`, the Image fe
 RECORDS: tuple[tuple[type[Record], str], ...] = (
     (Sample, "a line of `shards/*.jsonl.gz` of convert and distill"),
     (Rejection, "a line of `rejections/*.jsonl` of any stage"),
-    (Completion, "what a teacher or a model said: the reply caches, `replies/` of evaluate"),
+    (Completion, "what a teacher or a model said: the reply caches, the shards of evaluate"),
     (Score, "one reply held against its Sample"),
     (ShardMark, "`_done/00000.json`"),
     (StageMark, "`_done/stage.json`"),

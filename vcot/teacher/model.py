@@ -23,6 +23,7 @@ from vcot import log
 from vcot.errors import BudgetSpent, TemporaryError, VcotError
 from vcot.grounding import Trace
 from vcot.records import Completion, Image, Reason, Rejection, Sample
+from vcot.records.sample import IMAGE_REASONS
 from vcot.stage import REPORT_EVERY, stop
 from vcot.storage import Store
 from vcot.storage.images import ImageError, load
@@ -37,16 +38,6 @@ GRACE = 10.0
 """Seconds that requests under way get to come home when the work is stopped; their replies are paid for."""
 
 _QUALITY = 90  # JPEG
-
-IMAGE_REASONS = {
-    "missing": Reason.IMAGE_MISSING,
-    "changed": Reason.IMAGE_CHANGED,
-    "not-an-image": Reason.IMAGE_NOT_AN_IMAGE,
-    "unsupported-format": Reason.IMAGE_UNSUPPORTED,
-    "truncated": Reason.IMAGE_TRUNCATED,
-    "broken": Reason.IMAGE_TRUNCATED,
-    "too-large": Reason.IMAGE_TOO_LARGE,
-}
 
 
 @dataclass(frozen=True)

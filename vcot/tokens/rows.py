@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vcot.records.example import Example, Examples
-from vcot.records.sample import Reason, Rejection, Sample
+from vcot.records.sample import IMAGE_REASONS, Reason, Rejection, Sample
 from vcot.records.shards import ShardMark, ShardWriter, StageMark, Tally, fetch_file, read_shard
 from vcot.stage import stop
 from vcot.storage import NotFound, Store, images
@@ -25,16 +25,6 @@ PICTURES_IN_MEMORY = 8
 
 PAGE_EXAMPLES = 12
 """Examples on the audit page."""
-
-_IMAGE_REASONS: Mapping[images.Reason, Reason] = {
-    "missing": Reason.IMAGE_MISSING,
-    "changed": Reason.IMAGE_CHANGED,
-    "not-an-image": Reason.IMAGE_NOT_AN_IMAGE,
-    "unsupported-format": Reason.IMAGE_UNSUPPORTED,
-    "truncated": Reason.IMAGE_TRUNCATED,
-    "broken": Reason.IMAGE_NOT_AN_IMAGE,
-    "too-large": Reason.IMAGE_TOO_LARGE,
-}
 
 
 class Tokenizing:
@@ -78,7 +68,7 @@ class Tokenizing:
             try:
                 picture, data = self._picture(sample)
             except ImageError as error:
-                reason = _IMAGE_REASONS[error.reason]
+                reason = IMAGE_REASONS[error.reason]
                 return [], [Rejection(id=sample.id, stage=STAGE, reason=reason, detail=str(error))]
         made = [self.encoder.example(sample, i, picture, data) for i in range(len(sample.reasoning))]
         kept = [one for one in made if isinstance(one, Example)]
