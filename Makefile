@@ -75,7 +75,7 @@ local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and
 	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)' --example '$(EXAMPLE)' --base '$(BASE)'
 
 local-clean: ## forget all runs on this computer and what they stored
-	rm -rf .local/s3 .local/s3.log .local/runs
+	rm -rf .local
 
 rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
 	$(PY) examples/rehearsal/make_base.py --out build/rehearsal

@@ -31,7 +31,9 @@ class PipelineSettings(Declared):
 
     stage: ClassVar[str] = "pipeline"
 
-    run_id: str = setting("first", "name of this run; a finished run of that name is not made again", min_length=1)
+    run_id: str = setting(
+        "first", "name of this run; a finished run of that name is not made again", pattern=r"^[A-Za-z0-9][\w.-]*$"
+    )
     where: Literal["local"] = setting("local", "where the stages run: as processes on this computer")
     runs_uri: str = setting("s3://vcot/runs", "prefix under which runs stand", min_length=1)
     example: str | None = setting(
@@ -53,20 +55,23 @@ class PipelineSettings(Declared):
 
 
 def run(settings: PipelineSettings) -> None:
+    published = _published(settings)
     folders = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
     plan = make_plan(
-        settings.run_id, settings.runs_uri, gather_variables(folders, os.environ),
+        settings.run_id, settings.runs_uri, gather_variables(folders, os.environ, published),
         only=settings.only, until=settings.until, from_run=settings.from_run,
     )  # fmt: skip
+    from vcot.pipeline.local import LocalHand
+
+    hand = LocalHand()
+    hand.check(plan)  # before anything is built, started or put into storage
     if settings.dry_run:
         _show(plan)
         return
-    from vcot.pipeline.local import LocalHand
-
     begun = time.monotonic()
     with _storage(settings):
-        _publish(settings)
-        outcomes = conduct(plan, LocalHand(), stop)
+        _publish(settings, published)
+        outcomes = conduct(plan, hand, stop)
         folder = settings.local_folder / "runs" / settings.run_id
         _bring_home(plan, folder)
     _tell(plan, outcomes, time.monotonic() - begun, folder)
@@ -86,18 +91,27 @@ def _storage(settings: PipelineSettings) -> Iterator[None]:
         yield
 
 
-def _publish(settings: PipelineSettings) -> None:
+def _published(settings: PipelineSettings) -> dict[str, str]:
+    """Where the example and the base are put: what EXAMPLE_URI and BASE_URI stand for in settings files."""
+    found = {}
+    for name, folder in (("EXAMPLE_URI", settings.example), ("BASE_URI", settings.base)):
+        if folder is not None:
+            path = Path(folder).resolve()
+            if not path.is_dir():
+                raise SettingsError(f"--{name.removesuffix('_URI').lower()}={folder}: there is no such folder")
+            scheme, separator, rest = settings.runs_uri.rpartition("://")
+            place = f"{scheme}{separator}{rest.split('/')[0]}" if separator else str(Path(rest).parent)
+            found[name] = f"{place}/examples/{path.name}"
+    return found
+
+
+def _publish(settings: PipelineSettings, published: Mapping[str, str]) -> None:
     from vcot.pipeline.local import publish
     from vcot.storage import Store
 
-    bucket = settings.runs_uri.rsplit("/", 1)[0]
-    for folder in (settings.example, settings.base):
-        if folder is None:
-            continue
-        path = Path(folder)
-        if not path.is_dir():
-            raise SettingsError(f"{folder}: there is no such folder")
-        publish(Store(), path, f"{bucket}/examples/{path.name}")
+    for name, folder in (("EXAMPLE_URI", settings.example), ("BASE_URI", settings.base)):
+        if folder is not None:
+            publish(Store(), Path(folder), published[name])
 
 
 def _show(plan: Plan) -> None:

@@ -15,7 +15,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -126,6 +126,12 @@ class Settings(Declared):
     shard: int | None = setting(
         None, "do this shard only (with --part shards); default: every one", common=True, shapes_result=False, ge=0
     )
+
+    @model_validator(mode="after")
+    def _one_shard_is_a_part(self) -> Self:
+        if self.shard is not None and self.part != "shards":
+            raise ValueError(f"--shard={self.shard}: one shard alone needs --part shards")
+        return self
 
     @property
     def run_name(self) -> str:

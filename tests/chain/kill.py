@@ -5,7 +5,7 @@
 A small chain (drawn scenes, the rehearsal base, a few optimiser steps in fp32) runs once undisturbed. Then it runs
 again under another name: each kill picks a stage, in proportion to how long it took, and a moment of it; the stage is
 started, killed with its children at that moment, and started again with the same command. At the end shards,
-rejections and losses of both runs must be the same to the byte.
+rejections, replies, losses and tuned weights of both runs must be the same to the byte.
 """
 
 from __future__ import annotations
@@ -83,15 +83,16 @@ def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, An
 
 
 def fingerprint(run_uri: str) -> dict[str, object]:
-    """What must not depend on kills: the files that the marks name, the tallies, and the losses."""
+    """What must not depend on kills: the files that the marks name, the tallies, the losses and the tuned weights."""
     store = Store()
     found: dict[str, object] = {}
-    for stage in ("convert", "distill", "tokenize"):
+    for stage in ("convert", "distill", "tokenize", "evaluate"):
         mark = json.loads(store.read(join(run_uri, stage, "_done/stage.json")))
         for shard in mark["shards"]:
             for file in (*shard["files"], shard["rejections"]):
                 found[f"{stage}/{file['name']}"] = file["sha256"]
             found[f"{stage}/{shard['shard']} tally"] = shard["tally"]
+    found["train/files"] = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))["facts"]["files"]
     for step in json.loads(store.read(join(run_uri, "train", "losses.json"))):
         found[f"train/losses {len(found)}"] = step
     return found

@@ -26,14 +26,18 @@ class LocalHand:
     """Each step is ``python -m jobs.<stage>`` with the step's variables."""
 
     def __init__(self) -> None:
+        self._checked: Plan | None = None
         self._running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
 
     def check(self, plan: Plan) -> None:
+        if plan is self._checked:
+            return
         with ThreadPoolExecutor() as pool:
             answers = list(pool.map(self._check, plan.steps))
         faults = [line for answer in answers for line in answer]
         if faults:
             raise SettingsError("\n".join(faults))
+        self._checked = plan
 
     def _check(self, step: Step) -> list[str]:
         answer = subprocess.run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
+from types import MappingProxyType
 
 from vcot.errors import SettingsError, UsageError
 from vcot.settings import PREFIX, STAGES
@@ -131,8 +133,13 @@ def read_env_file(path: Path) -> dict[str, str]:
     return found
 
 
-def gather_variables(folders: Sequence[Path], environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Stage → variables: from ``<folder>/<stage>.env``, a later folder and then the environment beating an earlier."""
+def gather_variables(
+    folders: Sequence[Path], environment: Mapping[str, str], places: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, dict[str, str]]:
+    """Stage → variables: from ``<folder>/<stage>.env``, a later folder and then the environment beating an earlier.
+
+    `places`: what ``${EXAMPLE_URI}`` and ``${BASE_URI}`` stand for in the files.
+    """
     common = {
         name: value
         for name, value in environment.items()
@@ -145,7 +152,7 @@ def gather_variables(folders: Sequence[Path], environment: Mapping[str, str]) ->
         for folder in folders:
             path = folder / f"{stage}.env"
             if path.exists():
-                mine |= read_env_file(path)
+                mine |= {name: Template(value).safe_substitute(places) for name, value in read_env_file(path).items()}
         prefix = f"{PREFIX}{stage.upper()}_"
         mine |= {name: value for name, value in environment.items() if name.startswith(prefix)}
         variables[stage] = mine

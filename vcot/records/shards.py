@@ -20,7 +20,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -33,6 +33,7 @@ from vcot.stage import Bar, stop
 from vcot.storage import NotFound, Store, join
 
 DONE = "_done/stage.json"
+M = TypeVar("M", bound=Record)
 
 
 class Tally(Record):
@@ -181,7 +182,10 @@ class Folder:
         uri = join(self.uri, "settings.json")
         if self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
             return
-        there = json.loads(self.store.read(uri))
+        try:
+            there = json.loads(self.store.read(uri))
+        except ValueError as error:
+            raise InputError(f"{uri} is damaged ({error}). {_make_again(self.uri)}") from None
         differing = [
             f"{name} was {there['settings'].get(name)!r} and is now {value!r}"
             for name, value in mine["settings"].items()
@@ -200,10 +204,17 @@ class Folder:
 
     def mark(self) -> StageMark | None:
         """The mark of the whole stage, if it is whole."""
+        return self._mark(DONE, StageMark)
+
+    def _mark(self, name: str, kind: type[M]) -> M | None:
+        uri = join(self.uri, name)
         try:
-            return StageMark.model_validate_json(self.store.read(join(self.uri, DONE)))
+            return kind.model_validate_json(self.store.read(uri))
         except NotFound:
             return None
+        except ValidationError as error:
+            what = error.errors()[0]["msg"]
+            raise InputError(f"{uri} is damaged ({what}). {_make_again(self.uri)}") from None
 
     def finish(self, mark: StageMark) -> None:
         """Says that the stage is whole. The first mark stays."""
@@ -217,10 +228,7 @@ class Folder:
     # --- one shard -------------------------------------------------------------------------------
 
     def shard_mark(self, index: int) -> ShardMark | None:
-        try:
-            return ShardMark.model_validate_json(self.store.read(join(self.uri, f"_done/{index:05d}.json")))
-        except NotFound:
-            return None
+        return self._mark(f"_done/{index:05d}.json", ShardMark)
 
     def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMark:
         """Makes one shard, unless its mark is there; `work` feeds the writer."""
@@ -240,7 +248,7 @@ class Folder:
         uri = join(self.uri, f"_done/{index:05d}.json")
         if not self.store.write_once(uri, _json(mark.model_dump(mode="json"))):
             log.get().warning("another process finished this shard first; its files count", shard=index)
-            return ShardMark.model_validate_json(self.store.read(uri))
+            return self.shard_mark(index) or mark
         return mark
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
@@ -284,6 +292,8 @@ def run_shards(
         )
         return mark
     folder.begin(settings, inputs)
+    if settings.shard is not None and settings.shard >= shards:
+        raise SettingsError(f"--shard={settings.shard}: there are {shards} shards, 0 to {shards - 1}")
     if settings.part in ("all", "shards"):
         wanted = range(shards) if settings.shard is None else [settings.shard]
         with Bar(folder.stage, len(wanted), "shards") as bar:
@@ -364,15 +374,22 @@ def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
     """
     path = folder / file.name.replace("/", "-")
     uri = join(stage_uri, file.name)
-    store.download(uri, path)
+    try:
+        store.download(uri, path)
+    except NotFound:
+        raise InputError(f"{uri} is named by its stage's mark and is gone. {_make_again(stage_uri)}") from None
     with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if digest != file.sha256:
         raise InputError(
             f"{uri} is not what its mark says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
-            f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed, so run that stage again"
+            f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed. {_make_again(stage_uri)}"
         )
     return path
+
+
+def _make_again(stage_uri: str) -> str:
+    return f"Delete {stage_uri} and run that stage again, or start under another run name"
 
 
 def read_shard(store: Store, stage_uri: str, shard: ShardMark) -> Iterator[Sample]:

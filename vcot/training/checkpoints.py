@@ -13,7 +13,6 @@ them on a node that was thought lost, cannot harm each other.
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 import shutil
 import time
@@ -21,12 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
 from vcot import log
-from vcot.errors import InputError
 from vcot.records.base import Record
 from vcot.records.shards import File
 from vcot.storage import NotFound, Store, join
@@ -148,13 +146,6 @@ class Checkpoints:
         for step in sorted(self._local)[: -self.keep or None]:
             if step != best_step:
                 shutil.rmtree(self._local.pop(step))
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.name}: not JSON: {error}") from None
 
 
 def _digest(path: Path) -> str:
