@@ -129,7 +129,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _they_agree(self) -> Self:
-        if self.part not in ("all", "prepare") or self.shard is not None:
+        if self.part not in ("all", "prepare"):
             raise ValueError("train is not made of shards: --part and --shard have no meaning here")
         if self.warmup >= 1 and self.max_steps is not None and self.warmup >= self.max_steps:
             raise ValueError(

@@ -91,7 +91,7 @@ def test_the_settings_of_the_recipe_are_in_order() -> None:
         (["--warmup", "30", "--max-steps", "20"], "--warmup=30 steps leaves nothing of --max-steps=20"),
         (["--warmup", "1.5"], "--warmup=1.5 is neither a share below 1 nor a whole number of steps"),
         (["--part", "finish"], "train is not made of shards"),
-        (["--shard", "0"], "train is not made of shards"),
+        (["--part", "shards", "--shard", "0"], "train is not made of shards"),
         (["--dropout", "1"], "--dropout=1: input should be less than 1"),
     ],
 )
