@@ -140,7 +140,9 @@ def test_nothing_secret_and_no_registry_is_tracked() -> None:
     if files == [""]:
         pytest.skip("not a git checkout")
     assert not [f for f in files if f.endswith((".pem", ".key", "s3.env"))]
-    hosts = re.compile(r"pypi\.org|pythonhosted|registry\.npmjs|proxy\.golang|AKIA[0-9A-Z]{16}")
+    # In two halves, so that the names do not stand here either.
+    halves = (("pypi", r"\.org"), ("python", "hosted"), ("registry", r"\.npmjs"), ("proxy", r"\.golang"))
+    hosts = re.compile("|".join(["".join(pair) for pair in halves] + ["AKIA[0-9A-Z]{16}"]))
     texts = [
         ROOT / f for f in files if f.endswith((".py", ".txt", ".md", ".toml", ".yaml", ".env", ".sum", "Makefile"))
     ]
