@@ -862,7 +862,7 @@ def train(rank: int, meeting: str, recipe: Recipe, work: Path, every: int, quick
     step, cpu_before = 0, 0.0
     state = work / "state.pt"
     if state.exists():
-        saved = torch.load(state)
+        saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         trainer.heads.load_state_dict(saved["heads"], strict=False)
         if saved["heads"].keys() == trainer.heads.state_dict().keys():
