@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -159,15 +158,14 @@ def convert(settings: ConvertSettings, source: Source, rows: Iterable[Row], desk
 
 
 def prepared(settings: ConvertSettings, source: Source, desk: Desk, folder: Folder) -> Desk:
-    """The desk that also knows which pictures are kept from training."""
-    from vcot.sources.held_out import held_out
+    """The desk that also knows what all shards must."""
+    from vcot.sources.beforehand import informed
 
     images_uri = settings.images_uri
     if images_uri is not None and next(iter(desk.store.list(images_uri)), None) is None:
         raise InputError(f"--images-uri {images_uri}: there is nothing in that folder")
     look = settings.part in ("all", "prepare")
-    held = held_out(source, desk, folder, look=look, readers=settings.readers, limit=settings.limit)
-    return replace(desk, held_out=held)
+    return informed(source, desk, folder, look=look, readers=settings.readers, limit=settings.limit)
 
 
 def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Path) -> Desk:

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.evaluation.evaluation_samples import drawn, frame, sample
-from vcot.errors import GateFailed
+from vcot.errors import GateFailed, InputError
 from vcot.evaluation import gallery, page, words
 from vcot.evaluation.chance import Habits
 from vcot.evaluation.gates import judge_gates, raise_if_failed
@@ -359,3 +359,9 @@ def test_a_gate_on_what_was_not_measured_is_not_passed(report):
     without = json.loads(json.dumps(report))
     without["results"] = [row for row in without["results"] if row["key"] != "tuned-blank"]
     assert not judge_gates(without, max_blank_accuracy=1.0)[0]["passed"]
+
+
+def test_two_samples_of_one_id_are_no_ground_for_a_report(evidence):
+    twice = [*evidence.samples, evidence.samples[0]]
+    with pytest.raises(InputError, match="ids have to be unique"):
+        gather(twice, [], Habits.of([]), frame)

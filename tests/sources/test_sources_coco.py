@@ -210,3 +210,12 @@ def test_a_file_that_is_cut_off(given: Given) -> None:
 def test_rows_of_another_source(given: Given) -> None:
     with pytest.raises(InputError, match="--source viscot"):
         given.outcomes("coco", given.rows([{"question": "?"}]))
+
+
+def test_a_second_picture_of_one_id_is_refused_and_the_first_asked_about(given: Given) -> None:
+    images = [{"id": 1, "file_name": "a.png"}, {"id": "1", "file_name": "b.png"}]
+    uri = instances(given, [{"category_id": 1, "bbox": [10, 20, 30, 40]}], images)
+    first, second = given.outcomes("coco", uri, questions=("where",))
+    assert isinstance(first, Sample)
+    assert isinstance(second, Rejection)
+    assert (second.id, second.reason.value) == ("instances.json:1#2", "duplicate")

@@ -140,6 +140,8 @@ def test_rows_of_files_with_one_name_are_told_apart(tmp_path: Path) -> None:
     ids = [row_id for row_id, _ in read(*uris)]
     assert ids[0] == "train/rows.jsonl:1"
     assert len(set(ids)) == 6
+    uris += [write(tmp_path / "more" / "train" / "rows.jsonl", LINES)]
+    assert len({row_id for row_id, _ in read(*uris)}) == 9
 
 
 def test_a_file_that_is_not_there_and_a_folder_without_rows(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from tests.sources.given import Given
 from tests.sources.test_sources_viscot import chat, metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
-from vcot.sources import SOURCES, rows_of_shard
+from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.sources.beforehand import informed
 from vcot.sources.desk import split_of
-from vcot.sources.held_out import held_out
 from vcot.sources.reading import FORMS, in_order
 from vcot.storage import Store
 
@@ -151,10 +151,10 @@ def test_no_row_learns_from_a_picture_that_another_row_measures_with(given: Give
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     desk = given.desk("viscot", uri)
     source = SOURCES["viscot"]
-    held = held_out(source, desk, folder, look=True, readers=2, limit=None)
-    assert list(held.values()) == ["test"]
-    assert held_out(source, desk, folder, look=False, readers=2, limit=None) == held
-    results = given.outcomes("viscot", uri, held_out=held)
+    knowing = informed(source, desk, folder, look=True, readers=2)
+    assert list(knowing.held_out.values()) == ["test"]
+    assert informed(source, desk, folder, look=False) == knowing
+    results = given.outcomes("viscot", uri, held_out=knowing.held_out)
     assert [r.reason.value if isinstance(r, Rejection) else r.origin.split for r in results] == [
         "held-out", "train", "test", "box-inverted",
     ]  # fmt: skip
@@ -163,7 +163,30 @@ def test_no_row_learns_from_a_picture_that_another_row_measures_with(given: Give
 def test_shards_do_not_start_before_it_is_known_what_is_held_out(given: Given) -> None:
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     with pytest.raises(InputError, match="--part prepare comes before --part shards"):
-        held_out(SOURCES["scenes"], given.desk("scenes"), folder, look=False, readers=1, limit=None)
+        informed(SOURCES["scenes"], given.desk("scenes"), folder, look=False)
+
+
+def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> None:
+    given.picture("a.png", 20, 20)
+
+    def row(question: str, **more: Any) -> dict[str, Any]:
+        return {"image": "a.png", "question": question, "answers": ["x"]} | more
+
+    uris = [
+        given.rows([row("1", id="cell"), row("2", id=7), row("3"), row("4", id="\ud800")], "mine.jsonl"),
+        given.rows([row("5", id="cell"), row("6", id="mine.jsonl:3"), "no JSON"], "yours.jsonl"),
+    ]
+    source, folder = SOURCES["samples"], Folder(Store(), str(given.folder / "run"), "convert")
+    informed(source, given.desk("samples", *uris), folder, look=True)
+    ids = {}
+    for shard in range(2):
+        desk = informed(source, given.desk("samples", *uris), folder, look=False)
+        for _, result in read(source, rows_of_shard(source, desk, shard, 2), desk):
+            ids[result.question if isinstance(result, Sample) else result.reason.value] = result.id
+    assert ids == {
+        "1": "mine.jsonl:1:cell", "2": "7", "3": "mine.jsonl:3", "wrong-shape": "mine.jsonl:4",
+        "5": "yours.jsonl:1:cell", "6": "yours.jsonl:2:mine.jsonl:3", "not-json": "yours.jsonl:3",
+    }  # fmt: skip
 
 
 def test_every_source_says_where_its_rows_come_from(given: Given) -> None:

@@ -89,6 +89,25 @@ def test_samples_that_are_refused(scene: Given, changed: dict[str, Any], reason:
     assert scene.reason("samples", {"image": "a.png", "question": "?", "answers": ["2"]} | changed) == reason
 
 
+def test_a_sample_of_another_version_is_not_read_as_ours(scene: Given) -> None:
+    row = {"image": "a.png", "question": "?", "answers": ["2"]}
+    for version in (9, "1", True):
+        refused = scene.outcome("samples", row | {"version": version})
+        assert isinstance(refused, Rejection), version
+        assert refused.reason.value == "wrong-shape"
+        assert refused.detail == f"version {version!r}; this vcot reads version 1"
+    assert scene.sample("samples", row | {"version": 1}) == scene.sample("samples", row | {"version": None})
+
+
+def test_what_a_row_leaves_open_about_its_picture_is_filled_in(scene: Given) -> None:
+    row = {"image": {"uri": "a.png"}, "question": "?", "answers": ["2"]}
+    known = scene.sample("samples", row)
+    row["image"] = {"uri": "a.png", "width": None, "height": None, "sha256": None}
+    assert scene.sample("samples", row) == known
+    row["image"] = {"uri": "a.png", "width": None, "height": 99, "sha256": None}
+    assert scene.reason("samples", row) == "image-size-differs"
+
+
 # --------------------------------------------------------------------------------------------- OpenAI messages
 
 

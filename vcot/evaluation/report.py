@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vcot.errors import InputError
 from vcot.evaluation import words
 from vcot.evaluation.chance import Habits, guesses, subject
 from vcot.evaluation.metrics import Figure, measure, point
@@ -50,7 +51,13 @@ def gather(
 
     A sample that could not be asked under every condition (its picture is missing) is left out of all, so that every
     row of the report is about the same samples.
+
+    Raises:
+        InputError: two samples have one id, so that nobody could say whose a reply is.
     """
+    often = Counter(sample.id for sample in samples)
+    if twice := [name for name, times in often.items() if times > 1]:
+        raise InputError(f"{len(twice)} ids stand for several samples each, as {twice[0]!r}; ids have to be unique")
     said: dict[str, dict[str, Reply]] = defaultdict(dict)
     for reply in replies:
         said[f"{reply.model}-{reply.condition}"][reply.score.sample] = reply

@@ -17,6 +17,6 @@ __all__ = ["SOURCES", "Desk", "Options", "Source", "read", "rows_of_shard"]
 SOURCES: Mapping[str, Source] = {
     "viscot": Source(viscot.sample, ("chat", "metadata"), licence=viscot.LICENCE, splits=viscot.SPLITS),
     "coco": Source(coco.sample, rows=coco.rows),
-    "samples": Source(samples.sample, ("sample", "messages")),
+    "samples": Source(samples.sample, ("sample", "messages"), names_rows=True),
     "scenes": Source(drawn.sample, rows=drawn.rows, licence=drawn.LICENCE),
 }

@@ -145,8 +145,17 @@ def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator
     names = _chosen(desk, source, dict(index.execute("select id, name from categories order by rowid")))
     licences = dict(index.execute("select id, name from licences"))
     dataset = last_part(source.uri.rpartition("/")[0]) or source.name
-    for image_id, text in index.execute("select id, entry from images order by rowid"):
+    seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
+    for image_id, text, again, number in index.execute(
+        f"select id, entry, {seen_before}, rowid from images order by rowid"
+    ):
         entry = json.loads(text)
+        if again:
+            detail = (
+                f"entry {number} of images has the id {image_id} of an earlier one; annotations cannot tell them apart"
+            )
+            yield Row(f"{source.name}:{image_id}#{number}", {}, Refused(Reason.DUPLICATE, detail))
+            continue
         boxes, crowded = _seen(index, image_id, names)
         common = {
             "image": entry, "split": entry.get("split"), "dataset": dataset,
@@ -250,6 +259,7 @@ class _index:
                     insert, fields = _INSERTS[part]
                     index.execute(insert, fields(entry))
         index.execute("create index by_image on annotations (image)")
+        index.execute("create index by_id on images (id)")
         index.commit()
         for table in ("images", "annotations", "categories"):
             if not index.execute(f"select count(*) from {table}").fetchone()[0]:

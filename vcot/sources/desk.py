@@ -49,7 +49,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Desk:
-    """scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split."""
+    """
+    scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split.
+    repeated: ids that several rows give themselves.
+    """
 
     store: Store
     inputs: Sequence[Input]
@@ -59,6 +62,14 @@ class Desk:
     licence: str = "unknown"
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
     held_out: Mapping[str, Split] = field(default_factory=dict)
+    repeated: frozenset[str] = frozenset()
+
+    def id_of(self, row: Row) -> str:
+        """What the row calls itself; its place in the input where it says nothing, or what others say too."""
+        given = given_id(row)
+        if given is None:
+            return row.id
+        return f"{row.id}:{given}" if given in self.repeated else given
 
     def origin(self, row: Row, image: Image, dataset: str, licence: str | None = None) -> Origin:
         """Where a sample comes from, and to which split it belongs.
@@ -118,6 +129,11 @@ class Desk:
         if not many:
             raise Refused(Reason.NO_BOX, "the list of boxes is empty")
         return unique(self.box(edges, image) for edges in many)
+
+
+def given_id(row: Row) -> str | None:
+    """The id that a row gives itself, if any."""
+    return str(row.value.get("id") or "") or None
 
 
 def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:

@@ -31,7 +31,7 @@ _BUFFER = 1 << 20
 
 @dataclass(frozen=True)
 class Input:
-    """One file. `name` is what its rows are called after; `sha256` is of its bytes as stored."""
+    """One file. `name` is what its rows are called after, unlike any other file's; `sha256` is of its stored bytes."""
 
     uri: str
     name: str
@@ -55,11 +55,10 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
             raise InputError(f"{uri}: there is no such file, and no folder with {', '.join(SUFFIXES)} files in it")
         for entry in below:
             found.setdefault(entry, entry.removeprefix(base))
-    often = Counter(found.values())
-    return tuple(
-        Input(uri, name if often[name] == 1 else join(last_part(uri.rpartition("/")[0]), name), store.digest(uri))
-        for uri, name in found.items()
-    )
+    for longer in (lambda uri, name: join(last_part(uri.rpartition("/")[0]), name), lambda uri, name: uri):
+        often = Counter(found.values())
+        found = {uri: name if often[name] == 1 else longer(uri, name) for uri, name in found.items()}
+    return tuple(Input(uri, name, store.digest(uri)) for uri, name in found.items())
 
 
 def rows_of(store: Store, source: Input) -> Iterator[Row]:

@@ -31,6 +31,7 @@ class Source:
     sample: a row → a Sample; raises Refused, BoxError, ImageError.
     forms: the forms of JSON rows that it reads (see FORMS); empty where `rows` makes them in another way.
     splits: what rows call their split → ours, or None where the picture decides.
+    names_rows: rows may bring ids of their own.
     """
 
     sample: Callable[[Row, Desk], Sample]
@@ -38,6 +39,7 @@ class Source:
     rows: Callable[[Desk], Iterator[Row]] | None = None
     licence: str = "unknown"
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
+    names_rows: bool = False
 
 
 #: Form of a row → the fields that give it away, what it is, and the source that reads it.

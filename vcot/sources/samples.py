@@ -1,7 +1,8 @@
 """What a user brings: lines of our own Samples, or OpenAI chat messages whose texts hold boxes.
 
-Samples need only `image` (a path, or {"uri": …}), `question` and `answers`; what is missing of id, size, digest and
-origin is filled in, and what is there is held against the picture. Boxes are pixels of the upright original.
+Samples need only `image` (a path, or {"uri": …}), `question` and `answers`; what is missing of size, digest and
+origin is filled in, and what is there is held against the picture. Boxes are pixels of the upright original. An `id`
+that several rows give becomes one of each row's own (mine.jsonl:3:id), because files repeat each other's.
 
 Messages are one question and one reply: {"messages": [{"role": "user", "content": [{"type": "image_url", …},
 {"type": "text", …}]}, {"role": "assistant", "content": "… Answer: 3"}]}, or texts with a list of paths in `images`
@@ -42,7 +43,7 @@ def _ours(row: Row, desk: Desk) -> Sample:
     made = desk.origin(row, image, str(origin.get("dataset") or _folder(row)), _entries(origin, "licence", str, None))
     evidence = _entries(said, "evidence", list, None)
     return Sample(
-        id=str(said.get("id") or row.id),
+        id=desk.id_of(row),
         image=image,
         question=text(said, "question", Reason.NO_QUESTION),
         context=said.get("context"),
@@ -114,7 +115,7 @@ def _messages(row: Row, desk: Desk) -> Sample:
     image = _shown(pictures[0], desk)
     trace, answer = _reply(_content(replied)[0], image, desk)
     return Sample(
-        id=str(row.value.get("id") or row.id),
+        id=desk.id_of(row),
         image=image,
         question=question,
         answers=(answer,),
