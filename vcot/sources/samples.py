@@ -38,6 +38,8 @@ def _ours(row: Row, desk: Desk) -> Sample:
     said = row.value
     if strange := sorted(set(said) - set(Sample.model_fields)):
         raise Refused(Reason.WRONG_SHAPE, f"a Sample has no {', '.join(strange)[:80]}")
+    if (version := said.get("version")) is not None and (type(version) is not int or version != 1):
+        raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads version 1")
     image = _picture(said.get("image"), desk)
     origin = _entries(said, "origin", dict, {})
     made = desk.origin(row, image, str(origin.get("dataset") or _folder(row)), _entries(origin, "licence", str, None))
@@ -65,14 +67,15 @@ def _entries(said: Mapping[str, Any], name: str, kind: type, missing: Any) -> An
 def _picture(said: Any, desk: Desk) -> Image:
     told: Mapping[str, Any] = {"uri": said} if isinstance(said, str) else said if isinstance(said, dict) else {}
     image = desk.pictures.find(text(told, "uri", Reason.WRONG_SHAPE))
-    size = (told.get("width", image.width), told.get("height", image.height))
+    known = {name: value for name, value in told.items() if value is not None}
+    size = (known.get("width", image.width), known.get("height", image.height))
     if size != (image.width, image.height):
         raise Refused(
             Reason.IMAGE_SIZE_DIFFERS,
             f"the row says {size[0]} x {size[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
-    if told.get("sha256", image.sha256) != image.sha256:
-        raise ImageError(image.uri, "changed", f"sha256 is {image.sha256[:12]}…, the row says {told['sha256']!r:.20}")
+    if known.get("sha256", image.sha256) != image.sha256:
+        raise ImageError(image.uri, "changed", f"sha256 is {image.sha256[:12]}…, the row says {known['sha256']!r:.20}")
     return image
 
 
