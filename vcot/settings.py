@@ -15,10 +15,11 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from vcot import uris
 from vcot.errors import SettingsError, UsageError
 
 PREFIX = "VCOT_"
@@ -75,6 +76,18 @@ class Declared(BaseSettings):
         "auto", "lines for people or JSON for a log collector; auto: JSON in a pod, else lines", common=True,
         shapes_result=False,
     )  # fmt: skip
+
+    @field_validator("*")
+    @classmethod
+    def _storage_speaks_it(cls, value: Any, about: ValidationInfo) -> Any:
+        """Every setting called …_uri names a place, or several."""
+        if about.field_name and about.field_name.endswith("_uri"):
+            for uri in () if value is None else (value,) if isinstance(value, str) else value:
+                try:
+                    uris.split(uri)
+                except UsageError as error:
+                    raise ValueError(str(error) if uri == value else f"{uri}: {error}") from None
+        return value
 
     @property
     def run_name(self) -> str:

@@ -17,6 +17,8 @@ class Bake(Settings):
     layers: int = setting(description="how many layers")
     fruits: CommaSeparated = setting((), "what goes on top")
     icing: bool = setting(False, "whether it is iced")
+    recipes_uri: CommaSeparated = setting((), "where recipes are")
+    photo_uri: str | None = setting(None, "where its picture goes")
     helpers: int = setting(1, "people in the kitchen", shapes_result=False)
 
 
@@ -95,4 +97,32 @@ def test_help_explains_each_setting_with_unit_default_and_variable(capsys: pytes
 
 
 def test_what_shapes_the_result_leaves_out_how_it_is_run() -> None:
-    assert load(*GIVEN).shaping() == {"degrees": 180, "layers": 2, "fruits": [], "icing": False}
+    assert load(*GIVEN).shaping() == {
+        "degrees": 180, "layers": 2, "fruits": [], "icing": False, "recipes_uri": [], "photo_uri": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (("--run-uri", "gs://b/r"), "--run-uri=gs://b/r: gs:// is not supported; s3://bucket/key, file:///path and "),
+        (("--photo-uri", "https://h/x"), "--photo-uri=https://h/x: https:// is not supported; s3://bucket/key, "),
+        (("--photo-uri", "s3:/b/x"), "--photo-uri=s3:/b/x: two slashes are missing"),
+        (("--photo-uri", "s3://"), "--photo-uri=s3://: it names no bucket"),
+        (("--photo-uri", "file://x"), "--photo-uri=file://x: a file URI has three slashes"),
+        (("--recipes-uri", "a.json,gs://b/x"), "--recipes-uri=a.json,gs://b/x: gs://b/x: gs:// is not supported"),
+    ],
+)
+def test_a_place_that_storage_cannot_speak_is_a_wrong_setting(written: tuple[str, str], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(*GIVEN, *written)
+    assert str(caught.value).startswith(says)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_places_in_buckets_folders_and_paths_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = "s3://b/x,s3://b,file:///x,/x,x/y,./x,a b:c"
+    assert load(*GIVEN, "--recipes-uri", spoken).recipes_uri == tuple(spoken.split(","))
+    monkeypatch.setenv("VCOT_BAKE_PHOTO_URI", "ftp://x")
+    with pytest.raises(SettingsError, match="VCOT_BAKE_PHOTO_URI=ftp://x: ftp:// is not supported"):
+        load(*GIVEN)

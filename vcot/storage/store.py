@@ -15,19 +15,17 @@ S3 is set up by the standard AWS_* variables alone (see s3.py).
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+from vcot import uris
 from vcot.errors import InputError, UsageError
 from vcot.storage.disk import DiskFile
 from vcot.storage.place import CHUNK, Changed, Entry, NotFound, Place
 
 __all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name"]
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class Store:
@@ -104,25 +102,15 @@ def name(uri: str) -> str:
 
 def _at(uri: str, folder: bool = False) -> Place:
     """Where a URI points. boto3 is imported at the first s3:// one, so that --help and --check stay fast."""
-    scheme = _SCHEME.match(uri)
-    if scheme is None:
-        if not uri:
-            raise UsageError("an empty URI; a place looks like s3://bucket/key, file:///folder/file or a path")
-        if re.match(r"(s3|file|gs|https?):/", uri):
-            raise UsageError(f"{uri!r}: two slashes are missing; a place looks like s3://bucket/key or file:///path")
-        return DiskFile(uri, uri)
-    rest = uri[scheme.end() :]
-    if scheme[1] == "file":
-        if not rest.startswith("/"):
-            raise UsageError(f"{uri!r}: a file URI has three slashes and the whole path, as in file:///data/{rest}")
+    try:
+        scheme, rest = uris.split(uri)
+    except UsageError as error:
+        raise UsageError(f"{uri!r}: {error}" if uri else str(error)) from None
+    if scheme != "s3":
         return DiskFile(uri, rest)
-    if scheme[1] == "s3":
-        from vcot.storage.s3 import S3Object
+    from vcot.storage.s3 import S3Object
 
-        bucket, _, key = rest.partition("/")
-        if not bucket:
-            raise UsageError(f"{uri!r} names no bucket; it should look like s3://bucket/key")
-        if not key and not folder:
-            raise UsageError(f"{uri!r} names a bucket, not an object; it should look like s3://{bucket}/key")
-        return S3Object(uri, bucket, key)
-    raise UsageError(f"{uri!r}: {scheme[1]}:// is not supported; s3://bucket/key, file:///path and plain paths are")
+    bucket, _, key = rest.partition("/")
+    if not key and not folder:
+        raise UsageError(f"{uri!r} names a bucket, not an object; it should look like s3://{bucket}/key")
+    return S3Object(uri, bucket, key)
