@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.sources.given import Given, png
 from vcot.errors import SettingsError
+from vcot.records import Rejection
 from vcot.sources.pictures import Pictures
 from vcot.storage import Store
 from vcot.storage.images import ImageError
@@ -62,10 +63,19 @@ def test_a_picture_that_is_not_there(given: Given) -> None:
         "a\0b.jpg",
         "\ud800.jpg",
         "x" * 300,
-        "gs://b/a.jpg",
         ".",
     ):
         assert reason(pictures, path) == "missing"
+
+
+@pytest.mark.parametrize("uri", ["https://host/a.png", "gs://b/a.jpg", "s3://", "file://a.png"])
+def test_a_picture_at_a_uri_nobody_speaks_is_unsupported_and_not_missing(given: Given, uri: str) -> None:
+    row = {"image": uri, "question": "?", "answers": ["2"]}
+    refused = given.outcome("samples", row)
+    assert isinstance(refused, Rejection)
+    assert refused.reason.value == "image-unsupported"
+    assert refused.detail.startswith(f"{uri}: ")
+    assert "s3://bucket/key" in refused.detail or "file:///data" in refused.detail
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (60, 40)), (3, (60, 40)), (6, (40, 60)), (8, (40, 60))])

@@ -76,7 +76,7 @@ def test_no_annotation_and_annotated_as_absent_are_two_things(scene: Given) -> N
         ({"image": {"uri": "a.png", "width": 100, "height": 200}}, "image-size-differs"),
         ({"image": {"uri": "a.png", "sha256": "0" * 64}}, "image-changed"),
         ({"image": {"width": 3}}, "wrong-shape"),
-        ({"image": "http://host/a.png"}, "image-missing"),
+        ({"image": "http://host/a.png"}, "image-unsupported"),
         ({"answers": []}, "no-answer"),
         ({"answers": [""]}, "no-answer"),
         ({"question": ""}, "no-question"),

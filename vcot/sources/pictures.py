@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 
+from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image
 from vcot.storage import Store, join
@@ -80,6 +81,10 @@ class Pictures:
 
     def _uri(self, path: str) -> str:
         if _ABSOLUTE.match(path):
+            try:
+                uris.split(path)
+            except UsageError as error:
+                raise ImageError(path, "unsupported-format", str(error)) from None
             return path
         if self._images_uri is None:
             raise SettingsError(f"--images-uri is missing: rows name their pictures by paths such as {path!r:.80}")

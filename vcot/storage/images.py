@@ -31,7 +31,7 @@ Reason = Literal[
     "missing",  # nothing is stored there
     "changed",  # its sha256 is not the one that was recorded
     "not-an-image",  # no format has this beginning: a web page, an empty file
-    "unsupported-format",  # an image, but not of FORMATS, or of a depth that cannot become RGB
+    "unsupported-format",  # an image, but not of FORMATS, of a depth that cannot become RGB, or at a URI nobody speaks
     "truncated",  # it ends too early
     "broken",  # it contradicts itself
     "too-large",  # more pixels or bytes than allowed; found before anything is decoded
