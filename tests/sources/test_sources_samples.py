@@ -182,6 +182,18 @@ def test_replies_that_are_refused(scene: Given, reply: str, reason: str) -> None
     assert scene.reason("samples", messages(reply), frame=THOUSANDTHS) == reason
 
 
+def test_a_faulty_box_is_told_with_its_frame_and_what_that_runs_over(scene: Given) -> None:
+    refused = scene.outcome("samples", messages("<ref>cup</ref><box>[100, 200, 50, 400]</box> A: x"), frame=THOUSANDTHS)
+    assert isinstance(refused, Rejection)
+    assert "'<box>[100, 200, 50, 400]</box>' (inverted): " in refused.detail
+    assert "[x1, y1, x2, y2] with x1 < x2 and y1 < y2" in refused.detail
+    assert "the frame thousandths runs over 0..1000 on an image of 200 x 100 pixels" in refused.detail
+    row = messages("<ref>cup</ref><box>[1, 2, 900, 40]</box> Answer: x")
+    refused = scene.outcome("samples", row, frame=FrameSpec("pixels"))
+    assert isinstance(refused, Rejection)
+    assert "the frame pixels runs over 0..200 across and 0..100 down" in refused.detail
+
+
 @pytest.mark.parametrize(
     "turns",
     [

@@ -415,6 +415,12 @@ class Frame:
         x, y = self.x_axis.number, self.y_axis.number
         return x(box.x1), y(box.y1), x(box.x2), y(box.y2)
 
+    @property
+    def range(self) -> str:
+        """What the numbers run over: "0..1000", or "0..196 across and 0..112 down"."""
+        x, y = self.x_axis.span, self.y_axis.span
+        return f"0..{x}" if x == y else f"0..{x} across and 0..{y} down"
+
     def edges(self, x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, float, float]:
         """The original pixels of four numbers, neither cut at the border nor checked."""
         x, y = self.x_axis.pixel, self.y_axis.pixel
@@ -440,10 +446,9 @@ class Frame:
         fits = all(-slack <= n <= top + slack for n, top in zip(numbers, tops, strict=True))
         if fits and not tiny:
             return
-        range_ = f"0..{tops[0]}" if tops[0] == tops[1] else f"0..{tops[0]} across and 0..{tops[1]} down"
         raise BoxError(
             BoxFault.OUTSIDE if self.name == "pixels" else BoxFault.OUT_OF_RANGE,
-            f"{list(numbers)} does not fit the declared frame {self.name}, which runs over {range_}"
+            f"{list(numbers)} does not fit the declared frame {self.name}, which runs over {self.range}"
             f" on an image of {self.width}x{self.height} pixels",
         )
 

@@ -175,7 +175,10 @@ def _reply(said: str, image: Image, desk: Desk) -> tuple[Trace, str]:
     if parsed.faults:
         fault = parsed.faults[0]
         raise Refused(
-            BOX_REASONS[fault.kind], f"{fault.text[:80]!r} in the frame {frame.name} on {image.width} x {image.height}"
+            BOX_REASONS[fault.kind],
+            f"{fault.text[:80]!r} ({fault.kind.replace('_', ' ')}): a label is followed by its box, [x1, y1, x2, y2] "
+            f"with x1 < x2 and y1 < y2; the frame {frame.name} runs over {frame.range} on an image of "
+            f"{image.width} x {image.height} pixels",
         )
     trace = parsed.trace
     if answer is None:
