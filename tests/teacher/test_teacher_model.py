@@ -315,7 +315,7 @@ def test_nobody_at_the_address(ask: Asker, quick: None) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(TemporaryError, match=f"{address} cannot be reached.*OPENAI_BASE_URL"):
+    with pytest.raises(TemporaryError, match=rf"{address} cannot be reached.*OPENAI_BASE_URL.*up\? Run the same"):
         ask(ask.rows(1), address)
 
 

@@ -153,8 +153,10 @@ class ModelTeacher:
 
     def _with_advice(self, error: VcotError) -> VcotError:
         if isinstance(error, TemporaryError):
+            said = str(error)
+            end = "" if said.endswith((".", "?", "!")) else "."
             return TemporaryError(
-                f"{error}. Run the same command again; what was paid for is kept in {self._replies.uri}"
+                f"{said}{end} Run the same command again; what was paid for is kept in {self._replies.uri}"
             )
         return error
 
