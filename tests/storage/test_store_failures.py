@@ -354,6 +354,21 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     assert store.stat(str(tmp_path / "file" / "x")) is None
 
 
+@pytest.mark.parametrize("below", ["x", "x/y", "x/y/z"])
+def test_whoever_would_write_below_a_file_is_told_which_file(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "run"
+    file.touch()
+    for uri in (f"{file}/{below}", f"file://{file}/{below}"):
+        for write in (store.write, store.write_once):
+            with pytest.raises(UsageError, match="one of its folders is a file already") as caught:
+                write(uri, b"x")
+            assert str(caught.value).startswith(f"{uri}: ")
+            assert f"already, {file};" in str(caught.value)
+        with pytest.raises(NotFound, match=f"{file} is a file, not a folder"):
+            store.read(uri)
+    assert file.read_bytes() == b""
+
+
 def test_percent_codes_in_a_file_uri_are_explained(tmp_path: Path) -> None:
     (tmp_path / "a b").write_bytes(b"x")
     with pytest.raises(NotFound, match="URIs are taken as they stand"):

@@ -116,7 +116,13 @@ class DiskFile:
         """The name of a file to fill beside this one; gone afterwards, unless it was renamed."""
         folder = os.path.dirname(self.path) or "."  # noqa: PTH120
         with self._plain_words():
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            try:
+                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            except (FileExistsError, NotADirectoryError) as error:
+                above = self._file_above()
+                raise UsageError(
+                    f"{self.uri}: one of its folders is a file already, {above}; name a folder, or a new one"
+                ) from error
         temporary = os.path.join(folder, f"{_TEMPORARY_START}{secrets.token_hex(8)}{_TEMPORARY_END}")  # noqa: PTH118
         try:
             yield temporary
@@ -137,22 +143,31 @@ class DiskFile:
             return InputError(f"{self.uri!r}: not a file name ({error})") if "null" in str(error) else error
         reason = error.strerror or str(error)
         match error.errno:
-            case errno.ENOENT | errno.ENOTDIR:
+            case errno.ENOENT:
                 return NotFound(f"{self.uri}: no such file{self._literal_hint()}")
+            case errno.ENOTDIR:  # asked for what is there: nothing can be. `temporary` judges who would write
+                return NotFound(f"{self.uri}: no such file; {self._file_above()} is a file, not a folder")
             case errno.EISDIR:
                 return NotFound(f"{self.uri}: a folder, not a file")
             case errno.ENOSPC | errno.EDQUOT:
                 return TemporaryError(f"{self.uri}: no room left on {_mount(self.path)} ({reason})")
             case errno.EACCES | errno.EPERM | errno.EROFS:
                 return SettingsError(f"{self.uri}: {reason.lower()}; make it readable and writable for this user")
-            case errno.EEXIST:
-                return UsageError(f"{self.uri}: one of its folders is a file already")
             case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL:
                 return InputError(f"{self.uri}: {reason.lower()}")
             case errno.EIO | errno.ESTALE | errno.ETIMEDOUT:
                 return TemporaryError(f"{self.uri}: {reason.lower()}")
             case _:
                 return error
+
+    def _file_above(self) -> str:
+        """The file that stands where this path has a folder."""
+        path = self.path
+        while path and path != os.path.dirname(path):  # noqa: PTH120
+            path = os.path.dirname(path)  # noqa: PTH120
+            if os.path.lexists(path):
+                return path
+        return path
 
     def _literal_hint(self) -> str:
         decoded = unquote(self.path)
