@@ -102,7 +102,7 @@ def run(settings: EvaluateSettings) -> None:
     # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
     # before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vcot.records.shards import Folder, read_mark, run_shards
+    from vcot.records.shards import Folder, read_mark
     from vcot.storage import Store, join
 
     store = Store()
@@ -112,14 +112,12 @@ def run(settings: EvaluateSettings) -> None:
     source, more = read_mark(store, samples_uri)
     inputs |= more
     folder = Folder(store, settings.run_uri, settings.stage)
-    if folder.mark() is None:
+    if folder.whole(settings, inputs) is None:
         folder.begin(settings, inputs)
         if settings.part == "prepare":
             return
         with contextlib.suppress(GateFailed):  # `_tell` shows the table and judges the gates again
             _evaluate(settings, store, folder, inputs, train_uri, train, samples_uri, source)
-    else:
-        run_shards(folder, settings, inputs=inputs, shards=0, work=lambda _: None, max_rejected_share=1)
     if settings.part in ("all", "finish"):
         _tell(settings, store, folder)
 

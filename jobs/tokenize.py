@@ -88,8 +88,7 @@ def run(settings: TokenizeSettings) -> None:
     base_digest = folder_digest(store, settings.base_uri, only=is_processor_file)
     inputs |= {settings.base_uri: base_digest}
     folder = Folder(store, settings.run_uri, settings.stage)
-    if folder.mark() is not None:  # do not load a processor to say that nothing is left to do
-        run_shards(folder, settings, inputs=inputs, shards=0, work=lambda _: None, max_rejected_share=1)
+    if folder.whole(settings, inputs) is not None:
         return
     folder.begin(settings, inputs)  # a prefix with other settings is refused before anything is loaded
     if settings.part == "prepare":

@@ -145,26 +145,24 @@ def run(settings: TrainSettings) -> None:
     # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
     # before torch is loaded; no number changes by it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vcot import log
-    from vcot.records.shards import Folder
-    from vcot.storage import Store
+    from vcot.records.shards import Folder, read_mark
+    from vcot.storage import Store, join
 
-    folder = Folder(Store(), settings.run_uri, settings.stage)
-    if (done := folder.mark()) is not None:
-        folder.begin(settings, done.inputs)
-        log.get().info("nothing left to do: this stage is whole", uri=folder.uri, **done.facts["losses"])
+    store = Store()
+    folder = Folder(store, settings.run_uri, settings.stage)
+    source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
+    source, inputs = read_mark(store, source_uri)
+    if folder.whole(settings, inputs) is not None:
         return
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as scratch:
-        _train(settings, folder, Path(scratch))
+        _train(settings, folder, source_uri, source, inputs, Path(scratch))
 
 
-def _train(settings: TrainSettings, folder: Folder, scratch: Path) -> None:
-    from vcot.records.shards import read_mark
-    from vcot.storage import join
+def _train(
+    settings: TrainSettings, folder: Folder, source_uri: str, source: StageMark, inputs: dict[str, str], scratch: Path
+) -> None:
     from vcot.storage.folders import fetch_folder, folder_digest
 
-    source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
-    source, inputs = read_mark(folder.store, source_uri)
     base = fetch_folder(folder.store, settings.base_uri, scratch / "base")
     digest = folder_digest(folder.store, str(base))
     inputs |= {settings.base_uri: digest}

@@ -178,6 +178,18 @@ def test_a_finished_run_says_so_and_trains_nothing(calm: Path, toy_base: Path) -
     assert time.monotonic() - begun < 60
 
 
+def test_a_finished_run_whose_examples_were_made_again_is_not_called_whole(calm: Path, toy_base: Path) -> None:
+    mark = calm / "tokenize/_done/stage.json"
+    there = mark.read_bytes()
+    try:
+        mark.write_bytes(there + b" ")
+        code, said = end(start(str(calm), str(toy_base), calm.parent / "scratch"))
+    finally:
+        mark.write_bytes(there)
+    assert code == 65
+    assert f"{mark} has changed since {calm}/train was begun" in said
+
+
 def test_killed_and_stopped_and_damaged_it_ends_with_the_same_losses(
     calm: Path, toy_base: Path, toy_encoder: Any, moto_place: str, tmp_path: Path
 ) -> None:

@@ -202,6 +202,18 @@ class Folder:
         if there["code"] != __version__:
             log.get().warning("begun by another code version", was=there["code"], now=__version__)
 
+    def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMark | None:
+        """The mark of the whole stage, and a line that says so; None where something is left to do.
+
+        To be asked before a library or a model is loaded. Raises as `begin` does, if the stage is whole.
+        """
+        if (mark := self.mark()) is None:
+            return None
+        self.begin(settings, inputs)
+        counts = {"rows": mark.tally.rows, "kept": mark.tally.kept} if mark.tally.rows else {}
+        log.get().info("nothing left to do: this stage is whole", uri=self.uri, **counts)
+        return mark
+
     def mark(self) -> StageMark | None:
         """The mark of the whole stage, if it is whole."""
         return self._mark(DONE, StageMark)
@@ -285,11 +297,7 @@ def run_shards(
     Raises:
         InputError: more rows were refused than allowed, or a shard is missing in the finish.
     """
-    if (mark := folder.mark()) is not None:
-        folder.begin(settings, inputs)
-        log.get().info(
-            "nothing left to do: this stage is whole", uri=folder.uri, rows=mark.tally.rows, kept=mark.tally.kept
-        )
+    if (mark := folder.whole(settings, inputs)) is not None:
         return mark
     folder.begin(settings, inputs)
     if settings.shard is not None and settings.shard >= shards:
