@@ -58,17 +58,18 @@ class ConvertSettings(Settings):
     limit: int | None = setting(None, "read the first rows only", unit="rows", ge=1)
 
     num_shards: int = setting(4, "into how many shards the rows are dealt", unit="shards", ge=1, le=10_000)
-    readers: int = setting(8, "pictures read at once", ge=1, le=128, shapes_result=False)
+    readers: int = setting(8, "pictures read at once", unit="pictures", ge=1, le=128, shapes_result=False)
     seed: int = setting(0, "which pictures are for validation, which question gets which wording, which scenes")
     validation_share: float = setting(
-        0.05, "share of the pictures for validation, where rows name no split", ge=0, lt=1
+        0.05, "share of the pictures for validation, where rows name no split", unit="0..1", ge=0, lt=1
     )
     splits: Literal["declared", "by-content"] = setting(
         "declared", "declared: believe rows that name a split (VisCoT's val is our test); by-content: divide all rows"
     )
     max_rejected_share: float = setting(
-        0.05, "share of the rows that may be refused before the stage fails", ge=0, le=1, shapes_result=False
-    )
+        0.05, "share of the rows that may be refused before the stage fails", unit="0..1", ge=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
     overhang: float = setting(
         5.0, "how far a box may leave its image and be cut at the border; further out it is refused",
         unit="pixels", ge=0, le=100,
@@ -82,7 +83,7 @@ class ConvertSettings(Settings):
     categories: CommaSeparated = setting((), "coco: ask about these alone, comma-separated; default: all")
     category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
     phrasings: Literal["one", "several"] = setting("several", "coco: one wording for each kind of question, or several")
-    scenes: int = setting(200, "scenes: how many are drawn", ge=1)
+    scenes: int = setting(200, "scenes: how many are drawn", unit="scenes", ge=1)
     pictures_uri: str | None = setting(
         None, "folder for pictures that are drawn, or that messages hold; default: <run-uri>/convert/images",
         min_length=1,

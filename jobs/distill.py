@@ -31,26 +31,32 @@ class DistillSettings(Settings):
     teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
     alternatives: int = setting(1, "different traces for each row", unit="traces", ge=1, le=16)
     max_rejected_share: float = setting(
-        0.05, "share of the rows that may be refused before the stage fails", ge=0, le=1, shapes_result=False
-    )
+        0.05, "share of the rows that may be refused before the stage fails", unit="0..1", ge=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
 
-    phrasings: int = setting(3, "template: wordings in use; 1: always the first and plainest", ge=1, le=3)
+    phrasings: int = setting(
+        3, "template: wordings in use; 1: always the first and plainest", unit="wordings", ge=1, le=3
+    )
     seed: int = setting(0, "template: which row gets which wording")
 
     model: str | None = setting(None, "openai: the model, by the endpoint's name for it", min_length=1)
     temperature: float | None = setting(None, "openai: sampling temperature; default: the endpoint's own", ge=0, le=2)
     reply_tokens: int = setting(1024, "openai: most tokens of one reply, its thinking included", unit="tokens", ge=16)
     image_side: int = setting(1024, "openai: longest side of the picture that is sent", unit="pixels", ge=28, le=8192)
-    attempts: int = setting(3, "openai: how often a row is asked before it is given up", ge=1, le=10)
-    concurrency: int = setting(8, "openai: requests under way at once", ge=1, le=512, shapes_result=False)
+    attempts: int = setting(3, "openai: how often a row is asked before it is given up", unit="requests", ge=1, le=10)
+    concurrency: int = setting(
+        8, "openai: requests under way at once", unit="requests", ge=1, le=512, shapes_result=False
+    )
     retries: int = setting(
         8, "openai: how often a request is tried again when the endpoint is busy or fails (pauses grow to 8 s, or "
-        "what Retry-After says)", ge=0, le=100, shapes_result=False,
+        "what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
     )  # fmt: skip
     timeout: float = setting(120.0, "openai: longest wait for one reply", unit="seconds", gt=0, shapes_result=False)
     max_requests: int | None = setting(
-        None, "openai: stop with exit code 21 once this process has sent so many requests", ge=1, shapes_result=False
-    )
+        None, "openai: stop with exit code 21 once this process has sent so many requests", unit="requests", ge=1,
+        shapes_result=False,
+    )  # fmt: skip
     max_tokens: int | None = setting(
         None, "openai: stop with exit code 21 once this process has paid for so many tokens (in and out); requests "
         "under way are still waited for", unit="tokens", ge=1, shapes_result=False,

@@ -74,7 +74,9 @@ class TrainSettings(Settings):
     similar_lengths: bool = setting(
         True, "put examples into batches with others of their length: less padding, a little less random"
     )
-    epochs: float = setting(2, "times that each sample is seen, each time with one of its reasonings", gt=0)
+    epochs: float = setting(
+        2, "times that each sample is seen, each time with one of its reasonings", unit="epochs", gt=0
+    )
     max_steps: int | None = setting(None, "end after so many steps, whatever --epochs says", unit="steps", gt=0)
     eval_every: int = setting(500, "measure the loss on the validation split", unit="steps", gt=0)
     patience: int = setting(
@@ -87,8 +89,9 @@ class TrainSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
     keep: int = setting(
-        3, "checkpoints kept on the local disk, beside the best; storage keeps all", gt=0, shapes_result=False
-    )
+        3, "checkpoints kept on the local disk, beside the best; storage keeps all", unit="checkpoints", gt=0,
+        shapes_result=False,
+    )  # fmt: skip
     gradient_checkpointing: Literal["auto", "on", "off"] = setting(
         "auto", "compute activations twice instead of keeping them: a third of the memory, a fifth slower; "
         "auto: on a GPU"
@@ -99,14 +102,15 @@ class TrainSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
     workers: int | None = setting(
-        None, "processes that prepare pictures; default: 2 beside a GPU, else none", ge=0, shapes_result=False
-    )
+        None, "processes that prepare pictures; default: 2 beside a GPU, else none", unit="processes", ge=0,
+        shapes_result=False,
+    )  # fmt: skip
     cache_mib: int = setting(
         1024, "memory for prepared pictures; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
     )
     grace_seconds: float = setting(
         30, "time between SIGTERM and SIGKILL; the last checkpoint is only begun when there is time for it",
-        unit="s", gt=0, shapes_result=False,
+        unit="seconds", gt=0, shapes_result=False,
     )  # fmt: skip
 
     @field_validator("method")

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from vcot.pipeline.plan import INPUTS, read_env_file
-from vcot.settings import STAGES, Settings, variable
+from vcot.settings import STAGES, Settings, extra_of, variable
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +102,25 @@ def test_settings_files_are_read_by_the_stages_own_class(
         if name not in os.environ:
             monkeypatch.setenv(name, value)
     settings_class(stage).load([])
+
+
+#: Numbers that are counted in nothing.
+WITHOUT_UNIT = {
+    "seed", "shard", "temperature", "r", "alpha", "learning_rate", "warmup", "weight_decay", "clip", "neftune",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_number_is_given_with_its_unit_and_each_unit_has_one_name(stage: str) -> None:
+    fields = settings_class(stage).model_fields
+    numbers = {
+        name: field for name, field in fields.items() if {int, float} & {field.annotation, *get_args(field.annotation)}
+    }
+    assert {name for name, field in numbers.items() if not extra_of(field).get("unit")} <= WITHOUT_UNIT
+    units = {extra_of(field).get("unit") for field in fields.values()}
+    assert not units & {"s", "sec", "second", "secs", "%", "share", "px", "pixel", "token", "row"}
+    shares = [name for name in numbers if name.endswith("_share")]
+    assert {extra_of(fields[name])["unit"] for name in shares} <= {"0..1"}
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "pipeline"])
