@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, model_validator
 
 from vcot import log
 from vcot.errors import InputError
-from vcot.settings import CommaSeparated, Settings, setting
+from vcot.settings import CommaSeparated, Settings, flag, setting, variable
 from vcot.stage import REPORT_EVERY, launch, stop
 
 if TYPE_CHECKING:
@@ -29,6 +29,13 @@ def _words(value: Any) -> Any:
 
 
 Questions = Annotated[tuple[Literal["where", "count", "point", "presence"], ...], BeforeValidator(_words)]
+
+
+OF_SOURCES = {
+    "questions": ("coco", "scenes"), "categories": ("coco",), "category_names": ("coco",), "phrasings": ("coco",),
+    "scenes": ("scenes",), "frame": ("samples",), "min_pixels": ("samples",), "max_pixels": ("samples",),
+}  # fmt: skip
+"""Setting → the sources that look at it."""
 
 
 class ConvertSettings(Settings):
@@ -112,6 +119,12 @@ class ConvertSettings(Settings):
             f"--category-names: {pair!r} is not written category=name"
             for pair in self.category_names
             if not all(map(str.strip, pair.partition("=")))
+        ]
+        wrong += [
+            f"{flag(name)} (or {variable(type(self), name)}): --source {self.source} does not look at it, "
+            f"--source {' or --source '.join(sources)} does; leave it out"
+            for name, sources in OF_SOURCES.items()
+            if name in self.model_fields_set and self.source not in sources
         ]
         if wrong:
             raise ValueError("\n".join(wrong))

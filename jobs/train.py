@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from vcot.errors import InputError
-from vcot.settings import CommaSeparated, Settings, setting
+from vcot.settings import CommaSeparated, Settings, flag, setting
 from vcot.stage import launch
 
 if TYPE_CHECKING:
@@ -135,6 +135,11 @@ class TrainSettings(Settings):
     def _they_agree(self) -> Self:
         if self.part not in ("all", "prepare"):
             raise ValueError("train is not made of shards: --part and --shard have no meaning here")
+        useless = [flag(name) for name in ("r", "alpha", "dropout") if name in self.model_fields_set]
+        if self.tune == "full" and useless:
+            raise ValueError(
+                f"{', '.join(useless)}: --tune full has no adapters; leave it out, or choose --tune lora or qlora"
+            )
         if self.warmup >= 1 and self.max_steps is not None and self.warmup >= self.max_steps:
             raise ValueError(
                 f"--warmup={self.warmup:g} steps leaves nothing of --max-steps={self.max_steps}; "

@@ -189,7 +189,29 @@ def test_every_missing_setting_is_named_at_once() -> None:
     lines = str(refused.value).splitlines()
     assert [line.split()[0] for line in lines] == [
         "--input-uri", "--images-uri", "--frame=resized_pixels", "--category-names:", "--category-names:",
+        "--category-names", "--frame",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "value", "who"),
+    [
+        ("coco", "frame", "thousandths", "samples"),
+        ("viscot", "min_pixels", "784", "samples"),
+        ("scenes", "categories", "WBC", "coco"),
+        ("samples", "questions", "where", "coco or --source scenes"),
+        ("coco", "scenes", "200", "scenes"),
+    ],
+)
+def test_a_setting_that_the_source_does_not_look_at_is_refused(source: str, name: str, value: str, who: str) -> None:
+    places = {} if source == "scenes" else {"input_uri": "x.json", "images_uri": "x"}
+    ConvertSettings.load(flags(run_uri="r", source=source, **places))
+    with pytest.raises(SettingsError) as refused:
+        ConvertSettings.load(flags(run_uri="r", source=source, **places, **{name: value}))
+    assert str(refused.value) == (
+        f"--{name.replace('_', '-')} (or VCOT_CONVERT_{name.upper()}): --source {source} does not look at it, "
+        f"--source {who} does; leave it out"
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def test_the_settings_of_the_recipe_are_in_order() -> None:
         (["--part", "finish"], "train is not made of shards"),
         (["--part", "shards", "--shard", "0"], "train is not made of shards"),
         (["--dropout", "1"], "--dropout=1: input should be less than 1"),
+        (["--tune", "full", "--r", "8"], "--r: --tune full has no adapters; leave it out, or choose --tune lora or"),
+        (["--tune", "full", "--alpha", "128", "--dropout", "0"], "--alpha, --dropout: --tune full has no adapters"),
     ],
 )
 def test_wrong_settings_get_one_line_and_78(flags: list[str], line: str) -> None:
