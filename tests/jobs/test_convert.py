@@ -204,7 +204,7 @@ def test_every_missing_setting_is_named_at_once() -> None:
     ],
 )
 def test_a_setting_that_the_source_does_not_look_at_is_refused(source: str, name: str, value: str, who: str) -> None:
-    places = {} if source == "scenes" else {"input_uri": "x.json", "images_uri": "x"}
+    places: dict[str, Any] = {} if source == "scenes" else {"input_uri": "x.json", "images_uri": "x"}
     ConvertSettings.load(flags(run_uri="r", source=source, **places))
     with pytest.raises(SettingsError) as refused:
         ConvertSettings.load(flags(run_uri="r", source=source, **places, **{name: value}))

@@ -43,8 +43,7 @@ def base() -> Path:
     """The rehearsal base with its weights."""
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(os.environ.get("TEST_BASE", ROOT / "examples" / "rehearsal"))
-    if not (folder / "model.safetensors").exists():
-        pytest.skip(f"{folder} holds no weights; make rehearsal-base makes them")
+    assert (folder / "model.safetensors").exists(), f"{folder} holds no weights; make rehearsal-base makes them"
     return folder
 
 
