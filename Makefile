@@ -15,7 +15,10 @@ PY := .venv/bin/python
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Settings of a stage go on the same line, as make local-train RUN_ID=other TRAIN_EPOCHS=3"
+	@echo "  Settings of a stage go on the same line, as make local-train RUN_ID=other TRAIN_EPOCHS=3. So do"
+	@echo "    EXAMPLE=folder   data to tune on, with its settings/<stage>.env ($(EXAMPLE))"
+	@echo "    BASE=folder      the model to tune ($(BASE))"
+	@echo "    MINIO=program    the S3 server; without it the one on PATH, or one that is built"
 
 # --- the environment: remade when its requirements change, left alone when they do not ---
 

@@ -147,6 +147,18 @@ def test_settings_are_judged_in_under_two_seconds(stage: str) -> None:
     pytest.fail(f"it took {seconds:.1f} s of CPU at best")
 
 
+def test_make_help_names_every_target_and_every_word_that_a_person_may_give() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    answer = subprocess.run(["make", "help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z0-9-]+):.*## ", makefile, re.M))
+    assert targets == set(re.findall(r"^  make ([a-z0-9-]+) ", answer.stdout, re.M)) > {"local-train", "test"}
+    assert {"RUN_ID=", "EXAMPLE=", "BASE=", "MINIO=", "TESTS=", "KILLS=", "SEED="} <= set(
+        re.findall(r"\b[A-Z_]+=", answer.stdout)
+    )
+
+
 def test_exit_codes_stand_in_the_readers_page_as_in_the_code() -> None:
     from vcot import errors
 
