@@ -3,8 +3,9 @@
     python -m tests.chain.kill --kills 60 --seed 1
 
 A small chain (drawn scenes, the rehearsal base, a few optimiser steps in fp32) runs once undisturbed. Then it runs
-again under another name: each kill picks a stage, in proportion to how long it took, and a moment of it; the stage is
-started, killed with its children at that moment, and started again with the same command. At the end shards,
+again under another name. The first kill of each stage falls into its first half; each further one picks a stage, in
+proportion to how long it took, and a moment of it. The stage is started, killed with its children at that moment, and
+started again with the same command. At the end shards,
 rejections, replies, losses and tuned weights of both runs must be the same to the byte.
 """
 
@@ -48,6 +49,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
+    if asked.kills < len(STAGES):
+        parser.error(f"--kills {asked.kills}: at least {len(STAGES)}, one for each stage")
     from vcot.pipeline.s3server import BUCKET, running_s3
 
     with (
@@ -64,15 +67,11 @@ def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, An
     """Runs the chain twice, the second time with kills; says what differs, and where the kills fell."""
     put_folder(Store(), ROOT / "examples" / "rehearsal", base_uri)
     took = {stage: finish(stage, runs_uri, "calm", base_uri) for stage in STAGES}
-    dice = random.Random(seed)
-    moments = [
-        (stage, dice.uniform(0.0, took[stage])) for stage in dice.choices(STAGES, [took[s] for s in STAGES], k=kills)
-    ]
+    moments = draw(took, kills, seed)
     fell: Counter[str] = Counter()
     for stage in STAGES:
-        for victim, moment in moments:
-            if victim == stage:
-                fell[f"{stage}: {strike(stage, runs_uri, 'stormy', base_uri, moment)}"] += 1
+        for moment in moments[stage]:
+            fell[f"{stage}: {strike(stage, runs_uri, 'stormy', base_uri, moment)}"] += 1
         finish(stage, runs_uri, "stormy", base_uri)
     calm, stormy = (fingerprint(join(runs_uri, name)) for name in ("calm", "stormy"))
     differing = sorted(name for name in calm.keys() | stormy.keys() if calm.get(name) != stormy.get(name))
@@ -80,6 +79,20 @@ def compare(runs_uri: str, base_uri: str, kills: int, seed: int) -> dict[str, An
         "same": not differing, "compared": len(calm), "differing": differing, "kills": dict(sorted(fell.items())),
         "seconds undisturbed": {stage: round(seconds, 1) for stage, seconds in took.items()},
     }  # fmt: skip
+
+
+def draw(took: Mapping[str, float], kills: int, seed: int) -> dict[str, list[float]]:
+    """Stage → seconds after its start at which it is killed, one time after another.
+
+    The first falls into the first half of what the stage took undisturbed: then it has all its work before it, and a
+    quicker second run has not ended yet. The same seed and times give the same moments.
+    """
+    dice = random.Random(seed)
+    moments = {stage: [dice.uniform(0.0, 0.5) * took[stage]] for stage in STAGES}
+    for _ in range(kills - len(STAGES)):
+        (stage,) = dice.choices(STAGES, [took[stage] for stage in STAGES])
+        moments[stage].append(dice.random() * took[stage])
+    return moments
 
 
 def fingerprint(run_uri: str) -> dict[str, object]:
