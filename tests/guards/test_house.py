@@ -159,6 +159,40 @@ def test_make_help_names_every_target_and_every_word_that_a_person_may_give() ->
     )
 
 
+def reached_by_jobs() -> set[str]:
+    """Every module that some command imports, early or late."""
+    modules = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for folder in ("vcot", "jobs")
+        for p in (ROOT / folder).rglob("*.py")
+    }
+    seen: set[str] = set()
+    todo = [name for name in modules if name.startswith("jobs.")]
+    while todo:
+        name = todo.pop()
+        if name not in modules or name in seen:
+            continue
+        seen.add(name)
+        for node in ast.walk(ast.parse(modules[name].read_text())):
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return seen
+
+
+def test_the_front_page_claims_nothing_that_no_command_does() -> None:
+    page = (ROOT / "README.md").read_text().lower()
+    rooms = {p.name for p in (ROOT / "vcot").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    idle = rooms - {name.split(".")[1] for name in reached_by_jobs() if name.startswith("vcot.")}
+    assert {"sources", "training", "evaluation", "teacher"} <= rooms - idle
+    assert not [room for room in idle if room.rstrip("s") in page]
+    if "container" in page:
+        assert [*ROOT.glob("Dockerfile*"), *ROOT.glob("k8s/**/Dockerfile*")], (
+            "the page speaks of containers, and there is none to build"
+        )
+
+
 def test_exit_codes_stand_in_the_readers_page_as_in_the_code() -> None:
     from vcot import errors
 
