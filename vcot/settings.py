@@ -82,11 +82,12 @@ class Declared(BaseSettings):
     def _storage_speaks_it(cls, value: Any, about: ValidationInfo) -> Any:
         """Every setting called …_uri names a place, or several."""
         if about.field_name and about.field_name.endswith("_uri"):
-            for uri in () if value is None else (value,) if isinstance(value, str) else value:
+            places = () if value is None else (value,) if isinstance(value, str) else value
+            for uri in places:
                 try:
                     uris.split(uri)
                 except UsageError as error:
-                    raise ValueError(str(error) if uri == value else f"{uri}: {error}") from None
+                    raise ValueError(str(error) if len(places) == 1 else f"{uri}: {error}") from None
         return value
 
     @property
