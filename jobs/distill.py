@@ -49,8 +49,8 @@ class DistillSettings(Settings):
         8, "openai: requests under way at once", unit="requests", ge=1, le=512, shapes_result=False
     )
     retries: int = setting(
-        8, "openai: how often a request is tried again when the endpoint is busy or fails (pauses grow to 8 seconds, or "
-        "what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
+        8, "openai: how often a request is tried again when the endpoint is busy or fails (pauses grow to 8 seconds, "
+        "or what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
     )  # fmt: skip
     timeout: float = setting(120.0, "openai: longest wait for one reply", unit="seconds", gt=0, shapes_result=False)
     max_requests: int | None = setting(
