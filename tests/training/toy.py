@@ -26,26 +26,17 @@ from vcot.storage.images import decode
 
 __all__ = ["toy_base", "toy_encoder"]
 
-ROOT = Path(__file__).parents[2]
+BASE = Path(__file__).parents[2] / "examples" / "rehearsal"
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
 COLOURS = ("red", "green", "blue", "yellow")
 
 
 @pytest.fixture(scope="session")
-def toy_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped rehearsal base, TEST_BASE, or the same classes with random weights."""
+def toy_base() -> Path:
+    """The shipped rehearsal base."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    given = [ROOT / "examples" / "rehearsal", *([Path(os.environ["TEST_BASE"])] if "TEST_BASE" in os.environ else [])]
-    for folder in given:
-        if (folder / "model.safetensors").exists():
-            return folder
-    from examples.rehearsal import make_base
-
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = make_base.make_tokenizer()
-    model = make_base.make_model(make_base.make_config(tokenizer), tokenizer, seed=0)
-    make_base.save(model, make_base.make_processor(tokenizer), folder)
-    return folder
+    assert (BASE / "model.safetensors").exists(), f"{BASE}: the weights are part of the repository"
+    return BASE
 
 
 @pytest.fixture(scope="session")
