@@ -1030,8 +1030,9 @@ def main() -> None:
     given.add_argument("--every", type=int, default=1000, help="steps between snapshots")
     given.add_argument("--check", type=int, default=0, help="only evaluate --out on so many scenes")
     a = given.parse_args()
+    made = a.out / "snapshot"
     if a.check:
-        print(json.dumps(evaluate(a.out, a.check, a.check_seed), indent=1))
+        print(json.dumps(evaluate(made if made.exists() else a.out, a.check, a.check_seed), indent=1))
         return
     recipe = Recipe(seed=a.seed, looks=a.looks, steps=a.steps, decay_from=a.decay_from)
     with tempfile.TemporaryDirectory() as folder:
@@ -1040,6 +1041,7 @@ def main() -> None:
         other.start()
         train(0, *common)
         other.join()
+    print(f"the base is in {made}; use it: make local-train BASE={made} RUN_ID=own-base")
 
 
 if __name__ == "__main__":
