@@ -63,10 +63,11 @@ def test_the_data_of_a_stopped_server_are_there_again(
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from vcot.pipeline.s3server import running_s3
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as CI may be, ignores it
 with running_s3(Path(sys.argv[1]), Path(sys.argv[1]) / "log") as server:
     try:
         print(server.pid, flush=True)
