@@ -20,6 +20,8 @@ from vcot.storage import Store, put_folder
 
 GRACE = 120.0
 """Seconds that a stage has to save after SIGTERM, as terminationGracePeriodSeconds on a cluster."""
+LOOK = 0.5
+"""Seconds that one look at a running stage takes."""
 
 
 class LocalHand:
@@ -50,11 +52,11 @@ class LocalHand:
         process = subprocess.Popen(
             _command(step), env=_environment(step), start_new_session=True, preexec_fn=_die_with_parent
         )
-        self._running[step.stage] = (process, time.monotonic())
+        self._running[step.name] = (process, time.monotonic())
 
-    def poll(self, step: Step, seconds: float) -> Outcome | None:
-        process, started = self._running[step.stage]
-        deadline = time.monotonic() + seconds
+    def poll(self, step: Step) -> Outcome | None:
+        process, started = self._running[step.name]
+        deadline = time.monotonic() + LOOK
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -69,15 +71,16 @@ class LocalHand:
                 return None
             time.sleep(0.05)
 
-    def cancel(self, step: Step) -> None:
-        process, _ = self._running[step.stage]
-        log.get().info(f"asking {step.stage} to save and stop")
+    def leave(self, step: Step) -> str:
+        process, _ = self._running[step.name]
+        log.get().info(f"asking {step.name} to save and stop")
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE
-        while self.poll(step, 0.2) is None:
+        while self.poll(step) is None:
             if time.monotonic() > deadline:
-                log.get().warning(f"{step.stage} did not stop within {GRACE:g} s; killed")
+                log.get().warning(f"{step.name} did not stop within {GRACE:g} s; killed")
                 process.kill()
+        return "the running stage has saved what it had"
 
 
 def _command(step: Step) -> list[str]:
