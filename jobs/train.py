@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 
 from vcot.errors import InputError
 from vcot.settings import CommaSeparated, Settings, setting
-from vcot.stage import launch
+from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
     from vcot.records import StageMark
@@ -152,6 +152,7 @@ def run(settings: TrainSettings) -> None:
     folder = Folder(Store(), settings.run_uri, settings.stage)
     if (done := folder.mark()) is not None:
         folder.begin(settings, done.inputs)
+        summary(**done.facts["losses"])
         log.get().info("nothing left to do: this stage is whole", uri=folder.uri, **done.facts["losses"])
         return
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as scratch:

@@ -75,6 +75,10 @@ class Declared(BaseSettings):
         "auto", "lines for people or JSON for a log collector; auto: JSON in a pod, else lines", common=True,
         shapes_result=False,
     )  # fmt: skip
+    termination_log: str | None = setting(
+        None, "file for a last word in JSON: how the stage ended, and its main numbers; default: /dev/termination-log "
+        "where that is (in a pod)", common=True, shapes_result=False, min_length=1,
+    )  # fmt: skip
 
     @property
     def run_name(self) -> str:

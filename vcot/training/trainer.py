@@ -27,7 +27,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from vcot import log
 from vcot.errors import SettingsError
-from vcot.stage import Bar, stop
+from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints
 from vcot.training.lessons import Epochs, Lesson
 from vcot.training.loss import learned_tokens, loss_sum, narrow
@@ -256,6 +256,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._begun: tuple[float, int] | None = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        summary(saved_step=state.global_step)
         log.get().info("saved", step=state.global_step, seconds=round(self._checkpoints.last_save_seconds, 1))
         self._saved()
 
