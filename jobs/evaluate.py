@@ -13,7 +13,7 @@ from pydantic import field_validator, model_validator
 
 from vcot.errors import GateFailed
 from vcot.settings import CommaSeparated, Settings, setting
-from vcot.stage import launch
+from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
     from vcot.evaluation.evaluation import Ending
@@ -301,7 +301,7 @@ def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Sub
     from rich.console import Console
 
     from vcot.evaluation.gates import judge_gates, raise_if_failed
-    from vcot.evaluation.table import render
+    from vcot.evaluation.table import headline, render
     from vcot.storage import join
 
     report = json.loads(store.read(join(folder.uri, "report.json")))
@@ -310,6 +310,7 @@ def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Sub
         console = Console(width=110)
     page = join(folder.uri, "report.html")
     console.print(render(report))
+    summary(**headline(report), **subject.facts)
     console.print(f"report with pictures: {page}", soft_wrap=True, highlight=False)
     gates = judge_gates(report, **_gates(settings))
     if subject.baseline is not None:
@@ -339,6 +340,7 @@ def _compare(
     page = compare.markdown(comparison, made_with=made_with, page_uri=join(folder.uri, "report.html"))
     store.write(join(folder.uri, "comparison.json"), json.dumps(comparison, indent=1, ensure_ascii=False).encode())
     store.write(join(folder.uri, "comparison.md"), page.encode())
+    summary(regressions=comparison["regressions"], **compare.changes(comparison))
     return compare.gates(comparison)
 
 
@@ -349,7 +351,7 @@ def _promote(
     from vcot.evaluation.promotion import promote
 
     trained = _trained(settings, subject)
-    promote(
+    pointer = promote(
         store,
         settings.pointer_uri,
         train=subject.train,
@@ -358,6 +360,7 @@ def _promote(
         samples=subject.samples,
         gates=[gate["words"] for gate in gates],
     )
+    summary(promoted=pointer.uri)
 
 
 if __name__ == "__main__":
