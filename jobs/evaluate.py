@@ -155,6 +155,7 @@ def run(settings: EvaluateSettings) -> None:
     # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
     # before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from vcot import log
     from vcot.records.shards import Folder, run_shards
     from vcot.storage import Store
 
@@ -168,6 +169,10 @@ def run(settings: EvaluateSettings) -> None:
         with contextlib.suppress(GateFailed):  # `_tell` shows the table and judges the gates again
             _evaluate(settings, store, folder, subject)
     else:
+        if subject.facts:
+            log.get().info(
+                "this model was evaluated on these samples with this code for this occasion", **subject.facts
+            )
         run_shards(folder, settings, inputs=subject.inputs, shards=0, work=lambda _: None, max_rejected_share=1)
     if settings.part in ("all", "finish"):
         _tell(settings, store, folder, subject)
