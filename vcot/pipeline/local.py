@@ -13,9 +13,9 @@ from pathlib import Path
 
 from vcot import log
 from vcot.errors import SettingsError
+from vcot.pipeline.checking import command, environment, judge
 from vcot.pipeline.conductor import Outcome
 from vcot.pipeline.plan import Plan, Step
-from vcot.settings import PREFIX
 from vcot.storage import Store, put_folder
 
 GRACE = 120.0
@@ -35,22 +35,16 @@ class LocalHand:
         if plan is self._checked:
             return
         with ThreadPoolExecutor() as pool:
-            answers = list(pool.map(self._check, plan.steps))
+            answers = list(pool.map(lambda step: judge(step.stage, step.environment), plan.steps))
         faults = [line for answer in answers for line in answer]
         if faults:
             raise SettingsError("\n".join(faults))
         self._checked = plan
 
-    def _check(self, step: Step) -> list[str]:
-        answer = subprocess.run(
-            [*_command(step), "--check"], env=_environment(step), capture_output=True, text=True, check=False
-        )
-        return [] if answer.returncode == 0 else answer.stderr.strip().splitlines()
-
     def start(self, step: Step) -> None:
         # A session of its own: Ctrl-C reaches the conductor alone, which then asks the stage to save.
         process = subprocess.Popen(
-            _command(step), env=_environment(step), start_new_session=True, preexec_fn=_die_with_parent
+            command(step.stage), env=environment(step.environment), start_new_session=True, preexec_fn=_die_with_parent
         )
         self._running[step.name] = (process, time.monotonic())
 
@@ -81,14 +75,6 @@ class LocalHand:
                 log.get().warning(f"{step.name} did not stop within {GRACE:g} s; killed")
                 process.kill()
         return "the running stage has saved what it had"
-
-
-def _command(step: Step) -> list[str]:
-    return [sys.executable, "-m", f"jobs.{step.stage}"]
-
-
-def _environment(step: Step) -> dict[str, str]:
-    return {n: v for n, v in os.environ.items() if not n.startswith(PREFIX)} | step.environment
 
 
 def _die_with_parent() -> None:
