@@ -33,6 +33,18 @@ LONGEST_RUN_ID = 30
 """Names of pods are this, the step and what the cluster adds, 63 characters in all."""
 
 
+def must_name_jobs(run_id: str) -> None:
+    """
+    Raises:
+        UsageError: the run id cannot be part of names on a cluster.
+    """
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", run_id) or len(run_id) > LONGEST_RUN_ID:
+        raise UsageError(
+            f"RUN_ID {run_id}: it has to be lower-case letters, digits and dashes, {LONGEST_RUN_ID} at most and no "
+            f"dash at its ends, because Jobs are named after it; this one has {len(run_id)} characters"
+        )
+
+
 @dataclass(frozen=True)
 class Place:
     """Who this conductor is on the cluster: the run, the namespace and the pipeline Job that its pod belongs to."""
@@ -57,11 +69,7 @@ class Place:
             )
         job = environment["JOB_NAME"]
         run_id = run_id or job.removeprefix("pipeline-")
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", run_id) or len(run_id) > LONGEST_RUN_ID:
-            raise UsageError(
-                f"RUN_ID {run_id}: it has to be lower-case letters, digits and dashes, {LONGEST_RUN_ID} at most and no "
-                f"dash at its ends, because Jobs are named after it; this one has {len(run_id)} characters"
-            )
+        must_name_jobs(run_id)
         return cls(run_id, environment["POD_NAMESPACE"], Owner(job, environment["JOB_UID"]))
 
 
