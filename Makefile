@@ -2,7 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 rehearsal-base bench-kill requirements formats
+.PHONY: help venv lint test local-train local-clean minio s3 rehearsal-base bench-kill requirements formats \
+	images node-up node-down cluster-test
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -43,6 +44,11 @@ $(CACHE)/uv-%/bin/uv:
 requirements: | $(UV) ## pin the requirements again, with hashes, after a change of pyproject.toml
 	'$(UV)' pip compile --quiet pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --output-file requirements/dev.txt
+	@# What the images hold is what was tested: the same versions, without what only developers need.
+	for image in data:data gpu:train; do \
+		'$(UV)' pip compile --quiet pyproject.toml --extra "$${image#*:}" --constraint requirements/dev.txt \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
+		--output-file "requirements/$${image%:*}.txt" || exit; done
 	echo uv | '$(UV)' pip compile --quiet - --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --output-file requirements/uv.txt
 
@@ -64,6 +70,30 @@ test: $(VENV) ## all tests; TESTS=tests/storage for some. Builds MinIO before th
 
 bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
 	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
+
+# --- on Kubernetes ---
+
+REGISTRY ?= localhost/
+TAG ?= dev
+IMAGES ?= data gpu
+ENGINE ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
+
+images: ## build vcot-data and vcot-gpu with docker, podman or buildah; REGISTRY=registry/path/ TAG=v1 BASE_IMAGE= IMAGES=data
+	@test -n '$(ENGINE)' || { echo 'Images are built with docker, podman or buildah, and none of them answers `info`:' \
+	'install one, start its service, or name it: make images ENGINE="sudo docker"'; exit 1; }
+	@for image in $(IMAGES); do \
+		DOCKER_BUILDKIT=1 BUILDAH_LAYERS=true $(ENGINE) build $(BUILD_FLAGS) $(BASE_IMAGE:%=--build-arg BASE=%) \
+		--build-arg VERSION='$(TAG)' --build-arg REVISION='$(shell git rev-parse HEAD 2>/dev/null)' \
+		--target $$image --tag '$(REGISTRY)'vcot-$$image:'$(TAG)' . || exit; done
+
+node-up: $(VENV) ## a real Kubernetes node on this machine (root), in namespaces of its own, with MinIO and a teacher
+	@$(FIND_MINIO) $(PY) -m tests.cluster.node up $(if $(NODE_IMAGES),--images $(NODE_IMAGES))
+
+node-down: $(VENV) ## end that node and put everything back
+	@$(PY) -m tests.cluster.node down
+
+cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind-kind for a cluster of yours
+	NODE_INSTALL=1 CLUSTER_CONTEXT='$(CONTEXT)' $(PY) -m pytest -n 0 $(or $(TESTS),tests/cluster)
 
 # --- the chain on this computer ---
 
