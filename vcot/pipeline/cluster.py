@@ -17,18 +17,15 @@ from vcot.pipeline.checking import judge
 from vcot.pipeline.conductor import Clock, Outcome, sleep
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Cluster, Expired, Manifest, Refused
-from vcot.pipeline.rendering import FrozenPlan, Owner, complete, freeze, main_of, plan_config_map
+from vcot.pipeline.preflight import checked, templates_of
+from vcot.pipeline.rendering import FrozenPlan, Owner, complete, freeze, plan_config_map
 from vcot.pipeline.reporting import Reporter, Running
 from vcot.stage import Stop
 
-OLDEST = (1, 33)
-"""What this needs of Kubernetes: retries of single shards are no beta any more."""
 WATCH = 5
 """Seconds of one look at a Job, so that a stop is noticed in time."""
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
-
-
 LONGEST_RUN_ID = 30
 """Names of pods are this, the step and what the cluster adds, 63 characters in all."""
 
@@ -57,6 +54,9 @@ class Place:
     def of(cls, environment: Mapping[str, str], run_id: str | None = None) -> Place:
         """From the variables that the pipeline Job takes from its pod (downward API).
 
+        Args:
+            run_id: counts where the Job is not called ``pipeline-<RUN_ID>``.
+
         Raises:
             SettingsError: one of them is missing.
             UsageError: the run id cannot be part of names on a cluster.
@@ -68,7 +68,8 @@ class Place:
                 "which sets them; from outside the cluster use kubectl apply -k k8s/overlays/…"
             )
         job = environment["JOB_NAME"]
-        run_id = run_id or job.removeprefix("pipeline-")
+        # The Job's own name cannot change under a run, as a ConfigMap can.
+        run_id = job.removeprefix("pipeline-") if job.startswith("pipeline-") else run_id or job
         must_name_jobs(run_id)
         return cls(run_id, environment["POD_NAMESPACE"], Owner(job, environment["JOB_UID"]))
 
@@ -111,84 +112,20 @@ class ClusterHand:
             log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
             self._tell_changes(plan)
         else:
-            self._frozen = self._checked(plan)
+            self._frozen = checked(self._cluster, plan, self._judge)
             self._acquire(plan_config_map(self._frozen, self._owner))
         return self._frozen.plan
 
     def check(self, plan: Plan) -> None:
         """Renders and judges everything, creates nothing; a frozen plan was judged before."""
         if self._frozen is None or plan is not self._frozen.plan:
-            self._checked(plan)
-
-    def _checked(self, plan: Plan) -> FrozenPlan:
-        self._old_enough()
-        frozen = freeze(plan, self._templates(plan))
-        faults: list[str] = []
-        judged: set[str] = set()
-        for step in plan.steps:
-            if step.stage not in judged:
-                judged.add(step.stage)
-                variables, missing = self._variables(step, frozen.jobs[step.name])
-                faults += missing or self._judge(step.stage, variables)
-        if faults:
-            raise SettingsError("\n".join(faults))
-        return frozen
-
-    def _old_enough(self) -> None:
-        try:
-            version = self._cluster.version()
-        except Refused:
-            return  # it does not say; what it cannot do it will refuse
-        if version < OLDEST:
-            raise SettingsError(
-                f"this cluster is Kubernetes {version[0]}.{version[1]}; vcot needs {OLDEST[0]}.{OLDEST[1]} or later"
-            )
-
-    def _templates(self, plan: Plan) -> dict[str, Manifest]:
-        templates, missing = {}, []
-        for stage in dict.fromkeys(step.stage for step in plan.steps):
-            template = self._cluster.get("CronJob", f"stage-{stage}")
-            if template is None:
-                missing.append(f"{stage}: there is no CronJob stage-{stage} in namespace {self._cluster.namespace}")
-            else:
-                templates[stage] = template
-        if missing:
-            raise SettingsError("\n".join([*missing, "apply the overlay again: kubectl apply -k k8s/overlays/…"]))
-        return templates
-
-    def _variables(self, step: Step, job: Manifest) -> tuple[dict[str, str], list[str]]:
-        """What the stage will find in its environment with our prefix, and what it will miss; Secrets stay unread."""
-        spec = job["spec"]["replicatedJobs"][0]["template"]["spec"] if job["kind"] == "JobSet" else job["spec"]
-        main = main_of(spec) or {}
-        found: dict[str, str] = {}
-        missing: list[str] = []
-
-        def read(source: Manifest) -> Mapping[str, str]:
-            there = self._cluster.get("ConfigMap", source["name"])
-            if there is None and not source.get("optional"):
-                missing.append(
-                    f"{step.stage}: its template names ConfigMap {source['name']}, which is not in namespace "
-                    f"{self._cluster.namespace}; apply the overlay again"
-                )
-            return (there or {}).get("data") or {}
-
-        for source in main.get("envFrom") or []:
-            if "configMapRef" in source:
-                data = read(source["configMapRef"])
-                found |= {f"{source.get('prefix', '')}{name}": value for name, value in data.items()}
-        for variable in main.get("env") or []:
-            key = (variable.get("valueFrom") or {}).get("configMapKeyRef")
-            if "value" in variable:
-                found[variable["name"]] = variable["value"]
-            elif key is not None and (value := read(key).get(key["key"])) is not None:
-                found[variable["name"]] = value
-        return found, missing
+            checked(self._cluster, plan, self._judge)
 
     def _tell_changes(self, plan: Plan) -> None:
         """Says where the cluster's templates are no longer what this run was begun with; they do not matter to it."""
         assert self._frozen is not None
         try:
-            now = freeze(plan, self._templates(plan))
+            now = freeze(plan, templates_of(self._cluster, plan))
         except SettingsError as error:
             log.get().warning(f"this run goes on, but no other could start: {error}")
             return
