@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-clean minio s3 rehearsal-base bench-kill requirements formats \
-	images node-up node-down cluster-test
+	golden images node-up node-down cluster-test
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -51,9 +51,24 @@ requirements: | $(UV) ## pin the requirements again, with hashes, after a change
 		--output-file "requirements/$${image%:*}.txt" || exit; done
 	echo uv | '$(UV)' pip compile --quiet - --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --output-file requirements/uv.txt
+	echo checkov | '$(UV)' pip compile --quiet - --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --output-file requirements/checkov.txt
+
+# In an environment of its own, because it wants an old boto3.
+CHECKOV := $(CACHE)/checkov-$(shell git hash-object requirements/checkov.txt)/bin/checkov
+
+$(CACHE)/checkov-%/bin/checkov: | $(UV)
+	@echo 'Getting checkov into $(CACHE)'
+	@rm -rf '$(CACHE)/checkov-$*' '$(CACHE)/checkov-$*.part'
+	@'$(UV)' venv --quiet --relocatable --python '$(PYTHON)' '$(CACHE)/checkov-$*.part'
+	@'$(UV)' pip sync --quiet --require-hashes --python '$(CACHE)/checkov-$*.part/bin/python' requirements/checkov.txt
+	@mv '$(CACHE)/checkov-$*.part' '$(CACHE)/checkov-$*'
 
 formats: $(VENV) ## write docs/formats.md again, after a change of a record
 	$(PY) -m vcot.records.schema > docs/formats.md
+
+golden: $(VENV) ## render the manifests into tests/k8s/golden again, after a change of k8s/
+	$(PY) -m tests.k8s.golden
 
 # --- checks ---
 
@@ -65,8 +80,10 @@ lint: $(VENV) ## ruff, mypy (strict), import-linter
 
 FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m vcot.pipeline.s3server --print-binary)}"
 
-test: $(VENV) ## all tests; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
-	$(FIND_MINIO) $(PY) -m pytest -n 2 $(TESTS)
+NEEDED := $(VENV) $(if $(filter-out tests/k8s%,$(TESTS)),,$(CHECKOV))
+
+test: $(NEEDED) ## all tests; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
+	$(FIND_MINIO) CHECKOV='$(CHECKOV)' $(PY) -m pytest -n 2 $(TESTS)
 
 bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
 	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
