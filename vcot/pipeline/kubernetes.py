@@ -54,7 +54,7 @@ class _Trouble(Exception):
         self.status, self.wait = status, wait
 
 
-def connect(namespace: str, clock: Clock, stop: Stop) -> Api:
+def connect(namespace: str, clock: Clock, stop: Stop, away: float = AWAY) -> Api:
     """The cluster that ``KUBECONFIG`` names, else the one that this pod runs in.
 
     Raises:
@@ -71,7 +71,7 @@ def connect(namespace: str, clock: Clock, stop: Stop) -> Api:
             f"no cluster to speak to: {error}. Set KUBECONFIG to a file, or run this in a pod whose ServiceAccount "
             "has its token (automountServiceAccountToken: true)"
         ) from None
-    return Api(configuration, namespace, clock, stop)
+    return Api(configuration, namespace, clock, stop, away)
 
 
 class Api:
@@ -83,10 +83,12 @@ class Api:
         Interrupted: somebody asked for a stop while the server was away.
     """
 
-    def __init__(self, configuration: client.Configuration, namespace: str, clock: Clock, stop: Stop) -> None:
+    def __init__(
+        self, configuration: client.Configuration, namespace: str, clock: Clock, stop: Stop, away: float = AWAY
+    ) -> None:
         configuration.retries = False  # trying again is done here, where it is told and counted
         self._client = client.ApiClient(configuration)
-        self.namespace, self._clock, self._stop = namespace, clock, stop
+        self.namespace, self._clock, self._stop, self._away = namespace, clock, stop, away
         self._away_since: float | None = None
         self._told_at = 0.0
         self._pause = FIRST_PAUSE
@@ -222,9 +224,9 @@ class Api:
         if self._away_since is None:
             self._away_since, self._told_at = now, now
             log.get().warning(f"the API server does not answer as it should: {trouble}; trying again")
-        elif now - self._away_since >= AWAY:
+        elif now - self._away_since >= self._away:
             raise TemporaryError(
-                f"not one good answer from the API server for {AWAY:g} s, last: {trouble}. Jobs that run go on; "
+                f"not one good answer from the API server for {self._away:g} s, last: {trouble}. Jobs that run go on; "
                 "the next conductor adopts them"
             )
         elif now - self._told_at >= REPORT_EVERY:
