@@ -48,9 +48,13 @@ class Stop:
         return self._asked.is_set()
 
     def request(self, number: int, _frame: FrameType | None = None) -> None:
-        if self._asked.is_set():
+        if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
+        self._asked.set()
+
+    def join(self) -> None:
+        """Another process of this stage was asked to stop, so this one stops too; a signal may still come."""
         self._asked.set()
 
     def raise_if_requested(self, saved: str = "finished shards are kept") -> None:
@@ -181,14 +185,14 @@ def _unforeseen(error: Exception) -> tuple[int, str]:
 class Bar:
     """Progress of one piece of work: a bar on a terminal, a line every 30 s elsewhere."""
 
-    def __init__(self, description: str, total: int | None = None, unit: str = "rows") -> None:
-        self.description, self.total, self.unit = description, total, unit
+    def __init__(self, description: str, total: int | None = None, unit: str = "rows", *, shown: bool = True) -> None:
+        self.description, self.total, self.unit, self.shown = description, total, unit, shown
         self.count, self._start = 0, time.monotonic()
         self._last = self._start
         self._progress: Progress | None = None
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self.unit),
                 TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -203,7 +207,7 @@ class Bar:
         self.count += by
         if self._progress is not None:
             self._progress.update(self._task, advance=by, note=note)
-        elif (now := time.monotonic()) - self._last >= REPORT_EVERY:
+        elif self.shown and (now := time.monotonic()) - self._last >= REPORT_EVERY:
             self._last = now
             self._line(now, note)
 
