@@ -131,9 +131,9 @@ def containers(one: Manifest) -> list[Manifest]:
 
 
 def runs_uri(there: list[Manifest]) -> str:
-    return next(
-        (o["data"]["RUNS_URI"] for o in there if o["kind"] == "ConfigMap" and o["metadata"]["name"] == "run"), ""
-    )
+    """RUNS_URI of the overlay's run.env; empty where it has none."""
+    data = (one.get("data") or {} for one in there if one["kind"] == "ConfigMap")
+    return next((str(each["RUNS_URI"]) for each in data if {"RUN_ID", "RUNS_URI"} <= set(each)), "")
 
 
 def told(run_id: str, namespace: str, folder: Path, runs_uri: str, dry_run: bool) -> str:
