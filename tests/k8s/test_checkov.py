@@ -25,7 +25,7 @@ JUDGED: Mapping[str, set[str]] = {
 def findings(
     rendered: Callable[[str], list[Manifest]], tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, set[str]]:
-    """Variant → what checkov holds against it; `worse` is overlay gpu with a fault. All in one run: it starts slowly."""
+    """Variant → what checkov holds against it; `worse` is overlay gpu with a fault. All in one run: it starts slow."""
     folder = tmp_path_factory.mktemp("checkov")
     objects = {name: rendered(name) for name in JUDGED}
     objects["worse"] = json.loads(

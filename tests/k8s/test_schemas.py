@@ -1,4 +1,4 @@
-"""The API server would take what overlays make: strict schemas of each version, and the models of JobSet and TrainJob."""
+"""The API server would take what overlays make: strict schemas of each version, models of JobSet and TrainJob."""
 
 import functools
 import importlib
@@ -93,5 +93,5 @@ def test_a_wrong_type_in_a_jobset_would_be_found(
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    with pytest.raises(Exception, match="validation error|should be|has no attribute"):
+    with pytest.raises(Exception, match=r"validation error|should be|has no attribute"):
         of_its_model(jobset, "jobset_v1alpha2_job_set", "JobsetV1alpha2JobSet")
