@@ -53,6 +53,12 @@ def test_the_copy_has_the_new_name_and_nothing_else_differs(tmp_path):
     assert "RUN_ID=r1\n" in (folder / "run.env").read_text()
 
 
+def test_an_overlay_around_another_has_the_name_of_that_one(tmp_path):
+    folder = copied(ROOT / "k8s", tmp_path / "copy", "gpu-kueue", "r1")
+    assert folder.name == "gpu-kueue"
+    assert "RUN_ID=r1\n" in (tmp_path / "copy/overlays/gpu/run.env").read_text()
+
+
 def test_a_dry_run_renders_and_applies_nothing(kubectl, tmp_path, capsys):
     assert main(["--overlay", "cpu-smoke", "--run-id", "r-1-b", "--dry-run", "--local-folder", str(tmp_path)]) == 0
     out, err = capsys.readouterr()

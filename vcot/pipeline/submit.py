@@ -14,6 +14,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
+
 from vcot.errors import SettingsError, VcotError
 from vcot.pipeline.cluster import must_name_jobs
 from vcot.pipeline.kubectl import kubectl, objects, overlay_folder, render
@@ -66,11 +68,10 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, dry_run: boo
 def fresh_run_id(checkout: Path, now: datetime) -> str:
     """``r20261121-120355-c569011``: sorts by time, tells the commit of the manifests, and starts with a letter, which
     a Service (of a JobSet) must."""
-    answer = subprocess.run(
-        ["git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=False
-    )
-    commit = answer.stdout.strip()[:7]
-    return f"r{now:%Y%m%d-%H%M%S}" + (f"-{commit}" if answer.returncode == 0 else "")
+    git = shutil.which("git")
+    command = [git or "git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()[:7] if git else ""
+    return f"r{now:%Y%m%d-%H%M%S}{'-' if commit else ''}{commit}"
 
 
 def copied(k8s: Path, target: Path, overlay: str, run_id: str) -> Path:
@@ -83,13 +84,20 @@ def copied(k8s: Path, target: Path, overlay: str, run_id: str) -> Path:
         shutil.rmtree(target)
     shutil.copytree(k8s, target)
     folder = target / "overlays" / overlay
-    run_env = folder / "run.env"
+    run_env = run_env_of(folder)
     text = run_env.read_text() if run_env.exists() else ""
     replaced, times = re.subn(r"^RUN_ID=.*$", f"RUN_ID={run_id}", text, flags=re.MULTILINE)
     if times != 1:
         raise SettingsError(f"{k8s / 'overlays' / overlay / 'run.env'}: one line RUN_ID=… is needed, there are {times}")
     run_env.write_text(replaced)
     return folder
+
+
+def run_env_of(overlay: Path) -> Path:
+    """Its own, or that of the overlay that it is laid around (gpu-kueue has that of gpu)."""
+    resources = yaml.safe_load((overlay / "kustomization.yaml").read_text()).get("resources", [])
+    places = [overlay, *(overlay / name for name in resources)]
+    return next((place / "run.env" for place in places if (place / "run.env").exists()), overlay / "run.env")
 
 
 def pipeline_job(there: list[Manifest], run_id: str, overlay: str) -> Manifest:
