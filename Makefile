@@ -82,8 +82,8 @@ FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m vcot.pipeline.s3server --print-
 
 NEEDED := $(VENV) $(if $(filter-out tests/k8s%,$(TESTS)),,$(CHECKOV))
 
-test: $(NEEDED) ## all tests; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
-	$(FIND_MINIO) CHECKOV='$(CHECKOV)' $(PY) -m pytest -n 2 $(TESTS)
+test: $(NEEDED) ## all tests but cluster-test; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
+	$(FIND_MINIO) CHECKOV='$(CHECKOV)' $(PY) -m pytest -n 2 $(or $(TESTS),--ignore=tests/cluster)
 
 bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
 	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
