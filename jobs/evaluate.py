@@ -343,10 +343,15 @@ def _compare(
         seed=settings.seed,
     )
     page = compare.markdown(comparison, made_with=made_with, page_uri=join(folder.uri, "report.html"))
-    store.write(join(folder.uri, "comparison.json"), json.dumps(comparison, indent=1, ensure_ascii=False).encode())
-    store.write(join(folder.uri, "comparison.md"), page.encode())
+    for name, text in (("json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n"), ("md", page)):
+        _write_if_new(store, join(folder.uri, f"comparison.{name}"), text.encode())
     summary(regressions=comparison["regressions"], **compare.changes(comparison))
     return compare.gates(comparison)
+
+
+def _write_if_new(store: Store, uri: str, data: bytes) -> None:
+    if store.stat(uri) is None or store.read(uri) != data:
+        store.write(uri, data)
 
 
 def _promote(
