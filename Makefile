@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-clean minio s3 rehearsal-base bench-kill requirements formats \
-	golden images node-up node-down cluster-test
+	golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -111,6 +111,20 @@ node-down: $(VENV) ## end that node and put everything back
 
 cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind-kind for a cluster of yours
 	NODE_INSTALL=1 CLUSTER_CONTEXT='$(CONTEXT)' $(PY) -m pytest -n 0 $(or $(TESTS),tests/cluster)
+
+OVERLAY ?= gpu
+URI ?= s3://vcot/runs/_probe
+
+k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY=gpu EMPTY_POOLS=1 NO_TRIALS=1 TIMEOUT=300
+	@$(PY) -m vcot.pipeline.doctor --overlay '$(OVERLAY)' $(if $(EMPTY_POOLS),--empty-pools) \
+		$(if $(NO_TRIALS),--no-trials) $(if $(TIMEOUT),--timeout '$(TIMEOUT)')
+
+k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu; DRY_RUN=1 only renders
+	@$(PY) -m vcot.pipeline.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) \
+		$(if $(filter command,$(firstword $(origin RUN_ID))),--run-id '$(RUN_ID)')
+
+s3-doctor: $(VENV) ## does the storage of the AWS_* variables keep what vcot builds on? URI=s3://vcot/runs/_probe
+	@$(PY) -m jobs.probe --uri '$(URI)'
 
 # --- the chain on this computer ---
 
