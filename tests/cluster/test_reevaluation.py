@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tests.cluster.cluster import Cluster, Manifest, Overlay
 from vcot.evaluation.finished import Finished
 from vcot.evaluation.promotion import promote
+from vcot.evaluation.subject import moment
 from vcot.storage import Store, join
 
 MINUTES = 60.0
@@ -42,7 +43,7 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     message = json.loads(pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"])
     assert message["exit"] == 20
     assert "baseline" in message["message"]
-    folder = f"{runs}/reevaluate/{second['metadata']['name']}"
+    folder = f"{runs}/reevaluate/{moment(second['metadata']['name'])}"
     there = [entry.uri for entry in Store().list(folder)]
     assert any(uri.endswith("comparison.md") for uri in there), there
 

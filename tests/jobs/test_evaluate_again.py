@@ -167,7 +167,7 @@ def test_a_worse_model_ends_with_20_and_its_numbers(promoted, tmp_path):
     said = json.loads(log.read_text())
     assert said["exit"] == 20
     assert said["message"].startswith("regression of accuracy_at_50: ")
-    assert f"against {join(promoted, 'good', 'evaluate')}" in said["message"]
+    assert f"against the baseline {join(promoted, 'good', 'evaluate')}" in said["message"]
     assert said["regressions"] == ["accuracy_at_50", "answer_accuracy"]
     assert said["change_accuracy_at_50"][2] < 0
     (page,) = Path(promoted, "again", "20261122T0506Z").glob("*/evaluate/comparison.md")

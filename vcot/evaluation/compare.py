@@ -117,7 +117,7 @@ def _in_words(name: str, comparison: Mapping[str, Any]) -> str | None:
     kind = "regression" if name in comparison["regressions"] else "no regression"
     return (
         f"{kind} of {name}: {was} → {now}, {both(name, figure['difference'], signed=True)} on "
-        f"{plural(comparison['rows'], 'row')} against {comparison['baseline']['uri']}"
+        f"{plural(comparison['rows'], 'row')} against the baseline {comparison['baseline']['uri']}"
     )
 
 
