@@ -1,16 +1,19 @@
 """What overlays and components make, and what they leave alone."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.k8s.golden import FILES, golden
 from tests.k8s.kustomize import (
     ALL_COMPONENTS,
     OVERLAYS,
     POOLS,
+    ROOT,
     VARIANTS,
     Manifest,
     around,
@@ -138,32 +141,22 @@ def test_several_nodes_restart_together_so_no_pod_is_replaced_alone(rendered: Re
 def test_another_run_of_an_overlay_differs_in_its_name_and_its_settings_alone(
     tmp_path: Path, gpu: list[Manifest]
 ) -> None:
-    """The overlay that docs/kubernetes.md shows for a sweep."""
-    objects = render(
-        around(
-            tmp_path,
-            OVERLAYS / "gpu",
-            configMapGenerator=[
-                {"name": "run", "behavior": "merge", "literals": ["RUN_ID=r-32", "FROM_RUN=first:tokenize"]},
-                {"name": "settings-train", "behavior": "merge", "literals": ["VCOT_TRAIN_R=32"]},
-            ],
-            namespace="vcot",
-            patches=[
-                {
-                    "target": {"kind": "Job", "labelSelector": "vcot/role=conductor"},
-                    "patch": "- {op: replace, path: /metadata/name, value: pipeline-r-32}",
-                    "options": {"allowNameChange": True},
-                }
-            ],
-        )
-    )
+    """The overlay that the page shows for a sweep, as it stands there."""
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    (shown,) = [
+        block
+        for block in map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+        if "resources" in block
+    ]
+    assert shown.pop("resources") == ["../gpu"]
+    objects = render(around(tmp_path, OVERLAYS / "gpu", **shown))
     (pipeline,) = of_kind(objects, "Job")
     assert pipeline["metadata"]["name"] == "pipeline-r-32"
     (source,) = pipeline["spec"]["template"]["spec"]["containers"][0]["envFrom"]
     run = named(objects, "ConfigMap", source["configMapRef"]["name"])
     assert run["data"] == {"RUN_ID": "r-32", "RUNS_URI": "s3://vcot/runs", "FROM_RUN": "first:tokenize"}
-    names = {one["configMapRef"]["name"] for one in pod(objects, "stage-train")["containers"][0]["envFrom"][:1]}
-    assert named(objects, "ConfigMap", names.pop())["data"]["VCOT_TRAIN_R"] == "32"
+    settings, *_ = pod(objects, "stage-train")["containers"][0]["envFrom"]
+    assert named(objects, "ConfigMap", settings["configMapRef"]["name"])["data"]["VCOT_TRAIN_R"] == "32"
 
     def others(all_of_them: list[Manifest]) -> list[Manifest]:
         changed = ("pipeline-", "run-", "settings-train", "stage-train", "reevaluate")
