@@ -142,7 +142,7 @@ class ClusterHand:
 
     def start(self, step: Step) -> None:
         job, created = self._job_of(step)
-        running = Running(step, job, self._clock.now(), job["metadata"]["resourceVersion"])
+        running = Running(step, job, self._clock.now(), job["metadata"]["resourceVersion"] if created else None)
         self._running[step.name] = running
         log.get().info(
             f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
@@ -185,9 +185,10 @@ class ClusterHand:
         """The condition that says that the Job is over; None where it is not after `WATCH` seconds."""
         try:
             if running.version is None:
-                there = self._cluster.get(running.kind, running.name)
+                there, version = self._cluster.find(running.kind, running.name)
                 if there is None:
                     self._gone(running)
+                running.version = version
                 return self._see(running, there)
             for change in self._cluster.watch(running.kind, running.name, running.version, WATCH):
                 if change.kind == "DELETED":
@@ -197,11 +198,12 @@ class ClusterHand:
                     return over
         except Expired:
             running.version = None
+            sleep(1, self._clock, self._stop)  # not in a circle, should that version be too old as well
         return None
 
     def _see(self, running: Running, job: Manifest) -> Manifest | None:
         before, was_ready = running.ended_pods, running.ready
-        running.seen, running.version = job | {"kind": running.kind}, job["metadata"]["resourceVersion"]
+        running.seen = job | {"kind": running.kind}
         if running.condition is not None:
             return running.condition
         if job["metadata"].get("deletionTimestamp"):

@@ -134,6 +134,12 @@ class Api:
             if not page:
                 return
 
+    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
+        """The object, or None, and the version of the whole from which to watch on."""
+        answer = self.request("GET", self._path(kind), [("fieldSelector", f"metadata.name={name}")])
+        items = answer.get("items") or []
+        return (items[0] if items else None), str(answer["metadata"]["resourceVersion"])
+
     def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[Change]:
         """What happens to one object after that version, for so long.
 

@@ -1,4 +1,4 @@
-"""What the conductor asks of a cluster: five verbs over plain dicts, and the two answers that are no answer.
+"""What the conductor asks of a cluster: six verbs over plain dicts, and the two answers that are no answer.
 
 `kubernetes.Api` speaks them to an API server; tests have a cluster in memory behind the same verbs.
 """
@@ -56,6 +56,12 @@ class Cluster(Protocol):
 
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
         """The objects that both selectors fit, the first `limit` of them."""
+
+    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
+        """The object, or None, and the version of the whole from which to watch on.
+
+        The object's own version will not do: it may be older than what the server remembers.
+        """
 
     def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[Change]:
         """What happens to one object after that version, for so long or less; raises Expired."""

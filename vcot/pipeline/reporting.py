@@ -158,7 +158,7 @@ class Reporter:
         if not why and not pods and any(running.ended_pods):
             running.idle_since = now  # the Job itself pauses before it tries again
             return
-        waited = now - (running.idle_since or now)
+        waited = now - (running.idle_since if running.idle_since is not None else now)
         if waited >= self._pending_timeout:
             raise StageFailed(
                 f"{running.step.name} has waited {waited / 60:.0f} min for a pod to run, longer than --pending-timeout "
