@@ -132,8 +132,8 @@ def test_every_variable_is_read_by_somebody(name: str, rendered: Rendered) -> No
         }
         expanded = set(re.findall(r"\$\((\w+)\)", str(container["env"])))
         for one in environment(objects, spec):
-            # AWS_* is read by clients of S3, PET_* by torch's launcher.
-            assert one in known | read | expanded or one.startswith(("AWS_", "PET_")), f"{where}: {one}"
+            # AWS_* is read by clients of S3.
+            assert one in known | read | expanded or one.startswith("AWS_"), f"{where}: {one}"
 
 
 def test_the_time_to_save_is_part_of_the_grace_period(rendered: Rendered) -> None:
