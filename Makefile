@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 rehearsal-base bench-kill requirements formats \
+.PHONY: help venv lint test local-train local-clean minio s3 push-base rehearsal-base bench-kill requirements formats \
 	golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
@@ -137,6 +137,10 @@ local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and
 
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local
+
+push-base: $(VENV) ## put a downloaded base into the bucket: BASE=<folder> TO=s3://vcot/models/<name>; goes on where cut off
+	@test '$(origin BASE)' != file || { echo 'Which? make push-base BASE=<folder of a downloaded model> [TO=s3://…]'; exit 64; }
+	@$(PY) -m vcot.pipeline.push --base '$(BASE)' $(if $(TO),--to '$(TO)')
 
 rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
 	$(PY) examples/rehearsal/make_base.py --out build/rehearsal

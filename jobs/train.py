@@ -215,13 +215,12 @@ def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
 def _fetch(settings: TrainSettings, folder: Folder, scratch: Path) -> Material:
     from vcot.records.shards import fetch_file, read_mark
     from vcot.storage import join
-    from vcot.storage.folders import fetch_folder, folder_digest
+    from vcot.storage.folders import fetch_with_digest
 
     store = folder.store
     source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
     source, inputs = read_mark(store, source_uri)
-    base = fetch_folder(store, settings.base_uri, scratch / "base")
-    digest = folder_digest(store, str(base))
+    base, digest = fetch_with_digest(store, settings.base_uri, scratch / "base")
     inputs |= {settings.base_uri: digest}
     folder.begin(settings, inputs)
     if settings.part == "prepare":

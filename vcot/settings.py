@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
@@ -187,6 +188,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+def _module(cls: type[Declared]) -> str:
+    """As it was started: ``python -m`` calls every module __main__, and keeps its name in the spec."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if cls.__module__ == "__main__" and spec is not None else cls.__module__
+
+
 def _is_bool(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         return any(_is_bool(a) for a in get_args(annotation))
@@ -195,7 +202,7 @@ def _is_bool(annotation: Any) -> bool:
 
 def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
     parser = _Parser(
-        prog=f"python -m jobs.{cls.stage}",
+        prog=f"python -m {_module(cls)}",
         description=(cls.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
