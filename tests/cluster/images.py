@@ -26,8 +26,12 @@ POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 """Whose signature an image must bear: nobody's, they are made here."""
 
 
+NOTES = Path("/var/lib/containers")
+"""Where buildah notes what it has moved, whatever storage it is told to use."""
+
+
 class BuildFailed(Exception):
-    pass
+    """An image could not be made or moved; the message has the end of what was said."""
 
 
 class Builder:
@@ -65,6 +69,7 @@ class Builder:
                 self.environment, cwd=ROOT,
             )  # fmt: skip
             tell(f"built {' and '.join(targets)} in {time.monotonic() - begun:.0f} s")
+        self.tidy()
         return {target: f"localhost/vcot-{target}:dev" for target in targets}
 
     def _base(self) -> str:
@@ -97,6 +102,11 @@ class Builder:
             self.do("copy", container, folder, "/")
         self.do("config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin", *configuration, container)
         self.do("commit", "--rm", "--signature-policy", str(self.home / "policy.json"), container, name)
+
+    def tidy(self) -> None:
+        """Removes buildah's notes where nobody else on this machine has any."""
+        if NOTES.exists() and [path.name for path in NOTES.iterdir()] == ["cache"]:
+            shutil.rmtree(NOTES)
 
     @contextlib.contextmanager
     def _lent(self) -> Iterator[list[str]]:
@@ -138,6 +148,7 @@ class Builder:
             )  # fmt: skip
         if out.returncode or done.returncode:
             raise BuildFailed(f"{image} could not be brought into the node: {done.stderr.strip() or done.stdout}")
+        self.tidy()
         tell(f"brought {image} into the node in {time.monotonic() - begun:.0f} s")
 
 

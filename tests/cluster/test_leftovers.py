@@ -42,7 +42,15 @@ def outside() -> dict[str, object]:
     """What of the machine a node might touch."""
     run = lambda *words: subprocess.run(words, capture_output=True, text=True, check=True).stdout  # noqa: E731
     settings = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
-    folders = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/var/log/pods", "/run/containerd", str(HOME))
+    folders = (
+        "/var/lib/containers",
+        "/var/lib/kubelet",
+        "/var/lib/cni",
+        "/var/log/containers",
+        "/var/log/pods",
+        "/run/containerd",
+        str(HOME),
+    )
     links = [line.split(":")[1].strip() for line in run("ip", "-o", "link").splitlines()]
     return {
         "links": sorted(link for link in links if not link.startswith("veth")),
