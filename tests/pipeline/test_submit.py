@@ -15,8 +15,9 @@ import yaml
 
 from tests.k8s.kustomize import kustomize
 from vcot.errors import SettingsError, UsageError
-from vcot.pipeline.kubectl import objects, overlay_folder, render
-from vcot.pipeline.submit import ROOT, copied, fresh_run_id, main, placeholder_images
+from vcot.pipeline.kubectl import overlay_folder, render
+from vcot.pipeline.submit import ROOT, copied, fresh_run_id, main
+from vcot.pipeline.wanted import Wanted
 
 NOON = datetime(2026, 11, 21, 12, 3, 55, tzinfo=UTC)
 
@@ -85,8 +86,7 @@ def test_what_kubectl_refuses_is_a_failure(kubectl, tmp_path, capfd, monkeypatch
 
 
 def test_placeholders_are_not_applied(kubectl, tmp_path, capsys):
-    there = objects(render(ROOT / "k8s/overlays/gpu"))
-    if not placeholder_images(there):
+    if not Wanted.of("gpu", render(ROOT / "k8s/overlays/gpu")).placeholders:
         pytest.skip("this checkout has images of its own in overlay gpu")
     assert main(["--overlay", "gpu", "--local-folder", str(tmp_path)]) == 78
     assert "a placeholder. Write where you pushed your images" in capsys.readouterr().err

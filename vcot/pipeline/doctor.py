@@ -14,7 +14,6 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,20 +23,25 @@ from vcot.pipeline.checking import judge
 from vcot.pipeline.cluster import must_name_jobs
 from vcot.pipeline.conductor import Clock
 from vcot.pipeline.findings import Finding, missing, note, ok
-from vcot.pipeline.kubectl import objects, overlay_folder, render
+from vcot.pipeline.kubectl import overlay_folder, render
 from vcot.pipeline.nodes import judge_pool
-from vcot.pipeline.plan import IN_PARTS, make_plan
-from vcot.pipeline.port import Change, Manifest, Refused
+from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
+from vcot.pipeline.port import Manifest, Refused
 from vcot.pipeline.preflight import OLDEST, checked
 from vcot.pipeline.quota import judge_quotas
-from vcot.pipeline.submit import ROOT, containers, placeholder_images, runs_uri
-from vcot.pipeline.trial import main_container, probe_storage, probing, trial_job, try_image
+from vcot.pipeline.submit import ROOT
+from vcot.pipeline.trial import QUIET, main_container, probe_storage, probing, trial_job, try_image
+from vcot.pipeline.wanted import Rendered, Wanted
 from vcot.stage import stop
 
 if TYPE_CHECKING:
     from vcot.pipeline.kubernetes import Api
 
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+#: Secret → keys that it must have, and others that are worth a word.
+KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "s3-credentials": (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_ENDPOINT_URL_S3", "AWS_REGION")),
+    "teacher-credentials": (("OPENAI_API_KEY",), ()),
+}
 ROLES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
 """Annotations of a ServiceAccount that give its pods rights without keys."""
 #: API group that an object of the overlay needs → what to install.
@@ -77,54 +81,6 @@ def _rendered(overlay: str, given: Path | None) -> str:
     if given is None:
         return render(overlay_folder(ROOT / "k8s", overlay))
     return sys.stdin.read() if str(given) == "-" else given.read_text()
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What an overlay would apply."""
-
-    overlay: str
-    objects: tuple[Manifest, ...]
-    pipeline: Manifest
-
-    @classmethod
-    def of(cls, overlay: str, rendered: str) -> Wanted:
-        """
-        Raises:
-            SettingsError: there is no Job of the pipeline in it.
-        """
-        there = tuple(objects(rendered))
-        jobs = [one for one in there if one["kind"] == "Job" and one["metadata"]["name"].startswith("pipeline-")]
-        if len(jobs) != 1:
-            raise SettingsError(f"overlay {overlay}: {len(jobs)} Jobs pipeline-<RUN_ID>; there has to be one")
-        return cls(overlay, there, jobs[0])
-
-    @property
-    def namespace(self) -> str:
-        return str(self.pipeline["metadata"].get("namespace", "default"))
-
-    @property
-    def run_id(self) -> str:
-        return str(self.pipeline["metadata"]["name"]).removeprefix("pipeline-")
-
-    @property
-    def templates(self) -> dict[str, Manifest]:
-        """Stage (or "reevaluate") → its CronJob."""
-        return {o["metadata"]["name"].removeprefix("stage-"): o for o in self.objects if o["kind"] == "CronJob"}
-
-    @property
-    def pods(self) -> dict[str, Manifest]:
-        """What runs in it → its pod spec."""
-        found = {name: t["spec"]["jobTemplate"]["spec"]["template"]["spec"] for name, t in self.templates.items()}
-        return found | {"pipeline": self.pipeline["spec"]["template"]["spec"]}
-
-    @property
-    def config_maps(self) -> dict[str, dict[str, str]]:
-        return {o["metadata"]["name"]: o.get("data") or {} for o in self.objects if o["kind"] == "ConfigMap"}
-
-    def named(self, kind: str, name: str) -> Manifest | None:
-        found = (o for o in self.objects if o["kind"] == kind and o["metadata"]["name"] == name)
-        return next(found, None)
 
 
 def examine(wanted: Wanted, empty_pools: bool, timeout: float | None) -> Iterator[Finding]:
@@ -212,15 +168,15 @@ def _version(version: tuple[int, int]) -> Finding:
 def _manifests(wanted: Wanted, version: tuple[int, int]) -> Iterator[Finding]:
     """The overlay by itself, judged as the conductor will judge it: images, the run's name, settings of all stages."""
     where = f"k8s/overlays/{wanted.overlay}"
-    for image in placeholder_images(list(wanted.objects)):
+    for image in wanted.placeholders:
         yield missing(f"image {image} is a placeholder", f"write your own under images: in {where}/kustomization.yaml")
-    uri = runs_uri(list(wanted.objects))
+    uri = wanted.runs_uri
     if not uri.startswith("s3://"):
         yield missing(f"RUNS_URI={uri}: pods share no folder", f"write s3://bucket/prefix in {where}/run.env")
     try:
         must_name_jobs(wanted.run_id)
-        plan = make_plan(wanted.run_id, uri, {}, parts=IN_PARTS)
-        checked(_Rendered(wanted, version), plan, judge)
+        plan = _plan(wanted)
+        checked(Rendered(wanted, version), plan, judge)
     except (SettingsError, UsageError) as error:
         for line in str(error).splitlines():
             yield missing(f"settings: {line}", f"correct {where}/settings/ or run.env")
@@ -228,27 +184,25 @@ def _manifests(wanted: Wanted, version: tuple[int, int]) -> Iterator[Finding]:
         yield ok(f"settings of {', '.join(dict.fromkeys(step.stage for step in plan.steps))}")
 
 
-class _Rendered:
-    """A cluster on which the overlay was applied and nothing else: what the conductor's own check is shown."""
+def _plan(wanted: Wanted) -> Plan:
+    """The steps that run.env asks for: ONLY, UNTIL and FROM_RUN are settings of the conductor.
 
-    def __init__(self, wanted: Wanted, kubernetes: tuple[int, int]) -> None:
-        self._wanted, self.namespace = wanted, wanted.namespace
-        self._version = max(kubernetes, OLDEST)  # judged before, and worth one line
+    Raises:
+        SettingsError, UsageError: they are none, or do not fit together.
+    """
+    run = wanted.run
+    faults = judge(
+        "pipeline", {f"VCOT_PIPELINE_{n}": v for n, v in run.items()} | {"VCOT_PIPELINE_WHERE": "kubernetes"}
+    )
+    if faults:
+        raise SettingsError("\n".join(faults))
+    only, from_run = (_words(run.get(name, "")) for name in ("ONLY", "FROM_RUN"))
+    until = run.get("UNTIL") or None
+    return make_plan(wanted.run_id, wanted.runs_uri, {}, only=only, until=until, from_run=from_run, parts=IN_PARTS)
 
-    def get(self, kind: str, name: str) -> Manifest | None:
-        return self._wanted.named(kind, name)
 
-    def version(self) -> tuple[int, int]:
-        return self._version
-
-    def create(self, kind: str, manifest: Manifest) -> Manifest | None:
-        raise NotImplementedError("a check creates nothing")
-
-    def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
-        return iter(())
-
-    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[Change]:
-        return iter(())
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _operators(wanted: Wanted, looking: Looking) -> Iterator[Finding]:
@@ -310,45 +264,60 @@ def _quotas(wanted: Wanted, looking: Looking) -> Iterator[Finding]:
 
 
 def _secrets(wanted: Wanted, looking: Looking) -> Iterator[Finding]:
-    """The keys of the storage: in a Secret, or a role of the ServiceAccount in their place."""
-    account = wanted.named("ServiceAccount", "stage") or {"metadata": {}}
-    roles = [f"{key}={value}" for key, value in (account["metadata"].get("annotations") or {}).items() if key in ROLES]
+    """The keys of the storage (or a role of the ServiceAccount in their place), of a teacher, and of the registry."""
     for name in sorted(_secret_names(wanted)):
         try:
             there = looking.get(f"/api/v1/namespaces/{{namespace}}/secrets/{name}")
         except Refused as error:
             yield note(f"Secret {name} could not be looked at: {error}", "the probe of the storage will tell")
             continue
-        made = wanted.named("ExternalSecret", name)
-        if there is not None:
-            yield _judge_keys(name, there, bool(roles))
-        elif made is not None:
-            yield note(f"Secret {name} will be made by External Secrets once the overlay is applied")
-        elif roles:
-            yield ok(f"no Secret {name}: stages act as {', '.join(roles)}")
-        else:
-            yield missing(
-                f"Secret {name}: there is none in namespace {looking.namespace}", _create(name, looking.namespace)
-            )
+        yield _judge_secret(wanted, name, there)
+    for name in _pull_secrets(wanted):
+        with contextlib.suppress(Refused):
+            if looking.get(f"/api/v1/namespaces/{{namespace}}/secrets/{name}") is None:
+                create = f"kubectl -n {looking.namespace} create secret docker-registry {name} --docker-server=…"
+                yield missing(f"Secret {name}, with which images are pulled: there is none", create)
 
 
 def _secret_names(wanted: Wanted) -> set[str]:
-    sources = [s for o in wanted.objects for c in containers(o) for s in c.get("envFrom") or []]
-    return {source["secretRef"]["name"] for source in sources if "secretRef" in source}
+    """Those that the stages read; that of a teacher only where one is asked."""
+    sources = [source for container in wanted.containers for source in container.get("envFrom") or []]
+    names = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
+    asks = any(data.get("VCOT_DISTILL_TEACHER") == "openai" for data in wanted.config_maps.values())
+    return names if asks else names - {"teacher-credentials"}
 
 
-def _judge_keys(name: str, secret: Manifest, has_role: bool) -> Finding:
-    there = set(secret.get("data") or {})
-    lacking = [key for key in KEYS if key not in there]
-    if lacking and not has_role:
-        has = f"; it has {', '.join(sorted(there))}" if there else "; it is empty"
-        return missing(f"Secret {name} lacks {' and '.join(lacking)}{has}", "make it again, with keys of these names")
-    return ok(f"Secret {name} ({', '.join(sorted(there))})")
+def _judge_secret(wanted: Wanted, name: str, secret: Manifest | None) -> Finding:
+    needed, others = KEYS.get(name, ((), ()))
+    literals = " ".join(f"--from-literal={key}=…" for key in (*others, *needed))
+    create = f"kubectl -n {wanted.namespace} create secret generic {name} {literals}"
+    create += " (AWS itself needs no endpoint)" if "AWS_ENDPOINT_URL_S3" in others else ""
+    roles = _roles(wanted) if name == "s3-credentials" else []
+    there = sorted((secret or {}).get("data") or {})
+    lacking = [key for key in needed if key not in there]
+    if secret is not None and (not lacking or roles):
+        return ok(f"Secret {name} ({', '.join(there)})")
+    if secret is not None:
+        has = f"it has {', '.join(there)}" if there else "it is empty"
+        return missing(f"Secret {name} lacks {' and '.join(lacking)}; {has}", f"delete it, then {create}")
+    if wanted.named("ExternalSecret", name) is not None:
+        return note(f"Secret {name} will be made by External Secrets once the overlay is applied")
+    if roles:
+        return ok(f"no Secret {name}: stages act as {', '.join(roles)}")
+    return missing(f"Secret {name}: there is none in namespace {wanted.namespace}", create)
 
 
-def _create(name: str, namespace: str) -> str:
-    literals = " ".join(f"--from-literal={key}=…" for key in ("AWS_ENDPOINT_URL_S3", "AWS_REGION", *KEYS))
-    return f"kubectl -n {namespace} create secret generic {name} {literals} (AWS itself needs no endpoint)"
+def _roles(wanted: Wanted) -> list[str]:
+    annotations = _account(wanted)["metadata"].get("annotations") or {}
+    return [f"{key}={value}" for key, value in annotations.items() if key in ROLES]
+
+
+def _pull_secrets(wanted: Wanted) -> list[str]:
+    return [one["name"] for one in _account(wanted).get("imagePullSecrets") or []]
+
+
+def _account(wanted: Wanted) -> Manifest:
+    return wanted.named("ServiceAccount", "stage") or {"metadata": {}}
 
 
 def _run(wanted: Wanted, looking: Looking) -> Iterator[Finding]:
@@ -366,25 +335,30 @@ def _run(wanted: Wanted, looking: Looking) -> Iterator[Finding]:
 
 def _trials(wanted: Wanted, looking: Looking, timeout: float) -> Iterator[Finding]:
     """One Job that probes the storage with the image of the data stages, and one for every other image."""
-    templates = wanted.templates
-    if "convert" not in templates:
+    if (template := wanted.templates.get("convert")) is None:
         yield note("no template stage-convert: images and storage were not tried")
         return
-    account = "stage" if looking.get("/api/v1/namespaces/{namespace}/serviceaccounts/stage") else None
-    placeholders = placeholder_images(list(wanted.objects))
-    template, uri = templates["convert"], runs_uri(list(wanted.objects)).rstrip("/") + "/_probe"
-    tried = {main_image(template)}
-    if tried & set(placeholders):
-        yield note("storage could not be probed: the image of the probe is a placeholder")
+    account, pull_secrets = _known_account(looking), _pull_secrets(wanted)
+    placeholders = wanted.placeholders
+    uri = f"{wanted.runs_uri}/_probe"
+    tried = {main_image(template), *placeholders}
+    if main_image(template) in placeholders:
+        yield note("the storage could not be probed: the image of the probe is a placeholder")
     else:
-        job = trial_job(_name(), template, account=account, **probing(template, wanted.config_maps, uri))
+        job = trial_job(_name(), template, probing(template, wanted.config_maps, uri), account, pull_secrets)
         yield from probe_storage(looking, job, uri, Clock(), timeout)
-    for template in templates.values():
-        image = main_image(template)
-        if image not in tried and image not in placeholders:
-            tried.add(image)
-            quiet = {"command": ["python", "-c", "pass"], "env": [], "envFrom": []}
-            yield try_image(looking, trial_job(_name(), template, account=account, **quiet), Clock(), timeout)
+    for template in wanted.templates.values():
+        if main_image(template) not in tried:
+            tried.add(main_image(template))
+            yield try_image(looking, trial_job(_name(), template, QUIET, account, pull_secrets), Clock(), timeout)
+
+
+def _known_account(looking: Looking) -> str | None:
+    """Before the overlay is applied for the first time, the ServiceAccount of the stages is not there."""
+    try:
+        return "stage" if looking.get("/api/v1/namespaces/{namespace}/serviceaccounts/stage") else None
+    except Refused:
+        return None
 
 
 def _name() -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from vcot.errors import SettingsError
 from vcot.pipeline.plan import Plan
-from vcot.pipeline.port import Cluster, Manifest, Refused
+from vcot.pipeline.port import Manifest, Refused
 from vcot.pipeline.rendering import FrozenPlan, freeze, main_of
 
 OLDEST = (1, 33)
@@ -16,7 +17,19 @@ Judge = Callable[[str, Mapping[str, str]], list[str]]
 """Stage and variables → a line for each fault of its settings."""
 
 
-def checked(cluster: Cluster, plan: Plan, judge: Judge) -> FrozenPlan:
+class Shown(Protocol):
+    """What a check looks at: a cluster, or what would be on one after an overlay was applied."""
+
+    namespace: str
+
+    def get(self, kind: str, name: str) -> Manifest | None:
+        """The object, or None if there is none of that name."""
+
+    def version(self) -> tuple[int, int]:
+        """Of Kubernetes, as (1, 36)."""
+
+
+def checked(cluster: Shown, plan: Plan, judge: Judge) -> FrozenPlan:
     """The plan with its Jobs, where all is in order; nothing is created.
 
     Raises:
@@ -34,7 +47,7 @@ def checked(cluster: Cluster, plan: Plan, judge: Judge) -> FrozenPlan:
     return frozen
 
 
-def templates_of(cluster: Cluster, plan: Plan) -> dict[str, Manifest]:
+def templates_of(cluster: Shown, plan: Plan) -> dict[str, Manifest]:
     """Stage → its CronJob.
 
     Raises:
@@ -54,7 +67,7 @@ def templates_of(cluster: Cluster, plan: Plan) -> dict[str, Manifest]:
     return templates
 
 
-def variables_of(cluster: Cluster, stage: str, job: Manifest) -> tuple[dict[str, str], list[str]]:
+def variables_of(cluster: Shown, stage: str, job: Manifest) -> tuple[dict[str, str], list[str]]:
     """What the stage will find in its environment, and a line for each ConfigMap that is not there.
 
     Secrets are left out: the conductor may not read them, and they hold no settings of ours.
@@ -86,7 +99,7 @@ def variables_of(cluster: Cluster, stage: str, job: Manifest) -> tuple[dict[str,
     return found, missing
 
 
-def _must_be_new_enough(cluster: Cluster) -> None:
+def _must_be_new_enough(cluster: Shown) -> None:
     try:
         version = cluster.version()
     except Refused:

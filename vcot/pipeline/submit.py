@@ -18,12 +18,10 @@ import yaml
 
 from vcot.errors import SettingsError, VcotError
 from vcot.pipeline.cluster import must_name_jobs
-from vcot.pipeline.kubectl import kubectl, objects, overlay_folder, render
-from vcot.pipeline.port import Manifest
+from vcot.pipeline.kubectl import kubectl, overlay_folder, render
+from vcot.pipeline.wanted import Wanted
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACEHOLDER = re.compile(r"registry\.example\.com|sha256:0{64}")
-"""What stands in the overlays where everybody writes an address of their own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,15 +52,18 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, dry_run: boo
     overlay_folder(ROOT / "k8s", overlay)
     folder = copied(ROOT / "k8s", local_folder / "k8s" / name, overlay, name)
     rendered = render(folder)
-    there = objects(rendered)
-    namespace = pipeline_job(there, name, overlay)["metadata"]["namespace"]
+    wanted = Wanted.of(overlay, rendered)
+    if wanted.run_id != name:
+        raise SettingsError(
+            f"overlay {overlay} makes the run {wanted.run_id}, whatever its run.env says; see `replacements`"
+        )
     if dry_run:
         print(rendered)
     else:
-        must_have_images(there, overlay)
+        must_have_images(wanted)
         if subprocess.run([kubectl(), "apply", "-k", str(folder)], check=False).returncode:
             raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
-    print(told(name, namespace, folder, runs_uri(there), dry_run), file=sys.stderr if dry_run else sys.stdout)
+    print(told(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
 
 
 def fresh_run_id(checkout: Path, now: datetime) -> str:
@@ -100,59 +101,28 @@ def run_env_of(overlay: Path) -> Path:
     return next((place / "run.env" for place in places if (place / "run.env").exists()), overlay / "run.env")
 
 
-def pipeline_job(there: list[Manifest], run_id: str, overlay: str) -> Manifest:
-    for one in there:
-        if one["kind"] == "Job" and one["metadata"]["name"] == f"pipeline-{run_id}":
-            return one
-    raise SettingsError(f"overlay {overlay} makes no Job pipeline-{run_id}; see `replacements` in k8s/overlays/gpu")
-
-
-def must_have_images(there: list[Manifest], overlay: str) -> None:
+def must_have_images(wanted: Wanted) -> None:
     """
     Raises:
-        SettingsError: the overlay names no image that could be pulled.
+        SettingsError: the overlay names an image that nobody could pull.
     """
-    if faults := placeholder_images(there):
+    if wanted.placeholders:
         raise SettingsError(
-            f"{' and '.join(faults)}: a placeholder. Write where you pushed your images, with their digests, under "
-            f"images: in k8s/overlays/{overlay}/kustomization.yaml"
+            f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with digests, "
+            f"under images: in k8s/overlays/{wanted.overlay}/kustomization.yaml"
         )
 
 
-def placeholder_images(there: list[Manifest]) -> list[str]:
-    return sorted({image for image in images(there) if PLACEHOLDER.search(image)})
-
-
-def images(there: list[Manifest]) -> set[str]:
-    return {container["image"] for one in there for container in containers(one)}
-
-
-def containers(one: Manifest) -> list[Manifest]:
-    """Of a Job or a CronJob; empty for everything else."""
-    spec = one.get("spec") or {}
-    if one["kind"] == "CronJob":
-        spec = spec["jobTemplate"]["spec"]
-    elif one["kind"] != "Job":
-        return []
-    found: list[Manifest] = spec["template"]["spec"]["containers"]
-    return found
-
-
-def runs_uri(there: list[Manifest]) -> str:
-    """RUNS_URI of the overlay's run.env; empty where it has none."""
-    data = (one.get("data") or {} for one in there if one["kind"] == "ConfigMap")
-    return next((str(each["RUNS_URI"]) for each in data if {"RUN_ID", "RUNS_URI"} <= set(each)), "")
-
-
-def told(run_id: str, namespace: str, folder: Path, runs_uri: str, dry_run: bool) -> str:
+def told(wanted: Wanted, folder: Path, dry_run: bool) -> str:
+    kubectl_there, job = f"kubectl -n {wanted.namespace}", wanted.pipeline["metadata"]["name"]
     rows = {
-        "watch": f"kubectl -n {namespace} logs -f job/pipeline-{run_id}",
-        "Jobs": f"kubectl -n {namespace} get jobs -l vcot/run={run_id}",
-        "cancel": f"kubectl -n {namespace} delete job pipeline-{run_id}",
-        "results": f"{runs_uri.rstrip('/')}/{run_id}",
+        "watch": f"{kubectl_there} logs -f job/{job}",
+        "Jobs": f"{kubectl_there} get jobs -l vcot/run={wanted.run_id}",
+        "cancel": f"{kubectl_there} delete job {job}",
+        "results": f"{wanted.runs_uri}/{wanted.run_id}",
         "start" if dry_run else "go on": f"kubectl apply -k {folder}",
     }
-    said = f"run {run_id}: rendered, nothing was applied" if dry_run else f"run {run_id}: started"
+    said = f"run {wanted.run_id}: {'rendered, nothing was applied' if dry_run else 'started'}"
     return "\n".join([said, *(f"  {what:8} {how}" for what, how in rows.items())])
 
 

@@ -18,10 +18,15 @@ from vcot.pipeline.rendering import CONTAINER
 from vcot.settings import PREFIX
 
 LABEL = "vcot/doctor"
+JOB_NAME = "batch.kubernetes.io/job-name"
 LASTS = 20.0
 """Seconds after which what holds a pod up is no passing matter any more, and a pull that was not refused goes well."""
 LIFE = 600
 """Seconds after which the cluster removes a trial by itself, should the doctor be killed."""
+
+
+QUIET: Mapping[str, Any] = {"command": ["python", "-c", "pass"], "env": [], "envFrom": []}
+"""A container that does nothing: that it could be started is the news."""
 
 
 class Namespace(Protocol):
@@ -34,18 +39,21 @@ class Namespace(Protocol):
     def delete(self, kind: str, name: str) -> None: ...
 
 
-def trial_job(name: str, template: Manifest, *, account: str | None, **container: Any) -> Manifest:
+def trial_job(
+    name: str, template: Manifest, container: Mapping[str, Any], account: str | None, pull_secrets: Sequence[str] = ()
+) -> Manifest:
     """A Job of one small pod, like those of the template, that runs something else.
 
     Args:
+        container: fields that take the place of the template's.
         account: ServiceAccount, where it is there already; else the namespace's own.
-        container: replaces these fields of the container.
+        pull_secrets: what the ServiceAccount will bring, so that a private registry is asked with its keys.
     """
     inner = copy.deepcopy(template["spec"]["jobTemplate"]["spec"]["template"])
     pod = inner["spec"]
     main = next(one for one in pod["containers"] if one["name"] == CONTAINER)
     main.pop("args", None)
-    main |= container | {
+    main |= dict(container) | {
         "resources": {
             "requests": {"cpu": "100m", "memory": "128Mi", "ephemeral-storage": "64Mi"},
             "limits": {"cpu": "1", "memory": "512Mi"},
@@ -55,6 +63,8 @@ def trial_job(name: str, template: Manifest, *, account: str | None, **container
         pod.pop(scheduling, None)
     if account is not None:
         pod["serviceAccountName"] = account
+    if pull_secrets:
+        pod["imagePullSecrets"] = [{"name": each} for each in pull_secrets]
     labels = {**(inner.get("metadata") or {}).get("labels", {}), LABEL: name}
     return {
         "apiVersion": "batch/v1",
@@ -120,7 +130,7 @@ def looks(place: Namespace, job: Manifest, clock: Clock, timeout: float) -> Iter
     begun, held_since, held_by = clock.now(), clock.now(), None
     try:
         while clock.now() - begun < timeout:
-            pods = list(place.list("Pod", labels=f"{LABEL}={name}"))
+            pods = list(place.list("Pod", labels=f"{JOB_NAME}={name}"))
             about = [name, *(pod["metadata"]["name"] for pod in pods)]
             events = [e for each in about for e in place.list("Event", fields=f"involvedObject.name={each}")]
             waiting = [pod for pod in pods if (pod.get("status") or {}).get("phase", "Pending") == "Pending"]
@@ -200,8 +210,8 @@ def _image(job: Manifest) -> str:
 def _fix(words: str) -> str:
     if "ImagePull" in words or "ImageNeverPull" in words or "InvalidImageName" in words:
         return (
-            "push the image and write its name and digest under images: in the overlay; for a private registry, "
-            "kubectl create secret docker-registry and imagePullSecrets on ServiceAccount stage"
+            "push the image and write its name and digest under images: in the overlay; a registry with a login needs "
+            "imagePullSecrets (docs/kubernetes.md, Install)"
         )
     if "no node takes" in words:
         return "the cluster has no room for one small pod: add a node, or free some"
