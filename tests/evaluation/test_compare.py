@@ -53,7 +53,7 @@ def test_a_clear_fall_is_a_regression_and_says_its_numbers():
     assert comparison["regressions"] == ["accuracy_at_50"]
     failed = [gate["words"] for gate in gates(comparison) if not gate["passed"]]
     assert len(failed) == 1
-    assert failed[0].startswith("regression of accuracy_at_50: 90 % → 40 %, −50 points (−65 to −35) on 40 rows against the ")
+    assert failed[0].startswith("regression of accuracy_at_50: 90 % → 40 %, −50 points (−65 to −35) on 40 rows")
     assert "s3://b/runs/one/evaluate" in failed[0]
     assert len(comparison["boxes_lost"]) == 20
     assert changes(comparison)["change_accuracy_at_50"][0] == -0.5

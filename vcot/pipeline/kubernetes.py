@@ -60,15 +60,16 @@ def connect(namespace: str, clock: Clock, stop: Stop, away: float = AWAY) -> Api
     Raises:
         SettingsError: there is neither.
     """
-    configuration = client.Configuration()
+    configuration, named = client.Configuration(), os.environ.get("KUBECONFIG")
     try:
-        if os.environ.get("KUBECONFIG"):
-            config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        if named:
+            config.load_kube_config(named, client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
             config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
     except ConfigException as error:
         raise SettingsError(
-            f"no cluster to speak to: {error}. Set KUBECONFIG to a file, or run this in a pod whose ServiceAccount "
+            f"no cluster to speak to: {f'KUBECONFIG={named}: ' if named else ''}{str(error).rstrip('.')}. "
+            "Set KUBECONFIG to a file, or run this in a pod whose ServiceAccount "
             "has its token (automountServiceAccountToken: true)"
         ) from None
     return Api(configuration, namespace, clock, stop, away)
