@@ -29,51 +29,33 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     TRITON_CACHE_DIR=/scratch/.cache/triton \
     TORCHINDUCTOR_CACHE_DIR=/scratch/.cache/torchinductor
 
-# --- what builds them, and stays behind ---
+# --- libraries, in layers that a change of the code leaves alone ---
 
-FROM base AS tools
-RUN --mount=type=bind,source=requirements/uv.txt,target=/run/requirements.txt \
+FROM base AS data-libraries
+COPY requirements/install.sh requirements/uv.txt requirements/data.txt /opt/requirements/
+ARG UV_CACHE_DIR=/var/cache/uv
+RUN --mount=type=cache,id=uv,target=/var/cache/uv \
     --mount=type=secret,id=ca,target=/run/secrets/ca \
-    --mount=type=secret,id=pip,target=/etc/pip.conf \
-    if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
- && python3 -m venv /opt/uv \
- && /opt/uv/bin/pip install --quiet --no-cache-dir --only-binary :all: --require-hashes -r /run/requirements.txt
+    --mount=type=secret,id=pip,target=/run/secrets/pip.conf \
+    --mount=type=secret,id=uv,target=/run/secrets/uv.toml \
+    sh /opt/requirements/install.sh data
+
+FROM data-libraries AS gpu-libraries
+COPY requirements/gpu.txt /opt/requirements/
+ARG UV_CACHE_DIR=/var/cache/uv
+RUN --mount=type=cache,id=uv,target=/var/cache/uv \
+    --mount=type=secret,id=ca,target=/run/secrets/ca \
+    --mount=type=secret,id=pip,target=/run/secrets/pip.conf \
+    --mount=type=secret,id=uv,target=/run/secrets/uv.toml \
+    sh /opt/requirements/install.sh gpu
+
+# --- the code, compiled; bytecode is not held against times, which change with each build ---
 
 FROM base AS code
 COPY jobs /opt/vcot/jobs
 COPY vcot /opt/vcot/vcot
-# Bytecode is not looked up against times, which change from build to build.
 RUN chmod -R u=rwX,go=rX /opt/vcot \
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/vcot
-
-# --- libraries, in layers that a change of the code leaves alone ---
-
-FROM base AS data-libraries
-ARG UV_CACHE_DIR=/var/cache/uv
-RUN --mount=type=bind,from=tools,source=/opt/uv/bin,target=/run/uv \
-    --mount=type=bind,source=requirements/data.txt,target=/run/requirements.txt \
-    --mount=type=cache,id=uv,target=/var/cache/uv \
-    --mount=type=secret,id=ca,target=/run/secrets/ca \
-    --mount=type=secret,id=uv,target=/run/secrets/uv.toml \
-    if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
- && if [ -s /run/secrets/uv.toml ]; then export UV_CONFIG_FILE=/run/secrets/uv.toml; fi \
- && export UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH \
- && /run/uv/uv venv --quiet --python python3 /opt/venv \
- && /run/uv/uv pip install --quiet --python /opt/venv/bin/python --only-binary :all: --compile-bytecode \
-    --require-hashes -r /run/requirements.txt
-
-FROM data-libraries AS gpu-libraries
-ARG UV_CACHE_DIR=/var/cache/uv
-RUN --mount=type=bind,from=tools,source=/opt/uv/bin,target=/run/uv \
-    --mount=type=bind,source=requirements/gpu.txt,target=/run/requirements.txt \
-    --mount=type=cache,id=uv,target=/var/cache/uv \
-    --mount=type=secret,id=ca,target=/run/secrets/ca \
-    --mount=type=secret,id=uv,target=/run/secrets/uv.toml \
-    if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
- && if [ -s /run/secrets/uv.toml ]; then export UV_CONFIG_FILE=/run/secrets/uv.toml; fi \
- && export UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH \
- && /run/uv/uv pip install --quiet --python /opt/venv/bin/python --only-binary :all: --compile-bytecode \
-    --require-hashes -r /run/requirements.txt
 
 # --- the images: the code, and who may run it ---
 
