@@ -2,7 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 rehearsal-base bench-kill requirements formats
+.PHONY: help venv lint test local-train local-clean minio s3 push-base rehearsal-base bench-kill requirements formats \
+	golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -46,11 +47,31 @@ $(CACHE)/uv-%/bin/uv:
 requirements: | $(UV) ## pin the requirements again, with hashes, after a change of pyproject.toml
 	'$(UV)' pip compile --quiet pyproject.toml --extra dev --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --output-file requirements/dev.txt
+	@# What the images hold is what was tested: the same versions, without what only developers need.
+	for image in data:data gpu:train; do \
+		'$(UV)' pip compile --quiet pyproject.toml --extra "$${image#*:}" --constraint requirements/dev.txt \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
+		--output-file "requirements/$${image%:*}.txt" || exit; done
 	echo uv | '$(UV)' pip compile --quiet - --generate-hashes --no-header --no-annotate \
 		--no-emit-index-url --output-file requirements/uv.txt
+	echo checkov | '$(UV)' pip compile --quiet - --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--no-emit-index-url --output-file requirements/checkov.txt
+
+# In an environment of its own, because it wants an old boto3.
+CHECKOV := $(CACHE)/checkov-$(shell git hash-object requirements/checkov.txt)/bin/checkov
+
+$(CACHE)/checkov-%/bin/checkov: | $(UV)
+	@echo 'Getting checkov into $(CACHE)'
+	@rm -rf '$(CACHE)/checkov-$*' '$(CACHE)/checkov-$*.part'
+	@'$(UV)' venv --quiet --relocatable --python '$(PYTHON)' '$(CACHE)/checkov-$*.part'
+	@'$(UV)' pip sync --quiet --require-hashes --python '$(CACHE)/checkov-$*.part/bin/python' requirements/checkov.txt
+	@mv '$(CACHE)/checkov-$*.part' '$(CACHE)/checkov-$*'
 
 formats: $(VENV) ## write docs/formats.md again, after a change of a record
 	$(PY) -m vcot.records.schema > docs/formats.md
+
+golden: $(VENV) ## render the manifests into tests/k8s/golden again, after a change of k8s/
+	$(PY) -m tests.k8s.golden
 
 # --- checks ---
 
@@ -62,11 +83,51 @@ lint: $(VENV) ## ruff, mypy (strict), import-linter
 
 FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m vcot.pipeline.s3server --print-binary)}"
 
-test: $(VENV) ## all tests; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
-	$(FIND_MINIO) $(PY) -m pytest -n 2 $(TESTS)
+NEEDED := $(VENV) $(if $(filter-out tests/k8s%,$(TESTS)),,$(CHECKOV))
+
+test: $(NEEDED) ## all tests but cluster-test; TESTS=tests/storage for some. Builds MinIO before the first (about two minutes, once)
+	$(FIND_MINIO) CHECKOV='$(CHECKOV)' $(PY) -m pytest -n 2 $(or $(TESTS),--ignore=tests/cluster)
 
 bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
 	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
+
+# --- on Kubernetes ---
+
+REGISTRY ?= localhost/
+TAG ?= dev
+IMAGES ?= data gpu
+ENGINE ?= $(shell for engine in docker podman buildah; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
+
+images: ## build vcot-data and vcot-gpu with docker, podman or buildah; REGISTRY=registry/path/ TAG=v1 BASE_IMAGE= IMAGES=data
+	@test -n '$(ENGINE)' || { echo 'Images are built with docker, podman or buildah, and none of them answers `info`:' \
+	'install one, start its service, or name it: make images ENGINE="sudo docker"'; exit 1; }
+	@for image in $(IMAGES); do \
+		DOCKER_BUILDKIT=1 BUILDAH_LAYERS=true $(ENGINE) build $(BUILD_FLAGS) $(BASE_IMAGE:%=--build-arg BASE=%) \
+		--build-arg VERSION='$(TAG)' --build-arg REVISION='$(shell git rev-parse HEAD 2>/dev/null)' \
+		--target $$image --tag '$(REGISTRY)'vcot-$$image:'$(TAG)' . || exit; done
+
+node-up: $(VENV) ## a real Kubernetes node on this machine (root), in namespaces of its own, with MinIO and a teacher
+	@$(FIND_MINIO) $(PY) -m tests.cluster.node up $(if $(NODE_IMAGES),--images $(NODE_IMAGES))
+
+node-down: $(VENV) ## end that node and put everything back
+	@$(PY) -m tests.cluster.node down
+
+cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind-kind for a cluster of yours
+	NODE_INSTALL=1 CLUSTER_CONTEXT='$(CONTEXT)' $(PY) -m pytest -n 0 $(or $(TESTS),tests/cluster)
+
+OVERLAY ?= gpu
+URI ?= s3://vcot/runs/_probe
+
+k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY=gpu EMPTY_POOLS=1 NO_TRIALS=1 TIMEOUT=300
+	@$(PY) -m vcot.pipeline.doctor --overlay '$(OVERLAY)' $(if $(EMPTY_POOLS),--empty-pools) \
+		$(if $(NO_TRIALS),--no-trials) $(if $(TIMEOUT),--timeout '$(TIMEOUT)')
+
+k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu; DRY_RUN=1 only renders
+	@$(PY) -m vcot.pipeline.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) \
+		$(if $(filter command,$(firstword $(origin RUN_ID))),--run-id '$(RUN_ID)')
+
+s3-doctor: $(VENV) ## does the storage of the AWS_* variables keep what vcot builds on? URI=s3://vcot/runs/_probe
+	@$(PY) -m jobs.probe --uri '$(URI)'
 
 # --- the chain on this computer ---
 
@@ -79,6 +140,10 @@ local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and
 
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local
+
+push-base: $(VENV) ## put a downloaded base into the bucket: BASE=<folder> TO=s3://vcot/models/<name>; goes on where cut off
+	@test '$(origin BASE)' != file || { echo 'Which? make push-base BASE=<folder of a downloaded model> [TO=s3://…]'; exit 64; }
+	@$(PY) -m vcot.pipeline.push --base '$(BASE)' $(if $(TO),--to '$(TO)')
 
 rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
 	$(PY) examples/rehearsal/make_base.py --out build/rehearsal

@@ -1,4 +1,4 @@
-"""The chain: on this computer now, on a cluster when that hand is there."""
+"""The chain: as processes on this computer, or as Jobs on a Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from vcot import log
 from vcot.errors import SettingsError
-from vcot.pipeline.conductor import Outcome, conduct
-from vcot.pipeline.plan import Plan, gather_variables, make_plan
+from vcot.pipeline.conductor import Clock, Outcome, conduct
+from vcot.pipeline.plan import IN_PARTS, Plan, gather_variables, make_plan
 from vcot.settings import CommaSeparated, Declared, setting
 from vcot.stage import launch, stop
 
@@ -24,17 +26,27 @@ SETTINGS = ROOT / "k8s" / "base" / "settings"
 class PipelineSettings(Declared):
     """Runs convert, distill, tokenize, train and evaluate one after another.
 
-    Every stage is a process with settings of its own: VCOT_<STAGE>_<NAME> in the environment beats the
-    example's settings/<stage>.env, which beats k8s/base/settings/<stage>.env. All settings are checked
-    before the first stage starts. Stop with Ctrl-C; the same command goes on where it stopped.
+    --where local       Every stage is a process with settings of its own: VCOT_<STAGE>_<NAME> in the environment
+                        beats the example's settings/<stage>.env, which beats k8s/base/settings/<stage>.env.
+                        Stop with Ctrl-C; the same command goes on where it stopped.
+    --where kubernetes  Every stage is a Job (or three: prepare, shards, finish) made from the template stage-<stage>.
+                        This is what the Job pipeline-<RUN_ID> of k8s/ runs; stopped, it leaves the Jobs running, and
+                        the next one adopts them.
+
+    All settings are checked before the first stage starts.
     """
 
     stage: ClassVar[str] = "pipeline"
 
-    run_id: str = setting(
-        "first", "name of this run; a finished run of that name is not made again", pattern=r"^[A-Za-z0-9][\w.-]*$"
+    run_id: str | None = setting(
+        None,
+        "name of this run; a finished run of that name is not made again. Default: first; on a cluster what follows "
+        "pipeline- in the name of the pipeline's Job",
+        pattern=r"^[A-Za-z0-9][\w.-]*$",
     )
-    where: Literal["local"] = setting("local", "where the stages run: as processes on this computer")
+    where: Literal["local", "kubernetes"] = setting(
+        "local", "where the stages run: as processes on this computer, or as Jobs on the cluster that this runs in"
+    )
     runs_uri: str = setting("s3://vcot/runs", "prefix under which runs stand", min_length=1)
     example: str | None = setting(
         None, "folder with example data and its settings/<stage>.env; put into storage before the run"
@@ -48,17 +60,58 @@ class PipelineSettings(Declared):
     until: str | None = setting(None, "no stage after this one")
     from_run: CommaSeparated = setting((), "take a stage and all before it from another run, as other:convert")
     dry_run: bool = setting(False, "show the plan, start nothing")
+    pending_timeout: float = setting(
+        1800.0, "kubernetes: how long a step may wait for a pod to run (a node, an image, a quota) before the run "
+        "fails", unit="seconds", gt=0,
+    )  # fmt: skip
 
     @property
     def run_name(self) -> str:
-        return self.run_id
+        return self.run_id or "first"
+
+    @model_validator(mode="after")
+    def _fit_the_place(self) -> Self:
+        if self.where == "kubernetes" and (given := [n for n in ("example", "base") if getattr(self, n) is not None]):
+            raise ValueError(f"--{given[0]} is for --where local; on a cluster the settings name URIs")
+        return self
 
 
 def run(settings: PipelineSettings) -> None:
+    {"local": run_here, "kubernetes": run_on_cluster}[settings.where](settings)
+
+
+def run_on_cluster(settings: PipelineSettings) -> None:
+    from vcot.pipeline.cluster import ClusterHand, Place
+    from vcot.pipeline.kubernetes import connect
+
+    place = Place.of(os.environ, settings.run_id)
+    log.bind(run=place.run_id)
+    if "://" not in settings.runs_uri:
+        raise SettingsError(f"{settings.runs_uri}: pods share no folder; write --runs-uri as s3://bucket/prefix")
+    plan = make_plan(
+        place.run_id, settings.runs_uri, {}, only=settings.only, until=settings.until, from_run=settings.from_run,
+        parts=IN_PARTS,
+    )  # fmt: skip
+    clock = Clock()
+    hand = ClusterHand(
+        connect(place.namespace, clock, stop), place.owner, clock=clock, stop=stop,
+        pending_timeout=settings.pending_timeout,
+    )  # fmt: skip
+    if settings.dry_run:
+        hand.check(plan)
+        _show(plan)
+        return
+    begun = clock.now()
+    plan = hand.freeze(plan)
+    conduct(plan, hand, stop, attempts=1, clock=clock)  # a Job tries again by itself
+    log.get().info("finished", seconds=round(clock.now() - begun), made=plan.run_uri)
+
+
+def run_here(settings: PipelineSettings) -> None:
     published = _published(settings)
     folders = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
     plan = make_plan(
-        settings.run_id, settings.runs_uri, gather_variables(folders, os.environ, published),
+        settings.run_name, settings.runs_uri, gather_variables(folders, os.environ, published),
         only=settings.only, until=settings.until, from_run=settings.from_run,
     )  # fmt: skip
     from vcot.pipeline.local import LocalHand
@@ -72,7 +125,7 @@ def run(settings: PipelineSettings) -> None:
     with _storage(settings):
         _publish(settings, published)
         outcomes = conduct(plan, hand, stop)
-        folder = settings.local_folder / "runs" / settings.run_id
+        folder = settings.local_folder / "runs" / settings.run_name
         _bring_home(plan, folder)
     _tell(plan, outcomes, time.monotonic() - begun, folder)
 
@@ -122,7 +175,7 @@ def _show(plan: Plan) -> None:
         console.print(f"[dim]{stage}: taken from {uri}[/]")
     for step in plan.steps:
         waits = f", after {' and '.join(step.waits_for)}" if step.waits_for else ""
-        console.print(f"[bold]{step.stage}[/] → {step.run_uri}/{step.stage}{waits}", highlight=False)
+        console.print(f"[bold]{step.name}[/] → {step.run_uri}/{step.stage}{waits}", highlight=False)
         for name, value in sorted(step.variables.items()):
             console.print(f"    {name}={value}", highlight=False)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from vcot.settings import Settings, setting
-from vcot.stage import launch
+from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
     from vcot.records import Folder, StageMark
@@ -92,6 +92,7 @@ def run(settings: TokenizeSettings) -> None:
         return
     folder.begin(settings, inputs)  # a prefix with other settings is refused before anything is loaded
     if settings.part == "prepare":
+        summary(shards=len(source.shards))
         return
     tokenizing = _load(settings, store, source_uri, source, folder)
     run_shards(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from vcot.errors import InputError
+from vcot.ranks import Rank, World, run_ranks
 from vcot.settings import CommaSeparated, Settings, flag, setting
-from vcot.stage import launch
+from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
     from vcot.records import StageMark
     from vcot.records.example import Examples
     from vcot.records.shards import Folder
-    from vcot.storage import Store
     from vcot.tokens import Encoder
+    from vcot.training.group import Group
     from vcot.training.sft import Tuned
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
@@ -30,9 +34,10 @@ class TrainSettings(Settings):
     """Fine-tunes the base on the examples of <run-uri>/tokenize and writes the model to <run-uri>/train/model.
 
     The defaults are QLoRA: the base in 4 bits, adapters of rank 64 on the language model. On a GPU or without
-    one, the same. Checkpoints go to storage while it runs; a run that was stopped or killed goes on from the last
-    whole one with the same command, and ends with the same losses. Beside the model: losses.json, losses.png,
-    tensorboard/, report.json.
+    one, the same. With several GPUs it starts a process for each; in several pods PET_NNODES, PET_NODE_RANK and
+    PET_MASTER_ADDR say how they find each other. Checkpoints go to storage while it runs; a run that was stopped or
+    killed goes on from the last whole one with the same command, and ends with the same losses. Beside the model:
+    losses.json, losses.png, tensorboard/, report.json.
     """
 
     stage: ClassVar[str] = "train"
@@ -66,9 +71,9 @@ class TrainSettings(Settings):
     weight_decay: float = setting(0.01, "decoupled weight decay", ge=0)
     clip: float = setting(0.3, "longest gradient (norm over all that is trained); 0: no limit", ge=0)
     neftune: float = setting(5.0, "noise on the tokens' embeddings while training (NEFTune's alpha); 0: none", ge=0)
-    batch_size: int = setting(4, "examples that go through the model at once", unit="examples", gt=0)
+    batch_size: int = setting(4, "examples that go through the model at once, on each GPU", unit="examples", gt=0)
     accumulation: int = setting(
-        4, "batches whose gradients make one step; a step learns from batch-size x accumulation examples",
+        4, "batches whose gradients make one step; a step learns from batch-size x accumulation x GPUs examples",
         unit="batches", gt=0,
     )  # fmt: skip
     similar_lengths: bool = setting(
@@ -108,6 +113,10 @@ class TrainSettings(Settings):
     cache_mib: int = setting(
         1024, "memory for prepared pictures; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
     )
+    nproc: int | None = setting(
+        None, "processes in this pod; default: what PET_NPROC_PER_NODE says, else one for each GPU, one without a GPU",
+        ge=1, shapes_result=False,
+    )  # fmt: skip
     grace_seconds: float = setting(
         30, "time between SIGTERM and SIGKILL; the last checkpoint is only begun when there is time for it",
         unit="seconds", gt=0, shapes_result=False,
@@ -157,57 +166,116 @@ def run(settings: TrainSettings) -> None:
     from vcot.records.shards import Folder, read_mark
     from vcot.storage import Store, join
 
-    store = Store()
-    folder = Folder(store, settings.run_uri, settings.stage)
-    source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
-    source, inputs = read_mark(store, source_uri)
-    if folder.whole(settings, inputs) is not None:
+    folder = Folder(Store(), settings.run_uri, settings.stage)
+    if (rank := Rank.from_environment()) is not None:
+        _as_rank(settings, folder, rank)
         return
+    source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
+    source, inputs = read_mark(folder.store, source_uri)
+    if (done := folder.whole(settings, inputs)) is not None:
+        summary(**done.facts["losses"])
+        return
+    world = World.asked_for(settings.nproc)
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as scratch:
-        _train(settings, folder, source_uri, source, inputs, Path(scratch))
+        _train(settings, folder, source_uri, source, inputs, Path(scratch), world)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a training needs on this disk, and what it says of its inputs: URI → sha256."""
+
+    contract: Mapping[str, Any]
+    base: str
+    base_sha256: str
+    examples: tuple[str, ...]
+    inputs: Mapping[str, str]
+
+    NAME: ClassVar[str] = "material.json"
 
 
 def _train(
-    settings: TrainSettings, folder: Folder, source_uri: str, source: StageMark, inputs: dict[str, str], scratch: Path
+    settings: TrainSettings,
+    folder: Folder,
+    source_uri: str,
+    source: StageMark,
+    inputs: dict[str, str],
+    scratch: Path,
+    world: World,
 ) -> None:
-    from vcot.storage.folders import fetch_folder, folder_digest
+    """Fetches once for all processes of this pod, and learns in this one where it is the only one."""
+    material = _fetch(settings, folder, source_uri, source, inputs, scratch)
+    if settings.part == "prepare":
+        return
+    if world.size == 1:
+        from vcot.training.group import ALONE
 
-    base = fetch_folder(folder.store, settings.base_uri, scratch / "base")
-    digest = folder_digest(folder.store, str(base))
+        _learn(settings, folder, material, scratch, ALONE)
+        return
+    (scratch / Material.NAME).write_text(json.dumps(asdict(material)))
+    run_ranks(world, scratch, settings.grace_seconds)
+
+
+def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
+    from vcot import log
+
+    summary.path = rank.last_word
+    log.bind(rank=rank.number)
+    if rank.number > 0:
+        log.quiet()
+    from vcot.training.group import Group
+
+    scratch = Path(rank.folder)
+    material = Material(**json.loads((scratch / Material.NAME).read_text()))
+    _learn(settings, folder, material, scratch, Group.join(rank))
+
+
+def _fetch(
+    settings: TrainSettings, folder: Folder, source_uri: str, source: StageMark, inputs: dict[str, str], scratch: Path
+) -> Material:
+    from vcot.records.shards import fetch_file
+    from vcot.storage.folders import fetch_with_digest
+
+    store = folder.store
+    base, digest = fetch_with_digest(store, settings.base_uri, scratch / "base")
     inputs |= {settings.base_uri: digest}
     folder.begin(settings, inputs)
     if settings.part == "prepare":
+        return Material({}, str(base), digest, (), inputs)
+    if "contract" not in source.facts:
+        raise InputError(f"{source_uri}: its mark states no contract; it is not a finished tokenize stage")
+    into = scratch / "examples"
+    into.mkdir()
+    examples = [fetch_file(store, source_uri, file, into) for mark in source.shards for file in mark.files]
+    return Material(source.facts["contract"], str(base), digest, tuple(map(str, examples)), inputs)
+
+
+def _learn(settings: TrainSettings, folder: Folder, material: Material, scratch: Path, group: Group) -> None:
+    from vcot.records.example import Examples
+
+    examples = Examples([Path(path) for path in material.examples])
+    encoder = _encoder(material)
+    tuned = _fine_tune(settings, folder, Path(material.base), encoder, examples, scratch, group)
+    if not group.first:
         return
-    examples = _examples(folder.store, source_uri, source, scratch / "examples")
-    encoder = _encoder(source_uri, source, base)
-    tuned = _fine_tune(settings, folder, base, encoder, examples, scratch)
     from vcot.training.publish import publish
 
-    publish(folder, settings, inputs, tuned, encoder, {"uri": settings.base_uri, "sha256": digest}, scratch)
+    base = {"uri": settings.base_uri, "sha256": material.base_sha256}
+    publish(folder, settings, material.inputs, tuned, encoder, base, scratch)
 
 
-def _encoder(source_uri: str, source: StageMark, base: Path) -> Encoder:
+def _encoder(material: Material) -> Encoder:
     """The base's processor, held against what the examples promise."""
     from vcot.tokens import Contract, Encoder, load_processor
 
-    if "contract" not in source.facts:
-        raise InputError(f"{source_uri}: its mark states no contract; it is not a finished tokenize stage")
-    contract = Contract.model_validate(source.facts["contract"])
-    processor = load_processor(base, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
+    contract = Contract.model_validate(material.contract)
+    processor = load_processor(Path(material.base), min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
     return Encoder(processor, contract)
 
 
-def _examples(store: Store, source_uri: str, source: StageMark, into: Path) -> Examples:
-    from vcot.records.example import Examples
-    from vcot.records.shards import fetch_file
-
-    into.mkdir()
-    return Examples([fetch_file(store, source_uri, file, into) for mark in source.shards for file in mark.files])
-
-
 def _fine_tune(
-    settings: TrainSettings, folder: Folder, base: Path, encoder: Encoder, examples: Examples, scratch: Path
-) -> Tuned:
+    settings: TrainSettings, folder: Folder, base: Path, encoder: Encoder, examples: Examples, scratch: Path,
+    group: Group,
+) -> Tuned:  # fmt: skip
     from vcot.models import device
     from vcot.storage import join
     from vcot.training.checkpoints import Checkpoints
@@ -216,13 +284,18 @@ def _fine_tune(
     from vcot.training.sft import Place, fine_tune
     from vcot.training.trainer import NotFinite
 
+    def saved() -> None:
+        if group.first:
+            upload_trackers(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
+
     place = Place(
         scratch=scratch,
-        trackers=settings.report_to,
-        saved=lambda: upload_trackers(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard")),
+        trackers=settings.report_to if group.first else (),
+        saved=saved,
         cache_bytes=settings.cache_mib << 20,
         workers=settings.workers if settings.workers is not None else 2 * (device().type == "cuda"),
         grace=settings.grace_seconds,
+        group=group,
     )
     try:
         tuned = fine_tune(
@@ -232,15 +305,16 @@ def _fine_tune(
             encoder=encoder,
             examples=examples,
             checkpoints=Checkpoints(
-                folder.store, join(folder.uri, "checkpoints"), scratch / "checkpoints", settings.keep
+                folder.store, join(folder.uri, "checkpoints"), scratch / "checkpoints", settings.keep, group.size
             ),
             place=place,
         )
     except NotFinite as error:
-        tell_what_led_to_it(folder, error.facts)
-        place.saved()
+        if group.first:
+            tell_what_led_to_it(folder, error.facts)
+        saved()
         raise
-    place.saved()
+    saved()
     return tuned
 
 

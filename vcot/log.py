@@ -50,6 +50,11 @@ def bind(**values: Any) -> None:
     structlog.contextvars.bind_contextvars(**{name: value for name, value in values.items() if value is not None})
 
 
+def quiet() -> None:
+    """From here on warnings and errors alone: for a process beside others that would say the same."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+
+
 def get() -> structlog.stdlib.BoundLogger:
     logger: structlog.stdlib.BoundLogger = structlog.get_logger()
     return logger

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
@@ -75,6 +76,10 @@ class Declared(BaseSettings):
     log_form: Literal["auto", "lines", "json"] = setting(
         "auto", "lines for people or JSON for a log collector; auto: JSON in a pod, else lines", common=True,
         shapes_result=False,
+    )  # fmt: skip
+    termination_log: str | None = setting(
+        None, "file for a last word in JSON: how the stage ended, and its main numbers; default: /dev/termination-log "
+        "where that is (in a pod)", common=True, shapes_result=False, min_length=1,
     )  # fmt: skip
 
     @field_validator("*")
@@ -197,6 +202,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
+def _module(cls: type[Declared]) -> str:
+    """As it was started: ``python -m`` calls every module __main__, and keeps its name in the spec."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if cls.__module__ == "__main__" and spec is not None else cls.__module__
+
+
 def _is_bool(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         return any(_is_bool(a) for a in get_args(annotation))
@@ -205,7 +216,7 @@ def _is_bool(annotation: Any) -> bool:
 
 def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
     parser = _Parser(
-        prog=f"python -m jobs.{cls.stage}",
+        prog=f"python -m {_module(cls)}",
         description=(cls.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

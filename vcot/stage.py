@@ -6,6 +6,7 @@ A job is three lines: a Settings class, a ``run(settings)``, and ``launch(Settin
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -13,15 +14,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vcot import log
 from vcot.errors import Interrupted, KeyboardStop, VcotError
-from vcot.settings import Declared
+from vcot.settings import PREFIX, Declared
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Declared)
@@ -46,9 +48,13 @@ class Stop:
         return self._asked.is_set()
 
     def request(self, number: int, _frame: FrameType | None = None) -> None:
-        if self._asked.is_set():
+        if self.signal is not None:
             os._exit(128 + number)
         self.signal = number
+        self._asked.set()
+
+    def join(self) -> None:
+        """Another process of this stage was asked to stop, so this one stops too; a signal may still come."""
         self._asked.set()
 
     def raise_if_requested(self, saved: str = "finished shards are kept") -> None:
@@ -66,6 +72,64 @@ stop = Stop()
 """The one flag of this process."""
 
 
+class Summary:
+    """What a process says of its stage when it ends: the termination message, which a pod's Job outlives.
+
+    ``summary(rows=…, kept=…)`` adds facts while the stage runs; `launch` writes them, with how it ended, into the
+    file that VCOT_TERMINATION_LOG names: {"stage", "part", "shard", "exit", "message", facts …}, those that there are.
+    """
+
+    LIMIT = 4096
+    """Bytes that a kubelet reads."""
+    POD = Path("/dev/termination-log")
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.path: Path | None = None
+
+    def __call__(self, **facts: Any) -> None:
+        self.facts |= facts
+
+    def write(self, stage: str, code: int, message: str, settings: Declared | None) -> None:
+        path = self.path or _termination_log(settings)
+        if path is None:
+            return
+        said: dict[str, Any] = {"stage": stage}
+        said |= {name: getattr(settings, name, None) for name in ("part", "shard")}
+        said |= {"exit": code, "message": message[:1500]}
+        try:
+            path.write_bytes(self._fitted({name: value for name, value in said.items() if value not in (None, "")}))
+        except OSError as error:  # how it ended stands; that it could not be told is a smaller matter
+            log.get().warning("the termination message was not written", path=str(path), because=str(error))
+
+    def _fitted(self, said: dict[str, Any]) -> bytes:
+        """All of it where there is room; else a shorter message, then without the facts that were added last."""
+        facts = dict(self.facts)
+        while len(line := _as_json(said | facts | said)) > self.LIMIT:
+            message = said.get("message", "")
+            if facts and len(message) < 300:
+                facts.popitem()
+            else:
+                said["message"] = message[: len(message) // 2]
+        return line
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace")
+
+
+def _termination_log(settings: Declared | None) -> Path | None:
+    """Where settings could not even be read, the variable is taken as it stands."""
+    named = os.environ.get(f"{PREFIX}TERMINATION_LOG") if settings is None else settings.termination_log
+    if named:
+        return Path(named)
+    return Summary.POD if Summary.POD.is_file() and os.access(Summary.POD, os.W_OK) else None
+
+
+summary = Summary()
+"""The one of this process."""
+
+
 def launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Reads the settings, runs the stage and leaves with the exit code of the outcome."""
     sys.exit(_launch(settings_class, run, sys.argv[1:] if argv is None else argv))
@@ -75,14 +139,23 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
     try:
         settings, check = settings_class.load(argv)
     except VcotError as error:
-        for line in str(error).splitlines():
+        lines = str(error).splitlines()
+        for line in lines:
             print(f"{settings_class.stage}: {line}", file=sys.stderr)
+        summary.write(settings_class.stage, error.exit_code, lines[-1], None)
         return error.exit_code
     if check:
         print(f"{settings_class.stage}: settings are in order")
         return 0
     log.configure(settings.log_form, run=settings.run_name, stage=settings_class.stage)
     stop.listen()
+    code, message = _outcome(run, settings)
+    summary.write(settings_class.stage, code, message, settings)
+    return code
+
+
+def _outcome(run: Callable[[S], None], settings: S) -> tuple[int, str]:
+    """The exit code, and the last line that was said about it."""
     try:
         run(settings)
     except VcotError as error:
@@ -90,32 +163,36 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
         for line in more:
             log.get().error(line)
         log.get().error(last, exit=error.exit_code)
-        return error.exit_code
+        return error.exit_code, last
     except KeyboardInterrupt:
-        return KeyboardStop.exit_code
+        return KeyboardStop.exit_code, "stopped from the keyboard"
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            log.get().error(f"no room left on the disk: {error}; free some or point TMPDIR elsewhere", exit=75)
-            return 75
-        traceback.print_exc()
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
+            line = f"no room left on the disk: {error}; free some or point TMPDIR elsewhere"
+            log.get().error(line, exit=75)
+            return 75, line
+        return _unforeseen(error)
+    except Exception as error:
+        return _unforeseen(error)
+    return 0, ""
+
+
+def _unforeseen(error: Exception) -> tuple[int, str]:
+    traceback.print_exc()
+    return VcotError.exit_code, f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
 
 
 class Bar:
     """Progress of one piece of work: a bar on a terminal, a line every 30 s elsewhere."""
 
-    def __init__(self, description: str, total: int | None = None, unit: str = "rows") -> None:
-        self.description, self.total, self.unit = description, total, unit
+    def __init__(self, description: str, total: int | None = None, unit: str = "rows", *, shown: bool = True) -> None:
+        self.description, self.total, self.unit, self.shown = description, total, unit, shown
         self.count, self._start = 0, time.monotonic()
         self._last = self._start
         self._progress: Progress | None = None
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self.unit),
                 TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -130,7 +207,7 @@ class Bar:
         self.count += by
         if self._progress is not None:
             self._progress.update(self._task, advance=by, note=note)
-        elif (now := time.monotonic()) - self._last >= REPORT_EVERY:
+        elif self.shown and (now := time.monotonic()) - self._last >= REPORT_EVERY:
             self._last = now
             self._line(now, note)
 

@@ -116,7 +116,7 @@ class Teacher:
 
 
 @contextmanager
-def scripted_teacher(script: Callable[[Asked], Answer] = grounded) -> Iterator[Teacher]:
+def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "127.0.0.1") -> Iterator[Teacher]:
     teacher = Teacher(script)
 
     class Handler(BaseHTTPRequestHandler):
@@ -157,10 +157,10 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded) -> Iterator[T
         def handle_error(self, *_: Any) -> None:
             """A client that was killed breaks its connection; that is no news."""
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server((host, 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
-    teacher.address = f"http://127.0.0.1:{server.server_port}/v1"
+    teacher.address = f"http://{host}:{server.server_port}/v1"
     try:
         yield teacher
     finally:

@@ -26,7 +26,7 @@ class ScriptedHand:
     def start(self, step: Step) -> None:
         self.started.append(step.stage)
 
-    def poll(self, step: Step, seconds: float) -> Outcome | None:
+    def poll(self, step: Step) -> Outcome | None:
         code = self.script.get(step.stage, [0])[0]
         if code is None:
             assert self._stop is not None
@@ -36,8 +36,9 @@ class ScriptedHand:
             self.script[step.stage].pop(0)
         return Outcome(code, 1.0)
 
-    def cancel(self, step: Step) -> None:
+    def leave(self, step: Step) -> str:
         self.cancelled.append(step.stage)
+        return "saved"
 
 
 def test_stages_run_one_after_another_and_each_outcome_is_told() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vcot.errors import SettingsError, UsageError
-from vcot.pipeline.plan import gather_variables, make_plan, read_env_file
+from vcot.pipeline.plan import IN_PARTS, gather_variables, make_plan, read_env_file
 from vcot.settings import STAGES
 
 
@@ -14,6 +14,25 @@ def test_every_stage_in_order_writes_below_the_run() -> None:
     assert [s.stage for s in plan.steps] == list(STAGES)
     assert {s.environment["VCOT_RUN_URI"] for s in plan.steps} == {"s3://b/runs/r1"}
     assert plan.steps[-1].waits_for == ("train", "convert")
+
+
+def test_a_stage_in_parts_is_three_steps_and_the_next_stage_waits_for_the_last() -> None:
+    plan = make_plan("r", "/runs", {}, until="distill", parts=IN_PARTS)
+    assert [(s.name, s.waits_for) for s in plan.steps] == [
+        ("convert-prepare", ()),
+        ("convert-shards", ("convert-prepare",)),
+        ("convert-finish", ("convert-shards",)),
+        ("distill-prepare", ("convert-finish",)),
+        ("distill-shards", ("distill-prepare",)),
+        ("distill-finish", ("distill-shards",)),
+    ]
+    assert plan.steps[1].environment == {"VCOT_RUN_URI": "/runs/r", "VCOT_PART": "shards"}
+
+
+def test_a_stage_in_one_step_says_nothing_of_parts() -> None:
+    assert [(s.name, s.environment) for s in make_plan("r", "/runs", {}, only=["train"], parts=IN_PARTS).steps] == [
+        ("train", {"VCOT_RUN_URI": "/runs/r"})
+    ]
 
 
 def test_until_leaves_out_what_comes_after() -> None:

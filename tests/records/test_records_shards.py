@@ -212,3 +212,19 @@ def test_shards_carry_no_time_stamp(tmp_path: Path) -> None:
 def test_the_page_of_formats_is_the_codes() -> None:
     page = Path(__file__).parents[2] / "docs" / "formats.md"
     assert page.read_text() == document(), "run `make formats`"
+
+
+def test_the_last_word_tells_shards_rows_and_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vcot.stage import summary
+
+    def told(**values: object) -> dict[str, object]:
+        monkeypatch.setattr(summary, "facts", {})
+        run(tmp_path, **values)
+        return summary.facts
+
+    assert told(part="prepare") == {"shards": 3}
+    assert told(part="shards", shard=1) == {"shards": 3, "rows": 3, "kept": 2, "rejected": 1}  # 1, 4, 7
+    told(part="shards")
+    whole = {"shards": 3, "rows": 10, "kept": 8, "rejected": 2}
+    assert told(part="finish") == whole
+    assert told(part="prepare") == whole  # nothing left to do

@@ -18,15 +18,18 @@ PROGRAM = """
     from typing import ClassVar
     from vcot import errors, log
     from vcot.settings import Settings, setting
-    from vcot.stage import Bar, launch, stop
+    from vcot.stage import Bar, launch, stop, summary
 
     class Nap(Settings):
         "Sleeps."
         stage: ClassVar[str] = "nap"
         end: str = setting("well", "how it ends")
+        noise: int = setting(0, "length of a fact")
 
     def run(settings):
         log.get().info("begun", pillow="soft")
+        summary(shards=4)
+        summary(rows=7, noise="z" * settings.noise)
         if settings.end == "full":
             raise OSError(errno.ENOSPC, "No space left on device", "/scratch/x")
         if settings.end == "bug":
@@ -38,7 +41,7 @@ PROGRAM = """
                     bar.advance()
                     stop.raise_if_requested()
         if settings.end != "well":
-            raise getattr(errors, settings.end)("why it ended")
+            raise getattr(errors, settings.end)("a line before\\nwhy it ended")
 
     launch(Nap, run)
 """
@@ -70,7 +73,7 @@ def test_each_end_has_its_exit_code_and_only_the_unforeseen_a_traceback(program:
     assert process.returncode == code
     assert ("Traceback" in said) == (end == "bug")
     if code not in (0, 1):
-        assert len([line for line in said.splitlines() if "error" in line]) == 1
+        assert len([line for line in said.splitlines() if "exit=" in line]) == (0 if end == "bug" else 1)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -97,3 +100,70 @@ def test_a_check_starts_nothing(program: Path) -> None:
     out, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (0, "")
     assert "settings are in order" in out
+
+
+# --- the termination message -----------------------------------------------------------------------------
+
+
+def last_word(program: Path, *argv: str) -> dict[str, object]:
+    path = program.with_name("termination-log")
+    path.write_bytes(b"what an earlier container left" * 300)
+    start(program, *argv, VCOT_TERMINATION_LOG=str(path)).communicate(timeout=30)
+    data = path.read_bytes()
+    assert len(data) <= 4096
+    said: dict[str, object] = json.loads(data)
+    return said
+
+
+def test_a_stage_that_is_done_leaves_its_facts(program: Path) -> None:
+    said = last_word(program, "--part", "shards", "--shard", "2")
+    assert said == {"stage": "nap", "part": "shards", "shard": 2, "exit": 0, "shards": 4, "rows": 7, "noise": ""}
+    assert next(iter(said)) == "stage"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [(["--end", "InputError"], 65, "why it ended"), (["--end", "bug"], 1, "unforeseen: RuntimeError: unforeseen"),
+     (["--end", "full"], 75, "no room left on the disk: "), (["--ende", "x"], 64, "--ende: no such flag"),
+     (["--shard", "x"], 78, "--shard=x: ")],
+)  # fmt: skip
+def test_a_stage_that_failed_leaves_its_last_line(program: Path, argv: list[str], code: int, message: str) -> None:
+    said = last_word(program, *argv)
+    assert (said["stage"], said["exit"]) == ("nap", code)
+    assert str(said["message"]).startswith(message)
+    assert ("shards" in said) == (code not in (64, 78))  # those were read before anything ran
+
+
+def test_a_stage_that_was_stopped_says_so(program: Path) -> None:
+    path = program.with_name("termination-log")
+    process = start(program, "--end", "waits", VCOT_TERMINATION_LOG=str(path))
+    assert process.stderr is not None
+    process.stderr.readline()  # "begun"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    said = json.loads(path.read_bytes())
+    assert (said["exit"], said["shards"]) == (143, 4)
+    assert said["message"].startswith("stopped as asked")
+
+
+@pytest.mark.parametrize("noise", [3000, 5000])
+def test_what_does_not_fit_is_left_out_and_the_first_facts_stay(program: Path, noise: int) -> None:
+    said = last_word(program, "--noise", str(noise), "--end", "InputError")
+    assert ("noise" in said) == (noise < 4000)
+    assert (said["message"], said["shards"]) == ("why it ended", 4)
+
+
+def test_a_long_message_is_cut_and_a_place_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    from vcot.settings import Settings
+    from vcot.stage import Summary
+
+    summary = Summary()
+    summary(shards=3)
+    summary.path = tmp_path / "log"
+    summary.write("nap", 65, "\N{SNOWMAN}\n" * 5000, Settings(run_uri="x", part="prepare"))
+    data = summary.path.read_bytes()
+    assert len(data) <= 4096
+    assert json.loads(data)["shards"] == 3
+    summary.path = tmp_path / "nowhere" / "log"
+    summary.write("nap", 0, "", None)
+    assert not summary.path.exists()

@@ -16,6 +16,7 @@ def judge_gates(
     min_accuracy_at_50: float | None = None,
     min_answer_accuracy: float | None = None,
     max_blank_accuracy: float | None = None,
+    depends_on_picture: bool = False,
 ) -> list[dict[str, Any]]:
     """The gates that were asked for: {"gate", "passed", "words"}.
 
@@ -44,6 +45,29 @@ def judge_gates(
         low = figure["value"] is not None and figure["value"] <= max_blank_accuracy
         found = value("accuracy_at_50", figure)
         gates.append(_gate(f"accuracy_at_50 on blank pictures at most {max_blank_accuracy:.1%}", low, found))
+    if depends_on_picture:
+        gates += _looks(
+            report, "accuracy_at_50" if figures["accuracy_at_50"]["value"] is not None else "answer_accuracy"
+        )
+    return gates
+
+
+def _looks(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Clearly better (the whole interval above 0) than on blank pictures, and than on another row's.
+
+    Judged by the boxes where there are true ones, else by the answers: a habit of answering right ("no" to most
+    questions) is no fault while the boxes come from looking.
+    """
+    gates = []
+    for key, kind in (("real-blank", "blank"), ("real-wrong", "wrong")):
+        row = find(report, "differences", key)
+        gate = f"{name} clearly better on real pictures than on {kind} ones"
+        if row is None:
+            gates.append({"gate": gate, "passed": False, "words": f"{gate}: not measured"})
+        else:
+            figure = row["figures"][name]
+            passed = figure["low"] is not None and figure["low"] > 0
+            gates.append(_gate(gate, passed, both(name, figure, signed=True)))
     return gates
 
 

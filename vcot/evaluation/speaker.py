@@ -16,7 +16,7 @@ from vcot.grounding import Frame, smart_resize
 from vcot.records import Completion, Sample, StageMark
 from vcot.stage import stop
 from vcot.storage import Store, join
-from vcot.storage.folders import fetch_folder, folder_digest
+from vcot.storage.folders import fetch_folder, fetch_with_digest
 from vcot.tokens import Contract, Encoder, is_processor_file, load_processor
 from vcot.tokens.encoder import frame_as_seen
 
@@ -167,8 +167,8 @@ class Speaker:
         from vcot.models import load_base
 
         uri = self.trained.base_uri
-        folder = fetch_folder(self.store, uri, self.scratch / "base")
-        if (found := folder_digest(self.store, str(folder))) != self.trained.base_sha256:
+        folder, found = fetch_with_digest(self.store, uri, self.scratch / "base")
+        if found != self.trained.base_sha256:
             raise InputError(
                 f"{uri} is not the base that was trained on: its digest is {found[:12]}…, "
                 f"it was {self.trained.base_sha256[:12]}…"

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vcot.evaluation.words import FIGURES, HEADLINE, both
+from vcot.evaluation.words import FIGURES, HEADLINE, both, find
 
 
 def render(report: Mapping[str, Any]) -> Table:
@@ -45,6 +45,20 @@ def render(report: Mapping[str, Any]) -> Table:
         if row["key"] in ("after-before", "real-blank"):
             table.add_row(row["name"], *_cells(row["figures"], signed=True))
     return table
+
+
+def headline(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in a few numbers: the columns of the table, after and before; those that could be measured."""
+    found: dict[str, Any] = {}
+    for key, prefix in (("tuned-real", ""), ("base-real", "base_")):
+        row = find(report, "results", key)
+        figures = {} if row is None else row["figures"]
+        found |= {
+            prefix + name: round(figures[name]["value"], 4)
+            for name in HEADLINE
+            if name in figures and figures[name]["value"] is not None
+        }
+    return found | {"samples": report["samples"]["rows"]}
 
 
 def caption(report: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A small conductor: starts a stage when its input exists, waits, reports, and can be killed and started again.
+"""A small conductor: starts a step when its input exists, waits, reports, and can be killed and started again.
 
 It knows no Kubernetes and no processes: a hand does the starting. Stages are safe to run twice, so
 the conductor keeps no state of its own; what is done stands in storage.
@@ -7,16 +7,29 @@ the conductor keeps no state of its own; what is done stands in storage.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from vcot import log
 from vcot.errors import StageFailed
 from vcot.pipeline.plan import Plan, Step
 from vcot.stage import Stop
 
-#: Exit codes after which trying again can help: storage or network for now, interrupted, unforeseen.
-RETRY = {75: "storage or network, for now", 143: "interrupted", 137: "killed", 1: "an unforeseen error"}
+#: What the exit code of a stage says, in words.
+MEANING: Mapping[int, str] = {
+    1: "an unforeseen error",
+    20: "a quality gate was not passed",
+    21: "a budget is spent",
+    64: "wrong usage",
+    65: "its input breaks its contract",
+    75: "storage or network, for now",
+    78: "wrong settings",
+    137: "killed",
+    143: "interrupted",
+}
+#: Exit codes after which trying again can help.
+RETRY = (75, 143, 137, 1)
 ATTEMPTS = 3
 PAUSE = 5.0
 """Seconds before the second attempt; doubles with each further one."""
@@ -24,15 +37,30 @@ PAUSE = 5.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended."""
+    """How a step ended."""
 
     exit_code: int
     seconds: float
     peak_mib: float | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """A few numbers that the stage itself says about what it made."""
+    said: str = "see its lines above"
+    """Of a failed step: what went wrong, or where to read it."""
+
+
+class Clock:
+    """Time as it passes; tests have one of their own."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class Hand(Protocol):
-    """What starts stages somewhere: processes on this computer, Jobs on a cluster."""
+    """What starts steps somewhere: processes on this computer, Jobs on a cluster."""
 
     def check(self, plan: Plan) -> None:
         """Judges the settings of every step before the first is started; raises SettingsError with all faults."""
@@ -40,58 +68,78 @@ class Hand(Protocol):
     def start(self, step: Step) -> None:
         """Starts the step, or adopts it where it runs already."""
 
-    def poll(self, step: Step, seconds: float) -> Outcome | None:
-        """How the step ended, or None if it has not after this long."""
+    def poll(self, step: Step) -> Outcome | None:
+        """How the step ended, or None if it has not; looks for some seconds at most, so that a stop is noticed."""
 
-    def cancel(self, step: Step) -> None:
-        """Asks the step to save and stop, and waits until it has."""
+    def leave(self, step: Step) -> str:
+        """The conductor was asked to stop: makes that safe for the running step, and says what became of it."""
 
 
 def conduct(
-    plan: Plan, hand: Hand, stop: Stop, *, attempts: int = ATTEMPTS, pause: float = PAUSE
+    plan: Plan, hand: Hand, stop: Stop, *, attempts: int = ATTEMPTS, pause: float = PAUSE, clock: Clock | None = None
 ) -> dict[str, Outcome]:
-    """Runs the plan; returns stage → how it ended.
+    """Runs the plan; returns name of the step → how it ended.
+
+    Args:
+        attempts: how often a step is started whose exit code says that trying again can help; 1 where what
+            starts the step tries again by itself, as a Job does.
 
     Raises:
         SettingsError: a step's settings are wrong; nothing was started.
-        StageFailed: a stage failed for good.
-        Interrupted: somebody asked for a stop; the running stage has saved.
+        StageFailed: a step failed for good.
+        Interrupted: somebody asked for a stop.
     """
+    clock = clock or Clock()
     hand.check(plan)
     outcomes: dict[str, Outcome] = {}
     for number, step in enumerate(plan.steps, 1):
-        log.get().info(f"{number}/{len(plan.steps)} {step.stage}")
-        outcomes[step.stage] = _until_done(step, hand, stop, attempts, pause)
+        log.get().info(f"{number}/{len(plan.steps)} {step.name}")
+        outcome = _until_done(step, hand, stop, attempts, pause, clock)
+        log.get().info(f"{step.name} is done", seconds=round(outcome.seconds, 1), **_told(outcome.summary))
+        outcomes[step.name] = outcome
     return outcomes
 
 
-def _until_done(step: Step, hand: Hand, stop: Stop, attempts: int, pause: float) -> Outcome:
+def _until_done(step: Step, hand: Hand, stop: Stop, attempts: int, pause: float, clock: Clock) -> Outcome:
     for attempt in range(1, attempts + 1):
         outcome = _once(step, hand, stop)
         if outcome.exit_code == 0:
             return outcome
-        reason = RETRY.get(outcome.exit_code)
-        if reason is None or attempt == attempts:
+        code = in_words(outcome.exit_code)
+        if outcome.exit_code not in RETRY or attempt == attempts:
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
-            raise StageFailed(f"{step.stage} failed with exit code {outcome.exit_code}{tries}; see its lines above")
+            raise StageFailed(f"{step.name} failed with exit code {code}{tries}; {outcome.said}")
         wait = pause * 2 ** (attempt - 1)
-        log.get().warning(f"{step.stage} ended with {outcome.exit_code} ({reason}); trying again in {wait:g} s")
-        _sleep(wait, stop)
+        log.get().warning(f"{step.name} ended with {code}; trying again in {wait:g} s")
+        sleep(wait, clock, stop)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _once(step: Step, hand: Hand, stop: Stop) -> Outcome:
     stop.raise_if_requested()
     hand.start(step)
-    while (outcome := hand.poll(step, 0.5)) is None:
+    while (outcome := hand.poll(step)) is None:
         if stop.requested:
-            hand.cancel(step)
-            stop.raise_if_requested("the running stage has saved what it had")
+            stop.raise_if_requested(hand.leave(step))
     return outcome
 
 
-def _sleep(seconds: float, stop: Stop) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+def sleep(seconds: float, clock: Clock, stop: Stop) -> None:
+    """Sleeps, and wakes up when somebody asks for a stop; raises Interrupted then."""
+    until = clock.now() + seconds
+    while (left := until - clock.now()) > 0:
         stop.raise_if_requested()
-        time.sleep(0.1)
+        clock.sleep(min(left, 0.1))
+
+
+def in_words(code: int) -> str:
+    """``78 (wrong settings)``."""
+    return f"{code} ({MEANING[code]})" if code in MEANING else str(code)
+
+
+#: What stands on the line anyhow, or is no news where a step went well.
+_NOT_TOLD = ("stage", "part", "shard", "exit", "message", "run", "event", "level", "timestamp", "seconds")
+
+
+def _told(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in summary.items() if name not in _NOT_TOLD}

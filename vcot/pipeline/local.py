@@ -13,13 +13,15 @@ from pathlib import Path
 
 from vcot import log
 from vcot.errors import SettingsError
+from vcot.pipeline.checking import command, environment, judge
 from vcot.pipeline.conductor import Outcome
 from vcot.pipeline.plan import Plan, Step
-from vcot.settings import PREFIX
 from vcot.storage import Store, put_folder
 
 GRACE = 120.0
 """Seconds that a stage has to save after SIGTERM, as terminationGracePeriodSeconds on a cluster."""
+LOOK = 0.5
+"""Seconds that one look at a running stage takes."""
 
 
 class LocalHand:
@@ -33,28 +35,22 @@ class LocalHand:
         if plan is self._checked:
             return
         with ThreadPoolExecutor() as pool:
-            answers = list(pool.map(self._check, plan.steps))
+            answers = list(pool.map(lambda step: judge(step.stage, step.environment), plan.steps))
         faults = [line for answer in answers for line in answer]
         if faults:
             raise SettingsError("\n".join(faults))
         self._checked = plan
 
-    def _check(self, step: Step) -> list[str]:
-        answer = subprocess.run(
-            [*_command(step), "--check"], env=_environment(step), capture_output=True, text=True, check=False
-        )
-        return [] if answer.returncode == 0 else answer.stderr.strip().splitlines()
-
     def start(self, step: Step) -> None:
         # A session of its own: Ctrl-C reaches the conductor alone, which then asks the stage to save.
         process = subprocess.Popen(
-            _command(step), env=_environment(step), start_new_session=True, preexec_fn=_die_with_parent
+            command(step.stage), env=environment(step.environment), start_new_session=True, preexec_fn=_die_with_parent
         )
-        self._running[step.stage] = (process, time.monotonic())
+        self._running[step.name] = (process, time.monotonic())
 
-    def poll(self, step: Step, seconds: float) -> Outcome | None:
-        process, started = self._running[step.stage]
-        deadline = time.monotonic() + seconds
+    def poll(self, step: Step) -> Outcome | None:
+        process, started = self._running[step.name]
+        deadline = time.monotonic() + LOOK
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -69,23 +65,16 @@ class LocalHand:
                 return None
             time.sleep(0.05)
 
-    def cancel(self, step: Step) -> None:
-        process, _ = self._running[step.stage]
-        log.get().info(f"asking {step.stage} to save and stop")
+    def leave(self, step: Step) -> str:
+        process, _ = self._running[step.name]
+        log.get().info(f"asking {step.name} to save and stop")
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE
-        while self.poll(step, 0.2) is None:
+        while self.poll(step) is None:
             if time.monotonic() > deadline:
-                log.get().warning(f"{step.stage} did not stop within {GRACE:g} s; killed")
+                log.get().warning(f"{step.name} did not stop within {GRACE:g} s; killed")
                 process.kill()
-
-
-def _command(step: Step) -> list[str]:
-    return [sys.executable, "-m", f"jobs.{step.stage}"]
-
-
-def _environment(step: Step) -> dict[str, str]:
-    return {n: v for n, v in os.environ.items() if not n.startswith(PREFIX)} | step.environment
+        return "the running stage has saved what it had"
 
 
 def _die_with_parent() -> None:

@@ -1,12 +1,17 @@
-"""The plan of a run: which stages, with which settings, and what each waits for. Plain values, no I/O but files."""
+"""The plan of a run: which steps, with which settings, and what each waits for. Plain values, no I/O but files.
+
+On a laptop a stage is one step. On a cluster a stage that is made of shards is three (prepare, shards,
+finish), because there the shards are pods of their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
+from typing import Literal
 
 from vcot.errors import SettingsError, UsageError
 from vcot.settings import PREFIX, STAGES
@@ -20,20 +25,34 @@ INPUTS: Mapping[str, Mapping[str, str]] = {
     "evaluate": {"train": "TRAIN_URI", "convert": "SAMPLES_URI"},
 }
 
+Part = Literal["all", "prepare", "shards", "finish"]
+
+#: The steps of a stage where shards are processes of their own; a stage that is not named is one step.
+IN_PARTS: Mapping[str, tuple[Part, ...]] = dict.fromkeys(
+    ("convert", "distill", "tokenize"), ("prepare", "shards", "finish")
+)
+
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of one run: the variables that it is started with, and the steps it waits for."""
+    """One stage of one run, or a part of it: the variables that it is started with, and the steps it waits for."""
 
     stage: str
     run_uri: str
     variables: Mapping[str, str]
     waits_for: tuple[str, ...]
+    part: Part = "all"
+
+    @property
+    def name(self) -> str:
+        """``train``, or ``convert-shards``: what the step is called in the log and in names of Jobs."""
+        return self.stage if self.part == "all" else f"{self.stage}-{self.part}"
 
     @property
     def environment(self) -> dict[str, str]:
         """Every variable with our prefix that the stage sees; the run URI is added here and nowhere else."""
-        return {**self.variables, f"{PREFIX}RUN_URI": self.run_uri}
+        part = {} if self.part == "all" else {f"{PREFIX}PART": self.part}
+        return {**self.variables, f"{PREFIX}RUN_URI": self.run_uri, **part}
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,7 @@ def make_plan(
     only: Sequence[str] = (),
     until: str | None = None,
     from_run: Sequence[str] = (),
+    parts: Mapping[str, tuple[Part, ...]] = MappingProxyType({}),
 ) -> Plan:
     """The steps of a run.
 
@@ -62,6 +82,7 @@ def make_plan(
         only: these stages alone; what they read must be there already.
         until: no stage after this one.
         from_run: ``other:convert``, …: that stage, and all before it, are taken from the run `other`.
+        parts: stage → its parts, each a step; a stage that is not named is one step.
 
     Raises:
         UsageError: an unknown stage, or words that do not fit together.
@@ -78,15 +99,31 @@ def make_plan(
     if not wanted:
         raise UsageError("nothing is left of the plan: --only, --until and --from-run exclude every stage")
     steps = tuple(
-        Step(
+        step
+        for stage in wanted
+        for step in _steps(
+            parts.get(stage, ("all",)),
             stage=stage,
             run_uri=run_uri,
             variables={**variables.get(stage, {}), **_inputs_from_elsewhere(stage, taken)},
-            waits_for=tuple(source for source in INPUTS[stage] if source in wanted),
+            waits_for=tuple(_last_step(source, parts) for source in INPUTS[stage] if source in wanted),
         )
-        for stage in wanted
     )
     return Plan(run_id, run_uri, steps, taken)
+
+
+def _steps(
+    parts: tuple[Part, ...], stage: str, run_uri: str, variables: Mapping[str, str], waits_for: tuple[str, ...]
+) -> Iterator[Step]:
+    """A stage's parts one after another; the first waits for what the stage reads."""
+    for part in parts:
+        step = Step(stage, run_uri, variables, waits_for, part)
+        yield step
+        waits_for = (step.name,)
+
+
+def _last_step(stage: str, parts: Mapping[str, tuple[Part, ...]]) -> str:
+    return f"{stage}-{parts[stage][-1]}" if stage in parts else stage
 
 
 def _known(stage: str) -> None:

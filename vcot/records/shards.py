@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import tempfile
 import zlib
@@ -29,7 +30,7 @@ from vcot.errors import InputError, SettingsError
 from vcot.records.base import Record
 from vcot.records.sample import Rejection, Sample
 from vcot.settings import Settings
-from vcot.stage import Bar, stop
+from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, join
 
 DONE = "_done/stage.json"
@@ -212,6 +213,8 @@ class Folder:
         self.begin(settings, inputs)
         counts = {"rows": mark.tally.rows, "kept": mark.tally.kept} if mark.tally.rows else {}
         log.get().info("nothing left to do: this stage is whole", uri=self.uri, **counts)
+        if mark.shards:
+            _sum_up(len(mark.shards), mark.tally)
         return mark
 
     def mark(self) -> StageMark | None:
@@ -241,6 +244,10 @@ class Folder:
 
     def shard_mark(self, index: int) -> ShardMark | None:
         return self._mark(f"_done/{index:05d}.json", ShardMark)
+
+    def shard_marks(self) -> tuple[ShardMark, ...]:
+        """The marks of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
+        return tuple(iter(map(self.shard_mark, itertools.count()).__next__, None))
 
     def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMark:
         """Makes one shard, unless its mark is there; `work` feeds the writer."""
@@ -300,15 +307,18 @@ def run_shards(
     if (mark := folder.whole(settings, inputs)) is not None:
         return mark
     folder.begin(settings, inputs)
+    _sum_up(shards)
     if settings.shard is not None and settings.shard >= shards:
         raise SettingsError(f"--shard={settings.shard}: there are {shards} shards, 0 to {shards - 1}")
     if settings.part in ("all", "shards"):
         wanted = range(shards) if settings.shard is None else [settings.shard]
+        tally = Tally()
         with Bar(folder.stage, len(wanted), "shards") as bar:
             for index in wanted:
                 stop.raise_if_requested()
                 log.bind(shard=index)
-                folder.make_shard(index, work, sink)
+                tally += folder.make_shard(index, work, sink).tally
+                _sum_up(shards, tally)
                 bar.advance()
         log.bind(shard=None)
     if settings.part in ("all", "finish"):
@@ -332,6 +342,7 @@ def _finish(
             raise InputError(f"{folder.uri}: shard {index} of {shards} is not done; make it before --part finish")
         marks.append(shard)
     tally = sum((m.tally for m in marks), Tally())
+    _sum_up(shards, tally)
     extra, page = report(tuple(marks), tally) if report is not None else ({}, None)
     folder.write_report({"stage": folder.stage, "tally": tally.model_dump(), "shards": shards} | extra, page)
     log.get().info("rows", read=tally.rows, kept=tally.kept, **tally.rejected)
@@ -352,6 +363,13 @@ def _finish(
     )  # fmt: skip
     folder.finish(mark)
     return mark
+
+
+def _sum_up(shards: int, tally: Tally | None = None) -> None:
+    """For the termination message: how many shards there are, and what this process has made or summed up."""
+    summary(shards=shards)
+    if tally is not None:
+        summary(rows=tally.rows, kept=tally.kept, rejected=tally.rejected_rows)
 
 
 # --- reading what another stage made ---------------------------------------------------------------

@@ -6,8 +6,7 @@ import errno
 import io
 import os
 import secrets
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -88,13 +87,13 @@ class DiskFile:
                 raise self.explain(error) from error
             return True
 
-    def upload(self, path: Path) -> None:
+    def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:
         with DiskFile(str(path), str(path)).open_read() as source, self.open_write() as target:
-            shutil.copyfileobj(source, target, CHUNK)
+            _copy(source, target, left)
 
-    def download(self, path: Path) -> None:
+    def download(self, path: Path, arrived: Callable[[int], None] | None = None) -> None:
         with self.open_read() as source, DiskFile(str(path), str(path)).open_write() as target:
-            shutil.copyfileobj(source, target, CHUNK)
+            _copy(source, target, arrived)
 
     def list(self) -> Iterator[Entry]:
         with self._plain_words():
@@ -213,6 +212,13 @@ def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator
         elif child.is_file() and not (name.startswith(_TEMPORARY_START) and name.endswith(_TEMPORARY_END)):
             with suppress(FileNotFoundError):
                 yield Entry(uri + name, child.stat().st_size)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, told: Callable[[int], None] | None) -> None:
+    while piece := source.read(CHUNK):
+        target.write(piece)
+        if told is not None:
+            told(len(piece))
 
 
 def _to_disk(path: str) -> None:

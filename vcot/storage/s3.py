@@ -14,7 +14,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from botocore.parsers import ResponseParserError
 
 from vcot import log
 from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
+from vcot.storage import ranges
 from vcot.storage.disk import DiskFile
 from vcot.storage.place import CHUNK, Changed, Entry, NotFound
 
@@ -148,16 +149,17 @@ class S3Object:
             f"{self.uri}: {_CONFLICT_TRIES} times somebody else was just writing it, yet it is not there"
         )
 
-    def upload(self, path: Path) -> None:
+    def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:
         with DiskFile(str(path), str(path)).open_read(), self.plain_words():
-            self.client.upload_file(str(path), self.bucket, self.key, Config=_transfer())
+            self.client.upload_file(str(path), self.bucket, self.key, Config=_transfer(), Callback=left)
 
-    def download(self, path: Path) -> None:
+    def download(self, path: Path, arrived: Callable[[int], None] | None = None) -> None:
         local = DiskFile(str(path), str(path))
         with local.temporary() as temporary:
+            whole = _Download(self, 0, ranges.RANGE)
+            state = whole.size, whole.etag
             try:
-                with self.plain_words():
-                    self.client.download_file(self.bucket, self.key, temporary, Config=_transfer())
+                ranges.fetch(temporary, whole, lambda start, length: _Download(self, start, length, state), arrived)
                 os.replace(temporary, path)  # noqa: PTH105
             except OSError as error:
                 raise local.explain(error) from error
@@ -295,14 +297,22 @@ class S3Object:
 class _Download(io.RawIOBase):
     """The bytes of one object from `start` on. Seeks, and takes a broken connection up again where it broke."""
 
-    def __init__(self, place: S3Object, start: int, length: int | None) -> None:
+    def __init__(self, place: S3Object, start: int, length: int | None, state: tuple[int, str] | None = None) -> None:
         self._place = place
         self._position = start
         self._end = None if length is None else start + length  # asked for, so that a range costs a range
-        self._size = -1
-        self._etag = ""
+        self._size, self._etag = state or (-1, "")  # given: another of the object's readers has seen these
         self._body: Any = None
         self._open()
+
+    @property
+    def size(self) -> int:
+        """Of the whole object; where there is nothing at `start`, `start`."""
+        return self._size
+
+    @property
+    def etag(self) -> str:
+        return self._etag
 
     def readable(self) -> bool:
         return True

@@ -15,7 +15,7 @@ S3 is set up by the standard AWS_* variables alone (see s3.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -57,13 +57,13 @@ class Store:
         """True: it was written. False: something is there already, and stays as it is."""
         return _at(uri).write_once(data)
 
-    def upload(self, path: Path, uri: str) -> None:
-        """A file of this machine into the store, in parts and in parallel where it is large."""
-        _at(uri).upload(path)
+    def upload(self, path: Path, uri: str, left: Callable[[int], None] | None = None) -> None:
+        """A file of this machine into the store, in parts and in parallel where it is large. `left`: told of bytes."""
+        _at(uri).upload(path, left)
 
-    def download(self, uri: str, path: Path) -> None:
-        """The other way; the file appears when it is whole."""
-        _at(uri).download(path)
+    def download(self, uri: str, path: Path, arrived: Callable[[int], None] | None = None) -> None:
+        """The other way; the file appears when it is whole. `arrived`: told of bytes, perhaps by several threads."""
+        _at(uri).download(path, arrived)
 
     def list(self, prefix_uri: str) -> Iterator[Entry]:
         """Everything below a prefix taken as a folder (`a/b` finds `a/b/c`, not `a/bc`), sorted by URI.

@@ -25,6 +25,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from vcot import log
+from vcot.errors import InputError
 from vcot.records.base import Record
 from vcot.records.shards import File
 from vcot.storage import NotFound, Store, join
@@ -38,6 +39,7 @@ class Manifest(Record):
     version: Literal[1] = 1
     step: int = Field(ge=0)
     best_step: int | None = Field(None, description="the step with the lowest evaluation loss so far")
+    ranks: int = Field(1, ge=1, description="processes whose examples made a step together")
     files: tuple[File, ...] = Field(description="names below the checkpoint")
 
 
@@ -55,13 +57,16 @@ class Checkpoints:
 
     Args:
         uri: the folder of all of them.
-        scratch: a local folder for those under way and for the last `keep`, beside the best.
+        scratch: a local folder for those under way and for the last `keep`, beside the best; the ranks of a pod
+            share it.
+        ranks: of this training.
     """
 
     store: Store
     uri: str
     scratch: Path
     keep: int = 3
+    ranks: int = 1
     last_save_seconds: float = 0.0
     _local: dict[int, Path] = field(default_factory=dict)
 
@@ -76,7 +81,7 @@ class Checkpoints:
         for path in sorted(folder.iterdir()):
             self.store.upload(path, join(self.uri, name, path.name))
             files.append(File(name=path.name, sha256=_digest(path), size=path.stat().st_size))
-        manifest = Manifest(step=step, best_step=best_step, files=tuple(files))
+        manifest = Manifest(step=step, best_step=best_step, ranks=self.ranks, files=tuple(files))
         self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
         self._local[step] = folder
         self._forget(best_step)
@@ -96,6 +101,19 @@ class Checkpoints:
                 return folder, saved.manifest
             log.get().warning("its best predecessor is not whole; taking an older checkpoint", uri=saved.uri, best=best)
         return None
+
+    def called(self, name: str) -> tuple[Path, Manifest]:
+        """The one of that name, which another rank has found whole.
+
+        Raises:
+            InputError: it is gone, or no longer whole.
+        """
+        uri = join(self.uri, name)
+        saved = Saved(uri, Manifest.model_validate_json(self.store.read(join(uri, MANIFEST))))
+        folder = self._fetch(saved)
+        if folder is None:
+            raise InputError(f"{uri} was whole a moment ago and is not any more")
+        return folder, saved.manifest
 
     def at(self, step: int) -> Path | None:
         """A whole checkpoint of this step, on this disk."""
@@ -132,6 +150,8 @@ class Checkpoints:
         return folder
 
     def _fetch_file(self, uri: str, file: File, folder: Path) -> str | None:
+        if (folder / file.name).exists() and _digest(folder / file.name) == file.sha256:
+            return None  # another rank of this pod has fetched it
         try:
             self.store.download(join(uri, file.name), folder / file.name)
         except NotFound:

@@ -153,7 +153,10 @@ class Collate:
             input_ids, labels, attention_mask: int64 [B, T]; position_ids: int64 [3, B, T]; pixel_values: float32
             [P, channels · frames · patch²] and image_grid_thw: int64 [pictures, 3], where there are pictures;
             names: the examples' ids.
+            Of no lessons (a rank's share of a small batch): names and labels alone, both empty.
         """
+        if not lessons:
+            return {"names": [], "labels": torch.empty(0, 1, dtype=torch.long)}
         longest = max(len(lesson["ids"]) for lesson in lessons)
         batch: dict[str, Any] = {
             "input_ids": torch.stack([_padded(lesson["ids"], longest, self._pad) for lesson in lessons]),

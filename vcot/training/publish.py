@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from vcot import __version__, log
 from vcot.records import Folder, StageMark
 from vcot.settings import Settings
+from vcot.stage import summary as sum_up
 from vcot.storage import Store, join, put_folder
 from vcot.tokens import Encoder
 from vcot.training.losses import by_step, draw, summary
@@ -59,6 +60,7 @@ def publish(
     }
     folder.write_report({"stage": folder.stage} | facts | {"this_process": spent(tuned)})
     folder.finish(StageMark(stage=folder.stage, code=__version__, settings=shaping, inputs=dict(inputs), facts=facts))
+    sum_up(**facts["losses"])
     log.get().info("trained", model=join(folder.uri, MODEL), **facts["losses"], **spent(tuned))
 
 

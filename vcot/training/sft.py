@@ -16,12 +16,13 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from vcot import log
-from vcot.errors import InputError
+from vcot.errors import InputError, SettingsError
 from vcot.models import attach_lora, compute_dtype, device, load_base
 from vcot.records.example import Examples
 from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
-from vcot.training.checkpoints import Checkpoints
+from vcot.training.checkpoints import Checkpoints, Manifest
+from vcot.training.group import ALONE, Group
 from vcot.training.lessons import Collate, Epochs, Lessons, held_out, loader, samples_of
 from vcot.training.recipe import Recipe
 from vcot.training.trainer import Tuner, Watch, is_over, load_trained, read_progress, trained
@@ -33,7 +34,8 @@ class Place:
 
     scratch: a folder of this process. trackers: names for `report_to`; files: a tracker's folder is `files`.
     saved: called after each checkpoint. cache_bytes: for pictures that were cut into patches. workers: processes
-    that prepare batches; 0: this one does. grace: seconds between SIGTERM and SIGKILL.
+    that prepare batches; 0: this one does. grace: seconds between SIGTERM and SIGKILL. group: this process among
+    the ranks of the training.
     """
 
     scratch: Path
@@ -42,6 +44,7 @@ class Place:
     cache_bytes: int = 1 << 30
     workers: int = 0
     grace: float = 30.0
+    group: Group = ALONE
 
     @property
     def files(self) -> Path:
@@ -68,29 +71,32 @@ def fine_tune(
     """Trains from the newest whole checkpoint, or from the base, to the end.
 
     Returns:
-        The model with the weights of the best evaluation (of the last step where nothing is held out).
+        The model with the weights of the best evaluation (of the last step where nothing is held out); in other
+        ranks than the first, with those of the last step.
 
     Raises:
         InputError: there is nothing to learn from, or a picture is not what tokenize saw.
+        SettingsError: the checkpoints were made by another number of ranks.
         Interrupted: a stop was asked for; what was learned is saved.
         NotFinite: the loss or the gradient left the numbers.
     """
     lessons = Lessons(examples, encoder, cache_bytes=place.cache_bytes // max(place.workers, 1))
     collate = Collate(encoder.pad_token_id)
-    epochs = Epochs(
-        examples.rows, batch_size=recipe.batch_size, seed=recipe.seed, similar_lengths=recipe.similar_lengths
-    )
+    group = place.group
+    together = recipe.batch_size * group.size
+    epochs = Epochs(examples.rows, batch_size=together, seed=recipe.seed, similar_lengths=recipe.similar_lengths)
     if not len(epochs):
         raise InputError("there is not one example of the train split; look at the report of tokenize")
-    kept_aside = held_out(examples.rows, recipe.batch_size)
+    kept_aside = held_out(examples.rows, together)
     if not kept_aside:
         log.get().warning("no validation split: no early stopping, and the last weights are kept")
     model, compute = _model(recipe, base, base_uri)
-    found = checkpoints.newest()
+    found = _newest(checkpoints, group)
     tuned = Tuned(model, compute, [], sum(p.numel() for p in trained(model).values()))
     tuned.facts = {
         "train_samples": len(samples_of(examples.rows, "train")),
         "validation_samples": sum(map(len, kept_aside)),
+        "ranks": group.size,
     }
     arguments = _arguments(recipe, place, evaluating=bool(kept_aside))
     steps = _steps(recipe, len(epochs))
@@ -100,26 +106,49 @@ def fine_tune(
         if is_over(progress, steps, recipe.patience, recipe.min_delta):
             tuned.history = progress["log_history"]
             load_trained(model, found[0])
-            return _with_best_weights(tuned, progress["best_global_step"], progress["global_step"], checkpoints)
-    with Bar("train", steps, "steps") as bar:
+            best, last = progress["best_global_step"], progress["global_step"]
+            return _with_best_weights(tuned, best, last, checkpoints) if group.first else tuned
+    group.spread(trained(model).values())
+    with Bar("train", steps, "steps", shown=group.first) as bar:
         watch = Watch(
-            bar, checkpoints, patience=recipe.patience, min_delta=recipe.min_delta, grace=place.grace, saved=place.saved
-        )
+            bar, checkpoints, patience=recipe.patience, min_delta=recipe.min_delta, grace=place.grace, group=group,
+            seed=recipe.seed, saved=place.saved,
+        )  # fmt: skip
         tuner = watch.tuner = Tuner(
             model,
             arguments,
-            train=loader(lessons, epochs, collate, place.workers),
+            train=loader(lessons, group.share(epochs), collate, place.workers),
             epochs=epochs,
-            validation=loader(lessons, kept_aside, collate, place.workers) if kept_aside else None,
+            validation=loader(lessons, group.share(kept_aside), collate, place.workers) if kept_aside else None,
             checkpoints=checkpoints,
             compute=compute,
             grace=place.grace,
+            group=group,
             callbacks=[watch],
         )
         _loop(tuner, tuned, bar, found[0] if found else None)
     state = tuner.state
     stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
-    return _with_best_weights(tuned, state.best_global_step, state.global_step, checkpoints)
+    return _with_best_weights(tuned, state.best_global_step, state.global_step, checkpoints) if group.first else tuned
+
+
+def _newest(checkpoints: Checkpoints, group: Group) -> tuple[Path, Manifest] | None:
+    """The checkpoint that all ranks go on from: rank 0 looks, and one rank of each pod fetches."""
+    found = checkpoints.newest() if group.first else None
+    name = group.of_first("" if found is None else found[0].name)
+    if not name:
+        return None
+    for turn in (group.local == 0, True):
+        if turn and found is None:
+            found = checkpoints.called(name)
+        group.wait()
+    assert found is not None
+    if found[1].ranks != group.size:
+        raise SettingsError(
+            f"{checkpoints.uri}: this training was begun by {found[1].ranks} ranks and cannot go on with {group.size}, "
+            "whose steps would learn from other examples; start as many (--nproc, PET_NNODES), or use another run name"
+        )
+    return found
 
 
 def _loop(tuner: Tuner, tuned: Tuned, bar: Bar, start: Path | None) -> None:

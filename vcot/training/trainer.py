@@ -6,6 +6,8 @@ is replaced, and why:
     data        which rows come when is a function of seed and epoch, so that a resumed run draws the same
     loss        logits only where something is learned; one mean over all tokens of the accumulated batch
     evaluation  one mean over all tokens of the split (the library weighs batches alike, whatever they hold)
+    ranks       one adds its gradients to those of the others before a step (the library's wrapper does not know a loss
+                whose head is apart, and is slow to learn which parts were not used)
     checkpoints in safetensors and JSON (the library's optimiser, schedule and random states are pickles)
     not finite  stops at once, before the weights are touched (the library logs an average instead)
 """
@@ -27,8 +29,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from vcot import log
 from vcot.errors import SettingsError
-from vcot.stage import Bar, stop
+from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints
+from vcot.training.group import Group
 from vcot.training.lessons import Epochs, Lesson
 from vcot.training.loss import learned_tokens, loss_sum, narrow
 from vcot.training.packing import load_tensors, pack, random_state, restore_random_state, save_tensors, unpack
@@ -60,6 +63,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         validation: None where there is no such split.
         compute: the dtype of the forward pass.
         grace: seconds that a stopped process has left.
+        group: this process among the ranks of the training.
     """
 
     control: TrainerControl
@@ -76,6 +80,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         checkpoints: Checkpoints,
         compute: torch.dtype,
         grace: float,
+        group: Group,
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(
@@ -90,7 +95,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         self.grace = grace
         self.last_evaluation_seconds = 0.0
         self._train, self._epochs, self._validation = train, epochs, validation
-        self._checkpoints, self._compute = checkpoints, compute
+        self._checkpoints, self._compute, self._group = checkpoints, compute, group
         self._losses: deque[float] = deque(maxlen=10)
         self._batch: list[str] = []
 
@@ -105,7 +110,8 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
 
     def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Any]], device: torch.device) -> Tensor:
         self._batch = [name for batch in batch_samples for name in batch["names"]]
-        return torch.stack([learned_tokens(batch["labels"]) for batch in batch_samples]).sum().to(device)
+        learned = torch.stack([learned_tokens(batch["labels"]) for batch in batch_samples]).sum()
+        return learned.new_tensor(self._group.total(int(learned))[0]).to(device)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the library counts all parameters anew at every step, by a rule that does not hold for adapters
@@ -119,6 +125,8 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
+        if not inputs["names"]:  # this rank's share of a small batch: nothing, and nothing to learn from it
+            return torch.zeros((), device=self.args.device, requires_grad=True)
         with narrow(self.args.device, self._compute):
             total = loss_sum(model, inputs)
         loss = total / (learned_tokens(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch)
@@ -126,9 +134,15 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        tokens = float(inputs["attention_mask"].sum()) if inputs["names"] else 0.0
+        if self._group.size > 1:
+            mean, tokens = self._group.total(loss.item(), tokens)
+            loss = loss.new_tensor(mean)
         if not math.isfinite(loss.item()):
             raise NotFinite("the loss is not finite", self._what_led_to_it(None))
-        self.tokens += int(inputs["attention_mask"].sum())
+        self.tokens += int(tokens)
+        if self.accelerator.sync_gradients:  # the last batch of a step
+            self._group.add_gradients(trained(self.model).values())
         return loss
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
@@ -147,7 +161,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         return {
             "step": self.state.global_step + 1,
             "epoch": self.state.epoch,
-            "examples": list(self._batch),
+            "examples": self._group.of_all(self._batch),
             "learning_rate": self._get_learning_rate(),
             "gradient_norm": None if gradient is None else repr(gradient),
             "losses_before": list(self._losses),
@@ -165,17 +179,21 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         assert self._validation is not None
         begun = time.monotonic()
         self.model.eval()
-        total, tokens = 0.0, 0
+        total, tokens = 0.0, 0.0
         asked: float | None = None
         for batch in self._validation:
             if stop.requested:
                 asked = asked or time.monotonic()
-                if time.monotonic() - asked > self.grace / 2:
-                    stop.raise_if_requested("the last checkpoint counts")
+            if self._group.any(asked is not None and time.monotonic() - asked > self.grace / 2):
+                stop.join()
+                stop.raise_if_requested("the last checkpoint counts")
+            if not batch["names"]:
+                continue
             inputs = self._prepare_inputs(batch)
             with narrow(self.args.device, self._compute):
                 total += float(loss_sum(self.model, inputs))
             tokens += int(learned_tokens(inputs["labels"]))
+        total, tokens = self._group.total(total, tokens)
         if not math.isfinite(total):
             raise NotFinite("the loss on the validation split is not finite", self._what_led_to_it(None))
         metrics = {f"{metric_key_prefix}_loss": total / max(tokens, 1)}
@@ -187,7 +205,11 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
     # --- checkpoints ---------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._checkpoints.save(self.state.global_step, self.state.best_global_step, self._write)
+        """Rank 0 writes; the others wait, and hear how long it took."""
+        if self._group.first:
+            self._checkpoints.save(self.state.global_step, self.state.best_global_step, self._write)
+        took = self._group.total(self._checkpoints.last_save_seconds if self._group.first else 0.0)
+        (self._checkpoints.last_save_seconds,) = took
 
     def _write(self, folder: Path) -> None:
         save_tensors(trained(self.model), folder / WEIGHTS)
@@ -248,21 +270,29 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         patience: int,
         min_delta: float,
         grace: float,
+        group: Group,
+        seed: int,
         saved: Callable[[], None],
     ) -> None:
         self._bar, self._checkpoints, self._grace, self._saved = bar, checkpoints, grace, saved
+        self._group, self._seed = group, seed
         self._patience, self._min_delta = patience, min_delta
         self.tuner: Tuner | None = None
         self._begun: tuple[float, int] | None = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        summary(saved_step=state.global_step)
         log.get().info("saved", step=state.global_step, seconds=round(self._checkpoints.last_save_seconds, 1))
         self._saved()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._group.reseed(self._seed, state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if stop.requested:
+        if self._group.any(stop.requested):
+            stop.join()
             control.should_training_stop = True
             control.should_save = self._checkpoints.last_save_seconds < self._grace - 3
         return control

@@ -1,0 +1,55 @@
+"""Does this storage keep what vcot builds on? `python -m jobs.probe`, here or in a pod."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from vcot.errors import SettingsError
+from vcot.settings import Declared, setting
+from vcot.stage import launch, summary
+
+if TYPE_CHECKING:
+    from vcot.storage.probe import Guarantee
+
+
+class ProbeSettings(Declared):
+    """Writes, reads, lists and races below a prefix, and says which guarantees hold; takes seconds and some 20 MB.
+
+    The storage is the one that the AWS_* variables name. What it writes it deletes again, where the keys allow it.
+    """
+
+    stage: ClassVar[str] = "probe"
+
+    uri: str = setting(description="prefix to try it on, as s3://bucket/runs/_probe", min_length=1)
+
+    @property
+    def run_name(self) -> str:
+        return "probe"
+
+
+def run(settings: ProbeSettings) -> None:
+    """
+    Raises:
+        SettingsError: a guarantee does not hold, or the storage cannot be used at all.
+    """
+    from vcot.storage import Store
+    from vcot.storage.probe import probe
+
+    found = []
+    for guarantee in probe(Store(), settings.uri):
+        found.append(guarantee)
+        _tell(guarantee)
+    summary(guarantees={guarantee.name: guarantee.fault or "ok" for guarantee in found})
+    if faults := [guarantee for guarantee in found if not guarantee.holds]:
+        raise SettingsError(
+            f"{settings.uri}: {len(faults)} of {len(found)} guarantees do not hold "
+            f"({', '.join(guarantee.name for guarantee in faults)}): vcot would lose data on this storage unnoticed"
+        )
+
+
+def _tell(guarantee: Guarantee) -> None:
+    print(f"{'ok  ' if guarantee.holds else 'FAIL'} {guarantee.name:11} {guarantee.fault or guarantee.meaning}")
+
+
+if __name__ == "__main__":
+    launch(ProbeSettings, run)

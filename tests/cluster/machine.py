@@ -1,0 +1,128 @@
+"""What the machine must have for a node: root, cgroups, programs of the distribution, programs built from Go."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cluster.layout import ROOT
+from vcot.pipeline.gomodules import CannotBuild, GoModule, built, tell
+from vcot.pipeline.s3server import NoMinio, minio_binary
+
+#: A program (or folder) that a node needs → the Debian package that has it.
+PACKAGES = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "mount": "mount",
+}
+
+
+def _pinned(folder: str, module: str) -> str:
+    found = re.search(rf"^(?:require )?\s*{re.escape(module)} (v\S+)", (ROOT / folder / "go.mod").read_text(), re.M)
+    assert found is not None, f"{folder}/go.mod does not name {module}"
+    return found[1]
+
+
+KUBE = "tests/tools/kube"
+KUBERNETES = GoModule(
+    "Kubernetes",
+    ROOT / KUBE,
+    {
+        name: f"k8s.io/kubernetes/cmd/{name}"
+        for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet")
+    },
+    takes="four to ten minutes",
+    oldest_go=(1, 26, 0),
+    # Without it the server calls itself v0.0.0
+    ldflags=f"-s -w -X k8s.io/component-base/version.gitVersion={_pinned(KUBE, 'k8s.io/kubernetes')}",
+)
+ETCD = GoModule(
+    "etcd",
+    ROOT / "tests/tools/etcd",
+    {"etcd": "go.etcd.io/etcd/server/v3"},
+    takes="about half a minute",
+    oldest_go=(1, 26, 0),
+)
+
+
+class MachineLacks(Exception):
+    """This machine cannot have a node; the message says what is missing."""
+
+
+def prepare(install: bool) -> dict[str, Path]:
+    """Everything that a node needs: program → where it is.
+
+    Args:
+        install: install packages and build programs where they are missing; otherwise only look.
+
+    Raises:
+        MachineLacks: with all that is missing.
+    """
+    lacks = _unfit()
+    if not lacks and install:
+        _install(_missing_packages())
+    lacks += [f"{program} (Debian package {package})" for program, package in _missing_packages().items()]
+    programs: dict[str, Path] = {}
+    if not lacks or not install:
+        try:
+            programs = _built(install)
+        except (CannotBuild, NoMinio) as error:
+            lacks.append(str(error))
+    if lacks:
+        raise MachineLacks("; ".join(lacks))
+    return programs | {name: Path(shutil.which(name) or name) for name in PACKAGES}
+
+
+def _unfit() -> list[str]:
+    if sys.platform != "linux":
+        return ["Linux"]
+    lacks = []
+    if os.geteuid() != 0:
+        lacks.append("root (containers, namespaces and cgroups are made)")
+    if not Path("/sys/fs/cgroup/memory").is_dir() and not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        lacks.append("cgroups below /sys/fs/cgroup")
+    return lacks
+
+
+def _missing_packages() -> dict[str, str]:
+    return {program: package for program, package in PACKAGES.items() if shutil.which(program) is None}
+
+
+def _install(missing: dict[str, str]) -> None:
+    packages = sorted(set(missing.values()))
+    if not packages or shutil.which("apt-get") is None:
+        return
+    tell(f"Installing {', '.join(packages)} with apt-get")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # RUNLEVEL: starts no service
+    for words in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *packages]):
+        done = subprocess.run(["apt-get", *words], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MachineLacks(f"apt-get {words[0]} failed: {' / '.join(done.stderr.strip().splitlines()[-3:])}")
+
+
+def _built(build: bool) -> dict[str, Path]:
+    """KUBE_ASSETS, a folder with all of them, or what was built from the pinned modules, or is built now."""
+    programs = [*KUBERNETES.programs, *ETCD.programs]
+    named = os.environ.get("KUBE_ASSETS")
+    if named:
+        absent = [name for name in programs if not (Path(named) / name).exists()]
+        if absent:
+            raise CannotBuild(f"KUBE_ASSETS={named} has no {', '.join(absent)}")
+        return {name: Path(named) / name for name in programs} | {"minio": minio_binary(build)}
+    found: dict[str, Path] = {}
+    for module in (ETCD, KUBERNETES):
+        if not build and not module.is_built:
+            raise CannotBuild(f"{module.title} is not built yet (`make node-up` does it, once)")
+        home = built(module)
+        found |= {name: home / name for name in module.programs}
+    return found | {"minio": minio_binary(build)}

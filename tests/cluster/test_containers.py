@@ -1,0 +1,166 @@
+"""What a stage finds in its container, and how a Job takes the ends of the contract."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.cluster.cluster import Cluster, CommandFailed, Overlay
+from tests.cluster.jobs import container, from_template, python
+
+LOOK = """
+import getpass, json, os, pathlib, sys, tempfile
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+def writable(folder):
+    try:
+        pathlib.Path(folder, "tried").write_text("x")
+        return True
+    except OSError:
+        return False
+import vcot
+import numpy
+print(json.dumps({
+    "uid": os.getuid(), "gid": os.getgid(), "name": getpass.getuser(), "process": os.getpid(),
+    "capabilities": [status[n].strip() for n in ("CapEff", "CapPrm", "CapBnd")],
+    "no_new_privileges": status["NoNewPrivs"].strip(), "seccomp": status["Seccomp"].strip(),
+    "writable": [f for f in ("/", "/opt/vcot", "/opt/venv", "/usr", "/etc", "/scratch", "/tmp") if writable(f)],
+    "temporary": tempfile.gettempdir(), "token": os.path.exists("/var/run/secrets/kubernetes.io"),
+    "compiled": [os.path.exists(m.__cached__) for m in (vcot, numpy)],
+    "torch": bool(__import__("importlib.util").util.find_spec("torch")), "path": sys.path[0],
+}))
+"""
+
+
+@pytest.mark.parametrize(("stage", "has_torch"), [("convert", False), ("train", True)])
+def test_a_stage_has_no_rights_and_writes_to_scratch_alone(
+    stage: str, has_torch: bool, namespace: Cluster, overlay: Callable[[str], Overlay]
+) -> None:
+    only_templates(overlay("look")).apply(namespace)
+    namespace.create(from_template(namespace, stage, "look", **python(LOOK)))
+    namespace.completes("look")
+    assert json.loads(namespace.logs("look")) == {
+        "uid": 10001,
+        "gid": 10001,
+        "name": "vcot",
+        "process": 1,
+        "capabilities": ["0000000000000000"] * 3,
+        "no_new_privileges": "1",
+        "seccomp": "2",
+        "writable": ["/scratch", "/tmp"],
+        "temporary": "/scratch",
+        "token": False,
+        "compiled": [True, True],
+        "torch": has_torch,
+        "path": "",
+    }
+
+
+def only_templates(overlay: Overlay) -> Overlay:
+    """The overlay without its pipeline Job: nothing runs by itself."""
+    removed = "$patch: delete\napiVersion: batch/v1\nkind: Job\nmetadata: {name: pipeline}\n"
+
+    def change(kustomization: dict[str, object]) -> None:
+        kustomization.pop("replacements", None)
+        patches = kustomization.setdefault("patches", [])
+        assert isinstance(patches, list)
+        patches.append({"patch": removed})
+
+    return overlay.edit(change)
+
+
+ENDS = [
+    (["jobs.convert", "--nonsense"], 64),
+    (["jobs.convert", "--num-shards", "many"], 78),
+    (["jobs.distill", "--input-uri", "s3://vcot/no/such/stage"], 65),
+    (["jobs.convert", "--input-uri", "s3://no-such-bucket-at-all/x.json"], 78),
+]
+
+
+def test_ends_that_trying_again_does_not_change_fail_the_job_at_once(
+    namespace: Cluster, overlay: Callable[[str], Overlay]
+) -> None:
+    only_templates(overlay("ends")).apply(namespace)
+    for number, (args, _) in enumerate(ENDS):
+        run = {"VCOT_RUN_URI": f"s3://vcot/runs/{namespace.namespace}-{number}"}
+        stage = args[0].removeprefix("jobs.")
+        namespace.create(from_template(namespace, stage, f"end-{number}", args=args, variables=run))
+    for number, (args, code) in enumerate(ENDS):
+        end = namespace.fails(f"end-{number}")
+        assert end["reason"] == "PodFailurePolicy", args
+        assert f"exit code {code}" in end["message"], args
+        (pod,) = namespace.pods_of(f"end-{number}")
+        ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+        assert ended["exitCode"] == code
+        # one clear line for the person who looks, and no traceback
+        assert args[1].removeprefix("--") in ended["message"] or "no-such" in ended["message"]
+        assert "Traceback" not in ended["message"]
+
+
+SLOW = """
+import pathlib, signal, sys, time
+def leave(*_):
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, leave)
+print("working", flush=True)
+time.sleep(3 if len(sys.argv) > 1 else 600)
+"""
+
+
+def test_an_evicted_pod_is_not_counted_and_is_replaced(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    only_templates(overlay("evicted")).apply(namespace)
+    job = from_template(namespace, "convert", "evicted", **python(SLOW), backoffLimit=0)
+    job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 20
+    namespace.create(job)
+    first = namespace.running_pod("evicted")
+    namespace.until("it works", lambda: "working" in namespace.run("logs", first))
+    namespace.evict(first)
+    second = namespace.until(
+        "another pod runs", lambda: next((p for p in [namespace.running_pod("evicted")] if p != first), None)
+    )
+    assert second != first
+    status = (namespace.get("job", "evicted") or {})["status"]
+    assert not status.get("failed")
+
+
+GREEDY = """
+import sys
+held = []
+while True:
+    held.append(bytearray(16 * 2**20))
+"""
+
+
+def test_a_stage_that_needs_too_much_memory_is_tried_again_and_then_given_up(
+    namespace: Cluster, overlay: Callable[[str], Overlay]
+) -> None:
+    only_templates(overlay("greedy")).apply(namespace)
+    job = from_template(namespace, "convert", "greedy", **python(GREEDY), backoffLimit=1)
+    container(job)["resources"] = {"limits": {"memory": "64Mi"}}
+    namespace.create(job)
+    end = namespace.fails("greedy")
+    assert end["reason"] == "BackoffLimitExceeded"
+    endings = [p["status"]["containerStatuses"][0]["state"]["terminated"] for p in namespace.pods_of("greedy")]
+    assert [(e["reason"], e["exitCode"]) for e in endings] == [("OOMKilled", 137)] * 2
+
+
+def test_names_and_zones_that_the_cluster_refuses(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    template = {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": "c" * 53},
+        "spec": {
+            "schedule": "17 3 * * *",
+            "jobTemplate": {
+                "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "i"}]}}}
+            },
+        },
+    }
+    with pytest.raises(CommandFailed, match="must be no more than 52"):
+        namespace.create(template)
+    template["metadata"] = {"name": "c"}
+    template["spec"]["timeZone"] = "Nowhere/Land"  # type: ignore[index]
+    with pytest.raises(CommandFailed, match="unknown time zone"):
+        namespace.create(template)

@@ -1,0 +1,79 @@
+"""A GPU is asked for only when its stage has its input: with one fake GPU on the node, two runs share it in turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.cluster.cluster import Cluster, Manifest, Overlay
+from tests.cluster.layout import NAME
+from tests.cluster.node import Node
+
+MINUTES = 60.0
+GPU = "nvidia.com/gpu"
+
+
+@pytest.fixture
+def one_gpu(cluster: Cluster, node: Node) -> Iterator[None]:
+    """The node says that it has one; no device plugin is needed for the scheduler to count it."""
+    _say(cluster, "1")
+    yield
+    _say(cluster, None)
+
+
+def _say(cluster: Cluster, count: str | None) -> None:
+    patch = {"status": {what: {GPU: count} for what in ("capacity", "allocatable")}}
+    cluster.run("patch", "node", NAME, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+
+
+def with_gpu(overlay: Overlay) -> Overlay:
+    """Training asks for a GPU, as overlay gpu does, and runs without one here."""
+    overlay.settings("train", epochs=1).settings("evaluate", limit=2, conditions="real", max_new_tokens=16)
+    limit = {
+        "op": "add",
+        "path": "/spec/jobTemplate/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu",
+        "value": "1",
+    }
+    overlay.patch("CronJob", "stage-train", limit)
+    return overlay.conductor("--until", "train")
+
+
+def test_no_gpu_is_held_before_training_and_two_runs_share_one(
+    namespace: Cluster, overlay: Callable[[str], Overlay], one_gpu: None
+) -> None:
+    for run in ("first", "second"):
+        with_gpu(overlay(run)).apply(namespace)
+    namespace.apply(
+        {
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"},
+            "spec": {"hard": {f"requests.{GPU}": "1"}},
+        }
+    )  # fmt: skip
+    namespace.running_pod("first-convert-prepare")
+    assert held(namespace) == 0
+    most = 0
+    done: set[str] = set()
+    while len(done) < 2:
+        most = max(most, held(namespace))
+        done |= {run for run in ("first", "second") if namespace._end(f"pipeline-{run}")}
+        namespace.until("time passes", lambda: True)
+    assert most == 1
+    for run in ("first", "second"):
+        namespace.completes(f"pipeline-{run}")
+    one, other = (times(namespace, run) for run in ("first-train", "second-train"))
+    assert one[1] <= other[0] or other[1] <= one[0], "they ran one after the other"
+
+
+def held(cluster: Cluster) -> int:
+    """GPUs of pods that a node has and that have not ended."""
+    pods: list[Manifest] = json.loads(cluster.run("get", "pods", "-o", "json"))["items"]
+    live = [p for p in pods if p["spec"].get("nodeName") and p["status"]["phase"] in ("Pending", "Running")]
+    return sum(int(c["resources"].get("limits", {}).get(GPU, 0)) for p in live for c in p["spec"]["containers"])
+
+
+def times(cluster: Cluster, job: str) -> tuple[str, str]:
+    """When its container began and ended."""
+    ended = cluster.pods_of(job)[-1]["status"]["containerStatuses"][0]["state"]["terminated"]
+    return ended["startedAt"], ended["finishedAt"]

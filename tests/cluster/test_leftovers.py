@@ -1,0 +1,100 @@
+"""What a node leaves behind: nothing, also when those who started it are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.layout import HOME, ROOT
+from tests.cluster.machine import MachineLacks, prepare
+from tests.cluster.node import down, node_that_is_up
+
+PROGRAM = """
+import sys, time
+from tests.cluster.node import running_node
+with running_node(install=False) as node:
+    print(node.ask("asked"), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def machine() -> None:
+    if os.environ.get("CLUSTER_CONTEXT"):
+        pytest.skip("the tests run on another cluster")
+    if node_that_is_up() is not None:
+        pytest.skip("a node is up (make node-up), and there can be only one")
+    try:
+        prepare(install=bool(os.environ.get("CI") or os.environ.get("NODE_INSTALL")))
+    except MachineLacks as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(f"no node on this machine, it lacks {error}")
+
+
+def outside() -> dict[str, object]:
+    """What of the machine a node might touch."""
+    run = lambda *words: subprocess.run(words, capture_output=True, text=True, check=True).stdout  # noqa: E731
+    settings = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
+    folders = (
+        "/var/lib/containers",
+        "/var/lib/kubelet",
+        "/var/lib/cni",
+        "/var/log/containers",
+        "/var/log/pods",
+        "/run/containerd",
+        str(HOME),
+    )
+    links = [line.split(":")[1].strip() for line in run("ip", "-o", "link").splitlines()]
+    return {
+        "links": sorted(link for link in links if not link.startswith("veth")),
+        "mounts": sorted(line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()),
+        "namespaces": run("ip", "netns"),
+        "settings": {name: (Path("/proc/sys") / name).read_text() for name in settings},
+        "folders": [folder for folder in folders if Path(folder).exists()],
+        "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob("*/kubepods*")),
+        "processes": [words[0] for words in commands() if str(HOME) in " ".join(words)],
+    }
+
+
+def commands() -> list[list[str]]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_text().split("\0")
+        except OSError:
+            continue
+        if words[0]:
+            found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_all_is_as_it_was(how: str) -> None:
+    before = outside()
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "0\n"
+        assert outside() != before
+    finally:
+        process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
+        process.wait()
+    if how == "killed":  # nobody cleaned up; the node is dead all the same
+        wait(lambda: node_that_is_up() is None)
+        down()
+    wait(lambda: outside() == before)
+    assert outside() == before
+
+
+def wait(ready: object, seconds: float = 20) -> None:
+    assert callable(ready)
+    deadline = time.monotonic() + seconds
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.2)

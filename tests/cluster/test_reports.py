@@ -1,0 +1,196 @@
+"""What the conductor says when something is wrong, and how its Job ends then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.cluster import Cluster, CommandFailed, Manifest, Overlay
+from vcot.storage import Store, join
+
+POD = "/spec/jobTemplate/spec/template/spec"
+
+
+def fails_saying(cluster: Cluster, overlay: Overlay, seconds: float = 180) -> str:
+    """Applies it and waits for the pipeline's end; the log of its last conductor."""
+    overlay.apply(cluster)
+    cluster.fails(overlay.pipeline, seconds)
+    return cluster.run("logs", cluster.pods_of(overlay.pipeline)[-1]["metadata"]["name"])
+
+
+def exit_code(cluster: Cluster, overlay: Overlay) -> int:
+    pod = cluster.pods_of(overlay.pipeline)[-1]
+    code: int = pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"]
+    return code
+
+
+def test_a_template_that_breaks_restricted_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    breaking = {"op": "replace", "path": f"{POD}/containers/0/securityContext/allowPrivilegeEscalation", "value": True}
+    run = overlay("breaking").patch("CronJob", "stage-convert", breaking)
+    run.conductor("--pending-timeout", "20")
+    said = fails_saying(namespace, run)
+    assert "breaks the namespace's Pod Security" in said
+    assert "allowPrivilegeEscalation" in said
+    assert exit_code(namespace, run) == 3
+    job = namespace.get("job", "breaking-convert-prepare")
+    assert job is not None, "the Job itself is accepted"
+    assert not namespace.pods_of("breaking-convert-prepare")
+
+
+def test_an_image_that_is_not_there_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    image = {"op": "replace", "path": f"{POD}/containers/0/image", "value": "localhost/no-such-image:1"}
+    run = overlay("no-image").patch("CronJob", "stage-convert", image).conductor("--pending-timeout", "20")
+    said = fails_saying(namespace, run)
+    assert "localhost/no-such-image:1" in said
+    assert "is the image's name right" in said
+    assert exit_code(namespace, run) == 3
+
+
+def test_a_pool_that_does_not_exist_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    nowhere = {"op": "add", "path": f"{POD}/nodeSelector", "value": {"node-pool": "nowhere"}}
+    run = overlay("no-pool").patch("CronJob", "stage-convert", nowhere).conductor("--pending-timeout", "20")
+    said = fails_saying(namespace, run)
+    assert "no node takes" in said
+    assert "node affinity/selector" in said
+    assert exit_code(namespace, run) == 3
+
+
+def test_a_quota_that_is_too_small_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    namespace.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ResourceQuota",
+            "metadata": {"name": "small"},
+            "spec": {"hard": {"requests.memory": "300Mi"}},
+        }
+    )
+    run = overlay("quota").conductor("--pending-timeout", "20")
+    said = fails_saying(namespace, run)
+    assert "the quota of the namespace is too small" in said
+    assert "exceeded quota: small" in said
+    assert exit_code(namespace, run) == 3
+
+
+def test_memory_that_does_not_suffice_is_said_in_words(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    """Killed by the kernel, tried once more, given up: 137 is a code that trying again may help."""
+    run = overlay("greedy").patch(
+        "CronJob",
+        "stage-convert",
+        {"op": "replace", "path": f"{POD}/containers/0/resources", "value": {"limits": {"memory": "24Mi"}}},
+        {"op": "replace", "path": "/spec/jobTemplate/spec/backoffLimit", "value": 1},
+    )
+    said = fails_saying(namespace, run)
+    assert "OOMKilled" in said
+    assert "more memory than its limit of 24Mi" in said
+    assert exit_code(namespace, run) == 3
+    assert len(namespace.pods_of("greedy-convert-prepare")) == 2
+
+
+def test_wrong_settings_are_told_before_anything_is_made(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    run = overlay("wrong").settings("train", epochs="many").settings("tokenize", min_pixels=10**9)
+    said = fails_saying(namespace, run)
+    assert "VCOT_TRAIN_EPOCHS=many" in said
+    assert "min-pixels" in said
+    assert exit_code(namespace, run) == 78
+    assert not namespace.list("jobs", run="wrong")
+    assert namespace.get("configmap", "wrong-plan") is None
+
+
+def test_a_run_id_that_was_used_with_another_plan_is_refused(
+    namespace: Cluster, overlay: Callable[[str], Overlay]
+) -> None:
+    namespace.apply(job_of_another_plan("twice"))
+    run = overlay("twice")
+    said = fails_saying(namespace, run)
+    assert "RUN_ID twice was used before with another plan" in said
+    assert exit_code(namespace, run) == 64
+
+
+def job_of_another_plan(run: str) -> Manifest:
+    labels = {"vcot/run": run, "vcot/stage": "convert", "vcot/part": "prepare"}
+    secure: Manifest = {
+        "runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+    container = {
+        "name": "main",
+        "image": "localhost/vcot-data:dev",
+        "command": ["sleep", "600"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": f"{run}-convert-prepare", "labels": labels, "annotations": {"vcot/plan": "0" * 64}},
+        "spec": {
+            "template": {"spec": {"restartPolicy": "Never", "securityContext": secure, "containers": [container]}}
+        },
+    }
+
+
+def test_a_stage_job_that_somebody_deletes_ends_the_run(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    run = overlay("deleted")
+    run.apply(namespace)
+    namespace.running_pod("deleted-convert-prepare")
+    namespace.run("delete", "job", "deleted-convert-prepare", "--wait=false")
+    namespace.fails(run.pipeline, 60)
+    said = namespace.logs(run.pipeline)
+    assert "somebody deleted Job deleted-convert-prepare" in said
+    assert exit_code(namespace, run) == 3
+
+
+def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    run_id = f"whole-{namespace.namespace[-8:]}"
+    overlay(run_id).settings("convert", num_shards=3).conductor("--until", "convert").apply(namespace)
+    namespace.completes(f"pipeline-{run_id}", 180)
+    damage(f"s3://vcot/runs/{run_id}/convert", shard=1)
+    # The other run reads what this one has made
+    bad = overlay(f"bad-{namespace.namespace[-8:]}")
+    bad.conductor("--from-run", f"{run_id}:convert", "--only", "distill")
+    said = fails_saying(namespace, bad)
+    job = namespace.get("job", f"{bad.run_id}-distill-shards")
+    assert job is not None
+    failed = next(c for c in job["status"]["conditions"] if c["type"] == "Failed")
+    assert failed["reason"] == "FailedIndexes"
+    assert job["status"]["failedIndexes"] == "1"
+    assert job["status"]["completedIndexes"] == "0,2"
+    assert "shard 1" in said
+    assert "is not what its mark says" in said
+    assert exit_code(namespace, bad) == 3
+
+
+def damage(stage_uri: str, shard: int) -> None:
+    """One byte of a shard's file is another."""
+    import json
+
+    store = Store()
+    mark = json.loads(store.read(join(stage_uri, f"_done/{shard:05d}.json")))
+    uri = join(stage_uri, mark["files"][0]["name"])
+    data = bytearray(store.read(uri))
+    data[len(data) // 2] ^= 1
+    store.write(uri, bytes(data))
+
+
+# --- rights -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_conductor(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Callable[..., str]:
+    """kubectl with the rights of the conductor's ServiceAccount."""
+    overlay("rights").apply(namespace)
+    namespace.until("the ServiceAccount is there", lambda: namespace.get("serviceaccount", "conductor"))
+    user = f"system:serviceaccount:{namespace.namespace}:conductor"
+
+    def run(*words: str, **more: Any) -> str:
+        return namespace.run("--as", user, *words, **more)
+
+    return run
+
+
+def test_the_conductor_may_do_what_it_needs_and_no_more(as_conductor: Callable[..., str]) -> None:
+    for allowed in ("get cronjobs", "get jobs", "create jobs", "watch jobs", "create configmaps", "list pods"):
+        assert as_conductor("auth", "can-i", *allowed.split()).strip() == "yes"
+    for words in (["get", "secrets"], ["delete", "job", "--all"], ["get", "nodes"], ["get", "pods", "-A"]):
+        with pytest.raises(CommandFailed, match=r"[Ff]orbidden"):
+            as_conductor(*words)

@@ -1,0 +1,154 @@
+"""Is a model worse than it was? Rows are paired, luck is no regression, a clear fall is one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.evaluation.evaluation_samples import scored
+from vcot.errors import InputError
+from vcot.evaluation.compare import changes, compare, gates, markdown
+from vcot.evaluation.finished import Finished
+from vcot.evaluation.metrics import measure
+from vcot.records import Score, StageMark
+
+SETTINGS = {"max_new_tokens": 64, "quantisation": "none", "dtype": "float32", "batch_size": 8,
+            "limit": None, "seed": 0, "split": "auto"}  # fmt: skip
+BASELINE = Finished(
+    "s3://b/runs/one/evaluate", StageMark(stage="evaluate", code="1", settings=SETTINGS, inputs={}), "ab" * 32
+)
+
+
+def rows(answers: str, boxes: str) -> list[Score]:
+    """One Score per letter: r(ight), w(rong), a(bsent); and 1 or 0 of one true box found."""
+    kinds = {"r": "right", "w": "wrong", "a": "absent"}
+    return [
+        scored(f"row-{n}", answer=kinds[a], matched=int(b), ious=(0.8 if b == "1" else 0.1,))  # type: ignore[arg-type]
+        for n, (a, b) in enumerate(zip(answers, boxes, strict=True))
+    ]
+
+
+def compared(now: list[Score], before: list[Score], **other):
+    return compare(
+        now, before, **({"baseline": BASELINE, "settings": SETTINGS, "max_left_out_share": 0.05, "seed": 0} | other)
+    )
+
+
+def passed(comparison) -> dict[str, bool]:
+    return {gate["gate"].split()[0]: gate["passed"] for gate in gates(comparison)}
+
+
+def test_the_same_again_is_a_tie_and_passes():
+    before = rows("rrrwa" * 8, "11100" * 8)
+    comparison = compared(list(before), before)
+    assert comparison["regressions"] == []
+    assert comparison["figures"]["accuracy_at_50"]["difference"]["value"] == 0
+    assert passed(comparison) == {"accuracy_at_50": True, "answer_accuracy": True}
+
+
+def test_a_clear_fall_is_a_regression_and_says_its_numbers():
+    before, now = rows("r" * 40, "1" * 36 + "0" * 4), rows("r" * 40, "1" * 16 + "0" * 24)
+    comparison = compared(now, before)
+    assert comparison["regressions"] == ["accuracy_at_50"]
+    failed = [gate["words"] for gate in gates(comparison) if not gate["passed"]]
+    assert len(failed) == 1
+    assert failed[0].startswith("regression of accuracy_at_50: 90 % → 40 %, −50 points (−65 to −35) on 40 rows")
+    assert "s3://b/runs/one/evaluate" in failed[0]
+    assert len(comparison["boxes_lost"]) == 20
+    assert changes(comparison)["change_accuracy_at_50"][0] == -0.5
+
+
+def test_answers_alone_are_enough():
+    comparison = compared(rows("w" * 30 + "r" * 10, "1" * 40), rows("r" * 40, "1" * 40))
+    assert passed(comparison) == {"accuracy_at_50": True, "answer_accuracy": False}
+    assert len(comparison["answers_lost"]) == 30
+
+
+def test_a_row_or_two_less_is_no_regression():
+    before, now = rows("r" * 50, "1" * 40 + "0" * 10), rows("r" * 50, "1" * 39 + "0" * 11)
+    assert compared(now, before)["regressions"] == []
+
+
+def test_a_better_one_passes_and_its_rows_are_named():
+    comparison = compared(rows("r" * 40, "1" * 40), rows("w" * 40, "0" * 40))
+    assert passed(comparison) == {"accuracy_at_50": True, "answer_accuracy": True}
+    assert comparison["answers_won"] == [f"row-{n}" for n in range(40)]
+    assert comparison["boxes_lost"] == []
+
+
+def test_all_lost_has_no_spread_and_is_a_regression_all_the_same():
+    comparison = compared(rows("w" * 30, "0" * 30), rows("r" * 30, "1" * 30))
+    assert comparison["regressions"] == ["accuracy_at_50", "answer_accuracy"]
+
+
+def test_rows_are_paired():
+    """Eight of 60 rows fall while the rest stays as hard or easy as it was: the intervals of the two overlap widely,
+    that of the paired difference does not reach 0."""
+    dice = random.Random(0)
+    found = ["1" if dice.random() < 0.5 else "0" for _ in range(60)]
+    ones = [index for index, each in enumerate(found) if each == "1"][:8]
+    worse = ["0" if index in ones else each for index, each in enumerate(found)]
+    now, before = rows("r" * 60, "".join(worse)), rows("r" * 60, "".join(found))
+    apart = measure({"now": now, "before": before}).figures
+    assert apart["now"]["accuracy_at_50"].high > apart["before"]["accuracy_at_50"].low
+    assert compared(now, before)["regressions"] == ["accuracy_at_50"]
+
+
+def test_the_order_of_rows_does_not_matter():
+    before, now = rows("rrwwra" * 6, "110010" * 6), rows("rwrwra" * 6, "100110" * 6)
+    shuffled = list(before)
+    random.Random(1).shuffle(shuffled)
+    assert compared(now, shuffled) == compared(now, before)
+
+
+def test_rows_of_one_side_are_left_out_and_counted_up_to_the_allowed_share():
+    before = rows("r" * 40, "1" * 40)
+    comparison = compared(before[:-2], before)
+    assert (comparison["rows"], comparison["left_out"]) == (38, 2)
+    with pytest.raises(InputError, match="37 of 40 rows are the same in both; pin an evaluation of the same samples"):
+        compared(before[:-3], before)
+
+
+def test_a_row_that_was_annotated_anew_is_another_row():
+    before = rows("r" * 40, "1" * 40)
+    anew = before[0].model_copy(update={"true_boxes": 2, "ious": (0.8, 0.0)})
+    assert compared([anew, *before[1:]], before)["left_out"] == 1
+
+
+def test_a_baseline_about_something_else_is_refused():
+    other = [score.model_copy(update={"sample": f"other-{score.sample}"}) for score in rows("r" * 4, "1" * 4)]
+    with pytest.raises(InputError, match="cannot be the baseline: 0 of 4 rows"):
+        compared(rows("r" * 4, "1" * 4), other)
+
+
+def test_what_was_asked_otherwise_is_told():
+    before = rows("r" * 4, "1" * 4)
+    comparison = compared(before, before, settings=SETTINGS | {"max_new_tokens": 128})
+    assert comparison["asked_otherwise"] == ["max_new_tokens was 64 and is 128"]
+
+
+def test_without_boxes_answers_are_judged_alone():
+    plain = [
+        score.model_copy(update={"true_boxes": None, "ious": (), "matched": 0}) for score in rows("r" * 9, "0" * 9)
+    ]
+    assert passed(compared(plain, plain)) == {"answer_accuracy": True}
+
+
+def test_the_page_for_people_has_the_numbers_and_the_rows():
+    comparison = compared(rows("r" * 40, "1" * 15 + "0" * 25), rows("r" * 40, "1" * 40))
+    made_with = {
+        "tuned": "lora, s3://b/runs/one/train",
+        "pointer": "s3://b/pointers/latest/0000000001.json",
+        "vcot": "1",
+    }
+    page = markdown(comparison, made_with=made_with, page_uri="s3://b/x/report.html")
+    assert page.startswith("# Evaluation of lora, s3://b/runs/one/train\n\n**Regression: found.**")
+    assert "| found | 100 % | 38 % | −62 points" in page
+    assert "pointer: `s3://b/pointers/latest/0000000001.json`" in page
+    assert "## Rows with fewer boxes found: 25" in page
+    assert page.count("- `row-") == 20
+    assert "… and 5 more" in page
+    assert "**No regression.**" in markdown(
+        compared(rows("r" * 4, "1" * 4), rows("r" * 4, "1" * 4)), made_with=made_with, page_uri="x"
+    )

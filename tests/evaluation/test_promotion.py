@@ -1,0 +1,219 @@
+"""Which model counts: promoted once by the evaluation that it passed, found again on each occasion."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from vcot import __version__
+from vcot.errors import InputError
+from vcot.evaluation.finished import Finished
+from vcot.evaluation.gates import judge_gates
+from vcot.evaluation.promotion import first, newest, promote
+from vcot.evaluation.subject import moment, promoted, trained
+from vcot.records import Folder, StageMark
+from vcot.storage import Store, join
+
+ASKED = {"split": "auto", "limit": None, "seed": 0}
+
+
+def finished(uri: str, **facts) -> Finished:
+    """A stage's mark as its finish writes it."""
+    run_uri, _, stage = uri.rpartition("/")
+    Folder(Store(), run_uri, stage).finish(
+        StageMark(stage=stage, code=__version__, settings={}, inputs={}, facts={"uri": uri} | facts)
+    )
+    return Finished.at(Store(), uri)
+
+
+def earn(place: str, run: str):
+    """Promotes the model of a run with these stages."""
+    run_uri = join(place, "runs", run)
+    Store().write(join(run_uri, "evaluate", "report.json"), b"{}")
+    return promote(
+        Store(),
+        join(place, "runs", "pointers", "latest"),
+        train=finished(join(run_uri, "train")),
+        base={"uri": "s3://b/base", "sha256": "00" * 32},
+        evaluation=finished(join(run_uri, "evaluate")),
+        samples=finished(join(run_uri, "convert")),
+        gates=["looks"],
+    )
+
+
+def again(place: str, occasion: str = "reevaluate-29920626", **other):
+    given = {"samples_uri": None, "baseline_uri": None, "asked": ASKED} | other
+    pointer_uri = join(place, "runs", "pointers", "latest")
+    return promoted(Store(), join(place, "runs", "again"), pointer_uri=pointer_uri, occasion=occasion, **given)
+
+
+def test_promotions_are_numbered_and_say_what_was_promoted(any_place):
+    one, two = earn(any_place, "one"), earn(any_place, "two")
+    assert one.uri.endswith("/pointers/latest/0000000001.json")
+    assert two.uri.endswith("/pointers/latest/0000000002.json")
+    pointer_uri = join(any_place, "runs", "pointers", "latest")
+    assert newest(Store(), pointer_uri) == two
+    assert first(Store(), pointer_uri) == one
+    said = json.loads(Store().read(two.uri))
+    assert said["train_uri"] == join(any_place, "runs", "two", "train")
+    assert said["train_sha256"] == Store().digest(join(said["train_uri"], "_done", "stage.json"))
+    assert said["report_sha256"] == Store().digest(join(said["evaluation_uri"], "report.json"))
+
+
+def test_an_evaluation_that_is_run_again_does_not_bring_its_model_back(any_place):
+    one, two = earn(any_place, "one"), earn(any_place, "two")
+    assert earn(any_place, "one") == one
+    assert newest(Store(), join(any_place, "runs", "pointers", "latest")) == two
+
+
+def test_of_many_at_once_none_is_lost(any_place):
+    runs = [f"run-{number}" for number in range(6)]
+    with ThreadPoolExecutor(12) as pool:  # every run twice: a zombie beside its replacement
+        pointers = list(pool.map(lambda run: earn(any_place, run), [*runs, *runs]))
+    assert len({pointer.uri for pointer in pointers}) == len(runs)
+    assert {pointer.promotion.train_uri for pointer in pointers} == {
+        join(any_place, "runs", run, "train") for run in runs
+    }
+
+
+def test_nothing_promoted_yet_is_told_with_what_to_do(any_place):
+    with pytest.raises(InputError, match="no model was promoted yet; run a chain with VCOT_EVALUATE_PROMOTE=true"):
+        again(any_place)
+
+
+def test_what_is_no_promotion_is_told(moto_place):
+    uri = join(moto_place, "runs", "pointers", "latest", "0000000001.json")
+    Store().write(uri, b'{"version": 1}')
+    with pytest.raises(InputError, match=r"0000000001\.json is not a promotion: train_uri: field required"):
+        again(moto_place)
+
+
+def test_the_newest_is_evaluated_on_what_it_was_promoted_on_and_compared_with_the_first(any_place):
+    one, two = earn(any_place, "one"), earn(any_place, "two")
+    found = again(any_place)
+    assert found.train.uri == two.promotion.train_uri
+    assert found.samples.uri == two.promotion.samples_uri
+    assert found.baseline is not None
+    assert found.baseline.uri == one.promotion.evaluation_uri
+    assert found.facts["pointer"] == two.uri
+    assert found.facts["occasion"] == "20261121T0506Z"
+    assert found.inputs[two.uri] == two.sha256
+    assert found.run_uri.startswith(join(any_place, "runs", "again", "20261121T0506Z") + "/")
+
+
+def test_samples_and_baseline_can_be_pinned(any_place):
+    earn(any_place, "one")
+    samples, baseline = finished(join(any_place, "kept", "convert")), finished(join(any_place, "kept", "evaluate"))
+    found = again(any_place, samples_uri=samples.uri, baseline_uri=baseline.uri)
+    assert (found.samples, found.baseline) == (samples, baseline)
+    assert found.run_uri != again(any_place).run_uri
+
+
+def test_an_occasion_looks_once_and_the_next_one_anew(any_place):
+    one = earn(any_place, "one")
+    before = again(any_place)
+    two = earn(any_place, "two")
+    assert again(any_place) == before
+    assert before.facts["pointer"] == one.uri
+    assert again(any_place, "reevaluate-29920686").facts["pointer"] == two.uri
+
+
+def test_another_choice_of_samples_goes_elsewhere(any_place):
+    earn(any_place, "one")
+    assert again(any_place).run_uri == again(any_place).run_uri
+    assert again(any_place).run_uri != again(any_place, asked=ASKED | {"limit": 5}).run_uri
+
+
+def test_a_model_that_was_made_again_since_is_refused(any_place):
+    pointer = earn(any_place, "one")
+    uri = join(pointer.promotion.train_uri, "_done", "stage.json")
+    Store().write(uri, Store().read(uri).replace(b'"facts"', b' "facts"'))
+    with pytest.raises(InputError, match=r"train is not what .*0000000001.json promoted"):
+        again(any_place)
+
+
+@pytest.mark.parametrize(
+    ("word", "when"),
+    [
+        ("reevaluate-29920626", "20261121T0506Z"),
+        ("a-b-c-29920626", "20261121T0506Z"),
+        ("29920626", "20261121T0506Z"),
+        ("reevaluate-by-hand", "reevaluate-by-hand"),
+        ("nightly-20261121", "nightly-20261121"),  # a date
+        ("20261121", "20261121"),
+        ("reevaluate-7", "reevaluate-7"),
+    ],
+)
+def test_a_jobs_name_tells_its_scheduled_time(word, when):
+    assert moment(word) == when
+
+
+def test_a_model_by_name_lies_where_it_did_before(any_place):
+    run_uri = join(any_place, "runs", "one")
+    train, samples = finished(join(run_uri, "train")), finished(join(run_uri, "convert"))
+    found = trained(Store(), run_uri, train_uri=None, samples_uri=None, baseline_uri=None)
+    assert (found.run_uri, found.train, found.samples, found.baseline) == (run_uri, train, samples, None)
+    elsewhere = trained(
+        Store(), join(any_place, "runs", "two"), train_uri=train.uri, samples_uri=samples.uri, baseline_uri=None
+    )
+    assert elsewhere.train == train
+
+
+# --- the gate of a promotion -------------------------------------------------------------------------
+
+
+def figure(value: float | None, low: float | None, high: float | None) -> dict:
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "rows": 50,
+        "count": 50,
+        "of": "true boxes",
+        "interval": "bootstrap",
+    }
+
+
+def report(**differences) -> dict:
+    """What the gate reads of a report: key of a difference → (boxes, answers)."""
+    names = ("accuracy_at_50", "answer_accuracy")
+    measured = [
+        {"key": key.replace("_", "-"), "figures": {name: figure(*each) for name, each in zip(names, pair, strict=True)}}
+        for key, pair in differences.items()
+    ]
+    reached = {"key": "tuned-real", "figures": {name: figure(0.8, 0.7, 0.9) for name in names}}
+    return {"results": [reached], "differences": measured}
+
+
+CLEAR, NONE = (0.6, 0.5, 0.7), (0.02, -0.03, 0.06)
+
+
+@pytest.mark.parametrize(
+    ("blank", "wrong", "passes"),
+    [
+        ((CLEAR, CLEAR), (CLEAR, CLEAR), [True, True]),
+        ((CLEAR, NONE), (CLEAR, NONE), [True, True]),  # boxes come from looking, answers from habit
+        ((NONE, CLEAR), (CLEAR, CLEAR), [False, True]),
+        ((CLEAR, CLEAR), (NONE, CLEAR), [True, False]),
+        (((0.5, None, None), CLEAR), (CLEAR, CLEAR), [False, True]),  # no interval, nothing clear
+    ],
+)
+def test_a_promoted_model_must_look(blank, wrong, passes):
+    gates = judge_gates(report(real_blank=blank, real_wrong=wrong), depends_on_picture=True)
+    assert [gate["passed"] for gate in gates] == passes
+
+
+def test_what_was_not_measured_is_not_passed():
+    gates = judge_gates(report(), depends_on_picture=True)
+    assert [gate["passed"] for gate in gates] == [False, False]
+    assert gates[0]["words"] == "accuracy_at_50 clearly better on real pictures than on blank ones: not measured"
+
+
+def test_without_boxes_the_answers_must_come_from_looking():
+    made = report(real_blank=(NONE, CLEAR), real_wrong=(NONE, CLEAR))
+    made["results"][0]["figures"]["accuracy_at_50"]["value"] = None
+    gates = judge_gates(made, depends_on_picture=True)
+    assert [gate["passed"] for gate in gates] == [True, True]
+    assert "answer_accuracy" in gates[0]["gate"]

@@ -1,0 +1,359 @@
+"""A cluster in memory: unique names, versions, watches, Jobs that run by a script, and a clock that only we move.
+
+It stands in for what the conductor relies on and no more; what Kubernetes itself does is for the real node to show.
+
+    clock = FakeClock()
+    cluster = MemoryCluster(clock, {"r1-train": fails(65, "no rows")})
+    cluster.created      names of Jobs and ConfigMaps in the order of creation
+
+A script is called with the cluster and the new Job, and says with `cluster.clock.at` what becomes of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from vcot.pipeline.conductor import Clock
+from vcot.pipeline.port import Change, Expired, Manifest, Refused
+
+Script = Callable[["MemoryCluster", Manifest], None]
+
+
+class Crash(BaseException):
+    """The conductor's process ends here, as by SIGKILL."""
+
+
+class FakeClock(Clock):
+    """Time that passes only while somebody sleeps; what is due then happens."""
+
+    def __init__(self) -> None:
+        self._now, self._number = 0.0, itertools.count()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        until = self._now + seconds
+        while self._due and self._due[0][0] <= until:
+            when, _, happen = heapq.heappop(self._due)
+            self._now = max(self._now, when)
+            happen()
+        self._now = until
+
+    def at(self, seconds: float, happen: Callable[[], None]) -> None:
+        """Lets something happen, so many seconds from now."""
+        heapq.heappush(self._due, (self._now + seconds, next(self._number), happen))
+
+    def until_next(self, most: float) -> float:
+        return min(most, self._due[0][0] - self._now) if self._due else most
+
+
+class RealClock(Clock):
+    """For the same cluster behind HTTP."""
+
+    def at(self, seconds: float, happen: Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, happen)
+        timer.daemon = True
+        timer.start()
+
+
+class MemoryCluster:
+    """The port `Cluster`; the default script lets every Job succeed after three seconds."""
+
+    namespace = "vcot"
+
+    def __init__(self, clock: FakeClock | RealClock, scripts: Mapping[str, Script] | None = None) -> None:
+        self.clock, self.scripts = clock, dict(scripts or {})
+        self.kubernetes = (1, 36)
+        self.objects: dict[tuple[str, str], Manifest] = {}
+        self.created: list[str] = []
+        self.calls = 0
+        self.crash_at: int | None = None
+        """Number of the call (from 1) at which the conductor dies."""
+        self.crash_late = False
+        """Whether that call still takes effect."""
+        self.forbidden: set[str] = set()
+        """Kinds that nobody may list."""
+        self.history: list[tuple[int, str, str, str, Manifest]] = []
+        self.oldest_watch = 0
+        self._version = itertools.count(1)
+        self.changed = threading.Condition()
+
+    # --- the port -----------------------------------------------------------------------------------
+
+    def get(self, kind: str, name: str) -> Manifest | None:
+        return self._call(lambda: self.there(kind, name))
+
+    def create(self, kind: str, manifest: Manifest) -> Manifest | None:
+        def make() -> Manifest | None:
+            name = manifest["metadata"]["name"]
+            if (kind, name) in self.objects:
+                return None
+            self.created.append(name)
+            made = self.put(kind, manifest)
+            if kind in ("Job", "JobSet"):
+                self.scripts.get(name, succeeds())(self, made)
+            return made
+
+        return self._call(make)
+
+    def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
+        if kind in self.forbidden:
+            raise Refused(403, f"cannot list resource {kind.lower()}s")
+        yield from self._call(lambda: self.select(kind, labels, fields))[:limit]
+
+    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
+        return self._call(lambda: (self.there(kind, name), str(self.latest)))
+
+    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[Change]:
+        assert isinstance(self.clock, FakeClock)
+        self._call(lambda: None)
+        if int(version) < self.oldest_watch:
+            raise Expired
+        until = self.clock.now() + seconds
+        while True:
+            for change in self.changes(kind, name, int(version)):
+                version = change.version
+                yield change
+            if self.clock.now() >= until:
+                return
+            self.clock.sleep(max(0.01, self.clock.until_next(until - self.clock.now())))
+
+    def version(self) -> tuple[int, int]:
+        return self._call(lambda: self.kubernetes)
+
+    def _call(self, work: Callable[[], Any]) -> Any:
+        self.calls += 1
+        if self.calls == self.crash_at and not self.crash_late:
+            raise Crash
+        done = work()
+        if self.calls == self.crash_at:
+            raise Crash
+        return done
+
+    @property
+    def latest(self) -> int:
+        """Version of the whole."""
+        return max((version for version, *_ in self.history), default=0)
+
+    # --- what is there ------------------------------------------------------------------------------
+
+    def there(self, kind: str, name: str) -> Manifest | None:
+        return copy.deepcopy(self.objects.get((kind, name)))
+
+    def select(self, kind: str, labels: str = "", fields: str = "") -> list[Manifest]:
+        wanted = [*_pairs(labels), *_pairs(fields)]
+        found = []
+        for (its_kind, _), one in list(self.objects.items()):
+            facts = {
+                **one["metadata"].get("labels", {}),
+                "metadata.name": one["metadata"]["name"],
+                "status.phase": one.get("status", {}).get("phase"),
+                "involvedObject.name": one.get("involvedObject", {}).get("name"),
+                "type": one.get("type"),
+            }
+            if its_kind == kind and all(facts.get(name) == value for name, value in wanted):
+                found.append(copy.deepcopy(one))
+        return found
+
+    def changes(self, kind: str, name: str, after: int) -> list[Change]:
+        return [
+            Change(what, copy.deepcopy(o)) for v, k, n, what, o in self.history if (k, n) == (kind, name) and v > after
+        ]
+
+    def put(self, kind: str, manifest: Manifest, what: str = "ADDED") -> Manifest:
+        with self.changed:
+            version, name = next(self._version), manifest["metadata"]["name"]
+            stored = copy.deepcopy(manifest) | {"kind": kind}
+            stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": str(version)}
+            if what == "DELETED":
+                self.objects.pop((kind, name), None)
+            else:
+                self.objects[kind, name] = stored
+            self.history.append((version, kind, name, what, copy.deepcopy(stored)))
+            self.changed.notify_all()
+            return copy.deepcopy(stored)
+
+    def delete(self, kind: str, name: str) -> None:
+        self.put(kind, self.objects[kind, name], "DELETED")
+
+    # --- what happens to it -------------------------------------------------------------------------
+
+    def status(self, job: Manifest, **status: Any) -> None:
+        """Changes the Job's status, if it still exists."""
+        key = (job["kind"], job["metadata"]["name"])
+        if key in self.objects:
+            now = copy.deepcopy(self.objects[key])
+            now["status"] = now.get("status", {}) | status
+            self.put(key[0], now, "MODIFIED")
+
+    def over(self, job: Manifest, kind: str, reason: str = "", message: str = "", **status: Any) -> None:
+        kind = {"Complete": "Completed"}.get(kind, kind) if job["kind"] == "JobSet" else kind
+        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
+        self.status(job, ready=0, conditions=[condition], **status)
+
+    def pod(
+        self, job: Manifest, phase: str, *, suffix: str = "a1", exit_code: int | None = None, message: str = "",
+        reason: str = "", waiting: tuple[str, str] | None = None, unschedulable: str = "", disrupted: bool = False,
+        index: int | None = None, limit: str = "64Gi",
+    ) -> str:  # fmt: skip
+        name = f"{job['metadata']['name']}-{suffix}"
+        key = "jobset.sigs.k8s.io/jobset-name" if job["kind"] == "JobSet" else "batch.kubernetes.io/job-name"
+        labels = {key: job["metadata"]["name"]}
+        if index is not None:
+            labels["batch.kubernetes.io/job-completion-index"] = str(index)
+        state: Manifest = {}
+        if exit_code is not None:
+            at = f"2026-01-01T00:00:{int(self.clock.now()) % 60:02d}Z"
+            state = {"terminated": {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": at}}
+        elif waiting:
+            state = {"waiting": {"reason": waiting[0], "message": waiting[1]}}
+        conditions = []
+        if unschedulable:
+            conditions.append(
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unschedulable}
+            )
+        if disrupted:
+            conditions.append({"type": "DisruptionTarget", "status": "True"})
+        self.put(
+            "Pod",
+            {
+                "metadata": {"name": name, "labels": labels},
+                "spec": {
+                    "nodeName": "node-0", "containers": [{"name": "main", "resources": {"limits": {"memory": limit}}}],
+                },
+                "status": {
+                    "phase": phase, "conditions": conditions,
+                    "containerStatuses": [{"name": "main", "state": state}],
+                },
+            },
+        )  # fmt: skip
+        return name
+
+    def event(self, about: str, reason: str, message: str) -> None:
+        self.put(
+            "Event",
+            {
+                "metadata": {"name": f"{about}.{len(self.history)}"},
+                "involvedObject": {"name": about}, "type": "Warning", "reason": reason, "message": message,
+                "lastTimestamp": f"2026-01-01T00:{int(self.clock.now()) // 60:02d}:{int(self.clock.now()) % 60:02d}Z",
+            },
+        )  # fmt: skip
+
+
+# --- scripts ---------------------------------------------------------------------------------------------
+
+
+def succeeds(after: float = 3, **summary: Any) -> Script:
+    """Runs after a second and is done `after` seconds from now, with that summary; prepare speaks of three shards."""
+
+    def script(cluster: MemoryCluster, job: Manifest) -> None:
+        part = job["metadata"].get("labels", {}).get("vcot/part")
+        says = {"stage": "x", "exit": 0, **({"shards": 3} if part == "prepare" else {}), **summary}
+        count = job["spec"].get("completions", 1)
+
+        def run() -> None:
+            cluster.pod(job, "Running")
+            cluster.status(job, ready=1, active=1)
+
+        def end() -> None:
+            cluster.pod(job, "Succeeded", exit_code=0, message=json.dumps(says))
+            cluster.over(job, "Complete", succeeded=count)
+
+        cluster.clock.at(min(1, after / 2), run)
+        cluster.clock.at(after, end)
+
+    return script
+
+
+def fails(code: int, message: str = "", *, reason: str = "Error", job_reason: str = "PodFailurePolicy") -> Script:
+    """One pod, which ends with that exit code; the stage's last line is its termination message."""
+
+    def script(cluster: MemoryCluster, job: Manifest) -> None:
+        says = json.dumps({"exit": code, "message": message}) if message else ""
+
+        def end() -> None:
+            pod = cluster.pod(job, "Failed", exit_code=code, message=says, reason=reason)
+            words = f"Container main for pod vcot/{pod} failed with exit code {code} matching FailJob rule at index 1"
+            cluster.over(job, "Failed", job_reason, words, failed=1)
+
+        cluster.clock.at(2, end)
+
+    return script
+
+
+def never(setup: Callable[[MemoryCluster, Manifest], None] = lambda cluster, job: None) -> Script:
+    """Never ends; `setup` says why."""
+    return setup
+
+
+# --- templates -------------------------------------------------------------------------------------------
+
+
+def template(stage: str, **annotations: str) -> Manifest:
+    """A suspended CronJob, as kustomize and the API server leave it; small."""
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": f"stage-{stage}", "annotations": annotations},
+        "spec": {
+            "schedule": "0 0 31 2 *",
+            "suspend": True,
+            "jobTemplate": {
+                "metadata": {"labels": {"vcot/stage": stage, "team": "vision"}},
+                "spec": {
+                    "backoffLimit": 4,
+                    "activeDeadlineSeconds": 3600,
+                    "podReplacementPolicy": "Failed",
+                    "podFailurePolicy": {
+                        "rules": [
+                            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                            {
+                                "action": "FailJob",
+                                "onExitCodes": {
+                                    "containerName": "main", "operator": "In", "values": [20, 21, 64, 65, 78],
+                                },
+                            },
+                        ]
+                    },
+                    "template": {
+                        "metadata": {"labels": {"vcot/stage": stage}},
+                        "spec": {
+                            "restartPolicy": "Never",
+                            "containers": [
+                                {
+                                    "name": "main",
+                                    "image": "vcot-data@sha256:00",
+                                    "args": [f"jobs.{stage}"],
+                                    "envFrom": [
+                                        {"configMapRef": {"name": f"settings-{stage}-abc"}},
+                                        {"secretRef": {"name": "s3-credentials", "optional": True}},
+                                    ],
+                                    "env": [{"name": "HOME", "value": "/scratch"}],
+                                }
+                            ],
+                        },
+                    },
+                },
+            },
+        },
+    }  # fmt: skip
+
+
+def fill(cluster: MemoryCluster, settings: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """What `kubectl apply` leaves there: five templates and their settings."""
+    for stage in ("convert", "distill", "tokenize", "train", "evaluate"):
+        cluster.put("CronJob", template(stage))
+        data = dict((settings or {}).get(stage, {}))
+        cluster.put("ConfigMap", {"metadata": {"name": f"settings-{stage}-abc"}, "data": data})
+
+
+def _pairs(selector: str) -> list[tuple[str, str]]:
+    return [(name, value) for pair in selector.split(",") if pair for name, _, value in [pair.partition("=")]]

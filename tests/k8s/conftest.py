@@ -1,0 +1,25 @@
+"""Every overlay with every component, rendered once per process."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.kustomize import OVERLAYS, Manifest, edited, render, variant
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Manifest]]:
+    """The objects of a variant, by its name (see VARIANTS)."""
+    return lambda name: render(variant(tmp_path_factory.getbasetemp() / "variants", name))
+
+
+@pytest.fixture(scope="session")
+def gpu() -> list[Manifest]:
+    return render(OVERLAYS / "gpu")
+
+
+@pytest.fixture
+def with_components(tmp_path: Path) -> Callable[[Sequence[str]], list[Manifest]]:
+    """Overlay gpu with these components in its list, in this order."""
+    return lambda components: render(edited(tmp_path / "-".join(components), components))

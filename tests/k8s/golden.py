@@ -1,0 +1,66 @@
+"""The golden render: what the manifests make, kept for reading and for seeing what a change does.
+
+    python -m tests.k8s.golden     writes it again (make golden)
+
+golden/gpu.yaml is overlay gpu as it stands. golden/<name>.diff is what an overlay or a component changes in it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from tests.k8s.kustomize import ALL_COMPONENTS, Manifest, render, variant
+
+Rendered = Callable[[str], list[Manifest]]
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def golden(file: str) -> Path:
+    return FOLDER / file
+
+
+def page(objects: Sequence[Manifest]) -> str:
+    """Objects in the order of kind and name; without the hashes in names, which say nothing to a reader."""
+    ordered = sorted(objects, key=lambda one: (one["kind"], one["metadata"]["name"]))
+    whole = yaml.safe_dump_all(ordered, sort_keys=True, width=118)
+    return re.sub(r"\b(run|settings-[a-z]+)-[a-z0-9]{10}\b", r"\1-<hash>", whole)
+
+
+def difference(before: str, after: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), "gpu", "changed", n=4, lineterm="")
+    # Where a change stands moves with every line above it: a golden file should change only where something changed.
+    return "".join(f"{'@@' if line.startswith('@@') else line}\n" for line in lines)
+
+
+def _difference_of(name: str) -> Callable[[Rendered], str]:
+    return lambda rendered: difference(page(rendered("gpu")), page(rendered(name)))
+
+
+FILES: Mapping[str, Callable[[Rendered], str]] = {
+    "gpu.yaml": lambda rendered: page(rendered("gpu")),
+    "gpu-kueue.diff": _difference_of("gpu-kueue"),
+    **{
+        f"{c}.diff": _difference_of(f"gpu+{c}")
+        for c in ALL_COMPONENTS
+        if c not in ("reevaluate", "kueue", "pool-label")
+    },
+}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for file, write in FILES.items():
+            golden(file).write_text(write(lambda name: render(variant(Path(folder), name))))
+    for stale in {path.name for path in FOLDER.iterdir()} - FILES.keys():
+        golden(stale).unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Manifests and code say the same: stages, settings, variables, exit codes."""
+
+import importlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
+from vcot import errors
+from vcot.pipeline.conductor import RETRY
+from vcot.pipeline.plan import gather_variables, read_env_file
+from vcot.settings import PREFIX, STAGES, Declared, Settings, variable
+
+RENDERED = ["gpu", "gpu-kueue", "cpu-smoke", "gpu+spot", "gpu+multinode-jobset"]
+Rendered = Callable[[str], list[Manifest]]
+
+#: What the world outside gives to what stands in a pod through the downward API.
+DOWNWARD = {
+    "metadata.labels['batch.kubernetes.io/job-name']": "reevaluate-29920626",
+    "metadata.labels['batch.kubernetes.io/controller-uid']": "3f9a8a0e-0000-4000-8000-000000000000",
+    "metadata.annotations['batch.kubernetes.io/job-completion-index']": "0",
+    "metadata.namespace": "vcot",
+}
+
+
+def environment(objects: list[Manifest], spec: Manifest) -> dict[str, str]:
+    """What the process sees, as the kubelet would put it together (without Secrets)."""
+    maps = {one["metadata"]["name"]: one["data"] for one in of_kind(objects, "ConfigMap")}
+    container = spec["template"]["spec"]["containers"][0]
+    found: dict[str, str] = {}
+    for source in container["envFrom"]:
+        if "configMapRef" in source:
+            prefix = source.get("prefix", "")
+            found |= {prefix + key: value for key, value in maps[source["configMapRef"]["name"]].items()}
+    for one in container["env"]:
+        taken = one.get("valueFrom", {})
+        if "configMapKeyRef" in taken:
+            found[one["name"]] = maps[taken["configMapKeyRef"]["name"]][taken["configMapKeyRef"]["key"]]
+        elif "fieldRef" in taken:
+            found[one["name"]] = DOWNWARD[taken["fieldRef"]["fieldPath"]]
+        else:
+            found[one["name"]] = re.sub(r"\$\((\w+)\)", lambda match: found[match[1]], one["value"])
+    return found
+
+
+def settings_of(module: str) -> type[Declared]:
+    (found,) = [
+        value
+        for value in vars(importlib.import_module(module)).values()
+        if isinstance(value, type) and issubclass(value, Declared) and value not in (Declared, Settings)
+    ]
+    return found
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]:
+    """Makes these the only variables with our prefix."""
+
+    def set_all(wanted: Mapping[str, str]) -> None:
+        for name in [name for name in os.environ if name.startswith(PREFIX)]:
+            monkeypatch.delenv(name)
+        for name, value in wanted.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+def test_a_template_for_each_stage_and_a_stage_for_each_template() -> None:
+    objects = render(ROOT / "k8s/base")
+    stages = {one["metadata"]["name"]: one["metadata"]["labels"]["vcot/stage"] for one in of_kind(objects, "CronJob")}
+    assert stages == {f"stage-{stage}": stage for stage in STAGES}
+    for where, spec in job_specs(objects):
+        (module,) = [word for word in spec["template"]["spec"]["containers"][0]["args"] if word.startswith("jobs.")]
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), where
+    for one in of_kind(objects, "CronJob"):
+        stage = one["metadata"]["labels"]["vcot/stage"]
+        inner = one["spec"]["jobTemplate"]
+        assert inner["metadata"]["labels"]["vcot/stage"] == stage
+        assert inner["spec"]["template"]["metadata"]["labels"]["vcot/stage"] == stage
+        assert inner["spec"]["template"]["spec"]["containers"][0]["args"] == [f"jobs.{stage}"]
+
+
+def test_a_settings_file_for_each_stage_and_no_other() -> None:
+    for folder in (ROOT / "k8s/base/settings", OVERLAYS / "gpu/settings", OVERLAYS / "cpu-smoke/settings"):
+        assert {path.name for path in folder.iterdir()} == {f"{stage}.env" for stage in STAGES}
+
+
+def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_change() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VcotError)]
+    codes = {kind.exit_code for kind in kinds}
+    in_the_pipeline_alone, from_the_keyboard = errors.StageFailed.exit_code, errors.KeyboardStop.exit_code
+    final = codes - set(RETRY) - {in_the_pipeline_alone, from_the_keyboard}
+    for where, spec in job_specs(render(OVERLAYS / "gpu")):
+        (fail,) = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+        conductor = where.startswith("Job/")
+        assert set(fail["onExitCodes"]["values"]) == final | ({in_the_pipeline_alone} if conductor else set()), where
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_every_process_understands_the_settings_that_its_pod_gives_it(
+    name: str, rendered: Rendered, only: Callable[[Mapping[str, str]], None]
+) -> None:
+    objects = rendered(name)
+    for where, spec in job_specs(objects):
+        given = {n: v for n, v in environment(objects, spec).items() if n.startswith(PREFIX)}
+        module, *flags = spec["template"]["spec"]["containers"][0]["args"]
+        if where.startswith("CronJob/stage-"):
+            given[f"{PREFIX}RUN_URI"] = "s3://vcot/runs/first"  # the conductor's to say
+        only(given)
+        settings, _ = settings_of(module).load(flags)  # refuses what it does not know
+        assert settings.stage == module.removeprefix("jobs."), where
+
+
+def literals(folders: list[str]) -> Iterator[str]:
+    for folder in folders:
+        for path in (ROOT / folder).rglob("*.py"):
+            yield from re.findall(r"[A-Z][A-Z0-9_]{3,}", path.read_text())
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_every_variable_is_read_by_somebody(name: str, rendered: Rendered) -> None:
+    objects = rendered(name)
+    read = set(literals(["vcot", "jobs"]))
+    for where, spec in job_specs(objects):
+        container = spec["template"]["spec"]["containers"][0]
+        known = {
+            variable(settings_of(container["args"][0]), field)
+            for field in settings_of(container["args"][0]).model_fields
+        }
+        expanded = set(re.findall(r"\$\((\w+)\)", str(container["env"])))
+        for one in environment(objects, spec):
+            # AWS_* is read by clients of S3.
+            assert one in known | read | expanded or one.startswith("AWS_"), f"{where}: {one}"
+
+
+def test_the_time_to_save_is_part_of_the_grace_period(rendered: Rendered) -> None:
+    for name in ("gpu", "gpu+spot", "cpu-smoke"):
+        objects = rendered(name)
+        spec = dict(job_specs(objects))["CronJob/stage-train"]
+        to_save = float(environment(objects, spec)["VCOT_TRAIN_GRACE_SECONDS"])
+        assert 0 < to_save < spec["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert to_save > 60
+
+
+def test_the_small_chain_has_the_settings_of_the_example() -> None:
+    places = {"EXAMPLE_URI": "s3://vcot/examples/blood-cells", "BASE_URI": "s3://vcot/examples/rehearsal"}
+    base, example = ROOT / "k8s/base/settings", ROOT / "examples/blood-cells/settings"
+    on_a_laptop = gather_variables([base, example], {}, places)
+    objects = render(OVERLAYS / "cpu-smoke")
+    on_a_cluster = {
+        stage: one["data"]
+        for one in of_kind(objects, "ConfigMap")
+        for stage in STAGES
+        if one["metadata"]["name"].startswith(f"settings-{stage}-")
+    }
+    assert on_a_cluster == on_a_laptop
+    assert "${" not in str(on_a_cluster)
+
+
+def test_the_base_settings_are_those_of_the_laptop() -> None:
+    maps = {one["metadata"]["name"]: one["data"] for one in of_kind(render(ROOT / "k8s/base"), "ConfigMap")}
+    for stage in STAGES:
+        (data,) = [found for name, found in maps.items() if name.startswith(f"settings-{stage}-")]
+        assert data == read_env_file(ROOT / "k8s/base/settings" / f"{stage}.env")
+
+
+@pytest.mark.parametrize("overlay", ["gpu", "cpu-smoke"])
+def test_a_run_has_a_name_that_may_be_part_of_others(overlay: str) -> None:
+    run = read_env_file(OVERLAYS / overlay / "run.env")
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?", run["RUN_ID"])
+    assert run["RUNS_URI"].startswith("s3://")
+
+
+def test_overlays_share_their_namespace() -> None:
+    texts = {(OVERLAYS / overlay / "namespace.yaml").read_text() for overlay in ("gpu", "cpu-smoke")}
+    assert len(texts) == 1
+
+
+def test_the_page_tells_of_every_component_overlay_and_example() -> None:
+    page = Path(ROOT / "docs/kubernetes.md").read_text()
+    for folder in (COMPONENTS, OVERLAYS, ROOT / "k8s/examples"):
+        for one in folder.iterdir():
+            assert f"`{one.name}`" in page, one.name
+
+
+def test_the_page_says_what_stages_ask_for(gpu: list[Manifest]) -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    for stage in STAGES:
+        cron_job = named(gpu, "CronJob", f"stage-{stage}")
+        resources = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["resources"]
+        requests, limits = resources["requests"], resources["limits"]
+        shards = cron_job["metadata"].get("annotations", {}).get("vcot/parallelism")
+        row = [
+            stage,
+            cron_job["metadata"]["labels"]["vcot/pool"].upper(),
+            {"500m": "0.5"}.get(requests["cpu"], requests["cpu"]),
+            f"{requests['memory'].replace('Gi', ' GiB')} ({limits['memory'].removesuffix('Gi')})",
+            requests["ephemeral-storage"].replace("Gi", " GiB"),
+            limits.get("nvidia.com/gpu", "–"),
+            f"{shards} shards" if shards else "",
+        ]
+        assert " ".join(f"| {cell}" for cell in row).rstrip() in page

@@ -1,0 +1,165 @@
+"""What overlays and components make, and what they leave alone."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.k8s.golden import FILES, golden
+from tests.k8s.kustomize import (
+    ALL_COMPONENTS,
+    OVERLAYS,
+    POOLS,
+    ROOT,
+    VARIANTS,
+    Manifest,
+    around,
+    job_specs,
+    named,
+    of_kind,
+    render,
+    text,
+)
+from vcot.settings import STAGES
+
+Rendered = Callable[[str], list[Manifest]]
+WithComponents = Callable[[Sequence[str]], list[Manifest]]
+
+TEMPLATES = [f"stage-{stage}" for stage in STAGES]
+
+
+def pod(objects: Sequence[Manifest], template: str) -> Any:
+    return named(objects, "CronJob", template)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_overlay_with_every_component_renders_the_chain(name: str, rendered: Rendered) -> None:
+    objects = rendered(name)
+    templates = {one["metadata"]["name"] for one in of_kind(objects, "CronJob")} - {"reevaluate"}
+    assert templates == set(TEMPLATES)
+    run = next(one for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"].startswith("run-"))
+    (pipeline,) = of_kind(objects, "Job")
+    assert pipeline["metadata"]["name"] == f"pipeline-{run['data']['RUN_ID']}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_golden_render_is_what_the_manifests_make(file: str, rendered: Rendered) -> None:
+    """After a change that is meant: make golden."""
+    assert golden(file).read_text() == FILES[file](rendered)
+
+
+def test_rendering_twice_gives_the_same() -> None:
+    first = text(OVERLAYS / "gpu")
+    text.cache_clear()
+    assert text(OVERLAYS / "gpu") == first
+
+
+def test_every_template_is_suspended_and_due_never(gpu: list[Manifest]) -> None:
+    for template in TEMPLATES:
+        spec = named(gpu, "CronJob", template)["spec"]
+        assert (spec["suspend"], spec["schedule"]) == (True, "0 0 31 2 *")
+
+
+def test_only_reevaluation_is_scheduled(gpu: list[Manifest]) -> None:
+    spec = named(gpu, "CronJob", "reevaluate")["spec"]
+    assert not spec.get("suspend", False)
+    assert spec["timeZone"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["startingDeadlineSeconds"] < 24 * 3600
+
+
+def test_reevaluation_runs_in_the_pod_of_evaluate(gpu: list[Manifest]) -> None:
+    specs = dict(job_specs(gpu))
+    again, once = specs["CronJob/reevaluate"], specs["CronJob/stage-evaluate"]
+
+    def comparable(spec: Manifest) -> Manifest:
+        pod_spec = spec["template"]["spec"]
+        container = pod_spec["containers"][0]
+        container = {key: value for key, value in container.items() if key not in ("env", "envFrom")}
+        by_name = {key: sorted(pod_spec[key], key=str) for key in ("tolerations", "volumes")}
+        container["volumeMounts"] = sorted(container["volumeMounts"], key=str)
+        template = {"metadata": spec["template"]["metadata"], "spec": pod_spec | by_name | {"containers": [container]}}
+        return spec | {"template": template}
+
+    assert comparable(again) == comparable(once)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_pool_moves_the_stages_with_a_gpu_and_no_other(pool: str, with_components: WithComponents) -> None:
+    objects = with_components(["reevaluate", pool])
+    placed = {
+        one["metadata"]["name"]
+        for one in of_kind(objects, "CronJob")
+        if "nodeSelector" in one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    }
+    assert placed == {"stage-train", "stage-evaluate", "reevaluate"}
+
+
+def test_spot_nodes_of_any_cloud_will_do_beside_the_pools_own_label(with_components: WithComponents) -> None:
+    train = pod(with_components(["reevaluate", "pool-gke", "spot"]), "stage-train")
+    terms = train["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert len(terms) > 1  # terms are alternatives
+    assert train["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+
+
+def test_stages_are_queued_and_the_conductor_is_not() -> None:
+    objects = render(OVERLAYS / "gpu-kueue")
+    label = "kueue.x-k8s.io/queue-name"
+    assert all(label in one["spec"]["jobTemplate"]["metadata"]["labels"] for one in of_kind(objects, "CronJob"))
+    (pipeline,) = of_kind(objects, "Job")
+    assert label not in str(pipeline)
+
+
+def test_components_may_stand_in_any_order(with_components: WithComponents) -> None:
+    others = [c for c in ALL_COMPONENTS if c not in (*POOLS, "reevaluate", "hardening")]
+    forwards = with_components(["reevaluate", "pool-aks", *others])
+    backwards = with_components(["reevaluate", *reversed(others), "pool-aks"])
+
+    def unordered(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: unordered(one) for key, one in value.items()}
+        return sorted((unordered(one) for one in value), key=str) if isinstance(value, list) else value
+
+    assert unordered(forwards) == unordered(backwards)
+
+
+def test_several_nodes_restart_together_so_no_pod_is_replaced_alone(rendered: Rendered) -> None:
+    train = named(rendered("gpu+multinode-jobset"), "CronJob", "stage-train")
+    assert train["metadata"]["annotations"]["vcot/engine"] == "jobset"
+    spec = train["spec"]["jobTemplate"]["spec"]
+    assert [rule["action"] for rule in spec["podFailurePolicy"]["rules"]] == ["FailJob"]
+    assert spec["backoffLimit"] == 0
+    env = {one["name"]: one.get("value") for one in spec["template"]["spec"]["containers"][0]["env"]}
+    assert spec["completions"] == spec["parallelism"] == int(env["PET_NNODES"])
+    ports = [port["containerPort"] for port in spec["template"]["spec"]["containers"][0]["ports"]]
+    assert ports == [int(env["PET_MASTER_PORT"])]
+
+
+def test_another_run_of_an_overlay_differs_in_its_name_and_its_settings_alone(
+    tmp_path: Path, gpu: list[Manifest]
+) -> None:
+    """The overlay that the page shows for a sweep, as it stands there."""
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    (shown,) = [
+        block
+        for block in map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+        if "resources" in block
+    ]
+    assert shown.pop("resources") == ["../gpu"]
+    objects = render(around(tmp_path, OVERLAYS / "gpu", **shown))
+    (pipeline,) = of_kind(objects, "Job")
+    assert pipeline["metadata"]["name"] == "pipeline-r-32"
+    (source,) = pipeline["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+    run = named(objects, "ConfigMap", source["configMapRef"]["name"])
+    assert run["data"] == {"RUN_ID": "r-32", "RUNS_URI": "s3://vcot/runs", "FROM_RUN": "first:tokenize"}
+    settings, *_ = pod(objects, "stage-train")["containers"][0]["envFrom"]
+    assert named(objects, "ConfigMap", settings["configMapRef"]["name"])["data"]["VCOT_TRAIN_R"] == "32"
+
+    def others(all_of_them: list[Manifest]) -> list[Manifest]:
+        changed = ("pipeline-", "run-", "settings-train", "stage-train", "reevaluate")
+        return [one for one in all_of_them if not one["metadata"]["name"].startswith(changed)]
+
+    assert others(objects) == others(gpu)

@@ -1,0 +1,617 @@
+"""The hand for Kubernetes against a cluster in memory: what it creates, adopts, waits for, says, and survives."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from tests.fakes.cluster import (
+    Crash,
+    FakeClock,
+    MemoryCluster,
+    Script,
+    fails,
+    fill,
+    never,
+    succeeds,
+    template,
+)  # fmt: skip
+from vcot.errors import Interrupted, SettingsError, StageFailed, UsageError
+from vcot.pipeline.cluster import ClusterHand, Place
+from vcot.pipeline.conductor import Outcome, conduct
+from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
+from vcot.pipeline.port import Manifest
+from vcot.pipeline.rendering import Owner
+from vcot.stage import Stop
+
+OWNER = Owner("pipeline-r1", "uid-of-pipeline")
+ALL = [
+    "r1-plan",
+    *[f"r1-{stage}-{part}" for stage in ("convert", "distill", "tokenize") for part in ("prepare", "shards", "finish")],
+    "r1-train", "r1-evaluate",
+]  # fmt: skip
+
+
+def a_cluster(scripts: dict[str, Script] | None = None) -> MemoryCluster:
+    cluster = MemoryCluster(FakeClock(), scripts)
+    fill(cluster)
+    return cluster
+
+
+def a_plan(until: str | None = None, **words: Any) -> Plan:
+    return make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, until=until, **words)
+
+
+def carry_out(
+    cluster: MemoryCluster, plan: Plan | None = None, *, owner: Owner = OWNER, stop: Stop | None = None,
+    pending_timeout: float = 1800, judge: Callable[..., list[str]] = lambda stage, variables: [],
+) -> dict[str, Outcome]:  # fmt: skip
+    """One conductor's life, from its start to its end."""
+    stop = stop or Stop()
+    hand = ClusterHand(
+        cluster, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
+    )  # fmt: skip
+    return conduct(hand.freeze(plan or a_plan()), hand, stop, attempts=1, clock=cluster.clock)
+
+
+def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
+    """How the conductor failed, and the lines that it logged before."""
+    with capture_logs() as lines, pytest.raises(kind) as caught:
+        carry_out(cluster, **words)
+    return str(caught.value), [line["event"] for line in lines]
+
+
+def only(plan_of: str) -> Plan:
+    return a_plan(only=[plan_of])
+
+
+# --- the run ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_created_when_the_one_before_it_is_complete_and_not_earlier() -> None:
+    cluster = a_cluster()
+    create = cluster.create
+
+    def judged(kind: str, manifest: Manifest) -> Manifest | None:
+        for (its_kind, name), job in cluster.objects.items():
+            if its_kind == "Job":
+                assert job["status"]["conditions"][0]["type"] == "Complete", f"{name} has not ended"
+        return create(kind, manifest)
+
+    cluster.create = judged  # type: ignore[method-assign]
+    outcomes = carry_out(cluster)
+    assert cluster.created == ALL
+    assert list(outcomes) == [name.removeprefix("r1-") for name in ALL[1:]]
+
+
+def test_there_are_as_many_shards_as_prepare_says() -> None:
+    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=12)})
+    carry_out(cluster, a_plan("convert"))
+    spec = cluster.objects["Job", "r1-convert-shards"]["spec"]
+    assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (12, 8, "Indexed")
+
+
+def test_every_object_is_owned_by_the_pipeline_job_but_not_controlled_by_it() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, a_plan("convert"))
+    plan = cluster.objects["ConfigMap", "r1-plan"]
+    for name in ("r1-convert-prepare", "r1-convert-shards", "r1-convert-finish"):
+        (owner,) = cluster.objects["Job", name]["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (OWNER.uid, False, False)
+        assert (
+            cluster.objects["Job", name]["metadata"]["annotations"]["vcot/plan"]
+            == plan["metadata"]["annotations"]["vcot/plan"]
+        )
+    assert plan["metadata"]["ownerReferences"] == [owner]
+    assert plan["immutable"] is True
+
+
+def test_what_a_stage_says_of_itself_is_told_when_it_is_done() -> None:
+    cluster = a_cluster({"r1-train": succeeds(loss=0.31, part="all", message="")})
+    with capture_logs() as lines:
+        outcomes = carry_out(cluster, only("train"))
+    (done,) = [line for line in lines if line["event"] == "train is done"]
+    assert done["loss"] == 0.31
+    assert "part" not in done
+    assert outcomes["train"].summary["loss"] == 0.31
+
+
+def test_a_run_that_is_done_is_done_again_without_creating_anything() -> None:
+    cluster = a_cluster()
+    carry_out(cluster)
+    carry_out(cluster)
+    assert cluster.created == ALL
+
+
+# --- killed anywhere -------------------------------------------------------------------------------------
+
+
+def end_state(cluster: MemoryCluster) -> dict[str, Any]:
+    """What a run leaves, without versions and times."""
+    return {
+        name: (one["spec"], one["metadata"]["annotations"]) if kind == "Job" else one["data"]
+        for (kind, name), one in cluster.objects.items()
+        if kind == "Job" or name == "r1-plan"
+    }
+
+
+def undisturbed() -> MemoryCluster:
+    cluster = a_cluster()
+    carry_out(cluster)
+    return cluster
+
+
+UNDISTURBED = undisturbed()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before it takes effect", "after"])
+def test_a_conductor_killed_at_any_call_is_replaced_by_one_that_ends_the_same(late: bool) -> None:
+    assert UNDISTURBED.calls > 50
+    for call in range(1, UNDISTURBED.calls + 1):
+        cluster = a_cluster()
+        cluster.crash_at, cluster.crash_late = call, late
+        with pytest.raises(Crash):
+            carry_out(cluster)
+        carry_out(cluster)
+        assert cluster.created == ALL, f"killed at call {call}"
+        assert end_state(cluster) == end_state(UNDISTURBED)
+
+
+@hypothesis_settings(deadline=None, max_examples=40)
+@given(
+    crashes=st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=2, max_size=6),
+    pause=st.sampled_from([0.0, 2.0, 40.0]),
+)
+def test_a_conductor_killed_again_and_again_ends_the_same(crashes: list[tuple[int, bool]], pause: float) -> None:
+    cluster = a_cluster()
+    for after, late in crashes:
+        cluster.crash_at, cluster.crash_late = cluster.calls + after, late
+        try:
+            carry_out(cluster)
+        except Crash:
+            cluster.clock.sleep(pause)  # until the Job controller has a new pod
+    cluster.crash_at = None
+    carry_out(cluster)
+    assert cluster.created == ALL
+    assert end_state(cluster) == end_state(UNDISTURBED)
+
+
+def test_a_stop_leaves_the_jobs_and_the_next_conductor_adopts_them() -> None:
+    stop = Stop()
+    cluster = a_cluster({"r1-train": succeeds(after=600)})
+    cluster.clock.at(100, lambda: stop.request(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="Job r1-train goes on, and the next conductor adopts it") as caught:
+        carry_out(cluster, stop=stop)
+    assert caught.value.exit_code == 143
+    assert cluster.clock.now() < 110
+    with capture_logs() as lines:
+        carry_out(cluster)
+    assert "train: adopted, it is there already" in [line["event"] for line in lines]
+    assert cluster.created == ALL
+
+
+def test_the_number_of_shards_may_be_lost_once_their_job_exists() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, a_plan("convert"))
+    del cluster.objects["Pod", "r1-convert-prepare-a1"]  # its node was removed
+    carry_out(cluster, a_plan("convert"))
+
+
+@pytest.mark.parametrize("says", [{"shards": None}, {"shards": 0}, {"shards": "3"}])
+def test_a_lost_number_of_shards_ends_the_run_in_one_line(says: dict[str, Any]) -> None:
+    cluster = a_cluster({"r1-convert-prepare": succeeds(**says)})
+    message, _ = said(cluster)
+    assert message.startswith("convert-prepare did not say how many shards there are")
+    assert "kubectl -n vcot delete job pipeline-r1" in message
+    assert "r1-convert-shards" not in cluster.created
+
+
+# --- the plan --------------------------------------------------------------------------------------------
+
+
+def test_a_template_edited_in_the_middle_of_a_run_is_told_and_does_no_harm() -> None:
+    cluster = a_cluster()
+    cluster.crash_at = 40
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    edited = template("train")
+    edited["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"] = "vcot-gpu@sha256:11"
+    cluster.put("CronJob", edited)
+    with capture_logs() as lines:
+        carry_out(cluster, make_plan("r1", "s3://other/place", {}, parts=IN_PARTS))
+    assert any("templates have changed since this run began" in line["event"] for line in lines)
+    assert end_state(cluster) == end_state(UNDISTURBED)
+
+
+def test_a_template_removed_in_the_middle_of_a_run_is_told_and_does_no_harm() -> None:
+    cluster = a_cluster()
+    cluster.crash_at = 40
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    cluster.delete("CronJob", "stage-train")
+    carry_out(cluster)
+    assert cluster.created == ALL
+
+
+def orphan(cluster: MemoryCluster, kind: str, name: str) -> None:
+    """As after `kubectl delete job pipeline-r1 --cascade=orphan`."""
+    one = cluster.objects[kind, name]
+    del one["metadata"]["ownerReferences"]
+
+
+def test_a_run_id_used_before_with_another_plan_is_refused_and_nothing_is_made() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, a_plan("convert"))
+    for kind, name in [k for k in cluster.objects if k[1].startswith("r1-") and k[0] != "Pod"]:
+        orphan(cluster, kind, name)
+    made = list(cluster.created)
+    message, _ = said(cluster, UsageError, plan=a_plan("distill"), owner=Owner("pipeline-r1", "another"))
+    assert message.startswith("RUN_ID r1 was used before with another plan (ConfigMap r1-plan")
+    assert "choose another RUN_ID" in message
+    assert cluster.created == made
+
+
+def test_a_run_id_used_before_with_the_same_plan_goes_on() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, a_plan("convert"))
+    for kind, name in [k for k in cluster.objects if k[1].startswith("r1-") and k[0] != "Pod"]:
+        orphan(cluster, kind, name)
+    carry_out(cluster, a_plan("convert"), owner=Owner("pipeline-r1", "another"))
+    assert len(cluster.created) == 4
+
+
+def test_a_job_of_that_name_that_is_somebody_elses_is_not_adopted() -> None:
+    cluster = a_cluster()
+    cluster.put("Job", {"metadata": {"name": "r1-train"}, "spec": {}})
+    message, _ = said(cluster, UsageError, plan=only("train"))
+    assert message.startswith("Job r1-train is there already and is not of run r1")
+
+
+def test_a_job_of_another_plan_is_not_adopted() -> None:
+    cluster = a_cluster()
+    labels, annotations = {"vcot/run": "r1"}, {"vcot/plan": "0" * 64}
+    cluster.put("Job", {"metadata": {"name": "r1-train", "labels": labels, "annotations": annotations}, "spec": {}})
+    message, _ = said(cluster, UsageError, plan=only("train"))
+    assert "Job r1-train is of plan 000000000000" in message
+
+
+def test_what_an_earlier_pipeline_job_owned_is_waited_for_until_it_is_gone() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, only("train"))
+    cluster.clock.at(7, lambda: cluster.delete("ConfigMap", "r1-plan"))
+    cluster.clock.at(20, lambda: cluster.delete("Job", "r1-train"))
+    began = cluster.clock.now()
+    carry_out(cluster, only("train"), owner=Owner("pipeline-r1", "applied-again"))
+    assert cluster.created == ["r1-plan", "r1-train"] * 2
+    assert cluster.clock.now() - began > 20
+
+
+def test_what_an_earlier_pipeline_job_owned_and_never_goes_is_an_error() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, only("train"))
+    message, _ = said(cluster, UsageError, plan=only("train"), owner=Owner("pipeline-r1", "applied-again"))
+    assert message.startswith("ConfigMap r1-plan is of an earlier pipeline Job and does not go away")
+
+
+# --- refused before anything is made ---------------------------------------------------------------------
+
+
+def test_settings_of_all_stages_are_judged_before_anything_is_made_with_a_line_for_each_fault() -> None:
+    cluster = a_cluster()
+    seen: dict[str, Any] = {}
+
+    def judge(stage: str, variables: dict[str, str]) -> list[str]:
+        seen[stage] = dict(variables)
+        return [f"{stage}: one", f"{stage}: two"] if stage in ("distill", "train") else []
+
+    cluster.objects["ConfigMap", "settings-train-abc"]["data"] = {"VCOT_TRAIN_EPOCHS": "-1"}
+    message, _ = said(cluster, SettingsError, judge=judge)
+    assert message.splitlines() == ["distill: one", "distill: two", "train: one", "train: two"]
+    assert cluster.created == []
+    assert seen["train"] == {"VCOT_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
+    assert seen["convert"]["VCOT_PART"] == "prepare"
+
+
+def test_settings_are_not_judged_again_by_a_conductor_that_takes_over() -> None:
+    cluster = a_cluster()
+    cluster.crash_at = 40
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    carry_out(cluster, judge=lambda stage, variables: [f"{stage} was asked again"])
+
+
+def test_a_missing_config_map_and_a_missing_template_are_named() -> None:
+    cluster = a_cluster()
+    del cluster.objects["ConfigMap", "settings-train-abc"]
+    message, _ = said(cluster, SettingsError)
+    assert message == (
+        "train: its template names ConfigMap settings-train-abc, which is not in namespace vcot; "
+        "apply the overlay again"
+    )
+    del cluster.objects["CronJob", "stage-evaluate"]
+    message, _ = said(cluster, SettingsError)
+    assert message.startswith("evaluate: there is no CronJob stage-evaluate in namespace vcot")
+    assert cluster.created == []
+
+
+def test_a_cluster_that_is_too_old_is_refused() -> None:
+    cluster = a_cluster()
+    cluster.kubernetes = (1, 32)
+    message, _ = said(cluster, SettingsError)
+    assert message.startswith("this cluster is Kubernetes 1.32; vcot needs 1.33 or later")
+    assert cluster.created == []
+
+
+def test_a_template_without_its_container_is_refused() -> None:
+    cluster = a_cluster()
+    cluster.objects["CronJob", "stage-train"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0][
+        "name"
+    ] = "trainer"
+    assert said(cluster, SettingsError)[0] == "CronJob stage-train has no container called main"
+
+
+@pytest.mark.parametrize("run_id", ["R_1", "-r", "r-", "a" * 31, "r.1"])
+def test_a_run_id_that_cannot_name_jobs_is_refused(run_id: str) -> None:
+    environment = {"JOB_NAME": f"pipeline-{run_id}", "JOB_UID": "u", "POD_NAMESPACE": "vcot"}
+    with pytest.raises(UsageError, match=f"RUN_ID {run_id}: it has to be lower-case letters"):
+        Place.of(environment)
+
+
+def test_the_run_is_named_by_its_job_which_no_config_map_can_change() -> None:
+    environment = {"JOB_NAME": "pipeline-r1", "JOB_UID": "u", "POD_NAMESPACE": "vcot"}
+    assert Place.of(environment, "changed-in-the-middle").run_id == "r1"
+    assert Place.of(environment | {"JOB_NAME": "by-hand"}, "r2").run_id == "r2"
+    with pytest.raises(SettingsError, match="JOB_UID: not set"):
+        Place.of({"JOB_NAME": "pipeline-r1", "POD_NAMESPACE": "vcot"})
+
+
+# --- failures --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (1, "1 (an unforeseen error)"), (20, "20 (a quality gate was not passed)"), (21, "21 (a budget is spent)"),
+        (64, "64 (wrong usage)"), (65, "65 (its input breaks its contract)"),
+        (75, "75 (storage or network, for now)"), (78, "78 (wrong settings)"), (143, "143 (interrupted)"),
+        (3, "3"),
+    ],
+)  # fmt: skip
+def test_each_exit_code_is_said_in_words_with_the_stages_own_last_line(code: int, words: str) -> None:
+    cluster = a_cluster({"r1-train": fails(code, "--base-uri s3://b/x: there is no such folder")})
+    message, _ = said(cluster)
+    assert message.startswith(f"train failed with exit code {words}; --base-uri s3://b/x: there is no such folder")
+    assert "kubectl -n vcot logs -l batch.kubernetes.io/job-name=r1-train" in message
+    assert "kubectl -n vcot delete job pipeline-r1" in message
+    assert "\n" not in message
+    assert cluster.created[-1] == "r1-train"
+
+
+def test_a_job_that_ran_out_of_memory_says_what_to_raise() -> None:
+    cluster = a_cluster({"r1-train": fails(137, reason="OOMKilled", job_reason="BackoffLimitExceeded")})
+    message, _ = said(cluster)
+    assert message.startswith(
+        "train failed with exit code 137 (killed); the kernel killed it for using more memory than its limit of 64Gi "
+        "(OOMKilled): raise resources.limits.memory of stage-train, or let the stage use less"
+    )
+
+
+def test_pods_that_fail_on_the_way_are_told_once_each_and_the_run_goes_on() -> None:
+    def twice_out_of_memory(cluster: MemoryCluster, job: Manifest) -> None:
+        for number, at in ((1, 5), (2, 15)):
+
+            def killed(number: int = number) -> None:
+                cluster.pod(job, "Failed", suffix=f"f{number}", exit_code=137, reason="OOMKilled")
+                cluster.status(job, failed=number, ready=0)
+
+            cluster.clock.at(at, killed)
+        cluster.clock.at(20, lambda: succeeds()(cluster, job))
+
+    cluster = a_cluster({"r1-train": twice_out_of_memory})
+    with capture_logs() as lines:
+        carry_out(cluster, only("train"))
+    told = [line["event"] for line in lines if "pod r1-train-f" in line["event"]]
+    assert [line.split(" ended with ")[0] for line in told] == ["train: pod r1-train-f1", "train: pod r1-train-f2"]
+    assert "OOMKilled" in told[0]
+
+
+def test_an_eviction_is_told_and_not_taken_for_the_reason_of_a_failure() -> None:
+    def moved_then_wrong(cluster: MemoryCluster, job: Manifest) -> None:
+        def moved() -> None:
+            cluster.pod(job, "Failed", suffix="m1", exit_code=143, disrupted=True)
+            cluster.status(job, ready=0)
+
+        cluster.clock.at(1, lambda: cluster.status(job, ready=1))
+        cluster.clock.at(5, moved)
+        cluster.clock.at(6, lambda: fails(78, "wrong bucket", job_reason="Other")(cluster, job))
+
+    message, lines = said(a_cluster({"r1-train": moved_then_wrong}), plan=only("train"))
+    assert "exit code 78 (wrong settings); wrong bucket" in message
+    assert any("r1-train-m1 ended with exit code 143 (interrupted): the cluster moved it away" in x for x in lines)
+
+
+def test_failed_shards_are_named_with_the_reason_of_each() -> None:
+    def two_bad(cluster: MemoryCluster, job: Manifest) -> None:
+        def end() -> None:
+            for index in (4, 5):
+                says = json.dumps({"message": f"shard {index} is damaged"})
+                cluster.pod(job, "Failed", suffix=f"{index}-x", index=index, exit_code=65, message=says)
+            cluster.pod(job, "Failed", suffix="2-x", index=2, exit_code=75)  # failed once, then done
+            cluster.over(job, "Failed", "FailedIndexes", "Job has failed indexes", failedIndexes="4-5", failed=3)
+
+        cluster.clock.at(3, end)
+
+    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=6), "r1-convert-shards": two_bad})
+    message, _ = said(cluster)
+    assert (
+        "failed shards: 4-5 of 6; shard 4: exit code 65 (its input breaks its contract): shard 4 is damaged" in message
+    )
+    assert "shard 5 is damaged" in message
+    assert "shard 2" not in message
+    assert cluster.created[-1] == "r1-convert-shards"
+
+
+def test_a_job_that_took_too_long_says_so() -> None:
+    def late(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(9, lambda: cluster.over(job, "Failed", "DeadlineExceeded", "Job was active too long"))
+
+    message, _ = said(a_cluster({"r1-train": late}))
+    assert "it took longer than activeDeadlineSeconds of stage-train allows (3600 s)" in message
+
+
+def test_a_failed_job_whose_pods_are_gone_still_has_a_reason() -> None:
+    def gone(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(1, lambda: cluster.over(job, "Failed", "BackoffLimitExceeded", "Job has reached its limit"))
+
+    assert "BackoffLimitExceeded: Job has reached its limit" in said(a_cluster({"r1-train": gone}))[0]
+
+
+def test_the_end_of_a_log_serves_where_a_stage_left_no_summary() -> None:
+    log = '{"event": "starting"}\n{"event": "no room left on the disk", "level": "error"}\n'
+
+    def unspoken(cluster: MemoryCluster, job: Manifest) -> None:
+        def end() -> None:
+            cluster.pod(job, "Failed", exit_code=75, message=log)
+            cluster.over(job, "Failed", "BackoffLimitExceeded", "", failed=5)
+
+        cluster.clock.at(1, end)
+
+    message, _ = said(a_cluster({"r1-train": unspoken}))
+    assert "exit code 75 (storage or network, for now); tried 5 times, last: no room left on the disk" in message
+
+
+def test_a_job_deleted_by_hand_ends_the_run_and_is_not_made_again() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.clock.at(200, lambda: cluster.delete("Job", "r1-train"))
+    message, _ = said(cluster)
+    assert message.startswith("somebody deleted Job r1-train before it had ended; nothing is started in its place")
+    assert cluster.created.count("r1-train") == 1
+
+
+def test_a_job_deleted_while_nobody_could_watch_ends_the_run_too() -> None:
+    cluster = a_cluster({"r1-train": never()})
+
+    def away() -> None:
+        cluster.delete("Job", "r1-train")
+        cluster.history.clear()
+        cluster.oldest_watch = 10**6  # 410
+
+    cluster.clock.at(200, away)
+    assert said(cluster)[0].startswith("somebody deleted Job r1-train")
+
+
+def test_versions_that_are_too_old_to_watch_from_are_looked_up_again() -> None:
+    cluster = a_cluster({"r1-train": succeeds(after=60)})
+
+    def forget() -> None:
+        cluster.oldest_watch = cluster.latest
+
+    cluster.put("ConfigMap", {"metadata": {"name": "something-else"}})
+    cluster.clock.at(30, forget)
+    carry_out(cluster, only("train"))
+    assert cluster.created == ["r1-plan", "r1-train"]
+
+
+# --- waiting ---------------------------------------------------------------------------------------------
+
+HELD_BACK: dict[str, tuple[Callable[[MemoryCluster, Manifest], object], str]] = {
+    "no node": (
+        lambda c, j: c.pod(j, "Pending", unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu."),
+        "no node takes r1-train-a1: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
+    ),
+    "image": (
+        lambda c, j: c.pod(j, "Pending", waiting=("ImagePullBackOff", 'Back-off pulling image "nowhere/vcot"')),
+        'r1-train-a1 cannot start, ImagePullBackOff: Back-off pulling image "nowhere/vcot"; is the image\'s name right',
+    ),
+    "secret": (
+        lambda c, j: c.pod(j, "Pending", waiting=("CreateContainerConfigError", 'secret "s3-credentials" not found')),
+        'CreateContainerConfigError: secret "s3-credentials" not found; make what it names',
+    ),
+    "volume": (
+        lambda c, j: (
+            c.pod(j, "Pending", waiting=("ContainerCreating", "")),
+            c.event("r1-train-a1", "FailedMount", "no such claim"),
+        ),
+        "r1-train-a1 cannot start, FailedMount: no such claim",
+    ),
+    "quota": (
+        lambda c, j: c.event("r1-train", "FailedCreate", "Error creating: pods is forbidden: exceeded quota: gpu"),
+        "the quota of the namespace is too small: Error creating: pods is forbidden: exceeded quota: gpu",
+    ),
+    "pod security": (
+        lambda c, j: c.event("r1-train", "FailedCreate", 'pods is forbidden: violates PodSecurity "restricted"'),
+        "the template breaks the namespace's Pod Security: pods is forbidden: violates PodSecurity",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HELD_BACK)
+def test_what_holds_a_pod_back_is_told_every_30_s_and_ends_the_run_when_it_lasts(case: str) -> None:
+    setup, words = HELD_BACK[case]
+
+    def script(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(1, lambda: setup(cluster, job))
+
+    cluster = a_cluster({"r1-train": script})
+    message, lines = said(cluster, plan=only("train"), pending_timeout=300)
+    told = [line for line in lines if line.startswith("train waits: ")]
+    assert 9 <= len(told) <= 11
+    assert all(words in line for line in told)
+    assert message.startswith("train has waited 5 min for a pod to run, longer than --pending-timeout (300 s): ")
+    assert words in message
+    assert "\n" not in message
+    assert 300 <= cluster.clock.now() < 345
+
+
+def test_a_queue_of_kueue_is_named() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    job = cluster.objects["CronJob", "stage-train"]["spec"]["jobTemplate"]
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpu"
+    job["spec"]["suspend"] = True  # Kueue's webhook does this to the Job
+    message, _ = said(cluster, plan=only("train"), pending_timeout=60)
+    assert "Kueue has not admitted it yet (queue gpu)" in message
+
+
+def test_waiting_has_an_end_also_where_no_reason_is_known_or_reports_are_forbidden() -> None:
+    assert "no reason is known" in said(a_cluster({"r1-train": never()}), plan=only("train"))[0]
+    cluster = a_cluster({"r1-train": never()})
+    cluster.forbidden = {"Pod", "Event"}
+    message, lines = said(cluster, plan=only("train"))
+    assert "no reason is known" in message
+    assert len([line for line in lines if line.startswith("cannot look at pods and events")]) == 1
+
+
+def test_a_pod_that_runs_for_hours_is_not_waiting() -> None:
+    cluster = a_cluster({"r1-train": succeeds(after=40_000)})
+    carry_out(cluster, only("train"))
+
+
+def test_a_pause_of_the_job_between_two_tries_is_not_waiting() -> None:
+    def slow_to_retry(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(2, lambda: cluster.status(job, failed=1))
+        cluster.clock.at(600, lambda: succeeds()(cluster, job))
+
+    carry_out(a_cluster({"r1-train": slow_to_retry}), only("train"), pending_timeout=120)
+
+
+# --- several pods as one ---------------------------------------------------------------------------------
+
+
+def test_a_template_with_the_engine_jobset_becomes_one() -> None:
+    cluster = a_cluster()
+    cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
+    carry_out(cluster, only("train"))
+    made = cluster.objects["JobSet", "r1-train"]
+    assert made["metadata"]["annotations"]["vcot/plan"]
+    assert made["status"]["conditions"][0]["type"] == "Completed"
+    del made["metadata"]["labels"]["vcot/run"]
+    with pytest.raises(UsageError, match="JobSet r1-train is there already"):
+        carry_out(cluster, only("train"))

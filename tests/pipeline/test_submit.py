@@ -1,0 +1,115 @@
+"""A run under a fresh name: what is rendered, what is applied, and what is refused before."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.k8s.kustomize import kustomize
+from vcot.errors import SettingsError, UsageError
+from vcot.pipeline.kubectl import overlay_folder, render
+from vcot.pipeline.submit import ROOT, copied, fresh_run_id, main
+from vcot.pipeline.wanted import Wanted
+
+NOON = datetime(2026, 11, 21, 12, 3, 55, tzinfo=UTC)
+
+
+@pytest.fixture
+def kubectl(monkeypatch, tmp_path) -> Path:
+    """A kubectl that renders as the real one does and writes down what it is asked to apply, for want of a cluster."""
+    real, *_ = kustomize()
+    if Path(real).name != "kubectl":
+        pytest.skip("needs kubectl; only kustomize was found")
+    asked = tmp_path / "asked"
+    program = tmp_path / "kubectl"
+    program.write_text(f'#!/bin/sh\nif [ "$1" = apply ]; then echo "$@" >> {asked}; else exec {real} "$@"; fi\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("KUBECTL", str(program))
+    return asked
+
+
+def test_a_name_sorts_by_time_tells_the_commit_and_can_name_jobs():
+    name = fresh_run_id(ROOT, NOON)
+    assert re.fullmatch(r"r20261121-120355-[0-9a-f]{7}", name)
+    assert len(name) <= 30
+    assert fresh_run_id(Path("/"), NOON) == "r20261121-120355"  # no git there
+
+
+def test_the_copy_has_the_new_name_and_nothing_else_differs(tmp_path):
+    folder = copied(ROOT / "k8s", tmp_path / "copy", "cpu-smoke", "r1")
+    differing = [
+        path.relative_to(tmp_path / "copy").as_posix()
+        for path in (tmp_path / "copy").rglob("*")
+        if path.is_file() and path.read_bytes() != (ROOT / "k8s" / path.relative_to(tmp_path / "copy")).read_bytes()
+    ]
+    assert differing == ["overlays/cpu-smoke/run.env"]
+    assert "RUN_ID=r1\n" in (folder / "run.env").read_text()
+
+
+def test_an_overlay_around_another_has_the_name_of_that_one(tmp_path):
+    folder = copied(ROOT / "k8s", tmp_path / "copy", "gpu-kueue", "r1")
+    assert folder.name == "gpu-kueue"
+    assert "RUN_ID=r1\n" in (tmp_path / "copy/overlays/gpu/run.env").read_text()
+
+
+def test_a_dry_run_renders_and_applies_nothing(kubectl, tmp_path, capsys):
+    assert main(["--overlay", "cpu-smoke", "--run-id", "r-1-b", "--dry-run", "--local-folder", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    there = [one for one in yaml.safe_load_all(out) if one]
+    assert [one["metadata"]["name"] for one in there if one["kind"] == "Job"] == ["pipeline-r-1-b"]
+    assert "nothing was applied" in err
+    assert not kubectl.exists()
+
+
+def test_it_applies_the_copy_and_says_how_to_watch_and_cancel(kubectl, tmp_path, capfd):
+    assert main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path)]) == 0
+    assert kubectl.read_text() == f"apply -k {tmp_path}/k8s/r1/overlays/cpu-smoke\n"
+    said = capfd.readouterr().out
+    assert "kubectl -n vcot logs -f job/pipeline-r1" in said
+    assert "kubectl -n vcot delete job pipeline-r1" in said
+    assert "s3://vcot/runs/r1" in said
+
+
+def test_what_kubectl_refuses_is_a_failure(kubectl, tmp_path, capfd, monkeypatch):
+    program = Path(os.environ["KUBECTL"])
+    program.write_text(program.read_text().replace(f'echo "$@" >> {kubectl}', "echo 'error: no' >&2; exit 1"))
+    assert main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path)]) == 1
+    assert "could not apply" in capfd.readouterr().err
+
+
+def test_placeholders_are_not_applied(kubectl, tmp_path, capsys):
+    if not Wanted.of("gpu", render(ROOT / "k8s/overlays/gpu")).placeholders:
+        pytest.skip("this checkout has images of its own in overlay gpu")
+    assert main(["--overlay", "gpu", "--local-folder", str(tmp_path)]) == 78
+    assert "a placeholder. Write where you pushed your images" in capsys.readouterr().err
+    assert not kubectl.exists()
+
+
+@pytest.mark.parametrize("name", ["A", "-a", "a_b", "r" * 31, "r1-"])
+def test_a_name_that_cannot_name_jobs_is_refused(name, kubectl, tmp_path, capsys):
+    assert main(["--overlay", "cpu-smoke", f"--run-id={name}", "--local-folder", str(tmp_path)]) == UsageError.exit_code
+    assert f"RUN_ID {name}" in capsys.readouterr().err
+    assert not (tmp_path / "k8s").exists()
+
+
+def test_an_overlay_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(SettingsError, match=r"OVERLAY=gpus: .* there are cpu-smoke, gpu, gpu-kueue"):
+        overlay_folder(ROOT / "k8s", "gpus")
+
+
+def test_without_kubectl_it_says_what_to_install(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "KUBECTL"} | {"PATH": str(tmp_path)}
+    command = [sys.executable, "-m", "vcot.pipeline.submit", "--overlay", "cpu-smoke", "--local-folder", str(tmp_path)]
+    answer = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert answer.returncode == 78
+    assert answer.stderr == "k8s-run: kubectl: not on PATH; install it (1.28 or newer), or say where it is: KUBECTL=\n"

@@ -1,0 +1,220 @@
+"""A base goes into storage whole, and comes out as it went in or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vcot.errors import InputError, Interrupted, SettingsError, TemporaryError
+from vcot.stage import stop
+from vcot.storage import Store, join, put_folder
+from vcot.storage.folders import MANIFEST, fetch_folder, fetch_with_digest, folder_digest, push_folder
+
+store = Store()
+MIB = 1 << 20
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A small one with a file of several ranges (and an odd end), and one in a folder of its own."""
+    folder = tmp_path / "base"
+    (folder / "more").mkdir(parents=True)
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "weights").write_bytes(os.urandom(MIB) * 40 + b"the end")
+    (folder / "more" / "empty").write_bytes(b"")
+    return folder
+
+
+NAMES = ("config.json", "more/empty", "weights")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Counted(Store):
+    """Which files are read and written."""
+
+    def __init__(self) -> None:
+        self.down: list[str] = []
+        self.up: list[str] = []
+
+    def download(self, uri: str, *rest: Any) -> None:
+        self.down.append(uri.rpartition("/")[2])
+        super().download(uri, *rest)
+
+    def upload(self, path: Path, uri: str, *rest: Any) -> None:
+        self.up.append(path.name)
+        super().upload(path, uri, *rest)
+
+
+@pytest.mark.parametrize("kind", ["moto", "minio"])
+def test_what_is_pushed_comes_back_with_the_digest_of_the_folder(
+    kind: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue(f"{kind}_place")
+    manifest = push_folder(store, base, place, NAMES)
+    assert manifest.whole
+    assert manifest.files["weights"].sha256 == hashlib.sha256((base / "weights").read_bytes()).hexdigest()
+    folder, digest = fetch_with_digest(store, place, tmp_path / "here")
+    assert contents(folder) == contents(base)
+    assert digest == folder_digest(store, str(base)) == folder_digest(store, place)
+    assert folder_digest(store, place, only=lambda name: name == "config.json") == folder_digest(
+        store, str(base), only=lambda name: name == "config.json"
+    )
+
+
+def test_a_folder_without_a_manifest_is_taken_as_it_is(base: Path, moto_place: str, tmp_path: Path) -> None:
+    put_folder(store, base, moto_place)
+    folder, digest = fetch_with_digest(store, moto_place, tmp_path / "here")
+    assert contents(folder) == contents(base)
+    assert digest == folder_digest(store, str(base))
+
+
+def test_a_local_folder_is_used_where_it_is_and_its_manifest_is_not_believed(base: Path) -> None:
+    before = folder_digest(store, str(base))
+    push_folder(store, base, str(base), ())  # leaves a manifest that names nothing
+    assert fetch_with_digest(store, base.as_uri(), Path("nowhere")) == (base, before)
+
+
+def test_what_is_there_already_is_not_fetched_again_unless_it_is_another(
+    base: Path, moto_place: str, tmp_path: Path
+) -> None:
+    push_folder(store, base, moto_place, NAMES)
+    counted, here = Counted(), tmp_path / "here"
+    fetch_folder(counted, moto_place, here, only=lambda name: name != "weights")
+    assert sorted(counted.down) == ["config.json", "empty"]
+    counted.down.clear()
+    (here / "config.json").write_bytes(b"[]")  # of the same size
+    fetch_folder(counted, moto_place, here)
+    assert sorted(counted.down) == ["config.json", "weights"]
+    assert contents(here) == contents(base)
+
+
+def test_a_file_that_is_not_what_its_manifest_says_is_refused_by_name(
+    base: Path, minio_place: str, tmp_path: Path
+) -> None:
+    push_folder(store, base, minio_place, NAMES)
+    data = bytearray((base / "weights").read_bytes())
+    data[20 * MIB] ^= 1
+    store.write(join(minio_place, "weights"), bytes(data))
+    counted = Counted()
+    with pytest.raises(InputError, match=r"weights is not what its manifest says: its digest is \w+…, expected \w+…"):
+        fetch_folder(counted, minio_place, tmp_path / "here")
+    assert counted.down.count("weights") == 2  # it might have been damaged on its way
+    assert not (tmp_path / "here" / "weights").exists()
+
+
+def test_a_file_that_is_gone_is_refused_by_name(base: Path, folder_place: str, tmp_path: Path, moto_place: str) -> None:
+    push_folder(store, base, moto_place, NAMES)
+    manifest = json.loads(store.read(join(moto_place, MANIFEST)))
+    manifest["files"]["gone"] = manifest["files"]["weights"]
+    store.write(join(moto_place, MANIFEST), json.dumps(manifest).encode())
+    with pytest.raises(InputError, match=r"gone: no such object .*push the folder again"):
+        fetch_folder(store, moto_place, tmp_path / "here")
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out"])
+def test_a_manifest_does_not_write_outside_its_folder(moto_place: str, tmp_path: Path, name: str) -> None:
+    listed = {"size": 1, "sha256": "0" * 64}
+    store.write(join(moto_place, MANIFEST), json.dumps({"whole": True, "files": {name: listed}}).encode())
+    with pytest.raises(InputError, match="no name of a file below the folder"):
+        fetch_folder(store, moto_place, tmp_path / "here")
+
+
+class Cut(Counted):
+    """A push that is stopped after so many files."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def upload(self, path: Path, uri: str, *rest: Any) -> None:
+        if len(self.up) == self.after:
+            raise TemporaryError("the line is cut")
+        super().upload(path, uri, *rest)
+
+
+@pytest.mark.parametrize("kind", ["moto", "minio"])
+def test_a_push_that_was_cut_off_is_no_base_and_goes_on(
+    kind: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue(f"{kind}_place")
+    with pytest.raises(TemporaryError):
+        push_folder(Cut(after=2), base, place, NAMES)
+    for read in (lambda: fetch_folder(store, place, tmp_path / "x"), lambda: folder_digest(store, place)):
+        with pytest.raises(InputError, match="only half there: a push of it was not finished; run the same push again"):
+            read()
+    (base / "config.json").write_bytes(b'{"changed": "meanwhile"}')
+    counted = Counted()
+    push_folder(counted, base, place, NAMES)
+    assert counted.up == ["config.json", "weights"]  # more/empty is up, with the same size and digest
+    assert contents(fetch_folder(store, place, tmp_path / "here")) == contents(base)
+    counted.up.clear()
+    push_folder(counted, base, place, NAMES)
+    assert counted.up == []
+
+
+def test_a_base_that_runs_may_have_read_is_not_replaced(base: Path, moto_place: str) -> None:
+    push_folder(store, base, moto_place, NAMES)
+    (base / "config.json").write_bytes(b"{ }")
+    with pytest.raises(SettingsError, match=r"holds another folder \(config.json differ\).*push to another place"):
+        push_folder(store, base, moto_place, NAMES)
+
+
+def test_no_room_is_known_before_anything_is_fetched(
+    base: Path, moto_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_folder(store, base, moto_place, NAMES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10 * MIB}))
+    with pytest.raises(TemporaryError, match="40 MiB are needed, 10 are free"):
+        fetch_folder(store, moto_place, tmp_path / "here")
+
+
+@pytest.fixture
+def asked_to_stop() -> Iterator[None]:
+    stop.join()
+    yield
+    stop._asked.clear()
+
+
+def test_asked_to_stop_it_leaves_soon_and_leaves_no_piece(
+    base: Path, moto_place: str, tmp_path: Path, asked_to_stop: None
+) -> None:
+    put_folder(store, base, moto_place)
+    with pytest.raises(Interrupted):
+        store.download(join(moto_place, "weights"), tmp_path / "here" / "weights")
+    with pytest.raises(Interrupted):
+        fetch_folder(store, moto_place, tmp_path / "here")
+    assert contents(tmp_path / "here") == {}
+
+
+def test_an_object_that_is_replaced_while_it_is_read_in_ranges_is_not_half_of_each(
+    base: Path, minio_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vcot.storage import Changed, ranges
+
+    monkeypatch.setattr(ranges, "RANGE", MIB)  # 41 of them, so most are asked for later
+    uri = join(minio_place, "weights")
+    store.upload(base / "weights", uri)
+    replaced = False
+    turn = threading.Lock()  # nobody goes on reading meanwhile
+
+    def replace(_: int) -> None:
+        nonlocal replaced
+        with turn:
+            if not replaced:
+                replaced = True
+                store.write(uri, b"x" * (40 * MIB + 7))
+
+    with pytest.raises(Changed, match="changed while it was read"):
+        store.download(uri, tmp_path / "weights", replace)
+    assert not (tmp_path / "weights").exists()

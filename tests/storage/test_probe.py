@@ -1,0 +1,131 @@
+"""The probe passes real storage, and finds each promise that a server breaks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vcot.errors import SettingsError, TemporaryError
+from vcot.storage import Store
+from vcot.storage.probe import CHECKS, probe
+
+ROOT = Path(__file__).parents[2]
+
+
+def faults(store: Store, place: str) -> dict[str, str]:
+    found = list(probe(store, place))
+    assert [guarantee.name for guarantee in found] == list(CHECKS)
+    return {guarantee.name: guarantee.fault for guarantee in found if not guarantee.holds}
+
+
+def test_real_storage_passes_and_is_left_as_it_was(any_place):
+    assert faults(Store(), any_place) == {}
+    assert list(Store().list(any_place)) == []
+
+
+class Replaces(Store):
+    """Ignores If-None-Match, as servers did for years."""
+
+    def write_once(self, uri, data):
+        self.write(uri, data)
+        return True
+
+
+class Refuses(Store):
+    def write_once(self, uri, data):
+        return False
+
+
+class LosesRaces(Store):
+    """Looks first and writes then: right for one writer, wrong for many."""
+
+    def write_once(self, uri, data):
+        if uri.endswith("one-winner/object"):
+            self.write(uri, data)
+            return True
+        return super().write_once(uri, data)
+
+
+class KeepsFraming(Store):
+    """Stores what the client sent around the bytes, too."""
+
+    def write(self, uri, data):
+        super().write(uri, b"%x\r\n" % len(data) + data if data.startswith(b"5\r\n") else data)
+
+
+class Stale(Store):
+    def write(self, uri, data):
+        if self.stat(uri) is None:
+            super().write(uri, data)
+
+
+class ListsLate(Store):
+    def list(self, prefix_uri):
+        return iter(list(super().list(prefix_uri))[:-1])
+
+
+class IgnoresRanges(Store):
+    def read_range(self, uri, start, length):
+        return self.read(uri)[:length]
+
+
+class ShowsHalves(Store):
+    @contextmanager
+    def open_write(self, uri):
+        super().write(uri, b"half")
+        with super().open_write(uri) as target:
+            yield target
+
+
+class CutsParts(Store):
+    @contextmanager
+    def open_write(self, uri):
+        with super().open_write(uri) as target:
+            yield type("Short", (), {"write": lambda _, data: target.write(data[: 16 << 20])})()
+
+
+@pytest.mark.parametrize(
+    ("server", "broken"),
+    [
+        (Replaces, {"write-once", "one-winner"}),
+        (Refuses, {"write-once", "one-winner"}),
+        (LosesRaces, {"one-winner"}),
+        (KeepsFraming, {"bytes"}),
+        (Stale, {"newest"}),
+        (ListsLate, {"list"}),
+        (IgnoresRanges, {"range"}),
+        (ShowsHalves, {"halves"}),
+        (CutsParts, {"multipart"}),
+    ],
+)
+def test_a_broken_promise_is_found_and_no_other(server, broken, folder_place):
+    assert set(faults(server(), folder_place)) == broken
+
+
+def test_what_cannot_be_reached_is_told_at_once(moto_place, monkeypatch):
+    with pytest.raises(SettingsError, match="there is no bucket 'elsewhere'"):
+        next(probe(Store(), "s3://elsewhere/x"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(TemporaryError, match="is the server running"):
+        next(probe(Store(), "s3://vcot/x"))
+
+
+def test_the_command_says_each_guarantee_and_writes_its_last_word(moto_place, tmp_path):
+    log = tmp_path / "termination-log"
+    command = [sys.executable, "-m", "jobs.probe", "--uri", moto_place, "--termination-log", str(log)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert [line.split()[:2] for line in answer.stdout.splitlines()] == [["ok", name] for name in CHECKS]
+    assert '"one-winner": "ok"' in log.read_text()
+    command[4] = "s3://elsewhere/x"
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 78
+    assert "there is no bucket 'elsewhere'" in answer.stderr
+    assert "there is no bucket 'elsewhere'" in log.read_text()

@@ -1,0 +1,286 @@
+"""The hand that runs steps as Jobs on a cluster: create or adopt, watch, tell, and never hold a GPU while waiting.
+
+Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so a
+conductor may be killed at any line and started again. It may not delete or change a Job, and never wants to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from vcot import log
+from vcot.errors import SettingsError, StageFailed, UsageError
+from vcot.pipeline.checking import judge
+from vcot.pipeline.conductor import Clock, Outcome, sleep
+from vcot.pipeline.plan import Plan, Step
+from vcot.pipeline.port import Cluster, Expired, Manifest, Refused
+from vcot.pipeline.preflight import checked, templates_of
+from vcot.pipeline.rendering import FrozenPlan, Owner, complete, freeze, plan_config_map
+from vcot.pipeline.reporting import Reporter, Running
+from vcot.stage import Stop
+
+WATCH = 5
+"""Seconds of one look at a Job, so that a stop is noticed in time."""
+CLEANUP = 120.0
+"""Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
+LONGEST_RUN_ID = 30
+"""Names of pods are this, the step and what the cluster adds, 63 characters in all."""
+
+
+def must_name_jobs(run_id: str) -> None:
+    """
+    Raises:
+        UsageError: the run id cannot be part of names on a cluster.
+    """
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", run_id) or len(run_id) > LONGEST_RUN_ID:
+        raise UsageError(
+            f"RUN_ID {run_id}: it has to be lower-case letters, digits and dashes, {LONGEST_RUN_ID} at most and no "
+            f"dash at its ends, because Jobs are named after it; this one has {len(run_id)} characters"
+        )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Who this conductor is on the cluster: the run, the namespace and the pipeline Job that its pod belongs to."""
+
+    run_id: str
+    namespace: str
+    owner: Owner
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], run_id: str | None = None) -> Place:
+        """From the variables that the pipeline Job takes from its pod (downward API).
+
+        Args:
+            run_id: counts where the Job is not called ``pipeline-<RUN_ID>``.
+
+        Raises:
+            SettingsError: one of them is missing.
+            UsageError: the run id cannot be part of names on a cluster.
+        """
+        missing = [name for name in ("JOB_NAME", "JOB_UID", "POD_NAMESPACE") if not environment.get(name)]
+        if missing:
+            raise SettingsError(
+                f"{' and '.join(missing)}: not set. --where kubernetes is for the Job pipeline-<RUN_ID> of k8s/base, "
+                "which sets them; from outside the cluster use kubectl apply -k k8s/overlays/…"
+            )
+        job = environment["JOB_NAME"]
+        # The Job's own name cannot change under a run, as a ConfigMap can.
+        run_id = job.removeprefix("pipeline-") if job.startswith("pipeline-") else run_id or job
+        must_name_jobs(run_id)
+        return cls(run_id, environment["POD_NAMESPACE"], Owner(job, environment["JOB_UID"]))
+
+
+class ClusterHand:
+    """Each step is the Job that the frozen plan holds for it."""
+
+    def __init__(
+        self, cluster: Cluster, owner: Owner, *, clock: Clock, stop: Stop, pending_timeout: float,
+        judge: Callable[[str, Mapping[str, str]], list[str]] = judge,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            owner: the pipeline Job, which takes all that is created here with it.
+            pending_timeout: seconds that a step may have no running pod before the run fails.
+            judge: stage and variables → a line for each fault of its settings.
+        """
+        self._cluster, self._owner, self._clock, self._stop = cluster, owner, clock, stop
+        self._judge = judge
+        self._begin_again = (
+            f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
+        )
+        self._tell = Reporter(cluster, pending_timeout=pending_timeout, begin_again=self._begin_again)
+        self._frozen: FrozenPlan | None = None
+        self._running: dict[str, Running] = {}
+        self._shards: dict[str, int] = {}
+
+    # --- before the first step ----------------------------------------------------------------------
+
+    def freeze(self, plan: Plan) -> Plan:
+        """The plan that this run goes by: the one that it was begun with, else this one, judged and written down.
+
+        Raises:
+            SettingsError: a template or its settings are wrong, or the cluster is too old; nothing was created.
+            UsageError: the run id was used before, with another plan.
+        """
+        there = self._cluster.get("ConfigMap", f"{plan.run_id}-plan")
+        if there is not None and self._is_mine(there):
+            self._frozen = FrozenPlan.read(there["data"]["plan.json"])
+            log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
+            self._tell_changes(plan)
+        else:
+            self._frozen = checked(self._cluster, plan, self._judge)
+            self._acquire(plan_config_map(self._frozen, self._owner))
+        return self._frozen.plan
+
+    def check(self, plan: Plan) -> None:
+        """Renders and judges everything, creates nothing; a frozen plan was judged before."""
+        if self._frozen is None or plan is not self._frozen.plan:
+            checked(self._cluster, plan, self._judge)
+
+    def _tell_changes(self, plan: Plan) -> None:
+        """Says where the cluster's templates are no longer what this run was begun with; they do not matter to it."""
+        assert self._frozen is not None
+        try:
+            now = freeze(plan, templates_of(self._cluster, plan))
+        except SettingsError as error:
+            log.get().warning(f"this run goes on, but no other could start: {error}")
+            return
+        changed = sorted(
+            {s.stage for s in self._frozen.plan.steps if now.jobs.get(s.name) != self._frozen.jobs[s.name]}
+        )
+        if changed:
+            log.get().warning(
+                f"templates have changed since this run began ({', '.join(changed)}); "
+                "they will count for another RUN_ID, this one keeps its own"
+            )
+
+    # --- one step -----------------------------------------------------------------------------------
+
+    def start(self, step: Step) -> None:
+        job, created = self._job_of(step)
+        running = Running(step, job, self._clock.now(), job["metadata"]["resourceVersion"] if created else None)
+        self._running[step.name] = running
+        log.get().info(
+            f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
+        )
+
+    def poll(self, step: Step) -> Outcome | None:
+        running = self._running[step.name]
+        over = running.condition or self._look(running)
+        now = self._clock.now()
+        if over is None:
+            self._tell.waiting(running, now)
+            return None
+        outcome = self._tell.outcome(running, over, now)
+        if step.part == "prepare" and isinstance(shards := outcome.summary.get("shards"), int) and shards > 0:
+            self._shards[step.stage] = shards
+        return outcome
+
+    def leave(self, step: Step) -> str:
+        running = self._running[step.name]
+        return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
+
+    def _job_of(self, step: Step) -> tuple[Manifest, bool]:
+        assert self._frozen is not None
+        job, shards = self._frozen.jobs[step.name], None
+        if step.part == "shards":
+            shards = self._shards.get(step.stage)
+            if shards is None:
+                there = self._cluster.get(job["kind"], job["metadata"]["name"])
+                if there is None:
+                    raise StageFailed(
+                        f"{step.stage}-prepare did not say how many shards there are, or its pod is gone and the "
+                        f"number with it; {self._begin_again}"
+                    )
+                there |= {"kind": job["kind"]}
+                self._must_fit(there)
+                return there, False
+        return self._acquire(complete(job, self._owner, self._frozen.digest, shards))
+
+    def _look(self, running: Running) -> Manifest | None:
+        """The condition that says that the Job is over; None where it is not after `WATCH` seconds."""
+        try:
+            if running.version is None:
+                there, version = self._cluster.find(running.kind, running.name)
+                if there is None:
+                    self._gone(running)
+                running.version = version
+                return self._see(running, there)
+            for change in self._cluster.watch(running.kind, running.name, running.version, WATCH):
+                if change.kind == "DELETED":
+                    self._gone(running)
+                running.version = change.version
+                if change.kind != "BOOKMARK" and (over := self._see(running, change.object)):
+                    return over
+        except Expired:
+            running.version = None
+            sleep(1, self._clock, self._stop)  # not in a circle, should that version be too old as well
+        return None
+
+    def _see(self, running: Running, job: Manifest) -> Manifest | None:
+        before, was_ready = running.ended_pods, running.ready
+        running.seen = job | {"kind": running.kind}
+        if running.condition is not None:
+            return running.condition
+        if job["metadata"].get("deletionTimestamp"):
+            self._gone(running)
+        if running.ready or running.ended_pods != before:
+            running.idle_since = None
+        if running.ended_pods[1] > before[1] or running.ready < was_ready:
+            self._tell.failed_pods(running)
+        if running.ready and not was_ready:
+            self._tell.runs(running)
+        return None
+
+    def _gone(self, running: Running) -> NoReturn:
+        raise StageFailed(
+            f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its place. "
+            f"To go on: {self._begin_again}"
+        )
+
+    # --- whose is it ----------------------------------------------------------------------------------
+
+    def _acquire(self, manifest: Manifest) -> tuple[Manifest, bool]:
+        """The object of that name and whether it was made now; it is of this run and plan.
+
+        What an earlier pipeline Job of the same name owned is on its way out: that is waited for.
+
+        Raises:
+            UsageError: it is another run's.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        begun = self._clock.now()
+        while True:
+            if (made := self._create(kind, manifest)) is not None:
+                return made | {"kind": kind}, True
+            there = self._cluster.get(kind, name)
+            if there is not None and not self._is_going(there):
+                there |= {"kind": kind}
+                self._must_fit(there)
+                return there, False
+            waited = self._clock.now() - begun
+            if waited > CLEANUP:
+                raise UsageError(
+                    f"{kind} {name} is of an earlier pipeline Job and does not go away; choose another RUN_ID, or "
+                    f"delete it: kubectl -n {self._cluster.namespace} delete {kind.lower()} {name}"
+                )
+            if there is not None and not waited:
+                log.get().info(f"{kind} {name} is of an earlier pipeline Job; waiting until the cluster has removed it")
+            sleep(1, self._clock, self._stop)
+
+    def _create(self, kind: str, manifest: Manifest) -> Manifest | None:
+        try:
+            return self._cluster.create(kind, manifest)
+        except Refused as error:
+            hint = "; is JobSet installed on this cluster?" if kind == "JobSet" and error.status == 404 else ""
+            raise SettingsError(f"the cluster refuses {kind} {manifest['metadata']['name']}: {error}{hint}") from None
+
+    def _is_mine(self, there: Manifest) -> bool:
+        owners = there["metadata"].get("ownerReferences") or []
+        return any(owner["uid"] == self._owner.uid for owner in owners)
+
+    def _is_going(self, there: Manifest) -> bool:
+        """Whether the cluster is about to remove it, with the pipeline Job that owned it."""
+        owners = there["metadata"].get("ownerReferences") or []
+        return not self._is_mine(there) and bool(owners or there["metadata"].get("deletionTimestamp"))
+
+    def _must_fit(self, there: Manifest) -> None:
+        assert self._frozen is not None
+        digest, run = self._frozen.digest, self._frozen.plan.run_id
+        kind, metadata = there["kind"], there["metadata"]
+        if (metadata.get("labels") or {}).get("vcot/run") != run:
+            raise UsageError(
+                f"{kind} {metadata['name']} is there already and is not of run {run} (no label vcot/run={run}); "
+                "choose another RUN_ID"
+            )
+        other = (metadata.get("annotations") or {}).get("vcot/plan", "none")
+        if other != digest:
+            raise UsageError(
+                f"RUN_ID {run} was used before with another plan ({kind} {metadata['name']} is of plan {other[:12]}, "
+                f"this one is {digest[:12]}); choose another RUN_ID, or remove what is left of the earlier run: "
+                f"kubectl -n {self._cluster.namespace} delete job,configmap -l vcot/run={run}"
+            )

@@ -1,0 +1,211 @@
+"""What pods tell: why one does not start, and how one ended. Plain dicts in, words for people out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vcot.pipeline.conductor import in_words
+from vcot.pipeline.port import Manifest
+from vcot.pipeline.rendering import CONTAINER, QUEUE
+
+#: Why a container does not start → what to do.
+NOT_STARTED: Mapping[str, str] = {
+    "ErrImagePull": "is the image's name right, and may this cluster read that registry?",
+    "ImagePullBackOff": "is the image's name right, and may this cluster read that registry?",
+    "InvalidImageName": "set the image in the overlay's images:",
+    "ErrImageNeverPull": "bring the image onto the node, or change imagePullPolicy",
+    "CreateContainerConfigError": "make what it names, or apply the overlay again",
+    "CreateContainerError": "see the events of the pod",
+    "RunContainerError": "see the events of the pod",
+}
+_ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one pod ended."""
+
+    pod: str
+    exit_code: int
+    reason: str = ""
+    """The kubelet's word, as OOMKilled or Evicted."""
+    index: str | None = None
+    """Which shard it made."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """What the stage wrote into its termination message."""
+    message: str = ""
+    """Its last error line, or the end of its log."""
+    memory: str = ""
+    """Limit of its memory, as the template writes it."""
+    at: str = ""
+    disrupted: bool = False
+    """Moved away by the cluster: drained, preempted, its node lost."""
+
+
+def why_not_running(job: Manifest, pods: Iterable[Manifest], events: Iterable[Manifest]) -> str | None:
+    """One line on what holds the Job's pods back; None where nothing is known to.
+
+    Args:
+        pods: those that are Pending.
+        events: warnings about the Job and those pods, in any order.
+    """
+    events = sorted(events, key=_when)
+    if job["spec"].get("suspend"):
+        return _suspended(job)
+    lines = [line for pod in pods if (line := _why_pending(pod, events))]
+    if lines:
+        others = f" (and {len(lines) - 1} more pods)" if len(lines) > 1 else ""
+        return lines[0] + others
+    return next((_refused(e["message"]) for e in reversed(events) if e.get("reason") == "FailedCreate"), None)
+
+
+def how_it_ended(pod: Manifest) -> Ended | None:
+    """None while it runs, or where the cluster does not know."""
+    status = pod.get("status") or {}
+    ended = _main_state(pod).get("terminated")
+    if ended is None and status.get("phase") not in ("Failed", "Succeeded"):
+        return None
+    ended = ended or {}
+    summary, message = _said(ended.get("message") or "")
+    labels = pod["metadata"].get("labels") or {}
+    return Ended(
+        pod=pod["metadata"]["name"],
+        exit_code=ended.get("exitCode", 1),
+        reason=status.get("reason") or ended.get("reason") or "",
+        index=labels.get("batch.kubernetes.io/job-completion-index"),
+        summary=summary,
+        message=message or status.get("message") or "",
+        memory=_memory_limit(pod),
+        at=ended.get("finishedAt") or "",
+        disrupted=any(
+            c["type"] == "DisruptionTarget" and c["status"] == "True" for c in status.get("conditions") or []
+        ),
+    )
+
+
+def in_short(ended: Ended, template: str) -> str:
+    """How a pod ended and what to change, in one line."""
+    why = why_it_ended(ended, template)
+    return f"exit code {in_words(ended.exit_code)}{': ' if why else ''}{why}"
+
+
+def why_it_ended(ended: Ended, template: str) -> str:
+    """The same without its exit code; empty where nothing is known.
+
+    Args:
+        template: what to call the place where resources are set.
+    """
+    if ended.reason == "OOMKilled":
+        limit = f"its limit of {ended.memory}" if ended.memory else "its limit"
+        return (
+            f"the kernel killed it for using more memory than {limit} (OOMKilled): raise resources.limits.memory "
+            f"of {template}, or let the stage use less"
+        )
+    if ended.reason == "Evicted":
+        return f"the node put it off: {ended.message or 'no reason was given'}"
+    if ended.disrupted:
+        return "the cluster moved it away"
+    return ended.message
+
+
+# --- not started yet -------------------------------------------------------------------------------------
+
+
+def _suspended(job: Manifest) -> str:
+    queue = (job["metadata"].get("labels") or {}).get(QUEUE)
+    if queue:
+        return f"Kueue has not admitted it yet (queue {queue}); `kubectl get workloads` says what it waits for"
+    return "it is suspended, and not by this conductor; set spec.suspend to false"
+
+
+def _why_pending(pod: Manifest, events: list[Manifest]) -> str | None:
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] != "True":
+            return f"no node takes {name}: {condition.get('message') or condition.get('reason')}"
+    waiting = _waiting(status)
+    reason = waiting.get("reason", "")
+    if reason and reason not in _ON_ITS_WAY:
+        hint = NOT_STARTED.get(reason, "see the events of the pod")
+        message = _shortened(waiting.get("message") or "")
+        return f"{name} cannot start, {reason}: {message + '; ' if message else ''}{hint}"
+    for event in reversed(events):  # a volume that cannot be mounted, a sandbox that cannot be made
+        if event["involvedObject"].get("name") == name:
+            return f"{name} cannot start, {event.get('reason')}: {_shortened(event.get('message') or '')}"
+    return None
+
+
+def _waiting(status: Manifest) -> Manifest:
+    """Why the first container that is held up waits."""
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting: Manifest | None = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in _ON_ITS_WAY:
+            return waiting
+    return {}
+
+
+def _refused(message: str) -> str:
+    """A pod that the API server does not let in: the Job is there, and its pods are not."""
+    if "exceeded quota" in message:
+        return f"the quota of the namespace is too small: {_shortened(message)}"
+    if "violates PodSecurity" in message:
+        return f"the template breaks the namespace's Pod Security: {_shortened(message)}"
+    return f"its pods are refused: {_shortened(message)}"
+
+
+def _shortened(message: str, most: int = 400) -> str:
+    message = " ".join(message.split())
+    return message if len(message) <= most else message[: most - 1] + "…"
+
+
+def _when(event: Manifest) -> str:
+    """Times of the API sort as text."""
+    series = event.get("series") or {}
+    return (
+        series.get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )
+
+
+# --- ended -------------------------------------------------------------------------------------------------
+
+
+def _main_state(pod: Manifest) -> Manifest:
+    for container in (pod.get("status") or {}).get("containerStatuses") or []:
+        if container["name"] == CONTAINER:
+            found: Manifest = container.get("state") or {}
+            return found
+    return {}
+
+
+def _memory_limit(pod: Manifest) -> str:
+    for container in pod["spec"]["containers"]:
+        if container["name"] == CONTAINER:
+            return str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))
+    return ""
+
+
+def _said(text: str) -> tuple[Mapping[str, Any], str]:
+    """Summary and last error line: from the stage's own JSON, or from the end of its log."""
+    whole = _as_json(text)
+    if whole:
+        return whole, str(whole.get("message") or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return {}, ""
+    line = _as_json(lines[-1])
+    return {}, _shortened(str(line.get("event") or lines[-1]))
+
+
+def _as_json(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,130 @@
+"""Starts a run on a cluster under a fresh name: ``make k8s-run``, ``make k8s-run OVERLAY=gpu DRY_RUN=1``.
+
+What is applied is a copy of k8s/ in .local/k8s/<RUN_ID>/, in which run.env has the new name and nothing else differs:
+the tracked overlay stays as it is, and what a run was started with can be looked up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from vcot.errors import SettingsError, VcotError
+from vcot.pipeline.cluster import must_name_jobs
+from vcot.pipeline.kubectl import kubectl, overlay_folder, render
+from vcot.pipeline.wanted import Wanted
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vcot.pipeline.submit", description=__doc__)
+    parser.add_argument("--overlay", default="gpu", help="a folder of k8s/overlays")
+    parser.add_argument("--run-id", help="name of the run; default: date, time and git commit")
+    parser.add_argument("--local-folder", type=Path, default=Path(".local"), help="where copies are kept")
+    parser.add_argument("--dry-run", action="store_true", help="render, apply nothing")
+    options = parser.parse_args(argv)
+    try:
+        submit(options.overlay, options.run_id, options.local_folder, dry_run=options.dry_run)
+    except VcotError as error:
+        for line in str(error).splitlines():
+            print(f"k8s-run: {line}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def submit(overlay: str, run_id: str | None, local_folder: Path, *, dry_run: bool) -> None:
+    """
+    Raises:
+        SettingsError: no such overlay, no kubectl, or images that are still placeholders.
+        UsageError: the run id cannot name Jobs.
+        VcotError: kubectl could not apply; what it said stands above.
+    """
+    name = run_id or fresh_run_id(ROOT, datetime.now(UTC))
+    must_name_jobs(name)
+    overlay_folder(ROOT / "k8s", overlay)
+    folder = copied(ROOT / "k8s", local_folder / "k8s" / name, overlay, name)
+    rendered = render(folder)
+    wanted = Wanted.of(overlay, rendered)
+    if wanted.run_id != name:
+        raise SettingsError(
+            f"overlay {overlay} makes the run {wanted.run_id}, whatever its run.env says; see `replacements`"
+        )
+    if dry_run:
+        print(rendered)
+    else:
+        must_have_images(wanted)
+        if subprocess.run([kubectl(), "apply", "-k", str(folder)], check=False).returncode:
+            raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
+    print(told(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
+
+
+def fresh_run_id(checkout: Path, now: datetime) -> str:
+    """``r20261121-120355-c569011``: sorts by time, tells the commit of the manifests, and starts with a letter, which
+    a Service (of a JobSet) must."""
+    git = shutil.which("git")
+    command = [git or "git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()[:7] if git else ""
+    return f"r{now:%Y%m%d-%H%M%S}{'-' if commit else ''}{commit}"
+
+
+def copied(k8s: Path, target: Path, overlay: str, run_id: str) -> Path:
+    """The overlay's folder in a fresh copy of all manifests, with this RUN_ID.
+
+    Raises:
+        SettingsError: the overlay's run.env sets no RUN_ID.
+    """
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(k8s, target)
+    folder = target / "overlays" / overlay
+    run_env = run_env_of(folder)
+    text = run_env.read_text() if run_env.exists() else ""
+    replaced, times = re.subn(r"^RUN_ID=.*$", f"RUN_ID={run_id}", text, flags=re.MULTILINE)
+    if times != 1:
+        raise SettingsError(f"{k8s / 'overlays' / overlay / 'run.env'}: one line RUN_ID=… is needed, there are {times}")
+    run_env.write_text(replaced)
+    return folder
+
+
+def run_env_of(overlay: Path) -> Path:
+    """Its own, or that of the overlay that it is laid around (gpu-kueue has that of gpu)."""
+    resources = yaml.safe_load((overlay / "kustomization.yaml").read_text()).get("resources", [])
+    places = [overlay, *(overlay / name for name in resources)]
+    return next((place / "run.env" for place in places if (place / "run.env").exists()), overlay / "run.env")
+
+
+def must_have_images(wanted: Wanted) -> None:
+    """
+    Raises:
+        SettingsError: the overlay names an image that nobody could pull.
+    """
+    if wanted.placeholders:
+        raise SettingsError(
+            f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with digests, "
+            f"under images: in k8s/overlays/{wanted.overlay}/kustomization.yaml"
+        )
+
+
+def told(wanted: Wanted, folder: Path, dry_run: bool) -> str:
+    kubectl_there, job = f"kubectl -n {wanted.namespace}", wanted.pipeline["metadata"]["name"]
+    rows = {
+        "watch": f"{kubectl_there} logs -f job/{job}",
+        "Jobs": f"{kubectl_there} get jobs -l vcot/run={wanted.run_id}",
+        "cancel": f"{kubectl_there} delete job {job}",
+        "results": f"{wanted.runs_uri}/{wanted.run_id}",
+        "start" if dry_run else "go on": f"kubectl apply -k {folder}",
+    }
+    said = f"run {wanted.run_id}: {'rendered, nothing was applied' if dry_run else 'started'}"
+    return "\n".join([said, *(f"  {what:8} {how}" for what, how in rows.items())])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

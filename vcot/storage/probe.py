@@ -1,0 +1,193 @@
+"""Does this storage keep what vcot builds on? Each guarantee is tried, with the verbs that the stages use.
+
+A server that answers every question and yet lets two writers of a write-once object both win, or stores the framing of
+a chunked upload inside the object, spoils runs weeks later and without a word. It is asked before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from secrets import token_bytes, token_hex
+
+from vcot.errors import InputError, SettingsError, TemporaryError, VcotError
+from vcot.storage.store import Store, join
+
+MIB = 1 << 20
+LARGE = 16 * MIB + 5
+"""Bytes: one part of a multipart upload and a little more."""
+WRITERS = 16
+OBJECTS = 12
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """One that was tried; `fault` is empty where it holds."""
+
+    name: str
+    meaning: str
+    fault: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return not self.fault
+
+
+def probe(store: Store, uri: str) -> Iterator[Guarantee]:
+    """Tries every guarantee below ``<uri>/<a name that nobody uses>``, and cleans up as far as the keys allow.
+
+    Raises:
+        SettingsError, TemporaryError: the storage cannot even be reached, or the keys are refused.
+    """
+    place = join(uri, f"probe-{token_hex(8)}")
+    try:
+        _reach(store, place)
+        for name, (meaning, check) in CHECKS.items():
+            yield Guarantee(name, meaning, _fault(check, store, join(place, name)))
+    finally:
+        with suppress(VcotError):
+            _clean(store, place)
+
+
+def _reach(store: Store, place: str) -> None:
+    """Nothing is there yet; asking tells of a wrong endpoint, bucket or key in the words of the storage."""
+    if store.stat(join(place, "nothing")) is not None:
+        raise InputError(f"{place}: something is there already; that cannot be")
+
+
+def _fault(check: Callable[[Store, str], str], store: Store, place: str) -> str:
+    try:
+        return check(store, place)
+    except (SettingsError, TemporaryError, InputError) as error:
+        return str(error)
+
+
+# --- the guarantees: an empty string where one holds, else what was seen -------------------------------
+
+
+def _keeps_bytes(store: Store, place: str) -> str:
+    # What a client's chunk framing looks like: a server that takes it for its own would give something else back.
+    for name, data in (
+        ("framed", b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n"),
+        ("random", token_bytes(MIB)),
+    ):
+        store.write(join(place, name), data)
+        got = store.read(join(place, name))
+        if got != data:
+            return f"{len(data)} bytes were written and {len(got)} other bytes came back"
+    return ""
+
+
+def _replaces(store: Store, place: str) -> str:
+    for number in range(5):
+        store.write(join(place, "object"), b"%d" % number)
+        if (got := store.read(join(place, "object"))) != b"%d" % number:
+            return f"version {number} was written and {got.decode(errors='replace')} was read: an older one"
+    return ""
+
+
+def _writes_once(store: Store, place: str) -> str:
+    uri = join(place, "object")
+    if not store.write_once(uri, b"first"):
+        return "the first writer was refused although nothing was there"
+    if store.write_once(uri, b"second"):
+        return "a second writer replaced the first one's object: If-None-Match is ignored (HTTP 412 is expected)"
+    if (got := store.read(uri)) != b"first":
+        return f"the second writer was refused, and the object is now {got.decode(errors='replace')!r}"
+    return ""
+
+
+def _one_winner(store: Store, place: str) -> str:
+    uri = join(place, "object")
+    with ThreadPoolExecutor(WRITERS) as pool:
+        won = list(pool.map(lambda writer: store.write_once(uri, b"%d" % writer), range(WRITERS)))
+    winners = [writer for writer, first in enumerate(won) if first]
+    if len(winners) != 1:
+        return f"of {WRITERS} writers at once {len(winners)} were told that they are the first; one must be"
+    if (got := store.read(uri)) != b"%d" % winners[0]:
+        return f"writer {winners[0]} was told that it is the first, and the object is of writer {got.decode()}"
+    return ""
+
+
+def _lists(store: Store, place: str) -> str:
+    names = [f"a/{number:02d}" for number in range(OBJECTS)] + ["a b/ü#1", "ab/1"]
+    for name in names:
+        store.write(join(place, name), b"x")
+        listed = [entry.uri for entry in store.list(place)]
+        if join(place, name) not in listed:
+            return f"{name} was written and is not in the list that was asked for next"
+    found = [entry.uri for entry in store.list(join(place, "a"))]
+    if found != [join(place, name) for name in names[:OBJECTS]]:
+        return f"below a/ there are {OBJECTS} objects, and the list has {len(found)}, or has them in no order"
+    return ""
+
+
+def _reads_ranges(store: Store, place: str) -> str:
+    uri, data = join(place, "object"), token_bytes(MIB)
+    store.write(uri, data)
+    for start, length in ((0, 1), (1000, 5000), (MIB - 3, 3), (MIB - 3, 100), (MIB + 7, 5)):
+        if store.read_range(uri, start, length) != data[start : start + length]:
+            return f"{length} bytes from {start} are not those that were written there"
+    return ""
+
+
+def _takes_parts(store: Store, place: str) -> str:
+    uri, data = join(place, "object"), token_bytes(LARGE)
+    with store.open_write(uri) as target:
+        target.write(data)
+    if (found := store.stat(uri)) is None or found.size != LARGE:
+        return f"{LARGE} bytes were written in parts, and the object has {0 if found is None else found.size}"
+    if store.digest(uri) != hashlib.sha256(data).hexdigest():
+        return "what was written in parts came back as other bytes"
+    return ""
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _hides_halves(store: Store, place: str) -> str:
+    uri = join(place, "object")
+    try:
+        with store.open_write(uri) as target:
+            target.write(token_bytes(LARGE))
+            raise _Stopped
+    except _Stopped:
+        pass
+    if store.stat(uri) is not None or any(entry.uri == uri for entry in store.list(place)):
+        return "an upload that was given up half-way is there to be read"
+    return ""
+
+
+CHECKS: dict[str, tuple[str, Callable[[Store, str], str]]] = {
+    "bytes": ("what is written is what is read", _keeps_bytes),
+    "newest": ("a read after a write sees it", _replaces),
+    "write-once": ("an object is not replaced where that was not wanted (If-None-Match: *)", _writes_once),
+    "one-winner": ("of many writers at once, one is told that it is the first", _one_winner),
+    "list": ("a list after a write has it, in order", _lists),
+    "range": ("a part of an object can be read", _reads_ranges),
+    "multipart": ("large objects can be written in parts", _takes_parts),
+    "halves": ("what was not finished is not seen", _hides_halves),
+}
+
+
+def _clean(store: Store, place: str) -> None:
+    """Nothing in vcot deletes, and the keys of stages need not allow it: what cannot be deleted stays, some 20 MB."""
+    if not place.startswith("s3://"):
+        shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
+        return
+    for entry in list(store.list(place)):
+        _delete(entry.uri)
+
+
+def _delete(uri: str) -> None:
+    from vcot.storage.s3 import S3Object
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    place = S3Object(uri, bucket, key)
+    with place.plain_words():
+        place.client.delete_object(Bucket=bucket, Key=key)
