@@ -7,6 +7,7 @@ hold the same versions, so a first build copies instead of downloading, and a la
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shlex
 import shutil
@@ -138,6 +139,10 @@ class Builder:
 
     def bring(self, image: str, layout: Layout) -> None:
         """Into the node's containerd, through a pipe: no archive of gigabytes lies on the disk."""
+        known = layout.home / f"brought-{hashlib.sha256(image.encode()).hexdigest()[:16]}"
+        identity = self.do("inspect", "--type", "image", "--format", "{{.FromImageID}}", image)
+        if known.exists() and known.read_text() == identity:
+            return
         begun = time.monotonic()
         push = [*self.buildah, "push", "--quiet", "--signature-policy", str(self.home / "policy.json"), image]
         push += [f"docker-archive:/dev/stdout:{image}"]
@@ -148,6 +153,7 @@ class Builder:
             )  # fmt: skip
         if out.returncode or done.returncode:
             raise BuildFailed(f"{image} could not be brought into the node: {done.stderr.strip() or done.stdout}")
+        known.write_text(identity)
         self.tidy()
         tell(f"brought {image} into the node in {time.monotonic() - begun:.0f} s")
 
