@@ -114,7 +114,8 @@ class TrainSettings(Settings):
         1024, "memory for prepared pictures; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
     )
     nproc: int | None = setting(
-        None, "processes in this pod; default: what PET_NPROC_PER_NODE says, else one for each GPU, one without a GPU",
+        None, "ranks in this pod; default: what PET_NPROC_PER_NODE says, else one for each GPU, one without a GPU",
+        unit="processes",
         ge=1, shapes_result=False,
     )  # fmt: skip
     grace_seconds: float = setting(
