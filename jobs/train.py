@@ -115,8 +115,7 @@ class TrainSettings(Settings):
     )
     nproc: int | None = setting(
         None, "ranks in this pod; default: what PET_NPROC_PER_NODE says, else one for each GPU, one without a GPU",
-        unit="processes",
-        ge=1, shapes_result=False,
+        unit="processes", ge=1, shapes_result=False,
     )  # fmt: skip
     grace_seconds: float = setting(
         30, "time between SIGTERM and SIGKILL; the last checkpoint is only begun when there is time for it",
