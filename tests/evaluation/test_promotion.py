@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,22 @@ def test_of_many_at_once_none_is_lost(any_place):
     assert {pointer.promotion.train_uri for pointer in pointers} == {
         join(any_place, "runs", run, "train") for run in runs
     }
+
+
+def test_a_promotion_that_was_deleted_does_not_keep_the_next_from_being_made(folder_place):
+    """Numbers may have gaps; to try a number that is taken would go on for ever."""
+    one = earn(folder_place, "one")
+    earn(folder_place, "two")
+    Path(one.uri.removeprefix("file://")).unlink()
+    assert earn(folder_place, "three").uri.endswith("/0000000003.json")
+
+
+def test_an_evaluation_that_was_deleted_and_made_again_is_another_one(folder_place):
+    """The old pointer names a model that is no longer there; only the new one can be evaluated again."""
+    earn(folder_place, "one")
+    mark = Path(folder_place.removeprefix("file://"), "runs", "one", "evaluate", "_done", "stage.json")
+    mark.write_bytes(mark.read_bytes().replace(b'"facts"', b' "facts"'))
+    assert earn(folder_place, "one").uri.endswith("/0000000002.json")
 
 
 def test_nothing_promoted_yet_is_told_with_what_to_do(any_place):

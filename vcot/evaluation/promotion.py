@@ -69,11 +69,13 @@ def promote(
     )
     data = promotion.model_dump_json(indent=1).encode() + b"\n"
     while True:
-        there = [read_pointer(store, uri) for uri in numbered(store, pointer_uri).values()]
-        if earlier := [pointer for pointer in there if pointer.promotion.evaluation_uri == evaluation.uri]:
-            log.get().info("promoted by this evaluation already", pointer=earlier[0].uri, newest=there[-1].uri)
+        there = numbered(store, pointer_uri)
+        newest_number = max(there, default=0)  # not how many there are: somebody may have deleted one
+        pointers = [read_pointer(store, uri) for uri in there.values()]
+        if earlier := [pointer for pointer in pointers if pointer.promotion.evaluation_sha256 == evaluation.sha256]:
+            log.get().info("promoted by this evaluation already", pointer=earlier[0].uri, newest=there[newest_number])
             return earlier[0]
-        if (uri := append(store, pointer_uri, data, after=len(there))) is not None:
+        if (uri := append(store, pointer_uri, data, after=newest_number)) is not None:
             log.get().info("promoted", model=train.uri, pointer=uri)
             return Pointer(uri, hashlib.sha256(data).hexdigest(), promotion)
 
