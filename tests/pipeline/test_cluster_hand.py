@@ -451,8 +451,9 @@ def test_failed_shards_are_named_with_the_reason_of_each() -> None:
 
     cluster = a_cluster({"r1-convert-prepare": succeeds(shards=6), "r1-convert-shards": two_bad})
     message, _ = said(cluster)
-    assert (
-        "failed shards: 4-5 of 6; shard 4: exit code 65 (its input breaks its contract): shard 4 is damaged" in message
+    assert message.startswith(
+        "convert-shards failed with exit code 65 (its input breaks its contract); failed shards: 4-5 of 6; "
+        "shard 4: exit code 65 (its input breaks its contract): shard 4 is damaged; shard 5: "
     )
     assert "shard 5 is damaged" in message
     assert "shard 2" not in message
@@ -465,6 +466,15 @@ def test_a_job_that_took_too_long_says_so() -> None:
 
     message, _ = said(a_cluster({"r1-train": late}))
     assert "it took longer than activeDeadlineSeconds of stage-train allows (3600 s)" in message
+
+
+def test_shards_that_took_too_long_say_so_though_one_of_them_is_bad() -> None:
+    def late(cluster: MemoryCluster, job: Manifest) -> None:
+        words = {"failedIndexes": "1", "failed": 1}
+        cluster.clock.at(9, lambda: cluster.over(job, "Failed", "DeadlineExceeded", "active too long", **words))
+
+    message, _ = said(a_cluster({"r1-convert-shards": late}))
+    assert "it took longer than activeDeadlineSeconds of stage-convert allows (3600 s)" in message
 
 
 def test_a_failed_job_whose_pods_are_gone_still_has_a_reason() -> None:

@@ -93,7 +93,8 @@ class Reporter:
         if condition["type"] != "Failed":
             return Outcome(0, seconds, summary=self._summary(running))
         ended = self._ended(running, "Failed")
-        decisive = _decisive(ended, condition.get("message") or "")
+        bad = running.status.get("failedIndexes") or ""
+        decisive = _decisive([e for e in ended if _within(e.index, bad)] or ended, condition.get("message") or "")
         said = self._why_failed(running, condition, ended, decisive)
         logs = f"`kubectl -n {self._cluster.namespace} logs -l {running.pods}` has its lines"
         return Outcome(decisive.exit_code if decisive else 1, seconds, said=f"{said}; {logs}. {self._to_go_on}")
@@ -106,15 +107,15 @@ class Reporter:
 
     def _why_failed(self, running: Running, condition: Manifest, ended: Sequence[Ended], decisive: Ended | None) -> str:
         template, reason = f"stage-{running.step.stage}", condition.get("reason", "")
+        if reason == "DeadlineExceeded":
+            deadline = running.seen["spec"].get("activeDeadlineSeconds")
+            return f"it took longer than activeDeadlineSeconds of {template} allows ({deadline} s)"
         if shards := running.status.get("failedIndexes"):
             last = {e.index: e for e in ended}  # of each shard, how it ended the last time
             told = [f"shard {i}: {in_short(e, template)}" for i, e in last.items() if _within(i, shards)]
             more = ["…"] if len(told) > TOLD_SHARDS else []
             total = running.seen["spec"].get("completions")
             return "; ".join([f"failed shards: {shards} of {total}", *told[:TOLD_SHARDS], *more])
-        if reason == "DeadlineExceeded":
-            deadline = running.seen["spec"].get("activeDeadlineSeconds")
-            return f"it took longer than activeDeadlineSeconds of {template} allows ({deadline} s)"
         if decisive is None:
             return f"{reason}: {condition.get('message') or 'no pod of it is left to ask'}"
         count = running.ended_pods[1]
@@ -212,7 +213,7 @@ def _decisive(ended: Sequence[Ended], message: str) -> Ended | None:
 
 def _within(index: str | None, ranges: str) -> bool:
     """Is 4 one of 1,3-5?"""
-    if index is None:
+    if index is None or not ranges:
         return False
     for part in ranges.split(","):
         first, _, last = part.partition("-")
