@@ -581,6 +581,22 @@ def test_what_holds_a_pod_back_is_told_every_30_s_and_ends_the_run_when_it_lasts
     assert 300 <= cluster.clock.now() < 345
 
 
+def test_a_pod_that_has_found_its_node_is_not_said_to_lack_one() -> None:
+    def late_node_large_image(cluster: MemoryCluster, job: Manifest) -> None:
+        def placed() -> None:
+            cluster.pod(job, "Pending", waiting=("ContainerCreating", ""))
+            cluster.event("r1-train-a1", "FailedScheduling", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+
+        cluster.clock.at(1, placed)
+        cluster.clock.at(200, lambda: succeeds()(cluster, job))
+
+    with capture_logs() as lines:
+        carry_out(a_cluster({"r1-train": late_node_large_image}), only("train"))
+    told = [line["event"] for line in lines]
+    assert told.count("train is being started") >= 5
+    assert not [line for line in told if line.startswith("train waits")]
+
+
 def test_a_queue_of_kueue_is_named() -> None:
     cluster = a_cluster({"r1-train": never()})
     job = cluster.objects["CronJob", "stage-train"]["spec"]["jobTemplate"]

@@ -133,7 +133,8 @@ def _why_pending(pod: Manifest, events: list[Manifest]) -> str | None:
         message = _shortened(waiting.get("message") or "")
         return f"{name} cannot start, {reason}: {message + '; ' if message else ''}{hint}"
     for event in reversed(events):  # a volume that cannot be mounted, a sandbox that cannot be made
-        if event["involvedObject"].get("name") == name:
+        # Here it has its node, so that none was found for it is past.
+        if event["involvedObject"].get("name") == name and event.get("reason") != "FailedScheduling":
             return f"{name} cannot start, {event.get('reason')}: {_shortened(event.get('message') or '')}"
     return None
 
