@@ -29,13 +29,13 @@ def finished(uri: str, **facts) -> Finished:
     return Finished.at(Store(), uri)
 
 
-def earn(place: str, run: str):
+def earn(place: str, run: str, pointer: str = "latest"):
     """Promotes the model of a run with these stages."""
     run_uri = join(place, "runs", run)
     Store().write(join(run_uri, "evaluate", "report.json"), b"{}")
     return promote(
         Store(),
-        join(place, "runs", "pointers", "latest"),
+        join(place, "runs", "pointers", pointer),
         train=finished(join(run_uri, "train")),
         base={"uri": "s3://b/base", "sha256": "00" * 32},
         evaluation=finished(join(run_uri, "evaluate")),
@@ -45,9 +45,9 @@ def earn(place: str, run: str):
 
 
 def again(place: str, occasion: str = "reevaluate-29920626", **other):
-    given = {"samples_uri": None, "baseline_uri": None, "asked": ASKED} | other
     pointer_uri = join(place, "runs", "pointers", "latest")
-    return promoted(Store(), join(place, "runs", "again"), pointer_uri=pointer_uri, occasion=occasion, **given)
+    given = {"samples_uri": None, "baseline_uri": None, "asked": ASKED, "pointer_uri": pointer_uri} | other
+    return promoted(Store(), join(place, "runs", "again"), occasion=occasion, **given)
 
 
 def test_promotions_are_numbered_and_say_what_was_promoted(any_place):
@@ -135,6 +135,29 @@ def test_an_occasion_looks_once_and_the_next_one_anew(any_place):
     assert again(any_place) == before
     assert before.facts["pointer"] == one.uri
     assert again(any_place, "reevaluate-29920686").facts["pointer"] == two.uri
+
+
+def test_two_lines_of_models_on_the_same_occasion_are_not_confused(any_place):
+    """Two scheduled Jobs of the same minute, each with a line of its own."""
+    one, small = earn(any_place, "one"), earn(any_place, "two", "small")
+    assert again(any_place).facts["pointer"] == one.uri
+    pointer_uri = join(any_place, "runs", "pointers", "small")
+    found = again(any_place, "reevaluate-small-29920626", pointer_uri=pointer_uri)
+    assert found.facts["pointer"] == small.uri
+    assert found.train.uri == small.promotion.train_uri
+    elsewhere = pointer_uri.replace("pointers", "elsewhere")
+    Store().write(join(elsewhere, "0000000001.json"), Store().read(small.uri))
+    with pytest.raises(InputError, match=r"small\.json is about .*; use another --occasion"):
+        again(any_place, pointer_uri=elsewhere)
+
+
+def test_a_promotion_that_was_replaced_after_an_occasion_has_seen_it_is_refused(folder_place):
+    one = earn(folder_place, "one")
+    again(folder_place)
+    Path(one.uri.removeprefix("file://")).unlink()
+    assert earn(folder_place, "two").uri == one.uri
+    with pytest.raises(InputError, match=r"0000000001\.json was replaced since .*latest\.json was written"):
+        again(folder_place)
 
 
 def test_another_choice_of_samples_goes_elsewhere(any_place):

@@ -3,7 +3,7 @@
 The model of this run, or of a stage that is named, is evaluated at ``<run>/evaluate``. The newest promoted model is
 evaluated again on each occasion:
 
-    <run>/20261121T0317Z/model.json           which promotion this occasion found; the first process to look decides
+    <run>/20261121T0317Z/latest.json          which promotion this occasion found; the first process to look decides
                          3f9a…/evaluate/…     one folder per model, samples and code: the stage as ever, and
                                comparison.json, comparison.md
 """
@@ -22,7 +22,7 @@ from vcot import __version__, log
 from vcot.errors import InputError
 from vcot.evaluation.finished import Finished
 from vcot.evaluation.promotion import Pointer, first, newest, read_pointer
-from vcot.storage import Store, join
+from vcot.storage import Store, join, name
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
 
@@ -71,7 +71,7 @@ def promoted(
         InputError: nothing was promoted yet, or what a pointer names has changed since.
     """
     when = moment(occasion)
-    pointer = _resolve(store, pointer_uri, join(run_uri, when, "model.json"))
+    pointer = _resolve(store, pointer_uri, join(run_uri, when, f"{name(pointer_uri)}.json"))
     found = pointer.promotion
     train = _unchanged(store, found.train_uri, found.train_sha256, pointer)
     samples = Finished.at(store, samples_uri or found.samples_uri)
@@ -88,16 +88,23 @@ def promoted(
 
 
 def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
-    """Looks once for each occasion: a pod that is tried again, or another part, evaluates the same model."""
+    """Looks once for each occasion and line of models: a pod that is tried again, or another part, evaluates the
+    same model."""
     pointer = newest(store, pointer_uri)
     line = json.dumps({"pointer": pointer.uri, "sha256": pointer.sha256}, sort_keys=True).encode() + b"\n"
     if store.write_once(uri, line):
         return pointer
     try:
         there = json.loads(store.read(uri))
-        return read_pointer(store, there["pointer"])
+        seen, sha256 = str(there["pointer"]), there["sha256"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{uri} is damaged; delete it, or use another --occasion") from None
+    if not seen.startswith(pointer_uri + "/"):
+        raise InputError(f"{uri} is about {seen}, not about {pointer_uri}; use another --occasion")
+    pointer = read_pointer(store, seen)
+    if pointer.sha256 != sha256:
+        raise InputError(f"{seen} was replaced since {uri} was written; use another --occasion")
+    return pointer
 
 
 def _unchanged(store: Store, uri: str, sha256: str, pointer: Pointer) -> Finished:

@@ -41,7 +41,7 @@ Beside the runs:
 ```
 <runs>/_cache/…                              what teachers and bases have said, to ask nothing twice
 <runs>/pointers/latest/0000000001.json       promoted models, one after the other; written once, never moved
-<run prefix>/20261121T0317Z/model.json       the promoted model evaluated again: which one this occasion found
+<run prefix>/20261121T0317Z/latest.json      the promoted model evaluated again: which one this occasion found
                             <digest>/evaluate/…   and the stage as above
 ```
 
