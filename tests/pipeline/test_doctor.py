@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,26 @@ def test_no_cluster_is_told_with_exit_code_78(rendered, tmp_path, monkeypatch, c
     code = look(rendered, tmp_path)
     assert code == 78
     assert "the cluster does not answer" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_it_at_once_and_leaves_no_job(server, cluster, rendered, tmp_path, monkeypatch):
+    class Impatient(RealClock):
+        def sleep(self, seconds: float) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        cluster.scripts = Trials(held(waiting=("ContainerCreating", "")))
+        monkeypatch.setattr(doctor, "Clock", Impatient)
+        assert look(rendered, tmp_path) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(cluster.created) == 1
+    assert not [name for kind, name in cluster.objects if kind == "Job"]
+
+
+def test_a_cluster_that_says_no_in_between_is_a_line_and_no_traceback(server, rendered, tmp_path, capsys):
+    external = "\n---\napiVersion: external-secrets.io/v1\nkind: ExternalSecret\nmetadata: {name: s3-credentials}\n"
+    server.faults.append(Fault("GET", "/apis/external-secrets.io", status=403, reason="Forbidden"))
+    assert look(rendered + external, tmp_path) == 78
+    assert "MISSING the look ended early: " in capsys.readouterr().out

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vcot import log
-from vcot.errors import SettingsError, UsageError, VcotError
+from vcot.errors import KeyboardStop, SettingsError, UsageError, VcotError
 from vcot.pipeline.checking import judge
 from vcot.pipeline.cluster import must_name_jobs
 from vcot.pipeline.conductor import Clock
@@ -63,16 +63,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=300, help="seconds for each trial")
     options = parser.parse_args(argv)
     log.configure("lines")
-    stop.listen()
     try:
         wanted = Wanted.of(options.overlay, _rendered(options.overlay, options.rendered))
     except VcotError as error:
         print(missing(str(error), "correct that first").line)
         return SettingsError.exit_code
     faults = 0
-    for finding in examine(wanted, options.empty_pools, None if options.no_trials else options.timeout):
-        print(finding.line, flush=True)
-        faults += finding.kind == "missing"
+    try:
+        for finding in examine(wanted, options.empty_pools, None if options.no_trials else options.timeout):
+            print(finding.line, flush=True)
+            faults += finding.kind == "missing"
+    except VcotError as error:
+        print(missing(f"the look ended early: {error}", "correct that, and look again: make k8s-doctor").line)
+        return SettingsError.exit_code
+    except KeyboardInterrupt:  # a trial that was under way is removed by then
+        return KeyboardStop.exit_code
     print(f"\n{faults} missing" if faults else f"\nnothing is missing: make k8s-run OVERLAY={options.overlay}")
     return SettingsError.exit_code if faults else 0
 
@@ -93,7 +98,7 @@ def examine(wanted: Wanted, empty_pools: bool, timeout: float | None) -> Iterato
 
     # A person's own file is where kubectl looks for it, too.
     default = Path.home() / ".kube" / "config"
-    if "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" not in os.environ and default.exists():
+    if not os.environ.get("KUBECONFIG") and "KUBERNETES_SERVICE_HOST" not in os.environ and default.exists():
         os.environ["KUBECONFIG"] = str(default)
     try:
         api = connect(wanted.namespace, Clock(), stop, away=10)
