@@ -263,7 +263,7 @@ def _why(rank: Rank, process: subprocess.Popen[bytes]) -> str:
 
 
 def _facts(rank: Rank) -> dict[str, Any]:
-    return {n: v for n, v in _last_word(rank).items() if n not in ("stage", "part", "shard", "exit", "message")}
+    return {name: value for name, value in _last_word(rank).items() if name not in summary.OWN}
 
 
 def _last_word(rank: Rank) -> dict[str, Any]:

@@ -76,9 +76,12 @@ class Summary:
     """What a process says of its stage when it ends: the termination message, which a pod's Job outlives.
 
     ``summary(rows=…, kept=…)`` adds facts while the stage runs; `launch` writes them, with how it ended, into the
-    file that VCOT_TERMINATION_LOG names: {"stage", "part", "shard", "exit", "message", facts …}, those that there are.
+    file that VCOT_TERMINATION_LOG names: {"stage", "run", "part", "shard", "exit", "message", facts …}, those that
+    there are.
     """
 
+    OWN = ("stage", "run", "part", "shard", "exit", "message")
+    """What is said of every stage; all else is a fact of it."""
     LIMIT = 4096
     """Bytes that a kubelet reads."""
     POD = Path("/dev/termination-log")
@@ -94,7 +97,7 @@ class Summary:
         path = self.path or _termination_log(settings)
         if path is None:
             return
-        said: dict[str, Any] = {"stage": stage}
+        said: dict[str, Any] = {"stage": stage, "run": None if settings is None else settings.run_name[:200]}
         said |= {name: getattr(settings, name, None) for name in ("part", "shard")}
         said |= {"exit": code, "message": message[:1500]}
         try:
@@ -147,7 +150,8 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
     if check:
         print(f"{settings_class.stage}: settings are in order")
         return 0
-    log.configure(settings.log_form, run=settings.run_name, stage=settings_class.stage)
+    shard = getattr(settings, "shard", None)
+    log.configure(settings.log_form, run=settings.run_name, stage=settings_class.stage, shard=shard)
     stop.listen()
     code, message = _outcome(run, settings)
     summary.write(settings_class.stage, code, message, settings)

@@ -90,7 +90,7 @@ class Crew:
 def test_when_all_are_done_it_is_done_and_says_what_the_first_said(tmp_path: Path) -> None:
     code, _, word = Crew(tmp_path, "--does", "0,0").end()
     assert code == 0
-    assert word == {"stage": "row", "part": "all", "exit": 0, "strokes": 7}
+    assert word == {"stage": "row", "run": tmp_path.name, "part": "all", "exit": 0, "strokes": 7}
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,13 @@ def test_lines_in_a_pod_are_json_with_run_and_stage(program: Path) -> None:
     _, said = process.communicate(timeout=30)
     line = json.loads(said.splitlines()[0])
     assert (line["event"], line["run"], line["stage"], line["pillow"]) == ("begun", "night", "nap", "soft")
+    assert "shard" not in line
+
+
+def test_lines_of_a_pod_with_one_shard_name_it_from_the_first(program: Path) -> None:
+    process = start(program, "--part", "shards", "--shard", "3", "--end", "InputError", KUBERNETES_SERVICE_HOST="x")
+    _, said = process.communicate(timeout=30)
+    assert [json.loads(line)["shard"] for line in said.splitlines()] == [3, 3, 3]
 
 
 def test_a_check_starts_nothing(program: Path) -> None:
@@ -117,7 +124,8 @@ def last_word(program: Path, *argv: str) -> dict[str, object]:
 
 def test_a_stage_that_is_done_leaves_its_facts(program: Path) -> None:
     said = last_word(program, "--part", "shards", "--shard", "2")
-    assert said == {"stage": "nap", "part": "shards", "shard": 2, "exit": 0, "shards": 4, "rows": 7, "noise": ""}
+    about = {"stage": "nap", "run": "night", "part": "shards", "shard": 2, "exit": 0}
+    assert said == about | {"shards": 4, "rows": 7, "noise": ""}
     assert next(iter(said)) == "stage"
 
 
