@@ -154,6 +154,17 @@ def test_no_gpu_at_all_is_missing_or_a_pool_that_scales_from_zero():
     assert finding.kind == "note"
 
 
+def test_nodes_of_another_pool_say_nothing_of_one_that_scales_from_zero():
+    asked = {"train": pod(selector={"gpu": "l4"}, gpu="1"), "convert": pod(cpu="16")}
+    other = node(labels={"gpu": "a100"}, taints=[TAINT], **GPU)
+    assert [finding.kind for finding in judge_pool(asked, [other])] == ["missing", "missing"]
+    found = judge_pool(asked, [other], may_be_empty=True)
+    assert [finding.kind for finding in found] == ["note", "note"]
+    assert "lacks the label gpu=l4" in found[0].words
+    assert "scale from zero" in found[0].words
+    assert [finding.kind for finding in judge_pool(asked, [], may_be_empty=True)] == ["note", "note"]
+
+
 def test_the_nearest_node_is_named_with_what_it_lacks_and_what_to_do():
     asked = pod(selector={"node-pool": "gpu"}, gpu="1")
     nodes = [node("cpu-1"), node("gpu-1", taints=[TAINT], **GPU), node("gpu-2", **GPU)]

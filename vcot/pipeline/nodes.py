@@ -82,12 +82,16 @@ def _judge(pod: Manifest, nodes: Sequence[Manifest], may_be_empty: bool) -> Find
             "until a pod asks for it: make k8s-doctor EMPTY_POOLS=1",
         )
     if not nodes:
-        return missing("the cluster has no nodes", "add some")
+        words = "the cluster has no nodes"
+        return note(f"{words}; they have to come when {{}} asks for one") if may_be_empty else missing(words, "add some")
     has_gpus = [n["metadata"]["name"] for n in nodes if _allocatable(n).get(GPU)] if asked.get(GPU) else list(near)
     nearest = min(has_gpus, key=lambda name: (len(near[name]), name))
     reasons = near[nearest]
     words = f"no node takes {{}}; the nearest, {nearest}, {' and '.join(reason.words for reason in reasons)}"
-    return missing(words, "; ".join(reason.fix for reason in reasons))
+    fix = "; ".join(reason.fix for reason in reasons)
+    if may_be_empty:  # that there are nodes of another pool says nothing of this one
+        return note(f"{words}; the pool has to scale from zero", f"if it is that node's pool: {fix}")
+    return missing(words, f"{fix}; if the pool is empty until a pod asks for it: make k8s-doctor EMPTY_POOLS=1")
 
 
 def _some(names: Sequence[str]) -> str:
