@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -57,6 +58,16 @@ def test_the_copy_has_the_new_name_and_nothing_else_differs(tmp_path):
 def test_an_overlay_around_another_has_the_name_of_that_one(tmp_path):
     folder = copied(ROOT / "k8s", tmp_path / "copy", "gpu-kueue", "r1")
     assert folder.name == "gpu-kueue"
+    assert "RUN_ID=r1\n" in (tmp_path / "copy/overlays/gpu/run.env").read_text()
+
+
+def test_an_overlay_around_one_around_another_has_it_too(tmp_path):
+    manifests = tmp_path / "k8s"
+    shutil.copytree(ROOT / "k8s", manifests)
+    outer = manifests / "overlays/fenced"
+    outer.mkdir()
+    outer.joinpath("kustomization.yaml").write_text("resources: [../gpu-kueue]\n")
+    copied(manifests, tmp_path / "copy", "fenced", "r1")
     assert "RUN_ID=r1\n" in (tmp_path / "copy/overlays/gpu/run.env").read_text()
 
 

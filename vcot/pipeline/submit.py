@@ -95,10 +95,12 @@ def copied(k8s: Path, target: Path, overlay: str, run_id: str) -> Path:
 
 
 def run_env_of(overlay: Path) -> Path:
-    """Its own, or that of the overlay that it is laid around (gpu-kueue has that of gpu)."""
-    resources = yaml.safe_load((overlay / "kustomization.yaml").read_text()).get("resources", [])
-    places = [overlay, *(overlay / name for name in resources)]
-    return next((place / "run.env" for place in places if (place / "run.env").exists()), overlay / "run.env")
+    """Its own, or that of the overlay that it is laid around (gpu-kueue has that of gpu), however deep."""
+    own, resources = overlay / "run.env", overlay / "kustomization.yaml"
+    if own.exists() or not resources.exists():
+        return own
+    inner = yaml.safe_load(resources.read_text()).get("resources") or []
+    return next((found for name in inner if (found := run_env_of(overlay / name)).exists()), own)
 
 
 def must_have_images(wanted: Wanted) -> None:
