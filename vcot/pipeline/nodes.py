@@ -82,8 +82,9 @@ def _judge(pod: Manifest, nodes: Sequence[Manifest], may_be_empty: bool) -> Find
             "until a pod asks for it: make k8s-doctor EMPTY_POOLS=1",
         )
     if not nodes:
-        words = "the cluster has no nodes"
-        return note(f"{words}; they have to come when {{}} asks for one") if may_be_empty else missing(words, "add some")
+        if may_be_empty:
+            return note("the cluster has no nodes; they have to come when {} asks for one")
+        return missing("the cluster has no nodes", "add some")
     has_gpus = [n["metadata"]["name"] for n in nodes if _allocatable(n).get(GPU)] if asked.get(GPU) else list(near)
     nearest = min(has_gpus, key=lambda name: (len(near[name]), name))
     reasons = near[nearest]
