@@ -155,7 +155,8 @@ class RankFailed(VcotError):
 
 
 def run_ranks(world: World, folder: Path, grace: float, command: Sequence[str] | None = None) -> None:
-    """Starts this pod's ranks and returns when all are done; the facts of their last words become this process's.
+    """Starts this pod's ranks and returns when all are done. However they end, the facts of rank 0's last word become
+    this process's.
 
     Args:
         folder: on this disk, for what they share.
@@ -185,12 +186,12 @@ def run_ranks(world: World, folder: Path, grace: float, command: Sequence[str] |
         failed = _wait(started, grace)
     finally:
         _end(list(started.values()))
+    if ranks[0].number == 0:
+        summary(**_facts(ranks[0]))
     stop.raise_if_requested("the last checkpoint counts")
     if failed is not None:
         why, code = _why(failed, started[failed]), _code(started[failed])
         raise RankFailed(f"rank {failed.number} of {world.size}: {why}", code)
-    if ranks[0].number == 0:
-        summary(**_facts(ranks[0]))
 
 
 def _own_command() -> list[str]:

@@ -109,6 +109,7 @@ def test_the_code_of_the_rank_that_failed_first_comes_out(tmp_path: Path, does: 
     found, said, word = Crew(tmp_path, "--does", does).end()
     assert found == code, said
     assert (word["exit"], word["message"]) == (code, message)
+    assert ("strokes" in word) == (not does.startswith("deaf"))  # that one was killed before it could say anything
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -117,7 +118,7 @@ def test_a_stop_reaches_all_ranks_and_waits_until_they_have_saved(tmp_path: Path
     crew.wait_for("began-*", 2)
     os.killpg(crew.process.pid, number)  # the whole group, as a terminal does; ranks must not hear it twice
     found, said, word = crew.end()
-    assert (found, word["exit"]) == (code, code), said
+    assert (found, word["exit"], word["strokes"]) == (code, code, 7), said
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
 
 
