@@ -25,6 +25,12 @@ from vcot.pipeline.wanted import Wanted
 GUARANTEES = {"bytes": "ok", "write-once": "ok", "one-winner": "ok"}
 
 
+EXTERNAL = (
+    "\n---\napiVersion: external-secrets.io/v1\nkind: ExternalSecret\n"
+    "metadata: {name: s3-credentials, namespace: vcot}\nspec: {}\n"
+)
+
+
 class Trials(dict):
     """What becomes of the doctor's Jobs, whose names nobody knows before."""
 
@@ -239,12 +245,52 @@ def test_a_large_image_that_is_being_pulled_is_good_enough(server, cluster, rend
 
 
 def test_an_operator_that_is_not_installed(server, rendered):
-    external = (
-        "\n---\napiVersion: external-secrets.io/v1\nkind: ExternalSecret\n"
-        "metadata: {name: s3-credentials, namespace: vcot}\nspec: {}\n"
-    )
-    (missing,) = findings(rendered + external, timeout=None)["missing"]
+    (missing,) = findings(rendered + EXTERNAL, timeout=None)["missing"]
     assert "the cluster does not know external-secrets.io → install External Secrets" in missing
+
+
+ROLE = "eks.amazonaws.com/role-arn"
+POD_IDENTITY = (
+    "\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n"
+    "metadata: {name: eks-pod-identity, namespace: vcot}\nspec: {podSelector: {}}\n"
+)
+
+
+def test_with_pod_identity_no_secret_is_needed_and_its_rights_come_with_the_serviceaccount(server, cluster, rendered):
+    cluster.delete("Secret", "s3-credentials")
+    cluster.scripts = Trials(ends(78, message="no keys"), ends())
+    found = findings(rendered + POD_IDENTITY)
+    assert found["missing"] == []
+    assert [line.split(":")[0] for line in found["note"]] == [
+        "no Secret s3-credentials", "the storage could not be probed",
+    ]  # fmt: skip
+    assert len([line for line in found["ok"] if line.endswith("can be pulled")]) == 2
+    cluster.put("ServiceAccount", {"metadata": {"name": "stage"}})
+    assert findings(rendered + POD_IDENTITY)["missing"][0].startswith("storage, from inside the cluster: no keys")
+
+
+def test_a_role_that_is_not_applied_yet_cannot_be_probed(server, cluster, rendered):
+    cluster.delete("Secret", "s3-credentials")
+    cluster.scripts = Trials(ends(78, message="no keys"), ends())
+    account = "kind: ServiceAccount\nmetadata:\n"
+    before = "automountServiceAccountToken: false\n"
+    with_role = rendered.replace(
+        f"{before}{account}  name: stage", f"{before}{account}  annotations: {{{ROLE}: 'arn:mine'}}\n  name: stage"
+    )
+    assert with_role != rendered
+    cluster.put("ServiceAccount", {"metadata": {"name": "stage"}})
+    found = findings(with_role)
+    assert found["missing"] == []
+    assert any("has not the role that the overlay gives it" in line for line in found["note"])
+    cluster.put("ServiceAccount", {"metadata": {"name": "stage", "annotations": {ROLE: "arn:mine"}}})
+    assert findings(with_role)["missing"][0].startswith("storage, from inside the cluster: no keys")
+
+
+def test_keys_that_an_operator_will_bring_cannot_be_probed_yet(server, cluster, rendered):
+    cluster.delete("Secret", "s3-credentials")
+    cluster.scripts = Trials(ends(78, message="no keys"), ends())
+    (missing,) = findings(rendered + EXTERNAL)["missing"]
+    assert "external-secrets.io" in missing  # which is not installed here
 
 
 def test_what_one_may_not_look_at_is_a_note(server, rendered):
@@ -287,7 +333,6 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_job(server, cluster, rendered, tmp
 
 
 def test_a_cluster_that_says_no_in_between_is_a_line_and_no_traceback(server, rendered, tmp_path, capsys):
-    external = "\n---\napiVersion: external-secrets.io/v1\nkind: ExternalSecret\nmetadata: {name: s3-credentials}\n"
     server.faults.append(Fault("GET", "/apis/external-secrets.io", status=403, reason="Forbidden"))
-    assert look(rendered + external, tmp_path) == 78
+    assert look(rendered + EXTERNAL, tmp_path) == 78
     assert "MISSING the look ended early: " in capsys.readouterr().out

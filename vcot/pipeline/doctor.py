@@ -37,9 +37,10 @@ from vcot.stage import stop
 if TYPE_CHECKING:
     from vcot.pipeline.kubernetes import Api
 
+S3_KEYS = "s3-credentials"
 #: Secret → keys that it must have, and others that are worth a word.
 KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "s3-credentials": (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_ENDPOINT_URL_S3", "AWS_REGION")),
+    S3_KEYS: (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_ENDPOINT_URL_S3", "AWS_REGION")),
     "teacher-credentials": (("OPENAI_API_KEY",), ()),
 }
 ROLES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
@@ -297,7 +298,7 @@ def _judge_secret(wanted: Wanted, name: str, secret: Manifest | None) -> Finding
     literals = " ".join(f"--from-literal={key}=…" for key in (*others, *needed))
     create = f"kubectl -n {wanted.namespace} create secret generic {name} {literals}"
     create += " (AWS itself needs no endpoint)" if "AWS_ENDPOINT_URL_S3" in others else ""
-    roles = _roles(wanted) if name == "s3-credentials" else []
+    roles = _roles(wanted) if name == S3_KEYS else []
     there = sorted((secret or {}).get("data") or {})
     lacking = [key for key in needed if key not in there]
     if secret is not None and (not lacking or roles):
@@ -309,12 +310,23 @@ def _judge_secret(wanted: Wanted, name: str, secret: Manifest | None) -> Finding
         return note(f"Secret {name} will be made by External Secrets once the overlay is applied")
     if roles:
         return ok(f"no Secret {name}: stages act as {', '.join(roles)}")
+    if name == S3_KEYS and _pod_identity(wanted):
+        return note(f"no Secret {name}: EKS Pod Identity needs none; the probe of the storage tells if it works")
     return missing(f"Secret {name}: there is none in namespace {wanted.namespace}", create)
 
 
 def _roles(wanted: Wanted) -> list[str]:
-    annotations = _account(wanted)["metadata"].get("annotations") or {}
+    return _roles_of(_account(wanted))
+
+
+def _roles_of(account: Manifest) -> list[str]:
+    annotations = account["metadata"].get("annotations") or {}
     return [f"{key}={value}" for key, value in annotations.items() if key in ROLES]
+
+
+def _pod_identity(wanted: Wanted) -> bool:
+    """Whether the way to its agent is open, which is all of it that an overlay holds."""
+    return wanted.named("NetworkPolicy", "eks-pod-identity") is not None
 
 
 def _pull_secrets(wanted: Wanted) -> list[str]:
@@ -349,6 +361,9 @@ def _trials(wanted: Wanted, looking: Looking, timeout: float) -> Iterator[Findin
     tried = {main_image(template), *placeholders}
     if main_image(template) in placeholders:
         yield note("the storage could not be probed: the image of the probe is a placeholder")
+    elif later := _keys_that_come_later(wanted, looking):
+        yield note(f"the storage could not be probed: {later}", "look again when the overlay is applied")
+        tried.remove(main_image(template))
     else:
         job = trial_job(_name(), template, probing(template, wanted.config_maps, uri), account, pull_secrets)
         yield from probe_storage(looking, job, uri, Clock(), timeout)
@@ -356,6 +371,23 @@ def _trials(wanted: Wanted, looking: Looking, timeout: float) -> Iterator[Findin
         if main_image(template) not in tried:
             tried.add(main_image(template))
             yield try_image(looking, trial_job(_name(), template, QUIET, account, pull_secrets), Clock(), timeout)
+
+
+def _keys_that_come_later(wanted: Wanted, looking: Looking) -> str:
+    """Why no pod could have the keys of the storage before the overlay is applied; empty where one could."""
+    try:
+        if looking.get(f"/api/v1/namespaces/{{namespace}}/secrets/{S3_KEYS}") is not None:
+            return ""
+        account = looking.get("/api/v1/namespaces/{namespace}/serviceaccounts/stage")
+    except Refused:
+        return ""
+    if wanted.named("ExternalSecret", S3_KEYS) is not None:
+        return "External Secrets makes its keys once the overlay is applied"
+    if account is None and (_roles(wanted) or _pod_identity(wanted)):
+        return "the rights of the stages come with their ServiceAccount"
+    if account is not None and not set(_roles(wanted)) <= set(_roles_of(account)):
+        return "the ServiceAccount of the stages, as it is now, has not the role that the overlay gives it"
+    return ""
 
 
 def _known_account(looking: Looking) -> str | None:
