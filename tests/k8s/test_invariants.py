@@ -359,3 +359,12 @@ def test_alerts_ask_about_the_cronjob_that_there_is(gpu: list[Manifest]) -> None
     assert pattern
     assert re.fullmatch(pattern[1], f"{cron_job}-29920626")
     assert f'cronjob="{cron_job}"' in missing
+
+
+def test_the_alerts_of_the_page_are_those_of_the_example_and_a_failure_is_not_told_for_ever() -> None:
+    rules = yaml.safe_load((ROOT / "k8s/examples/alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
+    page = " ".join((ROOT / "docs/kubernetes.md").read_text().split())
+    for rule in rules:
+        assert " ".join(rule["expr"].split()) in page
+    # Jobs that failed are kept (failedJobsHistoryLimit), whatever comes after them.
+    assert "time() - kube_job_created <" in rules[0]["expr"]
