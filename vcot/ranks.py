@@ -38,6 +38,9 @@ _FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 _WITHOUT_REASON = (1, 128 + signal.SIGABRT)
 """How ranks end that lost their connection to one that failed; it may need a moment longer to be gone itself."""
 _FOR_A_REASON = 2.0
+_FOR_ANOTHER_PODS_REASON = 15.0
+"""Seconds in which one with a reason may show itself. In another pod it must come to its end and to the cluster's notice
+first: a Job acts on the first exit code that it sees, and 1 is tried again where 78 is not."""
 _AFTER_A_FAILURE = 5.0
 """Seconds that the others have to end; they wait for one that is gone, and have nothing to save."""
 
@@ -183,7 +186,7 @@ def run_ranks(world: World, folder: Path, grace: float, command: Sequence[str] |
     log.get().info("starting ranks", here=world.per_node, of=world.size)
     started = {rank: _start(rank, world, command or _own_command()) for rank in ranks}
     try:
-        failed = _wait(started, grace)
+        failed = _wait(started, grace, several_pods=world.nodes > 1)
     finally:
         _end(list(started.values()))
     if ranks[0].number == 0:
@@ -212,23 +215,34 @@ def _start(rank: Rank, world: World, command: Sequence[str]) -> subprocess.Popen
     return subprocess.Popen(list(command), env=environment, start_new_session=True, preexec_fn=_die_with_parent)
 
 
-def _wait(started: Mapping[Rank, subprocess.Popen[bytes]], grace: float) -> Rank | None:
+def _wait(started: Mapping[Rank, subprocess.Popen[bytes]], grace: float, *, several_pods: bool) -> Rank | None:
     """Until all have ended, or one has failed; the one that failed first."""
+    patience = _FOR_ANOTHER_PODS_REASON if several_pods else _FOR_A_REASON
     deadline = noticed = None
-    while any(process.poll() is None for process in started.values()):
-        if stop.requested and deadline is None:
-            deadline = time.monotonic() + max(grace - 2, 1)
+    while True:
+        running = any(process.poll() is None for process in started.values())
+        failed, now = _first_failure(started), time.monotonic()
+        if deadline is not None:
+            if not running:
+                return failed
+            if now > deadline:
+                log.get().warning("ranks did not end in time", grace_seconds=grace)
+                return None
+        elif stop.requested:
+            deadline = now + max(grace - 2, 1)
             for process in started.values():
                 process.send_signal(stop.signal or signal.SIGTERM)
-        if deadline is not None and time.monotonic() > deadline:
-            log.get().warning("ranks did not end in time", grace_seconds=grace)
-            return None
-        if deadline is None and (failed := _first_failure(started)) is not None:
-            noticed = noticed or time.monotonic()
-            if _code(started[failed]) not in _WITHOUT_REASON or time.monotonic() - noticed > _FOR_A_REASON:
+        elif failed is not None:
+            noticed = noticed or now
+            if (
+                _code(started[failed]) not in _WITHOUT_REASON
+                or now - noticed > patience
+                or not (running or several_pods)
+            ):
                 return failed
+        elif not running:
+            return None
         time.sleep(0.05)
-    return _first_failure(started)
 
 
 def _first_failure(started: Mapping[Rank, subprocess.Popen[bytes]]) -> Rank | None:

@@ -122,6 +122,18 @@ def test_a_stop_reaches_all_ranks_and_waits_until_they_have_saved(tmp_path: Path
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
 
 
+def test_a_pod_whose_ranks_lost_another_pods_leaves_it_the_first_word(tmp_path: Path) -> None:
+    """That one's 78 ends the Job, which then stops this pod; had this one ended with 1 before, all would start again."""
+    pods = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "127.0.0.1"}
+    crew = Crew(tmp_path, "--does", "bug,bug", **pods)
+    crew.wait_for("rank-*.json", 2)
+    with pytest.raises(subprocess.TimeoutExpired):
+        crew.process.wait(4)
+    crew.process.send_signal(signal.SIGTERM)
+    code, said, _ = crew.end()
+    assert code == 143, said
+
+
 def test_a_rank_that_does_not_end_in_time_is_killed_and_the_stage_was_still_stopped(tmp_path: Path) -> None:
     crew = Crew(tmp_path, "--does", "waits,deaf", "--grace", "3.5")
     crew.wait_for("began-*", 2)
