@@ -330,6 +330,8 @@ def test_nothing_comes_in_and_nobody_reaches_the_rights_of_the_node(name: str, r
     for labels in (TRAIN, DISTILL, CONDUCTOR):
         for address in (METADATA, METADATA_6):
             assert not any(may_reach(objects, labels, address, port) for port in (80, 443))
+        for resolver in (METADATA, "169.254.20.10"):  # Cloud DNS of GKE has the address of the metadata, another port
+            assert may_reach(objects, labels, resolver, 53)
     assert may_reach(objects, TRAIN, POD_IDENTITY, 80) is any(word in name for word in ("irsa", "all-"))
     open_doors = {p["metadata"]["name"] for p in of_kind(objects, "NetworkPolicy") if p["spec"].get("ingress")}
     assert open_doors == ({"ranks"} if any(word in name for word in ("jobset", "all-")) else set())
