@@ -353,6 +353,21 @@ def test_the_queue_of_the_example_covers_all_that_stages_ask_for() -> None:
     assert {one["metadata"]["name"] for one in of_kind(queues, "LocalQueue")} == queued
 
 
+def test_the_pods_of_the_trainjob_are_like_those_of_train(gpu: list[Manifest]) -> None:
+    """The namespace's Pod Security would refuse them otherwise, its network policies let nothing out."""
+    (patch,) = yaml.safe_load((ROOT / "k8s/examples/trainjob.yaml").read_text())["spec"]["runtimePatches"]
+    (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    template = nodes["template"]["spec"]["template"]
+    assert template["metadata"]["labels"] == TRAIN
+    train = dict(job_specs(gpu))["CronJob/stage-train"]
+    (container,) = template["spec"]["containers"]
+    for key in ("securityContext", "serviceAccountName", "terminationGracePeriodSeconds"):
+        assert template["spec"][key] == train["template"]["spec"][key]
+    assert container["securityContext"] == main_of(train)["securityContext"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {mount["mountPath"] for mount in main_of(train)["volumeMounts"]}
+
+
 def test_alerts_ask_about_the_cronjob_that_there_is(gpu: list[Manifest]) -> None:
     rules = yaml.safe_load((ROOT / "k8s/examples/alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
     cron_job = named(gpu, "CronJob", "reevaluate")["metadata"]["name"]
