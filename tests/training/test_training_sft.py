@@ -274,6 +274,23 @@ def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
         assert all(bool(value.isfinite().all()) for value in load_tensors(path)[0].values())
 
 
+@pytest.mark.parametrize("clip", [0.3, 0.0])
+def test_a_gradient_that_is_no_number_stops_it_before_the_weights_are_touched(
+    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, clip: float
+) -> None:
+    from vcot.training.group import Group
+    from vcot.training.trainer import NotFinite
+
+    def ruin(_: Any, parameters: Any) -> None:
+        next(iter(parameters)).grad.fill_(math.inf)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Group, "add_gradients", ruin)
+        with pytest.raises(NotFinite, match="the gradient is not finite at step 1 ") as caught:
+            tune(toy_base, toy_encoder, made, tmp_path, clip=clip, max_steps=2)
+    assert caught.value.facts["gradient_norm"] == "inf"
+
+
 def test_without_a_validation_split_the_last_weights_are_kept(
     torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path
 ) -> None:

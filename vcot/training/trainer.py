@@ -145,8 +145,9 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
             self._group.add_gradients(trained(self.model).values())
         return loss
 
-    def _clip_grad_norm(self, model: Any) -> Tensor:
-        norm: Tensor = super()._clip_grad_norm(model)
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Of the gradient before it is cut, also where no limit was set (--clip 0)."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)):
             raise NotFinite("the gradient is not finite", self._what_led_to_it(float(norm)))
         return norm
@@ -301,6 +302,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if logs and "loss" in logs:
+            if self._begun is None:  # what one waits for: it learns, and memory suffices
+                log.get().info("first step", step=state.global_step, loss=round(logs["loss"], 4))
             self._bar.advance(note=f"loss {logs['loss']:.3f}, {self._speed()}")
 
     def on_evaluate(
