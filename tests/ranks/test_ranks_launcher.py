@@ -123,7 +123,7 @@ def test_a_stop_reaches_all_ranks_and_waits_until_they_have_saved(tmp_path: Path
 
 
 def test_a_pod_whose_ranks_lost_another_pods_leaves_it_the_first_word(tmp_path: Path) -> None:
-    """That one's 78 ends the Job, which then stops this pod; had this one ended with 1 before, all would start again."""
+    """Its 78 ends the Job, which then stops this pod; had this one ended with 1 before, all would start again."""
     pods = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "127.0.0.1"}
     crew = Crew(tmp_path, "--does", "bug,bug", **pods)
     crew.wait_for("rank-*.json", 2)
