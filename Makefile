@@ -118,9 +118,10 @@ cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind
 OVERLAY ?= gpu
 URI ?= s3://vcot/runs/_probe
 
-k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY=gpu EMPTY_POOLS=1 NO_TRIALS=1 TIMEOUT=300
+k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY=gpu or RENDERED=file EMPTY_POOLS=1 NO_TRIALS=1
 	@$(PY) -m vcot.pipeline.doctor --overlay '$(OVERLAY)' $(if $(EMPTY_POOLS),--empty-pools) \
-		$(if $(NO_TRIALS),--no-trials) $(if $(TIMEOUT),--timeout '$(TIMEOUT)')
+		$(if $(RENDERED),--rendered '$(RENDERED)') $(if $(NO_TRIALS),--no-trials) \
+		$(if $(TIMEOUT),--timeout '$(TIMEOUT)')
 
 k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu; DRY_RUN=1 only renders
 	@$(PY) -m vcot.pipeline.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) \

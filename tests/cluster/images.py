@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -55,7 +56,7 @@ class Builder:
     def do(self, *words: str) -> str:
         return run([*self.buildah, *words], self.environment)
 
-    def build(self, *targets: str) -> dict[str, str]:
+    def build(self, *targets: str, checkout: Path = ROOT, tag: str = "dev") -> dict[str, str]:
         """`make images` with these targets; returns target → name of the image."""
         with locked(self.home / "lock", "another process is building images; waiting for it"), self._lent() as lent:
             base = os.environ.get("BASE_IMAGE") or self._base()
@@ -64,14 +65,14 @@ class Builder:
             run(
                 [
                     "make", "--no-print-directory", "images", f"ENGINE={shlex.join(self.buildah)}",
-                    f"IMAGES={' '.join(targets)}", f"BASE_IMAGE={base}",
+                    f"IMAGES={' '.join(targets)}", f"BASE_IMAGE={base}", f"TAG={tag}",
                     f"BUILD_FLAGS={shlex.join(flags)}",
                 ],
-                self.environment, cwd=ROOT,
+                self.environment, cwd=checkout,
             )  # fmt: skip
             tell(f"built {' and '.join(targets)} in {time.monotonic() - begun:.0f} s")
         self.tidy()
-        return {target: f"localhost/vcot-{target}:dev" for target in targets}
+        return {target: f"localhost/vcot-{target}:{tag}" for target in targets}
 
     def _base(self) -> str:
         """Debian with Python, made by debootstrap: no registry of images is asked."""
@@ -132,10 +133,10 @@ class Builder:
             flags += ["--volume", f"{fetched}:/run/uv-cache", "--build-arg", "UV_CACHE_DIR=/run/uv-cache"]
             yield flags
 
-    def layers(self, image: str) -> list[str]:
-        """Digests of the image's layers, lowest first."""
-        digests = "{{range .OCIv1.RootFS.DiffIDs}}{{.}} {{end}}"
-        return self.do("inspect", "--type", "image", "--format", digests, image).split()
+    def layers(self, image: str) -> dict[str, int]:
+        """Digest → bytes of each layer, unpacked, the lowest first."""
+        manifest = json.loads(self.do("inspect", "--type", "image", "--format", "{{.Manifest}}", image))
+        return {layer["digest"]: layer["size"] for layer in manifest["layers"]}
 
     def bring(self, image: str, layout: Layout) -> None:
         """Into the node's containerd, through a pipe: no archive of gigabytes lies on the disk."""

@@ -1,0 +1,29 @@
+"""A teacher that writes the reasoning, asked from a pod: its key and address stand in a Secret that distill alone sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.cluster.cluster import Cluster, Overlay
+from tests.cluster.node import Node
+
+KEY = "a-key-that-no-log-shows"
+
+
+def test_distill_asks_the_teacher_of_the_secret(
+    namespace: Cluster, overlay: Callable[[str], Overlay], node: Node
+) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "teacher-credentials"}}
+    namespace.apply(secret | {"stringData": {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": node.teacher}})
+    asked = int(node.ask("asked"))
+    run = overlay(f"taught-{namespace.namespace[-8:]}")
+    run.settings("distill", teacher="openai", model="scripted").conductor("--until", "distill").apply(namespace)
+    namespace.completes(run.pipeline, 180)
+    assert int(node.ask("asked")) - asked >= 150  # a request for each row that is trained on
+    logs = namespace.logs(f"{run.run_id}-distill-shards")
+    assert '"stage": "distill"' in logs
+    assert KEY not in logs + namespace.logs(run.pipeline)
+    for job in namespace.list("jobs", run=run.run_id):
+        sources = job["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+        secrets = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
+        assert ("teacher-credentials" in secrets) == (job["metadata"]["labels"]["vcot/stage"] == "distill")
