@@ -148,7 +148,8 @@ class EvaluateSettings(Settings):
 
     @property
     def parent_uri(self) -> str:
-        return self.run_uri.rstrip("/").rpartition("/")[0] or "."
+        parent = self.run_uri.rstrip("/").rpartition("/")[0]
+        return (parent if parent.endswith("://") else parent.rstrip("/")) or "."
 
 
 def run(settings: EvaluateSettings) -> None:
