@@ -157,6 +157,8 @@ class MemoryCluster:
                 "metadata.name": one["metadata"]["name"],
                 "status.phase": one.get("status", {}).get("phase"),
                 "involvedObject.name": one.get("involvedObject", {}).get("name"),
+                "involvedObject.kind": one.get("involvedObject", {}).get("kind"),
+                "reason": one.get("reason"),
                 "type": one.get("type"),
             }
             if its_kind == kind and all(facts.get(name) == value for name, value in wanted):
@@ -237,12 +239,13 @@ class MemoryCluster:
         )  # fmt: skip
         return name
 
-    def event(self, about: str, reason: str, message: str) -> None:
+    def event(self, about: str, reason: str, message: str, kind: str = "") -> None:
         self.put(
             "Event",
             {
                 "metadata": {"name": f"{about}.{len(self.history)}"},
-                "involvedObject": {"name": about}, "type": "Warning", "reason": reason, "message": message,
+                "involvedObject": {"name": about, "kind": kind},
+                "type": "Warning", "reason": reason, "message": message,
                 "lastTimestamp": f"2026-01-01T00:{int(self.clock.now()) // 60:02d}:{int(self.clock.now()) % 60:02d}Z",
             },
         )  # fmt: skip

@@ -597,6 +597,110 @@ def test_a_pod_that_has_found_its_node_is_not_said_to_lack_one() -> None:
     assert not [line for line in told if line.startswith("train waits")]
 
 
+def some_wait(why: Callable[[MemoryCluster, Manifest], object], ready: int = 5) -> list[str]:
+    """What is told of eight shards of which only some run, for a reason that soon holds no longer."""
+
+    def script(cluster: MemoryCluster, job: Manifest) -> None:
+        def begin() -> None:
+            why(cluster, job)
+            cluster.status(job, ready=ready, active=8)
+
+        cluster.clock.at(1, begin)
+        cluster.clock.at(100, lambda: cluster.status(job, ready=8, active=8))
+        cluster.clock.at(200, lambda: cluster.over(job, "Complete", succeeded=8))
+
+    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=8), "r1-convert-shards": script})
+    with capture_logs() as lines:
+        carry_out(cluster, a_plan("convert"))
+    return [line["event"] for line in lines if line["event"].startswith("convert-shards: ")]
+
+
+def test_what_holds_some_of_the_shards_back_is_told_while_others_run() -> None:
+    no_node = "0/3 nodes are available: 3 Insufficient memory."
+    told = some_wait(lambda c, j: c.pod(j, "Pending", unschedulable=no_node))
+    rest = f"convert-shards: 5 of 8 pods run, the others wait: no node takes r1-convert-shards-a1: {no_node}"
+    assert 2 <= told.count(rest) <= 4
+    told = some_wait(lambda c, j: c.event("r1-convert-shards", "FailedCreate", "exceeded quota: memory"))
+    rest = "convert-shards: 5 of 8 pods run, the others wait: the quota of the namespace is too small: exceeded quota: "
+    assert 2 <= len([line for line in told if line.startswith(rest)]) <= 4
+    assert not [line for line in some_wait(lambda c, j: None) if "wait" in line]
+
+
+def test_the_last_shards_wait_for_nothing() -> None:
+    def script(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.event("r1-convert-shards", "FailedCreate", "exceeded quota: memory")  # long past
+        cluster.clock.at(1, lambda: cluster.status(job, ready=2, active=2, succeeded=6))
+        cluster.clock.at(100, lambda: cluster.over(job, "Complete", succeeded=8))
+
+    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=8), "r1-convert-shards": script})
+    with capture_logs() as lines:
+        carry_out(cluster, a_plan("convert"))
+    assert not [line for line in lines if "wait" in line["event"]]
+
+
+def test_a_quota_that_has_let_the_pod_in_is_not_named_any_more() -> None:
+    def let_in(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.event("r1-train", "FailedCreate", "exceeded quota: gpu")
+
+        def start() -> None:
+            name = cluster.pod(job, "Pending", waiting=("ContainerCreating", ""))
+            cluster.objects["Pod", name]["metadata"]["creationTimestamp"] = "2026-01-01T00:01:00Z"
+
+        cluster.clock.at(60, start)
+        cluster.clock.at(200, lambda: succeeds()(cluster, job))
+
+    with capture_logs() as lines:
+        carry_out(a_cluster({"r1-train": let_in}), only("train"))
+    told = [line["event"] for line in lines]
+    assert len([line for line in told if "exceeded quota: gpu" in line]) == 2
+    assert told.count("train is being started") >= 3
+
+
+def test_a_pod_that_is_still_being_stopped_is_named_and_waited_for_no_longer_than_others() -> None:
+    """Its node was lost: nobody reports that it is gone, and a Job makes no second one beside it."""
+
+    def lost(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(1, lambda: cluster.status(job, ready=1, active=1, failed=1))
+
+        def away() -> None:
+            name = cluster.pod(job, "Running")
+            cluster.objects["Pod", name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:40Z"
+            cluster.status(job, ready=0, active=0, terminating=1)
+
+        cluster.clock.at(100, away)
+
+    message, lines = said(a_cluster({"r1-train": lost}), plan=only("train"), pending_timeout=300)
+    why = "r1-train-a1 is still being stopped on node-0, and another one starts only when it is gone"
+    assert any(line.startswith(f"train waits: {why}") for line in lines)
+    assert why in message
+    assert "kubectl delete node node-0" in message
+
+
+def test_a_job_that_never_tries_again_is_not_waited_for_for_ever() -> None:
+    def dead(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(2, lambda: cluster.status(job, failed=1))
+
+    cluster = a_cluster({"r1-train": dead})
+    message, lines = said(cluster, plan=only("train"), pending_timeout=300)
+    assert "train: the Job pauses before it tries again" in lines
+    assert message.startswith("train has waited 5 min for a pod to run")
+    assert cluster.clock.now() < 300 + 900
+
+
+def test_what_kueue_says_of_the_workload_is_told() -> None:
+    def queued(cluster: MemoryCluster, job: Manifest) -> None:
+        words = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu"
+        cluster.event("job-r1-train-a1b2c", "Pending", words, kind="Workload")
+        cluster.event("job-r1-train-eval-a1b2c", "Pending", "of another Job", kind="Workload")
+
+    cluster = a_cluster({"r1-train": queued})
+    job = cluster.objects["CronJob", "stage-train"]["spec"]["jobTemplate"]
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpu"
+    job["spec"]["suspend"] = True
+    message, _ = said(cluster, plan=only("train"), pending_timeout=60)
+    assert "Kueue has not admitted it yet (queue gpu): couldn't assign flavors to pod set main: insuff" in message
+
+
 def test_a_queue_of_kueue_is_named() -> None:
     cluster = a_cluster({"r1-train": never()})
     job = cluster.objects["CronJob", "stage-train"]["spec"]["jobTemplate"]
@@ -629,6 +733,15 @@ def test_a_pause_of_the_job_between_two_tries_is_not_waiting() -> None:
 
 
 # --- several pods as one ---------------------------------------------------------------------------------
+
+
+def test_what_keeps_the_pods_of_a_set_out_is_said_of_the_job_inside_it() -> None:
+    def refused(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.event("r1-train-node-0", "FailedCreate", "pods is forbidden: exceeded quota: gpu")
+
+    cluster = a_cluster({"r1-train": refused})
+    cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
+    assert "exceeded quota: gpu" in said(cluster, plan=only("train"), pending_timeout=60)[0]
 
 
 def test_a_template_with_the_engine_jobset_becomes_one() -> None:

@@ -209,7 +209,7 @@ class ClusterHand:
         if job["metadata"].get("deletionTimestamp"):
             self._gone(running)
         if running.ready or running.ended_pods != before:
-            running.idle_since = None
+            running.idle_since, running.ended_at = None, self._clock.now()
         if running.ended_pods[1] > before[1] or running.ready < was_ready:
             self._tell.failed_pods(running)
         if running.ready and not was_ready:

@@ -22,6 +22,8 @@ NOT_STARTED: Mapping[str, str] = {
     "RunContainerError": "see the events of the pod",
 }
 _ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
+SECONDS = len("2026-01-01T00:00:00")
+"""Of a time of the API, what all of them have."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,19 @@ def why_not_running(job: Manifest, pods: Iterable[Manifest], events: Iterable[Ma
     """One line on what holds the Job's pods back; None where nothing is known to.
 
     Args:
-        pods: those that are Pending.
-        events: warnings about the Job and those pods, in any order.
+        pods: those that are Pending, or that still stand in the way of such.
+        events: warnings about the Job, those pods and Kueue's Workload of the Job, in any order.
     """
-    events = sorted(events, key=_when)
+    pods, events = list(pods), sorted(events, key=_when)
     if job["spec"].get("suspend"):
-        return _suspended(job)
-    lines = [line for pod in pods if (line := _why_pending(pod, events))]
+        return _suspended(job, events)
+    lines = [line for pod in pods if (line := _why_stopping(pod) or _why_pending(pod, events))]
     if lines:
         others = f" (and {len(lines) - 1} more pods)" if len(lines) > 1 else ""
         return lines[0] + others
-    return next((_refused(e["message"]) for e in reversed(events) if e.get("reason") == "FailedCreate"), None)
+    newest = max((pod["metadata"].get("creationTimestamp") or "" for pod in pods), default="")
+    refused = (e for e in reversed(events) if e.get("reason") == "FailedCreate" and _when(e) >= newest[:SECONDS])
+    return next((_refused(e["message"]) for e in refused), None)
 
 
 def how_it_ended(pod: Manifest) -> Ended | None:
@@ -114,11 +118,23 @@ def why_it_ended(ended: Ended, template: str) -> str:
 # --- not started yet -------------------------------------------------------------------------------------
 
 
-def _suspended(job: Manifest) -> str:
+def _suspended(job: Manifest, events: list[Manifest]) -> str:
     queue = (job["metadata"].get("labels") or {}).get(QUEUE)
     if queue:
-        return f"Kueue has not admitted it yet (queue {queue}); `kubectl get workloads` says what it waits for"
+        said = [e["message"] for e in events if e["involvedObject"].get("kind") == "Workload"]
+        why = f": {_shortened(said[-1])}" if said else "; `kubectl get workloads` says what it waits for"
+        return f"Kueue has not admitted it yet (queue {queue}){why}"
     return "it is suspended, and not by this conductor; set spec.suspend to false"
+
+
+def _why_stopping(pod: Manifest) -> str | None:
+    if not pod["metadata"].get("deletionTimestamp"):
+        return None
+    node = pod["spec"].get("nodeName", "")
+    return (
+        f"{pod['metadata']['name']} is still being stopped on {node}, and another one starts only when it is gone; "
+        f"if that node is lost for good: kubectl delete node {node}"
+    )
 
 
 def _why_pending(pod: Manifest, events: list[Manifest]) -> str | None:

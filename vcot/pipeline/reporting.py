@@ -17,6 +17,8 @@ from vcot.stage import REPORT_EVERY
 
 FIRST_REPORT = 10.0
 """Seconds after which a step that does not run is told of, the first time."""
+LONGEST_BACKOFF = 600.0
+"""Seconds that a Job pauses at most before it tries again."""
 TOLD_SHARDS = 3
 """Failed shards whose reason stands in the last line; the rest are named by number."""
 
@@ -32,12 +34,15 @@ class Running:
     """From which to watch on; None where the Job has to be looked at afresh."""
     idle_since: float | None = None
     """Since when not one of its pods runs."""
+    ended_at: float = 0.0
+    """When a pod of it was last seen to run, or to have ended."""
     next_report: float = 0.0
     told_pods: set[str] = field(default_factory=set)
     told_shards: int = -1
 
     def __post_init__(self) -> None:
-        self.idle_since, self.next_report = self.since, self.since + FIRST_REPORT
+        self.idle_since = self.ended_at = self.since
+        self.next_report = self.since + FIRST_REPORT
 
     @property
     def kind(self) -> str:
@@ -59,6 +64,14 @@ class Running:
     @property
     def ended_pods(self) -> tuple[int, int]:
         return self.status.get("succeeded") or 0, self.status.get("failed") or 0
+
+    @property
+    def wanted(self) -> int:
+        """How many of its pods should run now; of shards, as many as may run at a time, or those that are left."""
+        if self.step.part != "shards":
+            return 1
+        spec = self.seen["spec"]
+        return min(int(spec["parallelism"]), int(spec["completions"]) - self.ended_pods[0])
 
     @property
     def condition(self) -> Manifest | None:
@@ -142,22 +155,22 @@ class Reporter:
         if now < running.next_report:
             return
         running.next_report = now + REPORT_EVERY
-        if running.ready:
-            self._tell_shards(running)
-        else:
+        if not running.ready:
             self._tell_waiting(running, now)
+            return
+        self._tell_shards(running)
+        if running.ready < running.wanted and (why := self._why_not_running(running, self._pending(running))):
+            log.get().warning(
+                f"{running.step.name}: {running.ready} of {running.wanted} pods run, the others wait: {why}"
+            )
 
     def _tell_waiting(self, running: Running, now: float) -> None:
-        pods = list(self._list("Pod", labels=running.pods, fields="status.phase=Pending", limit=20))
-        names = [running.name, *(pod["metadata"]["name"] for pod in pods[:1])]
-        events = [
-            event
-            for name in names
-            for event in self._list("Event", fields=f"involvedObject.name={name},type=Warning", limit=50)
-        ]
-        why = why_not_running(running.seen, pods, events)
-        if not why and not pods and any(running.ended_pods):
-            running.idle_since = now  # the Job itself pauses before it tries again
+        pods = self._pending(running)
+        why = self._why_not_running(running, pods)
+        pauses = not why and not pods and any(running.ended_pods)
+        if pauses and now - running.ended_at <= LONGEST_BACKOFF:
+            running.idle_since = now
+            log.get().info(f"{running.step.name}: the Job pauses before it tries again")
             return
         waited = now - (running.idle_since if running.idle_since is not None else now)
         if waited >= self._pending_timeout:
@@ -169,6 +182,31 @@ class Reporter:
             log.get().warning(f"{running.step.name} waits: {why}", seconds=round(waited))
         else:
             log.get().info(f"{running.step.name} is being started", seconds=round(waited))
+
+    def _pending(self, running: Running) -> list[Manifest]:
+        """Pods that do not run yet, else those that are being stopped and have to go first."""
+        pods = list(self._list("Pod", labels=running.pods, fields="status.phase=Pending", limit=20))
+        if not pods and running.status.get("terminating"):
+            there = self._list("Pod", labels=running.pods, fields="status.phase=Running")
+            pods = [pod for pod in there if pod["metadata"].get("deletionTimestamp")]
+        return pods
+
+    def _why_not_running(self, running: Running, pods: Sequence[Manifest]) -> str | None:
+        names = [running.name, *(pod["metadata"]["name"] for pod in pods[:1])]
+        if running.kind == "JobSet":
+            names.append(f"{running.name}-node-0")
+        events = [
+            event
+            for name in names
+            for event in self._list("Event", fields=f"involvedObject.name={name},type=Warning", limit=50)
+        ]
+        if running.seen["spec"].get("suspend"):  # Kueue's word on it stands at a Workload that is named after the Job
+            before = f"{running.kind.lower()}-{running.name}-"
+            for event in self._list("Event", fields="involvedObject.kind=Workload,reason=Pending"):
+                name = event["involvedObject"]["name"]
+                if name.startswith(before) and "-" not in name.removeprefix(before):
+                    events.append(event)
+        return why_not_running(running.seen, pods, events)
 
     def _tell_shards(self, running: Running) -> None:
         done = running.ended_pods[0]
