@@ -228,7 +228,7 @@ def test_patience_counts_evaluations_that_are_not_better_by_enough() -> None:
 def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, asked_to_stop: Any
 ) -> None:
-    from vcot.training import lessons
+    from vcot.training import lessons, packing
     from vcot.training.losses import by_step
 
     calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", save_every=100)
@@ -248,8 +248,12 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
             tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100)
     stop._asked.clear()
     assert [path.name[:11] for path in (tmp_path / "stopped/checkpoints").iterdir()] == ["step-000003"]
+    (folder,) = (tmp_path / "stopped/checkpoints").iterdir()
+    before = packing.unpack(folder / "state.safetensors")["tokens"]
     went_on = tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100)
     assert by_step(went_on.history) == by_step(calm.history)
+    assert 0 < before < calm.tokens
+    assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
 
 
 def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(

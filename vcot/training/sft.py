@@ -53,7 +53,8 @@ class Place:
 
 @dataclass
 class Tuned:
-    """What came out. history: the library's log of losses. tokens and seconds: of this process alone."""
+    """What came out. history: the library's log of losses. tokens and seconds: since this process
+    began, with all its ranks."""
 
     model: Any
     compute: torch.dtype
@@ -152,14 +153,12 @@ def _newest(checkpoints: Checkpoints, group: Group) -> tuple[Path, Manifest] | N
 
 
 def _loop(tuner: Tuner, tuned: Tuned, bar: Bar, start: Path | None) -> None:
-    before = 0
     if start is not None:
-        progress = read_progress(start)
-        bar.advance(progress["global_step"])
+        bar.advance(read_progress(start)["global_step"])
     begun = time.monotonic()
     tuner.train(resume_from_checkpoint=None if start is None else str(start))
     tuner.end()
-    tuned.seconds, tuned.tokens = time.monotonic() - begun, tuner.tokens - before
+    tuned.seconds, tuned.tokens = time.monotonic() - begun, tuner.tokens - tuner.tokens_before
     tuned.history = tuner.state.log_history
 
 

@@ -91,7 +91,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
-        self.tokens = 0
+        self.tokens = self.tokens_before = 0  # so far, over all ranks; of these, what earlier processes have learned
         self.grace = grace
         self.last_evaluation_seconds = 0.0
         self._train, self._epochs, self._validation = train, epochs, validation
@@ -231,7 +231,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
             state = unpack(Path(checkpoint) / STATE)
             self.optimizer.load_state_dict(state["optimiser"])
             self.lr_scheduler.load_state_dict(state["schedule"])
-            self.tokens = state["tokens"]
+            self.tokens = self.tokens_before = state["tokens"]
             self._losses.extend(entry["loss"] for entry in self.state.log_history if "loss" in entry)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
