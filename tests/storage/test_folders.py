@@ -163,6 +163,18 @@ def test_a_push_that_was_cut_off_is_no_base_and_goes_on(
     assert counted.up == []
 
 
+def test_what_was_lost_from_a_base_is_brought_back_by_the_same_push(base: Path, folder_place: str) -> None:
+    """A reader of such a base is told to push it again."""
+    push_folder(store, base, folder_place, NAMES)
+    lost = Path(folder_place.removeprefix("file://"))
+    (lost / "config.json").unlink()
+    (lost / "weights").write_bytes(b"cut off")
+    counted = Counted()
+    assert push_folder(counted, base, folder_place, NAMES).whole
+    assert sorted(counted.up) == ["config.json", "weights"]
+    assert {name: data for name, data in contents(lost).items() if name != MANIFEST} == contents(base)
+
+
 def test_a_base_that_runs_may_have_read_is_not_replaced(base: Path, moto_place: str) -> None:
     push_folder(store, base, moto_place, NAMES)
     (base / "config.json").write_bytes(b"{ }")

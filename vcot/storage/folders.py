@@ -203,7 +203,8 @@ class _Bytes:
 def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> FolderManifest:
     """Uploads these files of a local folder, the manifest of the whole last; goes on where a push was cut off.
 
-    What the manifest of an unfinished push names with the same size and digest is not sent again.
+    What the manifest names with the same size and digest, and what lies there in that size, is not sent again. So a
+    push of what was whole once brings back what was lost since.
 
     Raises:
         SettingsError: another folder was pushed there; what runs have read is not replaced under them.
@@ -213,13 +214,14 @@ def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> F
     there = read_manifest(store, uri)
     if there is not None and there.whole:
         _refuse_another(uri, there, mine)
-        log.get().info("nothing left to do: it is there already", uri=uri, files=len(mine))
-        return there
     kept = {
         name: file
         for name, file in ({} if there is None else there.files).items()
         if mine.get(name) == file and _stored_size(store, uri, name) == file.size
     }
+    if there is not None and there.whole and kept == mine:
+        log.get().info("nothing left to do: it is there already", uri=uri, files=len(mine))
+        return there
     _write_manifest(store, uri, whole=False, files=kept)
     with _Bytes("pushing", sum(file.size for name, file in mine.items() if name not in kept)) as bar:
         for name, file in mine.items():
