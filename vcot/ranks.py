@@ -39,8 +39,8 @@ _WITHOUT_REASON = (1, 128 + signal.SIGABRT)
 """How ranks end that lost their connection to one that failed; it may need a moment longer to be gone itself."""
 _FOR_A_REASON = 2.0
 _FOR_ANOTHER_PODS_REASON = 15.0
-"""Seconds in which one with a reason may show itself. In another pod it must come to its end and to the cluster's notice
-first: a Job acts on the first exit code that it sees, and 1 is tried again where 78 is not."""
+"""Seconds in which one with a reason may show itself. In another pod it must end, and the cluster must see it, first:
+a Job acts on the first exit code that it sees, and 1 is tried again where 78 is not."""
 _AFTER_A_FAILURE = 5.0
 """Seconds that the others have to end; they wait for one that is gone, and have nothing to save."""
 
