@@ -81,6 +81,14 @@ def test_pickles_are_refused_by_name_and_all_faults_told_at_once(base: Path) -> 
     assert "there is no tokenizer" in second
 
 
+def test_a_link_to_nothing_is_named(base: Path) -> None:
+    """As a hub's cache leaves it where its blobs were cleaned away."""
+    (base / "README.md").unlink()
+    (base / "README.md").symlink_to(base / "blobs" / "0f3a")
+    with pytest.raises(InputError, match=r"README\.md: a link to nothing; download it again$"):
+        wanted(base)
+
+
 @pytest.mark.parametrize(
     ("harm", "line"),
     [

@@ -74,7 +74,9 @@ def wanted(folder: Path) -> list[str]:
         InputError: something is missing, cut off, or a pickle; all such faults, a line each.
     """
     names = sorted(_names(folder))
-    faults = [
+    faults = [f"{name}: a link to nothing; download it again" for name in names if not (folder / name).is_file()]
+    names = [name for name in names if (folder / name).is_file()]
+    faults += [
         f"{name}: weights in a pickle, which may run anything when it is loaded; only safetensors are taken. Delete it "
         "where the same weights lie beside it in safetensors, or download the model in that form"
         for name in names
