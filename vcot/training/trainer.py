@@ -93,7 +93,6 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         self.remove_callback(PrinterCallback)
         self.tokens = self.tokens_before = 0  # so far, over all ranks; of these, what earlier processes have learned
         self.grace = grace
-        self.last_evaluation_seconds = 0.0
         self._train, self._epochs, self._validation = train, epochs, validation
         self._checkpoints, self._compute, self._group = checkpoints, compute, group
         self._losses: deque[float] = deque(maxlen=10)
@@ -178,7 +177,6 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
             Interrupted: a stop was asked for, and there is no time to see this through.
         """
         assert self._validation is not None
-        begun = time.monotonic()
         self.model.eval()
         total, tokens = 0.0, 0.0
         asked: float | None = None
@@ -198,7 +196,6 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         if not math.isfinite(total):
             raise NotFinite("the loss on the validation split is not finite", self._what_led_to_it(None))
         metrics = {f"{metric_key_prefix}_loss": total / max(tokens, 1)}
-        self.last_evaluation_seconds = time.monotonic() - begun
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
