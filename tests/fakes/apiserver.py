@@ -46,6 +46,8 @@ class Fault:
     times: int = 1
     event: Manifest | None = None
     """Of a watch: sent as its only line."""
+    half: bool = False
+    """Of a watch: its only line breaks off, as behind a proxy that ends politely what was cut."""
 
 
 class ApiServer:
@@ -178,6 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.event is not None:
             self._begin_stream()
             self._line(fault.event)
+            self._line(None)
+        elif fault.half:
+            self._begin_stream()
+            self.wfile.write(b'7\r\n{"type"\r\n')
             self._line(None)
         elif fault.status == 0:
             self.close_connection = True

@@ -81,6 +81,8 @@ class MemoryCluster:
         """Whether that call still takes effect."""
         self.forbidden: set[str] = set()
         """Kinds that nobody may list."""
+        self.deaf = False
+        """Whether watches tell nothing."""
         self.history: list[tuple[int, str, str, str, Manifest]] = []
         self.oldest_watch = 0
         self._version = itertools.count(1)
@@ -119,7 +121,7 @@ class MemoryCluster:
             raise Expired
         until = self.clock.now() + seconds
         while True:
-            for change in self.changes(kind, name, int(version)):
+            for change in self.changes(kind, name, int(version)) if not self.deaf else []:
                 version = change.version
                 yield change
             if self.clock.now() >= until:

@@ -530,6 +530,13 @@ def test_versions_that_are_too_old_to_watch_from_are_looked_up_again() -> None:
     assert cluster.created == ["r1-plan", "r1-train"]
 
 
+def test_watches_that_tell_nothing_do_not_keep_a_run_from_its_end() -> None:
+    cluster = a_cluster({"r1-train": succeeds(after=300)})
+    cluster.deaf = True
+    carry_out(cluster, only("train"), pending_timeout=200)
+    assert cluster.clock.now() < 370
+
+
 # --- waiting ---------------------------------------------------------------------------------------------
 
 HELD_BACK: dict[str, tuple[Callable[[MemoryCluster, Manifest], object], str]] = {

@@ -185,8 +185,9 @@ def test_a_version_that_is_forgotten_is_said_so(api: Api, server: ApiServer, how
         Fault("GET", "/jobs?watch", status=500),
         Fault("GET", "/jobs?watch", status=429, headers={"Retry-After": "2"}),
         Fault("GET", "/jobs?watch", event={"type": "ERROR", "object": {"code": 500, "message": "etcd moved"}}),
+        Fault("GET", "/jobs?watch", half=True),
     ],
-    ids=["reset", "500", "429", "error event"],
+    ids=["reset", "500", "429", "error event", "half a line"],
 )
 def test_a_watch_that_breaks_just_ends_and_the_next_one_goes_on(api: Api, server: ApiServer, fault: Fault) -> None:
     job, version = a_job(server)

@@ -24,6 +24,8 @@ from vcot.stage import Stop
 
 WATCH = 5
 """Seconds of one look at a Job, so that a stop is noticed in time."""
+LOOK_AGAIN = 60.0
+"""Seconds after which a Job is looked at afresh, whatever the watch tells: what it missed ends no run."""
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
 LONGEST_RUN_ID = 30
@@ -184,11 +186,11 @@ class ClusterHand:
     def _look(self, running: Running) -> Manifest | None:
         """The condition that says that the Job is over; None where it is not after `WATCH` seconds."""
         try:
-            if running.version is None:
+            if running.version is None or self._clock.now() - running.looked_at >= LOOK_AGAIN:
                 there, version = self._cluster.find(running.kind, running.name)
                 if there is None:
                     self._gone(running)
-                running.version = version
+                running.version, running.looked_at = version, self._clock.now()
                 return self._see(running, there)
             for change in self._cluster.watch(running.kind, running.name, running.version, WATCH):
                 if change.kind == "DELETED":

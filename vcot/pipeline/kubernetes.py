@@ -263,7 +263,10 @@ def _raise_for(response: Any) -> None:
 
 
 def _change(line: bytes) -> Change:
-    event = json.loads(line)
+    try:
+        event = json.loads(line)
+    except ValueError as error:
+        raise _Trouble(f"a watch that tells no JSON: {error}") from None
     if event["type"] == "ERROR":
         if event["object"].get("code") == 410:
             raise Expired

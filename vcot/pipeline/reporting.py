@@ -32,6 +32,8 @@ class Running:
     since: float
     version: str | None
     """From which to watch on; None where the Job has to be looked at afresh."""
+    looked_at: float = 0.0
+    """When the whole of it was last asked for, and not only what had changed."""
     idle_since: float | None = None
     """Since when not one of its pods runs."""
     ended_at: float = 0.0
@@ -41,7 +43,7 @@ class Running:
     told_shards: int = -1
 
     def __post_init__(self) -> None:
-        self.idle_since = self.ended_at = self.since
+        self.idle_since = self.ended_at = self.looked_at = self.since
         self.next_report = self.since + FIRST_REPORT
 
     @property
