@@ -17,7 +17,7 @@ import pytest
 
 from tests.fakes.apiserver import ApiServer, Fault
 from tests.fakes.cluster import MemoryCluster, RealClock
-from tests.k8s.kustomize import OVERLAYS, text
+from tests.k8s.kustomize import OVERLAYS, around, text
 from vcot.pipeline import doctor, trial
 from vcot.pipeline.checking import judge
 from vcot.pipeline.wanted import Wanted
@@ -284,6 +284,14 @@ def test_a_role_that_is_not_applied_yet_cannot_be_probed(server, cluster, render
     assert any("has not the role that the overlay gives it" in line for line in found["note"])
     cluster.put("ServiceAccount", {"metadata": {"name": "stage", "annotations": {ROLE: "arn:mine"}}})
     assert findings(with_role)["missing"][0].startswith("storage, from inside the cluster: no keys")
+
+
+def test_the_role_of_component_irsa_is_a_placeholder(server, tmp_path):
+    overlay = text(around(tmp_path / "irsa", OVERLAYS / "gpu", ["irsa"], namespace="vcot"))
+    assert any(
+        line.startswith(f"{ROLE}=arn:aws:iam::111122223333:role/vcot-stage is a placeholder")
+        for line in findings(overlay, timeout=None)["missing"]
+    )
 
 
 def test_keys_that_an_operator_will_bring_cannot_be_probed_yet(server, cluster, rendered):

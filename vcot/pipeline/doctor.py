@@ -31,7 +31,7 @@ from vcot.pipeline.preflight import OLDEST, checked
 from vcot.pipeline.quota import judge_quotas
 from vcot.pipeline.submit import ROOT
 from vcot.pipeline.trial import QUIET, main_container, probe_storage, probing, trial_job, try_image
-from vcot.pipeline.wanted import Rendered, Wanted
+from vcot.pipeline.wanted import PLACEHOLDER, Rendered, Wanted
 from vcot.stage import stop
 
 if TYPE_CHECKING:
@@ -176,6 +176,9 @@ def _manifests(wanted: Wanted, version: tuple[int, int]) -> Iterator[Finding]:
     where = f"k8s/overlays/{wanted.overlay}"
     for image in wanted.placeholders:
         yield missing(f"image {image} is a placeholder", f"write your own under images: in {where}/kustomization.yaml")
+    for role in _roles(wanted):
+        if PLACEHOLDER.search(role):
+            yield missing(f"{role} is a placeholder", "write your own role in k8s/components/irsa/kustomization.yaml")
     uri = wanted.runs_uri
     if not uri.startswith("s3://"):
         yield missing(f"RUNS_URI={uri}: pods share no folder", f"write s3://bucket/prefix in {where}/run.env")

@@ -10,7 +10,7 @@ from vcot.pipeline.kubectl import objects
 from vcot.pipeline.port import Manifest
 from vcot.pipeline.preflight import OLDEST
 
-PLACEHOLDER = re.compile(r"registry\.example\.com|sha256:0{64}")
+PLACEHOLDER = re.compile(r"registry\.example\.com|sha256:0{64}|arn:aws:iam::111122223333:")
 """What stands in the overlays where everybody writes an address of their own."""
 
 
