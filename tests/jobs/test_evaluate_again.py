@@ -224,7 +224,7 @@ def test_words_that_do_not_fit_together_are_told(given, fault, monkeypatch):
 def test_pointers_stand_beside_the_runs():
     settings = EvaluateSettings(run_uri="s3://b/runs/r/")
     assert settings.pointer_uri == "s3://b/runs/pointers/latest"
-    from_a_template = EvaluateSettings(run_uri="s3://b/runs//reevaluate")  # $(RUNS_URI)/reevaluate, RUNS_URI=s3://b/runs/
-    assert from_a_template.pointer_uri == settings.pointer_uri
+    of_a_template = EvaluateSettings(run_uri="s3://b/runs//reevaluate")  # $(RUNS_URI)/reevaluate of s3://b/runs/
+    assert of_a_template.pointer_uri == settings.pointer_uri
     settings = EvaluateSettings(run_uri="s3://b/runs/r", pointers_uri="s3://c/p/", pointer="small")
     assert settings.pointer_uri == "s3://c/p/small"
