@@ -112,8 +112,17 @@ node-up: $(VENV) ## a real Kubernetes node on this machine (root), in namespaces
 node-down: $(VENV) ## end that node and put everything back
 	@$(PY) -m tests.cluster.node down
 
-cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind-kind for a cluster of yours
-	NODE_INSTALL=1 CLUSTER_CONTEXT='$(CONTEXT)' $(PY) -m pytest -n 0 $(or $(TESTS),tests/cluster)
+LEFTOVERS = tests/cluster/test_leftovers.py
+ON_CLUSTER = $(PY) -m pytest $(or $(TESTS),tests/cluster --ignore=$(LEFTOVERS)) --durations=10
+
+cluster-test: $(VENV) ## the chain in real containers on that node; CONTEXT=kind-kind for a cluster of yours; TESTS=
+ifdef CONTEXT
+	CLUSTER_CONTEXT='$(CONTEXT)' $(ON_CLUSTER) -n 0
+else
+	$(if $(TESTS),,NODE_INSTALL=1 $(PY) -m pytest -n 0 $(LEFTOVERS))
+	@# Three at once: a test mostly waits for the cluster.
+	$(FIND_MINIO) $(PY) -m tests.cluster.node with --images data gpu -- $(ON_CLUSTER) -n 3 --maxschedchunk=1
+endif
 
 OVERLAY ?= gpu
 URI ?= s3://vcot/runs/_probe

@@ -34,9 +34,8 @@ def main() -> None:
     for target in before:
         layers, later = builder.layers(before[target]), builder.layers(after[target])
         again = sum(size for digest, size in later.items() if digest not in layers)
-        print(
-            f"{target}: {sum(layers.values()) / MB:,.0f} MB unpacked; a change of the code sends {again / MB:.1f} MB again"
-        )
+        whole = sum(layers.values()) / MB
+        print(f"{target}: {whole:,.0f} MB unpacked; a change of the code sends {again / MB:.1f} MB again")
         builder.do("rmi", after[target])
 
 

@@ -9,20 +9,32 @@ make cluster-test CONTEXT=kind-kind    the cluster of that kubectl context; only
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.cluster import FOR_PODS, Cluster, Overlay
-from tests.cluster.images import Builder
 from tests.cluster.layout import ROOT
 from tests.cluster.machine import MachineLacks
 from tests.cluster.network import network_of
-from tests.cluster.node import Node, running_node
+from tests.cluster.node import READY, Node, bring, running_node
+from vcot.pipeline.gomodules import locked
 
 CONTEXT = "CLUSTER_CONTEXT"
+SMOKE = ROOT / "k8s/overlays/cpu-smoke"
+LONGEST = 15 * 60.0
+"""Seconds within which the chain of cpu-smoke reaches its end, however busy the machine is."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that several processes end at about the same time."""
+    longest = ("survives_evictions", "test_chain", "test_reevaluation", "test_gpus")
+    items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in item.nodeid), len(longest)))
 
 
 @pytest.fixture(scope="session")
@@ -43,10 +55,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 def _on(node: Node) -> Iterator[Cluster]:
-    builder = Builder()
-    images = builder.build("data", "gpu")
-    for image in images.values():
-        builder.bring(image, node.layout)
+    if READY not in os.environ:
+        bring(node, ("data", "gpu"))
     with network_of(node.pid), pytest.MonkeyPatch.context() as environment:
         for name in [n for n in os.environ if n.startswith(("AWS_", "VCOT_", "KUBE"))]:
             environment.delenv(name)
@@ -69,8 +79,43 @@ def publish_example() -> None:
     from vcot.pipeline.local import publish
     from vcot.storage import Store
 
-    for folder in ("blood-cells", "rehearsal"):
-        publish(Store(), ROOT / "examples" / folder, f"s3://vcot/examples/{folder}")
+    with at_a_time("example"):
+        for folder in ("blood-cells", "rehearsal"):
+            publish(Store(), ROOT / "examples" / folder, f"s3://vcot/examples/{folder}")
+
+
+def at_a_time(what: str) -> AbstractContextManager[object]:
+    """Tests run in several processes, and share what is made once."""
+    return locked(Path(tempfile.gettempdir()) / f"vcot-cluster-{what}.lock", f"another process makes the {what}")
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """Overlay cpu-smoke as it stands, run to its end; all tests that need a finished run share it."""
+
+    cluster: Cluster
+    """In the namespace of that run."""
+    folder: Path
+    run_id: str
+
+
+@pytest.fixture(scope="session")
+def smoke(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smoke]:
+    """The run that docs/kubernetes.md describes: keys, then `kubectl apply -k`, and nothing else."""
+    if cluster.node is None:  # its namespace vcot may be somebody's
+        name = uuid.uuid4().hex[:8]
+        with cluster.own_namespace(f"vcot-test-{name}") as there:
+            run = Overlay.of(tmp_path_factory.mktemp("smoke"), f"smoke-{name}", there.namespace)
+            run.apply(there)
+            there.completes(run.pipeline, LONGEST)
+            yield Smoke(there, run.folder, run.run_id)
+        return
+    with at_a_time("smoke"):
+        cluster.run("apply", "-f", str(SMOKE / "namespace.yaml"))
+        cluster.give_keys()
+        cluster.run("apply", "-k", str(SMOKE))
+    cluster.completes("pipeline-smoke", LONGEST)
+    yield Smoke(cluster, SMOKE, "smoke")
 
 
 @pytest.fixture

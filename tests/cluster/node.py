@@ -2,6 +2,7 @@
 
     python -m tests.cluster.node up       a node that stays until `down`; prints how to speak to it
     python -m tests.cluster.node down     ends it, and puts everything back
+    python -m tests.cluster.node with --images data gpu -- COMMAND …     a node for as long as that command runs
 
     with running_node() as node: …        for as long as the block, or this process, lives
 
@@ -22,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from tests.cluster.machine import MachineLacks, prepare
 from vcot.pipeline.gomodules import tell
 
 READY_WITHIN = 180.0
+READY = "NODE_IS_READY"
+"""Set where a node is up with both images; then nothing has to be built."""
 CGROUPS = "kubepods"
 
 
@@ -243,31 +246,54 @@ def _die_with_parent() -> Callable[[], None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="a Kubernetes node on this machine")
-    parser.add_argument("what", choices=["up", "down"])
+    parser.add_argument("what", choices=["up", "down", "with"])
     parser.add_argument("--images", nargs="*", default=[], choices=["data", "gpu"], help="build and bring these too")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="with: what to run; its exit code is ours")
     options = parser.parse_args()
-    if options.what == "down":
-        down()
-        return 0
+    command = [word for word in options.command if word != "--"]
     try:
-        begun = time.monotonic()
-        node = node_that_is_up() or up(install=True, stays=True)
-        tell(f"the node is up ({time.monotonic() - begun:.0f} s)")
-        builder = Builder()
-        for image in (builder.build(*options.images) if options.images else {}).values():
-            builder.bring(image, node.layout)
+        if options.what == "down":
+            down()
+        elif options.what == "up":
+            stay(options.images)
+        else:
+            return during(options.images, command)
     except (MachineLacks, NodeFailed, BuildFailed) as error:
         tell(f"no node: {error}")
         return 1
     except KeyboardInterrupt:
         down()
         return 130
+    return 0
+
+
+def stay(images: Sequence[str]) -> None:
+    begun = time.monotonic()
+    node = node_that_is_up() or up(install=True, stays=True)
+    tell(f"the node is up ({time.monotonic() - begun:.0f} s)")
+    bring(node, images)
     tell(f"kubectl:  {node.layout.kubectl} get pods --all-namespaces")
     tell(f"MinIO:    {node.s3['AWS_ENDPOINT_URL_S3']} in its network, keys in {node.layout.state}")
     tell(f"teacher:  OPENAI_BASE_URL={node.teacher}")
     tell(f"shell:    {' '.join(node.command('bash'))}     ({GATEWAY} is the node)")
     tell("`make node-down` ends it and puts everything back")
-    return 0
+
+
+def during(images: Sequence[str], command: list[str]) -> int:
+    """The command on a node. A machine that cannot have one is for the command to speak of: tests are skipped."""
+    try:
+        with running_node(install=True) as node:
+            bring(node, images)
+            return subprocess.run(command, env=os.environ | {READY: "1"}, check=False).returncode
+    except MachineLacks:
+        return subprocess.run(command, check=False).returncode
+
+
+def bring(node: Node, targets: Sequence[str]) -> None:
+    """Builds these images and brings them into the node."""
+    builder = Builder()
+    for image in (builder.build(*targets) if targets else {}).values():
+        builder.bring(image, node.layout)
 
 
 if __name__ == "__main__":

@@ -8,62 +8,46 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.chain.kill import fingerprint
-from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import Smoke
 from tests.cluster.layout import ROOT
 from vcot.settings import STAGES
 
-SMOKE = ROOT / "k8s/overlays/cpu-smoke"
-MINUTES = 60.0
 
-
-@pytest.fixture(scope="module")
-def smoke(cluster: Cluster) -> Cluster:
-    """The run that docs/kubernetes.md describes: keys, then `kubectl apply -k`, and nothing else."""
-    if cluster.node is None:
-        pytest.skip("the overlay as it stands belongs into a namespace vcot of its own; needs the node")
-    cluster.run("apply", "-f", str(SMOKE / "namespace.yaml"))
-    cluster.give_keys()
-    cluster.run("apply", "-k", str(SMOKE))
-    cluster.completes("pipeline-smoke", 12 * MINUTES)
-    return cluster
-
-
-def test_the_chain_reaches_its_end(smoke: Cluster) -> None:
-    jobs = {job["metadata"]["name"]: job for job in smoke.list("jobs", run="smoke")}
-    parted = [f"smoke-{stage}-{part}" for stage in STAGES[:3] for part in ("prepare", "shards", "finish")]
-    assert set(jobs) == {*parted, "smoke-train", "smoke-evaluate"}
+def test_the_chain_reaches_its_end(smoke: Smoke) -> None:
+    run = smoke.run_id
+    jobs = {job["metadata"]["name"]: job for job in smoke.cluster.list("jobs", run=run)}
+    parted = [f"{run}-{stage}-{part}" for stage in STAGES[:3] for part in ("prepare", "shards", "finish")]
+    assert set(jobs) == {*parted, f"{run}-train", f"{run}-evaluate"}
     for name, job in jobs.items():
         assert any(c["type"] == "Complete" for c in job["status"]["conditions"]), name
         assert not job["status"].get("failed"), name
-    assert jobs["smoke-convert-shards"]["spec"]["completions"] == 2
-    timeline = smoke.logs("pipeline-smoke")
+    assert jobs[f"{run}-convert-shards"]["spec"]["completions"] == 2
+    timeline = smoke.cluster.logs(f"pipeline-{run}")
     for name in ("convert-prepare", "tokenize-shards", "train", "evaluate"):
         assert f"{name} is done" in timeline
 
 
-def test_a_second_apply_changes_nothing(smoke: Cluster) -> None:
-    said = smoke.run("apply", "-k", str(SMOKE)).strip().splitlines()
+def test_a_second_apply_changes_nothing(smoke: Smoke) -> None:
+    said = smoke.cluster.run("apply", "-k", str(smoke.folder)).strip().splitlines()
     assert said
     assert all(line.endswith("unchanged") for line in said), said
 
 
-def test_the_next_stage_begins_within_two_seconds(smoke: Cluster) -> None:
+def test_the_next_stage_begins_within_two_seconds(smoke: Smoke) -> None:
     """From the end of a Job to the creation of the next; the API's times are whole seconds."""
-    jobs = sorted(smoke.list("jobs", run="smoke"), key=lambda job: job["metadata"]["creationTimestamp"])
+    jobs = sorted(smoke.cluster.list("jobs", run=smoke.run_id), key=lambda job: job["metadata"]["creationTimestamp"])
     for before, after in itertools.pairwise(jobs):
         ended, made = before["status"]["completionTime"], after["metadata"]["creationTimestamp"]
         assert _seconds(made) - _seconds(ended) <= 2, (before["metadata"]["name"], after["metadata"]["name"])
 
 
-def test_what_it_made_is_what_the_laptop_makes(smoke: Cluster, tmp_path: Path) -> None:
+def test_what_it_made_is_what_the_laptop_makes(smoke: Smoke, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.pipeline", "--where", "local", "--server", "none", "--run-id", "laptop"]
     command += ["--example", "examples/blood-cells", "--base", "examples/rehearsal", "--local-folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    there, here = fingerprint("s3://vcot/runs/smoke"), fingerprint("s3://vcot/runs/laptop")
+    there, here = fingerprint(f"s3://vcot/runs/{smoke.run_id}"), fingerprint("s3://vcot/runs/laptop")
     assert len(there) > 100  # losses, shards, tallies
     assert {n for n in there.keys() | here.keys() if there.get(n) != here.get(n)} == set()
 

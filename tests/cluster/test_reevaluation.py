@@ -6,26 +6,31 @@ import json
 from collections.abc import Callable
 
 from tests.cluster.cluster import Cluster, Manifest, Overlay
+from tests.cluster.conftest import Smoke
 from vcot.evaluation.finished import Finished
 from vcot.evaluation.promotion import promote
 from vcot.evaluation.subject import moment
 from vcot.storage import Store, join
 
 MINUTES = 60.0
+RUNS = "s3://vcot/runs"
 
 
 def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
-    namespace: Cluster, overlay: Callable[[str], Overlay]
+    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay]
 ) -> None:
-    runs = f"s3://vcot/{namespace.namespace}/runs"
-    good = short(overlay("good"), runs, epochs=12).settings("evaluate", promote="true")
-    good.apply(namespace)
-    namespace.completes(good.pipeline, 10 * MINUTES)
-    worse = short(overlay("worse"), runs, epochs=1)
-    worse.conductor("--from-run", "good:tokenize").apply(namespace)
-    namespace.completes(worse.pipeline, 5 * MINUTES)
+    pointers = f"s3://vcot/{namespace.namespace}/pointers"
+    good, bad = (f"{name}-{namespace.namespace[-8:]}" for name in ("good", "bad"))
+    promoted = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
+    promoted.conductor("--from-run", f"{smoke.run_id}:train").apply(namespace)
+    namespace.until("its plan is frozen", lambda: namespace.get("configmap", f"{good}-plan"))
+    worse = overlay(bad).settings("train", epochs=1)
+    worse.conductor("--from-run", f"{smoke.run_id}:tokenize").apply(namespace)
+    for run in (promoted, worse):
+        namespace.completes(run.pipeline, 10 * MINUTES)
 
-    nightly = short(overlay("good"), runs, epochs=12).settings("evaluate", promote="true")
+    nightly = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
+    nightly.conductor("--from-run", f"{smoke.run_id}:train")
     nightly.edit(lambda k: k.setdefault("components", []).append("../../components/reevaluate"))
     nightly.patch("CronJob", "reevaluate", {"op": "replace", "path": "/spec/schedule", "value": "* * * * *"})
     nightly.apply(namespace)
@@ -33,7 +38,7 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     passed = namespace.completes(first["metadata"]["name"], 4 * MINUTES)
     assert not passed["status"].get("failed")
 
-    promote_by_hand(runs, "worse", as_if_it_had_passed="good")
+    promote_by_hand(pointers, bad, samples_of=smoke.run_id)
     before = {job["metadata"]["name"] for job in scheduled(namespace)}
     second = fired(namespace, before)
     end = namespace.fails(second["metadata"]["name"], 4 * MINUTES)
@@ -43,14 +48,9 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     message = json.loads(pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"])
     assert message["exit"] == 20
     assert "baseline" in message["message"]
-    folder = f"{runs}/reevaluate/{moment(second['metadata']['name'])}"
+    folder = f"{RUNS}/reevaluate/{moment(second['metadata']['name'])}"
     there = [entry.uri for entry in Store().list(folder)]
     assert any(uri.endswith("comparison.md") for uri in there), there
-
-
-def short(overlay: Overlay, runs: str, epochs: int) -> Overlay:
-    (overlay.folder / "run.env").write_text(f"RUN_ID={overlay.run_id}\nRUNS_URI={runs}\n")
-    return overlay.settings("train", epochs=epochs)
 
 
 def scheduled(cluster: Cluster) -> list[Manifest]:
@@ -69,20 +69,12 @@ def fired(cluster: Cluster, before: set[str]) -> Manifest:
     )
 
 
-def promote_by_hand(runs: str, run: str, *, as_if_it_had_passed: str) -> None:
+def promote_by_hand(pointers: str, run: str, *, samples_of: str) -> None:
     """What no gate would let through: a worse model is now the newest promoted one."""
     store = Store()
-    train = Finished.at(store, join(runs, run, "train"))
-    evaluation = Finished.at(store, join(runs, run, "evaluate"))
-    samples = Finished.at(store, join(runs, as_if_it_had_passed, "convert"))
-    facts = train.mark.facts
-    base = {"uri": facts["base_uri"], "sha256": facts["base_sha256"]}
-    promote(
-        store,
-        join(runs, "pointers", "latest"),
-        train=train,
-        base=base,
-        evaluation=evaluation,
-        samples=samples,
-        gates=["none"],
-    )
+    train = Finished.at(store, join(RUNS, run, "train"))
+    evaluation = Finished.at(store, join(RUNS, run, "evaluate"))
+    samples = Finished.at(store, join(RUNS, samples_of, "convert"))
+    base = {"uri": train.mark.facts["base_uri"], "sha256": train.mark.facts["base_sha256"]}
+    latest = join(pointers, "latest")
+    promote(store, latest, train=train, base=base, evaluation=evaluation, samples=samples, gates=["none"])

@@ -1,4 +1,4 @@
-"""A teacher that writes the reasoning, asked from a pod: its key and address stand in a Secret that distill alone sees."""
+"""A teacher that writes the reasoning, asked from a pod: its key stands in a Secret that distill alone sees."""
 
 from __future__ import annotations
 
