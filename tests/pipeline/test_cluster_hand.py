@@ -28,7 +28,7 @@ from vcot.errors import Interrupted, SettingsError, StageFailed, UsageError
 from vcot.pipeline.cluster import ClusterHand, Place
 from vcot.pipeline.conductor import Outcome, conduct
 from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.port import Manifest
+from vcot.pipeline.port import Manifest, Refused
 from vcot.pipeline.rendering import Owner
 from vcot.stage import Stop
 
@@ -453,11 +453,44 @@ def test_failed_shards_are_named_with_the_reason_of_each() -> None:
     message, _ = said(cluster)
     assert message.startswith(
         "convert-shards failed with exit code 65 (its input breaks its contract); failed shards: 4-5 of 6; "
-        "shard 4: exit code 65 (its input breaks its contract): shard 4 is damaged; shard 5: "
+        "shard 4 with exit code 65 (its input breaks its contract): shard 4 is damaged; shard 5 with "
     )
     assert "shard 5 is damaged" in message
     assert "shard 2" not in message
     assert cluster.created[-1] == "r1-convert-shards"
+
+
+def test_a_job_that_the_cluster_refuses_is_told_with_what_to_do() -> None:
+    cluster = a_cluster()
+    create = cluster.create
+
+    def full(kind: str, manifest: Manifest) -> Manifest | None:
+        if kind == "Job":
+            raise Refused(403, "exceeded quota: jobs,\nlimited: count/jobs.batch=0")
+        return create(kind, manifest)
+
+    cluster.create = full  # type: ignore[method-assign]
+    message, _ = said(cluster, SettingsError)
+    assert message == (
+        "the cluster refuses Job r1-convert-prepare: exceeded quota: jobs, limited: count/jobs.batch=0. When that is "
+        "mended: `kubectl -n vcot delete job pipeline-r1`, then apply again; finished work is kept"
+    )
+
+
+def test_a_pod_that_ended_without_its_container_has_no_exit_code() -> None:
+    def put_off(cluster: MemoryCluster, job: Manifest) -> None:
+        def end() -> None:
+            name = cluster.pod(job, "Failed")
+            cluster.objects["Pod", name]["status"] |= {"reason": "Evicted", "message": "The node was low\non memory. "}
+            cluster.status(job, ready=0, failed=1)
+
+        cluster.clock.at(1, lambda: cluster.status(job, ready=1))
+        cluster.clock.at(6, lambda: cluster.over(job, "Failed", "BackoffLimitExceeded"))
+        cluster.clock.at(5, end)
+
+    message, lines = said(a_cluster({"r1-train": put_off}), plan=only("train"))
+    assert "train: pod r1-train-a1 ended: the node put it off: The node was low on memory.; the Job" in " ".join(lines)
+    assert message.startswith("train failed; the node put it off: The node was low on memory.; `kubectl")
 
 
 def test_a_job_that_took_too_long_says_so() -> None:

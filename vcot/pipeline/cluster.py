@@ -259,7 +259,10 @@ class ClusterHand:
             return self._cluster.create(kind, manifest)
         except Refused as error:
             hint = "; is JobSet installed on this cluster?" if kind == "JobSet" and error.status == 404 else ""
-            raise SettingsError(f"the cluster refuses {kind} {manifest['metadata']['name']}: {error}{hint}") from None
+            raise SettingsError(
+                f"the cluster refuses {kind} {manifest['metadata']['name']}: {' '.join(str(error).split())}{hint}. "
+                f"When that is mended: {self._begin_again}"
+            ) from None
 
     def _is_mine(self, there: Manifest) -> bool:
         owners = there["metadata"].get("ownerReferences") or []

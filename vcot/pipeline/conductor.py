@@ -39,7 +39,8 @@ PAUSE = 5.0
 class Outcome:
     """How a step ended."""
 
-    exit_code: int
+    exit_code: int | None
+    """None where it failed and no process of it has told one."""
     seconds: float
     peak_mib: float | None = None
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -105,12 +106,12 @@ def _until_done(step: Step, hand: Hand, stop: Stop, attempts: int, pause: float,
         outcome = _once(step, hand, stop)
         if outcome.exit_code == 0:
             return outcome
-        code = in_words(outcome.exit_code)
+        code = f" with exit code {in_words(outcome.exit_code)}" if outcome.exit_code is not None else ""
         if outcome.exit_code not in RETRY or attempt == attempts:
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
-            raise StageFailed(f"{step.name} failed with exit code {code}{tries}; {outcome.said}")
+            raise StageFailed(f"{step.name} failed{code}{tries}; {outcome.said}")
         wait = pause * 2 ** (attempt - 1)
-        log.get().warning(f"{step.name} ended with {code}; trying again in {wait:g} s")
+        log.get().warning(f"{step.name} ended{code}; trying again in {wait:g} s")
         sleep(wait, clock, stop)
     raise AssertionError("unreachable: the last attempt returns or raises")
 

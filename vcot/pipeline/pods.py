@@ -31,7 +31,8 @@ class Ended:
     """How one pod ended."""
 
     pod: str
-    exit_code: int
+    exit_code: int | None
+    """None where its container never came to tell one: put off by the node, moved away before it ran."""
     reason: str = ""
     """The kubelet's word, as OOMKilled or Evicted."""
     index: str | None = None
@@ -77,11 +78,11 @@ def how_it_ended(pod: Manifest) -> Ended | None:
     labels = pod["metadata"].get("labels") or {}
     return Ended(
         pod=pod["metadata"]["name"],
-        exit_code=ended.get("exitCode", 1),
+        exit_code=ended.get("exitCode"),
         reason=status.get("reason") or ended.get("reason") or "",
         index=labels.get("batch.kubernetes.io/job-completion-index"),
         summary=summary,
-        message=message or status.get("message") or "",
+        message=" ".join((message or status.get("message") or "").split()),
         memory=_memory_limit(pod),
         at=ended.get("finishedAt") or "",
         disrupted=any(
@@ -91,9 +92,10 @@ def how_it_ended(pod: Manifest) -> Ended | None:
 
 
 def in_short(ended: Ended, template: str) -> str:
-    """How a pod ended and what to change, in one line."""
+    """How a pod ended and what to change, in one line that begins with a space or a colon."""
     why = why_it_ended(ended, template)
-    return f"exit code {in_words(ended.exit_code)}{': ' if why else ''}{why}"
+    code = f" with exit code {in_words(ended.exit_code)}" if ended.exit_code is not None else ""
+    return f"{code}{': ' if why else ''}{why}"
 
 
 def why_it_ended(ended: Ended, template: str) -> str:

@@ -112,7 +112,7 @@ class Reporter:
         decisive = _decisive([e for e in ended if _within(e.index, bad)] or ended, condition.get("message") or "")
         said = self._why_failed(running, condition, ended, decisive)
         logs = f"`kubectl -n {self._cluster.namespace} logs -l {running.pods}` has its lines"
-        return Outcome(decisive.exit_code if decisive else 1, seconds, said=f"{said}; {logs}. {self._to_go_on}")
+        return Outcome(decisive.exit_code if decisive else None, seconds, said=f"{said}; {logs}. {self._to_go_on}")
 
     def _summary(self, running: Running) -> Mapping[str, Any]:
         if running.step.part == "shards":
@@ -127,7 +127,7 @@ class Reporter:
             return f"it took longer than activeDeadlineSeconds of {template} allows ({deadline} s)"
         if shards := running.status.get("failedIndexes"):
             last = {e.index: e for e in ended}  # of each shard, how it ended the last time
-            told = [f"shard {i}: {in_short(e, template)}" for i, e in last.items() if _within(i, shards)]
+            told = [f"shard {i}{in_short(e, template)}" for i, e in last.items() if _within(i, shards)]
             more = ["…"] if len(told) > TOLD_SHARDS else []
             total = running.seen["spec"].get("completions")
             return "; ".join([f"failed shards: {shards} of {total}", *told[:TOLD_SHARDS], *more])
@@ -230,7 +230,7 @@ class Reporter:
                 running.told_pods.add(ended.pod)
                 shard = f", shard {ended.index}" if ended.index and running.step.part == "shards" else ""
                 log.get().warning(
-                    f"{running.step.name}: pod {ended.pod}{shard} ended with "
+                    f"{running.step.name}: pod {ended.pod}{shard} ended"
                     f"{in_short(ended, f'stage-{running.step.stage}')}; the Job decides what follows"
                 )
 
