@@ -615,8 +615,12 @@ def test_what_holds_a_pod_back_is_told_every_30_s_and_ends_the_run_when_it_lasts
     told = [line for line in lines if line.startswith("train waits: ")]
     assert 9 <= len(told) <= 11
     assert all(words in line for line in told)
-    assert message.startswith("train has waited 5 min for a pod to run, longer than --pending-timeout (300 s): ")
+    assert message.startswith("train has waited 5 min for a pod to run, longer than PENDING_TIMEOUT (300 s): ")
     assert words in message
+    assert message.endswith(
+        "Job r1-train is left waiting, and would still run. When that is mended: `kubectl -n vcot delete job "
+        "pipeline-r1`, then apply again; finished work is kept"
+    )
     assert "\n" not in message
     assert 300 <= cluster.clock.now() < 345
 

@@ -177,8 +177,9 @@ class Reporter:
         waited = now - (running.idle_since if running.idle_since is not None else now)
         if waited >= self._pending_timeout:
             raise StageFailed(
-                f"{running.step.name} has waited {waited / 60:.0f} min for a pod to run, longer than --pending-timeout "
-                f"({self._pending_timeout:g} s): {why or 'no reason is known'}. {self._to_go_on}"
+                f"{running.step.name} has waited {waited / 60:.0f} min for a pod to run, longer than PENDING_TIMEOUT "
+                f"({self._pending_timeout:g} s): {why or 'no reason is known'}. {running.kind} {running.name} is left "
+                f"waiting, and would still run. {self._to_go_on}"
             )
         if why:
             log.get().warning(f"{running.step.name} waits: {why}", seconds=round(waited))
