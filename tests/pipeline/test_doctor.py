@@ -6,6 +6,7 @@ and says. That its Jobs run on a cluster is for the real node to show.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import signal
@@ -195,6 +196,24 @@ def test_no_secret_or_one_without_its_keys(server, cluster, rendered):
     cluster.delete("Secret", "s3-credentials")
     (missing,) = findings(rendered, timeout=None)["missing"]
     assert "kubectl -n vcot create secret generic s3-credentials --from-literal=AWS_ENDPOINT_URL_S3=…" in missing
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "closed"),
+    [
+        ("https://s3.example.com", False),
+        ("http://10.0.0.7:9000", False),
+        ("http://10.0.0.7:7480", True),
+        ("http://10.0.0.7", True),
+        ("x", False),
+    ],
+)
+def test_a_port_of_the_storage_that_the_network_policy_closes(server, cluster, rendered, endpoint, closed):
+    keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "eA==")
+    keys["AWS_ENDPOINT_URL_S3"] = base64.b64encode(endpoint.encode()).decode()
+    cluster.put("Secret", {"metadata": {"name": "s3-credentials"}, "data": keys})
+    found = findings(rendered, timeout=None)["note"]
+    assert any("NetworkPolicy storage lets out 443, 9000" in line for line in found) is closed
 
 
 def test_wrong_settings_are_told_as_the_stage_tells_them(server, rendered):

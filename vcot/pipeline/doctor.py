@@ -9,6 +9,7 @@ builds on. Nothing else is created, and those Jobs are removed again.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import os
 import secrets
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from vcot import log
 from vcot.errors import KeyboardStop, SettingsError, UsageError, VcotError
@@ -281,6 +283,8 @@ def _secrets(wanted: Wanted, looking: Looking) -> Iterator[Finding]:
             yield note(f"Secret {name} could not be looked at: {error}", "the probe of the storage will tell")
             continue
         yield _judge_secret(wanted, name, there)
+        if name == S3_KEYS:
+            yield from _way_out(wanted, there or {})
     for name in _pull_secrets(wanted):
         with contextlib.suppress(Refused):
             if looking.get(f"/api/v1/namespaces/{{namespace}}/secrets/{name}") is None:
@@ -316,6 +320,26 @@ def _judge_secret(wanted: Wanted, name: str, secret: Manifest | None) -> Finding
     if name == S3_KEYS and _pod_identity(wanted):
         return note(f"no Secret {name}: EKS Pod Identity needs none; the probe of the storage tells if it works")
     return missing(f"Secret {name}: there is none in namespace {wanted.namespace}", create)
+
+
+def _way_out(wanted: Wanted, secret: Manifest) -> Iterator[Finding]:
+    """A port of the storage that the overlay's network policy would close; the probe, run before, would not show it."""
+    given = (secret.get("data") or {}).get("AWS_ENDPOINT_URL_S3", "")
+    policy = wanted.named("NetworkPolicy", "storage")
+    with contextlib.suppress(ValueError):  # no base64, or no URL: the probe of the storage tells
+        endpoint = urlsplit(base64.b64decode(given).decode())
+        port = endpoint.port or {"https": 443, "http": 80}.get(endpoint.scheme)
+        if port is None or policy is None:
+            return
+        rules = policy["spec"].get("egress") or []
+        if any("ports" not in rule for rule in rules):  # which is for every port
+            return
+        let_out = {str(one.get("port")) for rule in rules for one in rule["ports"]}
+        if str(port) not in let_out:
+            yield note(
+                f"AWS_ENDPOINT_URL_S3 is on port {port}; NetworkPolicy storage lets out {', '.join(sorted(let_out))}",
+                "add the port to `storage` in k8s/base/networkpolicy.yaml; a cluster that enforces policies closes it",
+            )
 
 
 def _roles(wanted: Wanted) -> list[str]:
