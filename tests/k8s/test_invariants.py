@@ -288,8 +288,8 @@ def may_reach(objects: Sequence[Manifest], labels: dict[str, str], address: str,
 
 
 TRAIN, DISTILL, CONDUCTOR = {"vcot/stage": "train"}, {"vcot/stage": "distill"}, {"vcot/role": "conductor"}
-METADATA, METADATA_6, POD_IDENTITY, PUBLIC, PRIVATE = (
-    "169.254.169.254", "fd00:ec2::254", "169.254.170.23", "52.216.0.1", "10.1.2.3"
+METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
+    "169.254.169.254", "fd00:ec2::254", "169.254.170.23", "fd00:ec2::23", "52.216.0.1", "10.1.2.3"
 )  # fmt: skip
 
 
@@ -332,7 +332,8 @@ def test_nothing_comes_in_and_nobody_reaches_the_rights_of_the_node(name: str, r
             assert not any(may_reach(objects, labels, address, port) for port in (80, 443))
         for resolver in (METADATA, "169.254.20.10"):  # Cloud DNS of GKE has the address of the metadata, another port
             assert may_reach(objects, labels, resolver, 53)
-    assert may_reach(objects, TRAIN, POD_IDENTITY, 80) is any(word in name for word in ("irsa", "all-"))
+    for agent in (POD_IDENTITY, POD_IDENTITY_6):
+        assert may_reach(objects, TRAIN, agent, 80) is any(word in name for word in ("irsa", "all-"))
     open_doors = {p["metadata"]["name"] for p in of_kind(objects, "NetworkPolicy") if p["spec"].get("ingress")}
     assert open_doors == ({"ranks"} if any(word in name for word in ("jobset", "all-")) else set())
 
