@@ -248,9 +248,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="a Kubernetes node on this machine")
     parser.add_argument("what", choices=["up", "down", "with"])
     parser.add_argument("--images", nargs="*", default=[], choices=["data", "gpu"], help="build and bring these too")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="with: what to run; its exit code is ours")
-    options = parser.parse_args()
-    command = [word for word in options.command if word != "--"]
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, command = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    if bool(command) != (options.what == "with"):
+        parser.error("with … -- COMMAND")
     try:
         if options.what == "down":
             down()
