@@ -27,6 +27,7 @@ from tests.cluster.layout import (
     API_SERVICE,
     BRIDGE,
     GATEWAY,
+    GATEWAY_HARDWARE,
     HOME,
     NAME,
     PODS,
@@ -164,12 +165,17 @@ def network() -> None:
     for line in (
         "ip link set lo up",
         f"ip addr add {API_SERVICE}/32 dev lo",
-        f"ip link add {BRIDGE} type bridge",
+        # An address of its own: else it takes that of one of its pods, another one whenever that pod goes, and what
+        # others remember of the gateway is wrong
+        f"ip link add {BRIDGE} address {GATEWAY_HARDWARE} type bridge",
         f"ip addr add {GATEWAY}/{PODS.partition('/')[2]} dev {BRIDGE}",
         f"ip link set {BRIDGE} up",
     ):
         run(*shlex.split(line))
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1\n")  # of this namespace
+    settings = Path("/proc/sys/net/ipv4")  # of this namespace
+    (settings / "ip_forward").write_text("1\n")
+    for interface in ("all", BRIDGE):  # no pod is told that the API server's address is its neighbour
+        (settings / "conf" / interface / "send_redirects").write_text("0\n")
 
 
 def run(*command: str) -> None:

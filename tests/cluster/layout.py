@@ -15,6 +15,7 @@ NAME = "node-1"
 
 GATEWAY = "10.88.7.1"
 """The bridge: pods reach the API server, MinIO and the scripted teacher here; all else they reach nothing."""
+GATEWAY_HARDWARE = "02:00:0a:58:07:01"
 PODS = "10.88.7.0/24"
 FIRST_POD = "10.88.7.10"
 SERVICES = "10.96.0.0/16"
