@@ -9,10 +9,8 @@ make cluster-test CONTEXT=kind-kind    the cluster of that kubectl context; only
 from __future__ import annotations
 
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +19,8 @@ import pytest
 from tests.cluster.cluster import FOR_PODS, Cluster, Overlay
 from tests.cluster.layout import ROOT
 from tests.cluster.machine import MachineLacks
-from tests.cluster.network import network_of
-from tests.cluster.node import READY, Node, bring, running_node
-from vcot.pipeline.gomodules import locked
+from tests.cluster.node import Node, running_node
+from tests.cluster.ready import at_a_time, cluster_on, publish_example
 
 CONTEXT = "CLUSTER_CONTEXT"
 SMOKE = ROOT / "k8s/overlays/cpu-smoke"
@@ -45,25 +42,13 @@ def cluster() -> Iterator[Cluster]:
         return
     must, install = bool(os.environ.get("CI")), bool(os.environ.get("CI") or os.environ.get("NODE_INSTALL"))
     try:
-        with running_node(install) as node:
-            yield from _on(node)
+        with running_node(install) as node, cluster_on(node) as cluster:
+            yield cluster
     except MachineLacks as error:
         why = f"no Kubernetes node on this machine, it lacks {error}; `make cluster-test` installs and builds it"
         if must:
             pytest.fail(f"CI tests on a real node: {why}")
         pytest.skip(why)
-
-
-def _on(node: Node) -> Iterator[Cluster]:
-    if READY not in os.environ:
-        bring(node, ("data", "gpu"))
-    with network_of(node.pid), pytest.MonkeyPatch.context() as environment:
-        for name in [n for n in os.environ if n.startswith(("AWS_", "VCOT_", "KUBE"))]:
-            environment.delenv(name)
-        for name, value in node.s3.items():
-            environment.setenv(name, value)
-        publish_example()
-        yield Cluster([str(node.layout.kubectl)], node.s3, node=node)
 
 
 def _users_own(context: str) -> Cluster:
@@ -72,21 +57,6 @@ def _users_own(context: str) -> Cluster:
         pytest.fail(f"{CONTEXT}={context}: {', '.join(missing)} must name a storage that its pods reach")
     publish_example()
     return Cluster(["kubectl", "--context", context], {n: os.environ[n] for n in FOR_PODS if os.environ.get(n)})
-
-
-def publish_example() -> None:
-    """Where overlay cpu-smoke looks for them, and where `make local-train` puts them."""
-    from vcot.pipeline.local import publish
-    from vcot.storage import Store
-
-    with at_a_time("example"):
-        for folder in ("blood-cells", "rehearsal"):
-            publish(Store(), ROOT / "examples" / folder, f"s3://vcot/examples/{folder}")
-
-
-def at_a_time(what: str) -> AbstractContextManager[object]:
-    """Tests run in several processes, and share what is made once."""
-    return locked(Path(tempfile.gettempdir()) / f"vcot-cluster-{what}.lock", f"another process makes the {what}")
 
 
 @dataclass(frozen=True)
