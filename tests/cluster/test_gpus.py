@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.cluster.cluster import Cluster, Manifest, Overlay
+from tests.cluster.conftest import Smoke
 from tests.cluster.layout import NAME
 from tests.cluster.node import Node
 
@@ -28,30 +29,34 @@ def _say(cluster: Cluster, count: str | None) -> None:
     cluster.run("patch", "node", NAME, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
 
 
-def with_gpu(overlay: Overlay) -> Overlay:
-    """Training asks for a GPU, as overlay gpu does, and runs without one here."""
-    overlay.settings("train", epochs=1).settings("evaluate", limit=2, conditions="real", max_new_tokens=16)
+def with_gpu(overlay: Overlay, before: str) -> Overlay:
+    """Training asks for a GPU, as overlay gpu does, and runs without one here.
+
+    Args:
+        before: a finished run that has what comes before tokenize.
+    """
+    overlay.settings("train", epochs=3)
     limit = {
         "op": "add",
         "path": "/spec/jobTemplate/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu",
         "value": "1",
     }
     overlay.patch("CronJob", "stage-train", limit)
-    return overlay.conductor("--until", "train")
+    return overlay.conductor("--from-run", f"{before}:distill", "--until", "train")
 
 
 def test_no_gpu_is_held_before_training_and_two_runs_share_one(
-    namespace: Cluster, overlay: Callable[[str], Overlay], one_gpu: None
+    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay], one_gpu: None
 ) -> None:
     for run in ("first", "second"):
-        with_gpu(overlay(run)).apply(namespace)
+        with_gpu(overlay(run), smoke.run_id).apply(namespace)
     namespace.apply(
         {
             "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"},
             "spec": {"hard": {f"requests.{GPU}": "1"}},
         }
     )  # fmt: skip
-    namespace.running_pod("first-convert-prepare")
+    namespace.running_pod("first-tokenize-prepare")
     assert held(namespace) == 0
     most = 0
     done: set[str] = set()

@@ -19,7 +19,7 @@ def test_distill_asks_the_teacher_of_the_secret(
     run = overlay(f"taught-{namespace.namespace[-8:]}")
     run.settings("distill", teacher="openai", model="scripted").conductor("--until", "distill").apply(namespace)
     namespace.completes(run.pipeline, 180)
-    assert int(node.ask("asked")) - asked >= 150  # a request for each row that is trained on
+    assert int(node.ask("asked")) - asked >= 137  # a request at least for each row that is not held out
     logs = namespace.logs(f"{run.run_id}-distill-shards")
     assert '"stage": "distill"' in logs
     assert KEY not in logs + namespace.logs(run.pipeline)

@@ -225,8 +225,8 @@ class S3Object:
         match error:
             case botocore_errors.NoCredentialsError():
                 return SettingsError(
-                    f"{self.uri}: no keys for {self.endpoint}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                    f"or give this workload an identity"
+                    f"{self.uri}: no keys for {self.endpoint}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+                    f"(on Kubernetes in the Secret s3-credentials), or give this workload an identity"
                 )
             case botocore_errors.SSLError() if "CERTIFICATE" in said or "WRONG_VERSION" in said:
                 return SettingsError(
