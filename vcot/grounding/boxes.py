@@ -300,14 +300,18 @@ class FrameSpec:
                 f" got min_pixels={self.min_pixels}, max_pixels={self.max_pixels}"
             )
 
-    def on(self, width: int, height: int) -> Frame:
-        """The frame on one image of this original, upright size in pixels."""
+    def on(self, width: int, height: int, *, kept: tuple[int, int] | None = None) -> Frame:
+        """The frame on one image of this original, upright size in pixels.
+
+        `kept`: (width, height) of the picture that the processor is handed, where that is a smaller one. Boxes are
+        of the original all the same, but the processor resizes what it gets.
+        """
         _check_size(width, height)
         if self.name == "resized_pixels":
             assert self.min_pixels is not None  # __post_init__ saw to it
             assert self.max_pixels is not None
             resized = smart_resize(
-                width, height, min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=self.factor
+                *(kept or (width, height)), min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=self.factor
             )
             return _resized_frame(width, height, *resized)
         if self.name == "padded_square":

@@ -8,16 +8,20 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from vcot.grounding import Box, Mention
+from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records.base import MentionField, Record, TraceField
 
 
 class Stored(Record):
-    """The picture as it is kept where it was shrunk; boxes stay in pixels of the original."""
+    """A copy of the picture that later stages read in its place, upright and perhaps smaller.
+
+    Boxes stay in pixels of the original.
+    """
 
     uri: str = Field(min_length=1)
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
+    width: int = Field(gt=0, description="pixels of the copy")
+    height: int = Field(gt=0, description="pixels of the copy")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the copy's bytes")
 
 
 class Image(Record):
@@ -26,8 +30,17 @@ class Image(Record):
     uri: str = Field(min_length=1)
     width: int = Field(gt=0, description="pixels of the upright original")
     height: int = Field(gt=0, description="pixels of the upright original")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the stored bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the original's bytes; the split depends on it")
     stored: Stored | None = None
+
+    @property
+    def kept(self) -> Stored | Image:
+        """What later stages read: the stored copy where there is one."""
+        return self.stored or self
+
+    def frame(self, spec: FrameSpec) -> Frame:
+        """The frame in which a text about this picture, seen as it is kept, writes its boxes."""
+        return spec.on(self.width, self.height, kept=(self.kept.width, self.kept.height))
 
 
 class Origin(Record):
@@ -92,6 +105,7 @@ class Reason(StrEnum):
     BOX_EMPTY = "box-empty"
     BOX_OUTSIDE = "box-outside"
     BOX_COPIES_DISAGREE = "box-copies-disagree"
+    NO_IMAGE = "no-image"
     IMAGE_MISSING = "image-missing"
     IMAGE_TRUNCATED = "image-truncated"
     IMAGE_BROKEN = "image-broken"

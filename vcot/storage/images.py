@@ -60,6 +60,11 @@ class Picture:
 
 def load(store: Store, uri: str, *, max_pixels: int = MAX_PIXELS, sha256: str | None = None) -> Picture:
     """The picture at a URI. `sha256`: what its bytes must be, where a sample recorded it."""
+    return decode(fetch(store, uri, sha256=sha256), uri, max_pixels=max_pixels)
+
+
+def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
+    """The bytes at a URI, at most as many as are ever decoded. Raises ImageError."""
     try:
         with store.open_read(uri) as source:
             data = source.read(MAX_BYTES + 1)
@@ -69,7 +74,7 @@ def load(store: Store, uri: str, *, max_pixels: int = MAX_PIXELS, sha256: str | 
         raise ImageError(uri, "too-large", f"more than {MAX_BYTES >> 20} MiB")
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise ImageError(uri, "changed", f"sha256 is {found[:12]}…, recorded was {sha256[:12]}…")
-    return decode(data, uri, max_pixels=max_pixels)
+    return data
 
 
 def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Picture:
