@@ -9,6 +9,8 @@ The one place where vcot touches stored data. What holds for every kind of stora
 - An error is one line that names the URI as it was written, and its class says what can be done: TemporaryError,
   try again; SettingsError, keys, bucket or endpoint are wrong; NotFound, InputError, the data are.
 
+`bytes+s3://bucket/x.tar#512+1000#name` is a place too, for reading: some bytes of an object (see pieces.py).
+
 S3 is set up by the standard AWS_* variables alone (see s3.py).
 """
 
@@ -34,11 +36,14 @@ class Store:
     def read(self, uri: str) -> bytes:
         return _at(uri).read()
 
-    def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`; fewer at the end of the object and none beyond it, as slices do."""
+    def read_range(self, uri: str, start: int, length: int, of: Entry | None = None) -> bytes:
+        """`length` bytes from `start`; fewer at the end of the object and none beyond it, as slices do.
+
+        of: what `list` or `stat` said of the object; one that is not in that state any more raises Changed.
+        """
         if start < 0 or length < 0:
             raise ValueError(f"a range starts at 0 or later and has no negative length: {start}, {length}")
-        return _at(uri).read_range(start, length) if length else b""
+        return _at(uri).read_range(start, length, of) if length else b""
 
     def open_read(self, uri: str) -> AbstractContextManager[BinaryIO]:
         """A stream that can seek. A broken connection is taken up again where it broke; an object that was
@@ -102,6 +107,10 @@ def name(uri: str) -> str:
 
 def _at(uri: str, folder: bool = False) -> Place:
     """Where a URI points. boto3 is imported at the first s3:// one, so that --help and --check stay fast."""
+    if pieces := uris.pieces(uri):
+        from vcot.storage.pieces import Pieces
+
+        return Pieces(uri, pieces, _at)
     try:
         scheme, rest = uris.split(uri)
     except UsageError as error:
