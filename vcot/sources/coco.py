@@ -89,14 +89,9 @@ def _answer(kind: QuestionKind, boxes: Sequence[Box], width: int, height: int) -
 
 
 def _question(desk: Desk, row_id: str, kind: QuestionKind, category: str) -> str:
-    phrasings = PHRASINGS[kind][: 1 if desk.options.phrasings == "one" else None]
-    phrasing = phrasings[_draw(desk, row_id, len(phrasings))]
-    return phrasing.format(one=category, a=f"{_article(category)} {category}", many=plural(category))
-
-
-def _draw(desk: Desk, what: str, below: int) -> int:
-    """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
-    return int.from_bytes(hashlib.sha256(f"{desk.options.seed}\0{what}".encode()).digest()[:8]) % below
+    return desk.one_of(PHRASINGS[kind], row_id).format(
+        one=category, a=f"{_article(category)} {category}", many=plural(category)
+    )
 
 
 def _box(written: Any, width: int, height: int, overhang: float) -> Box:
@@ -178,7 +173,7 @@ def _askable(
                 yield kind, category
     absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded]
     if absent and "presence" in desk.options.questions:
-        yield "presence", absent[_draw(desk, of, len(absent))]
+        yield "presence", absent[desk.draw(of, len(absent))]
 
 
 def _seen(index: sqlite3.Connection, image_id: str, names: Mapping[str, str]) -> tuple[dict[str, list[Any]], set[str]]:

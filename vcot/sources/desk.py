@@ -51,7 +51,7 @@ class Options:
 class Desk:
     """
     scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split.
-    repeated: ids that several rows give themselves.
+    repeated: ids that several rows give themselves. dataset: of rows that do not say of which they are.
     """
 
     store: Store
@@ -63,6 +63,7 @@ class Desk:
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
     held_out: Mapping[str, Split] = field(default_factory=dict)
     repeated: frozenset[str] = frozenset()
+    dataset: str = "unknown"
 
     def id_of(self, row: Row) -> str:
         """What the row calls itself; its place in the input where it says nothing, or what others say too."""
@@ -100,7 +101,15 @@ class Desk:
         """How the tallies call the dataset of a row, also of one that was refused."""
         origin = row.value.get("origin")
         said = (origin if isinstance(origin, dict) else row.value).get("dataset")
-        return self.options.dataset or (said if isinstance(said, str) and said else "unknown")
+        return self.options.dataset or (said if isinstance(said, str) and said else self.dataset)
+
+    def one_of(self, wordings: Sequence[str], row_id: str) -> str:
+        """The wording of this row's question; always the first where one is wanted (`phrasings`)."""
+        return wordings[0 if self.options.phrasings == "one" else self.draw(row_id, len(wordings))]
+
+    def draw(self, what: str, below: int) -> int:
+        """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
+        return int.from_bytes(hashlib.sha256(f"{self.options.seed}\0{what}".encode()).digest()[:8]) % below
 
     def _split(self, row: Row, image: Image) -> Split:
         declared = self.declared(row)
@@ -134,6 +143,25 @@ class Desk:
 def given_id(row: Row) -> str | None:
     """The id that a row gives itself, if any."""
     return str(row.value.get("id") or "") or None
+
+
+def same_size(said: Mapping[str, Any], image: Image) -> None:
+    """Holds the size that a row says its picture has against the picture; many rows say none.
+
+    Raises:
+        Refused: they differ, so that its boxes are of another picture.
+    """
+    width, height = said.get("width"), said.get("height")
+    if width is None and height is None:
+        return
+    if type(width) is not int or type(height) is not int:
+        raise Refused(Reason.WRONG_SHAPE, f"width and height are whole pixels; got {width!r:.40} and {height!r:.40}")
+    if (width, height) != (image.width, image.height):
+        raise Refused(
+            Reason.IMAGE_SIZE_DIFFERS,
+            f"the row says {width} x {height} pixels, {image.uri} has {image.width} x {image.height} "
+            "(upright, as EXIF turns it)",
+        )
 
 
 def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:

@@ -1,4 +1,4 @@
-"""The files a dataset comes in: JSON arrays and JSON lines, gzipped or not, row by row in constant memory.
+"""The files a dataset comes in: JSON arrays and lines, gzipped or not, and Parquet, row by row in constant memory.
 
 Each file is held against the digest that was taken when the stage began, while it is read: a file that changes
 under a running stage is an error, not a mixture.
@@ -20,12 +20,13 @@ from typing import Any, BinaryIO
 
 from vcot.errors import InputError
 from vcot.records import Reason
+from vcot.sources import parquet
 from vcot.sources.jsontext import LONGEST, entries
 from vcot.sources.row import Refused, Row
 from vcot.storage import Store, join
 from vcot.storage import name as last_part
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson")
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", parquet.SUFFIX)
 _BUFFER = 1 << 20
 
 
@@ -39,7 +40,7 @@ class Input:
 
 
 def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
-    """The files that the URIs name, in order; a folder stands for the JSON files below it, sorted.
+    """The files that the URIs name, in order; a folder stands for the JSON and Parquet files below it, sorted.
 
     Raises:
         InputError: a URI names nothing.
@@ -61,13 +62,28 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
     return tuple(Input(uri, name, store.digest(uri)) for uri, name in found.items())
 
 
-def rows_of(store: Store, source: Input) -> Iterator[Row]:
+def rows_of(store: Store, source: Input, columns: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of one file. A line that is not a JSON object comes with its fault.
 
+    columns: what is read of a Parquet file; none where only JSON is.
+
     Raises:
-        InputError: the file is empty, cut off, no JSON at all, or not what it was when the stage began.
+        InputError: the file is empty, cut off, of another kind, or not what it was when the stage began.
     """
     count = 0
+    for count, row in enumerate(_rows_of_kind(store, source, columns), 1):  # noqa: B007 (count is what is wanted)
+        yield row
+    if not count:
+        raise InputError(f"{source.uri}: there is not one row in it")
+
+
+def _rows_of_kind(store: Store, source: Input, columns: Sequence[str]) -> Iterator[Row]:
+    if source.uri.endswith(parquet.SUFFIX):
+        if not columns:
+            raise InputError(f"{source.uri} is Parquet; this source reads {', '.join(SUFFIXES[:-1])}")
+        for number, value in parquet.entries(store, source.uri, source.sha256, columns):
+            yield _row(f"{source.name}:{number}", value)
+        return
     with opened(store, source) as stream:
         form = form_of_file(stream)
         if form == "coco":
@@ -75,10 +91,7 @@ def rows_of(store: Store, source: Input) -> Iterator[Row]:
                 f"{source.uri} is one COCO object (images, annotations, categories): --source coco reads it"
             )
         for number, value in entries(stream, source.uri) if form == "array" else _lines(source, stream):
-            count += 1
             yield _row(f"{source.name}:{number}", value)
-    if not count:
-        raise InputError(f"{source.uri}: there is not one row in it")
 
 
 def form_of_file(stream: io.BufferedReader) -> str:

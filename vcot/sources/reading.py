@@ -32,6 +32,9 @@ class Source:
     forms: the forms of JSON rows that it reads (see FORMS); empty where `rows` makes them in another way.
     splits: what rows call their split → ours, or None where the picture decides.
     names_rows: rows may bring ids of their own.
+    columns: what it reads of Parquet files; empty where it reads none.
+    expand: a row of the file → the rows that it holds, where one may hold several.
+    dataset: how its rows are counted that do not say of which dataset they are.
     """
 
     sample: Callable[[Row, Desk], Sample]
@@ -40,19 +43,26 @@ class Source:
     licence: str = "unknown"
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
     names_rows: bool = False
+    columns: tuple[str, ...] = ()
+    expand: Callable[[Row], Iterable[Row]] | None = None
+    dataset: str = "unknown"
 
 
-#: Form of a row → the fields that give it away, what it is, and the source that reads it.
-FORMS: Mapping[str, tuple[frozenset[str], str, str | None]] = {
+#: Form of a row → the fields that give it away, what it is, and the sources that read it.
+FORMS: Mapping[str, tuple[frozenset[str], str, tuple[str, ...]]] = {
+    "expressions": (frozenset(("img_path", "expression", "bbox", "sent_id")), "RefCOCO's expressions", ("refcoco",)),
     "detection": (
         frozenset(("img_path", "expression", "bbox")),
         "a detection file (img_path, expression, bbox): boxes to measure with, and no answers to learn",
-        None,
+        (),
     ),
-    "chat": (frozenset(("image", "conversations")), "VisCoT's chat rows", "viscot"),
-    "metadata": (frozenset(("image", "question", "answer", "bboxs")), "VisCoT's metadata", "viscot"),
-    "messages": (frozenset(("messages",)), "OpenAI chat messages", "samples"),
-    "sample": (frozenset(("image", "question", "answers")), "Samples", "samples"),
+    "chat": (frozenset(("dataset", "question_id", "image", "conversations")), "VisCoT's chat rows", ("viscot",)),
+    "talk": (frozenset(("conversations",)), "LLaVA's conversations", ("llava-cot", "samples")),
+    "metadata": (frozenset(("image", "question", "answer", "bboxs")), "VisCoT's metadata", ("viscot",)),
+    "rationales": (frozenset(("question", "choices", "rationales")), "A-OKVQA", ("aokvqa",)),
+    "lectures": (frozenset(("question", "choices", "lecture")), "ScienceQA", ("scienceqa",)),
+    "messages": (frozenset(("messages",)), "OpenAI chat messages", ("samples",)),
+    "sample": (frozenset(("image", "question", "answers")), "Samples", ("samples",)),
 }
 
 
@@ -98,11 +108,14 @@ def rows_of_shard(
 def _json_rows(source: Source, desk: Desk) -> Iterator[Row]:
     for file in desk.inputs:
         fresh = True
-        for row in rows_of(desk.store, file):
+        for row in rows_of(desk.store, file, source.columns):
             if row.fault is None and fresh:
                 _check_form(source, form_of_row(row.value), file.uri)
                 fresh = False
-            yield row
+            if row.fault is None and source.expand is not None:
+                yield from source.expand(row)
+            else:
+                yield row
 
 
 def form_of_row(value: Mapping[str, Any]) -> str | None:
@@ -117,9 +130,9 @@ def _check_form(source: Source, form: str | None, uri: str) -> None:
     """
     if form is None or form in source.forms:
         return
-    _, what, reader = FORMS[form]
+    _, what, readers = FORMS[form]
     wanted = " or ".join(FORMS[name][1] for name in source.forms)
-    hint = f"; --source {reader} reads it" if reader else ""
+    hint = f"; --source {' or --source '.join(readers)} reads it" if readers else ""
     raise InputError(f"{uri} is {what}{hint}. This source reads {wanted}")
 
 
