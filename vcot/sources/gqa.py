@@ -1,0 +1,110 @@
+"""GQA's programs, and how they bring boxes into VisCoT's written steps.
+
+A program is a list of operations on objects of the scene: select("shirt (2)"), relate("person,wearing,s (1)") of what
+step 0 found, query("name"). The box of a row is round the object at which the program ends. `thought`, steps that
+GPT-4 wrote, names it in prose and without a place: where it first does, the place is inserted. What a box shows is thus
+told by the scene graph, never by the answer (a program says "_" where the name is what is asked).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vcot.grounding import Mention, Trace
+from vcot.sources.labels import gives_away
+
+_OBJECT = re.compile(r"\s*\((?:-|[\d,]+)\)\s*\Z")
+"""The object's number at the end of an argument; "-" where the scene has none."""
+_UNNAMED = "thing"
+
+
+@dataclass(frozen=True)
+class Step:
+    """`on`: numbers of earlier steps whose objects it takes."""
+
+    operation: str
+    on: tuple[int, ...]
+    argument: str
+
+
+def program(said: Any) -> tuple[Step, ...]:
+    """The steps of what a row calls `reasoning`; none where it is no whole program."""
+    steps: list[Step] = []
+    for entry in said if isinstance(said, list) else ():
+        match entry:
+            case {"operation": str(operation), "dependencies": [*on], "argument": str(argument)} if all(
+                type(n) is int and 0 <= n < len(steps) for n in on
+            ):
+                steps.append(Step(operation.strip(), tuple(on), _OBJECT.sub("", argument).strip()))
+            case _:
+                return ()
+    return tuple(steps)
+
+
+def target(steps: Sequence[Step], answers: Sequence[str]) -> str | None:
+    """The one object that a program ends at, by its name; None where there are several, or its name is the answer."""
+    if not steps:
+        return None
+    (*more, name) = _names(steps, len(steps) - 1) or (None,)
+    return None if more or name is None or gives_away(name.casefold(), answers) else name
+
+
+def grounded(thought: str, steps: Sequence[Step], named: str | None, evidence: Mention) -> Trace:
+    """The written steps, or those of the program where there are none, with the evidence in its place.
+
+    named: what the steps call the thing that the evidence shows. Where they do not, a sentence at their end points.
+    """
+    prose = thought or told(steps)
+    found = re.search(rf"\b{re.escape(named)}\b", prose, re.IGNORECASE) if named else None
+    if found is None:
+        return Trace((f"{prose} The place to look at is the ".lstrip(), evidence, "."))
+    return Trace((prose[: found.start()], Mention(found[0], evidence.boxes), prose[found.end() :]))
+
+
+def told(steps: Sequence[Step]) -> str:
+    """A program in words."""
+    return " ".join(filter(None, (_sentence(steps, number) for number in range(len(steps)))))
+
+
+def _names(steps: Sequence[Step], number: int) -> tuple[str | None, ...]:
+    """What the objects of a step are called, each once; None for one that the program does not name."""
+    step = steps[number]
+    before = tuple(dict.fromkeys(name for n in step.on for name in _names(steps, n)))
+    match step.operation.partition(" ")[0]:
+        case "select":
+            return (step.argument or None,)
+        case "relate":
+            name = step.argument.split(",")[0].strip()
+            return (None if name in ("", "_") else name,)
+        case "filter" if not step.argument.startswith("not("):
+            return tuple(name and f"{step.argument} {name}" for name in before)
+    return before
+
+
+def _sentence(steps: Sequence[Step], number: int) -> str | None:
+    step = steps[number]
+    earlier = [name or _UNNAMED for n in step.on for name in _names(steps, n)]
+    others = " and the ".join(earlier) or _UNNAMED
+    match step.operation.partition(" ")[0], step.argument.split(","):
+        case "select", _:
+            return f"Look for the {step.argument}."
+        case "relate", [name, relation, "s"]:
+            return f"Look for the {_named(name)} {relation.strip()} the {others}."
+        case "relate", [name, relation, "o"]:
+            return f"Look for the {_named(name)} that the {others} is {relation.strip()}."
+        case "filter", _:
+            negated = step.argument.startswith("not(")
+            quality = f"not {step.argument[4:].rstrip(')')}" if negated else step.argument
+            return f"Of the {others}, take the one that is {quality}."
+        case "query", _:
+            return f"Look at the {step.argument} of the {others}."
+        case "exist", _:
+            return f"See whether the {others} is there."
+    return None
+
+
+def _named(name: str) -> str:
+    return _UNNAMED if name.strip() in ("", "_") else name.strip()
