@@ -173,7 +173,7 @@ def _askable(
                 yield kind, category
     absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded]
     if absent and "presence" in desk.options.questions:
-        yield "presence", absent[desk.draw(of, len(absent))]
+        yield "presence", absent[desk.pick(of, len(absent))]
 
 
 def _seen(index: sqlite3.Connection, image_id: str, names: Mapping[str, str]) -> tuple[dict[str, list[Any]], set[str]]:

@@ -105,9 +105,9 @@ class Desk:
 
     def one_of(self, wordings: Sequence[str], row_id: str) -> str:
         """The wording of this row's question; always the first where one is wanted (`phrasings`)."""
-        return wordings[0 if self.options.phrasings == "one" else self.draw(row_id, len(wordings))]
+        return wordings[0 if self.options.phrasings == "one" else self.pick(row_id, len(wordings))]
 
-    def draw(self, what: str, below: int) -> int:
+    def pick(self, what: str, below: int) -> int:
         """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
         return int.from_bytes(hashlib.sha256(f"{self.options.seed}\0{what}".encode()).digest()[:8]) % below
 
