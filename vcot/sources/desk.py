@@ -168,11 +168,15 @@ def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:
     return tuple(dict.fromkeys(boxes))
 
 
+_NUMBERS = frozenset((int, float))
+"""A bool is an int to `isinstance`, and no number to us."""
+
+
 def numbers(edges: Any) -> tuple[float, float, float, float]:
     """Four numbers. Raises BoxError: another count, or not numbers."""
     if not isinstance(edges, list) or len(edges) != 4:
         raise BoxError(BoxFault.WRONG_COUNT, f"a box is [x1, y1, x2, y2]; got {edges!r:.80}")
-    if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in edges):
+    if not _NUMBERS.issuperset(map(type, edges)):
         raise BoxError(BoxFault.NOT_A_NUMBER, f"a box is four numbers; got {edges!r:.80}")
     try:
         x1, y1, x2, y2 = map(float, edges)

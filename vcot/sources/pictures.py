@@ -6,6 +6,7 @@ remembered (a bounded number of them), and only the header is decoded, unless th
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import threading
@@ -20,6 +21,10 @@ from vcot.storage import images as reading
 from vcot.storage.images import ImageError
 
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/")
+
+
+class NotAtHand(Exception):
+    """Nobody has looked at this picture yet, and the asker does not want to wait."""
 
 
 class Pictures:
@@ -46,6 +51,13 @@ class Pictures:
         self._max_pixels, self._max_side, self._remember = max_pixels, max_side, remember
         self._known: OrderedDict[str, Future[Image]] = OrderedDict()
         self._lock = threading.Lock()
+        self._waits = True
+
+    def at_hand(self) -> Pictures:
+        """The same, for who does not want to wait: raises NotAtHand of a picture that nobody has looked at yet."""
+        hasty = copy.copy(self)  # what is known, both know
+        hasty._waits = False
+        return hasty
 
     def find(self, path: str) -> Image:
         """The picture at a path below the images' folder, or at a URI.
@@ -57,6 +69,8 @@ class Pictures:
         uri = self._uri(path)
         with self._lock:
             known = self._known.get(uri)
+            if not (self._waits or (known is not None and known.done())):
+                raise NotAtHand(uri)
             if known is None:
                 looked_up = self._known[uri] = Future()
                 if len(self._known) > self._remember:
@@ -74,6 +88,8 @@ class Pictures:
 
     def keep(self, name: str, data: bytes) -> Image:
         """Stores a picture that a source made (drawn, or unpacked from a row) and gives it as a record."""
+        if not self._waits:
+            raise NotAtHand(name)
         uri = join(self._made_uri, name)
         image = self._judge(uri, data)
         self._store.write(uri, data)
