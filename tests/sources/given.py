@@ -49,7 +49,7 @@ class Given:
         return Desk(
             store, find(store, uris), Pictures(store, str(self.images), str(self.folder / "made")), self.folder,
             Options(**options), licence=SOURCES[source].licence, splits=SOURCES[source].splits,
-            held_out=held_out or {},
+            held_out=held_out or {}, dataset=SOURCES[source].dataset,
         )  # fmt: skip
 
     def outcomes(self, source: str, *uris: str, readers: int = 1, **options: Any) -> list[Sample | Rejection]:
