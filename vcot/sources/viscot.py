@@ -89,7 +89,7 @@ def _metadata(row: Mapping[str, Any]) -> _Said:
     others = [a.strip() for a in _texts(row, "possible_answers") if a.strip()]
     thought = row.get("thought")
     return _Said(
-        path=_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
+        path=picture_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
         dataset=dataset,
         question=_question(row, "question"),
         answers=tuple(dict.fromkeys([answer, *others])),
@@ -118,7 +118,7 @@ def _chat(row: Mapping[str, Any]) -> _Said:
     path, _, _ = images[0].partition("###")
     _, marked, suffix = images[-1].partition("###")
     return _Said(
-        path=_path(path, dataset),
+        path=picture_path(path, dataset),
         dataset=dataset,
         question=_question(turns[0], "value"),
         answers=(text(turns[3], "value", Reason.NO_ANSWER),),
@@ -175,7 +175,7 @@ def _question(row: Mapping[str, Any], name: str) -> str:
     return question
 
 
-def _path(image: str, dataset: str) -> str:
+def picture_path(image: str, dataset: str) -> str:
     """`<folder of the set>/<file>` of what a row calls its image: `cot/<set>/<file>` or the bare file."""
     folder, _, file = image.removeprefix("cot/").partition("/") if image.startswith("cot/") else (dataset, "", image)
     return f"{_FOLDERS.get(folder, folder)}/{file}"
