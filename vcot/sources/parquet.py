@@ -60,7 +60,10 @@ def _opened(store: Store, uri: str) -> Iterator[Any]:
 
     with store.open_read(uri) as stream:
         try:
-            # With a buffer, columns are read in pieces: without one, a group of rows is in memory as a whole.
-            yield pq.ParquetFile(stream, buffer_size=_BUFFER)
-        except (pa.ArrowException, EOFError) as error:
+            # Columns are read in pieces of the buffer. Otherwise whole groups of rows are fetched ahead, and with
+            # pictures in them the whole file may come to be in memory.
+            yield pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+        except (pa.ArrowException, OSError, EOFError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk, not of pyarrow
+                raise
             raise InputError(f"{uri} is not whole Parquet: {error}") from None
