@@ -1,7 +1,8 @@
 """Pictures by their path in the dataset: size and digest, each read once.
 
 Rows repeat pictures, and reading them is what a conversion spends its time on. So what is known of a picture is
-remembered (a bounded number of them), and only the header is decoded, unless the end of the file looks wrong.
+remembered (a bounded number of them), and only the header is decoded, unless the end of the file looks wrong, or a
+copy of the picture is wanted (ingest.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image
+from vcot.sources.ingest import Ingest
 from vcot.storage import Store, join
 from vcot.storage import images as reading
 from vcot.storage.images import ImageError
@@ -34,6 +36,7 @@ class Pictures:
         images_uri: the folder that paths are below; None where a dataset gives whole URIs only.
         made_uri: where pictures go that a source draws or unpacks itself.
         max_pixels, max_side: what is larger is refused before it is decoded, in pixels.
+        budget: pixels of the copies that later stages read; None: they read the pictures where they are.
         remember: how many pictures are kept in mind (about 0.5 kB each).
     """
 
@@ -45,10 +48,13 @@ class Pictures:
         *,
         max_pixels: int = reading.MAX_PIXELS,
         max_side: int = 20_000,
+        budget: int | None = None,
         remember: int = 50_000,
     ) -> None:
         self._store, self._images_uri, self._made_uri = store, images_uri, made_uri
         self._max_pixels, self._max_side, self._remember = max_pixels, max_side, remember
+        copies_uri = join(made_uri, "copies")
+        self._ingest = None if budget is None else Ingest(store, copies_uri, budget, max_pixels=max_pixels)
         self._known: OrderedDict[str, Future[Image]] = OrderedDict()
         self._lock = threading.Lock()
         self._waits = True
@@ -58,6 +64,12 @@ class Pictures:
         hasty = copy.copy(self)  # what is known, both know
         hasty._waits = False
         return hasty
+
+    def in_place(self) -> Pictures:
+        """The same without copies, for who wants to know sizes and digests alone."""
+        plain = copy.copy(self)
+        plain._ingest, plain._known = None, OrderedDict()
+        return plain
 
     def find(self, path: str) -> Image:
         """The picture at a path below the images' folder, or at a URI.
@@ -91,7 +103,7 @@ class Pictures:
         if not self._waits:
             raise NotAtHand(name)
         uri = join(self._made_uri, name)
-        image = self._judge(uri, data)
+        image = self._judge(uri, data, ours=True)
         self._store.write(uri, data)
         return image
 
@@ -117,12 +129,15 @@ class Pictures:
             raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
         return self._judge(uri, data)
 
-    def _judge(self, uri: str, data: bytes) -> Image:
+    def _judge(self, uri: str, data: bytes, *, ours: bool = False) -> Image:
+        """`ours`: it lies in our own folder, so that a copy is worth its room only where it is smaller."""
         if len(data) > reading.MAX_BYTES:
             raise ImageError(uri, "too-large", f"more than {reading.MAX_BYTES >> 20} MiB")
         width, height = reading.probe(data, uri, max_pixels=self._max_pixels)
         if max(width, height) > self._max_side:
             raise ImageError(uri, "too-large", f"{width} x {height} pixels; at most {self._max_side:,} a side are read")
+        if self._ingest is not None and (not ours or self._ingest.would_shrink(width, height)):
+            return self._ingest.take(uri, data, (width, height))
         if not _ends_as_it_should(data):
             reading.decode(data, uri, max_pixels=self._max_pixels)
         return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())

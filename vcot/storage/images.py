@@ -82,8 +82,13 @@ def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
     return data
 
 
-def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, budget: int | None = None) -> Picture:
+def decode(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, budget: int | None = None, sha256: str | None = None
+) -> Picture:
     """The picture in these bytes; with a `budget`, shrunk to at most so many pixels and never enlarged.
+
+    A small budget makes large JPEGs fast, too: a look at a thumbnail costs a fraction of the whole picture.
+    `sha256`: the digest of these bytes, for whoever knows it already.
 
     Raises:
         ImageError: it cannot be used; the reason is one of REASONS.
@@ -109,7 +114,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, budget: int 
         pixels = pixels.transpose(_TURNS[orientation])
     pixels.info = {}  # EXIF among it: whoever saved the pixels with it would have them turned a second time
     width, height = size[::-1] if orientation in _SIDEWAYS else size
-    return Picture(pixels, width, height, hashlib.sha256(data).hexdigest(), form)
+    return Picture(pixels, width, height, sha256 or hashlib.sha256(data).hexdigest(), form)
 
 
 def within(width: int, height: int, budget: int) -> tuple[int, int]:

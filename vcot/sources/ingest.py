@@ -1,0 +1,78 @@
+"""Pictures in the form that training streams: upright, within the model's budget of pixels, JPEG, each stored once.
+
+A copy has its original's digest in its name, and the recipe's. So it is made once, however many rows, shards, pods or
+runs want it, and a stage that is started again finds those it has made. The same bytes and the same Pillow give the
+same copy: there is no time in it, no metadata, and nothing is tried twice to see what is smaller.
+
+JPEG of quality 95, all three colours at full resolution. On the pictures of a megapixel in docs/log.md a photograph
+keeps 51 dB in a fifth of PNG's bytes, and coloured writing on a page 41 dB; with colours at half resolution, as is
+usual, the writing would keep 25. WebP is half as large and 30 times as slow to write. Everything is encoded, what was
+small enough already too: one form, and nobody's place or camera in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+
+from PIL import Image as Pillow
+
+from vcot.records import Image
+from vcot.records.sample import Stored
+from vcot.storage import Store, images, join
+from vcot.storage.images import ImageError
+
+QUALITY = 95
+
+
+class Ingest:
+    """Makes copies below a folder; share it between threads.
+
+    Args:
+        budget: what is larger is shrunk to at most so many pixels, its shape kept. Nothing is enlarged.
+        max_pixels: what is larger is refused before it is decoded.
+    """
+
+    def __init__(self, store: Store, folder_uri: str, budget: int, *, max_pixels: int = images.MAX_PIXELS) -> None:
+        self._store, self._folder_uri = store, folder_uri
+        self._budget, self._max_pixels = budget, max_pixels
+
+    def take(self, uri: str, data: bytes, size: tuple[int, int]) -> Image:
+        """The record of the picture in these bytes, with its copy in storage.
+
+        Args:
+            size: width and height of the upright original, from its header.
+
+        Raises:
+            ImageError: it cannot be used.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        there = join(self._folder_uri, digest[:2], f"{digest}.{self._budget}-q{QUALITY}.jpg")
+        if (copy := self._made_before(there)) is None:
+            picture = images.decode(data, uri, max_pixels=self._max_pixels, budget=self._budget, sha256=digest)
+            copy = packed(picture.pixels)
+            self._store.write(there, copy)
+        width, height = images.within(*size, self._budget)
+        stored = Stored(uri=there, width=width, height=height, sha256=hashlib.sha256(copy).hexdigest())
+        return Image(uri=uri, width=size[0], height=size[1], sha256=digest, stored=stored)
+
+    def would_shrink(self, width: int, height: int) -> bool:
+        return width * height > self._budget
+
+    def _made_before(self, uri: str) -> bytes | None:
+        """The copy, if it is there and whole. Storage shows nothing half-written, but people copy folders."""
+        if self._store.stat(uri) is None:
+            return None
+        try:
+            copy = images.fetch(self._store, uri)
+        except ImageError:
+            return None
+        return copy if copy.startswith(b"\xff\xd8") and copy.endswith(b"\xff\xd9") else None
+
+
+def packed(pixels: Pillow.Image) -> bytes:
+    """As a JPEG. Through a file: Pillow lets other threads work while it writes into one, and not into memory."""
+    with tempfile.TemporaryFile() as file:
+        pixels.save(file, "JPEG", quality=QUALITY, subsampling=0)
+        file.seek(0)
+        return file.read()
