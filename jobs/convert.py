@@ -6,6 +6,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -138,6 +139,14 @@ class ConvertSettings(Settings):
     )  # fmt: skip
     max_image_pixels: int = setting(100_000_000, "larger images are refused before decoding", unit="pixels", ge=1)
     max_image_side: int = setting(20_000, "images with a longer side are refused", unit="pixels", ge=1)
+    ingest: bool = setting(
+        False, "keep a copy of every image, upright and shrunk, that later stages read in its place; boxes stay in "
+        "pixels of the original",
+    )  # fmt: skip
+    ingest_pixels: int = setting(
+        1280 * 28 * 28, "--ingest: pixels of a copy at most; what the model's processor would shrink an image to. "
+        "Nothing is enlarged", unit="pixels", ge=28 * 28,
+    )  # fmt: skip
 
     questions: Questions = setting(
         ("where", "count", "point", "presence"), "coco, scenes: kinds of questions, comma-separated", min_length=1
@@ -149,7 +158,8 @@ class ConvertSettings(Settings):
     )
     scenes: int = setting(200, "scenes: how many are drawn", unit="scenes", ge=1)
     pictures_uri: str | None = setting(
-        None, "folder for pictures that are drawn, or that rows hold; default: <run-uri>/convert/images",
+        None, "folder for pictures that are drawn, that rows hold, or copied (--ingest); "
+        "default: <run-uri>/convert/images",
         min_length=1,
     )  # fmt: skip
 
@@ -166,6 +176,8 @@ class ConvertSettings(Settings):
             wrong.append(f"--input-uri (or VCOT_CONVERT_INPUT_URI) is missing: --source {self.source} reads files")
         if self.source == "scenes" and self.input_uri:
             wrong.append("--input-uri: --source scenes draws its rows and reads no files")
+        if "ingest_pixels" in self.model_fields_set and not self.ingest:
+            wrong.append("--ingest-pixels (or VCOT_CONVERT_INGEST_PIXELS) is for copies: give --ingest, too")
         if self.source in IMAGES and self.images_uri is None:
             wrong.append(f"--images-uri (or VCOT_CONVERT_IMAGES_URI) is missing: {IMAGES[self.source]}")
         if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
@@ -242,7 +254,10 @@ def prepared(settings: ConvertSettings, source: Source, desk: Desk, folder: Fold
     if images_uri is not None and next(iter(desk.store.list(images_uri)), None) is None:
         raise InputError(f"--images-uri {images_uri}: there is nothing in that folder")
     look = settings.part in ("all", "prepare")
-    return informed(source, desk, folder, look=look, readers=settings.readers, limit=settings.limit)
+    # Sizes and digests are enough for this look; copies are left to the shards, of which there are many at once.
+    seen = replace(desk, pictures=desk.pictures.in_place())
+    seen = informed(source, seen, folder, look=look, readers=settings.readers, limit=settings.limit)
+    return replace(seen, pictures=desk.pictures)
 
 
 def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Path) -> Desk:
@@ -255,6 +270,7 @@ def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Pa
     pictures = Pictures(
         store, settings.images_uri or images_beside(settings), settings.pictures_uri or join(folder.uri, "images"),
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
+        budget=settings.ingest_pixels if settings.ingest else None,
     )  # fmt: skip
     benchmark_pictures = None
     if settings.benchmark_images_uri is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -198,20 +197,3 @@ def test_pictures_of_a_bucket_are_copied_into_a_bucket(moto_place: str) -> None:
     assert image.stored is not None
     assert image.stored.uri.startswith(f"{moto_place}/made/copies/{image.sha256[:2]}/{image.sha256}")
     assert picture(store, image).pixels.size == (150, 200)
-
-
-def test_other_threads_work_while_a_copy_is_encoded() -> None:
-    """Pillow holds Python's lock while it encodes into memory, and not while it encodes into a file."""
-    pixels = Pillow.effect_noise((4000, 3000), 80).convert("RGB")
-    ticks, done = [], threading.Event()
-
-    def tick() -> None:
-        while not done.wait(0.001):
-            ticks.append(1)
-
-    other = threading.Thread(target=tick)
-    other.start()
-    ingest.packed(pixels)
-    done.set()
-    other.join()
-    assert len(ticks) > 10

@@ -67,6 +67,8 @@ class Pictures:
 
     def in_place(self) -> Pictures:
         """The same without copies, for who wants to know sizes and digests alone."""
+        if self._ingest is None:
+            return self
         plain = copy.copy(self)
         plain._ingest, plain._known = None, OrderedDict()
         return plain
