@@ -13,12 +13,14 @@ import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image
 from vcot.sources.ingest import Ingest
-from vcot.storage import Store, join
+from vcot.sources.known import Known
+from vcot.storage import Store, join, state_of
 from vcot.storage import images as reading
 from vcot.storage.images import ImageError
 
@@ -29,6 +31,14 @@ class NotAtHand(Exception):
     """Nobody has looked at this picture yet, and the asker does not want to wait."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """What an ImageError said of a picture."""
+
+    reason: reading.Reason
+    detail: str
+
+
 class Pictures:
     """Looks pictures up; share it between threads.
 
@@ -37,7 +47,8 @@ class Pictures:
         made_uri: where pictures go that a source draws or unpacks itself.
         max_pixels, max_side: what is larger is refused before it is decoded, in pixels.
         budget: pixels of the copies that later stages read; None: they read the pictures where they are.
-        remember: how many pictures are kept in mind (about 0.5 kB each).
+        remember: how many pictures are kept in mind (about 1 kB each).
+        index: where all are noted that were looked at, and others may have been.
     """
 
     def __init__(
@@ -49,13 +60,15 @@ class Pictures:
         max_pixels: int = reading.MAX_PIXELS,
         max_side: int = 20_000,
         budget: int | None = None,
-        remember: int = 50_000,
+        remember: int = 4_000,
+        index: Known | None = None,
     ) -> None:
         self._store, self._images_uri, self._made_uri = store, images_uri, made_uri
-        self._max_pixels, self._max_side, self._remember = max_pixels, max_side, remember
+        self._max_pixels, self._max_side, self._keep_in_mind = max_pixels, max_side, remember
         copies_uri = join(made_uri, "copies")
         self._ingest = None if budget is None else Ingest(store, copies_uri, budget, max_pixels=max_pixels)
-        self._known: OrderedDict[str, Future[Image]] = OrderedDict()
+        self._index = index
+        self._known: OrderedDict[str, Image | Unusable | Future[Image]] = OrderedDict()
         self._lock = threading.Lock()
         self._waits = True
 
@@ -80,25 +93,59 @@ class Pictures:
             ImageError: it cannot be used; `reason` says why.
             SettingsError: a path, and no folder to look in.
         """
+        found = self._known.get(path)
+        return found if isinstance(found, Image) else self._find(path)
+
+    def _find(self, path: str) -> Image:
         uri = self._uri(path)
         with self._lock:
-            known = self._known.get(uri)
-            if not (self._waits or (known is not None and known.done())):
+            found = self._known.get(path) or self._indexed(uri)
+            if not self._waits and (found is None or isinstance(found, Future)):
                 raise NotAtHand(uri)
-            if known is None:
-                looked_up = self._known[uri] = Future()
-                if len(self._known) > self._remember:
-                    self._known.popitem(last=False)
+            if found is None:
+                found = looked_up = Future()
             else:
-                self._known.move_to_end(uri)
-        if known is not None:
-            return known.result()
+                looked_up = None
+            self._remember(path, found)
+        if looked_up is not None:
+            return self._look_for_all(path, uri, looked_up)
+        if isinstance(found, Unusable):
+            raise ImageError(uri, found.reason, found.detail)
+        return found if isinstance(found, Image) else found.result()
+
+    def _look_for_all(self, path: str, uri: str, waiting: Future[Image]) -> Image:
+        """Looks at the picture, for those too that wait for it."""
+        known: Image | Unusable | None = None
         try:
-            looked_up.set_result(self._look(uri))
+            known = self._look(uri)
+            waiting.set_result(known)
+            return known
         except BaseException as error:
-            looked_up.set_exception(error)
+            if isinstance(error, ImageError):
+                # Not the error itself: it holds every frame that it has passed, with the bytes of the picture.
+                known = Unusable(error.reason, str(error).removeprefix(f"{uri}: "))
+            waiting.set_exception(error)
             raise
-        return looked_up.result()
+        finally:
+            with self._lock:
+                self._remember(path, known)
+
+    def _remember(self, path: str, known: Image | Unusable | Future[Image] | None) -> None:
+        if known is None:
+            self._known.pop(path, None)
+            return
+        self._known[path] = known
+        if len(self._known) > self._keep_in_mind:
+            self._known.popitem(last=False)
+
+    def _indexed(self, uri: str) -> Image | None:
+        """What is known of it already; None also where that is not enough, or where earlier runs allowed more."""
+        image = None if self._index is None else self._index.get(uri)
+        if image is None or image.width * image.height > self._max_pixels:
+            return None
+        if max(image.width, image.height) > self._max_side or (self._ingest is not None and image.stored is None):
+            return None
+        return image.model_copy(update={"stored": None}) if self._ingest is None and image.stored else image
 
     def keep(self, name: str, data: bytes) -> Image:
         """Stores a picture that a source made (drawn, or unpacked from a row) and gives it as a record."""
@@ -126,10 +173,14 @@ class Pictures:
     def _look(self, uri: str) -> Image:
         try:
             with self._store.open_read(uri) as source:
+                state = state_of(source)
                 data = source.read(reading.MAX_BYTES + 1)
         except (InputError, UsageError, ValueError) as error:  # no such thing, or a row that names no place at all
             raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
-        return self._judge(uri, data)
+        image = self._judge(uri, data)
+        if self._index is not None:
+            self._index.put(image, len(data), state)
+        return image
 
     def _judge(self, uri: str, data: bytes, *, ours: bool = False) -> Image:
         """`ours`: it lies in our own folder, so that a copy is worth its room only where it is smaller."""

@@ -190,6 +190,10 @@ class _Raw(io.FileIO):
         except OSError as error:
             raise self._place.explain(error) from error
 
+    @property
+    def state(self) -> str:
+        return _size_and_state(os.fstat(self.fileno()))[1]
+
     def readinto(self, buffer: Any) -> int:
         try:
             return cast(int, super().readinto(buffer))

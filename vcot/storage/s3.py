@@ -315,6 +315,10 @@ class _Download(io.RawIOBase):
     def etag(self) -> str:
         return self._etag
 
+    @property
+    def state(self) -> str:
+        return self._etag
+
     def readable(self) -> bool:
         return True
 

@@ -27,7 +27,7 @@ from vcot.errors import InputError, UsageError
 from vcot.storage.disk import DiskFile
 from vcot.storage.place import CHUNK, Changed, Entry, NotFound, Place
 
-__all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name"]
+__all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name", "state_of"]
 
 
 class Store:
@@ -98,6 +98,11 @@ def join(base: str, *parts: str) -> str:
     if not steps:
         return base
     return (base if base.endswith("/") or not base else base + "/") + "/".join(steps)
+
+
+def state_of(stream: BinaryIO) -> str:
+    """In which state, as in `Entry`, the object is that a stream of `open_read` reads; "" where nobody can tell."""
+    return str(getattr(getattr(stream, "raw", None), "state", ""))
 
 
 def name(uri: str) -> str:
