@@ -46,10 +46,9 @@ def program(said: Any) -> tuple[Step, ...]:
 
 def target(steps: Sequence[Step], answers: Sequence[str]) -> str | None:
     """The one object that a program ends at, by its name; None where there are several, or its name is the answer."""
-    if not steps:
-        return None
-    (*more, name) = _names(steps, len(steps) - 1) or (None,)
-    return None if more or name is None or gives_away(name.casefold(), answers) else name
+    names = _names(steps)[-1] if steps else ()
+    name = names[0] if len(names) == 1 else None
+    return None if name is None or gives_away(name.casefold(), answers) else name
 
 
 def grounded(thought: str, steps: Sequence[Step], named: str | None, evidence: Mention) -> Trace:
@@ -66,27 +65,30 @@ def grounded(thought: str, steps: Sequence[Step], named: str | None, evidence: M
 
 def told(steps: Sequence[Step]) -> str:
     """A program in words."""
-    return " ".join(filter(None, (_sentence(steps, number) for number in range(len(steps)))))
+    names = _names(steps)
+    sentences = (_sentence(step, [name or _UNNAMED for n in step.on for name in names[n]]) for step in steps)
+    return " ".join(filter(None, sentences))
 
 
-def _names(steps: Sequence[Step], number: int) -> tuple[str | None, ...]:
-    """What the objects of a step are called, each once; None for one that the program does not name."""
-    step = steps[number]
-    before = tuple(dict.fromkeys(name for n in step.on for name in _names(steps, n)))
-    match step.operation.partition(" ")[0]:
-        case "select":
-            return (step.argument or None,)
-        case "relate":
-            name = step.argument.split(",")[0].strip()
-            return (None if name in ("", "_") else name,)
-        case "filter" if not step.argument.startswith("not("):
-            return tuple(name and f"{step.argument} {name}" for name in before)
-    return before
+def _names(steps: Sequence[Step]) -> list[tuple[str | None, ...]]:
+    """What the objects of each step are called, each once; None for one that the program does not name."""
+    found: list[tuple[str | None, ...]] = []
+    for step in steps:
+        before = tuple(dict.fromkeys(name for n in step.on for name in found[n]))
+        match step.operation.partition(" ")[0]:
+            case "select":
+                found.append((step.argument or None,))
+            case "relate":
+                name = step.argument.split(",")[0].strip()
+                found.append((None if name in ("", "_") else name,))
+            case "filter" if not step.argument.startswith("not("):
+                found.append(tuple(name and f"{step.argument} {name}" for name in before))
+            case _:
+                found.append(before)
+    return found
 
 
-def _sentence(steps: Sequence[Step], number: int) -> str | None:
-    step = steps[number]
-    earlier = [name or _UNNAMED for n in step.on for name in _names(steps, n)]
+def _sentence(step: Step, earlier: Sequence[str]) -> str | None:
     others = " and the ".join(earlier) or _UNNAMED
     match step.operation.partition(" ")[0], step.argument.split(","):
         case "select", _:

@@ -109,7 +109,10 @@ def form_of_file(stream: io.BufferedReader) -> str:
     return "coco" if _COCO.match(beginning) else "lines"
 
 
-_COCO = re.compile(rb'\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
+_COCO = re.compile(
+    rb'\{\s*"(?:(?:info|licenses|annotations|categories)"\s*:|type"\s*:\s*"instances"|images"\s*:\s*\[\s*[{\]])'
+)
+"""Lines of chat messages may begin with `images` too, a list of paths."""
 
 
 @contextmanager
