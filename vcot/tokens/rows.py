@@ -113,7 +113,7 @@ class Tokenizing:
             for shown in wanted:
                 example = examples[shown["row"]]
                 check_mask(example, self.encoder.processor)
-                size = (shown["size"][0], shown["size"][1])
-                one = view(example, size, self.encoder.contract, self.encoder.processor)
+                size, kept = ((shown[name][0], shown[name][1]) for name in ("size", "kept"))
+                one = view(example, size, self.encoder.contract, self.encoder.processor, kept=kept)
                 found.append((str(shown["kind"]), one))
             return found
