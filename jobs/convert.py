@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vcot.records import Rejection, Sample
     from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
     from vcot.sources import Desk, Options, Source
+    from vcot.sources.pictures import Pictures
     from vcot.sources.quality import Rules
     from vcot.sources.row import Row
     from vcot.storage import Store
@@ -76,7 +77,12 @@ class ConvertSettings(Settings):
     )
     images_uri: str | None = setting(
         None, "folder that the rows' image paths are below; viscot: the one with a folder per set (their cot/). "
-        "Default for coco: the folder images beside the input", min_length=1,
+        "Default for coco: the folder images beside the input. Or a tar file, read in place without unpacking it: one "
+        "file (.tar), or a folder of its numbered byte chunks (cot_images_00, cot_images_01, …)", min_length=1,
+    )  # fmt: skip
+    archive_index_uri: str | None = setting(
+        None, "where the index of a tar file of images is kept, for several runs to share; default: "
+        "<run-uri>/convert/archive", min_length=1, shapes_result=False,
     )  # fmt: skip
     dataset: str | None = setting(None, "name of the dataset in the Samples; default: what the rows say", min_length=1)
     licence: str | None = setting(None, "licence of the rows; default: what the dataset states", min_length=1)
@@ -248,12 +254,24 @@ def convert(settings: ConvertSettings, source: Source, rows: Iterable[Row], desk
 
 def prepared(settings: ConvertSettings, source: Source, desk: Desk, folder: Folder) -> Desk:
     """The desk that also knows what all shards must."""
+    from vcot.sources.archived import archive_at
     from vcot.sources.beforehand import informed
 
-    images_uri = settings.images_uri
-    if images_uri is not None and next(iter(desk.store.list(images_uri)), None) is None:
-        raise InputError(f"--images-uri {images_uri}: there is nothing in that folder")
     look = settings.part in ("all", "prepare")
+
+    def placed(uri: str, pictures: Pictures, name: str) -> Pictures:
+        """Inside an archive, if that is what lies there."""
+        archive = archive_at(uri, folder, desk.scratch, index_uri=settings.archive_index_uri, look=look, name=name)
+        return pictures if archive is None else pictures.inside(archive, source.in_archive)
+
+    if (uri := settings.images_uri) is not None:
+        pictures = placed(uri, desk.pictures, "archive.json")
+        if pictures is desk.pictures and next(iter(desk.store.list(uri)), None) is None:
+            raise InputError(f"--images-uri {uri}: there is nothing in that folder")
+        desk = replace(desk, pictures=pictures)
+    if (uri := settings.benchmark_images_uri) is not None and desk.benchmark_pictures is not None:
+        pictures = placed(uri, desk.benchmark_pictures, "archive-of-benchmarks.json")
+        desk = replace(desk, benchmark_pictures=pictures)
     # Sizes and digests are enough for this look; copies are left to the shards, of which there are many at once.
     seen = replace(desk, pictures=desk.pictures.in_place())
     seen = informed(source, seen, folder, look=look, readers=settings.readers, limit=settings.limit)

@@ -126,6 +126,19 @@ def test_on_every_kind_of_storage(any_place: str, tmp_path: Path) -> None:
         assert (crossing > 2) == (place != "one.tar")
 
 
+def test_the_list_of_members_is_one_of_places(folder_place: str, tmp_path: Path) -> None:
+    files = {f"d/{n:04d}": bytes([n % 250]) * (n % 7) for n in range(2500)}
+    in_chunks(store, folder_place, tar(files, links={"d/link": "0001"}), 600_000)
+    archive = archive_at(folder_place, tmp_path)
+    listed = list(archive.listed())
+    assert [entry.uri.rpartition("#")[2] for entry in listed] == sorted(files)
+    for entry in listed[::97]:
+        assert entry.uri == archive.uri(entry.uri.rpartition("#")[2])
+        assert (found := store.stat(entry.uri)) == entry
+        assert found is not None
+        assert found.state == entry.state == archive.state(entry.uri)
+
+
 # --- what is in an archive but no file ----------------------------------------------------------------
 
 

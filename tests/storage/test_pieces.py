@@ -56,7 +56,7 @@ def test_what_is_not_there_is_said_by_both_names(any_place: str) -> None:
         store.read(uri)
     assert store.stat(uri) is None
     store.write(place, b"too short")
-    with pytest.raises(Changed, match="has become shorter"):
+    with pytest.raises(NotFound, match="has become shorter"):
         store.read(uri)
     assert store.stat(uri) is None
 

@@ -16,7 +16,13 @@ from vcot.sources.reading import Source, read, rows_of_shard
 __all__ = ["SOURCES", "Desk", "Options", "Source", "read", "rows_of_shard"]
 
 SOURCES: Mapping[str, Source] = {
-    "viscot": Source(viscot.sample, ("chat", "metadata"), licence=viscot.LICENCE, splits=viscot.SPLITS),
+    "viscot": Source(
+        viscot.sample,
+        ("chat", "metadata"),
+        licence=viscot.LICENCE,
+        splits=viscot.SPLITS,
+        in_archive=viscot.IN_ARCHIVE,
+    ),
     "coco": Source(coco.sample, rows=coco.rows),
     "scienceqa": Source(
         scienceqa.sample, ("lectures",), columns=scienceqa.COLUMNS, licence=scienceqa.LICENCE, dataset="scienceqa"

@@ -12,6 +12,7 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -20,8 +21,9 @@ from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image
 from vcot.sources.ingest import Ingest
 from vcot.sources.known import Known
-from vcot.storage import Store, join, state_of
+from vcot.storage import Changed, NotFound, Store, join, state_of
 from vcot.storage import images as reading
+from vcot.storage.archive import Archive, NoFile
 from vcot.storage.images import ImageError
 
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/")
@@ -68,6 +70,8 @@ class Pictures:
         copies_uri = join(made_uri, "copies")
         self._ingest = None if budget is None else Ingest(store, copies_uri, budget, max_pixels=max_pixels)
         self._index = index
+        self._archive: Archive | None = None
+        self._folders: Sequence[str] = ()
         self._known: OrderedDict[str, Image | Unusable | Future[Image]] = OrderedDict()
         self._lock = threading.Lock()
         self._waits = True
@@ -86,6 +90,12 @@ class Pictures:
         plain._ingest, plain._known = None, OrderedDict()
         return plain
 
+    def inside(self, archive: Archive, folders: Sequence[str]) -> Pictures:
+        """The same, of an archive: paths are below one of these folders of it, the first that has them."""
+        there = copy.copy(self)
+        there._archive, there._folders, there._known = archive, folders, OrderedDict()
+        return there
+
     def find(self, path: str) -> Image:
         """The picture at a path below the images' folder, or at a URI.
 
@@ -98,14 +108,13 @@ class Pictures:
 
     def _find(self, path: str) -> Image:
         uri = self._uri(path)
+        looked_up: Future[Image] | None = None
         with self._lock:
             found = self._known.get(path) or self._indexed(uri)
             if not self._waits and (found is None or isinstance(found, Future)):
                 raise NotAtHand(uri)
             if found is None:
                 found = looked_up = Future()
-            else:
-                looked_up = None
             self._remember(path, found)
         if looked_up is not None:
             return self._look_for_all(path, uri, looked_up)
@@ -157,12 +166,16 @@ class Pictures:
         return image
 
     def _uri(self, path: str) -> str:
+        if uris.pieces(path):
+            return path
         if _ABSOLUTE.match(path):
             try:
                 uris.split(path)
             except UsageError as error:
                 raise ImageError(path, "unsupported-format", str(error)) from None
             return path
+        if self._archive is not None:
+            return self._member(self._archive, path)
         if self._images_uri is None:
             raise SettingsError(f"--images-uri is missing: rows name their pictures by paths such as {path!r:.80}")
         try:
@@ -170,11 +183,30 @@ class Pictures:
         except InputError as error:
             raise ImageError(path, "missing", str(error)) from None
 
+    def _member(self, archive: Archive, path: str) -> str:
+        missing = ""
+        for folder in self._folders:
+            try:
+                return archive.uri(f"{folder}/{path}".lstrip("/"))
+            except NoFile as error:
+                raise ImageError(path, "unsupported-format", str(error)) from None
+            except NotFound as error:
+                missing = missing or str(error)
+        raise ImageError(path, "missing", missing)
+
+    def _read(self, uri: str) -> tuple[bytes, str]:
+        """The bytes, and the state of what holds them."""
+        most = reading.MAX_BYTES + 1
+        if self._archive is not None and self._archive.holds(uri):
+            return self._archive.read(uri, most), self._archive.state(uri)
+        with self._store.open_read(uri) as source:
+            return source.read(most), state_of(source)
+
     def _look(self, uri: str) -> Image:
         try:
-            with self._store.open_read(uri) as source:
-                state = state_of(source)
-                data = source.read(reading.MAX_BYTES + 1)
+            data, state = self._read(uri)
+        except Changed:  # that is no fault of a row
+            raise
         except (InputError, UsageError, ValueError) as error:  # no such thing, or a row that names no place at all
             raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
         image = self._judge(uri, data)

@@ -37,6 +37,7 @@ class Source:
     columns: what it reads of Parquet files; empty where it reads none.
     expand: a row of the file → the rows that it holds, where one may hold several.
     dataset: how its rows are counted that do not say of which dataset they are.
+    in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
     """
 
     sample: Callable[[Row, Desk], Sample]
@@ -48,6 +49,7 @@ class Source:
     columns: tuple[str, ...] = ()
     expand: Callable[[Row], Iterable[Row]] | None = None
     dataset: str = "unknown"
+    in_archive: tuple[str, ...] = ("",)
 
 
 #: Form of a row → the fields that give it away, what it is, and the sources that read it.

@@ -11,7 +11,8 @@ Three forms of the same rows, told apart by their fields:
   GQA's program. They become a trace in which the thing that the program ends at has its place (gqa.py); without a
   program, a sentence at the end points at the boxes.
 
-Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. The rows of the
+Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. In the archive that is
+published (one tar in 13 chunks) it is called `cot_image_data`. The rows of the
 benchmark say split "val"; here that is the test split, and "train" is divided by what the picture is.
 """
 
@@ -33,6 +34,9 @@ from vcot.sources.row import Refused, Row
 
 LICENCE = "Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own"
 SPLITS: Mapping[str, Split | None] = {"train": None, "val": "test", "test": "test"}
+
+IN_ARCHIVE = ("cot_image_data", "cot", "")
+"""What the rows' `cot/` is called in the archive as published, and where somebody has made another of it."""
 
 _BOX_SENTENCE = re.compile(
     r"\s*Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "

@@ -31,13 +31,16 @@ from vcot.errors import InputError, TemporaryError
 from vcot.stage import Bar
 from vcot.storage.chunks import Chunks
 from vcot.storage.headers import Kind, Member, Walk, plain
-from vcot.storage.place import Changed, NotFound
+from vcot.storage.place import Changed, Entry, NotFound
 from vcot.storage.store import Store, join, name
 from vcot.uris import pieces
 
 SPAN = 256 << 20
 AT_ONCE = 8
 _LINKS = 8  # from link to link, before it is said that they go round
+
+
+_PAGE = "select name, offset, size from members where name > ? and kind = 'file' order by name limit ?"
 
 
 class Chunk(BaseModel):
@@ -81,26 +84,27 @@ class Archive:
             NoFile: it has, but not as a file with bytes.
         """
         try:
-            wanted = plain(path.encode())
+            asked = wanted = plain(path.encode())
         except UnicodeEncodeError:  # half a surrogate pair may be in JSON
             raise NotFound(f"{path!r} is no name of a file") from None
         for _ in range(_LINKS):
             found = self._look_up(wanted)
             if found is None:
                 break
-            kind, offset, size, target = found
+            kind, offset, size, linked = found
             if kind == "file":
-                return self.chunks.uri_of(offset, size, path)
+                return self.chunks.uri_of(offset, size, _text(wanted))
             if kind == "sparse":
                 raise NoFile(f"{path!r} is a sparse member of {self.chunks.uri}; only whole ones are read in place")
             if kind == "other":
                 raise NoFile(f"{path!r} is no file in {self.chunks.uri}, but a folder or a device")
-            wanted = target if kind == "hard" else _beside(wanted, target)  # hard ones left here lead nowhere
+            wanted = linked if kind == "hard" else _beside(wanted, linked)  # hard ones left here lead nowhere
         else:
             raise NoFile(f"{path!r} is a link in {self.chunks.uri} that leads from link to link")
-        if (reached := wanted.decode("utf-8", "replace")) == path:
+        if wanted == asked:
             raise NotFound(f"{path!r} is not in {self.chunks.uri}")
-        raise NotFound(f"{path!r} is a link in {self.chunks.uri} to {reached!r}, which is not there")
+        target = wanted.decode("utf-8", "replace")
+        raise NotFound(f"{path!r} is a link in {self.chunks.uri} to {target!r}, which is not there")
 
     def read(self, uri: str, most: int) -> bytes:
         """The first `most` bytes of a member.
@@ -116,6 +120,25 @@ class Archive:
             except (Changed, NotFound) as error:
                 raise Changed(f"{error}; the index of {self.chunks.uri} is of what it was before") from None
         return data
+
+    def state(self, uri: str) -> str:
+        """Of the chunks in which a member lies, as `Entry` has it."""
+        return " ".join(self._entries[piece.uri].state for piece in pieces(uri))
+
+    def holds(self, uri: str) -> bool:
+        return all(piece.uri in self._entries for piece in pieces(uri)) and bool(pieces(uri))
+
+    def listed(self) -> Iterator[Entry]:
+        """Every file in it, as `Store.list` would give it, by name; links are not among them."""
+        last, page = b"", 1000
+        while True:
+            with self._lock:
+                found = self._members.execute(_PAGE, (last, page)).fetchall()
+            for last, offset, size in found:
+                uri = self.chunks.uri_of(offset, size, _text(last))
+                yield Entry(uri, size, self.state(uri))
+            if len(found) < page:
+                return
 
     def _look_up(self, wanted: bytes) -> tuple[Kind, int, int, bytes] | None:
         with self._lock:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NoReturn, cast
 
 from vcot.errors import UsageError
 from vcot.storage.disk import DiskFile
-from vcot.storage.place import CHUNK, Changed, Entry, NotFound, Place
+from vcot.storage.place import CHUNK, Entry, NotFound, Place
 from vcot.uris import Piece
 
 
@@ -79,7 +79,7 @@ class Pieces:
         except NotFound as error:
             raise NotFound(f"{self.uri}: {error}") from None
         if len(data) < length:
-            raise Changed(f"{self.uri}: {piece.uri} has become shorter than it was; is it the same archive?")
+            raise NotFound(f"{self.uri}: {piece.uri} has become shorter than it was; is it the same archive?")
         return data
 
 
