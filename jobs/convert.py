@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vcot.sources import Desk, Options, Source
     from vcot.sources.pictures import Pictures
     from vcot.sources.quality import Rules
+    from vcot.sources.known import Known
     from vcot.sources.row import Row
     from vcot.storage import Store
 
@@ -90,6 +91,10 @@ class ConvertSettings(Settings):
 
     num_shards: int = setting(4, "into how many shards the rows are dealt", unit="shards", ge=1, le=10_000)
     readers: int = setting(8, "pictures read at once", unit="pictures", ge=1, le=128, shapes_result=False)
+    known_pictures: str | None = setting(
+        None, "convert/pictures.json of an earlier run: what has not changed since is not opened again",
+        min_length=1, shapes_result=False,
+    )  # fmt: skip
     seed: int = setting(0, "which pictures are for validation, which question gets which wording, which scenes")
     validation_share: float = setting(
         0.05, "share of the pictures for validation, where rows name no split", unit="0..1", ge=0, lt=1
@@ -215,15 +220,22 @@ class ConvertSettings(Settings):
 def run(settings: ConvertSettings) -> None:
     from vcot.records.shards import Folder, run_shards
     from vcot.sources import SOURCES, rows_of_shard
+    from vcot.sources.known import Known, begin, leave
     from vcot.storage import Store
 
     store, source = Store(), SOURCES[settings.source]
     folder = Folder(store, settings.run_uri, settings.stage)
     with tempfile.TemporaryDirectory(prefix="convert-") as scratch:
-        desk = desk_of(settings, store, folder, Path(scratch))
+        known = Known(Path(scratch) / "pictures.sqlite")
+        desk = desk_of(settings, store, folder, Path(scratch), known)
         inputs = {file.uri: file.sha256 for file in (*desk.inputs, *desk.benchmarks)}
-        if folder.mark() is None and settings.part != "finish":
+        whole = folder.mark() is not None
+        if not whole:
             folder.begin(settings, inputs)
+            images_uri = settings.images_uri or images_beside(settings)
+            listed = () if images_uri is None else store.list(images_uri)
+            begin(known, folder, settings.part, settings.known_pictures, listed)
+        if not whole and settings.part != "finish":
             desk = prepared(settings, source, desk, folder)
 
         def work(writer: ShardWriter) -> None:
@@ -234,6 +246,8 @@ def run(settings: ConvertSettings) -> None:
             folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
             max_rejected_share=settings.max_rejected_share, report=partial(report, folder), facts={"source": settings.source},
         )  # fmt: skip
+        if not whole:
+            leave(known, folder, settings.part, settings.shard)
 
 
 def convert(settings: ConvertSettings, source: Source, rows: Iterable[Row], desk: Desk, writer: ShardWriter) -> None:
@@ -278,7 +292,7 @@ def prepared(settings: ConvertSettings, source: Source, desk: Desk, folder: Fold
     return replace(seen, pictures=desk.pictures)
 
 
-def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Path) -> Desk:
+def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Path, known: Known) -> Desk:
     from vcot.sources import SOURCES, Desk
     from vcot.sources.inputs import find
     from vcot.sources.pictures import Pictures
@@ -288,7 +302,7 @@ def desk_of(settings: ConvertSettings, store: Store, folder: Folder, scratch: Pa
     pictures = Pictures(
         store, settings.images_uri or images_beside(settings), settings.pictures_uri or join(folder.uri, "images"),
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
-        budget=settings.ingest_pixels if settings.ingest else None,
+        budget=settings.ingest_pixels if settings.ingest else None, index=known,
     )  # fmt: skip
     benchmark_pictures = None
     if settings.benchmark_images_uri is not None:

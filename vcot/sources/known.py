@@ -18,7 +18,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -118,13 +118,17 @@ class Known:
         path.unlink()
 
 
-def begin(known: Known, folder: Folder, part: str, given: str | None, listed: Callable[[], Iterable[Entry]]) -> None:
-    """What is known before the first row: in prepare what was `given`, afterwards what prepare and others have left."""
+def begin(known: Known, folder: Folder, part: str, given: str | None, listed: Iterable[Entry]) -> None:
+    """What is known before the first row: in prepare what was `given`, afterwards what prepare and others have left.
+
+    Raises:
+        InputError: nothing is left there, or something else.
+    """
     left = join(folder.uri, NAME)
     if folder.store.stat(left) is not None:
         known.take(folder.store, left)
     elif given is not None and part in ("all", "prepare"):
-        known.take(folder.store, given, listed=listed())
+        known.take(folder.store, given, listed=listed)
     if part == "finish":
         for entry in folder.store.list(join(folder.uri, "pictures")):
             if entry.uri.endswith(".json"):
