@@ -244,7 +244,8 @@ def run(settings: ConvertSettings) -> None:
 
         run_shards(
             folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
-            max_rejected_share=settings.max_rejected_share, report=partial(report, folder), facts={"source": settings.source},
+            max_rejected_share=settings.max_rejected_share, report=partial(report, folder),
+            facts={"source": settings.source},
         )  # fmt: skip
         if not whole:
             leave(known, folder, settings.part, settings.shard)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vcot.grounding import Box, BoxError, BoxFault, FrameSpec
-from vcot.records import Image, Origin, Reason
+from vcot.records import Image, Origin, Reason, Sample
+from vcot.sources import alike
 from vcot.sources.inputs import Input
 from vcot.sources.pictures import Pictures
+from vcot.sources.quality import Rules, judged
 from vcot.sources.row import Refused, Row
 from vcot.storage import Store
 
@@ -31,6 +33,8 @@ class Options:
 
     overhang: pixels by which a box may leave its image and is cut at the border; further out it is refused.
     frame: in which numbers the texts of chat messages write boxes; None: nobody declared it.
+    near_duplicates: bits of 144 in which pictures may differ and count as one; 0: digests alone.
+    duplicates, question_similarity: which questions about one picture count as one. rules: what else is asked.
     """
 
     seed: int = 0
@@ -45,12 +49,19 @@ class Options:
     category_names: Mapping[str, str] = field(default_factory=dict)
     phrasings: Literal["one", "several"] = "several"
     scenes: int = 200
+    near_duplicates: int = alike.DISTANCE
+    duplicates: Literal["exact", "near", "keep"] = "exact"
+    question_similarity: float = 0.9
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(frozen=True)
 class Desk:
     """
     scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split.
+    drawn: sha256 of pictures whose side the draw for another picture decides, of which they are nearly a copy.
+    excluded: sha256 of pictures → the benchmark file that has them. duplicates: row → the earlier row that it repeats.
+    benchmarks, benchmark_pictures: files whose pictures are not to be learned from, and where those are.
     repeated: ids that several rows give themselves. dataset: of rows that do not say of which they are.
     """
 
@@ -63,6 +74,11 @@ class Desk:
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
     held_out: Mapping[str, Split] = field(default_factory=dict)
     repeated: frozenset[str] = frozenset()
+    drawn: Mapping[str, Split] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    duplicates: Mapping[str, str] = field(default_factory=dict)
+    benchmarks: Sequence[Input] = ()
+    benchmark_pictures: Pictures | None = None
     dataset: str = "unknown"
 
     def id_of(self, row: Row) -> str:
@@ -115,8 +131,24 @@ class Desk:
         declared = self.declared(row)
         held = self.held_out.get(image.sha256)
         if held is not None and SPLITS.index(declared or "train") < SPLITS.index(held):
-            raise Refused(Reason.HELD_OUT, f"{image.uri} is the same picture as one of the {held} split")
-        return declared or split_of(image.sha256, self.options.seed, self.options.validation_share)
+            raise Refused(
+                Reason.HELD_OUT, f"{image.uri} is the same picture as one of {self._holder(image)}, or nearly"
+            )
+        return declared or self.drawn.get(image.sha256) or self.draw(image.sha256)
+
+    def draw(self, sha256: str) -> Split:
+        return split_of(sha256, self.options.seed, self.options.validation_share)
+
+    def accepted(self, row: Row, sample: Sample) -> Sample:
+        """A sample that is good enough, and asks what no earlier row has asked. Raises Refused."""
+        sample = judged(sample, self.options.rules)
+        if (earlier := self.duplicates.get(row.id)) is not None:
+            raise Refused(Reason.DUPLICATE, f"{earlier} asks this of the same picture: {sample.question!r:.120}")
+        return sample
+
+    def _holder(self, image: Image) -> str:
+        file = self.excluded.get(image.sha256)
+        return f"the {self.held_out[image.sha256]} split" if file is None else f"the benchmark {file}"
 
     def box(self, edges: Any, image: Image) -> Box:
         """A box from what a row says its edges are: [x1, y1, x2, y2] in pixels of the original.

@@ -89,7 +89,7 @@ def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
     try:
         if row.fault is not None:
             raise row.fault
-        return source.sample(row, desk)
+        return desk.accepted(row, source.sample(row, desk))
     except Refused as refused:
         return _rejection(row, refused.reason, refused.detail)
     except BoxError as error:

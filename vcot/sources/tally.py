@@ -60,6 +60,7 @@ def as_page(counts: Mapping[str, Any]) -> str:
     areas = [(name, counts.get("box area", {}).get(name, 0)) for name in _AREAS]
     body = fill(
         _BODY, splits=_SPLITS, datasets=datasets, areas=areas,
+        benchmarks=counts.get("benchmarks", {}), near=counts.get("near-duplicates", {}),
         per_row=sorted(counts.get("boxes per row", {}).items()), most=max([n for _, n in areas] + [1]),
     )  # fmt: skip
     return page("Convert", body, lead="Rows of the dataset that became Samples, and those that were refused.")
@@ -86,7 +87,20 @@ _BODY = """
 <td class="n">{{ "{:,}".format(d.rejected) }}</td><td class="small">{{ d.reasons }}</td></tr>
 {% endfor %}
 </table>
-<h2>Boxes</h2>
+{% if near %}<p>Nearly the same picture: {{ near["pictures in groups"] }} of {{ near["pictures compared"] }} pictures,
+in {{ near["groups"] }} groups, the largest of {{ near["largest group"] }}. A group is on one side of the split.</p>
+{% endif %}{% if benchmarks %}
+<h2>Benchmarks kept out</h2>
+<table>
+<tr><th>file</th><th class="n">pictures</th><th class="n">found</th><th class="n">shared with these rows</th>
+<th class="n">its rows with such a picture</th><th class="n">rows refused here</th></tr>
+{% for name, b in benchmarks.items() %}
+<tr><td>{{ name }}</td><td class="n">{{ b["pictures"] }}</td><td class="n">{{ b["pictures found"] }}</td>
+<td class="n">{{ b["pictures shared"] }}</td><td class="n">{{ b["rows with a shared picture"] }} of {{ b["rows"] }}</td>
+<td class="n">{{ b["rows refused"] }}</td></tr>
+{% endfor %}
+</table>
+{% endif %}<h2>Boxes</h2>
 <table>
 <tr><th>boxes of a row</th><th class="n">rows</th></tr>
 {% for name, n in per_row %}<tr><td>{{ name }}</td><td class="n">{{ "{:,}".format(n) }}</td></tr>

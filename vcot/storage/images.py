@@ -53,7 +53,8 @@ class ImageError(InputError):
 class Picture:
     """
     pixels: RGB, upright, without metadata. width, height: of the upright original; `pixels` has fewer where a budget
-    asked for it. sha256: of the bytes that were decoded. format: as Pillow calls it.
+    asked for it. sha256: of the bytes that were decoded. format: as Pillow calls it. as_stored: nothing had to be done
+    to the pixels: they stood upright, in colour or grey, and are all there.
     """
 
     pixels: Image.Image
@@ -61,6 +62,7 @@ class Picture:
     height: int
     sha256: str
     format: str
+    as_stored: bool
 
 
 def load(store: Store, uri: str, *, max_pixels: int = MAX_PIXELS, sha256: str | None = None) -> Picture:
@@ -110,11 +112,12 @@ def decode(
         raise ImageError(name, "too-large", str(error)) from error
     except _PILLOW_ERRORS as error:
         raise _unreadable(name, form, data, error) from error
+    as_stored = image.mode in ("L", "RGB") and orientation not in _TURNS and size == target
     if orientation in _TURNS:
         pixels = pixels.transpose(_TURNS[orientation])
     pixels.info = {}  # EXIF among it: whoever saved the pixels with it would have them turned a second time
     width, height = size[::-1] if orientation in _SIDEWAYS else size
-    return Picture(pixels, width, height, sha256 or hashlib.sha256(data).hexdigest(), form)
+    return Picture(pixels, width, height, sha256 or hashlib.sha256(data).hexdigest(), form, as_stored)
 
 
 def within(width: int, height: int, budget: int) -> tuple[int, int]:
@@ -141,20 +144,23 @@ def probe(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
 
 
 def small(data: bytes, name: str, side: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The upright picture in grey, for a look at the whole; where it has them, at least `side` pixels a side.
+    """The upright picture in grey, for a look at the whole: made smaller, but not below `side` pixels a side.
 
-    A JPEG is decoded at a fraction of its size, which takes a fraction of the time.
+    Several times faster than `decode`: a JPEG is decoded at a fraction of its size, and nothing is made RGB that
+    need not be. Raises ImageError.
     """
     image = _open(data, name, max_pixels)
-    if image.format != "JPEG":
-        return decode(data, name, max_pixels=max_pixels).pixels.convert("L")
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        image.draft("L", (side, side))
-        orientation = _orientation(image)
-        grey = image.convert("L")
-    except _PILLOW_ERRORS as error:
-        raise _unreadable(name, "JPEG", data, error) from error
+    if image.mode not in ("1", "L", "RGB", "YCbCr", "CMYK") or "transparency" in image.info:
+        grey, orientation = decode(data, name, max_pixels=max_pixels).pixels.convert("L"), None
+    else:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            image.draft("L", (side, side))
+            orientation = _orientation(image)
+            grey = image.convert("L")
+        except _PILLOW_ERRORS as error:
+            raise _unreadable(name, image.format or "?", data, error) from error
+    grey = grey.reduce(max(1, min(grey.size) // side))
     return grey.transpose(_TURNS[orientation]) if orientation in _TURNS else grey
 
 
