@@ -78,10 +78,58 @@ def test_nothing_is_enlarged_and_what_is_small_becomes_a_jpeg_too(given: Given) 
     assert of(image).size == (60, 45) == (image.width, image.height)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2, "restart_marker_blocks": 4}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_that_is_right_already_keeps_its_pixels_and_loses_what_stands_beside_them(
+    given: Given, mode: str, options: dict[str, Any]
+) -> None:
+    plain, told = io.BytesIO(), io.BytesIO()
+    image = Pillow.open(io.BytesIO(photograph(200, 150))).convert(mode)
+    exif = Pillow.Exif()
+    exif[0x010F] = "a camera"
+    image.save(plain, "JPEG", quality=80, **options)
+    image.save(told, "JPEG", quality=80, exif=exif, comment=b"my garden", icc_profile=b"p" * 70_000, **options)
+    given.picture("a.jpg", data=told.getvalue())
+    stored = pictures_of(given).find("a.jpg").stored
+    assert stored is not None
+    assert Path(stored.uri).read_bytes() == plain.getvalue()
+
+
+@pytest.mark.parametrize("how", ["turned", "something behind", "something between", "cmyk", "a second picture"])
+def test_a_jpeg_that_is_not_right_is_encoded(given: Given, how: str) -> None:
+    data, buffer = photograph(200, 150), io.BytesIO()
+    match how:
+        case "turned":
+            data = photograph(150, 200, orientation=6)
+        case "something behind":
+            data += b"\0\0notes"
+        case "something between":
+            data = data[:2] + b"\xff\xff" + data[2:]
+        case "cmyk":
+            Pillow.open(io.BytesIO(data)).convert("CMYK").save(buffer, "JPEG")
+            data = buffer.getvalue()
+        case "a second picture":
+            first = Pillow.open(io.BytesIO(data))
+            first.save(buffer, "MPO", save_all=True, append_images=[first.resize((20, 15))])
+            data = buffer.getvalue()
+    given.picture("a.jpg", data=data)
+    copy = of(pictures_of(given).find("a.jpg"))
+    assert (copy.size, copy.mode) == ((200, 150), "RGB")
+    assert copy.layer[1][1:3] == (1, 1)  # ours: colours at full resolution
+    assert all(b"a camera" not in copy for copy in copies(given).values())
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xe1\0\0\xff\xd9", b"\xff\xd8\xff\xe1\xff\xff\xff\xd9"]
+)
+def test_segments_that_do_not_add_up_are_not_taken_apart(data: bytes) -> None:
+    assert ingest.bare(data) is None
+
+
 @pytest.mark.parametrize(
     ("form", "mode"),
     [("PNG", "RGBA"), ("PNG", "P"), ("PNG", "I;16"), ("GIF", "P"), ("JPEG", "CMYK"), ("JPEG", "L"), ("WEBP", "RGB")],
-)  # fmt: skip
+)
 def test_every_kind_of_picture_becomes_a_copy(given: Given, form: str, mode: str) -> None:
     image = Pillow.open(io.BytesIO(photograph(400, 300)))
     made = Pillow.fromarray(np.full((300, 400), 40_000, np.uint16)) if mode == "I;16" else image.convert(mode)

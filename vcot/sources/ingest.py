@@ -2,12 +2,14 @@
 
 A copy has its original's digest in its name, and the recipe's. So it is made once, however many rows, shards, pods or
 runs want it, and a stage that is started again finds those it has made. The same bytes and the same Pillow give the
-same copy: there is no time in it, no metadata, and nothing is tried twice to see what is smaller.
+same copy: there is no time in it, nobody's place or camera, and nothing is tried twice to see what is smaller.
 
-JPEG of quality 95, all three colours at full resolution. On the pictures of a megapixel in docs/log.md a photograph
+JPEG of quality 95, all three colours at full resolution. Of the pictures of a megapixel in docs/log.md a photograph
 keeps 51 dB in a fifth of PNG's bytes, and coloured writing on a page 41 dB; with colours at half resolution, as is
-usual, the writing would keep 25. WebP is half as large and 30 times as slow to write. Everything is encoded, what was
-small enough already too: one form, and nobody's place or camera in it.
+usual, the writing would keep 25. WebP is half as large and 30 times as slow to write.
+
+Nothing is encoded twice: what is a JPEG, upright and small enough, keeps its own pixels (decoded once to see that they
+are whole) and loses its metadata alone. Encoded again it would lose a little and grow to nearly three times its size.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Ingest:
         there = join(self._folder_uri, digest[:2], f"{digest}.{self._budget}-q{QUALITY}.jpg")
         if (copy := self._made_before(there)) is None:
             picture = images.decode(data, uri, max_pixels=self._max_pixels, budget=self._budget, sha256=digest)
-            copy = packed(picture.pixels)
+            as_it_is = bare(data) if picture.format == "JPEG" and picture.as_stored else None
+            copy = as_it_is or packed(picture.pixels)
             self._store.write(there, copy)
         width, height = images.within(*size, self._budget)
         stored = Stored(uri=there, width=width, height=height, sha256=hashlib.sha256(copy).hexdigest())
@@ -67,7 +70,31 @@ class Ingest:
             copy = images.fetch(self._store, uri)
         except ImageError:
             return None
-        return copy if copy.startswith(b"\xff\xd8") and copy.endswith(b"\xff\xd9") else None
+        return copy if copy.startswith(b"\xff\xd8") and copy.endswith(_END) else None
+
+
+def bare(jpeg: bytes) -> bytes | None:
+    """A JPEG without what cameras and programs write beside the picture (APP1 to APP15, comments).
+
+    APP0 and APP14 stay: decoders read from them which colours the numbers are. None where the file is not built as
+    the book says (ISO/IEC 10918-1, B.1), which decoders put up with: something behind its end, or between segments.
+    """
+    if not jpeg.endswith(_END):
+        return None
+    kept, at = [jpeg[:2]], 2
+    while jpeg[at : at + 2] != _SCAN:
+        length = int.from_bytes(jpeg[at + 2 : at + 4])
+        if length < 2 or at + 2 + length > len(jpeg) or jpeg[at] != 0xFF or jpeg[at + 1] not in _SEGMENTS:
+            return None
+        if jpeg[at + 1] not in _BESIDE:
+            kept.append(jpeg[at : at + 2 + length])
+        at += 2 + length
+    return b"".join((*kept, jpeg[at:]))
+
+
+_END, _SCAN = b"\xff\xd9", b"\xff\xda"
+_SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xFF)}  # all markers that say how long their segment is
+_BESIDE = {0xFE, *range(0xE1, 0xF0)} - {0xEE}
 
 
 def packed(pixels: Pillow.Image) -> bytes:
