@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Literal
 
 from vcot.grounding import Mention, Trace
@@ -35,10 +36,16 @@ class Rules:
     licences: tuple[str, ...] = ()
     leaks: Literal["relabel", "refuse", "keep"] = "relabel"
 
+    @cached_property
+    def checks(self) -> tuple[tuple[Reason, Check], ...]:
+        """Those of the table that these rules ask for: mostly none, and every row goes through here."""
+        asked = (self.licences, self.max_boxes, self.min_area, self.max_area, self.max_aspect, self.leaks == "refuse")
+        return tuple(check for check, wanted in zip(CHECKS, asked, strict=True) if wanted)
+
 
 def judged(sample: Sample, rules: Rules) -> Sample:
     """The Sample, perhaps with other labels. Raises Refused: the reason of the first check that says no."""
-    for reason, check in CHECKS:
+    for reason, check in rules.checks:
         if (detail := check(sample, rules)) is not None:
             raise Refused(reason, detail)
     return relabelled(sample) if rules.leaks == "relabel" else sample
@@ -94,7 +101,8 @@ def _leak(sample: Sample, rules: Rules) -> str | None:
     return leaking and f"the label {leaking!r:.80} holds the answer: whoever names the place has answered"
 
 
-CHECKS: tuple[tuple[Reason, Callable[[Sample, Rules], str | None]], ...] = (
+Check = Callable[[Sample, Rules], str | None]
+CHECKS: tuple[tuple[Reason, Check], ...] = (
     (Reason.LICENCE_NOT_ALLOWED, _licence),
     (Reason.TOO_MANY_BOXES, _count),
     (Reason.BOX_TOO_SMALL, _small),
@@ -102,7 +110,7 @@ CHECKS: tuple[tuple[Reason, Callable[[Sample, Rules], str | None]], ...] = (
     (Reason.BOX_TOO_THIN, _thin),
     (Reason.ANSWER_IN_LABEL, _leak),
 )
-"""Reason → what is wrong with a Sample, or None; in the order in which they are asked."""
+"""Reason → what is wrong with a Sample, or None; in the order in which they are asked, and of Rules.checks."""
 
 
 # ------------------------------------------------------------------------------------------------------- labels
@@ -120,11 +128,13 @@ def _words(text: str) -> str:
 
 def relabelled(sample: Sample) -> Sample:
     """The same Sample; what its label would have told is now called "region"."""
-    if not any(tells(m.label, sample.answers) for m in _mentions(sample)):
+    labels = {mention.label for mention in _mentions(sample)} - {NEUTRAL}
+    telling = {label for label in labels if tells(label, sample.answers)}
+    if not telling:
         return sample
 
     def renamed(mention: Mention) -> Mention:
-        return Mention(NEUTRAL, mention.boxes) if tells(mention.label, sample.answers) else mention
+        return Mention(NEUTRAL, mention.boxes) if mention.label in telling else mention
 
     evidence = sample.evidence and tuple(map(renamed, sample.evidence))
     reasoning = tuple(

@@ -25,7 +25,10 @@ Given, because it takes two seconds to compute for a threshold, and every pictur
 
 def question(sample: Sample) -> str:
     """What a sample asks, in a form in which equal questions are equal texts."""
-    return "\n".join(map(plain, (sample.question, sample.context or "", *(sample.choices or ()))))
+    asked = plain(sample.question)
+    if sample.context is None and sample.choices is None:
+        return asked
+    return "\n".join((asked, *map(plain, (sample.context or "", *(sample.choices or ())))))
 
 
 def plain(text: str) -> str:

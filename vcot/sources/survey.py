@@ -79,9 +79,13 @@ def _note_rows(database: sqlite3.Connection, source: Source, desk: Desk, rows: I
             for number, (row, result) in batch
             if isinstance(result, Sample)
         ]
+        pictures: dict[str, tuple[str, int]] = {}
+        for _, _, sample, said in kept:
+            _, before = pictures.get(sample.image.sha256, ("", 0))
+            pictures[sample.image.sha256] = sample.image.uri, before | said
         database.executemany(
             "insert into pictures values (?, ?, ?) on conflict do update set said = said | excluded.said",
-            ((s.image.sha256, s.image.uri, said) for _, _, s, said in kept),
+            ((sha, uri, said) for sha, (uri, said) in pictures.items()),
         )
         if with_names:
             names = ((s.image.uri, s.image.sha256) for _, _, s, _ in kept)
@@ -98,6 +102,8 @@ def _noted(desk: Desk, number: int, name: str, sample: Sample, said: int) -> tup
 
 
 def _sound(sample: Sample, desk: Desk) -> bool:
+    if not desk.options.rules.checks:
+        return True
     try:
         quality.judged(sample, desk.options.rules)
     except Refused:
