@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from vcot.records import Rejection, Sample
     from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
     from vcot.sources import Desk, Options, Source
+    from vcot.sources.known import Known
     from vcot.sources.pictures import Pictures
     from vcot.sources.quality import Rules
-    from vcot.sources.known import Known
     from vcot.sources.row import Row
     from vcot.storage import Store
 
@@ -42,6 +42,7 @@ _SHARE = re.compile(r"([^=,]+=)?(0?\.\d+|[01])")
 
 OF_SOURCES = {
     "questions": ("coco", "scenes"), "categories": ("coco",), "category_names": ("coco",),
+    "absent": ("coco",),
     "phrasings": ("coco", "refcoco"), "scenes": ("scenes",), "frame": ("samples",),
     "min_pixels": ("samples",), "max_pixels": ("samples",),
 }  # fmt: skip
@@ -164,6 +165,10 @@ class ConvertSettings(Settings):
     )
     categories: CommaSeparated = setting((), "coco: ask about these alone, comma-separated; default: all")
     category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
+    absent: int = setting(
+        1, "coco: questions about things that are not there, of each picture; their evidence is an empty list",
+        unit="questions", ge=0,
+    )  # fmt: skip
     phrasings: Literal["one", "several"] = setting(
         "several", "coco, refcoco: one wording for each kind of question, or several"
     )
@@ -341,6 +346,7 @@ def options_of(settings: ConvertSettings) -> Options:
         questions=settings.questions,
         categories=settings.categories,
         category_names={a.strip(): b.strip() for a, b in (pair.split("=", 1) for pair in settings.category_names)},
+        absent=settings.absent,
         phrasings=settings.phrasings,
         scenes=settings.scenes,
         near_duplicates=settings.near_duplicates,

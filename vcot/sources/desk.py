@@ -47,6 +47,7 @@ class Options:
     questions: tuple[QuestionKind, ...] = KINDS
     categories: tuple[str, ...] = ()
     category_names: Mapping[str, str] = field(default_factory=dict)
+    absent: int = 1
     phrasings: Literal["one", "several"] = "several"
     scenes: int = 200
     near_duplicates: int = alike.DISTANCE
