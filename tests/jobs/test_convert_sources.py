@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.convert import ConvertSettings, run
-from tests.jobs.test_convert import convert, flags, made, no_settings_from_outside  # noqa: F401 (fixture)
+from tests.jobs.test_convert import ROOT, convert, flags, made, no_settings_from_outside  # noqa: F401 (fixture)
 from tests.sources import test_sources_aokvqa as aokvqa
 from tests.sources import test_sources_llava_cot as llava_cot
 from tests.sources import test_sources_refcoco as refcoco
@@ -16,6 +18,8 @@ from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.given import Given, png
 from tests.sources.parquet import write
 from vcot.errors import InputError, SettingsError
+from vcot.grounding import FrameSpec
+from vcot.sources import SOURCES
 
 
 @pytest.fixture
@@ -101,10 +105,26 @@ def test_refcoco_without_pictures_is_said_before_anything_is_read() -> None:
         ConvertSettings.load(flags(run_uri="r", source="refcoco", input_uri="x.jsonl"))
 
 
-def test_every_source_is_offered_and_has_its_row_in_the_page_about_sources() -> None:
-    from vcot.sources import SOURCES
+# ------------------------------------------------------------------------------------------------ docs/sources.md
 
+PAGE = (ROOT / "docs/sources.md").read_text()
+
+
+def test_every_source_is_offered_and_has_its_row_in_the_page_about_sources() -> None:
     offered = ConvertSettings.model_json_schema()["properties"]["source"]["enum"]
     assert sorted(offered) == sorted(SOURCES)
-    page = (Path(__file__).parents[2] / "docs/sources.md").read_text()
-    assert [name for name in offered if f"| `{name}` |" not in page] == []
+    assert [name for name in offered if f"| `{name}` |" not in PAGE] == []
+
+
+@pytest.mark.parametrize("command", re.findall(r"`python -m jobs\.convert ([^`]+)`", PAGE))
+def test_the_commands_of_the_page_are_right(command: str) -> None:
+    ConvertSettings.load([*command.split(), "--run-uri", "r"])
+
+
+def test_the_three_lines_that_a_user_may_bring_are_read(given: Given) -> None:
+    (lines,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    given.picture("a.jpg", 200, 100)
+    for line in lines.splitlines():
+        sample = given.sample("samples", json.loads(line), frame=FrameSpec("thousandths"))
+        assert sample.true_boxes
+        assert sample.true_boxes[0].as_list() in ([10, 20, 50, 60], [20, 20, 60, 40])
