@@ -237,9 +237,9 @@ def run(settings: ConvertSettings) -> None:
         whole = folder.mark() is not None
         if not whole:
             folder.begin(settings, inputs)
-            images_uri = settings.images_uri or images_beside(settings)
-            listed = () if images_uri is None else store.list(images_uri)
-            begin(known, folder, settings.part, settings.known_pictures, listed)
+            if settings.part != "finish":
+                desk = placed(settings, source, desk, folder)
+            begin(known, folder, settings.part, settings.known_pictures, desk.pictures.listed())
         if not whole and settings.part != "finish":
             desk = prepared(settings, source, desk, folder)
 
@@ -272,26 +272,31 @@ def convert(settings: ConvertSettings, source: Source, rows: Iterable[Row], desk
         count(writer.facts, dataset, result)
 
 
-def prepared(settings: ConvertSettings, source: Source, desk: Desk, folder: Folder) -> Desk:
-    """The desk that also knows what all shards must."""
+def placed(settings: ConvertSettings, source: Source, desk: Desk, folder: Folder) -> Desk:
+    """The desk whose pictures are below a folder or, where that is what lies there, inside an archive."""
     from vcot.sources.archived import archive_at
-    from vcot.sources.beforehand import informed
 
     look = settings.part in ("all", "prepare")
 
-    def placed(uri: str, pictures: Pictures, name: str) -> Pictures:
-        """Inside an archive, if that is what lies there."""
+    def inside(uri: str, pictures: Pictures, name: str) -> Pictures:
         archive = archive_at(uri, folder, desk.scratch, index_uri=settings.archive_index_uri, look=look, name=name)
         return pictures if archive is None else pictures.inside(archive, source.in_archive)
 
     if (uri := settings.images_uri) is not None:
-        pictures = placed(uri, desk.pictures, "archive.json")
-        if pictures is desk.pictures and next(iter(desk.store.list(uri)), None) is None:
+        desk = replace(desk, pictures=inside(uri, desk.pictures, "archive.json"))
+        if next(desk.pictures.listed(), None) is None:
             raise InputError(f"--images-uri {uri}: there is nothing in that folder")
-        desk = replace(desk, pictures=pictures)
     if (uri := settings.benchmark_images_uri) is not None and desk.benchmark_pictures is not None:
-        pictures = placed(uri, desk.benchmark_pictures, "archive-of-benchmarks.json")
+        pictures = inside(uri, desk.benchmark_pictures, "archive-of-benchmarks.json")
         desk = replace(desk, benchmark_pictures=pictures)
+    return desk
+
+
+def prepared(settings: ConvertSettings, source: Source, desk: Desk, folder: Folder) -> Desk:
+    """The desk that also knows what all shards must."""
+    from vcot.sources.beforehand import informed
+
+    look = settings.part in ("all", "prepare")
     # Sizes and digests are enough for this look; copies are left to the shards, of which there are many at once.
     seen = replace(desk, pictures=desk.pictures.in_place())
     seen = informed(source, seen, folder, look=look, readers=settings.readers, limit=settings.limit)

@@ -24,6 +24,7 @@ from vcot.sources.archived import archive_at
 from vcot.sources.reading import one
 from vcot.sources.row import Row
 from vcot.storage import Changed, Store, join
+from vcot.storage.archive import Archive
 from vcot.uris import pieces
 
 DATA = Path(os.environ.get("TEST_DATA_DIR", Path(__file__).parents[3] / "shared" / "data")) / "viscot"
@@ -130,6 +131,23 @@ def test_several_runs_share_an_index(any_place: str, rows: Given, capsys: pytest
     told = json.loads(store.read(join(any_place, "second", "convert", "archive.json")))
     assert told["uri"] in before
     assert len(told["chunks"]) == len(list(store.list(join(any_place, "tar"))))
+
+
+def test_what_an_earlier_run_knows_of_members_is_not_read_again(
+    any_place: str, rows: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 10**6)
+    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(any_place, "tar")}
+    reads: list[str] = []
+    plain = Archive.read
+    monkeypatch.setattr(Archive, "read", lambda self, uri, most: reads.append(uri) or plain(self, uri, most))
+    first = convert(join(any_place, "first"), **same)
+    assert len(reads) == 15
+    reads.clear()
+    known = join(any_place, "first", "convert", "pictures.json")
+    again = convert(join(any_place, "again"), known_pictures=known, near_duplicates=0, **same)
+    assert [sample.image for sample in again] == [sample.image for sample in first]
+    assert reads == []
 
 
 @pytest.mark.parametrize("how", ["changed", "gone", "cut"])

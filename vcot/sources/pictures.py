@@ -12,7 +12,7 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image
 from vcot.sources.ingest import Ingest
 from vcot.sources.known import Known
-from vcot.storage import Changed, NotFound, Store, join, state_of
+from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
 from vcot.storage import images as reading
 from vcot.storage.archive import Archive, NoFile
 from vcot.storage.images import ImageError
@@ -95,6 +95,12 @@ class Pictures:
         there = copy.copy(self)
         there._archive, there._folders, there._known = archive, folders, OrderedDict()
         return there
+
+    def listed(self) -> Iterator[Entry]:
+        """Every object that a path can lead to, as storage has it now."""
+        if self._archive is not None:
+            return self._archive.listed()
+        return iter(()) if self._images_uri is None else self._store.list(self._images_uri)
 
     def find(self, path: str) -> Image:
         """The picture at a path below the images' folder, or at a URI.
