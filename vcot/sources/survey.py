@@ -44,7 +44,8 @@ create table same (file text, path text, sha text, primary key (file, path, sha)
 _SAID: Mapping[Split | None, int] = {None: 1, "train": 2, "validation": 4, "test": 8}
 """Bits for what rows say of a picture's side, in the order in which they count."""
 _NOTHING, _TRAIN, _VALIDATION, _TEST = _SAID.values()
-_BATCH = 10_000
+_BATCH = 200
+"""Rows noted at once. With thousands, Python spends as long on looking for garbage among them as on all the rest."""
 Facts = dict[str, Any]
 Groups = Sequence[Sequence[str]]
 """Digests of pictures that nearly are the same; who has no such other is in none."""
