@@ -117,7 +117,7 @@ class Desk:
     def dataset_of(self, row: Row) -> str:
         """How the tallies call the dataset of a row, also of one that was refused."""
         origin = row.value.get("origin")
-        said = (origin if isinstance(origin, dict) else row.value).get("dataset")
+        said = (origin if isinstance(origin, dict) else row.value).get("dataset") or hub_name(row)
         return self.options.dataset or (said if isinstance(said, str) and said else self.dataset)
 
     def one_of(self, wordings: Sequence[str], row_id: str) -> str:
@@ -171,6 +171,12 @@ class Desk:
         if not many:
             raise Refused(Reason.NO_BOX, "the list of boxes is empty")
         return unique(self.box(edges, image) for edges in many)
+
+
+def hub_name(row: Row) -> str | None:
+    """`refcocog` of a row that names the hub's dataset: `jxu124/refcocog`."""
+    said = row.value.get("dataset_name")
+    return said.rpartition("/")[2] or None if isinstance(said, str) else None
 
 
 def given_id(row: Row) -> str | None:

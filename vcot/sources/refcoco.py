@@ -11,7 +11,7 @@ from __future__ import annotations
 from vcot.grounding import Mention
 from vcot.grounding.places import place
 from vcot.records import Reason, Sample
-from vcot.sources.desk import PLAIN_SPLITS, Desk, same_size, text
+from vcot.sources.desk import PLAIN_SPLITS, Desk, hub_name, same_size, text
 from vcot.sources.labels import NEUTRAL, gives_away
 from vcot.sources.row import Row
 
@@ -35,10 +35,5 @@ def sample(row: Row, desk: Desk) -> Sample:
         question=desk.one_of(PHRASINGS, row.id).format(expression),
         answers=(answer,),
         evidence=(Mention(NEUTRAL if gives_away(expression, [answer]) else expression, (box,)),),
-        origin=desk.origin(row, image, _dataset(said.get("dataset_name"))),
+        origin=desk.origin(row, image, hub_name(row) or "refcoco"),
     )
-
-
-def _dataset(said: object) -> str:
-    """`refcocog` of `jxu124/refcocog`."""
-    return (said.rpartition("/")[2] if isinstance(said, str) else "") or "refcoco"
