@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -245,3 +247,30 @@ def test_pictures_of_a_bucket_are_copied_into_a_bucket(moto_place: str) -> None:
     assert image.stored is not None
     assert image.stored.uri.startswith(f"{moto_place}/made/copies/{image.sha256[:2]}/{image.sha256}")
     assert picture(store, image).pixels.size == (150, 200)
+
+
+def test_no_more_pixels_are_decoded_at_once_than_there_is_room_for() -> None:
+    room, lock, inside, most, alone = ingest.Room(100), threading.Lock(), list[int](), list[int](), list[bool]()
+
+    def work(pixels: int) -> None:
+        with room.taken(pixels):
+            with lock:
+                inside.append(pixels)
+                most.append(sum(inside))
+                alone.append(pixels <= 100 or inside == [pixels])
+            time.sleep(0.002)
+            with lock:
+                inside.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [30, 40, 50, 250, 10, 60] * 10))
+    assert all(alone)
+    assert max(n for n in most if n != 250) <= 100
+    assert max(most) == 250
+
+
+def test_room_is_given_back_by_who_fails() -> None:
+    room = ingest.Room(10)
+    for _ in range(3):
+        with pytest.raises(ImageError), room.taken(10):
+            raise ImageError("a.jpg", "broken", "as an example")

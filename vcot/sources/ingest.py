@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image as Pillow
 
@@ -32,12 +35,14 @@ class Ingest:
 
     Args:
         budget: what is larger is shrunk to at most so many pixels, its shape kept. Nothing is enlarged.
-        max_pixels: what is larger is refused before it is decoded.
+        max_pixels: what is larger is refused before it is decoded; and so many at most are decoded at once, by all
+            threads together.
     """
 
     def __init__(self, store: Store, folder_uri: str, budget: int, *, max_pixels: int = images.MAX_PIXELS) -> None:
         self._store, self._folder_uri = store, folder_uri
         self._budget, self._max_pixels = budget, max_pixels
+        self._room = Room(max_pixels)
 
     def take(self, uri: str, data: bytes, size: tuple[int, int]) -> Image:
         """The record of the picture in these bytes, with its copy in storage.
@@ -51,9 +56,10 @@ class Ingest:
         digest = hashlib.sha256(data).hexdigest()
         there = join(self._folder_uri, digest[:2], f"{digest}.{self._budget}-q{QUALITY}.jpg")
         if (copy := self._made_before(there)) is None:
-            picture = images.decode(data, uri, max_pixels=self._max_pixels, budget=self._budget, sha256=digest)
-            as_it_is = bare(data) if picture.format == "JPEG" and picture.as_stored else None
-            copy = as_it_is or packed(picture.pixels)
+            with self._room.taken(size[0] * size[1]):
+                picture = images.decode(data, uri, max_pixels=self._max_pixels, budget=self._budget, sha256=digest)
+                as_it_is = bare(data) if picture.format == "JPEG" and picture.as_stored else None
+                copy = as_it_is or packed(picture.pixels)
             self._store.write(there, copy)
         width, height = images.within(*size, self._budget)
         stored = Stored(uri=there, width=width, height=height, sha256=hashlib.sha256(copy).hexdigest())
@@ -71,6 +77,26 @@ class Ingest:
         except ImageError:
             return None
         return copy if copy.startswith(b"\xff\xd8") and copy.endswith(_END) else None
+
+
+class Room:
+    """For so many pixels at a time: 128 readers of scanned pages would need more memory than a node has."""
+
+    def __init__(self, pixels: int) -> None:
+        self._most, self._used, self._changed = pixels, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Waits until they fit in. What is larger than all the room comes in alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + pixels <= self._most)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
 
 
 def bare(jpeg: bytes) -> bytes | None:
