@@ -148,3 +148,11 @@ def test_a_name_is_found_as_a_word_and_as_it_is_written() -> None:
     trace = gqa.grounded("See the cart. The Car is red.", (), "car", evidence)
     assert [mention.label for mention in trace.mentions] == ["Car"]
     assert trace.text == "See the cart. The Car is red."
+
+
+def test_without_its_quality_a_thing_is_found_too() -> None:
+    evidence = Mention("white wall", (Box(1, 2, 3, 4),))
+    trace = gqa.grounded("Find a wall. Is the white wall empty?", (), "white wall", evidence)
+    assert [mention.label for mention in trace.mentions] == ["white wall"]
+    trace = gqa.grounded("Find the wall. It is white.", (), "white wall", evidence)
+    assert [mention.label for mention in trace.mentions] == ["wall"]

@@ -57,10 +57,17 @@ def grounded(thought: str, steps: Sequence[Step], named: str | None, evidence: M
     named: what the steps call the thing that the evidence shows. Where they do not, a sentence at their end points.
     """
     prose = thought or told(steps)
-    found = re.search(rf"\b{re.escape(named)}\b", prose, re.IGNORECASE) if named else None
+    found = _first(named, prose) if named else None
     if found is None:
         return Trace((f"{prose} The place to look at is the ".lstrip(), evidence, "."))
     return Trace((prose[: found.start()], Mention(found[0], evidence.boxes), prose[found.end() :]))
+
+
+def _first(named: str, prose: str) -> re.Match[str] | None:
+    """Where the thing is named first; where nobody says "white wall", the first "wall"."""
+    words = named.split()
+    tries = (" ".join(words[start:]) for start in range(len(words)))
+    return next(filter(None, (re.search(rf"\b{re.escape(name)}\b", prose, re.IGNORECASE) for name in tries)), None)
 
 
 def told(steps: Sequence[Step]) -> str:
