@@ -26,6 +26,7 @@ from vcot.sources import SOURCES, benchmarks, read, rows_of_shard
 from vcot.sources.beforehand import SURVEY, counts, informed
 from vcot.sources.desk import Desk, split_of
 from vcot.sources.inputs import find
+from vcot.sources.known import Known
 from vcot.sources.pictures import Pictures
 from vcot.storage import Store
 
@@ -122,6 +123,26 @@ def test_what_was_looked_up_is_held_against_its_digest(given: Given) -> None:
     path.write_text(path.read_text().replace('"drawn": {}', '"drawn": {"a": "train"}'))
     with pytest.raises(InputError, match="is damaged"):
         informed(SOURCES["viscot"], desk, folder, look=False)
+
+
+def test_what_a_picture_looks_like_is_known_to_the_next_run(given: Given) -> None:
+    store, left = Store(), str(given.folder / "pictures.json")
+    paths = [given.picture("a.jpg", data=scene(1)), given.picture("flat.png", 90, 80)]
+    first = Known(given.folder / "1.sqlite")
+    pictures = Pictures(store, str(given.images), "made", index=first)
+    images = [pictures.find(path) for path in paths]
+    seen = [pictures.print_of(image.uri, image.sha256) for image in images]
+    assert seen[0] is not None
+    assert seen[1] is None
+    first.leave(store, left)
+    second = Known(given.folder / "2.sqlite")
+    second.take(store, left, listed=store.list(str(given.images)))
+    for path in given.images.iterdir():
+        path.unlink()  # nobody looks again
+    again = Pictures(store, str(given.images), "made", index=second)
+    assert [again.print_of(image.uri, image.sha256) for image in images] == seen
+    assert [second.print_of(image.uri, image.sha256) for image in images] == [seen[0], b""]
+    assert again.print_of(images[0].uri, "0" * 64) is None  # other bytes, and they are gone
 
 
 # --------------------------------------------------------------------------------------------------- questions

@@ -1,4 +1,4 @@
-"""What is known of pictures, so that none is opened twice: URI → size and digest.
+"""What is known of pictures, so that none is opened twice: URI → size and digest, and what it looks like.
 
 It lies in a database on the scratch disk, so that memory does not grow with the dataset; a lookup takes microseconds.
 A run leaves it beside its shards, and another run may begin with it (--known-pictures):
@@ -34,14 +34,15 @@ _FORM = 1
 _TABLE = """
 pragma journal_mode = off; pragma synchronous = off;
 create table if not exists pictures (
-    uri text primary key, width int, height int, sha256 blob, size int, state text, stored text, fresh int
+    uri text primary key, width int, height int, sha256 blob, size int, state text, stored text, fresh int,
+    print blob
 ) without rowid;
 """
 _GET = "select width, height, sha256, stored from pictures where uri = ?"
 _PUT = (
-    "insert into pictures values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set width = excluded.width, "
+    "insert into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set width = excluded.width, "
     "height = excluded.height, sha256 = excluded.sha256, size = excluded.size, state = excluded.state, fresh = 1, "
-    "stored = coalesce(excluded.stored, stored)"
+    "stored = coalesce(excluded.stored, stored), print = iif(sha256 = excluded.sha256, print, null)"
 )
 _AT_ONCE = 10_000
 
@@ -67,9 +68,21 @@ class Known:
     def put(self, image: Image, size: int, state: str) -> None:
         """size, state: of the object that was read, as `Entry` has them; without a state, later runs look again."""
         stored = image.stored and image.stored.model_dump_json()
-        row = (image.uri, image.width, image.height, bytes.fromhex(image.sha256), size, state, stored, 1)
+        row = (image.uri, image.width, image.height, bytes.fromhex(image.sha256), size, state, stored, 1, None)
         with self._lock:
             self._database.execute(_PUT, row)
+
+    def print_of(self, uri: str, sha256: str) -> bytes | None:
+        """What the picture looks like (alike.py), if that is known; b"" where it shows nothing."""
+        with self._lock:
+            query = "select print from pictures where uri = ? and sha256 = ?"
+            found = self._database.execute(query, (uri, bytes.fromhex(sha256))).fetchone()
+        return None if found is None else found[0]
+
+    def note_print(self, uri: str, sha256: str, print_: bytes) -> None:
+        with self._lock:
+            note = "update pictures set print = ?, fresh = 1 where uri = ? and sha256 = ?"
+            self._database.execute(note, (print_, uri, bytes.fromhex(sha256)))
 
     def take(self, store: Store, uri: str, *, listed: Iterable[Entry] | None = None) -> None:
         """What an earlier run, or another process of this one, has left there; of it only what is `listed` unchanged.
@@ -86,7 +99,8 @@ class Known:
                 self._database.executemany("insert or ignore into listed values (?, ?, ?)", found)
                 unchanged = "" if listed is None else "join listed using (uri, size, state)"
                 self._database.execute(
-                    "insert or ignore into main.pictures select uri, width, height, sha256, size, state, null, 0 "
+                    "insert or ignore into main.pictures "
+                    "select uri, width, height, sha256, size, state, null, 0, print "
                     f"from taken.pictures {unchanged}"
                 )
                 self._database.execute("drop table listed")
@@ -105,7 +119,7 @@ class Known:
             self._database.commit()
             left.executescript(_TABLE)
             found = self._database.execute(
-                "select uri, width, height, sha256, size, state, null, 0 from pictures "
+                "select uri, width, height, sha256, size, state, null, 0, print from pictures "
                 "where state != '' and fresh >= ? order by uri", (int(fresh),)
             )  # fmt: skip
             while rows := found.fetchmany(_AT_ONCE):

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image
+from vcot.sources import alike
 from vcot.sources.ingest import Ingest
 from vcot.sources.known import Known
 from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
@@ -170,6 +171,22 @@ class Pictures:
         image = self._judge(uri, data, ours=True)
         self._store.write(uri, data)
         return image
+
+    def print_of(self, uri: str, sha256: str) -> bytes | None:
+        """What a picture looks like (alike.py). None: it shows nothing, or cannot be read now as it could before."""
+        known = None if self._index is None else self._index.print_of(uri, sha256)
+        if known is None:
+            try:
+                data, _ = self._read(uri)
+                grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
+            except Changed:
+                raise
+            except (InputError, UsageError):  # its rows are refused for that when their turn comes
+                return None
+            known = alike.fingerprint(grey) or b""
+            if self._index is not None:
+                self._index.note_print(uri, sha256, known)
+        return known or None
 
     def _uri(self, path: str) -> str:
         if uris.pieces(path):

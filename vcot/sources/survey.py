@@ -28,7 +28,6 @@ from vcot.sources.desk import Desk, Split
 from vcot.sources.inputs import Input
 from vcot.sources.reading import Source, in_order, read
 from vcot.sources.row import Refused, Row
-from vcot.storage import images
 from vcot.storage.images import ImageError
 
 _TABLES = """
@@ -146,11 +145,8 @@ def _groups(database: sqlite3.Connection, desk: Desk, readers: int) -> tuple[Gro
         return [], {}
 
     def look(picture: tuple[str, str]) -> bytes | None:
-        try:
-            data = images.fetch(desk.store, picture[1])
-            return alike.fingerprint(images.small(data, picture[1], alike.SEEN))
-        except ImageError:  # its rows are refused for that, or later; what it shows is not known
-            return None
+        sha, uri = picture
+        return desk.pictures.print_of(uri, sha)
 
     pictures = "select sha, uri from pictures order by sha"
     where, prints = [], bytearray()
