@@ -6,8 +6,11 @@ import gzip
 import io
 import os
 import random
+import subprocess
+import sys
 import tarfile
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -392,3 +395,33 @@ def test_an_index_that_was_interrupted_is_gone_on_with(tmp_path: Path) -> None:
     assert found == wanted
     assert times >= 3
     assert total < 1.3 * sum(whole.ranges.values()), "what was done is not done again"
+
+
+def test_an_index_whose_process_was_killed_is_gone_on_with(folder_place: str, tmp_path: Path) -> None:
+    """SIGKILL, each time a few spans are done, until there is none left to kill."""
+    files = {f"d/{n}": random.Random(n).randbytes(20_000) for n in range(300)}
+    in_chunks(store, join(folder_place, "images"), tar(files), 2_000_000)
+    chunks = find(store, join(folder_place, "images"))
+    assert chunks is not None
+    wanted = indexed(chunks, join(folder_place, "whole"), tmp_path, span=200_000)
+    index = (
+        "import sys; from pathlib import Path; from vcot.storage import Store; from vcot.storage.chunks import find; "
+        "from vcot.storage.archive import indexed; "
+        "indexed(find(Store(), sys.argv[1]), sys.argv[2], Path(sys.argv[3]), span=200_000, at_once=2)"
+    )
+    killed = 0
+    while True:
+        words = [sys.executable, "-c", index, join(folder_place, "images"), join(folder_place, "killed"), str(tmp_path)]
+        process = subprocess.Popen(words, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
+        before = len(list(store.list(join(folder_place, "killed"))))
+        while process.poll() is None and len(list(store.list(join(folder_place, "killed")))) < before + 8:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        killed += 1
+    assert process.returncode == 0
+    assert killed >= 2
+    found = indexed(chunks, join(folder_place, "killed"), tmp_path)
+    assert (found.sha256, found.members) == (wanted.sha256, 300)
