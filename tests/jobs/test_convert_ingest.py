@@ -17,6 +17,7 @@ from PIL import ImageDraw
 from jobs import convert as convert_job
 from jobs import tokenize as tokenize_job
 from tests.sources.given import Given
+from tests.storage.tars import tar
 from tests.tokens.base import base_folder, processor
 from vcot.errors import VcotError
 from vcot.evaluation.controls import partners
@@ -251,3 +252,22 @@ def test_settings_say_what_shaped_the_copies(given: Given, tmp_path: Path) -> No
     converted(given, tmp_path, ingest=True)
     settings = json.loads((tmp_path / "convert/settings.json").read_text())["settings"]
     assert (settings["ingest"], settings["ingest_pixels"]) == (True, BUDGET)
+
+
+@pytest.mark.parametrize("parts", [["all"], ["prepare", "shards", "finish"]])
+def test_with_copies_an_archive_is_not_needed_any_more(given: Given, tmp_path: Path, parts: list[str]) -> None:
+    archive = tmp_path / "images.tar"
+    names = ("lying.jpg", "straight.png")
+    archive.write_bytes(tar({name: (given.images / name).read_bytes() for name in names}))
+    for part in parts:
+        settings, _ = convert_job.ConvertSettings.load(
+            ["--run-uri", str(tmp_path), "--source", "samples", "--input-uri", str(given.folder / "rows.jsonl"),
+             "--images-uri", str(archive), "--num-shards", "1", "--ingest", "--ingest-pixels", str(BUDGET),
+             "--part", part]
+        )  # fmt: skip
+        convert_job.run(settings)
+    archive.unlink()
+    samples = list(read_samples(Store(), f"{tmp_path}/convert", read_mark(Store(), f"{tmp_path}/convert")[0]))
+    assert len(samples) == 2
+    for sample in samples:
+        assert iou(disc_in(picture(Store(), sample.image).pixels), Box(*DISC)) > 0.93
