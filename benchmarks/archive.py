@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from vcot.pipeline.s3server import BUCKET, running_s3
 from vcot.storage import Entry, Store
@@ -66,19 +66,19 @@ def measure(scratch: Path, gib: float, count: int, readers: int) -> None:
         store = Counting()
         chunks = find(store, PLACE)
         assert chunks is not None
-        seconds, archive = timed(lambda: opened(chunks, indexed(chunks, f"s3://{BUCKET}/index", scratch), scratch))
+        spent, archive = timed(lambda: opened(chunks, indexed(chunks, f"s3://{BUCKET}/index", scratch), scratch))
         size = f"{chunks.size / MIB:,.0f} MiB, {len(names):,} members in {len(chunks.entries)} chunks"
-        tell(f"indexed {size}", seconds, store)
-        print(f"  {len(names) / seconds:,.0f} members/s; peak memory {peak():,.0f} MiB")
+        tell(f"indexed {size}", spent, store)
+        print(f"  {len(names) / spent.wall:,.0f} members/s; peak memory {peak():,.0f} MiB")
         whole(chunks)
         wanted = random.Random(0).sample(names, min(count, len(names)))
         for at_once in (1, readers):
             store.requests = store.bytes = 0
-            seconds, _ = timed(partial(fetch, archive, wanted, at_once))
-            tell(f"fetched {len(wanted):,} random members, {at_once} at once", seconds, store)
-            print(f"  {len(wanted) / seconds:,.0f} members/s, {store.bytes / MIB / seconds:,.0f} MiB/s")
-        seconds, _ = timed(lambda: [archive.uri(name) for name in wanted])
-        print(f"looked up without reading: {1e6 * seconds / len(wanted):,.0f} µs each")
+            spent, _ = timed(partial(fetch, archive, wanted, at_once))
+            tell(f"fetched {len(wanted):,} random members, {at_once} at once", spent, store)
+            print(f"  {len(wanted) / spent.wall:,.0f} members/s, {store.bytes / MIB / spent.wall:,.0f} MiB/s")
+        spent, _ = timed(lambda: [archive.uri(name) for name in wanted])
+        print(f"looked up without reading: {1e6 * spent.cpu / len(wanted):,.0f} µs of a core each")
 
 
 def make(store: Store, size: int) -> list[str]:
@@ -134,8 +134,8 @@ def whole(chunks: Chunks) -> None:
                     size += len(block)
         return size
 
-    seconds, size = timed(read)
-    print(f"for comparison, all bytes once through one connection: {seconds:.1f} s, {size / MIB / seconds:,.0f} MiB/s")
+    spent, size = timed(read)
+    print(f"for comparison, all bytes once through one connection: {spent}, {size / MIB / spent.wall:,.0f} MiB/s")
 
 
 def fetch(archive: Archive, names: list[str], at_once: int) -> None:
@@ -144,14 +144,24 @@ def fetch(archive: Archive, names: list[str], at_once: int) -> None:
             assert len(data) >= SMALLEST
 
 
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    begun = time.monotonic()
+class Spent(NamedTuple):
+    """Seconds on the clock, and of a core by this process alone, without the server."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} s ({self.cpu:.1f} s of a core)"
+
+
+def timed(work: Callable[[], T]) -> tuple[Spent, T]:
+    begun, worked = time.monotonic(), time.process_time()
     result = work()
-    return time.monotonic() - begun, result
+    return Spent(time.monotonic() - begun, time.process_time() - worked), result
 
 
-def tell(what: str, seconds: float, store: Counting) -> None:
-    print(f"{what}: {seconds:.1f} s, {store.requests:,} requests for {store.bytes / MIB:,.0f} MiB")
+def tell(what: str, spent: Spent, store: Counting) -> None:
+    print(f"{what}: {spent}, {store.requests:,} requests for {store.bytes / MIB:,.0f} MiB")
 
 
 def peak() -> float:
