@@ -6,7 +6,7 @@ same copy: there is no time in it, nobody's place or camera, and nothing is trie
 
 JPEG of quality 95, all three colours at full resolution. Of the pictures of a megapixel in docs/log.md a photograph
 keeps 51 dB in a fifth of PNG's bytes, and coloured writing on a page 41 dB; with colours at half resolution, as is
-usual, the writing would keep 25. WebP is half as large and 30 times as slow to write.
+usual, the writing would keep 25. WebP of quality 90 is smaller, but keeps less and takes 30 times as long to write.
 
 Nothing is encoded twice: what is a JPEG, upright and small enough, keeps its own pixels (decoded once to see that they
 are whole) and loses its metadata alone. Encoded again it would lose a little and grow to nearly three times its size.
