@@ -66,6 +66,15 @@ def test_copies_of_photographs_are_near_and_other_photographs_are_far() -> None:
     assert min(others) > alike.FARTHEST, min(others)
 
 
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no photographs in {DATA}")
+def test_one_slide_photographed_twice_is_found_among_250() -> None:
+    """Another focus, other colours; nobody said so."""
+    files = sorted(DATA.glob("*.jpg"))
+    groups = alike.groups(np.array([bits(file.read_bytes()) for file in files])).tolist()
+    together = [file.stem for file, group in zip(files, groups, strict=True) if groups.count(group) > 1]
+    assert together == ["BloodImage_00037", "BloodImage_00038"]
+
+
 def test_a_picture_is_looked_at_upright() -> None:
     picture = Image.effect_noise((200, 120), 80).resize((400, 240))
     turned = Image.Exif()
