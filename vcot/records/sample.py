@@ -79,6 +79,21 @@ class Sample(Record):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _texts_can_be_written(self) -> Self:
+        """JSON may hold half a surrogate pair, which is no character and stands in no file."""
+        parts = [part for trace in self.reasoning for part in trace.parts]
+        said = (part if isinstance(part, str) else part.label for part in (*parts, *(self.evidence or ())))
+        origin = self.origin
+        named = (self.id, self.image.uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
+        text = "".join((self.question, self.context or "", *self.answers, *(self.choices or ()), *named, *said))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = text[max(error.start - 20, 0) : error.end]
+            raise ValueError(f"a text holds half a character: {shown!r}") from None
+        return self
+
     def all_boxes(self) -> Iterator[Box]:
         """Every box of the evidence and of all reasoning."""
         mentions: list[Mention] = [*(self.evidence or ()), *(m for t in self.reasoning for m in t.mentions)]

@@ -284,11 +284,11 @@ _INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] 
             bool(e.get("iscrowd")),
         ),
     ),
-    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), str(e.get("name")))),
-    "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), str(e.get("name")))),
+    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
+    "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
 }
 
 
 def _key(value: Any) -> str:
-    """Ids are numbers in one file and texts in another, and may be anything in a broken one."""
-    return str(value)
+    """Ids are numbers in one file and texts in another, and may be anything in a broken one, even half a character."""
+    return str(value).encode(errors="replace").decode()

@@ -58,7 +58,9 @@ def _ours(row: Row, desk: Desk) -> Sample:
         answers=_answers(said),
         reasoning=tuple(_trace(trace, image, desk) for trace in _entries(said, "reasoning", list, [])),
         evidence=None if evidence is None else tuple(_mention(mention, image, desk) for mention in evidence),
-        origin=made.model_copy(update={"teacher": origin.get("teacher"), "row": str(origin.get("row") or row.id)}),
+        origin=made.model_copy(
+            update={"teacher": _entries(origin, "teacher", str, None), "row": str(origin.get("row") or row.id)}
+        ),
     )
 
 
