@@ -226,7 +226,8 @@ def _written(path: Path, members: Iterable[Member]) -> int:
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as file:
         file.executescript(
-            "pragma journal_mode = off; pragma synchronous = off; pragma cache_size = -32768;"  # KiB: names come unsorted
+            "pragma journal_mode = off; pragma synchronous = off;"
+            "pragma cache_size = -32768;"  # KiB; names come unsorted
             "create table members (name blob primary key, kind text not null, offset int not null, size int not null,"
             " target blob not null) without rowid;"
         )
