@@ -102,7 +102,7 @@ class Cluster:
                 return found
             if time.monotonic() > deadline + Lost.seconds:
                 raise AssertionError(f"not within {seconds:g} s: {what}\n{self.situation()}")
-            time.sleep(0.3)
+            time.sleep(1)  # kubectl takes a fifth of a second of the cores that the pods need
 
     def ended(self, job: str, seconds: float = 120) -> Manifest:
         """The condition Complete or Failed of a Job."""

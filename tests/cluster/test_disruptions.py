@@ -31,10 +31,10 @@ def test_a_run_survives_evictions_and_an_api_server_that_is_away(
     for _ in range(EVICTIONS - 2):
         evicted = evict_conductor(namespace, run.pipeline)
         another_takes_over(namespace, run.pipeline, evicted)
-    first = namespace.running_pod("stormy-train", 5 * MINUTES)
+    first = namespace.running_pod("stormy-train", 15 * MINUTES)
     evicted = evict_conductor(namespace, run.pipeline)
     evict_after_checkpoints(namespace, first, 1)
-    second = namespace.running_pod("stormy-train", 5 * MINUTES)
+    second = namespace.running_pod("stormy-train", 15 * MINUTES)
     evict_after_checkpoints(namespace, second, 3)
     another_takes_over(namespace, run.pipeline, evicted)
     evict_conductor(namespace, run.pipeline)

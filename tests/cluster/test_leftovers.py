@@ -16,8 +16,9 @@ from tests.cluster.machine import MachineLacks, prepare
 from tests.cluster.node import down, node_that_is_up
 
 PROGRAM = """
-import sys, time
+import signal, time
 from tests.cluster.node import running_node
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs this in its background has it ignored
 with running_node(install=False) as node:
     print(node.ask("asked"), flush=True)
     time.sleep(600)
