@@ -217,7 +217,7 @@ def test_a_setting_that_the_source_does_not_look_at_is_refused(source: str, name
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("source", "vizcot", "'viscot', 'coco', 'scenes' or 'samples'"),
+        ("source", "vizcot", "'viscot', 'coco', 'refcoco', 'scienceqa', 'aokvqa', 'llava-cot', 'scenes' or 'samples'"),
         ("questions", "where,why", "'where', 'count', 'point' or 'presence'"),
         ("num_shards", "0", "greater than or equal to 1"),
         ("validation_share", "1", "less than 1"),

@@ -54,8 +54,8 @@ def test_a_coco_file_is_recognised_without_reading_it_whole(given: Given, source
 
 
 def test_every_form_is_read_by_a_source_or_by_none() -> None:
-    readers = {form: name for name, source in SOURCES.items() for form in source.forms}
-    assert readers == {form: reader for form, (_, _, reader) in FORMS.items() if reader is not None}
+    read = {(form, name) for name, source in SOURCES.items() for form in source.forms}
+    assert read == {(form, reader) for form, (_, _, readers) in FORMS.items() for reader in readers}
 
 
 def test_each_row_is_in_one_shard_and_a_limit_counts_rows_of_the_whole(given: Given) -> None:

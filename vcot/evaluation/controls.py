@@ -13,6 +13,7 @@ from PIL import Image
 
 from vcot.errors import InputError
 from vcot.records import Sample
+from vcot.records.picture import picture as kept_picture
 from vcot.storage import Store, images
 
 CONDITIONS = ("real", "blank", "shuffled")
@@ -48,9 +49,7 @@ def picture(store: Store, sample: Sample) -> Image.Image:
     Raises:
         images.ImageError: it is missing, changed or broken.
     """
-    if sample.image.stored is not None:
-        return images.load(store, sample.image.stored.uri).pixels
-    return images.load(store, sample.image.uri, sha256=sample.image.sha256).pixels
+    return kept_picture(store, sample.image).pixels
 
 
 def shown(condition: str, own: Image.Image, other: Image.Image | None = None) -> Image.Image:

@@ -12,13 +12,12 @@ from PIL import Image
 from vcot import log
 from vcot.errors import InputError
 from vcot.evaluation.replies import Model
-from vcot.grounding import Frame, smart_resize
+from vcot.grounding import Frame
 from vcot.records import Completion, Sample, StageMark
 from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.folders import fetch_folder, fetch_with_digest
 from vcot.tokens import Contract, Encoder, is_processor_file, load_processor
-from vcot.tokens.encoder import frame_as_seen
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,7 @@ class Trained:
 
     def frame(self, sample: Sample) -> Frame:
         """The frame in which the model writes its boxes about this sample."""
-        contract, original, kept = self.contract, sample.image, sample.image.stored or sample.image
-        seen = kept.width, kept.height
-        if contract.frame_spec.name == "resized_pixels":
-            budget = {"min_pixels": contract.min_pixels, "max_pixels": contract.max_pixels}
-            seen = smart_resize(*seen, **budget, factor=contract.factor)
-        return frame_as_seen(contract.frame_spec, (original.width, original.height), seen)
+        return sample.image.frame(self.contract.frame_spec)
 
     def facts(self) -> dict[str, Any]:
         return {"base": self.base_uri, "base_sha256": self.base_sha256}

@@ -8,16 +8,20 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from vcot.grounding import Box, Mention
+from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records.base import MentionField, Record, TraceField
 
 
 class Stored(Record):
-    """The picture as it is kept where it was shrunk; boxes stay in pixels of the original."""
+    """A copy of the picture that later stages read in its place, upright and perhaps smaller.
+
+    Boxes stay in pixels of the original.
+    """
 
     uri: str = Field(min_length=1)
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
+    width: int = Field(gt=0, description="pixels of the copy")
+    height: int = Field(gt=0, description="pixels of the copy")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the copy's bytes")
 
 
 class Image(Record):
@@ -26,8 +30,17 @@ class Image(Record):
     uri: str = Field(min_length=1)
     width: int = Field(gt=0, description="pixels of the upright original")
     height: int = Field(gt=0, description="pixels of the upright original")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the stored bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the original's bytes; the split depends on it")
     stored: Stored | None = None
+
+    @property
+    def kept(self) -> Stored | Image:
+        """What later stages read: the stored copy where there is one."""
+        return self.stored or self
+
+    def frame(self, spec: FrameSpec) -> Frame:
+        """The frame in which a text about this picture, seen as it is kept, writes its boxes."""
+        return spec.on(self.width, self.height, kept=(self.kept.width, self.kept.height))
 
 
 class Origin(Record):
@@ -66,6 +79,21 @@ class Sample(Record):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _texts_can_be_written(self) -> Self:
+        """JSON may hold half a surrogate pair, which is no character and stands in no file."""
+        parts = [part for trace in self.reasoning for part in trace.parts]
+        said = (part if isinstance(part, str) else part.label for part in (*parts, *(self.evidence or ())))
+        origin = self.origin
+        named = (self.id, self.image.uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
+        text = "".join((self.question, self.context or "", *self.answers, *(self.choices or ()), *named, *said))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = text[max(error.start - 20, 0) : error.end]
+            raise ValueError(f"a text holds half a character: {shown!r}") from None
+        return self
+
     def all_boxes(self) -> Iterator[Box]:
         """Every box of the evidence and of all reasoning."""
         mentions: list[Mention] = [*(self.evidence or ()), *(m for t in self.reasoning for m in t.mentions)]
@@ -92,6 +120,13 @@ class Reason(StrEnum):
     BOX_EMPTY = "box-empty"
     BOX_OUTSIDE = "box-outside"
     BOX_COPIES_DISAGREE = "box-copies-disagree"
+    BOX_TOO_SMALL = "box-too-small"
+    BOX_TOO_LARGE = "box-too-large"
+    BOX_TOO_THIN = "box-too-thin"
+    TOO_MANY_BOXES = "too-many-boxes"
+    ANSWER_IN_LABEL = "answer-in-label"
+    LICENCE_NOT_ALLOWED = "licence-not-allowed"
+    NO_IMAGE = "no-image"
     IMAGE_MISSING = "image-missing"
     IMAGE_TRUNCATED = "image-truncated"
     IMAGE_BROKEN = "image-broken"

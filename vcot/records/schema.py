@@ -48,6 +48,22 @@ Beside the runs:
 An evaluation that was held against another (`--baseline-uri`, and every one of a promoted model) has
 `comparison.json` and `comparison.md` beside its report.
 
+Where the images of `convert` are in a tar file, whole or in chunks, that nobody unpacks:
+
+```
+<run prefix>/convert/archive.json              the index that this run goes by: its sha256, the chunks' sizes and ETags
+                     archive/<state>/index.json, members-….sqlite   the index (elsewhere with --archive-index-uri)
+                                     spans/….json.gz                what a killed process had found of it
+```
+
+A picture inside it has a URI like any other, and the Store reads it with nothing but that URI: `bytes+`, the object,
+`#start+length`, for what goes on in an object beside it `&name#start+length`, and after a last `#` what it is called.
+
+```
+bytes+s3://bucket/cot_images_03#1048576+20480#cot_image_data/gqa/1.jpg
+bytes+s3://bucket/cot_images_03#10737418000+240&cot_images_04#0+999#cot_image_data/gqa/2.jpg
+```
+
 **Boxes** are `[x1, y1, x2, y2]` in float pixels of the upright original, always; only text that a model reads or
 writes uses another frame, and which one stands in the tokenize stage's mark and beside every model (`contract`).
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import tempfile
@@ -34,6 +35,7 @@ from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, join
 
 DONE = "_done/stage.json"
+_AT_ONCE = 1 << 17
 M = TypeVar("M", bound=Record)
 
 
@@ -110,13 +112,14 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+        packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+        self._lines = io.BufferedWriter(packed, _AT_ONCE)
 
     def write(self, record: Record) -> None:
-        self._gzip.write(record.line())
+        self._lines.write(record.line())
 
     def close(self) -> None:
-        self._gzip.close()
+        self._lines.close()
         self._file.close()
 
 

@@ -17,7 +17,7 @@ def box_reward(text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0) ->
     true = sample.true_boxes
     if true is None:
         return None
-    frame = spec.on(sample.image.width, sample.image.height)
+    frame = sample.image.frame(spec)
     return soft_f1_with_spare(parse(split_answer(text)[0], frame).boxes, true, spare=spare)
 
 

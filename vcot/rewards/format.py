@@ -32,7 +32,7 @@ def format_reward(text: str, sample: Sample, spec: FrameSpec, *, graded: bool = 
 
 def broken_rules(text: str, sample: Sample, spec: FrameSpec) -> tuple[Rule, ...]:
     """The rules that the reply does not keep; boxes are read in the frame `spec` on the sample's image."""
-    frame = spec.on(sample.image.width, sample.image.height)
+    frame = sample.image.frame(spec)
     reply = read_reply(text)
     reasoning, answer = parse(reply.reasoning, frame), parse(reply.answer or "", frame)
     thinks = [text.count(tag) for tag in ("<think>", "</think>")]

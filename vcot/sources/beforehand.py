@@ -1,8 +1,10 @@
-"""What all shards must know of the whole input, looked up once before the first of them.
+"""What all shards must know of the whole input, looked up once before the first of them and kept beside its digest.
 
-Held out: pictures that are kept from training, because some row says that it is there to measure with. Datasets are
-mixed, and they share pictures: 115 of the 327 pictures of VisCoT's VSR benchmark are in its training rows too. A row
-names its own split, not that of its neighbour in another file. Rows that would learn from such a picture are refused.
+Held out: pictures that are kept from training, because some row says that it is there to measure with, or because a
+benchmark has them. Datasets are mixed, and they share pictures: 115 of the 327 pictures of VisCoT's VSR benchmark are
+in its training rows too. A row names its own split, not that of its neighbour in another file. Rows that would learn
+from such a picture, or from one that is nearly the same, are refused; and so are rows that ask what an earlier row
+has asked about the same picture (survey.py).
 
 Repeated: ids that several rows give themselves. Later stages tell samples apart by their ids: to them two rows of one
 id would be one sample with two reasonings.
@@ -10,18 +12,24 @@ id would be one sample with two reasonings.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain, pairwise
 from typing import Any
 
 from vcot.errors import InputError
-from vcot.records import Folder, Sample
-from vcot.sources.desk import SPLITS, Desk, Split, given_id
-from vcot.sources.reading import Source, read, rows_of_shard
+from vcot.records import Folder
+from vcot.sources.desk import Desk, Split, given_id
+from vcot.sources.reading import Source, rows_of_shard
 from vcot.sources.row import Refused, Row
+from vcot.sources.survey import Facts, survey
 from vcot.storage import NotFound, join
+
+SURVEY = "survey.json"
+_NOTHING: Facts = {"held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "counts": {}}
 
 
 def informed(
@@ -36,44 +44,68 @@ def informed(
     def kept(name: str, find: Callable[[], Any]) -> Any:
         return _kept(folder, name, find if look else None)
 
-    held = kept("held-out.json", lambda: held_out(source, desk, readers=readers, limit=limit))
+    seen = kept(SURVEY, lambda: surveyed(source, desk, readers=readers, limit=limit))
     ids = kept("repeated-ids.json", lambda: repeated(source, desk, limit=limit)) if source.names_rows else ()
-    return replace(desk, held_out=held, repeated=frozenset(ids))
+    known = {name: seen[name] for name in ("held_out", "drawn", "excluded", "duplicates")}
+    return replace(desk, repeated=frozenset(ids), **known)
 
 
-def _kept(folder: Folder, name: str, find: Callable[[], Any] | None) -> Any:
-    """What the stage's folder holds under this name, found and put there by the first that asks."""
-    uri = join(folder.uri, name)
-    try:
-        return json.loads(folder.store.read(uri))
-    except NotFound:
-        if find is None:
-            raise InputError(f"{uri} is missing: --part prepare comes before --part shards") from None
-    found = find()
-    folder.store.write_once(uri, json.dumps(found, indent=0).encode())
+def counts(folder: Folder) -> Mapping[str, Any]:
+    """What the survey counted, for the report."""
+    found: Mapping[str, Any] = _kept(folder, SURVEY, None)["counts"]
     return found
 
 
-def held_out(source: Source, desk: Desk, *, readers: int = 1, limit: int | None = None) -> Mapping[str, Split]:
-    """sha256 of each picture that is kept from training → its split."""
-    found: dict[str, Split] = {}
-    for row, result in read(source, _measured_with(source, desk, limit), desk, readers=readers):
-        if isinstance(result, Sample):
-            split = _declared(row, desk) or "train"
-            found[result.image.sha256] = max(split, found.get(result.image.sha256, split), key=SPLITS.index)
-    return dict(sorted(found.items()))
+def _kept(folder: Folder, name: str, find: Callable[[], Any] | None) -> Any:
+    """What the stage's folder holds under this name, found and put there by the first that asks.
 
-
-def _measured_with(source: Source, desk: Desk, limit: int | None) -> Iterator[Row]:
-    rows = rows_of_shard(source, desk, limit=limit) if desk.options.believe_splits else iter(())
-    return (row for row in rows if _declared(row, desk) in ("validation", "test"))
-
-
-def _declared(row: Row, desk: Desk) -> Split | None:
+    Raises:
+        InputError: nobody has found it, or it is not what was put there.
+    """
+    uri = join(folder.uri, name)
     try:
-        return desk.declared(row)
+        there = json.loads(folder.store.read(uri))
+        if there["sha256"] != _digest(there["found"]):
+            raise ValueError("its digest is another")
+        return there["found"]
+    except NotFound:
+        if find is None:
+            raise InputError(f"{uri} is missing: --part prepare comes before --part shards") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{uri} is damaged ({error}); delete {folder.uri} and run the stage again") from None
+    found = find()
+    folder.store.write_once(uri, json.dumps({"sha256": _digest(found), "found": found}, indent=0).encode())
+    return found
+
+
+def _digest(found: Any) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def surveyed(source: Source, desk: Desk, *, readers: int = 1, limit: int | None = None) -> Facts:
+    """The survey, where there is anything to find: drawn scenes are all different, and rows that say the same of
+    their side (or nothing) cannot be at odds over a picture.
+    """
+    options = desk.options
+    wanted = options.near_duplicates or options.duplicates != "keep" or desk.benchmarks
+    if not desk.inputs or not (wanted or _differ(source, desk, limit)):
+        return _NOTHING
+    return survey(source, desk, rows_of_shard(source, desk, limit=limit), readers=readers)
+
+
+def _differ(source: Source, desk: Desk, limit: int | None) -> bool:
+    """Whether two rows say different things of their side, or one says something and another nothing."""
+    if not desk.options.believe_splits:
+        return False
+    said = chain.from_iterable(_declared(row, desk) for row in rows_of_shard(source, desk, limit=limit))
+    return any(one != other for one, other in pairwise(said))
+
+
+def _declared(row: Row, desk: Desk) -> list[Split | None]:
+    try:
+        return [desk.declared(row)]
     except Refused:
-        return None
+        return []
 
 
 def repeated(source: Source, desk: Desk, *, limit: int | None = None) -> list[str]:

@@ -45,7 +45,7 @@ def label_for(question: str, answers: Sequence[str], *, of_text: bool = False) -
     `of_text`: boxes of this dataset surround text, so "who" and "what company" ask for letters, not for things.
     """
     label = _thing(" ".join(question.casefold().split()).rstrip("?.! "), of_text)
-    return NEUTRAL if label is None or _gives_away(label, answers) else label
+    return NEUTRAL if label is None or gives_away(label, answers) else label
 
 
 def _thing(words: str, of_text: bool) -> str | None:
@@ -56,7 +56,7 @@ def _thing(words: str, of_text: bool) -> str | None:
     return "person" if not of_text and _WHO.fullmatch(words) else None
 
 
-def _gives_away(label: str, answers: Sequence[str]) -> bool:
+def gives_away(label: str, answers: Sequence[str]) -> bool:
     """Whether the label and an answer are the same, or one holds the other as words."""
     said = f" {label} "
     return any(

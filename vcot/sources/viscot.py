@@ -7,10 +7,12 @@ Three forms of the same rows, told apart by their fields:
   image padded to a square, three decimals). The two copies are combined: the fractions are exact to 0.0005 of the
   longer side, the integers say which pixel. Copies that disagree refuse the row.
 - metadata (`metadata/*.jsonl`): `bboxs`, float pixels, and the size of the image, which the image must have.
-- detailed reasoning (`gqa_cot_train.jsonl`): metadata with `thought`, numbered steps without places. They become a
-  reasoning of one trace, closed by a sentence that points at the boxes.
+- detailed reasoning (`gqa_cot_train.jsonl`): metadata with `thought`, numbered steps without places, and `reasoning`,
+  GQA's program. They become a trace in which the thing that the program ends at has its place (gqa.py); without a
+  program, a sentence at the end points at the boxes.
 
-Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. The rows of the
+Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. In the archive that is
+published (one tar in 13 chunks) it is called `cot_image_data`. The rows of the
 benchmark say split "val"; here that is the test split, and "train" is divided by what the picture is.
 """
 
@@ -23,14 +25,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vcot.grounding import Box, FrameSpec, Mention, Trace
+from vcot.grounding import Box, FrameSpec, Mention
 from vcot.records import Image, Reason, Sample
-from vcot.sources.desk import Desk, Split, numbers, text
+from vcot.sources import gqa
+from vcot.sources.desk import Desk, Split, numbers, same_size, text
 from vcot.sources.labels import label_for
 from vcot.sources.row import Refused, Row
 
 LICENCE = "Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own"
 SPLITS: Mapping[str, Split | None] = {"train": None, "val": "test", "test": "test"}
+
+IN_ARCHIVE = ("cot_image_data", "cot", "")
+"""What the rows' `cot/` is called in the archive as published, and where somebody has made another of it."""
 
 _BOX_SENTENCE = re.compile(
     r"\s*Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
@@ -46,21 +52,19 @@ _TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap",
 def sample(row: Row, desk: Desk) -> Sample:
     said = _chat(row.value) if "conversations" in row.value else _metadata(row.value)
     image = desk.pictures.find(said.path)
-    if said.size is not None and said.size != (image.width, image.height):
-        raise Refused(
-            Reason.IMAGE_SIZE_DIFFERS,
-            f"the row says {said.size[0]} x {said.size[1]} pixels, {image.uri} has {image.width} x {image.height} "
-            "(upright, as EXIF turns it)",
-        )
+    same_size(row.value, image)
     boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(said.copies, image, desk),)
-    evidence = Mention(label_for(said.question, said.answers, of_text=said.dataset in _TEXT_SETS), boxes)
+    steps = gqa.program(row.value.get("reasoning"))
+    named = gqa.target(steps, said.answers)
+    of_text = said.dataset in _TEXT_SETS
+    evidence = Mention(named or label_for(said.question, said.answers, of_text=of_text), boxes)
     return Sample(
         id=row.id,
         image=image,
         question=said.question,
         choices=said.choices,
         answers=said.answers,
-        reasoning=(_with_place(said.thought, evidence),) if said.thought else (),
+        reasoning=(gqa.grounded(said.thought or "", steps, named, evidence),) if said.thought or steps else (),
         evidence=(evidence,),
         origin=desk.origin(row, image, said.dataset),
     )
@@ -76,7 +80,6 @@ class _Said:
     answers: tuple[str, ...]
     pixels: Any = None
     copies: tuple[list[Any], list[Any] | None] | None = None
-    size: tuple[int, int] | None = None
     choices: tuple[str, ...] | None = None
     thought: str | None = None
 
@@ -90,33 +93,19 @@ def _metadata(row: Mapping[str, Any]) -> _Said:
     others = [a.strip() for a in _texts(row, "possible_answers") if a.strip()]
     thought = row.get("thought")
     return _Said(
-        path=_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
+        path=picture_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
         dataset=dataset,
         question=_question(row, "question"),
         answers=tuple(dict.fromkeys([answer, *others])),
         pixels=row.get("bboxs", []),
-        size=_size(row),
         choices=tuple(_texts(row, "multiple_choices")) or None,
         thought=thought.strip() if isinstance(thought, str) else None,
     )
 
 
-def _size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = row.get("width"), row.get("height")
-    if width is None and height is None:
-        return None
-    if isinstance(width, int) and isinstance(height, int):
-        return width, height
-    raise Refused(Reason.WRONG_SHAPE, f"width and height are whole pixels; got {width!r:.40} and {height!r:.40}")
-
-
 def _texts(row: Mapping[str, Any], name: str) -> list[str]:
     value = row.get(name)
     return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
-
-
-def _with_place(thought: str, evidence: Mention) -> Trace:
-    return Trace((f"{thought} The place to look at is the ", evidence, "."))
 
 
 # -------------------------------------------------------------------------------------------------------- chat
@@ -133,7 +122,7 @@ def _chat(row: Mapping[str, Any]) -> _Said:
     path, _, _ = images[0].partition("###")
     _, marked, suffix = images[-1].partition("###")
     return _Said(
-        path=_path(path, dataset),
+        path=picture_path(path, dataset),
         dataset=dataset,
         question=_question(turns[0], "value"),
         answers=(text(turns[3], "value", Reason.NO_ANSWER),),
@@ -190,7 +179,7 @@ def _question(row: Mapping[str, Any], name: str) -> str:
     return question
 
 
-def _path(image: str, dataset: str) -> str:
+def picture_path(image: str, dataset: str) -> str:
     """`<folder of the set>/<file>` of what a row calls its image: `cot/<set>/<file>` or the bare file."""
     folder, _, file = image.removeprefix("cot/").partition("/") if image.startswith("cot/") else (dataset, "", image)
     return f"{_FOLDERS.get(folder, folder)}/{file}"

@@ -23,10 +23,11 @@ from vcot import log
 from vcot.errors import BudgetSpent, TemporaryError, VcotError
 from vcot.grounding import Trace
 from vcot.records import Completion, Image, Reason, Rejection, Sample
+from vcot.records.picture import picture
 from vcot.records.sample import IMAGE_REASONS
 from vcot.stage import REPORT_EVERY, stop
 from vcot.storage import Store
-from vcot.storage.images import ImageError, load
+from vcot.storage.images import ImageError
 from vcot.teacher import prompt, reply
 from vcot.teacher.endpoint import Endpoint
 from vcot.teacher.objects import Object, objects_of
@@ -217,8 +218,8 @@ class ModelTeacher:
     async def _reply(self, sample: Sample, words: str, alternative: int) -> Completion:
         """The kept reply to this request, or a new one, which is kept before anything else is done with it."""
         request = self._request(words)
-        picture = {"sha256": sample.image.sha256, "side": self._options.image_side, "quality": _QUALITY}
-        key = key_of({"version": prompt.VERSION, "request": request, "image": picture, "alternative": alternative})
+        shown = {"sha256": sample.image.kept.sha256, "side": self._options.image_side, "quality": _QUALITY}
+        key = key_of({"version": prompt.VERSION, "request": request, "image": shown, "alternative": alternative})
         async with self._slots:
             if self._closing:
                 raise _Closing
@@ -268,7 +269,7 @@ class ModelTeacher:
 
 def data_url(store: Store, image: Image, side: int) -> str:
     """The picture as a JPEG of at most `side` pixels a side, in a data URL. Raises ImageError."""
-    pixels = load(store, (image.stored or image).uri, sha256=image.sha256).pixels
+    pixels = picture(store, image).pixels
     pixels.thumbnail((side, side), Resampling.LANCZOS)  # only ever smaller
     packed = io.BytesIO()
     pixels.save(packed, "JPEG", quality=_QUALITY)

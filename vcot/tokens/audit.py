@@ -98,8 +98,18 @@ class View:
     picture: Image.Image | None  # as the model sees it
 
 
-def view(example: Example, original: tuple[int, int], contract: Contract, processor: Any) -> View:
-    """`original`: (width, height) of the upright image in whose pixels the sample's boxes are."""
+def view(
+    example: Example,
+    original: tuple[int, int],
+    contract: Contract,
+    processor: Any,
+    *,
+    kept: tuple[int, int] | None = None,
+) -> View:
+    """
+    original: (width, height) of the upright image in whose pixels the sample's boxes are. kept: of the copy that is
+    read in its place, if any; looked at where the example shows no picture.
+    """
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     reply = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORED and i != end]
     learned = str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n")
@@ -109,7 +119,7 @@ def view(example: Example, original: tuple[int, int], contract: Contract, proces
         seen = columns * contract.patch_size, rows * contract.patch_size
         picture = images.decode(example.image, example.id).pixels.resize(seen, Image.Resampling.BICUBIC)
     elif contract.frame_spec.name == "resized_pixels":
-        frame = contract.frame_spec.on(*original)
+        frame = contract.frame_spec.on(*original, kept=kept)
         seen = frame.x_axis.span, frame.y_axis.span
     parsed = parse(learned, frame_as_seen(contract.frame_spec, original, seen))
     return View(example, pieces(example, processor), learned, parsed, original, picture)

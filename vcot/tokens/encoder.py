@@ -289,8 +289,7 @@ def frame_as_seen(spec: FrameSpec, original: tuple[int, int], seen: tuple[int, i
 
 def _size(sample: Sample) -> tuple[int, int]:
     """(width, height) of the picture as it is stored."""
-    image = sample.image.stored or sample.image
-    return image.width, image.height
+    return sample.image.kept.width, sample.image.kept.height
 
 
 def _refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:

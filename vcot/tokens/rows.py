@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vcot.records.example import Example, Examples
+from vcot.records.picture import kept_bytes
 from vcot.records.sample import IMAGE_REASONS, Reason, Rejection, Sample
 from vcot.records.shards import ShardMark, ShardWriter, StageMark, Tally, fetch_file, read_shard
 from vcot.stage import stop
-from vcot.storage import NotFound, Store, images
+from vcot.storage import Store, images
 from vcot.storage.images import ImageError, Picture
 from vcot.tokens.audit import View, check_mask, view
 from vcot.tokens.encoder import STAGE, Encoder
@@ -76,13 +76,9 @@ class Tokenizing:
 
     def _picture(self, sample: Sample) -> tuple[Picture, bytes]:
         """The picture and its bytes. Raises ImageError."""
-        uri = (sample.image.stored or sample.image).uri
+        uri = sample.image.kept.uri
         if uri not in self._pictures:
-            data = _bytes(self.store, uri)
-            found = hashlib.sha256(data).hexdigest()
-            if found != sample.image.sha256:
-                was = sample.image.sha256
-                raise ImageError(uri, "changed", f"sha256 is {found[:12]}…, recorded was {was[:12]}…")
+            data = kept_bytes(self.store, sample.image)
             self._pictures[uri] = images.decode(data, uri), data
             while len(self._pictures) > PICTURES_IN_MEMORY:
                 self._pictures.popitem(last=False)
@@ -117,19 +113,7 @@ class Tokenizing:
             for shown in wanted:
                 example = examples[shown["row"]]
                 check_mask(example, self.encoder.processor)
-                size = (shown["size"][0], shown["size"][1])
-                one = view(example, size, self.encoder.contract, self.encoder.processor)
+                size, kept = ((shown[name][0], shown[name][1]) for name in ("size", "kept"))
+                one = view(example, size, self.encoder.contract, self.encoder.processor, kept=kept)
                 found.append((str(shown["kind"]), one))
             return found
-
-
-def _bytes(store: Store, uri: str) -> bytes:
-    """At most as much as `images` decodes. Raises ImageError where there is nothing, or too much."""
-    try:
-        with store.open_read(uri) as source:
-            data = source.read(images.MAX_BYTES + 1)
-    except NotFound as error:
-        raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from error
-    if len(data) > images.MAX_BYTES:
-        raise ImageError(uri, "too-large", f"more than {images.MAX_BYTES >> 20} MiB")
-    return data

@@ -35,8 +35,8 @@ class Counts:
         self.learned += example.learned
         self.shrunk += example.shrunk
         kind = "shrunk" if example.shrunk else example.split
-        size = [sample.image.width, sample.image.height]
-        self._show({"row": row, "kind": kind, "size": size, "question": sample.question})
+        size, kept = ([image.width, image.height] for image in (sample.image, sample.image.kept))
+        self._show({"row": row, "kind": kind, "size": size, "kept": kept, "question": sample.question})
 
     def lose(self, rejection: Rejection) -> None:
         """One reasoning of a row that others kept."""
