@@ -14,6 +14,7 @@ import os
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -129,6 +130,23 @@ class Declared(BaseSettings):
             raise (SettingsError if wrong else UsageError)("\n".join(usage + wrong))
         return settings, check
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Settings of these values alone, whatever the environment says.
+
+        Raises:
+            SettingsError: all faults, a line each, called as flags are.
+        """
+        try:
+            settings: Self = _without_environment(cls)(**values)
+        except ValidationError as error:
+            lines = (_fault_line(cls, fault, values) for fault in error.errors())
+            raise SettingsError("\n".join(lines)) from None
+        return settings
+
+    def judge(self) -> None:
+        """What ``--check`` judges beside the settings: files that belong to them. Raises SettingsError."""
+
 
 class Settings(Declared):
     """What every stage has."""
@@ -155,6 +173,17 @@ class Settings(Declared):
     @property
     def run_name(self) -> str:
         return self.run_uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+@cache
+def _without_environment(cls: type[Declared]) -> Any:
+    def init_alone(
+        _: type, settings_cls: type, init_settings: PydanticBaseSettingsSource, *__: Any, **___: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    named = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), named | {"settings_customise_sources": classmethod(init_alone)})
 
 
 def variable(cls: type[BaseSettings], field_name: str) -> str:
@@ -254,8 +283,14 @@ def _help(cls: type[Declared], name: str) -> str:
     field = cls.model_fields[name]
     unit = extra_of(field).get("unit")
     default = "required" if field.is_required() else f"default: {_written(field.default)}"
-    choices = ""
-    if get_origin(field.annotation) is Literal:
-        choices = " | ".join(str(c) for c in get_args(field.annotation)) + "; "
-    text = f"{field.description}{f' [{unit}]' if unit else ''} ({choices}{default}; {variable(cls, name)})"
+    choices = " | ".join(_choices(field.annotation))
+    known = f"{choices}; " if choices else ""
+    text = f"{field.description}{f' [{unit}]' if unit else ''} ({known}{default}; {variable(cls, name)})"
     return text.replace("%", "%%")
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What may be given, where only some words may; or nothing at all."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [choice for each in get_args(annotation) for choice in _choices(each)]
+    return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []
