@@ -90,7 +90,9 @@ class ConvertSettings(Settings):
     licence: str | None = setting(None, "licence of the rows; default: what the dataset states", min_length=1)
     limit: int | None = setting(None, "read the first rows only", unit="rows", ge=1)
 
-    num_shards: int = setting(4, "into how many shards the rows are dealt", unit="shards", ge=1, le=10_000)
+    num_shards: int = setting(
+        4, "into how many shards the rows are dealt", unit="shards", also="shard_count", ge=1, le=10_000
+    )
     readers: int = setting(8, "pictures read at once", unit="pictures", ge=1, le=128, shapes_result=False)
     known_pictures: str | None = setting(
         None, "convert/pictures.json of an earlier run: what has not changed since is not opened again",

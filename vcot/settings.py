@@ -27,6 +27,9 @@ from vcot.errors import SettingsError, UsageError
 PREFIX = "VCOT_"
 STAGES = ("convert", "distill", "tokenize", "train", "evaluate")
 
+#: In it an Indexed Job of Kubernetes tells each of its pods which one it is.
+INDEX = "JOB_COMPLETION_INDEX"
+
 #: A list in one flag or variable: ``a,b,c``.
 CommaSeparated = Annotated[
     tuple[str, ...],
@@ -41,15 +44,16 @@ def setting(
     unit: str | None = None,
     common: bool = False,
     shapes_result: bool = True,
+    also: str | None = None,
     **limits: Any,
 ) -> Any:
     """One setting of a stage.
 
-    `unit` is shown in the help. `common` settings are shared by all stages (``VCOT_<NAME>``).
-    `shapes_result=False` marks what may differ between two runs on one prefix (how a stage runs,
-    not what it makes); everything else must agree. `limits` are pydantic's (``gt``, ``le``, …).
+    `unit` is shown in the help. `common` settings are shared by all stages (``VCOT_<NAME>``). `also`: a second name of
+    its flag. `shapes_result=False` marks what may differ between two runs on one prefix (how a stage runs, not what
+    it makes); everything else must agree. `limits` are pydantic's (``gt``, ``le``, …).
     """
-    extra: dict[str, Any] = {"unit": unit, "common": common, "shapes_result": shapes_result}
+    extra: dict[str, Any] = {"unit": unit, "common": common, "shapes_result": shapes_result, "also": also}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -65,6 +69,13 @@ class _Environment(EnvSettingsSource):
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         return value  # our own types read their text form themselves
+
+    def __call__(self) -> dict[str, Any]:
+        """Where shards are made, the index of the pod among its Job's stands for VCOT_SHARD; elsewhere it is none."""
+        found = super().__call__()
+        part = self.current_state.get("part", found.get("part"))
+        index = os.environ.get(INDEX)
+        return {"shard": index} | found if part == "shards" and index else found
 
 
 class Declared(BaseSettings):
@@ -161,8 +172,9 @@ class Settings(Declared):
         "all", "which part of the stage this process does", common=True, shapes_result=False
     )
     shard: int | None = setting(
-        None, "do this shard only (with --part shards); default: every one", common=True, shapes_result=False, ge=0
-    )
+        None, f"do this shard only (with --part shards), from 0; default: {INDEX}, or every one", common=True,
+        shapes_result=False, also="shard_index", ge=0,
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_shard_is_a_part(self) -> Self:
@@ -195,6 +207,11 @@ def variable(cls: type[BaseSettings], field_name: str) -> str:
 
 def flag(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
+
+
+def _flags(field_name: str, field: FieldInfo) -> list[str]:
+    also = extra_of(field).get("also")
+    return [flag(name) for name in (field_name, also) if name]
 
 
 def _unknown_variables(cls: type[Declared], environment: Mapping[str, str]) -> list[str]:
@@ -256,13 +273,13 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
         if _is_bool(field.annotation):
             parser.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=_help(cls, name))
         else:
-            parser.add_argument(flag(name), dest=name, metavar="VALUE", help=_help(cls, name))
+            parser.add_argument(*_flags(name, field), dest=name, metavar="VALUE", help=_help(cls, name))
     try:
         found, unknown = parser.parse_known_args(list(argv))
     except UsageError as error:
         return {}, False, [str(error)]
     flags = vars(found)
-    known = [*(flag(n) for n in cls.model_fields), "--check"]
+    known = [*(name for n, field in cls.model_fields.items() for name in _flags(n, field)), "--check"]
     usage = []
     for before, word in zip(["", *unknown], unknown, strict=False):
         if word.startswith("--"):
