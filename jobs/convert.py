@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vcot.records import Rejection, Sample
     from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
     from vcot.sources import Desk, Options, Source
+    from vcot.sources.account import Account
     from vcot.sources.known import Known
     from vcot.sources.pictures import Pictures
     from vcot.sources.quality import Rules
@@ -227,6 +228,7 @@ class ConvertSettings(Settings):
 def run(settings: ConvertSettings) -> None:
     from vcot.records.shards import Folder, run_shards
     from vcot.sources import SOURCES, rows_of_shard
+    from vcot.sources.account import Account
     from vcot.sources.known import Known, begin, leave
     from vcot.storage import Store
 
@@ -247,22 +249,25 @@ def run(settings: ConvertSettings) -> None:
 
         def work(writer: ShardWriter) -> None:
             rows = rows_of_shard(source, desk, writer.index, settings.num_shards, settings.limit)
-            convert(settings, source, rows, desk, writer)
+            account = Account()
+            convert(settings, source, rows, desk, writer, account)
+            writer.facts |= account.leave(folder, writer.index)
 
         run_shards(
             folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
-            max_rejected_share=settings.max_rejected_share, report=partial(report, folder),
+            max_rejected_share=settings.max_rejected_share, report=partial(report, settings, folder),
             facts={"source": settings.source},
         )  # fmt: skip
         if not whole:
             leave(known, folder, settings.part, settings.shard)
 
 
-def convert(settings: ConvertSettings, source: Source, rows: Iterable[Row], desk: Desk, writer: ShardWriter) -> None:
+def convert(
+    settings: ConvertSettings, source: Source, rows: Iterable[Row], desk: Desk, writer: ShardWriter, account: Account
+) -> None:
     """One shard: each row is kept or refused, and counted."""
     from vcot.records import Rejection
     from vcot.sources import read
-    from vcot.sources.tally import count
 
     for row, result in told(read(source, rows, desk, readers=settings.readers)):
         stop.raise_if_requested()
@@ -270,8 +275,7 @@ def convert(settings: ConvertSettings, source: Source, rows: Iterable[Row], desk
             writer.reject(result)
         else:
             writer.keep(result)
-        dataset = result.origin.dataset if not isinstance(result, Rejection) else desk.dataset_of(row)
-        count(writer.facts, dataset, result)
+        account.add(row, result, source, desk)
 
 
 def placed(settings: ConvertSettings, source: Source, desk: Desk, folder: Folder) -> Desk:
@@ -382,15 +386,24 @@ def frame_of(settings: ConvertSettings) -> FrameSpec | None:
     return settings.frame and FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels)
 
 
-def report(folder: Folder, marks: tuple[ShardMark, ...], _: Tally) -> tuple[dict[str, Any], str]:
-    from vcot.sources.beforehand import counts as counted_beforehand
-    from vcot.sources.tally import added, as_page
+def report(
+    settings: ConvertSettings, folder: Folder, marks: tuple[ShardMark, ...], tally: Tally
+) -> tuple[dict[str, Any], str]:
+    from vcot.sources.account import left
+    from vcot.sources.beforehand import counts
+    from vcot.sources.gallery import Gallery
+    from vcot.sources.page import as_page
+    from vcot.sources.report import report as summed_up
 
-    counts: dict[str, Any] = {}
-    for mark in marks:
-        counts = added(counts, mark.facts)
-    counts |= counted_beforehand(folder)
-    return counts, as_page(counts)
+    pictures, chosen = left(folder, marks)
+    found = summed_up(
+        marks, tally, pictures, counts(folder), source=settings.source, budget=settings.ingest_pixels,
+        ingested=settings.ingest,
+    )  # fmt: skip
+    gallery = Gallery(folder.store, max_pixels=settings.max_image_pixels)
+    pairs = found.near_duplicates.pairs if found.near_duplicates else ()
+    seen = [(pair, *gallery.pair(pair)) for pair in pairs]
+    return found.model_dump(mode="json"), as_page(found, gallery.shelves(chosen, found), seen)
 
 
 def told(results: Iterable[tuple[Row, Sample | Rejection]]) -> Iterator[tuple[Row, Sample | Rejection]]:

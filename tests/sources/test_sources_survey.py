@@ -208,8 +208,8 @@ def test_a_benchmarks_picture_is_known_by_its_content_or_by_its_name(given: Give
     assert list(told.values()) == ["held-out", "held-out", "held-out", "train", "held-out", "test"]
     assert counts(folder_of(given, "run-1"))["benchmarks"] == {
         "bench.jsonl": {
-            "rows": 4, "pictures": 4, "pictures found": 2, "pictures shared": 2, "rows with a shared picture": 2,
-            "rows refused": 3,
+            "rows": 4, "pictures": 4, "pictures_found": 2, "pictures_shared": 2, "rows_with_a_shared_picture": 2,
+            "rows_refused": 3,
         }
     }  # fmt: skip
 
@@ -257,8 +257,8 @@ def test_vsrs_benchmark_shares_pictures_with_its_training_rows(given: Given, the
     assert list(told.values()).count("held-out") == 240
     assert counts(folder_of(given, "run-1"))["benchmarks"] == {
         "vsr.jsonl": {
-            "rows": 404, "pictures": 327, "pictures found": 327 if there else 115, "pictures shared": 115,
-            "rows with a shared picture": 146, "rows refused": 240,
+            "rows": 404, "pictures": 327, "pictures_found": 327 if there else 115, "pictures_shared": 115,
+            "rows_with_a_shared_picture": 146, "rows_refused": 240,
         }
     }  # fmt: skip
 

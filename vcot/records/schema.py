@@ -6,6 +6,7 @@ import json
 import sys
 
 from vcot.records.base import Record
+from vcot.records.conversion import Conversion
 from vcot.records.promotion import Promotion
 from vcot.records.reply import Completion
 from vcot.records.sample import Rejection, Sample
@@ -81,6 +82,7 @@ RECORDS: tuple[tuple[type[Record], str], ...] = (
     (Score, "one reply held against its Sample"),
     (ShardMark, "`_done/00000.json`"),
     (StageMark, "`_done/stage.json`"),
+    (Conversion, "`report.json` of convert; its page shows the same numbers"),
     (Promotion, "`pointers/<name>/0000000001.json`, …: the newest promoted model is the one with the highest number"),
 )
 

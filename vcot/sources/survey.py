@@ -48,6 +48,10 @@ _BATCH = 200
 Facts = dict[str, Any]
 Groups = Sequence[Sequence[str]]
 """Digests of pictures that nearly are the same; who has no such other is in none."""
+_GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
+"""For the report: so many groups are looked at, so many pictures of each; shown are so many that are far apart, and
+so many by chance.
+"""
 
 
 def survey(source: Source, desk: Desk, rows: Iterable[Row], *, readers: int = 1) -> Facts:
@@ -63,7 +67,7 @@ def survey(source: Source, desk: Desk, rows: Iterable[Row], *, readers: int = 1)
             _note_benchmark(database, desk, file)
         groups, near = _groups(database, desk, readers)
         repeated = _repeated(database, desk)
-        counts = {"near-duplicates": near, "benchmarks": _removed(database, desk, groups)}
+        counts = {"near_duplicates": near, "benchmarks": _removed(database, desk, groups)}
         return _sides(database, desk, groups) | {"duplicates": repeated, "counts": counts}
 
 
@@ -149,25 +153,49 @@ def _groups(database: sqlite3.Connection, desk: Desk, readers: int) -> tuple[Gro
         return desk.pictures.print_of(uri, sha)
 
     pictures = "select sha, uri from pictures order by sha"
-    where, prints = [], bytearray()
+    where, noted = [], bytearray()
     for number, print_ in enumerate(in_order(look, database.execute(pictures), readers)):
         if print_ is not None:
             where.append(number)
-            prints += print_
-    labels = alike.groups(np.frombuffer(prints, np.uint8).reshape(-1, alike.BYTES), desk.options.near_duplicates)
+            noted += print_
+    prints = np.frombuffer(noted, np.uint8).reshape(-1, alike.BYTES)
+    labels = alike.groups(prints, desk.options.near_duplicates)
     members = np.bincount(labels, minlength=1)[labels] > 1 if len(labels) else np.zeros(0, np.bool_)
     group_of = dict(zip(np.asarray(where, np.int64)[members].tolist(), labels[members].tolist(), strict=True))
+    place_of = dict(zip(group_of, np.flatnonzero(members).tolist(), strict=True))
     groups: dict[int, list[str]] = defaultdict(list)
+    places: dict[int, list[int]] = defaultdict(list)
     for number, (sha, _) in enumerate(database.execute(pictures)):
         if number in group_of:
             groups[group_of[number]].append(sha)
+            places[group_of[number]].append(place_of[number])
     found = list(groups.values())
     return found, {
-        "pictures compared": len(where),
+        "pictures_compared": len(where),
         "groups": len(found),
-        "pictures in groups": sum(map(len, found)),
-        "largest group": max(map(len, found), default=0),
+        "pictures_in_groups": sum(map(len, found)),
+        "largest_group": max(map(len, found), default=0),
+        "pairs": _pairs(database, found, list(places.values()), prints),
     }
+
+
+def _pairs(
+    database: sqlite3.Connection, groups: Groups, places: Sequence[Sequence[int]], prints: alike.Prints
+) -> list[Facts]:
+    """The two pictures that differ most, of some groups: those where they differ most of all, and some by chance.
+
+    places: of each group's pictures among the prints.
+    """
+    found = []
+    for group, at in zip(groups[:_GROUPS], places, strict=False):
+        one, other, bits = alike.farthest(prints[at[:_MEMBERS]])
+        found.append((bits, group[one], group[other], len(group)))
+    found.sort(key=itemgetter(0), reverse=True)
+    chosen = found[:_PAIRS] + sorted(found[_PAIRS:], key=itemgetter(1))[:_PAIRS]
+    return [
+        {"bits": bits, "pictures": size, "one": _uri(database, one), "other": _uri(database, other)}
+        for bits, one, other, size in chosen
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- what follows
@@ -202,6 +230,11 @@ def _sides(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
     )}  # fmt: skip
 
 
+def _uri(database: sqlite3.Connection, sha: str) -> str:
+    uri: str = database.execute("select uri from pictures where sha = ?", (sha,)).fetchone()[0]
+    return uri
+
+
 def _said(database: sqlite3.Connection, sha: str) -> int:
     said: int = database.execute("select said from pictures where sha = ?", (sha,)).fetchone()[0]
     return said
@@ -227,10 +260,10 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         counts[file.name] = {
             "rows": rows,
             "pictures": pictures,
-            "pictures found": database.execute(read, (file.name,)).fetchone()[0],
-            "pictures shared": len(hit),
-            "rows with a shared picture": sum(often[path] for path in hit),
-            "rows refused": sum(_rows_below_test(database, sha) for sha in refused),
+            "pictures_found": database.execute(read, (file.name,)).fetchone()[0],
+            "pictures_shared": len(hit),
+            "rows_with_a_shared_picture": sum(often[path] for path in hit),
+            "rows_refused": sum(_rows_below_test(database, sha) for sha in refused),
         }
     return counts
 

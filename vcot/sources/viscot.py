@@ -158,6 +158,7 @@ def _one_box(copies: tuple[list[Any], list[Any] | None], image: Image, desk: Des
             Reason.BOX_COPIES_DISAGREE,
             f"{copies[0]} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
             f"{image.width} x {image.height}, but the other copy says {copies[1]}",
+            places=(edges, truncated),
         )
     return desk.box([_into_pixel(e, w) for e, w in zip(edges, truncated, strict=True)], image)
 
