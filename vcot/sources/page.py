@@ -130,7 +130,7 @@ def _measures(found: Conversion) -> list[dict[str, Any]]:
         {
             "dataset": dataset,
             "names": names,
-            "values": [
+            "cells": [
                 (told(spread.median), told(spread.p90)) if spread.n else ("–", "")
                 for spread, told in ((getattr(measures, field), told) for _, field, told in shown)
             ],

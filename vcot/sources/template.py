@@ -194,7 +194,7 @@ _TEXTS = """
 <tr><th>dataset</th>{% for name in measures[0].names %}<th class="n">{{ name }}</th>{% endfor %}</tr>
 {% for each in measures %}
 <tr><td class="name">{{ each.dataset }}</td>
-{% for median, most in each.values %}
+{% for median, most in each.cells %}
 <td class="n">{{ median }}{% if most %} <span class="soft">({{ most }})</span>{% endif %}</td>
 {% endfor %}
 </tr>
