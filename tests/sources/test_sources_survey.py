@@ -18,12 +18,12 @@ from hypothesis import settings as tuned
 from hypothesis import strategies as some
 from PIL import Image
 
-from tests.sources.given import Given, png
+from tests.sources.given import Given, informed, png
 from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
 from vcot.sources import SOURCES, benchmarks, read, rows_of_shard
-from vcot.sources.beforehand import SURVEY, counts, informed
+from vcot.sources.beforehand import SURVEY, counts
 from vcot.sources.desk import Desk, split_of
 from vcot.sources.inputs import find
 from vcot.sources.known import Known

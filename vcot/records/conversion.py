@@ -71,6 +71,20 @@ class Benchmark(Record):
     rows_refused: int = Field(description="of the input, as held-out")
 
 
+class Portion(Record):
+    """One part of a mix. All of `kept`, `rejected` and `not_drawn` are its rows."""
+
+    name: str = Field(description="what the ids of its rows begin with")
+    source: str
+    rows: int = Field(description="that the part has, of which its --limit leaves the first")
+    not_drawn: int = Field(description="left out for its weight; neither kept nor rejected")
+    kept: int
+    rejected: dict[str, int] = Field(description="reason → rows")
+    wanted: float | None = Field(description="share of all drawn rows that its weight asks for; null without weights")
+    drawn: float = Field(description="share of all drawn rows that it has")
+    learned: float = Field(description="share of all kept rows that it has")
+
+
 class Conversion(Record):
     """`report.json` of convert. Pictures count once, however many rows use them; all else is counted by rows."""
 
@@ -101,3 +115,4 @@ class Conversion(Record):
     beyond_processor: int = Field(description="pictures more than 200 times as long as wide, which it refuses")
     near_duplicates: NearDuplicates | None = Field(description="null where nobody looked for them")
     benchmarks: dict[str, Benchmark] = Field(description="file → what it has in common with the input")
+    mix: tuple[Portion, ...] = Field((), description="parts in the order of --mix; none where it was one source")

@@ -15,26 +15,28 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import groupby
+from itertools import count, groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from vcot.errors import SettingsError
-from vcot.records import Sample
+from vcot.records import Image, Sample
 from vcot.sources import alike, benchmarks, quality, repeats
 from vcot.sources.desk import Desk, Split
 from vcot.sources.inputs import Input
-from vcot.sources.reading import Source, in_order, read
-from vcot.sources.row import Refused, Row
+from vcot.sources.parts import Part
+from vcot.sources.pictures import Pictures
+from vcot.sources.reading import in_order, read
+from vcot.sources.row import Refused
 from vcot.storage.images import ImageError
 
 _TABLES = """
 pragma journal_mode = off; pragma synchronous = off;
 drop table if exists pictures; drop table if exists names; drop table if exists rows;
 drop table if exists shown; drop table if exists same;
-create table pictures (sha text primary key, uri text, said int) without rowid;
+create table pictures (sha text primary key, part int, uri text, said int) without rowid;
 create table names (uri text primary key, sha text) without rowid;
 create table rows (number int, id text, sha text, said int, sound int, key blob, asked text);
 create table shown (file text, path text, often int, primary key (file, path)) without rowid;
@@ -54,18 +56,19 @@ so many by chance.
 """
 
 
-def survey(source: Source, desk: Desk, rows: Iterable[Row], *, readers: int = 1) -> Facts:
-    """What all shards must know of these rows, as JSON: held_out, drawn, excluded, duplicates as in Desk; and counts.
+def survey(parts: Sequence[Part], *, readers: int = 1) -> Facts:
+    """What all shards must know of the rows, as JSON: held_out, drawn, excluded, duplicates as in Desk; and counts.
 
     Raises:
         InputError: a benchmark file is none.
     """
+    desk = parts[0].desk  # what concerns the whole run is the same at every one
     with closing(sqlite3.connect(desk.scratch / "survey.sqlite")) as database:
         database.executescript(_TABLES)
-        _note_rows(database, source, desk, rows, readers)
+        _note_rows(database, parts, readers)
         for file in desk.benchmarks:
-            _note_benchmark(database, desk, file)
-        groups, near = _groups(database, desk, readers)
+            _note_benchmark(database, parts, file)
+        groups, near = _groups(database, parts, readers)
         repeated = _repeated(database, desk)
         counts = {"near_duplicates": near, "benchmarks": _removed(database, desk, groups)}
         return _sides(database, desk, groups) | {"duplicates": repeated, "counts": counts}
@@ -74,10 +77,18 @@ def survey(source: Source, desk: Desk, rows: Iterable[Row], *, readers: int = 1)
 # --------------------------------------------------------------------------------------------------- what is there
 
 
-def _note_rows(database: sqlite3.Connection, source: Source, desk: Desk, rows: Iterable[Row], readers: int) -> None:
+def _note_rows(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> None:
+    numbers = count()
+    for place, part in enumerate(parts):
+        _note_part(database, place, part, numbers, readers)
+
+
+def _note_part(database: sqlite3.Connection, place: int, part: Part, numbers: Iterator[int], readers: int) -> None:
+    """`place`: of the part among all. `numbers`: of the rows, which go on from part to part."""
+    desk = part.desk
     lenient = replace(desk, options=replace(desk.options, rules=quality.Rules(leaks="keep")))
     with_names, with_rows = bool(desk.benchmarks), bool(desk.benchmarks) or desk.options.duplicates != "keep"
-    for batch in _batches(enumerate(read(source, rows, lenient, readers=readers))):
+    for batch in _batches(zip(numbers, read(part.source, part.rows(), lenient, readers=readers), strict=False)):
         kept = [
             (number, row.id, result, _SAID[desk.declared(row)])
             for number, (row, result) in batch
@@ -88,8 +99,8 @@ def _note_rows(database: sqlite3.Connection, source: Source, desk: Desk, rows: I
             _, before = pictures.get(sample.image.sha256, ("", 0))
             pictures[sample.image.sha256] = sample.image.uri, before | said
         database.executemany(
-            "insert into pictures values (?, ?, ?) on conflict do update set said = said | excluded.said",
-            ((sha, uri, said) for sha, (uri, said) in pictures.items()),
+            "insert into pictures values (?, ?, ?, ?) on conflict do update set said = said | excluded.said",
+            ((sha, place, uri, said) for sha, (uri, said) in pictures.items()),
         )
         if with_names:
             names = ((s.image.uri, s.image.sha256) for _, _, s, _ in kept)
@@ -125,47 +136,58 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
     yield batch
 
 
-def _note_benchmark(database: sqlite3.Connection, desk: Desk, file: Input) -> None:
-    """Its pictures: by digest where they can be read, else the pictures of the input that are called the same."""
+def _note_benchmark(database: sqlite3.Connection, parts: Sequence[Part], file: Input) -> None:
+    """Its pictures: by digest where they can be read, else the pictures of the input that are called the same.
+
+    Where several parts have a picture at that path, nobody knows which one is meant, and all are.
+    """
     unread = defaultdict(list)
+    desk = parts[0].desk
+    looked_in = [desk.benchmark_pictures] if desk.benchmark_pictures else [part.desk.pictures for part in parts]
     for path, often in sorted(Counter(benchmarks.paths(desk.store, file)).items()):
         database.execute("insert into shown values (?, ?, ?)", (file.name, path, often))
-        try:
-            image = (desk.benchmark_pictures or desk.pictures).find(path)
-        except (ImageError, SettingsError):  # it is not there, or nobody said where pictures are
-            for key in benchmarks.keys(path):
-                unread[key].append(path)
-        else:
-            database.execute("insert or ignore into pictures values (?, ?, 0)", (image.sha256, image.uri))
-            database.execute("insert into same values (?, ?, ?)", (file.name, path, image.sha256))
+        found = [(place, image) for place, in_it in enumerate(looked_in) if (image := _there(in_it, path))]
+        for place, image in found:
+            database.execute("insert or ignore into pictures values (?, ?, ?, 0)", (image.sha256, place, image.uri))
+            database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, image.sha256))
+        for key in () if found else benchmarks.keys(path):
+            unread[key].append(path)
     for uri, sha in database.execute("select uri, sha from names").fetchall() if unread else ():
         for path in (path for key in benchmarks.keys(uri) for path in unread.get(key, ())):
             database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, sha))
 
 
-def _groups(database: sqlite3.Connection, desk: Desk, readers: int) -> tuple[Groups, Facts]:
+def _there(pictures: Pictures, path: str) -> Image | None:
+    try:
+        return pictures.find(path)
+    except (ImageError, SettingsError):  # it is not there, or nobody said where pictures are
+        return None
+
+
+def _groups(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> tuple[Groups, Facts]:
     """The pictures that nearly are the same, and how many there are of what."""
-    if not desk.options.near_duplicates:
+    distance = parts[0].desk.options.near_duplicates
+    if not distance:
         return [], {}
 
-    def look(picture: tuple[str, str]) -> bytes | None:
-        sha, uri = picture
-        return desk.pictures.print_of(uri, sha)
+    def look(picture: tuple[str, int, str]) -> bytes | None:
+        sha, place, uri = picture
+        return parts[place].desk.pictures.print_of(uri, sha)
 
-    pictures = "select sha, uri from pictures order by sha"
+    pictures = "select sha, part, uri from pictures order by sha"
     where, noted = [], bytearray()
     for number, print_ in enumerate(in_order(look, database.execute(pictures), readers)):
         if print_ is not None:
             where.append(number)
             noted += print_
     prints = np.frombuffer(noted, np.uint8).reshape(-1, alike.BYTES)
-    labels = alike.groups(prints, desk.options.near_duplicates)
+    labels = alike.groups(prints, distance)
     members = np.bincount(labels, minlength=1)[labels] > 1 if len(labels) else np.zeros(0, np.bool_)
     group_of = dict(zip(np.asarray(where, np.int64)[members].tolist(), labels[members].tolist(), strict=True))
     place_of = dict(zip(group_of, np.flatnonzero(members).tolist(), strict=True))
     groups: dict[int, list[str]] = defaultdict(list)
     places: dict[int, list[int]] = defaultdict(list)
-    for number, (sha, _) in enumerate(database.execute(pictures)):
+    for number, (sha, _, _) in enumerate(database.execute(pictures)):
         if number in group_of:
             groups[group_of[number]].append(sha)
             places[group_of[number]].append(place_of[number])
