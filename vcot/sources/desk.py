@@ -244,6 +244,6 @@ def uniform(seed: int, what: str) -> float:
 def text(row: Mapping[str, Any], name: str, reason: Reason) -> str:
     """A text of a row, trimmed. Raises Refused: it is missing, empty or no text."""
     value = row.get(name)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
+    if isinstance(value, str) and (said := value.strip()):
+        return said
     raise Refused(reason, f"{name!r} is {'missing' if name not in row else repr(value)[:60]}")

@@ -19,7 +19,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from vcot.errors import InputError
@@ -32,7 +32,7 @@ NAME = "pictures.json"
 _FORM = 1
 """Of the table; a file of another form is not read."""
 _TABLE = """
-pragma journal_mode = off; pragma synchronous = off;
+pragma journal_mode = off; pragma synchronous = off; pragma locking_mode = exclusive;
 create table if not exists pictures (
     uri text primary key, width int, height int, sha256 blob, size int, state text, stored text, fresh int,
     print blob
@@ -56,14 +56,16 @@ class Known:
         self._database.executescript(_TABLE)
 
     def get(self, uri: str) -> Image | None:
-        with self._lock, suppress(UnicodeEncodeError):  # half a surrogate pair may be in a row, and in no name
-            found = self._database.execute(_GET, (uri,)).fetchone()
-            if found is None:
-                return None
-            width, height, digest, stored = found
-            copy = None if stored is None else Stored.model_validate_json(stored)
-            return Image(uri=uri, width=width, height=height, sha256=digest.hex(), stored=copy)
-        return None
+        try:
+            with self._lock:
+                found = self._database.execute(_GET, (uri,)).fetchone()
+        except UnicodeEncodeError:  # half a surrogate pair may be in a row, and in no name
+            return None
+        if found is None:
+            return None
+        width, height, digest, stored = found
+        copy = None if stored is None else Stored.model_validate_json(stored)
+        return Image(uri=uri, width=width, height=height, sha256=digest.hex(), stored=copy)
 
     def put(self, image: Image, size: int, state: str) -> None:
         """size, state: of the object that was read, as `Entry` has them; without a state, later runs look again."""
