@@ -177,6 +177,8 @@ class Desk:
             raise Refused(Reason.BOX_MALFORMED, f"boxes are a list of [x1, y1, x2, y2]; got {many!r:.80}")
         if not many:
             raise Refused(Reason.NO_BOX, "the list of boxes is empty")
+        if len(many) > _MOST_BOXES:
+            raise Refused(Reason.TOO_MANY_BOXES, f"{len(many):,} boxes in one list; at most {_MOST_BOXES:,} are read")
         return unique(self.box(edges, image) for edges in many)
 
 
@@ -214,6 +216,8 @@ def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:
     return tuple(dict.fromkeys(boxes))
 
 
+_MOST_BOXES = 10_000
+"""In one list. A crowd has hundreds; a line of 50 MB may hold millions, and each costs microseconds."""
 _NUMBERS = frozenset((int, float))
 """A bool is an int to `isinstance`, and no number to us."""
 

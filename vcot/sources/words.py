@@ -21,7 +21,7 @@ MEANING: Mapping[Reason, str] = {
     Reason.BOX_TOO_SMALL: "a box is smaller than --min-box-area allows",
     Reason.BOX_TOO_LARGE: "a box is larger than --max-box-area allows",
     Reason.BOX_TOO_THIN: "a box is longer and thinner than --max-box-aspect allows",
-    Reason.TOO_MANY_BOXES: "there are more boxes than --max-boxes allows",
+    Reason.TOO_MANY_BOXES: "there are more boxes than --max-boxes allows, or thousands in one list",
     Reason.ANSWER_IN_LABEL: "a label tells the answer (--answer-in-label refuse)",
     Reason.LICENCE_NOT_ALLOWED: "the licence is not among --licences",
     Reason.NO_IMAGE: "the row has no picture",
