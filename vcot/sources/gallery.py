@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 
 from PIL import Image as Pillow
+from PIL import ImageDraw
 
 from vcot.grounding import Box
 from vcot.records.conversion import Conversion, Pair
@@ -28,6 +29,8 @@ _LOOKED_AT = 4_000_000
 """Pixels of a picture that are looked at; from close by a line of a scanned page can still be read."""
 _SMALL = 0.05
 """Share of its picture below which a box is shown from close by, too."""
+_CLOSE = (252, 84)
+"""Pixels of a picture from close by."""
 _LABEL = 32
 _LEAST = 3
 """Pixels of the picture on the page that a box takes at least when it is drawn."""
@@ -93,7 +96,7 @@ class Gallery:
         picture = self._uri(whole)
         if picture is None:
             return Card(row, None, note="no room for more pictures on this page")
-        near = _close_by(pixels, boxes, size)
+        near = _close_by(pixels, boxes, size, colour)
         return Card(row, picture, None if near is None else self._uri(near))
 
     def _uri(self, picture: Pillow.Image) -> str | None:
@@ -121,18 +124,21 @@ def _mixed(kinds: Mapping[str, Sequence[Specimen]], often: Mapping[str, int]) ->
     return [row for row in chain.from_iterable(rounds) if row is not None]
 
 
-def _close_by(pixels: Pillow.Image, boxes: Sequence[Box], size: tuple[int, int]) -> Pillow.Image | None:
+def _close_by(pixels: Pillow.Image, boxes: Sequence[Box], size: tuple[int, int], colour: str) -> Pillow.Image | None:
     """The first box with what is round it, three times as wide as high; None where it is large enough as it is."""
     if not boxes or boxes[0].area > _SMALL * size[0] * size[1]:
         return None
-    x_scale, y_scale = pixels.width / size[0], pixels.height / size[1]
-    x1, x2 = boxes[0].x1 * x_scale, boxes[0].x2 * x_scale
-    y1, y2 = boxes[0].y1 * y_scale, boxes[0].y2 * y_scale
-    high = min(max(2 * (y2 - y1), 1.3 * (x2 - x1) / 3, 24.0), float(pixels.height))
+    across, down = pixels.width / size[0], pixels.height / size[1]
+    box = Box(boxes[0].x1 * across, boxes[0].y1 * down, boxes[0].x2 * across, boxes[0].y2 * down)
+    high = min(max(2 * (box.y2 - box.y1), 1.3 * (box.x2 - box.x1) / 3, 24.0), float(pixels.height))
     wide = min(3 * high, float(pixels.width))
-    left = min(max((x1 + x2 - wide) / 2, 0), pixels.width - wide)
-    top = min(max((y1 + y2 - high) / 2, 0), pixels.height - high)
-    return pixels.crop((round(left), round(top), round(left + wide), round(top + high))).resize((252, 84))
+    left = min(max((box.x1 + box.x2 - wide) / 2, 0), pixels.width - wide)
+    top = min(max((box.y1 + box.y2 - high) / 2, 0), pixels.height - high)
+    seen = pixels.resize(_CLOSE, Pillow.Resampling.BICUBIC, box=(left, top, left + wide, top + high))
+    x_scale, y_scale = seen.width / wide, seen.height / high
+    edges = ((box.x1 - left) * x_scale, (box.y1 - top) * y_scale, (box.x2 - left) * x_scale, (box.y2 - top) * y_scale)
+    ImageDraw.Draw(seen).rectangle(edges, outline=colour)
+    return seen
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes

@@ -12,6 +12,9 @@ from vcot.sources.words import MEANING
 _MANY = 0.05
 """Share of a dataset's rows above which refusing them is worth a word."""
 
+_WANTED = (Reason.DUPLICATE, Reason.HELD_OUT)
+"""Reasons that say nothing against the rows."""
+
 
 @dataclass(frozen=True)
 class Remark:
@@ -38,7 +41,7 @@ def _refusals(found: Conversion) -> Iterator[Remark]:
     for name, each in sorted(often.items(), key=lambda entry: -entry[1].rejected_rows)[:4]:
         reason = max(sorted(each.rejected), key=each.rejected.__getitem__)
         yield Remark(
-            False,
+            reason in _WANTED,
             f"{name}: {each.rejected_rows:,} of {each.rows:,} rows were refused, most of them as {reason}"
             f" ({MEANING.get(Reason(reason), '')}).",
         )
