@@ -485,13 +485,13 @@ def report(
     from vcot.sources.portions import portions
     from vcot.sources.report import report as summed_up
 
+    parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in sources]
     pictures, chosen = left(folder, marks)
     found = summed_up(
-        marks, tally, pictures, counts(folder), source=settings.source or "mix", budget=settings.ingest_pixels,
-        ingested=settings.ingest,
+        marks, tally, pictures, counts(folder), source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
+        budget=settings.ingest_pixels, ingested=settings.ingest,
     )  # fmt: skip
     if settings.mix is not None:
-        parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in sources]
         mix = portions(parts, (mark.facts["mix"] for mark in marks))
         found = found.model_copy(update={"mix": mix})
     gallery = Gallery(folder.store, max_pixels=settings.max_image_pixels)

@@ -84,6 +84,10 @@ class Portion(Record):
     drawn: float = Field(description="share of all drawn rows that it has")
     learned: float = Field(description="share of all kept rows that it has")
 
+    @property
+    def rejected_rows(self) -> int:
+        return sum(self.rejected.values())
+
 
 class Conversion(Record):
     """`report.json` of convert. Pictures count once, however many rows use them; all else is counted by rows."""

@@ -38,7 +38,9 @@ class Portions:
         }  # fmt: skip
 
 
-def portions(parts: Sequence[tuple[str, str, Fraction | None]], shards: Iterable[Mapping[str, Any]]) -> list[Portion]:
+def portions(
+    parts: Sequence[tuple[str, str, Fraction | None]], shards: Iterable[Mapping[str, Any]]
+) -> tuple[Portion, ...]:
     """Of all shards together.
 
     parts: name, source and weight of each. shards: what `facts` said of each shard.
@@ -52,7 +54,7 @@ def portions(parts: Sequence[tuple[str, str, Fraction | None]], shards: Iterable
             refused[name].update(counts["rejected"])
     weights = sum(weight for _, _, weight in parts if weight is not None)
     rows = {name: kept[name] + refused[name].total() for name, _, _ in parts}
-    return [
+    return tuple(
         Portion(
             name=name, source=source, rows=rows[name] + left_out[name], not_drawn=left_out[name], kept=kept[name],
             rejected=dict(sorted(refused[name].items())),
@@ -60,7 +62,7 @@ def portions(parts: Sequence[tuple[str, str, Fraction | None]], shards: Iterable
             drawn=_share(rows[name], rows.values()), learned=_share(kept[name], kept.values()),
         )
         for name, source, weight in parts
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def _share(part: int, all_parts: Iterable[int]) -> float:

@@ -156,6 +156,23 @@ _ROWS = """
 </div></td></tr>
 {% endfor %}
 </table></div>
+{% if found.mix %}
+<h3>The mix</h3>
+<div class="wide"><table>
+<tr><th>part</th><th>source</th><th class="n">rows</th><th class="n">not drawn</th><th class="n">refused</th>
+<th class="n">kept</th><th class="n">share by weight</th><th class="n">of rows drawn</th>
+<th class="n">of rows kept</th></tr>
+{% for part in found.mix %}
+<tr><td class="name">{{ part.name }}</td><td>{{ part.source }}</td><td class="n">{{ number(part.rows) }}</td>
+<td class="n">{{ number(part.not_drawn) }}</td><td class="n">{{ number(part.rejected_rows) }}</td>
+<td class="n">{{ number(part.kept) }}</td>
+<td class="n">{{ "–" if part.wanted is none else share(part.wanted, 1) }}</td>
+<td class="n">{{ share(part.drawn, 1) }}</td><td class="n">{{ share(part.learned, 1) }}</td></tr>
+{% endfor %}
+</table></div>
+<p class="small soft">Rows that were not drawn are left out for the weights and count nowhere else. Weights share rows
+before it is known which of them are refused.</p>
+{% endif %}
 <h3>Why rows were refused</h3>
 {% if reasons %}
 <div class="wide"><table>
