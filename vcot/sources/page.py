@@ -55,7 +55,7 @@ def _reasons(found: Conversion) -> Iterator[dict[str, Any]]:
 
 
 def _charts(found: Conversion) -> Iterator[dict[str, Any]]:
-    yield _chart("Area of a box", "share of its picture", "boxes", found.box_area, _area_bar, area)
+    yield _chart("Area of a box", "share of its picture", "boxes", found.box_area, _area_bar, area, "roughly ")
     yield _boxes_per_row(found)
     yield _chart("Length of the question", "characters", "rows", found.question_length, _whole_bar, amount)
     yield _chart("Length of the answer", "characters", "rows", found.answer_length, _whole_bar, amount)
@@ -68,10 +68,11 @@ def _charts(found: Conversion) -> Iterator[dict[str, Any]]:
 
 
 def _chart(
-    name: str, about: str, counted: str, values: Distribution, label: Callable[[Bar], str], told: Callable[[float], str]
-) -> dict[str, Any]:
+    name: str, about: str, counted: str, values: Distribution, label: Callable[[Bar], str],
+    told: Callable[[float], str], roughly: str = "",
+) -> dict[str, Any]:  # fmt: skip
     spread = (
-        f"from {told(values.min)} to {told(values.max)}, half of them at most {told(values.median)}, "
+        f"{roughly}from {told(values.min)} to {told(values.max)}, half of them at most {told(values.median)}, "
         f"nine of ten {told(values.p90)}"
     )
     bars = _wide([(label(bar), bar.n) for bar in values.bars])

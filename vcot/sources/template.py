@@ -60,6 +60,7 @@ td.name { min-width: 90px; }
   main { padding: 20px 14px 40px; }
   .tile { min-width: 0; flex: 1 1 40%; padding: 8px 12px; }
   th, td { padding-right: 12px; }
+  .full th:last-child, .full td:last-child { display: none; }
   .charts, .rows, .pairs { grid-template-columns: minmax(0, 1fr); }
   .rows figure { height: auto; min-height: 60px; max-height: 340px; }
 }
@@ -67,7 +68,8 @@ td.name { min-width: 90px; }
   main { max-width: none; padding: 0; }
   nav { display: none; }
   body { font-size: 12px; }
-  table, .small, .card, .tile span, .chart table, .rows .card { font-size: 11px; }
+  table, code, .mono, .small, .chip, .tile span, .chart table, .rows .card, figcaption { font-size: 11px; }
+  th, td { padding-right: 10px; }
   .rows { grid-template-columns: repeat(4, 1fr); gap: 8px; }
   .rows figure { height: 170px; }
   .charts { grid-template-columns: 1fr 1fr; }
