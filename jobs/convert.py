@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, model_validator
 from vcot import log
 from vcot.errors import InputError
 from vcot.settings import CommaSeparated, Settings, flag, setting, variable
-from vcot.stage import REPORT_EVERY, launch, stop
+from vcot.stage import REPORT_EVERY, launch
 
 if TYPE_CHECKING:
     from vcot.grounding import FrameSpec
@@ -275,7 +275,7 @@ def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[Conver
 def run(settings: ConvertSettings) -> None:
     from vcot.records.shards import Folder, run_shards
     from vcot.sources.account import Account
-    from vcot.sources.known import Known, begin, leave
+    from vcot.sources.known import Known, begin, leave, not_lost
     from vcot.sources.portions import Portions
     from vcot.storage import Store
 
@@ -294,7 +294,10 @@ def run(settings: ConvertSettings) -> None:
             listed = (entry for part in parts for entry in part.desk.pictures.listed())
             begin(known, folder, settings.part, settings.known_pictures, listed)
         if not whole and settings.part != "finish":
-            parts = prepared(settings, parts, folder)
+            with not_lost(known, folder):
+                parts = prepared(settings, parts, folder)
+            if settings.part == "all":
+                leave(known, folder, "prepare", None)
 
         def work(writer: ShardWriter) -> None:
             account, portions = Account(), Portions()
@@ -324,7 +327,6 @@ def convert(
                 yield part, row, result
 
     for part, row, result in told(results()):
-        stop.raise_if_requested()
         if isinstance(result, Rejection):
             writer.reject(result)
         else:

@@ -133,7 +133,7 @@ def test_a_finished_stage_has_nothing_left_to_do(given: Given, tmp_path: Path) -
 
 
 def test_a_stopped_stage_goes_on_where_it_was(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = viscot_rows(given) | {"num_shards": 4, "readers": 1}
+    settings = viscot_rows(given) | {"num_shards": 4, "readers": 1, "near_duplicates": 0, "duplicates": "keep"}
     convert(tmp_path / "calm", **settings)
     seen = 0
 

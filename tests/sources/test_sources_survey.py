@@ -28,7 +28,7 @@ from vcot.sources.desk import Desk, split_of
 from vcot.sources.inputs import find
 from vcot.sources.known import Known
 from vcot.sources.pictures import Pictures
-from vcot.storage import Store
+from vcot.storage import Changed, Store
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / "viscot"
@@ -142,7 +142,8 @@ def test_what_a_picture_looks_like_is_known_to_the_next_run(given: Given) -> Non
     again = Pictures(store, str(given.images), "made", index=second)
     assert [again.print_of(image.uri, image.sha256) for image in images] == seen
     assert [second.print_of(image.uri, image.sha256) for image in images] == [seen[0], b""]
-    assert again.print_of(images[0].uri, "0" * 64) is None  # other bytes, and they are gone
+    with pytest.raises(Changed, match="has changed since this stage first looked at it"):
+        again.print_of(images[0].uri, "0" * 64)  # other bytes, and they are gone
 
 
 # --------------------------------------------------------------------------------------------------- questions

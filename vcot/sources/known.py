@@ -5,6 +5,7 @@ A run leaves it beside its shards, and another run may begin with it (--known-pi
 
     <run>/convert/pictures.json                 names the file and its sha256
                   pictures-3f9a….sqlite
+                  pictures-so-far.json                   what a look at all rows knew that was asked to stop
                   pictures/00003.json, 00003-….sqlite    what the process of that shard alone had to look at
 
 What an earlier run says of a picture counts if the storage still lists that picture in the same state (size, and ETag
@@ -22,13 +23,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from vcot.errors import InputError
+from vcot.errors import InputError, Interrupted
 from vcot.records import Folder, Image
 from vcot.records.sample import Stored
 from vcot.storage import Entry, NotFound, Store, join
 from vcot.storage import name as last_part
 
-NAME = "pictures.json"
+NAME, SO_FAR = "pictures.json", "pictures-so-far.json"
 _FORM = 1
 """Of the table; a file of another form is not read."""
 _TABLE = """
@@ -135,16 +136,19 @@ class Known:
 
 
 def begin(known: Known, folder: Folder, part: str, given: str | None, listed: Iterable[Entry]) -> None:
-    """What is known before the first row: in prepare what was `given`, afterwards what prepare and others have left.
+    """What is known before the first row: in prepare what was `given`, or found by one that was stopped; afterwards
+    what prepare and others have left.
 
     Raises:
         InputError: nothing is left there, or something else.
     """
-    left = join(folder.uri, NAME)
+    left, so_far = join(folder.uri, NAME), join(folder.uri, SO_FAR)
     if folder.store.stat(left) is not None:
         known.take(folder.store, left)
-    elif given is not None and part in ("all", "prepare"):
-        known.take(folder.store, given, listed=listed)
+    elif part in ("all", "prepare"):
+        earlier = given if folder.store.stat(so_far) is None else so_far
+        if earlier is not None:
+            known.take(folder.store, earlier, listed=listed)
     if part == "finish":
         for entry in folder.store.list(join(folder.uri, "pictures")):
             if entry.uri.endswith(".json"):
@@ -158,6 +162,16 @@ def leave(known: Known, folder: Folder, part: str, shard: int | None) -> None:
         known.leave(folder.store, join(folder.uri, "pictures", f"{name}.json"), fresh=True)
     else:
         known.leave(folder.store, join(folder.uri, NAME))
+
+
+@contextmanager
+def not_lost(known: Known, folder: Folder) -> Iterator[None]:
+    """A look at all rows may take hours: who is asked to stop in it leaves what is known by then."""
+    try:
+        yield
+    except Interrupted:
+        known.leave(folder.store, join(folder.uri, SO_FAR))
+        raise
 
 
 @contextmanager

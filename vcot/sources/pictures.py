@@ -173,7 +173,11 @@ class Pictures:
         return image
 
     def print_of(self, uri: str, sha256: str) -> bytes | None:
-        """What a picture looks like (alike.py). None: it shows nothing, or cannot be read now as it could before."""
+        """What a picture looks like (alike.py); None: it shows nothing, or cannot be decoded.
+
+        Raises:
+            Changed: it is gone, or another one than had this digest.
+        """
         known = None if self._index is None else self._index.print_of(uri, sha256)
         if known is None:
             try:

@@ -19,6 +19,7 @@ from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
 from vcot.sources.inputs import Input, found_in, row_of
 from vcot.sources.pictures import NotAtHand
 from vcot.sources.row import BOX_REASONS, Refused, Row
+from vcot.stage import stop
 from vcot.storage.images import ImageError
 
 STAGE = "convert"
@@ -155,7 +156,11 @@ def in_order(
     """`function` of each item, some at once, results in the order of the items; never far ahead of its reader.
 
     at_once: gives the same in this thread, or raises NotAtHand where that means waiting.
+
+    Raises:
+        Interrupted: a stop was asked for; the item that came then is not begun.
     """
+    items = _until_stopped(items)
     if workers == 1:
         yield from map(function, items)
         return
@@ -179,6 +184,12 @@ def in_order(
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _until_stopped(items: Iterable[T]) -> Iterator[T]:
+    for item in items:
+        stop.raise_if_requested()
+        yield item
 
 
 def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:
