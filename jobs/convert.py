@@ -300,13 +300,14 @@ def run(settings: ConvertSettings) -> None:
                 leave(known, folder, "prepare", None)
 
         def work(writer: ShardWriter) -> None:
-            account, portions = Account(), Portions()
+            account, portions = Account(Path(scratch)), Portions()
             convert(settings, parts, writer, account, portions)
             writer.facts |= account.leave(folder, writer.index) | {"mix": portions.facts()}
 
         run_shards(
             folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
-            max_rejected_share=settings.max_rejected_share, report=partial(report, settings, sources, folder),
+            max_rejected_share=settings.max_rejected_share,
+            report=partial(report, settings, sources, folder, Path(scratch)),
             facts={"sources": [entry.settings.source for entry in sources]},
         )  # fmt: skip
         if not whole:
@@ -477,6 +478,7 @@ def report(
     settings: ConvertSettings,
     sources: Sequence[Entry[ConvertSettings]],
     folder: Folder,
+    scratch: Path,
     marks: tuple[ShardMark, ...],
     tally: Tally,
 ) -> tuple[dict[str, Any], str]:
@@ -488,7 +490,7 @@ def report(
     from vcot.sources.report import report as summed_up
 
     parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in sources]
-    pictures, chosen = left(folder, marks)
+    pictures, chosen = left(folder, marks, scratch)
     found = summed_up(
         marks, tally, pictures, counts(folder), source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
         budget=settings.ingest_pixels, ingested=settings.ingest,

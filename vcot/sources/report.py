@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vcot.grounding import smart_resize
 from vcot.records.conversion import Benchmark, Conversion, Measures, NearDuplicates, Rows
 from vcot.records.shards import ShardMark, Tally
 from vcot.records.spread import distribution, spread
 from vcot.sources.desk import SPLITS
-from vcot.sources.tally import NOT_ANNOTATED, Counts, Pictures, added
+from vcot.sources.tally import NOT_ANNOTATED, Counts, added
+from vcot.sources.used import Sizes
 from vcot.storage import images
 
 TOKEN_SIDE = 28
@@ -29,11 +27,11 @@ _STEPS = 10
 
 
 def report(
-    marks: Sequence[ShardMark], tally: Tally, pictures: Pictures, seen: Mapping[str, Any], *, source: str, budget: int,
-    ingested: bool,
+    marks: Sequence[ShardMark], tally: Tally, pictures: Mapping[str, Sizes], seen: Mapping[str, Any], *,
+    source: str, budget: int, ingested: bool,
 ) -> Conversion:  # fmt: skip
     """
-    pictures: of all shards, each once. seen: what the survey counted. budget: pixels that a model sees at most.
+    pictures: split → sizes of its pictures. seen: what the survey counted. budget: pixels that a model sees at most.
     ingested: whether later stages read copies of that size.
     """
     datasets: Mapping[str, Counts] = {}
@@ -42,8 +40,8 @@ def report(
     everything: Counts = {}
     for counts in datasets.values():
         everything = added(everything, counts)
-    sizes = sizes_of(pictures)
-    kept = Counter[tuple[int, int]]()
+    sizes = sum(pictures.values(), Sizes())
+    kept = Sizes()
     for size, often in sizes.items():
         kept[images.within(*size, budget) if ingested else size] += often
     tokens, beyond = visual_tokens(kept, budget)
@@ -57,7 +55,7 @@ def report(
         question_length=distribution(_numbers(everything, "question_length"), _LENGTHS),
         answer_length=distribution(_numbers(everything, "answer_length"), _LENGTHS),
         by_dataset={name: _measures(counts) for name, counts in datasets.items() if counts["kept"]},
-        pictures={split: int(np.sum(pictures["split"] == number)) for number, split in enumerate(SPLITS)},
+        pictures={split: found.total() for split, found in pictures.items()},
         pixels=distribution(_areas(sizes), _PIXELS),
         budget=budget, ingested=ingested,
         pixels_kept=distribution(_areas(kept), _PIXELS),
@@ -66,13 +64,6 @@ def report(
         near_duplicates=NearDuplicates(**near) if (near := seen.get("near_duplicates")) else None,
         benchmarks={name: Benchmark(**counts) for name, counts in seen.get("benchmarks", {}).items()},
     )  # fmt: skip
-
-
-def sizes_of(pictures: Pictures) -> Counter[tuple[int, int]]:
-    """(width, height) of the upright original → pictures."""
-    sides: NDArray[np.uint32] = np.stack((pictures["width"], pictures["height"]), axis=1)
-    sizes, often = np.unique(sides, axis=0, return_counts=True)
-    return Counter({(width, height): n for (width, height), n in zip(sizes.tolist(), often.tolist(), strict=True)})
 
 
 def visual_tokens(sizes: Mapping[tuple[int, int], int], budget: int) -> tuple[Counter[float], int]:

@@ -1,37 +1,25 @@
 """What went through convert, in numbers that shards count for themselves and that are added up exactly.
 
 Every row goes through here, so counting one takes about a microsecond: whole numbers are added to dicts, and what
-they mean is worked out at the end (report.py). Pictures are counted once each, however many rows or shards use them:
-a shard notes 64 bits of each one's digest, and the digests of all shards are put together.
+they mean is worked out at the end (report.py).
 """
 
 from __future__ import annotations
 
-import io
-from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vcot.records import Reason, Sample
-from vcot.sources.desk import SPLITS
 
 Counts = dict[str, Any]
 """Nested dicts whose leaves are counts."""
-Pictures = NDArray[np.void]
 
 NOT_ANNOTATED = -1
 """In place of the number of boxes, where nobody said where the evidence is."""
 SHARES = (*(float(f"{digits}e{power}") for power in range(-7, 0) for digits in ("1", "1.5", "2", "3", "5", "7")), 1.0)
 """Shares of a picture to which the area of a box is rounded down; the smallest stands for all below, too."""
-PICTURE = np.dtype([("picture", "<u8"), ("width", "<u4"), ("height", "<u4"), ("split", "u1")])
-"""A picture of kept rows: the first 64 bits of its sha256, pixels of the upright original, place in SPLITS."""
-
-_SPLIT = {split: number for number, split in enumerate(SPLITS)}
 _EDGES = SHARES[1:]
 
 
@@ -40,9 +28,6 @@ class Counting:
 
     def __init__(self) -> None:
         self._datasets: dict[str, _Dataset] = {}
-        self._pictures, self._widths, self._heights = array("Q"), array("I"), array("I")
-        self._splits = array("B")
-        self._last = ""
 
     def keep(self, sample: Sample) -> None:
         origin, image = sample.origin, sample.image
@@ -59,12 +44,6 @@ class Counting:
                     boxes += 1
                     areas[bisect_right(_EDGES, (box.x2 - box.x1) * (box.y2 - box.y1) / pixels)] += 1
         here.boxes_per_row[boxes] += 1
-        if image.sha256 != self._last:  # rows of one picture mostly stand together
-            self._last = image.sha256
-            self._pictures.append(int(image.sha256[:16], 16))
-            self._widths.append(image.width)
-            self._heights.append(image.height)
-            self._splits.append(_SPLIT[origin.split])
 
     def refuse(self, dataset: str, reason: Reason) -> None:
         here = self._datasets.get(dataset) or self._new(dataset)
@@ -77,16 +56,6 @@ class Counting:
     def facts(self) -> Counts:
         """Dataset → what was counted of it, as JSON that `added` adds up."""
         return {"datasets": {name: found.facts() for name, found in sorted(self._datasets.items())}}
-
-    def pictures(self) -> bytes:
-        """The pictures of which rows were kept, each once (PICTURE), as a file that NumPy reads."""
-        noted = np.empty(len(self._pictures), PICTURE)
-        columns = (self._pictures, self._widths, self._heights, self._splits)
-        for name, column in zip(PICTURE.names or (), columns, strict=True):
-            noted[name] = column
-        file = io.BytesIO()
-        np.save(file, distinct(noted), allow_pickle=False)
-        return file.getvalue()
 
 
 class _Dataset:
@@ -128,17 +97,6 @@ def _rounded(counts: Mapping[int, int]) -> dict[str, int]:
         cut = 10 ** max(0, len(str(value)) - 3)
         found[str(value // cut * cut)] += rows
     return dict(found)
-
-
-def together(files: Iterable[bytes]) -> Pictures:
-    """The pictures of all shards (Counting.pictures), each once."""
-    return distinct(np.concatenate([np.load(io.BytesIO(data), allow_pickle=False) for data in files]))
-
-
-def distinct(pictures: Pictures) -> Pictures:
-    """Each picture once, in the order of its digest."""
-    _, first = np.unique(pictures["picture"], return_index=True)
-    return pictures[first]
 
 
 def added(a: Mapping[str, Any], b: Mapping[str, Any]) -> Counts:
