@@ -140,14 +140,14 @@ def _entry(run: S, keys: Mapping[str, str], part: Written) -> Entry[S]:
         settings = type(run).of(given | said)
     except SettingsError as error:
         wrong = [_as_in_the_file(line, keys) for line in str(error).splitlines()]
-    name, weight = _name(part), part.get("weight")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    name, weight = part.get("name"), part.get("weight")
+    if "name" in part and not (isinstance(name, str) and _NAME.fullmatch(name)):
         wrong.append(f"name={name!r}: a name is made of letters, digits, dots, dashes and underscores")
     if weight is not None and not _is_weight(weight):
         wrong.append(f"weight={weight!r}: a weight is a number above 0, such as 1 or 0.5")
     if wrong or settings is None:
         raise SettingsError("\n".join(wrong))
-    return Entry(name, None if weight is None else Fraction(str(weight)), settings)
+    return Entry(_name(part), None if weight is None else Fraction(str(weight)), settings)
 
 
 def _name(part: Written) -> Any:
