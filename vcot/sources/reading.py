@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from vcot.errors import InputError
 from vcot.grounding import BoxError
-from vcot.records import Reason, Rejection, Sample
+from vcot.records import Image, Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
 from vcot.sources.inputs import Input, found_in, row_of
@@ -38,6 +38,8 @@ class Source:
     columns: what it reads of Parquet files; empty where it reads none.
     expand: a row of the file → the rows that it holds, where one may hold several.
     dataset: how its rows are counted that do not say of which dataset they are.
+    glance: a row → its picture, and what it asks as repeats.py writes it; raises as `sample` does, and only where that
+    raises, too. For the survey, which goes through all rows; None: it makes Samples.
     in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
     """
 
@@ -50,6 +52,7 @@ class Source:
     columns: tuple[str, ...] = ()
     expand: Callable[[Row], Iterable[Row]] | None = None
     dataset: str = "unknown"
+    glance: Callable[[Row, Desk], tuple[Image, str]] | None = None
     in_archive: tuple[str, ...] = ("",)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from vcot.records import Sample
 
@@ -25,10 +25,14 @@ Given, because it takes two seconds to compute for a threshold, and every pictur
 
 def question(sample: Sample) -> str:
     """What a sample asks, in a form in which equal questions are equal texts."""
-    asked = plain(sample.question)
-    if sample.context is None and sample.choices is None:
-        return asked
-    return "\n".join((asked, *map(plain, (sample.context or "", *(sample.choices or ())))))
+    return asked(sample.question, sample.context, sample.choices)
+
+
+def asked(question: str, context: str | None, choices: Sequence[str] | None) -> str:
+    """The same of a question that is no sample's yet."""
+    if context is None and choices is None:
+        return plain(question)
+    return "\n".join(map(plain, (question, context or "", *(choices or ()))))
 
 
 def plain(text: str) -> str:
@@ -36,9 +40,9 @@ def plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
 
 
-def key(sha256: str, asked: str) -> bytes:
-    """16 bytes for a question about a picture."""
-    return hashlib.blake2b(f"{sha256}\0{asked}".encode(errors="replace"), digest_size=16).digest()
+def key(sha256: str, said: str) -> bytes:
+    """16 bytes for a question about a picture, as `asked` writes it."""
+    return hashlib.blake2b(f"{sha256}\0{said}".encode(errors="replace"), digest_size=16).digest()
 
 
 def nearly(questions: Iterable[tuple[str, str]], similarity: float) -> Iterator[tuple[str, str]]:

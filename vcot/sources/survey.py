@@ -12,41 +12,25 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
-from itertools import count, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from vcot.errors import SettingsError
-from vcot.records import Image, Sample
-from vcot.sources import alike, benchmarks, quality, repeats
+from vcot.records import Image
+from vcot.sources import alike, benchmarks, repeats
 from vcot.sources.desk import Desk, Split
 from vcot.sources.inputs import Input
+from vcot.sources.notes import NOTHING, SAID, TABLES, TEST, TRAIN, VALIDATION, look_again, note_rows
 from vcot.sources.parts import Part
 from vcot.sources.pictures import Pictures
-from vcot.sources.reading import in_order, read
-from vcot.sources.row import Refused
+from vcot.sources.reading import in_order
 from vcot.storage.images import ImageError
 
-_TABLES = """
-pragma journal_mode = off; pragma synchronous = off;
-drop table if exists pictures; drop table if exists names; drop table if exists rows;
-drop table if exists shown; drop table if exists same;
-create table pictures (sha text primary key, part int, uri text, said int) without rowid;
-create table names (uri text primary key, sha text) without rowid;
-create table rows (number int, id text, sha text, said int, sound int, key blob, asked text);
-create table shown (file text, path text, often int, primary key (file, path)) without rowid;
-create table same (file text, path text, sha text, primary key (file, path, sha)) without rowid;
-"""
-_SAID: Mapping[Split | None, int] = {None: 1, "train": 2, "validation": 4, "test": 8}
-"""Bits for what rows say of a picture's side, in the order in which they count."""
-_NOTHING, _TRAIN, _VALIDATION, _TEST = _SAID.values()
-_BATCH = 200
-"""Rows noted at once. With thousands, Python spends as long on looking for garbage among them as on all the rest."""
 Facts = dict[str, Any]
 Groups = Sequence[Sequence[str]]
 """Digests of pictures that nearly are the same; who has no such other is in none."""
@@ -64,76 +48,19 @@ def survey(parts: Sequence[Part], *, readers: int = 1) -> Facts:
     """
     desk = parts[0].desk  # what concerns the whole run is the same at every one
     with closing(sqlite3.connect(desk.scratch / "survey.sqlite")) as database:
-        database.executescript(_TABLES)
-        _note_rows(database, parts, readers)
+        database.executescript(TABLES)
+        note_rows(database, parts, readers)
         for file in desk.benchmarks:
             _note_benchmark(database, parts, file)
         groups, near = _groups(database, parts, readers)
+        if look_again(database, parts, groups, readers):
+            groups, near = _groups(database, parts, readers)
         repeated = _repeated(database, desk)
         counts = {"near_duplicates": near, "benchmarks": _removed(database, desk, groups)}
         return _sides(database, desk, groups) | {"duplicates": repeated, "counts": counts}
 
 
 # --------------------------------------------------------------------------------------------------- what is there
-
-
-def _note_rows(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> None:
-    numbers = count()
-    for place, part in enumerate(parts):
-        _note_part(database, place, part, numbers, readers)
-
-
-def _note_part(database: sqlite3.Connection, place: int, part: Part, numbers: Iterator[int], readers: int) -> None:
-    """`place`: of the part among all. `numbers`: of the rows, which go on from part to part."""
-    desk = part.desk
-    lenient = replace(desk, options=replace(desk.options, rules=quality.Rules(leaks="keep")))
-    with_names, with_rows = bool(desk.benchmarks), bool(desk.benchmarks) or desk.options.duplicates != "keep"
-    for batch in _batches(zip(numbers, read(part.source, part.rows(), lenient, readers=readers), strict=False)):
-        kept = [
-            (number, row.id, result, _SAID[desk.declared(row)])
-            for number, (row, result) in batch
-            if isinstance(result, Sample)
-        ]
-        pictures: dict[str, tuple[str, int]] = {}
-        for _, _, sample, said in kept:
-            _, before = pictures.get(sample.image.sha256, ("", 0))
-            pictures[sample.image.sha256] = sample.image.uri, before | said
-        database.executemany(
-            "insert into pictures values (?, ?, ?, ?) on conflict do update set said = said | excluded.said",
-            ((sha, place, uri, said) for sha, (uri, said) in pictures.items()),
-        )
-        if with_names:
-            names = ((s.image.uri, s.image.sha256) for _, _, s, _ in kept)
-            database.executemany("insert or ignore into names values (?, ?)", names)
-        if with_rows:
-            noted = (_noted(desk, *row) for row in kept)
-            database.executemany("insert into rows values (?, ?, ?, ?, ?, ?, ?)", noted)
-
-
-def _noted(desk: Desk, number: int, name: str, sample: Sample, said: int) -> tuple[Any, ...]:
-    sha, asked = sample.image.sha256, repeats.question(sample)
-    text = asked if desk.options.duplicates == "near" else None
-    return number, name, sha, said, _sound(sample, desk), repeats.key(sha, asked), text
-
-
-def _sound(sample: Sample, desk: Desk) -> bool:
-    if not desk.options.rules.checks:
-        return True
-    try:
-        quality.judged(sample, desk.options.rules)
-    except Refused:
-        return False
-    return True
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    yield batch
 
 
 def _note_benchmark(database: sqlite3.Connection, parts: Sequence[Part], file: Input) -> None:
@@ -238,14 +165,14 @@ def _sides(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         for bits in said.values():
             anything |= bits
         file = min((file_of[sha] for sha in group if sha in file_of), default=None)
-        held: Split | None = "test" if file or anything & _TEST else "validation" if anything & _VALIDATION else None
-        draw: Split = "train" if anything & _TRAIN else desk.draw(min(group))
+        held: Split | None = "test" if file or anything & TEST else "validation" if anything & VALIDATION else None
+        draw: Split = "train" if anything & TRAIN else desk.draw(min(group))
         for sha, bits in said.items():
-            if held is not None and bits & (_SAID[held] - 1):
+            if held is not None and bits & (SAID[held] - 1):
                 held_out[sha] = held
                 if file:
                     excluded[sha] = file
-            if held is None and bits & _NOTHING and desk.draw(sha) != draw:
+            if held is None and bits & NOTHING and desk.draw(sha) != draw:
                 drawn[sha] = draw
     return {name: dict(sorted(found.items())) for name, found in (
         ("held_out", held_out), ("drawn", drawn), ("excluded", excluded),
@@ -274,7 +201,7 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         hit: set[str] = set()
         refused: set[str] = set()
         for path, sha in database.execute("select path, sha from same where file = ?", (file.name,)).fetchall():
-            learned = [s for s in group_of.get(sha, (sha,)) if _said(database, s) & (_TEST - 1)]
+            learned = [s for s in group_of.get(sha, (sha,)) if _said(database, s) & (TEST - 1)]
             refused.update(learned)
             if learned:
                 hit.add(path)
@@ -292,7 +219,7 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
 
 def _rows_below_test(database: sqlite3.Connection, sha: str) -> int:
     database.execute("create index if not exists by_sha on rows (sha)")
-    count: int = database.execute("select count(*) from rows where sha = ? and said < ?", (sha, _TEST)).fetchone()[0]
+    count: int = database.execute("select count(*) from rows where sha = ? and said < ?", (sha, TEST)).fetchone()[0]
     return count
 
 
@@ -300,7 +227,7 @@ def _repeated(database: sqlite3.Connection, desk: Desk) -> dict[str, str]:
     """Row → the row whose question it repeats: of a picture's rows those that measure come first, then the input's
     order. A row that is refused for something else is not repeated.
     """
-    order = f"max(said, {_TRAIN}) desc, number"
+    order = f"max(said, {TRAIN}) desc, number"
     if desk.options.duplicates == "near":
         found: dict[str, str] = {}
         rows = database.execute(f"select sha, id, asked from rows where sound order by sha, {order}")

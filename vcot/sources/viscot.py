@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Image, Reason, Sample
-from vcot.sources import gqa
+from vcot.sources import gqa, repeats
 from vcot.sources.desk import Desk, Split, numbers, same_size, text
 from vcot.sources.labels import label_for
 from vcot.sources.row import Refused, Row
@@ -50,7 +50,7 @@ _TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap",
 
 
 def sample(row: Row, desk: Desk) -> Sample:
-    said = _chat(row.value) if "conversations" in row.value else _metadata(row.value)
+    said = _said(row)
     image = desk.pictures.find(said.path)
     same_size(row.value, image)
     boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(said.copies, image, desk),)
@@ -70,6 +70,11 @@ def sample(row: Row, desk: Desk) -> Sample:
     )
 
 
+def glance(row: Row, desk: Desk) -> tuple[Image, str]:
+    said = _said(row)
+    return desk.pictures.find(said.path), repeats.asked(said.question, None, said.choices)
+
+
 class _Said(NamedTuple):
     """What a row says, whatever its form. Boxes are in `pixels`, or there are two `copies` of one."""
 
@@ -81,6 +86,10 @@ class _Said(NamedTuple):
     copies: tuple[list[Any], list[Any] | None] | None = None
     choices: tuple[str, ...] | None = None
     thought: str | None = None
+
+
+def _said(row: Row) -> _Said:
+    return _chat(row.value) if "conversations" in row.value else _metadata(row.value)
 
 
 # ---------------------------------------------------------------------------------------------------- metadata
