@@ -188,12 +188,15 @@ def index(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
     from vcot.records import Image
     from vcot.sources.known import NAME, Known
     from vcot.storage import Store
+    from vcot.storage.images import MAX_PIXELS
 
     images = folder / "images"
     images.mkdir()
     (images / "one").write_bytes(b"")  # a folder with nothing in it is refused
     known = Known(folder / "known.sqlite")
     for path, (width, height) in sizes.items():
+        if width * height > MAX_PIXELS:
+            continue  # convert refuses them, and no index has them
         digest = hashlib.sha256(path.encode()).hexdigest()
         known.put(Image(uri=f"{images}/{path}", width=width, height=height, sha256=digest), 1, "as listed")
     known.leave(Store(), str(folder / "run" / "convert" / NAME))

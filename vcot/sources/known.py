@@ -49,12 +49,17 @@ _AT_ONCE = 10_000
 
 
 class Known:
-    """Share it between threads."""
+    """Share it between threads. `news`: whether it knows what no file that it has taken over said."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._database = sqlite3.connect(path, check_same_thread=False)
-        self._database.executescript(_TABLE)
+        self._empty, self.news = True, False
+        self._database = self._opened()
+
+    def _opened(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, check_same_thread=False)
+        database.executescript(_TABLE)
+        return database
 
     def get(self, uri: str) -> Image | None:
         try:
@@ -74,6 +79,7 @@ class Known:
         row = (image.uri, image.width, image.height, bytes.fromhex(image.sha256), size, state, stored, 1, None)
         with self._lock:
             self._database.execute(_PUT, row)
+            self._empty, self.news = False, True
 
     def print_of(self, uri: str, sha256: str) -> bytes | None:
         """What the picture looks like (alike.py), if that is known; b"" where it shows nothing."""
@@ -86,6 +92,7 @@ class Known:
         with self._lock:
             note = "update pictures set print = ?, fresh = 1 where uri = ? and sha256 = ?"
             self._database.execute(note, (print_, uri, bytes.fromhex(sha256)))
+            self.news = True
 
     def take(self, store: Store, uri: str, *, listed: Iterable[Entry] | None = None) -> None:
         """What an earlier run, or another process of this one, has left there; of it only what is `listed` unchanged.
@@ -94,6 +101,11 @@ class Known:
             InputError: there is nothing, or something else.
         """
         with _fetched(store, uri, self._path.with_suffix(".taken")) as path, self._lock:
+            if listed is None and self._empty:  # then the file is what all its rows would be copied into
+                self._database.close()
+                path.replace(self._path)
+                self._database, self._empty = self._opened(), False
+                return
             self._database.commit()
             self._database.execute("attach ? as taken", (str(path),))
             try:
@@ -101,11 +113,13 @@ class Known:
                 found = ((entry.uri, entry.size, entry.state) for entry in listed or ())
                 self._database.executemany("insert or ignore into listed values (?, ?, ?)", found)
                 unchanged = "" if listed is None else "join listed using (uri, size, state)"
-                self._database.execute(
+                taken = self._database.execute(
                     "insert or ignore into main.pictures "
                     "select uri, width, height, sha256, size, state, null, 0, print "
                     f"from taken.pictures {unchanged}"
                 )
+                if taken.rowcount > 0:
+                    self._empty, self.news = False, True
                 self._database.execute("drop table listed")
                 self._database.commit()
             finally:
@@ -160,7 +174,7 @@ def leave(known: Known, folder: Folder, part: str, shard: int | None) -> None:
     if part == "shards":
         name = "all" if shard is None else f"{shard:05d}"
         known.leave(folder.store, join(folder.uri, "pictures", f"{name}.json"), fresh=True)
-    else:
+    elif known.news or folder.store.stat(join(folder.uri, NAME)) is None:
         known.leave(folder.store, join(folder.uri, NAME))
 
 

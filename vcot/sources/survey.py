@@ -227,6 +227,8 @@ def _repeated(database: sqlite3.Connection, desk: Desk) -> dict[str, str]:
     """Row → the row whose question it repeats: of a picture's rows those that measure come first, then the input's
     order. A row that is refused for something else is not repeated.
     """
+    if desk.options.duplicates == "keep":
+        return {}
     order = f"max(said, {TRAIN}) desc, number"
     if desk.options.duplicates == "near":
         found: dict[str, str] = {}
