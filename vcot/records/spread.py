@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from pydantic import Field
 
 from vcot.records.base import Record
 
 Number = int | float
+N = TypeVar("N", int, float)
 
 
 class Spread(Record):
@@ -34,7 +36,7 @@ class Distribution(Spread):
     bars: tuple[Bar, ...] = Field(description="one beside the other, from the first to the last that is not empty")
 
 
-def percentile(counts: Mapping[float, int], share: float) -> float:
+def percentile(counts: Mapping[N, int], share: float) -> N:
     """The smallest value below or at which `share` of what was counted lies; 0 of nothing."""
     total, below = sum(counts.values()), 0
     for value in sorted(counts):
