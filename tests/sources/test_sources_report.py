@@ -306,7 +306,7 @@ def test_a_page_of_many_datasets_and_large_pictures_stays_small(given: Given, tm
     told, page = convert(tmp_path / "run", input_uri=given.rows(rows), images_uri=given.images)
     assert told.tally.kept == 240
     assert 500_000 < len(page) < 5_000_000
-    assert page.count('<div class="card">') == 80
+    assert page.count('<div class="card">') == 160
     assert "no room for more pictures on this page" in page
 
 

@@ -25,6 +25,8 @@ _SIDE, _SMALL_SIDE = 340, 230
 """Pixels of a picture's longer side, and that where there are many."""
 _FEW, _MANY = 100, 160
 """Pictures on a page that are few, and how many there should be at most."""
+_LEAST_ROWS = 2
+"""Kept and refused rows of a dataset that are shown, even of very many datasets."""
 _LOOKED_AT = 4_000_000
 """Pixels of a picture that are looked at; from close by a line of a scanned page can still be read."""
 _SMALL = 0.05
@@ -63,17 +65,18 @@ class Gallery:
         self._side = _SIDE
 
     def shelves(self, chosen: Chosen, found: Conversion) -> list[Shelf]:
-        """Every dataset with as many rows as there is room for."""
-        each = max(2, min(SHOWN, _MANY // (2 * len(chosen) or 1)))
-        rows = {
-            name: (kinds.get("", [])[:each], _mixed(kinds, found.datasets[name].rejected)[:each])
-            for name, kinds in chosen.items()
-        }
-        many = sum(len(kept) + len(refused) for kept, refused in rows.values()) > _FEW
-        self._side = _SMALL_SIDE if many else _SIDE
+        """Every dataset with as many rows as there is room for, the largest first."""
+        largest = sorted(chosen, key=lambda name: (-found.datasets[name].rows, name))
+        rows = [(name, *_of_both(chosen[name], found.datasets[name].rejected)) for name in largest]
+
+        def shown(most: int) -> int:
+            return sum(len(kept[:most]) + len(refused[:most]) for _, kept, refused in rows)
+
+        each = next((most for most in range(SHOWN, _LEAST_ROWS, -1) if shown(most) <= _MANY), _LEAST_ROWS)
+        self._side = _SMALL_SIDE if shown(each) > _FEW else _SIDE
         return [
-            Shelf(name, tuple(map(self._card, kept)), tuple(map(self._card, refused)))
-            for name, (kept, refused) in rows.items()
+            Shelf(name, tuple(map(self._card, kept[:each])), tuple(map(self._card, refused[:each])))
+            for name, kept, refused in rows
         ]
 
     def pair(self, pair: Pair) -> tuple[str | None, str | None]:
@@ -117,11 +120,13 @@ class Gallery:
         return images.decode(data, uri, max_pixels=self._max_pixels, budget=_LOOKED_AT).pixels
 
 
-def _mixed(kinds: Mapping[str, Sequence[Specimen]], often: Mapping[str, int]) -> list[Specimen]:
-    """Refused rows, one of each reason, then a second of each, …, the most frequent reason first."""
-    reasons = sorted((reason for reason in kinds if reason), key=lambda reason: (-often.get(reason, 0), reason))
+def _of_both(
+    kinds: Mapping[str, Sequence[Specimen]], often: Mapping[str, int]
+) -> tuple[Sequence[Specimen], Sequence[Specimen]]:
+    """Rows that were kept; and refused ones, one of each reason, then a second of each, …, the most frequent first."""
+    reasons = sorted((reason for reason in kinds if reason), key=lambda reason: (-often[reason], reason))
     rounds = zip_longest(*(kinds[reason] for reason in reasons))
-    return [row for row in chain.from_iterable(rounds) if row is not None]
+    return kinds.get("", ()), [row for row in chain.from_iterable(rounds) if row is not None]
 
 
 def _close_by(pixels: Pillow.Image, boxes: Sequence[Box], size: tuple[int, int], colour: str) -> Pillow.Image | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from vcot.records import Reason
-from vcot.records.conversion import Conversion, Pair
+from vcot.records.conversion import Conversion, Pair, Rows
 from vcot.records.page import fill, page
 from vcot.records.spread import Bar, Distribution
 from vcot.sources.desk import SPLITS
@@ -18,12 +20,14 @@ from vcot.sources.words import MEANING
 PairSeen = tuple[Pair, str | None, str | None]
 """A pair, and its pictures as data URIs; None for one that cannot be read."""
 _MOST_BOXES = 5
+_MOST_DATASETS = 40
+"""Lines of a table; what rows call their dataset may be anything."""
 
 
 def as_page(found: Conversion, shelves: Sequence[Shelf], pairs: Sequence[PairSeen]) -> str:
     body = fill(
         BODY, css=CSS, found=found, shelves=shelves, pairs=pairs, splits=SPLITS, remarks=remarks(found),
-        rows=[_row(name, found) for name in sorted(found.datasets)], reasons=list(_reasons(found)),
+        rows=_rows(found), reasons=list(_reasons(found)),
         charts=list(_charts(found)), measures=_measures(found) if len(found.by_dataset) > 1 else [],
         kept_rows={split: sum(rows.kept.get(split, 0) for rows in found.datasets.values()) for split in SPLITS},
         share=share, tail=tail,
@@ -31,9 +35,21 @@ def as_page(found: Conversion, shelves: Sequence[Shelf], pairs: Sequence[PairSee
     return page("Convert: what went in, what was refused", body)
 
 
-def _row(name: str, found: Conversion) -> dict[str, Any]:
-    rows = found.datasets[name]
-    most = max(each.rows for each in found.datasets.values())
+def _rows(found: Conversion) -> list[dict[str, Any]]:
+    """A line for each dataset, the largest first; many small ones share the last line."""
+    largest = sorted(found.datasets, key=lambda name: (-found.datasets[name].rows, name))
+    lines = {name: found.datasets[name] for name in largest[:_MOST_DATASETS]}
+    if others := [found.datasets[name] for name in largest[_MOST_DATASETS:]]:
+        kept, rejected = Counter[str](), Counter[str]()
+        for rows in others:
+            kept.update(rows.kept)
+            rejected.update(rows.rejected)
+        lines[f"{len(others):,} others"] = Rows(kept=kept, rejected=rejected)
+    most = max(rows.rows for rows in lines.values())
+    return [_row(name, rows, most) for name, rows in lines.items()]
+
+
+def _row(name: str, rows: Rows, most: int) -> dict[str, Any]:
     counts = [*(rows.kept.get(split, 0) for split in SPLITS), rows.rejected_rows]
     return {
         "name": name, "rows": rows, "share": share(rows.rejected_rows, rows.rows),
@@ -136,7 +152,7 @@ def _measures(found: Conversion) -> list[dict[str, Any]]:
                 for spread, told in ((getattr(measures, field), told) for _, field, told in shown)
             ],
         }
-        for dataset, measures in found.by_dataset.items()
+        for dataset, measures in islice(found.by_dataset.items(), _MOST_DATASETS)
     ]
 
 

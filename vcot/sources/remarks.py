@@ -75,10 +75,10 @@ def _contents(found: Conversion) -> Iterator[Remark]:
     if absent:
         yield Remark(True, f"{absent:,} rows ask about something that is not in the picture.")
     reasoned = kept - found.reasonings.get("0", 0)
-    if kept:
-        yield Remark(
-            True, f"{reasoned:,} of {kept:,} rows bring a reasoning{'' if reasoned else '; distill writes one'}."
-        )
+    if reasoned:
+        yield Remark(True, f"{reasoned:,} of {kept:,} rows bring a reasoning.")
+    elif kept:
+        yield Remark(True, "No row brings a reasoning; distill writes it.")
     if unknown := found.licences.get("unknown", 0):
         yield Remark(False, f"The licence of {unknown:,} rows is unknown; --licence says it.")
 

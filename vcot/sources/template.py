@@ -233,10 +233,10 @@ _SPLIT = """
 <td class="n">{{ "%.1f" % (kept_rows[split] / pictures) if pictures else "–" }}</td></tr>
 {% endfor %}
 </table></div>
-<p>No picture is on two sides. {{ number(found.tally.rejected.get("held-out", 0)) }} rows were refused because they
-would have learned from a picture that is there to measure with (<code>held-out</code>), and
-{{ number(found.tally.rejected.get("duplicate", 0)) }} because an earlier row asks the same of the same picture
-(<code>duplicate</code>).</p>
+<p>No picture is on two sides. Rows refused as <code>held-out</code>, because they would have learned from a picture
+that is there to measure with: {{ number(found.tally.rejected.get("held-out", 0)) }}. Rows refused as
+<code>duplicate</code>, because an earlier one asks the same of the same picture:
+{{ number(found.tally.rejected.get("duplicate", 0)) }}.</p>
 {% if found.near_duplicates %}{% set near = found.near_duplicates %}
 <h3>Pictures that nearly are the same</h3>
 {% if near.groups %}
