@@ -56,7 +56,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         "mix.yaml, part 1 (scenes): weight=nan: a weight is a number above 0, such as 1 or 0.5",
         "mix.yaml, part 2 (b): weight=inf: a weight is a number above 0, such as 1 or 0.5"]),
     "some weights": ([{"source": "scenes", "name": n} | w for n, w in (("a", {}), ("b", {"weight": 1}), ("c", {}))], [
-        "mix.yaml, part 1 and 3: the weight is missing; all parts have one, or none has and all rows count"]),
+        "mix.yaml, parts 1 and 3: the weight is missing; all parts have one, or none has and all rows count"]),
     "one name": ([{"source": "scenes"}, {"source": "scenes", "scenes": 3}], [
         "mix.yaml, parts 1 and 2 are both called scenes, and ids of rows begin with that: give one another name, as in "
         "name: scenes-2"]),
@@ -68,7 +68,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         "mix.yaml, part 2 (coco): input=gs://b/x: gs:// is not supported; s3://bucket/key, file:///path and plain "
         "paths are",
         "mix.yaml, part 3 (samples): frame=resized_pixels needs min_pixels and max_pixels, the limits of the processor",
-        "mix.yaml, part 1 and 2: the weight is missing; all parts have one, or none has and all rows count"]),
+        "mix.yaml, parts 1 and 2: the weight is missing; all parts have one, or none has and all rows count"]),
     "what a source needs": ([{"source": "viscot", "frame": "pixels"}, {"source": "scenes", "input": "x"}], [
         "mix.yaml, part 1 (viscot): input is missing: source viscot reads files",
         "mix.yaml, part 1 (viscot): images is missing: the folder with VisCoT's sets of images",

@@ -27,6 +27,7 @@ from vcot.errors import InputError
 from vcot.records import Folder
 from vcot.sources.desk import Desk, Split, given_id
 from vcot.sources.parts import Part, shares
+from vcot.sources.reading import until_stopped
 from vcot.sources.row import Refused, Row
 from vcot.sources.survey import Facts, survey
 from vcot.storage import NotFound, join
@@ -93,7 +94,7 @@ def _digest(found: Any) -> str:
 
 def weighed(parts: Sequence[Part]) -> dict[str, float]:
     """Part → its share; the rows of all are gone through once."""
-    rows = {part.name: sum(1 for _ in part.all_rows()) for part in parts}
+    rows = {part.name: sum(1 for _ in until_stopped(part.all_rows())) for part in parts}
     return shares(rows, {part.name: part.weight for part in parts if part.weight is not None})
 
 
@@ -133,7 +134,7 @@ def repeated(part: Part) -> list[str]:
         )
         counts.executemany(
             "insert into ids values (?, 1) on conflict do update set often = often + 1",
-            ((_readable(_called(row, part.desk)),) for row in part.rows()),
+            ((_readable(_called(row, part.desk)),) for row in until_stopped(part.rows())),
         )
         return [name for (name,) in counts.execute("select id from ids where often > 1 order by id")]
     finally:

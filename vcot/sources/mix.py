@@ -185,4 +185,5 @@ def _at_odds(parts: Sequence[Written]) -> Iterator[str]:
             )
     without = [str(number) for number, part in enumerate(parts, 1) if part.get("weight") is None]
     if 0 < len(without) < len(parts):
-        yield f"part {' and '.join(without)}: the weight is missing; all parts have one, or none has and all rows count"
+        those = f"part{'s' * (len(without) > 1)} {' and '.join(without)}"
+        yield f"{those}: the weight is missing; all parts have one, or none has and all rows count"

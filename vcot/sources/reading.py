@@ -163,7 +163,7 @@ def in_order(
     Raises:
         Interrupted: a stop was asked for; the item that came then is not begun.
     """
-    items = _until_stopped(items)
+    items = until_stopped(items)
     if workers == 1:
         yield from map(function, items)
         return
@@ -189,7 +189,7 @@ def in_order(
             pool.shutdown(cancel_futures=True)
 
 
-def _until_stopped(items: Iterable[T]) -> Iterator[T]:
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
     for item in items:
         stop.raise_if_requested()
         yield item
