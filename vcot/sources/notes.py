@@ -28,11 +28,11 @@ from vcot.storage.images import ImageError
 
 TABLES = """
 pragma journal_mode = off; pragma synchronous = off;
-drop table if exists pictures; drop table if exists names; drop table if exists rows;
-drop table if exists shown; drop table if exists same;
+drop table if exists pictures; drop table if exists rows; drop table if exists shown; drop table if exists same;
 create table pictures (sha text primary key, part int, uri text, said int) without rowid;
-create table names (uri text primary key, sha text) without rowid;
-create table rows (number integer primary key, id text, sha text, said int, sound int, key blob, asked text);
+create table rows (
+    number integer primary key, part int, id text, sha text, uri text, said int, sound int, key blob, asked text
+);
 create table shown (file text, path text, often int, primary key (file, path)) without rowid;
 create table same (file text, path text, sha text, primary key (file, path, sha)) without rowid;
 """
@@ -60,12 +60,20 @@ Look = Callable[[Row, Desk], Note | None]
 
 
 def note_rows(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> None:
-    """Fills `pictures`, `rows` and, where there are benchmarks, `names`. A row's number goes on from part to part."""
-    numbers = count()
+    """Fills `rows`, whose numbers go on from part to part, and `pictures`."""
+    numbers, near = count(), parts[0].desk.options.duplicates == "near"
     for place, part in enumerate(parts):
         look = _whole if part.source.glance is None or not _may_glance(part.desk) else _glance
         for batch in _batches(_looked(partial(look, part), zip(numbers, part.rows(), strict=False), part, readers)):
-            _put(database, place, part.desk, [(number, note) for number, note in batch if note is not None])
+            database.executemany(
+                "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (_columns(number, place, note, near=near) for number, note in batch if note is not None),
+            )
+    # Bits that differ add up to all that are set; part and URI are those of the row with the smallest number.
+    database.execute(
+        "insert into pictures select sha, part, uri, said from "
+        "(select sha, part, uri, sum(distinct said) as said, min(number) from rows group by sha)"
+    )
 
 
 def _may_glance(desk: Desk) -> bool:
@@ -110,26 +118,10 @@ def _sound(sample: Sample, desk: Desk) -> bool:
     return True
 
 
-def _put(database: sqlite3.Connection, place: int, desk: Desk, noted: Sequence[tuple[int, Note]]) -> None:
-    pictures: dict[str, tuple[str, int]] = {}
-    for _, note in noted:
-        _, before = pictures.get(note.image.sha256, ("", 0))
-        pictures[note.image.sha256] = note.image.uri, before | note.said
-    database.executemany(
-        "insert into pictures values (?, ?, ?, ?) on conflict do update set said = said | excluded.said",
-        ((sha, place, uri, said) for sha, (uri, said) in pictures.items()),
-    )
-    if desk.benchmarks:
-        names = ((note.image.uri, note.image.sha256) for _, note in noted)
-        database.executemany("insert or ignore into names values (?, ?)", names)
-    near = desk.options.duplicates == "near"
-    database.executemany(
-        "insert into rows values (?, ?, ?, ?, ?, ?, ?)",
-        (
-            (number, row, image.sha256, said, sound, repeats.key(image.sha256, asked), asked if near else None)
-            for number, (row, image, said, asked, sound) in noted
-        ),
-    )
+def _columns(number: int, part: int, note: Note, *, near: bool) -> tuple[Any, ...]:
+    row, image, said, asked, sound = note
+    key = repeats.key(image.sha256, asked)
+    return number, part, row, image.sha256, image.uri, said, sound, key, asked if near else None
 
 
 # ----------------------------------------------------------------------------------------------------- a second look
@@ -157,9 +149,8 @@ def look_again(
             refused = ((number,) for number, note in batch if note is None)
             database.executemany("delete from rows where number = ?", refused)
     database.execute("create index by_sha on rows (sha)")
-    bits = " | ".join(f"max(said & {bit})" for bit in SAID.values())
     database.execute(
-        f"update pictures set said = (select coalesce({bits}, 0) from rows where rows.sha = pictures.sha) "
+        "update pictures set said = (select coalesce(sum(distinct said), 0) from rows where rows.sha = pictures.sha) "
         "where sha in (select sha from unclear)"
     )
     return database.execute("delete from pictures where said = 0").rowcount > 0

@@ -79,7 +79,7 @@ def _note_benchmark(database: sqlite3.Connection, parts: Sequence[Part], file: I
             database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, image.sha256))
         for key in () if found else benchmarks.keys(path):
             unread[key].append(path)
-    for uri, sha in database.execute("select uri, sha from names").fetchall() if unread else ():
+    for uri, sha in database.execute("select distinct uri, sha from rows") if unread else ():
         for path in (path for key in benchmarks.keys(uri) for path in unread.get(key, ())):
             database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, sha))
 
