@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from vcot.records import Sample
+from vcot.sources.labels import plain
 
 _PIECE = 4
 _PERMUTATIONS = 128
@@ -31,13 +32,13 @@ def question(sample: Sample) -> str:
 def asked(question: str, context: str | None, choices: Sequence[str] | None) -> str:
     """The same of a question that is no sample's yet."""
     if context is None and choices is None:
-        return plain(question)
-    return "\n".join(map(plain, (question, context or "", *(choices or ()))))
+        return _told(question)
+    return "\n".join(map(_told, (question, context or "", *(choices or ()))))
 
 
-def plain(text: str) -> str:
-    """Its words in lower case; a text of signs alone stays as it is."""
-    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+def _told(text: str) -> str:
+    """A text of signs alone stays as it is."""
+    return plain(text) or text.strip()
 
 
 def key(sha256: str, said: str) -> bytes:
