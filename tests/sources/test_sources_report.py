@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import tarfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -250,6 +251,21 @@ def test_a_box_that_was_refused_is_drawn_at_the_border_that_it_crosses(given: Gi
     gallery.shelves(best([seen]), told)
     edge = drawn[0].getpixel((int(0.6 * drawn[0].width), int(0.3 * drawn[0].height)))
     assert edge == tuple(int(PREDICTED[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def test_pictures_inside_an_archive_are_drawn_where_they_are(given: Given, tmp_path: Path) -> None:
+    given.picture("vsr/a.png", 90, 100)
+    common = {"image": "a.png", "width": 90, "height": 100}
+    rows = [
+        metadata([[1, 2, 60, 70]], question="What?", **common),
+        metadata([[1, 2, 300, 70]], question="Where?", **common),
+    ]
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(given.images / "vsr", "cot_image_data/vsr")
+    (given.images / "vsr/a.png").unlink()
+    told, page = convert(tmp_path / "run", input_uri=given.rows(rows), images_uri=tmp_path / "images.tar")
+    assert told.tally.kept == 1
+    assert page.count("data:image/jpeg") == 2
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def _charts(found: Conversion) -> Iterator[dict[str, Any]]:
     if found.ingested:
         about = f"megapixels, of copies of at most {megapixels(found.budget)}"
         yield _chart("Size as it is kept", about, "pictures", found.pixels_kept, _pixel_bar, megapixels)
-    about = f"estimated, with at most {found.budget // 784:,} of 28 × 28 pixels"
+    about = f"estimated: 28 × 28 pixels each, {found.budget // 784:,} at most"
     yield _chart("Visual tokens of a picture", about, "pictures", found.visual_tokens, _whole_bar, amount)
 
 
