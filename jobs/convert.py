@@ -324,8 +324,9 @@ def convert(
     def results() -> Iterator[tuple[Part, Row, Sample | Rejection]]:
         for part in parts:
             rows = part.rows(writer.index, settings.num_shards, partial(portions.leave_out, part.name))
-            for row, result in read(part.source, rows, part.desk, readers=settings.readers):
-                yield part, row, result
+            with part.named():
+                for row, result in read(part.source, rows, part.desk, readers=settings.readers):
+                    yield part, row, result
 
     for part, row, result in told(results()):
         if isinstance(result, Rejection):
@@ -355,7 +356,8 @@ def placed(
         if (uri := entry.settings.images_uri) is not None:
             pictures = inside(uri, pictures, part.source.in_archive, part.file("archive", ".json"))
             if next(pictures.listed(), None) is None:
-                raise InputError(f"--images-uri {uri}: there is nothing in that folder")
+                said = f"part {part.name}: images" if part.name else "--images-uri"
+                raise InputError(f"{said} {uri}: there is nothing in that folder")
         found.append(part.knowing(pictures=pictures))
     if (uri := settings.benchmark_images_uri) is not None and (shown := found[0].desk.benchmark_pictures) is not None:
         folders = (name for part in parts for name in part.source.in_archive)

@@ -21,7 +21,7 @@ from tests.sources.parquet import write
 from tests.sources.test_sources_coco import ONE_AND_TWO, instances
 from tests.sources.test_sources_survey import scene
 from tests.sources.test_sources_viscot import metadata
-from vcot.errors import InputError
+from vcot.errors import InputError, SettingsError
 from vcot.records import Rejection, Sample, read_samples
 from vcot.records.shards import read_mark
 from vcot.storage import Store, join
@@ -352,6 +352,17 @@ def test_the_mix_and_all_that_it_names_may_lie_in_s3(given: Given, moto_place: s
     store.write(uri, json.dumps(parts[:1]).encode())
     with pytest.raises(InputError, match=r"mix\.yaml has changed since .* was begun; use another run name"):
         convert(join(moto_place, "run"), uri, max_rejected_share=0.5)
+
+
+def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: Given, tmp_path: Path) -> None:
+    talk = {"image": "a.png", "messages": []}
+    chat = of_samples(given, [talk]) | {"name": "chat"}
+    scenes = {"source": "scenes", "scenes": 3}
+    with pytest.raises(InputError, match=r"^part chat: images .*/images: there is nothing in that folder$"):
+        convert(tmp_path / "empty", mix(given, [scenes, chat]))
+    given.picture("a.png")
+    with pytest.raises(SettingsError, match=r"^part chat: --frame is missing: rows are chat messages"):
+        convert(tmp_path / "no-frame", mix(given, [scenes, chat]))
 
 
 # ----------------------------------------------------------------------------------------------------------- as a user

@@ -64,11 +64,12 @@ def note_rows(database: sqlite3.Connection, parts: Sequence[Part], readers: int)
     numbers, near = count(), parts[0].desk.options.duplicates == "near"
     for place, part in enumerate(parts):
         look = _whole if part.source.glance is None or not _may_glance(part.desk) else _glance
-        for batch in _batches(_looked(partial(look, part), zip(numbers, part.rows(), strict=False), part, readers)):
-            database.executemany(
-                "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (_columns(number, place, note, near=near) for number, note in batch if note is not None),
-            )
+        with part.named():
+            for batch in _batches(_looked(partial(look, part), zip(numbers, part.rows(), strict=False), part, readers)):
+                database.executemany(
+                    "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (_columns(number, place, note, near=near) for number, note in batch if note is not None),
+                )
     # Bits that differ add up to all that are set; part and URI are those of the row with the smallest number.
     database.execute(
         "insert into pictures select sha, part, uri, said from "

@@ -10,12 +10,13 @@ process draws the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from vcot.errors import SettingsError
 from vcot.sources.desk import Desk, uniform
-from vcot.sources.pictures import Pictures
 from vcot.sources.reading import Source, rows_of_shard
 from vcot.sources.row import Row
 
@@ -54,12 +55,17 @@ class Part:
         rows = rows_of_shard(self.source, self.desk, index, shards, self.limit)
         return (Row(self.desk.called(row.id), row.value, row.fault) for row in rows) if self.name else rows
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Of settings that turn out not to fit the rows, it is said in which part."""
+        try:
+            yield
+        except SettingsError as error:
+            raise SettingsError(f"part {self.name}: {error}" if self.name else str(error)) from None
+
     def knowing(self, **facts: Any) -> Part:
         """The same, with a desk that knows these of its fields."""
         return replace(self, desk=replace(self.desk, **facts))
-
-    def with_pictures(self, pictures: Pictures) -> Part:
-        return self.knowing(pictures=pictures)
 
 
 def shares(rows: Mapping[str, int], weights: Mapping[str, Fraction]) -> dict[str, float]:
