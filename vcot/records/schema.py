@@ -50,7 +50,8 @@ Beside the runs:
 An evaluation that was held against another (`--baseline-uri`, and every one of a promoted model) has
 `comparison.json` and `comparison.md` beside its report.
 
-Where the images of `convert` are in a tar file, whole or in chunks, that nobody unpacks:
+Where the images of `convert` are in a tar file, whole or in chunks, that nobody unpacks (each part of a mix has its own
+`archive.<part>.json`):
 
 ```
 <run prefix>/convert/archive.json              the index that this run goes by: its sha256, the chunks' sizes and ETags
