@@ -68,27 +68,42 @@ class Specimen(Record):
         return self.reason or ""
 
 
+Chosen = Mapping[str, Mapping[str, Sequence[Specimen]]]
+"""Dataset → reason ("" for rows that were kept) → rows."""
+
+
 class Specimens:
-    """The candidates of one shard."""
+    """The best of those that are offered, of each kind."""
 
     def __init__(self, most: int = SHOWN) -> None:
         self._most = most
         self._of: dict[str, dict[str, _Best]] = {}
 
     def offer(self, row: Row, dataset: str, result: Sample | Rejection, source: Source, desk: Desk) -> None:
+        """A row and what became of it. source, desk: what it was read with."""
         rank = crc32(row.id.encode(errors="surrogatepass"))
+        best = self._best(dataset, "" if isinstance(result, Sample) else result.reason.value)
+        if best is None or rank > best.worst:
+            return
+        if isinstance(result, Sample):
+            best.take(_kept(row, rank, result))
+        else:
+            best.take(_refused(row, rank, dataset, result, source, desk))
+
+    def put(self, one: Specimen) -> None:
+        """One of another shard."""
+        best = self._best(one.dataset, one.kind)
+        if best is not None and one.rank <= best.worst:
+            best.take(one)
+
+    def _best(self, dataset: str, kind: str) -> _Best | None:
         kinds = self._of.get(dataset)
         if kinds is None and (kinds := self._room_for(dataset)) is None:
-            return
-        kind = "" if isinstance(result, Sample) else result.reason.value
+            return None
         best = kinds.get(kind)
         if best is None:
             best = kinds[kind] = _Best(self._most)
-        if rank <= best.worst:
-            if isinstance(result, Sample):
-                best.take(_kept(row, rank, result))
-            else:
-                best.take(_refused(row, rank, dataset, result, source, desk))
+        return best
 
     def _room_for(self, dataset: str) -> dict[str, _Best] | None:
         if len(self._of) >= _DATASETS:
@@ -99,8 +114,13 @@ class Specimens:
         found = self._of[dataset] = {}
         return found
 
+    def chosen(self) -> Chosen:
+        return {
+            name: {kind: best.found for kind, best in sorted(kinds.items())} for name, kinds in sorted(self._of.items())
+        }
+
     def found(self) -> list[Specimen]:
-        return [one for kinds in self._of.values() for best in kinds.values() for one in best.found]
+        return [one for kinds in self.chosen().values() for alike in kinds.values() for one in alike]
 
 
 class _Best:
@@ -116,19 +136,12 @@ class _Best:
             self.worst = self.found[-1].rank
 
 
-Chosen = Mapping[str, Mapping[str, Sequence[Specimen]]]
-"""Dataset → reason ("" for rows that were kept) → rows."""
-
-
 def best(offered: Iterable[Specimen], most: int = SHOWN) -> Chosen:
-    """Of what all shards offer, in order."""
-    of: dict[str, dict[str, list[Specimen]]] = {}
-    for one in sorted(offered, key=_order):
-        alike = of.setdefault(one.dataset, {}).setdefault(one.kind, [])
-        if len(alike) < most:
-            alike.append(one)
-    chosen = sorted(sorted(of, key=_rank_of)[:_DATASETS])
-    return {name: dict(sorted(of[name].items())) for name in chosen}
+    """Of what all shards offer."""
+    all_shards = Specimens(most)
+    for one in offered:
+        all_shards.put(one)
+    return all_shards.chosen()
 
 
 def _order(one: Specimen) -> tuple[int, str]:
