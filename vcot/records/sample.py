@@ -56,12 +56,13 @@ class Origin(Record):
 class Sample(Record):
     """A question about an image, its accepted answers, and where the evidence is.
 
-    `evidence` None means that nobody annotated it; an empty list means that the object is absent.
+    `evidence` None means that nobody annotated it; an empty list means that the object is absent. `image` None means
+    that the question is asked by text alone: there is nothing to point at, so neither evidence nor boxes.
     """
 
     version: Literal[1] = 1
     id: str = Field(min_length=1)
-    image: Image
+    image: Image | None = Field(description="null: asked by text alone")
     question: str = Field(min_length=1)
     context: str | None = Field(None, description="hint or lecture that belongs to the question")
     choices: tuple[str, ...] | None = None
@@ -72,6 +73,8 @@ class Sample(Record):
 
     @model_validator(mode="after")
     def _boxes_lie_inside(self) -> Self:
+        if self.image is None:
+            return self._pointing_at_nothing()
         for box in self.all_boxes():
             if box.x2 > self.image.width or box.y2 > self.image.height:
                 raise ValueError(
@@ -79,11 +82,20 @@ class Sample(Record):
                 )
         return self
 
+    def _pointing_at_nothing(self) -> Self:
+        box = next(self.all_boxes(), None)
+        if box is not None:
+            raise ValueError(f"box {box.as_list()} is on no image: image is null, so the sample has no boxes")
+        if self.evidence is not None:
+            raise ValueError("image is null, so nobody looked whether the object is there: evidence is null, too")
+        return self
+
     @model_validator(mode="after")
     def _texts_can_be_written(self) -> Self:
         """JSON may hold half a surrogate pair, which is no character and stands in no file."""
         origin = self.origin
-        named = (self.id, self.image.uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
+        uri = "" if self.image is None else self.image.uri
+        named = (self.id, uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
         said = [self.question, self.context or "", *self.answers, *(self.choices or ()), *named]
         for parts in (*(trace.parts for trace in self.reasoning), self.evidence or ()):
             said += [part if isinstance(part, str) else part.label for part in parts]
@@ -105,6 +117,21 @@ class Sample(Record):
     def true_boxes(self) -> tuple[Box, ...] | None:
         """The boxes of the evidence; None where nothing was annotated, () where absence was."""
         return None if self.evidence is None else tuple(b for m in self.evidence for b in m.boxes)
+
+    @property
+    def shown(self) -> Image:
+        """The image, where boxes or pixels say that there is one. Raises ValueError: the question is text alone."""
+        if self.image is None:
+            raise ValueError(f"{self.id} is asked without an image")
+        return self.image
+
+    def frame(self, spec: FrameSpec) -> Frame:
+        """The frame in which a text about this sample writes its boxes.
+
+        Without an image no box means anything, but a model may write some, and they are to be read and counted: as
+        if on a square of 1,000 pixels.
+        """
+        return spec.on(1000, 1000) if self.image is None else self.image.frame(spec)
 
 
 class Reason(StrEnum):

@@ -40,9 +40,9 @@ def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> 
 
 def shown(sample: Sample) -> dict[str, Any]:
     """A lesson as it will be read: question, reply in thousandths, and where it comes from."""
-    frame = sample.image.frame(FrameSpec("thousandths"))
+    frame = sample.frame(FrameSpec("thousandths"))
     reply = tags.render_reply(sample.reasoning[0], sample.answers[0], frame)
-    return {"id": sample.id, "image": sample.image.uri, "question": sample.question, "reply": reply}
+    return {"id": sample.id, "image": sample.shown.uri, "question": sample.question, "reply": reply}
 
 
 def summed(marks: Sequence[ShardMark]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class ModelTeacher:
     async def _reply(self, sample: Sample, words: str, alternative: int) -> Completion:
         """The kept reply to this request, or a new one, which is kept before anything else is done with it."""
         request = self._request(words)
-        shown = {"sha256": sample.image.kept.sha256, "side": self._options.image_side, "quality": _QUALITY}
+        shown = {"sha256": sample.shown.kept.sha256, "side": self._options.image_side, "quality": _QUALITY}
         key = key_of({"version": prompt.VERSION, "request": request, "image": shown, "alternative": alternative})
         async with self._slots:
             if self._closing:
@@ -233,7 +233,7 @@ class ModelTeacher:
         return completion
 
     async def _ask(self, key: str, request: dict[str, Any], sample: Sample) -> Completion:
-        url = await asyncio.to_thread(data_url, self._store, sample.image, self._options.image_side)
+        url = await asyncio.to_thread(data_url, self._store, sample.shown, self._options.image_side)
         self._spend()
         completion = await self._endpoint.ask(_with_image(request, url))
         self._ledger.tokens_paid += completion.tokens_in + completion.tokens_out

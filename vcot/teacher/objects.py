@@ -27,8 +27,10 @@ class Object:
 def objects_of(sample: Sample) -> tuple[Object, ...]:
     """The objects of the evidence, a number for each box; none where nothing is annotated."""
     found = [(spoken(m.label, sample), box) for m in sample.evidence or () for box in m.boxes]
-    width, height = sample.image.width, sample.image.height
-    return tuple(Object(n, label, box, place(box, width, height)) for n, (label, box) in enumerate(found, 1))
+    return tuple(
+        Object(n, label, box, place(box, sample.shown.width, sample.shown.height))
+        for n, (label, box) in enumerate(found, 1)
+    )
 
 
 def spoken(label: str, sample: Sample) -> str:

@@ -52,8 +52,8 @@ def words_for(sample: Sample, objects: Sequence[Object], faults: Sequence[str] =
 
 def _line(seen: Object, sample: Sample) -> str:
     """`[1] red disc, top left, across 10-24 %, down 3-18 %`"""
-    across = _percent(seen.box.x1, seen.box.x2, sample.image.width)
-    down = _percent(seen.box.y1, seen.box.y2, sample.image.height)
+    across = _percent(seen.box.x1, seen.box.x2, sample.shown.width)
+    down = _percent(seen.box.y1, seen.box.y2, sample.shown.height)
     return f"[{seen.number}] {seen.label}, {seen.place}, across {across}, down {down}"
 
 
