@@ -51,7 +51,7 @@ OF_SOURCES = {
     "questions": ("coco", "scenes"), "categories": ("coco",), "category_names": ("coco",),
     "absent": ("coco",),
     "phrasings": ("coco", "refcoco"), "scenes": ("scenes",), "frame": ("samples",),
-    "min_pixels": ("samples",), "max_pixels": ("samples",),
+    "min_pixels": ("samples",), "max_pixels": ("samples",), "without_image": ("scienceqa",),
 }  # fmt: skip
 """Setting → the sources that look at it."""
 OF_A_PART = ("source", "input_uri", "images_uri", "dataset", "licence", "limit", *OF_SOURCES)
@@ -201,6 +201,9 @@ class ConvertSettings(Settings):
 
     frame: Literal["thousandths", "pixels", "resized_pixels", "padded_square", "fractions"] | None = setting(
         None, "samples: in which numbers the texts of chat messages write their boxes; needed for those, never guessed"
+    )
+    without_image: Literal["refuse", "keep"] = setting(
+        "refuse", "scienceqa: rows that ask by text alone; keep: they become Samples whose image is null"
     )
     min_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
     max_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
@@ -453,6 +456,7 @@ def options_of(settings: ConvertSettings) -> Options:
         near_duplicates=settings.near_duplicates,
         duplicates=settings.duplicates,
         question_similarity=settings.question_similarity,
+        without_image=settings.without_image,
         rules=rules_of(settings),
     )
 

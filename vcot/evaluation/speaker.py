@@ -65,7 +65,7 @@ class Trained:
 
     def frame(self, sample: Sample) -> Frame:
         """The frame in which the model writes its boxes about this sample."""
-        return sample.image.frame(self.contract.frame_spec)
+        return sample.frame(self.contract.frame_spec)
 
     def facts(self) -> dict[str, Any]:
         return {"base": self.base_uri, "base_sha256": self.base_sha256}
@@ -89,8 +89,11 @@ class Speaker:
     _encoder: Encoder | None = None
     _loaded: dict[Model, Any] = field(default_factory=dict)
 
-    def ask(self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> list[Completion]:
-        """One Completion per sample, in order. Their `seconds` stay 0: the same question gives the same record."""
+    def ask(self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]) -> list[Completion]:
+        """One Completion per sample, in order. Their `seconds` stay 0: the same question gives the same record.
+
+        A picture is None where the question is asked by text alone.
+        """
         network = self._network(model)
         order = sorted(range(len(samples)), key=lambda i: (_length(samples[i], pictures[i]), i))
         said: dict[int, Completion] = {}
@@ -102,7 +105,7 @@ class Speaker:
         return [said[i] for i in range(len(samples))]
 
     def _generate(
-        self, network: Any, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image]
+        self, network: Any, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]
     ) -> list[Completion]:
         from vcot.models import generate
 
@@ -191,6 +194,7 @@ class Speaker:
         return into
 
 
-def _length(sample: Sample, picture: Image.Image) -> int:
+def _length(sample: Sample, picture: Image.Image | None) -> int:
     """Near enough to the length of the prompt to put like to like."""
-    return len(sample.question) + len(sample.context or "") + picture.width * picture.height // 784
+    visual = 0 if picture is None else picture.width * picture.height // 784
+    return len(sample.question) + len(sample.context or "") + visual

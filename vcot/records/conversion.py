@@ -101,13 +101,14 @@ class Conversion(Record):
     reasonings: dict[str, int] = Field(description="alternatives of reasoning that a row has → rows kept")
     boxes_per_row: dict[str, int] = Field(
         description='boxes of the evidence → rows kept; "not annotated" where nobody said where it is, "0" where it '
-        "was annotated that there is none"
+        'was annotated that there is none, "by text alone" where there is no image'
     )
     box_area: Distribution = Field(description="share of the picture, 0..1, down to one of 1, 1.5, 2, 3, 5, 7 · 10ⁿ")
     question_length: Distribution = Field(description="characters; from 1,000 on rounded down to three digits")
     answer_length: Distribution = Field(description="characters of the answer that is learned; rounded likewise")
     by_dataset: dict[str, Measures]
     pictures: dict[str, int] = Field(description="split → pictures of which rows were kept")
+    without_image: dict[str, int] = Field({}, description="split → rows kept that ask by text alone")
     pixels: Distribution = Field(description="of a picture: width x height of the upright original")
     budget: int = Field(description="pixels that a picture may have when a model sees it (--ingest-pixels)")
     ingested: bool = Field(description="pictures were copied, shrunk to the budget")

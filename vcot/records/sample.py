@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records.base import MentionField, Record, TraceField
 
+NO_IMAGE_SIZE = (1000, 1000)
+"""(width, height) on which boxes of a text about no image are read: none means anything, but a model may write some."""
+
 
 class Stored(Record):
     """A copy of the picture that later stages read in its place, upright and perhaps smaller.
@@ -126,12 +129,8 @@ class Sample(Record):
         return self.image
 
     def frame(self, spec: FrameSpec) -> Frame:
-        """The frame in which a text about this sample writes its boxes.
-
-        Without an image no box means anything, but a model may write some, and they are to be read and counted: as
-        if on a square of 1,000 pixels.
-        """
-        return spec.on(1000, 1000) if self.image is None else self.image.frame(spec)
+        """The frame in which a text about this sample writes its boxes; without an image, that of NO_IMAGE_SIZE."""
+        return spec.on(*NO_IMAGE_SIZE) if self.image is None else self.image.frame(spec)
 
 
 class Reason(StrEnum):

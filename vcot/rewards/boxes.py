@@ -9,7 +9,9 @@ from vcot.records import Sample
 
 
 def box_reward(text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0) -> float | None:
-    """Soft F1 of the boxes in the reasoning against the evidence; None where nobody annotated any, or asked by text alone.
+    """Soft F1 of the boxes in the reasoning against the evidence; None where nobody annotated any.
+
+    Nor is there evidence for a question by text alone: there the format asks for no box.
 
     Only readable boxes count, and only those before the answer; what cannot be read costs the format its
     reward. For `spare` see soft_f1_with_spare.

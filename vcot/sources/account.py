@@ -38,7 +38,8 @@ class Account:
         else:
             dataset = result.origin.dataset
             self._counting.keep(result)
-            self._used.note(result.image, result.origin.split)
+            if result.image is not None:
+                self._used.note(result.image, result.origin.split)
         self._specimens.offer(row, dataset, result, source, desk)
 
     def leave(self, folder: Folder, shard: int) -> Counts:

@@ -14,6 +14,7 @@ from vcot.sources import alike
 from vcot.sources.inputs import Input
 from vcot.sources.pictures import Pictures
 from vcot.sources.quality import Rules, judged
+from vcot.sources.repeats import Asked
 from vcot.sources.row import Refused, Row
 from vcot.storage import Store
 
@@ -35,6 +36,7 @@ class Options:
     frame: in which numbers the texts of chat messages write boxes; None: nobody declared it.
     near_duplicates: bits of 144 in which pictures may differ and count as one; 0: digests alone.
     duplicates, question_similarity: which questions about one picture count as one. rules: what else is asked.
+    without_image: what becomes of rows that ask by text alone, of a source that has some.
     """
 
     seed: int = 0
@@ -54,12 +56,14 @@ class Options:
     duplicates: Literal["exact", "near", "keep"] = "exact"
     question_similarity: float = 0.9
     rules: Rules = field(default_factory=Rules)
+    without_image: Literal["refuse", "keep"] = "refuse"
 
 
 @dataclass(frozen=True)
 class Desk:
     """
-    scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split.
+    scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split; what is
+    said of pictures here holds for questions without one, too (repeats.Asked).
     drawn: sha256 of pictures whose side the draw for another picture decides, of which they are nearly a copy.
     excluded: sha256 of pictures → the benchmark file that has them. duplicates: row → the earlier row that it repeats.
     benchmarks, benchmark_pictures: files whose pictures are not to be learned from, and where those are.
@@ -96,15 +100,15 @@ class Desk:
         """An id of this part, unlike any of another."""
         return f"{self.part}/{name}" if self.part else name
 
-    def origin(self, row: Row, image: Image, dataset: str, licence: str | None = None) -> Origin:
-        """Where a sample comes from, and to which split it belongs.
+    def origin(self, row: Row, about: Image | Asked, dataset: str, licence: str | None = None) -> Origin:
+        """Where a sample comes from, and to which split it belongs: its picture decides, or else what it asks.
 
         Raises:
             Refused: the picture is held out by another row, or the row names a split that nobody knows.
         """
         return Origin(
             dataset=self.options.dataset or dataset,
-            split=self._split(row, image),
+            split=self._split(row, about),
             row=row.id,
             licence=self.options.licence or licence or self.licence,
         )
@@ -135,14 +139,12 @@ class Desk:
         """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
         return int.from_bytes(hashlib.sha256(f"{self.options.seed}\0{what}".encode()).digest()[:8]) % below
 
-    def _split(self, row: Row, image: Image) -> Split:
+    def _split(self, row: Row, about: Image | Asked) -> Split:
         declared = self.declared(row)
-        held = self.held_out.get(image.sha256)
+        held = self.held_out.get(about.sha256)
         if held is not None and SPLITS.index(declared or "train") < SPLITS.index(held):
-            raise Refused(
-                Reason.HELD_OUT, f"{image.uri} is the same picture as one of {self._holder(image)}, or nearly"
-            )
-        return declared or self.drawn.get(image.sha256) or self.draw(image.sha256)
+            raise Refused(Reason.HELD_OUT, self._same_as(about))
+        return declared or self.drawn.get(about.sha256) or self.draw(about.sha256)
 
     def draw(self, sha256: str) -> Split:
         return split_of(sha256, self.options.seed, self.options.validation_share)
@@ -151,12 +153,16 @@ class Desk:
         """A sample that is good enough, and asks what no earlier row has asked. Raises Refused."""
         sample = judged(sample, self.options.rules)
         if (earlier := self.duplicates.get(row.id)) is not None:
-            raise Refused(Reason.DUPLICATE, f"{earlier} asks this of the same picture: {sample.question!r:.120}")
+            where = "of the same picture" if sample.image else "too, without a picture"
+            raise Refused(Reason.DUPLICATE, f"{earlier} asks this {where}: {sample.question!r:.120}")
         return sample
 
-    def _holder(self, image: Image) -> str:
-        file = self.excluded.get(image.sha256)
-        return f"the {self.held_out[image.sha256]} split" if file is None else f"the benchmark {file}"
+    def _same_as(self, about: Image | Asked) -> str:
+        file = self.excluded.get(about.sha256)
+        holder = f"the {self.held_out[about.sha256]} split" if file is None else f"the benchmark {file}"
+        if isinstance(about, Asked):
+            return f"a row of {holder} asks the same, without a picture"
+        return f"{about.uri} is the same picture as one of {holder}, or nearly"
 
     def box(self, edges: Any, image: Image) -> Box:
         """A box from what a row says its edges are: [x1, y1, x2, y2] in pixels of the original.

@@ -85,7 +85,8 @@ class Gallery:
 
     def _card(self, row: Specimen) -> Card:
         if row.image is None:
-            return Card(row, None, note="no picture was found for this row")
+            note = "asked by text alone" if row.reason is None else "no picture was found for this row"
+            return Card(row, None, note=note)
         kept = row.image.kept
         try:
             pixels = self._load(kept.uri, kept.sha256)

@@ -19,9 +19,8 @@ def picture(said: Any, desk: Desk) -> Image:
         Refused: the row has none, or it is written in another way.
         ImageError: it cannot be used.
     """
-    if isinstance(said, dict):
-        said = said.get("bytes") or said.get("path")
-    if said is None or said == "" or said == b"":
+    said = _unpacked(said)
+    if not there(said):
         raise Refused(Reason.NO_IMAGE, "the row has no picture")
     if isinstance(said, bytes):
         return kept(said, desk)
@@ -30,6 +29,15 @@ def picture(said: Any, desk: Desk) -> Image:
     if said.startswith("data:"):
         return kept(decoded(said.partition(",")[2]), desk)
     return desk.pictures.find(said)
+
+
+def there(said: Any) -> bool:
+    """Whether the row has anything at all in the place of its picture."""
+    return _unpacked(said) not in (None, "", b"")
+
+
+def _unpacked(said: Any) -> Any:
+    return said.get("bytes") or said.get("path") if isinstance(said, dict) else said
 
 
 def decoded(said: str) -> bytes:

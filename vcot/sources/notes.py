@@ -44,13 +44,14 @@ _BATCH = 200
 
 
 class Note(NamedTuple):
-    """`asked`: as repeats.py writes it. `sound`: whether the rules for quality keep the row; None: nobody has asked.
+    """`about`: the picture, or what is asked without one. `asked`: as repeats.py writes it. `sound`: whether the rules
+    for quality keep the row; None: nobody has asked.
 
     A row that is refused for anything else has no note.
     """
 
     row: str
-    image: Image
+    about: Image | repeats.Asked
     said: int
     asked: str
     sound: bool | None
@@ -106,7 +107,7 @@ def _whole(part: Part, row: Row, desk: Desk) -> Note | None:
     if not isinstance(sample, Sample):
         return None
     sound = _sound(sample, part.desk)
-    return Note(row.id, sample.image, SAID[desk.declared(row)], repeats.question(sample), sound)
+    return Note(row.id, repeats.about(sample), SAID[desk.declared(row)], repeats.question(sample), sound)
 
 
 def _sound(sample: Sample, desk: Desk) -> bool:
@@ -120,9 +121,9 @@ def _sound(sample: Sample, desk: Desk) -> bool:
 
 
 def _columns(number: int, part: int, note: Note, *, near: bool) -> tuple[Any, ...]:
-    row, image, said, asked, sound = note
-    key = repeats.key(image.sha256, asked)
-    return number, part, row, image.sha256, image.uri, said, sound, key, asked if near else None
+    row, about, said, asked, sound = note
+    key = repeats.key(about.sha256, asked)
+    return number, part, row, about.sha256, about.uri, said, sound, key, asked if near else None
 
 
 # ----------------------------------------------------------------------------------------------------- a second look

@@ -74,7 +74,7 @@ def _large(sample: Sample, rules: Rules) -> str | None:
 
 def _area(sample: Sample, limits: Mapping[str, float], flag: str, beyond: Callable[[float, float], bool]) -> str | None:
     limit = limits.get(sample.origin.dataset, limits.get(""))
-    if limit is None:
+    if limit is None or sample.image is None:
         return None
     whole = sample.image.width * sample.image.height
     for box in sample.all_boxes():

@@ -68,7 +68,9 @@ def _splits(found: Conversion) -> Iterator[Remark]:
 def _contents(found: Conversion) -> Iterator[Remark]:
     kept = found.tally.kept
     unmarked, absent = found.boxes_per_row.get("not annotated", 0), found.boxes_per_row.get("0", 0)
-    if kept and unmarked == kept:
+    if by_text := sum(found.without_image.values()):
+        yield Remark(True, f"{by_text:,} of {kept:,} rows are asked by text alone, without a picture.")
+    if unmarked and unmarked == kept - by_text:
         yield Remark(True, "No row says where its evidence is; distill can look for it.")
     elif unmarked:
         yield Remark(True, f"{unmarked:,} of {kept:,} rows do not say where their evidence is.")

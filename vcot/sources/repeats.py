@@ -4,6 +4,9 @@ A question is what is asked together with its choices and its context: "Which of
 another one. Case, punctuation and blanks do not count. Nearly the same: by the pieces of four letters that two
 questions share (MinHash of datasketch finds candidates, the pieces themselves decide), and only with the same numbers
 in both, because "in 2010?" and "in 2011?" share nearly all.
+
+A question without a picture is told apart, and put on its side of the split, by what it asks alone; of those only
+the same ones are found, not nearly the same.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from vcot.records import Sample
+from vcot.records import Image, Sample
 from vcot.sources.labels import plain
 
 _PIECE = 4
@@ -22,6 +26,25 @@ _BANDS = 32, 4
 
 Given, because it takes two seconds to compute for a threshold, and every picture has an index of its own.
 """
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question without a picture is known by, in the place of a picture. `uri` is empty: it lies nowhere."""
+
+    sha256: str
+    uri: str = ""
+
+    @classmethod
+    def of(cls, question: str, context: str | None, choices: Sequence[str] | None) -> Asked:
+        """The same for the same question: its choices in any order, case, punctuation and blanks aside."""
+        said = asked(question, context, sorted(map(_told, choices)) if choices else choices)
+        return cls(hashlib.sha256(f"without a picture\0{said}".encode(errors="replace")).hexdigest())
+
+
+def about(sample: Sample) -> Image | Asked:
+    """What decides on which side of the split a sample is."""
+    return sample.image or Asked.of(sample.question, sample.context, sample.choices)
 
 
 def question(sample: Sample) -> str:
@@ -42,7 +65,7 @@ def _told(text: str) -> str:
 
 
 def key(sha256: str, said: str) -> bytes:
-    """16 bytes for a question about a picture, as `asked` writes it."""
+    """16 bytes for a question about a picture (or an Asked) of this digest, as `asked` writes it."""
     return hashlib.blake2b(f"{sha256}\0{said}".encode(errors="replace"), digest_size=16).digest()
 
 

@@ -11,7 +11,7 @@ from vcot.records.conversion import Benchmark, Conversion, Measures, NearDuplica
 from vcot.records.shards import ShardMark, Tally
 from vcot.records.spread import distribution, spread
 from vcot.sources.desk import SPLITS
-from vcot.sources.tally import NOT_ANNOTATED, Counts, added
+from vcot.sources.tally import BY_TEXT, NOT_ANNOTATED, Counts, added
 from vcot.sources.used import Sizes
 from vcot.storage import images
 
@@ -24,6 +24,7 @@ _LENGTHS = (0, *(digit * 10**power for power in range(8) for digit in (1, 2, 5))
 _AREAS = tuple(float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 2, 5))
 _PIXELS = tuple(digit * 10**power for power in range(2, 9) for digit in (1, 2, 5))
 _STEPS = 10
+_NO_NUMBER = {NOT_ANNOTATED: "not annotated", BY_TEXT: "by text alone"}
 
 
 def report(
@@ -56,6 +57,7 @@ def report(
         answer_length=distribution(_numbers(everything, "answer_length"), _LENGTHS),
         by_dataset={name: _measures(counts) for name, counts in datasets.items() if counts["kept"]},
         pictures={split: found.total() for split, found in pictures.items()},
+        without_image={split: n for split in SPLITS if (n := everything.get("without_image", {}).get(split))},
         pixels=distribution(_areas(sizes), _PIXELS),
         budget=budget, ingested=ingested,
         pixels_kept=distribution(_areas(kept), _PIXELS),
@@ -93,7 +95,7 @@ def _areas(sizes: Mapping[tuple[int, int], int]) -> Counter[float]:
 
 def _measures(counts: Counts) -> Measures:
     boxes = _numbers(counts, "boxes_per_row")
-    boxes.pop(NOT_ANNOTATED, None)
+    boxes = {number: rows for number, rows in boxes.items() if number not in _NO_NUMBER}
     return Measures(
         boxes_per_row=spread(boxes),
         box_area=spread(_numbers(counts, "box_area")),
@@ -109,7 +111,7 @@ def _numbers(counts: Counts, name: str) -> dict[float, int]:
 
 def _numbered(counts: Mapping[str, int]) -> dict[str, int]:
     ordered = sorted(counts.items(), key=lambda entry: int(entry[0]))
-    return {"not annotated" if int(number) == NOT_ANNOTATED else number: n for number, n in ordered}
+    return {_NO_NUMBER.get(int(number), number): n for number, n in ordered}
 
 
 def _rows(counts: Counts) -> Rows:

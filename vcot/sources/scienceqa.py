@@ -3,8 +3,9 @@
 A row's hint and lecture become the context of the sample, in that order; its solution, written by people and without
 places, is the reasoning. The right choice is the answer. The file's name says the split.
 
-About half of the rows ask by text alone. A Sample is a question about an image, so those are refused ("no-image"); a
-grey picture in its place would teach a model not to look, and would be one picture in training and test.
+About half of the rows ask by text alone. They are refused ("no-image"), or become Samples without an image
+(--without-image keep); a grey picture in its place would teach a model not to look, and would be one picture in
+training and test.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 from vcot.grounding import Trace
 from vcot.records import Reason, Sample
 from vcot.sources.desk import Desk, text
-from vcot.sources.inside import picture
+from vcot.sources.inside import picture, there
+from vcot.sources.repeats import Asked
 from vcot.sources.row import Refused, Row
 
 LICENCE = "CC-BY-SA-4.0 (hub) or CC-BY-NC-SA-4.0 (authors)"
@@ -25,18 +27,20 @@ def sample(row: Row, desk: Desk) -> Sample:
     said = row.value
     question = text(said, "question", Reason.NO_QUESTION)
     options = choices(said.get("choices"))
-    image = picture(said.get("image"), desk)
+    by_text = desk.options.without_image == "keep" and not there(said.get("image"))
+    image = None if by_text else picture(said.get("image"), desk)
     background = [part.strip() for name in ("hint", "lecture") if isinstance(part := said.get(name), str)]
+    context = "\n\n".join(filter(None, background)) or None
     solution = said.get("solution")
     return Sample(
         id=row.id,
         image=image,
         question=question,
-        context="\n\n".join(filter(None, background)) or None,
+        context=context,
         choices=options,
         answers=(right(options, said.get("answer"), "answer"),),
         reasoning=(Trace((solution.strip(),)),) if isinstance(solution, str) and solution.strip() else (),
-        origin=desk.origin(row, image, "scienceqa"),
+        origin=desk.origin(row, image or Asked.of(question, context, options), "scienceqa"),
     )
 
 

@@ -6,6 +6,7 @@ bytes are held while near-duplicates are looked for.
 A group is a picture, by its digest, with all pictures that nearly are the same. All of a group are on one side: that
 of the row that measures with one of them (test before validation; a benchmark file counts as test), else training if
 a row says so, else where the draw puts its smallest digest. So without near-duplicates the draw is each picture's own.
+A question without a picture takes the place of one here (repeats.Asked); its URI is empty, and nothing is nearly it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _note_benchmark(database: sqlite3.Connection, parts: Sequence[Part], file: I
             database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, image.sha256))
         for key in () if found else benchmarks.keys(path):
             unread[key].append(path)
-    for uri, sha in database.execute("select distinct uri, sha from rows") if unread else ():
+    for uri, sha in database.execute("select distinct uri, sha from rows where uri <> ''") if unread else ():
         for path in (path for key in benchmarks.keys(uri) for path in unread.get(key, ())):
             database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, sha))
 
@@ -101,7 +102,7 @@ def _groups(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -
         sha, place, uri = picture
         return parts[place].desk.pictures.print_of(uri, sha)
 
-    pictures = "select sha, part, uri from pictures order by sha"
+    pictures = "select sha, part, uri from pictures where uri <> '' order by sha"
     where, noted = [], bytearray()
     for number, print_ in enumerate(in_order(look, database.execute(pictures), readers)):
         if print_ is not None:

@@ -18,6 +18,8 @@ Counts = dict[str, Any]
 
 NOT_ANNOTATED = -1
 """In place of the number of boxes, where nobody said where the evidence is."""
+BY_TEXT = -2
+"""In the same place, where the question is asked by text alone."""
 SHARES = (*(float(f"{digits}e{power}") for power in range(-7, 0) for digits in ("1", "1.5", "2", "3", "5", "7")), 1.0)
 """Shares of a picture to which the area of a box is rounded down; the smallest stands for all below, too."""
 _EDGES = SHARES[1:]
@@ -37,7 +39,10 @@ class Counting:
         here.answer_length[len(sample.answers[0])] += 1
         here.reasonings[len(sample.reasoning)] += 1
         boxes = NOT_ANNOTATED
-        if sample.evidence is not None:
+        if image is None:
+            boxes = BY_TEXT
+            here.without_image[origin.split] += 1
+        elif sample.evidence is not None:
             boxes, pixels, areas = 0, image.width * image.height, here.box_area
             for mention in sample.evidence:
                 for box in mention.boxes:
@@ -61,11 +66,15 @@ class Counting:
 class _Dataset:
     """Counts of one dataset; lengths in characters."""
 
-    __slots__ = ("answer_length", "box_area", "boxes_per_row", "kept", "question_length", "reasonings", "rejected")
+    __slots__ = (
+        "answer_length", "box_area", "boxes_per_row", "kept", "question_length", "reasonings", "rejected",
+        "without_image",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], int] = defaultdict(int)
         self.rejected: dict[str, int] = defaultdict(int)
+        self.without_image: dict[str, int] = defaultdict(int)
         self.question_length: dict[int, int] = defaultdict(int)
         self.answer_length: dict[int, int] = defaultdict(int)
         self.reasonings: dict[int, int] = defaultdict(int)
@@ -82,6 +91,7 @@ class _Dataset:
             "kept": dict(kept),
             "rejected": dict(self.rejected),
             "licences": dict(licences),
+            "without_image": dict(self.without_image),
             "question_length": _rounded(self.question_length),
             "answer_length": _rounded(self.answer_length),
             "reasonings": _rounded(self.reasonings),

@@ -225,15 +225,19 @@ _TEXTS = """
 _SPLIT = """
 <h2 id="split">Split and duplicates</h2>
 <div class="wide"><table>
-<tr><th>split</th><th class="n">rows</th><th class="n">pictures</th><th class="n">rows of a picture</th></tr>
+<tr><th>split</th><th class="n">rows</th>
+{% if found.without_image %}<th class="n">by text alone</th>{% endif %}
+<th class="n">pictures</th><th class="n">rows of a picture</th></tr>
 {% set all = found.pictures.values() | sum %}
-{% for split in splits %}{% set pictures = found.pictures[split] %}
+{% for split in splits %}{% set pictures = found.pictures[split] %}{% set by_text = found.without_image.get(split, 0) %}
 <tr><td>{{ key(split) }}{{ split }}</td><td class="n">{{ number(kept_rows[split]) }}</td>
+{% if found.without_image %}<td class="n">{{ number(by_text) }}</td>{% endif %}
 <td class="n">{{ number(pictures) }} <span class="soft">({{ share(pictures, all) }})</span></td>
-<td class="n">{{ "%.1f" % (kept_rows[split] / pictures) if pictures else "–" }}</td></tr>
+<td class="n">{{ "%.1f" % ((kept_rows[split] - by_text) / pictures) if pictures else "–" }}</td></tr>
 {% endfor %}
 </table></div>
-<p>No picture is on two sides. Rows refused as <code>held-out</code>, because they would have learned from a picture
+<p>No picture is on two sides{% if found.without_image %}, and no question without one{% endif %}.
+Rows refused as <code>held-out</code>, because they would have learned from a picture
 that is there to measure with: {{ number(found.tally.rejected.get("held-out", 0)) }}. Rows refused as
 <code>duplicate</code>, because an earlier one asks the same of the same picture:
 {{ number(found.tally.rejected.get("duplicate", 0)) }}.</p>
@@ -294,7 +298,8 @@ _SHELVES = """
 {% endif %}
 {% if row.context %}<details><summary>context</summary><p class="said">{{ row.context }}</p></details>{% endif %}
 <p class="id soft small"><span class="chip {{ row.split }}">{{ row.split }}</span> {{ row.row }}{{ size(row) }}
-{% if not row.annotated %} · evidence not annotated{% elif not row.places %} · annotated as not there{% endif %}</p>
+{% if not row.image %}
+{% elif not row.annotated %} · evidence not annotated{% elif not row.places %} · annotated as not there{% endif %}</p>
 </div></div>
 {% endfor %}
 </div>
