@@ -23,6 +23,10 @@ def sample(evidence=((100, 100, 300, 300),), answers=("up",), choices=None) -> S
     )
 
 
+def by_text() -> Sample:
+    return Sample.model_validate(sample(evidence=None).model_dump() | {"image": None})
+
+
 class TestFormat:
     def test_a_good_reply_earns_all(self):
         assert format_reward(GOOD, sample(), SPEC) == format_reward(GOOD, sample(), SPEC, graded=True) == 1
@@ -56,6 +60,13 @@ class TestFormat:
 
     def test_where_the_object_is_absent_no_box_is_demanded(self):
         assert format_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
+
+    def test_without_an_image_no_box_is_wanted(self):
+        asked = by_text()
+        assert format_reward("Gears that touch turn against each other.\nAnswer: up", asked, SPEC) == 1
+        assert broken_rules(GOOD, asked, SPEC) == (Rule.MENTION,)
+        assert box_reward(GOOD, asked, SPEC) is None
+        assert answer_reward(GOOD, asked) == 1
 
     def test_where_nobody_annotated_a_box_is_still_demanded(self):
         assert broken_rules("It turns.\nAnswer: up", sample(evidence=None), SPEC) == (Rule.MENTION,)
