@@ -238,7 +238,8 @@ _SPLIT = """
 </table></div>
 <p>No picture is on two sides{% if found.without_image %}, and no question without one{% endif %}.
 Rows refused as <code>held-out</code>, because they would have learned from a picture
-that is there to measure with: {{ number(found.tally.rejected.get("held-out", 0)) }}. Rows refused as
+{% if found.without_image %}or a question {% endif %}that is there to measure with:
+{{ number(found.tally.rejected.get("held-out", 0)) }}. Rows refused as
 <code>duplicate</code>, because an earlier one asks the same of the same picture:
 {{ number(found.tally.rejected.get("duplicate", 0)) }}.</p>
 {% if found.near_duplicates %}{% set near = found.near_duplicates %}

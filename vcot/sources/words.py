@@ -24,7 +24,7 @@ MEANING: Mapping[Reason, str] = {
     Reason.TOO_MANY_BOXES: "there are more boxes than --max-boxes allows, or thousands in one list",
     Reason.ANSWER_IN_LABEL: "a label tells the answer (--answer-in-label refuse)",
     Reason.LICENCE_NOT_ALLOWED: "the licence is not among --licences",
-    Reason.NO_IMAGE: "the row has no picture",
+    Reason.NO_IMAGE: "the row has no picture (of scienceqa, --without-image keep keeps it)",
     Reason.IMAGE_MISSING: "the picture is not where the row says",
     Reason.IMAGE_TRUNCATED: "the picture's file ends too early",
     Reason.IMAGE_BROKEN: "the picture's file contradicts itself",
@@ -33,7 +33,7 @@ MEANING: Mapping[Reason, str] = {
     Reason.IMAGE_UNSUPPORTED: "the picture is of a format that is not read",
     Reason.IMAGE_SIZE_DIFFERS: "the picture is not as large as the row says, so its boxes are of another",
     Reason.IMAGE_CHANGED: "the picture is not the one that the row was written for",
-    Reason.DUPLICATE: "an earlier row asks the same of the same picture (--duplicates)",
-    Reason.HELD_OUT: "the row would learn from a picture that is there to measure with",
+    Reason.DUPLICATE: "an earlier row asks the same of the same picture, or of none (--duplicates)",
+    Reason.HELD_OUT: "the row would learn from a picture, or a question without one, that is there to measure with",
     Reason.NO_REASONING: "nothing sets reasoning and answer apart",
 }
