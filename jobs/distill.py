@@ -115,18 +115,27 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
+    from vcot.teacher.answer_aware import AnswerAware, Options
+    from vcot.teacher.desk import Desk
     from vcot.teacher.endpoint import Endpoint
-    from vcot.teacher.model import ModelTeacher, Options
+    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.pictures import Pictures
     from vcot.teacher.replies import Replies
 
     assert settings.model is not None  # _fit_the_teacher saw to it
     options = Options(
         model=settings.model, temperature=settings.temperature, reply_tokens=settings.reply_tokens,
         image_side=settings.image_side, attempts=settings.attempts, alternatives=settings.alternatives,
-        concurrency=settings.concurrency, max_requests=settings.max_requests, max_tokens=settings.max_tokens,
     )  # fmt: skip
-    replies = Replies(store, settings.cache_uri or cache_of(settings.run_uri))
-    with ModelTeacher(Endpoint(retries=settings.retries, timeout=settings.timeout), replies, store, options) as teacher:
+    desk = Desk(
+        Endpoint(retries=settings.retries, timeout=settings.timeout),
+        Replies(store, settings.cache_uri or cache_of(settings.run_uri)),
+        Pictures(store),
+        concurrency=settings.concurrency,
+        max_requests=settings.max_requests,
+        max_tokens=settings.max_tokens,
+    )
+    with ModelTeacher(AnswerAware(options), desk, ahead=4 * settings.concurrency) as teacher:
         yield teacher
 
 

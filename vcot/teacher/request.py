@@ -79,10 +79,11 @@ class Request:
 
 
 def _part(part: str | Picture) -> Any:
+    """A picture by the digest of what is really read: the stored copy where there is one."""
     if isinstance(part, str):
         return part
     crop = None if part.crop is None else part.crop.as_list()
-    return {"sha256": part.image.sha256, "side": part.side, "quality": QUALITY, "crop": crop}
+    return {"sha256": part.image.kept.sha256, "side": part.side, "quality": QUALITY, "crop": crop}
 
 
 class Asker(Protocol):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from vcot.grounding import Trace
 from vcot.records import Reason, Rejection, Sample
+from vcot.teacher.request import Asker, Request
 
 STAGE = "distill"
 
@@ -40,6 +41,31 @@ class Teacher(Protocol):
 
     def counts(self) -> Mapping[str, int]:
         """What was spent since the start, for the report (requests, tokens); empty where nothing is."""
+
+
+class Way(Protocol):
+    """How a model is made to write the reasoning for one row: it makes Requests and reads their replies.
+
+    The same row and the same replies give the same outcome. A way opens no connection and no file, and holds
+    nothing of a row after its outcome.
+    """
+
+    @property
+    def name(self) -> str:
+        """What `origin.teacher` says."""
+
+    async def outcome(self, sample: Sample, asker: Asker) -> Lesson | Rejection:
+        """Teaches a row that needs it. Errors of the asker that are no fault of the row pass through."""
+
+    def foreseen(self, sample: Sample) -> Sequence[Request]:
+        """What a row will ask if each reply is good at once, in order; for the estimate before anything is paid.
+
+        The first request is the very one that `outcome` will make. Where later ones hold words of earlier
+        replies, something as long stands in their place.
+        """
+
+    def counts(self) -> Mapping[str, int]:
+        """What it counted since the start, for the report."""
 
 
 def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
