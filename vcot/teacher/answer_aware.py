@@ -16,7 +16,7 @@ from vcot.teacher import prompt, reply
 from vcot.teacher.objects import Object, objects_of
 from vcot.teacher.reply import Fault
 from vcot.teacher.request import Asker, Picture, Prompt, Request
-from vcot.teacher.row import Lesson, refuse
+from vcot.teacher.row import Lesson, Outcome, needs_teacher, refuse
 
 PROMPT = Prompt("answer-aware", prompt.VERSION, prompt.RULES)
 
@@ -51,12 +51,14 @@ class AnswerAware:
         return {"asked_again": self._asked_again}
 
     def foreseen(self, sample: Sample) -> Sequence[Request]:
-        if sample.evidence is None:
+        if sample.evidence is None or not needs_teacher(sample):
             return ()
         words = prompt.words_for(sample, objects_of(sample))
         return [self._request(sample, words, alternative) for alternative in range(self._options.alternatives)]
 
-    async def outcome(self, sample: Sample, asker: Asker) -> Lesson | Rejection:
+    async def outcome(self, sample: Sample, asker: Asker) -> Outcome:
+        if not needs_teacher(sample):
+            return None
         if sample.evidence is None:
             return refuse(
                 sample, Reason.NO_REASONING, "nobody annotated where the evidence is, so there is nothing to number"

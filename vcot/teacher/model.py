@@ -8,15 +8,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from vcot import log
 from vcot.errors import TemporaryError, VcotError
 from vcot.records import Sample
 from vcot.stage import REPORT_EVERY, stop
 from vcot.teacher.desk import Desk
-from vcot.teacher.row import Outcome, Way, needs_teacher
+from vcot.teacher.request import Asker
+from vcot.teacher.row import Outcome, Way
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 GRACE = 10.0
 """Seconds that requests under way get to come home when the work is stopped; their replies are paid for."""
@@ -50,17 +55,23 @@ class ModelTeacher:
         return {**self._desk.counts(), **self._way.counts()}
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
-        """Every sample with its outcome, in order; some rows are worked on ahead.
+        """Every sample with its outcome, in order. Raises as `map` does."""
+        return self.map(samples, self._way.outcome)
+
+    def map(
+        self, items: Iterable[T], work: Callable[[T, Asker], Coroutine[Any, Any, R]]
+    ) -> Generator[tuple[T, R], None, None]:
+        """Every item with what the work makes of it, in order; some items are worked on ahead.
 
         Raises:
             TemporaryError, SettingsError: the endpoint (see Endpoint.ask) or storage.
             BudgetSpent: the limit is reached.
             Interrupted: stopped by a signal. In every case replies that arrived are kept.
         """
-        ahead: deque[tuple[Sample, asyncio.Task[Outcome]]] = deque()
+        ahead: deque[tuple[T, asyncio.Task[R]]] = deque()
         try:
-            for sample in samples:
-                ahead.append((sample, self._loop.create_task(self._watched(sample))))
+            for item in items:
+                ahead.append((item, self._loop.create_task(self._watched(work(item, self._desk)))))
                 if len(ahead) >= self._ahead:
                     yield self._settle(ahead)
             while ahead:
@@ -68,14 +79,14 @@ class ModelTeacher:
         finally:
             self._drain([task for _, task in ahead])
 
-    def _settle(self, ahead: deque[tuple[Sample, asyncio.Task[Outcome]]]) -> tuple[Sample, Outcome]:
-        """Waits for the first row; the rows behind it go on meanwhile."""
-        sample, task = ahead[0]
+    def _settle(self, ahead: deque[tuple[T, asyncio.Task[R]]]) -> tuple[T, R]:
+        """Waits for the first item; those behind it go on meanwhile."""
+        item, task = ahead[0]
         self._loop.run_until_complete(self._done(task))
         ahead.popleft()
-        return sample, task.result()
+        return item, task.result()
 
-    async def _done(self, task: asyncio.Task[Outcome]) -> None:
+    async def _done(self, task: asyncio.Task[R]) -> None:
         while True:
             await asyncio.wait({task}, timeout=0.1)
             stop.raise_if_requested(f"replies that arrived are kept in {self._desk.kept_in}")
@@ -85,10 +96,10 @@ class ModelTeacher:
                 return
             self._tell()
 
-    async def _watched(self, sample: Sample) -> Outcome:
+    async def _watched(self, work: Coroutine[Any, Any, R]) -> R:
         """Trouble of any row stops the work now, not when the rows before it are done."""
         try:
-            return await self._way.outcome(sample, self._desk) if needs_teacher(sample) else None
+            return await work
         except VcotError as error:
             self._trouble = self._trouble or self._with_advice(error)
             raise
@@ -102,13 +113,13 @@ class ModelTeacher:
             )
         return error
 
-    def _drain(self, tasks: Sequence[asyncio.Task[Outcome]]) -> None:
+    def _drain(self, tasks: Sequence[asyncio.Task[R]]) -> None:
         if not tasks:
             return
         self._desk.stop_asking()
         self._loop.run_until_complete(self._come_home(tasks))
 
-    async def _come_home(self, tasks: Sequence[asyncio.Task[Outcome]]) -> None:
+    async def _come_home(self, tasks: Sequence[asyncio.Task[R]]) -> None:
         await asyncio.wait(tasks, timeout=GRACE)
         for task in tasks:
             task.cancel()

@@ -54,11 +54,13 @@ class Way(Protocol):
     def name(self) -> str:
         """What `origin.teacher` says."""
 
-    async def outcome(self, sample: Sample, asker: Asker) -> Lesson | Rejection:
-        """Teaches a row that needs it. Errors of the asker that are no fault of the row pass through."""
+    async def outcome(self, sample: Sample, asker: Asker) -> Outcome:
+        """Teaches a row; None if this way leaves rows of its kind alone. Errors of the asker that are no fault of
+        the row pass through."""
 
     def foreseen(self, sample: Sample) -> Sequence[Request]:
         """What a row will ask if each reply is good at once, in order; for the estimate before anything is paid.
+        Nothing for a row that is left alone, or refused at once.
 
         The first request is the very one that `outcome` will make. Where later ones hold words of earlier
         replies, something as long stands in their place.

@@ -70,4 +70,4 @@ def _own(name: str, uri: str, store: Store) -> Prompt:
 
 
 def _listed(names: Mapping[str, object] | Mapping[int, object]) -> str:
-    return ", ".join(map(str, sorted(names)))  # type: ignore[type-var]
+    return ", ".join(map(str, sorted(names)))
