@@ -37,24 +37,29 @@ class Pictures:
 
 
 def data_url(store: Store, shown: Picture) -> str:
-    """The picture, or its part, as a JPEG of at most `side` pixels a side, in a data URL. Raises ImageError."""
+    """The picture, or its part, as a JPEG of `size_of` pixels, in a data URL. Raises ImageError."""
     pixels = picture(store, shown.image).pixels
     if shown.crop is not None:
         pixels = pixels.crop(_of_the_kept(shown))
-    pixels.thumbnail((shown.side, shown.side), Resampling.LANCZOS)  # only ever smaller
+    pixels = pixels.resize(_fitted(pixels.size, shown), Resampling.LANCZOS)
     packed = io.BytesIO()
     pixels.save(packed, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
 def size_of(shown: Picture) -> tuple[int, int]:
-    """Width and height of the picture as it is sent, in pixels; to a pixel, without opening it."""
+    """Width and height of the picture as it is sent, in pixels, without opening it."""
     width, height = shown.image.kept.width, shown.image.kept.height
     if shown.crop is not None:
         left, top, right, bottom = _of_the_kept(shown)
         width, height = right - left, bottom - top
-    shrink = min(1.0, shown.side / max(width, height))
-    return max(1, round(width * shrink)), max(1, round(height * shrink))
+    return _fitted((width, height), shown)
+
+
+def _fitted(size: tuple[int, int], shown: Picture) -> tuple[int, int]:
+    """Enlarged to the least shorter side where that is wanted, then made as small as it has to be."""
+    scale = min(max(1.0, shown.least / min(size)), shown.side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _of_the_kept(shown: Picture) -> tuple[int, int, int, int]:

@@ -36,11 +36,13 @@ class Picture:
 
     Args:
         crop: what is cut out, in pixels of the upright original; None: all of it.
+        least: pixels that its shorter side is enlarged to, as far as `side` allows; 0: it is never enlarged.
     """
 
     image: Image
     side: int
     crop: Box | None = None
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _part(part: str | Picture) -> Any:
     if isinstance(part, str):
         return part
     crop = None if part.crop is None else part.crop.as_list()
-    return {"sha256": part.image.kept.sha256, "side": part.side, "quality": QUALITY, "crop": crop}
+    return {"sha256": part.image.kept.sha256, "side": part.side, "least": part.least, "quality": QUALITY, "crop": crop}
 
 
 class Asker(Protocol):
