@@ -36,6 +36,11 @@ class Asked:
     body: dict[str, Any]
 
     @property
+    def purpose(self) -> str:
+        """Why it is asked, as the name of the schema says: "reason", "reanswer", …; "" where none is sent."""
+        return self.body.get("response_format", {}).get("json_schema", {}).get("name", "")  # type: ignore[no-any-return]
+
+    @property
     def words(self) -> str:
         """The text beside the image."""
         return "".join(part.get("text", "") for part in self.body["messages"][-1]["content"])
@@ -94,8 +99,15 @@ def Refuse(status: int, message: str = "no", code: str | None = None, **headers:
 CLOSE = Answer(body=None)
 
 
+_TOLD: dict[str, str] = {}
+
+
 def grounded(asked: Asked) -> Answer:
-    """What a good teacher says: every listed object by its number, then the answer."""
+    """What a good teacher says: every listed object by its number, then the answer; and that answer again, when it is
+    asked for it without being told."""
+    if asked.purpose == "reanswer":
+        return Say(json.dumps({"answer": _TOLD.get(asked.question, "cannot tell")}))
+    _TOLD[asked.question] = asked.answer
     if asked.objects:
         return Say(f"I see {' and '.join(f'the [{n}]' for n in asked.objects)}.\nAnswer: {asked.answer}")
     return Say(f"I looked for it, and it is not there.\nAnswer: {asked.answer}")

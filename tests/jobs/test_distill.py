@@ -218,6 +218,7 @@ def start(run_uri: str, teacher: Teacher, *argv: str) -> subprocess.Popen[str]:
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("VCOT_", "OPENAI_"))} | {
         "VCOT_DISTILL_TEACHER": "openai",
         "VCOT_DISTILL_MODEL": "scripted",
+        "VCOT_DISTILL_REANSWER": "false",
         "OPENAI_BASE_URL": teacher.address,
         "OPENAI_API_KEY": "x",
         "NO_PROXY": "127.0.0.1",
@@ -296,6 +297,8 @@ def test_killed_midway_only_what_is_missing_is_asked_again(
 
 
 def asked_by(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process; one request for each row."""
+    monkeypatch.setenv("VCOT_DISTILL_REANSWER", "false")
     for name, value in {"OPENAI_BASE_URL": teacher.address, "OPENAI_API_KEY": "x", "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
 

@@ -17,19 +17,23 @@ import pytest
 
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, Teacher, grounded, scripted_teacher
 from tests.teacher.made import CENTRE, TOP_LEFT, sample, see, stored
-from vcot.errors import BudgetSpent, InputError, Interrupted, SettingsError, TemporaryError, VcotError
+from vcot.errors import InputError, Interrupted, SettingsError, TemporaryError, VcotError
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.storage import Store
-from vcot.teacher import Lesson, model
-from vcot.teacher.answer_aware import AnswerAware, Options
+from vcot.teacher import Lesson, model, prompts
+from vcot.teacher.answer_aware import AnswerAware
+from vcot.teacher.answers import read_completion
 from vcot.teacher.desk import Desk
 from vcot.teacher.distil import distil
-from vcot.teacher.endpoint import Endpoint, read_completion
+from vcot.teacher.endpoints import endpoints_of
 from vcot.teacher.model import ModelTeacher
 from vcot.teacher.pictures import Pictures
+from vcot.teacher.prices import read_prices
 from vcot.teacher.replies import Replies
 from vcot.teacher.row import Outcome
+from vcot.teacher.talk import Manner
+from vcot.teacher.trust import Trust
 
 Ask = Callable[..., list[Outcome]]
 
@@ -42,14 +46,23 @@ def a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own pauses, a hundred times shorter."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.005)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.08)
+    """Pauses, a hundred times shorter."""
+    monkeypatch.setattr("vcot.teacher.desk.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("vcot.teacher.desk.LAST_PAUSE", 0.08)
 
 
-def desk_teacher(endpoint: Endpoint, cache: Path, limits: dict[str, int], **options: Any) -> ModelTeacher:
-    desk = Desk(endpoint, Replies(Store(), str(cache)), Pictures(Store()), **limits)
-    return ModelTeacher(AnswerAware(Options(model="scripted", **options)), desk)
+def desk_teacher(
+    cache: Path, *, retries: int = 2, timeout: float = 5, concurrency: int = 8, alternatives: int = 1, **manner: Any
+) -> ModelTeacher:
+    endpoints = endpoints_of((), at_once=concurrency, timeout=timeout)
+    desk = Desk(endpoints, Replies(Store(), str(cache)), Pictures(Store()), read_prices(Store()), retries=retries)
+    way = AnswerAware(
+        Manner(model="scripted", prompts=prompts.chosen(), **manner),
+        Trust(twice=False, look=False, reanswer=False),
+        alternatives=alternatives,
+        propose=False,
+    )
+    return ModelTeacher(way, desk)
 
 
 class Asker:
@@ -62,12 +75,9 @@ class Asker:
     def rows(self, number: int) -> list[Sample]:
         return [stored(self.folder / "images", name=f"row-{n}", question=f"Where is disc {n}?") for n in range(number)]
 
-    def __call__(
-        self, rows: list[Sample], address: str, *, retries: int = 2, timeout: float = 5, **given: Any
-    ) -> list[Outcome]:
+    def __call__(self, rows: list[Sample], address: str, **given: Any) -> list[Outcome]:
         self._environment.setenv("OPENAI_BASE_URL", address)
-        limits = {name: given.pop(name) for name in ("concurrency", "max_requests", "max_tokens") if name in given}
-        with desk_teacher(Endpoint(retries=retries, timeout=timeout), self.cache, limits, **given) as teacher:
+        with desk_teacher(self.cache, **given) as teacher:
             try:
                 done = list(teacher.teach(rows))
             finally:
@@ -121,7 +131,7 @@ def test_the_teacher_sees_image_question_answer_and_numbered_objects(ask: Asker)
 
 def test_rows_with_reasoning_and_test_rows_are_not_asked_about(ask: Asker) -> None:
     rows = [
-        sample(name="has", reasoning=(Trace(("I looked.",)),)),
+        sample(name="has", reasoning=(Trace(("I see the ", see("red disc", TOP_LEFT), ".")),)),
         sample(name="test", split="test"),
         sample(name="unknown", evidence=None),
     ]
@@ -152,8 +162,8 @@ def test_a_second_run_asks_nothing_and_gives_the_same(ask: Asker) -> None:
         assert len(teacher.asked) == 12
     assert first == second
     assert ask.counts == {
-        "requests": 0, "kept_replies_used": 12, "asked_again": 0,
-        "tokens_in": 1200, "tokens_out": 120, "tokens_paid": 0,
+        "requests": 0, "kept_replies_used": 12, "tries_again": 0, "tokens_in": 1200, "tokens_cached": 0,
+        "tokens_out": 120, "tokens_paid": 0, "unpriced": 12, "usd": 0, "usd_paid": 0, "usd_lost": 0,
     }  # fmt: skip
     assert ask(rows, "http://127.0.0.1:1/v1") == first  # not even an endpoint is needed
 
@@ -199,7 +209,7 @@ def test_the_first_reply_to_a_request_counts_and_the_first_letters_of_its_key_ar
         (Say("colourless green ideas"), Reason.TEACHER_UNGROUNDED),
         (Say("I see the [7]."), Reason.TEACHER_UNGROUNDED),
         (Say("I see the [1] at [31, 83, 188, 292]."), Reason.TEACHER_UNREADABLE),
-        (Say("I see the [1]", finish="length"), Reason.TEACHER_UNREADABLE),
+        (Say("I see the [1]", finish="length"), Reason.TEACHER_CUT_OFF),
         (Say("I see the [1].\nAnswer: bottom"), Reason.TEACHER_WRONG_ANSWER),
         (Say(""), Reason.TEACHER_EMPTY),
         (Say(None), Reason.TEACHER_EMPTY),
@@ -216,12 +226,15 @@ def test_a_useless_reply_is_asked_again_with_a_stricter_word_and_then_refused(
     with scripted_teacher(script(bad)) as teacher:
         (outcome,) = ask(ask.rows(1), teacher.address)
         assert reason_of(outcome) is reason
-        assert len(teacher.asked) == 3
+        for_repair = reason not in (Reason.TEACHER_WRONG_ANSWER, Reason.TEACHER_REFUSED)
+        assert len(teacher.asked) == 1 + for_repair
         assert "thrown away" not in teacher.asked[0].words
-        assert "This is attempt 3. The last reply was thrown away" in teacher.asked[2].words
-        assert ask.counts["asked_again"] == 2
+        assert ("Your last reply to this was thrown away: it " in teacher.asked[-1].words) == for_repair
+        assert ask.counts.get("repairs", 0) == for_repair
+        assert isinstance(outcome, Rejection)
+        assert len(outcome.said) == 1 + for_repair
         assert ask(ask.rows(1), teacher.address) == [outcome]  # kept too: what was paid for is not asked again
-        assert len(teacher.asked) == 3
+        assert len(teacher.asked) == 1 + for_repair
 
 
 def test_a_good_reply_after_a_bad_one_counts(ask: Asker) -> None:
@@ -356,16 +369,6 @@ def test_order_does_not_depend_on_who_answers_first(ask: Asker) -> None:
     assert texts == [f"I see Where is disc {n}? at red disc." for n in range(12)]
 
 
-@pytest.mark.parametrize("limit", [{"max_requests": 5}, {"max_tokens": 550}], ids=["requests", "tokens"])
-def test_a_spent_budget_stops_the_work_and_keeps_the_replies(ask: Asker, limit: dict[str, int]) -> None:
-    with scripted_teacher() as teacher:
-        with pytest.raises(BudgetSpent, match=r"--max-(requests|tokens) \d+ is spent"):
-            ask(ask.rows(9), teacher.address, concurrency=1, **limit)
-        assert len(teacher.asked) == len(ask.kept) == 5
-        ask(ask.rows(9), teacher.address)
-        assert len(teacher.asked) == 9
-
-
 @contextmanager
 def signal_after(teacher: Teacher, answered: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The flag of this process goes up once so many questions were asked."""
@@ -411,7 +414,7 @@ def test_requests_under_way_come_home_when_the_rows_can_be_written_no_longer(
         monkeypatch.setenv("OPENAI_BASE_URL", teacher.address)
         with (
             pytest.raises(OSError, match="No space left"),
-            desk_teacher(Endpoint(retries=0, timeout=5), ask.cache, {"concurrency": 4}) as model_teacher,
+            desk_teacher(ask.cache, retries=0, concurrency=4) as model_teacher,
         ):
             distil(ask.rows(12), model_teacher, Full())  # type: ignore[arg-type]
         assert len(ask.kept) == len(teacher.asked) < 12

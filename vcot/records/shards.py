@@ -150,6 +150,10 @@ class ShardWriter:
         self._reasons[rejection.reason.value] = self._reasons.get(rejection.reason.value, 0) + 1
         self._rejections.write(rejection.line())
 
+    def leave_out(self, part: Rejection) -> None:
+        """Something of a row that is kept all the same was refused; the row is counted by `keep`."""
+        self._rejections.write(part.line())
+
     @property
     def tally(self) -> Tally:
         return Tally(

@@ -1,7 +1,7 @@
 """What is cut out of an image to look at one thing, and decoys: cut-outs that do not show it.
 
-Sides are padded, so that a thing is seen with what is around it, and small cut-outs are enlarged; the same object always
-gives the same cut-out. Pixels are those of the upright original.
+Sides are padded, so that a thing is seen with what is around it, and small cut-outs are enlarged; the same object
+always gives the same cut-out. Pixels are those of the upright original.
 """
 
 from __future__ import annotations

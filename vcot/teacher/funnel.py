@@ -14,11 +14,11 @@
     parts     the same, of parts that were refused (an alternative, an object, a pair) of rows that were kept
     flags     {source: {flag: {"count": rows, "examples": […]}}}: kept, and worth a look
                   answer-first: the first sentence states the answer
-    trust     {"looks", "looks_refused": proposed boxes that were looked at, and that the look refused,
-               "decoys", "decoys_accepted": cut-outs that do not show the thing, and how many passed for it,
-               "second_proposals", "repairs", "asked_again", …}: whatever the way counts, as numbers;
-              the decoy rate is decoys_accepted / decoys
-    spent     {name: number}: what the Asker counts (requests, tokens, …)
+    trust     {"looks", "looks_refused": boxes that were looked at, and that the look refused,
+               "decoys", "decoys_accepted": cut-outs that do not show the thing, and how many passed for it (the
+               decoy rate is decoys_accepted / decoys),
+               "second_proposals", "detections", "reanswers", "repairs": how often each was asked for}
+    spent     {name: number}: what else the teacher counts (requests, tokens, …)
     examples  the first kept lessons: {"id", "source", "image": Image, "question", "answer", "reply": in thousandths,
                "reasoning": the Trace as JSON, boxes in pixels of the original, "evidence": Mentions or None}
 
@@ -52,6 +52,16 @@ _BOXES = {
 }  # fmt: skip
 _ANSWER = {Reason.TEACHER_WRONG_ANSWER, Reason.TEACHER_EVIDENCE_FALLS_SHORT, Reason.TEACHER_ANSWER_FIRST}
 
+TRUST = (
+    "looks",
+    "looks_refused",
+    "decoys",
+    "decoys_accepted",
+    "second_proposals",
+    "detections",
+    "reanswers",
+    "repairs",
+)
 STEPS = ("asked", "parsed", "boxes_accepted", "answer_agreed", "kept")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from vcot.grounding import Trace
@@ -18,11 +18,26 @@ def needs_teacher(sample: Sample) -> bool:
     return not sample.reasoning and sample.origin.split != "test"
 
 
+def lacks_places(sample: Sample) -> bool:
+    """Where nobody wrote reasoning that points at something; not where nothing is there to point at."""
+    written = bool(sample.reasoning) and (sample.evidence == () or any(trace.mentions for trace in sample.reasoning))
+    return not written and sample.origin.split != "test"
+
+
 @dataclass(frozen=True)
 class Lesson:
-    """The reasoning for one Sample: one Trace, or several alternatives."""
+    """The reasoning for one Sample: one Trace, or several alternatives.
+
+    Args:
+        pairs: further questions about the same image, whole Samples.
+        flags: what a reader should look at (see funnel.py).
+        parts: what was refused of the row; each says which part it is.
+    """
 
     traces: tuple[Trace, ...]
+    pairs: tuple[Sample, ...] = ()
+    flags: tuple[str, ...] = field(default=(), compare=False)
+    parts: tuple[Rejection, ...] = field(default=(), compare=False)
 
 
 Outcome = Lesson | Rejection | None
@@ -74,7 +89,9 @@ def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
     return Rejection(id=sample.id, stage=STAGE, reason=reason, detail=detail)
 
 
-def taught(sample: Sample, lesson: Lesson, teacher: str) -> Sample:
-    """The sample with its reasoning, and who wrote it. Every box of a lesson is one of the sample's evidence."""
+def taught(sample: Sample, lesson: Lesson, teacher: str) -> list[Sample]:
+    """The sample with its reasoning, and who wrote it; then the further pairs. Boxes of the evidence stay as people
+    drew them: those that a teacher proposed stand in the reasoning alone."""
     origin = sample.origin.model_copy(update={"teacher": teacher})
-    return sample.model_copy(update={"reasoning": lesson.traces, "origin": origin})
+    own = [sample.model_copy(update={"reasoning": lesson.traces, "origin": origin})] if lesson.traces else []
+    return own + [pair.model_copy(update={"origin": origin}) for pair in lesson.pairs]

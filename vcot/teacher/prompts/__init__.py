@@ -18,6 +18,13 @@ from vcot.errors import SettingsError
 from vcot.storage import NotFound, Store
 from vcot.teacher.request import Prompt
 
+PURPOSES = {
+    "answer-aware": ("reason", "locate", "look", "reanswer"),
+    "rationalise": ("anchor", "locate", "look", "reanswer"),
+    "two-level": ("caption", "objects", "locate", "branch", "verdict", "look", "synthesis", "reanswer"),
+}
+"""What each way asks."""
+
 _FILE = re.compile(r"(?P<name>[a-z-]+)\.v(?P<version>[0-9]+)\.md")
 
 
@@ -35,6 +42,11 @@ def chosen(choices: Sequence[str] = (), store: Store | None = None) -> dict[str,
             )
         found[name] = _version(name, int(what)) if what.isdecimal() else _own(name, what, store or Store())
     return found
+
+
+def of_way(way: str, choices: Sequence[str] = ()) -> list[Prompt]:
+    """The prompts that go with a way, in the order in which it asks. Raises as `chosen` does."""
+    return [chosen(choices)[purpose] for purpose in PURPOSES[way]]
 
 
 @cache
