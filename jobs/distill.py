@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from vcot.settings import Settings, setting
+from vcot.settings import CommaSeparated, Settings, flag, setting
 from vcot.stage import launch
 
 if TYPE_CHECKING:
+    from vcot.records import Sample
+    from vcot.records.shards import Folder
     from vcot.storage import Store
     from vcot.teacher import Teacher
+    from vcot.teacher.row import Way
+    from vcot.teacher.talk import Manner
+    from vcot.teacher.trust import Trust
 
 
 class DistillSettings(Settings):
     """Gives reasoning to the rows that lack it; rows that have it, and rows of the test split, pass unchanged.
 
     --teacher template writes a short grounded trace from the annotated evidence, without any model.
-    --teacher openai asks a model behind any OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY). It is
-    shown the image, the question, the answer and the evidence as a numbered list, and refers to objects by
-    number; boxes are put into the text by this program. Replies are kept, so that none is paid for twice.
+    --teacher openai asks a model behind any OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), in one of
+    these ways:
+      answer-aware  it is told the answer and a numbered list of the evidence, and refers to objects by number
+      rationalise   reasoning that was written as mere text stays as it is and gets places
+    Boxes of annotated objects are put into the text by this program. Boxes that the model proposes are checked, and
+    the answer must follow from what the reasoning points at. Replies are kept, so that none is paid for twice.
     """
 
     stage: ClassVar[str] = "distill"
 
     input_uri: str | None = setting(None, "folder of the stage that made the Samples; default: <run-uri>/convert")
     teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
-    alternatives: int = setting(1, "different traces for each row", unit="traces", ge=1, le=16)
+    way: Literal["answer-aware", "rationalise"] = setting("answer-aware", "openai: how it is asked; see above")
+    alternatives: int = setting(
+        1, "different traces for each row (rationalise: one for each text)", unit="traces", ge=1, le=16
+    )
     max_rejected_share: float = setting(
         0.05, "share of the rows that may be refused before the stage fails", unit="0..1", ge=0, le=1,
         shapes_result=False,
@@ -38,32 +51,108 @@ class DistillSettings(Settings):
     phrasings: int = setting(
         3, "template: wordings in use; 1: always the first and plainest", unit="wordings", ge=1, le=3
     )
-    seed: int = setting(0, "template: which row gets which wording")
+    seed: int = setting(0, "template: which row gets which wording; openai: which looks are followed by a decoy")
 
     model: str | None = setting(None, "openai: the model, by the endpoint's name for it", min_length=1)
     temperature: float | None = setting(None, "openai: sampling temperature; default: the endpoint's own", ge=0, le=2)
     reply_tokens: int = setting(1024, "openai: most tokens of one reply, its thinking included", unit="tokens", ge=16)
     image_side: int = setting(1024, "openai: longest side of the picture that is sent", unit="pixels", ge=28, le=8192)
-    attempts: int = setting(3, "openai: how often a row is asked before it is given up", unit="requests", ge=1, le=10)
-    concurrency: int = setting(
-        8, "openai: requests under way at once", unit="requests", ge=1, le=512, shapes_result=False
-    )
-    retries: int = setting(
-        8, "openai: how often a request is tried again when the endpoint is busy or fails (pauses grow to 8 seconds, "
-        "or what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
+    repairs: int = setting(
+        1, "openai: how often a reply that is of no use is asked for again, with a word on why", unit="requests", ge=0,
+        le=1,
     )  # fmt: skip
-    timeout: float = setting(120.0, "openai: longest wait for one reply", unit="seconds", gt=0, shapes_result=False)
-    max_requests: int | None = setting(
-        None, "openai: stop with exit code 21 once this process has sent so many requests", unit="requests", ge=1,
+    structured: bool = setting(
+        True,
+        "openai: demand the shape of replies as a JSON schema; endpoints that refuse one are told it in words only",
+    )
+    prompts: CommaSeparated = setting(
+        (), "openai: other words for a purpose, comma-separated: look=1 for that version, look=s3://b/my.v2.md for "
+        "a file of yours; default: the newest version of each",
+    )  # fmt: skip
+    show_prompt: bool = setting(False, "print the words that go with this way, and stop", shapes_result=False)
+    judge_model: str | None = setting(
+        None, "openai: another model for the checks (look, reanswer, verdict); default: --model", min_length=1
+    )
+    frame: Literal["thousandths", "resized_pixels", "pixels", "padded_square", "fractions"] = setting(
+        "thousandths", "openai: the numbers in which this model writes boxes; never guessed from how large they are"
+    )
+    min_pixels: int | None = setting(
+        None, "openai: with --frame resized_pixels, the least pixels of the model's processor", unit="pixels", ge=1
+    )
+    max_pixels: int | None = setting(None, "openai: and the most", unit="pixels", ge=1)
+    propose: bool = setting(True, "openai: it may point at what nobody annotated; what it proposes is checked")
+    min_proposed_area: CommaSeparated = setting(
+        ("0.0005",), "openai: proposed boxes cover this share of the image at least: 0.0005, or 0.0005,docvqa=0.001 by "
+        "dataset; boxes that people drew are never measured", unit="0..1",
+    )  # fmt: skip
+    max_proposed_area: CommaSeparated = setting(("0.9",), "openai: and at most: 0.9, or 0.9,vsr=1", unit="0..1")
+    twice: bool = setting(True, "openai: a second proposal that does not know the first must agree (IoU 0.5)")
+    look: bool = setting(True, "openai: a look at the cut-out must find the thing in it")
+    decoy_share: float = setting(
+        0.1, "openai: share of the looks that are followed by one at a place that does not show the thing; how often "
+        "those pass is in the report", unit="0..1", ge=0, le=1,
+    )  # fmt: skip
+    detector_uri: str | None = setting(
+        None, "openai: folder of a detector (Grounding DINO, OWLv2) that must find what is proposed; needs torch"
+    )
+    reanswer: bool = setting(True, "openai: the answer must follow from the cut-outs of the evidence alone")
+    answer_first: Literal["flag", "refuse"] = setting(
+        "flag", "openai: what becomes of reasoning whose first sentence states the answer"
+    )
+    wrong_answers: Literal["refuse", "negatives"] = setting(
+        "refuse", "openai: what becomes of reasoning that ends in another answer; negatives: it is refused, and the "
+        "rejection holds it as a whole row with its wrong answer, to learn from",
+    )  # fmt: skip
+    bad_objects: Literal["refuse", "prose"] = setting(
+        "refuse", "openai: what becomes of reasoning with an object that is refused; prose: it stays without that box"
+    )
+    endpoints: CommaSeparated = setting(
+        (), "openai: endpoints that share the work, with weights: https://a/v1=2,https://b/v1; default: the one that "
+        "OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
+    )  # fmt: skip
+    concurrency: int = setting(
+        10, "openai: most requests under way at once; fewer where an endpoint turns some away", unit="requests", ge=1,
+        le=512, shapes_result=False,
+    )  # fmt: skip
+    retries: int = setting(
+        8, "openai: how often a request is tried again when the endpoint is busy, fails or is too slow (pauses grow to "
+        "a minute, or what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
+    )  # fmt: skip
+    timeout: float = setting(
+        120.0, "openai: a request that takes longer is cut off and tried again", unit="seconds", gt=0,
         shapes_result=False,
     )  # fmt: skip
-    max_tokens: int | None = setting(
-        None, "openai: stop with exit code 21 once this process has paid for so many tokens (in and out); requests "
-        "under way are still waited for", unit="tokens", ge=1, shapes_result=False,
+    prices: str | None = setting(
+        None, "openai: file with prices of models, of the form of vcot/teacher/prices.toml, which it adds to and "
+        "overrides", shapes_result=False, min_length=1,
     )  # fmt: skip
+    budget_usd: Decimal | None = setting(
+        None, "openai: US dollars that this run may spend in all; never passed, exit code 21 when it is reached",
+        unit="US dollars", gt=0, decimal_places=6, shapes_result=False,
+    )  # fmt: skip
+    budget_tokens: int | None = setting(
+        None, "openai: tokens, in and out, that this run may pay for in all; never passed, exit code 21", unit="tokens",
+        ge=1, shapes_result=False,
+    )  # fmt: skip
+    budget_requests: int | None = setting(
+        None, "openai: requests that this run may send in all; never passed, exit code 21", unit="requests", ge=1,
+        shapes_result=False,
+    )  # fmt: skip
+    dry_run: bool = setting(
+        False, "openai: count requests, tokens, cost and time without sending anything, and stop", shapes_result=False
+    )
     cache_uri: str | None = setting(
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False
     )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from vcot.teacher.addresses import read_address
+
+        for written in value:
+            read_address(written)
+        return value
 
     @model_validator(mode="after")
     def _fit_the_teacher(self) -> Self:
@@ -80,8 +169,26 @@ class DistillSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
+            raise ValueError("--frame=resized_pixels needs --min-pixels and --max-pixels, the limits of the processor")
+        for name in ("min_proposed_area", "max_proposed_area"):
+            for entry in getattr(self, name):
+                if not _SHARE.fullmatch(entry):
+                    raise ValueError(
+                        f"{flag(name)}: {entry!r} is no share of an image; write 0.0005, or 0.0005,docvqa=0.0001"
+                    )
+        return self
+
+
+_SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
+
 
 def run(settings: DistillSettings) -> None:
+    if settings.show_prompt:
+        show_prompts(settings)
+        return
     from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
     from vcot.storage import Store, join
     from vcot.teacher.distil import distil, summed
@@ -89,20 +196,32 @@ def run(settings: DistillSettings) -> None:
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
     mark, inputs = read_mark(store, source)
+    folder = Folder(store, settings.run_uri, settings.stage)
+
+    def rows_of(index: int) -> Iterator[Sample]:
+        return read_shard(store, source, mark.shards[index])
 
     with teacher_of(settings, store) as teacher:
+        shards = range(len(mark.shards))
+        if settings.dry_run:
+            dry_run(settings, teacher, map(rows_of, shards))
+            return
+        if folder.mark() is None:
+            folder.begin(settings, inputs)
+            spending = spending_of(settings, folder, teacher, map(rows_of, shards))
 
         def work(writer: ShardWriter) -> None:
-            distil(read_shard(store, source, mark.shards[writer.index]), teacher, writer)
+            with spending(writer.index, writer.facts):
+                distil(rows_of(writer.index), teacher, writer)
 
         run_shards(
-            Folder(store, settings.run_uri, settings.stage),
+            folder,
             settings,
             inputs=inputs,
             shards=len(mark.shards),
             work=work,
             max_rejected_share=settings.max_rejected_share,
-            report=lambda marks, _: ({"teacher": teacher.name} | summed(marks), None),
+            report=lambda marks, _: ({"teacher": teacher.name} | with_costs(summed(marks)), None),
             facts={"teacher": teacher.name},
         )
 
@@ -115,28 +234,117 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
-    from vcot.teacher.answer_aware import AnswerAware, Options
     from vcot.teacher.desk import Desk
-    from vcot.teacher.endpoint import Endpoint
+    from vcot.teacher.endpoints import endpoints_of
     from vcot.teacher.model import ModelTeacher
     from vcot.teacher.pictures import Pictures
+    from vcot.teacher.prices import read_prices
     from vcot.teacher.replies import Replies
 
-    assert settings.model is not None  # _fit_the_teacher saw to it
-    options = Options(
-        model=settings.model, temperature=settings.temperature, reply_tokens=settings.reply_tokens,
-        image_side=settings.image_side, attempts=settings.attempts, alternatives=settings.alternatives,
-    )  # fmt: skip
     desk = Desk(
-        Endpoint(retries=settings.retries, timeout=settings.timeout),
+        endpoints_of(settings.endpoints, at_once=settings.concurrency, timeout=settings.timeout),
         Replies(store, settings.cache_uri or cache_of(settings.run_uri)),
         Pictures(store),
-        concurrency=settings.concurrency,
-        max_requests=settings.max_requests,
-        max_tokens=settings.max_tokens,
+        read_prices(store, settings.prices),
+        retries=settings.retries,
     )
-    with ModelTeacher(AnswerAware(options), desk, ahead=4 * settings.concurrency) as teacher:
+    with ModelTeacher(way_of(settings, store), desk, ahead=4 * settings.concurrency) as teacher:
         yield teacher
+
+
+def spending_of(
+    settings: DistillSettings, folder: Folder, teacher: Teacher, shards: Iterable[Iterator[Sample]]
+) -> Callable[[int, dict[str, Any]], AbstractContextManager[None]]:
+    """For each shard, by its number and its facts: its part of the budget, and what it paid in its facts."""
+    if settings.teacher == "template":
+        return lambda *_: nullcontext()
+    from vcot.teacher.forecast import of_rows
+    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.plan import ceiling_of, check_prices, known_plan, make_plan, places
+    from vcot.teacher.treasury import Treasury
+
+    assert isinstance(teacher, ModelTeacher)
+    ceiling = ceiling_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
+    prices, uri = teacher.desk.prices, places(folder.uri)[0]
+    check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
+    plan = None
+    if settings.part in ("all", "prepare"):
+        plan = make_plan(folder.store, uri, ceiling, lambda: [of_rows(rows, teacher.way, prices) for rows in shards])
+    elif settings.part == "shards":
+        plan = known_plan(folder.store, uri, ceiling)
+    return Treasury(folder, plan, teacher).open
+
+
+def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterator[Sample]]) -> None:
+    if settings.teacher == "template":
+        print("the template teacher asks nobody: nothing is to be paid")
+        return
+    from vcot.teacher.dryrun import Forecast
+    from vcot.teacher.model import ModelTeacher
+
+    assert isinstance(teacher, ModelTeacher)
+    forecast = Forecast(teacher.desk.replies, teacher.desk.prices)
+    for rows in shards:
+        forecast.add(rows, teacher)
+    print(forecast.told(settings.concurrency))
+
+
+def with_costs(report: dict[str, Any]) -> dict[str, Any]:
+    """The report, with what a kept row of each source costs."""
+    from vcot.teacher.bill import costs
+
+    kept = {source: counts["kept"] for source, counts in report.get("funnel", {}).items()}
+    return report | {"costs": costs(report.get("bill", {}), kept)}
+
+
+def way_of(settings: DistillSettings, store: Store) -> Way:
+    """How the model is asked, as the settings say."""
+    from vcot.teacher.answer_aware import AnswerAware
+    from vcot.teacher.rationalise import Rationalise
+
+    manner, trust = manner_of(settings, store), trust_of(settings, store)
+    if settings.way == "rationalise":
+        return Rationalise(manner, trust, propose=settings.propose)
+    return AnswerAware(manner, trust, alternatives=settings.alternatives, propose=settings.propose)
+
+
+def manner_of(settings: DistillSettings, store: Store) -> Manner:
+    from vcot.grounding import FrameSpec
+    from vcot.teacher import prompts
+    from vcot.teacher.talk import Manner
+
+    assert settings.model is not None  # _fit_the_teacher saw to it
+    return Manner(
+        model=settings.model, prompts=prompts.chosen(settings.prompts, store), judge=settings.judge_model,
+        temperature=settings.temperature, reply_tokens=settings.reply_tokens, image_side=settings.image_side,
+        repairs=settings.repairs, structured=settings.structured,
+        frame=FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels),
+    )  # fmt: skip
+
+
+def trust_of(settings: DistillSettings, store: Store) -> Trust:
+    from vcot.teacher.checks import Areas
+    from vcot.teacher.trust import Trust
+
+    return Trust(
+        areas=Areas(shares(settings.min_proposed_area), shares(settings.max_proposed_area)),
+        twice=settings.twice, look=settings.look, decoy_share=settings.decoy_share, seed=settings.seed,
+        reanswer=settings.reanswer, answer_first=settings.answer_first, wrong_answers=settings.wrong_answers,
+        bad_objects=settings.bad_objects,
+    )  # fmt: skip
+
+
+def shares(entries: tuple[str, ...]) -> dict[str, float]:
+    """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
+    pairs = (entry.rpartition("=") for entry in entries)
+    return {name.strip(): float(share) for name, _, share in pairs}
+
+
+def show_prompts(settings: DistillSettings) -> None:
+    from vcot.teacher import prompts
+
+    for prompt in prompts.of_way(settings.way, settings.prompts):
+        print(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n")
 
 
 def cache_of(run_uri: str) -> str:

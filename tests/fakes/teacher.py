@@ -74,6 +74,15 @@ class Answer:
     body: bytes | None = b""
     headers: dict[str, str] = field(default_factory=dict)
     wait: float = 0.0
+    cut: bool = False  # half of the body, then the connection is closed
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens in and out that it is paid for, whether or not all of it arrives."""
+        if self.status != 200 or not self.body or not self.body.startswith(b"{"):
+            return 0, 0
+        usage = json.loads(self.body).get("usage", {})
+        return usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
 
 
 def Say(text: str | None, *, finish: str = "stop", wait: float = 0.0, **message: Any) -> Answer:
@@ -113,13 +122,19 @@ def grounded(asked: Asked) -> Answer:
     return Say(f"I looked for it, and it is not there.\nAnswer: {asked.answer}")
 
 
+Elsewhere = Callable[[str, str, dict[str, str], bytes], Answer]
+"""Method, path, headers and body of a request; see tests/fakes/batches.py."""
+
+
 class Teacher:
     def __init__(self, script: Callable[[Asked], Answer]) -> None:
         self.script = script
         self.asked: list[Asked] = []
         self.at_once = 0
         self.most_at_once = 0
+        self.tokens_in = self.tokens_out = 0  # what it is paid for
         self.address = ""
+        self.elsewhere: Elsewhere | None = None  # what it answers on other paths than /chat/completions
         self.lock = threading.Lock()
 
     @property
@@ -135,8 +150,16 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
+        def do_GET(self) -> None:
+            self.send(
+                teacher.elsewhere("GET", self.path, dict(self.headers), b"") if teacher.elsewhere else Refuse(404)
+            )
+
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
+            if teacher.elsewhere is not None and not self.path.split("?")[0].endswith("/chat/completions"):
+                self.send(teacher.elsewhere("POST", self.path, dict(self.headers), data))
+                return
             with teacher.lock:
                 asked = Asked(len(teacher.asked), self.path, self.headers.get("Authorization", ""), json.loads(data))
                 teacher.asked.append(asked)
@@ -145,9 +168,15 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
             try:
                 answer = teacher.script(asked)
                 time.sleep(answer.wait)
+                paid = answer.usage
             finally:
                 with teacher.lock:
                     teacher.at_once -= 1
+            with teacher.lock:
+                teacher.tokens_in, teacher.tokens_out = teacher.tokens_in + paid[0], teacher.tokens_out + paid[1]
+            self.send(answer)
+
+        def send(self, answer: Answer) -> None:
             if answer.body is None:
                 self.close_connection = True
                 return
@@ -157,7 +186,8 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
             for name, value in answer.headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer.body)
+            self.wfile.write(answer.body[: len(answer.body) // 2] if answer.cut else answer.body)
+            self.close_connection = self.close_connection or answer.cut
 
         def log_message(self, *_: Any) -> None:
             pass

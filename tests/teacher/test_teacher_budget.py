@@ -22,7 +22,7 @@ def account(folder: Path, part: Amount, holder: str = "a") -> Account:
 
 
 def purse(*accounts: Account, chunk: int = 3) -> Purse:
-    return Purse(lambda: accounts, chunk, lambda: "spent")
+    return Purse(lambda: accounts, chunk, lambda missing: f"{missing} is missing")
 
 
 amounts = st.builds(Amount, *[st.integers(0, 10**15) | st.just(UNLIMITED)] * 3)

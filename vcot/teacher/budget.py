@@ -45,10 +45,10 @@ class Purse:
     Args:
         accounts: where it is taken from, in order: the shard's own part, then what finished shards left.
         chunk: how many requests of the present size are taken at once.
-        says: the message, when the budget is spent.
+        says: the message when the budget is spent, from what is missing.
     """
 
-    def __init__(self, accounts: Callable[[], Iterable[Account]], chunk: int, says: Callable[[], str]) -> None:
+    def __init__(self, accounts: Callable[[], Iterable[Account]], chunk: int, says: Callable[[Amount], str]) -> None:
         self._accounts, self._chunk, self._says = accounts, chunk, says
         self._from: Account | None = None
         self._taking: asyncio.Future[bool] | None = None
@@ -66,7 +66,7 @@ class Purse:
                 if worst.within(self._free):  # a reply came home meanwhile
                     break
                 if not self._out:
-                    raise BudgetSpent(self._says())
+                    raise BudgetSpent(self._says(missing))
                 await self._returned.wait()
             self._free = self._free.minus(worst)
             self._out += 1

@@ -54,8 +54,8 @@ class Desk:
     def __init__(
         self, endpoints: Endpoints, replies: Replies, pictures: Pictures, prices: Prices, *, retries: int = 8
     ) -> None:
-        self.kept_in, self.bill = replies.uri, Bill()
-        self._endpoints, self._replies, self._pictures, self._prices = endpoints, replies, pictures, prices
+        self.replies, self.prices, self.bill = replies, prices, Bill()
+        self._endpoints, self._pictures = endpoints, pictures
         self._retries = retries
         self._budget: Budget = Unlimited()
         self._ready = asyncio.Semaphore(2 * endpoints.at_once)
@@ -70,7 +70,7 @@ class Desk:
             await asyncio.wait([twin])
         asking = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
-            completion = await asyncio.to_thread(self._replies.get, key)
+            completion = await asyncio.to_thread(self.replies.get, key)
             if kept := completion is not None:
                 self.bill.reply(source, request.purpose, completion, kept=kept)
                 return completion
@@ -86,6 +86,14 @@ class Desk:
 
     def stop_asking(self) -> None:
         self._closing.set()
+
+    @property
+    def kept_in(self) -> str:
+        return self.replies.uri
+
+    @property
+    def at_once(self) -> int:
+        return self._endpoints.at_once
 
     @property
     def under_way(self) -> int:
@@ -104,7 +112,7 @@ class Desk:
                 raise Closing
             body = await packed(request, self._pictures)
             completion = await self._tried(body, request, source)
-        completion = await asyncio.to_thread(self._replies.keep, key, completion)
+        completion = await asyncio.to_thread(self.replies.keep, key, completion)
         self.bill.reply(source, request.purpose, completion, kept=False)
         return completion
 
@@ -135,7 +143,7 @@ class Desk:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def _try(self, body: bytes, request: Request, source: str) -> Completion:
-        price = self._prices.of(request.model)
+        price = self.prices.of(request.model)
         prompt = math.ceil(prompt_tokens(request, price).most * self._stretch)
         whole = prompt + request.reply_tokens
         worst = Amount(price.cost(prompt, request.reply_tokens) if price else 0, whole, 1)

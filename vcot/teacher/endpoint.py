@@ -82,10 +82,10 @@ class Endpoint:
             SettingsError: no key, or an address that is none; key, model or parameters are refused; or this is
                 no such endpoint.
         """
-        begun = time.monotonic()
+        client, begun = self.client, time.monotonic()
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._post(body, model)
+                answer = await _post(client, body, model)
         except TimeoutError as error:
             raise self._unreachable(f"no answer in time, {self._timeout:g} s", billed=True) from error
         except openai.APIStatusError as error:
@@ -106,11 +106,6 @@ class Endpoint:
     async def close(self) -> None:
         if "client" in vars(self):
             await self.client.close()
-
-    async def _post(self, body: bytes, model: str) -> httpx2.Response:
-        azure = isinstance(self.client, openai.AsyncAzureOpenAI)
-        path = f"/deployments/{quote(model, safe='')}/chat/completions" if azure else "/chat/completions"
-        return await self.client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
 
     def _explain(self, error: openai.APIStatusError, model: str) -> Exception:
         """What a refusal means: an error that stays, or Again."""
@@ -151,6 +146,12 @@ class Endpoint:
         if self._understood:
             return TemporaryError(said)
         return SettingsError(f"{said}; OPENAI_BASE_URL should name an OpenAI-compatible endpoint, mostly ending in /v1")
+
+
+async def _post(client: openai.AsyncOpenAI, body: bytes, model: str) -> httpx2.Response:
+    azure = isinstance(client, openai.AsyncAzureOpenAI)
+    path = f"/deployments/{quote(model, safe='')}/chat/completions" if azure else "/chat/completions"
+    return await client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
 
 
 def _words_of(error: openai.APIStatusError) -> str:

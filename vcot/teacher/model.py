@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, TypeVar
 
 from vcot import log
 from vcot.errors import TemporaryError, VcotError
 from vcot.records import Sample
 from vcot.stage import REPORT_EVERY, stop
+from vcot.teacher.budget import Budget
 from vcot.teacher.desk import Desk
 from vcot.teacher.request import Asker
 from vcot.teacher.row import Outcome, Way
@@ -36,7 +38,8 @@ class ModelTeacher:
 
     def __init__(self, way: Way, desk: Desk, *, ahead: int = 32) -> None:
         self.name = way.name
-        self._way, self._desk, self._ahead = way, desk, ahead
+        self.way, self.desk, self._ahead = way, desk, ahead
+        self.rows_done = 0
         self._trouble: VcotError | None = None
         self._told = time.monotonic()
 
@@ -47,31 +50,42 @@ class ModelTeacher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.run_until_complete(self._desk.close())
+        self._loop.run_until_complete(self.desk.close())
         self._threads.shutdown()
         self._loop.close()
 
-    def counts(self) -> Mapping[str, int]:
-        return {**self._desk.counts(), **self._way.counts()}
+    def counts(self) -> Mapping[str, Any]:
+        return {**self.desk.counts(), **self.way.counts()}
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """Every sample with its outcome, in order. Raises as `map` does."""
-        return self.map(samples, self._way.outcome)
+        with closing(self.map(samples, self.way.outcome)) as rows:
+            for sample, outcome in rows:
+                self.rows_done += outcome is not None
+                yield sample, outcome
+
+    def spend_from(self, budget: Budget) -> None:
+        """From here on; what is left of the budget before goes back."""
+        self._loop.run_until_complete(self.desk.spend_from(budget))
 
     def map(
-        self, items: Iterable[T], work: Callable[[T, Asker], Coroutine[Any, Any, R]]
+        self, items: Iterable[T], work: Callable[[T, Asker], Coroutine[Any, Any, R]], asker: Asker | None = None
     ) -> Generator[tuple[T, R], None, None]:
         """Every item with what the work makes of it, in order; some items are worked on ahead.
+
+        Args:
+            asker: who answers; default: the desk.
 
         Raises:
             TemporaryError, SettingsError: the endpoint (see Endpoint.ask) or storage.
             BudgetSpent: the limit is reached.
             Interrupted: stopped by a signal. In every case replies that arrived are kept.
         """
+        asker = asker or self.desk
         ahead: deque[tuple[T, asyncio.Task[R]]] = deque()
         try:
             for item in items:
-                ahead.append((item, self._loop.create_task(self._watched(work(item, self._desk)))))
+                ahead.append((item, self._loop.create_task(self._watched(work(item, asker)))))
                 if len(ahead) >= self._ahead:
                     yield self._settle(ahead)
             while ahead:
@@ -89,7 +103,7 @@ class ModelTeacher:
     async def _done(self, task: asyncio.Task[R]) -> None:
         while True:
             await asyncio.wait({task}, timeout=0.1)
-            stop.raise_if_requested(f"replies that arrived are kept in {self._desk.kept_in}")
+            stop.raise_if_requested(f"replies that arrived are kept in {self.desk.kept_in}")
             if self._trouble is not None:
                 raise self._trouble
             if task.done():
@@ -109,14 +123,14 @@ class ModelTeacher:
             said = str(error)
             end = "" if said.endswith((".", "?", "!")) else "."
             return TemporaryError(
-                f"{said}{end} Run the same command again; what was paid for is kept in {self._desk.kept_in}"
+                f"{said}{end} Run the same command again; what was paid for is kept in {self.desk.kept_in}"
             )
         return error
 
     def _drain(self, tasks: Sequence[asyncio.Task[R]]) -> None:
         if not tasks:
             return
-        self._desk.stop_asking()
+        self.desk.stop_asking()
         self._loop.run_until_complete(self._come_home(tasks))
 
     async def _come_home(self, tasks: Sequence[asyncio.Task[R]]) -> None:
