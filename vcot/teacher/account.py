@@ -42,6 +42,9 @@ class Account:
         while amount != NOTHING and not self._write(NOTHING.minus(amount)):
             pass
 
+    def left(self) -> Amount:
+        return self.part.minus(self.taken())
+
     def taken(self) -> Amount:
         """By all holders so far."""
         self._catch_up()

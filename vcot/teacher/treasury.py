@@ -1,6 +1,7 @@
 """A shard's money, and what is said when there is no more.
 
-A shard spends its own part first, and then what finished shards left of theirs.
+A shard spends its own part first, and then what finished shards left of theirs; where one process does all shards,
+the parts of those that are still to come, too.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -26,10 +27,11 @@ from vcot.teacher.prices import PICO, dollars
 
 
 class Treasury:
-    """Args: the stage's folder, the plan (None: nobody made one, and nothing is limited), and who spends."""
+    """Args: the stage's folder, the plan (None: nobody made one, and nothing is limited), who spends, and whether
+    this process does all shards."""
 
-    def __init__(self, folder: Folder, plan: Plan | None, teacher: ModelTeacher) -> None:
-        self._folder, self._plan, self._teacher = folder, plan, teacher
+    def __init__(self, folder: Folder, plan: Plan | None, teacher: ModelTeacher, *, alone: bool) -> None:
+        self._folder, self._plan, self._teacher, self._alone = folder, plan, teacher, alone
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._done_before = 0
 
@@ -51,10 +53,11 @@ class Treasury:
 
         def accounts() -> Iterator[Account]:
             yield account(index)
-            yield from map(account, sorted(self._finished() - {index}))
+            others = set(range(len(plan.shards))) if self._alone else self._finished()
+            yield from map(account, sorted(others - {index}))
 
         chunk = max(1, self._teacher.desk.at_once // 2)
-        return Purse(accounts, chunk, partial(self._spent, plan, index))
+        return Purse(accounts, chunk, partial(self._spent, plan, index, accounts))
 
     def _account(self, plan: Plan, index: int) -> Account:
         uri = places(self._folder.uri)[1](index)
@@ -65,9 +68,10 @@ class Treasury:
         marks = (name(entry.uri).removesuffix(".json") for entry in done)
         return {int(mark) for mark in marks if mark.isdecimal()}
 
-    def _spent(self, plan: Plan, index: int, missing: Amount) -> str:
+    def _spent(self, plan: Plan, index: int, accounts: Callable[[], Iterator[Account]], missing: Amount) -> str:
         """What to tell when a request does not fit any more, and by how much it does not."""
-        over = [flag for flag, lack in zip(FLAGS, missing, strict=True) if lack > 0]
+        most = [max(left) for left in zip(*(account.left() for account in accounts()), strict=True)]
+        over = [flag for flag, lack, left in zip(FLAGS, missing, most, strict=True) if lack > max(left, 0)]
         whole, finished = plan.foreseen, self._finished()
         unfinished = sum(share.foreseen.rows for n, share in enumerate(plan.shards) if n not in finished)
         rows = max(0, unfinished - (self._teacher.rows_done - self._done_before))
@@ -85,6 +89,8 @@ class Treasury:
         """Picodollars and tokens: what rows did cost so far, or were foreseen to."""
         paid, done = self._teacher.desk.bill.totals(), self._teacher.rows_done
         if done >= 10:
-            return round(paid["usd"] * PICO / done), round((paid["tokens_in"] + paid["tokens_out"]) / done)
+            return round((paid["usd"] + paid["usd_lost"]) * PICO / done), round(
+                (paid["tokens_in"] + paid["tokens_out"]) / done
+            )
         rows = max(1, whole.rows)
         return whole.pico // rows, (whole.tokens_in + whole.tokens_out) // rows
