@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -31,6 +32,8 @@ class DistillSettings(Settings):
     these ways:
       answer-aware  it is told the answer and a numbered list of the evidence, and refers to objects by number
       rationalise   reasoning that was written as mere text stays as it is and gets places
+      two-level     it describes the image and each thing in it apart, judges what it said, then writes reasoning and
+                    new questions; --only-step does one step, whose records can be looked at
     Boxes of annotated objects are put into the text by this program. Boxes that the model proposes are checked, and
     the answer must follow from what the reasoning points at. Replies are kept, so that none is paid for twice.
     """
@@ -39,7 +42,21 @@ class DistillSettings(Settings):
 
     input_uri: str | None = setting(None, "folder of the stage that made the Samples; default: <run-uri>/convert")
     teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
-    way: Literal["answer-aware", "rationalise"] = setting("answer-aware", "openai: how it is asked; see above")
+    way: Literal["answer-aware", "rationalise", "two-level"] = setting(
+        "answer-aware", "openai: how it is asked; see above"
+    )
+    only_step: Literal[
+        "captions", "objects", "crops", "branches", "verdicts", "synthesis", "gates"
+    ] | None = setting(
+        None, "two-level: make the records of this step alone, from those of the steps before it, and stop",
+        shapes_result=False,
+    )  # fmt: skip
+    steps_uri: str | None = setting(
+        None, "two-level: where the steps keep their records; the distill folder of another run takes up what it has "
+        "made with the same prompts and model; default: <run-uri>/distill", shapes_result=False,
+    )  # fmt: skip
+    objects: int = setting(8, "two-level: objects that may be proposed for an image", unit="objects", ge=1, le=64)
+    pairs: int = setting(2, "two-level: new questions for each image, beside its own", unit="questions", ge=0, le=16)
     alternatives: int = setting(
         1, "different traces for each row (rationalise: one for each text)", unit="traces", ge=1, le=16
     )
@@ -179,6 +196,8 @@ class DistillSettings(Settings):
                     raise ValueError(
                         f"{flag(name)}: {entry!r} is no share of an image; write 0.0005, or 0.0005,docvqa=0.0001"
                     )
+        if self.only_step is not None and (self.teacher, self.way) != ("openai", "two-level"):
+            raise ValueError(f"--only-step={self.only_step}: steps belong to --teacher openai --way two-level")
         return self
 
 
@@ -195,7 +214,8 @@ def run(settings: DistillSettings) -> None:
 
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
-    mark, inputs = read_mark(store, source)
+    mark, read = read_mark(store, source)
+    inputs = read | own_prompts(settings, store)
     folder = Folder(store, settings.run_uri, settings.stage)
 
     def rows_of(index: int) -> Iterator[Sample]:
@@ -206,13 +226,19 @@ def run(settings: DistillSettings) -> None:
         if settings.dry_run:
             dry_run(settings, teacher, map(rows_of, shards))
             return
+        in_shard = by_shard(settings, folder, teacher, read)
+        if settings.only_step is not None:
+            spending = spending_of(settings, folder, teacher, map(rows_of, shards))
+            make_step(settings, in_shard, len(shards), rows_of, spending)
+            return
         if folder.mark() is None:
             folder.begin(settings, inputs)
             spending = spending_of(settings, folder, teacher, map(rows_of, shards))
 
         def work(writer: ShardWriter) -> None:
+            rows = partial(rows_of, writer.index)
             with spending(writer.index, writer.facts):
-                distil(rows_of(writer.index), teacher, writer)
+                distil(rows(), in_shard(writer.index, rows), writer)
 
         run_shards(
             folder,
@@ -221,9 +247,58 @@ def run(settings: DistillSettings) -> None:
             shards=len(mark.shards),
             work=work,
             max_rejected_share=settings.max_rejected_share,
-            report=lambda marks, _: ({"teacher": teacher.name} | with_costs(summed(marks)), None),
-            facts={"teacher": teacher.name},
+            report=lambda marks, _: (facts_of(settings, teacher) | with_costs(summed(marks)), None),
+            facts=facts_of(settings, teacher),
         )
+
+
+def facts_of(settings: DistillSettings, teacher: Teacher) -> dict[str, Any]:
+    """Who wrote the reasoning, how it was asked, and with which versions of the prompts."""
+    if settings.teacher == "template":
+        return {"teacher": teacher.name}
+    from vcot.teacher import prompts
+
+    versions = {prompt.name: prompt.version for prompt in prompts.of_way(settings.way, settings.prompts)}
+    return {"teacher": teacher.name, "way": settings.way, "prompts": versions}
+
+
+def own_prompts(settings: DistillSettings, store: Store) -> dict[str, str]:
+    """URI → sha256 of the prompts that are the user's own files; they must not change within a run."""
+    from vcot.teacher import prompts
+
+    return {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}
+
+
+def by_shard(
+    settings: DistillSettings, folder: Folder, teacher: Teacher, read: dict[str, str]
+) -> Callable[[int, Callable[[], Iterator[Sample]]], Teacher]:
+    """The teacher of a shard, by its number and its rows: one for all, or the steps that stand in storage."""
+    if settings.way != "two-level" or settings.teacher == "template":
+        return lambda index, rows: teacher
+    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.two_level.chain import Chain, ShardOfChain
+
+    assert isinstance(teacher, ModelTeacher)
+    return partial(ShardOfChain, Chain(teacher, folder.store, settings.steps_uri or folder.uri, read))
+
+
+def make_step(
+    settings: DistillSettings,
+    in_shard: Callable[[int, Callable[[], Iterator[Sample]]], Teacher],
+    shards: int,
+    rows_of: Callable[[int], Iterator[Sample]],
+    spending: Callable[[int, dict[str, Any]], AbstractContextManager[None]],
+) -> None:
+    """One step of the two-level way alone, in all shards or in the one that was asked for."""
+    from vcot.teacher.two_level.chain import ShardOfChain
+
+    for index in range(shards) if settings.shard is None else [settings.shard]:
+        shard = in_shard(index, partial(rows_of, index))
+        assert isinstance(shard, ShardOfChain)  # the settings saw to it
+        assert settings.only_step is not None
+        with spending(index, {}):
+            shard.make(settings.only_step)
+        shard.report(settings.only_step, shards)
 
 
 @contextmanager
@@ -272,7 +347,7 @@ def spending_of(
         plan = make_plan(folder.store, uri, ceiling, lambda: [of_rows(rows, teacher.way, prices) for rows in shards])
     elif settings.part == "shards":
         plan = known_plan(folder.store, uri, ceiling)
-    return Treasury(folder, plan, teacher).open
+    return Treasury(folder, plan, teacher, alone=settings.shard is None).open
 
 
 def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterator[Sample]]) -> None:
@@ -301,8 +376,11 @@ def way_of(settings: DistillSettings, store: Store) -> Way:
     """How the model is asked, as the settings say."""
     from vcot.teacher.answer_aware import AnswerAware
     from vcot.teacher.rationalise import Rationalise
+    from vcot.teacher.two_level.way import TwoLevel
 
     manner, trust = manner_of(settings, store), trust_of(settings, store)
+    if settings.way == "two-level":
+        return TwoLevel(manner, trust, most=settings.objects, pairs=settings.pairs)
     if settings.way == "rationalise":
         return Rationalise(manner, trust, propose=settings.propose)
     return AnswerAware(manner, trust, alternatives=settings.alternatives, propose=settings.propose)

@@ -427,15 +427,25 @@ def _make_again(stage_uri: str) -> str:
 
 def read_shard(store: Store, stage_uri: str, shard: ShardMark) -> Iterator[Sample]:
     """The Samples of one shard, in order."""
+    for file in shard.files:
+        yield from read_records(store, stage_uri, file, Sample)
+
+
+def read_records(store: Store, stage_uri: str, file: File, kind: type[M]) -> Iterator[M]:
+    """The records of a shard's file, gzipped or not, in order.
+
+    Raises:
+        InputError: the file is not what its mark says, or holds something else.
+    """
     with tempfile.TemporaryDirectory(prefix="read-") as scratch:
-        for file in shard.files:
-            path = fetch_file(store, stage_uri, file, Path(scratch))
-            try:
-                with gzip.open(path, "rb") as lines:
-                    for line in lines:
-                        yield Sample.model_validate_json(line)
-            except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise InputError(f"{join(stage_uri, file.name)}: not a shard of Samples: {error}") from None
+        path = fetch_file(store, stage_uri, file, Path(scratch))
+        try:
+            with gzip.open(path, "rb") if file.name.endswith(".gz") else path.open("rb") as lines:
+                for line in lines:
+                    yield kind.model_validate_json(line)
+        except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            name = join(stage_uri, file.name)
+            raise InputError(f"{name}: not a shard of {kind.__name__}s: {error}") from None
 
 
 def read_samples(store: Store, stage_uri: str, mark: StageMark) -> Iterator[Sample]:

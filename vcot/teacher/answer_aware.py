@@ -84,7 +84,7 @@ class AnswerAware:
 
     async def _added(self, said: reply.Said, objects: Sequence[Object], talk: Talk) -> dict[int, Object | str]:
         """The added objects that the reasoning speaks of, as they stood the checks; or their bare names."""
-        used = [one for one in said.proposed if one.number in said.numbers]
+        used = [one for one in said.proposed if one.number in reply.numbers_in(said.prose)]
         found = await self._trust.judged([(one.label, one.box) for one in used], objects, talk)
         return {
             one.number: self._trust.or_name(it, one.label, f"object {one.number}", talk)

@@ -37,7 +37,7 @@ def asked(sample: Sample) -> list[str]:
 
 def listed(sample: Sample, objects: Sequence[Object]) -> list[str]:
     nothing = NOTHING_THERE if sample.evidence == () else NONE_KNOWN
-    return ["Objects:", *([_line(seen, sample) for seen in objects] or [nothing])]
+    return ["Objects:", *([line(seen, sample) for seen in objects] or [nothing])]
 
 
 def in_frame(frame: Frame) -> str:
@@ -48,7 +48,7 @@ def in_frame(frame: Frame) -> str:
     )
 
 
-def _line(seen: Object, sample: Sample) -> str:
+def line(seen: Object, sample: Sample) -> str:
     """`[1] red disc, top left, across 10-24 %, down 3-18 %`"""
     across = _percent(seen.box.x1, seen.box.x2, sample.image.width)
     down = _percent(seen.box.y1, seen.box.y2, sample.image.height)

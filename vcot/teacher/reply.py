@@ -34,12 +34,6 @@ class Said(NamedTuple):
     answer: str
     proposed: tuple[Proposed, ...]
 
-    @property
-    def numbers(self) -> list[int]:
-        """The objects that it speaks of, each once, in order."""
-        groups = map(_numbers, _REFERENCE.split(self.prose)[1::2])
-        return list(dict.fromkeys(number for group in groups for number in group))
-
 
 def read(completion: Completion, sample: Sample, known: Collection[int], *, may_add: bool = False) -> Said | Fault:
     """What was said about the objects with these numbers; with none, prose that says what is not there.
@@ -50,10 +44,6 @@ def read(completion: Completion, sample: Sample, known: Collection[int], *, may_
     said = _said(completion)
     if isinstance(said, Fault):
         return said
-    if len(said.prose) > LONGEST:
-        return Fault(
-            Reason.TEACHER_UNREADABLE, f"it had {len(said.prose)} characters; two to four short sentences are wanted"
-        )
     added = [one.number for one in said.proposed]
     if added and not may_add:
         return Fault(Reason.TEACHER_UNGROUNDED, f"it added [{added[0]}], and nothing may be added to the list")
@@ -63,13 +53,24 @@ def read(completion: Completion, sample: Sample, known: Collection[int], *, may_
         not said.answer and not known and not may_add
     ):  # where nothing can be pointed at, this alone tells sense from nonsense
         return Fault(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
-    return _fault(said.prose, sample, {*known, *added}, grounded=bool(known) or may_add) or said
+    return check(said.prose, sample, {*known, *added}, grounded=bool(known) or may_add) or said
+
+
+def numbers_in(prose: str) -> list[int]:
+    """The objects that it speaks of, each once, in order."""
+    groups = map(_numbers, _REFERENCE.split(prose)[1::2])
+    return list(dict.fromkeys(number for group in groups for number in group))
 
 
 def build(prose: str, objects: Mapping[int, Object | str]) -> Trace:
     """The prose with a mention, or a mere name, in the place of each number."""
     pieces = _REFERENCE.split(prose)
     return _build(pieces[::2], [[objects[n] for n in _numbers(group)] for group in pieces[1::2]])
+
+
+def tidied(prose: str) -> str:
+    """On one line, without marks of emphasis and lists."""
+    return " ".join(_tidy(prose).split())
 
 
 def _said(completion: Completion) -> Said | Fault:
@@ -81,15 +82,20 @@ def _said(completion: Completion) -> Said | Fault:
         found = structured.read(completion, Reasoned)
         if isinstance(found, Fault):
             return found
-        return Said(" ".join(_tidy(found.reasoning).split()), " ".join(found.answer.split()), tuple(found.objects))
-    text = _tidy(text[: 10 * LONGEST])
+        return Said(tidied(found.reasoning), " ".join(found.answer.split()), tuple(found.objects))
+    text = _tidy(text)
     if not text:
         return Fault(Reason.TEACHER_EMPTY, "it was empty")
     prose, answer = _split_answer(text)
     return Said(" ".join(prose.split()), answer, ())
 
 
-def _fault(prose: str, sample: Sample, known: Collection[int], *, grounded: bool) -> Fault | None:
+def check(prose: str, sample: Sample, known: Collection[int], *, grounded: bool) -> Fault | None:
+    """Why such prose about the objects with these numbers cannot be used. `grounded`: it must speak of one."""
+    if len(prose) > LONGEST:
+        return Fault(
+            Reason.TEACHER_UNREADABLE, f"it had {len(prose)} characters; two to four short sentences are wanted"
+        )
     pieces = _REFERENCE.split(prose)  # prose, numbers, prose, numbers, …, prose
     numbers = [_numbers(group) for group in pieces[1::2]]
     fault = _typed(pieces[::2], numbers, known, sample) or _unknown(numbers, known)

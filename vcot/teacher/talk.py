@@ -92,6 +92,12 @@ class Talk:
         self.parts: list[Rejection] = []
         self._asker = asker
 
+    def about(self, sample: Sample) -> Talk:
+        """The same talk about another question on the image; what is said there is part of this one."""
+        other = Talk(self._asker, sample, self.manner, self.counts)
+        other.said = self.said
+        return other
+
     async def ask(self, purpose: str, parts: Sequence[str | Picture], shape: type[S], *, alternative: int = 0) -> S:
         """The reply as this shape. Raises Refused."""
         return await self.hear(purpose, parts, shape, lambda c: structured.read(c, shape), alternative=alternative)

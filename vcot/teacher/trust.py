@@ -33,6 +33,10 @@ ANSWER_FIRST = "answer-first"
 class Detector(Protocol):
     """Finds things by their names; a model of vcot.models, handed in by the job."""
 
+    @property
+    def name(self) -> str:
+        """Which model it is, as far as its results depend on it."""
+
     def find(self, image: Image, labels: Sequence[str]) -> Mapping[str, Sequence[Box]]:
         """The boxes of each label, in pixels of the original. Called from several threads. Raises ImageError."""
 
@@ -71,20 +75,13 @@ class Trust:
     ) -> list[Object | Fault]:
         """For each label and box of a proposal the object that it is: an annotated one, or a new one that stood all
         checks (number 0); or why it is refused."""
-        found = [self._at_sight(label, numbers, objects, talk) for label, numbers in proposed]
-        new = [index for index, one in enumerate(found) if isinstance(one, Object) and one.number == 0]
-        for check in (self._twice, self._looked, self._detected):
-            standing = [one for index in new if isinstance(one := found[index], Object)]
-            if not standing:
-                break
-            faults = await check(standing, objects, talk)
-            left = [index for index in new if isinstance(found[index], Object)]
-            for index, fault in zip(left, faults, strict=True):
-                if fault is not None:
-                    found[index] = fault
-        return found
+        found = [self.at_sight(label, numbers, objects, talk) for label, numbers in proposed]
+        new = [one for one in found if isinstance(one, Object) and one.number == 0]
+        faults = await self.confirmed(new, objects, talk)
+        return [faults.get(one, one) if isinstance(one, Object) else one for one in found]
 
-    def _at_sight(self, label: str, numbers: Sequence[float], objects: Sequence[Object], talk: Talk) -> Object | Fault:
+    def at_sight(self, label: str, numbers: Sequence[float], objects: Sequence[Object], talk: Talk) -> Object | Fault:
+        """What is known of a proposal before anybody is asked."""
         sample = talk.sample
         box = checks.placed(label, numbers, sample.image.frame(talk.manner.frame))
         if isinstance(box, Fault):
@@ -94,6 +91,22 @@ class Trust:
             return known
         fault = checks.named(label, sample) or checks.sized(label, box, sample, self.areas)
         return fault or Object(0, " ".join(label.split()), box, place(box, sample.image.width, sample.image.height))
+
+    async def confirmed(
+        self, new: Sequence[Object], objects: Sequence[Object], talk: Talk, *, look: bool = True
+    ) -> Mapping[Object, Fault]:
+        """Those of the new objects that a second proposal, a look or the detector denies, and which.
+
+        Args:
+            look: False where somebody will look later.
+        """
+        faults: dict[Object, Fault] = {}
+        for check in (self._twice, self._looked, self._detected) if look else (self._twice, self._detected):
+            standing = [one for one in dict.fromkeys(new) if one not in faults]
+            if standing:
+                denied = await check(standing, objects, talk)
+                faults |= {one: fault for one, fault in zip(standing, denied, strict=True) if fault is not None}
+        return faults
 
     def or_name(self, found: Object | Fault, name: str, part: str, talk: Talk) -> Object | str:
         """The object; or its bare name, where one that is refused may stay as prose. Raises Refused."""

@@ -44,6 +44,11 @@ def chosen(choices: Sequence[str] = (), store: Store | None = None) -> dict[str,
     return found
 
 
+def own(choices: Sequence[str]) -> list[str]:
+    """The URIs among the choices."""
+    return [what for choice in choices if not (what := choice.partition("=")[2]).isdecimal()]
+
+
 def of_way(way: str, choices: Sequence[str] = ()) -> list[Prompt]:
     """The prompts that go with a way, in the order in which it asks. Raises as `chosen` does."""
     return [chosen(choices)[purpose] for purpose in PURPOSES[way]]
