@@ -25,7 +25,7 @@ from vcot.teacher.amount import NOTHING, Amount
 from vcot.teacher.bill import Bill
 from vcot.teacher.body import packed
 from vcot.teacher.budget import Budget, Unlimited
-from vcot.teacher.endpoint import Again
+from vcot.teacher.endpoint import Again, Endpoint
 from vcot.teacher.endpoints import Endpoints
 from vcot.teacher.estimate import prompt_tokens
 from vcot.teacher.pictures import Pictures
@@ -55,7 +55,7 @@ class Desk:
         self, endpoints: Endpoints, replies: Replies, pictures: Pictures, prices: Prices, *, retries: int = 8
     ) -> None:
         self.replies, self.prices, self.bill = replies, prices, Bill()
-        self._endpoints, self._pictures = endpoints, pictures
+        self.pictures, self._endpoints = pictures, endpoints
         self._retries = retries
         self._budget: Budget = Unlimited()
         self._ready = asyncio.Semaphore(2 * endpoints.at_once)
@@ -92,6 +92,10 @@ class Desk:
         return self.replies.uri
 
     @property
+    def first_endpoint(self) -> Endpoint:
+        return self._endpoints.all[0]
+
+    @property
     def at_once(self) -> int:
         return self._endpoints.at_once
 
@@ -110,7 +114,7 @@ class Desk:
         async with self._ready:
             if self._closing.is_set():
                 raise Closing
-            body = await packed(request, self._pictures)
+            body = await packed(request, self.pictures)
             completion = await self._tried(body, request, source)
         completion = await asyncio.to_thread(self.replies.keep, key, completion)
         self.bill.reply(source, request.purpose, completion, kept=False)

@@ -20,6 +20,7 @@ import openai
 from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.records import Completion
 from vcot.teacher.answers import read_completion
+from vcot.teacher.body import without_schema
 from vcot.teacher.rates import Rate, retry_after
 
 _ROW_CODES = (
@@ -65,6 +66,7 @@ class Endpoint:
         self.address, self.rate, self.weight, self.asked = address, rate, weight, 0.0
         self._make_client, self._timeout = client, timeout
         self._understood = False  # whether it ever answered with a chat completion
+        self._takes_schemas = True  # until it says otherwise; then the words of the prompt must do
 
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
@@ -82,14 +84,17 @@ class Endpoint:
             SettingsError: no key, or an address that is none; key, model or parameters are refused; or this is
                 no such endpoint.
         """
-        client, begun = self.client, time.monotonic()
+        client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await _post(client, body, model)
+                answer = await _post(client, body if demanded else without_schema(body), model)
         except TimeoutError as error:
             raise self._unreachable(f"no answer in time, {self._timeout:g} s", billed=True) from error
         except openai.APIStatusError as error:
-            if error.status_code in (400, 413, 422) and (error.code in _ROW_CODES or error.status_code == 413):
+            if demanded and _knows_no_schemas(error):
+                self._takes_schemas = False
+                return await self.ask(body, model)
+            if refuses_the_row(error.status_code, error.code):
                 return Completion(text="", model=model, finish_reason="content_filter")
             raise self._explain(error, model) from error
         except openai.APIConnectionError as error:
@@ -146,6 +151,19 @@ class Endpoint:
         if self._understood:
             return TemporaryError(said)
         return SettingsError(f"{said}; OPENAI_BASE_URL should name an OpenAI-compatible endpoint, mostly ending in /v1")
+
+
+def _knows_no_schemas(error: openai.APIStatusError) -> bool:
+    """Whether it is the demanded shape of the reply that an endpoint refuses."""
+    said = _words_of(error).casefold()
+    return error.status_code in (400, 415, 422, 501) and any(
+        name in said for name in ("response_format", "json_schema", "structured output", "guided")
+    )
+
+
+def refuses_the_row(status: int, code: str | None) -> bool:
+    """Whether a refusal is about what was asked, and not about how we ask."""
+    return status == 413 or (status in (400, 422) and code in _ROW_CODES)
 
 
 async def _post(client: openai.AsyncOpenAI, body: bytes, model: str) -> httpx2.Response:

@@ -66,7 +66,11 @@ class ModelTeacher:
 
     def spend_from(self, budget: Budget) -> None:
         """From here on; what is left of the budget before goes back."""
-        self._loop.run_until_complete(self.desk.spend_from(budget))
+        self.wait_for(self.desk.spend_from(budget))
+
+    def wait_for(self, work: Coroutine[Any, Any, R]) -> R:
+        """What this work gives, done in the teacher's event loop."""
+        return self._loop.run_until_complete(work)
 
     def map(
         self, items: Iterable[T], work: Callable[[T, Asker], Coroutine[Any, Any, R]], asker: Asker | None = None
