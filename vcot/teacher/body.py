@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.request import Request
@@ -31,3 +31,10 @@ async def body_of(request: Request, pictures: Pictures) -> dict[str, Any]:
 
 async def packed(request: Request, pictures: Pictures) -> bytes:
     return to_json(await body_of(request, pictures))
+
+
+def without_schema(body: bytes) -> bytes:
+    """The same request, where an endpoint takes no demands on the shape of a reply."""
+    said = from_json(body)
+    said.pop("response_format", None)
+    return to_json(said)
