@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from decimal import Decimal
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
@@ -139,6 +140,10 @@ class DistillSettings(Settings):
         120.0, "openai: a request that takes longer is cut off and tried again", unit="seconds", gt=0,
         shapes_result=False,
     )  # fmt: skip
+    batch: bool = setting(
+        False, "openai: ask all that can wait in batches first, at the endpoint's lower price and within a day; what "
+        "fails there is asked singly", shapes_result=False,
+    )  # fmt: skip
     prices: str | None = setting(
         None, "openai: file with prices of models, of the form of vcot/teacher/prices.toml, which it adds to and "
         "overrides", shapes_result=False, min_length=1,
@@ -228,12 +233,12 @@ def run(settings: DistillSettings) -> None:
             return
         in_shard = by_shard(settings, folder, teacher, read)
         if settings.only_step is not None:
-            spending = spending_of(settings, folder, teacher, map(rows_of, shards))
+            spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
             make_step(settings, in_shard, len(shards), rows_of, spending)
             return
         if folder.mark() is None:
             folder.begin(settings, inputs)
-            spending = spending_of(settings, folder, teacher, map(rows_of, shards))
+            spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
 
         def work(writer: ShardWriter) -> None:
             rows = partial(rows_of, writer.index)
@@ -328,25 +333,36 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
 
 
 def spending_of(
-    settings: DistillSettings, folder: Folder, teacher: Teacher, shards: Iterable[Iterator[Sample]]
+    settings: DistillSettings, folder: Folder, teacher: Teacher, shards: Callable[[], Iterable[Iterator[Sample]]]
 ) -> Callable[[int, dict[str, Any]], AbstractContextManager[None]]:
     """For each shard, by its number and its facts: its part of the budget, and what it paid in its facts."""
     if settings.teacher == "template":
         return lambda *_: nullcontext()
+    from vcot.teacher.batches import ask_in_batches
     from vcot.teacher.forecast import of_rows
     from vcot.teacher.model import ModelTeacher
-    from vcot.teacher.plan import ceiling_of, check_prices, known_plan, make_plan, places
+    from vcot.teacher.plan import ceiling_of, check_prices, known_plan, make_plan
     from vcot.teacher.treasury import Treasury
 
     assert isinstance(teacher, ModelTeacher)
     ceiling = ceiling_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
-    prices, uri = teacher.desk.prices, places(folder.uri)[0]
+    prices = teacher.desk.prices
     check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
     plan = None
     if settings.part in ("all", "prepare"):
-        plan = make_plan(folder.store, uri, ceiling, lambda: [of_rows(rows, teacher.way, prices) for rows in shards])
+        make = partial(
+            make_plan,
+            folder.store,
+            folder.uri,
+            ceiling,
+            lambda: [of_rows(rows, teacher.way, prices) for rows in shards()],
+        )
+        plan = make()
+        if settings.batch:
+            ask_in_batches(folder, teacher, plan, lambda: chain.from_iterable(shards()))
+            plan = make()
     elif settings.part == "shards":
-        plan = known_plan(folder.store, uri, ceiling)
+        plan = known_plan(folder.store, folder.uri, ceiling)
     return Treasury(folder, plan, teacher, alone=settings.shard is None).open
 
 
@@ -408,8 +424,18 @@ def trust_of(settings: DistillSettings, store: Store) -> Trust:
         areas=Areas(shares(settings.min_proposed_area), shares(settings.max_proposed_area)),
         twice=settings.twice, look=settings.look, decoy_share=settings.decoy_share, seed=settings.seed,
         reanswer=settings.reanswer, answer_first=settings.answer_first, wrong_answers=settings.wrong_answers,
-        bad_objects=settings.bad_objects,
+        bad_objects=settings.bad_objects, detector=detector_of(settings, store),
     )  # fmt: skip
+
+
+def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
+    """Loaded only where one is named: it brings torch, which the data image does not have."""
+    if settings.detector_uri is None:
+        return None
+    from vcot.models.detector import load_detector
+    from vcot.storage.folders import scratch_folder
+
+    return load_detector(store, settings.detector_uri, scratch_folder())
 
 
 def shares(entries: tuple[str, ...]) -> dict[str, float]:

@@ -33,9 +33,8 @@ from vcot.records import Completion, Sample
 from vcot.records.shards import Folder, ShardWriter, read_mark, run_shards
 from vcot.settings import Settings
 from vcot.storage import Store
-from vcot.teacher.account import Account
 from vcot.teacher.amount import ENDLESS
-from vcot.teacher.plan import places
+from vcot.teacher.plan import shard_account
 from vcot.teacher.prices import PICO, read_prices
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +50,7 @@ class Converted(Settings):
 
 def rows(folder: Path, number: int) -> list[Sample]:
     path = folder / "picture.png"
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture())
     there = (see("red disc", TOP_LEFT),)
     return [sample(f"Where is disc {n}?", name=f"row-{n}", uri=str(path), evidence=there) for n in range(number)]
@@ -120,9 +120,9 @@ class Storm:
 
     def booked(self) -> float:
         """What the ledger says was taken, of all shards."""
-        account = places(str(self.run / "distill"))[1]
+        stage = str(self.run / "distill")
         shards = range(len(read_mark(Store(), str(self.run / "convert"))[0].shards))
-        return sum(Account(Store(), account(n), ENDLESS, "").taken().pico for n in shards) / PICO
+        return sum(shard_account(Store(), stage, n, ENDLESS, "").taken().pico for n in shards) / PICO
 
 
 def files(run: Path) -> dict[str, str]:

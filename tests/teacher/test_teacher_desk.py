@@ -207,7 +207,7 @@ def test_fewer_at_once_after_a_refusal_and_more_again_after_answers() -> None:
             rate.under_way += 1
         rooms.append(rate.under_way)
         rate.answered({})
-    assert (rooms[0], rooms[-1]) == (6, 10)
+    assert (rooms[0], rooms[-1]) == (7, 10)
     assert rooms == sorted(rooms)
 
 

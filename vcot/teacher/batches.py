@@ -24,12 +24,13 @@ from typing import Any, Literal
 from vcot import log
 from vcot.records import Completion, Sample
 from vcot.records.base import Record
+from vcot.records.shards import Folder
 from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
 from vcot.teacher import batch
 from vcot.teacher.account import Account
-from vcot.teacher.amount import NOTHING, Amount
+from vcot.teacher.amount import NOTHING, UNLIMITED, Amount, total
 from vcot.teacher.answers import completion_of
 from vcot.teacher.batch import BatchEndpoint
 from vcot.teacher.body import body_of
@@ -37,6 +38,7 @@ from vcot.teacher.dryrun import NotKept
 from vcot.teacher.endpoint import refuses_the_row
 from vcot.teacher.estimate import prompt_tokens
 from vcot.teacher.model import ModelTeacher
+from vcot.teacher.plan import Plan, batches_account, shard_account
 from vcot.teacher.prices import PICO, dollars
 from vcot.teacher.request import Asker, Request
 
@@ -165,6 +167,16 @@ class Batches:
 
     def _write(self, number: int, what: str, said: dict[str, Any]) -> None:
         self._store.write_once(join(self._uri, f"{number:010d}.{what}.json"), json.dumps(said).encode())
+
+
+def ask_in_batches(folder: Folder, teacher: ModelTeacher, plan: Plan, rows: Callable[[], Iterable[Sample]]) -> None:
+    """Batches spend from the whole ceiling, less what shards have taken. Afterwards the plan has to be made again."""
+    store, uri, ceiling = folder.store, folder.uri, Amount(*plan.ceiling)
+    account = None
+    if any(limit != UNLIMITED for limit in ceiling):
+        shards = (shard_account(store, uri, index, NOTHING, "").taken() for index in range(len(plan.shards)))
+        account = batches_account(store, uri, ceiling.minus(total(shards)), "prepare")
+    Batches(teacher, store, join(uri, "_batches"), account).run(rows)
 
 
 class _Collector:

@@ -2,6 +2,9 @@
 
     <stage>/_budget/plan/0000000001.json    made in prepare; the newest counts, so that a ceiling can be raised
 
+                    00003/…                 what was taken of the part of a shard (see account.py)
+                    batches/…               what was taken by batches, before the shards
+
 A part is in proportion to what the rows of the shard are foreseen to cost.
 """
 
@@ -17,6 +20,7 @@ from vcot.errors import InputError, SettingsError
 from vcot.records.base import Record
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
+from vcot.teacher.account import Account
 from vcot.teacher.amount import UNLIMITED, Amount, shared_out
 from vcot.teacher.forecast import Foreseen
 from vcot.teacher.prices import PICO, Prices, dollars
@@ -53,39 +57,29 @@ def newest(store: Store, uri: str) -> Plan | None:
         raise InputError(f"{found[-1]} is not a plan ({error.errors()[0]['msg']}); use another run name") from None
 
 
-def make_plan(
-    store: Store,
-    uri: str,
-    ceiling: Amount,
-    foreseen: Callable[[], Sequence[Foreseen]],
-    left: Callable[[], Amount] | None = None,
-) -> Plan:
-    """The newest plan if it has this ceiling, else a new one.
+def make_plan(store: Store, stage_uri: str, ceiling: Amount, foreseen: Callable[[], Sequence[Foreseen]]) -> Plan:
+    """The newest plan if it is still right, else a new one: shards share what batches have not spent.
 
     Args:
         foreseen: of each shard; asked only where there is no plan yet.
-        left: of the ceiling, for the shards; default: all of it.
     """
+    uri = plan_uri(stage_uri)
     there = newest(store, uri)
-    if there is not None and Amount(*there.ceiling) == ceiling and left is None:
-        return there
     shards = [share.foreseen for share in there.shards] if there is not None else list(foreseen())
     weights = {index: one.pico or one.tokens_in + one.tokens_out for index, one in enumerate(shards)}
-    parts = shared_out(ceiling if left is None else left(), weights)
-    shares = tuple(Share(foreseen=one, part=parts[index]) for index, one in enumerate(shards))
-    plan = Plan(ceiling=ceiling, shards=shares)
-    if plan == there:
-        return plan
-    if append(store, uri, plan.line(), len(numbered(store, uri))) is None:
+    parts = shared_out(ceiling.minus(batches_account(store, stage_uri, ceiling, "").taken()), weights)
+    plan = Plan(ceiling=ceiling, shards=tuple(Share(foreseen=one, part=parts[n]) for n, one in enumerate(shards)))
+    if plan != there and append(store, uri, plan.line(), len(numbered(store, uri))) is None:
         raise InputError(f"{uri}: two processes prepare this run at once; let one of them")
     return plan
 
 
-def known_plan(store: Store, uri: str, ceiling: Amount) -> Plan | None:
+def known_plan(store: Store, stage_uri: str, ceiling: Amount) -> Plan | None:
     """The plan, for a process that did not make it; None where there is none and nothing is limited.
 
     Raises SettingsError: it has another ceiling; InputError: there is none, and there is a ceiling to keep.
     """
+    uri = plan_uri(stage_uri)
     plan = newest(store, uri)
     if plan is None and any(limit != UNLIMITED for limit in ceiling):
         raise InputError(f"{uri} holds no plan, so nobody knows this shard's part of the budget; run --part prepare")
@@ -107,9 +101,16 @@ def check_prices(prices: Prices, models: Iterable[str], ceiling: Amount) -> None
         )
 
 
-def places(stage_uri: str) -> tuple[str, Callable[[int], str]]:
-    """Where the plan of a stage is, and the account of each shard."""
-    return join(stage_uri, "_budget", "plan"), lambda index: join(stage_uri, "_budget", f"{index:05d}")
+def plan_uri(stage_uri: str) -> str:
+    return join(stage_uri, "_budget", "plan")
+
+
+def shard_account(store: Store, stage_uri: str, index: int, part: Amount, holder: str) -> Account:
+    return Account(store, join(stage_uri, "_budget", f"{index:05d}"), part, holder)
+
+
+def batches_account(store: Store, stage_uri: str, part: Amount, holder: str) -> Account:
+    return Account(store, join(stage_uri, "_budget", "batches"), part, holder)
 
 
 def told(ceiling: Amount) -> str:

@@ -1,7 +1,7 @@
 """How fast an endpoint may be asked: so many requests at once, so many requests and tokens a minute.
 
 What is allowed a minute is learned from the headers of its answers (x-ratelimit-limit-requests, -tokens); how many
-at once, from its refusals: 429 makes it two thirds, and each answer makes it grow again, by one for each round.
+at once, from its refusals: 429 makes it three quarters, and answers make it grow again, by four for each round.
 Retry-After, and a remainder of 0 until its reset, stop everybody who asks this endpoint.
 """
 
@@ -17,6 +17,9 @@ from aiolimiter import AsyncLimiter
 
 BURST = 2.0
 """Seconds' worth of a minute's allowance that may be sent in one breath."""
+
+GROWTH = 4
+"""More requests at once, after as many answers as there are requests at once."""
 
 LONGEST_PAUSE = 120.0
 """Seconds that a Retry-After is sat out."""
@@ -52,14 +55,14 @@ class Rate:
             await asyncio.sleep(self.paused_until - time.monotonic())
 
     def answered(self, headers: Mapping[str, str]) -> None:
-        self._allowed = min(self._most, self._allowed + 1 / self._allowed)
+        self._allowed = min(self._most, self._allowed + GROWTH / self._allowed)
         self._learn(headers)
 
     def refused(self, headers: Mapping[str, str]) -> None:
         """429: fewer at once; those that were under way together count as one refusal."""
         now = time.monotonic()
         if now - self._cut_at > 1:
-            self._allowed, self._cut_at = max(1.0, self._allowed * 2 / 3), now
+            self._allowed, self._cut_at = max(1.0, self._allowed * 3 / 4), now
         self._learn(headers)
         if (seconds := retry_after(headers)) is not None:
             self.pause(seconds)

@@ -22,7 +22,7 @@ from vcot.teacher.bill import since
 from vcot.teacher.budget import Budget, Purse, Unlimited
 from vcot.teacher.forecast import Foreseen
 from vcot.teacher.model import ModelTeacher
-from vcot.teacher.plan import FLAGS, Plan, places, told
+from vcot.teacher.plan import FLAGS, Plan, shard_account, told
 from vcot.teacher.prices import PICO, dollars
 
 
@@ -60,8 +60,8 @@ class Treasury:
         return Purse(accounts, chunk, partial(self._spent, plan, index, accounts))
 
     def _account(self, plan: Plan, index: int) -> Account:
-        uri = places(self._folder.uri)[1](index)
-        return Account(self._folder.store, uri, Amount(*plan.shards[index].part), self._holder)
+        part = Amount(*plan.shards[index].part)
+        return shard_account(self._folder.store, self._folder.uri, index, part, self._holder)
 
     def _finished(self) -> set[int]:
         done = self._folder.store.list(join(self._folder.uri, "_done"))
