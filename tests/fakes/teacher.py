@@ -43,7 +43,7 @@ class Asked:
     @property
     def words(self) -> str:
         """The text beside the image."""
-        return "".join(part.get("text", "") for part in self.body["messages"][-1]["content"])
+        return "\n".join(part["text"] for part in self.body["messages"][-1]["content"] if "text" in part)
 
     @property
     def question(self) -> str:

@@ -20,11 +20,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tests.fakes.teacher import Answer, Asked, Say
+from vcot.teacher.prompts import packaged
 
 COLOURS = {
     "red disc": (220, 30, 30), "blue lever": (30, 30, 220), "green gear": (30, 200, 30), "yellow cup": (230, 220, 40),
     "violet dog": (170, 40, 200),
 }  # fmt: skip
+PURPOSE = {prompt.text: name for name, versions in packaged().items() for prompt in versions.values()}
+"""Where no schema says why it is asked, the words do."""
+
 BACKGROUND = (200, 200, 200)
 
 
@@ -52,8 +56,9 @@ class Wise:
     spoil: Mapping[str, Callable[[Asked, Any], Any]] = field(default_factory=dict)
 
     def __call__(self, asked: Asked) -> Answer:
-        said = getattr(self, f"_{asked.purpose}")(asked)
-        said = self.spoil[asked.purpose](asked, said) if asked.purpose in self.spoil else said
+        purpose = asked.purpose or PURPOSE[asked.body["messages"][0]["content"]]
+        said = getattr(self, f"_{purpose}")(asked)
+        said = self.spoil[purpose](asked, said) if purpose in self.spoil else said
         if isinstance(said, Answer):
             return said
         return Say(said if isinstance(said, str) else json.dumps(said))
@@ -90,7 +95,7 @@ class Wise:
         return {"objects": [{"label": n, "boxes": [found(asked)[n]] if n in found(asked) else []} for n in names]}
 
     def _look(self, asked: Asked) -> dict[str, Any]:
-        label = asked.words.removeprefix("Name: ")
+        label = named(asked)
         return {"present": label not in COLOURS or label in found(asked)}
 
     def _reanswer(self, asked: Asked) -> dict[str, Any]:
@@ -107,12 +112,12 @@ class Wise:
         return {"objects": [{"label": label, "box": box, "score": 0.9} for label, box in found(asked).items()]}
 
     def _branch(self, asked: Asked) -> dict[str, Any]:
-        label = asked.words.removeprefix("Name: ")
+        label = named(asked)
         visible = label not in COLOURS or label in found(asked)
         return {"visible": visible, "caption": f"A {label} of one colour." if visible else ""}
 
     def _verdict(self, asked: Asked) -> dict[str, Any]:
-        label = asked.words.splitlines()[0].removeprefix("Name: ")
+        label = named(asked)
         there = label not in COLOURS or label in found(asked)
         text = asked.words.splitlines()[1].removeprefix("Text: ")
         claims = [{"text": text, "supported": there, "reason": "by its colour"}]
@@ -123,13 +128,18 @@ class Wise:
         see = f"I see {' and '.join(f'the [{n}]' for n in numbers)}. So it is clear." if numbers else "It is not there."
         own = {"question": asked.question, "choices": [], "answer": asked.answer, "evidence": numbers, "rationale": see}
         new = []
-        for n, label in list(asked.objects.items())[: int(asked.words.rpartition("New pairs: ")[2])]:
+        wanted = re.search(r"^New pairs: (\d+)$", asked.words, re.M)
+        for n, label in list(asked.objects.items())[: int(wanted[1]) if wanted else 0]:
             if label in COLOURS:
                 question = f"What is shown, thing {n}?"
                 new.append(own | {"question": question, "answer": "something coloured", "evidence": [n],
                                   "rationale": f"Look at the [{n}]. It has a colour."})  # fmt: skip
         related = [{"subject": numbers[0], "predicate": "beside", "object": numbers[1]}] if len(numbers) > 1 else []
         return {"relations": related, "pairs": [own, *new]}
+
+
+def named(asked: Asked) -> str:
+    return asked.words.splitlines()[0].removeprefix("Name: ")
 
 
 def pictures(asked: Asked) -> int:

@@ -26,6 +26,7 @@ class VerdictsStep(Step):
         return {"decoy_share": self.trust.decoy_share, "seed": self.trust.seed}
 
     async def make(self, talk: Talk, before: Before) -> Verdicts:
+        talk.said.append(before.get(Branches).model_dump_json())  # it is what is judged here
         verdicts, decoys = [], []
         cuts = {cut.number: cut for cut in before.get(Crops).crops}
         for branch in before.get(Branches).branches:
