@@ -62,3 +62,20 @@ def test_a_crop_is_in_pixels_of_the_original_whatever_is_stored(tmp_path: Path) 
         assert sent(shown).size == size_of(shown)
     assert Picture(image, 64).image.kept.sha256 == digest
     assert replace(ASKED, parts=(right,)).key() != replace(ASKED, parts=(Picture(ROW.image, 1024, right.crop),)).key()
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_a_jpeg_that_fits_is_sent_as_it_is_unless_it_says_more_than_it_shows(tmp_path: Path, exif: bool) -> None:
+    about = Pillow.Exif()
+    about[271] = "maker of the camera"
+    path = tmp_path / "photo.jpg"
+    Pillow.new("RGB", (320, 240), "red").save(path, "JPEG", **({"exif": about} if exif else {}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    image = ROW.image.model_copy(update={"uri": str(path), "sha256": digest})
+
+    def bytes_of(side: int) -> bytes:
+        return base64.b64decode(data_url(Store(), Picture(image, side)).partition(",")[2])
+
+    assert (bytes_of(320) == path.read_bytes()) == (not exif)
+    assert b"maker" not in bytes_of(320)
+    assert Pillow.open(io.BytesIO(bytes_of(100))).size == (100, 75)

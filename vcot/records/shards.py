@@ -296,6 +296,7 @@ def run_shards(
     max_rejected_share: float,
     report: Callable[[tuple[ShardMark, ...], Tally], tuple[dict[str, Any], str | None]] | None = None,
     facts: Mapping[str, Any] | None = None,
+    bar: bool = True,
 ) -> StageMark | None:
     """Prepare, shards and finish of a stage that is made of shards; which of them, `settings.part` says.
 
@@ -304,6 +305,7 @@ def run_shards(
         max_rejected_share: of all rows, judged over all shards in the finish.
         report: makes what ``report.json`` holds beside the sums, and the page (or None).
         facts: what the next stage must know of the whole; stands in the stage's mark.
+        bar: of shards; not where `work` itself tells how far it is.
 
     Returns:
         The stage's mark, or None where this process did not do the finish.
@@ -320,13 +322,13 @@ def run_shards(
     if settings.part in ("all", "shards"):
         wanted = range(shards) if settings.shard is None else [settings.shard]
         tally = Tally()
-        with Bar(folder.stage, len(wanted), "shards") as bar:
+        with Bar(folder.stage, len(wanted), "shards", shown=bar) as progress:
             for index in wanted:
                 stop.raise_if_requested()
                 log.bind(shard=index)
                 tally += folder.make_shard(index, work, sink).tally
                 _sum_up(shards, tally)
-                bar.advance()
+                progress.advance()
         log.bind(shard=None)
     if settings.part in ("all", "finish"):
         return _finish(folder, settings, inputs, shards, max_rejected_share, report, dict(facts or {}))

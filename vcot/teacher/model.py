@@ -6,21 +6,20 @@ How a row is taught is a `Way`'s business, and how a question is answered and pa
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
 
-from vcot import log
 from vcot.errors import TemporaryError, VcotError
-from vcot.records import Sample
-from vcot.stage import REPORT_EVERY, stop
+from vcot.records import Rejection, Sample
+from vcot.stage import stop
 from vcot.teacher.budget import Budget
 from vcot.teacher.desk import Desk
 from vcot.teacher.request import Asker
 from vcot.teacher.row import Outcome, Way
+from vcot.teacher.telling import Telling
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,9 +38,8 @@ class ModelTeacher:
     def __init__(self, way: Way, desk: Desk, *, ahead: int = 32) -> None:
         self.name = way.name
         self.way, self.desk, self._ahead = way, desk, ahead
-        self.rows_done = 0
+        self.telling = Telling(desk)
         self._trouble: VcotError | None = None
-        self._told = time.monotonic()
 
     def __enter__(self) -> ModelTeacher:
         self._loop = asyncio.new_event_loop()
@@ -50,6 +48,7 @@ class ModelTeacher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.telling.close()
         self._loop.run_until_complete(self.desk.close())
         self._threads.shutdown()
         self._loop.close()
@@ -61,7 +60,8 @@ class ModelTeacher:
         """Every sample with its outcome, in order. Raises as `map` does."""
         with closing(self.map(samples, self.way.outcome)) as rows:
             for sample, outcome in rows:
-                self.rows_done += outcome is not None
+                if outcome is not None:
+                    self.telling.row(refused=isinstance(outcome, Rejection))
                 yield sample, outcome
 
     def spend_from(self, budget: Budget) -> None:
@@ -112,7 +112,7 @@ class ModelTeacher:
                 raise self._trouble
             if task.done():
                 return
-            self._tell()
+            self.telling.tell()
 
     async def _watched(self, work: Coroutine[Any, Any, R]) -> R:
         """Trouble of any row stops the work now, not when the rows before it are done."""
@@ -142,8 +142,3 @@ class ModelTeacher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _tell(self) -> None:
-        if time.monotonic() - self._told >= REPORT_EVERY:
-            self._told = time.monotonic()
-            log.get().info("asking the teacher", **self.counts())

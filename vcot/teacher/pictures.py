@@ -7,10 +7,11 @@ import base64
 import io
 from collections import OrderedDict
 
+import PIL.Image
 from PIL.Image import Resampling
 
-from vcot.records.picture import picture
-from vcot.storage import Store
+from vcot.records.picture import kept_bytes
+from vcot.storage import Store, images
 from vcot.teacher.request import QUALITY, Picture
 
 KEPT = 64
@@ -38,13 +39,33 @@ class Pictures:
 
 def data_url(store: Store, shown: Picture) -> str:
     """The picture, or its part, as a JPEG of `size_of` pixels, in a data URL. Raises ImageError."""
-    pixels = picture(store, shown.image).pixels
+    data = kept_bytes(store, shown.image)
+    if _can_go_as_it_is(data, shown):
+        return _url(data)
+    pixels = images.decode(data, shown.image.kept.uri).pixels
     if shown.crop is not None:
         pixels = pixels.crop(_of_the_kept(shown))
     pixels = pixels.resize(_fitted(pixels.size, shown), Resampling.LANCZOS)
     packed = io.BytesIO()
     pixels.save(packed, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
+    return _url(packed.getvalue())
+
+
+def _url(data: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def _can_go_as_it_is(data: bytes, shown: Picture) -> bool:
+    """A JPEG of the right size need not be made again; but one with EXIF may say more than it shows, or lie on its
+    side."""
+    wanted = size_of(shown)
+    if shown.crop is not None or wanted != (shown.image.kept.width, shown.image.kept.height):
+        return False
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return (image.format, image.mode, image.size) == ("JPEG", "RGB", wanted) and "exif" not in image.info
+    except (OSError, ValueError):
+        return False  # decoding says what is wrong with it
 
 
 def size_of(shown: Picture) -> tuple[int, int]:

@@ -38,11 +38,22 @@ class Treasury:
     @contextmanager
     def open(self, index: int, facts: dict[str, Any]) -> Iterator[None]:
         """What one shard's rows cost is taken from its part, and stands in its facts."""
-        desk, self._done_before = self._teacher.desk, self._teacher.rows_done
+        desk, self._done_before = self._teacher.desk, self._teacher.telling.done
         self._teacher.spend_from(self.purse(index))
+        if self._plan is not None:
+            self._teacher.telling.total = self._rows(index)
         before = desk.bill.lines()
         yield
         facts["bill"] = since(before, desk.bill.lines())
+
+    def _rows(self, index: int) -> int:
+        """That this process is to teach."""
+        shares = self._plan.shards if self._plan is not None else ()
+        if not self._alone:
+            return shares[index].foreseen.rows
+        finished = self._finished()
+        todo = sum(share.foreseen.rows for n, share in enumerate(shares) if n not in finished)
+        return self._teacher.telling.done + todo
 
     def purse(self, index: int) -> Budget:
         """For the requests of one shard."""
@@ -74,7 +85,7 @@ class Treasury:
         over = [flag for flag, lack, left in zip(FLAGS, missing, most, strict=True) if lack > max(left, 0)]
         whole, finished = plan.foreseen, self._finished()
         unfinished = sum(share.foreseen.rows for n, share in enumerate(plan.shards) if n not in finished)
-        rows = max(0, unfinished - (self._teacher.rows_done - self._done_before))
+        rows = max(0, unfinished - (self._teacher.telling.done - self._done_before))
         pico, tokens = self._of_a_row(whole)
         rest = f"about {rows:,} of {whole.rows:,} rows, would take about {rows * tokens:,} tokens more"
         if pico:
@@ -87,7 +98,7 @@ class Treasury:
 
     def _of_a_row(self, whole: Foreseen) -> tuple[int, int]:
         """Picodollars and tokens: what rows did cost so far, or were foreseen to."""
-        paid, done = self._teacher.desk.bill.totals(), self._teacher.rows_done
+        paid, done = self._teacher.desk.bill.totals(), self._teacher.telling.done
         if done >= 10:
             return round((paid["usd"] + paid["usd_lost"]) * PICO / done), round(
                 (paid["tokens_in"] + paid["tokens_out"]) / done
