@@ -157,8 +157,9 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
 
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
-            if teacher.elsewhere is not None and not self.path.split("?")[0].endswith("/chat/completions"):
-                self.send(teacher.elsewhere("POST", self.path, dict(self.headers), data))
+            if not self.path.split("?")[0].endswith("/chat/completions"):
+                elsewhere = teacher.elsewhere or (lambda *_: Refuse(404))
+                self.send(elsewhere("POST", self.path, dict(self.headers), data))
                 return
             with teacher.lock:
                 asked = Asked(len(teacher.asked), self.path, self.headers.get("Authorization", ""), json.loads(data))

@@ -92,6 +92,4 @@ class BatchEndpoint:
     def _explain(self, error: Exception) -> Exception:
         if isinstance(error, openai.APIStatusError) and error.status_code in (400, 401, 403, 404, 405):
             return SettingsError(f"{self.address} takes no batch ({error.message}); run without --batch")
-        return TemporaryError(
-            f"{self.address}: {error}; what was submitted goes on there, and so does the same command"
-        )
+        return TemporaryError(f"{self.address}: {error}; what is submitted goes on there: run the same command again")
