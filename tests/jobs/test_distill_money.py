@@ -70,7 +70,7 @@ def test_dollars_and_tokens_are_never_passed(tmp_path: Path, limit: dict[str, fl
     with scripted_teacher() as teacher:
         with pytest.raises(BudgetSpent, match=f"--budget-{flag} is spent"):
             distilled(where, teacher, concurrency=8, **limit)
-        assert len(teacher.asked) >= 10
+        assert len(teacher.asked) >= 40
         assert 0 < teacher.tokens_in + teacher.tokens_out <= limit.get("budget_tokens", 10**6)
         assert teacher.tokens_in * 2.5e-6 + teacher.tokens_out * 10e-6 <= limit.get("budget_usd", 10**6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,27 @@ def test_an_empty_part_goes_on_with_what_finished_shards_left(tmp_path: Path) ->
 
     assert asyncio.run(spend()) == 4
     assert (own.taken().pico, left.taken().pico) == (20, 20)
+
+
+def test_what_comes_home_while_storage_is_asked_counts(tmp_path: Path) -> None:
+    """Dollars are limited and requests are not, so the latter are taken only as far as the former go."""
+    only = account(tmp_path, Amount(100, UNLIMITED, UNLIMITED))
+
+    def slow() -> list[Account]:
+        time.sleep(0.02)
+        return [only]
+
+    async def spend() -> int:
+        mine, sent = Purse(slow, 2, lambda missing: f"{missing} is missing"), 0
+
+        async def one() -> None:
+            nonlocal sent
+            await mine.reserve(Amount(40, 1, 1))
+            await asyncio.sleep(0.03)
+            mine.settle(Amount(40, 1, 1), Amount(5, 1, 1))
+            sent += 1
+
+        await asyncio.gather(*(one() for _ in range(40)), return_exceptions=True)
+        return sent
+
+    assert asyncio.run(spend()) == 13  # (100 - 40) / 5, and the one that took the last 40

@@ -63,8 +63,8 @@ class Purse:
                 self._taking = asyncio.ensure_future(self._take(missing, missing.most(worst.times(self._chunk))))
                 if await asyncio.shield(self._taking):
                     continue
-                if worst.within(self._free):  # a reply came home meanwhile
-                    break
+                if self._returned.is_set():  # a reply came home meanwhile
+                    continue
                 if not self._out:
                     raise BudgetSpent(self._says(missing))
                 await self._returned.wait()
