@@ -64,7 +64,7 @@ class AnswerAware:
         return self._propose and sample.evidence != ()
 
     def _parts(self, sample: Sample) -> list[str | Picture]:
-        frame = sample.image.frame(self._manner.frame) if self._may_add(sample) else None
+        frame = self._manner.frame_of(sample.image) if self._may_add(sample) else None
         return [Picture(sample.image, self._manner.image_side), prompt.words_for(sample, objects_of(sample), frame)]
 
     async def _trace(self, talk: Talk, alternative: int) -> Trace:

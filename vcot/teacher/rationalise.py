@@ -75,7 +75,7 @@ class Rationalise:
         numbered = (f"({n}) {' '.join(text[slice(*span)].split())}" for n, span in enumerate(sentences(text), 1))
         lines = [*prompt.asked(sample), f"Right answer: {sample.answers[0]}", "Sentences:", *numbered]
         lines += prompt.listed(sample, objects_of(sample))
-        lines.append(prompt.in_frame(sample.image.frame(self._manner.frame)) if self._propose else "Add no boxes.")
+        lines.append(prompt.in_frame(self._manner.frame_of(sample.image)) if self._propose else "Add no boxes.")
         return [Picture(sample.image, self._manner.image_side), "\n".join(lines)]
 
     async def _trace(self, talk: Talk, alternative: int) -> Trace:

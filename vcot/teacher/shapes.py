@@ -6,6 +6,7 @@ what has a default here; the schema asks for everything, because strict endpoint
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +21,12 @@ def _strict(schema: dict[str, Any]) -> None:
 
 class Shape(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_strict)
+
+
+@cache
+def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema that is sent; not to be changed."""
+    return shape.model_json_schema()
 
 
 class Proposed(Shape):

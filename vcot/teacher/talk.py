@@ -16,11 +16,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from vcot.grounding import FrameSpec
-from vcot.records import Completion, Reason, Rejection, Sample
+from vcot.grounding import Frame, FrameSpec
+from vcot.records import Completion, Image, Reason, Rejection, Sample
 from vcot.teacher import structured
+from vcot.teacher.pictures import size_of
 from vcot.teacher.request import Asker, Picture, Prompt, Request
 from vcot.teacher.row import refuse
+from vcot.teacher.shapes import schema_of
 from vcot.teacher.structured import Fault
 
 T = TypeVar("T")
@@ -70,6 +72,10 @@ class Manner:
     structured: bool = True
     frame: FrameSpec = field(default_factory=lambda: FrameSpec("thousandths"))
 
+    def frame_of(self, image: Image) -> Frame:
+        """The numbers of a box on this image, seen as it is sent."""
+        return self.frame.on(image.width, image.height, kept=size_of(Picture(image, self.image_side)))
+
     def request(
         self, purpose: str, parts: Sequence[str | Picture], shape: type[BaseModel], alternative: int = 0
     ) -> Request:
@@ -78,7 +84,7 @@ class Manner:
             prompt=self.prompts[purpose],
             parts=tuple(parts),
             model=self.judge if self.judge and purpose in JUDGING else self.model,
-            schema=shape.model_json_schema() if self.structured else None,
+            schema=schema_of(shape) if self.structured else None,
             temperature=self.temperature,
             reply_tokens=self.reply_tokens,
             alternative=alternative,

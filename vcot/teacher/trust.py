@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from vcot.answers import same
@@ -83,7 +83,7 @@ class Trust:
     def at_sight(self, label: str, numbers: Sequence[float], objects: Sequence[Object], talk: Talk) -> Object | Fault:
         """What is known of a proposal before anybody is asked."""
         sample = talk.sample
-        box = checks.placed(label, numbers, sample.image.frame(talk.manner.frame))
+        box = checks.placed(label, numbers, talk.manner.frame_of(sample.image))
         if isinstance(box, Fault):
             return box
         known = checks.gold(label, box, objects)
@@ -136,22 +136,30 @@ class Trust:
     async def seen(self, one: Object, others: Sequence[Object], talk: Talk) -> Fault | None:
         """A look at the cut-out of one object; now and then at a decoy too."""
         talk.counts["looks"] += 1
-        if self.draws_decoy(one, talk.sample) and (box := self.decoy(one, others, talk.sample)) is not None:
-            talk.counts["decoys"] += 1
-            talk.counts["decoys_accepted"] += await look(one.label, box, talk)
+        await self.try_decoy(one, others, talk, lambda box: look(one.label, box, talk))
         if await look(one.label, one.box, talk):
             return None
         talk.counts["looks_refused"] += 1
         return Fault(Reason.TEACHER_BOX_NOT_SEEN, f"a look at the cut-out did not find {one.label!r} in it")
 
-    def draws_decoy(self, one: Object, sample: Sample) -> bool:
-        return random.Random(self._seed_of(one, sample)).random() < self.decoy_share
+    async def try_decoy(
+        self, one: Object, others: Sequence[Object], talk: Talk, passes: Callable[[Box], Awaitable[bool]]
+    ) -> bool | None:
+        """Whether a place that does not show the object passes for it; None where that was not asked, or not answered.
 
-    def decoy(self, one: Object, others: Sequence[Object], sample: Sample) -> Box | None:
-        return crops.decoy(one.box, [other.box for other in others], sample.image, self._seed_of(one, sample))
-
-    def _seed_of(self, one: Object, sample: Sample) -> str:
-        return f"{self.seed}\0{sample.id}\0{one.label}\0{one.box.as_list()}"
+        It is asked for a share of the objects, as the seed decides, and says nothing against the row.
+        """
+        seed = f"{self.seed}\0{talk.sample.id}\0{one.label}\0{one.box.as_list()}"
+        if random.Random(seed).random() >= self.decoy_share:
+            return None
+        box = crops.decoy(one.box, [other.box for other in others], talk.sample.image, seed)
+        try:
+            passed = None if box is None else await passes(box)
+        except Refused:
+            return None
+        talk.counts["decoys"] += passed is not None
+        talk.counts["decoys_accepted"] += passed is True
+        return passed
 
     async def _detected(self, new: Sequence[Object], _: Sequence[Object], talk: Talk) -> list[Fault | None]:
         if self.detector is None:
@@ -207,7 +215,7 @@ class Trust:
 async def located(labels: Sequence[str], talk: Talk) -> list[tuple[str, Box]]:
     """Where things of these names are, asked without saying where somebody has seen them. Boxes that are none are left
     out. Raises Refused."""
-    sample, frame = talk.sample, talk.sample.image.frame(talk.manner.frame)
+    sample, frame = talk.sample, talk.manner.frame_of(talk.sample.image)
     names = list(dict.fromkeys(labels))
     said = await talk.ask(
         "locate",
@@ -231,8 +239,3 @@ def answer_comes_first(text: str, sample: Sample) -> bool:
 
 def negative_of(sample: Sample, trace: Trace, answer: str) -> Sample:
     return sample.model_copy(update={"reasoning": (trace,), "answers": (answer,)})
-
-
-def numbered(objects: Sequence[Object]) -> tuple[Object, ...]:
-    """The objects under new numbers, from 1."""
-    return tuple(replace(one, number=n) for n, one in enumerate(objects, 1))

@@ -35,7 +35,7 @@ ANSWER_GATES = {
     Reason.TEACHER_ANSWER_FIRST: "evidence_first",
     Reason.TEACHER_EVIDENCE_FALLS_SHORT: "reanswer_agrees",
 }
-"""The gates in their order; those of the answer by the reason that they refuse for."""
+"""The gates in their order; those of the answer by the reason that they refuse for, as far as they are asked."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,27 @@ class GatesStep(Step):
             passed.append("no_answer_in_label")
             boxes = [one.box for one in made.objects if one.number in pair.evidence]
             await self.trust.answered(pair.answer, trace, talk.about(row), [*trace.boxes, *boxes])
-            fault, gates = None, [*passed, *ANSWER_GATES.values()]
+            fault, gates = None, [*passed, *self._answer_gates()]
         except Refused as refused:
             fault = refused.fault
-            gates = _gates_until(fault.reason, passed)
+            gates = self._gates_until(fault.reason, passed)
         return JudgedPair(
             number=number, pair=pair, accepted=fault is None,
             gates={gate: fault is None or gate != gates[-1] for gate in gates},
             reason=fault and fault.reason, detail=fault.why if fault else "", reasoning=trace,
         )  # fmt: skip
+
+    def _answer_gates(self) -> list[str]:
+        asked = {"evidence_first": self.trust.answer_first == "refuse", "reanswer_agrees": self.trust.reanswer}
+        return [gate for gate in ANSWER_GATES.values() if asked.get(gate, True)]
+
+    def _gates_until(self, reason: Reason, passed: list[str]) -> list[str]:
+        """The gates that were asked, the one that refused last."""
+        if len(passed) < len(READING_GATES):
+            return [*passed, READING_GATES[len(passed)]]
+        answers = self._answer_gates()
+        last = ANSWER_GATES.get(reason, answers[-1])  # any other reason: the answer could not be read
+        return [*passed, *answers[: answers.index(last) + 1]]
 
     def foreseen(self, sample: Sample) -> list[Request]:
         if not self.trust.reanswer:
@@ -142,15 +154,6 @@ class GatesStep(Step):
         cuts = crops.evidence(sample.true_boxes or (), sample.image, self.manner.image_side)
         cuts = cuts if sample.true_boxes else [quarter(sample, self.manner.image_side)]
         return [self.manner.request("reanswer", [*cuts, words], Answered)]
-
-
-def _gates_until(reason: Reason, passed: list[str]) -> list[str]:
-    """The gates that were asked, the one that refused last."""
-    if len(passed) < len(READING_GATES):
-        return [*passed, READING_GATES[len(passed)]]
-    answers = list(ANSWER_GATES)
-    last = answers.index(reason) if reason in answers else len(answers) - 1  # the answer could not be read
-    return [*passed, *(ANSWER_GATES[one] for one in answers[: last + 1])]
 
 
 def question_of(sample: Sample, number: int, pair: PairRecord, made: Synthesis) -> Sample | Fault:

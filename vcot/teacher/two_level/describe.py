@@ -73,6 +73,7 @@ class ObjectsStep(Step):
                 new.append((found, one))
         apart = checks.apart([(found.label, found.box, one.score) for found, one in new], self.most)
         chosen = [(found, one) for found, one in new if (found.label, found.box, one.score) in apart][: self.most]
+        left_out += [_left_out(one, _too_many(found, self.most)) for found, one in new if (found, one) not in chosen]
         denied = await self.trust.confirmed([found for found, _ in chosen], gold, talk, look=False)
         left_out += [_left_out(one, denied[found]) for found, one in chosen if found in denied]
         standing = [(found, one) for found, one in chosen if found not in denied]
@@ -90,12 +91,12 @@ class ObjectsStep(Step):
         request = self.manner.request
         asked = [request("objects", self._parts(sample, STAND_IN), Found)]
         if self.trust.twice:
-            words = "\n".join([in_frame(sample.image.frame(self.manner.frame)), "Names:", *["some thing"] * 4])
+            words = "\n".join([in_frame(self.manner.frame_of(sample.image)), "Names:", *["some thing"] * 4])
             asked.append(request("locate", [self.whole(sample), words], Located))
         return asked
 
     def _parts(self, sample: Sample, caption: str) -> list[str | Picture]:
-        words = [in_frame(sample.image.frame(self.manner.frame)), f"Description: {caption}", *asked(sample)]
+        words = [in_frame(self.manner.frame_of(sample.image)), f"Description: {caption}", *asked(sample)]
         return [self.whole(sample), "\n".join(words)]
 
 
@@ -137,6 +138,10 @@ def quarter(sample: Sample, side: int) -> Picture:
     """A cut-out of middling size, for the estimate."""
     frame = FrameSpec("thousandths").on(sample.image.width, sample.image.height)
     return crops.shown(frame.decode(375, 375, 625, 625), sample.image, side)
+
+
+def _too_many(one: Object, most: int) -> Fault:
+    return Fault(Reason.DUPLICATE, f"another {one.label!r} lies there, or {most} objects are surer")
 
 
 def _left_out(one: Seen, fault: Fault) -> LeftOut:

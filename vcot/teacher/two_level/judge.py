@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from vcot.grounding import Box
 from vcot.records import Reason, Sample
 from vcot.records.steps import Branch, Branches, Caption, ClaimRecord, Crops, Objects, SeenObject, Verdict, Verdicts
 from vcot.teacher import crops
@@ -27,7 +28,8 @@ class VerdictsStep(Step):
 
     async def make(self, talk: Talk, before: Before) -> Verdicts:
         talk.said.append(before.get(Branches).model_dump_json())  # it is what is judged here
-        verdicts, decoys = [], []
+        verdicts: list[Verdict] = []
+        decoys: list[bool | None] = []
         cuts = {cut.number: cut for cut in before.get(Crops).crops}
         for branch in before.get(Branches).branches:
             one = seen(before, branch.number)
@@ -39,27 +41,26 @@ class VerdictsStep(Step):
             verdict = await self._judged(picture, one, branch, before, talk)
             talk.counts["looks_refused"] += verdict.verdict == "reject"
             verdicts.append(verdict)
-            decoys += await self._at_decoy(one, branch, before, talk)
+            decoys.append(await self._at_decoy(one, branch, before, talk))
         if all(verdict.verdict == "reject" for verdict in verdicts) and talk.sample.evidence != ():
             raise Refused(
                 Fault(Reason.TEACHER_CLAIMS_UNSUPPORTED, f"what was said of {len(verdicts)} objects is not to be seen")
             )
-        return Verdicts(id=talk.sample.id, verdicts=tuple(verdicts), decoys=len(decoys), decoys_accepted=sum(decoys))
+        return Verdicts(
+            id=talk.sample.id, verdicts=tuple(verdicts), decoys=len(decoys) - decoys.count(None),
+            decoys_accepted=decoys.count(True),
+        )  # fmt: skip
 
-    async def _at_decoy(self, one: SeenObject, branch: Branch, before: Before, talk: Talk) -> list[bool]:
-        """Whether the same words pass at a place that does not show the thing; asked for some objects only."""
+    async def _at_decoy(self, one: SeenObject, branch: Branch, before: Before, talk: Talk) -> bool | None:
+        """Whether the same words pass at a place that does not show the thing; None where that was not asked."""
         sample, objects = talk.sample, [as_object(other, talk.sample) for other in before.get(Objects).objects]
-        me = as_object(one, sample)
-        if not self.trust.draws_decoy(me, sample) or (box := self.trust.decoy(me, objects, sample)) is None:
-            return []
         there = one.model_copy(update={"source": "teacher"})  # nobody annotated it there
-        verdict = await self._judged(
-            crops.shown(box, sample.image, self.manner.image_side), there, branch, before, talk
-        )
-        passed = verdict.verdict != "reject"
-        talk.counts["decoys"] += 1
-        talk.counts["decoys_accepted"] += passed
-        return [passed]
+
+        async def passes(box: Box) -> bool:
+            picture = crops.shown(box, sample.image, self.manner.image_side)
+            return (await self._judged(picture, there, branch, before, talk)).verdict != "reject"
+
+        return await self.trust.try_decoy(as_object(one, sample), objects, talk, passes)
 
     async def _judged(self, picture: Picture, one: SeenObject, branch: Branch, before: Before, talk: Talk) -> Verdict:
         others = [other.label for other in before.get(Objects).objects if other.number != one.number]
