@@ -38,8 +38,8 @@ from vcot.teacher.plan import shard_account
 from vcot.teacher.prices import PICO, read_prices
 
 ROOT = Path(__file__).parents[2]
-SMALL, LARGE = 0.25, 1000.0
-"""US dollars: a ceiling that is met, and one that is not; the small one is for a row in ten, and more."""
+LARGE = 1000.0
+"""US dollars: a ceiling that is not met."""
 
 
 class Converted(Settings):
@@ -141,9 +141,14 @@ def calm(folder: Path, samples: list[Sample]) -> dict[str, str]:
 
 
 def weather(
-    folder: Path, samples: list[Sample], concurrency: int, *, share: float, seed: int, small: float = SMALL
+    folder: Path, samples: list[Sample], concurrency: int, *, share: float, seed: int, small: float
 ) -> dict[str, object]:
-    """A run in the storm; raises AssertionError where a promise is broken. Returns what it saw, and its files."""
+    """A run in the storm; raises AssertionError where a promise is broken. Returns what it saw, and its files.
+
+    Args:
+        share: of the requests that meet with a fault, 0..1.
+        small: US dollars, a ceiling that is met.
+    """
     run, rng = folder / f"storm-{concurrency}" / "run", random.Random(seed)
     convert(run, samples)
     begun = time.monotonic()
@@ -157,7 +162,7 @@ def weather(
 
         stored, before = storm.kept(), len(teacher.asked)
         process = storm.start(LARGE)
-        until = before + round(len(samples) * rng.uniform(0.2, 0.5))
+        until = before + round((len(samples) - len(stored)) * rng.uniform(0.2, 0.5))
         while len(teacher.asked) < until:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -191,7 +196,7 @@ def main(argv: Iterable[str] | None = None) -> None:
         samples = rows(Path(scratch), given.rows)
         expected = calm(Path(scratch), samples)
         for concurrency in map(int, given.concurrency.split(",")):
-            small = given.rows * 0.001
+            small = given.rows * 0.0005
             seen = weather(Path(scratch), samples, concurrency, share=given.share, seed=given.seed, small=small)
             assert seen.pop("files") == expected, "other bytes than in the calm"
             print(json.dumps({"rows": given.rows, "concurrency": concurrency} | seen), flush=True)
