@@ -215,7 +215,8 @@ def run(settings: DistillSettings) -> None:
         return
     from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
     from vcot.storage import Store, join
-    from vcot.teacher.distil import distil, summed
+    from vcot.teacher.distil import distil
+    from vcot.teacher.report.whole import whole
 
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
@@ -231,6 +232,7 @@ def run(settings: DistillSettings) -> None:
         if settings.dry_run:
             dry_run(settings, teacher, map(rows_of, shards))
             return
+        told = facts_of(settings, teacher)
         in_shard = by_shard(settings, folder, teacher, read)
         if settings.only_step is not None:
             spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
@@ -243,7 +245,7 @@ def run(settings: DistillSettings) -> None:
         def work(writer: ShardWriter) -> None:
             rows = partial(rows_of, writer.index)
             with spending(writer.index, writer.facts):
-                distil(rows(), in_shard(writer.index, rows), writer)
+                distil(rows(), in_shard(writer.index, rows), writer).put_aside(folder, writer.index)
 
         run_shards(
             folder,
@@ -252,8 +254,8 @@ def run(settings: DistillSettings) -> None:
             shards=len(mark.shards),
             work=work,
             max_rejected_share=settings.max_rejected_share,
-            report=lambda marks, _: (facts_of(settings, teacher) | with_costs(summed(marks)), None),
-            facts=facts_of(settings, teacher),
+            report=lambda marks, tally: whole(folder, marks, tally, told),
+            facts=told,
         )
 
 
@@ -378,14 +380,6 @@ def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterat
     for rows in shards:
         forecast.add(rows, teacher)
     print(forecast.told(settings.concurrency))
-
-
-def with_costs(report: dict[str, Any]) -> dict[str, Any]:
-    """The report, with what a kept row of each source costs."""
-    from vcot.teacher.bill import costs
-
-    kept = {source: counts["kept"] for source, counts in report.get("funnel", {}).items()}
-    return report | {"costs": costs(report.get("bill", {}), kept)}
 
 
 def way_of(settings: DistillSettings, store: Store) -> Way:
