@@ -41,6 +41,9 @@ ROOT = Path(__file__).parents[2]
 LARGE = 1000.0
 """US dollars: a ceiling that is not met."""
 
+LONGEST = 0.2
+"""Seconds until an answer."""
+
 
 class Converted(Settings):
     """What convert would have written."""
@@ -73,12 +76,13 @@ def reference(asked: Asked) -> str:
 
 
 def answer(asked: Asked) -> Answer:
-    """Mostly good; some rows get wrong boxes at first, and some for ever."""
+    """Mostly good, sooner or later; some rows get wrong boxes at first, and some for ever."""
     number = int(re.findall(r"\d+", asked.question)[0])
     repaired = "thrown away" in asked.words
+    wait = random.Random(asked.words).random() * LONGEST
     if number % 17 == 3 or (number % 13 == 5 and not repaired):
-        return Say(f"I see the [1] at [31, 83, 188, 292], {reference(asked)}.")
-    return Say(f"I see the [1], {reference(asked)}.\nAnswer: {asked.answer}")
+        return Say(f"I see the [1] at [31, 83, 188, 292], {reference(asked)}.", wait=wait)
+    return Say(f"I see the [1], {reference(asked)}.\nAnswer: {asked.answer}", wait=wait)
 
 
 @dataclass
