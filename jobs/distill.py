@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
+from vcot.errors import SettingsError
 from vcot.settings import CommaSeparated, Settings, flag, setting
 from vcot.stage import launch
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from vcot.teacher import Teacher
     from vcot.teacher.row import Way
     from vcot.teacher.talk import Manner
-    from vcot.teacher.trust import Trust
+    from vcot.teacher.trust import Detector, Trust
+    from vcot.teacher.two_level.chain import Chain
 
 
 class DistillSettings(Settings):
@@ -233,10 +235,10 @@ def run(settings: DistillSettings) -> None:
             dry_run(settings, teacher, map(rows_of, shards))
             return
         told = facts_of(settings, teacher)
-        in_shard = by_shard(settings, folder, teacher, read)
-        if settings.only_step is not None:
+        steps = chain_of(settings, folder, teacher, read)
+        if settings.only_step is not None and steps is not None:
             spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
-            make_step(settings, in_shard, len(shards), rows_of, spending)
+            make_step(settings, steps, len(shards), rows_of, spending)
             return
         if folder.mark() is None:
             folder.begin(settings, inputs)
@@ -245,7 +247,9 @@ def run(settings: DistillSettings) -> None:
         def work(writer: ShardWriter) -> None:
             rows = partial(rows_of, writer.index)
             with spending(writer.index, writer.facts):
-                distil(rows(), in_shard(writer.index, rows), writer).put_aside(folder, writer.index)
+                distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer).put_aside(
+                    folder, writer.index
+                )
 
         run_shards(
             folder,
@@ -276,36 +280,32 @@ def own_prompts(settings: DistillSettings, store: Store) -> dict[str, str]:
     return {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}
 
 
-def by_shard(
-    settings: DistillSettings, folder: Folder, teacher: Teacher, read: dict[str, str]
-) -> Callable[[int, Callable[[], Iterator[Sample]]], Teacher]:
-    """The teacher of a shard, by its number and its rows: one for all, or the steps that stand in storage."""
+def chain_of(settings: DistillSettings, folder: Folder, teacher: Teacher, read: dict[str, str]) -> Chain | None:
+    """The steps that are kept in storage; None for a teacher that has none."""
     if settings.way != "two-level" or settings.teacher == "template":
-        return lambda index, rows: teacher
+        return None
     from vcot.teacher.model import ModelTeacher
-    from vcot.teacher.two_level.chain import Chain, ShardOfChain
+    from vcot.teacher.two_level.chain import Chain
 
     assert isinstance(teacher, ModelTeacher)
-    return partial(ShardOfChain, Chain(teacher, folder.store, settings.steps_uri or folder.uri, read))
+    return Chain(teacher, folder.store, settings.steps_uri or folder.uri, read)
 
 
 def make_step(
     settings: DistillSettings,
-    in_shard: Callable[[int, Callable[[], Iterator[Sample]]], Teacher],
+    steps: Chain,
     shards: int,
     rows_of: Callable[[int], Iterator[Sample]],
     spending: Callable[[int, dict[str, Any]], AbstractContextManager[None]],
 ) -> None:
-    """One step of the two-level way alone, in all shards or in the one that was asked for."""
-    from vcot.teacher.two_level.chain import ShardOfChain
-
-    for index in range(shards) if settings.shard is None else [settings.shard]:
-        shard = in_shard(index, partial(rows_of, index))
-        assert isinstance(shard, ShardOfChain)  # the settings saw to it
-        assert settings.only_step is not None
-        with spending(index, {}):
-            shard.make(settings.only_step)
-        shard.report(settings.only_step, shards)
+    """One step alone, in all shards or in the one that was asked for."""
+    assert settings.only_step is not None
+    if settings.part in ("all", "shards"):
+        for index in range(shards) if settings.shard is None else [settings.shard]:
+            with spending(index, {}):
+                steps.make(settings.only_step, index, partial(rows_of, index))
+    if settings.part in ("all", "finish"):
+        steps.report(settings.only_step, shards)
 
 
 @contextmanager
@@ -426,10 +426,14 @@ def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
     """Loaded only where one is named: it brings torch, which the data image does not have."""
     if settings.detector_uri is None:
         return None
-    from vcot.models.detector import load_detector
-    from vcot.storage.folders import scratch_folder
-
-    return load_detector(store, settings.detector_uri, scratch_folder())
+    try:
+        from vcot.models.detector import load_detector
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"--detector-uri={settings.detector_uri}: a detector needs {error.name}, which is not installed here; "
+            "run distill in the image that train uses, or leave it out"
+        ) from None
+    return load_detector(store, settings.detector_uri)
 
 
 def shares(entries: tuple[str, ...]) -> dict[str, float]:

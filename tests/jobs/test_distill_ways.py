@@ -139,6 +139,11 @@ def settings(run_uri: Path, **more: Any) -> DistillSettings:
     )
 
 
+def named(row: Sample) -> tuple[str, str]:
+    """Ids are of a file; two sources have files of one name."""
+    return row.origin.dataset, row.id
+
+
 def purposes(teacher: Teacher) -> dict[str, int]:
     return dict(Counter(asked.purpose for asked in teacher.asked))
 
@@ -160,12 +165,12 @@ def test_each_way_runs_over_each_source(way: str, rows: list[list[Sample]], wise
     without_text = {"blood-cells"} if way == "rationalise" else set()
     assert {name for name, counts in told["funnel"].items() if not counts["kept"]} == without_text
     assert all(trace.mentions or row.evidence == () for row in made for trace in row.reasoning)
-    gold = {row.id: row.true_boxes for shard in rows for row in shard if row.true_boxes}
+    gold = {named(row): row.true_boxes for shard in rows for row in shard if row.true_boxes}
     if way == "answer-aware":
-        assert all(set(row.reasoning[0].boxes) <= set(gold[row.id]) for row in made if row.id in gold)
+        assert all(set(row.reasoning[0].boxes) <= set(gold[named(row)]) for row in made if named(row) in gold)
     if way == "rationalise":
-        texts = {row.id: {trace.text for trace in row.reasoning} for shard in rows for row in shard}
-        assert all({trace.text for trace in row.reasoning} <= texts[row.id] for row in made)
+        texts = {named(row): {trace.text for trace in row.reasoning} for shard in rows for row in shard}
+        assert all({trace.text for trace in row.reasoning} <= texts[named(row)] for row in made)
     if way == "two-level":
         assert any("#" in row.id for row in made)
         assert set(told["prompts"]) >= {"caption", "verdict", "synthesis"}
@@ -263,7 +268,8 @@ def test_a_step_can_be_made_alone_looked_at_and_repeated_with_another_prompt(
 def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[list[Sample]], tmp_path: Path) -> None:
     script = Wise(known(rows))
     storm, calm = tmp_path / "runs" / "storm", tmp_path / "other" / "calm"
-    argv = ("--way", "two-level", "--max-rejected-share", "0.6", "--concurrency", "2", "--reanswer")
+    argv = ("--way", "two-level", "--max-rejected-share", "0.6", "--concurrency", "2", "--reanswer",
+            "--decoy-share", "0")  # fmt: skip  # two empty places of one size look the same
     for run_uri in (storm, calm):
         convert(str(run_uri), *rows[:2])
     with scripted_teacher(lambda asked: replace(script(asked), wait=0.05)) as teacher:

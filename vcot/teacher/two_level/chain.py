@@ -19,11 +19,11 @@ from functools import partial
 from vcot import log
 from vcot.errors import InputError
 from vcot.records import Rejection, Sample
-from vcot.records.shards import Folder, JsonLines, ShardMark, ShardWriter, read_records
+from vcot.records.shards import Folder, JsonLines, ShardMark, ShardWriter, Tally, read_records
 from vcot.records.steps import StepRecord
 from vcot.storage import Store, join
 from vcot.teacher.distil import spending
-from vcot.teacher.funnel import TRUST
+from vcot.teacher.funnel import TRUST, summed
 from vcot.teacher.model import ModelTeacher
 from vcot.teacher.request import Asker
 from vcot.teacher.row import Outcome, lacks_places
@@ -74,19 +74,25 @@ class Chain:
     async def _one(self, step: Step, item: tuple[Sample, Before], asker: Asker) -> StepRecord | Rejection:
         return await self._way.one(step, *item, asker)
 
+    def shard(self, index: int, rows: Rows) -> ShardOfChain:
+        """One shard as a Teacher."""
+        return ShardOfChain(self, index, rows)
+
     def rows(self, index: int, rows: Rows) -> Iterator[tuple[Sample, Outcome]]:
         """The rows of a shard with their outcomes, as the records of all steps say."""
         for sample, made in self._joined(len(self._way.steps), index, rows()):
             yield sample, self._way.lesson(sample, made) if isinstance(made, Before) else made
 
     def report(self, name: str, shards: int) -> None:
-        """What a step made, once all its shards are there."""
+        """What a step made, in its report.json. Raises InputError: a shard of it is missing."""
         folder = self.folders[name]
         marks = folder.shard_marks()
-        tally = sum((mark.tally for mark in marks[1:]), marks[0].tally) if marks else None
-        if tally is not None and len(marks) == shards:
-            folder.write_report({"step": name, "shards": shards, "tally": tally.model_dump()})
-            log.get().info(f"step {name}", rows=tally.rows, kept=tally.kept, uri=folder.uri, **tally.rejected)
+        if len(marks) < shards:
+            raise InputError(f"{folder.uri}: shard {len(marks)} of {shards} is not done; make it before --part finish")
+        tally = sum((mark.tally for mark in marks), Tally())
+        trust = summed(mark.facts["trust"] for mark in marks)
+        folder.write_report({"step": name, "shards": shards, "tally": tally.model_dump(), "trust": trust})
+        log.get().info(f"step {name}", rows=tally.rows, kept=tally.kept, uri=folder.uri, **tally.rejected)
 
     def _joined(self, steps: int, index: int, rows: Iterable[Sample]) -> Iterator[tuple[Sample, Made]]:
         """The rows with what the first so many steps made of them."""
@@ -137,17 +143,10 @@ class ShardOfChain:
         self._chain, self._index, self._rows = chain, index, rows
         self._trust: Counter[str] = Counter()
 
-    def make(self, name: str) -> ShardMark:
-        """One step alone. Raises InputError: a step before it is missing."""
-        return self._chain.make(name, self._index, self._rows)
-
-    def report(self, name: str, shards: int) -> None:
-        self._chain.report(name, shards)
-
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """The samples are read several times, so those of `rows` are taken."""
         for name in self._chain.folders:
-            self._trust.update(self.make(name).facts["trust"])
+            self._trust.update(self._chain.make(name, self._index, self._rows).facts["trust"])
         yield from self._chain.rows(self._index, self._rows)
 
     def counts(self) -> Mapping[str, int]:
