@@ -6,6 +6,7 @@ import json
 import sys
 
 from vcot.records.base import Record
+from vcot.records.distillation import Distillation
 from vcot.records.promotion import Promotion
 from vcot.records.reply import Completion
 from vcot.records.sample import Rejection, Sample
@@ -32,7 +33,9 @@ refuses one that it does not know.
 
 | stage | shards hold | beside them |
 |---|---|---|
-| convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | |
+| convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | distill: \
+`report.html`, what the teacher wrote and how much of it was believed; `report/`, what its shards put aside for that \
+page |
 | tokenize | examples, `.parquet`, as below | `report.html`, the audit page |
 | train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
 | evaluate | replies of both models with their Scores, `.jsonl.gz` | `report.html`, `overlay.png` |
@@ -91,6 +94,7 @@ RECORDS: tuple[tuple[type[Record], str], ...] = (
     (Score, "one reply held against its Sample"),
     (ShardMark, "`_done/00000.json`"),
     (StageMark, "`_done/stage.json`"),
+    (Distillation, "`report.json` of distill; its page shows the same numbers"),
     (Caption, "a line of `distill/captions/<key>/shards`"),
     (Objects, "a line of `distill/objects/<key>/shards`"),
     (Crops, "a line of `distill/crops/<key>/shards`"),

@@ -26,6 +26,7 @@ nav a { margin-right: 14px; white-space: nowrap; }
 .rows .no figure { height: 180px; }
 .rows img { border-radius: 0; max-height: 100%; }
 .rows .none { color: var(--soft); padding: 0 16px; text-align: center; overflow-wrap: anywhere; }
+.tile { max-width: 300px; }
 .rows .text { padding: 10px 14px 12px; }
 .text p { margin: 0 0 6px; }
 .text summary { color: var(--soft); cursor: pointer; }
@@ -41,7 +42,7 @@ td.name { min-width: 90px; }
 .nowrap { white-space: nowrap; }
 @media (max-width: 700px) {
   main { padding: 20px 14px 40px; }
-  .tile { min-width: 0; flex: 1 1 40%; padding: 8px 12px; }
+  .tile { min-width: 0; max-width: none; flex: 1 1 40%; padding: 8px 12px; }
   th, td { padding-right: 12px; }
   .funnel td:nth-child(2) { width: 30%; }
   .funnel td { white-space: normal; padding-right: 8px; }
@@ -100,7 +101,8 @@ _MACROS = """
 _BEGINNING = """
 <p class="lead">Written by <b>{{ found.teacher }}</b>{% if found.way %}, asked in the way
 <b>{{ found.way }}</b>{% endif %}. What it wrote is worth training on if the boxes on the pictures below lie on what the
-sentences name, if the funnel loses rows for good reasons, and if the checks tell sense from nonsense.</p>
+sentences name
+{%- if found.way %}, if the rows that the funnel loses were bad ones, and if the decoy rate is low{% endif %}.</p>
 <nav><a href="#funnel">Funnel</a> <a href="#kept">Kept</a> <a href="#refused">Refused</a>
 {% if found.way %}<a href="#checks">Checks</a> <a href="#cost">Cost</a>{% endif %}</nav>
 <div class="tiles">
@@ -142,7 +144,9 @@ _KEPT = """
 <h2 id="kept">Kept</h2>
 {% if shelves %}
 <p class="small soft">Chosen by a hash of their ids. <span class="true">Green</span>: boxes that people drew.
-<span class="proposed">Orange</span>: boxes that the teacher proposed and the checks let pass.</p>
+{% if found.way %}
+<span class="proposed">Orange</span>: boxes that the teacher proposed and the checks let pass.
+{% endif %}</p>
 {% for name, cards in shelves %}
 <h3 class="name">{{ name }}</h3>
 <div class="rows">

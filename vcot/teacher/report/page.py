@@ -27,9 +27,10 @@ _STEPS = {
 def as_page(found: Distillation, chosen: Chosen, gallery: Gallery) -> str:
     sources = _most(found)
     whole = _sum(found.funnel.values())
+    steps = _STEPS if found.way else {step: _STEPS[step] for step in ("asked", "kept")}
     body = fill(
-        BODY, css=CSS, found=found, all_rows=whole, steps=_STEPS, remarks=remarks(found, whole),
-        funnel=_bars(whole), sources=sources, tiles=list(_tiles(found, whole)), costs=_costs(found, sources),
+        BODY, css=CSS, found=found, all_rows=whole, steps=steps, remarks=remarks(found, whole),
+        funnel=_bars(whole, steps), sources=sources, tiles=list(_tiles(found, whole)), costs=_costs(found, sources),
         purposes=_purposes(found), flags=FLAGS, flagged=_summed(found.flags),
         shelves=[(name, gallery.cards(rows)) for name, rows in _kept(chosen)],
         refused=_gates(found.refused, chosen["refused"], gallery),
@@ -41,8 +42,7 @@ def as_page(found: Distillation, chosen: Chosen, gallery: Gallery) -> str:
 
 def _tiles(found: Distillation, rows: Passage) -> Iterator[tuple[str, str]]:
     """(what stands large, what it is)"""
-    yield f"{rows.kept:,} of {rows.asked:,}", "rows that needed reasoning got it"
-    yield share(rows.kept, rows.asked), "of them kept"
+    yield share(rows.kept, rows.asked), f"kept: {rows.kept:,} of {rows.asked:,} rows that needed reasoning"
     if found.way is None:
         return
     trust = found.trust
@@ -57,9 +57,9 @@ def _tiles(found: Distillation, rows: Passage) -> Iterator[tuple[str, str]]:
     yield ("unknown" if unknown else money(usd / rows.kept) if rows.kept else "–"), "for each row kept"
 
 
-def _bars(rows: Passage) -> list[tuple[str, int, str, float]]:
+def _bars(rows: Passage, steps: Mapping[str, str]) -> list[tuple[str, int, str, float]]:
     """(step, rows, share of those asked, width in percent)."""
-    counts = [(told, getattr(rows, step)) for step, told in _STEPS.items()]
+    counts = [(told, getattr(rows, step)) for step, told in steps.items()]
     return [(told, n, share(n, rows.asked), 100 * n / (rows.asked or 1)) for told, n in counts]
 
 

@@ -46,7 +46,6 @@ def _of_boxes(found: Distillation) -> Iterator[Remark]:
     if not trust.looks:
         yield Remark(True, "No box was looked at: all are where people drew them, or looks are turned off (--look).")
         return
-    yield Remark(True, f"{share(trust.looks_refused, trust.looks)} of {trust.looks:,} looks refused what was proposed.")
     if trust.decoys < FEW_DECOYS:
         yield Remark(
             False, f"Only {trust.decoys:,} looks were tested with a decoy, too few to say what a look is worth: "
