@@ -247,9 +247,10 @@ def run(settings: DistillSettings) -> None:
         def work(writer: ShardWriter) -> None:
             rows = partial(rows_of, writer.index)
             with spending(writer.index, writer.facts):
-                distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer).put_aside(
-                    folder, writer.index
-                )
+                specimens = distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer)
+            if steps is not None:  # some of them may have been made, and paid, by another process
+                writer.facts["bill"] = steps.bill(writer.index)
+            specimens.put_aside(folder, writer.index)
 
         run_shards(
             folder,

@@ -35,8 +35,13 @@ from vcot.records.shards import read_mark
 from vcot.storage import Store
 
 ROOT = Path(__file__).parents[2]
-GEAR, CUP, LEVER = (140, 100, 180, 140), (20, 30, 80, 90), (250, 90, 310, 150)
+CUP = (20, 30, 80, 90)
 WAYS = ("answer-aware", "rationalise", "two-level")
+
+
+def machine(n: int) -> bytes:
+    """No two of them look alike, in no part."""
+    return picture(("green gear", (140, 100, 180 + 4 * n, 140)), ("blue lever", (250, 90, 310, 150 + 4 * n)))
 
 
 def of_scienceqa(given: Given) -> list[Sample]:
@@ -44,7 +49,7 @@ def of_scienceqa(given: Given) -> list[Sample]:
     rows = [
         scienceqa.row(
             n, question=f"Which part of machine {n} turns?", choices=["the wheel", "the axle"], answer=1,
-            image={"bytes": picture(("green gear", GEAR), ("blue lever", LEVER), size=(320 + n, 240)), "path": "i.png"},
+            image={"bytes": machine(n), "path": "i.png"},
             solution="The green gear meets the blue lever. So the axle turns.",
         )
         for n in range(3)
@@ -245,6 +250,9 @@ def test_a_step_can_be_made_alone_looked_at_and_repeated_with_another_prompt(
     run(settings(tmp_path / "a", way="two-level"))
     first, wise.asked = purposes(wise), []
     assert first["caption"] == 4
+    said: Any = report(str(tmp_path / "a"))
+    assert sum(line["requests"] for bill in said["bill"].values() for line in bill.values()) == sum(first.values())
+    assert said["spent"]["requests"] == sum(first.values())  # the captions too, which an earlier process has paid for
     run(settings(tmp_path / "a", way="two-level", only_step="captions"))
     assert wise.asked == []
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from vcot import log
 from vcot.errors import InputError
@@ -22,8 +23,9 @@ from vcot.records import Rejection, Sample
 from vcot.records.shards import Folder, JsonLines, ShardMark, ShardWriter, Tally, read_records
 from vcot.records.steps import StepRecord
 from vcot.storage import Store, join
+from vcot.teacher.bill import since
 from vcot.teacher.distil import spending
-from vcot.teacher.funnel import TRUST, summed
+from vcot.teacher.funnel import summed
 from vcot.teacher.model import ModelTeacher
 from vcot.teacher.request import Asker
 from vcot.teacher.row import Outcome, lacks_places
@@ -59,7 +61,7 @@ class Chain:
         step = self._way.steps[number]
 
         def work(writer: ShardWriter) -> None:
-            counts = dict(self._way.counts())
+            counts, lines = dict(self.teacher.counts()), self.teacher.desk.bill.lines()
             todo = ((row, made) for row, made in self._joined(number, index, rows()) if isinstance(made, Before))
             with closing(self.teacher.map(todo, partial(self._one, step))) as done:
                 for _, made in done:
@@ -67,12 +69,18 @@ class Chain:
                         writer.reject(made)
                     else:
                         writer.keep(made)
-            writer.facts |= {"trust": spending(counts, self._way.counts())["trust"]}
+            writer.facts |= spending(counts, self.teacher.counts())
+            writer.facts["bill"] = since(lines, self.teacher.desk.bill.lines())
 
         return self.folders[name].make_shard(index, work, JsonLines)
 
     async def _one(self, step: Step, item: tuple[Sample, Before], asker: Asker) -> StepRecord | Rejection:
         return await self._way.one(step, *item, asker)
+
+    def bill(self, index: int) -> dict[str, Any]:
+        """What all steps of a shard did cost, whoever made them and when."""
+        marks = (folder.shard_mark(index) for folder in self.folders.values())
+        return summed(mark.facts["bill"] for mark in marks if mark is not None)
 
     def shard(self, index: int, rows: Rows) -> ShardOfChain:
         """One shard as a Teacher."""
@@ -90,8 +98,8 @@ class Chain:
         if len(marks) < shards:
             raise InputError(f"{folder.uri}: shard {len(marks)} of {shards} is not done; make it before --part finish")
         tally = sum((mark.tally for mark in marks), Tally())
-        trust = summed(mark.facts["trust"] for mark in marks)
-        folder.write_report({"step": name, "shards": shards, "tally": tally.model_dump(), "trust": trust})
+        facts = summed(mark.facts for mark in marks)
+        folder.write_report({"step": name, "shards": shards, "tally": tally.model_dump(), **facts})
         log.get().info(f"step {name}", rows=tally.rows, kept=tally.kept, uri=folder.uri, **tally.rejected)
 
     def _joined(self, steps: int, index: int, rows: Iterable[Sample]) -> Iterator[tuple[Sample, Made]]:
@@ -141,15 +149,19 @@ class ShardOfChain:
     def __init__(self, chain: Chain, index: int, rows: Rows) -> None:
         self.name = chain.teacher.name
         self._chain, self._index, self._rows = chain, index, rows
-        self._trust: Counter[str] = Counter()
+        self._counted: Counter[str] = Counter()
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """The samples are read several times, so those of `rows` are taken."""
         for name in self._chain.folders:
-            self._trust.update(self._chain.make(name, self._index, self._rows).facts["trust"])
-        yield from self._chain.rows(self._index, self._rows)
+            facts = self._chain.make(name, self._index, self._rows).facts
+            self._counted.update(facts["trust"])
+            self._counted.update(facts["spent"])
+        for sample, outcome in self._chain.rows(self._index, self._rows):
+            if outcome is not None:
+                self._chain.teacher.telling.row(refused=isinstance(outcome, Rejection))
+            yield sample, outcome
 
     def counts(self) -> Mapping[str, int]:
-        """What was asked for trust stands in the steps' marks, whoever made them."""
-        spent = {name: value for name, value in self._chain.teacher.counts().items() if name not in TRUST}
-        return {**spent, **self._trust}
+        """What the steps' marks say, whoever made them."""
+        return self._counted
