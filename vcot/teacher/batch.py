@@ -34,8 +34,10 @@ class BatchEndpoint:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.address = endpoint.address
-        self._client = endpoint.client.with_options(max_retries=5, timeout=600)
-        self._once = endpoint.client.with_options(max_retries=0, timeout=600)
+        # Of httpx: it says beforehand how long a file is, and aiohttp does not.
+        http = openai.DefaultAsyncHttpxClient()
+        self._client = endpoint.client.with_options(max_retries=5, timeout=600, http_client=http)
+        self._once = self._client.with_options(max_retries=0)
 
     async def submit(self, path: Path, name: str) -> str:
         """A file of requests becomes a batch; its id. Not tried again: `find` tells whether it was made."""
@@ -82,6 +84,9 @@ class BatchEndpoint:
                         yield json.loads(line)
         except (openai.OpenAIError, ValueError) as error:
             raise self._explain(error) from error
+
+    async def close(self) -> None:
+        await self._client.close()
 
     async def _said(self, call: Callable[[], Awaitable[T]]) -> T:
         try:

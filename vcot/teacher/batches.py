@@ -77,17 +77,23 @@ class Batches:
     def run(self, rows: Callable[[], Iterable[Sample]]) -> None:
         """Until all that can wait is kept."""
         endpoint = BatchEndpoint(self._teacher.desk.first_endpoint)
+        try:
+            with tempfile.TemporaryDirectory(prefix="batches-") as scratch:
+                self._rounds(endpoint, rows, Path(scratch))
+        finally:
+            self._teacher.wait_for(endpoint.close())
+
+    def _rounds(self, endpoint: BatchEndpoint, rows: Callable[[], Iterable[Sample]], scratch: Path) -> None:
         first = 0
-        with tempfile.TemporaryDirectory(prefix="batches-") as scratch:
-            while True:
-                self._settle(endpoint)
-                files = self._collect(rows(), Path(scratch))
-                asked = sum(len(file.models) for file in files)
-                first = first or asked
-                if not asked or asked <= SMALL * first:
-                    return
-                for file in files:
-                    self._submit(endpoint, file)
+        while True:
+            self._settle(endpoint)
+            files = self._collect(rows(), scratch)
+            asked = sum(len(file.models) for file in files)
+            first = first or asked
+            if not asked or asked <= SMALL * first:
+                return
+            for file in files:
+                self._submit(endpoint, file)
 
     # ----------------------------------------------------------------------------------------- what is to be asked
 

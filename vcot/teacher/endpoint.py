@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 import httpx2
 import openai
 
@@ -32,6 +33,8 @@ _ROW_CODES = (
 
 _PERHAPS_ANSWERED = (408, 502, 504, 524)
 """A gateway gave up; what stands behind it may have answered, and be paid for it."""
+
+_BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 _JSON: Any = {"headers": {"Content-Type": "application/json"}}
 CONNECT = 10.0
@@ -97,9 +100,10 @@ class Endpoint:
             if refuses_the_row(error.status_code, error.code):
                 return Completion(text="", model=model, finish_reason="content_filter")
             raise self._explain(error, model) from error
-        except openai.APIConnectionError as error:
-            never_sent = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout)
-            why = str(error.__cause__ or error) or type(error.__cause__ or error).__name__
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            causes = _causes(error)
+            never_sent = any(isinstance(cause, _BEFORE_SENDING) for cause in causes)
+            why = str(causes[-1]) or type(causes[-1]).__name__
             raise self._unreachable(why, billed=not never_sent) from error
         completion = read_completion(answer.content, model, time.monotonic() - begun)
         if completion is None:
@@ -170,6 +174,14 @@ async def _post(client: openai.AsyncOpenAI, body: bytes, model: str) -> httpx2.R
     azure = isinstance(client, openai.AsyncAzureOpenAI)
     path = f"/deployments/{quote(model, safe='')}/chat/completions" if azure else "/chat/completions"
     return await client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it came from, and so on."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
 
 
 def _words_of(error: openai.APIStatusError) -> str:

