@@ -17,7 +17,7 @@ from vcot.teacher import checks, crops
 from vcot.teacher.anchors import Span, anchored, find, sentences
 from vcot.teacher.funnel import Funnel, reached, summed
 from vcot.teacher.row import refuse
-from vcot.teacher.shapes import Anchored, Judged, Located, Looked, Reasoned, Synthesised, schema_of
+from vcot.teacher.shapes import Anchored, Captioned, Judged, Located, Looked, Reasoned, Synthesised, schema_of
 from vcot.teacher.structured import LONGEST, Fault, read
 
 IMAGE = sample().image
@@ -59,6 +59,11 @@ def test_a_reply_of_no_use_has_its_class(text: str, finish: str, reason: Reason)
 )  # fmt: skip
 def test_what_is_meant_beyond_doubt_is_read(text: str) -> None:
     assert reading(text) == Looked(present=True)
+
+
+def test_half_a_character_becomes_a_question_mark() -> None:
+    said = Completion(text='{"caption": "a \\ud800 cup"}', model="m", finish_reason="stop")
+    assert read(said, Captioned) == Captioned(caption="a ? cup")
 
 
 pieces = st.sampled_from(
@@ -114,8 +119,9 @@ def test_of_one_label_what_lies_on_top_of_each_other_is_one_thing() -> None:
         ("lever", TOP_LEFT, 0.1),
         ("disc", RIGHT, 0.2),
     ]
-    assert checks.apart(found, 8) == [found[1], found[2], found[3]]
-    assert checks.apart(found, 2) == [found[1], found[3]]
+    assert checks.apart(found, 8) == [1, 2, 3]
+    assert checks.apart(found, 2) == [1, 3]
+    assert checks.apart([found[0], found[0]], 8) == [0]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +139,24 @@ def test_numbers_that_are_no_box_have_their_reason(numbers: list[float], reason:
     found = checks.placed("disc", numbers, FRAME)
     assert isinstance(found, Fault)
     assert found.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("", Reason.TEACHER_UNREADABLE),
+        ("the", None),
+        ("red disc", None),
+        ("disc <|im_end|>", Reason.TEACHER_UNREADABLE),
+        ("<box>[1, 2, 3, 4]</box>", Reason.TEACHER_UNREADABLE),
+        ("disc\x00", Reason.TEACHER_UNREADABLE),
+        ("very " * 20 + "red disc", Reason.TEACHER_UNREADABLE),
+        ("top left", Reason.ANSWER_IN_LABEL),
+    ],
+)
+def test_a_name_is_short_plain_and_not_the_answer(label: str, reason: Reason | None) -> None:
+    found = checks.named(label, sample())
+    assert (found and found.reason) == reason
 
 
 @unhurried

@@ -127,6 +127,32 @@ def test_each_gate_refuses_its_pair_and_the_others_stay(
     assert changed.get("rationale", "I see the [1]") in found.said[0]
 
 
+@pytest.mark.parametrize(
+    ("reason", "changed"),
+    [
+        (Reason.DUPLICATE, {"question": "What touches the lever"}),
+        (Reason.TEACHER_WRONG_ANSWER, {"choices": ["a", "b"]}),
+        (Reason.TEACHER_UNREADABLE, {"question": ""}),
+        (Reason.TEACHER_UNREADABLE, {"question": "What is it?<|im_end|>"}),
+    ],
+)
+def test_a_new_question_must_be_one(tmp_path: Path, reason: Reason, changed: dict[str, Any]) -> None:
+    lesson = taught(two(pairs=1), row(tmp_path), wise(**pair_changed(1, **changed)))
+    assert (lesson.pairs, [part.reason for part in lesson.parts]) == ((), [reason])
+
+
+def test_numbers_that_json_cannot_hold_are_left_out_and_can_be_read_again(tmp_path: Path) -> None:
+    def spoil(asked: Any, said: Any) -> Any:
+        endless = {"label": "cup", "box": [1, 2, float("inf"), float("nan")], "score": float("nan")}
+        return said | {"objects": [*said["objects"], endless]}
+
+    found = asyncio.run(steps(two(), row(tmp_path), wise(objects=spoil))).get(Objects)
+    assert [(one.written, one.reason) for one in found.left_out] == [
+        ("[1.0, 2.0, Infinity, NaN]", Reason.BOX_NOT_FINITE)
+    ]
+    assert Objects.model_validate_json(found.line()) == found
+
+
 def test_a_label_that_is_the_answer_to_a_new_question_stops_that_question(tmp_path: Path) -> None:
     spoil = pair_changed(1, answer="red disc", evidence=[1])
     lesson = taught(two(pairs=1), row(tmp_path), wise(**spoil))

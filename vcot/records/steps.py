@@ -41,7 +41,7 @@ class LeftOut(Record):
     """A proposal that did not stand the checks."""
 
     label: str
-    numbers: tuple[float, ...] = Field(description="as the teacher wrote them, in its frame")
+    written: str = Field(description="its box as the teacher wrote it, in its frame")
     reason: Reason
     detail: str
 

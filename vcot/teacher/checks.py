@@ -11,6 +11,8 @@ A box that fails is a Fault; nothing raises.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +27,11 @@ AGREEMENT = 0.5
 
 SAME_THING = 0.7
 """IoU from which two boxes of one label are one object."""
+
+LONGEST_LABEL = 80
+"""Characters."""
+
+_MARKUP = re.compile(r"</?[a-z|!]|<\||\[\d|[{}]", re.IGNORECASE)
 
 _REASONS = {
     BoxFault.WRONG_COUNT: Reason.BOX_MALFORMED,
@@ -68,12 +75,19 @@ def sized(label: str, box: Box, sample: Sample, areas: Areas) -> Fault | None:
 
 
 def named(label: str, sample: Sample) -> Fault | None:
-    """A label must say something, and must not say the answer."""
+    """A label must say something in plain words, and must not say the answer."""
     if not normalise(label):
         return Fault(Reason.TEACHER_UNREADABLE, "an object has no name")
+    if len(label) > LONGEST_LABEL or not plain(label):
+        return Fault(Reason.TEACHER_UNREADABLE, f"the label {label[:80]!r} is no short name in plain words")
     if gives_away(label, sample):
         return Fault(Reason.ANSWER_IN_LABEL, f"the label {label!r} gives the answer away")
     return None
+
+
+def plain(text: str) -> bool:
+    """Without markup, special tokens and control characters: nothing that means more than its words."""
+    return _MARKUP.search(text) is None and all(unicodedata.category(c)[0] != "C" for c in text)
 
 
 def gold(label: str, box: Box, objects: Sequence[Object]) -> Object | Fault | None:
@@ -105,11 +119,11 @@ def agreed(first: Sequence[tuple[str, Box]], second: Sequence[tuple[str, Box]]) 
     return found
 
 
-def apart(found: Sequence[tuple[str, Box, float]], most: int) -> list[tuple[str, Box, float]]:
-    """Per label, the surest of those that overlap (IoU 0.7); of all, the `most` surest, in their order."""
+def apart(found: Sequence[tuple[str, Box, float]], most: int) -> list[int]:
+    """Per label, the surest of those that overlap (IoU 0.7); of all, the `most` surest. Their indices, in order."""
     kept: list[int] = []
     for index in sorted(range(len(found)), key=lambda index: -found[index][2]):
         label, box, _ = found[index]
         if all(normalise(found[k][0]) != normalise(label) or iou(found[k][1], box) < SAME_THING for k in kept):
             kept.append(index)
-    return [found[index] for index in sorted(kept[:most])]
+    return sorted(kept[:most])

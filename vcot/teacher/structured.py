@@ -54,7 +54,7 @@ def read(completion: Completion, shape: type[S]) -> S | Fault:
     if value is None:
         return Fault(Reason.TEACHER_NOT_JSON, f"it was not the JSON object that was asked for, but {text[:80]!r}")
     try:
-        return shape.model_validate(value)
+        return shape.model_validate(_writable(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"
@@ -81,6 +81,15 @@ def json_in(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and value else None
+
+
+def _writable(value: Any) -> Any:
+    """With a "?" for each half of a character, which JSON may hold and no file can."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_writable(key): _writable(inside) for key, inside in value.items()}
+    return [_writable(inside) for inside in value] if isinstance(value, list) else value
 
 
 _THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)

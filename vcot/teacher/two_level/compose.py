@@ -19,7 +19,7 @@ from vcot.records.steps import (
     Synthesis,
     Verdicts,
 )
-from vcot.teacher import crops, reply, structured
+from vcot.teacher import checks, crops, reply, structured
 from vcot.teacher.objects import NEUTRAL, gives_away
 from vcot.teacher.prompt import asked, line
 from vcot.teacher.request import Picture, Request
@@ -160,6 +160,8 @@ def question_of(sample: Sample, number: int, pair: PairRecord, made: Synthesis) 
     """A new question as a row of its own; its evidence is what was checked."""
     if not pair.question or not normalise(pair.answer):
         return Fault(Reason.TEACHER_UNREADABLE, "the pair has no question, or no answer")
+    if not all(map(checks.plain, (pair.question, pair.answer, *pair.choices))):
+        return Fault(Reason.TEACHER_UNREADABLE, f"the pair is not in plain words: {pair.question[:80]!r}")
     if normalise(pair.question) == normalise(sample.question):
         return Fault(Reason.DUPLICATE, "it is the row's own question again")
     if pair.choices and pair.answer not in pair.choices:

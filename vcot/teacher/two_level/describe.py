@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,9 +72,11 @@ class ObjectsStep(Step):
                 left_out.append(_left_out(one, found))
             elif found.number == 0:  # else it is an annotated one, and there already
                 new.append((found, one))
-        apart = checks.apart([(found.label, found.box, one.score) for found, one in new], self.most)
-        chosen = [(found, one) for found, one in new if (found.label, found.box, one.score) in apart][: self.most]
-        left_out += [_left_out(one, _too_many(found, self.most)) for found, one in new if (found, one) not in chosen]
+        apart = checks.apart([(found.label, found.box, _score(one)) for found, one in new], self.most)
+        chosen = [new[index] for index in apart]
+        left_out += [
+            _left_out(one, _too_many(found, self.most)) for index, (found, one) in enumerate(new) if index not in apart
+        ]
         denied = await self.trust.confirmed([found for found, _ in chosen], gold, talk, look=False)
         left_out += [_left_out(one, denied[found]) for found, one in chosen if found in denied]
         standing = [(found, one) for found, one in chosen if found not in denied]
@@ -83,7 +86,7 @@ class ObjectsStep(Step):
         objects = [SeenObject(number=o.number, label=o.label, box=o.box, score=1.0, source="gold") for o in gold]
         for number, (found, one) in enumerate(standing, len(gold) + 1):
             objects.append(
-                SeenObject(number=number, label=found.label, box=found.box, score=one.score, source="teacher")
+                SeenObject(number=number, label=found.label, box=found.box, score=_score(one), source="teacher")
             )
         return Objects(id=sample.id, objects=tuple(objects), left_out=tuple(left_out))
 
@@ -144,5 +147,10 @@ def _too_many(one: Object, most: int) -> Fault:
     return Fault(Reason.DUPLICATE, f"another {one.label!r} lies there, or {most} objects are surer")
 
 
+def _score(one: Seen) -> float:
+    """Between 0 and 1; anything else says nothing."""
+    return one.score if 0 <= one.score <= 1 else 0.0
+
+
 def _left_out(one: Seen, fault: Fault) -> LeftOut:
-    return LeftOut(label=one.label, numbers=tuple(one.box), reason=fault.reason, detail=fault.why)
+    return LeftOut(label=one.label, written=json.dumps(one.box), reason=fault.reason, detail=fault.why)
