@@ -122,6 +122,18 @@ def test_a_try_that_may_have_been_answered_counts_as_spent_and_one_that_was_not_
     assert desk.counts()["tries_again"] == 1
 
 
+def test_a_refusal_of_the_content_is_a_reply_that_costs_nothing(tmp_path: Path) -> None:
+    with scripted_teacher(script(Refuse(400, "flagged", "content_filter"))) as teacher:
+        (reply,), _, budget = asks(tmp_path, [question()], teacher.address)
+    assert (reply.finish_reason, budget.tries[0][1]) == ("content_filter", Amount())
+
+
+def test_a_reply_that_does_not_say_its_tokens_counts_with_its_worst_case(tmp_path: Path) -> None:
+    with scripted_teacher(script(Answer(body=b'{"choices": [{"message": {"content": "x"}}]}'))) as teacher:
+        _, _, budget = asks(tmp_path, [question()], teacher.address)
+    assert budget.tries[0][0] == budget.tries[0][1]
+
+
 def test_what_is_sent_is_never_more_than_was_reserved(tmp_path: Path) -> None:
     row = stored(tmp_path / "images")
     said = (Picture(row.image, 1024), "Frage: größer? " * 30)

@@ -71,8 +71,8 @@ class Desk:
         asking = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
             completion = await asyncio.to_thread(self.replies.get, key)
-            if kept := completion is not None:
-                self.bill.reply(source, request.purpose, completion, kept=kept)
+            if completion is not None:
+                self.bill.reply(source, request.purpose, completion, kept=True)
                 return completion
             return await self._pay_for(key, request, source)
         finally:
@@ -160,7 +160,8 @@ class Desk:
                 spent = worst  # until more is known, and if this is called off
                 completion = await endpoint.ask(body, request.model)
             used = completion.tokens_in + completion.tokens_out
-            if not used:  # nobody says what it was
+            if not used:  # refused for its content, or nobody says what it was
+                spent = NOTHING if completion.finish_reason == "content_filter" else worst
                 return completion
             cost = price.cost(completion.tokens_in, completion.tokens_out, completion.tokens_cached) if price else None
             spent = Amount(cost or 0, used, 1)
