@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.wise import Known
 from tests.teacher.asking import (
     DISC,
     LEVER,
-    QUESTION,
     InProcess,
     manner,
     near,
@@ -321,7 +321,7 @@ def test_each_gate_of_rationalise_refuses_its_fault(tmp_path: Path, reason: Reas
 
 def test_words_that_are_the_answer_are_not_pointed_at(tmp_path: Path) -> None:
     one = row(tmp_path, "What stands left of the lever?", "red disc", texts=TEXTS)
-    known: Any = {one.question: type(wise().script.known[QUESTION])("red disc", "red disc")}  # type: ignore[attr-defined]
+    known = {one.question: Known("red disc", needs="red disc")}
     assert refused(pointing(), one, wise(known)).reason is Reason.ANSWER_IN_LABEL
 
 
