@@ -17,7 +17,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,19 +27,17 @@ from vcot.records.shards import Folder
 from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
-from vcot.teacher import batch
 from vcot.teacher.account import Account
 from vcot.teacher.amount import NOTHING, UNLIMITED, Amount, total
 from vcot.teacher.answers import completion_of
 from vcot.teacher.batch import BatchEndpoint
-from vcot.teacher.body import body_of
+from vcot.teacher.collector import Collector, File
 from vcot.teacher.dryrun import NotKept
 from vcot.teacher.endpoint import refuses_the_row
-from vcot.teacher.estimate import prompt_tokens
 from vcot.teacher.model import ModelTeacher
 from vcot.teacher.plan import Plan, batches_account, shard_account
 from vcot.teacher.prices import PICO, dollars
-from vcot.teacher.request import Asker, Request
+from vcot.teacher.request import Asker
 
 POLL = 30.0
 """Seconds between two looks at a batch."""
@@ -55,16 +52,6 @@ class Sent(Record):
     version: Literal[1] = 1
     models: dict[str, str]
     worst: tuple[int, int, int]
-
-
-@dataclass
-class File:
-    """One file of requests under way to a batch."""
-
-    path: Path
-    models: dict[str, str] = field(default_factory=dict)
-    size: int = 0
-    worst: Amount = NOTHING
 
 
 class Batches:
@@ -100,7 +87,7 @@ class Batches:
     def _collect(self, rows: Iterable[Sample], scratch: Path) -> list[File]:
         """The next request of each row whose reply is neither kept nor was asked for in a batch."""
         left = None if self._account is None else self._account.left()
-        collector = _Collector(self._teacher, scratch, frozenset(self._tried), left)
+        collector = Collector(self._teacher, scratch, frozenset(self._tried), left)
 
         async def next_of(row: Sample, _: Asker) -> None:
             with suppress(NotKept):
@@ -183,51 +170,6 @@ def ask_in_batches(folder: Folder, teacher: ModelTeacher, plan: Plan, rows: Call
         shards = (shard_account(store, uri, index, NOTHING, "").taken() for index in range(len(plan.shards)))
         account = batches_account(store, uri, ceiling.minus(total(shards)), "prepare")
     Batches(teacher, store, join(uri, "_batches"), account).run(rows)
-
-
-class _Collector:
-    """An Asker that has what is kept, and puts what is not into files, as far as there is money."""
-
-    def __init__(self, teacher: ModelTeacher, scratch: Path, tried: frozenset[str], left: Amount | None) -> None:
-        self.files: list[File] = []
-        self._desk, self._scratch, self._tried, self._left = teacher.desk, scratch, tried, left
-        self._seen: set[str] = set()
-
-    async def ask(self, request: Request, *, source: str) -> Completion:
-        key = request.key()
-        kept = await asyncio.to_thread(self._desk.replies.get, key)
-        if kept is not None:
-            return kept
-        if key not in self._seen and key not in self._tried:
-            self._seen.add(key)
-            body = await body_of(request, self._desk.pictures)
-            self._add(key, request, body)
-        raise NotKept
-
-    def _add(self, key: str, request: Request, body: dict[str, Any]) -> None:
-        price = self._desk.prices.of(request.model)
-        prompt = prompt_tokens(request, price).most
-        cost = price.cost(prompt, request.reply_tokens, batch=True) if price else 0
-        worst = Amount(cost, prompt + request.reply_tokens, 1)
-        if self._left is not None:
-            if not worst.within(self._left):
-                return
-            self._left = self._left.minus(worst)
-        line = json.dumps({"custom_id": key, "method": "POST", "url": batch.URL, "body": body}).encode() + b"\n"
-        file = self._file(len(line))
-        with file.path.open("ab") as out:
-            out.write(line)
-        file.models[key] = request.model
-        file.size += len(line)
-        file.worst = file.worst.plus(worst)
-
-    def _file(self, size: int) -> File:
-        """The last one, or a new one where that is full."""
-        last = self.files[-1] if self.files else None
-        if last is None or len(last.models) >= batch.MOST_LINES or last.size + size > batch.MOST_BYTES:
-            last = File(self._scratch / f"{len(self.files)}-{len(self._tried)}.jsonl")
-            self.files.append(last)
-        return last
 
 
 async def _ended(endpoint: BatchEndpoint, name: str) -> list[str]:
