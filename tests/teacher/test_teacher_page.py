@@ -140,11 +140,11 @@ def test_the_decoy_rate_is_told_with_what_it_means(tmp_path: Path, decoys: int, 
 def test_what_it_cost_and_what_has_no_price(tmp_path: Path) -> None:
     one = [(row, POINTS) for row in rows(tmp_path, 4)]
     line = {"requests": 6, "kept_replies_used": 2, "tokens_in": 9000, "tokens_out": 700, "tokens_paid": 9700}
-    line |= {"tokens_cached": 0, "tries_again": 0, "unpriced": 0, "usd": 0.5, "usd_paid": 0.4, "usd_lost": 0.1}
+    line |= {"tokens_cached": 80, "tries_again": 3, "unpriced": 0, "usd": 0.5, "usd_paid": 0.4, "usd_lost": 0.1}
     found, page = finished(tmp_path, one, facts={"bill": {"made": {"reason": line}}})
     assert found["costs"]["made"]["usd_a_row_kept"] == 0.15
     text = Seen(page).text
-    assert "made 6 2 0 9,000 0 700 $0.6000 $0.5000 $0.1500" in text
+    assert "made 6 (+ 3 tried again) 2 9,000 (80 cached) 700 $0.6000 $0.5000 $0.1500" in text
     assert "reason 8 9,700 $0.6000" in text
     (again := tmp_path / "again").mkdir()
     _, page = finished(again, one, facts={"bill": {"made": {"reason": line | {"unpriced": 3}}}})

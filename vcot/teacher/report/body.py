@@ -26,7 +26,7 @@ nav a { margin-right: 14px; white-space: nowrap; }
 .rows .no figure { height: 180px; }
 .rows img { border-radius: 0; max-height: 100%; }
 .rows .none { color: var(--soft); padding: 0 16px; text-align: center; overflow-wrap: anywhere; }
-.tile { max-width: 300px; }
+.tiles .tile { flex: 1 1 180px; }
 .rows .text { padding: 10px 14px 12px; }
 .text p { margin: 0 0 6px; }
 .text summary { color: var(--soft); cursor: pointer; }
@@ -42,7 +42,7 @@ td.name { min-width: 90px; }
 .nowrap { white-space: nowrap; }
 @media (max-width: 700px) {
   main { padding: 20px 14px 40px; }
-  .tile { min-width: 0; max-width: none; flex: 1 1 40%; padding: 8px 12px; }
+  .tiles .tile { min-width: 0; flex: 1 1 40%; padding: 8px 12px; }
   th, td { padding-right: 12px; }
   .funnel td:nth-child(2) { width: 30%; }
   .funnel td { white-space: normal; padding-right: 8px; }
@@ -211,13 +211,14 @@ _CHECKS = """
 <h2 id="cost">Cost</h2>
 {% if costs %}
 <div class="wide"><table>
-<tr><th>source</th><th class="n">new requests</th><th class="n">kept replies</th><th class="n">tries again</th>
-<th class="n">tokens in</th><th class="n">of them cached</th><th class="n">tokens out</th><th class="n">cost</th>
+<tr><th>source</th><th class="n">new requests</th><th class="n">kept replies</th><th class="n">tokens in</th>
+<th class="n">tokens out</th><th class="n">cost</th>
 <th class="n">paid by this run</th><th class="n">for each row kept</th></tr>
 {% for line in costs %}{% set of = line.of %}
-<tr><td class="name">{{ line.name }}</td><td class="n">{{ number(of.requests) }}</td>
-<td class="n">{{ number(of.kept_replies_used) }}</td><td class="n">{{ number(of.tries_again) }}</td>
-<td class="n">{{ number(of.tokens_in) }}</td><td class="n">{{ number(of.tokens_cached) }}</td>
+<tr><td class="name">{{ line.name }}</td><td class="n">{{ number(of.requests) }}
+{% if of.tries_again %}<span class="soft">(+ {{ number(of.tries_again) }} tried again)</span>{% endif %}</td>
+<td class="n">{{ number(of.kept_replies_used) }}</td><td class="n">{{ number(of.tokens_in) }}
+{% if of.tokens_cached %}<span class="soft">({{ number(of.tokens_cached) }} cached)</span>{% endif %}</td>
 <td class="n">{{ number(of.tokens_out) }}</td>
 {% if of.unpriced %}<td class="n" colspan="3">unknown price of {{ number(of.unpriced) }} replies</td>
 {% else %}<td class="n">{{ money(of.usd + of.usd_lost) }}</td><td class="n">{{ money(of.usd_paid + of.usd_lost) }}</td>
