@@ -78,8 +78,10 @@ def test_no_text_raises(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{" * LONGEST, '{"a":' * (LONGEST // 5), "{'" * (LONGEST // 2), '{"' + "\\" * LONGEST]
-)
+    "text",
+    ["{" * LONGEST, '{"a":' * (LONGEST // 5), "{'" * (LONGEST // 2), '{"' + "\\" * LONGEST, "{'" * 9,
+     '{"a": ' + '"b" ' * 2900, "{" + "a:" * 5900, '{"a": [' + '"x", ' * 2300, '{"a": "' + "'" * 11_900],
+)  # fmt: skip
 def test_no_text_takes_long(text: str) -> None:
     begun = time.process_time()
     reading(text)

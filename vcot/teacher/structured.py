@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 from json_repair import repair_json
@@ -22,6 +23,10 @@ LONGEST = 30_000
 
 REFUSED = ("content_filter", "refusal")
 """Finish reasons of a Completion that say: would not."""
+
+MENDED, DEEPEST = 12_000, 20
+"""Characters, and objects and lists inside each other, up to which a text is mended: beyond, mending takes quadratic
+time, and no shape is as deep."""
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -76,11 +81,19 @@ def json_in(text: str) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             continue
         return value if isinstance(value, dict) else None
+    if len(text) - start > MENDED or _depth(text[start:]) > DEEPEST:
+        return None
     try:
         value = repair_json(text[start:], return_objects=True)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and value else None
+
+
+def _depth(text: str) -> int:
+    """How many brackets are open at once, at most."""
+    steps = (1 if char in "{[" else -1 if char in "]}" else 0 for char in text)
+    return max(accumulate(steps), default=0)
 
 
 def _writable(value: Any) -> Any:
