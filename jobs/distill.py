@@ -342,7 +342,7 @@ def spending_of(
     if settings.teacher == "template":
         return lambda *_: nullcontext()
     from vcot.teacher.batches import ask_in_batches
-    from vcot.teacher.forecast import of_rows
+    from vcot.teacher.forecast import Foreseen, of_rows
     from vcot.teacher.model import ModelTeacher
     from vcot.teacher.plan import ceiling_of, check_prices, known_plan, make_plan
     from vcot.teacher.treasury import Treasury
@@ -353,13 +353,11 @@ def spending_of(
     check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
     plan = None
     if settings.part in ("all", "prepare"):
-        make = partial(
-            make_plan,
-            folder.store,
-            folder.uri,
-            ceiling,
-            lambda: [of_rows(rows, teacher.way, prices) for rows in shards()],
-        )
+
+        def foreseen() -> list[Foreseen]:
+            return [of_rows(rows, teacher.way, prices) for rows in shards()]
+
+        make = partial(make_plan, folder.store, folder.uri, ceiling, foreseen)
         plan = make()
         if settings.batch:
             ask_in_batches(folder, teacher, plan, lambda: chain.from_iterable(shards()))
