@@ -18,6 +18,7 @@ from vcot.grounding import Trace
 from vcot.records import Folder, Reason, Rejection, Sample, Tally
 from vcot.records.distillation import Distillation
 from vcot.records.page import PREDICTED, TRUE
+from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import File, ShardMark, ShardWriter
 from vcot.storage import Store
 from vcot.teacher.distil import write
@@ -118,7 +119,13 @@ def test_each_reason_stands_at_the_gate_where_the_funnel_counts_it() -> None:
     assert {reason: gates.index(gate) for reason, (gate, _) in MEANING.items()} == {
         reason: reached(reason) for reason in MEANING
     }
-    assert {reason for reason in Reason if reason.startswith("teacher-")} <= MEANING.keys()
+
+
+def test_every_reason_that_distill_may_give_has_its_words() -> None:
+    room = Path(__file__).parents[2] / "vcot" / "teacher"
+    written = "".join(path.read_text() for path in room.rglob("*.py") if path.parent.name != "report")
+    given = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", written)} | set(IMAGE_REASONS.values())
+    assert given <= MEANING.keys()
 
 
 @pytest.mark.parametrize(
@@ -126,8 +133,8 @@ def test_each_reason_stands_at_the_gate_where_the_funnel_counts_it() -> None:
     [
         (40, 2, "2 of 40 decoys (5.0 %): it tells what is there from what is not"),
         (40, 12, "12 of 40 decoys (30 %): proposed boxes that passed it may be wrong"),
-        (19, 0, "Only 19 looks were tested with a decoy, too few"),
-        (0, 0, "Only 0 looks were tested"),
+        (19, 0, "Only 19 of 50 looks were tested with a decoy, too few"),
+        (0, 0, "None of 50 looks was tested"),
     ],
 )
 def test_the_decoy_rate_is_told_with_what_it_means(tmp_path: Path, decoys: int, accepted: int, says: str) -> None:
@@ -157,11 +164,14 @@ def test_what_it_cost_and_what_has_no_price(tmp_path: Path) -> None:
 
 def test_what_people_drew_and_what_was_proposed_have_two_colours(tmp_path: Path) -> None:
     held = Specimens()
-    held.kept([rows(tmp_path, 1)[0].model_copy(update={"reasoning": POINTS.traces})])
+    (row,) = rows(tmp_path, 1)
+    new = row.model_copy(update={"id": "row-0#1", "evidence": (see("lever", RIGHT),), "reasoning": POINTS.traces})
+    held.kept(row, [row.model_copy(update={"reasoning": POINTS.traces}), new])
     folder = Folder(Store(), str(tmp_path / "run"), "distill")
     held.put_aside(folder, 0)
-    (one,) = chosen(folder, [ShardMark(shard=0, files=(), rejections=NONE, tally=Tally())])["kept"]["made"]
+    one, other = chosen(folder, [ShardMark(shard=0, files=(), rejections=NONE, tally=Tally())])["kept"]["made"]
     assert drawn_boxes(one) == {TRUE: [(TOP_LEFT, "red disc")], PREDICTED: [(RIGHT, "lever")]}
+    assert drawn_boxes(other) == drawn_boxes(one)  # the evidence of a new question is the teacher's
     assert one.reasoning is not None
     words = '<span class="true">red disc</span> and the <span class="proposed">lever</span>'
     assert words in told(one.reasoning, one)
@@ -220,7 +230,8 @@ def test_a_picture_that_is_gone_leaves_its_row(tmp_path: Path) -> None:
 def test_pictures_have_so_much_room_and_no_more(tmp_path: Path) -> None:
     held = [row.model_copy(update={"reasoning": POINTS.traces}) for row in rows(tmp_path, 6)]
     aside = Specimens()
-    aside.kept(held)
+    for row in held:
+        aside.kept(row, [row])
     folder = Folder(Store(), str(tmp_path / "run"), "distill")
     aside.put_aside(folder, 0)
     some = chosen(folder, [ShardMark(shard=0, files=(), rejections=NONE, tally=Tally())])["kept"]["made"]

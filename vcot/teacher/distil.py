@@ -44,7 +44,7 @@ def write(
         else:
             passage.kept(sample, outcome.flags, outcome.parts)
             made = taught(sample, outcome, teacher)
-            specimens.kept(made, outcome.flags)
+            specimens.kept(sample, made, outcome.flags)
             writer.keep(*made)
             for part in outcome.parts:
                 specimens.refused(sample, part)

@@ -51,10 +51,14 @@ def _tiles(found: Distillation, rows: Passage) -> Iterator[tuple[str, str]]:
         yield share(trust.decoys_accepted, trust.decoys), f"decoy rate: nonsense that the look accepted{few}"
     else:
         yield "–", "decoy rate: no look was tested"
-    usd = sum(cost.usd + cost.usd_lost for cost in found.costs.values())
-    unknown = any(cost.unpriced for cost in found.costs.values())
-    yield ("unknown" if unknown else money(usd)), "cost of all replies, kept ones too"
-    yield ("unknown" if unknown else money(usd / rows.kept) if rows.kept else "–"), "for each row kept"
+    costs = found.costs.values()
+    if any(cost.unpriced for cost in costs):
+        tokens = sum(cost.tokens_in + cost.tokens_out for cost in costs)
+        yield f"{tokens:,}", "tokens in and out; what they cost is unknown"
+        return
+    usd = sum(cost.usd + cost.usd_lost for cost in costs)
+    yield money(usd), "cost of all replies, kept ones too"
+    yield (money(usd / rows.kept) if rows.kept else "–"), "for each row kept"
 
 
 def _bars(rows: Passage, steps: Mapping[str, str]) -> list[tuple[str, int, str, float]]:

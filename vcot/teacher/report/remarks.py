@@ -25,6 +25,9 @@ def remarks(found: Distillation, all_rows: Passage) -> list[Remark]:
 
 
 def _of_rows(found: Distillation, rows: Passage) -> Iterator[Remark]:
+    unasked = rows.rows - rows.passed - rows.asked
+    if unasked > _MUCH * rows.rows:
+        yield Remark(False, f"{share(unasked, rows.rows)} of the rows were refused before anybody was asked.")
     if not rows.asked:
         yield Remark(False, "No row was asked about: they have reasoning, or are of the test split, or were refused.")
         return
@@ -48,8 +51,9 @@ def _of_boxes(found: Distillation) -> Iterator[Remark]:
         return
     if trust.decoys < FEW_DECOYS:
         yield Remark(
-            False, f"Only {trust.decoys:,} looks were tested with a decoy, too few to say what a look is worth: "
-            "raise --decoy-share.",
+            False, f"{f'Only {trust.decoys:,}' if trust.decoys else 'None'} of {trust.looks:,} looks "
+            f"{'was' if trust.decoys < 2 else 'were'} tested with a decoy, too few to say what a look is worth: raise "
+            "--decoy-share.",
         )  # fmt: skip
         return
     rate = trust.decoys_accepted / trust.decoys

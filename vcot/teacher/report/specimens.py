@@ -59,11 +59,12 @@ class Specimens:
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], list[Specimen]] = {}
 
-    def kept(self, made: Sequence[Sample], flags: tuple[str, ...] = ()) -> None:
-        """A row that got its reasoning, and the new ones that came of it."""
-        for sample in made:
-            if self._wanted("kept", sample.origin.dataset, sample.id):
-                self._hold(_of(sample, "kept").model_copy(update={"reasoning": sample.reasoning[0], "flags": flags}))
+    def kept(self, sample: Sample, made: Sequence[Sample], flags: tuple[str, ...] = ()) -> None:
+        """A row, and what was made of it: itself with its reasoning, and new questions, whose evidence nobody drew."""
+        drawn = {"evidence": sample.evidence or (), "flags": flags}
+        for one in made:
+            if self._wanted("kept", one.origin.dataset, one.id):
+                self._hold(_of(one, "kept").model_copy(update=drawn | {"reasoning": one.reasoning[0]}))
 
     def refused(self, sample: Sample, rejection: Rejection) -> None:
         """A row, or a part of one that was kept."""

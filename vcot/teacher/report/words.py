@@ -10,7 +10,9 @@ BOXES = "A box was not believed"
 ANSWERS = "The answer did not follow"
 
 MEANING: dict[Reason, tuple[str, str]] = {
-    Reason.NO_REASONING: (UNASKED, "nothing is annotated that a template could point at"),
+    Reason.NO_REASONING: (
+        UNASKED, "the template needs annotated boxes, rationalise a text to anchor, and the row has none",
+    ),
     Reason.IMAGE_MISSING: (UNASKED, "its picture is gone"),
     Reason.IMAGE_CHANGED: (UNASKED, "its picture is not the one that convert saw"),
     Reason.IMAGE_NOT_AN_IMAGE: (UNASKED, "its picture is no picture"),
@@ -25,6 +27,7 @@ MEANING: dict[Reason, tuple[str, str]] = {
     Reason.TEACHER_WRONG_SHAPE: (READING, "the reply is JSON with other fields than were asked for"),
     Reason.TEACHER_UNREADABLE: (READING, "the reasoning names objects that are not there, or holds numbers of boxes"),
     Reason.TEACHER_UNGROUNDED: (READING, "the reasoning points at nothing, though there is something to point at"),
+    Reason.DUPLICATE: (READING, "a new question is the row's own again"),
     Reason.BOX_MALFORMED: (BOXES, "a proposed box is not four numbers"),
     Reason.BOX_NOT_FINITE: (BOXES, "a proposed box has an edge that is no number"),
     Reason.BOX_INVERTED: (BOXES, "a proposed box ends before it begins: perhaps another --frame"),
