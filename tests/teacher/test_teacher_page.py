@@ -23,9 +23,7 @@ from vcot.records.shards import File, ShardMark, ShardWriter
 from vcot.storage import Store
 from vcot.teacher.distil import write
 from vcot.teacher.funnel import reached
-from vcot.teacher.report import specimens
 from vcot.teacher.report.gallery import Gallery, drawn_boxes, told
-from vcot.teacher.report.page import as_page
 from vcot.teacher.report.specimens import SHOWN, Specimens, chosen
 from vcot.teacher.report.whole import whole
 from vcot.teacher.report.words import MEANING
@@ -307,14 +305,11 @@ def test_the_page_of_reasons_says_what_this_page_says() -> None:
 
 
 def test_texts_are_shortened_and_say_so(tmp_path: Path) -> None:
-    assert as_page(
-        Distillation(tally=Tally(), shards=0, teacher="x"), {"kept": {}, "refused": {}, "part": {}}, Gallery(Store())
-    )
     (row,) = rows(tmp_path, 1, question="why " * 2000)
     held = Specimens()
     held.refused(row, refused(row, Reason.TEACHER_EMPTY, said=tuple(map(str, range(20)))))
     folder = Folder(Store(), str(tmp_path / "run"), "distill")
     held.put_aside(folder, 0)
-    (one,) = specimens._put_aside(folder, 0)
+    (one,) = chosen(folder, [ShardMark(shard=0, files=(), rejections=NONE, tally=Tally())])["refused"]["teacher-empty"]
     assert one.question.endswith("… (8,000 characters)")
     assert one.said == tuple(map(str, range(14, 20)))

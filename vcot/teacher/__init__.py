@@ -10,6 +10,9 @@ objects are put into the text by our code; what a model proposes beside them mus
     prompts/                                             what it is told
     checks.py · crops.py · trust.py · funnel.py          whether it is believed, and who fell where
     model.py · desk.py · endpoint.py · replies.py        many rows at once; each request is paid for once
+    plan.py · treasury.py · budget.py · account.py       the ceiling, shared out and kept in storage
+    batches.py · dryrun.py                               replies at half the price, and what a run would cost
+    report/                                              report.json and its page
 
 What asks a model is slow to load, so it is not imported here.
 """
