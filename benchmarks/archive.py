@@ -3,7 +3,8 @@
     python -m benchmarks.archive --gib 2
 
 A tar of members between 20 and 400 kB in byte chunks of 300 MiB, on a MinIO of its own on this computer, which works on
-the same cores; a network adds its own time to every request. Beside each figure stands how many requests it took.
+the same cores; a network adds its own time to every request. Beside each figure stands how many requests it took. Takes
+room for the archive below TMPDIR, and gives it back however it ends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import io
 import os
 import random
 import resource
+import signal
+import sys
 import tarfile
 import tempfile
 import threading
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=1000, help="how many are fetched, at random")
     parser.add_argument("--readers", type=int, default=8, help="at once")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folder goes then, too
     with tempfile.TemporaryDirectory(prefix="archive-") as scratch:
         measure(Path(scratch), options.gib, options.members, options.readers)
 

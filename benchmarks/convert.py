@@ -4,9 +4,10 @@
 
 VisCoT's rows beside the checkout (shared/data/viscot, or TEST_DATA_DIR), repeated under other names of pictures until
 there are enough. The pictures are not there: their sizes and digests come from an index, as `prepare` of a second run
-leaves one; so near-duplicates, which look at pixels, are not searched. Every other check is on. The parts are
-processes of `jobs.convert`, the shards all at once. Beside them, what orjson alone takes to parse the same input and
-to write the same output. Seconds of CPU count; those of the clock belong to whoever else is on the machine, too.
+leaves one. Every check is on but the search for near-duplicates, which is timed apart: by a prepare that does nothing
+more, with fingerprints from the index, drawn at random. The parts are processes of `jobs.convert`, the shards all at
+once. Beside them, what orjson alone takes to parse the same input and to write the same output. Seconds of CPU count;
+those of the clock belong to whoever else is on the machine, too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / "viscot"
 SMALL = 10_000
+NEAR = "near-duplicates"
 
 
 def main() -> None:
@@ -61,21 +63,23 @@ def converted(folder: Path, form: str, rows: int, processes: int) -> dict[str, C
     """Part → what it cost."""
     folder.mkdir()
     apart(FORMS[form], folder, rows)
-    settings = [
-        "--run-uri", str(folder / "run"), "--source", "viscot", "--input-uri", str(folder / f"rows.{SUFFIX[form]}"),
-        "--images-uri", str(folder / "images"), "--num-shards", str(processes), "--near-duplicates", "0",
-        "--max-rejected-share", "0.1",
+    read = [
+        "--source", "viscot", "--input-uri", str(folder / f"rows.{SUFFIX[form]}"), "--images-uri",
+        str(folder / "images"), "--num-shards", str(processes), "--max-rejected-share", "0.1",
     ]  # fmt: skip
+    settings = [*read, "--run-uri", str(folder / "run"), "--near-duplicates", "0"]
     shards = [["--part", "shards", "--shard", str(shard)] for shard in range(processes)]
     return {
         "prepare": cost([[*settings, "--part", "prepare"]]),
         "shards": cost([[*settings, *shard] for shard in shards]),
         "finish": cost([[*settings, "--part", "finish"]]),
+        NEAR: cost([[*read, "--run-uri", str(folder / "near"), "--part", "prepare"]]),
     }
 
 
 def cost(all_settings: Sequence[Sequence[str]]) -> Cost:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
+    # Bytecode is kept, as in an image: without it a process begins with seconds of compiling libraries.
+    clean = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_") and n != "PYTHONDONTWRITEBYTECODE"}
     log = tempfile.TemporaryFile()  # noqa: SIM115 (gone with the process)
     begun = time.monotonic()
     pids = [
@@ -95,6 +99,7 @@ def cost(all_settings: Sequence[Sequence[str]]) -> Cost:
 
 
 def tell(form: str, rows: int, large: dict[str, Cost], small: dict[str, Cost]) -> None:
+    near = large.pop(NEAR)
     total = Cost(sum(c.wall for c in large.values()), sum(c.cpu for c in large.values()), 0)
     print(f"\n{form}: {rows:,} rows")
     for part, cost in large.items():
@@ -105,6 +110,10 @@ def tell(form: str, rows: int, large: dict[str, Cost], small: dict[str, Cost]) -
         )
     print(f"  all      {total.wall:6.1f} s, {total.cpu:6.1f} s of CPU: {rows / total.cpu:,.0f} rows a second of CPU")
     print(f"  shards alone: {rows / large['shards'].cpu:,.0f} rows a second of CPU")
+    print(
+        f"  {NEAR}: {near.cpu - large['prepare'].cpu:.1f} s of CPU more in prepare, at most {near.peak:.0f} MiB "
+        f"({small[NEAR].peak:.0f} at {SMALL:,} rows)"
+    )
 
 
 def yardstick(folder: Path, form: str, rows: int) -> None:
@@ -186,17 +195,24 @@ def index(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
     import hashlib
 
     from vcot.records import Image
+    from vcot.sources import alike
     from vcot.sources.known import NAME, Known
     from vcot.storage import Store
+    from vcot.storage.images import MAX_PIXELS
 
     images = folder / "images"
     images.mkdir()
     (images / "one").write_bytes(b"")  # a folder with nothing in it is refused
     known = Known(folder / "known.sqlite")
     for path, (width, height) in sizes.items():
+        if width * height > MAX_PIXELS:
+            continue  # convert refuses them, and no index has them
         digest = hashlib.sha256(path.encode()).hexdigest()
-        known.put(Image(uri=f"{images}/{path}", width=width, height=height, sha256=digest), 1, "as listed")
-    known.leave(Store(), str(folder / "run" / "convert" / NAME))
+        uri = f"{images}/{path}"
+        known.put(Image(uri=uri, width=width, height=height, sha256=digest), 1, "as listed")
+        known.note_print(uri, digest, bytes.fromhex(digest)[: alike.BYTES])
+    for run in ("run", "near"):
+        known.leave(Store(), str(folder / run / "convert" / NAME))
 
 
 def apart(work: Callable[..., None], *arguments: Any) -> None:

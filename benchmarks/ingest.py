@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--mosaics", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ingest-") as scratch:
-        photographs = sorted(options.pictures.glob("*.jpg"))
+        photographs = sorted(options.pictures.resolve().glob("*.jpg"))
         tell("photographs as they are", photographs, Path(scratch), options.rounds)
         for wide, high, count in ((1600, 1200, 3 * options.mosaics), (4000, 3000, options.mosaics)):
             made = list(mosaics(photographs, Path(scratch), wide, high, count))

@@ -142,10 +142,10 @@ def test_what_an_earlier_run_knows_of_members_is_not_read_again(
     plain = Archive.read
     monkeypatch.setattr(Archive, "read", lambda self, uri, most: reads.append(uri) or plain(self, uri, most))
     first = convert(join(any_place, "first"), **same)
-    assert len(reads) == 15
+    assert len(set(reads)) == 15
     reads.clear()
     known = join(any_place, "first", "convert", "pictures.json")
-    again = convert(join(any_place, "again"), known_pictures=known, near_duplicates=0, **same)
+    again = convert(join(any_place, "again"), known_pictures=known, **same)
     assert [sample.image for sample in again] == [sample.image for sample in first]
     assert reads == []
 

@@ -122,6 +122,20 @@ def test_every_process_understands_the_settings_that_its_pod_gives_it(
         assert settings.stage == module.removeprefix("jobs."), where
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_that_a_file_only_offers_are_settings_too(
+    stage: str, only: Callable[[Mapping[str, str]], None]
+) -> None:
+    """Lines like #VCOT_CONVERT_INGEST=true, all of them at once, over those of a chain on GPUs."""
+    path = ROOT / "k8s/base/settings" / f"{stage}.env"
+    offered = dict(line[1:].split("=", 1) for line in path.read_text().splitlines() if line.startswith(f"#{PREFIX}"))
+    gpu = read_env_file(OVERLAYS / "gpu/settings" / path.name)
+    only(read_env_file(path) | gpu | {f"{PREFIX}RUN_URI": "s3://vcot/runs/first"} | offered)
+    settings, _ = settings_of(f"jobs.{stage}").load([])
+    assert offered.keys() <= {variable(type(settings), name) for name in settings.model_fields_set}
+    assert offered or stage != "convert"
+
+
 def literals(folders: list[str]) -> Iterator[str]:
     for folder in folders:
         for path in (ROOT / folder).rglob("*.py"):

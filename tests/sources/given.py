@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vcot.records import Rejection, Sample
-from vcot.sources import SOURCES, Desk, Options, read, rows_of_shard
+from vcot.records import Folder, Rejection, Sample
+from vcot.sources import SOURCES, Desk, Options, Source, beforehand, read, rows_of_shard
 from vcot.sources.inputs import find
+from vcot.sources.parts import Part
 from vcot.sources.pictures import Pictures
 from vcot.storage import Store
 
@@ -33,6 +34,12 @@ def png(width: int, height: int, comment: str = "") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )
+
+
+def informed(source: Source, desk: Desk, folder: Folder, *, look: bool, readers: int = 1) -> Desk:
+    """The desk of a run of one source that knows what all shards must."""
+    (part,) = beforehand.informed([Part(source, desk)], folder, look=look, readers=readers)
+    return part.desk
 
 
 class Given:

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.sources.given import Given
+from tests.sources.given import Given, informed
 from tests.sources.test_sources_viscot import chat, metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
 from vcot.sources import SOURCES, read, rows_of_shard
-from vcot.sources.beforehand import informed
 from vcot.sources.desk import split_of
 from vcot.sources.reading import FORMS, in_order
 from vcot.storage import Store

@@ -18,17 +18,17 @@ from hypothesis import settings as tuned
 from hypothesis import strategies as some
 from PIL import Image
 
-from tests.sources.given import Given, png
+from tests.sources.given import Given, informed, png
 from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
 from vcot.sources import SOURCES, benchmarks, read, rows_of_shard
-from vcot.sources.beforehand import SURVEY, counts, informed
+from vcot.sources.beforehand import SURVEY, counts
 from vcot.sources.desk import Desk, split_of
 from vcot.sources.inputs import find
 from vcot.sources.known import Known
 from vcot.sources.pictures import Pictures
-from vcot.storage import Store
+from vcot.storage import Changed, Store
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / "viscot"
@@ -142,7 +142,8 @@ def test_what_a_picture_looks_like_is_known_to_the_next_run(given: Given) -> Non
     again = Pictures(store, str(given.images), "made", index=second)
     assert [again.print_of(image.uri, image.sha256) for image in images] == seen
     assert [second.print_of(image.uri, image.sha256) for image in images] == [seen[0], b""]
-    assert again.print_of(images[0].uri, "0" * 64) is None  # other bytes, and they are gone
+    with pytest.raises(Changed, match="has changed since this stage first looked at it"):
+        again.print_of(images[0].uri, "0" * 64)  # other bytes, and they are gone
 
 
 # --------------------------------------------------------------------------------------------------- questions
@@ -208,8 +209,8 @@ def test_a_benchmarks_picture_is_known_by_its_content_or_by_its_name(given: Give
     assert list(told.values()) == ["held-out", "held-out", "held-out", "train", "held-out", "test"]
     assert counts(folder_of(given, "run-1"))["benchmarks"] == {
         "bench.jsonl": {
-            "rows": 4, "pictures": 4, "pictures found": 2, "pictures shared": 2, "rows with a shared picture": 2,
-            "rows refused": 3,
+            "rows": 4, "pictures": 4, "pictures_found": 2, "pictures_shared": 2, "rows_with_a_shared_picture": 2,
+            "rows_refused": 3,
         }
     }  # fmt: skip
 
@@ -257,8 +258,8 @@ def test_vsrs_benchmark_shares_pictures_with_its_training_rows(given: Given, the
     assert list(told.values()).count("held-out") == 240
     assert counts(folder_of(given, "run-1"))["benchmarks"] == {
         "vsr.jsonl": {
-            "rows": 404, "pictures": 327, "pictures found": 327 if there else 115, "pictures shared": 115,
-            "rows with a shared picture": 146, "rows refused": 240,
+            "rows": 404, "pictures": 327, "pictures_found": 327 if there else 115, "pictures_shared": 115,
+            "rows_with_a_shared_picture": 146, "rows_refused": 240,
         }
     }  # fmt: skip
 

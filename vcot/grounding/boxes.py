@@ -63,8 +63,11 @@ class Box:
     y2: float
 
     def __post_init__(self) -> None:
+        floats = type(self.x1) is type(self.y1) is type(self.x2) is type(self.y2) is float
+        if floats and 0 <= self.x1 < self.x2 < math.inf and 0 <= self.y1 < self.y2 < math.inf:
+            return  # what nearly every box is; the rest says what is wrong with the others
         edges = _floats(self.x1, self.y1, self.x2, self.y2)
-        if not (type(self.x1) is type(self.y1) is type(self.x2) is type(self.y2) is float):
+        if not floats:
             # Floats always: 100 and 100.0 are equal, but they would be written as different bytes.
             for name, edge in zip(("x1", "y1", "x2", "y2"), edges, strict=True):
                 object.__setattr__(self, name, edge)
@@ -92,6 +95,8 @@ class Box:
         """
         _check_size(width, height)
         edges = _floats(x1, y1, x2, y2)
+        if 0 <= edges[0] < edges[2] <= width and 0 <= edges[1] < edges[3] <= height:
+            return cls(*edges)
         _check_order(*edges)
         excess = max(-edges[0], -edges[1], edges[2] - width, edges[3] - height)
         if excess > overhang:

@@ -82,11 +82,12 @@ class Sample(Record):
     @model_validator(mode="after")
     def _texts_can_be_written(self) -> Self:
         """JSON may hold half a surrogate pair, which is no character and stands in no file."""
-        parts = [part for trace in self.reasoning for part in trace.parts]
-        said = (part if isinstance(part, str) else part.label for part in (*parts, *(self.evidence or ())))
         origin = self.origin
         named = (self.id, self.image.uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
-        text = "".join((self.question, self.context or "", *self.answers, *(self.choices or ()), *named, *said))
+        said = [self.question, self.context or "", *self.answers, *(self.choices or ()), *named]
+        for parts in (*(trace.parts for trace in self.reasoning), self.evidence or ()):
+            said += [part if isinstance(part, str) else part.label for part in parts]
+        text = "".join(said)
         try:
             text.encode()
         except UnicodeEncodeError as error:

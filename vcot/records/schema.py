@@ -6,6 +6,7 @@ import json
 import sys
 
 from vcot.records.base import Record
+from vcot.records.conversion import Conversion
 from vcot.records.distillation import Distillation
 from vcot.records.promotion import Promotion
 from vcot.records.reply import Completion
@@ -33,9 +34,9 @@ refuses one that it does not know.
 
 | stage | shards hold | beside them |
 |---|---|---|
-| convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | distill: \
-`report.html`, what the teacher wrote and how much of it was believed; `report/`, what its shards put aside for that \
-page |
+| convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | convert: \
+`report.html`, what went in and what was refused; distill: `report.html`, what the teacher wrote and how much of it was \
+believed; both: `report/`, what the shards put aside for that page |
 | tokenize | examples, `.parquet`, as below | `report.html`, the audit page |
 | train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
 | evaluate | replies of both models with their Scores, `.jsonl.gz` | `report.html`, `overlay.png` |
@@ -61,7 +62,8 @@ Beside the runs:
 An evaluation that was held against another (`--baseline-uri`, and every one of a promoted model) has
 `comparison.json` and `comparison.md` beside its report.
 
-Where the images of `convert` are in a tar file, whole or in chunks, that nobody unpacks:
+Where the images of `convert` are in a tar file, whole or in chunks, that nobody unpacks (each part of a mix has its own
+`archive.<part>.json`):
 
 ```
 <run prefix>/convert/archive.json              the index that this run goes by: its sha256, the chunks' sizes and ETags
@@ -94,6 +96,7 @@ RECORDS: tuple[tuple[type[Record], str], ...] = (
     (Score, "one reply held against its Sample"),
     (ShardMark, "`_done/00000.json`"),
     (StageMark, "`_done/stage.json`"),
+    (Conversion, "`report.json` of convert; its page shows the same numbers"),
     (Distillation, "`report.json` of distill; its page shows the same numbers"),
     (Caption, "a line of `distill/captions/<key>/shards`"),
     (Objects, "a line of `distill/objects/<key>/shards`"),

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import itertools
 import json
 import tempfile
@@ -112,14 +111,21 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
-        self._lines = io.BufferedWriter(packed, _AT_ONCE)
+        self._packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+        self._waiting = bytearray()
 
     def write(self, record: Record) -> None:
-        self._lines.write(record.line())
+        self._waiting += record.line()
+        if len(self._waiting) >= _AT_ONCE:
+            self._pack()
+
+    def _pack(self) -> None:
+        self._packed.write(self._waiting)
+        self._waiting.clear()
 
     def close(self) -> None:
-        self._lines.close()
+        self._pack()
+        self._packed.close()
         self._file.close()
 
 

@@ -21,6 +21,7 @@ SOURCES: Mapping[str, Source] = {
         ("chat", "metadata"),
         licence=viscot.LICENCE,
         splits=viscot.SPLITS,
+        glance=viscot.glance,
         in_archive=viscot.IN_ARCHIVE,
     ),
     "coco": Source(coco.sample, rows=coco.rows),

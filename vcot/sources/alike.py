@@ -60,6 +60,13 @@ def groups(prints: Prints, distance: int = DISTANCE) -> NDArray[np.int32]:
     return labels[back.ravel()]
 
 
+def farthest(prints: Prints) -> tuple[int, int, int]:
+    """Which two of these fingerprints [N, 18] differ most, and in how many bits."""
+    bits = np.bitwise_count(prints[:, None] ^ prints[None]).sum(axis=2, dtype=np.int64)
+    one, other = divmod(int(bits.argmax()), len(prints))
+    return one, other, int(bits[one, other])
+
+
 def near(prints: Prints, distance: int) -> Iterator[NDArray[np.int64]]:
     """Pairs of rows [K, 2] that differ in at most `distance` bits; one pair may come several times."""
     words = np.zeros((len(prints), -(-BYTES // 8) * 8), np.uint8)

@@ -31,8 +31,8 @@ def paths(store: Store, file: Input) -> Iterator[str]:
         if named is None:
             said = row.fault.detail if row.fault else f"it has the fields {', '.join(row.value)[:120]}"
             raise InputError(f"--exclude-benchmarks {file.uri}: {row.id} names no picture: {said}")
-        path, dataset = named
-        yield path if "/" not in path and not dataset else picture_path(path.partition("###")[0], dataset)
+        path, dataset = named[0].partition("###")[0], named[1]
+        yield picture_path(path, dataset) if dataset or path.startswith("cot/") else path
 
 
 def _named(row: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -77,7 +77,7 @@ def sample(row: Row, desk: Desk) -> Sample:
             Reason.IMAGE_SIZE_DIFFERS,
             f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
-    boxes = unique(_box(written, image.width, image.height, desk.options.overhang) for written in said["boxes"])
+    boxes = unique(desk.box(_corners(written), image) for written in said["boxes"])
     if kind == "where" and len(boxes) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
     return Sample(
@@ -104,8 +104,10 @@ def _question(desk: Desk, row_id: str, kind: QuestionKind, category: str) -> str
     )
 
 
-def _box(written: Any, width: int, height: int, overhang: float) -> Box:
-    return Box.from_xywh(*numbers(written), width=width, height=height, overhang=overhang)
+def _corners(written: Any) -> list[float]:
+    """COCO writes left, top, width, height."""
+    x, y, width, height = numbers(written)
+    return [x, y, x + width, y + height]
 
 
 def _path(entry: Mapping[str, Any]) -> str:

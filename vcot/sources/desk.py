@@ -64,6 +64,7 @@ class Desk:
     excluded: sha256 of pictures → the benchmark file that has them. duplicates: row → the earlier row that it repeats.
     benchmarks, benchmark_pictures: files whose pictures are not to be learned from, and where those are.
     repeated: ids that several rows give themselves. dataset: of rows that do not say of which they are.
+    part: what the ids of these rows begin with, in a run of several sources.
     """
 
     store: Store
@@ -81,13 +82,19 @@ class Desk:
     benchmarks: Sequence[Input] = ()
     benchmark_pictures: Pictures | None = None
     dataset: str = "unknown"
+    part: str = ""
 
     def id_of(self, row: Row) -> str:
         """What the row calls itself; its place in the input where it says nothing, or what others say too."""
         given = given_id(row)
         if given is None:
             return row.id
-        return f"{row.id}:{given}" if given in self.repeated else given
+        name = self.called(given)
+        return f"{row.id}:{given}" if name in self.repeated else name
+
+    def called(self, name: str) -> str:
+        """An id of this part, unlike any of another."""
+        return f"{self.part}/{name}" if self.part else name
 
     def origin(self, row: Row, image: Image, dataset: str, licence: str | None = None) -> Origin:
         """Where a sample comes from, and to which split it belongs.
@@ -170,6 +177,8 @@ class Desk:
             raise Refused(Reason.BOX_MALFORMED, f"boxes are a list of [x1, y1, x2, y2]; got {many!r:.80}")
         if not many:
             raise Refused(Reason.NO_BOX, "the list of boxes is empty")
+        if len(many) > _MOST_BOXES:
+            raise Refused(Reason.TOO_MANY_BOXES, f"{len(many):,} boxes in one list; at most {_MOST_BOXES:,} are read")
         return unique(self.box(edges, image) for edges in many)
 
 
@@ -207,6 +216,8 @@ def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:
     return tuple(dict.fromkeys(boxes))
 
 
+_MOST_BOXES = 10_000
+"""In one list. A crowd has hundreds; a line of 50 MB may hold millions, and each costs microseconds."""
 _NUMBERS = frozenset((int, float))
 """A bool is an int to `isinstance`, and no number to us."""
 
@@ -226,13 +237,17 @@ def numbers(edges: Any) -> tuple[float, float, float, float]:
 
 def split_of(sha256: str, seed: int, validation_share: float) -> Split:
     """The side of a picture, by its content and the seed alone: the same in every row, shard and process."""
-    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{sha256}".encode()).digest()[:8]) / 2**64
-    return "validation" if draw < validation_share else "train"
+    return "validation" if uniform(seed, sha256) < validation_share else "train"
+
+
+def uniform(seed: int, what: str) -> float:
+    """A number in 0 … 1 by the seed and what it is for."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{what}".encode()).digest()[:8]) / 2**64
 
 
 def text(row: Mapping[str, Any], name: str, reason: Reason) -> str:
     """A text of a row, trimmed. Raises Refused: it is missing, empty or no text."""
     value = row.get(name)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
+    if isinstance(value, str) and (said := value.strip()):
+        return said
     raise Refused(reason, f"{name!r} is {'missing' if name not in row else repr(value)[:60]}")

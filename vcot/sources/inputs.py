@@ -23,7 +23,7 @@ from vcot.records import Reason
 from vcot.sources import parquet
 from vcot.sources.jsontext import LONGEST, TOO_DEEP, entries
 from vcot.sources.row import Refused, Row
-from vcot.storage import Store, join
+from vcot.storage import Changed, Store, join, state_of
 from vcot.storage import name as last_part
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", parquet.SUFFIX)
@@ -32,11 +32,14 @@ _BUFFER = 1 << 20
 
 @dataclass(frozen=True)
 class Input:
-    """One file. `name` is what its rows are called after, unlike any other file's; `sha256` is of its stored bytes."""
+    """One file. `name` is what its rows are called after, unlike any other file's; `sha256` is of its stored bytes,
+    `state` what storage says of it (`Entry.state`): another one, and it is another file.
+    """
 
     uri: str
     name: str
     sha256: str
+    state: str
 
 
 def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
@@ -59,7 +62,18 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
     for longer in (lambda uri, name: join(last_part(uri.rpartition("/")[0]), name), lambda uri, name: uri):
         often = Counter(found.values())
         found = {uri: name if often[name] == 1 else longer(uri, name) for uri, name in found.items()}
-    return tuple(Input(uri, name, store.digest(uri)) for uri, name in found.items())
+    return tuple(_input(store, uri, name) for uri, name in found.items())
+
+
+def _input(store: Store, uri: str, name: str) -> Input:
+    entry = store.stat(uri)
+    if entry is None:
+        raise _changed(uri)
+    return Input(uri, name, store.digest(uri), entry.state)
+
+
+def _changed(uri: str) -> Changed:
+    return Changed(f"{uri} has changed since this stage began; use another run name")
 
 
 def rows_of(store: Store, source: Input, columns: Sequence[str] = ()) -> Iterator[Row]:
@@ -90,7 +104,8 @@ def _found_by_kind(store: Store, source: Input, columns: Sequence[str]) -> Itera
     if source.uri.endswith(parquet.SUFFIX):
         if not columns:
             raise InputError(f"{source.uri} is Parquet; this source reads {', '.join(SUFFIXES[:-1])}")
-        yield from parquet.entries(store, source.uri, source.sha256, columns)
+        with _unchanged(store, source) as file:
+            yield from parquet.entries(file, source.uri, columns)
         return
     with opened(store, source) as stream:
         form = form_of_file(stream)
@@ -122,7 +137,7 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
     Raises:
         InputError: it is not a whole gzip, or it has changed since the stage began.
     """
-    with store.open_read(source.uri) as raw:
+    with _unchanged(store, source) as raw:
         watched = _Watched(raw)
         stored = io.BufferedReader(watched, _BUFFER)
         stream: Any = stored
@@ -134,7 +149,25 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{source.uri} is not a whole gzip file: {error}") from None
         if ended and watched.digest.hexdigest() != source.sha256:
-            raise InputError(f"{source.uri} has changed since this stage began; use another run name")
+            raise _changed(source.uri)
+
+
+@contextmanager
+def _unchanged(store: Store, source: Input) -> Iterator[BinaryIO]:
+    """The file's bytes. Raises Changed: storage says that it is another file, or becomes one meanwhile."""
+    with store.open_read(source.uri) as file:
+        _demand_same(file, source)
+        try:
+            yield file
+        except InputError:  # of half an old file and half a new one nobody need hear what else is wrong with it
+            _demand_same(file, source)
+            raise
+        _demand_same(file, source)
+
+
+def _demand_same(file: BinaryIO, source: Input) -> None:
+    if state_of(file) != source.state:
+        raise _changed(source.uri)
 
 
 class _Watched(io.RawIOBase):

@@ -12,10 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 from vcot.errors import InputError
-from vcot.storage import Store
 from vcot.storage import name as last_part
 
 SUFFIX = ".parquet"
@@ -25,15 +24,15 @@ _BUFFER = 1 << 20
 _SPLIT = re.compile(r"(?P<split>[a-z]+)-\d+-of-\d+\b.*")
 
 
-def entries(store: Store, uri: str, sha256: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def entries(stream: BinaryIO, uri: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers from 1: what the columns hold that the file has of these.
 
     Raises:
-        InputError: it is no whole Parquet, it has none of the columns, or its digest is not `sha256` (any more).
+        InputError: it is no whole Parquet, or it has none of the columns.
     """
     number = 0
     named = {} if (split := split_of(uri)) is None else {"split": split}
-    with _opened(store, uri) as file:
+    with _read(stream, uri) as file:
         there = [name for name in columns if name in file.schema_arrow.names]
         if not there:
             raise InputError(
@@ -43,8 +42,6 @@ def entries(store: Store, uri: str, sha256: str, columns: Sequence[str]) -> Iter
             for row in batch.to_pylist():
                 number += 1
                 yield number, named | row
-    if store.digest(uri) != sha256:
-        raise InputError(f"{uri} has changed since this stage began; use another run name")
 
 
 def split_of(uri: str) -> str | None:
@@ -54,16 +51,15 @@ def split_of(uri: str) -> str | None:
 
 
 @contextmanager
-def _opened(store: Store, uri: str) -> Iterator[Any]:
+def _read(stream: BinaryIO, uri: str) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with store.open_read(uri) as stream:
-        try:
-            # Columns are read in pieces of the buffer. Otherwise whole groups of rows are fetched ahead, and with
-            # pictures in them the whole file may come to be in memory.
-            yield pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
-        except (pa.ArrowException, OSError, EOFError) as error:
-            if getattr(error, "errno", None) is not None:  # of the disk, not of pyarrow
-                raise
-            raise InputError(f"{uri} is not whole Parquet: {error}") from None
+    try:
+        # Columns are read in pieces of the buffer. Otherwise whole groups of rows are fetched ahead, and with
+        # pictures in them the whole file may come to be in memory.
+        yield pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk, not of pyarrow
+            raise
+        raise InputError(f"{uri} is not whole Parquet: {error}") from None

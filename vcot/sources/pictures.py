@@ -173,12 +173,19 @@ class Pictures:
         return image
 
     def print_of(self, uri: str, sha256: str) -> bytes | None:
-        """What a picture looks like (alike.py). None: it shows nothing, or cannot be read now as it could before."""
+        """What a picture looks like (alike.py); None: it shows nothing, or cannot be decoded.
+
+        Raises:
+            Changed: it is gone, or another one than had this digest.
+        """
         known = None if self._index is None else self._index.print_of(uri, sha256)
         if known is None:
             try:
                 data, _ = self._read(uri)
+                _demand_same(uri, data, sha256)
                 grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
+            except NotFound:
+                raise _changed(uri) from None
             except Changed:
                 raise
             except (InputError, UsageError):  # its rows are refused for that when their turn comes
@@ -226,12 +233,17 @@ class Pictures:
             return source.read(most), state_of(source)
 
     def _look(self, uri: str) -> Image:
+        before = None if self._index is None else self._index.get(uri)
         try:
             data, state = self._read(uri)
         except Changed:  # that is no fault of a row
             raise
         except (InputError, UsageError, ValueError) as error:  # no such thing, or a row that names no place at all
+            if before is not None:
+                raise _changed(uri) from None
             raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
+        if before is not None:
+            _demand_same(uri, data, before.sha256)
         image = self._judge(uri, data)
         if self._index is not None:
             self._index.put(image, len(data), state)
@@ -249,6 +261,16 @@ class Pictures:
         if not _ends_as_it_should(data):
             reading.decode(data, uri, max_pixels=self._max_pixels)
         return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _demand_same(uri: str, data: bytes, sha256: str) -> None:
+    """Which side a picture is on was decided by what it showed then. Raises Changed."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _changed(uri)
+
+
+def _changed(uri: str) -> Changed:
+    return Changed(f"{uri} has changed since this stage first looked at it; use another run name")
 
 
 def _ends_as_it_should(data: bytes) -> bool:

@@ -8,7 +8,6 @@ text may be 155 times as long as it is high (DUDE). The limits are for rows whos
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -17,7 +16,7 @@ from typing import Literal
 
 from vcot.grounding import Mention, Trace
 from vcot.records import Reason, Sample
-from vcot.sources.labels import NEUTRAL
+from vcot.sources.labels import NEUTRAL, plain
 from vcot.sources.row import Refused
 
 
@@ -118,12 +117,8 @@ CHECKS: tuple[tuple[Reason, Check], ...] = (
 
 def tells(label: str, answers: Sequence[str]) -> bool:
     """Whether a label holds an answer, as words: "red bus" tells "Red.", not "re". Yes and no are told by no label."""
-    said = f" {_words(label)} "
-    return any(f" {words} " in said for a in answers if (words := _words(a)) not in ("", "yes", "no"))
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    said = f" {plain(label)} "
+    return any(f" {words} " in said for a in answers if (words := plain(a)) not in ("", "yes", "no"))
 
 
 def relabelled(sample: Sample) -> Sample:

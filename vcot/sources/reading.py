@@ -13,12 +13,13 @@ from pydantic import ValidationError
 
 from vcot.errors import InputError
 from vcot.grounding import BoxError
-from vcot.records import Reason, Rejection, Sample
+from vcot.records import Image, Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
 from vcot.sources.inputs import Input, found_in, row_of
 from vcot.sources.pictures import NotAtHand
 from vcot.sources.row import BOX_REASONS, Refused, Row
+from vcot.stage import stop
 from vcot.storage.images import ImageError
 
 STAGE = "convert"
@@ -37,6 +38,8 @@ class Source:
     columns: what it reads of Parquet files; empty where it reads none.
     expand: a row of the file → the rows that it holds, where one may hold several.
     dataset: how its rows are counted that do not say of which dataset they are.
+    glance: a row → its picture, and what it asks as repeats.py writes it; raises as `sample` does, and only where that
+    raises, too. For the survey, which goes through all rows; None: it makes Samples.
     in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
     """
 
@@ -49,6 +52,7 @@ class Source:
     columns: tuple[str, ...] = ()
     expand: Callable[[Row], Iterable[Row]] | None = None
     dataset: str = "unknown"
+    glance: Callable[[Row, Desk], tuple[Image, str]] | None = None
     in_archive: tuple[str, ...] = ("",)
 
 
@@ -155,7 +159,11 @@ def in_order(
     """`function` of each item, some at once, results in the order of the items; never far ahead of its reader.
 
     at_once: gives the same in this thread, or raises NotAtHand where that means waiting.
+
+    Raises:
+        Interrupted: a stop was asked for; the item that came then is not begun.
     """
+    items = until_stopped(items)
     if workers == 1:
         yield from map(function, items)
         return
@@ -179,6 +187,12 @@ def in_order(
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    for item in items:
+        stop.raise_if_requested()
+        yield item
 
 
 def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from vcot.records import Sample
+from vcot.sources.labels import plain
 
 _PIECE = 4
 _PERMUTATIONS = 128
@@ -25,20 +26,24 @@ Given, because it takes two seconds to compute for a threshold, and every pictur
 
 def question(sample: Sample) -> str:
     """What a sample asks, in a form in which equal questions are equal texts."""
-    asked = plain(sample.question)
-    if sample.context is None and sample.choices is None:
-        return asked
-    return "\n".join((asked, *map(plain, (sample.context or "", *(sample.choices or ())))))
+    return asked(sample.question, sample.context, sample.choices)
 
 
-def plain(text: str) -> str:
-    """Its words in lower case; a text of signs alone stays as it is."""
-    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+def asked(question: str, context: str | None, choices: Sequence[str] | None) -> str:
+    """The same of a question that is no sample's yet."""
+    if context is None and choices is None:
+        return _told(question)
+    return "\n".join(map(_told, (question, context or "", *(choices or ()))))
 
 
-def key(sha256: str, asked: str) -> bytes:
-    """16 bytes for a question about a picture."""
-    return hashlib.blake2b(f"{sha256}\0{asked}".encode(errors="replace"), digest_size=16).digest()
+def _told(text: str) -> str:
+    """A text of signs alone stays as it is."""
+    return plain(text) or text.strip()
+
+
+def key(sha256: str, said: str) -> bytes:
+    """16 bytes for a question about a picture, as `asked` writes it."""
+    return hashlib.blake2b(f"{sha256}\0{said}".encode(errors="replace"), digest_size=16).digest()
 
 
 def nearly(questions: Iterable[tuple[str, str]], similarity: float) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,8 @@ def _ours(row: Row, desk: Desk) -> Sample:
         raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads version 1")
     image = _picture(said.get("image"), desk)
     origin = _entries(said, "origin", dict, {})
-    made = desk.origin(row, image, str(origin.get("dataset") or _folder(row)), _entries(origin, "licence", str, None))
+    dataset = str(origin.get("dataset") or _folder(row, desk))
+    made = desk.origin(row, image, dataset, _entries(origin, "licence", str, None))
     evidence = _entries(said, "evidence", list, None)
     return Sample(
         id=desk.id_of(row),
@@ -150,7 +151,7 @@ def _answered(
         answers=(answer,),
         reasoning=(trace,) if trace.parts else (),
         evidence=_gathered(trace),
-        origin=desk.origin(row, image, _folder(row)),
+        origin=desk.origin(row, image, _folder(row, desk)),
     )
 
 
@@ -211,5 +212,5 @@ def _gathered(trace: Trace) -> tuple[Mention, ...] | None:
     return tuple(Mention(label, tuple(dict.fromkeys(boxes))) for label, boxes in places.items()) or None
 
 
-def _folder(row: Row) -> str:
-    return row.id.partition(":")[0].partition(".")[0] or "samples"
+def _folder(row: Row, desk: Desk) -> str:
+    return row.id.removeprefix(desk.called("")).partition(":")[0].partition(".")[0] or "samples"

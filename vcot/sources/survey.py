@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -22,152 +21,130 @@ from typing import Any
 import numpy as np
 
 from vcot.errors import SettingsError
-from vcot.records import Sample
-from vcot.sources import alike, benchmarks, quality, repeats
+from vcot.records import Image
+from vcot.sources import alike, benchmarks, repeats
 from vcot.sources.desk import Desk, Split
 from vcot.sources.inputs import Input
-from vcot.sources.reading import Source, in_order, read
-from vcot.sources.row import Refused, Row
+from vcot.sources.notes import NOTHING, SAID, TABLES, TEST, TRAIN, VALIDATION, look_again, note_rows
+from vcot.sources.parts import Part
+from vcot.sources.pictures import Pictures
+from vcot.sources.reading import in_order
 from vcot.storage.images import ImageError
 
-_TABLES = """
-pragma journal_mode = off; pragma synchronous = off;
-drop table if exists pictures; drop table if exists names; drop table if exists rows;
-drop table if exists shown; drop table if exists same;
-create table pictures (sha text primary key, uri text, said int) without rowid;
-create table names (uri text primary key, sha text) without rowid;
-create table rows (number int, id text, sha text, said int, sound int, key blob, asked text);
-create table shown (file text, path text, often int, primary key (file, path)) without rowid;
-create table same (file text, path text, sha text, primary key (file, path, sha)) without rowid;
-"""
-_SAID: Mapping[Split | None, int] = {None: 1, "train": 2, "validation": 4, "test": 8}
-"""Bits for what rows say of a picture's side, in the order in which they count."""
-_NOTHING, _TRAIN, _VALIDATION, _TEST = _SAID.values()
-_BATCH = 200
-"""Rows noted at once. With thousands, Python spends as long on looking for garbage among them as on all the rest."""
 Facts = dict[str, Any]
 Groups = Sequence[Sequence[str]]
 """Digests of pictures that nearly are the same; who has no such other is in none."""
+_GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
+"""For the report: so many groups are looked at, so many pictures of each; shown are so many that are far apart, and
+so many by chance.
+"""
 
 
-def survey(source: Source, desk: Desk, rows: Iterable[Row], *, readers: int = 1) -> Facts:
-    """What all shards must know of these rows, as JSON: held_out, drawn, excluded, duplicates as in Desk; and counts.
+def survey(parts: Sequence[Part], *, readers: int = 1) -> Facts:
+    """What all shards must know of the rows, as JSON: held_out, drawn, excluded, duplicates as in Desk; and counts.
 
     Raises:
         InputError: a benchmark file is none.
     """
+    desk = parts[0].desk  # what concerns the whole run is the same at every one
     with closing(sqlite3.connect(desk.scratch / "survey.sqlite")) as database:
-        database.executescript(_TABLES)
-        _note_rows(database, source, desk, rows, readers)
+        database.executescript(TABLES)
+        note_rows(database, parts, readers)
         for file in desk.benchmarks:
-            _note_benchmark(database, desk, file)
-        groups, near = _groups(database, desk, readers)
+            _note_benchmark(database, parts, file)
+        groups, near = _groups(database, parts, readers)
+        if look_again(database, parts, groups, readers):
+            groups, near = _groups(database, parts, readers)
         repeated = _repeated(database, desk)
-        counts = {"near-duplicates": near, "benchmarks": _removed(database, desk, groups)}
+        counts = {"near_duplicates": near, "benchmarks": _removed(database, desk, groups)}
         return _sides(database, desk, groups) | {"duplicates": repeated, "counts": counts}
 
 
 # --------------------------------------------------------------------------------------------------- what is there
 
 
-def _note_rows(database: sqlite3.Connection, source: Source, desk: Desk, rows: Iterable[Row], readers: int) -> None:
-    lenient = replace(desk, options=replace(desk.options, rules=quality.Rules(leaks="keep")))
-    with_names, with_rows = bool(desk.benchmarks), bool(desk.benchmarks) or desk.options.duplicates != "keep"
-    for batch in _batches(enumerate(read(source, rows, lenient, readers=readers))):
-        kept = [
-            (number, row.id, result, _SAID[desk.declared(row)])
-            for number, (row, result) in batch
-            if isinstance(result, Sample)
-        ]
-        pictures: dict[str, tuple[str, int]] = {}
-        for _, _, sample, said in kept:
-            _, before = pictures.get(sample.image.sha256, ("", 0))
-            pictures[sample.image.sha256] = sample.image.uri, before | said
-        database.executemany(
-            "insert into pictures values (?, ?, ?) on conflict do update set said = said | excluded.said",
-            ((sha, uri, said) for sha, (uri, said) in pictures.items()),
-        )
-        if with_names:
-            names = ((s.image.uri, s.image.sha256) for _, _, s, _ in kept)
-            database.executemany("insert or ignore into names values (?, ?)", names)
-        if with_rows:
-            noted = (_noted(desk, *row) for row in kept)
-            database.executemany("insert into rows values (?, ?, ?, ?, ?, ?, ?)", noted)
+def _note_benchmark(database: sqlite3.Connection, parts: Sequence[Part], file: Input) -> None:
+    """Its pictures: by digest where they can be read, else the pictures of the input that are called the same.
 
-
-def _noted(desk: Desk, number: int, name: str, sample: Sample, said: int) -> tuple[Any, ...]:
-    sha, asked = sample.image.sha256, repeats.question(sample)
-    text = asked if desk.options.duplicates == "near" else None
-    return number, name, sha, said, _sound(sample, desk), repeats.key(sha, asked), text
-
-
-def _sound(sample: Sample, desk: Desk) -> bool:
-    if not desk.options.rules.checks:
-        return True
-    try:
-        quality.judged(sample, desk.options.rules)
-    except Refused:
-        return False
-    return True
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    yield batch
-
-
-def _note_benchmark(database: sqlite3.Connection, desk: Desk, file: Input) -> None:
-    """Its pictures: by digest where they can be read, else the pictures of the input that are called the same."""
+    Where several parts have a picture at that path, nobody knows which one is meant, and all are.
+    """
     unread = defaultdict(list)
+    desk = parts[0].desk
+    looked_in = [desk.benchmark_pictures] if desk.benchmark_pictures else [part.desk.pictures for part in parts]
     for path, often in sorted(Counter(benchmarks.paths(desk.store, file)).items()):
         database.execute("insert into shown values (?, ?, ?)", (file.name, path, often))
-        try:
-            image = (desk.benchmark_pictures or desk.pictures).find(path)
-        except (ImageError, SettingsError):  # it is not there, or nobody said where pictures are
-            for key in benchmarks.keys(path):
-                unread[key].append(path)
-        else:
-            database.execute("insert or ignore into pictures values (?, ?, 0)", (image.sha256, image.uri))
-            database.execute("insert into same values (?, ?, ?)", (file.name, path, image.sha256))
-    for uri, sha in database.execute("select uri, sha from names").fetchall() if unread else ():
+        found = [(place, image) for place, in_it in enumerate(looked_in) if (image := _there(in_it, path))]
+        for place, image in found:
+            database.execute("insert or ignore into pictures values (?, ?, ?, 0)", (image.sha256, place, image.uri))
+            database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, image.sha256))
+        for key in () if found else benchmarks.keys(path):
+            unread[key].append(path)
+    for uri, sha in database.execute("select distinct uri, sha from rows") if unread else ():
         for path in (path for key in benchmarks.keys(uri) for path in unread.get(key, ())):
             database.execute("insert or ignore into same values (?, ?, ?)", (file.name, path, sha))
 
 
-def _groups(database: sqlite3.Connection, desk: Desk, readers: int) -> tuple[Groups, Facts]:
+def _there(pictures: Pictures, path: str) -> Image | None:
+    try:
+        return pictures.find(path)
+    except (ImageError, SettingsError):  # it is not there, or nobody said where pictures are
+        return None
+
+
+def _groups(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> tuple[Groups, Facts]:
     """The pictures that nearly are the same, and how many there are of what."""
-    if not desk.options.near_duplicates:
+    distance = parts[0].desk.options.near_duplicates
+    if not distance:
         return [], {}
 
-    def look(picture: tuple[str, str]) -> bytes | None:
-        sha, uri = picture
-        return desk.pictures.print_of(uri, sha)
+    def look(picture: tuple[str, int, str]) -> bytes | None:
+        sha, place, uri = picture
+        return parts[place].desk.pictures.print_of(uri, sha)
 
-    pictures = "select sha, uri from pictures order by sha"
-    where, prints = [], bytearray()
+    pictures = "select sha, part, uri from pictures order by sha"
+    where, noted = [], bytearray()
     for number, print_ in enumerate(in_order(look, database.execute(pictures), readers)):
         if print_ is not None:
             where.append(number)
-            prints += print_
-    labels = alike.groups(np.frombuffer(prints, np.uint8).reshape(-1, alike.BYTES), desk.options.near_duplicates)
+            noted += print_
+    prints = np.frombuffer(noted, np.uint8).reshape(-1, alike.BYTES)
+    labels = alike.groups(prints, distance)
     members = np.bincount(labels, minlength=1)[labels] > 1 if len(labels) else np.zeros(0, np.bool_)
     group_of = dict(zip(np.asarray(where, np.int64)[members].tolist(), labels[members].tolist(), strict=True))
+    place_of = dict(zip(group_of, np.flatnonzero(members).tolist(), strict=True))
     groups: dict[int, list[str]] = defaultdict(list)
-    for number, (sha, _) in enumerate(database.execute(pictures)):
+    places: dict[int, list[int]] = defaultdict(list)
+    for number, (sha, _, _) in enumerate(database.execute(pictures)):
         if number in group_of:
             groups[group_of[number]].append(sha)
+            places[group_of[number]].append(place_of[number])
     found = list(groups.values())
     return found, {
-        "pictures compared": len(where),
+        "pictures_compared": len(where),
         "groups": len(found),
-        "pictures in groups": sum(map(len, found)),
-        "largest group": max(map(len, found), default=0),
+        "pictures_in_groups": sum(map(len, found)),
+        "largest_group": max(map(len, found), default=0),
+        "pairs": _pairs(database, found, list(places.values()), prints),
     }
+
+
+def _pairs(
+    database: sqlite3.Connection, groups: Groups, places: Sequence[Sequence[int]], prints: alike.Prints
+) -> list[Facts]:
+    """The two pictures that differ most, of some groups: those where they differ most of all, and some by chance.
+
+    places: of each group's pictures among the prints.
+    """
+    found = []
+    for group, at in zip(groups[:_GROUPS], places, strict=False):
+        one, other, bits = alike.farthest(prints[at[:_MEMBERS]])
+        found.append((bits, group[one], group[other], len(group)))
+    found.sort(key=itemgetter(0), reverse=True)
+    chosen = found[:_PAIRS] + sorted(found[_PAIRS:], key=itemgetter(1))[:_PAIRS]
+    return [
+        {"bits": bits, "pictures": size, "one": _uri(database, one), "other": _uri(database, other)}
+        for bits, one, other, size in chosen
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- what follows
@@ -188,18 +165,23 @@ def _sides(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         for bits in said.values():
             anything |= bits
         file = min((file_of[sha] for sha in group if sha in file_of), default=None)
-        held: Split | None = "test" if file or anything & _TEST else "validation" if anything & _VALIDATION else None
-        draw: Split = "train" if anything & _TRAIN else desk.draw(min(group))
+        held: Split | None = "test" if file or anything & TEST else "validation" if anything & VALIDATION else None
+        draw: Split = "train" if anything & TRAIN else desk.draw(min(group))
         for sha, bits in said.items():
-            if held is not None and bits & (_SAID[held] - 1):
+            if held is not None and bits & (SAID[held] - 1):
                 held_out[sha] = held
                 if file:
                     excluded[sha] = file
-            if held is None and bits & _NOTHING and desk.draw(sha) != draw:
+            if held is None and bits & NOTHING and desk.draw(sha) != draw:
                 drawn[sha] = draw
     return {name: dict(sorted(found.items())) for name, found in (
         ("held_out", held_out), ("drawn", drawn), ("excluded", excluded),
     )}  # fmt: skip
+
+
+def _uri(database: sqlite3.Connection, sha: str) -> str:
+    uri: str = database.execute("select uri from pictures where sha = ?", (sha,)).fetchone()[0]
+    return uri
 
 
 def _said(database: sqlite3.Connection, sha: str) -> int:
@@ -219,7 +201,7 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         hit: set[str] = set()
         refused: set[str] = set()
         for path, sha in database.execute("select path, sha from same where file = ?", (file.name,)).fetchall():
-            learned = [s for s in group_of.get(sha, (sha,)) if _said(database, s) & (_TEST - 1)]
+            learned = [s for s in group_of.get(sha, (sha,)) if _said(database, s) & (TEST - 1)]
             refused.update(learned)
             if learned:
                 hit.add(path)
@@ -227,17 +209,17 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         counts[file.name] = {
             "rows": rows,
             "pictures": pictures,
-            "pictures found": database.execute(read, (file.name,)).fetchone()[0],
-            "pictures shared": len(hit),
-            "rows with a shared picture": sum(often[path] for path in hit),
-            "rows refused": sum(_rows_below_test(database, sha) for sha in refused),
+            "pictures_found": database.execute(read, (file.name,)).fetchone()[0],
+            "pictures_shared": len(hit),
+            "rows_with_a_shared_picture": sum(often[path] for path in hit),
+            "rows_refused": sum(_rows_below_test(database, sha) for sha in refused),
         }
     return counts
 
 
 def _rows_below_test(database: sqlite3.Connection, sha: str) -> int:
     database.execute("create index if not exists by_sha on rows (sha)")
-    count: int = database.execute("select count(*) from rows where sha = ? and said < ?", (sha, _TEST)).fetchone()[0]
+    count: int = database.execute("select count(*) from rows where sha = ? and said < ?", (sha, TEST)).fetchone()[0]
     return count
 
 
@@ -245,7 +227,9 @@ def _repeated(database: sqlite3.Connection, desk: Desk) -> dict[str, str]:
     """Row → the row whose question it repeats: of a picture's rows those that measure come first, then the input's
     order. A row that is refused for something else is not repeated.
     """
-    order = f"max(said, {_TRAIN}) desc, number"
+    if desk.options.duplicates == "keep":
+        return {}
+    order = f"max(said, {TRAIN}) desc, number"
     if desk.options.duplicates == "near":
         found: dict[str, str] = {}
         rows = database.execute(f"select sha, id, asked from rows where sound order by sha, {order}")

@@ -22,12 +22,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from vcot.grounding import Box, FrameSpec, Mention
+from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Image, Reason, Sample
-from vcot.sources import gqa
+from vcot.sources import gqa, repeats
 from vcot.sources.desk import Desk, Split, numbers, same_size, text
 from vcot.sources.labels import label_for
 from vcot.sources.row import Refused, Row
@@ -39,7 +39,7 @@ IN_ARCHIVE = ("cot_image_data", "cot", "")
 """What the rows' `cot/` is called in the archive as published, and where somebody has made another of it."""
 
 _BOX_SENTENCE = re.compile(
-    r"\s*Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
+    r"Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
     r"answer the question better\.?\s*\Z",
     re.IGNORECASE,
 )
@@ -50,7 +50,7 @@ _TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap",
 
 
 def sample(row: Row, desk: Desk) -> Sample:
-    said = _chat(row.value) if "conversations" in row.value else _metadata(row.value)
+    said = _said(row)
     image = desk.pictures.find(said.path)
     same_size(row.value, image)
     boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(said.copies, image, desk),)
@@ -70,8 +70,12 @@ def sample(row: Row, desk: Desk) -> Sample:
     )
 
 
-@dataclass(frozen=True)
-class _Said:
+def glance(row: Row, desk: Desk) -> tuple[Image, str]:
+    said = _said(row)
+    return desk.pictures.find(said.path), repeats.asked(said.question, None, said.choices)
+
+
+class _Said(NamedTuple):
     """What a row says, whatever its form. Boxes are in `pixels`, or there are two `copies` of one."""
 
     path: str
@@ -82,6 +86,10 @@ class _Said:
     copies: tuple[list[Any], list[Any] | None] | None = None
     choices: tuple[str, ...] | None = None
     thought: str | None = None
+
+
+def _said(row: Row) -> _Said:
+    return _chat(row.value) if "conversations" in row.value else _metadata(row.value)
 
 
 # ---------------------------------------------------------------------------------------------------- metadata
@@ -114,9 +122,9 @@ def _texts(row: Mapping[str, Any], name: str) -> list[str]:
 def _chat(row: Mapping[str, Any]) -> _Said:
     turns, images = row["conversations"], row.get("image")
     images = [images] if isinstance(images, str) else images
-    if not (isinstance(images, list) and 1 <= len(images) <= 2 and all(isinstance(i, str) for i in images)):
+    if not (isinstance(images, list) and 1 <= len(images) <= 2 and set(map(type, images)) == {str}):
         raise Refused(Reason.WRONG_SHAPE, f"image is a path, or a path and path###[box]; got {images!r:.120}")
-    if not (isinstance(turns, list) and len(turns) == 4 and all(isinstance(t, dict) for t in turns)):
+    if not (isinstance(turns, list) and list(map(type, turns)) == [dict] * 4):
         raise Refused(Reason.WRONG_SHAPE, "conversations are four turns: question, box, <image>, answer")
     dataset = text(row, "dataset", Reason.WRONG_SHAPE)
     path, _, _ = images[0].partition("###")
@@ -151,15 +159,22 @@ def _one_box(copies: tuple[list[Any], list[Any] | None], image: Image, desk: Des
         return Box.from_padded_square(
             *fractions, width=image.width, height=image.height, overhang=desk.options.overhang
         )
-    edges = FrameSpec("padded_square").on(image.width, image.height).edges(*fractions)
+    edges = _square(image.width, image.height).edges(*fractions)
     apart = 1 + 0.0005 * max(image.width, image.height) + 1e-6
-    if any(abs(edge - whole) > apart for edge, whole in zip(edges, truncated, strict=True)):
-        raise Refused(
-            Reason.BOX_COPIES_DISAGREE,
-            f"{copies[0]} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
-            f"{image.width} x {image.height}, but the other copy says {copies[1]}",
-        )
-    return desk.box([_into_pixel(e, w) for e, w in zip(edges, truncated, strict=True)], image)
+    for edge, whole in zip(edges, truncated, strict=True):
+        if abs(edge - whole) > apart:
+            raise Refused(
+                Reason.BOX_COPIES_DISAGREE,
+                f"{copies[0]} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
+                f"{image.width} x {image.height}, but the other copy says {copies[1]}",
+                places=(edges, truncated),
+            )
+    return desk.box(list(map(_into_pixel, edges, truncated)), image)
+
+
+@lru_cache(1_000)
+def _square(width: int, height: int) -> Frame:
+    return FrameSpec("padded_square").on(width, height)
 
 
 def _into_pixel(edge: float, whole: float) -> float:

@@ -1,26 +1,19 @@
 """A tar file that is not unpacked: an index of its members is made once, then each is read where it lies.
 
-    <place>/<state of the chunks>/spans/….json.gz        what was found between two positions; of use until the index is
+    <place>/<state of the chunks>/spans/….json.gz        what was found between two positions (spans.py)
                                   members-3f9a….sqlite   name → where its body is
                                   index.json             names the file above; written last, once
 
-Headers can only be found one after the other, but several ways can be gone at once: one begins at every SPAN bytes,
-with the first thing that has the checksum of a header. What it finds counts when the way before it arrives at one of
-its headers, since from there on both see the same; otherwise that span is gone through again, from where the way
-before it ended. A process that is killed leaves the spans that it finished to the next one.
+The spans are of use until the index is there.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,18 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcot import log
 from vcot.errors import InputError, TemporaryError
-from vcot.stage import Bar
 from vcot.storage.chunks import Chunks
-from vcot.storage.headers import Kind, Member, Walk, plain
+from vcot.storage.headers import Kind, Member, plain
 from vcot.storage.place import Changed, Entry, NotFound
-from vcot.storage.store import Store, join, name
+from vcot.storage.spans import AT_ONCE, SPAN, members, text
+from vcot.storage.store import Store, join
 from vcot.uris import pieces
 
-SPAN = 256 << 20
-AT_ONCE = 8
 _LINKS = 8  # from link to link, before it is said that they go round
-
-
 _PAGE = "select name, offset, size from members where name > ? and kind = 'file' order by name limit ?"
 
 
@@ -93,7 +82,7 @@ class Archive:
                 break
             kind, offset, size, linked = found
             if kind == "file":
-                return self.chunks.uri_of(offset, size, _text(wanted))
+                return self.chunks.uri_of(offset, size, text(wanted))
             if kind == "sparse":
                 raise NoFile(f"{path!r} is a sparse member of {self.chunks.uri}; only whole ones are read in place")
             if kind == "other":
@@ -135,7 +124,7 @@ class Archive:
             with self._lock:
                 found = self._members.execute(_PAGE, (last, page)).fetchall()
             for last, offset, size in found:
-                uri = self.chunks.uri_of(offset, size, _text(last))
+                uri = self.chunks.uri_of(offset, size, text(last))
                 yield Entry(uri, size, self.state(uri))
             if len(found) < page:
                 return
@@ -188,7 +177,7 @@ def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN, 
     log.get().info("indexing", archive=chunks.uri, chunks=len(chunks.entries), mib=chunks.size >> 20)
     path = scratch / "new-members.sqlite"
     try:
-        count = _written(path, _members(chunks, join(place, "spans"), span, at_once))
+        count = _written(path, members(chunks, join(place, "spans"), span, at_once))
     except sqlite3.OperationalError as error:
         raise TemporaryError(f"{path}: the index cannot be written ({error}); is there room on this disk?") from None
     if not count:
@@ -242,118 +231,6 @@ def _written(path: Path, members: Iterable[Member]) -> int:
         file.execute("vacuum")
         count: int = file.execute("select count(*) from members").fetchone()[0]
     return count
-
-
-# --- spans -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What one way found: true from `begin` and from the start of each of its members on, up to `end`."""
-
-    begin: int
-    end: int
-    closed: bool
-    members: Sequence[Member]
-
-    def after(self, position: int) -> Sequence[Member] | None:
-        """Its members from a position on, where the way leads through it."""
-        if position == self.begin:
-            return self.members
-        first = next((n for n, member in enumerate(self.members) if member.start == position), None)
-        return None if first is None else self.members[first:]
-
-
-def _members(chunks: Chunks, spans_uri: str, span: int, at_once: int) -> Iterator[Member]:
-    """All of them, in the order of the archive."""
-    position, closed = 0, False
-    for until, found in _spans(chunks, spans_uri, span, at_once):
-        if position >= until:
-            continue  # a member reaches over all of this span
-        members = None if found is None else found.after(position)
-        if found is None or members is None:
-            found = _gone_through(chunks, position, until)
-            members = found.members
-        yield from members
-        position, closed = found.end, found.closed
-    if not closed:
-        raise InputError(
-            f"{chunks.uri} does not end with the zeros that close a tar file: {chunks.entries[-1].uri} is cut off, or "
-            "a chunk after it is missing. (If it is whole all the same, append 1,024 bytes of zeros.)"
-        )
-
-
-def _spans(chunks: Chunks, spans_uri: str, span: int, at_once: int) -> Iterator[tuple[int, _Found | None]]:
-    """Every span in order, with what was found in it; `at_once` are looked at together, and few wait."""
-    starts = range(0, chunks.size, span)
-    there = {name(entry.uri) for entry in chunks.store.list(spans_uri)}
-
-    def look(start: int) -> _Found | None:
-        return _span(chunks, spans_uri, start, min(start + span, chunks.size), there)
-
-    waiting: list[tuple[int, Future[_Found | None]]] = []
-    with Bar("indexing", len(starts), f"spans of {span >> 20} MiB") as bar, ThreadPoolExecutor(at_once) as pool:
-        try:
-            for start in starts:
-                waiting.append((min(start + span, chunks.size), pool.submit(look, start)))
-                while len(waiting) > 2 * at_once or (waiting and start == starts[-1]):
-                    until, future = waiting.pop(0)
-                    yield until, future.result()
-                    bar.advance()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _span(chunks: Chunks, spans_uri: str, start: int, until: int, there: set[str]) -> _Found | None:
-    """What is known of a span, or is found out and kept; None: no way through it was found."""
-    kept = f"{start:015d}-{until:015d}.json.gz"
-    if kept in there:
-        return _from_json(chunks.store.read(join(spans_uri, kept)))
-    try:
-        found = _begun_anywhere(chunks, start, until)
-    except (Changed, NotFound):
-        raise
-    except InputError:
-        return None  # that was no header; or the archive is damaged, which is said by who comes from its beginning
-    if found is not None:
-        chunks.store.write_once(join(spans_uri, kept), _as_json(found))
-    return found
-
-
-def _begun_anywhere(chunks: Chunks, start: int, until: int) -> _Found | None:
-    walk = Walk(chunks, start)
-    if start and not walk.find(until):
-        return None
-    return _gone_through(chunks, walk.position, until)
-
-
-def _gone_through(chunks: Chunks, begin: int, until: int) -> _Found:
-    walk = Walk(chunks, begin)
-    members = tuple(walk.members(until))
-    return _Found(begin, walk.position, walk.closed, members)
-
-
-def _as_json(found: _Found) -> bytes:
-    members = [[_text(v) if isinstance(v, bytes) else v for v in astuple(member)] for member in found.members]
-    value = {"begin": found.begin, "end": found.end, "closed": found.closed, "members": members}
-    return gzip.compress(json.dumps(value).encode(), mtime=0)
-
-
-def _from_json(data: bytes) -> _Found:
-    value = json.loads(gzip.decompress(data))
-    members = tuple(
-        Member(start, _bytes(name), kind, offset, size, _bytes(target))
-        for start, name, kind, offset, size, target in value["members"]
-    )
-    return _Found(value["begin"], value["end"], value["closed"], members)
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
 
 
 def _beside(link: bytes, target: bytes) -> bytes:

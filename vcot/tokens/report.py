@@ -12,9 +12,10 @@ from vcot.errors import InputError
 from vcot.grounding import Mention
 from vcot.records.page import TRUE, data_uri, fill, overlay, page
 from vcot.records.shards import Tally
+from vcot.records.spread import percentile
 from vcot.tokens.audit import Piece, View
 from vcot.tokens.contract import Contract
-from vcot.tokens.tally import Counts, histogram, percentile
+from vcot.tokens.tally import Counts, histogram
 
 
 def numbers(counts: Counts, tally: Tally, contract: Contract) -> dict[str, Any]:

@@ -88,16 +88,6 @@ class Counts:
         return total
 
 
-def percentile(counts: Mapping[int, int], share: float) -> int:
-    """The smallest value below or at which `share` of what was counted lies; 0 of nothing."""
-    total, below = sum(counts.values()), 0
-    for value in sorted(counts):
-        below += counts[value]
-        if below >= share * total:
-            return value
-    return 0
-
-
 def histogram(counts: Mapping[int, int], bars: int = 10) -> list[tuple[int, int, int]]:
     """(from, up to and with, how many) in at most `bars` steps of one width."""
     if not counts:
