@@ -35,8 +35,8 @@ refuses one that it does not know.
 | stage | shards hold | beside them |
 |---|---|---|
 | convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | convert: \
-`report.html`, what went in and what was refused; distill: `report.html`, what the teacher wrote and how much of it was \
-believed; both: `report/`, what the shards put aside for that page |
+`report.html`, what went in and what was refused; distill: `report.html`, what the teacher wrote and how much of it \
+was believed; both: `report/`, what the shards put aside for that page |
 | tokenize | examples, `.parquet`, as below | `report.html`, the audit page |
 | train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
 | evaluate | replies of both models with their Scores, `.jsonl.gz` | `report.html`, `overlay.png` |
