@@ -28,7 +28,7 @@ from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
 from vcot.teacher.account import Account
-from vcot.teacher.amount import NOTHING, UNLIMITED, Amount, total
+from vcot.teacher.amount import ENDLESS, NOTHING, Amount, total
 from vcot.teacher.answers import completion_of
 from vcot.teacher.batch import BatchEndpoint
 from vcot.teacher.collector import Collector, File
@@ -166,7 +166,7 @@ def ask_in_batches(folder: Folder, teacher: ModelTeacher, plan: Plan, rows: Call
     """Batches spend from the whole ceiling, less what shards have taken. Afterwards the plan has to be made again."""
     store, uri, ceiling = folder.store, folder.uri, Amount(*plan.ceiling)
     account = None
-    if any(limit != UNLIMITED for limit in ceiling):
+    if ceiling != ENDLESS:
         shards = (shard_account(store, uri, index, NOTHING, "").taken() for index in range(len(plan.shards)))
         account = batches_account(store, uri, ceiling.minus(total(shards)), "prepare")
     Batches(teacher, store, join(uri, "_batches"), account).run(rows)

@@ -21,7 +21,7 @@ from vcot.records.base import Record
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
 from vcot.teacher.account import Account
-from vcot.teacher.amount import UNLIMITED, Amount, shared_out
+from vcot.teacher.amount import ENDLESS, UNLIMITED, Amount, shared_out
 from vcot.teacher.forecast import Foreseen
 from vcot.teacher.prices import PICO, Prices, dollars
 
@@ -81,7 +81,7 @@ def known_plan(store: Store, stage_uri: str, ceiling: Amount) -> Plan | None:
     """
     uri = plan_uri(stage_uri)
     plan = newest(store, uri)
-    if plan is None and any(limit != UNLIMITED for limit in ceiling):
+    if plan is None and ceiling != ENDLESS:
         raise InputError(f"{uri} holds no plan, so nobody knows this shard's part of the budget; run --part prepare")
     if plan is not None and Amount(*plan.ceiling) != ceiling:
         raise SettingsError(

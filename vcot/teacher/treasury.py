@@ -17,7 +17,7 @@ from typing import Any
 from vcot.records.shards import Folder
 from vcot.storage import join, name
 from vcot.teacher.account import Account
-from vcot.teacher.amount import UNLIMITED, Amount
+from vcot.teacher.amount import ENDLESS, Amount
 from vcot.teacher.bill import since
 from vcot.teacher.budget import Budget, Purse, Unlimited
 from vcot.teacher.forecast import Foreseen
@@ -57,7 +57,7 @@ class Treasury:
 
     def purse(self, index: int) -> Budget:
         """For the requests of one shard."""
-        if self._plan is None or all(limit == UNLIMITED for limit in self._plan.ceiling):
+        if self._plan is None or self._plan.ceiling == ENDLESS:
             return Unlimited()
         plan = self._plan
         account = cache(partial(self._account, plan))

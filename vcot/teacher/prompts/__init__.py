@@ -1,8 +1,8 @@
 """What a teacher is told, as files: `<name>.v<version>.md`, one for each purpose.
 
-    chosen()["verify"]                       the newest of the package
-    chosen(["verify=1"])                     that version of it
-    chosen(["verify=s3://b/verify.v7.md"])   a file of one's own
+    chosen()["verdict"]                      the newest of the package
+    chosen(["verdict=1"])                    that version of it
+    chosen(["verdict=s3://b/strict.v7.md"])  a file of one's own
 
 Name, version and every word are part of the key of a reply and of a step.
 """
