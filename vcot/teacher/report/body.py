@@ -4,55 +4,29 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-CSS = Markup("""
-* { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-nav { margin: 12px 0 0; font-size: 14px; }
-nav a { margin-right: 14px; white-space: nowrap; }
-.wide { overflow-x: auto; }
-.remarks { list-style: none; padding: 0; margin: 16px 0; }
-.remarks li { padding: 3px 0 3px 28px; position: relative; }
-.remarks li::before { position: absolute; left: 4px; font-weight: 700; }
-.remarks .good::before { content: "✓"; color: var(--true); }
-.remarks .look::before { content: "!"; color: var(--pred); left: 8px; }
+from vcot.records.page import ROWS_CSS
+
+CSS = ROWS_CSS + Markup("""
 .funnel { width: 100%; max-width: 760px; }
 .funnel td { border: 0; padding: 2px 12px 2px 0; white-space: nowrap; vertical-align: middle; }
 .funnel td:nth-child(2) { width: 60%; }
 .funnel i { display: block; height: 18px; min-width: 1px; border-radius: 2px; background: #4c8bf5; }
 .funnel tr:last-child i { background: var(--true); }
-.rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px; margin: 12px 0; }
-.rows .card { margin: 0; padding: 0; overflow: hidden; font-size: 14px; }
-.rows .card.no { border-color: #f0b79f; }
-.rows figure { background: #f3f5f7; display: flex; justify-content: center; align-items: center; height: 250px; }
 .rows .no figure { height: 180px; }
-.rows img { border-radius: 0; max-height: 100%; }
-.rows .none { color: var(--soft); padding: 0 16px; text-align: center; overflow-wrap: anywhere; }
 .tiles .tile { flex: 1 1 180px; }
-.rows .text { padding: 10px 14px 12px; }
-.text p { margin: 0 0 6px; }
-.text summary { color: var(--soft); cursor: pointer; }
-.said { unicode-bidi: isolate; overflow-wrap: anywhere; white-space: pre-wrap; }
 .reply { max-height: 220px; overflow-y: auto; background: #f6f8fa; padding: 6px 8px; font-size: 13px; }
 .true { color: var(--true); font-weight: 600; }
 .proposed { color: var(--pred); font-weight: 600; }
-.id { overflow-wrap: anywhere; }
-.chip { display: inline-block; border-radius: 10px; padding: 0 9px; font-size: 13px; line-height: 20px; color: #fff;
-  background: var(--pred); }
+.chip { background: var(--pred); }
 td.name, h3.name { overflow-wrap: anywhere; }
-td.name { min-width: 90px; }
-.nowrap { white-space: nowrap; }
 @media (max-width: 700px) {
-  main { padding: 20px 14px 40px; }
   .tiles .tile { min-width: 0; flex: 1 1 40%; padding: 8px 12px; }
-  th, td { padding-right: 12px; }
   .funnel td:nth-child(2) { width: 30%; }
   .funnel td { white-space: normal; padding-right: 8px; }
   .rows { grid-template-columns: minmax(0, 1fr); }
   .rows figure, .rows .no figure { height: auto; min-height: 60px; max-height: 340px; }
 }
 @media print {
-  main { max-width: none; padding: 0; }
-  nav { display: none; }
-  body { font-size: 12px; }
   .rows { grid-template-columns: repeat(3, 1fr); }
   .wide { overflow: visible; }
 }

@@ -7,11 +7,11 @@ from typing import Any
 
 from vcot.records import Reason
 from vcot.records.distillation import Counts, Distillation, Passage
-from vcot.records.page import fill, page
+from vcot.records.page import fill, page, share
 from vcot.teacher.prices import PICO, dollars
 from vcot.teacher.report.body import BODY, CSS
 from vcot.teacher.report.gallery import Gallery
-from vcot.teacher.report.remarks import FEW_DECOYS, remarks, share
+from vcot.teacher.report.remarks import FEW_DECOYS, remarks
 from vcot.teacher.report.specimens import SHOWN, Chosen, Specimen
 from vcot.teacher.report.words import FLAGS, MEANING
 

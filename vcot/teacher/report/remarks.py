@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vcot.records.distillation import Distillation, Passage
+from vcot.records.page import share
 
 FEW_DECOYS = 20
 """Fewer decoys than this say nothing about a look."""
@@ -85,11 +86,3 @@ def _of_money(found: Distillation) -> Iterator[Remark]:
     unpriced = sum(cost.unpriced for cost in found.costs.values())
     if unpriced:
         yield Remark(False, f"The price of {unpriced:,} replies is unknown; --prices FILE gives one.")
-
-
-def share(part: float, whole: float) -> str:
-    """In percent, with a digit where it would else look like none or all."""
-    if not whole:
-        return "–"
-    percent = 100 * part / whole
-    return f"{percent:.1f} %" if 0 < percent < 10 or 90 < percent < 100 else f"{percent:.0f} %"
