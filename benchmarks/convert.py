@@ -6,8 +6,8 @@ VisCoT's rows beside the checkout (shared/data/viscot, or TEST_DATA_DIR), repeat
 there are enough. The pictures are not there: their sizes and digests come from an index, as `prepare` of a second run
 leaves one. Every check is on but the search for near-duplicates, which is timed apart: by a prepare that does nothing
 more, with fingerprints from the index, drawn at random. The parts are processes of `jobs.convert`, the shards all at
-once. Beside them, what orjson alone takes to parse the same input and
-to write the same output. Seconds of CPU count; those of the clock belong to whoever else is on the machine, too.
+once. Beside them, what orjson alone takes to parse the same input and to write the same output. Seconds of CPU count;
+those of the clock belong to whoever else is on the machine, too.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def converted(folder: Path, form: str, rows: int, processes: int) -> dict[str, C
 
 
 def cost(all_settings: Sequence[Sequence[str]]) -> Cost:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
+    # Bytecode is kept, as in an image: without it a process begins with seconds of compiling libraries.
+    clean = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_") and n != "PYTHONDONTWRITEBYTECODE"}
     log = tempfile.TemporaryFile()  # noqa: SIM115 (gone with the process)
     begun = time.monotonic()
     pids = [

@@ -15,27 +15,18 @@ import yaml
 
 from tests.cluster.layout import ROOT
 from tests.cluster.node import Node
+from tests.cluster.reads import AWAY_AT_MOST, Lost, Manifest, Reads
 from vcot.pipeline.submit import copied
-
-Manifest = dict[str, Any]
 
 #: What a pod needs to know of the storage; the rest of a client's variables are about files of this machine.
 FOR_PODS = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
 
-
 #: What kubectl says while nobody listens, or the server has only begun to.
 AWAY = ("connection refused", "was refused", "EOF", "connection reset", "TLS handshake", "apiserver not ready")
-AWAY_AT_MOST = 120.0
 
 
 class CommandFailed(Exception):
     """kubectl said no; the message is all that it said."""
-
-
-class Lost:
-    """Seconds for which the API server did not answer: a test beside this one stops it. Waits are longer by as much."""
-
-    seconds = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,7 @@ class Cluster:
 
     kubectl: Sequence[str]
     s3: Mapping[str, str]
+    reads: Reads
     namespace: str = "vcot"
     node: Node | None = None
     """The node of these tests; None on a cluster of the user's."""
@@ -70,19 +62,21 @@ class Cluster:
         return found
 
     def get(self, kind: str, name: str) -> Manifest | None:
-        there = self.run("get", kind, name, "--ignore-not-found", "-o", "json")
-        return json.loads(there) if there else None
+        """One object; kinds in the plural."""
+        return self.reads.get(self.namespace, kind, name)
 
     def list(self, kind: str, **labels: str) -> list[Manifest]:
-        """The objects with these labels; ``run="r1"`` is the label vcot/run."""
+        """Those with these labels, all if none is given; ``run="r1"`` is the label vcot/run."""
         selector = ",".join(f"vcot/{name}={value}" for name, value in labels.items())
-        found: list[Manifest] = json.loads(self.run("get", kind, "-l", selector, "-o", "json"))["items"]
-        return found
+        return self._items(kind, selector)
 
     def pods_of(self, job: str) -> list[Manifest]:
-        selector = f"batch.kubernetes.io/job-name={job}"
-        found: list[Manifest] = json.loads(self.run("get", "pods", "-l", selector, "-o", "json"))["items"]
+        found = self._items("pods", f"batch.kubernetes.io/job-name={job}")
         return sorted(found, key=lambda pod: pod["metadata"]["creationTimestamp"])
+
+    def _items(self, kind: str, selector: str) -> list[Manifest]:
+        found: list[Manifest] = (self.reads.get(self.namespace, kind, selector=selector) or {})["items"]
+        return found
 
     def logs(self, job: str) -> str:
         """Of all its pods, the oldest first."""
@@ -102,7 +96,7 @@ class Cluster:
                 return found
             if time.monotonic() > deadline + Lost.seconds:
                 raise AssertionError(f"not within {seconds:g} s: {what}\n{self.situation()}")
-            time.sleep(1)  # kubectl takes a fifth of a second of the cores that the pods need
+            time.sleep(0.5)
 
     def ended(self, job: str, seconds: float = 120) -> Manifest:
         """The condition Complete or Failed of a Job."""
@@ -113,7 +107,7 @@ class Cluster:
         """The Job, Complete."""
         end = self.ended(job, seconds)
         assert end["type"] == "Complete", f"{job}: {end['reason']}: {end['message']}\n{self.situation()}"
-        there = self.get("job", job)
+        there = self.get("jobs", job)
         assert there is not None
         return there
 
@@ -124,7 +118,7 @@ class Cluster:
         return end
 
     def _end(self, job: str) -> Manifest | None:
-        conditions = ((self.get("job", job) or {}).get("status") or {}).get("conditions") or []
+        conditions = ((self.get("jobs", job) or {}).get("status") or {}).get("conditions") or []
         return next((c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None)
 
     def situation(self) -> str:
@@ -133,7 +127,7 @@ class Cluster:
             self.run("get", "jobs,pods", "-o", "wide"),
             self.run("get", "events", "--sort-by=.lastTimestamp")[-3000:],
         ]
-        for pod in json.loads(self.run("get", "pods", "-o", "json"))["items"]:
+        for pod in self.list("pods"):
             name = pod["metadata"]["name"]
             try:
                 lines.append(f"--- {name}\n{self.run('logs', '--tail=15', name)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.cluster.cluster import FOR_PODS, Cluster, Overlay
 from tests.cluster.layout import ROOT
 from tests.cluster.machine import MachineLacks
 from tests.cluster.node import Node, running_node
+from tests.cluster.reads import reads
 from tests.cluster.ready import at_a_time, cluster_on, publish_example
 
 CONTEXT = "CLUSTER_CONTEXT"
@@ -38,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster() -> Iterator[Cluster]:
     """The cluster, its storage filled with the example and the base of overlay cpu-smoke."""
     if context := os.environ.get(CONTEXT):
-        yield _users_own(context)
+        with _users_own(context) as cluster:
+            yield cluster
         return
     must, install = bool(os.environ.get("CI")), bool(os.environ.get("CI") or os.environ.get("NODE_INSTALL"))
     try:
@@ -51,12 +54,15 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(why)
 
 
-def _users_own(context: str) -> Cluster:
+@contextmanager
+def _users_own(context: str) -> Iterator[Cluster]:
     missing = [name for name in FOR_PODS[:3] if not os.environ.get(name)]
     if missing:
         pytest.fail(f"{CONTEXT}={context}: {', '.join(missing)} must name a storage that its pods reach")
     publish_example()
-    return Cluster(["kubectl", "--context", context], {n: os.environ[n] for n in FOR_PODS if os.environ.get(n)})
+    kubectl = ["kubectl", "--context", context]
+    with reads(kubectl) as through:
+        yield Cluster(kubectl, {n: os.environ[n] for n in FOR_PODS if os.environ.get(n)}, through)
 
 
 @dataclass(frozen=True)

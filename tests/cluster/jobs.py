@@ -18,7 +18,7 @@ def from_template(
         variables: beat those of the template.
         spec: fields of the Job's own spec, as backoffLimit.
     """
-    template = cluster.get("cronjob", f"stage-{stage}")
+    template = cluster.get("cronjobs", f"stage-{stage}")
     assert template is not None
     job = copy.deepcopy(template["spec"]["jobTemplate"])
     job |= {"apiVersion": "batch/v1", "kind": "Job"}

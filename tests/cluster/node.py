@@ -138,7 +138,7 @@ def _launch(programs: dict[str, Path], layout: Layout, stays: bool) -> subproces
     with (layout.logs / "inside.log").open("ab") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, preexec_fn=None if stays else _die_with_parent(),
+            start_new_session=True, preexec_fn=None if stays else die_with_parent(),
         )  # fmt: skip
 
 
@@ -231,7 +231,8 @@ def _wait_until(done: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _die_with_parent() -> Callable[[], None]:
+def die_with_parent() -> Callable[[], None]:
+    """For `preexec_fn`: the process ends when the one that started it does, however that ends."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def in_the_child() -> None:

@@ -14,6 +14,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.layout import ROOT
 from tests.cluster.network import network_of
 from tests.cluster.node import READY, Node, bring
+from tests.cluster.reads import reads
 from vcot.pipeline.gomodules import locked
 from vcot.pipeline.local import publish
 from vcot.storage import Store
@@ -30,7 +31,9 @@ def cluster_on(node: Node) -> Iterator[Cluster]:
         for name, value in node.s3.items():
             environment.setenv(name, value)
         publish_example()
-        yield Cluster([str(node.layout.kubectl)], node.s3, node=node)
+        kubectl = [str(node.layout.kubectl)]
+        with reads(kubectl) as through:
+            yield Cluster(kubectl, node.s3, through, node=node)
 
 
 def publish_example() -> None:

@@ -121,7 +121,7 @@ def test_an_evicted_pod_is_not_counted_and_is_replaced(namespace: Cluster, overl
         "another pod runs", lambda: next((p for p in [namespace.running_pod("evicted")] if p != first), None)
     )
     assert second != first
-    status = (namespace.get("job", "evicted") or {})["status"]
+    status = (namespace.get("jobs", "evicted") or {})["status"]
     assert not status.get("failed")
 
 

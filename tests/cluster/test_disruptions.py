@@ -45,7 +45,7 @@ def test_a_run_survives_evictions_and_an_api_server_that_is_away(
 
     assert not pipeline["status"].get("failed")
     assert pipeline["status"]["succeeded"] == 1
-    train = namespace.get("job", "stormy-train")
+    train = namespace.get("jobs", "stormy-train")
     assert train is not None
     assert not train["status"].get("failed")
     undisturbed: Smoke = request.getfixturevalue("smoke")  # meanwhile another process has run it
@@ -126,7 +126,7 @@ def test_deleting_the_pipeline_removes_its_jobs_pods_and_plan(
             not (
                 namespace.list("jobs", run="cancelled")
                 or namespace.list("pods", run="cancelled")
-                or namespace.get("configmap", "cancelled-plan")
+                or namespace.get("configmaps", "cancelled-plan")
             )
         ),
     )

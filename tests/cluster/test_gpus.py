@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cluster.cluster import Cluster, Manifest, Overlay
+from tests.cluster.cluster import Cluster, Overlay
 from tests.cluster.conftest import Smoke
 from tests.cluster.layout import NAME
 from tests.cluster.node import Node
@@ -74,7 +74,7 @@ def test_no_gpu_is_held_before_training_and_two_runs_share_one(
 
 def held(cluster: Cluster) -> int:
     """GPUs of pods that a node has and that have not ended."""
-    pods: list[Manifest] = json.loads(cluster.run("get", "pods", "-o", "json"))["items"]
+    pods = cluster.list("pods")
     live = [p for p in pods if p["spec"].get("nodeName") and p["status"]["phase"] in ("Pending", "Running")]
     return sum(int(c["resources"].get("limits", {}).get(GPU, 0)) for p in live for c in p["spec"]["containers"])
 

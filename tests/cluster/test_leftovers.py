@@ -31,6 +31,7 @@ def machine() -> None:
         pytest.skip("the tests run on another cluster")
     if node_that_is_up() is not None:
         pytest.skip("a node is up (make node-up), and there can be only one")
+    down()  # what one has left that was killed with all of its machine's processes
     try:
         prepare(install=bool(os.environ.get("CI") or os.environ.get("NODE_INSTALL")))
     except MachineLacks as error:

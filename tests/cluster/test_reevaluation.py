@@ -23,7 +23,7 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     good, bad = (f"{name}-{namespace.namespace[-8:]}" for name in ("good", "bad"))
     promoted = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
     promoted.conductor("--from-run", f"{smoke.run_id}:train").apply(namespace)
-    namespace.until("its plan is frozen", lambda: namespace.get("configmap", f"{good}-plan"))
+    namespace.until("its plan is frozen", lambda: namespace.get("configmaps", f"{good}-plan"))
     worse = overlay(bad).settings("train", epochs=1)
     worse.conductor("--from-run", f"{smoke.run_id}:tokenize").apply(namespace)
     for run in (promoted, worse):
@@ -54,8 +54,7 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
 
 
 def scheduled(cluster: Cluster) -> list[Manifest]:
-    jobs: list[Manifest] = json.loads(cluster.run("get", "jobs", "-o", "json"))["items"]
-    return [job for job in jobs if job["metadata"]["name"].startswith("reevaluate-")]
+    return [job for job in cluster.list("jobs") if job["metadata"]["name"].startswith("reevaluate-")]
 
 
 def fired(cluster: Cluster, before: set[str]) -> Manifest:

@@ -34,7 +34,7 @@ def test_a_template_that_breaks_restricted_is_reported(namespace: Cluster, overl
     assert "breaks the namespace's Pod Security" in said
     assert "allowPrivilegeEscalation" in said
     assert exit_code(namespace, run) == 3
-    job = namespace.get("job", "breaking-convert-prepare")
+    job = namespace.get("jobs", "breaking-convert-prepare")
     assert job is not None, "the Job itself is accepted"
     assert not namespace.pods_of("breaking-convert-prepare")
 
@@ -95,7 +95,7 @@ def test_wrong_settings_are_told_before_anything_is_made(namespace: Cluster, ove
     assert "min-pixels" in said
     assert exit_code(namespace, run) == 78
     assert not namespace.list("jobs", run="wrong")
-    assert namespace.get("configmap", "wrong-plan") is None
+    assert namespace.get("configmaps", "wrong-plan") is None
 
 
 def test_a_run_id_that_was_used_with_another_plan_is_refused(
@@ -149,7 +149,7 @@ def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay:
     bad = overlay(f"bad-{namespace.namespace[-8:]}")
     bad.conductor("--from-run", f"{run_id}:convert", "--only", "distill")
     said = fails_saying(namespace, bad)
-    job = namespace.get("job", f"{bad.run_id}-distill-shards")
+    job = namespace.get("jobs", f"{bad.run_id}-distill-shards")
     assert job is not None
     failed = next(c for c in job["status"]["conditions"] if c["type"] == "Failed")
     assert failed["reason"] == "FailedIndexes"
@@ -179,7 +179,7 @@ def damage(stage_uri: str, shard: int) -> None:
 def as_conductor(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Callable[..., str]:
     """kubectl with the rights of the conductor's ServiceAccount."""
     overlay("rights").apply(namespace)
-    namespace.until("the ServiceAccount is there", lambda: namespace.get("serviceaccount", "conductor"))
+    namespace.until("the ServiceAccount is there", lambda: namespace.get("serviceaccounts", "conductor"))
     user = f"system:serviceaccount:{namespace.namespace}:conductor"
 
     def run(*words: str, **more: Any) -> str:

@@ -68,6 +68,14 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]
     return set_all
 
 
+def test_what_a_settings_file_suggests_in_a_comment_can_be_set(only: Callable[[Mapping[str, str]], None]) -> None:
+    """Lines like #VCOT_DISTILL_BUDGET_USD=20; a name that the stage does not know is refused."""
+    suggested = dict(re.findall(r"^#(VCOT_\w+)=(.*)$", (OVERLAYS / "gpu/settings/distill.env").read_text(), re.M))
+    assert suggested.keys() >= {"VCOT_DISTILL_BUDGET_USD", "VCOT_DISTILL_BUDGET_TOKENS", "VCOT_DISTILL_MODEL"}
+    only(suggested)
+    settings_of("jobs.distill").load(["--run-uri", "/runs/x"])
+
+
 def test_a_template_for_each_stage_and_a_stage_for_each_template() -> None:
     objects = render(ROOT / "k8s/base")
     stages = {one["metadata"]["name"]: one["metadata"]["labels"]["vcot/stage"] for one in of_kind(objects, "CronJob")}

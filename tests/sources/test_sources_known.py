@@ -14,10 +14,10 @@ from tests.jobs.test_convert import convert, flags, made, viscot_rows
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
 from tests.sources.given import Given, png
 from vcot.errors import InputError
-from vcot.records import Image, read_samples
+from vcot.records import Folder, Image, read_samples
 from vcot.records.sample import Stored
 from vcot.records.shards import read_mark
-from vcot.sources.known import Known
+from vcot.sources.known import Known, begin, leave
 from vcot.storage import Entry, Store, join
 
 
@@ -142,3 +142,27 @@ def test_samples_name_the_digests_that_were_known(given: Given, tmp_path: Path) 
     for sample in read_samples(store, uri, read_mark(store, uri)[0]):
         assert known.get(sample.image.uri) == sample.image
     assert json.loads(store.read(join(uri, "pictures.json")))["form"] == 1
+
+
+def test_what_nobody_has_added_to_is_not_written_again(tmp_path: Path) -> None:
+    def written(uri: str) -> int:
+        return Path(uri).stat().st_mtime_ns
+
+    folder = Folder(Store(), str(tmp_path / "run"), "convert")
+    left = join(folder.uri, "pictures.json")
+    first = Known(tmp_path / "1.sqlite")
+    first.put(Image(uri="a.png", width=20, height=10, sha256="0" * 64), 7, "now")
+    leave(first, folder, "prepare", None)
+    before = written(left)
+    second = Known(tmp_path / "2.sqlite")
+    begin(second, folder, "finish", None, [])
+    leave(first, folder, "all", None)
+    leave(second, folder, "finish", None)
+    assert written(left) == before
+    second.put(Image(uri="b.png", width=20, height=10, sha256="1" * 64), 7, "now")
+    leave(second, folder, "finish", None)
+    assert written(left) != before
+    third = Known(tmp_path / "3.sqlite")
+    begin(third, folder, "finish", None, [])
+    assert third.get("a.png") == first.get("a.png") is not None
+    assert third.get("b.png") == second.get("b.png") is not None

@@ -166,10 +166,21 @@ class Reason(StrEnum):
     HELD_OUT = "held-out"
     NO_REASONING = "no-reasoning"
     TEACHER_EMPTY = "teacher-empty"
+    TEACHER_REFUSED = "teacher-refused"
+    TEACHER_CUT_OFF = "teacher-cut-off"
+    TEACHER_NOT_JSON = "teacher-not-json"
+    TEACHER_WRONG_SHAPE = "teacher-wrong-shape"
     TEACHER_UNREADABLE = "teacher-unreadable"
     TEACHER_UNGROUNDED = "teacher-ungrounded"
+    TEACHER_BOX_OFF_GOLD = "teacher-box-off-gold"
+    TEACHER_BOX_UNSURE = "teacher-box-unsure"
+    TEACHER_BOX_NOT_SEEN = "teacher-box-not-seen"
+    TEACHER_BOX_UNDETECTED = "teacher-box-undetected"
+    TEACHER_CLAIMS_UNSUPPORTED = "teacher-claims-unsupported"
+    TEACHER_NOTHING_LEFT = "teacher-nothing-left"
     TEACHER_WRONG_ANSWER = "teacher-wrong-answer"
-    TEACHER_REFUSED = "teacher-refused"
+    TEACHER_EVIDENCE_FALLS_SHORT = "teacher-evidence-falls-short"
+    TEACHER_ANSWER_FIRST = "teacher-answer-first"
     TOO_LONG = "too-long"
 
 
@@ -193,3 +204,8 @@ class Rejection(Record):
     stage: str
     reason: Reason
     detail: str = Field("", description="the thing as it was written, and what would be right")
+    part: str = Field("", description="what of the row was refused, where the rest of it was kept; empty: all of it")
+    said: tuple[str, ...] = Field((), description="what a teacher said about the row, in the order in which it did")
+    negative: Sample | None = Field(
+        None, description="the row with the teacher's reasoning and its wrong answer, where those are asked for"
+    )

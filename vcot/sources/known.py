@@ -49,7 +49,7 @@ _AT_ONCE = 10_000
 
 
 class Known:
-    """Share it between threads. `news`: whether it knows what no file that it has taken over said."""
+    """Share it between threads. `news`: whether it knows what no file says that it has taken or left as a whole."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
@@ -147,6 +147,7 @@ class Known:
         store.upload(path, file)
         store.write(uri, json.dumps({"form": _FORM, "file": last_part(file), "sha256": digest}).encode())
         path.unlink()
+        self.news = self.news and fresh
 
 
 def begin(known: Known, folder: Folder, part: str, given: str | None, listed: Iterable[Entry]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vcot.records import Reason
 from vcot.records.conversion import Conversion, Pair, Rows
-from vcot.records.page import fill, page
+from vcot.records.page import fill, page, share
 from vcot.records.spread import Bar, Distribution
 from vcot.sources.desk import SPLITS
 from vcot.sources.gallery import Shelf
@@ -157,14 +157,6 @@ def _measures(found: Conversion) -> list[dict[str, Any]]:
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
-
-
-def share(part: int, whole: int) -> str:
-    """In percent, with a digit where it would else look like none or all."""
-    if not whole:
-        return "–"
-    percent = 100 * part / whole
-    return f"{percent:.1f} %" if 0 < percent < 10 or 90 < percent < 100 else f"{percent:.0f} %"
 
 
 def amount(value: float) -> str:

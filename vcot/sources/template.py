@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-CSS = Markup("""
+from vcot.records.page import ROWS_CSS
+
+CSS = ROWS_CSS + Markup("""
 :root { --train: #2f6fde; --validation: #7aa7f7; --test: #b3bcc7; --refused: #d9480f; }
-* { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-nav { margin: 12px 0 0; font-size: 14px; }
-nav a { margin-right: 14px; white-space: nowrap; }
-.wide { overflow-x: auto; }
 .full { min-width: 100%; }
 .full td { vertical-align: middle; }
-.remarks { list-style: none; padding: 0; margin: 16px 0; }
-.remarks li { padding: 3px 0 3px 28px; position: relative; }
-.remarks li::before { position: absolute; left: 4px; font-weight: 700; }
-.remarks .good::before { content: "✓"; color: var(--true); }
-.remarks .look::before { content: "!"; color: var(--refused); left: 8px; }
 .stack { display: flex; height: 14px; min-width: 140px; }
 .stack i { display: block; min-width: 1px; }
 .train { background: var(--train); }
@@ -34,40 +27,21 @@ nav a { margin-right: 14px; white-space: nowrap; }
 .chart td:first-child { width: 122px; text-align: right; color: var(--soft); font-variant-numeric: tabular-nums; }
 .chart td:last-child { width: 76px; padding: 0; text-align: right; font-variant-numeric: tabular-nums; }
 .chart .bar { display: block; min-width: 1px; }
-.rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px; margin: 12px 0; }
-.rows .card { margin: 0; padding: 0; overflow: hidden; font-size: 14px; }
-.rows .card.no { border-color: #f0b79f; }
-.rows figure { background: #f3f5f7; display: flex; justify-content: center; align-items: center; height: 250px; }
 .rows figure.close { height: 84px; border-top: 1px solid var(--line); }
-.rows img { border-radius: 0; max-height: 100%; }
-.rows .none { color: var(--soft); padding: 0 16px; text-align: center; overflow-wrap: anywhere; }
-.rows .text { padding: 10px 14px 12px; }
-.text p { margin: 0 0 6px; }
 .text details { margin: 0 0 6px; }
-.text summary { color: var(--soft); cursor: pointer; }
-.said { unicode-bidi: isolate; overflow-wrap: anywhere; white-space: pre-wrap; }
-.id { overflow-wrap: anywhere; }
-.chip { display: inline-block; border-radius: 10px; padding: 0 9px; font-size: 13px; line-height: 20px; color: #fff; }
 .chip.test, .chip.validation { color: var(--ink); }
-.nowrap { white-space: nowrap; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 16px; }
 .pair { break-inside: avoid; }
 .pair div { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; align-items: center; }
 .pair .none { color: var(--soft); font-size: 13px; background: #f3f5f7; padding: 16px 8px; overflow-wrap: anywhere; }
 td.name, h2.name { overflow-wrap: anywhere; }
-td.name { min-width: 90px; }
 @media (max-width: 700px) {
-  main { padding: 20px 14px 40px; }
   .tile { min-width: 0; flex: 1 1 40%; padding: 8px 12px; }
-  th, td { padding-right: 12px; }
   .full th:last-child, .full td:last-child { display: none; }
   .charts, .rows, .pairs { grid-template-columns: minmax(0, 1fr); }
   .rows figure { height: auto; min-height: 60px; max-height: 340px; }
 }
 @media print {
-  main { max-width: none; padding: 0; }
-  nav { display: none; }
-  body { font-size: 12px; }
   table, code, .mono, .small, .chip, .tile span, .chart table, .rows .card, figcaption { font-size: 11px; }
   th, td { padding-right: 10px; }
   .rows { grid-template-columns: repeat(4, 1fr); gap: 8px; }

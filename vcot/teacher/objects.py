@@ -59,6 +59,14 @@ def _accepted(sample: Sample) -> list[str]:
     return [*sample.answers, *(c for n, c in enumerate(choices) if chr(ord("A") + n) in letters)]
 
 
+def choices_of(sample: Sample) -> list[str]:
+    """The choices as a line, "Choices: A. disc; B. lever"; no line where there are none."""
+    if not sample.choices:
+        return []
+    letters = (chr(ord("A") + n) for n in range(len(sample.choices)))
+    return ["Choices: " + "; ".join(map(". ".join, zip(letters, sample.choices, strict=True)))]
+
+
 def tells_answer(prose: str, sample: Sample) -> bool:
     """Whether prose names an accepted answer that the question does not hold.
 
