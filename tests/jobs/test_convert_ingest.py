@@ -31,7 +31,8 @@ from vcot.records.page import TRUE
 from vcot.records.picture import picture
 from vcot.records.shards import read_mark
 from vcot.storage import Store, images
-from vcot.teacher.model import data_url
+from vcot.teacher.pictures import data_url
+from vcot.teacher.request import Picture
 from vcot.tokens import Contract
 from vcot.tokens.audit import view
 
@@ -218,7 +219,7 @@ def _line(drawn: Pillow.Image, colour: str) -> Box:
 @pytest.mark.parametrize("ingest", [False, True])
 def test_a_teacher_is_sent_the_picture_that_is_kept(given: Given, tmp_path: Path, ingest: bool) -> None:
     for sample in converted(given, tmp_path, ingest=ingest):
-        url = data_url(Store(), sample.image, 512)
+        url = data_url(Store(), Picture(sample.shown, 512))
         sent = Pillow.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
         assert iou(disc_in(sent), Box(*DISC)) > 0.93
         assert max(sent.size) == (sample.image.kept.width if ingest else 512)
