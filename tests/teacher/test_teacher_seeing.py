@@ -43,7 +43,8 @@ def eyes() -> Eyes:
 def gold(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     """Drawn scenes, with what is true of them."""
     run_uri = tmp_path_factory.mktemp("scenes")
-    source(run_uri, source="scenes", scenes=ROWS, seed=3, validation_share=0)
+    kinds = "where,presence,count,point"
+    source(run_uri, source="scenes", questions=kinds, scenes=ROWS, seed=3, validation_share=0)
     mark, _ = read_mark(Store(), f"{run_uri}/convert")
     return list(read_samples(Store(), f"{run_uri}/convert", mark))
 
