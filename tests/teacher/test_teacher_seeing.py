@@ -120,10 +120,13 @@ def test_the_gates_refuse_what_it_got_wrong(looked: Run) -> None:
     assert Reason.TEACHER_BOX_UNSURE in reasons  # it pointed elsewhere when asked again
 
 
-def test_a_blank_picture_gives_nothing_to_keep(eyes: Eyes, gold: list[Sample], tmp_path: Path) -> None:
+def test_a_blank_picture_gives_nothing_to_keep(eyes: Eyes, looked: Run, tmp_path: Path) -> None:
+    """All rows in which something is to be found, with a picture that shows nothing; and one with its own."""
     (tmp_path / "blank.png").write_bytes(data := picture(160, 120))
     image = sample(uri=str(tmp_path / "blank.png"), data=data, width=160, height=120).image
-    there = [row.model_copy(update={"image": image}) for row in gold if true_boxes(row)]
-    blank = distil(eyes, there, tmp_path / "runs" / "blank")
-    assert not blank.kept
-    assert len(blank.refused) == len(there)
+    own = looked.gold[looked.kept[0].id]
+    there = [row for row in looked.gold.values() if true_boxes(row) and row is not own]
+    rows = [own, *(row.model_copy(update={"image": image}) for row in there)]
+    blank = distil(eyes, rows, tmp_path / "runs" / "blank")
+    assert [row.id for row in blank.kept] == [own.id]
+    assert {row.id for row in blank.refused} == {row.id for row in there}
