@@ -410,14 +410,14 @@ def test_requests_under_way_come_home_when_the_rows_can_be_written_no_longer(
             if row.id == "row-1":
                 raise OSError(28, "No space left on device")
 
-    with scripted_teacher(lambda asked: Say("I see the [1].", wait=0.1)) as teacher:
+    with scripted_teacher(lambda asked: Say("I see the [1].", wait=0.3)) as teacher:
         monkeypatch.setenv("OPENAI_BASE_URL", teacher.address)
         with (
             pytest.raises(OSError, match="No space left"),
             desk_teacher(ask.cache, retries=0, concurrency=4) as model_teacher,
         ):
-            distil(ask.rows(12), model_teacher, Full())  # type: ignore[arg-type]
-        assert len(ask.kept) == len(teacher.asked) < 12
+            distil(ask.rows(32), model_teacher, Full())  # type: ignore[arg-type]
+        assert len(ask.kept) == len(teacher.asked) < 32
 
 
 # --------------------------------------------------------------------------------------------- what a server leaves out

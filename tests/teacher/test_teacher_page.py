@@ -98,7 +98,8 @@ def test_the_funnel_of_each_source_and_of_all(tmp_path: Path) -> None:
     a, b = rows(tmp_path, 6, "vsr"), rows(tmp_path, 2, "gqa", begin=6)
     fallen = [Reason.TEACHER_EMPTY, Reason.TEACHER_BOX_UNSURE, Reason.TEACHER_WRONG_ANSWER, Reason.IMAGE_MISSING]
     first = [(row, refused(row, reason)) for row, reason in zip(a, fallen, strict=False)]
-    found, page = finished(tmp_path, [*first, (a[4], POINTS), (a[5], None)], [(b[0], POINTS), (b[1], POINTS)])
+    written = a[5].model_copy(update={"reasoning": POINTS.traces})
+    found, page = finished(tmp_path, [*first, (a[4], POINTS), (written, None)], [(b[0], POINTS), (b[1], POINTS)])
     assert found["funnel"]["vsr"] == {
         "rows": 6, "passed": 1, "asked": 4, "parsed": 3, "boxes_accepted": 2, "answer_agreed": 1, "kept": 1,
     }  # fmt: skip
