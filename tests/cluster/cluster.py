@@ -15,7 +15,7 @@ import yaml
 
 from tests.cluster.layout import ROOT
 from tests.cluster.node import Node
-from tests.cluster.reads import AWAY_AT_MOST, Lost, Manifest, Reads
+from tests.cluster.reads import Lost, Manifest, Reads, while_away
 from vcot.pipeline.submit import copied
 
 #: What a pod needs to know of the storage; the rest of a client's variables are about files of this machine.
@@ -42,14 +42,10 @@ class Cluster:
 
     def run(self, *words: str, stdin: str | None = None) -> str:
         command = [*self.kubectl, "--namespace", self.namespace, *words]
-        begun = time.monotonic()
-        while True:
-            done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-            away = done.returncode and any(word in done.stderr for word in AWAY)
-            if not away or time.monotonic() - begun > AWAY_AT_MOST:
-                break
-            time.sleep(0.5)
-            Lost.seconds += 0.5
+        done = while_away(
+            lambda: subprocess.run(command, input=stdin, capture_output=True, text=True, check=False),
+            lambda done: done.returncode != 0 and any(word in done.stderr for word in AWAY),
+        )
         if done.returncode:
             raise CommandFailed(f"kubectl {' '.join(words)}: {done.stderr.strip()}\n{done.stdout.strip()}")
         return done.stdout

@@ -11,6 +11,7 @@ import io
 import json
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,18 @@ def hand_over(image: str, manifest: str, config: str, storage: Path, ctr: Sequen
         storage: buildah's, with driver overlay, on the file system that containerd's snapshots are on.
         ctr: begins a command line on that containerd.
     """
-    layers = json.loads(manifest)["layers"]
+    known = json.loads(manifest)
     parent = ""
-    for layer, folder in zip(layers, _folders(storage, json.loads(manifest)["config"]["digest"]), strict=True):
+    for layer, folder in zip(known["layers"], _folders(storage, known["config"]["digest"]), strict=True):
         digest = layer["digest"]
         chain = _digest(f"{parent} {digest}".encode()) if parent else digest
         if not _there(chain, ctr):
             _snapshot(chain, parent, folder, ctr, run)
         parent = chain
-    archive = _archive(image, manifest.encode(), config.encode())
-    subprocess.run([*ctr, "images", "import", "--no-unpack", "-"], input=archive, capture_output=True, check=True)
+    with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
+        archive.write(_archive(image, manifest.encode(), config.encode()))
+        archive.flush()
+        run([*ctr, "images", "import", "--no-unpack", archive.name])
 
 
 def same_file_system(one: Path, other: Path) -> bool:

@@ -6,15 +6,16 @@ import http.client
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from tests.cluster.node import die_with_parent
 
 Manifest = dict[str, Any]
+T = TypeVar("T")
 
 API_OF = {
     "jobs": "apis/batch/v1",
@@ -32,6 +33,15 @@ class Lost:
     seconds = 0.0
 
 
+def while_away(ask: Callable[[], T], away: Callable[[T], bool]) -> T:
+    """The answer of `ask`, which is asked again while the API server is away, for AWAY_AT_MOST seconds."""
+    begun = time.monotonic()
+    while away(answer := ask()) and time.monotonic() - begun <= AWAY_AT_MOST:
+        time.sleep(0.5)
+        Lost.seconds += 0.5
+    return answer
+
+
 @dataclass(frozen=True)
 class Reads:
     """What `kubectl proxy` passes on."""
@@ -43,18 +53,12 @@ class Reads:
         path = f"/{API_OF[kind]}/namespaces/{namespace}/{kind}/{name}".rstrip("/")
         if selector:
             path += "?" + urlencode({"labelSelector": selector})
-        begun = time.monotonic()
-        while True:
-            status, body = self._answer(path)
-            if status == 200:
-                found: Manifest = json.loads(body)
-                return found
-            if status == 404 and name:
-                return None
-            if status < 500 or time.monotonic() - begun > AWAY_AT_MOST:
-                raise AssertionError(f"GET {path}: {status} {body.decode(errors='replace')}")
-            time.sleep(0.5)
-            Lost.seconds += 0.5
+        status, body = while_away(lambda: self._answer(path), lambda answer: answer[0] >= 500)
+        if status == 404 and name:
+            return None
+        assert status == 200, f"GET {path}: {status} {body.decode(errors='replace')}"
+        found: Manifest = json.loads(body)
+        return found
 
     def _answer(self, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
