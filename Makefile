@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 push-base rehearsal-base bench-kill requirements formats \
-	golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
+.PHONY: help venv lint test local-train local-clean minio s3 push-base rehearsal-base bench-kill bench-convert bench-distill bench-storm requirements \
+	formats golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -90,6 +90,17 @@ test: $(NEEDED) ## all tests but cluster-test; TESTS=tests/storage for some. Bui
 
 bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
 	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
+
+bench-convert: $(VENV) ## rows a second and memory of convert on VisCoT's rows beside the checkout; ROWS=400000 PROCESSES=2
+	$(PY) -m benchmarks.convert --rows $(or $(ROWS),400000) --processes $(or $(PROCESSES),2)
+
+comma := ,
+
+bench-distill: $(VENV) ## requests a second and CPU of distill, beside the bare client; CONCURRENCY=5,10,20,50 WAIT=0.2
+	$(PY) -m benchmarks.distill --concurrency '$(or $(CONCURRENCY),5$(comma)10$(comma)20$(comma)50)' --wait $(or $(WAIT),0.2)
+
+bench-storm: $(VENV) ## distill with faults, an empty purse and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
+	$(PY) -m tests.teacher.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'
 
 # --- on Kubernetes ---
 

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from decimal import Decimal
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from vcot.settings import Settings, setting
+from vcot.errors import SettingsError
+from vcot.settings import CommaSeparated, Settings, flag, setting
 from vcot.stage import launch
 
 if TYPE_CHECKING:
+    from vcot.records import Sample
+    from vcot.records.shards import Folder
     from vcot.storage import Store
     from vcot.teacher import Teacher
+    from vcot.teacher.row import Way
+    from vcot.teacher.talk import Manner
+    from vcot.teacher.trust import Detector, Trust
+    from vcot.teacher.two_level.chain import Chain
 
 
 class DistillSettings(Settings):
     """Gives reasoning to the rows that lack it; rows that have it, and rows of the test split, pass unchanged.
 
     --teacher template writes a short grounded trace from the annotated evidence, without any model.
-    --teacher openai asks a model behind any OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY). It is
-    shown the image, the question, the answer and the evidence as a numbered list, and refers to objects by
-    number; boxes are put into the text by this program. Replies are kept, so that none is paid for twice.
+    --teacher openai asks a model behind any OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), in one of
+    these ways:
+      answer-aware  it is told the answer and a numbered list of the evidence, and refers to objects by number
+      rationalise   reasoning that was written as mere text stays as it is and gets places
+      two-level     it describes the image and each thing in it apart, judges what it said, then writes reasoning and
+                    new questions; --only-step does one step, whose records can be looked at
+    Boxes of annotated objects are put into the text by this program. Boxes that the model proposes are checked, and
+    the answer must follow from what the reasoning points at. Replies are kept, so that none is paid for twice.
     """
 
     stage: ClassVar[str] = "distill"
 
     input_uri: str | None = setting(None, "folder of the stage that made the Samples; default: <run-uri>/convert")
     teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
-    alternatives: int = setting(1, "different traces for each row", unit="traces", ge=1, le=16)
+    way: Literal["answer-aware", "rationalise", "two-level"] = setting(
+        "answer-aware", "openai: how it is asked; see above"
+    )
+    only_step: Literal[
+        "captions", "objects", "crops", "branches", "verdicts", "synthesis", "gates"
+    ] | None = setting(
+        None, "two-level: make the records of this step alone, from those of the steps before it, and stop",
+        shapes_result=False,
+    )  # fmt: skip
+    steps_uri: str | None = setting(
+        None, "two-level: where the steps keep their records; the distill folder of another run takes up what it has "
+        "made with the same prompts and model; default: <run-uri>/distill", shapes_result=False,
+    )  # fmt: skip
+    objects: int = setting(8, "two-level: objects that may be proposed for an image", unit="objects", ge=1, le=64)
+    pairs: int = setting(2, "two-level: new questions for each image, beside its own", unit="questions", ge=0, le=16)
+    alternatives: int = setting(
+        1, "different traces for each row (rationalise: one for each text)", unit="traces", ge=1, le=16
+    )
     max_rejected_share: float = setting(
         0.05, "share of the rows that may be refused before the stage fails", unit="0..1", ge=0, le=1,
         shapes_result=False,
@@ -38,32 +71,112 @@ class DistillSettings(Settings):
     phrasings: int = setting(
         3, "template: wordings in use; 1: always the first and plainest", unit="wordings", ge=1, le=3
     )
-    seed: int = setting(0, "template: which row gets which wording")
+    seed: int = setting(0, "template: which row gets which wording; openai: which looks are followed by a decoy")
 
     model: str | None = setting(None, "openai: the model, by the endpoint's name for it", min_length=1)
     temperature: float | None = setting(None, "openai: sampling temperature; default: the endpoint's own", ge=0, le=2)
     reply_tokens: int = setting(1024, "openai: most tokens of one reply, its thinking included", unit="tokens", ge=16)
     image_side: int = setting(1024, "openai: longest side of the picture that is sent", unit="pixels", ge=28, le=8192)
-    attempts: int = setting(3, "openai: how often a row is asked before it is given up", unit="requests", ge=1, le=10)
-    concurrency: int = setting(
-        8, "openai: requests under way at once", unit="requests", ge=1, le=512, shapes_result=False
-    )
-    retries: int = setting(
-        8, "openai: how often a request is tried again when the endpoint is busy or fails (pauses grow to 8 seconds, "
-        "or what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
+    repairs: int = setting(
+        1, "openai: how often a reply that is of no use is asked for again, with a word on why", unit="requests", ge=0,
+        le=1,
     )  # fmt: skip
-    timeout: float = setting(120.0, "openai: longest wait for one reply", unit="seconds", gt=0, shapes_result=False)
-    max_requests: int | None = setting(
-        None, "openai: stop with exit code 21 once this process has sent so many requests", unit="requests", ge=1,
+    structured: bool = setting(
+        True,
+        "openai: demand the shape of replies as a JSON schema; endpoints that refuse one are told it in words only",
+    )
+    prompts: CommaSeparated = setting(
+        (), "openai: other words for a purpose, comma-separated: look=1 for that version, look=s3://b/my.v2.md for "
+        "a file of yours; default: the newest version of each",
+    )  # fmt: skip
+    show_prompt: bool = setting(False, "print the words that go with this way, and stop", shapes_result=False)
+    judge_model: str | None = setting(
+        None, "openai: another model for the checks (look, reanswer, verdict); default: --model", min_length=1
+    )
+    frame: Literal["thousandths", "resized_pixels", "pixels", "padded_square", "fractions"] = setting(
+        "thousandths", "openai: the numbers in which this model writes boxes; never guessed from how large they are"
+    )
+    min_pixels: int | None = setting(
+        None, "openai: with --frame resized_pixels, the least pixels of the model's processor", unit="pixels", ge=1
+    )
+    max_pixels: int | None = setting(None, "openai: and the most", unit="pixels", ge=1)
+    propose: bool = setting(True, "openai: it may point at what nobody annotated; what it proposes is checked")
+    min_proposed_area: CommaSeparated = setting(
+        ("0.0005",), "openai: proposed boxes cover this share of the image at least: 0.0005, or 0.0005,docvqa=0.001 by "
+        "dataset; boxes that people drew are never measured", unit="0..1",
+    )  # fmt: skip
+    max_proposed_area: CommaSeparated = setting(("0.9",), "openai: and at most: 0.9, or 0.9,vsr=1", unit="0..1")
+    twice: bool = setting(True, "openai: a second proposal that does not know the first must agree (IoU 0.5)")
+    look: bool = setting(True, "openai: a look at the cut-out must find the thing in it")
+    decoy_share: float = setting(
+        0.1, "openai: share of the looks that are followed by one at a place that does not show the thing; how often "
+        "those pass is in the report", unit="0..1", ge=0, le=1,
+    )  # fmt: skip
+    detector_uri: str | None = setting(
+        None, "openai: folder of a detector (Grounding DINO, OWLv2) that must find what is proposed; needs torch"
+    )
+    reanswer: bool = setting(True, "openai: the answer must follow from the cut-outs of the evidence alone")
+    answer_first: Literal["flag", "refuse"] = setting(
+        "flag", "openai: what becomes of reasoning whose first sentence states the answer"
+    )
+    wrong_answers: Literal["refuse", "negatives"] = setting(
+        "refuse", "openai: what becomes of reasoning that ends in another answer; negatives: it is refused, and the "
+        "rejection holds it as a whole row with its wrong answer, to learn from",
+    )  # fmt: skip
+    bad_objects: Literal["refuse", "prose"] = setting(
+        "refuse", "openai: what becomes of reasoning with an object that is refused; prose: it stays without that box"
+    )
+    endpoints: CommaSeparated = setting(
+        (), "openai: endpoints that share the work, with weights: https://a/v1=2,https://b/v1; default: the one that "
+        "OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
+    )  # fmt: skip
+    concurrency: int = setting(
+        10, "openai: most requests under way at once; fewer where an endpoint turns some away", unit="requests", ge=1,
+        le=512, shapes_result=False,
+    )  # fmt: skip
+    retries: int = setting(
+        8, "openai: how often a request is tried again when the endpoint is busy, fails or is too slow (pauses grow to "
+        "a minute, or what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
+    )  # fmt: skip
+    timeout: float = setting(
+        120.0, "openai: a request that takes longer is cut off and tried again", unit="seconds", gt=0,
         shapes_result=False,
     )  # fmt: skip
-    max_tokens: int | None = setting(
-        None, "openai: stop with exit code 21 once this process has paid for so many tokens (in and out); requests "
-        "under way are still waited for", unit="tokens", ge=1, shapes_result=False,
+    batch: bool = setting(
+        False, "openai: ask all that can wait in batches first, at the endpoint's lower price and within a day; what "
+        "fails there is asked singly", shapes_result=False,
     )  # fmt: skip
+    prices: str | None = setting(
+        None, "openai: file with prices of models, of the form of vcot/teacher/prices.toml, which it adds to and "
+        "overrides", shapes_result=False, min_length=1,
+    )  # fmt: skip
+    budget_usd: Decimal | None = setting(
+        None, "openai: US dollars that this run may spend in all; never passed, exit code 21 when it is reached",
+        unit="US dollars", gt=0, decimal_places=6, shapes_result=False,
+    )  # fmt: skip
+    budget_tokens: int | None = setting(
+        None, "openai: tokens, in and out, that this run may pay for in all; never passed, exit code 21", unit="tokens",
+        ge=1, shapes_result=False,
+    )  # fmt: skip
+    budget_requests: int | None = setting(
+        None, "openai: requests that this run may send in all; never passed, exit code 21", unit="requests", ge=1,
+        shapes_result=False,
+    )  # fmt: skip
+    dry_run: bool = setting(
+        False, "openai: count requests, tokens, cost and time without sending anything, and stop", shapes_result=False
+    )
     cache_uri: str | None = setting(
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False
     )
+
+    @field_validator("endpoints")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from vcot.teacher.addresses import read_address
+
+        for written in value:
+            read_address(written)
+        return value
 
     @model_validator(mode="after")
     def _fit_the_teacher(self) -> Self:
@@ -80,31 +193,120 @@ class DistillSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
+            raise ValueError("--frame=resized_pixels needs --min-pixels and --max-pixels, the limits of the processor")
+        for name in ("min_proposed_area", "max_proposed_area"):
+            for entry in getattr(self, name):
+                if not _SHARE.fullmatch(entry):
+                    raise ValueError(
+                        f"{flag(name)}: {entry!r} is no share of an image; write 0.0005, or 0.0005,docvqa=0.0001"
+                    )
+        if self.only_step is not None and (self.teacher, self.way) != ("openai", "two-level"):
+            raise ValueError(f"--only-step={self.only_step}: steps belong to --teacher openai --way two-level")
+        return self
+
+
+_SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
+
 
 def run(settings: DistillSettings) -> None:
+    if settings.show_prompt:
+        show_prompts(settings)
+        return
     from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
     from vcot.storage import Store, join
-    from vcot.teacher.distil import distil, summed
+    from vcot.teacher.distil import distil
+    from vcot.teacher.report.whole import whole
 
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
-    mark, inputs = read_mark(store, source)
+    mark, read = read_mark(store, source)
+    inputs = read | own_prompts(settings, store)
+    folder = Folder(store, settings.run_uri, settings.stage)
+
+    def rows_of(index: int) -> Iterator[Sample]:
+        return read_shard(store, source, mark.shards[index])
 
     with teacher_of(settings, store) as teacher:
+        shards = range(len(mark.shards))
+        if settings.dry_run:
+            dry_run(settings, teacher, map(rows_of, shards))
+            return
+        told = facts_of(settings, teacher)
+        steps = chain_of(settings, folder, teacher, read)
+        if settings.only_step is not None and steps is not None:
+            spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
+            make_step(settings, steps, len(shards), rows_of, spending)
+            return
+        if folder.mark() is None:
+            folder.begin(settings, inputs)
+            spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
 
         def work(writer: ShardWriter) -> None:
-            distil(read_shard(store, source, mark.shards[writer.index]), teacher, writer)
+            rows = partial(rows_of, writer.index)
+            with spending(writer.index, writer.facts):
+                specimens = distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer)
+            if steps is not None:  # some of them may have been made, and paid, by another process
+                writer.facts["bill"] = steps.bill(writer.index)
+            specimens.put_aside(folder, writer.index)
 
         run_shards(
-            Folder(store, settings.run_uri, settings.stage),
+            folder,
             settings,
             inputs=inputs,
             shards=len(mark.shards),
             work=work,
             max_rejected_share=settings.max_rejected_share,
-            report=lambda marks, _: ({"teacher": teacher.name} | summed(marks), None),
-            facts={"teacher": teacher.name},
+            report=lambda marks, tally: whole(folder, marks, tally, told),
+            facts=told,
         )
+
+
+def facts_of(settings: DistillSettings, teacher: Teacher) -> dict[str, Any]:
+    """Who wrote the reasoning, how it was asked, and with which versions of the prompts."""
+    if settings.teacher == "template":
+        return {"teacher": teacher.name}
+    from vcot.teacher import prompts
+
+    versions = {prompt.name: prompt.version for prompt in prompts.of_way(settings.way, settings.prompts)}
+    return {"teacher": teacher.name, "way": settings.way, "prompts": versions}
+
+
+def own_prompts(settings: DistillSettings, store: Store) -> dict[str, str]:
+    """URI → sha256 of the prompts that are the user's own files; they must not change within a run."""
+    from vcot.teacher import prompts
+
+    return {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}
+
+
+def chain_of(settings: DistillSettings, folder: Folder, teacher: Teacher, read: dict[str, str]) -> Chain | None:
+    """The steps that are kept in storage; None for a teacher that has none."""
+    if settings.way != "two-level" or settings.teacher == "template":
+        return None
+    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.two_level.chain import Chain
+
+    assert isinstance(teacher, ModelTeacher)
+    return Chain(teacher, folder.store, settings.steps_uri or folder.uri, read)
+
+
+def make_step(
+    settings: DistillSettings,
+    steps: Chain,
+    shards: int,
+    rows_of: Callable[[int], Iterator[Sample]],
+    spending: Callable[[int, dict[str, Any]], AbstractContextManager[None]],
+) -> None:
+    """One step alone, in all shards or in the one that was asked for."""
+    assert settings.only_step is not None
+    if settings.part in ("all", "shards"):
+        for index in range(shards) if settings.shard is None else [settings.shard]:
+            with spending(index, {}):
+                steps.make(settings.only_step, index, partial(rows_of, index))
+    if settings.part in ("all", "finish"):
+        steps.report(settings.only_step, shards)
 
 
 @contextmanager
@@ -115,19 +317,135 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
-    from vcot.teacher.endpoint import Endpoint
-    from vcot.teacher.model import ModelTeacher, Options
+    from vcot.teacher.desk import Desk
+    from vcot.teacher.endpoints import endpoints_of
+    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.pictures import Pictures
+    from vcot.teacher.prices import read_prices
     from vcot.teacher.replies import Replies
 
-    assert settings.model is not None  # _fit_the_teacher saw to it
-    options = Options(
-        model=settings.model, temperature=settings.temperature, reply_tokens=settings.reply_tokens,
-        image_side=settings.image_side, attempts=settings.attempts, alternatives=settings.alternatives,
-        concurrency=settings.concurrency, max_requests=settings.max_requests, max_tokens=settings.max_tokens,
-    )  # fmt: skip
-    replies = Replies(store, settings.cache_uri or cache_of(settings.run_uri))
-    with ModelTeacher(Endpoint(retries=settings.retries, timeout=settings.timeout), replies, store, options) as teacher:
+    desk = Desk(
+        endpoints_of(settings.endpoints, at_once=settings.concurrency, timeout=settings.timeout),
+        Replies(store, settings.cache_uri or cache_of(settings.run_uri)),
+        Pictures(store),
+        read_prices(store, settings.prices),
+        retries=settings.retries,
+    )
+    with ModelTeacher(way_of(settings, store), desk, ahead=4 * settings.concurrency) as teacher:
         yield teacher
+
+
+def spending_of(
+    settings: DistillSettings, folder: Folder, teacher: Teacher, shards: Callable[[], Iterable[Iterator[Sample]]]
+) -> Callable[[int, dict[str, Any]], AbstractContextManager[None]]:
+    """For each shard, by its number and its facts: its part of the budget, and what it paid in its facts."""
+    if settings.teacher == "template":
+        return lambda *_: nullcontext()
+    from vcot.teacher.batches import ask_in_batches
+    from vcot.teacher.forecast import Foreseen, of_rows
+    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.plan import ceiling_of, check_prices, known_plan, make_plan
+    from vcot.teacher.treasury import Treasury
+
+    assert isinstance(teacher, ModelTeacher)
+    ceiling = ceiling_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
+    prices = teacher.desk.prices
+    check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
+    plan = None
+    if settings.part in ("all", "prepare"):
+
+        def foreseen() -> list[Foreseen]:
+            return [of_rows(rows, teacher.way, prices) for rows in shards()]
+
+        make = partial(make_plan, folder.store, folder.uri, ceiling, foreseen)
+        plan = make()
+        if settings.batch:
+            ask_in_batches(folder, teacher, plan, lambda: chain.from_iterable(shards()))
+            plan = make()
+    elif settings.part == "shards":
+        plan = known_plan(folder.store, folder.uri, ceiling)
+    return Treasury(folder, plan, teacher, alone=settings.shard is None).open
+
+
+def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterator[Sample]]) -> None:
+    if settings.teacher == "template":
+        print("the template teacher asks nobody: nothing is to be paid")
+        return
+    from vcot.teacher.dryrun import Forecast
+    from vcot.teacher.model import ModelTeacher
+
+    assert isinstance(teacher, ModelTeacher)
+    forecast = Forecast(teacher.desk.replies, teacher.desk.prices)
+    for rows in shards:
+        forecast.add(rows, teacher)
+    print(forecast.told(settings.concurrency))
+
+
+def way_of(settings: DistillSettings, store: Store) -> Way:
+    """How the model is asked, as the settings say."""
+    from vcot.teacher.answer_aware import AnswerAware
+    from vcot.teacher.rationalise import Rationalise
+    from vcot.teacher.two_level.way import TwoLevel
+
+    manner, trust = manner_of(settings, store), trust_of(settings, store)
+    if settings.way == "two-level":
+        return TwoLevel(manner, trust, most=settings.objects, pairs=settings.pairs)
+    if settings.way == "rationalise":
+        return Rationalise(manner, trust, propose=settings.propose)
+    return AnswerAware(manner, trust, alternatives=settings.alternatives, propose=settings.propose)
+
+
+def manner_of(settings: DistillSettings, store: Store) -> Manner:
+    from vcot.grounding import FrameSpec
+    from vcot.teacher import prompts
+    from vcot.teacher.talk import Manner
+
+    assert settings.model is not None  # _fit_the_teacher saw to it
+    return Manner(
+        model=settings.model, prompts=prompts.chosen(settings.prompts, store), judge=settings.judge_model,
+        temperature=settings.temperature, reply_tokens=settings.reply_tokens, image_side=settings.image_side,
+        repairs=settings.repairs, structured=settings.structured,
+        frame=FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels),
+    )  # fmt: skip
+
+
+def trust_of(settings: DistillSettings, store: Store) -> Trust:
+    from vcot.teacher.checks import Areas
+    from vcot.teacher.trust import Trust
+
+    return Trust(
+        areas=Areas(shares(settings.min_proposed_area), shares(settings.max_proposed_area)),
+        twice=settings.twice, look=settings.look, decoy_share=settings.decoy_share, seed=settings.seed,
+        reanswer=settings.reanswer, answer_first=settings.answer_first, wrong_answers=settings.wrong_answers,
+        bad_objects=settings.bad_objects, detector=detector_of(settings, store),
+    )  # fmt: skip
+
+
+def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
+    """Loaded only where one is named: it brings torch, which the data image does not have."""
+    if settings.detector_uri is None:
+        return None
+    try:
+        from vcot.models.detector import load_detector
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"--detector-uri={settings.detector_uri}: a detector needs {error.name}, which is not installed here; "
+            "run distill in the image that train uses, or leave it out"
+        ) from None
+    return load_detector(store, settings.detector_uri)
+
+
+def shares(entries: tuple[str, ...]) -> dict[str, float]:
+    """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
+    pairs = (entry.rpartition("=") for entry in entries)
+    return {name.strip(): float(share) for name, _, share in pairs}
+
+
+def show_prompts(settings: DistillSettings) -> None:
+    from vcot.teacher import prompts
+
+    for prompt in prompts.of_way(settings.way, settings.prompts):
+        print(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n")
 
 
 def cache_of(run_uri: str) -> str:

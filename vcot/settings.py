@@ -14,6 +14,7 @@ import os
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -25,6 +26,9 @@ from vcot.errors import SettingsError, UsageError
 
 PREFIX = "VCOT_"
 STAGES = ("convert", "distill", "tokenize", "train", "evaluate")
+
+#: In it an Indexed Job of Kubernetes tells each of its pods which one it is.
+INDEX = "JOB_COMPLETION_INDEX"
 
 #: A list in one flag or variable: ``a,b,c``.
 CommaSeparated = Annotated[
@@ -40,15 +44,16 @@ def setting(
     unit: str | None = None,
     common: bool = False,
     shapes_result: bool = True,
+    also: str | None = None,
     **limits: Any,
 ) -> Any:
     """One setting of a stage.
 
-    `unit` is shown in the help. `common` settings are shared by all stages (``VCOT_<NAME>``).
-    `shapes_result=False` marks what may differ between two runs on one prefix (how a stage runs,
-    not what it makes); everything else must agree. `limits` are pydantic's (``gt``, ``le``, …).
+    `unit` is shown in the help. `common` settings are shared by all stages (``VCOT_<NAME>``). `also`: a second name of
+    its flag. `shapes_result=False` marks what may differ between two runs on one prefix (how a stage runs, not what
+    it makes); everything else must agree. `limits` are pydantic's (``gt``, ``le``, …).
     """
-    extra: dict[str, Any] = {"unit": unit, "common": common, "shapes_result": shapes_result}
+    extra: dict[str, Any] = {"unit": unit, "common": common, "shapes_result": shapes_result, "also": also}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -64,6 +69,13 @@ class _Environment(EnvSettingsSource):
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         return value  # our own types read their text form themselves
+
+    def __call__(self) -> dict[str, Any]:
+        """Where shards are made, the index of the pod among its Job's stands for VCOT_SHARD; elsewhere it is none."""
+        found = super().__call__()
+        part = self.current_state.get("part", found.get("part"))
+        index = os.environ.get(INDEX)
+        return {"shard": index} | found if part == "shards" and index else found
 
 
 class Declared(BaseSettings):
@@ -129,6 +141,23 @@ class Declared(BaseSettings):
             raise (SettingsError if wrong else UsageError)("\n".join(usage + wrong))
         return settings, check
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Settings of these values alone, whatever the environment says.
+
+        Raises:
+            SettingsError: all faults, a line each, called as flags are.
+        """
+        try:
+            settings: Self = _without_environment(cls)(**values)
+        except ValidationError as error:
+            lines = (_fault_line(cls, fault, values) for fault in error.errors())
+            raise SettingsError("\n".join(lines)) from None
+        return settings
+
+    def judge(self) -> None:
+        """What ``--check`` judges beside the settings: files that belong to them. Raises SettingsError."""
+
 
 class Settings(Declared):
     """What every stage has."""
@@ -143,8 +172,9 @@ class Settings(Declared):
         "all", "which part of the stage this process does", common=True, shapes_result=False
     )
     shard: int | None = setting(
-        None, "do this shard only (with --part shards); default: every one", common=True, shapes_result=False, ge=0
-    )
+        None, f"do this shard only (with --part shards), from 0; default: {INDEX}, or every one", common=True,
+        shapes_result=False, also="shard_index", ge=0,
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_shard_is_a_part(self) -> Self:
@@ -157,6 +187,17 @@ class Settings(Declared):
         return self.run_uri.rstrip("/").rsplit("/", 1)[-1]
 
 
+@cache
+def _without_environment(cls: type[Declared]) -> Any:
+    def init_alone(
+        _: type, settings_cls: type, init_settings: PydanticBaseSettingsSource, *__: Any, **___: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    named = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), named | {"settings_customise_sources": classmethod(init_alone)})
+
+
 def variable(cls: type[BaseSettings], field_name: str) -> str:
     """``VCOT_RUN_URI`` for what all stages share, ``VCOT_<STAGE>_<NAME>`` for a stage's own."""
     common = extra_of(cls.model_fields[field_name]).get("common", False)
@@ -166,6 +207,11 @@ def variable(cls: type[BaseSettings], field_name: str) -> str:
 
 def flag(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
+
+
+def _flags(field_name: str, field: FieldInfo) -> list[str]:
+    also = extra_of(field).get("also")
+    return [flag(name) for name in (field_name, also) if name]
 
 
 def _unknown_variables(cls: type[Declared], environment: Mapping[str, str]) -> list[str]:
@@ -227,13 +273,13 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
         if _is_bool(field.annotation):
             parser.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=_help(cls, name))
         else:
-            parser.add_argument(flag(name), dest=name, metavar="VALUE", help=_help(cls, name))
+            parser.add_argument(*_flags(name, field), dest=name, metavar="VALUE", help=_help(cls, name))
     try:
         found, unknown = parser.parse_known_args(list(argv))
     except UsageError as error:
         return {}, False, [str(error)]
     flags = vars(found)
-    known = [*(flag(n) for n in cls.model_fields), "--check"]
+    known = [*(name for n, field in cls.model_fields.items() for name in _flags(n, field)), "--check"]
     usage = []
     for before, word in zip(["", *unknown], unknown, strict=False):
         if word.startswith("--"):
@@ -254,8 +300,14 @@ def _help(cls: type[Declared], name: str) -> str:
     field = cls.model_fields[name]
     unit = extra_of(field).get("unit")
     default = "required" if field.is_required() else f"default: {_written(field.default)}"
-    choices = ""
-    if get_origin(field.annotation) is Literal:
-        choices = " | ".join(str(c) for c in get_args(field.annotation)) + "; "
-    text = f"{field.description}{f' [{unit}]' if unit else ''} ({choices}{default}; {variable(cls, name)})"
+    choices = " | ".join(_choices(field.annotation))
+    known = f"{choices}; " if choices else ""
+    text = f"{field.description}{f' [{unit}]' if unit else ''} ({known}{default}; {variable(cls, name)})"
     return text.replace("%", "%%")
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What may be given, where only some words may; or nothing at all."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [choice for each in get_args(annotation) for choice in _choices(each)]
+    return [str(choice) for choice in get_args(annotation)] if get_origin(annotation) is Literal else []

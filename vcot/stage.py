@@ -141,6 +141,8 @@ def launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[str
 def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[str]) -> int:
     try:
         settings, check = settings_class.load(argv)
+        if check:
+            settings.judge()
     except VcotError as error:
         lines = str(error).splitlines()
         for line in lines:

@@ -1,11 +1,21 @@
 """Which URIs anybody here speaks: s3://bucket/key, file:///path and plain paths.
 
+Beside them, for reading alone, bytes of such a thing: a picture inside an archive that nobody unpacks.
+
+    bytes+s3://bucket/cot_images_03#1048576+20480#cot_image_data/gqa/1.jpg
+    bytes+s3://bucket/cot_images_03#10737418000+240&cot_images_04#0+999#cot_image_data/gqa/2.jpg
+
+After `bytes+` and the object: start + length in it; after each `&` the same of an object beside it, which goes on where
+the one before ended; after the last `#` what this is called, for people.
+
 Known below settings and storage, so that `--check` refuses what storage would refuse hours later.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vcot.errors import UsageError
 
@@ -37,3 +47,40 @@ def split(uri: str) -> tuple[str, str]:
     else:
         raise UsageError(f"{scheme[1]}:// is not supported; {SPOKEN} are")
     return scheme[1], rest
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes [start, start + length) of the object at a URI."""
+
+    uri: str
+    start: int
+    length: int
+
+
+_PIECES = re.compile(r"bytes\+(.+?)#(\d+)\+(\d+)((?:&[^#&/]+#\d+\+\d+)*)#(.*)", re.DOTALL)
+
+
+def pieces(uri: str) -> tuple[Piece, ...]:
+    """The bytes that a URI of this kind names, in order; () where it is of another kind."""
+    found = _PIECES.fullmatch(uri) if uri.startswith("bytes+") else None
+    if found is None:
+        return ()
+    first, start, length, more, _ = found.groups()
+    folder = first[: first.rfind("/") + 1]
+    further = re.findall(r"&([^#&/]+)#(\d+)\+(\d+)", more)
+    return Piece(first, int(start), int(length)), *(Piece(folder + n, int(s), int(size)) for n, s, size in further)
+
+
+def of_pieces(parts: Sequence[Piece], called: str) -> str:
+    """The URI of these bytes; `pieces` gives them back.
+
+    Raises:
+        UsageError: names that cannot stand in it; in words that stand behind the object as it was written.
+    """
+    first, *more = parts
+    beside = "".join(f"&{piece.uri.rpartition('/')[2]}#{piece.start}+{piece.length}" for piece in more)
+    uri = f"bytes+{first.uri}#{first.start}+{first.length}{beside}#{called}"
+    if pieces(uri) != tuple(parts):
+        raise UsageError("its name looks like a place inside another object; give it one without # and &")
+    return uri

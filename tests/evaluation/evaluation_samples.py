@@ -41,8 +41,16 @@ def sample(
     )
 
 
+def by_text(
+    name: str, question: str = "What is 1 + 1?", answers: Sequence[str] = ("2",), split: str = "test"
+) -> Sample:
+    """A question without an image."""
+    made = sample(name, None, question=question, answers=answers, split=split)  # type: ignore[arg-type]
+    return made.model_copy(update={"image": None})
+
+
 def frame(of: Sample) -> Frame:
-    return FrameSpec("thousandths").on(of.image.width, of.image.height)
+    return of.frame(FrameSpec("thousandths"))
 
 
 def said(boxes: Sequence[Sequence[int]] = (), answer: str | None = "left") -> str:

@@ -36,9 +36,14 @@ class Asked:
     body: dict[str, Any]
 
     @property
+    def purpose(self) -> str:
+        """Why it is asked, as the name of the schema says: "reason", "reanswer", …; "" where none is sent."""
+        return self.body.get("response_format", {}).get("json_schema", {}).get("name", "")  # type: ignore[no-any-return]
+
+    @property
     def words(self) -> str:
         """The text beside the image."""
-        return "".join(part.get("text", "") for part in self.body["messages"][-1]["content"])
+        return "\n".join(part["text"] for part in self.body["messages"][-1]["content"] if "text" in part)
 
     @property
     def question(self) -> str:
@@ -69,6 +74,15 @@ class Answer:
     body: bytes | None = b""
     headers: dict[str, str] = field(default_factory=dict)
     wait: float = 0.0
+    cut: bool = False  # half of the body, then the connection is closed
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens in and out that it is paid for, whether or not all of it arrives."""
+        if self.status != 200 or not self.body or not self.body.startswith(b"{"):
+            return 0, 0
+        usage = json.loads(self.body).get("usage", {})
+        return usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
 
 
 def Say(text: str | None, *, finish: str = "stop", wait: float = 0.0, **message: Any) -> Answer:
@@ -94,11 +108,22 @@ def Refuse(status: int, message: str = "no", code: str | None = None, **headers:
 CLOSE = Answer(body=None)
 
 
+_TOLD: dict[str, str] = {}
+
+
 def grounded(asked: Asked) -> Answer:
-    """What a good teacher says: every listed object by its number, then the answer."""
+    """What a good teacher says: every listed object by its number, then the answer; and that answer again, when it is
+    asked for it without being told."""
+    if asked.purpose == "reanswer":
+        return Say(json.dumps({"answer": _TOLD.get(asked.question, "cannot tell")}))
+    _TOLD[asked.question] = asked.answer
     if asked.objects:
         return Say(f"I see {' and '.join(f'the [{n}]' for n in asked.objects)}.\nAnswer: {asked.answer}")
     return Say(f"I looked for it, and it is not there.\nAnswer: {asked.answer}")
+
+
+Elsewhere = Callable[[str, str, dict[str, str], bytes], Answer]
+"""Method, path, headers and body of a request; see tests/fakes/batches.py."""
 
 
 class Teacher:
@@ -107,7 +132,9 @@ class Teacher:
         self.asked: list[Asked] = []
         self.at_once = 0
         self.most_at_once = 0
+        self.tokens_in = self.tokens_out = 0  # what it is paid for
         self.address = ""
+        self.elsewhere: Elsewhere | None = None  # what it answers on other paths than /chat/completions
         self.lock = threading.Lock()
 
     @property
@@ -123,8 +150,17 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
+        def do_GET(self) -> None:
+            self.send(
+                teacher.elsewhere("GET", self.path, dict(self.headers), b"") if teacher.elsewhere else Refuse(404)
+            )
+
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
+            if not self.path.split("?")[0].endswith("/chat/completions"):
+                elsewhere = teacher.elsewhere or (lambda *_: Refuse(404))
+                self.send(elsewhere("POST", self.path, dict(self.headers), data))
+                return
             with teacher.lock:
                 asked = Asked(len(teacher.asked), self.path, self.headers.get("Authorization", ""), json.loads(data))
                 teacher.asked.append(asked)
@@ -133,9 +169,15 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
             try:
                 answer = teacher.script(asked)
                 time.sleep(answer.wait)
+                paid = answer.usage
             finally:
                 with teacher.lock:
                     teacher.at_once -= 1
+            with teacher.lock:
+                teacher.tokens_in, teacher.tokens_out = teacher.tokens_in + paid[0], teacher.tokens_out + paid[1]
+            self.send(answer)
+
+        def send(self, answer: Answer) -> None:
             if answer.body is None:
                 self.close_connection = True
                 return
@@ -145,7 +187,8 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
             for name, value in answer.headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer.body)
+            self.wfile.write(answer.body[: len(answer.body) // 2] if answer.cut else answer.body)
+            self.close_connection = self.close_connection or answer.cut
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -106,6 +106,7 @@ def test_settings_files_are_read_by_the_stages_own_class(
 #: Numbers that are counted in nothing.
 WITHOUT_UNIT = {
     "seed", "shard", "temperature", "r", "alpha", "learning_rate", "warmup", "weight_decay", "clip", "neftune",
+    "max_box_aspect",
 }  # fmt: skip
 
 

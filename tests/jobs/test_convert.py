@@ -81,8 +81,8 @@ def test_rows_in_are_kept_and_rejected_in_tally_report_and_files(given: Given, t
     assert told["tally"] == {"rows": 40, "kept": 38, "written": 38, "rejected": {"box-inverted": 2}}
     assert told["datasets"]["vsr"]["rejected"] == {"box-inverted": 2}
     assert sum(told["datasets"]["vsr"]["kept"].values()) == 38
-    assert told["boxes per row"] == {"1": 38}
-    assert sum(told["box area"].values()) == 38
+    assert told["boxes_per_row"] == {"1": 38}
+    assert told["box_area"]["n"] == 38
     store = Store()
     mark, _ = read_mark(store, f"{tmp_path}/run/convert")
     samples = list(read_samples(store, f"{tmp_path}/run/convert", mark))
@@ -91,7 +91,7 @@ def test_rows_in_are_kept_and_rejected_in_tally_report_and_files(given: Given, t
     refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
     assert {r["id"] for r in refused} == {"rows.jsonl:39", "rows.jsonl:40"}
     page = (tmp_path / "run/convert/report.html").read_text()
-    assert "2 box-inverted" in page
+    assert "box-inverted" in page
 
 
 def test_the_same_input_gives_the_same_bytes_whoever_makes_which_part(given: Given, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_finished_stage_has_nothing_left_to_do(given: Given, tmp_path: Path) -
 
 
 def test_a_stopped_stage_goes_on_where_it_was(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = viscot_rows(given) | {"num_shards": 4, "readers": 1}
+    settings = viscot_rows(given) | {"num_shards": 4, "readers": 1, "near_duplicates": 0, "duplicates": "keep"}
     convert(tmp_path / "calm", **settings)
     seen = 0
 
@@ -217,7 +217,7 @@ def test_a_setting_that_the_source_does_not_look_at_is_refused(source: str, name
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("source", "vizcot", "'viscot', 'coco', 'scenes' or 'samples'"),
+        ("source", "vizcot", "'viscot', 'coco', 'refcoco', 'scienceqa', 'aokvqa', 'llava-cot', 'scenes' or 'samples'"),
         ("questions", "where,why", "'where', 'count', 'point' or 'presence'"),
         ("num_shards", "0", "greater than or equal to 1"),
         ("validation_share", "1", "less than 1"),

@@ -28,6 +28,10 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / "viscot"
 SETS = ("flickr30k", "gqa", "openimages", "sroie", "textvqa", "visual7w", "vsr")
 ROWS = {"flickr30k": 1546, "gqa": 978, "openimages": 945, "sroie": 686, "textvqa": 526, "visual7w": 1000, "vsr": 404}
+TWICE = {"openimages": 19}
+"""Rows that ask what an earlier one has asked about the same picture."""
+BLANK = ("--near-duplicates", "0")
+"""Pictures that show nothing cannot look alike, and decoding them takes minutes."""
 METADATA = {"cub": 10056, "dude": 11735, "sroie": 2486, "vsr": 3376}
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"VisCoT's rows are not in {DATA}")
@@ -39,8 +43,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def drawer(folder: Path) -> Callable[[str, int, int], None]:
-    """Puts a picture of this size at this path; one file for each size, linked to many names."""
-    made: dict[tuple[int, int], Path] = {}
+    """Puts a picture of this size at this path, black, and another file than all others."""
     folders: set[Path] = set()
 
     def draw(path: str, width: int, height: int) -> None:
@@ -48,12 +51,8 @@ def drawer(folder: Path) -> Callable[[str, int, int], None]:
         if target.parent not in folders:
             target.parent.mkdir(parents=True, exist_ok=True)
             folders.add(target.parent)
-        first = made.get((width, height))
-        if first is None:
-            made[width, height] = target
-            target.write_bytes(png(width, height))
-        elif not target.exists():
-            target.hardlink_to(first)
+        if not target.exists():
+            target.write_bytes(png(width, height, comment=path))
 
     return draw
 
@@ -62,8 +61,8 @@ def convert(run_uri: Path, **settings: Any) -> tuple[int, str]:
     flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
     answer = subprocess.run(
-        [sys.executable, "-m", "jobs.convert", "--run-uri", str(run_uri), "--source", "viscot", *flags], cwd=ROOT,
-        env=clean, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "jobs.convert", "--run-uri", str(run_uri), "--source", "viscot", *BLANK, *flags],
+        cwd=ROOT, env=clean, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return answer.returncode, answer.stderr
 
@@ -126,6 +125,7 @@ def measured(run_uri: Path, folder: Path, images: Path) -> dict[str, list[float]
         ious[sample.id.partition(".")[0]].append(
             iou(box, inside(truth[sample.id], sample.image.width, sample.image.height))
         )
+    assert told["tally"]["rejected"]["duplicate"] == sum(TWICE.values())
     refused = dict.fromkeys(SETS, 0)
     for file in (run_uri / "convert/rejections").glob("*"):
         for rejection in rows(file):
@@ -144,13 +144,13 @@ def inside(bbox: list[float], width: int, height: int) -> Box:
 @pytest.mark.parametrize("name", SETS)
 def test_boxes_of_a_chat_file_are_those_of_the_detection_file(both_copies: dict[str, list[float]], name: str) -> None:
     assert mean(both_copies[name]) >= 0.985
-    assert len(both_copies[name]) >= 0.99 * ROWS[name]
+    assert len(both_copies[name]) >= 0.99 * (ROWS[name] - TWICE.get(name, 0))
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_without_the_second_copy_they_still_nearly_are(one_copy: dict[str, list[float]], name: str) -> None:
     assert mean(one_copy[name]) >= 0.955
-    assert len(one_copy[name]) >= 0.99 * ROWS[name]
+    assert len(one_copy[name]) >= 0.99 * (ROWS[name] - TWICE.get(name, 0))
 
 
 def test_a_detection_file_itself_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:

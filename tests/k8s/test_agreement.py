@@ -68,6 +68,14 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]
     return set_all
 
 
+def test_what_a_settings_file_suggests_in_a_comment_can_be_set(only: Callable[[Mapping[str, str]], None]) -> None:
+    """Lines like #VCOT_DISTILL_BUDGET_USD=20; a name that the stage does not know is refused."""
+    suggested = dict(re.findall(r"^#(VCOT_\w+)=(.*)$", (OVERLAYS / "gpu/settings/distill.env").read_text(), re.M))
+    assert suggested.keys() >= {"VCOT_DISTILL_BUDGET_USD", "VCOT_DISTILL_BUDGET_TOKENS", "VCOT_DISTILL_MODEL"}
+    only(suggested)
+    settings_of("jobs.distill").load(["--run-uri", "/runs/x"])
+
+
 def test_a_template_for_each_stage_and_a_stage_for_each_template() -> None:
     objects = render(ROOT / "k8s/base")
     stages = {one["metadata"]["name"]: one["metadata"]["labels"]["vcot/stage"] for one in of_kind(objects, "CronJob")}
@@ -112,6 +120,20 @@ def test_every_process_understands_the_settings_that_its_pod_gives_it(
         only(given)
         settings, _ = settings_of(module).load(flags)  # refuses what it does not know
         assert settings.stage == module.removeprefix("jobs."), where
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_that_a_file_only_offers_are_settings_too(
+    stage: str, only: Callable[[Mapping[str, str]], None]
+) -> None:
+    """Lines like #VCOT_CONVERT_INGEST=true, all of them at once, over those of a chain on GPUs."""
+    path = ROOT / "k8s/base/settings" / f"{stage}.env"
+    offered = dict(line[1:].split("=", 1) for line in path.read_text().splitlines() if line.startswith(f"#{PREFIX}"))
+    gpu = read_env_file(OVERLAYS / "gpu/settings" / path.name)
+    only(read_env_file(path) | gpu | {f"{PREFIX}RUN_URI": "s3://vcot/runs/first"} | offered)
+    settings, _ = settings_of(f"jobs.{stage}").load([])
+    assert offered.keys() <= {variable(type(settings), name) for name in settings.model_fields_set}
+    assert offered or stage != "convert"
 
 
 def literals(folders: list[str]) -> Iterator[str]:

@@ -257,6 +257,8 @@ def test_the_base_has_no_namespace_and_nothing_of_the_whole_cluster() -> None:
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
     def holds(expression: Manifest) -> bool:
+        if expression["operator"] == "NotIn":
+            return labels.get(expression["key"]) not in expression["values"]
         assert expression["operator"] == "Exists"
         return expression["key"] in labels
 
@@ -320,6 +322,29 @@ def test_the_way_to_a_teacher_stays_when_storage_is_narrowed(gpu: list[Manifest]
     without = [one for one in gpu if one["metadata"]["name"] != "storage"]
     assert may_reach(without, DISTILL, PUBLIC, 443)
     assert not may_reach(without, TRAIN, PUBLIC, 443)
+
+
+@pytest.mark.parametrize(
+    "address", [PRIVATE, "172.31.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1", METADATA, METADATA_6, "fd12::1"]
+)
+def test_what_lets_distill_out_to_a_teacher_lets_it_into_no_private_network(address: str, gpu: list[Manifest]) -> None:
+    teacher = [named(gpu, "NetworkPolicy", "teacher")]
+    assert may_reach(teacher, DISTILL, PUBLIC, 443)
+    assert may_reach(teacher, DISTILL, "2606:4700::1", 443)
+    assert not any(may_reach(teacher, DISTILL, address, port) for port in (80, 443, 8000))
+
+
+def test_by_name_distill_reaches_two_hosts_and_no_address(rendered: Rendered) -> None:
+    objects = rendered("gpu+teacher-fqdn")
+    assert not may_reach(objects, DISTILL, PUBLIC, 443)
+    assert not may_reach(objects, DISTILL, PRIVATE, 9000)
+    assert may_reach(objects, TRAIN, PUBLIC, 443)  # the others reach storage as before
+    (policy,) = of_kind(objects, "CiliumNetworkPolicy")
+    assert policy["spec"]["endpointSelector"] == {"matchLabels": DISTILL}
+    names, hosts = policy["spec"]["egress"]
+    assert names["toPorts"][0]["rules"] == {"dns": [{"matchPattern": "*"}]}  # or it would not learn their addresses
+    assert [list(host) for host in hosts["toFQDNs"]] == [["matchName"], ["matchName"]]
+    assert hosts["toPorts"] == [{"ports": [{"port": "443", "protocol": "TCP"}]}]
 
 
 @everywhere

@@ -15,7 +15,7 @@ from vcot.pipeline.plan import Step
 from vcot.pipeline.rendering import Owner, complete, render
 
 VERSIONS = ["1.33", "1.34", "1.35", "1.36", "1.37"]
-CUSTOM = {"ExternalSecret"}
+CUSTOM = {"ExternalSecret", "CiliumNetworkPolicy"}
 """Kinds of operators, whose schemas Kubernetes does not have."""
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply, soft_f1
 from vcot.records import Image, Origin, Sample
+from vcot.records.sample import Stored
 from vcot.rewards import Rule, answer_reward, box_reward, broken_rules, format_reward, soft_f1_with_spare
 
 SPEC = FrameSpec("thousandths")
@@ -20,6 +21,10 @@ def sample(evidence=((100, 100, 300, 300),), answers=("up",), choices=None) -> S
         evidence=None if evidence is None else tuple(Mention("gear", (Box(*box),)) for box in evidence),
         origin=Origin(dataset="scenes", split="train", row="1", licence="CC0-1.0"),
     )
+
+
+def by_text() -> Sample:
+    return Sample.model_validate(sample(evidence=None).model_dump() | {"image": None})
 
 
 class TestFormat:
@@ -55,6 +60,13 @@ class TestFormat:
 
     def test_where_the_object_is_absent_no_box_is_demanded(self):
         assert format_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
+
+    def test_without_an_image_no_box_is_wanted(self):
+        asked = by_text()
+        assert format_reward("Gears that touch turn against each other.\nAnswer: up", asked, SPEC) == 1
+        assert broken_rules(GOOD, asked, SPEC) == (Rule.MENTION,)
+        assert box_reward(GOOD, asked, SPEC) is None
+        assert answer_reward(GOOD, asked) == 1
 
     def test_where_nobody_annotated_a_box_is_still_demanded(self):
         assert broken_rules("It turns.\nAnswer: up", sample(evidence=None), SPEC) == (Rule.MENTION,)
@@ -173,3 +185,15 @@ class TestBoxes:
     def test_a_negative_spare_is_refused(self):
         with pytest.raises(ValueError, match="got -1"):
             soft_f1_with_spare([], [], spare=-1)
+
+
+def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_picture_was_shrunk():
+    """A copy of 300 x 300 pixels is seen at 308 x 308, and the numbers of the reply are pixels of that."""
+    small = Stored(uri="s3://bucket/small.jpg", width=300, height=300, sha256="1" * 64)
+    row = sample()
+    row = row.model_copy(update={"image": row.image.model_copy(update={"stored": small})})
+    spec = FrameSpec("resized_pixels", min_pixels=784, max_pixels=1280 * 784)
+    text = "I see the <ref>gear</ref><box>[31, 31, 92, 92]</box> turn.\nAnswer: up"
+    assert box_reward(text, row, spec) == pytest.approx(1, abs=0.02)
+    assert format_reward(text, row, spec) == 1
+    assert box_reward(text, sample(), spec) < 0.2  # of the original's pixels they would be another place

@@ -1,6 +1,6 @@
 """Flags, variables and their faults, as a person meets them."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -20,6 +20,7 @@ class Bake(Settings):
     recipes_uri: CommaSeparated = setting((), "where recipes are")
     photo_uri: str | None = setting(None, "where its picture goes")
     helpers: int = setting(1, "people in the kitchen", shapes_result=False)
+    shape: Literal["round", "square"] | None = setting(None, "of the tin", shapes_result=False)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,23 @@ def test_help_explains_each_setting_with_unit_default_and_variable(capsys: pytes
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert "heat of the oven [°C] (default: 180; VCOT_BAKE_DEGREES)" in text
+    assert "of the tin (round | square; default: -; VCOT_BAKE_SHAPE)" in text
     assert "Bakes a cake." in text
+
+
+def test_settings_of_given_values_alone_do_not_look_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCOT_BAKE_DEGREES", "200")
+    settings = Bake.of({"run_uri": "/r", "layers": 2, "fruits": ["plum", "fig"]})
+    assert isinstance(settings, Bake)
+    assert (settings.degrees, settings.fruits) == (180, ("plum", "fig"))
+    assert load(*GIVEN).degrees == 200
+    with pytest.raises(SettingsError) as caught:
+        Bake.of({"run_uri": "/r", "degrees": 900, "icng": 1})
+    assert str(caught.value).splitlines() == [
+        "--degrees=900: input should be less than or equal to 300",
+        "--layers (or VCOT_BAKE_LAYERS) is missing: how many layers",
+        "--icng: no such setting; did you mean --icing?",
+    ]
 
 
 def test_what_shapes_the_result_leaves_out_how_it_is_run() -> None:

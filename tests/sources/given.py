@@ -6,24 +6,40 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vcot.records import Rejection, Sample
-from vcot.sources import SOURCES, Desk, Options, read, rows_of_shard
+from vcot.records import Folder, Rejection, Sample
+from vcot.sources import SOURCES, Desk, Options, Source, beforehand, read, rows_of_shard
 from vcot.sources.inputs import find
+from vcot.sources.parts import Part
 from vcot.sources.pictures import Pictures
 from vcot.storage import Store
 
 
-def png(width: int, height: int) -> bytes:
-    """A black picture of any size in pixels, one bit each: small, and made faster than Pillow would."""
+@cache
+def _black(width: int, height: int) -> bytes:
+    return zlib.compress(bytes((1 + (width + 7) // 8) * height), 1)
+
+
+def png(width: int, height: int, comment: str = "") -> bytes:
+    """A black picture of any size in pixels, one bit each: small, and made faster than Pillow would.
+
+    comment: makes it another file than others of its size.
+    """
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    pixels = zlib.compress(bytes((1 + (width + 7) // 8) * height), 1)
-    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    said = [(b"tEXt", b"Comment\0" + comment.encode())] if comment else []
+    chunks = ((b"IHDR", header), *said, (b"IDAT", _black(width, height)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )
+
+
+def informed(source: Source, desk: Desk, folder: Folder, *, look: bool, readers: int = 1) -> Desk:
+    """The desk of a run of one source that knows what all shards must."""
+    (part,) = beforehand.informed([Part(source, desk)], folder, look=look, readers=readers)
+    return part.desk
 
 
 class Given:
@@ -49,7 +65,7 @@ class Given:
         return Desk(
             store, find(store, uris), Pictures(store, str(self.images), str(self.folder / "made")), self.folder,
             Options(**options), licence=SOURCES[source].licence, splits=SOURCES[source].splits,
-            held_out=held_out or {},
+            held_out=held_out or {}, dataset=SOURCES[source].dataset,
         )  # fmt: skip
 
     def outcomes(self, source: str, *uris: str, readers: int = 1, **options: Any) -> list[Sample | Rejection]:

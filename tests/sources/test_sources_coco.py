@@ -59,6 +59,27 @@ def test_questions_about_one_thing_about_several_and_about_what_is_not_there(giv
     ]
 
 
+@pytest.mark.parametrize(
+    ("questions", "absent", "negatives"),
+    [
+        (("presence", "count"), 0, set()),
+        (("presence",), 1, {("no", 0)}),
+        (("count", "point"), 1, {("0", 0)}),
+        (("where", "presence", "count", "point"), 9, {("no", 0), ("0", 0)}),
+        (("where",), 9, set()),
+    ],
+)
+def test_as_many_questions_about_what_is_not_there_as_are_wanted(
+    given: Given, questions: Any, absent: int, negatives: set[tuple[str, int]]
+) -> None:
+    uri = instances(given, [{"category_id": 1, "bbox": [10, 20, 30, 40]}])
+    found = asked(given.outcomes("coco", uri, phrasings="one", questions=questions, absent=absent))
+    none = [(question, answer, boxes) for question, answer, boxes in found if not boxes]
+    assert {(answer, boxes) for _, answer, boxes in none} == negatives
+    assert len(none) == (min(absent, 2) if negatives else 0)
+    assert len(set(none)) == len(none)
+
+
 def test_boxes_are_edges_under_the_spoken_name(given: Given) -> None:
     (sample,) = given.outcomes(
         "coco", instances(given, ONE_AND_TWO), questions=("where",), category_names={"WBC": "white blood cell"}
@@ -107,7 +128,7 @@ def test_nobody_is_asked_to_count_a_crowd(given: Given) -> None:
 
 def test_every_question_about_a_bad_box_is_refused_and_no_other(given: Given) -> None:
     bad = [ONE_AND_TWO[0], {"category_id": 3, "bbox": [250, 250, -10, 20]}]
-    results = given.outcomes("coco", instances(given, bad), questions=("where", "count"))
+    results = given.outcomes("coco", instances(given, bad), questions=("where", "count"), absent=0)
     assert [r.reason.value if isinstance(r, Rejection) else r.answers[0] for r in results] == [
         "top left", "1", "box-inverted", "box-inverted",
     ]  # fmt: skip
@@ -126,7 +147,7 @@ def test_every_question_about_a_bad_box_is_refused_and_no_other(given: Given) ->
 )
 def test_boxes_that_are_none(given: Given, bbox: Any, reason: str) -> None:
     uri = instances(given, [{"category_id": 1, "bbox": bbox}])
-    (result,) = given.outcomes("coco", uri, questions=("count",))
+    (result,) = given.outcomes("coco", uri, questions=("count",), absent=0)
     assert isinstance(result, Rejection)
     assert result.reason.value == reason
 

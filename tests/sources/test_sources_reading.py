@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.sources.given import Given
+from tests.sources.given import Given, informed
 from tests.sources.test_sources_viscot import chat, metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
 from vcot.sources import SOURCES, read, rows_of_shard
-from vcot.sources.beforehand import informed
 from vcot.sources.desk import split_of
 from vcot.sources.reading import FORMS, in_order
 from vcot.storage import Store
@@ -54,8 +53,8 @@ def test_a_coco_file_is_recognised_without_reading_it_whole(given: Given, source
 
 
 def test_every_form_is_read_by_a_source_or_by_none() -> None:
-    readers = {form: name for name, source in SOURCES.items() for form in source.forms}
-    assert readers == {form: reader for form, (_, _, reader) in FORMS.items() if reader is not None}
+    read = {(form, name) for name, source in SOURCES.items() for form in source.forms}
+    assert read == {(form, reader) for form, (_, _, readers) in FORMS.items() for reader in readers}
 
 
 def test_each_row_is_in_one_shard_and_a_limit_counts_rows_of_the_whole(given: Given) -> None:

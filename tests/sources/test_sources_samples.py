@@ -208,6 +208,64 @@ def test_talks_of_another_shape(scene: Given, turns: Any) -> None:
     assert scene.reason("samples", {"messages": turns}, frame=THOUSANDTHS) == "wrong-shape"
 
 
+# ----------------------------------------------------------------------------------------- LLaVA's conversations
+
+
+def talk(*turns: tuple[str, Any], image: Any = "a.png", **more: Any) -> dict[str, Any]:
+    return {"id": "7", "image": image, "conversations": [{"from": who, "value": said} for who, said in turns]} | more
+
+
+REPLY = "The <ref>cup</ref><box>[100, 200, 300, 400]</box> is here.\nAnswer: left"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        talk(("human", "<image>\nWhere is the cup?"), ("gpt", REPLY)),
+        talk(("user", "Where is the cup?\n<image>"), ("assistant", REPLY)),
+        talk(("system", "Be brief."), ("human", "Where is the cup?"), ("gpt", REPLY), image=["a.png"]),
+        {"images": ["a.png"]}
+        | {k: v for k, v in talk(("human", "Where is the cup?"), ("gpt", REPLY)).items() if k != "image"},
+    ],
+)
+def test_llavas_form_says_what_openais_does(scene: Given, row: dict[str, Any]) -> None:
+    sample = scene.sample("samples", row, frame=THOUSANDTHS)
+    same = scene.sample("samples", messages(REPLY), frame=THOUSANDTHS)
+    for field in ("image", "question", "answers", "reasoning", "evidence", "choices", "context"):
+        assert getattr(sample, field) == getattr(same, field), field
+    assert sample.true_boxes is not None
+    assert sample.true_boxes[0].as_list() == [20, 20, 60, 40]
+
+
+def test_llavas_boxes_need_a_declared_frame_too(scene: Given) -> None:
+    with pytest.raises(SettingsError, match="--frame is missing"):
+        scene.outcomes("samples", scene.rows([talk(("human", "?"), ("gpt", REPLY))]))
+    padded = scene.sample(
+        "samples", talk(("human", "?"), ("gpt", "<ref>cup</ref><box>[0.1, 0.35, 0.3, 0.45]</box> Answer: x")),
+        frame=FrameSpec("padded_square"),
+    )  # fmt: skip
+    assert padded.true_boxes is not None
+    assert padded.true_boxes[0].as_list() == pytest.approx([20, 20, 60, 40])
+
+
+def test_rounds_become_samples_and_no_frames_numbers_stand_in_their_context(scene: Given) -> None:
+    row = talk(
+        ("human", "<image>\nWhere is the cup?"), ("gpt", REPLY.partition("\n")[0]), ("human", "And the pot?"),
+        ("gpt", "There is no pot."),
+    )  # fmt: skip
+    first, second = scene.outcomes("samples", scene.rows([row]), frame=THOUSANDTHS)
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert (first.question, second.question) == ("Where is the cup?", "And the pot?")
+    assert second.context == "Question: Where is the cup?\nAnswer: The cup is here."
+    assert (second.answers, second.evidence) == (("There is no pot.",), None)
+
+
+def test_a_talk_about_no_picture_is_refused(scene: Given) -> None:
+    row = talk(("human", "What is a cup?"), ("gpt", "A vessel."), image=None)
+    assert scene.reason("samples", row, frame=THOUSANDTHS) == "no-image"
+
+
 # ------------------------------------------------------------------------------------------------------- anything
 
 _JUNK = st.recursive(
@@ -218,10 +276,12 @@ _JUNK = st.recursive(
 _FIELDS = (
     "image", "question", "answers", "evidence", "reasoning", "origin", "choices", "context", "id", "messages", "images",
     "conversations", "dataset", "answer", "bboxs", "width", "height", "split", "thought", "possible_answers",
+    "lecture", "hint", "solution", "rationales", "direct_answers", "correct_choice_idx", "image_id", "expression",
+    "img_path", "bbox", "dataset_name", "answer",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["samples", "viscot"])
+@pytest.mark.parametrize("source", ["samples", "viscot", "scienceqa", "aokvqa", "refcoco", "llava-cot"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @generated(row=st.dictionaries(st.sampled_from(_FIELDS), _JUNK), fixed=st.booleans())
 def test_whatever_a_row_says_it_is_kept_or_refused(scene: Given, source: str, row: dict[str, Any], fixed: bool) -> None:
@@ -231,7 +291,9 @@ def test_whatever_a_row_says_it_is_kept_or_refused(scene: Given, source: str, ro
     from vcot.sources.row import Row
 
     whole = {"image": "a.png", "question": "?", "answers": ["2"], "answer": "2", "dataset": "vsr"} if fixed else {}
-    desk = scene.desk(source, frame=THOUSANDTHS)
-    result = one(SOURCES[source], Row("x:1", whole | row), desk)
-    assert isinstance(result, Sample | Rejection)
-    assert result.line()
+    desk, read = scene.desk(source, frame=THOUSANDTHS), SOURCES[source]
+    found = Row("x:1", whole | row)
+    for each in read.expand(found) if read.expand else (found,):
+        result = one(read, each, desk)
+        assert isinstance(result, Sample | Rejection)
+        assert result.line()

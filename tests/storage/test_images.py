@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import random
 import struct
 import warnings
@@ -17,11 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps
+from PIL import AvifImagePlugin, Image, ImageFile, ImageOps, features
 
 from vcot.errors import InputError
 from vcot.storage import Store, images, join
-from vcot.storage.images import ImageError, Picture, blank, decode, load, probe
+from vcot.storage.images import ImageError, Picture, blank, decode, load, probe, within
 
 
 def noise(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
@@ -60,7 +61,7 @@ def test_every_format_is_read_with_its_size_and_digest(form: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_a_rotated_picture_stands_upright_and_its_size_too(form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -93,6 +94,27 @@ def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_picture(form: str) ->
     assert reason(data[: len(data) * 3 // 4]) == "truncated"
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [(3, b"\0\0\0\0"), (3, b"\0\x09\0\0"), (3, b"\xff\xff\0\0"), (2, b"6\0\0\0"), (99, b"\0\6\0\0")]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow also says what is wrong
+def test_an_orientation_that_does_not_exist_turns_nothing(kind: int, value: bytes) -> None:
+    """None of the eight, a text, an unknown type."""
+    entry = struct.pack(">HHI", 0x0112, kind, 2 if kind == 2 else 1) + value
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 1) + entry + bytes(4)
+    data = encode(noise(), "JPEG", exif=exif)
+    assert decode(data, "x").pixels.size == probe(data, "x") == (64, 48)
+
+
+@pytest.mark.parametrize("length", [1, 5, 9, 17, 21])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_exif_that_ends_too_early_turns_nothing(length: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(noise(), "JPEG", exif=b"Exif\0\0" + exif.tobytes()[6 : 6 + length])
+    assert decode(data, "x").pixels.size == probe(data, "x") == (64, 48)
+
+
 def test_a_truncated_file_is_refused_even_where_a_library_allowed_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = encode(noise(), "JPEG")
@@ -120,6 +142,49 @@ def _png(width: int, height: int) -> bytes:
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def _rewritten(form: str, width: int, height: int) -> bytes:
+    """A small file of this format whose header says another size: what a decompression bomb looks like."""
+    data = bytearray(encode(noise(), form, **({"lossless": True} if form == "WEBP" else {})))
+    match form:
+        case "JPEG":
+            at = next(i for i in range(len(data)) if data[i : i + 2] == b"\xff\xc0")
+            data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+        case "GIF":
+            data[6:10] = struct.pack("<HH", width, height)
+        case "BMP":
+            data[18:26] = struct.pack("<ii", width, height)
+        case "WEBP":  # lossless: 14 bits each, less one
+            data[21:25] = struct.pack("<I", (width - 1) | (height - 1) << 14)
+        case "PPM":
+            data = bytearray(data.replace(b"64 48", f"{width} {height}".encode()))
+        case "TIFF":
+            for tag, side in ((256, width), (257, height)):
+                at = data.index(struct.pack("<HHI", tag, 4, 1))
+                data[at + 8 : at + 12] = struct.pack("<I", side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF"])
+def test_a_bomb_of_every_format_is_refused_from_its_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not(*_: Any) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", must_not)
+    data = _rewritten(form, 16_000, 16_001)
+    for read in (decode, probe):
+        with pytest.raises(ImageError) as caught:
+            read(data, "x")
+        assert caught.value.reason == "too-large"
+
+
+def test_text_that_unpacks_to_gigabytes_is_not_unpacked() -> None:
+    packed = zlib.compress(b"\0" * (200 << 20), 9)
+    body = b"Comment\0\0" + packed
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    data = encode(noise(), "PNG")
+    assert reason(data[:33] + chunk + data[33:]) == "broken"
 
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (100_000, 1001), (12_000, 9_000)])
@@ -152,6 +217,7 @@ def test_the_limit_can_be_set_and_is_inclusive() -> None:
         (b"<!DOCTYPE html><html>404", "not-an-image"),
         (b"\0" * 100, "not-an-image"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "unsupported-format"),
+        (b"\0\0\0\x18ftyp", "unsupported-format"),
         (b"\0\0\1\0" + b"\0" * 30, "unsupported-format"),  # ICO
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "unsupported-format"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "broken"),
@@ -159,6 +225,39 @@ def test_the_limit_can_be_set_and_is_inclusive() -> None:
 )
 def test_what_is_no_picture_is_refused(data: bytes, why: str) -> None:
     assert reason(data) == why
+
+
+def _branded(*brands: bytes) -> bytes:
+    """A real file of boxes that says of itself to be another one; no encoder of HEIC is free to be had."""
+    data = encode(noise(), "AVIF")
+    room = int.from_bytes(data[:4]) // 4 - 4
+    listed = (brands * room)[:room]
+    return data[:8] + brands[0] + bytes(4) + b"".join(listed) + data[16 + 4 * room :]
+
+
+@pytest.mark.parametrize(
+    ("brands", "kind"),
+    [
+        ((b"heic", b"mif1"), "HEIC"), ((b"mif1", b"heic"), "HEIC"), ((b"hevc",), "HEIC"), ((b"mif1",), "HEIF"),
+        ((b"isom", b"mp42"), "a video"),
+    ],
+)  # fmt: skip
+def test_heic_is_refused_by_name(brands: tuple[bytes, ...], kind: str) -> None:
+    for read in (decode, probe):
+        with pytest.raises(ImageError, match=rf"^x: {kind}.*; supported are JPEG, PNG, .*AVIF$") as caught:
+            read(_branded(*brands), "x")
+        assert caught.value.reason == "unsupported-format"
+
+
+def test_avif_is_read_where_pillow_can_and_refused_by_name_where_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(noise(), "AVIF")
+    assert decode(data, "x").format == "AVIF"
+    assert decode(_branded(b"mif1", b"avif"), "x").format == "AVIF"
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    with pytest.raises(ImageError, match=r"^x: AVIF; supported are JPEG, [^A]*$") as caught:
+        decode(data, "x")
+    assert caught.value.reason == "unsupported-format"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +268,14 @@ def test_every_colour_mode_becomes_rgb(mode: str, form: str) -> None:
     data = encode(noise(mode=mode) if mode != "P" else noise().quantize(16), form)
     expected = Image.open(io.BytesIO(data)).convert("RGB")
     assert decode(data, "x").pixels.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_red_ink_stays_red(form: str) -> None:
+    data = encode(Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK"), form)
+    red, green, blue = decode(data, "x").pixels.getpixel((8, 8))  # type: ignore[misc]
+    assert abs(red - 200) < 6 > abs(green - 30)
+    assert abs(blue - 40) < 6
 
 
 def _clear(form: str) -> bytes:
@@ -183,11 +290,16 @@ def _clear(form: str) -> bytes:
         return encode(image.convert("LA"), "PNG")
     if form == "P":
         return encode(image, "GIF")
+    if form == "palette PNG":  # red, and a green that is transparent
+        palette = Image.new("P", (20, 10), 1)
+        palette.putpalette([255, 0, 0, 0, 255, 0])
+        palette.paste(0, (0, 0, 10, 10))
+        return encode(palette, "PNG", transparency=b"\xff\x00")
     flat = image.convert("RGB")
     return encode(flat, "PNG", transparency=(0, 255, 0))
 
 
-@pytest.mark.parametrize("form", ["RGBA", "WEBP", "LA", "P", "tRNS"])
+@pytest.mark.parametrize("form", ["RGBA", "WEBP", "LA", "P", "palette PNG", "tRNS"])
 def test_what_is_transparent_becomes_white(form: str) -> None:
     pixels = decode(_clear(form), "x").pixels
     left, right = pixels.getpixel((2, 5)), pixels.getpixel((18, 5))
@@ -199,12 +311,22 @@ def test_half_transparent_is_mixed_with_white() -> None:
     assert decode(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 51)), "PNG"), "x").pixels.getpixel((0, 0)) == (204,) * 3
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF"])
-def test_sixteen_bits_become_the_high_eight(form: str) -> None:
+@pytest.mark.parametrize(("form", "order"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
+def test_sixteen_bits_become_the_high_eight(form: str, order: str) -> None:
     values = np.array([[0, 255, 256, 0x1234], [0x8000, 0xFEFF, 0xFF00, 0xFFFF]], dtype=np.uint16)
-    data = encode(Image.fromarray(values), form)
+    data = encode(Image.fromarray(values.astype(order)), form)
     pixels = np.asarray(decode(data, "x").pixels)
     assert (pixels == (values >> 8)[..., None]).all()
+
+
+def test_sixteen_bits_a_channel_become_eight() -> None:
+    row = struct.pack(">HHHHHH", 0x1234, 0x8000, 0xFFFF, 0, 0x00FF, 0xFE01)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    assert np.asarray(decode(data, "x").pixels).tolist() == [[[0x12, 0x80, 0xFF], [0, 0, 0xFE]]]
 
 
 def test_floating_point_pixels_are_refused() -> None:
@@ -213,7 +335,7 @@ def test_floating_point_pixels_are_refused() -> None:
 
 def test_the_first_frame_of_an_animation_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    for form in ("GIF", "WEBP", "TIFF"):
+    for form in ("GIF", "WEBP", "TIFF", "PNG", "AVIF"):
         data = encode(frames[0], form, save_all=True, append_images=frames[1:])
         red, green, blue = decode(data, "x").pixels.getpixel((4, 4))  # type: ignore[misc]
         assert red > 200 > 50 > max(green, blue), form
@@ -222,6 +344,57 @@ def test_the_first_frame_of_an_animation_counts() -> None:
 def test_a_camera_s_two_pictures_in_one_jpeg_are_the_first() -> None:
     data = encode(noise(), "MPO", save_all=True, append_images=[noise(8, 8)])
     assert decode(data, "x").pixels.size == (64, 48)
+
+
+# --- shrunk to a budget ---
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 3_000_000))
+def test_a_size_within_a_budget_keeps_its_shape_and_never_grows(width: int, height: int, budget: int) -> None:
+    small = within(width, height, budget)
+    assert small == (width, height) if width * height <= budget else small[0] * small[1] <= budget
+    assert 1 <= small[0] <= width
+    assert 1 <= small[1] <= height
+    if min(small) > 1:  # each side is the true one, rounded down
+        scale = math.sqrt(min(1, budget / (width * height)))
+        assert width * scale - 1 < small[0] <= width * scale + 1e-6
+        assert height * scale - 1 < small[1] <= height * scale + 1e-6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_shrunk_picture_is_upright_too_and_says_how_large_it_was(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(scene(), form, exif=exif)
+    whole, small = decode(data, "x"), decode(data, "x", budget=1200)
+    assert (small.width, small.height) == (whole.width, whole.height) == probe(data, "x")
+    assert small.pixels.size == ((30, 40) if orientation > 4 else (40, 30))
+    expected = whole.pixels.resize(small.pixels.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(small.pixels, int) - np.asarray(expected, int)).mean() < 3
+
+
+def scene(width: int = 640, height: int = 480) -> Image.Image:
+    """Smooth, with a dark corner, so that every turn of it is another picture."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 120, height))
+    return Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(1601, 1203), (803, 2411), (999, 777)])
+def test_a_jpeg_that_is_decoded_small_has_everything_where_it_was(size: tuple[int, int]) -> None:
+    """The decoder rounds its sizes up, so its last column may be half outside the picture."""
+    data = encode(scene(*size), "JPEG", quality=95)
+    small = decode(data, "x", budget=9_000).pixels
+    expected = scene(*size).resize(small.size, Image.Resampling.BICUBIC)
+    assert np.abs(np.asarray(small, int) - np.asarray(expected, int)).max() <= 4
+
+
+def test_a_truncated_jpeg_is_refused_also_where_it_is_decoded_small() -> None:
+    data = encode(noise(800, 600), "JPEG")
+    for length in (len(data) // 2, len(data) - 400):
+        with pytest.raises(ImageError) as caught:
+            decode(data[:length], "x", budget=900)
+        assert caught.value.reason == "truncated"
 
 
 # --- from storage ---

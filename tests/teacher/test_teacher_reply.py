@@ -15,7 +15,8 @@ from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
 from vcot.teacher import prompt
 from vcot.teacher.objects import objects_of
-from vcot.teacher.reply import LONGEST, Fault, read
+from vcot.teacher.reply import LONGEST, build, read
+from vcot.teacher.structured import Fault
 
 ROW = sample("What touches the lever?", "gear", evidence=(see("red disc", TOP_LEFT, CENTRE), see("blue lever", RIGHT)))
 NOTHING = sample("Is there a dog?", "no", evidence=())
@@ -25,7 +26,9 @@ BOTH = Mention("red disc", (TOP_LEFT, CENTRE))
 
 
 def reading(text: str, row: Sample = ROW, finish: str = "stop") -> Trace | Fault:
-    return read(Completion(text=text, model="m", finish_reason=finish), row, objects_of(row))
+    known = {seen.number: seen for seen in objects_of(row)}
+    said = read(Completion(text=text, model="m", finish_reason=finish), row, known)
+    return said if isinstance(said, Fault) else build(said.prose, known)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,6 @@ def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
         ("I cannot assist with this request.", Reason.TEACHER_REFUSED),
         ("[1]", Reason.TEACHER_UNREADABLE),
         ("Answer: gear", Reason.TEACHER_UNGROUNDED),
-        ("I see the [1].\nAnswer: wheel", Reason.TEACHER_WRONG_ANSWER),
         ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
     ],
 )
@@ -116,7 +118,7 @@ def test_numbers_that_the_question_holds_may_be_repeated() -> None:
 def test_a_reply_that_was_cut_off_is_refused() -> None:
     found = reading("I see the [1] at the", finish="length")
     assert isinstance(found, Fault)
-    assert found.reason is Reason.TEACHER_UNREADABLE
+    assert found.reason is Reason.TEACHER_CUT_OFF
 
 
 @pytest.mark.parametrize("finish", ["content_filter", "refusal"])
@@ -132,7 +134,6 @@ def test_absence_is_prose_that_closes_with_the_answer() -> None:
         "I looked for a dog. There is none.": Reason.TEACHER_UNREADABLE,
         "How can I help you today?": Reason.TEACHER_UNREADABLE,
         "I see the [1].\nAnswer: no": Reason.TEACHER_UNGROUNDED,
-        "I see one.\nAnswer: yes": Reason.TEACHER_WRONG_ANSWER,
         "Answer: no": Reason.TEACHER_UNREADABLE,
     }.items():
         found = reading(text, NOTHING)

@@ -11,11 +11,12 @@ from tests.tokens.base import WHERE, png, sample
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Example
 from vcot.records.shards import Tally
+from vcot.records.spread import percentile
 from vcot.storage import images
 from vcot.tokens import Contract, Encoder
 from vcot.tokens.audit import check_mask, pieces, view
 from vcot.tokens.report import numbers, report_page
-from vcot.tokens.tally import Counts, histogram, percentile
+from vcot.tokens.tally import Counts, histogram
 
 
 @pytest.fixture(scope="module")

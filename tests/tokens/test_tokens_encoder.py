@@ -259,9 +259,8 @@ def test_resized_pixels_are_pixels_of_the_picture_as_it_is_seen(processor: Any) 
 
 def test_a_picture_kept_smaller_than_the_original_keeps_boxes_in_place(processor: Any) -> None:
     data = png(160, 120)
-    big = Image(
-        uri="big.png", width=640, height=480, sha256="0" * 64, stored=Stored(uri="small.png", width=160, height=120)
-    )
+    small = Stored(uri="small.png", width=160, height=120, sha256="1" * 64)
+    big = Image(uri="big.png", width=640, height=480, sha256="0" * 64, stored=small)
     trace = Trace(("The ", Mention("red disc", (Box(64, 48, 192, 144),)), "."))
     for frame, numbers in (("thousandths", "[100, 100, 300, 300]"), ("resized_pixels", "[11, 8, 34, 25]")):
         row = sample(image=big, reasoning=(trace,), evidence=None)

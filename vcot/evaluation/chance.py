@@ -38,7 +38,7 @@ class Habits:
             habits.answers[sample.question][sample.answers[0]] += 1
             for mention in sample.evidence or ():
                 for box in mention.boxes:
-                    fractions = box.to_fractions(width=sample.image.width, height=sample.image.height)
+                    fractions = box.to_fractions(width=sample.shown.width, height=sample.shown.height)
                     habits.boxes[mention.label].append(fractions)
         return habits
 
@@ -70,7 +70,7 @@ WHOLE: Fractions = (0.0, 0.0, 1.0, 1.0)
 def guesses(
     samples: Sequence[Sample], habits: Habits, frame: Callable[[Sample], Frame]
 ) -> dict[str, tuple[Score, ...]]:
-    """Name of the guess → a Score per sample, in order.
+    """Name of the guess → a Score per sample, in order. Where there is no picture, a guess of a box shows none.
 
     `centre-box` is half as wide and high as the image. A guess of a box has no answer, and the guess of an answer
     has no box; only the one half of its figures means something. Guesses from training are left out where there is
@@ -92,7 +92,8 @@ def guesses(
 
 
 def _guess_box(sample: Sample, fractions: Fractions, frame: Frame) -> Score:
-    box = Box.from_fractions(*fractions, width=sample.image.width, height=sample.image.height)
+    size = sample.image
+    box = None if size is None else Box.from_fractions(*fractions, width=size.width, height=size.height)
     return score_guess(box, "", sample, frame)
 
 

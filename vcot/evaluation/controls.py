@@ -1,7 +1,7 @@
 """Pictures that should not help: a model that answers as well with them does not look.
 
 A *blank* picture is uniform grey of the same size. A *shuffled* one belongs to another sample; it shows how much of a
-result is prior knowledge of where such things usually lie.
+result is prior knowledge of where such things usually lie. Questions by text alone have no such control.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from PIL import Image
 
 from vcot.errors import InputError
 from vcot.records import Sample
+from vcot.records.picture import picture as kept_picture
 from vcot.storage import Store, images
 
 CONDITIONS = ("real", "blank", "shuffled")
 
 
 def partners(samples: Sequence[Sample], seed: int) -> list[int]:
-    """For each sample, the index of one with another picture.
+    """For each sample, the index of one with another picture; its own, where it has none.
 
     Pictures are permuted in one cycle (Sattolo 1986), so none keeps its place, and samples that share a picture share
     the other one too. Pictures are told apart by their digest, because datasets hold the same one under two names.
 
     Raises:
-        InputError: all samples are about one picture.
+        InputError: all samples that have a picture are about the same.
     """
     first: dict[str, int] = {}
     for index, sample in enumerate(samples):
-        first.setdefault(sample.image.sha256, index)
-    if len(first) < 2:
+        if sample.image is not None:
+            first.setdefault(sample.image.sha256, index)
+    if len(first) == 1:
         raise InputError("to shuffle pictures, samples of at least two are needed; leave out the condition shuffled")
     digests = sorted(first)
     other = digests.copy()
@@ -39,7 +41,9 @@ def partners(samples: Sequence[Sample], seed: int) -> list[int]:
         swap = generator.randrange(place)
         other[place], other[swap] = other[swap], other[place]
     shown = dict(zip(digests, other, strict=True))
-    return [first[shown[sample.image.sha256]] for sample in samples]
+    return [
+        index if (own := sample.image) is None else first[shown[own.sha256]] for index, sample in enumerate(samples)
+    ]
 
 
 def picture(store: Store, sample: Sample) -> Image.Image:
@@ -48,9 +52,7 @@ def picture(store: Store, sample: Sample) -> Image.Image:
     Raises:
         images.ImageError: it is missing, changed or broken.
     """
-    if sample.image.stored is not None:
-        return images.load(store, sample.image.stored.uri).pixels
-    return images.load(store, sample.image.uri, sha256=sample.image.sha256).pixels
+    return kept_picture(store, sample.shown).pixels
 
 
 def shown(condition: str, own: Image.Image, other: Image.Image | None = None) -> Image.Image:

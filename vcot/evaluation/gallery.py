@@ -26,7 +26,7 @@ class Card:
 
     sample: Sample
     score: Score
-    picture: str
+    picture: str | None
     reply: Markup
     others: dict[str, Markup] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ def choose(evidence: Evidence, most: int, seed: int) -> tuple[list[int], list[in
 
     Returns two lists of indices, both worst first; `most` in sum.
     """
-    scores = [reply.score for reply in evidence.replies["tuned-real"]]
+    scores = evidence.tuned
     order = sorted(range(len(scores)), key=lambda index: goodness(scores[index]))
     if len(order) <= most:
         return order, []
@@ -56,19 +56,25 @@ def choose(evidence: Evidence, most: int, seed: int) -> tuple[list[int], list[in
 
 
 def card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample], Frame]) -> Card:
-    """One row with its picture. A picture that has gone since it was asked about leaves an empty frame."""
-    sample, reply = evidence.samples[index], evidence.replies["tuned-real"][index]
+    """One row with its picture, if it has one."""
+    sample, score = evidence.samples[index], evidence.tuned[index]
+    others = {
+        name: highlighted(reply.score.text)
+        for key, name in (("base-real", "before tuning"), ("tuned-blank", "on a blank picture"))
+        if key in evidence.replies and (reply := evidence.replies[key][index]) is not None
+    }
+    return Card(sample, score, _drawn(store, sample, score.text, frame), highlighted(score.text), others)
+
+
+def _drawn(store: Store, sample: Sample, text: str, frame: Callable[[Sample], Frame]) -> str | None:
+    """A data URI. A picture that has gone since it was asked about leaves an empty frame."""
+    if sample.image is None:
+        return None
     try:
         pixels = picture(store, sample)
     except ImageError:
         pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
-    drawn = draw(pixels, sample, reply.score.text, frame(sample), longest_side=420)
-    others = {
-        name: highlighted(evidence.replies[key][index].score.text)
-        for key, name in (("base-real", "before tuning"), ("tuned-blank", "on a blank picture"))
-        if key in evidence.replies
-    }
-    return Card(sample, reply.score, data_uri(drawn), highlighted(reply.score.text), others)
+    return data_uri(draw(pixels, sample, text, frame(sample), longest_side=420))
 
 
 def draw(pixels: Image.Image, sample: Sample, text: str, frame: Frame, *, longest_side: int) -> Image.Image:
@@ -80,7 +86,7 @@ def draw(pixels: Image.Image, sample: Sample, text: str, frame: Frame, *, longes
     true = {mention.label for mention in sample.evidence or ()}
     boxes: dict[str, Sequence[Box]] = {TRUE: sample.true_boxes or (), PREDICTED: [box for box, _ in said]}
     labels = ["" if true == {label} else label for _, label in said]
-    size = sample.image.width, sample.image.height
+    size = sample.shown.width, sample.shown.height
     return overlay(pixels, boxes, {PREDICTED: labels}, original=size, longest_side=longest_side)
 
 
@@ -110,15 +116,14 @@ def specimen(store: Store, evidence: Evidence, frame: Callable[[Sample], Frame])
     """
     right = [
         index
-        for index, reply in enumerate(evidence.replies["tuned-real"])
-        if (reply.score.answer == "right" and reply.score.true_boxes)
-        and reply.score.matched == reply.score.true_boxes == reply.score.predicted_boxes
+        for index, score in enumerate(evidence.tuned)
+        if (score.answer == "right" and score.true_boxes) and score.matched == score.true_boxes == score.predicted_boxes
     ]
-    right.sort(key=lambda index: goodness(evidence.replies["tuned-real"][index].score))
+    right.sort(key=lambda index: goodness(evidence.tuned[index]))
     if not right:
         return None
     index = right[len(right) // 2]
-    sample, text = evidence.samples[index], evidence.replies["tuned-real"][index].score.text
+    sample, text = evidence.samples[index], evidence.tuned[index].text
     drawn = draw(picture(store, sample), sample, text, frame(sample), longest_side=640)
     return _framed(drawn, sample.question, text)
 

@@ -119,7 +119,7 @@ class Measured:
 
 
 def measure(
-    conditions: Mapping[str, Sequence[Score]],
+    conditions: Mapping[str, Sequence[Score | None]],
     pairs: Sequence[tuple[str, str]] = (),
     *,
     seed: int = 0,
@@ -128,8 +128,8 @@ def measure(
     """All figures of all conditions, with 95 % percentile bootstrap intervals over samples.
 
     Args:
-        conditions: name → one Score per sample; all conditions in the same order of samples.
-        pairs: which conditions to subtract (after, before).
+        conditions: name → one Score per sample, or None where it was not asked; all in the same order of samples.
+        pairs: which conditions to subtract (after, before), over the samples that both have.
         seed: the same seed gives the same intervals.
 
     Where every sample is alike the bootstrap knows no doubt at all; a share of 0 or 1 gets the exact interval of
@@ -140,7 +140,7 @@ def measure(
     """
     names = list(conditions)
     lists = [list(conditions[name]) for name in names]
-    if any([s.sample for s in scores] != [s.sample for s in lists[0]] for scores in lists[1:]):
+    if not _about_the_same(lists):
         raise ValueError("conditions are compared sample by sample; these are not about the same samples")
     above, below = _sums(lists)
     drawn = _draw(above, below, seed, resamples)
@@ -152,6 +152,12 @@ def measure(
         }
     differences: dict[tuple[str, str], dict[str, Figure]] = {}
     for after, before in pairs:
+        shared = _shared(conditions[after], conditions[before])
+        if shared is not None:
+            differences |= measure(
+                {after: shared[0], before: shared[1]}, [(after, before)], seed=seed, resamples=resamples
+            ).differences
+            continue
         apart = drawn[names.index(after)] - drawn[names.index(before)]
         differences[after, before] = {
             figure: _difference(figures[after][figure], figures[before][figure], apart[column])
@@ -160,21 +166,40 @@ def measure(
     return Measured(figures, differences)
 
 
-def point(figure: str, scores: Sequence[Score]) -> float | None:
+def point(figure: str, scores: Sequence[Score | None]) -> float | None:
     """The figure alone, without an interval; None where there is nothing to measure."""
-    ratio = FIGURES[figure]
-    below = math.fsum(ratio.below(score) for score in scores)
-    return math.fsum(ratio.above(score) for score in scores) / below if below else None
+    ratio, asked = FIGURES[figure], [score for score in scores if score is not None]
+    below = math.fsum(ratio.below(score) for score in asked)
+    return math.fsum(ratio.above(score) for score in asked) / below if below else None
 
 
-def _sums(lists: list[list[Score]]) -> tuple[Floats, Floats]:
+def _about_the_same(lists: Sequence[Sequence[Score | None]]) -> bool:
+    if len({len(scores) for scores in lists}) > 1:
+        return False
+    return all(len({score.sample for score in row if score is not None}) <= 1 for row in zip(*lists, strict=True))
+
+
+def _shared(
+    after: Sequence[Score | None], before: Sequence[Score | None]
+) -> tuple[list[Score | None], list[Score | None]] | None:
+    """Both with those samples alone that both were asked; None where these are all that either was."""
+    if all((a is None) == (b is None) for a, b in zip(after, before, strict=True)):
+        return None
+    both = [a is not None and b is not None for a, b in zip(after, before, strict=True)]
+    mine, other = (
+        [score if kept else None for score, kept in zip(each, both, strict=True)] for each in (after, before)
+    )
+    return mine, other
+
+
+def _sums(lists: list[list[Score | None]]) -> tuple[Floats, Floats]:
     """What stands above and below the line: [conditions, figures, samples]."""
     shape = (len(lists), len(FIGURES), len(lists[0]) if lists else 0)
     above, below = np.zeros(shape), np.zeros(shape)
     for row, scores in enumerate(lists):
         for column, ratio in enumerate(FIGURES.values()):
-            above[row, column] = [float(ratio.above(s)) for s in scores]
-            below[row, column] = [float(ratio.below(s)) for s in scores]
+            above[row, column] = [0.0 if s is None else float(ratio.above(s)) for s in scores]
+            below[row, column] = [0.0 if s is None else float(ratio.below(s)) for s in scores]
     return above, below
 
 

@@ -61,8 +61,8 @@ class Unit:
     last: int
 
 
-#: Asks a model: samples and the pictures that it is shown → one Completion each, in order.
-Ask = Callable[[Model, Sequence[Sample], Sequence[Image.Image]], list[Completion]]
+#: Asks a model: samples and the pictures that it is shown, if any → one Completion each, in order.
+Ask = Callable[[Model, Sequence[Sample], Sequence[Image.Image | None]], list[Completion]]
 
 
 def units(samples: int, conditions: Sequence[str], size: int) -> list[Unit]:
@@ -93,10 +93,19 @@ class Interview:
     asked_of_base: Mapping[str, Any]
 
     def hold(self, writer: ShardWriter) -> None:
-        """Asks one unit's questions; keeps a Reply per sample, or a Rejection where there is no picture."""
+        """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its picture cannot be shown.
+
+        Questions by text alone are asked as they are; another picture cannot be put in the place of none.
+        """
         unit = self.units[writer.index]
-        samples, pictures = [], []
+        samples: list[Sample] = []
+        pictures: list[Image.Image | None] = []
+        writer.facts["by_text"] = 0
         for index in range(unit.first, unit.last):
+            if self.samples[index].image is None:
+                writer.facts["by_text"] += 1
+                if unit.condition != "real":
+                    continue
             try:
                 pictures.append(self._picture(index, unit.condition))
             except ImageError as error:
@@ -110,15 +119,19 @@ class Interview:
             judged = score(completion.text, sample, self.frame(sample))
             writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
 
-    def _picture(self, index: int, condition: str) -> Image.Image:
+    def _picture(self, index: int, condition: str) -> Image.Image | None:
+        if self.samples[index].image is None:
+            return None
         own = picture(self.store, self.samples[index])
         if max(own.size) > MOST_RATIO * min(own.size):
             size = f"{own.width} x {own.height} pixels; one side is more than {MOST_RATIO} times the other"
-            raise ImageError(self.samples[index].image.uri, "unsupported-format", size)
+            raise ImageError(self.samples[index].shown.uri, "unsupported-format", size)
         other = picture(self.store, self.samples[self.partners[index]]) if condition == "shuffled" else None
         return shown(condition, own, other)
 
-    def _completions(self, unit: Unit, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> list[Completion]:
+    def _completions(
+        self, unit: Unit, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]
+    ) -> list[Completion]:
         """What the unit's model says, in order; asked, or from the cache. Equal questions with equal pictures (all
         blank ones, say) are asked once."""
         told = [_told(sample, picture) for sample, picture in zip(samples, pictures, strict=True)]
@@ -133,7 +146,7 @@ class Interview:
         return [by_words[words] for words in told]
 
     def _ask(
-        self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image], told: Sequence[str]
+        self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None], told: Sequence[str]
     ) -> list[Completion]:
         if model == "tuned":
             return self.ask(model, samples, pictures)
@@ -151,9 +164,9 @@ class Interview:
         return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _told(sample: Sample, picture: Image.Image) -> str:
+def _told(sample: Sample, picture: Image.Image | None) -> str:
     """All of a question that reaches a model, as one line."""
-    pixels = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+    pixels = picture and hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
     return json.dumps([sample.question, sample.context, sample.choices, pixels], ensure_ascii=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from vcot.errors import InputError
@@ -30,18 +31,29 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the report is made of: samples with a reply from every model under every condition, in order."""
+    """What the report is made of: samples with a reply from every model under every condition, in order.
+
+    A reply is None where a question by text alone was not asked, because its condition is about pictures.
+    """
 
     samples: tuple[Sample, ...]
-    replies: dict[str, tuple[Reply, ...]]
+    replies: dict[str, tuple[Reply | None, ...]]
     guesses: dict[str, tuple[Score, ...]]
     habits: Habits
     left_out: int
 
     @property
-    def scores(self) -> dict[str, tuple[Score, ...]]:
-        said = {key: tuple(reply.score for reply in replies) for key, replies in self.replies.items()}
-        return said | self.guesses
+    def scores(self) -> dict[str, tuple[Score | None, ...]]:
+        said = {
+            key: tuple(None if reply is None else reply.score for reply in replies)
+            for key, replies in self.replies.items()
+        }
+        return {**said, **self.guesses}
+
+    @cached_property
+    def tuned(self) -> list[Score]:
+        """What the tuned model reached as it is asked in earnest: on the real pictures, or by text alone."""
+        return [reply.score for reply in self.replies["tuned-real"] if reply is not None]
 
 
 def gather(
@@ -50,7 +62,7 @@ def gather(
     """Orders replies by model and condition, and guesses for the same samples.
 
     A sample that could not be asked under every condition (its picture is missing) is left out of all, so that every
-    row of the report is about the same samples.
+    row of the report is about the same samples. One without a picture is in those rows that are not about pictures.
 
     Raises:
         InputError: two samples have one id, so that nobody could say whose a reply is.
@@ -61,8 +73,12 @@ def gather(
     said: dict[str, dict[str, Reply]] = defaultdict(dict)
     for reply in replies:
         said[f"{reply.model}-{reply.condition}"][reply.score.sample] = reply
-    kept = tuple(sample for sample in samples if all(sample.id in each for each in said.values()))
-    ordered = {key: tuple(each[sample.id] for sample in kept) for key, each in said.items()}
+
+    def asked(sample: Sample) -> bool:
+        return all(sample.id in each for key, each in said.items() if sample.image or key.endswith("-real"))
+
+    kept = tuple(filter(asked, samples))
+    ordered = {key: tuple(each.get(sample.id) for sample in kept) for key, each in said.items()}
     keys = [key for key in words.RESULTS if key in ordered]
     return Evidence(
         samples=kept,
@@ -81,8 +97,7 @@ def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, 
         "version": 1,
         "samples": _samples(evidence, split),
         "results": [
-            _named(key, words.RESULTS, _dicts(measured.figures[key]))
-            | {"cut_off": sum(reply.completion.finish_reason == "length" for reply in evidence.replies[key])}
+            _named(key, words.RESULTS, _dicts(measured.figures[key])) | {"cut_off": _cut_off(evidence.replies[key])}
             for key in evidence.replies
         ],
         "guesses": [_named(key, words.GUESSES, _dicts(measured.figures[key], _meant(key))) for key in evidence.guesses],
@@ -96,12 +111,17 @@ def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, 
     return report
 
 
+def _cut_off(replies: Iterable[Reply | None]) -> int:
+    return sum(reply is not None and reply.completion.finish_reason == "length" for reply in replies)
+
+
 def _samples(evidence: Evidence, split: str) -> dict[str, Any]:
     true = [sample.true_boxes for sample in evidence.samples]
     return {
         "split": split,
         "rows": len(evidence.samples),
-        "pictures": len({sample.image.sha256 for sample in evidence.samples}),
+        "pictures": len({sample.image.sha256 for sample in evidence.samples if sample.image}),
+        "by_text": sum(sample.image is None for sample in evidence.samples),
         "boxes": sum(len(boxes) for boxes in true if boxes is not None),
         "annotated": sum(boxes is not None for boxes in true),
         "absent": sum(boxes == () for boxes in true),
@@ -189,7 +209,7 @@ def _group(evidence: Evidence, chosen: Sequence[int], seed: int) -> dict[str, An
     }
 
 
-def _best_guess(scores: Mapping[str, Sequence[Score]], names: Iterable[str], figure: str) -> str | None:
+def _best_guess(scores: Mapping[str, Sequence[Score | None]], names: Iterable[str], figure: str) -> str | None:
     """The guess that does best on these rows: the one a model must beat."""
     able = {name: scores[name] for name in names if figure in _meant(name)}
     if not able:

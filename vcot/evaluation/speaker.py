@@ -12,13 +12,12 @@ from PIL import Image
 from vcot import log
 from vcot.errors import InputError
 from vcot.evaluation.replies import Model
-from vcot.grounding import Frame, smart_resize
+from vcot.grounding import Frame
 from vcot.records import Completion, Sample, StageMark
 from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.folders import fetch_folder, fetch_with_digest
 from vcot.tokens import Contract, Encoder, is_processor_file, load_processor
-from vcot.tokens.encoder import frame_as_seen
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,7 @@ class Trained:
 
     def frame(self, sample: Sample) -> Frame:
         """The frame in which the model writes its boxes about this sample."""
-        contract, original, kept = self.contract, sample.image, sample.image.stored or sample.image
-        seen = kept.width, kept.height
-        if contract.frame_spec.name == "resized_pixels":
-            budget = {"min_pixels": contract.min_pixels, "max_pixels": contract.max_pixels}
-            seen = smart_resize(*seen, **budget, factor=contract.factor)
-        return frame_as_seen(contract.frame_spec, (original.width, original.height), seen)
+        return sample.frame(self.contract.frame_spec)
 
     def facts(self) -> dict[str, Any]:
         return {"base": self.base_uri, "base_sha256": self.base_sha256}
@@ -95,8 +89,11 @@ class Speaker:
     _encoder: Encoder | None = None
     _loaded: dict[Model, Any] = field(default_factory=dict)
 
-    def ask(self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image]) -> list[Completion]:
-        """One Completion per sample, in order. Their `seconds` stay 0: the same question gives the same record."""
+    def ask(self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]) -> list[Completion]:
+        """One Completion per sample, in order. Their `seconds` stay 0: the same question gives the same record.
+
+        A picture is None where the question is asked by text alone.
+        """
         network = self._network(model)
         order = sorted(range(len(samples)), key=lambda i: (_length(samples[i], pictures[i]), i))
         said: dict[int, Completion] = {}
@@ -108,7 +105,7 @@ class Speaker:
         return [said[i] for i in range(len(samples))]
 
     def _generate(
-        self, network: Any, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image]
+        self, network: Any, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]
     ) -> list[Completion]:
         from vcot.models import generate
 
@@ -197,6 +194,7 @@ class Speaker:
         return into
 
 
-def _length(sample: Sample, picture: Image.Image) -> int:
+def _length(sample: Sample, picture: Image.Image | None) -> int:
     """Near enough to the length of the prompt to put like to like."""
-    return len(sample.question) + len(sample.context or "") + picture.width * picture.height // 784
+    visual = 0 if picture is None else picture.width * picture.height // 784
+    return len(sample.question) + len(sample.context or "") + visual

@@ -14,7 +14,9 @@ _CELL = """
 
 _CARD = """
 {% macro show(card) %}
-<article class="card"><img src="{{ card.picture }}" alt="{{ card.sample.question }}" loading="lazy">
+<article class="card">
+{%- if card.picture %}<img src="{{ card.picture }}" alt="{{ card.sample.question }}" loading="lazy">
+{% else %}<p class="small soft">asked by text alone</p>{% endif %}
 <p class="question">{{ card.sample.question }}</p>
 <p class="small"><span class="chip {{ card.score.answer }}">answer {{ card.score.answer if card.score.answer != "absent" else "missing" }}</span>
 {% if card.score.true_boxes is not none %}
@@ -43,7 +45,9 @@ BODY = (
 <p class="small soft">Measured on {{ "{:,}".format(samples.rows) }} questions about
 {{ "{:,}".format(samples.pictures) }} pictures of the {{ samples.split }} split with
 {{ "{:,}".format(samples.boxes) }} true boxes{% if samples.absent %}; in {{ "{:,}".format(samples.absent) }} rows the
-thing asked for is not in the picture{% endif %}. The guesses were learned from
+thing asked for is not in the picture{% endif %}{% if samples.by_text %};
+{{ "{:,}".format(samples.by_text) }} are asked by text alone, and left out of what is measured on blank and wrong
+pictures{% endif %}. The guesses were learned from
 {{ "{:,}".format(samples.training_rows) }} rows of the training split.</p>
 
 <h2>What it can do, and what it cannot</h2>

@@ -96,7 +96,7 @@ def _doubt(group: Mapping[str, Any], figure: str) -> str:
     if not _above_zero(group["against_guess"][figure]["difference"]):
         return "That is not shown to be better than guessing."
     blank = group["differences"].get("real-blank")
-    if blank is not None and not _above_zero(blank[figure]):
+    if blank is not None and blank[figure]["value"] is not None and not _above_zero(blank[figure]):
         value = words.value(figure, group["results"]["tuned-blank"][figure])
         return f"On blank pictures it is {value}: not shown to come from looking."
     return ""
@@ -114,7 +114,7 @@ def _blindness(report: Mapping[str, Any]) -> list[str]:
     if row is None:
         return []
     figure = "accuracy_at_50" if row["figures"]["accuracy_at_50"]["value"] is not None else "answer_accuracy"
-    if _above_zero(row["figures"][figure]):
+    if row["figures"][figure]["value"] is None or _above_zero(row["figures"][figure]):
         return []
     change = words.both(figure, row["figures"][figure], signed=True)
     return [f"be said to look: on real pictures it is not shown to be better than on blank ones ({change})."]
@@ -144,6 +144,11 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"{samples['rows'] - samples['annotated']:,} of {samples['rows']:,} rows have no annotated boxes;"
             " they count for answers and not for boxes."
+        )
+    if samples["by_text"]:
+        notes.append(
+            f"{samples['by_text']:,} of {samples['rows']:,} rows are asked by text alone;"
+            " they count on real pictures, and not on blank and wrong ones."
         )
     if samples["left_out"]:
         notes.append(f"{words.plural(samples['left_out'], 'row')} left out: the picture could not be read.")

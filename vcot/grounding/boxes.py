@@ -63,10 +63,15 @@ class Box:
     y2: float
 
     def __post_init__(self) -> None:
-        # Floats always: 100 and 100.0 are equal, but they would be written as different bytes.
-        for name, edge in zip(("x1", "y1", "x2", "y2"), _floats(self.x1, self.y1, self.x2, self.y2), strict=True):
-            object.__setattr__(self, name, edge)
-        _check_order(self.x1, self.y1, self.x2, self.y2)
+        floats = type(self.x1) is type(self.y1) is type(self.x2) is type(self.y2) is float
+        if floats and 0 <= self.x1 < self.x2 < math.inf and 0 <= self.y1 < self.y2 < math.inf:
+            return  # what nearly every box is; the rest says what is wrong with the others
+        edges = _floats(self.x1, self.y1, self.x2, self.y2)
+        if not floats:
+            # Floats always: 100 and 100.0 are equal, but they would be written as different bytes.
+            for name, edge in zip(("x1", "y1", "x2", "y2"), edges, strict=True):
+                object.__setattr__(self, name, edge)
+        _check_order(*edges)
         if self.x1 < 0 or self.y1 < 0:
             raise BoxError(BoxFault.OUTSIDE, f"{self.as_list()} begins outside the image; pixels start at 0")
 
@@ -90,6 +95,8 @@ class Box:
         """
         _check_size(width, height)
         edges = _floats(x1, y1, x2, y2)
+        if 0 <= edges[0] < edges[2] <= width and 0 <= edges[1] < edges[3] <= height:
+            return cls(*edges)
         _check_order(*edges)
         excess = max(-edges[0], -edges[1], edges[2] - width, edges[3] - height)
         if excess > overhang:
@@ -300,14 +307,18 @@ class FrameSpec:
                 f" got min_pixels={self.min_pixels}, max_pixels={self.max_pixels}"
             )
 
-    def on(self, width: int, height: int) -> Frame:
-        """The frame on one image of this original, upright size in pixels."""
+    def on(self, width: int, height: int, *, kept: tuple[int, int] | None = None) -> Frame:
+        """The frame on one image of this original, upright size in pixels.
+
+        `kept`: (width, height) of the picture that the processor is handed, where that is a smaller one. Boxes are
+        of the original all the same, but the processor resizes what it gets.
+        """
         _check_size(width, height)
         if self.name == "resized_pixels":
             assert self.min_pixels is not None  # __post_init__ saw to it
             assert self.max_pixels is not None
             resized = smart_resize(
-                width, height, min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=self.factor
+                *(kept or (width, height)), min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=self.factor
             )
             return _resized_frame(width, height, *resized)
         if self.name == "padded_square":
@@ -467,12 +478,13 @@ def _resized_frame(width: int, height: int, resized_width: int, resized_height: 
 
 def _floats(*numbers: SupportsFloat) -> tuple[float, float, float, float]:
     try:
-        x1, y1, x2, y2 = (float(n) for n in numbers)
+        x1, y1, x2, y2 = map(float, numbers)
     except OverflowError:  # an integer too large for a float
         raise BoxError(BoxFault.NOT_FINITE, f"a box needs finite numbers; got {list(numbers)!r:.200}") from None
     except (TypeError, ValueError):
         raise BoxError(BoxFault.NOT_A_NUMBER, f"a box needs four numbers; got {list(numbers)!r:.200}") from None
-    if not all(map(math.isfinite, (x1, y1, x2, y2))):
+    finite = math.isfinite
+    if not (finite(x1) and finite(y1) and finite(x2) and finite(y2)):
         raise BoxError(BoxFault.NOT_FINITE, f"a box needs finite numbers; got {[x1, y1, x2, y2]}")
     return x1, y1, x2, y2
 
@@ -491,8 +503,11 @@ def _check_size(width: int, height: int) -> None:
 
 def _cut(edges: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
     """The part inside the image. Raises BoxError(OUTSIDE) if there is none."""
-    x1, x2 = (min(max(x, 0.0), float(width)) for x in (edges[0], edges[2]))
-    y1, y2 = (min(max(y, 0.0), float(height)) for y in (edges[1], edges[3]))
+    x1, y1, x2, y2 = edges
+    if 0.0 <= x1 < x2 <= width and 0.0 <= y1 < y2 <= height:
+        return edges
+    x1, x2 = min(max(x1, 0.0), float(width)), min(max(x2, 0.0), float(width))
+    y1, y2 = min(max(y1, 0.0), float(height)), min(max(y2, 0.0), float(height))
     if x1 >= x2 or y1 >= y2:
         raise BoxError(BoxFault.OUTSIDE, f"{list(edges)} lies outside the image of {width}x{height} pixels")
     return x1, y1, x2, y2

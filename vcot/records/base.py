@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
-from vcot.grounding import Mention, Trace
+from vcot.grounding import Box, Mention, Trace
 
 _BOX_SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -22,6 +22,14 @@ _MENTION_SCHEMA: dict[str, Any] = {
     "required": ["label", "boxes"],
     "additionalProperties": False,
 }
+
+
+def _box(value: Any) -> Box:
+    if isinstance(value, Box):
+        return value
+    if not isinstance(value, list) or len(value) != 4 or not all(type(n) in (int, float) for n in value):
+        raise ValueError(f"a box is a list of four numbers; got {value!r:.200}")
+    return Box(*value)
 
 
 def _plain(kind: type[Mention] | type[Trace]) -> GetPydanticSchema:
@@ -40,6 +48,15 @@ def _plain(kind: type[Mention] | type[Trace]) -> GetPydanticSchema:
     )
 
 
+BoxField = Annotated[
+    Box,
+    GetPydanticSchema(
+        lambda _source, _handler: core_schema.no_info_plain_validator_function(
+            _box, serialization=core_schema.plain_serializer_function_ser_schema(Box.as_list)
+        )
+    ),
+    WithJsonSchema(_BOX_SCHEMA),
+]
 MentionField = Annotated[Mention, _plain(Mention), WithJsonSchema(_MENTION_SCHEMA)]
 TraceField = Annotated[
     Trace,

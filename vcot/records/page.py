@@ -35,6 +35,14 @@ def fill(template: str, /, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.from_string(template).render(**values))
 
 
+def share(part: float, whole: float) -> str:
+    """In percent, with a digit where it would else look like none or all."""
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    return f"{percent:.1f} %" if 0 < percent < 10 or 90 < percent < 100 else f"{percent:.0f} %"
+
+
 def data_uri(picture: Image.Image, *, quality: int = 80) -> str:
     """The picture as a JPEG inside the page."""
     buffer = io.BytesIO()
@@ -143,3 +151,39 @@ img { max-width: 100%; height: auto; display: block; border-radius: 4px; }
 table.bars td { border: 0; padding: 1px 12px 1px 0; }
 .bar { background: #4c8bf5; height: 12px; border-radius: 2px; display: inline-block; vertical-align: middle; }
 """
+
+ROWS_CSS = Markup("""
+* { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+nav { margin: 12px 0 0; font-size: 14px; }
+nav a { margin-right: 14px; white-space: nowrap; }
+.wide { overflow-x: auto; }
+.remarks { list-style: none; padding: 0; margin: 16px 0; }
+.remarks li { padding: 3px 0 3px 28px; position: relative; }
+.remarks li::before { position: absolute; left: 4px; font-weight: 700; }
+.remarks .good::before { content: "✓"; color: var(--true); }
+.remarks .look::before { content: "!"; color: var(--pred); left: 8px; }
+.rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 14px; margin: 12px 0; }
+.rows .card { margin: 0; padding: 0; overflow: hidden; font-size: 14px; }
+.rows .card.no { border-color: #f0b79f; }
+.rows figure { background: #f3f5f7; display: flex; justify-content: center; align-items: center; height: 250px; }
+.rows img { border-radius: 0; max-height: 100%; }
+.rows .none { color: var(--soft); padding: 0 16px; text-align: center; overflow-wrap: anywhere; }
+.rows .text { padding: 10px 14px 12px; }
+.text p { margin: 0 0 6px; }
+.text summary { color: var(--soft); cursor: pointer; }
+.said { unicode-bidi: isolate; overflow-wrap: anywhere; white-space: pre-wrap; }
+.id { overflow-wrap: anywhere; }
+.nowrap { white-space: nowrap; }
+td.name { min-width: 90px; }
+.chip { display: inline-block; border-radius: 10px; padding: 0 9px; font-size: 13px; line-height: 20px; color: #fff; }
+@media (max-width: 700px) {
+  main { padding: 20px 14px 40px; }
+  th, td { padding-right: 12px; }
+}
+@media print {
+  main { max-width: none; padding: 0; }
+  nav { display: none; }
+  body { font-size: 12px; }
+}
+""")
+"""What pages about rows of data add: remarks, and a card for each row that is shown."""

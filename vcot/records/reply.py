@@ -15,6 +15,7 @@ class Completion(Record):
     model: str
     finish_reason: str = Field(description="stop, length, content_filter, …")
     tokens_in: int = Field(0, ge=0)
+    tokens_cached: int = Field(0, ge=0, description="of tokens_in, those that the endpoint had seen just before")
     tokens_out: int = Field(0, ge=0)
     seconds: float = Field(0.0, ge=0)
     cost: float | None = Field(None, description="US dollars; None where no price is known")

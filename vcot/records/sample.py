@@ -8,16 +8,23 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from vcot.grounding import Box, Mention
+from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records.base import MentionField, Record, TraceField
+
+NO_IMAGE_SIZE = (1000, 1000)
+"""(width, height) on which boxes of a text about no image are read: none means anything, but a model may write some."""
 
 
 class Stored(Record):
-    """The picture as it is kept where it was shrunk; boxes stay in pixels of the original."""
+    """A copy of the picture that later stages read in its place, upright and perhaps smaller.
+
+    Boxes stay in pixels of the original.
+    """
 
     uri: str = Field(min_length=1)
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
+    width: int = Field(gt=0, description="pixels of the copy")
+    height: int = Field(gt=0, description="pixels of the copy")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the copy's bytes")
 
 
 class Image(Record):
@@ -26,8 +33,17 @@ class Image(Record):
     uri: str = Field(min_length=1)
     width: int = Field(gt=0, description="pixels of the upright original")
     height: int = Field(gt=0, description="pixels of the upright original")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the stored bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the original's bytes; the split depends on it")
     stored: Stored | None = None
+
+    @property
+    def kept(self) -> Stored | Image:
+        """What later stages read: the stored copy where there is one."""
+        return self.stored or self
+
+    def frame(self, spec: FrameSpec) -> Frame:
+        """The frame in which a text about this picture, seen as it is kept, writes its boxes."""
+        return spec.on(self.width, self.height, kept=(self.kept.width, self.kept.height))
 
 
 class Origin(Record):
@@ -43,12 +59,13 @@ class Origin(Record):
 class Sample(Record):
     """A question about an image, its accepted answers, and where the evidence is.
 
-    `evidence` None means that nobody annotated it; an empty list means that the object is absent.
+    `evidence` None means that nobody annotated it; an empty list means that the object is absent. `image` None means
+    that the question is asked by text alone: there is nothing to point at, so neither evidence nor boxes.
     """
 
     version: Literal[1] = 1
     id: str = Field(min_length=1)
-    image: Image
+    image: Image | None = Field(description="null: asked by text alone")
     question: str = Field(min_length=1)
     context: str | None = Field(None, description="hint or lecture that belongs to the question")
     choices: tuple[str, ...] | None = None
@@ -59,11 +76,38 @@ class Sample(Record):
 
     @model_validator(mode="after")
     def _boxes_lie_inside(self) -> Self:
+        if self.image is None:
+            return self._pointing_at_nothing()
         for box in self.all_boxes():
             if box.x2 > self.image.width or box.y2 > self.image.height:
                 raise ValueError(
                     f"box {box.as_list()} leaves the image of {self.image.width}×{self.image.height} pixels"
                 )
+        return self
+
+    def _pointing_at_nothing(self) -> Self:
+        box = next(self.all_boxes(), None)
+        if box is not None:
+            raise ValueError(f"box {box.as_list()} is on no image: image is null, so the sample has no boxes")
+        if self.evidence is not None:
+            raise ValueError("image is null, so nobody looked whether the object is there: evidence is null, too")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_can_be_written(self) -> Self:
+        """JSON may hold half a surrogate pair, which is no character and stands in no file."""
+        origin = self.origin
+        uri = "" if self.image is None else self.image.uri
+        named = (self.id, uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
+        said = [self.question, self.context or "", *self.answers, *(self.choices or ()), *named]
+        for parts in (*(trace.parts for trace in self.reasoning), self.evidence or ()):
+            said += [part if isinstance(part, str) else part.label for part in parts]
+        text = "".join(said)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = text[max(error.start - 20, 0) : error.end]
+            raise ValueError(f"a text holds half a character: {shown!r}") from None
         return self
 
     def all_boxes(self) -> Iterator[Box]:
@@ -76,6 +120,17 @@ class Sample(Record):
     def true_boxes(self) -> tuple[Box, ...] | None:
         """The boxes of the evidence; None where nothing was annotated, () where absence was."""
         return None if self.evidence is None else tuple(b for m in self.evidence for b in m.boxes)
+
+    @property
+    def shown(self) -> Image:
+        """The image, where boxes or pixels say that there is one. Raises ValueError: the question is text alone."""
+        if self.image is None:
+            raise ValueError(f"{self.id} is asked without an image")
+        return self.image
+
+    def frame(self, spec: FrameSpec) -> Frame:
+        """The frame in which a text about this sample writes its boxes; without an image, that of NO_IMAGE_SIZE."""
+        return spec.on(*NO_IMAGE_SIZE) if self.image is None else self.image.frame(spec)
 
 
 class Reason(StrEnum):
@@ -92,6 +147,13 @@ class Reason(StrEnum):
     BOX_EMPTY = "box-empty"
     BOX_OUTSIDE = "box-outside"
     BOX_COPIES_DISAGREE = "box-copies-disagree"
+    BOX_TOO_SMALL = "box-too-small"
+    BOX_TOO_LARGE = "box-too-large"
+    BOX_TOO_THIN = "box-too-thin"
+    TOO_MANY_BOXES = "too-many-boxes"
+    ANSWER_IN_LABEL = "answer-in-label"
+    LICENCE_NOT_ALLOWED = "licence-not-allowed"
+    NO_IMAGE = "no-image"
     IMAGE_MISSING = "image-missing"
     IMAGE_TRUNCATED = "image-truncated"
     IMAGE_BROKEN = "image-broken"
@@ -104,10 +166,21 @@ class Reason(StrEnum):
     HELD_OUT = "held-out"
     NO_REASONING = "no-reasoning"
     TEACHER_EMPTY = "teacher-empty"
+    TEACHER_REFUSED = "teacher-refused"
+    TEACHER_CUT_OFF = "teacher-cut-off"
+    TEACHER_NOT_JSON = "teacher-not-json"
+    TEACHER_WRONG_SHAPE = "teacher-wrong-shape"
     TEACHER_UNREADABLE = "teacher-unreadable"
     TEACHER_UNGROUNDED = "teacher-ungrounded"
+    TEACHER_BOX_OFF_GOLD = "teacher-box-off-gold"
+    TEACHER_BOX_UNSURE = "teacher-box-unsure"
+    TEACHER_BOX_NOT_SEEN = "teacher-box-not-seen"
+    TEACHER_BOX_UNDETECTED = "teacher-box-undetected"
+    TEACHER_CLAIMS_UNSUPPORTED = "teacher-claims-unsupported"
+    TEACHER_NOTHING_LEFT = "teacher-nothing-left"
     TEACHER_WRONG_ANSWER = "teacher-wrong-answer"
-    TEACHER_REFUSED = "teacher-refused"
+    TEACHER_EVIDENCE_FALLS_SHORT = "teacher-evidence-falls-short"
+    TEACHER_ANSWER_FIRST = "teacher-answer-first"
     TOO_LONG = "too-long"
 
 
@@ -131,3 +204,8 @@ class Rejection(Record):
     stage: str
     reason: Reason
     detail: str = Field("", description="the thing as it was written, and what would be right")
+    part: str = Field("", description="what of the row was refused, where the rest of it was kept; empty: all of it")
+    said: tuple[str, ...] = Field((), description="what a teacher said about the row, in the order in which it did")
+    negative: Sample | None = Field(
+        None, description="the row with the teacher's reasoning and its wrong answer, where those are asked for"
+    )

@@ -6,11 +6,14 @@ import json
 import sys
 
 from vcot.records.base import Record
+from vcot.records.conversion import Conversion
+from vcot.records.distillation import Distillation
 from vcot.records.promotion import Promotion
 from vcot.records.reply import Completion
 from vcot.records.sample import Rejection, Sample
 from vcot.records.score import Score
 from vcot.records.shards import ShardMark, StageMark
+from vcot.records.steps import Branches, Caption, Crops, Gates, Objects, Synthesis, Verdicts
 
 LAYOUT = """\
 # Formats
@@ -31,10 +34,21 @@ refuses one that it does not know.
 
 | stage | shards hold | beside them |
 |---|---|---|
-| convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | |
+| convert, distill | Samples, `.jsonl.gz`, one line of JSON each, no time stamp in the gzip header | convert: \
+`report.html`, what went in and what was refused; distill: `report.html`, what the teacher wrote and how much of it \
+was believed; both: `report/`, what the shards put aside for that page |
 | tokenize | examples, `.parquet`, as below | `report.html`, the audit page |
 | train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
 | evaluate | replies of both models with their Scores, `.jsonl.gz` | `report.html`, `overlay.png` |
+
+`distill --way two-level` keeps what its steps made, a line per row, each step under a key of its prompts, model and
+parameters and of the step before it; a row that fell at a step stands in that step's rejections:
+
+```
+<run prefix>/distill/captions/3f9a01c2b7de/step.json       what the key was made of
+                                           shards/, rejections/, _done/00000.json      as of a stage
+                     objects/…  crops/…  branches/…  verdicts/…  synthesis/…  gates/…
+```
 
 Beside the runs:
 
@@ -47,6 +61,23 @@ Beside the runs:
 
 An evaluation that was held against another (`--baseline-uri`, and every one of a promoted model) has
 `comparison.json` and `comparison.md` beside its report.
+
+Where the images of `convert` are in a tar file, whole or in chunks, that nobody unpacks (each part of a mix has its own
+`archive.<part>.json`):
+
+```
+<run prefix>/convert/archive.json              the index that this run goes by: its sha256, the chunks' sizes and ETags
+                     archive/<state>/index.json, members-….sqlite   the index (elsewhere with --archive-index-uri)
+                                     spans/….json.gz                what a killed process had found of it
+```
+
+A picture inside it has a URI like any other, and the Store reads it with nothing but that URI: `bytes+`, the object,
+`#start+length`, for what goes on in an object beside it `&name#start+length`, and after a last `#` what it is called.
+
+```
+bytes+s3://bucket/cot_images_03#1048576+20480#cot_image_data/gqa/1.jpg
+bytes+s3://bucket/cot_images_03#10737418000+240&cot_images_04#0+999#cot_image_data/gqa/2.jpg
+```
 
 **Boxes** are `[x1, y1, x2, y2]` in float pixels of the upright original, always; only text that a model reads or
 writes uses another frame, and which one stands in the tokenize stage's mark and beside every model (`contract`).
@@ -65,6 +96,15 @@ RECORDS: tuple[tuple[type[Record], str], ...] = (
     (Score, "one reply held against its Sample"),
     (ShardMark, "`_done/00000.json`"),
     (StageMark, "`_done/stage.json`"),
+    (Conversion, "`report.json` of convert; its page shows the same numbers"),
+    (Distillation, "`report.json` of distill; its page shows the same numbers"),
+    (Caption, "a line of `distill/captions/<key>/shards`"),
+    (Objects, "a line of `distill/objects/<key>/shards`"),
+    (Crops, "a line of `distill/crops/<key>/shards`"),
+    (Branches, "a line of `distill/branches/<key>/shards`"),
+    (Verdicts, "a line of `distill/verdicts/<key>/shards`"),
+    (Synthesis, "a line of `distill/synthesis/<key>/shards`"),
+    (Gates, "a line of `distill/gates/<key>/shards`"),
     (Promotion, "`pointers/<name>/0000000001.json`, …: the newest promoted model is the one with the highest number"),
 )
 

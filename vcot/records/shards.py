@@ -34,6 +34,7 @@ from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, join
 
 DONE = "_done/stage.json"
+_AT_ONCE = 1 << 17
 M = TypeVar("M", bound=Record)
 
 
@@ -110,13 +111,21 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+        self._packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+        self._waiting = bytearray()
 
     def write(self, record: Record) -> None:
-        self._gzip.write(record.line())
+        self._waiting += record.line()
+        if len(self._waiting) >= _AT_ONCE:
+            self._pack()
+
+    def _pack(self) -> None:
+        self._packed.write(self._waiting)
+        self._waiting.clear()
 
     def close(self) -> None:
-        self._gzip.close()
+        self._pack()
+        self._packed.close()
         self._file.close()
 
 
@@ -146,6 +155,10 @@ class ShardWriter:
         self._rows += 1
         self._reasons[rejection.reason.value] = self._reasons.get(rejection.reason.value, 0) + 1
         self._rejections.write(rejection.line())
+
+    def leave_out(self, part: Rejection) -> None:
+        """Something of a row that is kept all the same was refused; the row is counted by `keep`."""
+        self._rejections.write(part.line())
 
     @property
     def tally(self) -> Tally:
@@ -289,6 +302,7 @@ def run_shards(
     max_rejected_share: float,
     report: Callable[[tuple[ShardMark, ...], Tally], tuple[dict[str, Any], str | None]] | None = None,
     facts: Mapping[str, Any] | None = None,
+    bar: bool = True,
 ) -> StageMark | None:
     """Prepare, shards and finish of a stage that is made of shards; which of them, `settings.part` says.
 
@@ -297,6 +311,7 @@ def run_shards(
         max_rejected_share: of all rows, judged over all shards in the finish.
         report: makes what ``report.json`` holds beside the sums, and the page (or None).
         facts: what the next stage must know of the whole; stands in the stage's mark.
+        bar: of shards; not where `work` itself tells how far it is.
 
     Returns:
         The stage's mark, or None where this process did not do the finish.
@@ -313,13 +328,13 @@ def run_shards(
     if settings.part in ("all", "shards"):
         wanted = range(shards) if settings.shard is None else [settings.shard]
         tally = Tally()
-        with Bar(folder.stage, len(wanted), "shards") as bar:
+        with Bar(folder.stage, len(wanted), "shards", shown=bar) as progress:
             for index in wanted:
                 stop.raise_if_requested()
                 log.bind(shard=index)
                 tally += folder.make_shard(index, work, sink).tally
                 _sum_up(shards, tally)
-                bar.advance()
+                progress.advance()
         log.bind(shard=None)
     if settings.part in ("all", "finish"):
         return _finish(folder, settings, inputs, shards, max_rejected_share, report, dict(facts or {}))
@@ -420,15 +435,25 @@ def _make_again(stage_uri: str) -> str:
 
 def read_shard(store: Store, stage_uri: str, shard: ShardMark) -> Iterator[Sample]:
     """The Samples of one shard, in order."""
+    for file in shard.files:
+        yield from read_records(store, stage_uri, file, Sample)
+
+
+def read_records(store: Store, stage_uri: str, file: File, kind: type[M]) -> Iterator[M]:
+    """The records of a shard's file, gzipped or not, in order.
+
+    Raises:
+        InputError: the file is not what its mark says, or holds something else.
+    """
     with tempfile.TemporaryDirectory(prefix="read-") as scratch:
-        for file in shard.files:
-            path = fetch_file(store, stage_uri, file, Path(scratch))
-            try:
-                with gzip.open(path, "rb") as lines:
-                    for line in lines:
-                        yield Sample.model_validate_json(line)
-            except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise InputError(f"{join(stage_uri, file.name)}: not a shard of Samples: {error}") from None
+        path = fetch_file(store, stage_uri, file, Path(scratch))
+        try:
+            with gzip.open(path, "rb") if file.name.endswith(".gz") else path.open("rb") as lines:
+                for line in lines:
+                    yield kind.model_validate_json(line)
+        except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            name = join(stage_uri, file.name)
+            raise InputError(f"{name}: not a shard of {kind.__name__}s: {error}") from None
 
 
 def read_samples(store: Store, stage_uri: str, mark: StageMark) -> Iterator[Sample]:

@@ -11,13 +11,15 @@ from vcot.records import Sample
 def box_reward(text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0) -> float | None:
     """Soft F1 of the boxes in the reasoning against the evidence; None where nobody annotated any.
 
+    Nor is there evidence for a question by text alone: there the format asks for no box.
+
     Only readable boxes count, and only those before the answer; what cannot be read costs the format its
     reward. For `spare` see soft_f1_with_spare.
     """
     true = sample.true_boxes
     if true is None:
         return None
-    frame = spec.on(sample.image.width, sample.image.height)
+    frame = sample.frame(spec)
     return soft_f1_with_spare(parse(split_answer(text)[0], frame).boxes, true, spare=spare)
 
 

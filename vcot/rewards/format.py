@@ -12,7 +12,7 @@ class Rule(StrEnum):
     """What is asked of the form of a reply, in the order of the reply."""
 
     REASONING = "has_reasoning"
-    MENTION = "mentions_a_place"  # not asked where the evidence was annotated as absent
+    MENTION = "mentions_a_place"  # not asked where the evidence was annotated as absent; none, where there is no image
     TAGS = "every_tag_and_box_is_well_formed"
     ONE_THINK_BLOCK = "at_most_one_think_block"  # <think>…</think> may stand around the reasoning
     ONE_ANSWER = "states_one_answer"
@@ -32,13 +32,13 @@ def format_reward(text: str, sample: Sample, spec: FrameSpec, *, graded: bool = 
 
 def broken_rules(text: str, sample: Sample, spec: FrameSpec) -> tuple[Rule, ...]:
     """The rules that the reply does not keep; boxes are read in the frame `spec` on the sample's image."""
-    frame = spec.on(sample.image.width, sample.image.height)
+    frame = sample.frame(spec)
     reply = read_reply(text)
     reasoning, answer = parse(reply.reasoning, frame), parse(reply.answer or "", frame)
     thinks = [text.count(tag) for tag in ("<think>", "</think>")]
     kept = {
         Rule.REASONING: bool(reasoning.trace.text.replace("<think>", "").replace("</think>", "").strip()),
-        Rule.MENTION: bool(reasoning.boxes) or sample.evidence == (),
+        Rule.MENTION: not reasoning.boxes if sample.image is None else bool(reasoning.boxes) or sample.evidence == (),
         Rule.TAGS: reasoning.well_formed and answer.well_formed,
         Rule.ONE_THINK_BLOCK: thinks in ([0, 0], [1, 1]),
         Rule.ONE_ANSWER: reply.answer is not None and reply.marks == 1,

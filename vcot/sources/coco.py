@@ -6,7 +6,14 @@ Asked of each picture, about each of the chosen categories:
     count      at least one            How many platelets are there?   → 3
     point      at least one            Point at every platelet.        → 3
     presence   at least one            Is there a platelet?            → yes
-               and one that is not     Is there a red blood cell?      → no
+
+and about things that are not there (`absent`: how many in each picture), in turns:
+
+    presence                           Is there a red blood cell?      → no
+    count                              How many red blood cells …      → 0
+    point                              Point at every red blood cell.  → 0
+
+Evidence of these is an empty list: a model that only ever sees boxes learns to draw one always.
 
 A region marked as a crowd is not counted, and nothing is asked about its category in that picture, because nobody
 knows how many there are. Entries of `images` may say their `split`.
@@ -43,6 +50,9 @@ PHRASINGS: Mapping[QuestionKind, tuple[str, ...]] = {
 }
 
 
+_OF_ABSENT: tuple[QuestionKind, ...] = ("presence", "count", "point")
+
+
 def rows(desk: Desk) -> Iterator[Row]:
     """One row for each question about each picture, in the order of the file."""
     for source in desk.inputs:
@@ -67,7 +77,7 @@ def sample(row: Row, desk: Desk) -> Sample:
             Reason.IMAGE_SIZE_DIFFERS,
             f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
-    boxes = unique(_box(written, image.width, image.height, desk.options.overhang) for written in said["boxes"])
+    boxes = unique(desk.box(_corners(written), image) for written in said["boxes"])
     if kind == "where" and len(boxes) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
     return Sample(
@@ -89,18 +99,15 @@ def _answer(kind: QuestionKind, boxes: Sequence[Box], width: int, height: int) -
 
 
 def _question(desk: Desk, row_id: str, kind: QuestionKind, category: str) -> str:
-    phrasings = PHRASINGS[kind][: 1 if desk.options.phrasings == "one" else None]
-    phrasing = phrasings[_draw(desk, row_id, len(phrasings))]
-    return phrasing.format(one=category, a=f"{_article(category)} {category}", many=plural(category))
+    return desk.one_of(PHRASINGS[kind], row_id).format(
+        one=category, a=f"{_article(category)} {category}", many=plural(category)
+    )
 
 
-def _draw(desk: Desk, what: str, below: int) -> int:
-    """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
-    return int.from_bytes(hashlib.sha256(f"{desk.options.seed}\0{what}".encode()).digest()[:8]) % below
-
-
-def _box(written: Any, width: int, height: int, overhang: float) -> Box:
-    return Box.from_xywh(*numbers(written), width=width, height=height, overhang=overhang)
+def _corners(written: Any) -> list[float]:
+    """COCO writes left, top, width, height."""
+    x, y, width, height = numbers(written)
+    return [x, y, x + width, y + height]
 
 
 def _path(entry: Mapping[str, Any]) -> str:
@@ -177,8 +184,10 @@ def _askable(
             if count == 1 or (count > 1 and kind != "where"):
                 yield kind, category
     absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded]
-    if absent and "presence" in desk.options.questions:
-        yield "presence", absent[_draw(desk, of, len(absent))]
+    kinds = [kind for kind in _OF_ABSENT if kind in desk.options.questions]
+    first = desk.pick(of, len(absent)) if absent else 0
+    for number in range(min(desk.options.absent, len(absent)) if kinds else 0):
+        yield kinds[number % len(kinds)], absent[(first + number) % len(absent)]
 
 
 def _seen(index: sqlite3.Connection, image_id: str, names: Mapping[str, str]) -> tuple[dict[str, list[Any]], set[str]]:
@@ -277,11 +286,11 @@ _INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] 
             bool(e.get("iscrowd")),
         ),
     ),
-    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), str(e.get("name")))),
-    "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), str(e.get("name")))),
+    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
+    "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
 }
 
 
 def _key(value: Any) -> str:
-    """Ids are numbers in one file and texts in another, and may be anything in a broken one."""
-    return str(value)
+    """Ids are numbers in one file and texts in another, and may be anything in a broken one, even half a character."""
+    return str(value).encode(errors="replace").decode()

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vcot.grounding import Box, BoxError, BoxFault, FrameSpec
-from vcot.records import Image, Origin, Reason
+from vcot.records import Image, Origin, Reason, Sample
+from vcot.sources import alike
 from vcot.sources.inputs import Input
 from vcot.sources.pictures import Pictures
+from vcot.sources.quality import Rules, judged
+from vcot.sources.repeats import Asked
 from vcot.sources.row import Refused, Row
 from vcot.storage import Store
 
@@ -31,6 +34,9 @@ class Options:
 
     overhang: pixels by which a box may leave its image and is cut at the border; further out it is refused.
     frame: in which numbers the texts of chat messages write boxes; None: nobody declared it.
+    near_duplicates: bits of 144 in which pictures may differ and count as one; 0: digests alone.
+    duplicates, question_similarity: which questions about one picture count as one. rules: what else is asked.
+    without_image: what becomes of rows that ask by text alone, of a source that has some.
     """
 
     seed: int = 0
@@ -43,15 +49,26 @@ class Options:
     questions: tuple[QuestionKind, ...] = KINDS
     categories: tuple[str, ...] = ()
     category_names: Mapping[str, str] = field(default_factory=dict)
+    absent: int = 1
     phrasings: Literal["one", "several"] = "several"
     scenes: int = 200
+    near_duplicates: int = alike.DISTANCE
+    duplicates: Literal["exact", "near", "keep"] = "exact"
+    question_similarity: float = 0.9
+    rules: Rules = field(default_factory=Rules)
+    without_image: Literal["refuse", "keep"] = "refuse"
 
 
 @dataclass(frozen=True)
 class Desk:
     """
-    scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split.
-    repeated: ids that several rows give themselves.
+    scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split; what is
+    said of pictures here holds for questions without one, too (repeats.Asked).
+    drawn: sha256 of pictures whose side the draw for another picture decides, of which they are nearly a copy.
+    excluded: sha256 of pictures → the benchmark file that has them. duplicates: row → the earlier row that it repeats.
+    benchmarks, benchmark_pictures: files whose pictures are not to be learned from, and where those are.
+    repeated: ids that several rows give themselves. dataset: of rows that do not say of which they are.
+    part: what the ids of these rows begin with, in a run of several sources.
     """
 
     store: Store
@@ -63,23 +80,35 @@ class Desk:
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
     held_out: Mapping[str, Split] = field(default_factory=dict)
     repeated: frozenset[str] = frozenset()
+    drawn: Mapping[str, Split] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    duplicates: Mapping[str, str] = field(default_factory=dict)
+    benchmarks: Sequence[Input] = ()
+    benchmark_pictures: Pictures | None = None
+    dataset: str = "unknown"
+    part: str = ""
 
     def id_of(self, row: Row) -> str:
         """What the row calls itself; its place in the input where it says nothing, or what others say too."""
         given = given_id(row)
         if given is None:
             return row.id
-        return f"{row.id}:{given}" if given in self.repeated else given
+        name = self.called(given)
+        return f"{row.id}:{given}" if name in self.repeated else name
 
-    def origin(self, row: Row, image: Image, dataset: str, licence: str | None = None) -> Origin:
-        """Where a sample comes from, and to which split it belongs.
+    def called(self, name: str) -> str:
+        """An id of this part, unlike any of another."""
+        return f"{self.part}/{name}" if self.part else name
+
+    def origin(self, row: Row, about: Image | Asked, dataset: str, licence: str | None = None) -> Origin:
+        """Where a sample comes from, and to which split it belongs: its picture decides, or else what it asks.
 
         Raises:
             Refused: the picture is held out by another row, or the row names a split that nobody knows.
         """
         return Origin(
             dataset=self.options.dataset or dataset,
-            split=self._split(row, image),
+            split=self._split(row, about),
             row=row.id,
             licence=self.options.licence or licence or self.licence,
         )
@@ -99,15 +128,41 @@ class Desk:
     def dataset_of(self, row: Row) -> str:
         """How the tallies call the dataset of a row, also of one that was refused."""
         origin = row.value.get("origin")
-        said = (origin if isinstance(origin, dict) else row.value).get("dataset")
-        return self.options.dataset or (said if isinstance(said, str) and said else "unknown")
+        said = (origin if isinstance(origin, dict) else row.value).get("dataset") or hub_name(row)
+        return self.options.dataset or (said if isinstance(said, str) and said else self.dataset)
 
-    def _split(self, row: Row, image: Image) -> Split:
+    def one_of(self, wordings: Sequence[str], row_id: str) -> str:
+        """The wording of this row's question; always the first where one is wanted (`phrasings`)."""
+        return wordings[0 if self.options.phrasings == "one" else self.pick(row_id, len(wordings))]
+
+    def pick(self, what: str, below: int) -> int:
+        """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
+        return int.from_bytes(hashlib.sha256(f"{self.options.seed}\0{what}".encode()).digest()[:8]) % below
+
+    def _split(self, row: Row, about: Image | Asked) -> Split:
         declared = self.declared(row)
-        held = self.held_out.get(image.sha256)
+        held = self.held_out.get(about.sha256)
         if held is not None and SPLITS.index(declared or "train") < SPLITS.index(held):
-            raise Refused(Reason.HELD_OUT, f"{image.uri} is the same picture as one of the {held} split")
-        return declared or split_of(image.sha256, self.options.seed, self.options.validation_share)
+            raise Refused(Reason.HELD_OUT, self._same_as(about))
+        return declared or self.drawn.get(about.sha256) or self.draw(about.sha256)
+
+    def draw(self, sha256: str) -> Split:
+        return split_of(sha256, self.options.seed, self.options.validation_share)
+
+    def accepted(self, row: Row, sample: Sample) -> Sample:
+        """A sample that is good enough, and asks what no earlier row has asked. Raises Refused."""
+        sample = judged(sample, self.options.rules)
+        if (earlier := self.duplicates.get(row.id)) is not None:
+            where = "of the same picture" if sample.image else "too, without a picture"
+            raise Refused(Reason.DUPLICATE, f"{earlier} asks this {where}: {sample.question!r:.120}")
+        return sample
+
+    def _same_as(self, about: Image | Asked) -> str:
+        file = self.excluded.get(about.sha256)
+        holder = f"the {self.held_out[about.sha256]} split" if file is None else f"the benchmark {file}"
+        if isinstance(about, Asked):
+            return f"a row of {holder} asks the same, without a picture"
+        return f"{about.uri} is the same picture as one of {holder}, or nearly"
 
     def box(self, edges: Any, image: Image) -> Box:
         """A box from what a row says its edges are: [x1, y1, x2, y2] in pixels of the original.
@@ -128,7 +183,15 @@ class Desk:
             raise Refused(Reason.BOX_MALFORMED, f"boxes are a list of [x1, y1, x2, y2]; got {many!r:.80}")
         if not many:
             raise Refused(Reason.NO_BOX, "the list of boxes is empty")
+        if len(many) > _MOST_BOXES:
+            raise Refused(Reason.TOO_MANY_BOXES, f"{len(many):,} boxes in one list; at most {_MOST_BOXES:,} are read")
         return unique(self.box(edges, image) for edges in many)
+
+
+def hub_name(row: Row) -> str | None:
+    """`refcocog` of a row that names the hub's dataset: `jxu124/refcocog`."""
+    said = row.value.get("dataset_name")
+    return said.rpartition("/")[2] or None if isinstance(said, str) else None
 
 
 def given_id(row: Row) -> str | None:
@@ -136,15 +199,40 @@ def given_id(row: Row) -> str | None:
     return str(row.value.get("id") or "") or None
 
 
+def same_size(said: Mapping[str, Any], image: Image) -> None:
+    """Holds the size that a row says its picture has against the picture; many rows say none.
+
+    Raises:
+        Refused: they differ, so that its boxes are of another picture.
+    """
+    width, height = said.get("width"), said.get("height")
+    if width is None and height is None:
+        return
+    if type(width) is not int or type(height) is not int:
+        raise Refused(Reason.WRONG_SHAPE, f"width and height are whole pixels; got {width!r:.40} and {height!r:.40}")
+    if (width, height) != (image.width, image.height):
+        raise Refused(
+            Reason.IMAGE_SIZE_DIFFERS,
+            f"the row says {width} x {height} pixels, {image.uri} has {image.width} x {image.height} "
+            "(upright, as EXIF turns it)",
+        )
+
+
 def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:
     return tuple(dict.fromkeys(boxes))
+
+
+_MOST_BOXES = 10_000
+"""In one list. A crowd has hundreds; a line of 50 MB may hold millions, and each costs microseconds."""
+_NUMBERS = frozenset((int, float))
+"""A bool is an int to `isinstance`, and no number to us."""
 
 
 def numbers(edges: Any) -> tuple[float, float, float, float]:
     """Four numbers. Raises BoxError: another count, or not numbers."""
     if not isinstance(edges, list) or len(edges) != 4:
         raise BoxError(BoxFault.WRONG_COUNT, f"a box is [x1, y1, x2, y2]; got {edges!r:.80}")
-    if any(isinstance(edge, bool) or not isinstance(edge, int | float) for edge in edges):
+    if not _NUMBERS.issuperset(map(type, edges)):
         raise BoxError(BoxFault.NOT_A_NUMBER, f"a box is four numbers; got {edges!r:.80}")
     try:
         x1, y1, x2, y2 = map(float, edges)
@@ -155,13 +243,17 @@ def numbers(edges: Any) -> tuple[float, float, float, float]:
 
 def split_of(sha256: str, seed: int, validation_share: float) -> Split:
     """The side of a picture, by its content and the seed alone: the same in every row, shard and process."""
-    draw = int.from_bytes(hashlib.sha256(f"{seed}\0{sha256}".encode()).digest()[:8]) / 2**64
-    return "validation" if draw < validation_share else "train"
+    return "validation" if uniform(seed, sha256) < validation_share else "train"
+
+
+def uniform(seed: int, what: str) -> float:
+    """A number in 0 … 1 by the seed and what it is for."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{what}".encode()).digest()[:8]) / 2**64
 
 
 def text(row: Mapping[str, Any], name: str, reason: Reason) -> str:
     """A text of a row, trimmed. Raises Refused: it is missing, empty or no text."""
     value = row.get(name)
-    if isinstance(value, str) and value.strip():
-        return value.strip()
+    if isinstance(value, str) and (said := value.strip()):
+        return said
     raise Refused(reason, f"{name!r} is {'missing' if name not in row else repr(value)[:60]}")

@@ -1,4 +1,4 @@
-"""The files a dataset comes in: JSON arrays and JSON lines, gzipped or not, row by row in constant memory.
+"""The files a dataset comes in: JSON arrays and lines, gzipped or not, and Parquet, row by row in constant memory.
 
 Each file is held against the digest that was taken when the stage began, while it is read: a file that changes
 under a running stage is an error, not a mixture.
@@ -20,26 +20,30 @@ from typing import Any, BinaryIO
 
 from vcot.errors import InputError
 from vcot.records import Reason
-from vcot.sources.jsontext import LONGEST, entries
+from vcot.sources import parquet
+from vcot.sources.jsontext import LONGEST, TOO_DEEP, entries
 from vcot.sources.row import Refused, Row
-from vcot.storage import Store, join
+from vcot.storage import Changed, Store, join, state_of
 from vcot.storage import name as last_part
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson")
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", parquet.SUFFIX)
 _BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
 class Input:
-    """One file. `name` is what its rows are called after, unlike any other file's; `sha256` is of its stored bytes."""
+    """One file. `name` is what its rows are called after, unlike any other file's; `sha256` is of its stored bytes,
+    `state` what storage says of it (`Entry.state`): another one, and it is another file.
+    """
 
     uri: str
     name: str
     sha256: str
+    state: str
 
 
 def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
-    """The files that the URIs name, in order; a folder stands for the JSON files below it, sorted.
+    """The files that the URIs name, in order; a folder stands for the JSON and Parquet files below it, sorted.
 
     Raises:
         InputError: a URI names nothing.
@@ -58,27 +62,58 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
     for longer in (lambda uri, name: join(last_part(uri.rpartition("/")[0]), name), lambda uri, name: uri):
         often = Counter(found.values())
         found = {uri: name if often[name] == 1 else longer(uri, name) for uri, name in found.items()}
-    return tuple(Input(uri, name, store.digest(uri)) for uri, name in found.items())
+    return tuple(_input(store, uri, name) for uri, name in found.items())
 
 
-def rows_of(store: Store, source: Input) -> Iterator[Row]:
+def _input(store: Store, uri: str, name: str) -> Input:
+    entry = store.stat(uri)
+    if entry is None:
+        raise _changed(uri)
+    return Input(uri, name, store.digest(uri), entry.state)
+
+
+def _changed(uri: str) -> Changed:
+    return Changed(f"{uri} has changed since this stage began; use another run name")
+
+
+def rows_of(store: Store, source: Input, columns: Sequence[str] = ()) -> Iterator[Row]:
     """The rows of one file. A line that is not a JSON object comes with its fault.
 
+    columns: what is read of a Parquet file; none where only JSON is.
+
     Raises:
-        InputError: the file is empty, cut off, no JSON at all, or not what it was when the stage began.
+        InputError: the file is empty, cut off, of another kind, or not what it was when the stage began.
     """
-    count = 0
+    return (row_of(source, number, found) for number, found in found_in(store, source, columns))
+
+
+def found_in(store: Store, source: Input, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
+    """The same rows, numbered from 1; lines are not yet read, so that whoever wants few of them reads few.
+
+    `row_of` makes rows of them. Raises what `rows_of` does.
+    """
+    none = True
+    for found in _found_by_kind(store, source, columns):
+        none = False
+        yield found
+    if none:
+        raise InputError(f"{source.uri}: there is not one row in it")
+
+
+def _found_by_kind(store: Store, source: Input, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    if source.uri.endswith(parquet.SUFFIX):
+        if not columns:
+            raise InputError(f"{source.uri} is Parquet; this source reads {', '.join(SUFFIXES[:-1])}")
+        with _unchanged(store, source) as file:
+            yield from parquet.entries(file, source.uri, columns)
+        return
     with opened(store, source) as stream:
         form = form_of_file(stream)
         if form == "coco":
             raise InputError(
                 f"{source.uri} is one COCO object (images, annotations, categories): --source coco reads it"
             )
-        for number, value in entries(stream, source.uri) if form == "array" else _lines(source, stream):
-            count += 1
-            yield _row(f"{source.name}:{number}", value)
-    if not count:
-        raise InputError(f"{source.uri}: there is not one row in it")
+        yield from entries(stream, source.uri) if form == "array" else _lines(source, stream)
 
 
 def form_of_file(stream: io.BufferedReader) -> str:
@@ -89,7 +124,10 @@ def form_of_file(stream: io.BufferedReader) -> str:
     return "coco" if _COCO.match(beginning) else "lines"
 
 
-_COCO = re.compile(rb'\{\s*"(?:info|licenses|images|annotations|categories|type)"\s*:')
+_COCO = re.compile(
+    rb'\{\s*"(?:(?:info|licenses|annotations|categories)"\s*:|type"\s*:\s*"instances"|images"\s*:\s*\[\s*[{\]])'
+)
+"""Lines of chat messages may begin with `images` too, a list of paths."""
 
 
 @contextmanager
@@ -99,7 +137,7 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
     Raises:
         InputError: it is not a whole gzip, or it has changed since the stage began.
     """
-    with store.open_read(source.uri) as raw:
+    with _unchanged(store, source) as raw:
         watched = _Watched(raw)
         stored = io.BufferedReader(watched, _BUFFER)
         stream: Any = stored
@@ -111,7 +149,25 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{source.uri} is not a whole gzip file: {error}") from None
         if ended and watched.digest.hexdigest() != source.sha256:
-            raise InputError(f"{source.uri} has changed since this stage began; use another run name")
+            raise _changed(source.uri)
+
+
+@contextmanager
+def _unchanged(store: Store, source: Input) -> Iterator[BinaryIO]:
+    """The file's bytes. Raises Changed: storage says that it is another file, or becomes one meanwhile."""
+    with store.open_read(source.uri) as file:
+        _demand_same(file, source)
+        try:
+            yield file
+        except InputError:  # of half an old file and half a new one nobody need hear what else is wrong with it
+            _demand_same(file, source)
+            raise
+        _demand_same(file, source)
+
+
+def _demand_same(file: BinaryIO, source: Input) -> None:
+    if state_of(file) != source.state:
+        raise _changed(source.uri)
 
 
 class _Watched(io.RawIOBase):
@@ -131,26 +187,41 @@ class _Watched(io.RawIOBase):
         return len(data)
 
 
-def _lines(source: Input, stream: io.BufferedReader) -> Iterator[tuple[int, Any]]:
+def _lines(source: Input, stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := stream.readline(LONGEST):
         number += 1
         if len(line) == LONGEST:
             raise InputError(f"{source.uri}: line {number} is longer than {LONGEST >> 20} MiB; is this JSON lines?")
-        if not line.strip():
-            continue
+        if not line.isspace():
+            yield number, line
+
+
+def row_of(source: Input, number: int, found: Any) -> Row:
+    """`found`: a line, or the value that was in it."""
+    row_id = f"{source.name}:{number}"
+    if isinstance(found, bytes):
         try:
-            yield number, json.loads(line)
+            found = _read(found)
         except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-            yield number, Refused(Reason.NOT_JSON, f"line {number}: {error}; it begins {line[:60]!r}")
+            return _unread(row_id, f"line {number}: {error}; it begins {found[:60]!r}")
         except RecursionError:
-            yield number, Refused(Reason.NOT_JSON, f"line {number}: nested too deeply; it begins {line[:60]!r}")
+            return _unread(row_id, f"line {number}: nested too deeply; it begins {found[:60]!r}")
+    if isinstance(found, dict):
+        return Row(row_id, found)
+    if found is TOO_DEEP:
+        return _unread(row_id, f"entry {number} is nested too deeply")
+    wrong = f"a row is a JSON object; this is {type(found).__name__} {found!r:.60}"
+    return Row(row_id, {}, Refused(Reason.WRONG_SHAPE, wrong))
 
 
-def _row(row_id: str, value: Any) -> Row:
-    if isinstance(value, Refused):
-        return Row(row_id, {}, value)
-    if not isinstance(value, dict):
-        wrong = f"a row is a JSON object; this is {type(value).__name__} {value!r:.60}"
-        return Row(row_id, {}, Refused(Reason.WRONG_SHAPE, wrong))
-    return Row(row_id, value)
+def _unread(row_id: str, why: str) -> Row:
+    return Row(row_id, {}, Refused(Reason.NOT_JSON, why))
+
+
+def _read(line: bytes) -> Any:
+    """What `json.loads` gives, which asks first what encoding this may be: not of a line that begins `{"`."""
+    return _DECODE(line.decode("utf-8", "surrogatepass")) if line.startswith(b'{"') else json.loads(line)
+
+
+_DECODE = json.JSONDecoder().decode

@@ -1,7 +1,8 @@
 """Large JSON files, an entry at a time.
 
 With the decoder of the standard library on a moving window: faster than the streaming parsers that there are, and it
-reads the NaN and Infinity that Python writes, so that one number of that kind costs its row and not the file.
+reads the NaN and Infinity that Python writes, so that one number of that kind costs its row and not the file. The
+same holds for a whole number of thousands of digits, and for an entry that is nested too deeply.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _BUFFER = 1 << 20
 
 
 def entries(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
-    """The entries of a JSON array, numbered from 1, in constant memory.
+    """The entries of a JSON array, numbered from 1, in constant memory; TOO_DEEP where one is nested too deeply.
 
     Raises:
         InputError: it is not whole JSON; names the file and the entry.
@@ -56,12 +57,15 @@ def parts(stream: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
 
 def _entries(text: _Text, called: str) -> Iterator[tuple[int, Any]]:
     text.take("[", "the beginning")
-    for number in itertools.count(1):
-        if text.comes("]", f"{called} {number}"):
-            break
-        if number > 1:
-            text.take(",", f"the end of {called} {number - 1}")
+    number = 0
+    while not text.comes("]", f"{called} {number + 1}"):
+        if number:
+            text.take(",", f"the end of {called} {number}")
+        number += 1
         yield number, text.value(f"{called} {number}")
+        while (value := text.next_value()) is not _NOT_AT_HAND:
+            number += 1
+            yield number, value
     text.take("]", "the end")
 
 
@@ -80,14 +84,50 @@ class _Text:
             raise self._error(f"{where}: the file ends")
         while True:
             try:
-                value, self._at = self._decode(self._window, self._at)
-                return value
-            except RecursionError:
-                raise InputError(f"{self._name}: {where} is nested too deeply") from None
+                value, end = self._decoded()
+                # A number at the border of what was read may go on behind it.
+                if end < len(self._window) or not isinstance(value, int | float) or not self._more(wanted):
+                    self._at = end
+                    return value
             except json.JSONDecodeError as error:
                 if len(self._window) - self._at > LONGEST or not self._more(wanted):
                     raise self._error(f"{where}: {error.msg}") from None
                 wanted *= 2
+
+    def next_value(self) -> Any:
+        """The value after a comma, if all of it is at hand: the quick way through what has just been read."""
+        comma = _COMMA.match(self._window, self._at)
+        if comma is None:
+            return _NOT_AT_HAND
+        try:
+            value, end = self._decode(self._window, comma.end())
+        except (ValueError, RecursionError):
+            return _NOT_AT_HAND
+        if end == len(self._window):
+            return _NOT_AT_HAND
+        self._at = end
+        return value
+
+    def _decoded(self) -> tuple[Any, int]:
+        """The value that begins here, and where it ends. Raises JSONDecodeError: not JSON, or not all of it."""
+        try:
+            return self._decode(self._window, self._at)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a whole number with more digits than Python turns into one
+            return _LARGE.raw_decode(self._window, self._at)
+        except RecursionError:
+            return TOO_DEEP, self._end_of_nesting()
+
+    def _end_of_nesting(self) -> int:
+        depth = 0
+        for mark in _MARKS.finditer(self._window, self._at):
+            if mark[0] == '"':
+                break
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+            if depth == 0:
+                return mark.end()
+        raise json.JSONDecodeError("nested too deeply, and without end", self._window, self._at)
 
     def comes(self, mark: str, where: str) -> bool:
         """Whether the mark is next, after white space."""
@@ -125,3 +165,9 @@ class _Text:
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
+_MARKS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}"]', re.DOTALL)  # a lone " opens what is not all here
+_LARGE = json.JSONDecoder(parse_int=float)
+_NOT_AT_HAND = object()
+TOO_DEEP = object()
+"""What stands for an entry that no decoder gets to the bottom of."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 NEUTRAL = "region"
 
+_WORD = re.compile(r"\w+")
+
 _IS = r"(?:is|are|was|were|has|have|does|do|did|can|will|appears?|seems?)"
 _NOUNS = r"(?P<thing>[a-z][a-z'-]*(?: [a-z][a-z'-]*){0,2}?)"
 _PHRASE = r"(?P<thing>[a-z][a-z'-]*(?: [a-z][a-z'-]*){0,5}?)"
@@ -45,7 +47,7 @@ def label_for(question: str, answers: Sequence[str], *, of_text: bool = False) -
     `of_text`: boxes of this dataset surround text, so "who" and "what company" ask for letters, not for things.
     """
     label = _thing(" ".join(question.casefold().split()).rstrip("?.! "), of_text)
-    return NEUTRAL if label is None or _gives_away(label, answers) else label
+    return NEUTRAL if label is None or gives_away(label, answers) else label
 
 
 def _thing(words: str, of_text: bool) -> str | None:
@@ -56,9 +58,13 @@ def _thing(words: str, of_text: bool) -> str | None:
     return "person" if not of_text and _WHO.fullmatch(words) else None
 
 
-def _gives_away(label: str, answers: Sequence[str]) -> bool:
+def gives_away(label: str, answers: Sequence[str]) -> bool:
     """Whether the label and an answer are the same, or one holds the other as words."""
     said = f" {label} "
-    return any(
-        f" {a} " in said or said in f" {a} " for a in (" ".join(re.findall(r"\w+", x.casefold())) for x in answers)
-    )
+    return any(f" {a} " in said or said in f" {a} " for a in map(plain, answers))
+
+
+def plain(text: str) -> str:
+    """Its words in lower case, with blanks between them and nothing else."""
+    lower = text.casefold()
+    return lower if lower.isalnum() else " ".join(_WORD.findall(lower))

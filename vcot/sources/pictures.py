@@ -1,25 +1,45 @@
 """Pictures by their path in the dataset: size and digest, each read once.
 
 Rows repeat pictures, and reading them is what a conversion spends its time on. So what is known of a picture is
-remembered (a bounded number of them), and only the header is decoded, unless the end of the file looks wrong.
+remembered (a bounded number of them), and only the header is decoded, unless the end of the file looks wrong, or a
+copy of the picture is wanted (ingest.py).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image
-from vcot.storage import Store, join
+from vcot.sources import alike
+from vcot.sources.ingest import Ingest
+from vcot.sources.known import Known
+from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
 from vcot.storage import images as reading
+from vcot.storage.archive import Archive, NoFile
 from vcot.storage.images import ImageError
 
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/")
+
+
+class NotAtHand(Exception):
+    """Nobody has looked at this picture yet, and the asker does not want to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """What an ImageError said of a picture."""
+
+    reason: reading.Reason
+    detail: str
 
 
 class Pictures:
@@ -29,7 +49,9 @@ class Pictures:
         images_uri: the folder that paths are below; None where a dataset gives whole URIs only.
         made_uri: where pictures go that a source draws or unpacks itself.
         max_pixels, max_side: what is larger is refused before it is decoded, in pixels.
-        remember: how many pictures are kept in mind (about 0.5 kB each).
+        budget: pixels of the copies that later stages read; None: they read the pictures where they are.
+        remember: how many pictures are kept in mind (about 1 kB each).
+        index: where all are noted that were looked at, and others may have been.
     """
 
     def __init__(
@@ -40,12 +62,46 @@ class Pictures:
         *,
         max_pixels: int = reading.MAX_PIXELS,
         max_side: int = 20_000,
-        remember: int = 50_000,
+        budget: int | None = None,
+        remember: int = 4_000,
+        index: Known | None = None,
     ) -> None:
         self._store, self._images_uri, self._made_uri = store, images_uri, made_uri
-        self._max_pixels, self._max_side, self._remember = max_pixels, max_side, remember
-        self._known: OrderedDict[str, Future[Image]] = OrderedDict()
+        self._max_pixels, self._max_side, self._keep_in_mind = max_pixels, max_side, remember
+        copies_uri = join(made_uri, "copies")
+        self._ingest = None if budget is None else Ingest(store, copies_uri, budget, max_pixels=max_pixels)
+        self._index = index
+        self._archive: Archive | None = None
+        self._folders: Sequence[str] = ()
+        self._known: OrderedDict[str, Image | Unusable | Future[Image]] = OrderedDict()
         self._lock = threading.Lock()
+        self._waits = True
+
+    def at_hand(self) -> Pictures:
+        """The same, for who does not want to wait: raises NotAtHand of a picture that nobody has looked at yet."""
+        hasty = copy.copy(self)  # what is known, both know
+        hasty._waits = False
+        return hasty
+
+    def in_place(self) -> Pictures:
+        """The same without copies, for who wants to know sizes and digests alone."""
+        if self._ingest is None:
+            return self
+        plain = copy.copy(self)
+        plain._ingest, plain._known = None, OrderedDict()
+        return plain
+
+    def inside(self, archive: Archive, folders: Sequence[str]) -> Pictures:
+        """The same, of an archive: paths are below one of these folders of it, the first that has them."""
+        there = copy.copy(self)
+        there._archive, there._folders, there._known = archive, folders, OrderedDict()
+        return there
+
+    def listed(self) -> Iterator[Entry]:
+        """Every object that a path can lead to, as storage has it now."""
+        if self._archive is not None:
+            return self._archive.listed()
+        return iter(()) if self._images_uri is None else self._store.list(self._images_uri)
 
     def find(self, path: str) -> Image:
         """The picture at a path below the images' folder, or at a URI.
@@ -54,38 +110,102 @@ class Pictures:
             ImageError: it cannot be used; `reason` says why.
             SettingsError: a path, and no folder to look in.
         """
+        found = self._known.get(path)
+        return found if isinstance(found, Image) else self._find(path)
+
+    def _find(self, path: str) -> Image:
         uri = self._uri(path)
+        looked_up: Future[Image] | None = None
         with self._lock:
-            known = self._known.get(uri)
-            if known is None:
-                looked_up = self._known[uri] = Future()
-                if len(self._known) > self._remember:
-                    self._known.popitem(last=False)
-            else:
-                self._known.move_to_end(uri)
-        if known is not None:
-            return known.result()
+            found = self._known.get(path) or self._indexed(uri)
+            if not self._waits and (found is None or isinstance(found, Future)):
+                raise NotAtHand(uri)
+            if found is None:
+                found = looked_up = Future()
+            self._remember(path, found)
+        if looked_up is not None:
+            return self._look_for_all(path, uri, looked_up)
+        if isinstance(found, Unusable):
+            raise ImageError(uri, found.reason, found.detail)
+        return found if isinstance(found, Image) else found.result()
+
+    def _look_for_all(self, path: str, uri: str, waiting: Future[Image]) -> Image:
+        """Looks at the picture, for those too that wait for it."""
+        known: Image | Unusable | None = None
         try:
-            looked_up.set_result(self._look(uri))
+            known = self._look(uri)
+            waiting.set_result(known)
+            return known
         except BaseException as error:
-            looked_up.set_exception(error)
+            if isinstance(error, ImageError):
+                # Not the error itself: it holds every frame that it has passed, with the bytes of the picture.
+                known = Unusable(error.reason, str(error).removeprefix(f"{uri}: "))
+            waiting.set_exception(error)
             raise
-        return looked_up.result()
+        finally:
+            with self._lock:
+                self._remember(path, known)
+
+    def _remember(self, path: str, known: Image | Unusable | Future[Image] | None) -> None:
+        if known is None:
+            self._known.pop(path, None)
+            return
+        self._known[path] = known
+        if len(self._known) > self._keep_in_mind:
+            self._known.popitem(last=False)
+
+    def _indexed(self, uri: str) -> Image | None:
+        """What is known of it already; None also where that is not enough, or where earlier runs allowed more."""
+        image = None if self._index is None else self._index.get(uri)
+        if image is None or image.width * image.height > self._max_pixels:
+            return None
+        if max(image.width, image.height) > self._max_side or (self._ingest is not None and image.stored is None):
+            return None
+        return image.model_copy(update={"stored": None}) if self._ingest is None and image.stored else image
 
     def keep(self, name: str, data: bytes) -> Image:
         """Stores a picture that a source made (drawn, or unpacked from a row) and gives it as a record."""
+        if not self._waits:
+            raise NotAtHand(name)
         uri = join(self._made_uri, name)
-        image = self._judge(uri, data)
+        image = self._judge(uri, data, ours=True)
         self._store.write(uri, data)
         return image
 
+    def print_of(self, uri: str, sha256: str) -> bytes | None:
+        """What a picture looks like (alike.py); None: it shows nothing, or cannot be decoded.
+
+        Raises:
+            Changed: it is gone, or another one than had this digest.
+        """
+        known = None if self._index is None else self._index.print_of(uri, sha256)
+        if known is None:
+            try:
+                data, _ = self._read(uri)
+                _demand_same(uri, data, sha256)
+                grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
+            except NotFound:
+                raise _changed(uri) from None
+            except Changed:
+                raise
+            except (InputError, UsageError):  # its rows are refused for that when their turn comes
+                return None
+            known = alike.fingerprint(grey) or b""
+            if self._index is not None:
+                self._index.note_print(uri, sha256, known)
+        return known or None
+
     def _uri(self, path: str) -> str:
+        if uris.pieces(path):
+            return path
         if _ABSOLUTE.match(path):
             try:
                 uris.split(path)
             except UsageError as error:
                 raise ImageError(path, "unsupported-format", str(error)) from None
             return path
+        if self._archive is not None:
+            return self._member(self._archive, path)
         if self._images_uri is None:
             raise SettingsError(f"--images-uri is missing: rows name their pictures by paths such as {path!r:.80}")
         try:
@@ -93,23 +213,64 @@ class Pictures:
         except InputError as error:
             raise ImageError(path, "missing", str(error)) from None
 
-    def _look(self, uri: str) -> Image:
-        try:
-            with self._store.open_read(uri) as source:
-                data = source.read(reading.MAX_BYTES + 1)
-        except (InputError, UsageError, ValueError) as error:  # no such thing, or a row that names no place at all
-            raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
-        return self._judge(uri, data)
+    def _member(self, archive: Archive, path: str) -> str:
+        missing = ""
+        for folder in self._folders:
+            try:
+                return archive.uri(f"{folder}/{path}".lstrip("/"))
+            except NoFile as error:
+                raise ImageError(path, "unsupported-format", str(error)) from None
+            except NotFound as error:
+                missing = missing or str(error)
+        raise ImageError(path, "missing", missing)
 
-    def _judge(self, uri: str, data: bytes) -> Image:
+    def _read(self, uri: str) -> tuple[bytes, str]:
+        """The bytes, and the state of what holds them."""
+        most = reading.MAX_BYTES + 1
+        if self._archive is not None and self._archive.holds(uri):
+            return self._archive.read(uri, most), self._archive.state(uri)
+        with self._store.open_read(uri) as source:
+            return source.read(most), state_of(source)
+
+    def _look(self, uri: str) -> Image:
+        before = None if self._index is None else self._index.get(uri)
+        try:
+            data, state = self._read(uri)
+        except Changed:  # that is no fault of a row
+            raise
+        except (InputError, UsageError, ValueError) as error:  # no such thing, or a row that names no place at all
+            if before is not None:
+                raise _changed(uri) from None
+            raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
+        if before is not None:
+            _demand_same(uri, data, before.sha256)
+        image = self._judge(uri, data)
+        if self._index is not None:
+            self._index.put(image, len(data), state)
+        return image
+
+    def _judge(self, uri: str, data: bytes, *, ours: bool = False) -> Image:
+        """`ours`: it lies in our own folder, so that a copy is worth its room only where it is smaller."""
         if len(data) > reading.MAX_BYTES:
             raise ImageError(uri, "too-large", f"more than {reading.MAX_BYTES >> 20} MiB")
         width, height = reading.probe(data, uri, max_pixels=self._max_pixels)
         if max(width, height) > self._max_side:
             raise ImageError(uri, "too-large", f"{width} x {height} pixels; at most {self._max_side:,} a side are read")
+        if self._ingest is not None and (not ours or self._ingest.would_shrink(width, height)):
+            return self._ingest.take(uri, data, (width, height))
         if not _ends_as_it_should(data):
             reading.decode(data, uri, max_pixels=self._max_pixels)
         return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _demand_same(uri: str, data: bytes, sha256: str) -> None:
+    """Which side a picture is on was decided by what it showed then. Raises Changed."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _changed(uri)
+
+
+def _changed(uri: str) -> Changed:
+    return Changed(f"{uri} has changed since this stage first looked at it; use another run name")
 
 
 def _ends_as_it_should(data: bytes) -> bool:

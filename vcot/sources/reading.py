@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice, starmap
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from vcot.errors import InputError
 from vcot.grounding import BoxError
-from vcot.records import Reason, Rejection, Sample
+from vcot.records import Image, Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
-from vcot.sources.inputs import rows_of
+from vcot.sources.inputs import Input, found_in, row_of
+from vcot.sources.pictures import NotAtHand
 from vcot.sources.row import BOX_REASONS, Refused, Row
+from vcot.stage import stop
 from vcot.storage.images import ImageError
 
 STAGE = "convert"
@@ -32,6 +35,12 @@ class Source:
     forms: the forms of JSON rows that it reads (see FORMS); empty where `rows` makes them in another way.
     splits: what rows call their split → ours, or None where the picture decides.
     names_rows: rows may bring ids of their own.
+    columns: what it reads of Parquet files; empty where it reads none.
+    expand: a row of the file → the rows that it holds, where one may hold several.
+    dataset: how its rows are counted that do not say of which dataset they are.
+    glance: a row → its picture, and what it asks as repeats.py writes it; raises as `sample` does, and only where that
+    raises, too. For the survey, which goes through all rows; None: it makes Samples.
+    in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
     """
 
     sample: Callable[[Row, Desk], Sample]
@@ -40,19 +49,28 @@ class Source:
     licence: str = "unknown"
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
     names_rows: bool = False
+    columns: tuple[str, ...] = ()
+    expand: Callable[[Row], Iterable[Row]] | None = None
+    dataset: str = "unknown"
+    glance: Callable[[Row, Desk], tuple[Image, str]] | None = None
+    in_archive: tuple[str, ...] = ("",)
 
 
-#: Form of a row → the fields that give it away, what it is, and the source that reads it.
-FORMS: Mapping[str, tuple[frozenset[str], str, str | None]] = {
+#: Form of a row → the fields that give it away, what it is, and the sources that read it.
+FORMS: Mapping[str, tuple[frozenset[str], str, tuple[str, ...]]] = {
+    "expressions": (frozenset(("img_path", "expression", "bbox", "sent_id")), "RefCOCO's expressions", ("refcoco",)),
     "detection": (
         frozenset(("img_path", "expression", "bbox")),
         "a detection file (img_path, expression, bbox): boxes to measure with, and no answers to learn",
-        None,
+        (),
     ),
-    "chat": (frozenset(("image", "conversations")), "VisCoT's chat rows", "viscot"),
-    "metadata": (frozenset(("image", "question", "answer", "bboxs")), "VisCoT's metadata", "viscot"),
-    "messages": (frozenset(("messages",)), "OpenAI chat messages", "samples"),
-    "sample": (frozenset(("image", "question", "answers")), "Samples", "samples"),
+    "chat": (frozenset(("dataset", "question_id", "image", "conversations")), "VisCoT's chat rows", ("viscot",)),
+    "talk": (frozenset(("conversations",)), "LLaVA's conversations", ("llava-cot", "samples")),
+    "metadata": (frozenset(("image", "question", "answer", "bboxs")), "VisCoT's metadata", ("viscot",)),
+    "rationales": (frozenset(("question", "choices", "rationales")), "A-OKVQA", ("aokvqa",)),
+    "lectures": (frozenset(("question", "choices", "lecture")), "ScienceQA", ("scienceqa",)),
+    "messages": (frozenset(("messages",)), "OpenAI chat messages", ("samples",)),
+    "sample": (frozenset(("image", "question", "answers")), "Samples", ("samples",)),
 }
 
 
@@ -61,9 +79,13 @@ def read(
 ) -> Iterator[tuple[Row, Sample | Rejection]]:
     """Every row with what became of it, in order. Rows in = Samples + Rejections out.
 
-    readers: how many pictures are read at once; reading them is what takes the time.
+    readers: how many pictures are read at once; reading them is what takes the time. Rows whose picture is known
+    already wait for nothing, and no thread is woken for them.
     """
-    return in_order(lambda row: (row, one(source, row, desk)), rows, readers)
+    at_hand = replace(desk, pictures=desk.pictures.at_hand())
+    return in_order(
+        lambda row: (row, one(source, row, desk)), rows, readers, at_once=lambda row: (row, one(source, row, at_hand))
+    )
 
 
 def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
@@ -71,7 +93,7 @@ def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
     try:
         if row.fault is not None:
             raise row.fault
-        return source.sample(row, desk)
+        return desk.accepted(row, source.sample(row, desk))
     except Refused as refused:
         return _rejection(row, refused.reason, refused.detail)
     except BoxError as error:
@@ -81,28 +103,36 @@ def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
     except ValidationError as error:
         fault = error.errors()[0]
         return _rejection(row, Reason.WRONG_SHAPE, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+    except RecursionError:
+        return _rejection(row, Reason.WRONG_SHAPE, "the row is nested too deeply")
 
 
 def rows_of_shard(
     source: Source, desk: Desk, index: int = 0, shards: int = 1, limit: int | None = None
 ) -> Iterator[Row]:
     """Rows number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
-    rows = source.rows(desk) if source.rows is not None else _json_rows(source, desk)
-    for number, row in enumerate(rows):
-        if limit is not None and number >= limit:
-            return
-        if number % shards == index:
-            yield row
+    if source.rows is not None:
+        return islice(source.rows(desk), index, limit, shards)
+    found = _json_rows(source, desk)
+    if source.expand is not None:
+        return islice(_expanded(source.expand, starmap(row_of, found)), index, limit, shards)
+    return starmap(row_of, islice(found, index, limit, shards))
 
 
-def _json_rows(source: Source, desk: Desk) -> Iterator[Row]:
+def _json_rows(source: Source, desk: Desk) -> Iterator[tuple[Input, int, Any]]:
+    """What `row_of` makes rows of: lines of other shards are counted, and not read."""
     for file in desk.inputs:
         fresh = True
-        for row in rows_of(desk.store, file):
-            if row.fault is None and fresh:
+        for number, found in found_in(desk.store, file, source.columns):
+            if fresh and (row := row_of(file, number, found)).fault is None:
                 _check_form(source, form_of_row(row.value), file.uri)
                 fresh = False
-            yield row
+            yield file, number, found
+
+
+def _expanded(expand: Callable[[Row], Iterable[Row]], rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        yield from (row,) if row.fault is not None else expand(row)
 
 
 def form_of_row(value: Mapping[str, Any]) -> str | None:
@@ -117,28 +147,52 @@ def _check_form(source: Source, form: str | None, uri: str) -> None:
     """
     if form is None or form in source.forms:
         return
-    _, what, reader = FORMS[form]
+    _, what, readers = FORMS[form]
     wanted = " or ".join(FORMS[name][1] for name in source.forms)
-    hint = f"; --source {reader} reads it" if reader else ""
+    hint = f"; --source {' or --source '.join(readers)} reads it" if readers else ""
     raise InputError(f"{uri} is {what}{hint}. This source reads {wanted}")
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`function` of each item, some at once, results in the order of the items; never far ahead of its reader."""
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int, *, at_once: Callable[[T], R] | None = None
+) -> Iterator[R]:
+    """`function` of each item, some at once, results in the order of the items; never far ahead of its reader.
+
+    at_once: gives the same in this thread, or raises NotAtHand where that means waiting.
+
+    Raises:
+        Interrupted: a stop was asked for; the item that came then is not begun.
+    """
+    items = until_stopped(items)
     if workers == 1:
         yield from map(function, items)
         return
     with ThreadPoolExecutor(workers) as pool:
         under_way: deque[Future[R]] = deque()
+        untried = 0  # items that go to a thread without a try: where one picture is new, the next ones mostly are
         try:
             for item in items:
+                if under_way or untried or at_once is None:
+                    untried = max(untried - 1, 0)
+                else:
+                    try:
+                        yield at_once(item)
+                        continue
+                    except NotAtHand:
+                        untried = 4 * workers
                 under_way.append(pool.submit(function, item))
-                if len(under_way) >= 4 * workers:
+                while under_way and (under_way[0].done() or len(under_way) >= 4 * workers):
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    for item in items:
+        stop.raise_if_requested()
+        yield item
 
 
 def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:

@@ -9,14 +9,20 @@ from typing import Any
 from vcot.grounding import BoxFault
 from vcot.records import Reason
 
+Edges = tuple[float, float, float, float]
+
 
 class Refused(Exception):
-    """This row gives no Sample. `detail`: the thing as it was written, and what would be right."""
+    """This row gives no Sample. `detail`: the thing as it was written, and what would be right.
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    places: boxes in pixels of the original that show what is wrong, where no Box came of them.
+    """
+
+    def __init__(self, reason: Reason, detail: str, places: tuple[Edges, ...] = ()) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.places = places
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a user brings: lines of our own Samples, or OpenAI chat messages whose texts hold boxes.
+"""What a user brings: lines of our own Samples, or OpenAI chat messages or LLaVA's conversations with boxes in them.
 
 Samples need only `image` (a path, or {"uri": …}), `question` and `answers`; what is missing of size, digest and
 origin is filled in, and what is there is held against the picture. Boxes are pixels of the upright original. An `id`
@@ -9,26 +9,31 @@ Messages are one question and one reply: {"messages": [{"role": "user", "content
 beside them. The reply is read in any dialect of `vcot.grounding`; in which numbers it writes its boxes has to be
 declared (--frame), because no text can tell. What is stated after "Answer:" is the answer, the text before it the
 reasoning; a reply that states none is the answer itself. A system message is left out.
+
+LLaVA's (ShareGPT's) form is {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhere …"},
+{"from": "gpt", "value": …}]}, read in the same way; a row of several rounds becomes several rows (talks.py).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from vcot.errors import SettingsError
-from vcot.grounding import Box, Mention, Trace, tags
+from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
 from vcot.records import Image, Reason, Sample
+from vcot.sources import inside, talks
 from vcot.sources.desk import Desk, text
 from vcot.sources.row import BOX_REASONS, Refused, Row
 from vcot.storage.images import ImageError
 
 
 def sample(row: Row, desk: Desk) -> Sample:
-    return _messages(row, desk) if "messages" in row.value else _ours(row, desk)
+    if "messages" in row.value:
+        return _messages(row, desk, _declared(desk))
+    if "conversations" in row.value:
+        return _conversation(row, desk, _declared(desk))
+    return _ours(row, desk)
 
 
 # ------------------------------------------------------------------------------------------------ our own lines
@@ -42,7 +47,8 @@ def _ours(row: Row, desk: Desk) -> Sample:
         raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads version 1")
     image = _picture(said.get("image"), desk)
     origin = _entries(said, "origin", dict, {})
-    made = desk.origin(row, image, str(origin.get("dataset") or _folder(row)), _entries(origin, "licence", str, None))
+    dataset = str(origin.get("dataset") or _folder(row, desk))
+    made = desk.origin(row, image, dataset, _entries(origin, "licence", str, None))
     evidence = _entries(said, "evidence", list, None)
     return Sample(
         id=desk.id_of(row),
@@ -53,7 +59,9 @@ def _ours(row: Row, desk: Desk) -> Sample:
         answers=_answers(said),
         reasoning=tuple(_trace(trace, image, desk) for trace in _entries(said, "reasoning", list, [])),
         evidence=None if evidence is None else tuple(_mention(mention, image, desk) for mention in evidence),
-        origin=made.model_copy(update={"teacher": origin.get("teacher"), "row": str(origin.get("row") or row.id)}),
+        origin=made.model_copy(
+            update={"teacher": _entries(origin, "teacher", str, None), "row": str(origin.get("row") or row.id)}
+        ),
     )
 
 
@@ -99,32 +107,51 @@ def _mention(said: Any, image: Image, desk: Desk) -> Mention:
     return Mention(said["label"], desk.boxes(said["boxes"], image))
 
 
-# --------------------------------------------------------------------------------------------- OpenAI messages
+# ------------------------------------------------------------------------------- OpenAI messages, LLaVA's conversations
 
 
-def _messages(row: Row, desk: Desk) -> Sample:
+def _declared(desk: Desk) -> FrameSpec:
+    """Raises SettingsError: nobody said in which numbers the texts write boxes."""
     if desk.options.frame is None:
         raise SettingsError(
             "--frame is missing: rows are chat messages, and in which numbers their texts write boxes has to be said: "
             "thousandths, pixels, resized_pixels, padded_square or fractions"
         )
+    return desk.options.frame
+
+
+def _messages(row: Row, desk: Desk, spec: FrameSpec) -> Sample:
     asked, replied = _turns(row.value["messages"])
     question, pictures = _content(asked)
     pictures += [p for p in _entries(row.value, "images", list, []) if isinstance(p, str)]
     if len(pictures) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"a row has one picture; this one has {len(pictures)}")
-    if not (question := question.replace("<image>", "").strip()):
-        raise Refused(Reason.NO_QUESTION, "the user's message has no text")
-    image = _shown(pictures[0], desk)
-    trace, answer = _reply(_content(replied)[0], image, desk)
+    question = talks.question(question)
+    return _answered(row, desk, inside.picture(pictures[0], desk), question, None, _content(replied)[0], spec)
+
+
+def _conversation(row: Row, desk: Desk, spec: FrameSpec) -> Sample:
+    spoken = talks.round_of(row)
+    question = talks.question(spoken.question)
+    image = talks.picture_of(row, desk)
+    reply = spoken.reply if spoken.thought is None else f"{spoken.thought}\nAnswer: {spoken.reply}"
+    context = talks.told([(talks.question(r.question), _reply(r.reply, image, spec)[1]) for r in spoken.before])
+    return _answered(row, desk, image, question, context, reply, spec)
+
+
+def _answered(
+    row: Row, desk: Desk, image: Image, question: str, context: str | None, reply: str, spec: FrameSpec
+) -> Sample:
+    trace, answer = _reply(reply, image, spec)
     return Sample(
         id=desk.id_of(row),
         image=image,
         question=question,
+        context=context,
         answers=(answer,),
         reasoning=(trace,) if trace.parts else (),
         evidence=_gathered(trace),
-        origin=desk.origin(row, image, _folder(row)),
+        origin=desk.origin(row, image, _folder(row, desk)),
     )
 
 
@@ -155,21 +182,9 @@ def _address(part: Mapping[str, Any]) -> str | None:
     return said
 
 
-def _shown(address: str, desk: Desk) -> Image:
-    """A picture inside the row is stored under its digest, so that it has a URI like any other."""
-    if not address.startswith("data:"):
-        return desk.pictures.find(address)
-    try:
-        data = base64.b64decode(address.partition(",")[2], validate=True)
-    except binascii.Error as error:
-        raise Refused(Reason.IMAGE_NOT_AN_IMAGE, f"a data URL that is not base64: {error}") from None
-    return desk.pictures.keep(hashlib.sha256(data).hexdigest(), data)
-
-
-def _reply(said: str, image: Image, desk: Desk) -> tuple[Trace, str]:
+def _reply(said: str, image: Image, spec: FrameSpec) -> tuple[Trace, str]:
     """Reasoning and answer. A reply that states no answer is the answer, and its boxes stay in the reasoning."""
-    assert desk.options.frame is not None  # _messages saw to it
-    frame = desk.options.frame.on(image.width, image.height)
+    frame = spec.on(image.width, image.height)
     before, answer = tags.split_answer(said)
     parsed = tags.parse(before, frame)
     if parsed.faults:
@@ -197,5 +212,5 @@ def _gathered(trace: Trace) -> tuple[Mention, ...] | None:
     return tuple(Mention(label, tuple(dict.fromkeys(boxes))) for label, boxes in places.items()) or None
 
 
-def _folder(row: Row) -> str:
-    return row.id.partition(":")[0].partition(".")[0] or "samples"
+def _folder(row: Row, desk: Desk) -> str:
+    return row.id.removeprefix(desk.called("")).partition(":")[0].partition(".")[0] or "samples"

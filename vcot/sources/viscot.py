@@ -7,10 +7,12 @@ Three forms of the same rows, told apart by their fields:
   image padded to a square, three decimals). The two copies are combined: the fractions are exact to 0.0005 of the
   longer side, the integers say which pixel. Copies that disagree refuse the row.
 - metadata (`metadata/*.jsonl`): `bboxs`, float pixels, and the size of the image, which the image must have.
-- detailed reasoning (`gqa_cot_train.jsonl`): metadata with `thought`, numbered steps without places. They become a
-  reasoning of one trace, closed by a sentence that points at the boxes.
+- detailed reasoning (`gqa_cot_train.jsonl`): metadata with `thought`, numbered steps without places, and `reasoning`,
+  GQA's program. They become a trace in which the thing that the program ends at has its place (gqa.py); without a
+  program, a sentence at the end points at the boxes.
 
-Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. The rows of the
+Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. In the archive that is
+published (one tar in 13 chunks) it is called `cot_image_data`. The rows of the
 benchmark say split "val"; here that is the test split, and "train" is divided by what the picture is.
 """
 
@@ -20,20 +22,24 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from vcot.grounding import Box, FrameSpec, Mention, Trace
+from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Image, Reason, Sample
-from vcot.sources.desk import Desk, Split, numbers, text
+from vcot.sources import gqa, repeats
+from vcot.sources.desk import Desk, Split, numbers, same_size, text
 from vcot.sources.labels import label_for
 from vcot.sources.row import Refused, Row
 
 LICENCE = "Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own"
 SPLITS: Mapping[str, Split | None] = {"train": None, "val": "test", "test": "test"}
 
+IN_ARCHIVE = ("cot_image_data", "cot", "")
+"""What the rows' `cot/` is called in the archive as published, and where somebody has made another of it."""
+
 _BOX_SENTENCE = re.compile(
-    r"\s*Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
+    r"Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
     r"answer the question better\.?\s*\Z",
     re.IGNORECASE,
 )
@@ -44,30 +50,32 @@ _TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap",
 
 
 def sample(row: Row, desk: Desk) -> Sample:
-    said = _chat(row.value) if "conversations" in row.value else _metadata(row.value)
+    said = _said(row)
     image = desk.pictures.find(said.path)
-    if said.size is not None and said.size != (image.width, image.height):
-        raise Refused(
-            Reason.IMAGE_SIZE_DIFFERS,
-            f"the row says {said.size[0]} x {said.size[1]} pixels, {image.uri} has {image.width} x {image.height} "
-            "(upright, as EXIF turns it)",
-        )
+    same_size(row.value, image)
     boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(said.copies, image, desk),)
-    evidence = Mention(label_for(said.question, said.answers, of_text=said.dataset in _TEXT_SETS), boxes)
+    steps = gqa.program(row.value.get("reasoning"))
+    named = gqa.target(steps, said.answers)
+    of_text = said.dataset in _TEXT_SETS
+    evidence = Mention(named or label_for(said.question, said.answers, of_text=of_text), boxes)
     return Sample(
         id=row.id,
         image=image,
         question=said.question,
         choices=said.choices,
         answers=said.answers,
-        reasoning=(_with_place(said.thought, evidence),) if said.thought else (),
+        reasoning=(gqa.grounded(said.thought or "", steps, named, evidence),) if said.thought or steps else (),
         evidence=(evidence,),
         origin=desk.origin(row, image, said.dataset),
     )
 
 
-@dataclass(frozen=True)
-class _Said:
+def glance(row: Row, desk: Desk) -> tuple[Image, str]:
+    said = _said(row)
+    return desk.pictures.find(said.path), repeats.asked(said.question, None, said.choices)
+
+
+class _Said(NamedTuple):
     """What a row says, whatever its form. Boxes are in `pixels`, or there are two `copies` of one."""
 
     path: str
@@ -76,9 +84,12 @@ class _Said:
     answers: tuple[str, ...]
     pixels: Any = None
     copies: tuple[list[Any], list[Any] | None] | None = None
-    size: tuple[int, int] | None = None
     choices: tuple[str, ...] | None = None
     thought: str | None = None
+
+
+def _said(row: Row) -> _Said:
+    return _chat(row.value) if "conversations" in row.value else _metadata(row.value)
 
 
 # ---------------------------------------------------------------------------------------------------- metadata
@@ -90,33 +101,19 @@ def _metadata(row: Mapping[str, Any]) -> _Said:
     others = [a.strip() for a in _texts(row, "possible_answers") if a.strip()]
     thought = row.get("thought")
     return _Said(
-        path=_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
+        path=picture_path(text(row, "image", Reason.WRONG_SHAPE), dataset),
         dataset=dataset,
         question=_question(row, "question"),
         answers=tuple(dict.fromkeys([answer, *others])),
         pixels=row.get("bboxs", []),
-        size=_size(row),
         choices=tuple(_texts(row, "multiple_choices")) or None,
         thought=thought.strip() if isinstance(thought, str) else None,
     )
 
 
-def _size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    width, height = row.get("width"), row.get("height")
-    if width is None and height is None:
-        return None
-    if isinstance(width, int) and isinstance(height, int):
-        return width, height
-    raise Refused(Reason.WRONG_SHAPE, f"width and height are whole pixels; got {width!r:.40} and {height!r:.40}")
-
-
 def _texts(row: Mapping[str, Any], name: str) -> list[str]:
     value = row.get(name)
     return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
-
-
-def _with_place(thought: str, evidence: Mention) -> Trace:
-    return Trace((f"{thought} The place to look at is the ", evidence, "."))
 
 
 # -------------------------------------------------------------------------------------------------------- chat
@@ -125,15 +122,15 @@ def _with_place(thought: str, evidence: Mention) -> Trace:
 def _chat(row: Mapping[str, Any]) -> _Said:
     turns, images = row["conversations"], row.get("image")
     images = [images] if isinstance(images, str) else images
-    if not (isinstance(images, list) and 1 <= len(images) <= 2 and all(isinstance(i, str) for i in images)):
+    if not (isinstance(images, list) and 1 <= len(images) <= 2 and set(map(type, images)) == {str}):
         raise Refused(Reason.WRONG_SHAPE, f"image is a path, or a path and path###[box]; got {images!r:.120}")
-    if not (isinstance(turns, list) and len(turns) == 4 and all(isinstance(t, dict) for t in turns)):
+    if not (isinstance(turns, list) and list(map(type, turns)) == [dict] * 4):
         raise Refused(Reason.WRONG_SHAPE, "conversations are four turns: question, box, <image>, answer")
     dataset = text(row, "dataset", Reason.WRONG_SHAPE)
     path, _, _ = images[0].partition("###")
     _, marked, suffix = images[-1].partition("###")
     return _Said(
-        path=_path(path, dataset),
+        path=picture_path(path, dataset),
         dataset=dataset,
         question=_question(turns[0], "value"),
         answers=(text(turns[3], "value", Reason.NO_ANSWER),),
@@ -162,15 +159,22 @@ def _one_box(copies: tuple[list[Any], list[Any] | None], image: Image, desk: Des
         return Box.from_padded_square(
             *fractions, width=image.width, height=image.height, overhang=desk.options.overhang
         )
-    edges = FrameSpec("padded_square").on(image.width, image.height).edges(*fractions)
+    edges = _square(image.width, image.height).edges(*fractions)
     apart = 1 + 0.0005 * max(image.width, image.height) + 1e-6
-    if any(abs(edge - whole) > apart for edge, whole in zip(edges, truncated, strict=True)):
-        raise Refused(
-            Reason.BOX_COPIES_DISAGREE,
-            f"{copies[0]} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
-            f"{image.width} x {image.height}, but the other copy says {copies[1]}",
-        )
-    return desk.box([_into_pixel(e, w) for e, w in zip(edges, truncated, strict=True)], image)
+    for edge, whole in zip(edges, truncated, strict=True):
+        if abs(edge - whole) > apart:
+            raise Refused(
+                Reason.BOX_COPIES_DISAGREE,
+                f"{copies[0]} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
+                f"{image.width} x {image.height}, but the other copy says {copies[1]}",
+                places=(edges, truncated),
+            )
+    return desk.box(list(map(_into_pixel, edges, truncated)), image)
+
+
+@lru_cache(1_000)
+def _square(width: int, height: int) -> Frame:
+    return FrameSpec("padded_square").on(width, height)
 
 
 def _into_pixel(edge: float, whole: float) -> float:
@@ -190,7 +194,7 @@ def _question(row: Mapping[str, Any], name: str) -> str:
     return question
 
 
-def _path(image: str, dataset: str) -> str:
+def picture_path(image: str, dataset: str) -> str:
     """`<folder of the set>/<file>` of what a row calls its image: `cot/<set>/<file>` or the bare file."""
     folder, _, file = image.removeprefix("cot/").partition("/") if image.startswith("cot/") else (dataset, "", image)
     return f"{_FOLDERS.get(folder, folder)}/{file}"

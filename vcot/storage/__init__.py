@@ -1,6 +1,17 @@
 """The only room that speaks S3."""
 
 from vcot.storage.folders import fetch_folder, folder_digest, put_folder
-from vcot.storage.store import Changed, Entry, NotFound, Store, join, name
+from vcot.storage.store import Changed, Entry, NotFound, Store, join, name, state_of
 
-__all__ = ["Changed", "Entry", "NotFound", "Store", "fetch_folder", "folder_digest", "join", "name", "put_folder"]
+__all__ = [
+    "Changed",
+    "Entry",
+    "NotFound",
+    "Store",
+    "fetch_folder",
+    "folder_digest",
+    "join",
+    "name",
+    "put_folder",
+    "state_of",
+]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
-from vcot.storage.place import CHUNK, Entry, NotFound
+from vcot.storage.place import CHUNK, Changed, Entry, NotFound
 
 # A killed process leaves its temporary file behind. It lies beside its target, because a rename is atomic
 # only within one file system; the name says whose it is, and `list` does not see it.
@@ -29,8 +29,10 @@ class DiskFile:
         with self.open_read() as source:
             return source.read()
 
-    def read_range(self, start: int, length: int) -> bytes:
+    def read_range(self, start: int, length: int, of: Entry | None = None) -> bytes:
         with self.open_read() as source:
+            if of is not None and (of.size, of.state) != _size_and_state(os.fstat(source.fileno())):
+                raise Changed(f"{self.uri}: changed while it was read")
             source.seek(start)
             return source.read(length)
 
@@ -108,7 +110,7 @@ class DiskFile:
             raise self.explain(error) from error
         if os.path.isdir(self.path):  # noqa: PTH112
             return None
-        return Entry(self.uri, status.st_size)
+        return Entry(self.uri, *_size_and_state(status))
 
     @contextmanager
     def temporary(self) -> Iterator[str]:
@@ -188,11 +190,19 @@ class _Raw(io.FileIO):
         except OSError as error:
             raise self._place.explain(error) from error
 
+    @property
+    def state(self) -> str:
+        return _size_and_state(os.fstat(self.fileno()))[1]
+
     def readinto(self, buffer: Any) -> int:
         try:
             return cast(int, super().readinto(buffer))
         except OSError as error:
             raise self._place.explain(error) from error
+
+
+def _size_and_state(status: os.stat_result) -> tuple[int, str]:
+    return status.st_size, str(status.st_mtime_ns)
 
 
 def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -211,7 +221,7 @@ def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator
             yield from _walk(child.path, uri + name, (*above, here))
         elif child.is_file() and not (name.startswith(_TEMPORARY_START) and name.endswith(_TEMPORARY_END)):
             with suppress(FileNotFoundError):
-                yield Entry(uri + name, child.stat().st_size)
+                yield Entry(uri + name, *_size_and_state(child.stat()))
 
 
 def _copy(source: BinaryIO, target: BinaryIO, told: Callable[[int], None] | None) -> None:

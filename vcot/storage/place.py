@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -15,10 +15,14 @@ CHUNK = 1 << 20  # bytes read or copied at a time
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored object: its URI, in the form of the URI it was asked for by, and its size in bytes."""
+    """One stored object: its URI, in the form of the URI it was asked for by, and its size in bytes.
+
+    state: another one when the object is replaced (the ETag, or when a file was last written).
+    """
 
     uri: str
     size: int
+    state: str = field(default="", compare=False)
 
 
 class NotFound(InputError):
@@ -35,7 +39,7 @@ class Place(Protocol):
     uri: str
 
     def read(self) -> bytes: ...
-    def read_range(self, start: int, length: int) -> bytes: ...
+    def read_range(self, start: int, length: int, of: Entry | None = None) -> bytes: ...
     def open_read(self) -> AbstractContextManager[BinaryIO]: ...
     def open_write(self) -> AbstractContextManager[BinaryIO]: ...
     def write(self, data: bytes) -> None: ...

@@ -108,13 +108,14 @@ class S3Object:
         with self.open_read() as source:
             return source.read()
 
-    def read_range(self, start: int, length: int) -> bytes:
-        with self.open_read(start, length) as source:
+    def read_range(self, start: int, length: int, of: Entry | None = None) -> bytes:
+        with self.open_read(start, length, of) as source:
             return source.read(length)
 
     @contextmanager
-    def open_read(self, start: int = 0, length: int | None = None) -> Iterator[BinaryIO]:
-        with io.BufferedReader(_Download(self, start, length), CHUNK) as source:
+    def open_read(self, start: int = 0, length: int | None = None, of: Entry | None = None) -> Iterator[BinaryIO]:
+        state = None if of is None else (of.size, of.state)
+        with io.BufferedReader(_Download(self, start, length, state), CHUNK) as source:
             yield cast(BinaryIO, source)
 
     @contextmanager
@@ -172,7 +173,7 @@ class S3Object:
                     raise self._not_s3()  # a web page would otherwise be taken for an empty list
                 for found in page.get("Contents", ()):
                     if not found["Key"].endswith("/"):  # what consoles leave to show a "folder"
-                        yield Entry(f"s3://{self.bucket}/{found['Key']}", found["Size"])
+                        yield Entry(f"s3://{self.bucket}/{found['Key']}", found["Size"], found.get("ETag", ""))
 
     def stat(self) -> Entry | None:
         try:
@@ -181,7 +182,7 @@ class S3Object:
         except NotFound:
             self._demand_bucket()
             return None
-        return Entry(self.uri, head["ContentLength"])
+        return Entry(self.uri, head["ContentLength"], head.get("ETag", ""))
 
     def _demand_bucket(self) -> None:
         """HEAD says 404 for a missing object and for a missing bucket: look, once a bucket."""
@@ -312,6 +313,10 @@ class _Download(io.RawIOBase):
 
     @property
     def etag(self) -> str:
+        return self._etag
+
+    @property
+    def state(self) -> str:
         return self._etag
 
     def readable(self) -> bool:

@@ -9,6 +9,8 @@ The one place where vcot touches stored data. What holds for every kind of stora
 - An error is one line that names the URI as it was written, and its class says what can be done: TemporaryError,
   try again; SettingsError, keys, bucket or endpoint are wrong; NotFound, InputError, the data are.
 
+`bytes+s3://bucket/x.tar#512+1000#name` is a place too, for reading: some bytes of an object (see pieces.py).
+
 S3 is set up by the standard AWS_* variables alone (see s3.py).
 """
 
@@ -25,7 +27,7 @@ from vcot.errors import InputError, UsageError
 from vcot.storage.disk import DiskFile
 from vcot.storage.place import CHUNK, Changed, Entry, NotFound, Place
 
-__all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name"]
+__all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name", "state_of"]
 
 
 class Store:
@@ -34,11 +36,14 @@ class Store:
     def read(self, uri: str) -> bytes:
         return _at(uri).read()
 
-    def read_range(self, uri: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`; fewer at the end of the object and none beyond it, as slices do."""
+    def read_range(self, uri: str, start: int, length: int, of: Entry | None = None) -> bytes:
+        """`length` bytes from `start`; fewer at the end of the object and none beyond it, as slices do.
+
+        of: what `list` or `stat` said of the object; one that is not in that state any more raises Changed.
+        """
         if start < 0 or length < 0:
             raise ValueError(f"a range starts at 0 or later and has no negative length: {start}, {length}")
-        return _at(uri).read_range(start, length) if length else b""
+        return _at(uri).read_range(start, length, of) if length else b""
 
     def open_read(self, uri: str) -> AbstractContextManager[BinaryIO]:
         """A stream that can seek. A broken connection is taken up again where it broke; an object that was
@@ -95,6 +100,11 @@ def join(base: str, *parts: str) -> str:
     return (base if base.endswith("/") or not base else base + "/") + "/".join(steps)
 
 
+def state_of(stream: BinaryIO) -> str:
+    """In which state, as in `Entry`, the object is that a stream of `open_read` reads; "" where nobody can tell."""
+    return str(getattr(getattr(stream, "raw", None), "state", ""))
+
+
 def name(uri: str) -> str:
     """The last part: `scene.png` of `s3://bucket/images/scene.png`."""
     return uri.rstrip("/").rpartition("/")[2]
@@ -102,6 +112,10 @@ def name(uri: str) -> str:
 
 def _at(uri: str, folder: bool = False) -> Place:
     """Where a URI points. boto3 is imported at the first s3:// one, so that --help and --check stay fast."""
+    if pieces := uris.pieces(uri):
+        from vcot.storage.pieces import Pieces
+
+        return Pieces(uri, pieces, _at)
     try:
         scheme, rest = uris.split(uri)
     except UsageError as error:

@@ -1,25 +1,28 @@
-"""One OpenAI-compatible endpoint, asked for chat completions: what it says becomes a Completion, and what goes
-wrong becomes one of our errors, in words that say what to do.
+"""One OpenAI-compatible endpoint, asked once: what it says becomes a Completion, and what goes wrong becomes one of
+our errors, in words that say what to do, or Again: this may pass.
 
-Trying again is left to the client alone (429, 408, 409, 5xx, broken connections; growing pauses, Retry-After
-honoured up to two minutes), so that there is one mechanism with one limit. OPENAI_BASE_URL and OPENAI_API_KEY
-are the client's own variables.
+The client speaks HTTP and knows keys and Azure; it tries nothing twice, because each try is paid for by itself and
+the desk alone decides about it.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
+import aiohttp
 import httpx2
 import openai
 
 from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.records import Completion
+from vcot.teacher.answers import read_completion
+from vcot.teacher.body import without_schema
+from vcot.teacher.rates import Rate, retry_after
 
 _ROW_CODES = (
     "content_filter", "content_policy_violation", "invalid_image", "invalid_image_format", "invalid_image_url",
@@ -28,70 +31,94 @@ _ROW_CODES = (
 )  # fmt: skip
 """Codes of a refused request (400, 413, 422) that speak of this one row; any other speaks of our settings."""
 
+_PERHAPS_ANSWERED = (408, 502, 504, 524)
+"""A gateway gave up; what stands behind it may have answered, and be paid for it."""
+
+_BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+
+_JSON: Any = {"headers": {"Content-Type": "application/json"}}
+CONNECT = 10.0
+"""Seconds."""
+
+
+class Again(Exception):
+    """A try that failed and may be made again.
+
+    Args:
+        trouble: what to tell if it is not.
+        billed: whether the endpoint may have answered all the same, and be paid for it.
+        after: seconds after which it asked to be asked again.
+    """
+
+    def __init__(self, trouble: VcotError, *, billed: bool, after: float | None = None) -> None:
+        super().__init__(str(trouble))
+        self.trouble, self.billed, self.after = trouble, billed, after
+
 
 class Endpoint:
-    """Args: how often a request is tried again, and how many seconds one try may take.
+    """Args: its address, how the client for it is made, how fast it may be asked, its share of the work, and how
+    many seconds one try may take.
 
     Nothing is opened, and no key is needed, before the first question: a run that finds all its replies kept
     asks nobody.
     """
 
-    def __init__(self, *, retries: int, timeout: float) -> None:
-        self.address = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        self._retries, self._timeout = retries, timeout
+    def __init__(
+        self, address: str, client: Callable[[], openai.AsyncOpenAI], rate: Rate, *, weight: float, timeout: float
+    ) -> None:
+        self.address, self.rate, self.weight, self.asked = address, rate, weight, 0.0
+        self._make_client, self._timeout = client, timeout
         self._understood = False  # whether it ever answered with a chat completion
+        self._takes_schemas = True  # until it says otherwise; then the words of the prompt must do
 
     @cached_property
-    def _client(self) -> openai.AsyncOpenAI:
-        if not self.address.startswith(("http://", "https://")):
-            raise SettingsError(f"OPENAI_BASE_URL={self.address}: it should begin with http:// or https://")
-        key = os.environ.get("OPENAI_API_KEY", "")
-        if not key:
-            raise SettingsError(
-                "OPENAI_API_KEY is not set; give the key of the teacher's endpoint (any word where it asks for none)"
-            )
-        if not key.isascii() or not key.isprintable() or key != key.strip():
-            raise SettingsError(
-                f"OPENAI_API_KEY of {len(key)} characters holds one that no key has (a line break at its end, perhaps)"
-            )
-        limits = httpx2.Timeout(self._timeout, connect=min(self._timeout, 10.0))
-        try:
-            return openai.AsyncOpenAI(max_retries=self._retries, timeout=limits)
-        except (httpx2.InvalidURL, ValueError) as error:
-            raise SettingsError(f"OPENAI_BASE_URL={self.address}: it is no address ({error})") from error
+    def client(self) -> openai.AsyncOpenAI:
+        """Raises SettingsError: no key, or an address that is none."""
+        return self._make_client()
 
-    async def ask(self, request: Mapping[str, Any]) -> Completion:
-        """The reply to one request (keyword arguments of `chat.completions.create`).
+    async def ask(self, body: bytes, model: str) -> Completion:
+        """The reply to one request, the JSON of a chat completion's.
 
         A request that the endpoint refuses for its content is a Completion with finish reason
         "content_filter" and no text.
 
         Raises:
+            Again: it cannot be reached, is too slow, refuses for now, or says something strange.
             SettingsError: no key, or an address that is none; key, model or parameters are refused; or this is
                 no such endpoint.
-            TemporaryError: it cannot be reached, or refuses for now, after all tries.
         """
-        begun = time.monotonic()
+        client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(**request)
+            async with asyncio.timeout(self._timeout):
+                answer = await _post(client, body if demanded else without_schema(body), model)
+        except TimeoutError as error:
+            raise self._unreachable(f"no answer in time, {self._timeout:g} s", billed=True) from error
         except openai.APIStatusError as error:
-            if error.status_code in (400, 413, 422) and (error.code in _ROW_CODES or error.status_code == 413):
-                return Completion(text="", model=request["model"], finish_reason="content_filter")
-            raise self._explain(error, request["model"]) from error
-        except openai.APIConnectionError as error:
-            raise self._unreachable(error) from error
-        completion = read_completion(raw.content, request["model"], time.monotonic() - begun)
+            if demanded and _knows_no_schemas(error):
+                self._takes_schemas = False
+                return await self.ask(body, model)
+            if refuses_the_row(error.status_code, error.code):
+                return Completion(text="", model=model, finish_reason="content_filter")
+            raise self._explain(error, model) from error
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            causes = _causes(error)
+            never_sent = any(isinstance(cause, _BEFORE_SENDING) for cause in causes)
+            why = str(causes[-1]) or type(causes[-1]).__name__
+            raise self._unreachable(why, billed=not never_sent) from error
+        completion = read_completion(answer.content, model, time.monotonic() - begun)
         if completion is None:
-            raise self._strange(raw.content)
+            raise Again(self._strange(answer.content), billed=True)
         self._understood = True
+        self.rate.answered(answer.headers)
         return completion
 
     async def close(self) -> None:
-        if "_client" in vars(self):
-            await self._client.close()
+        if "client" in vars(self):
+            await self.client.close()
 
-    def _explain(self, error: openai.APIStatusError, model: str) -> VcotError:
-        said = _words_of(error)
+    def _explain(self, error: openai.APIStatusError, model: str) -> Exception:
+        """What a refusal means: an error that stays, or Again."""
+        said, headers = _words_of(error), error.response.headers
         match error.status_code:
             case 401 | 403:
                 return SettingsError(f"{self.address} refuses the key in OPENAI_API_KEY ({said})")
@@ -100,23 +127,28 @@ class Endpoint:
                     f"{self.address} knows no model --model {model}, or has no /chat/completions; "
                     f"most addresses end in /v1 ({said})"
                 )
+            case 429 if error.code == "insufficient_quota":
+                return SettingsError(f"{self.address}: the account of this key has no money left ({said})")
             case 408 | 409 | 429:
-                wait = error.response.headers.get("retry-after")
-                return TemporaryError(
+                self.rate.refused(headers)
+                wait = headers.get("retry-after")
+                trouble = TemporaryError(
                     f"{self.address} turns requests away for now ({said}{f'; Retry-After: {wait}' if wait else ''}): "
                     "wait, or lower --concurrency"
                 )
             case status if status >= 500:
-                return TemporaryError(f"{self.address} fails for now, after {self._retries + 1} tries ({said})")
+                if (seconds := retry_after(headers)) is not None:
+                    self.rate.pause(seconds)
+                trouble = TemporaryError(f"{self.address} fails for now ({said})")
             case _:
                 return SettingsError(f"{self.address} refuses the request itself ({said})")
+        return Again(trouble, billed=error.status_code in _PERHAPS_ANSWERED, after=retry_after(headers))
 
-    def _unreachable(self, error: openai.APIConnectionError) -> TemporaryError:
-        why = "no answer in time" if isinstance(error, openai.APITimeoutError) else str(error.__cause__ or error)
-        return TemporaryError(
-            f"{self.address} cannot be reached, after {self._retries + 1} tries ({why or type(error).__name__}): "
-            "is OPENAI_BASE_URL right, and is the server up?"
+    def _unreachable(self, why: str, *, billed: bool) -> Again:
+        trouble = TemporaryError(
+            f"{self.address} cannot be reached ({why}): is OPENAI_BASE_URL right, and is the server up?"
         )
+        return Again(trouble, billed=billed)
 
     def _strange(self, data: bytes) -> VcotError:
         said = f"{self.address} answered with something that is not a chat completion: {data[:80]!r}"
@@ -125,50 +157,35 @@ class Endpoint:
         return SettingsError(f"{said}; OPENAI_BASE_URL should name an OpenAI-compatible endpoint, mostly ending in /v1")
 
 
-def read_completion(data: bytes, model: str, seconds: float) -> Completion | None:
-    """What the bytes of an answer say, whatever a server leaves out; None if they are no chat completion."""
-    try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list):
-        return None
-    choice = _dict(choices[0] if choices else None)
-    message, usage = _dict(choice.get("message")), _dict(answer.get("usage"))
-    finish = "refusal" if message.get("refusal") else choice.get("finish_reason")
-    named = answer.get("model")
-    return Completion(
-        text=_text(message.get("content")),
-        model=_plain(named) if isinstance(named, str) and named else model,
-        finish_reason=_plain(finish) if isinstance(finish, str) else "",
-        tokens_in=_count(usage.get("prompt_tokens")),
-        tokens_out=_count(usage.get("completion_tokens")),
-        seconds=round(seconds, 3),
+def _knows_no_schemas(error: openai.APIStatusError) -> bool:
+    """Whether it is the demanded shape of the reply that an endpoint refuses."""
+    said = _words_of(error).casefold()
+    return error.status_code in (400, 415, 422, 501) and any(
+        name in said for name in ("response_format", "json_schema", "structured output", "guided")
     )
 
 
-def _text(content: Any) -> str:
-    """The text of a message: a string, or a list of parts of which those with a text count."""
-    if isinstance(content, list):
-        content = "".join(t for part in content if isinstance(t := _dict(part).get("text"), str))
-    return _plain(content) if isinstance(content, str) else ""
+def refuses_the_row(status: int, code: str | None) -> bool:
+    """Whether a refusal is about what was asked, and not about how we ask."""
+    return status == 413 or (status in (400, 422) and code in _ROW_CODES)
 
 
-def _plain(text: str) -> str:
-    """Without lone surrogates, which JSON may hold and UTF-8 may not."""
-    return text.encode("utf-8", "replace").decode()
+async def _post(client: openai.AsyncOpenAI, body: bytes, model: str) -> httpx2.Response:
+    azure = isinstance(client, openai.AsyncAzureOpenAI)
+    path = f"/deployments/{quote(model, safe='')}/chat/completions" if azure else "/chat/completions"
+    return await client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _count(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error, what it came from, and so on."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
 
 
 def _words_of(error: openai.APIStatusError) -> str:
-    body = _dict(error.body)
-    message = body.get("message") or _dict(body.get("error")).get("message") or error.message
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("error")
+    message = body.get("message") or (inner.get("message") if isinstance(inner, dict) else None) or error.message
     return f"{error.status_code}: {' '.join(str(message).split())[:200]}"

@@ -27,8 +27,10 @@ class Object:
 def objects_of(sample: Sample) -> tuple[Object, ...]:
     """The objects of the evidence, a number for each box; none where nothing is annotated."""
     found = [(spoken(m.label, sample), box) for m in sample.evidence or () for box in m.boxes]
-    width, height = sample.image.width, sample.image.height
-    return tuple(Object(n, label, box, place(box, width, height)) for n, (label, box) in enumerate(found, 1))
+    return tuple(
+        Object(n, label, box, place(box, sample.shown.width, sample.shown.height))
+        for n, (label, box) in enumerate(found, 1)
+    )
 
 
 def spoken(label: str, sample: Sample) -> str:
@@ -55,6 +57,14 @@ def _accepted(sample: Sample) -> list[str]:
     choices = sample.choices or ()
     letters = {letter(answer, choices) for answer in sample.answers}
     return [*sample.answers, *(c for n, c in enumerate(choices) if chr(ord("A") + n) in letters)]
+
+
+def choices_of(sample: Sample) -> list[str]:
+    """The choices as a line, "Choices: A. disc; B. lever"; no line where there are none."""
+    if not sample.choices:
+        return []
+    letters = (chr(ord("A") + n) for n in range(len(sample.choices)))
+    return ["Choices: " + "; ".join(map(". ".join, zip(letters, sample.choices, strict=True)))]
 
 
 def tells_answer(prose: str, sample: Sample) -> bool:

@@ -1,29 +1,18 @@
 """Replies that were paid for, kept in storage: the same request is never asked twice.
 
-    <cache>/ab/abcdef….json    a Completion, written once, named by the sha256 of the whole request
+    <cache>/ab/abcdef….json    a Completion, written once, named by Request.key()
 
-The key covers the model, its parameters, every word of the prompt, the image's digest and how the image was
+The key covers the model, its parameters, every word of the prompt, the pictures' digests and how they were
 prepared. The endpoint's address is not part of it, so that moving from one gateway to another costs nothing.
 """
 
 from __future__ import annotations
-
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any
 
 from pydantic import ValidationError
 
 from vcot.errors import InputError
 from vcot.records import Completion
 from vcot.storage import NotFound, Store, join
-
-
-def key_of(request: Mapping[str, Any]) -> str:
-    """sha256 of the request as canonical JSON (sorted keys, no white space, UTF-8)."""
-    text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Replies:

@@ -1,89 +1,125 @@
-"""A teacher's reply → a Trace, or why it cannot be one. Never raises, whatever the text; takes linear time.
+"""Reasoning as a teacher writes it → a Trace, or why it cannot be one. Never raises, whatever the text; linear time.
 
-    "I see the [1] at the top left.\\nAnswer: top left"
+    {"reasoning": "I see the [1] at the top left.", "objects": [], "answer": "top left"}
+    "I see the [1] at the top left.\\nAnswer: top left"       (from those that write no JSON)
       →  "I see the ", Mention("red disc", boxes of object 1), " at the top left."
 
-Places come from the evidence alone. A reply that types coordinates or markup is refused and not mended: what
-its sentence says about a place was then guessed from numbers, and nobody checked it.
+Sentences speak of objects by number. One that types coordinates or markup is refused and not mended: what it says
+about a place was then guessed from numbers, and nobody checked it.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from vcot.answers import same
 from vcot.grounding import Mention, Trace
 from vcot.records import Completion, Reason, Sample
+from vcot.teacher import structured
 from vcot.teacher.objects import Object, tells_answer
+from vcot.teacher.shapes import Proposed, Reasoned
+from vcot.teacher.structured import Fault
 
 LONGEST = 4000
 """Characters; four short sentences have some four hundred."""
 
-REFUSED = ("content_filter", "refusal")
-"""Finish reasons of a Completion that say: would not."""
+
+class Said(NamedTuple):
+    """Reasoning that can be used, with the answer that it ends in ("" where it states none) and the objects that it
+    adds."""
+
+    prose: str
+    answer: str
+    proposed: tuple[Proposed, ...]
 
 
-class Fault(NamedTuple):
-    """Why a reply is of no use: for the tally, and in words that the teacher can be told."""
+def read(completion: Completion, sample: Sample, known: Collection[int], *, may_add: bool = False) -> Said | Fault:
+    """What was said about the objects with these numbers; with none, prose that says what is not there.
 
-    reason: Reason
-    why: str
+    Args:
+        may_add: whether it may speak of further objects and say where they are.
+    """
+    said = _said(completion)
+    if isinstance(said, Fault):
+        return said
+    added = [one.number for one in said.proposed]
+    if added and not may_add:
+        return Fault(Reason.TEACHER_UNGROUNDED, f"it added [{added[0]}], and nothing may be added to the list")
+    if len({*known, *added}) < len(known) + len(added):
+        return Fault(Reason.TEACHER_UNREADABLE, f"it added objects {added}, and some of these numbers are taken")
+    if (
+        not said.answer and not known and not may_add
+    ):  # where nothing can be pointed at, this alone tells sense from nonsense
+        return Fault(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
+    return check(said.prose, sample, {*known, *added}, grounded=bool(known) or may_add) or said
 
 
-def read(completion: Completion, sample: Sample, objects: Sequence[Object]) -> Trace | Fault:
-    """The reasoning of a reply about these objects; with no objects, prose that says what is not there."""
-    if completion.finish_reason in REFUSED:
-        return Fault(Reason.TEACHER_REFUSED, f"it was refused ({completion.finish_reason})")
-    text = _tidy(completion.text)
+def numbers_in(prose: str) -> list[int]:
+    """The objects that it speaks of, each once, in order."""
+    groups = map(_numbers, _REFERENCE.split(prose)[1::2])
+    return list(dict.fromkeys(number for group in groups for number in group))
+
+
+def build(prose: str, objects: Mapping[int, Object | str]) -> Trace:
+    """The prose with a mention, or a mere name, in the place of each number."""
+    pieces = _REFERENCE.split(prose)
+    return _build(pieces[::2], [[objects[n] for n in _numbers(group)] for group in pieces[1::2]])
+
+
+def tidied(prose: str) -> str:
+    """On one line, without marks of emphasis and lists."""
+    return " ".join(_tidy(prose).split())
+
+
+def _said(completion: Completion) -> Said | Fault:
+    text = structured.text_of(completion)
+    if isinstance(text, Fault):
+        return text
+    value = structured.json_in(text)
+    if value is not None and ("reasoning" in value or text.lstrip("`json \n").startswith("{")):
+        found = structured.read(completion, Reasoned)
+        if isinstance(found, Fault):
+            return found
+        return Said(tidied(found.reasoning), " ".join(found.answer.split()), tuple(found.objects))
+    text = _tidy(text)
     if not text:
         return Fault(Reason.TEACHER_EMPTY, "it was empty")
-    if completion.finish_reason == "length":
-        return Fault(Reason.TEACHER_UNREADABLE, "it was cut off because it was too long")
-    if len(text) > LONGEST:
-        return Fault(
-            Reason.TEACHER_UNREADABLE, f"it had {len(text)} characters; two to four short sentences are wanted"
-        )
-    reasoning, answer = _split_answer(text)
-    if answer and not same(answer, sample.answers, sample.choices):
-        return Fault(
-            Reason.TEACHER_WRONG_ANSWER, f"it closed with the answer {answer[:80]!r}, which is not the right one"
-        )
-    if not answer and not objects:  # where nothing can be pointed at, this alone tells sense from nonsense
-        return Fault(Reason.TEACHER_UNREADABLE, 'it did not close with "Answer: " and the answer')
-    return _trace(" ".join(reasoning.split()), sample, objects)
+    prose, answer = _split_answer(text)
+    return Said(" ".join(prose.split()), answer, ())
 
 
-def _trace(prose: str, sample: Sample, objects: Sequence[Object]) -> Trace | Fault:
-    by_number = {seen.number: seen for seen in objects}
+def check(prose: str, sample: Sample, known: Collection[int], *, grounded: bool) -> Fault | None:
+    """Why such prose about the objects with these numbers cannot be used. `grounded`: it must speak of one."""
+    if len(prose) > LONGEST:
+        return Fault(
+            Reason.TEACHER_UNREADABLE, f"it had {len(prose)} characters; two to four short sentences are wanted"
+        )
     pieces = _REFERENCE.split(prose)  # prose, numbers, prose, numbers, …, prose
     numbers = [_numbers(group) for group in pieces[1::2]]
-    fault = _typed(pieces[::2], numbers, by_number, sample) or _unknown(numbers, by_number)
+    fault = _typed(pieces[::2], numbers, known, sample) or _unknown(numbers, known)
     if fault is not None:
         return fault
     if not numbers and _REFUSAL.match(prose):
         return Fault(Reason.TEACHER_REFUSED, f"it declined: {prose[:80]!r}")
-    if objects and not numbers:
+    if grounded and not numbers:
         return Fault(Reason.TEACHER_UNGROUNDED, "it spoke of no listed object by its number, as in [1]")
     if sum(map(str.isalpha, "".join(pieces[::2]))) < 4:
         return Fault(Reason.TEACHER_UNREADABLE, "it held no sentence")
-    if objects and tells_answer(pieces[0], sample):
+    if grounded and tells_answer(pieces[0], sample):
         return Fault(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
-    return _build(pieces[::2], [[by_number[n] for n in group] for group in numbers])
+    return None
 
 
 # ------------------------------------------------------------------------------------------ the text as it came
 
-_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _BULLET = re.compile(r"^ *(?:[-*•]|\d{1,2}[.)]) +", re.MULTILINE)
 _ANSWER = re.compile(r"(?:^|(?<=[.!?] ))[>*_#]*(?:the |final )?answer[*_]*[:：](?P<answer>[^\n]*)\Z", re.I | re.M)
 
 
 def _tidy(text: str) -> str:
-    """Without thinking aloud, bold marks, bullets and control characters; one line break, one blank at a time."""
-    text = _THINKING.sub("", text)
+    """Without bold marks, bullets and control characters; one line break, one blank at a time."""
     text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text)
     lines = (" ".join(line.split()) for line in text.replace("**", "").split("\n"))
     return _BULLET.sub("", "\n".join(filter(None, lines))).strip()
@@ -128,7 +164,7 @@ def _numbers(group: str) -> list[int]:
 
 
 def _typed(
-    prose: Sequence[str], numbers: Sequence[Sequence[int]], known: Mapping[int, Object], sample: Sample
+    prose: Sequence[str], numbers: Sequence[Sequence[int]], known: Collection[int], sample: Sample
 ) -> Fault | None:
     """Coordinates or markup in the prose; and four numbers in brackets that are not all of the list."""
     given = "\n".join([sample.question, *sample.answers])
@@ -144,7 +180,7 @@ def _typed(
     return None
 
 
-def _unknown(numbers: Sequence[Sequence[int]], known: Mapping[int, Object]) -> Fault | None:
+def _unknown(numbers: Sequence[Sequence[int]], known: Collection[int]) -> Fault | None:
     for number in (n for group in numbers for n in group):
         if number not in known:
             there = f"the list ends at [{max(known)}]" if known else "no number belongs into it, nothing is there"
@@ -152,14 +188,14 @@ def _unknown(numbers: Sequence[Sequence[int]], known: Mapping[int, Object]) -> F
     return None
 
 
-def _build(prose: Sequence[str], groups: Sequence[Sequence[Object]]) -> Trace:
+def _build(prose: Sequence[str], groups: Sequence[Sequence[Object | str]]) -> Trace:
     """Prose and mentions in turn. Objects of one label that stand side by side become one mention."""
     texts = list(prose)
     parts: list[str | Mention] = []
     for index, group in enumerate(groups):
-        runs = _runs(group)
-        texts[index] = _without_name_at_end(texts[index], runs[0].label)
-        texts[index + 1] = _without_name_at_start(texts[index + 1], runs[-1].label)
+        runs = _joined([Mention(one.label, (one.box,)) if isinstance(one, Object) else one for one in group])
+        texts[index] = _without_name_at_end(texts[index], _name(runs[0]))
+        texts[index + 1] = _without_name_at_start(texts[index + 1], _name(runs[-1]))
         parts.append(texts[index])
         parts.append(runs[0])
         for run in runs[1:]:
@@ -167,8 +203,8 @@ def _build(prose: Sequence[str], groups: Sequence[Sequence[Object]]) -> Trace:
     return Trace(tuple(_joined([*parts, texts[-1]])))
 
 
-def _runs(group: Sequence[Object]) -> list[Mention]:
-    return [part for part in _joined([Mention(seen.label, (seen.box,)) for seen in group]) if isinstance(part, Mention)]
+def _name(part: str | Mention) -> str:
+    return part if isinstance(part, str) else part.label
 
 
 def _joined(parts: Sequence[str | Mention]) -> list[str | Mention]:

@@ -110,7 +110,7 @@ def _mentions(sample: Sample) -> list[Mention]:
 
 
 def _place(sample: Sample, boxes: Sequence[Box]) -> str:
-    return place(boxes[0], sample.image.width, sample.image.height)
+    return place(boxes[0], sample.shown.width, sample.shown.height)
 
 
 _Parts = list[str | Mention]

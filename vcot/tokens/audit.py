@@ -10,6 +10,7 @@ from PIL import Image
 from vcot.errors import InputError
 from vcot.grounding.tags import Parsed, parse
 from vcot.records.example import IGNORED, Example
+from vcot.records.sample import NO_IMAGE_SIZE
 from vcot.storage import images
 from vcot.tokens.contract import Contract
 from vcot.tokens.encoder import frame_as_seen
@@ -94,22 +95,33 @@ class View:
     pieces: list[Piece]
     learned: str  # the reply as text
     parsed: Parsed  # its boxes, read by the frame of the contract; in pixels of the original
-    original: tuple[int, int]
+    original: tuple[int, int] | None
     picture: Image.Image | None  # as the model sees it
 
 
-def view(example: Example, original: tuple[int, int], contract: Contract, processor: Any) -> View:
-    """`original`: (width, height) of the upright image in whose pixels the sample's boxes are."""
+def view(
+    example: Example,
+    original: tuple[int, int] | None,
+    contract: Contract,
+    processor: Any,
+    *,
+    kept: tuple[int, int] | None = None,
+) -> View:
+    """
+    original: (width, height) of the upright image in whose pixels the sample's boxes are; None: it is asked by text
+    alone. kept: of the copy that is read in its place, if any; looked at where the example shows no picture.
+    """
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     reply = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORED and i != end]
     learned = str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n")
-    picture, seen = None, original
+    size = original or NO_IMAGE_SIZE
+    picture, seen = None, size
     if example.image is not None and example.image_grid is not None:
         _, rows, columns = example.image_grid
         seen = columns * contract.patch_size, rows * contract.patch_size
         picture = images.decode(example.image, example.id).pixels.resize(seen, Image.Resampling.BICUBIC)
     elif contract.frame_spec.name == "resized_pixels":
-        frame = contract.frame_spec.on(*original)
+        frame = contract.frame_spec.on(*size, kept=kept)
         seen = frame.x_axis.span, frame.y_axis.span
-    parsed = parse(learned, frame_as_seen(contract.frame_spec, original, seen))
+    parsed = parse(learned, frame_as_seen(contract.frame_spec, size, seen))
     return View(example, pieces(example, processor), learned, parsed, original, picture)

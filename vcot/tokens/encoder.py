@@ -24,18 +24,27 @@ from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Reason, Rejection, Sample
 from vcot.storage.images import Picture
 from vcot.tokens.contract import Contract
-from vcot.tokens.template import Pieces, cut_template
+from vcot.tokens.template import cut_template
 
 STAGE = "tokenize"
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """ids and labels of an example, and the (width, height) at which its picture is seen."""
+    """ids and labels of an example, and the (width, height) at which its picture is seen; None: it has none."""
 
     ids: list[int]
     labels: list[int]
-    seen: tuple[int, int]
+    seen: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class _Around:
+    """Ids of the template's own pieces: before the question, between question and reply, after the reply."""
+
+    head: list[int]
+    tail: list[int]
+    end: list[int]
 
 
 class Encoder:
@@ -50,10 +59,9 @@ class Encoder:
         self.processor = processor
         self.contract = contract
         self._tokenizer = processor.tokenizer
-        self._pieces: Pieces = cut_template(processor, with_picture=contract.mode == "multimodal")
-        self._head = self._control(self._pieces.head)
-        self._tail = self._control(self._pieces.tail)
-        self._end = self._control(self._pieces.end)
+        self._around = {False: self._cut(with_picture=False)}
+        if contract.mode == "multimodal":
+            self._around[True] = self._cut(with_picture=True)
         self._check_control_tokens()
 
     # --- learning ----------------------------------------------------------------------------------
@@ -65,7 +73,7 @@ class Encoder:
 
         Args:
             alternative: which of `sample.reasoning`.
-            picture, data: the sample's picture and its bytes as stored; neither in text mode.
+            picture, data: the sample's picture and its bytes as stored; neither in text mode, nor where it has none.
 
         Returns:
             An Example of at most `max_length` tokens. Where it would be longer, its picture is made smaller
@@ -73,7 +81,7 @@ class Encoder:
             is never cut.
         """
         size = _size(sample)
-        if self.contract.mode == "text":
+        if self.contract.mode == "text" or size is None:
             picture = data = None
         elif picture is None or data is None:
             raise ValueError(f"{sample.id}: a multimodal example needs its picture")
@@ -86,9 +94,11 @@ class Encoder:
         fitted = self._fit(sample, sample.reasoning[alternative], size)
         if isinstance(fitted, Rejection):
             return fitted
-        shrunk = picture is not None and fitted.seen != self._seen(size)
-        if picture is not None and shrunk:
-            data = _png(picture.pixels.resize(fitted.seen, Image.Resampling.BICUBIC))
+        grid, shrunk = None, False
+        if picture is not None and size is not None and fitted.seen is not None:
+            shrunk = fitted.seen != self._seen(size)
+            grid = self._grid(fitted.seen if shrunk else size, fitted.seen)
+            data = _png(picture.pixels.resize(fitted.seen, Image.Resampling.BICUBIC)) if shrunk else data
         return Example(
             id=f"{sample.id}#{alternative}",
             sample=sample.id,
@@ -97,13 +107,16 @@ class Encoder:
             ids=tuple(fitted.ids),
             labels=tuple(fitted.labels),
             image=data,
-            image_grid=None if picture is None else self._grid(fitted.seen if shrunk else size, fitted.seen),
+            image_grid=grid,
             shrunk=shrunk,
         )
 
-    def _fit(self, sample: Sample, trace: Trace, size: tuple[int, int]) -> _Fitted | Rejection:
+    def _fit(self, sample: Sample, trace: Trace, size: tuple[int, int] | None) -> _Fitted | Rejection:
         """The example with the largest picture that fits, or why there is none."""
         limit, area = self.contract.max_length, self.contract.factor**2
+        if size is None:
+            only = self._ids(sample, trace, None)
+            return only if len(only.ids) <= limit else _refuse(sample, Reason.TOO_LONG, self._too_long(only, only))
         try:
             seen = self._seen(size)
         except ValueError as error:  # far longer than wide
@@ -124,14 +137,16 @@ class Encoder:
             last = self._ids(sample, trace, seen)
         return last
 
-    def _ids(self, sample: Sample, trace: Trace, seen: tuple[int, int]) -> _Fitted:
-        prompt = self._prompt_ids(sample, self._visual_tokens(seen))
-        reply = self._plain(render_reply(trace, sample.answers[0], self._frame(sample, seen))) + self._end
+    def _ids(self, sample: Sample, trace: Trace, seen: tuple[int, int] | None) -> _Fitted:
+        visual = self._visual_tokens(seen)
+        prompt = self._prompt_ids(sample, visual)
+        reply = self._plain(render_reply(trace, sample.answers[0], self._frame(sample, seen)))
+        reply += self._around[visual > 0].end
         return _Fitted(prompt + reply, [IGNORED] * len(prompt) + reply, seen)
 
     def _too_long(self, full: _Fitted, smallest: _Fitted) -> str:
         limit = self.contract.max_length
-        if self.contract.mode == "text":
+        if not self._visual_tokens(full.seen):
             return f"{len(full.ids)} tokens, --max-length allows {limit}"
         return (
             f"{len(full.ids)} tokens ({self._visual_tokens(full.seen)} of them for the picture), --max-length allows "
@@ -147,19 +162,22 @@ class Encoder:
         Args:
             samples: B questions.
             pictures: upright RGB, one per question: its own, or a blank or another one; the grid is the given
-                picture's. Not looked at in text mode.
+                picture's. None for a question by text alone. Not looked at in text mode.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32 [patches of all
-            pictures, channels · frames · patch²]; image_grid_thw: int64 [B, 3]. Without the last two in text mode.
+            pictures, channels · frames · patch²]; image_grid_thw: int64 [pictures, 3]. Without the last two in text
+            mode, and where no question has a picture.
         """
         import torch
 
         batch: dict[str, Any] = {}
         visual = [0] * len(samples)
-        if self.contract.mode == "multimodal":
+        given = [place for place, picture in enumerate(pictures) if picture is not None]
+        if self.contract.mode == "multimodal" and given:
             batch = self.pixels([picture for picture in pictures if picture is not None])
-            visual = (batch["image_grid_thw"].prod(-1) // self.contract.merge_size**2).tolist()
+            for place, grid in zip(given, batch["image_grid_thw"], strict=True):
+                visual[place] = int(grid.prod()) // self.contract.merge_size**2
         prompts = [self._prompt_ids(sample, count) for sample, count in zip(samples, visual, strict=True)]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
@@ -177,7 +195,8 @@ class Encoder:
 
         `picture`: (width, height) of the picture that is shown; default: the sample's own.
         """
-        return self._prompt_ids(sample, self._visual_tokens(self._seen(picture or _size(sample))))
+        size = picture or _size(sample)
+        return self._prompt_ids(sample, self._visual_tokens(size and self._seen(size)))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, up to the first end token; other control tokens stay visible."""
@@ -187,13 +206,14 @@ class Encoder:
 
     def frame(self, sample: Sample) -> Frame:
         """The frame in which a text about this sample writes its boxes (with the picture not shrunk)."""
-        return self._frame(sample, self._seen(_size(sample)))
+        size = _size(sample)
+        return self._frame(sample, size and self._seen(size))
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Where a generated answer ends: the token that ends a turn, and the one that ends a text."""
         special = set(self._tokenizer.all_special_ids)
-        turn = [token for token in self._end if token in special]
+        turn = [token for around in self._around.values() for token in around.end if token in special]
         return tuple(dict.fromkeys((*turn, int(self._tokenizer.eos_token_id), self.pad_token_id)))
 
     @property
@@ -204,11 +224,15 @@ class Encoder:
 
     def _prompt_ids(self, sample: Sample, visual_tokens: int) -> list[int]:
         question = self._plain(prompt_text(sample, self.contract.instruction))
-        if self.contract.mode == "text":
-            return self._head + question + self._tail
-        at = self._head.index(self.processor.image_token_id)
+        around = self._around[visual_tokens > 0]
+        if not visual_tokens:
+            return around.head + question + around.tail
+        at = around.head.index(self.processor.image_token_id)
         picture = [self.processor.image_token_id] * visual_tokens
-        return self._head[:at] + picture + self._head[at + 1 :] + question + self._tail
+        return around.head[:at] + picture + around.head[at + 1 :] + question + around.tail
+
+    def _cut(self, *, with_picture: bool) -> _Around:
+        return _Around(*map(self._control, cut_template(self.processor, with_picture=with_picture)))
 
     def _plain(self, text: str) -> list[int]:
         """Ids of what people wrote: nothing in it is a control token."""
@@ -225,8 +249,8 @@ class Encoder:
         low, high = self.contract.min_pixels, self.contract.max_pixels
         return smart_resize(*size, min_pixels=low, max_pixels=high, factor=self.contract.factor)
 
-    def _visual_tokens(self, seen: tuple[int, int]) -> int:
-        if self.contract.mode == "text":
+    def _visual_tokens(self, seen: tuple[int, int] | None) -> int:
+        if self.contract.mode == "text" or seen is None:
             return 0
         return seen[0] * seen[1] // self.contract.factor**2
 
@@ -241,8 +265,10 @@ class Encoder:
             )
         return 1, rows, columns
 
-    def _frame(self, sample: Sample, seen: tuple[int, int]) -> Frame:
+    def _frame(self, sample: Sample, seen: tuple[int, int] | None) -> Frame:
         """The declared frame on this sample; pixels of the resized input are those of the picture as seen."""
+        if sample.image is None or seen is None:
+            return sample.frame(self.contract.frame_spec)
         return frame_as_seen(self.contract.frame_spec, (sample.image.width, sample.image.height), seen)
 
     def _check_control_tokens(self) -> None:
@@ -287,10 +313,9 @@ def frame_as_seen(spec: FrameSpec, original: tuple[int, int], seen: tuple[int, i
     return replace(frame, x_axis=replace(frame.x_axis, span=seen[0]), y_axis=replace(frame.y_axis, span=seen[1]))
 
 
-def _size(sample: Sample) -> tuple[int, int]:
-    """(width, height) of the picture as it is stored."""
-    image = sample.image.stored or sample.image
-    return image.width, image.height
+def _size(sample: Sample) -> tuple[int, int] | None:
+    """(width, height) of the picture as it is stored; None without one."""
+    return None if sample.image is None else (sample.image.kept.width, sample.image.kept.height)
 
 
 def _refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:

@@ -12,9 +12,10 @@ from vcot.errors import InputError
 from vcot.grounding import Mention
 from vcot.records.page import TRUE, data_uri, fill, overlay, page
 from vcot.records.shards import Tally
+from vcot.records.spread import percentile
 from vcot.tokens.audit import Piece, View
 from vcot.tokens.contract import Contract
-from vcot.tokens.tally import Counts, histogram, percentile
+from vcot.tokens.tally import Counts, histogram
 
 
 def numbers(counts: Counts, tally: Tally, contract: Contract) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def numbers(counts: Counts, tally: Tally, contract: Contract) -> dict[str, Any]:
             "histogram": histogram(counts.lengths),
         },
         "visual_tokens": {"per_example": _spread(counts.visual), "histogram": histogram(counts.visual)},
+        "by_text": counts.by_text,
         "shrunk": counts.shrunk,
         "refused": tally.rejected,
         "refused_alternatives": dict(counts.lost_alternatives),
@@ -94,6 +96,7 @@ def _card(one: View) -> dict[str, Any]:
         "faults": [f"{fault.kind}: {fault.text}" for fault in one.parsed.faults],
         "original": one.original,
         "picture": picture,
+        "by_text": one.original is None,
         "stream": Markup("".join(map(_piece, one.pieces))),
     }
 
@@ -131,6 +134,9 @@ _BODY = """
     <span>tokens in the longest; {{ contract.max_length }} are allowed</span></div>
   <div class="tile"><b>{{ found.visual_tokens.per_example.p50 }}</b>
     <span>visual tokens in the median picture</span></div>
+  {% if found.by_text %}
+  <div class="tile"><b>{{ "{:,}".format(found.by_text) }}</b><span>ask by text alone, without a picture</span></div>
+  {% endif %}
   <div class="tile"><b>{{ found.shrunk }}</b><span>pictures made smaller to fit</span></div>
   <div class="tile"><b>{{ found.refused.values() | sum }}</b>
     <span>of {{ "{:,}".format(found.rows) }} rows refused</span></div>
@@ -148,7 +154,7 @@ the declared frame of coordinates (<code>{{ contract.frame.name }}</code>) is wr
   <p class="soft small">{{ card.split }} · {{ card.tokens }} tokens, {{ card.learned }} of them learned
   {% if card.picture %} · {{ card.visual }} visual tokens · original {{ card.original[0] }}×{{ card.original[1] }},
   seen at {{ card.picture.size[0] }}×{{ card.picture.size[1] }} pixels{% endif %}
-  {% if card.shrunk %} · <b>made smaller to fit</b>{% endif %}
+  {% if card.shrunk %} · <b>made smaller to fit</b>{% endif %}{% if card.by_text %} · by text alone{% endif %}
   · {{ card.boxes }} box{{ "" if card.boxes == 1 else "es" }}
   {% for fault in card.faults %} · <b style="color:var(--pred)">{{ fault }}</b>{% endfor %}</p>
   <div class="{{ "beside" if card.picture else "" }}">

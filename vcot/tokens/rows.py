@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vcot.records.example import Example, Examples
-from vcot.records.sample import IMAGE_REASONS, Reason, Rejection, Sample
+from vcot.records.picture import kept_bytes
+from vcot.records.sample import IMAGE_REASONS, Image, Reason, Rejection, Sample
 from vcot.records.shards import ShardMark, ShardWriter, StageMark, Tally, fetch_file, read_shard
 from vcot.stage import stop
-from vcot.storage import NotFound, Store, images
+from vcot.storage import Store, images
 from vcot.storage.images import ImageError, Picture
 from vcot.tokens.audit import View, check_mask, view
 from vcot.tokens.encoder import STAGE, Encoder
@@ -23,8 +23,8 @@ from vcot.tokens.tally import Counts
 PICTURES_IN_MEMORY = 8
 """Questions about one picture stand together; it is read and decoded once."""
 
-PAGE_EXAMPLES = 12
-"""Examples on the audit page."""
+EACH_KIND = 4
+"""Examples of each kind on the audit page."""
 
 
 class Tokenizing:
@@ -64,9 +64,9 @@ class Tokenizing:
             return [], [Rejection(id=sample.id, stage=STAGE, reason=Reason.NO_REASONING, detail=detail)]
         picture: Picture | None = None
         data: bytes | None = None
-        if self.encoder.contract.mode == "multimodal":
+        if self.encoder.contract.mode == "multimodal" and sample.image is not None:
             try:
-                picture, data = self._picture(sample)
+                picture, data = self._picture(sample.image)
             except ImageError as error:
                 reason = IMAGE_REASONS[error.reason]
                 return [], [Rejection(id=sample.id, stage=STAGE, reason=reason, detail=str(error))]
@@ -74,15 +74,11 @@ class Tokenizing:
         kept = [one for one in made if isinstance(one, Example)]
         return kept, [one for one in made if isinstance(one, Rejection)]
 
-    def _picture(self, sample: Sample) -> tuple[Picture, bytes]:
+    def _picture(self, image: Image) -> tuple[Picture, bytes]:
         """The picture and its bytes. Raises ImageError."""
-        uri = (sample.image.stored or sample.image).uri
+        uri = image.kept.uri
         if uri not in self._pictures:
-            data = _bytes(self.store, uri)
-            found = hashlib.sha256(data).hexdigest()
-            if found != sample.image.sha256:
-                was = sample.image.sha256
-                raise ImageError(uri, "changed", f"sha256 is {found[:12]}…, recorded was {was[:12]}…")
+            data = kept_bytes(self.store, image)
             self._pictures[uri] = images.decode(data, uri), data
             while len(self._pictures) > PICTURES_IN_MEMORY:
                 self._pictures.popitem(last=False)
@@ -97,16 +93,15 @@ class Tokenizing:
         return found, report_page(found, self._views(shards))
 
     def _views(self, shards: Sequence[ShardMark]) -> list[View]:
-        """A few examples: shrunk ones first, then of both splits, from as many shards as it takes."""
-        views: dict[str, list[View]] = {"shrunk": [], "train": [], "validation": []}
-        share = PAGE_EXAMPLES // len(views)
+        """A few examples: shrunk ones, some by text alone, then of both splits, from as many shards as it takes."""
+        views: dict[str, list[View]] = {"shrunk": [], "by-text": [], "train": [], "validation": []}
         for shard in shards:
-            wanted = [s for s in shard.facts["shown"] if len(views[s["kind"]]) < share]
+            wanted = [s for s in shard.facts["shown"] if len(views[s["kind"]]) < EACH_KIND]
             if wanted:
                 for kind, one in self._read(shard, wanted):
-                    if len(views[kind]) < share:
+                    if len(views[kind]) < EACH_KIND:
                         views[kind].append(one)
-            if all(len(some) >= share for some in views.values()):
+            if all(len(some) >= EACH_KIND for some in views.values()):
                 break
         return [one for some in views.values() for one in some]
 
@@ -117,19 +112,7 @@ class Tokenizing:
             for shown in wanted:
                 example = examples[shown["row"]]
                 check_mask(example, self.encoder.processor)
-                size = (shown["size"][0], shown["size"][1])
-                one = view(example, size, self.encoder.contract, self.encoder.processor)
+                size, kept = (shown[name] and (shown[name][0], shown[name][1]) for name in ("size", "kept"))
+                one = view(example, size, self.encoder.contract, self.encoder.processor, kept=kept)
                 found.append((str(shown["kind"]), one))
             return found
-
-
-def _bytes(store: Store, uri: str) -> bytes:
-    """At most as much as `images` decodes. Raises ImageError where there is nothing, or too much."""
-    try:
-        with store.open_read(uri) as source:
-            data = source.read(images.MAX_BYTES + 1)
-    except NotFound as error:
-        raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from error
-    if len(data) > images.MAX_BYTES:
-        raise ImageError(uri, "too-large", f"more than {images.MAX_BYTES >> 20} MiB")
-    return data

@@ -21,6 +21,7 @@ class Counts:
     splits: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)  # tokens → examples
     visual: Counter[int] = field(default_factory=Counter)  # visual tokens → examples
+    by_text: int = 0  # examples of samples without a picture; they are not in `visual`
     learned: int = 0  # tokens
     shrunk: int = 0
     lost_alternatives: Counter[str] = field(default_factory=Counter)  # reason → of rows that were kept
@@ -31,12 +32,16 @@ class Counts:
         row = self.examples  # its number in the shard
         self.splits[example.split] += 1
         self.lengths[len(example.ids)] += 1
-        self.visual[visual] += 1
+        if sample.image is None:
+            self.by_text += 1
+        else:
+            self.visual[visual] += 1
         self.learned += example.learned
         self.shrunk += example.shrunk
-        kind = "shrunk" if example.shrunk else example.split
-        size = [sample.image.width, sample.image.height]
-        self._show({"row": row, "kind": kind, "size": size, "question": sample.question})
+        kind = "shrunk" if example.shrunk else "by-text" if sample.image is None else example.split
+        seen = (sample.image, sample.image.kept) if sample.image else (None, None)
+        size, kept = (image and [image.width, image.height] for image in seen)
+        self._show({"row": row, "kind": kind, "size": size, "kept": kept, "question": sample.question})
 
     def lose(self, rejection: Rejection) -> None:
         """One reasoning of a row that others kept."""
@@ -66,6 +71,7 @@ class Counts:
             "splits": dict(sorted(self.splits.items())),
             "lengths": _written(self.lengths),
             "visual": _written(self.visual),
+            "by_text": self.by_text,
             "learned": self.learned,
             "shrunk": self.shrunk,
             "lost_alternatives": dict(sorted(self.lost_alternatives.items())),
@@ -81,21 +87,12 @@ class Counts:
             total.splits.update(part["splits"])
             total.lengths.update(_read(part["lengths"]))
             total.visual.update(_read(part["visual"]))
+            total.by_text += part.get("by_text", 0)  # marks of earlier versions do not have it
             total.learned += part["learned"]
             total.shrunk += part["shrunk"]
             total.lost_alternatives.update(part["lost_alternatives"])
             total.test_rows += part["test_rows"]
         return total
-
-
-def percentile(counts: Mapping[int, int], share: float) -> int:
-    """The smallest value below or at which `share` of what was counted lies; 0 of nothing."""
-    total, below = sum(counts.values()), 0
-    for value in sorted(counts):
-        below += counts[value]
-        if below >= share * total:
-            return value
-    return 0
 
 
 def histogram(counts: Mapping[int, int], bars: int = 10) -> list[tuple[int, int, int]]:

@@ -1,0 +1,183 @@
+"""Requests a second of distill, and what each costs in CPU: `python -m benchmarks.distill`, or `make bench-distill`.
+
+A scripted teacher in a process of its own answers after `--wait` seconds. For each concurrency, one line of JSON:
+
+    per_second         of distill: rows in, requests made, replies kept in a folder, a budget reserved and settled
+    of_ideal           that, over concurrency / wait
+    bare_per_second    of the openai client alone, with the same words and pictures, ready packed
+    of_bare            the one over the other
+    cpu_ms             CPU milliseconds of this process for a request (all threads); bare_cpu_ms: of the client alone
+    picture_cpu_ms     for packing one picture of `--size` pixels a side, which is done once for each
+
+Rows share pictures, as those of VisCoT and GQA do (`--rows-a-picture`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+from PIL import Image as Pillow
+
+from tests.teacher.made import TOP_LEFT, see
+from vcot.records import Image, Origin, Sample
+from vcot.storage import Store
+from vcot.teacher import prompts
+from vcot.teacher.account import Account
+from vcot.teacher.amount import UNLIMITED, Amount
+from vcot.teacher.answer_aware import AnswerAware
+from vcot.teacher.body import body_of
+from vcot.teacher.budget import Purse
+from vcot.teacher.desk import Desk
+from vcot.teacher.endpoints import endpoints_of
+from vcot.teacher.model import ModelTeacher
+from vcot.teacher.pictures import Pictures, data_url
+from vcot.teacher.prices import PICO, read_prices
+from vcot.teacher.replies import Replies
+from vcot.teacher.request import Picture, Request
+from vcot.teacher.talk import Manner
+from vcot.teacher.trust import Trust
+
+ROOT = Path(__file__).parents[1]
+WAY = AnswerAware(
+    Manner(model="gpt-4o", prompts=prompts.chosen(), image_side=768),
+    Trust(twice=False, look=False, reanswer=False),
+    propose=False,
+)
+
+
+@contextmanager
+def teacher(wait: float) -> Iterator[str]:
+    """Its address."""
+    command = [sys.executable, "-m", "tests.fakes.teacher", str(wait)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.communicate("")
+
+
+def photographs(folder: Path, number: int, size: int) -> list[Image]:
+    """Noise, which packs as badly as foliage."""
+    made = []
+    for n in range(number):
+        path = folder / f"{n}.jpg"
+        noise = Pillow.effect_noise((size, size * 3 // 4), 60)
+        Pillow.merge("RGB", [noise, noise.transpose(Pillow.Transpose.ROTATE_180), noise]).save(path, quality=80)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        made.append(Image(uri=str(path), width=size, height=size * 3 // 4, sha256=digest))
+    return made
+
+
+def rows(images: list[Image], number: int, a_picture: int, name: str) -> list[Sample]:
+    return [
+        Sample(
+            id=f"{name}-{n}", image=images[n // a_picture % len(images)], question=f"Where is disc {n} of {name}?",
+            answers=("top left",), evidence=(see("red disc", TOP_LEFT),),
+            origin=Origin(dataset="made", split="train", row=str(n), licence="CC0-1.0"),
+        )
+        for n in range(number)
+    ]  # fmt: skip
+
+
+def measured(work: Callable[[], int]) -> tuple[float, float]:
+    """Requests a second, and CPU milliseconds for each; `work` says how many there were."""
+    cpu, begun = time.process_time(), time.monotonic()
+    number = work()
+    return number / (time.monotonic() - begun), 1000 * (time.process_time() - cpu) / number
+
+
+def bare(address: str, requests: list[Request], at_once: int) -> tuple[float, float]:
+    """The client alone, with an asyncio semaphore."""
+
+    async def bodies() -> list[dict[str, Any]]:
+        pictures = Pictures(Store())
+        return [await body_of(request, pictures) for request in requests]
+
+    ready = asyncio.run(bodies())
+
+    async def all_of_them() -> int:
+        slots = asyncio.Semaphore(at_once)
+        async with openai.AsyncOpenAI(base_url=address) as client:
+
+            async def one(body: dict[str, Any]) -> None:
+                async with slots:
+                    await client.chat.completions.create(**body)
+
+            await asyncio.gather(*map(one, ready))
+        return len(ready)
+
+    return measured(lambda: asyncio.run(all_of_them()))
+
+
+def distill(address: str, samples: list[Sample], at_once: int, folder: Path) -> tuple[float, float]:
+    store = Store()
+    desk = Desk(
+        endpoints_of((address,), at_once=at_once, timeout=60),
+        Replies(store, str(folder / "cache")),
+        Pictures(store),
+        read_prices(store),
+    )
+    account = Account(store, str(folder / "budget"), Amount(1000 * PICO, UNLIMITED, UNLIMITED), "bench")
+    purse = Purse(lambda: [account], at_once // 2, str)
+
+    def work() -> int:
+        with ModelTeacher(WAY, desk, ahead=4 * at_once) as model_teacher:
+            model_teacher.spend_from(purse)
+            done = list(model_teacher.teach(samples))
+        assert desk.counts()["requests"] == len(done), desk.counts()
+        return len(done)
+
+    return measured(work)
+
+
+def picture_cost(image: Image, times: int = 20) -> float:
+    """CPU milliseconds for packing one that has to be made smaller."""
+    cpu = time.process_time()
+    for _ in range(times):
+        data_url(Store(), Picture(image, 768))
+    return 1000 * (time.process_time() - cpu) / times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concurrency", default="5,10,20,50")
+    parser.add_argument("--wait", type=float, default=0.2, help="seconds until the teacher answers")
+    parser.add_argument("--seconds", type=float, default=15, help="that each measurement should take")
+    parser.add_argument("--size", type=int, default=1024, help="pixels a side of the pictures")
+    parser.add_argument("--rows-a-picture", type=int, default=25)
+    asked = parser.parse_args()
+    os.environ |= {"OPENAI_API_KEY": "x", "NO_PROXY": "127.0.0.1"}
+    with tempfile.TemporaryDirectory(prefix="bench-distill-") as scratch, teacher(asked.wait) as address:
+        folder = Path(scratch)
+        images = photographs(folder, 40, asked.size)
+        print(json.dumps({"picture_cpu_ms": round(picture_cost(images[0]), 1)}), flush=True)
+        for at_once in map(int, asked.concurrency.split(",")):
+            ideal = at_once / asked.wait
+            number = round(min(ideal, 250) * asked.seconds)
+            samples = rows(images, number, asked.rows_a_picture, f"at {at_once}")
+            alone, alone_cpu = bare(address, [WAY.foreseen(one)[0] for one in samples], at_once)
+            ours, ours_cpu = distill(address, samples, at_once, folder / str(at_once))
+            line = {
+                "concurrency": at_once, "requests": number, "per_second": round(ours, 1),
+                "of_ideal": round(ours / ideal, 3), "bare_per_second": round(alone, 1),
+                "of_bare": round(ours / alone, 3), "cpu_ms": round(ours_cpu, 2), "bare_cpu_ms": round(alone_cpu, 2),
+            }  # fmt: skip
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

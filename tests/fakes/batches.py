@@ -1,0 +1,110 @@
+"""The files and batches of an OpenAI endpoint, beside a scripted teacher.
+
+with scripted_teacher() as teacher:
+    batches = Batches(teacher, looks=2)      each batch is done at the second look
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Mapping
+from email.message import EmailMessage
+from email.parser import BytesParser
+from email.policy import HTTP
+from typing import Any
+
+from tests.fakes.teacher import Answer, Asked, Refuse, Teacher
+
+
+def _json(value: object) -> Answer:
+    return Answer(body=json.dumps(value).encode())
+
+
+class Batches:
+    """Args: the teacher whose script answers each line; how often a batch is looked at before it is done; which
+    lines fail there."""
+
+    def __init__(self, teacher: Teacher, *, looks: int = 2, fails: Callable[[Asked], bool] = lambda _: False) -> None:
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.lines: list[Asked] = []
+        self.lose_next_answer = False  # of a creation: the batch is made, and nobody is told
+        self._teacher, self._looks, self._fails = teacher, looks, fails
+        self._lock = threading.Lock()
+        teacher.elsewhere = self.answer
+
+    def answer(self, method: str, path: str, headers: Mapping[str, str], data: bytes) -> Answer:
+        path = path.split("?")[0].removeprefix("/v1")
+        with self._lock:
+            if (method, path) == ("POST", "/files"):
+                return self._upload(headers, data)
+            if (method, path) == ("POST", "/batches"):
+                return self._create(json.loads(data))
+            if (method, path) == ("GET", "/batches"):
+                return _json({"object": "list", "data": list(self.batches.values())[::-1], "has_more": False})
+            if found := re.fullmatch(r"/batches/([^/]+)", path):
+                return self._look(found[1])
+            if found := re.fullmatch(r"/files/([^/]+)/content", path):
+                return Answer(body=self.files[found[1]])
+        return Refuse(404, f"no such path: {path}")
+
+    def _upload(self, headers: Mapping[str, str], data: bytes) -> Answer:
+        parsed = BytesParser(policy=HTTP).parsebytes(
+            b"Content-Type: " + headers["Content-Type"].encode() + b"\n\n" + data
+        )
+        parts = {part.get_param("name", header="content-disposition"): part for part in parsed.iter_parts()}  # type: ignore[attr-defined]
+        assert isinstance(parts["file"], EmailMessage)
+        assert parts["purpose"].get_content().strip() == "batch"
+        name = f"file-{len(self.files)}"
+        self.files[name] = parts["file"].get_payload(decode=True)  # type: ignore[assignment]
+        return _json(
+            {"id": name, "object": "file", "bytes": len(data), "created_at": 1, "filename": "x", "purpose": "batch",
+             "status": "processed"}
+        )  # fmt: skip
+
+    def _create(self, asked: dict[str, Any]) -> Answer:
+        assert (asked["endpoint"], asked["completion_window"]) == ("/v1/chat/completions", "24h")
+        name = f"batch-{len(self.batches)}"
+        self.batches[name] = {
+            "id": name, "object": "batch", "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
+            "completion_window": "24h", "status": "validating", "created_at": 1, "metadata": asked["metadata"],
+            "looks": 0,
+        }  # fmt: skip
+        if self.lose_next_answer:
+            self.lose_next_answer = False
+            return Answer(body=None)
+        return _json(self.batches[name])
+
+    def _look(self, name: str) -> Answer:
+        batch = self.batches[name]
+        batch["looks"] += 1
+        batch["status"] = "in_progress"
+        if batch["looks"] >= self._looks and "output_file_id" not in batch:
+            self._answer_all(batch)
+        if "output_file_id" in batch:
+            batch["status"] = "completed"
+        return _json(batch)
+
+    def _answer_all(self, batch: dict[str, Any]) -> None:
+        good, bad = [], []
+        for line in map(json.loads, self.files[batch["input_file_id"]].splitlines()):
+            asked = Asked(len(self.lines), line["url"], "", line["body"])
+            self.lines.append(asked)
+            answer = self._teacher.script(asked)
+            if self._fails(asked) or answer.status != 200:
+                body: Any = {"error": {"message": "no", "code": None}}
+                bad.append(
+                    {"custom_id": line["custom_id"], "response": {"status_code": 500, "body": body}, "error": None}
+                )
+                continue
+            self._teacher.tokens_in += answer.usage[0]
+            self._teacher.tokens_out += answer.usage[1]
+            response = {"status_code": 200, "body": json.loads(answer.body or b"")}
+            good.append({"custom_id": line["custom_id"], "response": response, "error": None})
+        batch["request_counts"] = {"total": len(good) + len(bad), "completed": len(good), "failed": len(bad)}
+        for kind, lines in (("output_file_id", good[::-1]), ("error_file_id", bad)):  # in no particular order
+            batch[kind] = f"file-{len(self.files)}" if lines or kind == "output_file_id" else None
+            if batch[kind]:
+                self.files[batch[kind]] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)

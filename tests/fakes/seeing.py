@@ -1,0 +1,149 @@
+"""A teacher that really looks: behind the endpoint the rehearsal model answers about the picture that was sent.
+
+    seeing = Seeing(Eyes(Path("examples/rehearsal")))
+    scripted_teacher(seeing)        reason, locate, look and reanswer; refuses other purposes (400)
+    seeing.looked                   how often the model was asked
+
+The model is asked in the words that it was taught (vcot/sources/scenes.py), about the pixels of the request, and
+greedily. Of a request it gets a question or a name, never the right answer that the request states: so it may
+contradict that answer, or find nothing, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from PIL import Image
+
+from tests.fakes.teacher import Answer, Asked, Refuse, Say
+from tests.fakes.wise import PURPOSE, named, pictures, shown
+from vcot.grounding import Box, FrameSpec, Trace, parse, split_answer
+from vcot.grounding.boxes import FrameName
+from vcot.models import generate, load_base
+from vcot.tokens import load_processor
+
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
+"""Of a picture, as the model was trained."""
+
+LONGEST_REPLY = 90
+"""Tokens; three boxes and the words around them have some 70."""
+
+
+class Seen(NamedTuple):
+    """What the model says of a picture; boxes in pixels of that picture."""
+
+    trace: Trace
+    answer: str
+
+
+class Eyes:
+    """The rehearsal model. Safe to share between threads; they take turns. The same question about the same pixels is
+    answered once."""
+
+    def __init__(self, base: Path) -> None:
+        self.times = 0
+        self._model = load_base(base, dtype="float32")
+        self._processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+        self._turn = threading.Lock()
+        self._known: dict[tuple[str, bytes], str] = {}
+
+    def ask(self, picture: Image.Image, question: str) -> Seen:
+        picture = picture.convert("RGB")
+        key = question, picture.tobytes()
+        with self._turn:
+            if key not in self._known:
+                self._known[key] = self._say(picture, question)
+        reasoning, answer = split_answer(self._known[key])
+        return Seen(parse(reasoning, FrameSpec("thousandths").on(*picture.size)).trace, answer or "")
+
+    def _say(self, picture: Image.Image, question: str) -> str:
+        self.times += 1
+        asked = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}
+        batch = self._processor.apply_chat_template(
+            [[asked]], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        words = self._processor.tokenizer
+        ends = words.eos_token_id, words.pad_token_id
+        (tokens,) = generate(
+            self._model, batch, max_new_tokens=LONGEST_REPLY, eos_token_ids=ends, pad_token_id=words.pad_token_id
+        )
+        return cast(str, words.decode([token for token in tokens if token not in ends]))
+
+
+class Seeing:
+    """Answers a request with what its eyes see, as the JSON that the prompts ask for."""
+
+    def __init__(self, eyes: Eyes) -> None:
+        self.eyes = eyes
+
+    def __call__(self, asked: Asked) -> Answer:
+        purpose = asked.purpose or PURPOSE[asked.body["messages"][0]["content"]]
+        says = {"reason": self._reason, "locate": self._locate, "look": self._look, "reanswer": self._reanswer}
+        if purpose not in says:
+            return Refuse(400, f"the rehearsal model understands nothing of {purpose!r}")
+        return Say(json.dumps(says[purpose](asked)))
+
+    def _reason(self, asked: Asked) -> Mapping[str, Any]:
+        """Its own reasoning about the question, with a number in the place of each box, and its own answer."""
+        picture = shown(asked)
+        trace, answer = self.eyes.ask(picture, asked.question)
+        number, text, objects = first_free(asked.words), "", []
+        for part in trace.parts:
+            if isinstance(part, str):
+                text += part
+                continue
+            numbers = range(number, number := number + len(part.boxes))
+            text += " and ".join(f"[{n}]" for n in numbers)
+            objects += [
+                {"number": n, "label": part.label, "box": written(box, picture, asked.words)}
+                for n, box in zip(numbers, part.boxes, strict=True)
+            ]
+        return {"reasoning": text, "objects": objects, "answer": answer}
+
+    def _locate(self, asked: Asked) -> Mapping[str, Any]:
+        picture, found = shown(asked), []
+        for name in asked.words.split("Names:\n")[1].splitlines():
+            boxes = self.eyes.ask(picture, f"Point at every {name}.").trace.boxes
+            found.append({"label": name, "boxes": [written(box, picture, asked.words) for box in boxes]})
+        return {"objects": found}
+
+    def _look(self, asked: Asked) -> Mapping[str, Any]:
+        return {"present": self.eyes.ask(shown(asked), f"Is there a {named(asked)}?").answer == "yes"}
+
+    def _reanswer(self, asked: Asked) -> Mapping[str, Any]:
+        cuts = [shown(asked, number) for number in range(pictures(asked))]
+        return {"answer": together([self.eyes.ask(cut, asked.question).answer for cut in cuts])}
+
+
+def together(answers: Sequence[str]) -> str:
+    """One answer from those about each cut-out: numbers add up, and what one of them shows is there."""
+    if all(map(str.isdecimal, answers)):
+        return str(sum(map(int, answers)))
+    return next((answer for answer in answers if answer not in ("no", "")), "cannot tell")
+
+
+def first_free(words: str) -> int:
+    """The number of the first object that may be added; 1 where nothing may be, and nothing is listed."""
+    told = re.search(r"^You may add objects, from \[(\d+)\] on", words, re.M)
+    return int(told[1]) if told else 1
+
+
+def written(box: Box, picture: Image.Image, words: str) -> list[float]:
+    """A box of this picture in the numbers that the words declare.
+
+    A frame of pixels is one of the original or of a resized copy, neither of which is seen here: how far the numbers
+    run says how large it is.
+    """
+    told = re.search(r"in ([a-z ]+) of the image .*? run over 0\.\.(\d+)(?: across and 0\.\.(\d+) down)?", words)
+    assert told is not None, words
+    name, width, height = told[1].replace(" ", "_"), *picture.size
+    if name.endswith("pixels"):
+        name, width, height = "pixels", int(told[2]), int(told[3] or told[2])
+    across, down = width / picture.width, height / picture.height
+    scaled = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
+    return list(FrameSpec(cast(FrameName, name)).on(width, height).encode(scaled))

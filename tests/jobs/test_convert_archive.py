@@ -1,0 +1,255 @@
+"""Convert reads pictures inside an archive: the same Samples as from the folder that it would be unpacked to."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.convert import ConvertSettings, run
+from tests.sources.given import Given, png
+from tests.sources.test_sources_viscot import metadata
+from tests.storage.tars import in_chunks, tar
+from vcot.errors import InputError
+from vcot.records import Rejection, Sample, read_samples
+from vcot.records.picture import picture
+from vcot.records.shards import read_mark
+from vcot.sources import SOURCES
+from vcot.sources.archived import archive_at
+from vcot.sources.reading import one
+from vcot.sources.row import Row
+from vcot.storage import Changed, Store, join
+from vcot.storage.archive import Archive
+from vcot.uris import pieces
+
+DATA = Path(os.environ.get("TEST_DATA_DIR", Path(__file__).parents[3] / "shared" / "data")) / "viscot"
+store = Store()
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("VCOT_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Given:
+    """30 rows about 15 pictures, the last row about one that is nowhere."""
+    given = Given(tmp_path / "data")
+    found = []
+    for n in range(30):
+        given.picture(f"vsr/{n // 2}.png", 90 + n // 2, 70)
+        found.append(metadata([[1, 2, 30, 40]], image=f"{n // 2}.png", width=90 + n // 2, height=70, question=f"{n}?"))
+    found[-1]["image"] = "nowhere.png"
+    given.rows(found)
+    return given
+
+
+def archive_of(folder: Path, top: str = "cot_image_data", links: dict[str, str] | None = None) -> bytes:
+    files = {f"{top}/{p.relative_to(folder)}": p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return tar(files, links=links)
+
+
+def convert(run_uri: str, **settings: Any) -> list[Sample]:
+    words = {"source": "viscot", "num_shards": 3, "readers": 2} | settings
+    flags = [w for name, value in words.items() for w in (f"--{name.replace('_', '-')}", str(value))]
+    loaded, _ = ConvertSettings.load(["--run-uri", run_uri, *flags])
+    run(loaded)
+    return samples(run_uri) if loaded.part in ("all", "finish") else []
+
+
+def samples(run_uri: str) -> list[Sample]:
+    uri = join(run_uri, "convert")
+    return sorted(read_samples(store, uri, read_mark(store, uri)[0]), key=lambda sample: sample.id)
+
+
+def rejections(run_uri: str) -> list[Rejection]:
+    found = [store.read(entry.uri) for entry in store.list(join(run_uri, "convert", "rejections"))]
+    return [Rejection.model_validate_json(line) for lines in found for line in lines.splitlines()]
+
+
+def without_uri(sample: Sample) -> dict[str, Any]:
+    told = sample.model_dump(mode="json")
+    del told["image"]["uri"]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("top", "size"), [("cot_image_data", 5000), ("cot_image_data", 10**6), ("cot", 5000), (".", 700)]
+)
+def test_the_same_samples_as_from_a_folder(any_place: str, rows: Given, tmp_path: Path, top: str, size: int) -> None:
+    in_chunks(store, join(any_place, "tar"), archive_of(rows.images, top), size)
+    source = rows.folder / "rows.jsonl"
+    from_folder = convert(str(tmp_path / "folder"), input_uri=source, images_uri=rows.images)
+    inside = convert(join(any_place, "run"), input_uri=source, images_uri=join(any_place, "tar"))
+    assert [without_uri(sample) for sample in inside] == [without_uri(sample) for sample in from_folder]
+    assert len(inside) == 29
+    for sample in inside:
+        assert pieces(sample.image.uri), "a later stage needs no more than this"
+        assert picture(store, sample.image).width == sample.image.width
+    (refused,) = rejections(join(any_place, "run"))
+    assert refused.reason.value == "image-missing"
+    assert refused.detail == f"vsr/nowhere.png: 'cot_image_data/vsr/nowhere.png' is not in {any_place}/tar"
+    if size < 1000:
+        assert any(len(pieces(sample.image.uri)) > 1 for sample in inside)
+
+
+def test_three_parts_make_what_one_process_makes(moto_place: str, rows: Given) -> None:
+    store.write(join(moto_place, "x.tar"), archive_of(rows.images))
+    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(moto_place, "x.tar")}
+    convert(join(moto_place, "one"), **same)
+    parts = join(moto_place, "parts")
+    with pytest.raises(InputError, match=r"archive\.json is missing: --part prepare comes before --part shards"):
+        convert(parts, part="shards", **same)
+    convert(parts, part="prepare", **same)
+    for shard in (2, 0, 1):
+        convert(parts, part="shards", shard=shard, **same)
+    convert(parts, part="finish", **same)
+
+    def made(run_uri: str) -> dict[str, str]:
+        base = join(run_uri, "convert")
+        found = [e.uri for kind in ("shards", "rejections") for e in store.list(join(base, kind))]
+        return {uri.removeprefix(base): store.digest(uri) for uri in found}
+
+    assert made(parts) == made(join(moto_place, "one")) != {}
+
+
+def test_several_runs_share_an_index(any_place: str, rows: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 5000)
+    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(any_place, "tar")}
+    same["archive_index_uri"] = join(any_place, "indices")
+    convert(join(any_place, "first"), **same)
+    before = {entry.uri: entry.state for entry in store.list(join(any_place, "indices"))}
+    convert(join(any_place, "second"), **same)
+    assert {entry.uri: entry.state for entry in store.list(join(any_place, "indices"))} == before
+    assert not list(store.list(join(any_place, "first", "convert", "archive")))
+    told = json.loads(store.read(join(any_place, "second", "convert", "archive.json")))
+    assert told["uri"] in before
+    assert len(told["chunks"]) == len(list(store.list(join(any_place, "tar"))))
+
+
+def test_what_an_earlier_run_knows_of_members_is_not_read_again(
+    any_place: str, rows: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 10**6)
+    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(any_place, "tar")}
+    reads: list[str] = []
+    plain = Archive.read
+    monkeypatch.setattr(Archive, "read", lambda self, uri, most: reads.append(uri) or plain(self, uri, most))
+    first = convert(join(any_place, "first"), **same)
+    assert len(set(reads)) == 15
+    reads.clear()
+    known = join(any_place, "first", "convert", "pictures.json")
+    again = convert(join(any_place, "again"), known_pictures=known, **same)
+    assert [sample.image for sample in again] == [sample.image for sample in first]
+    assert reads == []
+
+
+@pytest.mark.parametrize("how", ["changed", "gone", "cut"])
+def test_an_archive_that_is_another_one_ends_the_stage(any_place: str, rows: Given, how: str) -> None:
+    uris = in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 5000)
+    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(any_place, "tar")}
+    convert(join(any_place, "run"), part="prepare", **same)
+    whole, place = store.read(uris[1]), same["images_uri"]
+    if how == "gone":
+        place = join(any_place, "fewer")
+        for uri in uris[:1] + uris[2:]:
+            store.write(join(place, uri.rpartition("/")[2]), store.read(uri))
+        with pytest.raises(InputError, match=r"cot_images_01 is missing between cot_images_00 and"):
+            convert(join(any_place, "other"), **same | {"images_uri": place})
+        return
+    store.write(uris[1], whole[::-1] if how == "changed" else whole[:-1])
+    if how == "changed" and any_place.startswith("file"):
+        os.utime(uris[1].removeprefix("file://"), ns=(1, 1))
+    with pytest.raises(InputError, match=rf"^{uris[1]} has changed since the index of {place} was made; use another"):
+        convert(join(any_place, "run"), part="shards", **same)
+
+
+def test_an_archive_that_changes_while_its_pictures_are_read(any_place: str, rows: Given, tmp_path: Path) -> None:
+    from vcot.records import Folder
+
+    (uri,) = in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 10**6)
+    folder = Folder(store, join(any_place, "run"), "convert")
+    archive = archive_at(join(any_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
+    assert archive is not None
+    desk = rows.desk("viscot")
+    inside = desk.pictures.inside(archive, SOURCES["viscot"].in_archive)
+    assert inside.find("vsr/3.png").width == 93
+    store.write(uri, store.read(uri) + bytes(512))
+    row = Row("1", metadata([[1, 2, 30, 40]], image="4.png", width=94, height=70))
+    with pytest.raises(Changed, match=rf"^{uri}: changed while it was read; the index of .* is of what it was before$"):
+        one(SOURCES["viscot"], row, desk.__class__(**{**vars(desk), "pictures": inside}))
+
+
+def test_a_row_about_a_sparse_member_or_a_link(tmp_path: Path, rows: Given) -> None:
+    folder = tmp_path / "cot_image_data" / "vsr"
+    folder.mkdir(parents=True)
+    with (folder / "0.png").open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(600_000)
+        file.write(png(90, 70))
+    (folder / "1.png").write_bytes(png(91, 70))
+    (folder / "2.png").symlink_to("1.png")
+    (folder / "3.png").symlink_to("/elsewhere")
+    assert os.system(f"tar -C {tmp_path} -S -cf {tmp_path}/x.tar cot_image_data") == 0
+    found = [metadata([[1, 2, 30, 40]], image=f"{n}.png", width=91, height=70, question=f"{n}?") for n in range(4)]
+    source = rows.rows(found, "few.jsonl")
+    kept = convert(
+        str(tmp_path / "run"), input_uri=source, images_uri=tmp_path / "x.tar", max_rejected_share=0.5, num_shards=1
+    )
+    assert [sample.image.uri.rpartition("#")[2] for sample in kept] == ["cot_image_data/vsr/1.png"] * 2
+    said = {r.id.rpartition(":")[2]: (r.reason.value, r.detail) for r in rejections(str(tmp_path / "run"))}
+    assert said["1"][0] == "image-unsupported"
+    assert "'cot_image_data/vsr/0.png' is a sparse member" in said["1"][1]
+    assert said["4"][0] == "image-missing"
+    assert "is a link in" in said["4"][1]
+
+
+@pytest.mark.parametrize("data", [b"\x1f\x8b and so on" * 99, b"<html>" * 200])
+def test_a_file_that_is_no_tar_is_refused_in_one_line(tmp_path: Path, rows: Given, data: bytes) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(data)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/x\.tar\.gz is (compressed|no tar file)"):
+        convert(str(tmp_path / "run"), input_uri=rows.folder / "rows.jsonl", images_uri=tmp_path / "x.tar.gz")
+
+
+def test_samples_that_name_members_can_be_converted_again(moto_place: str, rows: Given, tmp_path: Path) -> None:
+    in_chunks(store, join(moto_place, "tar"), archive_of(rows.images), 5000)
+    first = convert(join(moto_place, "run"), input_uri=rows.folder / "rows.jsonl", images_uri=join(moto_place, "tar"))
+    (tmp_path / "samples.jsonl").write_bytes(b"".join(sample.line() for sample in first))
+    again = convert(str(tmp_path / "again"), source="samples", input_uri=tmp_path / "samples.jsonl")
+    assert [sample.image for sample in again] == [sample.image for sample in first]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"VisCoT's rows are not in {DATA}")
+@pytest.mark.parametrize("name", ["vsr", "cub"])
+def test_real_rows_over_an_archive_in_viscots_shape(tmp_path: Path, name: str) -> None:
+    """Real metadata rows; the pictures are drawn in the right size, because the real ones are not ours to keep."""
+    path = DATA / "metadata" / f"{name}_cot_train.jsonl"
+    with path.open() as lines:
+        real = [json.loads(line) for line in itertools.islice(lines, 300)]
+    files = {f"cot_image_data/{name}/{row['image']}": png(row["width"], row["height"]) for row in real}
+    in_chunks(store, str(tmp_path / "tar"), tar(files), 30_000)
+    found = convert(str(tmp_path / "run"), input_uri=path, images_uri=tmp_path / "tar", limit=300)
+    assert len(found) >= 290
+    assert not [r for r in rejections(str(tmp_path / "run")) if r.reason.value.startswith("image-")]
+    by_row = {f"{path.name}:{number}": row for number, row in enumerate(real, 1)}
+    for sample in found:
+        assert sample.image.uri.endswith(f"#cot_image_data/{name}/{by_row[sample.id]['image']}")
+        assert (sample.image.width, sample.image.height) == (by_row[sample.id]["width"], by_row[sample.id]["height"])
+
+
+def test_the_help_says_how_an_archive_is_told_from_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    import subprocess
+
+    said = subprocess.run(
+        [sys.executable, "-m", "jobs.convert", "--help"], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    told = " ".join(said.split())
+    assert "a folder of its numbered byte chunks (cot_images_00, cot_images_01, …)" in told
+    assert "--archive-index-uri" in told

@@ -1,0 +1,163 @@
+"""A source that changes while convert reads it stops the stage with that message, whatever holds its rows or pictures.
+
+On disk, and in a real MinIO, where the ETag tells. What comes in its stead is whole and can be read, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import convert as job
+from tests.jobs.test_convert import flags, no_settings_from_outside  # noqa: F401 (fixture)
+from tests.sources import test_sources_scienceqa as scienceqa
+from tests.sources.given import Given, png
+from tests.sources.parquet import write
+from tests.sources.test_sources_coco import ONE_AND_TWO, instances
+from tests.sources.test_sources_viscot import metadata
+from tests.storage.tars import tar
+from vcot.sources import coco
+from vcot.sources.inputs import find, found_in
+from vcot.storage import Changed, Store, join
+
+store = Store()
+PLACES = ["folder", "minio"]
+FORMS = ["rows.json", "rows.jsonl", "rows.jsonl.gz", "train-00000-of-00001.parquet"]
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Given:
+    return Given(tmp_path / "data")
+
+
+def rows_in(form: str, scratch: Path, seed: int, count: int = 6) -> bytes:
+    """A file of rows; another seed gives another file as long as this one, with the same pictures."""
+    if form.endswith(".parquet"):
+        rows = [scienceqa.row(n) | {"question": f"What is {seed}-{n}?"} for n in range(count)]
+        return Path(write(scratch / "a.parquet", rows, scienceqa.TYPES, group=100)).read_bytes()
+    lines = [
+        json.dumps(metadata([[1, 2, 30, 40]], image=f"{n % 3}.png", width=90, height=70, question=f"{seed}-{n}?"))
+        for n in range(count)
+    ]
+    if form.endswith(".json"):
+        return f"[{','.join(lines)}]".encode()
+    data = "".join(f"{line}\n" for line in lines).encode()
+    return gzip.compress(data, mtime=0) if form.endswith(".gz") else data
+
+
+def settings_for(form: str, place: str, scratch: Path) -> dict[str, Any]:
+    """What convert is told to read, with everything it reads in its place."""
+    store.write(join(place, form), rows_in(form, scratch, seed=1))
+    pictures = {f"vsr/{n}.png": png(90, 70, comment=str(n)) for n in range(3)}
+    for path, data in pictures.items():
+        store.write(join(place, "images", path), data)
+    store.write(join(place, "images.tar"), tar({f"cot_image_data/{path}": data for path, data in pictures.items()}))
+    settings = {"run_uri": join(place, "run"), "input_uri": join(place, form), "num_shards": 2}
+    if form.endswith(".parquet"):
+        return settings | {"source": "scienceqa"}
+    return settings | {"source": "viscot", "images_uri": join(place, "images")}
+
+
+def replaced(uri: str, data: bytes) -> None:
+    assert store.read(uri) != data
+    store.write(uri, data)
+    if not uri.startswith("s3://"):
+        os.utime(uri.removeprefix("file://"), ns=(1, 1))  # a disk's clock may stand still for some milliseconds
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What the stage says where something changes when it has looked at all rows, and not yet made a shard."""
+
+    def run(settings: dict[str, Any], uri: str, data: bytes, *words: str) -> str:
+        look = job.prepared
+
+        def and_then(*given: Any) -> Any:
+            desk = look(*given)
+            replaced(uri, data)
+            return desk
+
+        monkeypatch.setattr(job, "prepared", and_then)
+        loaded, _ = job.ConvertSettings.load([*flags(**settings), *words])
+        with pytest.raises(Changed) as caught:
+            job.run(loaded)
+        assert caught.value.exit_code == 65
+        assert list(store.list(join(settings["run_uri"], "convert", "_done"))) == []
+        return str(caught.value)
+
+    return run
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_rows(place: str, form: str, tmp_path: Path, stopped: Callable[..., str]) -> None:
+    settings, uri = settings_for(form, place, tmp_path), join(place, form)
+    said = stopped(settings, uri, rows_in(form, tmp_path, seed=2))
+    assert said == f"{uri} has changed since this stage began; use another run name"
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_rows_of_which_the_end_is_not_read(place: str, tmp_path: Path, stopped: Callable[..., str]) -> None:
+    settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "rows.jsonl")
+    said = stopped(settings | {"limit": 2}, uri, rows_in("rows.jsonl", tmp_path, seed=2))
+    assert said == f"{uri} has changed since this stage began; use another run name"
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_instances_of_coco(place: str, given: Given) -> None:
+    """Read once, and then from the scratch disk."""
+    uri = join(place, "instances.json")
+    local = Path(instances(given, ONE_AND_TWO))
+    store.upload(local, uri)
+    desk = given.desk("coco", uri)
+    replaced(uri, Path(instances(given, ONE_AND_TWO[:1])).read_bytes())
+    with pytest.raises(Changed, match=f"^{uri} has changed since this stage began; use another run name$"):
+        next(coco.rows(desk))
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_a_tar_file(place: str, tmp_path: Path, stopped: Callable[..., str]) -> None:
+    """With --ingest, which reads pictures once more than the look at all rows."""
+    settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "images.tar")
+    data = tar({f"cot_image_data/vsr/{n}.png": png(90, 70, comment="new") for n in range(3)})
+    said = stopped(settings | {"images_uri": uri}, uri, data, "--ingest")
+    assert said == f"{uri}: changed while it was read; the index of {uri} is of what it was before"
+
+
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+@pytest.mark.parametrize("data", [png(90, 70, comment="another"), b"no picture"])
+def test_a_picture(place: str, data: bytes, tmp_path: Path, stopped: Callable[..., str]) -> None:
+    settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "images/vsr/1.png")
+    said = stopped(settings, uri, data, "--ingest")
+    assert said == f"{uri} has changed since this stage first looked at it; use another run name"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", PLACES, indirect=True)
+def test_nobody_gets_old_rows_and_new_ones_of_one_file(place: str, form: str, tmp_path: Path) -> None:
+    """In the middle of reading: what was there when it was opened may come to its end, or all of it stops."""
+    uri, count = join(place, form), 20_000
+    store.write(uri, rows_in(form, tmp_path, 1, count))
+    (file,) = find(store, [uri])
+    found = found_in(store, file, ("question",))
+    seen = [next(found)]
+    replaced(uri, rows_in(form, tmp_path, 2, count))
+    with contextlib.suppress(Changed):
+        seen += found
+        assert len(seen) == count
+    assert not any("2-" in str(value)[:60] for _, value in seen)
+    with pytest.raises(Changed, match="has changed since this stage began"):
+        next(found_in(store, file, ("question",)))

@@ -1,0 +1,375 @@
+"""The three ways as a stage, over rows of ScienceQA, A-OKVQA, VisCoT and blood cells, with a teacher that sees.
+
+ScienceQA and A-OKVQA are in the shape in which they are published, VisCoT's rows are its own with drawn pictures, the
+blood cells are those of examples/.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.distill import DistillSettings, run
+from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
+from tests.fakes.wise import Known, Wise, picture
+from tests.jobs.test_convert import convert as source
+from tests.jobs.test_distill import clean, convert, distilled, files, finished, rejections, report, start, wait_for  # noqa: F401
+from tests.sources import test_sources_aokvqa as aokvqa
+from tests.sources import test_sources_scienceqa as scienceqa
+from tests.sources.given import Given
+from tests.sources.parquet import write
+from tests.sources.test_sources_viscot import metadata
+from vcot.errors import InputError, SettingsError
+from vcot.grounding import Trace
+from vcot.records import Reason, Sample, read_samples
+from vcot.records.shards import read_mark
+from vcot.storage import Store
+
+ROOT = Path(__file__).parents[2]
+CUP = (20, 30, 80, 90)
+WAYS = ("answer-aware", "rationalise", "two-level")
+
+
+def machine(n: int) -> bytes:
+    """No two of them look alike, in no part."""
+    return picture(("green gear", (140, 100, 180 + 4 * n, 140)), ("blue lever", (250, 90, 310, 150 + 4 * n)))
+
+
+def of_scienceqa(given: Given) -> list[Sample]:
+    """No places; the solution names what can be seen."""
+    rows = [
+        scienceqa.row(
+            n, question=f"Which part of machine {n} turns?", choices=["the wheel", "the axle"], answer=1,
+            image={"bytes": machine(n), "path": "i.png"},
+            solution="The green gear meets the blue lever. So the axle turns.",
+        )
+        for n in range(3)
+    ]  # fmt: skip
+    uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
+    return samples(given, source="scienceqa", input_uri=uri)
+
+
+def of_aokvqa(given: Given) -> list[Sample]:
+    """No places, and several rationales."""
+    drawn = {"bytes": picture(("yellow cup", CUP), size=(330, 240)), "path": None}
+    rationales = ["A yellow cup is on the table. People drink from it.", "One drinks out of a yellow cup."]
+    rows = [
+        aokvqa.ROW | {"image": drawn, "question": f"What is thing {n} for?", "choices": ["to sit", "to drink"],
+                      "correct_choice_idx": 1, "direct_answers": str(["drinking"] * 10), "rationales": rationales}
+        for n in range(3)
+    ]  # fmt: skip
+    uri = write(given.folder / "aokvqa" / "train-00000-of-00001.parquet", rows, aokvqa.TYPES)
+    return samples(given, source="aokvqa", input_uri=uri)
+
+
+def of_viscot(given: Given) -> list[Sample]:
+    """Boxes that people drew; to the second row somebody wrote reasoning without places."""
+    given.picture("vsr/000000068878.jpg", data=picture(("violet dog", (34, 380, 608, 615)), size=(640, 640)))
+    given.picture("vsr/000000528832.jpg", data=picture(("violet dog", (1, 1, 640, 422)), size=(640, 428)))
+    rows = [
+        metadata([[34.41, 379.87, 608.34, 615.23]], question="Is the car over the cat?", answer="No",
+                 image="000000068878.jpg", width=640, height=640),
+        metadata([[0.0, 0.88, 640.0, 422.54]], question="What is under the teddy bear?", answer="couch",
+                 image="000000528832.jpg", width=640, height=428),
+    ]  # fmt: skip
+    first, second = samples(given, source="viscot", input_uri=given.rows(rows), images_uri=given.images)
+    written = Trace(("A violet dog fills the picture. It lies on something soft.",))
+    return [first, second.model_copy(update={"reasoning": (written,)})]
+
+
+def of_blood_cells(given: Given) -> list[Sample]:
+    """The example's photographs; one row of each question, because the teacher knows answers by their question."""
+    found = samples(given, source="coco", input_uri=ROOT / "examples/blood-cells/instances.json", dataset="blood-cells",
+                    licence="MIT", categories="white blood cell,platelet")  # fmt: skip
+    one_each = {row.question: row for row in found if row.image.uri.endswith(("00000.jpg", "00001.jpg"))}
+    return list(one_each.values())[:3]
+
+
+def samples(given: Given, **settings: Any) -> list[Sample]:
+    """What convert makes of it, all of it to be learned from."""
+    run_uri = given.folder / f"run-{settings['source']}"
+    source(run_uri, validation_share=0, max_rejected_share=0.5, **settings)
+    mark, _ = read_mark(Store(), f"{run_uri}/convert")
+    rows = list(read_samples(Store(), f"{run_uri}/convert", mark))
+    return [row.model_copy(update={"origin": row.origin.model_copy(update={"split": "train"})}) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[list[Sample]]:
+    """A shard for each source."""
+    of = (of_scienceqa, of_aokvqa, of_viscot, of_blood_cells)
+    return [make(Given(tmp_path_factory.mktemp("data"))) for make in of]
+
+
+def known(rows: list[list[Sample]]) -> dict[str, Known]:
+    needs = {"scienceqa": "green gear", "aokvqa": "yellow cup"}
+    return {row.question: Known(row.answers[0], needs.get(row.origin.dataset, "")) for shard in rows for row in shard}
+
+
+@pytest.fixture
+def asked_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Teacher], None]:
+    def speak(teacher: Teacher) -> None:
+        for name, value in {"OPENAI_BASE_URL": teacher.address, "OPENAI_API_KEY": "x", "NO_PROXY": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, value)
+
+    return speak
+
+
+@pytest.fixture
+def wise(rows: list[list[Sample]], asked_here: Callable[[Teacher], None]) -> Iterator[Teacher]:
+    with scripted_teacher(Wise(known(rows))) as teacher:
+        asked_here(teacher)
+        yield teacher
+
+
+@pytest.fixture
+def run_uri(tmp_path: Path) -> Path:
+    """Of a folder of runs that no other test has a part in: replies are kept beside the run."""
+    return tmp_path / "runs" / "one"
+
+
+def settings(run_uri: Path, **more: Any) -> DistillSettings:
+    return DistillSettings(
+        run_uri=str(run_uri),
+        **{"teacher": "openai", "model": "wise", "max_rejected_share": 0.6, "concurrency": 4} | more,
+    )
+
+
+def named(row: Sample) -> tuple[str, str]:
+    """Ids are of a file; two sources have files of one name."""
+    return row.origin.dataset, row.id
+
+
+def purposes(teacher: Teacher) -> dict[str, int]:
+    return dict(Counter(asked.purpose for asked in teacher.asked))
+
+
+# ---------------------------------------------------------------------------------------------- all ways, all sources
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_runs_over_each_source(way: str, rows: list[list[Sample]], wise: Teacher, run_uri: Path) -> None:
+    convert(str(run_uri), *rows)
+    run(settings(run_uri, way=way))
+    mark, made = distilled(str(run_uri))
+    told: Any = report(str(run_uri))
+    assert told["way"] == mark.facts["way"] == way
+    assert mark.tally.rows == sum(map(len, rows)) == sum(f["rows"] for f in told["funnel"].values())
+    for name, counts in told["funnel"].items():
+        order = [counts[step] for step in ("rows", "asked", "parsed", "boxes_accepted", "answer_agreed", "kept")]
+        assert order == sorted(order, reverse=True), name
+    without_text = {"blood-cells"} if way == "rationalise" else set()
+    assert {name for name, counts in told["funnel"].items() if not counts["kept"]} == without_text
+    assert all(trace.mentions or row.evidence == () for row in made for trace in row.reasoning)
+    gold = {named(row): row.true_boxes for shard in rows for row in shard if row.true_boxes}
+    if way == "answer-aware":
+        assert all(set(row.reasoning[0].boxes) <= set(gold[named(row)]) for row in made if named(row) in gold)
+    if way == "rationalise":
+        texts = {named(row): {trace.text for trace in row.reasoning} for shard in rows for row in shard}
+        assert all({trace.text for trace in row.reasoning} <= texts[named(row)] for row in made)
+    if way == "two-level":
+        assert any("#" in row.id for row in made)
+        assert set(told["prompts"]) >= {"caption", "verdict", "synthesis"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nobody_is_asked_about_rows_by_text_alone(
+    way: str, rows: list[list[Sample]], wise: Teacher, run_uri: Path
+) -> None:
+    bare: dict[str, Any] = {"image": None, "evidence": None, "reasoning": ()}
+    silent = rows[0][0].model_copy(update=bare | {"id": "silent"})
+    solved = silent.model_copy(update={"id": "solved", "reasoning": (Trace(("The solution says so.",)),)})
+    convert(str(run_uri), [solved, silent])
+    run(settings(run_uri, way=way))
+    mark, made = distilled(str(run_uri))
+    assert made == [solved]
+    assert [(one.id, one.reason) for one in rejections(str(run_uri), mark)] == [("silent", Reason.NO_REASONING)]
+    assert not wise.asked
+    assert b"asked by text alone" in Store().read(f"{run_uri}/distill/report.html")
+
+
+def test_a_planted_fault_is_found_in_rejections_and_report(
+    rows: list[list[Sample]], asked_here: Callable[[Teacher], None], run_uri: Path
+) -> None:
+    def misplaced(asked: Asked, said: Any) -> Any:
+        return said | {"objects": [one | {"box": [400, 700, 556, 909]} for one in said["objects"]]}
+
+    convert(str(run_uri), rows[0], rows[2])
+    with scripted_teacher(Wise(known(rows), {"reason": misplaced})) as teacher:
+        asked_here(teacher)
+        run(settings(run_uri))
+    mark, made = distilled(str(run_uri))
+    assert {row.origin.dataset for row in made} == {"vsr"}  # who has boxes from people needs no others
+    refused = rejections(str(run_uri), mark)
+    assert {one.reason for one in refused} == {Reason.TEACHER_BOX_UNSURE}
+    assert all('"box": [400, 700, 556, 909]' in one.said[0] for one in refused)
+    told: Any = report(str(run_uri))
+    assert told["funnel"]["scienceqa"] | {"rows": 3} == {
+        "rows": 3, "passed": 0, "asked": 3, "parsed": 3, "boxes_accepted": 0, "answer_agreed": 0, "kept": 0,
+    }  # fmt: skip
+    assert told["refused"] == {"scienceqa": {"teacher-box-unsure": 3}}
+
+
+def test_who_answers_first_and_how_often_changes_no_byte(
+    rows: list[list[Sample]], asked_here: Callable[[Teacher], None], tmp_path: Path
+) -> None:
+    script, turn = Wise(known(rows)), threading.Lock()
+    waits = iter([0.0, 0.06, 0.02, 0.0, 0.1] * 10_000)
+
+    def slowly(asked: Asked) -> Answer:
+        with turn:
+            wait = next(waits)
+        return replace(script(asked), wait=wait)
+
+    made = []
+    for name, concurrency in (("one", 1), ("eight", 8)):
+        convert(str(tmp_path / name / "run"), *rows[:3])
+        with scripted_teacher(slowly) as teacher:
+            asked_here(teacher)
+            run(settings(tmp_path / name / "run", way="two-level", concurrency=concurrency, decoy_share=0.5))
+        told: Any = report(str(tmp_path / name / "run"))
+        made.append((files(tmp_path / name / "run"), told["trust"]))
+    assert made[0] == made[1]
+    assert made[0][1]["decoys"] > 0
+
+
+# ------------------------------------------------------------------------------------------------------ step by step
+
+
+def lines(folder: Path, step: str) -> list[dict[str, Any]]:
+    found = [gzip.decompress(path.read_bytes()) for path in sorted(folder.glob(f"distill/{step}/*/shards/*"))]
+    return [json.loads(line) for line in b"".join(found).splitlines()]
+
+
+def test_a_step_can_be_made_alone_looked_at_and_repeated_with_another_prompt(
+    rows: list[list[Sample]], wise: Teacher, tmp_path: Path
+) -> None:
+    convert(str(tmp_path / "a"), *rows[:2])
+    with pytest.raises(InputError, match=r"step captions has not been made for shard 0; run --only-step captions"):
+        run(settings(tmp_path / "a", way="two-level", only_step="objects"))
+    run(settings(tmp_path / "a", way="two-level", only_step="captions"))
+    assert purposes(wise) == {"caption": 4}  # one for each picture
+    assert [line["caption"] for line in lines(tmp_path / "a", "captions")][:2] == [
+        "The image shows a blue lever and a green gear."
+    ] * 2
+    assert not (tmp_path / "a/distill/settings.json").exists()
+
+    run(settings(tmp_path / "a", way="two-level"))
+    first, wise.asked = purposes(wise), []
+    assert first["caption"] == 4
+    said: Any = report(str(tmp_path / "a"))
+    assert sum(line["requests"] for bill in said["bill"].values() for line in bill.values()) == sum(first.values())
+    assert said["spent"]["requests"] == sum(first.values())  # the captions too, which an earlier process has paid for
+    run(settings(tmp_path / "a", way="two-level", only_step="captions"))
+    assert wise.asked == []
+
+    own = tmp_path / "stricter.v7.md"
+    own.write_text("Be stricter still.")
+    run(settings(tmp_path / "a", way="two-level", only_step="verdicts", prompts=(f"verdict={own}",)))
+    assert set(purposes(wise)) == {"verdict"}
+    assert len(list((tmp_path / "a/distill/verdicts").iterdir())) == 2
+    assert len(list((tmp_path / "a/distill/captions").iterdir())) == 1
+
+    before, wise.asked = files(tmp_path / "a"), []
+    convert(str(tmp_path / "b"), *rows[:2])
+    run(settings(tmp_path / "b", way="two-level", prompts=(f"verdict={own}",), steps_uri=str(tmp_path / "a/distill"),
+                 input_uri=str(tmp_path / "a/convert")))  # fmt: skip
+    assert wise.asked == []  # the earlier steps are there, and the later ones hear the same from the same verdicts
+    assert files(tmp_path / "b") == before
+    told: Any = report(str(tmp_path / "b"))
+    assert told["prompts"]["verdict"] == 7
+
+
+def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[list[Sample]], tmp_path: Path) -> None:
+    script = Wise(known(rows))
+    storm, calm = tmp_path / "runs" / "storm", tmp_path / "other" / "calm"
+    argv = ("--way", "two-level", "--max-rejected-share", "0.6", "--concurrency", "2", "--reanswer",
+            "--decoy-share", "0")  # fmt: skip  # two empty places of one size look the same
+    for run_uri in (storm, calm):
+        convert(str(run_uri), *rows[:2])
+    with scripted_teacher(lambda asked: replace(script(asked), wait=0.05)) as teacher:
+        process = start(str(storm), teacher, *argv)
+        wait_for(teacher, 12, process)
+        process.send_signal(signal.SIGKILL)
+        finished(process, -9)
+        paid = [json.dumps(asked.body) for asked in teacher.asked]
+        stored = len(list((storm.parent / "_cache").rglob("*.json")))
+        finished(start(str(storm), teacher, *argv))
+        again = [json.dumps(asked.body) for asked in teacher.asked[len(paid) :]]
+    assert stored >= 12 - 4  # two under way when it died, and two on their way into storage
+    assert len(set(paid) & set(again)) <= len(paid) - stored
+    assert len(again) == len(set(again))
+    with scripted_teacher(script) as teacher:
+        finished(start(str(calm), teacher, *argv))
+    assert files(storm) == files(calm)
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+def test_an_endpoint_that_knows_no_schemas_is_asked_in_words(
+    rows: list[list[Sample]], asked_here: Callable[[Teacher], None], run_uri: Path
+) -> None:
+    script = Wise(known(rows))
+
+    def old(asked: Asked) -> Answer:
+        if asked.purpose:
+            return Refuse(400, "Unknown parameter: 'response_format.json_schema'")
+        return script(asked)
+
+    convert(str(run_uri), rows[0])
+    with scripted_teacher(old) as teacher:
+        asked_here(teacher)
+        run(settings(run_uri))
+        demanded = [asked.number for asked in teacher.asked if asked.purpose]
+    assert len(distilled(str(run_uri))[1]) == 3
+    assert 1 <= len(demanded) <= 4  # as many as were under way at once; then it is remembered
+
+
+def test_prompts_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run(DistillSettings(run_uri=str(tmp_path), way="two-level", show_prompt=True))
+    said = capsys.readouterr().out
+    assert [line.split(",")[0] for line in said.splitlines() if line.startswith("--- ")] == [
+        f"--- {name}" for name in ("caption", "objects", "locate", "branch", "verdict", "look", "synthesis", "reanswer")
+    ]
+    assert "You describe an image for somebody who cannot see it." in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--way", "three-level"], "--way=three-level"),
+        (["--only-step", "captions"], "steps belong to --teacher openai --way two-level"),
+        (["--frame", "resized_pixels"], "needs --min-pixels and --max-pixels"),
+        (["--min-proposed-area", "5%"], "'5%' is no share of an image"),
+        (["--repairs", "2"], "--repairs=2"),
+    ],
+)
+def test_settings_of_ways_that_do_not_fit_are_told(argv: list[str], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        DistillSettings.load(["--run-uri", "/runs/x", *argv])
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ("verdikt=1", "name one of anchor, branch"),
+        ("verdict", "should be name=version"),
+        ("verdict=9", "there is version 1"),
+        ("verdict=/nowhere/x.md", "there is no such file"),
+    ],
+)
+def test_prompts_that_are_none_are_told(choice: str, says: str) -> None:
+    from vcot.teacher import prompts
+
+    with pytest.raises(SettingsError, match=says):
+        prompts.chosen([choice])

@@ -1,0 +1,129 @@
+"""Near-duplicates: copies of photographs are found, other photographs are not, and nothing is found in no time."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from vcot.sources import alike
+from vcot.storage import images
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / "bccd" / "images"
+
+
+def saved(picture: Image.Image, form: str = "JPEG", **options: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def bits(data: bytes) -> np.ndarray:
+    found = alike.fingerprint(images.small(data, "a", alike.SEEN))
+    assert found is not None
+    return np.frombuffer(found, np.uint8)
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.bitwise_count(one ^ other).sum())
+
+
+def cut(picture: Image.Image, share: float) -> Image.Image:
+    across, down = round(picture.width * share), round(picture.height * share)
+    return picture.crop((across, down, picture.width - across, picture.height - down))
+
+
+COPIES: dict[str, Callable[[Image.Image], bytes]] = {
+    "half as large": lambda p: saved(p.resize((p.width // 2, p.height // 2))),
+    "twice as large": lambda p: saved(p.resize((p.width * 2, p.height * 2))),
+    "stretched by a tenth": lambda p: saved(p.resize((p.width * 11 // 10, p.height))),
+    "saved badly": lambda p: saved(p, quality=30),
+    "as PNG": lambda p: saved(p, "PNG"),
+    "grey": lambda p: saved(p.convert("L")),
+    "one percent cut at each side": lambda p: saved(cut(p, 0.01)),
+    "two percent cut at each side": lambda p: saved(cut(p, 0.02)),
+    "brighter": lambda p: saved(ImageEnhance.Brightness(p).enhance(1.2)),
+    "darker": lambda p: saved(ImageEnhance.Brightness(p).enhance(0.8)),
+}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no photographs in {DATA}")
+def test_copies_of_photographs_are_near_and_other_photographs_are_far() -> None:
+    files = random.Random(0).sample(sorted(DATA.glob("*.jpg")), 40)
+    photographs = [Image.open(file).convert("RGB") for file in files]
+    originals = [bits(file.read_bytes()) for file in files]
+    for name, copy in COPIES.items():
+        apart = [distance(bits(copy(p)), o) for p, o in zip(photographs, originals, strict=True)]
+        assert max(apart) <= alike.DISTANCE, (name, apart)
+    others = [distance(a, b) for n, a in enumerate(originals) for b in originals[:n]]
+    assert min(others) > alike.FARTHEST, min(others)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no photographs in {DATA}")
+def test_one_slide_photographed_twice_is_found_among_250() -> None:
+    """Another focus, other colours; nobody said so."""
+    files = sorted(DATA.glob("*.jpg"))
+    groups = alike.groups(np.array([bits(file.read_bytes()) for file in files])).tolist()
+    together = [file.stem for file, group in zip(files, groups, strict=True) if groups.count(group) > 1]
+    assert together == ["BloodImage_00037", "BloodImage_00038"]
+
+
+def test_a_picture_is_looked_at_upright() -> None:
+    picture = Image.effect_noise((200, 120), 80).resize((400, 240))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    buffer = io.BytesIO()
+    picture.transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", exif=turned)
+    assert distance(bits(buffer.getvalue()), bits(saved(picture))) <= 4
+
+
+def test_a_picture_that_shows_nothing_is_like_no_other() -> None:
+    assert alike.fingerprint(Image.new("L", (64, 64), 200)) is None
+
+
+def prints(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, alike.BYTES), dtype=np.uint8)
+
+
+def flipped(print_: np.ndarray, count: int, dice: np.random.Generator) -> np.ndarray:
+    unpacked = np.unpackbits(print_)
+    unpacked[dice.choice(alike.BITS, count, replace=False)] ^= 1
+    return np.packbits(unpacked)
+
+
+@pytest.mark.parametrize(("apart", "found"), [(0, 1.0), (8, 1.0), (16, 1.0), (20, 0.99), (24, 0.97), (25, 0.0)])
+def test_pairs_that_are_near_are_found(apart: int, found: float) -> None:
+    dice = np.random.default_rng(1)
+    many = prints(4000)
+    many[2000:2300] = [flipped(many[n], apart, dice) for n in range(300)]
+    groups = alike.groups(many, 24)
+    share = (groups[:300] == groups[2000:2300]).mean()
+    assert share >= found if found else share == 0
+    assert len(np.unique(groups)) == 4000 - round(300 * share)  # and nothing else is
+
+
+def test_who_is_near_a_member_is_a_member_and_order_does_not_matter() -> None:
+    dice = np.random.default_rng(2)
+    many = prints(50)
+    many[10] = flipped(many[3], 16, dice)
+    many[20] = flipped(many[10], 16, dice)
+    assert distance(many[3], many[20]) > 24
+    groups = alike.groups(many, 24)
+    assert groups[3] == groups[10] == groups[20]
+    shuffled = dice.permutation(50)
+    again = alike.groups(many[shuffled], 24)
+    assert {frozenset(np.flatnonzero(groups == g)) for g in groups} == {
+        frozenset(shuffled[np.flatnonzero(again == g)]) for g in again
+    }
+
+
+def test_a_thousand_copies_of_one_picture_are_one_group_and_none_is_no_group() -> None:
+    assert len(set(alike.groups(np.repeat(prints(1), 1000, axis=0)).tolist())) == 1
+    assert len(alike.groups(prints(0))) == 0

@@ -1,0 +1,110 @@
+"""RefCOCO: real rows of RefCOCOg's validation (one here, the whole file where it lies beside the checkout)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.sources.given import Given, png
+from vcot.errors import InputError
+from vcot.records import Rejection, Sample
+from vcot.sources.row import Row
+
+DATA = Path(os.environ.get("TEST_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
+FILE = DATA / "refcoco" / "refcocog_umd_val.jsonl"
+ROW = {
+    "img_path": "COCO_train2014_000000533220.jpg", "expression": "a bush of plant behind middle woman",
+    "bbox": [285.04, 23.29, 424.78000000000003, 146.4], "dataset_name": "jxu124/refcocog", "height": 427, "width": 640,
+    "image_id": 533220, "sent_id": 61, "split": "validation",
+}  # fmt: skip
+
+
+@pytest.fixture
+def garden(given: Given) -> Given:
+    given.picture("COCO_train2014_000000533220.jpg", 640, 427)
+    return given
+
+
+def test_an_expression_becomes_a_question_that_is_answered_by_pointing(garden: Given) -> None:
+    sample = garden.sample("refcoco", ROW, phrasings="one")
+    assert sample.question == "Where is what this describes: a bush of plant behind middle woman?"
+    assert sample.answers == ("top",)
+    assert sample.evidence is not None
+    (mention,) = sample.evidence
+    assert mention.label == "a bush of plant behind middle woman"
+    assert mention.boxes[0].as_list() == ROW["bbox"]
+    assert (sample.origin.dataset, sample.origin.split) == ("refcocog", "validation")
+    assert sample.reasoning == ()
+
+
+def test_wordings_differ_between_rows_and_not_between_runs(garden: Given) -> None:
+    rows = garden.rows([ROW | {"sent_id": n} for n in range(30)])
+    asked = [sample.question for sample in garden.outcomes("refcoco", rows) if isinstance(sample, Sample)]
+    again = [sample.question for sample in garden.outcomes("refcoco", rows, readers=4) if isinstance(sample, Sample)]
+    assert asked == again
+    assert len(set(asked)) == 3
+
+
+def test_a_label_does_not_say_the_answer(garden: Given) -> None:
+    said = ROW | {"expression": "the bush at the top"}
+    sample = garden.sample("refcoco", said)
+    assert sample.evidence is not None
+    assert sample.evidence[0].label == "region"
+
+
+@pytest.mark.parametrize(
+    ("said", "split"), [("train", "train"), ("val", "validation"), ("testA", "test"), ("testB", "test")]
+)
+def test_splits_of_all_three_datasets(garden: Given, said: str, split: str) -> None:
+    assert garden.sample("refcoco", ROW | {"split": said}).origin.split == split
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"expression": " "}, "no-question"),
+        ({"bbox": None}, "box-malformed"),
+        ({"bbox": [285.04, 23.29, 724.78, 146.4]}, "box-outside"),
+        ({"bbox": [424.78, 23.29, 285.04, 146.4]}, "box-inverted"),
+        ({"width": 427, "height": 640}, "image-size-differs"),
+        ({"img_path": "COCO_train2014_000000000001.jpg"}, "image-missing"),
+        ({"split": "dev"}, "wrong-shape"),
+    ],
+)
+def test_rows_that_are_refused(garden: Given, changed: dict[str, Any], reason: str) -> None:
+    assert garden.reason("refcoco", ROW | changed) == reason
+
+
+def test_rows_are_counted_under_one_name_kept_or_not(garden: Given) -> None:
+    desk = garden.desk("refcoco")
+    assert desk.dataset_of(Row("x:1", ROW)) == garden.sample("refcoco", ROW).origin.dataset == "refcocog"
+    nameless = {name: value for name, value in ROW.items() if name != "dataset_name"}
+    assert desk.dataset_of(Row("x:1", nameless)) == garden.sample("refcoco", nameless).origin.dataset == "refcoco"
+
+
+def test_a_detection_file_of_viscot_is_not_taken_for_expressions(garden: Given) -> None:
+    said = {"img_path": "a.jpg", "expression": "What is it?", "bbox": [1, 2, 3, 4], "width": 9, "height": 9}
+    with pytest.raises(InputError, match="detection file"):
+        garden.outcomes("refcoco", garden.rows([said]))
+
+
+@pytest.mark.skipif(not FILE.is_file(), reason=f"RefCOCOg is not at {FILE}")
+def test_all_of_refcocog_validation(given: Given) -> None:
+    rows = [json.loads(line) for line in FILE.open()]
+    made: dict[tuple[int, int], bytes] = {}
+    for row in rows:
+        size = row["width"], row["height"]
+        given.picture(row["img_path"], data=made.setdefault(size, png(*size)))
+    found = given.outcomes("refcoco", str(FILE), readers=4)
+    assert len(found) == len(rows) == 4896
+    assert [r.detail for r in found if isinstance(r, Rejection)] == []
+    for row, sample in zip(rows, found, strict=True):
+        assert isinstance(sample, Sample)
+        assert sample.true_boxes is not None
+        assert sample.true_boxes[0].as_list() == pytest.approx(row["bbox"], abs=0.02)
+        assert row["expression"].rstrip(" .") in sample.question
+        assert sample.origin.split == "validation"

@@ -1,0 +1,323 @@
+"""Groups of pictures and the side that they are on; benchmarks kept out; questions asked twice; in any shards."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import settings as tuned
+from hypothesis import strategies as some
+from PIL import Image
+
+from tests.sources.given import Given, informed, png
+from tests.sources.test_sources_viscot import metadata
+from vcot.errors import InputError
+from vcot.records import Folder, Rejection, Sample
+from vcot.sources import SOURCES, benchmarks, read, rows_of_shard
+from vcot.sources.beforehand import SURVEY, counts
+from vcot.sources.desk import Desk, split_of
+from vcot.sources.inputs import find
+from vcot.sources.known import Known
+from vcot.sources.pictures import Pictures
+from vcot.storage import Changed, Store
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / "viscot"
+BOX = [[1, 2, 30, 40]]
+
+
+def scene(seed: int, quality: int = 90, size: int = 96) -> bytes:
+    """A picture like no other; of one seed they are nearly the same at any quality and size."""
+    noise = Image.frombytes("L", (8, 8), hashlib.shake_128(str(seed).encode()).digest(64))
+    buffer = io.BytesIO()
+    noise.resize((96, 96), Image.Resampling.BICUBIC).resize((size, size)).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def folder_of(given: Given, name: str = "run") -> Folder:
+    return Folder(Store(), str(given.folder / name), "convert")
+
+
+def outcomes(given: Given, desk: Desk, source: str = "viscot", shards: int = 1) -> dict[str, str]:
+    """Row → its side, or why it was refused; shards know what was looked up before, and read it from the folder."""
+    folder = folder_of(given, f"run-{shards}")
+    informed(SOURCES[source], desk, folder, look=True, readers=2)
+    found: dict[str, str] = {}
+    for shard in range(shards):
+        knowing = informed(SOURCES[source], desk, folder, look=False)
+        for row, result in read(SOURCES[source], rows_of_shard(SOURCES[source], desk, shard, shards), knowing):
+            assert row.id not in found
+            found[row.id] = result.origin.split if isinstance(result, Sample) else result.reason.value
+    return found
+
+
+def sides(given: Given, rows: Iterable[Any], **options: Any) -> list[str]:
+    return list(outcomes(given, given.desk("viscot", given.rows(list(rows)), **options)).values())
+
+
+def row(image: str, question: str = "What is it?", **more: Any) -> dict[str, Any]:
+    return metadata(BOX, image=image, question=question, width=96, height=96) | more
+
+
+# ------------------------------------------------------------------------------------------------------- groups
+
+
+def test_nearly_the_same_picture_is_on_one_side_that_of_the_smallest_digest(given: Given) -> None:
+    pictures = [given.picture(f"vsr/{seed}-{q}.jpg", data=scene(seed, q)) for seed in range(12) for q in (30, 90)]
+    rows = [row(Path(p).name, dataset="vsr") for p in pictures]
+    together = sides(given, rows, validation_share=0.5)
+    assert together[::2] == together[1::2]
+    assert set(together) == {"train", "validation"}
+
+
+def test_without_near_duplicates_every_picture_is_where_its_own_digest_puts_it(given: Given) -> None:
+    pictures = [given.picture(f"vsr/{seed}.jpg", data=scene(seed)) for seed in range(20)]
+    desk = given.desk("viscot", given.rows([row(Path(p).name) for p in pictures]), validation_share=0.5)
+    found = informed(SOURCES["viscot"], desk, folder_of(given), look=True)
+    assert (found.drawn, found.held_out, found.duplicates) == ({}, {}, {})
+    digests = [desk.pictures.find(p).sha256 for p in pictures]
+    assert list(outcomes(given, desk).values()) == [split_of(d, 0, 0.5) for d in digests]
+
+
+def test_near_duplicates_can_be_left_alone_and_the_same_bytes_still_count_as_one(given: Given) -> None:
+    for name, quality in (("a", 90), ("b", 90), ("c", 30)):
+        given.picture(f"vsr/{name}.jpg", data=scene(1, quality))
+    rows = [row("a.jpg", split="val"), row("b.jpg"), row("c.jpg")]
+    assert sides(given, rows) == ["test", "held-out", "held-out"]
+    elsewhere = Given(given.folder / "again")
+    for name, quality in (("a", 90), ("b", 90), ("c", 30)):
+        elsewhere.picture(f"vsr/{name}.jpg", data=scene(1, quality))
+    assert sides(elsewhere, rows, near_duplicates=0, validation_share=0) == ["test", "held-out", "train"]
+
+
+def test_a_row_that_says_train_takes_the_silent_rows_of_its_picture_along(given: Given) -> None:
+    """Or the same picture would be learned from and measured with, whenever the draw says validation."""
+    pictures = [given.picture(f"{seed}.jpg", data=scene(seed)) for seed in range(8)]
+    rows = [
+        {"image": p, "question": f"{said}?", "answers": ["x"]} | ({"origin": {"split": said}} if said else {})
+        for p in pictures
+        for said in ("", "train")
+    ]
+    for options in ({}, {"near_duplicates": 0, "duplicates": "keep"}):
+        desk = given.desk("samples", given.rows(rows), validation_share=0.9, **options)
+        found = informed(SOURCES["samples"], desk, folder_of(given, str(len(options))), look=True)
+        kept = [result for _, result in read(SOURCES["samples"], rows_of_shard(SOURCES["samples"], desk), found)]
+        assert {r.origin.split for r in kept if isinstance(r, Sample)} == {"train"}
+        assert len(kept) == 16
+
+
+def test_what_was_looked_up_is_held_against_its_digest(given: Given) -> None:
+    given.picture("vsr/a.jpg", data=scene(1))
+    desk, folder = given.desk("viscot", given.rows([row("a.jpg")])), folder_of(given)
+    informed(SOURCES["viscot"], desk, folder, look=True)
+    path = Path(folder.uri) / SURVEY
+    path.write_text(path.read_text().replace('"drawn": {}', '"drawn": {"a": "train"}'))
+    with pytest.raises(InputError, match="is damaged"):
+        informed(SOURCES["viscot"], desk, folder, look=False)
+
+
+def test_what_a_picture_looks_like_is_known_to_the_next_run(given: Given) -> None:
+    store, left = Store(), str(given.folder / "pictures.json")
+    paths = [given.picture("a.jpg", data=scene(1)), given.picture("flat.png", 90, 80)]
+    first = Known(given.folder / "1.sqlite")
+    pictures = Pictures(store, str(given.images), "made", index=first)
+    images = [pictures.find(path) for path in paths]
+    seen = [pictures.print_of(image.uri, image.sha256) for image in images]
+    assert seen[0] is not None
+    assert seen[1] is None
+    first.leave(store, left)
+    second = Known(given.folder / "2.sqlite")
+    second.take(store, left, listed=store.list(str(given.images)))
+    for path in given.images.iterdir():
+        path.unlink()  # nobody looks again
+    again = Pictures(store, str(given.images), "made", index=second)
+    assert [again.print_of(image.uri, image.sha256) for image in images] == seen
+    assert [second.print_of(image.uri, image.sha256) for image in images] == [seen[0], b""]
+    with pytest.raises(Changed, match="has changed since this stage first looked at it"):
+        again.print_of(images[0].uri, "0" * 64)  # other bytes, and they are gone
+
+
+# --------------------------------------------------------------------------------------------------- questions
+
+
+def test_a_question_is_asked_once_of_a_picture(given: Given) -> None:
+    for name, seed in (("a", 1), ("same-as-a", 1), ("b", 2)):
+        given.picture(f"vsr/{name}.jpg", data=scene(seed))
+    rows = [
+        row("a.jpg", "What is it?"), row("a.jpg", "what is it"), row("same-as-a.jpg", "What is it?"),
+        row("b.jpg", "What is it?"), row("a.jpg", "What is that?"),
+        metadata([[30, 2, 1, 40]], image="b.jpg", question="And this?", width=96, height=96), row("b.jpg", "And this?"),
+    ]  # fmt: skip
+    told = ["train", "duplicate", "duplicate", "train", "train", "box-inverted", "train"]
+    assert sides(given, rows, validation_share=0) == told
+    knowing = informed(SOURCES["viscot"], given.desk("viscot", given.rows(rows)), folder_of(given), look=True)
+    assert knowing.duplicates == {"rows.jsonl:2": "rows.jsonl:1", "rows.jsonl:3": "rows.jsonl:1"}
+
+
+def test_of_two_rows_the_one_that_measures_stays(given: Given) -> None:
+    given.picture("vsr/a.jpg", data=scene(1))
+    rows = [row("a.jpg"), row("a.jpg", split="val"), row("a.jpg", split="val")]
+    assert sides(given, rows) == ["held-out", "test", "duplicate"]
+
+
+@pytest.mark.parametrize(("how", "said"), [("exact", "train"), ("near", "duplicate"), ("keep", "train")])
+def test_nearly_the_same_question_when_it_is_asked_for(given: Given, how: Any, said: str) -> None:
+    given.picture("vsr/a.jpg", data=scene(1))
+    rows = [
+        row("a.jpg", f"What is the colour of the large bus on the left side of the {w}?") for w in ("road", "roads")
+    ]
+    assert sides(given, rows, duplicates=how, validation_share=0) == ["train", said]
+    rows = [row("a.jpg", "Why?"), row("a.jpg", "Why?")]
+    again = Given(given.folder / "again")
+    again.picture("vsr/a.jpg", data=scene(1))
+    assert sides(again, rows, duplicates=how, validation_share=0) == [
+        "train",
+        "train" if how == "keep" else "duplicate",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- benchmarks
+
+
+def with_benchmark(given: Given, desk: Desk, uri: str, images: Path | None) -> Desk:
+    pictures = None if images is None else Pictures(Store(), str(images), str(given.folder / "made"))
+    return replace(desk, benchmarks=find(Store(), [uri]), benchmark_pictures=pictures)
+
+
+def test_a_benchmarks_picture_is_known_by_its_content_or_by_its_name(given: Given) -> None:
+    for name, seed, q in (("a", 1, 90), ("copy-of-a", 1, 30), ("000000000007", 2, 90), ("c", 3, 90), ("d", 4, 90)):
+        given.picture(f"vsr/{name}.jpg", data=scene(seed, q))
+    shown = [
+        {"img_path": "cot/vsr/a.jpg", "expression": "?", "bbox": BOX[0]},
+        {"img_path": "COCO_train2014_000000000007.jpg", "expression": "it", "bbox": BOX[0], "sent_id": 1},
+        {"dataset": "vsr", "image": ["cot/vsr/nowhere.jpg", "cot/vsr/nowhere.jpg###[1, 2, 3, 4]"], "conversations": []},
+        {"dataset": "other", "image": "c.jpg"},  # the same file name in another set is another picture
+    ]
+    rows = [row(f"{name}.jpg") for name in ("a", "copy-of-a", "000000000007", "c", "d")] + [row("d.jpg", split="val")]
+    desk = given.desk("viscot", given.rows(rows), validation_share=0)
+    benchmark = given.rows(shown, "bench.jsonl")
+    told = outcomes(given, with_benchmark(given, desk, benchmark, None))
+    assert list(told.values()) == ["held-out", "held-out", "held-out", "train", "held-out", "test"]
+    assert counts(folder_of(given, "run-1"))["benchmarks"] == {
+        "bench.jsonl": {
+            "rows": 4, "pictures": 4, "pictures_found": 2, "pictures_shared": 2, "rows_with_a_shared_picture": 2,
+            "rows_refused": 3,
+        }
+    }  # fmt: skip
+
+
+def test_a_benchmark_without_pictures_is_no_benchmark(given: Given) -> None:
+    given.picture("vsr/a.jpg", data=scene(1))
+    desk = given.desk("viscot", given.rows([row("a.jpg")]))
+    wrong = given.rows([{"image": "cot/vsr/a.jpg"}, {"question": "?", "answer": "!"}], "bench.jsonl")
+    with pytest.raises(InputError, match=r"bench.jsonl:2 names no picture: it has the fields question, answer"):
+        informed(SOURCES["viscot"], with_benchmark(given, desk, wrong, None), folder_of(given), look=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        ("s3://b/images/vsr/000000000139.jpg", {"vsr/000000000139.jpg", "coco:139"}),
+        ("COCO_val2014_000000000139.jpg", {"coco:139"}),
+        ("textvqa/0a1b.jpg", {"textvqa/0a1b.jpg"}),
+        ("0a1b.jpg", set()),
+        ("cub/001.Albatross/a.jpg", {"cub/001.Albatross/a.jpg", "001.Albatross/a.jpg"}),
+    ],
+)
+def test_what_a_path_may_be_recognised_by(path: str, keys: set[str]) -> None:
+    assert keys <= benchmarks.keys(path)
+    assert not any("/" not in key and not key.startswith("coco:") for key in benchmarks.keys(path))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"VisCoT's rows are not in {DATA}")
+@pytest.mark.parametrize("there", [True, False], ids=["by-content", "by-path"])
+def test_vsrs_benchmark_shares_pictures_with_its_training_rows(given: Given, there: bool) -> None:
+    """In spite of the paper's claim of removal: 146 of 404 rows, 115 of 327 pictures."""
+    train, shown = DATA / "metadata/vsr_cot_train.jsonl", DATA / "detection/vsr.jsonl"
+    named = {}
+    for line in train.open():
+        said = json.loads(line)
+        named[f"vsr/{said['image']}"] = (said["width"], said["height"])
+    if there:
+        for line in shown.open():
+            said = json.loads(line)
+            named[said["img_path"].removeprefix("cot/")] = (said["width"], said["height"])
+    for path, (width, height) in named.items():
+        given.picture(path, data=png(width, height, comment=path))
+    desk = given.desk("viscot", str(train), near_duplicates=0)
+    told = outcomes(given, with_benchmark(given, desk, str(shown), None if there else given.folder))
+    assert list(told.values()).count("held-out") == 240
+    assert counts(folder_of(given, "run-1"))["benchmarks"] == {
+        "vsr.jsonl": {
+            "rows": 404, "pictures": 327, "pictures_found": 327 if there else 115, "pictures_shared": 115,
+            "rows_with_a_shared_picture": 146, "rows_refused": 240,
+        }
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- in any shards
+
+ROWS = some.lists(
+    some.tuples(
+        some.integers(0, 5),  # which picture
+        some.sampled_from([(90, 96), (30, 96), (90, 64)]),  # which copy of it
+        some.sampled_from([None, "train", "validation", "test"]),
+        some.sampled_from(["Why?", "why", "Where is it?"]),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@tuned(max_examples=25, deadline=None)
+@for_all(ROWS, some.integers(1, 5), some.sampled_from(["exact", "near", "keep"]), some.sampled_from([0, 24]))
+def test_any_number_of_shards_gives_the_same_samples_and_no_group_crosses(
+    drawn: list[Any], shards: int, duplicates: Any, near: int
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Given(Path(scratch))
+        rows = []
+        for seed, (quality, size), split, question in drawn:
+            path = given.picture(f"{seed}-{quality}-{size}.jpg", data=scene(seed, quality, size))
+            rows.append({"image": path, "question": question, "answers": ["x"], "origin": {"split": split}})
+        desk = given.desk(
+            "samples", given.rows(rows), duplicates=duplicates, near_duplicates=near, validation_share=0.5
+        )
+        one = outcomes(given, desk, "samples")
+        assert len(one) == len(rows)
+        assert outcomes(given, desk, "samples", shards=shards) == one
+        of_group: dict[Any, set[str]] = {}
+        for (seed, copy, _, _), side in zip(drawn, one.values(), strict=True):
+            if side in ("train", "validation", "test"):
+                of_group.setdefault(seed if near else (seed, copy), set()).add(side)
+        assert all(len(found) == 1 for found in of_group.values())
+        asked = [
+            (seed, copy, question.casefold().strip("?"))
+            for (seed, copy, _, question), side in zip(drawn, one.values(), strict=True)
+            if side in ("train", "validation", "test")
+        ]
+        assert duplicates == "keep" or len(set(asked)) == len(asked)
+        lost = {(s, c, q.casefold().strip("?")) for s, c, _, q in drawn} - set(asked)
+        if not near:  # a question is only lost with its picture's rows that measure
+            assert all(any(s == seed and c == copy and said for s, c, said, _ in drawn) for seed, copy, _ in lost)
+
+
+def test_rejections_say_which_row_or_which_benchmark(given: Given) -> None:
+    given.picture("vsr/a.jpg", data=scene(1))
+    given.picture("vsr/b.jpg", data=scene(2))
+    desk = given.desk("viscot", given.rows([row("a.jpg"), row("b.jpg"), row("b.jpg")]), validation_share=0)
+    desk = with_benchmark(given, desk, given.rows([{"img_path": "cot/vsr/a.jpg"}], "bench.jsonl"), None)
+    knowing = informed(SOURCES["viscot"], desk, folder_of(given), look=True)
+    results = [result for _, result in read(SOURCES["viscot"], rows_of_shard(SOURCES["viscot"], desk), knowing)]
+    details = [result.detail for result in results if isinstance(result, Rejection)]
+    assert "the same picture as one of the benchmark bench.jsonl" in details[0]
+    assert details[1] == "rows.jsonl:2 asks this of the same picture: 'What is it?'"

@@ -1,0 +1,434 @@
+"""An archive that is not unpacked: what is read of it is what tarfile reads, whatever it was cut into."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.storage.tars import in_chunks, tar
+from vcot.errors import InputError, Interrupted
+from vcot.stage import stop
+from vcot.storage import Changed, Entry, NotFound, Store, join, name
+from vcot.storage.archive import Archive, NoFile, indexed, opened
+from vcot.storage.chunks import Chunks, find
+
+ROOT = Path(__file__).parents[2]
+store = Store()
+
+
+def archive_at(uri: str, scratch: Path, **how: int) -> Archive:
+    scratch.mkdir(exist_ok=True)
+    chunks = find(store, uri)
+    assert chunks is not None
+    return opened(chunks, indexed(chunks, str(scratch / "index"), scratch, **how), scratch)
+
+
+def fault(uri: str, scratch: Path, **how: int) -> str:
+    with pytest.raises(InputError) as raised:
+        archive_at(uri, scratch, **how)
+    said = str(raised.value)
+    assert "\n" not in said
+    return said
+
+
+# --- equal to tarfile --------------------------------------------------------------------------------
+
+STEPS = st.sampled_from(["a", "b", "gqa", "é ü", "x" * 90, "y" * 160, "1.jpg", "#1+2#", "50%"])
+PATHS = st.lists(STEPS, min_size=1, max_size=3).map("/".join)
+BODIES = st.one_of(st.binary(max_size=40), st.integers(0, 3000).map(lambda n: random.Random(n).randbytes(n)))
+FORMS = st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+LINKED = st.sampled_from([b"", tarfile.LNKTYPE, tarfile.SYMTYPE])
+ARCHIVES = st.lists(st.tuples(FORMS, st.lists(st.tuples(PATHS, BODIES, LINKED), max_size=8)), min_size=1, max_size=3)
+
+
+def written(members: list[tuple[str, bytes, bytes]], form: int, number: int) -> bytes:
+    """A whole tar file, closed by zeros, so that several of them have zeros inside."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for place, (path, data, linked) in enumerate(members):
+            info = tarfile.TarInfo(path)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+            if linked:
+                link = tarfile.TarInfo(f"b/link {number} {place}")
+                link.type = linked
+                link.linkname = path if linked == tarfile.LNKTYPE else f"../{path}"
+                archive.addfile(link)
+    return buffer.getvalue()
+
+
+def as_tarfile_reads(data: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(data), ignore_zeros=True) as archive:
+        bodies = {info.name: archive.extractfile(info) for info in archive}
+        return {name: body.read() for name, body in bodies.items() if body is not None}
+
+
+@settings(max_examples=150, deadline=None)
+@given(ARCHIVES, st.integers(1, 40_000), st.integers(300, 20_000), st.integers(1, 3))
+def test_what_is_read_is_what_tarfile_reads(
+    parts: list[tuple[int, list[tuple[str, bytes, bytes]]]], chunk: int, span: int, at_once: int
+) -> None:
+    data = b"".join(written(members, form, number) for number, (form, members) in enumerate(parts))
+    wanted = as_tarfile_reads(data)
+    chunk = max(chunk, len(data) // 90)
+    with tempfile.TemporaryDirectory() as folder:
+        place = join(folder, "images")
+        in_chunks(store, place, data, chunk)
+        if not wanted:
+            assert "no tar file" in fault(place, Path(folder)) or "no members" in fault(place, Path(folder))
+            return
+        archive = archive_at(place, Path(folder), span=span, at_once=at_once)
+        for path, body in wanted.items():
+            uri = archive.uri(path)
+            assert archive.read(uri, 1 << 20) == body
+            assert store.read(uri) == body, "and without the index"
+
+
+def test_a_tar_inside_a_tar_and_bodies_that_look_like_headers(tmp_path: Path) -> None:
+    """Ways that begin inside a body find headers that are none, and must not count."""
+    inner = tar({f"inner/{n}": bytes([n]) * 700 for n in range(30)})
+    loose = tar({"loose": b"x"})[:512] * 9  # headers without bodies, and then no header at all
+    data = tar({"a/first": b"1" * 5000, "a/inner.tar": inner, "a/loose": loose + b"no header " * 500, "a/last": b"2"})
+    in_chunks(store, str(tmp_path / "images"), data, 7000)
+    for span in (512, 1024, 5120, 40_000, len(data)):
+        archive = archive_at(str(tmp_path / "images"), tmp_path / str(span), span=span)
+        assert store.read(archive.uri("a/inner.tar")) == inner
+        assert store.read(archive.uri("a/last")) == b"2"
+        with pytest.raises(NotFound):
+            archive.uri("inner/3")
+        with pytest.raises(NotFound):
+            archive.uri("loose")
+
+
+def test_on_every_kind_of_storage(any_place: str, tmp_path: Path) -> None:
+    files = {f"cot_image_data/gqa/{n}.jpg": random.Random(n).randbytes(900 * n) for n in range(40)}
+    data = tar(files, tarfile.GNU_FORMAT)
+    in_chunks(store, join(any_place, "chunks"), data, 100_000)
+    store.write(join(any_place, "one.tar"), data)
+    for place in ("chunks", "chunks/", "one.tar"):
+        archive = archive_at(any_place + "/" + place, tmp_path / name(place), span=64_000)
+        crossing = 0
+        for path, body in files.items():
+            uri = archive.uri(path)
+            assert store.read(uri) == archive.read(uri, 1 << 20) == body
+            crossing += uri.count("#") > 2
+        assert (crossing > 2) == (place != "one.tar")
+
+
+def test_the_list_of_members_is_one_of_places(folder_place: str, tmp_path: Path) -> None:
+    files = {f"d/{n:04d}": bytes([n % 250]) * (n % 7) for n in range(2500)}
+    in_chunks(store, folder_place, tar(files, links={"d/link": "0001"}), 600_000)
+    archive = archive_at(folder_place, tmp_path)
+    listed = list(archive.listed())
+    assert [entry.uri.rpartition("#")[2] for entry in listed] == sorted(files)
+    for entry in listed[::97]:
+        assert entry.uri == archive.uri(entry.uri.rpartition("#")[2])
+        assert (found := store.stat(entry.uri)) == entry
+        assert found is not None
+        assert found.state == entry.state == archive.state(entry.uri)
+
+
+# --- what is in an archive but no file ----------------------------------------------------------------
+
+
+def test_members_that_are_no_files_are_told_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "d").mkdir(parents=True)
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(500_000)
+        file.write(b"data")
+    (folder / "after").write_bytes(b"after")
+    (folder / "d" / "dangling").symlink_to("nowhere")
+    (folder / "round").symlink_to("round")
+    os.mkfifo(folder / "fifo")
+    for number, form in enumerate(("--format=gnu", "--format=pax --sparse-version=0.0", "--format=pax")):
+        place = tmp_path / f"{number}.tar"
+        assert os.system(f"cd {folder} && tar -S {form} -cf {place} d sparse fifo round after") == 0
+        archive = archive_at(str(place), tmp_path / str(number))
+        assert store.read(archive.uri("after")) == b"after"
+        with pytest.raises(NoFile, match=r"^'sparse' is a sparse member of .*\.tar; only whole ones"):
+            archive.uri("sparse")
+        with pytest.raises(NoFile, match="'fifo' is no file"):
+            archive.uri("fifo")
+        with pytest.raises(NoFile, match=r"'d' is no file .* but a folder"):
+            archive.uri("d")
+        with pytest.raises(NotFound, match=r"'d/dangling' is a link in .* to 'd/nowhere', which is not there"):
+            archive.uri("d/dangling")
+        with pytest.raises(NoFile, match="leads from link to link"):
+            archive.uri("round")
+        with pytest.raises(NotFound, match=r"'x\.jpg' is not in .*\.tar"):
+            archive.uri("x.jpg")
+        with pytest.raises(NotFound):
+            archive.uri("half a pair \ud800")
+
+
+def test_as_gnu_tar_makes_it(tmp_path: Path) -> None:
+    """From a folder: ./ before the names, hard links, long names; two such files after each other."""
+    folder = tmp_path / "in" / "cot" / ("long" * 30)
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"first")
+    os.link(folder / "a.jpg", folder / "b.jpg")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "z").write_bytes(b"second")
+    base = tmp_path / "in"
+    assert os.system(f"tar -C {base} -cf {tmp_path}/1 . && tar -C {tmp_path}/again -cf {tmp_path}/2 .") == 0
+    (tmp_path / "both.tar").write_bytes((tmp_path / "1").read_bytes() + (tmp_path / "2").read_bytes())
+    archive = archive_at(str(tmp_path / "both.tar"), tmp_path)
+    for path, body in (
+        (f"cot/{'long' * 30}/a.jpg", b"first"),
+        (f"cot/{'long' * 30}/b.jpg", b"first"),
+        ("z", b"second"),
+    ):
+        assert store.read(archive.uri(path)) == body
+
+
+# --- what may be wrong with the chunks -----------------------------------------------------------------
+
+FILES = {f"cot_image_data/vsr/{n}.jpg": bytes([n % 256]) * 3000 for n in range(60)}
+
+
+def test_a_missing_chunk(any_place: str, tmp_path: Path) -> None:
+    data = tar(FILES)
+    in_chunks(store, any_place, data, 20_000)
+
+    def without(*numbers: int) -> str:
+        place = join(any_place, "without", "-".join(map(str, numbers)))
+        for number, uri in enumerate(sorted(e.uri for e in store.list(any_place) if "/without/" not in e.uri)):
+            if number not in numbers:
+                store.write(join(place, name(uri)), store.read(uri))
+        return place
+
+    assert "cot_images_04 is missing between cot_images_00 and cot_images_11" in fault(without(4), tmp_path)
+    assert "cot_images_04, cot_images_06 are missing" in fault(without(4, 6), tmp_path)
+    assert "cot_images_01, the first of them, is no tar file" in fault(without(0), tmp_path)
+    said = fault(without(10, 11), tmp_path)
+    assert "is cut off" in said
+    assert "cot_images_09 is the last chunk there is; it is not whole, or one after it is missing" in said
+
+
+def test_a_cut_off_chunk(any_place: str, tmp_path: Path) -> None:
+    data = tar(FILES)
+    *_, fifth, last = uris = in_chunks(store, any_place, data, 50_000)
+    store.write(last, store.read(last)[:-11_000])
+    said = fault(any_place, tmp_path, span=30_000)
+    assert "is cut off: " in said
+    assert f"{last} is the last chunk there is" in said
+    store.write(fifth, store.read(fifth)[:-100])
+    said = fault(any_place, tmp_path, span=30_000)
+    assert "here the next header of the tar file should be" in said
+    assert said.startswith("byte ")
+    assert f"{fifth} is not as long as the other chunks" in said
+    assert len(uris) > 3
+
+
+def test_an_archive_that_is_not_closed(tmp_path: Path) -> None:
+    data = tar(FILES)
+    whole = len(data.rstrip(b"\0"))
+    (tmp_path / "x.tar").write_bytes(data[: -(-whole // 512) * 512])
+    assert "does not end with the zeros that close a tar file" in fault(str(tmp_path / "x.tar"), tmp_path)
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_a_chunk_that_changed_since(any_place: str, tmp_path: Path, changed: int) -> None:
+    uris = in_chunks(store, any_place, tar(FILES), 80_000)
+    chunks = find(store, any_place)
+    assert chunks is not None
+    index = indexed(chunks, str(tmp_path), tmp_path)
+    archive = opened(chunks, index, tmp_path)
+    store.write(uris[changed], store.read(uris[changed])[::-1])
+    if any_place.startswith("file"):
+        os.utime(uris[changed].removeprefix("file://"), ns=(1, 1))
+    found = find(store, any_place) if changed else Chunks(store, any_place, list(store.list(any_place)))
+    assert found is not None
+    with pytest.raises(Changed, match=rf"^{uris[changed]} has changed since the index of .* was made"):
+        opened(found, index, tmp_path)
+    read = []
+    for path in FILES:
+        uri = archive.uri(path)
+        if name(uris[changed]) in uri:
+            with pytest.raises(Changed, match=rf"{name(uris[changed])}: changed while it was read; the index of"):
+                archive.read(uri, 1 << 20)
+        else:
+            read.append(archive.read(uri, 1 << 20) == FILES[path])
+    assert all(read)
+    assert len(read) > 10
+
+
+def test_a_chunk_that_changes_while_it_is_indexed(folder_place: str, tmp_path: Path) -> None:
+    uris = in_chunks(store, folder_place, tar(FILES), 80_000)
+    chunks = find(store, folder_place)
+    assert chunks is not None
+    os.utime(uris[1].removeprefix("file://"), ns=(1, 1))
+    with pytest.raises(Changed, match=rf"^{uris[1]}: changed while it was read$"):
+        indexed(chunks, str(tmp_path), tmp_path)
+
+
+def test_more_or_fewer_chunks_than_the_index_is_of(folder_place: str, tmp_path: Path) -> None:
+    in_chunks(store, folder_place, tar(FILES), 80_000)
+    entries = list(store.list(folder_place))
+    index = indexed(Chunks(store, folder_place, entries), str(tmp_path), tmp_path)
+    with pytest.raises(Changed, match=r"cot_images_02 is gone since"):
+        opened(Chunks(store, folder_place, entries[:-1]), index, tmp_path)
+    more = [*entries, Entry(join(folder_place, "cot_images_03"), 5, "x")]
+    with pytest.raises(Changed, match=r"cot_images_03 is new since"):
+        opened(Chunks(store, folder_place, more), index, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "said"),
+    [
+        (gzip.compress(b"x" * 9000), r"compressed \(gzip\): members of it cannot be reached in place; unpack it"),
+        (b"PK\3\4" + bytes(600), r"compressed \(zip\)"),
+        (b"<!doctype html>" * 90, "no tar file"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_no_tar_file(tmp_path: Path, beginning: bytes, said: str) -> None:
+    (tmp_path / "x.tar").write_bytes(beginning)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/x\.tar is {said}"):
+        find(store, str(tmp_path / "x.tar"))
+
+
+def test_folders_that_are_no_archives(any_place: str) -> None:
+    assert find(store, any_place) is None
+    for key in ("a/0001", "cub/x_01.jpg", "img_00"):
+        store.write(join(any_place, key), b"\x89PNG and so on")
+    assert find(store, any_place) is None
+    store.write(join(any_place, "numbers", "00"), b"\xff\xd8\xff and so on")
+    assert find(store, join(any_place, "numbers")) is None
+    if any_place.startswith("s3"):
+        assert find(store, any_place.rpartition("/")[0]) is None  # a bucket alone
+
+
+def test_other_files_beside_the_chunks_do_no_harm(folder_place: str, tmp_path: Path) -> None:
+    in_chunks(store, folder_place, tar(FILES), 80_000)
+    for other in ("README.md", ".gitattributes", "sha256sums", "more_07", "sub/cot_images_09"):
+        store.write(join(folder_place, other), b"x")
+    archive = archive_at(folder_place, tmp_path)
+    assert len(archive.chunks.entries) == 3
+    assert store.read(archive.uri("cot_image_data/vsr/59.jpg")) == FILES["cot_image_data/vsr/59.jpg"]
+
+
+def test_a_damaged_index(folder_place: str, tmp_path: Path) -> None:
+    in_chunks(store, folder_place, tar(FILES), 80_000)
+    chunks = find(store, folder_place)
+    assert chunks is not None
+    index = indexed(chunks, str(tmp_path / "index"), tmp_path)
+    store.write(index.uri, store.read(index.uri)[:-1])
+    with pytest.raises(InputError, match=r"members-.*\.sqlite is damaged: its digest is"):
+        opened(chunks, index, tmp_path)
+
+
+# --- requests, and going on ------------------------------------------------------------------------------
+
+
+class Counting(Store):
+    def __init__(self) -> None:
+        self.ranges: Counter[str] = Counter()
+        self.bytes = 0
+        self.until_stop = 10**9
+
+    def read_range(self, uri: str, start: int, length: int, of: Any = None) -> bytes:
+        self.ranges[name(uri)] += 1
+        self.bytes += length
+        if sum(self.ranges.values()) == self.until_stop:
+            stop._asked.set()
+        return super().read_range(uri, start, length, of)
+
+
+def test_small_members_share_a_request_and_large_ones_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "small.tar").write_bytes(tar({f"{n}": bytes(5000) for n in range(2000)}))
+    counting = Counting()
+    chunks = find(counting, str(tmp_path / "small.tar"))
+    assert chunks is not None
+    indexed(chunks, str(tmp_path / "index"), tmp_path)
+    assert counting.ranges["small.tar"] < 15, "2,000 members of 11 MiB"
+    (tmp_path / "large.tar").write_bytes(tar({f"{n}": bytes(4 << 20) for n in range(20)}))
+    counting = Counting()
+    chunks = find(counting, str(tmp_path / "large.tar"))
+    assert chunks is not None
+    indexed(chunks, str(tmp_path / "index"), tmp_path)
+    assert counting.ranges["large.tar"] < 30
+    assert counting.bytes < 12 << 20, "80 MiB"
+
+
+def test_an_index_that_was_interrupted_is_gone_on_with(tmp_path: Path) -> None:
+    files = {f"d/{n}": random.Random(n).randbytes(30_000) for n in range(200)}
+    in_chunks(store, str(tmp_path / "images"), tar(files), 900_000)
+
+    def made(counting: Counting, place: str) -> str:
+        chunks = find(counting, str(tmp_path / "images"))
+        assert chunks is not None
+        return indexed(chunks, str(tmp_path / place), tmp_path, span=100_000, at_once=1).sha256
+
+    whole = Counting()
+    wanted = made(whole, "whole")
+    again = Counting()
+    assert made(again, "whole") == wanted
+    assert sum(again.ranges.values()) == 1, "only the look at the first chunk"
+    total, times = 0, 0
+    while True:
+        counting = Counting()
+        counting.until_stop = sum(whole.ranges.values()) // 4
+        try:
+            found = made(counting, "interrupted")
+            break
+        except Interrupted:
+            times += 1
+        finally:
+            stop._asked.clear()
+            total += sum(counting.ranges.values())
+    assert found == wanted
+    assert times >= 3
+    assert total < 1.3 * sum(whole.ranges.values()), "what was done is not done again"
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from vcot.storage import Store
+from vcot.storage.archive import indexed
+from vcot.storage.chunks import find
+
+class Mortal(Store):
+    left = 8
+    def write_once(self, uri, data):
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        Mortal.left -= 1
+        return super().write_once(uri, data)
+
+indexed(find(Mortal(), sys.argv[1]), sys.argv[2], Path(sys.argv[3]), span=200_000, at_once=2)
+"""
+
+
+def test_an_index_whose_process_was_killed_is_gone_on_with(folder_place: str, tmp_path: Path) -> None:
+    """SIGKILL, each time a few spans are done, until there is none left to kill."""
+    files = {f"d/{n}": random.Random(n).randbytes(20_000) for n in range(300)}
+    in_chunks(store, join(folder_place, "images"), tar(files), 2_000_000)
+    chunks = find(store, join(folder_place, "images"))
+    assert chunks is not None
+    wanted = indexed(chunks, join(folder_place, "whole"), tmp_path, span=200_000)
+    words = [sys.executable, "-c", DIES, join(folder_place, "images"), join(folder_place, "killed"), str(tmp_path)]
+    ends = []
+    while not ends or ends[-1] == -signal.SIGKILL:
+        ends.append(subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode)
+    assert ends[-1] == 0
+    assert len(ends) > 3
+    found = indexed(chunks, join(folder_place, "killed"), tmp_path)
+    assert (found.sha256, found.members) == (wanted.sha256, 300)

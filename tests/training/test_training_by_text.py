@@ -1,0 +1,144 @@
+"""Examples by text alone beside those with a picture: batches, the loss, a step, and what the model then says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.test_training_sft import tune, weights
+from tests.training.toy import drawn, examples, write_examples
+from vcot.grounding import Trace
+from vcot.records import Sample
+from vcot.records.example import Example, Examples
+from vcot.storage.images import decode
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture(scope="module")
+def model(torch: Any, toy_base: Path) -> Any:
+    from vcot.models import attach_lora, load_base
+
+    made = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    return made
+
+
+def by_text(number: int, split: Any = "train") -> Sample:
+    said: dict[str, Any] = {
+        "id": f"text-{number}", "image": None, "evidence": None, "question": f"What is {number} and {number}?",
+        "answers": (str(2 * number),), "reasoning": (Trace((f"{number} and {number} is {2 * number}.",)),),
+    }  # fmt: skip
+    pictured, _ = drawn(number, split)
+    return Sample(**(dict(pictured) | said))
+
+
+def told(encoder: Any, count: int, first: int = 0, split: Any = "train") -> list[Example]:
+    made = [encoder.example(by_text(number, split), 0) for number in range(first, first + count)]
+    assert all(isinstance(one, Example) for one in made)
+    return made
+
+
+def batches(encoder: Any, made: list[Example], path: Path) -> Any:
+    """rows → a batch of them"""
+    from vcot.training.lessons import Collate, Lessons
+
+    lessons = Lessons(Examples([write_examples(path, made)]), encoder, cache_bytes=0)
+    return lambda rows: Collate(encoder.pad_token_id)([lessons[row] for row in rows])
+
+
+def test_they_come_back_from_the_file_as_they_were(toy_encoder: Any, tmp_path: Path) -> None:
+    made = [*examples(toy_encoder, 1), *told(toy_encoder, 2)]
+    assert list(Examples([write_examples(tmp_path / "a.parquet", made)])) == made
+
+
+def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows_teach_alone(
+    torch: Any, model: Any, toy_encoder: Any, tmp_path: Path
+) -> None:
+    from vcot.training.loss import loss_sum
+
+    batch_of = batches(toy_encoder, [*examples(toy_encoder, 2, alternatives=1), *told(toy_encoder, 2)], tmp_path / "a")
+    mixed = batch_of([2, 0, 3, 1])
+    assert mixed["image_grid_thw"].shape == (2, 3)
+    assert len(mixed["pixel_values"]) == int(mixed["image_grid_thw"].prod(1).sum())
+    assert "pixel_values" not in batch_of([2, 3])
+    with torch.no_grad():
+        together = loss_sum(model, mixed).item()
+        alone = [loss_sum(model, batch_of([row])).item() for row in range(4)]
+    assert together == pytest.approx(sum(alone), rel=1e-4)
+
+
+def test_the_loss_is_the_familys_own(torch: Any, model: Any, toy_encoder: Any, tmp_path: Path) -> None:
+    from vcot.training.loss import learned_tokens, loss_sum
+
+    batch_of = batches(toy_encoder, [*examples(toy_encoder, 1, alternatives=1), *told(toy_encoder, 2)], tmp_path / "a")
+    for rows in ([1, 2], [1, 0, 2]):
+        batch = batch_of(rows)
+        kinds = (batch["input_ids"] == toy_encoder.processor.image_token_id).long()
+        shown = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
+        with torch.no_grad():
+            plain = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"],
+                mm_token_type_ids=kinds, **shown,
+            ).loss  # fmt: skip
+            ours = loss_sum(model, batch) / learned_tokens(batch["labels"])
+        assert ours.item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("way", "checkpointing"), [("qlora", "on"), ("full", "off")])
+def test_a_training_learns_from_both_and_from_batches_of_text_alone(
+    torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path, way: str, checkpointing: str
+) -> None:
+    made = [*told(toy_encoder, 4), *examples(toy_encoder, 1, alternatives=1)]
+    made += told(toy_encoder, 1, first=20, split="validation")
+    rows = Examples([write_examples(tmp_path / "a.parquet", made)])
+    ways = {
+        "tune": way, "epochs": 2.0, "similar_lengths": False, "gradient_checkpointing": checkpointing,
+        "learning_rate": 1e-4 if way == "full" else 1e-3, "eval_every": 3, "save_every": 100, "accumulation": 1,
+    }  # fmt: skip
+    tuned = tune(toy_base, toy_encoder, rows, tmp_path, **ways)
+    assert all(torch.isfinite(value).all() for value in weights(tuned).values())
+    losses = [line["eval_loss"] for line in tuned.history if "eval_loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
+    from vcot.models import generate
+
+    pictured = [drawn(number) for number in range(2)]
+    asked: list[Any] = [(by_text(1), None), *((s, decode(d, s.id).pixels) for s, d in pictured), (by_text(2), None)]
+    ways = {"max_new_tokens": 10, "eos_token_ids": toy_encoder.eos_token_ids, "pad_token_id": toy_encoder.pad_token_id}
+
+    def say(some: list[Any]) -> list[list[int]]:
+        samples, pictures = zip(*some, strict=True)
+        return generate(model, toy_encoder.prompts(samples, pictures), **ways)
+
+    assert say(asked) == [reply for one in asked for reply in say([one])]
+    assert say([asked[0], asked[3]]) == [say(asked)[0], say(asked)[3]]
+
+
+def test_its_positions_are_the_models_own(torch: Any, model: Any, toy_encoder: Any) -> None:
+    from vcot.models import positions, whole_model
+
+    sample, data = drawn(3)
+    batch = toy_encoder.prompts([by_text(1), sample], [None, decode(data, "a").pixels])
+    expected, _ = whole_model(model).model.get_rope_index(
+        batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"], attention_mask=batch["attention_mask"]
+    )
+    for place, grid in ((0, None), (1, tuple(batch["image_grid_thw"][0].tolist()))):
+        kept = batch["attention_mask"][place].bool()
+        ids = batch["input_ids"][place][kept].tolist()
+        found = positions(ids, grid, image_token_id=toy_encoder.processor.image_token_id, merge_size=2)
+        assert torch.equal(found, expected[:, place][:, kept])

@@ -1,0 +1,39 @@
+"""RefCOCO, RefCOCO+, RefCOCOg: an expression, and the one box in the picture that it describes.
+
+Rows as VisCoT publishes them for measuring: {"img_path": "COCO_train2014_….jpg", "expression", "bbox": [x1, y1, x2, y2]
+in float pixels, "width", "height", "sent_id", "split"}. The pictures are COCO's train2014, in one folder.
+
+The model is asked to point; what it answers in words is where in the picture the box is.
+"""
+
+from __future__ import annotations
+
+from vcot.grounding import Mention
+from vcot.grounding.places import place
+from vcot.records import Reason, Sample
+from vcot.sources.desk import PLAIN_SPLITS, Desk, hub_name, same_size, text
+from vcot.sources.labels import NEUTRAL, gives_away
+from vcot.sources.row import Row
+
+LICENCE = "CC-BY-4.0 (RefCOCOg), Apache-2.0 (RefCOCO, RefCOCO+); images: COCO, terms of Flickr"
+SPLITS = {**PLAIN_SPLITS, "testA": "test", "testB": "test"}
+PHRASINGS = ("Where is what this describes: {}?", "Point at what this describes: {}.", "Find what this describes: {}.")
+"""The first is the plainest. Expressions are no clean noun phrases ("left guy"), so no article."""
+
+
+def sample(row: Row, desk: Desk) -> Sample:
+    said = row.value
+    written = text(said, "expression", Reason.NO_QUESTION)
+    expression = written.rstrip(" .") or written
+    image = desk.pictures.find(text(said, "img_path", Reason.WRONG_SHAPE))
+    same_size(said, image)
+    box = desk.box(said.get("bbox"), image)
+    answer = place(box, image.width, image.height)
+    return Sample(
+        id=row.id,
+        image=image,
+        question=desk.one_of(PHRASINGS, row.id).format(expression),
+        answers=(answer,),
+        evidence=(Mention(NEUTRAL if gives_away(expression, [answer]) else expression, (box,)),),
+        origin=desk.origin(row, image, hub_name(row) or "refcoco"),
+    )

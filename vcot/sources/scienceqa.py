@@ -1,0 +1,58 @@
+"""ScienceQA (Lu et al. 2022, arXiv 2209.09513) as the Parquet files of `derek-thomas/ScienceQA`: school questions.
+
+A row's hint and lecture become the context of the sample, in that order; its solution, written by people and without
+places, is the reasoning. The right choice is the answer. The file's name says the split.
+
+About half of the rows ask by text alone. They are refused ("no-image"), or become Samples without an image
+(--without-image keep); a grey picture in its place would teach a model not to look, and would be one picture in
+training and test.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vcot.grounding import Trace
+from vcot.records import Reason, Sample
+from vcot.sources.desk import Desk, text
+from vcot.sources.inside import picture, there
+from vcot.sources.repeats import Asked
+from vcot.sources.row import Refused, Row
+
+LICENCE = "CC-BY-SA-4.0 (hub) or CC-BY-NC-SA-4.0 (authors)"
+COLUMNS = ("image", "question", "choices", "answer", "hint", "lecture", "solution", "split")
+
+
+def sample(row: Row, desk: Desk) -> Sample:
+    said = row.value
+    question = text(said, "question", Reason.NO_QUESTION)
+    options = choices(said.get("choices"))
+    by_text = desk.options.without_image == "keep" and not there(said.get("image"))
+    image = None if by_text else picture(said.get("image"), desk)
+    background = [part.strip() for name in ("hint", "lecture") if isinstance(part := said.get(name), str)]
+    context = "\n\n".join(filter(None, background)) or None
+    solution = said.get("solution")
+    return Sample(
+        id=row.id,
+        image=image,
+        question=question,
+        context=context,
+        choices=options,
+        answers=(right(options, said.get("answer"), "answer"),),
+        reasoning=(Trace((solution.strip(),)),) if isinstance(solution, str) and solution.strip() else (),
+        origin=desk.origin(row, image or Asked.of(question, context, options), "scienceqa"),
+    )
+
+
+def choices(said: Any) -> tuple[str, ...]:
+    """Raises Refused: there are fewer than two, or one is empty."""
+    if isinstance(said, list) and len(said) > 1 and all(isinstance(choice, str) and choice.strip() for choice in said):
+        return tuple(choice.strip() for choice in said)
+    raise Refused(Reason.WRONG_SHAPE, f"choices are two texts or more; got {said!r:.80}")
+
+
+def right(options: tuple[str, ...], number: Any, name: str) -> str:
+    """The choice with this number, from 0. Raises Refused: there is none (test files hide it)."""
+    if type(number) is int and 0 <= number < len(options):
+        return options[number]
+    raise Refused(Reason.NO_ANSWER, f"{name} is the number of a choice, 0 to {len(options) - 1}; got {number!r:.40}")

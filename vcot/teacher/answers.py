@@ -1,0 +1,57 @@
+"""What the bytes of an endpoint's answer say, as a Completion."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vcot.records import Completion
+
+
+def read_completion(data: bytes, model: str, seconds: float) -> Completion | None:
+    """What the bytes of an answer say, whatever a server leaves out; None if they are no chat completion."""
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return completion_of(answer, model, seconds)
+
+
+def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
+    """The same, of the JSON itself."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list):
+        return None
+    choice = _dict(choices[0] if choices else None)
+    message, usage = _dict(choice.get("message")), _dict(answer.get("usage"))
+    finish = "refusal" if message.get("refusal") else choice.get("finish_reason")
+    named = answer.get("model")
+    return Completion(
+        text=_text(message.get("content")),
+        model=_plain(named) if isinstance(named, str) and named else model,
+        finish_reason=_plain(finish) if isinstance(finish, str) else "",
+        tokens_in=_count(usage.get("prompt_tokens")),
+        tokens_out=_count(usage.get("completion_tokens")),
+        tokens_cached=_count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        seconds=round(seconds, 3),
+    )
+
+
+def _text(content: Any) -> str:
+    """The text of a message: a string, or a list of parts of which those with a text count."""
+    if isinstance(content, list):
+        content = "".join(t for part in content if isinstance(t := _dict(part).get("text"), str))
+    return _plain(content) if isinstance(content, str) else ""
+
+
+def _plain(text: str) -> str:
+    """Without lone surrogates, which JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and value > 0 else 0
