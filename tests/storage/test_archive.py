@@ -297,6 +297,7 @@ def test_more_or_fewer_chunks_than_the_index_is_of(folder_place: str, tmp_path: 
         (b"<!doctype html>" * 90, "no tar file"),
         (b"", "empty"),
     ],
+    ids=["gzip", "zip", "page", "empty"],
 )
 def test_what_is_no_tar_file(tmp_path: Path, beginning: bytes, said: str) -> None:
     (tmp_path / "x.tar").write_bytes(beginning)
