@@ -65,7 +65,8 @@ def converted(folder: Path, form: str, rows: int, processes: int) -> dict[str, C
     apart(FORMS[form], folder, rows)
     read = [
         "--source", "viscot", "--input-uri", str(folder / f"rows.{SUFFIX[form]}"), "--images-uri",
-        str(folder / "images"), "--num-shards", str(processes), "--max-rejected-share", "0.1",
+        str(folder / "images"), "--num-shards", str(processes), "--processes", str(processes), "--max-rejected-share",
+        "0.1",
     ]  # fmt: skip
     settings = [*read, "--run-uri", str(folder / "run"), "--near-duplicates", "0"]
     shards = [["--part", "shards", "--shard", str(shard)] for shard in range(processes)]

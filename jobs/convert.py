@@ -111,6 +111,10 @@ class ConvertSettings(Settings):
     num_shards: int = setting(
         4, "into how many shards the rows are dealt", unit="shards", also="shard_count", ge=1, le=10_000
     )
+    processes: int | None = setting(
+        None, "processes that look at all rows in prepare; default: the cores that are there, at most 8",
+        unit="processes", ge=1, le=64, shapes_result=False,
+    )  # fmt: skip
     readers: int = setting(8, "pictures read at once", unit="pictures", ge=1, le=128, shapes_result=False)
     known_pictures: str | None = setting(
         None, "convert/pictures.json of an earlier run: what has not changed since is not opened again",
@@ -372,11 +376,13 @@ def placed(
 def prepared(settings: ConvertSettings, parts: Sequence[Part], folder: Folder) -> Sequence[Part]:
     """The parts that also know what all shards must."""
     from vcot.sources.beforehand import informed
+    from vcot.sources.crew import Crew, cores
 
     look = settings.part in ("all", "prepare")
     # Sizes and digests are enough for this look; copies are left to the shards, of which there are many at once.
     plain = [part.knowing(pictures=part.desk.pictures.in_place()) for part in parts]
-    informed_ones = informed(plain, folder, look=look, readers=settings.readers)
+    crew = Crew(settings.processes or cores(), settings.readers)
+    informed_ones = informed(plain, folder, look=look, crew=crew)
     return [knowing.knowing(pictures=part.desk.pictures) for knowing, part in zip(informed_ones, parts, strict=True)]
 
 

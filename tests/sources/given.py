@@ -12,6 +12,7 @@ from typing import Any
 
 from vcot.records import Folder, Rejection, Sample
 from vcot.sources import SOURCES, Desk, Options, Source, beforehand, read, rows_of_shard
+from vcot.sources.crew import Crew
 from vcot.sources.inputs import find
 from vcot.sources.parts import Part
 from vcot.sources.pictures import Pictures
@@ -38,7 +39,7 @@ def png(width: int, height: int, comment: str = "") -> bytes:
 
 def informed(source: Source, desk: Desk, folder: Folder, *, look: bool, readers: int = 1) -> Desk:
     """The desk of a run of one source that knows what all shards must."""
-    (part,) = beforehand.informed([Part(source, desk)], folder, look=look, readers=readers)
+    (part,) = beforehand.informed([Part(source, desk)], folder, look=look, crew=Crew(readers=readers))
     return part.desk
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.records import Folder
+from vcot.sources.crew import ALONE, Crew
 from vcot.sources.desk import Desk, Split, given_id
 from vcot.sources.parts import Part, shares
 from vcot.sources.reading import until_stopped
@@ -36,7 +37,7 @@ SHARES, SURVEY = "shares.json", "survey.json"
 _NOTHING: Facts = {"held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "counts": {}}
 
 
-def informed(parts: Sequence[Part], folder: Folder, *, look: bool, readers: int = 1) -> tuple[Part, ...]:
+def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = ALONE) -> tuple[Part, ...]:
     """The parts that know it.
 
     Raises:
@@ -49,7 +50,7 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, readers: int 
     if any(part.weight is not None for part in parts):
         drawn = kept(SHARES, lambda: weighed(parts))
         parts = [replace(part, share=drawn[part.name]) for part in parts]
-    seen = kept(SURVEY, lambda: surveyed(parts, readers=readers))
+    seen = kept(SURVEY, lambda: surveyed(parts, crew))
     known = {name: seen[name] for name in ("held_out", "drawn", "excluded", "duplicates")}
 
     def ids_of(part: Part) -> frozenset[str]:
@@ -98,7 +99,7 @@ def weighed(parts: Sequence[Part]) -> dict[str, float]:
     return shares(rows, {part.name: part.weight for part in parts if part.weight is not None})
 
 
-def surveyed(parts: Sequence[Part], *, readers: int = 1) -> Facts:
+def surveyed(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
     """The survey, where there is anything to find: drawn scenes alone are all different, and rows that say the same
     of their side (or nothing) cannot be at odds over a picture.
     """
@@ -106,7 +107,7 @@ def surveyed(parts: Sequence[Part], *, readers: int = 1) -> Facts:
     wanted = desk.options.near_duplicates or desk.options.duplicates != "keep" or desk.benchmarks
     if (len(parts) == 1 and not desk.inputs) or not (wanted or _differ(parts)):
         return _NOTHING
-    return survey(parts, readers=readers)
+    return survey(parts, crew)
 
 
 def _differ(parts: Sequence[Part]) -> bool:

@@ -33,12 +33,13 @@ _BUFFER = 1 << 20
 @dataclass(frozen=True)
 class Input:
     """One file. `name` is what its rows are called after, unlike any other file's; `sha256` is of its stored bytes,
-    `state` what storage says of it (`Entry.state`): another one, and it is another file.
+    `size` and `state` what storage says of it (`Entry`): another state, and it is another file.
     """
 
     uri: str
     name: str
     sha256: str
+    size: int
     state: str
 
 
@@ -69,7 +70,7 @@ def _input(store: Store, uri: str, name: str) -> Input:
     entry = store.stat(uri)
     if entry is None:
         raise _changed(uri)
-    return Input(uri, name, store.digest(uri), entry.state)
+    return Input(uri, name, store.digest(uri), entry.size, entry.state)
 
 
 def _changed(uri: str) -> Changed:

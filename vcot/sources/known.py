@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from vcot.errors import InputError, Interrupted
 from vcot.records import Folder, Image
@@ -40,6 +41,7 @@ create table if not exists pictures (
 ) without rowid;
 """
 _GET = "select width, height, sha256, stored from pictures where uri = ?"
+_GET_BESIDE = f"{_GET} union all {_GET.replace('pictures', 'beside.pictures')} limit 1"
 _PUT = (
     "insert into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set width = excluded.width, "
     "height = excluded.height, sha256 = excluded.sha256, size = excluded.size, state = excluded.state, fresh = 1, "
@@ -49,22 +51,35 @@ _AT_ONCE = 10_000
 
 
 class Known:
-    """Share it between threads. `news`: whether it knows what no file says that it has taken or left as a whole."""
+    """Share it between threads. `news`: whether it knows what no file says that it has taken or left as a whole.
 
-    def __init__(self, path: Path) -> None:
+    beside: a file of another one that is known here, too (`settled`); nothing is added to it.
+    """
+
+    def __init__(self, path: Path, beside: Path | None = None) -> None:
         self._path, self._lock = path, threading.Lock()
         self._empty, self.news = True, False
-        self._database = self._opened()
+        self._database, self._get, self._asked = self._opened(), _GET, 1
+        if beside is not None:
+            # Nobody writes to it meanwhile, and of its lock, which is for one process, nothing is asked.
+            self._database.execute("attach ? as beside", (f"file:{quote(str(beside))}?mode=ro&immutable=1",))
+            self._get, self._asked = _GET_BESIDE, 2
 
     def _opened(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, check_same_thread=False)
+        database = sqlite3.connect(self._path, check_same_thread=False, uri=True)
         database.executescript(_TABLE)
         return database
+
+    def settled(self) -> Path:
+        """The file with all that is known now, for other processes to read while this one adds nothing."""
+        with self._lock:
+            self._database.commit()
+        return self._path
 
     def get(self, uri: str) -> Image | None:
         try:
             with self._lock:
-                found = self._database.execute(_GET, (uri,)).fetchone()
+                found = self._database.execute(self._get, (uri,) * self._asked).fetchone()
         except UnicodeEncodeError:  # half a surrogate pair may be in a row, and in no name
             return None
         if found is None:

@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 from vcot.grounding import BoxError
 from vcot.records import Image, Sample
 from vcot.sources import quality, repeats
+from vcot.sources.crew import Crew, spread
 from vcot.sources.desk import Desk, Split
 from vcot.sources.parts import Part
 from vcot.sources.reading import in_order, one
@@ -28,14 +28,21 @@ from vcot.storage.images import ImageError
 
 TABLES = """
 pragma journal_mode = off; pragma synchronous = off;
-drop table if exists pictures; drop table if exists rows; drop table if exists shown; drop table if exists same;
+drop table if exists pictures; drop table if exists shown; drop table if exists same;
 create table pictures (sha text primary key, part int, uri text, said int) without rowid;
-create table rows (
-    number integer primary key, part int, id text, sha text, uri text, said int, sound int, key blob, asked text
-);
 create table shown (file text, path text, often int, primary key (file, path)) without rowid;
 create table same (file text, path text, sha text, primary key (file, path, sha)) without rowid;
 """
+_ROWS = {"rows": """
+drop table if exists rows;
+create table rows (
+    number integer primary key, part int, id text, sha text, uri text, said int, sound int, key blob, asked text
+);
+"""}  # fmt: skip
+_LOOKED = {"looked": """
+drop table if exists looked; create table looked (number integer primary key, kept int, sound int);
+"""}  # fmt: skip
+"""What each process writes for itself."""
 SAID: Mapping[Split | None, int] = {None: 1, "train": 2, "validation": 4, "test": 8}
 """Bits for what rows say of a picture's side, in the order in which they count."""
 NOTHING, TRAIN, VALIDATION, TEST = SAID.values()
@@ -60,22 +67,38 @@ class Note(NamedTuple):
 Look = Callable[[Row, Desk], Note | None]
 
 
-def note_rows(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> None:
-    """Fills `rows`, whose numbers go on from part to part, and `pictures`."""
-    numbers, near = count(), parts[0].desk.options.duplicates == "near"
+def note_rows(database: sqlite3.Connection, parts: Sequence[Part], crew: Crew) -> list[int]:
+    """Fills `rows`, whose numbers go on from part to part, and `pictures`.
+
+    Returns:
+        The number of each part's first row.
+    """
+    database.executescript(_ROWS["rows"])
+    firsts = [0]
     for place, part in enumerate(parts):
-        look = _whole if part.source.glance is None or not _may_glance(part.desk) else _glance
+        ours = crew.for_part(part)
         with part.named():
-            for batch in _batches(_looked(partial(look, part), zip(numbers, part.rows(), strict=False), part, readers)):
-                database.executemany(
-                    "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (_columns(number, place, note, near=near) for number, note in batch if note is not None),
-                )
+            firsts.append(max(spread(ours, part, database, _ROWS, partial(_note, place, firsts[-1], ours))))
     # Bits that differ add up to all that are set; part and URI are those of the row with the smallest number.
     database.execute(
         "insert into pictures select sha, part, uri, said from "
         "(select sha, part, uri, sum(distinct said) as said, min(number) from rows group by sha)"
     )
+    return firsts[:-1]
+
+
+def _note(place: int, first: int, crew: Crew, part: Part, database: sqlite3.Connection, index: int) -> int:
+    """Notes one share of a part's rows, numbered from `first` on; what number comes after the last."""
+    look = _whole if part.source.glance is None or not _may_glance(part.desk) else _glance
+    near, after = part.desk.options.duplicates == "near", first
+    rows = ((first + number, row) for number, row in part.numbered(index, crew.processes))
+    for batch in _batches(_looked(partial(look, part), rows, part, crew.readers)):
+        database.executemany(
+            "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (_columns(number, place, note, near=near) for number, note in batch if note is not None),
+        )
+        after = batch[-1][0] + 1 if batch else after
+    return after
 
 
 def _may_glance(desk: Desk) -> bool:
@@ -130,10 +153,15 @@ def _columns(number: int, part: int, note: Note, *, near: bool) -> tuple[Any, ..
 
 
 def look_again(
-    database: sqlite3.Connection, parts: Sequence[Part], groups: Iterable[Sequence[str]], readers: int
+    database: sqlite3.Connection,
+    parts: Sequence[Part],
+    firsts: Sequence[int],
+    groups: Iterable[Sequence[str]],
+    crew: Crew,
 ) -> bool:
     """Reads those rows whole on which something depends, and forgets those that are not kept.
 
+    firsts: the number of each part's first row.
     groups: digests of pictures that nearly are the same.
 
     Returns:
@@ -142,20 +170,28 @@ def look_again(
     wanted = _wanted(database, parts[0].desk, groups)
     if not wanted:
         return False
-    numbers = count()
-    for part in parts:
-        rows = (row for row in zip(numbers, part.rows(), strict=False) if row[0] in wanted)
-        for batch in _batches(_looked(partial(_whole, part), rows, part, readers)):
-            kept = ((note.sound, number) for number, note in batch if note is not None)
-            database.executemany("update rows set sound = ? where number = ?", kept)
-            refused = ((number,) for number, note in batch if note is None)
-            database.executemany("delete from rows where number = ?", refused)
+    database.executescript(_LOOKED["looked"])
+    for first, part in zip(firsts, parts, strict=True):
+        ours = crew.for_part(part)
+        spread(ours, part, database, _LOOKED, partial(_read_again, wanted, first, ours))
+    database.execute(
+        "update rows set sound = (select sound from looked where looked.number = rows.number) "
+        "where number in (select number from looked)"
+    )
+    database.execute("delete from rows where number in (select number from looked where not kept)")
     database.execute("create index by_sha on rows (sha)")
     database.execute(
         "update pictures set said = (select coalesce(sum(distinct said), 0) from rows where rows.sha = pictures.sha) "
         "where sha in (select sha from unclear)"
     )
     return database.execute("delete from pictures where said = 0").rowcount > 0
+
+
+def _read_again(wanted: _Numbers, first: int, crew: Crew, part: Part, database: sqlite3.Connection, index: int) -> None:
+    rows = ((first + place, row) for place, row in part.numbered(index, crew.processes) if first + place in wanted)
+    for batch in _batches(_looked(partial(_whole, part), rows, part, crew.readers)):
+        found = ((number, note is not None, note and note.sound) for number, note in batch)
+        database.executemany("insert into looked values (?, ?, ?)", found)
 
 
 def _wanted(database: sqlite3.Connection, desk: Desk, groups: Iterable[Sequence[str]]) -> _Numbers:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain, count
 from typing import Any
 
 from vcot.errors import SettingsError
 from vcot.sources.desk import Desk, uniform
 from vcot.sources.reading import Source, rows_of_shard
 from vcot.sources.row import Row
+
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,24 @@ class Part:
     def rows(self, index: int = 0, shards: int = 1, left_out: Callable[[], None] = lambda: None) -> Iterator[Row]:
         """The drawn ones of one shard; `left_out` is called for every other."""
         for row in self.all_rows(index, shards):
-            if self.share >= 1 or uniform(self.desk.options.seed, row.id) < self.share:
+            if self._drawn(row):
                 yield row
             else:
                 left_out()
 
-    def all_rows(self, index: int = 0, shards: int = 1) -> Iterator[Row]:
-        rows = rows_of_shard(self.source, self.desk, index, shards, self.limit)
+    def numbered(self, index: int = 0, shards: int = 1) -> Iterator[tuple[int, Row]]:
+        """The drawn ones of one share of all rows, dealt in blocks; each with its place among all, drawn or not."""
+        starts = count(index * _BLOCK, shards * _BLOCK)
+        places = chain.from_iterable(range(start, start + _BLOCK) for start in starts)
+        for place, row in zip(places, self.all_rows(index, shards, _BLOCK), strict=False):
+            if self._drawn(row):
+                yield place, row
+
+    def _drawn(self, row: Row) -> bool:
+        return self.share >= 1 or uniform(self.desk.options.seed, row.id) < self.share
+
+    def all_rows(self, index: int = 0, shards: int = 1, block: int = 1) -> Iterator[Row]:
+        rows = rows_of_shard(self.source, self.desk, index, shards, self.limit, block)
         return (Row(self.desk.called(row.id), row.value, row.fault) for row in rows) if self.name else rows
 
     @contextmanager

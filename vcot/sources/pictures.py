@@ -97,6 +97,17 @@ class Pictures:
         there._archive, there._folders, there._known = archive, folders, OrderedDict()
         return there
 
+    @property
+    def index(self) -> Known | None:
+        return self._index
+
+    def elsewhere(self, index: Known) -> Pictures:
+        """The same, for a process that was forked: what it learns, it notes in an index of its own."""
+        there = copy.copy(self)
+        there._index, there._lock = index, threading.Lock()
+        there._archive = self._archive and self._archive.reopened()
+        return there
+
     def listed(self) -> Iterator[Entry]:
         """Every object that a path can lead to, as storage has it now."""
         if self._archive is not None:

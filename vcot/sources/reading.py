@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice, starmap
+from itertools import chain, compress, cycle, islice, repeat, starmap
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -108,15 +108,20 @@ def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
 
 
 def rows_of_shard(
-    source: Source, desk: Desk, index: int = 0, shards: int = 1, limit: int | None = None
+    source: Source, desk: Desk, index: int = 0, shards: int = 1, limit: int | None = None, block: int = 1
 ) -> Iterator[Row]:
-    """Rows number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
+    """Blocks number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
+
+    def dealt(items: Iterable[T]) -> Iterator[T]:
+        ours = chain(repeat(False, index * block), repeat(True, block), repeat(False, (shards - 1 - index) * block))
+        return compress(islice(items, limit), cycle(ours))
+
     if source.rows is not None:
-        return islice(source.rows(desk), index, limit, shards)
+        return dealt(source.rows(desk))
     found = _json_rows(source, desk)
     if source.expand is not None:
-        return islice(_expanded(source.expand, starmap(row_of, found)), index, limit, shards)
-    return starmap(row_of, islice(found, index, limit, shards))
+        return dealt(_expanded(source.expand, starmap(row_of, found)))
+    return starmap(row_of, dealt(found))
 
 
 def _json_rows(source: Source, desk: Desk) -> Iterator[tuple[Input, int, Any]]:

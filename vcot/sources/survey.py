@@ -24,6 +24,7 @@ import numpy as np
 from vcot.errors import SettingsError
 from vcot.records import Image
 from vcot.sources import alike, benchmarks, repeats
+from vcot.sources.crew import ALONE, Crew
 from vcot.sources.desk import Desk, Split
 from vcot.sources.inputs import Input
 from vcot.sources.notes import NOTHING, SAID, TABLES, TEST, TRAIN, VALIDATION, look_again, note_rows
@@ -41,7 +42,7 @@ so many by chance.
 """
 
 
-def survey(parts: Sequence[Part], *, readers: int = 1) -> Facts:
+def survey(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
     """What all shards must know of the rows, as JSON: held_out, drawn, excluded, duplicates as in Desk; and counts.
 
     Raises:
@@ -50,12 +51,12 @@ def survey(parts: Sequence[Part], *, readers: int = 1) -> Facts:
     desk = parts[0].desk  # what concerns the whole run is the same at every one
     with closing(sqlite3.connect(desk.scratch / "survey.sqlite")) as database:
         database.executescript(TABLES)
-        note_rows(database, parts, readers)
+        firsts = note_rows(database, parts, crew)
         for file in desk.benchmarks:
             _note_benchmark(database, parts, file)
-        groups, near = _groups(database, parts, readers)
-        if look_again(database, parts, groups, readers):
-            groups, near = _groups(database, parts, readers)
+        groups, near = _groups(database, parts, crew.readers)
+        if look_again(database, parts, firsts, groups, crew):
+            groups, near = _groups(database, parts, crew.readers)
         repeated = _repeated(database, desk)
         counts = {"near_duplicates": near, "benchmarks": _removed(database, desk, groups)}
         return _sides(database, desk, groups) | {"duplicates": repeated, "counts": counts}

@@ -63,7 +63,12 @@ class Archive:
         self.chunks = chunks
         self._entries = {entry.uri: entry for entry in chunks.entries}
         self._lock = threading.Lock()
+        self._path = members
         self._members = sqlite3.connect(f"file:{members}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+
+    def reopened(self) -> Archive:
+        """The same, for a process that was forked: SQLite wants a connection of its own there."""
+        return Archive(self.chunks, self._path)
 
     def uri(self, path: str) -> str:
         """The URI of a member, for every stage to read; links inside the archive are followed.
