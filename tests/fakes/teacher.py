@@ -68,7 +68,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server does: waits, then sends bytes, or closes the connection where there are none."""
+    """What the server does: sends bytes, or closes the connection where there are none.
+
+    wait: seconds from when the request began to arrive.
+    """
 
     status: int = 200
     body: bytes | None = b""
@@ -156,6 +159,7 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
             )
 
         def do_POST(self) -> None:
+            begun = time.monotonic()
             data = self.rfile.read(int(self.headers["Content-Length"]))
             if not self.path.split("?")[0].endswith("/chat/completions"):
                 elsewhere = teacher.elsewhere or (lambda *_: Refuse(404))
@@ -168,7 +172,7 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
                 teacher.most_at_once = max(teacher.most_at_once, teacher.at_once)
             try:
                 answer = teacher.script(asked)
-                time.sleep(answer.wait)
+                time.sleep(max(0.0, answer.wait - (time.monotonic() - begun)))
                 paid = answer.usage
             finally:
                 with teacher.lock:
@@ -214,7 +218,13 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
 
 def main() -> None:
     wait = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
-    with scripted_teacher(lambda asked: Answer(body=grounded(asked).body, wait=wait)) as teacher:
+
+    def answer(asked: Asked) -> Answer:
+        body = grounded(asked).body
+        asked.body.clear()  # it would hold the pictures of thousands
+        return Answer(body=body, wait=wait)
+
+    with scripted_teacher(answer) as teacher:
         print(teacher.address, flush=True)
         sys.stdin.read()
         print(len(teacher.asked), teacher.most_at_once)

@@ -53,7 +53,7 @@ def sample(row: Row, desk: Desk) -> Sample:
     said = _said(row)
     image = desk.pictures.find(said.path)
     same_size(row.value, image)
-    boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(said.copies, image, desk),)
+    boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(*said.copies, image, desk),)
     steps = gqa.program(row.value.get("reasoning"))
     named = gqa.target(steps, said.answers)
     of_text = said.dataset in _TEXT_SETS
@@ -76,14 +76,14 @@ def glance(row: Row, desk: Desk) -> tuple[Image, str]:
 
 
 class _Said(NamedTuple):
-    """What a row says, whatever its form. Boxes are in `pixels`, or there are two `copies` of one."""
+    """What a row says, whatever its form. Boxes are in `pixels`, or there are two `copies` of one, as written."""
 
     path: str
     dataset: str
     question: str
     answers: tuple[str, ...]
     pixels: Any = None
-    copies: tuple[list[Any], list[Any] | None] | None = None
+    copies: tuple[str, str | None] | None = None
     choices: tuple[str, ...] | None = None
     thought: str | None = None
 
@@ -134,7 +134,7 @@ def _chat(row: Mapping[str, Any]) -> _Said:
         dataset=dataset,
         question=_question(turns[0], "value"),
         answers=(text(turns[3], "value", Reason.NO_ANSWER),),
-        copies=(_list(text(turns[1], "value", Reason.NO_BOX)), _list(suffix) if marked else None),
+        copies=(text(turns[1], "value", Reason.NO_BOX), suffix if marked else None),
     )
 
 
@@ -148,17 +148,19 @@ def _list(written: str) -> list[Any]:
     return read
 
 
-def _one_box(copies: tuple[list[Any], list[Any] | None], image: Image, desk: Desk) -> Box:
+def _one_box(of_square: str, of_pixels: str | None, image: Image, desk: Desk) -> Box:
     """The box of which a chat row has two copies: fractions of the padded square, and truncated pixels.
 
     Each edge is taken from the fractions (exact to 0.0005 of the longer side) and moved into the pixel that the
     integer names. Copies further apart than 1 px of truncation and that rounding are not of one box.
     """
-    fractions, truncated = numbers(copies[0]), copies[1] and numbers(copies[1])
-    if not truncated:
+    copies = _list(of_square), None if of_pixels is None else _list(of_pixels)
+    fractions = numbers(copies[0])
+    if not copies[1]:
         return Box.from_padded_square(
             *fractions, width=image.width, height=image.height, overhang=desk.options.overhang
         )
+    truncated = numbers(copies[1])
     edges = _square(image.width, image.height).edges(*fractions)
     apart = 1 + 0.0005 * max(image.width, image.height) + 1e-6
     for edge, whole in zip(edges, truncated, strict=True):
