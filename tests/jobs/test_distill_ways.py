@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import signal
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from jobs.distill import DistillSettings, run
+from tests.fakes.batches import Batches
 from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise, picture
 from tests.jobs.test_convert import convert as source
@@ -33,6 +35,7 @@ from vcot.grounding import Trace
 from vcot.records import Reason, Sample, read_samples
 from vcot.records.shards import read_mark
 from vcot.storage import Store
+from vcot.teacher import batches
 
 ROOT = Path(__file__).parents[2]
 CUP = (20, 30, 80, 90)
@@ -240,6 +243,44 @@ def test_who_answers_first_and_how_often_changes_no_byte(
         made.append((files(tmp_path / name / "run"), told["trust"]))
     assert made[0] == made[1]
     assert made[0][1]["decoys"] > 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_batches_bring_every_way_what_single_requests_bring(
+    way: str, rows: list[list[Sample]], asked_here: Callable[[Teacher], None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(batches, "POLL", 0.01)
+    made, asked = {}, {}
+    for name, batch in (("single", False), ("batch", True)):
+        folder = tmp_path / name / "run"
+        convert(str(folder), *rows[:3])
+        with scripted_teacher(Wise(known(rows))) as teacher:
+            there = Batches(teacher)
+            asked_here(teacher)
+            run(settings(folder, way=way, batch=batch))
+        lines = there.lines if batch else teacher.asked
+        asked[name] = Counter((one.purpose, str(one.body["messages"])) for one in lines)
+        made[name] = files(folder)
+    assert made["batch"] == made["single"]
+    assert asked["batch"] == asked["single"]
+    assert not teacher.asked, "nothing is asked singly that a batch can bring"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_dry_run_of_every_way_sends_nothing_and_foresees_enough(
+    way: str, rows: list[list[Sample]], wise: Teacher, run_uri: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(str(run_uri), *rows[:3])
+    run(settings(run_uri, way=way, dry_run=True))
+    said = capsys.readouterr().out
+    assert not wise.asked
+    foreseen = int(re.search(r"^requests +([0-9,]+)", said, re.M)[1].replace(",", ""))  # type: ignore[index]
+    run(settings(run_uri, way=way))
+    assert len(wise.asked) <= foreseen <= 3 * len(wise.asked)
+    capsys.readouterr()
+    run(settings(run_uri, way=way, dry_run=True))
+    assert re.search(r"^requests +0", capsys.readouterr().out, re.M)
 
 
 # ------------------------------------------------------------------------------------------------------ step by step

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 
 from vcot.grounding import Trace
 from vcot.records import Reason, Sample
-from vcot.teacher import crops, prompt, reply
+from vcot.teacher import prompt, reply
 from vcot.teacher.alternatives import lesson
 from vcot.teacher.objects import Object, objects_of
 from vcot.teacher.request import Asker, Picture, Request
 from vcot.teacher.row import Outcome, lacks_places, refuse
-from vcot.teacher.shapes import Answered, Reasoned
+from vcot.teacher.shapes import Reasoned
 from vcot.teacher.structured import Fault
 from vcot.teacher.talk import Manner, Refused, Talk
 from vcot.teacher.trust import Trust
@@ -37,16 +37,12 @@ class AnswerAware:
         return self._counts
 
     def foreseen(self, sample: Sample) -> Sequence[Request]:
-        """Without what a proposed object would cost; most rows with evidence need none."""
+        """Where objects are annotated, without what a proposed one would cost: most such rows need none."""
         if not lacks_places(sample) or not self._can_be_asked(sample):
             return ()
         parts = self._parts(sample)
         asked = [self._manner.request("reason", parts, Reasoned, n) for n in range(self._alternatives)]
-        if self._trust.reanswer:
-            cuts = crops.evidence(sample.true_boxes or (), sample.shown, self._manner.image_side)
-            words = "\n".join(prompt.asked(sample))
-            asked += [self._manner.request("reanswer", [*cuts, words], Answered)] * self._alternatives
-        return asked
+        return asked + self._trust.foreseen(sample, self._manner) * self._alternatives
 
     async def outcome(self, sample: Sample, asker: Asker) -> Outcome:
         if not lacks_places(sample):

@@ -16,13 +16,13 @@ from typing import NamedTuple
 from vcot.answers import normalise
 from vcot.grounding import Box, Trace
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher import checks, crops, prompt, structured
+from vcot.teacher import checks, prompt, structured
 from vcot.teacher.alternatives import lesson
 from vcot.teacher.anchors import Span, anchored, find, sentences
 from vcot.teacher.objects import Object, objects_of
 from vcot.teacher.request import Asker, Picture, Request
 from vcot.teacher.row import Outcome, lacks_places, refuse
-from vcot.teacher.shapes import Anchored, Answered
+from vcot.teacher.shapes import Anchored
 from vcot.teacher.structured import Fault
 from vcot.teacher.talk import Manner, Refused, Talk
 from vcot.teacher.trust import Trust
@@ -46,16 +46,12 @@ class Rationalise:
         return self._counts
 
     def foreseen(self, sample: Sample) -> Sequence[Request]:
-        """Without what a proposed place would cost."""
+        """Where objects are annotated, without what a proposed place would cost."""
         if not lacks_places(sample) or self._hindrance(sample):
             return ()
         request = self._manner.request
         asked = [request("anchor", self._parts(sample, trace.text), Anchored) for trace in sample.reasoning]
-        if self._trust.reanswer:
-            cuts = crops.evidence(sample.true_boxes or (), sample.shown, self._manner.image_side)
-            words = "\n".join(prompt.asked(sample))
-            asked += [request("reanswer", [*cuts, words], Answered)] * len(sample.reasoning)
-        return asked
+        return asked + self._trust.foreseen(sample, self._manner) * len(sample.reasoning)
 
     async def outcome(self, sample: Sample, asker: Asker) -> Outcome:
         if not lacks_places(sample):

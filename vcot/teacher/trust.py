@@ -22,12 +22,15 @@ from vcot.teacher.anchors import sentences
 from vcot.teacher.checks import Areas
 from vcot.teacher.objects import Object, tells_answer
 from vcot.teacher.prompt import asked, in_frame
-from vcot.teacher.request import Picture
+from vcot.teacher.request import Picture, Request
 from vcot.teacher.shapes import Answered, Located, Looked
 from vcot.teacher.structured import Fault
-from vcot.teacher.talk import Refused, Talk
+from vcot.teacher.talk import Manner, Refused, Talk
 
+Parts = list[str | Picture]
 ANSWER_FIRST = "answer-first"
+LIKELY_OBJECTS = 2
+"""In a piece of reasoning about a picture in which nothing is annotated."""
 
 
 class Detector(Protocol):
@@ -67,6 +70,23 @@ class Trust:
     wrong_answers: Literal["refuse", "negatives"] = "refuse"
     bad_objects: Literal["refuse", "prose"] = "refuse"
     detector: Detector | None = None
+
+    def foreseen(self, sample: Sample, manner: Manner) -> list[Request]:
+        """What the checks of one piece of reasoning will ask, before it is written. Where nothing is annotated: as if
+        it named two objects, in the middle of the picture."""
+        image = sample.shown
+        boxes, wanted = list(sample.true_boxes or ()), []
+        if not boxes and sample.evidence is None:
+            boxes = [Box(image.width / 4, image.height / 4, image.width * 0.75, image.height * 0.75)]
+            if self.twice:
+                wanted.append(manner.request("locate", _locate(["object"], sample, manner), Located))
+            if self.look:
+                draws = [random.Random(f"{self.seed}\0{sample.id}\0{n}").random() for n in range(LIKELY_OBJECTS)]
+                looks = LIKELY_OBJECTS + sum(draw < self.decoy_share for draw in draws)
+                wanted += [manner.request("look", _look("object", boxes[0], sample, manner), Looked)] * looks
+        if self.reanswer:
+            wanted.append(manner.request("reanswer", _reanswer(boxes, sample, manner), Answered))
+        return wanted
 
     # ---------------------------------------------------------------------------------------------- boxes
 
@@ -196,10 +216,9 @@ class Trust:
             await self._reanswered(trace.boxes if boxes is None else boxes, talk)
 
     async def _reanswered(self, boxes: Sequence[Box], talk: Talk) -> None:
-        sample, side = talk.sample, talk.manner.image_side
+        sample = talk.sample
         talk.counts["reanswers"] += 1
-        pictures = crops.evidence(boxes, sample.shown, side)
-        again = await talk.ask("reanswer", [*pictures, "\n".join(asked(sample))], Answered)
+        again = await talk.ask("reanswer", _reanswer(boxes, sample, talk.manner), Answered)
         if not same(again.answer, sample.answers, sample.choices):
             raise Refused(
                 Fault(
@@ -216,20 +235,27 @@ async def located(labels: Sequence[str], talk: Talk) -> list[tuple[str, Box]]:
     """Where things of these names are, asked without saying where somebody has seen them. Boxes that are none are left
     out. Raises Refused."""
     sample, frame = talk.sample, talk.manner.frame_of(talk.sample.shown)
-    names = list(dict.fromkeys(labels))
-    said = await talk.ask(
-        "locate",
-        [Picture(sample.shown, talk.manner.image_side), "\n".join([in_frame(frame), "Names:", *names])],
-        Located,
-    )
+    said = await talk.ask("locate", _locate(labels, sample, talk.manner), Located)
     places = ((one.label, checks.placed(one.label, box, frame)) for one in said.objects for box in one.boxes)
     return [(label, box) for label, box in places if isinstance(box, Box)]
 
 
 async def look(label: str, box: Box, talk: Talk) -> bool:
     """Whether the cut-out around this box shows it. Raises Refused."""
-    shown = crops.shown(box, talk.sample.shown, talk.manner.image_side)
-    return (await talk.ask("look", [shown, f"Name: {label}"], Looked)).present
+    return (await talk.ask("look", _look(label, box, talk.sample, talk.manner), Looked)).present
+
+
+def _locate(labels: Sequence[str], sample: Sample, manner: Manner) -> Parts:
+    words = [in_frame(manner.frame_of(sample.shown)), "Names:", *dict.fromkeys(labels)]
+    return [Picture(sample.shown, manner.image_side), "\n".join(words)]
+
+
+def _look(label: str, box: Box, sample: Sample, manner: Manner) -> Parts:
+    return [crops.shown(box, sample.shown, manner.image_side), f"Name: {label}"]
+
+
+def _reanswer(boxes: Sequence[Box], sample: Sample, manner: Manner) -> Parts:
+    return [*crops.evidence(boxes, sample.shown, manner.image_side), "\n".join(asked(sample))]
 
 
 def answer_comes_first(text: str, sample: Sample) -> bool:
