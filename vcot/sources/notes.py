@@ -188,7 +188,8 @@ def look_again(
 
 
 def _read_again(wanted: _Numbers, first: int, crew: Crew, part: Part, database: sqlite3.Connection, index: int) -> None:
-    rows = ((first + place, row) for place, row in part.numbered(index, crew.processes) if first + place in wanted)
+    numbered = part.numbered(index, crew.processes, lambda place: first + place in wanted)
+    rows = ((first + place, row) for place, row in numbered)
     for batch in _batches(_looked(partial(_whole, part), rows, part, crew.readers)):
         found = ((number, note is not None, note and note.sound) for number, note in batch)
         database.executemany("insert into looked values (?, ?, ?)", found)

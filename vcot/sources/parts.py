@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain, count
 from typing import Any
 
 from vcot.errors import SettingsError
 from vcot.sources.desk import Desk, uniform
-from vcot.sources.reading import Source, rows_of_shard
+from vcot.sources.reading import Source, rows_in_blocks, rows_of_shard
 from vcot.sources.row import Row
 
 _BLOCK = 256
@@ -54,20 +53,22 @@ class Part:
             else:
                 left_out()
 
-    def numbered(self, index: int = 0, shards: int = 1) -> Iterator[tuple[int, Row]]:
+    def numbered(
+        self, index: int, shards: int, wanted: Callable[[int], bool] = lambda _: True
+    ) -> Iterator[tuple[int, Row]]:
         """The drawn ones of one share of all rows, dealt in blocks; each with its place among all, drawn or not."""
-        starts = count(index * _BLOCK, shards * _BLOCK)
-        places = chain.from_iterable(range(start, start + _BLOCK) for start in starts)
-        for place, row in zip(places, self.all_rows(index, shards, _BLOCK), strict=False):
-            if self._drawn(row):
+        for place, found in rows_in_blocks(self.source, self.desk, index, shards, self.limit, _BLOCK, wanted):
+            if self._drawn(row := self._named(found)):
                 yield place, row
 
     def _drawn(self, row: Row) -> bool:
         return self.share >= 1 or uniform(self.desk.options.seed, row.id) < self.share
 
-    def all_rows(self, index: int = 0, shards: int = 1, block: int = 1) -> Iterator[Row]:
-        rows = rows_of_shard(self.source, self.desk, index, shards, self.limit, block)
-        return (Row(self.desk.called(row.id), row.value, row.fault) for row in rows) if self.name else rows
+    def all_rows(self, index: int = 0, shards: int = 1) -> Iterator[Row]:
+        return map(self._named, rows_of_shard(self.source, self.desk, index, shards, self.limit))
+
+    def _named(self, row: Row) -> Row:
+        return Row(self.desk.called(row.id), row.value, row.fault) if self.name else row
 
     @contextmanager
     def named(self) -> Iterator[None]:

@@ -108,20 +108,36 @@ def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
 
 
 def rows_of_shard(
-    source: Source, desk: Desk, index: int = 0, shards: int = 1, limit: int | None = None, block: int = 1
+    source: Source, desk: Desk, index: int = 0, shards: int = 1, limit: int | None = None
 ) -> Iterator[Row]:
-    """Blocks number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
+    """Rows number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
+    items, row = _items(source, desk)
+    return map(row, islice(items, index, limit, shards))
 
-    def dealt(items: Iterable[T]) -> Iterator[T]:
-        ours = chain(repeat(False, index * block), repeat(True, block), repeat(False, (shards - 1 - index) * block))
-        return compress(islice(items, limit), cycle(ours))
 
+def rows_in_blocks(
+    source: Source, desk: Desk, index: int, shards: int, limit: int | None, block: int, wanted: Callable[[int], bool]
+) -> Iterator[tuple[int, Row]]:
+    """Of blocks number index, index + shards, … the rows whose places in the whole input are wanted, with these."""
+    ours = chain(repeat(False, index * block), repeat(True, block), repeat(False, (shards - 1 - index) * block))
+    items, row = _items(source, desk)
+    for place, item in compress(enumerate(islice(items, limit)), cycle(ours)):
+        if wanted(place):
+            yield place, row(item)
+
+
+def _items(source: Source, desk: Desk) -> tuple[Iterator[Any], Callable[[Any], Row]]:
+    """What stands for each row of the whole input, and what makes the row of it, where that takes time."""
     if source.rows is not None:
-        return dealt(source.rows(desk))
+        return source.rows(desk), _itself
     found = _json_rows(source, desk)
     if source.expand is not None:
-        return dealt(_expanded(source.expand, starmap(row_of, found)))
-    return starmap(row_of, dealt(found))
+        return _expanded(source.expand, starmap(row_of, found)), _itself
+    return found, lambda item: row_of(*item)
+
+
+def _itself(row: Row) -> Row:
+    return row
 
 
 def _json_rows(source: Source, desk: Desk) -> Iterator[tuple[Input, int, Any]]:
