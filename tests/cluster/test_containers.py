@@ -143,7 +143,9 @@ def test_a_stage_that_needs_too_much_memory_is_tried_again_and_then_given_up(
     end = namespace.fails("greedy")
     assert end["reason"] == "BackoffLimitExceeded"
     endings = [p["status"]["containerStatuses"][0]["state"]["terminated"] for p in namespace.pods_of("greedy")]
-    assert [(e["reason"], e["exitCode"]) for e in endings] == [("OOMKilled", 137)] * 2
+    assert [e["exitCode"] for e in endings] == [137, 137]
+    # The runtime may learn of the end before it learns of the cause, and then says "Error".
+    assert "OOMKilled" in {e["reason"] for e in endings} <= {"OOMKilled", "Error"}
 
 
 def test_names_and_zones_that_the_cluster_refuses(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,11 @@ from hypothesis import settings as tuned
 from hypothesis import strategies as some
 
 from tests.jobs.test_convert import ROOT, flags, viscot_rows
+from tests.sources import test_sources_llava_cot as llava_cot
+from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.given import Given
+from tests.sources.parquet import write
+from tests.sources.test_sources_llava_cot import talk
 from tests.sources.test_sources_notes import ROWS
 from tests.sources.test_sources_survey import row, scene
 from vcot.errors import InputError, TemporaryError
@@ -38,7 +43,7 @@ def small() -> Any:
     """Even a few rows are worth a process, and dealt in blocks of two."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(crew, "WORTH_A_PROCESS", 1)
-        patched.setattr(parts, "_BLOCK", 2)
+        patched.setattr(parts, "BLOCK", 2)
         yield
 
 
@@ -114,7 +119,7 @@ def test_a_process_that_is_killed_is_told(given: Given) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return glance(row, desk)
 
-    with pytest.raises(TemporaryError, match="was ended by signal 9; with signal 9, memory was perhaps short"):
+    with pytest.raises(TemporaryError, match="was killed, perhaps for want of memory: --processes 1 needs less"):
         survey([with_look(given, look)], Crew(3))
 
 
@@ -125,7 +130,7 @@ from vcot.sources import crew, parts
 from vcot.sources.pictures import Pictures
 from vcot.stage import launch
 
-crew.WORTH_A_PROCESS, parts._BLOCK = 1, 2
+crew.WORTH_A_PROCESS, parts.BLOCK = 1, 2
 look = Pictures._look
 
 def slowly(self, uri):
@@ -137,19 +142,63 @@ launch(ConvertSettings, run)
 """
 
 
+def of_coco(given: Given) -> Part:
+    images = [{"id": n, "file_name": given.picture(f"{n}.jpg", data=scene(n)), "width": 96, "height": 96}
+              for n in range(6)]  # fmt: skip
+    boxes = [{"image_id": n, "category_id": 1 + n % 2, "bbox": [3 * n, 4, 20, 30], "iscrowd": 0} for n in range(6)]
+    names = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]
+    uri = given.rows([], "instances.json")
+    Path(uri).write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
+    return Part(SOURCES["coco"], given.desk("coco", uri))
+
+
+def of_scienceqa(given: Given) -> Part:
+    rows = [scienceqa.row(n, question=f"Which {n % 2}?", image={"bytes": scene(n % 4), "path": "i"}) for n in range(9)]
+    uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
+    return Part(SOURCES["scienceqa"], given.desk("scienceqa", uri))
+
+
+def of_conversations(given: Given) -> Part:
+    said = ("gpt", "<think>so</think>21")
+    given.picture("chartqa/1.png", 200, 100)
+    rows = [talk(llava_cot.ASKED, said, ("human", f"And {n % 3}?"), said) for n in range(7)]
+    return Part(SOURCES["llava-cot"], given.desk("llava-cot", given.rows(rows)), limit=11)
+
+
+@pytest.mark.parametrize("make", [of_coco, of_scienceqa, of_conversations])
+@pytest.mark.parametrize("share", [1, 0.6])
+def test_all_kinds_of_sources(given: Given, make: Callable[[Given], Part], share: float) -> None:
+    part = replace(make(given), share=share)
+    alone = survey([part], ALONE)
+    for path in given.folder.glob("*.sqlite"):
+        path.unlink()
+    assert survey([part], Crew(3, 2)) == alone
+    assert alone["duplicates"] or make is of_coco or share < 1
+
+
+@pytest.mark.parametrize("whom", [subprocess.Popen.send_signal, lambda main, how: os.killpg(main.pid, how)])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_processes_end_with_the_one_that_began_them(given: Given, tmp_path: Path, how: signal.Signals) -> None:
+def test_processes_end_with_the_one_that_began_them(
+    given: Given, tmp_path: Path, how: signal.Signals, whom: Callable[[Any, signal.Signals], None]
+) -> None:
     """Asked to stop, they leave what they know; when it is killed, nobody goes on alone."""
     words = flags(run_uri=tmp_path / "run", **viscot_rows(given, bad=0), processes=2, readers=1)
     main = subprocess.Popen([sys.executable, "-c", SLOW, *words], cwd=ROOT, start_new_session=True)
     until(lambda: len(of_session(main.pid)) == 3)
     time.sleep(1)
-    main.send_signal(how)
+    whom(main, how)
     ended = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
     assert main.wait(timeout=30) == ended
     until(lambda: not of_session(main.pid))
+    (tmp_path / "scratch").mkdir()
+    known = Known(tmp_path / "scratch/pictures.sqlite")
     so_far = tmp_path / "run/convert/pictures-so-far.json"
-    assert so_far.exists() == (how != signal.SIGKILL)
+    if how == signal.SIGKILL:
+        assert not so_far.exists()
+        return
+    known.take(Store(), str(so_far))
+    pictures = (given.images / "vsr").iterdir()
+    assert any(known.get(str(path)) for path in pictures)
 
 
 def of_session(session: int) -> list[int]:

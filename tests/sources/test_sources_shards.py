@@ -14,6 +14,7 @@ from tests.sources.given import Given
 from tests.sources.test_sources_llava_cot import ASKED, talk
 from tests.sources.test_sources_viscot import metadata
 from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.sources.parts import Part
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -43,3 +44,7 @@ def test_any_number_of_shards(given: Given, shards: int, limit: int | None, seed
     dealt = [lines_of(index, shards) for index in range(shards)]
     assert [dealt[number % shards][number // shards] for number in range(len(whole))] == whole
     assert sum(map(len, dealt)) == len(whole)
+    part, blocks = Part(SOURCES[source], desk, limit), {}
+    for index in range(shards):
+        blocks |= {place: row.id for place, row in part.numbered(index, shards, lambda place: place % 3 > 0)}
+    assert blocks == {place: row.id for place, row in enumerate(part.rows()) if place % 3 > 0}

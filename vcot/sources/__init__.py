@@ -24,7 +24,7 @@ SOURCES: Mapping[str, Source] = {
         glance=viscot.glance,
         in_archive=viscot.IN_ARCHIVE,
     ),
-    "coco": Source(coco.sample, rows=coco.rows),
+    "coco": Source(coco.sample, rows=coco.rows, ready=coco.ready),
     "scienceqa": Source(
         scienceqa.sample, ("lectures",), columns=scienceqa.COLUMNS, licence=scienceqa.LICENCE, dataset="scienceqa"
     ),

@@ -67,6 +67,12 @@ def rows(desk: Desk) -> Iterator[Row]:
             )
 
 
+def ready(desk: Desk) -> None:
+    for source in desk.inputs:
+        with _index(desk, source):
+            pass
+
+
 def sample(row: Row, desk: Desk) -> Sample:
     said = row.value
     entry, kind, category = said["image"], said["kind"], said["category"]
@@ -232,7 +238,7 @@ create table licences (id text, name text);
 
 
 class _index:
-    """The file as a database on the scratch disk, made once for all shards of this process."""
+    """The file as a database on the scratch disk, made once for all shards of this process, and for its children."""
 
     def __init__(self, desk: Desk, source: Input) -> None:
         self._desk, self._source = desk, source

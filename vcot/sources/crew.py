@@ -2,7 +2,7 @@
 
 They are forked, and so know what this one knows. Rows are dealt in blocks: neighbours, which often share a picture,
 stay together. What a process notes, and what it learns of pictures, lies in files on the scratch disk; this process
-takes both in when all have ended.
+takes both in when all have ended. Each process reads the whole input, and of it only its own rows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 import sqlite3
 import threading
@@ -22,32 +24,37 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vcot import log
 from vcot.errors import TemporaryError, VcotError
 from vcot.sources.known import Known
-from vcot.sources.parts import Part
+from vcot.sources.parts import BLOCK, Part
 from vcot.stage import stop
-from vcot.storage import Store
 
 T = TypeVar("T")
+Look = Callable[[Part, sqlite3.Connection, int], T]
 WORTH_A_PROCESS = 8 << 20
 """Bytes of rows: below that, a process is begun and ended for nothing."""
-_MOST = 8
+_MOST = 4
+"""Processes where nobody asked for more: a pod without a limit sees all cores of its node, and has not their memory."""
 _POLL = 0.2
-_NEWS = "pictures.json"
-Look = Callable[[Part, sqlite3.Connection, int], T]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LEARNED, _NOTES = "pictures.sqlite", "notes.sqlite"
 
 
 @dataclass(frozen=True)
 class Crew:
-    """So many processes, and in each so many threads that read pictures."""
+    """So many processes, and so many threads of each that read pictures."""
 
     processes: int = 1
     readers: int = 1
 
     def for_part(self, part: Part) -> Crew:
-        """No more processes than its files are worth."""
-        size = sum(file.size for file in part.desk.inputs)
-        return Crew(max(1, min(self.processes, size // WORTH_A_PROCESS)), self.readers)
+        """No more processes than its rows are worth; the threads are divided among them."""
+        worth = sum(file.size for file in part.desk.inputs) // WORTH_A_PROCESS
+        if part.limit is not None:
+            worth = min(worth, math.ceil(part.limit / BLOCK))
+        processes = max(1, min(self.processes, worth))
+        return Crew(processes, max(1, self.readers // processes))
 
 
 ALONE = Crew()
@@ -82,33 +89,40 @@ def spread(crew: Crew, part: Part, database: sqlite3.Connection, tables: Mapping
     """
     if crew.processes == 1:
         return [look(part, database, 0)]
+    if part.source.ready is not None:
+        part.source.ready(part.desk)
     pictures = part.desk.pictures
     learned = None if pictures.index is None else pictures.index.settled()
     folders = [part.desk.scratch / f"process-{index}" for index in range(crew.processes)]
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
 
     def alone(index: int) -> T:
         folder = folders[index]
-        known = Known(folder / "pictures.sqlite", beside=learned)
-        with closing(sqlite3.connect(folder / "notes.sqlite")) as notes:
+        known = Known(folder / _LEARNED, beside=learned)
+        with closing(sqlite3.connect(folder / _NOTES)) as notes:
             notes.executescript("pragma journal_mode = off; pragma synchronous = off;" + "".join(tables.values()))
             try:
-                return look(part.knowing(scratch=folder, pictures=pictures.elsewhere(known)), notes, index)
+                return look(part.knowing(pictures=pictures.elsewhere(known)), notes, index)
             finally:
                 notes.commit()
-                if known.news:
-                    known.leave(Store(), str(folder / _NEWS), fresh=True)
+                known.settled().rename(folder / _whole(_LEARNED))
 
+    for folder in folders:
+        folder.mkdir()
     try:
         found = _forked(alone, crew.processes)
+        for folder in folders:
+            _take_in(database, folder / _NOTES, tables)
+        return found
     finally:
         for folder in folders:
-            if pictures.index is not None and (folder / _NEWS).is_file():
-                pictures.index.take(Store(), str(folder / _NEWS))
-    for folder in folders:
-        _take_in(database, folder / "notes.sqlite", tables)
-    return found
+            # Of a process that was killed, the file is of no use.
+            if pictures.index is not None and (whole := folder / _whole(_LEARNED)).exists():
+                pictures.index.learn(whole)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _whole(name: str) -> str:
+    return f"whole-{name}"
 
 
 def _take_in(database: sqlite3.Connection, notes: Path, tables: Mapping[str, str]) -> None:
@@ -127,13 +141,29 @@ def _take_in(database: sqlite3.Connection, notes: Path, tables: Mapping[str, str
 def _forked(work: Callable[[int], T], processes: int) -> list[T]:
     context = multiprocessing.get_context("fork")
     children = {}
-    for index in range(processes):
-        here, there = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(work, index, there), daemon=True)
-        child.start()
-        there.close()
-        children[here] = child
-    found: dict[Connection, T] = {}
+    try:
+        # A signal that comes before a child can hear it would end it, or be its first of two.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            for index in range(processes):
+                here, there = context.Pipe(duplex=False)
+                children[here] = child = context.Process(target=_child, args=(work, index, there), daemon=True)
+                child.start()
+                there.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        return _outcomes(children)
+    finally:
+        for end, child in children.items():
+            end.close()
+            if child.pid is not None:
+                child.terminate()
+                child.join()
+
+
+def _outcomes(children: Mapping[Connection, BaseProcess]) -> list[Any]:
+    """What each gives. Raises what the first of them raises; the others are asked to stop then."""
+    found: dict[Connection, Any] = {}
     wrong: list[Exception] = []
     asked = False
     while waiting := [end for end in children if not end.closed]:
@@ -153,32 +183,45 @@ def _forked(work: Callable[[int], T], processes: int) -> list[T]:
         child.join()
     stop.raise_if_requested()
     if wrong:
-        raise wrong[0]  # because of which the others were stopped
+        raise wrong[0]
     return [found[end] for end in children]
 
 
 def _outcome(end: Connection, child: BaseProcess) -> Any:
     try:
         return end.recv()
-    except EOFError:
+    except (EOFError, OSError):
         child.join()
-        how = f"by signal {-child.exitcode}" if child.exitcode and child.exitcode < 0 else "by an error above"
+    if child.exitcode == -signal.SIGKILL:
         return TemporaryError(
-            f"a process that looked at the rows was ended {how}; with signal 9, memory was perhaps short: "
-            "--processes 1 needs less"
+            "a process that looked at the rows was killed, perhaps for want of memory: --processes 1 needs less"
         )
+    return TemporaryError(f"a process that looked at the rows ended with exit code {child.exitcode}")
 
 
 def _child(work: Callable[[int], Any], index: int, there: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and passes it on
+    signal.signal(signal.SIGTERM, lambda *_: stop.join())  # however often: what was learned is kept first
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    log.quiet()
     try:
-        there.send(work(index))
-    except VcotError as error:
-        there.send(error)
+        outcome = work(index)
     except Exception as error:
-        error.add_note(traceback.format_exc())  # of frames, nothing is sent
-        there.send(error)
+        outcome = _sendable(error)
+    there.send(outcome)
+
+
+def _sendable(error: Exception) -> Exception:
+    """Of its frames nothing arrives, and some errors cannot be put together again."""
+    told = traceback.format_exc()
+    if not isinstance(error, VcotError):
+        error.add_note(told)
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 (our own, a moment old)
+    except Exception:
+        return RuntimeError(f"in a process that looked at the rows:\n{told}")
+    return error
 
 
 def _end_with_the_parent() -> None:

@@ -24,7 +24,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from vcot.errors import InputError, Interrupted
+from vcot.errors import InputError, Interrupted, TemporaryError
 from vcot.records import Folder, Image
 from vcot.records.sample import Stored
 from vcot.storage import Entry, NotFound, Store, join
@@ -141,6 +141,17 @@ class Known:
                 self._database.rollback()
                 self._database.execute("detach taken")
 
+    def learn(self, path: Path) -> None:
+        """All that another process has noted in its file beside this one."""
+        with self._lock:
+            self._database.commit()
+            self._database.execute("attach ? as learned", (str(path),))
+            taken = self._database.execute("insert or ignore into main.pictures select * from learned.pictures")
+            if taken.rowcount > 0:
+                self._empty, self.news = False, True
+            self._database.commit()
+            self._database.execute("detach learned")
+
     def leave(self, store: Store, uri: str, *, fresh: bool = False) -> None:
         """Puts there what is known; `fresh`: what was looked at since, alone. Pictures without a state are left out,
         and so are copies: those are each run's own.
@@ -196,10 +207,10 @@ def leave(known: Known, folder: Folder, part: str, shard: int | None) -> None:
 
 @contextmanager
 def not_lost(known: Known, folder: Folder) -> Iterator[None]:
-    """A look at all rows may take hours: who is asked to stop in it leaves what is known by then."""
+    """A look at all rows may take hours: who is asked to stop in it, or has to, leaves what is known by then."""
     try:
         yield
-    except Interrupted:
+    except (Interrupted, TemporaryError):
         known.leave(folder.store, join(folder.uri, SO_FAR))
         raise
 

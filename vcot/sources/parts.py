@@ -20,7 +20,7 @@ from vcot.sources.desk import Desk, uniform
 from vcot.sources.reading import Source, rows_in_blocks, rows_of_shard
 from vcot.sources.row import Row
 
-_BLOCK = 256
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Part:
         self, index: int, shards: int, wanted: Callable[[int], bool] = lambda _: True
     ) -> Iterator[tuple[int, Row]]:
         """The drawn ones of one share of all rows, dealt in blocks; each with its place among all, drawn or not."""
-        for place, found in rows_in_blocks(self.source, self.desk, index, shards, self.limit, _BLOCK, wanted):
+        for place, found in rows_in_blocks(self.source, self.desk, index, shards, self.limit, BLOCK, wanted):
             if self._drawn(row := self._named(found)):
                 yield place, row
 

@@ -40,6 +40,7 @@ class Source:
     dataset: how its rows are counted that do not say of which dataset they are.
     glance: a row → its picture, and what it asks as repeats.py writes it; raises as `sample` does, and only where that
     raises, too. For the survey, which goes through all rows; None: it makes Samples.
+    ready: makes on the scratch disk what rows are read from, before several processes read them; None: nothing.
     in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
     """
 
@@ -53,6 +54,7 @@ class Source:
     expand: Callable[[Row], Iterable[Row]] | None = None
     dataset: str = "unknown"
     glance: Callable[[Row, Desk], tuple[Image, str]] | None = None
+    ready: Callable[[Desk], None] | None = None
     in_archive: tuple[str, ...] = ("",)
 
 
