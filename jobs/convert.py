@@ -112,7 +112,7 @@ class ConvertSettings(Settings):
         4, "into how many shards the rows are dealt", unit="shards", also="shard_count", ge=1, le=10_000
     )
     processes: int | None = setting(
-        None, "processes that look at all rows in prepare, on Linux; default: a core each, 4 at most, where rows are many",
+        None, "processes that look at all rows in prepare (Linux); default: one a core, 4 at most, where rows are many",
         unit="processes", ge=1, le=64, shapes_result=False,
     )  # fmt: skip
     readers: int = setting(8, "pictures read at once", unit="pictures", ge=1, le=128, shapes_result=False)
