@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -23,6 +24,14 @@ TRUE = "#1a9850"
 """Colour of what is true, or of what is learned."""
 PREDICTED = "#d9480f"
 """Colour of what a model said."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What is said of a result at a glance. `good`: nothing to do; else somebody should look."""
+
+    good: bool
+    text: str
 
 
 def page(title: str, body: str, *, lead: str = "") -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from vcot.records import Reason
 from vcot.records.conversion import Conversion
+from vcot.records.page import Remark
 from vcot.sources.words import MEANING
 
 _MANY = 0.05
@@ -14,14 +14,6 @@ _MANY = 0.05
 
 _WANTED = (Reason.DUPLICATE, Reason.HELD_OUT)
 """Reasons that say nothing against the rows."""
-
-
-@dataclass(frozen=True)
-class Remark:
-    """`good`: nothing to do; else somebody should look."""
-
-    good: bool
-    text: str
 
 
 def remarks(found: Conversion) -> list[Remark]:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from vcot.records.distillation import Distillation, Passage
-from vcot.records.page import share
+from vcot.records.page import Remark, share
 
 FEW_DECOYS = 20
 """Fewer decoys than this say nothing about a look."""
 
 _MUCH = 0.1
 """Share above which a thing is worth a look."""
-
-
-@dataclass(frozen=True)
-class Remark:
-    good: bool
-    text: str
 
 
 def remarks(found: Distillation, all_rows: Passage) -> list[Remark]:
