@@ -15,6 +15,7 @@ from tests.sources.given import Given, png
 from vcot.errors import SettingsError
 from vcot.grounding import FrameSpec
 from vcot.records import Rejection, Sample
+from vcot.sources.row import Row
 
 THOUSANDTHS = FrameSpec("thousandths")
 
@@ -297,3 +298,54 @@ def test_whatever_a_row_says_it_is_kept_or_refused(scene: Given, source: str, ro
         result = one(read, each, desk)
         assert isinstance(result, Sample | Rejection)
         assert result.line()
+
+
+# ------------------------------------------------------------------------------------- what rows may not choose
+
+
+@pytest.mark.parametrize(
+    "place", ["{outside}/secret.png", "file://{outside}/secret.png", "s3://other/secret.png", "/etc/passwd",
+              "{images}/../secret.png", "bytes+{outside}/secret.png#0+80#a.png"],
+)  # fmt: skip
+def test_rows_do_not_choose_which_files_are_read(scene: Given, place: str) -> None:
+    outside = scene.folder / "elsewhere"
+    outside.mkdir()
+    (outside / "secret.png").write_bytes(png(9, 9))
+    place = place.format(outside=outside, images=scene.images)
+    refused = scene.outcome("samples", {"image": place, "question": "What?", "answers": ["x"]})
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "image-missing"
+    assert f"lies outside --images-uri {scene.images}" in refused.detail
+
+
+def test_a_whole_place_below_the_folder_of_images_is_read(scene: Given) -> None:
+    for place in (f"{scene.images}/a.png", f"file://{scene.images}/a.png"):
+        assert scene.sample("samples", {"image": place, "question": "What?", "answers": ["x"]}).image.width == 200
+
+
+@pytest.mark.parametrize(("field", "size"), [("question", 100_001), ("context", 50_000_000), ("answers", 200_000)])
+def test_texts_that_no_model_reads_are_refused(scene: Given, field: str, size: int) -> None:
+    row: dict[str, Any] = {"image": "a.png", "question": "What?", "answers": ["x"]}
+    row[field] = ["y" * size] if field == "answers" else "y" * size
+    refused = scene.outcome("samples", row)
+    assert isinstance(refused, Rejection)
+    assert refused.detail == f"a text of {size:,} characters; 100,000 of one text are read at most"
+
+
+@pytest.mark.parametrize("image", [None, 5, {}, {"uri": 5}])
+def test_a_picture_that_is_none_is_told_by_the_name_that_the_row_has_for_it(scene: Given, image: Any) -> None:
+    refused = scene.outcome("samples", {"image": image, "question": "What?", "answers": ["x"]})
+    assert isinstance(refused, Rejection)
+    assert refused.detail.startswith("image is a path")
+
+
+def test_a_label_without_words_is_a_region(scene: Given) -> None:
+    row = {"image": "a.png", "question": "?", "answers": ["x"], "evidence": [{"label": " ", "boxes": [[0, 0, 9, 9]]}]}
+    assert [mention.label for mention in scene.sample("samples", row).evidence or ()] == ["region"]
+
+
+def test_kept_and_refused_rows_are_counted_as_one_dataset(scene: Given) -> None:
+    desk = scene.desk("samples", scene.rows([], "mine.jsonl"))
+    row = {"image": "a.png", "question": "What?", "answers": ["x"]}
+    assert desk.dataset_of(Row("mine.jsonl:2", row)) == "mine"
+    assert scene.sample("samples", row).origin.dataset == "rows"

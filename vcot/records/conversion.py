@@ -82,7 +82,7 @@ class Portion(Record):
     rejected: dict[str, int] = Field(description="reason → rows")
     wanted: float | None = Field(description="share of all drawn rows that its weight asks for; null without weights")
     drawn: float = Field(description="share of all drawn rows that it has")
-    learned: float = Field(description="share of all kept rows that it has")
+    learned: float = Field(description="its share of the kept rows of the train split")
 
     @property
     def rejected_rows(self) -> int:

@@ -40,6 +40,6 @@ SOURCES: Mapping[str, Source] = {
     "refcoco": Source(
         refcoco.sample, ("expressions",), licence=refcoco.LICENCE, splits=refcoco.SPLITS, dataset="refcoco"
     ),
-    "samples": Source(samples.sample, ("sample", "messages", "talk"), expand=talks.rounds, names_rows=True),
+    "samples": Source(samples.sample, ("sample", "messages", "talk"), expand=talks.rounds, names_rows=True, dataset=""),
     "scenes": Source(drawn.sample, rows=drawn.rows, licence=drawn.LICENCE, dataset="scenes"),
 }

@@ -204,7 +204,8 @@ def _child(work: Callable[[int], Any], index: int, there: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.join())  # however often: what was learned is kept first
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    log.quiet()
+    if index:  # one tells for all how it goes
+        log.quiet()
     try:
         outcome = work(index)
     except Exception as error:

@@ -67,7 +67,8 @@ class Desk:
     drawn: sha256 of pictures whose side the draw for another picture decides, of which they are nearly a copy.
     excluded: sha256 of pictures → the benchmark file that has them. duplicates: row → the earlier row that it repeats.
     benchmarks, benchmark_pictures: files whose pictures are not to be learned from, and where those are.
-    repeated: ids that several rows give themselves. dataset: of rows that do not say of which they are.
+    repeated: ids that several rows give themselves. dataset: of rows that do not say of which they are; "": what
+    their file is called.
     part: what the ids of these rows begin with, in a run of several sources.
     """
 
@@ -129,7 +130,11 @@ class Desk:
         """How the tallies call the dataset of a row, also of one that was refused."""
         origin = row.value.get("origin")
         said = (origin if isinstance(origin, dict) else row.value).get("dataset") or hub_name(row)
-        return self.options.dataset or (said if isinstance(said, str) and said else self.dataset)
+        return self.options.dataset or (said if isinstance(said, str) and said else self.dataset or self.file_of(row))
+
+    def file_of(self, row: Row) -> str:
+        """The name of the file that a row is from, without what tells its form."""
+        return row.id.removeprefix(self.called("")).partition(":")[0].partition(".")[0] or "unknown"
 
     def one_of(self, wordings: Sequence[str], row_id: str) -> str:
         """The wording of this row's question; always the first where one is wanted (`phrasings`)."""
@@ -151,6 +156,7 @@ class Desk:
 
     def accepted(self, row: Row, sample: Sample) -> Sample:
         """A sample that is good enough, and asks what no earlier row has asked. Raises Refused."""
+        _demand_short(sample)
         sample = judged(sample, self.options.rules)
         if (earlier := self.duplicates.get(row.id)) is not None:
             where = "of the same picture" if sample.image else "too, without a picture"
@@ -186,6 +192,21 @@ class Desk:
         if len(many) > _MOST_BOXES:
             raise Refused(Reason.TOO_MANY_BOXES, f"{len(many):,} boxes in one list; at most {_MOST_BOXES:,} are read")
         return unique(self.box(edges, image) for edges in many)
+
+
+LONGEST_TEXT = 100_000
+"""Characters of one text of a row: more than any model reads at once, and less than a line of 50 MB."""
+
+
+def _demand_short(sample: Sample) -> None:
+    """Raises Refused: a text is too long."""
+    longest = max(len(sample.question), len(sample.context or ""), *map(len, sample.answers))
+    for trace in sample.reasoning:
+        longest = max(longest, len(trace.text))
+    if longest > LONGEST_TEXT:
+        raise Refused(
+            Reason.WRONG_SHAPE, f"a text of {longest:,} characters; {LONGEST_TEXT:,} of one text are read at most"
+        )
 
 
 def hub_name(row: Row) -> str | None:

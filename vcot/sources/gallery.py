@@ -85,7 +85,7 @@ class Gallery:
 
     def _card(self, row: Specimen) -> Card:
         if row.image is None:
-            note = "asked by text alone" if row.reason is None else "no picture was found for this row"
+            note = "asked by text alone" if row.reason is None else "its picture cannot be shown"
             return Card(row, None, note=note)
         kept = row.image.kept
         try:

@@ -205,14 +205,15 @@ def row_of(source: Input, number: int, found: Any) -> Row:
         try:
             found = _read(found)
         except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-            return _unread(row_id, f"line {number}: {error}; it begins {found[:60]!r}")
+            why = str(error).partition("; use sys.")[0]  # of a whole number with thousands of digits
+            return _unread(row_id, f"line {number}: {why}; it begins {found[:60]!r}")
         except RecursionError:
             return _unread(row_id, f"line {number}: nested too deeply; it begins {found[:60]!r}")
     if isinstance(found, dict):
         return Row(row_id, found)
     if found is TOO_DEEP:
         return _unread(row_id, f"entry {number} is nested too deeply")
-    wrong = f"a row is a JSON object; this is {type(found).__name__} {found!r:.60}"
+    wrong = f"a row is a JSON object; this is {json.dumps(found, default=str)[:60]}"
     return Row(row_id, {}, Refused(Reason.WRONG_SHAPE, wrong))
 
 

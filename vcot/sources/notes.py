@@ -24,6 +24,7 @@ from vcot.sources.desk import Desk, Split
 from vcot.sources.parts import Part
 from vcot.sources.reading import in_order, one
 from vcot.sources.row import Refused, Row
+from vcot.stage import Bar
 from vcot.storage.images import ImageError
 
 TABLES = """
@@ -92,12 +93,14 @@ def _note(place: int, first: int, crew: Crew, part: Part, database: sqlite3.Conn
     look = _whole if part.source.glance is None or not _may_glance(part.desk) else _glance
     near, after = part.desk.options.duplicates == "near", first
     rows = ((first + number, row) for number, row in part.numbered(index, crew.processes))
-    for batch in _batches(_looked(partial(look, part), rows, part, crew.readers)):
-        database.executemany(
-            "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (_columns(number, place, note, near=near) for number, note in batch if note is not None),
-        )
-        after = batch[-1][0] + 1 if batch else after
+    with Bar("looking at all rows", shown=index == 0) as bar:
+        for batch in _batches(_looked(partial(look, part), rows, part, crew.readers)):
+            database.executemany(
+                "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (_columns(number, place, note, near=near) for number, note in batch if note is not None),
+            )
+            after = batch[-1][0] + 1 if batch else after
+            bar.advance(len(batch) * crew.processes)
     return after
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -207,13 +208,8 @@ class Pictures:
         return known or None
 
     def _uri(self, path: str) -> str:
-        if uris.pieces(path):
-            return path
-        if _ABSOLUTE.match(path):
-            try:
-                uris.split(path)
-            except UsageError as error:
-                raise ImageError(path, "unsupported-format", str(error)) from None
+        if (parts := uris.pieces(path)) or _ABSOLUTE.match(path):
+            self._demand_allowed(path, [part.uri for part in parts] or [path])
             return path
         if self._archive is not None:
             return self._member(self._archive, path)
@@ -223,6 +219,19 @@ class Pictures:
             return join(self._images_uri, path)
         except InputError as error:
             raise ImageError(path, "missing", str(error)) from None
+
+    def _demand_allowed(self, path: str, places: Sequence[str]) -> None:
+        """Rows do not choose which buckets and files are read, where somebody has said in which folder pictures are."""
+        for place in places:
+            try:
+                uris.split(place)
+            except UsageError as error:
+                raise ImageError(path, "unsupported-format", str(error)) from None
+            if self._images_uri is not None and not _is_below(self._images_uri, place):
+                raise ImageError(
+                    path, "missing", f"it lies outside --images-uri {self._images_uri}, and only without that do rows "
+                    "say themselves where pictures are"
+                )  # fmt: skip
 
     def _member(self, archive: Archive, path: str) -> str:
         missing = ""
@@ -272,6 +281,16 @@ class Pictures:
         if not _ends_as_it_should(data):
             reading.decode(data, uri, max_pixels=self._max_pixels)
         return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _is_below(folder: str, place: str) -> bool:
+    """Or the folder itself, which may be one file: an archive."""
+    folder, place = (
+        os.path.abspath(path) if not scheme or scheme == "file" else uri  # noqa: PTH100 (a text, not a file)
+        for uri in (folder, place)
+        for scheme, path in (uris.split(uri),)
+    )
+    return ".." not in place.split("/") and f"{place}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _demand_same(uri: str, data: bytes, sha256: str) -> None:

@@ -15,7 +15,7 @@ class Portions:
     """The counts of one shard."""
 
     def __init__(self) -> None:
-        self._kept, self._left_out = Counter[str](), Counter[str]()
+        self._kept, self._train, self._left_out = Counter[str](), Counter[str](), Counter[str]()
         self._refused: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, part: str, result: Sample | Rejection) -> None:
@@ -23,6 +23,7 @@ class Portions:
             self._refused[part][result.reason.value] += 1
         else:
             self._kept[part] += 1
+            self._train[part] += result.origin.split == "train"
 
     def leave_out(self, part: str) -> None:
         self._left_out[part] += 1
@@ -31,7 +32,7 @@ class Portions:
         """Part → its counts, as JSON."""
         return {
             name: {
-                "kept": self._kept[name], "not_drawn": self._left_out[name],
+                "kept": self._kept[name], "train": self._train[name], "not_drawn": self._left_out[name],
                 "rejected": dict(sorted(self._refused[name].items())),
             }
             for name in sorted({*self._kept, *self._left_out, *self._refused})
@@ -45,11 +46,12 @@ def portions(
 
     parts: name, source and weight of each. shards: what `facts` said of each shard.
     """
-    kept, left_out = Counter[str](), Counter[str]()
+    kept, train, left_out = Counter[str](), Counter[str](), Counter[str]()
     refused: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for facts in shards:
         for name, counts in facts.items():
             kept[name] += counts["kept"]
+            train[name] += counts["train"]
             left_out[name] += counts["not_drawn"]
             refused[name].update(counts["rejected"])
     weights = sum(weight for _, _, weight in parts if weight is not None)
@@ -59,7 +61,7 @@ def portions(
             name=name, source=source, rows=rows[name] + left_out[name], not_drawn=left_out[name], kept=kept[name],
             rejected=dict(sorted(refused[name].items())),
             wanted=None if weight is None else float(weight / weights),
-            drawn=_share(rows[name], rows.values()), learned=_share(kept[name], kept.values()),
+            drawn=_share(rows[name], rows.values()), learned=_share(train[name], train.values()),
         )
         for name, source, weight in parts
     )  # fmt: skip

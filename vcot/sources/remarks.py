@@ -73,6 +73,9 @@ def _contents(found: Conversion) -> Iterator[Remark]:
         yield Remark(True, f"{reasoned:,} of {kept:,} rows bring a reasoning.")
     elif kept:
         yield Remark(True, "No row brings a reasoning; distill writes it.")
+    for part in found.mix or ():
+        if part.kept and part.wanted and not part.learned:
+            yield Remark(False, f"All kept rows of the part {part.name} are to measure with; none is learned from.")
     if unknown := found.licences.get("unknown", 0):
         yield Remark(False, f"The licence of {unknown:,} rows is unknown; --licence says it.")
 

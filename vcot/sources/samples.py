@@ -24,6 +24,7 @@ from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
 from vcot.records import Image, Reason, Sample
 from vcot.sources import inside, talks
 from vcot.sources.desk import Desk, text
+from vcot.sources.labels import NEUTRAL
 from vcot.sources.row import BOX_REASONS, Refused, Row
 from vcot.storage.images import ImageError
 
@@ -47,7 +48,7 @@ def _ours(row: Row, desk: Desk) -> Sample:
         raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads version 1")
     image = _picture(said.get("image"), desk)
     origin = _entries(said, "origin", dict, {})
-    dataset = str(origin.get("dataset") or _folder(row, desk))
+    dataset = str(origin.get("dataset") or desk.file_of(row))
     made = desk.origin(row, image, dataset, _entries(origin, "licence", str, None))
     evidence = _entries(said, "evidence", list, None)
     return Sample(
@@ -73,7 +74,9 @@ def _entries(said: Mapping[str, Any], name: str, kind: type, missing: Any) -> An
 
 
 def _picture(said: Any, desk: Desk) -> Image:
-    told: Mapping[str, Any] = {"uri": said} if isinstance(said, str) else said if isinstance(said, dict) else {}
+    told: Any = {"uri": said} if isinstance(said, str) else said
+    if not (isinstance(told, dict) and isinstance(told.get("uri"), str)):
+        raise Refused(Reason.WRONG_SHAPE, f'image is a path, or {{"uri": a path}}; got {said!r:.60}')
     image = desk.pictures.find(text(told, "uri", Reason.WRONG_SHAPE))
     known = {name: value for name, value in told.items() if value is not None}
     size = (known.get("width", image.width), known.get("height", image.height))
@@ -104,7 +107,7 @@ def _trace(said: Any, image: Image, desk: Desk) -> Trace:
 def _mention(said: Any, image: Image, desk: Desk) -> Mention:
     if not (isinstance(said, dict) and set(said) == {"label", "boxes"} and isinstance(said["label"], str)):
         raise Refused(Reason.WRONG_SHAPE, f'a mention is {{"label": …, "boxes": [[x1, y1, x2, y2]]}}; got {said!r:.80}')
-    return Mention(said["label"], desk.boxes(said["boxes"], image))
+    return Mention(said["label"] if said["label"].strip() else NEUTRAL, desk.boxes(said["boxes"], image))
 
 
 # ------------------------------------------------------------------------------- OpenAI messages, LLaVA's conversations
@@ -151,7 +154,7 @@ def _answered(
         answers=(answer,),
         reasoning=(trace,) if trace.parts else (),
         evidence=_gathered(trace),
-        origin=desk.origin(row, image, _folder(row, desk)),
+        origin=desk.origin(row, image, desk.file_of(row)),
     )
 
 
@@ -210,7 +213,3 @@ def _gathered(trace: Trace) -> tuple[Mention, ...] | None:
     for mention in trace.mentions:
         places.setdefault(mention.label, []).extend(mention.boxes)
     return tuple(Mention(label, tuple(dict.fromkeys(boxes))) for label, boxes in places.items()) or None
-
-
-def _folder(row: Row, desk: Desk) -> str:
-    return row.id.removeprefix(desk.called("")).partition(":")[0].partition(".")[0] or "samples"

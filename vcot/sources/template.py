@@ -137,7 +137,7 @@ _ROWS = """
 <div class="wide"><table>
 <tr><th>part</th><th>source</th><th class="n">rows</th><th class="n">not drawn</th><th class="n">refused</th>
 <th class="n">kept</th><th class="n">share by weight</th><th class="n">of rows drawn</th>
-<th class="n">of rows kept</th></tr>
+<th class="n">of rows to learn from</th></tr>
 {% for part in found.mix %}
 <tr><td class="name">{{ part.name }}</td><td>{{ part.source }}</td><td class="n">{{ number(part.rows) }}</td>
 <td class="n">{{ number(part.not_drawn) }}</td><td class="n">{{ number(part.rejected_rows) }}</td>
