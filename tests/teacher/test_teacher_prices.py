@@ -124,5 +124,5 @@ def test_a_file_that_is_no_table_is_told(tmp_path: Path, text: str | None, says:
 
 def test_money_is_told_with_the_digits_that_matter() -> None:
     assert [dollars(n) for n in (0, 12 * PICO, 1234567 * 10**9, 42 * 10**8, 37 * 10**5)] == [
-        "$0.00", "$12.00", "$1,234.57", "$0.0042", "$3.7e-06",
+        "$0.00", "$12.00", "$1,234.57", "$0.0042", "$0.0000037",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
 from vcot.teacher import prompt
-from vcot.teacher.objects import objects_of
+from vcot.teacher.objects import objects_of, tells_answer
 from vcot.teacher.reply import LONGEST, build, read
 from vcot.teacher.structured import Fault
 
@@ -76,12 +76,39 @@ def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
         ("[1]", Reason.TEACHER_UNREADABLE),
         ("Answer: gear", Reason.TEACHER_UNGROUNDED),
         ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
+        ('{"reasoning": "I see the [1]. It is clearly a thing because it has a', Reason.TEACHER_NOT_JSON),
+        ('```json\n{"reasoning": "I see the [1]. It has a "tooth', Reason.TEACHER_WRONG_SHAPE),
+        ('{"reasoning": "I see the [1]."}', Reason.TEACHER_WRONG_SHAPE),
+        ('{"reasoning": "I see the [1].", "answer": " "}', Reason.TEACHER_UNREADABLE),
     ],
 )
 def test_a_useless_reply_has_its_reason(text: str, reason: Reason) -> None:
     found = reading(text)
     assert isinstance(found, Fault), found
     assert found.reason is reason
+
+
+@pytest.mark.parametrize(
+    "text", ['{"reasoning": "I see the [1].", "answer": "gear"', "{'reasoning': 'I see the [1].', 'answer': 'gear'}"]
+)
+def test_what_is_whole_but_for_its_marks_is_mended(text: str) -> None:
+    assert reading(text) == Trace(("I see the ", DISC, "."))
+
+
+@pytest.mark.parametrize(
+    ("prose", "answer", "told"),
+    [
+        ("The answer is 19. I see the ", "19", True),
+        ("Yes, I see the ", "yes", True),
+        ("Yes. I see the ", "yes", True),
+        ("No dogs are beside the ", "no", False),
+        ("Two of the 19 cells are here: ", "2", False),
+        ("Answer: no. I see ", "no", True),
+    ],
+)
+def test_short_answers_are_told_by_saying_that_they_are_the_answer(prose: str, answer: str, told: bool) -> None:
+    row = sample("Which is it?", answer, evidence=(see("board", RIGHT),))
+    assert tells_answer(prose, row) == told
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,8 @@ async def _ended(endpoint: BatchEndpoint, name: str) -> list[str]:
             return [file for file in (now.output_file_id, now.error_file_id) if file]
         counts = now.request_counts
         log.get().info(
-            "batch under way", batch=name, status=now.status, done=counts.completed if counts else None,
-            of=counts.total if counts else None,
+            "batch under way", batch=name, status=now.status, done=counts.completed if counts else "unknown",
+            of=counts.total if counts else "unknown",
         )  # fmt: skip
         for _ in _seconds(POLL):
             stop.raise_if_requested("the batch goes on at the endpoint")

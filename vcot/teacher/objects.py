@@ -70,11 +70,25 @@ def choices_of(sample: Sample) -> list[str]:
 def tells_answer(prose: str, sample: Sample) -> bool:
     """Whether prose names an accepted answer that the question does not hold.
 
-    Answers of one short word (yes, no, 2, up) are left out: they stand in innocent sentences too.
+    Answers of one short word (yes, no, 2, up) stand in innocent sentences too: they are told by "the answer is 2", and
+    by "Yes, …".
     """
     said, asked = _words(prose), _words(sample.question)
-    wanted = [answer for answer in map(_words, _accepted(sample)) if len("".join(answer)) > 3]
-    return any(_holds(said, answer) and not _holds(asked, answer) for answer in wanted)
+    opening = _OPENING.match(prose)
+    alone = _words(opening[1]) if opening else []
+
+    def told(answer: list[str]) -> bool:
+        if len("".join(answer)) > 3:
+            return _holds(said, answer) and not _holds(asked, answer)
+        return bool(answer) and (
+            answer == alone or _holds(said, ["answer", "is", *answer]) or _holds(said, ["answer", *answer])
+        )
+
+    return any(told(_words(answer)) for answer in _accepted(sample))
+
+
+_OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")
+"""One word that stands by itself at the beginning."""
 
 
 def _words(text: str) -> list[str]:

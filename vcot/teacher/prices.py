@@ -121,4 +121,6 @@ def _parse(data: bytes, where: str) -> Prices:
 def dollars(pico: int) -> str:
     """ "$0.0042", "$12.50": as many digits as matter."""
     value = pico / PICO
-    return f"${value:,.2f}" if value >= 1 or not pico else f"${value:.4f}" if value >= 0.001 else f"${value:.2g}"
+    if value >= 1 or not pico:
+        return f"${value:,.2f}"
+    return f"${value:.{max(4, 1 - math.floor(math.log10(abs(value))))}f}"

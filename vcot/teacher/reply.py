@@ -78,10 +78,12 @@ def _said(completion: Completion) -> Said | Fault:
     if isinstance(text, Fault):
         return text
     value = structured.json_in(text)
-    if value is not None and ("reasoning" in value or text.lstrip("`json \n").startswith("{")):
+    if (value is not None and "reasoning" in value) or text.lstrip("`json \n").startswith("{"):
         found = structured.read(completion, Reasoned)
         if isinstance(found, Fault):
             return found
+        if not found.answer.strip():
+            return Fault(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
         return Said(tidied(found.reasoning), " ".join(found.answer.split()), tuple(found.objects))
     text = _tidy(text)
     if not text:

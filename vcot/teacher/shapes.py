@@ -40,7 +40,7 @@ class Proposed(Shape):
 class Reasoned(Shape):
     reasoning: str
     objects: list[Proposed] = []
-    answer: str = ""
+    answer: str
 
 
 class Anchor(Shape):

@@ -3,7 +3,8 @@
     refused · empty · cut off · not JSON · JSON of another shape
 
 A reply is mended where what it means is beyond doubt: thinking aloud, a fence or prose around the one JSON object go,
-and what json_repair can close or quote is closed and quoted. A shape must come out of it all the same.
+and what json_repair can close or quote is closed and quoted; but not a string in which the text ends. A shape must come
+out of it all the same.
 """
 
 from __future__ import annotations
@@ -81,13 +82,18 @@ def json_in(text: str) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             continue
         return value if isinstance(value, dict) else None
-    if len(text) - start > MENDED or _depth(text[start:]) > DEEPEST:
+    if len(text) - start > MENDED or _depth(text[start:]) > DEEPEST or _torn(text[start:]):
         return None
     try:
         value = repair_json(text[start:], return_objects=True)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and value else None
+
+
+def _torn(text: str) -> bool:
+    """Whether it seems to end inside a string: closing it would make half a sentence a whole one."""
+    return not text.rstrip("` \n").endswith("}") and len(_QUOTE.findall(text)) % 2 == 1
 
 
 def _depth(text: str) -> int:
@@ -105,4 +111,5 @@ def _writable(value: Any) -> Any:
     return [_writable(inside) for inside in value] if isinstance(value, list) else value
 
 
+_QUOTE = re.compile(r'(?<!\\)"')
 _THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)

@@ -82,18 +82,27 @@ class Treasury:
     def _spent(self, plan: Plan, index: int, accounts: Callable[[], Iterator[Account]], missing: Amount) -> str:
         """What to tell when a request does not fit any more, and by how much it does not."""
         most = [max(left) for left in zip(*(account.left() for account in accounts()), strict=True)]
-        over = [flag for flag, lack, left in zip(FLAGS, missing, most, strict=True) if lack > max(left, 0)]
+        over = [
+            (flag, lack, max(left, 0)) for flag, lack, left in zip(FLAGS, missing, most, strict=True) if lack > left
+        ]
+        needs = " and ".join(
+            f"{dollars(lack)} at worst, of {dollars(left)}" if flag == FLAGS[0] else f"{lack:,} at worst, of {left:,}"
+            for flag, lack, left in over
+        )
         whole, finished = plan.foreseen, self._finished()
         unfinished = sum(share.foreseen.rows for n, share in enumerate(plan.shards) if n not in finished)
         rows = max(0, unfinished - (self._teacher.telling.done - self._done_before))
         pico, tokens = self._of_a_row(whole)
-        rest = f"about {rows:,} of {whole.rows:,} rows, would take about {rows * tokens:,} tokens more"
+        requests = round(rows * whole.requests / max(1, whole.rows))
+        rest = (
+            f"about {rows:,} of {whole.rows:,} rows, would take about {requests:,} requests, {rows * tokens:,} tokens"
+        )
         if pico:
             rest += f" and cost about {dollars(rows * pico)}"
         return (
-            f"{' and '.join(over)} is spent: the next request of shard {index} does not fit into what is left of "
-            f"{told(Amount(*plan.ceiling))}. The rest, {rest}. What was paid for is kept, so the same command with "
-            "more goes on from here"
+            f"{' and '.join(flag for flag, _, _ in over)} is spent: the next request of shard {index} needs {needs} "
+            f"left of {told(Amount(*plan.ceiling))}. The rest, {rest}. What was paid for is kept, so the same command "
+            "with more goes on from here"
         )
 
     def _of_a_row(self, whole: Foreseen) -> tuple[int, int]:

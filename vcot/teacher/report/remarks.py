@@ -46,8 +46,8 @@ def _of_boxes(found: Distillation) -> Iterator[Remark]:
     if trust.decoys < FEW_DECOYS:
         yield Remark(
             False, f"{f'Only {trust.decoys:,}' if trust.decoys else 'None'} of {trust.looks:,} looks "
-            f"{'was' if trust.decoys < 2 else 'were'} tested with a decoy, too few to say what a look is worth: raise "
-            "--decoy-share.",
+            f"{'was' if trust.decoys < 2 else 'were'} tested with a decoy, too few to say what a look is worth: "
+            f"{'raise --decoy-share' if trust.decoys < trust.looks else 'more rows would tell'}.",
         )  # fmt: skip
         return
     rate = trust.decoys_accepted / trust.decoys

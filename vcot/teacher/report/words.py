@@ -26,7 +26,7 @@ MEANING: dict[Reason, tuple[str, str]] = {
     Reason.TEACHER_NOT_JSON: (READING, "the reply is not the JSON that was asked for"),
     Reason.TEACHER_WRONG_SHAPE: (READING, "the reply is JSON with other fields than were asked for"),
     Reason.TEACHER_UNREADABLE: (READING, "the reasoning names objects that are not there, or holds numbers of boxes"),
-    Reason.TEACHER_UNGROUNDED: (READING, "the reasoning points at nothing, though there is something to point at"),
+    Reason.TEACHER_UNGROUNDED: (READING, "the reasoning points at nothing, or states the answer before it does"),
     Reason.DUPLICATE: (READING, "a new question is the row's own again"),
     Reason.BOX_MALFORMED: (BOXES, "a proposed box is not four numbers"),
     Reason.BOX_NOT_FINITE: (BOXES, "a proposed box has an edge that is no number"),
