@@ -38,7 +38,8 @@ _MOST = 4
 """Processes where nobody asked for more: a pod without a limit sees all cores of its node, and has not their memory."""
 _POLL = 0.2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LEARNED, _NOTES = "pictures.sqlite", "notes.sqlite"
+_NOTES, _LEARNED, _WHOLE = "notes.sqlite", "pictures.sqlite", "all-pictures.sqlite"
+"""In the folder of a process; what it learned of pictures is called whole when it has ended."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ ALONE = Crew()
 
 
 def cores() -> int:
-    """Cores that this process may keep busy, by its affinity and by the quota of its container; 8 at most."""
+    """Cores that this process may keep busy, by its affinity and by the quota of its container; 4 at most."""
     allowed: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # no safe fork elsewhere
     quota = _quota()
     return max(1, min(_MOST, math.floor(allowed if quota is None else min(allowed, quota))))
@@ -104,7 +105,7 @@ def spread(crew: Crew, part: Part, database: sqlite3.Connection, tables: Mapping
                 return look(part.knowing(pictures=pictures.elsewhere(known)), notes, index)
             finally:
                 notes.commit()
-                known.settled().rename(folder / _whole(_LEARNED))
+                known.settled().rename(folder / _WHOLE)
 
     for folder in folders:
         folder.mkdir()
@@ -116,13 +117,9 @@ def spread(crew: Crew, part: Part, database: sqlite3.Connection, tables: Mapping
     finally:
         for folder in folders:
             # Of a process that was killed, the file is of no use.
-            if pictures.index is not None and (whole := folder / _whole(_LEARNED)).exists():
+            if pictures.index is not None and (whole := folder / _WHOLE).exists():
                 pictures.index.learn(whole)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _whole(name: str) -> str:
-    return f"whole-{name}"
 
 
 def _take_in(database: sqlite3.Connection, notes: Path, tables: Mapping[str, str]) -> None:
