@@ -129,7 +129,6 @@ def _take_in(database: sqlite3.Connection, notes: Path, tables: Mapping[str, str
         database.execute(f"insert into main.{table} select * from notes.{table}")
     database.commit()
     database.execute("detach notes")
-    notes.unlink()
 
 
 # --------------------------------------------------------------------------------------------------------- processes

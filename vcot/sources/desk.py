@@ -200,9 +200,8 @@ LONGEST_TEXT = 100_000
 
 def _demand_short(sample: Sample) -> None:
     """Raises Refused: a text is too long."""
-    longest = max(len(sample.question), len(sample.context or ""), *map(len, sample.answers))
-    for trace in sample.reasoning:
-        longest = max(longest, len(trace.text))
+    reasonings = (trace.text for trace in sample.reasoning)
+    longest = max(map(len, (sample.question, sample.context or "", *sample.answers, *reasonings)))
     if longest > LONGEST_TEXT:
         raise Refused(
             Reason.WRONG_SHAPE, f"a text of {longest:,} characters; {LONGEST_TEXT:,} of one text are read at most"

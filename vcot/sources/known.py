@@ -40,7 +40,7 @@ create table if not exists pictures (
     print blob
 ) without rowid;
 """
-_GET = "select width, height, sha256, stored from pictures where uri = ?"
+_GET = "select width, height, sha256, stored from pictures where uri = :uri"
 _GET_BESIDE = f"{_GET} union all {_GET.replace('pictures', 'beside.pictures')} limit 1"
 _PUT = (
     "insert into pictures values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set width = excluded.width, "
@@ -59,11 +59,11 @@ class Known:
     def __init__(self, path: Path, beside: Path | None = None) -> None:
         self._path, self._lock = path, threading.Lock()
         self._empty, self.news = True, False
-        self._database, self._get, self._asked = self._opened(), _GET, 1
+        self._database, self._get = self._opened(), _GET
         if beside is not None:
             # Nobody writes to it meanwhile, and of its lock, which is for one process, nothing is asked.
             self._database.execute("attach ? as beside", (f"file:{quote(str(beside))}?mode=ro&immutable=1",))
-            self._get, self._asked = _GET_BESIDE, 2
+            self._get = _GET_BESIDE
 
     def _opened(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, check_same_thread=False, uri=True)
@@ -79,7 +79,7 @@ class Known:
     def get(self, uri: str) -> Image | None:
         try:
             with self._lock:
-                found = self._database.execute(self._get, (uri,) * self._asked).fetchone()
+                found = self._database.execute(self._get, {"uri": uri}).fetchone()
         except UnicodeEncodeError:  # half a surrogate pair may be in a row, and in no name
             return None
         if found is None:

@@ -31,14 +31,12 @@ from vcot.sources.notes import NOTHING, SAID, TABLES, TEST, TRAIN, VALIDATION, l
 from vcot.sources.parts import Part
 from vcot.sources.pictures import Pictures
 from vcot.sources.reading import in_order
-from vcot.stage import Bar
+from vcot.stage import progress
 from vcot.storage.images import ImageError
 
 Facts = dict[str, Any]
 Groups = Sequence[Sequence[str]]
 """Digests of pictures that nearly are the same; who has no such other is in none."""
-_TOLD = 50
-"""Pictures after each of which it is told how it goes."""
 _GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
 """For the report: so many groups are looked at, so many pictures of each; shown are so many that are far apart, and
 so many by chance.
@@ -109,13 +107,11 @@ def _groups(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -
     pictures = "select sha, part, uri from pictures where uri <> '' order by sha"
     where, noted = [], bytearray()
     (total,) = database.execute("select count(*) from pictures where uri <> ''").fetchone()
-    with Bar("comparing pictures", total, "pictures") as bar:
-        for number, print_ in enumerate(in_order(look, database.execute(pictures), readers)):
-            if print_ is not None:
-                where.append(number)
-                noted += print_
-            if number % _TOLD == _TOLD - 1:
-                bar.advance(_TOLD)
+    looked = in_order(look, database.execute(pictures), readers)
+    for number, print_ in enumerate(progress(looked, "comparing pictures", total, "pictures")):
+        if print_ is not None:
+            where.append(number)
+            noted += print_
     prints = np.frombuffer(noted, np.uint8).reshape(-1, alike.BYTES)
     labels = alike.groups(prints, distance)
     members = np.bincount(labels, minlength=1)[labels] > 1 if len(labels) else np.zeros(0, np.bool_)
