@@ -115,9 +115,15 @@ def batches_account(store: Store, stage_uri: str, part: Amount, holder: str) -> 
 
 def told(ceiling: Amount) -> str:
     """ "--budget-usd $5.00", or "unlimited"."""
-    values = (dollars(ceiling.pico), f"{ceiling.tokens:,}", f"{ceiling.requests:,}")
-    said = [f"{flag} {value}" for flag, value, n in zip(FLAGS, values, ceiling, strict=True) if n != UNLIMITED]
+    said = [
+        f"{flag} {value}" for flag, value, n in zip(FLAGS, written(ceiling), ceiling, strict=True) if n != UNLIMITED
+    ]
     return ", ".join(said) or "unlimited"
+
+
+def written(amount: Amount) -> tuple[str, str, str]:
+    """In the order of FLAGS."""
+    return dollars(amount.pico), f"{amount.tokens:,}", f"{amount.requests:,}"
 
 
 def ceiling_of(usd: Decimal | None, tokens: int | None, requests: int | None) -> Amount:

@@ -22,7 +22,7 @@ from vcot.teacher.bill import since
 from vcot.teacher.budget import Budget, Purse, Unlimited
 from vcot.teacher.forecast import Foreseen
 from vcot.teacher.model import ModelTeacher
-from vcot.teacher.plan import FLAGS, Plan, shard_account, told
+from vcot.teacher.plan import FLAGS, Plan, shard_account, told, written
 from vcot.teacher.prices import PICO, dollars
 
 
@@ -81,14 +81,14 @@ class Treasury:
 
     def _spent(self, plan: Plan, index: int, accounts: Callable[[], Iterator[Account]], missing: Amount) -> str:
         """What to tell when a request does not fit any more, and by how much it does not."""
-        most = [max(left) for left in zip(*(account.left() for account in accounts()), strict=True)]
-        over = [
-            (flag, lack, max(left, 0)) for flag, lack, left in zip(FLAGS, missing, most, strict=True) if lack > left
-        ]
-        needs = " and ".join(
-            f"{dollars(lack)} at worst, of {dollars(left)}" if flag == FLAGS[0] else f"{lack:,} at worst, of {left:,}"
-            for flag, lack, left in over
-        )
+        most = Amount(*(max(0, *left) for left in zip(*(account.left() for account in accounts()), strict=True)))
+        over = {
+            flag: f"{needed} at worst, of {there}"
+            for flag, lack, left, needed, there in zip(
+                FLAGS, missing, most, written(missing), written(most), strict=True
+            )
+            if lack > left
+        }
         whole, finished = plan.foreseen, self._finished()
         unfinished = sum(share.foreseen.rows for n, share in enumerate(plan.shards) if n not in finished)
         rows = max(0, unfinished - (self._teacher.telling.done - self._done_before))
@@ -100,7 +100,7 @@ class Treasury:
         if pico:
             rest += f" and cost about {dollars(rows * pico)}"
         return (
-            f"{' and '.join(flag for flag, _, _ in over)} is spent: the next request of shard {index} needs {needs} "
+            f"{' and '.join(over)} is spent: the next request of shard {index} needs {' and '.join(over.values())} "
             f"left of {told(Amount(*plan.ceiling))}. The rest, {rest}. What was paid for is kept, so the same command "
             "with more goes on from here"
         )
