@@ -166,6 +166,13 @@ def test_finish_without_a_shard_names_it(tmp_path: Path) -> None:
         run(tmp_path, part="finish")
 
 
+def test_a_shard_that_is_not_there_is_refused_before_and_after_the_finish(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="--shard=3: there are 3 shards, 0 to 2"):
+            run(tmp_path, part="shards", shard=3)
+        run(tmp_path)
+
+
 def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path)
     before = (tmp_path / "count/_done/00000.json").read_bytes()

@@ -319,12 +319,12 @@ def run_shards(
     Raises:
         InputError: more rows were refused than allowed, or a shard is missing in the finish.
     """
+    if settings.shard is not None and settings.shard >= shards:
+        raise SettingsError(f"--shard={settings.shard}: there are {shards} shards, 0 to {shards - 1}")
     if (mark := folder.whole(settings, inputs)) is not None:
         return mark
     folder.begin(settings, inputs)
     _sum_up(shards)
-    if settings.shard is not None and settings.shard >= shards:
-        raise SettingsError(f"--shard={settings.shard}: there are {shards} shards, 0 to {shards - 1}")
     if settings.part in ("all", "shards"):
         wanted = range(shards) if settings.shard is None else [settings.shard]
         tally = Tally()
