@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from vcot.errors import SettingsError
+from vcot.errors import InputError, SettingsError
 from vcot.settings import CommaSeparated, Settings, flag, setting
 from vcot.stage import launch
 
@@ -425,6 +425,8 @@ def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
     """Loaded only where one is named: it brings torch, which the data image does not have."""
     if settings.detector_uri is None:
         return None
+    if next(iter(store.list(settings.detector_uri)), None) is None:  # before torch, which takes seconds to load
+        raise InputError(f"--detector-uri={settings.detector_uri}: there is nothing in that folder")
     try:
         from vcot.models.detector import load_detector
     except ModuleNotFoundError as error:

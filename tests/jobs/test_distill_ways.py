@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from tests.jobs.test_distill import (  # noqa: F401
     stored,
     wait_for,
 )
+from tests.models.owl import make_owl
 from tests.sources import test_sources_aokvqa as aokvqa
 from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.given import Given
@@ -58,15 +59,15 @@ def machine(n: int) -> bytes:
     return picture(("green gear", (140, 100, 180 + 4 * n, 140)), ("blue lever", (250, 90, 310, 150 + 4 * n)))
 
 
-def of_scienceqa(given: Given) -> list[Sample]:
+def of_scienceqa(given: Given, pictures: Iterable[bytes] | None = None) -> list[Sample]:
     """No places; the solution names what can be seen."""
     rows = [
         scienceqa.row(
             n, question=f"Which part of machine {n} turns?", choices=["the wheel", "the axle"], answer=1,
-            image={"bytes": machine(n), "path": "i.png"},
+            image={"bytes": drawn, "path": "i.png"},
             solution="The green gear meets the blue lever. So the axle turns.",
         )
-        for n in range(3)
+        for n, drawn in enumerate(pictures or map(machine, range(3)))
     ]  # fmt: skip
     uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
     return samples(given, source="scienceqa", input_uri=uri)
@@ -231,6 +232,20 @@ def test_a_planted_fault_is_found_in_rejections_and_report(
         "rows": 3, "passed": 0, "asked": 3, "parsed": 3, "boxes_accepted": 0, "answer_agreed": 0, "kept": 0,
     }  # fmt: skip
     assert told["refused"] == {"scienceqa": {"teacher-box-unsure": 3}}
+
+
+def test_a_detector_in_a_folder_must_find_what_is_proposed(wise: Teacher, run_uri: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "owl").mkdir()
+    where_it_looks, elsewhere = (40, 40, 120, 120), (100, 60, 300, 230)
+    drawn = (picture(("green gear", place)) for place in (where_it_looks, elsewhere))
+    convert(str(run_uri), of_scienceqa(Given(tmp_path), drawn))
+    with pytest.raises(InputError, match=r"--detector-uri=.*owl: there is nothing in that folder"):
+        run(settings(run_uri, detector_uri=str(tmp_path / "owl")))
+    run(settings(run_uri, detector_uri=str(make_owl(tmp_path / "owl"))))
+    mark, made = distilled(str(run_uri))
+    assert [row.reasoning[0].boxes[0].as_list() for row in made] == [pytest.approx(where_it_looks, abs=0.5)]
+    assert [one.reason for one in rejections(str(run_uri), mark)] == [Reason.TEACHER_BOX_UNDETECTED]
 
 
 def test_who_answers_first_and_how_often_changes_no_byte(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.models.owl import make_owl
 from tests.teacher.made import HEIGHT, WIDTH, stored
 from vcot.errors import InputError
 from vcot.storage import Store
@@ -15,30 +14,8 @@ from vcot.storage import Store
 
 @pytest.fixture(scope="module")
 def owl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny OWLv2 as a folder, tokenizer and all."""
-    torch = pytest.importorskip("torch")
-    from transformers import CLIPTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
-
-    torch.manual_seed(3)
-    folder = tmp_path_factory.mktemp("owl")
-    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-    small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    config = Owlv2Config(
-        text_config=small | {"num_attention_heads": 2, "vocab_size": len(words), "max_position_embeddings": 16,
-                             "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 0},
-        vision_config=small | {"num_attention_heads": 2, "image_size": 64, "patch_size": 16},
-        projection_dim=16,
-    )  # fmt: skip
-    model = Owlv2ForObjectDetection(config)
-    torch.nn.init.zeros_(model.box_head.dense2.weight)  # then each patch says that the thing is where it is
-    model.save_pretrained(folder)
-    processor = Owlv2Processor(Owlv2ImageProcessor(size={"height": 64, "width": 64}), tokenizer)
-    processor.save_pretrained(folder)
-    return folder
+    pytest.importorskip("torch")
+    return make_owl(tmp_path_factory.mktemp("owl"))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from PIL import Image as Pillow
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+from transformers.utils import logging as transformers_logging
 
 from vcot.errors import InputError
 from vcot.grounding import Box, BoxError
@@ -65,6 +66,7 @@ def load_detector(store: Store, uri: str) -> Detector:
     """The detector in a folder of storage. Raises InputError: it holds none."""
     with tempfile.TemporaryDirectory(prefix="detector-") as scratch:
         folder, digest = fetch_with_digest(store, uri, Path(scratch))
+        transformers_logging.disable_progress_bar()
         try:
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             model = AutoModelForZeroShotObjectDetection.from_pretrained(
