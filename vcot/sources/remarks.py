@@ -46,7 +46,10 @@ def _splits(found: Conversion) -> Iterator[Remark]:
     if found.tally.kept and not kept["train"]:
         yield Remark(False, "No row is there to train on: all that were kept are for validation or test.")
     elif kept["train"] and not kept["validation"]:
-        yield Remark(False, "No row is there to validate on; --validation-share keeps some pictures back.")
+        yield Remark(
+            False, "No row is there to validate on: --validation-share divides rows that name no split, and all with "
+            "--splits by-content."
+        )  # fmt: skip
     shared = sum(benchmark.pictures_shared for benchmark in found.benchmarks.values())
     if shared:
         refused = sum(benchmark.rows_refused for benchmark in found.benchmarks.values())
