@@ -115,7 +115,9 @@ class DistillSettings(Settings):
     detector_uri: str | None = setting(
         None, "openai: folder of a detector (Grounding DINO, OWLv2) that must find what is proposed; needs torch"
     )
-    reanswer: bool = setting(True, "openai: the answer must follow from the cut-outs of the evidence alone")
+    reanswer: bool = setting(
+        True, "openai: the answer must follow from the cut-outs of the evidence, and where they lie, alone"
+    )
     answer_first: Literal["flag", "refuse"] = setting(
         "flag", "openai: what becomes of reasoning whose first sentence states the answer"
     )

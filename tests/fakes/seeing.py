@@ -116,15 +116,28 @@ class Seeing:
         return {"present": self.eyes.ask(shown(asked), f"Is there a {named(asked)}?").answer == "yes"}
 
     def _reanswer(self, asked: Asked) -> Mapping[str, Any]:
+        """About what the cut-outs show where they lie; the rest of the image is grey."""
         cuts = [shown(asked, number) for number in range(pictures(asked))]
-        return {"answer": together([self.eyes.ask(cut, asked.question).answer for cut in cuts])}
+        lie = [tuple(int(n) / 100 for n in four) for four in _LIES.findall(asked.words)]
+        return {"answer": self.eyes.ask(put_together(cuts, lie) if lie else cuts[0], asked.question).answer}
 
 
-def together(answers: Sequence[str]) -> str:
-    """One answer from those about each cut-out: numbers add up, and what one of them shows is there."""
-    if all(map(str.isdecimal, answers)):
-        return str(sum(map(int, answers)))
-    return next((answer for answer in answers if answer not in ("no", "")), "cannot tell")
+_LIES = re.compile(r"^Cut-out \d+ lies across (\d+)-(\d+) %, down (\d+)-(\d+) %\.$", re.M)
+_ACROSS = 320
+"""Pixels of an image that is put together."""
+
+
+def put_together(cuts: Sequence[Image.Image], lie: Sequence[tuple[float, ...]]) -> Image.Image:
+    """An image of which only these cut-outs are known. `lie`: x1, x2, y1, y2 of each, as shares of the image."""
+    x1, x2, y1, y2 = lie[0]
+    shape = (cuts[0].height / (y2 - y1)) / (cuts[0].width / (x2 - x1))
+    whole = Image.new("RGB", (_ACROSS, round(_ACROSS * shape)), (128, 128, 128))
+    for cut, (x1, x2, y1, y2) in zip(cuts, lie, strict=True):
+        left, top, right, bottom = (
+            round(n) for n in (x1 * whole.width, y1 * whole.height, x2 * whole.width, y2 * whole.height)
+        )
+        whole.paste(cut.convert("RGB").resize((right - left, bottom - top)), (left, top))
+    return whole
 
 
 def first_free(words: str) -> int:

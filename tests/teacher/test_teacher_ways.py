@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.teacher import Asked
 from tests.fakes.wise import Known
 from tests.teacher.asking import (
     DISC,
     LEVER,
+    QUESTION,
     InProcess,
     manner,
     near,
@@ -68,6 +71,37 @@ def test_an_object_that_nobody_annotated_is_proposed_and_checked(tmp_path: Path)
     assert "You may add objects, from [1] on. Boxes are [x1, y1, x2, y2] in thousandths" in asker.asked[0].words
     assert "reanswer" not in asker.asked[-1].words
     assert "gear" not in asker.asked[-1].words  # who answers again does not know the answer
+
+
+def by_place(asked: Asked, _: Any) -> Any:
+    """Which of two cut-outs is further left, or on which side the only one lies, by what is said of where they lie."""
+    lie = [int(n) for n in re.findall(r"^Cut-out \d lies across (\d+)-", asked.words, re.M)]
+    return {"answer": ("yes" if lie[0] < lie[1] else "no") if len(lie) == 2 else ("left" if lie[0] < 50 else "right")}
+
+
+def test_where_the_evidence_lies_can_be_asked_for(tmp_path: Path) -> None:
+    where = {"question": "On which side is the red disc?", "answer": "left"}
+    known = {where["question"]: Known("left", needs="red disc")}
+    asker = wise(known, reanswer=by_place)
+    assert taught(aware(), row(tmp_path, **where), asker)
+    assert re.search(
+        r"^Cut-out 1 lies across 0-24 %, down 2-36 %\.$", asker.asked[-1].words, re.M
+    )  # with what is round it
+    mistaken = row(tmp_path, **where, evidence=(see("red disc", LEVER),))
+    assert refused(aware(), mistaken, wise(known, reanswer=by_place)).reason is Reason.TEACHER_EVIDENCE_FALLS_SHORT
+
+    related = {"question": "Is the red disc left of the blue lever?", "answer": "yes"}
+    known = {related["question"]: Known("yes")}
+    disc, lever = see("red disc", DISC), see("blue lever", LEVER)
+    assert taught(aware(), row(tmp_path, **related, evidence=(disc, lever)), wise(known, reanswer=by_place))
+    swapped = row(tmp_path, **related, evidence=(see("red disc", LEVER), see("blue lever", DISC)))
+    assert refused(aware(), swapped, wise(known, reanswer=by_place)).reason is Reason.TEACHER_EVIDENCE_FALLS_SHORT
+
+
+def test_nothing_there_is_answered_from_the_whole_image_which_lies_nowhere(tmp_path: Path) -> None:
+    asker = wise({QUESTION: Known("no")})
+    assert taught(aware(), row(tmp_path, answer="no", evidence=()), asker)
+    assert "Cut-out" not in asker.asked[-1].words
 
 
 def test_annotated_objects_have_their_boxes_from_people(tmp_path: Path) -> None:

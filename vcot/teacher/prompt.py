@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcot.grounding import Frame
-from vcot.records import Sample
+from vcot.grounding import Box, Frame
+from vcot.records import Image, Sample
 from vcot.teacher.objects import Object, choices_of
 
 NOTHING_THERE = """\
@@ -50,9 +50,13 @@ def in_frame(frame: Frame) -> str:
 
 def line(seen: Object, sample: Sample) -> str:
     """`[1] red disc, top left, across 10-24 %, down 3-18 %`"""
-    across = _percent(seen.box.x1, seen.box.x2, sample.shown.width)
-    down = _percent(seen.box.y1, seen.box.y2, sample.shown.height)
+    across, down = reach(seen.box, sample.shown)
     return f"[{seen.number}] {seen.label}, {seen.place}, across {across}, down {down}"
+
+
+def reach(box: Box, image: Image) -> tuple[str, str]:
+    """From where to where it goes, across and down: `10-24 %`, in whole per cent of the image."""
+    return _percent(box.x1, box.x2, image.width), _percent(box.y1, box.y2, image.height)
 
 
 def _percent(low: float, high: float, whole: int) -> str:

@@ -21,7 +21,7 @@ from vcot.teacher import checks, crops
 from vcot.teacher.anchors import sentences
 from vcot.teacher.checks import Areas
 from vcot.teacher.objects import Object, tells_answer
-from vcot.teacher.prompt import asked, in_frame
+from vcot.teacher.prompt import asked, in_frame, reach
 from vcot.teacher.request import Picture, Request
 from vcot.teacher.shapes import Answered, Located, Looked
 from vcot.teacher.structured import Fault
@@ -53,7 +53,7 @@ class Trust:
         twice: a second proposal must agree.
         look: the teacher, or the judge, must see the thing in the cut-out.
         decoy_share: share of the looks that are followed by one at a decoy, 0..1; which ones, the seed decides.
-        reanswer: the answer must follow from the cut-outs of the evidence alone.
+        reanswer: the answer must follow from the cut-outs of the evidence, and where they lie, alone.
         answer_first: what becomes of reasoning whose first sentence states the answer.
         wrong_answers: what becomes of reasoning that ends in another answer.
         bad_objects: what becomes of reasoning with an object that is refused; prose: the name stays, the box goes.
@@ -255,7 +255,11 @@ def _look(label: str, box: Box, sample: Sample, manner: Manner) -> Parts:
 
 
 def _reanswer(boxes: Sequence[Box], sample: Sample, manner: Manner) -> Parts:
-    return [*crops.evidence(boxes, sample.shown, manner.image_side), "\n".join(asked(sample))]
+    """Where the cut-outs lie is said, too: a question may ask for a place, or on which side of another a thing is."""
+    pictures = crops.evidence(boxes, sample.shown, manner.image_side)
+    reaches = (reach(picture.crop, sample.shown) for picture in pictures if picture.crop is not None)
+    lie = [f"Cut-out {n} lies across {across}, down {down}." for n, (across, down) in enumerate(reaches, 1)]
+    return [*pictures, "\n".join([*lie, *asked(sample)])]
 
 
 def answer_comes_first(text: str, sample: Sample) -> bool:
