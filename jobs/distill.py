@@ -427,7 +427,7 @@ def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
     """Loaded only where one is named: it brings torch, which the data image does not have."""
     if settings.detector_uri is None:
         return None
-    if next(iter(store.list(settings.detector_uri)), None) is None:  # before torch, which takes seconds to load
+    if next(store.list(settings.detector_uri), None) is None:  # before torch, which takes seconds to load
         raise InputError(f"--detector-uri={settings.detector_uri}: there is nothing in that folder")
     try:
         from vcot.models.detector import load_detector

@@ -133,9 +133,8 @@ def put_together(cuts: Sequence[Image.Image], lie: Sequence[tuple[float, ...]]) 
     shape = (cuts[0].height / (y2 - y1)) / (cuts[0].width / (x2 - x1))
     whole = Image.new("RGB", (_ACROSS, round(_ACROSS * shape)), (128, 128, 128))
     for cut, (x1, x2, y1, y2) in zip(cuts, lie, strict=True):
-        left, top, right, bottom = (
-            round(n) for n in (x1 * whole.width, y1 * whole.height, x2 * whole.width, y2 * whole.height)
-        )
+        left, right = round(x1 * whole.width), round(x2 * whole.width)
+        top, bottom = round(y1 * whole.height), round(y2 * whole.height)
         whole.paste(cut.convert("RGB").resize((right - left, bottom - top)), (left, top))
     return whole
 

@@ -84,9 +84,8 @@ def test_where_the_evidence_lies_can_be_asked_for(tmp_path: Path) -> None:
     known = {where["question"]: Known("left", needs="red disc")}
     asker = wise(known, reanswer=by_place)
     assert taught(aware(), row(tmp_path, **where), asker)
-    assert re.search(
-        r"^Cut-out 1 lies across 0-24 %, down 2-36 %\.$", asker.asked[-1].words, re.M
-    )  # with what is round it
+    # Of the cut-out, which shows the disc with what is round it.
+    assert re.search(r"^Cut-out 1 lies across 0-24 %, down 2-36 %\.$", asker.asked[-1].words, re.M)
     mistaken = row(tmp_path, **where, evidence=(see("red disc", LEVER),))
     assert refused(aware(), mistaken, wise(known, reanswer=by_place)).reason is Reason.TEACHER_EVIDENCE_FALLS_SHORT
 
