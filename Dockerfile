@@ -41,6 +41,10 @@ RUN --mount=type=cache,id=uv,target=/var/cache/uv \
     sh /opt/requirements/install.sh data
 
 FROM data-libraries AS gpu-libraries
+# GKE mounts the driver where nothing but these variables looks; NVIDIA's container runtime asks which parts to mount.
+ENV PATH=${PATH}:/usr/local/nvidia/bin \
+    LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY requirements/gpu.txt /opt/requirements/
 ARG UV_CACHE_DIR=/var/cache/uv
 RUN --mount=type=cache,id=uv,target=/var/cache/uv \

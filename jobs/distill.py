@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from vcot.errors import InputError, SettingsError
-from vcot.settings import CommaSeparated, Settings, flag, setting
+from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class DistillSettings(Settings):
     detector_uri: str | None = setting(
         None, "openai: folder of a detector (Grounding DINO, OWLv2) that must find what is proposed; needs torch"
     )
+    device: Device = setting("auto", f"openai, --detector-uri: {DEVICE}", shapes_result=False)
     reanswer: bool = setting(
         True, "openai: the answer must follow from the cut-outs of the evidence, and where they lie, alone"
     )
@@ -430,12 +431,14 @@ def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
     if next(store.list(settings.detector_uri), None) is None:  # before torch, which takes seconds to load
         raise InputError(f"--detector-uri={settings.detector_uri}: there is nothing in that folder")
     try:
+        from vcot.models import use_device
         from vcot.models.detector import load_detector
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"--detector-uri={settings.detector_uri}: a detector needs {error.name}, which is not installed here; "
             "run distill in the image that train uses, or leave it out"
         ) from None
+    use_device(settings.device)
     return load_detector(store, settings.detector_uri)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from vcot.errors import GateFailed
-from vcot.settings import CommaSeparated, Settings, setting
+from vcot.settings import DEVICE, CommaSeparated, Device, Settings, setting
 from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class EvaluateSettings(Settings):
     quantisation: Literal["as-trained", "none", "nf4"] = setting(
         "as-trained", "weights of the base in 4 bits (nf4) or as they are; as-trained: nf4 after qlora"
     )
+    device: Device = setting("auto", DEVICE, shapes_result=False)
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32"
     )
@@ -164,6 +165,10 @@ def run(settings: EvaluateSettings) -> None:
     subject = _subject(settings, store)
     folder = Folder(store, subject.run_uri, settings.stage)
     if folder.whole(settings, subject.inputs) is None:
+        if settings.part != "prepare":
+            from vcot.models import use_device
+
+            use_device(settings.device)  # before anything is fetched
         folder.begin(settings, subject.inputs)
         if settings.part == "prepare":
             return

@@ -15,7 +15,7 @@ from pydantic import field_validator, model_validator
 
 from vcot.errors import InputError
 from vcot.ranks import Rank, World, run_ranks
-from vcot.settings import CommaSeparated, Settings, flag, setting
+from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class TrainSettings(Settings):
         "qlora",
         "full: all weights; lora: adapters on the language model; qlora: the same with the base in 4 bits (NF4)",
     )
+    device: Device = setting("auto", DEVICE, shapes_result=False)
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32. Adapters are float32"
     )
@@ -175,7 +176,14 @@ def run(settings: TrainSettings) -> None:
     if (done := folder.whole(settings, inputs)) is not None:
         summary(**done.facts["losses"])
         return
+    from vcot.models import use_device
+
+    # Before the base is fetched. Of several processes each tries its own GPU, and this one holds none.
+    if settings.part == "all":
+        use_device(settings.device, compute=False)
     world = World.asked_for(settings.nproc)
+    if settings.part == "all" and world.size == 1:
+        use_device(settings.device)
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as scratch:
         _train(settings, folder, source_uri, source, inputs, Path(scratch), world)
 
@@ -222,8 +230,10 @@ def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
     log.bind(rank=rank.number)
     if rank.number > 0:
         log.quiet()
+    from vcot.models import use_device
     from vcot.training.group import Group
 
+    use_device(settings.device)
     scratch = Path(rank.folder)
     material = Material(**json.loads((scratch / Material.NAME).read_text()))
     _learn(settings, folder, material, scratch, Group.join(rank))

@@ -50,7 +50,7 @@ class Rank:
     """One process of a world.
 
     number: 0 … size - 1 over all pods; local: the same within this pod. meeting: where they find each other
-    (tcp://host:port). folder: what this pod's ranks share. on_gpu: it was given a GPU of its own.
+    (tcp://host:port). folder: what this pod's ranks share.
     """
 
     number: int
@@ -58,7 +58,6 @@ class Rank:
     size: int
     meeting: str
     folder: str
-    on_gpu: bool = False
 
     @classmethod
     def from_environment(cls) -> Rank | None:
@@ -172,17 +171,8 @@ def run_ranks(world: World, folder: Path, grace: float, command: Sequence[str] |
     """
     stop.raise_if_requested("nothing was begun")
     port = world.port or _free_port()
-    ranks = [
-        Rank(
-            world.node * world.per_node + local,
-            local,
-            world.size,
-            f"tcp://{world.address}:{port}",
-            str(folder),
-            world.gpus > 0,
-        )
-        for local in range(world.per_node)
-    ]
+    meeting, first = f"tcp://{world.address}:{port}", world.node * world.per_node
+    ranks = [Rank(first + local, local, world.size, meeting, str(folder)) for local in range(world.per_node)]
     log.get().info("starting ranks", here=world.per_node, of=world.size)
     started = {rank: _start(rank, world, command or _own_command()) for rank in ranks}
     try:

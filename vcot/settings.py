@@ -36,6 +36,12 @@ CommaSeparated = Annotated[
     BeforeValidator(lambda v: tuple(p.strip() for p in v.split(",") if p.strip()) if isinstance(v, str) else v),
 ]
 
+Device = Literal["auto", "cuda", "cpu"]
+DEVICE = (
+    "where models run; auto: cuda wherever a GPU or its driver can be seen, else cpu. A GPU that cannot be used is an "
+    "error (exit code 78), never a slow run on the processor"
+)
+
 
 def setting(
     default: Any = ...,

@@ -137,6 +137,18 @@ def kept(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
 
 
+def test_an_unusable_gpu_ends_it_at_once(
+    base: Path, adapters: Mapping[str, Path], contract: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run_uri = str(tmp_path / "run")
+    convert(run_uri, tmp_path / "pictures")
+    train(run_uri, str(base), adapters["nothing"], contract)
+    with pytest.raises(SettingsError, match="--device cuda, and torch cannot use it"):
+        evaluate(run_uri, device="cuda")
+    assert not (tmp_path / "run" / "evaluate").exists()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, base, adapters, contract) -> Path:
     """One run, evaluated; tests look at it and add others beside it."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import examples, tokenized
@@ -244,6 +245,22 @@ def test_a_base_that_the_examples_were_not_made_for_is_refused(
     assert "the examples were not made for this base" in said
     assert "template_sha256" in said
     assert "merge_size is 2 here, 4 in the examples" in said
+
+
+@pytest.mark.parametrize("gpus", ["0", "0,1"])
+def test_an_unusable_gpu_ends_it_at_once(
+    gpus: str, toy_base: Path, toy_encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs that CUDA is said to have and that torch cannot use, as behind a driver that is too old."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU that works")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    run_uri = str(tmp_path / "run")
+    tokenized(run_uri, toy_encoder, examples(toy_encoder, 2))
+    code, said = end(start(run_uri, str(toy_base), tmp_path / "scratch"))
+    assert code == 78
+    assert "found a GPU or its driver, and torch cannot use it" in said
+    assert not (tmp_path / "run" / "train").exists()
 
 
 def test_a_truncated_shard_of_examples_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:

@@ -100,6 +100,16 @@ def test_train_and_evaluate_have_a_gpu_and_nothing_else_does(overlay: str) -> No
     assert with_gpu == {"CronJob/stage-train", "CronJob/stage-evaluate", "CronJob/reevaluate"}
 
 
+@everywhere
+def test_who_asks_for_a_gpu_computes_on_it_or_fails(name: str, rendered: Rendered) -> None:
+    for cron_job, spec in stages(rendered(name)):
+        if cron_job["metadata"]["labels"]["vcot/pool"] == "gpu":
+            main, stage = main_of(spec), cron_job["metadata"]["labels"]["vcot/stage"]
+            devices = {one["name"]: one.get("value") for one in main["env"]}
+            asked = "nvidia.com/gpu" in main["resources"]["limits"]
+            assert devices[f"VCOT_{stage.upper()}_DEVICE"] == ("cuda" if asked else "cpu"), cron_job["metadata"]["name"]
+
+
 def test_the_small_chain_needs_no_gpu_and_fits_one_small_node() -> None:
     for where, spec in job_specs(render(OVERLAYS / "cpu-smoke")):
         resources = main_of(spec)["resources"]

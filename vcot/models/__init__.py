@@ -16,7 +16,8 @@ import warnings
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\b")
 
-from vcot.models.base import compute_dtype, device, is_model_file, load_base, weights_dtype, whole_model  # noqa: E402
+from vcot.models.base import is_model_file, load_base, weights_dtype, whole_model  # noqa: E402
+from vcot.models.device import compute_dtype, device, use_device  # noqa: E402
 from vcot.models.generate import generate  # noqa: E402
 from vcot.models.lora import TARGETS, attach_lora, load_adapter, lora_targets  # noqa: E402
 from vcot.models.positions import positions  # noqa: E402
@@ -32,6 +33,7 @@ __all__ = [
     "load_base",
     "lora_targets",
     "positions",
+    "use_device",
     "weights_dtype",
     "whole_model",
 ]

@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.utils import logging as transformers_logging
 
 from vcot.errors import InputError
+from vcot.models.device import DtypeName, compute_dtype, device
 
 Quantisation = Literal["none", "nf4"]
-DtypeName = Literal["auto", "bfloat16", "float32"]
 
 UNQUANTISED = ["lm_head", "model.visual"]
 """Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
@@ -32,23 +32,6 @@ _PICKLES_AND_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpac
 def is_model_file(name: str) -> bool:
     """For `fetch_folder`: neither weights in an unsafe form nor code is even downloaded."""
     return not name.endswith(_PICKLES_AND_CODE) and not name.startswith(".")
-
-
-def device() -> torch.device:
-    """Where models run: the first GPU, or the processor."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def compute_dtype(name: DtypeName) -> torch.dtype:
-    """The numbers to compute with; auto: bfloat16 where the device computes in it, else float32."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        abilities = torch.cpu.get_capabilities()
-        native = any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32
 
 
 def load_base(

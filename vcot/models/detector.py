@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from vcot.errors import InputError
 from vcot.grounding import Box, BoxError
-from vcot.models.base import device
+from vcot.models.device import device
 from vcot.records import Image
 from vcot.records.picture import picture
 from vcot.storage import Store, name

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
-from vcot.errors import SettingsError
 from vcot.models import device
 from vcot.ranks import Rank
 
@@ -40,16 +39,9 @@ class Group:
 
     @classmethod
     def join(cls, rank: Rank) -> Group:
-        """Meets the others.
-
-        Raises:
-            SettingsError: a GPU was given to this rank that torch cannot use.
-        """
-        where = device()
-        if where.type == "cpu" and rank.on_gpu:
-            raise SettingsError("there is a GPU here that torch cannot use (its driver?); --nproc 1 does without")
+        """Meets the others."""
         distributed.init_process_group(
-            "nccl" if where.type == "cuda" else "gloo", init_method=rank.meeting, rank=rank.number,
+            "nccl" if device().type == "cuda" else "gloo", init_method=rank.meeting, rank=rank.number,
             world_size=rank.size, timeout=PATIENCE,
         )  # fmt: skip
         return cls(rank.number, rank.local, rank.size)

@@ -1,0 +1,114 @@
+"""Where models run: a GPU that cannot be used is an error, not a slow processor."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from contextlib import suppress
+from ctypes import CDLL, byref, c_int
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vcot.errors import SettingsError
+from vcot.ranks import visible_gpus
+from vcot.settings import Device
+
+DtypeName = Literal["auto", "bfloat16", "float32"]
+
+OLDEST_DRIVER = {12: 525, 13: 580}
+"""Major version of CUDA → the oldest NVIDIA driver for it on Linux (CUDA compatibility, table "minor version")."""
+
+_MODULE = Path("/proc/driver/nvidia/version")
+
+
+def device() -> torch.device:
+    """Where models run: the first GPU, or the processor."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def use_device(choice: Device, *, compute: bool = True) -> None:
+    """Settles for this process, and for those that it starts, whether models run on the GPU.
+
+    Args:
+        choice: auto is cuda wherever a GPU or its driver can be seen, and else cpu.
+        compute: try it as well. Takes some hundred MiB of the GPU, so not in a process that only starts others.
+
+    Raises:
+        SettingsError: cuda it is, and torch cannot compute there; with the versions of driver and CUDA.
+    """
+    if choice == "cpu" or (choice == "auto" and not _gpu_is_visible()):
+        # Every library asks CUDA itself; hidden from all of them, no two can disagree.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if not torch.cuda.is_available():
+            raise SettingsError(_unusable(choice, str(warned[0].message) if warned else "no GPU is there for it"))
+    if compute:
+        try:
+            torch.ones(1, device="cuda").add_(
+                1
+            ).item()  # what is_available() does not see: a GPU too old for this torch
+        except RuntimeError as error:
+            raise SettingsError(_unusable(choice, str(error))) from None
+
+
+def compute_dtype(name: DtypeName) -> torch.dtype:
+    """The numbers to compute with; auto: bfloat16 where the device computes in it, else float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        abilities = torch.cpu.get_capabilities()
+        native = any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def _gpu_is_visible() -> bool:
+    """Judged without CUDA, which says the same of no GPU and of one that it cannot use."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return bool(visible_gpus(os.environ))
+    return bool(visible_gpus(os.environ)) or Path("/dev/nvidiactl").exists() or _driver_library() is not None
+
+
+def _driver_library() -> CDLL | None:
+    with suppress(OSError):
+        return CDLL("libcuda.so.1")
+    return None
+
+
+def _unusable(choice: Device, reason: str) -> str:
+    said = " ".join(reason.split())[:300].rstrip(".")
+    built_for = torch.version.cuda
+    if built_for is None:
+        needed = "This torch was built without CUDA."
+    else:
+        oldest = OLDEST_DRIVER.get(int(built_for.partition(".")[0]))
+        needed = f"torch {torch.__version__} is built for CUDA {built_for}" + (
+            f", which needs driver {oldest} or newer." if oldest else "."
+        )
+    asked = "--device cuda" if choice == "cuda" else "--device auto found a GPU or its driver"
+    return f"{asked}, and torch cannot use it: {said}. {_driver()}. {needed} --device cpu does without a GPU"
+
+
+def _driver() -> str:
+    """The driver of the machine's kernel, and whether its library can be loaded here."""
+    loaded = re.search(r"(?:Kernel Module|Module for \S+)\s+(\d+\.[\d.]+)", _read(_MODULE))
+    driver = f"Driver: {loaded.group(1)}" if loaded else "Driver: none is loaded on this machine"
+    library = _driver_library()
+    if library is None:
+        return f"{driver}; its library libcuda.so.1 is not found (containers: the runtime must mount it)"
+    version = c_int()
+    if library.cuDriverGetVersion(byref(version)) != 0:
+        return f"{driver}; its library does not answer"
+    return f"{driver}, for CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _read(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text()
+    return ""
