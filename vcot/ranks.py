@@ -32,6 +32,10 @@ from vcot.stage import stop, summary
 VARIABLE = "RANK_OF_STAGE"
 """What a launcher tells a process that it starts: the fields of `Rank`, as JSON."""
 
+OLDEST_DRIVER = 580
+"""Of NVIDIA's drivers for Linux, for CUDA 13, which the pinned torch is built for (NVIDIA's table of CUDA
+compatibility); a test holds the two together."""
+
 _FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 """How other launchers number ranks. Libraries act on these on their own account, so ours do not see them."""
 

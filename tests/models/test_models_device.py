@@ -20,8 +20,7 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine
 @pytest.mark.parametrize("choice", ["auto", "cuda"])
 def test_a_visible_gpu_that_cannot_be_used_is_an_error(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    cuda = re.escape(torch.version.cuda or "")
-    with pytest.raises(SettingsError, match=rf"torch cannot use it.*Driver: .*CUDA {cuda}, which needs driver 580"):
+    with pytest.raises(SettingsError, match=r"torch cannot use it.*Driver: .*built for CUDA 13\.\d.*driver .* is 580"):
         use_device(choice)  # type: ignore[arg-type]
 
 

@@ -84,6 +84,8 @@ def test_a_node_that_fits_takes_the_pod():
         ),
         (pod(), node(taints=[TAINT]), "has the taint nvidia.com/gpu=present:NoSchedule, which is not tolerated"),
         (pod(gpu="2"), node(**GPU), "has 1 of nvidia.com/gpu and not the 2 asked for"),
+        (pod(gpu="1"), node(labels={"nvidia.com/cuda.driver-version.major": "575"}, **GPU), "has NVIDIA driver 575"),
+        (pod(gpu="1"), node(labels={"nvidia.com/cuda.driver.major": "535"}, **GPU), "has NVIDIA driver 535"),
         (pod(memory="100Gi"), node(), "has 64Gi of memory and not the 100Gi asked for"),
         (pod(cpu="8500m"), node(), "has 8 of cpu and not the 8.5 asked for"),
         (pod(), node(ready="Unknown"), "is not ready"),
@@ -140,9 +142,16 @@ def test_pods_for_which_the_same_is_true_are_told_together():
     pods = {"train": pod(gpu="1"), "evaluate": pod(gpu="1", cpu="2"), "convert": pod()}
     found = judge_pool(pods, [node(**GPU), node("cpu-1")])
     assert [(f.kind, f.words) for f in found] == [
-        ("ok", "node gpu-1 for train, evaluate, with 1 GPU"),
+        ("ok", "node gpu-1 for train, evaluate, with 1 GPU (driver 580 or newer is needed)"),
         ("ok", "2 nodes, gpu-1 among them, for convert"),
     ]
+
+
+def test_a_driver_that_is_new_enough_or_unknown_or_not_needed_is_no_reason():
+    label = "nvidia.com/cuda.driver-version.major"
+    assert words(pod(gpu="1"), node(labels={label: "580"}, **GPU)) == []
+    assert words(pod(gpu="1"), node(**GPU)) == []
+    assert words(pod(), node(labels={label: "470"}, **GPU)) == []
 
 
 def test_no_gpu_at_all_is_missing_or_a_pool_that_scales_from_zero():

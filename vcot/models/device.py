@@ -13,13 +13,10 @@ from typing import Literal
 import torch
 
 from vcot.errors import SettingsError
-from vcot.ranks import visible_gpus
+from vcot.ranks import OLDEST_DRIVER, visible_gpus
 from vcot.settings import Device
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
-
-OLDEST_DRIVER = {12: 525, 13: 580}
-"""Major version of CUDA → the oldest NVIDIA driver for it on Linux (CUDA compatibility, table "minor version")."""
 
 _MODULE = Path("/proc/driver/nvidia/version")
 
@@ -83,14 +80,8 @@ def _driver_library() -> CDLL | None:
 
 def _unusable(choice: Device, reason: str) -> str:
     said = " ".join(reason.split())[:300].rstrip(".")
-    built_for = torch.version.cuda
-    if built_for is None:
-        needed = "This torch was built without CUDA."
-    else:
-        oldest = OLDEST_DRIVER.get(int(built_for.partition(".")[0]))
-        needed = f"torch {torch.__version__} is built for CUDA {built_for}" + (
-            f", which needs driver {oldest} or newer." if oldest else "."
-        )
+    built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    needed = f"torch {torch.__version__} is {built_for}; the oldest driver for the pinned one is {OLDEST_DRIVER}."
     asked = "--device cuda" if choice == "cuda" else "--device auto found a GPU or its driver"
     return f"{asked}, and torch cannot use it: {said}. {_driver()}. {needed} --device cpu does without a GPU"
 

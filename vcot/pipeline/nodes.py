@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vcot.pipeline.findings import Finding, missing, note, ok
 from vcot.pipeline.port import Manifest
+from vcot.ranks import OLDEST_DRIVER
 
 GPU = "nvidia.com/gpu"
 _UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "n": 1e-9, "u": 1e-6}
@@ -100,7 +101,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _gpus(asked: Mapping[str, float]) -> str:
-    return f", with {asked[GPU]:.0f} GPU{'s' if asked[GPU] > 1 else ''}" if asked.get(GPU) else ""
+    if not asked.get(GPU):
+        return ""
+    return f", with {asked[GPU]:.0f} GPU{'s' if asked[GPU] > 1 else ''} (driver {OLDEST_DRIVER} or newer is needed)"
 
 
 def misfits(pod: Manifest, node: Manifest) -> list[Misfit]:
@@ -113,6 +116,7 @@ def misfits(pod: Manifest, node: Manifest) -> list[Misfit]:
     if not _ready(node):
         found.append(Misfit("is not ready", f"see kubectl describe node {name}"))
     found += _labels(pod, labels, name)
+    found += _driver(pod, labels)
     found += _taints(pod, _lasting(spec.get("taints") or []), name)
     return found + _room(pod, node)
 
@@ -195,6 +199,14 @@ def _tolerated(taint: Manifest, tolerations: Iterable[Manifest]) -> bool:
 def _allocatable(node: Manifest) -> dict[str, float]:
     status = node.get("status") or {}
     return {name: quantity(amount) for name, amount in (status.get("allocatable") or {}).items()}
+
+
+def _driver(pod: Manifest, labels: Mapping[str, str]) -> list[Misfit]:
+    """As NVIDIA's feature discovery labels it, under the name of today or the one before; unknown without it."""
+    said = labels.get("nvidia.com/cuda.driver-version.major", labels.get("nvidia.com/cuda.driver.major", ""))
+    if not requests(pod).get(GPU) or not said.isdecimal() or int(said) >= OLDEST_DRIVER:
+        return []
+    return [Misfit(f"has NVIDIA driver {said}", f"CUDA 13 needs {OLDEST_DRIVER} or newer: update the pool")]
 
 
 def _room(pod: Manifest, node: Manifest) -> list[Misfit]:
