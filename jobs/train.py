@@ -95,7 +95,8 @@ class TrainSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
     keep: int = setting(
-        3, "checkpoints kept on the local disk, beside the best; storage keeps all", unit="checkpoints", gt=0,
+        3, "checkpoints kept, the newest and beside them the best: older ones are deleted, here and in storage, "
+        "when a new one is whole", unit="checkpoints", gt=0,
         shapes_result=False,
     )  # fmt: skip
     gradient_checkpointing: Literal["auto", "on", "off"] = setting(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcot.errors import InputError, TemporaryError
+from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.storage import Store
 
 plain = st.recursive(
@@ -201,7 +201,7 @@ def test_one_that_is_not_whole_is_passed_over(folder_place: str, tmp_path: Path,
 
 def test_one_whose_best_predecessor_is_gone_is_passed_over(folder_place: str, tmp_path: Path) -> None:
     """At the end the best weights would be missing; from an older one they are made again."""
-    mine = checkpoints(folder_place, tmp_path)
+    mine = checkpoints(folder_place, tmp_path, keep=3)
     for step, best in ((5, None), (10, 10), (15, 10)):
         mine.save(step, best, filled(step))
     for uri in files_of(folder_place, 10):
@@ -216,14 +216,46 @@ def test_two_attempts_do_not_overwrite_each_other(folder_place: str, tmp_path: P
     assert len(files_of(folder_place, 5)) == 2 * 3
 
 
-def test_the_last_ones_and_the_best_stay_on_this_disk_and_all_in_storage(folder_place: str, tmp_path: Path) -> None:
-    mine = checkpoints(folder_place, tmp_path, keep=2)
+def steps_in(uri: str) -> list[int]:
+    """Of whole checkpoints and of halves."""
+    return sorted({int(entry.uri.split("/step-")[1][:6]) for entry in Store().list(uri) if "/step-" in entry.uri})
+
+
+def test_the_last_ones_and_the_best_stay_here_and_in_storage(any_place: str, tmp_path: Path) -> None:
+    mine = checkpoints(any_place, tmp_path, keep=2)
+    Store().write(f"{any_place}/step-000001-killed/weights", b"half an upl")
+    Store().write(f"{any_place}/notes.txt", b"not a checkpoint's")
     for step in range(1, 7):
         mine.save(step, min(step, 2), filled(step))
     assert sorted(path.name[:11] for path in (tmp_path / "a").iterdir()) == [f"step-{n:06d}" for n in (2, 5, 6)]
-    assert len(list(Store().list(folder_place))) == 6 * 3
-    fetched = mine.at(3)  # gone here, fetched again
-    assert (fetched / "weights").read_bytes() == b"weights of step 3" * 100
+    assert steps_in(any_place) == [2, 5, 6]
+    assert Store().stat(f"{any_place}/notes.txt") is not None
+    other = checkpoints(any_place, tmp_path, "other pod", keep=2)
+    _, manifest = other.newest()
+    assert (manifest.step, (other.at(2) / "weights").read_bytes()) == (6, b"weights of step 2" * 100)
+
+
+def test_an_attempt_that_lags_behind_deletes_nothing_of_the_one_ahead(folder_place: str, tmp_path: Path) -> None:
+    ahead = checkpoints(folder_place, tmp_path, "pod", keep=2)
+    for step in (10, 15, 20):
+        ahead.save(step, 15, filled(step))
+    checkpoints(folder_place, tmp_path, "zombie", keep=2).save(5, 5, filled(5))
+    _, manifest = checkpoints(folder_place, tmp_path, "other", keep=2).newest()
+    assert (manifest.step, manifest.best_step) == (20, 15)
+
+
+def test_keys_that_may_not_delete_cost_room_and_a_warning(
+    folder_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(self: Store, uri: str) -> None:
+        raise SettingsError(f"{uri}: access denied")
+
+    monkeypatch.setattr(Store, "delete", denied)
+    mine = checkpoints(folder_place, tmp_path, keep=1)
+    for step in (1, 2, 3):
+        mine.save(step, None, filled(step))
+    assert steps_in(folder_place) == [1, 2, 3]
+    assert "old checkpoints stay in storage" in "".join(capsys.readouterr())
 
 
 def test_a_checkpoint_that_could_not_be_written_leaves_no_manifest(folder_place: str, tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ class DiskFile:
                 raise self.explain(error) from error
             return True
 
+    def delete(self) -> None:
+        with self._plain_words(), suppress(FileNotFoundError):
+            os.unlink(self.path)  # noqa: PTH108
+
     def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:
         with DiskFile(str(path), str(path)).open_read() as source, self.open_write() as target:
             _copy(source, target, left)

@@ -67,6 +67,9 @@ class Pieces:
     def write_once(self, data: bytes) -> bool:
         self._refuse()
 
+    def delete(self) -> None:
+        self._refuse()
+
     def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:
         self._refuse()
 

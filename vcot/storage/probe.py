@@ -176,18 +176,9 @@ CHECKS: dict[str, tuple[str, Callable[[Store, str], str]]] = {
 
 
 def _clean(store: Store, place: str) -> None:
-    """Nothing in vcot deletes, and the keys of stages need not allow it: what cannot be deleted stays, some 20 MB."""
+    """The keys of stages need not allow it: what cannot be deleted stays, some 20 MB."""
     if not place.startswith("s3://"):
         shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
         return
     for entry in list(store.list(place)):
-        _delete(entry.uri)
-
-
-def _delete(uri: str) -> None:
-    from vcot.storage.s3 import S3Object
-
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    place = S3Object(uri, bucket, key)
-    with place.plain_words():
-        place.client.delete_object(Bucket=bucket, Key=key)
+        store.delete(entry.uri)

@@ -3,8 +3,8 @@
 Set up by the standard variables alone: AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_CA_BUNDLE, AWS_MAX_ATTEMPTS, AWS_RETRY_MODE, … or a workload identity.
 
-Only what every server does alike is used: single-part PutObject with `If-None-Match: *`, multipart uploads, ranges
-and listing. Not used: If-Match on writes, delete, rename, and ETags as anything but "the same object as before".
+Only what every server does alike is used: single-part PutObject with `If-None-Match: *`, multipart uploads, ranges,
+listing and DeleteObject. Not used: If-Match on writes, rename, and ETags as anything but "the same object as before".
 """
 
 from __future__ import annotations
@@ -149,6 +149,10 @@ class S3Object:
         raise TemporaryError(
             f"{self.uri}: {_CONFLICT_TRIES} times somebody else was just writing it, yet it is not there"
         )
+
+    def delete(self) -> None:
+        with self.plain_words():
+            self.client.delete_object(Bucket=self.bucket, Key=self.key)
 
     def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:
         with DiskFile(str(path), str(path)).open_read(), self.plain_words():

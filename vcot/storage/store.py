@@ -62,6 +62,11 @@ class Store:
         """True: it was written. False: something is there already, and stays as it is."""
         return _at(uri).write_once(data)
 
+    def delete(self, uri: str) -> None:
+        """Takes one object away; where there is none, nothing happens. For what nobody needs any more and nothing
+        relies on: keys may lack the right to (SettingsError)."""
+        _at(uri).delete()
+
     def upload(self, path: Path, uri: str, left: Callable[[int], None] | None = None) -> None:
         """A file of this machine into the store, in parts and in parallel where it is large. `left`: told of bytes."""
         _at(uri).upload(path, left)

@@ -6,13 +6,14 @@
                                              manifest.json           names, sizes, sha256; written last
 
 A checkpoint without a manifest is not there. One whose files are not what its manifest says is passed over with a
-warning, for the next older one. Nothing in storage is deleted or overwritten: two attempts of the same job, one of
-them on a node that was thought lost, cannot harm each other.
+warning, for the next older one. Nothing is overwritten, and what is deleted is older than several whole checkpoints:
+two attempts of the same job, one of them on a node that was thought lost, cannot harm each other.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import shutil
 import time
@@ -25,7 +26,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from vcot import log
-from vcot.errors import InputError
+from vcot.errors import InputError, VcotError
 from vcot.records.base import Record
 from vcot.records.shards import File
 from vcot.storage import NotFound, Store, join
@@ -53,12 +54,12 @@ class Saved:
 
 @dataclass
 class Checkpoints:
-    """Those of one run.
+    """Those of one run. When one is whole, those that are older than the newest `keep` go, here and in storage, but for
+    the best.
 
     Args:
         uri: the folder of all of them.
-        scratch: a local folder for those under way and for the last `keep`, beside the best; the ranks of a pod
-            share it.
+        scratch: a local folder for those under way and for those that are kept; the ranks of a pod share it.
         ranks: of this training.
     """
 
@@ -85,6 +86,7 @@ class Checkpoints:
         self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
         self._local[step] = folder
         self._forget(best_step)
+        self._thin()
         self.last_save_seconds = time.monotonic() - begun
 
     def newest(self) -> tuple[Path, Manifest] | None:
@@ -162,10 +164,34 @@ class Checkpoints:
         return None if _digest(folder / file.name) == file.sha256 else "its digest is not the manifest's"
 
     def _forget(self, best_step: int | None) -> None:
-        """Local copies beyond the last `keep` and the best go; storage keeps all."""
+        """Local copies beyond the last `keep` and the best go."""
         for step in sorted(self._local)[: -self.keep or None]:
             if step != best_step:
                 shutil.rmtree(self._local.pop(step))
+
+    def _thin(self) -> None:
+        """The same in storage, where keys may not allow it. What is left of uploads that were killed goes as well."""
+        kept = {saved.manifest.step: saved.manifest.best_step for saved in self._newest_steps()}
+        if len(kept) < self.keep:
+            return
+        entries = sorted(self.store.list(self.uri), key=lambda entry: not entry.uri.endswith(f"/{MANIFEST}"))
+        try:
+            for entry in entries:  # manifests first: half a checkpoint is none
+                ours = re.match(r"/step-(\d+)-", entry.uri.removeprefix(self.uri.rstrip("/")))
+                if ours and (step := int(ours[1])) < min(kept) and step not in kept.values():
+                    self.store.delete(entry.uri)
+        except VcotError as error:
+            log.get().warning("old checkpoints stay in storage", uri=self.uri, because=str(error))
+
+    def _newest_steps(self) -> Iterator[Saved]:
+        """One of each of the last `keep` steps."""
+        seen: set[int] = set()
+        for saved in self._stored():
+            if saved.manifest.step not in seen:
+                seen.add(saved.manifest.step)
+                yield saved
+            if len(seen) == self.keep:
+                return
 
 
 def _digest(path: Path) -> str:
