@@ -136,6 +136,11 @@ def test_settings_that_a_file_only_offers_are_settings_too(
     assert offered or stage != "convert"
 
 
+def test_the_chain_on_gpus_reads_copies_of_images_that_fit_its_scratch() -> None:
+    """VisCoT's originals are 140 GB, the scratch of training 52."""
+    assert read_env_file(OVERLAYS / "gpu/settings/convert.env")["VCOT_CONVERT_INGEST"] == "true"
+
+
 def literals(folders: list[str]) -> Iterator[str]:
     for folder in folders:
         for path in (ROOT / folder).rglob("*.py"):
