@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, model_validator
 
 from vcot import log
 from vcot.errors import InputError
-from vcot.settings import CommaSeparated, Settings, flag, setting, variable
+from vcot.settings import CommaSeparated, Group, Settings, flag, setting, variable
 from vcot.stage import REPORT_EVERY, launch
 
 if TYPE_CHECKING:
@@ -60,6 +60,38 @@ OF_ONE_OR_ALL = (
     "splits", "overhang", "min_box_area", "max_box_area", "max_box_aspect", "max_boxes", "answer_in_label",
 )  # fmt: skip
 """These may be said by a part, and else hold for all."""
+SOURCES = {
+    "viscot": (
+        "VisCoT: chat rows (viscot_363k.json, benchmark/*.json), metadata and reasoning (*.jsonl)",
+        "--input-uri metadata --images-uri cot_images_tar_split",
+    ),
+    "coco": (
+        "COCO instances: questions about where things are and how many there are",
+        "--input-uri annotations/instances_train2017.json --images-uri train2017",
+    ),
+    "refcoco": (
+        "expressions and the box that each describes (RefCOCO, RefCOCO+, RefCOCOg)",
+        "--input-uri refcocog_umd_train.jsonl --images-uri train2014",
+    ),
+    "scienceqa": (
+        "school questions with hint, lecture and solution; Parquet, pictures inside",
+        "--input-uri data --without-image keep",
+    ),
+    "aokvqa": (
+        "questions with three rationales; Parquet, pictures inside, or JSON with COCO's pictures",
+        "--input-uri aokvqa_v1p0_train.json --images-uri coco",
+    ),
+    "llava-cot": (
+        "reasoning without boxes: LLaVA-CoT, R1-Onevision, LaCoT",
+        "--input-uri train.jsonl --images-uri cot",
+    ),
+    "scenes": ("drawn scenes with exact boxes; needs no input", "--scenes 2000"),
+    "samples": (
+        "lines of Samples, OpenAI messages or LLaVA's conversations with boxes in a declared --frame",
+        "--input-uri chats.jsonl --images-uri images --frame thousandths",
+    ),
+}
+"""Source → what it is, and how it is asked for."""
 IMAGES = {"viscot": "the folder with VisCoT's sets of images", "refcoco": "the folder with COCO's images of train2014"}
 """Source that cannot do without --images-uri → what that is."""
 
@@ -67,23 +99,31 @@ IMAGES = {"viscot": "the folder with VisCoT's sets of images", "refcoco": "the f
 class ConvertSettings(Settings):
     """Turns rows of a dataset and their images into Samples; a row that breaks its contract is refused with a reason.
 
-    --source viscot     VisCoT: chat rows (viscot_363k.json, benchmark/*.json), metadata and reasoning (*.jsonl)
-    --source coco       COCO instances: questions about where things are and how many there are
-    --source refcoco    expressions and the box that each describes (RefCOCO, RefCOCO+, RefCOCOg)
-    --source scienceqa  school questions with hint, lecture and solution; Parquet, pictures inside
-    --source aokvqa     questions with three rationales; Parquet, pictures inside, or JSON with COCO's pictures
-    --source llava-cot  reasoning without boxes: LLaVA-CoT, R1-Onevision, LaCoT
-    --source scenes     drawn scenes with exact boxes; needs no input
-    --source samples    lines of Samples, OpenAI messages or LLaVA's conversations with boxes in a declared --frame
-    --mix mix.yaml      several of these, with weights where they are wanted
-
-    docs/sources.md says what to download for each, and which command reads it.
+    Below, each --source stands with a command that reads it and with the settings that it alone looks at; --mix takes
+    several of them. docs/sources.md says what to download for each.
 
     Training and validation are told apart by the content of the picture, so that no picture is on both sides. Rows
     that name a split of their own are believed, and their pictures are kept from training in all other rows.
     """
 
     stage: ClassVar[str] = "convert"
+    groups: ClassVar[tuple[Group, ...]] = (
+        Group("input", ("run_uri", "source", "mix", "input_uri", "images_uri", "dataset", "licence", "limit")),
+        *(
+            Group(
+                f"--source {source}",
+                tuple(name for name, sources in OF_SOURCES.items() if sources[0] == source),
+                f"{about}\npython -m jobs.convert --run-uri runs/first --source {source} {example}",
+            )
+            for source, (about, example) in SOURCES.items()
+        ),
+        Group("splits", ("seed", "validation_share", "splits", "near_duplicates", "exclude_benchmarks",
+                         "benchmark_images_uri")),
+        Group("rows that are refused", ("max_rejected_share", "licences", "duplicates", "question_similarity",
+                                        "answer_in_label", "overhang", "min_box_area", "max_box_area",
+                                        "max_box_aspect", "max_boxes", "max_image_pixels", "max_image_side")),
+        Group("copies of images", ("ingest", "ingest_pixels", "pictures_uri")),
+    )  # fmt: skip
 
     source: Literal["viscot", "coco", "refcoco", "scienceqa", "aokvqa", "llava-cot", "scenes", "samples"] | None = (
         setting(None, "what kind of dataset the input is; this or --mix is needed")

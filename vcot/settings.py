@@ -15,7 +15,7 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -63,6 +63,14 @@ def setting(
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
+class Group(NamedTuple):
+    """Settings that stand together in the help, under a title, with what is said of them all."""
+
+    title: str
+    names: tuple[str, ...]
+    about: str = ""
+
+
 def extra_of(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
@@ -90,6 +98,7 @@ class Declared(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_ignore_empty=True, validate_default=False)
 
     stage: ClassVar[str]
+    groups: ClassVar[tuple[Group, ...]] = ()
 
     log_form: Literal["auto", "lines", "json"] = setting(
         "auto", "lines for people or JSON for a log collector; auto: JSON in a pod, else lines", common=True,
@@ -269,17 +278,21 @@ def _is_bool(annotation: Any) -> bool:
 def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
     parser = _Parser(
         prog=f"python -m {_module(cls)}",
+        usage="%(prog)s " + "".join(f"{flag(n)} {_metavar(cls, n)} " for n in _required(cls)) + "[--name value …]",
         description=(cls.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--check", action="store_true", default=False, help="judge the settings and stop")
-    for name, field in cls.model_fields.items():
-        if _is_bool(field.annotation):
-            parser.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=_help(cls, name))
-        else:
-            parser.add_argument(*_flags(name, field), dest=name, metavar="VALUE", help=_help(cls, name))
+    for group in _all_groups(cls):
+        section = parser.add_argument_group(group.title, group.about or None)
+        for name in group.names:
+            field, about = cls.model_fields[name], _help(cls, name)
+            if _is_bool(field.annotation):
+                section.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=about)
+            else:
+                section.add_argument(*_flags(name, field), dest=name, metavar=_metavar(cls, name), help=about)
     try:
         found, unknown = parser.parse_known_args(list(argv))
     except UsageError as error:
@@ -295,20 +308,50 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
     return flags, flags.pop("check"), usage
 
 
+def _required(cls: type[Declared]) -> list[str]:
+    return [name for name, field in cls.model_fields.items() if field.is_required()]
+
+
+def _all_groups(cls: type[Declared]) -> list[Group]:
+    """Those of the class, then its other settings, then what it shares with the other stages."""
+    rest = [name for name in cls.model_fields if not any(name in group.names for group in cls.groups)]
+    shared = tuple(name for name in rest if extra_of(cls.model_fields[name]).get("common"))
+    own = Group("more" if cls.groups else "settings", tuple(name for name in rest if name not in shared))
+    return [*cls.groups, own, Group("every stage", shared)]
+
+
+_LONG = 30
+"""Characters up to which choices stand where the value is written."""
+
+
+def _metavar(cls: type[Declared], name: str) -> str:
+    """What is written after the flag: the choices where they are short, else the kind of value."""
+    annotation = cls.model_fields[name].annotation
+    several = tuple in (annotation, get_origin(annotation))
+    if (choices := "|".join(_choices(annotation))) and len(choices) <= _LONG:
+        return choices
+    if choices:
+        return "NAME"
+    if name.endswith("_uri"):
+        return "URI,…" if several else "URI"
+    kinds = {annotation, *get_args(annotation)}
+    return "A,B,…" if several else "N" if int in kinds else "X" if float in kinds else "TEXT"
+
+
 def _written(default: Any) -> str:
     """A default as a person would write it."""
-    if default is None or default == ():
-        return "-"
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _help(cls: type[Declared], name: str) -> str:
     field = cls.model_fields[name]
     unit = extra_of(field).get("unit")
-    default = "required" if field.is_required() else f"default: {_written(field.default)}"
-    choices = " | ".join(_choices(field.annotation))
-    known = f"{choices}; " if choices else ""
-    text = f"{field.description}{f' [{unit}]' if unit else ''} ({known}{default}; {variable(cls, name)})"
+    told = [" | ".join(_choices(field.annotation))] if _metavar(cls, name) == "NAME" else []
+    if field.is_required():
+        told.append("required")
+    elif field.default is not None and field.default != ():
+        told.append(f"default: {_written(field.default)}")
+    text = f"{field.description}{f' [{unit}]' if unit else ''} ({'; '.join([*told, variable(cls, name)])})"
     return text.replace("%", "%%")
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from jobs.convert import ConvertSettings, run
+from jobs.convert import OF_SOURCES, SOURCES, ConvertSettings, run
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
 from tests.sources.given import Given
 from tests.sources.test_sources_viscot import metadata
@@ -316,3 +317,36 @@ def test_settings_are_judged_in_under_two_seconds_because_no_library_is_loaded()
     assert not loaded & {"torch", "transformers", "boto3", "numpy", "PIL", "pyarrow"}
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     assert seconds < 2  # of CPU: wall time belongs to whoever else is on this machine
+
+
+# --- the help -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sections(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Title → what the help says below it."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        ConvertSettings.load(["--help"])
+    found = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
+    return dict(zip(found[1::2], found[2::2], strict=True))
+
+
+def test_the_help_has_a_part_for_each_source_with_its_settings(sections: dict[str, str]) -> None:
+    titles = list(sections)
+    assert titles[2:10] == [f"--source {source}" for source in SOURCES]
+    for name, sources in OF_SOURCES.items():
+        assert f"  --{name.replace('_', '-')} " in sections[f"--source {sources[0]}"]
+    assert all("VALUE" not in text for text in sections.values())
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_helps_example_of_a_source_is_in_order(source: str, sections: dict[str, str]) -> None:
+    (line,) = re.findall(r"python -m jobs\.convert (.*)", sections[f"--source {source}"])
+    settings, _ = ConvertSettings.load(line.split())
+    assert settings.source == source
+
+
+def test_every_setting_stands_once_in_the_help(sections: dict[str, str]) -> None:
+    flags = re.findall(r"^  (--[a-z-]+)", "".join(sections.values()), flags=re.MULTILINE)
+    assert sorted(flags) == sorted(f"--{name.replace('_', '-')}" for name in (*ConvertSettings.model_fields, "check"))

@@ -94,7 +94,8 @@ def test_help_explains_each_setting_with_unit_default_and_variable(capsys: pytes
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0
     assert "heat of the oven [°C] (default: 180; VCOT_BAKE_DEGREES)" in text
-    assert "of the tin (round | square; default: -; VCOT_BAKE_SHAPE)" in text
+    assert "--shape round|square" in text
+    assert "of the tin (VCOT_BAKE_SHAPE)" in text
     assert "Bakes a cake." in text
 
 
