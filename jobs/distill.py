@@ -351,7 +351,7 @@ def spending_of(
 
     assert isinstance(teacher, ModelTeacher)
     ceiling = ceiling_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
-    prices = teacher.desk.prices
+    prices = teacher.desk.costs.prices
     check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
     plan = None
     if settings.part in ("all", "prepare"):
@@ -377,7 +377,7 @@ def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterat
     from vcot.teacher.model import ModelTeacher
 
     assert isinstance(teacher, ModelTeacher)
-    forecast = Forecast(teacher.desk.replies, teacher.desk.prices)
+    forecast = Forecast(teacher.desk.replies, teacher.desk.costs.prices)
     for rows in shards:
         forecast.add(rows, teacher)
     print(forecast.told(settings.concurrency))

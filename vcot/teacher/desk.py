@@ -11,25 +11,24 @@ endpoint may be paid for an answer that never arrived.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from vcot import log
 from vcot.errors import VcotError
 from vcot.records import Completion
-from vcot.teacher.amount import NOTHING, Amount
+from vcot.teacher.amount import NOTHING, SENT
+from vcot.teacher.answers import refused
 from vcot.teacher.bill import Bill
 from vcot.teacher.body import packed
 from vcot.teacher.budget import Budget, Unlimited
-from vcot.teacher.endpoint import Again, Endpoint
+from vcot.teacher.costs import Costs
+from vcot.teacher.endpoint import Again, Endpoint, SchemaRefused, Unanswered
 from vcot.teacher.endpoints import Endpoints
-from vcot.teacher.estimate import prompt_tokens
 from vcot.teacher.pictures import Pictures
-from vcot.teacher.prices import PICO, Prices
+from vcot.teacher.prices import Prices
 from vcot.teacher.rates import LONGEST_PAUSE
 from vcot.teacher.replies import Replies
 from vcot.teacher.request import Request
@@ -54,14 +53,13 @@ class Desk:
     def __init__(
         self, endpoints: Endpoints, replies: Replies, pictures: Pictures, prices: Prices, *, retries: int = 8
     ) -> None:
-        self.replies, self.prices, self.bill = replies, prices, Bill()
+        self.replies, self.costs, self.bill = replies, Costs(prices), Bill()
         self.pictures, self._endpoints = pictures, endpoints
         self._retries = retries
         self._budget: Budget = Unlimited()
         self._ready = asyncio.Semaphore(2 * endpoints.at_once)
         self._asking: dict[str, asyncio.Future[None]] = {}
         self._closing = asyncio.Event()
-        self._stretch = 1.0
 
     async def ask(self, request: Request, *, source: str) -> Completion:
         """See request.Asker. Raises Closing too, once `stop_asking` was called."""
@@ -131,9 +129,9 @@ class Desk:
         )
         try:
             return await tries(self._try, body, request, source)
-        except Again as again:
+        except Unanswered as failed:
             number = int(tries.statistics["attempt_number"])
-            raise _given_up(again.trouble, number) from again
+            raise _given_up(failed.trouble, number) from failed
 
     def _may_pass(self, error: BaseException) -> bool:
         """A pause longer than we sit out is left to whoever starts this again, unless there is somebody else to ask."""
@@ -147,41 +145,38 @@ class Desk:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def _try(self, body: bytes, request: Request, source: str) -> Completion:
-        price = self.prices.of(request.model)
-        prompt = math.ceil(prompt_tokens(request, price).most * self._stretch)
-        whole = prompt + request.reply_tokens
-        worst = Amount(price.cost(prompt, request.reply_tokens) if price else 0, whole, 1)
-        await self._budget.reserve(worst)
+        while True:
+            try:
+                return await self._once(body, request, source)
+            except SchemaRefused:  # each endpoint says so once to each request under way
+                continue
+
+    async def _once(self, body: bytes, request: Request, source: str) -> Completion:
+        """At most one request that leaves the process; whatever becomes of it, it counts as one."""
+        worst = self.costs.worst(request)
+        await self._budget.reserve(worst.amount)
         spent = NOTHING
         try:
-            async with self._endpoints.slot(whole) as endpoint:
+            async with self._endpoints.slot(worst.amount.tokens) as endpoint:
                 if self._closing.is_set():
                     raise Closing
-                spent = worst  # until more is known, and if this is called off
-                completion = await endpoint.ask(body, request.model)
-            used = completion.tokens_in + completion.tokens_out
-            if not used:  # refused for its content, or nobody says what it was
-                spent = NOTHING if completion.finish_reason == "content_filter" else worst
-                return completion
-            cost = price.cost(completion.tokens_in, completion.tokens_out, completion.tokens_cached) if price else None
-            spent = Amount(cost or 0, used, 1)
-            self._learn(completion.tokens_in, prompt)
-            return completion.model_copy(update={"cost": None if cost is None else cost / PICO})
-        except Again as again:
-            spent = worst if again.billed else NOTHING
-            self.bill.again(source, request.purpose, spent.pico)
+                spent = worst.amount  # until more is known, and if this is called off
+                reply = await endpoint.ask(body, request.model)
+            if reply is None:
+                spent = SENT
+                return refused(request.model)
+            completion, spent = self.costs.spent(reply, worst)
+            return completion
+        except Unanswered as failed:
+            spent = worst.amount if failed.billed else SENT if failed.sent else NOTHING
+            if isinstance(failed, Again):
+                self.bill.again(source, request.purpose, spent.pico)
             raise
-        except VcotError:
-            spent = NOTHING  # refused
+        except VcotError:  # before anything was sent
+            spent = NOTHING
             raise
         finally:
-            self._budget.settle(worst, spent)
-
-    def _learn(self, tokens: int, foreseen: int) -> None:
-        """A prompt with more tokens than it was thought to have at most: later ones are thought to have more."""
-        if tokens > foreseen:
-            log.get().warning("a prompt had more tokens than foreseen; the rest is counted higher", tokens=tokens)
-            self._stretch *= tokens / foreseen
+            self._budget.settle(worst.amount, spent)
 
 
 def _given_up(trouble: VcotError, tries: int) -> VcotError:
