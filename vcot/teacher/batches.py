@@ -141,7 +141,7 @@ class Batches:
             return
         batch = wait(_ended(endpoint, name))
         kept, spent = wait(self._merge(endpoint, batch, sent))
-        done = {"kept": kept, "failed": len(sent.asked) - kept, "usd": spent.pico / PICO}
+        done: dict[str, Any] = {"kept": kept, "failed": len(sent.asked) - kept, "usd": spent.pico / PICO}
         if batch.status == "failed":
             done["why"] = why_failed(batch)
             log.get().warning("batch failed: what it asked is asked singly", batch=name, why=done["why"])

@@ -35,7 +35,7 @@ class Collector:
         self._desk, self._scratch, self._tried, self._left = teacher.desk, scratch, tried, left
         self._seen: set[str] = set()
 
-    async def ask(self, request: Request, *, source: str) -> Completion:
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         key = request.key()
         kept = await asyncio.to_thread(self._desk.replies.get, key)
         if kept is not None:

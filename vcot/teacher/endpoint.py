@@ -22,7 +22,7 @@ from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.records import Completion
 from vcot.teacher.answers import read_completion
 from vcot.teacher.body import without_schema
-from vcot.teacher.rates import Rate, retry_after
+from vcot.teacher.rates import LONGEST_PAUSE, Rate, retry_after
 
 _ROW_CODES = (
     "content_filter", "content_policy_violation", "invalid_image", "invalid_image_format", "invalid_image_url",
@@ -48,11 +48,14 @@ class Unanswered(Exception):
         trouble: what to tell if it is not made again.
         sent: whether the request left this process.
         billed: whether the endpoint may have answered all the same, and be paid for it.
+        whole: whether it concerns all requests (the account, the model, the way there), and not perhaps this one.
     """
 
-    def __init__(self, trouble: VcotError, *, sent: bool = True, billed: bool = False) -> None:
+    at = ""  # address of the endpoint, once it is known
+
+    def __init__(self, trouble: VcotError, *, sent: bool = True, billed: bool = False, whole: bool = False) -> None:
         super().__init__(str(trouble))
-        self.trouble, self.sent, self.billed = trouble, sent, billed
+        self.trouble, self.sent, self.billed, self.whole = trouble, sent, billed, whole
 
 
 class Again(Unanswered):
@@ -62,10 +65,8 @@ class Again(Unanswered):
         after: seconds after which the endpoint asked to be asked again.
     """
 
-    def __init__(
-        self, trouble: VcotError, *, sent: bool = True, billed: bool = False, after: float | None = None
-    ) -> None:
-        super().__init__(trouble, sent=sent, billed=billed)
+    def __init__(self, trouble: VcotError, *, after: float | None = None, **more: bool) -> None:
+        super().__init__(trouble, **more)
         self.after = after
 
 
@@ -139,16 +140,21 @@ class Endpoint:
         said, headers = _words_of(error), error.response.headers
         match error.status_code:
             case 401 | 403:
-                return Unanswered(SettingsError(f"{self.address} refuses the key in OPENAI_API_KEY ({said})"))
+                return Unanswered(
+                    SettingsError(f"{self.address} refuses the key in OPENAI_API_KEY ({said})"), whole=True
+                )
             case 404:
                 return Unanswered(
                     SettingsError(
                         f"{self.address} knows no model --model {model}, or has no /chat/completions; "
                         f"most addresses end in /v1 ({said})"
-                    )
+                    ),
+                    whole=True,
                 )
-            case 429 if error.code == "insufficient_quota":
-                return Unanswered(SettingsError(f"{self.address}: the account of this key has no money left ({said})"))
+            case status if status == 402 or error.code == "insufficient_quota":
+                return Unanswered(
+                    SettingsError(f"{self.address}: the account of this key has no money left ({said})"), whole=True
+                )
             case 408 | 409 | 429:
                 self.rate.refused(headers)
                 wait = headers.get("retry-after")
@@ -162,13 +168,15 @@ class Endpoint:
                 trouble = TemporaryError(f"{self.address} fails for now ({said})")
             case _:
                 return Unanswered(SettingsError(f"{self.address} refuses the request itself ({said})"))
-        return Again(trouble, billed=error.status_code in _PERHAPS_ANSWERED, after=retry_after(headers))
+        after = retry_after(headers)
+        whole = error.status_code == 429 or (after or 0) > LONGEST_PAUSE
+        return Again(trouble, billed=error.status_code in _PERHAPS_ANSWERED, whole=whole, after=after)
 
     def _unreachable(self, why: str, *, sent: bool) -> Again:
         trouble = TemporaryError(
             f"{self.address} cannot be reached ({why}): is OPENAI_BASE_URL right, and is the server up?"
         )
-        return Again(trouble, sent=sent, billed=sent)
+        return Again(trouble, sent=sent, billed=sent, whole=not sent)
 
     def _strange(self, data: bytes) -> VcotError:
         said = f"{self.address} answered with something that is not a chat completion: {data[:80]!r}"
