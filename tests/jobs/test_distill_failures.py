@@ -127,6 +127,21 @@ def test_a_row_left_over_is_judged_by_a_request_that_was_answered_before(tmp_pat
     assert set(short) == {16}
 
 
+def test_which_rows_are_refused_does_not_depend_on_where_a_run_was_stopped(tmp_path: Path) -> None:
+    samples, made = storm.rows(tmp_path, 12), []
+    with scripted_teacher(hitting(Refuse(500), 0, 4, 5, 11)) as teacher:
+        for name, stops in {"calm": (), "stopped": (3, 6, 8, 14, 17)}.items():
+            where = tmp_path / name / "run"
+            storm.convert(where, samples, shards=3)
+            for requests in stops:
+                with pytest.raises(BudgetSpent):
+                    distilled(where, teacher, budget_requests=requests, concurrency=3)
+            distilled(where, teacher, concurrency=3)
+            assert {rejection.id for rejection in rejections(where)} == {"row-0", "row-4", "row-5", "row-11"}
+            made.append(storm.files(where))
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("trouble", [Refuse(500), Refuse(503), CLOSE, Refuse(502)], ids=["500", "503", "closed", "502"])
 @pytest.mark.parametrize("answered", [0, 5])
 def test_an_endpoint_that_answers_nobody_refuses_no_row(tmp_path: Path, trouble: Answer, answered: int) -> None:
