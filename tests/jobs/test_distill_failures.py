@@ -250,7 +250,7 @@ def test_a_batch_that_is_refused_at_the_door_leaves_its_money_to_single_requests
         assert len(teacher.asked) == 12
 
 
-def test_lines_of_a_batch_that_cannot_be_read_are_asked_singly(tmp_path: Path) -> None:
+def test_lines_of_a_batch_that_cannot_be_read_are_paid_for_and_asked_singly(tmp_path: Path) -> None:
     where = converted(tmp_path, 12)
 
     def damaged(data: bytes) -> bytes:
@@ -265,3 +265,7 @@ def test_lines_of_a_batch_that_cannot_be_read_are_asked_singly(tmp_path: Path) -
         distilled(where, teacher, batch=True)
         assert len(teacher.asked) == 4
     assert rejections(where) == []
+    (done,) = (where / "distill" / "_batches").glob("*.done.json")
+    booked = json.loads(done.read_text())
+    assert (booked["kept"], booked["failed"]) == (8, 4)
+    assert booked["usd"] > (8 + 4 * 10) * 0.000175  # of those that nobody can read, the most that they can be

@@ -220,6 +220,8 @@ def _read_line(line: dict[str, Any], worst: Worst, costs: Costs) -> tuple[Comple
     if status == 200:
         reply = completion_of(body, worst.model, 0.0)
         return costs.spent(reply, worst) if reply is not None else (None, worst.amount)
+    if status is None and not line.get("error"):
+        return None, worst.amount  # it does not say what became of it
     error = as_dict(as_dict(body).get("error") or line.get("error"))
     return (refused(worst.model) if refuses_the_row(status, error.get("code")) else None), SENT
 
