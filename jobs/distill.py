@@ -141,6 +141,10 @@ class DistillSettings(Settings):
         8, "openai: how often a request is tried again when the endpoint is busy, fails or is too slow (pauses grow to "
         "a minute, or what Retry-After says)", unit="requests", ge=0, le=100, shapes_result=False,
     )  # fmt: skip
+    max_failed_in_a_row: int = setting(
+        10, "openai: rows that may fail at the endpoint one after another before the run stops; a row that fails while "
+        "others are answered is refused, and the run goes on", unit="rows", ge=1, shapes_result=False,
+    )  # fmt: skip
     timeout: float = setting(
         120.0, "openai: a request that takes longer is cut off and tried again", unit="seconds", gt=0,
         shapes_result=False,
@@ -322,6 +326,7 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
 
     from vcot.teacher.desk import Desk
     from vcot.teacher.endpoints import endpoints_of
+    from vcot.teacher.failures import Failures
     from vcot.teacher.model import ModelTeacher
     from vcot.teacher.pictures import Pictures
     from vcot.teacher.prices import read_prices
@@ -333,6 +338,7 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
         Pictures(store),
         read_prices(store, settings.prices),
         retries=settings.retries,
+        failures=Failures(settings.max_failed_in_a_row, settings.max_rejected_share),
     )
     with ModelTeacher(way_of(settings, store), desk, ahead=4 * settings.concurrency) as teacher:
         yield teacher
@@ -352,7 +358,7 @@ def spending_of(
 
     assert isinstance(teacher, ModelTeacher)
     ceiling = ceiling_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
-    prices = teacher.desk.prices
+    prices = teacher.desk.costs.prices
     check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
     plan = None
     if settings.part in ("all", "prepare"):
@@ -378,7 +384,7 @@ def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterat
     from vcot.teacher.model import ModelTeacher
 
     assert isinstance(teacher, ModelTeacher)
-    forecast = Forecast(teacher.desk.replies, teacher.desk.prices)
+    forecast = Forecast(teacher.desk.replies, teacher.desk.costs.prices)
     for rows in shards:
         forecast.add(rows, teacher)
     print(forecast.told(settings.concurrency))

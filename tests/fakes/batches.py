@@ -24,14 +24,23 @@ def _json(value: object) -> Answer:
 
 class Batches:
     """Args: the teacher whose script answers each line; how often a batch is looked at before it is done; which
-    lines fail there."""
+    lines fail there; why every batch is refused as a whole (None: it is not); what becomes of a file of replies."""
 
-    def __init__(self, teacher: Teacher, *, looks: int = 2, fails: Callable[[Asked], bool] = lambda _: False) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        *,
+        looks: int = 2,
+        fails: Callable[[Asked], bool] = lambda _: False,
+        refuses: str | None = None,
+        damages: Callable[[bytes], bytes] = lambda data: data,
+    ) -> None:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.lines: list[Asked] = []
         self.lose_next_answer = False  # of a creation: the batch is made, and nobody is told
         self._teacher, self._looks, self._fails = teacher, looks, fails
+        self._refuses, self._damages = refuses, damages
         self._lock = threading.Lock()
         teacher.elsewhere = self.answer
 
@@ -81,6 +90,10 @@ class Batches:
         batch = self.batches[name]
         batch["looks"] += 1
         batch["status"] = "in_progress"
+        if self._refuses is not None:
+            said = {"code": "refused", "message": self._refuses, "line": None, "param": None}
+            batch |= {"status": "failed", "errors": {"object": "list", "data": [said]}}
+            return _json(batch)
         if batch["looks"] >= self._looks and "output_file_id" not in batch:
             self._answer_all(batch)
         if "output_file_id" in batch:
@@ -107,4 +120,4 @@ class Batches:
         for kind, lines in (("output_file_id", good[::-1]), ("error_file_id", bad)):  # in no particular order
             batch[kind] = f"file-{len(self.files)}" if lines or kind == "output_file_id" else None
             if batch[kind]:
-                self.files[batch[kind]] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+                self.files[batch[kind]] = self._damages(b"".join(json.dumps(line).encode() + b"\n" for line in lines))

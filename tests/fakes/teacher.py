@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -71,6 +71,7 @@ class Answer:
     """What the server does: sends bytes, or closes the connection where there are none.
 
     wait: seconds from when the request began to arrive.
+    paid: tokens in and out that it is paid for; None: what its body says.
     """
 
     status: int = 200
@@ -78,10 +79,13 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     wait: float = 0.0
     cut: bool = False  # half of the body, then the connection is closed
+    paid: tuple[int, int] | None = None
 
     @property
     def usage(self) -> tuple[int, int]:
         """Tokens in and out that it is paid for, whether or not all of it arrives."""
+        if self.paid is not None:
+            return self.paid
         if self.status != 200 or not self.body or not self.body.startswith(b"{"):
             return 0, 0
         usage = json.loads(self.body).get("usage", {})
@@ -100,6 +104,15 @@ def Say(text: str | None, *, finish: str = "stop", wait: float = 0.0, **message:
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
     }
     return Answer(body=json.dumps(completion).encode(), wait=wait)
+
+
+def miscounted(answer: Answer, usage: Any, paid: tuple[int, int]) -> Answer:
+    """The same, but its body says this of its tokens (None: nothing at all), whatever it is paid for."""
+    said = json.loads(answer.body or b"")
+    del said["usage"]
+    if usage is not None:
+        said["usage"] = usage
+    return replace(answer, body=json.dumps(said).encode(), paid=paid)
 
 
 def Refuse(status: int, message: str = "no", code: str | None = None, **headers: str) -> Answer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from jobs.distill import DistillSettings, run
 from tests.fakes.batches import Batches
-from tests.fakes.teacher import Say, Teacher, grounded, scripted_teacher
+from tests.fakes.teacher import Answer, Asked, Refuse, Say, Teacher, grounded, miscounted, scripted_teacher
 from tests.teacher import storm
 from vcot.errors import BudgetSpent, InputError, SettingsError, TemporaryError
 from vcot.records.shards import read_mark, read_samples
@@ -73,6 +75,86 @@ def test_dollars_and_tokens_are_never_passed(tmp_path: Path, limit: dict[str, fl
         assert len(teacher.asked) >= 40
         assert 0 < teacher.tokens_in + teacher.tokens_out <= limit.get("budget_tokens", 10**6)
         assert teacher.tokens_in * 2.5e-6 + teacher.tokens_out * 10e-6 <= limit.get("budget_usd", 10**6)
+
+
+PAID = (700, 60)
+"""Tokens that a reply is really paid for, whatever it says."""
+
+SINGLY = PAID[0] * 2.5e-6 + PAID[1] * 10e-6
+"""US dollars of one such reply."""
+
+
+def lying(usage: Any) -> Callable[[Asked], Answer]:
+    return lambda asked: miscounted(grounded(asked), usage, PAID)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 700}, {"prompt_tokens": 700, "completion_tokens": 0}, {"completion_tokens": 60},
+        {"prompt_tokens": -700, "completion_tokens": 60}, {"prompt_tokens": 10**400, "completion_tokens": 10**400},
+    ],
+    ids=["no completion", "zero completion", "no prompt", "negative prompt", "absurd"],
+)  # fmt: skip
+def test_no_count_that_an_endpoint_makes_up_lets_a_ceiling_be_passed(tmp_path: Path, usage: Any) -> None:
+    where = converted(tmp_path, 60)
+    with scripted_teacher(lying(usage)) as teacher:
+        with pytest.raises(BudgetSpent, match="--budget-usd is spent"):
+            distilled(where, teacher, budget_usd=0.03, concurrency=2)
+        assert 0 < len(teacher.asked) * SINGLY <= 0.03
+
+
+def test_batch_replies_that_do_not_say_their_tokens_count_with_the_most_they_can_be(tmp_path: Path) -> None:
+    where = converted(tmp_path, 60)
+    with scripted_teacher(lying(None)) as teacher:
+        there = Batches(teacher)
+        with pytest.raises(BudgetSpent, match="--budget-usd is spent"):
+            distilled(where, teacher, batch=True, budget_usd=0.04, concurrency=2)
+        paid = len(there.lines) * SINGLY / 2 + len(teacher.asked) * SINGLY
+        assert there.lines
+        assert paid <= 0.04
+        first, *_ = (json.loads(path.read_text()) for path in done_batches(where))
+        assert first["usd"] >= first["kept"] * SINGLY / 2
+
+
+def done_batches(where: Path) -> list[Path]:
+    return sorted((where / "distill" / "_batches").glob("*.done.json"))
+
+
+def test_every_request_that_leaves_the_process_counts_against_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vcot.teacher.desk.FIRST_PAUSE", 0.001)
+    where = converted(tmp_path, 20)
+    met: Counter[str] = Counter()
+
+    def failing(asked: Asked) -> Answer:
+        met[asked.question] += 1
+        if asked.purpose and asked.number < 3:
+            return Refuse(400, "response_format: json_schema is not supported")
+        return grounded(asked) if met[asked.question] > 2 else Refuse(500)
+
+    with scripted_teacher(failing) as teacher:
+        with pytest.raises(BudgetSpent, match="--budget-requests is spent"):
+            distilled(where, teacher, budget_requests=25, concurrency=2)
+        assert len(teacher.asked) == 25
+
+
+def test_an_absurd_count_changes_no_later_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = converted(tmp_path, 12)
+
+    def sometimes(asked: Asked) -> Answer:
+        usage = {"prompt_tokens": 10**12, "completion_tokens": 10**400}
+        return miscounted(grounded(asked), usage, PAID) if asked.number == 0 else grounded(asked)
+
+    with scripted_teacher(sometimes) as teacher:
+        with pytest.raises(BudgetSpent, match=r"and cost about \$0\.0\d") as spent:
+            distilled(where, teacher, budget_requests=11, concurrency=1)
+        assert len(teacher.asked) == 11, spent.value
+        distilled(where, teacher, dry_run=True)
+        assert re.search(r"cost +about \$0\.00\d", capsys.readouterr().out)
+        distilled(where, teacher, budget_usd=1, concurrency=1)
+    assert report(where)["costs"]["made"]["usd"] < 0.1
 
 
 def test_each_shard_has_its_part_and_what_a_finished_one_left_goes_to_the_others(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class InProcess:
     script: Callable[[Asked], Answer]
     asked: list[Asked] = field(default_factory=list)
 
-    async def ask(self, request: Request, *, source: str) -> Completion:
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         body = await body_of(request, Pictures(Store()))
         self.asked.append(Asked(len(self.asked), "", "", body))
         answer = self.script(self.asked[-1])

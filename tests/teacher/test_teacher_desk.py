@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.faults import limited
-from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, Teacher, grounded, scripted_teacher
+from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, Teacher, grounded, miscounted, scripted_teacher
 from tests.teacher.made import stored
 from vcot.errors import SettingsError, TemporaryError
 from vcot.records import Completion
@@ -21,7 +21,7 @@ from vcot.teacher.amount import Amount
 from vcot.teacher.desk import Desk
 from vcot.teacher.endpoints import endpoints_of
 from vcot.teacher.pictures import Pictures
-from vcot.teacher.prices import read_prices
+from vcot.teacher.prices import PICO, read_prices
 from vcot.teacher.rates import Rate, duration, retry_after
 from vcot.teacher.replies import Replies
 from vcot.teacher.request import Picture, Prompt, Request
@@ -55,14 +55,16 @@ def question(number: int = 0, **more: Any) -> Request:
 
 
 def asks(
-    folder: Path, requests: list[Request], *written: str, at_once: int = 4, retries: int = 4, timeout: float = 5.0
-) -> tuple[list[Completion], Desk, Reserved]:
+    folder: Path, requests: list[Request], *written: str, at_once: int = 4, retries: int = 4, timeout: float = 5.0,
+    budget: Reserved | None = None,
+) -> tuple[list[Completion], Desk, Reserved]:  # fmt: skip
+    budget = budget or Reserved()
+
     async def all_of_them() -> tuple[list[Completion], Desk, Reserved]:
         desk = Desk(
             endpoints_of(written, at_once=at_once, timeout=timeout), Replies(Store(), str(folder)), Pictures(Store()),
             read_prices(Store()), retries=retries,
         )  # fmt: skip
-        budget = Reserved()
         await desk.spend_from(budget)
         try:
             return list(await asyncio.gather(*(desk.ask(one, source="made") for one in requests))), desk, budget
@@ -116,22 +118,96 @@ def test_a_try_that_may_have_been_answered_counts_as_spent_and_one_that_was_not_
     (worst, lost), (again, spent) = budget.tries
     assert worst == again
     assert worst.pico > 1024 * 10_000_000
-    assert lost == (worst if billed else Amount())
+    assert lost == (worst if billed else Amount(requests=1))
     assert spent == Amount(350_000_000, 110, 1)
     assert round(desk.counts()["usd_lost"] * 10**12) == (worst.pico if billed else 0)
     assert desk.counts()["tries_again"] == 1
 
 
-def test_a_refusal_of_the_content_is_a_reply_that_costs_nothing(tmp_path: Path) -> None:
+def test_a_refusal_of_the_content_is_a_reply_that_costs_a_request_and_nothing_else(tmp_path: Path) -> None:
     with scripted_teacher(script(Refuse(400, "flagged", "content_filter"))) as teacher:
         (reply,), _, budget = asks(tmp_path, [question()], teacher.address)
-    assert (reply.finish_reason, budget.tries[0][1]) == ("content_filter", Amount())
+    assert (reply.finish_reason, budget.tries[0][1]) == ("content_filter", Amount(requests=1))
 
 
 def test_a_reply_that_does_not_say_its_tokens_counts_with_its_worst_case(tmp_path: Path) -> None:
     with scripted_teacher(script(Answer(body=b'{"choices": [{"message": {"content": "x"}}]}'))) as teacher:
         _, _, budget = asks(tmp_path, [question()], teacher.address)
     assert budget.tries[0][0] == budget.tries[0][1]
+
+
+UNTRUE: dict[str, Any] = {
+    "none": None, "empty": {}, "list": [], "missing": "missing", "null": "null", "zero": 0, "negative": -5,
+    "fraction": 12.5, "words": "12", "true": True, "10^12": 10**12, "10^400": 10**400,
+}  # fmt: skip
+"""What an endpoint may say of its tokens, or of one count, that nobody can believe."""
+
+
+def lying(untrue: Any, name: str) -> Answer:
+    """100 tokens in and 10 out as always, but for one count."""
+    usage: Any = {"prompt_tokens": 100, "completion_tokens": 10} | {name: None if untrue == "null" else untrue}
+    if untrue == "missing":
+        del usage[name]
+    return miscounted(Say("yes"), untrue if untrue in (None, {}, []) else usage, (100, 10))
+
+
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+@pytest.mark.parametrize("untrue", UNTRUE.values(), ids=UNTRUE)
+def test_a_count_that_nobody_can_believe_is_taken_at_its_worst(tmp_path: Path, untrue: Any, name: str) -> None:
+    with scripted_teacher(script(lying(untrue, name))) as teacher:
+        (first, _), _, budget = asks(tmp_path, [question(0), question(1)], teacher.address, at_once=1)
+    (worst, spent), (next_worst, _) = budget.tries
+    most_in, most_out = worst.tokens - 1024, 1024
+    whole = untrue in (None, {}, [])
+    tokens_in = most_in if whole or name == "prompt_tokens" else 100
+    tokens_out = most_out if whole or name == "completion_tokens" else 10
+    assert spent == Amount(tokens_in * 2_500_000 + tokens_out * 10_000_000, tokens_in + tokens_out, 1)
+    assert (first.tokens_in, first.tokens_out, first.cost) == (tokens_in, tokens_out, spent.pico / PICO)
+    assert next_worst == worst  # nothing was learned from it
+
+
+def test_more_tokens_than_a_reply_may_have_are_not_believed(tmp_path: Path) -> None:
+    said = miscounted(Say("yes"), {"prompt_tokens": 100, "completion_tokens": 1025}, (100, 1024))
+    with scripted_teacher(script(said)) as teacher:
+        _, _, budget = asks(tmp_path, [question()], teacher.address)
+    assert budget.tries[0][1].tokens == 100 + 1024
+
+
+@pytest.mark.parametrize("cached", [10**12, 101, -1, "all", 100.0])
+def test_more_cheap_tokens_than_there_are_are_not_believed(tmp_path: Path, cached: Any) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": cached}}
+    with scripted_teacher(script(miscounted(Say("yes"), usage, (100, 10)))) as teacher:
+        _, _, budget = asks(tmp_path, [question()], teacher.address)
+    assert budget.tries[0][1] == Amount(350_000_000, 110, 1)
+
+
+def test_a_finished_reply_without_counts_is_paid_for_even_if_it_calls_itself_filtered(tmp_path: Path) -> None:
+    said = miscounted(Say("yes", finish="content_filter"), None, (100, 10))
+    with scripted_teacher(script(said)) as teacher:
+        _, _, budget = asks(tmp_path, [question()], teacher.address)
+    assert budget.tries[0][0] == budget.tries[0][1]
+
+
+def test_what_is_asked_again_without_a_schema_is_another_request(tmp_path: Path) -> None:
+    """An endpoint that knows no schemas is told so once for each request under way; each of them left this process."""
+
+    def answer(asked: Asked) -> Answer:
+        return Refuse(400, "response_format is not supported") if asked.purpose else Say("yes")
+
+    with scripted_teacher(answer) as teacher:
+        wanted = [question(n, schema={"type": "object"}) for n in range(3)]
+        replies, desk, budget = asks(tmp_path, wanted, teacher.address, at_once=1, retries=0)
+    assert [reply.text for reply in replies] == ["yes"] * 3
+    assert len(teacher.asked) == 4
+    assert sum(spent.requests for _, spent in budget.tries) == 4
+    assert desk.counts()["tries_again"] == 0
+
+
+def test_what_never_left_the_process_is_no_request(tmp_path: Path) -> None:
+    budget = Reserved()
+    with pytest.raises(TemporaryError, match="cannot be reached"):
+        asks(tmp_path, [question()], "http://127.0.0.1:1/v1", retries=1, budget=budget)
+    assert [spent for _, spent in budget.tries] == [Amount(), Amount()]
 
 
 def test_what_is_sent_is_never_more_than_was_reserved(tmp_path: Path) -> None:
@@ -153,6 +229,16 @@ def test_a_prompt_longer_than_foreseen_makes_the_next_be_reserved_higher(tmp_pat
         _, _, budget = asks(tmp_path, [question(0), question(1)], teacher.address, at_once=1)
     assert not budget.tries[0][1].within(budget.tries[0][0])
     assert budget.tries[-1][1].tokens <= max(worst.tokens for worst, _ in budget.tries) or len(budget.tries) == 2
+
+
+def test_replies_that_come_home_together_teach_the_same_once(tmp_path: Path) -> None:
+    """Each has three times the tokens foreseen; together they are no proof of eighty-one times."""
+    usage = {"prompt_tokens": 400, "completion_tokens": 10}
+    with scripted_teacher(lambda _: miscounted(Say("yes", wait=0.1), usage, (400, 10))) as teacher:
+        _, _, budget = asks(tmp_path, [question(n) for n in range(12)], teacher.address, at_once=4)
+    first, last = budget.tries[0][0].tokens - 1024, budget.tries[-1][0].tokens - 1024
+    assert first < 200
+    assert 400 <= last <= 410
 
 
 def test_two_endpoints_share_the_work_by_weight(tmp_path: Path) -> None:

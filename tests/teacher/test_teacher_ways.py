@@ -383,7 +383,7 @@ def test_the_first_request_foreseen_is_the_first_that_is_made(tmp_path: Path, wa
     made: list[str] = []
 
     class Noting(InProcess):
-        async def ask(self, request: Any, *, source: str) -> Any:
+        async def ask(self, request: Any, *, source: str, row: str = "") -> Any:
             made.append(request.key())
             return await super().ask(request, source=source)
 

@@ -37,6 +37,9 @@ class Amount(NamedTuple):
 
 
 NOTHING = Amount()
+SENT = Amount(requests=1)
+"""Of a request that nobody is paid for: it left the process all the same."""
+
 ENDLESS = Amount(UNLIMITED, UNLIMITED, UNLIMITED)
 
 

@@ -18,12 +18,12 @@ def read_completion(data: bytes, model: str, seconds: float) -> Completion | Non
 
 
 def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
-    """The same, of the JSON itself."""
+    """The same, of the JSON itself. Its tokens are those that the endpoint counted; 0: it did not."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):
         return None
-    choice = _dict(choices[0] if choices else None)
-    message, usage = _dict(choice.get("message")), _dict(answer.get("usage"))
+    choice = as_dict(choices[0] if choices else None)
+    message, usage = as_dict(choice.get("message")), as_dict(answer.get("usage"))
     finish = "refusal" if message.get("refusal") else choice.get("finish_reason")
     named = answer.get("model")
     return Completion(
@@ -32,15 +32,20 @@ def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
         finish_reason=_plain(finish) if isinstance(finish, str) else "",
         tokens_in=_count(usage.get("prompt_tokens")),
         tokens_out=_count(usage.get("completion_tokens")),
-        tokens_cached=_count(_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
+        tokens_cached=_count(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
         seconds=round(seconds, 3),
     )
+
+
+def refused(model: str) -> Completion:
+    """Of a request that an endpoint refuses for its content: a reply without text."""
+    return Completion(text="", model=model, finish_reason="content_filter", cost=0.0)
 
 
 def _text(content: Any) -> str:
     """The text of a message: a string, or a list of parts of which those with a text count."""
     if isinstance(content, list):
-        content = "".join(t for part in content if isinstance(t := _dict(part).get("text"), str))
+        content = "".join(t for part in content if isinstance(t := as_dict(part).get("text"), str))
     return _plain(content) if isinstance(content, str) else ""
 
 
@@ -49,9 +54,10 @@ def _plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
 def _count(value: Any) -> int:
+    """0 where it is no count; costs.py says what can be believed."""
     return value if type(value) is int and value > 0 else 0

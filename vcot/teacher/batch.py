@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import httpx2
 import openai
 from openai.types import Batch
 
@@ -65,24 +66,20 @@ class BatchEndpoint:
         return await self._said(look)
 
     async def state(self, batch: str) -> Batch:
-        """Raises SettingsError: the endpoint refused it as a whole."""
-        now = await self._said(lambda: self._client.batches.retrieve(batch))
-        if now.status == "failed":
-            errors = (now.errors.data if now.errors else None) or []
-            said = "; ".join(error.message or "" for error in errors[:3]) or "no reason given"
-            raise SettingsError(
-                f"{self.address} refuses batch {batch}: {said}. Without --batch the rest is asked singly"
-            )
-        return now
+        return await self._said(lambda: self._client.batches.retrieve(batch))
 
     async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
-        """The lines of a file of replies or errors, as they come."""
+        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over."""
         try:
             async with self._client.files.with_streaming_response.content(file) as answer:
                 async for line in answer.iter_lines():
-                    if line.strip():
-                        yield json.loads(line)
-        except (openai.OpenAIError, ValueError) as error:
+                    try:
+                        said = json.loads(line)
+                    except (ValueError, RecursionError):
+                        continue
+                    if isinstance(said, dict):
+                        yield said
+        except (openai.OpenAIError, httpx2.HTTPError) as error:
             raise self._explain(error) from error
 
     async def close(self) -> None:
@@ -95,6 +92,18 @@ class BatchEndpoint:
             raise self._explain(error) from error
 
     def _explain(self, error: Exception) -> Exception:
-        if isinstance(error, openai.APIStatusError) and error.status_code in (400, 401, 403, 404, 405):
+        if isinstance(error, openai.APIStatusError) and _stays(error):
             return SettingsError(f"{self.address} takes no batch ({error.message}); run without --batch")
         return TemporaryError(f"{self.address}: {error}; what is submitted goes on there: run the same command again")
+
+
+def why_failed(batch: Batch) -> str:
+    """What an endpoint has against a batch that it refuses as a whole."""
+    errors = (batch.errors.data if batch.errors else None) or []
+    return "; ".join(error.message or "" for error in errors[:3])[:500] or "no reason given"
+
+
+def _stays(error: openai.APIStatusError) -> bool:
+    """Whether the same call will be refused again."""
+    passes = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
+    return not passes or error.code == "insufficient_quota"

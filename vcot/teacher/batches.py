@@ -20,7 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from openai.types import Batch
+from pydantic import ValidationError
+
 from vcot import log
+from vcot.errors import InputError, SettingsError
 from vcot.records import Completion, Sample
 from vcot.records.base import Record
 from vcot.records.shards import Folder
@@ -28,10 +32,11 @@ from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
 from vcot.teacher.account import Account
-from vcot.teacher.amount import ENDLESS, NOTHING, Amount, total
-from vcot.teacher.answers import completion_of
-from vcot.teacher.batch import BatchEndpoint
+from vcot.teacher.amount import ENDLESS, NOTHING, SENT, Amount, total
+from vcot.teacher.answers import as_dict, completion_of, refused
+from vcot.teacher.batch import BatchEndpoint, why_failed
 from vcot.teacher.collector import Collector, File
+from vcot.teacher.costs import Costs, Worst
 from vcot.teacher.dryrun import NotKept
 from vcot.teacher.endpoint import refuses_the_row
 from vcot.teacher.model import ModelTeacher
@@ -47,10 +52,10 @@ SMALL = 0.05
 
 
 class Sent(Record):
-    """Requests of one file: key → model."""
+    """Requests of one file: key → model, and the most tokens of prompt and reply."""
 
-    version: Literal[1] = 1
-    models: dict[str, str]
+    version: Literal[2] = 2
+    asked: dict[str, tuple[str, int, int]]
     worst: tuple[int, int, int]
 
 
@@ -75,7 +80,7 @@ class Batches:
         while True:
             self._settle(endpoint)
             files = self._collect(rows(), scratch)
-            asked = sum(len(file.models) for file in files)
+            asked = sum(len(file.asked) for file in files)
             first = first or asked
             if not asked or asked <= SMALL * first:
                 return
@@ -99,15 +104,21 @@ class Batches:
 
     def _submit(self, endpoint: BatchEndpoint, file: File) -> None:
         """Written down, then submitted, then written down again."""
-        if self._account is not None and self._account.take(file.worst, file.worst) is None:
+        worst = total(one.amount for one in file.asked.values())
+        if self._account is not None and self._account.take(worst, worst) is None:
             return  # another process took it meanwhile
-        sent = Sent(models=file.models, worst=file.worst)
+        asked = {key: (one.model, one.tokens_in, one.tokens_out) for key, one in file.asked.items()}
+        sent = Sent(asked=asked, worst=worst)
         number = max(numbered(self._store, self._uri), default=0)
         while append(self._store, self._uri, sent.line(), number) is None:
             number += 1
-        batch = self._teacher.wait_for(endpoint.submit(file.path, _name(sent)))
+        try:
+            batch = self._teacher.wait_for(endpoint.submit(file.path, _name(sent)))
+        except SettingsError:  # it was refused, so there is none; another failure may hide one that was made
+            self._never_sent(number + 1, sent)
+            raise
         self._write(number + 1, "sent", {"batch": batch})
-        log.get().info("batch submitted", batch=batch, requests=len(file.models))
+        log.get().info("batch submitted", batch=batch, requests=len(file.asked))
         file.path.unlink()
 
     # ------------------------------------------------------------------------------------------- what came of it
@@ -115,40 +126,50 @@ class Batches:
     def _settle(self, endpoint: BatchEndpoint) -> None:
         """Every batch on record is waited for, and its replies are kept."""
         for number, uri in numbered(self._store, self._uri).items():
-            sent = Sent.model_validate_json(self._store.read(uri))
+            sent = _sent(self._store, uri)
             if self._read(number, "done") is None:
                 self._finish(endpoint, number, sent)
             if not (self._read(number, "done") or {}).get("never_sent"):
-                self._tried |= sent.models.keys()
+                self._tried |= sent.asked.keys()
 
     def _finish(self, endpoint: BatchEndpoint, number: int, sent: Sent) -> None:
         wait = self._teacher.wait_for
         known = self._read(number, "sent")
-        batch = known["batch"] if known else wait(endpoint.find(_name(sent)))
-        if batch is None:  # a process ended between the record and the batch
-            self._write(number, "done", {"never_sent": True})
-            self._give_back(Amount(*sent.worst))
+        name = known["batch"] if known else wait(endpoint.find(_name(sent)))
+        if name is None:  # a process ended between the record and the batch
+            self._never_sent(number, sent)
             return
-        files = wait(_ended(endpoint, batch))
-        kept, spent = wait(self._merge(endpoint, files, sent))
-        self._write(number, "done", {"kept": kept, "failed": len(sent.models) - kept, "usd": spent.pico / PICO})
+        batch = wait(_ended(endpoint, name))
+        kept, spent = wait(self._merge(endpoint, batch, sent))
+        done: dict[str, Any] = {"kept": kept, "failed": len(sent.asked) - kept, "usd": spent.pico / PICO}
+        if batch.status == "failed":
+            done["why"] = why_failed(batch)
+            log.get().warning("batch failed: what it asked is asked singly", batch=name, why=done["why"])
+        self._write(number, "done", done)
         self._give_back(Amount(*sent.worst).minus(spent))
-        log.get().info("batch merged", batch=batch, kept=kept, of=len(sent.models), cost=dollars(spent.pico))
+        log.get().info("batch merged", batch=name, kept=kept, of=len(sent.asked), cost=dollars(spent.pico))
 
-    async def _merge(self, endpoint: BatchEndpoint, files: list[str], sent: Sent) -> tuple[int, Amount]:
-        """How many replies were kept, and what they cost."""
-        desk, kept, spent = self._teacher.desk, 0, NOTHING
-        for file in files:
+    def _never_sent(self, number: int, sent: Sent) -> None:
+        self._write(number, "done", {"never_sent": True})
+        self._give_back(Amount(*sent.worst))
+
+    async def _merge(self, endpoint: BatchEndpoint, batch: Batch, sent: Sent) -> tuple[int, Amount]:
+        """How many replies were kept, and what the batch did cost."""
+        desk, kept = self._teacher.desk, 0
+        worst = {key: desk.costs.worst_of(*asked, batch=True) for key, asked in sent.asked.items()}
+        # Of a request without a line nobody knows, where all were asked; none was, where the batch was refused.
+        unsaid = {"completed": None, "failed": NOTHING}.get(batch.status, SENT)
+        spent = {key: one.amount if unsaid is None else unsaid for key, one in worst.items()}
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             async for line in endpoint.lines(file):
                 key = line.get("custom_id")
-                if key not in sent.models or (read := _reply(line, sent.models[key])) is None:
+                if not isinstance(key, str) or key not in worst:
                     continue
-                price = desk.prices.of(sent.models[key])
-                cost = price.cost(read.tokens_in, read.tokens_out, read.tokens_cached, batch=True) if price else None
-                reply = read.model_copy(update={"cost": None if cost is None else cost / PICO})
-                await asyncio.to_thread(desk.replies.keep, key, reply)
-                kept, spent = kept + 1, spent.plus(Amount(cost or 0, reply.tokens_in + reply.tokens_out, 1))
-        return kept, spent
+                reply, spent[key] = _read_line(line, worst.pop(key), desk.costs)
+                if reply is not None:
+                    await asyncio.to_thread(desk.replies.keep, key, reply)
+                    kept += 1
+        return kept, total(spent.values())
 
     def _give_back(self, amount: Amount) -> None:
         if self._account is not None:
@@ -172,12 +193,12 @@ def ask_in_batches(folder: Folder, teacher: ModelTeacher, plan: Plan, rows: Call
     Batches(teacher, store, join(uri, "_batches"), account).run(rows)
 
 
-async def _ended(endpoint: BatchEndpoint, name: str) -> list[str]:
-    """The files of replies and of errors, once the batch has ended."""
+async def _ended(endpoint: BatchEndpoint, name: str) -> Batch:
+    """The batch, once it has ended: completed, expired or cancelled in part, or failed before anything was asked."""
     while True:
         now = await endpoint.state(name)
-        if now.status in ("completed", "expired", "cancelled"):
-            return [file for file in (now.output_file_id, now.error_file_id) if file]
+        if now.status in ("completed", "expired", "cancelled", "failed"):
+            return now
         counts = now.request_counts
         log.get().info(
             "batch under way", batch=name, status=now.status, done=counts.completed if counts else "unknown",
@@ -192,18 +213,29 @@ def _seconds(whole: float) -> Iterator[int]:
     return iter(range(max(1, round(whole))))
 
 
-def _reply(line: dict[str, Any], model: str) -> Completion | None:
-    """The reply on a line of a batch's output; None where this request failed."""
-    response = line.get("response") or {}
-    body = response.get("body")
-    if response.get("status_code") == 200:
-        return completion_of(body, model, 0.0)
-    error = (body.get("error") if isinstance(body, dict) else None) or line.get("error") or {}
-    if refuses_the_row(response.get("status_code", 0), error.get("code")):
-        return Completion(text="", model=model, finish_reason="content_filter")
-    return None
+def _read_line(line: dict[str, Any], worst: Worst, costs: Costs) -> tuple[Completion | None, Amount]:
+    """The reply on a line of a batch's files (None where this request failed), and what it takes of the budget."""
+    response = as_dict(line.get("response"))
+    status, body = response.get("status_code"), response.get("body")
+    if status == 200:
+        reply = completion_of(body, worst.model, 0.0)
+        return costs.spent(reply, worst) if reply is not None else (None, worst.amount)
+    if status is None and not line.get("error"):
+        return None, worst.amount  # it does not say what became of it
+    error = as_dict(as_dict(body).get("error") or line.get("error"))
+    return (refused(worst.model) if refuses_the_row(status, error.get("code")) else None), SENT
+
+
+def _sent(store: Store, uri: str) -> Sent:
+    try:
+        return Sent.model_validate_json(store.read(uri))
+    except ValidationError as error:
+        raise InputError(
+            f"{uri} is not a record of a batch, or one of another version ({error.errors()[0]['msg']}); use another "
+            "run name"
+        ) from None
 
 
 def _name(sent: Sent) -> str:
     """At most 64 characters, as metadata may have."""
-    return hashlib.sha256("\n".join(sorted(sent.models)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(sent.asked)).encode()).hexdigest()

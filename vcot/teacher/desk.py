@@ -11,31 +11,37 @@ endpoint may be paid for an answer that never arrived.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from vcot import log
 from vcot.errors import VcotError
 from vcot.records import Completion
-from vcot.teacher.amount import NOTHING, Amount
+from vcot.storage.images import ImageError
+from vcot.teacher.amount import NOTHING, SENT
+from vcot.teacher.answers import refused
 from vcot.teacher.bill import Bill
 from vcot.teacher.body import packed
 from vcot.teacher.budget import Budget, Unlimited
-from vcot.teacher.endpoint import Again, Endpoint
+from vcot.teacher.costs import Costs
+from vcot.teacher.endpoint import Again, Endpoint, SchemaRefused, Unanswered
 from vcot.teacher.endpoints import Endpoints
-from vcot.teacher.estimate import prompt_tokens
+from vcot.teacher.failures import Failures, Where
 from vcot.teacher.pictures import Pictures
-from vcot.teacher.prices import PICO, Prices
+from vcot.teacher.prices import Prices
 from vcot.teacher.rates import LONGEST_PAUSE
 from vcot.teacher.replies import Replies
 from vcot.teacher.request import Request
 
 FIRST_PAUSE, LAST_PAUSE = 1.0, 60.0
 """Seconds: a pause is anything between 0 and the first, doubled with each try, but no longer than the last."""
+
+CONTROL_TOKENS = 16
+"""Of the reply to a request that only shows whether an endpoint answers."""
 
 
 class Closing(Exception):
@@ -49,32 +55,40 @@ class Desk:
         endpoints: who is asked; replies: where replies are kept; pictures: how pictures are packed.
         prices: what a reply costs.
         retries: how often a request is tried again.
+        failures: what becomes of a request that is not answered in any of its tries.
     """
 
     def __init__(
-        self, endpoints: Endpoints, replies: Replies, pictures: Pictures, prices: Prices, *, retries: int = 8
-    ) -> None:
-        self.replies, self.prices, self.bill = replies, prices, Bill()
+        self, endpoints: Endpoints, replies: Replies, pictures: Pictures, prices: Prices, *, retries: int = 8,
+        failures: Failures | None = None,
+    ) -> None:  # fmt: skip
+        self.replies, self.costs, self.bill = replies, Costs(prices), Bill()
         self.pictures, self._endpoints = pictures, endpoints
         self._retries = retries
+        self._failures = failures or Failures(10, 0.05)
         self._budget: Budget = Unlimited()
         self._ready = asyncio.Semaphore(2 * endpoints.at_once)
         self._asking: dict[str, asyncio.Future[None]] = {}
         self._closing = asyncio.Event()
-        self._stretch = 1.0
 
-    async def ask(self, request: Request, *, source: str) -> Completion:
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         """See request.Asker. Raises Closing too, once `stop_asking` was called."""
         key = request.key()
         while (twin := self._asking.get(key)) is not None:
             await asyncio.wait([twin])
         asking = self._asking[key] = asyncio.get_running_loop().create_future()
         try:
-            completion = await asyncio.to_thread(self.replies.get, key)
-            if completion is not None:
-                self.bill.reply(source, request.purpose, completion, kept=True)
-                return completion
-            return await self._pay_for(key, request, source)
+            with self._failures.busy(row):
+                completion = await asyncio.to_thread(self.replies.get, key)
+                if completion is not None:
+                    self.bill.reply(source, request.purpose, completion, kept=True)
+                    self._failures.kept(request, completion)
+                    return completion
+                found = await self._pay_for(key, request, source)
+            if isinstance(found, Completion):
+                return found
+            where = Where(found.at, request.model)
+            await self._failures.judge(row, where, found.trouble, partial(self._answers, found.at, source))
         finally:
             del self._asking[key]
             asking.set_result(None)
@@ -86,6 +100,7 @@ class Desk:
 
     def stop_asking(self) -> None:
         self._closing.set()
+        self._failures.stop(Closing())
 
     @property
     def kept_in(self) -> str:
@@ -110,18 +125,34 @@ class Desk:
         await self._budget.close()
         await self._endpoints.close()
 
-    async def _pay_for(self, key: str, request: Request, source: str) -> Completion:
+    async def _pay_for(self, key: str, request: Request, source: str) -> Completion | Unanswered:
+        """Unanswered: it may be this request's own fault."""
         async with self._ready:
             if self._closing.is_set():
                 raise Closing
             body = await packed(request, self.pictures)
-            completion = await self._tried(body, request, source)
+            try:
+                completion = await self._tried(body, request, source)
+            except Unanswered as failed:
+                if failed.whole:
+                    raise failed.trouble from failed
+                return failed
         completion = await asyncio.to_thread(self.replies.keep, key, completion)
         self.bill.reply(source, request.purpose, completion, kept=False)
         return completion
 
-    async def _tried(self, body: bytes, request: Request, source: str) -> Completion:
-        """The one place where anything is tried again."""
+    async def _answers(self, address: str, source: str, known: Request) -> bool:
+        """Whether an endpoint answers what was answered before; that costs its prompt again, and a few words."""
+        short = replace(known, purpose="control", reply_tokens=CONTROL_TOKENS)
+        try:
+            completion = await self._tried(await packed(short, self.pictures), short, source, at=address)
+        except (Unanswered, ImageError):
+            return False
+        self.bill.reply(source, short.purpose, completion, kept=False)
+        return True
+
+    async def _tried(self, body: bytes, request: Request, source: str, at: str | None = None) -> Completion:
+        """The one place where anything is tried again. Raises Unanswered, whose trouble says how often it was."""
         tries = AsyncRetrying(
             stop=stop_after_attempt(self._retries + 1),
             wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=LAST_PAUSE),
@@ -130,10 +161,12 @@ class Desk:
             reraise=True,
         )
         try:
-            return await tries(self._try, body, request, source)
-        except Again as again:
+            return await tries(self._try, body, request, source, at)
+        except Unanswered as failed:
             number = int(tries.statistics["attempt_number"])
-            raise _given_up(again.trouble, number) from again
+            if number > 1:
+                failed.trouble = type(failed.trouble)(f"after {number} tries: {failed.trouble}")
+            raise
 
     def _may_pass(self, error: BaseException) -> bool:
         """A pause longer than we sit out is left to whoever starts this again, unless there is somebody else to ask."""
@@ -146,43 +179,39 @@ class Desk:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
 
-    async def _try(self, body: bytes, request: Request, source: str) -> Completion:
-        price = self.prices.of(request.model)
-        prompt = math.ceil(prompt_tokens(request, price).most * self._stretch)
-        whole = prompt + request.reply_tokens
-        worst = Amount(price.cost(prompt, request.reply_tokens) if price else 0, whole, 1)
-        await self._budget.reserve(worst)
+    async def _try(self, body: bytes, request: Request, source: str, at: str | None) -> Completion:
+        while True:
+            try:
+                return await self._once(body, request, source, at)
+            except SchemaRefused:  # each endpoint says so once to each request under way
+                continue
+
+    async def _once(self, body: bytes, request: Request, source: str, at: str | None) -> Completion:
+        """At most one request that leaves the process; whatever becomes of it, it counts as one."""
+        worst = self.costs.worst(request)
+        await self._budget.reserve(worst.amount)
         spent = NOTHING
         try:
-            async with self._endpoints.slot(whole) as endpoint:
+            async with self._endpoints.slot(worst.amount.tokens, at) as endpoint:
                 if self._closing.is_set():
                     raise Closing
-                spent = worst  # until more is known, and if this is called off
-                completion = await endpoint.ask(body, request.model)
-            used = completion.tokens_in + completion.tokens_out
-            if not used:  # refused for its content, or nobody says what it was
-                spent = NOTHING if completion.finish_reason == "content_filter" else worst
-                return completion
-            cost = price.cost(completion.tokens_in, completion.tokens_out, completion.tokens_cached) if price else None
-            spent = Amount(cost or 0, used, 1)
-            self._learn(completion.tokens_in, prompt)
-            return completion.model_copy(update={"cost": None if cost is None else cost / PICO})
-        except Again as again:
-            spent = worst if again.billed else NOTHING
-            self.bill.again(source, request.purpose, spent.pico)
+                spent = worst.amount  # until more is known, and if this is called off
+                reply = await endpoint.ask(body, request.model)
+            if reply is None:
+                spent = SENT
+                return refused(request.model)
+            completion, spent = self.costs.spent(reply, worst)
+            if at is None:
+                self._failures.answered(Where(endpoint.address, request.model), request)
+            return completion
+        except Unanswered as failed:
+            failed.at = endpoint.address
+            spent = worst.amount if failed.billed else SENT if failed.sent else NOTHING
+            if isinstance(failed, Again):
+                self.bill.again(source, request.purpose, spent.pico)
             raise
-        except VcotError:
-            spent = NOTHING  # refused
+        except VcotError:  # before anything was sent
+            spent = NOTHING
             raise
         finally:
-            self._budget.settle(worst, spent)
-
-    def _learn(self, tokens: int, foreseen: int) -> None:
-        """A prompt with more tokens than it was thought to have at most: later ones are thought to have more."""
-        if tokens > foreseen:
-            log.get().warning("a prompt had more tokens than foreseen; the rest is counted higher", tokens=tokens)
-            self._stretch *= tokens / foreseen
-
-
-def _given_up(trouble: VcotError, tries: int) -> VcotError:
-    return trouble if tries == 1 else type(trouble)(f"after {tries} tries: {trouble}")
+            self._budget.settle(worst.amount, spent)

@@ -28,7 +28,7 @@ class Shelf:
         self.found = 0
         self._replies, self._replied = replies, replied
 
-    async def ask(self, request: Request, *, source: str) -> Completion:
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         completion = await asyncio.to_thread(self._replies.get, request.key())
         if completion is None:
             raise NotKept

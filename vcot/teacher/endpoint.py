@@ -1,5 +1,5 @@
-"""One OpenAI-compatible endpoint, asked once: what it says becomes a Completion, and what goes wrong becomes one of
-our errors, in words that say what to do, or Again: this may pass.
+"""One OpenAI-compatible endpoint, asked once: what it says becomes a Completion, and what goes wrong becomes
+Unanswered, in words that say what to do, or Again: this may pass.
 
 The client speaks HTTP and knows keys and Azure; it tries nothing twice, because each try is paid for by itself and
 the desk alone decides about it.
@@ -22,7 +22,7 @@ from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.records import Completion
 from vcot.teacher.answers import read_completion
 from vcot.teacher.body import without_schema
-from vcot.teacher.rates import Rate, retry_after
+from vcot.teacher.rates import LONGEST_PAUSE, Rate, retry_after
 
 _ROW_CODES = (
     "content_filter", "content_policy_violation", "invalid_image", "invalid_image_format", "invalid_image_url",
@@ -41,18 +41,37 @@ CONNECT = 10.0
 """Seconds."""
 
 
-class Again(Exception):
-    """A try that failed and may be made again.
+class Unanswered(Exception):
+    """A try that gave no reply.
 
     Args:
-        trouble: what to tell if it is not.
+        trouble: what to tell if it is not made again.
+        sent: whether the request left this process.
         billed: whether the endpoint may have answered all the same, and be paid for it.
-        after: seconds after which it asked to be asked again.
+        whole: whether it concerns all requests (the account, the model, the way there), and not perhaps this one.
     """
 
-    def __init__(self, trouble: VcotError, *, billed: bool, after: float | None = None) -> None:
+    at = ""  # address of the endpoint, once it is known
+
+    def __init__(self, trouble: VcotError, *, sent: bool = True, billed: bool = False, whole: bool = False) -> None:
         super().__init__(str(trouble))
-        self.trouble, self.billed, self.after = trouble, billed, after
+        self.trouble, self.sent, self.billed, self.whole = trouble, sent, billed, whole
+
+
+class Again(Unanswered):
+    """One that may be made again.
+
+    Args:
+        after: seconds after which the endpoint asked to be asked again.
+    """
+
+    def __init__(self, trouble: VcotError, *, after: float | None = None, **more: bool) -> None:
+        super().__init__(trouble, **more)
+        self.after = after
+
+
+class SchemaRefused(Unanswered):
+    """It knows no schemas, and will be asked without any from now on."""
 
 
 class Endpoint:
@@ -76,35 +95,35 @@ class Endpoint:
         """Raises SettingsError: no key, or an address that is none."""
         return self._make_client()
 
-    async def ask(self, body: bytes, model: str) -> Completion:
-        """The reply to one request, the JSON of a chat completion's.
+    async def ask(self, body: bytes, model: str) -> Completion | None:
+        """The reply to one request, the JSON of a chat completion's; at most one request is sent.
 
-        A request that the endpoint refuses for its content is a Completion with finish reason
-        "content_filter" and no text.
+        None: it refuses this one for its content, and is not paid.
 
         Raises:
             Again: it cannot be reached, is too slow, refuses for now, or says something strange.
-            SettingsError: no key, or an address that is none; key, model or parameters are refused; or this is
-                no such endpoint.
+            SchemaRefused: it is to be asked again at once.
+            Unanswered: key, model or parameters are refused; or this is no such endpoint.
+            SettingsError: no key, or an address that is none; nothing was sent.
         """
         client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await _post(client, body if demanded else without_schema(body), model)
         except TimeoutError as error:
-            raise self._unreachable(f"no answer in time, {self._timeout:g} s", billed=True) from error
+            raise self._unreachable(f"no answer in time, {self._timeout:g} s", sent=True) from error
         except openai.APIStatusError as error:
             if demanded and _knows_no_schemas(error):
                 self._takes_schemas = False
-                return await self.ask(body, model)
+                raise SchemaRefused(SettingsError(_words_of(error))) from error
             if refuses_the_row(error.status_code, error.code):
-                return Completion(text="", model=model, finish_reason="content_filter")
+                return None
             raise self._explain(error, model) from error
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
             causes = _causes(error)
             never_sent = any(isinstance(cause, _BEFORE_SENDING) for cause in causes)
             why = str(causes[-1]) or type(causes[-1]).__name__
-            raise self._unreachable(why, billed=not never_sent) from error
+            raise self._unreachable(why, sent=not never_sent) from error
         completion = read_completion(answer.content, model, time.monotonic() - begun)
         if completion is None:
             raise Again(self._strange(answer.content), billed=True)
@@ -116,19 +135,26 @@ class Endpoint:
         if "client" in vars(self):
             await self.client.close()
 
-    def _explain(self, error: openai.APIStatusError, model: str) -> Exception:
-        """What a refusal means: an error that stays, or Again."""
+    def _explain(self, error: openai.APIStatusError, model: str) -> Unanswered:
+        """What a refusal means: one that stays, or Again."""
         said, headers = _words_of(error), error.response.headers
         match error.status_code:
             case 401 | 403:
-                return SettingsError(f"{self.address} refuses the key in OPENAI_API_KEY ({said})")
-            case 404:
-                return SettingsError(
-                    f"{self.address} knows no model --model {model}, or has no /chat/completions; "
-                    f"most addresses end in /v1 ({said})"
+                return Unanswered(
+                    SettingsError(f"{self.address} refuses the key in OPENAI_API_KEY ({said})"), whole=True
                 )
-            case 429 if error.code == "insufficient_quota":
-                return SettingsError(f"{self.address}: the account of this key has no money left ({said})")
+            case 404:
+                return Unanswered(
+                    SettingsError(
+                        f"{self.address} knows no model --model {model}, or has no /chat/completions; "
+                        f"most addresses end in /v1 ({said})"
+                    ),
+                    whole=True,
+                )
+            case status if status == 402 or error.code == "insufficient_quota":
+                return Unanswered(
+                    SettingsError(f"{self.address}: the account of this key has no money left ({said})"), whole=True
+                )
             case 408 | 409 | 429:
                 self.rate.refused(headers)
                 wait = headers.get("retry-after")
@@ -141,14 +167,16 @@ class Endpoint:
                     self.rate.pause(seconds)
                 trouble = TemporaryError(f"{self.address} fails for now ({said})")
             case _:
-                return SettingsError(f"{self.address} refuses the request itself ({said})")
-        return Again(trouble, billed=error.status_code in _PERHAPS_ANSWERED, after=retry_after(headers))
+                return Unanswered(SettingsError(f"{self.address} refuses the request itself ({said})"))
+        after = retry_after(headers)
+        whole = error.status_code == 429 or (after or 0) > LONGEST_PAUSE
+        return Again(trouble, billed=error.status_code in _PERHAPS_ANSWERED, whole=whole, after=after)
 
-    def _unreachable(self, why: str, *, billed: bool) -> Again:
+    def _unreachable(self, why: str, *, sent: bool) -> Again:
         trouble = TemporaryError(
             f"{self.address} cannot be reached ({why}): is OPENAI_BASE_URL right, and is the server up?"
         )
-        return Again(trouble, billed=billed)
+        return Again(trouble, sent=sent, billed=sent, whole=not sent)
 
     def _strange(self, data: bytes) -> VcotError:
         said = f"{self.address} answered with something that is not a chat completion: {data[:80]!r}"
@@ -165,7 +193,7 @@ def _knows_no_schemas(error: openai.APIStatusError) -> bool:
     )
 
 
-def refuses_the_row(status: int, code: str | None) -> bool:
+def refuses_the_row(status: Any, code: Any) -> bool:
     """Whether a refusal is about what was asked, and not about how we ask."""
     return status == 413 or (status in (400, 422) and code in _ROW_CODES)
 

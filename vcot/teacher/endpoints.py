@@ -40,14 +40,15 @@ class Endpoints:
         return sum(one.rate.under_way for one in self.all)
 
     @asynccontextmanager
-    async def slot(self, tokens: int) -> AsyncIterator[Endpoint]:
+    async def slot(self, tokens: int, at: str | None = None) -> AsyncIterator[Endpoint]:
         """An endpoint that may be asked now, and is counted as being asked; who came first is served first.
 
         Args:
             tokens: of the request and its reply, at most; they count against what is allowed a minute.
+            at: the address that it must be; None: any.
         """
         async with self._turn:
-            while not (free := self._free()):
+            while not (free := [one for one in self._free() if at in (None, one.address)]):
                 await self._change()
             chosen = min(free, key=lambda one: one.asked)
             self._now = max(self._now, chosen.asked)  # who was away for a while does not catch up all at once

@@ -55,8 +55,10 @@ class Replied:
 
     def tokens(self, request: Request) -> int:
         seen = self._seen.get(request.purpose)
-        mean = round(sum(reply.tokens_out for reply in seen) / len(seen)) if seen else LIKELY_REPLY
-        return min(mean, request.reply_tokens)
+        if not seen:
+            return min(LIKELY_REPLY, request.reply_tokens)
+        # A kept reply may hold a count that was believed when it was stored.
+        return round(sum(min(reply.tokens_out, request.reply_tokens) for reply in seen) / len(seen))
 
     def seconds(self) -> float:
         times = [reply.seconds for replies in self._seen.values() for reply in replies]

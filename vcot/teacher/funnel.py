@@ -13,8 +13,9 @@ from typing import Any
 from vcot.records import Reason, Rejection, Sample
 
 _PARSING = {
-    Reason.TEACHER_EMPTY, Reason.TEACHER_REFUSED, Reason.TEACHER_CUT_OFF, Reason.TEACHER_NOT_JSON,
-    Reason.TEACHER_WRONG_SHAPE, Reason.TEACHER_UNREADABLE, Reason.TEACHER_UNGROUNDED, Reason.DUPLICATE,
+    Reason.TEACHER_FAILED, Reason.TEACHER_EMPTY, Reason.TEACHER_REFUSED, Reason.TEACHER_CUT_OFF,
+    Reason.TEACHER_NOT_JSON, Reason.TEACHER_WRONG_SHAPE, Reason.TEACHER_UNREADABLE, Reason.TEACHER_UNGROUNDED,
+    Reason.DUPLICATE,
 }  # fmt: skip
 _BOXES = {
     Reason.BOX_MALFORMED, Reason.BOX_NOT_FINITE, Reason.BOX_INVERTED, Reason.BOX_EMPTY, Reason.BOX_OUTSIDE,

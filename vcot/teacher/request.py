@@ -88,16 +88,22 @@ def _part(part: str | Picture) -> Any:
     return {"sha256": part.image.kept.sha256, "side": part.side, "least": part.least, "quality": QUALITY, "crop": crop}
 
 
+class RowFailed(Exception):
+    """No try of this request was answered, and others were: it is the row that the endpoint cannot take."""
+
+
 class Asker(Protocol):
     """Gives the reply to a request, at most one new one for each key."""
 
-    async def ask(self, request: Request, *, source: str) -> Completion:
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         """The kept reply, or a new one, which is kept before anything else is done with it.
 
         Args:
             source: dataset of the row, for the costs.
+            row: its id, for messages.
 
         Raises:
             ImageError: a picture of the request cannot be had.
+            RowFailed: the endpoint cannot answer it.
             BudgetSpent, SettingsError, TemporaryError: see Endpoint.ask and the budget.
         """

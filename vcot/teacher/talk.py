@@ -20,7 +20,7 @@ from vcot.grounding import Frame, FrameSpec
 from vcot.records import Completion, Image, Reason, Rejection, Sample
 from vcot.teacher import structured
 from vcot.teacher.pictures import size_of
-from vcot.teacher.request import Asker, Picture, Prompt, Request
+from vcot.teacher.request import Asker, Picture, Prompt, Request, RowFailed
 from vcot.teacher.row import refuse
 from vcot.teacher.shapes import schema_of
 from vcot.teacher.structured import Fault
@@ -28,8 +28,8 @@ from vcot.teacher.structured import Fault
 T = TypeVar("T")
 S = TypeVar("S", bound=BaseModel)
 
-NOT_FOR_REPAIR = (Reason.TEACHER_REFUSED, Reason.TEACHER_WRONG_ANSWER)
-"""A teacher that would not, or thinks otherwise, is not talked round."""
+NOT_FOR_REPAIR = (Reason.TEACHER_FAILED, Reason.TEACHER_REFUSED, Reason.TEACHER_WRONG_ANSWER)
+"""A teacher that cannot, would not, or thinks otherwise, is not talked round."""
 
 JUDGING = ("look", "reanswer", "verdict")
 """Purposes for which the judge is asked, where there is one."""
@@ -130,7 +130,10 @@ class Talk:
         return found
 
     async def _once(self, request: Request, read: Callable[[Completion], T | Fault]) -> T | Fault:
-        completion = await self._asker.ask(request, source=self.sample.origin.dataset)
+        try:
+            completion = await self._asker.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
+        except RowFailed as error:
+            return Fault(Reason.TEACHER_FAILED, str(error))
         self.said.append(completion.text)
         return read(completion)
 

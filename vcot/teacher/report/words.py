@@ -20,6 +20,7 @@ MEANING: dict[Reason, tuple[str, str]] = {
     Reason.IMAGE_TRUNCATED: (UNASKED, "its picture ends too early"),
     Reason.IMAGE_BROKEN: (UNASKED, "its picture cannot be decoded"),
     Reason.IMAGE_TOO_LARGE: (UNASKED, "its picture has more pixels than are decoded"),
+    Reason.TEACHER_FAILED: (READING, "the endpoint failed at it each time, or refused it, and answered other requests"),
     Reason.TEACHER_EMPTY: (READING, "the teacher said nothing"),
     Reason.TEACHER_REFUSED: (READING, "the teacher, or its endpoint, would not answer"),
     Reason.TEACHER_CUT_OFF: (READING, "the reply ended in the middle: raise --reply-tokens"),
