@@ -197,6 +197,7 @@ def _said(database: sqlite3.Connection, sha: str) -> int:
 def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
     """Benchmark file → its rows and pictures, how many of them the input could have taught, and the rows refused."""
     group_of = {sha: group for group in groups for sha in group}
+    learned: dict[str, list[str]] = {}  # first of a group → those of it that rows would learn from
     counts: Facts = {}
     for file in desk.benchmarks:
         rows, pictures = database.execute(
@@ -206,10 +207,12 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         hit: set[str] = set()
         refused: set[str] = set()
         for path, sha in database.execute("select path, sha from same where file = ?", (file.name,)).fetchall():
-            learned = [s for s in group_of.get(sha, (sha,)) if _said(database, s) & (TEST - 1)]
-            refused.update(learned)
-            if learned:
+            group = group_of.get(sha, (sha,))
+            if group[0] not in learned:
+                learned[group[0]] = [s for s in group if _said(database, s) & (TEST - 1)]
+            if learned[group[0]]:
                 hit.add(path)
+                refused.add(group[0])
         often = dict(database.execute("select path, often from shown where file = ?", (file.name,)))
         counts[file.name] = {
             "rows": rows,
@@ -217,7 +220,7 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
             "pictures_found": database.execute(read, (file.name,)).fetchone()[0],
             "pictures_shared": len(hit),
             "rows_with_a_shared_picture": sum(often[path] for path in hit),
-            "rows_refused": sum(_rows_below_test(database, sha) for sha in refused),
+            "rows_refused": sum(_rows_below_test(database, sha) for first in refused for sha in learned[first]),
         }
     return counts
 
