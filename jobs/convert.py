@@ -155,7 +155,9 @@ class ConvertSettings(Settings):
         "the split; 0: only the same bytes do", unit="bits of 144", ge=0, le=32,
     )  # fmt: skip
     duplicates: Literal["exact", "near", "keep"] = setting(
-        "exact", "refuse the same question about the same picture; near: also one in nearly the same words"
+        "exact",
+        "refuse the same question about the same picture, with the same answers and boxes; near: also one in "
+        "nearly the same words",
     )
     question_similarity: float = setting(
         0.9,

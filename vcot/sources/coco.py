@@ -41,7 +41,7 @@ from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, Mention
 from vcot.grounding.places import place
 from vcot.records import Reason, Sample
-from vcot.sources.desk import Desk, QuestionKind, numbers, unique
+from vcot.sources.desk import Desk, QuestionKind, numbers, pick, unique
 from vcot.sources.inputs import Input, form_of_file, opened
 from vcot.sources.jsontext import parts
 from vcot.sources.row import Refused, Row
@@ -102,6 +102,10 @@ def sample(row: Row, desk: Desk) -> Sample:
         evidence=(Mention(category, boxes),) if boxes else (),
         origin=desk.origin(row, image, said["dataset"], said["licence"]),
     )
+
+
+def asks(row: Row) -> tuple[str, str]:
+    return row.value["kind"], row.value["category"]
 
 
 def _answer(kind: QuestionKind, boxes: Sequence[Box], width: int, height: int) -> str:
@@ -208,7 +212,8 @@ def _askable(
                 yield kind, category
     absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded and c not in in_doubt]
     kinds = [kind for kind in _OF_ABSENT if kind in desk.options.questions]
-    first = desk.pick(of, len(absent)) if absent else 0
+    # Whatever the seed: it decides on wordings, and not on which rows there are and which of them repeat each other.
+    first = pick(0, of, len(absent)) if absent else 0
     for number in range(min(desk.options.absent, len(absent)) if kinds else 0):
         yield kinds[number % len(kinds)], absent[(first + number) % len(absent)]
 

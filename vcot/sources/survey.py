@@ -232,24 +232,21 @@ def _rows_below_test(database: sqlite3.Connection, sha: str) -> int:
 
 
 def _repeated(database: sqlite3.Connection, desk: Desk) -> dict[str, str]:
-    """Row → the row whose question it repeats: of a picture's rows those that measure come first, then the input's
-    order. A row that is refused for something else is not repeated.
+    """Row → the row whose question it repeats, with its answers and boxes: of a picture's rows those that measure come
+    first, then the input's order. A row that is refused for something else is not repeated.
     """
     if desk.options.duplicates == "keep":
         return {}
-    order = f"max(said, {TRAIN}) desc, number"
-    if desk.options.duplicates == "near":
-        found: dict[str, str] = {}
-        rows = database.execute(f"select sha, id, asked from rows where sound order by sha, {order}")
-        for _, about in groupby(rows, itemgetter(0)):
-            asked = [(name, text) for _, name, text in about]
-            if len(asked) > 1:
-                found |= dict(repeats.nearly(asked, desk.options.question_similarity))
-        return found
-    again = database.execute(
-        "select id, first from (select id, "
-        f"first_value(id) over (partition by key order by {order}) as first, "
-        f"row_number() over (partition by key order by {order}) as place, number from rows where sound) "
-        "where place > 1 order by number"
+    near = desk.options.duplicates == "near"
+    again = "" if near else "and key in (select key from rows where sound group by key having count(*) > 1) "
+    rows = database.execute(
+        f"select key, id, asked, places from rows where sound {again}order by key, max(said, {TRAIN}) desc, number"
     )
-    return dict(again)
+    found: dict[str, str] = {}
+    for _, asked_alike in groupby(rows, itemgetter(0)):
+        for (first, said), *others in repeats.of_one_place((name, said, at) for _, name, said, at in asked_alike):
+            if near and others:
+                found |= dict(repeats.nearly([(first, said), *others], desk.options.question_similarity))
+            else:
+                found |= {name: first for name, _ in others}
+    return found
