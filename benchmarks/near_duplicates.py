@@ -5,6 +5,10 @@
 Prints, for several hashes and distances, the share of copies that is found and the share of pairs of different
 photographs, and of different filled-in forms, that is taken for copies; then the seconds that groups of 100,000
 fingerprints take: of random bits, and of cut-outs of the photographs, which are as alike as pictures of one kind are.
+
+    python -m benchmarks.near_duplicates --part alike --counts 100,1000,100000
+
+needs no photographs: groups of so many fingerprints that nearly are the same, as of the frames of a video.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
+from benchmarks.convert import apart as alone
 from vcot.sources import alike
 from vcot.storage import images
 
@@ -142,24 +147,51 @@ def seconds(folder: Path, count: int) -> None:
     _timed(f"{count:,} fingerprints of cut-outs", found)
 
 
+def alike_ones(count: int) -> None:
+    """Of scans of one form, or frames of a still camera (each up to 8 bits from one fingerprint), and of a moving one
+    (each about 6 bits from the one before)."""
+    dice = np.random.default_rng(0)
+    one = dice.random(alike.BITS) < 0.5
+    prints = np.empty((count, alike.BYTES), np.uint8)
+    for row in prints:
+        row[:] = np.packbits(one ^ (dice.permutation(alike.BITS) < dice.integers(0, 9)))
+    _timed(f"{count:,} fingerprints of one form", prints)
+    for row in prints:
+        one = one ^ (dice.random(alike.BITS) < 6 / alike.BITS)
+        row[:] = np.packbits(one)
+    _timed(f"{count:,} fingerprints of a video", prints)
+
+
 def _timed(what: str, prints: np.ndarray) -> None:
-    begun = time.process_time()
+    before, begun = peak(), time.process_time()
     groups = alike.groups(prints)
     largest = np.bincount(groups).max()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     print(
         f"{what}: {time.process_time() - begun:.1f} s of CPU, {len(np.unique(groups)):,} groups, largest {largest:,}, "
-        f"peak {peak} MiB"
+        f"peak {peak()} MiB ({before} MiB before)",
+        flush=True,
     )
+
+
+def peak() -> int:
+    """The most memory that this process has had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photographs", type=Path, required=True, help="folder of JPEGs")
+    parser.add_argument("--photographs", type=Path, help="folder of JPEGs")
     parser.add_argument("--count", type=int, default=100_000, help="fingerprints to group")
     parser.add_argument("--drawn", type=int, default=60, help="forms and pages")
-    parser.add_argument("--part", choices=("rates", "seconds"), help="default: both")
+    parser.add_argument("--counts", default="100,300,1000,2000,100000", help="part alike: fingerprints to group")
+    parser.add_argument("--part", choices=("rates", "seconds", "alike"), help="default: the first two")
     given = parser.parse_args()
+    if given.part == "alike":
+        for count in map(int, given.counts.split(",")):
+            alone(alike_ones, count)
+        return
+    if given.photographs is None:
+        parser.error("--photographs is missing: a folder of JPEGs")
     if given.part != "seconds":
         rates(given.photographs, given.drawn)
     if given.part != "rates":

@@ -62,9 +62,26 @@ def of_llava_cot(given: Given) -> dict[str, Any]:
     return {"input_uri": given.rows(rows, "llava.json"), "images_uri": given.images}
 
 
-KEPT = {"scienceqa": 14, "aokvqa": 12, "refcoco": 20, "llava-cot": 15}
-REFUSED = {"scienceqa": {"no-image": 4}}
-SETTINGS = {"scienceqa": of_scienceqa, "aokvqa": of_aokvqa, "refcoco": of_refcoco, "llava-cot": of_llava_cot}
+def of_coco(given: Given) -> dict[str, Any]:
+    """Of five pictures with a cup two have something of no category in the file, so that the cup is not counted."""
+    names = [given.picture(f"{n}.png", 100 + n, 90) for n in range(5)]
+    file = {
+        "images": [{"id": n, "file_name": name} for n, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}],
+        "annotations": [{"image_id": float(n), "category_id": 1, "bbox": [1, 2, 30, 40]} for n in range(5)]
+        + [{"image_id": n, "category_id": None, "bbox": [50, 2, 30, 40]} for n in (1, 3)],
+    }
+    path = given.folder / "coco" / "instances.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(file))
+    return {"input_uri": path, "images_uri": given.images, "max_rejected_share": 0.2}
+
+
+KEPT = {"scienceqa": 14, "aokvqa": 12, "refcoco": 20, "llava-cot": 15, "coco": 3 * 5 + 2}
+REFUSED = {"scienceqa": {"no-image": 4}, "coco": {"annotation-unmatched": 2}}
+SETTINGS = {
+    "scienceqa": of_scienceqa, "aokvqa": of_aokvqa, "refcoco": of_refcoco, "llava-cot": of_llava_cot, "coco": of_coco,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", SETTINGS)
@@ -84,6 +101,8 @@ def test_the_shards_together_are_what_one_process_makes(given: Given, tmp_path: 
     name = "refcocog" if source == "refcoco" else source
     assert told["datasets"].keys() == {name}
     assert told["datasets"][name]["rejected"] == refused
+    page = (tmp_path / "one/convert/report.html").read_text()
+    assert all(reason in page for reason in refused)
 
 
 def test_scienceqa_without_a_word_about_its_rows_of_text_alone_says_how_many_they_are(

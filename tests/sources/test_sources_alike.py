@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import os
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given as for_all
+from hypothesis import settings as tuned
+from hypothesis import strategies as some
 from PIL import Image, ImageEnhance
 
 from vcot.sources import alike
@@ -122,6 +127,68 @@ def test_who_is_near_a_member_is_a_member_and_order_does_not_matter() -> None:
     assert {frozenset(np.flatnonzero(groups == g)) for g in groups} == {
         frozenset(shuffled[np.flatnonzero(again == g)]) for g in again
     }
+
+
+def noisy(count: int, flips: float, seed: int = 0) -> np.ndarray:
+    """One fingerprint in which each bit is turned over by chance: a scanned form, the frames of a still camera."""
+    dice = np.random.default_rng(seed)
+    one = dice.random(alike.BITS) < 0.5
+    return np.packbits(one ^ (dice.random((count, alike.BITS)) < flips / alike.BITS), axis=1)
+
+
+def drifting(count: int, flips: float, seed: int = 0) -> np.ndarray:
+    """Each a little unlike the one before it: the frames of a moving camera."""
+    dice = np.random.default_rng(seed)
+    turned = dice.random((count, alike.BITS)) < flips / alike.BITS
+    return np.packbits(np.cumsum(turned, axis=0) & 1, axis=1)
+
+
+def members(groups: np.ndarray) -> set[frozenset[int]]:
+    return {frozenset(np.flatnonzero(groups == group).tolist()) for group in np.unique(groups)}
+
+
+def compared_all(many: np.ndarray, at_most: int) -> set[frozenset[int]]:
+    """The groups, by comparing all with all."""
+    groups = np.arange(len(many))
+    for one in range(len(many)):
+        near = np.bitwise_count(many[one] ^ many).sum(axis=1) <= at_most
+        groups[np.isin(groups, groups[near])] = one
+    return members(groups)
+
+
+@tuned(max_examples=100, deadline=None)
+@for_all(
+    some.lists(some.tuples(some.sampled_from([noisy, drifting]), some.integers(1, 40), some.floats(0, 8)), max_size=4),
+    some.integers(0, 1 << 32),
+    some.integers(8, 16),
+)
+def test_groups_are_those_that_comparing_all_with_all_gives(drawn: Any, seed: int, at_most: int) -> None:
+    """At up to 16 bits, where one pair in ten millions is missed."""
+    parts = [make(count, flips, seed + place) for place, (make, count, flips) in enumerate(drawn)]
+    many = np.random.default_rng(seed).permutation(np.concatenate([prints(3, seed), *parts]))
+    assert members(alike.groups(many, at_most)) == compared_all(many, at_most)
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        noisy(30_000, 4),
+        noisy(30_000, 16),
+        drifting(30_000, 6),
+        np.concatenate([noisy(10_000, 3, n) for n in (1, 2, 3)]),
+    ],
+    ids=["alike", "mostly-alike", "a-video", "three-still-videos"],
+)
+def test_thousands_of_alike_pictures_take_no_more_memory_than_others(many: np.ndarray) -> None:
+    """Pairs of them are hundreds of millions. Bytes a picture, so that no pair of each can be held."""
+    tracemalloc.start()
+    try:
+        found = alike.groups(many)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.bincount(found).max() >= 10_000
+    assert peak / len(many) < 500
 
 
 def test_a_thousand_copies_of_one_picture_are_one_group_and_none_is_no_group() -> None:

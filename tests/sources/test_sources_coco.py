@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.sources.given import Given
+from vcot import log
 from vcot.errors import InputError, SettingsError
 from vcot.records import Rejection, Sample
 from vcot.sources import coco, scenes
@@ -231,6 +232,95 @@ def test_a_file_that_is_cut_off(given: Given) -> None:
 def test_rows_of_another_source(given: Given) -> None:
     with pytest.raises(InputError, match="--source viscot"):
         given.outcomes("coco", given.rows([{"question": "?"}]))
+
+
+@pytest.mark.parametrize("image_id", [1, 1.0, "1"])
+@pytest.mark.parametrize("category_id", [3, 3.0, "3"])
+def test_ids_are_the_same_however_their_number_is_written(given: Given, image_id: Any, category_id: Any) -> None:
+    written = [a | {"image_id": image_id, "category_id": category_id} for a in ONE_AND_TWO]
+    images = [{"id": float(image_id), "file_name": "a.png", "license": 4.0}]
+    more = {"categories": [{"id": 3.0, "name": "Platelets"}], "licenses": [{"id": 4, "name": "MIT"}]}
+    (result,) = given.outcomes("coco", instances(given, written, images, more), questions=("count",), absent=0)
+    assert isinstance(result, Sample)
+    assert (result.answers, result.origin.licence) == (("3",), "MIT")
+
+
+IS_THERE = {("Is there a WBC?", "yes"), ("Is there a Platelets?", "yes")}
+OF_RBC = {"category_id": 2, "bbox": [50, 50, 9, 9]}
+NOWHERE = [None, 99, float("nan"), "one", 1.5]
+
+
+def with_unmatched(given: Given, annotation: dict[str, Any], **options: Any) -> tuple[set[tuple[str, str]], list[Any]]:
+    """Question and answer of two pictures with one white cell and two platelets each, and what was refused."""
+    given.picture("b.png", 301, 300)
+    images = [{"id": n, "file_name": f"{name}.png"} for n, name in enumerate("ab", 1)]
+    boxes = [a | {"image_id": n} for n in (1, 2) for a in ONE_AND_TWO]
+    uri = instances(given, [*boxes, annotation], images)
+    results = given.outcomes("coco", uri, phrasings="one", **options)
+    found = {(f"{r.id.split(':')[1]} {r.question}", r.answers[0]) for r in results if isinstance(r, Sample)}
+    return found, [r for r in results if isinstance(r, Rejection)]
+
+
+@pytest.mark.parametrize("image_id", NOWHERE)
+def test_an_annotation_of_no_picture_leaves_its_category_uncounted_and_undenied(given: Given, image_id: Any) -> None:
+    """It may be of either."""
+    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": image_id}, absent=3)
+    assert not {question for question, _ in found if "RBC" in question}
+    assert {("1 How many WBCs are there?", "1"), ("2 Where is the WBC?", "top left")} < found
+    assert (refused.id, refused.reason.value) == ("instances.json:annotation-7", "annotation-unmatched")
+    assert "entry 7 of annotations: " in refused.detail
+    assert "image_id" in refused.detail
+    assert "--unmatched-annotations ignore" in refused.detail
+
+
+def test_of_a_category_that_is_in_doubt_is_asked_only_whether_it_is_there(given: Given) -> None:
+    found, _ = with_unmatched(given, OF_RBC | {"image_id": 99, "category_id": 1}, absent=3)
+    assert {question for question, _ in found if "WBC" in question} == {"1 Is there a WBC?", "2 Is there a WBC?"}
+    assert ("1 Is there a RBC?", "no") in found
+
+
+@pytest.mark.parametrize("category_id", NOWHERE)
+def test_an_annotation_of_no_category_leaves_its_picture_uncounted(given: Given, category_id: Any) -> None:
+    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": 2, "category_id": category_id}, absent=3)
+    assert {one for one in found if one[0].startswith("2 ")} == {(f"2 {question}", yes) for question, yes in IS_THERE}
+    assert {("1 How many WBCs are there?", "1"), ("1 Is there a RBC?", "no")} < found
+    assert refused.reason.value == "annotation-unmatched"
+    assert "category_id" in refused.detail
+
+
+def test_an_annotation_without_either_leaves_all_pictures_uncounted(given: Given) -> None:
+    found, (refused,) = with_unmatched(given, {"image_id": None, "bbox": [1, 2, 3, 4]}, absent=3)
+    assert found == {(f"{picture} {question}", yes) for picture in (1, 2) for question, yes in IS_THERE}
+    assert "it has no image_id and it has no category_id" in refused.detail
+
+
+@pytest.mark.parametrize("wrong", [{"image_id": 99}, {"image_id": 1, "category_id": 99}])
+def test_images_and_categories_can_have_been_left_out_on_purpose(
+    given: Given, wrong: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("json")
+    found, refused = with_unmatched(given, OF_RBC | wrong, absent=3, unmatched_annotations="ignore")
+    assert {("1 How many WBCs are there?", "1"), ("1 Is there a RBC?", "no")} < found
+    assert refused == []
+    said = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (said["annotations"], said["of_no_image"] + said["of_no_category"]) == (7, 1)
+
+
+def test_a_picture_without_an_id_is_refused(given: Given) -> None:
+    """No annotation can be of it, so everything would be denied of it."""
+    images = [{"id": 1, "file_name": "a.png"}, {"id": None, "file_name": "a.png"}, {"file_name": "a.png"}]
+    results = given.outcomes("coco", instances(given, ONE_AND_TWO, images), questions=("presence",))
+    refused = [(r.id, r.reason.value) for r in results if isinstance(r, Rejection)]
+    assert refused == [("instances.json:image-2", "wrong-shape"), ("instances.json:image-3", "wrong-shape")]
+    assert len(results) == 2 + 3
+
+
+def test_where_nothing_can_be_asked_the_annotations_that_match_nothing_are_named(given: Given) -> None:
+    written = [a | {"image_id": "000000000001"} for a in ONE_AND_TWO]
+    with pytest.raises(
+        InputError, match=r"can be asked of its pictures; entry 1 of annotations: image_id '0+1' is of no"
+    ):
+        given.outcomes("coco", instances(given, written), categories=("WBC", "Platelets"))
 
 
 def test_a_second_picture_of_one_id_is_refused_and_the_first_asked_about(given: Given) -> None:

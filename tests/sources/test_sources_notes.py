@@ -91,5 +91,8 @@ def test_a_glance_at_real_rows(given: Given, form: str) -> None:
     for found, result in read(source, rows_of_shard(source, desk), desk):
         if isinstance(result, Sample):
             kept += 1
-            assert source.glance(found, desk) == (result.image, repeats.question(result))
+            assert source.glance(found, desk) == (
+                result.image,
+                repeats.Question(repeats.question(result), result.answers),
+            )
     assert kept > 300

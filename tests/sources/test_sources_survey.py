@@ -163,6 +163,96 @@ def test_a_question_is_asked_once_of_a_picture(given: Given) -> None:
     assert knowing.duplicates == {"rows.jsonl:2": "rows.jsonl:1", "rows.jsonl:3": "rows.jsonl:1"}
 
 
+@pytest.mark.parametrize("how", ["exact", "near"])
+@pytest.mark.parametrize("source", ["viscot", "samples"])
+def test_the_same_words_about_other_boxes_or_with_other_answers_are_another_question(
+    given: Given, source: str, how: Any
+) -> None:
+    """VisCoT's OpenImages asks of two players "What is the people that wears the football helmet doing?"."""
+    given.picture("vsr/a.jpg", data=scene(1))
+
+    def asks(answer: str, *boxes: list[float]) -> dict[str, Any]:
+        if source == "viscot":
+            return row("a.jpg", "What is the player doing?") | {"answer": answer, "bboxs": [*boxes]}
+        evidence = {"evidence": [{"label": "player", "boxes": [*boxes]}]} if boxes else {}
+        return {"image": "vsr/a.jpg", "question": "What is the player doing?", "answers": [answer]} | evidence
+
+    left, right, nearly_left = [1, 2, 30, 40], [50, 2, 90, 40], [1.4, 1.2, 31, 39.5]
+    rows = [
+        asks("Walking", left), asks("Walking", right), asks("Running", left), asks("Walking", left, right),
+        asks("walking.", nearly_left), asks("Walking", right, nearly_left), asks("Running", [4, 2, 30, 40]),
+    ]  # fmt: skip
+    desk = given.desk(source, given.rows(rows), duplicates=how)
+    found = informed(SOURCES[source], desk, folder_of(given), look=True).duplicates
+    assert found == {"rows.jsonl:5": "rows.jsonl:1", "rows.jsonl:6": "rows.jsonl:4"}
+
+
+def test_evidence_that_nobody_annotated_is_not_the_same_as_none_or_some(given: Given) -> None:
+    given.picture("a.jpg", data=scene(1))
+    boxes = [None, [], [{"label": "bus", "boxes": BOX}]]
+    rows = [{"image": "a.jpg", "question": "?", "answers": ["no"], "evidence": e} for e in boxes * 2]
+    desk = given.desk("samples", given.rows(rows))
+    found = informed(SOURCES["samples"], desk, folder_of(given), look=True).duplicates
+    assert found == {f"rows.jsonl:{n + 3}": f"rows.jsonl:{n}" for n in (1, 2, 3)}
+
+
+def test_a_row_and_its_other_form_are_duplicates_though_each_rounds_its_box(given: Given) -> None:
+    given.picture("vsr/a.jpg", 640, 480)
+    same = metadata([[100.63, 100.2, 310.71, 240.9]], image="a.jpg", question="Why?", answer="So.")
+    assert isinstance(given.sample("viscot", same), Sample)
+    turns = ["<image>\nWhy?", "[0.157, 0.282, 0.485, 0.501]", "<image>", "So."]
+    other = {
+        "dataset": "vsr", "question_id": 1, "image": ["cot/vsr/a.jpg", "cot/vsr/a.jpg###[100, 100, 310, 240]"],
+        "conversations": [{"from": "human", "value": turn} for turn in turns],
+    }  # fmt: skip
+    uris = given.rows([same], "metadata.jsonl"), given.rows([other], "chat.jsonl")
+    found = informed(SOURCES["viscot"], given.desk("viscot", *uris), folder_of(given), look=True)
+    assert found.duplicates == {"chat.jsonl:1": "metadata.jsonl:1"}
+
+
+SEEDS = [(seed, phrasings) for seed in range(6) for phrasings in ("several", "one")]
+
+
+@pytest.mark.parametrize("how", ["exact", "near"])
+def test_coco_repeats_the_same_rows_under_every_seed_and_phrasing(given: Given, how: Any) -> None:
+    """A picture that the file has three times: once more as it is, once annotated otherwise."""
+    for name in "abc":
+        given.picture(f"{name}.jpg", data=scene(1))
+    file = given.folder / "instances.json"
+    boxes = {1: ([1, 2, 30, 40], [50, 2, 30, 40]), 2: ([1, 2, 30, 40], [50, 2, 30, 40]), 3: ([1, 40, 30, 40],)}
+    file.write_text(
+        json.dumps({
+            "images": [{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate("abc", 1)],
+            "categories": [{"id": n, "name": name} for n, name in enumerate(("cup", "cups", "dog"), 1)],
+            "annotations": [{"image_id": n, "category_id": 1, "bbox": box} for n in boxes for box in boxes[n]],
+        })
+    )  # fmt: skip
+    refused = []
+    for seed, phrasings in SEEDS:
+        desk = given.desk("coco", str(file), seed=seed, phrasings=phrasings, absent=2, duplicates=how)
+        told = informed(SOURCES["coco"], desk, folder_of(given, f"{seed}-{phrasings}"), look=True)
+        refused.append(told.duplicates)
+    of_two = {f"instances.json:2:{kind}:cup": f"instances.json:1:{kind}:cup" for kind in ("count", "point", "presence")}
+    assert refused == refused[:1] * len(SEEDS)
+    assert of_two.items() <= refused[0].items()
+    assert {name.split(":")[3] for name in refused[0].keys() - of_two.keys()} == {"cups", "dog"}  # none is there
+
+
+@pytest.mark.parametrize("how", ["exact", "near"])
+def test_refcoco_repeats_the_same_rows_under_every_seed_and_phrasing(given: Given, how: Any) -> None:
+    given.picture("a.jpg", data=scene(1))
+    expressions = [("man in red", 1), ("Man in red.", 1), ("man in red", 50), ("woman in red", 1), ("man in red", 1.5)]
+    rows = [
+        {"img_path": "a.jpg", "expression": said, "bbox": [x, 2, x + 30, 90], "sent_id": n, "width": 96, "height": 96}
+        for n, (said, x) in enumerate(expressions)
+    ]
+    uri = given.rows(rows)
+    for seed, phrasings in SEEDS:
+        desk = given.desk("refcoco", uri, seed=seed, phrasings=phrasings, duplicates=how)
+        told = informed(SOURCES["refcoco"], desk, folder_of(given, f"{seed}-{phrasings}"), look=True)
+        assert told.duplicates == {"rows.jsonl:2": "rows.jsonl:1", "rows.jsonl:5": "rows.jsonl:1"}
+
+
 def test_of_two_rows_the_one_that_measures_stays(given: Given) -> None:
     given.picture("vsr/a.jpg", data=scene(1))
     rows = [row("a.jpg"), row("a.jpg", split="val"), row("a.jpg", split="val")]

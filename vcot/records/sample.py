@@ -165,6 +165,7 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     HELD_OUT = "held-out"
     NO_REASONING = "no-reasoning"
+    ANNOTATION_UNMATCHED = "annotation-unmatched"
     TEACHER_FAILED = "teacher-failed"
     TEACHER_EMPTY = "teacher-empty"
     TEACHER_REFUSED = "teacher-refused"

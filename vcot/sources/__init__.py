@@ -24,7 +24,7 @@ SOURCES: Mapping[str, Source] = {
         glance=viscot.glance,
         in_archive=viscot.IN_ARCHIVE,
     ),
-    "coco": Source(coco.sample, rows=coco.rows, ready=coco.ready),
+    "coco": Source(coco.sample, rows=coco.rows, ready=coco.ready, asks=coco.asks),
     "scienceqa": Source(
         scienceqa.sample, ("lectures",), columns=scienceqa.COLUMNS, licence=scienceqa.LICENCE, dataset="scienceqa"
     ),
@@ -38,7 +38,12 @@ SOURCES: Mapping[str, Source] = {
         dataset="llava-cot",
     ),
     "refcoco": Source(
-        refcoco.sample, ("expressions",), licence=refcoco.LICENCE, splits=refcoco.SPLITS, dataset="refcoco"
+        refcoco.sample,
+        ("expressions",),
+        licence=refcoco.LICENCE,
+        splits=refcoco.SPLITS,
+        dataset="refcoco",
+        asks=refcoco.asks,
     ),
     "samples": Source(samples.sample, ("sample", "messages", "talk"), expand=talks.rounds, names_rows=True, dataset=""),
     "scenes": Source(drawn.sample, rows=drawn.rows, licence=drawn.LICENCE, dataset="scenes"),

@@ -37,6 +37,7 @@ class Options:
     near_duplicates: bits of 144 in which pictures may differ and count as one; 0: digests alone.
     duplicates, question_similarity: which questions about one picture count as one. rules: what else is asked.
     without_image: what becomes of rows that ask by text alone, of a source that has some.
+    unmatched_annotations: what those of COCO mean whose image or category is not in the file.
     """
 
     seed: int = 0
@@ -50,6 +51,7 @@ class Options:
     categories: tuple[str, ...] = ()
     category_names: Mapping[str, str] = field(default_factory=dict)
     absent: int = 1
+    unmatched_annotations: Literal["doubt", "ignore"] = "doubt"
     phrasings: Literal["one", "several"] = "several"
     scenes: int = 200
     near_duplicates: int = alike.DISTANCE
@@ -138,11 +140,7 @@ class Desk:
 
     def one_of(self, wordings: Sequence[str], row_id: str) -> str:
         """The wording of this row's question; always the first where one is wanted (`phrasings`)."""
-        return wordings[0 if self.options.phrasings == "one" else self.pick(row_id, len(wordings))]
-
-    def pick(self, what: str, below: int) -> int:
-        """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
-        return int.from_bytes(hashlib.sha256(f"{self.options.seed}\0{what}".encode()).digest()[:8]) % below
+        return wordings[0 if self.options.phrasings == "one" else pick(self.options.seed, row_id, len(wordings))]
 
     def _split(self, row: Row, about: Image | Asked) -> Split:
         declared = self.declared(row)
@@ -264,6 +262,11 @@ def numbers(edges: Any) -> tuple[float, float, float, float]:
 def split_of(sha256: str, seed: int, validation_share: float) -> Split:
     """The side of a picture, by its content and the seed alone: the same in every row, shard and process."""
     return "validation" if uniform(seed, sha256) < validation_share else "train"
+
+
+def pick(seed: int, what: str, below: int) -> int:
+    """A number in 0 … below − 1 by the seed and what it is for: the same in every shard and run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{what}".encode()).digest()[:8]) % below
 
 
 def uniform(seed: int, what: str) -> float:

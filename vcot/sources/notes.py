@@ -37,11 +37,12 @@ create table same (file text, path text, sha text, primary key (file, path, sha)
 _ROWS = {"rows": """
 drop table if exists rows;
 create table rows (
-    number integer primary key, part int, id text, sha text, uri text, said int, sound int, key blob, asked text
+    number integer primary key, part int, id text, sha text, uri text, said int, sound int, key blob, asked text,
+    places blob
 );
 """}  # fmt: skip
 _LOOKED = {"looked": """
-drop table if exists looked; create table looked (number integer primary key, kept int, sound int);
+drop table if exists looked; create table looked (number integer primary key, kept int, sound int, places blob);
 """}  # fmt: skip
 """What each process writes for itself."""
 SAID: Mapping[Split | None, int] = {None: 1, "train": 2, "validation": 4, "test": 8}
@@ -52,8 +53,8 @@ _BATCH = 200
 
 
 class Note(NamedTuple):
-    """`about`: the picture, or what is asked without one. `asked`: as repeats.py writes it. `sound`: whether the rules
-    for quality keep the row; None: nobody has asked.
+    """`about`: the picture, or what is asked without one. `sound`: whether the rules for quality keep the row; None:
+    nobody has asked. `places`: of its boxes, as repeats.py writes them, once the row was read whole.
 
     A row that is refused for anything else has no note.
     """
@@ -61,8 +62,9 @@ class Note(NamedTuple):
     row: str
     about: Image | repeats.Asked
     said: int
-    asked: str
+    question: repeats.Question
     sound: bool | None
+    places: bytes | None
 
 
 Look = Callable[[Row, Desk], Note | None]
@@ -96,7 +98,7 @@ def _note(place: int, first: int, crew: Crew, part: Part, database: sqlite3.Conn
     with Bar("looking at all rows", shown=index == 0) as bar:
         for batch in _batches(_looked(partial(look, part), rows, part, crew.readers)):
             database.executemany(
-                "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (_columns(number, place, note, near=near) for number, note in batch if note is not None),
             )
             after = batch[-1][0] + 1 if batch else after
@@ -122,8 +124,8 @@ def _glance(part: Part, row: Row, desk: Desk) -> Note | None:
     if row.fault is not None:
         return None
     try:
-        image, asked = part.source.glance(row, desk)
-        return Note(row.id, image, SAID[desk.declared(row)], asked, None)
+        image, question = part.source.glance(row, desk)
+        return Note(row.id, image, SAID[desk.declared(row)], question, None, None)
     except (Refused, BoxError, ImageError, ValidationError, RecursionError):
         return None
 
@@ -132,8 +134,10 @@ def _whole(part: Part, row: Row, desk: Desk) -> Note | None:
     sample = one(part.source, row, desk)
     if not isinstance(sample, Sample):
         return None
-    sound = _sound(sample, part.desk)
-    return Note(row.id, repeats.about(sample), SAID[desk.declared(row)], repeats.question(sample), sound)
+    kind, asked = part.source.asks(row) if part.source.asks is not None else ("", repeats.question(sample))
+    question = repeats.Question(asked, sample.answers, kind)
+    about, said = repeats.about(sample), SAID[desk.declared(row)]
+    return Note(row.id, about, said, question, _sound(sample, part.desk), repeats.places(sample))
 
 
 def _sound(sample: Sample, desk: Desk) -> bool:
@@ -147,9 +151,9 @@ def _sound(sample: Sample, desk: Desk) -> bool:
 
 
 def _columns(number: int, part: int, note: Note, *, near: bool) -> tuple[Any, ...]:
-    row, about, said, asked, sound = note
-    key = repeats.key(about.sha256, asked)
-    return number, part, row, about.sha256, about.uri, said, sound, key, asked if near else None
+    row, about, said, question, sound, places = note
+    key = repeats.key(about.sha256, question, near=near)
+    return number, part, row, about.sha256, about.uri, said, sound, key, question.asked if near else "", places
 
 
 # ----------------------------------------------------------------------------------------------------- a second look
@@ -178,7 +182,7 @@ def look_again(
         ours = crew.for_part(part)
         spread(ours, part, database, _LOOKED, partial(_read_again, wanted, first, ours))
     database.execute(
-        "update rows set sound = (select sound from looked where looked.number = rows.number) "
+        "update rows set (sound, places) = (select sound, places from looked where looked.number = rows.number) "
         "where number in (select number from looked)"
     )
     database.execute("delete from rows where number in (select number from looked where not kept)")
@@ -194,8 +198,8 @@ def _read_again(wanted: _Numbers, first: int, crew: Crew, part: Part, database: 
     numbered = part.numbered(index, crew.processes, lambda place: first + place in wanted)
     rows = ((first + place, row) for place, row in numbered)
     for batch in _batches(_looked(partial(_whole, part), rows, part, crew.readers)):
-        found = ((number, note is not None, note and note.sound) for number, note in batch)
-        database.executemany("insert into looked values (?, ?, ?)", found)
+        found = ((number, note is not None, note and note.sound, note and note.places) for number, note in batch)
+        database.executemany("insert into looked values (?, ?, ?, ?)", found)
 
 
 def _wanted(database: sqlite3.Connection, desk: Desk, groups: Iterable[Sequence[str]]) -> _Numbers:

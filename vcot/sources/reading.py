@@ -18,6 +18,7 @@ from vcot.records.sample import IMAGE_REASONS
 from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
 from vcot.sources.inputs import Input, found_in, row_of
 from vcot.sources.pictures import NotAtHand
+from vcot.sources.repeats import Question
 from vcot.sources.row import BOX_REASONS, Refused, Row
 from vcot.stage import stop
 from vcot.storage.images import ImageError
@@ -38,8 +39,9 @@ class Source:
     columns: what it reads of Parquet files; empty where it reads none.
     expand: a row of the file → the rows that it holds, where one may hold several.
     dataset: how its rows are counted that do not say of which dataset they are.
-    glance: a row → its picture, and what it asks as repeats.py writes it; raises as `sample` does, and only where that
-    raises, too. For the survey, which goes through all rows; None: it makes Samples.
+    glance: a row → its picture, and what it asks; raises as `sample` does, and only where that raises, too. For the
+    survey, which goes through all rows; None: it makes Samples.
+    asks: a row → the kind of its question and what it asks about, where the wording is drawn; None: its words tell.
     ready: makes on the scratch disk what rows are read from, before several processes read them; None: nothing.
     in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
     """
@@ -53,7 +55,8 @@ class Source:
     columns: tuple[str, ...] = ()
     expand: Callable[[Row], Iterable[Row]] | None = None
     dataset: str = "unknown"
-    glance: Callable[[Row, Desk], tuple[Image, str]] | None = None
+    glance: Callable[[Row, Desk], tuple[Image, Question]] | None = None
+    asks: Callable[[Row], tuple[str, str]] | None = None
     ready: Callable[[Desk], None] | None = None
     in_archive: tuple[str, ...] = ("",)
 

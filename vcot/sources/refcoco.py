@@ -13,6 +13,7 @@ from vcot.grounding.places import place
 from vcot.records import Reason, Sample
 from vcot.sources.desk import PLAIN_SPLITS, Desk, hub_name, same_size, text
 from vcot.sources.labels import NEUTRAL, gives_away
+from vcot.sources.repeats import asked
 from vcot.sources.row import Row
 
 LICENCE = "CC-BY-4.0 (RefCOCOg), Apache-2.0 (RefCOCO, RefCOCO+); images: COCO, terms of Flickr"
@@ -23,8 +24,7 @@ PHRASINGS = ("Where is what this describes: {}?", "Point at what this describes:
 
 def sample(row: Row, desk: Desk) -> Sample:
     said = row.value
-    written = text(said, "expression", Reason.NO_QUESTION)
-    expression = written.rstrip(" .") or written
+    expression = _expression(row)
     image = desk.pictures.find(text(said, "img_path", Reason.WRONG_SHAPE))
     same_size(said, image)
     box = desk.box(said.get("bbox"), image)
@@ -37,3 +37,12 @@ def sample(row: Row, desk: Desk) -> Sample:
         evidence=(Mention(NEUTRAL if gives_away(expression, [answer]) else expression, (box,)),),
         origin=desk.origin(row, image, hub_name(row) or "refcoco"),
     )
+
+
+def asks(row: Row) -> tuple[str, str]:
+    return "expression", asked(_expression(row), None, None)
+
+
+def _expression(row: Row) -> str:
+    written = text(row.value, "expression", Reason.NO_QUESTION)
+    return written.rstrip(" .") or written

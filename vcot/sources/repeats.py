@@ -1,9 +1,11 @@
-"""Questions that were asked before: the same, or nearly the same, about the same picture.
+"""Questions that were asked before: the same, or nearly the same, about the same picture, with the same answers and
+boxes. The same words about another of two people are another question.
 
 A question is what is asked together with its choices and its context: "Which of these?" with other choices is
-another one. Case, punctuation and blanks do not count. Nearly the same: by the pieces of four letters that two
-questions share (MinHash of datasketch finds candidates, the pieces themselves decide), and only with the same numbers
-in both, because "in 2010?" and "in 2011?" share nearly all.
+another one. Case, punctuation and blanks do not count. Where the wording is drawn (Source.asks), what is asked about
+counts in its place, so that one dataset repeats the same rows whatever the seed. Nearly the same: by the pieces of
+four letters that two questions share (MinHash of datasketch finds candidates, the pieces themselves decide), and only
+with the same numbers in both, because "in 2010?" and "in 2011?" share nearly all.
 
 A question without a picture is told apart, and put on its side of the split, by what it asks alone; of those only
 the same ones are found, not nearly the same.
@@ -13,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vcot.records import Image, Sample
 from vcot.sources.labels import plain
@@ -26,6 +30,18 @@ _BANDS = 32, 4
 
 Given, because it takes two seconds to compute for a threshold, and every picture has an index of its own.
 """
+_SAME_PLACE = 2.0
+"""Pixels by which edges of one box may differ: VisCoT has rows in several forms, and each rounds boxes in its way."""
+
+
+class Question(NamedTuple):
+    """What is asked about a picture. `asked`: as `asked` below writes it. `kind`: of questions whose wording is drawn;
+    those of two kinds are never nearly the same. `answers`: all that are accepted.
+    """
+
+    asked: str
+    answers: tuple[str, ...]
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,9 +80,41 @@ def _told(text: str) -> str:
     return plain(text) or text.strip()
 
 
-def key(sha256: str, said: str) -> bytes:
-    """16 bytes for a question about a picture (or an Asked) of this digest, as `asked` writes it."""
-    return hashlib.blake2b(f"{sha256}\0{said}".encode(errors="replace"), digest_size=16).digest()
+def key(sha256: str, question: Question, *, near: bool = False) -> bytes:
+    """16 bytes for a question about a picture (or an Asked) of this digest; near: whatever its words are."""
+    answers = sorted(set(map(_told, question.answers)))
+    said = [sha256, question.kind, *answers, *(() if near else (question.asked,))]
+    return hashlib.blake2b("\0".join(said).encode(errors="replace"), digest_size=16).digest()
+
+
+def places(sample: Sample) -> bytes | None:
+    """The left edges of all boxes of the evidence, smallest first, then the top, right and lower ones, as 32-bit
+    floats; None where nobody said where it is.
+    """
+    if sample.evidence is None:
+        return None
+    edges = zip(*(box.as_list() for mention in sample.evidence for box in mention.boxes), strict=True)
+    return array("f", (value for side in edges for value in sorted(side))).tobytes()
+
+
+def of_one_place(rows: Iterable[tuple[str, str, bytes | None]]) -> list[list[tuple[str, str]]]:
+    """(name, question, its `places`)s in order → (name, question)s, those together whose boxes are the first one's."""
+    found: list[tuple[array[float] | None, list[tuple[str, str]]]] = []
+    for name, said, packed in rows:
+        edges = None if packed is None else array("f", packed)
+        for first, together in found:
+            if _same_places(edges, first):
+                together.append((name, said))
+                break
+        else:
+            found.append((edges, [(name, said)]))
+    return [together for _, together in found]
+
+
+def _same_places(one: array[float] | None, other: array[float] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return len(one) == len(other) and all(abs(a - b) <= _SAME_PLACE for a, b in zip(one, other, strict=True))
 
 
 def nearly(questions: Iterable[tuple[str, str]], similarity: float) -> Iterator[tuple[str, str]]:

@@ -197,6 +197,7 @@ def _said(database: sqlite3.Connection, sha: str) -> int:
 def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
     """Benchmark file → its rows and pictures, how many of them the input could have taught, and the rows refused."""
     group_of = {sha: group for group in groups for sha in group}
+    learned: dict[str, list[str]] = {}  # first of a group → those of it that rows would learn from
     counts: Facts = {}
     for file in desk.benchmarks:
         rows, pictures = database.execute(
@@ -206,10 +207,12 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
         hit: set[str] = set()
         refused: set[str] = set()
         for path, sha in database.execute("select path, sha from same where file = ?", (file.name,)).fetchall():
-            learned = [s for s in group_of.get(sha, (sha,)) if _said(database, s) & (TEST - 1)]
-            refused.update(learned)
-            if learned:
+            group = group_of.get(sha, (sha,))
+            if group[0] not in learned:
+                learned[group[0]] = [s for s in group if _said(database, s) & (TEST - 1)]
+            if learned[group[0]]:
                 hit.add(path)
+                refused.add(group[0])
         often = dict(database.execute("select path, often from shown where file = ?", (file.name,)))
         counts[file.name] = {
             "rows": rows,
@@ -217,7 +220,7 @@ def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
             "pictures_found": database.execute(read, (file.name,)).fetchone()[0],
             "pictures_shared": len(hit),
             "rows_with_a_shared_picture": sum(often[path] for path in hit),
-            "rows_refused": sum(_rows_below_test(database, sha) for sha in refused),
+            "rows_refused": sum(_rows_below_test(database, sha) for first in refused for sha in learned[first]),
         }
     return counts
 
@@ -229,24 +232,21 @@ def _rows_below_test(database: sqlite3.Connection, sha: str) -> int:
 
 
 def _repeated(database: sqlite3.Connection, desk: Desk) -> dict[str, str]:
-    """Row → the row whose question it repeats: of a picture's rows those that measure come first, then the input's
-    order. A row that is refused for something else is not repeated.
+    """Row → the row whose question it repeats, with its answers and boxes: of a picture's rows those that measure come
+    first, then the input's order. A row that is refused for something else is not repeated.
     """
     if desk.options.duplicates == "keep":
         return {}
-    order = f"max(said, {TRAIN}) desc, number"
-    if desk.options.duplicates == "near":
-        found: dict[str, str] = {}
-        rows = database.execute(f"select sha, id, asked from rows where sound order by sha, {order}")
-        for _, about in groupby(rows, itemgetter(0)):
-            asked = [(name, text) for _, name, text in about]
-            if len(asked) > 1:
-                found |= dict(repeats.nearly(asked, desk.options.question_similarity))
-        return found
-    again = database.execute(
-        "select id, first from (select id, "
-        f"first_value(id) over (partition by key order by {order}) as first, "
-        f"row_number() over (partition by key order by {order}) as place, number from rows where sound) "
-        "where place > 1 order by number"
+    near = desk.options.duplicates == "near"
+    again = "" if near else "and key in (select key from rows where sound group by key having count(*) > 1) "
+    rows = database.execute(
+        f"select key, id, asked, places from rows where sound {again}order by key, max(said, {TRAIN}) desc, number"
     )
-    return dict(again)
+    found: dict[str, str] = {}
+    for _, asked_alike in groupby(rows, itemgetter(0)):
+        for (first, said), *others in repeats.of_one_place((name, said, at) for _, name, said, at in asked_alike):
+            if near and others:
+                found |= dict(repeats.nearly([(first, said), *others], desk.options.question_similarity))
+            else:
+                found |= {name: first for name, _ in others}
+    return found

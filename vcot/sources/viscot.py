@@ -70,9 +70,11 @@ def sample(row: Row, desk: Desk) -> Sample:
     )
 
 
-def glance(row: Row, desk: Desk) -> tuple[Image, str]:
+def glance(row: Row, desk: Desk) -> tuple[Image, repeats.Question]:
     said = _said(row)
-    return desk.pictures.find(said.path), repeats.asked(said.question, None, said.choices)
+    return desk.pictures.find(said.path), repeats.Question(
+        repeats.asked(said.question, None, said.choices), said.answers
+    )
 
 
 class _Said(NamedTuple):

@@ -33,7 +33,10 @@ MEANING: Mapping[Reason, str] = {
     Reason.IMAGE_UNSUPPORTED: "the picture is of a format that is not read",
     Reason.IMAGE_SIZE_DIFFERS: "the picture is not as large as the row says, so its boxes are of another",
     Reason.IMAGE_CHANGED: "the picture is not the one that the row was written for",
-    Reason.DUPLICATE: "an earlier row asks the same of the same picture, or of none (--duplicates)",
+    Reason.DUPLICATE: "an earlier row asks the same of the same picture, or of none, with the same answers and boxes "
+    "(--duplicates)",
     Reason.HELD_OUT: "the row would learn from a picture, or a question without one, that is there to measure with",
     Reason.NO_REASONING: "nothing sets reasoning and answer apart",
+    Reason.ANNOTATION_UNMATCHED: "an annotation is of an image or a category that is not in the file "
+    "(--unmatched-annotations)",
 }
