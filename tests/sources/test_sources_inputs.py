@@ -46,6 +46,14 @@ def test_a_byte_order_mark_and_empty_lines_are_nothing(tmp_path: Path) -> None:
     assert [value for _, value in read(write(tmp_path / "a.jsonl", text))] == ROWS
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_of_another_encoding_is_refused_as_a_whole(tmp_path: Path, encoding: str) -> None:
+    """Cut into lines where UTF-8 has them, it would have other rows than it has."""
+    for text in (LINES, json.dumps(ROWS)):
+        with pytest.raises(InputError, match=r"a\.jsonl is written in UTF-16 or UTF-32; JSON is UTF-8"):
+            read(write(tmp_path / "a.jsonl", text.encode(encoding)))
+
+
 def test_a_line_that_is_not_json_is_named_by_its_number_and_costs_nobody_else(tmp_path: Path) -> None:
     bad = ['{"n": 1}', '{"n": 2', "[1, 2]", '"text"', "\udcff", '{"n": 6}']
     data = "\n".join(bad).encode(errors="surrogateescape")

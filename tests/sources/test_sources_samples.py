@@ -83,11 +83,40 @@ def test_no_annotation_and_annotated_as_absent_are_two_things(scene: Given) -> N
         ({"question": ""}, "no-question"),
         ({"choices": "A, B"}, "wrong-shape"),
         ({"anwser": "2"}, "wrong-shape"),
+        ({"choices": ["1", "3"]}, "no-answer"),
+        ({"question": "\u200b"}, "no-question"),
+        ({"answers": ["2", "\0"]}, "no-answer"),
+        ({"metadata": ["night"]}, "wrong-shape"),
+        ({"metadata": {"camera": {"name": "x"}}}, "wrong-shape"),
+        ({"messages": []}, "wrong-shape"),
         ({"origin": {"split": "dev"}}, "wrong-shape"),
     ],
 )
 def test_samples_that_are_refused(scene: Given, changed: dict[str, Any], reason: str) -> None:
     assert scene.reason("samples", {"image": "a.png", "question": "?", "answers": ["2"]} | changed) == reason
+
+
+def test_a_misspelt_field_is_told_with_the_right_one(scene: Given) -> None:
+    refused = scene.outcome("samples", {"image": "a.png", "question": "?", "answer": "2"})
+    assert isinstance(refused, Rejection)
+    assert refused.detail == "a Sample has no 'answer'; did you mean 'answers'? What is your own goes below 'metadata'"
+
+
+@pytest.mark.parametrize("form", ["sample", "messages"])
+def test_metadata_of_the_users_own_goes_with_the_row(scene: Given, form: str) -> None:
+    row = {"image": "a.png", "question": "?", "answers": ["2"]} if form == "sample" else messages("2")
+    own = {"camera": "north", "night": True, "shutter": 0.5, "note": None}
+    assert scene.sample("samples", row | {"metadata": own}, frame=THOUSANDTHS).metadata == own
+    assert scene.sample("samples", row, frame=THOUSANDTHS).metadata == {}
+
+
+def test_samples_and_messages_may_stand_in_one_file(scene: Given) -> None:
+    ours = {"image": "a.png", "question": "How many?", "answers": ["2"]}
+    for rows in ([ours, messages("2")], [messages("2"), ours]):
+        found = scene.outcomes("samples", scene.rows(rows), frame=THOUSANDTHS)
+        assert [type(one) for one in found] == [Sample, Sample]
+    with pytest.raises(SettingsError, match=r"--frame is missing: rows\.jsonl:2 is a chat message"):
+        scene.outcomes("samples", scene.rows([ours, messages("2")]))
 
 
 def test_a_sample_of_another_version_is_not_read_as_ours(scene: Given) -> None:

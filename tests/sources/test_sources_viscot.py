@@ -45,7 +45,9 @@ def chat(text: str, ints: str | None, dataset: str = "vsr", **changed: Any) -> d
     return {
         "dataset": dataset, "split": "train", "question_id": 0,
         "image": [path, path if ints is None else f"{path}###{ints}"],
-        "conversations": [{"from": "x", "value": turn} for turn in turns],
+        "conversations": [
+            {"from": who, "value": turn} for who, turn in zip(("human", "gpt") * 2, turns, strict=True)
+        ],
     } | changed  # fmt: skip
 
 
@@ -289,6 +291,7 @@ def test_boxes_that_are_none(vsr: Given, bboxs: Any, reason: str) -> None:
         ("[0.1, 0.3, 0.5, 0.6]", "[64, 112, 320]", "box-malformed"),
         ("[0.1, 0.3, 0.5, 0.6]", "left", "box-malformed"),
         ("[0.1, 7.3, 0.5, 9.6]", None, "box-outside"),
+        ("[0.1, 0.3, 0.5, 0.6]", "[]", "box-malformed"),
     ],
 )
 def test_chat_boxes_that_are_none(vsr: Given, text: str, ints: str | None, reason: str) -> None:
@@ -303,6 +306,13 @@ def test_chat_boxes_that_are_none(vsr: Given, text: str, ints: str | None, reaso
         ({"question": None}, "no-question"),
         ({"answer": ""}, "no-answer"),
         ({"answer": 7}, "no-answer"),
+        ({"question": "\u200b\u2060 "}, "no-question"),
+        ({"question": "\0"}, "no-question"),
+        ({"answer": "\0\ufeff"}, "no-answer"),
+        ({"multiple_choices": ["cup", "tea"]}, "no-answer"),
+        ({"multiple_choices": ["cake", 7]}, "wrong-shape"),
+        ({"multiple_choices": "cake, tea"}, "wrong-shape"),
+        ({"possible_answers": ["cake", None]}, "wrong-shape"),
         ({"width": 480, "height": 640}, "image-size-differs"),
         ({"width": 641}, "image-size-differs"),
         ({"width": "640"}, "wrong-shape"),
@@ -319,10 +329,24 @@ def test_rows_that_say_too_little_or_something_wrong(vsr: Given, changed: dict[s
 
 @pytest.mark.parametrize(
     "changed",
-    [{"image": []}, {"image": None}, {"image": ["a", "b", "c"]}, {"conversations": []}, {"conversations": "no"}],
+    [
+        {"image": []},
+        {"image": None},
+        {"image": ["a", "b", "c"]},
+        {"image": ["cot/vsr/a.jpg", "cot/vsr/b.jpg###[64, 112, 320, 304]"]},
+        {"conversations": []},
+        {"conversations": "no"},
+    ],
 )
 def test_chat_rows_of_another_shape(vsr: Given, changed: dict[str, Any]) -> None:
     assert vsr.reason("viscot", chat("[0.1, 0.3, 0.5, 0.6]", None, **changed)) == "wrong-shape"
+
+
+def test_swapped_roles_are_refused(vsr: Given) -> None:
+    row = chat("[0.1, 0.3, 0.5, 0.6]", None)
+    for turn in row["conversations"]:
+        turn["from"] = {"human": "gpt", "gpt": "human"}[turn["from"]]
+    assert vsr.reason("viscot", row) == "wrong-shape"
 
 
 def test_a_refusal_shows_what_was_written_and_what_would_be_right(vsr: Given) -> None:

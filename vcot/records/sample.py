@@ -72,6 +72,9 @@ class Sample(Record):
     answers: tuple[str, ...] = Field(min_length=1, description="all accepted answers; the first is learned")
     reasoning: tuple[TraceField, ...] = Field((), description="alternatives; none where nobody wrote any")
     evidence: tuple[MentionField, ...] | None = None
+    metadata: dict[str, str | int | float | bool | None] = Field(
+        default_factory=dict, description="what else a user keeps with the row; nothing is made of it, reports show it"
+    )
     origin: Origin
 
     @model_validator(mode="after")
@@ -99,7 +102,8 @@ class Sample(Record):
         origin = self.origin
         uri = "" if self.image is None else self.image.uri
         named = (self.id, uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
-        said = [self.question, self.context or "", *self.answers, *(self.choices or ()), *named]
+        own = (text for pair in self.metadata.items() for text in pair if isinstance(text, str))
+        said = [self.question, self.context or "", *self.answers, *(self.choices or ()), *named, *own]
         for parts in (*(trace.parts for trace in self.reasoning), self.evidence or ()):
             said += [part if isinstance(part, str) else part.label for part in parts]
         text = "".join(said)

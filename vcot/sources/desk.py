@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unicodedata import category
 
+from vcot.answers import letter, normalise
 from vcot.grounding import Box, BoxError, BoxFault, FrameSpec
 from vcot.records import Image, Origin, Reason, Sample
 from vcot.sources import alike
@@ -155,6 +157,7 @@ class Desk:
     def accepted(self, row: Row, sample: Sample) -> Sample:
         """A sample that is good enough, and asks what no earlier row has asked. Raises Refused."""
         _demand_short(sample)
+        _demand_words(sample)
         sample = judged(sample, self.options.rules)
         if (earlier := self.duplicates.get(row.id)) is not None:
             where = "of the same picture" if sample.image else "too, without a picture"
@@ -199,11 +202,28 @@ LONGEST_TEXT = 100_000
 def _demand_short(sample: Sample) -> None:
     """Raises Refused: a text is too long."""
     reasonings = (trace.text for trace in sample.reasoning)
-    longest = max(map(len, (sample.question, sample.context or "", *sample.answers, *reasonings)))
+    own = (str(value) for value in sample.metadata.values())
+    longest = max(map(len, (sample.question, sample.context or "", *sample.answers, *reasonings, *own)))
     if longest > LONGEST_TEXT:
         raise Refused(
             Reason.WRONG_SHAPE, f"a text of {longest:,} characters; {LONGEST_TEXT:,} of one text are read at most"
         )
+
+
+def _demand_words(sample: Sample) -> None:
+    """Raises Refused: a question or an answer shows nothing to a reader, or the answer is none of the choices."""
+    if not _shows(sample.question):
+        raise Refused(Reason.NO_QUESTION, f"the question shows nothing: {sample.question!r:.80}")
+    if (blank := next((answer for answer in sample.answers if not _shows(answer)), None)) is not None:
+        raise Refused(Reason.NO_ANSWER, f"an answer shows nothing: {blank!r:.80}")
+    answer, choices = sample.answers[0], sample.choices
+    if choices and letter(answer, choices) is None and normalise(answer) not in map(normalise, choices):
+        raise Refused(Reason.NO_ANSWER, f"the answer {answer!r:.60} is none of the choices {list(choices)!r:.120}")
+
+
+def _shows(text: str) -> bool:
+    """Whether anything is seen of it: white space, NUL and what has no width (Unicode's C and Z) is not."""
+    return any(category(sign)[0] not in "CZ" for sign in text)
 
 
 def hub_name(row: Row) -> str | None:

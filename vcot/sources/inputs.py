@@ -145,6 +145,11 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
         if source.uri.endswith(".gz"):
             stream = io.BufferedReader(gzip.GzipFile(fileobj=stored), _BUFFER)
         try:
+            # UTF-16 and -32 begin with a mark, or with a sign and a NUL. Cut into lines as UTF-8 is, they have others.
+            if stream.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in stream.peek(2)[:2]:
+                raise InputError(
+                    f"{source.uri} is written in UTF-16 or UTF-32; JSON is UTF-8: iconv -f UTF-16 -t UTF-8 makes it so"
+                )
             yield stream
             ended = not stream.peek(1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

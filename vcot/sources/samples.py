@@ -2,7 +2,8 @@
 
 Samples need only `image` (a path, or {"uri": …}), `question` and `answers`; what is missing of size, digest and
 origin is filled in, and what is there is held against the picture. Boxes are pixels of the upright original. An `id`
-that several rows give becomes one of each row's own (mine.jsonl:3:id), because files repeat each other's.
+that several rows give becomes one of each row's own (mine.jsonl:3:id), because files repeat each other's. What else
+is to go with a row stands in `metadata`, in every form: {"metadata": {"camera": "north", "night": true}}.
 
 Messages are one question and one reply: {"messages": [{"role": "user", "content": [{"type": "image_url", …},
 {"type": "text", …}]}, {"role": "assistant", "content": "… Answer: 3"}]}, or texts with a list of paths in `images`
@@ -16,6 +17,7 @@ LLaVA's (ShareGPT's) form is {"image": "a.jpg", "conversations": [{"from": "huma
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,10 +32,13 @@ from vcot.storage.images import ImageError
 
 
 def sample(row: Row, desk: Desk) -> Sample:
+    forms = [form for form in ("messages", "conversations", "question") if form in row.value]
+    if len(forms) > 1:
+        raise Refused(Reason.WRONG_SHAPE, f"a row is of one form; this one has {' and '.join(forms)}")
     if "messages" in row.value:
-        return _messages(row, desk, _declared(desk))
+        return _messages(row, desk, _declared(row, desk))
     if "conversations" in row.value:
-        return _conversation(row, desk, _declared(desk))
+        return _conversation(row, desk, _declared(row, desk))
     return _ours(row, desk)
 
 
@@ -43,7 +48,10 @@ def sample(row: Row, desk: Desk) -> Sample:
 def _ours(row: Row, desk: Desk) -> Sample:
     said = row.value
     if strange := sorted(set(said) - set(Sample.model_fields)):
-        raise Refused(Reason.WRONG_SHAPE, f"a Sample has no {', '.join(strange)[:80]}")
+        raise Refused(
+            Reason.WRONG_SHAPE,
+            f"a Sample has no {', no '.join(map(_misspelt, strange))[:300]} What is your own goes below 'metadata'",
+        )
     if (version := said.get("version")) is not None and (type(version) is not int or version != 1):
         raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads version 1")
     image = _picture(said.get("image"), desk)
@@ -60,10 +68,21 @@ def _ours(row: Row, desk: Desk) -> Sample:
         answers=_answers(said),
         reasoning=tuple(_trace(trace, image, desk) for trace in _entries(said, "reasoning", list, [])),
         evidence=None if evidence is None else tuple(_mention(mention, image, desk) for mention in evidence),
+        metadata=_metadata(said),
         origin=made.model_copy(
             update={"teacher": _entries(origin, "teacher", str, None), "row": str(origin.get("row") or row.id)}
         ),
     )
+
+
+def _misspelt(name: str) -> str:
+    meant = difflib.get_close_matches(name, Sample.model_fields, n=1, cutoff=0.7)
+    return f"{name!r}; did you mean {meant[0]!r}?" if meant else f"{name!r}."
+
+
+def _metadata(said: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = _entries(said, "metadata", dict, {})
+    return found
 
 
 def _entries(said: Mapping[str, Any], name: str, kind: type, missing: Any) -> Any:
@@ -113,12 +132,12 @@ def _mention(said: Any, image: Image, desk: Desk) -> Mention:
 # ------------------------------------------------------------------------------- OpenAI messages, LLaVA's conversations
 
 
-def _declared(desk: Desk) -> FrameSpec:
+def _declared(row: Row, desk: Desk) -> FrameSpec:
     """Raises SettingsError: nobody said in which numbers the texts write boxes."""
     if desk.options.frame is None:
         raise SettingsError(
-            "--frame is missing: rows are chat messages, and in which numbers their texts write boxes has to be said: "
-            "thousandths, pixels, resized_pixels, padded_square or fractions"
+            f"--frame is missing: {row.id} is a chat message, and in which numbers the texts of such rows write boxes "
+            "has to be said: thousandths, pixels, resized_pixels, padded_square or fractions"
         )
     return desk.options.frame
 
@@ -154,6 +173,7 @@ def _answered(
         answers=(answer,),
         reasoning=(trace,) if trace.parts else (),
         evidence=_gathered(trace),
+        metadata=_metadata(row.value),
         origin=desk.origin(row, image, desk.file_of(row)),
     )
 

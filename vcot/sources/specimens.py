@@ -58,6 +58,7 @@ class Specimen(Record):
     choices: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     reasoning: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
     annotated: bool = True
     written: str = Field("", description="of a row that was refused: what it says, as JSON")
     image: Image | None = None
@@ -166,6 +167,7 @@ def _kept(row: Row, rank: int, sample: Sample) -> Specimen:
         choices=tuple(_cut(choice, 120) for choice in (sample.choices or ())[:12]),
         answers=tuple(_cut(answer, 400) for answer in sample.answers[:8]),
         reasoning=tuple(_cut(trace.text) for trace in sample.reasoning[:3]),
+        metadata=tuple(_cut(f"{name}: {value}", 120) for name, value in list(sample.metadata.items())[:12]),
         annotated=sample.evidence is not None, image=sample.image, places=tuple(places[:_MOST]),
     )  # fmt: skip
 

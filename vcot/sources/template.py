@@ -264,6 +264,7 @@ _SHELVES = """
 <div class="card">{{ picture(card) }}<div class="text">
 <p class="said"><b>{{ row.question }}</b></p>
 {% if row.choices %}<p class="said soft">{{ row.choices | join(" · ") }}</p>{% endif %}
+{% if row.metadata %}<p class="said soft">{{ row.metadata | join(" · ") }}</p>{% endif %}
 <p class="said">→ {{ row.answers[0] }}
 {%- if row.answers[1:] %} <span class="soft">also: {{ row.answers[1:] | join(", ") }}</span>{% endif %}</p>
 {% if row.reasoning %}

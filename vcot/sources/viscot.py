@@ -114,8 +114,13 @@ def _metadata(row: Mapping[str, Any]) -> _Said:
 
 
 def _texts(row: Mapping[str, Any], name: str) -> list[str]:
+    """None at all where the row has none. Raises Refused: they are no list of texts."""
     value = row.get(name)
-    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
+    if value is None:
+        return []
+    if not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
+        raise Refused(Reason.WRONG_SHAPE, f"{name} are a list of texts; got {value!r:.120}")
+    return value
 
 
 # -------------------------------------------------------------------------------------------------------- chat
@@ -128,9 +133,13 @@ def _chat(row: Mapping[str, Any]) -> _Said:
         raise Refused(Reason.WRONG_SHAPE, f"image is a path, or a path and path###[box]; got {images!r:.120}")
     if not (isinstance(turns, list) and list(map(type, turns)) == [dict] * 4):
         raise Refused(Reason.WRONG_SHAPE, "conversations are four turns: question, box, <image>, answer")
+    if (spoken := [turn.get("from") for turn in turns]) != ["human", "gpt", "human", "gpt"]:
+        raise Refused(Reason.WRONG_SHAPE, f"turns are of human, gpt, human, gpt; got {spoken!r:.120}")
     dataset = text(row, "dataset", Reason.WRONG_SHAPE)
     path, _, _ = images[0].partition("###")
-    _, marked, suffix = images[-1].partition("###")
+    again, marked, suffix = images[-1].partition("###")
+    if again != path:
+        raise Refused(Reason.WRONG_SHAPE, f"both entries of image name one file; got {images!r:.160}")
     return _Said(
         path=picture_path(path, dataset),
         dataset=dataset,
@@ -158,7 +167,7 @@ def _one_box(of_square: str, of_pixels: str | None, image: Image, desk: Desk) ->
     """
     copies = _list(of_square), None if of_pixels is None else _list(of_pixels)
     fractions = numbers(copies[0])
-    if not copies[1]:
+    if copies[1] is None:
         return Box.from_padded_square(
             *fractions, width=image.width, height=image.height, overhang=desk.options.overhang
         )
