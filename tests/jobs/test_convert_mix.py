@@ -362,7 +362,7 @@ def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: G
     with pytest.raises(InputError, match=r"^part chat: images .*/images: there is nothing in that folder$"):
         convert(tmp_path / "empty", mix(given, [scenes, chat]))
     given.picture("a.png")
-    with pytest.raises(SettingsError, match=r"^part chat: --frame is missing: rows are chat messages"):
+    with pytest.raises(SettingsError, match=r"^part chat: --frame is missing: chat/mine.jsonl:1 is a chat message"):
         convert(tmp_path / "no-frame", mix(given, [scenes, chat]))
 
 

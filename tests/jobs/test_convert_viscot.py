@@ -30,6 +30,16 @@ SETS = ("flickr30k", "gqa", "openimages", "sroie", "textvqa", "visual7w", "vsr")
 ROWS = {"flickr30k": 1546, "gqa": 978, "openimages": 945, "sroie": 686, "textvqa": 526, "visual7w": 1000, "vsr": 404}
 TWICE = {"openimages": 2}
 """Rows that ask what an earlier one has asked about the same picture, with its answer and its box."""
+LEAST = {
+    "flickr30k": 0.999,
+    "gqa": 0.999,
+    "sroie": 0.999,
+    "visual7w": 0.999,
+    "openimages": 0.996,
+    "textvqa": 0.989,
+    "vsr": 0.9965,
+}
+"""Mean IoU with the truth: the first four are of whole pixels."""
 BLANK = ("--near-duplicates", "0")
 """Pictures that show nothing cannot look alike, and decoding them takes minutes."""
 METADATA = {"cub": 10056, "dude": 11735, "sroie": 2486, "vsr": 3376}
@@ -143,7 +153,7 @@ def inside(bbox: list[float], width: int, height: int) -> Box:
 
 @pytest.mark.parametrize("name", SETS)
 def test_boxes_of_a_chat_file_are_those_of_the_detection_file(both_copies: dict[str, list[float]], name: str) -> None:
-    assert mean(both_copies[name]) >= 0.985
+    assert mean(both_copies[name]) >= LEAST[name]
     assert len(both_copies[name]) >= 0.99 * (ROWS[name] - TWICE.get(name, 0))
 
 

@@ -330,3 +330,11 @@ def test_a_second_picture_of_one_id_is_refused_and_the_first_asked_about(given: 
     assert isinstance(first, Sample)
     assert isinstance(second, Rejection)
     assert (second.id, second.reason.value) == ("instances.json:1#2", "duplicate")
+
+
+def test_a_faulty_box_is_told_in_the_words_of_the_file(given: Given) -> None:
+    uri = instances(given, [{"category_id": 1, "bbox": [10, 20, 0, 40]}])
+    (refused,) = (one for one in given.outcomes("coco", uri, absent=0, questions=("where",)))
+    assert isinstance(refused, Rejection)
+    assert "bbox [10, 20, 0, 40], which is [x, y, width, height] on an image of" in refused.detail
+    assert "x1" not in refused.detail

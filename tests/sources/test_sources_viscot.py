@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.sources.given import Given
+from tests.sources.given import Given, informed, png
 from vcot.grounding import Mention
-from vcot.records import Rejection
+from vcot.records import Folder, Rejection
+from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.storage import Store
 
 ASK = "Please provide the bounding box coordinate of the region that can help you answer the question better."
 CUB = {
@@ -143,13 +145,13 @@ def test_both_copies_together_are_within_a_pixel_of_the_truth(
 @pytest.mark.parametrize(
     ("ints", "x1"),
     [
-        ("[10, 20, 310, 120]", 10.0),  # agrees
-        ("[9, 20, 310, 120]", 10.0),  # the fraction of 9.99…: the integer's pixel ends at 10
+        ("[10, 20, 310, 120]", 10.16),  # 9.68 to 10.32 by the fraction, 10 to 11 by the integer: the middle of both
+        ("[9, 20, 310, 120]", 9.84),  # … and 9 to 10
         ("[11, 20, 310, 120]", 11.0),  # 1 px off, which rounding and truncation explain: the integer's pixel
         ("[11.3, 20, 310, 120]", 11.3),  # just at the bound of 1 + 0.0005 · 640 px
     ],
 )
-def test_the_integer_says_which_pixel(vsr: Given, ints: str, x1: float) -> None:
+def test_an_edge_is_the_middle_of_what_both_copies_allow(vsr: Given, ints: str, x1: float) -> None:
     sample = vsr.sample("viscot", chat("[0.015625, 0.15625, 0.484375, 0.3125]", ints))
     assert sample.true_boxes is not None
     assert sample.true_boxes[0].x1 == pytest.approx(x1)
@@ -171,7 +173,23 @@ def test_a_negative_integer_was_truncated_towards_zero_and_is_cut_at_the_border(
     # x1 = -0.006 · 640 = -3.84, which truncates to -3
     sample = vsr.sample("viscot", chat("[-0.006, 0.3, 0.5, 0.6]", "[-3, 112, 320, 304]"))
     assert sample.true_boxes is not None
-    assert sample.true_boxes[0].as_list() == pytest.approx([0, 112, 320, 304], abs=0.01)
+    assert sample.true_boxes[0].as_list() == pytest.approx([0, 112, 320, 304], abs=0.2)
+
+
+def test_where_a_whole_set_can_be_of_whole_pixels_the_integers_are_the_boxes(given: Given) -> None:
+    for path in ("vsr/a.jpg", "gqa/a.jpg", "gqa/b.jpg"):
+        given.picture(path, 640, 480, png(640, 480, path))
+    ints, source = "[64, 112, 320, 304]", SOURCES["viscot"]
+    rows = [
+        chat("[0.1, 0.3, 0.5, 0.6]", ints),
+        chat("[0.1, 0.3, 0.5, 0.6]", ints, "gqa", image=["cot/gqa/a.jpg", f"cot/gqa/a.jpg###{ints}"]),
+        chat("[0.101, 0.3, 0.5, 0.6]", ints, "gqa", image=["cot/gqa/b.jpg", f"cot/gqa/b.jpg###{ints}"]),
+    ]
+    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    desk = informed(source, given.desk("viscot", given.rows(rows), near_duplicates=0), folder, look=True)
+    assert desk.whole_pixels == ["vsr"]
+    found = [sample.true_boxes for _, sample in read(source, rows_of_shard(source, desk), desk)]
+    assert [boxes[0].x1 for boxes in found] == [64, pytest.approx(64.16, abs=0.01), pytest.approx(64.64, abs=0.01)]
 
 
 def test_without_the_second_copy_a_box_may_leave_the_image_by_the_overhang(vsr: Given) -> None:

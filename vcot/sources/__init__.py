@@ -22,6 +22,7 @@ SOURCES: Mapping[str, Source] = {
         licence=viscot.LICENCE,
         splits=viscot.SPLITS,
         glance=viscot.glance,
+        whole=viscot.whole,
         in_archive=viscot.IN_ARCHIVE,
     ),
     "coco": Source(coco.sample, rows=coco.rows, ready=coco.ready, asks=coco.asks),

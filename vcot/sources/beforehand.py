@@ -34,7 +34,7 @@ from vcot.sources.survey import Facts, survey
 from vcot.storage import NotFound, join
 
 SHARES, SURVEY = "shares.json", "survey.json"
-_NOTHING: Facts = {"held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "counts": {}}
+_NOTHING: Facts = {"held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "whole_pixels": [], "counts": {}}
 
 
 def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = ALONE) -> tuple[Part, ...]:
@@ -51,7 +51,7 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
         drawn = kept(SHARES, lambda: weighed(parts))
         parts = [replace(part, share=drawn[part.name]) for part in parts]
     seen = kept(SURVEY, lambda: surveyed(parts, crew))
-    known = {name: seen[name] for name in ("held_out", "drawn", "excluded", "duplicates")}
+    known = {name: seen[name] for name in _NOTHING if name != "counts"}
 
     def ids_of(part: Part) -> frozenset[str]:
         if not part.source.names_rows:
@@ -105,6 +105,7 @@ def surveyed(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
     """
     desk = parts[0].desk
     wanted = desk.options.near_duplicates or desk.options.duplicates != "keep" or desk.benchmarks
+    wanted = wanted or any(part.source.whole for part in parts)
     if (len(parts) == 1 and not desk.inputs) or not (wanted or _differ(parts)):
         return _NOTHING
     return survey(parts, crew)

@@ -38,9 +38,9 @@ from typing import Any
 
 from vcot import log
 from vcot.errors import InputError, SettingsError
-from vcot.grounding import Box, Mention
+from vcot.grounding import Box, BoxError, Mention
 from vcot.grounding.places import place
-from vcot.records import Reason, Sample
+from vcot.records import Image, Reason, Sample
 from vcot.sources.desk import Desk, QuestionKind, numbers, pick, unique
 from vcot.sources.inputs import Input, form_of_file, opened
 from vcot.sources.jsontext import parts
@@ -91,7 +91,7 @@ def sample(row: Row, desk: Desk) -> Sample:
             Reason.IMAGE_SIZE_DIFFERS,
             f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
-    boxes = unique(desk.box(_corners(written), image) for written in said["boxes"])
+    boxes = unique(_box(written, image, desk) for written in said["boxes"])
     if kind == "where" and len(boxes) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
     return Sample(
@@ -122,10 +122,17 @@ def _question(desk: Desk, row_id: str, kind: QuestionKind, category: str) -> str
     )
 
 
-def _corners(written: Any) -> list[float]:
-    """COCO writes left, top, width, height."""
-    x, y, width, height = numbers(written)
-    return [x, y, x + width, y + height]
+def _box(written: Any, image: Image, desk: Desk) -> Box:
+    """Raises BoxError, in the words of the file: left, top, width, height."""
+    try:
+        x, y, width, height = numbers(written)
+        return desk.box([x, y, x + width, y + height], image)
+    except BoxError as error:
+        size = f"{image.width} x {image.height}"
+        fault = error.fault.value.replace("_", " ")
+        raise BoxError(
+            error.fault, f"bbox {written!r:.80}, which is [x, y, width, height] on an image of {size} pixels: {fault}"
+        ) from None
 
 
 def _path(entry: Mapping[str, Any]) -> str:

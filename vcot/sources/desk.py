@@ -71,6 +71,7 @@ class Desk:
     drawn: sha256 of pictures whose side the draw for another picture decides, of which they are nearly a copy.
     excluded: sha256 of pictures → the benchmark file that has them. duplicates: row → the earlier row that it repeats.
     benchmarks, benchmark_pictures: files whose pictures are not to be learned from, and where those are.
+    whole_pixels: sets whose true boxes are of whole pixels, as far as all their rows can say (Source.whole).
     repeated: ids that several rows give themselves. dataset: of rows that do not say of which they are; "": what
     their file is called.
     part: what the ids of these rows begin with, in a run of several sources.
@@ -88,6 +89,7 @@ class Desk:
     drawn: Mapping[str, Split] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     duplicates: Mapping[str, str] = field(default_factory=dict)
+    whole_pixels: Sequence[str] = ()
     benchmarks: Sequence[Input] = ()
     benchmark_pictures: Pictures | None = None
     dataset: str = "unknown"

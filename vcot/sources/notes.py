@@ -38,7 +38,7 @@ _ROWS = {"rows": """
 drop table if exists rows;
 create table rows (
     number integer primary key, part int, id text, sha text, uri text, said int, sound int, key blob, asked text,
-    places blob
+    places blob, dataset text, whole int
 );
 """}  # fmt: skip
 _LOOKED = {"looked": """
@@ -54,7 +54,8 @@ _BATCH = 200
 
 class Note(NamedTuple):
     """`about`: the picture, or what is asked without one. `sound`: whether the rules for quality keep the row; None:
-    nobody has asked. `places`: of its boxes, as repeats.py writes them, once the row was read whole.
+    nobody has asked. `places`: of its boxes, as repeats.py writes them, once the row was read whole. `whole`: what
+    Source.whole says.
 
     A row that is refused for anything else has no note.
     """
@@ -65,6 +66,7 @@ class Note(NamedTuple):
     question: repeats.Question
     sound: bool | None
     places: bytes | None
+    whole: tuple[str, bool] | None
 
 
 Look = Callable[[Row, Desk], Note | None]
@@ -98,7 +100,7 @@ def _note(place: int, first: int, crew: Crew, part: Part, database: sqlite3.Conn
     with Bar("looking at all rows", shown=index == 0) as bar:
         for batch in _batches(_looked(partial(look, part), rows, part, crew.readers)):
             database.executemany(
-                "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "insert into rows values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (_columns(number, place, note, near=near) for number, note in batch if note is not None),
             )
             after = batch[-1][0] + 1 if batch else after
@@ -125,7 +127,7 @@ def _glance(part: Part, row: Row, desk: Desk) -> Note | None:
         return None
     try:
         image, question = part.source.glance(row, desk)
-        return Note(row.id, image, SAID[desk.declared(row)], question, None, None)
+        return Note(row.id, image, SAID[desk.declared(row)], question, None, None, _pixels(part, row, image))
     except (Refused, BoxError, ImageError, ValidationError, RecursionError):
         return None
 
@@ -137,7 +139,12 @@ def _whole(part: Part, row: Row, desk: Desk) -> Note | None:
     kind, asked = part.source.asks(row) if part.source.asks is not None else ("", repeats.question(sample))
     question = repeats.Question(asked, sample.answers, kind)
     about, said = repeats.about(sample), SAID[desk.declared(row)]
-    return Note(row.id, about, said, question, _sound(sample, part.desk), repeats.places(sample))
+    pixels = None if sample.image is None else _pixels(part, row, sample.image)
+    return Note(row.id, about, said, question, _sound(sample, part.desk), repeats.places(sample), pixels)
+
+
+def _pixels(part: Part, row: Row, image: Image) -> tuple[str, bool] | None:
+    return None if part.source.whole is None else part.source.whole(row, image)
 
 
 def _sound(sample: Sample, desk: Desk) -> bool:
@@ -151,9 +158,10 @@ def _sound(sample: Sample, desk: Desk) -> bool:
 
 
 def _columns(number: int, part: int, note: Note, *, near: bool) -> tuple[Any, ...]:
-    row, about, said, question, sound, places = note
+    row, about, said, question, sound, places, whole = note
     key = repeats.key(about.sha256, question, near=near)
-    return number, part, row, about.sha256, about.uri, said, sound, key, question.asked if near else "", places
+    asked = question.asked if near else ""
+    return number, part, row, about.sha256, about.uri, said, sound, key, asked, places, *(whole or (None, None))
 
 
 # ----------------------------------------------------------------------------------------------------- a second look

@@ -42,6 +42,7 @@ class Source:
     glance: a row → its picture, and what it asks; raises as `sample` does, and only where that raises, too. For the
     survey, which goes through all rows; None: it makes Samples.
     asks: a row → the kind of its question and what it asks about, where the wording is drawn; None: its words tell.
+    whole: a row and its picture → its set, and whether its box can be of whole pixels; None for a row that cannot tell.
     ready: makes on the scratch disk what rows are read from, before several processes read them; None: nothing.
     in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
     """
@@ -57,6 +58,7 @@ class Source:
     dataset: str = "unknown"
     glance: Callable[[Row, Desk], tuple[Image, Question]] | None = None
     asks: Callable[[Row], tuple[str, str]] | None = None
+    whole: Callable[[Row, Image], tuple[str, bool] | None] | None = None
     ready: Callable[[Desk], None] | None = None
     in_archive: tuple[str, ...] = ("",)
 

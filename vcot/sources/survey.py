@@ -60,7 +60,13 @@ def survey(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
             groups, near = _groups(database, parts, crew.readers)
         repeated = _repeated(database, desk)
         counts = {"near_duplicates": near, "benchmarks": _removed(database, desk, groups)}
-        return _sides(database, desk, groups) | {"duplicates": repeated, "counts": counts}
+        whole = "select dataset from rows where dataset is not null group by dataset having min(whole) order by dataset"
+        facts = {
+            "duplicates": repeated,
+            "whole_pixels": [name for (name,) in database.execute(whole)],
+            "counts": counts,
+        }
+        return _sides(database, desk, groups) | facts
 
 
 # --------------------------------------------------------------------------------------------------- what is there

@@ -4,8 +4,9 @@ Three forms of the same rows, told apart by their fields:
 
 - chat (`viscot_363k.json`, `benchmark/*.json`): two entries of `image` (the second with `###[x1, y1, x2, y2]`, the box
   in whole pixels of the original, truncated) and four turns (the second turn is the same box in fractions of the
-  image padded to a square, three decimals). The two copies are combined: the fractions are exact to 0.0005 of the
-  longer side, the integers say which pixel. Copies that disagree refuse the row.
+  image padded to a square, three decimals). The two copies are combined: where all rows of a set can be of whole
+  pixels, they are, and the integers are the box; else each edge is the middle of what both copies allow (the fractions
+  are exact to 0.0005 of the longer side, the integers say which pixel). Copies that disagree refuse the row.
 - metadata (`metadata/*.jsonl`): `bboxs`, float pixels, and the size of the image, which the image must have.
 - detailed reasoning (`gqa_cot_train.jsonl`): metadata with `thought`, numbered steps without places, and `reasoning`,
   GQA's program. They become a trace in which the thing that the program ends at has its place (gqa.py); without a
@@ -23,6 +24,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from vcot.grounding import Box, Frame, FrameSpec, Mention
@@ -53,7 +55,10 @@ def sample(row: Row, desk: Desk) -> Sample:
     said = _said(row)
     image = desk.pictures.find(said.path)
     same_size(row.value, image)
-    boxes = desk.boxes(said.pixels, image) if said.copies is None else (_one_box(*said.copies, image, desk),)
+    if said.copies is None:
+        boxes = desk.boxes(said.pixels, image)
+    else:
+        boxes = (_one_box(*said.copies, image, desk, whole=said.dataset in desk.whole_pixels),)
     steps = gqa.program(row.value.get("reasoning"))
     named = gqa.target(steps, said.answers)
     of_text = said.dataset in _TEXT_SETS
@@ -75,6 +80,17 @@ def glance(row: Row, desk: Desk) -> tuple[Image, repeats.Question]:
     return desk.pictures.find(said.path), repeats.Question(
         repeats.asked(said.question, None, said.choices), said.answers
     )
+
+
+def whole(row: Row, image: Image) -> tuple[str, bool] | None:
+    """The set of a chat row, and whether the true edges can be the whole pixels that its second copy says."""
+    said = _said(row)
+    if said.copies is None or said.copies[1] is None:
+        return None
+    edges, truncated = _two_copies(*map(_list, (said.copies[0], said.copies[1])), image)
+    if not all(map(math.isfinite, (*edges, *truncated))):
+        return None
+    return said.dataset, all(abs(a - b) <= _exact_to(image) for a, b in zip(edges, truncated, strict=True))
 
 
 class _Said(NamedTuple):
@@ -159,30 +175,42 @@ def _list(written: str) -> list[Any]:
     return read
 
 
-def _one_box(of_square: str, of_pixels: str | None, image: Image, desk: Desk) -> Box:
+def _one_box(of_square: str, of_pixels: str | None, image: Image, desk: Desk, *, whole: bool) -> Box:
     """The box of which a chat row has two copies: fractions of the padded square, and truncated pixels.
 
-    Each edge is taken from the fractions (exact to 0.0005 of the longer side) and moved into the pixel that the
-    integer names. Copies further apart than 1 px of truncation and that rounding are not of one box.
+    whole: the true boxes of its set are of whole pixels, so that nothing was truncated.
     """
-    copies = _list(of_square), None if of_pixels is None else _list(of_pixels)
-    fractions = numbers(copies[0])
-    if copies[1] is None:
+    if of_pixels is None:
+        fractions = numbers(_list(of_square))
         return Box.from_padded_square(
             *fractions, width=image.width, height=image.height, overhang=desk.options.overhang
         )
-    truncated = numbers(copies[1])
+    edges, truncated = _two_copies(_list(of_square), _list(of_pixels), image)
+    return desk.box(list(truncated if whole else map(_between, edges, truncated, repeat(_exact_to(image)))), image)
+
+
+Edges = tuple[float, float, float, float]
+
+
+def _two_copies(of_square: list[Any], of_pixels: list[Any], image: Image) -> tuple[Edges, Edges]:
+    """Both in pixels. Raises Refused: they are further apart than truncation and rounding bring those of one box."""
+    fractions, truncated = numbers(of_square), numbers(of_pixels)
     edges = _square(image.width, image.height).edges(*fractions)
-    apart = 1 + 0.0005 * max(image.width, image.height) + 1e-6
+    apart = 1 + _exact_to(image)
     for edge, whole in zip(edges, truncated, strict=True):
         if abs(edge - whole) > apart:
             raise Refused(
                 Reason.BOX_COPIES_DISAGREE,
-                f"{copies[0]} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
-                f"{image.width} x {image.height}, but the other copy says {copies[1]}",
+                f"{of_square} of the padded square are the pixels {[round(edge, 1) for edge in edges]} of "
+                f"{image.width} x {image.height}, but the other copy says {of_pixels}",
                 places=(edges, truncated),
             )
-    return desk.box(list(map(_into_pixel, edges, truncated)), image)
+    return edges, truncated
+
+
+def _exact_to(image: Image) -> float:
+    """Pixels by which three decimals of the padded square may be off."""
+    return 0.0005 * max(image.width, image.height) + 1e-6
 
 
 @lru_cache(1_000)
@@ -190,12 +218,17 @@ def _square(width: int, height: int) -> Frame:
     return FrameSpec("padded_square").on(width, height)
 
 
-def _into_pixel(edge: float, whole: float) -> float:
-    """Truncation is towards zero: 3 was 3.0 … 3.99, −3 was −3.99 … −3.0, and 0 was either."""
+def _between(edge: float, whole: float, exact_to: float) -> float:
+    """The middle of what both copies allow.
+
+    Truncation is towards zero: 3 was 3.0 … 3.99, −3 was −3.99 … −3.0, and 0 was either.
+    """
     if not (math.isfinite(edge) and math.isfinite(whole)):
         return edge + whole  # Box names it
     low, high = whole - (whole <= 0), whole + (whole >= 0)
-    return min(max(edge, low), high)
+    # Where they do not meet, by a rounding of their own, the pixel counts: its border is the nearest place.
+    allowed = [min(max(at, low), high) for at in (edge - exact_to, edge + exact_to)]
+    return sum(allowed) / 2
 
 
 def _question(row: Mapping[str, Any], name: str) -> str:
