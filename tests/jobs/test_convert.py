@@ -250,6 +250,24 @@ def test_an_images_folder_without_anything_in_it_is_said_at_once(given: Given, t
     assert not (tmp_path / "run/convert/shards").exists()
 
 
+def test_rows_about_what_is_no_regular_file_are_refused_and_the_others_kept(given: Given, tmp_path: Path) -> None:
+    settings = viscot_rows(given, count=40, bad=0)
+    for n in (1, 2):
+        (given.images / f"vsr/{n}.png").unlink()
+    os.mkfifo(given.images / "vsr/1.png")
+    (given.images / "vsr/2.png").symlink_to("2.png")
+    begun = process(tmp_path / "run", settings | {"max_rejected_share": 0.5})
+    try:
+        assert begun.wait(timeout=60) == 0
+    finally:
+        begun.kill()
+    assert report(tmp_path / "run")["tally"]["rejected"] == {"image-missing": 6}
+    refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
+    fifo, link = (f"{given.images}/vsr/{n}.png: " for n in (1, 2))
+    assert sum(r["detail"].startswith(f"{fifo}a FIFO, not a regular file") for r in refused) == 3
+    assert sum(r["detail"].startswith(f"{link}too many levels of symbolic links") for r in refused) == 3
+
+
 def test_a_detection_file_as_input(given: Given, tmp_path: Path) -> None:
     rows = given.rows([{"img_path": "a", "expression": "?", "bbox": [1, 2, 3, 4]}])
     settings = {"source": "viscot", "input_uri": rows, "images_uri": given.images}

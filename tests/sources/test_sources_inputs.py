@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -149,6 +150,15 @@ def test_a_file_that_is_not_there_and_a_folder_without_rows(tmp_path: Path) -> N
     for uri in (tmp_path / "nothing.json", tmp_path / "in"):
         with pytest.raises(InputError, match="no such file"):
             read(str(uri))
+
+
+@pytest.mark.parametrize("named", ["the file", "its folder"])
+def test_a_fifo_among_the_files_of_rows_is_refused_by_its_name(tmp_path: Path, named: str) -> None:
+    write(tmp_path / "in" / "a.jsonl", LINES)
+    os.mkfifo(tmp_path / "in" / "b.jsonl")
+    uri = tmp_path / "in" / "b.jsonl" if named == "the file" else tmp_path / "in"
+    with pytest.raises(InputError, match=r"in/b\.jsonl: a FIFO, not a regular file"):
+        find(Store(), [str(uri)])
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
