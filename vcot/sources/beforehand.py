@@ -6,6 +6,9 @@ in its training rows too. A row names its own split, not that of its neighbour i
 from such a picture, or from one that is nearly the same, are refused; and so are rows that ask what an earlier row
 has asked about the same picture (survey.py).
 
+Damaged: pictures whose header is sound and whose data cannot be decoded. Shards read headers; who looks for
+near-duplicates decodes, and so prepare sees what they do not.
+
 Repeated: ids that several rows give themselves. Later stages tell samples apart by their ids: to them two rows of one
 id would be one sample with two reasonings.
 
@@ -34,7 +37,7 @@ from vcot.sources.survey import Facts, survey
 from vcot.storage import NotFound, join
 
 SHARES, SURVEY = "shares.json", "survey.json"
-_NOTHING: Facts = {"held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "counts": {}}
+_NOTHING: Facts = {"damaged": {}, "held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "counts": {}}
 
 
 def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = ALONE) -> tuple[Part, ...]:
@@ -51,7 +54,7 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
         drawn = kept(SHARES, lambda: weighed(parts))
         parts = [replace(part, share=drawn[part.name]) for part in parts]
     seen = kept(SURVEY, lambda: surveyed(parts, crew))
-    known = {name: seen[name] for name in ("held_out", "drawn", "excluded", "duplicates")}
+    known = {name: seen[name] for name in ("damaged", "held_out", "drawn", "excluded", "duplicates")}
 
     def ids_of(part: Part) -> frozenset[str]:
         if not part.source.names_rows:
