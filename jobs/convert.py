@@ -49,7 +49,7 @@ _SHARE = re.compile(r"([^=,]+=)?(0?\.\d+|[01])")
 
 OF_SOURCES = {
     "questions": ("coco", "scenes"), "categories": ("coco",), "category_names": ("coco",),
-    "absent": ("coco",),
+    "absent": ("coco",), "unmatched_annotations": ("coco",),
     "phrasings": ("coco", "refcoco"), "scenes": ("scenes",), "frame": ("samples",),
     "min_pixels": ("samples",), "max_pixels": ("samples",), "without_image": ("scienceqa",),
 }  # fmt: skip
@@ -192,6 +192,10 @@ class ConvertSettings(Settings):
     absent: int = setting(
         1, "coco: questions about things that are not there, of each picture; their evidence is an empty list",
         unit="questions", ge=0,
+    )  # fmt: skip
+    unmatched_annotations: Literal["doubt", "ignore"] = setting(
+        "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
+        "is counted or denied that they may show; ignore: those images and categories were left out on purpose",
     )  # fmt: skip
     phrasings: Literal["one", "several"] = setting(
         "several", "coco, refcoco: one wording for each kind of question, or several"
@@ -457,6 +461,7 @@ def options_of(settings: ConvertSettings) -> Options:
         categories=settings.categories,
         category_names={a.strip(): b.strip() for a, b in (pair.split("=", 1) for pair in settings.category_names)},
         absent=settings.absent,
+        unmatched_annotations=settings.unmatched_annotations,
         phrasings=settings.phrasings,
         scenes=settings.scenes,
         near_duplicates=settings.near_duplicates,

@@ -165,6 +165,7 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     HELD_OUT = "held-out"
     NO_REASONING = "no-reasoning"
+    ANNOTATION_UNMATCHED = "annotation-unmatched"
     TEACHER_EMPTY = "teacher-empty"
     TEACHER_REFUSED = "teacher-refused"
     TEACHER_CUT_OFF = "teacher-cut-off"

@@ -18,6 +18,11 @@ Evidence of these is an empty list: a model that only ever sees boxes learns to 
 A region marked as a crowd is not counted, and nothing is asked about its category in that picture, because nobody
 knows how many there are. Entries of `images` may say their `split`.
 
+An annotation whose image or category is not in the file is refused as a row of its own, and puts in doubt what it may
+be of: with an unknown category every category in its picture, with an unknown image its category in every picture. What
+is in doubt is not counted, not pointed at as all that there is, and not denied; only that one is there is still asked.
+With `unmatched_annotations` "ignore" those images and categories are taken to be left out of the file on purpose.
+
 The file is not a list of rows: annotations have to be brought to their pictures first. That happens in a database on
 the scratch disk, so that memory does not grow with the file.
 """
@@ -31,6 +36,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vcot import log
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, Mention
 from vcot.grounding.places import place
@@ -61,10 +67,12 @@ def rows(desk: Desk) -> Iterator[Row]:
             for row in _questions(desk, source, index):
                 asked += 1
                 yield row
-        if not asked:
-            raise InputError(
-                f"{source.uri}: none of --questions {','.join(desk.options.questions)} can be asked of its pictures"
-            )
+            unmatched = _unmatched(desk, source, index)
+            if not asked:
+                because = next((f"; {row.fault.detail}" for row in unmatched if row.fault), "")
+                kinds = ",".join(desk.options.questions)
+                raise InputError(f"{source.uri}: none of --questions {kinds} can be asked of its pictures{because}")
+            yield from unmatched
 
 
 def ready(desk: Desk) -> None:
@@ -155,26 +163,34 @@ def plural(noun: str) -> str:
 
 
 def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator[Row]:
-    names = _chosen(desk, source, dict(index.execute("select id, name from categories order by rowid")))
+    written = dict(index.execute("select id, name from categories where id is not null order by rowid"))
+    names = _chosen(desk, source, written)
+    anywhere = _of_no_image(desk, index)
     licences = dict(index.execute("select id, name from licences"))
-    dataset = last_part(source.uri.rpartition("/")[0]) or source.name
     seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
     for image_id, text, again, number in index.execute(
         f"select id, entry, {seen_before}, rowid from images order by rowid"
     ):
         entry = json.loads(text)
+        if image_id is None:
+            detail = f"entry {number} of images has no id, so no annotation can be of it"
+            yield Row(f"{source.name}:image-{number}", {}, Refused(Reason.WRONG_SHAPE, detail))
+            continue
         if again:
             detail = (
                 f"entry {number} of images has the id {image_id} of an earlier one; annotations cannot tell them apart"
             )
             yield Row(f"{source.name}:{image_id}#{number}", {}, Refused(Reason.DUPLICATE, detail))
             continue
-        boxes, crowded = _seen(index, image_id, names)
+        boxes, crowded, found = _seen(index, image_id, names)
+        doubted = anywhere | (found - written.keys() if desk.options.unmatched_annotations == "doubt" else set())
+        in_doubt = {name for number, name in names.items() if number in doubted or not doubted <= written.keys()}
         common = {
-            "image": entry, "split": entry.get("split"), "dataset": dataset,
+            "image": entry, "split": entry.get("split"), "dataset": _dataset(source),
             "licence": licences.get(_key(entry.get("license"))),
         }  # fmt: skip
-        for kind, category in _askable(desk, f"{source.name}:{image_id}", boxes, crowded, tuple(names.values())):
+        of = f"{source.name}:{image_id}"
+        for kind, category in _askable(desk, of, boxes, crowded, in_doubt, tuple(names.values())):
             yield Row(
                 f"{source.name}:{image_id}:{kind}:{category.replace(' ', '-')}",
                 {**common, "kind": kind, "category": category, "boxes": boxes.get(category, [])},
@@ -182,34 +198,38 @@ def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator
 
 
 def _askable(
-    desk: Desk, of: str, boxes: Mapping[str, list[Any]], crowded: set[str], categories: Sequence[str]
-) -> Iterator[tuple[QuestionKind, str]]:
+    desk: Desk, of: str, boxes: Mapping[str, list[Any]], crowded: set[str], in_doubt: set[str],
+    categories: Sequence[str],
+) -> Iterator[tuple[QuestionKind, str]]:  # fmt: skip
     for category in dict.fromkeys(categories):
         count = 0 if category in crowded else len(boxes.get(category, ()))
         for kind in desk.options.questions:
-            if count == 1 or (count > 1 and kind != "where"):
+            if count and (kind == "presence" or (category not in in_doubt and (count == 1 or kind != "where"))):
                 yield kind, category
-    absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded]
+    absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded and c not in in_doubt]
     kinds = [kind for kind in _OF_ABSENT if kind in desk.options.questions]
     first = desk.pick(of, len(absent)) if absent else 0
     for number in range(min(desk.options.absent, len(absent)) if kinds else 0):
         yield kinds[number % len(kinds)], absent[(first + number) % len(absent)]
 
 
-def _seen(index: sqlite3.Connection, image_id: str, names: Mapping[str, str]) -> tuple[dict[str, list[Any]], set[str]]:
-    """category → its boxes as written, and the categories of which there is a crowd."""
+def _seen(
+    index: sqlite3.Connection, image_id: str, names: Mapping[str, str]
+) -> tuple[dict[str, list[Any]], set[str], set[str | None]]:
+    """category → its boxes as written, the categories of which there is a crowd, and the ids of all categories."""
     boxes: dict[str, list[Any]] = defaultdict(list)
-    crowded = set()
+    crowded, found = set(), set()
     for category, box, crowd in index.execute(
         "select category, box, crowd from annotations where image = ? order by rowid", (image_id,)
     ):
+        found.add(category)
         if category not in names:
             continue
         if crowd:
             crowded.add(names[category])
         else:
             boxes[names[category]].append(json.loads(box))
-    return boxes, crowded
+    return boxes, crowded, found
 
 
 def _chosen(desk: Desk, source: Input, written: Mapping[str, str]) -> dict[str, str]:
@@ -227,6 +247,39 @@ def _chosen(desk: Desk, source: Input, written: Mapping[str, str]) -> dict[str, 
     return {n: name for n, name in spoken.items() if not wanted or name in wanted or written[n] in wanted}
 
 
+def _dataset(source: Input) -> str:
+    return last_part(source.uri.rpartition("/")[0]) or source.name
+
+
+# ------------------------------------------------------------------------------- annotations that match nothing
+
+
+def _of_no_image(desk: Desk, index: sqlite3.Connection) -> set[str | None]:
+    """The ids of the categories of annotations that may be of any picture."""
+    if desk.options.unmatched_annotations == "ignore":
+        return set()
+    return {category for (category,) in index.execute("select distinct category from unmatched where not of_image")}
+
+
+def _unmatched(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+    """A row that is refused for each, so that they are counted and listed where all is that was refused."""
+    if desk.options.unmatched_annotations == "ignore":
+        return
+    for number, image, category, of_image, of_category in index.execute("select * from unmatched order by number"):
+        said = {"image_id": image, "category_id": category}
+        wrong = [
+            f"{name} {said[name]!r} is of no {what} in the file" if said[name] is not None else f"it has no {name}"
+            for name, what, there in (("image_id", "image", of_image), ("category_id", "category", of_category))
+            if not there
+        ]
+        detail = (
+            f"entry {number} of annotations: {' and '.join(wrong)}, so nothing is counted or denied that it may show. "
+            "Where that was left out of the file on purpose: --unmatched-annotations ignore"
+        )
+        value = {"annotation": number, **said, "dataset": _dataset(source)}
+        yield Row(f"{source.name}:annotation-{number}", value, Refused(Reason.ANNOTATION_UNMATCHED, detail))
+
+
 # ------------------------------------------------------------------------------------------- the database
 
 _TABLES = """
@@ -234,6 +287,19 @@ create table images (id text, entry text);
 create table annotations (image text, category text, box text, crowd int);
 create table categories (id text, name text);
 create table licences (id text, name text);
+"""
+
+
+_MATCHES = """
+create index by_image on annotations (image);
+create index by_id on images (id);
+create index category_by_id on categories (id);
+create table unmatched as select * from (
+    select rowid as number, image, category,
+        exists (select 1 from images where images.id = annotations.image) as of_image,
+        exists (select 1 from categories where categories.id = annotations.category) as of_category
+    from annotations
+) where not of_image or not of_category;
 """
 
 
@@ -273,12 +339,24 @@ class _index:
                 if part in _INSERTS:
                     insert, fields = _INSERTS[part]
                     index.execute(insert, fields(entry))
-        index.execute("create index by_image on annotations (image)")
-        index.execute("create index by_id on images (id)")
+        index.executescript(_MATCHES)
         index.commit()
         for table in ("images", "annotations", "categories"):
             if not index.execute(f"select count(*) from {table}").fetchone()[0]:
                 raise InputError(f"{self._source.uri}: there are no {table} in it")
+        self._tell(index)
+
+    def _tell(self, index: sqlite3.Connection) -> None:
+        of_image, of_category = index.execute(
+            "select sum(not of_image), sum(not of_category) from unmatched"
+        ).fetchone()
+        if of_image is not None:
+            (annotations,) = index.execute("select count(*) from annotations").fetchone()
+            log.get().warning(
+                "annotations of no image or no category in the file", file=self._source.uri, annotations=annotations,
+                of_no_image=of_image, of_no_category=of_category,
+                unmatched_annotations=self._desk.options.unmatched_annotations,
+            )  # fmt: skip
 
 
 _INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] = {
@@ -292,11 +370,18 @@ _INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] 
             bool(e.get("iscrowd")),
         ),
     ),
-    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
+    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), str(_key(e.get("name"))))),
     "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
 }
 
 
-def _key(value: Any) -> str:
-    """Ids are numbers in one file and texts in another, and may be anything in a broken one, even half a character."""
-    return str(value).encode(errors="replace").decode()
+def _key(value: Any) -> str | None:
+    """An id as text, because ids are numbers in one file and texts in another; 1.0, as pandas writes 1, is 1.
+
+    None where there is none: null, or NaN, as pandas writes nothing. It matches nothing, not even its like.
+    """
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).encode(errors="replace").decode()  # in a broken file it may be anything, even half a character

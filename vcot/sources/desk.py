@@ -39,6 +39,7 @@ class Options:
     near_duplicates: bits of 144 in which pictures may differ and count as one; 0: digests alone.
     duplicates, question_similarity: which questions about one picture count as one. rules: what else is asked.
     without_image: what becomes of rows that ask by text alone, of a source that has some.
+    unmatched_annotations: what those of COCO mean whose image or category is not in the file.
     """
 
     seed: int = 0
@@ -52,6 +53,7 @@ class Options:
     categories: tuple[str, ...] = ()
     category_names: Mapping[str, str] = field(default_factory=dict)
     absent: int = 1
+    unmatched_annotations: Literal["doubt", "ignore"] = "doubt"
     phrasings: Literal["one", "several"] = "several"
     scenes: int = 200
     near_duplicates: int = alike.DISTANCE

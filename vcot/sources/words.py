@@ -36,4 +36,6 @@ MEANING: Mapping[Reason, str] = {
     Reason.DUPLICATE: "an earlier row asks the same of the same picture, or of none (--duplicates)",
     Reason.HELD_OUT: "the row would learn from a picture, or a question without one, that is there to measure with",
     Reason.NO_REASONING: "nothing sets reasoning and answer apart",
+    Reason.ANNOTATION_UNMATCHED: "an annotation is of an image or a category that is not in the file "
+    "(--unmatched-annotations)",
 }
