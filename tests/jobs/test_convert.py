@@ -94,8 +94,16 @@ def test_rows_in_are_kept_and_rejected_in_tally_report_and_files(given: Given, t
     assert "box-inverted" in page
 
 
-def test_the_same_input_gives_the_same_bytes_whoever_makes_which_part(given: Given, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["lines", "array", "gzipped array"])
+def test_the_same_input_gives_the_same_bytes_whoever_makes_which_part(given: Given, tmp_path: Path, form: str) -> None:
     settings = viscot_rows(given) | {"num_shards": 3}
+    if form != "lines":
+        lines = Path(settings["input_uri"]).read_text().splitlines()
+        settings["input_uri"] = given.rows(lines, "rows.json")
+    if form == "gzipped array":
+        data = Path(settings["input_uri"]).read_bytes()
+        settings["input_uri"] = Path(f"{settings['input_uri']}.gz")
+        settings["input_uri"].write_bytes(gzip.compress(data))
     convert(tmp_path / "one", **settings, readers=1)
     convert(tmp_path / "many", **settings, readers=5)
     parts = tmp_path / "parts"

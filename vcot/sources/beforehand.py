@@ -28,8 +28,10 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.records import Folder
+from vcot.sources import offsets
 from vcot.sources.crew import ALONE, Crew
 from vcot.sources.desk import Desk, Split, given_id
+from vcot.sources.inputs import is_array
 from vcot.sources.parts import Part, shares
 from vcot.sources.reading import until_stopped
 from vcot.sources.row import Refused, Row
@@ -50,6 +52,9 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
     def kept(name: str, find: Callable[[], Any]) -> Any:
         return _kept(folder, name, find if look else None)
 
+    for part in parts:
+        offsets.fetch(folder, part.desk.scratch, part.desk.inputs)
+
     if any(part.weight is not None for part in parts):
         drawn = kept(SHARES, lambda: weighed(parts))
         parts = [replace(part, share=drawn[part.name]) for part in parts]
@@ -61,7 +66,25 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
             return frozenset()
         return frozenset(kept(part.file("repeated-ids", ".json"), lambda: repeated(part)))
 
-    return tuple(part.knowing(repeated=ids_of(part), **known) for part in parts)
+    found = tuple(part.knowing(repeated=ids_of(part), **known) for part in parts)
+    if look:
+        for part in parts:
+            if _is_worth_a_look(part):
+                for _ in until_stopped(part.all_rows()):
+                    pass
+            offsets.leave(folder, part.desk.scratch, part.desk.inputs)
+    return found
+
+
+def _is_worth_a_look(part: Part) -> bool:
+    """Whether every shard would decode a whole array, because nobody has gone through it here. With a limit few rows
+    are read of what may be many.
+    """
+    if part.source.rows is not None or part.limit is not None:
+        return False
+    desk = part.desk
+    unseen = [file for file in desk.inputs if offsets.noted(desk.scratch, file, "entries") is None]
+    return any(is_array(desk.store, file) for file in unseen)
 
 
 def counts(folder: Folder) -> Mapping[str, Any]:
