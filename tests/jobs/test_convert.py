@@ -95,8 +95,16 @@ def test_rows_in_are_kept_and_rejected_in_tally_report_and_files(given: Given, t
     assert "box-inverted" in page
 
 
-def test_the_same_input_gives_the_same_bytes_whoever_makes_which_part(given: Given, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["lines", "array", "gzipped array"])
+def test_the_same_input_gives_the_same_bytes_whoever_makes_which_part(given: Given, tmp_path: Path, form: str) -> None:
     settings = viscot_rows(given) | {"num_shards": 3}
+    if form != "lines":
+        lines = Path(settings["input_uri"]).read_text().splitlines()
+        settings["input_uri"] = given.rows(lines, "rows.json")
+    if form == "gzipped array":
+        data = Path(settings["input_uri"]).read_bytes()
+        settings["input_uri"] = Path(f"{settings['input_uri']}.gz")
+        settings["input_uri"].write_bytes(gzip.compress(data))
     convert(tmp_path / "one", **settings, readers=1)
     convert(tmp_path / "many", **settings, readers=5)
     parts = tmp_path / "parts"
@@ -249,6 +257,24 @@ def test_an_images_folder_without_anything_in_it_is_said_at_once(given: Given, t
     settings = viscot_rows(given) | {"images_uri": tmp_path / "nothing"}
     assert "nothing: there is nothing in that folder" in fails(tmp_path, InputError, settings)
     assert not (tmp_path / "run/convert/shards").exists()
+
+
+def test_rows_about_what_is_no_regular_file_are_refused_and_the_others_kept(given: Given, tmp_path: Path) -> None:
+    settings = viscot_rows(given, count=40, bad=0)
+    for n in (1, 2):
+        (given.images / f"vsr/{n}.png").unlink()
+    os.mkfifo(given.images / "vsr/1.png")
+    (given.images / "vsr/2.png").symlink_to("2.png")
+    begun = process(tmp_path / "run", settings | {"max_rejected_share": 0.5})
+    try:
+        assert begun.wait(timeout=60) == 0
+    finally:
+        begun.kill()
+    assert report(tmp_path / "run")["tally"]["rejected"] == {"image-missing": 6}
+    refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
+    fifo, link = (f"{given.images}/vsr/{n}.png: " for n in (1, 2))
+    assert sum(r["detail"].startswith(f"{fifo}a FIFO, not a regular file") for r in refused) == 3
+    assert sum(r["detail"].startswith(f"{link}too many levels of symbolic links") for r in refused) == 3
 
 
 def test_a_detection_file_as_input(given: Given, tmp_path: Path) -> None:

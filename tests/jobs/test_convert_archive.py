@@ -94,9 +94,67 @@ def test_the_same_samples_as_from_a_folder(any_place: str, rows: Given, tmp_path
         assert picture(store, sample.image).width == sample.image.width
     (refused,) = rejections(join(any_place, "run"))
     assert refused.reason.value == "image-missing"
-    assert refused.detail == f"vsr/nowhere.png: 'cot_image_data/vsr/nowhere.png' is not in {any_place}/tar"
+    looked_for = ["vsr/nowhere.png"] if top == "." else [f"{top}/vsr/nowhere.png", "vsr/nowhere.png"]
+    missing = "; ".join(f"'{path}' is not in {any_place}/tar" for path in looked_for)
+    assert refused.detail == f"vsr/nowhere.png: {missing}"
     if size < 1000:
         assert any(len(pieces(sample.image.uri)) > 1 for sample in inside)
+
+
+@pytest.mark.parametrize("kind", ["folder", "one file", "chunks"])
+@pytest.mark.parametrize("there", ["", "cot", "cot_image_data"])
+@pytest.mark.parametrize("said", ["bare file", "", "cot", "cot_image_data"])
+def test_pictures_are_found_with_and_without_a_folder_on_top(
+    tmp_path: Path, rows: Given, kind: str, there: str, said: str
+) -> None:
+    """Rows write `cot/vsr/0.png`, the archive has `cot_image_data/vsr/0.png`, and people have either, or neither."""
+    place = str(tmp_path)
+    if kind == "folder":
+        for path in rows.images.rglob("*.png"):
+            store.upload(path, join(place, "pictures", there, str(path.relative_to(rows.images))))
+    elif kind == "one file":
+        store.write(join(place, "pictures"), archive_of(rows.images, there or "."))
+    else:
+        in_chunks(store, join(place, "pictures"), archive_of(rows.images, there or "."), 5000)
+    found = [json.loads(line) for line in (rows.folder / "rows.jsonl").open()]
+    for row in found if said != "bare file" else ():
+        row["image"] = f"{said}/vsr/{row['image']}".lstrip("/")
+    source = rows.rows(found, "said.jsonl")
+    run_uri = join(place, "run")
+    inside = convert(run_uri, input_uri=source, images_uri=join(place, "pictures"), near_duplicates=0)
+    assert len(inside) == 29
+    (refused,) = rejections(run_uri)
+    assert refused.reason.value == "image-missing"
+    looked_for = join(there, "vsr/nowhere.png")
+    assert (join(place, "pictures", looked_for) if kind == "folder" else f"'{looked_for}'") in refused.detail
+
+
+@pytest.mark.parametrize("there", ["", "cot", "cot_image_data"])
+def test_rows_of_any_form_find_viscots_pictures(tmp_path: Path, rows: Given, there: str) -> None:
+    rows.images.rename(tmp_path / "moved")
+    (tmp_path / "pictures" / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "moved").rename(tmp_path / "pictures" / there)
+    said = [{"image": f"{top}vsr/0.png", "question": f"{top}?", "answers": ["x"]} for top in ("", "cot/")]
+    said += [{"image": "cot_image_data/vsr/1.png", "question": "Which?", "answers": ["x"]}]
+    source = rows.rows(said, "samples.jsonl")
+    kept = convert(str(tmp_path / "run"), source="samples", input_uri=source, images_uri=tmp_path / "pictures")
+    assert [sample.image.width for sample in kept] == [90, 90, 91]
+
+
+def test_a_picture_lies_where_its_row_says_before_it_lies_elsewhere(tmp_path: Path, given_cots: Given) -> None:
+    said = [{"image": path, "question": f"{path}?", "answers": ["x"]} for path in ("a.png", "cot/a.png")]
+    source = given_cots.rows(said, "samples.jsonl")
+    kept = convert(str(tmp_path / "run"), source="samples", input_uri=source, images_uri=given_cots.images)
+    assert [sample.image.width for sample in kept] == [50, 60]
+
+
+@pytest.fixture
+def given_cots(tmp_path: Path) -> Given:
+    """Somebody's own pictures of cots."""
+    given = Given(tmp_path / "cots")
+    given.picture("a.png", 50, 50)
+    given.picture("cot/a.png", 60, 50)
+    return given
 
 
 def test_three_parts_make_what_one_process_makes(moto_place: str, rows: Given) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ def test_a_file_that_is_not_there_or_is_something_else(given: Given, tmp_path: P
     (tmp_path / "big").write_bytes(bytes(2 << 20))
     with pytest.raises(SettingsError, match="is larger than 1 MiB; it should be a list of sources"):
         ConvertSettings.load(flags(run_uri="r", mix=tmp_path / "big"))[0].judge()
+
+
+def test_a_fifo_in_its_place_is_not_waited_for(given: Given) -> None:
+    os.mkfifo(given.folder / "mix.yaml")
+    loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=given.folder / "mix.yaml"))
+    with pytest.raises(SettingsError, match=r"--mix .*/mix\.yaml: a FIFO, not a regular file"):
+        loaded.judge()
 
 
 def test_with_a_mix_the_command_line_names_no_source() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
+from array import array
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vcot.errors import InputError
-from vcot.sources.inputs import find, rows_of
-from vcot.storage import Store
+from vcot.sources.inputs import find, found_in, row_of, rows_of
+from vcot.storage import Changed, Store, disk, join, s3
 
 ROWS = [{"n": 1, "x": 0.1}, {"n": 2, "x": [1.5, 2]}, {"n": 3, "x": "ü"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -157,6 +161,77 @@ def test_a_file_that_is_not_there_and_a_folder_without_rows(tmp_path: Path) -> N
     for uri in (tmp_path / "nothing.json", tmp_path / "in"):
         with pytest.raises(InputError, match="no such file"):
             read(str(uri))
+
+
+@pytest.mark.parametrize("named", ["the file", "its folder"])
+def test_a_fifo_among_the_files_of_rows_is_refused_by_its_name(tmp_path: Path, named: str) -> None:
+    write(tmp_path / "in" / "a.jsonl", LINES)
+    os.mkfifo(tmp_path / "in" / "b.jsonl")
+    uri = tmp_path / "in" / "b.jsonl" if named == "the file" else tmp_path / "in"
+    with pytest.raises(InputError, match=r"in/b\.jsonl: a FIFO, not a regular file"):
+        find(Store(), [str(uri)])
+
+
+ODD = [
+    '{"n": 1}', "17", '"text"', "null", '{"ü": "日本 😀", "n": [1, {"m": "]},["}]}', "[]", '{"n": NaN}',
+    '{"big": ' + "9" * 5000 + "}", "[" * 100_000 + "]" * 100_000, '{"half": "\udcff\udc80"}', '{"n": -Infinity}',
+    '{"last": "é"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
+@pytest.mark.parametrize("between", [",", " ,\r\n\t "])
+@pytest.mark.parametrize("buffer", [7, 1 << 20])
+@pytest.mark.parametrize("beginning", ["", "\ufeff", "\ufeff\n"])
+def test_entries_whose_places_are_noted_are_what_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, between: str, buffer: int, beginning: str
+) -> None:
+    monkeypatch.setattr("vcot.sources.jsontext._BUFFER", buffer)
+    data = f"{beginning}[ {between.join(ODD)} ] \n".encode("utf-8", "surrogateescape")
+    store, uri = Store(), write(tmp_path / name, data)
+    (file,) = find(store, [uri])
+    starts = array("Q")
+    whole = [repr(row_of(file, *found)) for found in found_in(store, file, (), starts)]
+    assert len(whole) == len(ODD) == len(starts) - 1
+    assert [repr(row_of(file, *found)) for found in found_in(store, file, (), starts)] == whole
+    some = [repr(row_of(file, *found)) for found in islice(found_in(store, file, (), starts), 1, None, 3)]
+    assert some == whole[1::3]
+    for entry, start in zip(ODD, starts[:-1], strict=True):
+        assert data[start:].startswith(entry.encode("utf-8", "surrogateescape"))
+
+
+def test_of_a_file_whose_places_are_noted_only_what_is_wanted_is_fetched(
+    any_place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, uri = Store(), join(any_place, "a.json")
+    store.write(uri, json.dumps([{"n": n, "text": "x" * (3 << 20)} for n in range(10)]).encode())
+    (file,) = find(store, [uri])
+    starts = array("Q")
+    assert len(list(found_in(store, file, (), starts))) == 10
+    fetched = 0
+    for kind in (disk._Raw, s3._Download):
+        plain = kind.readinto
+
+        def counted(self: Any, buffer: Any, plain: Any = plain) -> int:
+            nonlocal fetched
+            fetched += (got := plain(self, buffer))
+            return int(got)
+
+        monkeypatch.setattr(kind, "readinto", counted)
+    found = islice(found_in(store, file, (), starts), 2, None, 5)
+    assert [row_of(file, *each).value["n"] for each in found] == [2, 7]
+    assert 6 << 20 < fetched < 9 << 20
+
+
+def test_an_array_that_was_replaced_by_one_as_long_is_not_read_at_the_old_places(tmp_path: Path) -> None:
+    store, uri = Store(), write(tmp_path / "a.json", json.dumps([{"n": n, "m": "x" * n} for n in range(9)]))
+    (file,) = find(store, [uri])
+    starts = array("Q")
+    list(found_in(store, file, (), starts))
+    write(tmp_path / "a.json", json.dumps([{"m": "x" * n, "n": n} for n in range(8, -1, -1)]))
+    os.utime(uri, ns=(int(file.state), int(file.state)))  # nothing but its content tells
+    with pytest.raises(Changed, match="has changed since this stage began"):
+        [row_of(file, *found) for found in found_in(store, file, (), starts)]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

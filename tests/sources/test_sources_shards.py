@@ -4,35 +4,99 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import given as generated
 from hypothesis import strategies as st
 
 from tests.sources.broken import broken
-from tests.sources.given import Given
+from tests.sources.given import Given, informed
 from tests.sources.test_sources_llava_cot import ASKED, talk
 from tests.sources.test_sources_viscot import metadata
+from vcot.errors import InputError
+from vcot.records import Folder
 from vcot.sources import SOURCES, read, rows_of_shard
 from vcot.sources.parts import Part
+from vcot.sources.row import Row
+from vcot.storage import Store
+
+
+def is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("source", ["viscot", "llava-cot"])
+def test_a_shard_of_a_json_array_decodes_its_own_rows_alone(given: Given, source: str) -> None:
+    """Who looked at all of it has left where they are."""
+    given.picture("vsr/a.jpg", 640, 480)
+    given.picture("chartqa/1.png", 200, 100)
+    said = ("gpt", f"<think>{'so ' * 300}</think>21")
+    row = metadata([[1, 2, 30, 40]]) if source == "viscot" else talk(ASKED, said, ("human", "And?"), said)
+    uri = given.rows([row] * 8_000, "rows.json")
+    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    desk = given.desk(source, uri, near_duplicates=0, duplicates="keep", believe_splits=False)
+    informed(SOURCES[source], desk, folder, look=True)
+
+    def pass_over(index: int, shards: int, scratch: str) -> tuple[list[Row], float]:
+        """Of a process that begins: its rows, and the seconds of CPU that they take."""
+        (given.folder / scratch).mkdir()
+        knowing = informed(SOURCES[source], replace(desk, scratch=given.folder / scratch), folder, look=False)
+        begun = time.process_time()
+        found = list(rows_of_shard(SOURCES[source], knowing, index, shards))
+        return found, time.process_time() - begun
+
+    whole = list(rows_of_shard(SOURCES[source], replace(desk, scratch=given.images), 0, 1))
+    begun = time.process_time()
+    assert sum(1 for _ in rows_of_shard(SOURCES[source], replace(desk, scratch=given.images / "vsr"), 0, 1)) > 7_999
+    all_of_it = time.process_time() - begun
+    dealt = [pass_over(index, 200, f"scratch-{index}") for index in (0, 7, 199)]
+    assert [rows for rows, _ in dealt] == [whole[index::200] for index in (0, 7, 199)]
+    assert min(seconds for _, seconds in dealt) < all_of_it / 3
+
+
+def test_places_that_were_damaged_are_an_error_and_without_any_the_rows_are_the_same(given: Given) -> None:
+    given.picture("vsr/a.jpg", 640, 480)
+    desk = given.desk("viscot", given.rows([metadata([[1, 2, 30, 40]])] * 9, "rows.json"))
+    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    informed(SOURCES["viscot"], desk, folder, look=True)
+    (left,) = (given.folder / "run/convert/offsets").iterdir()
+    left.write_bytes(left.read_bytes()[:-1] + b"!")
+    (given.folder / "new").mkdir()
+    elsewhere = replace(desk, scratch=given.folder / "new")
+    with pytest.raises(InputError, match=f"{left} is damaged"):
+        informed(SOURCES["viscot"], elsewhere, folder, look=False)
+    left.unlink()
+    knowing = informed(SOURCES["viscot"], elsewhere, folder, look=False)
+    found = [row.id for row in rows_of_shard(SOURCES["viscot"], knowing, 1, 3)]
+    assert found == ["rows.json:2", "rows.json:5", "rows.json:8"]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @generated(
     shards=st.integers(1, 60), limit=st.none() | st.integers(1, 60), seed=st.integers(0, 9),
-    source=st.sampled_from(["viscot", "llava-cot"]),
+    source=st.sampled_from(["viscot", "llava-cot"]), array=st.booleans(),
 )  # fmt: skip
-def test_any_number_of_shards(given: Given, shards: int, limit: int | None, seed: int, source: str) -> None:
+def test_any_number_of_shards(
+    given: Given, shards: int, limit: int | None, seed: int, source: str, array: bool
+) -> None:
     given.picture("vsr/a.jpg", 640, 480)
     given.picture("chartqa/1.png", 200, 100)
     said = ("gpt", "<think>so</think>21")
     row = metadata([[1, 2, 30, 40]]) if source == "viscot" else talk(ASKED, said, ("human", "And?"), said)
     dice = random.Random(seed)
     files = []
-    for name in ("one.jsonl", "two.jsonl"):
-        lines = [json.dumps(row).encode() + b"\n"]
-        lines += [broken(dice, row).replace(b"\n", b" ") + b"\n" for _ in range(20)]
-        (given.folder / name).write_bytes(b"".join(lines))
+    for name in ("one.json", "two.json") if array else ("one.jsonl", "two.jsonl"):
+        lines = [json.dumps(row).encode()]
+        lines += [broken(dice, row).replace(b"\n", b" ") for _ in range(20)]
+        lines = [line for line in lines if is_json(line)] if array else lines
+        (given.folder / name).write_bytes(b"[" + b", ".join(lines) + b"]" if array else b"\n".join((*lines, b"")))
         files.append(str(given.folder / name))
     desk = given.desk(source, *files)
 

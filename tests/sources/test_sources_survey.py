@@ -68,6 +68,64 @@ def row(image: str, question: str = "What is it?", **more: Any) -> dict[str, Any
     return metadata(BOX, image=image, question=question, width=96, height=96) | more
 
 
+# ------------------------------------------------------------------------------------------------------ damaged
+
+
+def damaged_png(seed: int) -> bytes:
+    """Header and end are sound; what is between them cannot be unpacked."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(scene(seed))).save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    data[300:400] = bytes(100)
+    return bytes(data)
+
+
+def test_a_picture_that_prepare_cannot_decode_is_refused_with_its_reason(given: Given) -> None:
+    given.picture("vsr/whole.jpg", data=scene(1))
+    for name in ("damaged.png", "copied.png"):
+        given.picture(f"vsr/{name}", data=damaged_png(2))
+    rows = [row("whole.jpg"), row("damaged.png"), row("damaged.png", "And this?"), row("copied.png", split="val")]
+    desk = given.desk("viscot", given.rows(rows), validation_share=0)
+    for shards in (1, 3):
+        assert list(outcomes(given, desk, shards=shards).values()).count("image-broken") == 3
+    knowing = informed(SOURCES["viscot"], desk, folder_of(given, "run-1"), look=False)
+    (sha256,) = knowing.damaged
+    assert sha256 == hashlib.sha256(damaged_png(2)).hexdigest()
+    results = [result for _, result in read(SOURCES["viscot"], rows_of_shard(SOURCES["viscot"], desk), knowing)]
+    assert isinstance(results[0], Sample)
+    refused = [result for result in results[1:] if isinstance(result, Rejection)]
+    assert [r.detail.partition(": ")[0].rpartition("/")[2] for r in refused] == [
+        "damaged.png", "damaged.png", "copied.png"
+    ]  # fmt: skip
+    assert all("not a sound PNG" in r.detail for r in refused)
+    assert knowing.held_out == {}, "rows that are all refused measure nothing"
+
+
+def test_a_damaged_picture_is_refused_for_the_same_whether_or_not_copies_are_made(given: Given) -> None:
+    given.picture("vsr/damaged.png", data=damaged_png(2))
+    uri = given.rows([row("damaged.png")])
+    desk = given.desk("viscot", uri)
+    copied = replace(desk, pictures=Pictures(desk.store, str(given.images), str(given.folder / "made"), budget=784))
+    found = []
+    for which in (desk, copied):
+        folder = folder_of(given, f"run-{len(found)}")
+        knowing = informed(SOURCES["viscot"], which, folder, look=True)
+        found += [result for _, result in read(SOURCES["viscot"], rows_of_shard(SOURCES["viscot"], which), knowing)]
+    assert found[0] == found[1]
+    assert isinstance(found[0], Rejection)
+
+
+def test_a_damaged_picture_of_a_benchmark_takes_no_rows(given: Given) -> None:
+    given.picture("vsr/damaged.png", data=damaged_png(2))
+    given.picture("vsr/whole.jpg", data=scene(1))
+    benchmark = given.rows([row("damaged.png", split="val"), row("whole.jpg", split="val")], "benchmark.jsonl")
+    desk = given.desk("viscot", given.rows([row("damaged.png"), row("whole.jpg")]))
+    desk = replace(desk, benchmarks=find(Store(), [benchmark]))
+    assert list(outcomes(given, desk).values()) == ["image-broken", "held-out"]
+    (counted,) = counts(folder_of(given, "run-1"))["benchmarks"].values()
+    assert (counted["pictures_shared"], counted["rows_refused"]) == (1, 1)
+
+
 # ------------------------------------------------------------------------------------------------------- groups
 
 

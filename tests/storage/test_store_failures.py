@@ -6,6 +6,7 @@ import contextlib
 import errno
 import http.server
 import os
+import signal
 import socket
 import stat
 import threading
@@ -353,6 +354,81 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one of its folders is a file"):
         store.write(str(tmp_path / "file" / "x"), b"x")
     assert store.stat(str(tmp_path / "file" / "x")) is None
+
+
+@pytest.fixture(params=["FIFO", "socket", "character device"])
+def special(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
+    """What it is, and the path of one."""
+    path = tmp_path / "special"
+    if request.param == "FIFO":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        here = Path.cwd()
+        os.chdir(tmp_path)  # its path must be short
+        try:
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(path.name)
+        finally:
+            os.chdir(here)
+    else:
+        path.symlink_to("/dev/null")
+    return request.param, str(path)
+
+
+@pytest.mark.parametrize("verb", ["read", "read_range", "digest", "download", "upload", "stat"])
+def test_only_regular_files_are_read(special: tuple[str, str], tmp_path: Path, verb: str) -> None:
+    kind, path = special
+    verbs: dict[str, Callable[[], object]] = {
+        "read": lambda: store.read(path),
+        "read_range": lambda: store.read_range(path, 0, 1),
+        "digest": lambda: store.digest(path),
+        "download": lambda: store.download(path, tmp_path / "copy"),
+        "upload": lambda: store.upload(Path(path), str(tmp_path / "copy")),
+        "stat": lambda: store.stat(path),
+    }
+    with _given_up_after(5), pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
+        verbs[verb]()
+    assert not (tmp_path / "copy").exists()
+
+
+@contextlib.contextmanager
+def _given_up_after(seconds: int) -> Iterator[None]:
+    """Fails where something would be waited for without end."""
+
+    def give_up(*_: object) -> None:
+        raise AssertionError(f"it hangs: nothing came of it in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_link_that_leads_round_is_as_one_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"12")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "round.png").symlink_to("round.png")
+    assert [entry.uri for entry in store.list(str(tmp_path))] == [f"{tmp_path}/a.png"]
+    with pytest.raises(NotFound, match=f"^{tmp_path}/below/round.png: too many levels of symbolic links"):
+        store.read(f"{tmp_path}/below/round.png")
+    assert store.stat(f"{tmp_path}/below/round.png") is None
+
+
+def test_a_folder_that_cannot_be_listed_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    plain = os.scandir
+
+    def closed(path: str) -> Any:
+        if path.endswith("/closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # root may list everything
+    with pytest.raises(SettingsError, match=f"^{tmp_path}/closed/: permission denied"):
+        list(store.list(str(tmp_path)))
 
 
 @pytest.mark.parametrize("below", ["x", "x/y", "x/y/z"])

@@ -6,6 +6,9 @@ in its training rows too. A row names its own split, not that of its neighbour i
 from such a picture, or from one that is nearly the same, are refused; and so are rows that ask what an earlier row
 has asked about the same picture (survey.py).
 
+Damaged: pictures whose header is sound and whose data cannot be decoded. Shards read headers; who looks for
+near-duplicates decodes, and so prepare sees what they do not.
+
 Repeated: ids that several rows give themselves. Later stages tell samples apart by their ids: to them two rows of one
 id would be one sample with two reasonings.
 
@@ -25,8 +28,10 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.records import Folder
+from vcot.sources import offsets
 from vcot.sources.crew import ALONE, Crew
 from vcot.sources.desk import Desk, Split, given_id
+from vcot.sources.inputs import is_array
 from vcot.sources.parts import Part, shares
 from vcot.sources.reading import until_stopped
 from vcot.sources.row import Refused, Row
@@ -34,7 +39,9 @@ from vcot.sources.survey import Facts, survey
 from vcot.storage import NotFound, join
 
 SHARES, SURVEY = "shares.json", "survey.json"
-_NOTHING: Facts = {"held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "whole_pixels": [], "counts": {}}
+_NOTHING: Facts = {
+    "damaged": {}, "held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {}, "whole_pixels": [], "counts": {},
+}  # fmt: skip
 
 
 def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = ALONE) -> tuple[Part, ...]:
@@ -47,6 +54,9 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
     def kept(name: str, find: Callable[[], Any]) -> Any:
         return _kept(folder, name, find if look else None)
 
+    for part in parts:
+        offsets.fetch(folder, part.desk.scratch, part.desk.inputs)
+
     if any(part.weight is not None for part in parts):
         drawn = kept(SHARES, lambda: weighed(parts))
         parts = [replace(part, share=drawn[part.name]) for part in parts]
@@ -58,7 +68,25 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
             return frozenset()
         return frozenset(kept(part.file("repeated-ids", ".json"), lambda: repeated(part)))
 
-    return tuple(part.knowing(repeated=ids_of(part), **known) for part in parts)
+    found = tuple(part.knowing(repeated=ids_of(part), **known) for part in parts)
+    if look:
+        for part in parts:
+            if _is_worth_a_look(part):
+                for _ in until_stopped(part.all_rows()):
+                    pass
+            offsets.leave(folder, part.desk.scratch, part.desk.inputs)
+    return found
+
+
+def _is_worth_a_look(part: Part) -> bool:
+    """Whether every shard would decode a whole array, because nobody has gone through it here. With a limit few rows
+    are read of what may be many.
+    """
+    if part.source.rows is not None or part.limit is not None:
+        return False
+    desk = part.desk
+    unseen = [file for file in desk.inputs if offsets.noted(desk.scratch, file, "entries") is None]
+    return any(is_array(desk.store, file) for file in unseen)
 
 
 def counts(folder: Folder) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ from vcot.sources.quality import Rules, judged
 from vcot.sources.repeats import Asked
 from vcot.sources.row import Refused, Row
 from vcot.storage import Store
+from vcot.storage.images import ImageError
+from vcot.storage.images import Reason as ImageReason
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -68,6 +70,7 @@ class Desk:
     """
     scratch: a folder of this process. held_out: sha256 of pictures that are kept from training → their split; what is
     said of pictures here holds for questions without one, too (repeats.Asked).
+    damaged: sha256 of pictures whose data cannot be decoded → (the reason, what is wrong).
     drawn: sha256 of pictures whose side the draw for another picture decides, of which they are nearly a copy.
     excluded: sha256 of pictures → the benchmark file that has them. duplicates: row → the earlier row that it repeats.
     benchmarks, benchmark_pictures: files whose pictures are not to be learned from, and where those are.
@@ -85,6 +88,7 @@ class Desk:
     licence: str = "unknown"
     splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
     held_out: Mapping[str, Split] = field(default_factory=dict)
+    damaged: Mapping[str, tuple[ImageReason, str]] = field(default_factory=dict)
     repeated: frozenset[str] = frozenset()
     drawn: Mapping[str, Split] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
@@ -111,8 +115,11 @@ class Desk:
         """Where a sample comes from, and to which split it belongs: its picture decides, or else what it asks.
 
         Raises:
+            ImageError: prepare has seen that the picture cannot be decoded.
             Refused: the picture is held out by another row, or the row names a split that nobody knows.
         """
+        if isinstance(about, Image) and (damage := self.damaged.get(about.sha256)) is not None:
+            raise ImageError(about.uri, *damage)
         return Origin(
             dataset=self.options.dataset or dataset,
             split=self._split(row, about),

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 from vcot.errors import InputError
 from vcot.records import Reason
 from vcot.sources import parquet
-from vcot.sources.jsontext import LONGEST, TOO_DEEP, entries
+from vcot.sources.jsontext import LONGEST, TOO_DEEP, Entry, entries, entries_at
 from vcot.sources.row import Refused, Row
 from vcot.storage import Changed, Store, join, state_of
 from vcot.storage import name as last_part
@@ -88,25 +89,37 @@ def rows_of(store: Store, source: Input, columns: Sequence[str] = ()) -> Iterato
     return (row_of(source, number, found) for number, found in found_in(store, source, columns))
 
 
-def found_in(store: Store, source: Input, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
+def found_in(
+    store: Store, source: Input, columns: Sequence[str] = (), starts: array[int] | None = None
+) -> Iterator[tuple[int, Any]]:
     """The same rows, numbered from 1; lines are not yet read, so that whoever wants few of them reads few.
 
-    `row_of` makes rows of them. Raises what `rows_of` does.
+    `row_of` makes rows of them, before the next one is taken. Raises what `rows_of` does.
+
+    starts: where the entries of a JSON array begin (jsontext.entries). An empty one is filled; with a full one entries
+    are as lines are, and of a file that is not gzipped whatever lies far from those that are wanted is not even
+    fetched.
     """
     none = True
-    for found in _found_by_kind(store, source, columns):
+    for found in _found_by_kind(store, source, columns, starts):
         none = False
         yield found
     if none:
         raise InputError(f"{source.uri}: there is not one row in it")
 
 
-def _found_by_kind(store: Store, source: Input, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+def _found_by_kind(
+    store: Store, source: Input, columns: Sequence[str], starts: array[int] | None
+) -> Iterator[tuple[int, Any]]:
     if source.uri.endswith(parquet.SUFFIX):
         if not columns:
             raise InputError(f"{source.uri} is Parquet; this source reads {', '.join(SUFFIXES[:-1])}")
         with _unchanged(store, source) as file:
             yield from parquet.entries(file, source.uri, columns)
+        return
+    if starts:
+        with _seekable(store, source) as stream:
+            yield from entries_at(stream, source.uri, starts)
         return
     with opened(store, source) as stream:
         form = form_of_file(stream)
@@ -114,7 +127,14 @@ def _found_by_kind(store: Store, source: Input, columns: Sequence[str]) -> Itera
             raise InputError(
                 f"{source.uri} is one COCO object (images, annotations, categories): --source coco reads it"
             )
-        yield from entries(stream, source.uri) if form == "array" else _lines(source, stream)
+        yield from entries(stream, source.uri, starts) if form == "array" else _lines(source, stream)
+
+
+def is_array(store: Store, source: Input) -> bool:
+    if source.uri.endswith(parquet.SUFFIX):
+        return False
+    with opened(store, source) as stream:
+        return form_of_file(stream) == "array"
 
 
 def form_of_file(stream: io.BufferedReader) -> str:
@@ -156,6 +176,19 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
             raise InputError(f"{source.uri} is not a whole gzip file: {error}") from None
         if ended and watched.digest.hexdigest() != source.sha256:
             raise _changed(source.uri)
+
+
+@contextmanager
+def _seekable(store: Store, source: Input) -> Iterator[BinaryIO]:
+    """The file's content, for who goes forward in it. It is held against what storage says of its state, and not
+    against its digest, which only who reads all of it knows.
+    """
+    if source.uri.endswith(".gz"):  # unpacked up to what is wanted
+        with opened(store, source) as stream:
+            yield stream
+        return
+    with _unchanged(store, source) as file:
+        yield file
 
 
 @contextmanager
@@ -204,8 +237,10 @@ def _lines(source: Input, stream: io.BufferedReader) -> Iterator[tuple[int, byte
 
 
 def row_of(source: Input, number: int, found: Any) -> Row:
-    """`found`: a line, or the value that was in it."""
+    """`found`: a line, an entry, or the value that was in it."""
     row_id = f"{source.name}:{number}"
+    if isinstance(found, Entry):
+        found = found.value()
     if isinstance(found, bytes):
         try:
             found = _read(found)

@@ -3,6 +3,8 @@
 With the decoder of the standard library on a moving window: faster than the streaming parsers that there are, and it
 reads the NaN and Infinity that Python writes, so that one number of that kind costs its row and not the file. The
 same holds for a whole number of thousands of digits, and for an entry that is nested too deeply.
+
+Who has gone through an array once knows where its entries are, and can come back for a few of them.
 """
 
 from __future__ import annotations
@@ -11,25 +13,57 @@ import codecs
 import itertools
 import json
 import re
+from array import array
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 from vcot.errors import InputError
+from vcot.storage import Changed
 
 LONGEST = 64 << 20
 """Characters of one entry; a longer one is some other kind of file."""
 _BUFFER = 1 << 20
 
 
-def entries(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
+def entries(stream: BinaryIO, name: str, starts: array[int] | None = None) -> Iterator[tuple[int, Any]]:
     """The entries of a JSON array, numbered from 1, in constant memory; TOO_DEEP where one is nested too deeply.
+
+    starts: receives the byte at which each entry begins, and at last the one behind the last entry.
 
     Raises:
         InputError: it is not whole JSON; names the file and the entry.
     """
     text = _Text(stream, name)
-    yield from _entries(text, "entry")
+    yield from _entries(text, "entry", starts)
     text.end()
+
+
+class Entry:
+    """An entry of an array that somebody has gone through before; it is read when it is asked for."""
+
+    __slots__ = ("_end", "_name", "_start", "_stream")
+
+    def __init__(self, stream: BinaryIO, name: str, start: int, end: int) -> None:
+        self._stream, self._name, self._start, self._end = stream, name, start, end
+
+    def value(self) -> Any:
+        """What `entries` gave for it.
+
+        Raises:
+            Changed: something else is there now.
+        """
+        self._stream.seek(self._start)
+        data = self._stream.read(self._end - self._start)
+        try:
+            return _decoded(data.decode("utf-8", "surrogateescape"), 0)[0]
+        except json.JSONDecodeError:
+            raise Changed(f"{self._name} has changed since this stage began; use another run name") from None
+
+
+def entries_at(stream: BinaryIO, name: str, starts: array[int]) -> Iterator[tuple[int, Entry]]:
+    """The entries of an array whose places are known: those that nobody asks for are not read."""
+    return ((number, Entry(stream, name, *place)) for number, place in enumerate(pairwise(starts), 1))
 
 
 def parts(stream: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
@@ -55,17 +89,22 @@ def parts(stream: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     text.end()
 
 
-def _entries(text: _Text, called: str) -> Iterator[tuple[int, Any]]:
+def _entries(text: _Text, called: str, starts: array[int] | None = None) -> Iterator[tuple[int, Any]]:
     text.take("[", "the beginning")
     number = 0
     while not text.comes("]", f"{called} {number + 1}"):
         if number:
             text.take(",", f"the end of {called} {number}")
         number += 1
-        yield number, text.value(f"{called} {number}")
-        while (value := text.next_value()) is not _NOT_AT_HAND:
-            number += 1
+        value = text.value(f"{called} {number}")
+        while value is not _NOT_AT_HAND:
+            if starts is not None:
+                starts.append(text.byte(text.began))
             yield number, value
+            if (value := text.next_value()) is not _NOT_AT_HAND:
+                number += 1
+    if starts is not None and number:
+        starts.append(text.byte(text.at))
     text.take("]", "the end")
 
 
@@ -73,9 +112,23 @@ class _Text:
     """A window on a file of JSON text that holds one value, and a little more, at a time."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
-        self._name, self._decode = name, json.JSONDecoder().raw_decode
+        self._name = name
         self._stream, self._characters = stream, codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._window, self._at = "", 0
+        self.began = 0  # where in the window the last value began
+        self._told, self._byte = 0, 0  # a place in the window, and which byte of the file that is
+
+    @property
+    def at(self) -> int:
+        return self._at
+
+    def byte(self, place: int) -> int:
+        """Which byte of the file is at a place in the window, not before the last such place."""
+        passed = place - self._told
+        if not self._window.isascii():
+            passed = len(self._window[self._told : place].encode("utf-8", "surrogateescape"))
+        self._told, self._byte = place, self._byte + passed
+        return self._byte
 
     def value(self, where: str) -> Any:
         """The next value. It is tried on what is there, then on twice as much, so the time stays linear."""
@@ -84,10 +137,10 @@ class _Text:
             raise self._error(f"{where}: the file ends")
         while True:
             try:
-                value, end = self._decoded()
+                value, end = _decoded(self._window, self._at)
                 # A number at the border of what was read may go on behind it.
                 if end < len(self._window) or not isinstance(value, int | float) or not self._more(wanted):
-                    self._at = end
+                    self.began, self._at = self._at, end
                     return value
             except json.JSONDecodeError as error:
                 if len(self._window) - self._at > LONGEST or not self._more(wanted):
@@ -100,34 +153,13 @@ class _Text:
         if comma is None:
             return _NOT_AT_HAND
         try:
-            value, end = self._decode(self._window, comma.end())
+            value, end = _DECODE(self._window, comma.end())
         except (ValueError, RecursionError):
             return _NOT_AT_HAND
         if end == len(self._window):
             return _NOT_AT_HAND
-        self._at = end
+        self.began, self._at = comma.end(), end
         return value
-
-    def _decoded(self) -> tuple[Any, int]:
-        """The value that begins here, and where it ends. Raises JSONDecodeError: not JSON, or not all of it."""
-        try:
-            return self._decode(self._window, self._at)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:  # a whole number with more digits than Python turns into one
-            return _LARGE.raw_decode(self._window, self._at)
-        except RecursionError:
-            return TOO_DEEP, self._end_of_nesting()
-
-    def _end_of_nesting(self) -> int:
-        depth = 0
-        for mark in _MARKS.finditer(self._window, self._at):
-            if mark[0] == '"':
-                break
-            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
-            if depth == 0:
-                return mark.end()
-        raise json.JSONDecodeError("nested too deeply, and without end", self._window, self._at)
 
     def comes(self, mark: str, where: str) -> bool:
         """Whether the mark is next, after white space."""
@@ -157,6 +189,9 @@ class _Text:
 
     def _more(self, size: int) -> bool:
         data = self._stream.read(size)
+        if self.byte(self._at) == 0 and data.startswith(codecs.BOM_UTF8):  # which is no character of the window
+            self._byte = len(codecs.BOM_UTF8)
+        self._told = 0
         self._window, self._at = self._window[self._at :] + self._characters.decode(data, final=not data), 0
         return bool(data)
 
@@ -164,6 +199,30 @@ class _Text:
         return InputError(f"{self._name}: not whole JSON at {what}; is it cut off?")
 
 
+def _decoded(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins there, and where it ends. Raises JSONDecodeError: not JSON, or not all of it."""
+    try:
+        return _DECODE(text, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a whole number with more digits than Python turns into one
+        return _LARGE.raw_decode(text, at)
+    except RecursionError:
+        return TOO_DEEP, _end_of_nesting(text, at)
+
+
+def _end_of_nesting(text: str, at: int) -> int:
+    depth = 0
+    for mark in _MARKS.finditer(text, at):
+        if mark[0] == '"':
+            break
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+        if depth == 0:
+            return mark.end()
+    raise json.JSONDecodeError("nested too deeply, and without end", text, at)
+
+
+_DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\r\n]*")
 _COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _MARKS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}"]', re.DOTALL)  # a lone " opens what is not all here

@@ -185,22 +185,23 @@ class Pictures:
         return image
 
     def print_of(self, uri: str, sha256: str) -> bytes | None:
-        """What a picture looks like (alike.py); None: it shows nothing, or cannot be decoded.
+        """What a picture looks like (alike.py); None: it shows nothing.
 
         Raises:
             Changed: it is gone, or another one than had this digest.
+            ImageError: its data are damaged, whatever its header says.
         """
         known = None if self._index is None else self._index.print_of(uri, sha256)
         if known is None:
             try:
                 data, _ = self._read(uri)
                 _demand_same(uri, data, sha256)
-                grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
             except NotFound:
                 raise _changed(uri) from None
-            except Changed:
-                raise
-            except (InputError, UsageError):  # its rows are refused for that when their turn comes
+            try:
+                grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
+            except ImageError:
+                reading.decode(data, uri, max_pixels=self._max_pixels)  # which says what every later stage would say
                 return None
             known = alike.fingerprint(grey) or b""
             if self._index is not None:

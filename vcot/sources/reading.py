@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain, compress, cycle, islice, repeat, starmap
+from itertools import chain, compress, cycle, groupby, islice, repeat
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,6 +19,7 @@ from vcot.records import Image, Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
 from vcot.sources.inputs import Input, found_in, row_of
+from vcot.sources.offsets import note, noted
 from vcot.sources.pictures import NotAtHand
 from vcot.sources.repeats import Question
 from vcot.sources.row import BOX_REASONS, Refused, Row
@@ -137,30 +140,60 @@ def _items(source: Source, desk: Desk) -> tuple[Iterator[Any], Callable[[Any], R
     """What stands for each row of the whole input, and what makes the row of it, where that takes time."""
     if source.rows is not None:
         return source.rows(desk), _itself
-    found = _json_rows(source, desk)
     if source.expand is not None:
-        return _expanded(source.expand, starmap(row_of, found)), _itself
-    return found, lambda item: row_of(*item)
+        return _expanded(source, source.expand, desk), _itself_or_part(source.expand)
+    return _json_rows(source, desk), lambda item: row_of(*item)
 
 
 def _itself(row: Row) -> Row:
     return row
 
 
+def _itself_or_part(expand: Callable[[Row], Iterable[Row]]) -> Callable[[Any], Row]:
+    def row(item: Row | tuple[Input, int, Any, int]) -> Row:
+        if isinstance(item, Row):
+            return item
+        file, number, found, place = item
+        return next(islice(_parts(expand, row_of(file, number, found)), place, None))
+
+    return row
+
+
 def _json_rows(source: Source, desk: Desk) -> Iterator[tuple[Input, int, Any]]:
-    """What `row_of` makes rows of: lines of other shards are counted, and not read."""
+    """What `row_of` makes rows of: lines and entries of other shards are counted, and not read."""
     for file in desk.inputs:
         fresh = True
-        for number, found in found_in(desk.store, file, source.columns):
+        known = noted(desk.scratch, file, "entries")
+        starts = array("Q") if known is None else known
+        for number, found in found_in(desk.store, file, source.columns, starts):
             if fresh and (row := row_of(file, number, found)).fault is None:
                 _check_form(source, form_of_row(row.value), file.uri)
                 fresh = False
             yield file, number, found
+        if known is None and starts:
+            note(desk.scratch, file, "entries", starts)
 
 
-def _expanded(expand: Callable[[Row], Iterable[Row]], rows: Iterable[Row]) -> Iterator[Row]:
-    for row in rows:
-        yield from (row,) if row.fault is not None else expand(row)
+def _expanded(
+    source: Source, expand: Callable[[Row], Iterable[Row]], desk: Desk
+) -> Iterator[Row | tuple[Input, int, Any, int]]:
+    """The rows that lines and entries hold; where it is known how many, each with its place in what is not yet read."""
+    for file, found in groupby(_json_rows(source, desk), itemgetter(0)):
+        known = noted(desk.scratch, file, "rows")
+        if known is not None:
+            for one, often in zip(found, known, strict=True):
+                yield from ((*one, place) for place in range(often))
+            continue
+        counts = array("I")
+        for one in found:
+            rows = list(_parts(expand, row_of(*one)))
+            counts.append(len(rows))
+            yield from rows
+        note(desk.scratch, file, "rows", counts)
+
+
+def _parts(expand: Callable[[Row], Iterable[Row]], row: Row) -> Iterable[Row]:
+    return (row,) if row.fault is not None else expand(row)
 
 
 def form_of_row(value: Mapping[str, Any]) -> str | None:

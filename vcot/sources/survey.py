@@ -44,7 +44,8 @@ so many by chance.
 
 
 def survey(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
-    """What all shards must know of the rows, as JSON: held_out, drawn, excluded, duplicates as in Desk; and counts.
+    """What all shards must know of the rows, as JSON: damaged, held_out, drawn, excluded, duplicates as in Desk; and
+    counts.
 
     Raises:
         InputError: a benchmark file is none.
@@ -55,13 +56,15 @@ def survey(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
         firsts = note_rows(database, parts, crew)
         for file in desk.benchmarks:
             _note_benchmark(database, parts, file)
-        groups, near = _groups(database, parts, crew.readers)
+        groups, near, damaged = _groups(database, parts, crew.readers)
+        _forget(database, damaged)
         if look_again(database, parts, firsts, groups, crew):
-            groups, near = _groups(database, parts, crew.readers)
+            groups, near, _ = _groups(database, parts, crew.readers)
         repeated = _repeated(database, desk)
         counts = {"near_duplicates": near, "benchmarks": _removed(database, desk, groups)}
         whole = "select dataset from rows where dataset is not null group by dataset having min(whole) order by dataset"
         facts = {
+            "damaged": damaged,
             "duplicates": repeated,
             "whole_pixels": [name for (name,) in database.execute(whole)],
             "counts": counts,
@@ -100,15 +103,30 @@ def _there(pictures: Pictures, path: str) -> Image | None:
         return None
 
 
-def _groups(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> tuple[Groups, Facts]:
-    """The pictures that nearly are the same, and how many there are of what."""
+def _forget(database: sqlite3.Connection, damaged: Facts) -> None:
+    """Rows about these pictures are all refused, and so decide nothing about others."""
+    if not damaged:
+        return
+    database.execute("create temp table damaged (sha text primary key) without rowid")
+    database.executemany("insert into damaged values (?)", ((sha,) for sha in damaged))
+    for table in ("rows", "pictures", "same"):
+        database.execute(f"delete from {table} where sha in (select sha from damaged)")
+
+
+def _groups(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -> tuple[Groups, Facts, Facts]:
+    """The pictures that nearly are the same, how many there are of what, and which cannot be decoded."""
     distance = parts[0].desk.options.near_duplicates
     if not distance:
-        return [], {}
+        return [], {}, {}
+    damaged: Facts = {}
 
     def look(picture: tuple[str, int, str]) -> bytes | None:
         sha, place, uri = picture
-        return parts[place].desk.pictures.print_of(uri, sha)
+        try:
+            return parts[place].desk.pictures.print_of(uri, sha)
+        except ImageError as error:
+            damaged[sha] = error.reason, str(error).removeprefix(f"{uri}: ")
+            return None
 
     pictures = "select sha, part, uri from pictures where uri <> '' order by sha"
     where, noted = [], bytearray()
@@ -130,13 +148,17 @@ def _groups(database: sqlite3.Connection, parts: Sequence[Part], readers: int) -
             groups[group_of[number]].append(sha)
             places[group_of[number]].append(place_of[number])
     found = list(groups.values())
-    return found, {
-        "pictures_compared": len(where),
-        "groups": len(found),
-        "pictures_in_groups": sum(map(len, found)),
-        "largest_group": max(map(len, found), default=0),
-        "pairs": _pairs(database, found, list(places.values()), prints),
-    }
+    return (
+        found,
+        {
+            "pictures_compared": len(where),
+            "groups": len(found),
+            "pictures_in_groups": sum(map(len, found)),
+            "largest_group": max(map(len, found), default=0),
+            "pairs": _pairs(database, found, list(places.values()), prints),
+        },
+        dict(sorted(damaged.items())),
+    )
 
 
 def _pairs(

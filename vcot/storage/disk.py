@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,7 +39,7 @@ class DiskFile:
 
     @contextmanager
     def open_read(self) -> Iterator[BinaryIO]:
-        with self._plain_words():
+        with self.plain_words():
             raw = _Raw(self, "rb")
         with io.BufferedReader(raw, CHUNK) as source:
             yield cast(BinaryIO, source)
@@ -46,7 +47,7 @@ class DiskFile:
     @contextmanager
     def open_write(self) -> Iterator[BinaryIO]:
         with self.temporary() as temporary:
-            with self._plain_words():
+            with self.plain_words():
                 raw = _Raw(self, "wb", temporary)
             target = io.BufferedWriter(raw, CHUNK)
             try:
@@ -56,7 +57,7 @@ class DiskFile:
                     target.close()
                 raise
             target.close()  # flushes; whoever wrapped it may have closed it already
-            with self._plain_words():
+            with self.plain_words():
                 _to_disk(temporary)
                 os.replace(temporary, self.path)  # noqa: PTH105
 
@@ -70,7 +71,7 @@ class DiskFile:
         (O_EXCL on the name itself would be exclusive too, but a reader could see the file half-written.)
         """
         with self.temporary() as temporary:
-            with self._plain_words(), _Raw(self, "wb", temporary) as raw:
+            with self.plain_words(), _Raw(self, "wb", temporary) as raw:
                 view = memoryview(data)
                 while view:
                     view = view[raw.write(view) :]
@@ -102,7 +103,7 @@ class DiskFile:
             _copy(source, target, arrived)
 
     def list(self) -> Iterator[Entry]:
-        with self._plain_words():
+        with self.plain_words():
             yield from _walk(self.path, self.uri if self.uri.endswith("/") else self.uri + "/", ())
 
     def stat(self) -> Entry | None:
@@ -111,16 +112,26 @@ class DiskFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ELOOP:
+                return None
             raise self.explain(error) from error
-        if os.path.isdir(self.path):  # noqa: PTH112
+        if stat.S_ISDIR(status.st_mode):
             return None
+        self.demand_regular(status)
         return Entry(self.uri, *_size_and_state(status))
+
+    def demand_regular(self, status: os.stat_result) -> None:
+        """Raises NotFound: there is something else than bytes that end. A folder has errors of its own."""
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            return
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise NotFound(f"{self.uri}: a {kind}, not a regular file; only regular files are read")
 
     @contextmanager
     def temporary(self) -> Iterator[str]:
         """The name of a file to fill beside this one; gone afterwards, unless it was renamed."""
         folder = os.path.dirname(self.path) or "."  # noqa: PTH120
-        with self._plain_words():
+        with self.plain_words():
             try:
                 os.makedirs(folder, exist_ok=True)  # noqa: PTH103
             except (FileExistsError, NotADirectoryError) as error:
@@ -136,7 +147,7 @@ class DiskFile:
                 os.unlink(temporary)  # noqa: PTH108
 
     @contextmanager
-    def _plain_words(self) -> Iterator[None]:
+    def plain_words(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
@@ -158,7 +169,9 @@ class DiskFile:
                 return TemporaryError(f"{self.uri}: no room left on {_mount(self.path)} ({reason})")
             case errno.EACCES | errno.EPERM | errno.EROFS:
                 return SettingsError(f"{self.uri}: {reason.lower()}; make it readable and writable for this user")
-            case errno.ENAMETOOLONG | errno.ELOOP | errno.EINVAL:
+            case errno.ELOOP:
+                return NotFound(f"{self.uri}: {reason.lower()}: a link there leads round in a circle")
+            case errno.ENAMETOOLONG | errno.EINVAL:
                 return InputError(f"{self.uri}: {reason.lower()}")
             case errno.EIO | errno.ESTALE | errno.ETIMEDOUT:
                 return TemporaryError(f"{self.uri}: {reason.lower()}")
@@ -186,7 +199,12 @@ class _Raw(io.FileIO):
 
     def __init__(self, place: DiskFile, mode: str, path: str | None = None) -> None:
         self._place = place
-        super().__init__(path or place.path, mode)
+        super().__init__(path or place.path, mode, opener=self._opened if mode == "rb" else None)
+
+    def _opened(self, path: str, flags: int) -> int:
+        # Looked at before it is opened: to open a FIFO waits for a writer who never comes, and devices may act on it.
+        self._place.demand_regular(os.stat(path))  # noqa: PTH116
+        return os.open(path, flags)
 
     def write(self, data: Any) -> int:
         try:
@@ -209,13 +227,22 @@ def _size_and_state(status: os.stat_result) -> tuple[int, str]:
     return status.st_size, str(status.st_mtime_ns)
 
 
+_KINDS = {
+    stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "character device", stat.S_IFBLK: "block device",
+}  # fmt: skip
+
+
 def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    """Files below a folder, in the order of their URIs (a folder sorts as `name/`). Links are followed, once."""
+    """Files below a folder, in the order of their URIs (a folder sorts as `name/`). Links are followed, once.
+
+    What is no regular file is listed as well, so that whoever reads it is told of it by name.
+    """
     try:
-        status = os.stat(folder)  # noqa: PTH116
-        with os.scandir(folder) as found:
-            children = sorted((child.name + "/" if child.is_dir() else child.name, child) for child in found)
-    except (FileNotFoundError, NotADirectoryError):
+        with DiskFile(uri, folder).plain_words():
+            status = os.stat(folder)  # noqa: PTH116
+            with os.scandir(folder) as found:
+                children = sorted((child.name + "/" if _is_folder(child) else child.name, child) for child in found)
+    except NotFound:
         return  # no such folder holds nothing, as a prefix without objects
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -223,9 +250,23 @@ def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator
     for name, child in children:
         if name.endswith("/"):
             yield from _walk(child.path, uri + name, (*above, here))
-        elif child.is_file() and not (name.startswith(_TEMPORARY_START) and name.endswith(_TEMPORARY_END)):
-            with suppress(FileNotFoundError):
-                yield Entry(uri + name, *_size_and_state(child.stat()))
+        elif not (name.startswith(_TEMPORARY_START) and name.endswith(_TEMPORARY_END)):
+            try:
+                status = child.stat()
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):  # gone meanwhile, or a link that leads to nothing
+                    continue
+                raise DiskFile(uri + name, child.path).explain(error) from error
+            yield Entry(uri + name, *_size_and_state(status))
+
+
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads round in a circle
+            return False
+        raise
 
 
 def _copy(source: BinaryIO, target: BinaryIO, told: Callable[[int], None] | None) -> None:

@@ -156,6 +156,7 @@ def small(data: bytes, name: str, side: int, *, max_pixels: int = MAX_PIXELS) ->
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
             image.draft("L", (side, side))
+            image.load()  # before the orientation is asked for: that would decode a PNG, too, and pass over its faults
             orientation = _orientation(image)
             grey = image.convert("L")
         except _PILLOW_ERRORS as error:

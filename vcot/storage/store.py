@@ -6,6 +6,7 @@ The one place where vcot touches stored data. What holds for every kind of stora
 - `write_once` has exactly one winner, over any number of threads, processes and machines.
 - URIs are taken as they stand. `a b`, `100%`, `x?y`, `###` and `ü` are ordinary characters of a key or a path;
   nothing is %-decoded (that `file:///a%20b` names a file with a percent sign is the price).
+- Only regular files are read. A FIFO, socket or device is NotFound, and is not opened.
 - An error is one line that names the URI as it was written, and its class says what can be done: TemporaryError,
   try again; SettingsError, keys, bucket or endpoint are wrong; NotFound, InputError, the data are.
 
