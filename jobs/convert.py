@@ -401,7 +401,8 @@ def placed(
     def inside(uri: str, pictures: Pictures, folders: Iterable[str], name: str) -> Pictures:
         scratch = parts[0].desk.scratch
         archive = archive_at(uri, folder, scratch, index_uri=settings.archive_index_uri, look=look, name=name)
-        return pictures if archive is None else pictures.inside(archive, tuple(dict.fromkeys(folders)))
+        folders = tuple(dict.fromkeys(folders))
+        return pictures.below(folders) if archive is None else pictures.inside(archive, folders)
 
     found = []
     for entry, part in zip(sources, parts, strict=True):

@@ -14,6 +14,7 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.sources.inputs import Input, rows_of
+from vcot.sources.pictures import without_top
 from vcot.sources.viscot import picture_path
 from vcot.storage import Store
 
@@ -32,7 +33,7 @@ def paths(store: Store, file: Input) -> Iterator[str]:
             said = row.fault.detail if row.fault else f"it has the fields {', '.join(row.value)[:120]}"
             raise InputError(f"--exclude-benchmarks {file.uri}: {row.id} names no picture: {said}")
         path, dataset = named[0].partition("###")[0], named[1]
-        yield picture_path(path, dataset) if dataset or path.startswith("cot/") else path
+        yield picture_path(path, dataset) if dataset or without_top(path) != path else path
 
 
 def _named(row: Mapping[str, Any]) -> tuple[str, str] | None:

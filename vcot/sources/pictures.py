@@ -28,6 +28,10 @@ from vcot.storage import images as reading
 from vcot.storage.archive import Archive, NoFile
 from vcot.storage.images import ImageError
 
+TOPS = ("cot_image_data", "cot")
+"""What the folder of VisCoT's sets is called in its archive, and in its rows. People have the pictures below either, or
+without it, and so do rows that others made of VisCoT's.
+"""
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/")
 
 
@@ -39,6 +43,7 @@ class NotAtHand(Exception):
 class Unusable:
     """What an ImageError said of a picture."""
 
+    uri: str
     reason: reading.Reason
     detail: str
 
@@ -95,7 +100,19 @@ class Pictures:
     def inside(self, archive: Archive, folders: Sequence[str]) -> Pictures:
         """The same, of an archive: paths are below one of these folders of it, the first that has them."""
         there = copy.copy(self)
-        there._archive, there._folders, there._known = archive, folders, OrderedDict()
+        there._archive, there._known = archive, OrderedDict()
+        there._folders = [folder for folder in folders if not folder or archive.has_folder(folder)]
+        return there
+
+    def below(self, folders: Sequence[str]) -> Pictures:
+        """The same: paths are below one of these folders of the images' folder, the first that has them."""
+        assert self._images_uri is not None
+        there = copy.copy(self)
+        there._known = OrderedDict()
+        there._folders = [
+            folder for folder in folders
+            if not folder or next(self._store.list(join(self._images_uri, folder)), None) is not None
+        ]  # fmt: skip
         return there
 
     @property
@@ -126,32 +143,33 @@ class Pictures:
         return found if isinstance(found, Image) else self._find(path)
 
     def _find(self, path: str) -> Image:
-        uri = self._uri(path)
+        uris = self._uris(path)
         looked_up: Future[Image] | None = None
         with self._lock:
-            found = self._known.get(path) or self._indexed(uri)
+            found = self._known.get(path) or self._indexed(uris[0])
             if not self._waits and (found is None or isinstance(found, Future)):
-                raise NotAtHand(uri)
+                raise NotAtHand(path)
             if found is None:
                 found = looked_up = Future()
             self._remember(path, found)
         if looked_up is not None:
-            return self._look_for_all(path, uri, looked_up)
+            return self._look_for_all(path, uris, looked_up)
         if isinstance(found, Unusable):
-            raise ImageError(uri, found.reason, found.detail)
+            raise ImageError(found.uri, found.reason, found.detail)
         return found if isinstance(found, Image) else found.result()
 
-    def _look_for_all(self, path: str, uri: str, waiting: Future[Image]) -> Image:
+    def _look_for_all(self, path: str, uris: Sequence[str], waiting: Future[Image]) -> Image:
         """Looks at the picture, for those too that wait for it."""
         known: Image | Unusable | None = None
         try:
-            known = self._look(uri)
+            known = self._look_at_one_of(uris)
             waiting.set_result(known)
             return known
         except BaseException as error:
             if isinstance(error, ImageError):
                 # Not the error itself: it holds every frame that it has passed, with the bytes of the picture.
-                known = Unusable(error.reason, str(error).removeprefix(f"{uri}: "))
+                uri = next(uri for uri in uris if str(error).startswith(f"{uri}: "))
+                known = Unusable(uri, error.reason, str(error).removeprefix(f"{uri}: "))
             waiting.set_exception(error)
             raise
         finally:
@@ -208,16 +226,17 @@ class Pictures:
                 self._index.note_print(uri, sha256, known)
         return known or None
 
-    def _uri(self, path: str) -> str:
+    def _uris(self, path: str) -> Sequence[str]:
+        """Where a picture may lie, likeliest first; one place where rows or an archive's index say which."""
         if (parts := uris.pieces(path)) or _ABSOLUTE.match(path):
             self._demand_allowed(path, [part.uri for part in parts] or [path])
-            return path
+            return [path]
         if self._archive is not None:
-            return self._member(self._archive, path)
+            return [self._member(self._archive, path)]
         if self._images_uri is None:
             raise SettingsError(f"--images-uri is missing: rows name their pictures by paths such as {path!r:.80}")
         try:
-            return join(self._images_uri, path)
+            return [join(self._images_uri, place) for place in self._places(path)]
         except InputError as error:
             raise ImageError(path, "missing", str(error)) from None
 
@@ -234,16 +253,25 @@ class Pictures:
                     "say themselves where pictures are"
                 )  # fmt: skip
 
+    def _places(self, path: str) -> Sequence[str]:
+        """A path as it may be written in this folder or archive, with and without what stands on top of it here."""
+        if not self._folders:
+            return [path]
+        bare = without_top(path)
+        top = path.removesuffix(f"/{bare}")
+        folders = [top, *self._folders] if top in self._folders else self._folders
+        return list(dict.fromkeys(f"{folder}/{bare}" if folder else bare for folder in folders))
+
     def _member(self, archive: Archive, path: str) -> str:
-        missing = ""
-        for folder in self._folders:
+        missing = []
+        for place in self._places(path):
             try:
-                return archive.uri(f"{folder}/{path}".lstrip("/"))
+                return archive.uri(place)
             except NoFile as error:
                 raise ImageError(path, "unsupported-format", str(error)) from None
             except NotFound as error:
-                missing = missing or str(error)
-        raise ImageError(path, "missing", missing)
+                missing.append(str(error))
+        raise ImageError(path, "missing", "; ".join(missing))
 
     def _read(self, uri: str) -> tuple[bytes, str]:
         """The bytes, and the state of what holds them."""
@@ -252,6 +280,19 @@ class Pictures:
             return self._archive.read(uri, most), self._archive.state(uri)
         with self._store.open_read(uri) as source:
             return source.read(most), state_of(source)
+
+    def _look_at_one_of(self, uris: Sequence[str]) -> Image:
+        missing: list[str] = []
+        for uri in uris:
+            if missing and (known := self._indexed(uri)) is not None:
+                return known
+            try:
+                return self._look(uri)
+            except ImageError as error:
+                if error.reason != "missing":
+                    raise
+                missing.append(str(error))
+        raise ImageError(uris[0], "missing", "; ".join(missing).removeprefix(f"{uris[0]}: "))
 
     def _look(self, uri: str) -> Image:
         before = None if self._index is None else self._index.get(uri)
@@ -282,6 +323,12 @@ class Pictures:
         if not _ends_as_it_should(data):
             reading.decode(data, uri, max_pixels=self._max_pixels)
         return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+
+
+def without_top(path: str) -> str:
+    """What stands below `cot/` or `cot_image_data/` in a path; all of it where it begins otherwise."""
+    top, _, rest = path.partition("/")
+    return rest if top in TOPS and rest else path
 
 
 def _is_below(folder: str, place: str) -> bool:

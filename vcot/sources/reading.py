@@ -20,7 +20,7 @@ from vcot.records.sample import IMAGE_REASONS
 from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
 from vcot.sources.inputs import Input, found_in, row_of
 from vcot.sources.offsets import note, noted
-from vcot.sources.pictures import NotAtHand
+from vcot.sources.pictures import TOPS, NotAtHand
 from vcot.sources.repeats import Question
 from vcot.sources.row import BOX_REASONS, Refused, Row
 from vcot.stage import stop
@@ -47,7 +47,8 @@ class Source:
     asks: a row → the kind of its question and what it asks about, where the wording is drawn; None: its words tell.
     whole: a row and its picture → its set, and whether its box can be of whole pixels; None for a row that cannot tell.
     ready: makes on the scratch disk what rows are read from, before several processes read them; None: nothing.
-    in_archive: folders of an archive of pictures that its paths may be below, likeliest first; "" is the top.
+    in_archive: folders below the images' folder, or of an archive of pictures, that its paths may be below, likeliest
+    first; "" is the top.
     """
 
     sample: Callable[[Row, Desk], Sample]
@@ -63,7 +64,7 @@ class Source:
     asks: Callable[[Row], tuple[str, str]] | None = None
     whole: Callable[[Row, Image], tuple[str, bool] | None] | None = None
     ready: Callable[[Desk], None] | None = None
-    in_archive: tuple[str, ...] = ("",)
+    in_archive: tuple[str, ...] = ("", *TOPS)
 
 
 #: Form of a row → the fields that give it away, what it is, and the sources that read it.

@@ -12,8 +12,8 @@ Three forms of the same rows, told apart by their fields:
   GQA's program. They become a trace in which the thing that the program ends at has its place (gqa.py); without a
   program, a sentence at the end points at the boxes.
 
-Images lie below the images' folder as `<set>/<file>`: what rows call `cot/` is that folder. In the archive that is
-published (one tar in 13 chunks) it is called `cot_image_data`. The rows of the
+Images lie as `<set>/<file>` below the folder that rows call `cot/` and the published archive (one tar in 13 chunks)
+`cot_image_data/`; that may be the images' folder itself, or stand below it (pictures.py). The rows of the
 benchmark say split "val"; here that is the test split, and "train" is divided by what the picture is.
 """
 
@@ -32,12 +32,13 @@ from vcot.records import Image, Reason, Sample
 from vcot.sources import gqa, repeats
 from vcot.sources.desk import Desk, Split, numbers, same_size, text
 from vcot.sources.labels import label_for
+from vcot.sources.pictures import TOPS, without_top
 from vcot.sources.row import Refused, Row
 
 LICENCE = "Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own"
 SPLITS: Mapping[str, Split | None] = {"train": None, "val": "test", "test": "test"}
 
-IN_ARCHIVE = ("cot_image_data", "cot", "")
+IN_ARCHIVE = (*TOPS, "")
 """What the rows' `cot/` is called in the archive as published, and where somebody has made another of it."""
 
 _BOX_SENTENCE = re.compile(
@@ -241,6 +242,10 @@ def _question(row: Mapping[str, Any], name: str) -> str:
 
 
 def picture_path(image: str, dataset: str) -> str:
-    """`<folder of the set>/<file>` of what a row calls its image: `cot/<set>/<file>` or the bare file."""
-    folder, _, file = image.removeprefix("cot/").partition("/") if image.startswith("cot/") else (dataset, "", image)
+    """`<folder of the set>/<file>` of what a row calls its image: `cot/<set>/<file>`, the same without `cot/`, or the
+    bare file.
+    """
+    folder, _, file = without_top(image).partition("/")
+    if without_top(image) == image and not (file and folder in (dataset, _FOLDERS.get(dataset))):
+        folder, file = dataset, image
     return f"{_FOLDERS.get(folder, folder)}/{file}"

@@ -134,6 +134,15 @@ class Archive:
             if len(found) < page:
                 return
 
+    def has_folder(self, name: str) -> bool:
+        """Whether anything lies below this folder."""
+        first = name.encode() + b"/"
+        with self._lock:
+            asked = self._members.execute(
+                "select 1 from members where name >= ? and name < ? limit 1", (first, first[:-1] + b"0")
+            )
+            return asked.fetchone() is not None
+
     def _look_up(self, wanted: bytes) -> tuple[Kind, int, int, bytes] | None:
         with self._lock:
             asked = self._members.execute("select kind, offset, size, target from members where name = ?", (wanted,))
