@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from pydantic import field_validator, model_validator
 from vcot.errors import InputError, SettingsError
 from vcot.settings import CommaSeparated, Settings, flag, setting
 from vcot.stage import launch
+from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
     from vcot.records import Sample
@@ -129,8 +131,9 @@ class DistillSettings(Settings):
         "refuse", "openai: what becomes of reasoning with an object that is refused; prose: it stays without that box"
     )
     endpoints: CommaSeparated = setting(
-        (), "openai: endpoints that share the work, with weights: https://a/v1=2,https://b/v1; default: the one that "
-        "OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
+        (), "openai: endpoints that share the work, with weights, each with the variable that holds its key: "
+        "https://a/v1=2,B_API_KEY@https://b/v1; without one, OPENAI_API_KEY where that host is its own; default: the "
+        "one that OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
     )  # fmt: skip
     concurrency: int = setting(
         10, "openai: most requests under way at once; fewer where an endpoint turns some away", unit="requests", ge=1,
@@ -184,6 +187,9 @@ class DistillSettings(Settings):
     def _fit_the_teacher(self) -> Self:
         if self.teacher == "openai" and self.model is None:
             raise ValueError("--teacher openai needs --model (or VCOT_DISTILL_MODEL): the model to ask")
+        for name in ("OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT") if self.teacher == "openai" else ():
+            if without_credentials(address := os.environ.get(name, "")) != address:
+                raise ValueError(f"{name}={address}: {CREDENTIALS}")
         if self.teacher == "template" and self.model is not None:
             raise ValueError(
                 f"--model={self.model}: the template teacher asks no model; did you mean --teacher openai?"

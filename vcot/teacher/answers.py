@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from vcot.records import Completion
+from vcot.redaction import redacted
 
 
 def read_completion(data: bytes, model: str, seconds: float) -> Completion | None:
@@ -45,8 +46,9 @@ def _text(content: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without lone surrogates, which JSON may hold and UTF-8 may not."""
-    return text.encode("utf-8", "replace").decode()
+    """Without lone surrogates, which JSON may hold and UTF-8 may not, and without our keys, which an endpoint may echo:
+    here, because whoever reads on may cut the text in the middle of one."""
+    return redacted(text.encode("utf-8", "replace").decode())
 
 
 def _dict(value: Any) -> dict[str, Any]:
