@@ -60,7 +60,11 @@ class DistillSettings(Settings):
         None, "two-level: where the steps keep their records; the distill folder of another run takes up what it has "
         "made with the same prompts and model; default: <run-uri>/distill", shapes_result=False,
     )  # fmt: skip
-    objects: int = setting(8, "two-level: objects that may be proposed for an image", unit="objects", ge=1, le=64)
+    objects: int = setting(
+        8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a look or more; with "
+        "more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level (for an "
+        "image) takes the surest", unit="objects", ge=1, le=64,
+    )  # fmt: skip
     pairs: int = setting(2, "two-level: new questions for each image, beside its own", unit="questions", ge=0, le=16)
     alternatives: int = setting(
         1, "different traces for each row (rationalise: one for each text)", unit="traces", ge=1, le=16
@@ -399,8 +403,10 @@ def way_of(settings: DistillSettings, store: Store) -> Way:
     if settings.way == "two-level":
         return TwoLevel(manner, trust, most=settings.objects, pairs=settings.pairs)
     if settings.way == "rationalise":
-        return Rationalise(manner, trust, propose=settings.propose)
-    return AnswerAware(manner, trust, alternatives=settings.alternatives, propose=settings.propose)
+        return Rationalise(manner, trust, propose=settings.propose, most=settings.objects)
+    return AnswerAware(
+        manner, trust, alternatives=settings.alternatives, propose=settings.propose, most=settings.objects
+    )
 
 
 def manner_of(settings: DistillSettings, store: Store) -> Manner:

@@ -158,6 +158,43 @@ def test_each_gate_refuses_its_fault(tmp_path: Path, reason: Reason, spoil: Mapp
     assert found.detail
 
 
+SPRAYED = 298
+
+
+def sprayed(asked: Asked, said: Any) -> Any:
+    """Objects all over the picture, each spoken of."""
+    boxes = [[x, y, x + 50, y + 50] for x in range(0, 900, 50) for y in range(0, 900, 50)][:SPRAYED]
+    objects = [{"number": n, "label": f"thing {n}", "box": box} for n, box in enumerate(boxes, 1)]
+    return said | {"reasoning": f"I see the [1-99] and [100-198] and [199-{SPRAYED}].", "objects": objects}
+
+
+def test_no_more_objects_are_looked_at_than_may_be_proposed(tmp_path: Path) -> None:
+    asker = wise(reason=sprayed)
+    found = refused(aware(most=8), row(tmp_path), asker)
+    assert found.reason is Reason.TOO_MANY_BOXES
+    assert "298 objects" in found.detail
+    assert asker.purposes == {"reason": 2}  # it was asked once more, with a word on what was wrong
+    assert "--objects is 8" in asker.asked[1].words
+
+
+def test_objects_up_to_the_limit_are_proposed_and_those_that_nobody_speaks_of_do_not_count(tmp_path: Path) -> None:
+    unspoken = [{"number": n, "label": "x", "box": [1, 2, 3, 4]} for n in range(2, 40)]
+    asker = wise(reason=lambda a, said: said | {"objects": said["objects"] + unspoken})
+    assert taught(aware(most=1), row(tmp_path), asker).traces
+
+
+def test_a_text_keeps_its_words_and_the_places_up_to_the_limit(tmp_path: Path) -> None:
+    """Somebody wrote the text, so it may stay with fewer places; nothing of it leans on those that are left out."""
+    asker = wise()
+    lesson = taught(pointing(most=1), row(tmp_path, texts=TEXTS), asker)
+    (trace,) = lesson.traces
+    assert trace.text == TEXTS[0]
+    assert [mention.label for mention in trace.mentions] == ["red disc"]
+    assert asker.purposes["look"] == 1
+    (part,) = lesson.parts
+    assert "1 more" in part.detail
+
+
 def test_what_is_annotated_elsewhere_is_not_proposed_elsewhere(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("red disc", DISC),))
     spoil = {"reason": lambda a, s: s | {"reasoning": "I see the [2].", "objects": [

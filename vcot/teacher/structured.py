@@ -49,7 +49,7 @@ def text_of(completion: Completion) -> str | Fault:
     if completion.finish_reason == "length":
         return Fault(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
     if len(text) > LONGEST:
-        return Fault(Reason.TEACHER_UNREADABLE, f"it had {len(text):,} characters; no more than {LONGEST:,} are read")
+        return Fault(Reason.TEACHER_NOT_JSON, f"it had {len(text):,} characters; no more than {LONGEST:,} are read")
     return text
 
 
