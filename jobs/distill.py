@@ -376,7 +376,7 @@ def spending_of(
             plan = make()
     elif settings.part == "shards":
         plan = known_plan(folder.store, folder.uri, ceiling)
-    return Treasury(folder, plan, teacher, alone=settings.shard is None).open
+    return Treasury(folder, plan, teacher, shards, alone=settings.shard is None).open
 
 
 def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterator[Sample]]) -> None:
