@@ -267,6 +267,7 @@ def test_a_run_with_a_model_over_s3(moto_place: str) -> None:
         finished(start(moto_place, teacher))
     _, rows = distilled(moto_place)
     assert [row.origin.teacher for row in rows] == ["scripted"] * 5 + [None]
+    assert [row.origin.answered_by for row in rows] == [("scripted-1",)] * 5 + [()]  # as the endpoint names it
     assert rows[0].reasoning == (Trace(("I see the ", see("red disc", TOP_LEFT), ".")),)
     said = report(moto_place)
     assert said["spent"]["requests"] == len(teacher.asked) == 5  # type: ignore[index]

@@ -65,6 +65,7 @@ def test_the_row_and_its_new_questions_come_out(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("red disc", DISC),), context="A drawing.")
     lesson = taught(two(pairs=1), one, wise())
     assert lesson.traces[0].text == "I see the red disc and the blue lever. So it is clear."
+    assert lesson.models == ("scripted-1",)
     (pair,) = lesson.pairs
     assert (pair.id, pair.answers, pair.context) == ("one#1", ("something coloured",), None)
     assert pair.evidence == (see("red disc", DISC),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.teacher import Asked
+from tests.fakes.teacher import Answer, Asked
 from tests.fakes.wise import Known
 from tests.teacher.asking import (
     DISC,
@@ -31,6 +32,7 @@ from vcot.teacher.answer_aware import AnswerAware
 from vcot.teacher.checks import Areas
 from vcot.teacher.rationalise import Rationalise
 from vcot.teacher.row import Lesson
+from vcot.teacher.row import taught as with_reasoning
 from vcot.teacher.trust import ANSWER_FIRST, Trust
 
 LEVER_BOX = [781, 375, 969, 625]
@@ -325,6 +327,19 @@ def test_a_detector_that_is_handed_in_must_find_it_too(tmp_path: Path) -> None:
     assert taught(aware(Trust(decoy_share=0, detector=good)), row(tmp_path), wise())
     found = refused(aware(Trust(decoy_share=0, detector=bad)), row(tmp_path), wise())
     assert found.reason is Reason.TEACHER_BOX_UNDETECTED
+
+
+def test_a_trace_names_the_models_that_wrote_it_and_not_those_that_judged(tmp_path: Path) -> None:
+    def renamed(answer: Answer, model: str) -> Answer:
+        return Answer(body=json.dumps(json.loads(answer.body or b"") | {"model": model}).encode())
+
+    asker, script = wise(), wise().script
+    asker.script = lambda asked: renamed(script(asked), "judge-7" if asked.body["model"] == "other" else "wise-0613")
+    lesson = taught(AnswerAware(manner(judge="other"), PLAIN), row(tmp_path), asker)
+    assert {asked.body["model"] for asked in asker.asked} == {"wise", "other"}
+    assert lesson.models == ("wise-0613",)
+    (kept,) = with_reasoning(row(tmp_path), lesson, "wise")
+    assert (kept.origin.teacher, kept.origin.answered_by) == ("wise", ("wise-0613",))
 
 
 def test_the_judge_may_be_another_model(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ class Talk:
     def __init__(self, asker: Asker, sample: Sample, manner: Manner, counts: Counter[str]) -> None:
         self.sample, self.manner, self.counts = sample, manner, counts
         self.said: list[str] = []
+        self.models: tuple[str, ...] = ()  # that wrote, each once; not those that only judged
         self.parts: list[Rejection] = []
         self._asker = asker
 
@@ -132,6 +133,8 @@ class Talk:
     async def _once(self, request: Request, read: Callable[[Completion], T | Fault]) -> T | Fault:
         completion = await self._asker.ask(request, source=self.sample.origin.dataset)
         self.said.append(completion.text)
+        if request.purpose not in JUDGING:
+            self.models = tuple(dict.fromkeys([*self.models, completion.model]))
         return read(completion)
 
     def drop(self, part: str, fault: Fault) -> None:

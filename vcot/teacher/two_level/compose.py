@@ -47,6 +47,7 @@ class SynthesisStep(Step):
     name: ClassVar[str] = "synthesis"
     record = Synthesis
     purposes = ("synthesis",)
+    version: ClassVar[int] = 2
 
     def parameters(self) -> dict[str, Any]:
         return {"pairs": self.pairs}
@@ -70,6 +71,7 @@ class SynthesisStep(Step):
                 )
                 for pair in said.pairs[: 1 + self.pairs]
             ),
+            answered_by=talk.models,
         )  # fmt: skip
 
     def foreseen(self, sample: Sample) -> list[Request]:

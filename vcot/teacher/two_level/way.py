@@ -76,7 +76,9 @@ class TwoLevel:
             row = question_of(sample, one.number, one.pair, made) if one.number and one.number in traces else None
             if isinstance(row, Sample):
                 pairs.append(row.model_copy(update={"reasoning": (traces[one.number],)}))
-        return Lesson(own, tuple(pairs), flags=self.trust.flags(own, sample), parts=tuple(fallen))
+        return Lesson(
+            own, tuple(pairs), models=made.answered_by, flags=self.trust.flags(own, sample), parts=tuple(fallen)
+        )
 
     def _refusal(self, sample: Sample, one: JudgedPair) -> Rejection:
         assert one.reason is not None  # it was not accepted
