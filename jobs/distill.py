@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
+from vcot import log
 from vcot.errors import InputError, SettingsError
 from vcot.settings import CommaSeparated, Settings, flag, setting
 from vcot.stage import launch
@@ -86,6 +87,11 @@ class DistillSettings(Settings):
     repairs: int = setting(
         1, "openai: how often a reply that is of no use is asked for again, with a word on why", unit="requests", ge=0,
         le=1,
+    )  # fmt: skip
+    ask_again: int = setting(
+        0, "openai: how often a row that is refused for what was said of it is asked about anew; with the kept replies "
+        "of an earlier run, only the rows that it refused are asked about, and the others stay as they are",
+        unit="times", ge=0, le=8,
     )  # fmt: skip
     structured: bool = setting(
         True,
@@ -326,6 +332,8 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
     from vcot.teacher import TemplateTeacher
 
     if settings.teacher == "template":
+        why = "" if "teacher" in settings.model_fields_set else "no --teacher is set: "
+        log.get().info(f"{why}the template writes the reasoning, from annotated boxes alone; no model is asked")
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
@@ -418,7 +426,7 @@ def manner_of(settings: DistillSettings, store: Store) -> Manner:
     return Manner(
         model=settings.model, prompts=prompts.chosen(settings.prompts, store), judge=settings.judge_model,
         temperature=settings.temperature, reply_tokens=settings.reply_tokens, image_side=settings.image_side,
-        repairs=settings.repairs, structured=settings.structured,
+        repairs=settings.repairs, ask_again=settings.ask_again, structured=settings.structured,
         frame=FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels),
     )  # fmt: skip
 

@@ -101,6 +101,14 @@ def test_rows_get_reasoning_or_pass_shard_by_shard(any_place: str) -> None:
     assert {row.id for row in shown(any_place)} == {"where", "count", "absent"}
 
 
+def test_without_a_teacher_the_log_says_once_that_the_template_writes(tmp_path: Path) -> None:
+    convert(str(tmp_path), MIXED)
+    command = [sys.executable, "-m", "jobs.distill", "--run-uri", str(tmp_path), "--log-form", "lines"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    assert "no --teacher is set: the template writes the reasoning" in said.splitlines()[0]
+    assert said.count("the template writes") == 1
+
+
 def test_rows_without_evidence_are_refused_and_counted(tmp_path: Path) -> None:
     convert(str(tmp_path), [*MIXED, sample(name="unknown", evidence=None)])
     with pytest.raises(InputError, match=r"1 of 6 rows were refused.*1 no-reasoning"):

@@ -73,6 +73,34 @@ def test_the_row_and_its_new_questions_come_out(tmp_path: Path) -> None:
     assert taught(two(pairs=0), one, wise()).pairs == ()
 
 
+@pytest.mark.parametrize("purpose", ["caption", "objects", "branch", "synthesis"])
+def test_a_row_that_falls_is_asked_about_again_at_its_step(tmp_path: Path, purpose: str) -> None:
+    def fails(times: int) -> Spoil:
+        left = iter([""] * times)
+        return lambda asked, said: next(left, said)
+
+    one = row(tmp_path, evidence=(see("red disc", DISC),))
+    again = TwoLevel(manner(ask_again=1, repairs=0), PLAIN)
+    refused(TwoLevel(manner(repairs=0), PLAIN), one, wise(**{purpose: fails(1)}))
+    assert taught(again, one, wise(**{purpose: fails(1)})).traces
+    assert refused(again, one, wise(**{purpose: fails(2)})).said[:2] == ("", "")
+
+
+def test_where_no_pair_passes_the_gates_others_are_asked_for(tmp_path: Path) -> None:
+    wrong = iter([True, False])
+
+    def wrong_at_first(asked: Any, said: Any) -> Any:
+        bad = {"answer": "wheel"} if next(wrong) else {}
+        return said | {"pairs": [pair | bad for pair in said["pairs"]]}
+
+    one, asker = row(tmp_path, evidence=(see("red disc", DISC),)), wise(synthesis=wrong_at_first)
+    lesson = taught(TwoLevel(manner(ask_again=1), PLAIN, pairs=0), one, asker)
+    assert lesson.traces
+    assert lesson.models == ("scripted-1",)
+    assert asker.purposes["synthesis"] == 2
+    assert asker.purposes["caption"] == 1  # what stood before it is not asked again
+
+
 def pair_changed(number: int, **changed: Any) -> dict[str, Spoil]:
     def spoil(asked: Any, said: Any) -> Any:
         pairs = [pair | changed if n == number else pair for n, pair in enumerate(said["pairs"])]

@@ -143,3 +143,4 @@ class Gates(StepRecord):
 
     accepted: bool
     pairs: tuple[JudgedPair, ...]
+    answered_by: tuple[str, ...] = Field((), description="the models that wrote the pairs")

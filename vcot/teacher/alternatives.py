@@ -30,8 +30,10 @@ async def lesson(
     models: dict[str, None] = {}
     parts: list[Rejection] = []
     fallen: list[Rejection] = []
-    for number in range(alternatives):
-        talk = Talk(asker, sample, manner, counts)
+    for number, again in ((n, again) for again in range(1 + manner.ask_again) for n in range(alternatives)):
+        if number == 0 and traces:  # the row is not refused, so nothing of it is asked again
+            break
+        talk = Talk(asker, sample, manner, counts, again=again)
         try:
             traces.append(await write(talk, number))
             parts += talk.parts
