@@ -39,7 +39,7 @@ def configure(form: Literal["auto", "lines", "json"] = "auto", **bound: Any) -> 
     structlog.contextvars.bind_contextvars(**{k: v for k, v in bound.items() if v is not None})
 
 
-def _without_secrets(_logger: Any, _method: str, line: str) -> str:
+def _without_secrets(_logger: Any, _method: str, line: Any) -> str:
     """After rendering, so that tracebacks and values of any kind are covered too."""
     return redaction.redacted(line)
 

@@ -98,12 +98,11 @@ def endpoints_of(written: Sequence[str], *, at_once: int, timeout: float) -> End
         return Endpoints([one], at_once=at_once)
     base = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     addresses = [read_address(one) for one in written] or [Address(base, 1.0)]
-    hosts = {urlsplit(one.url).hostname for one in addresses}
-    home = urlsplit(base).hostname
-    for one in addresses:
-        if one.key is None and len(hosts) > 1 and urlsplit(one.url).hostname != home:
+    hosts, home = {_host(one.url) for one in addresses}, _host(base)
+    for each in addresses:
+        if each.key is None and len(hosts) > 1 and _host(each.url) != home:
             raise SettingsError(
-                f"--endpoints: which key is for {one.url}? Write NAME@{one.url} with the variable that holds it; "
+                f"--endpoints: which key is for {each.url}? Write NAME@{each.url} with the variable that holds it; "
                 f"OPENAI_API_KEY is for {home} (OPENAI_BASE_URL), and no other vendor should learn it"
             )
     return Endpoints(
@@ -116,6 +115,14 @@ def endpoints_of(written: Sequence[str], *, at_once: int, timeout: float) -> End
         ],
         at_once=at_once,
     )  # fmt: skip
+
+
+def _host(url: str) -> str | None:
+    """None for what is no address; its client says so when it is made."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _client(address: Address) -> openai.AsyncOpenAI:

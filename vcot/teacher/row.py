@@ -37,7 +37,7 @@ class Lesson:
 
     traces: tuple[Trace, ...]
     pairs: tuple[Sample, ...] = ()
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] = field(default=(), compare=False)
     flags: tuple[str, ...] = field(default=(), compare=False)
     parts: tuple[Rejection, ...] = field(default=(), compare=False)
 
