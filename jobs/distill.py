@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
+from vcot import log
 from vcot.errors import InputError, SettingsError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch
+from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
     from vcot.records import Sample
@@ -58,7 +61,11 @@ class DistillSettings(Settings):
         None, "two-level: where the steps keep their records; the distill folder of another run takes up what it has "
         "made with the same prompts and model; default: <run-uri>/distill", shapes_result=False,
     )  # fmt: skip
-    objects: int = setting(8, "two-level: objects that may be proposed for an image", unit="objects", ge=1, le=64)
+    objects: int = setting(
+        8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a look or more; with "
+        "more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level (for an "
+        "image) takes the surest", unit="objects", ge=1, le=64,
+    )  # fmt: skip
     pairs: int = setting(2, "two-level: new questions for each image, beside its own", unit="questions", ge=0, le=16)
     alternatives: int = setting(
         1, "different traces for each row (rationalise: one for each text)", unit="traces", ge=1, le=16
@@ -80,6 +87,11 @@ class DistillSettings(Settings):
     repairs: int = setting(
         1, "openai: how often a reply that is of no use is asked for again, with a word on why", unit="requests", ge=0,
         le=1,
+    )  # fmt: skip
+    ask_again: int = setting(
+        0, "openai: how often a row that is refused for what was said of it is asked about anew; with the kept replies "
+        "of an earlier run, only the rows that it refused are asked about, and the others stay as they are",
+        unit="times", ge=0, le=8,
     )  # fmt: skip
     structured: bool = setting(
         True,
@@ -130,8 +142,9 @@ class DistillSettings(Settings):
         "refuse", "openai: what becomes of reasoning with an object that is refused; prose: it stays without that box"
     )
     endpoints: CommaSeparated = setting(
-        (), "openai: endpoints that share the work, with weights: https://a/v1=2,https://b/v1; default: the one that "
-        "OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
+        (), "openai: endpoints that share the work, with weights, each with the variable that holds its key: "
+        "https://a/v1=2,B_API_KEY@https://b/v1; without one, OPENAI_API_KEY where that host is its own; default: the "
+        "one that OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
     )  # fmt: skip
     concurrency: int = setting(
         10, "openai: most requests under way at once; fewer where an endpoint turns some away", unit="requests", ge=1,
@@ -189,6 +202,9 @@ class DistillSettings(Settings):
     def _fit_the_teacher(self) -> Self:
         if self.teacher == "openai" and self.model is None:
             raise ValueError("--teacher openai needs --model (or VCOT_DISTILL_MODEL): the model to ask")
+        for name in ("OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT") if self.teacher == "openai" else ():
+            if without_credentials(address := os.environ.get(name, "")) != address:
+                raise ValueError(f"{name}={address}: {CREDENTIALS}")
         if self.teacher == "template" and self.model is not None:
             raise ValueError(
                 f"--model={self.model}: the template teacher asks no model; did you mean --teacher openai?"
@@ -321,6 +337,8 @@ def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
     from vcot.teacher import TemplateTeacher
 
     if settings.teacher == "template":
+        why = "" if "teacher" in settings.model_fields_set else "no --teacher is set: "
+        log.get().info(f"{why}the template writes the reasoning, from annotated boxes alone; no model is asked")
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
@@ -373,7 +391,7 @@ def spending_of(
             plan = make()
     elif settings.part == "shards":
         plan = known_plan(folder.store, folder.uri, ceiling)
-    return Treasury(folder, plan, teacher, alone=settings.shard is None).open
+    return Treasury(folder, plan, teacher, shards, alone=settings.shard is None).open
 
 
 def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterator[Sample]]) -> None:
@@ -400,8 +418,10 @@ def way_of(settings: DistillSettings, store: Store) -> Way:
     if settings.way == "two-level":
         return TwoLevel(manner, trust, most=settings.objects, pairs=settings.pairs)
     if settings.way == "rationalise":
-        return Rationalise(manner, trust, propose=settings.propose)
-    return AnswerAware(manner, trust, alternatives=settings.alternatives, propose=settings.propose)
+        return Rationalise(manner, trust, propose=settings.propose, most=settings.objects)
+    return AnswerAware(
+        manner, trust, alternatives=settings.alternatives, propose=settings.propose, most=settings.objects
+    )
 
 
 def manner_of(settings: DistillSettings, store: Store) -> Manner:
@@ -413,7 +433,7 @@ def manner_of(settings: DistillSettings, store: Store) -> Manner:
     return Manner(
         model=settings.model, prompts=prompts.chosen(settings.prompts, store), judge=settings.judge_model,
         temperature=settings.temperature, reply_tokens=settings.reply_tokens, image_side=settings.image_side,
-        repairs=settings.repairs, structured=settings.structured,
+        repairs=settings.repairs, ask_again=settings.ask_again, structured=settings.structured,
         frame=FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels),
     )  # fmt: skip
 

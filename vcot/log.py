@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import structlog
 
+from vcot import redaction
+
 
 def configure(form: Literal["auto", "lines", "json"] = "auto", **bound: Any) -> None:
     """Sets up logging to standard error; `bound` (run, stage, shard) stands on every line.
@@ -28,13 +30,18 @@ def configure(form: Literal["auto", "lines", "json"] = "auto", **bound: Any) -> 
     else:
         renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
-        processors=[*shared, *renderer],
+        processors=[*shared, *renderer, _without_secrets],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=_StandardError(),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**{k: v for k, v in bound.items() if v is not None})
+
+
+def _without_secrets(_logger: Any, _method: str, line: Any) -> str:
+    """After rendering, so that tracebacks and values of any kind are covered too."""
+    return redaction.redacted(line)
 
 
 class _StandardError:

@@ -111,6 +111,14 @@ class Declared(BaseSettings):
 
     @field_validator("*")
     @classmethod
+    def _holds_no_credentials(cls, value: Any) -> Any:
+        for text in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
+            if isinstance(text, str) and uris.without_credentials(text) != text:
+                raise ValueError(uris.CREDENTIALS)
+        return value
+
+    @field_validator("*")
+    @classmethod
     def _storage_speaks_it(cls, value: Any, about: ValidationInfo) -> Any:
         """Every setting called …_uri names a place, or several."""
         if about.field_name and about.field_name.endswith("_uri"):
@@ -153,7 +161,8 @@ class Declared(BaseSettings):
         except ValidationError as error:
             wrong += [_fault_line(cls, fault, flags) for fault in error.errors()]
         if usage or wrong:
-            raise (SettingsError if wrong else UsageError)("\n".join(usage + wrong))
+            told = uris.without_credentials("\n".join(usage + wrong))
+            raise (SettingsError if wrong else UsageError)(told)
         return settings, check
 
     @classmethod
@@ -167,7 +176,7 @@ class Declared(BaseSettings):
             settings: Self = _without_environment(cls)(**values)
         except ValidationError as error:
             lines = (_fault_line(cls, fault, values) for fault in error.errors())
-            raise SettingsError("\n".join(lines)) from None
+            raise SettingsError(uris.without_credentials("\n".join(lines))) from None
         return settings
 
     def judge(self) -> None:

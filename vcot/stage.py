@@ -14,15 +14,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vcot import log
 from vcot.errors import Interrupted, KeyboardStop, VcotError
+from vcot.redaction import RedactedStream, redacted
 from vcot.settings import PREFIX, Declared
 
 T = TypeVar("T")
@@ -99,7 +101,7 @@ class Summary:
             return
         said: dict[str, Any] = {"stage": stage, "run": None if settings is None else settings.run_name[:200]}
         said |= {name: getattr(settings, name, None) for name in ("part", "shard")}
-        said |= {"exit": code, "message": message[:1500]}
+        said |= {"exit": code, "message": redacted(message)[:1500]}
         try:
             path.write_bytes(self._fitted({name: value for name, value in said.items() if value not in (None, "")}))
         except OSError as error:  # how it ended stands; that it could not be told is a smaller matter
@@ -118,7 +120,7 @@ class Summary:
 
 
 def _as_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace")
+    return redacted(json.dumps(value, ensure_ascii=False, default=str)).encode(errors="replace")
 
 
 def _termination_log(settings: Declared | None) -> Path | None:
@@ -134,8 +136,15 @@ summary = Summary()
 
 
 def launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Reads the settings, runs the stage and leaves with the exit code of the outcome."""
-    sys.exit(_launch(settings_class, run, sys.argv[1:] if argv is None else argv))
+    """Reads the settings, runs the stage and leaves with the exit code of the outcome.
+
+    Meanwhile no secret that this process knows reaches standard output or error, whoever writes it: warnings and the
+    logs of libraries, too.
+    """
+    out, err = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
+    with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
+        code = _launch(settings_class, run, sys.argv[1:] if argv is None else argv)
+    sys.exit(code)
 
 
 def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[str]) -> int:

@@ -49,6 +49,34 @@ def split(uri: str) -> tuple[str, str]:
     return scheme[1], rest
 
 
+CREDENTIALS = (
+    "it holds credentials, which would stand in logs and settings.json; keys of storage are read from "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, that of an endpoint from the variable that --endpoints names"
+)
+
+# user:password@ before a host or bucket. A password may hold slashes, as AWS's keys do; what follows the colon is then
+# no port, and ARNs of access points are no user.
+_USER = re.compile(r"://(?:[^/?#\s]*@|(?!arn:)[^/?#\s@:]*:(?!\d+(?:[/?#,=]|$))[^\s@,]*@)")
+_IN_QUERY = re.compile(
+    r"(://[^\s#]*?[?&](?:(?:x-amz-|x-goog-)?(?:signature|credential|security-token)|awsaccesskeyid|sig|"
+    r"(?:api|access|auth)?[_-]?(?:key|token)|secret\w*|pass\w*|pwd)=)(?!\*{3})[^&#\s,]+?(?=:?(?:[&#\s,]|$))",
+    re.IGNORECASE,
+)
+_BEFORE_ADDRESS = re.compile(r"([^\s,=]+)@(?=https?://)")
+VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+"""Name of a variable of the environment, as `NAME@https://host/v1` gives it."""
+
+
+def without_credentials(text: str) -> str:
+    """The text with *** in the place of credentials in URIs (`user:password@`, `?api_key=…`, signed queries); the same
+    text where there are none."""
+    text = _BEFORE_ADDRESS.sub(lambda found: found[0] if VARIABLE.fullmatch(found[1]) else "***@", text)
+    text = _USER.sub("://***@", text)
+    while (masked := _IN_QUERY.sub(r"\1***", text)) != text:  # one name of a query at a time
+        text = masked
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Bytes [start, start + length) of the object at a URI."""

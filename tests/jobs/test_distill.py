@@ -101,6 +101,14 @@ def test_rows_get_reasoning_or_pass_shard_by_shard(any_place: str) -> None:
     assert {row.id for row in shown(any_place)} == {"where", "count", "absent"}
 
 
+def test_without_a_teacher_the_log_says_once_that_the_template_writes(tmp_path: Path) -> None:
+    convert(str(tmp_path), MIXED)
+    command = [sys.executable, "-m", "jobs.distill", "--run-uri", str(tmp_path), "--log-form", "lines"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    assert "no --teacher is set: the template writes the reasoning" in said.splitlines()[0]
+    assert said.count("the template writes") == 1
+
+
 def test_rows_without_evidence_are_refused_and_counted(tmp_path: Path) -> None:
     convert(str(tmp_path), [*MIXED, sample(name="unknown", evidence=None)])
     with pytest.raises(InputError, match=r"1 of 6 rows were refused.*1 no-reasoning"):
@@ -267,6 +275,7 @@ def test_a_run_with_a_model_over_s3(moto_place: str) -> None:
         finished(start(moto_place, teacher))
     _, rows = distilled(moto_place)
     assert [row.origin.teacher for row in rows] == ["scripted"] * 5 + [None]
+    assert [row.origin.answered_by for row in rows] == [("scripted-1",)] * 5 + [()]  # as the endpoint names it
     assert rows[0].reasoning == (Trace(("I see the ", see("red disc", TOP_LEFT), ".")),)
     said = report(moto_place)
     assert said["spent"]["requests"] == len(teacher.asked) == 5  # type: ignore[index]

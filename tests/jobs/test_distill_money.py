@@ -18,7 +18,7 @@ from tests.teacher import storm
 from vcot.errors import BudgetSpent, InputError, SettingsError, TemporaryError
 from vcot.records.shards import read_mark, read_samples
 from vcot.storage import Store
-from vcot.teacher import batch, batches
+from vcot.teacher import batch, batches, treasury
 
 ALONE = {"twice": False, "look": False, "reanswer": False, "propose": False}
 """One question for each row."""
@@ -64,6 +64,25 @@ def test_a_ceiling_is_met_and_more_goes_on_from_there(tmp_path: Path) -> None:
         assert len(teacher.asked) == 6
         distilled(where, teacher, budget_requests=12)
         assert len(teacher.asked) == 12
+
+
+def test_the_rest_is_what_is_still_to_be_asked_and_not_what_is_kept(tmp_path: Path) -> None:
+    where = converted(tmp_path, 40)
+    with scripted_teacher() as teacher:
+        for limit in (10, 31):  # the second begins with the replies of the first
+            rest = rf"about {40 - limit} of 40 rows, would take about {40 - limit} requests, .* about \$0\.0\d+\b"
+            with pytest.raises(BudgetSpent, match=rest):
+                distilled(where, teacher, budget_requests=limit, concurrency=20)
+        assert len(teacher.asked) == 31
+
+
+def test_the_rest_of_very_many_rows_is_told_from_a_part_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(treasury, "LOOKED_UP", 10)
+    where = converted(tmp_path, 40)
+    with scripted_teacher() as teacher, pytest.raises(BudgetSpent, match=r"about (20|24|28) of 40 rows"):
+        distilled(where, teacher, budget_requests=16, concurrency=1)
 
 
 @pytest.mark.parametrize(("limit", "flag"), [({"budget_usd": 0.03}, "usd"), ({"budget_tokens": 12000}, "tokens")])
@@ -265,7 +284,7 @@ def test_files_keep_to_the_providers_limits_and_the_budget_holds(
     where = converted(tmp_path, 12)
     with scripted_teacher() as teacher:
         there = Batches(teacher)
-        with pytest.raises(BudgetSpent):
+        with pytest.raises(BudgetSpent, match="about 5 of 12 rows, would take about 5 requests"):
             distilled(where, teacher, batch=True, budget_requests=7)
         assert sorted(data.count(b"custom_id") for name, data in there.files.items() if b"messages" in data) == [2, 5]
         assert not teacher.asked

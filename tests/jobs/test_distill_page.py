@@ -75,8 +75,8 @@ def test_every_command_of_the_page_does_what_it_says(
             _, rows = distilled(settings.run_uri)
             assert all(one.reasoning and one.reasoning[0].boxes for one in rows)
             assert (Path(settings.run_uri) / "distill/report.html").stat().st_size > 10_000
-    free, first, again, more, batched, shared, captions, objects, levels, other, prompt = asked.values()
-    assert (free, again, more, prompt) == (0, 0, 0, 0)  # nothing that is kept is asked again
+    free, first, again, more, once_more, batched, shared, captions, objects, levels, other, prompt = asked.values()
+    assert (free, again, more, once_more, prompt) == (0, 0, 0, 0, 0)  # nothing that is kept is asked again
     assert first == shared == len(there.lines) > 0
     assert batched == 0  # all of it was asked in batches
     assert captions == 1 < objects  # all rows have one picture

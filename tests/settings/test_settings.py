@@ -144,3 +144,45 @@ def test_places_in_buckets_folders_and_paths_are_settings(monkeypatch: pytest.Mo
     monkeypatch.setenv("VCOT_BAKE_PHOTO_URI", "ftp://x")
     with pytest.raises(SettingsError, match="VCOT_BAKE_PHOTO_URI=ftp://x: ftp:// is not supported"):
         load(*GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (("--run-uri", "s3://AKIA:hunter2@b/r"), "--run-uri=s3://***@b/r: it holds credentials"),
+        (("--run-uri", "s3://AKIA:hun/ter2+x@b/r"), "--run-uri=s3://***@b/r: it holds credentials"),
+        (("--run-uri", "s3://hunter2@b/r"), "--run-uri=s3://***@b/r: it holds credentials"),
+        (("--photo-uri", "http://me:hun@ter2@h/x"), "--photo-uri=http://***@h/x: it holds credentials"),
+        (("--recipes-uri", "a.json,s3://A:hunter2@b/x"), "--recipes-uri=a.json,s3://***@b/x: it holds credentials"),
+        (("--fruits", "https://h/x?a=1&api_key=hunter2"), "--fruits=https://h/x?a=1&api_key=***: it holds"),
+        (("--photo-uri", "s3://b/x?X-Amz-Credential=hunter2/s3&X-Amz-Signature=hunter2"),
+         "--photo-uri=s3://b/x?X-Amz-Credential=***&X-Amz-Signature=***: it holds credentials"),
+    ],
+)  # fmt: skip
+def test_credentials_in_a_setting_are_refused_and_not_repeated(written: tuple[str, str], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(*GIVEN, *written)
+    assert str(caught.value).startswith(says)
+    assert caught.value.exit_code == 78
+    for part in ("hunter2", "hun", "ter2"):
+        assert part not in str(caught.value)
+    values = dict(zip(("run_uri", "layers"), ("/runs/a", "2"), strict=True))
+    with pytest.raises(SettingsError, match="it holds credentials") as caught:
+        Bake.of(values | {written[0][2:].replace("-", "_"): written[1]})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_credential_is_hidden_whatever_else_is_wrong() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(*GIVEN, "--shape", "http://me:hunter2@h/x", "--degrees", "http://me:hunter2@h/x")
+    assert len(str(caught.value).splitlines()) == 2
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_only_looks_like_credentials_is_a_setting() -> None:
+    names = (
+        "s3://b/a:b@2x.png,s3://arn:aws:s3:us-east-1:1:accesspoint/n/a@2x.png,/data/me:x@y,s3://b/what?key,"
+        "s3://b/a@b/c,a?token=x"
+    )
+    assert load(*GIVEN, "--recipes-uri", names).recipes_uri == tuple(names.split(","))
+    assert load(*GIVEN, "--fruits", "http://h:8000/x@y").fruits == ("http://h:8000/x@y",)

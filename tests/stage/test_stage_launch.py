@@ -32,6 +32,15 @@ PROGRAM = """
         summary(rows=7, noise="z" * settings.noise)
         if settings.end == "full":
             raise OSError(errno.ENOSPC, "No space left on device", "/scratch/x")
+        if settings.end == "leaks":
+            import logging, os, warnings
+            key = os.environ["SOME_API_KEY"]
+            log.get().warning("asked with " + key, header={"Authorization": "Bearer " + key})
+            logging.getLogger("library").error("refused: %s", key)
+            warnings.warn("deprecated: " + key)
+            summary(last=key)
+            print(key)
+            raise RuntimeError("y" * 1470 + key)
         if settings.end == "bug":
             raise RuntimeError("unforeseen")
         if settings.end == "waits":
@@ -175,3 +184,21 @@ def test_a_long_message_is_cut_and_a_place_that_cannot_be_written_changes_nothin
     summary.path = tmp_path / "nowhere" / "log"
     summary.write("nap", 0, "", None)
     assert not summary.path.exists()
+
+
+@pytest.mark.parametrize("form", ["lines", "json"])
+def test_a_key_of_the_environment_leaves_the_process_nowhere(program: Path, form: str) -> None:
+    key = "sk-4f9a01/c2b7de"
+    last = program.parent / "last.json"
+    process = start(
+        program, "--end", "leaks", "--log-form", form, "--termination-log", str(last), SOME_API_KEY=key
+    )  # fmt: skip
+    out, said = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Traceback" in said
+    assert out == "[redacted]\n"
+    assert said.count("[redacted]") >= 5
+    message = json.loads(last.read_text())["message"]
+    assert json.loads(last.read_text())["last"] == "[redacted]"
+    assert message.endswith("[red")  # cut where it is too long, after its key was taken out
+    assert key[:6] not in out + said + last.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
 from vcot.teacher import prompt
+from vcot.teacher.answers import LONGEST_BODY, LONGEST_TEXT, read_completion
 from vcot.teacher.objects import objects_of, tells_answer
 from vcot.teacher.reply import LONGEST, build, read
 from vcot.teacher.structured import Fault
@@ -212,6 +214,36 @@ def test_a_long_reply_takes_no_long_time(text: str) -> None:
     begun = time.process_time()
     reading(text)
     assert time.process_time() - begun < 1.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["I see the [1] here. " * 50_000, "[" * 10**6, "1, " * 333_333, "<think>" + "so, " * 250_000,
+     "<think>so</think>" + "I see the [1]. " * 60_000],
+    ids=["prose", "brackets", "numbers", "thinking", "prose after thinking"],
+)  # fmt: skip
+def test_a_reply_of_a_megabyte_is_cut_before_anybody_reads_it(text: str) -> None:
+    """The event loop waits meanwhile, and with it every other request."""
+    said = {"choices": [{"finish_reason": "stop", "message": {"content": text}}], "model": "m" * 10**6}
+    data = json.dumps(said).encode()
+    begun = time.process_time()
+    completion = read_completion(data, "m", 0.0)
+    assert completion is not None
+    found = read(completion, sample(), [1])
+    assert time.process_time() - begun < 0.3
+    assert isinstance(found, Fault)
+    assert (len(completion.text), completion.finish_reason) == (LONGEST_TEXT, "length")
+    assert len(completion.line()) < 2 * LONGEST_TEXT
+
+
+def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble() -> None:
+    """Asking again costs as much again, and brings as much."""
+    data = b'{"choices": [{"message": {"content": "' + b"x" * LONGEST_BODY + b'"}}]}'
+    completion = read_completion(data, "m", 0.0)
+    assert completion is not None
+    assert isinstance(found := read(completion, sample(), [1]), Fault)
+    assert found.reason is Reason.TEACHER_CUT_OFF
+    assert (completion.tokens_out, len(completion.text)) == (0, 80)  # what it cost nobody knows
 
 
 def test_the_words_hold_number_label_place_and_extent_and_no_pixels() -> None:

@@ -65,11 +65,40 @@ def test_the_row_and_its_new_questions_come_out(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("red disc", DISC),), context="A drawing.")
     lesson = taught(two(pairs=1), one, wise())
     assert lesson.traces[0].text == "I see the red disc and the blue lever. So it is clear."
+    assert lesson.models == ("scripted-1",)
     (pair,) = lesson.pairs
     assert (pair.id, pair.answers, pair.context) == ("one#1", ("something coloured",), None)
     assert pair.evidence == (see("red disc", DISC),)
     assert pair.reasoning[0].text == "Look at the red disc. It has a colour."
     assert taught(two(pairs=0), one, wise()).pairs == ()
+
+
+@pytest.mark.parametrize("purpose", ["caption", "objects", "branch", "synthesis"])
+def test_a_row_that_falls_is_asked_about_again_at_its_step(tmp_path: Path, purpose: str) -> None:
+    def fails(times: int) -> Spoil:
+        left = iter([""] * times)
+        return lambda asked, said: next(left, said)
+
+    one = row(tmp_path, evidence=(see("red disc", DISC),))
+    again = TwoLevel(manner(ask_again=1, repairs=0), PLAIN)
+    refused(TwoLevel(manner(repairs=0), PLAIN), one, wise(**{purpose: fails(1)}))
+    assert taught(again, one, wise(**{purpose: fails(1)})).traces
+    assert refused(again, one, wise(**{purpose: fails(2)})).said[:2] == ("", "")
+
+
+def test_where_no_pair_passes_the_gates_others_are_asked_for(tmp_path: Path) -> None:
+    wrong = iter([True, False])
+
+    def wrong_at_first(asked: Any, said: Any) -> Any:
+        bad = {"answer": "wheel"} if next(wrong) else {}
+        return said | {"pairs": [pair | bad for pair in said["pairs"]]}
+
+    one, asker = row(tmp_path, evidence=(see("red disc", DISC),)), wise(synthesis=wrong_at_first)
+    lesson = taught(TwoLevel(manner(ask_again=1), PLAIN, pairs=0), one, asker)
+    assert lesson.traces
+    assert lesson.models == ("scripted-1",)
+    assert asker.purposes["synthesis"] == 2
+    assert asker.purposes["caption"] == 1  # what stood before it is not asked again
 
 
 def pair_changed(number: int, **changed: Any) -> dict[str, Spoil]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.teacher import Asked
+from tests.fakes.teacher import Answer, Asked
 from tests.fakes.wise import Known
 from tests.teacher.asking import (
     DISC,
@@ -31,6 +32,7 @@ from vcot.teacher.answer_aware import AnswerAware
 from vcot.teacher.checks import Areas
 from vcot.teacher.rationalise import Rationalise
 from vcot.teacher.row import Lesson
+from vcot.teacher.row import taught as with_reasoning
 from vcot.teacher.trust import ANSWER_FIRST, Trust
 
 LEVER_BOX = [781, 375, 969, 625]
@@ -156,6 +158,43 @@ def test_each_gate_refuses_its_fault(tmp_path: Path, reason: Reason, spoil: Mapp
     assert found.reason is reason, found
     assert found.said
     assert found.detail
+
+
+SPRAYED = 298
+
+
+def sprayed(asked: Asked, said: Any) -> Any:
+    """Objects all over the picture, each spoken of."""
+    boxes = [[x, y, x + 50, y + 50] for x in range(0, 900, 50) for y in range(0, 900, 50)][:SPRAYED]
+    objects = [{"number": n, "label": f"thing {n}", "box": box} for n, box in enumerate(boxes, 1)]
+    return said | {"reasoning": f"I see the [1-99] and [100-198] and [199-{SPRAYED}].", "objects": objects}
+
+
+def test_no_more_objects_are_looked_at_than_may_be_proposed(tmp_path: Path) -> None:
+    asker = wise(reason=sprayed)
+    found = refused(aware(most=8), row(tmp_path), asker)
+    assert found.reason is Reason.TOO_MANY_BOXES
+    assert "298 objects" in found.detail
+    assert asker.purposes == {"reason": 2}  # it was asked once more, with a word on what was wrong
+    assert "--objects is 8" in asker.asked[1].words
+
+
+def test_objects_up_to_the_limit_are_proposed_and_those_that_nobody_speaks_of_do_not_count(tmp_path: Path) -> None:
+    unspoken = [{"number": n, "label": "x", "box": [1, 2, 3, 4]} for n in range(2, 40)]
+    asker = wise(reason=lambda a, said: said | {"objects": said["objects"] + unspoken})
+    assert taught(aware(most=1), row(tmp_path), asker).traces
+
+
+def test_a_text_keeps_its_words_and_the_places_up_to_the_limit(tmp_path: Path) -> None:
+    """Somebody wrote the text, so it may stay with fewer places; nothing of it leans on those that are left out."""
+    asker = wise()
+    lesson = taught(pointing(most=1), row(tmp_path, texts=TEXTS), asker)
+    (trace,) = lesson.traces
+    assert trace.text == TEXTS[0]
+    assert [mention.label for mention in trace.mentions] == ["red disc"]
+    assert asker.purposes["look"] == 1
+    (part,) = lesson.parts
+    assert "1 more" in part.detail
 
 
 def test_what_is_annotated_elsewhere_is_not_proposed_elsewhere(tmp_path: Path) -> None:
@@ -288,6 +327,19 @@ def test_a_detector_that_is_handed_in_must_find_it_too(tmp_path: Path) -> None:
     assert taught(aware(Trust(decoy_share=0, detector=good)), row(tmp_path), wise())
     found = refused(aware(Trust(decoy_share=0, detector=bad)), row(tmp_path), wise())
     assert found.reason is Reason.TEACHER_BOX_UNDETECTED
+
+
+def test_a_trace_names_the_models_that_wrote_it_and_not_those_that_judged(tmp_path: Path) -> None:
+    def renamed(answer: Answer, model: str) -> Answer:
+        return Answer(body=json.dumps(json.loads(answer.body or b"") | {"model": model}).encode())
+
+    asker, script = wise(), wise().script
+    asker.script = lambda asked: renamed(script(asked), "judge-7" if asked.body["model"] == "other" else "wise-0613")
+    lesson = taught(AnswerAware(manner(judge="other"), PLAIN), row(tmp_path), asker)
+    assert {asked.body["model"] for asked in asker.asked} == {"wise", "other"}
+    assert lesson.models == ("wise-0613",)
+    (kept,) = with_reasoning(row(tmp_path), lesson, "wise")
+    assert (kept.origin.teacher, kept.origin.answered_by) == ("wise", ("wise-0613",))
 
 
 def test_the_judge_may_be_another_model(tmp_path: Path) -> None:

@@ -35,15 +35,16 @@ from vcot.pipeline.submit import ROOT
 from vcot.pipeline.trial import QUIET, main_container, probe_storage, probing, trial_job, try_image
 from vcot.pipeline.wanted import PLACEHOLDER, Rendered, Wanted
 from vcot.stage import stop
+from vcot.teacher.addresses import read_address
 
 if TYPE_CHECKING:
     from vcot.pipeline.kubernetes import Api
 
-S3_KEYS = "s3-credentials"
+S3_KEYS, TEACHER_KEYS = "s3-credentials", "teacher-credentials"
 #: Secret → keys that it must have, and others that are worth a word.
 KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     S3_KEYS: (("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_ENDPOINT_URL_S3", "AWS_REGION")),
-    "teacher-credentials": (("OPENAI_API_KEY",), ()),
+    TEACHER_KEYS: (("OPENAI_API_KEY",), ()),
 }
 ROLES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
 """Annotations of a ServiceAccount that give its pods rights without keys."""
@@ -297,11 +298,23 @@ def _secret_names(wanted: Wanted) -> set[str]:
     sources = [source for container in wanted.containers for source in container.get("envFrom") or []]
     names = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
     asks = any(data.get("VCOT_DISTILL_TEACHER") == "openai" for data in wanted.config_maps.values())
-    return names if asks else names - {"teacher-credentials"}
+    return names if asks else names - {TEACHER_KEYS}
+
+
+def _keys_of_endpoints(wanted: Wanted) -> tuple[str, ...]:
+    """The variables that hold the keys of --endpoints; none where there are no such, or they are no addresses, which
+    the judgement of the settings tells."""
+    written = ",".join(data.get("VCOT_DISTILL_ENDPOINTS", "") for data in wanted.config_maps.values())
+    with contextlib.suppress(ValueError):
+        addresses = [read_address(one.strip()) for one in written.split(",") if one.strip()]
+        return tuple(sorted({one.key or "OPENAI_API_KEY" for one in addresses}))
+    return ()
 
 
 def _judge_secret(wanted: Wanted, name: str, secret: Manifest | None) -> Finding:
     needed, others = KEYS.get(name, ((), ()))
+    if name == TEACHER_KEYS:
+        needed = _keys_of_endpoints(wanted) or needed
     literals = " ".join(f"--from-literal={key}=…" for key in (*others, *needed))
     create = f"kubectl -n {wanted.namespace} create secret generic {name} {literals}"
     create += " (AWS itself needs no endpoint)" if "AWS_ENDPOINT_URL_S3" in others else ""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
 from vcot.grounding import Box, Mention, Trace
+from vcot.redaction import redacted
 
 _BOX_SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -71,5 +72,6 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     def line(self) -> bytes:
-        """The record as one line of JSON, newline included; the same record gives the same bytes."""
-        return self.model_dump_json().encode() + b"\n"
+        """The record as one line of JSON, newline included, without secrets that this process knows; the same record
+        gives the same bytes."""
+        return redacted(self.model_dump_json()).encode() + b"\n"

@@ -53,7 +53,11 @@ class Origin(Record):
     split: Literal["train", "validation", "test"]
     row: str = Field(description="where in the input: a line, an index, an id of the dataset")
     licence: str
-    teacher: str | None = Field(None, description="who wrote the reasoning: template/1, or a model's name")
+    teacher: str | None = Field(None, description="who was asked for the reasoning: template/1, or a model's name")
+    answered_by: tuple[str, ...] = Field(
+        (), description="the models that answered, as their endpoint names them; left out where no model was asked",
+        exclude_if=lambda models: not models,
+    )  # fmt: skip
 
 
 class Sample(Record):

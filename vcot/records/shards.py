@@ -29,6 +29,7 @@ from vcot import __version__, log
 from vcot.errors import InputError, SettingsError
 from vcot.records.base import Record
 from vcot.records.sample import Rejection, Sample
+from vcot.redaction import redacted
 from vcot.settings import Settings
 from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, join
@@ -251,7 +252,7 @@ class Folder:
     def write_report(self, report: Mapping[str, Any], html: str | None = None) -> None:
         self.store.write(join(self.uri, "report.json"), _json(report))
         if html is not None:
-            self.store.write(join(self.uri, "report.html"), html.encode())
+            self.store.write(join(self.uri, "report.html"), redacted(html).encode())
 
     # --- one shard -------------------------------------------------------------------------------
 
@@ -463,4 +464,4 @@ def read_samples(store: Store, stage_uri: str, mark: StageMark) -> Iterator[Samp
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    return redacted(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)).encode() + b"\n"

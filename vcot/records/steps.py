@@ -125,6 +125,7 @@ class Synthesis(StepRecord):
     captions: dict[int, str] = Field(description="number of an object → its caption")
     relations: tuple[RelationRecord, ...]
     pairs: tuple[PairRecord, ...]
+    answered_by: tuple[str, ...] = Field((), description="the models that answered, as their endpoint names them")
 
 
 class JudgedPair(Record):
@@ -142,3 +143,4 @@ class Gates(StepRecord):
 
     accepted: bool
     pairs: tuple[JudgedPair, ...]
+    answered_by: tuple[str, ...] = Field((), description="the models that wrote the pairs")

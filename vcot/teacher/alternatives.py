@@ -27,20 +27,26 @@ async def lesson(
     sample: Sample, asker: Asker, manner: Manner, trust: Trust, counts: Counter[str], write: Write, alternatives: int
 ) -> Outcome:
     traces: list[Trace] = []
+    models: dict[str, None] = {}
     parts: list[Rejection] = []
     fallen: list[Rejection] = []
-    for number in range(alternatives):
-        talk = Talk(asker, sample, manner, counts)
+    for number, again in ((n, again) for again in range(1 + manner.ask_again) for n in range(alternatives)):
+        if number == 0 and traces:  # the row is not refused, so nothing of it is asked again
+            break
+        talk = Talk(asker, sample, manner, counts, again=again)
         try:
             traces.append(await write(talk, number))
             parts += talk.parts
+            models |= dict.fromkeys(talk.models)
         except Refused as refused:
             fallen.append(talk.refusal(refused, f"alternative {number + 1}"))
         except ImageError as error:
             return refuse(sample, IMAGE_REASONS[error.reason], str(error))
     if not traces:
         return _whole(fallen)
-    return Lesson(tuple(dict.fromkeys(traces)), flags=trust.flags(traces, sample), parts=(*parts, *fallen))
+    return Lesson(
+        tuple(dict.fromkeys(traces)), models=tuple(models), flags=trust.flags(traces, sample), parts=(*parts, *fallen)
+    )
 
 
 def _whole(fallen: list[Rejection]) -> Rejection:

@@ -18,19 +18,22 @@ from vcot.teacher.alternatives import lesson
 from vcot.teacher.objects import Object, objects_of
 from vcot.teacher.request import Asker, Picture, Request
 from vcot.teacher.row import Outcome, lacks_places, refuse
-from vcot.teacher.shapes import Reasoned
+from vcot.teacher.shapes import Proposed, Reasoned
 from vcot.teacher.structured import Fault
 from vcot.teacher.talk import Manner, Refused, Talk
 from vcot.teacher.trust import Trust
 
 
 class AnswerAware:
-    """Args: how many different traces a row gets; whether the teacher may add objects that nobody annotated."""
+    """Args: how many different traces a row gets; whether the teacher may add objects that nobody annotated, and how
+    many of them one trace may speak of."""
 
-    def __init__(self, manner: Manner, trust: Trust, *, alternatives: int = 1, propose: bool = True) -> None:
+    def __init__(
+        self, manner: Manner, trust: Trust, *, alternatives: int = 1, propose: bool = True, most: int = 8
+    ) -> None:
         self.name = manner.model
         self._manner, self._trust = manner, trust
-        self._alternatives, self._propose = alternatives, propose
+        self._alternatives, self._propose, self._most = alternatives, propose, most
         self._counts: Counter[str] = Counter()
 
     def counts(self) -> Mapping[str, int]:
@@ -68,7 +71,7 @@ class AnswerAware:
         numbers = [one.number for one in objects]
         said = await talk.hear(
             "reason", self._parts(sample), Reasoned,
-            lambda completion: reply.read(completion, sample, numbers, may_add=self._may_add(sample)),
+            lambda completion: self._few(reply.read(completion, sample, numbers, may_add=self._may_add(sample))),
             alternative=alternative,
         )  # fmt: skip
         known: dict[int, Object | str] = {one.number: one for one in objects}
@@ -78,11 +81,23 @@ class AnswerAware:
         await self._trust.answered(said.answer, trace, talk)
         return trace
 
+    def _few(self, said: reply.Said | Fault) -> reply.Said | Fault:
+        """Each object costs a look or more. Sentences lean on all of them, so none can be left out: all are refused."""
+        if not isinstance(said, Fault) and len(used := _spoken_of(said)) > self._most:
+            return Fault(Reason.TOO_MANY_BOXES, f"it added {len(used)} objects; --objects is {self._most}")
+        return said
+
     async def _added(self, said: reply.Said, objects: Sequence[Object], talk: Talk) -> dict[int, Object | str]:
         """The added objects that the reasoning speaks of, as they stood the checks; or their bare names."""
-        used = [one for one in said.proposed if one.number in reply.numbers_in(said.prose)]
+        used = _spoken_of(said)
         found = await self._trust.judged([(one.label, one.box) for one in used], objects, talk)
         return {
             one.number: self._trust.or_name(it, one.label, f"object {one.number}", talk)
             for one, it in zip(used, found, strict=True)
         }
+
+
+def _spoken_of(said: reply.Said) -> list[Proposed]:
+    """The objects that it adds and does not only list."""
+    numbers = set(reply.numbers_in(said.prose))
+    return [one for one in said.proposed if one.number in numbers]

@@ -26,9 +26,13 @@ class Shelf:
 
     def __init__(self, replies: Replies, replied: Replied) -> None:
         self.found = 0
+        self.begun = 0  # what was found before the row was asked about again
+        self._again = 0
         self._replies, self._replied = replies, replied
 
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
+        if request.again != self._again:
+            self._again, self.begun = request.again, self.found
         completion = await asyncio.to_thread(self._replies.get, request.key())
         if completion is None:
             raise NotKept
@@ -51,7 +55,7 @@ class Forecast:
                 await teacher.way.outcome(row, shelf)
             except NotKept:
                 foreseen = teacher.way.foreseen(row)
-                return list(foreseen[min(shelf.found, len(foreseen) - 1) :])
+                return list(foreseen[min(shelf.found - shelf.begun, len(foreseen) - 1) :])
             finally:
                 self.kept += shelf.found
             return []

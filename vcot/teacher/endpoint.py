@@ -20,6 +20,7 @@ import openai
 
 from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.records import Completion
+from vcot.redaction import redacted
 from vcot.teacher.answers import read_completion
 from vcot.teacher.body import without_schema
 from vcot.teacher.rates import LONGEST_PAUSE, Rate, retry_after
@@ -75,18 +76,25 @@ class SchemaRefused(Unanswered):
 
 
 class Endpoint:
-    """Args: its address, how the client for it is made, how fast it may be asked, its share of the work, and how
-    many seconds one try may take.
+    """Args: its address, how the client for it is made, how fast it may be asked, its share of the work, how many
+    seconds one try may take, and the variable that holds its key.
 
     Nothing is opened, and no key is needed, before the first question: a run that finds all its replies kept
     asks nobody.
     """
 
     def __init__(
-        self, address: str, client: Callable[[], openai.AsyncOpenAI], rate: Rate, *, weight: float, timeout: float
+        self,
+        address: str,
+        client: Callable[[], openai.AsyncOpenAI],
+        rate: Rate,
+        *,
+        weight: float,
+        timeout: float,
+        key: str = "OPENAI_API_KEY",
     ) -> None:
         self.address, self.rate, self.weight, self.asked = address, rate, weight, 0.0
-        self._make_client, self._timeout = client, timeout
+        self._make_client, self._timeout, self._key = client, timeout, key
         self._understood = False  # whether it ever answered with a chat completion
         self._takes_schemas = True  # until it says otherwise; then the words of the prompt must do
 
@@ -140,9 +148,7 @@ class Endpoint:
         said, headers = _words_of(error), error.response.headers
         match error.status_code:
             case 401 | 403:
-                return Unanswered(
-                    SettingsError(f"{self.address} refuses the key in OPENAI_API_KEY ({said})"), whole=True
-                )
+                return Unanswered(SettingsError(f"{self.address} refuses the key in {self._key} ({said})"), whole=True)
             case 404:
                 return Unanswered(
                     SettingsError(
@@ -179,7 +185,8 @@ class Endpoint:
         return Again(trouble, sent=sent, billed=sent, whole=not sent)
 
     def _strange(self, data: bytes) -> VcotError:
-        said = f"{self.address} answered with something that is not a chat completion: {data[:80]!r}"
+        begins = redacted(data[:4000].decode(errors="replace"))[:80]
+        said = f"{self.address} answered with something that is not a chat completion: {begins!r}"
         if self._understood:
             return TemporaryError(said)
         return SettingsError(f"{said}; OPENAI_BASE_URL should name an OpenAI-compatible endpoint, mostly ending in /v1")
@@ -216,4 +223,5 @@ def _words_of(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("error")
     message = body.get("message") or (inner.get("message") if isinstance(inner, dict) else None) or error.message
-    return f"{error.status_code}: {' '.join(str(message).split())[:200]}"
+    # Redacted before it is cut: half a key would not be known again.
+    return f"{error.status_code}: {redacted(' '.join(str(message).split()))[:200]}"

@@ -1,7 +1,8 @@
 """The endpoints that share the work, by weight, each as fast as it allows; and no more at once than all may have.
 
 OPENAI_BASE_URL and OPENAI_API_KEY are the client's own variables, and so are Azure's (AZURE_OPENAI_ENDPOINT,
-AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, OPENAI_API_VERSION).
+AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, OPENAI_API_VERSION). OPENAI_API_KEY goes to one host alone; each endpoint
+at another one names the variable of its own key.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
 from vcot.errors import SettingsError
+from vcot.redaction import learn
 from vcot.teacher.addresses import Address, read_address
 from vcot.teacher.endpoint import CONNECT, Endpoint
 from vcot.teacher.rates import Rate
+
+OPENAI_KEY = "OPENAI_API_KEY"
 
 
 class Endpoints:
@@ -91,30 +97,59 @@ def endpoints_of(written: Sequence[str], *, at_once: int, timeout: float) -> End
         address = Address(os.environ["AZURE_OPENAI_ENDPOINT"], 1.0)
         one = Endpoint(address.url, _azure_client, Rate(at_once), weight=1.0, timeout=timeout)
         return Endpoints([one], at_once=at_once)
-    default = [Address(os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", 1.0)]
-    addresses = [read_address(one) for one in written] or default
+    base = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    addresses = [read_address(one) for one in written] or [Address(base, 1.0)]
+    hosts, home = {_host(one.url) for one in addresses}, _host(base)
+    for each in addresses:
+        if each.key is None and len(hosts) > 1 and _host(each.url) != home:
+            raise SettingsError(
+                f"--endpoints: which key is for {each.url}? Write NAME@{each.url} with the variable that holds it; "
+                f"OPENAI_API_KEY is for {home} (OPENAI_BASE_URL), and no other vendor should learn it"
+            )
     return Endpoints(
         [
-            Endpoint(url, partial(_client, url), Rate(at_once), weight=weight, timeout=timeout)
-            for url, weight in addresses
+            Endpoint(
+                one.url, partial(_client, one), Rate(at_once), weight=one.weight, timeout=timeout,
+                key=one.key or OPENAI_KEY,
+            )
+            for one in addresses
         ],
         at_once=at_once,
-    )
+    )  # fmt: skip
 
 
-def _client(url: str) -> openai.AsyncOpenAI:
+def _host(url: str) -> str | None:
+    """None for what is no address; its client says so when it is made."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _client(address: Address) -> openai.AsyncOpenAI:
+    url, name = address.url, address.key or OPENAI_KEY
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"OPENAI_BASE_URL={url}: it should begin with http:// or https://")
-    key = os.environ.get("OPENAI_API_KEY", "")
+    key = os.environ.get(name, "")
     if not key:
         raise SettingsError(
-            "OPENAI_API_KEY is not set; give the key of the teacher's endpoint (any word where it asks for none)"
+            f"{name} is not set; give the key of the teacher's endpoint (any word where it asks for none)"
         )
-    _check_key("OPENAI_API_KEY", key)
+    _check_key(name, key)
     try:
-        return openai.AsyncOpenAI(base_url=url, max_retries=0, timeout=_TIMEOUT, http_client=_http())
+        return openai.AsyncOpenAI(
+            api_key=key, base_url=url, max_retries=0, timeout=_TIMEOUT, http_client=_http(),
+            default_headers=None if address.key in (None, OPENAI_KEY) else _headers(key),
+        )  # fmt: skip
     except (httpx2.InvalidURL, ValueError) as error:
         raise SettingsError(f"OPENAI_BASE_URL={url}: it is no address ({error})") from error
+
+
+def _headers(key: str) -> Any:
+    """Of an endpoint with a key of its own: nothing of what the environment gives the client for OpenAI's."""
+    custom = (line.partition(":")[0].strip() for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines())
+    unsent = {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project", *filter(None, custom))}
+    return unsent | {"Authorization": f"Bearer {key}"}
 
 
 def _azure_client() -> openai.AsyncOpenAI:
@@ -139,3 +174,4 @@ def _check_key(name: str, key: str) -> None:
         raise SettingsError(
             f"{name} of {len(key)} characters holds one that no key has (a line break at its end, perhaps)"
         )
+    learn(key)

@@ -85,7 +85,7 @@ class ModelTeacher:
             BudgetSpent: the limit is reached.
             Interrupted: stopped by a signal. In every case replies that arrived are kept.
         """
-        asker = asker or self.desk
+        asker, self._trouble = asker or self.desk, None
         ahead: deque[tuple[T, asyncio.Task[R]]] = deque()
         try:
             for item in items:

@@ -37,9 +37,11 @@ class Pointed(NamedTuple):
 
 
 class Rationalise:
-    def __init__(self, manner: Manner, trust: Trust, *, propose: bool = True) -> None:
+    """Args: whether the teacher may propose places that nobody annotated, and how many of one text are looked at."""
+
+    def __init__(self, manner: Manner, trust: Trust, *, propose: bool = True, most: int = 8) -> None:
         self.name = manner.model
-        self._manner, self._trust, self._propose = manner, trust, propose
+        self._manner, self._trust, self._propose, self._most = manner, trust, propose, most
         self._counts: Counter[str] = Counter()
 
     def counts(self) -> Mapping[str, int]:
@@ -81,11 +83,21 @@ class Rationalise:
             "anchor", self._parts(sample, text), Anchored,
             lambda completion: read(completion, text, objects, may_add=self._propose),
         )  # fmt: skip
-        trace = anchored(text, await self._places(pointed, objects, talk))
+        trace = anchored(text, await self._places(self._few(pointed, talk), objects, talk))
         if not trace.mentions:
             raise Refused(Fault(Reason.TEACHER_NOTHING_LEFT, "none of the places that it gave stood the checks"))
         await self._trust.answered("", trace, talk)
         return trace
+
+    def _few(self, pointed: Sequence[Pointed], talk: Talk) -> list[Pointed]:
+        """The first so many of those that somebody must look at. The text stays as it was written: nothing in it leans
+        on the places that are left out."""
+        unsure = [one for one in pointed if not _by_its_name(one)]
+        if left := len(unsure[self._most :]):
+            said = f"it pointed at {len(unsure)} places that must be looked at; --objects is {self._most}: {left} more"
+            talk.drop(f"anchors after {self._most}", Fault(Reason.TOO_MANY_BOXES, f"{said} are left out"))
+        kept = {id(one) for one in unsure[: self._most]}
+        return [one for one in pointed if _by_its_name(one) or id(one) in kept]
 
     async def _places(
         self, pointed: Sequence[Pointed], objects: Sequence[Object], talk: Talk
@@ -107,10 +119,15 @@ class Rationalise:
         assert isinstance(one.to, Object)
         if fault := checks.named(one.words, talk.sample):
             return fault
-        if self._trust.look and normalise(one.words) != normalise(one.to.label):
+        if self._trust.look and not _by_its_name(one):
             named = Object(one.to.number, one.words, one.to.box, one.to.place)
             return await self._trust.seen(named, objects, talk) or one.to
         return one.to
+
+
+def _by_its_name(one: Pointed) -> bool:
+    """An annotated object under its own label: nobody need look."""
+    return isinstance(one.to, Object) and normalise(one.words) == normalise(one.to.label)
 
 
 def read(completion: Completion, text: str, objects: Sequence[Object], *, may_add: bool) -> list[Pointed] | Fault:

@@ -57,6 +57,7 @@ class Request:
         temperature: None leaves it to the endpoint.
         reply_tokens: most tokens of the reply.
         alternative: tells independent replies to the same words apart.
+        again: how often the row was refused before; the replies that led there are left alone.
     """
 
     purpose: str
@@ -67,6 +68,7 @@ class Request:
     temperature: float | None = None
     reply_tokens: int = 1024
     alternative: int = 0
+    again: int = 0
 
     def key(self) -> str:
         """sha256 of all of it as canonical JSON (sorted keys, no white space); pictures by their digest."""
@@ -76,6 +78,8 @@ class Request:
             "model": self.model, "schema": self.schema, "temperature": self.temperature,
             "reply_tokens": self.reply_tokens, "alternative": self.alternative,
         }  # fmt: skip
+        if self.again:  # or every reply that was kept before this was known would be asked for anew
+            said["again"] = self.again
         text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -30,12 +30,14 @@ class Lesson:
 
     Args:
         pairs: further questions about the same image, whole Samples.
+        models: those that wrote it, as their endpoint names them.
         flags: what a reader should look at (see funnel.py).
         parts: what was refused of the row; each says which part it is.
     """
 
     traces: tuple[Trace, ...]
     pairs: tuple[Sample, ...] = ()
+    models: tuple[str, ...] = field(default=(), compare=False)
     flags: tuple[str, ...] = field(default=(), compare=False)
     parts: tuple[Rejection, ...] = field(default=(), compare=False)
 
@@ -90,8 +92,8 @@ def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
 
 
 def taught(sample: Sample, lesson: Lesson, teacher: str) -> list[Sample]:
-    """The sample with its reasoning, and who wrote it; then the further pairs. Boxes of the evidence stay as people
-    drew them: those that a teacher proposed stand in the reasoning alone."""
-    origin = sample.origin.model_copy(update={"teacher": teacher})
+    """The sample with its reasoning, who was asked for it, and which models answered; then the further pairs. Boxes of
+    the evidence stay as people drew them: those that a teacher proposed stand in the reasoning alone."""
+    origin = sample.origin.model_copy(update={"teacher": teacher, "answered_by": lesson.models})
     own = [sample.model_copy(update={"reasoning": lesson.traces, "origin": origin})] if lesson.traces else []
     return own + [pair.model_copy(update={"origin": origin}) for pair in lesson.pairs]

@@ -48,6 +48,8 @@ def text_of(completion: Completion) -> str | Fault:
         return Fault(Reason.TEACHER_EMPTY, "it was empty")
     if completion.finish_reason == "length":
         return Fault(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
+    if len(text) > LONGEST:
+        return Fault(Reason.TEACHER_NOT_JSON, f"it had {len(text):,} characters; no more than {LONGEST:,} are read")
     return text
 
 

@@ -58,6 +58,7 @@ class Manner:
         reply_tokens: most tokens of one reply.
         image_side: longest side, in pixels, of a picture that is sent.
         repairs: how often a reply that cannot be used is asked for again: 0 or 1.
+        ask_again: how often a row that was refused for what was said is asked about anew.
         structured: whether the shape of a reply is demanded from the endpoint as a JSON schema.
         frame: the numbers in which the teacher writes boxes.
     """
@@ -69,6 +70,7 @@ class Manner:
     reply_tokens: int = 1024
     image_side: int = 1024
     repairs: int = 1
+    ask_again: int = 0
     structured: bool = True
     frame: FrameSpec = field(default_factory=lambda: FrameSpec("thousandths"))
 
@@ -92,15 +94,24 @@ class Manner:
 
 
 class Talk:
-    def __init__(self, asker: Asker, sample: Sample, manner: Manner, counts: Counter[str]) -> None:
-        self.sample, self.manner, self.counts = sample, manner, counts
+    """Args: who answers, about which row, how it is asked, what is counted, and how often it was refused before."""
+
+    def __init__(self, asker: Asker, sample: Sample, manner: Manner, counts: Counter[str], *, again: int = 0) -> None:
+        self.sample, self.manner, self.counts, self.again = sample, manner, counts, again
         self.said: list[str] = []
+        self.models: tuple[str, ...] = ()  # that wrote, each once; not those that only judged
         self.parts: list[Rejection] = []
         self._asker = asker
 
     def about(self, sample: Sample) -> Talk:
         """The same talk about another question on the image; what is said there is part of this one."""
-        other = Talk(self._asker, sample, self.manner, self.counts)
+        other = Talk(self._asker, sample, self.manner, self.counts, again=self.again)
+        other.said = self.said
+        return other
+
+    def anew(self) -> Talk:
+        """The same talk begun again, with other replies."""
+        other = Talk(self._asker, self.sample, self.manner, self.counts, again=self.again + 1)
         other.said = self.said
         return other
 
@@ -118,7 +129,7 @@ class Talk:
         alternative: int = 0,
     ) -> T:
         """What `read` makes of the reply. Raises Refused where it makes nothing of it, and nothing of a second one."""
-        request = self.manner.request(purpose, parts, shape, alternative)
+        request = replace(self.manner.request(purpose, parts, shape, alternative), again=self.again)
         found = await self._once(request, read)
         for _ in range(self.manner.repairs):
             if not isinstance(found, Fault) or found.reason in NOT_FOR_REPAIR:
@@ -135,6 +146,8 @@ class Talk:
         except RowFailed as error:
             return Fault(Reason.TEACHER_FAILED, str(error))
         self.said.append(completion.text)
+        if request.purpose not in JUDGING:
+            self.models = tuple(dict.fromkeys([*self.models, completion.model]))
         return read(completion)
 
     def drop(self, part: str, fault: Fault) -> None:

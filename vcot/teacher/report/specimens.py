@@ -18,6 +18,7 @@ from vcot.errors import InputError
 from vcot.records import Folder, Image, Rejection, Sample
 from vcot.records.base import MentionField, Record, TraceField
 from vcot.records.shards import ShardMark
+from vcot.redaction import redacted
 from vcot.storage import NotFound, join
 
 SHOWN = {"kept": 6, "refused": 3, "part": 3}
@@ -77,7 +78,7 @@ class Specimens:
     def put_aside(self, folder: Folder, shard: int) -> None:
         """The same rows give the same bytes, so it does not matter who writes them last."""
         held = [one.model_dump(mode="json") for group in self._held.values() for one in group]
-        folder.store.write(_uri(folder, shard), json.dumps(held, ensure_ascii=False).encode())
+        folder.store.write(_uri(folder, shard), redacted(json.dumps(held, ensure_ascii=False)).encode())
 
     def _wanted(self, kind: str, group: str, row: str) -> bool:
         held = self._held.get((kind, group), [])

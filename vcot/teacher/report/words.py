@@ -36,6 +36,7 @@ MEANING: dict[Reason, tuple[str, str]] = {
     Reason.BOX_OUTSIDE: (BOXES, "a proposed box leaves the picture: perhaps another --frame"),
     Reason.BOX_TOO_SMALL: (BOXES, "a proposed box is smaller than --min-proposed-area"),
     Reason.BOX_TOO_LARGE: (BOXES, "a proposed box is larger than --max-proposed-area"),
+    Reason.TOO_MANY_BOXES: (BOXES, "more objects were proposed than --objects allows"),
     Reason.ANSWER_IN_LABEL: (BOXES, "the name of a proposed object gives the answer away"),
     Reason.TEACHER_BOX_OFF_GOLD: (BOXES, "a thing that people annotated was proposed at another place"),
     Reason.TEACHER_BOX_UNSURE: (BOXES, "asked a second time where it is, the teacher pointed elsewhere (--twice)"),

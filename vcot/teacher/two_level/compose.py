@@ -47,6 +47,7 @@ class SynthesisStep(Step):
     name: ClassVar[str] = "synthesis"
     record = Synthesis
     purposes = ("synthesis",)
+    version: ClassVar[int] = 2
 
     def parameters(self) -> dict[str, Any]:
         return {"pairs": self.pairs}
@@ -70,6 +71,7 @@ class SynthesisStep(Step):
                 )
                 for pair in said.pairs[: 1 + self.pairs]
             ),
+            answered_by=talk.models,
         )  # fmt: skip
 
     def foreseen(self, sample: Sample) -> list[Request]:
@@ -95,8 +97,12 @@ def read(completion: Completion, sample: Sample, kept: Collection[int]) -> Synth
     return said
 
 
+@dataclass(frozen=True)
 class GatesStep(Step):
-    """Each pair by itself; a row with one that is accepted is kept."""
+    """Each pair by itself; a row with one that is accepted is kept. Where none is, and rows are asked about again,
+    `synthesis` makes other pairs."""
+
+    synthesis: SynthesisStep
 
     name: ClassVar[str] = "gates"
     record = Gates
@@ -108,7 +114,17 @@ class GatesStep(Step):
     async def make(self, talk: Talk, before: Before) -> Gates:
         made = before.get(Synthesis)
         judged = [await self._judged(number, pair, made, talk) for number, pair in enumerate(made.pairs)]
-        return Gates(id=talk.sample.id, accepted=any(one.accepted for one in judged), pairs=tuple(judged))
+        while not any(one.accepted for one in judged) and talk.again < self.manner.ask_again:
+            talk = talk.anew()
+            try:
+                made = await self.synthesis.make(talk, before)
+            except Refused:  # then what was refused before says more
+                continue
+            judged = [await self._judged(number, pair, made, talk) for number, pair in enumerate(made.pairs)]
+        return Gates(
+            id=talk.sample.id, accepted=any(one.accepted for one in judged), pairs=tuple(judged),
+            answered_by=made.answered_by,
+        )  # fmt: skip
 
     async def _judged(self, number: int, pair: PairRecord, made: Synthesis, talk: Talk) -> JudgedPair:
         row = talk.sample if number == 0 else question_of(talk.sample, number, pair, made)

@@ -67,7 +67,7 @@ class Step(ABC):
             "prompts": [[manner.prompts[one].version, manner.prompts[one].text] for one in self.purposes],
             "models": sorted(models), "temperature": manner.temperature, "reply_tokens": manner.reply_tokens,
             "image_side": manner.image_side, "repairs": manner.repairs, "structured": manner.structured,
-            "frame": manner.frame.to_dict(),
+            "frame": manner.frame.to_dict(), **({"ask_again": manner.ask_again} if manner.ask_again else {}),
         }  # fmt: skip
         return {"step": self.name, "version": self.version, **(asked if self.purposes else {}), **self.parameters()}
 

@@ -28,10 +28,11 @@ class TwoLevel:
         self.trust = trust
         self.tally: Counter[str] = Counter()
         self._manner = manner
+        synthesis = SynthesisStep(manner, trust, pairs)
         self.steps: tuple[Step, ...] = (
             Captions(manner, trust), ObjectsStep(manner, trust, most), CropsStep(manner, trust),
-            BranchesStep(manner, trust), VerdictsStep(manner, trust), SynthesisStep(manner, trust, pairs),
-            GatesStep(manner, trust),
+            BranchesStep(manner, trust), VerdictsStep(manner, trust), synthesis,
+            GatesStep(manner, trust, synthesis),
         )  # fmt: skip
 
     def counts(self) -> Mapping[str, int]:
@@ -52,15 +53,18 @@ class TwoLevel:
         return self.lesson(sample, before)
 
     async def one(self, step: Step, sample: Sample, before: Before, asker: Asker) -> StepRecord | Rejection:
-        """One step of one row."""
-        talk = Talk(asker, sample, self._manner, self.tally)
-        try:
-            return await step.make(talk, before)
-        except Refused as refused:
-            fallen = talk.refusal(refused)
-            return fallen.model_copy(update={"detail": f"{step.name}: {fallen.detail}"})
-        except ImageError as error:
-            return refuse(sample, IMAGE_REASONS[error.reason], str(error))
+        """One step of one row; where the row falls at it, it is made again as often as the manner says."""
+        said: tuple[str, ...] = ()
+        for again in range(1 + self._manner.ask_again):
+            talk = Talk(asker, sample, self._manner, self.tally, again=again)
+            try:
+                return await step.make(talk, before)
+            except Refused as refused:
+                fallen = talk.refusal(refused)
+                said += fallen.said
+            except ImageError as error:
+                return refuse(sample, IMAGE_REASONS[error.reason], str(error))
+        return fallen.model_copy(update={"detail": f"{step.name}: {fallen.detail}", "said": said})
 
     def lesson(self, sample: Sample, before: Before) -> Lesson | Rejection:
         """What the gates let through; the row is refused where that is nothing."""
@@ -76,7 +80,8 @@ class TwoLevel:
             row = question_of(sample, one.number, one.pair, made) if one.number and one.number in traces else None
             if isinstance(row, Sample):
                 pairs.append(row.model_copy(update={"reasoning": (traces[one.number],)}))
-        return Lesson(own, tuple(pairs), flags=self.trust.flags(own, sample), parts=tuple(fallen))
+        models, flags = before.get(Gates).answered_by, self.trust.flags(own, sample)
+        return Lesson(own, tuple(pairs), models=models, flags=flags, parts=tuple(fallen))
 
     def _refusal(self, sample: Sample, one: JudgedPair) -> Rejection:
         assert one.reason is not None  # it was not accepted
