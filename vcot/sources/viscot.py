@@ -88,7 +88,7 @@ def whole(row: Row, image: Image) -> tuple[str, bool] | None:
     said = _said(row)
     if said.copies is None or said.copies[1] is None:
         return None
-    edges, truncated = _two_copies(*map(_list, (said.copies[0], said.copies[1])), image)
+    edges, truncated = _two_copies(_list(said.copies[0]), _list(said.copies[1]), image)
     if not all(map(math.isfinite, (*edges, *truncated))):
         return None
     return said.dataset, all(abs(a - b) <= _exact_to(image) for a, b in zip(edges, truncated, strict=True))

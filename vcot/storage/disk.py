@@ -91,7 +91,7 @@ class DiskFile:
             return True
 
     def delete(self) -> None:
-        with self._plain_words(), suppress(FileNotFoundError):
+        with self.plain_words(), suppress(FileNotFoundError):
             os.unlink(self.path)  # noqa: PTH108
 
     def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:

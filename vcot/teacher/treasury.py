@@ -123,7 +123,7 @@ class Treasury:
         every = -(-whole.rows // LOOKED_UP) or 1
         finished = self._finished()
         unfinished = chain.from_iterable(rows for n, rows in enumerate(self._rows_of()) if n not in finished)
-        forecast = Forecast(self._teacher.desk.replies, self._teacher.desk.prices)
+        forecast = Forecast(self._teacher.desk.replies, self._teacher.desk.costs.prices)
         try:
             forecast.add(islice(filter(lacks_places, unfinished), 0, None, every), self._teacher)
         except VcotError as error:  # that there is no more money is what matters
