@@ -30,8 +30,8 @@ from vcot.teacher.talk import Manner
 from vcot.teacher.trust import Trust
 
 Row = dict[str, Any]
-FORMS = ("json", "text")
-"""As JSON, which is asked for, and as the mere text of a model that writes none."""
+FORMS = ("sentences", "one-text", "text")
+"""The JSON that is asked for; that of version 1 of the prompt; the mere text of a model that writes none."""
 
 
 def table(name: str) -> list[Row]:
@@ -56,7 +56,17 @@ def reply_of(row: Row, form: str) -> str:
     answer = row.get("answer", row["answers"][0])
     if form == "text" and "add" not in row:
         return f"{' '.join(said)}\nAnswer: {answer}"
+    if form == "sentences":
+        parts = [{"text": text, "objects": spoken_of(text, row)} for text in said]
+        return json.dumps({"objects": row.get("add", []), "sentences": parts, "answer": answer})
     return json.dumps({"reasoning": " ".join(said), "objects": row.get("add", []), "answer": answer})
+
+
+def spoken_of(text: str, row: Row) -> list[int]:
+    """The numbers in brackets that are objects; who speaks of none that is there takes it for one."""
+    there = len(row["objects"]) if row["objects"] is not None else len(row["add"])
+    numbers = map(int, re.findall(r"\[(\d{1,2})\]", text))
+    return [n for n in dict.fromkeys(numbers) if n <= there or row.get("fault") == "brackets"]
 
 
 class OneReply:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.teacher.replies import FORMS, right, table
+from tests.teacher.replies import FORMS, outcome, right, table
+from vcot.records import Reason, Rejection
 
 
 def test_the_first_table_has_as_much_to_keep_as_to_refuse() -> None:
@@ -18,4 +19,26 @@ def test_the_first_table_has_as_much_to_keep_as_to_refuse() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_of_the_first_table_so_much_is_right(form: str) -> None:
     """Of a hundred to keep, and of a hundred to refuse."""
-    assert right(table("first"), form) == (72, 18)
+    assert right(table("first"), form) >= (95, 95)
+
+
+FAULTS = {
+    "another-answer": {Reason.TEACHER_WRONG_ANSWER},
+    "told": {Reason.TEACHER_TOLD},
+    "declined": {Reason.TEACHER_REFUSED},
+    "injected": {Reason.TEACHER_INJECTED, Reason.TEACHER_UNREADABLE},  # a tag is both
+    "repeated": {Reason.TEACHER_REPEATS, Reason.TEACHER_UNREADABLE},  # what is too long is not looked at further
+    "coordinates": {Reason.TEACHER_UNREADABLE},
+    "brackets": {Reason.TEACHER_UNREADABLE, Reason.TEACHER_UNGROUNDED},
+    "language": {Reason.TEACHER_OTHER_LANGUAGE},
+    "inconclusive": {Reason.TEACHER_NO_CONCLUSION},
+    "ungrounded": {Reason.TEACHER_UNGROUNDED},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_has_its_reason(fault: str) -> None:
+    fallen = [outcome(row, "sentences") for row in table("first") if row.get("fault") == fault]
+    reasons = [one.reason for one in fallen if isinstance(one, Rejection)]
+    assert {*reasons} <= FAULTS[fault]
+    assert len(reasons) == len(fallen) > 1

@@ -65,14 +65,16 @@ class AnswerAware:
 
     async def _trace(self, talk: Talk, alternative: int) -> Trace:
         sample, objects = talk.sample, objects_of(talk.sample)
-        numbers = [one.number for one in objects]
+        names = {one.number: one.label for one in objects}
         said = await talk.hear(
             "reason", self._parts(sample), Reasoned,
-            lambda completion: reply.read(completion, sample, numbers, may_add=self._may_add(sample)),
+            lambda completion: reply.concluding(
+                reply.read(completion, sample, names, may_add=self._may_add(sample)), sample, names
+            ),
             alternative=alternative,
         )  # fmt: skip
         known: dict[int, Object | str] = {one.number: one for one in objects}
-        trace = reply.build(said.prose, known | await self._added(said, objects, talk))
+        trace = reply.build(said.parts, known | await self._added(said, objects, talk))
         if not trace.mentions and sample.evidence != ():
             raise Refused(Fault(Reason.TEACHER_NOTHING_LEFT, "none of the objects that it spoke of stood the checks"))
         await self._trust.answered(said.answer, trace, talk)
@@ -80,7 +82,7 @@ class AnswerAware:
 
     async def _added(self, said: reply.Said, objects: Sequence[Object], talk: Talk) -> dict[int, Object | str]:
         """The added objects that the reasoning speaks of, as they stood the checks; or their bare names."""
-        used = [one for one in said.proposed if one.number in reply.numbers_in(said.prose)]
+        used = [one for one in said.proposed if one.number in reply.numbers_in(said.parts)]
         found = await self._trust.judged([(one.label, one.box) for one in used], objects, talk)
         return {
             one.number: self._trust.or_name(it, one.label, f"object {one.number}", talk)

@@ -84,7 +84,7 @@ class Rationalise:
         trace = anchored(text, await self._places(pointed, objects, talk))
         if not trace.mentions:
             raise Refused(Fault(Reason.TEACHER_NOTHING_LEFT, "none of the places that it gave stood the checks"))
-        await self._trust.answered("", trace, talk)
+        await self._trust.answered("", trace, talk, written=False)
         return trace
 
     async def _places(
