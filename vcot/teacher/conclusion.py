@@ -40,31 +40,55 @@ def agrees(answer: str, sample: Sample) -> bool:
 
 
 def fault_of(prose: str, sample: Sample) -> Fault | None:
-    """Why this prose, with names in the place of numbers, does not lead to the row's answer."""
-    said = _sentences(prose)
+    """Why this prose, with names in the place of numbers, does not lead to the row's answer.
+
+    The last clause that says what follows counts ("so …", "therefore …"), else the last sentence.
+    """
+    wanted = accepted(sample)
+    said = _sentences(_marked(prose, wanted))
     if not said:
         return _no_conclusion()
     at = next((n for n in reversed(range(len(said))) if _HENCE.search(said[n])), len(said) - 1)
-    concluded = said[at]
-    hence = [*_HENCE.finditer(concluded)]
-    clause = concluded[hence[-1].end() :] if hence and _words(concluded[hence[-1].end() :]) else concluded
-    if {text.casefold().strip(" .") for text in sample.answers} & {"yes", "no"}:
-        return _yes_or_no([concluded, said[-1]], clause, sample)
+    concluded, hence = said[at], [*_HENCE.finditer(said[at])]
+    clause = concluded[hence[-1].end() :] if hence and concluded[hence[-1].end() :].strip(" .,:") else concluded
+    yes_or_no = {found[1].casefold() for text in sample.answers if (found := _YES_OR_NO.match(text))}
+    if yes_or_no:
+        explicit = bool(hence) and hence[-1][0].casefold().startswith(("answer", "result", "conclusion"))
+        fault = _polarity([concluded, said[-1]], clause, yes_or_no, sample.question, explicit=explicit)
+        if fault is not None or all(len(_words(text)) == 1 for text in sample.answers):
+            return fault
     named = _OPTION.search(clause)
     if named and sample.choices and letter(named[1], sample.choices):
         right = {letter(answer, sample.choices) for answer in sample.answers}
         return None if letter(named[1], sample.choices) in right else _another(concluded)
-    wanted = accepted(sample)
     if any(_held(clause, answer) for answer in wanted):
+        return None
+    if _GOES_ON.match(said[-1]) and any(_held(said[-1], answer) for answer in wanted):
         return None
     rivals = [c for c in sample.choices or () if c not in wanted and not any(_in(_words(w), _words(c)) for w in wanted)]
     if any(_held(clause, rival) for rival in rivals) or any(_other_number(clause, answer) for answer in wanted):
         return _another(concluded)
+    last = " ".join(said[max(at - 1, 0) :])
+    if any(_retold(last, answer, sample.question) for answer in wanted):
+        return None
     if (hence and _STATES.search(clause)) or any(_mentions(clause, answer) for answer in wanted):
         return _another(concluded)
-    if any(_held(" ".join(said[max(at - 1, 0) :]), answer) for answer in wanted):
+    if any(_held(last, answer) for answer in wanted):
         return None
     return _another(concluded) if hence else _no_conclusion()
+
+
+MARK = "\ue000"
+"""Stands for the answer, letter by letter: its own full stops end no sentence, its own "so" concludes nothing."""
+
+
+def _marked(prose: str, wanted: Sequence[str]) -> str:
+    for answer in wanted:
+        bare = answer.strip(" .!?") or answer.strip()
+        if _number(answer) is None and (len(bare.split()) > 1 or not bare.isalnum()):
+            words = r"\s+".join(map(re.escape, bare.split()))
+            prose = re.sub(rf"(?<!\w){words}(?!\w)[!?]*", MARK, prose, flags=re.IGNORECASE)
+    return prose
 
 
 _ABBREVIATED = re.compile(
@@ -92,10 +116,13 @@ def _no_conclusion() -> Fault:
 
 
 _HENCE = re.compile(
-    r"\b(?:so|thus|therefore|hence|consequently|accordingly|(?:answer|result|conclusion) is|conclude that|"
+    r"\b(?:so(?! (?:that|many|much|far|long|called)\b)(?!-)|thus|therefore|hence|consequently|accordingly|"
+    r"(?:answer|result|conclusion) is|conclude that|"
     r"(?:which|that|this) (?:means|makes|shows|gives|leaves|is why))\b[,:]?|[⇒→∴]",
     re.IGNORECASE,
 )
+_GOES_ON = re.compile(r"(?:it|its|this|that|he|she|they|these|those|there)\b", re.IGNORECASE)
+"""A last sentence that speaks of what the one before it found."""
 _STATES = re.compile(
     r"\b(?:is|are|was|were|be|reads?|says?|equals?|belongs?|has|have|had|must)\b|['’]s\b|=", re.IGNORECASE
 )
@@ -109,6 +136,8 @@ _NOT = re.compile(
 
 def _held(text: str, answer: str) -> bool:
     """Whether the text says this answer, and does not deny it."""
+    if any(not _NOT.search(text[max(m.start() - 30, 0) : m.start()]) for m in re.finditer(MARK, text)):
+        return True
     if _number(answer) is not None:
         numbers = [*_NUMBER.finditer(in_digits(text))]
         text, equals = in_digits(text), in_digits(text).rfind("=")
@@ -124,14 +153,29 @@ def _held(text: str, answer: str) -> bool:
             start = said[n][1]
             if not _NOT.search(_plain(text)[max(start - 30, 0) : start]):
                 return True
-    if len(wanted) >= 4:
-        return len({word for word, _ in said} & set(wanted)) >= ENOUGH_WORDS * len(set(wanted))
-    squeezed = "".join(wanted)
-    return len(squeezed) >= 4 and squeezed in "".join(word for word, _ in said) and not _mentions(text, answer)
+    return _spelt_apart([word for word, _ in said], wanted)
 
 
-ENOUGH_WORDS = 0.75
-"""Share of a long answer's words that say it in other order or number."""
+def _spelt_apart(said: Sequence[str], wanted: Sequence[str]) -> bool:
+    """ "e-mail" is "email": other words that make the same letters."""
+    letters = "".join(wanted)
+    for n in range(len(said)):
+        end = n
+        while end < len(said) and len("".join(said[n:end])) < len(letters):
+            end += 1
+        if len(letters) >= 4 and "".join(said[n:end]) == letters and list(said[n:end]) != list(wanted):
+            return True
+    return False
+
+
+LONG = 5
+"""Words of an answer that nobody repeats word for word; half of what it adds to the question must be said."""
+
+
+def _retold(text: str, answer: str, question: str) -> bool:
+    words = [word for word in _words(answer) if word not in _ASKING]
+    new = {word for word in words if word not in _words(question)} or {*words}
+    return len(_words(answer)) >= LONG and 2 * len(new & {*_words(text)}) >= len(new)
 
 
 def _mentions(text: str, answer: str) -> bool:
@@ -150,6 +194,7 @@ def _other_number(clause: str, answer: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------ yes or no
 
+_YES_OR_NO = re.compile(r"\s*(yes|no)\b(?=\s*(?:[.,;:!]|\Z))", re.IGNORECASE)
 _PLAINLY = re.compile(r"(?:\A|[\s,;:(\"'“])(yes|no)(?=\s*[.,;:!)\"'”–—-]|\s*\Z)", re.IGNORECASE)
 _DENIED = re.compile(
     r"\b(?:not|no|none|nothing|nobody|never|neither|without|cannot|absent|missing)\b|n['’]t\b", re.IGNORECASE
@@ -158,28 +203,41 @@ _ASKING = set("do does did can could will would has have had any some of to in o
 _ASKING |= _FILLERS
 
 
-def _yes_or_no(said: Sequence[str], clause: str, sample: Sample) -> Fault | None:
-    """By the word; else by what becomes of the words of the question: said again in their order, or denied."""
-    yes = any(text.casefold().strip(" .") == "yes" for text in sample.answers)
+def _polarity(said: Sequence[str], clause: str, right: set[str], question: str, *, explicit: bool) -> Fault | None:
+    """By the word; else by what becomes of the words of the question: said again in their order, or denied.
+
+    Args:
+        said: the sentence that concludes, and the last one.
+        right: "yes", "no" or both.
+        explicit: whether it says "the answer is …".
+    """
     plainly = [m[1].casefold() for text in (clause, *said) for m in _PLAINLY.finditer(text)]
     if plainly:
-        return None if (plainly[0] == "yes") == yes else _another(said[0])
-    asked = [word for word in _words(sample.question) if word not in _ASKING]
-    words, rest = _words(clause), list(_words(clause))
-    again = 0
+        return None if plainly[0] in right else _another(said[0])
+    if explicit and MARK not in clause:
+        return _another(said[0])
+    asked = [word for word in _words(question) if word not in _ASKING]
+    words = _words(clause)
+    rest, again = words, 0
     for word in asked:
         if word in rest:
             rest, again = rest[rest.index(word) + 1 :], again + 1
     denied = _DENIED.search(clause) is not None
-    if (yes and denied and again > len(asked) / 2) or (not yes and not denied and again == len(asked) > 0):
+    if right == {"yes"} and denied and again > len(asked) / 2:
         return _another(said[0])
-    return None if (denied and not yes) or set(words) & set(asked) else _no_conclusion()
+    if right == {"no"} and not denied and again == len(asked) > 0:
+        return _another(said[0])
+    said_so = (denied and "no" in right) or {*words} & {*asked} or MARK in clause
+    return None if said_so else _no_conclusion()
 
 
 # ---------------------------------------------------------------------------------------------------------------- words
 
 _NUMBER = re.compile(r"(?<![\w.,:/-])(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?(?![:/-]?\d)(?![,.]\d)")
-_WORD = re.compile(r"(?:(?<![\w)])-)?\d+(?:[.,:/-]\d+)*|[^\W\d_]+|[²³√π°]")
+_WORD = re.compile(
+    r"(?:(?<![\w)])-)?\d+(?:[.,:/-]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+|[√°]"
+)
+"""Chinese and Japanese write no blanks: each sign is a word."""
 _ARTICLES = re.compile(r"\b(?:the|an|a|A(?= [a-z])|The|An)\b(?=\s)")
 
 

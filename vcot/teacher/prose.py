@@ -79,20 +79,23 @@ _ALWAYS = re.compile(
     rf"|{_PAIR} ?(?:[,;–-]|and|to)? ?{_PAIR}(?! ?[,;]? ?(?:and )?[\[(])(?<=\d\d\)|\d\d\])"
     r"|\b(?:bbox|bounding[ _-]box)(?:_2d)?\b[\"']? ?[=:]? ?(?:is |of |at )?[\[(]?\d"
     r"|\b(?:box|coordinates?)[\"']? ?[=:] ?[\[(]?\d"
-    rf"|(?:{HERE}|\b(?:box|spans?|covers?|occupies|coordinates?)\b)[^\w]{{0,2}} ?(?:at |of |from )?[\[(]?{_FOUR}\b"
+    rf"|(?:{HERE} ?\(|{HERE} (?:is |lies |located )*(?:at|from) [\[(]?|"
+    rf"\b(?:box|spans?|covers?|occupies|coordinates?)\b[^\w]{{0,2}} ?(?:of |from |is |are )?[\[(]?){_FOUR}\b"
+    rf"(?!{_OR}{_N})"
     rf"|\bat [\[(]?{_N}(?: {_N}){{3}}\b"
     rf"|\b(?:at|spans?|covers?|within|in) [\[(]?0?\.\d+(?:{_OR}0?\.\d+){{3}}"
-    r"|\bpixels? ?(?:at |position )?[\[(]?\d|\b\d+ ?(?:px|pixels?)\b"
     rf"|\d ?(?:%|percent|per cent) (?:across\b|down the |(?:in )?from the {_SIDE}"
     rf"|(?:of|down|into|along) the {_WHOLE}\b)"
     r"|\bacross,? (?:from )?\d[^.%]{0,12}% ?[,;]? ?(?:and )?down\b",
     re.IGNORECASE,
 )
+_PIXELS = re.compile(r"\bpixels? ?(?:at |position )?[\[(]?\d|\b\d+ ?(?:px|pixels?)\b", re.IGNORECASE)
+_ABOUT_PIXELS = re.compile(r"pixel|resolution|\bpx\b", re.IGNORECASE)
 # Where a row is about a plane, small numbers are its points; large ones are those of a picture.
 _LARGE = r"[+-]?(?:\d{3,9}(?:\.\d+)?)"
 _POINT = re.compile(
-    rf"(?:{HERE}|\bat|\baround|\bnear|\bposition(?:ed)?|\blocated|\bcoordinates?) ?(?:is |lies |stands |sits )?(?:at )?"
-    rf"(?:around |about )?(?P<pair>{_PAIR})",
+    rf"(?:{HERE} (?=\S* ?{_LARGE})|\bat|\baround|\bnear|\bposition(?:ed)?|\blocated|\bcoordinates?) ?"
+    rf"(?:is |lies |stands |sits )?(?:at )?(?:around |about )?(?P<pair>{_PAIR})",
     re.IGNORECASE,
 )
 _ABOUT_A_PLANE = re.compile(
@@ -102,7 +105,7 @@ _ABOUT_A_PLANE = re.compile(
     re.IGNORECASE,
 )
 _KEYED = re.compile(
-    rf"\b(?P<key>[xy][12]?|[wh]|width|height|{_SIDE})(?: edge)?(?: ?[=:] ?| (?:is |from |at |of |= )?)(?P<value>{_N})",
+    rf"\b(?P<key>[xy][12]?|{_SIDE})(?: edge)?(?: ?[=:] ?| (?:is |from |at |of |= )?)(?P<value>{_N})",
     re.IGNORECASE,
 )
 
@@ -134,10 +137,12 @@ def _placed(prose: str, given: Sequence[str]) -> Fault | None:
     prose, given = in_digits(prose), [in_digits(text) for text in given]
     typed = _first(_ALWAYS, prose, given)
     plane = any(map(_ABOUT_A_PLANE.search, given))
+    if typed is None and not any(map(_ABOUT_PIXELS.search, given)):
+        typed = _first(_PIXELS, prose, given)
     if typed is None:
         pairs = (m["pair"] for m in _POINT.finditer(prose) if not plane or re.search(_LARGE, m["pair"]))
-        held = _squeezed(" ".join(given))
-        typed = next((pair for pair in pairs if _squeezed(pair) not in held), None)
+        known = {number for text in given for number in re.findall(_N, text)}
+        typed = next((pair for pair in pairs if not known & {*re.findall(_N, pair)}), None)
     if typed is None:
         typed = _keyed(prose, plane)
     if typed is None:
@@ -145,15 +150,17 @@ def _placed(prose: str, given: Sequence[str]) -> Fault | None:
     return Fault(Reason.TEACHER_UNREADABLE, f"it typed {typed[:80]!r}: coordinates and markup are not allowed")
 
 
+LARGE = 30
+"""From which a number beside x or y is that of a picture rather than of a plane."""
+
+
 def _keyed(prose: str, plane: bool) -> str | None:
     """x1=120, y1=80 and left 12, top 40; not x = 3 and y = 4."""
     found = list(_KEYED.finditer(prose))
     keys = {m["key"].casefold() for m in found}
-    large = any(abs(float(m["value"])) >= 30 for m in found if m["key"].casefold()[0] in "xy")
-    axes = {key[0] for key in keys if key[0] in "xy" and len(key) <= 2}
-    edges = keys & {"left", "top", "right", "bottom", "width", "height", "w", "h", "x1", "y1", "x2", "y2", "x", "y"}
-    corner = large and keys & {"x1", "y1", "x2", "y2"}
-    if (len(edges) >= 3 or (len(axes) == 2 and large) or corner) and not (plane and not large):
+    large = any(abs(float(m["value"])) >= LARGE for m in found)
+    several = len(keys) >= 3 or {"x", "y"} <= keys or keys & {"x1", "y1", "x2", "y2"}
+    if several and (large or (len(keys) >= 4 and not plane)):
         return "; ".join(m[0] for m in found)
     return None
 
@@ -188,12 +195,7 @@ def _dangling(where: str) -> Fault:
 _QUOTED = re.compile(r"“[^”]*”|\"[^\"]*\"|«[^»]*»|„[^“”]*[“”]|(?<!\w)['‘][^'’]*['’](?!\w)")
 """What the image says in its own words, in whatever language and to whomever."""
 
-_LINK = re.compile(
-    r"\b(?:https?|ftp)://\S+|\]\([^)\s]+\)"
-    r"|\b(?:visit|click|go to|subscribe|sign up|download|log ?in|check out|(?:learn|read|find out) more|more (?:info|"
-    r"details))\b[^.!?]{0,60}\b[\w-]+\.[a-z]{2,6}\b",
-    re.IGNORECASE,
-)
+_LINK = re.compile(r"\b(?:https?|ftp)://\S+|\]\([^)\s]+\)", re.IGNORECASE)
 _TO_A_MODEL = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?]{0,40}\b(?:instructions?|rules|prompts?|guidelines|above)\b"
     r"|\bsystem (?:prompt|message)\b|\bjailbreak|\bdeveloper mode\b"
@@ -207,6 +209,8 @@ _TO_A_MODEL = re.compile(
     re.IGNORECASE,
 )
 _TO_ITS_READER = re.compile(
+    r"\b(?:visit|click|go to|subscribe|sign up|download|log ?in|check out|(?:learn|read|find out) more|more (?:info|"
+    r"details))\b[^.!?]{0,60}\b[\w-]+\.[a-z]{2,6}\b|"
     r"\bfrom now on\b|\b(?:when|if) you (?:read|see) this\b"
     r"|\byou (?:must|should|will|have to|need to) (?:now|always|never) "
     r"|\b(?:always|only|never) (?:answer|reply|respond|say|output)\b"
@@ -348,6 +352,9 @@ def _in_another_language(prose: str, given: Sequence[str]) -> Fault | None:
     """Sentences in another language than the question, or words of a script that the row does not know. What is quoted,
     or stands in brackets as a name does, may be in any."""
     bare = _QUOTED.sub(" ", prose)
+    for own in sorted(given[1:], key=len, reverse=True):  # an address in Kuala Lumpur stays as it is
+        if len(own.split()) > 1:
+            bare = re.sub(re.escape(own.strip(" .")), " ", bare, flags=re.IGNORECASE)
     scripts = _scripts(" ".join(given)) | {"LATIN", "GREEK"}
     if foreign := _scripts(re.sub(r"\([^()]*\)", " ", bare)) - scripts:
         return Fault(Reason.TEACHER_OTHER_LANGUAGE, f"it holds words in another script: {', '.join(sorted(foreign))}")
