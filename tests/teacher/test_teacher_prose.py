@@ -44,6 +44,7 @@ def sentences(*said: tuple[str, list[int]]) -> dict[str, object]:
         (sentences(("The 【1】 is here.", [1])), "The red disc is here."),
         ({"sentences": ["I see the [1].", "It is here."], "answer": "gear"}, "I see the red disc. It is here."),
         ({"reasoning": "I see the [1].", "answer": "gear"}, "I see the red disc."),
+        (sentences(("Look at [1]", [1]), ("It is [2]", [2])), "Look at red disc It is lever"),
     ],
 )
 def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text: str) -> None:

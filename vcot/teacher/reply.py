@@ -101,7 +101,7 @@ def parted(sentences: Sequence[Sentence], sample: Sample, known: Collection[int]
         if unknown is not None:
             return _unknown(unknown, known)
         text = tidied(one.text)
-        pieces = _REFERENCE.split(f" {text}" if parts[-1] and text else text)
+        pieces = _REFERENCE.split(f" {text}" if parts != [""] and text else text)
         parts[-1] = f"{parts[-1]}{pieces[0]}"
         for group, after in zip(pieces[1::2], pieces[2::2], strict=True):
             numbers = tuple(_numbers(group))

@@ -99,6 +99,7 @@ class GatesStep(Step):
     """Each pair by itself; a row with one that is accepted is kept."""
 
     name: ClassVar[str] = "gates"
+    version: ClassVar[int] = 2
     record = Gates
     purposes = ("reanswer",)
 
