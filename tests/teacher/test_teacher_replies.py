@@ -18,8 +18,21 @@ def test_the_first_table_has_as_much_to_keep_as_to_refuse() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_of_the_first_table_so_much_is_right(form: str) -> None:
-    """Of a hundred to keep, and of a hundred to refuse."""
-    assert right(table("first"), form) >= (95, 95)
+    """Of a hundred to keep, and of a hundred to refuse. Before the gates of prose.py and conclusion.py: 72 and 18."""
+    kept, refused = right(table("first"), form)
+    assert kept >= 95
+    assert refused >= 95
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_of_the_second_table_no_less_is_right_than_when_it_was_written(form: str) -> None:
+    """Fifty and fifty, written when the gates were done and not looked at while they were made: 92 % and 76 %. What
+    they miss is told, ordered or placed in words that nobody has listed. Who mends that writes a third table."""
+    rows = table("second")
+    assert (len(rows), sum(row["keep"] for row in rows)) == (100, 50)
+    kept, refused = right(rows, form)
+    assert kept >= 46
+    assert refused >= 38
 
 
 FAULTS = {
