@@ -49,8 +49,7 @@ class Proposed(Shape):
 
 
 class Sentence(Shape):
-    """`[1]` in the text stands for object 1 where `objects` lists it; other brackets are what the picture says. Where
-    nothing is listed, brackets with the number of an object stand for it."""
+    """`objects`: the numbers in brackets of its text that stand for objects."""  # it is sent with each request
 
     text: str
     objects: list[int] = []
