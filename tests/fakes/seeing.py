@@ -103,7 +103,11 @@ class Seeing:
                 {"number": n, "label": part.label, "box": written(box, picture, asked.words)}
                 for n, box in zip(numbers, part.boxes, strict=True)
             ]
-        return {"reasoning": text, "objects": objects, "answer": answer}
+        return {
+            "objects": objects,
+            "sentences": [{"text": text, "objects": [one["number"] for one in objects]}],
+            "answer": answer,
+        }
 
     def _locate(self, asked: Asked) -> Mapping[str, Any]:
         picture, found = shown(asked), []

@@ -134,8 +134,10 @@ def grounded(asked: Asked) -> Answer:
         return Say(json.dumps({"answer": _TOLD.get(asked.question, "cannot tell")}))
     _TOLD[asked.question] = asked.answer
     if asked.objects:
-        return Say(f"I see {' and '.join(f'the [{n}]' for n in asked.objects)}.\nAnswer: {asked.answer}")
-    return Say(f"I looked for it, and it is not there.\nAnswer: {asked.answer}")
+        see = f"I see {' and '.join(f'the [{n}]' for n in asked.objects)}."
+    else:
+        see = "I looked for it, and it is not there."
+    return Say(f"{see} So the answer is {asked.answer}.\nAnswer: {asked.answer}")
 
 
 Elsewhere = Callable[[str, str, dict[str, str], bytes], Answer]

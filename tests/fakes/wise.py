@@ -12,7 +12,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,10 +72,7 @@ class Wise:
             label = self.known[asked.question].needs
             objects = [{"number": 1, "label": label, "box": found(asked)[label]}]
         numbers = [*asked.objects, *(one["number"] for one in objects)]
-        sentence = f"I see {' and '.join(f'the [{n}]' for n in numbers)}. So it is clear."
-        if not numbers:
-            sentence = "I looked for it. It is not there."
-        return {"reasoning": sentence, "objects": objects, "answer": asked.answer}
+        return {"objects": objects, "sentences": sentences(numbers, asked.answer), "answer": asked.answer}
 
     def _anchor(self, asked: Asked) -> dict[str, Any]:
         """Each thing that a sentence names, by its number where it is listed."""
@@ -125,17 +122,23 @@ class Wise:
 
     def _synthesis(self, asked: Asked) -> dict[str, Any]:
         numbers = list(asked.objects)
-        see = f"I see {' and '.join(f'the [{n}]' for n in numbers)}. So it is clear." if numbers else "It is not there."
-        own = {"question": asked.question, "choices": [], "answer": asked.answer, "evidence": numbers, "rationale": see}
+        own = {"question": asked.question, "choices": [], "answer": asked.answer, "evidence": numbers,
+               "rationale": sentences(numbers, asked.answer)}  # fmt: skip
         new = []
         wanted = re.search(r"^New pairs: (\d+)$", asked.words, re.M)
         for n, label in list(asked.objects.items())[: int(wanted[1]) if wanted else 0]:
             if label in COLOURS:
                 question = f"What is shown, thing {n}?"
                 new.append(own | {"question": question, "answer": "something coloured", "evidence": [n],
-                                  "rationale": f"Look at the [{n}]. It has a colour."})  # fmt: skip
+                                  "rationale": sentences([n], "something coloured")})  # fmt: skip
         related = [{"subject": numbers[0], "predicate": "beside", "object": numbers[1]}] if len(numbers) > 1 else []
         return {"relations": related, "pairs": [own, *new]}
+
+
+def sentences(numbers: Sequence[int], answer: str) -> list[dict[str, Any]]:
+    """What is seen, then what follows from it."""
+    see = f"I see {' and '.join(f'the [{n}]' for n in numbers)}." if numbers else "I looked for it. It is not there."
+    return [{"text": see, "objects": list(numbers)}, {"text": f"So the answer is {answer}.", "objects": []}]
 
 
 def named(asked: Asked) -> str:

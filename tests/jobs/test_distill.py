@@ -265,7 +265,9 @@ def wait_for(replies: int, runs: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture
 def slow_teacher() -> Iterator[Teacher]:
-    with scripted_teacher(lambda asked: Say(f"I see the [1].\nAnswer: {asked.answer}", wait=0.15)) as teacher:
+    with scripted_teacher(
+        lambda asked: Say(f"I see the [1] {asked.answer}.\nAnswer: {asked.answer}", wait=0.15)
+    ) as teacher:
         yield teacher
 
 
@@ -276,7 +278,7 @@ def test_a_run_with_a_model_over_s3(moto_place: str) -> None:
     _, rows = distilled(moto_place)
     assert [row.origin.teacher for row in rows] == ["scripted"] * 5 + [None]
     assert [row.origin.answered_by for row in rows] == [("scripted-1",)] * 5 + [()]  # as the endpoint names it
-    assert rows[0].reasoning == (Trace(("I see the ", see("red disc", TOP_LEFT), ".")),)
+    assert rows[0].reasoning == (Trace(("I see the ", see("red disc", TOP_LEFT), ". So the answer is top left.")),)
     said = report(moto_place)
     assert said["spent"]["requests"] == len(teacher.asked) == 5  # type: ignore[index]
     kept = list(Store().list(cache_of(moto_place)))

@@ -320,5 +320,5 @@ def test_an_endpoint_without_batches_is_told(tmp_path: Path) -> None:
 def test_faults_an_empty_purse_and_a_kill_change_nothing(tmp_path: Path) -> None:
     samples = storm.rows(tmp_path, 60)
     expected = storm.calm(tmp_path, samples)
-    seen = storm.weather(tmp_path, samples, 10, share=0.2, seed=3, small=0.03)
+    seen = storm.weather(tmp_path, samples, 10, share=0.2, seed=3, small=0.05)  # the worst case of five tries
     assert seen["files"] == expected

@@ -82,7 +82,7 @@ def answer(asked: Asked) -> Answer:
     wait = random.Random(asked.words).random() * LONGEST
     if number % 17 == 3 or (number % 13 == 5 and not repaired):
         return Say(f"I see the [1] at [31, 83, 188, 292], {reference(asked)}.", wait=wait)
-    return Say(f"I see the [1], {reference(asked)}.\nAnswer: {asked.answer}", wait=wait)
+    return Say(f"I see the [1], {reference(asked)}, {asked.answer}.\nAnswer: {asked.answer}", wait=wait)
 
 
 @dataclass

@@ -123,7 +123,11 @@ def test_the_teacher_sees_image_question_answer_and_numbered_objects(ask: Asker)
     assert "top left" in asked.words
     assert not any(str(round(1000 * edge / 320)) in asked.words for edge in (140, 180))  # no thousandths to copy
     assert lesson == Lesson(
-        (Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("red disc", CENTRE), ".")),)
+        (
+            Trace(
+                ("I see the ", see("red disc", TOP_LEFT), " and the ", see("red disc", CENTRE), ". So the answer is 2.")
+            ),
+        )
     )
     (kept,) = ask.kept
     assert (kept.model, kept.finish_reason, kept.tokens_in, kept.tokens_out) == ("scripted-1", "stop", 100, 10)
@@ -146,7 +150,7 @@ def test_absence_is_taught_in_words(ask: Asker) -> None:
     row = stored(ask.folder / "images", question="Is there a dog?", evidence=()).model_copy(update={"answers": ("no",)})
     with scripted_teacher() as teacher:
         outcomes = ask([row], teacher.address)
-    assert outcomes == [Lesson((Trace(("I looked for it, and it is not there.",)),))]
+    assert outcomes == [Lesson((Trace(("I looked for it, and it is not there. So the answer is no.",)),))]
     assert "use no brackets" in teacher.asked[0].words
 
 
@@ -238,14 +242,14 @@ def test_a_useless_reply_is_asked_again_with_a_stricter_word_and_then_refused(
 
 
 def test_a_good_reply_after_a_bad_one_counts(ask: Asker) -> None:
-    with scripted_teacher(script(Say(""), Say("I see the [1]."))) as teacher:
+    with scripted_teacher(script(Say(""), Say("I see the [1] at the top left."))) as teacher:
         (outcome,) = ask(ask.rows(1), teacher.address)
     assert isinstance(outcome, Lesson)
     assert len(teacher.asked) == 2
 
 
 def test_alternatives_are_asked_for_and_only_different_ones_count(ask: Asker) -> None:
-    said = ["I see the [1].", "There is the [1].", "I see the [1]."]
+    said = ["I see the [1] top left.", "The [1] is top left.", "I see the [1] top left."]
     with scripted_teacher(lambda asked: Say(said[asked.number])) as teacher:
         (outcome,) = ask(ask.rows(1), teacher.address, alternatives=3)
     assert isinstance(outcome, Lesson)
@@ -268,7 +272,7 @@ def test_a_missing_image_is_refused_by_name(ask: Asker) -> None:
     ids=["429", "500", "503", "closed", "502"],
 )  # fmt: skip
 def test_trouble_that_passes_is_waited_out(ask: Asker, quick: None, trouble: Answer) -> None:
-    with scripted_teacher(script(trouble, trouble, Say("I see the [1]."))) as teacher:
+    with scripted_teacher(script(trouble, trouble, Say("I see the [1] at the top left."))) as teacher:
         (outcome,) = ask(ask.rows(1), teacher.address)
     assert isinstance(outcome, Lesson)
     assert len(teacher.asked) == 3
@@ -276,7 +280,7 @@ def test_trouble_that_passes_is_waited_out(ask: Asker, quick: None, trouble: Ans
 
 
 def test_retry_after_is_honoured(ask: Asker, quick: None) -> None:
-    with scripted_teacher(script(Refuse(429, retry_after="0.7"), Say("I see the [1]."))) as teacher:
+    with scripted_teacher(script(Refuse(429, retry_after="0.7"), Say("I see the [1] at the top left."))) as teacher:
         begun = time.monotonic()
         ask(ask.rows(1), teacher.address)
     assert time.monotonic() - begun >= 0.7
@@ -356,17 +360,17 @@ def test_a_missing_key_or_a_wrong_address_is_a_setting(ask: Asker, monkeypatch: 
 
 
 def test_no_more_requests_at_once_than_allowed_and_no_fewer(ask: Asker) -> None:
-    with scripted_teacher(lambda asked: Say("I see the [1].", wait=0.05)) as teacher:
+    with scripted_teacher(lambda asked: Say("I see the [1] at the top left.", wait=0.05)) as teacher:
         ask(ask.rows(30), teacher.address, concurrency=6)
     assert teacher.most_at_once == 6
 
 
 def test_order_does_not_depend_on_who_answers_first(ask: Asker) -> None:
     waits = itertools.cycle([0.2, 0.0, 0.1, 0.0])
-    with scripted_teacher(lambda asked: Say(f"I see {asked.question} at [1].", wait=next(waits))) as teacher:
+    with scripted_teacher(lambda asked: Say(f"For {asked.question} see [1], top left.", wait=next(waits))) as teacher:
         outcomes = ask(ask.rows(12), teacher.address, concurrency=4)
     texts = [outcome.traces[0].text for outcome in outcomes if isinstance(outcome, Lesson)]
-    assert texts == [f"I see Where is disc {n}? at red disc." for n in range(12)]
+    assert texts == [f"For Where is disc {n}? see red disc, top left." for n in range(12)]
 
 
 @contextmanager
@@ -392,7 +396,7 @@ def test_a_signal_waits_for_what_is_under_way_and_asks_nothing_more(
     ask: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        scripted_teacher(lambda asked: Say("I see the [1].", wait=0.3)) as teacher,
+        scripted_teacher(lambda asked: Say("I see the [1] at the top left.", wait=0.3)) as teacher,
         signal_after(teacher, 6, monkeypatch),
         pytest.raises(Interrupted, match="replies that arrived are kept"),
     ):
@@ -410,7 +414,7 @@ def test_requests_under_way_come_home_when_the_rows_can_be_written_no_longer(
             if row.id == "row-1":
                 raise OSError(28, "No space left on device")
 
-    with scripted_teacher(lambda asked: Say("I see the [1].", wait=0.3)) as teacher:
+    with scripted_teacher(lambda asked: Say("I see the [1] at the top left.", wait=0.3)) as teacher:
         monkeypatch.setenv("OPENAI_BASE_URL", teacher.address)
         with (
             pytest.raises(OSError, match="No space left"),

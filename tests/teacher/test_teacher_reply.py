@@ -30,7 +30,7 @@ BOTH = Mention("red disc", (TOP_LEFT, CENTRE))
 def reading(text: str, row: Sample = ROW, finish: str = "stop") -> Trace | Fault:
     known = {seen.number: seen for seen in objects_of(row)}
     said = read(Completion(text=text, model="m", finish_reason=finish), row, known)
-    return said if isinstance(said, Fault) else build(said.prose, known)
+    return said if isinstance(said, Fault) else build(said.parts, known)
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,12 @@ def test_every_step_makes_its_record(tmp_path: Path) -> None:
 def test_the_row_and_its_new_questions_come_out(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("red disc", DISC),), context="A drawing.")
     lesson = taught(two(pairs=1), one, wise())
-    assert lesson.traces[0].text == "I see the red disc and the blue lever. So it is clear."
+    assert lesson.traces[0].text == "I see the red disc and the blue lever. So the answer is gear."
     assert lesson.models == ("scripted-1",)
     (pair,) = lesson.pairs
     assert (pair.id, pair.answers, pair.context) == ("one#1", ("something coloured",), None)
     assert pair.evidence == (see("red disc", DISC),)
-    assert pair.reasoning[0].text == "Look at the red disc. It has a colour."
+    assert pair.reasoning[0].text == "I see the red disc. So the answer is something coloured."
     assert taught(two(pairs=0), one, wise()).pairs == ()
 
 
@@ -138,7 +138,7 @@ def test_a_row_falls_at_its_step(tmp_path: Path, reason: Reason, step: str, spoi
         (Reason.TEACHER_UNGROUNDED, "evidence_kept", {"evidence": [5]}),
         (Reason.TEACHER_WRONG_ANSWER, "answer_agrees", {"answer": "wheel"}),
         (Reason.TEACHER_EVIDENCE_FALLS_SHORT, "reanswer_agrees",
-         {"rationale": "I see the [2]. So it is clear.", "evidence": [2]}),
+         {"rationale": "I see the [2]. So it is a gear.", "evidence": [2]}),
     ],
 )  # fmt: skip
 def test_each_gate_refuses_its_pair_and_the_others_stay(

@@ -67,7 +67,7 @@ def at(box: Sequence[float]) -> Callable[[Any, Any], Any]:
 def test_an_object_that_nobody_annotated_is_proposed_and_checked(tmp_path: Path) -> None:
     asker, way = wise(), aware()
     (trace,) = taught(way, row(tmp_path), asker).traces
-    assert trace.text == "I see the red disc. So it is clear."
+    assert trace.text == "I see the red disc. So the answer is gear."
     assert near(trace.boxes[0], DISC)
     assert asker.purposes == {"reason": 1, "locate": 1, "look": 1, "reanswer": 1}
     assert "You may add objects, from [1] on. Boxes are [x1, y1, x2, y2] in thousandths" in asker.asked[0].words
@@ -109,15 +109,17 @@ def test_annotated_objects_have_their_boxes_from_people(tmp_path: Path) -> None:
     asker = wise()
     one = row(tmp_path, evidence=(see("red disc", DISC),))
     (trace,) = taught(aware(), one, asker).traces
-    assert trace == Trace(("I see the ", see("red disc", DISC), ". So it is clear."))
+    assert trace == Trace(("I see the ", see("red disc", DISC), ". So the answer is gear."))
     assert asker.purposes == {"reason": 1, "reanswer": 1}  # gold is not doubted
 
 
 def test_a_proposal_on_an_annotated_place_is_that_object(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("disc of metal", DISC),))
-    spoil = {"reason": lambda a, s: {"reasoning": "I see the [2].", "objects": [{"number": 2, "label": "red disc",
-             "box": [28, 80, 190, 300]}], "answer": "gear"}}  # fmt: skip
-    assert taught(aware(), one, wise(**spoil)).traces == (Trace(("I see the ", see("disc of metal", DISC), ".")),)
+    disc = {"number": 2, "label": "red disc", "box": [28, 80, 190, 300]}
+    spoil = {"reason": lambda a, s: s | {"sentences": ["I see the [2].", "So it is a gear."], "objects": [disc]}}
+    assert taught(aware(), one, wise(**spoil)).traces == (
+        Trace(("I see the ", see("disc of metal", DISC), ". So it is a gear.")),
+    )
 
 
 def test_other_frames_are_declared_and_told(tmp_path: Path) -> None:
@@ -134,11 +136,11 @@ def test_other_frames_are_declared_and_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reason", "spoil"),
     [
-        (Reason.TEACHER_WRONG_SHAPE, {"reason": lambda a, s: {"reasoning": 5}}),
+        (Reason.TEACHER_WRONG_SHAPE, {"reason": lambda a, s: {"sentences": 5}}),
         (Reason.TEACHER_EMPTY, {"reason": lambda a, s: ""}),
         (Reason.TEACHER_UNGROUNDED, {"reason": lambda a, s: "colourless green ideas sleep"}),
         (Reason.TEACHER_UNGROUNDED, {"reason": lambda a, s: s | {"objects": []}}),
-        (Reason.TEACHER_UNREADABLE, {"reason": lambda a, s: s | {"reasoning": "I see the [1] at (31, 83)."}}),
+        (Reason.TEACHER_UNREADABLE, {"reason": lambda a, s: s | {"sentences": ["I see the [1] at (31, 83)."]}}),
         (Reason.BOX_MALFORMED, {"reason": adding("red disc", [1, 2, 3])}),
         (Reason.BOX_OUTSIDE, {"reason": adding("red disc", [900, 100, 1400, 200])}),
         (Reason.BOX_INVERTED, {"reason": adding("red disc", [188, 83, 31, 292])}),
@@ -199,7 +201,7 @@ def test_a_text_keeps_its_words_and_the_places_up_to_the_limit(tmp_path: Path) -
 
 def test_what_is_annotated_elsewhere_is_not_proposed_elsewhere(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("red disc", DISC),))
-    spoil = {"reason": lambda a, s: s | {"reasoning": "I see the [2].", "objects": [
+    spoil = {"reason": lambda a, s: s | {"sentences": ["I see the [2].", "So it is a gear."], "objects": [
         {"number": 2, "label": "red disc", "box": NOWHERE}]}}  # fmt: skip
     assert refused(aware(), one, wise(**spoil)).reason is Reason.TEACHER_BOX_OFF_GOLD
 
@@ -227,11 +229,11 @@ def test_a_reply_is_asked_for_once_more_and_no_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        '```json\n{"reasoning": "I see the [1].", "answer": "gear"}\n```',
-        'Sure! {"reasoning": "I see the [1].", "objects": [], "answer": "gear"} I hope that helps.',
-        "{'reasoning': 'I see the [1].', 'objects': [], 'answer': 'gear',}",
-        '<think>{"a": 1}</think>{"reasoning": "I see the [1].", "objects": [], "answer": "gear"',
-        "I see the [1].\nAnswer: gear",
+        '```json\n{"reasoning": "I see the [1]. It is a gear.", "answer": "gear"}\n```',
+        'Sure! {"reasoning": "I see the [1]. It is a gear.", "objects": [], "answer": "gear"} I hope that helps.',
+        "{'reasoning': 'I see the [1]. It is a gear.', 'objects': [], 'answer': 'gear',}",
+        '<think>{"a": 1}</think>{"reasoning": "I see the [1]. It is a gear.", "objects": [], "answer": "gear"',
+        "I see the [1]. It is a gear.\nAnswer: gear",
     ],
 )
 def test_what_can_be_mended_is_mended_without_asking(tmp_path: Path, said: str) -> None:
@@ -246,12 +248,12 @@ def test_a_wrong_answer_is_not_argued_with_and_may_stay_as_a_negative(tmp_path: 
     assert asker.purposes["reason"] == 1
     assert found.negative is not None
     assert found.negative.answers == ("wheel",)
-    assert found.negative.reasoning[0].text == "I see the red disc. So it is clear."
+    assert found.negative.reasoning[0].text == "I see the red disc. So the answer is gear."
     assert refused(aware(), row(tmp_path), wise(**spoil)).negative is None
 
 
 def test_the_answer_in_the_first_sentence_is_flagged_or_refused(tmp_path: Path) -> None:
-    spoil = {"reason": lambda a, s: s | {"reasoning": "The [1] touches the lever, so it is the gear. I see it."}}
+    spoil = {"reason": lambda a, s: s | {"sentences": ["The [1] touches the lever, so it is the gear.", "I see it."]}}
     assert taught(aware(), row(tmp_path), wise(**spoil)).flags == (ANSWER_FIRST,)
     assert taught(aware(), row(tmp_path), wise()).flags == ()
     strict = aware(Trust(decoy_share=0, answer_first="refuse"))
@@ -260,11 +262,11 @@ def test_the_answer_in_the_first_sentence_is_flagged_or_refused(tmp_path: Path) 
 
 def test_an_object_that_is_refused_may_stay_as_prose(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("red disc", DISC),))
-    spoil = {"reason": lambda a, s: {"reasoning": "The [2] is beside the [1].", "objects": [
+    spoil = {"reason": lambda a, s: {"reasoning": "The [2] is beside the [1]. So it is a gear.", "objects": [
         {"number": 2, "label": "blue lever", "box": NOWHERE}], "answer": "gear"}}  # fmt: skip
     assert refused(aware(), one, wise(**spoil)).reason is Reason.TEACHER_BOX_UNSURE
     lesson = taught(aware(Trust(decoy_share=0, bad_objects="prose")), one, wise(**spoil))
-    assert lesson.traces == (Trace(("The blue lever is beside the ", see("red disc", DISC), ".")),)
+    assert lesson.traces == (Trace(("The blue lever is beside the ", see("red disc", DISC), ". So it is a gear.")),)
     assert [(part.part, part.reason) for part in lesson.parts] == [("object 2", Reason.TEACHER_BOX_UNSURE)]
     alone = aware(Trust(decoy_share=0, bad_objects="prose"))
     assert refused(alone, row(tmp_path), wise(reason=adding("red disc", NOWHERE))).reason is Reason.TEACHER_NOTHING_LEFT

@@ -8,6 +8,7 @@ objects are put into the text by our code; what a model proposes beside them mus
                                                          reads replies (reply.py, structured.py, shapes.py), and knows
                                                          no endpoint
     prompts/                                             what it is told
+    prose.py · conclusion.py                             what its sentences may not hold, and what they must end in
     checks.py · crops.py · trust.py · funnel.py          whether it is believed, and who fell where
     model.py · desk.py · endpoint.py · replies.py        many rows at once; each request is paid for once
     plan.py · treasury.py · budget.py · account.py       the ceiling, shared out and kept in storage

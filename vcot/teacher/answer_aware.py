@@ -68,14 +68,18 @@ class AnswerAware:
 
     async def _trace(self, talk: Talk, alternative: int) -> Trace:
         sample, objects = talk.sample, objects_of(talk.sample)
-        numbers = [one.number for one in objects]
+        names = {one.number: one.label for one in objects}
         said = await talk.hear(
             "reason", self._parts(sample), Reasoned,
-            lambda completion: self._few(reply.read(completion, sample, numbers, may_add=self._may_add(sample))),
+            lambda completion: self._few(
+                reply.concluding(
+                    reply.read(completion, sample, names, may_add=self._may_add(sample)), sample, names
+                )
+            ),
             alternative=alternative,
         )  # fmt: skip
         known: dict[int, Object | str] = {one.number: one for one in objects}
-        trace = reply.build(said.prose, known | await self._added(said, objects, talk))
+        trace = reply.build(said.parts, known | await self._added(said, objects, talk))
         if not trace.mentions and sample.evidence != ():
             raise Refused(Fault(Reason.TEACHER_NOTHING_LEFT, "none of the objects that it spoke of stood the checks"))
         await self._trust.answered(said.answer, trace, talk)

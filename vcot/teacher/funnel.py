@@ -15,6 +15,8 @@ from vcot.records import Reason, Rejection, Sample
 _PARSING = {
     Reason.TEACHER_FAILED, Reason.TEACHER_EMPTY, Reason.TEACHER_REFUSED, Reason.TEACHER_CUT_OFF,
     Reason.TEACHER_NOT_JSON, Reason.TEACHER_WRONG_SHAPE, Reason.TEACHER_UNREADABLE, Reason.TEACHER_UNGROUNDED,
+    Reason.TEACHER_TOLD, Reason.TEACHER_INJECTED, Reason.TEACHER_REPEATS, Reason.TEACHER_OTHER_LANGUAGE,
+    Reason.TEACHER_NO_CONCLUSION,
     Reason.DUPLICATE,
 }  # fmt: skip
 _BOXES = {

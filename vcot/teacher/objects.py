@@ -47,12 +47,12 @@ def gives_away(label: str, sample: Sample) -> bool:
     said, asked = _words(label), _words(sample.question)
     return any(
         answer == said or (_holds(said, answer) and not _holds(asked, said))
-        for answer in map(_words, _accepted(sample))
+        for answer in map(_words, accepted(sample))
         if answer
     )
 
 
-def _accepted(sample: Sample) -> list[str]:
+def accepted(sample: Sample) -> list[str]:
     """The accepted answers, and the choices that letters among them stand for."""
     choices = sample.choices or ()
     letters = {letter(answer, choices) for answer in sample.answers}
@@ -84,7 +84,7 @@ def tells_answer(prose: str, sample: Sample) -> bool:
             answer == alone or _holds(said, ["answer", "is", *answer]) or _holds(said, ["answer", *answer])
         )
 
-    return any(told(_words(answer)) for answer in _accepted(sample))
+    return any(told(_words(answer)) for answer in accepted(sample))
 
 
 _OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")

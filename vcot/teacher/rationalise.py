@@ -86,7 +86,7 @@ class Rationalise:
         trace = anchored(text, await self._places(self._few(pointed, talk), objects, talk))
         if not trace.mentions:
             raise Refused(Fault(Reason.TEACHER_NOTHING_LEFT, "none of the places that it gave stood the checks"))
-        await self._trust.answered("", trace, talk)
+        await self._trust.answered("", trace, talk, written=False)
         return trace
 
     def _few(self, pointed: Sequence[Pointed], talk: Talk) -> list[Pointed]:

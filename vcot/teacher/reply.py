@@ -1,11 +1,12 @@
 """Reasoning as a teacher writes it → a Trace, or why it cannot be one. Never raises, whatever the text; linear time.
 
-    {"reasoning": "I see the [1] at the top left.", "objects": [], "answer": "top left"}
+    {"objects": [], "sentences": [{"text": "I see the [1] at the top left.", "objects": [1]}, …], "answer": "top left"}
     "I see the [1] at the top left.\\nAnswer: top left"       (from those that write no JSON)
       →  "I see the ", Mention("red disc", boxes of object 1), " at the top left."
 
 Sentences speak of objects by number. One that types coordinates or markup is refused and not mended: what it says
-about a place was then guessed from numbers, and nobody checked it.
+about a place was then guessed from numbers, and nobody checked it. What else prose may not hold: prose.py; what it must
+end in: conclusion.py.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ from typing import NamedTuple
 
 from vcot.grounding import Mention, Trace
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher import structured
+from vcot.teacher import conclusion, prose, structured
 from vcot.teacher.objects import Object, tells_answer
-from vcot.teacher.shapes import Proposed, Reasoned
+from vcot.teacher.shapes import Proposed, Reasoned, Sentence
 from vcot.teacher.structured import Fault
 
 LONGEST = 4000
 """Characters; four short sentences have some four hundred."""
+
+Parts = tuple[str | tuple[int, ...], ...]
+"""Prose, and the numbers of the objects of which it speaks, in turn; it begins and ends with prose."""
 
 
 class Said(NamedTuple):
     """Reasoning that can be used, with the answer that it ends in ("" where it states none) and the objects that it
     adds."""
 
-    prose: str
+    parts: Parts
     answer: str
     proposed: tuple[Proposed, ...]
 
@@ -44,28 +48,41 @@ def read(completion: Completion, sample: Sample, known: Collection[int], *, may_
     said = _said(completion)
     if isinstance(said, Fault):
         return said
-    added = [one.number for one in said.proposed]
+    sentences, answer, proposed = said
+    added = [one.number for one in proposed]
     if added and not may_add:
         return Fault(Reason.TEACHER_UNGROUNDED, f"it added [{added[0]}], and nothing may be added to the list")
     if len({*known, *added}) < len(known) + len(added):
         return Fault(Reason.TEACHER_UNREADABLE, f"it added objects {added}, and some of these numbers are taken")
     if (
-        not said.answer and not known and not may_add
+        not answer and not known and not may_add
     ):  # where nothing can be pointed at, this alone tells sense from nonsense
         return Fault(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
-    return check(said.prose, sample, {*known, *added}, grounded=bool(known) or may_add) or said
+    parts = parted(sentences, sample, {*known, *added})
+    if isinstance(parts, Fault):
+        return parts
+    return check(parts, sample, grounded=bool(known) or may_add) or Said(parts, answer, proposed)
 
 
-def numbers_in(prose: str) -> list[int]:
+def concluding(said: Said | Fault, sample: Sample, names: Mapping[int, str]) -> Said | Fault:
+    """The same, if its sentences lead to an answer at all. That it is the right one, `Trust` asks when the boxes have
+    stood; who closes with another one is not asked again."""
+    if isinstance(said, Fault) or (said.answer and not conclusion.agrees(said.answer, sample)):
+        return said
+    names = {**names, **{one.number: one.label for one in said.proposed}}
+    fault = conclusion.fault_of(build(said.parts, names).text, sample)
+    return fault if fault is not None and fault.reason is Reason.TEACHER_NO_CONCLUSION else said
+
+
+def numbers_in(parts: Parts) -> list[int]:
     """The objects that it speaks of, each once, in order."""
-    groups = map(_numbers, _REFERENCE.split(prose)[1::2])
-    return list(dict.fromkeys(number for group in groups for number in group))
+    return list(dict.fromkeys(number for part in parts if not isinstance(part, str) for number in part))
 
 
-def build(prose: str, objects: Mapping[int, Object | str]) -> Trace:
+def build(parts: Parts, objects: Mapping[int, Object | str]) -> Trace:
     """The prose with a mention, or a mere name, in the place of each number."""
-    pieces = _REFERENCE.split(prose)
-    return _build(pieces[::2], [[objects[n] for n in _numbers(group)] for group in pieces[1::2]])
+    texts = [part for part in parts if isinstance(part, str)]
+    return _build(texts, [[objects[n] for n in part] for part in parts if not isinstance(part, str)])
 
 
 def tidied(prose: str) -> str:
@@ -73,56 +90,78 @@ def tidied(prose: str) -> str:
     return " ".join(_tidy(prose).split())
 
 
-def _said(completion: Completion) -> Said | Fault:
+def parted(sentences: Sequence[Sentence], sample: Sample, known: Collection[int]) -> Parts | Fault:
+    """The sentences, cut where they speak of objects."""
+    length = sum(len(one.text) for one in sentences)
+    if length > LONGEST:
+        return Fault(Reason.TEACHER_UNREADABLE, f"it had {length} characters; two to four short sentences are wanted")
+    parts: list[str | tuple[int, ...]] = [""]
+    for one in sentences:
+        unknown = next((number for number in one.objects if number not in known), None)
+        if unknown is not None:
+            return _unknown(unknown, known)
+        text = tidied(one.text)
+        pieces = _REFERENCE.split(f" {text}" if parts != [""] and text else text)
+        parts[-1] = f"{parts[-1]}{pieces[0]}"
+        for group, after in zip(pieces[1::2], pieces[2::2], strict=True):
+            numbers = tuple(_numbers(group))
+            listed = len(numbers) < 2 or "objects" not in one.model_fields_set or {*numbers} <= {*one.objects}
+            if listed and {*numbers} <= {*known}:
+                parts += numbers, after
+            elif _is_prose(group, numbers, sample) or not listed:
+                parts[-1] = f"{parts[-1]}[{group}]{after}"
+            elif len(numbers) >= 4:
+                return Fault(Reason.TEACHER_UNREADABLE, f"it typed {list(numbers[:4])}, which look like coordinates")
+            else:
+                return _unknown(next(n for n in numbers if n not in known), known)
+    return tuple(parts)
+
+
+def check(parts: Parts, sample: Sample, *, grounded: bool) -> Fault | None:
+    """Why such prose cannot be used. `grounded`: it must speak of an object."""
+    numbers = numbers_in(parts)
+    text = "".join(part if isinstance(part, str) else f"{prose.HERE}{part[0]}{prose.HERE}" for part in parts)
+    fault = prose.fault_of(text, sample)
+    if fault is not None:
+        return fault
+    if grounded and not numbers:
+        return Fault(Reason.TEACHER_UNGROUNDED, "it spoke of no listed object by its number, as in [1]")
+    if sum(c.isalpha() for part in parts if isinstance(part, str) for c in part) < 4:
+        return Fault(Reason.TEACHER_UNREADABLE, "it held no sentence")
+    if grounded and tells_answer(str(parts[0]), sample):
+        return Fault(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
+    return None
+
+
+def _said(completion: Completion) -> tuple[Sequence[Sentence], str, tuple[Proposed, ...]] | Fault:
     text = structured.text_of(completion)
     if isinstance(text, Fault):
         return text
     value = structured.json_in(text)
-    if (value is not None and "reasoning" in value) or text.lstrip("`json \n").startswith("{"):
+    if (value is not None and {"sentences", "reasoning"} & {*value}) or text.lstrip("`json \n").startswith("{"):
         found = structured.read(completion, Reasoned)
         if isinstance(found, Fault):
             return found
         if not found.answer.strip():
             return Fault(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
-        return Said(tidied(found.reasoning), " ".join(found.answer.split()), tuple(found.objects))
+        return found.sentences, " ".join(found.answer.split()), tuple(found.objects)
     text = _tidy(text)
     if not text:
         return Fault(Reason.TEACHER_EMPTY, "it was empty")
-    prose, answer = _split_answer(text)
-    return Said(" ".join(prose.split()), answer, ())
-
-
-def check(prose: str, sample: Sample, known: Collection[int], *, grounded: bool) -> Fault | None:
-    """Why such prose about the objects with these numbers cannot be used. `grounded`: it must speak of one."""
-    if len(prose) > LONGEST:
-        return Fault(
-            Reason.TEACHER_UNREADABLE, f"it had {len(prose)} characters; two to four short sentences are wanted"
-        )
-    pieces = _REFERENCE.split(prose)  # prose, numbers, prose, numbers, …, prose
-    numbers = [_numbers(group) for group in pieces[1::2]]
-    fault = _typed(pieces[::2], numbers, known, sample) or _unknown(numbers, known)
-    if fault is not None:
-        return fault
-    if not numbers and _REFUSAL.match(prose):
-        return Fault(Reason.TEACHER_REFUSED, f"it declined: {prose[:80]!r}")
-    if grounded and not numbers:
-        return Fault(Reason.TEACHER_UNGROUNDED, "it spoke of no listed object by its number, as in [1]")
-    if sum(map(str.isalpha, "".join(pieces[::2]))) < 4:
-        return Fault(Reason.TEACHER_UNREADABLE, "it held no sentence")
-    if grounded and tells_answer(pieces[0], sample):
-        return Fault(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
-    return None
+    written, answer = _split_answer(text)
+    return [Sentence(text=written)], answer, ()
 
 
 # ------------------------------------------------------------------------------------------ the text as it came
 
+_BRACKETS = str.maketrans("［］【】", "[][]")
 _BULLET = re.compile(r"^ *(?:[-*•]|\d{1,2}[.)]) +", re.MULTILINE)
 _ANSWER = re.compile(r"(?:^|(?<=[.!?] ))[>*_#]*(?:the |final )?answer[*_]*[:：](?P<answer>[^\n]*)\Z", re.I | re.M)
 
 
 def _tidy(text: str) -> str:
-    """Without bold marks, bullets and control characters; one line break, one blank at a time."""
-    text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text)
+    """Without bold marks, bullets and control characters, brackets as in ASCII; one line break, one blank at a time."""
+    text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text).translate(_BRACKETS)
     lines = (" ".join(line.split()) for line in text.replace("**", "").split("\n"))
     return _BULLET.sub("", "\n".join(filter(None, lines))).strip()
 
@@ -133,61 +172,35 @@ def _split_answer(text: str) -> tuple[str, str]:
     return (text[: found.start()], found["answer"].strip()) if found else (text, "")
 
 
-_REFUSAL = re.compile(
-    r"(?:i['’]?m |i am )?(?:very )?(?:sorry|afraid|unable)\b|i (?:can['’]?t|cannot|can not|won['’]?t|will not) "
-    r"|as an ai\b",
-    re.IGNORECASE,
-)
-
 # ----------------------------------------------------------------------------------------------- its references
 
-_ONE = r"(?:#|object |no\. ?)?[0-9]{1,4}"
-_REFERENCE = re.compile(rf"\[ ?({_ONE}(?:(?: ?[,;&–-] ?| and ){_ONE})*) ?\]", re.IGNORECASE)
-
-# What a reply may not type. Percentages and ranges are how the list states places.
-_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
-_TYPED = re.compile(
-    r"</?[a-z|!]|<\|"  # markup, special tokens
-    rf"|[\[({{] ?{_NUMBER} ?[,;] ?{_NUMBER}"  # (12, 34   [0.1, 0.2
-    rf"|{_NUMBER}(?:(?: ?[,;] ?| ){_NUMBER}){{3}}"  # four numbers in a row
-    r"|\b(?:[xy][12]?|bbox(?:_2d)?|box|coordinates?)\"? ?[=:] ?[\[(\"]?[0-9]"
-    r"|[0-9] ?[–-] ?[0-9]+ ?%|[0-9] ?% (?:across|down|from the (?:left|right|top|bottom))",
-    re.IGNORECASE,
-)
+_ONE = r"(?:#|object |no\. ?)?\d{1,4}"
+_REFERENCE = re.compile(rf"(?<!\[)\[ ?({_ONE}(?:(?: ?[,;&–-] ?| and ){_ONE})*) ?\](?!\])", re.IGNORECASE)
+"""Not a row of a matrix, [[1, 2], [3, 4]]."""
 
 
 def _numbers(group: str) -> list[int]:
     """ "1, 2" → 1 2; "2-4" → 2 3 4."""
     found: list[int] = []
-    for first, dash, last in re.findall(r"([0-9]+)(?: ?([–-]) ?(?:#|object |no\. ?)?([0-9]+))?", group, re.IGNORECASE):
+    for first, dash, last in re.findall(r"(\d+)(?: ?([–-]) ?(?:#|object |no\. ?)?(\d+))?", group, re.IGNORECASE):
         start, end = int(first), int(last or first)
         found += range(start, end + 1) if dash and start <= end <= start + 99 else [start, end]
     return list(dict.fromkeys(found))
 
 
-def _typed(
-    prose: Sequence[str], numbers: Sequence[Sequence[int]], known: Collection[int], sample: Sample
-) -> Fault | None:
-    """Coordinates or markup in the prose; and four numbers in brackets that are not all of the list."""
-    given = "\n".join([sample.question, *sample.answers])
-    for piece in prose:
-        for found in _TYPED.finditer(piece):
-            if found[0] not in given:
-                return Fault(
-                    Reason.TEACHER_UNREADABLE, f"it typed {found[0]!r}: coordinates and markup are not allowed"
-                )
-    for group in numbers:
-        if len(group) >= 4 and not set(group) <= set(known):
-            return Fault(Reason.TEACHER_UNREADABLE, f"it typed {list(group[:4])}, which look like coordinates")
-    return None
+def _is_prose(group: str, numbers: Sequence[int], sample: Sample) -> bool:
+    """Whether brackets belong to the text: a year, a footnote of which the row speaks."""
+    given = " ".join([sample.question, sample.context or "", *(sample.choices or ()), *sample.answers])
+    return f"[{group}]" in given or min(numbers) >= YEAR
 
 
-def _unknown(numbers: Sequence[Sequence[int]], known: Collection[int]) -> Fault | None:
-    for number in (n for group in numbers for n in group):
-        if number not in known:
-            there = f"the list ends at [{max(known)}]" if known else "no number belongs into it, nothing is there"
-            return Fault(Reason.TEACHER_UNGROUNDED, f"it spoke of [{number}], but {there}")
-    return None
+YEAR = 100
+"""A number in brackets from which it is none of an object: no row has as many."""
+
+
+def _unknown(number: int, known: Collection[int]) -> Fault:
+    there = f"the list ends at [{max(known)}]" if known else "no number belongs into it, nothing is there"
+    return Fault(Reason.TEACHER_UNGROUNDED, f"it spoke of [{number}], but {there}")
 
 
 def _build(prose: Sequence[str], groups: Sequence[Sequence[Object | str]]) -> Trace:

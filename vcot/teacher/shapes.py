@@ -6,10 +6,11 @@ what has a default here; the schema asks for everything, because strict endpoint
 
 from __future__ import annotations
 
+import re
 from functools import cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 
 def _strict(schema: dict[str, Any]) -> None:
@@ -29,18 +30,53 @@ def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
     return shape.model_json_schema()
 
 
+def _numbers(box: Any) -> Any:
+    """A box that came as a string: "[31, 83, 188, 292]", "(31,83),(188,292)"."""
+    if isinstance(box, str) and re.fullmatch(r"[\s\d.,;()\[\]+-]*", box):
+        return re.findall(r"[+-]?\d+(?:\.\d+)?", box)
+    return box
+
+
+Numbers = Annotated[list[float], BeforeValidator(_numbers)]
+
+
 class Proposed(Shape):
     """An object that nobody annotated, under the number by which the sentences speak of it."""
 
     number: int
     label: str
-    box: list[float]
+    box: Numbers
+
+
+class Sentence(Shape):
+    """`objects`: the numbers in brackets of its text that stand for objects."""  # it is sent with each request
+
+    text: str
+    objects: list[int] = []
+
+
+def _sentences(said: Any) -> Any:
+    """Plain text, or a list of it, from those that keep to no schema."""
+    if isinstance(said, str):
+        said = [said]
+    return [{"text": one} if isinstance(one, str) else one for one in said] if isinstance(said, list) else said
+
+
+Sentences = Annotated[list[Sentence], BeforeValidator(_sentences)]
 
 
 class Reasoned(Shape):
-    reasoning: str
     objects: list[Proposed] = []
+    sentences: Sentences
     answer: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_version_1(cls, said: Any) -> Any:
+        """Version 1 of the prompt asks for all sentences as one text, under another name."""
+        if isinstance(said, dict) and "sentences" not in said and "reasoning" in said:
+            return said | {"sentences": said["reasoning"]}
+        return said
 
 
 class Anchor(Shape):
@@ -49,7 +85,7 @@ class Anchor(Shape):
     sentence: int
     words: str
     object: int | None = None
-    box: list[float] | None = None
+    box: Numbers | None = None
 
 
 class Anchored(Shape):
@@ -58,7 +94,7 @@ class Anchored(Shape):
 
 class Places(Shape):
     label: str
-    boxes: list[list[float]]
+    boxes: list[Numbers]
 
 
 class Located(Shape):
@@ -79,7 +115,7 @@ class Captioned(Shape):
 
 class Seen(Shape):
     label: str
-    box: list[float]
+    box: Numbers
     score: float = 0.0
 
 
@@ -115,7 +151,7 @@ class Pair(Shape):
     choices: list[str] = []
     answer: str
     evidence: list[int]
-    rationale: str
+    rationale: Sentences
 
 
 class Synthesised(Shape):

@@ -114,4 +114,5 @@ def _writable(value: Any) -> Any:
 
 
 _QUOTE = re.compile(r'(?<!\\)"')
-_THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+# Some chat templates open the thinking in the prompt, so that only its end stands in the reply.
+_THINKING = re.compile(r"\A.*?</think>", re.DOTALL | re.IGNORECASE)

@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from vcot.answers import same
 from vcot.grounding import Box, Trace
 from vcot.grounding.places import place
 from vcot.records import Image, Reason, Sample
-from vcot.teacher import checks, crops
+from vcot.teacher import checks, conclusion, crops
 from vcot.teacher.anchors import sentences
 from vcot.teacher.checks import Areas
 from vcot.teacher.objects import Object, tells_answer
@@ -197,19 +196,25 @@ class Trust:
 
     # --------------------------------------------------------------------------------------------- answers
 
-    async def answered(self, answer: str, trace: Trace, talk: Talk, boxes: Sequence[Box] | None = None) -> None:
-        """The teacher's answer must be the row's, and must follow from what the reasoning points at. Raises Refused.
+    async def answered(
+        self, answer: str, trace: Trace, talk: Talk, boxes: Sequence[Box] | None = None, *, written: bool = True
+    ) -> None:
+        """The teacher's answer must be the row's, in its closing and in its sentences, and must follow from what the
+        reasoning points at. Raises Refused.
 
         Args:
             answer: "" where the teacher states none.
             boxes: the evidence, if it is more than what the reasoning mentions.
+            written: False where the sentences are not the teacher's.
         """
         sample = talk.sample
-        if answer and not same(answer, sample.answers, sample.choices):
+        if answer and not conclusion.agrees(answer, sample):
             fault = Fault(
                 Reason.TEACHER_WRONG_ANSWER, f"it closed with the answer {answer[:80]!r}, which is not the right one"
             )
             raise Refused(fault, negative_of(sample, trace, answer) if self.wrong_answers == "negatives" else None)
+        if written and (led_elsewhere := conclusion.fault_of(trace.text, sample)):
+            raise Refused(led_elsewhere)
         if self.answer_first == "refuse" and answer_comes_first(trace.text, sample):
             raise Refused(Fault(Reason.TEACHER_ANSWER_FIRST, "its first sentence states the answer"))
         if self.reanswer:
@@ -219,7 +224,7 @@ class Trust:
         sample = talk.sample
         talk.counts["reanswers"] += 1
         again = await talk.ask("reanswer", _reanswer(boxes, sample, talk.manner), Answered)
-        if not same(again.answer, sample.answers, sample.choices):
+        if not conclusion.agrees(again.answer, sample):
             raise Refused(
                 Fault(
                     Reason.TEACHER_EVIDENCE_FALLS_SHORT,

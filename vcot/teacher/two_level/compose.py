@@ -23,7 +23,7 @@ from vcot.teacher import checks, crops, reply, structured
 from vcot.teacher.objects import NEUTRAL, gives_away
 from vcot.teacher.prompt import asked, line
 from vcot.teacher.request import Picture, Request
-from vcot.teacher.shapes import Answered, Synthesised
+from vcot.teacher.shapes import Answered, Sentence, Synthesised
 from vcot.teacher.structured import Fault
 from vcot.teacher.talk import Refused, Talk
 from vcot.teacher.two_level.describe import STAND_IN, quarter
@@ -67,7 +67,7 @@ class SynthesisStep(Step):
                 PairRecord(
                     question=" ".join(pair.question.split()), choices=tuple(pair.choices),
                     answer=" ".join(pair.answer.split()), evidence=tuple(dict.fromkeys(pair.evidence)),
-                    rationale=reply.tidied(pair.rationale),
+                    rationale=" ".join(reply.tidied(one.text) for one in pair.rationale),
                 )
                 for pair in said.pairs[: 1 + self.pairs]
             ),
@@ -105,6 +105,7 @@ class GatesStep(Step):
     synthesis: SynthesisStep
 
     name: ClassVar[str] = "gates"
+    version: ClassVar[int] = 2
     record = Gates
     purposes = ("reanswer",)
 
@@ -194,10 +195,21 @@ def question_of(sample: Sample, number: int, pair: PairRecord, made: Synthesis) 
 def _readable(pair: PairRecord, row: Sample, made: Synthesis) -> Trace:
     """The rationale with places. Raises Refused."""
     objects = {one.number: as_object(one, row) for one in made.objects}
-    fault = reply.check(pair.rationale, row, objects, grounded=row.evidence != ())
-    if fault is not None:
-        raise Refused(fault)
-    return reply.build(pair.rationale, objects)
+    parts = _parts(pair, row, made)
+    fault = reply.check(parts, row, grounded=row.evidence != ())
+    said = fault or reply.concluding(
+        reply.Said(parts, pair.answer, ()), row, {n: one.label for n, one in objects.items()}
+    )
+    if isinstance(said, Fault):
+        raise Refused(said)
+    return reply.build(parts, objects)
+
+
+def _parts(pair: PairRecord, row: Sample, made: Synthesis) -> reply.Parts:
+    parts = reply.parted([Sentence(text=pair.rationale)], row, [one.number for one in made.objects])
+    if isinstance(parts, Fault):
+        raise Refused(parts)
+    return parts
 
 
 def _kept(pair: PairRecord, made: Synthesis) -> None:
@@ -208,7 +220,7 @@ def _kept(pair: PairRecord, made: Synthesis) -> None:
 
 
 def _discreet(pair: PairRecord, row: Sample, made: Synthesis) -> None:
-    spoken = {*pair.evidence, *reply.numbers_in(pair.rationale)}
+    spoken = {*pair.evidence, *reply.numbers_in(_parts(pair, row, made))}
     for one in made.objects:
         if one.number in spoken and one.label != NEUTRAL and gives_away(one.label, row):
             raise Refused(Fault(Reason.ANSWER_IN_LABEL, f"the label {one.label!r} gives the answer away"))

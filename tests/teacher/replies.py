@@ -1,0 +1,105 @@
+"""Replies of a teacher with what should become of them, written by hand: tables of rows to keep and rows to refuse.
+
+    {"keep": false, "kind": "chart", "question": …, "answers": […], "objects": […], "say": […], "fault": "told"}
+
+`objects` are the annotated things by their labels (null: nobody annotated any, `add` has what the teacher adds; []: it
+is not there). `say` are the sentences; `times` says them again and again. `answer` is what the reply closes with, where
+that is not the row's own. `raw` is a reply letter by letter. Each row is put through answer-aware as a whole, without
+the checks that ask.
+
+    python -m tests.teacher.replies first        what is wrong with today's code, row by row
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.teacher.made import sample, see
+from vcot.grounding import Box
+from vcot.records import Completion, Rejection, Sample
+from vcot.teacher import prompts
+from vcot.teacher.answer_aware import AnswerAware
+from vcot.teacher.request import Request
+from vcot.teacher.row import Lesson
+from vcot.teacher.talk import Manner
+from vcot.teacher.trust import Trust
+
+Row = dict[str, Any]
+FORMS = ("sentences", "one-text", "text")
+"""The JSON that is asked for; that of version 1 of the prompt; the mere text of a model that writes none."""
+
+
+def table(name: str) -> list[Row]:
+    return [
+        json.loads(line) for line in (Path(__file__).parent / f"replies-{name}.jsonl").read_text("utf-8").splitlines()
+    ]
+
+
+def sample_of(row: Row) -> Sample:
+    """Each annotated thing has a box of its own; where does not matter here."""
+    labels = row["objects"]
+    evidence = None if labels is None else tuple(
+        see(label, Box(10 + 60 * n, 20, 60 + 60 * n, 200)) for n, label in enumerate(labels)
+    )  # fmt: skip
+    return sample(row["question"], *row["answers"], evidence=evidence, choices=row.get("choices"))
+
+
+def reply_of(row: Row, form: str) -> str:
+    if "raw" in row:
+        return str(row["raw"])
+    said = row["say"] * row.get("times", 1)
+    answer = row.get("answer", row["answers"][0])
+    if form == "text" and "add" not in row:
+        return f"{' '.join(said)}\nAnswer: {answer}"
+    if form == "sentences":
+        parts = [{"text": text, "objects": spoken_of(text, row)} for text in said]
+        return json.dumps({"objects": row.get("add", []), "sentences": parts, "answer": answer})
+    return json.dumps({"reasoning": " ".join(said), "objects": row.get("add", []), "answer": answer})
+
+
+def spoken_of(text: str, row: Row) -> list[int]:
+    """The numbers in brackets that are objects; who speaks of none that is there takes it for one."""
+    there = len(row["objects"]) if row["objects"] is not None else len(row["add"])
+    numbers = map(int, re.findall(r"\[(\d{1,2})\]", text))
+    return [n for n in dict.fromkeys(numbers) if n <= there or row.get("fault") == "brackets"]
+
+
+class OneReply:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    async def ask(self, request: Request, *, source: str) -> Completion:
+        return Completion(text=self.text, model=request.model, finish_reason="stop")
+
+
+def outcome(row: Row, form: str) -> Lesson | Rejection:
+    way = AnswerAware(Manner("m", prompts.chosen(), repairs=0), Trust(twice=False, look=False, reanswer=False))
+    found = asyncio.run(way.outcome(sample_of(row), OneReply(reply_of(row, form))))
+    assert found is not None
+    return found
+
+
+def right(rows: list[Row], form: str) -> tuple[int, int]:
+    """How many of the rows to keep are kept, and how many of those to refuse are refused."""
+    kept = [(row["keep"], isinstance(outcome(row, form), Lesson)) for row in rows]
+    return kept.count((True, True)), kept.count((False, False))
+
+
+def main() -> None:
+    rows = table(sys.argv[1])
+    for form in FORMS:
+        for row in rows:
+            found = outcome(row, form)
+            if isinstance(found, Lesson) != row["keep"]:
+                why = "kept" if isinstance(found, Lesson) else f"{found.reason}: {found.detail}"
+                print(form, row["kind"], row.get("fault", ""), row["question"], "|", re.sub(r"\s+", " ", why)[:200])
+        print(form, "right of those to keep, of those to refuse:", right(rows, form))
+
+
+if __name__ == "__main__":
+    main()
