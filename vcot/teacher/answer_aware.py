@@ -103,5 +103,5 @@ class AnswerAware:
 
 def _spoken_of(said: reply.Said) -> list[Proposed]:
     """The objects that it adds and does not only list."""
-    numbers = set(reply.numbers_in(said.prose))
+    numbers = set(reply.numbers_in(said.parts))
     return [one for one in said.proposed if one.number in numbers]
