@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from vcot.errors import GateFailed
+from vcot.labels import Synonyms
 from vcot.settings import CommaSeparated, Settings, setting
 from vcot.stage import launch, summary
 
@@ -80,6 +81,10 @@ class EvaluateSettings(Settings):
     conditions: CommaSeparated = setting(
         ("real", "blank", "shuffled"), "pictures to show: real (always), blank, shuffled; separated by commas"
     )
+    synonyms: CommaSeparated = setting(
+        (), "labels that mean one thing, as wbc=white blood cell,cup=mug=beaker; without them labels are the same but "
+        "for case, article, hyphens and plural",
+    )  # fmt: skip
     max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
     batch_size: int = setting(
         32, "questions asked at once; more is faster until memory is full", unit="questions", ge=1
@@ -126,6 +131,12 @@ class EvaluateSettings(Settings):
         if "real" not in value:
             raise ValueError("real must be among them: everything else is compared with it")
         return tuple(name for name in known if name in value)
+
+    @field_validator("synonyms")
+    @classmethod
+    def _declared(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        Synonyms.of(value)
+        return value
 
     @model_validator(mode="after")
     def _they_agree(self) -> Self:
@@ -244,6 +255,7 @@ def _interview(
         units=units(len(samples), conditions, settings.rows_per_shard),
         cache_uri=settings.cache_uri or join(settings.parent_uri, "_cache", "evaluate"),
         asked_of_base=speaker.asked_of_base,
+        synonyms=Synonyms.of(settings.synonyms),
     )
 
 
@@ -270,6 +282,7 @@ def _ending(
         "batch_size": settings.batch_size,
         "quantisation": _quantisation(settings, trained),
         "dtype": settings.dtype,
+        "synonyms": ", ".join(settings.synonyms) or "none",
         "seed": settings.seed,
         "vcot": __version__,
         **subject.facts,

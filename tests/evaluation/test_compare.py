@@ -14,7 +14,7 @@ from vcot.evaluation.metrics import measure
 from vcot.records import Score, StageMark
 
 SETTINGS = {"max_new_tokens": 64, "quantisation": "none", "dtype": "float32", "batch_size": 8,
-            "limit": None, "seed": 0, "split": "auto"}  # fmt: skip
+            "limit": None, "seed": 0, "split": "auto", "synonyms": ()}  # fmt: skip
 BASELINE = Finished(
     "s3://b/runs/one/evaluate", StageMark(stage="evaluate", code="1", settings=SETTINGS, inputs={}), "ab" * 32
 )

@@ -20,8 +20,8 @@ def values(*scores):
 FIVE = (
     # exact, right answer
     scored("a", true=1, predicted=1, matched=1, ious=(1.0,)),
-    # two true boxes, one found at IoU 0.6, three predicted; wrong answer
-    scored("b", true=2, predicted=3, matched=1, ious=(0.6, 0.0), answer="wrong"),
+    # two true boxes, one found at IoU 0.6, the other under another name, three predicted; wrong answer
+    scored("b", true=2, predicted=3, matched=1, ious=(0.6, 0.0), answer="wrong", misnamed=1),
     # malformed: no box can be read, no answer
     scored("c", true=1, predicted=0, ious=(0.0,), answer="absent", well_formed=False),
     # annotated as absent, and one box is drawn all the same
@@ -43,6 +43,7 @@ def test_every_figure_of_five_replies_by_hand():
         "precision": pytest.approx(2 / 5),  # of predicted boxes: 1 + 3 + 0 + 1; e is left out
         "recall": pytest.approx(2 / 4),
         "f1": pytest.approx(2 * 2 / (5 + 4)),
+        "misnamed": pytest.approx(1 / 4),
         "malformed": pytest.approx(1 / 5),
         "boxes_per_answer": pytest.approx(7 / 5),
         "no_box": pytest.approx(1 / 3),  # c, of a, b and c

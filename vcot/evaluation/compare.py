@@ -21,7 +21,7 @@ MOST_ROWS = 20
 """Rows that are named in each list of what changed."""
 
 #: Settings that change replies; where they differ, not the model alone is compared.
-ASKED = ("max_new_tokens", "quantisation", "dtype", "batch_size", "limit", "seed", "split")
+ASKED = ("max_new_tokens", "quantisation", "dtype", "batch_size", "limit", "seed", "split", "synonyms")
 
 
 def scores(store: Store, stage_uri: str, marks: Sequence[ShardMark]) -> list[Score]:

@@ -73,6 +73,7 @@ FIGURES: dict[str, Ratio] = {
     "precision": Ratio(lambda s: s.matched, _predicted, "predicted boxes", True),
     "recall": Ratio(lambda s: s.matched, _true, "true boxes", True),
     "f1": Ratio(lambda s: 2 * s.matched, lambda s: _predicted(s) + _true(s), "boxes of both", True),
+    "misnamed": Ratio(lambda s: s.misnamed, _true, "true boxes", True),
     "malformed": Ratio(lambda s: not s.well_formed, lambda _: 1, "replies", True),
     "boxes_per_answer": Ratio(lambda s: s.predicted_boxes, lambda _: 1, "replies", False),
     "no_box": Ratio(
@@ -85,8 +86,8 @@ FIGURES: dict[str, Ratio] = {
 }  # fmt: skip
 """Name → what it is. Precision, recall and F1 are micro averages over boxes; in all box figures samples without
 annotated evidence are left out, and samples annotated as absent count with the boxes that are predicted for them.
-`recall` and `accuracy_at_50` differ only where objects crowd: the one pairs for the most pairs at IoU 0.5, the other
-for the largest total IoU."""
+`accuracy_at_50` and `mean_iou` look at the first boxes of a reply alone, as many as are true (for one true box: the
+first, the protocol of referring expressions); `recall`, `precision` and `f1` at all of them."""
 
 
 @dataclass(frozen=True)

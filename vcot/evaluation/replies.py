@@ -26,6 +26,7 @@ from vcot.errors import InputError
 from vcot.evaluation.controls import picture, shown
 from vcot.evaluation.scoring import score
 from vcot.grounding import Frame
+from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.sample import IMAGE_REASONS
@@ -81,6 +82,7 @@ class Interview:
 
     partners: for each sample, the index of the one whose picture it is shown when shuffled.
     asked_of_base: what of the settings and the base shapes its replies (for the key of the cache).
+    synonyms: labels that are one name when replies are judged.
     """
 
     store: Store
@@ -91,6 +93,7 @@ class Interview:
     units: Sequence[Unit]
     cache_uri: str
     asked_of_base: Mapping[str, Any]
+    synonyms: Synonyms = NO_SYNONYMS
 
     def hold(self, writer: ShardWriter) -> None:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its picture cannot be shown.
@@ -116,7 +119,7 @@ class Interview:
         said = self._completions(unit, samples, pictures)
         writer.facts["seconds"] = round(time.monotonic() - begun, 2)
         for sample, completion in zip(samples, said, strict=True):
-            judged = score(completion.text, sample, self.frame(sample))
+            judged = score(completion.text, sample, self.frame(sample), self.synonyms)
             writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
 
     def _picture(self, index: int, condition: str) -> Image.Image | None:
@@ -184,6 +187,11 @@ def _read(store: Store, stage_uri: str, file: File, scratch: Path) -> Iterator[R
             for line in lines:
                 yield Reply.model_validate_json(line)
     except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        if isinstance(error, ValidationError) and any(fault["loc"][-1] == "version" for fault in error.errors()):
+            raise InputError(
+                f"{stage_uri} was made by a version of vcot that judged replies by other rules; evaluate that model "
+                "again, and pin the new evaluation where this one was a baseline (--baseline-uri)"
+            ) from None
         raise InputError(f"{join(stage_uri, file.name)}: not a shard of replies: {error}") from None
 
 

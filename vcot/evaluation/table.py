@@ -64,7 +64,10 @@ def headline(report: Mapping[str, Any]) -> dict[str, Any]:
 def caption(report: Mapping[str, Any]) -> list[str]:
     """What the columns are, and what the model cannot do."""
     verdict = report["verdict"]
-    lines = ["found: true boxes met with IoU ≥ 0.5 (acc@0.5); overlap: mean IoU. A box that was missed counts as 0."]
+    lines = [
+        "found: true boxes met with IoU ≥ 0.5 by the first boxes of the reply, as many as are true (acc@0.5);",
+        "precision: right ones of all its boxes; overlap: mean IoU. A box that was missed counts as 0.",
+    ]
     for heading, sentences in (("It can:", verdict["can"]), ("It cannot:", verdict["cannot"])):
         if sentences:
             lines += ["", heading, *(f"  · {sentence}" for sentence in sentences)]

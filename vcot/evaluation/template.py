@@ -22,7 +22,8 @@ _CARD = """
 {% if card.score.true_boxes is not none %}
 <span class="chip {{ "right" if card.score.matched == card.score.true_boxes == card.score.predicted_boxes else "wrong" }}">
 {{ card.score.matched }} of {{ card.score.true_boxes }} found{% if card.score.predicted_boxes > card.score.matched %},
-{{ card.score.predicted_boxes - card.score.matched }} wrong{% endif %}</span>{% endif %}
+{{ card.score.predicted_boxes - card.score.matched }} wrong{% endif %}{% if card.score.misnamed %},
+{{ card.score.misnamed }} of them under another name{% endif %}</span>{% endif %}
 {% for fault in faults(card.score.faults) %}<span class="chip wrong">{{ fault }}</span>{% endfor %}
 </p>
 {% if card.score.ious %}<p class="small soft">IoU of each true box: {{ iou(card.score) }}</p>{% endif %}
@@ -60,8 +61,8 @@ pictures{% endif %}. The guesses were learned from
 confidence each, and right more often than not.</p>
 
 <h2>The result in one table</h2>
-<p class="small soft">Below each number its 95 % interval, and what it was counted on. Boxes are paired one to one;
-the label that the model gives a box is not judged.</p>
+<p class="small soft">Below each number its 95 % interval, and what it was counted on. Boxes are paired one to one, and
+under one name where things of several names are asked for.</p>
 <div class="wide"><table class="result">
 <thead><tr><th></th>
 {% for column in columns %}<th class="n" title="{{ names[column][1] }}">{{ names[column][0] }}</th>{% endfor %}</tr></thead>

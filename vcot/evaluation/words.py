@@ -39,18 +39,23 @@ DIFFERENCES: Mapping[str, tuple[str, str]] = {
 FIGURES: Mapping[str, tuple[str, str]] = {
     "accuracy_at_50": (
         "found",
-        "acc@0.5: share of true boxes that a predicted box overlaps with IoU of at least 0.5; a miss counts as 0.",
+        "acc@0.5: share of true boxes that the first boxes of a reply, as many as are true, meet with IoU of at least "
+        "0.5; a miss counts as 0.",
     ),
     "mean_iou": (
         "overlap",
-        "Mean IoU over all true boxes: 0 is no overlap or no box, 1 is exact.",
+        "Mean IoU over all true boxes, of the same predicted ones: 0 is no overlap or no box, 1 is exact.",
     ),
     "answer_accuracy": ("answers right", "Share of replies whose final answer is one of the accepted ones."),
     "answer_wrong": ("answers wrong", "Share of replies with an answer that is not accepted."),
     "answer_absent": ("no answer", "Share of replies that never come to an answer."),
-    "precision": ("precision", "Share of the predicted boxes that are right; drawing boxes everywhere lowers it."),
-    "recall": ("recall", "Share of the true boxes that are matched at IoU 0.5, each predicted box used once."),
+    "precision": ("precision", "Share of all predicted boxes that are right; drawing boxes everywhere lowers it."),
+    "recall": ("recall", "Share of the true boxes that any predicted box meets at IoU 0.5, each used once."),
     "f1": ("F1", "Precision and recall in one: missing boxes and boxes too many cost the same."),
+    "misnamed": (
+        "misnamed",
+        "Share of true boxes that are met only under another name, where things of several names are asked for.",
+    ),
     "boxes_where_absent": ("false alarms", "Share of replies with a box, of those about a thing that is not there."),
     "no_box": ("no box", "Share of replies without any box that can be read, of those about a thing that is there."),
     "malformed": ("malformed", "Share of replies with a tag or box that cannot be read."),
@@ -62,7 +67,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "mean_iou_parsed": ("overlap, if in form", "Mean IoU over only those replies that keep the form."),
 }
 
-HEADLINE = ("accuracy_at_50", "mean_iou", "answer_accuracy", "malformed")
+HEADLINE = ("accuracy_at_50", "precision", "mean_iou", "answer_accuracy", "malformed")
 """The columns of the first table."""
 
 PLAIN = ("mean_iou", "mean_iou_parsed", "boxes_per_answer")
