@@ -41,8 +41,9 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison, ready for JSON.
 
-    Rows are paired by their id, and drawn together in the bootstrap (vcot.evaluation.metrics), so that a hard row
-    is hard for both. A row that only one side has, or whose true boxes were annotated anew, cannot be paired.
+    Rows are paired by their id, and drawn together in the bootstrap (vcot.evaluation.metrics), with all rows about the
+    same image, so that a hard one is hard for both. A row that only one side has, or whose true boxes were annotated
+    anew, cannot be paired.
     "Worse" means that the whole 95 % interval of the paired difference lies below 0.
 
     Args:
@@ -144,7 +145,7 @@ def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], pag
         "|---|---:|---:|---:|---|",
         *(_table_row(name, figure) for name, figure in comparison["figures"].items()),
         "",
-        f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over rows",
+        f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over pictures",
         f"- baseline: `{comparison['baseline']['uri']}`",
         *(f"- {name}: `{made_with[name]}`" for name in ("occasion", "pointer", "samples", "vcot") if name in made_with),
         f"- page with pictures: `{page_uri}`",

@@ -126,8 +126,8 @@ under one name where things of several names are asked for.</p>
 
 <h2>How it was measured</h2>
 <p class="small">Greedy decoding without a repetition penalty; a reply that does not end within the limit is judged as it
-stands. Intervals: 95 %, percentile bootstrap over rows (all boxes of a row are drawn together); where every row is
-alike, the exact interval of Clopper and Pearson. Differences are drawn pairwise on the same rows.</p>
+stands. Intervals: 95 %, percentile bootstrap over pictures (all rows about a picture are drawn together); where every
+picture is alike, the exact interval of Clopper and Pearson. Differences are drawn pairwise on the same rows.</p>
 <table class="small">{% for name, text in report.made_with.items() %}
 <tr><th>{{ name | replace("_", " ") }}</th><td class="mono">{{ text if text is not mapping else text | tojson }}</td></tr>{% endfor %}
 </table>

@@ -109,9 +109,11 @@ def both(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
 
 
 def counted(figure: Mapping[str, Any]) -> str:
-    """What a figure was measured on: "50 replies", "57 true boxes in 50 replies"."""
+    """What a figure was measured on: "50 replies", "57 true boxes, 50 rows", "200 replies, 50 pictures"."""
     count = f"{figure['count']:,.0f} {figure['of']}"
-    return count if figure["of"].startswith("replies") else f"{count}, {plural(figure['rows'], 'row')}"
+    if not figure["of"].startswith("replies"):
+        count += f", {plural(figure['rows'], 'row')}"
+    return count if figure["images"] == figure["rows"] else f"{count}, {plural(figure['images'], 'picture')}"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
