@@ -60,11 +60,12 @@ def samples(tmp_path):
     ]  # fmt: skip
 
 
-def interview(tmp_path: Path, samples, answers, size=2, **more) -> Interview:
+def interview(tmp_path: Path, samples, answers, size=2, native=False, **more) -> Interview:
     asked = {"base": "b" * 64, "max_new_tokens": 16, "contract": {"frame": "thousandths"}}
     return Interview(
         store=Store(), samples=samples, partners=partners(samples, 0), ask=answers, frame=frame,
-        units=units(len(samples), CONDITIONS, size), cache_uri=str(tmp_path / "_cache"), asked_of_base=asked | more,
+        units=units(len(samples), CONDITIONS, size, native=native), cache_uri=str(tmp_path / "_cache"),
+        asked_of_base=asked | more, asked_natively={"instruction": "Point at it."} if native else {},
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -223,7 +224,7 @@ def _images(lists: list[list[Score | None]]) -> NDArray[np.int64]:
 def _by_image(sums: Floats, image: NDArray[np.int64]) -> Floats:
     """[conditions, figures, samples] → [conditions, figures, images]: what the samples of an image add up to."""
     found = np.zeros((*sums.shape[:2], int(image.max(initial=-1)) + 1))
-    np.add.at(found, (slice(None), slice(None), image), sums)
+    np.add.at(found.transpose(2, 0, 1), image, sums.transpose(2, 0, 1))
     return found
 
 
@@ -266,33 +267,33 @@ def _draw(above: Floats, below: Floats, seed: int, resamples: int) -> Floats:
 
 def _figure(above: Floats, below: Floats, image: NDArray[np.int64], drawn: Floats, ratio: Ratio) -> Figure:
     total, rows, images = float(below.sum()), int(np.count_nonzero(below)), len(np.unique(image[below > 0]))
-    counted = (rows, images, total, ratio.of)
+    figure = partial(Figure, rows=rows, images=images, count=total, of=ratio.of)
     if not total:
-        return Figure(None, None, None, *counted, "none")
+        return figure(None, None, None, interval="none")
     value = float(above.sum()) / total
     low, high = _percentiles(drawn)
     if low is None or high is None or low == high:
         if ratio.share and value in (0.0, 1.0):
-            return Figure(value, *_clopper_pearson(value, images, CONFIDENCE), *counted, "exact")
-        return Figure(value, None, None, *counted, "none")
-    return Figure(value, low, high, *counted, "bootstrap")
+            return figure(value, *_clopper_pearson(value, images, CONFIDENCE), interval="exact")
+        return figure(value, None, None, interval="none")
+    return figure(value, low, high, interval="bootstrap")
 
 
 def _difference(after: Figure, before: Figure, drawn: Floats) -> Figure:
-    images = max(after.images, before.images)
-    counted = (max(after.rows, before.rows), images, max(after.count, before.count), after.of)
+    rows, images = max(after.rows, before.rows), max(after.images, before.images)
+    figure = partial(Figure, rows=rows, images=images, count=max(after.count, before.count), of=after.of)
     if after.value is None or before.value is None:
-        return Figure(None, None, None, *counted, "none")
+        return figure(None, None, None, interval="none")
     value = after.value - before.value
     low, high = _percentiles(drawn)
     if low is not None and high is not None and low < high:
-        return Figure(value, low, high, *counted, "bootstrap")
+        return figure(value, low, high, interval="bootstrap")
     if after.interval == before.interval == "exact":
         # Each at 97.5 %, so that both hold at 95 %.
         mine = _clopper_pearson(after.value, after.images, (1 + CONFIDENCE) / 2)
         other = _clopper_pearson(before.value, before.images, (1 + CONFIDENCE) / 2)
-        return Figure(value, mine[0] - other[1], mine[1] - other[0], *counted, "exact")
-    return Figure(value, None, None, *counted, "none")
+        return figure(value, mine[0] - other[1], mine[1] - other[0], interval="exact")
+    return figure(value, None, None, interval="none")
 
 
 def _percentiles(drawn: Floats) -> tuple[float | None, float | None]:

@@ -102,7 +102,7 @@ under one name where things of several names are asked for.</p>
 <details class="group"><summary><b>{{ group.question or "About: " + group.thing }}</b>
 <span class="soft">{{ "{:,}".format(group.rows) }} rows{% for name in ("accuracy_at_50", "answer_accuracy") %}
 {% if group.results["tuned-real"][name].value is not none %} · {{ names[name][0] }}
-{{ value(name, group.results["base-real"][name]) }} → {{ value(name, group.results["tuned-real"][name]) }}{% endif %}{% endfor %}</span></summary>
+{{ value(name, before(group.results, name)) }} → {{ value(name, group.results["tuned-real"][name]) }}{% endif %}{% endfor %}</span></summary>
 <div class="wide"><table class="group"><thead><tr><th></th>
 {% for name in group.results["tuned-real"] %}<th class="n">{{ names[name][0] }}</th>{% endfor %}</tr></thead>
 <tbody>{% for title, figures, signed in group.rows_of_table %}<tr><td>{{ title }}</td>

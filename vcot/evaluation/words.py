@@ -9,7 +9,11 @@ MINUS = "−"
 
 #: What each row of the table is, in one short sentence.
 RESULTS: Mapping[str, tuple[str, str]] = {
-    "base-real": ("before tuning", "The base model as it came, asked about the real pictures."),
+    "base-real": ("before tuning", "The base model as it came, asked as the tuned one is about the real pictures."),
+    "native-real": (
+        "before, own form",
+        "The base model as it came, asked for boxes as its family writes them: its own frame, notation and prompt.",
+    ),
     "tuned-real": ("after tuning", "The tuned model, asked the same about the same pictures."),
     "base-blank": ("before, blank pictures", "The base model sees plain grey instead of each picture."),
     "tuned-blank": (
@@ -29,7 +33,10 @@ GUESSES: Mapping[str, tuple[str, str]] = {
     "frequent-answer": ("guess: usual answer", "Always the answer given most often to that question in training."),
 }
 DIFFERENCES: Mapping[str, tuple[str, str]] = {
-    "after-before": ("after − before", "What tuning changed, row by row on the same pictures."),
+    "after-before": (
+        "after − before",
+        "What tuning changed, row by row on the same pictures; where the base was asked twice, from its better figure.",
+    ),
     "real-blank": ("real − blank", "How much the tuned model's result depends on seeing the picture."),
     "real-wrong": ("real − wrong", "How much it depends on seeing the right picture."),
     "base-real-blank": ("before: real − blank", "The same dependence before tuning."),
@@ -118,6 +125,29 @@ def counted(figure: Mapping[str, Any]) -> str:
 
 def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+BASES = ("native-real", "base-real")
+"""The base in its own form, and in the tuned model's. Of equally good ones the first."""
+
+LOW_IS_GOOD = ("answer_wrong", "answer_absent", "misnamed", "malformed", "no_box", "boxes_where_absent")
+
+
+def better_base(values: Mapping[str, float | None], name: str) -> str:
+    """Under which of BASES the base does better by a figure: "before tuning" is that one, figure by figure."""
+    there = {key: value for key in BASES if (value := values.get(key)) is not None}
+    if not there:
+        return next(key for key in BASES if key in values)
+    return (min if name in LOW_IS_GOOD else max)(there, key=lambda key: there[key])
+
+
+def before(results: Mapping[str, Mapping[str, Any]], name: str) -> Any:
+    """The figure of the better base. `results`: key of a row → its figures."""
+    return results[better_base({k: results[k][name]["value"] for k in BASES if k in results}, name)][name]
+
+
+def results_of(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {row["key"]: row["figures"] for row in report["results"]}
 
 
 def find(report: Mapping[str, Any], part: str, key: str) -> dict[str, Any] | None:
