@@ -74,9 +74,8 @@ def guesses(
     """Name of the guess → a Score per sample, in order. Where there is no picture, a guess of a box shows none.
 
     `centre-box` is half as wide and high as the image. Where the evidence has several names, a guess shows a box under
-    each. A guess of a box has no answer, and the guess of an answer
-    has no box; only the one half of its figures means something. Guesses from training are left out where there is
-    nothing to learn them from.
+    each. A guess of a box has no answer, and the guess of an answer has no box; only the one half of its figures means
+    something. Guesses from training are left out where there is nothing to learn them from.
     """
     boxes: dict[str, Callable[[str], Fractions | None]] = {
         "centre-box": lambda _: CENTRE,

@@ -7,7 +7,7 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.evaluation.finished import Finished
-from vcot.evaluation.metrics import measure
+from vcot.evaluation.metrics import boxes_found, measure
 from vcot.evaluation.replies import read_replies
 from vcot.evaluation.words import FIGURES, both, plural, value
 from vcot.records import Score
@@ -81,8 +81,8 @@ def compare(
         "regressions": [name for name in JUDGED if _worse(figures[name]["difference"])],
         "answers_lost": [r for r in rows if other[r].answer == "right" and mine[r].answer != "right"],
         "answers_won": [r for r in rows if other[r].answer != "right" and mine[r].answer == "right"],
-        "boxes_lost": [r for r in rows if mine[r].matched < other[r].matched],
-        "boxes_won": [r for r in rows if mine[r].matched > other[r].matched],
+        "boxes_lost": [r for r in rows if boxes_found(mine[r]) < boxes_found(other[r])],
+        "boxes_won": [r for r in rows if boxes_found(mine[r]) > boxes_found(other[r])],
     }
 
 

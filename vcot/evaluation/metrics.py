@@ -54,7 +54,8 @@ def _predicted(score: Score) -> int:
     return 0 if score.true_boxes is None else score.predicted_boxes
 
 
-def _found(score: Score) -> int:
+def boxes_found(score: Score) -> int:
+    """True boxes that the reply finds, as acc@0.5 counts them."""
     return sum(iou >= THRESHOLD for iou in score.ious)
 
 
@@ -62,10 +63,10 @@ FIGURES: dict[str, Ratio] = {
     "answer_accuracy": Ratio(lambda s: s.answer == "right", lambda _: 1, "replies", True),
     "answer_wrong": Ratio(lambda s: s.answer == "wrong", lambda _: 1, "replies", True),
     "answer_absent": Ratio(lambda s: s.answer == "absent", lambda _: 1, "replies", True),
-    "accuracy_at_50": Ratio(_found, _true, "true boxes", True),
+    "accuracy_at_50": Ratio(boxes_found, _true, "true boxes", True),
     "mean_iou": Ratio(lambda s: math.fsum(s.ious), _true, "true boxes", True),
     "accuracy_at_50_parsed": Ratio(
-        lambda s: _found(s) * parses(s), lambda s: _true(s) * parses(s), "true boxes, in form", True
+        lambda s: boxes_found(s) * parses(s), lambda s: _true(s) * parses(s), "true boxes, in form", True
     ),
     "mean_iou_parsed": Ratio(
         lambda s: math.fsum(s.ious) * parses(s),
