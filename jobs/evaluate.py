@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import tempfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from vcot.errors import GateFailed
+from vcot.labels import Synonyms
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, setting
 from vcot.stage import launch, summary
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 
 class EvaluateSettings(Settings):
-    """Asks the tuned model and its base the same questions, and measures answers and boxes.
+    """Asks the tuned model and its base the same questions, and measures answers and boxes. The base is asked twice: in
+    the tuned model's form and in its own; what counts as before tuning is, figure by figure, the better.
 
     Each is asked with the real picture, with a blank one and with another row's; guesses made without looking
     stand beside them. Writes report.json and report.html (tables, pictures with true and predicted boxes, worst
@@ -70,6 +73,10 @@ class EvaluateSettings(Settings):
         None, "where the base model lies, if no longer where train found it; must be the same to the byte",
         shapes_result=False,
     )  # fmt: skip
+    base_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "as-tuned"] = setting(
+        "auto", "how the base points by itself: its family's frame, notation and prompt; auto: by its contract.json or "
+        "config.json; as-tuned: ask it only in the tuned model's form, which it never learned"
+    )  # fmt: skip
     cache_uri: str | None = setting(
         None, "where the base's replies are kept; default: <parent of run-uri>/_cache/evaluate", shapes_result=False
     )
@@ -80,6 +87,10 @@ class EvaluateSettings(Settings):
     conditions: CommaSeparated = setting(
         ("real", "blank", "shuffled"), "pictures to show: real (always), blank, shuffled; separated by commas"
     )
+    synonyms: CommaSeparated = setting(
+        (), "labels that mean one thing, as wbc=white blood cell,cup=mug=beaker; without them labels are the same but "
+        "for case, article, hyphens and plural",
+    )  # fmt: skip
     max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
     batch_size: int = setting(
         32, "questions asked at once; more is faster until memory is full", unit="questions", ge=1
@@ -104,7 +115,8 @@ class EvaluateSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
     require_not_worse_than_base: bool = setting(
-        False, "gate: neither acc@0.5 nor answers clearly below the base's (95 % interval)",
+        False, "gate: neither acc@0.5 nor answers clearly below the base's, asked in the form in which it does better "
+        "(95 % interval)",
         shapes_result=False,
     )  # fmt: skip
     min_accuracy_at_50: float | None = setting(
@@ -127,6 +139,12 @@ class EvaluateSettings(Settings):
         if "real" not in value:
             raise ValueError("real must be among them: everything else is compared with it")
         return tuple(name for name in known if name in value)
+
+    @field_validator("synonyms")
+    @classmethod
+    def _declared(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        Synonyms.of(value)
+        return value
 
     @model_validator(mode="after")
     def _they_agree(self) -> Self:
@@ -195,10 +213,13 @@ def _subject(settings: EvaluateSettings, store: Store) -> Subject:
 
 def _evaluate(settings: EvaluateSettings, store: Store, folder: Folder, subject: Subject) -> None:
     from vcot.evaluation.evaluation import choose
+    from vcot.evaluation.own_form import own_form
     from vcot.records import read_samples
     from vcot.records.shards import run_shards
 
     trained = _trained(settings, subject)
+    form = own_form(store, trained.base_uri, settings.base_form, trained.contract)
+    trained = dataclasses.replace(trained, own_form=form)
     every = read_samples(store, subject.samples.uri, subject.samples.mark)
     samples = choose(every, settings.split, settings.limit, settings.seed)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
@@ -246,9 +267,12 @@ def _interview(
         partners=partners(samples, settings.seed) if "shuffled" in conditions else (),
         ask=speaker.ask,
         frame=trained.frame,
-        units=units(len(samples), conditions, settings.rows_per_shard),
+        units=units(len(samples), conditions, settings.rows_per_shard, native=trained.own_form is not None),
         cache_uri=settings.cache_uri or join(settings.parent_uri, "_cache", "evaluate"),
         asked_of_base=speaker.asked_of_base,
+        asked_natively=speaker.asked_natively,
+        native_frame=trained.native_frame,
+        synonyms=Synonyms.of(settings.synonyms),
     )
 
 
@@ -270,11 +294,13 @@ def _ending(
         "frame_of_boxes": contract.frame,
         "pixels_of_a_picture": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
         "prompt_of_the_first_row": prompt_text(samples[0], contract.instruction),
+        "own_form_of_the_base": "that of the tuned model" if trained.own_form is None else trained.own_form.to_dict(),
         "samples": subject.samples.uri,
         "max_new_tokens": settings.max_new_tokens,
         "batch_size": settings.batch_size,
         "quantisation": _quantisation(settings, trained),
         "dtype": settings.dtype,
+        "synonyms": ", ".join(settings.synonyms) or "none",
         "seed": settings.seed,
         "vcot": __version__,
         **subject.facts,

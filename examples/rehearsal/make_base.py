@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 from vcot.grounding import Box, FrameSpec, Mention, Trace, iou, parse, render_reply, split_answer  # noqa: E402
 from vcot.sources import scenes  # noqa: E402
 from vcot.sources.scenes import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
+from vcot.tokens import Contract  # noqa: E402
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -239,6 +240,12 @@ def make_model(config: Any, tokenizer: Any, seed: int) -> Any:
     return model
 
 
+def own_form(processor: Any) -> str:
+    """contract.json: in which form the base was taught to point, for who asks it before it is tuned."""
+    contract = Contract.of(processor, mode="multimodal", frame="thousandths", max_length=512)
+    return json.dumps({"contract": contract.model_dump(mode="json")}, indent=1, sort_keys=True) + "\n"
+
+
 def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
     """A folder `from_pretrained` loads, bfloat16, swapped in whole."""
     import copy
@@ -253,6 +260,7 @@ def save(model: Any, processor: Any, folder: Path, weights: dict[str, Any] | Non
     small = small.to(torch.bfloat16)
     small.save_pretrained(temporary)
     processor.save_pretrained(temporary)
+    (temporary / "contract.json").write_text(own_form(processor))
     old = folder.with_name(folder.name + f".old{os.getpid()}")
     if folder.exists():
         folder.rename(old)

@@ -68,10 +68,12 @@ def scored(
     matched: int = 0,
     ious: tuple[float, ...] = (),
     well_formed: bool = True,
+    misnamed: int = 0,
+    image: str | None = None,
 ) -> Score:
     return Score(
         sample=name, answer=answer, true_boxes=true, predicted_boxes=predicted, matched=matched, ious=ious,
-        well_formed=well_formed, text="",
+        well_formed=well_formed, text="", misnamed=misnamed, image=image,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from vcot.errors import InputError
 from vcot.evaluation.chance import NOT_ANNOTATED, NOTHING_NAMED, Habits, guesses, subject
 from vcot.evaluation.controls import partners, picture, shown
 from vcot.evaluation.metrics import measure
+from vcot.grounding import Box, Mention
 from vcot.records import Image
 from vcot.storage import Store
 from vcot.storage.images import ImageError
@@ -129,3 +130,12 @@ def test_what_a_question_is_about():
     assert subject(sample("a", question="Where are white blood cells?", **absent), labels) == "white blood cell"
     assert subject(sample("a", question="Is there a gearlever?", **absent), labels) == NOTHING_NAMED
     assert subject(sample("a", None), labels) == NOT_ANNOTATED
+
+
+def test_of_things_of_several_names_a_guess_shows_each_where_that_thing_usually_is():
+    mentions = tuple(
+        Mention(name, (Box(*box),)) for name, box in (("gear", (100, 100, 300, 400)), ("lever", (500, 500, 900, 900)))
+    )
+    both = sample("a").model_copy(update={"evidence": mentions})
+    found = measure(guesses([both], Habits.of(TRAIN), frame)).figures["mean-box"]
+    assert (found["accuracy_at_50"].value, found["precision"].count) == (1, 2)

@@ -20,8 +20,8 @@ def values(*scores):
 FIVE = (
     # exact, right answer
     scored("a", true=1, predicted=1, matched=1, ious=(1.0,)),
-    # two true boxes, one found at IoU 0.6, three predicted; wrong answer
-    scored("b", true=2, predicted=3, matched=1, ious=(0.6, 0.0), answer="wrong"),
+    # two true boxes, one found at IoU 0.6, the other under another name, three predicted; wrong answer
+    scored("b", true=2, predicted=3, matched=1, ious=(0.6, 0.0), answer="wrong", misnamed=1),
     # malformed: no box can be read, no answer
     scored("c", true=1, predicted=0, ious=(0.0,), answer="absent", well_formed=False),
     # annotated as absent, and one box is drawn all the same
@@ -43,6 +43,7 @@ def test_every_figure_of_five_replies_by_hand():
         "precision": pytest.approx(2 / 5),  # of predicted boxes: 1 + 3 + 0 + 1; e is left out
         "recall": pytest.approx(2 / 4),
         "f1": pytest.approx(2 * 2 / (5 + 4)),
+        "misnamed": pytest.approx(1 / 4),
         "malformed": pytest.approx(1 / 5),
         "boxes_per_answer": pytest.approx(7 / 5),
         "no_box": pytest.approx(1 / 3),  # c, of a, b and c
@@ -147,6 +148,65 @@ def test_boxes_of_one_row_are_drawn_together():
     assert first.value == second.value == 0.5
     assert first.count == second.count == 100
     assert first.high - first.low > 2.5 * (second.high - second.low)
+
+
+def clustered(rng, images: int, questions: int, spread: float = 0.35) -> list:
+    """Questions about images that differ in how hard they are: one half right on average."""
+    hard = np.clip(rng.normal(0.5, spread, images), 0, 1)
+    return [
+        scored(f"{i}-{q}", answer="right" if rng.random() < hard[i] else "wrong", true=None, image=f"image {i}")
+        for i in range(images)
+        for q in range(questions)
+    ]
+
+
+def test_four_rows_of_one_image_are_one_observation():
+    """Each row four times over says no more than once: every interval stays what it is."""
+    rng = np.random.default_rng(5)
+    once = [
+        scored(
+            f"{i}", answer="right" if rng.random() < 0.6 else "wrong", matched=int(hit), ious=(0.7 * hit,), image=f"{i}"
+        )
+        for i, hit in enumerate(rng.random(40) < 0.7)
+    ]
+    often = [one.model_copy(update={"sample": f"{one.sample}-{n}"}) for one in once for n in range(4)]
+    turned = [one.model_copy(update={"answer": "right" if n % 5 else "wrong"}) for n, one in enumerate(once)]
+    turned_often = [one.model_copy(update={"sample": f"{one.sample}-{n}"}) for one in turned for n in range(4)]
+    narrow = measure({"a": once, "b": turned}, [("a", "b")])
+    wide = measure({"a": often, "b": turned_often}, [("a", "b")])
+    for name in FIGURES:
+        for mine, other in (
+            (narrow.figures["a"][name], wide.figures["a"][name]),
+            (narrow.differences["a", "b"][name], wide.differences["a", "b"][name]),
+        ):
+            assert (mine.value, mine.low, mine.high) == pytest.approx((other.value, other.low, other.high)), name
+            assert mine.images == other.images
+    assert (wide.figures["a"]["answer_accuracy"].rows, wide.figures["a"]["answer_accuracy"].images) == (160, 40)
+
+
+def test_where_all_rows_are_alike_images_are_counted_and_not_rows():
+    rows = [scored(f"{i}", true=None, answer="wrong", image=f"{i % 10}") for i in range(50)]
+    found = figures(*rows)["answer_accuracy"]
+    assert found.interval == "exact"
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 10))
+
+
+def test_intervals_of_many_questions_about_an_image_hold_the_truth_as_often_as_they_say():
+    """150 experiments, 40 images with 4 questions each; drawn row by row, four in five intervals would."""
+    rng = np.random.default_rng(11)
+    hits = 0
+    for seed in range(150):
+        figure = measure({"it": clustered(rng, 40, 4)}, seed=seed, resamples=300).figures["it"]["answer_accuracy"]
+        hits += figure.low <= 0.5 <= figure.high
+    assert 0.89 <= hits / 150 <= 0.995
+
+
+def test_rows_that_were_judged_without_naming_their_image_are_drawn_with_those_that_name_it():
+    """One side of a comparison may know the images alone."""
+    named = clustered(np.random.default_rng(1), 20, 4)
+    plain = [one.model_copy(update={"image": None}) for one in named]
+    found = measure({"named": named, "plain": plain}, [("named", "plain")]).figures
+    assert found["named"] == found["plain"]
 
 
 # --- differences -------------------------------------------------------------------------------------

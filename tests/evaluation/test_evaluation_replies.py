@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -58,11 +60,12 @@ def samples(tmp_path):
     ]  # fmt: skip
 
 
-def interview(tmp_path: Path, samples, answers, size=2, **more) -> Interview:
+def interview(tmp_path: Path, samples, answers, size=2, native=False, **more) -> Interview:
     asked = {"base": "b" * 64, "max_new_tokens": 16, "contract": {"frame": "thousandths"}}
     return Interview(
         store=Store(), samples=samples, partners=partners(samples, 0), ask=answers, frame=frame,
-        units=units(len(samples), CONDITIONS, size), cache_uri=str(tmp_path / "_cache"), asked_of_base=asked | more,
+        units=units(len(samples), CONDITIONS, size, native=native), cache_uri=str(tmp_path / "_cache"),
+        asked_of_base=asked | more, asked_natively={"instruction": "Point at it."} if native else {},
     )  # fmt: skip
 
 
@@ -193,6 +196,17 @@ def test_a_truncated_shard_of_replies_is_refused(tmp_path, samples):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match="truncated or was changed"):
         list(read_replies(Store(), folder.uri, mark.shards))
+
+
+def test_replies_that_were_judged_by_other_rules_are_refused_with_what_to_do(tmp_path, samples):
+    folder, mark = evaluate(tmp_path, "run", interview(tmp_path, samples, Answers()))
+    file = mark.shards[0].files[0]
+    path = Path(folder.uri) / file.name
+    older = gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"version":2', b'"version":1'))
+    path.write_bytes(older)
+    known = file.model_copy(update={"sha256": hashlib.sha256(older).hexdigest(), "size": len(older)})
+    with pytest.raises(InputError, match=r"run/evaluate was made by a version of vcot .* \(--baseline-uri\)"):
+        list(read_replies(Store(), folder.uri, [mark.shards[0].model_copy(update={"files": (known,)})]))
 
 
 def test_units_cover_every_sample_once_and_the_base_comes_first():

@@ -6,7 +6,8 @@ import pytest
 
 from tests.evaluation.evaluation_samples import frame, said, sample
 from vcot.evaluation.scoring import score, score_guess
-from vcot.grounding import Box
+from vcot.grounding import Box, Mention
+from vcot.labels import Synonyms
 
 G1 = [100, 100, 300, 300]
 G3 = [G1, [400, 100, 600, 300], [700, 100, 900, 300]]
@@ -98,6 +99,74 @@ def test_answers_are_compared_as_numbers_letters_and_texts():
 
 def test_a_guess_is_judged_by_the_same_scorer():
     one = sample("a")
-    assert score_guess(Box(*G1), "", one, frame(one)).ious == (1.0,)
-    assert score_guess(Box(*G1), "", one, frame(one)).answer == "absent"
-    assert score_guess(None, "left", one, frame(one)).answer == "right"
+    guess = (Mention("", (Box(*G1),)),)
+    assert score_guess(guess, "", one, frame(one)).ious == (1.0,)
+    assert score_guess(guess, "", one, frame(one)).answer == "absent"
+    assert score_guess((), "left", one, frame(one)).answer == "right"
+
+
+# --- labels ------------------------------------------------------------------------------------------
+
+RED, BLUE = [100, 100, 300, 300], [600, 600, 800, 800]
+
+
+def cups(*said, true=(("red cup", RED), ("blue cup", BLUE)), **more):
+    """A row with evidence of several names, and a reply that says (label, box) pairs."""
+    mentions = tuple(Mention(label, (Box(*box),)) for label, box in true)
+    one = sample("a").model_copy(update={"evidence": mentions})
+    text = " and ".join(f"<ref>{label}</ref><box>{box}</box>" for label, box in said) + "\nAnswer: left"
+    return score(text, one, frame(one), **more)
+
+
+def test_boxes_with_exchanged_labels_find_nothing():
+    found = cups(("red cup", BLUE), ("blue cup", RED))
+    assert (found.matched, found.ious, found.misnamed) == (0, (0.0, 0.0), 2)
+    right = cups(("red cup", RED), ("blue cup", BLUE))
+    assert (right.matched, right.ious, right.misnamed) == (2, (1.0, 1.0), 0)
+
+
+def test_a_label_may_differ_in_case_article_and_number():
+    found = cups(("The red cups", RED), ("BLUE_CUP", BLUE))
+    assert (found.matched, found.ious) == (2, (1.0, 1.0))
+
+
+def test_a_box_without_a_name_shows_none_of_several_things():
+    assert cups(("", RED), ("", BLUE)).matched == 0
+
+
+def test_declared_synonyms_are_one_name():
+    said = ("crimson mug", RED), ("blue cup", BLUE)
+    assert cups(*said).matched == 1
+    found = cups(*said, synonyms=Synonyms.of(["red cup=crimson mug"]))
+    assert (found.matched, found.ious, found.misnamed) == (2, (1.0, 1.0), 0)
+
+
+@pytest.mark.parametrize("label", ["gear", "cog", ""])
+def test_where_the_truth_has_one_name_none_is_needed(label):
+    one = sample("a", [G1])
+    found = score(f"<ref>{label}</ref><box>{G1}</box>\nAnswer: left", one, frame(one))
+    assert (found.matched, found.ious) == (1, (1.0,))
+
+
+# --- how many boxes ----------------------------------------------------------------------------------
+
+
+def test_sprayed_boxes_find_no_more_than_their_first():
+    grid = [[x, y, x + 100, y + 100] for y in range(0, 700, 100) for x in range(0, 800, 100)]
+    true = grid[30]
+    found = judged(grid, true=[true])
+    assert (found.predicted_boxes, found.matched, found.ious) == (56, 1, (0.0,))
+    assert judged([true, *grid], true=[true]).ious == (1.0,)  # the first one counts, as in referring expressions
+
+
+def test_as_many_boxes_count_as_are_true_and_a_box_said_again_takes_no_place():
+    assert judged([G3[1], G3[1], G3[0], G3[2]], true=G3).ious == (1.0, 1.0, 1.0)
+    assert judged([G3[1], [0, 900, 9, 909], [20, 900, 29, 909], G3[0]], true=G3).ious == (0.0, 1.0, 0.0)
+
+
+def test_things_of_other_names_take_no_place():
+    one = sample("a", [G1])
+    text = f"The <ref>lamp</ref><box>{BLUE}</box> stands beside the <ref>gear</ref><box>{G1}</box>.\nAnswer: left"
+    assert score(text, one, frame(one)).ious == (1.0,)
+    found = cups(("table", [0, 0, 999, 999]), ("red cup", RED), ("blue cup", BLUE), ("red cup", [1, 1, 9, 9]))
+    assert found.ious == (1.0, 1.0)

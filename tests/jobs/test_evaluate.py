@@ -294,7 +294,7 @@ def test_check_answers_in_two_seconds_and_names_every_fault():
     for _ in range(3):  # the machine may be busy
         begun = time.monotonic()
         answer = subprocess.run(
-            [*command, "--check", "--run-uri", "s3://b/r", "--conditions", "blank", "--limit", "0"],
+            [*command, "--check", "--run-uri=s3://b/r", "--conditions=blank", "--limit=0", "--synonyms=wbc"],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         times.append(time.monotonic() - begun)
@@ -304,6 +304,7 @@ def test_check_answers_in_two_seconds_and_names_every_fault():
     assert answer.stderr.splitlines() == [
         "evaluate: --limit=0: input should be greater than or equal to 1",
         "evaluate: --conditions=blank: real must be among them: everything else is compared with it",
+        "evaluate: --synonyms=wbc: 'wbc' declares no synonyms; write name=other name, as in wbc=white blood cell",
     ]
     assert min(times) < 2
 

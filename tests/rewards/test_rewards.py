@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply, soft_f1
+from vcot.labels import Synonyms
 from vcot.records import Image, Origin, Sample
 from vcot.records.sample import Stored
 from vcot.rewards import Rule, answer_reward, box_reward, broken_rules, format_reward, soft_f1_with_spare
@@ -176,6 +177,18 @@ class TestBoxes:
 
     def test_a_box_behind_the_answer_earns_nothing(self):
         assert box_reward("Answer: up <box>[100, 100, 300, 300]</box>", sample(), SPEC) == 0
+
+    def test_boxes_with_exchanged_labels_earn_nothing(self):
+        """A red cup and a blue one, each shown where the other is."""
+        red, blue = [100, 100, 300, 300], [600, 600, 800, 800]
+        cups = (Mention("red cup", (Box(*red),)), Mention("blue cup", (Box(*blue),)))
+        row = sample().model_copy(update={"evidence": cups})
+        reply = "<ref>{}</ref><box>{}</box> and <ref>{}</ref><box>{}</box>\nAnswer: up"
+        assert box_reward(reply.format("red cup", blue, "blue cup", red), row, SPEC) == 0
+        assert box_reward(reply.format("A Red Cup", red, "blue cups", blue), row, SPEC) == 1
+        assert box_reward(reply.format("mug", red, "blue cup", blue), row, SPEC) == 0.5
+        mug = Synonyms.of(["red cup=mug"])
+        assert box_reward(reply.format("mug", red, "blue cup", blue), row, SPEC, synonyms=mug) == 1
 
     def test_the_numbers_are_read_in_the_declared_frame(self):
         padded = "<ref>gear</ref><box>[0.1, 0.1, 0.3, 0.3]</box>\nAnswer: up"

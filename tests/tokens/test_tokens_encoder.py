@@ -198,6 +198,15 @@ def test_prompts_are_padded_on_the_left_and_equal_the_processor_s_own_batch(proc
     assert ours["attention_mask"][:, -1].tolist() == [1, 1]
 
 
+def test_a_base_can_be_asked_in_other_words_than_the_contract_s(processor: Any) -> None:
+    rows, picture = [sample(id="a"), sample(id="b")], Picture.new("RGB", (320, 240))
+    usual = encoder(processor, instruction="Point at it.").prompts(rows, [picture, picture])["input_ids"]
+    other = encoder(processor).prompts(rows, [picture, picture], ["Point at it.", None])
+    assert other["input_ids"][0].tolist() == usual[0].tolist()
+    plain = encoder(processor).prompts(rows[1:], [picture])["input_ids"][0].tolist()
+    assert other["input_ids"][1].tolist()[-len(plain) :] == plain
+
+
 def test_another_picture_brings_its_own_grid_into_the_prompt(processor: Any) -> None:
     blank = images.blank(112, 56)
     batch = encoder(processor).prompts([sample()], [blank])

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vcot.evaluation.scoring import score_guess
-from vcot.grounding import Box, Frame
+from vcot.grounding import Box, Frame, Mention
+from vcot.labels import NO_SYNONYMS
 from vcot.records import Sample, Score
 
 NOTHING_NAMED = "nothing named"
@@ -72,29 +73,34 @@ def guesses(
 ) -> dict[str, tuple[Score, ...]]:
     """Name of the guess → a Score per sample, in order. Where there is no picture, a guess of a box shows none.
 
-    `centre-box` is half as wide and high as the image. A guess of a box has no answer, and the guess of an answer
-    has no box; only the one half of its figures means something. Guesses from training are left out where there is
-    nothing to learn them from.
+    `centre-box` is half as wide and high as the image. Where the evidence has several names, a guess shows a box under
+    each. A guess of a box has no answer, and the guess of an answer has no box; only the one half of its figures means
+    something. Guesses from training are left out where there is nothing to learn them from.
     """
-    means = [habits.box(subject(sample, habits.labels)) for sample in samples]
-    boxes: dict[str, list[Fractions]] = {"centre-box": [CENTRE] * len(samples), "whole-image": [WHOLE] * len(samples)}
+    boxes: dict[str, Callable[[str], Fractions | None]] = {
+        "centre-box": lambda _: CENTRE,
+        "whole-image": lambda _: WHOLE,
+    }
     if habits.boxes:
-        boxes["mean-box"] = [mean for mean in means if mean is not None]
+        boxes["mean-box"] = habits.box
     found = {
-        name: tuple(_guess_box(sample, numbers, frame(sample)) for sample, numbers in zip(samples, each, strict=True))
-        for name, each in boxes.items()
+        name: tuple(_guess_boxes(sample, habits.labels, box, frame(sample)) for sample in samples)
+        for name, box in boxes.items()
     }
     if habits.answers:
         found["frequent-answer"] = tuple(
-            score_guess(None, habits.answer(sample.question) or "", sample, frame(sample)) for sample in samples
+            score_guess((), habits.answer(sample.question) or "", sample, frame(sample)) for sample in samples
         )
     return found
 
 
-def _guess_box(sample: Sample, fractions: Fractions, frame: Frame) -> Score:
-    size = sample.image
-    box = None if size is None else Box.from_fractions(*fractions, width=size.width, height=size.height)
-    return score_guess(box, "", sample, frame)
+def _guess_boxes(sample: Sample, labels: Sequence[str], box: Callable[[str], Fractions | None], frame: Frame) -> Score:
+    names = NO_SYNONYMS.distinct(m.label for m in sample.evidence or ()) or [subject(sample, labels)]
+    mentions = []
+    for name in names:
+        if (size := sample.image) is not None and (fractions := box(name)) is not None:
+            mentions.append(Mention(name, (Box.from_fractions(*fractions, width=size.width, height=size.height),)))
+    return score_guess(tuple(mentions), "", sample, frame)
 
 
 def subject(sample: Sample, labels: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.evaluation.finished import Finished
-from vcot.evaluation.metrics import measure
+from vcot.evaluation.metrics import boxes_found, measure
 from vcot.evaluation.replies import read_replies
 from vcot.evaluation.words import FIGURES, both, plural, value
 from vcot.records import Score
@@ -21,7 +21,7 @@ MOST_ROWS = 20
 """Rows that are named in each list of what changed."""
 
 #: Settings that change replies; where they differ, not the model alone is compared.
-ASKED = ("max_new_tokens", "quantisation", "dtype", "batch_size", "limit", "seed", "split")
+ASKED = ("max_new_tokens", "quantisation", "dtype", "batch_size", "limit", "seed", "split", "synonyms")
 
 
 def scores(store: Store, stage_uri: str, marks: Sequence[ShardMark]) -> list[Score]:
@@ -41,8 +41,9 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison, ready for JSON.
 
-    Rows are paired by their id, and drawn together in the bootstrap (vcot.evaluation.metrics), so that a hard row
-    is hard for both. A row that only one side has, or whose true boxes were annotated anew, cannot be paired.
+    Rows are paired by their id, and drawn together in the bootstrap (vcot.evaluation.metrics), with all rows about the
+    same image, so that a hard one is hard for both. A row that only one side has, or whose true boxes were annotated
+    anew, cannot be paired.
     "Worse" means that the whole 95 % interval of the paired difference lies below 0.
 
     Args:
@@ -80,8 +81,8 @@ def compare(
         "regressions": [name for name in JUDGED if _worse(figures[name]["difference"])],
         "answers_lost": [r for r in rows if other[r].answer == "right" and mine[r].answer != "right"],
         "answers_won": [r for r in rows if other[r].answer != "right" and mine[r].answer == "right"],
-        "boxes_lost": [r for r in rows if mine[r].matched < other[r].matched],
-        "boxes_won": [r for r in rows if mine[r].matched > other[r].matched],
+        "boxes_lost": [r for r in rows if boxes_found(mine[r]) < boxes_found(other[r])],
+        "boxes_won": [r for r in rows if boxes_found(mine[r]) > boxes_found(other[r])],
     }
 
 
@@ -144,7 +145,7 @@ def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], pag
         "|---|---:|---:|---:|---|",
         *(_table_row(name, figure) for name, figure in comparison["figures"].items()),
         "",
-        f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over rows",
+        f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over pictures",
         f"- baseline: `{comparison['baseline']['uri']}`",
         *(f"- {name}: `{made_with[name]}`" for name in ("occasion", "pointer", "samples", "vcot") if name in made_with),
         f"- page with pictures: `{page_uri}`",

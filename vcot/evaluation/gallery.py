@@ -60,7 +60,11 @@ def card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample],
     sample, score = evidence.samples[index], evidence.tuned[index]
     others = {
         name: highlighted(reply.score.text)
-        for key, name in (("base-real", "before tuning"), ("tuned-blank", "on a blank picture"))
+        for key, name in (
+            ("base-real", "before tuning"),
+            ("native-real", "before tuning, in its own form"),
+            ("tuned-blank", "on a blank picture"),
+        )
         if key in evidence.replies and (reply := evidence.replies[key][index]) is not None
     }
     return Card(sample, score, _drawn(store, sample, score.text, frame), highlighted(score.text), others)

@@ -44,6 +44,7 @@ def render(report: Mapping[str, Any], worst: Sequence[Card] = (), drawn: Sequenc
         results=words.RESULTS,
         guesses=words.GUESSES,
         differences=words.DIFFERENCES,
+        before=words.before,
         value=words.value,
         interval=words.interval,
         both=words.both,
@@ -59,16 +60,14 @@ def render(report: Mapping[str, Any], worst: Sequence[Card] = (), drawn: Sequenc
 
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what stands large, what it is)"""
-    before, after = (words.find(report, "results", f"{model}-real") for model in ("base", "tuned"))
+    results = words.results_of(report)
     blank = words.find(report, "results", "tuned-blank")
-    assert before is not None
-    assert after is not None
     tiles = []
     for figure, what, guess in (
         ("accuracy_at_50", "of true boxes found", "by the best guess of a box"),
         ("answer_accuracy", "of answers right", "by the usual answer"),
     ):
-        was, now = (words.value(figure, row["figures"][figure]) for row in (before, after))
+        was, now = (words.value(figure, of) for of in (words.before(results, figure), results["tuned-real"][figure]))
         if now == "–":
             continue
         tiles.append((f"{was} → {now}", f"{what}, before → after tuning"))
@@ -87,7 +86,7 @@ def _chart(report: Mapping[str, Any], figure: str) -> dict[str, Any] | None:
         {
             "name": row["name"],
             "text": words.both(figure, row["figures"][figure]),
-            "kind": {"tuned-real": "after", "base-real": "before"}.get(row["key"], "other"),
+            "kind": {"tuned-real": "after", "base-real": "before", "native-real": "before"}.get(row["key"], "other"),
             **{end: 100 * (row["figures"][figure][end] or 0) for end in ("value", "low", "high")},
         }
         for row in rows

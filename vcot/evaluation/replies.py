@@ -1,8 +1,9 @@
 """What the models said, asked once and kept.
 
-Questions are asked in units: so many prompts, one model (base or tuned), one condition (real, blank, shuffled). A
-unit is a shard of the stage; a killed evaluation goes on with the first unit that has no mark. What the base says does
-not depend on the run: it is kept beside the runs as well, under a key of all that shapes it, and not asked again.
+Questions are asked in units: so many prompts, one model (the base in the tuned one's form, the base in its own, the
+tuned one), one condition (real, blank, shuffled). A unit is a shard of the stage; a killed evaluation goes on with the
+first unit that has no mark. What the base says does not depend on the run: it is kept beside the runs as well, under a
+key of all that shapes it, and not asked again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from vcot.errors import InputError
 from vcot.evaluation.controls import picture, shown
 from vcot.evaluation.scoring import score
 from vcot.grounding import Frame
+from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.sample import IMAGE_REASONS
@@ -33,8 +35,8 @@ from vcot.records.shards import File, ShardMark, ShardWriter, fetch_file
 from vcot.storage import NotFound, Store, join
 from vcot.storage.images import ImageError
 
-Model = Literal["base", "tuned"]
-MODELS: tuple[Model, ...] = ("base", "tuned")
+Model = Literal["base", "native", "tuned"]
+"""`native`: the base again, asked in its own form (vcot.evaluation.own_form)."""
 
 
 MOST_RATIO = 200
@@ -65,12 +67,13 @@ class Unit:
 Ask = Callable[[Model, Sequence[Sample], Sequence[Image.Image | None]], list[Completion]]
 
 
-def units(samples: int, conditions: Sequence[str], size: int) -> list[Unit]:
-    """The base first, so that its adapter is attached once, later."""
+def units(samples: int, conditions: Sequence[str], size: int, *, native: bool = False) -> list[Unit]:
+    """The base first, so that its adapter is attached once, later; in its own form about the real pictures alone."""
+    asked = {"base": conditions, "native": ("real",) if native else (), "tuned": conditions}
     return [
         Unit(model, condition, first, min(first + size, samples))  # type: ignore[arg-type]
-        for model in MODELS
-        for condition in conditions
+        for model, each in asked.items()
+        for condition in each
         for first in range(0, samples, size)
     ]
 
@@ -81,6 +84,8 @@ class Interview:
 
     partners: for each sample, the index of the one whose picture it is shown when shuffled.
     asked_of_base: what of the settings and the base shapes its replies (for the key of the cache).
+    asked_natively: what shapes them beside that where it is asked in its own form; `native_frame` reads them then.
+    synonyms: labels that are one name when replies are judged.
     """
 
     store: Store
@@ -91,6 +96,9 @@ class Interview:
     units: Sequence[Unit]
     cache_uri: str
     asked_of_base: Mapping[str, Any]
+    synonyms: Synonyms = NO_SYNONYMS
+    asked_natively: Mapping[str, Any] = field(default_factory=dict)
+    native_frame: Callable[[Sample], Frame] | None = None
 
     def hold(self, writer: ShardWriter) -> None:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its picture cannot be shown.
@@ -112,11 +120,12 @@ class Interview:
                 writer.reject(_rejection(self.samples[index], error))
                 continue
             samples.append(self.samples[index])
+        frame = self.native_frame if unit.model == "native" and self.native_frame else self.frame
         begun = time.monotonic()
         said = self._completions(unit, samples, pictures)
         writer.facts["seconds"] = round(time.monotonic() - begun, 2)
         for sample, completion in zip(samples, said, strict=True):
-            judged = score(completion.text, sample, self.frame(sample))
+            judged = score(completion.text, sample, frame(sample), self.synonyms)
             writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
 
     def _picture(self, index: int, condition: str) -> Image.Image | None:
@@ -150,7 +159,7 @@ class Interview:
     ) -> list[Completion]:
         if model == "tuned":
             return self.ask(model, samples, pictures)
-        uri = join(self.cache_uri, f"{self._key(told)}.jsonl.gz")
+        uri = join(self.cache_uri, f"{self._key(model, told)}.jsonl.gz")
         kept = read_kept(self.store, uri)
         if kept is not None and len(kept) == len(samples):
             return kept
@@ -158,9 +167,10 @@ class Interview:
         self.store.write(uri, _zipped(said))
         return said
 
-    def _key(self, told: Sequence[str]) -> str:
+    def _key(self, model: Model, told: Sequence[str]) -> str:
         """sha256 over what the base is told and shown, and how it is asked; no URI and no code version is in it."""
-        words = json.dumps([dict(self.asked_of_base), list(told)], sort_keys=True, ensure_ascii=False)
+        asked = {**self.asked_of_base, **(self.asked_natively if model == "native" else {})}
+        words = json.dumps([asked, list(told)], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(words.encode()).hexdigest()
 
 
@@ -184,6 +194,11 @@ def _read(store: Store, stage_uri: str, file: File, scratch: Path) -> Iterator[R
             for line in lines:
                 yield Reply.model_validate_json(line)
     except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        if isinstance(error, ValidationError) and any(fault["loc"][-1] == "version" for fault in error.errors()):
+            raise InputError(
+                f"{stage_uri} was made by a version of vcot that judged replies by other rules; evaluate that model "
+                "again, and pin the new evaluation where this one was a baseline (--baseline-uri)"
+            ) from None
         raise InputError(f"{join(stage_uri, file.name)}: not a shard of replies: {error}") from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from vcot.errors import InputError
 from vcot.evaluation import words
 from vcot.evaluation.chance import Habits, guesses, subject
-from vcot.evaluation.metrics import Figure, measure, point
+from vcot.evaluation.metrics import Figure, Measured, measure, point
 from vcot.evaluation.replies import Reply
 from vcot.evaluation.verdict import judge
 from vcot.grounding import Frame
@@ -23,6 +23,7 @@ from vcot.records import Sample, Score
 MOST_GROUPS = 12
 PAIRS = {
     "after-before": ("tuned-real", "base-real"),
+    "after-native": ("tuned-real", "native-real"),
     "real-blank": ("tuned-real", "tuned-blank"),
     "real-wrong": ("tuned-real", "tuned-shuffled"),
     "base-real-blank": ("base-real", "base-blank"),
@@ -91,8 +92,7 @@ def gather(
 
 def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """The report, ready for JSON."""
-    pairs = {key: pair for key, pair in PAIRS.items() if all(one in evidence.replies for one in pair)}
-    measured = measure(evidence.scores, list(pairs.values()), seed=seed)
+    measured = measure(evidence.scores, _pairs(evidence), seed=seed)
     report: dict[str, Any] = {
         "version": 1,
         "samples": _samples(evidence, split),
@@ -101,14 +101,28 @@ def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, 
             for key in evidence.replies
         ],
         "guesses": [_named(key, words.GUESSES, _dicts(measured.figures[key], _meant(key))) for key in evidence.guesses],
-        "differences": [
-            _named(key, words.DIFFERENCES, _dicts(measured.differences[pair])) for key, pair in pairs.items()
-        ],
+        "differences": [_named(key, words.DIFFERENCES, figures) for key, figures in _differences(measured).items()],
         "groups": _groups(evidence, seed),
         "made_with": dict(made_with),
     }
     report["verdict"] = judge(report)
     return report
+
+
+def _pairs(evidence: Evidence) -> list[tuple[str, str]]:
+    return [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
+
+
+def _differences(measured: Measured) -> dict[str, dict[str, Any]]:
+    """The differences of PAIRS by their keys; "after-before" is, figure by figure, from the better base."""
+    found = {key: _dicts(measured.differences[pair]) for key, pair in PAIRS.items() if pair in measured.differences}
+    native = found.pop("after-native", None)
+    if native is not None:
+        for name in native:
+            values = {key: measured.figures[key][name].value for key in words.BASES}
+            if words.better_base(values, name) == "native-real":
+                found["after-before"][name] = native[name]
+    return found
 
 
 def _cut_off(replies: Iterable[Reply | None]) -> int:
@@ -185,8 +199,7 @@ def _group(evidence: Evidence, chosen: Sequence[int], seed: int) -> dict[str, An
         "answer_accuracy": _best_guess(scores, evidence.guesses, "answer_accuracy"),
     }
     pairs = {("tuned-real", guess) for guess in best.values() if guess}
-    pairs |= {pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)}
-    measured = measure(scores, sorted(pairs), seed=seed)
+    measured = measure(scores, sorted({*pairs, *_pairs(evidence)}), seed=seed)
     compared = {}
     for figure, guess in best.items():
         if guess is None or measured.figures["tuned-real"][figure].value is None:
@@ -201,9 +214,8 @@ def _group(evidence: Evidence, chosen: Sequence[int], seed: int) -> dict[str, An
         "rows": len(chosen),
         "results": {key: _dicts(measured.figures[key], shown) for key in evidence.replies},
         "differences": {
-            key: _dicts(measured.differences[pair], ("accuracy_at_50", "answer_accuracy"))
-            for key, pair in PAIRS.items()
-            if pair in measured.differences
+            key: {name: figures[name] for name in ("accuracy_at_50", "answer_accuracy")}
+            for key, figures in _differences(measured).items()
         },
         "against_guess": compared,
     }

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vcot import log
 from vcot.errors import InputError
+from vcot.evaluation.own_form import OwnForm
 from vcot.evaluation.replies import Model
 from vcot.grounding import Frame
 from vcot.records import Completion, Sample, StageMark
@@ -31,6 +32,7 @@ class Trained:
     tune: Literal["full", "lora", "qlora"]
     model: str  # folder of the adapter or model, below the stage's
     files: Mapping[str, str]  # in that folder: name → sha256
+    own_form: OwnForm | None = None  # of the base, where it is another than that of the contract
 
     @classmethod
     def of(cls, uri: str, mark: StageMark, *, base_uri: str | None = None) -> Trained:
@@ -66,6 +68,10 @@ class Trained:
     def frame(self, sample: Sample) -> Frame:
         """The frame in which the model writes its boxes about this sample."""
         return sample.frame(self.contract.frame_spec)
+
+    def native_frame(self, sample: Sample) -> Frame:
+        """The frame in which the base writes its boxes when it is asked in its own form."""
+        return self.frame(sample) if self.own_form is None else sample.frame(self.own_form.spec(self.contract))
 
     def facts(self) -> dict[str, Any]:
         return {"base": self.base_uri, "base_sha256": self.base_sha256}
@@ -110,7 +116,8 @@ class Speaker:
         from vcot.models import generate
 
         encoder = self.encoder
-        batch = encoder.prompts(samples, pictures)
+        form = self.trained.own_form if model == "native" else None
+        batch = encoder.prompts(samples, pictures, None if form is None else [form.below(s) for s in samples])
         prompt_tokens = batch["attention_mask"].sum(dim=1).tolist()
         ends = set(encoder.eos_token_ids)
         tokens = generate(
@@ -123,7 +130,7 @@ class Speaker:
         return [
             Completion(
                 text=encoder.decode(ids),
-                model=self.trained.base_sha256[:12] if model == "base" else "tuned",
+                model="tuned" if model == "tuned" else self.trained.base_sha256[:12],
                 finish_reason="length" if len(ids) >= self.max_new_tokens and not set(ids) & ends else "stop",
                 tokens_in=prompt_length,
                 tokens_out=len(ids),
@@ -144,6 +151,14 @@ class Speaker:
         }
 
     @property
+    def asked_natively(self) -> dict[str, Any]:
+        """What shapes them beside that where the base is asked in its own form: the words, not how they are read."""
+        form, usual = self.trained.own_form, self.trained.contract.instruction
+        if form is None or form.instruction == form.by_text == usual:
+            return {}
+        return {"instruction": form.instruction, "by_text": form.by_text}
+
+    @property
     def encoder(self) -> Encoder:
         if self._encoder is None:
             contract = self.trained.contract
@@ -152,7 +167,8 @@ class Speaker:
             self._encoder = Encoder(processor, contract)
         return self._encoder
 
-    def _network(self, model: Model) -> Any:
+    def _network(self, asked: Model) -> Any:
+        model: Model = "base" if asked == "native" else asked
         if model not in self._loaded:
             log.get().info(f"loading the {model} model", base=self.trained.base_uri, quantisation=self.quantisation)
             base = self._loaded.pop("base", None)

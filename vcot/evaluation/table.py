@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from vcot.evaluation.words import FIGURES, HEADLINE, both, find
+from vcot.evaluation.words import FIGURES, HEADLINE, before, both, results_of
 
 
 def render(report: Mapping[str, Any]) -> Table:
@@ -49,22 +49,20 @@ def render(report: Mapping[str, Any]) -> Table:
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
     """The same in a few numbers: the columns of the table, after and before; those that could be measured."""
-    found: dict[str, Any] = {}
-    for key, prefix in (("tuned-real", ""), ("base-real", "base_")):
-        row = find(report, "results", key)
-        figures = {} if row is None else row["figures"]
-        found |= {
-            prefix + name: round(figures[name]["value"], 4)
-            for name in HEADLINE
-            if name in figures and figures[name]["value"] is not None
-        }
-    return found | {"samples": report["samples"]["rows"]}
+    results = results_of(report)
+    found = {name: results["tuned-real"][name] for name in HEADLINE}
+    found |= {f"base_{name}": before(results, name) for name in HEADLINE}
+    values = {name: round(figure["value"], 4) for name, figure in found.items() if figure["value"] is not None}
+    return values | {"samples": report["samples"]["rows"]}
 
 
 def caption(report: Mapping[str, Any]) -> list[str]:
     """What the columns are, and what the model cannot do."""
     verdict = report["verdict"]
-    lines = ["found: true boxes met with IoU ≥ 0.5 (acc@0.5); overlap: mean IoU. A box that was missed counts as 0."]
+    lines = [
+        "found: true boxes met with IoU ≥ 0.5 by the first boxes of the reply, as many as are true (acc@0.5);",
+        "precision: right ones of all its boxes; overlap: mean IoU. A box that was missed counts as 0.",
+    ]
     for heading, sentences in (("It can:", verdict["can"]), ("It cannot:", verdict["cannot"])):
         if sentences:
             lines += ["", heading, *(f"  · {sentence}" for sentence in sentences)]

@@ -22,7 +22,8 @@ _CARD = """
 {% if card.score.true_boxes is not none %}
 <span class="chip {{ "right" if card.score.matched == card.score.true_boxes == card.score.predicted_boxes else "wrong" }}">
 {{ card.score.matched }} of {{ card.score.true_boxes }} found{% if card.score.predicted_boxes > card.score.matched %},
-{{ card.score.predicted_boxes - card.score.matched }} wrong{% endif %}</span>{% endif %}
+{{ card.score.predicted_boxes - card.score.matched }} wrong{% endif %}{% if card.score.misnamed %},
+{{ card.score.misnamed }} of them under another name{% endif %}</span>{% endif %}
 {% for fault in faults(card.score.faults) %}<span class="chip wrong">{{ fault }}</span>{% endfor %}
 </p>
 {% if card.score.ious %}<p class="small soft">IoU of each true box: {{ iou(card.score) }}</p>{% endif %}
@@ -60,8 +61,8 @@ pictures{% endif %}. The guesses were learned from
 confidence each, and right more often than not.</p>
 
 <h2>The result in one table</h2>
-<p class="small soft">Below each number its 95 % interval, and what it was counted on. Boxes are paired one to one;
-the label that the model gives a box is not judged.</p>
+<p class="small soft">Below each number its 95 % interval, and what it was counted on. Boxes are paired one to one, and
+under one name where things of several names are asked for.</p>
 <div class="wide"><table class="result">
 <thead><tr><th></th>
 {% for column in columns %}<th class="n" title="{{ names[column][1] }}">{{ names[column][0] }}</th>{% endfor %}</tr></thead>
@@ -101,7 +102,7 @@ the label that the model gives a box is not judged.</p>
 <details class="group"><summary><b>{{ group.question or "About: " + group.thing }}</b>
 <span class="soft">{{ "{:,}".format(group.rows) }} rows{% for name in ("accuracy_at_50", "answer_accuracy") %}
 {% if group.results["tuned-real"][name].value is not none %} · {{ names[name][0] }}
-{{ value(name, group.results["base-real"][name]) }} → {{ value(name, group.results["tuned-real"][name]) }}{% endif %}{% endfor %}</span></summary>
+{{ value(name, before(group.results, name)) }} → {{ value(name, group.results["tuned-real"][name]) }}{% endif %}{% endfor %}</span></summary>
 <div class="wide"><table class="group"><thead><tr><th></th>
 {% for name in group.results["tuned-real"] %}<th class="n">{{ names[name][0] }}</th>{% endfor %}</tr></thead>
 <tbody>{% for title, figures, signed in group.rows_of_table %}<tr><td>{{ title }}</td>
@@ -125,8 +126,8 @@ the label that the model gives a box is not judged.</p>
 
 <h2>How it was measured</h2>
 <p class="small">Greedy decoding without a repetition penalty; a reply that does not end within the limit is judged as it
-stands. Intervals: 95 %, percentile bootstrap over rows (all boxes of a row are drawn together); where every row is
-alike, the exact interval of Clopper and Pearson. Differences are drawn pairwise on the same rows.</p>
+stands. Intervals: 95 %, percentile bootstrap over pictures (all rows about a picture are drawn together); where every
+picture is alike, the exact interval of Clopper and Pearson. Differences are drawn pairwise on the same rows.</p>
 <table class="small">{% for name, text in report.made_with.items() %}
 <tr><th>{{ name | replace("_", " ") }}</th><td class="mono">{{ text if text is not mapping else text | tojson }}</td></tr>{% endfor %}
 </table>

@@ -28,11 +28,10 @@ def judge(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _headline(report: Mapping[str, Any]) -> str:
-    before, after = (find(report, "results", f"{model}-real") for model in ("base", "tuned"))
-    assert before is not None
+    after = find(report, "results", "tuned-real")
     assert after is not None
     figure = "accuracy_at_50" if after["figures"]["accuracy_at_50"]["value"] is not None else "answer_accuracy"
-    was, now = before["figures"][figure], after["figures"][figure]
+    was, now = words.before(words.results_of(report), figure), after["figures"][figure]
     what = f"finds {_of(now)} true boxes" if figure == "accuracy_at_50" else f"answers {_of(now)} questions as accepted"
     sentence = f"After tuning the model {what} ({_share(figure, now)}); before, it was {_of(was)}"
     blank = find(report, "results", "tuned-blank")
@@ -135,9 +134,13 @@ def _worse(report: Mapping[str, Any]) -> list[str]:
 def _notes(report: Mapping[str, Any]) -> list[str]:
     """What must be known to read the numbers rightly."""
     notes = []
-    before = find(report, "results", "base-real")
-    if before is not None:
-        notes.append(_before(before["figures"]))
+    results = words.results_of(report)
+    if "native-real" in results:
+        notes.append(
+            "The base was asked twice, in the tuned model's form and in its own; before tuning means, figure by "
+            "figure, the better of the two."
+        )
+    notes += [_before(key, results[key]) for key in words.BASES if key in results]
     samples = report["samples"]
     notes.append(_asked(report))
     if samples["annotated"] < samples["rows"]:
@@ -154,12 +157,13 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         notes.append(f"{words.plural(samples['left_out'], 'row')} left out: the picture could not be read.")
     if not samples["training_rows"]:
         notes.append("No training split was found, so the guesses that learn from it are missing.")
-    cut = find(report, "results", "tuned-real")
-    if cut is not None and cut["cut_off"]:
-        limit = report["made_with"]["max_new_tokens"]
-        notes.append(
-            f"{words.plural(cut['cut_off'], 'reply', 'replies')} after tuning did not end within {limit} tokens."
-        )
+    for key, when in (("tuned-real", "after tuning"), ("native-real", "of the base in its own form")):
+        cut = find(report, "results", key)
+        if cut is not None and cut["cut_off"]:
+            limit = report["made_with"]["max_new_tokens"]
+            notes.append(
+                f"{words.plural(cut['cut_off'], 'reply', 'replies')} {when} did not end within {limit} tokens."
+            )
     return notes
 
 
@@ -169,7 +173,7 @@ def _asked(report: Mapping[str, Any]) -> str:
     return f"What was asked: {', '.join(questions)}. What the model does with anything else is not known."
 
 
-def _before(figures: Mapping[str, Any]) -> str:
+def _before(key: str, figures: Mapping[str, Any]) -> str:
     """A base that does not know the form is judged by it all the same; the reader must know how much of it that is."""
     bad, mute, none = figures["malformed"], figures["answer_absent"], figures["no_box"]
     said = f"{_of(bad)} replies have a tag or box that cannot be read, {_of(mute)} come to no answer"
@@ -182,7 +186,8 @@ def _before(figures: Mapping[str, Any]) -> str:
         kept = words.plural(parsed["rows"], "reply", "replies")
         over = f"over the {kept} that keep the form, mean IoU is {words.value('mean_iou_parsed', parsed)}"
     failure = max(bad["value"] or 0, mute["value"] or 0) > 0.1
-    return f"{'“Before” is partly a failure of form' if failure else 'Before tuning'}: {said}; {over}."
+    name = f"{words.RESULTS[key][0][0].upper()}{words.RESULTS[key][0][1:]}"
+    return f"“{name}”{' is partly a failure of form' if failure else ''}: {said}; {over}."
 
 
 def _above_zero(difference: Mapping[str, Any]) -> bool:

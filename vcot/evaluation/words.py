@@ -9,7 +9,11 @@ MINUS = "−"
 
 #: What each row of the table is, in one short sentence.
 RESULTS: Mapping[str, tuple[str, str]] = {
-    "base-real": ("before tuning", "The base model as it came, asked about the real pictures."),
+    "base-real": ("before tuning", "The base model as it came, asked as the tuned one is about the real pictures."),
+    "native-real": (
+        "before, own form",
+        "The base model as it came, asked for boxes as its family writes them: its own frame, notation and prompt.",
+    ),
     "tuned-real": ("after tuning", "The tuned model, asked the same about the same pictures."),
     "base-blank": ("before, blank pictures", "The base model sees plain grey instead of each picture."),
     "tuned-blank": (
@@ -29,7 +33,10 @@ GUESSES: Mapping[str, tuple[str, str]] = {
     "frequent-answer": ("guess: usual answer", "Always the answer given most often to that question in training."),
 }
 DIFFERENCES: Mapping[str, tuple[str, str]] = {
-    "after-before": ("after − before", "What tuning changed, row by row on the same pictures."),
+    "after-before": (
+        "after − before",
+        "What tuning changed, row by row on the same pictures; where the base was asked twice, from its better figure.",
+    ),
     "real-blank": ("real − blank", "How much the tuned model's result depends on seeing the picture."),
     "real-wrong": ("real − wrong", "How much it depends on seeing the right picture."),
     "base-real-blank": ("before: real − blank", "The same dependence before tuning."),
@@ -39,18 +46,23 @@ DIFFERENCES: Mapping[str, tuple[str, str]] = {
 FIGURES: Mapping[str, tuple[str, str]] = {
     "accuracy_at_50": (
         "found",
-        "acc@0.5: share of true boxes that a predicted box overlaps with IoU of at least 0.5; a miss counts as 0.",
+        "acc@0.5: share of true boxes that the first boxes of a reply, as many as are true, meet with IoU of at least "
+        "0.5; a miss counts as 0.",
     ),
     "mean_iou": (
         "overlap",
-        "Mean IoU over all true boxes: 0 is no overlap or no box, 1 is exact.",
+        "Mean IoU over all true boxes, of the same predicted ones: 0 is no overlap or no box, 1 is exact.",
     ),
     "answer_accuracy": ("answers right", "Share of replies whose final answer is one of the accepted ones."),
     "answer_wrong": ("answers wrong", "Share of replies with an answer that is not accepted."),
     "answer_absent": ("no answer", "Share of replies that never come to an answer."),
-    "precision": ("precision", "Share of the predicted boxes that are right; drawing boxes everywhere lowers it."),
-    "recall": ("recall", "Share of the true boxes that are matched at IoU 0.5, each predicted box used once."),
+    "precision": ("precision", "Share of all predicted boxes that are right; drawing boxes everywhere lowers it."),
+    "recall": ("recall", "Share of the true boxes that any predicted box meets at IoU 0.5, each used once."),
     "f1": ("F1", "Precision and recall in one: missing boxes and boxes too many cost the same."),
+    "misnamed": (
+        "misnamed",
+        "Share of true boxes that are met only under another name, where things of several names are asked for.",
+    ),
     "boxes_where_absent": ("false alarms", "Share of replies with a box, of those about a thing that is not there."),
     "no_box": ("no box", "Share of replies without any box that can be read, of those about a thing that is there."),
     "malformed": ("malformed", "Share of replies with a tag or box that cannot be read."),
@@ -62,7 +74,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "mean_iou_parsed": ("overlap, if in form", "Mean IoU over only those replies that keep the form."),
 }
 
-HEADLINE = ("accuracy_at_50", "mean_iou", "answer_accuracy", "malformed")
+HEADLINE = ("accuracy_at_50", "precision", "mean_iou", "answer_accuracy", "malformed")
 """The columns of the first table."""
 
 PLAIN = ("mean_iou", "mean_iou_parsed", "boxes_per_answer")
@@ -104,13 +116,38 @@ def both(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
 
 
 def counted(figure: Mapping[str, Any]) -> str:
-    """What a figure was measured on: "50 replies", "57 true boxes in 50 replies"."""
+    """What a figure was measured on: "50 replies", "57 true boxes, 50 rows", "200 replies, 50 pictures"."""
     count = f"{figure['count']:,.0f} {figure['of']}"
-    return count if figure["of"].startswith("replies") else f"{count}, {plural(figure['rows'], 'row')}"
+    if not figure["of"].startswith("replies"):
+        count += f", {plural(figure['rows'], 'row')}"
+    return count if figure["images"] == figure["rows"] else f"{count}, {plural(figure['images'], 'picture')}"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+BASES = ("native-real", "base-real")
+"""The base in its own form, and in the tuned model's. Of equally good ones the first."""
+
+LOW_IS_GOOD = ("answer_wrong", "answer_absent", "misnamed", "malformed", "no_box", "boxes_where_absent")
+
+
+def better_base(values: Mapping[str, float | None], name: str) -> str:
+    """Under which of BASES the base does better by a figure: "before tuning" is that one, figure by figure."""
+    there = {key: value for key in BASES if (value := values.get(key)) is not None}
+    if not there:
+        return next(key for key in BASES if key in values)
+    return (min if name in LOW_IS_GOOD else max)(there, key=lambda key: there[key])
+
+
+def before(results: Mapping[str, Mapping[str, Any]], name: str) -> Any:
+    """The figure of the better base. `results`: key of a row → its figures."""
+    return results[better_base({k: results[k][name]["value"] for k in BASES if k in results}, name)][name]
+
+
+def results_of(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {row["key"]: row["figures"] for row in report["results"]}
 
 
 def find(report: Mapping[str, Any], part: str, key: str) -> dict[str, Any] | None:

@@ -24,14 +24,20 @@ class Match:
         return math.fsum(overlap for _, _, overlap in self.pairs)
 
 
-def match(predicted: Sequence[Box], true: Sequence[Box]) -> Match:
+Pairable = Sequence[Sequence[bool]]
+"""For each predicted box (row) and each true one (column), whether they may be a pair; by their labels, say."""
+
+
+def match(predicted: Sequence[Box], true: Sequence[Box], pairable: Pairable | None = None) -> Match:
     """The pairing with the largest total IoU (Hungarian method). The same boxes in the same order give the same
-    pairs, also where several pairings are equally good."""
-    overlaps = [[iou(p, t) for t in true] for p in predicted]
+    pairs, also where several pairings are equally good. `pairable` None: every box may go with every other."""
+    overlaps = _overlaps(predicted, true, pairable)
     return _assign(overlaps, overlaps)
 
 
-def match_at(predicted: Sequence[Box], true: Sequence[Box], threshold: float) -> Match:
+def match_at(
+    predicted: Sequence[Box], true: Sequence[Box], threshold: float, pairable: Pairable | None = None
+) -> Match:
     """The largest possible number of pairs with IoU >= threshold; among those, the largest total IoU.
 
     This is not `match` with the weak pairs left out: that may give away a second good pair for a better total.
@@ -39,7 +45,7 @@ def match_at(predicted: Sequence[Box], true: Sequence[Box], threshold: float) ->
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"an IoU threshold lies in 0 < threshold <= 1; got {threshold}")
-    overlaps = [[iou(p, t) for t in true] for p in predicted]
+    overlaps = _overlaps(predicted, true, pairable)
     # A pair more is worth more than all the IoU that any pairing can add up to.
     pair = 1.0 + min(len(predicted), len(true))
     return _assign(overlaps, [[pair + o if o >= threshold else 0.0 for o in row] for row in overlaps])
@@ -54,6 +60,13 @@ def soft_f1(predicted: Sequence[Box], true: Sequence[Box]) -> float:
     if not predicted and not true:
         return 1.0
     return 2 * match(predicted, true).total / (len(predicted) + len(true))
+
+
+def _overlaps(predicted: Sequence[Box], true: Sequence[Box], pairable: Pairable | None) -> list[list[float]]:
+    return [
+        [iou(p, t) if pairable is None or pairable[i][j] else 0.0 for j, t in enumerate(true)]
+        for i, p in enumerate(predicted)
+    ]
 
 
 def _assign(overlaps: list[list[float]], gains: list[list[float]]) -> Match:

@@ -64,6 +64,11 @@ class Trace:
         return tuple(box for mention in self.mentions for box in mention.boxes)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Of each of `boxes`, the label that it stands under."""
+        return tuple(mention.label for mention in self.mentions for _ in mention.boxes)
+
+    @property
     def text(self) -> str:
         """What a reader sees: prose and labels, without tags and numbers."""
         return "".join(part if isinstance(part, str) else part.label for part in self.parts)

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcot.grounding import Box, FrameSpec, match, parse, split_answer
+from vcot.grounding import Box, FrameSpec, Trace, match, parse, split_answer
+from vcot.grounding.matching import Pairable
+from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Sample
 
 
-def box_reward(text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0) -> float | None:
+def box_reward(
+    text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0, synonyms: Synonyms = NO_SYNONYMS
+) -> float | None:
     """Soft F1 of the boxes in the reasoning against the evidence; None where nobody annotated any.
 
     Nor is there evidence for a question by text alone: there the format asks for no box.
 
-    Only readable boxes count, and only those before the answer; what cannot be read costs the format its
+    Where things of several names are the evidence, a box earns nothing for a thing of another name than it bears
+    (vcot.labels). Only readable boxes count, and only those before the answer; what cannot be read costs the format its
     reward. For `spare` see soft_f1_with_spare.
     """
-    true = sample.true_boxes
-    if true is None:
+    if sample.evidence is None:
         return None
-    frame = sample.frame(spec)
-    return soft_f1_with_spare(parse(split_answer(text)[0], frame).boxes, true, spare=spare)
+    said = Trace(parse(split_answer(text)[0], sample.frame(spec)).trace.mentions)
+    true = Trace(sample.evidence)
+    pairable = synonyms.pairable(said.labels, true.labels)
+    return soft_f1_with_spare(said.boxes, true.boxes, spare=spare, pairable=pairable)
 
 
-def soft_f1_with_spare(predicted: Sequence[Box], true: Sequence[Box], *, spare: int = 0) -> float:
+def soft_f1_with_spare(
+    predicted: Sequence[Box], true: Sequence[Box], *, spare: int = 0, pairable: Pairable | None = None
+) -> float:
     """grounding.soft_f1, but up to `spare` boxes beyond the true ones cost nothing.
 
     Where only the decisive region is annotated, good reasoning also mentions what stands around it; a strict
@@ -35,4 +43,4 @@ def soft_f1_with_spare(predicted: Sequence[Box], true: Sequence[Box], *, spare: 
     counted = max(min(len(predicted), len(true)), len(predicted) - spare)
     if counted + len(true) == 0:
         return 1.0
-    return 2 * match(predicted, true).total / (counted + len(true))
+    return 2 * match(predicted, true, pairable).total / (counted + len(true))

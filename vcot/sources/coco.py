@@ -40,6 +40,7 @@ from vcot import log
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, BoxError, Mention
 from vcot.grounding.places import place
+from vcot.labels import plural
 from vcot.records import Image, Reason, Sample
 from vcot.sources.desk import Desk, QuestionKind, numbers, pick, unique
 from vcot.sources.inputs import Input, form_of_file, opened
@@ -147,27 +148,6 @@ def _path(entry: Mapping[str, Any]) -> str:
 
 def _article(noun: str) -> str:
     return "an" if noun[:1].lower() in "aeiou" else "a"
-
-
-_PLURALS = {
-    "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet", "tooth": "teeth",
-    "mouse": "mice", "goose": "geese", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "sheep": "sheep",
-    "skis": "skis", "scissors": "scissors", "fish": "fish",
-}  # fmt: skip
-
-
-def plural(noun: str) -> str:
-    """The last word in the plural: "white blood cells", "people", "buses". English only."""
-    before, _, last = noun.rpartition(" ")
-    if last in _PLURALS:
-        last = _PLURALS[last]
-    elif last.endswith(("s", "x", "z", "ch", "sh")):
-        last += "es"
-    elif last.endswith("y") and last[-2:-1] not in tuple("aeiou"):
-        last = f"{last[:-1]}ies"
-    else:
-        last += "s"
-    return f"{before} {last}".strip()
 
 
 # ---------------------------------------------------------------------------------- questions of a picture

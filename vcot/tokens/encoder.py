@@ -139,7 +139,7 @@ class Encoder:
 
     def _ids(self, sample: Sample, trace: Trace, seen: tuple[int, int] | None) -> _Fitted:
         visual = self._visual_tokens(seen)
-        prompt = self._prompt_ids(sample, visual)
+        prompt = self._prompt_ids(sample, visual, self.contract.instruction)
         reply = self._plain(render_reply(trace, sample.answers[0], self._frame(sample, seen)))
         reply += self._around[visual > 0].end
         return _Fitted(prompt + reply, [IGNORED] * len(prompt) + reply, seen)
@@ -156,13 +156,19 @@ class Encoder:
 
     # --- generating --------------------------------------------------------------------------------
 
-    def prompts(self, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]) -> dict[str, Any]:
+    def prompts(
+        self,
+        samples: Sequence[Sample],
+        pictures: Sequence[Image.Image | None],
+        instructions: Sequence[str | None] | None = None,
+    ) -> dict[str, Any]:
         """A batch to generate from, padded on the left.
 
         Args:
             samples: B questions.
             pictures: upright RGB, one per question: its own, or a blank or another one; the grid is the given
                 picture's. None for a question by text alone. Not looked at in text mode.
+            instructions: one per question, in the place of the contract's.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32 [patches of all
@@ -178,7 +184,8 @@ class Encoder:
             batch = self.pixels([picture for picture in pictures if picture is not None])
             for place, grid in zip(given, batch["image_grid_thw"], strict=True):
                 visual[place] = int(grid.prod()) // self.contract.merge_size**2
-        prompts = [self._prompt_ids(sample, count) for sample, count in zip(samples, visual, strict=True)]
+        below = [self.contract.instruction] * len(samples) if instructions is None else instructions
+        prompts = [self._prompt_ids(*each) for each in zip(samples, visual, below, strict=True)]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
         ids = torch.tensor([[self.pad_token_id] * p + prompt for p, prompt in zip(padding, prompts, strict=True)])
@@ -196,7 +203,7 @@ class Encoder:
         `picture`: (width, height) of the picture that is shown; default: the sample's own.
         """
         size = picture or _size(sample)
-        return self._prompt_ids(sample, self._visual_tokens(size and self._seen(size)))
+        return self._prompt_ids(sample, self._visual_tokens(size and self._seen(size)), self.contract.instruction)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, up to the first end token; other control tokens stay visible."""
@@ -222,8 +229,8 @@ class Encoder:
 
     # --- pieces ------------------------------------------------------------------------------------
 
-    def _prompt_ids(self, sample: Sample, visual_tokens: int) -> list[int]:
-        question = self._plain(prompt_text(sample, self.contract.instruction))
+    def _prompt_ids(self, sample: Sample, visual_tokens: int, instruction: str | None) -> list[int]:
+        question = self._plain(prompt_text(sample, instruction))
         around = self._around[visual_tokens > 0]
         if not visual_tokens:
             return around.head + question + around.tail
