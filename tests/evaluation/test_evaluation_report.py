@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from html.parser import HTMLParser
@@ -138,6 +139,21 @@ def test_groups_tell_questions_and_things_apart(report):
     assert disc["results"]["tuned-real"]["accuracy_at_50"]["value"] == pytest.approx(21 / 24)
     assert lever["results"]["tuned-real"]["accuracy_at_50"]["value"] == 0
     assert lever["results"]["tuned-real"]["boxes_where_absent"]["value"] == 1
+
+
+def test_metadata_of_the_users_own_parts_the_rows_and_stands_beside_them(evidence):
+    cameras = ["north" if number % 3 else "south" for number in range(len(evidence.samples))]
+    own = [
+        one.model_copy(update={"metadata": {"camera": camera, "photo": one.id}})
+        for one, camera in zip(evidence.samples, cameras, strict=True)
+    ]
+    with_own = dataclasses.replace(evidence, samples=own)
+    report = build(with_own, split="test", seed=0, made_with={})
+    groups = {group["metadata"]: group["rows"] for group in report["groups"] if group["metadata"]}
+    assert groups == {"camera: north": cameras.count("north"), "camera: south": cameras.count("south")}
+    html = page.render(json.loads(json.dumps(report)), [gallery.card(Store(), with_own, 0, frame)], [])
+    assert f"camera: south · photo: {own[0].id}" in html
+    assert "<b>camera: north</b>" in html
 
 
 def test_the_verdict_says_what_it_can_and_what_it_cannot(report):

@@ -161,15 +161,16 @@ def _meant(guess: str) -> Sequence[str]:
 
 
 def _groups(evidence: Evidence, seed: int) -> list[dict[str, Any]]:
-    """The same measurement for each question and for each thing that is asked about.
+    """The same measurement for each question, each thing that is asked about, and what else rows bring (metadata).
 
-    A group has a `question`, a `thing`, or both, where one question alone is about a thing.
+    A group has a `question`, a `thing`, a `metadata` ("camera: north"), or several, where they are the same rows.
     """
     groups: dict[tuple[int, ...], dict[str, Any]] = {}
     things = [subject(sample, evidence.habits.labels) for sample in evidence.samples]
-    for kind, names in (("question", _questions(evidence.samples)), ("thing", things)):
+    own = [("metadata", names) for names in _metadata(evidence.samples)]
+    for kind, names in (("question", _questions(evidence.samples)), ("thing", things), *own):
         for name, chosen in _parts(names):
-            group = groups.setdefault(chosen, {"question": None, "thing": None})
+            group = groups.setdefault(chosen, {"question": None, "thing": None, "metadata": None})
             group[kind] = name
     return [group | _group(evidence, chosen, seed) for chosen, group in groups.items()]
 
@@ -190,6 +191,14 @@ def _questions(samples: Sequence[Sample]) -> list[str]:
     if len({sample.question for sample in samples}) <= MOST_GROUPS:
         return [sample.question for sample in samples]
     return [" ".join(sample.question.casefold().split()[:2]) + " …" for sample in samples]
+
+
+def _metadata(samples: Sequence[Sample]) -> Iterator[list[str]]:
+    """Of each name that rows bring, what each of them says; what is nearly different in each row parts nothing."""
+    for name in sorted({name for sample in samples for name in sample.metadata}):
+        said = [f"{name}: {sample.metadata.get(name, '–')}" for sample in samples]
+        if len(set(said)) <= MOST_GROUPS:
+            yield said
 
 
 def _group(evidence: Evidence, chosen: Sequence[int], seed: int) -> dict[str, Any]:

@@ -29,6 +29,8 @@ _CARD = """
 {% if card.score.ious %}<p class="small soft">IoU of each true box: {{ iou(card.score) }}</p>{% endif %}
 <p class="reply">{{ card.reply }}</p>
 <p class="small soft">True answer: {{ card.sample.answers | join(" or ") }}</p>
+{% if card.sample.metadata %}<p class="small soft">
+{%- for name, value in card.sample.metadata.items() %}{{ name }}: {{ value }}{% if not loop.last %} · {% endif %}{% endfor %}</p>{% endif %}
 {% if card.others %}<details class="small"><summary>what it said otherwise</summary>
 {% for name, text in card.others.items() %}<p class="soft">{{ name }}:</p><p class="reply">{{ text }}</p>{% endfor %}</details>{% endif %}
 </article>
@@ -96,10 +98,10 @@ under one name where things of several names are asked for.</p>
 <div class="cards">{% for card in cards[shown_first:] %}{{ show(card) }}{% endfor %}</div></details>{% endif %}
 {% endfor %}
 
-<h2>By question and by thing</h2>
+<h2>By question, by thing and by metadata</h2>
 <p class="small soft">Each line opens.</p>
 {% for group in groups %}
-<details class="group"><summary><b>{{ group.question or "About: " + group.thing }}</b>
+<details class="group"><summary><b>{{ group.question or group.metadata or "About: " + group.thing }}</b>
 <span class="soft">{{ "{:,}".format(group.rows) }} rows{% for name in ("accuracy_at_50", "answer_accuracy") %}
 {% if group.results["tuned-real"][name].value is not none %} · {{ names[name][0] }}
 {{ value(name, before(group.results, name)) }} → {{ value(name, group.results["tuned-real"][name]) }}{% endif %}{% endfor %}</span></summary>
