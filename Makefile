@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 push-base rehearsal-base bench-kill bench-convert bench-distill bench-storm requirements \
+.PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-convert bench-distill bench-storm requirements \
 	formats golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
@@ -162,9 +162,19 @@ local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and
 local-clean: ## forget all runs on this computer and what they stored
 	rm -rf .local
 
+# SERVICE=minio: storage inside the cluster of kubectl, by way of its Service, with the keys of the Secret there.
+THROUGH = $(if $(SERVICE),--service '$(SERVICE)') $(if $(NAMESPACE),--namespace '$(NAMESPACE)')
+
 push-base: $(VENV) ## put a downloaded base into the bucket: BASE=<folder> TO=s3://vcot/models/<name>; goes on where cut off
 	@test '$(origin BASE)' != file || { echo 'Which? make push-base BASE=<folder of a downloaded model> [TO=s3://…]'; exit 64; }
-	@$(PY) -m vcot.pipeline.push --base '$(BASE)' $(if $(TO),--to '$(TO)')
+	@$(PY) -m vcot.pipeline.push --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
+
+push-example: $(VENV) ## put an example and its base into the bucket: EXAMPLE= BASE= TO=s3://vcot/examples; SERVICE=minio in a cluster
+	@$(PY) -m vcot.pipeline.push --example '$(EXAMPLE)' --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
+
+pages: $(VENV) ## bring the reports of a run out of the bucket into .local/runs: RUN_ID=smoke; SERVICE=minio in a cluster
+	@$(PY) -m vcot.pipeline.pages --run-id '$(RUN_ID)' $(if $(RUNS_URI),--runs-uri '$(RUNS_URI)') \
+		$(if $(LOCAL),--local-folder '$(LOCAL)') $(THROUGH)
 
 rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
 	$(PY) examples/rehearsal/make_base.py --out build/rehearsal

@@ -15,6 +15,7 @@ from pydantic import model_validator
 from vcot import log
 from vcot.errors import SettingsError
 from vcot.pipeline.conductor import Clock, Outcome, conduct
+from vcot.pipeline.pages import bring_home
 from vcot.pipeline.plan import IN_PARTS, Plan, gather_variables, make_plan
 from vcot.settings import CommaSeparated, Declared, setting
 from vcot.stage import launch, stop
@@ -126,7 +127,7 @@ def run_here(settings: PipelineSettings) -> None:
         _publish(settings, published)
         outcomes = conduct(plan, hand, stop)
         folder = settings.local_folder / "runs" / settings.run_name
-        _bring_home(plan, folder)
+        bring_home({step.stage: f"{step.run_uri}/{step.stage}" for step in plan.steps}, folder)
     _tell(plan, outcomes, time.monotonic() - begun, folder)
 
 
@@ -178,27 +179,6 @@ def _show(plan: Plan) -> None:
         console.print(f"[bold]{step.name}[/] → {step.run_uri}/{step.stage}{waits}", highlight=False)
         for name, value in sorted(step.variables.items()):
             console.print(f"    {name}={value}", highlight=False)
-
-
-READ_AT_HOME: Mapping[str, tuple[str, ...]] = {
-    "convert": ("report.html",),
-    "tokenize": ("report.html",),
-    "train": ("losses.png",),
-    "evaluate": ("report.html", "report.json", "overlay.png"),
-}
-
-
-def _bring_home(plan: Plan, folder: Path) -> None:
-    """Copies the pages that people read out of storage, which ends with the run."""
-    from vcot.storage import NotFound, Store, join
-
-    store = Store()
-    for step in plan.steps:
-        for name in READ_AT_HOME.get(step.stage, ()):
-            target = folder / f"{step.stage}-{name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(NotFound):
-                store.download(join(step.run_uri, step.stage, name), target)
 
 
 def _tell(plan: Plan, outcomes: Mapping[str, Outcome], seconds: float, folder: Path) -> None:

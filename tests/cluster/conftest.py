@@ -32,7 +32,7 @@ LONGEST = 15 * 60.0
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that several processes end at about the same time."""
-    longest = ("survives_evictions", "test_chain", "test_reevaluation", "test_gpus")
+    longest = ("survives_evictions", "test_chain", "test_trying", "test_reevaluation", "test_gpus")
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in item.nodeid), len(longest)))
 
 
@@ -94,7 +94,7 @@ def smoke(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield Smoke(cluster, SMOKE, "smoke")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def node(cluster: Cluster) -> Node:
     """For tests that stop parts of the node, or change what it has."""
     if cluster.node is None:

@@ -99,6 +99,19 @@ class Builder:
                 )
         return PAUSE_IMAGE
 
+    def holding(self, name: str, program: Path) -> str:
+        """The base image with a program of this machine in it, under a name that a registry has it by elsewhere."""
+        with (
+            locked(self.home / "lock", "another process is building images; waiting for it"),
+            tempfile.TemporaryDirectory(dir=self.home, prefix="program-") as folder,
+        ):
+            target = Path(folder) / "usr/bin" / program.name
+            target.parent.mkdir(parents=True)
+            shutil.copy(program, target)
+            Path(folder).chmod(0o755)  # it becomes that of /
+            self._commit(name, self._base(), folder)
+        return name
+
     def _commit(self, name: str, origin: str, folder: str | None, *configuration: str) -> None:
         container = self.do("from", "--pull-never", origin) if origin != "scratch" else self.do("from", origin)
         if folder is not None:

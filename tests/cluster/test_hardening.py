@@ -1,49 +1,482 @@
-"""Component hardening: what the conductor's token is good for ends at the Jobs of stages."""
+"""Component hardening: what the conductor's token is good for ends at the Jobs of stages.
+
+The conductor has every right in the namespace here, so that the policy is tried and not its Role.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from tests.cluster.cluster import Cluster, CommandFailed
+from tests.cluster.cluster import Cluster, CommandFailed, Manifest, Overlay
 from tests.cluster.layout import ROOT
 from tests.cluster.node import Node
-from tests.cluster.test_reports import job_of_another_plan
+from vcot.pipeline.plan import IN_PARTS, make_plan
+from vcot.pipeline.rendering import Owner, complete, freeze
+from vcot.settings import STAGES
 
-SMOKE = ROOT / "k8s/overlays/cpu-smoke"
-CONDUCTOR = "system:serviceaccount:vcot:conductor"
-
-
-@pytest.fixture
-def hardened(cluster: Cluster, node: Node) -> Iterator[Cluster]:
-    """The policies name the namespace vcot, and belong to the whole cluster."""
-    policies = str(ROOT / "k8s/components/hardening/policies.yaml")
-    cluster.run("apply", "-f", str(SMOKE / "namespace.yaml"))
-    cluster.run("apply", "-f", str(ROOT / "k8s/base/rbac.yaml"))
-    cluster.run("apply", "-f", policies)
-    yield cluster
-    cluster.run("delete", "-f", policies)
+OUTSIDE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+DIGEST = "sha256:" + "1" * 64
 
 
-def test_a_foreign_job_is_denied_and_a_stages_job_is_let_in(hardened: Cluster) -> None:
-    foreign = json.dumps(job_of_another_plan("foreign"))
+def hardened_overlay(place: Path, run_id: str, cluster: Cluster, name: str = "cpu-smoke") -> tuple[Overlay, Overlay]:
+    """An overlay for this namespace, and the one around it that has the component."""
+    inner = Overlay.of(place, run_id, cluster.namespace, name)
+    outer = inner.folder.parent / "hardened"
+    outer.mkdir()
+    kustomization = {"resources": [f"../{inner.folder.name}"], "components": ["../../components/hardening"]}
+    (outer / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return inner, Overlay(outer, run_id)
 
-    def denied() -> str | None:
-        try:
-            hardened.run("--as", CONDUCTOR, "create", "--dry-run=server", "-f", "-", stdin=foreign)
-        except CommandFailed as error:
-            return str(error)
-        return None  # a new policy counts after some seconds
 
-    said = hardened.until("the policy denies", denied, 60)
-    assert "the conductor may only create Jobs that run as ServiceAccount stage" in said
+@contextmanager
+def applied(overlay: Overlay, cluster: Cluster, *, run: bool) -> Iterator[None]:
+    """The overlay, and its policy in force. That one is the whole cluster's and names the namespace vcot; here it gets
+    a name of its own and names this namespace.
 
-    stages = job_of_another_plan("stages")
-    stages["spec"]["template"]["spec"]["serviceAccountName"] = "stage"
-    with pytest.raises(CommandFailed, match="stage Jobs must be owned by the pipeline Job"):
-        hardened.run("--as", CONDUCTOR, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(stages))
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "pipeline-x", "uid": "0"}
-    stages["metadata"]["ownerReferences"] = [owner]
-    hardened.run("--as", CONDUCTOR, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(stages))
+    Args:
+        run: whether the pipeline's Job is applied too.
+    """
+    rendered = list(yaml.safe_load_all(cluster.run("kustomize", str(overlay.folder))))
+    whole = json.dumps([one for one in rendered if one["kind"] in OUTSIDE[1:]])
+    whole = whole.replace('metadata.name": "vcot"', f'metadata.name": "{cluster.namespace}"')
+    policy = json.loads(whole.replace("vcot-conductor", f"{cluster.namespace}-conductor"))
+    assert len(policy) == 2
+    try:
+        cluster.apply(*policy)
+        cluster.apply(*[one for one in rendered if one["kind"] not in (*OUTSIDE, "Job")])
+        give_every_right(cluster)
+        # A new policy counts after some seconds.
+        cluster.until("the policy denies", lambda: refusal(cluster, config_map("other")), 60)
+        if run:
+            cluster.apply(*[one for one in rendered if one["kind"] == "Job"])
+        yield
+    finally:
+        names = [f"{one['kind']}/{one['metadata']['name']}" for one in policy]
+        cluster.run("delete", "--ignore-not-found", *names)
+
+
+def give_every_right(cluster: Cluster) -> None:
+    cluster.apply(
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "every-right"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": "conductor"}],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def hardened(cluster: Cluster, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A namespace behind the policy, with the templates of cpu-smoke, in which nothing runs."""
+    with cluster.own_namespace(f"vcot-test-{uuid.uuid4().hex[:8]}") as there:
+        _, overlay = hardened_overlay(tmp_path_factory.mktemp("hardened"), "r1", there)
+        with applied(overlay, there, run=False):
+            pipeline = job(there, "convert-prepare")
+            pipeline["metadata"] = {"name": "pipeline-r1", "labels": {"vcot/role": "conductor"}}
+            pipeline["spec"]["suspend"] = True
+            there.create(pipeline)
+            yield there
+
+
+def as_conductor(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
+    return cluster.run("--as", f"system:serviceaccount:{cluster.namespace}:conductor", *words, stdin=stdin)
+
+
+def refusal(cluster: Cluster, manifest: Manifest) -> str:
+    """What the API server says when the conductor makes this; empty where it is let in. Nothing is kept."""
+    try:
+        as_conductor(cluster, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
+    except CommandFailed as error:
+        said = str(error)
+        assert "ValidatingAdmissionPolicy" in said, "denied, but not by the policy"
+        assert "resulted in error" not in said, "an expression that fails denies legitimate Jobs, too"
+        return said
+    return ""
+
+
+def jobs(cluster: Cluster, **more: Any) -> dict[str, Manifest]:
+    """Step → its Job, as the conductor makes it of the templates that are there."""
+    plan = make_plan("r1", "s3://vcot/runs", {}, parts=IN_PARTS, **more)
+    templates = {stage: cluster.get("cronjobs", f"stage-{stage}") or {} for stage in STAGES}
+    frozen, owner = freeze(plan, templates), owner_of(cluster)
+    return {
+        step.name: complete(frozen.jobs[step.name], owner, frozen.digest, 2 if step.part == "shards" else None)
+        for step in plan.steps
+    }
+
+
+def job(cluster: Cluster, step: str) -> Manifest:
+    return jobs(cluster)[step]
+
+
+def owner_of(cluster: Cluster) -> Owner:
+    """The pipeline's Job, once it is there."""
+    there = cluster.get("jobs", "pipeline-r1") or {"metadata": {"uid": "none yet"}}
+    return Owner("pipeline-r1", there["metadata"]["uid"])
+
+
+def config_map(name: str, **data: str) -> Manifest:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def pod_of(job: Manifest) -> Manifest:
+    found: Manifest = job["spec"]["template"]["spec"]
+    return found
+
+
+def main_of(job: Manifest) -> Manifest:
+    found: Manifest = pod_of(job)["containers"][0]
+    return found
+
+
+# --- what a run needs -------------------------------------------------------------------------------------------
+
+
+def test_every_job_of_a_run_is_let_in(hardened: Cluster) -> None:
+    of_its_own, of_another = jobs(hardened), jobs(hardened, from_run=["other:tokenize"])
+    assert len(of_its_own) == 11
+    for step, one in [*of_its_own.items(), *of_another.items()]:
+        assert refusal(hardened, one) == "", step
+
+
+def test_every_job_of_overlay_gpu_with_every_component_of_pods_is_let_in(
+    namespace: Cluster, node: Node, operators: None, tmp_path: Path
+) -> None:
+    inner, overlay = hardened_overlay(tmp_path, "r1", namespace, "gpu")
+    components = ["pool-aks", "spot", "kueue", "multinode-jobset", "irsa"]
+    inner.edit(lambda k: k.update(components=[f"../../components/{name}" for name in ["reevaluate", *components]]))
+    with applied(overlay, namespace, run=False):
+        made = jobs(namespace)
+        assert made["train"]["kind"] == "JobSet"
+        assert "@sha256:" in main_of(made["evaluate"])["image"]
+        for step, one in made.items():
+            assert refusal(namespace, one) == "", step
+
+
+def test_a_run_frozen_before_the_last_apply_is_let_in(hardened: Cluster) -> None:
+    """With other settings, sizes and places."""
+    frozen = job(hardened, "train")
+    main_of(frozen)["envFrom"][0]["configMapRef"]["name"] = "settings-train-0123456789"
+    main_of(frozen)["resources"]["limits"]["memory"] = "7Gi"
+    pod_of(frozen)["nodeSelector"] = {"node-pool": "earlier"}
+    pod_of(frozen)["volumes"][0]["emptyDir"] = {"sizeLimit": "3Gi"}
+    assert refusal(hardened, frozen) == ""
+
+
+def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(
+    namespace: Cluster, node: Node, tmp_path: Path
+) -> None:
+    """A run that was frozen with the images of an earlier apply goes on with them."""
+    repository = "registry.example.com:5000/team/vcot-gpu"
+    inner, overlay = hardened_overlay(tmp_path, "r1", namespace)
+    by_digest = {"name": "vcot-gpu", "newName": repository, "digest": "sha256:" + "0" * 64}
+    inner.edit(lambda k: k["images"].append(by_digest) or k["images"].pop(1))
+    with applied(overlay, namespace, run=False):
+
+        def said(image: str) -> str:
+            one = job(namespace, "evaluate")
+            main_of(one)["image"] = image
+            return refusal(namespace, one)
+
+        assert main_of(job(namespace, "evaluate"))["image"] == f"{repository}@sha256:{'0' * 64}"
+        for digest in ("0" * 64, "1" * 64):
+            assert said(f"{repository}@sha256:{digest}") == ""
+        for image in (
+            f"{repository}:dev", repository, f"{repository}-2@{DIGEST}", f"{repository}/x@{DIGEST}",
+            f"{repository}:dev@{DIGEST}", f"{repository}@sha256:1", f"evil.example.com/team/vcot-gpu@{DIGEST}",
+            f"vcot-gpu@{DIGEST}", "localhost/vcot-gpu:dev",
+        ):  # fmt: skip
+            assert "or another digest of that repository" in said(image), image
+
+
+def test_a_run_reaches_its_end_behind_the_policy(namespace: Cluster, node: Node, tmp_path: Path) -> None:
+    inner, overlay = hardened_overlay(tmp_path, "behind", namespace)
+    inner.conductor("--until", "distill")
+    with applied(overlay, namespace, run=True):
+        namespace.completes(overlay.pipeline, 300)
+        assert len(namespace.list("jobs", run="behind")) == 6
+
+
+def test_training_on_several_nodes_is_let_in_and_all_its_pods_are_judged(hardened: Cluster, operators: None) -> None:
+    patch = yaml.safe_load((ROOT / "k8s/components/multinode-jobset/train.yaml").read_text())
+    template = json.loads(
+        hardened.run("patch", "--dry-run=server", "-o", "json", "cronjob", "stage-train", "-p", json.dumps(patch))
+    )
+    plan = make_plan("r1", "s3://vcot/runs", {}, only=["train"])
+    frozen = freeze(plan, {"train": template})
+    legitimate = complete(frozen.jobs["train"], owner_of(hardened), frozen.digest)
+    assert legitimate["kind"] == "JobSet"
+    assert refusal(hardened, legitimate) == ""
+
+    for change in (container(image="docker.io/library/busybox:1"), container(command=["env"]), pod(hostNetwork=True)):
+        foreign = copy.deepcopy(legitimate)
+        groups = foreign["spec"]["replicatedJobs"]
+        groups.append(copy.deepcopy(groups[0]) | {"name": "more"})
+        change(groups[1]["template"])
+        assert refusal(hardened, foreign) != ""
+
+
+@pytest.fixture(scope="module")
+def operators(hardened: Cluster) -> None:
+    """The kinds of JobSet and Kueue alone, without their fields and controllers. They stay: tests in other processes
+    use them, too."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    kinds = {"JobSet": ("jobset.x-k8s.io", "v1alpha2"), "Workload": ("kueue.x-k8s.io", "v1beta1")}
+    names = [f"{kind.lower()}s.{group}" for kind, (group, _) in kinds.items()]
+    for name, (kind, (group, version)) in zip(names, kinds.items(), strict=True):
+        versions = [{"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}]
+        plural = {"kind": kind, "plural": f"{kind.lower()}s", "singular": kind.lower(), "listKind": f"{kind}List"}
+        approved = {"api-approved.kubernetes.io": "unapproved, for a test"}
+        hardened.apply(
+            {
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": name, "annotations": approved},
+                "spec": {"group": group, "scope": "Namespaced", "names": plural, "versions": versions},
+            }
+        )
+        hardened.run("wait", "--for=condition=Established", f"crd/{name}", "--timeout=60s")
+
+
+# --- what somebody with its token would try ---------------------------------------------------------------------
+
+Change = Callable[[Manifest], object]
+TEACHER, STORAGE = {"name": "teacher-credentials"}, {"name": "s3-credentials"}
+KEY = STORAGE | {"key": "AWS_SECRET_ACCESS_KEY"}
+SECOND = {"name": "second", "image": "localhost/vcot-data:dev"}
+EXEC = {"exec": {"command": ["env"]}}
+
+
+def env(**variable: Any) -> Change:
+    return lambda job: main_of(job)["env"].append(variable)
+
+
+def source(**of: Any) -> Change:
+    return lambda job: main_of(job)["envFrom"].append(of)
+
+
+def volume(**of: Any) -> Change:
+    return lambda job: pod_of(job)["volumes"].append({"name": "more", **of})
+
+
+def container(**fields: Any) -> Change:
+    return lambda job: main_of(job).update(fields)
+
+
+def pod(**fields: Any) -> Change:
+    return lambda job: pod_of(job).update(fields)
+
+
+def without(*fields: str) -> Change:
+    return lambda job: [pod_of(job).pop(field, None) for field in fields]
+
+
+def of_the_template(**fields: Any) -> Change:
+    return lambda job: [
+        job["spec"]["template"]["metadata"].setdefault(name, {}).update(value) for name, value in fields.items()
+    ]
+
+
+def of_the_job(**fields: Any) -> Change:
+    return lambda job: [job["metadata"][name].update(value) for name, value in fields.items()]
+
+
+def owner(**fields: Any) -> Change:
+    return lambda job: job["metadata"]["ownerReferences"][0].update(fields)
+
+
+ATTACKS: dict[str, tuple[str, Change, str]] = {
+    # what → the step whose Job is changed, the change, what the API server says
+    "a foreign image": ("convert-finish", container(image="docker.io/library/busybox:1"), "image docker.io"),
+    "the image's name elsewhere": ("train", container(image="evil.example.com/vcot-gpu:dev"), "image evil"),
+    "another tag": ("train", container(image="localhost/vcot-gpu:other"), "runs localhost/vcot-gpu:dev"),
+    "another stage's image": ("train", container(image="localhost/vcot-data:dev"), "runs localhost/vcot-gpu:dev"),
+    "a command": ("convert-finish", container(command=["sh", "-c", "env"]), "have no command"),
+    "arguments": ("convert-finish", container(args=["jobs.probe"]), "args of stage convert"),
+    "more arguments": ("train", container(args=["jobs.train", "--x"]), "args of stage train"),
+    "no arguments": ("train", container(args=[]), "args of stage train"),
+    "a command after the start": ("train", container(lifecycle={"postStart": EXEC}), "have no lifecycle"),
+    "a command as a probe": ("train", container(livenessProbe=EXEC), "have no livenessProbe"),
+    "another folder to start in": ("train", container(workingDir="/scratch"), "have no workingDir"),
+    "another stage's Secret": ("train", source(secretRef=TEACHER), "envFrom of stage train"),
+    "a Secret under a prefix": ("train", source(prefix="X_", secretRef=STORAGE), "envFrom of stage train"),
+    "another stage's settings": (
+        "train", source(configMapRef={"name": "settings-distill-0123456789"}), "envFrom of stage train",
+    ),
+    "settings of its own": ("distill-shards", source(configMapRef={"name": "r2-plan"}), "envFrom of stage distill"),
+    "another stage's Secret in a variable": (
+        "train", env(name="K", valueFrom={"secretKeyRef": TEACHER | {"key": "OPENAI_API_KEY"}}), "env of stages",
+    ),
+    "a key in a variable": ("train", env(name="K", valueFrom={"secretKeyRef": KEY}), "env of stages"),
+    "a key as a shard": ("train", env(name="VCOT_SHARD", valueFrom={"secretKeyRef": KEY}), "env of stages"),
+    "a key in the run's name": ("train", env(name="VCOT_RUN_URI", value="s3://x/$(AWS_REGION)"), "not VCOT_RUN_URI"),
+    "a variable": ("distill-shards", env(name="OPENAI_BASE_URL", value="https://evil.example.com"), "not OPENAI"),
+    "a setting": ("distill-shards", env(name="VCOT_DISTILL_MODEL", value="other"), "not VCOT_DISTILL_MODEL"),
+    "another place than storage": ("train", env(name="VCOT_TRAIN_INPUT_URI", value="http://x"), "not VCOT_TRAIN_INPUT"),
+    "two values in one": ("train", env(name="VCOT_PART", value="finish\nx"), "not VCOT_PART"),
+    "a Secret as a volume": ("train", volume(secret={"secretName": "teacher-credentials"}), "of kind emptyDir"),
+    "a Secret, projected": ("train", volume(projected={"sources": [{"secret": TEACHER}]}), "of kind emptyDir"),
+    "a token, projected": (
+        "train", volume(projected={"sources": [{"serviceAccountToken": {"path": "t"}}]}), "of kind emptyDir",
+    ),
+    "a folder of the node": ("train", volume(hostPath={"path": "/"}), "of kind emptyDir"),
+    "a claim": ("train", volume(persistentVolumeClaim={"claimName": "x"}), "of kind emptyDir"),
+    "a container before": ("train", pod(initContainers=[SECOND]), "have no initContainers"),
+    "a container beside": (
+        "train", lambda job: pod_of(job)["containers"].append(SECOND | {"command": ["env"]}), "one container, main",
+    ),
+    "a container beside, before": (
+        "train", pod(initContainers=[SECOND | {"restartPolicy": "Always"}]), "have no initContainers",
+    ),
+    "the conductor's account": (
+        "train", pod(serviceAccountName="conductor", serviceAccount="conductor"), "serviceAccountName: stage",
+    ),
+    "no account": ("train", without("serviceAccountName", "serviceAccount"), "serviceAccountName: stage"),
+    "the account's token": ("train", pod(automountServiceAccountToken=True), "automountServiceAccountToken: false"),
+    "the token by default": ("train", without("automountServiceAccountToken"), "automountServiceAccountToken: false"),
+    "a Secret to pull with": ("train", pod(imagePullSecrets=[TEACHER]), "have no imagePullSecrets"),
+    "names": ("distill-shards", pod(hostAliases=[{"ip": "10.0.0.1", "hostnames": ["a"]}]), "have no hostAliases"),
+    "a resolver": ("distill-shards", pod(dnsConfig={"nameservers": ["10.0.0.1"]}), "have no dnsConfig"),
+    "the node's network": ("train", pod(hostNetwork=True), "have no hostNetwork"),
+    "a chosen node": ("train", pod(nodeName="node-1"), "have no nodeName"),
+    "distill's network": ("train", of_the_template(labels={"vcot/stage": "distill"}), "network policies go by them"),
+    "the conductor's network": (
+        "train", of_the_template(labels={"vcot/role": "conductor"}), "network policies go by them",
+    ),
+    "a webhook's container": ("train", of_the_template(annotations={"inject": "true"}), "webhooks"),
+    "another stage's label": ("distill-finish", of_the_job(labels={"vcot/stage": "convert"}), "network policies"),
+    "another stage's labels": (
+        "distill-finish",
+        lambda job: [change(labels={"vcot/stage": "convert"})(job) for change in (of_the_job, of_the_template)],
+        "convert",
+    ),
+    "no stage": ("train", lambda job: job["metadata"]["labels"].pop("vcot/stage"), "names none"),
+    "a stage that there is not": ("train", of_the_job(labels={"vcot/stage": "serve"}), "names none"),
+    "no owner": ("train", lambda job: job["metadata"].pop("ownerReferences"), "owned by the Job pipeline-"),
+    "another run's owner": ("train", owner(name="pipeline-r2"), "owned by the Job pipeline-"),
+    "another owner": ("train", owner(kind="ConfigMap", apiVersion="v1"), "owned by the Job pipeline-"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_is_not_a_stages_job_is_denied(attack: str, hardened: Cluster) -> None:
+    step, change, words = ATTACKS[attack]
+    one = job(hardened, step)
+    change(one)
+    assert words in refusal(hardened, one)
+
+
+def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster) -> None:
+    waiting = job(hardened, "evaluate")
+    pod_of(waiting)["nodeSelector"] = {"node-pool": "nowhere"}
+    name = waiting["metadata"]["name"]
+    as_conductor(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
+
+    def patch(change: Manifest) -> str:
+        return as_conductor(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(change))
+
+    patch({"metadata": {"annotations": {"vcot/given-up": "it waited too long"}}, "spec": {"suspend": True}})
+    suspended = hardened.get("jobs", name)
+    assert suspended is not None
+    assert suspended["spec"]["suspend"] is True
+    for change in (
+        {"spec": {"suspend": False}},
+        {"spec": {"activeDeadlineSeconds": 1}},
+        {"spec": {"template": {"metadata": {"labels": {"vcot/stage": "distill"}}}}},
+        {"spec": {"template": {"spec": {"nodeSelector": {"node-pool": "x"}}}}},
+        {"metadata": {"labels": {"vcot/part": "other"}}},
+        {"metadata": {"annotations": {"vcot/plan": "other"}}},
+        {"metadata": {"finalizers": ["x.example.com/y"]}},
+    ):
+        with pytest.raises(CommandFailed, match="suspends a Job that is there, and changes nothing else"):
+            patch(change)
+    hardened.run("delete", "job", name, "--wait=false")
+
+
+def test_a_job_may_be_taken_out_of_its_queue_and_not_put_before_others(hardened: Cluster, operators: None) -> None:
+    one: Manifest = {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "Workload", "metadata": {"name": "job-r1"}}
+    hardened.create(one | {"spec": {"active": True, "priority": 0}})
+
+    def patch(**spec: object) -> str:
+        return as_conductor(
+            hardened, "patch", "workload", "job-r1", "--type", "merge", "-p", json.dumps({"spec": spec})
+        )
+
+    with pytest.raises(CommandFailed, match="takes its Jobs out of a queue"):
+        patch(active=False, priority=1000)
+    patch(active=False)
+    with pytest.raises(CommandFailed, match="takes its Jobs out of a queue"):
+        patch(active=True)
+    assert "not CREATE of workloads" in refusal(hardened, one)
+
+
+def test_the_pipelines_job_is_not_the_conductors_to_change(hardened: Cluster) -> None:
+    given_up = {"metadata": {"annotations": {"vcot/given-up": "x"}}}
+    with pytest.raises(CommandFailed, match="Jobs of stages alone"):
+        as_conductor(hardened, "patch", "job", "pipeline-r1", "-p", json.dumps(given_up))
+    with pytest.raises(CommandFailed, match="not DELETE of jobs"):
+        as_conductor(hardened, "delete", "job", "pipeline-r1")
+
+
+def test_of_configmaps_the_conductor_writes_the_plan_and_the_state_of_runs(hardened: Cluster) -> None:
+    for name in ("r1-plan", "r1-state"):
+        assert refusal(hardened, config_map(name)) == ""
+    for name in ("settings-distill-0123456789", "run-0123456789", "kube-root-ca.crt2", "plan"):
+        assert "and no settings" in refusal(hardened, config_map(name, OPENAI_BASE_URL="https://evil.example.com"))
+    names = [one["metadata"]["name"] for one in hardened.list("configmaps")]
+    (settings,) = [name for name in names if name.startswith("settings-train")]
+    with pytest.raises(CommandFailed, match="and no settings"):
+        as_conductor(hardened, "patch", "configmap", settings, "-p", json.dumps({"data": {"VCOT_TRAIN_EPOCHS": "1"}}))
+    old = config_map("settings-train-0123456789")
+    old["metadata"]["labels"] = {"vcot/holds": "settings"}
+    hardened.apply(config_map("anything"), old)
+    as_conductor(hardened, "delete", "configmap", old["metadata"]["name"])  # of runs that are gone
+    with pytest.raises(CommandFailed, match="and no settings"):
+        as_conductor(hardened, "delete", "configmap", "anything")
+
+
+def test_nothing_else_is_the_conductors_to_write_whatever_rights_it_has(hardened: Cluster) -> None:
+    template = hardened.get("cronjobs", "stage-train") or {}
+    pod_spec = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    for kind, version, name, more in (
+        ("Pod", "v1", "pods", {"spec": pod_spec}),
+        ("CronJob", "batch/v1", "cronjobs.batch", {"spec": template["spec"]}),
+        ("Secret", "v1", "secrets", {"stringData": {"a": "b"}}),
+    ):
+        one = {"apiVersion": version, "kind": kind, "metadata": {"name": "mine"}, **more}
+        assert f"not CREATE of {name}" in refusal(hardened, one)
+    with pytest.raises(CommandFailed, match="not UPDATE of cronjobs"):
+        as_conductor(hardened, "patch", "cronjob", "stage-train", "-p", json.dumps({"spec": {"suspend": False}}))
+    with pytest.raises(CommandFailed, match="not CREATE of serviceaccounts/token"):
+        as_conductor(hardened, "create", "token", "stage")
+
+
+def test_others_are_not_judged(hardened: Cluster) -> None:
+    """A person who may make Jobs makes what they like, as `make k8s-doctor` does."""
+    one = job(hardened, "train")
+    main_of(one)["command"] = ["env"]
+    hardened.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(one))
+
+
+def test_the_api_server_has_nothing_to_say_about_the_expressions(hardened: Cluster) -> None:
+    """It warns of fields that a kind does not have; nobody sees that when the policy is applied."""
+
+    def judged() -> Manifest | None:
+        name = f"{hardened.namespace}-conductor-jobs"
+        policy = json.loads(hardened.run("get", "validatingadmissionpolicy", name, "-o", "json"))
+        found: Manifest = policy.get("status") or {}
+        return found if found.get("observedGeneration") == policy["metadata"]["generation"] else None
+
+    status = hardened.until("the policy is type-checked", judged, 60)
+    assert "expressionWarnings" not in (status.get("typeChecking") or {}), status

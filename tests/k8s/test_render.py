@@ -113,6 +113,15 @@ def test_stages_are_queued_and_the_conductor_is_not() -> None:
     assert label not in str(pipeline)
 
 
+@pytest.mark.parametrize("overlay", ["gpu", "gpu-kueue", "cpu-smoke"])
+def test_hardening_knows_the_overlays_images(overlay: str, rendered: Rendered) -> None:
+    objects = rendered(f"{overlay}+hardening")
+    policy = named(objects, "ValidatingAdmissionPolicy", "vcot-conductor-jobs")
+    said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
+    for stage in STAGES:
+        assert said[f"imageOf{stage.capitalize()}"] == f"'{pod(objects, f'stage-{stage}')['containers'][0]['image']}'"
+
+
 def test_components_may_stand_in_any_order(with_components: WithComponents) -> None:
     others = [c for c in ALL_COMPONENTS if c not in (*POOLS, "reevaluate", "hardening")]
     forwards = with_components(["reevaluate", "pool-aks", *others])

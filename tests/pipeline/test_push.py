@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from vcot.errors import InputError
-from vcot.pipeline.push import wanted
+from vcot.pipeline.push import PushSettings, wanted
+from vcot.pipeline.s3server import S3Server
 from vcot.storage import Store, join
 from vcot.storage.folders import fetch_folder
 
@@ -108,10 +111,10 @@ def test_weights_that_are_cut_off_are_refused(base: Path, harm: object, line: st
     assert "download it again" in str(caught.value)
 
 
-def push(*argv: str) -> tuple[int, str]:
+def push(*argv: str, module: str = "push") -> tuple[int, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
     answer = subprocess.run(
-        [sys.executable, "-m", "vcot.pipeline.push", *argv], cwd=ROOT, env=clean, capture_output=True, text=True,
+        [sys.executable, "-m", f"vcot.pipeline.{module}", *argv], cwd=ROOT, env=clean, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     return answer.returncode, answer.stdout + answer.stderr
@@ -133,3 +136,90 @@ def test_the_command_names_itself_and_refuses_in_one_line(base: Path) -> None:
     assert code == 78
     assert "--base=nowhere: there is no such folder" in said
     assert push("--to", "s3://b/x")[0] == 78  # --base is missing
+
+
+# --- examples, and storage inside a cluster -----------------------------------------------------------------------
+
+EXAMPLE, BASE = ROOT / "examples" / "blood-cells", ROOT / "examples" / "rehearsal"
+
+
+@pytest.fixture
+def in_a_cluster(moto_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Storage that only a kubectl knows a way to. This computer's own variables name another, which is not there."""
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")}
+    data = {"AWS_ENDPOINT_URL_S3": "http://minio:9000", **keys, "OTHER": "not a variable of clients"}
+    secret = {"data": {name: base64.b64encode(value.encode()).decode() for name, value in data.items()}}
+    (tmp_path / "secret.json").write_text(json.dumps(secret))
+    port = os.environ["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]
+    program = tmp_path / "kubectl"
+    program.write_text(
+        f"""#!/bin/sh
+case "$*" in
+"version --client") echo Kustomize Version: v5.7.1 ;;
+"--namespace vcot get secret s3-credentials -o json") cat {tmp_path}/secret.json ;;
+"--namespace vcot port-forward service/minio :9000")
+    echo "Forwarding from 127.0.0.1:{port} -> 9000"; echo $$ > {tmp_path}/forward; exec sleep 600 ;;
+*) echo "E1122 a line before" >&2; echo "Error from server (NotFound): $* not found" >&2; exit 1 ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("KUBECTL", str(program))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another account")
+    monkeypatch.setenv("AWS_PROFILE", "one that is not there")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    return moto_place
+
+
+def forward_has_ended(tmp_path: Path) -> bool:
+    return not Path(f"/proc/{(tmp_path / 'forward').read_text().strip()}").exists()
+
+
+def test_an_example_and_its_base_are_put_where_overlay_cpu_smoke_looks(moto_place: str) -> None:
+    prefix = join(moto_place, "examples")
+    code, said = push("--example", str(EXAMPLE), "--base", str(BASE), "--to", prefix)
+    assert code == 0, said
+    there = {entry.uri.removeprefix(f"{prefix}/") for entry in Store().list(prefix)}
+    assert there >= {"blood-cells/instances.json", "rehearsal/model.safetensors"}
+    assert PushSettings(example=EXAMPLE, base=BASE).target == "s3://vcot/examples"
+    settings = "".join(path.read_text() for path in (ROOT / "k8s/overlays/cpu-smoke/settings").iterdir())
+    for uri in re.findall(r"s3://vcot/examples/(\S+)", settings):
+        assert any(name.startswith(uri) for name in there), uri
+
+
+def test_an_example_is_put_into_storage_inside_a_cluster(in_a_cluster: str, tmp_path: Path) -> None:
+    to = join(in_a_cluster, "examples")
+    code, said = push("--example", str(EXAMPLE), "--base", str(BASE), "--to", to, "--service", "minio")
+    assert code == 0, said
+    assert forward_has_ended(tmp_path)
+    code, said = push("--base", str(BASE), "--to", join(in_a_cluster, "models/x"), "--service", "minio")
+    assert code == 0, said
+    assert "pushed" in said
+
+
+def test_the_pages_of_a_run_come_home_from_storage_inside_a_cluster(
+    in_a_cluster: str, moto_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as outside:
+        for name, value in moto_server.env.items():
+            outside.setenv(name, value)
+        outside.delenv("AWS_PROFILE")
+        Store().write(join(in_a_cluster, "runs/smoke/evaluate/report.html"), b"<html>")
+    words = ["--runs-uri", join(in_a_cluster, "runs"), "--local-folder", str(tmp_path / "home"), "--service", "minio"]
+    code, said = push("--run-id", "smoke", *words, module="pages")
+    assert code == 0, said
+    assert (tmp_path / "home/runs/smoke/evaluate-report.html").read_bytes() == b"<html>"
+    code, said = push("--run-id", "other", *words, module="pages")
+    assert code == 65
+    assert "runs/other: no reports there" in said
+
+
+def test_a_service_or_a_secret_that_is_not_there_is_named_in_one_line(in_a_cluster: str) -> None:
+    code, said = push("--base", str(BASE), "--service", "other")
+    assert code == 78
+    assert "no way to Service other in namespace vcot: Error from server (NotFound)" in said
+    code, said = push("--base", str(BASE), "--service", "minio", "--namespace", "other")
+    assert code == 78
+    assert "no keys of the storage: Error from server (NotFound)" in said
+    assert "Traceback" not in said

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
+from vcot import log
 from vcot.errors import SettingsError
 from vcot.pipeline.port import Manifest
+
+S3_SECRET = "s3-credentials"
+S3_PORT = 9000
 
 
 def kubectl() -> str:
@@ -59,3 +68,56 @@ def overlay_folder(root: Path, name: str) -> Path:
     if name not in there:
         raise SettingsError(f"OVERLAY={name}: there is no {overlays / name}; there are {', '.join(there)}")
     return overlays / name
+
+
+@contextlib.contextmanager
+def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None]:
+    """Inside, the AWS variables of this process name the storage behind a Service, by way of `kubectl port-forward`.
+
+    The keys are those of the Secret s3-credentials. Without a service nothing changes: the variables are the user's.
+
+    Raises:
+        SettingsError: there is no such Secret or Service, or no way to it.
+    """
+    if service is None:
+        yield
+        return
+    command = [kubectl(), "--namespace", namespace]
+    answer = subprocess.run(
+        [*command, "get", "secret", S3_SECRET, "-o", "json"], capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        raise SettingsError(f"no keys of the storage: {_last_line(answer.stderr)}")
+    secret = json.loads(answer.stdout).get("data") or {}
+    keys = {name: base64.b64decode(value).decode() for name, value in secret.items() if name.startswith("AWS_")}
+    with tempfile.TemporaryFile("w+") as said:
+        forward = [*command, "port-forward", f"service/{service}", f":{S3_PORT}"]
+        process = subprocess.Popen(forward, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            assert process.stdout is not None
+            found = re.search(
+                r"127\.0\.0\.1:(\d+)", process.stdout.readline()
+            )  # Forwarding from 127.0.0.1:4321 -> 9000
+            if found is None:
+                process.wait()
+                said.seek(0)
+                raise SettingsError(f"no way to Service {service} in namespace {namespace}: {_last_line(said.read())}")
+            log.get().info("storage of the cluster", service=f"{namespace}/{service}", port=int(found[1]))
+            # What else this computer is set up for, a profile or a proxy, must not get between.
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                del os.environ[name]
+            os.environ |= keys | {
+                "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{found[1]}",
+                "AWS_CONFIG_FILE": os.devnull,
+                "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+                "NO_PROXY": "127.0.0.1",
+                "no_proxy": "127.0.0.1",
+            }
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _last_line(said: str) -> str:
+    return (said.strip().splitlines() or ["kubectl said nothing"])[-1]

@@ -1,9 +1,11 @@
-"""A downloaded base model into the bucket: nothing in a cluster loads from a hub.
+"""Folders of a person's computer into the bucket: a downloaded base model, or an example with its base.
 
     python -m vcot.pipeline.push --base ~/models/Qwen2.5-VL-7B-Instruct --to s3://vcot/models/Qwen2.5-VL-7B-Instruct
+    python -m vcot.pipeline.push --example examples/blood-cells --base examples/rehearsal --service minio
 
-It is no job: it runs where the download lies, on a person's computer, and belongs to no run. What is pushed can be
-trained from: weights in safetensors, whole, with everything that tokenize, train and evaluate will look for.
+It is no job: it runs where the folders lie, and belongs to no run. A base that is pushed can be trained from: weights
+in safetensors, whole, with everything that tokenize, train and evaluate will look for. Nothing in a cluster loads from
+a hub.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, ClassVar
 
 from vcot import log
 from vcot.errors import InputError, SettingsError
+from vcot.pipeline.kubectl import storage_of_the_cluster
 from vcot.settings import Declared, setting
 from vcot.stage import launch, summary
 
@@ -33,38 +36,73 @@ ONE_OF = {
 
 
 class PushSettings(Declared):
-    """Puts a downloaded base model into storage, for tokenize, train and evaluate.
+    """Puts a downloaded base model into storage, or an example and the base that is tuned on it.
 
-    The files' digests are written down beside them, last, and every reader holds what it fetches against them. Cut
-    off, the same command goes on with the files that are not up yet. Storage is named by AWS_ENDPOINT_URL_S3,
-    AWS_ACCESS_KEY_ID and the other standard variables.
+    A base: the files' digests are written down beside them, last, and every reader holds what it fetches against them.
+    Cut off, the same command goes on with the files that are not up yet. An example: each folder lies below --to under
+    its own name, as `make local-train` puts it there and overlay cpu-smoke looks for it.
+
+    Storage is named by AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and the other standard variables, or by --service.
     """
 
     stage: ClassVar[str] = "push"
 
     base: Path = setting(description="folder of the downloaded model")
-    to: str | None = setting(None, "where it shall lie; default: s3://vcot/models/<name of the folder>", min_length=1)
+    example: Path | None = setting(None, "folder with example data; the base is then put beside it, unchecked")
+    to: str | None = setting(
+        None,
+        "where the base shall lie; default: s3://vcot/models/<name of the folder>. With --example: what both shall lie "
+        "below; default: s3://vcot/examples",
+        min_length=1,
+    )
+    service: str | None = setting(
+        None, "Service of the cluster that the storage is behind; by kubectl port-forward, with the keys of the "
+        "Secret s3-credentials", min_length=1,
+    )  # fmt: skip
+    namespace: str = setting("vcot", "where that Service and that Secret are")
 
     @property
     def run_name(self) -> str:
-        return self.base.resolve().name
+        return (self.example or self.base).resolve().name
 
     @property
     def target(self) -> str:
-        return self.to or f"s3://vcot/models/{self.run_name}"
+        return self.to or ("s3://vcot/examples" if self.example else f"s3://vcot/models/{self.run_name}")
 
 
 def run(settings: PushSettings) -> None:
+    folders = {"base": settings.base.expanduser()}
+    if settings.example is not None:
+        folders["example"] = settings.example.expanduser()
+    for flag, folder in folders.items():
+        if not folder.is_dir():
+            raise SettingsError(f"--{flag}={folder}: there is no such folder")
+    with storage_of_the_cluster(settings.namespace, settings.service):
+        if settings.example is None:
+            push_base(folders["base"], settings.target)
+        else:
+            push_example(list(folders.values()), settings.target)
+
+
+def push_example(folders: Iterable[Path], prefix: str) -> None:
+    from vcot.pipeline.local import publish
+    from vcot.storage import Store, join
+
+    store = Store()
+    for folder in folders:
+        uri = join(prefix, folder.resolve().name)
+        publish(store, folder, uri)
+        log.get().info("pushed", uri=uri)
+
+
+def push_base(folder: Path, uri: str) -> None:
     from vcot.storage import Store
     from vcot.storage.folders import push_folder
 
-    folder = settings.base.expanduser()
-    if not folder.is_dir():
-        raise SettingsError(f"--base={settings.base}: there is no such folder")
-    manifest = push_folder(Store(), folder, settings.target, wanted(folder))
+    manifest = push_folder(Store(), folder, uri, wanted(folder))
     size = sum(file.size for file in manifest.files.values())
-    summary(files=len(manifest.files), bytes=size, uri=settings.target)
-    log.get().info("pushed", uri=settings.target, files=len(manifest.files), mib=size >> 20)
+    summary(files=len(manifest.files), bytes=size, uri=uri)
+    log.get().info("pushed", uri=uri, files=len(manifest.files), mib=size >> 20)
 
 
 def wanted(folder: Path) -> list[str]:
