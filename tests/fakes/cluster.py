@@ -81,6 +81,8 @@ class MemoryCluster:
         """Whether that call still takes effect."""
         self.forbidden: set[str] = set()
         """Kinds that nobody may list."""
+        self.unchangeable: set[str] = set()
+        """Kinds that nobody may patch."""
         self.deaf = False
         """Whether watches tell nothing."""
         self.history: list[tuple[int, str, str, str, Manifest]] = []
@@ -103,6 +105,16 @@ class MemoryCluster:
             if kind in ("Job", "JobSet"):
                 self.scripts.get(name, succeeds())(self, made)
             return made
+
+        return self._call(make)
+
+    def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
+        def make() -> Manifest:
+            if kind in self.unchangeable:
+                raise Refused(403, f"cannot patch resource {kind.lower()}s")
+            if (kind, name) not in self.objects:
+                raise Refused(404, f"{kind.lower()}s {name!r} not found")
+            return self.put(kind, merged(self.objects[kind, name], change), "MODIFIED")
 
         return self._call(make)
 
@@ -358,6 +370,19 @@ def fill(cluster: MemoryCluster, settings: Mapping[str, Mapping[str, str]] | Non
         cluster.put("CronJob", template(stage))
         data = dict((settings or {}).get(stage, {}))
         cluster.put("ConfigMap", {"metadata": {"name": f"settings-{stage}-abc"}, "data": data})
+
+
+def merged(there: Any, change: Any) -> Any:
+    """JSON Merge Patch (RFC 7386)."""
+    if not isinstance(change, dict):
+        return copy.deepcopy(change)
+    result = dict(there) if isinstance(there, dict) else {}
+    for name, value in change.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merged(result.get(name), value)
+    return result
 
 
 def _pairs(selector: str) -> list[tuple[str, str]]:

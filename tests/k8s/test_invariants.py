@@ -167,12 +167,12 @@ def test_nothing_secret_is_in_the_manifests(name: str, rendered: Rendered) -> No
 
 RIGHTS = {
     ("batch", "cronjobs"): {"get"},
-    ("batch", "jobs"): {"get", "list", "watch", "create"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch"},
     ("", "configmaps"): {"get", "create"},
     ("", "pods"): {"list"},
     ("", "events"): {"list"},
 }
-"""What the conductor may; nothing of it deletes, changes, or reads a Secret."""
+"""What the conductor may; nothing of it deletes a Job, or reads a Secret."""
 
 
 @everywhere
@@ -184,11 +184,28 @@ def test_the_conductor_may_do_what_it_needs_and_no_more(name: str, rendered: Ren
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    sets = {("jobset.x-k8s.io", "jobsets"): {"get", "list", "watch", "create"}}
-    assert granted == RIGHTS | (sets if any(word in name for word in ("jobset", "all-")) else {})
+    sets = {("jobset.x-k8s.io", "jobsets"): {"get", "list", "watch", "create", "patch"}}
+    queues = {("kueue.x-k8s.io", "workloads"): {"list", "patch"}}
+    assert granted == RIGHTS | (sets if any(word in name for word in ("jobset", "all-")) else {}) | (
+        queues if any(word in name for word in ("kueue", "all-")) else {}
+    )
     (binding,) = of_kind(objects, "RoleBinding")
     assert [(s["kind"], s["name"]) for s in binding["subjects"]] == [("ServiceAccount", "conductor")]
     assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding")
+
+
+@everywhere
+def test_templates_say_with_which_run_they_were_applied(name: str, rendered: Rendered) -> None:
+    """By the same name of a ConfigMap as the pipeline's Job: kustomize ends it in a hash that the RUN_ID is a part of."""
+    objects = rendered(name)
+    (pipeline,) = of_kind(objects, "Job")
+    ((run_env,),) = ([s["configMapRef"]["name"] for s in main_of(pipeline["spec"])["envFrom"] if "configMapRef" in s],)
+    assert named(objects, "ConfigMap", run_env)["data"]["RUN_ID"]
+    assert re.fullmatch(r"run-[a-z0-9]{10}", run_env)
+    for cron_job, spec in stages(objects):
+        if cron_job["metadata"]["name"].startswith("stage-"):
+            (stamp,) = (one for one in main_of(spec)["env"] if one["name"] == "RUN_ID")
+            assert stamp["valueFrom"]["configMapKeyRef"]["name"] == run_env
 
 
 # --- names and references -------------------------------------------------------------------------------

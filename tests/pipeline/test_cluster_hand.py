@@ -241,6 +241,86 @@ def test_a_template_removed_in_the_middle_of_a_run_is_told_and_does_no_harm() ->
     assert cluster.created == ALL
 
 
+# --- another apply before this run has begun -------------------------------------------------------------
+
+
+def apply(cluster: MemoryCluster, run_id: str, at: str, **images: str) -> None:
+    """What `kubectl apply -k` does at that time (of one minute): templates are replaced, a Job is made once."""
+    when = f"2026-01-01T00:00:{at}Z"
+    cluster.put("ConfigMap", {"metadata": {"name": f"run-of-{run_id}"}, "data": {"RUN_ID": run_id}})
+    for stage in ("convert", "distill", "tokenize", "train", "evaluate"):
+        applied = template(stage)
+        main = applied["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+        main["image"] = images.get(stage, main["image"])
+        stamp = {"configMapKeyRef": {"name": f"run-of-{run_id}", "key": "RUN_ID", "optional": True}}
+        main["env"].append({"name": "RUN_ID", "valueFrom": stamp})
+        there = cluster.objects["CronJob", f"stage-{stage}"]
+        changed = there["spec"] != applied["spec"]
+        by_kubectl = {"manager": "kubectl-client-side-apply", "time": when, "fieldsV1": {"f:spec": {}}}
+        applied["metadata"]["managedFields"] = [by_kubectl] if changed else there["metadata"]["managedFields"]
+        cluster.put("CronJob", applied)
+    if ("Job", f"pipeline-{run_id}") not in cluster.objects:
+        conductor = {"name": "conductor", "envFrom": [{"configMapRef": {"name": f"run-of-{run_id}"}}]}
+        cluster.put(
+            "Job",
+            {
+                "metadata": {"name": f"pipeline-{run_id}", "creationTimestamp": when},
+                "spec": {"template": {"spec": {"containers": [conductor]}}},
+            },
+        )
+
+
+def test_a_run_whose_templates_another_run_has_replaced_before_it_began_is_refused() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    apply(cluster, "r2", "10", train="of r2")
+    message, _ = said(cluster, UsageError, plan=a_plan())
+    assert message == (
+        "CronJobs stage-convert, stage-distill, stage-tokenize, stage-train, stage-evaluate are of run r2: applied "
+        "after pipeline-r1 was, and before it had begun. It would run with the other one's images and settings, so "
+        "nothing was started. To start it: `kubectl -n vcot delete job pipeline-r1`, then apply its overlay again, and "
+        "nothing else before ConfigMap r1-plan is there"
+    )
+    assert cluster.created == []
+    plan = make_plan("r2", "s3://b/runs", {}, parts=IN_PARTS)
+    carry_out(cluster, plan, owner=Owner("pipeline-r2", "uid-of-r2"))
+    assert cluster.objects["Job", "r2-train"]["spec"]["template"]["spec"]["containers"][0]["image"] == "of r2"
+
+
+def test_a_run_whose_templates_were_changed_under_its_own_name_before_it_began_is_refused() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    apply(cluster, "r1", "30", train="changed")
+    message, _ = said(cluster, UsageError, plan=a_plan())
+    assert message.startswith("CronJob stage-train is not what pipeline-r1 was applied with: changed after that")
+    assert cluster.created == []
+
+
+def test_a_run_that_is_applied_twice_begins_and_one_that_has_begun_is_not_asked_again() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    apply(cluster, "r1", "30")
+    cluster.crash_at = 40
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    apply(cluster, "r2", "50", train="of r2")
+    carry_out(cluster)
+    assert cluster.objects["Job", "r1-train"]["spec"]["template"]["spec"]["containers"][0]["image"] != "of r2"
+    variables = cluster.objects["Job", "r1-train"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert "RUN_ID" not in {variable["name"] for variable in variables}
+
+
+def test_templates_that_do_not_say_with_which_run_they_were_applied_are_refused() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    cluster.put("CronJob", template("train"))
+    message, _ = said(cluster, UsageError, plan=a_plan())
+    assert message.startswith("CronJob stage-train is of another run, or of an older version of these manifests")
+
+
+# --- what an earlier run has left ------------------------------------------------------------------------
+
+
 def orphan(cluster: MemoryCluster, kind: str, name: str) -> None:
     """As after `kubectl delete job pipeline-r1 --cascade=orphan`."""
     one = cluster.objects[kind, name]
@@ -618,11 +698,46 @@ def test_what_holds_a_pod_back_is_told_every_30_s_and_ends_the_run_when_it_lasts
     assert message.startswith("train has waited 5 min for a pod to run, longer than PENDING_TIMEOUT (300 s): ")
     assert words in message
     assert message.endswith(
-        "Job r1-train is left waiting, and would still run. When that is mended: `kubectl -n vcot delete job "
+        "Job r1-train is suspended, so that it starts nothing later. When that is mended: `kubectl -n vcot delete job "
         "pipeline-r1`, then apply again; finished work is kept"
     )
+    assert cluster.objects["Job", "r1-train"]["spec"]["suspend"] is True
     assert "\n" not in message
     assert 300 <= cluster.clock.now() < 345
+
+
+def test_a_job_that_was_suspended_for_waiting_too_long_is_not_waited_for_again() -> None:
+    """The conductor died between the suspension and its own end."""
+    cluster = a_cluster({"r1-train": never()})
+    said(cluster, plan=only("train"), pending_timeout=300)
+    began = cluster.clock.now()
+    message, _ = said(cluster, plan=only("train"), pending_timeout=300)
+    assert message.startswith("train has waited 5 min for a pod to run")
+    assert cluster.clock.now() - began < 60
+
+
+def test_a_job_that_cannot_be_suspended_is_said_to_be_left_waiting() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.unchangeable = {"Job"}
+    message, _ = said(cluster, plan=only("train"), pending_timeout=300)
+    assert "Job r1-train could not be suspended (cannot patch resource jobs) and would still run" in message
+
+
+def test_a_job_that_waited_in_a_queue_of_kueue_is_taken_out_of_it() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    job = cluster.objects["CronJob", "stage-train"]["spec"]["jobTemplate"]
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpu"
+    job["spec"]["suspend"] = True
+
+    def admit() -> None:
+        uid = cluster.objects["Job", "r1-train"]["metadata"]["uid"]
+        for name, labels in (("job-r1-train-a1", {"kueue.x-k8s.io/job-uid": uid}), ("job-other", {})):
+            cluster.put("Workload", {"metadata": {"name": name, "labels": labels}, "spec": {"active": True}})
+
+    cluster.clock.at(5, admit)
+    said(cluster, plan=only("train"), pending_timeout=60)
+    active = {name: one["spec"]["active"] for (kind, name), one in cluster.objects.items() if kind == "Workload"}
+    assert active == {"job-r1-train-a1": False, "job-other": True}
 
 
 def test_a_pod_that_has_found_its_node_is_not_said_to_lack_one() -> None:
@@ -786,6 +901,13 @@ def test_what_keeps_the_pods_of_a_set_out_is_said_of_the_job_inside_it() -> None
     cluster = a_cluster({"r1-train": refused})
     cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
     assert "exceeded quota: gpu" in said(cluster, plan=only("train"), pending_timeout=60)[0]
+
+
+def test_a_set_that_waited_too_long_is_suspended() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
+    said(cluster, plan=only("train"), pending_timeout=60)
+    assert cluster.objects["JobSet", "r1-train"]["spec"]["suspend"] is True
 
 
 def test_a_template_with_the_engine_jobset_becomes_one() -> None:

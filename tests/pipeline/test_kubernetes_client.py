@@ -69,6 +69,15 @@ def test_what_is_not_there_is_none_and_what_is_there_is_as_it_was_written(api: A
     assert api.version() == (1, 36)
 
 
+def test_a_patch_changes_what_it_names_and_leaves_the_rest(api: Api) -> None:
+    api.create("ConfigMap", a_map("x"))
+    changed = api.patch("ConfigMap", "x", {"data": {"b": "2"}, "metadata": {"annotations": {"vcot/a": "1"}}})
+    assert changed["data"] == {"a": "1", "b": "2"}
+    assert changed["metadata"]["annotations"] == {"vcot/a": "1"}
+    with pytest.raises(Refused, match="not found"):
+        api.patch("ConfigMap", "y", {"data": {}})
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -1,7 +1,8 @@
 """The hand that runs steps as Jobs on a cluster: create or adopt, watch, tell, and never hold a GPU while waiting.
 
 Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so a
-conductor may be killed at any line and started again. It may not delete or change a Job, and never wants to.
+conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that has waited for
+too long is suspended, so that it does not take a GPU when the run has failed and nobody watches any more.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from vcot import log
 from vcot.errors import SettingsError, StageFailed, UsageError
+from vcot.pipeline.applied import must_be_as_applied
 from vcot.pipeline.checking import judge
 from vcot.pipeline.conductor import Clock, Outcome, sleep
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Cluster, Expired, Manifest, Refused
 from vcot.pipeline.preflight import checked, templates_of
-from vcot.pipeline.rendering import FrozenPlan, Owner, complete, freeze, plan_config_map
+from vcot.pipeline.rendering import QUEUE, FrozenPlan, Owner, complete, freeze, plan_config_map
 from vcot.pipeline.reporting import Reporter, Running
 from vcot.stage import Stop
 
@@ -28,6 +31,8 @@ LOOK_AGAIN = 60.0
 """Seconds after which a Job is looked at afresh, whatever the watch tells: what it missed ends no run."""
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
+GIVEN_UP = "vcot/given-up"
+"""Annotation of a Job that was suspended for waiting too long: for how long, and why."""
 LONGEST_RUN_ID = 30
 """Names of pods are this, the step and what the cluster adds, 63 characters in all."""
 
@@ -94,7 +99,8 @@ class ClusterHand:
         self._begin_again = (
             f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
         )
-        self._tell = Reporter(cluster, pending_timeout=pending_timeout, begin_again=self._begin_again)
+        self._to_go_on = f"When that is mended: {self._begin_again}"
+        self._tell = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
         self._frozen: FrozenPlan | None = None
         self._running: dict[str, Running] = {}
         self._shards: dict[str, int] = {}
@@ -106,7 +112,8 @@ class ClusterHand:
 
         Raises:
             SettingsError: a template or its settings are wrong, or the cluster is too old; nothing was created.
-            UsageError: the run id was used before, with another plan.
+            UsageError: the run id was used before, with another plan; or another apply has replaced the templates
+                before this run had begun.
         """
         there = self._cluster.get("ConfigMap", f"{plan.run_id}-plan")
         if there is not None and self._is_mine(there):
@@ -114,7 +121,8 @@ class ClusterHand:
             log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
             self._tell_changes(plan)
         else:
-            self._frozen = checked(self._cluster, plan, self._judge)
+            as_applied = partial(must_be_as_applied, self._cluster, self._owner.name)
+            self._frozen = checked(self._cluster, plan, self._judge, as_applied)
             self._acquire(plan_config_map(self._frozen, self._owner))
         return self._frozen.plan
 
@@ -144,6 +152,8 @@ class ClusterHand:
 
     def start(self, step: Step) -> None:
         job, created = self._job_of(step)
+        if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
+            raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
         running = Running(step, job, self._clock.now(), job["metadata"]["resourceVersion"] if created else None)
         self._running[step.name] = running
         log.get().info(
@@ -155,7 +165,8 @@ class ClusterHand:
         over = running.condition or self._look(running)
         now = self._clock.now()
         if over is None:
-            self._tell.waiting(running, now)
+            if (why := self._tell.waiting(running, now)) is not None:
+                raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
             return None
         outcome = self._tell.outcome(running, over, now)
         if step.part == "prepare" and isinstance(shards := outcome.summary.get("shards"), int) and shards > 0:
@@ -165,6 +176,19 @@ class ClusterHand:
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
         return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
+
+    def _suspended(self, running: Running, why: str) -> str:
+        """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn."""
+        change = {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"suspend": True}}
+        try:
+            self._cluster.patch(running.kind, running.name, change)
+            if QUEUE in (running.seen["metadata"].get("labels") or {}):
+                mine = f"kueue.x-k8s.io/job-uid={running.seen['metadata']['uid']}"
+                for workload in list(self._cluster.list("Workload", labels=mine)):
+                    self._cluster.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
+        except Refused as error:
+            return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"
+        return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
 
     def _job_of(self, step: Step) -> tuple[Manifest, bool]:
         assert self._frozen is not None
@@ -261,7 +285,7 @@ class ClusterHand:
             hint = "; is JobSet installed on this cluster?" if kind == "JobSet" and error.status == 404 else ""
             raise SettingsError(
                 f"the cluster refuses {kind} {manifest['metadata']['name']}: {' '.join(str(error).split())}{hint}. "
-                f"When that is mended: {self._begin_again}"
+                f"{self._to_go_on}"
             ) from None
 
     def _is_mine(self, there: Manifest) -> bool:

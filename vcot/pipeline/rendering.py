@@ -21,6 +21,8 @@ from vcot.settings import PREFIX
 CONTAINER = "main"
 ENGINE, PARALLELISM, MAX_RESTARTS = "vcot/engine", "vcot/parallelism", "vcot/max-restarts"
 """Annotations of a template: ``jobset`` for several pods as one, shards at a time, restarts of a JobSet."""
+STAMP = "RUN_ID"
+"""Variable of a template's container that says with which run it was applied; no Job of a run needs it."""
 AT_A_TIME = 8
 RESTARTS = 10
 BAD_SHARD = 65
@@ -161,7 +163,7 @@ def _add_variables(spec: Manifest, step: Step) -> None:
     mine: list[Manifest] = [{"name": name, "value": value} for name, value in sorted(step.environment.items())]
     if step.part == "shards":
         mine.append({"name": f"{PREFIX}SHARD", "valueFrom": {"fieldRef": {"fieldPath": INDEX}}})
-    names = {variable["name"] for variable in mine}
+    names = {variable["name"] for variable in mine} | {STAMP}
     main["env"] = [variable for variable in main.get("env") or [] if variable["name"] not in names] + mine
 
 
