@@ -19,7 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vcot.pipeline.conductor import Clock
+from vcot.errors import VcotError
+from vcot.pipeline.conductor import Clock, Outcome
+from vcot.pipeline.plan import Step
 from vcot.pipeline.port import Change, Expired, Manifest, Refused
 
 Script = Callable[["MemoryCluster", Manifest], None]
@@ -64,6 +66,35 @@ class RealClock(Clock):
         timer.start()
 
 
+class MemoryKept:
+    """The port `Kept`: storage in which every stage has three shards and none is whole, unless a test says so."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        """Stage → its shards."""
+        self.whole: dict[str, Outcome] = {}
+        """Stage → how it ends when it is started again."""
+        self.asked: dict[str, Mapping[str, str]] = {}
+        """Stages that were looked at → the variables that they were shown."""
+        self.states: list[Any] = []
+        self.lost: VcotError | None = None
+        """What every question is answered with."""
+
+    def shards(self, step: Step) -> int:
+        if self.lost:
+            raise self.lost
+        return self.counts.get(step.stage, 3)
+
+    def look(self, step: Step, variables: Mapping[str, str]) -> Outcome | None:
+        self.asked[step.stage] = dict(variables)
+        return self.whole.get(step.stage)
+
+    def write(self, run_uri: str, state: str) -> None:
+        if self.lost:
+            raise self.lost
+        self.states.append(json.loads(state) | {"at": run_uri})
+
+
 class MemoryCluster:
     """The port `Cluster`; the default script lets every Job succeed after three seconds."""
 
@@ -72,6 +103,8 @@ class MemoryCluster:
     def __init__(self, clock: FakeClock | RealClock, scripts: Mapping[str, Script] | None = None) -> None:
         self.clock, self.scripts = clock, dict(scripts or {})
         self.kubernetes = (1, 36)
+        self.kept = MemoryKept()
+        """The storage beside it."""
         self.objects: dict[tuple[str, str], Manifest] = {}
         self.created: list[str] = []
         self.calls = 0
@@ -147,10 +180,11 @@ class MemoryCluster:
         self.calls += 1
         if self.calls == self.crash_at and not self.crash_late:
             raise Crash
-        done = work()
-        if self.calls == self.crash_at:
-            raise Crash
-        return done
+        try:
+            return work()
+        finally:
+            if self.calls == self.crash_at:
+                raise Crash
 
     @property
     def latest(self) -> int:
@@ -269,11 +303,10 @@ class MemoryCluster:
 
 
 def succeeds(after: float = 3, **summary: Any) -> Script:
-    """Runs after a second and is done `after` seconds from now, with that summary; prepare speaks of three shards."""
+    """Runs after a second and is done `after` seconds from now, with that summary."""
 
     def script(cluster: MemoryCluster, job: Manifest) -> None:
-        part = job["metadata"].get("labels", {}).get("vcot/part")
-        says = {"stage": "x", "exit": 0, **({"shards": 3} if part == "prepare" else {}), **summary}
+        says = {"stage": "x", "exit": 0, **summary}
         count = job["spec"].get("completions", 1)
 
         def run() -> None:

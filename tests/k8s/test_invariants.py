@@ -196,7 +196,7 @@ def test_the_conductor_may_do_what_it_needs_and_no_more(name: str, rendered: Ren
 
 @everywhere
 def test_templates_say_with_which_run_they_were_applied(name: str, rendered: Rendered) -> None:
-    """By the same name of a ConfigMap as the pipeline's Job: kustomize ends it in a hash that the RUN_ID is a part of."""
+    """By the name of a ConfigMap, the same as in the pipeline's Job: it ends in a hash that depends on the RUN_ID."""
     objects = rendered(name)
     (pipeline,) = of_kind(objects, "Job")
     ((run_env,),) = ([s["configMapRef"]["name"] for s in main_of(pipeline["spec"])["envFrom"] if "configMapRef" in s],)

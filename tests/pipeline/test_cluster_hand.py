@@ -24,7 +24,7 @@ from tests.fakes.cluster import (
     succeeds,
     template,
 )  # fmt: skip
-from vcot.errors import Interrupted, SettingsError, StageFailed, UsageError
+from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, UsageError, VcotError
 from vcot.pipeline.cluster import ClusterHand, Place
 from vcot.pipeline.conductor import Outcome, conduct
 from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
@@ -34,7 +34,7 @@ from vcot.stage import Stop
 
 OWNER = Owner("pipeline-r1", "uid-of-pipeline")
 ALL = [
-    "r1-plan",
+    "r1-plan", "r1-state",
     *[f"r1-{stage}-{part}" for stage in ("convert", "distill", "tokenize") for part in ("prepare", "shards", "finish")],
     "r1-train", "r1-evaluate",
 ]  # fmt: skip
@@ -43,6 +43,12 @@ ALL = [
 def a_cluster(scripts: dict[str, Script] | None = None) -> MemoryCluster:
     cluster = MemoryCluster(FakeClock(), scripts)
     fill(cluster)
+    return cluster
+
+
+def with_shards(count: int, scripts: dict[str, Script]) -> MemoryCluster:
+    cluster = a_cluster(scripts)
+    cluster.kept.counts["convert"] = count
     return cluster
 
 
@@ -57,9 +63,16 @@ def carry_out(
     """One conductor's life, from its start to its end."""
     stop = stop or Stop()
     hand = ClusterHand(
-        cluster, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
+        cluster, cluster.kept, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
     )  # fmt: skip
-    return conduct(hand.freeze(plan or a_plan()), hand, stop, attempts=1, clock=cluster.clock)
+    plan = hand.freeze(plan or a_plan())
+    try:
+        outcomes = conduct(plan, hand, stop, attempts=1, clock=cluster.clock)
+    except VcotError as error:
+        hand.end(error)
+        raise
+    hand.end(None)
+    return outcomes
 
 
 def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
@@ -89,11 +102,12 @@ def test_a_job_is_created_when_the_one_before_it_is_complete_and_not_earlier() -
     cluster.create = judged  # type: ignore[method-assign]
     outcomes = carry_out(cluster)
     assert cluster.created == ALL
-    assert list(outcomes) == [name.removeprefix("r1-") for name in ALL[1:]]
+    assert list(outcomes) == [name.removeprefix("r1-") for name in ALL[2:]]
 
 
-def test_there_are_as_many_shards_as_prepare_says() -> None:
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=12)})
+def test_there_are_as_many_shards_as_storage_says() -> None:
+    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=99)})
+    cluster.kept.counts["convert"] = 12
     carry_out(cluster, a_plan("convert"))
     spec = cluster.objects["Job", "r1-convert-shards"]["spec"]
     assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (12, 8, "Indexed")
@@ -198,20 +212,126 @@ def test_a_stop_leaves_the_jobs_and_the_next_conductor_adopts_them() -> None:
     assert cluster.created == ALL
 
 
-def test_the_number_of_shards_may_be_lost_once_their_job_exists() -> None:
+def test_the_number_of_shards_does_not_go_with_the_node_of_prepare() -> None:
+    def prepared_and_gone(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(2, lambda: cluster.over(job, "Complete", succeeded=1))
+
+    cluster = a_cluster({"r1-convert-prepare": prepared_and_gone})
+    carry_out(cluster, a_plan("convert"))
+    assert cluster.objects["Job", "r1-convert-shards"]["spec"]["completions"] == 3
+
+
+def test_a_number_of_shards_that_storage_has_lost_ends_the_run_in_one_line() -> None:
     cluster = a_cluster()
-    carry_out(cluster, a_plan("convert"))
-    del cluster.objects["Pod", "r1-convert-prepare-a1"]  # its node was removed
-    carry_out(cluster, a_plan("convert"))
-
-
-@pytest.mark.parametrize("says", [{"shards": None}, {"shards": 0}, {"shards": "3"}])
-def test_a_lost_number_of_shards_ends_the_run_in_one_line(says: dict[str, Any]) -> None:
-    cluster = a_cluster({"r1-convert-prepare": succeeds(**says)})
-    message, _ = said(cluster)
-    assert message.startswith("convert-prepare did not say how many shards there are")
-    assert "kubectl -n vcot delete job pipeline-r1" in message
+    cluster.kept.lost = InputError("s3://b/runs/r1/convert/settings.json is damaged")
+    message, _ = said(cluster, InputError)
+    assert message == "s3://b/runs/r1/convert/settings.json is damaged"
     assert "r1-convert-shards" not in cluster.created
+
+
+# --- how far it is, and how it ended ---------------------------------------------------------------------
+
+
+def state_of(cluster: MemoryCluster) -> dict[str, Any]:
+    """What the ConfigMap says; storage says the same."""
+    state: dict[str, Any] = json.loads(cluster.objects["ConfigMap", "r1-state"]["data"]["state.json"])
+    assert cluster.kept.states[-1] == state | {"at": "s3://b/runs/r1"}
+    return state
+
+
+def test_how_a_run_ended_stands_in_the_cluster_and_in_storage() -> None:
+    cluster = a_cluster({"r1-train": succeeds(loss=0.31)})
+    carry_out(cluster)
+    state = state_of(cluster)
+    assert list(state["steps"]) == [name.removeprefix("r1-") for name in ALL[2:]]
+    assert state["steps"]["train"] == {
+        "job": "r1-train", "state": "done", "exit": 0, "seconds": state["steps"]["train"]["seconds"], "stage": "x",
+        "loss": 0.31,
+    }  # fmt: skip
+    assert state["end"] == {"exit": 0, "message": ""}
+    (owner,) = cluster.objects["ConfigMap", "r1-state"]["metadata"]["ownerReferences"]
+    assert owner["uid"] == OWNER.uid
+
+
+def test_why_a_run_failed_is_known_when_its_pods_are_gone() -> None:
+    cluster = a_cluster({"r1-train": fails(78, "no such bucket")})
+    message, _ = said(cluster)
+    for name in [name for kind, name in cluster.objects if kind == "Pod"]:
+        cluster.delete("Pod", name)
+    state = state_of(cluster)
+    assert state["steps"]["tokenize-finish"]["state"] == "done"
+    assert state["steps"]["train"]["state"] == "failed"
+    assert state["steps"]["train"]["exit"] == 78
+    assert state["steps"]["train"]["message"].startswith("no such bucket")
+    assert state["end"] == {"exit": 3, "message": message}
+
+
+def test_a_step_under_way_is_said_to_run_and_a_stop_is_no_end() -> None:
+    stop = Stop()
+    cluster = a_cluster({"r1-train": succeeds(after=600)})
+    cluster.clock.at(100, lambda: stop.request(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        carry_out(cluster, stop=stop)
+    state = state_of(cluster)
+    assert state["steps"]["train"] == {"job": "r1-train", "state": "running"}
+    assert state["end"] is None
+
+
+def test_what_a_step_said_is_not_forgotten_by_a_conductor_that_finds_its_pods_gone() -> None:
+    cluster = a_cluster({"r1-convert-prepare": succeeds(rows=7), "r1-train": succeeds(after=600)})
+    cluster.crash_at = 200
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    cluster.delete("Pod", "r1-convert-prepare-a1")
+    carry_out(cluster)
+    assert state_of(cluster)["steps"]["convert-prepare"]["rows"] == 7
+
+
+def test_a_state_that_cannot_be_written_is_told_once_and_ends_no_run() -> None:
+    cluster = a_cluster()
+    cluster.unchangeable = {"ConfigMap"}
+    cluster.kept.write = lambda run_uri, state: (_ for _ in ()).throw(SettingsError("keys are refused"))  # type: ignore[method-assign]
+    with capture_logs() as lines:
+        carry_out(cluster, only("train"))
+    told = [line["event"] for line in lines if "state cannot be written" in line["event"]]
+    assert len(told) == 4  # each place, as the run begins and at its end
+
+
+# --- what is whole already -------------------------------------------------------------------------------
+
+
+def test_no_job_is_made_for_a_stage_that_is_whole() -> None:
+    cluster = a_cluster()
+    cluster.kept.whole["train"] = Outcome(0, 0.0, summary={"loss": 0.31})
+    outcomes = carry_out(cluster)
+    assert "r1-train" not in cluster.created
+    assert "r1-evaluate" in cluster.created
+    assert outcomes["train"].summary == {"loss": 0.31}
+    assert set(cluster.kept.asked) == {"train", "evaluate"}
+    assert cluster.kept.asked["train"]["VCOT_RUN_URI"] == "s3://b/runs/r1"
+    assert state_of(cluster)["steps"]["train"]["state"] == "done"
+
+
+def test_a_whole_stage_that_ends_badly_ends_the_run_without_a_job() -> None:
+    cluster = a_cluster()
+    cluster.kept.whole["evaluate"] = Outcome(20, 0.0, said="accuracy 0.41 is below 0.5")
+    message, _ = said(cluster)
+    assert message == (
+        "evaluate failed with exit code 20 (a quality gate was not passed); accuracy 0.41 is below 0.5. When that is "
+        "mended: `kubectl -n vcot delete job pipeline-r1`, then apply again; finished work is kept"
+    )
+    assert "r1-evaluate" not in cluster.created
+
+
+def test_a_job_that_is_there_is_adopted_and_not_looked_behind() -> None:
+    cluster = a_cluster({"r1-train": succeeds(after=600)})
+    cluster.crash_at = 200
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    assert "r1-train" in cluster.created
+    cluster.kept.asked.clear()
+    carry_out(cluster)
+    assert set(cluster.kept.asked) == {"evaluate"}
 
 
 # --- the plan --------------------------------------------------------------------------------------------
@@ -345,7 +465,7 @@ def test_a_run_id_used_before_with_the_same_plan_goes_on() -> None:
     for kind, name in [k for k in cluster.objects if k[1].startswith("r1-") and k[0] != "Pod"]:
         orphan(cluster, kind, name)
     carry_out(cluster, a_plan("convert"), owner=Owner("pipeline-r1", "another"))
-    assert len(cluster.created) == 4
+    assert len(cluster.created) == 5
 
 
 def test_a_job_of_that_name_that_is_somebody_elses_is_not_adopted() -> None:
@@ -366,11 +486,12 @@ def test_a_job_of_another_plan_is_not_adopted() -> None:
 def test_what_an_earlier_pipeline_job_owned_is_waited_for_until_it_is_gone() -> None:
     cluster = a_cluster()
     carry_out(cluster, only("train"))
+    cluster.clock.at(6, lambda: cluster.delete("ConfigMap", "r1-state"))
     cluster.clock.at(7, lambda: cluster.delete("ConfigMap", "r1-plan"))
     cluster.clock.at(20, lambda: cluster.delete("Job", "r1-train"))
     began = cluster.clock.now()
     carry_out(cluster, only("train"), owner=Owner("pipeline-r1", "applied-again"))
-    assert cluster.created == ["r1-plan", "r1-train"] * 2
+    assert cluster.created == ["r1-plan", "r1-state", "r1-train"] * 2
     assert cluster.clock.now() - began > 20
 
 
@@ -529,7 +650,7 @@ def test_failed_shards_are_named_with_the_reason_of_each() -> None:
 
         cluster.clock.at(3, end)
 
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=6), "r1-convert-shards": two_bad})
+    cluster = with_shards(6, {"r1-convert-shards": two_bad})
     message, _ = said(cluster)
     assert message.startswith(
         "convert-shards failed with exit code 65 (its input breaks its contract); failed shards: 4-5 of 6; "
@@ -640,7 +761,7 @@ def test_versions_that_are_too_old_to_watch_from_are_looked_up_again() -> None:
     cluster.put("ConfigMap", {"metadata": {"name": "something-else"}})
     cluster.clock.at(30, forget)
     carry_out(cluster, only("train"))
-    assert cluster.created == ["r1-plan", "r1-train"]
+    assert cluster.created == ["r1-plan", "r1-state", "r1-train"]
 
 
 def test_watches_that_tell_nothing_do_not_keep_a_run_from_its_end() -> None:
@@ -768,7 +889,7 @@ def some_wait(why: Callable[[MemoryCluster, Manifest], object], ready: int = 5) 
         cluster.clock.at(100, lambda: cluster.status(job, ready=8, active=8))
         cluster.clock.at(200, lambda: cluster.over(job, "Complete", succeeded=8))
 
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=8), "r1-convert-shards": script})
+    cluster = with_shards(8, {"r1-convert-shards": script})
     with capture_logs() as lines:
         carry_out(cluster, a_plan("convert"))
     return [line["event"] for line in lines if line["event"].startswith("convert-shards: ")]
@@ -791,7 +912,7 @@ def test_the_last_shards_wait_for_nothing() -> None:
         cluster.clock.at(1, lambda: cluster.status(job, ready=2, active=2, succeeded=6))
         cluster.clock.at(100, lambda: cluster.over(job, "Complete", succeeded=8))
 
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=8), "r1-convert-shards": script})
+    cluster = with_shards(8, {"r1-convert-shards": script})
     with capture_logs() as lines:
         carry_out(cluster, a_plan("convert"))
     assert not [line for line in lines if "wait" in line["event"]]

@@ -40,8 +40,8 @@ def must_be_as_applied(cluster: Cluster, pipeline: str, templates: Mapping[str, 
     applied = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
     later = [stage for stage, template in templates.items() if (at := _changed(template)) and at - applied > SLACK]
     begin_again = (
-        f"`kubectl -n {cluster.namespace} delete job {pipeline}`, then apply its overlay again, and nothing else before "
-        f"ConfigMap {pipeline.removeprefix('pipeline-')}-plan is there"
+        f"`kubectl -n {cluster.namespace} delete job {pipeline}`, then apply its overlay again, and nothing else "
+        f"before ConfigMap {pipeline.removeprefix('pipeline-')}-plan is there"
     )
     if foreign:
         there = cluster.get("ConfigMap", others[foreign[0]] or "")

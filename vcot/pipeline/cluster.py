@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
 from vcot import log
-from vcot.errors import SettingsError, StageFailed, UsageError
+from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
 from vcot.pipeline.applied import must_be_as_applied
 from vcot.pipeline.checking import judge
 from vcot.pipeline.conductor import Clock, Outcome, sleep
+from vcot.pipeline.kept import Kept
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Cluster, Expired, Manifest, Refused
-from vcot.pipeline.preflight import checked, templates_of
+from vcot.pipeline.preflight import checked, templates_of, variables_of
 from vcot.pipeline.rendering import QUEUE, FrozenPlan, Owner, complete, freeze, plan_config_map
 from vcot.pipeline.reporting import Reporter, Running
+from vcot.pipeline.state import State
 from vcot.stage import Stop
 
 WATCH = 5
@@ -85,16 +87,17 @@ class ClusterHand:
     """Each step is the Job that the frozen plan holds for it."""
 
     def __init__(
-        self, cluster: Cluster, owner: Owner, *, clock: Clock, stop: Stop, pending_timeout: float,
+        self, cluster: Cluster, kept: Kept, owner: Owner, *, clock: Clock, stop: Stop, pending_timeout: float,
         judge: Callable[[str, Mapping[str, str]], list[str]] = judge,
     ) -> None:  # fmt: skip
         """
         Args:
+            kept: what storage knows of the run.
             owner: the pipeline Job, which takes all that is created here with it.
             pending_timeout: seconds that a step may have no running pod before the run fails.
             judge: stage and variables → a line for each fault of its settings.
         """
-        self._cluster, self._owner, self._clock, self._stop = cluster, owner, clock, stop
+        self._cluster, self._kept, self._owner, self._clock, self._stop = cluster, kept, owner, clock, stop
         self._judge = judge
         self._begin_again = (
             f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
@@ -102,8 +105,10 @@ class ClusterHand:
         self._to_go_on = f"When that is mended: {self._begin_again}"
         self._tell = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
         self._frozen: FrozenPlan | None = None
+        self._state: State | None = None
         self._running: dict[str, Running] = {}
-        self._shards: dict[str, int] = {}
+        self._whole: dict[str, Outcome] = {}
+        """Steps that storage shows to be done, so that no Job is made for them."""
 
     # --- before the first step ----------------------------------------------------------------------
 
@@ -124,7 +129,13 @@ class ClusterHand:
             as_applied = partial(must_be_as_applied, self._cluster, self._owner.name)
             self._frozen = checked(self._cluster, plan, self._judge, as_applied)
             self._acquire(plan_config_map(self._frozen, self._owner))
+        self._state = State(self._cluster, self._kept, self._owner, self._frozen.plan)
         return self._frozen.plan
+
+    def end(self, error: VcotError | None) -> None:
+        """The run has ended, well or with this error: written down, where it had begun."""
+        if self._state is not None:
+            self._state.end(error)
 
     def check(self, plan: Plan) -> None:
         """Renders and judges everything, creates nothing; a frozen plan was judged before."""
@@ -151,6 +162,13 @@ class ClusterHand:
     # --- one step -----------------------------------------------------------------------------------
 
     def start(self, step: Step) -> None:
+        assert self._frozen is not None
+        assert self._state is not None
+        self._state.began(step, self._frozen.jobs[step.name]["metadata"]["name"])
+        if (whole := self._looked(step)) is not None:
+            log.get().info(f"{step.name}: whole already, no Job is made for it")
+            self._whole[step.name] = whole
+            return
         job, created = self._job_of(step)
         if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
             raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
@@ -161,6 +179,13 @@ class ClusterHand:
         )
 
     def poll(self, step: Step) -> Outcome | None:
+        assert self._state is not None
+        outcome = self._whole.get(step.name) or self._ended(step)
+        if outcome is not None:
+            self._state.ended(step, outcome)
+        return outcome
+
+    def _ended(self, step: Step) -> Outcome | None:
         running = self._running[step.name]
         over = running.condition or self._look(running)
         now = self._clock.now()
@@ -168,10 +193,7 @@ class ClusterHand:
             if (why := self._tell.waiting(running, now)) is not None:
                 raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
             return None
-        outcome = self._tell.outcome(running, over, now)
-        if step.part == "prepare" and isinstance(shards := outcome.summary.get("shards"), int) and shards > 0:
-            self._shards[step.stage] = shards
-        return outcome
+        return self._tell.outcome(running, over, now)
 
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
@@ -192,20 +214,18 @@ class ClusterHand:
 
     def _job_of(self, step: Step) -> tuple[Manifest, bool]:
         assert self._frozen is not None
-        job, shards = self._frozen.jobs[step.name], None
-        if step.part == "shards":
-            shards = self._shards.get(step.stage)
-            if shards is None:
-                there = self._cluster.get(job["kind"], job["metadata"]["name"])
-                if there is None:
-                    raise StageFailed(
-                        f"{step.stage}-prepare did not say how many shards there are, or its pod is gone and the "
-                        f"number with it; {self._begin_again}"
-                    )
-                there |= {"kind": job["kind"]}
-                self._must_fit(there)
-                return there, False
-        return self._acquire(complete(job, self._owner, self._frozen.digest, shards))
+        shards = self._kept.shards(step) if step.part == "shards" else None
+        return self._acquire(complete(self._frozen.jobs[step.name], self._owner, self._frozen.digest, shards))
+
+    def _looked(self, step: Step) -> Outcome | None:
+        """How a stage ends of which nothing is left to do. Only those are asked that may hold a GPU to find it out."""
+        assert self._frozen is not None
+        job = self._frozen.jobs[step.name]
+        if step.part != "all" or self._cluster.get(job["kind"], job["metadata"]["name"]) is not None:
+            return None
+        variables, _ = variables_of(self._cluster, step.stage, job)
+        outcome = self._kept.look(step, variables)
+        return outcome and replace(outcome, said=f"{outcome.said}. {self._to_go_on}")
 
     def _look(self, running: Running) -> Manifest | None:
         """The condition that says that the Job is over; None where it is not after `WATCH` seconds."""
