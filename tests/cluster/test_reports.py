@@ -61,6 +61,12 @@ def test_a_pool_that_does_not_exist_is_reported(namespace: Cluster, overlay: Cal
     assert job is not None
     assert job["spec"]["suspend"] is True
     namespace.until("its pod is gone", lambda: not namespace.pods_of("no-pool-convert-prepare"))
+    state = namespace.get("configmaps", "no-pool-state")
+    assert state is not None
+    kept = json.loads(state["data"]["state.json"])
+    assert kept["end"]["exit"] == 3
+    assert "no node takes" in kept["end"]["message"]
+    assert json.loads(Store().read("s3://vcot/runs/no-pool/pipeline/state.json")) == kept
 
 
 def test_a_quota_that_is_too_small_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
@@ -227,7 +233,8 @@ def as_conductor(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Calla
 
 
 def test_the_conductor_may_do_what_it_needs_and_no_more(as_conductor: Callable[..., str]) -> None:
-    for allowed in ("get cronjobs", "get jobs", "create jobs", "watch jobs", "create configmaps", "list pods"):
+    needed = ("get cronjobs", "get jobs", "create jobs", "watch jobs", "patch jobs", "create configmaps", "list pods")
+    for allowed in needed:
         assert as_conductor("auth", "can-i", *allowed.split()).strip() == "yes"
     for words in (["get", "secrets"], ["delete", "job", "--all"], ["get", "nodes"], ["get", "pods", "-A"]):
         with pytest.raises(CommandFailed, match=r"[Ff]orbidden"):

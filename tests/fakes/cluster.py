@@ -209,7 +209,7 @@ class MemoryCluster:
                 "reason": one.get("reason"),
                 "type": one.get("type"),
             }
-            if its_kind == kind and all(facts.get(name) == value for name, value in wanted):
+            if its_kind == kind and all(facts.get(name) == value if value else name in facts for name, value in wanted):
                 found.append(copy.deepcopy(one))
         return found
 
@@ -232,7 +232,8 @@ class MemoryCluster:
             return copy.deepcopy(stored)
 
     def delete(self, kind: str, name: str) -> None:
-        self.put(kind, self.objects[kind, name], "DELETED")
+        if (kind, name) in self.objects:
+            self.put(kind, self.objects[kind, name], "DELETED")
 
     # --- what happens to it -------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -436,6 +437,50 @@ def test_templates_that_do_not_say_with_which_run_they_were_applied_are_refused(
     cluster.put("CronJob", template("train"))
     message, _ = said(cluster, UsageError, plan=a_plan())
     assert message.startswith("CronJob stage-train is of another run, or of an older version of these manifests")
+
+
+# --- settings of runs that are gone ----------------------------------------------------------------------
+
+
+def test_settings_that_nothing_names_any_more_are_removed_when_a_run_begins() -> None:
+    cluster = a_cluster()
+
+    def settings(name: str, created: str = "2026-01-01T00:00:00Z") -> None:
+        metadata = {"name": name, "labels": {"vcot/holds": "settings"}, "creationTimestamp": created}
+        cluster.put("ConfigMap", {"metadata": metadata, "data": {}})
+
+    settings("settings-train-abc")  # the template's
+    settings("run-aaaaaaaaaa")
+    settings("run-bbbbbbbbbb")
+    settings("settings-train-cccccccccc")
+    settings("settings-train-dddddddddd", datetime.now(UTC).isoformat())
+    conductor = {"name": "conductor", "envFrom": [{"configMapRef": {"name": "run-bbbbbbbbbb"}}]}
+    cluster.put(
+        "Job", {"metadata": {"name": "pipeline-r0"}, "spec": {"template": {"spec": {"containers": [conductor]}}}}
+    )
+    plan = {"name": "r0-plan", "labels": {"vcot/run": "r0"}}
+    cluster.put("ConfigMap", {"metadata": plan, "data": {"plan.json": '"name": "settings-train-cccccccccc"'}})
+    carry_out(cluster, only("train"))
+    held = {"settings-train-abc", "run-bbbbbbbbbb", "settings-train-cccccccccc", "settings-train-dddddddddd"}
+    names = {name for kind, name in cluster.objects if kind == "ConfigMap"}
+    assert held <= names
+    assert "run-aaaaaaaaaa" not in names
+
+
+def test_settings_that_cannot_be_removed_end_no_run() -> None:
+    cluster = a_cluster()
+    cluster.forbidden = {"ConfigMap"}
+    with capture_logs() as lines:
+        carry_out(cluster, only("train"))
+    assert any("settings of earlier runs are left" in line["event"] for line in lines)
+
+
+def test_a_run_id_that_no_set_can_be_named_after_is_refused_before_anything_is_made() -> None:
+    cluster = a_cluster()
+    cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
+    message, _ = said(cluster, UsageError, plan=make_plan("2nd", "s3://b/runs", {}, parts=IN_PARTS))
+    assert message.startswith("RUN_ID 2nd: with component multinode-jobset it has to begin with a letter")
+    assert cluster.created == []
 
 
 # --- what an earlier run has left ------------------------------------------------------------------------

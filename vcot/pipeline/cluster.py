@@ -1,8 +1,8 @@
 """The hand that runs steps as Jobs on a cluster: create or adopt, watch, tell, and never hold a GPU while waiting.
 
 Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so a
-conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that has waited for
-too long is suspended, so that it does not take a GPU when the run has failed and nobody watches any more.
+conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that which has
+waited for too long is suspended, so that it does not take a GPU when the run has failed and nobody watches any more.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from vcot.pipeline.applied import must_be_as_applied
 from vcot.pipeline.checking import judge
 from vcot.pipeline.conductor import Clock, Outcome, sleep
 from vcot.pipeline.kept import Kept
+from vcot.pipeline.leftovers import remove_old_settings
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Cluster, Expired, Manifest, Refused
 from vcot.pipeline.preflight import checked, templates_of, variables_of
@@ -129,6 +131,7 @@ class ClusterHand:
             as_applied = partial(must_be_as_applied, self._cluster, self._owner.name)
             self._frozen = checked(self._cluster, plan, self._judge, as_applied)
             self._acquire(plan_config_map(self._frozen, self._owner))
+            remove_old_settings(self._cluster, datetime.now(UTC))
         self._state = State(self._cluster, self._kept, self._owner, self._frozen.plan)
         return self._frozen.plan
 

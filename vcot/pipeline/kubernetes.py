@@ -119,6 +119,14 @@ class Api:
         """The object after the change, a JSON Merge Patch: the same change twice is the change once."""
         return self.request("PATCH", f"{self._path(kind)}/{name}", body=change)
 
+    def delete(self, kind: str, name: str) -> None:
+        """Gone, or on its way; nothing happens where there is none of that name."""
+        try:
+            self.request("DELETE", f"{self._path(kind)}/{name}")
+        except Refused as error:
+            if error.status != 404:
+                raise
+
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
         """The objects that both selectors fit, a page at a time; the first `limit` of them.
 

@@ -1,4 +1,4 @@
-"""What the conductor asks of a cluster: seven verbs over plain dicts, and the two answers that are no answer.
+"""What the conductor asks of a cluster: eight verbs over plain dicts, and the two answers that are no answer.
 
 `kubernetes.Api` speaks them to an API server; tests have a cluster in memory behind the same verbs.
 """
@@ -56,6 +56,9 @@ class Cluster(Protocol):
 
     def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
         """The object after the change, a JSON Merge Patch (RFC 7386)."""
+
+    def delete(self, kind: str, name: str) -> None:
+        """Gone, or on its way; nothing happens where there is none of that name."""
 
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
         """The objects that both selectors fit, the first `limit` of them."""

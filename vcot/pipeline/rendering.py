@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vcot.errors import SettingsError
+from vcot.errors import SettingsError, UsageError
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Manifest
 from vcot.settings import PREFIX
@@ -196,6 +196,7 @@ def _bad_shard_alone(rule: Manifest) -> Sequence[Manifest]:
 def _as_jobset(job: Manifest) -> Manifest:
     """The same Job as the only member of a JobSet, which restarts all pods together."""
     metadata = job["metadata"]
+    must_name_a_set(metadata["labels"]["vcot/run"])
     name, annotations = metadata["name"], metadata.get("annotations", {})
     main = main_of(job["spec"]) or {}
     main["env"] = [v for v in main["env"] if v["name"] != "PET_MASTER_ADDR"]
@@ -216,6 +217,18 @@ def _as_jobset(job: Manifest) -> Manifest:
             ],
         },
     }
+
+
+def must_name_a_set(run_id: str) -> None:
+    """
+    Raises:
+        UsageError: JobSet would refuse the name, when it is train's turn.
+    """
+    if not run_id[0].isalpha():
+        raise UsageError(
+            f"RUN_ID {run_id}: with component multinode-jobset it has to begin with a letter, because a Service is "
+            f"named after it; r{run_id} would do"
+        )
 
 
 def _own_annotations(template: Manifest) -> dict[str, str]:
