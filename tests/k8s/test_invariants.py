@@ -327,7 +327,7 @@ METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
         (DISTILL, PUBLIC, 8000, False),
         (CONDUCTOR, PRIVATE, 6443, True),
         (CONDUCTOR, PRIVATE, 443, True),
-        (CONDUCTOR, PRIVATE, 9000, False),
+        (CONDUCTOR, PRIVATE, 9000, True),
         ({}, PUBLIC, 443, False),
     ],
 )
