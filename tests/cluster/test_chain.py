@@ -52,8 +52,7 @@ def test_what_it_made_is_what_the_laptop_makes(smoke: Smoke, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-4000:]
     there, here = fingerprint(f"s3://vcot/runs/{smoke.run_id}"), fingerprint("s3://vcot/runs/laptop")
     assert len(there) > 100  # losses, shards, tallies
-    differing = {n for n in there.keys() | here.keys() if there.get(n) != here.get(n)}
-    assert differing == {"pipeline/state.json"}  # how the cluster's Jobs went
+    assert {n for n in there.keys() | here.keys() if there.get(n) != here.get(n)} == set()
 
 
 def test_a_run_that_is_whole_makes_no_job_for_a_gpu(

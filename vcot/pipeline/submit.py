@@ -190,13 +190,14 @@ def until_begun(wanted: Wanted, folder: Path, seconds: float) -> None:
 
 def last_words(pods: Sequence[Manifest]) -> str:
     """Of the conductor that ended last."""
-    ended = [
+    ended: list[Manifest] = [
         state["terminated"]
         for pod in pods
         for status in (pod.get("status") or {}).get("containerStatuses") or []
         if "terminated" in (state := status.get("state") or {})
     ]
-    text = max(ended, key=lambda one: one.get("finishedAt") or "", default={}).get("message") or ""
+    ended.sort(key=lambda one: one.get("finishedAt") or "")
+    text = str(ended[-1].get("message") or "") if ended else ""
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):
