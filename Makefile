@@ -143,8 +143,8 @@ k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY
 		$(if $(RENDERED),--rendered '$(RENDERED)') $(if $(NO_TRIALS),--no-trials) \
 		$(if $(TIMEOUT),--timeout '$(TIMEOUT)')
 
-k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu; DRY_RUN=1 only renders
-	@$(PY) -m vcot.pipeline.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) \
+k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu WAIT=900 (seconds to begin); DRY_RUN=1 only renders
+	@$(PY) -m vcot.pipeline.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) $(if $(WAIT),--wait '$(WAIT)') \
 		$(if $(filter command,$(firstword $(origin RUN_ID))),--run-id '$(RUN_ID)')
 
 s3-doctor: $(VENV) ## does the storage of the AWS_* variables keep what vcot builds on? URI=s3://vcot/runs/_probe

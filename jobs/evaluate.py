@@ -194,7 +194,7 @@ def run(settings: EvaluateSettings) -> None:
             _evaluate(settings, store, folder, subject)
     elif subject.facts:
         log.get().info("this model was evaluated on these samples with this code for this occasion", **subject.facts)
-    if settings.part in ("all", "finish"):
+    if settings.part in ("all", "finish", "look"):
         _tell(settings, store, folder, subject)
 
 

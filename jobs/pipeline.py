@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from vcot import log
-from vcot.errors import SettingsError
+from vcot.errors import SettingsError, VcotError
 from vcot.pipeline.conductor import Clock, Outcome, conduct
 from vcot.pipeline.pages import bring_home
 from vcot.pipeline.plan import IN_PARTS, Plan, gather_variables, make_plan
@@ -83,7 +83,9 @@ def run(settings: PipelineSettings) -> None:
 
 def run_on_cluster(settings: PipelineSettings) -> None:
     from vcot.pipeline.cluster import ClusterHand, Place
+    from vcot.pipeline.kept import InStorage
     from vcot.pipeline.kubernetes import connect
+    from vcot.storage import Store
 
     place = Place.of(os.environ, settings.run_id)
     log.bind(run=place.run_id)
@@ -95,7 +97,7 @@ def run_on_cluster(settings: PipelineSettings) -> None:
     )  # fmt: skip
     clock = Clock()
     hand = ClusterHand(
-        connect(place.namespace, clock, stop), place.owner, clock=clock, stop=stop,
+        connect(place.namespace, clock, stop), InStorage(Store()), place.owner, clock=clock, stop=stop,
         pending_timeout=settings.pending_timeout,
     )  # fmt: skip
     if settings.dry_run:
@@ -104,7 +106,12 @@ def run_on_cluster(settings: PipelineSettings) -> None:
         return
     begun = clock.now()
     plan = hand.freeze(plan)
-    conduct(plan, hand, stop, attempts=1, clock=clock)  # a Job tries again by itself
+    try:
+        conduct(plan, hand, stop, attempts=1, clock=clock)  # a Job tries again by itself
+    except VcotError as error:
+        hand.end(error)
+        raise
+    hand.end(None)
     log.get().info("finished", seconds=round(clock.now() - begun), made=plan.run_uri)
 
 

@@ -144,7 +144,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _they_agree(self) -> Self:
-        if self.part not in ("all", "prepare"):
+        if self.part not in ("all", "prepare", "look"):
             raise ValueError("train is not made of shards: --part and --shard have no meaning here")
         useless = [flag(name) for name in ("r", "alpha", "dropout") if name in self.model_fields_set]
         if self.tune == "full" and useless:

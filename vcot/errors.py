@@ -9,7 +9,8 @@
         ├── TemporaryError       75    storage, network or scratch disk, for now: try again
         ├── SettingsError        78    wrong settings: a value, a key that is refused, a missing bucket
         ├── Interrupted         143    stopped by SIGTERM after saving (130 from the keyboard)
-        └── StageFailed           3    pipeline only: a stage failed
+        ├── StageFailed           3    pipeline only: a stage failed
+        └── NotWhole              4    --part look: something is left to do
 
 The codes follow sysexits.h where it has a word for the case; Kubernetes Jobs act on them
 (fail at once, or retry), so a new reason needs a line here before it needs a class elsewhere.
@@ -63,3 +64,7 @@ class KeyboardStop(Interrupted):
 
 class StageFailed(VcotError):
     exit_code = 3
+
+
+class NotWhole(VcotError):
+    exit_code = 4

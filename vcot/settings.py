@@ -192,9 +192,10 @@ class Settings(Declared):
         shapes_result=False,
         min_length=1,
     )
-    part: Literal["all", "prepare", "shards", "finish"] = setting(
-        "all", "which part of the stage this process does", common=True, shapes_result=False
-    )
+    part: Literal["all", "prepare", "shards", "finish", "look"] = setting(
+        "all", "which part of the stage this process does; look (train, evaluate): none, but end as a whole stage "
+        "would, or with exit code 4 where something is left to do", common=True, shapes_result=False,
+    )  # fmt: skip
     shard: int | None = setting(
         None, f"do this shard only (with --part shards), from 0; default: {INDEX}, or every one", common=True,
         shapes_result=False, also="shard_index", ge=0,
@@ -202,6 +203,8 @@ class Settings(Declared):
 
     @model_validator(mode="after")
     def _one_shard_is_a_part(self) -> Self:
+        if self.part == "look" and self.stage not in ("train", "evaluate"):
+            raise ValueError(f"--part=look: {self.stage} cannot say it of itself; train and evaluate can")
         if self.shard is not None and self.part != "shards":
             raise ValueError(f"--shard={self.shard}: one shard alone needs --part shards")
         return self

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.chain.kill import fingerprint
+from tests.cluster.cluster import Cluster, Overlay
 from tests.cluster.conftest import Smoke
 from tests.cluster.layout import ROOT
 from vcot.settings import STAGES
@@ -50,6 +53,22 @@ def test_what_it_made_is_what_the_laptop_makes(smoke: Smoke, tmp_path: Path) -> 
     there, here = fingerprint(f"s3://vcot/runs/{smoke.run_id}"), fingerprint("s3://vcot/runs/laptop")
     assert len(there) > 100  # losses, shards, tallies
     assert {n for n in there.keys() | here.keys() if there.get(n) != here.get(n)} == set()
+
+
+def test_a_run_that_is_whole_makes_no_job_for_a_gpu(
+    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay]
+) -> None:
+    """The same run in storage, in another namespace: as after seven days, when its Jobs are gone."""
+    again = overlay(smoke.run_id).conductor("--only", "train,evaluate")
+    again.apply(namespace)
+    namespace.completes(again.pipeline, 180)
+    said = namespace.logs(again.pipeline)
+    assert "train: whole already, no Job is made for it" in said
+    assert "evaluate: whole already, no Job is made for it" in said
+    assert not namespace.list("jobs", run=smoke.run_id)
+    state = namespace.get("configmaps", f"{smoke.run_id}-state")
+    assert state is not None
+    assert json.loads(state["data"]["state.json"])["steps"]["evaluate"]["state"] == "done"
 
 
 def _seconds(time: str) -> float:

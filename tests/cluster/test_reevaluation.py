@@ -32,7 +32,8 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     nightly = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
     nightly.conductor("--from-run", f"{smoke.run_id}:train")
     nightly.edit(lambda k: k.setdefault("components", []).append("../../components/reevaluate"))
-    nightly.patch("CronJob", "reevaluate", {"op": "replace", "path": "/spec/schedule", "value": "* * * * *"})
+    each_minute = {"op": "replace", "path": "/spec/schedule", "value": "* * * * *"}
+    nightly.patch("CronJob", "reevaluate", each_minute, {"op": "replace", "path": "/spec/suspend", "value": False})
     nightly.apply(namespace)
     first = fired(namespace, set())
     passed = namespace.completes(first["metadata"]["name"], 4 * MINUTES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +57,16 @@ def test_a_pool_that_does_not_exist_is_reported(namespace: Cluster, overlay: Cal
     assert "no node takes" in said
     assert "node affinity/selector" in said
     assert exit_code(namespace, run) == 3
+    job = namespace.get("jobs", "no-pool-convert-prepare")
+    assert job is not None
+    assert job["spec"]["suspend"] is True
+    namespace.until("its pod is gone", lambda: not namespace.pods_of("no-pool-convert-prepare"))
+    state = namespace.get("configmaps", "no-pool-state")
+    assert state is not None
+    kept = json.loads(state["data"]["state.json"])
+    assert kept["end"]["exit"] == 3
+    assert "no node takes" in kept["end"]["message"]
+    assert json.loads(Store().read("s3://vcot/runs/no-pool/pipeline/state.json")) == kept
 
 
 def test_a_quota_that_is_too_small_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
@@ -129,6 +141,40 @@ def job_of_another_plan(run: str) -> Manifest:
     }
 
 
+def test_a_run_that_another_was_applied_after_before_it_began_is_refused(
+    namespace: Cluster, overlay: Callable[[str], Overlay]
+) -> None:
+    """Its conductor has no node yet; meanwhile the templates become those of another run."""
+    first, second = overlay("earlier"), overlay("later")
+    gate = {"op": "add", "path": "/spec/template/spec/schedulingGates", "value": [{"name": "test/not-yet"}]}
+    first.patch("Job", "pipeline", gate).apply(namespace)
+    waiting = namespace.until("its conductor waits", lambda: namespace.pods_of(first.pipeline))
+    second.conductor("--until", "convert").apply(namespace)
+    removed = [{"op": "remove", "path": "/spec/schedulingGates"}]
+    namespace.run("patch", "pod", waiting[0]["metadata"]["name"], "--type=json", "-p", json.dumps(removed))
+    namespace.fails(first.pipeline, 120)
+    assert "are of run later: applied after pipeline-earlier was" in namespace.logs(first.pipeline)
+    assert exit_code(namespace, first) == 64
+    assert not namespace.list("jobs", run="earlier")
+    namespace.until("the later run has begun", lambda: namespace.get("configmaps", "later-plan"))
+
+
+def test_a_run_whose_templates_were_changed_before_it_began_is_refused(
+    namespace: Cluster, overlay: Callable[[str], Overlay]
+) -> None:
+    run = overlay("changed")
+    gate = {"op": "add", "path": "/spec/template/spec/schedulingGates", "value": [{"name": "test/not-yet"}]}
+    run.patch("Job", "pipeline", gate).apply(namespace)
+    (waiting,) = namespace.until("its conductor waits", lambda: namespace.pods_of(run.pipeline))
+    time.sleep(6)
+    run.settings("convert", num_shards=3).apply(namespace)  # the same RUN_ID: the Job stays as it is
+    removed = [{"op": "remove", "path": "/spec/schedulingGates"}]
+    namespace.run("patch", "pod", waiting["metadata"]["name"], "--type=json", "-p", json.dumps(removed))
+    namespace.fails(run.pipeline, 120)
+    assert "stage-convert is not what pipeline-changed was applied with" in namespace.logs(run.pipeline)
+    assert exit_code(namespace, run) == 64
+
+
 def test_a_stage_job_that_somebody_deletes_ends_the_run(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
     run = overlay("deleted")
     run.apply(namespace)
@@ -162,8 +208,6 @@ def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay:
 
 def damage(stage_uri: str, shard: int) -> None:
     """One byte of a shard's file is another."""
-    import json
-
     store = Store()
     mark = json.loads(store.read(join(stage_uri, f"_done/{shard:05d}.json")))
     uri = join(stage_uri, mark["files"][0]["name"])
@@ -189,7 +233,8 @@ def as_conductor(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Calla
 
 
 def test_the_conductor_may_do_what_it_needs_and_no_more(as_conductor: Callable[..., str]) -> None:
-    for allowed in ("get cronjobs", "get jobs", "create jobs", "watch jobs", "create configmaps", "list pods"):
+    needed = ("get cronjobs", "get jobs", "create jobs", "watch jobs", "patch jobs", "create configmaps", "list pods")
+    for allowed in needed:
         assert as_conductor("auth", "can-i", *allowed.split()).strip() == "yes"
     for words in (["get", "secrets"], ["delete", "job", "--all"], ["get", "nodes"], ["get", "pods", "-A"]):
         with pytest.raises(CommandFailed, match=r"[Ff]orbidden"):

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.fakes.cluster import MemoryCluster
 from vcot.pipeline.kubernetes import KINDS
-from vcot.pipeline.port import Manifest
+from vcot.pipeline.port import Manifest, Refused
 
 PLURALS = {path.rsplit("/", 1)[1]: kind for kind, path in KINDS.items()} | {
     "limitranges": "LimitRange", "namespaces": "Namespace", "nodes": "Node", "resourcequotas": "ResourceQuota",
@@ -158,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._handle(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
+    do_PATCH = do_POST
+
     def _handle(self, body: Manifest | None) -> None:
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -197,6 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"major": str(cluster.kubernetes[0]), "minor": f"{cluster.kubernetes[1]}+"}
         *_, before, last = path.split("/")
         with self.stub.lock:
+            if self.command == "PATCH":
+                if self.headers["Content-Type"] != "application/merge-patch+json":
+                    return 415, _status(415, "UnsupportedMediaType", f"no patch: {self.headers['Content-Type']}")
+                try:
+                    return 200, cluster.patch(PLURALS[before], last, body or {})
+                except Refused as error:
+                    return error.status, _status(error.status, "", str(error))
             if body is not None:
                 kind = PLURALS[last]
                 made = cluster.create(kind, body)

@@ -19,7 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vcot.pipeline.conductor import Clock
+from vcot.errors import VcotError
+from vcot.pipeline.conductor import Clock, Outcome
+from vcot.pipeline.plan import Step
 from vcot.pipeline.port import Change, Expired, Manifest, Refused
 
 Script = Callable[["MemoryCluster", Manifest], None]
@@ -64,6 +66,35 @@ class RealClock(Clock):
         timer.start()
 
 
+class MemoryKept:
+    """The port `Kept`: storage in which every stage has three shards and none is whole, unless a test says so."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        """Stage → its shards."""
+        self.whole: dict[str, Outcome] = {}
+        """Stage → how it ends when it is started again."""
+        self.asked: dict[str, Mapping[str, str]] = {}
+        """Stages that were looked at → the variables that they were shown."""
+        self.states: list[Any] = []
+        self.lost: VcotError | None = None
+        """What every question is answered with."""
+
+    def shards(self, step: Step) -> int:
+        if self.lost:
+            raise self.lost
+        return self.counts.get(step.stage, 3)
+
+    def look(self, step: Step, variables: Mapping[str, str]) -> Outcome | None:
+        self.asked[step.stage] = dict(variables)
+        return self.whole.get(step.stage)
+
+    def write(self, run_uri: str, state: str) -> None:
+        if self.lost:
+            raise self.lost
+        self.states.append(json.loads(state) | {"at": run_uri})
+
+
 class MemoryCluster:
     """The port `Cluster`; the default script lets every Job succeed after three seconds."""
 
@@ -72,6 +103,8 @@ class MemoryCluster:
     def __init__(self, clock: FakeClock | RealClock, scripts: Mapping[str, Script] | None = None) -> None:
         self.clock, self.scripts = clock, dict(scripts or {})
         self.kubernetes = (1, 36)
+        self.kept = MemoryKept()
+        """The storage beside it."""
         self.objects: dict[tuple[str, str], Manifest] = {}
         self.created: list[str] = []
         self.calls = 0
@@ -81,6 +114,8 @@ class MemoryCluster:
         """Whether that call still takes effect."""
         self.forbidden: set[str] = set()
         """Kinds that nobody may list."""
+        self.unchangeable: set[str] = set()
+        """Kinds that nobody may patch."""
         self.deaf = False
         """Whether watches tell nothing."""
         self.history: list[tuple[int, str, str, str, Manifest]] = []
@@ -103,6 +138,16 @@ class MemoryCluster:
             if kind in ("Job", "JobSet"):
                 self.scripts.get(name, succeeds())(self, made)
             return made
+
+        return self._call(make)
+
+    def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
+        def make() -> Manifest:
+            if kind in self.unchangeable:
+                raise Refused(403, f"cannot patch resource {kind.lower()}s")
+            if (kind, name) not in self.objects:
+                raise Refused(404, f"{kind.lower()}s {name!r} not found")
+            return self.put(kind, merged(self.objects[kind, name], change), "MODIFIED")
 
         return self._call(make)
 
@@ -135,10 +180,11 @@ class MemoryCluster:
         self.calls += 1
         if self.calls == self.crash_at and not self.crash_late:
             raise Crash
-        done = work()
-        if self.calls == self.crash_at:
-            raise Crash
-        return done
+        try:
+            return work()
+        finally:
+            if self.calls == self.crash_at:
+                raise Crash
 
     @property
     def latest(self) -> int:
@@ -163,7 +209,7 @@ class MemoryCluster:
                 "reason": one.get("reason"),
                 "type": one.get("type"),
             }
-            if its_kind == kind and all(facts.get(name) == value for name, value in wanted):
+            if its_kind == kind and all(facts.get(name) == value if value else name in facts for name, value in wanted):
                 found.append(copy.deepcopy(one))
         return found
 
@@ -186,7 +232,8 @@ class MemoryCluster:
             return copy.deepcopy(stored)
 
     def delete(self, kind: str, name: str) -> None:
-        self.put(kind, self.objects[kind, name], "DELETED")
+        if (kind, name) in self.objects:
+            self.put(kind, self.objects[kind, name], "DELETED")
 
     # --- what happens to it -------------------------------------------------------------------------
 
@@ -257,11 +304,10 @@ class MemoryCluster:
 
 
 def succeeds(after: float = 3, **summary: Any) -> Script:
-    """Runs after a second and is done `after` seconds from now, with that summary; prepare speaks of three shards."""
+    """Runs after a second and is done `after` seconds from now, with that summary."""
 
     def script(cluster: MemoryCluster, job: Manifest) -> None:
-        part = job["metadata"].get("labels", {}).get("vcot/part")
-        says = {"stage": "x", "exit": 0, **({"shards": 3} if part == "prepare" else {}), **summary}
+        says = {"stage": "x", "exit": 0, **summary}
         count = job["spec"].get("completions", 1)
 
         def run() -> None:
@@ -358,6 +404,19 @@ def fill(cluster: MemoryCluster, settings: Mapping[str, Mapping[str, str]] | Non
         cluster.put("CronJob", template(stage))
         data = dict((settings or {}).get(stage, {}))
         cluster.put("ConfigMap", {"metadata": {"name": f"settings-{stage}-abc"}, "data": data})
+
+
+def merged(there: Any, change: Any) -> Any:
+    """JSON Merge Patch (RFC 7386)."""
+    if not isinstance(change, dict):
+        return copy.deepcopy(change)
+    result = dict(there) if isinstance(there, dict) else {}
+    for name, value in change.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = merged(result.get(name), value)
+    return result
 
 
 def _pairs(selector: str) -> list[tuple[str, str]]:

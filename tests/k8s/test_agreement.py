@@ -100,7 +100,8 @@ def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_chang
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VcotError)]
     codes = {kind.exit_code for kind in kinds}
     in_the_pipeline_alone, from_the_keyboard = errors.StageFailed.exit_code, errors.KeyboardStop.exit_code
-    final = codes - set(RETRY) - {in_the_pipeline_alone, from_the_keyboard}
+    in_no_job = errors.NotWhole.exit_code  # the conductor's own process is asked for it
+    final = codes - set(RETRY) - {in_the_pipeline_alone, from_the_keyboard, in_no_job}
     for where, spec in job_specs(render(OVERLAYS / "gpu")):
         (fail,) = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
         conductor = where.startswith("Job/")

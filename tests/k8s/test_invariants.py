@@ -147,7 +147,7 @@ def test_images_are_ours_and_say_which_they_are(name: str, rendered: Rendered) -
 
 
 @everywhere
-def test_stages_have_no_token_and_the_conductor_has_no_keys(name: str, rendered: Rendered) -> None:
+def test_stages_have_no_token_and_the_conductor_no_key_but_the_storages(name: str, rendered: Rendered) -> None:
     for where, spec in job_specs(rendered(name)):
         pod, source = spec["template"]["spec"], main_of(spec)["envFrom"]
         conductor = where.startswith("Job/")
@@ -155,9 +155,7 @@ def test_stages_have_no_token_and_the_conductor_has_no_keys(name: str, rendered:
         assert pod["automountServiceAccountToken"] is conductor, where
         assert pod["enableServiceLinks"] is False, where
         secrets = {one["secretRef"]["name"]: one["secretRef"]["optional"] for one in source if "secretRef" in one}
-        if conductor:
-            assert secrets == {}
-        elif where == "CronJob/stage-distill":
+        if where == "CronJob/stage-distill":
             assert secrets == {"s3-credentials": True, "teacher-credentials": True}
         else:
             assert secrets == {"s3-credentials": True}, where
@@ -176,13 +174,13 @@ def test_nothing_secret_is_in_the_manifests(name: str, rendered: Rendered) -> No
 
 
 RIGHTS = {
-    ("batch", "cronjobs"): {"get"},
-    ("batch", "jobs"): {"get", "list", "watch", "create"},
-    ("", "configmaps"): {"get", "create"},
+    ("batch", "cronjobs"): {"get", "list"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch"},
+    ("", "configmaps"): {"get", "list", "create", "patch", "delete"},
     ("", "pods"): {"list"},
     ("", "events"): {"list"},
 }
-"""What the conductor may; nothing of it deletes, changes, or reads a Secret."""
+"""What the conductor may; nothing of it deletes a Job, or reads a Secret."""
 
 
 @everywhere
@@ -194,11 +192,28 @@ def test_the_conductor_may_do_what_it_needs_and_no_more(name: str, rendered: Ren
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    sets = {("jobset.x-k8s.io", "jobsets"): {"get", "list", "watch", "create"}}
-    assert granted == RIGHTS | (sets if any(word in name for word in ("jobset", "all-")) else {})
+    sets = {("jobset.x-k8s.io", "jobsets"): {"get", "list", "watch", "create", "patch"}}
+    queues = {("kueue.x-k8s.io", "workloads"): {"list", "patch"}}
+    assert granted == RIGHTS | (sets if any(word in name for word in ("jobset", "all-")) else {}) | (
+        queues if any(word in name for word in ("kueue", "all-")) else {}
+    )
     (binding,) = of_kind(objects, "RoleBinding")
     assert [(s["kind"], s["name"]) for s in binding["subjects"]] == [("ServiceAccount", "conductor")]
     assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding")
+
+
+@everywhere
+def test_templates_say_with_which_run_they_were_applied(name: str, rendered: Rendered) -> None:
+    """By the name of a ConfigMap, the same as in the pipeline's Job: it ends in a hash that depends on the RUN_ID."""
+    objects = rendered(name)
+    (pipeline,) = of_kind(objects, "Job")
+    ((run_env,),) = ([s["configMapRef"]["name"] for s in main_of(pipeline["spec"])["envFrom"] if "configMapRef" in s],)
+    assert named(objects, "ConfigMap", run_env)["data"]["RUN_ID"]
+    assert re.fullmatch(r"run-[a-z0-9]{10}", run_env)
+    for cron_job, spec in stages(objects):
+        if cron_job["metadata"]["name"].startswith("stage-"):
+            (stamp,) = (one for one in main_of(spec)["env"] if one["name"] == "RUN_ID")
+            assert stamp["valueFrom"]["configMapKeyRef"]["name"] == run_env
 
 
 # --- names and references -------------------------------------------------------------------------------
@@ -299,7 +314,11 @@ def may_reach(objects: Sequence[Manifest], labels: dict[str, str], address: str,
     )
 
 
-TRAIN, DISTILL, CONDUCTOR = {"vcot/stage": "train"}, {"vcot/stage": "distill"}, {"vcot/role": "conductor"}
+TRAIN, DISTILL, CONDUCTOR = (
+    {"vcot/stage": "train"},
+    {"vcot/stage": "distill"},
+    {"vcot/role": "conductor", "vcot/stage": "pipeline"},
+)
 METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
     "169.254.169.254", "fd00:ec2::254", "169.254.170.23", "fd00:ec2::23", "52.216.0.1", "10.1.2.3"
 )  # fmt: skip
@@ -318,7 +337,7 @@ METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
         (DISTILL, PUBLIC, 8000, False),
         (CONDUCTOR, PRIVATE, 6443, True),
         (CONDUCTOR, PRIVATE, 443, True),
-        (CONDUCTOR, PRIVATE, 9000, False),
+        (CONDUCTOR, PRIVATE, 9000, True),
         ({}, PUBLIC, 443, False),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from tests.fakes.cluster import (
     succeeds,
     template,
 )  # fmt: skip
-from vcot.errors import Interrupted, SettingsError, StageFailed, UsageError
+from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, UsageError, VcotError
 from vcot.pipeline.cluster import ClusterHand, Place
 from vcot.pipeline.conductor import Outcome, conduct
 from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
@@ -34,7 +35,7 @@ from vcot.stage import Stop
 
 OWNER = Owner("pipeline-r1", "uid-of-pipeline")
 ALL = [
-    "r1-plan",
+    "r1-plan", "r1-state",
     *[f"r1-{stage}-{part}" for stage in ("convert", "distill", "tokenize") for part in ("prepare", "shards", "finish")],
     "r1-train", "r1-evaluate",
 ]  # fmt: skip
@@ -43,6 +44,12 @@ ALL = [
 def a_cluster(scripts: dict[str, Script] | None = None) -> MemoryCluster:
     cluster = MemoryCluster(FakeClock(), scripts)
     fill(cluster)
+    return cluster
+
+
+def with_shards(count: int, scripts: dict[str, Script]) -> MemoryCluster:
+    cluster = a_cluster(scripts)
+    cluster.kept.counts["convert"] = count
     return cluster
 
 
@@ -57,9 +64,16 @@ def carry_out(
     """One conductor's life, from its start to its end."""
     stop = stop or Stop()
     hand = ClusterHand(
-        cluster, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
+        cluster, cluster.kept, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
     )  # fmt: skip
-    return conduct(hand.freeze(plan or a_plan()), hand, stop, attempts=1, clock=cluster.clock)
+    plan = hand.freeze(plan or a_plan())
+    try:
+        outcomes = conduct(plan, hand, stop, attempts=1, clock=cluster.clock)
+    except VcotError as error:
+        hand.end(error)
+        raise
+    hand.end(None)
+    return outcomes
 
 
 def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
@@ -89,11 +103,12 @@ def test_a_job_is_created_when_the_one_before_it_is_complete_and_not_earlier() -
     cluster.create = judged  # type: ignore[method-assign]
     outcomes = carry_out(cluster)
     assert cluster.created == ALL
-    assert list(outcomes) == [name.removeprefix("r1-") for name in ALL[1:]]
+    assert list(outcomes) == [name.removeprefix("r1-") for name in ALL[2:]]
 
 
-def test_there_are_as_many_shards_as_prepare_says() -> None:
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=12)})
+def test_there_are_as_many_shards_as_storage_says() -> None:
+    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=99)})
+    cluster.kept.counts["convert"] = 12
     carry_out(cluster, a_plan("convert"))
     spec = cluster.objects["Job", "r1-convert-shards"]["spec"]
     assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (12, 8, "Indexed")
@@ -198,20 +213,126 @@ def test_a_stop_leaves_the_jobs_and_the_next_conductor_adopts_them() -> None:
     assert cluster.created == ALL
 
 
-def test_the_number_of_shards_may_be_lost_once_their_job_exists() -> None:
+def test_the_number_of_shards_does_not_go_with_the_node_of_prepare() -> None:
+    def prepared_and_gone(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.clock.at(2, lambda: cluster.over(job, "Complete", succeeded=1))
+
+    cluster = a_cluster({"r1-convert-prepare": prepared_and_gone})
+    carry_out(cluster, a_plan("convert"))
+    assert cluster.objects["Job", "r1-convert-shards"]["spec"]["completions"] == 3
+
+
+def test_a_number_of_shards_that_storage_has_lost_ends_the_run_in_one_line() -> None:
     cluster = a_cluster()
-    carry_out(cluster, a_plan("convert"))
-    del cluster.objects["Pod", "r1-convert-prepare-a1"]  # its node was removed
-    carry_out(cluster, a_plan("convert"))
-
-
-@pytest.mark.parametrize("says", [{"shards": None}, {"shards": 0}, {"shards": "3"}])
-def test_a_lost_number_of_shards_ends_the_run_in_one_line(says: dict[str, Any]) -> None:
-    cluster = a_cluster({"r1-convert-prepare": succeeds(**says)})
-    message, _ = said(cluster)
-    assert message.startswith("convert-prepare did not say how many shards there are")
-    assert "kubectl -n vcot delete job pipeline-r1" in message
+    cluster.kept.lost = InputError("s3://b/runs/r1/convert/settings.json is damaged")
+    message, _ = said(cluster, InputError)
+    assert message == "s3://b/runs/r1/convert/settings.json is damaged"
     assert "r1-convert-shards" not in cluster.created
+
+
+# --- how far it is, and how it ended ---------------------------------------------------------------------
+
+
+def state_of(cluster: MemoryCluster) -> dict[str, Any]:
+    """What the ConfigMap says; storage says the same."""
+    state: dict[str, Any] = json.loads(cluster.objects["ConfigMap", "r1-state"]["data"]["state.json"])
+    assert cluster.kept.states[-1] == state | {"at": "s3://b/runs/r1"}
+    return state
+
+
+def test_how_a_run_ended_stands_in_the_cluster_and_in_storage() -> None:
+    cluster = a_cluster({"r1-train": succeeds(loss=0.31)})
+    carry_out(cluster)
+    state = state_of(cluster)
+    assert list(state["steps"]) == [name.removeprefix("r1-") for name in ALL[2:]]
+    assert state["steps"]["train"] == {
+        "job": "r1-train", "state": "done", "exit": 0, "seconds": state["steps"]["train"]["seconds"], "stage": "x",
+        "loss": 0.31,
+    }  # fmt: skip
+    assert state["end"] == {"exit": 0, "message": ""}
+    (owner,) = cluster.objects["ConfigMap", "r1-state"]["metadata"]["ownerReferences"]
+    assert owner["uid"] == OWNER.uid
+
+
+def test_why_a_run_failed_is_known_when_its_pods_are_gone() -> None:
+    cluster = a_cluster({"r1-train": fails(78, "no such bucket")})
+    message, _ = said(cluster)
+    for name in [name for kind, name in cluster.objects if kind == "Pod"]:
+        cluster.delete("Pod", name)
+    state = state_of(cluster)
+    assert state["steps"]["tokenize-finish"]["state"] == "done"
+    assert state["steps"]["train"]["state"] == "failed"
+    assert state["steps"]["train"]["exit"] == 78
+    assert state["steps"]["train"]["message"].startswith("no such bucket")
+    assert state["end"] == {"exit": 3, "message": message}
+
+
+def test_a_step_under_way_is_said_to_run_and_a_stop_is_no_end() -> None:
+    stop = Stop()
+    cluster = a_cluster({"r1-train": succeeds(after=600)})
+    cluster.clock.at(100, lambda: stop.request(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        carry_out(cluster, stop=stop)
+    state = state_of(cluster)
+    assert state["steps"]["train"] == {"job": "r1-train", "state": "running"}
+    assert state["end"] is None
+
+
+def test_what_a_step_said_is_not_forgotten_by_a_conductor_that_finds_its_pods_gone() -> None:
+    cluster = a_cluster({"r1-convert-prepare": succeeds(rows=7), "r1-train": succeeds(after=600)})
+    cluster.crash_at = 200
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    cluster.delete("Pod", "r1-convert-prepare-a1")
+    carry_out(cluster)
+    assert state_of(cluster)["steps"]["convert-prepare"]["rows"] == 7
+
+
+def test_a_state_that_cannot_be_written_is_told_once_and_ends_no_run() -> None:
+    cluster = a_cluster()
+    cluster.unchangeable = {"ConfigMap"}
+    cluster.kept.write = lambda run_uri, state: (_ for _ in ()).throw(SettingsError("keys are refused"))  # type: ignore[method-assign]
+    with capture_logs() as lines:
+        carry_out(cluster, only("train"))
+    told = [line["event"] for line in lines if "state cannot be written" in line["event"]]
+    assert len(told) == 4  # each place, as the run begins and at its end
+
+
+# --- what is whole already -------------------------------------------------------------------------------
+
+
+def test_no_job_is_made_for_a_stage_that_is_whole() -> None:
+    cluster = a_cluster()
+    cluster.kept.whole["train"] = Outcome(0, 0.0, summary={"loss": 0.31})
+    outcomes = carry_out(cluster)
+    assert "r1-train" not in cluster.created
+    assert "r1-evaluate" in cluster.created
+    assert outcomes["train"].summary == {"loss": 0.31}
+    assert set(cluster.kept.asked) == {"train", "evaluate"}
+    assert cluster.kept.asked["train"]["VCOT_RUN_URI"] == "s3://b/runs/r1"
+    assert state_of(cluster)["steps"]["train"]["state"] == "done"
+
+
+def test_a_whole_stage_that_ends_badly_ends_the_run_without_a_job() -> None:
+    cluster = a_cluster()
+    cluster.kept.whole["evaluate"] = Outcome(20, 0.0, said="accuracy 0.41 is below 0.5")
+    message, _ = said(cluster)
+    assert message == (
+        "evaluate failed with exit code 20 (a quality gate was not passed); accuracy 0.41 is below 0.5. When that is "
+        "mended: `kubectl -n vcot delete job pipeline-r1`, then apply again; finished work is kept"
+    )
+    assert "r1-evaluate" not in cluster.created
+
+
+def test_a_job_that_is_there_is_adopted_and_not_looked_behind() -> None:
+    cluster = a_cluster({"r1-train": succeeds(after=600)})
+    cluster.crash_at = 200
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    assert "r1-train" in cluster.created
+    cluster.kept.asked.clear()
+    carry_out(cluster)
+    assert set(cluster.kept.asked) == {"evaluate"}
 
 
 # --- the plan --------------------------------------------------------------------------------------------
@@ -241,6 +362,130 @@ def test_a_template_removed_in_the_middle_of_a_run_is_told_and_does_no_harm() ->
     assert cluster.created == ALL
 
 
+# --- another apply before this run has begun -------------------------------------------------------------
+
+
+def apply(cluster: MemoryCluster, run_id: str, at: str, **images: str) -> None:
+    """What `kubectl apply -k` does at that time (of one minute): templates are replaced, a Job is made once."""
+    when = f"2026-01-01T00:00:{at}Z"
+    cluster.put("ConfigMap", {"metadata": {"name": f"run-of-{run_id}"}, "data": {"RUN_ID": run_id}})
+    for stage in ("convert", "distill", "tokenize", "train", "evaluate"):
+        applied = template(stage)
+        main = applied["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+        main["image"] = images.get(stage, main["image"])
+        stamp = {"configMapKeyRef": {"name": f"run-of-{run_id}", "key": "RUN_ID", "optional": True}}
+        main["env"].append({"name": "RUN_ID", "valueFrom": stamp})
+        there = cluster.objects["CronJob", f"stage-{stage}"]
+        changed = there["spec"] != applied["spec"]
+        by_kubectl = {"manager": "kubectl-client-side-apply", "time": when, "fieldsV1": {"f:spec": {}}}
+        applied["metadata"]["managedFields"] = [by_kubectl] if changed else there["metadata"]["managedFields"]
+        cluster.put("CronJob", applied)
+    if ("Job", f"pipeline-{run_id}") not in cluster.objects:
+        conductor = {"name": "conductor", "envFrom": [{"configMapRef": {"name": f"run-of-{run_id}"}}]}
+        cluster.put(
+            "Job",
+            {
+                "metadata": {"name": f"pipeline-{run_id}", "creationTimestamp": when},
+                "spec": {"template": {"spec": {"containers": [conductor]}}},
+            },
+        )
+
+
+def test_a_run_whose_templates_another_run_has_replaced_before_it_began_is_refused() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    apply(cluster, "r2", "10", train="of r2")
+    message, _ = said(cluster, UsageError, plan=a_plan())
+    assert message == (
+        "CronJobs stage-convert, stage-distill, stage-tokenize, stage-train, stage-evaluate are of run r2: applied "
+        "after pipeline-r1 was, and before it had begun. It would run with the other one's images and settings, so "
+        "nothing was started. To start it: `kubectl -n vcot delete job pipeline-r1`, then apply its overlay again, and "
+        "nothing else before ConfigMap r1-plan is there"
+    )
+    assert cluster.created == []
+    plan = make_plan("r2", "s3://b/runs", {}, parts=IN_PARTS)
+    carry_out(cluster, plan, owner=Owner("pipeline-r2", "uid-of-r2"))
+    assert cluster.objects["Job", "r2-train"]["spec"]["template"]["spec"]["containers"][0]["image"] == "of r2"
+
+
+def test_a_run_whose_templates_were_changed_under_its_own_name_before_it_began_is_refused() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    apply(cluster, "r1", "30", train="changed")
+    message, _ = said(cluster, UsageError, plan=a_plan())
+    assert message.startswith("CronJob stage-train is not what pipeline-r1 was applied with: changed after that")
+    assert cluster.created == []
+
+
+def test_a_run_that_is_applied_twice_begins_and_one_that_has_begun_is_not_asked_again() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    apply(cluster, "r1", "30")
+    cluster.crash_at = 40
+    with pytest.raises(Crash):
+        carry_out(cluster)
+    apply(cluster, "r2", "50", train="of r2")
+    carry_out(cluster)
+    assert cluster.objects["Job", "r1-train"]["spec"]["template"]["spec"]["containers"][0]["image"] != "of r2"
+    variables = cluster.objects["Job", "r1-train"]["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert "RUN_ID" not in {variable["name"] for variable in variables}
+
+
+def test_templates_that_do_not_say_with_which_run_they_were_applied_are_refused() -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    cluster.put("CronJob", template("train"))
+    message, _ = said(cluster, UsageError, plan=a_plan())
+    assert message.startswith("CronJob stage-train is of another run, or of an older version of these manifests")
+
+
+# --- settings of runs that are gone ----------------------------------------------------------------------
+
+
+def test_settings_that_nothing_names_any_more_are_removed_when_a_run_begins() -> None:
+    cluster = a_cluster()
+
+    def settings(name: str, created: str = "2026-01-01T00:00:00Z") -> None:
+        metadata = {"name": name, "labels": {"vcot/holds": "settings"}, "creationTimestamp": created}
+        cluster.put("ConfigMap", {"metadata": metadata, "data": {}})
+
+    settings("settings-train-abc")  # the template's
+    settings("run-aaaaaaaaaa")
+    settings("run-bbbbbbbbbb")
+    settings("settings-train-cccccccccc")
+    settings("settings-train-dddddddddd", datetime.now(UTC).isoformat())
+    conductor = {"name": "conductor", "envFrom": [{"configMapRef": {"name": "run-bbbbbbbbbb"}}]}
+    cluster.put(
+        "Job", {"metadata": {"name": "pipeline-r0"}, "spec": {"template": {"spec": {"containers": [conductor]}}}}
+    )
+    plan = {"name": "r0-plan", "labels": {"vcot/run": "r0"}}
+    cluster.put("ConfigMap", {"metadata": plan, "data": {"plan.json": '"name": "settings-train-cccccccccc"'}})
+    carry_out(cluster, only("train"))
+    held = {"settings-train-abc", "run-bbbbbbbbbb", "settings-train-cccccccccc", "settings-train-dddddddddd"}
+    names = {name for kind, name in cluster.objects if kind == "ConfigMap"}
+    assert held <= names
+    assert "run-aaaaaaaaaa" not in names
+
+
+def test_settings_that_cannot_be_removed_end_no_run() -> None:
+    cluster = a_cluster()
+    cluster.forbidden = {"ConfigMap"}
+    with capture_logs() as lines:
+        carry_out(cluster, only("train"))
+    assert any("settings of earlier runs are left" in line["event"] for line in lines)
+
+
+def test_a_run_id_that_no_set_can_be_named_after_is_refused_before_anything_is_made() -> None:
+    cluster = a_cluster()
+    cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
+    message, _ = said(cluster, UsageError, plan=make_plan("2nd", "s3://b/runs", {}, parts=IN_PARTS))
+    assert message.startswith("RUN_ID 2nd: with component multinode-jobset it has to begin with a letter")
+    assert cluster.created == []
+
+
+# --- what an earlier run has left ------------------------------------------------------------------------
+
+
 def orphan(cluster: MemoryCluster, kind: str, name: str) -> None:
     """As after `kubectl delete job pipeline-r1 --cascade=orphan`."""
     one = cluster.objects[kind, name]
@@ -265,7 +510,7 @@ def test_a_run_id_used_before_with_the_same_plan_goes_on() -> None:
     for kind, name in [k for k in cluster.objects if k[1].startswith("r1-") and k[0] != "Pod"]:
         orphan(cluster, kind, name)
     carry_out(cluster, a_plan("convert"), owner=Owner("pipeline-r1", "another"))
-    assert len(cluster.created) == 4
+    assert len(cluster.created) == 5
 
 
 def test_a_job_of_that_name_that_is_somebody_elses_is_not_adopted() -> None:
@@ -286,11 +531,12 @@ def test_a_job_of_another_plan_is_not_adopted() -> None:
 def test_what_an_earlier_pipeline_job_owned_is_waited_for_until_it_is_gone() -> None:
     cluster = a_cluster()
     carry_out(cluster, only("train"))
+    cluster.clock.at(6, lambda: cluster.delete("ConfigMap", "r1-state"))
     cluster.clock.at(7, lambda: cluster.delete("ConfigMap", "r1-plan"))
     cluster.clock.at(20, lambda: cluster.delete("Job", "r1-train"))
     began = cluster.clock.now()
     carry_out(cluster, only("train"), owner=Owner("pipeline-r1", "applied-again"))
-    assert cluster.created == ["r1-plan", "r1-train"] * 2
+    assert cluster.created == ["r1-plan", "r1-state", "r1-train"] * 2
     assert cluster.clock.now() - began > 20
 
 
@@ -449,7 +695,7 @@ def test_failed_shards_are_named_with_the_reason_of_each() -> None:
 
         cluster.clock.at(3, end)
 
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=6), "r1-convert-shards": two_bad})
+    cluster = with_shards(6, {"r1-convert-shards": two_bad})
     message, _ = said(cluster)
     assert message.startswith(
         "convert-shards failed with exit code 65 (its input breaks its contract); failed shards: 4-5 of 6; "
@@ -560,7 +806,7 @@ def test_versions_that_are_too_old_to_watch_from_are_looked_up_again() -> None:
     cluster.put("ConfigMap", {"metadata": {"name": "something-else"}})
     cluster.clock.at(30, forget)
     carry_out(cluster, only("train"))
-    assert cluster.created == ["r1-plan", "r1-train"]
+    assert cluster.created == ["r1-plan", "r1-state", "r1-train"]
 
 
 def test_watches_that_tell_nothing_do_not_keep_a_run_from_its_end() -> None:
@@ -618,11 +864,46 @@ def test_what_holds_a_pod_back_is_told_every_30_s_and_ends_the_run_when_it_lasts
     assert message.startswith("train has waited 5 min for a pod to run, longer than PENDING_TIMEOUT (300 s): ")
     assert words in message
     assert message.endswith(
-        "Job r1-train is left waiting, and would still run. When that is mended: `kubectl -n vcot delete job "
+        "Job r1-train is suspended, so that it starts nothing later. When that is mended: `kubectl -n vcot delete job "
         "pipeline-r1`, then apply again; finished work is kept"
     )
+    assert cluster.objects["Job", "r1-train"]["spec"]["suspend"] is True
     assert "\n" not in message
     assert 300 <= cluster.clock.now() < 345
+
+
+def test_a_job_that_was_suspended_for_waiting_too_long_is_not_waited_for_again() -> None:
+    """The conductor died between the suspension and its own end."""
+    cluster = a_cluster({"r1-train": never()})
+    said(cluster, plan=only("train"), pending_timeout=300)
+    began = cluster.clock.now()
+    message, _ = said(cluster, plan=only("train"), pending_timeout=300)
+    assert message.startswith("train has waited 5 min for a pod to run")
+    assert cluster.clock.now() - began < 60
+
+
+def test_a_job_that_cannot_be_suspended_is_said_to_be_left_waiting() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.unchangeable = {"Job"}
+    message, _ = said(cluster, plan=only("train"), pending_timeout=300)
+    assert "Job r1-train could not be suspended (cannot patch resource jobs) and would still run" in message
+
+
+def test_a_job_that_waited_in_a_queue_of_kueue_is_taken_out_of_it() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    job = cluster.objects["CronJob", "stage-train"]["spec"]["jobTemplate"]
+    job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "gpu"
+    job["spec"]["suspend"] = True
+
+    def admit() -> None:
+        uid = cluster.objects["Job", "r1-train"]["metadata"]["uid"]
+        for name, labels in (("job-r1-train-a1", {"kueue.x-k8s.io/job-uid": uid}), ("job-other", {})):
+            cluster.put("Workload", {"metadata": {"name": name, "labels": labels}, "spec": {"active": True}})
+
+    cluster.clock.at(5, admit)
+    said(cluster, plan=only("train"), pending_timeout=60)
+    active = {name: one["spec"]["active"] for (kind, name), one in cluster.objects.items() if kind == "Workload"}
+    assert active == {"job-r1-train-a1": False, "job-other": True}
 
 
 def test_a_pod_that_has_found_its_node_is_not_said_to_lack_one() -> None:
@@ -653,7 +934,7 @@ def some_wait(why: Callable[[MemoryCluster, Manifest], object], ready: int = 5) 
         cluster.clock.at(100, lambda: cluster.status(job, ready=8, active=8))
         cluster.clock.at(200, lambda: cluster.over(job, "Complete", succeeded=8))
 
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=8), "r1-convert-shards": script})
+    cluster = with_shards(8, {"r1-convert-shards": script})
     with capture_logs() as lines:
         carry_out(cluster, a_plan("convert"))
     return [line["event"] for line in lines if line["event"].startswith("convert-shards: ")]
@@ -676,7 +957,7 @@ def test_the_last_shards_wait_for_nothing() -> None:
         cluster.clock.at(1, lambda: cluster.status(job, ready=2, active=2, succeeded=6))
         cluster.clock.at(100, lambda: cluster.over(job, "Complete", succeeded=8))
 
-    cluster = a_cluster({"r1-convert-prepare": succeeds(shards=8), "r1-convert-shards": script})
+    cluster = with_shards(8, {"r1-convert-shards": script})
     with capture_logs() as lines:
         carry_out(cluster, a_plan("convert"))
     assert not [line for line in lines if "wait" in line["event"]]
@@ -786,6 +1067,13 @@ def test_what_keeps_the_pods_of_a_set_out_is_said_of_the_job_inside_it() -> None
     cluster = a_cluster({"r1-train": refused})
     cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
     assert "exceeded quota: gpu" in said(cluster, plan=only("train"), pending_timeout=60)[0]
+
+
+def test_a_set_that_waited_too_long_is_suspended() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
+    said(cluster, plan=only("train"), pending_timeout=60)
+    assert cluster.objects["JobSet", "r1-train"]["spec"]["suspend"] is True
 
 
 def test_a_template_with_the_engine_jobset_becomes_one() -> None:

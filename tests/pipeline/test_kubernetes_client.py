@@ -18,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.fakes.apiserver import ApiServer, Fault
-from tests.fakes.cluster import MemoryCluster, RealClock, fill, succeeds
+from tests.fakes.cluster import MemoryCluster, MemoryKept, RealClock, fill, succeeds
 from vcot.errors import Interrupted, SettingsError, StageFailed, TemporaryError
 from vcot.pipeline.cluster import ClusterHand
 from vcot.pipeline.conductor import Clock, conduct
@@ -67,6 +67,15 @@ def test_what_is_not_there_is_none_and_what_is_there_is_as_it_was_written(api: A
     assert found["data"] == {"a": "1"}
     assert api.create("ConfigMap", a_map("x")) is None
     assert api.version() == (1, 36)
+
+
+def test_a_patch_changes_what_it_names_and_leaves_the_rest(api: Api) -> None:
+    api.create("ConfigMap", a_map("x"))
+    changed = api.patch("ConfigMap", "x", {"data": {"b": "2"}, "metadata": {"annotations": {"vcot/a": "1"}}})
+    assert changed["data"] == {"a": "1", "b": "2"}
+    assert changed["metadata"]["annotations"] == {"vcot/a": "1"}
+    with pytest.raises(Refused, match="not found"):
+        api.patch("ConfigMap", "y", {"data": {}})
 
 
 @pytest.mark.parametrize(
@@ -281,10 +290,12 @@ def test_a_run_with_a_server_that_fails_all_the_time_makes_everything_once(
         )  # fmt: skip
     stop, clock = Stop(), QuickClock()
     owner = Owner("pipeline-r1", "uid")
-    hand = ClusterHand(api, owner, clock=clock, stop=stop, pending_timeout=1e9, judge=lambda stage, variables: [])
+    hand = ClusterHand(
+        api, MemoryKept(), owner, clock=clock, stop=stop, pending_timeout=1e9, judge=lambda stage, variables: []
+    )
     plan = hand.freeze(make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS))
     conduct(plan, hand, stop, attempts=1, clock=clock)
-    assert server.cluster.created == ["r1-plan", *[f"r1-{name}" for name in _names()]]
+    assert server.cluster.created == ["r1-plan", "r1-state", *[f"r1-{name}" for name in _names()]]
     assert len(server.faults) < 40
 
 
@@ -335,7 +346,7 @@ def test_the_command_stops_with_143_and_leaves_its_job_to_the_next_one(
     assert "train: adopted, it is there already" in [line["event"] for line in lines]
     assert lines[-1]["event"] == "finished"
     assert lines[-1]["run"] == "r1"
-    assert server.cluster.created == ["r1-plan", "r1-train"]
+    assert server.cluster.created == ["r1-plan", "r1-state", "r1-train"]
 
 
 def test_the_command_judges_all_settings_of_the_cluster_and_makes_nothing(
@@ -358,8 +369,9 @@ def test_a_failed_stage_is_an_error_of_the_conductor(api: Api, server: ApiServer
 
     server.cluster.scripts = {"r1-train": fails(20, "accuracy 0.1 is below 0.3")}
     hand = ClusterHand(
-        api, Owner("pipeline-r1", "u"), clock=QuickClock(), stop=Stop(), pending_timeout=1e9, judge=lambda *_: []
-    )
+        api, MemoryKept(), Owner("pipeline-r1", "u"), clock=QuickClock(), stop=Stop(), pending_timeout=1e9,
+        judge=lambda *_: [],
+    )  # fmt: skip
     plan = hand.freeze(make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, only=["train"]))
     with pytest.raises(StageFailed, match=r"20 \(a quality gate was not passed\); accuracy 0\.1 is below 0\.3"):
         conduct(plan, hand, Stop(), attempts=1)

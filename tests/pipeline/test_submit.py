@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,13 +28,27 @@ NOON = datetime(2026, 11, 21, 12, 3, 55, tzinfo=UTC)
 
 @pytest.fixture
 def kubectl(monkeypatch, tmp_path) -> Path:
-    """A kubectl that renders as the real one does and writes down what it is asked to apply, for want of a cluster."""
+    """A kubectl that renders as the real one does, and writes down what it is asked to apply or to delete, for want of
+    a cluster; what it gets of a kind stands in a file of that name beside it, by default a plan and nothing else."""
     real, *_ = kustomize()
     if Path(real).name != "kubectl":
         pytest.skip("needs kubectl; only kustomize was found")
     asked = tmp_path / "asked"
     program = tmp_path / "kubectl"
-    program.write_text(f'#!/bin/sh\nif [ "$1" = apply ]; then echo "$@" >> {asked}; else exec {real} "$@"; fi\n')
+    program.write_text(
+        f"""#!/bin/sh
+case "$*" in
+apply*|*delete*)
+    printf '%s\\n' "$*" >> {asked}
+    [ ! -e {tmp_path}/job.applied ] || mv {tmp_path}/job.applied {tmp_path}/job ;;
+-n*) [ ! -e {tmp_path}/$4 ] || cat {tmp_path}/$4 ;;
+*) exec {real} "$@" ;;
+esac
+"""
+    )
+    (tmp_path / "configmap").write_text('{"kind": "ConfigMap"}')
+    (tmp_path / "pods").write_text('{"items": []}')
+    (tmp_path / "events").write_text('{"items": []}')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("KUBECTL", str(program))
     return asked
@@ -89,9 +106,78 @@ def test_it_applies_the_copy_and_says_how_to_watch_and_cancel(kubectl, tmp_path,
     assert "s3://vcot/runs/r1" in said
 
 
+def applied(tmp_path: Path, *words: str) -> int:
+    return main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path), *words])
+
+
+def test_it_stays_until_the_run_has_begun_since_the_next_apply_replaces_its_templates(kubectl, tmp_path):
+    (tmp_path / "configmap").unlink()
+    begin = threading.Timer(3, (tmp_path / "configmap").write_text, ['{"kind": "ConfigMap"}'])
+    began = time.monotonic()
+    begin.start()
+    assert applied(tmp_path) == 0
+    assert time.monotonic() - began > 3
+
+
+def test_a_conductor_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd):
+    (tmp_path / "configmap").unlink()
+    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nowhere/vcot-data"'}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "conductor", "state": {"waiting": waiting}}]}
+    pod = {"metadata": {"name": "pipeline-r1-x"}, "spec": {}, "status": status}
+    (tmp_path / "pods").write_text(json.dumps({"items": [pod]}))
+    (tmp_path / "events").write_text('{"items": []}')
+    assert applied(tmp_path, "--wait", "1") == 1
+    said = capfd.readouterr().err
+    assert "pipeline-r1 has not begun within 1 s: pipeline-r1-x cannot start, ImagePullBackOff: Back-off" in said
+    assert kubectl.read_text().splitlines()[-1] == "-n vcot delete job pipeline-r1"
+
+
+def test_a_conductor_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd):
+    (tmp_path / "configmap").unlink()
+    failed = {"type": "Failed", "status": "True"}
+    terminated = {"exitCode": 78, "message": '{"exit": 78, "message": "train: VCOT_TRAIN_EPOCHS=-1: wrong"}'}
+    status = {"containerStatuses": [{"name": "conductor", "state": {"terminated": terminated}}]}
+    (tmp_path / "pods").write_text(json.dumps({"items": [{"metadata": {"name": "x"}, "status": status}]}))
+    there = {"spec": {}, "status": {"conditions": [failed]}}
+    (tmp_path / "job.applied").write_text(json.dumps(there))
+    assert applied(tmp_path) == 1
+    assert "pipeline-r1 did not begin: train: VCOT_TRAIN_EPOCHS=-1: wrong" in capfd.readouterr().err
+
+
+def test_other_images_under_the_run_id_of_a_run_are_refused_in_one_line(kubectl, tmp_path, capsys):
+    rendered = Wanted.of("cpu-smoke", render(ROOT / "k8s/overlays/cpu-smoke")).pipeline
+    rendered["spec"]["template"]["spec"]["containers"][0]["image"] = "localhost/vcot-data:older"
+    (tmp_path / "job").write_text(json.dumps(rendered))
+    assert main(["--overlay", "cpu-smoke", "--run-id", "smoke", "--local-folder", str(tmp_path)]) == 64
+    said = capsys.readouterr().err
+    assert said == (
+        "k8s-run: RUN_ID smoke was begun with image localhost/vcot-data:older (now localhost/vcot-data:dev), and a run "
+        "keeps what it was begun with: choose another RUN_ID, or begin it again: kubectl -n vcot delete job "
+        "pipeline-smoke\n"
+    )
+    assert not kubectl.exists()
+
+
+def test_a_name_that_a_component_would_refuse_at_the_training_is_refused_before_anything_is_applied(
+    kubectl, tmp_path, capsys, monkeypatch
+):
+    manifests = tmp_path / "checkout/k8s"
+    shutil.copytree(ROOT / "k8s", manifests)
+    overlay = manifests / "overlays/several"
+    overlay.mkdir()
+    overlay.joinpath("kustomization.yaml").write_text(
+        "resources: [../gpu]\ncomponents: [../../components/multinode-jobset]\n"
+    )
+    monkeypatch.setattr("vcot.pipeline.submit.ROOT", tmp_path / "checkout")
+    words = ["--overlay", "several", "--run-id", "2nd", "--local-folder", str(tmp_path)]
+    assert main(words) == 64
+    assert "RUN_ID 2nd: with component multinode-jobset it has to begin with a letter" in capsys.readouterr().err
+    assert not kubectl.exists()
+
+
 def test_what_kubectl_refuses_is_a_failure(kubectl, tmp_path, capfd, monkeypatch):
     program = Path(os.environ["KUBECTL"])
-    program.write_text(program.read_text().replace(f'echo "$@" >> {kubectl}', "echo 'error: no' >&2; exit 1"))
+    program.write_text(program.read_text().replace("apply*|", "apply*) echo 'error: no' >&2; exit 1 ;;\n"))
     assert main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path)]) == 1
     assert "could not apply" in capfd.readouterr().err
 

@@ -1,25 +1,32 @@
 """The hand that runs steps as Jobs on a cluster: create or adopt, watch, tell, and never hold a GPU while waiting.
 
 Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so a
-conductor may be killed at any line and started again. It may not delete or change a Job, and never wants to.
+conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that which has
+waited for too long is suspended, so that it does not take a GPU when the run has failed and nobody watches any more.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import NoReturn
 
 from vcot import log
-from vcot.errors import SettingsError, StageFailed, UsageError
+from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
+from vcot.pipeline.applied import must_be_as_applied
 from vcot.pipeline.checking import judge
 from vcot.pipeline.conductor import Clock, Outcome, sleep
+from vcot.pipeline.kept import Kept
+from vcot.pipeline.leftovers import remove_old_settings
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Cluster, Expired, Manifest, Refused
-from vcot.pipeline.preflight import checked, templates_of
-from vcot.pipeline.rendering import FrozenPlan, Owner, complete, freeze, plan_config_map
+from vcot.pipeline.preflight import checked, templates_of, variables_of
+from vcot.pipeline.rendering import QUEUE, FrozenPlan, Owner, complete, freeze, plan_config_map
 from vcot.pipeline.reporting import Reporter, Running
+from vcot.pipeline.state import State
 from vcot.stage import Stop
 
 WATCH = 5
@@ -28,6 +35,8 @@ LOOK_AGAIN = 60.0
 """Seconds after which a Job is looked at afresh, whatever the watch tells: what it missed ends no run."""
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
+GIVEN_UP = "vcot/given-up"
+"""Annotation of a Job that was suspended for waiting too long: for how long, and why."""
 LONGEST_RUN_ID = 30
 """Names of pods are this, the step and what the cluster adds, 63 characters in all."""
 
@@ -80,24 +89,28 @@ class ClusterHand:
     """Each step is the Job that the frozen plan holds for it."""
 
     def __init__(
-        self, cluster: Cluster, owner: Owner, *, clock: Clock, stop: Stop, pending_timeout: float,
+        self, cluster: Cluster, kept: Kept, owner: Owner, *, clock: Clock, stop: Stop, pending_timeout: float,
         judge: Callable[[str, Mapping[str, str]], list[str]] = judge,
     ) -> None:  # fmt: skip
         """
         Args:
+            kept: what storage knows of the run.
             owner: the pipeline Job, which takes all that is created here with it.
             pending_timeout: seconds that a step may have no running pod before the run fails.
             judge: stage and variables → a line for each fault of its settings.
         """
-        self._cluster, self._owner, self._clock, self._stop = cluster, owner, clock, stop
+        self._cluster, self._kept, self._owner, self._clock, self._stop = cluster, kept, owner, clock, stop
         self._judge = judge
         self._begin_again = (
             f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
         )
-        self._tell = Reporter(cluster, pending_timeout=pending_timeout, begin_again=self._begin_again)
+        self._to_go_on = f"When that is mended: {self._begin_again}"
+        self._tell = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
         self._frozen: FrozenPlan | None = None
+        self._state: State | None = None
         self._running: dict[str, Running] = {}
-        self._shards: dict[str, int] = {}
+        self._whole: dict[str, Outcome] = {}
+        """Steps that storage shows to be done, so that no Job is made for them."""
 
     # --- before the first step ----------------------------------------------------------------------
 
@@ -106,7 +119,8 @@ class ClusterHand:
 
         Raises:
             SettingsError: a template or its settings are wrong, or the cluster is too old; nothing was created.
-            UsageError: the run id was used before, with another plan.
+            UsageError: the run id was used before, with another plan; or another apply has replaced the templates
+                before this run had begun.
         """
         there = self._cluster.get("ConfigMap", f"{plan.run_id}-plan")
         if there is not None and self._is_mine(there):
@@ -114,9 +128,17 @@ class ClusterHand:
             log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
             self._tell_changes(plan)
         else:
-            self._frozen = checked(self._cluster, plan, self._judge)
+            as_applied = partial(must_be_as_applied, self._cluster, self._owner.name)
+            self._frozen = checked(self._cluster, plan, self._judge, as_applied)
             self._acquire(plan_config_map(self._frozen, self._owner))
+            remove_old_settings(self._cluster, datetime.now(UTC))
+        self._state = State(self._cluster, self._kept, self._owner, self._frozen.plan)
         return self._frozen.plan
+
+    def end(self, error: VcotError | None) -> None:
+        """The run has ended, well or with this error: written down, where it had begun."""
+        if self._state is not None:
+            self._state.end(error)
 
     def check(self, plan: Plan) -> None:
         """Renders and judges everything, creates nothing; a frozen plan was judged before."""
@@ -143,7 +165,16 @@ class ClusterHand:
     # --- one step -----------------------------------------------------------------------------------
 
     def start(self, step: Step) -> None:
+        assert self._frozen is not None
+        assert self._state is not None
+        self._state.began(step, self._frozen.jobs[step.name]["metadata"]["name"])
+        if (whole := self._looked(step)) is not None:
+            log.get().info(f"{step.name}: whole already, no Job is made for it")
+            self._whole[step.name] = whole
+            return
         job, created = self._job_of(step)
+        if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
+            raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
         running = Running(step, job, self._clock.now(), job["metadata"]["resourceVersion"] if created else None)
         self._running[step.name] = running
         log.get().info(
@@ -151,37 +182,53 @@ class ClusterHand:
         )
 
     def poll(self, step: Step) -> Outcome | None:
+        assert self._state is not None
+        outcome = self._whole.get(step.name) or self._ended(step)
+        if outcome is not None:
+            self._state.ended(step, outcome)
+        return outcome
+
+    def _ended(self, step: Step) -> Outcome | None:
         running = self._running[step.name]
         over = running.condition or self._look(running)
         now = self._clock.now()
         if over is None:
-            self._tell.waiting(running, now)
+            if (why := self._tell.waiting(running, now)) is not None:
+                raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
             return None
-        outcome = self._tell.outcome(running, over, now)
-        if step.part == "prepare" and isinstance(shards := outcome.summary.get("shards"), int) and shards > 0:
-            self._shards[step.stage] = shards
-        return outcome
+        return self._tell.outcome(running, over, now)
 
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
         return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
 
+    def _suspended(self, running: Running, why: str) -> str:
+        """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn."""
+        change = {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"suspend": True}}
+        try:
+            self._cluster.patch(running.kind, running.name, change)
+            if QUEUE in (running.seen["metadata"].get("labels") or {}):
+                mine = f"kueue.x-k8s.io/job-uid={running.seen['metadata']['uid']}"
+                for workload in list(self._cluster.list("Workload", labels=mine)):
+                    self._cluster.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
+        except Refused as error:
+            return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"
+        return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
+
     def _job_of(self, step: Step) -> tuple[Manifest, bool]:
         assert self._frozen is not None
-        job, shards = self._frozen.jobs[step.name], None
-        if step.part == "shards":
-            shards = self._shards.get(step.stage)
-            if shards is None:
-                there = self._cluster.get(job["kind"], job["metadata"]["name"])
-                if there is None:
-                    raise StageFailed(
-                        f"{step.stage}-prepare did not say how many shards there are, or its pod is gone and the "
-                        f"number with it; {self._begin_again}"
-                    )
-                there |= {"kind": job["kind"]}
-                self._must_fit(there)
-                return there, False
-        return self._acquire(complete(job, self._owner, self._frozen.digest, shards))
+        shards = self._kept.shards(step) if step.part == "shards" else None
+        return self._acquire(complete(self._frozen.jobs[step.name], self._owner, self._frozen.digest, shards))
+
+    def _looked(self, step: Step) -> Outcome | None:
+        """How a stage ends of which nothing is left to do. Only those are asked that may hold a GPU to find it out."""
+        assert self._frozen is not None
+        job = self._frozen.jobs[step.name]
+        if step.part != "all" or self._cluster.get(job["kind"], job["metadata"]["name"]) is not None:
+            return None
+        variables, _ = variables_of(self._cluster, step.stage, job)
+        outcome = self._kept.look(step, variables)
+        return outcome and replace(outcome, said=f"{outcome.said}. {self._to_go_on}")
 
     def _look(self, running: Running) -> Manifest | None:
         """The condition that says that the Job is over; None where it is not after `WATCH` seconds."""
@@ -261,7 +308,7 @@ class ClusterHand:
             hint = "; is JobSet installed on this cluster?" if kind == "JobSet" and error.status == 404 else ""
             raise SettingsError(
                 f"the cluster refuses {kind} {manifest['metadata']['name']}: {' '.join(str(error).split())}{hint}. "
-                f"When that is mended: {self._begin_again}"
+                f"{self._to_go_on}"
             ) from None
 
     def _is_mine(self, there: Manifest) -> bool:

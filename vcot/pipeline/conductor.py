@@ -19,6 +19,7 @@ from vcot.stage import Stop
 #: What the exit code of a stage says, in words.
 MEANING: Mapping[int, str] = {
     1: "an unforeseen error",
+    4: "something is left to do",
     20: "a quality gate was not passed",
     21: "a budget is spent",
     64: "wrong usage",

@@ -12,11 +12,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from vcot import log
-from vcot.errors import SettingsError
+from vcot.errors import SettingsError, VcotError
 from vcot.pipeline.port import Manifest
 
 S3_SECRET = "s3-credentials"
@@ -51,6 +52,20 @@ def render(folder: Path) -> str:
     if answer.returncode:
         raise SettingsError(f"{folder} cannot be rendered: {answer.stderr.strip().removeprefix('error: ')}")
     return answer.stdout
+
+
+def ask(namespace: str, kind: str, name: str = "", labels: str = "") -> Any:
+    """The object, or None if there is none of that name; without a name a list of those with these labels.
+
+    Raises:
+        VcotError: the cluster does not say.
+    """
+    words = [name, "--ignore-not-found"] if name else [f"--selector={labels}"]
+    command = [kubectl(), "-n", namespace, "get", kind, *words, "-o", "json"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise VcotError(f"kubectl get {kind} {name}: {answer.stderr.strip()}")
+    return json.loads(answer.stdout) if answer.stdout.strip() else None
 
 
 def objects(rendered: str) -> list[Manifest]:

@@ -33,6 +33,7 @@ KINDS: Mapping[str, str] = {
     "Job": "/apis/batch/v1/namespaces/{namespace}/jobs",
     "JobSet": "/apis/jobset.x-k8s.io/v1alpha2/namespaces/{namespace}/jobsets",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "Workload": "/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace}/workloads",
 }
 
 TIMEOUT = (5.0, 10.0)
@@ -113,6 +114,18 @@ class Api:
             if error.status == 409:
                 return None
             raise
+
+    def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
+        """The object after the change, a JSON Merge Patch: the same change twice is the change once."""
+        return self.request("PATCH", f"{self._path(kind)}/{name}", body=change)
+
+    def delete(self, kind: str, name: str) -> None:
+        """Gone, or on its way; nothing happens where there is none of that name."""
+        try:
+            self.request("DELETE", f"{self._path(kind)}/{name}")
+        except Refused as error:
+            if error.status != 404:
+                raise
 
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
         """The objects that both selectors fit, a page at a time; the first `limit` of them.
@@ -215,7 +228,8 @@ class Api:
         timeout: tuple[float, float],
     ) -> Any:  # fmt: skip
         """The raw response; its status is not looked at yet."""
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        content = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        headers = {"Accept": "application/json", "Content-Type": content}
         asked = self._client.param_serialize(
             method, path, query_params=[(n, v) for n, v in query if v], header_params=headers, body=body,
             auth_settings=["BearerToken"],

@@ -1,4 +1,4 @@
-"""What the conductor asks of a cluster: six verbs over plain dicts, and the two answers that are no answer.
+"""What the conductor asks of a cluster: eight verbs over plain dicts, and the two answers that are no answer.
 
 `kubernetes.Api` speaks them to an API server; tests have a cluster in memory behind the same verbs.
 """
@@ -53,6 +53,12 @@ class Cluster(Protocol):
 
     def create(self, kind: str, manifest: Manifest) -> Manifest | None:
         """What was made, or None if the name is taken (perhaps by an earlier try whose answer was lost)."""
+
+    def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
+        """The object after the change, a JSON Merge Patch (RFC 7386)."""
+
+    def delete(self, kind: str, name: str) -> None:
+        """Gone, or on its way; nothing happens where there is none of that name."""
 
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
         """The objects that both selectors fit, the first `limit` of them."""

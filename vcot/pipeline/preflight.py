@@ -29,14 +29,21 @@ class Shown(Protocol):
         """Of Kubernetes, as (1, 36)."""
 
 
-def checked(cluster: Shown, plan: Plan, judge: Judge) -> FrozenPlan:
+def checked(
+    cluster: Shown, plan: Plan, judge: Judge, inspect: Callable[[Mapping[str, Manifest]], None] = lambda templates: None
+) -> FrozenPlan:
     """The plan with its Jobs, where all is in order; nothing is created.
+
+    Args:
+        inspect: is shown the templates that the Jobs are made from, and may refuse them.
 
     Raises:
         SettingsError: with a line for each fault.
     """
     _must_be_new_enough(cluster)
-    frozen = freeze(plan, templates_of(cluster, plan))
+    templates = templates_of(cluster, plan)
+    inspect(templates)
+    frozen = freeze(plan, templates)
     faults: list[str] = []
     first_steps = {step.stage: step for step in reversed(plan.steps)}
     for stage in dict.fromkeys(step.stage for step in plan.steps):

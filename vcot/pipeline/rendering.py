@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vcot.errors import SettingsError
+from vcot.errors import SettingsError, UsageError
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Manifest
 from vcot.settings import PREFIX
@@ -21,6 +21,8 @@ from vcot.settings import PREFIX
 CONTAINER = "main"
 ENGINE, PARALLELISM, MAX_RESTARTS = "vcot/engine", "vcot/parallelism", "vcot/max-restarts"
 """Annotations of a template: ``jobset`` for several pods as one, shards at a time, restarts of a JobSet."""
+STAMP = "RUN_ID"
+"""Variable of a template's container that says with which run it was applied; no Job of a run needs it."""
 AT_A_TIME = 8
 RESTARTS = 10
 BAD_SHARD = 65
@@ -161,7 +163,7 @@ def _add_variables(spec: Manifest, step: Step) -> None:
     mine: list[Manifest] = [{"name": name, "value": value} for name, value in sorted(step.environment.items())]
     if step.part == "shards":
         mine.append({"name": f"{PREFIX}SHARD", "valueFrom": {"fieldRef": {"fieldPath": INDEX}}})
-    names = {variable["name"] for variable in mine}
+    names = {variable["name"] for variable in mine} | {STAMP}
     main["env"] = [variable for variable in main.get("env") or [] if variable["name"] not in names] + mine
 
 
@@ -194,6 +196,7 @@ def _bad_shard_alone(rule: Manifest) -> Sequence[Manifest]:
 def _as_jobset(job: Manifest) -> Manifest:
     """The same Job as the only member of a JobSet, which restarts all pods together."""
     metadata = job["metadata"]
+    must_name_a_set(metadata["labels"]["vcot/run"])
     name, annotations = metadata["name"], metadata.get("annotations", {})
     main = main_of(job["spec"]) or {}
     main["env"] = [v for v in main["env"] if v["name"] != "PET_MASTER_ADDR"]
@@ -214,6 +217,18 @@ def _as_jobset(job: Manifest) -> Manifest:
             ],
         },
     }
+
+
+def must_name_a_set(run_id: str) -> None:
+    """
+    Raises:
+        UsageError: JobSet would refuse the name, when it is train's turn.
+    """
+    if not run_id[0].isalpha():
+        raise UsageError(
+            f"RUN_ID {run_id}: with component multinode-jobset it has to begin with a letter, because a Service is "
+            f"named after it; r{run_id} would do"
+        )
 
 
 def _own_annotations(template: Manifest) -> dict[str, str]:

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from vcot import log
-from vcot.errors import StageFailed
 from vcot.pipeline.conductor import Outcome
 from vcot.pipeline.plan import Step
 from vcot.pipeline.pods import Ended, how_it_ended, in_short, why_it_ended, why_not_running
@@ -91,14 +90,14 @@ class Running:
 class Reporter:
     """Says it, in lines of the log and in the words of an outcome."""
 
-    def __init__(self, cluster: Cluster, *, pending_timeout: float, begin_again: str) -> None:
+    def __init__(self, cluster: Cluster, *, pending_timeout: float, to_go_on: str) -> None:
         """
         Args:
             pending_timeout: seconds that a step may have no running pod before the run fails.
-            begin_again: what to type after a failure, once its cause is gone.
+            to_go_on: what to type after a failure, once its cause is gone; a sentence.
         """
         self._cluster, self._pending_timeout = cluster, pending_timeout
-        self._to_go_on = f"When that is mended: {begin_again}"
+        self._to_go_on = to_go_on
         self._may_look = True
 
     # --- how it ended ---------------------------------------------------------------------------------
@@ -144,47 +143,47 @@ class Reporter:
 
     # --- what it waits for ----------------------------------------------------------------------------
 
-    def waiting(self, running: Running, now: float) -> None:
+    def waiting(self, running: Running, now: float) -> str | None:
         """Every 30 s: what is done of the shards, or what holds the pods back.
 
-        Raises:
-            StageFailed: nothing has run for longer than the pending timeout.
+        Returns:
+            Where nothing has run for longer than the pending timeout: for how long, and why.
         """
         if running.ready:
             running.idle_since = None
         elif running.idle_since is None:
             running.idle_since = now
         if now < running.next_report:
-            return
+            return None
         running.next_report = now + REPORT_EVERY
         if not running.ready:
-            self._tell_waiting(running, now)
-            return
+            return self._tell_waiting(running, now)
         self._tell_shards(running)
         if running.ready < running.wanted and (why := self._why_not_running(running, self._pending(running))):
             log.get().warning(
                 f"{running.step.name}: {running.ready} of {running.wanted} pods run, the others wait: {why}"
             )
+        return None
 
-    def _tell_waiting(self, running: Running, now: float) -> None:
+    def _tell_waiting(self, running: Running, now: float) -> str | None:
         pods = self._pending(running)
         why = self._why_not_running(running, pods)
         pauses = not why and not pods and any(running.ended_pods)
         if pauses and now - running.ended_at <= LONGEST_BACKOFF:
             running.idle_since = now
             log.get().info(f"{running.step.name}: the Job pauses before it tries again")
-            return
+            return None
         waited = now - (running.idle_since if running.idle_since is not None else now)
         if waited >= self._pending_timeout:
-            raise StageFailed(
+            return (
                 f"{running.step.name} has waited {waited / 60:.0f} min for a pod to run, longer than PENDING_TIMEOUT "
-                f"({self._pending_timeout:g} s): {why or 'no reason is known'}. {running.kind} {running.name} is left "
-                f"waiting, and would still run. {self._to_go_on}"
+                f"({self._pending_timeout:g} s): {why or 'no reason is known'}"
             )
         if why:
             log.get().warning(f"{running.step.name} waits: {why}", seconds=round(waited))
         else:
             log.get().info(f"{running.step.name} is being started", seconds=round(waited))
+        return None
 
     def _pending(self, running: Running) -> list[Manifest]:
         """Pods that do not run yet, else those that are being stopped and have to go first."""

@@ -1,5 +1,8 @@
 """Starts a run on a cluster under a fresh name: ``make k8s-run``, ``make k8s-run OVERLAY=gpu DRY_RUN=1``.
 
+It stays until the run has begun, that is until its plan is frozen: the next apply would replace the templates. A
+conductor that cannot start is taken back then, with the reason; nothing else in a cluster gives it a deadline.
+
 What is applied is a copy of k8s/ in .local/k8s/<RUN_ID>/, in which run.env has the new name and nothing else differs:
 the tracked overlay stays as it is, and what a run was started with can be looked up.
 """
@@ -7,21 +10,31 @@ the tracked overlay stays as it is, and what a run was started with can be looke
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
-from vcot.errors import SettingsError, VcotError
+from vcot.errors import SettingsError, UsageError, VcotError
 from vcot.pipeline.cluster import must_name_jobs
-from vcot.pipeline.kubectl import kubectl, overlay_folder, render
+from vcot.pipeline.kubectl import ask, kubectl, overlay_folder, render
+from vcot.pipeline.pods import why_not_running
+from vcot.pipeline.port import Manifest
+from vcot.pipeline.rendering import ENGINE, must_name_a_set
 from vcot.pipeline.wanted import Wanted
 
 ROOT = Path(__file__).resolve().parents[2]
+WAIT = 900.0
+"""Seconds: a pool that starts from nothing needs 5 to 15 minutes."""
+LOOK_EVERY = 2.0
+"""Seconds."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,10 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overlay", default="gpu", help="a folder of k8s/overlays")
     parser.add_argument("--run-id", help="name of the run; default: date, time and git commit")
     parser.add_argument("--local-folder", type=Path, default=Path(".local"), help="where copies are kept")
+    parser.add_argument(
+        "--wait", type=float, default=WAIT, help="seconds within which the run has to begin; 0: do not look"
+    )
     parser.add_argument("--dry-run", action="store_true", help="render, apply nothing")
     options = parser.parse_args(argv)
     try:
-        submit(options.overlay, options.run_id, options.local_folder, dry_run=options.dry_run)
+        submit(options.overlay, options.run_id, options.local_folder, wait=options.wait, dry_run=options.dry_run)
     except VcotError as error:
         for line in str(error).splitlines():
             print(f"k8s-run: {line}", file=sys.stderr)
@@ -40,12 +56,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def submit(overlay: str, run_id: str | None, local_folder: Path, *, dry_run: bool) -> None:
+def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float, dry_run: bool) -> None:
     """
+    Args:
+        wait: seconds within which the run has to begin; 0: nobody looks.
+
     Raises:
         SettingsError: no such overlay, no kubectl, or images that are still placeholders.
-        UsageError: the run id cannot name Jobs.
-        VcotError: kubectl could not apply; what it said stands above.
+        UsageError: the run id cannot name Jobs, or is that of a run that was begun with another image.
+        VcotError: kubectl could not apply (what it said stands above), or the run did not begin.
     """
     name = run_id or fresh_run_id(ROOT, datetime.now(UTC))
     must_name_jobs(name)
@@ -57,12 +76,17 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, dry_run: boo
         raise SettingsError(
             f"overlay {overlay} makes the run {wanted.run_id}, whatever its run.env says; see `replacements`"
         )
+    if any((t["metadata"].get("annotations") or {}).get(ENGINE) == "jobset" for t in wanted.templates.values()):
+        must_name_a_set(name)
     if dry_run:
         print(rendered)
     else:
         must_have_images(wanted)
+        must_not_change(wanted)
         if subprocess.run([kubectl(), "apply", "-k", str(folder)], check=False).returncode:
             raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
+        if wait:
+            until_begun(wanted, folder, wait)
     print(told(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
 
 
@@ -113,6 +137,71 @@ def must_have_images(wanted: Wanted) -> None:
             f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with digests, "
             f"under images: in k8s/overlays/{wanted.overlay}/kustomization.yaml"
         )
+
+
+def must_not_change(wanted: Wanted) -> None:
+    """
+    Raises:
+        UsageError: the run was begun before, with another image or another run.env; in one line what the API server
+            says of its Job in thousands of characters.
+    """
+    job = wanted.pipeline["metadata"]["name"]
+    there = ask(wanted.namespace, "job", job)
+    if there is None:
+        return
+    was, now = (one["spec"]["template"]["spec"]["containers"][0] for one in (there, wanted.pipeline))
+    changed = [] if was["image"] == now["image"] else [f"image {was['image']} (now {now['image']})"]
+    if was["envFrom"] != now["envFrom"]:
+        changed.append("another run.env")
+    if changed:
+        raise UsageError(
+            f"RUN_ID {wanted.run_id} was begun with {' and '.join(changed)}, and a run keeps what it was begun with: "
+            f"choose another RUN_ID, or begin it again: kubectl -n {wanted.namespace} delete job {job}"
+        )
+
+
+def until_begun(wanted: Wanted, folder: Path, seconds: float) -> None:
+    """Waits for the frozen plan of the run.
+
+    Raises:
+        VcotError: the conductor refused, or never started; then its Job is deleted, and nothing starts later.
+    """
+    job, namespace = wanted.pipeline["metadata"]["name"], wanted.namespace
+    print(f"waiting until {job} has begun, {seconds:g} s at most (Ctrl-C: it goes on without you)", flush=True)
+    deadline = time.monotonic() + seconds
+    while ask(namespace, "configmap", f"{wanted.run_id}-plan") is None:
+        there = ask(namespace, "job", job) or {"spec": {}}
+        pods = ask(namespace, "pods", labels=f"batch.kubernetes.io/job-name={job}")["items"]
+        conditions = (there.get("status") or {}).get("conditions") or []
+        if any(c["type"] == "Failed" and c["status"] == "True" for c in conditions):
+            words = last_words(pods)
+            raise VcotError(f"{job} did not begin: {words or f'kubectl -n {namespace} logs job/{job} says why'}")
+        if time.monotonic() > deadline:
+            names = {job, *(pod["metadata"]["name"] for pod in pods)}
+            events = [e for e in ask(namespace, "events")["items"] if e["involvedObject"].get("name") in names]
+            why = why_not_running(there, pods, [e for e in events if e.get("type") == "Warning"])
+            subprocess.run([kubectl(), "-n", namespace, "delete", "job", job], check=False)
+            raise VcotError(
+                f"{job} has not begun within {seconds:g} s: {why or 'no reason is known'}. It is deleted, so that "
+                f"nothing starts later; when that is mended: kubectl apply -k {folder}"
+            )
+        time.sleep(LOOK_EVERY)
+
+
+def last_words(pods: Sequence[Manifest]) -> str:
+    """Of the conductor that ended last."""
+    ended: list[Manifest] = [
+        state["terminated"]
+        for pod in pods
+        for status in (pod.get("status") or {}).get("containerStatuses") or []
+        if "terminated" in (state := status.get("state") or {})
+    ]
+    ended.sort(key=lambda one: one.get("finishedAt") or "")
+    text = str(ended[-1].get("message") or "") if ended else ""
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text.strip()
 
 
 def told(wanted: Wanted, folder: Path, dry_run: bool) -> str:

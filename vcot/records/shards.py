@@ -26,7 +26,7 @@ from typing import IO, Any, Literal, Protocol, TypeVar
 from pydantic import Field, ValidationError
 
 from vcot import __version__, log
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError, NotWhole, SettingsError
 from vcot.records.base import Record
 from vcot.records.sample import Rejection, Sample
 from vcot.redaction import redacted
@@ -220,9 +220,12 @@ class Folder:
     def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMark | None:
         """The mark of the whole stage, and a line that says so; None where something is left to do.
 
-        To be asked before a library or a model is loaded. Raises as `begin` does, if the stage is whole.
+        To be asked before a library or a model is loaded. Raises as `begin` does, if the stage is whole, and NotWhole
+        where it is not and this process was only asked to look.
         """
         if (mark := self.mark()) is None:
+            if settings.part == "look":
+                raise NotWhole(f"{self.uri} is not whole yet")
             return None
         self.begin(settings, inputs)
         counts = {"rows": mark.tally.rows, "kept": mark.tally.kept} if mark.tally.rows else {}
