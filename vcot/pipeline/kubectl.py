@@ -19,6 +19,7 @@ import yaml
 from vcot import log
 from vcot.errors import SettingsError, VcotError
 from vcot.pipeline.port import Manifest
+from vcot.settings import Declared, setting
 
 S3_SECRET = "s3-credentials"
 S3_PORT = 9000
@@ -85,6 +86,19 @@ def overlay_folder(root: Path, name: str) -> Path:
     return overlays / name
 
 
+class StorageSettings(Declared):
+    """Of commands that a person runs, about storage in reach or behind a Service of a cluster."""
+
+    service: str | None = setting(
+        None, "Service of the cluster that the storage is behind; by kubectl port-forward, with the keys of the "
+        "Secret s3-credentials", min_length=1,
+    )  # fmt: skip
+    namespace: str = setting("vcot", "where that Service and that Secret are")
+
+    def storage(self) -> contextlib.AbstractContextManager[None]:
+        return storage_of_the_cluster(self.namespace, self.service)
+
+
 @contextlib.contextmanager
 def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None]:
     """Inside, the AWS variables of this process name the storage behind a Service, by way of `kubectl port-forward`.
@@ -110,9 +124,8 @@ def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None
         process = subprocess.Popen(forward, stdout=subprocess.PIPE, stderr=said, text=True)
         try:
             assert process.stdout is not None
-            found = re.search(
-                r"127\.0\.0\.1:(\d+)", process.stdout.readline()
-            )  # Forwarding from 127.0.0.1:4321 -> 9000
+            # Forwarding from 127.0.0.1:4321 -> 9000
+            found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
             if found is None:
                 process.wait()
                 said.seek(0)

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from vcot import log
 from vcot.errors import InputError
-from vcot.pipeline.kubectl import storage_of_the_cluster
-from vcot.settings import Declared, setting
+from vcot.pipeline.kubectl import StorageSettings
+from vcot.settings import setting
 from vcot.stage import launch
 
 PAGES: Mapping[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ PAGES: Mapping[str, tuple[str, ...]] = {
 """Stage → its files that are for people."""
 
 
-class PagesSettings(Declared):
+class PagesSettings(StorageSettings):
     """Brings the reports of a run to this computer: <folder>/runs/<run>/evaluate-report.html and others.
 
     Storage is named by AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and the other standard variables, or by --service.
@@ -36,11 +36,6 @@ class PagesSettings(Declared):
     run_id: str = setting(description="name of the run", min_length=1)
     runs_uri: str = setting("s3://vcot/runs", "prefix under which runs stand", min_length=1)
     local_folder: Path = setting(Path(".local"), "below it they are put, as `make local-train` puts them")
-    service: str | None = setting(
-        None, "Service of the cluster that the storage is behind; by kubectl port-forward, with the keys of the "
-        "Secret s3-credentials", min_length=1,
-    )  # fmt: skip
-    namespace: str = setting("vcot", "where that Service and that Secret are")
 
     @property
     def run_name(self) -> str:
@@ -51,7 +46,7 @@ def run(settings: PagesSettings) -> None:
     from vcot.storage import join
 
     folder, run_uri = settings.local_folder / "runs" / settings.run_id, join(settings.runs_uri, settings.run_id)
-    with storage_of_the_cluster(settings.namespace, settings.service):
+    with settings.storage():
         found = bring_home({stage: join(run_uri, stage) for stage in PAGES}, folder)
     if not found:
         raise InputError(f"{run_uri}: no reports there; has the run come that far, and is its name right?")

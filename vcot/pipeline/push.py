@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from vcot import log
 from vcot.errors import InputError, SettingsError
-from vcot.pipeline.kubectl import storage_of_the_cluster
-from vcot.settings import Declared, setting
+from vcot.pipeline.kubectl import StorageSettings
+from vcot.settings import setting
 from vcot.stage import launch, summary
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -35,7 +35,7 @@ ONE_OF = {
 """What is wrong where none of these files is there."""
 
 
-class PushSettings(Declared):
+class PushSettings(StorageSettings):
     """Puts a downloaded base model into storage, or an example and the base that is tuned on it.
 
     A base: the files' digests are written down beside them, last, and every reader holds what it fetches against them.
@@ -55,11 +55,6 @@ class PushSettings(Declared):
         "below; default: s3://vcot/examples",
         min_length=1,
     )
-    service: str | None = setting(
-        None, "Service of the cluster that the storage is behind; by kubectl port-forward, with the keys of the "
-        "Secret s3-credentials", min_length=1,
-    )  # fmt: skip
-    namespace: str = setting("vcot", "where that Service and that Secret are")
 
     @property
     def run_name(self) -> str:
@@ -77,7 +72,7 @@ def run(settings: PushSettings) -> None:
     for flag, folder in folders.items():
         if not folder.is_dir():
             raise SettingsError(f"--{flag}={folder}: there is no such folder")
-    with storage_of_the_cluster(settings.namespace, settings.service):
+    with settings.storage():
         if settings.example is None:
             push_base(folders["base"], settings.target)
         else:
