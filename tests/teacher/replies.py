@@ -73,7 +73,7 @@ class OneReply:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    async def ask(self, request: Request, *, source: str) -> Completion:
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         return Completion(text=self.text, model=request.model, finish_reason="stop")
 
 
