@@ -136,9 +136,11 @@ class ConvertSettings(Settings):
         (), "the dataset's files, or folders of them, comma-separated (.json, .jsonl, also .gz; .parquet)"
     )
     images_uri: str | None = setting(
-        None, "folder that the rows' image paths are below; viscot: the one with a folder per set (their cot/). "
-        "Default for coco: the folder images beside the input. Or a tar file, read in place without unpacking it: one "
-        "file (.tar), or a folder of its numbered byte chunks (cot_images_00, cot_images_01, …)", min_length=1,
+        None, "folder that the rows' image paths are below; viscot: the one with a folder per set, or cot/ or "
+        "cot_image_data/ above it. Default for coco: the folder images beside the input. Or a tar file, read in place "
+        "without unpacking it: one file (.tar), or a folder of its numbered byte chunks (cot_images_00, "
+        "cot_images_01, …)",
+        min_length=1,
     )  # fmt: skip
     archive_index_uri: str | None = setting(
         None, "where the index of a tar file of images is kept, for several runs to share; default: "

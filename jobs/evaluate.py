@@ -183,7 +183,7 @@ def run(settings: EvaluateSettings) -> None:
     subject = _subject(settings, store)
     folder = Folder(store, subject.run_uri, settings.stage)
     if folder.whole(settings, subject.inputs) is None:
-        if settings.part != "prepare":
+        if settings.part in ("all", "shards"):
             from vcot.models import use_device
 
             use_device(settings.device)  # before anything is fetched

@@ -159,6 +159,13 @@ def test_sprayed_boxes_find_no_more_than_their_first():
     assert judged([true, *grid], true=[true]).ious == (1.0,)  # the first one counts, as in referring expressions
 
 
+def test_where_the_truth_has_one_name_boxes_of_other_names_take_the_places_that_are_left():
+    one = sample("a", G3)
+    named = ("gear", "cog", "wheel")
+    reply = " ".join(f"<ref>{name}</ref><box>{list(box)}</box>" for name, box in zip(named, G3, strict=True))
+    assert score(f"{reply}\nAnswer: left", one, frame(one)).ious == (1.0, 1.0, 1.0)
+
+
 def test_as_many_boxes_count_as_are_true_and_a_box_said_again_takes_no_place():
     assert judged([G3[1], G3[1], G3[0], G3[2]], true=G3).ious == (1.0, 1.0, 1.0)
     assert judged([G3[1], [0, 900, 9, 909], [20, 900, 29, 909], G3[0]], true=G3).ious == (0.0, 1.0, 0.0)

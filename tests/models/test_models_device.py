@@ -39,10 +39,12 @@ def test_auto_is_the_processor_where_there_is_neither_gpu_nor_driver(monkeypatch
     assert device().type == "cpu"
 
 
-def test_cpu_hides_the_gpus_from_every_library_and_from_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_leaves_a_gpu_alone_that_a_library_has_seen_already(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     use_device("cpu")
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # for ranks
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # counted before it was hidden
+    assert device().type == "cpu"
 
 
 def test_the_image_finds_a_driver_that_the_node_mounts_beside_the_system() -> None:

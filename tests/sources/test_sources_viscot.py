@@ -327,7 +327,6 @@ def test_chat_boxes_that_are_none(vsr: Given, text: str, ints: str | None, reaso
         ({"question": "\u200b\u2060 "}, "no-question"),
         ({"question": "\0"}, "no-question"),
         ({"answer": "\0\ufeff"}, "no-answer"),
-        ({"multiple_choices": ["cup", "tea"]}, "no-answer"),
         ({"multiple_choices": ["cake", 7]}, "wrong-shape"),
         ({"multiple_choices": "cake, tea"}, "wrong-shape"),
         ({"possible_answers": ["cake", None]}, "wrong-shape"),
@@ -358,6 +357,12 @@ def test_rows_that_say_too_little_or_something_wrong(vsr: Given, changed: dict[s
 )
 def test_chat_rows_of_another_shape(vsr: Given, changed: dict[str, Any]) -> None:
     assert vsr.reason("viscot", chat("[0.1, 0.3, 0.5, 0.6]", None, **changed)) == "wrong-shape"
+
+
+def test_choices_that_lack_the_answer_are_none(vsr: Given) -> None:
+    """Visual7W's own files list the three wrong ones under that key."""
+    kept = vsr.sample("viscot", metadata([[1, 2, 30, 40]], multiple_choices=["cup", "tea"]))
+    assert (kept.answers, kept.choices) == (("cake",), None)
 
 
 def test_swapped_roles_are_refused(vsr: Given) -> None:

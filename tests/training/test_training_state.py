@@ -235,6 +235,26 @@ def test_the_last_ones_and_the_best_stay_here_and_in_storage(any_place: str, tmp
     assert (manifest.step, (other.at(2) / "weights").read_bytes()) == (6, b"weights of step 2" * 100)
 
 
+def test_what_was_just_saved_stays_below_newer_ones_that_are_damaged(folder_place: str, tmp_path: Path) -> None:
+    ahead = checkpoints(folder_place, tmp_path, "pod", keep=2)
+    for step in (10, 15):
+        ahead.save(step, None, filled(step))
+    checkpoints(folder_place, tmp_path, "resumed", keep=2).save(5, None, filled(5))
+    assert 5 in steps_in(folder_place)
+
+
+def test_storage_that_fails_while_old_ones_are_deleted_ends_no_training(
+    folder_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Store, prefix_uri: str) -> Any:
+        raise TemporaryError("storage is away")
+
+    monkeypatch.setattr(Store, "list", away)
+    mine = checkpoints(folder_place, tmp_path, keep=1)
+    mine.save(1, None, filled(1))
+    assert mine.at(1) is not None
+
+
 def test_an_attempt_that_lags_behind_deletes_nothing_of_the_one_ahead(folder_place: str, tmp_path: Path) -> None:
     ahead = checkpoints(folder_place, tmp_path, "pod", keep=2)
     for step in (10, 15, 20):

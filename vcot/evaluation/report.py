@@ -194,10 +194,10 @@ def _questions(samples: Sequence[Sample]) -> list[str]:
 
 
 def _metadata(samples: Sequence[Sample]) -> Iterator[list[str]]:
-    """Of each name that rows bring, what each of them says; what is nearly different in each row parts nothing."""
+    """Of each name that rows bring, what each of them says, where that parts the rows into a few."""
     for name in sorted({name for sample in samples for name in sample.metadata}):
         said = [f"{name}: {sample.metadata.get(name, '–')}" for sample in samples]
-        if len(set(said)) <= MOST_GROUPS:
+        if 1 < len(set(said)) <= MOST_GROUPS:
             yield said
 
 

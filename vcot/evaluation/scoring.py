@@ -59,8 +59,8 @@ def _judge(text: str, sample: Sample) -> Literal["right", "wrong", "absent"]:
 def _first(said: Trace, true: Trace, synonyms: Synonyms) -> list[int]:
     """Which of the predicted boxes can find a true one: of each true name the first, as many as are true.
 
-    Boxes of other names take no place, and a box said again takes none. Where the truth has one name and no box has
-    it, labels say nothing, and the first boxes of any name count.
+    Boxes of other names take no place, and a box said again takes none. Where the truth has one name, no name is
+    needed: those that have it come first, and boxes of any other name take the places that are left.
     """
     boxes = list(zip(said.labels, said.boxes, strict=True))
     fresh = sorted({box: i for i, box in reversed(list(enumerate(boxes)))}.values())
@@ -69,8 +69,8 @@ def _first(said: Trace, true: Trace, synonyms: Synonyms) -> list[int]:
     for name in names:
         many = sum(synonyms.same(name, label) for label in true.labels)
         named = [i for i in fresh if not name or synonyms.same(boxes[i][0], name)]
-        if not named and len(names) == 1:
-            named = fresh
+        if len(names) == 1:
+            named += [i for i in fresh if i not in named]
         chosen.update(named[:many])
     return sorted(chosen)
 

@@ -21,9 +21,14 @@ DtypeName = Literal["auto", "bfloat16", "float32"]
 _MODULE = Path("/proc/driver/nvidia/version")
 
 
+_processor_only = False
+"""Whether this process was told so. Hiding GPUs from CUDA is not enough: a library may have counted them before."""
+
+
 def device() -> torch.device:
     """Where models run: the first GPU, or the processor."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    on_gpu = not _processor_only and torch.cuda.is_available()
+    return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
 def use_device(choice: Device, *, compute: bool = True) -> None:
@@ -36,9 +41,10 @@ def use_device(choice: Device, *, compute: bool = True) -> None:
     Raises:
         SettingsError: cuda it is, and torch cannot compute there; with the versions of driver and CUDA.
     """
-    if choice == "cpu" or (choice == "auto" and not _gpu_is_visible()):
-        # Every library asks CUDA itself; hidden from all of them, no two can disagree.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    global _processor_only
+    _processor_only = choice == "cpu" or (choice == "auto" and not _gpu_is_visible())
+    if _processor_only:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes that this one starts
         return
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -57,7 +63,7 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
     """The numbers to compute with; auto: bfloat16 where the device computes in it, else float32."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         abilities = torch.cpu.get_capabilities()

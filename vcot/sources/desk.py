@@ -226,8 +226,12 @@ def _demand_words(sample: Sample) -> None:
     if (blank := next((answer for answer in sample.answers if not _shows(answer)), None)) is not None:
         raise Refused(Reason.NO_ANSWER, f"an answer shows nothing: {blank!r:.80}")
     answer, choices = sample.answers[0], sample.choices
-    if choices and letter(answer, choices) is None and normalise(answer) not in map(normalise, choices):
+    if choices and not names_a_choice(answer, choices):
         raise Refused(Reason.NO_ANSWER, f"the answer {answer!r:.60} is none of the choices {list(choices)!r:.120}")
+
+
+def names_a_choice(answer: str, choices: Sequence[str]) -> bool:
+    return letter(answer, choices) is not None or normalise(answer) in map(normalise, choices)
 
 
 def _shows(text: str) -> bool:

@@ -39,20 +39,29 @@ def entries(stream: BinaryIO, name: str, starts: array[int] | None = None) -> It
     text.end()
 
 
+_UNREAD = object()
+
+
 class Entry:
     """An entry of an array that somebody has gone through before; it is read when it is asked for."""
 
-    __slots__ = ("_end", "_name", "_start", "_stream")
+    __slots__ = ("_end", "_name", "_start", "_stream", "_value")
 
     def __init__(self, stream: BinaryIO, name: str, start: int, end: int) -> None:
         self._stream, self._name, self._start, self._end = stream, name, start, end
+        self._value: Any = _UNREAD
 
     def value(self) -> Any:
-        """What `entries` gave for it.
+        """What `entries` gave for it. Read once: a row of several rounds asks again, and gzip does not go back.
 
         Raises:
             Changed: something else is there now.
         """
+        if self._value is _UNREAD:
+            self._value = self._read()
+        return self._value
+
+    def _read(self) -> Any:
         self._stream.seek(self._start)
         data = self._stream.read(self._end - self._start)
         try:

@@ -168,7 +168,7 @@ class Pictures:
         except BaseException as error:
             if isinstance(error, ImageError):
                 # Not the error itself: it holds every frame that it has passed, with the bytes of the picture.
-                uri = next(uri for uri in uris if str(error).startswith(f"{uri}: "))
+                uri = next((uri for uri in uris if str(error).startswith(f"{uri}: ")), uris[0])
                 known = Unusable(uri, error.reason, str(error).removeprefix(f"{uri}: "))
             waiting.set_exception(error)
             raise

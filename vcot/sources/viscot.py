@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Image, Reason, Sample
 from vcot.sources import gqa, repeats
-from vcot.sources.desk import Desk, Split, numbers, same_size, text
+from vcot.sources.desk import Desk, Split, names_a_choice, numbers, same_size, text
 from vcot.sources.labels import label_for
 from vcot.sources.pictures import TOPS, without_top
 from vcot.sources.row import Refused, Row
@@ -125,9 +125,15 @@ def _metadata(row: Mapping[str, Any]) -> _Said:
         question=_question(row, "question"),
         answers=tuple(dict.fromkeys([answer, *others])),
         pixels=row.get("bboxs", []),
-        choices=tuple(_texts(row, "multiple_choices")) or None,
+        choices=_choices(row, answer),
         thought=thought.strip() if isinstance(thought, str) else None,
     )
+
+
+def _choices(row: Mapping[str, Any], answer: str) -> tuple[str, ...] | None:
+    """None where they lack the answer: Visual7W's own files list the wrong ones alone under that key."""
+    options = tuple(_texts(row, "multiple_choices"))
+    return options if options and names_a_choice(answer, options) else None
 
 
 def _texts(row: Mapping[str, Any], name: str) -> list[str]:

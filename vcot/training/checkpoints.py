@@ -29,6 +29,7 @@ from vcot import log
 from vcot.errors import InputError, VcotError
 from vcot.records.base import Record
 from vcot.records.shards import File
+from vcot.stage import stop
 from vcot.storage import NotFound, Store, join
 
 MANIFEST = "manifest.json"
@@ -86,8 +87,9 @@ class Checkpoints:
         self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
         self._local[step] = folder
         self._forget(best_step)
-        self._thin()
         self.last_save_seconds = time.monotonic() - begun
+        if not stop.requested:  # what is left of the grace period is not for tidying
+            self._thin(step)
 
     def newest(self) -> tuple[Path, Manifest] | None:
         """The last whole checkpoint, on this disk; None where there is none to go on from.
@@ -169,16 +171,19 @@ class Checkpoints:
             if step != best_step:
                 shutil.rmtree(self._local.pop(step))
 
-    def _thin(self) -> None:
-        """The same in storage, where keys may not allow it. What is left of uploads that were killed goes as well."""
-        kept = {saved.manifest.step: saved.manifest.best_step for saved in self._newest_steps()}
-        if len(kept) < self.keep:
-            return
-        entries = sorted(self.store.list(self.uri), key=lambda entry: not entry.uri.endswith(f"/{MANIFEST}"))
+    def _thin(self, saved_step: int) -> None:
+        """The same in storage, where keys may not allow it, below the step that was just saved. What is left of uploads
+        that were killed goes as well. The checkpoint is whole already, so no trouble here is a reason to stop.
+        """
         try:
+            kept = {saved.manifest.step: saved.manifest.best_step for saved in self._newest_steps()}
+            if len(kept) < self.keep:
+                return
+            oldest = min(saved_step, *kept)
+            entries = sorted(self.store.list(self.uri), key=lambda entry: not entry.uri.endswith(f"/{MANIFEST}"))
             for entry in entries:  # manifests first: half a checkpoint is none
                 ours = re.match(r"/step-(\d+)-", entry.uri.removeprefix(self.uri.rstrip("/")))
-                if ours and (step := int(ours[1])) < min(kept) and step not in kept.values():
+                if ours and int(ours[1]) < oldest and int(ours[1]) not in kept.values():
                     self.store.delete(entry.uri)
         except VcotError as error:
             log.get().warning("old checkpoints stay in storage", uri=self.uri, because=str(error))

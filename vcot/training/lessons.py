@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vcot.errors import InputError
-from vcot.models import positions
+from vcot.models import device, positions
 from vcot.records.example import IGNORED, Example, Examples, Row
 from vcot.storage import images
 from vcot.tokens import Encoder
@@ -180,7 +180,7 @@ def loader(
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device().type == "cuda",
         persistent_workers=workers > 0,
     )
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vcot.errors import InputError, TemporaryError
+from vcot.models import device
 
 _TREE = "tree"
 
@@ -113,7 +114,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [name, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
@@ -127,5 +128,5 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+    if device().type == "cuda" and len(state.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from vcot import __version__, log
+from vcot.models import device
 from vcot.records import Folder, StageMark
 from vcot.settings import Settings
 from vcot.stage import summary as sum_up
@@ -112,6 +113,6 @@ def spent(tuned: Tuned) -> dict[str, Any]:
         "tokens_per_second": round(tuned.tokens / tuned.seconds) if tuned.seconds else None,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() >> 20
     return found
