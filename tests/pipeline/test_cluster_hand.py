@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, Usa
 from vcot.pipeline.cluster import ClusterHand, Place
 from vcot.pipeline.conductor import Outcome, conduct
 from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.port import Manifest, Refused
+from vcot.pipeline.port import Change, Manifest, Refused
 from vcot.pipeline.rendering import Owner
 from vcot.stage import Stop
 
@@ -66,14 +66,8 @@ def carry_out(
     hand = ClusterHand(
         cluster, cluster.kept, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
     )  # fmt: skip
-    plan = hand.freeze(plan or a_plan())
-    try:
-        outcomes = conduct(plan, hand, stop, attempts=1, clock=cluster.clock)
-    except VcotError as error:
-        hand.end(error)
-        raise
-    hand.end(None)
-    return outcomes
+    with hand.run(plan or a_plan()) as plan:
+        return conduct(plan, hand, stop, attempts=1, clock=cluster.clock)
 
 
 def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
@@ -265,6 +259,35 @@ def test_why_a_run_failed_is_known_when_its_pods_are_gone() -> None:
     assert state["steps"]["train"]["exit"] == 78
     assert state["steps"]["train"]["message"].startswith("no such bucket")
     assert state["end"] == {"exit": 3, "message": message}
+
+
+@pytest.mark.parametrize("ends", ["given up", "given up before", "deleted", "refused"])
+def test_no_step_is_said_to_run_when_the_run_has_ended(ends: str) -> None:
+    cluster = a_cluster({"r1-train": never()})
+    if ends == "given up before":
+        said(cluster, plan=only("train"), pending_timeout=60)
+    elif ends == "deleted":
+        cluster.clock.at(20, lambda: cluster.delete("Job", "r1-train"))
+    elif ends == "refused":
+        cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    message, _ = said(cluster, VcotError, plan=only("train"), pending_timeout=60)
+    state = state_of(cluster)
+    assert state["steps"]["train"] == {"job": "r1-train", "state": "failed", "message": message}
+    assert state["end"]["message"] == message
+
+
+def refuse(*_: object) -> Iterator[Change]:
+    raise Refused(403, "cannot watch resource jobs")
+
+
+def test_an_end_that_nobody_has_foreseen_is_written_too() -> None:
+    cluster = a_cluster()
+    cluster.kept.shards = lambda step: {}["shards"]  # type: ignore[method-assign]
+    with pytest.raises(KeyError):
+        carry_out(cluster)
+    state = state_of(cluster)
+    assert state["steps"]["convert-shards"]["state"] == "failed"
+    assert state["end"] == {"exit": 1, "message": "unforeseen: KeyError: 'shards'"}
 
 
 def test_a_step_under_way_is_said_to_run_and_a_stop_is_no_end() -> None:

@@ -7,15 +7,16 @@ waited for too long is suspended, so that it does not take a GPU when the run ha
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import NoReturn
 
 from vcot import log
-from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
+from vcot.errors import SettingsError, StageFailed, UsageError
 from vcot.pipeline.applied import must_be_as_applied
 from vcot.pipeline.checking import judge
 from vcot.pipeline.conductor import Clock, Outcome, sleep
@@ -112,6 +113,20 @@ class ClusterHand:
         self._whole: dict[str, Outcome] = {}
         """Steps that storage shows to be done, so that no Job is made for them."""
 
+    @contextlib.contextmanager
+    def run(self, plan: Plan) -> Iterator[Plan]:
+        """From `freeze` to the end, whatever that is: it is written down where the pods do not take it with them."""
+        try:
+            yield self.freeze(plan)
+        except Exception as error:
+            self._end(error)
+            raise
+        self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._state is not None:
+            self._state.end(error)
+
     # --- before the first step ----------------------------------------------------------------------
 
     def freeze(self, plan: Plan) -> Plan:
@@ -134,11 +149,6 @@ class ClusterHand:
             remove_old_settings(self._cluster, datetime.now(UTC))
         self._state = State(self._cluster, self._kept, self._owner, self._frozen.plan)
         return self._frozen.plan
-
-    def end(self, error: VcotError | None) -> None:
-        """The run has ended, well or with this error: written down, where it had begun."""
-        if self._state is not None:
-            self._state.end(error)
 
     def check(self, plan: Plan) -> None:
         """Renders and judges everything, creates nothing; a frozen plan was judged before."""

@@ -13,6 +13,7 @@ The ConfigMap ``<run>-state`` is there as long as the pipeline Job, ``<run>/pipe
 from __future__ import annotations
 
 import json
+import traceback
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ from vcot.pipeline.kept import Kept
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Cluster, Refused
 from vcot.pipeline.rendering import Owner
+from vcot.redaction import redacted
 
 KEY = "state.json"
 
@@ -53,11 +55,20 @@ class State:
         known |= told
         self._write()
 
-    def end(self, error: VcotError | None) -> None:
-        """The run is over; where somebody asked for a stop it is not, and another conductor takes over."""
+    def end(self, error: Exception | None) -> None:
+        """The run is over, and so is what it did; where somebody asked for a stop it is not, and another conductor
+        takes over. (One does, too, after an error that the pipeline Job tries again; it writes that over this.)"""
         if isinstance(error, Interrupted):
             return
-        exit_code, message = (0, "") if error is None else (error.exit_code, str(error))
+        exit_code, message = 0, ""
+        if isinstance(error, VcotError):
+            exit_code, message = error.exit_code, str(error)
+        elif error is not None:
+            exit_code = VcotError.exit_code
+            message = f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
+        for step in self._said["steps"].values():
+            if step["state"] == "running":
+                step |= {"state": "failed", "message": message}
         self._said["end"] = {"exit": exit_code, "message": message}
         self._mute.clear()
         self._write()
@@ -76,7 +87,7 @@ class State:
 
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = json.dumps(self._said | {"written": now}, indent=1, ensure_ascii=False)
+        text = redacted(json.dumps(self._said | {"written": now}, indent=1, ensure_ascii=False))
         for place, write in (("the cluster", self._to_cluster), ("storage", self._to_storage)):
             if place not in self._mute:
                 try:
