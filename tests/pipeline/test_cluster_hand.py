@@ -25,7 +25,7 @@ from tests.fakes.cluster import (
     succeeds,
     template,
 )  # fmt: skip
-from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, UsageError, VcotError
+from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, TemporaryError, UsageError, VcotError
 from vcot.pipeline.cluster import ClusterHand, Place
 from vcot.pipeline.conductor import Outcome, conduct
 from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
@@ -927,6 +927,48 @@ def test_a_job_that_waited_in_a_queue_of_kueue_is_taken_out_of_it() -> None:
     said(cluster, plan=only("train"), pending_timeout=60)
     active = {name: one["spec"]["active"] for (kind, name), one in cluster.objects.items() if kind == "Workload"}
     assert active == {"job-r1-train-a1": False, "job-other": True}
+
+
+def test_a_run_that_ends_for_another_reason_holds_nothing_that_waits_either() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    message, lines = said(cluster, Refused, plan=only("train"))
+    assert message == "cannot watch resource jobs"
+    train = cluster.objects["Job", "r1-train"]
+    assert train["spec"]["suspend"] is True
+    assert train["metadata"]["annotations"]["vcot/given-up"] == message
+    assert "Job r1-train is suspended, so that it starts nothing later" in lines
+
+
+def test_what_runs_when_the_run_ends_goes_on_to_its_own_end() -> None:
+    cluster = a_cluster({"r1-train": succeeds(after=600)})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    said(cluster, Refused, plan=only("train"))
+    assert "suspend" not in cluster.objects["Job", "r1-train"]["spec"]
+
+
+@pytest.mark.parametrize("error", [TemporaryError("the API server is away"), KeyError("a bug")], ids=["away", "bug"])
+def test_what_waits_is_left_to_the_next_conductor_where_the_pipeline_job_starts_one(error: Exception) -> None:
+    def fail(*_: object) -> Iterator[Change]:
+        raise error
+
+    cluster = a_cluster({"r1-train": never()})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", fail))
+    said(cluster, type(error), plan=only("train"))
+    assert "suspend" not in cluster.objects["Job", "r1-train"]["spec"]
+
+
+def test_a_job_that_cannot_be_suspended_hides_no_reason() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    cluster.clock.at(20, lambda: setattr(cluster, "patch", away))
+    message, lines = said(cluster, Refused, plan=only("train"))
+    assert message == "cannot watch resource jobs"
+    assert "Job r1-train could not be suspended (the API server is away) and would still run" in lines
+
+
+def away(*_: object) -> Manifest:
+    raise TemporaryError("the API server is away")
 
 
 def test_a_pod_that_has_found_its_node_is_not_said_to_lack_one() -> None:

@@ -1,8 +1,8 @@
 """The hand that runs steps as Jobs on a cluster: create or adopt, watch, tell, and never hold a GPU while waiting.
 
 Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so a
-conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that which has
-waited for too long is suspended, so that it does not take a GPU when the run has failed and nobody watches any more.
+conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that which still
+waits when the run has failed is suspended, so that it does not take a GPU when nobody watches any more.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from functools import partial
 from typing import NoReturn
 
 from vcot import log
-from vcot.errors import SettingsError, StageFailed, UsageError
+from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
 from vcot.pipeline.applied import must_be_as_applied
 from vcot.pipeline.checking import judge
-from vcot.pipeline.conductor import Clock, Outcome, sleep
+from vcot.pipeline.conductor import RETRY, Clock, Outcome, sleep
 from vcot.pipeline.kept import Kept
 from vcot.pipeline.leftovers import remove_old_settings
 from vcot.pipeline.plan import Plan, Step
@@ -37,7 +37,7 @@ LOOK_AGAIN = 60.0
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
 GIVEN_UP = "vcot/given-up"
-"""Annotation of a Job that was suspended for waiting too long: for how long, and why."""
+"""Annotation of a Job that was suspended because the run has ended while it waited: why it has."""
 LONGEST_RUN_ID = 30
 """Names of pods are this, the step and what the cluster adds, 63 characters in all."""
 
@@ -115,10 +115,13 @@ class ClusterHand:
 
     @contextlib.contextmanager
     def run(self, plan: Plan) -> Iterator[Plan]:
-        """From `freeze` to the end, whatever that is: it is written down where the pods do not take it with them."""
+        """From `freeze` to the end, whatever that is: it is written down where the pods do not take it with them, and
+        no Job is left waiting that nobody will look at again."""
         try:
             yield self.freeze(plan)
         except Exception as error:
+            if getattr(error, "exit_code", VcotError.exit_code) not in RETRY:  # the pipeline Job starts no other
+                self._let_go(str(error))
             self._end(error)
             raise
         self._end(None)
@@ -204,6 +207,7 @@ class ClusterHand:
         now = self._clock.now()
         if over is None:
             if (why := self._tell.waiting(running, now)) is not None:
+                del self._running[step.name]
                 raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
             return None
         return self._tell.outcome(running, over, now)
@@ -211,6 +215,14 @@ class ClusterHand:
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
         return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
+
+    def _let_go(self, why: str) -> None:
+        for running in self._running.values():
+            if running.condition is None and not running.ready:
+                try:
+                    log.get().warning(self._suspended(running, why))
+                except VcotError as error:  # it must not hide why the run has ended
+                    log.get().warning(_not_suspended(running, error))
 
     def _suspended(self, running: Running, why: str) -> str:
         """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn."""
@@ -222,7 +234,7 @@ class ClusterHand:
                 for workload in list(self._cluster.list("Workload", labels=mine)):
                     self._cluster.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
         except Refused as error:
-            return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"
+            return _not_suspended(running, error)
         return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
 
     def _job_of(self, step: Step) -> tuple[Manifest, bool]:
@@ -276,6 +288,7 @@ class ClusterHand:
         return None
 
     def _gone(self, running: Running) -> NoReturn:
+        del self._running[running.step.name]
         raise StageFailed(
             f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its place. "
             f"To go on: {self._begin_again}"
@@ -346,3 +359,7 @@ class ClusterHand:
                 f"this one is {digest[:12]}); choose another RUN_ID, or remove what is left of the earlier run: "
                 f"kubectl -n {self._cluster.namespace} delete job,configmap -l vcot/run={run}"
             )
+
+
+def _not_suspended(running: Running, error: VcotError) -> str:
+    return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"
