@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,6 +40,9 @@ ALL = [
     "r1-train", "r1-evaluate",
 ]  # fmt: skip
 
+NOTHING = ["r1-state"]
+"""What a run makes that is refused before it begins: there stands why."""
+
 
 def a_cluster(scripts: dict[str, Script] | None = None) -> MemoryCluster:
     cluster = MemoryCluster(FakeClock(), scripts)
@@ -57,9 +60,14 @@ def a_plan(until: str | None = None, **words: Any) -> Plan:
     return make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, until=until, **words)
 
 
+def a_judge(stage: str, variables: Mapping[str, str]) -> list[str]:
+    """Finds all settings in order."""
+    return []
+
+
 def carry_out(
     cluster: MemoryCluster, plan: Plan | None = None, *, owner: Owner = OWNER, stop: Stop | None = None,
-    pending_timeout: float = 1800, judge: Callable[..., list[str]] = lambda stage, variables: [],
+    pending_timeout: float = 1800, judge: Callable[..., list[str]] = a_judge,
 ) -> dict[str, Outcome]:  # fmt: skip
     """One conductor's life, from its start to its end."""
     stop = stop or Stop()
@@ -276,6 +284,42 @@ def test_no_step_is_said_to_run_when_the_run_has_ended(ends: str) -> None:
     assert state["end"]["message"] == message
 
 
+@pytest.mark.parametrize("fault", ["settings", "another apply"])
+def test_why_a_run_was_refused_before_it_began_is_written_down(fault: str) -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    if fault == "another apply":
+        apply(cluster, "r2", "10")
+    faults = {"train": ["VCOT_TRAIN_R=x"]} if fault == "settings" else {}
+    message, _ = said(cluster, VcotError, judge=lambda stage, variables: faults.get(stage, []))
+    state = state_of(cluster)
+    assert state["steps"] == {}
+    assert state["end"] == {"exit": 78 if fault == "settings" else 64, "message": message}
+    assert cluster.created == NOTHING
+
+
+def test_a_refusal_takes_the_place_of_no_earlier_runs_state() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, only("train"))
+    steps = state_of(cluster)["steps"]
+    again = Owner("pipeline-r1", "uid-of-another-pipeline")
+    cluster.objects = {key: one for key, one in cluster.objects.items() if key[0] == "CronJob" or "settings" in key[1]}
+    said(cluster, SettingsError, plan=only("train"), owner=again, judge=lambda stage, variables: ["VCOT_TRAIN_R=x"])
+    assert steps["train"]["state"] == "done"
+    assert state_of(cluster)["steps"] == steps
+    assert state_of(cluster)["end"] == {"exit": 78, "message": "VCOT_TRAIN_R=x"}
+
+
+def test_a_refusal_that_cannot_be_written_down_hides_no_reason() -> None:
+    cluster = a_cluster()
+    cluster.kubernetes = (1, 30)
+    get = cluster.get
+    cluster.get = lambda kind, name: away() if name == "r1-state" else get(kind, name)  # type: ignore[method-assign]
+    message, lines = said(cluster, SettingsError)
+    assert message.startswith("this cluster is Kubernetes 1.30")
+    assert "why the run was refused is written down nowhere: the API server is away" in lines
+
+
 def refuse(*_: object) -> Iterator[Change]:
     raise Refused(403, "cannot watch resource jobs")
 
@@ -425,7 +469,7 @@ def test_a_run_whose_templates_another_run_has_replaced_before_it_began_is_refus
         "nothing was started. To start it: `kubectl -n vcot delete job pipeline-r1`, then apply its overlay again, and "
         "nothing else before ConfigMap r1-plan is there"
     )
-    assert cluster.created == []
+    assert cluster.created == NOTHING
     plan = make_plan("r2", "s3://b/runs", {}, parts=IN_PARTS)
     carry_out(cluster, plan, owner=Owner("pipeline-r2", "uid-of-r2"))
     assert cluster.objects["Job", "r2-train"]["spec"]["template"]["spec"]["containers"][0]["image"] == "of r2"
@@ -437,7 +481,7 @@ def test_a_run_whose_templates_were_changed_under_its_own_name_before_it_began_i
     apply(cluster, "r1", "30", train="changed")
     message, _ = said(cluster, UsageError, plan=a_plan())
     assert message.startswith("CronJob stage-train is not what pipeline-r1 was applied with: changed after that")
-    assert cluster.created == []
+    assert cluster.created == NOTHING
 
 
 def test_a_run_that_is_applied_twice_begins_and_one_that_has_begun_is_not_asked_again() -> None:
@@ -503,7 +547,7 @@ def test_a_run_id_that_no_set_can_be_named_after_is_refused_before_anything_is_m
     cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
     message, _ = said(cluster, UsageError, plan=make_plan("2nd", "s3://b/runs", {}, parts=IN_PARTS))
     assert message.startswith("RUN_ID 2nd: with component multinode-jobset it has to begin with a letter")
-    assert cluster.created == []
+    assert cluster.created == ["2nd-state"]
 
 
 # --- what an earlier run has left ------------------------------------------------------------------------
@@ -584,7 +628,7 @@ def test_settings_of_all_stages_are_judged_before_anything_is_made_with_a_line_f
     cluster.objects["ConfigMap", "settings-train-abc"]["data"] = {"VCOT_TRAIN_EPOCHS": "-1"}
     message, _ = said(cluster, SettingsError, judge=judge)
     assert message.splitlines() == ["distill: one", "distill: two", "train: one", "train: two"]
-    assert cluster.created == []
+    assert cluster.created == NOTHING
     assert seen["train"] == {"VCOT_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
     assert seen["convert"]["VCOT_PART"] == "prepare"
 
@@ -608,7 +652,7 @@ def test_a_missing_config_map_and_a_missing_template_are_named() -> None:
     del cluster.objects["CronJob", "stage-evaluate"]
     message, _ = said(cluster, SettingsError)
     assert message.startswith("evaluate: there is no CronJob stage-evaluate in namespace vcot")
-    assert cluster.created == []
+    assert cluster.created == NOTHING
 
 
 def test_a_cluster_that_is_too_old_is_refused() -> None:
@@ -616,7 +660,7 @@ def test_a_cluster_that_is_too_old_is_refused() -> None:
     cluster.kubernetes = (1, 32)
     message, _ = said(cluster, SettingsError)
     assert message.startswith("this cluster is Kubernetes 1.32; vcot needs 1.33 or later")
-    assert cluster.created == []
+    assert cluster.created == NOTHING
 
 
 def test_a_template_without_its_container_is_refused() -> None:

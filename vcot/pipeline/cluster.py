@@ -122,13 +122,17 @@ class ClusterHand:
         except Exception as error:
             if getattr(error, "exit_code", VcotError.exit_code) not in RETRY:  # the pipeline Job starts no other
                 self._let_go(str(error))
-            self._end(error)
+            self._end(plan, error)
             raise
-        self._end(None)
+        self._end(plan, None)
 
-    def _end(self, error: Exception | None) -> None:
-        if self._state is not None:
-            self._state.end(error)
+    def _end(self, plan: Plan, error: Exception | None) -> None:
+        try:
+            state = self._state or State(self._cluster, self._kept, self._owner, plan, refused=True)
+        except VcotError as no_answer:
+            log.get().warning(f"why the run was refused is written down nowhere: {no_answer}")
+        else:
+            state.end(error)
 
     # --- before the first step ----------------------------------------------------------------------
 
