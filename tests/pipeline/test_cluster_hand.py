@@ -541,6 +541,20 @@ def test_settings_that_nothing_names_any_more_are_removed_when_a_run_begins() ->
     assert "run-aaaaaaaaaa" not in names
 
 
+def test_settings_that_an_apply_under_way_names_again_are_put_back() -> None:
+    cluster = a_cluster()
+    data, labels = {"VCOT_TRAIN_R": "8"}, {"vcot/holds": "settings"}
+    metadata = {"name": "settings-train-eeeeeeeeee", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    cluster.put("ConfigMap", {"metadata": metadata, "data": data})
+    again = json.loads(json.dumps(template("train")).replace("settings-train-abc", "settings-train-eeeeeeeeee"))
+    assert again != template("train")
+    cluster.clock.at(5, lambda: cluster.put("CronJob", again))  # kubectl saw the ConfigMap unchanged, a moment before
+    carry_out(cluster, only("train"))
+    there = cluster.objects["ConfigMap", "settings-train-eeeeeeeeee"]
+    assert there["data"] == data
+    assert there["metadata"]["labels"] == labels
+
+
 def test_settings_that_cannot_be_removed_end_no_run() -> None:
     cluster = a_cluster()
     cluster.forbidden = {"ConfigMap"}

@@ -153,7 +153,9 @@ class ClusterHand:
             as_applied = partial(must_be_as_applied, self._cluster, self._owner.name)
             self._frozen = checked(self._cluster, plan, self._judge, as_applied)
             self._acquire(plan_config_map(self._frozen, self._owner))
-            remove_old_settings(self._cluster, datetime.now(UTC))
+            remove_old_settings(
+                self._cluster, datetime.now(UTC), lambda seconds: sleep(seconds, self._clock, self._stop)
+            )
         self._state = State(self._cluster, self._kept, self._owner, self._frozen.plan)
         return self._frozen.plan
 
