@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from vcot import log
-from vcot.errors import SettingsError, VcotError
+from vcot.errors import SettingsError
 from vcot.pipeline.conductor import Clock, Outcome, conduct
 from vcot.pipeline.pages import bring_home
 from vcot.pipeline.plan import IN_PARTS, Plan, gather_variables, make_plan
@@ -105,13 +105,8 @@ def run_on_cluster(settings: PipelineSettings) -> None:
         _show(plan)
         return
     begun = clock.now()
-    plan = hand.freeze(plan)
-    try:
+    with hand.run(plan) as plan:
         conduct(plan, hand, stop, attempts=1, clock=clock)  # a Job tries again by itself
-    except VcotError as error:
-        hand.end(error)
-        raise
-    hand.end(None)
     log.get().info("finished", seconds=round(clock.now() - begun), made=plan.run_uri)
 
 

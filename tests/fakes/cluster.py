@@ -94,6 +94,11 @@ class MemoryKept:
             raise self.lost
         self.states.append(json.loads(state) | {"at": run_uri})
 
+    def state(self, run_uri: str) -> str | None:
+        if self.lost:
+            raise self.lost
+        return next((json.dumps(state) for state in reversed(self.states) if state["at"] == run_uri), None)
+
 
 class MemoryCluster:
     """The port `Cluster`; the default script lets every Job succeed after three seconds."""

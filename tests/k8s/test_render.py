@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -24,7 +24,7 @@ from tests.k8s.kustomize import (
     render,
     text,
 )
-from vcot.settings import STAGES
+from vcot.settings import STAGES, Device
 
 Rendered = Callable[[str], list[Manifest]]
 WithComponents = Callable[[Sequence[str]], list[Manifest]]
@@ -122,6 +122,13 @@ def test_hardening_knows_the_overlays_images(overlay: str, rendered: Rendered) -
     said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
     for stage in STAGES:
         assert said[f"imageOf{stage.capitalize()}"] == f"'{pod(objects, f'stage-{stage}')['containers'][0]['image']}'"
+
+
+def test_hardening_admits_every_device_that_a_stage_takes(rendered: Rendered) -> None:
+    policy = named(rendered("gpu+hardening"), "ValidatingAdmissionPolicy", "vcot-conductor-jobs")
+    said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
+    (admitted,) = re.findall(r"VCOT_\(TRAIN\|EVALUATE\)_DEVICE=\(([a-z|]+)\)", said["settings"])
+    assert sorted(admitted.split("|")) == sorted(get_args(Device))
 
 
 def test_components_may_stand_in_any_order(with_components: WithComponents) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,11 +25,11 @@ from tests.fakes.cluster import (
     succeeds,
     template,
 )  # fmt: skip
-from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, UsageError, VcotError
+from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, TemporaryError, UsageError, VcotError
 from vcot.pipeline.cluster import ClusterHand, Place
 from vcot.pipeline.conductor import Outcome, conduct
 from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.port import Manifest, Refused
+from vcot.pipeline.port import Change, Manifest, Refused
 from vcot.pipeline.rendering import Owner
 from vcot.stage import Stop
 
@@ -39,6 +39,9 @@ ALL = [
     *[f"r1-{stage}-{part}" for stage in ("convert", "distill", "tokenize") for part in ("prepare", "shards", "finish")],
     "r1-train", "r1-evaluate",
 ]  # fmt: skip
+
+NOTHING = ["r1-state"]
+"""What a run makes that is refused before it begins: there stands why."""
 
 
 def a_cluster(scripts: dict[str, Script] | None = None) -> MemoryCluster:
@@ -57,23 +60,22 @@ def a_plan(until: str | None = None, **words: Any) -> Plan:
     return make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, until=until, **words)
 
 
+def a_judge(stage: str, variables: Mapping[str, str]) -> list[str]:
+    """Finds all settings in order."""
+    return []
+
+
 def carry_out(
     cluster: MemoryCluster, plan: Plan | None = None, *, owner: Owner = OWNER, stop: Stop | None = None,
-    pending_timeout: float = 1800, judge: Callable[..., list[str]] = lambda stage, variables: [],
+    pending_timeout: float = 1800, judge: Callable[..., list[str]] = a_judge,
 ) -> dict[str, Outcome]:  # fmt: skip
     """One conductor's life, from its start to its end."""
     stop = stop or Stop()
     hand = ClusterHand(
         cluster, cluster.kept, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
     )  # fmt: skip
-    plan = hand.freeze(plan or a_plan())
-    try:
-        outcomes = conduct(plan, hand, stop, attempts=1, clock=cluster.clock)
-    except VcotError as error:
-        hand.end(error)
-        raise
-    hand.end(None)
-    return outcomes
+    with hand.run(plan or a_plan()) as plan:
+        return conduct(plan, hand, stop, attempts=1, clock=cluster.clock)
 
 
 def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
@@ -267,6 +269,71 @@ def test_why_a_run_failed_is_known_when_its_pods_are_gone() -> None:
     assert state["end"] == {"exit": 3, "message": message}
 
 
+@pytest.mark.parametrize("ends", ["given up", "given up before", "deleted", "refused"])
+def test_no_step_is_said_to_run_when_the_run_has_ended(ends: str) -> None:
+    cluster = a_cluster({"r1-train": never()})
+    if ends == "given up before":
+        said(cluster, plan=only("train"), pending_timeout=60)
+    elif ends == "deleted":
+        cluster.clock.at(20, lambda: cluster.delete("Job", "r1-train"))
+    elif ends == "refused":
+        cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    message, _ = said(cluster, VcotError, plan=only("train"), pending_timeout=60)
+    state = state_of(cluster)
+    assert state["steps"]["train"] == {"job": "r1-train", "state": "failed", "message": message}
+    assert state["end"]["message"] == message
+
+
+@pytest.mark.parametrize("fault", ["settings", "another apply"])
+def test_why_a_run_was_refused_before_it_began_is_written_down(fault: str) -> None:
+    cluster = a_cluster()
+    apply(cluster, "r1", "10")
+    if fault == "another apply":
+        apply(cluster, "r2", "10")
+    faults = {"train": ["VCOT_TRAIN_R=x"]} if fault == "settings" else {}
+    message, _ = said(cluster, VcotError, judge=lambda stage, variables: faults.get(stage, []))
+    state = state_of(cluster)
+    assert state["steps"] == {}
+    assert state["end"] == {"exit": 78 if fault == "settings" else 64, "message": message}
+    assert cluster.created == NOTHING
+
+
+def test_a_refusal_takes_the_place_of_no_earlier_runs_state() -> None:
+    cluster = a_cluster()
+    carry_out(cluster, only("train"))
+    steps = state_of(cluster)["steps"]
+    again = Owner("pipeline-r1", "uid-of-another-pipeline")
+    cluster.objects = {key: one for key, one in cluster.objects.items() if key[0] == "CronJob" or "settings" in key[1]}
+    said(cluster, SettingsError, plan=only("train"), owner=again, judge=lambda stage, variables: ["VCOT_TRAIN_R=x"])
+    assert steps["train"]["state"] == "done"
+    assert state_of(cluster)["steps"] == steps
+    assert state_of(cluster)["end"] == {"exit": 78, "message": "VCOT_TRAIN_R=x"}
+
+
+def test_a_refusal_that_cannot_be_written_down_hides_no_reason() -> None:
+    cluster = a_cluster()
+    cluster.kubernetes = (1, 30)
+    get = cluster.get
+    cluster.get = lambda kind, name: away() if name == "r1-state" else get(kind, name)  # type: ignore[method-assign]
+    message, lines = said(cluster, SettingsError)
+    assert message.startswith("this cluster is Kubernetes 1.30")
+    assert "why the run was refused is written down nowhere: the API server is away" in lines
+
+
+def refuse(*_: object) -> Iterator[Change]:
+    raise Refused(403, "cannot watch resource jobs")
+
+
+def test_an_end_that_nobody_has_foreseen_is_written_too() -> None:
+    cluster = a_cluster()
+    cluster.kept.shards = lambda step: {}["shards"]  # type: ignore[method-assign]
+    with pytest.raises(KeyError):
+        carry_out(cluster)
+    state = state_of(cluster)
+    assert state["steps"]["convert-shards"]["state"] == "failed"
+    assert state["end"] == {"exit": 1, "message": "unforeseen: KeyError: 'shards'"}
+
+
 def test_a_step_under_way_is_said_to_run_and_a_stop_is_no_end() -> None:
     stop = Stop()
     cluster = a_cluster({"r1-train": succeeds(after=600)})
@@ -402,7 +469,7 @@ def test_a_run_whose_templates_another_run_has_replaced_before_it_began_is_refus
         "nothing was started. To start it: `kubectl -n vcot delete job pipeline-r1`, then apply its overlay again, and "
         "nothing else before ConfigMap r1-plan is there"
     )
-    assert cluster.created == []
+    assert cluster.created == NOTHING
     plan = make_plan("r2", "s3://b/runs", {}, parts=IN_PARTS)
     carry_out(cluster, plan, owner=Owner("pipeline-r2", "uid-of-r2"))
     assert cluster.objects["Job", "r2-train"]["spec"]["template"]["spec"]["containers"][0]["image"] == "of r2"
@@ -414,7 +481,7 @@ def test_a_run_whose_templates_were_changed_under_its_own_name_before_it_began_i
     apply(cluster, "r1", "30", train="changed")
     message, _ = said(cluster, UsageError, plan=a_plan())
     assert message.startswith("CronJob stage-train is not what pipeline-r1 was applied with: changed after that")
-    assert cluster.created == []
+    assert cluster.created == NOTHING
 
 
 def test_a_run_that_is_applied_twice_begins_and_one_that_has_begun_is_not_asked_again() -> None:
@@ -435,6 +502,13 @@ def test_templates_that_do_not_say_with_which_run_they_were_applied_are_refused(
     cluster = a_cluster()
     apply(cluster, "r1", "10")
     cluster.put("CronJob", template("train"))
+    get = cluster.get
+
+    def named(kind: str, name: str) -> Manifest | None:
+        assert name  # a path that ends there is that of the list, which nobody may ask for
+        return get(kind, name)
+
+    cluster.get = named  # type: ignore[method-assign]
     message, _ = said(cluster, UsageError, plan=a_plan())
     assert message.startswith("CronJob stage-train is of another run, or of an older version of these manifests")
 
@@ -467,6 +541,20 @@ def test_settings_that_nothing_names_any_more_are_removed_when_a_run_begins() ->
     assert "run-aaaaaaaaaa" not in names
 
 
+def test_settings_that_an_apply_under_way_names_again_are_put_back() -> None:
+    cluster = a_cluster()
+    data, labels = {"VCOT_TRAIN_R": "8"}, {"vcot/holds": "settings"}
+    metadata = {"name": "settings-train-eeeeeeeeee", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    cluster.put("ConfigMap", {"metadata": metadata, "data": data})
+    again = json.loads(json.dumps(template("train")).replace("settings-train-abc", "settings-train-eeeeeeeeee"))
+    assert again != template("train")
+    cluster.clock.at(5, lambda: cluster.put("CronJob", again))  # kubectl saw the ConfigMap unchanged, a moment before
+    carry_out(cluster, only("train"))
+    there = cluster.objects["ConfigMap", "settings-train-eeeeeeeeee"]
+    assert there["data"] == data
+    assert there["metadata"]["labels"] == labels
+
+
 def test_settings_that_cannot_be_removed_end_no_run() -> None:
     cluster = a_cluster()
     cluster.forbidden = {"ConfigMap"}
@@ -480,7 +568,7 @@ def test_a_run_id_that_no_set_can_be_named_after_is_refused_before_anything_is_m
     cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
     message, _ = said(cluster, UsageError, plan=make_plan("2nd", "s3://b/runs", {}, parts=IN_PARTS))
     assert message.startswith("RUN_ID 2nd: with component multinode-jobset it has to begin with a letter")
-    assert cluster.created == []
+    assert cluster.created == ["2nd-state"]
 
 
 # --- what an earlier run has left ------------------------------------------------------------------------
@@ -561,7 +649,7 @@ def test_settings_of_all_stages_are_judged_before_anything_is_made_with_a_line_f
     cluster.objects["ConfigMap", "settings-train-abc"]["data"] = {"VCOT_TRAIN_EPOCHS": "-1"}
     message, _ = said(cluster, SettingsError, judge=judge)
     assert message.splitlines() == ["distill: one", "distill: two", "train: one", "train: two"]
-    assert cluster.created == []
+    assert cluster.created == NOTHING
     assert seen["train"] == {"VCOT_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
     assert seen["convert"]["VCOT_PART"] == "prepare"
 
@@ -585,7 +673,7 @@ def test_a_missing_config_map_and_a_missing_template_are_named() -> None:
     del cluster.objects["CronJob", "stage-evaluate"]
     message, _ = said(cluster, SettingsError)
     assert message.startswith("evaluate: there is no CronJob stage-evaluate in namespace vcot")
-    assert cluster.created == []
+    assert cluster.created == NOTHING
 
 
 def test_a_cluster_that_is_too_old_is_refused() -> None:
@@ -593,7 +681,7 @@ def test_a_cluster_that_is_too_old_is_refused() -> None:
     cluster.kubernetes = (1, 32)
     message, _ = said(cluster, SettingsError)
     assert message.startswith("this cluster is Kubernetes 1.32; vcot needs 1.33 or later")
-    assert cluster.created == []
+    assert cluster.created == NOTHING
 
 
 def test_a_template_without_its_container_is_refused() -> None:
@@ -904,6 +992,48 @@ def test_a_job_that_waited_in_a_queue_of_kueue_is_taken_out_of_it() -> None:
     said(cluster, plan=only("train"), pending_timeout=60)
     active = {name: one["spec"]["active"] for (kind, name), one in cluster.objects.items() if kind == "Workload"}
     assert active == {"job-r1-train-a1": False, "job-other": True}
+
+
+def test_a_run_that_ends_for_another_reason_holds_nothing_that_waits_either() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    message, lines = said(cluster, Refused, plan=only("train"))
+    assert message == "cannot watch resource jobs"
+    train = cluster.objects["Job", "r1-train"]
+    assert train["spec"]["suspend"] is True
+    assert train["metadata"]["annotations"]["vcot/given-up"] == message
+    assert "Job r1-train is suspended, so that it starts nothing later" in lines
+
+
+def test_what_runs_when_the_run_ends_goes_on_to_its_own_end() -> None:
+    cluster = a_cluster({"r1-train": succeeds(after=600)})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    said(cluster, Refused, plan=only("train"))
+    assert "suspend" not in cluster.objects["Job", "r1-train"]["spec"]
+
+
+@pytest.mark.parametrize("error", [TemporaryError("the API server is away"), KeyError("a bug")], ids=["away", "bug"])
+def test_what_waits_is_left_to_the_next_conductor_where_the_pipeline_job_starts_one(error: Exception) -> None:
+    def fail(*_: object) -> Iterator[Change]:
+        raise error
+
+    cluster = a_cluster({"r1-train": never()})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", fail))
+    said(cluster, type(error), plan=only("train"))
+    assert "suspend" not in cluster.objects["Job", "r1-train"]["spec"]
+
+
+def test_a_job_that_cannot_be_suspended_hides_no_reason() -> None:
+    cluster = a_cluster({"r1-train": never()})
+    cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+    cluster.clock.at(20, lambda: setattr(cluster, "patch", away))
+    message, lines = said(cluster, Refused, plan=only("train"))
+    assert message == "cannot watch resource jobs"
+    assert "Job r1-train could not be suspended (the API server is away) and would still run" in lines
+
+
+def away(*_: object) -> Manifest:
+    raise TemporaryError("the API server is away")
 
 
 def test_a_pod_that_has_found_its_node_is_not_said_to_lack_one() -> None:

@@ -303,9 +303,12 @@ def test_a_role_that_is_not_applied_yet_cannot_be_probed(server, cluster, render
     cluster.scripts = Trials(ends(78, message="no keys"), ends())
     account = "kind: ServiceAccount\nmetadata:\n"
     before = "automountServiceAccountToken: false\n"
-    with_role = rendered.replace(
-        f"{before}{account}  name: stage", f"{before}{account}  annotations: {{{ROLE}: 'arn:mine'}}\n  name: stage"
-    )
+    with_role = rendered
+    for name in ("stage", "conductor"):
+        with_role = with_role.replace(
+            f"{before}{account}  name: {name}",
+            f"{before}{account}  annotations: {{{ROLE}: 'arn:mine'}}\n  name: {name}",
+        )
     assert with_role != rendered
     cluster.put("ServiceAccount", {"metadata": {"name": "stage"}})
     found = findings(with_role)
@@ -313,6 +316,16 @@ def test_a_role_that_is_not_applied_yet_cannot_be_probed(server, cluster, render
     assert any("has not the role that the overlay gives it" in line for line in found["note"])
     cluster.put("ServiceAccount", {"metadata": {"name": "stage", "annotations": {ROLE: "arn:mine"}}})
     assert findings(with_role)["missing"][0].startswith("storage, from inside the cluster: no keys")
+
+
+def test_a_role_that_the_stages_alone_have_is_not_enough(server, rendered):
+    """The conductor asks the storage, too, and writes how the run ended."""
+    only_stages = rendered.replace(
+        "metadata:\n  name: stage\n", f"metadata:\n  annotations: {{{ROLE}: 'arn:mine'}}\n  name: stage\n"
+    )
+    assert only_stages != rendered
+    (line,) = [line for line in findings(only_stages, timeout=None)["missing"] if "conductor" in line]
+    assert line.startswith(f"ServiceAccount conductor lacks {ROLE}=arn:mine, which stage has")
 
 
 def test_the_role_of_component_irsa_is_a_placeholder(server, tmp_path):

@@ -115,6 +115,8 @@ def test_stages_of_shards_do_not_look(run: str) -> None:
 
 
 def test_the_state_of_a_run_stands_beside_its_stages(run: str) -> None:
+    assert KEPT.state(run) is None
     KEPT.write(run, '{"end": null}')
     KEPT.write(run, '{"end": {"exit": 0}}')
     assert json.loads(Store().read(join(run, "pipeline/state.json"))) == {"end": {"exit": 0}}
+    assert KEPT.state(run) == '{"end": {"exit": 0}}'

@@ -9,13 +9,18 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from vcot import redaction
 from vcot.errors import InputError
+from vcot.pipeline.kubectl import storage_of_the_cluster
 from vcot.pipeline.push import PushSettings, wanted
 from vcot.pipeline.s3server import S3Server
+from vcot.redaction import REDACTED, redacted
 from vcot.storage import Store, join
 from vcot.storage.folders import fetch_folder
 
@@ -158,7 +163,8 @@ case "$*" in
 "version --client") echo Kustomize Version: v5.7.1 ;;
 "--namespace vcot get secret s3-credentials -o json") cat {tmp_path}/secret.json ;;
 "--namespace vcot port-forward service/minio :9000")
-    echo "Forwarding from 127.0.0.1:{port} -> 9000"; echo $$ > {tmp_path}/forward; exec sleep 600 ;;
+    echo "Forwarding from 127.0.0.1:{port} -> 9000"; echo $$ > {tmp_path}/forward
+    head -c 200000 /dev/zero; touch {tmp_path}/handled; exec sleep 600 ;;
 *) echo "E1122 a line before" >&2; echo "Error from server (NotFound): $* not found" >&2; exit 1 ;;
 esac
 """
@@ -213,6 +219,26 @@ def test_the_pages_of_a_run_come_home_from_storage_inside_a_cluster(
     code, said = push("--run-id", "other", *words, module="pages")
     assert code == 65
     assert "runs/other: no reports there" in said
+
+
+def test_the_way_into_a_cluster_stays_open_however_much_kubectl_says(in_a_cluster: str, tmp_path: Path) -> None:
+    """A line for each connection; a pipe that nobody reads is full after 64 KiB, and kubectl stands still."""
+    with patch.dict(os.environ), storage_of_the_cluster("vcot", "minio"):
+        until = time.monotonic() + 20
+        while not (tmp_path / "handled").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_the_keys_of_storage_inside_a_cluster_leave_no_process(
+    in_a_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redaction, "_forms", ())
+    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "kept-in-a-Secret-4711"}
+    data = {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()}
+    (tmp_path / "secret.json").write_text(json.dumps({"data": data}))
+    with patch.dict(os.environ), storage_of_the_cluster("vcot", "minio"):
+        assert redacted("someone with kept-in-a-Secret-4711") == f"someone with {REDACTED}"
 
 
 def test_a_service_or_a_secret_that_is_not_there_is_named_in_one_line(in_a_cluster: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 import vcot.pipeline.s3server as s3server
 from vcot.errors import SettingsError, TemporaryError
 from vcot.pipeline.s3server import NoMinio, S3Server, minio_binary, running_s3
+from vcot.redaction import REDACTED, redacted
 from vcot.storage import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +119,7 @@ def test_without_minio_moto_serves_with_a_notice(
     with running_s3(tmp_path / "data", tmp_path / "log") as server:
         _use(server, monkeypatch)
         assert server.kind == "moto"
+        assert redacted(server.env["AWS_SECRET_ACCESS_KEY"]) == REDACTED  # the folder's, and so the next run's, too
         assert Store().write_once("s3://vcot/x", b"x")
     assert _gone(server.pid)
     notice = capsys.readouterr().err

@@ -44,7 +44,8 @@ def must_be_as_applied(cluster: Cluster, pipeline: str, templates: Mapping[str, 
         f"before ConfigMap {pipeline.removeprefix('pipeline-')}-plan is there"
     )
     if foreign:
-        there = cluster.get("ConfigMap", others[foreign[0]] or "")
+        stamp = others[foreign[0]]
+        there = None if stamp is None else cluster.get("ConfigMap", stamp)
         run_id = ((there or {}).get("data") or {}).get("RUN_ID")
         whose = f"run {run_id}" if run_id else "another run, or of an older version of these manifests"
         raise UsageError(

@@ -1,14 +1,15 @@
 """The hand that runs steps as Jobs on a cluster: create or adopt, watch, tell, and never hold a GPU while waiting.
 
 Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so a
-conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that which has
-waited for too long is suspended, so that it does not take a GPU when the run has failed and nobody watches any more.
+conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that which still
+waits when the run has failed is suspended, so that it does not take a GPU when nobody watches any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +19,7 @@ from vcot import log
 from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
 from vcot.pipeline.applied import must_be_as_applied
 from vcot.pipeline.checking import judge
-from vcot.pipeline.conductor import Clock, Outcome, sleep
+from vcot.pipeline.conductor import RETRY, Clock, Outcome, sleep
 from vcot.pipeline.kept import Kept
 from vcot.pipeline.leftovers import remove_old_settings
 from vcot.pipeline.plan import Plan, Step
@@ -36,7 +37,7 @@ LOOK_AGAIN = 60.0
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
 GIVEN_UP = "vcot/given-up"
-"""Annotation of a Job that was suspended for waiting too long: for how long, and why."""
+"""Annotation of a Job that was suspended because the run has ended while it waited: why it has."""
 LONGEST_RUN_ID = 30
 """Names of pods are this, the step and what the cluster adds, 63 characters in all."""
 
@@ -112,6 +113,27 @@ class ClusterHand:
         self._whole: dict[str, Outcome] = {}
         """Steps that storage shows to be done, so that no Job is made for them."""
 
+    @contextlib.contextmanager
+    def run(self, plan: Plan) -> Iterator[Plan]:
+        """From `freeze` to the end, whatever that is: it is written down where the pods do not take it with them, and
+        no Job is left waiting that nobody will look at again."""
+        try:
+            yield self.freeze(plan)
+        except Exception as error:
+            if getattr(error, "exit_code", VcotError.exit_code) not in RETRY:  # the pipeline Job starts no other
+                self._let_go(str(error))
+            self._end(plan, error)
+            raise
+        self._end(plan, None)
+
+    def _end(self, plan: Plan, error: Exception | None) -> None:
+        try:
+            state = self._state or State(self._cluster, self._kept, self._owner, plan, refused=True)
+        except VcotError as no_answer:
+            log.get().warning(f"why the run was refused is written down nowhere: {no_answer}")
+        else:
+            state.end(error)
+
     # --- before the first step ----------------------------------------------------------------------
 
     def freeze(self, plan: Plan) -> Plan:
@@ -131,14 +153,11 @@ class ClusterHand:
             as_applied = partial(must_be_as_applied, self._cluster, self._owner.name)
             self._frozen = checked(self._cluster, plan, self._judge, as_applied)
             self._acquire(plan_config_map(self._frozen, self._owner))
-            remove_old_settings(self._cluster, datetime.now(UTC))
+            remove_old_settings(
+                self._cluster, datetime.now(UTC), lambda seconds: sleep(seconds, self._clock, self._stop)
+            )
         self._state = State(self._cluster, self._kept, self._owner, self._frozen.plan)
         return self._frozen.plan
-
-    def end(self, error: VcotError | None) -> None:
-        """The run has ended, well or with this error: written down, where it had begun."""
-        if self._state is not None:
-            self._state.end(error)
 
     def check(self, plan: Plan) -> None:
         """Renders and judges everything, creates nothing; a frozen plan was judged before."""
@@ -194,6 +213,7 @@ class ClusterHand:
         now = self._clock.now()
         if over is None:
             if (why := self._tell.waiting(running, now)) is not None:
+                del self._running[step.name]
                 raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
             return None
         return self._tell.outcome(running, over, now)
@@ -201,6 +221,14 @@ class ClusterHand:
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
         return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
+
+    def _let_go(self, why: str) -> None:
+        for running in self._running.values():
+            if running.condition is None and not running.ready:
+                try:
+                    log.get().warning(self._suspended(running, why))
+                except VcotError as error:  # it must not hide why the run has ended
+                    log.get().warning(_not_suspended(running, error))
 
     def _suspended(self, running: Running, why: str) -> str:
         """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn."""
@@ -212,7 +240,7 @@ class ClusterHand:
                 for workload in list(self._cluster.list("Workload", labels=mine)):
                     self._cluster.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
         except Refused as error:
-            return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"
+            return _not_suspended(running, error)
         return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
 
     def _job_of(self, step: Step) -> tuple[Manifest, bool]:
@@ -266,6 +294,7 @@ class ClusterHand:
         return None
 
     def _gone(self, running: Running) -> NoReturn:
+        del self._running[running.step.name]
         raise StageFailed(
             f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its place. "
             f"To go on: {self._begin_again}"
@@ -336,3 +365,7 @@ class ClusterHand:
                 f"this one is {digest[:12]}); choose another RUN_ID, or remove what is left of the earlier run: "
                 f"kubectl -n {self._cluster.namespace} delete job,configmap -l vcot/run={run}"
             )
+
+
+def _not_suspended(running: Running, error: VcotError) -> str:
+    return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"

@@ -182,6 +182,12 @@ def _manifests(wanted: Wanted, version: tuple[int, int]) -> Iterator[Finding]:
     for role in _roles(wanted):
         if PLACEHOLDER.search(role):
             yield missing(f"{role} is a placeholder", "write your own role in k8s/components/irsa/kustomization.yaml")
+    conductors = _roles_of(wanted.named("ServiceAccount", "conductor") or {"metadata": {}})
+    for role in sorted(set(_roles(wanted)) - set(conductors)):
+        yield missing(
+            f"ServiceAccount conductor lacks {role}, which stage has: it asks the storage, too",
+            "annotate both ServiceAccounts alike",
+        )
     uri = wanted.runs_uri
     if not uri.startswith("s3://"):
         yield missing(f"RUNS_URI={uri}: pods share no folder", f"write s3://bucket/prefix in {where}/run.env")

@@ -24,6 +24,7 @@ from vcot.storage import Store, join
 
 FOR_GOOD = (20, 21, 64, 65, 78)
 """Exit codes of a look after which no Job is made: it would end the same."""
+STATE = ("pipeline", "state.json")
 LONGEST_LOOK = 300.0
 """Seconds."""
 
@@ -39,6 +40,9 @@ class Kept(Protocol):
 
     def write(self, run_uri: str, state: str) -> None:
         """The run's state, in place of what was written before."""
+
+    def state(self, run_uri: str) -> str | None:
+        """What was written last, by whichever run of that name; None where nothing was."""
 
 
 class InStorage:
@@ -93,4 +97,8 @@ class InStorage:
         return None
 
     def write(self, run_uri: str, state: str) -> None:
-        self._store.write(join(run_uri, "pipeline", "state.json"), state.encode())
+        self._store.write(join(run_uri, *STATE), state.encode())
+
+    def state(self, run_uri: str) -> str | None:
+        uri = join(run_uri, *STATE)
+        return None if self._store.stat(uri) is None else self._store.read(uri).decode(errors="replace")

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 from vcot import log
 from vcot.errors import SettingsError, VcotError
 from vcot.pipeline.port import Manifest
+from vcot.redaction import learn, secrets_of
 from vcot.settings import Declared, setting
 
 S3_SECRET = "s3-credentials"
@@ -119,6 +121,7 @@ def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None
         raise SettingsError(f"no keys of the storage: {_last_line(answer.stderr)}")
     secret = json.loads(answer.stdout).get("data") or {}
     keys = {name: base64.b64decode(value).decode() for name, value in secret.items() if name.startswith("AWS_")}
+    learn(*secrets_of(keys))
     with tempfile.TemporaryFile("w+") as said:
         forward = [*command, "port-forward", f"service/{service}", f":{S3_PORT}"]
         process = subprocess.Popen(forward, stdout=subprocess.PIPE, stderr=said, text=True)
@@ -130,6 +133,8 @@ def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None
                 process.wait()
                 said.seek(0)
                 raise SettingsError(f"no way to Service {service} in namespace {namespace}: {_last_line(said.read())}")
+            # It says a line for each connection, and would wait for ever once the pipe is full.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             log.get().info("storage of the cluster", service=f"{namespace}/{service}", port=int(found[1]))
             # What else this computer is set up for, a profile or a proxy, must not get between.
             for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -35,6 +35,7 @@ from typing import IO, Literal
 
 from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.pipeline.gomodules import CannotBuild, GoModule, built, tell
+from vcot.redaction import learn
 
 MODULE = Path(__file__).resolve().parents[2] / "tests" / "tools" / "minio"
 """The pinned Go module: go.mod and go.sum say which MinIO."""
@@ -249,6 +250,7 @@ def _keys(data: Path) -> dict[str, str]:
             json.dump(keys, target)
         os.replace(temporary, file)  # noqa: PTH105
     loaded: dict[str, str] = json.loads(file.read_text())
+    learn(loaded["password"])
     return loaded
 
 

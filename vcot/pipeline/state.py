@@ -8,11 +8,13 @@ The ConfigMap ``<run>-state`` is there as long as the pipeline Job, ``<run>/pipe
      "end": {"exit": 3, "message": "train failed with exit code 137 …"}}
 
 `state` of a step: running, done, or failed; beside it stands what the stage said of itself. No `end`: it goes on.
+Of a run that was refused before it began, `end` says why, and steps are those that storage knows of that name.
 """
 
 from __future__ import annotations
 
 import json
+import traceback
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +25,7 @@ from vcot.pipeline.kept import Kept
 from vcot.pipeline.plan import Plan, Step
 from vcot.pipeline.port import Cluster, Refused
 from vcot.pipeline.rendering import Owner
+from vcot.redaction import redacted
 
 KEY = "state.json"
 
@@ -30,11 +33,13 @@ KEY = "state.json"
 class State:
     """Written at each change; what cannot be written is told once, and ends no run."""
 
-    def __init__(self, cluster: Cluster, kept: Kept, owner: Owner, plan: Plan) -> None:
+    def __init__(self, cluster: Cluster, kept: Kept, owner: Owner, plan: Plan, *, refused: bool = False) -> None:
         self._cluster, self._kept, self._owner, self._run_uri = cluster, kept, owner, plan.run_uri
         self._name, self._run_id = f"{plan.run_id}-state", plan.run_id
         self._mute: set[str] = set()
-        self._said: dict[str, Any] = {"run": plan.run_id, "made": plan.run_uri, "steps": self._earlier(), "end": None}
+        self._places = {"the cluster": self._to_cluster, "storage": self._to_storage}
+        steps = self._earlier() or (self._in_storage() if refused else {})
+        self._said: dict[str, Any] = {"run": plan.run_id, "made": plan.run_uri, "steps": steps, "end": None}
 
     def began(self, step: Step, job: str) -> None:
         known = self._said["steps"].get(step.name)
@@ -53,11 +58,20 @@ class State:
         known |= told
         self._write()
 
-    def end(self, error: VcotError | None) -> None:
-        """The run is over; where somebody asked for a stop it is not, and another conductor takes over."""
+    def end(self, error: Exception | None) -> None:
+        """The run is over, and so is what it did; where somebody asked for a stop it is not, and another conductor
+        takes over. (One does, too, after an error that the pipeline Job tries again; it writes that over this.)"""
         if isinstance(error, Interrupted):
             return
-        exit_code, message = (0, "") if error is None else (error.exit_code, str(error))
+        exit_code, message = 0, ""
+        if isinstance(error, VcotError):
+            exit_code, message = error.exit_code, str(error)
+        elif error is not None:
+            exit_code = VcotError.exit_code
+            message = f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
+        for step in self._said["steps"].values():
+            if step["state"] == "running":
+                step |= {"state": "failed", "message": message}
         self._said["end"] = {"exit": exit_code, "message": message}
         self._mute.clear()
         self._write()
@@ -68,16 +82,21 @@ class State:
         owners = there["metadata"].get("ownerReferences") or []
         if not any(owner["uid"] == self._owner.uid for owner in owners):
             return {}
+        return _steps((there.get("data") or {}).get(KEY))
+
+    def _in_storage(self) -> dict[str, Any]:
+        """Those of an earlier run of that name; a refusal must not take their place."""
         try:
-            steps = json.loads(there["data"][KEY])["steps"]
-        except (KeyError, ValueError):
+            return _steps(self._kept.state(self._run_uri))
+        except VcotError as error:
+            log.get().warning(f"what is known of an earlier run {self._run_id} cannot be read: {error}")
+            del self._places["storage"]
             return {}
-        return steps if isinstance(steps, dict) else {}
 
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = json.dumps(self._said | {"written": now}, indent=1, ensure_ascii=False)
-        for place, write in (("the cluster", self._to_cluster), ("storage", self._to_storage)):
+        text = redacted(json.dumps(self._said | {"written": now}, indent=1, ensure_ascii=False))
+        for place, write in self._places.items():
             if place not in self._mute:
                 try:
                     write(text)
@@ -107,3 +126,11 @@ class State:
 
     def _to_storage(self, text: str) -> None:
         self._kept.write(self._run_uri, text)
+
+
+def _steps(text: str | None) -> dict[str, Any]:
+    try:
+        steps = json.loads(text or "{}")["steps"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return steps if isinstance(steps, dict) else {}
