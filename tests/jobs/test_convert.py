@@ -149,7 +149,7 @@ def test_a_stopped_stage_goes_on_where_it_was(given: Given, tmp_path: Path, monk
     def asked_after_some_rows() -> bool:
         nonlocal seen
         seen += 1
-        return seen > 25
+        return seen > 65  # prepare looks at all 40 rows first
 
     monkeypatch.setattr(type(stop), "requested", property(lambda _: asked_after_some_rows()))
     with pytest.raises(Interrupted):

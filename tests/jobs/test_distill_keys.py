@@ -92,7 +92,8 @@ def test_a_key_that_an_endpoint_echoes_is_told_nowhere(
 def test_a_key_inside_a_reply_reaches_neither_cache_nor_rows(tmp_path: Path) -> None:
     def leaky(asked: Asked) -> Answer:
         if asked.question == "Where is disc 0?":
-            return Say(f"I see the [1] beside the key {KEY}.\nAnswer: {asked.answer}")  # which is kept
+            words = f"I see the [1] beside the key {KEY}. So the answer is {asked.answer}."
+            return Say(f"{words}\nAnswer: {asked.answer}")  # which is kept
         return Say(f"nothing, {KEY}")  # which is refused
 
     with scripted_teacher(leaky) as teacher:

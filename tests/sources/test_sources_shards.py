@@ -26,8 +26,9 @@ from vcot.storage import Store
 
 
 def is_json(line: bytes) -> bool:
+    """Of an array, which is UTF-8; of a single line json.loads would take other encodings, too."""
     try:
-        json.loads(line)
+        json.loads(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return False
     return True

@@ -261,7 +261,9 @@ def test_a_row_and_its_other_form_are_duplicates_though_each_rounds_its_box(give
     turns = ["<image>\nWhy?", "[0.157, 0.282, 0.485, 0.501]", "<image>", "So."]
     other = {
         "dataset": "vsr", "question_id": 1, "image": ["cot/vsr/a.jpg", "cot/vsr/a.jpg###[100, 100, 310, 240]"],
-        "conversations": [{"from": "human", "value": turn} for turn in turns],
+        "conversations": [
+            {"from": who, "value": turn} for who, turn in zip(("human", "gpt") * 2, turns, strict=True)
+        ],
     }  # fmt: skip
     uris = given.rows([same], "metadata.jsonl"), given.rows([other], "chat.jsonl")
     found = informed(SOURCES["viscot"], given.desk("viscot", *uris), folder_of(given), look=True)
