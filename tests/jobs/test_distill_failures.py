@@ -241,6 +241,22 @@ def test_after_a_failed_batch_the_same_command_goes_on(tmp_path: Path) -> None:
     assert rejections(where) == []
 
 
+def test_no_key_reaches_storage_through_a_failed_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor the half of one that stands where the message is cut."""
+    key = "sk-batch-1234567890abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    where = converted(tmp_path, 2)
+    with scripted_teacher() as teacher:
+        Batches(teacher, refuses=f"{key} {'x' * (500 - len(key) - 11)}{key}")
+        distilled(where, teacher, batch=True)
+    (done,) = done_batches(where)
+    said = done.read_text() + capsys.readouterr().out
+    assert "[redacted]" in said
+    assert key[:8] not in said
+
+
 def test_a_batch_that_is_refused_at_the_door_leaves_its_money_to_single_requests(tmp_path: Path) -> None:
     where = converted(tmp_path, 12)
     with scripted_teacher() as teacher:
@@ -248,6 +264,10 @@ def test_a_batch_that_is_refused_at_the_door_leaves_its_money_to_single_requests
             distilled(where, teacher, batch=True, budget_requests=12)
         distilled(where, teacher, budget_requests=12)
         assert len(teacher.asked) == 12
+
+
+def done_batches(where: Path) -> list[Path]:
+    return sorted((where / "distill" / "_batches").glob("*.done.json"))
 
 
 def test_lines_of_a_batch_that_cannot_be_read_are_paid_for_and_asked_singly(tmp_path: Path) -> None:
@@ -265,7 +285,7 @@ def test_lines_of_a_batch_that_cannot_be_read_are_paid_for_and_asked_singly(tmp_
         distilled(where, teacher, batch=True)
         assert len(teacher.asked) == 4
     assert rejections(where) == []
-    (done,) = (where / "distill" / "_batches").glob("*.done.json")
+    (done,) = done_batches(where)
     booked = json.loads(done.read_text())
     assert (booked["kept"], booked["failed"]) == (8, 4)
     assert booked["usd"] > (8 + 4 * 10) * 0.000175  # of those that nobody can read, the most that they can be

@@ -15,6 +15,7 @@ import openai
 from openai.types import Batch
 
 from vcot.errors import SettingsError, TemporaryError
+from vcot.redaction import redacted
 from vcot.teacher.endpoint import Endpoint
 
 MOST_LINES, MOST_BYTES = 50_000, 200_000_000
@@ -100,7 +101,8 @@ class BatchEndpoint:
 def why_failed(batch: Batch) -> str:
     """What an endpoint has against a batch that it refuses as a whole."""
     errors = (batch.errors.data if batch.errors else None) or []
-    return "; ".join(error.message or "" for error in errors[:3])[:500] or "no reason given"
+    # Redacted before it is cut: half a key would not be known again.
+    return redacted("; ".join(error.message or "" for error in errors[:3]))[:500] or "no reason given"
 
 
 def _stays(error: openai.APIStatusError) -> bool:

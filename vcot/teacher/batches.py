@@ -28,6 +28,7 @@ from vcot.errors import InputError, SettingsError
 from vcot.records import Completion, Sample
 from vcot.records.base import Record
 from vcot.records.shards import Folder
+from vcot.redaction import redacted
 from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
@@ -180,7 +181,7 @@ class Batches:
         return json.loads(self._store.read(uri)) if self._store.stat(uri) else None
 
     def _write(self, number: int, what: str, said: dict[str, Any]) -> None:
-        self._store.write_once(join(self._uri, f"{number:010d}.{what}.json"), json.dumps(said).encode())
+        self._store.write_once(join(self._uri, f"{number:010d}.{what}.json"), redacted(json.dumps(said)).encode())
 
 
 def ask_in_batches(folder: Folder, teacher: ModelTeacher, plan: Plan, rows: Callable[[], Iterable[Sample]]) -> None:
