@@ -31,6 +31,10 @@ _LOOKED_THROUGH = 1000
 T = TypeVar("T")
 
 
+class Gone(Exception):
+    """The endpoint does not know a batch, or a file of one, any more; or never did."""
+
+
 class BatchEndpoint:
     """Args: the endpoint; its first one where several share the work. For its event loop."""
 
@@ -67,10 +71,21 @@ class BatchEndpoint:
         return await self._said(look)
 
     async def state(self, batch: str) -> Batch:
-        return await self._said(lambda: self._client.batches.retrieve(batch))
+        """Raises Gone."""
+
+        async def look() -> Batch:
+            try:
+                return await self._client.batches.retrieve(batch)
+            except openai.NotFoundError as error:
+                raise Gone(error.message) from error
+
+        return await self._said(look)
 
     async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
-        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over."""
+        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over.
+
+        Raises Gone.
+        """
         try:
             async with self._client.files.with_streaming_response.content(file) as answer:
                 async for line in answer.iter_lines():
@@ -80,6 +95,8 @@ class BatchEndpoint:
                         continue
                     if isinstance(said, dict):
                         yield said
+        except openai.NotFoundError as error:
+            raise Gone(error.message) from error
         except (openai.OpenAIError, httpx2.HTTPError) as error:
             raise self._explain(error) from error
 
