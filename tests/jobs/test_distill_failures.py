@@ -128,6 +128,25 @@ def test_a_row_left_over_is_judged_by_a_request_that_was_answered_before(tmp_pat
     assert set(short) == {16}
 
 
+@pytest.mark.parametrize("trouble", [Refuse(400, CONTEXT), Refuse(500)], ids=["400", "500"])
+def test_a_bad_row_that_nobody_was_answered_before_is_judged_by_a_request_of_our_own(
+    tmp_path: Path, trouble: Answer
+) -> None:
+    """It says nothing of the row; nobody is left who could be answered."""
+    where = converted(tmp_path, 1, shards=1)
+    tiny = "Say OK."
+
+    def answer(asked: Asked) -> Answer:
+        return Say("OK") if asked.words == tiny else trouble
+
+    with scripted_teacher(answer) as teacher:
+        distilled(where, teacher, max_rejected_share=1, timeout=20)
+        (control,) = [asked for asked in teacher.asked if asked.words == tiny]
+    assert (control.body["max_completion_tokens"], control.body["model"]) == (16, "gpt-4o")
+    (rejection,) = rejections(where)
+    assert rejection.reason.value == "teacher-failed"
+
+
 def test_which_rows_are_refused_does_not_depend_on_where_a_run_was_stopped(tmp_path: Path) -> None:
     samples, made = storm.rows(tmp_path, 12), []
     with scripted_teacher(hitting(Refuse(500), 0, 4, 5, 11)) as teacher:
