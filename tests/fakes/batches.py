@@ -24,7 +24,8 @@ def _json(value: object) -> Answer:
 
 class Batches:
     """Args: the teacher whose script answers each line; how often a batch is looked at before it is done; which
-    lines fail there; why every batch is refused as a whole (None: it is not); what becomes of a file of replies."""
+    lines fail there; why every batch is refused as a whole (None: it is not); what becomes of a file of replies; the
+    status in which a batch ends; what is not found any more ("batch", "output")."""
 
     def __init__(
         self,
@@ -34,6 +35,8 @@ class Batches:
         fails: Callable[[Asked], bool] = lambda _: False,
         refuses: str | None = None,
         damages: Callable[[bytes], bytes] = lambda data: data,
+        ends: str = "completed",
+        gone: str = "",
     ) -> None:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
@@ -41,6 +44,7 @@ class Batches:
         self.lose_next_answer = False  # of a creation: the batch is made, and nobody is told
         self._teacher, self._looks, self._fails = teacher, looks, fails
         self._refuses, self._damages = refuses, damages
+        self._ends, self._gone = ends, gone
         self._lock = threading.Lock()
         teacher.elsewhere = self.answer
 
@@ -53,6 +57,8 @@ class Batches:
                 return self._create(json.loads(data))
             if (method, path) == ("GET", "/batches"):
                 return _json({"object": "list", "data": list(self.batches.values())[::-1], "has_more": False})
+            if (method, self._gone) == ("GET", "batch") or (self._gone == "output" and path.endswith("/content")):
+                return Refuse(404, "No such object")
             if found := re.fullmatch(r"/batches/([^/]+)", path):
                 return self._look(found[1])
             if found := re.fullmatch(r"/files/([^/]+)/content", path):
@@ -97,7 +103,7 @@ class Batches:
         if batch["looks"] >= self._looks and "output_file_id" not in batch:
             self._answer_all(batch)
         if "output_file_id" in batch:
-            batch["status"] = "completed"
+            batch["status"] = self._ends
         return _json(batch)
 
     def _answer_all(self, batch: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from vcot.errors import BudgetSpent, SettingsError, TemporaryError, VcotError
 from vcot.records import Rejection
 from vcot.records.shards import read_mark, read_records
 from vcot.storage import Store
+from vcot.teacher.prices import PICO
 
 ALONE = {"twice": False, "look": False, "reanswer": False, "propose": False}
 """One question for each row."""
@@ -127,6 +128,25 @@ def test_a_row_left_over_is_judged_by_a_request_that_was_answered_before(tmp_pat
     assert set(short) == {16}
 
 
+@pytest.mark.parametrize("trouble", [Refuse(400, CONTEXT), Refuse(500)], ids=["400", "500"])
+def test_a_bad_row_that_nobody_was_answered_before_is_judged_by_a_request_of_our_own(
+    tmp_path: Path, trouble: Answer
+) -> None:
+    """It says nothing of the row; nobody is left who could be answered."""
+    where = converted(tmp_path, 1, shards=1)
+    tiny = "Say OK."
+
+    def answer(asked: Asked) -> Answer:
+        return Say("OK") if asked.words == tiny else trouble
+
+    with scripted_teacher(answer) as teacher:
+        distilled(where, teacher, max_rejected_share=1, timeout=20)
+        (control,) = [asked for asked in teacher.asked if asked.words == tiny]
+    assert (control.body["max_completion_tokens"], control.body["model"]) == (16, "gpt-4o")
+    (rejection,) = rejections(where)
+    assert rejection.reason.value == "teacher-failed"
+
+
 def test_which_rows_are_refused_does_not_depend_on_where_a_run_was_stopped(tmp_path: Path) -> None:
     samples, made = storm.rows(tmp_path, 12), []
     with scripted_teacher(hitting(Refuse(500), 0, 4, 5, 11)) as teacher:
@@ -222,7 +242,7 @@ def test_a_failed_batch_gives_its_reservation_back_and_its_rows_are_asked_singly
     where = converted(tmp_path, 12)
     with scripted_teacher() as teacher:
         there = Batches(teacher, refuses="Enqueued token limit reached for gpt-4o in organization org-x")
-        distilled(where, teacher, batch=True, budget_requests=12)
+        distilled(where, teacher, batch=True, budget_requests=12, timeout=20)
         assert len(there.batches) == 1
         assert len(teacher.asked) == 12
     assert rejections(where) == []
@@ -241,13 +261,76 @@ def test_after_a_failed_batch_the_same_command_goes_on(tmp_path: Path) -> None:
     assert rejections(where) == []
 
 
+def test_no_key_reaches_storage_through_a_failed_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor the half of one that stands where the message is cut."""
+    key = "sk-batch-1234567890abcdef"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    where = converted(tmp_path, 2)
+    with scripted_teacher() as teacher:
+        Batches(teacher, refuses=f"{key} {'x' * (500 - len(key) - 11)}{key}")
+        distilled(where, teacher, batch=True)
+    (done,) = done_batches(where)
+    said = done.read_text() + capsys.readouterr().out
+    assert "[redacted]" in said
+    assert key[:8] not in said
+
+
 def test_a_batch_that_is_refused_at_the_door_leaves_its_money_to_single_requests(tmp_path: Path) -> None:
     where = converted(tmp_path, 12)
     with scripted_teacher() as teacher:
         with pytest.raises(SettingsError, match="run without --batch"):
             distilled(where, teacher, batch=True, budget_requests=12)
-        distilled(where, teacher, budget_requests=12)
+        distilled(where, teacher, budget_requests=12, timeout=20)
         assert len(teacher.asked) == 12
+
+
+def done_batches(where: Path) -> list[Path]:
+    return sorted((where / "distill" / "_batches").glob("*.done.json"))
+
+
+def worst_of_a_batch(where: Path) -> float:
+    """US dollars that were reserved for it."""
+    sent = json.loads((where / "distill" / "_batches" / "0000000001.json").read_text())
+    return sent["worst"][0] / PICO  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("status", ["cancelled", "expired"])
+def test_of_a_batch_that_ended_early_only_what_is_said_not_to_have_run_is_free(tmp_path: Path, status: str) -> None:
+    """Two lines are missing: nobody knows of them. Three say that they were not run."""
+    where = converted(tmp_path, 12)
+
+    def ended(data: bytes) -> bytes:
+        expired = {"code": "batch_expired", "message": "This request could not be executed before the window expired."}
+        lines = [json.loads(line) for line in data.splitlines()][2:]
+        for line in lines[:3]:
+            line.update(response=None, error=expired)
+        return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+    with scripted_teacher() as teacher:
+        Batches(teacher, damages=ended, ends=status)
+        distilled(where, teacher, batch=True)
+        assert len(teacher.asked) == 5
+    assert rejections(where) == []
+    booked = json.loads(done_batches(where)[0].read_text())
+    assert (booked["kept"], booked["failed"]) == (7, 5)
+    worst = worst_of_a_batch(where) / 12
+    assert booked["usd"] == pytest.approx(7 * 0.000175 + 2 * worst, rel=0.02)
+
+
+@pytest.mark.parametrize("gone", ["batch", "output"])
+def test_a_batch_that_is_gone_counts_with_its_worst_and_its_rows_are_asked_singly(tmp_path: Path, gone: str) -> None:
+    where = converted(tmp_path, 12)
+    with scripted_teacher() as teacher:
+        there = Batches(teacher, gone=gone)
+        for _ in range(2):  # the same command again does nothing more
+            distilled(where, teacher, batch=True, budget_requests=24, timeout=20)
+            assert (len(there.batches), len(teacher.asked)) == (1, 12)
+    assert rejections(where) == []
+    booked = json.loads(done_batches(where)[0].read_text())
+    assert (booked["kept"], booked["failed"]) == (0, 12)
+    assert booked["usd"] == worst_of_a_batch(where)
 
 
 def test_lines_of_a_batch_that_cannot_be_read_are_paid_for_and_asked_singly(tmp_path: Path) -> None:
@@ -265,7 +348,7 @@ def test_lines_of_a_batch_that_cannot_be_read_are_paid_for_and_asked_singly(tmp_
         distilled(where, teacher, batch=True)
         assert len(teacher.asked) == 4
     assert rejections(where) == []
-    (done,) = (where / "distill" / "_batches").glob("*.done.json")
+    (done,) = done_batches(where)
     booked = json.loads(done.read_text())
     assert (booked["kept"], booked["failed"]) == (8, 4)
     assert booked["usd"] > (8 + 4 * 10) * 0.000175  # of those that nobody can read, the most that they can be

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,11 +34,31 @@ def test_no_counts_take_more_than_can_be_believed_and_none_take_nothing(
     worst = costs.worst(REQUEST, batch=batch)
     reply, spent = costs.spent(said(tokens_in, tokens_out, cached), worst)
     assert 0 < reply.tokens_in <= BELIEVED_TOKENS
-    assert 0 < reply.tokens_out <= 256
+    assert 0 < reply.tokens_out <= BELIEVED_TOKENS
     assert 0 <= reply.tokens_cached <= reply.tokens_in
     assert spent == Amount(round((reply.cost or 0) * PICO), reply.tokens_in + reply.tokens_out, 1)
-    assert spent.within(worst.amount) or reply.tokens_in > worst.tokens_in
+    assert spent.within(worst.amount) or reply.tokens_in > worst.tokens_in or reply.tokens_out > worst.tokens_out
     assert costs.worst(REQUEST).tokens_in <= max(worst.tokens_in, reply.tokens_in + 1)
+    assert costs.worst(REQUEST).tokens_out == max(worst.tokens_out, reply.tokens_out)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_reply_longer_than_allowed_is_paid_for_in_full_and_the_next_is_reserved_as_long(batch: bool) -> None:
+    costs = Costs(PRICES)
+    reply, spent = costs.spent(said(100, 9000), costs.worst(REQUEST, batch=batch))
+    assert (reply.tokens_out, spent.tokens) == (9000, 9100)
+    assert costs.worst(REQUEST, batch=batch).tokens_out == 9000
+    _, spent = costs.spent(said(100, 9000), worst := costs.worst(REQUEST, batch=batch))
+    assert spent.within(worst.amount)
+
+
+@pytest.mark.parametrize("absurd", [BELIEVED_TOKENS + 1, 10**12])
+def test_an_absurd_length_of_a_reply_is_taken_at_its_worst_and_teaches_nothing(absurd: int) -> None:
+    costs = Costs(PRICES)
+    worst = costs.worst(REQUEST)
+    reply, _ = costs.spent(said(50, absurd), worst)
+    assert reply.tokens_out == 256
+    assert costs.worst(REQUEST) == worst
 
 
 def test_a_batch_reply_without_counts_takes_half_of_what_a_single_one_does() -> None:

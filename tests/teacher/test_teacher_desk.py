@@ -166,11 +166,15 @@ def test_a_count_that_nobody_can_believe_is_taken_at_its_worst(tmp_path: Path, u
     assert next_worst == worst  # nothing was learned from it
 
 
-def test_more_tokens_than_a_reply_may_have_are_not_believed(tmp_path: Path) -> None:
-    said = miscounted(Say("yes"), {"prompt_tokens": 100, "completion_tokens": 1025}, (100, 1024))
+def test_a_reply_longer_than_allowed_is_booked_in_full_and_the_next_is_reserved_as_long(tmp_path: Path) -> None:
+    """As servers give that do not know max_completion_tokens."""
+    said = miscounted(Say("yes"), {"prompt_tokens": 100, "completion_tokens": 9000}, (100, 9000))
     with scripted_teacher(script(said)) as teacher:
-        _, _, budget = asks(tmp_path, [question()], teacher.address)
-    assert budget.tries[0][1].tokens == 100 + 1024
+        _, _, budget = asks(tmp_path, [question(n) for n in range(3)], teacher.address, at_once=1)
+    (first, spent), *_, (third, again) = budget.tries  # the second was reserved beside the first
+    assert spent.tokens == again.tokens == 100 + 9000
+    assert third.tokens - first.tokens == 9000 - 1024
+    assert again.within(third)
 
 
 @pytest.mark.parametrize("cached", [10**12, 101, -1, "all", 100.0])

@@ -39,7 +39,7 @@ def sentences(*said: tuple[str, list[int]]) -> dict[str, object]:
         (sentences(("The [1] reaches [0, 5].", [1])), "The red disc reaches [0, 5]."),  # not listed: an interval
         (sentences(("The [1] reaches [1, 2].", [1])), "The red disc reaches [1, 2]."),
         (sentences(("I see [1, 2].", [1, 2])), "I see red disc, lever."),
-        (sentences(("I see the [1].", [])), "I see the red disc."),  # forgotten
+        (sentences(("The footnote [2] says so at [1].", [1])), "The footnote [2] says so at red disc."),
         (sentences(("The [1] bears [2015].", [1])), "The red disc bears [2015]."),
         (sentences(("The 【1】 is here.", [1])), "The red disc is here."),
         ({"sentences": ["I see the [1].", "It is here."], "answer": "gear"}, "I see the red disc. It is here."),
@@ -59,6 +59,8 @@ def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text:
         (sentences(("I see the [1] and it.", [1, 7])), Reason.TEACHER_UNGROUNDED),
         (sentences(("I see the [1] and the [7].", [1])), Reason.TEACHER_UNGROUNDED),
         (sentences(("I see the red disc.", [1])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1].", [])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1].", [1]), ("So the [1] is it.", [])), Reason.TEACHER_UNREADABLE),  # or is it text?
         (sentences(("I see the [1] at [31, 83, 188, 292].", [1])), Reason.TEACHER_UNREADABLE),
     ],
 )

@@ -169,7 +169,8 @@ def sprayed(asked: Asked, said: Any) -> Any:
     """Objects all over the picture, each spoken of."""
     boxes = [[x, y, x + 50, y + 50] for x in range(0, 900, 50) for y in range(0, 900, 50)][:SPRAYED]
     objects = [{"number": n, "label": f"thing {n}", "box": box} for n, box in enumerate(boxes, 1)]
-    return said | {"reasoning": f"I see the [1-99] and [100-198] and [199-{SPRAYED}].", "objects": objects}
+    see = f"I see the [1-99] and [100-198] and [199-{SPRAYED}]."
+    return said | {"sentences": [see, f"So the answer is {said['answer']}."], "objects": objects}
 
 
 def test_no_more_objects_are_looked_at_than_may_be_proposed(tmp_path: Path) -> None:

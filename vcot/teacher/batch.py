@@ -15,6 +15,7 @@ import openai
 from openai.types import Batch
 
 from vcot.errors import SettingsError, TemporaryError
+from vcot.redaction import redacted
 from vcot.teacher.endpoint import Endpoint
 
 MOST_LINES, MOST_BYTES = 50_000, 200_000_000
@@ -28,6 +29,10 @@ _LOOKED_THROUGH = 1000
 """Batches of this account among which one of ours is looked for."""
 
 T = TypeVar("T")
+
+
+class Gone(Exception):
+    """The endpoint does not know a batch, or a file of one, any more; or never did."""
 
 
 class BatchEndpoint:
@@ -66,10 +71,21 @@ class BatchEndpoint:
         return await self._said(look)
 
     async def state(self, batch: str) -> Batch:
-        return await self._said(lambda: self._client.batches.retrieve(batch))
+        """Raises Gone."""
+
+        async def look() -> Batch:
+            try:
+                return await self._client.batches.retrieve(batch)
+            except openai.NotFoundError as error:
+                raise Gone(error.message) from error
+
+        return await self._said(look)
 
     async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
-        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over."""
+        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over.
+
+        Raises Gone.
+        """
         try:
             async with self._client.files.with_streaming_response.content(file) as answer:
                 async for line in answer.iter_lines():
@@ -79,6 +95,8 @@ class BatchEndpoint:
                         continue
                     if isinstance(said, dict):
                         yield said
+        except openai.NotFoundError as error:
+            raise Gone(error.message) from error
         except (openai.OpenAIError, httpx2.HTTPError) as error:
             raise self._explain(error) from error
 
@@ -100,7 +118,8 @@ class BatchEndpoint:
 def why_failed(batch: Batch) -> str:
     """What an endpoint has against a batch that it refuses as a whole."""
     errors = (batch.errors.data if batch.errors else None) or []
-    return "; ".join(error.message or "" for error in errors[:3])[:500] or "no reason given"
+    # Redacted before it is cut: half a key would not be known again.
+    return redacted("; ".join(error.message or "" for error in errors[:3]))[:500] or "no reason given"
 
 
 def _stays(error: openai.APIStatusError) -> bool:

@@ -28,13 +28,14 @@ from vcot.errors import InputError, SettingsError
 from vcot.records import Completion, Sample
 from vcot.records.base import Record
 from vcot.records.shards import Folder
+from vcot.redaction import redacted
 from vcot.stage import stop
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered
 from vcot.teacher.account import Account
 from vcot.teacher.amount import ENDLESS, NOTHING, SENT, Amount, total
 from vcot.teacher.answers import as_dict, completion_of, refused
-from vcot.teacher.batch import BatchEndpoint, why_failed
+from vcot.teacher.batch import BatchEndpoint, Gone, why_failed
 from vcot.teacher.collector import Collector, File
 from vcot.teacher.costs import Costs, Worst
 from vcot.teacher.dryrun import NotKept
@@ -139,12 +140,17 @@ class Batches:
         if name is None:  # a process ended between the record and the batch
             self._never_sent(number, sent)
             return
-        batch = wait(_ended(endpoint, name))
-        kept, spent = wait(self._merge(endpoint, batch, sent))
+        why, kept, spent = "", 0, Amount(*sent.worst)
+        try:
+            batch = wait(_ended(endpoint, name))
+            why = why_failed(batch) if batch.status == "failed" else ""
+            kept, spent = wait(self._merge(endpoint, batch, sent))
+        except Gone as gone:  # it was paid for, perhaps
+            why = redacted(str(gone))[:500]
         done: dict[str, Any] = {"kept": kept, "failed": len(sent.asked) - kept, "usd": spent.pico / PICO}
-        if batch.status == "failed":
-            done["why"] = why_failed(batch)
-            log.get().warning("batch failed: what it asked is asked singly", batch=name, why=done["why"])
+        if why:
+            done["why"] = why
+            log.get().warning("batch failed: what it asked is asked singly", batch=name, why=why)
         self._write(number, "done", done)
         self._give_back(Amount(*sent.worst).minus(spent))
         log.get().info("batch merged", batch=name, kept=kept, of=len(sent.asked), cost=dollars(spent.pico))
@@ -157,9 +163,9 @@ class Batches:
         """How many replies were kept, and what the batch did cost."""
         desk, kept = self._teacher.desk, 0
         worst = {key: desk.costs.worst_of(*asked, batch=True) for key, asked in sent.asked.items()}
-        # Of a request without a line nobody knows, where all were asked; none was, where the batch was refused.
-        unsaid = {"completed": None, "failed": NOTHING}.get(batch.status, SENT)
-        spent = {key: one.amount if unsaid is None else unsaid for key, one in worst.items()}
+        # Of a request without a line nobody knows; none was asked, where the batch was refused as a whole.
+        refused_whole = batch.status == "failed" and not batch.output_file_id
+        spent = {key: NOTHING if refused_whole else one.amount for key, one in worst.items()}
         for file in filter(None, (batch.output_file_id, batch.error_file_id)):
             async for line in endpoint.lines(file):
                 key = line.get("custom_id")
@@ -180,7 +186,7 @@ class Batches:
         return json.loads(self._store.read(uri)) if self._store.stat(uri) else None
 
     def _write(self, number: int, what: str, said: dict[str, Any]) -> None:
-        self._store.write_once(join(self._uri, f"{number:010d}.{what}.json"), json.dumps(said).encode())
+        self._store.write_once(join(self._uri, f"{number:010d}.{what}.json"), redacted(json.dumps(said)).encode())
 
 
 def ask_in_batches(folder: Folder, teacher: ModelTeacher, plan: Plan, rows: Callable[[], Iterable[Sample]]) -> None:

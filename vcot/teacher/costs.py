@@ -22,7 +22,8 @@ from vcot.teacher.request import Request
 
 BELIEVED_TIMES, BELIEVED_TOKENS = 16, 131_072
 """A prompt may have more tokens than foreseen at most, where a model cuts pictures finer than its formula says or a
-gateway adds words of its own. It is believed up to so many times, or so many tokens, whichever is more."""
+gateway adds words of its own. It is believed up to so many times, or so many tokens, whichever is more. A reply may be
+longer than it should be, where a server does not know max_completion_tokens; it is believed up to so many tokens."""
 
 
 class Worst(NamedTuple):
@@ -43,17 +44,20 @@ class Worst(NamedTuple):
 
 
 class Costs:
-    """Args: what tokens cost. It learns from prompts that have more tokens than foreseen at most."""
+    """Args: what tokens cost. It learns from prompts and replies that have more tokens than foreseen at most."""
 
     def __init__(self, prices: Prices) -> None:
         self.prices = prices
         self._stretch = 1.0
+        self._longest = 0  # reply of those that were longer than they should be; one of 16 tokens may be as long
 
     def worst(self, request: Request, *, batch: bool = False) -> Worst:
-        """Every byte of its words a token, its pictures by the provider's formula, the longest reply."""
+        """Every byte of its words a token, its pictures by the provider's formula, the longest reply that it may have,
+        or that came all the same."""
         foreseen = prompt_tokens(request, self.prices.of(request.model)).most
         tokens_in = math.ceil(foreseen * self._stretch)
-        worst = self.worst_of(request.model, tokens_in, request.reply_tokens, batch=batch)
+        tokens_out = max(request.reply_tokens, self._longest)
+        worst = self.worst_of(request.model, tokens_in, tokens_out, batch=batch)
         return worst._replace(stretch=self._stretch)
 
     def worst_of(self, model: str, tokens_in: int, tokens_out: int, *, batch: bool) -> Worst:
@@ -68,13 +72,16 @@ class Costs:
         tokens_in, cached, tokens_out = reply.tokens_in, reply.tokens_cached, reply.tokens_out
         if not 0 < tokens_in <= max(BELIEVED_TOKENS, BELIEVED_TIMES * foreseen):
             tokens_in, cached = worst.tokens_in, 0
-        if not 0 < tokens_out <= worst.tokens_out:
+        if not 0 < tokens_out <= max(BELIEVED_TOKENS, worst.tokens_out):
             tokens_out = worst.tokens_out
         if cached > tokens_in:
             cached = 0
         if tokens_in > worst.tokens_in:
             log.get().warning("a prompt had more tokens than foreseen; the rest is counted higher", tokens=tokens_in)
             self._stretch = max(self._stretch, tokens_in / foreseen)
+        if tokens_out > worst.tokens_out:
+            log.get().warning("a reply had more tokens than allowed; the rest is counted higher", tokens=tokens_out)
+            self._longest = max(self._longest, tokens_out)
         price = self.prices.of(worst.model)
         pico = price.cost(tokens_in, tokens_out, cached, batch=worst.batch) if price else 0
         believed = {"tokens_in": tokens_in, "tokens_cached": cached, "tokens_out": tokens_out}

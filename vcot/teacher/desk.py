@@ -40,8 +40,9 @@ from vcot.teacher.request import Request
 FIRST_PAUSE, LAST_PAUSE = 1.0, 60.0
 """Seconds: a pause is anything between 0 and the first, doubled with each try, but no longer than the last."""
 
-CONTROL_TOKENS = 16
-"""Of the reply to a request that only shows whether an endpoint answers."""
+CONTROL, CONTROL_TOKENS = "Say OK.", 16
+"""Of a request that only shows whether an endpoint answers: its words, where none was answered before, and the most
+tokens of its reply."""
 
 
 class Closing(Exception):
@@ -88,7 +89,7 @@ class Desk:
             if isinstance(found, Completion):
                 return found
             where = Where(found.at, request.model)
-            await self._failures.judge(row, where, found.trouble, partial(self._answers, found.at, source))
+            await self._failures.judge(row, where, found.trouble, partial(self._answers, found.at, source, request))
         finally:
             del self._asking[key]
             asking.set_result(None)
@@ -141,8 +142,10 @@ class Desk:
         self.bill.reply(source, request.purpose, completion, kept=False)
         return completion
 
-    async def _answers(self, address: str, source: str, known: Request) -> bool:
-        """Whether an endpoint answers what was answered before; that costs its prompt again, and a few words."""
+    async def _answers(self, address: str, source: str, failed: Request, known: Request | None) -> bool:
+        """Whether an endpoint answers what was answered before, which costs its prompt again, and a few words; None: a
+        request like the one that failed, without what it says and shows of its row."""
+        known = known or replace(failed, parts=(CONTROL,))
         short = replace(known, purpose="control", reply_tokens=CONTROL_TOKENS)
         try:
             completion = await self._tried(await packed(short, self.pictures), short, source, at=address)

@@ -2,7 +2,8 @@
 
     every try failed → wait → its endpoint has answered another request: the row is refused (RowFailed)
                             → nobody is left who could be answered: one that was answered before is sent again, cut
-                              short. Answered: the row is refused. Not: the run stops.
+                              short; where none ever was, a tiny one of our own. Answered: the row is refused. Not:
+                              the run stops.
 
 Too many rows in a row that fail, or too large a share of them, stop the run, too. So an endpoint that is down costs
 no row, and a row that an endpoint cannot take costs no run.
@@ -85,12 +86,12 @@ class Failures:
         self._tell()
 
     async def judge(
-        self, row: str, where: Where, trouble: VcotError, ask: Callable[[Request], Awaitable[bool]]
+        self, row: str, where: Where, trouble: VcotError, ask: Callable[[Request | None], Awaitable[bool]]
     ) -> NoReturn:
         """Waits until it is known.
 
         Args:
-            ask: whether this endpoint answers a request that was answered before.
+            ask: whether this endpoint answers a request that was answered before; None: a tiny one.
 
         Raises:
             RowFailed: it is the row.
@@ -130,11 +131,11 @@ class Failures:
             )
             self.stop(_told(what, trouble))
 
-    async def _prove(self, where: Where, trouble: VcotError, ask: Callable[[Request], Awaitable[bool]]) -> None:
+    async def _prove(self, where: Where, trouble: VcotError, ask: Callable[[Request | None], Awaitable[bool]]) -> None:
         known = self._answered.get(where) or self._kept.get(where.model)
         self._proving = True
         try:
-            if known is not None and await ask(known):
+            if await ask(known):
                 self._proved(where)
             else:
                 self.stop(_told(f"nothing was answered since {_named(self._waiting[where])} failed", trouble))

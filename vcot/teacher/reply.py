@@ -91,7 +91,8 @@ def tidied(prose: str) -> str:
 
 
 def parted(sentences: Sequence[Sentence], sample: Sample, known: Collection[int]) -> Parts | Fault:
-    """The sentences, cut where they speak of objects."""
+    """The sentences, cut where they speak of objects: of those that a sentence lists, where it has a list."""
+    listed_anywhere = {number for one in sentences for number in one.objects}
     length = sum(len(one.text) for one in sentences)
     if length > LONGEST:
         return Fault(Reason.TEACHER_UNREADABLE, f"it had {length} characters; two to four short sentences are wanted")
@@ -105,10 +106,15 @@ def parted(sentences: Sequence[Sentence], sample: Sample, known: Collection[int]
         parts[-1] = f"{parts[-1]}{pieces[0]}"
         for group, after in zip(pieces[1::2], pieces[2::2], strict=True):
             numbers = tuple(_numbers(group))
-            listed = len(numbers) < 2 or "objects" not in one.model_fields_set or {*numbers} <= {*one.objects}
-            if listed and {*numbers} <= {*known}:
+            listed = "objects" not in one.model_fields_set or {*numbers} <= {*one.objects}
+            there = {*numbers} <= {*known}
+            if listed and there:
                 parts += numbers, after
-            elif _is_prose(group, numbers, sample) or not listed:
+            elif _is_prose(group, numbers, sample) or (not listed and len(numbers) > 1):
+                parts[-1] = f"{parts[-1]}[{group}]{after}"
+            elif there and {*numbers} <= listed_anywhere:
+                return Fault(Reason.TEACHER_UNREADABLE, f"its sentence with [{group}] does not list it as an object")
+            elif there:  # a footnote
                 parts[-1] = f"{parts[-1]}[{group}]{after}"
             elif len(numbers) >= 4:
                 return Fault(Reason.TEACHER_UNREADABLE, f"it typed {list(numbers[:4])}, which look like coordinates")
