@@ -15,7 +15,7 @@ from jobs.distill import DistillSettings, run
 from tests.fakes.batches import Batches
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, Teacher, grounded, scripted_teacher
 from tests.teacher import storm
-from vcot.errors import BudgetSpent, SettingsError, TemporaryError, VcotError
+from vcot.errors import BudgetSpent, InputError, SettingsError, TemporaryError, VcotError
 from vcot.records import Rejection
 from vcot.records.shards import read_mark, read_records
 from vcot.storage import Store
@@ -140,11 +140,12 @@ def test_a_bad_row_that_nobody_was_answered_before_is_judged_by_a_request_of_our
         return Say("OK") if asked.words == tiny else trouble
 
     with scripted_teacher(answer) as teacher:
-        distilled(where, teacher, max_rejected_share=1, timeout=20)
+        with pytest.raises(InputError, match="not one row was kept"):
+            distilled(where, teacher, max_rejected_share=1, timeout=20)
         (control,) = [asked for asked in teacher.asked if asked.words == tiny]
     assert (control.body["max_completion_tokens"], control.body["model"]) == (16, "gpt-4o")
-    (rejection,) = rejections(where)
-    assert rejection.reason.value == "teacher-failed"
+    (left,) = (where / "distill/rejections").iterdir()  # the stage itself is not finished
+    assert Rejection.model_validate_json(left.read_bytes()).reason.value == "teacher-failed"
 
 
 def test_which_rows_are_refused_does_not_depend_on_where_a_run_was_stopped(tmp_path: Path) -> None:
