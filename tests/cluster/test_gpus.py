@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -49,14 +50,16 @@ def with_gpu(overlay: Overlay, before: str) -> Overlay:
 def test_no_gpu_is_held_before_training_and_two_runs_share_one(
     smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay], one_gpu: None
 ) -> None:
-    for run in ("first", "second"):
-        with_gpu(overlay(run), smoke.run_id).apply(namespace)
     namespace.apply(
         {
             "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"},
             "spec": {"hard": {f"requests.{GPU}": "1"}},
         }
     )  # fmt: skip
+    for run in ("first", "second"):
+        with_gpu(overlay(run), smoke.run_id).apply(namespace)
+        # Before that, another run's templates would end it.
+        namespace.until("its plan is frozen", partial(namespace.get, "configmaps", f"{run}-plan"))
     most = 0
     done: set[str] = set()
     while len(done) < 2:
