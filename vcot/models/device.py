@@ -52,9 +52,8 @@ def use_device(choice: Device, *, compute: bool = True) -> None:
             raise SettingsError(_unusable(choice, str(warned[0].message) if warned else "no GPU is there for it"))
     if compute:
         try:
-            torch.ones(1, device="cuda").add_(
-                1
-            ).item()  # what is_available() does not see: a GPU too old for this torch
+            # A GPU too old for this torch counts as available until something is computed.
+            torch.ones(1, device="cuda").add_(1).item()
         except RuntimeError as error:
             raise SettingsError(_unusable(choice, str(error))) from None
 
