@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vcot.records import Rejection, Sample
     from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
     from vcot.sources import Desk, Options, Source
-    from vcot.sources.account import Account
+    from vcot.sources.examples import ShardReport
     from vcot.sources.known import Known
     from vcot.sources.mix import Entry
     from vcot.sources.parts import Part
@@ -329,7 +329,7 @@ def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[Conver
 
 def run(settings: ConvertSettings) -> None:
     from vcot.records.shards import Folder, run_shards
-    from vcot.sources.account import Account
+    from vcot.sources.examples import ShardReport
     from vcot.sources.known import Known, begin, leave, not_lost
     from vcot.sources.portions import Portions
     from vcot.storage import Store
@@ -355,9 +355,9 @@ def run(settings: ConvertSettings) -> None:
                 leave(known, folder, "prepare", None)
 
         def work(writer: ShardWriter) -> None:
-            account, portions = Account(Path(scratch)), Portions()
-            convert(settings, parts, writer, account, portions)
-            writer.facts |= account.leave(folder, writer.index) | {"mix": portions.facts()}
+            examples, portions = ShardReport(), Portions()
+            convert(settings, parts, writer, examples, portions)
+            writer.facts |= examples.leave(folder, writer.index) | {"mix": portions.facts()}
 
         run_shards(
             folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
@@ -370,7 +370,7 @@ def run(settings: ConvertSettings) -> None:
 
 
 def convert(
-    settings: ConvertSettings, parts: Sequence[Part], writer: ShardWriter, account: Account, portions: Portions
+    settings: ConvertSettings, parts: Sequence[Part], writer: ShardWriter, examples: ShardReport, portions: Portions
 ) -> None:
     """One shard: each row is kept or refused, and counted."""
     from vcot.records import Rejection
@@ -388,7 +388,7 @@ def convert(
             writer.reject(result)
         else:
             writer.keep(result)
-        account.add(row, result, part.source, part.desk)
+        examples.add(row, result, part.source, part.desk)
         portions.add(part.name, result)
 
 
@@ -544,26 +544,17 @@ def report(
     marks: tuple[ShardMark, ...],
     tally: Tally,
 ) -> tuple[dict[str, Any], str]:
-    from vcot.sources.account import left
+    from vcot.reports.conversion import report as made
     from vcot.sources.beforehand import counts
-    from vcot.sources.gallery import Gallery
-    from vcot.sources.page import as_page
     from vcot.sources.portions import portions
-    from vcot.sources.report import report as summed_up
 
     parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in sources]
-    pictures, chosen = left(folder, marks, scratch)
-    found = summed_up(
-        marks, tally, pictures, counts(folder), source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
-        budget=settings.ingest_pixels, ingested=settings.ingest,
+    return made(
+        folder, marks, tally, scratch, source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
+        seen=counts(folder), budget=settings.ingest_pixels, ingested=settings.ingest,
+        mix=() if settings.mix is None else portions(parts, (mark.facts["mix"] for mark in marks)),
+        max_pixels=settings.max_image_pixels,
     )  # fmt: skip
-    if settings.mix is not None:
-        mix = portions(parts, (mark.facts["mix"] for mark in marks))
-        found = found.model_copy(update={"mix": mix})
-    gallery = Gallery(folder.store, max_pixels=settings.max_image_pixels)
-    pairs = found.near_duplicates.pairs if found.near_duplicates else ()
-    seen = [(pair, *gallery.pair(pair)) for pair in pairs]
-    return found.model_dump(mode="json"), as_page(found, gallery.shelves(chosen, found), seen)
 
 
 def told(results: Iterable[T]) -> Iterator[T]:

@@ -239,9 +239,9 @@ def run(settings: DistillSettings) -> None:
         show_prompts(settings)
         return
     from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
+    from vcot.reports.distillation import report
     from vcot.storage import Store, join
     from vcot.teacher.distil import distil
-    from vcot.teacher.report.whole import whole
 
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
@@ -270,10 +270,10 @@ def run(settings: DistillSettings) -> None:
         def work(writer: ShardWriter) -> None:
             rows = partial(rows_of, writer.index)
             with spending(writer.index, writer.facts):
-                specimens = distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer)
+                funnel = distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer)
             if steps is not None:  # some of them may have been made, and paid, by another process
                 writer.facts["bill"] = steps.bill(writer.index)
-            specimens.put_aside(folder, writer.index)
+            funnel.put_aside(folder, writer.index)
 
         run_shards(
             folder,
@@ -282,7 +282,7 @@ def run(settings: DistillSettings) -> None:
             shards=len(mark.shards),
             work=work,
             max_rejected_share=settings.max_rejected_share,
-            report=lambda marks, tally: whole(folder, marks, tally, told),
+            report=lambda marks, tally: report(folder, marks, tally, told),
             facts=told,
         )
 

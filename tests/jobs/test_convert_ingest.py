@@ -27,9 +27,9 @@ from vcot.evaluation.speaker import Trained
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample, read_samples
 from vcot.records.example import Examples
-from vcot.records.page import TRUE
 from vcot.records.picture import picture
 from vcot.records.shards import read_mark
+from vcot.reports.overlays import TRUE
 from vcot.storage import Store, images
 from vcot.teacher.pictures import data_url
 from vcot.teacher.request import Picture

@@ -25,9 +25,10 @@ from vcot.errors import InputError, SettingsError, UsageError, VcotError
 from vcot.grounding import Trace
 from vcot.records import Folder, Reason, Rejection, Sample, read_samples
 from vcot.records.shards import ShardWriter, StageMark, read_mark, run_shards
+from vcot.reports.distillation import SHOWN
+from vcot.reports.sampling import ShownExample, sampled
 from vcot.settings import Settings
 from vcot.storage import Store, join
-from vcot.teacher.report.specimens import Specimen, chosen
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,10 +64,11 @@ def report(run_uri: str) -> dict[str, object]:
     return found
 
 
-def shown(run_uri: str) -> list[Specimen]:
+def shown(run_uri: str) -> list[ShownExample]:
     """Rows that the shards put aside for the page."""
     folder = Folder(Store(), run_uri, "distill")
-    return [one for kinds in chosen(folder, folder.shard_marks()).values() for rows in kinds.values() for one in rows]
+    groups = sampled(folder, folder.shard_marks(), SHOWN).by_dataset().values()
+    return [one for kinds in groups for rows in kinds.values() for one in rows]
 
 
 def pictured(run_uri: str, count: int) -> list[Sample]:

@@ -15,8 +15,7 @@ from vcot.grounding import Box, FrameSpec
 from vcot.records import Completion, Reason
 from vcot.teacher import checks, crops
 from vcot.teacher.anchors import Span, anchored, find, sentences
-from vcot.teacher.funnel import Funnel, reached, summed
-from vcot.teacher.row import refuse
+from vcot.teacher.funnel import reached
 from vcot.teacher.shapes import Anchored, Captioned, Judged, Located, Looked, Reasoned, Synthesised, schema_of
 from vcot.teacher.structured import LONGEST, Fault, read
 
@@ -218,20 +217,6 @@ def test_words_are_found_whole_and_within_their_sentence() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- funnel
-
-
-def test_rows_are_counted_as_far_as_they_came() -> None:
-    funnel = Funnel()
-    row = sample()
-    funnel.passed(row)
-    funnel.kept(row, ["answer-first"], [refuse(row, Reason.BOX_OUTSIDE, "")])
-    for reason in (Reason.IMAGE_MISSING, Reason.TEACHER_NOT_JSON, Reason.BOX_OUTSIDE, Reason.TEACHER_WRONG_ANSWER):
-        funnel.refused(row, refuse(row, reason, ""))
-    assert funnel.facts()["funnel"] == {
-        "made": {"rows": 6, "passed": 1, "asked": 4, "parsed": 3, "boxes_accepted": 2, "answer_agreed": 1, "kept": 1}
-    }
-    twice = summed([funnel.facts(), funnel.facts()])
-    assert twice["funnel"]["made"]["rows"] == 12
 
 
 def test_every_reason_of_a_teacher_stands_at_a_gate() -> None:

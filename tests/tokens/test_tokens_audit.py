@@ -11,12 +11,10 @@ from tests.tokens.base import WHERE, png, sample
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Example
 from vcot.records.shards import Tally
-from vcot.records.spread import percentile
 from vcot.storage import images
 from vcot.tokens import Contract, Encoder
 from vcot.tokens.audit import check_mask, pieces, view
-from vcot.tokens.report import numbers, report_page
-from vcot.tokens.tally import Counts, histogram
+from vcot.tokens.report import Counts, histogram, numbers, report_page
 
 
 @pytest.fixture(scope="module")
@@ -130,18 +128,17 @@ def test_counts_of_shards_add_up(good: Example) -> None:
     assert [shown["row"] for shown in two.shown] == [0, 1]
 
 
-def test_the_page_is_offered_different_questions_before_more_of_the_same(good: Example) -> None:
+def test_the_page_is_offered_examples_by_a_hash_of_their_ids(good: Example) -> None:
     counts = Counts()
-    for question in ("a", "a", "a", "a", "b", "b", "c"):
-        counts.add(good, sample(question=question), 12)
-    assert sorted(shown["question"] for shown in counts.shown) == ["a", "a", "b", "c"]
-    assert sorted(shown["row"] for shown in counts.shown) == [0, 1, 4, 6]
+    for number in range(40):
+        counts.add(replace(good, id=f"s{number}"), sample(), 12)
+    rows = sorted(shown["row"] for shown in counts.shown)
+    assert len(rows) == 4
+    assert rows[-1] > 4
+    assert Counts.sum([counts.to_json()]).splits == counts.splits
 
 
-def test_percentiles_and_bars_of_counts() -> None:
-    counts = {10: 5, 20: 4, 100: 1}
-    assert [percentile(counts, share) for share in (0.5, 0.9, 0.95, 1.0)] == [10, 20, 100, 100]
-    assert percentile({}, 0.5) == 0
-    bars = histogram(counts, bars=4)
+def test_bars_of_counts() -> None:
+    bars = histogram({10: 5, 20: 4, 100: 1}, bars=4)
     assert bars == [(10, 32, 9), (33, 55, 0), (56, 78, 0), (79, 100, 1)]
     assert histogram({7: 3}) == [(7, 7, 3)]

@@ -8,9 +8,30 @@ from pydantic import Field
 
 from vcot.records.base import Record
 from vcot.records.shards import Tally
-from vcot.records.spread import Distribution, Spread
 
-Split = Literal["train", "validation", "test"]
+Number = int | float
+
+
+class Spread(Record):
+    """Of values that were counted. Half of them are no larger than the median, nine of ten no larger than p90."""
+
+    n: int = Field(description="how many values")
+    min: Number
+    median: Number
+    p90: Number
+    max: Number
+
+
+class Bar(Record):
+    """How many values lie in low ≤ value < below; the last bar holds all above, too (below: null)."""
+
+    low: Number
+    below: Number | None
+    n: int
+
+
+class Distribution(Spread):
+    bars: tuple[Bar, ...] = Field(description="one beside the other, from the first to the last that is not empty")
 
 
 class Rows(Record):

@@ -1,43 +1,32 @@
-"""How many rows came how far, per source, and why the others did not: what a shard of distill says of itself.
+"""How many rows came how far, per dataset, and why the others did not: what a shard of distill keeps for the report.
 
-`ShardMark.facts` of distill hold these numbers, and what was paid (bill.py); `summed` over all shards they stand in
-report.json (vcot.records.distillation says what each name means). Rows to look at are no numbers: see
-report/specimens.py.
+The counts stand in `ShardMark.facts` (vcot.records.distillation says what each name means), beside what was paid;
+examples to look at are put aside (vcot.reports.sampling).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vcot.records import Reason, Rejection, Sample
+from vcot.grounding import Mention
+from vcot.records import Folder, Reason, Rejection, Sample
+from vcot.records.distillation import Checks
+from vcot.reports.distillation import GATES, MEANING, SHOWN
+from vcot.reports.rendering import shorten
+from vcot.reports.sampling import ExampleSampler, ShownBox, ShownExample
+from vcot.reports.statistics import summed
 
-_PARSING = {
-    Reason.TEACHER_FAILED, Reason.TEACHER_EMPTY, Reason.TEACHER_REFUSED, Reason.TEACHER_CUT_OFF,
-    Reason.TEACHER_NOT_JSON, Reason.TEACHER_WRONG_SHAPE, Reason.TEACHER_UNREADABLE, Reason.TEACHER_UNGROUNDED,
-    Reason.TEACHER_TOLD, Reason.TEACHER_INJECTED, Reason.TEACHER_REPEATS, Reason.TEACHER_OTHER_LANGUAGE,
-    Reason.TEACHER_NO_CONCLUSION,
-    Reason.DUPLICATE,
-}  # fmt: skip
-_BOXES = {
-    Reason.BOX_MALFORMED, Reason.BOX_NOT_FINITE, Reason.BOX_INVERTED, Reason.BOX_EMPTY, Reason.BOX_OUTSIDE,
-    Reason.BOX_TOO_SMALL, Reason.BOX_TOO_LARGE, Reason.TOO_MANY_BOXES, Reason.ANSWER_IN_LABEL,
-    Reason.TEACHER_BOX_OFF_GOLD, Reason.TEACHER_BOX_UNSURE, Reason.TEACHER_BOX_NOT_SEEN, Reason.TEACHER_BOX_UNDETECTED,
-    Reason.TEACHER_CLAIMS_UNSUPPORTED, Reason.TEACHER_NOTHING_LEFT,
-}  # fmt: skip
-_ANSWER = {Reason.TEACHER_WRONG_ANSWER, Reason.TEACHER_EVIDENCE_FALLS_SHORT, Reason.TEACHER_ANSWER_FIRST}
+__all__ = ["Funnel", "TRUST", "reached", "summed"]
 
-TRUST = (
-    "looks",
-    "looks_refused",
-    "decoys",
-    "decoys_accepted",
-    "second_proposals",
-    "detections",
-    "reanswers",
-    "repairs",
-)
+TRUST = tuple(Checks.model_fields)
 STEPS = ("asked", "parsed", "boxes_accepted", "answer_agreed", "kept")
+
+_LONGEST = 2000
+"""Characters of a text; all of it stands in the shards and the rejections."""
+_REPLIES = 6
+"""Replies of one row, the last ones: what was refused is among them."""
 
 
 def reached(reason: Reason | None) -> int:
@@ -47,59 +36,74 @@ def reached(reason: Reason | None) -> int:
     """
     if reason is None:
         return len(STEPS)
-    return next((n for n, group in enumerate((_PARSING, _BOXES, _ANSWER), 1) if reason in group), 0)
+    return GATES.index(MEANING[reason][0]) if reason in MEANING else 0
 
 
 class Funnel:
-    """The counts of one shard under way; rows come in their order."""
+    """The counts and the examples of one shard under way."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, dict[str, int]] = {}
-        self._noted: dict[str, dict[str, dict[str, int]]] = {"refused": {}, "parts": {}, "flags": {}}
+        self._rows: Counter[str] = Counter(taught=0, traces=0, had_reasoning=0, test_passed=0)
+        self._funnel: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._noted: dict[str, defaultdict[str, Counter[str]]] = {
+            kind: defaultdict(Counter) for kind in ("refused", "parts", "flags")
+        }
+        self._sampler = ExampleSampler(SHOWN)
 
     def passed(self, sample: Sample) -> None:
-        self._row(sample)["passed"] += 1
+        """A row that needs no teacher."""
+        self._rows["test_passed" if sample.origin.split == "test" else "had_reasoning"] += 1
+        self._funnel[sample.origin.dataset].update(("rows", "passed"))
 
-    def kept(self, sample: Sample, flags: Iterable[str] = (), parts: Iterable[Rejection] = ()) -> None:
-        self._advance(sample, None)
-        for flag in flags:
-            self._note("flags", flag, sample)
+    def kept(
+        self, sample: Sample, made: Sequence[Sample], flags: Sequence[str] = (), parts: Iterable[Rejection] = ()
+    ) -> None:
+        """A row, and what was made of it: itself with its reasoning, and new questions, whose evidence nobody drew."""
+        self._rows.update(taught=1, traces=sum(len(one.reasoning) for one in made))
+        self._funnel[sample.origin.dataset].update(("rows", *STEPS))
+        self._noted["flags"][sample.origin.dataset].update(flags)
+        for one in made:
+            if self._sampler.wants(one.origin.dataset, "kept", one.id):
+                shown = {"flags": tuple(flags), "reasoning": one.reasoning[:1]}
+                mentions = one.reasoning[0].mentions
+                self._sampler.add(_example(one, "kept", mentions, sample.evidence or ()).model_copy(update=shown))
         for part in parts:
-            self._note("parts", part.reason.value, sample)
+            self._noted["parts"][sample.origin.dataset][part.reason.value] += 1
+            self._show(sample, part, f"part:{part.reason}")
 
     def refused(self, sample: Sample, rejection: Rejection) -> None:
-        self._advance(sample, rejection.reason)
-        self._note("refused", rejection.reason.value, sample)
+        self._funnel[sample.origin.dataset].update(("rows", *STEPS[: reached(rejection.reason)]))
+        self._noted["refused"][sample.origin.dataset][rejection.reason.value] += 1
+        self._show(sample, rejection, f"refused:{rejection.reason}")
+
+    def _show(self, sample: Sample, rejection: Rejection, group: str) -> None:
+        if self._sampler.wants(sample.origin.dataset, group, sample.id):
+            evidence = sample.evidence or ()
+            said = tuple(shorten(text, _LONGEST) for text in rejection.said[-_REPLIES:])
+            shown = {"part": rejection.part, "detail": shorten(rejection.detail, _LONGEST), "said": said}
+            self._sampler.add(_example(sample, group, evidence, evidence).model_copy(update=shown))
 
     def facts(self) -> dict[str, Any]:
-        return {"funnel": self._rows, **self._noted}
+        funnel = {
+            name: {step: counts[step] for step in ("rows", "passed", *STEPS)} for name, counts in self._funnel.items()
+        }
+        noted = {kind: {name: dict(n) for name, n in found.items() if n} for kind, found in self._noted.items()}
+        return {"rows": dict(self._rows), "funnel": funnel, **noted}
 
-    def _row(self, sample: Sample) -> dict[str, int]:
-        counts = self._rows.setdefault(sample.origin.dataset, dict.fromkeys(("rows", "passed", *STEPS), 0))
-        counts["rows"] += 1
-        return counts
-
-    def _advance(self, sample: Sample, reason: Reason | None) -> None:
-        counts = self._row(sample)
-        for step in STEPS[: reached(reason)]:
-            counts[step] += 1
-
-    def _note(self, kind: str, name: str, sample: Sample) -> None:
-        noted = self._noted[kind].setdefault(sample.origin.dataset, {})
-        noted[name] = noted.get(name, 0) + 1
+    def put_aside(self, folder: Folder, shard: int) -> None:
+        self._sampler.put_aside(folder, shard)
 
 
-def summed(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The facts of several shards as one: numbers are added."""
-    total: dict[str, Any] = {}
-    for one in facts:
-        _add(total, one)
-    return total
-
-
-def _add(total: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for name, value in more.items():
-        if isinstance(value, Mapping):
-            _add(total.setdefault(name, {}), value)
-        else:
-            total[name] = total.get(name, 0) + value
+def _example(sample: Sample, group: str, mentions: Sequence[Mention], annotated: Sequence[Mention]) -> ShownExample:
+    """A row with the boxes of these mentions; those that are not `annotated` are the teacher's."""
+    people = {box for mention in annotated for box in mention.boxes}
+    unique = [(mention, number, box) for mention in dict.fromkeys(mentions) for number, box in enumerate(mention.boxes)]
+    boxes = [
+        ShownBox(label="" if number else mention.label, edges=tuple(box.as_list()), proposed=box not in people)
+        for mention, number, box in unique
+    ]
+    return ShownExample(
+        id=sample.id, dataset=sample.origin.dataset, group=group, image=sample.image,
+        question=shorten(sample.question, _LONGEST), choices=tuple(shorten(c, _LONGEST) for c in sample.choices or ()),
+        answers=(shorten(sample.answers[0], _LONGEST),), boxes=tuple(boxes),
+    )  # fmt: skip

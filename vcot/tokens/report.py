@@ -1,21 +1,94 @@
-"""The audit page: what is learned and what is not, seen at a glance."""
+"""What tokenize counts, and the audit page: what is learned and what is not, seen at a glance."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
-from typing import Any
-
-from markupsafe import Markup
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+from zlib import crc32
 
 from vcot.errors import InputError
-from vcot.grounding import Mention
-from vcot.records.page import TRUE, data_uri, fill, overlay, page
+from vcot.records.example import Example
+from vcot.records.sample import Rejection, Sample
 from vcot.records.shards import Tally
-from vcot.records.spread import percentile
-from vcot.tokens.audit import Piece, View
+from vcot.reports.overlays import TRUE, data_uri, overlay
+from vcot.reports.rendering import bars, number, render
+from vcot.reports.statistics import percentile, summed
+from vcot.tokens.audit import View
 from vcot.tokens.contract import Contract
-from vcot.tokens.tally import Counts, histogram
+
+SHOWN = 4
+"""Examples that a shard offers for the audit page, of each kind."""
+
+
+@dataclass
+class Counts:
+    """Numbers of a shard, in a form that can stand in its marker and be added up."""
+
+    splits: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)  # tokens → examples
+    visual: Counter[int] = field(default_factory=Counter)  # visual tokens → examples
+    lost_alternatives: Counter[str] = field(default_factory=Counter)  # reason → of rows that were kept
+    by_text: int = 0  # examples of samples without an image; they are not in `visual`
+    learned: int = 0  # tokens
+    shrunk: int = 0
+    test_rows: int = 0
+    shown: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, example: Example, sample: Sample, visual: int) -> None:
+        row = self.examples  # its number in the shard
+        self.splits[example.split] += 1
+        self.lengths[len(example.ids)] += 1
+        if sample.image is None:
+            self.by_text += 1
+        else:
+            self.visual[visual] += 1
+        self.learned += example.learned
+        self.shrunk += example.shrunk
+        kind = "shrunk" if example.shrunk else "by-text" if sample.image is None else example.split
+        sizes = (sample.image, sample.image.kept) if sample.image else (None, None)
+        size, kept = (image and [image.width, image.height] for image in sizes)
+        self._show({"row": row, "rank": crc32(example.id.encode()), "kind": kind, "size": size, "kept": kept})
+
+    def lose(self, rejection: Rejection) -> None:
+        """One reasoning of a row that others kept."""
+        self.lost_alternatives[rejection.reason.value] += 1
+
+    def _show(self, one: dict[str, Any]) -> None:
+        """Offers an example for the page; of each kind those whose ids have the smallest hashes."""
+        alike = [shown for shown in self.shown if shown["kind"] == one["kind"]]
+        worst = max(alike, key=lambda shown: int(shown["rank"])) if len(alike) == SHOWN else None
+        if worst is None:
+            self.shown.append(one)
+        elif one["rank"] < worst["rank"]:
+            self.shown[self.shown.index(worst)] = one
+
+    @property
+    def examples(self) -> int:
+        return self.splits.total()
+
+    @property
+    def tokens(self) -> int:
+        return sum(length * count for length, count in self.lengths.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Keys of JSON are text."""
+        return {
+            name: {str(key): value[key] for key in sorted(value)} if isinstance(value, Counter) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def sum(cls, facts: Iterable[Mapping[str, Any]]) -> Self:
+        """The sums over shards; what they show stays with them."""
+        total = cls()
+        for name, value in summed({**part, "shown": {}} for part in facts).items():
+            if name in ("lengths", "visual"):
+                value = {int(key): count for key, count in value.items()}
+            setattr(total, name, Counter(value) if isinstance(value, dict) else value)
+        total.shown = []
+        return total
 
 
 def numbers(counts: Counts, tally: Tally, contract: Contract) -> dict[str, Any]:
@@ -46,157 +119,50 @@ def numbers(counts: Counts, tally: Tally, contract: Contract) -> dict[str, Any]:
 
 
 def _spread(counts: dict[int, int]) -> dict[str, int]:
-    return {
-        "min": min(counts, default=0),
-        "p50": percentile(counts, 0.5),
-        "p95": percentile(counts, 0.95),
-        "max": max(counts, default=0),
-    }
+    quantiles = {"p50": percentile(counts, 0.5), "p95": percentile(counts, 0.95)}
+    return {"min": min(counts, default=0), **quantiles, "max": max(counts, default=0)}
+
+
+def histogram(counts: Mapping[int, int], bars: int = 10) -> list[tuple[int, int, int]]:
+    """(from, up to and with, how many) in at most `bars` steps of one width."""
+    if not counts:
+        return []
+    low, high = min(counts), max(counts)
+    width = -(-(high - low + 1) // bars)
+    steps = ((start, min(start + width - 1, high)) for start in range(low, high + 1, width))
+    return [(a, b, sum(n for value, n in counts.items() if a <= value <= b)) for a, b in steps]
 
 
 def report_page(found: dict[str, Any], views: Sequence[View]) -> str:
-    lead = (
-        "What training will get: questions and pictures as tokens, and which of them the model learns to write. "
-        "Everything below is read back from the stored examples."
+    charts = (
+        ("Tokens per example", "prompt, visual tokens and reply", "examples", found["tokens"]),
+        ("Visual tokens per image", "after resizing", "images", found["visual_tokens"]),
     )
-    body = fill(
-        _BODY,
-        found=found,
-        contract=found["contract"],
-        css=Markup(_CSS),
-        bars=_bars(found["tokens"]["histogram"]),
-        visual_bars=_bars(found["visual_tokens"]["histogram"]),
-        cards=[_card(one) for one in views],
-        one_visual_token=found["contract"]["patch_size"] * found["contract"]["merge_size"],
-    )
-    return page("Tokenize: what is learned", body, lead=lead)
+    return render(
+        "tokenize.html.j2", found=found, contract=found["contract"], cards=[_card(one) for one in views],
+        charts=[_chart(*chart) for chart in charts],
+    )  # fmt: skip
 
 
-def _bars(steps: Sequence[tuple[int, int, int]]) -> list[dict[str, Any]]:
-    most = max((n for *_, n in steps), default=1) or 1
-    return [{"label": f"{a}–{b}" if b > a else f"{a}", "n": n, "width": round(260 * n / most)} for a, b, n in steps]
+def _chart(name: str, about: str, counted: str, of: Mapping[str, Any]) -> dict[str, Any]:
+    steps, spread = of["histogram"], of["per_example"]
+    return {
+        "name": name, "about": about, "counted": counted, "n": sum(n for *_, n in steps),
+        "bars": bars((f"{a}–{b}" if b > a else f"{a}", n) for a, b, n in steps),
+        "spread": f"from {number(spread['min'])} to {number(spread['max'])}, half of them at most "
+        f"{number(spread['p50'])}, 95 of 100 {number(spread['p95'])}",
+    }  # fmt: skip
 
 
 def _card(one: View) -> dict[str, Any]:
-    example = one.example
     boxes = one.parsed.boxes
-    labels = [label for mention in one.parsed.trace.mentions for label in _numbered(mention)]
-    picture = None
+    labels = []
+    for mention in one.parsed.trace.mentions:
+        # The name at the first of its boxes, numbers in the order of the text at the others.
+        count = len(mention.boxes)
+        labels += [f"{mention.label} 1" if count > 1 else mention.label, *(str(n) for n in range(2, count + 1))]
+    image = None
     if one.picture is not None:
-        drawn = overlay(one.picture, {TRUE: boxes}, {TRUE: labels}, original=one.original, longest_side=360)
-        picture = {"uri": data_uri(drawn), "size": one.picture.size}
-    return {
-        "id": example.id,
-        "split": example.split,
-        "shrunk": example.shrunk,
-        "tokens": len(example.ids),
-        "learned": example.learned,
-        "visual": sum(p.tokens for p in one.pieces if p.control and "×" in p.text),
-        "boxes": len(boxes),
-        "faults": [f"{fault.kind}: {fault.text}" for fault in one.parsed.faults],
-        "original": one.original,
-        "picture": picture,
-        "by_text": one.original is None,
-        "stream": Markup("".join(map(_piece, one.pieces))),
-    }
-
-
-def _numbered(mention: Mention) -> list[str]:
-    """The name at the first of its boxes, numbers in the order of the text at the others."""
-    count = len(mention.boxes)
-    return [f"{mention.label} 1" if count > 1 else mention.label, *(str(n) for n in range(2, count + 1))]
-
-
-def _piece(piece: Piece) -> str:
-    """A token as a span. Line breaks are shown and made; the digits of a number stay on one line."""
-    kind = f"t {'l' if piece.learned else 'm'}{' c' if piece.control else ''}"
-    text = html.escape(piece.text).replace("\n", "⏎")
-    after = "<br>" if piece.text.endswith("\n") else "" if piece.text[-1:].isalnum() else "<wbr>"
-    return f'<span class="{kind}">{text}</span>{after}'
-
-
-_CSS = """
-.stream { font: 13px/1.9 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: break-word; }
-.t { border-radius: 3px; padding: 1px 0; box-shadow: inset 1px 0 0 #fff; white-space: pre-wrap; }
-.m { background: #eceff2; color: #57606a; }
-.l { background: #b7e4c0; color: #0b3d17; }
-.c { font-style: italic; opacity: .8; }
-.key { padding: 1px 6px; }
-"""
-
-_BODY = """
-<style>{{ css }}</style>
-<div class="tiles">
-  <div class="tile"><b>{{ "{:,}".format(found.examples.train) }}</b><span>examples to train on</span></div>
-  <div class="tile"><b>{{ "{:,}".format(found.examples.validation) }}</b><span>to validate on</span></div>
-  <div class="tile"><b>{{ "{:.0%}".format(found.tokens.learned_share) }}</b><span>of all tokens are learned</span></div>
-  <div class="tile"><b>{{ found.tokens.per_example.max }}</b>
-    <span>tokens in the longest; {{ contract.max_length }} are allowed</span></div>
-  <div class="tile"><b>{{ found.visual_tokens.per_example.p50 }}</b>
-    <span>visual tokens in the median picture</span></div>
-  {% if found.by_text %}
-  <div class="tile"><b>{{ "{:,}".format(found.by_text) }}</b><span>ask by text alone, without a picture</span></div>
-  {% endif %}
-  <div class="tile"><b>{{ found.shrunk }}</b><span>pictures made smaller to fit</span></div>
-  <div class="tile"><b>{{ found.refused.values() | sum }}</b>
-    <span>of {{ "{:,}".format(found.rows) }} rows refused</span></div>
-</div>
-
-<h2>Examples, token by token</h2>
-<p>Every shaded piece is one token.
-<span class="t m key">Grey</span> is what the model is given: instructions, picture, question.
-<span class="t l key">Green</span> is what it learns to write: its reasoning with boxes, the answer, and where to stop.
-The boxes on the pictures are drawn from the green text alone. If they do not lie on the things that the text names,
-the declared frame of coordinates (<code>{{ contract.frame.name }}</code>) is wrong.</p>
-{% for card in cards %}
-<div class="card">
-  <h3 style="margin-top:0">{{ card.id }}</h3>
-  <p class="soft small">{{ card.split }} · {{ card.tokens }} tokens, {{ card.learned }} of them learned
-  {% if card.picture %} · {{ card.visual }} visual tokens · original {{ card.original[0] }}×{{ card.original[1] }},
-  seen at {{ card.picture.size[0] }}×{{ card.picture.size[1] }} pixels{% endif %}
-  {% if card.shrunk %} · <b>made smaller to fit</b>{% endif %}{% if card.by_text %} · by text alone{% endif %}
-  · {{ card.boxes }} box{{ "" if card.boxes == 1 else "es" }}
-  {% for fault in card.faults %} · <b style="color:var(--pred)">{{ fault }}</b>{% endfor %}</p>
-  <div class="{{ "beside" if card.picture else "" }}">
-    {% if card.picture %}
-    <figure><img src="{{ card.picture.uri }}" alt="the picture as the model sees it"></figure>
-    {% endif %}
-    <div class="stream">{{ card.stream }}</div>
-  </div>
-</div>
-{% endfor %}
-
-<h2>How long</h2>
-<div class="grid">
-<div><h3>Tokens per example</h3>
-<table class="small bars">{% for bar in bars %}<tr><td class="n mono">{{ bar.label }}</td>
-<td><span class="bar" style="width:{{ bar.width }}px"></span> {{ bar.n }}</td></tr>{% endfor %}</table></div>
-<div><h3>Visual tokens per picture</h3>
-<table class="small bars">{% for bar in visual_bars %}<tr><td class="n mono">{{ bar.label }}</td>
-<td><span class="bar" style="width:{{ bar.width }}px"></span> {{ bar.n }}</td></tr>{% endfor %}</table></div>
-</div>
-
-<h2>What was left out</h2>
-<table>
-{% for reason, n in found.refused.items() %}
-<tr><td>rows refused: {{ reason }}</td><td class="n">{{ n }}</td></tr>{% endfor %}
-{% for reason, n in found.refused_alternatives.items() %}
-<tr><td>reasonings refused of rows that were kept: {{ reason }}</td><td class="n">{{ n }}</td></tr>{% endfor %}
-<tr><td>rows kept for the final test, not made into examples</td><td class="n">{{ found.test_rows_left_out }}</td></tr>
-{% if not found.refused %}<tr><td>rows refused</td><td class="n">0</td></tr>{% endif %}
-</table>
-
-<h2>The contract</h2>
-<p>What these examples assume. Training and evaluation refuse a base model that does not fit.</p>
-<table>
-<tr><td>mode</td><td>{{ contract.mode }}</td></tr>
-<tr><td>coordinates</td><td><code>{{ contract.frame.name }}</code></td></tr>
-<tr><td>picture after resizing</td><td>{{ "{:,}".format(contract.min_pixels) }} to
-{{ "{:,}".format(contract.max_pixels) }} pixels;
-{{ one_visual_token }}×{{ one_visual_token }} pixels are one visual token</td></tr>
-<tr><td>longest example</td><td>{{ contract.max_length }} tokens; nothing is cut</td></tr>
-<tr><td>instruction below the question</td><td>{{ contract.instruction or "none" }}</td></tr>
-<tr><td>tokenizer</td><td><code>{{ contract.tokenizer_sha256[:16] }}…</code></td></tr>
-<tr><td>chat template</td><td><code>{{ contract.template_sha256[:16] }}…</code></td></tr>
-</table>
-"""
+        image = data_uri(overlay(one.picture, {TRUE: boxes}, {TRUE: labels}, original=one.original, longest_side=360))
+    visual = sum(piece.tokens for piece in one.pieces if piece.control and "×" in piece.text)
+    return {"view": one, "image": image, "visual": visual, "boxes": len(boxes)}

@@ -17,8 +17,7 @@ from vcot.storage import Store, images
 from vcot.storage.images import ImageError, Picture
 from vcot.tokens.audit import View, check_mask, view
 from vcot.tokens.encoder import STAGE, Encoder
-from vcot.tokens.report import numbers, report_page
-from vcot.tokens.tally import Counts
+from vcot.tokens.report import Counts, numbers, report_page
 
 PICTURES_IN_MEMORY = 8
 """Questions about one picture stand together; it is read and decoded once."""

@@ -1,0 +1,242 @@
+"""The report of convert: its numbers against rows that the test counts for itself, and what its page may not do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.convert import ConvertSettings, run
+from tests.sources.given import Given
+from vcot.errors import InputError
+from vcot.grounding import smart_resize
+from vcot.records import Reason, Sample
+from vcot.records.conversion import Conversion
+from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
+from vcot.reports.sampling import ShownBox, ShownExample
+from vcot.reports.statistics import AREAS, distribution, percentile
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Given:
+    return Given(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("VCOT_")]:
+        monkeypatch.delenv(name)
+
+
+def row(bboxs: Any, **changed: Any) -> dict[str, Any]:
+    """As VisCoT publishes it."""
+    return {
+        "question": "What is there?", "answer": "cake", "image": "a.png", "width": 90, "height": 100,
+        "bboxs": bboxs, "dataset": "vsr", "split": "train",
+    } | changed  # fmt: skip
+
+
+def convert(run_uri: Path, given: Given, rows: list[dict[str, Any]], **settings: Any) -> tuple[Conversion, str]:
+    """The report and its page; a run that keeps too little has them, too."""
+    flags = {"source": "viscot", "near_duplicates": 0, "num_shards": 2, "max_rejected_share": 1}
+    flags |= {"input_uri": given.rows(rows), "images_uri": given.images} | settings
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    loaded, _ = ConvertSettings.load(["--run-uri", str(run_uri), *[word for word in words if word != "True"]])
+    try:
+        run(loaded)
+    finally:
+        told = Conversion.model_validate_json((run_uri / "convert/report.json").read_text())
+        page = (run_uri / "convert/report.html").read_text()
+    return told, page
+
+
+def many_rows(given: Given) -> list[dict[str, Any]]:
+    """Two datasets with images of two sizes; every third row of dude has a box far outside."""
+    dice, rows = random.Random(5), []
+    for name, width, height in (("vsr", 320, 240), ("dude", 170, 220)):
+        for n in range(60):
+            image = f"{n // 2}.png"
+            x, y = dice.uniform(0, width - 40), dice.uniform(0, height - 40)
+            box = [x, y, x + dice.uniform(2, 39), y + dice.uniform(2, 39)]
+            if name == "dude" and n % 3 == 0:
+                box[2] = width + 70
+            question = "What?" + "?" * dice.randrange(2000)
+            given.picture(f"{name}/{image}", width + n // 2, height)
+            rows.append(row([box], dataset=name, image=image, width=width + n // 2, height=height, question=question))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_the_numbers_are_those_of_the_shards_and_of_the_rejections(given: Given, tmp_path: Path) -> None:
+    settings = {"validation_share": 0.3, "ingest": True, "ingest_pixels": 40_000}
+    told, _ = convert(tmp_path / "run", given, many_rows(given), **settings)
+    files = sorted((tmp_path / "run/convert/shards").glob("*"))
+    kept = [Sample.model_validate_json(line) for f in files for line in gzip.decompress(f.read_bytes()).splitlines()]
+    refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
+    assert len(kept) + len(refused) == told.tally.rows == 120
+    assert len(refused) == 20
+    for name, rows in told.datasets.items():
+        here = [sample for sample in kept if sample.origin.dataset == name]
+        assert rows.kept == Counter(sample.origin.split for sample in here)
+    assert told.datasets["dude"].rejected == Counter(one["reason"] for one in refused) == {"box-outside": 20}
+
+    questions = [len(sample.question) for sample in kept]
+    assert (told.question_length.min, told.question_length.max) == (min(questions), max(questions))
+    assert told.question_length.median == median_low(questions)
+    assert [bar.n for bar in told.question_length.bars] == [
+        sum(bar.low <= length < (bar.below or 10**9) for length in questions) for bar in told.question_length.bars
+    ]
+    assert told.by_dataset["vsr"].answer_length.median == 4
+    areas = sorted(b.area / (s.image.width * s.image.height) for s in kept for b in s.true_boxes or ())
+    assert told.box_area.n == len(areas)
+    assert told.box_area.median == max(share for share in AREAS if share <= median_low(areas))
+    assert told.boxes_per_row == {"1": 100}
+    assert told.reasonings == {"0": 100}
+
+    images = {sample.image.sha256: sample for sample in kept}
+    assert told.pictures == {
+        split: sum(s.origin.split == split for s in images.values()) for split in ("train", "validation", "test")
+    }
+    assert told.pixels.median == median_low([s.image.width * s.image.height for s in images.values()])
+    assert told.pixels_kept.max == max(s.image.kept.width * s.image.kept.height for s in images.values()) <= 40_000
+    sizes = [(s.image.kept.width, s.image.kept.height) for s in images.values()]
+    resized = [smart_resize(*size, min_pixels=LEAST_PIXELS, max_pixels=40_000) for size in sizes]
+    assert told.visual_tokens.median == median_low([across * down // 784 for across, down in resized])
+
+
+def test_any_number_of_shards_gives_the_same_report_and_the_same_page(given: Given, tmp_path: Path) -> None:
+    rows = many_rows(given)
+    (one, page), *others = [convert(tmp_path / str(n), given, rows, num_shards=n) for n in (1, 3, 7)]
+    for other, its_page in others:
+        assert other.model_copy(update={"shards": 1}) == one
+        assert its_page.replace(str(tmp_path), "") == page.replace(str(tmp_path), "")
+
+
+def test_visual_tokens_follow_the_processor() -> None:
+    sizes = ((56, 56), (28, 28), (280, 560), (10_000, 10_000), (9, 2000))
+    assert [visual_tokens(*size, 1280 * 784) for size in sizes] == [4, 4, 200, 35 * 35, None]
+
+
+def test_a_distribution_loses_nothing_below_its_first_edge_nor_above_its_last() -> None:
+    found = distribution({0.5: 3, 1: 1, 10: 2, 99: 4}, (1, 5, 20))
+    assert [(bar.low, bar.below, bar.n) for bar in found.bars] == [(1, 5, 4), (5, 20, 2), (20, None, 4)]
+    assert (found.n, found.min, found.median, found.p90, found.max) == (10, 0.5, 10, 99, 99)
+    assert [percentile({10: 5, 20: 4, 100: 1}, share) for share in (0.5, 0.9, 0.95, 1)] == [10, 20, 100, 100]
+    assert (percentile({}, 0.5), distribution({}, (1, 5)).n) == (0, 0)
+
+
+def test_every_reason_of_convert_has_words() -> None:
+    of_others = {reason for reason in Reason if reason.value.startswith("teacher-")} | {Reason.TOO_LONG}
+    assert set(MEANING) == set(Reason) - of_others
+
+
+def test_a_near_copy_is_shown_beside_its_original_with_the_bits_that_differ(given: Given, tmp_path: Path) -> None:
+    dice = np.random.default_rng(3)
+    scene = Image.fromarray(dice.integers(0, 255, (6, 8, 3), np.uint8)).resize((160, 120), Image.Resampling.BICUBIC)
+    (given.images / "vsr").mkdir()
+    scene.save(given.images / "vsr/one.png")
+    scene.resize((140, 105)).save(given.images / "vsr/two.png")
+    Image.fromarray(dice.integers(0, 255, (6, 8, 3), np.uint8)).resize((160, 120)).save(given.images / "vsr/three.png")
+    sizes = {"one": (160, 120), "two": (140, 105), "three": (160, 120)}
+    rows = [
+        row([[1, 2, 30, 40]], image=f"{name}.png", width=w, height=h, question=name) for name, (w, h) in sizes.items()
+    ]
+    told, page = convert(tmp_path / "run", given, rows, near_duplicates=24)
+    assert told.near_duplicates is not None
+    assert (told.near_duplicates.pictures_compared, told.near_duplicates.groups) == (3, 1)
+    (pair,) = told.near_duplicates.pairs
+    assert {Path(pair.one).stem, Path(pair.other).stem} == {"one", "two"}
+    assert f"{pair.bits} of 144 bits differ" in page
+    assert page.count("data:image/jpeg") >= 3 + 2
+
+
+# ------------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_shown_are_rows_from_all_over_and_of_every_reason_first(given: Given, tmp_path: Path) -> None:
+    given.picture("vsr/a.png", 90, 100)
+    boxes = {"box-inverted": [30, 2, 1, 40], "box-empty": [1, 2, 1, 40]}
+    rows = [row([[1, 2, 30, 40]], question=f"What is {n}?") for n in range(200)]
+    rows += [row([[1, 2, 300, 40]], question=f"Where is {n}?") for n in range(90)]
+    rows += [row([box], question=f"What is {name}?") for name, box in boxes.items()]
+    told, page = convert(tmp_path / "run", given, rows)
+    assert told.datasets["vsr"].rejected == {"box-empty": 1, "box-inverted": 1, "box-outside": 90}
+    shown = [int(number) for number in re.findall(r"\brows\.jsonl:(\d+) ·", page)]
+    assert len(shown) == len(set(shown)) == 8 + 8
+    kept = [number for number in shown if number <= 200]
+    assert len(kept) == 8
+    assert max(kept) > 100
+    chips = Counter(re.findall(r'class="chip refused">([a-z-]+)<', page))
+    assert chips == {"box-empty": 1, "box-inverted": 1, "box-outside": 6}
+
+
+def test_a_box_that_was_refused_is_put_aside_where_the_row_wanted_it(given: Given, tmp_path: Path) -> None:
+    given.picture("vsr/a.png", 100, 100)
+    refused = row([[60, 20, 300, 40]], width=100)
+    with pytest.raises(InputError, match="not one row was kept"):
+        convert(tmp_path / "run", given, [refused])
+    (one,) = json.loads((tmp_path / "run/convert/report/00000.json").read_text())
+    seen = ShownExample.model_validate(one)
+    assert seen.boxes == (ShownBox(label="leaves the image", edges=(60, 20, 300, 40), proposed=True),)
+    assert json.loads(seen.written) == refused
+    assert (tmp_path / "run/convert/report.html").read_text().count("data:image/jpeg") == 1
+
+
+def test_images_inside_an_archive_are_drawn_where_they_are(given: Given, tmp_path: Path) -> None:
+    given.picture("vsr/a.png", 90, 100)
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(given.images / "vsr", "cot_image_data/vsr")
+    (given.images / "vsr/a.png").unlink()
+    rows = [row([[1, 2, 60, 70]]), row([[1, 2, 300, 70]], question="Where?")]
+    told, page = convert(tmp_path / "run", given, rows, images_uri=tmp_path / "images.tar")
+    assert told.tally.kept == 1
+    assert page.count("data:image/jpeg") == 2
+
+
+def test_what_rows_say_is_text_on_the_page(given: Given, tmp_path: Path) -> None:
+    given.picture("vsr/a.png", 90, 100)
+    rows = [
+        row([[1, 2, 30, 40]], question=f"What? {HOSTILE}", answer=HOSTILE),
+        row([[1, 2, 3]], question=f"Where? {HOSTILE}"),
+        row([[1, 2, 3]], question="Half \ud800 a character", dataset=f"{HOSTILE}\ud800"),
+        row([[1, 2, 3]], question="Nested", more=[[[[[[[[HOSTILE]]]]]]], HOSTILE * 99, 10**90]),
+    ]
+    told, page = convert(tmp_path / "run", given, rows)
+    assert (told.tally.rows, told.tally.kept) == (4, 1)
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "49" not in re.findall(r"What\?[^<]*", page)[0]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "http" not in page
+    assert len(page) < 200_000
+
+
+def test_a_page_of_many_datasets_and_large_images_stays_small(given: Given, tmp_path: Path) -> None:
+    """Noise is what a JPEG is largest of."""
+    dice, rows = np.random.default_rng(0), []
+    for n in range(40):
+        name = f"set{n}/a.png"
+        (given.images / name).parent.mkdir(parents=True)
+        Image.fromarray(dice.integers(0, 255, (300, 400, 3), np.uint8)).save(given.images / name, compress_level=1)
+        common = {"dataset": f"set{n}", "width": 400, "height": 300}
+        rows += [row([[1, 2, 30 + i, 40]], question=f"{i}?", **common) for i in range(6)]
+    told, page = convert(tmp_path / "run", given, rows)
+    assert told.tally.kept == 240
+    assert 500_000 < len(page) < 5_000_000
+    assert page.count('<div class="card">') == 160
+    assert "no room for more images on this page" in page

@@ -1,0 +1,201 @@
+"""The report of distill: every number is the shards', and nothing on its page can do harm."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, see, stored
+from vcot.grounding import Trace
+from vcot.records import Folder, Reason, Rejection, Sample, Tally
+from vcot.records.distillation import Distillation
+from vcot.records.sample import IMAGE_REASONS
+from vcot.records.shards import File, ShardMark, ShardWriter
+from vcot.reports.distillation import GATES, MEANING, SHOWN, report
+from vcot.reports.sampling import sampled
+from vcot.storage import Store
+from vcot.teacher.distil import write
+from vcot.teacher.row import Lesson, Outcome, refuse
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = '<script>alert("x")</script><img src=http://e.example/x onerror=alert(1)>'
+MODEL = {"teacher": "gpt", "way": "answer-aware", "prompts": {"reason": 1, "look": 2}}
+POINTS = Lesson((Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("lever", RIGHT), ".")),))
+NONE = File(name="x", sha256="0" * 64, size=0)
+
+
+def refused(row: Sample, reason: Reason, **more: Any) -> Rejection:
+    return refuse(row, reason, "why it fell").model_copy(update={"said": ("what was said",)} | more)
+
+
+def finished(folder: Path, *shards: list[tuple[Sample, Outcome]], facts: Any = None, **told: Any) -> tuple[Any, str]:
+    """report.json and the text of the page of what a teacher made of these rows."""
+    folder.mkdir(exist_ok=True)
+    stage = Folder(Store(), str(folder / "run"), "distill")
+    marks = []
+    for index, rows in enumerate(shards):
+        (scratch := folder / f"scratch-{index}").mkdir()
+        writer = ShardWriter(index, "distill", scratch, _Nowhere)
+        funnel = write(rows, "gpt", writer)
+        funnel.put_aside(stage, index)
+        counted = funnel.facts() | {"trust": {}, "spent": {}} | (facts or {})
+        marks.append(ShardMark(shard=index, files=(), rejections=NONE, tally=writer.tally, facts=counted))
+    return report(stage, marks, sum((mark.tally for mark in marks), Tally()), told or MODEL)
+
+
+class _Nowhere:
+    suffix = ""
+
+    def __init__(self, path: Path) -> None: ...
+    def write(self, record: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class Seen(HTMLParser):
+    """Tags, attributes and text, as a browser reads them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(page)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.text += " "
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def rows(folder: Path, number: int, dataset: str = "made", begin: int = 0, **given: Any) -> list[Sample]:
+    found = [stored(folder / "images", f"row-{n}", **given) for n in range(begin, begin + number)]
+    return [row.model_copy(update={"origin": row.origin.model_copy(update={"dataset": dataset})}) for row in found]
+
+
+def test_the_funnel_of_each_dataset_and_of_all(tmp_path: Path) -> None:
+    a, b = rows(tmp_path, 6, "vsr"), rows(tmp_path, 2, "gqa", begin=6)
+    fallen = [Reason.TEACHER_EMPTY, Reason.TEACHER_BOX_UNSURE, Reason.TEACHER_WRONG_ANSWER, Reason.IMAGE_MISSING]
+    first = [(row, refused(row, reason)) for row, reason in zip(a, fallen, strict=False)]
+    written = a[5].model_copy(update={"reasoning": POINTS.traces})
+    found, page = finished(tmp_path, [*first, (a[4], POINTS), (written, None)], [(b[0], POINTS), (b[1], POINTS)])
+    assert found["funnel"]["vsr"] == {
+        "rows": 6, "passed": 1, "asked": 4, "parsed": 3, "boxes_accepted": 2, "answer_agreed": 1, "kept": 1,
+    }  # fmt: skip
+    assert found["refused"] == {"vsr": {reason.value: 1 for reason in fallen}}
+    assert found["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "test_passed": 0}
+    assert Distillation.model_validate(found).model_dump(mode="json") == found
+    text = Seen(page).text
+    assert "vsr 6 1 4 3 (75 %) 2 (50 %) 1 (25 %) 1 (25 %)" in text
+    assert "50 % kept: 3 of 6 rows that needed reasoning" in text
+    for reason in fallen:
+        assert f"{reason.value} 1 row: {MEANING[reason][1]}." in text
+
+
+def test_every_reason_that_distill_may_give_has_its_words() -> None:
+    written = "".join(path.read_text() for path in (ROOT / "vcot/teacher").rglob("*.py"))
+    given = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", written)} | set(IMAGE_REASONS.values())
+    assert given <= MEANING.keys()
+    assert {gate for gate, _ in MEANING.values()} == set(GATES)
+
+
+def test_docs_say_of_every_reason_what_the_page_says() -> None:
+    docs = (ROOT / "docs/distill.md").read_text()
+    for reason, (gate, meaning) in MEANING.items():
+        assert re.search(rf"^\| (?:{gate}|) \| `{reason.value}` \| {re.escape(meaning)} \|$", docs, re.M), reason
+
+
+@pytest.mark.parametrize(
+    ("decoys", "accepted", "says"),
+    [
+        (40, 2, "2 of 40 decoys (5.0 %): it tells what is there from what is not"),
+        (40, 12, "12 of 40 decoys (30 %): proposed boxes that passed it may be wrong"),
+        (19, 0, "Only 19 of 50 looks were tested with a decoy, too few"),
+        (0, 0, "None of 50 looks was tested"),
+    ],
+)
+def test_the_decoy_rate_is_told_with_what_it_means(tmp_path: Path, decoys: int, accepted: int, says: str) -> None:
+    trust = {"looks": 50, "looks_refused": 5, "decoys": decoys, "decoys_accepted": accepted}
+    found, page = finished(tmp_path, [(row, POINTS) for row in rows(tmp_path, 1)], facts={"trust": trust})
+    assert found["trust"] | trust == found["trust"]
+    assert says in Seen(page).text
+
+
+def test_what_it_cost_and_what_has_no_price(tmp_path: Path) -> None:
+    one = [(row, POINTS) for row in rows(tmp_path, 4)]
+    line = {"requests": 6, "kept_replies_used": 2, "tokens_in": 9000, "tokens_out": 700, "tokens_paid": 9700}
+    line |= {"tokens_cached": 80, "tries_again": 3, "unpriced": 0, "usd": 0.5, "usd_paid": 0.4, "usd_lost": 0.1}
+    found, page = finished(tmp_path, one, facts={"bill": {"made": {"reason": line}}})
+    assert found["costs"]["made"] == line | {"rows_kept": 4, "usd_a_row_kept": 0.15}
+    text = Seen(page).text
+    assert "made 6 (+ 3 tried again) 2 9,000 (80 cached) 700 $0.6000 $0.5000 $0.1500" in text
+    assert "reason 8 9,700 $0.6000" in text
+    _, page = finished(tmp_path / "again", one, facts={"bill": {"made": {"reason": line | {"unpriced": 3}}}})
+    assert "The price of 3 replies is unknown" in Seen(page).text
+    assert "$" not in Seen(page).text
+
+
+def test_boxes_of_the_teacher_are_told_from_those_that_people_drew(tmp_path: Path) -> None:
+    """The evidence of a new question is the teacher's, too."""
+    (row,) = rows(tmp_path, 1)
+    new = row.model_copy(update={"id": "row-0#1", "evidence": (see("lever", RIGHT),), "reasoning": POINTS.traces})
+    finished(tmp_path, [(row, Lesson(POINTS.traces, pairs=(new,)))])
+    folder = Folder(Store(), str(tmp_path / "run"), "distill")
+    shown = sampled(folder, [ShardMark(shard=0, files=(), rejections=NONE, tally=Tally())], SHOWN)
+    for one in shown.by_dataset()["made"]["kept"]:
+        assert [(box.label, box.proposed) for box in one.boxes] == [("red disc", False), ("lever", True)]
+
+
+def test_a_part_of_a_row_is_shown_once_beside_the_row(tmp_path: Path) -> None:
+    (row,) = rows(tmp_path, 1)
+    part = refused(row, Reason.TEACHER_BOX_NOT_SEEN, part="object 2")
+    found, page = finished(tmp_path, [(row, Lesson(POINTS.traces, parts=(part, part), flags=("answer-first",)))])
+    assert found["parts"] == {"made": {"teacher-box-not-seen": 2}}
+    assert found["flags"] == {"made": {"answer-first": 1}}
+    text = Seen(page).text
+    assert "teacher-box-not-seen 2 parts:" in text
+    assert text.count("object 2:") == 1
+    assert "100 % of the kept rows state the answer in their first sentence" in text
+
+
+def test_nothing_on_the_page_runs_or_is_fetched(tmp_path: Path) -> None:
+    row = stored(tmp_path / "images", "row").model_copy(
+        update={"id": HOSTILE, "question": HOSTILE, "answers": (HOSTILE,), "choices": (HOSTILE, "b")}
+    )
+    row = row.model_copy(update={"origin": row.origin.model_copy(update={"dataset": HOSTILE})})
+    bad = refused(row, Reason.TEACHER_EMPTY, said=(HOSTILE, "x" * 9000), detail=HOSTILE)
+    lesson = Lesson((Trace((HOSTILE, see(HOSTILE, TOP_LEFT, CENTRE))),), flags=(HOSTILE,))
+    other = row.model_copy(update={"id": "b" + HOSTILE})
+    _, page = finished(tmp_path, [(row, bad), (other, lesson)], **(MODEL | {"teacher": HOSTILE}))
+    seen = Seen(page)
+    assert not {"script", "iframe", "link", "object", "form"} & set(seen.tags)
+    assert not [name for name, _ in seen.attributes if name.startswith("on")]
+    addresses = [value for name, value in seen.attributes if name in ("src", "href")]
+    assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in addresses)
+    assert "url(" not in page
+    assert sum(value.startswith("data:") for value in addresses) >= 2
+    assert "(9,000 characters)" in seen.text
+
+
+@pytest.mark.parametrize("told", [MODEL, {"teacher": "template/1"}], ids=["model", "template"])
+def test_nothing_asked_and_nothing_kept_is_said(tmp_path: Path, told: dict[str, Any]) -> None:
+    one, two = rows(tmp_path, 2)
+    _, page = finished(tmp_path, [(one, None), (two, refused(two, Reason.NO_REASONING))], **told)
+    text = Seen(page).text
+    assert "No row was asked about" in text
+    assert "No row got reasoning." in text
+    assert ("decoy" in text) == (told is MODEL)
+
+
+def test_very_many_datasets_share_the_last_line_and_the_page_stays_small(tmp_path: Path) -> None:
+    made = [(row, POINTS) for n in range(60) for row in rows(tmp_path, 1, f"dataset-{n:02d}", begin=n)]
+    _, page = finished(tmp_path, made)
+    assert "20 others 20 0 20" in Seen(page).text
+    assert len(page) < 5_000_000

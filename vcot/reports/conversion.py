@@ -1,0 +1,383 @@
+"""The report of convert: what went in, what was refused, and how the rows that were kept look."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from vcot.grounding import smart_resize
+from vcot.records import Folder, Reason, Tally
+from vcot.records.conversion import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
+from vcot.records.shards import ShardMark
+from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
+from vcot.reports.rendering import MOST_LINES, Finding, bars, most_frequent, number, render, where
+from vcot.reports.sampling import ShownExample, sampled
+from vcot.reports.statistics import SampleStatistics, distribution, sample_statistics, spread, summed
+from vcot.storage import images
+
+SHOWN = 8
+"""Examples of each dataset and kind; a kind is the kept rows, or those refused for one reason."""
+SPLITS = ("train", "validation", "test")
+
+TOKEN_SIDE = 28
+"""Pixels a side of what becomes one visual token: 2 x 2 patches of 14 (Qwen2-VL, Qwen2.5-VL)."""
+LEAST_PIXELS = 4 * TOKEN_SIDE**2
+"""To which their processors enlarge what is smaller."""
+
+_FEW_CARDS, _MANY_CARDS, _LEAST_CARDS = 100, 160, 2
+"""Examples on a page that are few, how many there should be at most, and how many each dataset has all the same."""
+_MANY_REFUSED = 0.05
+"""Share of a dataset's rows above which refusing them is worth a word."""
+_MOST_BOXES = 5
+_LENGTHS = (0, *(digit * 10**power for power in range(8) for digit in (1, 2, 5)))
+_AREAS = tuple(float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 2, 5))
+_PIXELS = tuple(digit * 10**power for power in range(2, 9) for digit in (1, 2, 5))
+
+MEANING: Mapping[Reason, str] = {
+    Reason.NOT_JSON: "the line cannot be read",
+    Reason.WRONG_SHAPE: "fields are missing, or hold something else than they should",
+    Reason.NO_QUESTION: "nothing is asked",
+    Reason.NO_ANSWER: "there is no answer",
+    Reason.NO_BOX: "the row should have boxes and has none",
+    Reason.BOX_MALFORMED: "a box is not four numbers",
+    Reason.BOX_NOT_FINITE: "a box has numbers without end",
+    Reason.BOX_INVERTED: "a box ends before it begins",
+    Reason.BOX_EMPTY: "a box has no area",
+    Reason.BOX_OUTSIDE: "a box leaves its image by more than --overhang allows",
+    Reason.BOX_COPIES_DISAGREE: "the row has its box twice, and the copies differ by more than rounding explains",
+    Reason.BOX_TOO_SMALL: "a box is smaller than --min-box-area allows",
+    Reason.BOX_TOO_LARGE: "a box is larger than --max-box-area allows",
+    Reason.BOX_TOO_THIN: "a box is longer and thinner than --max-box-aspect allows",
+    Reason.TOO_MANY_BOXES: "there are more boxes than --max-boxes allows, or thousands in one list",
+    Reason.ANSWER_IN_LABEL: "a label tells the answer (--answer-in-label refuse)",
+    Reason.LICENCE_NOT_ALLOWED: "the licence is not among --licences",
+    Reason.NO_IMAGE: "the row has no image (of scienceqa, --without-image keep keeps it)",
+    Reason.IMAGE_MISSING: "the image is not where the row says",
+    Reason.IMAGE_TRUNCATED: "the image's file ends too early",
+    Reason.IMAGE_BROKEN: "the image's file contradicts itself",
+    Reason.IMAGE_NOT_AN_IMAGE: "what should be an image is none",
+    Reason.IMAGE_TOO_LARGE: "the image is larger than --max-image-pixels or --max-image-side allows",
+    Reason.IMAGE_UNSUPPORTED: "the image is of a format that is not read",
+    Reason.IMAGE_SIZE_DIFFERS: "the image is not as large as the row says, so its boxes are of another",
+    Reason.IMAGE_CHANGED: "the image is not the one that the row was written for",
+    Reason.DUPLICATE: "an earlier row asks the same of the same image, or of none, with the same answers and boxes "
+    "(--duplicates)",
+    Reason.HELD_OUT: "the row would learn from an image, or a question without one, that is there to measure with",
+    Reason.NO_REASONING: "nothing sets reasoning and answer apart",
+    Reason.ANNOTATION_UNMATCHED: "an annotation is of an image or a category that is not in the file "
+    "(--unmatched-annotations)",
+}
+
+
+def report(
+    folder: Folder, marks: Sequence[ShardMark], tally: Tally, scratch: Path, *, source: str, seen: Mapping[str, Any],
+    budget: int, ingested: bool, mix: tuple[Portion, ...], max_pixels: int,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """What report.json holds, and the page.
+
+    Args:
+        marks: their facts say what was refused of each dataset ("refused": dataset → reason → rows).
+        seen: what was counted before the shards were made: near-duplicates and benchmarks.
+        budget: pixels that a model sees at most. ingested: whether later stages read copies of that size.
+        max_pixels: images that are larger are not decoded.
+    """
+    refused = summed(mark.facts["refused"] for mark in marks)
+    with sample_statistics(folder.store, folder.uri, marks, scratch) as statistics:
+        found = _counted(statistics, refused, source=source, tally=tally, shards=len(marks), mix=mix, budget=budget,
+                         ingested=ingested, seen=seen)  # fmt: skip
+    gallery = Gallery(folder.store, max_pixels=max_pixels)
+    examples = _chosen(found, sampled(folder, marks, SHOWN).by_dataset(), gallery)
+    pairs = [
+        (pair, gallery.plain(pair.one), gallery.plain(pair.other))
+        for pair in (found.near_duplicates.pairs if found.near_duplicates else ())
+    ]
+    page = render(
+        "convert.html.j2", found=found, examples=examples, pairs=pairs, splits=SPLITS, findings=findings(found),
+        datasets=_lines(found), reasons=_reasons(found), charts=list(_charts(found)),
+        kept_rows={split: sum(rows.kept.get(split, 0) for rows in found.datasets.values()) for split in SPLITS},
+        measures=_measures(found) if len(found.by_dataset) > 1 else [],
+    )  # fmt: skip
+    return found.model_dump(mode="json"), page
+
+
+def _counted(
+    statistics: SampleStatistics, refused: Mapping[str, Mapping[str, int]], *, budget: int, ingested: bool,
+    seen: Mapping[str, Any], **known: Any,
+) -> Conversion:  # fmt: skip
+    kept = statistics.counts("split")
+    question_length, answer_length = statistics.counts("question_length"), statistics.counts("answer_length")
+    boxes, box_area = statistics.counts("len(areas)", "areas is not null"), statistics.box_areas()
+    boxes_per_row = {str(n): rows for n, rows in sorted(_all(boxes).items())}
+    unmarked = {"by text alone": "image is null", "not annotated": "image is not null and areas is null"}
+    unmarked_rows = {name: sum(_all(statistics.counts("1", which)).values()) for name, which in unmarked.items()}
+    sizes = statistics.image_sizes()
+    pixels, pixels_kept, tokens, beyond = Counter[float](), Counter[float](), Counter[float](), 0
+    for (width, height), often in _all(sizes).items():
+        pixels[width * height] += often
+        size = images.within(width, height, budget) if ingested else (width, height)
+        pixels_kept[size[0] * size[1]] += often
+        if (made := visual_tokens(*size, budget)) is None:
+            beyond += often
+        else:
+            tokens[made] += often
+    near = seen.get("near_duplicates")
+    by_text = _all(statistics.counts("split", "image is null"))
+    return Conversion(
+        datasets={
+            name: Rows(
+                kept={split: n for split in SPLITS if (n := kept.get(name, {}).get(split))},
+                rejected=dict(sorted(refused.get(name, {}).items())),
+            )
+            for name in sorted({*kept, *refused})
+        },
+        licences=dict(sorted(_all(statistics.counts("licence")).items())),
+        reasonings={str(n): rows for n, rows in sorted(_all(statistics.counts("reasonings")).items())},
+        boxes_per_row={name: n for name, n in unmarked_rows.items() if n} | boxes_per_row,
+        box_area=distribution(_all(box_area), _AREAS),
+        question_length=distribution(_all(question_length), _LENGTHS),
+        answer_length=distribution(_all(answer_length), _LENGTHS),
+        by_dataset={
+            name: Measures(
+                boxes_per_row=spread(boxes.get(name, {})), box_area=spread(box_area.get(name, {})),
+                question_length=spread(question_length[name]), answer_length=spread(answer_length[name]),
+            )
+            for name in sorted(kept)
+        },
+        pictures={split: sizes[split].total() if split in sizes else 0 for split in SPLITS},
+        without_image={split: n for split in SPLITS if (n := by_text[split])},
+        pixels=distribution(pixels, _PIXELS),
+        pixels_kept=distribution(pixels_kept, _PIXELS),
+        visual_tokens=distribution(tokens, _steps(budget // TOKEN_SIDE**2)),
+        beyond_processor=beyond,
+        near_duplicates=NearDuplicates(**near) if near else None,
+        benchmarks={name: Benchmark(**counts) for name, counts in seen.get("benchmarks", {}).items()},
+        budget=budget, ingested=ingested, **known,
+    )  # fmt: skip
+
+
+def _all(counts: Mapping[str, Counter[Any]]) -> Counter[Any]:
+    return sum(counts.values(), Counter())
+
+
+def visual_tokens(width: int, height: int, budget: int) -> int | None:
+    """An estimate of what the processor of Qwen2-VL and Qwen2.5-VL makes of an image; None where it takes none.
+
+    Both sides become multiples of 28, the area goes into 4 · 28² … budget (`smart_resize`, which tokenize is held to),
+    and w · h / 28² tokens come of it. Tokenize may be given other limits, or a model of other patches.
+    """
+    try:
+        across, down = smart_resize(width, height, min_pixels=LEAST_PIXELS, max_pixels=budget, factor=TOKEN_SIDE)
+    except ValueError:  # more than 200 times as long as wide
+        return None
+    return across * down // TOKEN_SIDE**2
+
+
+def _steps(most: int) -> list[float]:
+    """At most ten bars of one round width."""
+    return list(range(0, most, max(1, -(-most // 10)))) or [0]
+
+
+# ---------------------------------------------------------------------------------------------------------- findings
+
+
+def findings(found: Conversion) -> list[Finding]:
+    """What somebody who sees these numbers every day would say first; worst first."""
+    said = [*_of_refusals(found), *_of_splits(found), *_of_contents(found)]
+    return sorted(said, key=lambda finding: finding.good)
+
+
+def _of_refusals(found: Conversion) -> Iterator[Finding]:
+    rows = found.tally.rows
+    if not found.tally.rejected_rows:
+        yield Finding(True, f"Every row was kept: {rows:,} of {rows:,}.")
+        return
+    if not found.tally.kept:
+        yield Finding(False, "Not one row was kept.")
+    often = {name: each.rejected_rows for name, each in found.datasets.items()
+             if each.rejected_rows > _MANY_REFUSED * each.rows}  # fmt: skip
+    for name, refused in most_frequent(often)[:4]:
+        reason = most_frequent(found.datasets[name].rejected)[0][0]
+        yield Finding(
+            reason in (Reason.DUPLICATE, Reason.HELD_OUT),  # these say nothing against the rows
+            f"{name}: {refused:,} of {found.datasets[name].rows:,} rows were refused, most of them as {reason}"
+            f" ({MEANING.get(Reason(reason), '')}).",
+        )
+    if not often:
+        yield Finding(True, f"{found.tally.rejected_rows:,} of {rows:,} rows were refused, in no dataset above 5 %.")
+
+
+def _of_splits(found: Conversion) -> Iterator[Finding]:
+    kept = {split: sum(each.kept.get(split, 0) for each in found.datasets.values()) for split in SPLITS}
+    if found.tally.kept and not kept["train"]:
+        yield Finding(False, "No row is there to train on: all that were kept are for validation or test.")
+    elif kept["train"] and not kept["validation"]:
+        yield Finding(
+            False, "No row is there to validate on: --validation-share divides rows that name no split, and all with "
+            "--splits by-content."
+        )  # fmt: skip
+    if shared := sum(benchmark.pictures_shared for benchmark in found.benchmarks.values()):
+        refused = sum(benchmark.rows_refused for benchmark in found.benchmarks.values())
+        yield Finding(
+            True, f"{shared:,} images of the benchmarks were in these rows; {refused:,} rows were refused for it."
+        )
+    if found.near_duplicates is None and found.tally.kept:
+        yield Finding(True, "Nobody looked for images that nearly are the same; the split goes by their bytes alone.")
+    for part in found.mix:
+        if part.kept and part.wanted and not part.learned:
+            yield Finding(False, f"All kept rows of the part {part.name} are to measure with; none is learned from.")
+
+
+def _of_contents(found: Conversion) -> Iterator[Finding]:
+    kept = found.tally.kept
+    unmarked, absent = found.boxes_per_row.get("not annotated", 0), found.boxes_per_row.get("0", 0)
+    if by_text := sum(found.without_image.values()):
+        yield Finding(True, f"{by_text:,} of {kept:,} rows are asked by text alone, without an image.")
+    if unmarked and unmarked == kept - by_text:
+        yield Finding(True, "No row says where its evidence is; distill can look for it.")
+    elif unmarked:
+        yield Finding(True, f"{unmarked:,} of {kept:,} rows do not say where their evidence is.")
+    if absent:
+        yield Finding(True, f"{absent:,} rows ask about something that is not in the image.")
+    if reasoned := kept - found.reasonings.get("0", 0):
+        yield Finding(True, f"{reasoned:,} of {kept:,} rows bring a reasoning.")
+    elif kept:
+        yield Finding(True, "No row brings a reasoning; distill writes it.")
+    if unknown := found.licences.get("unknown", 0):
+        yield Finding(False, f"The licence of {unknown:,} rows is unknown; --licence says it.")
+    if found.beyond_processor:
+        yield Finding(
+            False,
+            f"{found.beyond_processor:,} images are more than 200 times as long as wide; no processor takes them.",
+        )
+    if (tokens := found.visual_tokens).n:
+        yield Finding(
+            True, f"Half of the images take {tokens.median:,} visual tokens or less, nine of ten {tokens.p90:,}."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def _largest(found: Conversion) -> list[str]:
+    return [name for name, _ in most_frequent({name: rows.rows for name, rows in found.datasets.items()})]
+
+
+def _lines(found: Conversion) -> list[dict[str, Any]]:
+    """A line for each dataset, the largest first; many small ones share the last line."""
+    largest = _largest(found)
+    lines = {name: found.datasets[name] for name in largest[:MOST_LINES]}
+    if others := [found.datasets[name] for name in largest[MOST_LINES:]]:
+        kept, rejected = Counter[str](), Counter[str]()
+        for rows in others:
+            kept.update(rows.kept)
+            rejected.update(rows.rejected)
+        lines[f"{len(others):,} others"] = Rows(kept=kept, rejected=rejected)
+    most = max(rows.rows for rows in lines.values())
+    return [
+        {"name": name, "rows": rows, "parts": [
+            (kind, 100 * n / most) for kind, n in (*rows.kept.items(), ("refused", rows.rejected_rows)) if n
+        ]}
+        for name, rows in lines.items()
+    ]  # fmt: skip
+
+
+def _reasons(found: Conversion) -> list[dict[str, Any]]:
+    """Most frequent first, each with the datasets that it befell."""
+    by_dataset = {name: rows.rejected for name, rows in found.datasets.items()}
+    return [
+        {"name": reason, "meaning": MEANING.get(Reason(reason), ""), "n": n, "where": where(by_dataset, reason)}
+        for reason, n in most_frequent(found.tally.rejected)
+    ]
+
+
+def _chosen(
+    found: Conversion, examples: Mapping[str, Mapping[str, Sequence[ShownExample]]], gallery: Gallery
+) -> list[tuple[str, list[Card], list[Card]]]:
+    """(dataset, kept, refused): every dataset with as many examples as there is room for, the largest first; of the
+    refused ones one of each reason, then a second of each, …"""
+    rows = []
+    for name in _largest(found):
+        groups = examples.get(name, {})
+        reasons = (groups.get(f"refused:{reason}", ()) for reason, _ in most_frequent(found.datasets[name].rejected))
+        refused = [row for row in chain.from_iterable(zip_longest(*reasons)) if row is not None]
+        if name in examples:
+            rows.append((name, groups.get("kept", ()), refused))
+
+    def shown(most: int) -> int:
+        return sum(len(kept[:most]) + len(refused[:most]) for _, kept, refused in rows)
+
+    each = next((most for most in range(SHOWN, _LEAST_CARDS, -1) if shown(most) <= _MANY_CARDS), _LEAST_CARDS)
+    side = SMALL if shown(each) > _FEW_CARDS else LARGE
+    return [
+        (name, [gallery.card(row, side) for row in kept[:each]], [gallery.card(row, side) for row in refused[:each]])
+        for name, kept, refused in rows
+    ]
+
+
+def _charts(found: Conversion) -> Iterator[dict[str, Any]]:
+    yield _chart("Area of a box", "share of its image", "boxes", found.box_area, _area_bar, _area, "roughly ")
+    boxes: dict[str, int] = {}
+    for name, rows in found.boxes_per_row.items():
+        many = name.isdigit() and int(name) > _MOST_BOXES
+        label = f"{_MOST_BOXES + 1} or more" if many else {"0": "0 (not there)"}.get(name, name)
+        boxes[label] = boxes.get(label, 0) + rows
+    yield {
+        "name": "Boxes of a row", "about": "places that the evidence points at", "counted": "rows",
+        "n": sum(boxes.values()), "bars": bars(boxes.items()), "spread": "",
+    }  # fmt: skip
+    yield _chart("Length of the question", "characters", "rows", found.question_length, _whole_bar, number)
+    yield _chart("Length of the answer", "characters", "rows", found.answer_length, _whole_bar, number)
+    yield _chart("Size of an image", "megapixels", "images", found.pixels, _pixel_bar, _megapixels)
+    if found.ingested:
+        about = f"megapixels, of copies of at most {_megapixels(found.budget)}"
+        yield _chart("Size as it is kept", about, "images", found.pixels_kept, _pixel_bar, _megapixels)
+    about = f"estimated: 28 × 28 pixels each, {found.budget // TOKEN_SIDE**2:,} at most"
+    yield _chart("Visual tokens of an image", about, "images", found.visual_tokens, _whole_bar, number)
+
+
+def _chart(
+    name: str, about: str, counted: str, values: Distribution, label: Callable[[Bar], str],
+    told: Callable[[float], str], roughly: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    spread = (
+        f"{roughly}from {told(values.min)} to {told(values.max)}, half of them at most {told(values.median)}, "
+        f"nine of ten {told(values.p90)}"
+    )
+    shown = bars((label(bar), bar.n) for bar in values.bars)
+    return {"name": name, "about": about, "counted": counted, "n": values.n, "bars": shown, "spread": spread}
+
+
+def _area(value: float) -> str:
+    return f"{100 * value:g} %"
+
+
+def _megapixels(value: float) -> str:
+    return f"{value / 1e6:.3g} MP"
+
+
+def _area_bar(bar: Bar) -> str:
+    return f"{100 * bar.low:g} – {_area(1 if bar.below is None else bar.below)}"
+
+
+def _pixel_bar(bar: Bar) -> str:
+    return f"{bar.low / 1e6:g} " + ("or more" if bar.below is None else f"– {bar.below / 1e6:g}")
+
+
+def _whole_bar(bar: Bar) -> str:
+    if bar.below == bar.low + 1:
+        return number(bar.low)
+    return f"{number(bar.low)} " + ("or more" if bar.below is None else f"– {number(bar.below - 1)}")
+
+
+def _measures(found: Conversion) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Of each dataset: (median, what nine of ten do not exceed) of what the charts show of all."""
+    shown = (("boxes_per_row", number), ("box_area", _area), ("question_length", number), ("answer_length", number))
+    lines = []
+    for name in [name for name in _largest(found) if name in found.by_dataset][:MOST_LINES]:
+        spreads = [(getattr(found.by_dataset[name], field), told) for field, told in shown]
+        cells = [(told(each.median), told(each.p90)) if each.n else ("–", "") for each, told in spreads]
+        lines.append((name, cells))
+    return lines

@@ -1,0 +1,260 @@
+"""The report of distill: how far rows came, what was refused and why, what was checked, and what it cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from vcot.records import Folder, Reason, Tally
+from vcot.records.distillation import Cost, Counts, Distillation, Line, Passage
+from vcot.records.shards import ShardMark
+from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
+from vcot.reports.rendering import MOST_LINES, Finding, dollars, most_frequent, render, share, where
+from vcot.reports.sampling import ExampleSampler, sampled
+from vcot.reports.statistics import summed
+
+SHOWN = 6
+"""Examples that are kept of each dataset."""
+SHOWN_OF_REASON = 3
+FEW_DECOYS = 20
+"""Fewer decoys than this say nothing about a look."""
+
+_MUCH = 0.1
+"""Share above which a thing is worth a look."""
+_STEPS = {
+    "asked": "asked", "parsed": "reply could be read", "boxes_accepted": "boxes accepted",
+    "answer_agreed": "answer agreed", "kept": "kept",
+}  # fmt: skip
+
+UNASKED = "Before anybody was asked"
+READING = "The reply could not be read"
+BOXES = "A box was not believed"
+ANSWERS = "The answer did not follow"
+GATES = (UNASKED, READING, BOXES, ANSWERS)
+
+MEANING: dict[Reason, tuple[str, str]] = {
+    Reason.NO_REASONING: (
+        UNASKED, "the template needs annotated boxes, rationalise a text to anchor, and the row has none",
+    ),
+    Reason.IMAGE_MISSING: (UNASKED, "its image is gone"),
+    Reason.IMAGE_CHANGED: (UNASKED, "its image is not the one that convert saw"),
+    Reason.IMAGE_NOT_AN_IMAGE: (UNASKED, "its image is none"),
+    Reason.IMAGE_UNSUPPORTED: (UNASKED, "its image has a format that is not read"),
+    Reason.IMAGE_TRUNCATED: (UNASKED, "its image ends too early"),
+    Reason.IMAGE_BROKEN: (UNASKED, "its image cannot be decoded"),
+    Reason.IMAGE_TOO_LARGE: (UNASKED, "its image has more pixels than are decoded"),
+    Reason.TEACHER_FAILED: (READING, "the endpoint failed at it each time, or refused it, and answered other requests"),
+    Reason.TEACHER_EMPTY: (READING, "the teacher said nothing"),
+    Reason.TEACHER_REFUSED: (READING, "the teacher, or its endpoint, would not or could not answer"),
+    Reason.TEACHER_CUT_OFF: (READING, "the reply ended in the middle: raise --reply-tokens"),
+    Reason.TEACHER_NOT_JSON: (READING, "the reply is not the JSON that was asked for"),
+    Reason.TEACHER_WRONG_SHAPE: (READING, "the reply is JSON with other fields than were asked for"),
+    Reason.TEACHER_UNREADABLE: (READING, "the reasoning holds numbers of boxes, markup, or a bracket left open"),
+    Reason.TEACHER_UNGROUNDED: (READING, "the reasoning points at nothing, at what is not listed, or too late"),
+    Reason.TEACHER_TOLD: (READING, "the reasoning admits that the answer was given"),
+    Reason.TEACHER_INJECTED: (READING, "the reasoning holds a link, or orders to whoever reads it"),
+    Reason.TEACHER_REPEATS: (READING, "the reasoning repeats itself"),
+    Reason.TEACHER_OTHER_LANGUAGE: (READING, "the reasoning is not, or not all, in the language of the question"),
+    Reason.TEACHER_NO_CONCLUSION: (READING, "the reasoning does not lead to an answer"),
+    Reason.DUPLICATE: (READING, "a new question is the row's own again"),
+    Reason.BOX_MALFORMED: (BOXES, "a proposed box is not four numbers"),
+    Reason.BOX_NOT_FINITE: (BOXES, "a proposed box has an edge that is no number"),
+    Reason.BOX_INVERTED: (BOXES, "a proposed box ends before it begins: perhaps another --frame"),
+    Reason.BOX_EMPTY: (BOXES, "a proposed box has no area"),
+    Reason.BOX_OUTSIDE: (BOXES, "a proposed box leaves the image: perhaps another --frame"),
+    Reason.BOX_TOO_SMALL: (BOXES, "a proposed box is smaller than --min-proposed-area"),
+    Reason.BOX_TOO_LARGE: (BOXES, "a proposed box is larger than --max-proposed-area"),
+    Reason.TOO_MANY_BOXES: (BOXES, "more objects were proposed than --objects allows"),
+    Reason.ANSWER_IN_LABEL: (BOXES, "the name of a proposed object gives the answer away"),
+    Reason.TEACHER_BOX_OFF_GOLD: (BOXES, "a thing that people annotated was proposed at another place"),
+    Reason.TEACHER_BOX_UNSURE: (BOXES, "asked a second time where it is, the teacher pointed elsewhere (--twice)"),
+    Reason.TEACHER_BOX_NOT_SEEN: (BOXES, "a look at the cut-out did not find the thing (--look)"),
+    Reason.TEACHER_BOX_UNDETECTED: (BOXES, "the detector does not find the thing there (--detector-uri)"),
+    Reason.TEACHER_CLAIMS_UNSUPPORTED: (BOXES, "a judge found that the image does not show what was said"),
+    Reason.TEACHER_NOTHING_LEFT: (BOXES, "after the checks nothing was left to point at"),
+    Reason.TEACHER_WRONG_ANSWER: (ANSWERS, "the teacher, or its reasoning, ended in another answer than the row's"),
+    Reason.TEACHER_EVIDENCE_FALLS_SHORT: (
+        ANSWERS, "from the cut-outs of its evidence alone, another answer came (--reanswer)",
+    ),
+    Reason.TEACHER_ANSWER_FIRST: (ANSWERS, "the first sentence of the reasoning states the answer (--answer-first)"),
+}  # fmt: skip
+"""Reason → at which gate, and what happened."""
+
+FLAGS = {"answer-first": "the first sentence states the answer"}
+
+
+def report(
+    folder: Folder, marks: Sequence[ShardMark], tally: Tally, told: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """What report.json holds, and the page.
+
+    Args:
+        told: who the teacher was, and how it was asked.
+
+    Raises:
+        InputError: a shard put nothing aside.
+    """
+    facts = summed(mark.facts for mark in marks)
+    bill = {source: {name: Line(**line) for name, line in of.items()} for source, of in facts.get("bill", {}).items()}
+    costs = {source: _cost(lines.values(), facts["funnel"].get(source, {})) for source, lines in bill.items()}
+    found = Distillation(tally=tally, shards=len(marks), costs=costs, **told, **facts)
+    page = _page(found, sampled(folder, marks, SHOWN), Gallery(folder.store))
+    return found.model_dump(mode="json"), page
+
+
+def _cost(lines: Iterable[Line], funnel: Mapping[str, int]) -> Cost:
+    """The sums of a dataset's bill, with what a row of it costs."""
+    total = summed(line.model_dump() for line in lines)
+    rows = funnel.get("kept", 0)
+    priced = rows and not total["unpriced"]
+    return Cost(
+        **total, rows_kept=rows, usd_a_row_kept=round((total["usd"] + total["usd_lost"]) / rows, 9) if priced else None
+    )
+
+
+def _page(found: Distillation, examples: ExampleSampler, gallery: Gallery) -> str:
+    whole = _sum(found.funnel.values())
+    steps = _STEPS if found.way else {step: _STEPS[step] for step in ("asked", "kept")}
+    datasets = _datasets(found)
+    return render(
+        "distill.html.j2", found=found, all_rows=whole, steps=steps, datasets=datasets,
+        findings=findings(found, whole), tiles=list(_tiles(found, whole)),
+        costs=[(name, found.costs[name]) for name, _ in datasets if name in found.costs],
+        purposes=_purposes(found), flagged=_over_datasets(found.flags), flags=FLAGS,
+        kept=_kept(examples, gallery), refused=_gates(found.refused, "refused", examples, gallery),
+        parts=_gates(found.parts, "part", examples, gallery),
+    )  # fmt: skip
+
+
+def _sum(passages: Iterable[Passage]) -> Passage:
+    return Passage(**summed(one.model_dump() for one in passages))
+
+
+def _datasets(found: Distillation) -> list[tuple[str, Passage]]:
+    """The largest first; many small ones share the last line."""
+    largest = [name for name, _ in most_frequent({name: rows.rows for name, rows in found.funnel.items()})]
+    lines = [(name, found.funnel[name]) for name in largest[:MOST_LINES]]
+    if others := largest[MOST_LINES:]:
+        lines.append((f"{len(others):,} others", _sum(found.funnel[name] for name in others)))
+    return lines
+
+
+def _tiles(found: Distillation, rows: Passage) -> Iterator[tuple[str, str]]:
+    """(what stands large, what it is)"""
+    yield share(rows.kept, rows.asked), f"kept: {rows.kept:,} of {rows.asked:,} rows that needed reasoning"
+    if found.way is None:
+        return
+    trust = found.trust
+    if trust.decoys:
+        few = f", of only {trust.decoys:,}" if trust.decoys < FEW_DECOYS else f" of {trust.decoys:,}"
+        yield share(trust.decoys_accepted, trust.decoys), f"decoy rate: nonsense that the look accepted{few}"
+    else:
+        yield "–", "decoy rate: no look was tested"
+    costs = found.costs.values()
+    if any(cost.unpriced for cost in costs):
+        tokens = sum(cost.tokens_in + cost.tokens_out for cost in costs)
+        yield f"{tokens:,}", "tokens in and out; what they cost is unknown"
+        return
+    usd = sum(cost.usd + cost.usd_lost for cost in costs)
+    yield dollars(usd), "cost of all replies, kept ones too"
+    yield (dollars(usd / rows.kept) if rows.kept else "–"), "for each row kept"
+
+
+def _purposes(found: Distillation) -> list[tuple[str, Line]]:
+    """What each kind of question did cost, over all datasets."""
+    lines = summed({purpose: line.model_dump() for purpose, line in of.items()} for of in found.bill.values())
+    purposes = {purpose: Line(**line) for purpose, line in lines.items()}
+    return sorted(purposes.items(), key=lambda one: (-one[1].tokens_in - one[1].tokens_out, one[0]))
+
+
+def _over_datasets(counts: Counts) -> Counter[str]:
+    """Name → rows, over all datasets."""
+    return sum(map(Counter, counts.values()), Counter())
+
+
+def _kept(examples: ExampleSampler, gallery: Gallery) -> list[tuple[str, list[Card]]]:
+    """Of many datasets only as many as there is room for, each with fewer rows."""
+    kept = {name: groups["kept"] for name, groups in examples.by_dataset().items() if "kept" in groups}
+    each = SHOWN if len(kept) <= 8 else SHOWN // 2
+    return [(name, [gallery.card(row, LARGE) for row in kept[name][:each]]) for name in list(kept)[:MOST_LINES]]
+
+
+def _gates(
+    counts: Counts, group: str, examples: ExampleSampler, gallery: Gallery
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The reasons at each gate, most frequent first, with some of their rows."""
+    gates: dict[str, list[dict[str, Any]]] = {gate: [] for gate in GATES}
+    for reason, rows in most_frequent(_over_datasets(counts)):
+        gate, meaning = MEANING[Reason(reason)]
+        shown = examples.of_group(f"{group}:{reason}", SHOWN_OF_REASON)
+        cards = [gallery.card(row, SMALL) for row in shown]
+        gates[gate].append(
+            {"name": reason, "meaning": meaning, "n": rows, "where": where(counts, reason), "cards": cards}
+        )
+    return [(gate, reasons) for gate, reasons in gates.items() if reasons]
+
+
+def findings(found: Distillation, all_rows: Passage) -> list[Finding]:
+    """Is the teacher's output worth training on? What can be said of it at a glance."""
+    return [*_of_rows(found, all_rows), *_of_boxes(found), *_of_answers(found, all_rows)]
+
+
+def _of_rows(found: Distillation, rows: Passage) -> Iterator[Finding]:
+    unasked = rows.rows - rows.passed - rows.asked
+    if unasked > _MUCH * rows.rows:
+        yield Finding(False, f"{share(unasked, rows.rows)} of the rows were refused before anybody was asked.")
+    if not rows.asked:
+        yield Finding(False, "No row was asked about: they have reasoning, or are of the test split, or were refused.")
+        return
+    yield Finding(
+        rows.kept > rows.asked / 2,
+        f"{share(rows.kept, rows.asked)} of the rows that needed reasoning got some that passed every check.",
+    )
+    if found.way is None:
+        yield Finding(True, "A template wrote it from boxes that people drew; no model was asked, and nothing paid.")
+    elif rows.asked - rows.parsed > _MUCH * rows.asked:
+        lost = share(rows.asked - rows.parsed, rows.asked)
+        yield Finding(False, f"{lost} of the replies could not be read: another prompt or model may do better.")
+
+
+def _of_boxes(found: Distillation) -> Iterator[Finding]:
+    trust = found.trust
+    if found.way is None:
+        return
+    if not trust.looks:
+        yield Finding(True, "No box was looked at: all are where people drew them, or looks are turned off (--look).")
+        return
+    if trust.decoys < FEW_DECOYS:
+        yield Finding(
+            False, f"{f'Only {trust.decoys:,}' if trust.decoys else 'None'} of {trust.looks:,} looks "
+            f"{'was' if trust.decoys < 2 else 'were'} tested with a decoy, too few to say what a look is worth: "
+            f"{'raise --decoy-share' if trust.decoys < trust.looks else 'more rows would tell'}.",
+        )  # fmt: skip
+        return
+    rate = trust.decoys_accepted / trust.decoys
+    seen = f"The look accepted {trust.decoys_accepted:,} of {trust.decoys:,} decoys ({share(rate, 1)})"
+    yield Finding(
+        rate <= _MUCH,
+        f"{seen}: it tells what is there from what is not."
+        if rate <= _MUCH
+        else f"{seen}: proposed boxes that passed it may be wrong; another --judge-model may look better.",
+    )
+
+
+def _of_answers(found: Distillation, rows: Passage) -> Iterator[Finding]:
+    lost = rows.boxes_accepted - rows.answer_agreed
+    if lost > 2 * _MUCH * rows.boxes_accepted:
+        yield Finding(
+            False, f"{share(lost, rows.boxes_accepted)} of the rows with good boxes fell because the answer did not "
+            "follow from them.",
+        )  # fmt: skip
+    first = sum(flags.get("answer-first", 0) for flags in found.flags.values())
+    if first > _MUCH * rows.kept:
+        yield Finding(
+            False, f"{share(first, rows.kept)} of the kept rows state the answer in their first sentence, before they "
+            "look at anything (--answer-first refuse).",
+        )  # fmt: skip
+
+    if unpriced := sum(cost.unpriced for cost in found.costs.values()):
+        yield Finding(False, f"The price of {unpriced:,} replies is unknown; --prices FILE gives one.")
