@@ -72,7 +72,7 @@ def test_the_report_counts_it_and_the_controls_do_not(tmp_path: Path, samples: l
     )
     assert not any("1 + 1" in line and "blank" in line for line in report["verdict"]["cannot"])
     cards = [gallery.card(Store(), evidence, n, frame) for n in range(5)]
-    assert [card.picture is None for card in cards] == [True, False, True, False, True]
+    assert [card.image is None for card in cards] == [True, False, True, False, True]
     html = page.render(report, cards)
     assert html.count("asked by text alone") >= 4
     assert html.count("<img") == 2

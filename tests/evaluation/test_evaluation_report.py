@@ -294,7 +294,7 @@ def test_pictures_show_true_and_predicted_boxes_in_two_colours(evidence):
     from PIL import Image as Pillow
     from PIL import ImageColor
 
-    from vcot.records.page import PREDICTED, TRUE
+    from vcot.reports.overlays import PREDICTED, TRUE
 
     one = next(s for s in evidence.samples if s.true_boxes)
     white = Pillow.new("RGB", (160, 120), "white")

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from vcot.evaluation.controls import picture
 from vcot.evaluation.report import Evidence
 from vcot.grounding import Box, Frame
-from vcot.grounding.tags import SPELLINGS, parse, split_answer
+from vcot.grounding.tags import SPELLINGS, parse
 from vcot.records import Sample, Score
-from vcot.records.page import PREDICTED, TRUE, data_uri, overlay
+from vcot.reports.overlays import PREDICTED, TRUE, data_uri, overlay
 from vcot.storage import Store
 from vcot.storage.images import ImageError
 
@@ -26,13 +26,10 @@ class Card:
 
     sample: Sample
     score: Score
-    picture: str | None
+    image: str | None
+    """A data URI."""
     reply: Markup
     others: dict[str, Markup] = field(default_factory=dict)
-
-    @property
-    def answer(self) -> str | None:
-        return split_answer(self.score.text)[1]
 
 
 def goodness(score: Score) -> tuple[float, bool, str]:
@@ -56,29 +53,22 @@ def choose(evidence: Evidence, most: int, seed: int) -> tuple[list[int], list[in
 
 
 def card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample], Frame]) -> Card:
-    """One row with its picture, if it has one."""
+    """One row with its picture, if it has one; a picture that has gone since it was asked about leaves grey."""
     sample, score = evidence.samples[index], evidence.tuned[index]
-    others = {
-        name: highlighted(reply.score.text)
-        for key, name in (
-            ("base-real", "before tuning"),
-            ("native-real", "before tuning, in its own form"),
-            ("tuned-blank", "on a blank picture"),
-        )
-        if key in evidence.replies and (reply := evidence.replies[key][index]) is not None
-    }
-    return Card(sample, score, _drawn(store, sample, score.text, frame), highlighted(score.text), others)
-
-
-def _drawn(store: Store, sample: Sample, text: str, frame: Callable[[Sample], Frame]) -> str | None:
-    """A data URI. A picture that has gone since it was asked about leaves an empty frame."""
-    if sample.image is None:
-        return None
-    try:
-        pixels = picture(store, sample)
-    except ImageError:
-        pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
-    return data_uri(draw(pixels, sample, text, frame(sample), longest_side=420))
+    names = {
+        "base-real": "before tuning", "native-real": "before tuning, in its own form",
+        "tuned-blank": "on a blank picture",
+    }  # fmt: skip
+    replies = {name: evidence.replies[key][index] for key, name in names.items() if key in evidence.replies}
+    others = {name: highlighted(reply.score.text) for name, reply in replies.items() if reply is not None}
+    image = None
+    if sample.image is not None:
+        try:
+            pixels = picture(store, sample)
+        except ImageError:
+            pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
+        image = data_uri(draw(pixels, sample, score.text, frame(sample), longest_side=420))
+    return Card(sample, score, image, highlighted(score.text), others)
 
 
 def draw(pixels: Image.Image, sample: Sample, text: str, frame: Frame, *, longest_side: int) -> Image.Image:
@@ -134,24 +124,20 @@ def specimen(store: Store, evidence: Evidence, frame: Callable[[Sample], Frame])
 
 def _framed(drawn: Image.Image, question: str, text: str) -> Image.Image:
     font, small = ImageFont.load_default(20), ImageFont.load_default(15)
-    margin, line = 20, 26
-    answer = [piece for row in text.splitlines() for piece in _wrapped(row, small, drawn.width)]
-    height = margin + line + 10 + drawn.height + 12 + 20 + 10 + 21 * len(answer) + margin
-    canvas = Image.new("RGB", (drawn.width + 2 * margin, height), "white")
+    margin, width = 20, drawn.width
+    answer = [piece for row in text.splitlines() for piece in _wrapped(row, small, width)]
+    top, legend = margin + 36, margin + 36 + drawn.height + 12
+    canvas = Image.new("RGB", (width + 2 * margin, legend + 30 + 21 * len(answer) + margin), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((margin, margin - 4), question, fill="#1f2328", font=font)
-    y = margin + line + 10
-    canvas.paste(drawn, (margin, y))
-    y += drawn.height + 12
+    canvas.paste(drawn, (margin, top))
     x = margin
     for colour, name in ((TRUE, "where people marked it"), (PREDICTED, "where the model says it is")):
-        pen.rectangle((x, y + 3, x + 13, y + 16), outline=colour, width=3)
-        pen.text((x + 20, y), name, fill="#656d76", font=small)
+        pen.rectangle((x, legend + 3, x + 13, legend + 16), outline=colour, width=3)
+        pen.text((x + 20, legend), name, fill="#656d76", font=small)
         x += 40 + round(pen.textlength(name, font=small))
-    y += 30
-    for piece in answer:
-        pen.text((margin, y), piece, fill="#1f2328", font=small)
-        y += 21
+    for number, piece in enumerate(answer):
+        pen.text((margin, legend + 30 + 21 * number), piece, fill="#1f2328", font=small)
     return canvas
 
 

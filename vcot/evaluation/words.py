@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vcot.reports.rendering import plural
+
 MINUS = "−"
 
 #: What each row of the table is, in one short sentence.
@@ -121,10 +123,6 @@ def counted(figure: Mapping[str, Any]) -> str:
     if not figure["of"].startswith("replies"):
         count += f", {plural(figure['rows'], 'row')}"
     return count if figure["images"] == figure["rows"] else f"{count}, {plural(figure['images'], 'picture')}"
-
-
-def plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 BASES = ("native-real", "base-real")
