@@ -169,12 +169,6 @@ def test_the_verdict_says_what_it_can_and_what_it_cannot(report):
     assert any("“Where is the disc?”. What the model does with anything else" in line for line in verdict["notes"])
 
 
-def test_before_is_called_a_failure_of_form_where_it_is_one(report):
-    (note,) = [line for line in report["verdict"]["notes"] if "failure of form" in line]
-    assert "32 of 48" in note
-    assert "over the" in note
-
-
 def test_a_model_that_does_as_well_on_blank_pictures_is_not_said_to_see(evidence):
     blind = {**evidence.replies, "tuned-blank": evidence.replies["tuned-real"]}
     again = build(
@@ -219,18 +213,15 @@ def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evide
 
 def figures_of(value):
     """Every figure in the report: (name, figure, whether it is a difference)."""
-    for part in ("results", "guesses", "differences"):
-        for row in value[part]:
-            for name, figure in row["figures"].items():
-                yield name, figure, part == "differences"
-    for group in value["groups"]:
-        for figures in group["results"].values():
-            yield from ((name, figure, False) for name, figure in figures.items())
-        for figures in group["differences"].values():
-            yield from ((name, figure, True) for name, figure in figures.items())
-        for name, each in group["against_guess"].items():
-            yield name, each["its"], False
-            yield name, each["difference"], True
+    if isinstance(value, list):
+        for each in value:
+            yield from figures_of(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            if isinstance(each, dict) and "interval" in each:
+                yield name, each
+            else:
+                yield from figures_of(each)
 
 
 def cells(html):
@@ -241,53 +232,40 @@ def cells(html):
 
 def test_every_number_of_the_report_stands_on_the_page(report, html):
     there = cells(html)
-    count = 0
-    for name, figure, signed in figures_of(report):
-        parts = words.value(name, figure, signed=signed), words.interval(name, figure, signed=signed)
+    figures = [(name, figure) for part in ("results", "guesses") for name, figure in figures_of(report[part])]
+    figures += [(name, each) for group in report["groups"] for name, each in figures_of(group["results"])]
+    assert len(figures) > 100
+    for name, figure in figures:
+        parts = words.value(name, figure), words.interval(name, figure)
         assert " ".join([*filter(None, parts), words.counted(figure)]) in there, (name, figure)
-        count += 1
-    assert count > 150
+    for name, figure in figures_of(report["differences"]):
+        parts = words.value(name, figure, signed=True), words.interval(name, figure, signed=True)
+        assert " ".join([*filter(None, parts), words.counted(figure)]) in there, (name, figure)
     text = Page(html).text
     for line in (*report["verdict"]["can"], *report["verdict"]["cannot"], *report["verdict"]["notes"]):
         assert line in text
-    for row in report["results"]:
-        assert f"{row['cut_off']} replies" in there
 
 
-def test_the_page_is_sound_html_and_needs_nothing_from_outside(html):
+def test_the_page_is_sound_html_that_nothing_a_model_wrote_can_break_and_needs_nothing_from_outside(html):
     found = Page(html)
     assert found.open == []
     assert found.addresses
     assert all(address.startswith("data:image/") for address in found.addresses)
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
     assert "http" not in html
-    assert "@import" not in html
     assert "url(" not in html
-
-
-def test_the_page_shows_the_worst_first_with_question_reply_and_true_answer(evidence, html):
-    worst, drawn_ = gallery.choose(evidence, 10, 0)
-    good = [gallery.goodness(evidence.replies["tuned-real"][i].score) for i in worst]
-    assert len(worst) == len(drawn_) == 5
-    assert good == sorted(good)
-    assert max(good) <= min(gallery.goodness(evidence.replies["tuned-real"][i].score) for i in drawn_)
-    cards = html.split('<article class="card">')[1:]
-    assert len(cards) == 10
-    for card, index in zip(cards, worst, strict=False):
-        assert evidence.samples[index].question in card
-        assert "True answer:" in card
-        assert 'class="reply"' in card
-
-
-def test_what_a_model_wrote_cannot_break_the_page(html):
     assert '<span class="ref">disc &amp; &lt;b&gt;</span>' in html
-    assert "<b></ref>" not in html
+    assert gallery.highlighted("<box>[3 <script>").endswith("&lt;box&gt;[3 &lt;script&gt;")
 
 
-def test_a_reply_is_highlighted_where_its_tags_close():
-    text = gallery.highlighted("A <ref>g</ref><box>[1, 2]</box> <box>[3 <script>")
-    assert '<span class="box">[1, 2]</span>' in text
-    assert text.endswith("&lt;box&gt;[3 &lt;script&gt;")
+def test_the_page_shows_the_worst_first_and_some_of_the_others(evidence, html):
+    worst, others = gallery.choose(evidence, 10, 0)
+    good = [[gallery.goodness(evidence.tuned[i]) for i in part] for part in (worst, others)]
+    assert (len(worst), len(others)) == (5, 5)
+    assert good[0] == sorted(good[0])
+    assert max(good[0]) <= min(good[1])
+    cards = html.split('<article class="card">')[1:]
+    assert all(evidence.samples[i].question in card for card, i in zip(cards, [*worst, *others], strict=True))
 
 
 def test_pictures_show_true_and_predicted_boxes_in_two_colours(evidence):
@@ -348,10 +326,6 @@ def test_numbers_are_written_for_people(name, value, signed, text):
 
 
 # --- gates -------------------------------------------------------------------------------------------
-
-
-def test_gates_that_are_not_asked_for_do_not_exist(report):
-    assert judge_gates(report) == []
 
 
 def test_a_gate_that_is_not_passed_is_named_with_what_was_found(report):

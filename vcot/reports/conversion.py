@@ -13,7 +13,7 @@ from vcot.records import Folder, Reason, Tally
 from vcot.records.conversion import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
 from vcot.records.shards import ShardMark
 from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
-from vcot.reports.rendering import MOST_LINES, Finding, bars, most_frequent, number, render, where
+from vcot.reports.rendering import MOST_LINES, REASONS, Finding, bars, most_frequent, number, render, where
 from vcot.reports.sampling import ShownExample, sampled
 from vcot.reports.statistics import SampleStatistics, distribution, sample_statistics, spread, summed
 from vcot.storage import images
@@ -36,40 +36,7 @@ _LENGTHS = (0, *(digit * 10**power for power in range(8) for digit in (1, 2, 5))
 _AREAS = tuple(float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 2, 5))
 _PIXELS = tuple(digit * 10**power for power in range(2, 9) for digit in (1, 2, 5))
 
-MEANING: Mapping[Reason, str] = {
-    Reason.NOT_JSON: "the line cannot be read",
-    Reason.WRONG_SHAPE: "fields are missing, or hold something else than they should",
-    Reason.NO_QUESTION: "nothing is asked",
-    Reason.NO_ANSWER: "there is no answer",
-    Reason.NO_BOX: "the row should have boxes and has none",
-    Reason.BOX_MALFORMED: "a box is not four numbers",
-    Reason.BOX_NOT_FINITE: "a box has numbers without end",
-    Reason.BOX_INVERTED: "a box ends before it begins",
-    Reason.BOX_EMPTY: "a box has no area",
-    Reason.BOX_OUTSIDE: "a box leaves its image by more than --overhang allows",
-    Reason.BOX_COPIES_DISAGREE: "the row has its box twice, and the copies differ by more than rounding explains",
-    Reason.BOX_TOO_SMALL: "a box is smaller than --min-box-area allows",
-    Reason.BOX_TOO_LARGE: "a box is larger than --max-box-area allows",
-    Reason.BOX_TOO_THIN: "a box is longer and thinner than --max-box-aspect allows",
-    Reason.TOO_MANY_BOXES: "there are more boxes than --max-boxes allows, or thousands in one list",
-    Reason.ANSWER_IN_LABEL: "a label tells the answer (--answer-in-label refuse)",
-    Reason.LICENCE_NOT_ALLOWED: "the licence is not among --licences",
-    Reason.NO_IMAGE: "the row has no image (of scienceqa, --without-image keep keeps it)",
-    Reason.IMAGE_MISSING: "the image is not where the row says",
-    Reason.IMAGE_TRUNCATED: "the image's file ends too early",
-    Reason.IMAGE_BROKEN: "the image's file contradicts itself",
-    Reason.IMAGE_NOT_AN_IMAGE: "what should be an image is none",
-    Reason.IMAGE_TOO_LARGE: "the image is larger than --max-image-pixels or --max-image-side allows",
-    Reason.IMAGE_UNSUPPORTED: "the image is of a format that is not read",
-    Reason.IMAGE_SIZE_DIFFERS: "the image is not as large as the row says, so its boxes are of another",
-    Reason.IMAGE_CHANGED: "the image is not the one that the row was written for",
-    Reason.DUPLICATE: "an earlier row asks the same of the same image, or of none, with the same answers and boxes "
-    "(--duplicates)",
-    Reason.HELD_OUT: "the row would learn from an image, or a question without one, that is there to measure with",
-    Reason.NO_REASONING: "nothing sets reasoning and answer apart",
-    Reason.ANNOTATION_UNMATCHED: "an annotation is of an image or a category that is not in the file "
-    "(--unmatched-annotations)",
-}
+MEANING: Mapping[Reason, str] = {Reason(name): told for name, told in REASONS["convert"].items()}
 
 
 def report(

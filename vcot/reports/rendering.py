@@ -6,14 +6,19 @@ render("convert.html.j2", found=…)     → the whole page
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 MOST_LINES = 40
 """Lines of a table; what rows call their dataset may be anything."""
+
+REASONS: Mapping[str, Any] = tomllib.loads(files("vcot.reports").joinpath("reasons.toml").read_text("utf-8"))
+"""What each reason of a refusal means: of convert by its name, of distill by the gate and its name."""
 
 
 @dataclass(frozen=True)
