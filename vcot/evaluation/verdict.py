@@ -46,27 +46,20 @@ def _of(figure: Mapping[str, Any]) -> str:
 
 def _judge_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
     name, after = group["thing"], group["results"]["tuned-real"]
-    alarms = after["boxes_where_absent"]
+    alarms, figure = after["boxes_where_absent"], after["accuracy_at_50"]
     if alarms["rows"] and alarms["value"] > 0.1:
         cannot.append(
             f"say that there is no “{name}” where there is none: it draws a box all the same, {_of(alarms)} times"
             f" ({words.both('boxes_where_absent', alarms)}){_few(alarms['rows'])}."
         )
-    figure, against = after["accuracy_at_50"], group["against_guess"].get("accuracy_at_50")
+    against = group["against_guess"].get("accuracy_at_50")
     if name == NOT_ANNOTATED or figure["value"] is None or against is None:
         return
-    said = (
-        f"point at “{name}”: it finds {_of(figure)} ({_share('accuracy_at_50', figure)}){_few(figure['rows'])}, "
-        f"the best guess ({words.guess_name(against['guess'])}) {words.value('accuracy_at_50', against['its'])}"
-    )
-    if doubt := _doubt(group, "accuracy_at_50"):
-        cannot.append(f"{said}. {doubt}")
-    elif figure["value"] < 0.5:
-        cannot.append(f"{said}. That is better than guessing, and still misses most.")
-    else:
-        can.append(f"{said}.")
-        if missed := round(figure["count"] * (1 - figure["value"])):
-            cannot.append(f"find every “{name}”: it misses {missed:,} of {figure['count']:,.0f}.")
+    guess = f"the best guess ({words.guess_name(against['guess'])})"
+    said = f"point at “{name}”: it finds {_of(figure)}"
+    skilled = _judge(group, "accuracy_at_50", said, guess, "misses most", can, cannot)
+    if skilled and (missed := round(figure["count"] * (1 - figure["value"]))):
+        cannot.append(f"find every “{name}”: it misses {missed:,} of {figure['count']:,.0f}.")
     if after["precision"]["value"] is not None and after["precision"]["value"] < 0.5 <= figure["value"]:
         cannot.append(
             f"stop in time when it points at “{name}”: only {_of(after['precision'])} of its boxes are right"
@@ -75,30 +68,29 @@ def _judge_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str])
 
 
 def _judge_answers(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
-    figure, against = group["results"]["tuned-real"]["answer_accuracy"], group["against_guess"].get("answer_accuracy")
-    if against is None or figure["value"] is None:
-        return
-    said = (
-        f"answer “{group['question']}”: {_of(figure)} right ({_share('answer_accuracy', figure)})"
-        f"{_few(figure['rows'])}, the usual answer {words.value('answer_accuracy', against['its'])}"
-    )
-    if doubt := _doubt(group, "answer_accuracy"):
-        cannot.append(f"{said}. {doubt}")
-    elif figure["value"] < 0.5:
-        cannot.append(f"{said}. That is better than guessing, and still wrong most of the time.")
-    else:
-        can.append(f"{said}.")
+    figure = group["results"]["tuned-real"]["answer_accuracy"]
+    if figure["value"] is not None and "answer_accuracy" in group["against_guess"]:
+        said = f"answer “{group['question']}”: {_of(figure)} right"
+        _judge(group, "answer_accuracy", said, "the usual answer", "wrong most of the time", can, cannot)
 
 
-def _doubt(group: Mapping[str, Any], figure: str) -> str:
-    """Why a result is no skill; empty where it is one."""
-    if not _above_zero(group["against_guess"][figure]["difference"]):
-        return "That is not shown to be better than guessing."
+def _judge(
+    group: Mapping[str, Any], name: str, said: str, guess: str, still: str, can: list[str], cannot: list[str]
+) -> bool:
+    """Whether it is a skill; the sentence goes to `can` or to `cannot`, with the reason."""
+    figure, against = group["results"]["tuned-real"][name], group["against_guess"][name]
+    said += f" ({_share(name, figure)}){_few(figure['rows'])}, {guess} {words.value(name, against['its'])}"
     blank = group["differences"].get("real-blank")
-    if blank is not None and blank[figure]["value"] is not None and not _above_zero(blank[figure]):
-        value = words.value(figure, group["results"]["tuned-blank"][figure])
-        return f"On blank pictures it is {value}: not shown to come from looking."
-    return ""
+    doubt = ""
+    if not _above_zero(against["difference"]):
+        doubt = "That is not shown to be better than guessing."
+    elif blank is not None and blank[name]["value"] is not None and not _above_zero(blank[name]):
+        value = words.value(name, group["results"]["tuned-blank"][name])
+        doubt = f"On blank pictures it is {value}: not shown to come from looking."
+    elif figure["value"] < 0.5:
+        doubt = f"That is better than guessing, and still {still}."
+    (cannot if doubt else can).append(f"{said}. {doubt}" if doubt else f"{said}.")
+    return not doubt
 
 
 def _share(name: str, figure: Mapping[str, Any]) -> str:
@@ -133,16 +125,15 @@ def _worse(report: Mapping[str, Any]) -> list[str]:
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     """What must be known to read the numbers rightly."""
-    notes = []
-    results = words.results_of(report)
+    results, samples, notes = words.results_of(report), report["samples"], []
     if "native-real" in results:
         notes.append(
             "The base was asked twice, in the tuned model's form and in its own; before tuning means, figure by "
             "figure, the better of the two."
         )
     notes += [_before(key, results[key]) for key in words.BASES if key in results]
-    samples = report["samples"]
-    notes.append(_asked(report))
+    questions = ", ".join(f"“{group['question']}”" for group in report["groups"] if group["question"] is not None)
+    notes.append(f"What was asked: {questions}. What the model does with anything else is not known.")
     if samples["annotated"] < samples["rows"]:
         notes.append(
             f"{samples['rows'] - samples['annotated']:,} of {samples['rows']:,} rows have no annotated boxes;"
@@ -165,12 +156,6 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
                 f"{words.plural(cut['cut_off'], 'reply', 'replies')} {when} did not end within {limit} tokens."
             )
     return notes
-
-
-def _asked(report: Mapping[str, Any]) -> str:
-    """The limits of the measurement itself."""
-    questions = [f"“{group['question']}”" for group in report["groups"] if group["question"] is not None]
-    return f"What was asked: {', '.join(questions)}. What the model does with anything else is not known."
 
 
 def _before(key: str, figures: Mapping[str, Any]) -> str:
