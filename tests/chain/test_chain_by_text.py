@@ -84,7 +84,7 @@ def test_convert_keeps_and_counts_them(chain: Any) -> None:
     assert report["pictures"] == {"train": 4, "validation": 1, "test": 2}
     assert sum(sample.image is None for sample in samples(run_uri, "convert")) == 7
     page = (run_uri / "convert/report.html").read_text()
-    assert "7 of 14 rows are asked by text alone, without a picture." in page
+    assert "7 of 14 rows are asked by text alone, without an image." in page
     assert '<th class="n">by text alone</th>' in page
     assert page.count('<div class="none">asked by text alone</div>') > 0
 
@@ -105,7 +105,7 @@ def test_tokenize_makes_examples_of_both_and_shows_both(chain: Any) -> None:
     assert sum(example.image is None for example in Examples(files)) == 4
     page = (run_uri / "tokenize/report.html").read_text()
     assert page.count(" · by text alone") == 4
-    assert "ask by text alone, without a picture" in page
+    assert "ask by text alone, without an image" in page
 
 
 def test_evaluate_asks_them_without_a_picture_and_says_so(chain: Any) -> None:

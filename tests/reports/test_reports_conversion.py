@@ -19,13 +19,16 @@ from PIL import Image
 
 from jobs.convert import ConvertSettings, run
 from tests.sources.given import Given
+from tests.teacher.made import sample
 from vcot.errors import InputError
 from vcot.grounding import smart_resize
-from vcot.records import Reason, Sample
+from vcot.records import Folder, Reason, Sample
 from vcot.records.conversion import Conversion
+from vcot.records.shards import JsonLines
 from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
 from vcot.reports.sampling import ShownBox, ShownExample
-from vcot.reports.statistics import AREAS, distribution, percentile
+from vcot.reports.statistics import AREAS, distribution, percentile, sample_statistics
+from vcot.storage import Store
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
 
@@ -125,6 +128,26 @@ def test_any_number_of_shards_gives_the_same_report_and_the_same_page(given: Giv
     for other, its_page in others:
         assert other.model_copy(update={"shards": 1}) == one
         assert its_page.replace(str(tmp_path), "") == page.replace(str(tmp_path), "")
+
+
+def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_rows_about_nothing(tmp_path: Path) -> None:
+    one = sample()
+    assert one.image is not None
+    rows = [
+        one, one.model_copy(update={"evidence": None}), one.model_copy(update={"evidence": ()}),
+        one.model_copy(update={"image": None, "evidence": None, "question": "one \U0001f600 \0 two"}),
+    ]  # fmt: skip
+    folder = Folder(Store(), str(tmp_path / "run"), "convert")
+    marks = [folder.make_shard(n, lambda writer: [writer.keep(row) for row in rows], JsonLines) for n in range(2)]
+    with sample_statistics(folder.store, folder.uri, marks, tmp_path) as found:
+        assert found.image_sizes() == {"train": {(320, 240): 1}}
+        assert found.counts("split", "image is null") == {"made": {"train": 2}}
+        assert found.counts("len(areas)", "areas is not null") == {"made": {1: 2, 0: 2}}
+        assert found.counts("question_length", "image is null") == {"made": {len(rows[-1].question): 2}}
+        assert found.box_areas() == {"made": {0.03: 2}}
+    Path(folder.uri, marks[1].files[0].name).write_bytes(b"")
+    with pytest.raises(InputError, match="truncated"), sample_statistics(folder.store, folder.uri, marks, tmp_path):
+        pass
 
 
 def test_visual_tokens_follow_the_processor() -> None:

@@ -21,6 +21,8 @@ from vcot.grounding import Frame
 from vcot.records import Sample, Score
 
 MOST_GROUPS = 12
+JUDGED = ("accuracy_at_50", "answer_accuracy")
+SHOWN_OF_GROUP = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
 PAIRS = {
     "after-before": ("tuned-real", "base-real"),
     "after-native": ("tuned-real", "native-real"),
@@ -203,37 +205,28 @@ def _metadata(samples: Sequence[Sample]) -> Iterator[list[str]]:
 
 def _group(evidence: Evidence, chosen: Sequence[int], seed: int) -> dict[str, Any]:
     scores = {key: [each[index] for index in chosen] for key, each in evidence.scores.items()}
-    best = {
-        "accuracy_at_50": _best_guess(scores, evidence.guesses, "accuracy_at_50"),
-        "answer_accuracy": _best_guess(scores, evidence.guesses, "answer_accuracy"),
-    }
-    pairs = {("tuned-real", guess) for guess in best.values() if guess}
+    guesses = {figure: _best_guess(scores, evidence.guesses, figure) for figure in JUDGED}
+    pairs = {("tuned-real", guess) for guess in guesses.values() if guess}
     measured = measure(scores, sorted({*pairs, *_pairs(evidence)}), seed=seed)
-    compared = {}
-    for figure, guess in best.items():
-        if guess is None or measured.figures["tuned-real"][figure].value is None:
-            continue
-        compared[figure] = {
-            "guess": guess,
-            "its": measured.figures[guess][figure].to_dict(),
-            "difference": measured.differences["tuned-real", guess][figure].to_dict(),
-        }
-    shown = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
     return {
         "rows": len(chosen),
-        "results": {key: _dicts(measured.figures[key], shown) for key in evidence.replies},
+        "results": {key: _dicts(measured.figures[key], SHOWN_OF_GROUP) for key in evidence.replies},
         "differences": {
-            key: {name: figures[name] for name in ("accuracy_at_50", "answer_accuracy")}
-            for key, figures in _differences(measured).items()
+            key: {name: figures[name] for name in JUDGED} for key, figures in _differences(measured).items()
         },
-        "against_guess": compared,
+        "against_guess": {
+            figure: {
+                "guess": guess,
+                "its": measured.figures[guess][figure].to_dict(),
+                "difference": measured.differences["tuned-real", guess][figure].to_dict(),
+            }
+            for figure, guess in guesses.items()
+            if guess is not None and measured.figures["tuned-real"][figure].value is not None
+        },
     }
 
 
 def _best_guess(scores: Mapping[str, Sequence[Score | None]], names: Iterable[str], figure: str) -> str | None:
     """The guess that does best on these rows: the one a model must beat."""
-    able = {name: scores[name] for name in names if figure in _meant(name)}
-    if not able:
-        return None
-    values = {name: point(figure, each) or 0.0 for name, each in able.items()}
-    return max(values, key=lambda name: (values[name], name))
+    values = {name: point(figure, scores[name]) or 0.0 for name in names if figure in _meant(name)}
+    return max(values, key=lambda name: (values[name], name), default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vcot.reports.rendering import plural
+from vcot.reports.rendering import plural as plural
 
 MINUS = "−"
 

@@ -84,9 +84,10 @@ def _counted(
     pixels, pixels_kept, tokens, beyond = Counter[float](), Counter[float](), Counter[float](), 0
     for (width, height), often in _all(sizes).items():
         pixels[width * height] += often
-        size = images.within(width, height, budget) if ingested else (width, height)
-        pixels_kept[size[0] * size[1]] += often
-        if (made := visual_tokens(*size, budget)) is None:
+        if ingested:
+            width, height = images.within(width, height, budget)
+        pixels_kept[width * height] += often
+        if (made := visual_tokens(width, height, budget)) is None:
             beyond += often
         else:
             tokens[made] += often
@@ -95,7 +96,7 @@ def _counted(
     return Conversion(
         datasets={
             name: Rows(
-                kept={split: n for split in SPLITS if (n := kept.get(name, {}).get(split))},
+                kept={split: n for split in SPLITS if (n := kept.get(name, Counter[str]())[split])},
                 rejected=dict(sorted(refused.get(name, {}).items())),
             )
             for name in sorted({*kept, *refused})
@@ -108,7 +109,8 @@ def _counted(
         answer_length=distribution(_all(answer_length), _LENGTHS),
         by_dataset={
             name: Measures(
-                boxes_per_row=spread(boxes.get(name, {})), box_area=spread(box_area.get(name, {})),
+                boxes_per_row=spread(boxes.get(name, Counter[int]())),
+                box_area=spread(box_area.get(name, Counter[float]())),
                 question_length=spread(question_length[name]), answer_length=spread(answer_length[name]),
             )
             for name in sorted(kept)

@@ -132,7 +132,7 @@ class Gallery:
         if image is None:
             return Card(row, note="no room for more images on this page", reasoning=reasoning)
         near = _close_by(pixels, boxes, size)
-        return Card(row, image, near and self._fitted(near), reasoning=reasoning)
+        return Card(row, image, self._fitted(near) if near else None, reasoning=reasoning)
 
     def plain(self, uri: str) -> str | None:
         """The image alone; None where it cannot be shown."""

@@ -73,7 +73,7 @@ class ExampleSampler:
         groups = self._held.get(dataset)
         if groups is None:
             return len(self._held) < self._datasets or _rank(dataset) < max(map(_rank, self._held))
-        held = groups.get(group, ())
+        held = groups.get(group, [])
         return (len(held) < self._most or _rank(row) < held[-1][:2]) and all(row != other for _, other, _ in held)
 
     def add(self, example: ShownExample) -> None:

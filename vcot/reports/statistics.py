@@ -31,7 +31,7 @@ _COLUMNS = """{
 _SAMPLES = f"""
 select origin.dataset, origin.split, origin.licence, length(question) as question_length,
     length(answers[1]) as answer_length, len(reasoning) as reasonings,
-    hash(image.sha256) as image, image.width, image.height,
+    if(image is null, null, hash(image.sha256)) as image, image.width, image.height,
     list_transform(
         flatten(list_transform(evidence, lambda mention: mention.boxes)),
         lambda box: (box[3] - box[1]) * (box[4] - box[2]) / (image.width * image.height)
@@ -81,7 +81,7 @@ def sample_statistics(
         database.execute("set memory_limit = '512MB'")
         database.execute(f"set threads = {min(4, os.cpu_count() or 1)}")
         database.execute("set preserve_insertion_order = false")
-        into = "create table samples as"
+        into = "create or replace table samples as"
         for file in (file for mark in marks for file in mark.files):
             path = fetch_file(store, stage_uri, file, scratch)
             database.execute(f"{into} {_SAMPLES}", [str(path)])
