@@ -13,9 +13,9 @@ from tests.sources.given import Given, informed
 from tests.sources.test_sources_viscot import chat, metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
-from vcot.sources import SOURCES, read, rows_of_shard
-from vcot.sources.desk import split_of
-from vcot.sources.reading import FORMS, in_order
+from vcot.sources import DATASETS, read, rows_of_shard
+from vcot.sources.base import split_of
+from vcot.sources.reading import in_order
 from vcot.storage import Store
 
 DETECTION = {
@@ -52,17 +52,11 @@ def test_a_coco_file_is_recognised_without_reading_it_whole(given: Given, source
         given.outcomes(source, str(path))
 
 
-def test_every_form_is_read_by_a_source_or_by_none() -> None:
-    read = {(form, name) for name, source in SOURCES.items() for form in source.forms}
-    assert read == {(form, reader) for form, (_, _, readers) in FORMS.items() for reader in readers}
-
-
 def test_each_row_is_in_one_shard_and_a_limit_counts_rows_of_the_whole(given: Given) -> None:
     desk = given.desk("viscot", given.rows([metadata([[1, 2, 3, 4]], question=f"{n}?") for n in range(10)]))
-    source = SOURCES["viscot"]
 
     def ids(**which: Any) -> list[str]:
-        return [row.id for row in rows_of_shard(source, desk, **which)]
+        return [row.id for row in rows_of_shard(desk, **which)]
 
     everything = ids()
     dealt = [ids(index=index, shards=3) for index in range(3)]
@@ -149,11 +143,11 @@ def test_no_row_learns_from_a_picture_that_another_row_measures_with(given: Give
     )
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     desk = given.desk("viscot", uri)
-    source = SOURCES["viscot"]
+    source = DATASETS["viscot"]
     knowing = informed(source, desk, folder, look=True, readers=2)
-    assert list(knowing.held_out.values()) == ["test"]
+    assert list(knowing.prepared.held_out.values()) == ["test"]
     assert informed(source, desk, folder, look=False) == knowing
-    results = given.outcomes("viscot", uri, held_out=knowing.held_out)
+    results = given.outcomes("viscot", uri, held_out=knowing.prepared.held_out)
     assert [r.reason.value if isinstance(r, Rejection) else r.origin.split for r in results] == [
         "held-out", "train", "test", "box-inverted",
     ]  # fmt: skip
@@ -162,7 +156,7 @@ def test_no_row_learns_from_a_picture_that_another_row_measures_with(given: Give
 def test_shards_do_not_start_before_it_is_known_what_is_held_out(given: Given) -> None:
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     with pytest.raises(InputError, match="--part prepare comes before --part shards"):
-        informed(SOURCES["scenes"], given.desk("scenes"), folder, look=False)
+        informed(DATASETS["scenes"], given.desk("scenes"), folder, look=False)
 
 
 def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> None:
@@ -175,12 +169,12 @@ def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> Non
         given.rows([row("1", id="cell"), row("2", id=7), row("3"), row("4", id="\ud800")], "mine.jsonl"),
         given.rows([row("5", id="cell"), row("6", id="mine.jsonl:3"), "no JSON"], "yours.jsonl"),
     ]
-    source, folder = SOURCES["samples"], Folder(Store(), str(given.folder / "run"), "convert")
+    source, folder = DATASETS["samples"], Folder(Store(), str(given.folder / "run"), "convert")
     informed(source, given.desk("samples", *uris), folder, look=True)
     ids = {}
     for shard in range(2):
         desk = informed(source, given.desk("samples", *uris), folder, look=False)
-        for _, result in read(source, rows_of_shard(source, desk, shard, 2), desk):
+        for _, result in read(rows_of_shard(desk, shard, 2), desk):
             ids[result.question if isinstance(result, Sample) else result.reason.value] = result.id
     assert ids == {
         "1": "mine.jsonl:1:cell", "2": "7", "3": "mine.jsonl:3", "wrong-shape": "mine.jsonl:4",

@@ -10,7 +10,7 @@ import pytest
 from tests.sources.given import Given, informed, png
 from vcot.grounding import Mention
 from vcot.records import Folder, Rejection
-from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.sources import DATASETS, read, rows_of_shard
 from vcot.storage import Store
 
 ASK = "Please provide the bounding box coordinate of the region that can help you answer the question better."
@@ -179,7 +179,7 @@ def test_a_negative_integer_was_truncated_towards_zero_and_is_cut_at_the_border(
 def test_where_a_whole_set_can_be_of_whole_pixels_the_integers_are_the_boxes(given: Given) -> None:
     for path in ("vsr/a.jpg", "gqa/a.jpg", "gqa/b.jpg"):
         given.picture(path, 640, 480, png(640, 480, path))
-    ints, source = "[64, 112, 320, 304]", SOURCES["viscot"]
+    ints, source = "[64, 112, 320, 304]", DATASETS["viscot"]
     rows = [
         chat("[0.1, 0.3, 0.5, 0.6]", ints),
         chat("[0.1, 0.3, 0.5, 0.6]", ints, "gqa", image=["cot/gqa/a.jpg", f"cot/gqa/a.jpg###{ints}"]),
@@ -187,8 +187,8 @@ def test_where_a_whole_set_can_be_of_whole_pixels_the_integers_are_the_boxes(giv
     ]
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     desk = informed(source, given.desk("viscot", given.rows(rows), near_duplicates=0), folder, look=True)
-    assert desk.whole_pixels == ["vsr"]
-    found = [sample.true_boxes for _, sample in read(source, rows_of_shard(source, desk), desk)]
+    assert desk.prepared.whole_pixels == ["vsr"]
+    found = [sample.true_boxes for _, sample in read(rows_of_shard(desk), desk)]
     assert [boxes[0].x1 for boxes in found] == [64, pytest.approx(64.16, abs=0.01), pytest.approx(64.64, abs=0.01)]
 
 

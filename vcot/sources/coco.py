@@ -34,7 +34,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vcot import log
 from vcot.errors import InputError, SettingsError
@@ -42,7 +42,17 @@ from vcot.grounding import Box, BoxError, Mention
 from vcot.grounding.places import place
 from vcot.labels import plural
 from vcot.records import Image, Reason, Sample
-from vcot.sources.desk import Desk, QuestionKind, numbers, pick, unique
+from vcot.settings import CommaSeparated, setting
+from vcot.sources.base import (
+    ConversionContext,
+    QuestionKind,
+    QuestionOptions,
+    WordingOptions,
+    dataset,
+    numbers,
+    pick,
+    unique,
+)  # fmt: skip
 from vcot.sources.inputs import Input, form_of_file, opened
 from vcot.sources.jsontext import parts
 from vcot.sources.row import Refused, Row
@@ -60,53 +70,81 @@ PHRASINGS: Mapping[QuestionKind, tuple[str, ...]] = {
 _OF_ABSENT: tuple[QuestionKind, ...] = ("presence", "count", "point")
 
 
-def rows(desk: Desk) -> Iterator[Row]:
+class CocoOptions(QuestionOptions, WordingOptions):
+    categories: CommaSeparated = setting((), "coco: ask about these alone, comma-separated; default: all")
+    category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
+    absent: int = setting(
+        1, "coco: questions about things that are not there, of each picture; their evidence is an empty list",
+        unit="questions", ge=0,
+    )  # fmt: skip
+    unmatched_annotations: Literal["doubt", "ignore"] = setting(
+        "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
+        "is counted or denied that they may show; ignore: those images and categories were left out on purpose",
+    )  # fmt: skip
+
+    def faults(self) -> Iterator[str]:
+        for pair in self.category_names:
+            if not all(map(str.strip, pair.partition("="))):
+                yield f"--category-names: {pair!r} is not written category=name"
+
+
+def rows(context: ConversionContext[CocoOptions]) -> Iterator[Row]:
     """One row for each question about each picture, in the order of the file."""
-    for source in desk.inputs:
+    for source in context.inputs:
         asked = 0
-        with _index(desk, source) as index:
-            for row in _questions(desk, source, index):
+        with _index(context, source) as index:
+            for row in _questions(context, source, index):
                 asked += 1
                 yield row
-            unmatched = _unmatched(desk, source, index)
+            unmatched = _unmatched(context, source, index)
             if not asked:
                 because = next((f"; {row.fault.detail}" for row in unmatched if row.fault), "")
-                kinds = ",".join(desk.options.questions)
+                kinds = ",".join(context.own.questions)
                 raise InputError(f"{source.uri}: none of --questions {kinds} can be asked of its pictures{because}")
             yield from unmatched
 
 
-def ready(desk: Desk) -> None:
-    for source in desk.inputs:
-        with _index(desk, source):
+def ready(context: ConversionContext[CocoOptions]) -> None:
+    for source in context.inputs:
+        with _index(context, source):
             pass
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+def asks(row: Row) -> tuple[str, str]:
+    return row.value["kind"], row.value["category"]
+
+
+@dataset(
+    "coco",
+    "COCO instances: questions about where things are and how many there are",
+    "--input-uri annotations/instances_train2017.json --images-uri train2017",
+    options=CocoOptions,
+    rows=rows,
+    ready=ready,
+    asks=asks,
+    images_beside="images",
+)
+def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
     said = row.value
     entry, kind, category = said["image"], said["kind"], said["category"]
-    image = desk.pictures.find(_path(entry))
+    image = context.pictures.find(_path(entry))
     told = (entry.get("width"), entry.get("height"))
     if told != (None, None) and told != (image.width, image.height):
         raise Refused(
             Reason.IMAGE_SIZE_DIFFERS,
             f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
-    boxes = unique(_box(written, image, desk) for written in said["boxes"])
+    boxes = unique(_box(written, image, context) for written in said["boxes"])
     if kind == "where" and len(boxes) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
     return Sample(
         id=row.id,
         image=image,
-        question=_question(desk, row.id, kind, category),
+        question=_question(context, row.id, kind, category),
         answers=(_answer(kind, boxes, image.width, image.height),),
         evidence=(Mention(category, boxes),) if boxes else (),
-        origin=desk.origin(row, image, said["dataset"], said["licence"]),
+        origin=context.origin(row, image, said["dataset"], said["licence"]),
     )
-
-
-def asks(row: Row) -> tuple[str, str]:
-    return row.value["kind"], row.value["category"]
 
 
 def _answer(kind: QuestionKind, boxes: Sequence[Box], width: int, height: int) -> str:
@@ -117,17 +155,17 @@ def _answer(kind: QuestionKind, boxes: Sequence[Box], width: int, height: int) -
     return str(len(boxes))
 
 
-def _question(desk: Desk, row_id: str, kind: QuestionKind, category: str) -> str:
-    return desk.one_of(PHRASINGS[kind], row_id).format(
+def _question(context: ConversionContext[CocoOptions], row_id: str, kind: QuestionKind, category: str) -> str:
+    return context.own.one_of(PHRASINGS[kind], row_id, context.options.seed).format(
         one=category, a=f"{_article(category)} {category}", many=plural(category)
     )
 
 
-def _box(written: Any, image: Image, desk: Desk) -> Box:
+def _box(written: Any, image: Image, context: ConversionContext[CocoOptions]) -> Box:
     """Raises BoxError, in the words of the file: left, top, width, height."""
     try:
         x, y, width, height = numbers(written)
-        return desk.box([x, y, x + width, y + height], image)
+        return context.box([x, y, x + width, y + height], image)
     except BoxError as error:
         size = f"{image.width} x {image.height}"
         fault = error.fault.value.replace("_", " ")
@@ -153,10 +191,10 @@ def _article(noun: str) -> str:
 # ---------------------------------------------------------------------------------- questions of a picture
 
 
-def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+def _questions(context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> Iterator[Row]:
     written = dict(index.execute("select id, name from categories where id is not null order by rowid"))
-    names = _chosen(desk, source, written)
-    anywhere = _of_no_image(desk, index)
+    names = _chosen(context, source, written)
+    anywhere = _of_no_image(context, index)
     licences = dict(index.execute("select id, name from licences"))
     seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
     for image_id, text, again, number in index.execute(
@@ -174,14 +212,14 @@ def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator
             yield Row(f"{source.name}:{image_id}#{number}", {}, Refused(Reason.DUPLICATE, detail))
             continue
         boxes, crowded, found = _seen(index, image_id, names)
-        doubted = anywhere | (found - written.keys() if desk.options.unmatched_annotations == "doubt" else set())
+        doubted = anywhere | (found - written.keys() if context.own.unmatched_annotations == "doubt" else set())
         in_doubt = {name for number, name in names.items() if number in doubted or not doubted <= written.keys()}
         common = {
             "image": entry, "split": entry.get("split"), "dataset": _dataset(source),
             "licence": licences.get(_key(entry.get("license"))),
         }  # fmt: skip
         of = f"{source.name}:{image_id}"
-        for kind, category in _askable(desk, of, boxes, crowded, in_doubt, tuple(names.values())):
+        for kind, category in _askable(context, of, boxes, crowded, in_doubt, tuple(names.values())):
             yield Row(
                 f"{source.name}:{image_id}:{kind}:{category.replace(' ', '-')}",
                 {**common, "kind": kind, "category": category, "boxes": boxes.get(category, [])},
@@ -189,19 +227,19 @@ def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator
 
 
 def _askable(
-    desk: Desk, of: str, boxes: Mapping[str, list[Any]], crowded: set[str], in_doubt: set[str],
-    categories: Sequence[str],
+    context: ConversionContext[CocoOptions], of: str, boxes: Mapping[str, list[Any]], crowded: set[str],
+    in_doubt: set[str], categories: Sequence[str],
 ) -> Iterator[tuple[QuestionKind, str]]:  # fmt: skip
     for category in dict.fromkeys(categories):
         count = 0 if category in crowded else len(boxes.get(category, ()))
-        for kind in desk.options.questions:
+        for kind in context.own.questions:
             if count and (kind == "presence" or (category not in in_doubt and (count == 1 or kind != "where"))):
                 yield kind, category
     absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded and c not in in_doubt]
-    kinds = [kind for kind in _OF_ABSENT if kind in desk.options.questions]
+    kinds = [kind for kind in _OF_ABSENT if kind in context.own.questions]
     # Whatever the seed: it decides on wordings, and not on which rows there are and which of them repeat each other.
     first = pick(0, of, len(absent)) if absent else 0
-    for number in range(min(desk.options.absent, len(absent)) if kinds else 0):
+    for number in range(min(context.own.absent, len(absent)) if kinds else 0):
         yield kinds[number % len(kinds)], absent[(first + number) % len(absent)]
 
 
@@ -224,13 +262,14 @@ def _seen(
     return boxes, crowded, found
 
 
-def _chosen(desk: Desk, source: Input, written: Mapping[str, str]) -> dict[str, str]:
+def _chosen(context: ConversionContext[CocoOptions], source: Input, written: Mapping[str, str]) -> dict[str, str]:
     """Category id → the name that is spoken, of the categories that are asked about.
 
     Raises:
         SettingsError: --categories or --category-names name one that the file has not.
     """
-    renamed, wanted = desk.options.category_names, desk.options.categories
+    renamed = {old.strip(): new.strip() for old, new in (pair.split("=", 1) for pair in context.own.category_names)}
+    wanted = context.own.categories
     spoken = {number: renamed.get(name, name) for number, name in written.items()}
     known = {*written.values(), *spoken.values()}
     if strange := [name for name in (*renamed, *wanted) if name not in known]:
@@ -246,16 +285,16 @@ def _dataset(source: Input) -> str:
 # ------------------------------------------------------------------------------- annotations that match nothing
 
 
-def _of_no_image(desk: Desk, index: sqlite3.Connection) -> set[str | None]:
+def _of_no_image(context: ConversionContext[CocoOptions], index: sqlite3.Connection) -> set[str | None]:
     """The ids of the categories of annotations that may be of any picture."""
-    if desk.options.unmatched_annotations == "ignore":
+    if context.own.unmatched_annotations == "ignore":
         return set()
     return {category for (category,) in index.execute("select distinct category from unmatched where not of_image")}
 
 
-def _unmatched(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+def _unmatched(context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> Iterator[Row]:
     """A row that is refused for each, so that they are counted and listed where all is that was refused."""
-    if desk.options.unmatched_annotations == "ignore":
+    if context.own.unmatched_annotations == "ignore":
         return
     for number, image, category, of_image, of_category in index.execute("select * from unmatched order by number"):
         said = {"image_id": image, "category_id": category}
@@ -298,9 +337,9 @@ create table unmatched as select * from (
 class _index:
     """The file as a database on the scratch disk, made once for all shards of this process, and for its children."""
 
-    def __init__(self, desk: Desk, source: Input) -> None:
-        self._desk, self._source = desk, source
-        self._path = desk.scratch / f"{hashlib.sha256(source.uri.encode()).hexdigest()[:16]}.sqlite"
+    def __init__(self, context: ConversionContext[CocoOptions], source: Input) -> None:
+        self._context, self._source = context, source
+        self._path = context.scratch / f"{hashlib.sha256(source.uri.encode()).hexdigest()[:16]}.sqlite"
 
     def __enter__(self) -> sqlite3.Connection:
         there = self._path.exists()
@@ -319,7 +358,7 @@ class _index:
 
     def _fill(self, index: sqlite3.Connection) -> None:
         index.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLES)
-        with opened(self._desk.store, self._source) as stream:
+        with opened(self._context.store, self._source) as stream:
             if form_of_file(stream) != "coco":
                 raise InputError(
                     f"{self._source.uri} is no COCO object (images, annotations, categories); "
@@ -347,7 +386,7 @@ class _index:
             log.get().warning(
                 "annotations of no image or no category in the file", file=self._source.uri, annotations=annotations,
                 of_no_image=of_image, of_no_category=of_category,
-                unmatched_annotations=self._desk.options.unmatched_annotations,
+                unmatched_annotations=self._context.own.unmatched_annotations,
             )  # fmt: skip
 
 

@@ -10,33 +10,47 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vcot.grounding import Box, Mention
 from vcot.records import Sample
-from vcot.sources.desk import Desk
+from vcot.settings import setting
+from vcot.sources.base import ConversionContext, QuestionOptions, dataset
 from vcot.sources.row import Row
-from vcot.sources.scenes import Pointing, SceneSpec, ask, draw_scene
 
 if TYPE_CHECKING:
     from PIL import Image
 
-LICENCE = "Apache-2.0"
+
+class SceneOptions(QuestionOptions):
+    scenes: int = setting(200, "scenes: how many are drawn", unit="scenes", ge=1)
 
 
-def rows(desk: Desk) -> Iterator[Row]:
+def rows(context: ConversionContext) -> Iterator[Row]:
     """The kinds of questions take turns."""
-    kinds = desk.options.questions
-    for number in range(desk.options.scenes):
+    kinds = context.own.questions
+    for number in range(context.own.scenes):
         yield Row(f"scene:{number:06d}", {"number": number, "kind": kinds[number % len(kinds)]})
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+@dataset(
+    "scenes",
+    "drawn scenes with exact boxes; needs no input",
+    "--scenes 2000",
+    options=SceneOptions,
+    rows=rows,
+    needs_input=False,
+    called="scenes",
+    licence="Apache-2.0",
+)
+def sample(row: Row, context: ConversionContext) -> Sample:
+    import numpy as np  # which --check need not wait for
+
+    from vcot.sources.scenes import Pointing, SceneSpec, ask, draw_scene
+
     number = row.value["number"]
-    dice = np.random.default_rng([desk.options.seed, number])
+    dice = np.random.default_rng([context.options.seed, number])
     scene = draw_scene(dice, SceneSpec())
     question = ask(dice, scene, row.value["kind"])
-    image = desk.pictures.keep(f"{number:06d}.png", _png(scene.image))
+    image = context.pictures.keep(f"{number:06d}.png", _png(scene.image))
     return Sample(
         id=row.id,
         image=image,
@@ -47,7 +61,7 @@ def sample(row: Row, desk: Desk) -> Sample:
             for part in question.reasoning
             if isinstance(part, Pointing)
         ),
-        origin=desk.origin(row, image, "scenes"),
+        origin=context.origin(row, image, "scenes"),
     )
 
 

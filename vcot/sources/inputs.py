@@ -2,6 +2,16 @@
 
 Each file is held against the digest that was taken when the stage began, while it is read: a file that changes
 under a running stage is an error, not a mixture.
+
+A shard decodes its own rows and no others. Of an entry of a JSON array nobody knows where it ends before it is decoded,
+so whoever goes through all of one for the first time notes at which byte each entry begins, and where an entry may
+hold several rows (Dataset.expand), how many it has. Prepare leaves both for the shards, 8 to 12 bytes a row:
+
+    <run>/convert/offsets/<sha256 of the file>.entries       the first byte of each entry, and the end of the last
+                          <sha256 of the file>.rows          how many rows each line or entry holds
+
+Both are little-endian numbers behind the sha256 of their own bytes; bytes are counted in the unpacked file. A file of
+which nothing is noted is decoded whole, and gives the same rows.
 """
 
 from __future__ import annotations
@@ -10,24 +20,27 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
+import sys
 import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 from vcot.errors import InputError
-from vcot.records import Reason
-from vcot.sources import parquet
+from vcot.records import Folder, Reason
 from vcot.sources.jsontext import LONGEST, TOO_DEEP, Entry, entries, entries_at
 from vcot.sources.row import Refused, Row
-from vcot.storage import Changed, Store, join, state_of
+from vcot.storage import Changed, NotFound, Store, join, state_of
 from vcot.storage import name as last_part
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", parquet.SUFFIX)
+PARQUET = ".parquet"
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", PARQUET)
 _BUFFER = 1 << 20
 
 
@@ -111,11 +124,11 @@ def found_in(
 def _found_by_kind(
     store: Store, source: Input, columns: Sequence[str], starts: array[int] | None
 ) -> Iterator[tuple[int, Any]]:
-    if source.uri.endswith(parquet.SUFFIX):
+    if source.uri.endswith(PARQUET):
         if not columns:
             raise InputError(f"{source.uri} is Parquet; this source reads {', '.join(SUFFIXES[:-1])}")
         with _unchanged(store, source) as file:
-            yield from parquet.entries(file, source.uri, columns)
+            yield from parquet_rows(file, source.uri, columns)
         return
     if starts:
         with _seekable(store, source) as stream:
@@ -131,7 +144,7 @@ def _found_by_kind(
 
 
 def is_array(store: Store, source: Input) -> bool:
-    if source.uri.endswith(parquet.SUFFIX):
+    if source.uri.endswith(PARQUET):
         return False
     with opened(store, source) as stream:
         return form_of_file(stream) == "array"
@@ -267,3 +280,117 @@ def _read(line: bytes) -> Any:
 
 
 _DECODE = json.JSONDecoder().decode
+
+# ----------------------------------------------------------------------------------------------------------- Parquet
+
+ROWS_AT_ONCE = 16
+"""Rows of Parquet in memory; with their images, some megabytes."""
+_SPLIT = re.compile(r"(?P<split>[a-z]+)-\d+-of-\d+\b.*")
+
+
+def parquet_rows(stream: BinaryIO, uri: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their numbers from 1: what the columns hold that the file has of these.
+
+    Raises:
+        InputError: it is no whole Parquet, or it has none of the columns.
+    """
+    number = 0
+    named = {} if (split := split_of(uri)) is None else {"split": split}
+    with _parquet(stream, uri) as file:
+        there = [name for name in columns if name in file.schema_arrow.names]
+        if not there:
+            raise InputError(
+                f"{uri} has the columns {', '.join(file.schema_arrow.names)[:200]}; none of {', '.join(columns)}"
+            )
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=there):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, named | row
+
+
+def split_of(uri: str) -> str | None:
+    """What the name of the file says: `train` of `…/train-00000-of-00002.parquet`."""
+    found = _SPLIT.fullmatch(last_part(uri))
+    return found["split"] if found else None
+
+
+@contextmanager
+def _parquet(stream: BinaryIO, uri: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Columns are read in pieces of the buffer. Otherwise whole groups of rows are fetched ahead, and with
+        # pictures in them the whole file may come to be in memory.
+        yield pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk, not of pyarrow
+            raise
+        raise InputError(f"{uri} is not whole Parquet: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------- where a file's rows are
+
+Kind = Literal["entries", "rows"]
+_CODES: dict[Kind, str] = {"entries": "Q", "rows": "I"}
+_DIGEST = 32
+
+
+def noted(scratch: Path, file: Input, kind: Kind) -> array[int] | None:
+    """What somebody has noted on this machine; None: nobody has."""
+    try:
+        data = _path(scratch, file, kind).read_bytes()
+    except FileNotFoundError:
+        return None
+    found = array(_CODES[kind], data[_DIGEST:])
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
+
+
+def note(scratch: Path, file: Input, kind: Kind, numbers: array[int]) -> None:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    data = numbers.tobytes()
+    path = _path(scratch, file, kind)
+    whole = path.with_suffix(f".{os.getpid()}")  # several processes may note the same
+    whole.write_bytes(hashlib.sha256(data).digest() + data)
+    whole.replace(path)
+
+
+def fetch_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None:
+    """Brings what was left in the stage's folder to this machine.
+
+    Raises:
+        InputError: it is not what was left.
+    """
+    for file in files:
+        for kind in _CODES:
+            path = _path(scratch, file, kind)
+            if path.exists():
+                continue
+            uri = _uri(folder, file, kind)
+            try:
+                data = folder.store.read(uri)
+            except NotFound:
+                continue
+            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+                raise InputError(f"{uri} is damaged: its digest is another; delete it")
+            path.write_bytes(data)
+
+
+def leave_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None:
+    """Puts what was noted where the shards find it."""
+    for file in files:
+        for kind in _CODES:
+            path, uri = _path(scratch, file, kind), _uri(folder, file, kind)
+            if path.exists() and folder.store.stat(uri) is None:
+                folder.store.upload(path, uri)
+
+
+def _path(scratch: Path, file: Input, kind: Kind) -> Path:
+    return scratch / f"{file.sha256}.{kind}"
+
+
+def _uri(folder: Folder, file: Input, kind: Kind) -> str:
+    return join(folder.uri, "offsets", f"{file.sha256}.{kind}")

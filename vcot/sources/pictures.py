@@ -7,6 +7,8 @@ copy of the picture is wanted (ingest.py).
 
 from __future__ import annotations
 
+import base64
+import binascii
 import copy
 import hashlib
 import os
@@ -16,13 +18,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
-from vcot.records import Image
-from vcot.sources import alike
+from vcot.records import Image, Reason
 from vcot.sources.ingest import Ingest
 from vcot.sources.known import Known
+from vcot.sources.row import Refused
 from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
 from vcot.storage import images as reading
 from vcot.storage.archive import Archive, NoFile
@@ -202,6 +205,22 @@ class Pictures:
         self._store.write(uri, data)
         return image
 
+    def of(self, said: Any) -> Image:
+        """The image of a row: `{"bytes": …, "path": …}` (Parquet of the hub), bytes, a data URL, or a path or URI.
+
+        Raises:
+            Refused: the row has none, or it is written in another way.
+            ImageError: it cannot be used.
+        """
+        said = _unpacked(said)
+        if not there(said):
+            raise Refused(Reason.NO_IMAGE, "the row has no picture")
+        if isinstance(said, bytes):
+            return self.keep(hashlib.sha256(said).hexdigest(), said)
+        if not isinstance(said, str):
+            raise Refused(Reason.WRONG_SHAPE, f"a picture is a path, a URI or bytes; got {said!r:.60}")
+        return self.of(decoded(said.partition(",")[2])) if said.startswith("data:") else self.find(said)
+
     def print_of(self, uri: str, sha256: str) -> bytes | None:
         """What a picture looks like (alike.py); None: it shows nothing.
 
@@ -209,6 +228,8 @@ class Pictures:
             Changed: it is gone, or another one than had this digest.
             ImageError: its data are damaged, whatever its header says.
         """
+        from vcot.sources import alike  # numpy, which --check need not wait for
+
         known = None if self._index is None else self._index.print_of(uri, sha256)
         if known is None:
             try:
@@ -323,6 +344,23 @@ class Pictures:
         if not _ends_as_it_should(data):
             reading.decode(data, uri, max_pixels=self._max_pixels)
         return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+
+
+def there(said: Any) -> bool:
+    """Whether a row has anything at all in the place of its image."""
+    return _unpacked(said) not in (None, "", b"")
+
+
+def _unpacked(said: Any) -> Any:
+    return said.get("bytes") or said.get("path") if isinstance(said, dict) else said
+
+
+def decoded(said: str) -> bytes:
+    """Raises Refused: it is no base64."""
+    try:
+        return base64.b64decode(said, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(Reason.IMAGE_NOT_AN_IMAGE, f"a picture that is not base64: {error}; {said[:40]!r}") from None
 
 
 def without_top(path: str) -> str:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcot.records import Image, Reason
-from vcot.sources.desk import Desk
-from vcot.sources.inside import decoded, kept, picture
-from vcot.sources.parquet import SUFFIX
+from vcot.sources.base import ConversionContext, Form
+from vcot.sources.inputs import PARQUET
+from vcot.sources.pictures import decoded
 from vcot.sources.row import Refused, Row
 
+FORM = Form(frozenset(("conversations",)), "LLaVA's conversations")
 ROUND = "round"
 """Where a row keeps its Round."""
 _WHO = {"human": "human", "user": "human", "reason": "reason", "gpt": "gpt", "assistant": "gpt"}
@@ -67,15 +68,15 @@ def told(before: Sequence[tuple[str, str]]) -> str | None:
     return "\n\n".join(f"Question: {asked}\nAnswer: {answer}" for asked, answer in before) or None
 
 
-def picture_of(row: Row, desk: Desk, path: str | None = None) -> Image:
+def picture_of(row: Row, context: ConversionContext, path: str | None = None) -> Image:
     """The one picture of a row: `image`, or the only entry of `images`. Parquet holds it as base64.
 
     path: what to look up instead of the text that is there.
     """
     said = one_picture(row.value)
-    if isinstance(said, str) and f"{SUFFIX}:" in row.id and not said.startswith("data:"):
-        return kept(decoded(said), desk)
-    return picture(path or said, desk)
+    if isinstance(said, str) and f"{PARQUET}:" in row.id and not said.startswith("data:"):
+        return context.pictures.of(decoded(said))
+    return context.pictures.of(path or said)
 
 
 def one_picture(value: Mapping[str, Any]) -> Any:
