@@ -45,7 +45,7 @@ from typing import (
     Union,
     get_args,
     get_origin,
-)  # fmt: skip
+)
 
 from pydantic import (
     BaseModel,
@@ -57,7 +57,7 @@ from pydantic import (
     create_model,
     field_validator,
     model_validator,
-)  # fmt: skip
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 

@@ -5,7 +5,7 @@ name in the list below, and one test with three rows. Where its input is neither
 function makes them.
 """
 
-from vcot.sources import viscot, coco, refcoco, scienceqa, aokvqa, llava_cot, drawn, samples  # noqa: F401, I001  in the order of --help
+from vcot.sources import viscot, coco, refcoco, scienceqa, aokvqa, llava_cot, scenes, samples  # noqa: F401, I001  in the order of --help
 from vcot.sources.base import DATASETS, ConversionContext
 from vcot.sources.reading import read, rows_of_shard
 

@@ -20,7 +20,7 @@ from vcot.sources.base import (
     hub_name,
     same_size,
     text,
-)  # fmt: skip
+)
 from vcot.sources.quality import NEUTRAL, gives_away
 from vcot.sources.repeats import asked
 from vcot.sources.row import Row
