@@ -246,7 +246,7 @@ def placed(
         scratch = parts[0].desk.scratch
         archive = archive_at(uri, folder, scratch, index_uri=settings.archive_index_uri, look=look, name=name)
         folders = tuple(dict.fromkeys(folders))
-        return pictures.below(folders) if archive is None else pictures.inside(archive, folders)
+        return pictures.below(folders, archive)
 
     found = []
     for entry, part in zip(sources, parts, strict=True):

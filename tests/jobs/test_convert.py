@@ -116,14 +116,6 @@ def test_the_same_input_gives_the_same_bytes_whoever_makes_which_part(given: Giv
     assert len(made(parts)) == 6
 
 
-def test_the_examples_photographs(tmp_path: Path) -> None:
-    told = convert(
-        tmp_path / "run", source="coco", input_uri=ROOT / "examples/blood-cells/instances.json", questions="where",
-        categories="white blood cell",
-    )  # fmt: skip
-    assert told["datasets"] == {"blood-cells": {"kept": {"train": 137, "test": 50}, "rejected": {}}}
-
-
 def test_drawn_scenes_need_no_input(tmp_path: Path) -> None:
     told = convert(tmp_path / "run", source="scenes", limit=6, num_shards=2, pictures_uri=tmp_path / "pictures")
     assert told["tally"]["kept"] == 6
@@ -193,14 +185,18 @@ def process(run_uri: Path, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
 # --------------------------------------------------------------------------------------------------- how it ends
 
 
-def test_every_missing_setting_is_named_at_once() -> None:
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("viscot", ["--input-uri", "--images-uri", "--category-names", "--frame"]),
+        ("coco", ["--input-uri", "--category-names:", "--category-names:", "--frame"]),
+        ("samples", ["--input-uri", "--frame=resized_pixels", "--category-names"]),
+    ],
+)
+def test_every_fault_of_the_settings_is_named_at_once(source: str, said: list[str]) -> None:
     with pytest.raises(SettingsError) as refused:
-        ConvertSettings.load(flags(run_uri="r", source="viscot", frame="resized_pixels", category_names="WBC,RBC=x,=y"))
-    lines = str(refused.value).splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "--input-uri", "--images-uri", "--frame=resized_pixels", "--category-names:", "--category-names:",
-        "--category-names", "--frame",
-    ]  # fmt: skip
+        ConvertSettings.load(flags(run_uri="r", source=source, frame="resized_pixels", category_names="WBC,RBC=x,=y"))
+    assert [line.split()[0] for line in str(refused.value).splitlines()] == said
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_an_archive_that_changes_while_its_pictures_are_read(any_place: str, row
     archive = archive_at(join(any_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
     assert archive is not None
     desk = rows.desk("viscot")
-    inside = desk.pictures.inside(archive, DATASETS["viscot"].in_archive)
+    inside = desk.pictures.below(DATASETS["viscot"].in_archive, archive)
     assert inside.find("vsr/3.png").width == 93
     store.write(uri, store.read(uri) + bytes(512))
     row = Row("1", metadata([[1, 2, 30, 40]], image="4.png", width=94, height=70))

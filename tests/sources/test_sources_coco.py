@@ -174,17 +174,6 @@ def test_the_wording_depends_on_seed_and_row_alone(given: Given) -> None:
     assert {q.split()[0] for q in first} == {"Where", "Find", "Point"}
 
 
-def test_of_the_blood_cells_every_test_picture_has_one_white_blood_cell(given: Given) -> None:
-    given.images = CELLS / "images"
-    results = given.outcomes(
-        "coco", str(CELLS / "instances.json"), questions=("where",), categories=("white blood cell",), phrasings="one"
-    )
-    splits = [r.origin.split for r in results if isinstance(r, Sample)]
-    assert len(splits) == len(results)
-    assert (splits.count("train"), splits.count("test")) == (137, 50)
-    assert {r.origin.licence for r in results if isinstance(r, Sample)} == {"MIT"}
-
-
 def test_the_base_knows_these_wordings() -> None:
     """The rehearsal base has learned the phrases of drawn scenes."""
     known = {

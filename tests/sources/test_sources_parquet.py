@@ -15,7 +15,7 @@ from tests.sources.given import Given, png
 from tests.sources.parquet import PICTURE, write
 from tests.sources.test_sources_scienceqa import TYPES, row
 from vcot.errors import InputError
-from vcot.sources.inputs import found_in, parquet_rows, split_of
+from vcot.sources.inputs import found_in, parquet_rows
 from vcot.storage import Changed, Store
 
 
@@ -23,13 +23,14 @@ from vcot.storage import Changed, Store
     ("name", "split"),
     [
         ("train-00000-of-00001-1028f23e353fbe3e.parquet", "train"),
-        ("s3://b/data/validation-00001-of-00002.parquet", "validation"),
+        ("validation-00001-of-00002.parquet", "validation"),
         ("0000.parquet", None),
         ("training.parquet", None),
     ],
 )
-def test_the_name_of_a_file_says_its_split(name: str, split: str | None) -> None:
-    assert split_of(name) == split
+def test_the_name_of_a_file_says_its_split(tmp_path: Path, name: str, split: str | None) -> None:
+    (row,) = read(write(tmp_path / name, [{"n": 1}], {"n": pa.int64()}))
+    assert row.get("split") == split
 
 
 def read(uri: str, columns: tuple[str, ...] = ("n",)) -> list[dict[str, object]]:

@@ -24,12 +24,6 @@ DETECTION = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("source", ["viscot", "samples"])
-def test_a_detection_file_is_refused_as_a_whole_and_by_name(given: Given, source: str) -> None:
-    with pytest.raises(InputError, match=r"rows\.jsonl is a detection file .*no answers to learn\. This source reads"):
-        given.outcomes(source, given.rows([DETECTION] * 3))
-
-
 @pytest.mark.parametrize(
     ("source", "row", "said"),
     [
@@ -121,38 +115,6 @@ def test_the_side_of_a_picture_is_a_fair_draw_by_seed() -> None:
     assert {split_of(d, 0, 0.0) for d in digests} == {"train"}
 
 
-def test_a_larger_share_only_adds_pictures_to_validation() -> None:
-    digests = [f"{n:064x}" for n in range(1000)]
-    small, large = ({d for d in digests if split_of(d, 0, share) == "validation"} for share in (0.05, 0.2))
-    assert small < large
-
-
-def test_no_row_learns_from_a_picture_that_another_row_measures_with(given: Given) -> None:
-    """The same bytes under two names, in two sets: the benchmark's row stays, the training row is refused."""
-    given.picture("vsr/benchmark.jpg", 640, 480)
-    given.picture("vsr/train.jpg", 640, 480)
-    given.picture("vsr/other.jpg", 640, 481)
-    box = [[1, 2, 30, 40]]
-    uri = given.rows(
-        [
-            metadata(box, image="train.jpg"),
-            metadata(box, image="other.jpg", height=481),
-            metadata(box, image="benchmark.jpg", split="val"),
-            metadata([[30, 2, 1, 40]], image="other.jpg", height=481, split="val"),  # refused, so it holds out nothing
-        ]
-    )
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
-    desk = given.desk("viscot", uri)
-    source = DATASETS["viscot"]
-    knowing = informed(source, desk, folder, look=True, readers=2)
-    assert list(knowing.prepared.held_out.values()) == ["test"]
-    assert informed(source, desk, folder, look=False) == knowing
-    results = given.outcomes("viscot", uri, held_out=knowing.prepared.held_out)
-    assert [r.reason.value if isinstance(r, Rejection) else r.origin.split for r in results] == [
-        "held-out", "train", "test", "box-inverted",
-    ]  # fmt: skip
-
-
 def test_shards_do_not_start_before_it_is_known_what_is_held_out(given: Given) -> None:
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     with pytest.raises(InputError, match="--part prepare comes before --part shards"):
@@ -180,12 +142,3 @@ def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> Non
         "1": "mine.jsonl:1:cell", "2": "7", "3": "mine.jsonl:3", "wrong-shape": "mine.jsonl:4",
         "5": "yours.jsonl:1:cell", "6": "yours.jsonl:2:mine.jsonl:3", "not-json": "yours.jsonl:3",
     }  # fmt: skip
-
-
-def test_every_source_says_where_its_rows_come_from(given: Given) -> None:
-    given.picture("a.png", 20, 20)
-    sample = given.sample(
-        "samples", {"image": "a.png", "question": "?", "answers": ["x"]}, licence="CC0", dataset="mine"
-    )
-    assert isinstance(sample, Sample)
-    assert (sample.origin.dataset, sample.origin.licence) == ("mine", "CC0")

@@ -164,16 +164,6 @@ def test_a_frame_is_never_guessed(scene: Given) -> None:
         scene.outcomes("samples", scene.rows([messages("The cup [1, 2, 3, 4]. Answer: left")]))
 
 
-def test_qwens_json_is_read_and_boxes_of_one_label_are_gathered(scene: Given) -> None:
-    reply = (
-        '[{"bbox_2d": [100, 200, 300, 400], "label": "cup"}, {"bbox_2d": [500, 500, 600, 600], "label": "pot"}] and '
-        '[{"bbox_2d": [700, 200, 800, 400], "label": "cup"}]\nAnswer: 2'
-    )
-    sample = scene.sample("samples", messages(reply), frame="thousandths")
-    assert sample.evidence is not None
-    assert [(m.label, len(m.boxes)) for m in sample.evidence] == [("cup", 2), ("pot", 1)]
-
-
 def test_a_reply_that_states_no_answer_is_the_answer(scene: Given) -> None:
     sample = scene.sample("samples", messages("A  cup\nof tea."), frame="thousandths")
     assert (sample.answers, sample.reasoning, sample.evidence) == (("A cup of tea.",), (), None)
@@ -320,7 +310,6 @@ def test_whatever_a_row_says_it_is_kept_or_refused(scene: Given, source: str, ro
     """Never an exception: a stage of a million rows does not end because of one."""
     from vcot.sources import DATASETS
     from vcot.sources.reading import one
-    from vcot.sources.row import Row
 
     whole = {"image": "a.png", "question": "?", "answers": ["2"], "answer": "2", "dataset": "vsr"} if fixed else {}
     read = DATASETS[source]
@@ -374,10 +363,3 @@ def test_a_picture_that_is_none_is_told_by_the_name_that_the_row_has_for_it(scen
 def test_a_label_without_words_is_a_region(scene: Given) -> None:
     row = {"image": "a.png", "question": "?", "answers": ["x"], "evidence": [{"label": " ", "boxes": [[0, 0, 9, 9]]}]}
     assert [mention.label for mention in scene.sample("samples", row).evidence or ()] == ["region"]
-
-
-def test_kept_and_refused_rows_are_counted_as_one_dataset(scene: Given) -> None:
-    desk = scene.desk("samples", scene.rows([], "mine.jsonl"))
-    row = {"image": "a.png", "question": "What?", "answers": ["x"]}
-    assert desk.dataset_of(Row("mine.jsonl:2", row)) == "mine"
-    assert scene.sample("samples", row).origin.dataset == "rows"

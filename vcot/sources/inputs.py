@@ -10,8 +10,8 @@ hold several rows (Dataset.expand), how many it has. Prepare leaves both for the
     <run>/convert/offsets/<sha256 of the file>.entries       the first byte of each entry, and the end of the last
                           <sha256 of the file>.rows          how many rows each line or entry holds
 
-Both are little-endian numbers behind the sha256 of their own bytes; bytes are counted in the unpacked file. A file of
-which nothing is noted is decoded whole, and gives the same rows.
+Both are numbers in the machine's order (little-endian) behind the sha256 of their own bytes; bytes are counted in the
+unpacked file. A file of which nothing is noted is decoded whole, and gives the same rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import io
 import json
 import os
 import re
-import sys
 import zlib
 from array import array
 from collections import Counter
@@ -77,14 +76,12 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
     for longer in (lambda uri, name: join(last_part(uri.rpartition("/")[0]), name), lambda uri, name: uri):
         often = Counter(found.values())
         found = {uri: name if often[name] == 1 else longer(uri, name) for uri, name in found.items()}
-    return tuple(_input(store, uri, name) for uri, name in found.items())
-
-
-def _input(store: Store, uri: str, name: str) -> Input:
-    entry = store.stat(uri)
-    if entry is None:
-        raise _changed(uri)
-    return Input(uri, name, store.digest(uri), entry.size, entry.state)
+    inputs = []
+    for uri, name in found.items():
+        if (entry := store.stat(uri)) is None:
+            raise _changed(uri)
+        inputs.append(Input(uri, name, store.digest(uri), entry.size, entry.state))
+    return tuple(inputs)
 
 
 def _changed(uri: str) -> Changed:
@@ -113,11 +110,10 @@ def found_in(
     are as lines are, and of a file that is not gzipped whatever lies far from those that are wanted is not even
     fetched.
     """
-    none = True
-    for found in _found_by_kind(store, source, columns, starts):
-        none = False
-        yield found
-    if none:
+    number = 0
+    for number, found in _found_by_kind(store, source, columns, starts):
+        yield number, found
+    if not number:
         raise InputError(f"{source.uri}: there is not one row in it")
 
 
@@ -131,7 +127,8 @@ def _found_by_kind(
             yield from parquet_rows(file, source.uri, columns)
         return
     if starts:
-        with _seekable(store, source) as stream:
+        # Not all of it is read, so it is held against its state and not against its digest.
+        with (opened if source.uri.endswith(".gz") else _unchanged)(store, source) as stream:
             yield from entries_at(stream, source.uri, starts)
         return
     with opened(store, source) as stream:
@@ -189,19 +186,6 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
             raise InputError(f"{source.uri} is not a whole gzip file: {error}") from None
         if ended and watched.digest.hexdigest() != source.sha256:
             raise _changed(source.uri)
-
-
-@contextmanager
-def _seekable(store: Store, source: Input) -> Iterator[BinaryIO]:
-    """The file's content, for who goes forward in it. It is held against what storage says of its state, and not
-    against its digest, which only who reads all of it knows.
-    """
-    if source.uri.endswith(".gz"):  # unpacked up to what is wanted
-        with opened(store, source) as stream:
-            yield stream
-        return
-    with _unchanged(store, source) as file:
-        yield file
 
 
 @contextmanager
@@ -291,12 +275,20 @@ _SPLIT = re.compile(r"(?P<split>[a-z]+)-\d+-of-\d+\b.*")
 def parquet_rows(stream: BinaryIO, uri: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers from 1: what the columns hold that the file has of these.
 
+    What the name of the file says (`train-00000-of-00002.parquet`) counts as `split` where no column does.
+
     Raises:
         InputError: it is no whole Parquet, or it has none of the columns.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
-    named = {} if (split := split_of(uri)) is None else {"split": split}
-    with _parquet(stream, uri) as file:
+    named = {"split": found["split"]} if (found := _SPLIT.fullmatch(last_part(uri))) else {}
+    try:
+        # Columns are read in pieces of the buffer. Otherwise whole groups of rows are fetched ahead, and with
+        # images in them the whole file may come to be in memory.
+        file = pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
         there = [name for name in columns if name in file.schema_arrow.names]
         if not there:
             raise InputError(
@@ -306,23 +298,6 @@ def parquet_rows(stream: BinaryIO, uri: str, columns: Sequence[str]) -> Iterator
             for row in batch.to_pylist():
                 number += 1
                 yield number, named | row
-
-
-def split_of(uri: str) -> str | None:
-    """What the name of the file says: `train` of `…/train-00000-of-00002.parquet`."""
-    found = _SPLIT.fullmatch(last_part(uri))
-    return found["split"] if found else None
-
-
-@contextmanager
-def _parquet(stream: BinaryIO, uri: str) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # Columns are read in pieces of the buffer. Otherwise whole groups of rows are fetched ahead, and with
-        # pictures in them the whole file may come to be in memory.
-        yield pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
     except (pa.ArrowException, OSError, EOFError) as error:
         if getattr(error, "errno", None) is not None:  # of the disk, not of pyarrow
             raise
@@ -342,15 +317,10 @@ def noted(scratch: Path, file: Input, kind: Kind) -> array[int] | None:
         data = _path(scratch, file, kind).read_bytes()
     except FileNotFoundError:
         return None
-    found = array(_CODES[kind], data[_DIGEST:])
-    if sys.byteorder == "big":
-        found.byteswap()
-    return found
+    return array(_CODES[kind], data[_DIGEST:])
 
 
 def note(scratch: Path, file: Input, kind: Kind, numbers: array[int]) -> None:
-    if sys.byteorder == "big":
-        numbers.byteswap()
     data = numbers.tobytes()
     path = _path(scratch, file, kind)
     whole = path.with_suffix(f".{os.getpid()}")  # several processes may note the same

@@ -100,22 +100,19 @@ class Pictures:
         plain._ingest, plain._known = None, OrderedDict()
         return plain
 
-    def inside(self, archive: Archive, folders: Sequence[str]) -> Pictures:
-        """The same, of an archive: paths are below one of these folders of it, the first that has them."""
+    def below(self, folders: Sequence[str], archive: Archive | None = None) -> Pictures:
+        """The same: paths are below one of these folders of the images' folder, or of an archive: the first that has
+        them.
+        """
+
+        def has(folder: str) -> bool:
+            if archive is not None:
+                return archive.has_folder(folder)
+            return next(self._store.list(join(self._images_uri or "", folder)), None) is not None
+
         there = copy.copy(self)
         there._archive, there._known = archive, OrderedDict()
-        there._folders = [folder for folder in folders if not folder or archive.has_folder(folder)]
-        return there
-
-    def below(self, folders: Sequence[str]) -> Pictures:
-        """The same: paths are below one of these folders of the images' folder, the first that has them."""
-        assert self._images_uri is not None
-        there = copy.copy(self)
-        there._known = OrderedDict()
-        there._folders = [
-            folder for folder in folders
-            if not folder or next(self._store.list(join(self._images_uri, folder)), None) is not None
-        ]  # fmt: skip
+        there._folders = [folder for folder in folders if not folder or has(folder)]
         return there
 
     @property
@@ -142,10 +139,8 @@ class Pictures:
             ImageError: it cannot be used; `reason` says why.
             SettingsError: a path, and no folder to look in.
         """
-        found = self._known.get(path)
-        return found if isinstance(found, Image) else self._find(path)
-
-    def _find(self, path: str) -> Image:
+        if isinstance(known := self._known.get(path), Image):
+            return known
         uris = self._uris(path)
         looked_up: Future[Image] | None = None
         with self._lock:
@@ -234,9 +229,10 @@ class Pictures:
         if known is None:
             try:
                 data, _ = self._read(uri)
-                _demand_same(uri, data, sha256)
             except NotFound:
                 raise _changed(uri) from None
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise _changed(uri)
             try:
                 grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
             except ImageError:
@@ -250,29 +246,35 @@ class Pictures:
     def _uris(self, path: str) -> Sequence[str]:
         """Where a picture may lie, likeliest first; one place where rows or an archive's index say which."""
         if (parts := uris.pieces(path)) or _ABSOLUTE.match(path):
-            self._demand_allowed(path, [part.uri for part in parts] or [path])
+            for place in [part.uri for part in parts] or [path]:
+                try:
+                    uris.split(place)
+                except UsageError as error:
+                    raise ImageError(path, "unsupported-format", str(error)) from None
+                # Rows do not choose which buckets and files are read, where somebody has said in which folder images
+                # are.
+                if self._images_uri is not None and not _is_below(self._images_uri, place):
+                    raise ImageError(
+                        path, "missing", f"it lies outside --images-uri {self._images_uri}, and only without that do "
+                        "rows say themselves where pictures are"
+                    )  # fmt: skip
             return [path]
         if self._archive is not None:
-            return [self._member(self._archive, path)]
+            missing = []
+            for place in self._places(path):
+                try:
+                    return [self._archive.uri(place)]
+                except NoFile as error:
+                    raise ImageError(path, "unsupported-format", str(error)) from None
+                except NotFound as error:
+                    missing.append(str(error))
+            raise ImageError(path, "missing", "; ".join(missing))
         if self._images_uri is None:
             raise SettingsError(f"--images-uri is missing: rows name their pictures by paths such as {path!r:.80}")
         try:
             return [join(self._images_uri, place) for place in self._places(path)]
         except InputError as error:
             raise ImageError(path, "missing", str(error)) from None
-
-    def _demand_allowed(self, path: str, places: Sequence[str]) -> None:
-        """Rows do not choose which buckets and files are read, where somebody has said in which folder pictures are."""
-        for place in places:
-            try:
-                uris.split(place)
-            except UsageError as error:
-                raise ImageError(path, "unsupported-format", str(error)) from None
-            if self._images_uri is not None and not _is_below(self._images_uri, place):
-                raise ImageError(
-                    path, "missing", f"it lies outside --images-uri {self._images_uri}, and only without that do rows "
-                    "say themselves where pictures are"
-                )  # fmt: skip
 
     def _places(self, path: str) -> Sequence[str]:
         """A path as it may be written in this folder or archive, with and without what stands on top of it here."""
@@ -282,17 +284,6 @@ class Pictures:
         top = path.removesuffix(f"/{bare}")
         folders = [top, *self._folders] if top in self._folders else self._folders
         return list(dict.fromkeys(f"{folder}/{bare}" if folder else bare for folder in folders))
-
-    def _member(self, archive: Archive, path: str) -> str:
-        missing = []
-        for place in self._places(path):
-            try:
-                return archive.uri(place)
-            except NoFile as error:
-                raise ImageError(path, "unsupported-format", str(error)) from None
-            except NotFound as error:
-                missing.append(str(error))
-        raise ImageError(path, "missing", "; ".join(missing))
 
     def _read(self, uri: str) -> tuple[bytes, str]:
         """The bytes, and the state of what holds them."""
@@ -325,8 +316,9 @@ class Pictures:
             if before is not None:
                 raise _changed(uri) from None
             raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
-        if before is not None:
-            _demand_same(uri, data, before.sha256)
+        # Which side of the split an image is on was decided by what it showed then.
+        if before is not None and hashlib.sha256(data).hexdigest() != before.sha256:
+            raise _changed(uri)
         image = self._judge(uri, data)
         if self._index is not None:
             self._index.put(image, len(data), state)
@@ -377,12 +369,6 @@ def _is_below(folder: str, place: str) -> bool:
         for scheme, path in (uris.split(uri),)
     )
     return ".." not in place.split("/") and f"{place}/".startswith(f"{folder.rstrip('/')}/")
-
-
-def _demand_same(uri: str, data: bytes, sha256: str) -> None:
-    """Which side a picture is on was decided by what it showed then. Raises Changed."""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise _changed(uri)
 
 
 def _changed(uri: str) -> Changed:
