@@ -95,9 +95,11 @@ def _rounds(turns: Any) -> list[Round]:
     spoken = [(turn.get("from"), turn.get("value")) for turn in turns if turn.get("from") != "system"]
     found: list[Round] = []
     while spoken:
-        length = 3 if len(spoken) > 1 and _who(spoken[1][0]) == "reason" else 2
+        length = 3 if len(spoken) > 1 and _WHO.get(str(spoken[1][0])) == "reason" else 2
         said, spoken = spoken[:length], spoken[length:]
-        if tuple(_who(name) for name, _ in said) not in _ROUNDS or not all(isinstance(text, str) for _, text in said):
+        if tuple(_WHO.get(str(name)) for name, _ in said) not in _ROUNDS or not all(
+            isinstance(text, str) for _, text in said
+        ):
             order = ", ".join(str(turn.get("from")) for turn in turns)
             raise Refused(Reason.WRONG_SHAPE, f"turns are human, gpt, human, gpt, … with texts; got {order:.80}")
         asked, *thought, reply = (text for _, text in said)
@@ -105,7 +107,3 @@ def _rounds(turns: Any) -> list[Round]:
     if not found:
         raise Refused(Reason.WRONG_SHAPE, "conversations are empty")
     return found
-
-
-def _who(said: Any) -> str | None:
-    return _WHO.get(said) if isinstance(said, str) else None
