@@ -78,9 +78,9 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
         found = {uri: name if often[name] == 1 else longer(uri, name) for uri, name in found.items()}
     inputs = []
     for uri, name in found.items():
-        if (entry := store.stat(uri)) is None:
+        if (stored := store.stat(uri)) is None:
             raise _changed(uri)
-        inputs.append(Input(uri, name, store.digest(uri), entry.size, entry.state))
+        inputs.append(Input(uri, name, store.digest(uri), stored.size, stored.state))
     return tuple(inputs)
 
 
