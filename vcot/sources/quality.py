@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 from unicodedata import category
 
@@ -62,8 +62,8 @@ class QualityOptions(Options):
         table: tuple[tuple[Reason, object, Callable[[Sample], str | None]], ...] = (
             (Reason.LICENCE_NOT_ALLOWED, self.licences, self._licence),
             (Reason.TOO_MANY_BOXES, self.max_boxes, self._count),
-            (Reason.BOX_TOO_SMALL, smallest, lambda sample: _area(sample, smallest, "--min-box-area", -1)),
-            (Reason.BOX_TOO_LARGE, largest, lambda sample: _area(sample, largest, "--max-box-area", 1)),
+            (Reason.BOX_TOO_SMALL, smallest, partial(_area, limits=smallest, of="--min-box-area", beyond=-1)),
+            (Reason.BOX_TOO_LARGE, largest, partial(_area, limits=largest, of="--max-box-area", beyond=1)),
             (Reason.BOX_TOO_THIN, self.max_box_aspect, self._thin),
             (Reason.ANSWER_IN_LABEL, self.answer_in_label == "refuse", _leak),
         )
