@@ -10,7 +10,6 @@ import pytest
 
 from tests.sources.given import Given
 from vcot.records import Sample
-from vcot.sources.row import Row
 
 DATA = Path(os.environ.get("TEST_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 FILE = DATA / "refcoco" / "refcocog_umd_val.jsonl"
@@ -75,10 +74,3 @@ def test_splits_of_all_three_datasets(garden: Given, said: str, split: str) -> N
 )
 def test_rows_that_are_refused(garden: Given, changed: dict[str, Any], reason: str) -> None:
     assert garden.reason("refcoco", ROW | changed) == reason
-
-
-def test_rows_are_counted_under_one_name_kept_or_not(garden: Given) -> None:
-    desk = garden.desk("refcoco")
-    assert desk.dataset_of(Row("x:1", ROW)) == garden.sample("refcoco", ROW).origin.dataset == "refcocog"
-    nameless = {name: value for name, value in ROW.items() if name != "dataset_name"}
-    assert desk.dataset_of(Row("x:1", nameless)) == garden.sample("refcoco", nameless).origin.dataset == "refcoco"

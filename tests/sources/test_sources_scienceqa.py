@@ -183,13 +183,6 @@ def test_the_same_question_is_on_one_side_however_it_is_written(asked: Any, seed
     assert set(found) <= {"train", "validation"}
 
 
-def test_questions_of_text_alone_are_on_both_sides_and_not_on_one_as_if_they_were_one_picture() -> None:
-    found = sides(
-        {"rows.parquet": [by_text(f"What is {n}?") for n in range(40)]}, validation_share=0.5, splits="by-content"
-    )
-    assert 8 < found.count("train") < 32
-
-
 def test_what_a_test_file_asks_is_not_learned_from_a_train_file() -> None:
     train = [by_text("What is one?"), by_text("What is two?"), by_text("What is two?", choices=["1", "2"]), row()]
     test = [by_text("what is  TWO"), row(1, question="What is one?")]

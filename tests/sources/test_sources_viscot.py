@@ -361,21 +361,3 @@ def test_a_refusal_shows_what_was_written_and_what_would_be_right(vsr: Given) ->
     assert refused.id == "rows.jsonl:1"
     assert "640x480" in refused.detail
     assert "16537" in refused.detail
-
-
-def test_the_split_of_training_rows_is_their_pictures(given: Given) -> None:
-    """Many rows of few pictures: each picture on one side, the share kept on average."""
-    rows = []
-    for n in range(200):
-        given.picture(f"vsr/{n}.jpg", 100 + n, 80)
-        rows += [
-            metadata([[1, 2, 30, 40]], image=f"{n}.jpg", width=100 + n, height=80, question=q) for q in ("a?", "b?")
-        ]
-    samples = given.outcomes("viscot", given.rows(rows), validation_share=0.2)
-    sides: dict[str, set[str]] = {}
-    for sample in samples:
-        assert not isinstance(sample, Rejection)
-        sides.setdefault(sample.image.sha256, set()).add(sample.origin.split)
-    assert all(len(side) == 1 for side in sides.values())
-    validation = sum(side == {"validation"} for side in sides.values())
-    assert 20 <= validation <= 60
