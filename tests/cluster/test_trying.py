@@ -19,7 +19,7 @@ from tests.cluster.images import Builder
 from tests.cluster.layout import ROOT
 from tests.cluster.node import Node
 from tests.cluster.test_commands import make
-from vcot.pipeline.s3server import minio_binary
+from tools.s3server import minio_binary
 
 MINUTES = 60.0
 NAME = "app.kubernetes.io/name=minio"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vcot.pipeline.gomodules import CannotBuild, GoModule, built
+from tools.gomodules import CannotBuild, GoModule, built
 
 Manifest = dict[str, Any]
 

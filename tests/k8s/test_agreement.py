@@ -10,7 +10,7 @@ import pytest
 
 from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
 from vcot import errors
-from vcot.pipeline.conductor import RETRY
+from vcot.pipeline.orchestrator import RETRY
 from vcot.pipeline.plan import gather_variables, read_env_file
 from vcot.settings import PREFIX, STAGES, Declared, Settings, variable
 

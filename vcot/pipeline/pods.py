@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vcot.pipeline.conductor import in_words
-from vcot.pipeline.port import Manifest
+from vcot.pipeline.client import Manifest
+from vcot.pipeline.orchestrator import in_words
 from vcot.pipeline.rendering import CONTAINER, QUEUE
 
 #: Why a container does not start → what to do.

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vcot.errors import SettingsError, UsageError
+from vcot.pipeline.client import Manifest
 from vcot.pipeline.plan import Plan, Step
-from vcot.pipeline.port import Manifest
 from vcot.settings import PREFIX
 
 CONTAINER = "main"
@@ -45,6 +45,9 @@ class Owner:
             "apiVersion": "batch/v1", "kind": "Job", "name": self.name, "uid": self.uid,
             "controller": False, "blockOwnerDeletion": False,
         }  # fmt: skip
+
+    def owns(self, there: Manifest) -> bool:
+        return any(owner["uid"] == self.uid for owner in there["metadata"].get("ownerReferences") or [])
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def render(step: Step, run_id: str, template: Manifest) -> Manifest:
     if main_of(spec) is None:
         raise SettingsError(f"CronJob {template['metadata']['name']} has no container called {CONTAINER}")
     _add_variables(spec, step)
-    _label_pods(spec, labels)
+    pods = spec["template"].setdefault("metadata", {})
+    pods["labels"] = {**(pods.get("labels") or {}), **labels}
     if step.part == "shards":
         _in_shards(spec)
     metadata = inner.get("metadata") or {}
@@ -167,20 +171,11 @@ def _add_variables(spec: Manifest, step: Step) -> None:
     main["env"] = [variable for variable in main.get("env") or [] if variable["name"] not in names] + mine
 
 
-def _label_pods(spec: Manifest, labels: Mapping[str, str]) -> None:
-    metadata = spec["template"].setdefault("metadata", {})
-    metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
-
-
 def _in_shards(spec: Manifest) -> None:
     """A pod for each shard; a bad one is named at the end, when all others have had their turn."""
     spec["completionMode"] = "Indexed"
-    if "backoffLimit" in spec:
-        spec["backoffLimitPerIndex"] = spec.pop("backoffLimit")
-    else:
-        spec["backoffLimitPerIndex"] = 3
-    policy = spec.get("podFailurePolicy")
-    if policy:
+    spec["backoffLimitPerIndex"] = spec.pop("backoffLimit", 3)
+    if policy := spec.get("podFailurePolicy"):
         policy["rules"] = [one for rule in policy["rules"] for one in _bad_shard_alone(rule)]
 
 

@@ -15,11 +15,11 @@ from unittest.mock import patch
 
 import pytest
 
+from tools.push import PushSettings, wanted
+from tools.s3server import S3Server
+from tools.storage import storage_of_the_cluster
 from vcot import redaction
 from vcot.errors import InputError
-from vcot.pipeline.kubectl import storage_of_the_cluster
-from vcot.pipeline.push import PushSettings, wanted
-from vcot.pipeline.s3server import S3Server
 from vcot.redaction import REDACTED, redacted
 from vcot.storage import Store, join
 from vcot.storage.folders import fetch_folder
@@ -120,7 +120,7 @@ def push(*argv: str, module: str = "push") -> tuple[int, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
     clean |= {"AWS_PROFILE": "one that is not there"} if "--service" in argv else {}  # not for moto, in this process
     answer = subprocess.run(
-        [sys.executable, "-m", f"vcot.pipeline.{module}", *argv], cwd=ROOT, env=clean, capture_output=True, text=True,
+        [sys.executable, "-m", f"tools.{module}", *argv], cwd=ROOT, env=clean, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     return answer.returncode, answer.stdout + answer.stderr
@@ -137,7 +137,7 @@ def test_the_command_pushes_and_says_where(base: Path, moto_place: str, tmp_path
 
 
 def test_the_command_names_itself_and_refuses_in_one_line(base: Path) -> None:
-    assert "usage: python -m vcot.pipeline.push" in push("--help")[1]
+    assert "usage: python -m tools.push" in push("--help")[1]
     code, said = push("--base", "nowhere")
     assert code == 78
     assert "--base=nowhere: there is no such folder" in said

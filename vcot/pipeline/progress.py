@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from vcot import log
-from vcot.pipeline.conductor import Outcome
+from vcot.pipeline.client import ClusterClient, Manifest, Refused
+from vcot.pipeline.orchestrator import Outcome
 from vcot.pipeline.plan import Step
 from vcot.pipeline.pods import Ended, how_it_ended, in_short, why_it_ended, why_not_running
-from vcot.pipeline.port import Cluster, Manifest, Refused
 from vcot.stage import REPORT_EVERY
 
 FIRST_REPORT = 10.0
@@ -90,7 +90,7 @@ class Running:
 class Reporter:
     """Says it, in lines of the log and in the words of an outcome."""
 
-    def __init__(self, cluster: Cluster, *, pending_timeout: float, to_go_on: str) -> None:
+    def __init__(self, cluster: ClusterClient, *, pending_timeout: float, to_go_on: str) -> None:
         """
         Args:
             pending_timeout: seconds that a step may have no running pod before the run fails.

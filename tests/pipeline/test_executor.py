@@ -26,10 +26,10 @@ from tests.fakes.cluster import (
     template,
 )  # fmt: skip
 from vcot.errors import InputError, Interrupted, SettingsError, StageFailed, TemporaryError, UsageError, VcotError
-from vcot.pipeline.cluster import ClusterHand, Place
-from vcot.pipeline.conductor import Outcome, conduct
+from vcot.pipeline.client import Manifest, Refused
+from vcot.pipeline.executor import KubernetesExecutor, RunIdentity
+from vcot.pipeline.orchestrator import Outcome, orchestrate
 from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.port import Change, Manifest, Refused
 from vcot.pipeline.rendering import Owner
 from vcot.stage import Stop
 
@@ -52,7 +52,7 @@ def a_cluster(scripts: dict[str, Script] | None = None) -> MemoryCluster:
 
 def with_shards(count: int, scripts: dict[str, Script]) -> MemoryCluster:
     cluster = a_cluster(scripts)
-    cluster.kept.counts["convert"] = count
+    cluster.storage.counts["convert"] = count
     return cluster
 
 
@@ -60,22 +60,23 @@ def a_plan(until: str | None = None, **words: Any) -> Plan:
     return make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, until=until, **words)
 
 
-def a_judge(stage: str, variables: Mapping[str, str]) -> list[str]:
+def valid(stage: str, variables: Mapping[str, str]) -> list[str]:
     """Finds all settings in order."""
     return []
 
 
 def carry_out(
     cluster: MemoryCluster, plan: Plan | None = None, *, owner: Owner = OWNER, stop: Stop | None = None,
-    pending_timeout: float = 1800, judge: Callable[..., list[str]] = a_judge,
+    pending_timeout: float = 1800, validate: Callable[..., list[str]] = valid,
 ) -> dict[str, Outcome]:  # fmt: skip
     """One conductor's life, from its start to its end."""
     stop = stop or Stop()
-    hand = ClusterHand(
-        cluster, cluster.kept, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout, judge=judge
+    executor = KubernetesExecutor(
+        cluster, cluster.storage, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout,
+        validate=validate,
     )  # fmt: skip
-    with hand.run(plan or a_plan()) as plan:
-        return conduct(plan, hand, stop, attempts=1, clock=cluster.clock)
+    with executor.run(plan or a_plan()) as plan:
+        return orchestrate(plan, executor, stop, attempts=1, clock=cluster.clock)
 
 
 def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
@@ -110,7 +111,7 @@ def test_a_job_is_created_when_the_one_before_it_is_complete_and_not_earlier() -
 
 def test_there_are_as_many_shards_as_storage_says() -> None:
     cluster = a_cluster({"r1-convert-prepare": succeeds(shards=99)})
-    cluster.kept.counts["convert"] = 12
+    cluster.storage.counts["convert"] = 12
     carry_out(cluster, a_plan("convert"))
     spec = cluster.objects["Job", "r1-convert-shards"]["spec"]
     assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (12, 8, "Indexed")
@@ -226,7 +227,7 @@ def test_the_number_of_shards_does_not_go_with_the_node_of_prepare() -> None:
 
 def test_a_number_of_shards_that_storage_has_lost_ends_the_run_in_one_line() -> None:
     cluster = a_cluster()
-    cluster.kept.lost = InputError("s3://b/runs/r1/convert/settings.json is damaged")
+    cluster.storage.lost = InputError("s3://b/runs/r1/convert/settings.json is damaged")
     message, _ = said(cluster, InputError)
     assert message == "s3://b/runs/r1/convert/settings.json is damaged"
     assert "r1-convert-shards" not in cluster.created
@@ -238,7 +239,7 @@ def test_a_number_of_shards_that_storage_has_lost_ends_the_run_in_one_line() -> 
 def state_of(cluster: MemoryCluster) -> dict[str, Any]:
     """What the ConfigMap says; storage says the same."""
     state: dict[str, Any] = json.loads(cluster.objects["ConfigMap", "r1-state"]["data"]["state.json"])
-    assert cluster.kept.states[-1] == state | {"at": "s3://b/runs/r1"}
+    assert cluster.storage.states[-1] == state | {"at": "s3://b/runs/r1"}
     return state
 
 
@@ -291,7 +292,7 @@ def test_why_a_run_was_refused_before_it_began_is_written_down(fault: str) -> No
     if fault == "another apply":
         apply(cluster, "r2", "10")
     faults = {"train": ["VCOT_TRAIN_R=x"]} if fault == "settings" else {}
-    message, _ = said(cluster, VcotError, judge=lambda stage, variables: faults.get(stage, []))
+    message, _ = said(cluster, VcotError, validate=lambda stage, variables: faults.get(stage, []))
     state = state_of(cluster)
     assert state["steps"] == {}
     assert state["end"] == {"exit": 78 if fault == "settings" else 64, "message": message}
@@ -304,7 +305,7 @@ def test_a_refusal_takes_the_place_of_no_earlier_runs_state() -> None:
     steps = state_of(cluster)["steps"]
     again = Owner("pipeline-r1", "uid-of-another-pipeline")
     cluster.objects = {key: one for key, one in cluster.objects.items() if key[0] == "CronJob" or "settings" in key[1]}
-    said(cluster, SettingsError, plan=only("train"), owner=again, judge=lambda stage, variables: ["VCOT_TRAIN_R=x"])
+    said(cluster, SettingsError, plan=only("train"), owner=again, validate=lambda stage, variables: ["VCOT_TRAIN_R=x"])
     assert steps["train"]["state"] == "done"
     assert state_of(cluster)["steps"] == steps
     assert state_of(cluster)["end"] == {"exit": 78, "message": "VCOT_TRAIN_R=x"}
@@ -320,13 +321,13 @@ def test_a_refusal_that_cannot_be_written_down_hides_no_reason() -> None:
     assert "why the run was refused is written down nowhere: the API server is away" in lines
 
 
-def refuse(*_: object) -> Iterator[Change]:
+def refuse(*_: object) -> Iterator[tuple[str, Manifest]]:
     raise Refused(403, "cannot watch resource jobs")
 
 
 def test_an_end_that_nobody_has_foreseen_is_written_too() -> None:
     cluster = a_cluster()
-    cluster.kept.shards = lambda step: {}["shards"]  # type: ignore[method-assign]
+    cluster.storage.shards = lambda step: {}["shards"]  # type: ignore[method-assign]
     with pytest.raises(KeyError):
         carry_out(cluster)
     state = state_of(cluster)
@@ -358,7 +359,7 @@ def test_what_a_step_said_is_not_forgotten_by_a_conductor_that_finds_its_pods_go
 def test_a_state_that_cannot_be_written_is_told_once_and_ends_no_run() -> None:
     cluster = a_cluster()
     cluster.unchangeable = {"ConfigMap"}
-    cluster.kept.write = lambda run_uri, state: (_ for _ in ()).throw(SettingsError("keys are refused"))  # type: ignore[method-assign]
+    cluster.storage.write = lambda run_uri, state: (_ for _ in ()).throw(SettingsError("keys are refused"))  # type: ignore[method-assign]
     with capture_logs() as lines:
         carry_out(cluster, only("train"))
     told = [line["event"] for line in lines if "state cannot be written" in line["event"]]
@@ -370,19 +371,19 @@ def test_a_state_that_cannot_be_written_is_told_once_and_ends_no_run() -> None:
 
 def test_no_job_is_made_for_a_stage_that_is_whole() -> None:
     cluster = a_cluster()
-    cluster.kept.whole["train"] = Outcome(0, 0.0, summary={"loss": 0.31})
+    cluster.storage.whole["train"] = Outcome(0, 0.0, summary={"loss": 0.31})
     outcomes = carry_out(cluster)
     assert "r1-train" not in cluster.created
     assert "r1-evaluate" in cluster.created
     assert outcomes["train"].summary == {"loss": 0.31}
-    assert set(cluster.kept.asked) == {"train", "evaluate"}
-    assert cluster.kept.asked["train"]["VCOT_RUN_URI"] == "s3://b/runs/r1"
+    assert set(cluster.storage.asked) == {"train", "evaluate"}
+    assert cluster.storage.asked["train"]["VCOT_RUN_URI"] == "s3://b/runs/r1"
     assert state_of(cluster)["steps"]["train"]["state"] == "done"
 
 
 def test_a_whole_stage_that_ends_badly_ends_the_run_without_a_job() -> None:
     cluster = a_cluster()
-    cluster.kept.whole["evaluate"] = Outcome(20, 0.0, said="accuracy 0.41 is below 0.5")
+    cluster.storage.whole["evaluate"] = Outcome(20, 0.0, said="accuracy 0.41 is below 0.5")
     message, _ = said(cluster)
     assert message == (
         "evaluate failed with exit code 20 (a quality gate was not passed); accuracy 0.41 is below 0.5. When that is "
@@ -397,9 +398,9 @@ def test_a_job_that_is_there_is_adopted_and_not_looked_behind() -> None:
     with pytest.raises(Crash):
         carry_out(cluster)
     assert "r1-train" in cluster.created
-    cluster.kept.asked.clear()
+    cluster.storage.asked.clear()
     carry_out(cluster)
-    assert set(cluster.kept.asked) == {"evaluate"}
+    assert set(cluster.storage.asked) == {"evaluate"}
 
 
 # --- the plan --------------------------------------------------------------------------------------------
@@ -642,12 +643,12 @@ def test_settings_of_all_stages_are_judged_before_anything_is_made_with_a_line_f
     cluster = a_cluster()
     seen: dict[str, Any] = {}
 
-    def judge(stage: str, variables: dict[str, str]) -> list[str]:
+    def validate(stage: str, variables: dict[str, str]) -> list[str]:
         seen[stage] = dict(variables)
         return [f"{stage}: one", f"{stage}: two"] if stage in ("distill", "train") else []
 
     cluster.objects["ConfigMap", "settings-train-abc"]["data"] = {"VCOT_TRAIN_EPOCHS": "-1"}
-    message, _ = said(cluster, SettingsError, judge=judge)
+    message, _ = said(cluster, SettingsError, validate=validate)
     assert message.splitlines() == ["distill: one", "distill: two", "train: one", "train: two"]
     assert cluster.created == NOTHING
     assert seen["train"] == {"VCOT_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
@@ -659,7 +660,7 @@ def test_settings_are_not_judged_again_by_a_conductor_that_takes_over() -> None:
     cluster.crash_at = 40
     with pytest.raises(Crash):
         carry_out(cluster)
-    carry_out(cluster, judge=lambda stage, variables: [f"{stage} was asked again"])
+    carry_out(cluster, validate=lambda stage, variables: [f"{stage} was asked again"])
 
 
 def test_a_missing_config_map_and_a_missing_template_are_named() -> None:
@@ -696,15 +697,15 @@ def test_a_template_without_its_container_is_refused() -> None:
 def test_a_run_id_that_cannot_name_jobs_is_refused(run_id: str) -> None:
     environment = {"JOB_NAME": f"pipeline-{run_id}", "JOB_UID": "u", "POD_NAMESPACE": "vcot"}
     with pytest.raises(UsageError, match=f"RUN_ID {run_id}: it has to be lower-case letters"):
-        Place.of(environment)
+        RunIdentity.of(environment)
 
 
 def test_the_run_is_named_by_its_job_which_no_config_map_can_change() -> None:
     environment = {"JOB_NAME": "pipeline-r1", "JOB_UID": "u", "POD_NAMESPACE": "vcot"}
-    assert Place.of(environment, "changed-in-the-middle").run_id == "r1"
-    assert Place.of(environment | {"JOB_NAME": "by-hand"}, "r2").run_id == "r2"
+    assert RunIdentity.of(environment, "changed-in-the-middle").run_id == "r1"
+    assert RunIdentity.of(environment | {"JOB_NAME": "by-hand"}, "r2").run_id == "r2"
     with pytest.raises(SettingsError, match="JOB_UID: not set"):
-        Place.of({"JOB_NAME": "pipeline-r1", "POD_NAMESPACE": "vcot"})
+        RunIdentity.of({"JOB_NAME": "pipeline-r1", "POD_NAMESPACE": "vcot"})
 
 
 # --- failures --------------------------------------------------------------------------------------------
@@ -1014,7 +1015,7 @@ def test_what_runs_when_the_run_ends_goes_on_to_its_own_end() -> None:
 
 @pytest.mark.parametrize("error", [TemporaryError("the API server is away"), KeyError("a bug")], ids=["away", "bug"])
 def test_what_waits_is_left_to_the_next_conductor_where_the_pipeline_job_starts_one(error: Exception) -> None:
-    def fail(*_: object) -> Iterator[Change]:
+    def fail(*_: object) -> Iterator[tuple[str, Manifest]]:
         raise error
 
     cluster = a_cluster({"r1-train": never()})
