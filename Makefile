@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-convert bench-distill bench-storm requirements \
-	formats golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
+	formats golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -134,6 +134,11 @@ else
 	@# Three at once: a test mostly waits for the cluster.
 	$(FIND_MINIO) $(PY) -m tests.cluster.node with --images data gpu -- $(ON_CLUSTER) -n 3 --maxschedchunk=1
 endif
+
+CI_PART := $(addprefix tests/cluster/test_,chain.py admission.py containers.py)
+
+cluster-test-ci: $(VENV) ## of cluster-test what CI runs: the chain, admission, exit codes, one eviction
+	@$(MAKE) --no-print-directory cluster-test TESTS='$(CI_PART)'
 
 OVERLAY ?= gpu
 URI ?= s3://vcot/runs/_probe
