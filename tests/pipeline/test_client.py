@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from tests.fakes.apiserver import ApiServer, Fault
 from tests.fakes.cluster import MemoryCluster, MemoryStorage, RealClock, fill, succeeds
-from vcot.errors import Interrupted, SettingsError, StageFailed, TemporaryError
+from vcot.errors import Interrupted, SettingsError, TemporaryError
 from vcot.pipeline.client import AWAY, ClusterClient, Expired, Refused, connect
 from vcot.pipeline.executor import KubernetesExecutor
 from vcot.pipeline.orchestrator import Clock, orchestrate
@@ -112,12 +112,6 @@ def test_the_server_says_how_long_to_wait(api: ClusterClient, server: ApiServer)
     api.get("ConfigMap", "x")
     first, second = [when for when, _, path in server.asked if path.endswith("/x")]
     assert second - first >= 60 / QUICK
-
-
-@pytest.mark.parametrize("header", ["soon", "Wed, 21 Oct 2026 07:28:00 GMT", "-5"])
-def test_a_wait_that_is_no_number_is_left_out(api: ClusterClient, server: ApiServer, header: str) -> None:
-    server.faults.append(Fault("GET", "/x", status=429, headers={"Retry-After": header}))
-    assert api.get("ConfigMap", "x") is None
 
 
 @pytest.mark.parametrize(("status", "asked"), [(422, 1), (400, 1), (404, 1), (403, 9)])
@@ -377,16 +371,3 @@ def test_the_command_judges_all_settings_of_the_cluster_and_makes_no_job(
     assert evaluate.startswith("evaluate: VCOT_EVALUATE_SEDE: no such setting; did you mean VCOT_EVALUATE_SEED?")
     assert all("state" in line for line in warnings)  # there is no storage here to write the reason down in, too
     assert server.cluster.created == ["r1-state"]
-
-
-def test_a_failed_stage_is_an_error_of_the_conductor(api: ClusterClient, server: ApiServer) -> None:
-    from tests.fakes.cluster import fails
-
-    server.cluster.scripts = {"r1-train": fails(20, "accuracy 0.1 is below 0.3")}
-    executor = KubernetesExecutor(
-        api, MemoryStorage(), Owner("pipeline-r1", "u"), clock=QuickClock(), stop=Stop(), pending_timeout=1e9,
-        validate=lambda *_: [],
-    )  # fmt: skip
-    plan = executor.freeze(make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, only=["train"]))
-    with pytest.raises(StageFailed, match=r"20 \(a quality gate was not passed\); accuracy 0\.1 is below 0\.3"):
-        orchestrate(plan, executor, Stop(), attempts=1)

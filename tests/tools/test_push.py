@@ -136,14 +136,6 @@ def test_the_command_pushes_and_says_where(base: Path, moto_place: str, tmp_path
     assert "it is there already" in said
 
 
-def test_the_command_names_itself_and_refuses_in_one_line(base: Path) -> None:
-    assert "usage: python -m tools.push" in push("--help")[1]
-    code, said = push("--base", "nowhere")
-    assert code == 78
-    assert "--base=nowhere: there is no such folder" in said
-    assert push("--to", "s3://b/x")[0] == 78  # --base is missing
-
-
 # --- examples, and storage inside a cluster -----------------------------------------------------------------------
 
 EXAMPLE, BASE = ROOT / "examples" / "blood-cells", ROOT / "examples" / "rehearsal"

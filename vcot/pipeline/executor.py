@@ -147,8 +147,7 @@ class KubernetesExecutor:
             UsageError: the run id was used before, with another plan; or another apply has replaced the templates
                 before this run had begun.
         """
-        there = self._cluster.get("ConfigMap", f"{plan.run_id}-plan")
-        if there is not None and self._owner.owns(there):
+        if (there := self._cluster.get("ConfigMap", f"{plan.run_id}-plan")) is not None and self._owner.owns(there):
             self._frozen = FrozenPlan.read(there["data"]["plan.json"])
             log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
             self._tell_changes(plan)
@@ -180,8 +179,7 @@ class KubernetesExecutor:
             log.get().warning(f"this run goes on, but no other could start: {error}")
             return
         frozen = self._frozen
-        changed = sorted({s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]})
-        if changed:
+        if changed := sorted({s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]}):
             log.get().warning(
                 f"templates have changed since this run began ({', '.join(changed)}); "
                 "they will count for another RUN_ID, this one keeps its own"

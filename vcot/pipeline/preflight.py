@@ -25,8 +25,6 @@ OLDEST = (1, 33)
 """What this needs of Kubernetes: retries of single shards are no beta any more."""
 SLACK = timedelta(seconds=5)
 """How far the clocks of two API servers may be apart; nobody edits and applies again in less."""
-HOLDS_SETTINGS = "vcot/holds=settings"
-"""Label of what kustomize generates for us, whatever hash its name ends in."""
 YOUNG = timedelta(days=1)
 """An apply makes ConfigMaps first and then what names them."""
 APPLY = 15.0
@@ -192,7 +190,7 @@ def remove_old_settings(cluster: ClusterClient, wait: Callable[[float], None]) -
         now = datetime.now(UTC)
         old = [
             one
-            for one in cluster.list("ConfigMap", labels=HOLDS_SETTINGS)
+            for one in cluster.list("ConfigMap", labels="vcot/holds=settings")  # what kustomize generates for us
             if now - datetime.fromisoformat(one["metadata"]["creationTimestamp"]) > YOUNG
         ]
         named = _naming(cluster) if old else ""  # after that list: what is named meanwhile is seen here

@@ -122,7 +122,13 @@ def render(step: Step, run_id: str, template: Manifest) -> Manifest:
         },
         "spec": spec,
     }
-    return _as_jobset(job) if _engine(step, template, annotations) == "jobset" else job
+    engine = annotations.get(ENGINE, "job")
+    if engine not in ("job", "jobset") or (engine == "jobset" and step.part != "all"):
+        raise SettingsError(
+            f"CronJob {template['metadata']['name']}: annotation {ENGINE}: {engine} is not understood here; "
+            "leave it out, or write jobset on a stage that is one step (train, evaluate)"
+        )
+    return _as_jobset(job) if engine == "jobset" else job
 
 
 def complete(job: Manifest, owner: Owner, digest: str, shards: int | None = None) -> Manifest:
@@ -194,8 +200,8 @@ def _as_jobset(job: Manifest) -> Manifest:
     must_name_a_set(metadata["labels"]["vcot/run"])
     name, annotations = metadata["name"], metadata.get("annotations", {})
     main = main_of(job["spec"]) or {}
-    main["env"] = [v for v in main["env"] if v["name"] != "PET_MASTER_ADDR"]
-    main["env"].append({"name": "PET_MASTER_ADDR", "value": f"{name}-node-0-0.{name}"})
+    address = {"name": "PET_MASTER_ADDR", "value": f"{name}-node-0-0.{name}"}
+    main["env"] = [*(v for v in main["env"] if v["name"] != address["name"]), address]
     inside = {key: value for key, value in metadata["labels"].items() if key != QUEUE}  # the queue takes the whole set
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -239,13 +245,3 @@ def _own_annotations(template: Manifest) -> dict[str, str]:
                 f"CronJob {template['metadata']['name']}: annotation {name}: {value} is no number from 1"
             )
     return {name: annotations[name] for name in (ENGINE, PARALLELISM, MAX_RESTARTS) if name in annotations}
-
-
-def _engine(step: Step, template: Manifest, annotations: Mapping[str, str]) -> str:
-    engine = annotations.get(ENGINE, "job")
-    if engine not in ("job", "jobset") or (engine == "jobset" and step.part != "all"):
-        raise SettingsError(
-            f"CronJob {template['metadata']['name']}: annotation {ENGINE}: {engine} is not understood here; "
-            "leave it out, or write jobset on a stage that is one step (train, evaluate)"
-        )
-    return engine
