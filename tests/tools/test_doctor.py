@@ -19,7 +19,7 @@ import pytest
 from tests.fakes.apiserver import ApiServer, Fault
 from tests.fakes.cluster import MemoryCluster, RealClock
 from tests.k8s.kustomize import OVERLAYS, around, text
-from tools import doctor
+from tools import doctor, trial
 from tools.overlay import Overlay
 from vcot.pipeline.local import validate
 
@@ -78,7 +78,7 @@ def settings_are_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> MemoryCluster:
     """In order for overlay gpu."""
-    monkeypatch.setattr(doctor, "LASTS", 0.5)
+    monkeypatch.setattr(trial, "LASTS", 0.5)
     made = MemoryCluster(RealClock())
     made.scripts = Trials(ends(guarantees=GUARANTEES))
     made.put("Namespace", {"metadata": {"name": "vcot"}})
@@ -168,7 +168,7 @@ NO_NODE = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/s
 def test_a_pool_that_no_node_is_in_is_missing_with_its_label_and_its_room(server, cluster, rendered):
     cluster.scripts = Trials(ends(guarantees=GUARANTEES), held(unschedulable=NO_NODE))
     missing = findings(rendered, timeout=5)["missing"]
-    assert any("train" in line for line in missing)
+    assert any(line.startswith(f"no node takes a pod of train: {NO_NODE}") for line in missing)
     for line in missing:
         assert NO_NODE in line
         assert "1 of nvidia.com/gpu" in line
@@ -359,7 +359,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_job(server, cluster, rendered, tmp
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         cluster.scripts = Trials(*[held(waiting=("ContainerCreating", ""))] * 2)
-        monkeypatch.setattr(doctor, "Clock", Impatient)
+        monkeypatch.setattr(trial, "Clock", Impatient)
         assert look(rendered, tmp_path) == 130
     finally:
         signal.signal(signal.SIGINT, before)

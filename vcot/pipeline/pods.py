@@ -22,8 +22,6 @@ NOT_STARTED: Mapping[str, str] = {
     "RunContainerError": "see the events of the pod",
 }
 _ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
-SECONDS = len("2026-01-01T00:00:00")
-"""Of a time of the API, what all of them have."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ def why_not_running(job: Manifest, pods: Iterable[Manifest], events: Iterable[Ma
         others = f" (and {len(lines) - 1} more pods)" if len(lines) > 1 else ""
         return lines[0] + others
     newest = max((pod["metadata"].get("creationTimestamp") or "" for pod in pods), default="")
-    refused = (e for e in reversed(events) if e.get("reason") == "FailedCreate" and _when(e) >= newest[:SECONDS])
+    newest = newest[:19]  # to the second: what all times of the API have
+    refused = (e for e in reversed(events) if e.get("reason") == "FailedCreate" and _when(e) >= newest)
     return next((_refused(e["message"]) for e in refused), None)
 
 
