@@ -160,7 +160,7 @@ def _looks(
 
 def _held_up(job: Manifest, stages: str, why: str, empty_pools: bool) -> Finding:
     spec = job["spec"]["template"]["spec"]
-    why = re.sub(rf"{job['metadata']['name']}\S*", f"a pod of {stages}", why)
+    why = re.sub(rf"{job['metadata']['name']}[\w-]*", f"a pod of {stages}", why)
     if "no node takes" not in why:
         return missing(f"{stages}: {why}", _fix(why))
     resources = spec["containers"][0].get("resources") or {}

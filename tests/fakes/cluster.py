@@ -119,6 +119,8 @@ class MemoryCluster:
         """Whether that call still takes effect."""
         self.forbidden: set[str] = set()
         """Kinds that nobody may list."""
+        self.unreadable: set[str] = set()
+        """Kinds that nobody may get."""
         self.unchangeable: set[str] = set()
         """Kinds that nobody may patch."""
         self.deaf = False
@@ -131,6 +133,8 @@ class MemoryCluster:
     # --- as ClusterClient -----------------------------------------------------------------------------------
 
     def get(self, kind: str, name: str) -> Manifest | None:
+        if kind in self.unreadable:
+            raise Refused(403, f"cannot get resource {kind.lower()}s")
         return self._call(lambda: self.there(kind, name))
 
     def create(self, kind: str, manifest: Manifest) -> Manifest | None:
@@ -180,6 +184,9 @@ class MemoryCluster:
 
     def version(self) -> tuple[int, int]:
         return self._call(lambda: self.kubernetes)
+
+    def knows(self, group: str) -> bool:
+        return ("APIGroup", group) in self.objects
 
     def _call(self, work: Callable[[], Any]) -> Any:
         self.calls += 1
