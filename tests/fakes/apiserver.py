@@ -206,6 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
                 kind = PLURALS[last]
                 made = cluster.create(kind, body)
                 return (201, made) if made else (409, _status(409, "AlreadyExists", f"{kind} already exists"))
+            if before == "apis":  # a group of an operator
+                there = cluster.there("APIGroup", last)
+                return (200, there) if there else (404, _status(404, "NotFound", f"no group {last!r}"))
             if self.command == "DELETE":
                 cluster.delete(PLURALS[before], last)
                 return 200, {"kind": "Status", "status": "Success"}

@@ -58,14 +58,21 @@ def a_map(name: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "1"}}
 
 
-def test_what_is_not_there_is_none_and_what_is_there_is_as_it_was_written(api: ClusterClient) -> None:
+def test_what_is_not_there_is_none_and_what_is_there_is_as_it_was_written(
+    api: ClusterClient, server: ApiServer
+) -> None:
     assert api.get("ConfigMap", "x") is None
     assert api.create("ConfigMap", a_map("x")) is not None
     found = api.get("ConfigMap", "x")
     assert found is not None
     assert found["data"] == {"a": "1"}
     assert api.create("ConfigMap", a_map("x")) is None
+    for _ in range(2):
+        api.delete("ConfigMap", "x")
+        assert api.get("ConfigMap", "x") is None
     assert api.version() == (1, 36)
+    server.cluster.put("APIGroup", {"metadata": {"name": "jobset.x-k8s.io"}})
+    assert (api.knows("jobset.x-k8s.io"), api.knows("kueue.x-k8s.io")) == (True, False)
 
 
 def test_a_patch_changes_what_it_names_and_leaves_the_rest(api: ClusterClient) -> None:
