@@ -143,7 +143,7 @@ def complete(job: Manifest, owner: Owner, digest: str, shards: int | None = None
 
 
 def plan_config_map(frozen: FrozenPlan, owner: Owner) -> Manifest:
-    """``<run>-plan``: what a conductor that takes over goes on with, whatever became of the templates."""
+    """``<run>-plan``: what an orchestrator that takes over goes on with, whatever became of the templates."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -233,7 +233,7 @@ def must_name_a_set(run_id: str) -> None:
 
 
 def _own_annotations(template: Manifest) -> dict[str, str]:
-    """Those that say how this conductor is to use the template.
+    """Those that say how this orchestrator is to use the template.
 
     Raises:
         SettingsError: a number that is none.
