@@ -20,10 +20,9 @@ from vcot.records import Folder, Image, Reason, Rejection, Sample
 from vcot.reports.conversion import SHOWN
 from vcot.reports.rendering import shorten
 from vcot.reports.sampling import Edges, ExampleSampler, ShownBox, ShownExample
-from vcot.sources.desk import Desk, numbers
-from vcot.sources.labels import NEUTRAL
+from vcot.sources.base import ConversionContext, Dataset, numbers
 from vcot.sources.pictures import Pictures
-from vcot.sources.reading import Source
+from vcot.sources.quality import NEUTRAL
 from vcot.sources.row import Refused, Row
 from vcot.storage.images import ImageError
 
@@ -40,7 +39,7 @@ class ShardReport:
         self._refused: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._sampler = ExampleSampler(SHOWN)
 
-    def add(self, row: Row, result: Sample | Rejection, source: Source, desk: Desk) -> None:
+    def add(self, row: Row, result: Sample | Rejection, source: Dataset, desk: ConversionContext) -> None:
         """source, desk: what the row was read with."""
         if isinstance(result, Sample):
             if self._sampler.wants(result.origin.dataset, "kept", row.id):
@@ -80,7 +79,9 @@ def kept_example(row: Row, sample: Sample) -> ShownExample:
     )  # fmt: skip
 
 
-def refused_example(row: Row, dataset: str, result: Rejection, source: Source, desk: Desk) -> ShownExample:
+def refused_example(
+    row: Row, dataset: str, result: Rejection, source: Dataset, desk: ConversionContext
+) -> ShownExample:
     image, boxes = _seen(source, row, desk)
     size = (image.width, image.height) if image else (0, 0)
     copies = result.reason == Reason.BOX_COPIES_DISAGREE
@@ -130,12 +131,14 @@ def _shortened(value: Any, depth: int = 0) -> Any:
     return [_shortened(entry, depth + 1) for entry in value[:12]] + ["…"] * (len(value) > 12)
 
 
-def _seen(source: Source, row: Row, desk: Desk) -> tuple[Image | None, Iterator[Edges]]:
+def _seen(source: Dataset, row: Row, desk: ConversionContext) -> tuple[Image | None, Iterator[Edges]]:
     """The image of a row that was refused, as far as it was found, and the boxes that it wanted to have there."""
     if row.fault is not None:
         return None, iter(())
     images = _WatchedPictures(desk.pictures)
-    watched = _WatchedDesk(**{each.name: getattr(desk, each.name) for each in fields(Desk)} | {"pictures": images})
+    watched = _WatchedDesk(
+        **{each.name: getattr(desk, each.name) for each in fields(ConversionContext)} | {"pictures": images}
+    )
     edges = watched.edges
     try:
         source.sample(row, watched)
@@ -163,7 +166,7 @@ class _WatchedPictures(Pictures):
 
 
 @dataclass(frozen=True)
-class _WatchedDesk(Desk):
+class _WatchedDesk(ConversionContext):
     """The same, which remembers the boxes that somebody wanted."""
 
     edges: list[Edges] = field(default_factory=list)

@@ -1,0 +1,122 @@
+"""What a conductor learns of a run from storage, and not from pods: how many shards, what is whole, how it went."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.train import TrainSettings
+from vcot.errors import InputError, NotWhole, SettingsError
+from vcot.pipeline.plan import Step
+from vcot.pipeline.run_state import RunStorage
+from vcot.records.shards import File, Folder, ShardMark, StageMark, Tally, read_mark
+from vcot.storage import Store, join
+
+STORAGE = RunStorage(Store())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(tmp_path / "runs/r1")
+
+
+def a_mark(stage: str, shards: int = 0, **facts: Any) -> StageMark:
+    nothing = File(name="rejections/0.jsonl", sha256="0" * 64, size=0)
+    marks = tuple(ShardMark(shard=n, files=(), rejections=nothing, tally=Tally()) for n in range(shards))
+    return StageMark(stage=stage, code="1", settings={}, inputs={}, shards=marks, facts=facts)
+
+
+def prepared(run: str, stage: str, **settings: Any) -> Step:
+    """What prepare has written down."""
+    Store().write(join(run, stage, "settings.json"), json.dumps({"all_settings": settings}).encode())
+    return Step(stage, run, {}, (), "shards")
+
+
+def test_shards_of_convert_are_as_many_as_its_settings_say(run: str) -> None:
+    assert STORAGE.shards(prepared(run, "convert", num_shards=7)) == 7
+
+
+def test_shards_of_a_later_stage_are_as_many_as_the_stage_that_it_reads_has_made(run: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "runs/other")
+    Folder(Store(), run, "convert").finish(a_mark("convert", shards=3))
+    Folder(Store(), other, "distill").finish(a_mark("distill", shards=5))
+    assert STORAGE.shards(prepared(run, "distill", input_uri=None)) == 3
+    assert STORAGE.shards(prepared(run, "tokenize", input_uri=join(other, "distill"))) == 5
+
+
+def test_settings_that_are_damaged_are_named(run: str) -> None:
+    step = prepared(run, "convert")
+    Store().write(join(run, "convert", "settings.json"), b'{"all')
+    with pytest.raises(InputError, match=r"convert/settings\.json is damaged"):
+        STORAGE.shards(step)
+
+
+@pytest.fixture
+def trained(run: str, tmp_path: Path) -> tuple[Step, dict[str, str]]:
+    """A training that has begun, and the variables that its Job would see."""
+    store, base = Store(), str(tmp_path / "base")
+    Folder(store, run, "tokenize").finish(a_mark("tokenize"))
+    _, inputs = read_mark(store, join(run, "tokenize"))
+    Folder(store, run, "train").begin(TrainSettings.of({"run_uri": run, "base_uri": base}), inputs)
+    return Step("train", run, {}, ()), {"VCOT_RUN_URI": run, "VCOT_TRAIN_BASE_URI": base}
+
+
+def test_a_stage_is_whole_when_its_mark_is_there_and_is_asked_what_it_says_then(
+    run: str, trained: tuple[Step, dict[str, str]]
+) -> None:
+    assert STORAGE.look(*trained) is None
+    Folder(Store(), run, "train").finish(a_mark("train", losses={"loss": 0.31}))
+    outcome = STORAGE.look(*trained)
+    assert outcome is not None
+    assert outcome.exit_code == 0
+    assert outcome.summary["loss"] == 0.31
+
+
+def test_a_whole_stage_with_other_settings_refuses_as_its_job_would(
+    run: str, trained: tuple[Step, dict[str, str]]
+) -> None:
+    Folder(Store(), run, "train").finish(a_mark("train", losses={}))
+    step, variables = trained
+    outcome = STORAGE.look(step, variables | {"VCOT_TRAIN_EPOCHS": "9"})
+    assert outcome is not None
+    assert outcome.exit_code == SettingsError.exit_code
+    assert "belongs to a run with other settings: epochs was 2.0 and is now 9.0" in outcome.said
+
+
+def test_a_stage_of_which_storage_cannot_say_whether_it_is_whole_gets_its_job(
+    monkeypatch: pytest.MonkeyPatch, trained: tuple[Step, dict[str, str]]
+) -> None:
+    def refused(self: Store, uri: str) -> None:
+        raise SettingsError("keys are refused")
+
+    monkeypatch.setattr(Store, "stat", refused)
+    assert STORAGE.look(*trained) is None
+
+
+def test_a_stage_that_only_looks_begins_nothing(run: str, trained: tuple[Step, dict[str, str]]) -> None:
+    words = ["--run-uri", run, "--base-uri", trained[1]["VCOT_TRAIN_BASE_URI"], "--part", "look"]
+    before = sorted(entry.uri for entry in Store().list(run))
+    answer = subprocess.run([sys.executable, "-m", "jobs.train", *words], capture_output=True, text=True, check=False)
+    assert answer.returncode == NotWhole.exit_code
+    assert "is not whole yet" in answer.stderr
+    assert sorted(entry.uri for entry in Store().list(run)) == before
+
+
+def test_stages_of_shards_do_not_look(run: str) -> None:
+    words = ["-m", "jobs.tokenize", "--run-uri", run, "--base-uri", "/base", "--part", "look"]
+    answer = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert answer.returncode == SettingsError.exit_code
+    assert "--part=look: tokenize cannot say it of itself" in answer.stderr
+
+
+def test_the_state_of_a_run_stands_beside_its_stages(run: str) -> None:
+    assert STORAGE.state(run) is None
+    STORAGE.write(run, '{"end": null}')
+    STORAGE.write(run, '{"end": {"exit": 0}}')
+    assert json.loads(Store().read(join(run, "pipeline/state.json"))) == {"end": {"exit": 0}}
+    assert STORAGE.state(run) == '{"end": {"exit": 0}}'

@@ -1,0 +1,248 @@
+"""make push-base: what may be pushed, and what the command says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from structlog.testing import capture_logs
+
+from tools.pages import PagesSettings
+from tools.pages import run as bring_pages
+from tools.push import PushSettings, wanted
+from tools.push import run as push_run
+from tools.s3server import S3Server
+from tools.storage import StorageSettings, storage_of_the_cluster
+from vcot import redaction
+from vcot.errors import InputError, VcotError
+from vcot.redaction import REDACTED, redacted
+from vcot.storage import Store, join
+from vcot.storage.folders import fetch_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def safetensors(path: Path, numbers: int = 4) -> None:
+    header = json.dumps({"a": {"dtype": "U8", "shape": [numbers], "data_offsets": [0, numbers]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(numbers))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """As a hub's client leaves it."""
+    folder = tmp_path / "Qwen2.5-VL-7B-Instruct"
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    (folder / ".cache" / "huggingface" / "x.lock").touch()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "README.md"):
+        (folder / name).write_text("{}")
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for part in parts:
+        safetensors(folder / part)
+    index = {"weight_map": {"a": parts[0], "b": parts[1], "c": parts[0]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_everything_but_hidden_files_and_code_is_wanted(base: Path) -> None:
+    (base / "modeling_own.py").touch()
+    (base / "_manifest.json").touch()  # of a folder that was fetched
+    assert wanted(base) == [
+        "README.md", "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+def test_the_shipped_rehearsal_base_may_be_pushed() -> None:
+    assert "model.safetensors" in wanted(ROOT / "examples" / "rehearsal")
+
+
+@pytest.mark.parametrize(
+    ("without", "line"),
+    [
+        ("config.json", "there is no config: config.json is missing"),
+        ("tokenizer.json", "tokenizer.json or vocab.json is missing"),
+        ("preprocessor_config.json", "there is no processor: preprocessor_config.json or processor_config.json"),
+        ("model.safetensors.index.json", "there are no weights: model.safetensors or model.safetensors.index.json"),
+        ("model-00002-of-00002.safetensors", "model-00002-of-00002.safetensors of 2 files of weights are missing"),
+    ],
+)
+def test_what_is_missing_is_named(base: Path, without: str, line: str) -> None:
+    (base / without).unlink()
+    with pytest.raises(InputError) as caught:
+        wanted(base)
+    assert line in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_pickles_are_refused_by_name_and_all_faults_told_at_once(base: Path) -> None:
+    (base / "pytorch_model.bin").touch()
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(InputError) as caught:
+        wanted(base)
+    first, second = str(caught.value).splitlines()
+    assert "pytorch_model.bin: weights in a pickle" in first
+    assert "there is no tokenizer" in second
+
+
+def test_a_link_to_nothing_is_named(base: Path) -> None:
+    """As a hub's cache leaves it where its blobs were cleaned away."""
+    (base / "README.md").unlink()
+    (base / "README.md").symlink_to(base / "blobs" / "0f3a")
+    with pytest.raises(InputError, match=r"README\.md: a link to nothing; download it again$"):
+        wanted(base)
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        (lambda data: data[:-1], "bytes, not the"),
+        (lambda data: data + b"x", "bytes, not the"),
+        (lambda data: data[:5], "not safetensors, or cut off (5 bytes)"),
+        (lambda data: b"<!DOCTYPE html><html>" * 9, "not safetensors, or cut off"),
+        (lambda data: data[:8] + b"x" + data[9:], "its header is damaged"),
+    ],
+)
+def test_weights_that_are_cut_off_are_refused(base: Path, harm: object, line: str) -> None:
+    path = base / "model-00001-of-00002.safetensors"
+    path.write_bytes(harm(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"model-00001-of-00002\.safetensors: ") as caught:
+        wanted(base)
+    assert line in str(caught.value)
+    assert "download it again" in str(caught.value)
+
+
+def push(*argv: str, of: type[StorageSettings] = PushSettings, run: Callable[..., None] = push_run) -> tuple[int, str]:
+    """The command in this process: its exit code, and what it says."""
+    with patch.dict(os.environ), capture_logs() as lines:
+        if "--service" in argv:
+            os.environ["AWS_PROFILE"] = "one that is not there"  # must not get between
+        try:
+            settings, _ = of.load(argv)
+            run(settings)
+        except VcotError as error:
+            return error.exit_code, str(error)
+    return 0, "\n".join(str(line) for line in lines)
+
+
+def test_the_command_pushes_and_says_where(base: Path, moto_place: str, tmp_path: Path) -> None:
+    code, said = push("--base", str(base), "--to", join(moto_place, "base"))
+    assert code == 0, said
+    assert "'files': 8" in said
+    assert fetch_folder(Store(), join(moto_place, "base"), tmp_path / "here").joinpath("README.md").exists()
+    code, said = push("--base", str(base), "--to", join(moto_place, "base"))
+    assert code == 0
+    assert "it is there already" in said
+
+
+# --- examples, and storage inside a cluster -----------------------------------------------------------------------
+
+EXAMPLE, BASE = ROOT / "examples" / "blood-cells", ROOT / "examples" / "rehearsal"
+
+
+@pytest.fixture
+def in_a_cluster(moto_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Storage that only a kubectl knows a way to. This computer's own variables name another, which is not there."""
+    keys = {name: os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")}
+    data = {"AWS_ENDPOINT_URL_S3": "http://minio:9000", **keys, "OTHER": "not a variable of clients"}
+    secret = {"data": {name: base64.b64encode(value.encode()).decode() for name, value in data.items()}}
+    (tmp_path / "secret.json").write_text(json.dumps(secret))
+    port = os.environ["AWS_ENDPOINT_URL_S3"].rpartition(":")[2]
+    program = tmp_path / "kubectl"
+    program.write_text(
+        f"""#!/bin/sh
+case "$*" in
+"version --client") echo Kustomize Version: v5.7.1 ;;
+"--namespace vcot get secret s3-credentials -o json") cat {tmp_path}/secret.json ;;
+"--namespace vcot port-forward service/minio :9000")
+    echo "Forwarding from 127.0.0.1:{port} -> 9000"; echo $$ > {tmp_path}/forward
+    head -c 200000 /dev/zero; touch {tmp_path}/handled; exec sleep 600 ;;
+*) echo "E1122 a line before" >&2; echo "Error from server (NotFound): $* not found" >&2; exit 1 ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("KUBECTL", str(program))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another account")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    return moto_place
+
+
+def forward_has_ended(tmp_path: Path) -> bool:
+    return not Path(f"/proc/{(tmp_path / 'forward').read_text().strip()}").exists()
+
+
+def test_an_example_and_its_base_are_put_where_overlay_cpu_smoke_looks(moto_place: str) -> None:
+    prefix = join(moto_place, "examples")
+    code, said = push("--example", str(EXAMPLE), "--base", str(BASE), "--to", prefix)
+    assert code == 0, said
+    there = {entry.uri.removeprefix(f"{prefix}/") for entry in Store().list(prefix)}
+    assert there >= {"blood-cells/instances.json", "rehearsal/model.safetensors"}
+    assert PushSettings(example=EXAMPLE, base=BASE).target == "s3://vcot/examples"
+    settings = "".join(path.read_text() for path in (ROOT / "k8s/overlays/cpu-smoke/settings").iterdir())
+    for uri in re.findall(r"s3://vcot/examples/(\S+)", settings):
+        assert any(name.startswith(uri) for name in there), uri
+
+
+def test_an_example_is_put_into_storage_inside_a_cluster(in_a_cluster: str, tmp_path: Path) -> None:
+    to = join(in_a_cluster, "examples")
+    code, said = push("--example", str(EXAMPLE), "--base", str(BASE), "--to", to, "--service", "minio")
+    assert code == 0, said
+    assert forward_has_ended(tmp_path)
+    code, said = push("--base", str(BASE), "--to", join(in_a_cluster, "models/x"), "--service", "minio")
+    assert code == 0, said
+    assert "pushed" in said
+
+
+def test_the_pages_of_a_run_come_home_from_storage_inside_a_cluster(
+    in_a_cluster: str, moto_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as outside:
+        for name, value in moto_server.env.items():
+            outside.setenv(name, value)
+        Store().write(join(in_a_cluster, "runs/smoke/evaluate/report.html"), b"<html>")
+    words = ["--runs-uri", join(in_a_cluster, "runs"), "--local-folder", str(tmp_path / "home"), "--service", "minio"]
+    code, said = push("--run-id", "smoke", *words, of=PagesSettings, run=bring_pages)
+    assert code == 0, said
+    assert (tmp_path / "home/runs/smoke/evaluate-report.html").read_bytes() == b"<html>"
+    code, said = push("--run-id", "other", *words, of=PagesSettings, run=bring_pages)
+    assert code == 65
+    assert "runs/other: no reports there" in said
+
+
+def test_the_way_into_a_cluster_stays_open_however_much_kubectl_says(in_a_cluster: str, tmp_path: Path) -> None:
+    """A line for each connection; a pipe that nobody reads is full after 64 KiB, and kubectl stands still."""
+    with patch.dict(os.environ), storage_of_the_cluster("vcot", "minio"):
+        until = time.monotonic() + 20
+        while not (tmp_path / "handled").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_the_keys_of_storage_inside_a_cluster_leave_no_process(
+    in_a_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redaction, "_forms", ())
+    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "kept-in-a-Secret-4711"}
+    data = {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()}
+    (tmp_path / "secret.json").write_text(json.dumps({"data": data}))
+    with patch.dict(os.environ), storage_of_the_cluster("vcot", "minio"):
+        assert redacted("someone with kept-in-a-Secret-4711") == f"someone with {REDACTED}"
+
+
+def test_a_service_or_a_secret_that_is_not_there_is_named_in_one_line(in_a_cluster: str) -> None:
+    code, said = push("--base", str(BASE), "--service", "other")
+    assert code == 78
+    assert "no way to Service other in namespace vcot: Error from server (NotFound)" in said
+    code, said = push("--base", str(BASE), "--service", "minio", "--namespace", "other")
+    assert code == 78
+    assert "no keys of the storage: Error from server (NotFound)" in said
+    assert "Traceback" not in said

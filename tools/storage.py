@@ -1,0 +1,90 @@
+"""Storage as a person reaches it: in reach, or behind a Service of a cluster, by way of kubectl."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+
+from tools.overlay import kubectl
+from vcot import log
+from vcot.errors import SettingsError
+from vcot.redaction import learn, secrets_of
+from vcot.settings import Declared, setting
+
+S3_SECRET = "s3-credentials"
+S3_PORT = 9000
+
+
+class StorageSettings(Declared):
+    """Of commands that a person runs, about storage in reach or behind a Service of a cluster."""
+
+    service: str | None = setting(
+        None, "Service of the cluster that the storage is behind; by kubectl port-forward, with the keys of the "
+        "Secret s3-credentials", min_length=1,
+    )  # fmt: skip
+    namespace: str = setting("vcot", "where that Service and that Secret are")
+
+    def storage(self) -> contextlib.AbstractContextManager[None]:
+        return storage_of_the_cluster(self.namespace, self.service)
+
+
+@contextlib.contextmanager
+def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None]:
+    """Inside, the AWS variables of this process name the storage behind a Service, by way of `kubectl port-forward`.
+
+    The keys are those of the Secret s3-credentials. Without a service nothing changes: the variables are the user's.
+
+    Raises:
+        SettingsError: there is no such Secret or Service, or no way to it.
+    """
+    if service is None:
+        yield
+        return
+    command = [kubectl(), "--namespace", namespace]
+    answer = subprocess.run(
+        [*command, "get", "secret", S3_SECRET, "-o", "json"], capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        raise SettingsError(f"no keys of the storage: {_last_line(answer.stderr)}")
+    secret = json.loads(answer.stdout).get("data") or {}
+    keys = {name: base64.b64decode(value).decode() for name, value in secret.items() if name.startswith("AWS_")}
+    learn(*secrets_of(keys))
+    with tempfile.TemporaryFile("w+") as said:
+        forward = [*command, "port-forward", f"service/{service}", f":{S3_PORT}"]
+        process = subprocess.Popen(forward, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            assert process.stdout is not None
+            # Forwarding from 127.0.0.1:4321 -> 9000
+            found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+            if found is None:
+                process.wait()
+                said.seek(0)
+                raise SettingsError(f"no way to Service {service} in namespace {namespace}: {_last_line(said.read())}")
+            # It says a line for each connection, and would wait for ever once the pipe is full.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            log.get().info("storage of the cluster", service=f"{namespace}/{service}", port=int(found[1]))
+            # What else this computer is set up for, a profile or a proxy, must not get between.
+            for name in [name for name in os.environ if name.startswith("AWS_")]:
+                del os.environ[name]
+            os.environ |= keys | {
+                "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{found[1]}",
+                "AWS_CONFIG_FILE": os.devnull,
+                "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+                "NO_PROXY": "127.0.0.1",
+                "no_proxy": "127.0.0.1",
+            }
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _last_line(said: str) -> str:
+    return (said.strip().splitlines() or ["kubectl said nothing"])[-1]

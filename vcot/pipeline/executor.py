@@ -1,0 +1,358 @@
+"""Runs steps as Jobs on a cluster: creates or adopts, watches, tells, and never holds a GPU while waiting.
+
+Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so an
+orchestrator may be killed at any line and started again. It deletes no Job, and changes one alone: that which still
+waits when the run has failed is suspended, so that it does not take a GPU when nobody watches any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from vcot import log
+from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
+from vcot.pipeline.client import ClusterClient, Expired, Manifest, Refused
+from vcot.pipeline.local import validate
+from vcot.pipeline.orchestrator import RETRY, Clock, Outcome, sleep
+from vcot.pipeline.plan import Plan, Step
+from vcot.pipeline.preflight import (
+    Validate,
+    frozen_where_valid,
+    must_be_as_applied,
+    must_be_new_enough,
+    remove_old_settings,
+    templates_of,
+    variables_of,
+)
+from vcot.pipeline.progress import Reporter, Running
+from vcot.pipeline.rendering import QUEUE, FrozenPlan, Owner, complete, freeze, plan_config_map
+from vcot.pipeline.run_state import RunState, RunStorage
+from vcot.stage import Stop
+
+WATCH = 5
+"""Seconds of one look at a Job, so that a stop is noticed in time."""
+LOOK_AGAIN = 60.0
+"""Seconds after which a Job is looked at afresh, whatever the watch tells: what it missed ends no run."""
+CLEANUP = 120.0
+"""Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
+GIVEN_UP = "vcot/given-up"
+"""Annotation of a Job that was suspended because the run has ended while it waited: why it has."""
+LONGEST_RUN_ID = 30
+"""Names of pods are this, the step and what the cluster adds, 63 characters in all."""
+
+
+def must_name_jobs(run_id: str) -> None:
+    """
+    Raises:
+        UsageError: the run id cannot be part of names on a cluster.
+    """
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", run_id) or len(run_id) > LONGEST_RUN_ID:
+        raise UsageError(
+            f"RUN_ID {run_id}: it has to be lower-case letters, digits and dashes, {LONGEST_RUN_ID} at most and no "
+            f"dash at its ends, because Jobs are named after it; this one has {len(run_id)} characters"
+        )
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Who this orchestrator is on the cluster: the run, the namespace and the pipeline Job that its pod belongs to."""
+
+    run_id: str
+    namespace: str
+    owner: Owner
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str], run_id: str | None = None) -> RunIdentity:
+        """From the variables that the pipeline Job takes from its pod (downward API).
+
+        Args:
+            run_id: counts where the Job is not called ``pipeline-<RUN_ID>``.
+
+        Raises:
+            SettingsError: one of them is missing.
+            UsageError: the run id cannot be part of names on a cluster.
+        """
+        missing = [name for name in ("JOB_NAME", "JOB_UID", "POD_NAMESPACE") if not environment.get(name)]
+        if missing:
+            raise SettingsError(
+                f"{' and '.join(missing)}: not set. --where kubernetes is for the Job pipeline-<RUN_ID> of k8s/base, "
+                "which sets them; from outside the cluster use kubectl apply -k k8s/overlays/…"
+            )
+        job = environment["JOB_NAME"]
+        # The Job's own name cannot change under a run, as a ConfigMap can.
+        run_id = job.removeprefix("pipeline-") if job.startswith("pipeline-") else run_id or job
+        must_name_jobs(run_id)
+        return cls(run_id, environment["POD_NAMESPACE"], Owner(job, environment["JOB_UID"]))
+
+
+class KubernetesExecutor:
+    """Each step is the Job that the frozen plan holds for it."""
+
+    def __init__(
+        self, cluster: ClusterClient, storage: RunStorage, owner: Owner, *, clock: Clock, stop: Stop,
+        pending_timeout: float, validate: Validate = validate,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            storage: what storage knows of the run.
+            owner: the pipeline Job, which takes all that is created here with it.
+            pending_timeout: seconds that a step may have no running pod before the run fails.
+        """
+        self._cluster, self._storage, self._owner, self._validate = cluster, storage, owner, validate
+        self._now = clock.now
+        self._sleep: Callable[[float], None] = lambda seconds: sleep(seconds, clock, stop)
+        self._begin_again = (
+            f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
+        )
+        self._to_go_on = f"When that is mended: {self._begin_again}"
+        self._tell = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
+        self._frozen: FrozenPlan | None = None
+        self._state: RunState | None = None
+        self._running: dict[str, Running] = {}
+        self._whole: dict[str, Outcome] = {}
+        """Steps that storage shows to be done, so that no Job is made for them."""
+
+    @contextlib.contextmanager
+    def run(self, plan: Plan) -> Iterator[Plan]:
+        """From `freeze` to the end, whatever that is: it is written down where the pods do not take it with them, and
+        no Job is left waiting that nobody will look at again."""
+        try:
+            yield self.freeze(plan)
+        except Exception as error:
+            if getattr(error, "exit_code", VcotError.exit_code) not in RETRY:  # the pipeline Job starts no other
+                self._let_go(str(error))
+            self._end(plan, error)
+            raise
+        self._end(plan, None)
+
+    def _end(self, plan: Plan, failure: Exception | None) -> None:
+        try:
+            state = self._state or RunState(self._cluster, self._storage, self._owner, plan, refused=True)
+        except VcotError as no_answer:
+            log.get().warning(f"why the run was refused is written down nowhere: {no_answer}")
+        else:
+            state.end(failure)
+
+    # --- before the first step ----------------------------------------------------------------------
+
+    def freeze(self, plan: Plan) -> Plan:
+        """The plan that this run goes by: the one that it was begun with, else this one, validated and written down.
+
+        Raises:
+            SettingsError: a template or its settings are wrong, or the cluster is too old; nothing was created.
+            UsageError: the run id was used before, with another plan; or another apply has replaced the templates
+                before this run had begun.
+        """
+        if (there := self._cluster.get("ConfigMap", f"{plan.run_id}-plan")) is not None and self._owner.owns(there):
+            self._frozen = FrozenPlan.read(there["data"]["plan.json"])
+            log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
+            self._tell_changes(plan)
+        else:
+            self._frozen = self._checked(plan, as_applied=True)
+            self._acquire(plan_config_map(self._frozen, self._owner))
+            remove_old_settings(self._cluster, self._sleep)
+        self._state = RunState(self._cluster, self._storage, self._owner, self._frozen.plan)
+        return self._frozen.plan
+
+    def check(self, plan: Plan) -> None:
+        """Renders and validates everything, creates nothing; a frozen plan was validated before."""
+        if self._frozen is None or plan is not self._frozen.plan:
+            self._checked(plan)
+
+    def _checked(self, plan: Plan, *, as_applied: bool = False) -> FrozenPlan:
+        must_be_new_enough(self._cluster)
+        templates = templates_of(self._cluster.get, self._cluster.namespace, plan)
+        if as_applied:
+            must_be_as_applied(self._cluster, self._owner.name, templates)
+        return frozen_where_valid(self._cluster.get, self._cluster.namespace, plan, templates, self._validate)
+
+    def _tell_changes(self, plan: Plan) -> None:
+        """Says where the cluster's templates are no longer what this run was begun with; they do not matter to it."""
+        assert self._frozen is not None
+        try:
+            now = freeze(plan, templates_of(self._cluster.get, self._cluster.namespace, plan))
+        except SettingsError as error:
+            log.get().warning(f"this run goes on, but no other could start: {error}")
+            return
+        frozen = self._frozen
+        if changed := sorted({s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]}):
+            log.get().warning(
+                f"templates have changed since this run began ({', '.join(changed)}); "
+                "they will count for another RUN_ID, this one keeps its own"
+            )
+
+    # --- one step -----------------------------------------------------------------------------------
+
+    def start(self, step: Step) -> None:
+        assert self._frozen is not None
+        assert self._state is not None
+        job = self._frozen.jobs[step.name]
+        self._state.began(step, job["metadata"]["name"])
+        # Only stages that may hold a GPU are asked whether they are whole; the others find it out cheaply in their Job.
+        if step.part == "all" and self._cluster.get(job["kind"], job["metadata"]["name"]) is None:
+            variables, _ = variables_of(self._cluster.get, self._cluster.namespace, step.stage, job)
+            if (outcome := self._storage.look(step, variables)) is not None:
+                log.get().info(f"{step.name}: whole already, no Job is made for it")
+                self._whole[step.name] = replace(outcome, said=f"{outcome.said}. {self._to_go_on}")
+                return
+        shards = self._storage.shards(step) if step.part == "shards" else None
+        job, created = self._acquire(complete(job, self._owner, self._frozen.digest, shards))
+        if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
+            raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
+        running = Running(step, job, self._now(), job["metadata"]["resourceVersion"] if created else None)
+        self._running[step.name] = running
+        log.get().info(
+            f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
+        )
+
+    def poll(self, step: Step) -> Outcome | None:
+        assert self._state is not None
+        outcome = self._whole.get(step.name) or self._ended(self._running[step.name])
+        if outcome is not None:
+            self._state.ended(step, outcome)
+        return outcome
+
+    def _ended(self, running: Running) -> Outcome | None:
+        if not running.condition:
+            self._look(running)
+        now = self._now()
+        if running.condition:
+            return self._tell.outcome(running, running.condition, now)
+        if (why := self._tell.waiting(running, now)) is not None:
+            del self._running[running.step.name]
+            raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
+        return None
+
+    def leave(self, step: Step) -> str:
+        running = self._running[step.name]
+        return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
+
+    def _let_go(self, why: str) -> None:
+        for running in self._running.values():
+            if running.condition is None and not running.ready:
+                try:
+                    log.get().warning(self._suspended(running, why))
+                except VcotError as error:  # it must not hide why the run has ended
+                    log.get().warning(_not_suspended(running, error))
+
+    def _suspended(self, running: Running, why: str) -> str:
+        """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn."""
+        change = {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"suspend": True}}
+        try:
+            self._cluster.patch(running.kind, running.name, change)
+            if QUEUE in (running.seen["metadata"].get("labels") or {}):
+                mine = f"kueue.x-k8s.io/job-uid={running.seen['metadata']['uid']}"
+                for workload in list(self._cluster.list("Workload", labels=mine)):
+                    self._cluster.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
+        except Refused as error:
+            return _not_suspended(running, error)
+        return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
+
+    def _look(self, running: Running) -> None:
+        """What has become of the Job; watches for `WATCH` seconds, or until it is over."""
+        try:
+            if running.version is None or self._now() - running.looked_at >= LOOK_AGAIN:
+                there, running.version = self._cluster.find(running.kind, running.name)
+                running.looked_at = self._now()
+                self._see(running, there)
+                return
+            for kind, job in self._cluster.watch(running.kind, running.name, running.version, WATCH):
+                running.version = str(job["metadata"]["resourceVersion"])
+                if kind != "BOOKMARK":
+                    self._see(running, None if kind == "DELETED" else job)
+                if running.condition:
+                    return
+        except Expired:
+            running.version = None
+            self._sleep(1)  # not in a circle, should that version be too old as well
+
+    def _see(self, running: Running, job: Manifest | None) -> None:
+        if job is None:
+            self._gone(running)
+        before, was_ready = running.ended_pods, running.ready
+        running.seen = job | {"kind": running.kind}
+        if running.condition is not None:
+            return
+        if job["metadata"].get("deletionTimestamp"):
+            self._gone(running)
+        if running.ready or running.ended_pods != before:
+            running.idle_since, running.ended_at = None, self._now()
+        if running.ended_pods[1] > before[1] or running.ready < was_ready:
+            self._tell.failed_pods(running)
+        if running.ready and not was_ready:
+            self._tell.runs(running)
+
+    def _gone(self, running: Running) -> NoReturn:
+        del self._running[running.step.name]
+        raise StageFailed(
+            f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its place. "
+            f"To go on: {self._begin_again}"
+        )
+
+    # --- whose is it ----------------------------------------------------------------------------------
+
+    def _acquire(self, manifest: Manifest) -> tuple[Manifest, bool]:
+        """The object of that name and whether it was made now; it is of this run and plan.
+
+        What an earlier pipeline Job of the same name owned is on its way out: that is waited for.
+
+        Raises:
+            SettingsError: the cluster refuses it.
+            UsageError: it is another run's.
+        """
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        begun = self._now()
+        while True:
+            try:
+                made = self._cluster.create(kind, manifest)
+            except Refused as error:
+                hint = "; is JobSet installed on this cluster?" if kind == "JobSet" and error.status == 404 else ""
+                words = " ".join(str(error).split())
+                raise SettingsError(f"the cluster refuses {kind} {name}: {words}{hint}. {self._to_go_on}") from None
+            if made is not None:
+                return made | {"kind": kind}, True
+            there = self._cluster.get(kind, name)
+            if there is not None and not self._is_going(there):
+                self._must_fit(there | {"kind": kind})
+                return there | {"kind": kind}, False
+            waited = self._now() - begun
+            if waited > CLEANUP:
+                raise UsageError(
+                    f"{kind} {name} is of an earlier pipeline Job and does not go away; choose another RUN_ID, or "
+                    f"delete it: kubectl -n {self._cluster.namespace} delete {kind.lower()} {name}"
+                )
+            if there is not None and not waited:
+                log.get().info(f"{kind} {name} is of an earlier pipeline Job; waiting until the cluster has removed it")
+            self._sleep(1)
+
+    def _is_going(self, there: Manifest) -> bool:
+        """Whether the cluster is about to remove it, with the pipeline Job that owned it."""
+        metadata = there["metadata"]
+        return not self._owner.owns(there) and bool(
+            metadata.get("ownerReferences") or metadata.get("deletionTimestamp")
+        )
+
+    def _must_fit(self, there: Manifest) -> None:
+        assert self._frozen is not None
+        digest, run = self._frozen.digest, self._frozen.plan.run_id
+        kind, metadata = there["kind"], there["metadata"]
+        if (metadata.get("labels") or {}).get("vcot/run") != run:
+            raise UsageError(
+                f"{kind} {metadata['name']} is there already and is not of run {run} (no label vcot/run={run}); "
+                "choose another RUN_ID"
+            )
+        other = (metadata.get("annotations") or {}).get("vcot/plan", "none")
+        if other != digest:
+            raise UsageError(
+                f"RUN_ID {run} was used before with another plan ({kind} {metadata['name']} is of plan {other[:12]}, "
+                f"this one is {digest[:12]}); choose another RUN_ID, or remove what is left of the earlier run: "
+                f"kubectl -n {self._cluster.namespace} delete job,configmap -l vcot/run={run}"
+            )
+
+
+def _not_suspended(running: Running, error: VcotError) -> str:
+    return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"
