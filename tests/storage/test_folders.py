@@ -212,9 +212,9 @@ def test_asked_to_stop_it_leaves_soon_and_leaves_no_piece(
 def test_an_object_that_is_replaced_while_it_is_read_in_ranges_is_not_half_of_each(
     base: Path, minio_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vcot.storage import Changed, ranges
+    from vcot.storage import Changed, s3
 
-    monkeypatch.setattr(ranges, "RANGE", MIB)  # 41 of them, so most are asked for later
+    monkeypatch.setattr(s3, "PART", MIB)  # 41 of them, so most are asked for later
     uri = join(minio_place, "weights")
     store.upload(base / "weights", uri)
     replaced = False

@@ -23,7 +23,7 @@ from vcot import log
 from vcot.errors import InputError, TemporaryError
 from vcot.storage.chunks import Chunks
 from vcot.storage.headers import Kind, Member, plain
-from vcot.storage.place import Changed, Entry, NotFound
+from vcot.storage.local import Changed, Entry, NotFound
 from vcot.storage.spans import AT_ONCE, SPAN, members, text
 from vcot.storage.store import Store, join
 from vcot.uris import pieces

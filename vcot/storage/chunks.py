@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 
 from vcot.errors import InputError, UsageError
-from vcot.storage.place import Changed, Entry
+from vcot.storage.local import Changed, Entry
 from vcot.storage.store import Store, name
 from vcot.uris import Piece, of_pieces
 

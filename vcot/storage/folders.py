@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vcot import log
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.stage import Bar, stop
-from vcot.storage.place import NotFound
+from vcot.storage.local import NotFound
 from vcot.storage.store import Entry, Store, join
 
 MANIFEST = "_manifest.json"

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from PIL import Image, ImageFile, features
 
 from vcot.errors import InputError
-from vcot.storage.place import NotFound
+from vcot.storage.local import NotFound
 from vcot.storage.store import Store
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a camera's 50 megapixels pass, a decompression bomb does not
@@ -73,8 +73,7 @@ def load(store: Store, uri: str, *, max_pixels: int = MAX_PIXELS, sha256: str | 
 def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
     """The bytes at a URI, at most as many as are ever decoded. Raises ImageError."""
     try:
-        with store.open_read(uri) as source:
-            data = source.read(MAX_BYTES + 1)
+        data = store.read_range(uri, 0, MAX_BYTES + 1)
     except NotFound as error:
         raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from error
     if len(data) > MAX_BYTES:

@@ -18,7 +18,7 @@ from vcot.errors import InputError
 from vcot.stage import Bar
 from vcot.storage.chunks import Chunks
 from vcot.storage.headers import Member, Walk
-from vcot.storage.place import Changed, NotFound
+from vcot.storage.local import Changed, NotFound
 from vcot.storage.store import join, name
 
 SPAN = 256 << 20

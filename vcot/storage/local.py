@@ -9,19 +9,44 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
-from vcot.storage.place import CHUNK, Changed, Entry, NotFound
+
+CHUNK = 1 << 20  # bytes read or copied at a time
 
 # A killed process leaves its temporary file behind. It lies beside its target, because a rename is atomic
 # only within one file system; the name says whose it is, and `list` does not see it.
 _TEMPORARY_START, _TEMPORARY_END = ".vcot-", ".part"
+_KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "character device", stat.S_IFBLK: "block device"}
 
 
-class DiskFile:
+@dataclass(frozen=True)
+class Entry:
+    """One stored object: its URI, in the form of the URI it was asked for by, and its size in bytes.
+
+    state: another one when the object is replaced (the ETag, or when a file was last written).
+    """
+
+    uri: str
+    size: int
+    state: str = field(default="", compare=False)
+
+
+class NotFound(InputError):
+    """There is nothing at a URI. The message names it as it was written."""
+
+
+class Changed(InputError):
+    """What lies at a URI became another object between two reads."""
+
+
+class LocalFile:
+    """A file by its path; errors name its URI. See Store for what the verbs promise."""
+
     def __init__(self, uri: str, path: str) -> None:
         self.uri = uri
         self.path = path
@@ -58,7 +83,9 @@ class DiskFile:
                 raise
             target.close()  # flushes; whoever wrapped it may have closed it already
             with self.plain_words():
-                _to_disk(temporary)
+                # Bytes before name: a rename that survives a power cut must not name an empty file.
+                with open(temporary, "rb") as file:  # noqa: PTH123
+                    os.fsync(file.fileno())
                 os.replace(temporary, self.path)  # noqa: PTH105
 
     def write(self, data: bytes) -> None:
@@ -71,11 +98,7 @@ class DiskFile:
         (O_EXCL on the name itself would be exclusive too, but a reader could see the file half-written.)
         """
         with self.temporary() as temporary:
-            with self.plain_words(), _Raw(self, "wb", temporary) as raw:
-                view = memoryview(data)
-                while view:
-                    view = view[raw.write(view) :]
-                os.fsync(raw.fileno())
+            LocalFile(self.uri, temporary).write(data)
             try:
                 os.link(temporary, self.path)
             except FileExistsError:
@@ -91,16 +114,14 @@ class DiskFile:
             return True
 
     def delete(self) -> None:
-        with self.plain_words(), suppress(FileNotFoundError):
-            os.unlink(self.path)  # noqa: PTH108
+        with self.plain_words():
+            Path(self.path).unlink(missing_ok=True)
 
     def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:
-        with DiskFile(str(path), str(path)).open_read() as source, self.open_write() as target:
-            _copy(source, target, left)
+        _copy(LocalFile(str(path), str(path)), self, left)
 
     def download(self, path: Path, arrived: Callable[[int], None] | None = None) -> None:
-        with self.open_read() as source, DiskFile(str(path), str(path)).open_write() as target:
-            _copy(source, target, arrived)
+        _copy(self, LocalFile(str(path), str(path)), arrived)
 
     def list(self) -> Iterator[Entry]:
         with self.plain_words():
@@ -108,13 +129,10 @@ class DiskFile:
 
     def stat(self) -> Entry | None:
         try:
-            status = os.stat(self.path)  # noqa: PTH116
-        except (FileNotFoundError, NotADirectoryError):
+            with self.plain_words():
+                status = os.stat(self.path)  # noqa: PTH116
+        except NotFound:
             return None
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ELOOP:
-                return None
-            raise self.explain(error) from error
         if stat.S_ISDIR(status.st_mode):
             return None
         self.demand_regular(status)
@@ -122,10 +140,9 @@ class DiskFile:
 
     def demand_regular(self, status: os.stat_result) -> None:
         """Raises NotFound: there is something else than bytes that end. A folder has errors of its own."""
-        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-            return
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise NotFound(f"{self.uri}: a {kind}, not a regular file; only regular files are read")
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise NotFound(f"{self.uri}: a {kind}, not a regular file; only regular files are read")
 
     @contextmanager
     def temporary(self) -> Iterator[str]:
@@ -139,12 +156,11 @@ class DiskFile:
                 raise UsageError(
                     f"{self.uri}: one of its folders is a file already, {above}; name a folder, or a new one"
                 ) from error
-        temporary = os.path.join(folder, f"{_TEMPORARY_START}{secrets.token_hex(8)}{_TEMPORARY_END}")  # noqa: PTH118
+        temporary = f"{folder}/{_TEMPORARY_START}{secrets.token_hex(8)}{_TEMPORARY_END}"
         try:
             yield temporary
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)  # noqa: PTH108
+            Path(temporary).unlink(missing_ok=True)
 
     @contextmanager
     def plain_words(self) -> Iterator[None]:
@@ -157,7 +173,7 @@ class DiskFile:
         """What an error of the operating system means to whoever wrote the URI; itself, if we do not know."""
         if not isinstance(error, OSError):
             return InputError(f"{self.uri!r}: not a file name ({error})") if "null" in str(error) else error
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).lower()
         match error.errno:
             case errno.ENOENT:
                 return NotFound(f"{self.uri}: no such file{self._literal_hint()}")
@@ -166,26 +182,24 @@ class DiskFile:
             case errno.EISDIR:
                 return NotFound(f"{self.uri}: a folder, not a file")
             case errno.ENOSPC | errno.EDQUOT:
-                return TemporaryError(f"{self.uri}: no room left on {_mount(self.path)} ({reason})")
+                mount = Path(self.path).absolute()
+                while not mount.is_mount():
+                    mount = mount.parent
+                return TemporaryError(f"{self.uri}: no room left on {mount} ({error.strerror})")
             case errno.EACCES | errno.EPERM | errno.EROFS:
-                return SettingsError(f"{self.uri}: {reason.lower()}; make it readable and writable for this user")
+                return SettingsError(f"{self.uri}: {reason}; make it readable and writable for this user")
             case errno.ELOOP:
-                return NotFound(f"{self.uri}: {reason.lower()}: a link there leads round in a circle")
+                return NotFound(f"{self.uri}: {reason}: a link there leads round in a circle")
             case errno.ENAMETOOLONG | errno.EINVAL:
-                return InputError(f"{self.uri}: {reason.lower()}")
+                return InputError(f"{self.uri}: {reason}")
             case errno.EIO | errno.ESTALE | errno.ETIMEDOUT:
-                return TemporaryError(f"{self.uri}: {reason.lower()}")
+                return TemporaryError(f"{self.uri}: {reason}")
             case _:
                 return error
 
     def _file_above(self) -> str:
         """The file that stands where this path has a folder."""
-        path = self.path
-        while path and path != os.path.dirname(path):  # noqa: PTH120
-            path = os.path.dirname(path)  # noqa: PTH120
-            if os.path.lexists(path):
-                return path
-        return path
+        return next((str(above) for above in Path(self.path).parents if os.path.lexists(above)), self.path)
 
     def _literal_hint(self) -> str:
         decoded = unquote(self.path)
@@ -197,7 +211,7 @@ class DiskFile:
 class _Raw(io.FileIO):
     """A file whose own errors (no room left, foremost) speak our words, and nobody else's errors do."""
 
-    def __init__(self, place: DiskFile, mode: str, path: str | None = None) -> None:
+    def __init__(self, place: LocalFile, mode: str, path: str | None = None) -> None:
         self._place = place
         super().__init__(path or place.path, mode, opener=self._opened if mode == "rb" else None)
 
@@ -207,29 +221,20 @@ class _Raw(io.FileIO):
         return os.open(path, flags)
 
     def write(self, data: Any) -> int:
-        try:
+        with self._place.plain_words():
             return super().write(data)
-        except OSError as error:
-            raise self._place.explain(error) from error
+
+    def readinto(self, buffer: Any) -> int:
+        with self._place.plain_words():
+            return cast(int, super().readinto(buffer))
 
     @property
     def state(self) -> str:
         return _size_and_state(os.fstat(self.fileno()))[1]
 
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return cast(int, super().readinto(buffer))
-        except OSError as error:
-            raise self._place.explain(error) from error
-
 
 def _size_and_state(status: os.stat_result) -> tuple[int, str]:
     return status.st_size, str(status.st_mtime_ns)
-
-
-_KINDS = {
-    stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "character device", stat.S_IFBLK: "block device",
-}  # fmt: skip
 
 
 def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -238,7 +243,7 @@ def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator
     What is no regular file is listed as well, so that whoever reads it is told of it by name.
     """
     try:
-        with DiskFile(uri, folder).plain_words():
+        with LocalFile(uri, folder).plain_words():
             status = os.stat(folder)  # noqa: PTH116
             with os.scandir(folder) as found:
                 children = sorted((child.name + "/" if _is_folder(child) else child.name, child) for child in found)
@@ -252,11 +257,10 @@ def _walk(folder: str, uri: str, above: tuple[tuple[int, int], ...]) -> Iterator
             yield from _walk(child.path, uri + name, (*above, here))
         elif not (name.startswith(_TEMPORARY_START) and name.endswith(_TEMPORARY_END)):
             try:
-                status = child.stat()
-            except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ELOOP):  # gone meanwhile, or a link that leads to nothing
-                    continue
-                raise DiskFile(uri + name, child.path).explain(error) from error
+                with LocalFile(uri + name, child.path).plain_words():
+                    status = child.stat()
+            except NotFound:  # gone meanwhile, or a link that leads to nothing
+                continue
             yield Entry(uri + name, *_size_and_state(status))
 
 
@@ -269,24 +273,9 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
         raise
 
 
-def _copy(source: BinaryIO, target: BinaryIO, told: Callable[[int], None] | None) -> None:
-    while piece := source.read(CHUNK):
-        target.write(piece)
-        if told is not None:
-            told(len(piece))
-
-
-def _to_disk(path: str) -> None:
-    """Bytes before name: a rename that survives a power cut must not name an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _mount(path: str) -> str:
-    path = os.path.abspath(path)  # noqa: PTH100
-    while not os.path.ismount(path):
-        path = os.path.dirname(path)  # noqa: PTH120
-    return path
+def _copy(source: LocalFile, target: LocalFile, told: Callable[[int], None] | None) -> None:
+    with source.open_read() as reading, target.open_write() as writing:
+        while piece := reading.read(CHUNK):
+            writing.write(piece)
+            if told is not None:
+                told(len(piece))
