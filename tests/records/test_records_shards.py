@@ -12,7 +12,6 @@ import pytest
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, Mention, Trace
 from vcot.records import Folder, Image, Origin, Reason, Rejection, Sample, read_samples
-from vcot.records.schema import document
 from vcot.records.shards import JsonLines, ShardWriter, StageMark, read_mark, run_shards
 from vcot.settings import Settings, setting
 from vcot.storage import Store
@@ -214,11 +213,6 @@ def test_shards_carry_no_time_stamp(tmp_path: Path) -> None:
     data = (tmp_path / "count" / mark.shards[0].files[0].name).read_bytes()
     assert data[4:8] == b"\0\0\0\0"
     assert len(gzip.decompress(data).splitlines()) == mark.shards[0].tally.written
-
-
-def test_the_page_of_formats_is_the_codes() -> None:
-    page = Path(__file__).parents[2] / "docs" / "formats.md"
-    assert page.read_text() == document(), "run `make formats`"
 
 
 def test_the_last_word_tells_shards_rows_and_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
