@@ -254,7 +254,7 @@ class Folder:
 
     def shard_marks(self) -> tuple[ShardMark, ...]:
         """The marks of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
-        marks = []
+        marks: list[ShardMark] = []
         while (mark := self.shard_mark(len(marks))) is not None:
             marks.append(mark)
         return tuple(marks)
