@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vcot.teacher.plan import FLAGS
 
 from jobs.distill import DistillSettings, run
 from tests.fakes.batches import Batches
@@ -18,7 +19,6 @@ from tests.teacher.asking import DISC, LEVER, row, see
 from vcot.records import Sample
 from vcot.settings import flag
 from vcot.teacher import batches, prompts
-from vcot.teacher.plan import FLAGS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/distill.md").read_text()

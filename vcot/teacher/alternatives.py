@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from itertools import chain
 
 from vcot.grounding import Trace
-from vcot.records import Rejection, Sample
+from vcot.records import Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.storage.images import ImageError
 from vcot.teacher.funnel import reached
@@ -31,7 +31,8 @@ async def lesson(
     parts: list[Rejection] = []
     fallen: list[Rejection] = []
     for number, again in ((n, again) for again in range(1 + manner.ask_again) for n in range(alternatives)):
-        if number == 0 and traces:  # the row is not refused, so nothing of it is asked again
+        # Nothing is asked again of a row that is not refused, or at which the endpoint failed: it said nothing.
+        if number == 0 and (traces or any(one.reason is Reason.TEACHER_FAILED for one in fallen)):
             break
         talk = Talk(asker, sample, manner, counts, again=again)
         try:
