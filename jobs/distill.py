@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from vcot.teacher.runner import ModelTeacher
     from vcot.teacher.talk import Manner
     from vcot.teacher.trust import Detector, Trust
-    from vcot.teacher.two_level.chain import Chain
 
 
 class DistillSettings(Settings):
@@ -40,7 +38,7 @@ class DistillSettings(Settings):
       answer-aware  it is told the answer and a numbered list of the evidence, and refers to objects by number
       rationalise   reasoning that was written as mere text stays as it is and gets places
       two-level     it describes the image and each thing in it apart, judges what it said, then writes reasoning and
-                    new questions; --only-step does one step, whose records can be looked at
+                    new questions
     Boxes of annotated objects are put into the text by this program. Boxes that the model proposes are checked, and
     the answer must follow from what the reasoning points at. Replies are kept, so that none is paid for twice.
     """
@@ -52,16 +50,6 @@ class DistillSettings(Settings):
     way: Literal["answer-aware", "rationalise", "two-level"] = setting(
         "answer-aware", "openai: how it is asked; see above"
     )
-    only_step: Literal[
-        "captions", "objects", "crops", "branches", "verdicts", "synthesis", "gates"
-    ] | None = setting(
-        None, "two-level: make the records of this step alone, from those of the steps before it, and stop",
-        shapes_result=False,
-    )  # fmt: skip
-    steps_uri: str | None = setting(
-        None, "two-level: where the steps keep their records; the distill folder of another run takes up what it has "
-        "made with the same prompts and model; default: <run-uri>/distill", shapes_result=False,
-    )  # fmt: skip
     objects: int = setting(
         8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a look or more; with "
         "more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level (for an "
@@ -213,8 +201,6 @@ class DistillSettings(Settings):
                     raise ValueError(
                         f"{flag(name)}: {entry!r} is no share of an image; write 0.0005, or 0.0005,docvqa=0.0001"
                     )
-        if self.only_step is not None and (self.teacher, self.way) != ("openai", "two-level"):
-            raise ValueError(f"--only-step={self.only_step}: steps belong to --teacher openai --way two-level")
         return self
 
 
@@ -248,19 +234,11 @@ def run(settings: DistillSettings) -> None:
         if settings.dry_run:
             print(dry_run(settings, teacher, all_rows()))
             return
-        steps = chain_of(settings, folder, teacher, read)
 
         def work(writer: ShardWriter) -> None:
-            rows = partial(rows_of, writer.index)
-            specimens = distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer)
-            if steps is not None:  # some of them may have been made, and paid, by another process
-                writer.facts["bill"] = steps.bill(writer.index)
-            specimens.put_aside(folder, writer.index)
+            distil(rows_of(writer.index), teacher, writer).put_aside(folder, writer.index)
 
         try:
-            if settings.only_step is not None and steps is not None:
-                make_step(settings, steps, len(shards), rows_of)
-                return
             if isinstance(teacher, ModelTeacher) and folder.mark() is None:
                 folder.begin(settings, inputs)
                 prepare(settings, folder, teacher, mark, all_rows)
@@ -316,27 +294,6 @@ def own_prompts(settings: DistillSettings, store: Store) -> dict[str, str]:
     return {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}
 
 
-def chain_of(settings: DistillSettings, folder: Folder, teacher: Teacher, read: dict[str, str]) -> Chain | None:
-    """The steps that are kept in storage; None for a teacher that has none."""
-    if settings.way != "two-level" or settings.teacher == "template":
-        return None
-    from vcot.teacher.runner import ModelTeacher
-    from vcot.teacher.two_level.chain import Chain
-
-    assert isinstance(teacher, ModelTeacher)
-    return Chain(teacher, folder.store, settings.steps_uri or folder.uri, read)
-
-
-def make_step(settings: DistillSettings, steps: Chain, shards: int, rows_of: Callable[[int], Iterator[Sample]]) -> None:
-    """One step alone, in all shards or in the one that was asked for."""
-    assert settings.only_step is not None
-    if settings.part in ("all", "shards"):
-        for index in range(shards) if settings.shard is None else [settings.shard]:
-            steps.make(settings.only_step, index, partial(rows_of, index))
-    if settings.part in ("all", "finish"):
-        steps.report(settings.only_step, shards)
-
-
 @contextmanager
 def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
     if settings.teacher == "template":
@@ -387,7 +344,7 @@ def way_of(settings: DistillSettings, store: Store) -> Way:
     """How the model is asked, as the settings say."""
     from vcot.teacher.answer_aware import AnswerAware
     from vcot.teacher.rationalise import Rationalise
-    from vcot.teacher.two_level.way import TwoLevel
+    from vcot.teacher.two_level import TwoLevel
 
     manner, trust = manner_of(settings, store), trust_of(settings, store)
     if settings.way == "two-level":

@@ -6,7 +6,6 @@ blood cells are those of examples/.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import signal
@@ -24,8 +23,7 @@ from tests.fakes.batches import Batches
 from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise, picture
 from tests.jobs.test_convert import convert as source
-from tests.jobs.test_distill import (  # noqa: F401
-    clean,
+from tests.fakes.distilling import (
     convert,
     distilled,
     files,
@@ -47,7 +45,8 @@ from vcot.grounding import Trace
 from vcot.records import Reason, Sample, read_samples
 from vcot.records.shards import read_mark
 from vcot.storage import Store
-from vcot.teacher import batches
+
+pytestmark = pytest.mark.usefixtures("clean")
 
 ROOT = Path(__file__).parents[2]
 CUP = (20, 30, 80, 90)
@@ -276,7 +275,7 @@ def test_batches_bring_every_way_what_single_requests_bring(
     way: str, rows: list[list[Sample]], asked_here: Callable[[Teacher], None], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(batches, "POLL", 0.01)
+    monkeypatch.setattr("vcot.teacher.batch.POLL", 0.01)
     made, asked = {}, {}
     for name, batch in (("single", False), ("batch", True)):
         folder = tmp_path / name / "run"
@@ -312,46 +311,17 @@ def test_a_dry_run_of_every_way_sends_nothing_and_foresees_enough(
 # ------------------------------------------------------------------------------------------------------ step by step
 
 
-def lines(folder: Path, step: str) -> list[dict[str, Any]]:
-    found = [gzip.decompress(path.read_bytes()) for path in sorted(folder.glob(f"distill/{step}/*/shards/*"))]
-    return [json.loads(line) for line in b"".join(found).splitlines()]
-
-
-def test_a_step_can_be_made_alone_looked_at_and_repeated_with_another_prompt(
+def test_with_another_prompt_for_a_step_the_steps_before_it_are_not_asked_again(
     rows: list[list[Sample]], wise: Teacher, tmp_path: Path
 ) -> None:
     convert(str(tmp_path / "a"), *rows[:2])
-    with pytest.raises(InputError, match=r"step captions has not been made for shard 0; run --only-step captions"):
-        run(settings(tmp_path / "a", way="two-level", only_step="objects"))
-    run(settings(tmp_path / "a", way="two-level", only_step="captions"))
-    assert purposes(wise) == {"caption": 4}  # one for each picture
-    assert [line["caption"] for line in lines(tmp_path / "a", "captions")][:2] == [
-        "The image shows a blue lever and a green gear."
-    ] * 2
-    assert not (tmp_path / "a/distill/settings.json").exists()
-
     run(settings(tmp_path / "a", way="two-level"))
-    first, wise.asked = purposes(wise), []
-    assert first["caption"] == 4
-    said: Any = report(str(tmp_path / "a"))
-    assert sum(line["requests"] for bill in said["bill"].values() for line in bill.values()) == sum(first.values())
-    assert said["spent"]["requests"] == sum(first.values())  # the captions too, which an earlier process has paid for
-    run(settings(tmp_path / "a", way="two-level", only_step="captions"))
-    assert wise.asked == []
-
+    assert purposes(wise)["caption"] == 4  # one for each picture
     own = tmp_path / "stricter.v7.md"
     own.write_text("Be stricter still.")
-    run(settings(tmp_path / "a", way="two-level", only_step="verdicts", prompts=(f"verdict={own}",)))
-    assert set(purposes(wise)) == {"verdict"}
-    assert len(list((tmp_path / "a/distill/verdicts").iterdir())) == 2
-    assert len(list((tmp_path / "a/distill/captions").iterdir())) == 1
-
-    before, wise.asked = files(tmp_path / "a"), []
-    convert(str(tmp_path / "b"), *rows[:2])
-    run(settings(tmp_path / "b", way="two-level", prompts=(f"verdict={own}",), steps_uri=str(tmp_path / "a/distill"),
-                 input_uri=str(tmp_path / "a/convert")))  # fmt: skip
-    assert wise.asked == []  # the earlier steps are there, and the later ones hear the same from the same verdicts
-    assert files(tmp_path / "b") == before
+    wise.asked = []
+    run(settings(tmp_path / "b", way="two-level", prompts=(f"verdict={own}",), input_uri=str(tmp_path / "a/convert")))
+    assert set(purposes(wise)) == {"verdict"}  # the later ones hear the same from the same verdicts
     told: Any = report(str(tmp_path / "b"))
     assert told["prompts"]["verdict"] == 7
 
@@ -414,7 +384,6 @@ def test_prompts_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     ("argv", "says"),
     [
         (["--way", "three-level"], "--way=three-level"),
-        (["--only-step", "captions"], "steps belong to --teacher openai --way two-level"),
         (["--frame", "resized_pixels"], "needs --min-pixels and --max-pixels"),
         (["--min-proposed-area", "5%"], "'5%' is no share of an image"),
         (["--repairs", "2"], "--repairs=2"),

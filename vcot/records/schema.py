@@ -13,7 +13,6 @@ from vcot.records.reply import Completion
 from vcot.records.sample import Rejection, Sample
 from vcot.records.score import Score
 from vcot.records.shards import ShardMark, StageMark
-from vcot.records.steps import Branches, Caption, Crops, Gates, Objects, Synthesis, Verdicts
 
 LAYOUT = """\
 # Formats
@@ -40,15 +39,6 @@ was believed; both: `report/`, what the shards put aside for that page |
 | tokenize | examples, `.parquet`, as below | `report.html`, the audit page |
 | train | – | `checkpoints/`, `model/` (the adapter and what a server must know), `losses.json`, `losses.png` |
 | evaluate | replies of both models with their Scores, `.jsonl.gz` | `report.html`, `overlay.png` |
-
-`distill --way two-level` keeps what its steps made, a line per row, each step under a key of its prompts, model and
-parameters and of the step before it; a row that fell at a step stands in that step's rejections:
-
-```
-<run prefix>/distill/captions/3f9a01c2b7de/step.json       what the key was made of
-                                           shards/, rejections/, _done/00000.json      as of a stage
-                     objects/…  crops/…  branches/…  verdicts/…  synthesis/…  gates/…
-```
 
 Beside the runs:
 
@@ -98,13 +88,6 @@ RECORDS: tuple[tuple[type[Record], str], ...] = (
     (StageMark, "`_done/stage.json`"),
     (Conversion, "`report.json` of convert; its page shows the same numbers"),
     (Distillation, "`report.json` of distill; its page shows the same numbers"),
-    (Caption, "a line of `distill/captions/<key>/shards`"),
-    (Objects, "a line of `distill/objects/<key>/shards`"),
-    (Crops, "a line of `distill/crops/<key>/shards`"),
-    (Branches, "a line of `distill/branches/<key>/shards`"),
-    (Verdicts, "a line of `distill/verdicts/<key>/shards`"),
-    (Synthesis, "a line of `distill/synthesis/<key>/shards`"),
-    (Gates, "a line of `distill/gates/<key>/shards`"),
     (Promotion, "`pointers/<name>/0000000001.json`, …: the newest promoted model is the one with the highest number"),
 )
 

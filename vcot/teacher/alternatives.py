@@ -44,13 +44,13 @@ async def lesson(
         except ImageError as error:
             return refuse(sample, IMAGE_REASONS[error.reason], str(error))
     if not traces:
-        return _whole(fallen)
+        return whole_row(fallen)
     return Lesson(
         tuple(dict.fromkeys(traces)), models=tuple(models), flags=trust.flags(traces, sample), parts=(*parts, *fallen)
     )
 
 
-def _whole(fallen: list[Rejection]) -> Rejection:
+def whole_row(fallen: list[Rejection]) -> Rejection:
     """The row's rejection: the reason of the alternative that came furthest, and all that was said."""
     best = max(fallen, key=lambda one: reached(one.reason))
     return best.model_copy(update={"part": "", "said": tuple(chain.from_iterable(one.said for one in fallen))})

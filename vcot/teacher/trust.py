@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -162,23 +163,22 @@ class Trust:
         return Fault(Reason.TEACHER_BOX_NOT_SEEN, f"a look at the cut-out did not find {one.label!r} in it")
 
     async def try_decoy(
-        self, one: Object, others: Sequence[Object], talk: Talk, passes: Callable[[Box], Awaitable[bool]]
-    ) -> bool | None:
-        """Whether a place that does not show the object passes for it; None where that was not asked, or not answered.
+        self, one: Object, others: Sequence[Object], talk: Talk, passes: Callable[[Box], Awaitable[object]]
+    ) -> None:
+        """Counts whether a place that does not show the object passes for it; False and None say no.
 
         It is asked for a share of the objects, as the seed decides, and says nothing against the row.
         """
         seed = f"{self.seed}\0{talk.sample.id}\0{one.label}\0{one.box.as_list()}"
         if random.Random(seed).random() >= self.decoy_share:
-            return None
+            return
         box = crops.decoy(one.box, [other.box for other in others], talk.sample.shown, seed)
-        try:
-            passed = None if box is None else await passes(box)
-        except Refused:
-            return None
-        talk.counts["decoys"] += passed is not None
-        talk.counts["decoys_accepted"] += passed is True
-        return passed
+        if box is None:
+            return
+        with suppress(Refused):
+            passed = await passes(box)
+            talk.counts["decoys"] += 1
+            talk.counts["decoys_accepted"] += passed is not None and passed is not False
 
     async def _detected(self, new: Sequence[Object], _: Sequence[Object], talk: Talk) -> list[Fault | None]:
         if self.detector is None:
