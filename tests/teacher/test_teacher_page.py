@@ -21,13 +21,13 @@ from vcot.records.page import PREDICTED, TRUE
 from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import File, ShardMark, ShardWriter
 from vcot.storage import Store
-from vcot.teacher.runner import write
 from vcot.teacher.funnel import reached
 from vcot.teacher.report.gallery import Gallery, drawn_boxes, told
 from vcot.teacher.report.specimens import SHOWN, Specimens, chosen
 from vcot.teacher.report.whole import whole
 from vcot.teacher.report.words import MEANING
 from vcot.teacher.row import Lesson, Outcome, refuse
+from vcot.teacher.runner import write
 
 HOSTILE = '<script>alert("x")</script><img src=http://e.example/x onerror=alert(1)>'
 MODEL = {"teacher": "gpt", "way": "answer-aware", "prompts": {"reason": 1, "look": 2}}
