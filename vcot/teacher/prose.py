@@ -18,8 +18,8 @@ from functools import cache
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from vcot.records import Reason, Sample
-from vcot.teacher.anchors import sentences
-from vcot.teacher.structured import Fault
+from vcot.teacher.dialogue import Fault
+from vcot.teacher.objects import sentences
 
 HERE = "¤"
 """Stands for a reference to objects, where which they are does not matter."""
