@@ -5,26 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from decimal import Decimal
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from vcot import log
-from vcot.errors import InputError, SettingsError
+from vcot.errors import BudgetSpent, InputError, SettingsError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch
 from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
     from vcot.records import Sample
-    from vcot.records.shards import Folder
+    from vcot.records.shards import Folder, StageMark
     from vcot.storage import Store
     from vcot.teacher import Teacher
     from vcot.teacher.row import Way
+    from vcot.teacher.runner import ModelTeacher
     from vcot.teacher.talk import Manner
     from vcot.teacher.trust import Detector, Trust
 
@@ -130,11 +130,6 @@ class DistillSettings(Settings):
     bad_objects: Literal["refuse", "prose"] = setting(
         "refuse", "openai: what becomes of reasoning with an object that is refused; prose: it stays without that box"
     )
-    endpoints: CommaSeparated = setting(
-        (), "openai: endpoints that share the work, with weights, each with the variable that holds its key: "
-        "https://a/v1=2,B_API_KEY@https://b/v1; without one, OPENAI_API_KEY where that host is its own; default: the "
-        "one that OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
-    )  # fmt: skip
     concurrency: int = setting(
         10, "openai: most requests under way at once; fewer where an endpoint turns some away", unit="requests", ge=1,
         le=512, shapes_result=False,
@@ -178,15 +173,6 @@ class DistillSettings(Settings):
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False
     )
 
-    @field_validator("endpoints")
-    @classmethod
-    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from vcot.teacher.addresses import read_address
-
-        for written in value:
-            read_address(written)
-        return value
-
     @model_validator(mode="after")
     def _fit_the_teacher(self) -> Self:
         if self.teacher == "openai" and self.model is None:
@@ -227,43 +213,68 @@ def run(settings: DistillSettings) -> None:
         return
     from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
     from vcot.storage import Store, join
-    from vcot.teacher.distil import distil
     from vcot.teacher.report.whole import whole
+    from vcot.teacher.runner import ModelTeacher, distil
 
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
     mark, read = read_mark(store, source)
     inputs = read | own_prompts(settings, store)
     folder = Folder(store, settings.run_uri, settings.stage)
+    shards = range(len(mark.shards))
 
     def rows_of(index: int) -> Iterator[Sample]:
         return read_shard(store, source, mark.shards[index])
 
-    with teacher_of(settings, store) as teacher:
-        shards = range(len(mark.shards))
+    def all_rows() -> Iterator[Sample]:
+        return chain.from_iterable(map(rows_of, shards))
+
+    with teacher_of(settings, folder) as teacher:
+        facts = facts_of(settings, teacher)
         if settings.dry_run:
-            dry_run(settings, teacher, map(rows_of, shards))
+            print(dry_run(settings, teacher, all_rows()))
             return
-        told = facts_of(settings, teacher)
-        if folder.mark() is None:
-            folder.begin(settings, inputs)
-            spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
 
         def work(writer: ShardWriter) -> None:
-            with spending(writer.index, writer.facts):
-                specimens = distil(rows_of(writer.index), teacher, writer)
-            specimens.put_aside(folder, writer.index)
+            distil(rows_of(writer.index), teacher, writer).put_aside(folder, writer.index)
 
-        run_shards(
-            folder,
-            settings,
-            inputs=inputs,
-            shards=len(mark.shards),
-            work=work,
-            max_rejected_share=settings.max_rejected_share,
-            report=lambda marks, tally: whole(folder, marks, tally, told),
-            facts=told,
-        )
+        try:
+            if isinstance(teacher, ModelTeacher) and folder.mark() is None:
+                folder.begin(settings, inputs)
+                prepare(settings, folder, teacher, mark, all_rows)
+            run_shards(
+                folder,
+                settings,
+                inputs=inputs,
+                shards=len(shards),
+                work=work,
+                max_rejected_share=settings.max_rejected_share,
+                report=lambda marks, tally: whole(folder, marks, tally, facts),
+                facts=facts,
+                bar=not isinstance(teacher, ModelTeacher),  # which tells how many rows are done
+            )
+        except BudgetSpent as spent:
+            from vcot.teacher.estimate import the_rest
+
+            assert isinstance(teacher, ModelTeacher)
+            unfinished = chain.from_iterable(rows_of(n) for n in shards if folder.shard_mark(n) is None)
+            raise BudgetSpent(f"{spent}. {the_rest(unfinished, mark.tally.written, teacher)}") from spent
+
+
+def prepare(
+    settings: DistillSettings,
+    folder: Folder,
+    teacher: ModelTeacher,
+    mark: StageMark,
+    rows: Callable[[], Iterator[Sample]],
+) -> None:
+    """What is done before the first shard: batches."""
+    if settings.batch and settings.part in ("all", "prepare"):
+        from vcot.teacher.batch import Batches
+
+        Batches(teacher, folder.store, folder.uri).run(rows)
+    mine = mark.shards if settings.shard is None else mark.shards[settings.shard :][:1]
+    teacher.progress.total = sum(one.tally.written for one in mine if folder.shard_mark(one.shard) is None)
 
 
 def facts_of(settings: DistillSettings, teacher: Teacher) -> dict[str, Any]:
@@ -284,79 +295,49 @@ def own_prompts(settings: DistillSettings, store: Store) -> dict[str, str]:
 
 
 @contextmanager
-def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
-    from vcot.teacher import TemplateTeacher
-
+def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
     if settings.teacher == "template":
+        from vcot.teacher import TemplateTeacher
+
         why = "" if "teacher" in settings.model_fields_set else "no --teacher is set: "
         log.get().info(f"{why}the template writes the reasoning, from annotated boxes alone; no model is asked")
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
-    from vcot.teacher.desk import Desk
-    from vcot.teacher.endpoints import endpoints_of
-    from vcot.teacher.failures import Failures
-    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.budget import Ledger, budget_of, check_prices
+    from vcot.teacher.client import Failures, ReplyCache, TeacherClient
+    from vcot.teacher.endpoint import Endpoint
     from vcot.teacher.pictures import Pictures
     from vcot.teacher.prices import read_prices
-    from vcot.teacher.replies import Replies
+    from vcot.teacher.runner import ModelTeacher
 
-    desk = Desk(
-        endpoints_of(settings.endpoints, at_once=settings.concurrency, timeout=settings.timeout),
-        Replies(store, settings.cache_uri or cache_of(settings.run_uri)),
+    store, prices = folder.store, read_prices(folder.store, settings.prices)
+    budget = budget_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
+    if not settings.dry_run:
+        check_prices(prices, (settings.model, settings.judge_model), budget)
+    client = TeacherClient(
+        Endpoint(at_once=settings.concurrency, timeout=settings.timeout),
+        ReplyCache(store, settings.cache_uri or cache_of(settings.run_uri)),
         Pictures(store),
-        read_prices(store, settings.prices),
+        prices,
+        Ledger(store, folder.uri, budget),
         retries=settings.retries,
         failures=Failures(settings.max_failed_in_a_row, settings.max_rejected_share),
     )
-    with ModelTeacher(way_of(settings, store), desk, ahead=4 * settings.concurrency) as teacher:
+    with ModelTeacher(way_of(settings, store), client, ahead=4 * settings.concurrency) as teacher:
         yield teacher
 
 
-def spending_of(
-    settings: DistillSettings, folder: Folder, teacher: Teacher, shards: Callable[[], Iterable[Iterator[Sample]]]
-) -> Callable[[int, dict[str, Any]], AbstractContextManager[None]]:
-    """For each shard, by its number and its facts: its part of the budget, and what it paid in its facts."""
+def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample]) -> str:
     if settings.teacher == "template":
-        return lambda *_: nullcontext()
-    from vcot.teacher.batches import ask_in_batches
-    from vcot.teacher.forecast import Foreseen, of_rows
-    from vcot.teacher.model import ModelTeacher
-    from vcot.teacher.plan import ceiling_of, check_prices, known_plan, make_plan
-    from vcot.teacher.treasury import Treasury
+        return "the template teacher asks nobody: nothing is to be paid"
+    from vcot.teacher.estimate import Estimate
+    from vcot.teacher.runner import ModelTeacher
 
     assert isinstance(teacher, ModelTeacher)
-    ceiling = ceiling_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
-    prices = teacher.desk.costs.prices
-    check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
-    plan = None
-    if settings.part in ("all", "prepare"):
-
-        def foreseen() -> list[Foreseen]:
-            return [of_rows(rows, teacher.way, prices) for rows in shards()]
-
-        make = partial(make_plan, folder.store, folder.uri, ceiling, foreseen)
-        plan = make()
-        if settings.batch:
-            ask_in_batches(folder, teacher, plan, lambda: chain.from_iterable(shards()))
-            plan = make()
-    elif settings.part == "shards":
-        plan = known_plan(folder.store, folder.uri, ceiling)
-    return Treasury(folder, plan, teacher, shards, alone=settings.shard is None).open
-
-
-def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterator[Sample]]) -> None:
-    if settings.teacher == "template":
-        print("the template teacher asks nobody: nothing is to be paid")
-        return
-    from vcot.teacher.dryrun import Forecast
-    from vcot.teacher.model import ModelTeacher
-
-    assert isinstance(teacher, ModelTeacher)
-    forecast = Forecast(teacher.desk.replies, teacher.desk.costs.prices)
-    for rows in shards:
-        forecast.add(rows, teacher)
-    print(forecast.told(settings.concurrency))
+    estimate = Estimate(teacher)
+    estimate.add(rows)
+    return estimate.table(settings.concurrency)
 
 
 def way_of(settings: DistillSettings, store: Store) -> Way:

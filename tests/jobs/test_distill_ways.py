@@ -23,8 +23,7 @@ from tests.fakes.batches import Batches
 from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise, picture
 from tests.jobs.test_convert import convert as source
-from tests.jobs.test_distill import (  # noqa: F401
-    clean,
+from tests.fakes.distilling import (
     convert,
     distilled,
     files,
@@ -46,7 +45,8 @@ from vcot.grounding import Trace
 from vcot.records import Reason, Sample, read_samples
 from vcot.records.shards import read_mark
 from vcot.storage import Store
-from vcot.teacher import batches
+
+pytestmark = pytest.mark.usefixtures("clean")
 
 ROOT = Path(__file__).parents[2]
 CUP = (20, 30, 80, 90)
@@ -275,7 +275,7 @@ def test_batches_bring_every_way_what_single_requests_bring(
     way: str, rows: list[list[Sample]], asked_here: Callable[[Teacher], None], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(batches, "POLL", 0.01)
+    monkeypatch.setattr("vcot.teacher.batch.POLL", 0.01)
     made, asked = {}, {}
     for name, batch in (("single", False), ("batch", True)):
         folder = tmp_path / name / "run"

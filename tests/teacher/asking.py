@@ -18,7 +18,7 @@ from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.storage import Store
 from vcot.teacher import prompts
 from vcot.teacher.answers import read_completion
-from vcot.teacher.body import body_of
+from vcot.teacher.endpoint import body_of
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.request import Request
 from vcot.teacher.row import Lesson, Outcome, Way

@@ -21,7 +21,7 @@ from vcot.records.page import PREDICTED, TRUE
 from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import File, ShardMark, ShardWriter
 from vcot.storage import Store
-from vcot.teacher.distil import write
+from vcot.teacher.runner import write
 from vcot.teacher.funnel import reached
 from vcot.teacher.report.gallery import Gallery, drawn_boxes, told
 from vcot.teacher.report.specimens import SHOWN, Specimens, chosen

@@ -35,7 +35,6 @@ from vcot.pipeline.submit import ROOT
 from vcot.pipeline.trial import QUIET, main_container, probe_storage, probing, trial_job, try_image
 from vcot.pipeline.wanted import PLACEHOLDER, Rendered, Wanted
 from vcot.stage import stop
-from vcot.teacher.addresses import read_address
 
 if TYPE_CHECKING:
     from vcot.pipeline.kubernetes import Api
@@ -307,20 +306,8 @@ def _secret_names(wanted: Wanted) -> set[str]:
     return names if asks else names - {TEACHER_KEYS}
 
 
-def _keys_of_endpoints(wanted: Wanted) -> tuple[str, ...]:
-    """The variables that hold the keys of --endpoints; none where there are no such, or they are no addresses, which
-    the judgement of the settings tells."""
-    written = ",".join(data.get("VCOT_DISTILL_ENDPOINTS", "") for data in wanted.config_maps.values())
-    with contextlib.suppress(ValueError):
-        addresses = [read_address(one.strip()) for one in written.split(",") if one.strip()]
-        return tuple(sorted({one.key or "OPENAI_API_KEY" for one in addresses}))
-    return ()
-
-
 def _judge_secret(wanted: Wanted, name: str, secret: Manifest | None) -> Finding:
     needed, others = KEYS.get(name, ((), ()))
-    if name == TEACHER_KEYS:
-        needed = _keys_of_endpoints(wanted) or needed
     literals = " ".join(f"--from-literal={key}=…" for key in (*others, *needed))
     create = f"kubectl -n {wanted.namespace} create secret generic {name} {literals}"
     create += " (AWS itself needs no endpoint)" if "AWS_ENDPOINT_URL_S3" in others else ""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import FrameSpec, Trace
-from vcot.records import Rejection, Sample
+from vcot.records import Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.storage import Store
 from vcot.storage.images import ImageError
@@ -79,7 +79,8 @@ class Strategy(ABC):
         parts: list[Rejection] = []
         fallen: list[Rejection] = []
         for number, again in ((n, again) for again in range(1 + self._config.ask_again) for n in range(count)):
-            if number == 0 and traces:  # the row is not refused, so nothing of it is asked again
+            # Nothing is asked again of a row that is not refused, or at which the endpoint failed: it said nothing.
+            if number == 0 and (traces or any(one.reason is Reason.TEACHER_FAILED for one in fallen)):
                 break
             dialogue = Dialogue(asker, sample, self._config, self._counts, again=again)
             try:
