@@ -81,7 +81,8 @@ _PLURALS = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet", "tooth": "teeth",
     "mouse": "mice", "goose": "geese", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "wolf": "wolves",
     "bus": "buses", "shoe": "shoes", "canoe": "canoes", "cookie": "cookies", "movie": "movies", "sheep": "sheep",
-    "skis": "skis", "scissors": "scissors", "trousers": "trousers", "fish": "fish",
+    "broccoli": "broccolis", "taxi": "taxis", "skis": "skis", "scissors": "scissors",
+    "trousers": "trousers", "fish": "fish",
 }  # fmt: skip
 _SINGULARS = {many: one for one, many in _PLURALS.items()}
 

@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vcot.teacher.budget import FLAGS
 
 from jobs.distill import DistillSettings, run
 from tests.fakes.batches import Batches
+from tests.fakes.distilling import convert, distilled
 from tests.fakes.teacher import Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise
-from tests.fakes.distilling import convert, distilled
 from tests.teacher.asking import DISC, LEVER, row, see
 from vcot.records import Sample
 from vcot.settings import flag
 from vcot.teacher import prompts
+from vcot.teacher.budget import FLAGS
 
 pytestmark = pytest.mark.usefixtures("clean")
 

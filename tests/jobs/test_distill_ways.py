@@ -20,9 +20,6 @@ import pytest
 
 from jobs.distill import DistillSettings, run
 from tests.fakes.batches import Batches
-from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
-from tests.fakes.wise import Known, Wise, picture
-from tests.jobs.test_convert import convert as source
 from tests.fakes.distilling import (
     convert,
     distilled,
@@ -34,6 +31,9 @@ from tests.fakes.distilling import (
     stored,
     wait_for,
 )
+from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
+from tests.fakes.wise import Known, Wise, picture
+from tests.jobs.test_convert import convert as source
 from tests.models.owl import make_owl
 from tests.sources import test_sources_aokvqa as aokvqa
 from tests.sources import test_sources_scienceqa as scienceqa

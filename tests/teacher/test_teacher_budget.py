@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vcot.teacher.account import Account
+from vcot.teacher.amount import ENDLESS, NOTHING, UNLIMITED, Amount, shared_out, total
 
 from tests.s3 import *  # noqa: F403
 from vcot.errors import BudgetSpent, InputError
 from vcot.storage import Store
-from vcot.teacher.account import Account
-from vcot.teacher.amount import ENDLESS, NOTHING, UNLIMITED, Amount, shared_out, total
 from vcot.teacher.budget import Purse
 
 

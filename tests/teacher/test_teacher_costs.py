@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vcot.teacher.amount import Amount
 
 from vcot.records import Completion
 from vcot.storage import Store
-from vcot.teacher.amount import Amount
 from vcot.teacher.costs import BELIEVED_TOKENS, Costs
 from vcot.teacher.prices import PICO, read_prices
 from vcot.teacher.request import Prompt, Request

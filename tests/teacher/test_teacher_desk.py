@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.fakes.faults import limited
+from vcot.teacher.amount import Amount
+from vcot.teacher.desk import Desk
+from vcot.teacher.endpoints import endpoints_of
+from vcot.teacher.rates import Rate, duration, retry_after
+from vcot.teacher.replies import Replies
+
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, Teacher, grounded, miscounted, scripted_teacher
 from tests.teacher.made import stored
 from vcot.errors import SettingsError, TemporaryError
 from vcot.records import Completion
 from vcot.storage import Store
-from vcot.teacher.amount import Amount
-from vcot.teacher.desk import Desk
-from vcot.teacher.endpoints import endpoints_of
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.prices import PICO, read_prices
-from vcot.teacher.rates import Rate, duration, retry_after
-from vcot.teacher.replies import Replies
 from vcot.teacher.request import Picture, Prompt, Request
 
 

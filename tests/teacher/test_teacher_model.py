@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vcot.teacher.desk import Desk
+from vcot.teacher.distil import distil
+from vcot.teacher.endpoints import endpoints_of
+from vcot.teacher.model import ModelTeacher
+from vcot.teacher.replies import Replies
 
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, Teacher, grounded, scripted_teacher
 from tests.teacher.made import CENTRE, TOP_LEFT, sample, see, stored
@@ -21,19 +26,14 @@ from vcot.errors import InputError, Interrupted, SettingsError, TemporaryError, 
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.storage import Store
-from vcot.teacher import Lesson, model, prompts
-from vcot.teacher.answer_aware import AnswerAware
+from vcot.teacher import DistilledReasoning, model, prompts
 from vcot.teacher.answers import read_completion
-from vcot.teacher.desk import Desk
-from vcot.teacher.distil import distil
-from vcot.teacher.endpoints import endpoints_of
-from vcot.teacher.model import ModelTeacher
+from vcot.teacher.dialogue import PromptConfig
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.prices import read_prices
-from vcot.teacher.replies import Replies
 from vcot.teacher.row import Outcome
-from vcot.teacher.talk import Manner
-from vcot.teacher.trust import Trust
+from vcot.teacher.strategies.answer_aware import AnswerAware
+from vcot.teacher.verification import Verification
 
 Ask = Callable[..., list[Outcome]]
 
@@ -57,8 +57,8 @@ def desk_teacher(
     endpoints = endpoints_of((), at_once=concurrency, timeout=timeout)
     desk = Desk(endpoints, Replies(Store(), str(cache)), Pictures(Store()), read_prices(Store()), retries=retries)
     way = AnswerAware(
-        Manner(model="scripted", prompts=prompts.chosen(), **manner),
-        Trust(twice=False, look=False, reanswer=False),
+        PromptConfig(model="scripted", prompts=prompts.chosen(), **manner),
+        Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
         alternatives=alternatives,
         propose=False,
     )
@@ -122,7 +122,7 @@ def test_the_teacher_sees_image_question_answer_and_numbered_objects(ask: Asker)
     assert (asked.question, asked.answer, asked.objects) == ("How many discs?", "2", {1: "red disc", 2: "red disc"})
     assert "top left" in asked.words
     assert not any(str(round(1000 * edge / 320)) in asked.words for edge in (140, 180))  # no thousandths to copy
-    assert lesson == Lesson(
+    assert lesson == DistilledReasoning(
         (
             Trace(
                 ("I see the ", see("red disc", TOP_LEFT), " and the ", see("red disc", CENTRE), ". So the answer is 2.")
@@ -150,7 +150,7 @@ def test_absence_is_taught_in_words(ask: Asker) -> None:
     row = stored(ask.folder / "images", question="Is there a dog?", evidence=()).model_copy(update={"answers": ("no",)})
     with scripted_teacher() as teacher:
         outcomes = ask([row], teacher.address)
-    assert outcomes == [Lesson((Trace(("I looked for it, and it is not there. So the answer is no.",)),))]
+    assert outcomes == [DistilledReasoning((Trace(("I looked for it, and it is not there. So the answer is no.",)),))]
     assert "use no brackets" in teacher.asked[0].words
 
 
@@ -244,7 +244,7 @@ def test_a_useless_reply_is_asked_again_with_a_stricter_word_and_then_refused(
 def test_a_good_reply_after_a_bad_one_counts(ask: Asker) -> None:
     with scripted_teacher(script(Say(""), Say("I see the [1] at the top left."))) as teacher:
         (outcome,) = ask(ask.rows(1), teacher.address)
-    assert isinstance(outcome, Lesson)
+    assert isinstance(outcome, DistilledReasoning)
     assert len(teacher.asked) == 2
 
 
@@ -252,7 +252,7 @@ def test_alternatives_are_asked_for_and_only_different_ones_count(ask: Asker) ->
     said = ["I see the [1] top left.", "The [1] is top left.", "I see the [1] top left."]
     with scripted_teacher(lambda asked: Say(said[asked.number])) as teacher:
         (outcome,) = ask(ask.rows(1), teacher.address, alternatives=3)
-    assert isinstance(outcome, Lesson)
+    assert isinstance(outcome, DistilledReasoning)
     assert len(outcome.traces) == 2
 
 
@@ -274,7 +274,7 @@ def test_a_missing_image_is_refused_by_name(ask: Asker) -> None:
 def test_trouble_that_passes_is_waited_out(ask: Asker, quick: None, trouble: Answer) -> None:
     with scripted_teacher(script(trouble, trouble, Say("I see the [1] at the top left."))) as teacher:
         (outcome,) = ask(ask.rows(1), teacher.address)
-    assert isinstance(outcome, Lesson)
+    assert isinstance(outcome, DistilledReasoning)
     assert len(teacher.asked) == 3
     assert ask.counts["requests"] == 1
 
@@ -369,7 +369,7 @@ def test_order_does_not_depend_on_who_answers_first(ask: Asker) -> None:
     waits = itertools.cycle([0.2, 0.0, 0.1, 0.0])
     with scripted_teacher(lambda asked: Say(f"For {asked.question} see [1], top left.", wait=next(waits))) as teacher:
         outcomes = ask(ask.rows(12), teacher.address, concurrency=4)
-    texts = [outcome.traces[0].text for outcome in outcomes if isinstance(outcome, Lesson)]
+    texts = [outcome.traces[0].text for outcome in outcomes if isinstance(outcome, DistilledReasoning)]
     assert texts == [f"For Where is disc {n}? see red disc, top left." for n in range(12)]
 
 

@@ -14,9 +14,8 @@ from tests.teacher.made import CENTRE, TOP_LEFT, sample, see
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Sample
 from vcot.teacher import conclusion, prose
+from vcot.teacher.dialogue import Anchored, Fault, Found, Located, Reasoned, text_of
 from vcot.teacher.reply import build, read
-from vcot.teacher.shapes import Anchored, Found, Located, Reasoned
-from vcot.teacher.structured import Fault, text_of
 
 DATA = Path(os.environ.get("TEST_DATA_DIR", Path(__file__).parents[3] / "shared" / "data")) / "viscot"
 DISC, LEVER = see("red disc", TOP_LEFT), see("lever", CENTRE)

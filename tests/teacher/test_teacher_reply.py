@@ -14,11 +14,11 @@ from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher import prompt
+from vcot.teacher import objects
 from vcot.teacher.answers import LONGEST_BODY, LONGEST_TEXT, read_completion
+from vcot.teacher.dialogue import Fault
 from vcot.teacher.objects import objects_of, tells_answer
 from vcot.teacher.reply import LONGEST, build, read
-from vcot.teacher.structured import Fault
 
 ROW = sample("What touches the lever?", "gear", evidence=(see("red disc", TOP_LEFT, CENTRE), see("blue lever", RIGHT)))
 NOTHING = sample("Is there a dog?", "no", evidence=())
@@ -173,7 +173,7 @@ def test_absence_is_prose_that_closes_with_the_answer() -> None:
 def test_a_label_that_is_the_answer_is_not_shown_to_the_teacher_either() -> None:
     row = sample("What animal is this?", "dog", evidence=(see("dog", TOP_LEFT),))
     assert reading("I see the [1].", row) == Trace(("I see the ", see("region", TOP_LEFT), "."))
-    assert "[1] region, top left" in prompt.words_for(row, objects_of(row))
+    assert "[1] region, top left" in objects.words_for(row, objects_of(row))
 
 
 snippets = st.sampled_from(
@@ -248,7 +248,7 @@ def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble()
 
 def test_the_words_hold_number_label_place_and_extent_and_no_pixels() -> None:
     row = sample("Which?", "A", "a disc", evidence=ROW.evidence, choices=("disc", "lever"), context="A drawing.")
-    assert prompt.words_for(row, objects_of(row)).splitlines() == [
+    assert objects.words_for(row, objects_of(row)).splitlines() == [
         "Question: Which?",
         "Context: A drawing.",
         "Choices: A. disc; B. lever",

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vcot.teacher.desk import Desk
+from vcot.teacher.endpoints import endpoints_of
+from vcot.teacher.replies import Replies
+from vcot.teacher.telling import Telling
 
 from vcot.records import Completion
 from vcot.storage import Store
 from vcot.teacher import telling
-from vcot.teacher.desk import Desk
-from vcot.teacher.endpoints import endpoints_of
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.prices import read_prices
-from vcot.teacher.replies import Replies
-from vcot.teacher.telling import Telling
 
 
 class Clock:

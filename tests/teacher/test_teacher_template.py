@@ -10,15 +10,15 @@ from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, HEIGHT, RIGHT, TOP_LEFT, WIDTH, sample, see
 from vcot.grounding import Box, FrameSpec, Mention, tags
 from vcot.records import Reason, Rejection, Sample
-from vcot.teacher import Lesson, TemplateTeacher, questions
-from vcot.teacher.questions import Kind
+from vcot.teacher import DistilledReasoning, TemplateTeacher
+from vcot.teacher.template import Asked, Kind, read_question
 
 FIRST = TemplateTeacher(phrasings=1)
 
 
 def said(row: Sample, teacher: TemplateTeacher = FIRST) -> str:
     lesson = teacher.lesson(row)
-    assert isinstance(lesson, Lesson), lesson
+    assert isinstance(lesson, DistilledReasoning), lesson
     frame = FrameSpec("thousandths").on(row.image.width, row.image.height)
     return tags.render_reply(lesson.traces[0], row.answers[0], frame)
 
@@ -73,7 +73,7 @@ def test_the_drawn_scenes_and_the_template_speak_alike() -> None:
             evidence = tuple(Mention(p.label, tuple(Box(*map(float, b)) for b in p.boxes)) for p in mentions)
             row = sample(asked.text, asked.answer, evidence=evidence, width=64, height=48)
             lesson = FIRST.lesson(row)
-            assert isinstance(lesson, Lesson)
+            assert isinstance(lesson, DistilledReasoning)
             parts = lesson.traces[0].parts
             assert "".join(p if isinstance(p, str) else f"{{{p.label} {len(p.boxes)}}}" for p in parts) == wanted
             seen.add((asked.kind, bool(mentions)))
@@ -84,7 +84,7 @@ def test_nobody_annotated_is_refused_and_annotated_as_absent_is_not() -> None:
     refused = FIRST.lesson(sample(evidence=None))
     assert isinstance(refused, Rejection)
     assert refused.reason is Reason.NO_REASONING
-    assert isinstance(FIRST.lesson(sample("Is there a dog?", "no", evidence=())), Lesson)
+    assert isinstance(FIRST.lesson(sample("Is there a dog?", "no", evidence=())), DistilledReasoning)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_phrasings_differ_between_rows_and_stay_for_each() -> None:
 
 def test_alternatives_are_different_phrasings_of_one_row() -> None:
     lesson = TemplateTeacher(alternatives=3).lesson(sample())
-    assert isinstance(lesson, Lesson)
+    assert isinstance(lesson, DistilledReasoning)
     assert sorted(trace.text for trace in lesson.traces) == [
         "Here is the red disc. It is at the top left.",
         "I see the red disc at the top left.",
@@ -208,14 +208,14 @@ def test_any_row_gets_a_trace_of_its_own_boxes_whatever_it_says(
     ],
 )
 def test_questions_are_read(question: str, kind: Kind, thing: str | None) -> None:
-    assert questions.read(question) == questions.Asked(kind, thing)
+    assert read_question(question) == Asked(kind, thing)
 
 
 @pytest.mark.parametrize(
     "question", ["Is the car over the cat?", "What is the date?", "Where was it made, and when?", "", "Who is there?"]
 )
 def test_other_questions_are_left_to_the_general_phrasing(question: str) -> None:
-    assert questions.read(question) is None
+    assert read_question(question) is None
 
 
 CATEGORIES = (
@@ -237,7 +237,7 @@ def test_what_convert_asks_about_is_named_again_in_the_singular() -> None:
         for kind, wordings in PHRASINGS.items():
             for wording in wordings:
                 question = wording.format(one=one, a=f"a {one}", many=plural(one))
-                asked = questions.read(question)
+                asked = read_question(question)
                 assert asked is not None, question
                 assert asked.thing == one, question
                 assert (asked.kind is Kind.COUNT) == (kind in ("count", "point"))

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
 from itertools import chain
-from pkgutil import iter_modules
 from typing import Any, ClassVar
 
 from vcot.errors import InputError, SettingsError
@@ -27,9 +26,6 @@ from vcot.teacher.funnel import reached
 from vcot.teacher.request import Asker, Prompt, Request
 from vcot.teacher.row import DistilledReasoning, Outcome, refuse
 from vcot.teacher.verification import AreaLimits, Detector, Verification
-
-NAMES: tuple[str, ...] = tuple(sorted(one.name.replace("_", "-") for one in iter_modules(strategies.__path__)))
-"""Of the strategies: those of their files."""
 
 
 class Strategy(ABC):
