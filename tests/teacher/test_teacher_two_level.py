@@ -153,13 +153,6 @@ def test_a_label_that_is_the_answer_to_a_new_question_stops_that_question(tmp_pa
     assert [(part.part, part.reason) for part in lesson.parts] == [("pair 1", Reason.ANSWER_IN_LABEL)]
 
 
-def test_a_wrong_answer_stays_as_a_negative_where_asked_for(tmp_path: Path) -> None:
-    trust = Verification(negative_crop_share=0, wrong_answers="negatives")
-    found = refused(two(trust, pairs=0), row(tmp_path), wise(**pair_changed(0, answer="wheel")))
-    assert found.negative is not None
-    assert found.negative.answers == ("wheel",)
-
-
 def test_absence_is_reasoned_about_without_pointing(tmp_path: Path) -> None:
     one = row(tmp_path, "Is there a dog?", "no", evidence=())
     spoil = {**pair_changed(0, rationale="I looked for a dog. There is none.", evidence=[])}

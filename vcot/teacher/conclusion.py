@@ -136,24 +136,24 @@ _NOT = re.compile(
 
 def _held(text: str, answer: str) -> bool:
     """Whether the text says this answer, and does not deny it."""
-    if any(not _NOT.search(text[max(m.start() - 30, 0) : m.start()]) for m in re.finditer(MARK, text)):
+
+    def denied(text: str, start: int) -> bool:
+        return _NOT.search(text[max(start - 30, 0) : start]) is not None
+
+    if any(not denied(text, m.start()) for m in re.finditer(MARK, text)):
         return True
-    if _number(answer) is not None:
-        numbers = [*_NUMBER.finditer(in_digits(text))]
-        text, equals = in_digits(text), in_digits(text).rfind("=")
-        if equals >= 0 and (last := [m for m in numbers if m.start() > equals]):
-            numbers = last
-        return any(
-            _value(m[0]) == _number(answer) and not _NOT.search(text[max(m.start() - 30, 0) : m.start()])
-            for m in numbers
-        )
+    wanted_number = _number(answer)
+    if wanted_number is not None:
+        text = in_digits(text)
+        numbers, equals = [*_NUMBER.finditer(text)], text.rfind("=")
+        numbers = [m for m in numbers if m.start() > equals >= 0] or numbers
+        return any(_value(m[0]) == wanted_number and not denied(text, m.start()) for m in numbers)
     said, wanted = _spans(text), _words(answer)
+    words, plain = [word for word, _ in said], _plain(text)
     for n in range(len(said) - len(wanted) + 1):
-        if wanted and [word for word, _ in said[n : n + len(wanted)]] == wanted:
-            start = said[n][1]
-            if not _NOT.search(_plain(text)[max(start - 30, 0) : start]):
-                return True
-    return _spelt_apart([word for word, _ in said], wanted)
+        if wanted and words[n : n + len(wanted)] == wanted and not denied(plain, said[n][1]):
+            return True
+    return _spelt_apart(words, wanted)
 
 
 def _spelt_apart(said: Sequence[str], wanted: Sequence[str]) -> bool:
