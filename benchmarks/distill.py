@@ -36,21 +36,21 @@ from tests.teacher.made import TOP_LEFT, see
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
 from vcot.teacher import prompts
-from vcot.teacher.answer_aware import AnswerAware
 from vcot.teacher.budget import Ledger, budget_of
 from vcot.teacher.client import ReplyCache, TeacherClient
+from vcot.teacher.dialogue import PromptConfig
 from vcot.teacher.endpoint import Endpoint, body_of
 from vcot.teacher.pictures import Pictures, data_url
 from vcot.teacher.prices import read_prices
 from vcot.teacher.request import Picture, Request
 from vcot.teacher.runner import ModelTeacher
-from vcot.teacher.talk import Manner
-from vcot.teacher.trust import Trust
+from vcot.teacher.strategies.answer_aware import AnswerAware
+from vcot.teacher.verification import Verification
 
 ROOT = Path(__file__).parents[1]
 WAY = AnswerAware(
-    Manner(model="gpt-4o", prompts=prompts.chosen(), image_side=768),
-    Trust(twice=False, look=False, reanswer=False),
+    PromptConfig(model="gpt-4o", prompts=prompts.chosen(), image_side=768),
+    Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
     propose=False,
 )
 
@@ -162,7 +162,7 @@ def main() -> None:
             ideal = at_once / asked.wait
             number = round(min(ideal, 250) * asked.seconds)
             samples = rows(images, number, asked.rows_a_picture, f"at {at_once}")
-            alone, alone_cpu = bare([WAY.foreseen(one)[0] for one in samples], at_once)
+            alone, alone_cpu = bare([WAY.estimate(one)[0] for one in samples], at_once)
             ours, ours_cpu = distill(samples, at_once, folder / str(at_once))
             line = {
                 "concurrency": at_once, "requests": number, "per_second": round(ours, 1),

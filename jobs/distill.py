@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from vcot import log
-from vcot.errors import BudgetSpent, InputError, SettingsError
+from vcot.errors import BudgetSpent
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch
+from vcot.teacher.strategies import NAMES
 from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
     from vcot.records.shards import Folder, StageMark
     from vcot.storage import Store
     from vcot.teacher import Teacher
-    from vcot.teacher.row import Way
     from vcot.teacher.runner import ModelTeacher
-    from vcot.teacher.talk import Manner
-    from vcot.teacher.trust import Detector, Trust
 
 
 class DistillSettings(Settings):
@@ -47,9 +45,7 @@ class DistillSettings(Settings):
 
     input_uri: str | None = setting(None, "folder of the stage that made the Samples; default: <run-uri>/convert")
     teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
-    way: Literal["answer-aware", "rationalise", "two-level"] = setting(
-        "answer-aware", "openai: how it is asked; see above"
-    )
+    way: Literal[NAMES] = setting("answer-aware", "openai: how it is asked; see above")  # type: ignore[valid-type]
     objects: int = setting(
         8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a look or more; with "
         "more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level (for an "
@@ -281,9 +277,9 @@ def facts_of(settings: DistillSettings, teacher: Teacher) -> dict[str, Any]:
     """Who wrote the reasoning, how it was asked, and with which versions of the prompts."""
     if settings.teacher == "template":
         return {"teacher": teacher.name}
-    from vcot.teacher import prompts
+    from vcot.teacher.strategy import prompts_of
 
-    versions = {prompt.name: prompt.version for prompt in prompts.of_way(settings.way, settings.prompts)}
+    versions = {prompt.name: prompt.version for prompt in prompts_of(settings.way, settings.prompts)}
     return {"teacher": teacher.name, "way": settings.way, "prompts": versions}
 
 
@@ -310,6 +306,7 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
     from vcot.teacher.pictures import Pictures
     from vcot.teacher.prices import read_prices
     from vcot.teacher.runner import ModelTeacher
+    from vcot.teacher.strategy import make
 
     store, prices = folder.store, read_prices(folder.store, settings.prices)
     budget = budget_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
@@ -324,7 +321,7 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
         retries=settings.retries,
         failures=Failures(settings.max_failed_in_a_row, settings.max_rejected_share),
     )
-    with ModelTeacher(way_of(settings, store), client, ahead=4 * settings.concurrency) as teacher:
+    with ModelTeacher(make(settings.way, settings, store), client, ahead=4 * settings.concurrency) as teacher:
         yield teacher
 
 
@@ -340,76 +337,10 @@ def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample])
     return estimate.table(settings.concurrency)
 
 
-def way_of(settings: DistillSettings, store: Store) -> Way:
-    """How the model is asked, as the settings say."""
-    from vcot.teacher.answer_aware import AnswerAware
-    from vcot.teacher.rationalise import Rationalise
-    from vcot.teacher.two_level import TwoLevel
-
-    manner, trust = manner_of(settings, store), trust_of(settings, store)
-    if settings.way == "two-level":
-        return TwoLevel(manner, trust, most=settings.objects, pairs=settings.pairs)
-    if settings.way == "rationalise":
-        return Rationalise(manner, trust, propose=settings.propose, most=settings.objects)
-    return AnswerAware(
-        manner, trust, alternatives=settings.alternatives, propose=settings.propose, most=settings.objects
-    )
-
-
-def manner_of(settings: DistillSettings, store: Store) -> Manner:
-    from vcot.grounding import FrameSpec
-    from vcot.teacher import prompts
-    from vcot.teacher.talk import Manner
-
-    assert settings.model is not None  # _fit_the_teacher saw to it
-    return Manner(
-        model=settings.model, prompts=prompts.chosen(settings.prompts, store), judge=settings.judge_model,
-        temperature=settings.temperature, reply_tokens=settings.reply_tokens, image_side=settings.image_side,
-        repairs=settings.repairs, ask_again=settings.ask_again, structured=settings.structured,
-        frame=FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels),
-    )  # fmt: skip
-
-
-def trust_of(settings: DistillSettings, store: Store) -> Trust:
-    from vcot.teacher.checks import Areas
-    from vcot.teacher.trust import Trust
-
-    return Trust(
-        areas=Areas(shares(settings.min_proposed_area), shares(settings.max_proposed_area)),
-        twice=settings.twice, look=settings.look, decoy_share=settings.decoy_share, seed=settings.seed,
-        reanswer=settings.reanswer, answer_first=settings.answer_first, wrong_answers=settings.wrong_answers,
-        bad_objects=settings.bad_objects, detector=detector_of(settings, store),
-    )  # fmt: skip
-
-
-def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
-    """Loaded only where one is named: it brings torch, which the data image does not have."""
-    if settings.detector_uri is None:
-        return None
-    if next(store.list(settings.detector_uri), None) is None:  # before torch, which takes seconds to load
-        raise InputError(f"--detector-uri={settings.detector_uri}: there is nothing in that folder")
-    try:
-        from vcot.models import use_device
-        from vcot.models.detector import load_detector
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"--detector-uri={settings.detector_uri}: a detector needs {error.name}, which is not installed here; "
-            "run distill in the image that train uses, or leave it out"
-        ) from None
-    use_device(settings.device)
-    return load_detector(store, settings.detector_uri)
-
-
-def shares(entries: tuple[str, ...]) -> dict[str, float]:
-    """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
-    pairs = (entry.rpartition("=") for entry in entries)
-    return {name.strip(): float(share) for name, _, share in pairs}
-
-
 def show_prompts(settings: DistillSettings) -> None:
-    from vcot.teacher import prompts
+    from vcot.teacher.strategy import prompts_of
 
-    for prompt in prompts.of_way(settings.way, settings.prompts):
+    for prompt in prompts_of(settings.way, settings.prompts):
         print(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n")
 
 

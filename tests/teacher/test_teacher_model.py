@@ -22,32 +22,32 @@ from vcot.errors import Interrupted, TemporaryError
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.storage import Store
-from vcot.teacher import Lesson, prompts, runner
-from vcot.teacher.answer_aware import AnswerAware
+from vcot.teacher import DistilledReasoning, prompts, runner
 from vcot.teacher.answers import read_completion
 from vcot.teacher.budget import Ledger, budget_of
 from vcot.teacher.client import ReplyCache, TeacherClient
+from vcot.teacher.dialogue import PromptConfig
 from vcot.teacher.endpoint import Endpoint
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.prices import read_prices
 from vcot.teacher.row import Outcome
 from vcot.teacher.runner import ModelTeacher, Progress, distil
-from vcot.teacher.talk import Manner
-from vcot.teacher.trust import Trust
+from vcot.teacher.strategies.answer_aware import AnswerAware
+from vcot.teacher.verification import Verification
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
 def model_teacher(
-    cache: Path, *, retries: int = 2, timeout: float = 60, concurrency: int = 8, **manner: Any
+    cache: Path, *, retries: int = 2, timeout: float = 60, concurrency: int = 8, **config: Any
 ) -> ModelTeacher:
     client = TeacherClient(
         Endpoint(at_once=concurrency, timeout=timeout), ReplyCache(Store(), str(cache)), Pictures(Store()),
         read_prices(Store()), Ledger(Store(), str(cache.parent), budget_of(None, None, None)), retries=retries,
     )  # fmt: skip
     strategy = AnswerAware(
-        Manner(model="scripted", prompts=prompts.chosen(), **manner),
-        Trust(twice=False, look=False, reanswer=False),
+        PromptConfig(model="scripted", prompts=prompts.chosen(), **config),
+        Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
         propose=False,
     )
     return ModelTeacher(strategy, client)
@@ -105,7 +105,7 @@ def test_the_teacher_sees_image_question_answer_and_numbered_objects(ask: Asker)
     assert (asked.question, asked.answer, asked.objects) == ("How many discs?", "2", {1: "red disc", 2: "red disc"})
     assert "top left" in asked.words
     assert not any(str(round(1000 * edge / 320)) in asked.words for edge in (140, 180))  # no thousandths to copy
-    assert lesson == Lesson(
+    assert lesson == DistilledReasoning(
         (
             Trace(
                 ("I see the ", see("red disc", TOP_LEFT), " and the ", see("red disc", CENTRE), ". So the answer is 2.")
@@ -235,7 +235,7 @@ def test_order_does_not_depend_on_who_answers_first(ask: Asker) -> None:
     waits = itertools.cycle([0.2, 0.0, 0.1, 0.0])
     with scripted_teacher(lambda asked: Say(f"For {asked.question} see [1], top left.", wait=next(waits))) as teacher:
         outcomes = ask(ask.rows(12), teacher.address, concurrency=4)
-    texts = [outcome.traces[0].text for outcome in outcomes if isinstance(outcome, Lesson)]
+    texts = [outcome.traces[0].text for outcome in outcomes if isinstance(outcome, DistilledReasoning)]
     assert texts == [f"For Where is disc {n}? see red disc, top left." for n in range(12)]
 
 

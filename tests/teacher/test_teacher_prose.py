@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +11,9 @@ from tests.teacher.made import CENTRE, TOP_LEFT, sample, see
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Sample
 from vcot.teacher import conclusion, prose
+from vcot.teacher.dialogue import Anchored, Fault, Found, Located, Reasoned
 from vcot.teacher.reply import build, read
-from vcot.teacher.shapes import Anchored, Found, Located, Reasoned
-from vcot.teacher.structured import Fault, text_of
 
-DATA = Path(os.environ.get("TEST_DATA_DIR", Path(__file__).parents[3] / "shared" / "data")) / "viscot"
 DISC, LEVER = see("red disc", TOP_LEFT), see("lever", CENTRE)
 ROW = sample("What touches the lever?", "gear", evidence=(DISC, LEVER))
 
@@ -70,13 +65,6 @@ def test_what_is_listed_must_be_there_and_spoken_of(said: object, reason: Reason
     assert found.reason is reason
 
 
-@pytest.mark.parametrize(
-    "text", ["I should look at [9].\n</think>\nI see it.", "<think>Hm.</think> I see it.", "I see it."]
-)
-def test_thinking_is_left_out_whoever_opened_it(text: str) -> None:
-    assert text_of(Completion(text=text, model="m", finish_reason="stop")) == "I see it."
-
-
 @pytest.mark.parametrize("box", ["[31, 83, 188, 292]", "(31,83),(188,292)", "31 83 188 292", [31, "83", 188.0, 292]])
 def test_a_box_may_be_a_string(box: object) -> None:
     edges = [31.0, 83.0, 188.0, 292.0]
@@ -85,11 +73,6 @@ def test_a_box_may_be_a_string(box: object) -> None:
     assert Anchored.model_validate({"anchors": [{"sentence": 1, "words": "w", "box": box}]}).anchors[0].box == edges
     assert Found.model_validate({"objects": objects}).objects[0].box == edges
     assert Located.model_validate({"objects": [{"label": "disc", "boxes": [box]}]}).objects[0].boxes == [edges]
-
-
-def test_a_string_that_is_no_box_is_refused() -> None:
-    with pytest.raises(ValueError, match="valid list"):
-        Found.model_validate({"objects": [{"label": "disc", "box": "top left"}]})
 
 
 def test_numbers_are_read_however_they_are_written() -> None:
@@ -116,25 +99,6 @@ def test_numbers_are_read_however_they_are_written() -> None:
 )
 def test_what_the_row_is_about_may_be_said(question: str, answer: str, said: str) -> None:
     assert prose.fault_of(said, sample(question, answer)) is None
-
-
-def concluded(question: str, answer: str, said: str) -> Reason | None:
-    fault = conclusion.fault_of(said, sample(question, answer))
-    return fault and fault.reason
-
-
-def test_the_answers_of_real_rows_are_concluded_and_those_of_others_are_not() -> None:
-    if not DATA.is_dir():
-        pytest.skip(f"no VisCoT rows at {DATA}")
-    for file in sorted(DATA.glob("metadata/*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()[::97]]
-        for row, other in pairwise(rows):
-            asked, answer, wrong = row["question"], row["answer"], other["answer"]
-            assert concluded(asked, answer, f"A thing is in the middle. So the answer is {answer}") is None, row
-            assert concluded(asked, answer, f"It is {answer.rstrip('.')}.") is None, row
-            if not {*answer.casefold().split()} & {*wrong.casefold().split()}:
-                said = f"A thing is in the middle. So the answer is {wrong}"
-                assert concluded(asked, answer, said) is Reason.TEACHER_WRONG_ANSWER, (row, wrong)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher import prompt
+from vcot.teacher import objects
 from vcot.teacher.answers import LONGEST_BODY, LONGEST_TEXT, read_completion
+from vcot.teacher.dialogue import Fault
 from vcot.teacher.objects import objects_of, tells_answer
 from vcot.teacher.reply import LONGEST, build, read
-from vcot.teacher.structured import Fault
 
 ROW = sample("What touches the lever?", "gear", evidence=(see("red disc", TOP_LEFT, CENTRE), see("blue lever", RIGHT)))
 NOTHING = sample("Is there a dog?", "no", evidence=())
@@ -91,13 +91,6 @@ def test_a_useless_reply_has_its_reason(text: str, reason: Reason) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"reasoning": "I see the [1].", "answer": "gear"', "{'reasoning': 'I see the [1].', 'answer': 'gear'}"]
-)
-def test_what_is_whole_but_for_its_marks_is_mended(text: str) -> None:
-    assert reading(text) == Trace(("I see the ", DISC, "."))
-
-
-@pytest.mark.parametrize(
     ("prose", "answer", "told"),
     [
         ("The answer is 19. I see the ", "19", True),
@@ -139,22 +132,6 @@ def test_typed_places_and_markup_are_refused_not_mended(typed: str) -> None:
     assert "typed" in found.why
 
 
-def test_numbers_that_the_question_holds_may_be_repeated() -> None:
-    row = sample("What do 1, 2, 3, 4 add up to?", "ten", evidence=(see("board", RIGHT),))
-    assert isinstance(reading("The [1] shows 1, 2, 3, 4.", row), Trace)
-
-
-def test_a_reply_that_was_cut_off_is_refused() -> None:
-    found = reading("I see the [1] at the", finish="length")
-    assert isinstance(found, Fault)
-    assert found.reason is Reason.TEACHER_CUT_OFF
-
-
-@pytest.mark.parametrize("finish", ["content_filter", "refusal"])
-def test_a_filtered_reply_is_a_refusal(finish: str) -> None:
-    assert reading("I see the [1].", finish=finish) == Fault(Reason.TEACHER_REFUSED, f"it was refused ({finish})")
-
-
 def test_absence_is_prose_that_closes_with_the_answer() -> None:
     assert reading("I looked for a dog. There is none.\nAnswer: no", NOTHING) == Trace(
         ("I looked for a dog. There is none.",)
@@ -168,12 +145,6 @@ def test_absence_is_prose_that_closes_with_the_answer() -> None:
         found = reading(text, NOTHING)
         assert isinstance(found, Fault), text
         assert found.reason is reason, text
-
-
-def test_a_label_that_is_the_answer_is_not_shown_to_the_teacher_either() -> None:
-    row = sample("What animal is this?", "dog", evidence=(see("dog", TOP_LEFT),))
-    assert reading("I see the [1].", row) == Trace(("I see the ", see("region", TOP_LEFT), "."))
-    assert "[1] region, top left" in prompt.words_for(row, objects_of(row))
 
 
 snippets = st.sampled_from(
@@ -248,7 +219,7 @@ def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble()
 
 def test_the_words_hold_number_label_place_and_extent_and_no_pixels() -> None:
     row = sample("Which?", "A", "a disc", evidence=ROW.evidence, choices=("disc", "lever"), context="A drawing.")
-    assert prompt.words_for(row, objects_of(row)).splitlines() == [
+    assert objects.words_for(row, objects_of(row)).splitlines() == [
         "Question: Which?",
         "Context: A drawing.",
         "Choices: A. disc; B. lever",

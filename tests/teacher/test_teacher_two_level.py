@@ -11,16 +11,16 @@ import pytest
 from tests.fakes.wise import Known
 from tests.teacher.asking import DISC, LEVER, InProcess, manner, near, outcome, refused, row, see, taught, wise
 from vcot.records import Reason
-from vcot.teacher.shapes import Judged
-from vcot.teacher.trust import Trust
-from vcot.teacher.two_level import TwoLevel, supported_of
+from vcot.teacher.dialogue import Judged
+from vcot.teacher.strategies.two_level import TwoLevel, supported_of
+from vcot.teacher.verification import Verification
 
-PLAIN = Trust(decoy_share=0)
+PLAIN = Verification(negative_crop_share=0)
 NOWHERE = [400, 700, 556, 909]
 Spoil = Callable[[Any, Any], Any]
 
 
-def two(trust: Trust = PLAIN, **options: Any) -> TwoLevel:
+def two(trust: Verification = PLAIN, **options: Any) -> TwoLevel:
     return TwoLevel(manner(), trust, **options)
 
 
@@ -153,13 +153,6 @@ def test_a_label_that_is_the_answer_to_a_new_question_stops_that_question(tmp_pa
     assert [(part.part, part.reason) for part in lesson.parts] == [("pair 1", Reason.ANSWER_IN_LABEL)]
 
 
-def test_a_wrong_answer_stays_as_a_negative_where_asked_for(tmp_path: Path) -> None:
-    trust = Trust(decoy_share=0, wrong_answers="negatives")
-    found = refused(two(trust, pairs=0), row(tmp_path), wise(**pair_changed(0, answer="wheel")))
-    assert found.negative is not None
-    assert found.negative.answers == ("wheel",)
-
-
 def test_absence_is_reasoned_about_without_pointing(tmp_path: Path) -> None:
     one = row(tmp_path, "Is there a dog?", "no", evidence=())
     spoil = {**pair_changed(0, rationale="I looked for a dog. There is none.", evidence=[])}
@@ -169,7 +162,7 @@ def test_absence_is_reasoned_about_without_pointing(tmp_path: Path) -> None:
 
 def test_decoys_measure_the_judge(tmp_path: Path) -> None:
     def counted(**spoil: Spoil) -> tuple[int, int]:
-        way = two(Trust(decoy_share=1), pairs=0)
+        way = two(Verification(negative_crop_share=1), pairs=0)
         outcome(way, row(tmp_path), wise(**spoil))
         return way.counts()["decoys"], way.counts()["decoys_accepted"]
 

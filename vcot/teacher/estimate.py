@@ -48,7 +48,7 @@ class Estimate:
             try:
                 await self._teacher.strategy.outcome(row, kept)
             except NotKept:
-                foreseen = self._teacher.strategy.foreseen(row)
+                foreseen = self._teacher.strategy.estimate(row)
                 return list(foreseen[min(kept.found, len(foreseen) - 1) :])
             return []
 

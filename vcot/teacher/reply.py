@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 from vcot.grounding import Mention, Trace
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher import conclusion, prose, structured
+from vcot.teacher import conclusion, prose
+from vcot.teacher.dialogue import Fault, Proposed, Reasoned, Sentence, json_in, read_reply, text_of
 from vcot.teacher.objects import Object, tells_answer
-from vcot.teacher.shapes import Proposed, Reasoned, Sentence
-from vcot.teacher.structured import Fault
 
 LONGEST = 4000
 """Characters; four short sentences have some four hundred."""
@@ -140,12 +139,12 @@ def check(parts: Parts, sample: Sample, *, grounded: bool) -> Fault | None:
 
 
 def _said(completion: Completion) -> tuple[Sequence[Sentence], str, tuple[Proposed, ...]] | Fault:
-    text = structured.text_of(completion)
+    text = text_of(completion)
     if isinstance(text, Fault):
         return text
-    value = structured.json_in(text)
+    value = json_in(text)
     if (value is not None and {"sentences", "reasoning"} & {*value}) or text.lstrip("`json \n").startswith("{"):
-        found = structured.read(completion, Reasoned)
+        found = read_reply(completion, Reasoned)
         if isinstance(found, Fault):
             return found
         if not found.answer.strip():

@@ -26,7 +26,8 @@ from vcot.stage import REPORT_EVERY, stop
 from vcot.teacher import funnel
 from vcot.teacher.report.specimens import Specimens
 from vcot.teacher.request import Asker
-from vcot.teacher.row import Outcome, Teacher, Way, needs_teacher, refuse, taught
+from vcot.teacher.row import Outcome, Teacher, needs_teacher, refuse, taught
+from vcot.teacher.strategy import Strategy
 
 if TYPE_CHECKING:  # openai takes a second to load, and the template teacher needs none
     from vcot.teacher.client import TeacherClient
@@ -106,7 +107,7 @@ class ModelTeacher:
         ahead: rows that are worked on before the first of them is done.
     """
 
-    def __init__(self, strategy: Way, client: TeacherClient, *, ahead: int = 32) -> None:
+    def __init__(self, strategy: Strategy, client: TeacherClient, *, ahead: int = 32) -> None:
         self.name = strategy.name
         self.strategy, self.client, self._ahead = strategy, client, ahead
         self.progress = Progress(client)
