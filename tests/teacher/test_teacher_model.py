@@ -342,7 +342,7 @@ def test_line_every_thirty_seconds_says_rows_money_and_time(
     ]  # fmt: skip
 
 
-def test_terminal_has_a_table(progress: Progress, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_has_a_bar_of_the_rows(progress: Progress, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -355,8 +355,9 @@ def test_terminal_has_a_table(progress: Progress, clock: Clock, monkeypatch: pyt
     progress.row(refused=False)
     progress.tell()  # too soon
     progress.close()
-    assert "seconds left" in screen.getvalue()
-    assert "11" not in screen.getvalue()
+    assert "10/40" in screen.getvalue()
+    assert "2 refused, 9 requests, 2.75 US dollars" in screen.getvalue()
+    assert "11/40" not in screen.getvalue()
 
 
 # --------------------------------------------------------------------------------------------- what a server leaves out
