@@ -29,9 +29,9 @@ from vcot.teacher.prices import PICO, Prices, dollars
 
 FLAGS = ("--budget-usd", "--budget-tokens", "--budget-requests")
 
+# A lease takes no more than this part of what is left, so that the last money is not stuck with one process, and a
+# killed one loses little.
 SHARE = 64
-"""A lease takes no more than this part of what is left, so that the last money is not stuck with one process, and a
-killed one loses little."""
 
 
 def budget_of(usd: Decimal | None, tokens: int | None, requests: int | None) -> Usage:
