@@ -132,7 +132,7 @@ class Lease:
             while not worst.within(self._free):
                 self._returned.clear()
                 missing = worst.minus(self._free).most(NOTHING)
-                wanted = Usage(*(self._requests * one for one in worst))
+                wanted = Usage(*(self._requests * one for one in worst)).minus(self._free)
                 self._taking = asyncio.ensure_future(self._take(missing, wanted))
                 if await asyncio.shield(self._taking) or self._returned.is_set():
                     continue
