@@ -156,7 +156,7 @@ class DistillSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
     dry_run: bool = setting(
-        False, "openai: estimate requests, tokens, cost and time; send nothing", shapes_result=False
+        False, "openai: estimate requests, tokens, cost, time; send nothing", shapes_result=False
     )
     cache_uri: str | None = setting(
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False
