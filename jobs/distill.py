@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
@@ -21,10 +21,8 @@ from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
     from vcot.records import Sample
-    from vcot.records.shards import Folder, StageMark
-    from vcot.storage import Store
+    from vcot.records.shards import Folder
     from vcot.teacher import Teacher
-    from vcot.teacher.runner import ModelTeacher
 
 
 class DistillSettings(Settings):
@@ -204,90 +202,66 @@ _SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
 
 
 def run(settings: DistillSettings) -> None:
-    if settings.show_prompt:
-        show_prompts(settings)
-        return
     from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
     from vcot.storage import Store, join
+    from vcot.teacher import prompts
     from vcot.teacher.report.whole import whole
     from vcot.teacher.runner import ModelTeacher, distil
 
+    facts: dict[str, Any] = {}
+    if settings.teacher == "openai" or settings.show_prompt:
+        from vcot.teacher.strategy import prompts_of
+
+        used = prompts_of(settings.way, settings.prompts)
+        facts = {"way": settings.way, "prompts": {prompt.name: prompt.version for prompt in used}}
+    if settings.show_prompt:
+        print("\n".join(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n" for prompt in used))
+        return
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
-    mark, read = read_mark(store, source)
-    inputs = read | own_prompts(settings, store)
+    mark, inputs = read_mark(store, source)
+    inputs |= {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}  # must not change within a run
     folder = Folder(store, settings.run_uri, settings.stage)
-    shards = range(len(mark.shards))
 
-    def rows_of(index: int) -> Iterator[Sample]:
-        return read_shard(store, source, mark.shards[index])
+    def rows_of(shards: Iterable[int]) -> Iterator[Sample]:
+        return chain.from_iterable(read_shard(store, source, mark.shards[index]) for index in shards)
 
-    def all_rows() -> Iterator[Sample]:
-        return chain.from_iterable(map(rows_of, shards))
+    def work(writer: ShardWriter) -> None:
+        distil(rows_of([writer.index]), teacher, writer).put_aside(folder, writer.index)
 
+    everything = range(len(mark.shards))
     with teacher_of(settings, folder) as teacher:
-        facts = facts_of(settings, teacher)
+        facts = {"teacher": teacher.name} | facts
         if settings.dry_run:
-            print(dry_run(settings, teacher, all_rows()))
+            print(dry_run(settings, teacher, rows_of(everything)))
             return
-
-        def work(writer: ShardWriter) -> None:
-            distil(rows_of(writer.index), teacher, writer).put_aside(folder, writer.index)
-
+        todo = [index for index in everything if folder.shard_mark(index) is None]
         try:
             if isinstance(teacher, ModelTeacher) and folder.mark() is None:
                 folder.begin(settings, inputs)
-                prepare(settings, folder, teacher, mark, all_rows)
+                if settings.batch and settings.part in ("all", "prepare"):
+                    from vcot.teacher.batch import Batches
+
+                    Batches(teacher, store, folder.uri).run(lambda: rows_of(everything))
+                mine = [index for index in todo if settings.shard in (None, index)]
+                teacher.progress.total = sum(mark.shards[index].tally.written for index in mine)
             run_shards(
                 folder,
                 settings,
                 inputs=inputs,
-                shards=len(shards),
+                shards=len(mark.shards),
                 work=work,
                 max_rejected_share=settings.max_rejected_share,
                 report=lambda marks, tally: whole(folder, marks, tally, facts),
                 facts=facts,
-                bar=not isinstance(teacher, ModelTeacher),  # which tells how many rows are done
+                bar=not isinstance(teacher, ModelTeacher),  # which has a bar of its rows
             )
         except BudgetSpent as spent:
             from vcot.teacher.estimate import the_rest
 
             assert isinstance(teacher, ModelTeacher)
-            unfinished = chain.from_iterable(rows_of(n) for n in shards if folder.shard_mark(n) is None)
+            unfinished = rows_of(index for index in everything if folder.shard_mark(index) is None)
             raise BudgetSpent(f"{spent}. {the_rest(unfinished, mark.tally.written, teacher)}") from spent
-
-
-def prepare(
-    settings: DistillSettings,
-    folder: Folder,
-    teacher: ModelTeacher,
-    mark: StageMark,
-    rows: Callable[[], Iterator[Sample]],
-) -> None:
-    """What is done before the first shard: batches."""
-    if settings.batch and settings.part in ("all", "prepare"):
-        from vcot.teacher.batch import Batches
-
-        Batches(teacher, folder.store, folder.uri).run(rows)
-    mine = mark.shards if settings.shard is None else mark.shards[settings.shard :][:1]
-    teacher.progress.total = sum(one.tally.written for one in mine if folder.shard_mark(one.shard) is None)
-
-
-def facts_of(settings: DistillSettings, teacher: Teacher) -> dict[str, Any]:
-    """Who wrote the reasoning, how it was asked, and with which versions of the prompts."""
-    if settings.teacher == "template":
-        return {"teacher": teacher.name}
-    from vcot.teacher.strategy import prompts_of
-
-    versions = {prompt.name: prompt.version for prompt in prompts_of(settings.way, settings.prompts)}
-    return {"teacher": teacher.name, "way": settings.way, "prompts": versions}
-
-
-def own_prompts(settings: DistillSettings, store: Store) -> dict[str, str]:
-    """URI → sha256 of the prompts that are the user's own files; they must not change within a run."""
-    from vcot.teacher import prompts
-
-    return {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}
 
 
 @contextmanager
@@ -335,13 +309,6 @@ def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample])
     estimate = Estimate(teacher)
     estimate.add(rows)
     return estimate.table(settings.concurrency)
-
-
-def show_prompts(settings: DistillSettings) -> None:
-    from vcot.teacher.strategy import prompts_of
-
-    for prompt in prompts_of(settings.way, settings.prompts):
-        print(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n")
 
 
 def cache_of(run_uri: str) -> str:

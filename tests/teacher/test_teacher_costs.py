@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vcot.teacher.amount import Amount
 
 from vcot.records import Completion
 from vcot.storage import Store
-from vcot.teacher.costs import BELIEVED_TOKENS, Costs
+from vcot.teacher.costs import BELIEVED_TOKENS, Costs, Usage
 from vcot.teacher.prices import PICO, read_prices
 from vcot.teacher.request import Prompt, Request
 
@@ -36,8 +35,8 @@ def test_no_counts_take_more_than_can_be_believed_and_none_take_nothing(
     assert 0 < reply.tokens_in <= BELIEVED_TOKENS
     assert 0 < reply.tokens_out <= BELIEVED_TOKENS
     assert 0 <= reply.tokens_cached <= reply.tokens_in
-    assert spent == Amount(round((reply.cost or 0) * PICO), reply.tokens_in + reply.tokens_out, 1)
-    assert spent.within(worst.amount) or reply.tokens_in > worst.tokens_in or reply.tokens_out > worst.tokens_out
+    assert spent == Usage(round((reply.cost or 0) * PICO), reply.tokens_in + reply.tokens_out, 1)
+    assert spent.within(worst.usage) or reply.tokens_in > worst.tokens_in or reply.tokens_out > worst.tokens_out
     assert costs.worst(REQUEST).tokens_in <= max(worst.tokens_in, reply.tokens_in + 1)
     assert costs.worst(REQUEST).tokens_out == max(worst.tokens_out, reply.tokens_out)
 
@@ -49,7 +48,7 @@ def test_a_reply_longer_than_allowed_is_paid_for_in_full_and_the_next_is_reserve
     assert (reply.tokens_out, spent.tokens) == (9000, 9100)
     assert costs.worst(REQUEST, batch=batch).tokens_out == 9000
     _, spent = costs.spent(said(100, 9000), worst := costs.worst(REQUEST, batch=batch))
-    assert spent.within(worst.amount)
+    assert spent.within(worst.usage)
 
 
 @pytest.mark.parametrize("absurd", [BELIEVED_TOKENS + 1, 10**12])
@@ -65,10 +64,10 @@ def test_a_batch_reply_without_counts_takes_half_of_what_a_single_one_does() -> 
     costs = Costs(PRICES)
     (_, single), (_, batched) = (costs.spent(said(), costs.worst(REQUEST, batch=batch)) for batch in (False, True))
     assert (single.pico, single.tokens) == (2 * batched.pico, batched.tokens)
-    assert batched == costs.worst(REQUEST, batch=True).amount
+    assert batched == costs.worst(REQUEST, batch=True).usage
 
 
 def test_a_model_without_a_price_still_takes_tokens_and_requests() -> None:
     costs = Costs(PRICES)
     reply, spent = costs.spent(said(), costs.worst_of("my-model", 500, 256, batch=False))
-    assert (reply.cost, spent) == (None, Amount(0, 756, 1))
+    assert (reply.cost, spent) == (None, Usage(0, 756, 1))

@@ -11,7 +11,7 @@ import pytest
 from tests.teacher.made import sample
 from vcot.errors import SettingsError
 from vcot.storage import Store
-from vcot.teacher.estimate import prompt_tokens
+from vcot.teacher.costs import prompt_tokens
 from vcot.teacher.prices import PICO, Price, dollars, read_prices
 from vcot.teacher.request import Picture, Prompt, Request
 

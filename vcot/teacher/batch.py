@@ -55,10 +55,8 @@ URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 NAME = "vcot"
 """Under which a batch says whose it is, in its metadata."""
 
-_LOOKED_THROUGH = 1000
+LOOKED_THROUGH = 1000
 """Batches of this account among which one of ours is looked for."""
-
-_ENDED = ("completed", "expired", "cancelled", "failed")
 
 
 class Gone(Exception):
@@ -162,11 +160,14 @@ class Batches:
         why, kept, spent = "", 0, Usage(*sent.worst)
         try:
             batch = wait(endpoint.ended(name))
-            why = why_failed(batch) if batch.status == "failed" else ""
+            if batch.status == "failed":  # it is refused as a whole
+                errors = (batch.errors.data if batch.errors else None) or []
+                why = "; ".join(error.message or "" for error in errors[:3]) or "no reason given"
             kept, spent = wait(self._keep_replies(endpoint, batch, sent))
         except Gone as gone:  # it was paid for, perhaps
-            why = redacted(str(gone))[:500]
+            why = str(gone)
         if why:
+            why = redacted(why)[:500]  # in this order: half a key would not be recognised
             log.get().warning("batch failed: what it asked is asked singly", batch=name, why=why)
         done = {"kept": kept, "failed": len(sent.asked) - kept, "usd": spent.pico / PICO}
         log.get().info("batch merged", batch=name, kept=kept, of=len(sent.asked), cost=dollars(spent.pico))
@@ -264,7 +265,7 @@ class BatchEndpoint:
                 seen += 1
                 if (batch.metadata or {}).get(NAME) == name:
                     return batch.id
-                if seen == _LOOKED_THROUGH:
+                if seen == LOOKED_THROUGH:
                     break
         return None
 
@@ -279,7 +280,7 @@ class BatchEndpoint:
                     batch = await self._client.batches.retrieve(name)
                 except openai.NotFoundError as error:
                     raise Gone(error.message) from error
-            if batch.status in _ENDED:
+            if batch.status in ("completed", "expired", "cancelled", "failed"):
                 return batch
             counts = batch.request_counts
             log.get().info(
@@ -316,23 +317,12 @@ class BatchEndpoint:
         try:
             yield
         except (openai.OpenAIError, httpx2.HTTPError) as error:
-            if isinstance(error, openai.APIStatusError) and _stays(error):
+            status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+            passes = status in (0, 408, 409, 425, 429) or status >= 500
+            if isinstance(error, openai.APIError) and (not passes or error.code == "insufficient_quota"):
                 raise SettingsError(f"{self.address} takes no batch ({error.message}); run without --batch") from error
             what = f"{self.address}: {error}; what is submitted goes on there: run the same command again"
             raise TemporaryError(what) from error
-
-
-def why_failed(batch: Batch) -> str:
-    """What an endpoint has against a batch that it refuses as a whole."""
-    errors = (batch.errors.data if batch.errors else None) or []
-    # Redacted before it is cut: half a key would not be recognised.
-    return redacted("; ".join(error.message or "" for error in errors[:3]))[:500] or "no reason given"
-
-
-def _stays(error: openai.APIStatusError) -> bool:
-    """Whether the same call will be refused again."""
-    passes = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
-    return not passes or error.code == "insufficient_quota"
 
 
 def _read_line(line: dict[str, Any], worst: Worst, costs: Costs) -> tuple[Completion | None, Usage]:

@@ -266,8 +266,8 @@ class Rate:
     """How fast the endpoint may be asked.
 
     What is allowed a minute is learned from the headers of its answers (x-ratelimit-limit-requests, -tokens); how many
-    requests at once, from its refusals: 429 makes it three quarters, and answers make it grow again. Retry-After, and
-    a remainder of 0 until its reset, stop everybody.
+    requests at once, from its refusals: 429 makes it three quarters, and answers make it grow again. Retry-After stops
+    everybody.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -324,8 +324,6 @@ class Rate:
                 known = self._limits.get(kind)
                 if known is None or (known.max_rate, known.time_period) != (size, seconds):
                     self._limits[kind] = AsyncLimiter(size, seconds)
-            if headers.get(f"x-ratelimit-remaining-{kind}") == "0":
-                self.pause(duration(headers.get(f"x-ratelimit-reset-{kind}", "")) or 0.0)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -339,19 +337,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(written).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
-
-
-def duration(written: str) -> float | None:
-    """Seconds of "6m0s", "1.5s" or "20ms"; a bare number is seconds."""
-    if (seconds := _number(written)) is not None:
-        return seconds
-    found = _DURATION.fullmatch(written)
-    if not written or found is None:
-        return None
-    return sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1, 0.001), strict=True))
 
 
 def _number(written: str) -> float | None:

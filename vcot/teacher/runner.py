@@ -14,15 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
 from vcot import log
 from vcot.errors import TemporaryError, VcotError
 from vcot.records import Reason, Rejection, Sample
 from vcot.records.shards import ShardWriter
-from vcot.stage import REPORT_EVERY, stop
+from vcot.stage import REPORT_EVERY, Bar, stop
 from vcot.teacher import funnel
 from vcot.teacher.report.specimens import Specimens
 from vcot.teacher.request import Asker
@@ -39,7 +35,7 @@ GRACE = 10.0
 """Seconds that requests under way get to come home when the work is stopped; their replies are paid for."""
 
 REFRESH = 0.25
-"""Seconds between two looks of the table on a terminal."""
+"""Seconds between two looks of the bar on a terminal."""
 
 
 def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> Specimens:
@@ -51,15 +47,10 @@ def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> 
     specimens = Specimens()
     with closing(teacher.teach(samples)) as rows:  # whatever happens here, requests under way come home
         facts = write(rows, teacher.name, writer, specimens)
-    writer.facts |= facts | spending(before, teacher.counts())
-    return specimens
-
-
-def spending(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What a teacher counted meanwhile: checks ("trust"), costs ("bill"), and everything else ("spent")."""
-    spent = _since(before, now)
+    spent = _since(before, teacher.counts())
     trust = {name: spent.pop(name, 0) for name in funnel.TRUST}
-    return {"trust": trust, "bill": spent.pop("bill", {}), "spent": spent}
+    writer.facts |= facts | {"trust": trust, "bill": spent.pop("bill", {}), "spent": spent}
+    return specimens
 
 
 def write(
@@ -205,7 +196,7 @@ async def _come_home(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 
 class Progress:
-    """How far the teacher is: a live table on a terminal, a line every 30 s elsewhere.
+    """How far the teacher is: a bar of the rows on a terminal, a line every 30 s elsewhere.
 
     `total`: rows that will pass; None: nobody has counted them.
     """
@@ -215,7 +206,7 @@ class Progress:
         self._done = self._refused = 0
         self._client, self._begun = client, time.monotonic()
         self._told = self._begun
-        self._live: Live | None = None
+        self._bar: Bar | None = None
 
     def row(self, *, refused: bool) -> None:
         """One more row is done."""
@@ -231,30 +222,25 @@ class Progress:
         if not terminal:
             log.get().info("asking the teacher", **facts)
             return
-        if self._live is None:
-            self._live = Live(console=Console(file=sys.stderr), auto_refresh=False, transient=True)
-            self._live.start()
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, value in facts.items():
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value))
-        self._live.update(table, refresh=True)
+        if self._bar is None:
+            self._bar = Bar("asking the teacher", self.total).__enter__()
+        note = ", ".join(f"{value:,} {name}" for name, value in facts.items() if name in ("refused", "requests"))
+        self._bar.advance(self._done - self._bar.count, f"{note}, {facts['usd']} US dollars")
 
     def facts(self) -> dict[str, Any]:
         """Rows, requests, tokens a second, US dollars and seconds, all of this process."""
         paid, seconds = self._client.report.totals(), max(time.monotonic() - self._begun, 1e-9)
-        facts: dict[str, Any] = {"done": self._done}
-        if self.total is not None:
-            facts["of"] = self.total
+        facts: dict[str, Any] = {"done": self._done} | ({} if self.total is None else {"of": self.total})
         facts |= {"refused": self._refused, "in_flight": self._client.endpoint.rate.under_way}
         facts |= {name: paid[name] for name in ("requests", "kept_replies_used", "tries_again")}
         facts["tokens_per_second"] = round(paid["tokens_paid"] / seconds)
         unknown = paid["requests"] and paid["unpriced"]
-        facts["usd"] = "unknown price" if unknown else round(paid["usd_paid"] + paid["usd_lost"], 4)
+        facts["usd"] = "unknown" if unknown else round(paid["usd_paid"] + paid["usd_lost"], 4)
         if self.total is not None and self._done:
             facts["seconds_left"] = round((self.total - self._done) * seconds / self._done)
         return facts
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._bar is not None:
+            self._bar.__exit__()
+            self._bar = None
