@@ -1,8 +1,5 @@
-"""The three ways as a stage, over rows of ScienceQA, A-OKVQA, VisCoT and blood cells, with a teacher that sees.
-
-ScienceQA and A-OKVQA are in the shape in which they are published, VisCoT's rows are its own with drawn pictures, the
-blood cells are those of examples/.
-"""
+"""The strategies as a stage, over rows of ScienceQA and VisCoT as they are published, with drawn pictures and a teacher
+that sees."""
 
 from __future__ import annotations
 
@@ -35,7 +32,6 @@ from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise, picture
 from tests.jobs.test_convert import convert as source
 from tests.models.owl import make_owl
-from tests.sources import test_sources_aokvqa as aokvqa
 from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.given import Given
 from tests.sources.parquet import write
@@ -48,8 +44,6 @@ from vcot.storage import Store
 
 pytestmark = pytest.mark.usefixtures("clean")
 
-ROOT = Path(__file__).parents[2]
-CUP = (20, 30, 80, 90)
 WAYS = ("answer-aware", "rationalise", "two-level")
 
 
@@ -72,19 +66,6 @@ def of_scienceqa(given: Given, pictures: Iterable[bytes] | None = None) -> list[
     return samples(given, source="scienceqa", input_uri=uri)
 
 
-def of_aokvqa(given: Given) -> list[Sample]:
-    """No places, and several rationales."""
-    drawn = {"bytes": picture(("yellow cup", CUP), size=(330, 240)), "path": None}
-    rationales = ["A yellow cup is on the table. People drink from it.", "One drinks out of a yellow cup."]
-    rows = [
-        aokvqa.ROW | {"image": drawn, "question": f"What is thing {n} for?", "choices": ["to sit", "to drink"],
-                      "correct_choice_idx": 1, "direct_answers": str(["drinking"] * 10), "rationales": rationales}
-        for n in range(3)
-    ]  # fmt: skip
-    uri = write(given.folder / "aokvqa" / "train-00000-of-00001.parquet", rows, aokvqa.TYPES)
-    return samples(given, source="aokvqa", input_uri=uri)
-
-
 def of_viscot(given: Given) -> list[Sample]:
     """Boxes that people drew; to the second row somebody wrote reasoning without places."""
     given.picture("vsr/000000068878.jpg", data=picture(("violet dog", (34, 380, 608, 615)), size=(640, 640)))
@@ -100,14 +81,6 @@ def of_viscot(given: Given) -> list[Sample]:
     return [first, second.model_copy(update={"reasoning": (written,)})]
 
 
-def of_blood_cells(given: Given) -> list[Sample]:
-    """The example's photographs; one row of each question, because the teacher knows answers by their question."""
-    found = samples(given, source="coco", input_uri=ROOT / "examples/blood-cells/instances.json", dataset="blood-cells",
-                    licence="MIT", categories="white blood cell,platelet")  # fmt: skip
-    one_each = {row.question: row for row in found if row.image.uri.endswith(("00000.jpg", "00001.jpg"))}
-    return list(one_each.values())[:3]
-
-
 def samples(given: Given, **settings: Any) -> list[Sample]:
     """What convert makes of it, all of it to be learned from."""
     run_uri = given.folder / f"run-{settings['source']}"
@@ -120,12 +93,11 @@ def samples(given: Given, **settings: Any) -> list[Sample]:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[list[Sample]]:
     """A shard for each source."""
-    of = (of_scienceqa, of_aokvqa, of_viscot, of_blood_cells)
-    return [make(Given(tmp_path_factory.mktemp("data"))) for make in of]
+    return [make(Given(tmp_path_factory.mktemp("data"))) for make in (of_scienceqa, of_viscot)]
 
 
 def known(rows: list[list[Sample]]) -> dict[str, Known]:
-    needs = {"scienceqa": "green gear", "aokvqa": "yellow cup"}
+    needs = {"scienceqa": "green gear"}
     return {row.question: Known(row.answers[0], needs.get(row.origin.dataset, "")) for shard in rows for row in shard}
 
 
@@ -181,8 +153,7 @@ def test_each_way_runs_over_each_source(way: str, rows: list[list[Sample]], wise
     for name, counts in told["funnel"].items():
         order = [counts[step] for step in ("rows", "asked", "parsed", "boxes_accepted", "answer_agreed", "kept")]
         assert order == sorted(order, reverse=True), name
-    without_text = {"blood-cells"} if way == "rationalise" else set()
-    assert {name for name, counts in told["funnel"].items() if not counts["kept"]} == without_text
+    assert all(counts["kept"] for counts in told["funnel"].values())
     assert all(trace.mentions or row.evidence == () for row in made for trace in row.reasoning)
     gold = {named(row): row.true_boxes for shard in rows for row in shard if row.true_boxes}
     if way == "answer-aware":
@@ -217,7 +188,7 @@ def test_a_planted_fault_is_found_in_rejections_and_report(
     def misplaced(asked: Asked, said: Any) -> Any:
         return said | {"objects": [one | {"box": [400, 700, 556, 909]} for one in said["objects"]]}
 
-    convert(str(run_uri), rows[0], rows[2])
+    convert(str(run_uri), *rows)
     with scripted_teacher(Wise(known(rows), {"reason": misplaced})) as teacher:
         asked_here(teacher)
         run(settings(run_uri))
@@ -260,7 +231,7 @@ def test_who_answers_first_and_how_often_changes_no_byte(
 
     made = []
     for name, concurrency in (("one", 1), ("eight", 8)):
-        convert(str(tmp_path / name / "run"), *rows[:3])
+        convert(str(tmp_path / name / "run"), *rows)
         with scripted_teacher(slowly) as teacher:
             asked_here(teacher)
             run(settings(tmp_path / name / "run", way="two-level", concurrency=concurrency, decoy_share=0.5))
@@ -279,7 +250,7 @@ def test_batches_bring_every_way_what_single_requests_bring(
     made, asked = {}, {}
     for name, batch in (("single", False), ("batch", True)):
         folder = tmp_path / name / "run"
-        convert(str(folder), *rows[:3])
+        convert(str(folder), *rows)
         with scripted_teacher(Wise(known(rows))) as teacher:
             there = Batches(teacher)
             asked_here(teacher)
@@ -296,7 +267,7 @@ def test_batches_bring_every_way_what_single_requests_bring(
 def test_a_dry_run_of_every_way_sends_nothing_and_foresees_enough(
     way: str, rows: list[list[Sample]], wise: Teacher, run_uri: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert(str(run_uri), *rows[:3])
+    convert(str(run_uri), *rows)
     run(settings(run_uri, way=way, dry_run=True))
     said = capsys.readouterr().out
     assert not wise.asked
@@ -314,9 +285,9 @@ def test_a_dry_run_of_every_way_sends_nothing_and_foresees_enough(
 def test_with_another_prompt_for_a_step_the_steps_before_it_are_not_asked_again(
     rows: list[list[Sample]], wise: Teacher, tmp_path: Path
 ) -> None:
-    convert(str(tmp_path / "a"), *rows[:2])
+    convert(str(tmp_path / "a"), *rows)
     run(settings(tmp_path / "a", way="two-level"))
-    assert purposes(wise)["caption"] == 4  # one for each picture
+    assert purposes(wise)["caption"] == 5  # one for each picture
     own = tmp_path / "stricter.v7.md"
     own.write_text("Be stricter still.")
     wise.asked = []
@@ -332,7 +303,7 @@ def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[
     argv = ("--way", "two-level", "--max-rejected-share", "0.6", "--concurrency", "2", "--reanswer",
             "--decoy-share", "0")  # fmt: skip  # two empty places of one size look the same
     for run_uri in (storm, calm):
-        convert(str(run_uri), *rows[:2])
+        convert(str(run_uri), *rows)
     with scripted_teacher(lambda asked: replace(script(asked), wait=0.05)) as teacher:
         process = start(str(storm), teacher, *argv)
         wait_for(9, tmp_path / "runs", process)
