@@ -23,8 +23,9 @@ from vcot.teacher.dialogue import (
     Located,
     Looked,
     Reasoned,
+    Refused,
     Synthesised,
-    read_reply,
+    parse_reply,
     schema_of,
 )
 from vcot.teacher.funnel import Funnel, reached, summed
@@ -36,7 +37,10 @@ FRAME = FrameSpec("thousandths").on(WIDTH, HEIGHT)
 
 
 def reading(text: str, finish: str = "stop") -> Looked | Fault:
-    return read_reply(Completion(text=text, model="m", finish_reason=finish), Looked)
+    try:
+        return parse_reply(Completion(text=text, model="m", finish_reason=finish), Looked)
+    except Refused as refused:
+        return refused.fault
 
 
 # -------------------------------------------------------------------------------------------------- the text of a reply
@@ -74,7 +78,7 @@ def test_what_is_meant_beyond_doubt_is_read(text: str) -> None:
 
 def test_half_a_character_becomes_a_question_mark() -> None:
     said = Completion(text='{"caption": "a \\ud800 cup"}', model="m", finish_reason="stop")
-    assert read_reply(said, Captioned) == Captioned(caption="a ? cup")
+    assert parse_reply(said, Captioned) == Captioned(caption="a ? cup")
 
 
 pieces = st.sampled_from(

@@ -16,7 +16,7 @@ from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
 from vcot.teacher import conclusion, objects, prose
 from vcot.teacher.answers import LONGEST_BODY, LONGEST_TEXT, read_completion
-from vcot.teacher.dialogue import Anchored, Fault, Found, Located, Reasoned
+from vcot.teacher.dialogue import Anchored, Fault, Found, Located, Reasoned, Refused
 from vcot.teacher.objects import objects_of, tells_answer
 from vcot.teacher.reply import LONGEST, build, read
 
@@ -29,8 +29,10 @@ BOTH = Mention("red disc", (TOP_LEFT, CENTRE))
 
 def reading(text: str, row: Sample = ROW, finish: str = "stop") -> Trace | Fault:
     known = {seen.number: seen for seen in objects_of(row)}
-    said = read(Completion(text=text, model="m", finish_reason=finish), row, known)
-    return said if isinstance(said, Fault) else build(said.parts, known)
+    try:
+        return build(read(Completion(text=text, model="m", finish_reason=finish), row, known).parts, known)
+    except Refused as refused:
+        return refused.fault
 
 
 @pytest.mark.parametrize(
@@ -200,9 +202,9 @@ def test_a_reply_of_a_megabyte_is_cut_before_anybody_reads_it(text: str) -> None
     begun = time.process_time()
     completion = read_completion(data, "m", 0.0)
     assert completion is not None
-    found = read(completion, sample(), [1])
+    with pytest.raises(Refused):
+        read(completion, sample(), [1])
     assert time.process_time() - begun < 0.3
-    assert isinstance(found, Fault)
     assert (len(completion.text), completion.finish_reason) == (LONGEST_TEXT, "length")
     assert len(completion.line()) < 2 * LONGEST_TEXT
 
@@ -212,8 +214,8 @@ def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble()
     data = b'{"choices": [{"message": {"content": "' + b"x" * LONGEST_BODY + b'"}}]}'
     completion = read_completion(data, "m", 0.0)
     assert completion is not None
-    assert isinstance(found := read(completion, sample(), [1]), Fault)
-    assert found.reason is Reason.TEACHER_CUT_OFF
+    with pytest.raises(Refused, match="cut off"):
+        read(completion, sample(), [1])
     assert (completion.tokens_out, len(completion.text)) == (0, 80)  # what it cost nobody knows
 
 
