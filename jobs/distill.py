@@ -58,9 +58,7 @@ class DistillSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
 
-    phrasings: int = setting(
-        3, "template: wordings in use; 1: always the first and plainest", unit="wordings", ge=1, le=3
-    )
+    phrasings: int = setting(3, "template: wordings in use; 1: always the plainest", unit="wordings", ge=1, le=3)
     seed: int = setting(0, "template: which row gets which wording; openai: which looks are followed by a decoy")
 
     model: str | None = setting(None, "openai: the model, by the endpoint's name for it", min_length=1)
@@ -76,10 +74,7 @@ class DistillSettings(Settings):
         "of an earlier run, only the rows that it refused are asked about, and the others stay as they are",
         unit="times", ge=0, le=8,
     )  # fmt: skip
-    structured: bool = setting(
-        True,
-        "openai: demand the shape of replies as a JSON schema; endpoints that refuse one are told it in words only",
-    )
+    structured: bool = setting(True, "openai: demand replies of a JSON schema; else their shape is told in words only")
     prompts: CommaSeparated = setting(
         (), "openai: other words for a purpose, comma-separated: look=1 for that version, look=s3://b/my.v2.md for "
         "a file of yours; default: the newest version of each",
@@ -161,7 +156,7 @@ class DistillSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
     dry_run: bool = setting(
-        False, "openai: count requests, tokens, cost and time without sending anything, and stop", shapes_result=False
+        False, "openai: estimate requests, tokens, cost, time; send nothing", shapes_result=False
     )
     cache_uri: str | None = setting(
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False

@@ -124,6 +124,19 @@ def test_what_a_killed_process_took_counts_as_spent(tmp_path: Path) -> None:
     assert spend_all(ledger(tmp_path, budget), Usage(10, 1, 1)) == (budget - 30) // 10
 
 
+def test_lease_holds_no_more_than_its_requests_need(tmp_path: Path) -> None:
+    """Where requests cost less than they might, what comes back is used before more is taken."""
+
+    async def spend() -> None:
+        lease, worst = Lease(ledger(tmp_path, 10**6), 4), Usage(100, 10, 1)
+        for _ in range(50):
+            await lease.reserve(worst)
+            lease.settle(worst, Usage(1, 1, 1))
+
+    asyncio.run(spend())
+    assert taken(tmp_path).pico <= 50 + 4 * 100
+
+
 def test_request_that_is_called_off_while_it_takes_loses_nothing(tmp_path: Path) -> None:
     async def called_off() -> None:
         lease = Lease(ledger(tmp_path, 100, 100, 100), 3)

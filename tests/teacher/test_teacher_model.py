@@ -164,14 +164,11 @@ def test_another_image_under_the_same_name_is_another_request(ask: Asker) -> Non
     ("bad", "reason"),
     [
         (Say("colourless green ideas"), Reason.TEACHER_UNGROUNDED),
-        (Say("I see the [7]."), Reason.TEACHER_UNGROUNDED),
         (Say("I see the [1] at [31, 83, 188, 292]."), Reason.TEACHER_UNREADABLE),
         (Say("I see the [1]", finish="length"), Reason.TEACHER_CUT_OFF),
         (Say("I see the [1].\nAnswer: bottom"), Reason.TEACHER_WRONG_ANSWER),
-        (Say(""), Reason.TEACHER_EMPTY),
         (Say(None), Reason.TEACHER_EMPTY),
         (Say(None, refusal="I can't."), Reason.TEACHER_REFUSED),
-        (Say("", finish="content_filter"), Reason.TEACHER_REFUSED),
         (Refuse(400, "flagged", "content_filter"), Reason.TEACHER_REFUSED),
         (Answer(body=b'{"choices": []}'), Reason.TEACHER_EMPTY),
         (Answer(body=b'{"choices": [{"message": {"content": "\\ud800 \\u0000"}}]}'), Reason.TEACHER_UNGROUNDED),
@@ -356,7 +353,7 @@ def test_terminal_has_a_bar_of_the_rows(progress: Progress, clock: Clock, monkey
     progress.tell()  # too soon
     progress.close()
     assert "10/40" in screen.getvalue()
-    assert "2 refused, 9 requests, 2.75 US dollars" in screen.getvalue()
+    assert "2 refused, $2.75" in screen.getvalue()
     assert "11/40" not in screen.getvalue()
 
 

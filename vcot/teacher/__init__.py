@@ -9,9 +9,9 @@ objects are put into the text by our code; what a model proposes beside them mus
     prompts/ · objects.py                                what it is told
     prose.py · conclusion.py                             what its sentences may not hold, and what they must end in
     verification.py · funnel.py                          whether it is believed, and who fell where
-    model.py · desk.py · endpoint.py · replies.py        many rows at once; each request is paid for once
-    plan.py · treasury.py · budget.py · account.py       the ceiling, shared out and kept in storage
-    batches.py · dryrun.py                               replies at half the price, and what a run would cost
+    runner.py · client.py · endpoint.py                  many rows at once; each request is paid for once
+    budget.py · costs.py · prices.py                     the budget, one ledger for all processes; what tokens cost
+    batch.py · estimate.py                               replies at half the price, and what a run would cost
     report/                                              report.json and its page
 
 What asks a model is slow to load, so it is not imported here.

@@ -17,7 +17,6 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,21 +41,12 @@ from vcot.teacher.prices import PICO, dollars
 from vcot.teacher.request import Asker, Request
 from vcot.teacher.runner import ModelTeacher
 
-POLL = 30.0
-"""Seconds between two looks at a batch."""
-
-SMALL = 0.05
-"""A further round is asked singly where it has no more than this share of the first round's requests."""
-
-MOST_LINES, MOST_BYTES = 50_000, 200_000_000
-"""Of one file, as the provider allows."""
-
+POLL = 30.0  # seconds between two looks at a batch
+SMALL = 0.05  # a further round is asked singly where it has no more than this share of the first round's requests
+MOST_LINES, MOST_BYTES = 50_000, 200_000_000  # of one file, as the provider allows
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-NAME = "vcot"
-"""Under which a batch says whose it is, in its metadata."""
-
-LOOKED_THROUGH = 1000
-"""Batches of this account among which one of ours is looked for."""
+NAME = "vcot"  # under which a batch says whose it is, in its metadata
+LOOKED_THROUGH = 1000  # batches of this account among which one of ours is looked for
 
 
 class Gone(Exception):
@@ -76,13 +66,8 @@ class Sent(Record):
         return hashlib.sha256("\n".join(sorted(self.asked)).encode()).hexdigest()
 
 
-@dataclass
-class File:
-    """Requests that are to become a batch."""
-
-    path: Path
-    asked: dict[str, Worst] = field(default_factory=dict)
-    size: int = 0
+File = tuple[Path, dict[str, Worst]]
+"""Requests that are to become a batch, a line each, and the worst case of each by its key."""
 
 
 class Batches:
@@ -99,12 +84,12 @@ class Batches:
                 self._collect(endpoint)
                 with tempfile.TemporaryDirectory(prefix="batches-") as scratch:
                     files = self._next_requests(rows(), Path(scratch))
-                    asked = sum(len(file.asked) for file in files)
+                    asked = sum(len(requests) for _, requests in files)
                     first = first or asked
                     if not asked or asked <= SMALL * first:
                         return
-                    for file in files:
-                        self._submit(endpoint, file)
+                    for path, requests in files:
+                        self._submit(endpoint, path, requests)
         finally:
             self._teacher.wait_for(endpoint.close())
 
@@ -120,23 +105,23 @@ class Batches:
             pass
         return writer.files
 
-    def _submit(self, endpoint: BatchEndpoint, file: File) -> None:
+    def _submit(self, endpoint: BatchEndpoint, path: Path, requests: dict[str, Worst]) -> None:
         """Written down, then submitted, then written down again."""
-        worst = total(one.usage for one in file.asked.values())
+        worst = total(one.usage for one in requests.values())
         if self._ledger.take(worst, worst) is None:
             return  # another process took it meanwhile
-        asked = {key: (one.model, one.tokens_in, one.tokens_out) for key, one in file.asked.items()}
+        asked = {key: (one.model, one.tokens_in, one.tokens_out) for key, one in requests.items()}
         sent = Sent(asked=asked, worst=worst)
         number = max(numbered(self._store, self._uri), default=0)
         while append(self._store, self._uri, sent.line(), number) is None:
             number += 1
         try:
-            batch = self._teacher.wait_for(endpoint.submit(file.path, sent.name))
+            batch = self._teacher.wait_for(endpoint.submit(path, sent.name))
         except SettingsError:  # it was refused, so there is none; another failure may hide one that was made
             self._finish(number + 1, sent, NOTHING, {"never_sent": True})
             raise
         self._write(number + 1, "sent", {"batch": batch})
-        log.get().info("batch submitted", batch=batch, requests=len(file.asked))
+        log.get().info("batch submitted", batch=batch, requests=len(requests))
 
     def _collect(self, endpoint: BatchEndpoint) -> None:
         """Every batch on record is waited for, and its replies are stored."""
@@ -224,19 +209,21 @@ class FileWriter:
             worst = self._client.costs.worst(request, batch=True)
             if worst.usage.within(self._left):
                 self._left = self._left.minus(worst.usage)
-                self._add(key, {"custom_id": key, "method": "POST", "url": URL, "body": body}, worst)
+                line = json.dumps({"custom_id": key, "method": "POST", "url": URL, "body": body}).encode() + b"\n"
+                path, requests = self._file_for(len(line))
+                with path.open("ab") as out:
+                    out.write(line)
+                requests[key] = worst
         raise NotKept
 
-    def _add(self, key: str, request: dict[str, Any], worst: Worst) -> None:
-        line = json.dumps(request).encode() + b"\n"
-        last = self.files[-1] if self.files else None
-        if last is None or len(last.asked) >= MOST_LINES or last.size + len(line) > MOST_BYTES:
-            last = File(self._scratch / f"{len(self.files)}.jsonl")
-            self.files.append(last)
-        with last.path.open("ab") as out:
-            out.write(line)
-        last.asked[key] = worst
-        last.size += len(line)
+    def _file_for(self, size: int) -> File:
+        """The last one, or a new one where that is full."""
+        if self.files:
+            path, requests = self.files[-1]
+            if len(requests) < MOST_LINES and path.stat().st_size + size <= MOST_BYTES:
+                return path, requests
+        self.files.append((self._scratch / f"{len(self.files)}.jsonl", {}))
+        return self.files[-1]
 
 
 class BatchEndpoint:

@@ -29,9 +29,9 @@ from vcot.teacher.prices import PICO, Prices, dollars
 
 FLAGS = ("--budget-usd", "--budget-tokens", "--budget-requests")
 
+# A lease takes no more than this part of what is left, so that the last money is not stuck with one process, and a
+# killed one loses little.
 SHARE = 64
-"""A lease takes no more than this part of what is left, so that the last money is not stuck with one process, and a
-killed one loses little."""
 
 
 def budget_of(usd: Decimal | None, tokens: int | None, requests: int | None) -> Usage:
@@ -132,7 +132,7 @@ class Lease:
             while not worst.within(self._free):
                 self._returned.clear()
                 missing = worst.minus(self._free).most(NOTHING)
-                wanted = Usage(*(self._requests * one for one in worst))
+                wanted = Usage(*(self._requests * one for one in worst)).minus(self._free)
                 self._taking = asyncio.ensure_future(self._take(missing, wanted))
                 if await asyncio.shield(self._taking) or self._returned.is_set():
                     continue

@@ -35,21 +35,12 @@ from vcot.teacher.pictures import Pictures
 from vcot.teacher.prices import Prices
 from vcot.teacher.request import Request, RowFailed
 
+# Seconds: a pause is anything between 0 and the first, doubled with each try, but no longer than the last.
 FIRST_PAUSE, LAST_PAUSE = 1.0, 60.0
-"""Seconds: a pause is anything between 0 and the first, doubled with each try, but no longer than the last."""
-
-LEASED = 4
-"""Requests that are leased at once, at most, for each that may be under way."""
-
-CONTROL, CONTROL_TOKENS = "Say OK.", 16
-"""Of a request that only shows whether the endpoint answers: its words, where none was answered before, and the most
-tokens of its reply."""
-
-FEW = 20
-"""Failed rows of which no share is made."""
-
-REMEMBERED = 1 << 16
-"""Rows whose place in the order is known; many more than are under way at once."""
+LEASED = 4  # requests that are leased at once, at most, for each that may be under way
+CONTROL, CONTROL_TOKENS = "Say OK.", 16  # of a request that only shows whether the endpoint answers
+FEW = 20  # failed rows of which no share is made
+REMEMBERED = 1 << 16  # rows whose place in the order is known; many more than are under way at once
 
 
 class Closing(Exception):
@@ -148,10 +139,9 @@ class TeacherClient:
         return completion
 
     async def _control(self, request: Request, source: str, known: Request | None) -> bool:
-        """Whether the endpoint answers what was answered before, which costs its prompt again, and a few words; None:
-        a request like the one that failed, without what it says and shows of its row."""
-        known = known or replace(request, parts=(CONTROL,))
-        short = replace(known, purpose="control", reply_tokens=CONTROL_TOKENS)
+        """Whether the endpoint answers what was answered before, for its prompt and a few words; None: a request like
+        the one that failed, without what it says and shows of its row."""
+        short = replace(known or replace(request, parts=(CONTROL,)), purpose="control", reply_tokens=CONTROL_TOKENS)
         try:
             completion = await self._tried(short, source)
         except (Unanswered, ImageError):

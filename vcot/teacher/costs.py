@@ -24,19 +24,14 @@ from vcot.teacher.pictures import size_of
 from vcot.teacher.prices import PICO, UNKNOWN_IMAGE, Price, Prices
 from vcot.teacher.request import Request
 
-UNLIMITED = 10**30
-"""More than anybody will spend."""
+UNLIMITED = 10**30  # more than anybody will spend
+MESSAGES = 64  # tokens around the messages at most: roles, separators, the frame of an image or a schema
+BYTES_A_TOKEN = 4  # common in English prose; a token has at least one byte
 
 # A prompt may have more tokens than foreseen, where a model cuts images finer than its formula says or a gateway adds
 # words: it is believed up to so many times the estimate, or so many tokens, whichever is more. A reply may be longer
 # than allowed, where a server does not know max_completion_tokens: it is believed up to so many tokens.
 BELIEVED_TIMES, BELIEVED_TOKENS = 16, 131_072
-
-MESSAGES = 64
-"""Tokens around the messages at most: roles, separators, the frame of an image or a schema."""
-
-BYTES_A_TOKEN = 4
-"""Common in English prose; a token has at least one byte."""
 
 
 class Usage(NamedTuple):
@@ -191,14 +186,10 @@ def _in_dollars(line: Counter[str]) -> dict[str, Any]:
 def cost_by_source(
     lines: Mapping[str, Mapping[str, Mapping[str, Any]]], kept: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """The sums of each source, with what a row of it costs.
+    """{source: {purpose: line}} summed for each source, with "rows_kept" and "usd_a_row_kept".
 
     Args:
-        lines: {source: {purpose: line}}
         kept: source → rows that were kept with new reasoning.
-
-    Returns:
-        source → the names of a line, "rows_kept", "usd_a_row_kept" (None where a price is missing or no row was kept).
     """
     costs: dict[str, dict[str, Any]] = {}
     for source, purposes in lines.items():

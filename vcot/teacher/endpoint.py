@@ -31,30 +31,20 @@ from vcot.teacher.answers import read_completion
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.request import Request
 
-CONNECT = 10.0
-"""Seconds until a connection must stand."""
+CONNECT = 10.0  # seconds until a connection must stand
+LONGEST_PAUSE = 120.0  # seconds that a Retry-After is sat out
+BURST = 2.0  # seconds' worth of a minute's allowance that may be sent in one breath
+GROWTH = 4  # more requests at once, after as many answers as there are requests at once
 
-LONGEST_PAUSE = 120.0
-"""Seconds that a Retry-After is sat out."""
-
-BURST = 2.0
-"""Seconds' worth of a minute's allowance that may be sent in one breath."""
-
-GROWTH = 4
-"""More requests at once, after as many answers as there are requests at once."""
-
+# Codes of a refused request (400, 413, 422) that speak of this one row; any other speaks of our settings.
 _ROW_CODES = (
     "content_filter", "content_policy_violation", "invalid_image", "invalid_image_format", "invalid_image_url",
     "image_parse_error", "invalid_base64_image", "image_too_large", "image_too_small", "image_content_policy_violation",
     "unsupported_image_media_type", "context_length_exceeded", "string_above_max_length",
 )  # fmt: skip
-"""Codes of a refused request (400, 413, 422) that speak of this one row; any other speaks of our settings."""
-
+# A gateway gave up; what stands behind it may have answered, and be paid for it.
 _PERHAPS_ANSWERED = (408, 502, 504, 524)
-"""A gateway gave up; what stands behind it may have answered, and be paid for it."""
-
 _BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-
 _JSON: Any = {"headers": {"Content-Type": "application/json"}}
 _TIMEOUT = httpx2.Timeout(None, connect=CONNECT)  # the endpoint itself times a whole try
 

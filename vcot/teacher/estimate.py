@@ -20,11 +20,9 @@ from vcot.teacher.request import Asker, Request
 from vcot.teacher.row import lacks_places
 from vcot.teacher.runner import ModelTeacher
 
+# Where no reply is stored: tokens of one, four short sentences or a small JSON, and seconds until it comes.
 LIKELY_REPLY, LIKELY_SECONDS = 150, 5.0
-"""Tokens of a reply, four short sentences or a small JSON, and seconds until it comes; where none is stored."""
-
-LOOKED_UP = 1000
-"""Rows of which it is looked up what is stored of them, when the budget is spent; of more rows, one in so many."""
+LOOKED_UP = 1000  # rows of which it is looked up what is stored, when the budget is spent; of more, one in so many
 
 
 class NotKept(Exception):

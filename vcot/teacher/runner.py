@@ -31,11 +31,8 @@ if TYPE_CHECKING:  # openai takes a second to load, and the template teacher nee
 T = TypeVar("T")
 R = TypeVar("R")
 
-GRACE = 10.0
-"""Seconds that requests under way get to come home when the work is stopped; their replies are paid for."""
-
-REFRESH = 0.25
-"""Seconds between two looks of the bar on a terminal."""
+GRACE = 10.0  # seconds that requests under way get to come home when the work is stopped: they are paid for
+REFRESH = 0.25  # seconds between two looks of the bar on a terminal
 
 
 def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> Specimens:
@@ -223,9 +220,8 @@ class Progress:
             log.get().info("asking the teacher", **facts)
             return
         if self._bar is None:
-            self._bar = Bar("asking the teacher", self.total).__enter__()
-        note = ", ".join(f"{value:,} {name}" for name, value in facts.items() if name in ("refused", "requests"))
-        self._bar.advance(self._done - self._bar.count, f"{note}, {facts['usd']} US dollars")
+            self._bar = Bar("distill", self.total).__enter__()
+        self._bar.advance(self._done - self._bar.count, f"{self._refused:,} refused, ${facts['usd']}")
 
     def facts(self) -> dict[str, Any]:
         """Rows, requests, tokens a second, US dollars and seconds, all of this process."""
