@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.teacher import Answer, Refuse, Say, Teacher, grounded, in_turn, scripted_teacher
-from tests.teacher.made import CENTRE, TOP_LEFT, sample, see, stored
+from tests.teacher.made import CENTRE, TOP_LEFT, see, stored
 from vcot.errors import Interrupted, TemporaryError
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Rejection, Sample
@@ -116,35 +116,7 @@ def test_the_teacher_sees_image_question_answer_and_numbered_objects(ask: Asker)
     assert (kept.model, kept.finish_reason, kept.tokens_in, kept.tokens_out) == ("scripted-1", "stop", 100, 10)
 
 
-def test_rows_with_reasoning_and_test_rows_are_not_asked_about(ask: Asker) -> None:
-    rows = [
-        sample(name="has", reasoning=(Trace(("I see the ", see("red disc", TOP_LEFT), ".")),)),
-        sample(name="test", split="test"),
-        sample(name="unknown", evidence=None),
-    ]
-    with scripted_teacher() as teacher:
-        outcomes = ask(rows, teacher.address)
-    assert outcomes[:2] == [None, None]
-    assert reason_of(outcomes[2]) is Reason.NO_REASONING
-    assert teacher.asked == []
-
-
 # ------------------------------------------------------------------------------------------------- kept replies
-
-
-def test_a_second_run_asks_nothing_and_gives_the_same(ask: Asker) -> None:
-    rows = ask.rows(12)
-    with scripted_teacher() as teacher:
-        first = ask(rows, teacher.address, concurrency=5)
-        assert ask.counts["requests"] == 12
-        second = ask(rows, teacher.address)
-        assert len(teacher.asked) == 12
-    assert first == second
-    assert ask.counts == {
-        "requests": 0, "kept_replies_used": 12, "tries_again": 0, "tokens_in": 1200, "tokens_cached": 0,
-        "tokens_out": 120, "tokens_paid": 0, "unpriced": 12, "usd": 0, "usd_paid": 0, "usd_lost": 0,
-    }  # fmt: skip
-    assert ask(rows, "http://127.0.0.1:1/v1") == first  # not even an endpoint is needed
 
 
 def test_another_image_under_the_same_name_is_another_request(ask: Asker) -> None:
@@ -189,14 +161,6 @@ def test_a_useless_reply_is_asked_again_with_a_stricter_word_and_then_refused(
         assert len(outcome.said) == 1 + for_repair
         assert ask(ask.rows(1), teacher.address) == [outcome]  # kept too: what was paid for is not asked again
         assert len(teacher.asked) == 1 + for_repair
-
-
-def test_a_missing_image_is_refused_by_name(ask: Asker) -> None:
-    rows = [sample(uri=str(ask.folder / "none.png"))]
-    with scripted_teacher() as teacher:
-        (outcome,) = ask(rows, teacher.address)
-    assert reason_of(outcome) is Reason.IMAGE_MISSING
-    assert not teacher.asked
 
 
 # --------------------------------------------------------------------------------------------- a server in trouble

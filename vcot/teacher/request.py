@@ -100,14 +100,14 @@ class Asker(Protocol):
     """Gives the reply to a request, at most one new one for each key."""
 
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
-        """The kept reply, or a new one, which is kept before anything else is done with it.
+        """The stored reply, or a new one, which is stored before anything else is done with it.
 
         Args:
-            source: dataset of the row, for the costs.
+            source: dataset of the row, for the cost report.
             row: its id, for messages.
 
         Raises:
-            ImageError: a picture of the request cannot be had.
+            ImageError: an image of the request cannot be had.
             RowFailed: the endpoint cannot answer it.
             BudgetSpent, SettingsError, TemporaryError: see Endpoint.ask and the budget.
         """
