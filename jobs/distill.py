@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from vcot import log
-from vcot.errors import BudgetSpent
+from vcot.errors import BudgetSpent, InputError, SettingsError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch
 from vcot.teacher.strategies import NAMES
@@ -22,7 +22,9 @@ from vcot.uris import CREDENTIALS, without_credentials
 if TYPE_CHECKING:
     from vcot.records import Sample
     from vcot.records.shards import Folder
+    from vcot.storage import Store
     from vcot.teacher import Teacher
+    from vcot.teacher.verification import Detector
 
 
 class DistillSettings(Settings):
@@ -155,9 +157,7 @@ class DistillSettings(Settings):
         None, "openai: requests that this run may send in all; never passed, exit code 21", unit="requests", ge=1,
         shapes_result=False,
     )  # fmt: skip
-    dry_run: bool = setting(
-        False, "openai: estimate requests, tokens, cost, time; send nothing", shapes_result=False
-    )
+    dry_run: bool = setting(False, "openai: estimate requests, tokens, cost, time; send nothing", shapes_result=False)
     cache_uri: str | None = setting(
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False
     )
@@ -290,7 +290,9 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
         retries=settings.retries,
         failures=Failures(settings.max_failed_in_a_row, settings.max_rejected_share),
     )
-    with ModelTeacher(make(settings.way, settings, store), client, ahead=4 * settings.concurrency) as teacher:
+    with ModelTeacher(
+        make(settings.way, settings, store, detector_of(settings, store)), client, ahead=4 * settings.concurrency
+    ) as teacher:
         yield teacher
 
 
@@ -304,6 +306,25 @@ def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample])
     estimate = Estimate(teacher)
     estimate.add(rows)
     return estimate.table(settings.concurrency)
+
+
+def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
+    """Loaded only where one is named: it brings torch, which the data image does not have."""
+    uri = settings.detector_uri
+    if uri is None:
+        return None
+    if next(store.list(uri), None) is None:  # before torch, which takes seconds to load
+        raise InputError(f"--detector-uri={uri}: there is nothing in that folder")
+    try:
+        from vcot.models import use_device
+        from vcot.models.detector import load_detector
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"--detector-uri={uri}: a detector needs {error.name}, which is not installed here; "
+            "run distill in the image that train uses, or leave it out"
+        ) from None
+    use_device(settings.device)
+    return load_detector(store, uri)
 
 
 def cache_of(run_uri: str) -> str:

@@ -28,7 +28,7 @@ from tests.fakes.distilling import (
     stored,
     wait_for,
 )
-from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
+from tests.fakes.teacher import Answer, Asked, Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise, picture
 from tests.jobs.test_convert import convert as source
 from tests.models.owl import make_owl
@@ -182,28 +182,6 @@ def test_nobody_is_asked_about_rows_by_text_alone(
     assert b"asked by text alone" in Store().read(f"{run_uri}/distill/report.html")
 
 
-def test_a_planted_fault_is_found_in_rejections_and_report(
-    rows: list[list[Sample]], asked_here: Callable[[Teacher], None], run_uri: Path
-) -> None:
-    def misplaced(asked: Asked, said: Any) -> Any:
-        return said | {"objects": [one | {"box": [400, 700, 556, 909]} for one in said["objects"]]}
-
-    convert(str(run_uri), *rows)
-    with scripted_teacher(Wise(known(rows), {"reason": misplaced})) as teacher:
-        asked_here(teacher)
-        run(settings(run_uri))
-    mark, made = distilled(str(run_uri))
-    assert {row.origin.dataset for row in made} == {"vsr"}  # who has boxes from people needs no others
-    refused = rejections(str(run_uri), mark)
-    assert {one.reason for one in refused} == {Reason.TEACHER_BOX_UNSURE}
-    assert all('"box": [400, 700, 556, 909]' in one.said[0] for one in refused)
-    told: Any = report(str(run_uri))
-    assert told["funnel"]["scienceqa"] | {"rows": 3} == {
-        "rows": 3, "passed": 0, "asked": 3, "parsed": 3, "boxes_accepted": 0, "answer_agreed": 0, "kept": 0,
-    }  # fmt: skip
-    assert told["refused"] == {"scienceqa": {"teacher-box-unsure": 3}}
-
-
 def test_a_detector_in_a_folder_must_find_what_is_proposed(wise: Teacher, run_uri: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / "owl").mkdir()
@@ -321,25 +299,6 @@ def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[
 
 
 # --------------------------------------------------------------------------------------------------------- settings
-
-
-def test_an_endpoint_that_knows_no_schemas_is_asked_in_words(
-    rows: list[list[Sample]], asked_here: Callable[[Teacher], None], run_uri: Path
-) -> None:
-    script = Wise(known(rows))
-
-    def old(asked: Asked) -> Answer:
-        if asked.purpose:
-            return Refuse(400, "Unknown parameter: 'response_format.json_schema'")
-        return script(asked)
-
-    convert(str(run_uri), rows[0])
-    with scripted_teacher(old) as teacher:
-        asked_here(teacher)
-        run(settings(run_uri))
-        demanded = [asked.number for asked in teacher.asked if asked.purpose]
-    assert len(distilled(str(run_uri))[1]) == 3
-    assert 1 <= len(demanded) <= 4  # as many as were under way at once; then it is remembered
 
 
 def test_prompts_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
     {"keep": false, "kind": "chart", "question": …, "answers": […], "objects": […], "say": […], "fault": "told"}
 
+`python -m tests.teacher.replies first` says how many of a table are judged right.
+
 `objects` are the annotated things by their labels (null: nobody annotated any, `add` has what the teacher adds; []: it
 is not there). `say` are the sentences; `times` says them again and again. `answer` is what the reply closes with, where
 that is not the row's own. `raw` is a reply letter by letter. Each row is put through answer-aware as a whole, without
-the checks that ask.
-
-    python -m tests.teacher.replies first        what is wrong with today's code, row by row
-"""
+the checks that ask."""
 
 from __future__ import annotations
 
@@ -93,16 +92,6 @@ def right(rows: list[Row], form: str) -> tuple[int, int]:
     return kept.count((True, True)), kept.count((False, False))
 
 
-def main() -> None:
-    rows = table(sys.argv[1])
-    for form in FORMS:
-        for row in rows:
-            found = outcome(row, form)
-            if isinstance(found, DistilledReasoning) != row["keep"]:
-                why = "kept" if isinstance(found, DistilledReasoning) else f"{found.reason}: {found.detail}"
-                print(form, row["kind"], row.get("fault", ""), row["question"], "|", re.sub(r"\s+", " ", why)[:200])
-        print(form, "right of those to keep, of those to refuse:", right(rows, form))
-
-
 if __name__ == "__main__":
-    main()
+    for form in FORMS:
+        print(form, "right of those to keep, of those to refuse:", right(table(sys.argv[1]), form))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, HEIGHT, RIGHT, TOP_LEFT, WIDTH, sample
-from vcot.grounding import Box, FrameSpec
+from vcot.grounding import Box
 from vcot.records import Completion, Reason
 from vcot.teacher import verification
 from vcot.teacher.dialogue import (
@@ -23,8 +23,9 @@ from vcot.teacher.dialogue import (
     Located,
     Looked,
     Reasoned,
+    Refused,
     Synthesised,
-    read_reply,
+    parse_reply,
     schema_of,
 )
 from vcot.teacher.funnel import Funnel, reached, summed
@@ -32,11 +33,13 @@ from vcot.teacher.objects import Span, anchored, find, sentences
 from vcot.teacher.row import refuse
 
 IMAGE = sample().image
-FRAME = FrameSpec("thousandths").on(WIDTH, HEIGHT)
 
 
 def reading(text: str, finish: str = "stop") -> Looked | Fault:
-    return read_reply(Completion(text=text, model="m", finish_reason=finish), Looked)
+    try:
+        return parse_reply(Completion(text=text, model="m", finish_reason=finish), Looked)
+    except Refused as refused:
+        return refused.fault
 
 
 # -------------------------------------------------------------------------------------------------- the text of a reply
@@ -74,7 +77,7 @@ def test_what_is_meant_beyond_doubt_is_read(text: str) -> None:
 
 def test_half_a_character_becomes_a_question_mark() -> None:
     said = Completion(text='{"caption": "a \\ud800 cup"}', model="m", finish_reason="stop")
-    assert read_reply(said, Captioned) == Captioned(caption="a ? cup")
+    assert parse_reply(said, Captioned) == Captioned(caption="a ? cup")
 
 
 pieces = st.sampled_from(
@@ -135,23 +138,6 @@ def test_of_one_label_what_lies_on_top_of_each_other_is_one_thing() -> None:
     assert verification.apart(found, 8) == [1, 2, 3]
     assert verification.apart(found, 2) == [1, 3]
     assert verification.apart([found[0], found[0]], 8) == [0]
-
-
-@pytest.mark.parametrize(
-    ("numbers", "reason"),
-    [
-        ([1, 2, 3], Reason.BOX_MALFORMED),
-        ([1.0, 2.0, float("nan"), 4.0], Reason.BOX_NOT_FINITE),
-        ([5, 5, 1, 9], Reason.BOX_INVERTED),
-        ([5, 5, 5, 9], Reason.BOX_EMPTY),
-        ([0, 0, 1200, 9], Reason.BOX_OUTSIDE),
-        ([0.1, 0.1, 0.4, 0.4], Reason.BOX_OUTSIDE),  # fractions are not guessed to be thousandths
-    ],
-)
-def test_numbers_that_are_no_box_have_their_reason(numbers: list[float], reason: Reason) -> None:
-    found = verification.placed("disc", numbers, FRAME)
-    assert isinstance(found, Fault)
-    assert found.reason is reason
 
 
 @pytest.mark.parametrize(

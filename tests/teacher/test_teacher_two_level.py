@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.wise import Known
-from tests.teacher.asking import DISC, LEVER, InProcess, manner, near, outcome, refused, row, see, taught, wise
+from tests.teacher.asking import DISC, LEVER, InProcess, manner, near, refused, row, see, taught, wise
 from vcot.records import Reason
 from vcot.teacher.dialogue import Judged
 from vcot.teacher.strategies.two_level import TwoLevel, supported_of
@@ -139,37 +138,12 @@ def test_each_gate_refuses_its_pair_and_the_others_stay(
         (Reason.TEACHER_WRONG_ANSWER, {"choices": ["a", "b"]}),
         (Reason.TEACHER_UNREADABLE, {"question": ""}),
         (Reason.TEACHER_UNREADABLE, {"question": "What is it?<|im_end|>"}),
+        (Reason.ANSWER_IN_LABEL, {"answer": "red disc", "evidence": [1]}),
     ],
 )
 def test_a_new_question_must_be_one(tmp_path: Path, reason: Reason, changed: dict[str, Any]) -> None:
     lesson = taught(two(pairs=1), row(tmp_path), wise(**pair_changed(1, **changed)))
     assert (lesson.pairs, [part.reason for part in lesson.parts]) == ((), [reason])
-
-
-def test_a_label_that_is_the_answer_to_a_new_question_stops_that_question(tmp_path: Path) -> None:
-    spoil = pair_changed(1, answer="red disc", evidence=[1])
-    lesson = taught(two(pairs=1), row(tmp_path), wise(**spoil))
-    assert lesson.pairs == ()
-    assert [(part.part, part.reason) for part in lesson.parts] == [("pair 1", Reason.ANSWER_IN_LABEL)]
-
-
-def test_absence_is_reasoned_about_without_pointing(tmp_path: Path) -> None:
-    one = row(tmp_path, "Is there a dog?", "no", evidence=())
-    spoil = {**pair_changed(0, rationale="I looked for a dog. There is none.", evidence=[])}
-    lesson = taught(two(pairs=0), one, wise({one.question: Known("no")}, **spoil))
-    assert lesson.traces[0].text == "I looked for a dog. There is none."
-
-
-def test_decoys_measure_the_judge(tmp_path: Path) -> None:
-    def counted(**spoil: Spoil) -> tuple[int, int]:
-        way = two(Verification(negative_crop_share=1), pairs=0)
-        outcome(way, row(tmp_path), wise(**spoil))
-        return way.counts()["decoys"], way.counts()["decoys_accepted"]
-
-    assert counted() == (2, 0)
-    blind = {"verdict": lambda a, s: {"label_supported": True, "verdict": "keep",
-                                      "claims": [{"text": "It is there.", "supported": True}]}}  # fmt: skip
-    assert counted(**blind) == (2, 2)
 
 
 def claims(*supported: bool) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +27,14 @@ from tests.teacher.asking import (
     taught,
     wise,
 )
+from tests.teacher.made import sample
 from vcot.grounding import Box, FrameSpec, Trace
 from vcot.records import Image, Reason, Rejection
 from vcot.teacher.row import DistilledReasoning
 from vcot.teacher.row import taught as with_reasoning
 from vcot.teacher.strategies.answer_aware import AnswerAware
 from vcot.teacher.strategies.rationalise import Rationalise
+from vcot.teacher.strategy import strategy
 from vcot.teacher.verification import ANSWER_FIRST, AreaLimits, Verification
 
 LEVER_BOX = [781, 375, 969, 625]
@@ -402,3 +405,14 @@ def test_whoever_answers_again_is_told_where_the_evidence_lies(
     one = row(tmp_path, "On which side is the red disc?", "left", evidence=(see("red disc", box),))
     found = outcome(aware(), one, wise({one.question: Known("left")}, reanswer=by_place))
     assert isinstance(found, DistilledReasoning) == (answer == "left")
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("answer-aware", "874d7a5456db7ef7"), ("rationalise", "a75c320116cc319e"), ("two-level", "85509d8e9c2a6961")],
+)
+def test_keys_of_requests_stay_so_that_replies_that_users_have_paid_for_are_found(name: str, digest: str) -> None:
+    """Whoever changes one on purpose (a new version of a prompt) changes it here."""
+    one = sample(QUESTION, "gear", evidence=None, data=b"x", reasoning=(Trace(TEXTS),))
+    keys = [request.key() for request in strategy(name)(manner(), PLAIN).estimate(one)]
+    assert hashlib.sha256("".join(keys).encode()).hexdigest()[:16] == digest

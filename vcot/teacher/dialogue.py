@@ -119,31 +119,31 @@ class Dialogue:
 
     async def ask(self, purpose: str, parts: Sequence[str | Picture], shape: type[S]) -> S:
         """The reply as this shape. Raises Refused."""
-        return await self.hear(purpose, parts, shape, lambda completion: read_reply(completion, shape))
+        return await self.hear(purpose, parts, shape, lambda completion: parse_reply(completion, shape))
 
     async def hear(
-        self, purpose: str, parts: Sequence[str | Picture], shape: type[BaseModel],
-        read: Callable[[Completion], T | Fault], *, alternative: int = 0,
+        self, purpose: str, parts: Sequence[str | Picture], shape: type[BaseModel], read: Callable[[Completion], T], *,
+        alternative: int = 0,
     ) -> T:  # fmt: skip
-        """What `read` makes of the reply. Raises Refused where it makes nothing of it, and nothing of a second one."""
+        """What `read` makes of the reply, or of a second one where it raises Refused. Raises Refused."""
         request = self.config.request(purpose, parts, shape, alternative, self.again)
-        found = await self._once(request, read)
-        if isinstance(found, Fault) and found.reason not in NOT_FOR_REPAIR and self.config.repairs:
-            self.counts["repairs"] += 1
+        try:
+            return await self._once(request, read)
+        except Refused as refused:
+            if refused.fault.reason in NOT_FOR_REPAIR or not self.config.repairs:
+                raise
             stricter = (
-                f"Your last reply to this was thrown away: {found.why}. "
+                f"Your last reply to this was thrown away: {refused.fault.why}. "
                 "This is the last attempt: keep to the rules exactly, or the row is lost."
             )
-            found = await self._once(replace(request, parts=(*request.parts, stricter)), read)
-        if isinstance(found, Fault):
-            raise Refused(*found)
-        return found
+        self.counts["repairs"] += 1
+        return await self._once(replace(request, parts=(*request.parts, stricter)), read)
 
-    async def _once(self, request: Request, read: Callable[[Completion], T | Fault]) -> T | Fault:
+    async def _once(self, request: Request, read: Callable[[Completion], T]) -> T:
         try:
             completion = await self._asker.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
         except RowFailed as error:
-            return Fault(Reason.TEACHER_FAILED, str(error))
+            raise Refused(Reason.TEACHER_FAILED, str(error)) from error
         self.said.append(completion.text)
         if request.purpose not in JUDGING:
             self.models = tuple(dict.fromkeys([*self.models, completion.model]))
@@ -176,38 +176,34 @@ _QUOTE = re.compile(r'(?<!\\)"')
 _THINKING = re.compile(r"\A.*?</think>", re.DOTALL | re.IGNORECASE)
 
 
-def text_of(completion: Completion) -> str | Fault:
-    """What was said, without the thinking before it."""
+def text_of(completion: Completion) -> str:
+    """What was said, without the thinking before it. Raises Refused."""
     if completion.finish_reason in REFUSED:
-        return Fault(Reason.TEACHER_REFUSED, f"it was refused ({completion.finish_reason})")
+        raise Refused(Reason.TEACHER_REFUSED, f"it was refused ({completion.finish_reason})")
     text = _THINKING.sub("", completion.text).strip()
     if not text:
-        return Fault(Reason.TEACHER_EMPTY, "it was empty")
+        raise Refused(Reason.TEACHER_EMPTY, "it was empty")
     if completion.finish_reason == "length":
-        return Fault(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
+        raise Refused(Reason.TEACHER_CUT_OFF, "it was cut off because it was too long")
     if len(text) > LONGEST:
-        return Fault(Reason.TEACHER_NOT_JSON, f"it had {len(text):,} characters; no more than {LONGEST:,} are read")
+        raise Refused(Reason.TEACHER_NOT_JSON, f"it had {len(text):,} characters; no more than {LONGEST:,} are read")
     return text
 
 
-def read_reply(completion: Completion, shape: type[S]) -> S | Fault:
+def parse_reply(completion: Completion, shape: type[S]) -> S:
     """The reply as this shape: thinking aloud, a fence or prose around the one JSON object go, and what json_repair can
-    close or quote is closed and quoted. Never raises, whatever the text."""
+    close or quote is closed and quoted. Raises Refused, and nothing else, whatever the text."""
     text = text_of(completion)
-    if isinstance(text, Fault):
-        return text
     value = json_in(text)
     if value is None:
-        return Fault(Reason.TEACHER_NOT_JSON, f"it was not the JSON object that was asked for, but {text[:80]!r}")
+        raise Refused(Reason.TEACHER_NOT_JSON, f"it was not the JSON object that was asked for, but {text[:80]!r}")
     try:
         return shape.model_validate(_writable(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        return Fault(
-            Reason.TEACHER_WRONG_SHAPE,
-            f"its JSON has another shape: {where}: {first['msg'][:120]}; got {repr(first['input'])[:80]}",
-        )
+        why = f"{where}: {first['msg'][:120]}; got {repr(first['input'])[:80]}"
+        raise Refused(Reason.TEACHER_WRONG_SHAPE, f"its JSON has another shape: {why}") from None
 
 
 def json_in(text: str) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ from importlib import import_module
 from itertools import chain
 from typing import Any, ClassVar
 
-from vcot.errors import InputError, SettingsError
 from vcot.grounding import FrameSpec, Trace
 from vcot.records import Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
@@ -116,7 +115,7 @@ def prompts_of(name: str, choices: Sequence[str] = ()) -> list[Prompt]:
     return [chosen[purpose] for purpose in strategy(name).purposes]
 
 
-def make(name: str, settings: Any, store: Store) -> Strategy:
+def make(name: str, settings: Any, store: Store, detector: Detector | None = None) -> Strategy:
     """The strategy of this name as the settings of distill say."""
     config = PromptConfig(
         model=settings.model, prompts=prompts.chosen(settings.prompts, store), judge=settings.judge_model,
@@ -128,8 +127,7 @@ def make(name: str, settings: Any, store: Store) -> Strategy:
         areas=AreaLimits(_shares(settings.min_proposed_area), _shares(settings.max_proposed_area)),
         self_consistency=settings.twice, crop_check=settings.look, negative_crop_share=settings.decoy_share,
         seed=settings.seed, answer_from_evidence=settings.reanswer, answer_first=settings.answer_first,
-        wrong_answers=settings.wrong_answers, bad_objects=settings.bad_objects,
-        detector=_detector(settings.detector_uri, settings.device, store),
+        wrong_answers=settings.wrong_answers, bad_objects=settings.bad_objects, detector=detector,
     )  # fmt: skip
     return strategy(name).of(config, verification, settings)
 
@@ -138,21 +136,3 @@ def _shares(entries: Sequence[str]) -> dict[str, float]:
     """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
     pairs = (entry.rpartition("=") for entry in entries)
     return {name.strip(): float(share) for name, _, share in pairs}
-
-
-def _detector(uri: str | None, device: Any, store: Store) -> Detector | None:
-    """Loaded only where one is named: it brings torch, which the data image does not have."""
-    if uri is None:
-        return None
-    if next(store.list(uri), None) is None:  # before torch, which takes seconds to load
-        raise InputError(f"--detector-uri={uri}: there is nothing in that folder")
-    try:
-        from vcot.models import use_device
-        from vcot.models.detector import load_detector
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"--detector-uri={uri}: a detector needs {error.name}, which is not installed here; "
-            "run distill in the image that train uses, or leave it out"
-        ) from None
-    use_device(device)
-    return load_detector(store, uri)

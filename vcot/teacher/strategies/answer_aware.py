@@ -14,7 +14,7 @@ from typing import Any
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Sample
 from vcot.teacher import reply
-from vcot.teacher.dialogue import Dialogue, Fault, Parts, PromptConfig, Proposed, Reasoned, Refused
+from vcot.teacher.dialogue import Dialogue, Parts, PromptConfig, Proposed, Reasoned, Refused
 from vcot.teacher.objects import Object, objects_of, words_for
 from vcot.teacher.request import Asker, Request
 from vcot.teacher.row import Outcome, lacks_places, refuse
@@ -71,12 +71,12 @@ class AnswerAware(Strategy):
         sample, objects = dialogue.sample, objects_of(dialogue.sample)
         names = {one.number: one.label for one in objects}
 
-        def read(completion: Completion) -> reply.Said | Fault:
+        def read(completion: Completion) -> reply.Said:
             said = reply.read(completion, sample, names, may_add=self._may_add(sample))
             said = reply.concluding(said, sample, names)
             # Each object costs a look or more. Sentences lean on all of them, so none can be left out.
-            if not isinstance(said, Fault) and len(used := _spoken_of(said)) > self._most:
-                return Fault(Reason.TOO_MANY_BOXES, f"it added {len(used)} objects; --objects is {self._most}")
+            if len(used := _spoken_of(said)) > self._most:
+                raise Refused(Reason.TOO_MANY_BOXES, f"it added {len(used)} objects; --objects is {self._most}")
             return said
 
         said = await dialogue.hear("reason", self._parts(sample), Reasoned, read, alternative=alternative)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from vcot.answers import normalise
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher.dialogue import Anchored, Dialogue, Fault, Parts, PromptConfig, Refused, read_reply
+from vcot.teacher.dialogue import Anchored, Dialogue, Fault, Parts, PromptConfig, Refused, parse_reply
 from vcot.teacher.objects import Object, Span, anchored, asked, find, in_frame, listed, objects_of, sentences
 from vcot.teacher.request import Asker, Request
 from vcot.teacher.row import Outcome, lacks_places, refuse
@@ -123,25 +123,25 @@ class Rationalise(Strategy):
         return one.to
 
 
-def read(completion: Completion, text: str, objects: Sequence[Object], *, may_add: bool) -> list[Pointed] | Fault:
-    """What a reply points at in the text."""
-    said = read_reply(completion, Anchored)
-    if isinstance(said, Fault):
-        return said
+def read(completion: Completion, text: str, objects: Sequence[Object], *, may_add: bool) -> list[Pointed]:
+    """What a reply points at in the text. Raises Refused."""
+    said = parse_reply(completion, Anchored)
     spans, known = sentences(text), {one.number: one for one in objects}
     pointed = []
     for anchor in said.anchors:
         if not 1 <= anchor.sentence <= len(spans):
-            return Fault(Reason.TEACHER_UNGROUNDED, f"it spoke of sentence {anchor.sentence}; there are {len(spans)}")
+            raise Refused(Reason.TEACHER_UNGROUNDED, f"it spoke of sentence {anchor.sentence}; there are {len(spans)}")
         span = find(text, spans[anchor.sentence - 1], anchor.words)
         words = f"{anchor.words[:80]!r}"
         if span is None:
             why = f"sentence {anchor.sentence} does not hold the words {words}"
-            return Fault(Reason.TEACHER_UNGROUNDED, why)
+            raise Refused(Reason.TEACHER_UNGROUNDED, why)
         to = anchor.box if anchor.object is None else known.get(anchor.object)
         if to is None:
-            return Fault(Reason.TEACHER_UNGROUNDED, f"{words} has no box and no number of the list")
+            raise Refused(Reason.TEACHER_UNGROUNDED, f"{words} has no box and no number of the list")
         if not may_add and not isinstance(to, Object):
-            return Fault(Reason.TEACHER_UNGROUNDED, f"it gave {words} a box, and none may be added")
+            raise Refused(Reason.TEACHER_UNGROUNDED, f"it gave {words} a box, and none may be added")
         pointed.append(Pointed(text[slice(*span)], span, to))
-    return pointed or Fault(Reason.TEACHER_UNGROUNDED, "it pointed at nothing")
+    if not pointed:
+        raise Refused(Reason.TEACHER_UNGROUNDED, "it pointed at nothing")
+    return pointed

@@ -34,7 +34,7 @@ from vcot.teacher.dialogue import (
     Refused,
     Sentence,
     Synthesised,
-    read_reply,
+    parse_reply,
 )
 from vcot.teacher.objects import NEUTRAL, Object, asked, gives_away, in_frame, line, objects_of
 from vcot.teacher.request import Asker, Picture, Request
@@ -327,16 +327,15 @@ def supported_of(said: Judged, caption: str, *, annotated: bool) -> str | None:
     return caption if said.claims and len(supported) == len(said.claims) else " ".join(supported)
 
 
-def read_synthesis(completion: Completion, sample: Sample, kept: Collection[int]) -> Synthesised | Fault:
-    """The synthesis of a reply: the row's own question comes first, relations are among what was kept."""
-    said = read_reply(completion, Synthesised)
-    if isinstance(said, Fault):
-        return said
+def read_synthesis(completion: Completion, sample: Sample, kept: Collection[int]) -> Synthesised:
+    """The synthesis of a reply: the row's own question comes first, relations are among what was kept. Raises
+    Refused."""
+    said = parse_reply(completion, Synthesised)
     if not said.pairs or normalise(said.pairs[0].question) != normalise(sample.question):
-        return Fault(Reason.TEACHER_UNREADABLE, "its first pair is not the question that was given")
+        raise Refused(Reason.TEACHER_UNREADABLE, "its first pair is not the question that was given")
     for number in (n for relation in said.relations for n in (relation.subject, relation.object)):
         if number not in kept:
-            return Fault(Reason.TEACHER_UNGROUNDED, f"a relation speaks of [{number}], which is not in the list")
+            raise Refused(Reason.TEACHER_UNGROUNDED, f"a relation speaks of [{number}], which is not in the list")
     return said
 
 
@@ -364,12 +363,8 @@ def read_rationale(pair: Pair, row: Sample, kept: Collection[Object]) -> tuple[r
     """The rationale, cut where it speaks of objects, and with their places. Raises Refused."""
     objects = {one.number: one for one in kept}
     parts = reply.parted([Sentence(text=pair.rationale)], row, objects)
-    if isinstance(parts, Fault):
-        raise Refused(*parts)
-    fault = reply.check(parts, row, grounded=row.evidence != ())
-    said = fault or reply.concluding(reply.Said(parts, pair.answer, ()), row, {n: o.label for n, o in objects.items()})
-    if isinstance(said, Fault):
-        raise Refused(*said)
+    reply.check(parts, row, grounded=row.evidence != ())
+    reply.concluding(reply.Said(parts, pair.answer, ()), row, {number: one.label for number, one in objects.items()})
     return parts, reply.build(parts, objects)
 
 
