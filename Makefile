@@ -99,7 +99,7 @@ comma := ,
 bench-distill: $(VENV) ## requests a second and CPU of distill, beside the bare client; CONCURRENCY=5,10,20,50 WAIT=0.2
 	$(PY) -m benchmarks.distill --concurrency '$(or $(CONCURRENCY),5$(comma)10$(comma)20$(comma)50)' --wait $(or $(WAIT),0.2)
 
-bench-storm: $(VENV) ## distill with faults, an empty purse and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
+bench-storm: $(VENV) ## distill with faults, an empty budget and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
 	$(PY) -m tests.teacher.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'
 
 # --- on Kubernetes ---

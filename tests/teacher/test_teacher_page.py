@@ -21,17 +21,17 @@ from vcot.records.page import PREDICTED, TRUE
 from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import File, ShardMark, ShardWriter
 from vcot.storage import Store
-from vcot.teacher.distil import write
 from vcot.teacher.funnel import reached
 from vcot.teacher.report.gallery import Gallery, drawn_boxes, told
 from vcot.teacher.report.specimens import SHOWN, Specimens, chosen
 from vcot.teacher.report.whole import whole
 from vcot.teacher.report.words import MEANING
-from vcot.teacher.row import Lesson, Outcome, refuse
+from vcot.teacher.row import DistilledReasoning, Outcome, refuse
+from vcot.teacher.runner import write
 
 HOSTILE = '<script>alert("x")</script><img src=http://e.example/x onerror=alert(1)>'
 MODEL = {"teacher": "gpt", "way": "answer-aware", "prompts": {"reason": 1, "look": 2}}
-POINTS = Lesson((Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("lever", RIGHT), ".")),))
+POINTS = DistilledReasoning((Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("lever", RIGHT), ".")),))
 NONE = File(name="x", sha256="0" * 64, size=0)
 
 
@@ -207,7 +207,7 @@ def test_rows_are_chosen_by_hash_whatever_the_shards(tmp_path: Path) -> None:
 def test_a_part_of_a_row_is_shown_once_beside_the_row(tmp_path: Path) -> None:
     (row,) = rows(tmp_path, 1)
     part = refused(row, Reason.TEACHER_BOX_NOT_SEEN, part="object 2")
-    lesson = Lesson(POINTS.traces, parts=(part, part), flags=("answer-first",))
+    lesson = DistilledReasoning(POINTS.traces, parts=(part, part), flags=("answer-first",))
     found, page = finished(tmp_path, [(row, lesson)])
     assert found["parts"] == {"made": {"teacher-box-not-seen": 2}}
     assert found["flags"] == {"made": {"answer-first": 1}}
@@ -250,7 +250,7 @@ def test_nothing_on_the_page_runs_or_is_fetched(tmp_path: Path) -> None:
     row = row.model_copy(update={"origin": row.origin.model_copy(update={"dataset": HOSTILE})})
     bad = refused(row, Reason.TEACHER_EMPTY, said=(HOSTILE, "x" * 9000), detail=HOSTILE)
     other = row.model_copy(update={"id": "b" + HOSTILE})
-    lesson = Lesson((Trace((HOSTILE, see(HOSTILE, TOP_LEFT, CENTRE))),), flags=(HOSTILE,))
+    lesson = DistilledReasoning((Trace((HOSTILE, see(HOSTILE, TOP_LEFT, CENTRE))),), flags=(HOSTILE,))
     _, page = finished(tmp_path, [(row, bad), (other, lesson)], **(MODEL | {"teacher": HOSTILE}))
     seen = Seen(page)
     assert not {"script", "iframe", "link", "object", "form"} & set(seen.tags)

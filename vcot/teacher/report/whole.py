@@ -8,7 +8,7 @@ from typing import Any
 from vcot.records import Folder, Tally
 from vcot.records.distillation import Distillation
 from vcot.records.shards import ShardMark
-from vcot.teacher.bill import costs
+from vcot.teacher.costs import cost_by_source
 from vcot.teacher.funnel import summed
 from vcot.teacher.report.gallery import Gallery
 from vcot.teacher.report.page import as_page
@@ -28,6 +28,6 @@ def whole(
     """
     facts = summed(mark.facts for mark in marks)
     kept = {source: rows["kept"] for source, rows in facts["funnel"].items()}
-    facts["costs"] = costs(facts.get("bill", {}), kept)
+    facts["costs"] = cost_by_source(facts.get("bill", {}), kept)
     found = Distillation(tally=tally, shards=len(marks), **told, **facts)
     return found.model_dump(mode="json"), as_page(found, chosen(folder, marks), Gallery(folder.store))
