@@ -28,9 +28,9 @@ from tests.sources.test_sources_llava_cot import talk
 from tests.sources.test_sources_notes import ROWS
 from tests.sources.test_sources_survey import row, scene
 from vcot.errors import InputError, TemporaryError
-from vcot.sources import SOURCES, crew, parts
+from vcot.sources import DATASETS, crew, parts
+from vcot.sources.base import ConversionContext
 from vcot.sources.crew import ALONE, Crew
-from vcot.sources.desk import Desk
 from vcot.sources.known import Known
 from vcot.sources.parts import Part
 from vcot.sources.pictures import Pictures
@@ -63,7 +63,7 @@ def test_processes_find_what_one_finds(drawn: list[Any], near: int, duplicates: 
             known = Known(given.folder / f"known-{people.processes}.sqlite")
             desk = replace(desk, pictures=Pictures(Store(), str(given.images), "made", index=known))
             more = given.desk("viscot", shown)
-            both = [Part(SOURCES["viscot"], replace(desk, part="one")), Part(SOURCES["viscot"], replace(
+            both = [Part(DATASETS["viscot"], replace(desk, part="one")), Part(DATASETS["viscot"], replace(
                 desk, part="two", inputs=more.inputs))]  # fmt: skip
             found.append(survey(both, people))
             seen = [known.get(str(given.images / f"vsr/{name}.jpg")) for name in ("0", "0-copy", "1", "2")]
@@ -78,7 +78,7 @@ def part_of(given: Given, pictures: int = 12) -> Part:
         rows.append(row(f"{number}.jpg"))
     desk = given.desk("viscot", given.rows(rows))
     index = Known(given.folder / "known.sqlite")
-    return Part(SOURCES["viscot"], replace(desk, pictures=Pictures(Store(), str(given.images), "made", index=index)))
+    return Part(DATASETS["viscot"], replace(desk, pictures=Pictures(Store(), str(given.images), "made", index=index)))
 
 
 def test_what_is_known_already_every_process_knows(given: Given) -> None:
@@ -89,19 +89,19 @@ def test_what_is_known_already_every_process_knows(given: Given) -> None:
     assert survey([part], Crew(3)) == survey([part], ALONE)
 
 
-def glance(row: Any, desk: Desk) -> Any:
-    found = SOURCES["viscot"].glance
+def glance(row: Any, desk: ConversionContext) -> Any:
+    found = DATASETS["viscot"].glance
     assert found is not None
     return found(row, desk)
 
 
-def with_look(given: Given, look: Callable[[Any, Desk], Any]) -> Part:
+def with_look(given: Given, look: Callable[[Any, ConversionContext], Any]) -> Part:
     part = part_of(given)
     return replace(part, source=replace(part.source, glance=look))
 
 
 def test_an_error_in_one_process_is_told_and_ends_the_others(given: Given) -> None:
-    def look(row: Any, desk: Desk) -> Any:
+    def look(row: Any, desk: ConversionContext) -> Any:
         if row.id.endswith(":7"):
             raise InputError("row 7 is not to be read")
         time.sleep(2)
@@ -114,7 +114,7 @@ def test_an_error_in_one_process_is_told_and_ends_the_others(given: Given) -> No
 
 
 def test_a_process_that_is_killed_is_told(given: Given) -> None:
-    def look(row: Any, desk: Desk) -> Any:
+    def look(row: Any, desk: ConversionContext) -> Any:
         if row.id.endswith(":7"):
             os.kill(os.getpid(), signal.SIGKILL)
         return glance(row, desk)
@@ -149,20 +149,20 @@ def of_coco(given: Given) -> Part:
     names = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]
     uri = given.rows([], "instances.json")
     Path(uri).write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
-    return Part(SOURCES["coco"], given.desk("coco", uri))
+    return Part(DATASETS["coco"], given.desk("coco", uri))
 
 
 def of_scienceqa(given: Given) -> Part:
     rows = [scienceqa.row(n, question=f"Which {n % 2}?", image={"bytes": scene(n % 4), "path": "i"}) for n in range(9)]
     uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
-    return Part(SOURCES["scienceqa"], given.desk("scienceqa", uri))
+    return Part(DATASETS["scienceqa"], given.desk("scienceqa", uri))
 
 
 def of_conversations(given: Given) -> Part:
     said = ("gpt", "<think>so</think>21")
     given.picture("chartqa/1.png", 200, 100)
     rows = [talk(llava_cot.ASKED, said, ("human", f"And {n % 3}?"), said) for n in range(7)]
-    return Part(SOURCES["llava-cot"], given.desk("llava-cot", given.rows(rows)), limit=11)
+    return Part(DATASETS["llava-cot"], given.desk("llava-cot", given.rows(rows)), limit=11)
 
 
 @pytest.mark.parametrize("make", [of_coco, of_scienceqa, of_conversations])

@@ -17,12 +17,11 @@ from hypothesis import strategies as some
 from tests.sources.given import Given
 from tests.sources.test_sources_survey import row, scene
 from vcot.records import Image, Sample
-from vcot.sources import SOURCES, read, repeats, rows_of_shard
-from vcot.sources.desk import Desk
+from vcot.sources import DATASETS, read, repeats, rows_of_shard
+from vcot.sources.base import ConversionContext
 from vcot.sources.known import Known
 from vcot.sources.parts import Part
 from vcot.sources.pictures import Pictures
-from vcot.sources.quality import Rules
 from vcot.sources.survey import survey
 from vcot.storage import Store
 from vcot.storage.images import MAX_PIXELS
@@ -55,11 +54,16 @@ def test_the_survey_finds_at_a_glance_what_it_finds_when_it_reads_all_rows_whole
         for name, seed, quality in (("0", 0, 90), ("0-copy", 0, 30), ("1", 1, 90), ("2", 2, 90)):
             given.picture(f"vsr/{name}.jpg", data=scene(seed, quality))
         rows = [row(f"{name}.jpg", asked, answer=answer) | split | fault for name, split, asked, fault, answer in drawn]
-        rules = Rules(max_area={"": 0.01}) if few else Rules()
+        limit = ("0.01",) if few else ()
         desk = given.desk(
-            "viscot", given.rows(rows), near_duplicates=near, duplicates=duplicates, validation_share=0.5, rules=rules
+            "viscot",
+            given.rows(rows),
+            near_duplicates=near,
+            duplicates=duplicates,
+            validation_share=0.5,
+            max_box_area=limit,
         )
-        source = SOURCES["viscot"]
+        source = DATASETS["viscot"]
         at_a_glance = survey([Part(source, desk)])
         whole = survey([Part(replace(source, glance=None), desk)])
         for found in (at_a_glance, whole):  # a picture of refused rows is compared, too
@@ -84,11 +88,11 @@ def test_a_glance_at_real_rows(given: Given, form: str) -> None:
         path = said["img_path"].removeprefix("cot/") if "img_path" in said else f"dude/{said['image']}"
         if said["width"] * said["height"] <= MAX_PIXELS:
             sizes[path] = said["width"], said["height"]
-    source = SOURCES["viscot"]
-    desk: Desk = replace(given.desk("viscot", str(DATA / form)), pictures=at_known_pictures(given, sizes))
+    source = DATASETS["viscot"]
+    desk: ConversionContext = replace(given.desk("viscot", str(DATA / form)), pictures=at_known_pictures(given, sizes))
     kept = 0
     assert source.glance is not None
-    for found, result in read(source, rows_of_shard(source, desk), desk):
+    for found, result in read(rows_of_shard(desk), desk):
         if isinstance(result, Sample):
             kept += 1
             assert source.glance(found, desk) == (

@@ -28,10 +28,9 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.records import Folder
-from vcot.sources import offsets
+from vcot.sources.base import ConversionContext, PreparedFacts, Split, given_id
 from vcot.sources.crew import ALONE, Crew
-from vcot.sources.desk import Desk, Split, given_id
-from vcot.sources.inputs import is_array
+from vcot.sources.inputs import fetch_offsets, is_array, leave_offsets, noted
 from vcot.sources.parts import Part, shares
 from vcot.sources.reading import until_stopped
 from vcot.sources.row import Refused, Row
@@ -55,7 +54,7 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
         return _kept(folder, name, find if look else None)
 
     for part in parts:
-        offsets.fetch(folder, part.desk.scratch, part.desk.inputs)
+        fetch_offsets(folder, part.desk.scratch, part.desk.inputs)
 
     if any(part.weight is not None for part in parts):
         drawn = kept(SHARES, lambda: weighed(parts))
@@ -68,13 +67,13 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, crew: Crew = 
             return frozenset()
         return frozenset(kept(part.file("repeated-ids", ".json"), lambda: repeated(part)))
 
-    found = tuple(part.knowing(repeated=ids_of(part), **known) for part in parts)
+    found = tuple(part.knowing(prepared=PreparedFacts(repeated=ids_of(part), **known)) for part in parts)
     if look:
         for part in parts:
             if _is_worth_a_look(part):
                 for _ in until_stopped(part.all_rows()):
                     pass
-            offsets.leave(folder, part.desk.scratch, part.desk.inputs)
+            leave_offsets(folder, part.desk.scratch, part.desk.inputs)
     return found
 
 
@@ -85,7 +84,7 @@ def _is_worth_a_look(part: Part) -> bool:
     if part.source.rows is not None or part.limit is not None:
         return False
     desk = part.desk
-    unseen = [file for file in desk.inputs if offsets.noted(desk.scratch, file, "entries") is None]
+    unseen = [file for file in desk.inputs if noted(desk.scratch, file, "entries") is None]
     return any(is_array(desk.store, file) for file in unseen)
 
 
@@ -141,13 +140,13 @@ def surveyed(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
 
 def _differ(parts: Sequence[Part]) -> bool:
     """Whether two rows say different things of their side, or one says something and another nothing."""
-    if not any(part.desk.options.believe_splits for part in parts):
+    if not any(part.desk.options.splits == "declared" for part in parts):
         return False
     said = chain.from_iterable(_declared(row, part.desk) for part in parts for row in part.rows())
     return any(one != other for one, other in pairwise(said))
 
 
-def _declared(row: Row, desk: Desk) -> list[Split | None]:
+def _declared(row: Row, desk: ConversionContext) -> list[Split | None]:
     try:
         return [desk.declared(row)]
     except Refused:
@@ -171,7 +170,7 @@ def repeated(part: Part) -> list[str]:
         counts.close()
 
 
-def _called(row: Row, desk: Desk) -> str:
+def _called(row: Row, desk: ConversionContext) -> str:
     given = given_id(row)
     return row.id if given is None else desk.called(given)
 

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from vcot.grounding import BoxError
 from vcot.records import Image, Sample
 from vcot.sources import quality, repeats
+from vcot.sources.base import ConversionContext, Split
 from vcot.sources.crew import Crew, spread
-from vcot.sources.desk import Desk, Split
 from vcot.sources.parts import Part
 from vcot.sources.reading import in_order, one
 from vcot.sources.row import Refused, Row
@@ -69,7 +69,7 @@ class Note(NamedTuple):
     whole: tuple[str, bool] | None
 
 
-Look = Callable[[Row, Desk], Note | None]
+Look = Callable[[Row, ConversionContext], Note | None]
 
 
 def note_rows(database: sqlite3.Connection, parts: Sequence[Part], crew: Crew) -> list[int]:
@@ -108,20 +108,20 @@ def _note(place: int, first: int, crew: Crew, part: Part, database: sqlite3.Conn
     return after
 
 
-def _may_glance(desk: Desk) -> bool:
+def _may_glance(desk: ConversionContext) -> bool:
     """Benchmarks count rows that are kept, and nearly the same question may be any row's: then all are read whole."""
     return not desk.benchmarks and desk.options.duplicates != "near"
 
 
 def _looked(look: Look, rows: Iterable[tuple[int, Row]], part: Part, readers: int) -> Iterator[tuple[int, Note | None]]:
-    lenient = replace(part.desk, options=replace(part.desk.options, rules=quality.Rules(leaks="keep")))
+    lenient = replace(part.desk, rules=quality.QualityOptions(answer_in_label="keep"))
     hasty = replace(lenient, pictures=lenient.pictures.at_hand())
     return in_order(
         lambda row: (row[0], look(row[1], lenient)), rows, readers, at_once=lambda row: (row[0], look(row[1], hasty))
     )
 
 
-def _glance(part: Part, row: Row, desk: Desk) -> Note | None:
+def _glance(part: Part, row: Row, desk: ConversionContext) -> Note | None:
     assert part.source.glance is not None
     if row.fault is not None:
         return None
@@ -132,8 +132,8 @@ def _glance(part: Part, row: Row, desk: Desk) -> Note | None:
         return None
 
 
-def _whole(part: Part, row: Row, desk: Desk) -> Note | None:
-    sample = one(part.source, row, desk)
+def _whole(part: Part, row: Row, desk: ConversionContext) -> Note | None:
+    sample = one(row, desk)
     if not isinstance(sample, Sample):
         return None
     kind, asked = part.source.asks(row) if part.source.asks is not None else ("", repeats.question(sample))
@@ -147,11 +147,11 @@ def _pixels(part: Part, row: Row, image: Image) -> tuple[str, bool] | None:
     return None if part.source.whole is None else part.source.whole(row, image)
 
 
-def _sound(sample: Sample, desk: Desk) -> bool:
-    if not desk.options.rules.checks:
+def _sound(sample: Sample, desk: ConversionContext) -> bool:
+    if not desk.rules.checks:
         return True
     try:
-        quality.judged(sample, desk.options.rules)
+        quality.judged(sample, desk.rules)
     except Refused:
         return False
     return True
@@ -210,7 +210,7 @@ def _read_again(wanted: _Numbers, first: int, crew: Crew, part: Part, database: 
         database.executemany("insert into looked values (?, ?, ?, ?)", found)
 
 
-def _wanted(database: sqlite3.Connection, desk: Desk, groups: Iterable[Sequence[str]]) -> _Numbers:
+def _wanted(database: sqlite3.Connection, desk: ConversionContext, groups: Iterable[Sequence[str]]) -> _Numbers:
     """The rows that are to be read whole."""
     database.execute("create temp table unclear (sha text primary key) without rowid")
     database.execute("insert into unclear select sha from pictures where said not in (1, 2, 4, 8)")

@@ -16,8 +16,8 @@ from fractions import Fraction
 from typing import Any
 
 from vcot.errors import SettingsError
-from vcot.sources.desk import Desk, uniform
-from vcot.sources.reading import Source, rows_in_blocks, rows_of_shard
+from vcot.sources.base import ConversionContext, Dataset, uniform
+from vcot.sources.reading import rows_in_blocks, rows_of_shard
 from vcot.sources.row import Row
 
 BLOCK = 256
@@ -30,8 +30,8 @@ class Part:
     None where all rows are wanted. share: of its rows, how many are drawn.
     """
 
-    source: Source
-    desk: Desk
+    source: Dataset
+    desk: ConversionContext
     limit: int | None = None
     weight: Fraction | None = None
     share: float = 1.0
@@ -57,7 +57,7 @@ class Part:
         self, index: int, shards: int, wanted: Callable[[int], bool] = lambda _: True
     ) -> Iterator[tuple[int, Row]]:
         """The drawn ones of one share of all rows, dealt in blocks; each with its place among all, drawn or not."""
-        for place, found in rows_in_blocks(self.source, self.desk, index, shards, self.limit, BLOCK, wanted):
+        for place, found in rows_in_blocks(self.desk, index, shards, self.limit, BLOCK, wanted):
             if self._drawn(row := self._named(found)):
                 yield place, row
 
@@ -65,7 +65,7 @@ class Part:
         return self.share >= 1 or uniform(self.desk.options.seed, row.id) < self.share
 
     def all_rows(self, index: int = 0, shards: int = 1) -> Iterator[Row]:
-        return map(self._named, rows_of_shard(self.source, self.desk, index, shards, self.limit))
+        return map(self._named, rows_of_shard(self.desk, index, shards, self.limit))
 
     def _named(self, row: Row) -> Row:
         return Row(self.desk.called(row.id), row.value, row.fault) if self.name else row
@@ -79,7 +79,7 @@ class Part:
             raise SettingsError(f"part {self.name}: {error}" if self.name else str(error)) from None
 
     def knowing(self, **facts: Any) -> Part:
-        """The same, with a desk that knows these of its fields."""
+        """The same, with a context that has these fields."""
         return replace(self, desk=replace(self.desk, **facts))
 
 

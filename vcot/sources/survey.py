@@ -24,8 +24,8 @@ import numpy as np
 from vcot.errors import SettingsError
 from vcot.records import Image
 from vcot.sources import alike, benchmarks, repeats
+from vcot.sources.base import ConversionContext, Split
 from vcot.sources.crew import ALONE, Crew
-from vcot.sources.desk import Desk, Split
 from vcot.sources.inputs import Input
 from vcot.sources.notes import NOTHING, SAID, TABLES, TEST, TRAIN, VALIDATION, look_again, note_rows
 from vcot.sources.parts import Part
@@ -44,8 +44,7 @@ so many by chance.
 
 
 def survey(parts: Sequence[Part], crew: Crew = ALONE) -> Facts:
-    """What all shards must know of the rows, as JSON: damaged, held_out, drawn, excluded, duplicates as in Desk; and
-    counts.
+    """What all shards must know of the rows, as JSON: the fields of PreparedFacts but `repeated`, and counts.
 
     Raises:
         InputError: a benchmark file is none.
@@ -183,7 +182,7 @@ def _pairs(
 # -------------------------------------------------------------------------------------------------- what follows
 
 
-def _sides(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
+def _sides(database: sqlite3.Connection, desk: ConversionContext, groups: Groups) -> Facts:
     """sha256 → side, of pictures of which some row alone could not know it; and which benchmark has them."""
     held_out: dict[str, Split] = {}
     drawn: dict[str, Split] = {}
@@ -222,7 +221,7 @@ def _said(database: sqlite3.Connection, sha: str) -> int:
     return said
 
 
-def _removed(database: sqlite3.Connection, desk: Desk, groups: Groups) -> Facts:
+def _removed(database: sqlite3.Connection, desk: ConversionContext, groups: Groups) -> Facts:
     """Benchmark file → its rows and pictures, how many of them the input could have taught, and the rows refused."""
     group_of = {sha: group for group in groups for sha in group}
     learned: dict[str, list[str]] = {}  # first of a group → those of it that rows would learn from
@@ -259,7 +258,7 @@ def _rows_below_test(database: sqlite3.Connection, sha: str) -> int:
     return count
 
 
-def _repeated(database: sqlite3.Connection, desk: Desk) -> dict[str, str]:
+def _repeated(database: sqlite3.Connection, desk: ConversionContext) -> dict[str, str]:
     """Row → the row whose question it repeats, with its answers and boxes: of a picture's rows those that measure come
     first, then the input's order. A row that is refused for something else is not repeated.
     """
