@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-convert bench-distill bench-storm requirements \
-	formats golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+	schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -67,8 +67,8 @@ $(CACHE)/checkov-%/bin/checkov: | $(UV)
 	@'$(UV)' pip sync --quiet --require-hashes --python '$(CACHE)/checkov-$*.part/bin/python' requirements/checkov.txt
 	@mv '$(CACHE)/checkov-$*.part' '$(CACHE)/checkov-$*'
 
-formats: $(VENV) ## write docs/formats.md again, after a change of a record
-	$(PY) -m vcot.records.schema > docs/formats.md
+schemas: $(VENV) ## write schemas/*.json again, after a change of a record
+	$(PY) -m tools.schemas
 
 golden: $(VENV) ## render the manifests into tests/k8s/golden again, after a change of k8s/
 	$(PY) -m tests.k8s.golden
@@ -99,7 +99,7 @@ comma := ,
 bench-distill: $(VENV) ## requests a second and CPU of distill, beside the bare client; CONCURRENCY=5,10,20,50 WAIT=0.2
 	$(PY) -m benchmarks.distill --concurrency '$(or $(CONCURRENCY),5$(comma)10$(comma)20$(comma)50)' --wait $(or $(WAIT),0.2)
 
-bench-storm: $(VENV) ## distill with faults, an empty purse and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
+bench-storm: $(VENV) ## distill with faults, an empty budget and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
 	$(PY) -m tests.teacher.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'
 
 # --- on Kubernetes ---

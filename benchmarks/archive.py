@@ -29,8 +29,7 @@ from typing import NamedTuple, TypeVar
 
 from tools.s3server import BUCKET, running_s3
 from vcot.storage import Entry, Store
-from vcot.storage.archive import Archive, indexed, opened
-from vcot.storage.chunks import Chunks, find
+from vcot.storage.archive import Archive, Chunks, find, indexed, opened
 
 MIB = 1 << 20
 CHUNK = 300 * MIB

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +36,21 @@ from tests.teacher.made import TOP_LEFT, see
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
 from vcot.teacher import prompts
-from vcot.teacher.account import Account
-from vcot.teacher.amount import UNLIMITED, Amount
-from vcot.teacher.answer_aware import AnswerAware
-from vcot.teacher.body import body_of
-from vcot.teacher.budget import Purse
-from vcot.teacher.desk import Desk
-from vcot.teacher.endpoints import endpoints_of
-from vcot.teacher.model import ModelTeacher
+from vcot.teacher.budget import Ledger, budget_of
+from vcot.teacher.client import ReplyCache, TeacherClient
+from vcot.teacher.dialogue import PromptConfig
+from vcot.teacher.endpoint import Endpoint, body_of
 from vcot.teacher.pictures import Pictures, data_url
-from vcot.teacher.prices import PICO, read_prices
-from vcot.teacher.replies import Replies
+from vcot.teacher.prices import read_prices
 from vcot.teacher.request import Picture, Request
-from vcot.teacher.talk import Manner
-from vcot.teacher.trust import Trust
+from vcot.teacher.runner import ModelTeacher
+from vcot.teacher.strategies.answer_aware import AnswerAware
+from vcot.teacher.verification import Verification
 
 ROOT = Path(__file__).parents[1]
 WAY = AnswerAware(
-    Manner(model="gpt-4o", prompts=prompts.chosen(), image_side=768),
-    Trust(twice=False, look=False, reanswer=False),
+    PromptConfig(model="gpt-4o", prompts=prompts.chosen(), image_side=768),
+    Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
     propose=False,
 )
 
@@ -100,7 +97,7 @@ def measured(work: Callable[[], int]) -> tuple[float, float]:
     return number / (time.monotonic() - begun), 1000 * (time.process_time() - cpu) / number
 
 
-def bare(address: str, requests: list[Request], at_once: int) -> tuple[float, float]:
+def bare(requests: list[Request], at_once: int) -> tuple[float, float]:
     """The client alone, with an asyncio semaphore."""
 
     async def bodies() -> list[dict[str, Any]]:
@@ -111,7 +108,7 @@ def bare(address: str, requests: list[Request], at_once: int) -> tuple[float, fl
 
     async def all_of_them() -> int:
         slots = asyncio.Semaphore(at_once)
-        async with openai.AsyncOpenAI(base_url=address) as client:
+        async with openai.AsyncOpenAI() as client:
 
             async def one(body: dict[str, Any]) -> None:
                 async with slots:
@@ -123,22 +120,17 @@ def bare(address: str, requests: list[Request], at_once: int) -> tuple[float, fl
     return measured(lambda: asyncio.run(all_of_them()))
 
 
-def distill(address: str, samples: list[Sample], at_once: int, folder: Path) -> tuple[float, float]:
+def distill(samples: list[Sample], at_once: int, folder: Path) -> tuple[float, float]:
     store = Store()
-    desk = Desk(
-        endpoints_of((address,), at_once=at_once, timeout=60),
-        Replies(store, str(folder / "cache")),
-        Pictures(store),
-        read_prices(store),
-    )
-    account = Account(store, str(folder / "budget"), Amount(1000 * PICO, UNLIMITED, UNLIMITED), "bench")
-    purse = Purse(lambda: [account], at_once // 2, str)
+    client = TeacherClient(
+        Endpoint(at_once=at_once, timeout=60), ReplyCache(store, str(folder / "cache")), Pictures(store),
+        read_prices(store), Ledger(store, str(folder), budget_of(Decimal(1000), None, None)),
+    )  # fmt: skip
 
     def work() -> int:
-        with ModelTeacher(WAY, desk, ahead=4 * at_once) as model_teacher:
-            model_teacher.spend_from(purse)
+        with ModelTeacher(WAY, client, ahead=4 * at_once) as model_teacher:
             done = list(model_teacher.teach(samples))
-        assert desk.counts()["requests"] == len(done), desk.counts()
+        assert client.report.totals()["requests"] == len(done), client.report.totals()
         return len(done)
 
     return measured(work)
@@ -162,6 +154,7 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ |= {"OPENAI_API_KEY": "x", "NO_PROXY": "127.0.0.1"}
     with tempfile.TemporaryDirectory(prefix="bench-distill-") as scratch, teacher(asked.wait) as address:
+        os.environ["OPENAI_BASE_URL"] = address
         folder = Path(scratch)
         images = photographs(folder, 40, asked.size)
         print(json.dumps({"picture_cpu_ms": round(picture_cost(images[0]), 1)}), flush=True)
@@ -169,8 +162,8 @@ def main() -> None:
             ideal = at_once / asked.wait
             number = round(min(ideal, 250) * asked.seconds)
             samples = rows(images, number, asked.rows_a_picture, f"at {at_once}")
-            alone, alone_cpu = bare(address, [WAY.foreseen(one)[0] for one in samples], at_once)
-            ours, ours_cpu = distill(address, samples, at_once, folder / str(at_once))
+            alone, alone_cpu = bare([WAY.estimate(one)[0] for one in samples], at_once)
+            ours, ours_cpu = distill(samples, at_once, folder / str(at_once))
             line = {
                 "concurrency": at_once, "requests": number, "per_second": round(ours, 1),
                 "of_ideal": round(ours / ideal, 3), "bare_per_second": round(alone, 1),

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from vcot import log
-from vcot.errors import InputError, SettingsError
+from vcot.errors import BudgetSpent, InputError, SettingsError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch
+from vcot.teacher.strategies import NAMES
 from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from vcot.records.shards import Folder
     from vcot.storage import Store
     from vcot.teacher import Teacher
-    from vcot.teacher.row import Way
-    from vcot.teacher.talk import Manner
-    from vcot.teacher.trust import Detector, Trust
-    from vcot.teacher.two_level.chain import Chain
+    from vcot.teacher.verification import Detector
 
 
 class DistillSettings(Settings):
@@ -39,7 +36,7 @@ class DistillSettings(Settings):
       answer-aware  it is told the answer and a numbered list of the evidence, and refers to objects by number
       rationalise   reasoning that was written as mere text stays as it is and gets places
       two-level     it describes the image and each thing in it apart, judges what it said, then writes reasoning and
-                    new questions; --only-step does one step, whose records can be looked at
+                    new questions
     Boxes of annotated objects are put into the text by this program. Boxes that the model proposes are checked, and
     the answer must follow from what the reasoning points at. Replies are kept, so that none is paid for twice.
     """
@@ -48,19 +45,7 @@ class DistillSettings(Settings):
 
     input_uri: str | None = setting(None, "folder of the stage that made the Samples; default: <run-uri>/convert")
     teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
-    way: Literal["answer-aware", "rationalise", "two-level"] = setting(
-        "answer-aware", "openai: how it is asked; see above"
-    )
-    only_step: Literal[
-        "captions", "objects", "crops", "branches", "verdicts", "synthesis", "gates"
-    ] | None = setting(
-        None, "two-level: make the records of this step alone, from those of the steps before it, and stop",
-        shapes_result=False,
-    )  # fmt: skip
-    steps_uri: str | None = setting(
-        None, "two-level: where the steps keep their records; the distill folder of another run takes up what it has "
-        "made with the same prompts and model; default: <run-uri>/distill", shapes_result=False,
-    )  # fmt: skip
+    way: Literal[NAMES] = setting("answer-aware", "openai: how it is asked; see above")  # type: ignore[valid-type]
     objects: int = setting(
         8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a look or more; with "
         "more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level (for an "
@@ -75,9 +60,7 @@ class DistillSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
 
-    phrasings: int = setting(
-        3, "template: wordings in use; 1: always the first and plainest", unit="wordings", ge=1, le=3
-    )
+    phrasings: int = setting(3, "template: wordings in use; 1: always the plainest", unit="wordings", ge=1, le=3)
     seed: int = setting(0, "template: which row gets which wording; openai: which looks are followed by a decoy")
 
     model: str | None = setting(None, "openai: the model, by the endpoint's name for it", min_length=1)
@@ -93,10 +76,7 @@ class DistillSettings(Settings):
         "of an earlier run, only the rows that it refused are asked about, and the others stay as they are",
         unit="times", ge=0, le=8,
     )  # fmt: skip
-    structured: bool = setting(
-        True,
-        "openai: demand the shape of replies as a JSON schema; endpoints that refuse one are told it in words only",
-    )
+    structured: bool = setting(True, "openai: demand replies of a JSON schema; else their shape is told in words only")
     prompts: CommaSeparated = setting(
         (), "openai: other words for a purpose, comma-separated: look=1 for that version, look=s3://b/my.v2.md for "
         "a file of yours; default: the newest version of each",
@@ -141,11 +121,6 @@ class DistillSettings(Settings):
     bad_objects: Literal["refuse", "prose"] = setting(
         "refuse", "openai: what becomes of reasoning with an object that is refused; prose: it stays without that box"
     )
-    endpoints: CommaSeparated = setting(
-        (), "openai: endpoints that share the work, with weights, each with the variable that holds its key: "
-        "https://a/v1=2,B_API_KEY@https://b/v1; without one, OPENAI_API_KEY where that host is its own; default: the "
-        "one that OPENAI_BASE_URL, or Azure's AZURE_OPENAI_ENDPOINT, names", shapes_result=False,
-    )  # fmt: skip
     concurrency: int = setting(
         10, "openai: most requests under way at once; fewer where an endpoint turns some away", unit="requests", ge=1,
         le=512, shapes_result=False,
@@ -182,21 +157,10 @@ class DistillSettings(Settings):
         None, "openai: requests that this run may send in all; never passed, exit code 21", unit="requests", ge=1,
         shapes_result=False,
     )  # fmt: skip
-    dry_run: bool = setting(
-        False, "openai: count requests, tokens, cost and time without sending anything, and stop", shapes_result=False
-    )
+    dry_run: bool = setting(False, "openai: estimate requests, tokens, cost, time; send nothing", shapes_result=False)
     cache_uri: str | None = setting(
         None, "openai: where replies are kept; default: <parent of run-uri>/_cache/distill", shapes_result=False
     )
-
-    @field_validator("endpoints")
-    @classmethod
-    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from vcot.teacher.addresses import read_address
-
-        for written in value:
-            read_address(written)
-        return value
 
     @model_validator(mode="after")
     def _fit_the_teacher(self) -> Self:
@@ -226,8 +190,6 @@ class DistillSettings(Settings):
                     raise ValueError(
                         f"{flag(name)}: {entry!r} is no share of an image; write 0.0005, or 0.0005,docvqa=0.0001"
                     )
-        if self.only_step is not None and (self.teacher, self.way) != ("openai", "two-level"):
-            raise ValueError(f"--only-step={self.only_step}: steps belong to --teacher openai --way two-level")
         return self
 
 
@@ -235,250 +197,134 @@ _SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
 
 
 def run(settings: DistillSettings) -> None:
-    if settings.show_prompt:
-        show_prompts(settings)
-        return
     from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
     from vcot.reports.distillation import report
     from vcot.storage import Store, join
-    from vcot.teacher.distil import distil
+    from vcot.teacher import prompts
+    from vcot.teacher.runner import ModelTeacher, distil
 
+    facts: dict[str, Any] = {}
+    if settings.teacher == "openai" or settings.show_prompt:
+        from vcot.teacher.strategy import prompts_of
+
+        used = prompts_of(settings.way, settings.prompts)
+        facts = {"way": settings.way, "prompts": {prompt.name: prompt.version for prompt in used}}
+    if settings.show_prompt:
+        print("\n".join(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n" for prompt in used))
+        return
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
-    mark, read = read_mark(store, source)
-    inputs = read | own_prompts(settings, store)
+    mark, inputs = read_mark(store, source)
+    inputs |= {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}  # must not change within a run
     folder = Folder(store, settings.run_uri, settings.stage)
 
-    def rows_of(index: int) -> Iterator[Sample]:
-        return read_shard(store, source, mark.shards[index])
+    def rows_of(shards: Iterable[int]) -> Iterator[Sample]:
+        return chain.from_iterable(read_shard(store, source, mark.shards[index]) for index in shards)
 
-    with teacher_of(settings, store) as teacher:
-        shards = range(len(mark.shards))
+    def work(writer: ShardWriter) -> None:
+        distil(rows_of([writer.index]), teacher, writer).put_aside(folder, writer.index)
+
+    everything = range(len(mark.shards))
+    with teacher_of(settings, folder) as teacher:
+        facts = {"teacher": teacher.name} | facts
         if settings.dry_run:
-            dry_run(settings, teacher, map(rows_of, shards))
+            print(dry_run(settings, teacher, rows_of(everything)))
             return
-        told = facts_of(settings, teacher)
-        steps = chain_of(settings, folder, teacher, read)
-        if settings.only_step is not None and steps is not None:
-            spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
-            make_step(settings, steps, len(shards), rows_of, spending)
-            return
-        if folder.mark() is None:
-            folder.begin(settings, inputs)
-            spending = spending_of(settings, folder, teacher, lambda: map(rows_of, shards))
+        todo = [index for index in everything if folder.shard_mark(index) is None]
+        try:
+            if isinstance(teacher, ModelTeacher) and folder.mark() is None:
+                folder.begin(settings, inputs)
+                if settings.batch and settings.part in ("all", "prepare"):
+                    from vcot.teacher.batch import Batches
 
-        def work(writer: ShardWriter) -> None:
-            rows = partial(rows_of, writer.index)
-            with spending(writer.index, writer.facts):
-                funnel = distil(rows(), steps.shard(writer.index, rows) if steps else teacher, writer)
-            if steps is not None:  # some of them may have been made, and paid, by another process
-                writer.facts["bill"] = steps.bill(writer.index)
-            funnel.put_aside(folder, writer.index)
+                    Batches(teacher, store, folder.uri).run(lambda: rows_of(everything))
+                mine = [index for index in todo if settings.shard in (None, index)]
+                teacher.progress.total = sum(mark.shards[index].tally.written for index in mine)
+            run_shards(
+                folder,
+                settings,
+                inputs=inputs,
+                shards=len(mark.shards),
+                work=work,
+                max_rejected_share=settings.max_rejected_share,
+                report=lambda marks, tally: report(folder, marks, tally, facts),
+                facts=facts,
+                bar=not isinstance(teacher, ModelTeacher),  # which has a bar of its rows
+            )
+        except BudgetSpent as spent:
+            from vcot.teacher.estimate import the_rest
 
-        run_shards(
-            folder,
-            settings,
-            inputs=inputs,
-            shards=len(mark.shards),
-            work=work,
-            max_rejected_share=settings.max_rejected_share,
-            report=lambda marks, tally: report(folder, marks, tally, told),
-            facts=told,
-        )
-
-
-def facts_of(settings: DistillSettings, teacher: Teacher) -> dict[str, Any]:
-    """Who wrote the reasoning, how it was asked, and with which versions of the prompts."""
-    if settings.teacher == "template":
-        return {"teacher": teacher.name}
-    from vcot.teacher import prompts
-
-    versions = {prompt.name: prompt.version for prompt in prompts.of_way(settings.way, settings.prompts)}
-    return {"teacher": teacher.name, "way": settings.way, "prompts": versions}
-
-
-def own_prompts(settings: DistillSettings, store: Store) -> dict[str, str]:
-    """URI → sha256 of the prompts that are the user's own files; they must not change within a run."""
-    from vcot.teacher import prompts
-
-    return {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}
-
-
-def chain_of(settings: DistillSettings, folder: Folder, teacher: Teacher, read: dict[str, str]) -> Chain | None:
-    """The steps that are kept in storage; None for a teacher that has none."""
-    if settings.way != "two-level" or settings.teacher == "template":
-        return None
-    from vcot.teacher.model import ModelTeacher
-    from vcot.teacher.two_level.chain import Chain
-
-    assert isinstance(teacher, ModelTeacher)
-    return Chain(teacher, folder.store, settings.steps_uri or folder.uri, read)
-
-
-def make_step(
-    settings: DistillSettings,
-    steps: Chain,
-    shards: int,
-    rows_of: Callable[[int], Iterator[Sample]],
-    spending: Callable[[int, dict[str, Any]], AbstractContextManager[None]],
-) -> None:
-    """One step alone, in all shards or in the one that was asked for."""
-    assert settings.only_step is not None
-    if settings.part in ("all", "shards"):
-        for index in range(shards) if settings.shard is None else [settings.shard]:
-            with spending(index, {}):
-                steps.make(settings.only_step, index, partial(rows_of, index))
-    if settings.part in ("all", "finish"):
-        steps.report(settings.only_step, shards)
+            assert isinstance(teacher, ModelTeacher)
+            unfinished = rows_of(index for index in everything if folder.shard_mark(index) is None)
+            raise BudgetSpent(f"{spent}. {the_rest(unfinished, mark.tally.written, teacher)}") from spent
 
 
 @contextmanager
-def teacher_of(settings: DistillSettings, store: Store) -> Iterator[Teacher]:
-    from vcot.teacher import TemplateTeacher
-
+def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
     if settings.teacher == "template":
+        from vcot.teacher import TemplateTeacher
+
         why = "" if "teacher" in settings.model_fields_set else "no --teacher is set: "
         log.get().info(f"{why}the template writes the reasoning, from annotated boxes alone; no model is asked")
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
-    from vcot.teacher.desk import Desk
-    from vcot.teacher.endpoints import endpoints_of
-    from vcot.teacher.failures import Failures
-    from vcot.teacher.model import ModelTeacher
+    from vcot.teacher.budget import Ledger, budget_of, check_prices
+    from vcot.teacher.client import Failures, ReplyCache, TeacherClient
+    from vcot.teacher.endpoint import Endpoint
     from vcot.teacher.pictures import Pictures
     from vcot.teacher.prices import read_prices
-    from vcot.teacher.replies import Replies
+    from vcot.teacher.runner import ModelTeacher
+    from vcot.teacher.strategy import make
 
-    desk = Desk(
-        endpoints_of(settings.endpoints, at_once=settings.concurrency, timeout=settings.timeout),
-        Replies(store, settings.cache_uri or cache_of(settings.run_uri)),
+    store, prices = folder.store, read_prices(folder.store, settings.prices)
+    budget = budget_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
+    if not settings.dry_run:
+        check_prices(prices, (settings.model, settings.judge_model), budget)
+    client = TeacherClient(
+        Endpoint(at_once=settings.concurrency, timeout=settings.timeout),
+        ReplyCache(store, settings.cache_uri or cache_of(settings.run_uri)),
         Pictures(store),
-        read_prices(store, settings.prices),
+        prices,
+        Ledger(store, folder.uri, budget),
         retries=settings.retries,
         failures=Failures(settings.max_failed_in_a_row, settings.max_rejected_share),
     )
-    with ModelTeacher(way_of(settings, store), desk, ahead=4 * settings.concurrency) as teacher:
+    with ModelTeacher(
+        make(settings.way, settings, store, detector_of(settings, store)), client, ahead=4 * settings.concurrency
+    ) as teacher:
         yield teacher
 
 
-def spending_of(
-    settings: DistillSettings, folder: Folder, teacher: Teacher, shards: Callable[[], Iterable[Iterator[Sample]]]
-) -> Callable[[int, dict[str, Any]], AbstractContextManager[None]]:
-    """For each shard, by its number and its facts: its part of the budget, and what it paid in its facts."""
+def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample]) -> str:
     if settings.teacher == "template":
-        return lambda *_: nullcontext()
-    from vcot.teacher.batches import ask_in_batches
-    from vcot.teacher.forecast import Foreseen, of_rows
-    from vcot.teacher.model import ModelTeacher
-    from vcot.teacher.plan import ceiling_of, check_prices, known_plan, make_plan
-    from vcot.teacher.treasury import Treasury
+        return "the template teacher asks nobody: nothing is to be paid"
+    from vcot.teacher.estimate import Estimate
+    from vcot.teacher.runner import ModelTeacher
 
     assert isinstance(teacher, ModelTeacher)
-    ceiling = ceiling_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
-    prices = teacher.desk.costs.prices
-    check_prices(prices, filter(None, (settings.model, settings.judge_model)), ceiling)
-    plan = None
-    if settings.part in ("all", "prepare"):
-
-        def foreseen() -> list[Foreseen]:
-            return [of_rows(rows, teacher.way, prices) for rows in shards()]
-
-        make = partial(make_plan, folder.store, folder.uri, ceiling, foreseen)
-        plan = make()
-        if settings.batch:
-            ask_in_batches(folder, teacher, plan, lambda: chain.from_iterable(shards()))
-            plan = make()
-    elif settings.part == "shards":
-        plan = known_plan(folder.store, folder.uri, ceiling)
-    return Treasury(folder, plan, teacher, shards, alone=settings.shard is None).open
-
-
-def dry_run(settings: DistillSettings, teacher: Teacher, shards: Iterable[Iterator[Sample]]) -> None:
-    if settings.teacher == "template":
-        print("the template teacher asks nobody: nothing is to be paid")
-        return
-    from vcot.teacher.dryrun import Forecast
-    from vcot.teacher.model import ModelTeacher
-
-    assert isinstance(teacher, ModelTeacher)
-    forecast = Forecast(teacher.desk.replies, teacher.desk.costs.prices)
-    for rows in shards:
-        forecast.add(rows, teacher)
-    print(forecast.told(settings.concurrency))
-
-
-def way_of(settings: DistillSettings, store: Store) -> Way:
-    """How the model is asked, as the settings say."""
-    from vcot.teacher.answer_aware import AnswerAware
-    from vcot.teacher.rationalise import Rationalise
-    from vcot.teacher.two_level.way import TwoLevel
-
-    manner, trust = manner_of(settings, store), trust_of(settings, store)
-    if settings.way == "two-level":
-        return TwoLevel(manner, trust, most=settings.objects, pairs=settings.pairs)
-    if settings.way == "rationalise":
-        return Rationalise(manner, trust, propose=settings.propose, most=settings.objects)
-    return AnswerAware(
-        manner, trust, alternatives=settings.alternatives, propose=settings.propose, most=settings.objects
-    )
-
-
-def manner_of(settings: DistillSettings, store: Store) -> Manner:
-    from vcot.grounding import FrameSpec
-    from vcot.teacher import prompts
-    from vcot.teacher.talk import Manner
-
-    assert settings.model is not None  # _fit_the_teacher saw to it
-    return Manner(
-        model=settings.model, prompts=prompts.chosen(settings.prompts, store), judge=settings.judge_model,
-        temperature=settings.temperature, reply_tokens=settings.reply_tokens, image_side=settings.image_side,
-        repairs=settings.repairs, ask_again=settings.ask_again, structured=settings.structured,
-        frame=FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels),
-    )  # fmt: skip
-
-
-def trust_of(settings: DistillSettings, store: Store) -> Trust:
-    from vcot.teacher.checks import Areas
-    from vcot.teacher.trust import Trust
-
-    return Trust(
-        areas=Areas(shares(settings.min_proposed_area), shares(settings.max_proposed_area)),
-        twice=settings.twice, look=settings.look, decoy_share=settings.decoy_share, seed=settings.seed,
-        reanswer=settings.reanswer, answer_first=settings.answer_first, wrong_answers=settings.wrong_answers,
-        bad_objects=settings.bad_objects, detector=detector_of(settings, store),
-    )  # fmt: skip
+    estimate = Estimate(teacher)
+    estimate.add(rows)
+    return estimate.table(settings.concurrency)
 
 
 def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
     """Loaded only where one is named: it brings torch, which the data image does not have."""
-    if settings.detector_uri is None:
+    uri = settings.detector_uri
+    if uri is None:
         return None
-    if next(store.list(settings.detector_uri), None) is None:  # before torch, which takes seconds to load
-        raise InputError(f"--detector-uri={settings.detector_uri}: there is nothing in that folder")
+    if next(store.list(uri), None) is None:  # before torch, which takes seconds to load
+        raise InputError(f"--detector-uri={uri}: there is nothing in that folder")
     try:
         from vcot.models import use_device
         from vcot.models.detector import load_detector
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"--detector-uri={settings.detector_uri}: a detector needs {error.name}, which is not installed here; "
+            f"--detector-uri={uri}: a detector needs {error.name}, which is not installed here; "
             "run distill in the image that train uses, or leave it out"
         ) from None
     use_device(settings.device)
-    return load_detector(store, settings.detector_uri)
-
-
-def shares(entries: tuple[str, ...]) -> dict[str, float]:
-    """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
-    pairs = (entry.rpartition("=") for entry in entries)
-    return {name.strip(): float(share) for name, _, share in pairs}
-
-
-def show_prompts(settings: DistillSettings) -> None:
-    from vcot.teacher import prompts
-
-    for prompt in prompts.of_way(settings.way, settings.prompts):
-        print(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n")
+    return load_detector(store, uri)
 
 
 def cache_of(run_uri: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vcot import labels
 from vcot.labels import NO_SYNONYMS, Synonyms
 
 
@@ -61,3 +62,16 @@ def test_names_are_needed_only_where_the_truth_has_several():
 def test_what_declares_nothing_is_refused(declared, fault):
     with pytest.raises(ValueError, match=fault):
         Synonyms.of(declared)
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ("red disc", "red discs"), ("white blood cell", "white blood cells"), ("box", "boxes"), ("glass", "glasses"),
+        ("dish", "dishes"), ("cherry", "cherries"), ("toy", "toys"), ("bus", "buses"), ("person", "people"),
+        ("teddy bear", "teddy bears"), ("sheep", "sheep"), ("skis", "skis"), ("broccoli", "broccolis"),
+        ("wine glass", "wine glasses"), ("knife", "knives"), ("TV", "TVs"), ("shoe", "shoes"),
+    ],
+)  # fmt: skip
+def test_singular_and_plural_are_one_rule(one: str, many: str) -> None:
+    assert (labels.plural(one), labels.singular(many)) == (many, one)

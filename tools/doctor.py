@@ -31,7 +31,6 @@ from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
 from vcot.pipeline.preflight import OLDEST, frozen_where_valid, templates_of
 from vcot.settings import PREFIX, STAGES
 from vcot.stage import stop
-from vcot.teacher.addresses import read_address
 
 S3_KEYS, TEACHER_KEYS = "s3-credentials", "teacher-credentials"
 #: Secret → keys that it must have, and others that are worth a word.
@@ -231,8 +230,6 @@ def _secrets(overlay: Overlay, cluster: ClusterClient) -> Iterator[Finding]:
 
 def _secret(overlay: Overlay, name: str, secret: Manifest | None) -> Finding:
     needed, others = KEYS.get(name, ((), ()))
-    if name == TEACHER_KEYS:
-        needed = _keys_of_endpoints(overlay) or needed
     literals = " ".join(f"--from-literal={key}=…" for key in (*others, *needed))
     create = f"kubectl -n {overlay.namespace} create secret generic {name} {literals}"
     create += " (AWS itself needs no endpoint)" if "AWS_ENDPOINT_URL_S3" in others else ""
@@ -251,16 +248,6 @@ def _secret(overlay: Overlay, name: str, secret: Manifest | None) -> Finding:
     if name == S3_KEYS and _pod_identity(overlay):
         return note(f"no Secret {name}: EKS Pod Identity needs none; the probe of the storage tells if it works")
     return missing(f"Secret {name}: there is none in namespace {overlay.namespace}", create)
-
-
-def _keys_of_endpoints(overlay: Overlay) -> tuple[str, ...]:
-    """The variables that hold the keys of --endpoints; none where there are no such, or they are no addresses, which
-    the validation of the settings tells."""
-    written = ",".join(data.get("VCOT_DISTILL_ENDPOINTS", "") for data in overlay.config_maps.values())
-    with contextlib.suppress(ValueError):
-        addresses = [read_address(one.strip()) for one in written.split(",") if one.strip()]
-        return tuple(sorted({one.key or "OPENAI_API_KEY" for one in addresses}))
-    return ()
 
 
 def _way_out(overlay: Overlay, secret: Manifest) -> Iterator[Finding]:

@@ -79,9 +79,12 @@ def _plain(label: str) -> str:
 
 _PLURALS = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "foot": "feet", "tooth": "teeth",
-    "mouse": "mice", "goose": "geese", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "sheep": "sheep",
-    "skis": "skis", "scissors": "scissors", "fish": "fish",
+    "mouse": "mice", "goose": "geese", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "wolf": "wolves",
+    "bus": "buses", "shoe": "shoes", "canoe": "canoes", "cookie": "cookies", "movie": "movies", "sheep": "sheep",
+    "broccoli": "broccolis", "taxi": "taxis", "skis": "skis", "scissors": "scissors",
+    "trousers": "trousers", "fish": "fish",
 }  # fmt: skip
+_SINGULARS = {many: one for one, many in _PLURALS.items()}
 
 
 def plural(noun: str) -> str:
@@ -95,4 +98,19 @@ def plural(noun: str) -> str:
         last = f"{last[:-1]}ies"
     else:
         last += "s"
+    return f"{before} {last}".strip()
+
+
+def singular(noun: str) -> str:
+    """The last word in the singular: "red discs" → "red disc". English only, and only its common forms."""
+    before, _, last = noun.rpartition(" ")
+    lower = last.casefold()
+    if lower in _SINGULARS:
+        last = _SINGULARS[lower]
+    elif lower.endswith("ies") and len(last) > 4:
+        last = f"{last[:-3]}y"
+    elif lower.endswith(("sses", "shes", "ches", "xes", "zzes")) or (lower.endswith("oes") and len(last) > 4):
+        last = last[:-2]
+    elif lower.endswith("s") and not lower.endswith(("ss", "us", "is")) and len(last) > 2:
+        last = last[:-1]
     return f"{before} {last}".strip()

@@ -51,7 +51,7 @@ def split(uri: str) -> tuple[str, str]:
 
 CREDENTIALS = (
     "it holds credentials, which would stand in logs and settings.json; keys of storage are read from "
-    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, that of an endpoint from the variable that --endpoints names"
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, that of a teacher from OPENAI_API_KEY"
 )
 
 # user:password@ before a host or bucket. A password may hold slashes, as AWS's keys do; what follows the colon is then

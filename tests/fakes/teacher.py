@@ -13,10 +13,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
 import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -138,6 +140,40 @@ def grounded(asked: Asked) -> Answer:
     else:
         see = "I looked for it, and it is not there."
     return Say(f"{see} So the answer is {asked.answer}.\nAnswer: {asked.answer}")
+
+
+FAULTS: dict[str, Callable[[Answer], Answer]] = {
+    "429": lambda _: Refuse(429, "slow down", retry_after="0.05"),
+    "500": lambda _: Refuse(500),
+    "closed": lambda _: CLOSE,
+    "half a body": lambda good: replace(good, cut=True),
+    "no JSON": lambda good: replace(good, body=b"<html>Bad gateway"),
+}
+"""What may happen to a good answer on its way, and passes."""
+
+
+def faulty(script: Callable[[Asked], Answer], *, share: float, seed: int, most: int = 3) -> Callable[[Asked], Answer]:
+    """The script's answers, of which a share meets with a fault on its way, the same request at most `most` times: the
+    same seed, the same faults, whatever the order of the requests."""
+    met: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def answer(asked: Asked) -> Answer:
+        name = json.dumps(asked.body["messages"][-1]["content"][-1])
+        with lock:
+            met[name] += 1
+            chance = random.Random(f"{seed} {name} {met[name]}")
+        good = script(asked)
+        if met[name] > most or chance.random() >= share:
+            return good
+        return FAULTS[chance.choice(list(FAULTS))](good)
+
+    return answer
+
+
+def in_turn(*answers: Answer) -> Callable[[Asked], Answer]:
+    """These, one after another; the last one for ever."""
+    return lambda asked: answers[min(asked.number, len(answers) - 1)]
 
 
 Elsewhere = Callable[[str, str, dict[str, str], bytes], Answer]

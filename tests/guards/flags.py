@@ -21,7 +21,7 @@ OPTION = re.compile(r"^  (--\S.*?)(?:  +|\n +)(.*\(([^()]*)\))?$", re.M)
 def help_of(command: str) -> str:
     module = importlib.import_module(f"jobs.{command}")
     classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Declared)]
-    settings = next(c for c in classes if vars(c).get("stage") == command)
+    settings = next(c for c in classes if getattr(c, "stage", None) == command)
     said = io.StringIO()
     wide = mock.patch.dict(os.environ, COLUMNS="1000")
     with wide, contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):

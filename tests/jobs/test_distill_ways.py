@@ -1,12 +1,8 @@
-"""The three ways as a stage, over rows of ScienceQA, A-OKVQA, VisCoT and blood cells, with a teacher that sees.
-
-ScienceQA and A-OKVQA are in the shape in which they are published, VisCoT's rows are its own with drawn pictures, the
-blood cells are those of examples/.
-"""
+"""The strategies as a stage, over rows of ScienceQA and VisCoT as they are published, with drawn pictures and a teacher
+that sees."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import signal
@@ -21,11 +17,7 @@ import pytest
 
 from jobs.distill import DistillSettings, run
 from tests.fakes.batches import Batches
-from tests.fakes.teacher import Answer, Asked, Refuse, Teacher, scripted_teacher
-from tests.fakes.wise import Known, Wise, picture
-from tests.jobs.test_convert import convert as source
-from tests.jobs.test_distill import (  # noqa: F401
-    clean,
+from tests.fakes.distilling import (
     convert,
     distilled,
     files,
@@ -36,8 +28,10 @@ from tests.jobs.test_distill import (  # noqa: F401
     stored,
     wait_for,
 )
+from tests.fakes.teacher import Answer, Asked, Teacher, scripted_teacher
+from tests.fakes.wise import Known, Wise, picture
+from tests.jobs.test_convert import convert as source
 from tests.models.owl import make_owl
-from tests.sources import test_sources_aokvqa as aokvqa
 from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.given import Given
 from tests.sources.parquet import write
@@ -47,10 +41,9 @@ from vcot.grounding import Trace
 from vcot.records import Reason, Sample, read_samples
 from vcot.records.shards import read_mark
 from vcot.storage import Store
-from vcot.teacher import batches
 
-ROOT = Path(__file__).parents[2]
-CUP = (20, 30, 80, 90)
+pytestmark = pytest.mark.usefixtures("clean")
+
 WAYS = ("answer-aware", "rationalise", "two-level")
 
 
@@ -73,19 +66,6 @@ def of_scienceqa(given: Given, pictures: Iterable[bytes] | None = None) -> list[
     return samples(given, source="scienceqa", input_uri=uri)
 
 
-def of_aokvqa(given: Given) -> list[Sample]:
-    """No places, and several rationales."""
-    drawn = {"bytes": picture(("yellow cup", CUP), size=(330, 240)), "path": None}
-    rationales = ["A yellow cup is on the table. People drink from it.", "One drinks out of a yellow cup."]
-    rows = [
-        aokvqa.ROW | {"image": drawn, "question": f"What is thing {n} for?", "choices": ["to sit", "to drink"],
-                      "correct_choice_idx": 1, "direct_answers": str(["drinking"] * 10), "rationales": rationales}
-        for n in range(3)
-    ]  # fmt: skip
-    uri = write(given.folder / "aokvqa" / "train-00000-of-00001.parquet", rows, aokvqa.TYPES)
-    return samples(given, source="aokvqa", input_uri=uri)
-
-
 def of_viscot(given: Given) -> list[Sample]:
     """Boxes that people drew; to the second row somebody wrote reasoning without places."""
     given.picture("vsr/000000068878.jpg", data=picture(("violet dog", (34, 380, 608, 615)), size=(640, 640)))
@@ -101,14 +81,6 @@ def of_viscot(given: Given) -> list[Sample]:
     return [first, second.model_copy(update={"reasoning": (written,)})]
 
 
-def of_blood_cells(given: Given) -> list[Sample]:
-    """The example's photographs; one row of each question, because the teacher knows answers by their question."""
-    found = samples(given, source="coco", input_uri=ROOT / "examples/blood-cells/instances.json", dataset="blood-cells",
-                    licence="MIT", categories="white blood cell,platelet")  # fmt: skip
-    one_each = {row.question: row for row in found if row.image.uri.endswith(("00000.jpg", "00001.jpg"))}
-    return list(one_each.values())[:3]
-
-
 def samples(given: Given, **settings: Any) -> list[Sample]:
     """What convert makes of it, all of it to be learned from."""
     run_uri = given.folder / f"run-{settings['source']}"
@@ -121,12 +93,11 @@ def samples(given: Given, **settings: Any) -> list[Sample]:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[list[Sample]]:
     """A shard for each source."""
-    of = (of_scienceqa, of_aokvqa, of_viscot, of_blood_cells)
-    return [make(Given(tmp_path_factory.mktemp("data"))) for make in of]
+    return [make(Given(tmp_path_factory.mktemp("data"))) for make in (of_scienceqa, of_viscot)]
 
 
 def known(rows: list[list[Sample]]) -> dict[str, Known]:
-    needs = {"scienceqa": "green gear", "aokvqa": "yellow cup"}
+    needs = {"scienceqa": "green gear"}
     return {row.question: Known(row.answers[0], needs.get(row.origin.dataset, "")) for shard in rows for row in shard}
 
 
@@ -182,8 +153,7 @@ def test_each_way_runs_over_each_source(way: str, rows: list[list[Sample]], wise
     for name, counts in told["funnel"].items():
         order = [counts[step] for step in ("rows", "asked", "parsed", "boxes_accepted", "answer_agreed", "kept")]
         assert order == sorted(order, reverse=True), name
-    without_text = {"blood-cells"} if way == "rationalise" else set()
-    assert {name for name, counts in told["funnel"].items() if not counts["kept"]} == without_text
+    assert all(counts["kept"] for counts in told["funnel"].values())
     assert all(trace.mentions or row.evidence == () for row in made for trace in row.reasoning)
     gold = {named(row): row.true_boxes for shard in rows for row in shard if row.true_boxes}
     if way == "answer-aware":
@@ -210,28 +180,6 @@ def test_nobody_is_asked_about_rows_by_text_alone(
     assert [(one.id, one.reason) for one in rejections(str(run_uri), mark)] == [("silent", Reason.NO_REASONING)]
     assert not wise.asked
     assert b"asked by text alone" in Store().read(f"{run_uri}/distill/report.html")
-
-
-def test_a_planted_fault_is_found_in_rejections_and_report(
-    rows: list[list[Sample]], asked_here: Callable[[Teacher], None], run_uri: Path
-) -> None:
-    def misplaced(asked: Asked, said: Any) -> Any:
-        return said | {"objects": [one | {"box": [400, 700, 556, 909]} for one in said["objects"]]}
-
-    convert(str(run_uri), rows[0], rows[2])
-    with scripted_teacher(Wise(known(rows), {"reason": misplaced})) as teacher:
-        asked_here(teacher)
-        run(settings(run_uri))
-    mark, made = distilled(str(run_uri))
-    assert {row.origin.dataset for row in made} == {"vsr"}  # who has boxes from people needs no others
-    refused = rejections(str(run_uri), mark)
-    assert {one.reason for one in refused} == {Reason.TEACHER_BOX_UNSURE}
-    assert all('"box": [400, 700, 556, 909]' in one.said[0] for one in refused)
-    told: Any = report(str(run_uri))
-    assert told["funnel"]["scienceqa"] | {"rows": 3} == {
-        "rows": 3, "passed": 0, "asked": 3, "parsed": 3, "boxes_accepted": 0, "answer_agreed": 0, "kept": 0,
-    }  # fmt: skip
-    assert told["refused"] == {"scienceqa": {"teacher-box-unsure": 3}}
 
 
 def test_a_detector_in_a_folder_must_find_what_is_proposed(wise: Teacher, run_uri: Path, tmp_path: Path) -> None:
@@ -261,7 +209,7 @@ def test_who_answers_first_and_how_often_changes_no_byte(
 
     made = []
     for name, concurrency in (("one", 1), ("eight", 8)):
-        convert(str(tmp_path / name / "run"), *rows[:3])
+        convert(str(tmp_path / name / "run"), *rows)
         with scripted_teacher(slowly) as teacher:
             asked_here(teacher)
             run(settings(tmp_path / name / "run", way="two-level", concurrency=concurrency, decoy_share=0.5))
@@ -276,11 +224,11 @@ def test_batches_bring_every_way_what_single_requests_bring(
     way: str, rows: list[list[Sample]], asked_here: Callable[[Teacher], None], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(batches, "POLL", 0.01)
+    monkeypatch.setattr("vcot.teacher.batch.POLL", 0.01)
     made, asked = {}, {}
     for name, batch in (("single", False), ("batch", True)):
         folder = tmp_path / name / "run"
-        convert(str(folder), *rows[:3])
+        convert(str(folder), *rows)
         with scripted_teacher(Wise(known(rows))) as teacher:
             there = Batches(teacher)
             asked_here(teacher)
@@ -297,7 +245,7 @@ def test_batches_bring_every_way_what_single_requests_bring(
 def test_a_dry_run_of_every_way_sends_nothing_and_foresees_enough(
     way: str, rows: list[list[Sample]], wise: Teacher, run_uri: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert(str(run_uri), *rows[:3])
+    convert(str(run_uri), *rows)
     run(settings(run_uri, way=way, dry_run=True))
     said = capsys.readouterr().out
     assert not wise.asked
@@ -312,46 +260,17 @@ def test_a_dry_run_of_every_way_sends_nothing_and_foresees_enough(
 # ------------------------------------------------------------------------------------------------------ step by step
 
 
-def lines(folder: Path, step: str) -> list[dict[str, Any]]:
-    found = [gzip.decompress(path.read_bytes()) for path in sorted(folder.glob(f"distill/{step}/*/shards/*"))]
-    return [json.loads(line) for line in b"".join(found).splitlines()]
-
-
-def test_a_step_can_be_made_alone_looked_at_and_repeated_with_another_prompt(
+def test_with_another_prompt_for_a_step_the_steps_before_it_are_not_asked_again(
     rows: list[list[Sample]], wise: Teacher, tmp_path: Path
 ) -> None:
-    convert(str(tmp_path / "a"), *rows[:2])
-    with pytest.raises(InputError, match=r"step captions has not been made for shard 0; run --only-step captions"):
-        run(settings(tmp_path / "a", way="two-level", only_step="objects"))
-    run(settings(tmp_path / "a", way="two-level", only_step="captions"))
-    assert purposes(wise) == {"caption": 4}  # one for each picture
-    assert [line["caption"] for line in lines(tmp_path / "a", "captions")][:2] == [
-        "The image shows a blue lever and a green gear."
-    ] * 2
-    assert not (tmp_path / "a/distill/settings.json").exists()
-
+    convert(str(tmp_path / "a"), *rows)
     run(settings(tmp_path / "a", way="two-level"))
-    first, wise.asked = purposes(wise), []
-    assert first["caption"] == 4
-    said: Any = report(str(tmp_path / "a"))
-    assert sum(line["requests"] for bill in said["bill"].values() for line in bill.values()) == sum(first.values())
-    assert said["spent"]["requests"] == sum(first.values())  # the captions too, which an earlier process has paid for
-    run(settings(tmp_path / "a", way="two-level", only_step="captions"))
-    assert wise.asked == []
-
+    assert purposes(wise)["caption"] == 5  # one for each picture
     own = tmp_path / "stricter.v7.md"
     own.write_text("Be stricter still.")
-    run(settings(tmp_path / "a", way="two-level", only_step="verdicts", prompts=(f"verdict={own}",)))
-    assert set(purposes(wise)) == {"verdict"}
-    assert len(list((tmp_path / "a/distill/verdicts").iterdir())) == 2
-    assert len(list((tmp_path / "a/distill/captions").iterdir())) == 1
-
-    before, wise.asked = files(tmp_path / "a"), []
-    convert(str(tmp_path / "b"), *rows[:2])
-    run(settings(tmp_path / "b", way="two-level", prompts=(f"verdict={own}",), steps_uri=str(tmp_path / "a/distill"),
-                 input_uri=str(tmp_path / "a/convert")))  # fmt: skip
-    assert wise.asked == []  # the earlier steps are there, and the later ones hear the same from the same verdicts
-    assert files(tmp_path / "b") == before
+    wise.asked = []
+    run(settings(tmp_path / "b", way="two-level", prompts=(f"verdict={own}",), input_uri=str(tmp_path / "a/convert")))
+    assert set(purposes(wise)) == {"verdict"}  # the later ones hear the same from the same verdicts
     told: Any = report(str(tmp_path / "b"))
     assert told["prompts"]["verdict"] == 7
 
@@ -362,7 +281,7 @@ def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[
     argv = ("--way", "two-level", "--max-rejected-share", "0.6", "--concurrency", "2", "--reanswer",
             "--decoy-share", "0")  # fmt: skip  # two empty places of one size look the same
     for run_uri in (storm, calm):
-        convert(str(run_uri), *rows[:2])
+        convert(str(run_uri), *rows)
     with scripted_teacher(lambda asked: replace(script(asked), wait=0.05)) as teacher:
         process = start(str(storm), teacher, *argv)
         wait_for(9, tmp_path / "runs", process)
@@ -382,25 +301,6 @@ def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[
 # --------------------------------------------------------------------------------------------------------- settings
 
 
-def test_an_endpoint_that_knows_no_schemas_is_asked_in_words(
-    rows: list[list[Sample]], asked_here: Callable[[Teacher], None], run_uri: Path
-) -> None:
-    script = Wise(known(rows))
-
-    def old(asked: Asked) -> Answer:
-        if asked.purpose:
-            return Refuse(400, "Unknown parameter: 'response_format.json_schema'")
-        return script(asked)
-
-    convert(str(run_uri), rows[0])
-    with scripted_teacher(old) as teacher:
-        asked_here(teacher)
-        run(settings(run_uri))
-        demanded = [asked.number for asked in teacher.asked if asked.purpose]
-    assert len(distilled(str(run_uri))[1]) == 3
-    assert 1 <= len(demanded) <= 4  # as many as were under way at once; then it is remembered
-
-
 def test_prompts_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run(DistillSettings(run_uri=str(tmp_path), way="two-level", show_prompt=True))
     said = capsys.readouterr().out
@@ -414,7 +314,6 @@ def test_prompts_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     ("argv", "says"),
     [
         (["--way", "three-level"], "--way=three-level"),
-        (["--only-step", "captions"], "steps belong to --teacher openai --way two-level"),
         (["--frame", "resized_pixels"], "needs --min-pixels and --max-pixels"),
         (["--min-proposed-area", "5%"], "'5%' is no share of an image"),
         (["--repairs", "2"], "--repairs=2"),

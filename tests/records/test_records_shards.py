@@ -9,28 +9,12 @@ from typing import ClassVar
 
 import pytest
 
+from tests.records.samples import sample
 from vcot.errors import InputError, SettingsError
-from vcot.grounding import Box, Mention, Trace
-from vcot.records import Folder, Image, Origin, Reason, Rejection, Sample, read_samples
-from vcot.records.schema import document
+from vcot.records import Folder, Reason, Rejection, read_samples
 from vcot.records.shards import JsonLines, ShardWriter, StageMark, read_mark, run_shards
 from vcot.settings import Settings, setting
 from vcot.storage import Store
-
-MENTION = Mention("red gear", (Box(1.5, 2.0, 30.25, 40.0),))
-
-
-def sample(number: int, **changes: object) -> Sample:
-    values: dict[str, object] = {
-        "id": f"s{number}",
-        "image": Image(uri="s3://b/x.png", width=100, height=80, sha256="0" * 64),
-        "question": "Where is the red gear?",
-        "answers": ("left",),
-        "reasoning": (Trace(("The ", MENTION, " is at the left.")),),
-        "evidence": (MENTION,),
-        "origin": Origin(dataset="drawn", split="train", row=str(number), licence="MIT"),
-    }
-    return Sample(**(values | changes))  # type: ignore[arg-type]
 
 
 class Count(Settings):
@@ -63,27 +47,6 @@ def run(
 def files(folder: Path) -> dict[str, str]:
     below = (folder / "count").rglob("*")
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in below if p.is_file()}
-
-
-def test_a_sample_is_one_line_of_json_and_comes_back_the_same() -> None:
-    line = sample(1).line()
-    assert json.loads(line)["reasoning"] == [
-        ["The ", {"label": "red gear", "boxes": [[1.5, 2.0, 30.25, 40.0]]}, " is at the left."]
-    ]
-    assert Sample.model_validate_json(line) == sample(1)
-    assert json.loads(line)["version"] == 1
-
-
-def test_absent_and_not_annotated_are_two_things() -> None:
-    absent, unknown = sample(1, evidence=()), sample(1, evidence=None)
-    assert (absent.true_boxes, unknown.true_boxes) == ((), None)
-    assert Sample.model_validate_json(unknown.line()).evidence is None
-    assert Sample.model_validate_json(absent.line()).evidence == ()
-
-
-def test_a_box_outside_the_image_cannot_be_a_samples() -> None:
-    with pytest.raises(ValueError, match="leaves the image of 100×80"):
-        sample(1, evidence=(Mention("x", (Box(0, 0, 101, 10),)),))
 
 
 def test_rows_in_are_kept_or_refused_by_reason(tmp_path: Path) -> None:
@@ -160,36 +123,29 @@ def test_parts_done_apart_give_what_one_process_gives(tmp_path: Path) -> None:
     assert files(tmp_path / "whole")["count/_done/stage.json"] == files(tmp_path / "parts")["count/_done/stage.json"]
 
 
+def test_a_shard_number_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--shard=3: there are 3 shards, 0 to 2"):
+        run(tmp_path, part="shards", shard=3)
+
+
 def test_finish_without_a_shard_names_it(tmp_path: Path) -> None:
     run(tmp_path, part="shards", shard=0)
     with pytest.raises(InputError, match="shard 1 of 3 is not done"):
         run(tmp_path, part="finish")
 
 
-def test_a_shard_that_is_not_there_is_refused_before_and_after_the_finish(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(SettingsError, match="--shard=3: there are 3 shards, 0 to 2"):
-            run(tmp_path, part="shards", shard=3)
-        run(tmp_path)
-
-
 def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path)
-    before = (tmp_path / "count/_done/00000.json").read_bytes()
-    folder = Folder(Store(), str(tmp_path), "count")
-
-    def other(writer: ShardWriter) -> None:
-        # The mark appears while this zombie still works.
-        writer.keep(sample(99))
-
-    hidden = (tmp_path / "count/_done/00000.json").rename(tmp_path / "hidden")
+    marker = tmp_path / "count/_done/00000.json"
+    before = marker.read_bytes()
+    marker.unlink()
 
     def slow(writer: ShardWriter) -> None:
-        other(writer)
-        hidden.rename(tmp_path / "count/_done/00000.json")
+        writer.keep(sample(99))
+        marker.write_bytes(before)  # another process finishes meanwhile
 
-    mark = folder.make_shard(0, slow, JsonLines)
-    assert (tmp_path / "count/_done/00000.json").read_bytes() == before
+    mark = Folder(Store(), str(tmp_path), "count").make_shard(0, slow, JsonLines)
+    assert marker.read_bytes() == before
     assert mark.tally.rows == 4
 
 
@@ -214,11 +170,6 @@ def test_shards_carry_no_time_stamp(tmp_path: Path) -> None:
     data = (tmp_path / "count" / mark.shards[0].files[0].name).read_bytes()
     assert data[4:8] == b"\0\0\0\0"
     assert len(gzip.decompress(data).splitlines()) == mark.shards[0].tally.written
-
-
-def test_the_page_of_formats_is_the_codes() -> None:
-    page = Path(__file__).parents[2] / "docs" / "formats.md"
-    assert page.read_text() == document(), "run `make formats`"
 
 
 def test_the_last_word_tells_shards_rows_and_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

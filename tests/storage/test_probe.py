@@ -10,21 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from vcot.errors import SettingsError, TemporaryError
 from vcot.storage import Store
 from vcot.storage.probe import CHECKS, probe
 
 ROOT = Path(__file__).parents[2]
 
 
-def faults(store: Store, place: str) -> dict[str, str]:
+def faults(store: Store, place: str) -> set[str]:
     found = list(probe(store, place))
     assert [guarantee.name for guarantee in found] == list(CHECKS)
-    return {guarantee.name: guarantee.fault for guarantee in found if not guarantee.holds}
+    return {guarantee.name for guarantee in found if not guarantee.holds}
 
 
 def test_real_storage_passes_and_is_left_as_it_was(any_place):
-    assert faults(Store(), any_place) == {}
+    assert faults(Store(), any_place) == set()
     assert list(Store().list(any_place)) == []
 
 
@@ -45,10 +44,7 @@ class LosesRaces(Store):
     """Looks first and writes then: right for one writer, wrong for many."""
 
     def write_once(self, uri, data):
-        if uri.endswith("one-winner/object"):
-            self.write(uri, data)
-            return True
-        return super().write_once(uri, data)
+        return (Replaces if uri.endswith("one-winner/object") else Store)().write_once(uri, data)
 
 
 class KeepsFraming(Store):
@@ -92,40 +88,28 @@ class CutsParts(Store):
 @pytest.mark.parametrize(
     ("server", "broken"),
     [
-        (Replaces, {"write-once", "one-winner"}),
-        (Refuses, {"write-once", "one-winner"}),
-        (LosesRaces, {"one-winner"}),
-        (KeepsFraming, {"bytes"}),
-        (Stale, {"newest"}),
-        (ListsLate, {"list"}),
-        (IgnoresRanges, {"range"}),
-        (ShowsHalves, {"halves"}),
-        (CutsParts, {"multipart"}),
+        (Replaces, {"write-once", "one-winner"}), (Refuses, {"write-once", "one-winner"}), (LosesRaces, {"one-winner"}),
+        (KeepsFraming, {"bytes"}), (Stale, {"newest"}), (ListsLate, {"list"}), (IgnoresRanges, {"range"}),
+        (ShowsHalves, {"halves"}), (CutsParts, {"multipart"}),
     ],
-)
+)  # fmt: skip
 def test_a_broken_promise_is_found_and_no_other(server, broken, folder_place):
-    assert set(faults(server(), folder_place)) == broken
+    assert faults(server(), folder_place) == broken
 
 
-def test_what_cannot_be_reached_is_told_at_once(moto_place, monkeypatch):
-    with pytest.raises(SettingsError, match="there is no bucket 'elsewhere'"):
-        next(probe(Store(), "s3://elsewhere/x"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(TemporaryError, match="is the server running"):
-        next(probe(Store(), "s3://vcot/x"))
-
-
-def test_the_command_says_each_guarantee_and_writes_its_last_word(moto_place, tmp_path):
+def test_the_command_names_what_is_wrong_and_writes_its_last_word(moto_place, tmp_path):
     log = tmp_path / "termination-log"
-    command = [sys.executable, "-m", "jobs.probe", "--uri", moto_place, "--termination-log", str(log)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    def run(uri: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs.probe", "--uri", uri, "--termination-log", str(log)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    answer = run(moto_place)
     assert answer.returncode == 0, answer.stderr
     assert [line.split()[:2] for line in answer.stdout.splitlines()] == [["ok", name] for name in CHECKS]
     assert '"one-winner": "ok"' in log.read_text()
-    command[4] = "s3://elsewhere/x"
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    answer = run("s3://elsewhere/x")
     assert answer.returncode == 78
     assert "there is no bucket 'elsewhere'" in answer.stderr
     assert "there is no bucket 'elsewhere'" in log.read_text()

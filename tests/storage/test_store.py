@@ -18,26 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcot.errors import InputError, UsageError, VcotError
+from vcot.errors import InputError, UsageError
 from vcot.storage import Entry, NotFound, Store, join, name
 
 store = Store()
 
 ODD = [
-    "a b",
-    "100%",
-    "%20",
-    "x?y=1",
-    "row ### 3.png",
-    "ü/é",
-    "a+b",
-    "a&b=c",
-    "~t",
-    "日本",
-    "q'uote\"d",
-    "b;c:d,e@f",
-    "[1](2)",
-]
+    "a b", "100%", "%20", "x?y=1", "row ### 3.png", "ü/é", "a+b", "a&b=c", "~t", "日本", "q'uote\"d",
+    "b;c:d,e@f", "[1](2)",
+]  # fmt: skip
 
 
 def test_odd_characters_are_ordinary(any_place: str) -> None:
@@ -103,21 +92,22 @@ def test_a_race_to_write_once_has_one_winner(any_place: str) -> None:
     assert len(list(store.list(any_place))) == 3
 
 
-def test_a_stream_larger_than_a_part_arrives_whole(any_place: str) -> None:
+def test_what_is_larger_than_a_part_arrives_whole(any_place: str, tmp_path: Path) -> None:
     uri = join(any_place, "large")
-    block = os.urandom((1 << 20) + 7)
-    whole = block * 20
+    whole = os.urandom((1 << 20) + 7) * 20
     with store.open_write(uri) as target:
-        for _ in range(20):
-            target.write(block)
+        target.write(whole)
         assert store.stat(uri) is None
     assert store.stat(uri) == Entry(uri, len(whole))
-    assert store.digest(uri) == hashlib.sha256(whole).hexdigest()
+    store.download(uri, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == whole
+    store.upload(tmp_path / "copy", join(any_place, "again"))
+    assert store.digest(join(any_place, "again")) == hashlib.sha256(whole).hexdigest()
     seam = 16 << 20
     assert store.read_range(uri, seam - 5, 10) == whole[seam - 5 : seam + 5]
 
 
-@pytest.mark.parametrize("megabytes", [0, 1, 20])
+@pytest.mark.parametrize("megabytes", [0, 20])
 def test_an_exception_leaves_what_was_there(any_place: str, megabytes: int) -> None:
     fresh, old = join(any_place, "fresh"), join(any_place, "old")
     store.write(old, b"before")
@@ -155,14 +145,6 @@ def test_a_wrapper_that_closes_the_stream_decides_nothing(any_place: str) -> Non
     assert gzip.decompress(store.read(uri)) == b"one\n"
 
 
-def test_large_files_go_up_and_down(any_place: str, tmp_path: Path) -> None:
-    data = os.urandom(1 << 20) * 35
-    (tmp_path / "up").write_bytes(data)
-    store.upload(tmp_path / "up", join(any_place, "large"))
-    store.download(join(any_place, "large"), tmp_path / "down")
-    assert (tmp_path / "down").read_bytes() == data
-
-
 def test_a_list_is_sorted_and_complete_over_pages(any_place: str) -> None:
     keys = [f"p/{number:04}" for number in range(1005)] + ["p-1", "p.1", "p0", "p/a/b", "p/a-b", "p/é", "p/Z"]
     with ThreadPoolExecutor(8) as pool:
@@ -184,12 +166,9 @@ def test_a_prefix_that_holds_nothing_is_empty(any_place: str) -> None:
 def test_a_missing_object_is_named_as_written(any_place: str, tmp_path: Path) -> None:
     uri = join(any_place, "no such ### thing")
     attempts: list[Callable[[], object]] = [
-        lambda: store.read(uri),
-        lambda: store.read_range(uri, 0, 1),
-        lambda: store.digest(uri),
-        lambda: store.open_read(uri).__enter__(),
-        lambda: store.download(uri, tmp_path / "x"),
-    ]
+        lambda: store.read(uri), lambda: store.read_range(uri, 0, 1), lambda: store.digest(uri),
+        lambda: store.open_read(uri).__enter__(), lambda: store.download(uri, tmp_path / "x"),
+    ]  # fmt: skip
     for attempt in attempts:
         with pytest.raises(NotFound) as caught:
             attempt()
@@ -197,21 +176,6 @@ def test_a_missing_object_is_named_as_written(any_place: str, tmp_path: Path) ->
         assert "\n" not in str(caught.value)
     assert store.stat(uri) is None
     assert not (tmp_path / "x").exists()
-
-
-def test_uploading_a_file_that_is_not_there_names_the_file(any_place: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match=r"picture\.png: no such file"):
-        store.upload(tmp_path / "picture.png", join(any_place, "x"))
-
-
-def test_threads_share_one_store(any_place: str) -> None:
-    def work(number: int) -> bytes:
-        uri = join(any_place, f"{number}")
-        store.write(uri, b"%d" % number)
-        return store.read(uri)
-
-    with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(work, range(100))) == [b"%d" % number for number in range(100)]
 
 
 def _in_a_child(passed: Store, uri: str) -> bytes:
@@ -279,8 +243,3 @@ def test_join_stays_below_its_base(parts: list[str]) -> None:
 def test_boto3_is_imported_at_the_first_s3_uri_only() -> None:
     program = "import sys, vcot.storage as s; s.Store().stat('/x'); sys.exit('boto3' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def test_every_error_of_the_room_has_an_exit_code() -> None:
-    assert issubclass(NotFound, VcotError)
-    assert NotFound("x").exit_code == 65

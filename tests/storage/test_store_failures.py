@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-import vcot.storage.disk as disk
+import vcot.storage.local as local
 import vcot.storage.s3 as s3
 from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
 from vcot.storage import Changed, NotFound, Store, join
@@ -313,12 +313,12 @@ def test_a_full_disk_is_temporary_and_named(tmp_path: Path, monkeypatch: pytest.
     """/dev/full is a disk without room."""
     uri = str(tmp_path / "x")
     store.write(uri, b"before")
-    before = disk._Raw.__init__
+    before = local._Raw.__init__
 
-    def onto_a_full_disk(self: Any, place: disk.DiskFile, mode: str, path: str | None = None) -> None:
+    def onto_a_full_disk(self: Any, place: local.LocalFile, mode: str, path: str | None = None) -> None:
         before(self, place, mode, "/dev/full" if "w" in mode else path)
 
-    monkeypatch.setattr(disk._Raw, "__init__", onto_a_full_disk)
+    monkeypatch.setattr(local._Raw, "__init__", onto_a_full_disk)
     for attempt in (
         lambda: store.write(uri, b"after"),
         lambda: store.write(uri, b"after" * 1_000_000),

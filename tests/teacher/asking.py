@@ -18,11 +18,12 @@ from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.storage import Store
 from vcot.teacher import prompts
 from vcot.teacher.answers import read_completion
-from vcot.teacher.body import body_of
+from vcot.teacher.dialogue import PromptConfig
+from vcot.teacher.endpoint import body_of
 from vcot.teacher.pictures import Pictures
 from vcot.teacher.request import Request
-from vcot.teacher.row import Lesson, Outcome, Way
-from vcot.teacher.talk import Manner
+from vcot.teacher.row import DistilledReasoning, Outcome
+from vcot.teacher.strategy import Strategy
 
 DISC, LEVER, GEAR = (10, 20, 60, 70), (250, 90, 310, 150), (140, 100, 180, 140)
 QUESTION = "What touches the lever?"
@@ -49,8 +50,8 @@ class InProcess:
         return dict(Counter(asked.purpose for asked in self.asked))
 
 
-def manner(**changed: Any) -> Manner:
-    return Manner("wise", prompts.chosen(), **changed)
+def manner(**changed: Any) -> PromptConfig:
+    return PromptConfig("wise", prompts.chosen(), **changed)
 
 
 def row(folder: Path, question: str = QUESTION, answer: str = "gear", **given: Any) -> Sample:
@@ -62,17 +63,17 @@ def row(folder: Path, question: str = QUESTION, answer: str = "gear", **given: A
     return sample(question, answer, uri=str(path), data=data, reasoning=texts, **({"evidence": None} | given))
 
 
-def outcome(way: Way, one: Sample, asker: InProcess) -> Outcome:
+def outcome(way: Strategy, one: Sample, asker: InProcess) -> Outcome:
     return asyncio.run(way.outcome(one, asker))
 
 
-def taught(way: Way, one: Sample, asker: InProcess) -> Lesson:
+def taught(way: Strategy, one: Sample, asker: InProcess) -> DistilledReasoning:
     found = outcome(way, one, asker)
-    assert isinstance(found, Lesson), found
+    assert isinstance(found, DistilledReasoning), found
     return found
 
 
-def refused(way: Way, one: Sample, asker: InProcess) -> Rejection:
+def refused(way: Strategy, one: Sample, asker: InProcess) -> Rejection:
     found = outcome(way, one, asker)
     assert isinstance(found, Rejection), found
     assert found.reason is not Reason.NO_REASONING

@@ -2,13 +2,12 @@
 
     {"keep": false, "kind": "chart", "question": …, "answers": […], "objects": […], "say": […], "fault": "told"}
 
+`python -m tests.teacher.replies first` says how many of a table are judged right.
+
 `objects` are the annotated things by their labels (null: nobody annotated any, `add` has what the teacher adds; []: it
 is not there). `say` are the sentences; `times` says them again and again. `answer` is what the reply closes with, where
 that is not the row's own. `raw` is a reply letter by letter. Each row is put through answer-aware as a whole, without
-the checks that ask.
-
-    python -m tests.teacher.replies first        what is wrong with today's code, row by row
-"""
+the checks that ask."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ from tests.teacher.made import sample, see
 from vcot.grounding import Box
 from vcot.records import Completion, Rejection, Sample
 from vcot.teacher import prompts
-from vcot.teacher.answer_aware import AnswerAware
+from vcot.teacher.dialogue import PromptConfig
 from vcot.teacher.request import Request
-from vcot.teacher.row import Lesson
-from vcot.teacher.talk import Manner
-from vcot.teacher.trust import Trust
+from vcot.teacher.row import DistilledReasoning
+from vcot.teacher.strategies.answer_aware import AnswerAware
+from vcot.teacher.verification import Verification
 
 Row = dict[str, Any]
 FORMS = ("sentences", "one-text", "text")
@@ -77,8 +76,11 @@ class OneReply:
         return Completion(text=self.text, model=request.model, finish_reason="stop")
 
 
-def outcome(row: Row, form: str) -> Lesson | Rejection:
-    way = AnswerAware(Manner("m", prompts.chosen(), repairs=0), Trust(twice=False, look=False, reanswer=False))
+def outcome(row: Row, form: str) -> DistilledReasoning | Rejection:
+    way = AnswerAware(
+        PromptConfig("m", prompts.chosen(), repairs=0),
+        Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
+    )
     found = asyncio.run(way.outcome(sample_of(row), OneReply(reply_of(row, form))))
     assert found is not None
     return found
@@ -86,20 +88,10 @@ def outcome(row: Row, form: str) -> Lesson | Rejection:
 
 def right(rows: list[Row], form: str) -> tuple[int, int]:
     """How many of the rows to keep are kept, and how many of those to refuse are refused."""
-    kept = [(row["keep"], isinstance(outcome(row, form), Lesson)) for row in rows]
+    kept = [(row["keep"], isinstance(outcome(row, form), DistilledReasoning)) for row in rows]
     return kept.count((True, True)), kept.count((False, False))
 
 
-def main() -> None:
-    rows = table(sys.argv[1])
-    for form in FORMS:
-        for row in rows:
-            found = outcome(row, form)
-            if isinstance(found, Lesson) != row["keep"]:
-                why = "kept" if isinstance(found, Lesson) else f"{found.reason}: {found.detail}"
-                print(form, row["kind"], row.get("fault", ""), row["question"], "|", re.sub(r"\s+", " ", why)[:200])
-        print(form, "right of those to keep, of those to refuse:", right(rows, form))
-
-
 if __name__ == "__main__":
-    main()
+    for form in FORMS:
+        print(form, "right of those to keep, of those to refuse:", right(table(sys.argv[1]), form))

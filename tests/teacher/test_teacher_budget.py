@@ -4,175 +4,172 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.s3 import *  # noqa: F403
 from vcot.errors import BudgetSpent, InputError
 from vcot.storage import Store
-from vcot.teacher.account import Account
-from vcot.teacher.amount import ENDLESS, NOTHING, UNLIMITED, Amount, shared_out, total
-from vcot.teacher.budget import Purse
+from vcot.teacher.budget import Lease, Ledger
+from vcot.teacher.costs import NOTHING, UNLIMITED, Usage, total
 
 
-def account(folder: Path | str, part: Amount, holder: str = "a") -> Account:
-    return Account(Store(), str(folder), part, holder)
+def ledger(folder: Path | str, pico: int = UNLIMITED, tokens: int = UNLIMITED, requests: int = UNLIMITED) -> Ledger:
+    return Ledger(Store(), str(folder), Usage(pico, tokens, requests))
 
 
-def purse(*accounts: Account, chunk: int = 3) -> Purse:
-    return Purse(lambda: accounts, chunk, lambda missing: f"{missing} is missing")
+def taken(folder: Path | str) -> Usage:
+    return ledger(folder).taken()
 
 
-amounts = st.builds(Amount, *[st.integers(0, 10**15) | st.just(UNLIMITED)] * 3)
+def test_two_processes_never_take_more_than_there_is_and_what_comes_back_can_be_taken_again(any_place: str) -> None:
+    one, other = (ledger(any_place, 100, requests=10) for _ in range(2))
+    assert one.take(Usage(60, 30, 6), Usage(60, 30, 6)) == Usage(60, 30, 6)
+    assert other.take(Usage(50, 5, 1), Usage(50, 5, 1)) is None
+    assert other.take(Usage(40, 5, 1), Usage(40, 30, 4)) == Usage(40, 30, 1)
+    assert one.take(Usage(1, 0, 0), Usage(1, 0, 0)) is None
+    other.give_back(Usage(25, 10, 0))
+    assert one.take(Usage(20, 5, 1), Usage(25, 5, 1)) == Usage(20, 5, 1)
+    assert taken(any_place) == Usage(95, 55, 8)
 
 
-@given(amounts, st.lists(st.integers(0, 10**6), min_size=1, max_size=40))
-def test_parts_are_together_the_whole(ceiling: Amount, weights: list[int]) -> None:
-    parts = shared_out(ceiling, dict(enumerate(weights)))
-    assert list(parts) == list(range(len(weights)))
-    for kind, limit in enumerate(ceiling):
-        if limit == UNLIMITED:
-            assert {part[kind] for part in parts.values()} == {UNLIMITED}
-        else:
-            assert sum(part[kind] for part in parts.values()) == limit
-            assert all(part[kind] >= 0 for part in parts.values())
+def test_lease_is_no_more_than_a_share_of_what_is_left(tmp_path: Path) -> None:
+    mine = ledger(tmp_path, 64_000, requests=100)
+    assert mine.take(Usage(10, 1, 1), Usage(40, 4, 4)) == Usage(40, 4, 1)
+    assert mine.take(Usage(10, 1, 1), Usage(4000, 4, 4)) == Usage(63_960 // 64, 4, 1)
 
 
-def test_two_holders_never_take_more_than_there_is_and_what_comes_back_can_be_taken_again(any_place: str) -> None:
-    part = Amount(100, UNLIMITED, 10)
-    one, other = account(any_place, part), account(any_place, part, "b")
-    assert one.take(Amount(10, 5, 1), Amount(60, 30, 6)) == Amount(60, 30, 6)
-    assert other.take(Amount(10, 5, 1), Amount(60, 30, 6)) == Amount(40, 30, 4)  # what is left
-    assert one.take(Amount(1, 0, 0), Amount(1, 0, 0)) is None
-    other.give_back(Amount(25, 10, 2))
-    assert one.take(Amount(20, 5, 1), Amount(60, 30, 6)) == Amount(25, 30, 2)
-    assert account(any_place, part).taken() == Amount(100, 80, 10)
+def test_more_spent_than_taken_is_written_down_too(tmp_path: Path) -> None:
+    mine = ledger(tmp_path, 100, 100, 100)
+    mine.take(Usage(10, 10, 10), Usage(10, 10, 10))
+    mine.give_back(Usage(-5, 3, 0))
+    assert taken(tmp_path) == Usage(15, 7, 10)
 
 
-def test_more_spent_than_taken_stands_there_too(tmp_path: Path) -> None:
-    mine = account(tmp_path, Amount(100, 100, 100))
-    mine.take(NOTHING, Amount(10, 10, 10))
-    mine.give_back(Amount(-5, 3, 0))
-    assert mine.taken() == Amount(15, 7, 10)
-
-
-def test_an_entry_that_is_none_is_told_by_name(tmp_path: Path) -> None:
-    (tmp_path / "0000000001.json").write_text("{}")
+def test_entry_that_is_none_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "_budget").mkdir()
+    (tmp_path / "_budget" / "0000000001.json").write_text("{}")
     with pytest.raises(InputError, match=r"0000000001\.json is not an entry of a budget"):
-        account(tmp_path, ENDLESS).taken()
+        taken(tmp_path)
+
+
+def test_without_a_limit_nothing_is_written(tmp_path: Path) -> None:
+    async def spend() -> None:
+        lease = Lease(ledger(tmp_path), 4)
+        await lease.reserve(Usage(10, 1, 1))
+        lease.settle(Usage(10, 1, 1), Usage(10, 1, 1))
+        await lease.close()
+
+    asyncio.run(spend())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_what_is_spent_and_reserved_never_passes_the_ceiling(tmp_path: Path, processes: int) -> None:
+def test_what_is_spent_and_reserved_never_passes_the_budget(tmp_path: Path, processes: int) -> None:
     """Tries of any size, and each process has work for all of it: all is used in the end but less than a try each."""
-    ceiling, tries, rng = Amount(10_000, UNLIMITED, 600), 400, random.Random(7)
-    spent: list[Amount] = []
+    budget, tries, rng = Usage(10_000, UNLIMITED, 600), 400, random.Random(7)
+    spent: list[Usage] = []
     reserved = [NOTHING]
 
-    async def ask(mine: Purse) -> None:
-        worst = Amount(rng.randrange(20, 90), 10, 1)
-        await mine.reserve(worst)
+    async def ask(lease: Lease) -> None:
+        worst = Usage(rng.randrange(20, 90), 10, 1)
+        await lease.reserve(worst)
         reserved[0] = reserved[0].plus(worst)
-        assert reserved[0].plus(total(spent)).within(ceiling)
+        assert reserved[0].plus(total(spent)).within(budget)
         await asyncio.sleep(rng.random() / 200)
-        real = Amount(rng.randrange(worst.pico + 1), 5, 1)
+        real = Usage(rng.randrange(worst.pico + 1), 5, 1)
         reserved[0] = reserved[0].minus(worst)
         spent.append(real)
-        mine.settle(worst, real)
+        lease.settle(worst, real)
 
-    async def process(name: str) -> int:
-        mine = purse(account(tmp_path, ceiling, name))
-        done = await asyncio.gather(*[ask(mine) for _ in range(tries)], return_exceptions=True)
-        await mine.close()
+    async def process() -> int:
+        lease = Lease(ledger(tmp_path, *budget), 3)
+        done = await asyncio.gather(*[ask(lease) for _ in range(tries)], return_exceptions=True)
+        await lease.close()
         return sum(isinstance(end, BudgetSpent) for end in done)
 
     async def all_of_them() -> list[int]:
-        return await asyncio.gather(*[process(f"p{n}") for n in range(processes)])
+        return await asyncio.gather(*[process() for _ in range(processes)])
 
     refused = sum(asyncio.run(all_of_them()))
     assert refused + len(spent) == tries * processes
     assert refused > 0
-    assert account(tmp_path, ceiling).taken() == total(spent)  # what was not spent went back
+    assert taken(tmp_path) == total(spent)  # what was not spent went back
     assert total(spent).pico > 10_000 - 90 * processes
 
 
-def test_what_a_killed_process_took_counts_as_spent(tmp_path: Path) -> None:
-    ceiling = Amount(100, UNLIMITED, UNLIMITED)
+def spend_all(mine: Ledger, worst: Usage, requests: int = 1) -> int:
+    """How many requests one process may send, one after another."""
 
-    async def killed() -> None:
-        await purse(account(tmp_path, ceiling, "killed")).reserve(Amount(10, 1, 1))
-
-    async def next_one() -> int:
-        mine = purse(account(tmp_path, ceiling, "next"), chunk=1)
-        sent = 0
+    async def spend() -> int:
+        lease, sent = Lease(mine, requests), 0
         try:
             while True:
-                await mine.reserve(Amount(10, 1, 1))
-                mine.settle(Amount(10, 1, 1), Amount(10, 1, 1))
+                await lease.reserve(worst)
+                lease.settle(worst, worst)
                 sent += 1
         except BudgetSpent:
             return sent
 
-    asyncio.run(killed())
-    assert account(tmp_path, ceiling).taken().pico == 30  # its chunk
-    assert asyncio.run(next_one()) == 7
+    return asyncio.run(spend())
 
 
-def test_a_request_that_is_called_off_while_it_takes_loses_nothing(tmp_path: Path) -> None:
+def test_what_a_killed_process_took_counts_as_spent(tmp_path: Path) -> None:
+    budget = 64 * 30
+    asyncio.run(Lease(ledger(tmp_path, budget), 3).reserve(Usage(10, 1, 1)))
+    assert taken(tmp_path).pico == 30  # its lease
+    assert spend_all(ledger(tmp_path, budget), Usage(10, 1, 1)) == (budget - 30) // 10
+
+
+def test_lease_holds_no_more_than_its_requests_need(tmp_path: Path) -> None:
+    """Where requests cost less than they might, what comes back is used before more is taken."""
+
+    async def spend() -> None:
+        lease, worst = Lease(ledger(tmp_path, 10**6), 4), Usage(100, 10, 1)
+        for _ in range(50):
+            await lease.reserve(worst)
+            lease.settle(worst, Usage(1, 1, 1))
+
+    asyncio.run(spend())
+    assert taken(tmp_path).pico <= 50 + 4 * 100
+
+
+def test_request_that_is_called_off_while_it_takes_loses_nothing(tmp_path: Path) -> None:
     async def called_off() -> None:
-        mine = purse(account(tmp_path, Amount(100, 100, 100)))
-        task = asyncio.create_task(mine.reserve(Amount(10, 1, 1)))
+        lease = Lease(ledger(tmp_path, 100, 100, 100), 3)
+        task = asyncio.create_task(lease.reserve(Usage(10, 1, 1)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await mine.close()
+        await lease.close()
 
     asyncio.run(called_off())
-    assert account(tmp_path, ENDLESS).taken() == NOTHING
-
-
-def test_an_empty_part_goes_on_with_what_finished_shards_left(tmp_path: Path) -> None:
-    own = account(tmp_path / "0", Amount(25, UNLIMITED, UNLIMITED))
-    left = account(tmp_path / "1", Amount(20, UNLIMITED, UNLIMITED))
-
-    async def spend() -> int:
-        mine = purse(own, left, chunk=1)
-        for sent in range(100):
-            try:
-                await mine.reserve(Amount(10, 1, 1))
-            except BudgetSpent:
-                return sent
-            mine.settle(Amount(10, 1, 1), Amount(10, 1, 1))
-        raise AssertionError
-
-    assert asyncio.run(spend()) == 4
-    assert (own.taken().pico, left.taken().pico) == (20, 20)
+    assert taken(tmp_path) == NOTHING
 
 
 def test_what_comes_home_while_storage_is_asked_counts(tmp_path: Path) -> None:
-    """Dollars are limited and requests are not, so the latter are taken only as far as the former go."""
-    only = account(tmp_path, Amount(100, UNLIMITED, UNLIMITED))
+    """The next request must not be refused because what it needs came back while the ledger said no."""
+    home, asked = threading.Event(), threading.Event()
 
-    def slow() -> list[Account]:
-        time.sleep(0.02)
-        return [only]
+    class Slow(Ledger):
+        def take(self, *amounts: Any) -> Usage | None:
+            granted = super().take(*amounts)
+            if granted is None:
+                asked.set()
+                home.wait(60)
+            return granted
 
-    async def spend() -> int:
-        mine, sent = Purse(slow, 2, lambda missing: f"{missing} is missing"), 0
+    async def spend() -> None:
+        lease, worst = Lease(Slow(Store(), str(tmp_path), Usage(40, UNLIMITED, UNLIMITED)), 2), Usage(40, 1, 1)
+        await lease.reserve(worst)
+        second = asyncio.create_task(lease.reserve(worst))
+        await asyncio.to_thread(asked.wait, 60)
+        lease.settle(worst, NOTHING)
+        home.set()
+        await second
 
-        async def one() -> None:
-            nonlocal sent
-            await mine.reserve(Amount(40, 1, 1))
-            await asyncio.sleep(0.03)
-            mine.settle(Amount(40, 1, 1), Amount(5, 1, 1))
-            sent += 1
-
-        await asyncio.gather(*(one() for _ in range(40)), return_exceptions=True)
-        return sent
-
-    assert asyncio.run(spend()) == 13  # (100 - 40) / 5, and the one that took the last 40
+    asyncio.run(spend())

@@ -11,20 +11,34 @@ from hypothesis import strategies as st
 
 from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, HEIGHT, RIGHT, TOP_LEFT, WIDTH, sample
-from vcot.grounding import Box, FrameSpec
+from vcot.grounding import Box
 from vcot.records import Completion, Reason
-from vcot.teacher import checks, crops
-from vcot.teacher.anchors import Span, anchored, find, sentences
+from vcot.teacher import verification
+from vcot.teacher.dialogue import (
+    LONGEST,
+    Anchored,
+    Captioned,
+    Fault,
+    Judged,
+    Located,
+    Looked,
+    Reasoned,
+    Refused,
+    Synthesised,
+    parse_reply,
+    schema_of,
+)
 from vcot.teacher.funnel import reached
-from vcot.teacher.shapes import Anchored, Captioned, Judged, Located, Looked, Reasoned, Synthesised, schema_of
-from vcot.teacher.structured import LONGEST, Fault, read
+from vcot.teacher.objects import Span, anchored, find, sentences
 
 IMAGE = sample().image
-FRAME = FrameSpec("thousandths").on(WIDTH, HEIGHT)
 
 
 def reading(text: str, finish: str = "stop") -> Looked | Fault:
-    return read(Completion(text=text, model="m", finish_reason=finish), Looked)
+    try:
+        return parse_reply(Completion(text=text, model="m", finish_reason=finish), Looked)
+    except Refused as refused:
+        return refused.fault
 
 
 # -------------------------------------------------------------------------------------------------- the text of a reply
@@ -62,7 +76,7 @@ def test_what_is_meant_beyond_doubt_is_read(text: str) -> None:
 
 def test_half_a_character_becomes_a_question_mark() -> None:
     said = Completion(text='{"caption": "a \\ud800 cup"}', model="m", finish_reason="stop")
-    assert read(said, Captioned) == Captioned(caption="a ? cup")
+    assert parse_reply(said, Captioned) == Captioned(caption="a ? cup")
 
 
 pieces = st.sampled_from(
@@ -107,10 +121,10 @@ def test_a_schema_is_one_that_strict_endpoints_take(shape: type[Looked]) -> None
 
 def test_two_proposals_agree_one_to_one() -> None:
     shifted = Box(12, 20, 62, 70)
-    assert checks.agreed([("disc", TOP_LEFT), ("disc", RIGHT)], [("Disc", shifted)]) == [True, False]
-    assert checks.agreed([("disc", TOP_LEFT), ("disc", shifted)], [("disc", TOP_LEFT)]).count(True) == 1
-    assert checks.agreed([("disc", TOP_LEFT)], [("lever", TOP_LEFT)]) == [False]
-    assert checks.agreed([], [("disc", TOP_LEFT)]) == []
+    assert verification.agreed([("disc", TOP_LEFT), ("disc", RIGHT)], [("Disc", shifted)]) == [True, False]
+    assert verification.agreed([("disc", TOP_LEFT), ("disc", shifted)], [("disc", TOP_LEFT)]).count(True) == 1
+    assert verification.agreed([("disc", TOP_LEFT)], [("lever", TOP_LEFT)]) == [False]
+    assert verification.agreed([], [("disc", TOP_LEFT)]) == []
 
 
 def test_of_one_label_what_lies_on_top_of_each_other_is_one_thing() -> None:
@@ -120,26 +134,9 @@ def test_of_one_label_what_lies_on_top_of_each_other_is_one_thing() -> None:
         ("lever", TOP_LEFT, 0.1),
         ("disc", RIGHT, 0.2),
     ]
-    assert checks.apart(found, 8) == [1, 2, 3]
-    assert checks.apart(found, 2) == [1, 3]
-    assert checks.apart([found[0], found[0]], 8) == [0]
-
-
-@pytest.mark.parametrize(
-    ("numbers", "reason"),
-    [
-        ([1, 2, 3], Reason.BOX_MALFORMED),
-        ([1.0, 2.0, float("nan"), 4.0], Reason.BOX_NOT_FINITE),
-        ([5, 5, 1, 9], Reason.BOX_INVERTED),
-        ([5, 5, 5, 9], Reason.BOX_EMPTY),
-        ([0, 0, 1200, 9], Reason.BOX_OUTSIDE),
-        ([0.1, 0.1, 0.4, 0.4], Reason.BOX_OUTSIDE),  # fractions are not guessed to be thousandths
-    ],
-)
-def test_numbers_that_are_no_box_have_their_reason(numbers: list[float], reason: Reason) -> None:
-    found = checks.placed("disc", numbers, FRAME)
-    assert isinstance(found, Fault)
-    assert found.reason is reason
+    assert verification.apart(found, 8) == [1, 2, 3]
+    assert verification.apart(found, 2) == [1, 3]
+    assert verification.apart([found[0], found[0]], 8) == [0]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +153,7 @@ def test_numbers_that_are_no_box_have_their_reason(numbers: list[float], reason:
     ],
 )
 def test_a_name_is_short_plain_and_not_the_answer(label: str, reason: Reason | None) -> None:
-    found = checks.named(label, sample())
+    found = verification.named(label, sample())
     assert (found and found.reason) == reason
 
 
@@ -167,24 +164,24 @@ def test_a_decoy_shows_next_to_nothing_of_the_thing(
 ) -> None:
     x, y = right * (WIDTH - width), down * (HEIGHT - height)
     box = Box(x, y, x + width, y + height)
-    found = crops.decoy(box, [CENTRE], IMAGE, str(seed))
-    assert found == crops.decoy(box, [CENTRE], IMAGE, str(seed))
+    found = verification.negative_crop(box, [CENTRE], IMAGE, str(seed))
+    assert found == verification.negative_crop(box, [CENTRE], IMAGE, str(seed))
     if found is not None:
-        seen = crops.crop_of(found, IMAGE).box
+        seen = verification.padded(found, IMAGE)
         for other in (box, CENTRE):
             across, along = (
                 min(seen.x2, other.x2) - max(seen.x1, other.x1),
                 min(seen.y2, other.y2) - max(seen.y1, other.y1),
             )
-            assert across <= 0 or along <= 0 or across * along <= 0.11 * crops.crop_of(other, IMAGE).box.area
+            assert across <= 0 or along <= 0 or across * along <= 0.11 * verification.padded(other, IMAGE).area
 
 
 def test_many_places_are_one_cut_out_and_none_are_the_whole() -> None:
     many = [Box(10.0 * n, 10, 10.0 * n + 8, 20) for n in range(9)]
-    (one,) = crops.evidence(many, IMAGE, 512)
-    assert one.crop == crops.crop_of(crops.hull(many), IMAGE).box
-    assert len(crops.evidence([TOP_LEFT, RIGHT, RIGHT], IMAGE, 512)) == 2
-    assert crops.evidence([], IMAGE, 512)[0].crop is None
+    (one,) = verification.evidence_crops(many, IMAGE, 512)
+    assert one.crop == verification.padded(Box(10, 10, 88, 20), IMAGE)
+    assert len(verification.evidence_crops([TOP_LEFT, RIGHT, RIGHT], IMAGE, 512)) == 2
+    assert verification.evidence_crops([], IMAGE, 512)[0].crop is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts

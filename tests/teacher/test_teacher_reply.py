@@ -14,11 +14,11 @@ from tests.grounding.drawn import unhurried
 from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher import prompt
+from vcot.teacher import conclusion, objects, prose
 from vcot.teacher.answers import LONGEST_BODY, LONGEST_TEXT, read_completion
+from vcot.teacher.dialogue import Anchored, Fault, Found, Located, Reasoned, Refused
 from vcot.teacher.objects import objects_of, tells_answer
 from vcot.teacher.reply import LONGEST, build, read
-from vcot.teacher.structured import Fault
 
 ROW = sample("What touches the lever?", "gear", evidence=(see("red disc", TOP_LEFT, CENTRE), see("blue lever", RIGHT)))
 NOTHING = sample("Is there a dog?", "no", evidence=())
@@ -29,8 +29,10 @@ BOTH = Mention("red disc", (TOP_LEFT, CENTRE))
 
 def reading(text: str, row: Sample = ROW, finish: str = "stop") -> Trace | Fault:
     known = {seen.number: seen for seen in objects_of(row)}
-    said = read(Completion(text=text, model="m", finish_reason=finish), row, known)
-    return said if isinstance(said, Fault) else build(said.parts, known)
+    try:
+        return build(read(Completion(text=text, model="m", finish_reason=finish), row, known).parts, known)
+    except Refused as refused:
+        return refused.fault
 
 
 @pytest.mark.parametrize(
@@ -65,8 +67,6 @@ def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
     ("text", "reason"),
     [
         ("", Reason.TEACHER_EMPTY),
-        (" \n\t ", Reason.TEACHER_EMPTY),
-        ("<think>Let me see.</think>", Reason.TEACHER_EMPTY),
         ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),
         ("colourless green ideas sleep furiously", Reason.TEACHER_UNGROUNDED),
         ("I see the [4] at the top.", Reason.TEACHER_UNGROUNDED),
@@ -74,7 +74,6 @@ def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
         ("I see the [1] and the [12].", Reason.TEACHER_UNGROUNDED),
         ("The gear is what touches it, see [1].", Reason.TEACHER_UNGROUNDED),  # the answer came first
         ("I'm sorry, but I can't help with that.", Reason.TEACHER_REFUSED),
-        ("I cannot assist with this request.", Reason.TEACHER_REFUSED),
         ("[1]", Reason.TEACHER_UNREADABLE),
         ("Answer: gear", Reason.TEACHER_UNGROUNDED),
         ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
@@ -91,14 +90,7 @@ def test_a_useless_reply_has_its_reason(text: str, reason: Reason) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"reasoning": "I see the [1].", "answer": "gear"', "{'reasoning': 'I see the [1].', 'answer': 'gear'}"]
-)
-def test_what_is_whole_but_for_its_marks_is_mended(text: str) -> None:
-    assert reading(text) == Trace(("I see the ", DISC, "."))
-
-
-@pytest.mark.parametrize(
-    ("prose", "answer", "told"),
+    ("text", "answer", "told"),
     [
         ("The answer is 19. I see the ", "19", True),
         ("Yes, I see the ", "yes", True),
@@ -108,9 +100,9 @@ def test_what_is_whole_but_for_its_marks_is_mended(text: str) -> None:
         ("Answer: no. I see ", "no", True),
     ],
 )
-def test_short_answers_are_told_by_saying_that_they_are_the_answer(prose: str, answer: str, told: bool) -> None:
+def test_short_answers_are_told_by_saying_that_they_are_the_answer(text: str, answer: str, told: bool) -> None:
     row = sample("Which is it?", answer, evidence=(see("board", RIGHT),))
-    assert tells_answer(prose, row) == told
+    assert tells_answer(text, row) == told
 
 
 @pytest.mark.parametrize(
@@ -118,18 +110,12 @@ def test_short_answers_are_told_by_saying_that_they_are_the_answer(prose: str, a
     [
         "I see the red disc [31, 83, 188, 292] beside the [3].",
         "I see the [1] at (31, 83), (188, 292).",
-        "I see the [1] at (31,83).",
         "I see the [1] at 0.031, 0.083, 0.188, 0.292.",
-        "I see the [1] at 31 83 188 292.",
         "I see the [1]<box>31</box>.",
-        "I see the <ref>red disc</ref> [1].",
         "I see the [1] at <|box_start|>here.",
-        "I see the [1].<|im_end|>",
         "I see the [1] at x1=31.",
         'I see the [1]: {"bbox_2d": [31, 83, 188, 292]}',
         "I see the [1], across 3-19 %, down 8-29 %.",
-        "I see the [1], 10 % from the left.",
-        "I see <img src=x> the [1].",
     ],
 )
 def test_typed_places_and_markup_are_refused_not_mended(typed: str) -> None:
@@ -137,22 +123,6 @@ def test_typed_places_and_markup_are_refused_not_mended(typed: str) -> None:
     assert isinstance(found, Fault), found
     assert found.reason is Reason.TEACHER_UNREADABLE
     assert "typed" in found.why
-
-
-def test_numbers_that_the_question_holds_may_be_repeated() -> None:
-    row = sample("What do 1, 2, 3, 4 add up to?", "ten", evidence=(see("board", RIGHT),))
-    assert isinstance(reading("The [1] shows 1, 2, 3, 4.", row), Trace)
-
-
-def test_a_reply_that_was_cut_off_is_refused() -> None:
-    found = reading("I see the [1] at the", finish="length")
-    assert isinstance(found, Fault)
-    assert found.reason is Reason.TEACHER_CUT_OFF
-
-
-@pytest.mark.parametrize("finish", ["content_filter", "refusal"])
-def test_a_filtered_reply_is_a_refusal(finish: str) -> None:
-    assert reading("I see the [1].", finish=finish) == Fault(Reason.TEACHER_REFUSED, f"it was refused ({finish})")
 
 
 def test_absence_is_prose_that_closes_with_the_answer() -> None:
@@ -168,12 +138,6 @@ def test_absence_is_prose_that_closes_with_the_answer() -> None:
         found = reading(text, NOTHING)
         assert isinstance(found, Fault), text
         assert found.reason is reason, text
-
-
-def test_a_label_that_is_the_answer_is_not_shown_to_the_teacher_either() -> None:
-    row = sample("What animal is this?", "dog", evidence=(see("dog", TOP_LEFT),))
-    assert reading("I see the [1].", row) == Trace(("I see the ", see("region", TOP_LEFT), "."))
-    assert "[1] region, top left" in prompt.words_for(row, objects_of(row))
 
 
 snippets = st.sampled_from(
@@ -229,9 +193,9 @@ def test_a_reply_of_a_megabyte_is_cut_before_anybody_reads_it(text: str) -> None
     begun = time.process_time()
     completion = read_completion(data, "m", 0.0)
     assert completion is not None
-    found = read(completion, sample(), [1])
+    with pytest.raises(Refused):
+        read(completion, sample(), [1])
     assert time.process_time() - begun < 0.3
-    assert isinstance(found, Fault)
     assert (len(completion.text), completion.finish_reason) == (LONGEST_TEXT, "length")
     assert len(completion.line()) < 2 * LONGEST_TEXT
 
@@ -241,14 +205,14 @@ def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble()
     data = b'{"choices": [{"message": {"content": "' + b"x" * LONGEST_BODY + b'"}}]}'
     completion = read_completion(data, "m", 0.0)
     assert completion is not None
-    assert isinstance(found := read(completion, sample(), [1]), Fault)
-    assert found.reason is Reason.TEACHER_CUT_OFF
+    with pytest.raises(Refused, match="cut off"):
+        read(completion, sample(), [1])
     assert (completion.tokens_out, len(completion.text)) == (0, 80)  # what it cost nobody knows
 
 
 def test_the_words_hold_number_label_place_and_extent_and_no_pixels() -> None:
     row = sample("Which?", "A", "a disc", evidence=ROW.evidence, choices=("disc", "lever"), context="A drawing.")
-    assert prompt.words_for(row, objects_of(row)).splitlines() == [
+    assert objects.words_for(row, objects_of(row)).splitlines() == [
         "Question: Which?",
         "Context: A drawing.",
         "Choices: A. disc; B. lever",
@@ -259,3 +223,93 @@ def test_the_words_hold_number_label_place_and_extent_and_no_pixels() -> None:
         "[2] region, centre, across 44-56 %, down 42-58 %",
         "[3] blue lever, right, across 78-97 %, down 38-62 %",
     ]
+
+
+# ---------------------------------------------------------------------------------------------------- prose
+
+
+def sentences(*said: tuple[str, list[int]]) -> dict[str, object]:
+    return {"sentences": [{"text": text, "objects": objects} for text, objects in said], "answer": "gear"}
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (sentences(("The [1] reaches [0, 5].", [1])), "The red disc reaches [0, 5]."),  # not listed: an interval
+        (sentences(("The [1] reaches [1, 2].", [1])), "The red disc reaches [1, 2]."),
+        (sentences(("I see [1, 3].", [1, 3])), "I see red disc, blue lever."),
+        (sentences(("The footnote [2] says so at [1].", [1])), "The footnote [2] says so at red disc."),
+        (sentences(("The [1] bears [2015].", [1])), "The red disc bears [2015]."),
+        (sentences(("The 【1】 is here.", [1])), "The red disc is here."),
+        ({"sentences": ["I see the [1].", "It is here."], "answer": "gear"}, "I see the red disc. It is here."),
+        ({"reasoning": "I see the [1].", "answer": "gear"}, "I see the red disc."),
+        (sentences(("Look at [1]", [1]), ("It is [2]", [2])), "Look at red disc It is red disc"),
+    ],
+)
+def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text: str) -> None:
+    found = reading(said if isinstance(said, str) else json.dumps(said))
+    assert isinstance(found, Trace), found
+    assert found.text == text
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (sentences(("I see the [1] and it.", [1, 7])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1] and the [7].", [1])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the red disc.", [1])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1].", [])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1].", [1]), ("So the [1] is it.", [])), Reason.TEACHER_UNREADABLE),  # or is it text?
+        (sentences(("I see the [1] at [31, 83, 188, 292].", [1])), Reason.TEACHER_UNREADABLE),
+    ],
+)
+def test_what_is_listed_must_be_there_and_spoken_of(said: object, reason: Reason) -> None:
+    found = reading(said if isinstance(said, str) else json.dumps(said))
+    assert isinstance(found, Fault), found
+    assert found.reason is reason
+
+
+@pytest.mark.parametrize("box", ["[31, 83, 188, 292]", "(31,83),(188,292)", "31 83 188 292", [31, "83", 188.0, 292]])
+def test_a_box_may_be_a_string(box: object) -> None:
+    edges = [31.0, 83.0, 188.0, 292.0]
+    objects = [{"number": 1, "label": "disc", "box": box}]
+    assert Reasoned.model_validate({"objects": objects, "sentences": "I see.", "answer": ""}).objects[0].box == edges
+    assert Anchored.model_validate({"anchors": [{"sentence": 1, "words": "w", "box": box}]}).anchors[0].box == edges
+    assert Found.model_validate({"objects": objects}).objects[0].box == edges
+    assert Located.model_validate({"objects": [{"label": "disc", "boxes": [box]}]}).objects[0].boxes == [edges]
+
+
+def test_numbers_are_read_however_they_are_written() -> None:
+    said = "１２ and ٣٤, one hundred and twenty, forty-five, zero point three one, x² of 101₂"
+    assert prose.in_digits(said) == "12 and 34, 120, 45, 0.31 , x^2 of 101_2"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("What was it in 2010?", "45", "The ¤1¤ at (2010, 45) is marked."),  # a point of the chart that is asked about
+        ("How many pixels has it?", "1920", "The ¤1¤ says 1920 pixels."),
+        ("What is the offer?", "free trial", "The ¤1¤ reads 'Visit www.acme.com', and that it is free."),
+        ("What must one wear?", "a helmet", 'The ¤1¤ reads "You must always wear a helmet".'),
+        ("Can it be told?", "it cannot be determined", "The ¤1¤ has no scale, so it cannot be determined."),
+        ("Was ist das?", "eine Tasse", "Das ¤1¤ hat einen Henkel und steht auf dem Tisch."),
+        ("图中有几只猫？", "两只", "沙发上有 ¤1¤，窗边有 ¤2¤。"),
+        (
+            "What is the address?",
+            "21 Jalan Taman Desa, Kuala Lumpur",
+            "The ¤1¤ ends in 21 Jalan Taman Desa, Kuala Lumpur.",
+        ),
+    ],
+)
+def test_what_the_row_is_about_may_be_said(question: str, answer: str, said: str) -> None:
+    assert prose.fault_of(said, sample(question, answer)) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 4000, "1, " * 1300, "one hundred " * 330, "x 1 " * 1000, "so " * 1300, "a. " * 1300, "[" * 4000]
+)
+def test_prose_of_any_kind_is_judged_quickly(text: str) -> None:
+    begun = time.process_time()
+    prose.fault_of(text, ROW)
+    conclusion.fault_of(text, ROW)
+    assert time.process_time() - begun < 2

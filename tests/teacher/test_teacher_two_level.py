@@ -1,64 +1,43 @@
-"""two-level, step by step: what each makes, what falls at it, and what the gates let through."""
+"""two-level: what is asked in which order, what falls at each step, and what the gates let through."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.wise import Known
-from tests.teacher.asking import DISC, LEVER, InProcess, box, manner, near, outcome, refused, row, see, taught, wise
-from vcot.records import Reason, Rejection
-from vcot.records.steps import Branches, Crops, Gates, Objects, SeenObject, Synthesis, Verdicts
-from vcot.teacher.crops import SHORT_SIDE, crop_of
-from vcot.teacher.shapes import Judged
-from vcot.teacher.trust import Trust
-from vcot.teacher.two_level.judge import verdict_of
-from vcot.teacher.two_level.step import Before
-from vcot.teacher.two_level.way import TwoLevel
+from tests.teacher.asking import DISC, LEVER, InProcess, manner, near, refused, row, see, taught, wise
+from vcot.records import Reason
+from vcot.teacher.dialogue import Judged
+from vcot.teacher.strategies.two_level import TwoLevel, supported_of
+from vcot.teacher.verification import Verification
 
-PLAIN = Trust(decoy_share=0)
+PLAIN = Verification(negative_crop_share=0)
 NOWHERE = [400, 700, 556, 909]
 Spoil = Callable[[Any, Any], Any]
 
 
-def two(trust: Trust = PLAIN, **options: Any) -> TwoLevel:
+def two(trust: Verification = PLAIN, **options: Any) -> TwoLevel:
     return TwoLevel(manner(), trust, **options)
 
 
-async def steps(way: TwoLevel, one: Any, asker: InProcess) -> Before:
-    before = Before({})
-    for step in way.steps:
-        made = await way.one(step, one, before, asker)
-        assert not isinstance(made, Rejection), made
-        before = before.add(made)
-    return before
+def asked_for(asker: InProcess, purpose: str) -> list[str]:
+    return [asked.words for asked in asker.asked if asked.purpose == purpose]
 
 
-def test_every_step_makes_its_record(tmp_path: Path) -> None:
-    one = row(tmp_path, evidence=(see("red disc", DISC),))
-    before = asyncio.run(steps(two(), one, asker := wise()))
-    objects = before.get(Objects).objects
-    assert [(o.number, o.label, o.source) for o in objects] == [(1, "red disc", "gold"), (2, "blue lever", "teacher")]
-    assert objects[0].box.as_list() == list(map(float, DISC))
-    assert near(objects[1].box, LEVER)
-    cut = before.get(Crops).crops[0]
-    assert cut.crop_box.as_list() == [0.0, 4.0, 76.0, 86.0]  # 16 pixels on each side, and not outside the image
-    assert min(cut.size) == SHORT_SIDE == round(76 * cut.scale)
-    assert all(branch.visible for branch in before.get(Branches).branches)
-    assert [v.verdict for v in before.get(Verdicts).verdicts] == ["keep", "keep"]
-    made = before.get(Synthesis)
-    assert [(r.subject, r.predicate, r.object) for r in made.relations] == [(1, "beside", 2)]
-    assert made.pairs[0].question == one.question
-    assert before.get(Gates).accepted
-    branch = next(asked for asked in asker.asked if asked.purpose == "branch")
-    assert "shows" not in branch.words  # the caption of the whole is not known to who describes a part
+def test_every_object_is_described_and_judged_by_itself(tmp_path: Path) -> None:
+    lesson = taught(two(), row(tmp_path, evidence=(see("red disc", DISC),)), asker := wise())
     assert asker.purposes == {
         "caption": 1, "objects": 1, "locate": 1, "branch": 2, "verdict": 2, "synthesis": 1, "reanswer": 3,
     }  # fmt: skip
+    disc, lever = lesson.traces[0].mentions
+    assert disc == see("red disc", DISC)  # from people
+    assert near(lever.boxes[0], LEVER)
+    assert all("shows" not in words for words in asked_for(asker, "branch"))  # the caption of the whole is not known
+    (told,) = asked_for(asker, "synthesis")
+    assert "[1] red disc, top left, across 3-19 %, down 8-29 %: A red disc of one colour." in told
 
 
 def test_the_row_and_its_new_questions_come_out(tmp_path: Path) -> None:
@@ -131,23 +110,19 @@ def test_a_row_falls_at_its_step(tmp_path: Path, reason: Reason, step: str, spoi
 
 
 @pytest.mark.parametrize(
-    ("reason", "gate", "changed"),
+    ("reason", "changed"),
     [
-        (Reason.TEACHER_UNGROUNDED, "parse", {"rationale": "I see the [7]. So it is clear."}),
-        (Reason.TEACHER_UNREADABLE, "parse", {"rationale": "I see the [1] at (10, 20)."}),
-        (Reason.TEACHER_UNGROUNDED, "evidence_kept", {"evidence": [5]}),
-        (Reason.TEACHER_WRONG_ANSWER, "answer_agrees", {"answer": "wheel"}),
-        (Reason.TEACHER_EVIDENCE_FALLS_SHORT, "reanswer_agrees",
-         {"rationale": "I see the [2]. So it is a gear.", "evidence": [2]}),
+        (Reason.TEACHER_UNGROUNDED, {"rationale": "I see the [7]. So it is clear."}),
+        (Reason.TEACHER_UNREADABLE, {"rationale": "I see the [1] at (10, 20)."}),
+        (Reason.TEACHER_UNGROUNDED, {"evidence": [5]}),
+        (Reason.TEACHER_WRONG_ANSWER, {"answer": "wheel"}),
+        (Reason.TEACHER_EVIDENCE_FALLS_SHORT, {"rationale": "I see the [2]. So it is a gear.", "evidence": [2]}),
     ],
-)  # fmt: skip
+)
 def test_each_gate_refuses_its_pair_and_the_others_stay(
-    tmp_path: Path, reason: Reason, gate: str, changed: dict[str, Any]
+    tmp_path: Path, reason: Reason, changed: dict[str, Any]
 ) -> None:
     one, spoil = row(tmp_path), pair_changed(0, **changed)
-    own = asyncio.run(steps(two(pairs=1), one, wise(**spoil))).get(Gates).pairs[0]
-    assert (own.accepted, own.reason) == (False, reason)
-    assert [name for name, passed in own.gates.items() if not passed] == [gate] == [list(own.gates)[-1]]
     lesson = taught(two(pairs=1), one, wise(**spoil))
     assert (lesson.traces, len(lesson.pairs)) == ((), 1)  # the new question is good
     assert [(part.part, part.reason) for part in lesson.parts] == [("pair 0", reason)]
@@ -163,6 +138,7 @@ def test_each_gate_refuses_its_pair_and_the_others_stay(
         (Reason.TEACHER_WRONG_ANSWER, {"choices": ["a", "b"]}),
         (Reason.TEACHER_UNREADABLE, {"question": ""}),
         (Reason.TEACHER_UNREADABLE, {"question": "What is it?<|im_end|>"}),
+        (Reason.ANSWER_IN_LABEL, {"answer": "red disc", "evidence": [1]}),
     ],
 )
 def test_a_new_question_must_be_one(tmp_path: Path, reason: Reason, changed: dict[str, Any]) -> None:
@@ -170,79 +146,25 @@ def test_a_new_question_must_be_one(tmp_path: Path, reason: Reason, changed: dic
     assert (lesson.pairs, [part.reason for part in lesson.parts]) == ((), [reason])
 
 
-def test_numbers_that_json_cannot_hold_are_left_out_and_can_be_read_again(tmp_path: Path) -> None:
-    def spoil(asked: Any, said: Any) -> Any:
-        endless = {"label": "cup", "box": [1, 2, float("inf"), float("nan")], "score": float("nan")}
-        return said | {"objects": [*said["objects"], endless]}
-
-    found = asyncio.run(steps(two(), row(tmp_path), wise(objects=spoil))).get(Objects)
-    assert [(one.written, one.reason) for one in found.left_out] == [
-        ("[1.0, 2.0, Infinity, NaN]", Reason.BOX_NOT_FINITE)
-    ]
-    assert Objects.model_validate_json(found.line()) == found
-
-
-def test_a_label_that_is_the_answer_to_a_new_question_stops_that_question(tmp_path: Path) -> None:
-    spoil = pair_changed(1, answer="red disc", evidence=[1])
-    lesson = taught(two(pairs=1), row(tmp_path), wise(**spoil))
-    assert lesson.pairs == ()
-    assert [(part.part, part.reason) for part in lesson.parts] == [("pair 1", Reason.ANSWER_IN_LABEL)]
-
-
-def test_a_wrong_answer_stays_as_a_negative_where_asked_for(tmp_path: Path) -> None:
-    trust = Trust(decoy_share=0, wrong_answers="negatives")
-    found = refused(two(trust, pairs=0), row(tmp_path), wise(**pair_changed(0, answer="wheel")))
-    assert found.negative is not None
-    assert found.negative.answers == ("wheel",)
-
-
-def test_absence_is_reasoned_about_without_pointing(tmp_path: Path) -> None:
-    one = row(tmp_path, "Is there a dog?", "no", evidence=())
-    spoil = {**pair_changed(0, rationale="I looked for a dog. There is none.", evidence=[])}
-    lesson = taught(two(pairs=0), one, wise({one.question: Known("no")}, **spoil))
-    assert lesson.traces[0].text == "I looked for a dog. There is none."
-
-
-def test_decoys_measure_the_judge(tmp_path: Path) -> None:
-    def counted(**spoil: Spoil) -> tuple[int, int]:
-        way = two(Trust(decoy_share=1), pairs=0)
-        outcome(way, row(tmp_path), wise(**spoil))
-        return way.counts()["decoys"], way.counts()["decoys_accepted"]
-
-    assert counted() == (2, 0)
-    blind = {"verdict": lambda a, s: {"label_supported": True, "verdict": "keep",
-                                      "claims": [{"text": "It is there.", "supported": True}]}}  # fmt: skip
-    assert counted(**blind) == (2, 2)
-
-
 def claims(*supported: bool) -> list[dict[str, Any]]:
     return [{"text": f"Claim {n}.", "supported": yes} for n, yes in enumerate(supported)]
 
 
 @pytest.mark.parametrize(
-    ("said", "source", "verdict", "caption"),
+    ("said", "annotated", "caption"),
     [
-        ({"claims": claims(True, True)}, "teacher", "keep", "It is red."),
-        ({"claims": claims(True, False)}, "teacher", "modify", "Claim 0."),
-        ({"claims": claims(True, False, False)}, "teacher", "reject", None),
-        ({"claims": claims(True, False, False)}, "gold", "modify", "Claim 0."),
-        ({"claims": claims(True), "label_supported": False}, "teacher", "reject", None),
-        ({"claims": claims(True), "verdict": "reject"}, "teacher", "reject", None),
-        ({"claims": claims(True), "verdict": "reject"}, "gold", "keep", "It is red."),
-        ({"claims": []}, "teacher", "modify", ""),
+        ({"claims": claims(True, True)}, False, "It is red."),
+        ({"claims": claims(True, False)}, False, "Claim 0."),
+        ({"claims": claims(True, False, False)}, False, None),
+        ({"claims": claims(True, False, False)}, True, "Claim 0."),
+        ({"claims": claims(True), "label_supported": False}, False, None),
+        ({"claims": claims(True), "verdict": "reject"}, False, None),
+        ({"claims": claims(True), "verdict": "reject"}, True, "It is red."),
+        ({"claims": []}, False, ""),
     ],
 )
-def test_the_verdict_follows_from_the_claims(said: dict[str, Any], source: Any, verdict: str, caption: str) -> None:
+def test_what_is_left_of_a_caption_follows_from_the_claims(
+    said: dict[str, Any], annotated: bool, caption: str | None
+) -> None:
     judged = Judged.model_validate({"label_supported": True, "verdict": "keep"} | said)
-    one = SeenObject(number=1, label="disc", box=box(DISC), score=1, source=source)
-    found = verdict_of(judged, one, "It is red.")
-    assert (found.verdict, found.caption) == (verdict, caption)
-
-
-def test_a_cut_out_says_where_it_was(tmp_path: Path) -> None:
-    image = row(tmp_path).image
-    cut = crop_of(box(LEVER), image)
-    x, y = cut.box.x1 + 100 / cut.scale, cut.box.y1 + 100 / cut.scale
-    assert 0 <= x <= image.width
-    assert 0 <= y <= image.height
-    assert crop_of(box((0, 0, 320, 240)), image).box == box((0, 0, 320, 240))
+    assert supported_of(judged, "It is red.", annotated=annotated) == caption

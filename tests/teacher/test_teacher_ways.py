@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +27,15 @@ from tests.teacher.asking import (
     taught,
     wise,
 )
+from tests.teacher.made import sample
 from vcot.grounding import Box, FrameSpec, Trace
 from vcot.records import Image, Reason, Rejection
-from vcot.teacher.answer_aware import AnswerAware
-from vcot.teacher.checks import Areas
-from vcot.teacher.rationalise import Rationalise
-from vcot.teacher.row import Lesson
+from vcot.teacher.row import DistilledReasoning
 from vcot.teacher.row import taught as with_reasoning
-from vcot.teacher.trust import ANSWER_FIRST, Trust
+from vcot.teacher.strategies.answer_aware import AnswerAware
+from vcot.teacher.strategies.rationalise import Rationalise
+from vcot.teacher.strategy import strategy
+from vcot.teacher.verification import ANSWER_FIRST, AreaLimits, Verification
 
 LEVER_BOX = [781, 375, 969, 625]
 DISC_BOX = [31, 83, 188, 292]
@@ -41,14 +43,14 @@ NOWHERE = [400, 700, 556, 909]
 TEXTS = ("A red disc stands left of the blue lever. It touches it.",)
 
 
-PLAIN = Trust(decoy_share=0)
+PLAIN = Verification(negative_crop_share=0)
 
 
-def aware(trust: Trust = PLAIN, **options: Any) -> AnswerAware:
+def aware(trust: Verification = PLAIN, **options: Any) -> AnswerAware:
     return AnswerAware(manner(), trust, **options)
 
 
-def pointing(trust: Trust = PLAIN, **options: Any) -> Rationalise:
+def pointing(trust: Verification = PLAIN, **options: Any) -> Rationalise:
     return Rationalise(manner(), trust, **options)
 
 
@@ -75,42 +77,10 @@ def test_an_object_that_nobody_annotated_is_proposed_and_checked(tmp_path: Path)
     assert "gear" not in asker.asked[-1].words  # who answers again does not know the answer
 
 
-def by_place(asked: Asked, _: Any) -> Any:
-    """Which of two cut-outs is further left, or on which side the only one lies, by what is said of where they lie."""
-    lie = [int(n) for n in re.findall(r"^Cut-out \d lies across (\d+)-", asked.words, re.M)]
-    return {"answer": ("yes" if lie[0] < lie[1] else "no") if len(lie) == 2 else ("left" if lie[0] < 50 else "right")}
-
-
-def test_where_the_evidence_lies_can_be_asked_for(tmp_path: Path) -> None:
-    where = {"question": "On which side is the red disc?", "answer": "left"}
-    known = {where["question"]: Known("left", needs="red disc")}
-    asker = wise(known, reanswer=by_place)
-    assert taught(aware(), row(tmp_path, **where), asker)
-    # Of the cut-out, which shows the disc with what is round it.
-    assert re.search(r"^Cut-out 1 lies across 0-24 %, down 2-36 %\.$", asker.asked[-1].words, re.M)
-    mistaken = row(tmp_path, **where, evidence=(see("red disc", LEVER),))
-    assert refused(aware(), mistaken, wise(known, reanswer=by_place)).reason is Reason.TEACHER_EVIDENCE_FALLS_SHORT
-
-    related = {"question": "Is the red disc left of the blue lever?", "answer": "yes"}
-    known = {related["question"]: Known("yes")}
-    disc, lever = see("red disc", DISC), see("blue lever", LEVER)
-    assert taught(aware(), row(tmp_path, **related, evidence=(disc, lever)), wise(known, reanswer=by_place))
-    swapped = row(tmp_path, **related, evidence=(see("red disc", LEVER), see("blue lever", DISC)))
-    assert refused(aware(), swapped, wise(known, reanswer=by_place)).reason is Reason.TEACHER_EVIDENCE_FALLS_SHORT
-
-
 def test_nothing_there_is_answered_from_the_whole_image_which_lies_nowhere(tmp_path: Path) -> None:
     asker = wise({QUESTION: Known("no")})
     assert taught(aware(), row(tmp_path, answer="no", evidence=()), asker)
     assert "Cut-out" not in asker.asked[-1].words
-
-
-def test_annotated_objects_have_their_boxes_from_people(tmp_path: Path) -> None:
-    asker = wise()
-    one = row(tmp_path, evidence=(see("red disc", DISC),))
-    (trace,) = taught(aware(), one, asker).traces
-    assert trace == Trace(("I see the ", see("red disc", DISC), ". So the answer is gear."))
-    assert asker.purposes == {"reason": 1, "reanswer": 1}  # gold is not doubted
 
 
 def test_a_proposal_on_an_annotated_place_is_that_object(tmp_path: Path) -> None:
@@ -123,13 +93,13 @@ def test_a_proposal_on_an_annotated_place_is_that_object(tmp_path: Path) -> None
 
 
 def test_other_frames_are_declared_and_told(tmp_path: Path) -> None:
-    pixels = AnswerAware(manner(frame=FrameSpec("pixels")), Trust(decoy_share=0, twice=False))
+    pixels = AnswerAware(manner(frame=FrameSpec("pixels")), Verification(negative_crop_share=0, self_consistency=False))
     asker = wise(reason=adding("red disc", DISC))
     (trace,) = taught(pixels, row(tmp_path), asker).traces
     assert trace.boxes == (Box(*DISC),)
     assert "in pixels of the image" in asker.asked[0].words
     assert "0..320 across and 0..240 down" in asker.asked[0].words
-    fractions = AnswerAware(manner(frame=FrameSpec("fractions")), Trust(decoy_share=0))
+    fractions = AnswerAware(manner(frame=FrameSpec("fractions")), Verification(negative_crop_share=0))
     assert refused(fractions, row(tmp_path), wise(reason=adding("red disc", DISC))).reason is Reason.BOX_OUTSIDE
 
 
@@ -182,12 +152,6 @@ def test_no_more_objects_are_looked_at_than_may_be_proposed(tmp_path: Path) -> N
     assert "--objects is 8" in asker.asked[1].words
 
 
-def test_objects_up_to_the_limit_are_proposed_and_those_that_nobody_speaks_of_do_not_count(tmp_path: Path) -> None:
-    unspoken = [{"number": n, "label": "x", "box": [1, 2, 3, 4]} for n in range(2, 40)]
-    asker = wise(reason=lambda a, said: said | {"objects": said["objects"] + unspoken})
-    assert taught(aware(most=1), row(tmp_path), asker).traces
-
-
 def test_a_text_keeps_its_words_and_the_places_up_to_the_limit(tmp_path: Path) -> None:
     """Somebody wrote the text, so it may stay with fewer places; nothing of it leans on those that are left out."""
     asker = wise()
@@ -210,9 +174,13 @@ def test_what_is_annotated_elsewhere_is_not_proposed_elsewhere(tmp_path: Path) -
 def test_limits_of_areas_go_by_dataset_and_never_for_gold(tmp_path: Path) -> None:
     speck = (100, 100, 103, 103)
     one = row(tmp_path, evidence=(see("red disc", speck),))
-    assert taught(aware(Trust(decoy_share=0, reanswer=False)), one, wise()).traces[0].boxes == (Box(*speck),)
+    assert taught(aware(Verification(negative_crop_share=0, answer_from_evidence=False)), one, wise()).traces[
+        0
+    ].boxes == (Box(*speck),)
     small = {"reason": adding("red disc", [31, 83, 41, 93])}
-    generous = Trust(Areas({"": 0.5, "made": 0.00001}), twice=False, look=False, reanswer=False)
+    generous = Verification(
+        AreaLimits({"": 0.5, "made": 0.00001}), self_consistency=False, crop_check=False, answer_from_evidence=False
+    )
     assert taught(aware(generous), row(tmp_path), wise(**small))
 
 
@@ -223,29 +191,15 @@ def test_a_reply_is_asked_for_once_more_and_no_more(tmp_path: Path) -> None:
     assert lesson.traces
     assert asker.purposes["reason"] == 2
     assert way.counts()["repairs"] == 1
-    never = AnswerAware(manner(repairs=0), Trust(decoy_share=0))
+    never = AnswerAware(manner(repairs=0), Verification(negative_crop_share=0))
     assert len(refused(never, row(tmp_path), wise(reason=lambda a, s: "")).said) == 1
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        '```json\n{"reasoning": "I see the [1]. It is a gear.", "answer": "gear"}\n```',
-        'Sure! {"reasoning": "I see the [1]. It is a gear.", "objects": [], "answer": "gear"} I hope that helps.',
-        "{'reasoning': 'I see the [1]. It is a gear.', 'objects': [], 'answer': 'gear',}",
-        '<think>{"a": 1}</think>{"reasoning": "I see the [1]. It is a gear.", "objects": [], "answer": "gear"',
-        "I see the [1]. It is a gear.\nAnswer: gear",
-    ],
-)
-def test_what_can_be_mended_is_mended_without_asking(tmp_path: Path, said: str) -> None:
-    one = row(tmp_path, evidence=(see("red disc", DISC),))
-    assert taught(aware(), one, asker := wise(reason=lambda a, s: said)).traces[0].boxes == (Box(*DISC),)
-    assert asker.purposes["reason"] == 1
 
 
 def test_a_wrong_answer_is_not_argued_with_and_may_stay_as_a_negative(tmp_path: Path) -> None:
     spoil = {"reason": lambda a, s: s | {"answer": "wheel"}}
-    found = refused(aware(Trust(decoy_share=0, wrong_answers="negatives")), row(tmp_path), asker := wise(**spoil))
+    found = refused(
+        aware(Verification(negative_crop_share=0, wrong_answers="negatives")), row(tmp_path), asker := wise(**spoil)
+    )
     assert asker.purposes["reason"] == 1
     assert found.negative is not None
     assert found.negative.answers == ("wheel",)
@@ -257,7 +211,7 @@ def test_the_answer_in_the_first_sentence_is_flagged_or_refused(tmp_path: Path) 
     spoil = {"reason": lambda a, s: s | {"sentences": ["The [1] touches the lever, so it is the gear.", "I see it."]}}
     assert taught(aware(), row(tmp_path), wise(**spoil)).flags == (ANSWER_FIRST,)
     assert taught(aware(), row(tmp_path), wise()).flags == ()
-    strict = aware(Trust(decoy_share=0, answer_first="refuse"))
+    strict = aware(Verification(negative_crop_share=0, answer_first="refuse"))
     assert refused(strict, row(tmp_path), wise(**spoil)).reason is Reason.TEACHER_ANSWER_FIRST
 
 
@@ -266,10 +220,10 @@ def test_an_object_that_is_refused_may_stay_as_prose(tmp_path: Path) -> None:
     spoil = {"reason": lambda a, s: {"reasoning": "The [2] is beside the [1]. So it is a gear.", "objects": [
         {"number": 2, "label": "blue lever", "box": NOWHERE}], "answer": "gear"}}  # fmt: skip
     assert refused(aware(), one, wise(**spoil)).reason is Reason.TEACHER_BOX_UNSURE
-    lesson = taught(aware(Trust(decoy_share=0, bad_objects="prose")), one, wise(**spoil))
+    lesson = taught(aware(Verification(negative_crop_share=0, bad_objects="prose")), one, wise(**spoil))
     assert lesson.traces == (Trace(("The blue lever is beside the ", see("red disc", DISC), ". So it is a gear.")),)
     assert [(part.part, part.reason) for part in lesson.parts] == [("object 2", Reason.TEACHER_BOX_UNSURE)]
-    alone = aware(Trust(decoy_share=0, bad_objects="prose"))
+    alone = aware(Verification(negative_crop_share=0, bad_objects="prose"))
     assert refused(alone, row(tmp_path), wise(reason=adding("red disc", NOWHERE))).reason is Reason.TEACHER_NOTHING_LEFT
 
 
@@ -292,7 +246,7 @@ def test_without_proposals_a_row_without_evidence_is_refused_unasked(tmp_path: P
 
 def test_decoys_measure_how_often_nonsense_passes(tmp_path: Path) -> None:
     def counted(**spoil: Any) -> tuple[int, int]:
-        way = aware(Trust(decoy_share=1))
+        way = aware(Verification(negative_crop_share=1))
         assert outcome(way, row(tmp_path), wise(**spoil)) is not None
         return way.counts()["decoys"], way.counts()["decoys_accepted"]
 
@@ -305,7 +259,7 @@ def test_which_looks_get_a_decoy_is_the_seeds_choice(tmp_path: Path) -> None:
         numbers = []
         for n in range(12):
             asker = wise()
-            outcome(aware(Trust(decoy_share=0.5, seed=seed)), row(tmp_path, name=f"row-{n}"), asker)
+            outcome(aware(Verification(negative_crop_share=0.5, seed=seed)), row(tmp_path, name=f"row-{n}"), asker)
             numbers.append(asker.purposes["look"])
         return numbers
 
@@ -327,8 +281,8 @@ class Finds:
 
 def test_a_detector_that_is_handed_in_must_find_it_too(tmp_path: Path) -> None:
     good, bad = Finds(red_disc=[Box(*LEVER), Box(*DISC)]), Finds(red_disc=[Box(*LEVER)])
-    assert taught(aware(Trust(decoy_share=0, detector=good)), row(tmp_path), wise())
-    found = refused(aware(Trust(decoy_share=0, detector=bad)), row(tmp_path), wise())
+    assert taught(aware(Verification(negative_crop_share=0, detector=good)), row(tmp_path), wise())
+    found = refused(aware(Verification(negative_crop_share=0, detector=bad)), row(tmp_path), wise())
     assert found.reason is Reason.TEACHER_BOX_UNDETECTED
 
 
@@ -343,13 +297,6 @@ def test_a_trace_names_the_models_that_wrote_it_and_not_those_that_judged(tmp_pa
     assert lesson.models == ("wise-0613",)
     (kept,) = with_reasoning(row(tmp_path), lesson, "wise")
     assert (kept.origin.teacher, kept.origin.answered_by) == ("wise", ("wise-0613",))
-
-
-def test_the_judge_may_be_another_model(tmp_path: Path) -> None:
-    way = AnswerAware(manner(judge="strict"), Trust(decoy_share=0))
-    taught(way, row(tmp_path), asker := wise())
-    models = {asked.purpose: asked.body["model"] for asked in asker.asked}
-    assert models == {"reason": "wise", "locate": "wise", "look": "strict", "reanswer": "strict"}
 
 
 # ----------------------------------------------------------------------------------------------------- rationalise
@@ -442,6 +389,30 @@ def test_the_first_request_foreseen_is_the_first_that_is_made(tmp_path: Path, wa
             made.append(request.key())
             return await super().ask(request, source=source)
 
-    assert isinstance(outcome(way, one, Noting(wise().script)), Lesson)
-    foreseen = [request.key() for request in way.foreseen(one)]
+    assert isinstance(outcome(way, one, Noting(wise().script)), DistilledReasoning)
+    foreseen = [request.key() for request in way.estimate(one)]
     assert foreseen[0] == made[0]
+
+
+@pytest.mark.parametrize(("box", "answer"), [(DISC, "left"), (LEVER, "right")])
+def test_whoever_answers_again_is_told_where_the_evidence_lies(
+    tmp_path: Path, box: tuple[int, int, int, int], answer: str
+) -> None:
+    def by_place(asked: Asked, _: Any) -> Any:
+        across = re.search(r"^Cut-out 1 lies across (\d+)-", asked.words, re.M)
+        return {"answer": "left" if across and int(across[1]) < 50 else "right"}
+
+    one = row(tmp_path, "On which side is the red disc?", "left", evidence=(see("red disc", box),))
+    found = outcome(aware(), one, wise({one.question: Known("left")}, reanswer=by_place))
+    assert isinstance(found, DistilledReasoning) == (answer == "left")
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("answer-aware", "874d7a5456db7ef7"), ("rationalise", "a75c320116cc319e"), ("two-level", "85509d8e9c2a6961")],
+)
+def test_keys_of_requests_stay_so_that_replies_that_users_have_paid_for_are_found(name: str, digest: str) -> None:
+    """Whoever changes one on purpose (a new version of a prompt) changes it here."""
+    one = sample(QUESTION, "gear", evidence=None, data=b"x", reasoning=(Trace(TEXTS),))
+    keys = [request.key() for request in strategy(name)(manner(), PLAIN).estimate(one)]
+    assert hashlib.sha256("".join(keys).encode()).hexdigest()[:16] == digest

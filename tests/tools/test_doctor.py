@@ -193,16 +193,6 @@ def test_a_quota_that_is_too_small(cluster, rendered):
     assert all("exceeded quota: team → raise the quota" in line for line in missing)
 
 
-def test_a_secret_of_the_teacher_holds_the_keys_that_its_endpoints_name(cluster, rendered):
-    settings = "VCOT_DISTILL_TEACHER: openai\n  VCOT_DISTILL_MODEL: m\n  VCOT_DISTILL_ENDPOINTS: "
-    asked = rendered.replace("VCOT_DISTILL_TEACHER: template", settings + "A_KEY@https://a/v1,B_KEY@https://b/v1=2")
-    cluster.put("Secret", {"metadata": {"name": "teacher-credentials"}, "data": {"OPENAI_API_KEY": "eA=="}})
-    (missing,) = findings(asked)["missing"]
-    assert "teacher-credentials lacks A_KEY and B_KEY; it has OPENAI_API_KEY" in missing
-    cluster.put("Secret", {"metadata": {"name": "teacher-credentials"}, "data": {"A_KEY": "eA==", "B_KEY": "eA=="}})
-    assert findings(asked)["missing"] == []
-
-
 def test_no_secret_or_one_without_its_keys(cluster, rendered):
     cluster.put("Secret", {"metadata": {"name": "s3-credentials"}, "data": {"ACCESS_KEY": "eA=="}})
     (missing,) = findings(rendered)["missing"]

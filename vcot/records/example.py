@@ -3,7 +3,7 @@
     id · sample · alternative · split       which reasoning of which Sample
     ids [T] · labels [T]                    −100 where nothing is learned
     image · image_grid                      stored bytes and (frames, rows, columns) in patches; null in text mode
-    shrunk                                  the picture was made smaller so that the example fits
+    shrunk                                  the image was made smaller so that the example fits
 
 pyarrow is imported when a file is opened, not before.
 """
@@ -34,7 +34,7 @@ class Example:
 
     ids, labels: [T], of one length. image: the bytes as stored (to be made upright by EXIF) or, where `shrunk`,
     a PNG of exactly the resized size. image_grid: what the processor makes of it, (1, rows, columns) in patches.
-    Both are None in an example without a picture. Raises ValueError where these disagree.
+    Both are None in an example without an image. Raises ValueError where these disagree.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Example:
         if len(self.ids) != len(self.labels) or not self.ids:
             raise ValueError(f"{self.id}: {len(self.ids)} ids and {len(self.labels)} labels; one of each per token")
         if (self.image is None) != (self.image_grid is None):
-            raise ValueError(f"{self.id}: a picture and its grid come together or not at all")
+            raise ValueError(f"{self.id}: an image and its grid come together or not at all")
 
     @property
     def learned(self) -> int:
@@ -61,7 +61,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is known of an example without its ids and its picture."""
+    """What is known of an example without its ids and its image."""
 
     id: str
     sample: str
@@ -99,7 +99,7 @@ class ExampleSink:
         import pyarrow as pa
 
         if self._pending:
-            rows = [_to_row(example) for example in self._pending]
+            rows = [vars(e) | {"image": e.image and {"bytes": e.image, "path": None}} for e in self._pending]
             self._writer.write_table(pa.Table.from_pylist(rows, schema=_schema()))
         self._pending, self._bytes = [], 0
 
@@ -107,7 +107,7 @@ class ExampleSink:
 class Examples(Sequence[Example]):
     """Examples of several Parquet files, by number: `len`, `[i]`, iteration.
 
-    `rows` says which is which without a picture being read. A read fetches one row group; the last few stay in
+    `rows` says which is which without an image being read. A read fetches one row group; the last few stay in
     memory. It can be sent to the workers of a data loader: files are opened where they are read.
 
     Raises InputError where a file is not Parquet with the columns of an Example.
@@ -134,12 +134,19 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
+        index = range(len(self))[index]
         group = bisect_right(self._starts, index) - 1
-        return _from_row(self._group(group)[index - self._starts[group]])
+        row = self._group(group)[index - self._starts[group]]
+        image, grid = row["image"], row["image_grid"]
+        return Example(
+            **row
+            | {
+                "ids": tuple(row["ids"]),
+                "labels": tuple(row["labels"]),
+                "image": image and image["bytes"],
+                "image_grid": grid and tuple(grid),
+            }
+        )
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
@@ -185,58 +192,19 @@ class Examples(Sequence[Example]):
 
 
 def _schema() -> Any:
-    """The columns, and beside them what `datasets` calls features, so that it opens pictures as pictures."""
+    """The columns, and beside them what `datasets` calls features, so that it opens images as images."""
     import pyarrow as pa
 
-    fields = [
-        pa.field("id", pa.string()),
-        pa.field("sample", pa.string()),
-        pa.field("alternative", pa.int32()),
-        pa.field("split", pa.string()),
-        pa.field("ids", pa.list_(pa.int32())),
-        pa.field("labels", pa.list_(pa.int32())),
-        pa.field("image", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])),
-        pa.field("image_grid", pa.list_(pa.int32())),
-        pa.field("shrunk", pa.bool_()),
-    ]
-    features = {"info": {"features": {field.name: _feature(field.type) for field in fields}}}
+    def value(kind: str) -> dict[str, Any]:
+        return {"_type": "Value", "dtype": kind}
+
+    text, number = (pa.string(), value("string")), (pa.int32(), value("int32"))
+    tokens = (pa.list_(pa.int32()), {"_type": "List", "feature": value("int32")})
+    image = (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"})
+    columns = {
+        "id": text, "sample": text, "alternative": number, "split": text, "ids": tokens, "labels": tokens,
+        "image": image, "image_grid": tokens, "shrunk": (pa.bool_(), value("bool")),
+    }  # fmt: skip
+    features = {"info": {"features": {name: feature for name, (_, feature) in columns.items()}}}
+    fields = [(name, kind) for name, (kind, _) in columns.items()]
     return pa.schema(fields, metadata={"huggingface": json.dumps(features)})
-
-
-def _feature(kind: Any) -> dict[str, Any]:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return {"_type": "Image"}
-    if pa.types.is_list(kind):
-        return {"_type": "List", "feature": _feature(kind.value_type)}
-    return {"_type": "Value", "dtype": str(kind)}
-
-
-def _to_row(example: Example) -> dict[str, Any]:
-    return {
-        "id": example.id,
-        "sample": example.sample,
-        "alternative": example.alternative,
-        "split": example.split,
-        "ids": example.ids,
-        "labels": example.labels,
-        "image": None if example.image is None else {"bytes": example.image, "path": None},
-        "image_grid": example.image_grid,
-        "shrunk": example.shrunk,
-    }
-
-
-def _from_row(row: dict[str, Any]) -> Example:
-    image, grid = row["image"], row["image_grid"]
-    return Example(
-        id=row["id"],
-        sample=row["sample"],
-        alternative=row["alternative"],
-        split=row["split"],
-        ids=tuple(row["ids"]),
-        labels=tuple(row["labels"]),
-        image=None if image is None else image["bytes"],
-        image_grid=None if grid is None else (grid[0], grid[1], grid[2]),
-        shrunk=row["shrunk"],
-    )

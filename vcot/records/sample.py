@@ -84,20 +84,16 @@ class Sample(Record):
     @model_validator(mode="after")
     def _boxes_lie_inside(self) -> Self:
         if self.image is None:
-            return self._pointing_at_nothing()
+            if (box := next(self.all_boxes(), None)) is not None:
+                raise ValueError(f"box {box.as_list()} is on no image: image is null, so the sample has no boxes")
+            if self.evidence is not None:
+                raise ValueError("image is null, so nobody looked whether the object is there: evidence is null, too")
+            return self
         for box in self.all_boxes():
             if box.x2 > self.image.width or box.y2 > self.image.height:
                 raise ValueError(
                     f"box {box.as_list()} leaves the image of {self.image.width}×{self.image.height} pixels"
                 )
-        return self
-
-    def _pointing_at_nothing(self) -> Self:
-        box = next(self.all_boxes(), None)
-        if box is not None:
-            raise ValueError(f"box {box.as_list()} is on no image: image is null, so the sample has no boxes")
-        if self.evidence is not None:
-            raise ValueError("image is null, so nobody looked whether the object is there: evidence is null, too")
         return self
 
     @model_validator(mode="after")

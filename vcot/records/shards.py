@@ -1,4 +1,4 @@
-"""Numbered shards, tallies, the mark that says "whole": the contract of a stage in storage.
+"""Numbered shards, their counts, and the completion marker: the contract of a stage in storage (docs/formats.md).
 
     <run>/<stage>/settings.json            what shaped the result, code version, input digests
                   shards/00000-3f9a….jsonl.gz   the digest of the bytes in the name
@@ -7,18 +7,18 @@
                   report.json              the sums
                   _done/stage.json         the stage is whole
 
-A process may be killed at any line: a shard counts from the moment its mark exists, and the mark
-is one write-once object. A late writer may leave a second file of another name; the mark decides.
+A process may be killed at any line: a shard counts from the moment its marker exists, and that is one write-once
+object. A late writer may leave a second file of another name; the marker decides.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import itertools
 import json
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar
@@ -48,13 +48,11 @@ class Tally(Record):
     rejected: dict[str, int] = Field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
-        reasons = sorted({*self.rejected, *other.rejected})
+        rejected = Counter(self.rejected) + Counter(other.rejected)
         return Tally(
-            rows=self.rows + other.rows,
-            kept=self.kept + other.kept,
-            written=self.written + other.written,
-            rejected={r: self.rejected.get(r, 0) + other.rejected.get(r, 0) for r in reasons},
-        )
+            rows=self.rows + other.rows, kept=self.kept + other.kept, written=self.written + other.written,
+            rejected=dict(sorted(rejected.items())),
+        )  # fmt: skip
 
     @property
     def rejected_rows(self) -> int:
@@ -113,35 +111,32 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
-        self._waiting = bytearray()
+        self._waiting = bytearray()  # gzip is slow when it is given short lines
 
     def write(self, record: Record) -> None:
         self._waiting += record.line()
         if len(self._waiting) >= _AT_ONCE:
-            self._pack()
-
-    def _pack(self) -> None:
-        self._packed.write(self._waiting)
-        self._waiting.clear()
+            self._packed.write(self._waiting)
+            self._waiting.clear()
 
     def close(self) -> None:
-        self._pack()
+        self._packed.write(self._waiting)
         self._packed.close()
         self._file.close()
 
 
 class ShardWriter:
-    """One shard under way: rows come in, records and rejections go out, all of it local until `commit`."""
+    """One shard under way: rows come in, records and rejections go out, all of it local until `Folder.make_shard`
+    uploads it."""
 
     def __init__(self, index: int, stage: str, scratch: Path, sink: Callable[[Path], Sink]) -> None:
         self.index, self.stage = index, stage
         self.facts: dict[str, Any] = {}
+        self.path, self.rejections_path = scratch / "records", scratch / "rejections"
+        self.sink = sink(self.path)
         self._rows = self._kept = self._written = 0
-        self._reasons: dict[str, int] = {}
-        self._path = scratch / "records"
-        self._sink = sink(self._path)
-        self._rejections_path = scratch / "rejections"
-        self._rejections: IO[bytes] = self._rejections_path.open("wb")
+        self._reasons: Counter[str] = Counter()
+        self._rejections: IO[bytes] = self.rejections_path.open("wb")
 
     def keep(self, *records: Any) -> None:
         """One row came in and gave these records."""
@@ -149,12 +144,12 @@ class ShardWriter:
         self._kept += 1
         for record in records:
             self._written += 1
-            self._sink.write(record)
+            self.sink.write(record)
 
     def reject(self, rejection: Rejection) -> None:
         """One row came in and was refused."""
         self._rows += 1
-        self._reasons[rejection.reason.value] = self._reasons.get(rejection.reason.value, 0) + 1
+        self._reasons[rejection.reason.value] += 1
         self._rejections.write(rejection.line())
 
     def leave_out(self, part: Rejection) -> None:
@@ -167,10 +162,9 @@ class ShardWriter:
             rows=self._rows, kept=self._kept, written=self._written, rejected=dict(sorted(self._reasons.items()))
         )
 
-    def close(self) -> tuple[Path, str, Path]:
-        self._sink.close()
+    def close(self) -> None:
+        self.sink.close()
         self._rejections.close()
-        return self._path, self._sink.suffix, self._rejections_path
 
 
 class Folder:
@@ -183,14 +177,10 @@ class Folder:
     # --- the whole -----------------------------------------------------------------------------
 
     def begin(self, settings: Settings, inputs: Mapping[str, str]) -> None:
-        """Writes ``settings.json``, or holds the one that is there against these settings.
-
-        Args:
-            settings: the resolved settings; those marked `shapes_result` must agree.
-            inputs: URI → sha256 of what this stage reads.
+        """Writes ``settings.json``, or holds the one that is there against these settings and inputs (URI → sha256).
 
         Raises:
-            SettingsError: another run with other settings stands on this prefix (says which differ).
+            SettingsError: a run with other settings that shape the result stands on this prefix (says which differ).
             InputError: an input is no longer what it was when this run began.
         """
         mine: dict[str, Any] = {"settings": settings.shaping(), "inputs": dict(inputs), "code": __version__}
@@ -264,7 +254,10 @@ class Folder:
 
     def shard_marks(self) -> tuple[ShardMark, ...]:
         """The marks of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
-        return tuple(iter(map(self.shard_mark, itertools.count()).__next__, None))
+        marks: list[ShardMark] = []
+        while (mark := self.shard_mark(len(marks))) is not None:
+            marks.append(mark)
+        return tuple(marks)
 
     def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMark:
         """Makes one shard, unless its mark is there; `work` feeds the writer."""
@@ -273,11 +266,11 @@ class Folder:
         with tempfile.TemporaryDirectory(prefix=f"{self.stage}-{index:05d}-") as scratch:
             writer = ShardWriter(index, self.stage, Path(scratch), sink)
             work(writer)
-            records, suffix, rejections = writer.close()
+            writer.close()
             mark = ShardMark(
                 shard=index,
-                files=(self._put(records, f"shards/{index:05d}", suffix),),
-                rejections=self._put(rejections, f"rejections/{index:05d}", ".jsonl"),
+                files=(self._put(writer.path, f"shards/{index:05d}", writer.sink.suffix),),
+                rejections=self._put(writer.rejections_path, f"rejections/{index:05d}", ".jsonl"),
                 tally=writer.tally,
                 facts=writer.facts,
             )
@@ -288,8 +281,7 @@ class Folder:
         return mark
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _digest(path)
         name = f"{stem}-{digest[:12]}{suffix}"
         self.store.upload(path, join(self.uri, name))
         return File(name=name, sha256=digest, size=path.stat().st_size)
@@ -340,48 +332,37 @@ def run_shards(
                 _sum_up(shards, tally)
                 progress.advance()
         log.bind(shard=None)
-    if settings.part in ("all", "finish"):
-        return _finish(folder, settings, inputs, shards, max_rejected_share, report, dict(facts or {}))
-    return None
-
-
-def _finish(
-    folder: Folder,
-    settings: Settings,
-    inputs: Mapping[str, str],
-    shards: int,
-    max_rejected_share: float,
-    report: Callable[[tuple[ShardMark, ...], Tally], tuple[dict[str, Any], str | None]] | None,
-    facts: dict[str, Any],
-) -> StageMark:
-    marks = []
-    for index in range(shards):
-        shard = folder.shard_mark(index)
-        if shard is None:
-            raise InputError(f"{folder.uri}: shard {index} of {shards} is not done; make it before --part finish")
-        marks.append(shard)
+    if settings.part not in ("all", "finish"):
+        return None
+    marks = folder.shard_marks()[:shards]
+    if len(marks) < shards:
+        raise InputError(f"{folder.uri}: shard {len(marks)} of {shards} is not done; make it before --part finish")
     tally = sum((m.tally for m in marks), Tally())
     _sum_up(shards, tally)
-    extra, page = report(tuple(marks), tally) if report is not None else ({}, None)
+    extra, page = report(marks, tally) if report is not None else ({}, None)
     folder.write_report({"stage": folder.stage, "tally": tally.model_dump(), "shards": shards} | extra, page)
     log.get().info("rows", read=tally.rows, kept=tally.kept, **tally.rejected)
-    if tally.rows == 0:
-        raise InputError(f"{folder.uri}: not one row came in")
-    if tally.rejected_share > max_rejected_share:
-        raise InputError(
-            f"{tally.rejected_rows} of {tally.rows} rows were refused ({tally.rejected_share:.1%}), more than "
-            f"--max-rejected-share {max_rejected_share:g} allows: "
-            + ", ".join(f"{n} {reason}" for reason, n in sorted(tally.rejected.items(), key=lambda kv: -kv[1]))
-            + f". Each one is listed in {join(folder.uri, 'rejections/')}"
-        )
-    if tally.kept == 0:
-        raise InputError(f"{folder.uri}: not one row was kept")
+    _demand_rows(folder, tally, max_rejected_share)
     mark = StageMark(
-        stage=folder.stage, code=__version__, settings=settings.shaping(), inputs=dict(inputs),
-        shards=tuple(marks), tally=tally, facts=facts,
+        stage=folder.stage, code=__version__, settings=settings.shaping(), inputs=dict(inputs), shards=marks,
+        tally=tally, facts=dict(facts or {}),
     )  # fmt: skip
     folder.finish(mark)
     return mark
+
+
+def _demand_rows(folder: Folder, tally: Tally, max_rejected_share: float) -> None:
+    if tally.rows == 0:
+        raise InputError(f"{folder.uri}: not one row came in")
+    if tally.rejected_share > max_rejected_share:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(tally.rejected).most_common())
+        raise InputError(
+            f"{tally.rejected_rows} of {tally.rows} rows were refused ({tally.rejected_share:.1%}), more than "
+            f"--max-rejected-share {max_rejected_share:g} allows: {reasons}. "
+            f"Each one is listed in {join(folder.uri, 'rejections/')}"
+        )
+    if tally.kept == 0:
+        raise InputError(f"{folder.uri}: not one row was kept")
 
 
 def _sum_up(shards: int, tally: Tally | None = None) -> None:
@@ -423,9 +404,7 @@ def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
         store.download(uri, path)
     except NotFound:
         raise InputError(f"{uri} is named by its stage's mark and is gone. {_make_again(stage_uri)}") from None
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if digest != file.sha256:
+    if (digest := _digest(path)) != file.sha256:
         raise InputError(
             f"{uri} is not what its mark says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
             f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed. {_make_again(stage_uri)}"
@@ -464,6 +443,11 @@ def read_samples(store: Store, stage_uri: str, mark: StageMark) -> Iterator[Samp
     """All Samples of a stage, shard after shard."""
     for shard in mark.shards:
         yield from read_shard(store, stage_uri, shard)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(value: Any) -> bytes:

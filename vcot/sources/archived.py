@@ -9,8 +9,7 @@ from pydantic import ValidationError
 from vcot.errors import InputError
 from vcot.records import Folder
 from vcot.storage import NotFound, join
-from vcot.storage.archive import Archive, Index, indexed, opened
-from vcot.storage.chunks import Chunks, find
+from vcot.storage.archive import Archive, Chunks, Index, find, indexed, opened
 
 
 def archive_at(

@@ -1,10 +1,10 @@
 """An image URI → pixels, upright, with its size and digest checked, or the reason why not.
 
-A picture that differs from what its annotator saw moves every box, quietly. So nothing is guessed here: a truncated
+An image that differs from what its annotator saw moves every box, quietly. So nothing is guessed here: a truncated
 file is refused instead of filled with grey, the EXIF rotation is applied (and `probe` gives the size after it), 16
 bits become the high 8, what is transparent becomes white, and of an animation (GIF, WebP, PNG) or of several pages the
 first counts: a still preview is what an annotator saw. Colour profiles are not applied: the models were not trained on
-colour-managed pictures either.
+colour-managed images either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from PIL import Image, ImageFile, features
 
 from vcot.errors import InputError
-from vcot.storage.place import NotFound
+from vcot.storage.local import NotFound
 from vcot.storage.store import Store
 
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; a camera's 50 megapixels pass, a decompression bomb does not
@@ -42,7 +42,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class ImageError(InputError):
-    """A picture that cannot be used. `reason` is one of REASONS, for tallies; the message is for people."""
+    """An image that cannot be used. `reason` is one of REASONS, for tallies; the message is for people."""
 
     def __init__(self, name: str, reason: Reason, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
@@ -65,16 +65,10 @@ class Picture:
     as_stored: bool
 
 
-def load(store: Store, uri: str, *, max_pixels: int = MAX_PIXELS, sha256: str | None = None) -> Picture:
-    """The picture at a URI. `sha256`: what its bytes must be, where a sample recorded it."""
-    return decode(fetch(store, uri, sha256=sha256), uri, max_pixels=max_pixels)
-
-
 def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
     """The bytes at a URI, at most as many as are ever decoded. Raises ImageError."""
     try:
-        with store.open_read(uri) as source:
-            data = source.read(MAX_BYTES + 1)
+        data = store.read_range(uri, 0, MAX_BYTES + 1)
     except NotFound as error:
         raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from error
     if len(data) > MAX_BYTES:
@@ -87,9 +81,9 @@ def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
 def decode(
     data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, budget: int | None = None, sha256: str | None = None
 ) -> Picture:
-    """The picture in these bytes; with a `budget`, shrunk to at most so many pixels and never enlarged.
+    """The image in these bytes; with a `budget`, shrunk to at most so many pixels and never enlarged.
 
-    A small budget makes large JPEGs fast, too: a look at a thumbnail costs a fraction of the whole picture.
+    A small budget makes large JPEGs fast, too: a look at a thumbnail costs a fraction of the whole image.
     `sha256`: the digest of these bytes, for whoever knows it already.
 
     Raises:
@@ -99,10 +93,16 @@ def decode(
     form = image.format or "?"
     size = image.size  # Pillow gives that of a TIFF after the rotation, and of everything else before it
     target = image.size if budget is None else within(*image.size, budget)
-    # Some libraries set this for the whole process, and a truncated picture would then end in plain grey.
+    # Some libraries set this for the whole process, and a truncated image would then end in plain grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        part = _drafted(image, target)
+        # Lets the decoder of JPEG leave out frequencies that the smaller size has no room for; `part` of what it gives
+        # is the image. Halves, quarters and eighths, never below one and a half times the target: the difference to an
+        # image that is shrunk from all pixels is less than two good filters make (docs/log.md).
+        drafted = (
+            image.draft(None, (math.ceil(1.5 * target[0]), math.ceil(1.5 * target[1]))) if size != target else None
+        )
+        part = drafted[1] if drafted else None
         image.load()
         orientation = _orientation(image)
         pixels = _rgb(image, name)
@@ -134,24 +134,25 @@ def within(width: int, height: int, budget: int) -> tuple[int, int]:
 
 
 def probe(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of the upright picture, from its header. The rest may be broken or not there."""
+    """Width and height of the upright image, from its header. The rest may be broken or not there."""
     image = _open(data, name, max_pixels)
     width, height = image.size
+    # A PNG may have its EXIF anywhere: Pillow decodes all pixels to find out, a search takes microseconds.
+    turned = image.format != "PNG" or any(word in data for word in (b"eXIf", b"Raw profile type", b"adobe.xmp"))
     # Pillow gives the size of a TIFF after the rotation, and of everything else before it.
-    if image.format != "TIFF" and _orientation(image, whole=_speaks_of_turning(data)) in _SIDEWAYS:
-        return height, width
-    return width, height
+    sideways = image.format != "TIFF" and turned and _orientation(image) in _SIDEWAYS
+    return (height, width) if sideways else (width, height)
 
 
 def small(data: bytes, name: str, side: int, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The upright picture in grey, for a look at the whole: made smaller, but not below `side` pixels a side.
+    """The upright image in grey, for a look at the whole: made smaller, but not below `side` pixels a side.
 
     Several times faster than `decode`: a JPEG is decoded at a fraction of its size, and nothing is made RGB that
     need not be. Raises ImageError.
     """
     image = _open(data, name, max_pixels)
     if image.mode not in ("1", "L", "RGB", "YCbCr", "CMYK") or "transparency" in image.info:
-        grey, orientation = decode(data, name, max_pixels=max_pixels).pixels.convert("L"), None
+        grey, orientation = decode(data, name, max_pixels=max_pixels).pixels.convert("L"), 1
     else:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         try:
@@ -166,11 +167,11 @@ def small(data: bytes, name: str, side: int, *, max_pixels: int = MAX_PIXELS) ->
 
 
 def blank(width: int, height: int) -> Image.Image:
-    """Uniform grey, where a picture is needed that shows nothing: how well does a model guess without looking?"""
+    """Uniform grey, where an image is needed that shows nothing: how well does a model guess without looking?"""
     return Image.new("RGB", (width, height), (128, 128, 128))
 
 
-# EXIF's eight orientations: what was done to the picture, so what must be undone.
+# EXIF's eight orientations: what was done to the image, so what must be undone.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -184,21 +185,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 
 # Pillow's decoders raise all of these at bytes that are not what they say.
-_PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    RuntimeError,
-    ZeroDivisionError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
+_PILLOW_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError)
+_PILLOW_ERRORS += (ArithmeticError, RuntimeError, AttributeError, struct.error, zlib.error)
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -235,7 +223,7 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def _in_boxes(data: bytes) -> str:
-    """What a file of boxes (ISO/IEC 14496-12) holds, by the brands that its first box lists: a picture or a film."""
+    """What a file of boxes (ISO/IEC 14496-12) holds, by the brands that its first box lists: an image or a film."""
     end = min(int.from_bytes(data[:4]), 256)
     brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
     if brands & {b"avif", b"avis"}:
@@ -248,19 +236,6 @@ def _in_boxes(data: bytes) -> str:
 def _readable_here() -> list[str]:
     """FORMATS, as far as this Pillow was built with their decoders."""
     return [form for form in FORMATS if form not in ("AVIF", "WEBP") or features.check(form.lower())]
-
-
-def _drafted(image: Image.Image, target: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """Lets the decoder of JPEG leave out frequencies that the smaller size has no room for, and says which part of
-    what it gives is the picture (its sizes are rounded up).
-
-    Halves, quarters and eighths, never below one and a half times the target: what is decoded at twice the speed then
-    differs from what is shrunk from all pixels by less than two good filters do from each other (docs/log.md).
-    """
-    if image.format not in ("JPEG", "MPO") or image.size == target:
-        return None
-    drafted = image.draft(None, (math.ceil(1.5 * target[0]), math.ceil(1.5 * target[1])))
-    return None if drafted is None else drafted[1]
 
 
 def _claims(accepts: Callable[[bytes], bool | str] | None, beginning: bytes) -> bool:
@@ -278,16 +253,8 @@ def _unreadable(name: str, form: str, data: bytes, error: Exception) -> ImageErr
     return ImageError(name, "broken", f"not a sound {form} ({said})")
 
 
-def _speaks_of_turning(data: bytes) -> bool:
-    """Whether a PNG may have its EXIF anywhere; Pillow decodes all pixels to find out, a search takes microseconds."""
-    return any(word in data for word in (b"eXIf", b"Raw profile type", b"adobe.xmp"))
-
-
-def _orientation(image: Image.Image, *, whole: bool = True) -> int:
-    """`whole` False: a PNG without EXIF in its header has none behind its pixels either."""
+def _orientation(image: Image.Image) -> int:
     try:
-        if image.format == "PNG" and not whole:
-            return 1
         said = image.getexif().get(_ORIENTATION, 1)
         return said if isinstance(said, int) else 1
     except _PILLOW_ERRORS:

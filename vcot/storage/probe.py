@@ -45,25 +45,19 @@ def probe(store: Store, uri: str) -> Iterator[Guarantee]:
     """
     place = join(uri, f"probe-{token_hex(8)}")
     try:
-        _reach(store, place)
+        store.stat(join(place, "nothing"))  # tells of a wrong endpoint, bucket or key in the words of the storage
         for name, (meaning, check) in CHECKS.items():
-            yield Guarantee(name, meaning, _fault(check, store, join(place, name)))
+            try:
+                fault = check(store, join(place, name))
+            except (SettingsError, TemporaryError, InputError) as error:
+                fault = str(error)
+            yield Guarantee(name, meaning, fault)
     finally:
-        with suppress(VcotError):
-            _clean(store, place)
-
-
-def _reach(store: Store, place: str) -> None:
-    """Nothing is there yet; asking tells of a wrong endpoint, bucket or key in the words of the storage."""
-    if store.stat(join(place, "nothing")) is not None:
-        raise InputError(f"{place}: something is there already; that cannot be")
-
-
-def _fault(check: Callable[[Store, str], str], store: Store, place: str) -> str:
-    try:
-        return check(store, place)
-    except (SettingsError, TemporaryError, InputError) as error:
-        return str(error)
+        with suppress(VcotError):  # the keys of stages need not allow it: what cannot be deleted stays, some 20 MB
+            for entry in list(store.list(place)):
+                store.delete(entry.uri)
+            if not place.startswith("s3://"):
+                shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
 
 
 # --- the guarantees: an empty string where one holds, else what was seen -------------------------------
@@ -146,18 +140,11 @@ def _takes_parts(store: Store, place: str) -> str:
     return ""
 
 
-class _Stopped(Exception):
-    pass
-
-
 def _hides_halves(store: Store, place: str) -> str:
     uri = join(place, "object")
-    try:
-        with store.open_write(uri) as target:
-            target.write(token_bytes(LARGE))
-            raise _Stopped
-    except _Stopped:
-        pass
+    with suppress(InterruptedError), store.open_write(uri) as target:
+        target.write(token_bytes(LARGE))
+        raise InterruptedError
     if store.stat(uri) is not None or any(entry.uri == uri for entry in store.list(place)):
         return "an upload that was given up half-way is there to be read"
     return ""
@@ -173,12 +160,3 @@ CHECKS: dict[str, tuple[str, Callable[[Store, str], str]]] = {
     "multipart": ("large objects can be written in parts", _takes_parts),
     "halves": ("what was not finished is not seen", _hides_halves),
 }
-
-
-def _clean(store: Store, place: str) -> None:
-    """The keys of stages need not allow it: what cannot be deleted stays, some 20 MB."""
-    if not place.startswith("s3://"):
-        shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
-        return
-    for entry in list(store.list(place)):
-        store.delete(entry.uri)

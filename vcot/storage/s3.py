@@ -5,6 +5,10 @@ AWS_SECRET_ACCESS_KEY, AWS_CA_BUNDLE, AWS_MAX_ATTEMPTS, AWS_RETRY_MODE, … or a
 
 Only what every server does alike is used: single-part PutObject with `If-None-Match: *`, multipart uploads, ranges,
 listing and DeleteObject. Not used: If-Match on writes, rename, and ETags as anything but "the same object as before".
+
+boto3 itself retries requests, sends and fetches large files in parallel parts, and aborts uploads that fail. Ours are
+the stream that goes on where a connection broke (smart_open's does not notice that the object was replaced meanwhile)
+and the words for what went wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,17 +34,17 @@ from botocore import exceptions as botocore_errors
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
+from s3transfer.exceptions import S3DownloadFailedError
 
 from vcot import log
 from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
-from vcot.storage import ranges
-from vcot.storage.disk import DiskFile
-from vcot.storage.place import CHUNK, Changed, Entry, NotFound
+from vcot.stage import stop
+from vcot.storage.local import CHUNK, Changed, Entry, LocalFile, NotFound
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-PART = 16 << 20  # bytes of one part of a multipart upload: 10,000 of them (S3's limit) are 156 GiB
+PART = 16 << 20  # bytes of one part of a large object: 10,000 of them (S3's limit) are 156 GiB
 
 # How long to be patient. A refused connection fails in about 6 s (nine tries, waits of 0.05 s doubling); an endpoint
 # that answers nothing, not even a refusal, in about 40: no try begins later than CEILING after the first.
@@ -47,29 +52,18 @@ _TRIES, _CONNECT_TIMEOUT, _READ_TIMEOUT, _CEILING = 9, 5, 20, 25.0
 _STREAM_TRIES = 3  # reconnections without a single new byte, in the middle of a download
 _CONFLICT_TRIES = 6  # answers "409, somebody is writing that just now" to a write-once
 
-_NO_ROOM = {
-    "XMinioStorageFull",
-    "XMinioAdminBucketQuotaExceeded",
-    "QuotaExceeded",
-    "InsufficientStorage",
-    "507",
-}
-_BUSY = {
-    "RequestTimeout",
-    "RequestTimeoutException",
-    "SlowDown",
-    "TooManyRequests",
-    "TooManyRequestsException",
-}
-_BUSY |= {
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "BandwidthLimitExceeded",
-    "OperationAborted",
-}
-_BUSY |= {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "IDPCommunicationError", "429"}
-_BUSY |= {"NoSuchUpload"}  # somebody cleaned up while we were writing
+# What servers answer, by what can be done about it.
+_NO_ROOM = "XMinioStorageFull XMinioAdminBucketQuotaExceeded QuotaExceeded InsufficientStorage 507"
+_BUSY = (
+    "RequestTimeout RequestTimeoutException SlowDown TooManyRequests TooManyRequestsException Throttling "
+    "ThrottlingException RequestLimitExceeded BandwidthLimitExceeded OperationAborted BadDigest "
+    "XAmzContentSHA256Mismatch IncompleteBody IDPCommunicationError 429 "
+    "NoSuchUpload"  # somebody cleaned up while we were writing
+)
+_BAD_NAME = (
+    "KeyTooLongError XMinioInvalidObjectName XMinioInvalidResourceName InvalidURI EntityTooLarge InvalidObjectState "
+    "XMinioParentIsObject XMinioObjectExistsAsDirectory"
+)
 _KEYS = {
     "InvalidAccessKeyId": "does not know this access key; check AWS_ACCESS_KEY_ID",
     "InvalidClientTokenId": "does not know this access key; check AWS_ACCESS_KEY_ID",
@@ -88,17 +82,12 @@ _KEYS = {
     "403": "refuses the keys or denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights",
     "Forbidden": "refuses the keys or denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights",
 }
-_BAD_NAME = {
-    "KeyTooLongError",
-    "XMinioInvalidObjectName",
-    "XMinioInvalidResourceName",
-    "InvalidURI",
-    "EntityTooLarge",
-}
-_BAD_NAME |= {"InvalidObjectState", "XMinioParentIsObject", "XMinioObjectExistsAsDirectory"}
+_BOTO_ERRORS = (BotoCoreError, ClientError, Boto3Error, S3DownloadFailedError, ResponseParserError)
 
 
 class S3Object:
+    """An object by bucket and key. See Store for what the verbs promise."""
+
     def __init__(self, uri: str, bucket: str, key: str) -> None:
         self.uri = uri
         self.bucket = bucket
@@ -114,19 +103,16 @@ class S3Object:
 
     @contextmanager
     def open_read(self, start: int = 0, length: int | None = None, of: Entry | None = None) -> Iterator[BinaryIO]:
-        state = None if of is None else (of.size, of.state)
-        with io.BufferedReader(_Download(self, start, length, state), CHUNK) as source:
+        with io.BufferedReader(_Download(self, start, length, of), CHUNK) as source:
             yield cast(BinaryIO, source)
 
     @contextmanager
     def open_write(self) -> Iterator[BinaryIO]:
-        upload = _Upload(self)
-        try:
-            yield cast(BinaryIO, upload)
-            upload.commit()
-        except BaseException:
-            upload.abort()
-            raise
+        with tempfile.TemporaryDirectory(prefix="upload-") as scratch:
+            path = Path(scratch) / "object"
+            with LocalFile(self.uri, str(path)).open_write() as target:
+                yield target
+            self.upload(path)
 
     def write(self, data: bytes) -> None:
         with self.plain_words():
@@ -155,19 +141,27 @@ class S3Object:
             self.client.delete_object(Bucket=self.bucket, Key=self.key)
 
     def upload(self, path: Path, left: Callable[[int], None] | None = None) -> None:
-        with DiskFile(str(path), str(path)).open_read(), self.plain_words():
+        with LocalFile(str(path), str(path)).open_read() as file:
+            size = os.fstat(file.fileno()).st_size
+        try:
             self.client.upload_file(str(path), self.bucket, self.key, Config=_transfer(), Callback=left)
+        except _BOTO_ERRORS as error:
+            # When the answer to the last request was lost, its second try finds no upload but the finished object.
+            finished = self.stat() if _code(_cause(error)) == "NoSuchUpload" else None
+            if finished is None or finished.size != size:
+                raise self.explain(error) from error
 
     def download(self, path: Path, arrived: Callable[[int], None] | None = None) -> None:
-        local = DiskFile(str(path), str(path))
-        with local.temporary() as temporary:
-            whole = _Download(self, 0, ranges.RANGE)
-            state = whole.size, whole.etag
-            try:
-                ranges.fetch(temporary, whole, lambda start, length: _Download(self, start, length, state), arrived)
-                os.replace(temporary, path)  # noqa: PTH105
-            except OSError as error:
-                raise local.explain(error) from error
+        def told(count: int) -> None:
+            stop.raise_if_requested("what was done before is kept")
+            if arrived is not None:
+                arrived(count)
+
+        local = LocalFile(str(path), str(path))
+        stop.raise_if_requested("what was done before is kept")
+        with local.temporary() as temporary, local.plain_words(), self.plain_words():
+            self.client.download_file(self.bucket, self.key, temporary, Config=_transfer(), Callback=told)
+            os.replace(temporary, path)  # noqa: PTH105
 
     def list(self) -> Iterator[Entry]:
         prefix = self.key + "/" if self.key and not self.key.endswith("/") else self.key
@@ -209,21 +203,22 @@ class S3Object:
     def client(self) -> S3Client:
         return self.connection.client
 
+    @property
+    def endpoint(self) -> str:
+        return self.connection.endpoint
+
     @contextmanager
     def plain_words(self, pass_on: tuple[str, ...] = ()) -> Iterator[None]:
         """Turns what boto3 raises into one line about this URI. `pass_on`: answers that the caller understands."""
         try:
             yield
-        except (BotoCoreError, ClientError, Boto3Error, ResponseParserError) as error:
-            if isinstance(error, ClientError) and _code(error) in pass_on:
+        except _BOTO_ERRORS as error:
+            if _code(error) in pass_on:
                 raise
             raise self.explain(error) from error
 
     def explain(self, error: Exception) -> VcotError:
-        if isinstance(error, RetriesExceededError):
-            return self.explain(cast(Any, error).last_exception)
-        if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError | BotoCoreError):
-            return self.explain(error.__context__)  # S3UploadFailedError and its like hide the reason in a text
+        error = _cause(error)
         if isinstance(error, ClientError):
             return self._explain_answer(error)
         said = " ".join(str(error).split())
@@ -273,13 +268,13 @@ class S3Object:
             return NotFound(f"{self.uri}: no such object at {endpoint}")
         if code in ("PreconditionFailed", "412", "InvalidRange", "416"):
             return Changed(f"{self.uri}: changed while it was read")
-        if code in _NO_ROOM or status == 507:
+        if code in _NO_ROOM.split() or status == 507:
             return TemporaryError(f"{self.uri}: no room left on {endpoint} ({said})")
         if code in _KEYS:
             return SettingsError(f"{self.uri}: {endpoint} {_KEYS[code]} ({said})")
-        if code in _BAD_NAME:
+        if code in _BAD_NAME.split():
             return InputError(f"{self.uri}: {endpoint} cannot hold or give this object ({said})")
-        if code in _BUSY or (status >= 500 and code != "NotImplemented"):
+        if code in _BUSY.split() or (status >= 500 and code != "NotImplemented"):
             return TemporaryError(f"{self.uri}: {endpoint} is not well just now ({code}: {said})")
         return SettingsError(f"{self.uri}: {endpoint} refuses {error.operation_name} ({code}: {said})")
 
@@ -294,34 +289,17 @@ class S3Object:
     def _bad_bucket(self) -> UsageError:
         return UsageError(f"{self.uri}: {self.bucket!r} is no name for a bucket: 3 to 63 of a-z, 0-9, hyphens and dots")
 
-    @property
-    def endpoint(self) -> str:
-        return self.connection.endpoint
-
 
 class _Download(io.RawIOBase):
     """The bytes of one object from `start` on. Seeks, and takes a broken connection up again where it broke."""
 
-    def __init__(self, place: S3Object, start: int, length: int | None, state: tuple[int, str] | None = None) -> None:
+    def __init__(self, place: S3Object, start: int, length: int | None, of: Entry | None) -> None:
         self._place = place
         self._position = start
         self._end = None if length is None else start + length  # asked for, so that a range costs a range
-        self._size, self._etag = state or (-1, "")  # given: another of the object's readers has seen these
+        self._size, self.state = (-1, "") if of is None else (of.size, of.state)  # of the whole object
         self._body: Any = None
         self._open()
-
-    @property
-    def size(self) -> int:
-        """Of the whole object; where there is nothing at `start`, `start`."""
-        return self._size
-
-    @property
-    def etag(self) -> str:
-        return self._etag
-
-    @property
-    def state(self) -> str:
-        return self._etag
 
     def readable(self) -> bool:
         return True
@@ -366,12 +344,8 @@ class _Download(io.RawIOBase):
                 return got
         return 0
 
-    def readall(self) -> bytes:
-        # RawIOBase's own takes 8 KiB at a time
-        pieces = []
-        while piece := self.read(CHUNK):
-            pieces.append(piece)
-        return b"".join(pieces)
+    def readall(self) -> bytes:  # RawIOBase's own takes 8 KiB at a time
+        return b"".join(iter(lambda: self.read(CHUNK), b""))
 
     def close(self) -> None:
         self._drop()
@@ -401,8 +375,8 @@ class _Download(io.RawIOBase):
                 raise SettingsError(f"{place.uri}: {place.endpoint} ignores ranges, which vcot needs")
             size = int(said.rpartition("/")[2])
         if first:
-            self._size, self._etag = size, answer.get("ETag", "")
-        elif (size, answer.get("ETag", "")) != (self._size, self._etag):
+            self._size, self.state = size, answer.get("ETag", "")
+        elif (size, answer.get("ETag", "")) != (self._size, self.state):
             self._drop()
             raise Changed(f"{place.uri}: changed while it was read")
 
@@ -410,84 +384,6 @@ class _Download(io.RawIOBase):
         if self._body is not None:
             self._body.close()
             self._body = None
-
-
-class _Upload(io.BufferedIOBase):
-    """Bytes for one object: one PutObject while they are few, a multipart upload when they are not.
-
-    Closing decides nothing: half a file that a failing block left behind is closed too. `commit` does, which the
-    with-block of `open_write` calls. (smart_open's writer commits when closed, retries on top of botocore for a
-    minute, and says what failed in a text.)
-    """
-
-    def __init__(self, place: S3Object) -> None:
-        self._place = place
-        self._buffer = bytearray()
-        self._id = ""
-        self._etags: list[str] = []
-        self._written = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._written
-
-    def write(self, data: Any) -> int:
-        if self.closed:
-            raise ValueError("write to a closed file")
-        view = memoryview(data).cast("B")
-        self._written += len(view)
-        size = len(view)
-        while view:
-            if len(self._buffer) == PART:
-                self._send_part()
-            room = PART - len(self._buffer)
-            self._buffer += view[:room]
-            view = view[room:]
-        return size
-
-    def commit(self) -> None:
-        if not self._id:
-            self._place.write(bytes(self._buffer))
-        else:
-            self._send_part()
-            parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(self._etags, 1)]
-            try:
-                with self._place.plain_words(pass_on=("NoSuchUpload",)):
-                    self._place.client.complete_multipart_upload(
-                        **self._where, UploadId=self._id, MultipartUpload={"Parts": cast(Any, parts)}
-                    )
-            except ClientError as error:
-                # A second try, after the first one's answer was lost, finds no upload but the finished object.
-                there = self._place.stat()
-                if there is None or there.size != self._written:
-                    raise self._place.explain(error) from error
-            self._id = ""
-        self.close()
-
-    def abort(self) -> None:
-        if self._id:
-            # What led here is the news. An upload that cannot be aborted stays invisible; buckets expire those.
-            with suppress(BotoCoreError, ClientError):
-                self._place.client.abort_multipart_upload(**self._where, UploadId=self._id)
-            self._id = ""
-        self.close()
-
-    def _send_part(self) -> None:
-        client = self._place.client
-        with self._place.plain_words():
-            if not self._id:
-                self._id = client.create_multipart_upload(**self._where)["UploadId"]
-            part = client.upload_part(
-                **self._where, UploadId=self._id, PartNumber=len(self._etags) + 1, Body=bytes(self._buffer)
-            )
-        self._etags.append(part["ETag"])
-        self._buffer.clear()
-
-    @property
-    def _where(self) -> dict[str, Any]:
-        return {"Bucket": self._place.bucket, "Key": self._place.key}
 
 
 @dataclass(frozen=True)
@@ -535,17 +431,11 @@ def _new_connection() -> _Connection:
     session = boto3.session.Session(botocore_session=core)
 
     def client(**more: Any) -> S3Client:
-        return session.client(
-            "s3",
-            config=Config(
-                connect_timeout=_CONNECT_TIMEOUT,
-                read_timeout=_READ_TIMEOUT,
-                retries=cast(Any, retries),
-                max_pool_connections=32,
-                tcp_keepalive=True,
-                **more,
-            ),
-        )
+        config = Config(
+            connect_timeout=_CONNECT_TIMEOUT, read_timeout=_READ_TIMEOUT, retries=cast(Any, retries),
+            max_pool_connections=32, tcp_keepalive=True, **more,
+        )  # fmt: skip
+        return session.client("s3", config=config)
 
     made = client()
     endpoint = _without_password(made.meta.endpoint_url)
@@ -592,8 +482,17 @@ def _without_password(url: str) -> str:
     return url if parts.username is None else url.replace(parts.netloc, parts.netloc.rpartition("@")[2])
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
+def _cause(error: Exception) -> Exception:
+    """What led to an error of boto3's transfers, which hide the reason in a text."""
+    if isinstance(error, RetriesExceededError):
+        return _cause(cast(Any, error).last_exception)
+    if isinstance(error, Boto3Error | S3DownloadFailedError) and isinstance(error.__context__, _BOTO_ERRORS):
+        return _cause(error.__context__)
+    return error
+
+
+def _code(error: Exception) -> str:
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
 def _status(error: ClientError) -> int:
@@ -605,12 +504,8 @@ def make_bucket(endpoint: str, access_key: str, secret_key: str, bucket: str) ->
     core = botocore.session.Session(session_vars=cast(Any, {"profile": (None, None, None, None)}))  # no AWS_PROFILE
     core.set_config_variable("config_file", os.devnull)
     client = boto3.session.Session(botocore_session=core).client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=access_key,
-        aws_secret_access_key=secret_key,
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, proxies={}),
-    )
+        "s3", endpoint_url=endpoint, aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}, proxies={}),
+    )  # fmt: skip
     with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
         client.create_bucket(Bucket=bucket)

@@ -10,7 +10,8 @@ The one place where vcot touches stored data. What holds for every kind of stora
 - An error is one line that names the URI as it was written, and its class says what can be done: TemporaryError,
   try again; SettingsError, keys, bucket or endpoint are wrong; NotFound, InputError, the data are.
 
-`bytes+s3://bucket/x.tar#512+1000#name` is a place too, for reading: some bytes of an object (see pieces.py).
+`bytes+s3://bucket/x.tar#512+1000#name` is a place too, for reading alone: some bytes of an object, or of several that
+follow one another (see vcot/uris.py). To its readers a member of an archive is an object like any other.
 
 S3 is set up by the standard AWS_* variables alone (see s3.py).
 """
@@ -18,15 +19,18 @@ S3 is set up by the standard AWS_* variables alone (see s3.py).
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from vcot import uris
 from vcot.errors import InputError, UsageError
-from vcot.storage.disk import DiskFile
-from vcot.storage.place import CHUNK, Changed, Entry, NotFound, Place
+from vcot.storage.local import CHUNK, Changed, Entry, LocalFile, NotFound
+
+if TYPE_CHECKING:
+    from vcot.storage.s3 import S3Object
 
 __all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name", "state_of"]
 
@@ -35,7 +39,7 @@ class Store:
     """All storage. It holds nothing: make one where it is needed, share it between threads, send it to processes."""
 
     def read(self, uri: str) -> bytes:
-        return _at(uri).read()
+        return _readable(uri).read()
 
     def read_range(self, uri: str, start: int, length: int, of: Entry | None = None) -> bytes:
         """`length` bytes from `start`; fewer at the end of the object and none beyond it, as slices do.
@@ -44,37 +48,37 @@ class Store:
         """
         if start < 0 or length < 0:
             raise ValueError(f"a range starts at 0 or later and has no negative length: {start}, {length}")
-        return _at(uri).read_range(start, length, of) if length else b""
+        return _readable(uri).read_range(start, length, of) if length else b""
 
     def open_read(self, uri: str) -> AbstractContextManager[BinaryIO]:
         """A stream that can seek. A broken connection is taken up again where it broke; an object that was
         replaced meanwhile raises Changed instead of giving half of each."""
-        return _at(uri).open_read()
+        return _readable(uri).open_read()
 
     def open_write(self, uri: str) -> AbstractContextManager[BinaryIO]:
         """A stream. The object appears (replacing what was there) when the with-block ends without an exception;
         after an exception nothing has happened. Closing the stream inside the block decides nothing."""
-        return _at(uri).open_write()
+        return _writable(uri).open_write()
 
     def write(self, uri: str, data: bytes) -> None:
-        _at(uri).write(data)
+        _writable(uri).write(data)
 
     def write_once(self, uri: str, data: bytes) -> bool:
         """True: it was written. False: something is there already, and stays as it is."""
-        return _at(uri).write_once(data)
+        return _writable(uri).write_once(data)
 
     def delete(self, uri: str) -> None:
         """Takes one object away; where there is none, nothing happens. For what nobody needs any more and nothing
         relies on: keys may lack the right to (SettingsError)."""
-        _at(uri).delete()
+        _writable(uri).delete()
 
     def upload(self, path: Path, uri: str, left: Callable[[int], None] | None = None) -> None:
         """A file of this machine into the store, in parts and in parallel where it is large. `left`: told of bytes."""
-        _at(uri).upload(path, left)
+        _writable(uri).upload(path, left)
 
     def download(self, uri: str, path: Path, arrived: Callable[[int], None] | None = None) -> None:
         """The other way; the file appears when it is whole. `arrived`: told of bytes, perhaps by several threads."""
-        _at(uri).download(path, arrived)
+        _readable(uri).download(path, arrived)
 
     def list(self, prefix_uri: str) -> Iterator[Entry]:
         """Everything below a prefix taken as a folder (`a/b` finds `a/b/c`, not `a/bc`), sorted by URI.
@@ -82,10 +86,10 @@ class Store:
         Pages are fetched while they are read, so a million objects need no memory. A prefix without objects,
         or a folder that does not exist, is empty and no error; a missing bucket is an error.
         """
-        return _at(prefix_uri, folder=True).list()
+        return _readable(prefix_uri, folder=True).list()
 
     def stat(self, uri: str) -> Entry | None:
-        return _at(uri).stat()
+        return _readable(uri).stat()
 
     def digest(self, uri: str) -> str:
         """sha256 of the stored bytes, in hex, by streaming."""
@@ -116,18 +120,74 @@ def name(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2]
 
 
-def _at(uri: str, folder: bool = False) -> Place:
-    """Where a URI points. boto3 is imported at the first s3:// one, so that --help and --check stay fast."""
-    if pieces := uris.pieces(uri):
-        from vcot.storage.pieces import Pieces
+class _Pieces:
+    """What a `bytes+…` URI names: the bytes of several objects, one after the other."""
 
-        return Pieces(uri, pieces, _at)
+    def __init__(self, uri: str, pieces: tuple[uris.Piece, ...]) -> None:
+        self.uri = uri
+        self.size = sum(piece.length for piece in pieces)
+        self._pieces = pieces
+
+    def read(self) -> bytes:
+        return self.read_range(0, self.size)
+
+    def read_range(self, start: int, length: int, of: Entry | None = None) -> bytes:
+        """`of` tells nothing here: the objects are not in the URI's hands, and samples keep a digest."""
+        found, end = [], min(start + length, self.size)
+        for piece in self._pieces:
+            if start < piece.length and end > 0:
+                first, last = max(start, 0), min(end, piece.length)
+                found.append(self._read(piece, first, last - first))
+            start, end = start - piece.length, end - piece.length
+        return b"".join(found)
+
+    def _read(self, piece: uris.Piece, start: int, length: int) -> bytes:
+        try:
+            data = _place(piece.uri).read_range(piece.start + start, length)
+        except NotFound as error:
+            raise NotFound(f"{self.uri}: {error}") from None
+        if len(data) < length:
+            raise NotFound(f"{self.uri}: {piece.uri} has become shorter than it was; is it the same archive?")
+        return data
+
+    @contextmanager
+    def open_read(self) -> Iterator[BinaryIO]:
+        yield io.BytesIO(self.read())
+
+    def download(self, path: Path, arrived: Callable[[int], None] | None = None) -> None:
+        data = self.read()
+        LocalFile(str(path), str(path)).write(data)
+        if arrived is not None:
+            arrived(len(data))
+
+    def list(self) -> Iterator[Entry]:
+        return iter(())
+
+    def stat(self) -> Entry | None:
+        there = [_place(piece.uri).stat() for piece in self._pieces]
+        whole = all(o and o.size >= p.start + p.length for o, p in zip(there, self._pieces, strict=True))
+        return Entry(self.uri, self.size, " ".join(o.state for o in there if o)) if whole else None
+
+
+def _readable(uri: str, folder: bool = False) -> LocalFile | S3Object | _Pieces:
+    pieces = uris.pieces(uri)
+    return _Pieces(uri, pieces) if pieces else _place(uri, folder)
+
+
+def _writable(uri: str) -> LocalFile | S3Object:
+    if pieces := uris.pieces(uri):
+        raise UsageError(f"{uri}: these are bytes inside {pieces[0].uri}; nothing can be written there")
+    return _place(uri)
+
+
+def _place(uri: str, folder: bool = False) -> LocalFile | S3Object:
+    """Where a URI points. boto3 is imported at the first s3:// one, so that --help and --check stay fast."""
     try:
         scheme, rest = uris.split(uri)
     except UsageError as error:
         raise UsageError(f"{uri!r}: {error}" if uri else str(error)) from None
     if scheme != "s3":
-        return DiskFile(uri, rest)
+        return LocalFile(uri, rest)
     from vcot.storage.s3 import S3Object
 
     bucket, _, key = rest.partition("/")

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from vcot.answers import letter, same
+from vcot.labels import singular
 from vcot.records import Reason, Sample
-from vcot.teacher.anchors import sentences
-from vcot.teacher.objects import accepted
+from vcot.teacher.dialogue import Fault
+from vcot.teacher.objects import accepted, holds, sentences
 from vcot.teacher.prose import in_digits
-from vcot.teacher.structured import Fault
 
 _LEAD = re.compile(
     r"\A(?:so |thus |therefore,? )?"
@@ -71,7 +71,7 @@ def fault_of(prose: str, sample: Sample) -> Fault | None:
     last = " ".join(said[max(at - 1, 0) :])
     if any(_retold(last, answer, sample.question) for answer in wanted):
         return None
-    if (hence and _STATES.search(clause)) or any(_mentions(clause, answer) for answer in wanted):
+    if (hence and _STATES.search(clause)) or any(_in(_words(answer), _words(clause)) for answer in wanted):
         return _another(concluded)
     if any(_held(last, answer) for answer in wanted):
         return None
@@ -136,24 +136,24 @@ _NOT = re.compile(
 
 def _held(text: str, answer: str) -> bool:
     """Whether the text says this answer, and does not deny it."""
-    if any(not _NOT.search(text[max(m.start() - 30, 0) : m.start()]) for m in re.finditer(MARK, text)):
+
+    def denied(text: str, start: int) -> bool:
+        return _NOT.search(text[max(start - 30, 0) : start]) is not None
+
+    if any(not denied(text, m.start()) for m in re.finditer(MARK, text)):
         return True
-    if _number(answer) is not None:
-        numbers = [*_NUMBER.finditer(in_digits(text))]
-        text, equals = in_digits(text), in_digits(text).rfind("=")
-        if equals >= 0 and (last := [m for m in numbers if m.start() > equals]):
-            numbers = last
-        return any(
-            _value(m[0]) == _number(answer) and not _NOT.search(text[max(m.start() - 30, 0) : m.start()])
-            for m in numbers
-        )
+    wanted_number = _number(answer)
+    if wanted_number is not None:
+        text = in_digits(text)
+        numbers, equals = [*_NUMBER.finditer(text)], text.rfind("=")
+        numbers = [m for m in numbers if m.start() > equals >= 0] or numbers
+        return any(_value(m[0]) == wanted_number and not denied(text, m.start()) for m in numbers)
     said, wanted = _spans(text), _words(answer)
+    words, plain = [word for word, _ in said], _plain(text)
     for n in range(len(said) - len(wanted) + 1):
-        if wanted and [word for word, _ in said[n : n + len(wanted)]] == wanted:
-            start = said[n][1]
-            if not _NOT.search(_plain(text)[max(start - 30, 0) : start]):
-                return True
-    return _spelt_apart([word for word, _ in said], wanted)
+        if wanted and words[n : n + len(wanted)] == wanted and not denied(plain, said[n][1]):
+            return True
+    return _spelt_apart(words, wanted)
 
 
 def _spelt_apart(said: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -178,13 +178,8 @@ def _retold(text: str, answer: str, question: str) -> bool:
     return len(_words(answer)) >= LONG and 2 * len(new & {*_words(text)}) >= len(new)
 
 
-def _mentions(text: str, answer: str) -> bool:
-    """Whether its words stand in the text at all."""
-    return _in(_words(answer), _words(text))
-
-
 def _in(part: Sequence[str], words: Sequence[str]) -> bool:
-    return bool(part) and any(list(words[n : n + len(part)]) == list(part) for n in range(len(words) - len(part) + 1))
+    return bool(part) and holds(words, part)
 
 
 def _other_number(clause: str, answer: str) -> bool:
@@ -259,11 +254,7 @@ def _folded(word: str) -> str:
     if word[-1].isdigit():
         return str(_value(word) if _NUMBER.fullmatch(word) else word)
     word = word.casefold()
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes", "oes")):
-        return word[:-2]
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+    return singular(word) if len(word) > 3 else word
 
 
 def _value(number: str) -> Decimal:

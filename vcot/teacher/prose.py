@@ -12,14 +12,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from vcot.records import Reason, Sample
-from vcot.teacher.anchors import sentences
-from vcot.teacher.structured import Fault
+from vcot.teacher.dialogue import Fault
+from vcot.teacher.objects import sentences
 
 HERE = "¤"
 """Stands for a reference to objects, where which they are does not matter."""
@@ -31,16 +31,13 @@ def fault_of(prose: str, sample: Sample) -> Fault | None:
     """The first thing that is wrong with it. References to objects stand in it as ¤1¤."""
     given = [sample.question, sample.context or "", *(sample.choices or ()), *sample.answers]
     bare = _REFERENCES.sub(HERE, prose)
-    checks: Sequence[Callable[[], Fault | None]] = (
-        lambda: _placed(bare, given),
-        lambda: _open(bare),
-        lambda: _injected(bare, given),
-        lambda: _told(bare, given),
-        lambda: _declined(bare, sample),
-        lambda: _repeated(prose),
-        lambda: _in_another_language(bare, given),
+    return (
+        _placed(bare, given)
+        or _open(bare)
+        or _unwanted(bare, given, sample)
+        or _repeated(prose)
+        or _in_another_language(bare, given)
     )
-    return next((fault for check in checks if (fault := check()) is not None), None)
 
 
 def _first(pattern: re.Pattern[str], prose: str, given: Sequence[str]) -> str | None:
@@ -135,16 +132,14 @@ def in_digits(text: str) -> str:
 def _placed(prose: str, given: Sequence[str]) -> Fault | None:
     """Coordinates or markup; not years, ranges, equations, telephone numbers, nor points of a plane."""
     prose, given = in_digits(prose), [in_digits(text) for text in given]
-    typed = _first(_ALWAYS, prose, given)
     plane = any(map(_ABOUT_A_PLANE.search, given))
+    typed = _first(_ALWAYS, prose, given)
     if typed is None and not any(map(_ABOUT_PIXELS.search, given)):
         typed = _first(_PIXELS, prose, given)
     if typed is None:
-        pairs = (m["pair"] for m in _POINT.finditer(prose) if not plane or re.search(_LARGE, m["pair"]))
         known = {number for text in given for number in re.findall(_N, text)}
-        typed = next((pair for pair in pairs if not known & {*re.findall(_N, pair)}), None)
-    if typed is None:
-        typed = _keyed(prose, plane)
+        pairs = (m["pair"] for m in _POINT.finditer(prose) if not plane or re.search(_LARGE, m["pair"]))
+        typed = next((pair for pair in pairs if not known & {*re.findall(_N, pair)}), None) or _keyed(prose, plane)
     if typed is None:
         return None
     return Fault(Reason.TEACHER_UNREADABLE, f"it typed {typed[:80]!r}: coordinates and markup are not allowed")
@@ -168,26 +163,26 @@ def _keyed(prose: str, plane: bool) -> str | None:
 # -------------------------------------------------------------------------------------------------- brackets left open
 
 _OPTION = re.compile(r"(?:\A|[\s,;:])\w{1,3}\Z")
+_EMPTY = re.compile(r"\[\s*\]|(?<!\w)\(\s*\)")
 
 
 def _open(prose: str) -> Fault | None:
     """Of one kind are ( and [, for [0, 5) is an interval; "b)" names an option."""
-    depth = 0
+    depth, where = 0, ""
     text = unicodedata.normalize("NFKC", prose)
     for at, char in enumerate(text):
         if char in ")]}" and depth == 0:
             if char == ")" and _OPTION.search(text, max(at - 4, 0), at):
                 continue
-            return _dangling(text[max(at - 20, 0) : at + 1])
+            where = text[max(at - 20, 0) : at + 1]
+            break
         depth += (char in "([{") - (char in ")]}")
     if depth:
-        return _dangling(text[-40:])
-    empty = re.search(r"\[\s*\]|(?<!\w)\(\s*\)", text)
-    return _dangling(text[max(empty.start() - 20, 0) : empty.end()]) if empty else None
-
-
-def _dangling(where: str) -> Fault:
-    return Fault(Reason.TEACHER_UNREADABLE, f"a bracket is left open, or closes or holds nothing, in {where!r}")
+        where = text[-40:]
+    elif not where and (empty := _EMPTY.search(text)):
+        where = text[max(empty.start() - 20, 0) : empty.end()]
+    why = f"a bracket is left open, or closes or holds nothing, in {where!r}"
+    return Fault(Reason.TEACHER_UNREADABLE, why) if where else None
 
 
 # -------------------------------------------------------------------------------------------------------- what is said
@@ -264,24 +259,18 @@ _NO_ANSWER = re.compile(
 """Of a row whose right answer it is that there is none."""
 
 
-def _injected(prose: str, given: Sequence[str]) -> Fault | None:
+def _unwanted(prose: str, given: Sequence[str], sample: Sample) -> Fault | None:
     unquoted = _QUOTED.sub(" ", prose)
-    found = _first(_LINK, prose, given) or _first(_TO_A_MODEL, prose, given) or _first(_TO_ITS_READER, unquoted, given)
-    return _said(Reason.TEACHER_INJECTED, "it holds a link, or an order to its reader", found)
-
-
-def _told(prose: str, given: Sequence[str]) -> Fault | None:
-    return _said(Reason.TEACHER_TOLD, "it says that it was told", _first(_TOLD, _QUOTED.sub(" ", prose), given))
-
-
-def _declined(prose: str, sample: Sample) -> Fault | None:
-    if any(map(_NO_ANSWER.search, sample.answers)):
-        return None
-    return _said(Reason.TEACHER_REFUSED, "it declined", _first(_DECLINED, _QUOTED.sub(" ", prose), [sample.question]))
-
-
-def _said(reason: Reason, what: str, found: str | None) -> Fault | None:
-    return None if found is None else Fault(reason, f"{what}: {found[:80]!r}")
+    injected = (
+        _first(_LINK, prose, given) or _first(_TO_A_MODEL, prose, given) or _first(_TO_ITS_READER, unquoted, given)
+    )
+    if injected is not None:
+        return Fault(Reason.TEACHER_INJECTED, f"it holds a link, or an order to its reader: {injected[:80]!r}")
+    told = _first(_TOLD, unquoted, given)
+    if told is not None:
+        return Fault(Reason.TEACHER_TOLD, f"it says that it was told: {told[:80]!r}")
+    declined = None if any(map(_NO_ANSWER.search, sample.answers)) else _first(_DECLINED, unquoted, [sample.question])
+    return None if declined is None else Fault(Reason.TEACHER_REFUSED, f"it declined: {declined[:80]!r}")
 
 
 # ------------------------------------------------------------------------------------------------------------ once more
@@ -310,9 +299,9 @@ def _repeated(prose: str) -> Fault | None:
         grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
         gram, count = max(grams.items(), key=lambda item: item[1], default=((), 0))
         letters = sum(map(len, gram)) * count
-        if n in TOP_NGRAMS and count >= TOP_COUNT and letters > TOP_NGRAMS[n] * whole:
-            return Fault(Reason.TEACHER_REPEATS, f"it says {' '.join(gram)[:80]!r} {count} times")
-        if n in REPEATED_NGRAMS and count > 1 and letters - letters // count > REPEATED_NGRAMS[n] * whole:
+        often = n in TOP_NGRAMS and count >= TOP_COUNT and letters > TOP_NGRAMS[n] * whole
+        again = n in REPEATED_NGRAMS and count > 1 and letters - letters // count > REPEATED_NGRAMS[n] * whole
+        if often or again:
             return Fault(Reason.TEACHER_REPEATS, f"it says {' '.join(gram)[:80]!r} {count} times")
     return None
 

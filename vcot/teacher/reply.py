@@ -1,4 +1,4 @@
-"""Reasoning as a teacher writes it → a Trace, or why it cannot be one. Never raises, whatever the text; linear time.
+"""Reasoning as a teacher writes it → a Trace, or Refused is raised, and nothing else, whatever the text; linear time.
 
     {"objects": [], "sentences": [{"text": "I see the [1] at the top left.", "objects": [1]}, …], "answer": "top left"}
     "I see the [1] at the top left.\\nAnswer: top left"       (from those that write no JSON)
@@ -18,10 +18,9 @@ from typing import NamedTuple
 
 from vcot.grounding import Mention, Trace
 from vcot.records import Completion, Reason, Sample
-from vcot.teacher import conclusion, prose, structured
+from vcot.teacher import conclusion, prose
+from vcot.teacher.dialogue import Proposed, Reasoned, Refused, Sentence, json_in, parse_reply, text_of
 from vcot.teacher.objects import Object, tells_answer
-from vcot.teacher.shapes import Proposed, Reasoned, Sentence
-from vcot.teacher.structured import Fault
 
 LONGEST = 4000
 """Characters; four short sentences have some four hundred."""
@@ -39,39 +38,37 @@ class Said(NamedTuple):
     proposed: tuple[Proposed, ...]
 
 
-def read(completion: Completion, sample: Sample, known: Collection[int], *, may_add: bool = False) -> Said | Fault:
+def read(completion: Completion, sample: Sample, known: Collection[int], *, may_add: bool = False) -> Said:
     """What was said about the objects with these numbers; with none, prose that says what is not there.
 
     Args:
         may_add: whether it may speak of further objects and say where they are.
+
+    Raises Refused.
     """
-    said = _said(completion)
-    if isinstance(said, Fault):
-        return said
-    sentences, answer, proposed = said
+    sentences, answer, proposed = _said(completion)
     added = [one.number for one in proposed]
     if added and not may_add:
-        return Fault(Reason.TEACHER_UNGROUNDED, f"it added [{added[0]}], and nothing may be added to the list")
+        raise Refused(Reason.TEACHER_UNGROUNDED, f"it added [{added[0]}], and nothing may be added to the list")
     if len({*known, *added}) < len(known) + len(added):
-        return Fault(Reason.TEACHER_UNREADABLE, f"it added objects {added}, and some of these numbers are taken")
-    if (
-        not answer and not known and not may_add
-    ):  # where nothing can be pointed at, this alone tells sense from nonsense
-        return Fault(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
+        raise Refused(Reason.TEACHER_UNREADABLE, f"it added objects {added}, and some of these numbers are taken")
+    grounded = bool(known) or may_add
+    if not answer and not grounded:  # where nothing can be pointed at, this alone tells sense from nonsense
+        raise Refused(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
     parts = parted(sentences, sample, {*known, *added})
-    if isinstance(parts, Fault):
-        return parts
-    return check(parts, sample, grounded=bool(known) or may_add) or Said(parts, answer, proposed)
+    check(parts, sample, grounded=grounded)
+    return Said(parts, answer, proposed)
 
 
-def concluding(said: Said | Fault, sample: Sample, names: Mapping[int, str]) -> Said | Fault:
-    """The same, if its sentences lead to an answer at all. That it is the right one, `Trust` asks when the boxes have
-    stood; who closes with another one is not asked again."""
-    if isinstance(said, Fault) or (said.answer and not conclusion.agrees(said.answer, sample)):
-        return said
-    names = {**names, **{one.number: one.label for one in said.proposed}}
-    fault = conclusion.fault_of(build(said.parts, names).text, sample)
-    return fault if fault is not None and fault.reason is Reason.TEACHER_NO_CONCLUSION else said
+def concluding(said: Said, sample: Sample, names: Mapping[int, str]) -> Said:
+    """The same, if its sentences lead to an answer at all; else Refused is raised. That it is the right one,
+    verification asks when the boxes have stood; who closes with another one is not asked again."""
+    if not said.answer or conclusion.agrees(said.answer, sample):
+        names = {**names, **{one.number: one.label for one in said.proposed}}
+        fault = conclusion.fault_of(build(said.parts, names).text, sample)
+        if fault is not None and fault.reason is Reason.TEACHER_NO_CONCLUSION:
+            raise Refused(*fault)
+    return said
 
 
 def numbers_in(parts: Parts) -> list[int]:
@@ -79,28 +76,23 @@ def numbers_in(parts: Parts) -> list[int]:
     return list(dict.fromkeys(number for part in parts if not isinstance(part, str) for number in part))
 
 
-def build(parts: Parts, objects: Mapping[int, Object | str]) -> Trace:
-    """The prose with a mention, or a mere name, in the place of each number."""
-    texts = [part for part in parts if isinstance(part, str)]
-    return _build(texts, [[objects[n] for n in part] for part in parts if not isinstance(part, str)])
-
-
 def tidied(prose: str) -> str:
     """On one line, without marks of emphasis and lists."""
     return " ".join(_tidy(prose).split())
 
 
-def parted(sentences: Sequence[Sentence], sample: Sample, known: Collection[int]) -> Parts | Fault:
-    """The sentences, cut where they speak of objects: of those that a sentence lists, where it has a list."""
+def parted(sentences: Sequence[Sentence], sample: Sample, known: Collection[int]) -> Parts:
+    """The sentences, cut where they speak of objects: of those that a sentence lists, where it has a list. Raises
+    Refused."""
     listed_anywhere = {number for one in sentences for number in one.objects}
     length = sum(len(one.text) for one in sentences)
     if length > LONGEST:
-        return Fault(Reason.TEACHER_UNREADABLE, f"it had {length} characters; two to four short sentences are wanted")
+        raise Refused(Reason.TEACHER_UNREADABLE, f"it had {length} characters; two to four short sentences are wanted")
     parts: list[str | tuple[int, ...]] = [""]
     for one in sentences:
         unknown = next((number for number in one.objects if number not in known), None)
         if unknown is not None:
-            return _unknown(unknown, known)
+            raise _unknown(unknown, known)
         text = tidied(one.text)
         pieces = _REFERENCE.split(f" {text}" if parts != [""] and text else text)
         parts[-1] = f"{parts[-1]}{pieces[0]}"
@@ -113,49 +105,45 @@ def parted(sentences: Sequence[Sentence], sample: Sample, known: Collection[int]
             elif _is_prose(group, numbers, sample) or (not listed and len(numbers) > 1):
                 parts[-1] = f"{parts[-1]}[{group}]{after}"
             elif there and {*numbers} <= listed_anywhere:
-                return Fault(Reason.TEACHER_UNREADABLE, f"its sentence with [{group}] does not list it as an object")
+                raise Refused(Reason.TEACHER_UNREADABLE, f"its sentence with [{group}] does not list it as an object")
             elif there:  # a footnote
                 parts[-1] = f"{parts[-1]}[{group}]{after}"
             elif len(numbers) >= 4:
-                return Fault(Reason.TEACHER_UNREADABLE, f"it typed {list(numbers[:4])}, which look like coordinates")
+                raise Refused(Reason.TEACHER_UNREADABLE, f"it typed {list(numbers[:4])}, which look like coordinates")
             else:
-                return _unknown(next(n for n in numbers if n not in known), known)
+                raise _unknown(next(n for n in numbers if n not in known), known)
     return tuple(parts)
 
 
-def check(parts: Parts, sample: Sample, *, grounded: bool) -> Fault | None:
-    """Why such prose cannot be used. `grounded`: it must speak of an object."""
+def check(parts: Parts, sample: Sample, *, grounded: bool) -> None:
+    """Raises Refused where such prose cannot be used. `grounded`: it must speak of an object."""
     numbers = numbers_in(parts)
     text = "".join(part if isinstance(part, str) else f"{prose.HERE}{part[0]}{prose.HERE}" for part in parts)
     fault = prose.fault_of(text, sample)
     if fault is not None:
-        return fault
+        raise Refused(*fault)
     if grounded and not numbers:
-        return Fault(Reason.TEACHER_UNGROUNDED, "it spoke of no listed object by its number, as in [1]")
+        raise Refused(Reason.TEACHER_UNGROUNDED, "it spoke of no listed object by its number, as in [1]")
     if sum(c.isalpha() for part in parts if isinstance(part, str) for c in part) < 4:
-        return Fault(Reason.TEACHER_UNREADABLE, "it held no sentence")
+        raise Refused(Reason.TEACHER_UNREADABLE, "it held no sentence")
     if grounded and tells_answer(str(parts[0]), sample):
-        return Fault(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
-    return None
+        raise Refused(Reason.TEACHER_UNGROUNDED, "it stated the answer before it pointed at anything")
 
 
-def _said(completion: Completion) -> tuple[Sequence[Sentence], str, tuple[Proposed, ...]] | Fault:
-    text = structured.text_of(completion)
-    if isinstance(text, Fault):
-        return text
-    value = structured.json_in(text)
+def _said(completion: Completion) -> tuple[Sequence[Sentence], str, tuple[Proposed, ...]]:
+    text = text_of(completion)
+    value = json_in(text)
     if (value is not None and {"sentences", "reasoning"} & {*value}) or text.lstrip("`json \n").startswith("{"):
-        found = structured.read(completion, Reasoned)
-        if isinstance(found, Fault):
-            return found
-        if not found.answer.strip():
-            return Fault(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
-        return found.sentences, " ".join(found.answer.split()), tuple(found.objects)
+        said = parse_reply(completion, Reasoned)
+        if not said.answer.strip():
+            raise Refused(Reason.TEACHER_UNREADABLE, "it did not close with the answer")
+        return said.sentences, " ".join(said.answer.split()), tuple(said.objects)
     text = _tidy(text)
     if not text:
-        return Fault(Reason.TEACHER_EMPTY, "it was empty")
-    written, answer = _split_answer(text)
-    return [Sentence(text=written)], answer, ()
+        raise Refused(Reason.TEACHER_EMPTY, "it was empty")
+    if found := _ANSWER.search(text):
+        return [Sentence(text=text[: found.start()])], found["answer"].strip(), ()
+    return [Sentence(text=text)], "", ()
 
 
 # ------------------------------------------------------------------------------------------ the text as it came
@@ -170,12 +158,6 @@ def _tidy(text: str) -> str:
     text = "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else " " for c in text).translate(_BRACKETS)
     lines = (" ".join(line.split()) for line in text.replace("**", "").split("\n"))
     return _BULLET.sub("", "\n".join(filter(None, lines))).strip()
-
-
-def _split_answer(text: str) -> tuple[str, str]:
-    """The reasoning, and the answer that closes it ("" where none does)."""
-    found = _ANSWER.search(text)
-    return (text[: found.start()], found["answer"].strip()) if found else (text, "")
 
 
 # ----------------------------------------------------------------------------------------------- its references
@@ -204,24 +186,30 @@ YEAR = 100
 """A number in brackets from which it is none of an object: no row has as many."""
 
 
-def _unknown(number: int, known: Collection[int]) -> Fault:
+def _unknown(number: int, known: Collection[int]) -> Refused:
     there = f"the list ends at [{max(known)}]" if known else "no number belongs into it, nothing is there"
-    return Fault(Reason.TEACHER_UNGROUNDED, f"it spoke of [{number}], but {there}")
+    return Refused(Reason.TEACHER_UNGROUNDED, f"it spoke of [{number}], but {there}")
 
 
-def _build(prose: Sequence[str], groups: Sequence[Sequence[Object | str]]) -> Trace:
-    """Prose and mentions in turn. Objects of one label that stand side by side become one mention."""
-    texts = list(prose)
-    parts: list[str | Mention] = []
-    for index, group in enumerate(groups):
+# ---------------------------------------------------------------------------------------------------- a Trace of it
+
+
+def build(parts: Parts, objects: Mapping[int, Object | str]) -> Trace:
+    """The prose with a mention, or a mere name, in the place of each number. Objects of one label that stand side by
+    side become one mention."""
+    built: list[str | Mention] = []
+    for part in parts:
+        if isinstance(part, str):
+            # "the [1] red disc" would name it twice, once its label stands there.
+            built.append(_without_name_at_start(part, _name(built[-1])) if built else part)
+            continue
+        group = [objects[number] for number in part]
         runs = _joined([Mention(one.label, (one.box,)) if isinstance(one, Object) else one for one in group])
-        texts[index] = _without_name_at_end(texts[index], _name(runs[0]))
-        texts[index + 1] = _without_name_at_start(texts[index + 1], _name(runs[-1]))
-        parts.append(texts[index])
-        parts.append(runs[0])
+        built[-1] = _without_name_at_end(str(built[-1]), _name(runs[0]))  # "I see the red discs [1, 2]" as well
+        built.append(runs[0])
         for run in runs[1:]:
-            parts += ", ", run
-    return Trace(tuple(_joined([*parts, texts[-1]])))
+            built += ", ", run
+    return Trace(tuple(_joined(built)))
 
 
 def _name(part: str | Mention) -> str:
@@ -242,14 +230,10 @@ def _joined(parts: Sequence[str | Mention]) -> list[str | Mention]:
     return joined
 
 
-# "I see the red discs [1, 2]" and "the [1] red disc" name them twice, once we put the label there: so once less.
-
-
 def _without_name_at_end(prose: str, label: str) -> str:
     return re.sub(rf"(?<!\w){re.escape(label)}(?:e?s)? ?\Z", "", prose, flags=re.IGNORECASE)
 
 
 def _without_name_at_start(prose: str, label: str) -> str:
-    return re.sub(
-        rf"\A ?(?:\({re.escape(label)}(?:e?s)?\)|{re.escape(label)}(?:e?s)?(?!\w))", "", prose, flags=re.IGNORECASE
-    )
+    name = rf"{re.escape(label)}(?:e?s)?"
+    return re.sub(rf"\A ?(?:\({name}\)|{name}(?!\w))", "", prose, flags=re.IGNORECASE)

@@ -1,9 +1,9 @@
-"""One question to a teacher, as a value: what is said, what is shown, and the key under which its reply is kept.
+"""One request to a teacher, as a value: what is said, what is shown, and the key under which its reply is stored.
 
     Request(purpose="reason", prompt=…, parts=(Picture(sample.shown, side=1024), "Question: …"), model="gpt-4o")
     await asker.ask(request, source="scienceqa")      → Completion: kept, or new and paid for
 
-The ways of writing reasoning make requests and read replies; an Asker alone knows endpoints, keys, money and time.
+The strategies make requests and read replies; an Asker alone knows endpoints, keys, money and time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Request:
     """What shapes a reply, and nothing else.
 
     Args:
-        purpose: which step asks ("reason", "caption", "verify", …): for the ledger and the report.
+        purpose: which step asks ("reason", "caption", "verify", …): for the cost report.
         prompt: the system message.
         parts: the user message, texts and pictures in order.
         schema: JSON schema that the reply must fit; None: free text.
@@ -93,21 +93,21 @@ def _part(part: str | Picture) -> Any:
 
 
 class RowFailed(Exception):
-    """No try of this request was answered, and others were: it is the row that the endpoint cannot take."""
+    """No try of this request was answered, and others were: the endpoint cannot take the row."""
 
 
 class Asker(Protocol):
     """Gives the reply to a request, at most one new one for each key."""
 
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
-        """The kept reply, or a new one, which is kept before anything else is done with it.
+        """The stored reply, or a new one, which is stored before anything else is done with it.
 
         Args:
-            source: dataset of the row, for the costs.
+            source: dataset of the row, for the cost report.
             row: its id, for messages.
 
         Raises:
-            ImageError: a picture of the request cannot be had.
+            ImageError: an image of the request cannot be had.
             RowFailed: the endpoint cannot answer it.
             BudgetSpent, SettingsError, TemporaryError: see Endpoint.ask and the budget.
         """

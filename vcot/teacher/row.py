@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from vcot.grounding import Trace
 from vcot.records import Reason, Rejection, Sample
-from vcot.teacher.request import Asker, Request
-
-STAGE = "distill"
 
 
 def needs_teacher(sample: Sample) -> bool:
@@ -25,7 +22,7 @@ def lacks_places(sample: Sample) -> bool:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistilledReasoning:
     """The reasoning for one Sample: one Trace, or several alternatives.
 
     Args:
@@ -42,8 +39,21 @@ class Lesson:
     parts: tuple[Rejection, ...] = field(default=(), compare=False)
 
 
-Outcome = Lesson | Rejection | None
+Outcome = DistilledReasoning | Rejection | None
 """None: the row needs no teacher."""
+
+
+def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
+    return Rejection(id=sample.id, stage="distill", reason=reason, detail=detail)
+
+
+def taught(sample: Sample, reasoning: DistilledReasoning, teacher: str) -> list[Sample]:
+    """The sample with its reasoning, who was asked for it, and which models answered; then the further pairs. Boxes of
+    the evidence stay as people drew them: those that a teacher proposed stand in the reasoning alone."""
+    origin = sample.origin.model_copy(update={"teacher": teacher, "answered_by": reasoning.models})
+    update = {"reasoning": reasoning.traces, "origin": origin}
+    own = [sample.model_copy(update=update)] if reasoning.traces else []
+    return own + [pair.model_copy(update={"origin": origin}) for pair in reasoning.pairs]
 
 
 class Teacher(Protocol):
@@ -58,42 +68,3 @@ class Teacher(Protocol):
 
     def counts(self) -> Mapping[str, int]:
         """What was spent since the start, for the report (requests, tokens); empty where nothing is."""
-
-
-class Way(Protocol):
-    """How a model is made to write the reasoning for one row: it makes Requests and reads their replies.
-
-    The same row and the same replies give the same outcome. A way opens no connection and no file, and holds
-    nothing of a row after its outcome.
-    """
-
-    @property
-    def name(self) -> str:
-        """What `origin.teacher` says."""
-
-    async def outcome(self, sample: Sample, asker: Asker) -> Outcome:
-        """Teaches a row; None if this way leaves rows of its kind alone. Errors of the asker that are no fault of
-        the row pass through."""
-
-    def foreseen(self, sample: Sample) -> Sequence[Request]:
-        """What a row will ask if each reply is good at once, in order; for the estimate before anything is paid.
-        Nothing for a row that is left alone, or refused at once.
-
-        The first request is the very one that `outcome` will make. Where later ones hold words of earlier
-        replies, something as long stands in their place.
-        """
-
-    def counts(self) -> Mapping[str, int]:
-        """What it counted since the start, for the report."""
-
-
-def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
-    return Rejection(id=sample.id, stage=STAGE, reason=reason, detail=detail)
-
-
-def taught(sample: Sample, lesson: Lesson, teacher: str) -> list[Sample]:
-    """The sample with its reasoning, who was asked for it, and which models answered; then the further pairs. Boxes of
-    the evidence stay as people drew them: those that a teacher proposed stand in the reasoning alone."""
-    origin = sample.origin.model_copy(update={"teacher": teacher, "answered_by": lesson.models})
-    own = [sample.model_copy(update={"reasoning": lesson.traces, "origin": origin})] if lesson.traces else []
-    return own + [pair.model_copy(update={"origin": origin}) for pair in lesson.pairs]

@@ -8,18 +8,19 @@ words. Which of them a sample gets depends on its id and the seed alone.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from vcot.answers import normalise, number
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.places import place
+from vcot.labels import singular
 from vcot.records import Reason, Rejection, Sample
 from vcot.stage import stop
-from vcot.teacher import questions
 from vcot.teacher.objects import NEUTRAL, objects_of
-from vcot.teacher.questions import Kind
-from vcot.teacher.row import Lesson, Outcome, needs_teacher, refuse
+from vcot.teacher.row import DistilledReasoning, Outcome, needs_teacher, refuse
 
 NAME = "template/1"
 """Goes into `origin.teacher`; a new number where the same evidence would give other words."""
@@ -56,7 +57,7 @@ class TemplateTeacher:
     def counts(self) -> Mapping[str, int]:
         return {}
 
-    def lesson(self, sample: Sample) -> Lesson | Rejection:
+    def lesson(self, sample: Sample) -> DistilledReasoning | Rejection:
         if sample.evidence is None:
             return refuse(sample, Reason.NO_REASONING, "nobody annotated where the evidence is")
         write = _absence if not sample.true_boxes else _presence
@@ -67,7 +68,7 @@ class TemplateTeacher:
                 Reason.NO_REASONING,
                 f"annotated as absent, but the answer to {sample.question!r} is {sample.answers[0]!r}",
             )
-        return Lesson(tuple(t for t in traces if t is not None))
+        return DistilledReasoning(tuple(t for t in traces if t is not None))
 
     def _chosen(self, sample_id: str) -> list[int]:
         """As many phrasings as alternatives are wanted, all different, by the hash of seed and id."""
@@ -87,7 +88,7 @@ def _presence(sample: Sample, phrasing: int) -> Trace:
     They cannot agree where a label is missing or had to be hidden: who knows whether such a region is one of the
     things that were asked for.
     """
-    asked = questions.read(sample.question)
+    asked = read_question(sample.question)
     mentions = _mentions(sample)
     boxes = [box for mention in mentions for box in mention.boxes]
     answer = normalise(sample.answers[0])
@@ -145,7 +146,7 @@ def _fill(sentence: str, **parts: Sequence[str | Mention]) -> Trace:
 
 def _absence(sample: Sample, phrasing: int) -> Trace | None:
     """None where the answer says that there is something after all."""
-    asked = questions.read(sample.question)
+    asked = read_question(sample.question)
     answer = normalise(sample.answers[0])
     counted = number(answer)
     if asked is not None and (counted or answer == "yes" or _is_place(answer)):
@@ -159,3 +160,60 @@ def _absence(sample: Sample, phrasing: int) -> Trace | None:
 def _is_place(answer: str) -> bool:
     words = set(answer.split())
     return bool(words) and words <= {"top", "bottom", "left", "right", "centre", "center"}
+
+
+# ------------------------------------------------------------------------------------------- what a question asks for
+
+
+class Kind(StrEnum):
+    WHERE = "where"
+    COUNT = "count"  # "point at every …" is one of these: its answer is how many there are
+    PRESENCE = "presence"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`thing` is what the question names, in the singular; None where it is more than a noun phrase."""
+
+    kind: Kind
+    thing: str | None
+
+
+_THING = r"(?P<thing>[^?.!,;:]+?)"
+_PICTURE = r"(?:in|on) (?:the|this) (?:picture|image|photo|photograph|scene)"
+_TAIL = rf"(?: (?:(?:are|is) )?(?:there|here|visible|shown|do you see|can you see|can be seen|{_PICTURE}))*"
+_POINT = r"(?:point (?:at|to|out)|find|locate|show me|show|mark)"
+_ARTICLE = r"(?:the|a|an|my|this|that)"
+
+# The first that fits counts. True: the thing stands in the plural.
+_WORDINGS: tuple[tuple[Kind, bool, str], ...] = (
+    (Kind.COUNT, True, rf"how many (?:of the )?{_THING}{_TAIL}"),
+    (Kind.COUNT, True, rf"count (?:all |all of )?(?:the )?{_THING}{_TAIL}"),
+    (Kind.COUNT, True, rf"{_POINT} all (?:of )?(?:the )?{_THING}{_TAIL}"),
+    (Kind.COUNT, False, rf"{_POINT} (?:every|each) {_THING}{_TAIL}"),
+    (Kind.COUNT, True, rf"where are (?:all )?(?:the )?{_THING}{_TAIL}"),
+    (Kind.WHERE, False, rf"where(?: is|'s| do you see| can you see) (?:{_ARTICLE} )?{_THING}{_TAIL}"),
+    (Kind.WHERE, False, rf"{_POINT} {_ARTICLE} {_THING}{_TAIL}"),
+    (Kind.PRESENCE, True, rf"are there (?:any |some )?{_THING}{_TAIL}"),
+    (Kind.PRESENCE, False, rf"is there (?:a |an |any |some )?{_THING}{_TAIL}"),
+    (Kind.PRESENCE, False, rf"(?:do|can) you see (?:a|an|any|some|the) {_THING}{_TAIL}"),
+    (Kind.PRESENCE, False, rf"is (?:a|an|any) {_THING} (?:there|visible|shown|{_PICTURE})"),
+)
+_COMPILED = tuple((kind, plural, re.compile(wording)) for kind, plural, wording in _WORDINGS)
+
+_NOT_A_NOUN_PHRASE = re.compile(r"\b(?:is|are|was|were|do|does|has|have|can|that|which|who|and|or|not)\b")
+
+
+def read_question(question: str) -> Asked | None:
+    """What a question asks for, where its wording says so plainly; None where it is not one of those known."""
+    spaced = " ".join(question.split())
+    words = spaced.casefold().rstrip("?.! ")
+    for kind, plural, wording in _COMPILED:
+        if found := wording.fullmatch(words):
+            named = found["thing"]
+            if len(named.split()) > 5 or _NOT_A_NOUN_PHRASE.search(named):
+                return Asked(kind, None)
+            start = spaced.casefold().find(named)  # with the capitals that the question gave it
+            thing = spaced[start : start + len(named)] if start >= 0 else named
+            return Asked(kind, singular(thing) if plural else thing)
+    return None

@@ -4,7 +4,7 @@
     chosen(["verdict=1"])                    that version of it
     chosen(["verdict=s3://b/strict.v7.md"])  a file of one's own
 
-Name, version and every word are part of the key of a reply and of a step.
+Name, version and every word are part of the key of a reply.
 """
 
 from __future__ import annotations
@@ -17,13 +17,6 @@ from importlib.resources import files
 from vcot.errors import SettingsError
 from vcot.storage import NotFound, Store
 from vcot.teacher.request import Prompt
-
-PURPOSES = {
-    "answer-aware": ("reason", "locate", "look", "reanswer"),
-    "rationalise": ("anchor", "locate", "look", "reanswer"),
-    "two-level": ("caption", "objects", "locate", "branch", "verdict", "look", "synthesis", "reanswer"),
-}
-"""What each way asks."""
 
 _FILE = re.compile(r"(?P<name>[a-z-]+)\.v(?P<version>[0-9]+)\.md")
 
@@ -47,11 +40,6 @@ def chosen(choices: Sequence[str] = (), store: Store | None = None) -> dict[str,
 def own(choices: Sequence[str]) -> list[str]:
     """The URIs among the choices."""
     return [what for choice in choices if not (what := choice.partition("=")[2]).isdecimal()]
-
-
-def of_way(way: str, choices: Sequence[str] = ()) -> list[Prompt]:
-    """The prompts that go with a way, in the order in which it asks. Raises as `chosen` does."""
-    return [chosen(choices)[purpose] for purpose in PURPOSES[way]]
 
 
 @cache

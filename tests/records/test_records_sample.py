@@ -1,0 +1,62 @@
+"""A Sample is one line of JSON, with an image or by text alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.records.samples import MENTION, sample
+from vcot.grounding import Box, FrameSpec, Mention, Trace, parse
+from vcot.records import Sample
+from vcot.records.sample import NO_IMAGE_SIZE
+
+BY_TEXT: dict[str, Any] = {"image": None, "evidence": None, "reasoning": (Trace(("Gears turn.",)),)}
+
+
+@pytest.mark.parametrize("one", [sample(1), sample(1, evidence=()), sample(1, evidence=None), sample(1, **BY_TEXT)])
+def test_a_sample_comes_back_from_its_line(one: Sample) -> None:
+    assert Sample.model_validate_json(one.line()) == one
+
+
+def test_absent_and_not_annotated_are_two_things() -> None:
+    assert (sample(1, evidence=()).true_boxes, sample(1, evidence=None).true_boxes) == ((), None)
+
+
+def test_a_line_must_say_that_it_has_no_image() -> None:
+    """A field that was forgotten is no decision."""
+    said = json.loads(sample(1, **BY_TEXT).line())
+    assert said.pop("image") is None
+    with pytest.raises(ValidationError, match="image"):
+        Sample.model_validate(said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"evidence": (Mention("x", (Box(0, 0, 101, 10),)),)}, "leaves the image of 100×80"),
+        ({"answers": ("half \ud83d",)}, "a text holds half a character"),
+        (BY_TEXT | {"evidence": (MENTION,)}, r"box \[1.5, 2.0, 30.25, 40.0\] is on no image: image is null"),
+        (BY_TEXT | {"reasoning": (Trace(("The ", MENTION)),)}, r"box \[1.5, 2.0, 30.25, 40.0\] is on no image"),
+        (BY_TEXT | {"evidence": ()}, "image is null, so nobody looked whether the object is there"),
+    ],
+)
+def test_a_sample_that_contradicts_itself_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        sample(1, **changed)
+
+
+def test_asking_for_the_image_of_a_sample_without_one_is_an_error() -> None:
+    assert sample(1).shown == sample(1).image
+    with pytest.raises(ValueError, match="s1 is asked without an image"):
+        _ = sample(1, **BY_TEXT).shown
+
+
+@pytest.mark.parametrize("name", ["thousandths", "pixels", "resized_pixels", "padded_square", "fractions"])
+def test_boxes_that_a_model_writes_about_no_image_can_be_read_in_every_frame(name: Any) -> None:
+    frame = sample(1, **BY_TEXT).frame(FrameSpec(name, min_pixels=3136, max_pixels=12544))
+    box = Box(0.0, 0.0, float(NO_IMAGE_SIZE[0]), float(NO_IMAGE_SIZE[1]))
+    (found,) = parse(f"<ref>gear</ref><box>{[round(n, 3) for n in frame.numbers(box)]}</box>", frame).boxes
+    assert found.as_list() == pytest.approx(box.as_list(), abs=1)
