@@ -8,8 +8,10 @@ from vcot.grounding import Box, FrameSpec, Trace, match, parse, split_answer
 from vcot.grounding.matching import Pairable
 from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Sample
+from vcot.rewards.base import reward
 
 
+@reward("boxes")
 def box_reward(
     text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0, synonyms: Synonyms = NO_SYNONYMS
 ) -> float | None:
