@@ -12,10 +12,10 @@ import pytest
 from tests.evaluation.evaluation_samples import drawn, frame, sample
 from vcot.errors import GateFailed, InputError
 from vcot.evaluation import gallery, page, words
-from vcot.evaluation.chance import Habits
-from vcot.evaluation.gates import judge_gates, raise_if_failed
-from vcot.evaluation.replies import Reply
+from vcot.evaluation.baselines import Baselines
+from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.report import build, gather
+from vcot.evaluation.runner import Reply
 from vcot.evaluation.scoring import score
 from vcot.evaluation.table import render
 from vcot.records import Completion
@@ -65,7 +65,7 @@ def evidence(tmp_path_factory):
         for number, one in enumerate(asked)
         for text in [told(model, condition, one, number)]
     ]
-    return gather(asked, replies, Habits.of(training), frame)
+    return gather(asked, replies, Baselines.of(training), frame)
 
 
 @pytest.fixture(scope="module")
@@ -380,4 +380,4 @@ def test_a_gate_on_what_was_not_measured_is_not_passed(report):
 def test_two_samples_of_one_id_are_no_ground_for_a_report(evidence):
     twice = [*evidence.samples, evidence.samples[0]]
     with pytest.raises(InputError, match="ids have to be unique"):
-        gather(twice, [], Habits.of([]), frame)
+        gather(twice, [], Baselines.of([]), frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.evaluation.evaluation_samples import frame, said, sample
-from vcot.evaluation.scoring import score, score_guess
+from vcot.evaluation.scoring import score
 from vcot.grounding import Box, Mention
 from vcot.labels import Synonyms
 
@@ -95,14 +95,6 @@ def test_answers_are_compared_as_numbers_letters_and_texts():
     assert judged([], answer="2", answers=("two",)).answer == "right"
     assert judged([], answer="25", answers=("5",)).answer == "wrong"
     assert judged([], answer="B", answers=("down",), choices=("up", "down")).answer == "right"
-
-
-def test_a_guess_is_judged_by_the_same_scorer():
-    one = sample("a")
-    guess = (Mention("", (Box(*G1),)),)
-    assert score_guess(guess, "", one, frame(one)).ious == (1.0,)
-    assert score_guess(guess, "", one, frame(one)).answer == "absent"
-    assert score_guess((), "left", one, frame(one)).answer == "right"
 
 
 # --- labels ------------------------------------------------------------------------------------------
