@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from vcot.evaluation.replies import Reply, read_replies
 
 from jobs.evaluate import EvaluateSettings, run
 from tests.evaluation.evaluation_samples import drawn, sample
 from vcot import __version__
 from vcot.errors import GateFailed, InputError, SettingsError
-from vcot.evaluation.replies import Reply, read_replies
 from vcot.records import Folder, Sample, StageMark
 from vcot.records.shards import ShardWriter, run_shards
 from vcot.settings import Settings

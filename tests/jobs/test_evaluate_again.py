@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vcot.evaluation.finished import Finished
+from vcot.evaluation.promotion import newest, promote
 
 from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
 from jobs.evaluate import EvaluateSettings, run
 from vcot import __version__
 from vcot.errors import GateFailed, SettingsError
-from vcot.evaluation.finished import Finished
-from vcot.evaluation.promotion import newest, promote
 from vcot.records import Folder, StageMark
 from vcot.storage import Store, join, put_folder
 from vcot.storage.folders import folder_digest

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.test_training_sft import tune, weights
-from tests.training.toy import drawn, examples, write_examples
+from tests.training.toy import drawn, examples, tune, weights, write_examples
 from vcot.grounding import Trace
 from vcot.records import Sample
 from vcot.records.example import Example, Examples
@@ -53,10 +52,11 @@ def told(encoder: Any, count: int, first: int = 0, split: Any = "train") -> list
 
 def batches(encoder: Any, made: list[Example], path: Path) -> Any:
     """rows → a batch of them"""
-    from vcot.training.lessons import Collate, Lessons
+    from vcot.training.collator import Collator
+    from vcot.training.data import SFTDataset
 
-    lessons = Lessons(Examples([write_examples(path, made)]), encoder, cache_bytes=0)
-    return lambda rows: Collate(encoder.pad_token_id)([lessons[row] for row in rows])
+    dataset = SFTDataset(Examples([write_examples(path, made)]), encoder, cache_bytes=0)
+    return lambda rows: Collator(encoder.pad_token_id)([dataset[row] for row in rows])
 
 
 def test_they_come_back_from_the_file_as_they_were(toy_encoder: Any, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_they_come_back_from_the_file_as_they_were(toy_encoder: Any, tmp_path: P
 def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows_teach_alone(
     torch: Any, model: Any, toy_encoder: Any, tmp_path: Path
 ) -> None:
-    from vcot.training.loss import loss_sum
+    from vcot.training.trainer import loss_sum
 
     batch_of = batches(toy_encoder, [*examples(toy_encoder, 2, alternatives=1), *told(toy_encoder, 2)], tmp_path / "a")
     mixed = batch_of([2, 0, 3, 1])
@@ -81,7 +81,7 @@ def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows
 
 
 def test_the_loss_is_the_familys_own(torch: Any, model: Any, toy_encoder: Any, tmp_path: Path) -> None:
-    from vcot.training.loss import learned_tokens, loss_sum
+    from vcot.training.trainer import learned_tokens, loss_sum
 
     batch_of = batches(toy_encoder, [*examples(toy_encoder, 1, alternatives=1), *told(toy_encoder, 2)], tmp_path / "a")
     for rows in ([1, 2], [1, 0, 2]):
@@ -108,9 +108,9 @@ def test_a_training_learns_from_both_and_from_batches_of_text_alone(
         "tune": way, "epochs": 2.0, "similar_lengths": False, "gradient_checkpointing": checkpointing,
         "learning_rate": 1e-4 if way == "full" else 1e-3, "eval_every": 3, "save_every": 100, "accumulation": 1,
     }  # fmt: skip
-    tuned = tune(toy_base, toy_encoder, rows, tmp_path, **ways)
-    assert all(torch.isfinite(value).all() for value in weights(tuned).values())
-    losses = [line["eval_loss"] for line in tuned.history if "eval_loss" in line]
+    result = tune(toy_base, toy_encoder, rows, tmp_path, **ways)
+    assert all(torch.isfinite(value).all() for value in weights(result).values())
+    losses = [line["eval_loss"] for line in result.history if "eval_loss" in line]
     assert losses[-1] < losses[0]
 
 

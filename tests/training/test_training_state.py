@@ -23,28 +23,28 @@ plain = st.recursive(
 
 @settings(max_examples=50, deadline=None)
 @given(value=plain)
-def test_what_is_packed_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from vcot.training.packing import pack, unpack
+def test_a_state_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from vcot.training.state_io import read_state, write_state
 
     path = tmp_path_factory.mktemp("packed") / "x.safetensors"
-    pack(value, path)
-    found = unpack(path)
+    write_state(value, path)
+    found = read_state(path)
     assert found == value
     assert repr(found) == repr(value)  # (1,) is not [1], 1 is not True, 1.0 is not 1
 
 
-def test_tensors_are_packed_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> None:
+def test_tensors_are_stored_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> None:
     import torch
 
-    from vcot.training.packing import pack, unpack
+    from vcot.training.state_io import read_state, write_state
 
     shared = torch.randn(1000)
     values = {
         0: {"state": torch.arange(5, dtype=torch.uint8), "map": shared},
         1: {"state": torch.randn(3, 2).bfloat16().t(), "map": shared, "part": shared[2:4]},
     }
-    pack(values, tmp_path / "x.safetensors")
-    found = unpack(tmp_path / "x.safetensors")
+    write_state(values, tmp_path / "x.safetensors")
+    found = read_state(tmp_path / "x.safetensors")
     assert found[0]["state"].equal(values[0]["state"])
     assert found[1]["state"].equal(values[1]["state"])
     assert found[1]["state"].dtype == torch.bfloat16
@@ -53,26 +53,26 @@ def test_tensors_are_packed_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> 
     assert (tmp_path / "x.safetensors").stat().st_size < 6000
 
 
-def test_nothing_that_would_have_to_run_is_packed(tmp_path: Path) -> None:
-    from vcot.training.packing import pack
+def test_nothing_that_would_have_to_run_is_stored(tmp_path: Path) -> None:
+    from vcot.training.state_io import write_state
 
-    with pytest.raises(TypeError, match="a function cannot be packed"):
-        pack({"f": lambda: 1}, tmp_path / "x.safetensors")
+    with pytest.raises(TypeError, match="a function cannot be stored"):
+        write_state({"f": lambda: 1}, tmp_path / "x.safetensors")
 
 
 def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from vcot.training.packing import pack, unpack
+    from vcot.training.state_io import read_state, write_state
 
-    pack({"a": torch.ones(100)}, tmp_path / "x")
+    write_state({"a": torch.ones(100)}, tmp_path / "x")
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-10])
     with pytest.raises(InputError, match="not a whole safetensors file"):
-        unpack(tmp_path / "x")
+        read_state(tmp_path / "x")
     save_file({"a": torch.ones(2)}, tmp_path / "y")
-    with pytest.raises(InputError, match="not a packed value"):
-        unpack(tmp_path / "y")
+    with pytest.raises(InputError, match="not a state of ours"):
+        read_state(tmp_path / "y")
 
 
 @pytest.fixture
@@ -90,17 +90,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_a_reason_to_try_again(small_disk: Path) -> None:
     import torch
 
-    from vcot.training.packing import pack
+    from vcot.training.state_io import write_state
 
     with pytest.raises(TemporaryError, match="no room left on the disk"):
-        pack({"a": torch.ones(100_000)}, small_disk / "x")
+        write_state({"a": torch.ones(100_000)}, small_disk / "x")
 
 
 def test_random_numbers_go_on_where_they_were() -> None:
     import numpy as np
     import torch
 
-    from vcot.training.packing import random_state, restore_random_state
+    from vcot.training.state_io import random_state, restore_random_state
 
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()),
@@ -114,11 +114,11 @@ def test_random_numbers_go_on_where_they_were() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "adamw_torch_fused"])
-def test_an_optimiser_takes_the_same_steps_after_its_state_was_packed(name: str, tmp_path: Path) -> None:
+def test_an_optimiser_takes_the_same_steps_after_its_state_was_stored(name: str, tmp_path: Path) -> None:
     import bitsandbytes
     import torch
 
-    from vcot.training.packing import pack, unpack
+    from vcot.training.state_io import read_state, write_state
 
     kind = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "adamw_torch_fused": torch.optim.AdamW}[name]
 
@@ -138,12 +138,12 @@ def test_an_optimiser_takes_the_same_steps_after_its_state_was_packed(name: str,
     steps(calm, optimiser, range(10))
     stormy, optimiser = begin()
     steps(stormy, optimiser, range(4))
-    pack(optimiser.state_dict(), tmp_path / "x")
+    write_state(optimiser.state_dict(), tmp_path / "x")
     values = [weight.detach().clone() for weight in stormy]
     stormy, optimiser = begin()
     for weight, value in zip(stormy, values, strict=True):
         weight.data.copy_(value)
-    optimiser.load_state_dict(unpack(tmp_path / "x"))
+    optimiser.load_state_dict(read_state(tmp_path / "x"))
     steps(stormy, optimiser, range(4, 10))
     assert all(a.equal(b) for a, b in zip(calm, stormy, strict=True))
 
