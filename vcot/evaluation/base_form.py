@@ -31,7 +31,7 @@ _JSON = (
 class OwnForm:
     """`instruction` stands below a question about an image, `by_text` below one without; None: nothing does.
 
-    `dialect` (vcot.grounding.dialects) is what the model is expected to write; to read it needs no telling.
+    `dialect` (one of vcot.grounding.DIALECTS) is what the model is expected to write; to read it needs no telling.
     """
 
     family: str

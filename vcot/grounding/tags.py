@@ -46,9 +46,6 @@ SPELLINGS = {
     ),
     "qwen-vl": Spelling(("<ref>", "</ref>"), ("<box>", "</box>"), pairs=True),
 }
-DIALECTS = (*SPELLINGS, "qwen-json")
-"""What `render` can write. `parse` needs no name, it reads them all. Which numbers stand in a text is said by the frame
-(Qwen2.5-VL wants resized_pixels, the other Qwens thousandths)."""
 
 
 class _Tag(NamedTuple):
@@ -144,6 +141,20 @@ def _render_json(trace: Trace, frame: Frame) -> str:
             text = (text.removesuffix("]") + ", " if joins else text + "[") + ", ".join(objects) + "]"
         last = part
     return text
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A way to write. `parse` needs none, it reads them all. Which numbers stand in a text is said by the frame:
+    Qwen2.5-VL wants resized_pixels, the other Qwens thousandths."""
+
+    name: str
+
+    def render(self, trace: Trace, frame: Frame) -> str:
+        return render(trace, frame, self.name)
+
+
+DIALECTS = {name: Dialect(name) for name in (*SPELLINGS, "qwen-json")}
 
 
 # --------------------------------------------------------------------------------------------------- to read
