@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.tokens.base import png, sample
-from tests.tokens.test_tokens_encoder import SYSTEM, encoder, example, halves
+from tests.tokens.base import SYSTEM, encoder, halves, png, sample
 from vcot.grounding import Trace
 from vcot.records.example import Example
 from vcot.records.sample import Rejection, Sample
@@ -78,10 +77,3 @@ def test_it_can_be_looked_at(processor: Any, frame: Any) -> None:
     seen = view(found, None, coder.contract, processor)
     assert (seen.picture, seen.original, seen.parsed.boxes) == (None, None, ())
     assert seen.learned.startswith("Gears that touch")
-
-
-def test_beside_it_examples_with_pictures_are_what_they_were(processor: Any) -> None:
-    coder = encoder(processor)
-    before = example(coder, sample())
-    assert isinstance(coder.example(by_text(), 0), Example)
-    assert example(coder, sample()) == before

@@ -59,11 +59,6 @@ def batches(encoder: Any, made: list[Example], path: Path) -> Any:
     return lambda rows: Collator(encoder.pad_token_id)([dataset[row] for row in rows])
 
 
-def test_they_come_back_from_the_file_as_they_were(toy_encoder: Any, tmp_path: Path) -> None:
-    made = [*examples(toy_encoder, 1), *told(toy_encoder, 2)]
-    assert list(Examples([write_examples(tmp_path / "a.parquet", made)])) == made
-
-
 def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows_teach_alone(
     torch: Any, model: Any, toy_encoder: Any, tmp_path: Path
 ) -> None:
@@ -127,18 +122,3 @@ def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_enc
 
     assert say(asked) == [reply for one in asked for reply in say([one])]
     assert say([asked[0], asked[3]]) == [say(asked)[0], say(asked)[3]]
-
-
-def test_its_positions_are_the_models_own(torch: Any, model: Any, toy_encoder: Any) -> None:
-    from vcot.models import positions, whole_model
-
-    sample, data = drawn(3)
-    batch = toy_encoder.prompts([by_text(1), sample], [None, decode(data, "a").pixels])
-    expected, _ = whole_model(model).model.get_rope_index(
-        batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"], attention_mask=batch["attention_mask"]
-    )
-    for place, grid in ((0, None), (1, tuple(batch["image_grid_thw"][0].tolist()))):
-        kept = batch["attention_mask"][place].bool()
-        ids = batch["input_ids"][place][kept].tolist()
-        found = positions(ids, grid, image_token_id=toy_encoder.processor.image_token_id, merge_size=2)
-        assert torch.equal(found, expected[:, place][:, kept])
