@@ -80,7 +80,7 @@ def run(settings: TokenizeSettings) -> None:
     from vcot.records.shards import Folder, read_mark, run_shards
     from vcot.storage import Store, join
     from vcot.storage.folders import folder_digest
-    from vcot.tokens.processor import is_processor_file
+    from vcot.tokens.contract import is_processor_file
 
     store = Store()
     source_uri = settings.input_uri or join(settings.run_uri, "distill")

@@ -1,4 +1,4 @@
-"""The table of `make local-train` (small, as CI runs it) against `table.json`: `python -m tests.frozen.table [--write]`.
+"""The table of `make local-train`, small as in CI, against `table.json`: `python -m tests.frozen.table [--write]`.
 
 Another processor adds in another order, so that a few of the 50 answers come out otherwise: SLACK is what the figures
 of one commit differed by on several machines, and twice that.

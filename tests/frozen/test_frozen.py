@@ -9,8 +9,8 @@
 Beside it stand, for the same purpose: tests/k8s/golden (rendered manifests), tests/storage/test_store_failures.py, and
 `python -m tests.frozen.table`, which holds the table of `make local-train` against its values in `.ci/run`.
 
-Where a name on disk or a flag changes, `names.py` says so. `python -m tests.frozen.test_frozen` writes the values again:
-whoever does that changes what users get.
+Where a name on disk or a flag changes, `names.py` says so. `python -m tests.frozen.test_frozen` writes the values
+again: whoever does that changes what users get.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def distilled(folder: Path) -> dict[str, Any]:
     written = stages.digests(folder / "coco/distill", folder)
     with stages.teacher() as (address, asked):
         stages.run(
-            "distill", run_uri=folder / "samples", teacher="openai", model="scripted", no_structured=True, no_propose=True, no_reanswer=True,
+            "distill", run_uri=folder / "samples", teacher="openai", model="scripted", no_structured=True,
+            no_propose=True,
+            no_reanswer=True,
             max_rejected_share=1, concurrency=2, env={"OPENAI_BASE_URL": address, "OPENAI_API_KEY": "x"},
         )  # fmt: skip
     told = stages.digests(folder / "samples/distill", folder)
@@ -102,7 +104,7 @@ def trained(folder: Path) -> dict[str, Any]:
 
 EXIT_CODES: list[tuple[str, dict[str, Any], int]] = [
     ("convert", {"check": True, "run_uri": "r", "source": "scenes"}, 0),
-    ("convert", {"check": True, "run_uri": "r", "sauce": "scenes"}, 64),
+    ("convert", {"check": True, "run_uri": "r", "source": "scenes", "sauce": "x"}, 64),
     ("convert", {"check": True, "run_uri": "ftp://r", "source": "scenes"}, 78),
     ("convert", {"check": True, "run_uri": "r", "source": "samples", "input_uri": "x", "frame": "guessed"}, 78),
     ("convert", {"run_uri": "TMP/a", "source": "samples", "input_uri": "TMP/not-there.jsonl"}, 65),

@@ -31,7 +31,8 @@ REPLIES = (
     GEAR, "It turns.\nAnswer: up", "", GEAR + " <ref>it</ref><box>[1, 1, 2, 2]</box>", GEAR.replace("up", "down"),
     GEAR.replace("300]", "3000]"), GEAR.replace("[100", "[110"), GEAR.replace("300, 300]", "290, 310]"),
     "<think>" + GEAR.replace("\nAnswer: up", "</think><answer>up</answer>"), GEAR.replace("</box>", ""),
-    GEAR.replace("<ref>gear</ref>", "<ref>lever</ref>"), GEAR.replace("turn", "and <ref>x</ref><box>[1, 2, 30, 40]</box>"),
+    GEAR.replace("<ref>gear</ref>", "<ref>lever</ref>"),
+    GEAR.replace("turn", "and <ref>x</ref><box>[1, 2, 30, 40]</box>"),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vcot.answers import anls, number, same
 from vcot.grounding import FrameSpec, split_answer
 from vcot.records import Sample
-from vcot.rewards.base import reward
+from vcot.rewards import reward
 
 LONGEST = 1000  # letters; DeepEyes counts a longer answer as wrong, for it is written for a judge, not a reader
 

@@ -8,7 +8,7 @@ from vcot.grounding import Box, FrameSpec, Trace, match, parse, split_answer
 from vcot.grounding.matching import Pairable
 from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Sample
-from vcot.rewards.base import reward
+from vcot.rewards import reward
 
 
 @reward("boxes")

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from vcot.grounding import FrameSpec, parse, read_reply
 from vcot.records import Sample
-from vcot.rewards.base import reward
+from vcot.rewards import reward
 
 
 class Rule(StrEnum):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from vcot.models.base import weights_dtype, whole_model
+from vcot.models.loading import weights_dtype, whole_model
 
 
 @torch.no_grad()
