@@ -77,11 +77,6 @@ class TestRealRows:
         box = Box.from_padded_square(*padded, width=width, height=height)
         assert box.as_list() == pytest.approx(unpadded, abs=0.06)
 
-    def test_reading_the_padded_square_as_fractions_ruins_the_box(self, row):
-        (width, height), true, padded, *_, naive_iou = row
-        naive = Box.from_fractions(*padded, width=width, height=height)
-        assert iou(naive, Box(*true)) == pytest.approx(naive_iou, abs=0.0006)
-
     def test_each_frame_is_read_back_to_nearly_the_same_place(self, row):
         (width, height), true, *_ = row
         for spec in SPECS:
@@ -201,10 +196,6 @@ class TestDecode:
     )
     def test_an_excess_that_rounding_explains_is_moved_to_the_border(self, name, numbers):
         assert FrameSpec(name).on(500, 300).decode(*numbers) == Box(0, 0, 500, 300)
-
-    def test_whole_numbers_may_be_written_as_floats(self):
-        assert FrameSpec("thousandths").on(1000, 1000).decode(10.5, 20.0, 30, 40) == Box(10.5, 20, 30, 40)
-        assert FrameSpec("thousandths").on(1000, 1000).decode(0.0, 0.0, 1.0, 1.0) == Box(0, 0, 1, 1)
 
 
 class TestEncode:

@@ -71,8 +71,7 @@ def start(program: Path, *argv: str, **environment: str) -> subprocess.Popen[str
 
 
 @pytest.mark.parametrize(
-    ("end", "code"),
-    [("well", 0), ("GateFailed", 20), ("BudgetSpent", 21), ("TemporaryError", 75), ("StageFailed", 3)],
+    ("end", "code"), [("well", 0), ("GateFailed", 20), ("BudgetSpent", 21), ("TemporaryError", 75), ("StageFailed", 3)]
 )
 def test_each_end_has_its_exit_code_and_one_line(program: Path, end: str, code: int) -> None:
     process = start(program, "--end", end)

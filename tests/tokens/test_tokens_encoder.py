@@ -37,20 +37,6 @@ def test_the_reply_with_its_end_and_line_break_is_learned_and_nothing_before_it(
     assert found.image_grid == (1, 6, 8)
 
 
-def test_each_reasoning_is_an_example_of_its_own(processor: Any) -> None:
-    other = Trace(("I look at the top left and see the ", *WHERE.parts[1:2], "."))
-    row = sample(reasoning=(WHERE, other))
-    first, second = (example(encoder(processor), row, alternative=i) for i in (0, 1))
-    assert (first.id, second.id) == ("s1#0", "s1#1")
-    assert halves(second, processor)[1].startswith("I look at")
-    assert halves(first, processor)[0] == halves(second, processor)[0]
-
-
-def test_the_same_sample_gives_the_same_example_with_a_processor_loaded_again(processor: Any, base_folder: Any) -> None:
-    again = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    assert example(encoder(processor), sample()) == example(encoder(again), sample())
-
-
 def test_context_choices_and_instruction_each_have_a_line_below_the_question() -> None:
     row = sample(context=" A hint. ", choices=("up", "down"))
     assert prompt_text(row, "Use the letter.") == (

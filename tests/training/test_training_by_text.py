@@ -75,23 +75,6 @@ def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows
     assert together == pytest.approx(sum(alone), rel=1e-4)
 
 
-def test_the_loss_is_the_familys_own(torch: Any, model: Any, toy_encoder: Any, tmp_path: Path) -> None:
-    from vcot.training.trainer import learned_tokens, loss_sum
-
-    batch_of = batches(toy_encoder, [*examples(toy_encoder, 1, alternatives=1), *told(toy_encoder, 2)], tmp_path / "a")
-    for rows in ([1, 2], [1, 0, 2]):
-        batch = batch_of(rows)
-        kinds = (batch["input_ids"] == toy_encoder.processor.image_token_id).long()
-        shown = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
-        with torch.no_grad():
-            plain = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"],
-                mm_token_type_ids=kinds, **shown,
-            ).loss  # fmt: skip
-            ours = loss_sum(model, batch) / learned_tokens(batch["labels"])
-        assert ours.item() == pytest.approx(plain.item(), abs=1e-5)
-
-
 @pytest.mark.parametrize(("way", "checkpointing"), [("qlora", "on"), ("full", "off")])
 def test_a_training_learns_from_both_and_from_batches_of_text_alone(
     torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path, way: str, checkpointing: str

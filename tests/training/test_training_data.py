@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.toy import encoder_of, examples, write_examples
+from tests.training.toy import examples, write_examples
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Examples, Row
 
@@ -53,13 +53,6 @@ def test_an_epoch_is_a_function_of_seed_and_number_alone() -> None:
     assert epochs(made, 3) == epochs(made, 3)
     assert epochs(made, 3) != epochs(made, 4)
     assert epochs(made, 3) != epochs(made, 3, seed=8)
-
-
-def test_over_the_epochs_all_alternatives_are_drawn_alike() -> None:
-    made = rows(20)
-    drawn = Counter(made[row].id for epoch in range(90) for batch in epochs(made, epoch) for row in batch)
-    assert len(drawn) == 16 * 3
-    assert min(drawn.values()) > 12  # 30 are expected of each
 
 
 def test_similar_lengths_leave_less_padding() -> None:
@@ -124,15 +117,3 @@ def test_a_picture_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: P
     path = write_examples(tmp_path / "b.parquet", [short])
     with pytest.raises(InputError, match=r"train-0#0.*stand for the picture"):
         SFTDataset(Examples([path]), toy_encoder, cache_bytes=0)[0]
-
-
-def test_examples_without_pictures_make_a_batch_without_pixels(tmp_path: Path, toy_base: Path) -> None:
-    from vcot.training.collator import Collator
-    from vcot.training.data import SFTDataset
-
-    encoder = encoder_of(toy_base, "text")
-    path = write_examples(tmp_path / "a.parquet", examples(encoder, 2))
-    dataset = SFTDataset(Examples([path]), encoder, cache_bytes=0)
-    batch = Collator(encoder.pad_token_id)([dataset[0], dataset[2]])
-    assert "pixel_values" not in batch
-    assert batch["position_ids"][0, 0, -1] == batch["position_ids"][2, 0, -1]

@@ -277,16 +277,3 @@ def test_losses_are_one_line_per_step_without_times() -> None:
     assert losses_summary(lines) == {
         "steps": 2, "first_loss": 2.0, "last_loss": 1.0, "best_eval_loss": 1.5, "best_step": 2,
     }  # fmt: skip
-
-
-def test_the_picture_of_losses_can_be_drawn(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from vcot.training.publish import draw_losses
-
-    lines: list[dict[str, Any]] = [{"step": step, "loss": 3 / step} for step in range(1, 30)]
-    lines[9]["eval_loss"] = 0.5
-    draw_losses(lines, tmp_path / "losses.png")
-    with Image.open(tmp_path / "losses.png") as picture:
-        assert picture.size[0] > 600
-        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 50

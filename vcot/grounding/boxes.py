@@ -313,8 +313,7 @@ class Frame:
         """
         if box.x2 > self.width + 1 or box.y2 > self.height + 1:
             raise BoxError(
-                BoxFault.OUTSIDE,
-                f"{box.as_list()} is not a box of this image of {self.width}x{self.height} pixels",
+                BoxFault.OUTSIDE, f"{box.as_list()} is not a box of this image of {self.width}x{self.height} pixels"
             )
         x1, x2 = self._round(self.x_axis, box.x1, box.x2)
         y1, y2 = self._round(self.y_axis, box.y1, box.y2)

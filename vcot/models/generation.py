@@ -14,12 +14,7 @@ from vcot.models.loading import weights_dtype, whole_model
 
 @torch.no_grad()
 def generate(
-    model: Any,
-    batch: Mapping[str, Tensor],
-    *,
-    max_new_tokens: int,
-    eos_token_ids: Sequence[int],
-    pad_token_id: int,
+    model: Any, batch: Mapping[str, Tensor], *, max_new_tokens: int, eos_token_ids: Sequence[int], pad_token_id: int
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, token by token.
 

@@ -182,11 +182,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
     # --- a step --------------------------------------------------------------------------------------
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
         if not inputs["names"]:  # this rank's share of a small batch: nothing, and nothing to learn from it
             return torch.zeros((), device=self.args.device, requires_grad=True)
