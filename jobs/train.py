@@ -185,16 +185,17 @@ def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
 def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scratch: Path, group: Group) -> None:
     from vcot.models import device
     from vcot.records.example import Examples
-    from vcot.storage import join
+    from vcot.storage import join, put_folder
     from vcot.tokens import Contract, Encoder, load_processor
     from vcot.training.checkpoints import Checkpoints
-    from vcot.training.publish import publish, tell_what_led_to_it, upload_trackers
+    from vcot.training.publish import publish, tell_what_led_to_it
     from vcot.training.sft import fine_tune
     from vcot.training.trainer import NotFinite, RunContext
 
     def saved() -> None:
-        if group.first:
-            upload_trackers(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
+        # Event files so far, after each checkpoint, so that a run that goes on from it repeats no step.
+        if group.first and (scratch / "tensorboard").is_dir():
+            put_folder(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
 
     base = Path(fetched.base)
     contract = Contract.model_validate(fetched.contract)

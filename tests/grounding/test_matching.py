@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.grounding.drawn import boxes, unhurried
-from vcot.grounding import Box, iou, match, match_at, soft_f1
+from vcot.grounding import Box, iou, match, match_at
+from vcot.rewards import soft_f1_with_spare as soft_f1
 
 few = st.lists(boxes(100, 80), max_size=4)
 

@@ -4,7 +4,7 @@ Knows no files, no storage, no model.
 """
 
 from vcot.grounding.boxes import Box, BoxError, BoxFault, Frame, FrameSpec, giou, iou, smart_resize
-from vcot.grounding.matching import Match, match, match_at, soft_f1
+from vcot.grounding.matching import Match, match, match_at
 from vcot.grounding.tags import (
     ANSWER_MARK,
     DIALECTS,
@@ -44,6 +44,5 @@ __all__ = [
     "render",
     "render_reply",
     "smart_resize",
-    "soft_f1",
     "split_answer",
 ]

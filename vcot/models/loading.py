@@ -65,7 +65,13 @@ def load_base(
     kept = torch.float32 if weights == "float32" else numbers
     options: dict[str, Any] = {"dtype": kept, "device_map": {"": where}}
     if quantisation == "nf4":
-        options["quantization_config"] = nf4(numbers)
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=numbers,
+            llm_int8_skip_modules=list(UNQUANTISED),
+        )
     if where.type == "cpu" and numbers == torch.bfloat16:
         # On processors the backward pass of torch's fused attention takes three times as long in bfloat16 as in
         # float32; spelled out it is the fastest of the three. The picture part has no backward pass when frozen.
@@ -76,16 +82,6 @@ def load_base(
     make_trainable_and_fast(model)
     model.eval()
     return model
-
-
-def nf4(compute: torch.dtype) -> Any:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=list(UNQUANTISED),
-    )
 
 
 def make_trainable_and_fast(model: Any) -> None:

@@ -17,7 +17,7 @@ from vcot.models import device
 from vcot.records import Folder, StageMark
 from vcot.settings import Settings
 from vcot.stage import summary
-from vcot.storage import Store, join, put_folder
+from vcot.storage import join, put_folder
 from vcot.tokens import Encoder
 from vcot.training.sft import TrainResult
 from vcot.training.state_io import disk_error
@@ -89,12 +89,6 @@ def _write_weights(folder: Path, result: TrainResult) -> None:
         if result.compute == torch.bfloat16:
             result.model.to(torch.bfloat16)
         result.model.save_pretrained(str(folder))
-
-
-def upload_trackers(store: Store, files: Path, uri: str) -> None:
-    """Event files so far. Called after each checkpoint, so that a run that goes on from it repeats no step."""
-    if files.is_dir():
-        put_folder(store, files, uri)
 
 
 def tell_what_led_to_it(folder: Folder, facts: Mapping[str, Any]) -> None:
