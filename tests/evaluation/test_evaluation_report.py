@@ -12,12 +12,11 @@ import pytest
 from tests.evaluation.evaluation_samples import drawn, frame, sample
 from vcot.errors import GateFailed, InputError
 from vcot.evaluation import gallery, page, words
-from vcot.evaluation.chance import Habits
-from vcot.evaluation.gates import judge_gates, raise_if_failed
-from vcot.evaluation.replies import Reply
+from vcot.evaluation.baselines import Baselines
+from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.report import build, gather
+from vcot.evaluation.runner import Reply
 from vcot.evaluation.scoring import score
-from vcot.evaluation.table import render
 from vcot.records import Completion
 from vcot.storage import Store
 
@@ -65,7 +64,7 @@ def evidence(tmp_path_factory):
         for number, one in enumerate(asked)
         for text in [told(model, condition, one, number)]
     ]
-    return gather(asked, replies, Habits.of(training), frame)
+    return gather(asked, replies, Baselines.of(training), frame)
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +168,6 @@ def test_the_verdict_says_what_it_can_and_what_it_cannot(report):
     assert any("“Where is the disc?”. What the model does with anything else" in line for line in verdict["notes"])
 
 
-def test_before_is_called_a_failure_of_form_where_it_is_one(report):
-    (note,) = [line for line in report["verdict"]["notes"] if "failure of form" in line]
-    assert "32 of 48" in note
-    assert "over the" in note
-
-
 def test_a_model_that_does_as_well_on_blank_pictures_is_not_said_to_see(evidence):
     blind = {**evidence.replies, "tuned-blank": evidence.replies["tuned-real"]}
     again = build(
@@ -198,13 +191,6 @@ def test_a_model_that_tuning_made_worse_is_called_so(evidence):
     assert "found −58 points" in worse[0]
 
 
-def test_every_fault_has_its_words():
-    from vcot.grounding import BoxFault
-
-    assert {fault.value for fault in BoxFault} == set(words.FAULTS)
-    assert words.faults(("inverted", "unbalanced_tag", "unbalanced_tag"))[1] == "a tag left open ×2"
-
-
 def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evidence):
     replies = [reply for each in evidence.replies.values() for reply in each]
     missing = [r for r in replies if not (r.condition == "shuffled" and r.model == "tuned" and r.score.sample == "d3")]
@@ -215,43 +201,6 @@ def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evide
 
 
 # --- the page ----------------------------------------------------------------------------------------
-
-
-def figures_of(value):
-    """Every figure in the report: (name, figure, whether it is a difference)."""
-    for part in ("results", "guesses", "differences"):
-        for row in value[part]:
-            for name, figure in row["figures"].items():
-                yield name, figure, part == "differences"
-    for group in value["groups"]:
-        for figures in group["results"].values():
-            yield from ((name, figure, False) for name, figure in figures.items())
-        for figures in group["differences"].values():
-            yield from ((name, figure, True) for name, figure in figures.items())
-        for name, each in group["against_guess"].items():
-            yield name, each["its"], False
-            yield name, each["difference"], True
-
-
-def cells(html):
-    """The texts of all table cells, white space made plain."""
-    inner = [cell.partition(">")[2].partition("</td>")[0] for cell in html.split("<td")[1:]]
-    return {" ".join(Page(cell).text.split()) for cell in inner}
-
-
-def test_every_number_of_the_report_stands_on_the_page(report, html):
-    there = cells(html)
-    count = 0
-    for name, figure, signed in figures_of(report):
-        parts = words.value(name, figure, signed=signed), words.interval(name, figure, signed=signed)
-        assert " ".join([*filter(None, parts), words.counted(figure)]) in there, (name, figure)
-        count += 1
-    assert count > 150
-    text = Page(html).text
-    for line in (*report["verdict"]["can"], *report["verdict"]["cannot"], *report["verdict"]["notes"]):
-        assert line in text
-    for row in report["results"]:
-        assert f"{row['cut_off']} replies" in there
 
 
 def test_the_page_is_sound_html_and_needs_nothing_from_outside(html):
@@ -265,29 +214,9 @@ def test_the_page_is_sound_html_and_needs_nothing_from_outside(html):
     assert "url(" not in html
 
 
-def test_the_page_shows_the_worst_first_with_question_reply_and_true_answer(evidence, html):
-    worst, drawn_ = gallery.choose(evidence, 10, 0)
-    good = [gallery.goodness(evidence.replies["tuned-real"][i].score) for i in worst]
-    assert len(worst) == len(drawn_) == 5
-    assert good == sorted(good)
-    assert max(good) <= min(gallery.goodness(evidence.replies["tuned-real"][i].score) for i in drawn_)
-    cards = html.split('<article class="card">')[1:]
-    assert len(cards) == 10
-    for card, index in zip(cards, worst, strict=False):
-        assert evidence.samples[index].question in card
-        assert "True answer:" in card
-        assert 'class="reply"' in card
-
-
 def test_what_a_model_wrote_cannot_break_the_page(html):
     assert '<span class="ref">disc &amp; &lt;b&gt;</span>' in html
     assert "<b></ref>" not in html
-
-
-def test_a_reply_is_highlighted_where_its_tags_close():
-    text = gallery.highlighted("A <ref>g</ref><box>[1, 2]</box> <box>[3 <script>")
-    assert '<span class="box">[1, 2]</span>' in text
-    assert text.endswith("&lt;box&gt;[3 &lt;script&gt;")
 
 
 def test_pictures_show_true_and_predicted_boxes_in_two_colours(evidence):
@@ -315,21 +244,6 @@ def test_the_specimen_is_right_in_all(evidence):
 
 
 # --- the table ---------------------------------------------------------------------------------------
-
-
-def test_the_table_has_before_after_controls_guesses_and_intervals(report):
-    from rich.console import Console
-
-    console = Console(width=120)
-    with console.capture() as captured:
-        console.print(render(report))
-    text = captured.get()
-    for name in ("before tuning", "after tuning", "after, blank pictures", "guess: average box", "after − before"):
-        assert name in text
-    after = words.find(report, "results", "tuned-real")["figures"]["accuracy_at_50"]
-    assert words.both("accuracy_at_50", after) in text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "48 questions, 36 true boxes in 24 pictures" in text
-    assert "It cannot:" in text
 
 
 @pytest.mark.parametrize(
@@ -380,4 +294,4 @@ def test_a_gate_on_what_was_not_measured_is_not_passed(report):
 def test_two_samples_of_one_id_are_no_ground_for_a_report(evidence):
     twice = [*evidence.samples, evidence.samples[0]]
     with pytest.raises(InputError, match="ids have to be unique"):
-        gather(twice, [], Habits.of([]), frame)
+        gather(twice, [], Baselines.of([]), frame)

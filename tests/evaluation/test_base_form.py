@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.evaluation_samples import by_text, drawn, frame, said, sample
-from tests.evaluation.test_evaluation_replies import Answers, evaluate, interview
+from tests.evaluation.evaluation_samples import FakeModel, by_text, drawn, evaluate, frame, runner, said, sample
 from vcot.errors import InputError
-from vcot.evaluation.chance import Habits
-from vcot.evaluation.gates import judge_gates
-from vcot.evaluation.own_form import FAMILIES, own_form
-from vcot.evaluation.replies import read_replies, units
+from vcot.evaluation.base_form import FAMILIES, own_form
+from vcot.evaluation.baselines import Baselines
+from vcot.evaluation.compare import judge_gates
 from vcot.evaluation.report import build, gather
+from vcot.evaluation.runner import read_replies
 from vcot.evaluation.scoring import score
 from vcot.evaluation.table import headline
-from vcot.grounding import DIALECTS, Box, Mention, Trace
+from vcot.grounding import Box, Mention, Trace, render
 from vcot.records import Completion
 from vcot.storage import Store
 from vcot.tokens import Contract
@@ -56,7 +55,7 @@ def test_a_reply_in_the_familys_own_frame_and_notation_is_read(family):
     one = one.model_copy(update={"image": one.image.model_copy(update={"width": 1600, "height": 900})})
     form = FAMILIES[family]
     native = one.frame(form.spec(CONTRACT))
-    written = DIALECTS[form.dialect].render(Trace((Mention("gear", (Box(100, 100, 300, 300),)),)), native)
+    written = render(Trace((Mention("gear", (Box(100, 100, 300, 300),)),)), native, form.dialect)
     found = score(f"```json\n{written}\n```\nAnswer: left", one, native)
     assert (found.matched, found.answer) == (1, "right")
     assert found.ious[0] > 0.97
@@ -87,7 +86,7 @@ def test_a_question_by_text_alone_is_not_asked_for_boxes():
         assert form.below(by_text("t")).endswith('"Answer:".')
 
 
-class Native(Answers):
+class Native(FakeModel):
     """A base that points only when it is asked in its own form, and a tuned model that finds half."""
 
     def __call__(self, model, samples, pictures):
@@ -106,10 +105,10 @@ def test_gates_and_headline_go_by_the_better_of_the_two_forms(tmp_path):
         sample(f"{n}", [box], image=drawn(tmp_path, f"{n}", box, f"rgb({9 * n}, 0, 0)"), question=f"Where is disc {n}?")
         for n in range(24)
     ]
-    talk = interview(tmp_path, samples, answers := Native(), size=24, native=True)
+    talk = runner(tmp_path, samples, answers := Native(), size=24, native=True)
     folder, mark = evaluate(tmp_path, "run", talk)
     assert [len([1 for m, *_ in answers.asked if m == model]) for model in ("base", "native", "tuned")] == [72, 24, 72]
-    evidence = gather(samples, read_replies(Store(), folder.uri, mark.shards), Habits(), frame)
+    evidence = gather(samples, read_replies(Store(), folder.uri, mark.shards), Baselines(), frame)
     report = build(evidence, split="test", seed=0, made_with={"max_new_tokens": 16})
     boxes, answered = judge_gates(report, not_worse_than_base=True)
     assert (boxes["passed"], answered["passed"]) == (False, True)  # 6 of 24 against 24 of 24, and 24 against none
@@ -117,12 +116,5 @@ def test_gates_and_headline_go_by_the_better_of_the_two_forms(tmp_path):
     assert (found["accuracy_at_50"], found["base_accuracy_at_50"], found["base_answer_accuracy"]) == (0.25, 1, 0)
     assert "it was 24 of 24" in report["verdict"]["headline"]
     again = Native()
-    evaluate(tmp_path, "again", interview(tmp_path, samples, again, size=24, native=True))
+    evaluate(tmp_path, "again", runner(tmp_path, samples, again, size=24, native=True))
     assert again.count == {"tuned": 72}  # what the base said in either form is kept
-
-
-def test_the_base_in_its_own_form_is_asked_after_the_base_and_about_real_pictures_alone():
-    made = units(5, ("real", "blank"), 5, native=True)
-    assert [(u.model, u.condition) for u in made] == [
-        ("base", "real"), ("base", "blank"), ("native", "real"), ("tuned", "real"), ("tuned", "blank")
-    ]  # fmt: skip

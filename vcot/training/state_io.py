@@ -22,7 +22,7 @@ from vcot.models import device
 _TREE = "tree"
 
 
-def pack(value: Any, path: Path) -> None:
+def write_state(value: Any, path: Path) -> None:
     """Writes a value made of dicts, lists, tuples, strings, numbers, booleans, None and tensors.
 
     Raises:
@@ -34,15 +34,15 @@ def pack(value: Any, path: Path) -> None:
     save_tensors(tensors, path, {_TREE: json.dumps(tree)})
 
 
-def unpack(path: Path) -> Any:
-    """The value that `pack` wrote: types, numbers and shared tensors are those of the original.
+def read_state(path: Path) -> Any:
+    """The value that `write_state` wrote: types, numbers and shared tensors are those of the original.
 
     Raises:
-        InputError: the file is truncated or was not written by `pack`.
+        InputError: the file is truncated or was not written by `write_state`.
     """
     tensors, metadata = load_tensors(path)
     if _TREE not in metadata:
-        raise InputError(f"{path.name}: not a packed value; its metadata has no {_TREE}")
+        raise InputError(f"{path.name}: not a state of ours; its metadata has no {_TREE}")
     return _dress(json.loads(metadata[_TREE]), tensors)
 
 
@@ -83,7 +83,7 @@ def _strip(value: Any, tensors: dict[str, Tensor], seen: dict[int, str]) -> Any:
         return {"dict": [[_strip(k, tensors, seen), _strip(v, tensors, seen)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         return {type(value).__name__: [_strip(v, tensors, seen) for v in value]}
-    raise TypeError(f"a {type(value).__name__} cannot be packed; only plain values and tensors can")
+    raise TypeError(f"a {type(value).__name__} cannot be stored; only plain values and tensors can")
 
 
 def _dress(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -99,11 +99,11 @@ def _dress(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
             return [_dress(v, tensors) for v in content]
         case "tuple":
             return tuple(_dress(v, tensors) for v in content)
-    raise InputError(f"a packed value holds a {kind!r}, which this version does not know")
+    raise InputError(f"a state of ours holds a {kind!r}, which this version does not know")
 
 
 def random_state() -> dict[str, Any]:
-    """Of every generator that a training step may draw from, in a form that `pack` takes."""
+    """Of every generator that a training step may draw from, in a form that `write_state` takes."""
     import random
 
     import numpy as np

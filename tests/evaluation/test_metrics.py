@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.evaluation_samples import scored
-from vcot.evaluation.metrics import FIGURES, measure, point
+from vcot.evaluation.metrics import METRICS, measure, point
 
 
 def figures(*scores):
@@ -64,26 +64,6 @@ def test_every_figure_says_on_how_many_rows_and_what_it_was_measured():
     assert all(point(name, FIVE) == pytest.approx(figure.value) for name, figure in found.items())
 
 
-def test_spraying_boxes_costs_precision_and_f1_and_leaves_recall():
-    honest = values(scored("a", matched=1, ious=(1.0,)))
-    sprayed = values(scored("a", matched=1, ious=(1.0,), predicted=6))
-    assert sprayed["recall"] == honest["recall"] == 1
-    assert sprayed["precision"] == pytest.approx(1 / 6)
-    assert sprayed["f1"] == pytest.approx(2 / 7)
-
-
-def test_a_missed_box_pulls_the_mean_down_as_a_zero():
-    found = values(scored("a", matched=1, ious=(0.8,)), scored("b", predicted=0, ious=(0.0,)))
-    assert found["mean_iou"] == pytest.approx(0.4)
-    assert found["accuracy_at_50"] == pytest.approx(0.5)
-
-
-def test_a_reply_without_an_answer_does_not_keep_the_form():
-    found = values(scored("a", ious=(0.8,), matched=1, answer="absent"), scored("b", ious=(0.2,)))
-    assert found["mean_iou_parsed"] == pytest.approx(0.2)
-    assert found["malformed"] == 0
-
-
 def test_where_nothing_can_be_measured_there_is_no_number():
     found = figures(scored("a", true=None, predicted=0), scored("b", true=None, predicted=0))
     for name in ("accuracy_at_50", "mean_iou", "precision", "recall", "f1", "boxes_where_absent"):
@@ -116,10 +96,6 @@ def test_one_row_has_a_value_and_hardly_an_interval():
     assert found["accuracy_at_50"].low == pytest.approx(0.025)
 
 
-def test_no_row_at_all_is_no_error():
-    assert all(figure.value is None for figure in measure({"it": []}).figures["it"].values())
-
-
 def test_the_same_seed_gives_the_same_interval_and_another_one_nearly_the_same():
     scores = [scored(f"{i}", answer="right" if i % 3 else "wrong") for i in range(60)]
     first, again, other = (measure({"it": scores}, seed=seed).figures["it"]["answer_accuracy"] for seed in (1, 1, 2))
@@ -127,17 +103,17 @@ def test_the_same_seed_gives_the_same_interval_and_another_one_nearly_the_same()
     assert other.low == pytest.approx(first.low, abs=0.03)
 
 
-@pytest.mark.parametrize(("share", "rows"), [(0.5, 50), (0.76, 50), (0.1, 50)])
+@pytest.mark.parametrize(("share", "rows"), [(0.5, 50), (0.1, 50)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(share, rows):
-    """200 experiments with a known share; 95 % intervals of a bootstrap of 50 rows miss a little more than 5 %."""
+    """100 experiments with a known share; 95 % intervals of a bootstrap of 50 rows miss a little more than 5 %."""
     rng = np.random.default_rng(7)
     hits = 0
-    for seed in range(200):
+    for seed in range(100):
         right = rng.random(rows) < share
         scores = [scored(f"{i}", true=None, answer="right" if r else "wrong") for i, r in enumerate(right)]
-        figure = measure({"it": scores}, seed=seed, resamples=400).figures["it"]["answer_accuracy"]
+        figure = measure({"it": scores}, seed=seed, resamples=300).figures["it"]["answer_accuracy"]
         hits += figure.low <= share <= figure.high
-    assert 0.88 <= hits / 200 <= 0.995
+    assert 0.88 <= hits / 100 <= 0.995
 
 
 def test_boxes_of_one_row_are_drawn_together():
@@ -174,7 +150,7 @@ def test_four_rows_of_one_image_are_one_observation():
     turned_often = [one.model_copy(update={"sample": f"{one.sample}-{n}"}) for one in turned for n in range(4)]
     narrow = measure({"a": once, "b": turned}, [("a", "b")])
     wide = measure({"a": often, "b": turned_often}, [("a", "b")])
-    for name in FIGURES:
+    for name in METRICS:
         for mine, other in (
             (narrow.figures["a"][name], wide.figures["a"][name]),
             (narrow.differences["a", "b"][name], wide.differences["a", "b"][name]),
@@ -192,13 +168,13 @@ def test_where_all_rows_are_alike_images_are_counted_and_not_rows():
 
 
 def test_intervals_of_many_questions_about_an_image_hold_the_truth_as_often_as_they_say():
-    """150 experiments, 40 images with 4 questions each; drawn row by row, four in five intervals would."""
+    """100 experiments, 40 images with 4 questions each; drawn row by row, four in five intervals would."""
     rng = np.random.default_rng(11)
     hits = 0
-    for seed in range(150):
+    for seed in range(100):
         figure = measure({"it": clustered(rng, 40, 4)}, seed=seed, resamples=300).figures["it"]["answer_accuracy"]
         hits += figure.low <= 0.5 <= figure.high
-    assert 0.89 <= hits / 150 <= 0.995
+    assert 0.89 <= hits / 100 <= 0.995
 
 
 def test_rows_that_were_judged_without_naming_their_image_are_drawn_with_those_that_name_it():
@@ -232,20 +208,16 @@ def test_from_none_to_all_is_a_sure_difference_without_any_draw():
     assert 0.8 < paired.low < paired.high == 1
 
 
-def test_no_difference_is_not_surely_none():
-    same = [scored(f"{i}", answer="wrong") for i in range(50)]
-    paired = measure({"a": same, "b": same}, [("a", "b")]).differences["a", "b"]["answer_accuracy"]
-    assert paired.value == 0
-    assert paired.low == pytest.approx(-paired.high)
-    assert 0.07 < paired.high < 0.1
-
-
 def test_conditions_about_other_samples_are_not_compared():
     with pytest.raises(ValueError, match="same samples"):
         measure({"a": [scored("1"), scored("2")], "b": [scored("2"), scored("1")]})
 
 
-def test_names_and_words_agree():
-    from vcot.evaluation import words
-
-    assert set(words.FIGURES) == set(FIGURES)
+def test_a_difference_is_over_the_samples_that_both_were_asked():
+    real = [scored(f"{n}", answer="right" if n < 9 else "wrong") for n in range(12)]
+    blank = [scored(f"{n}", answer="right" if n % 2 else "wrong") for n in range(12)]
+    some = [one if int(one.sample) >= 6 else None for one in blank]
+    found = measure({"real": real, "blank": some}, [("real", "blank")], seed=3)
+    alone = measure({"real": real[6:], "blank": blank[6:]}, [("real", "blank")], seed=3)
+    assert [found.figures[name]["answer_accuracy"].rows for name in ("real", "blank")] == [12, 6]
+    assert found.differences == alone.differences

@@ -10,10 +10,7 @@ import pytest
 
 from vcot import __version__
 from vcot.errors import InputError
-from vcot.evaluation.finished import Finished
-from vcot.evaluation.gates import judge_gates
-from vcot.evaluation.promotion import first, newest, promote
-from vcot.evaluation.subject import moment, promoted, trained
+from vcot.evaluation.subjects import Finished, first, moment, newest, promote, promoted, trained
 from vcot.records import Folder, StageMark
 from vcot.storage import Store, join
 
@@ -199,61 +196,3 @@ def test_a_model_by_name_lies_where_it_did_before(any_place):
         Store(), join(any_place, "runs", "two"), train_uri=train.uri, samples_uri=samples.uri, baseline_uri=None
     )
     assert elsewhere.train == train
-
-
-# --- the gate of a promotion -------------------------------------------------------------------------
-
-
-def figure(value: float | None, low: float | None, high: float | None) -> dict:
-    return {
-        "value": value,
-        "low": low,
-        "high": high,
-        "rows": 50,
-        "count": 50,
-        "of": "true boxes",
-        "interval": "bootstrap",
-    }
-
-
-def report(**differences) -> dict:
-    """What the gate reads of a report: key of a difference → (boxes, answers)."""
-    names = ("accuracy_at_50", "answer_accuracy")
-    measured = [
-        {"key": key.replace("_", "-"), "figures": {name: figure(*each) for name, each in zip(names, pair, strict=True)}}
-        for key, pair in differences.items()
-    ]
-    reached = {"key": "tuned-real", "figures": {name: figure(0.8, 0.7, 0.9) for name in names}}
-    return {"results": [reached], "differences": measured}
-
-
-CLEAR, NONE = (0.6, 0.5, 0.7), (0.02, -0.03, 0.06)
-
-
-@pytest.mark.parametrize(
-    ("blank", "wrong", "passes"),
-    [
-        ((CLEAR, CLEAR), (CLEAR, CLEAR), [True, True]),
-        ((CLEAR, NONE), (CLEAR, NONE), [True, True]),  # boxes come from looking, answers from habit
-        ((NONE, CLEAR), (CLEAR, CLEAR), [False, True]),
-        ((CLEAR, CLEAR), (NONE, CLEAR), [True, False]),
-        (((0.5, None, None), CLEAR), (CLEAR, CLEAR), [False, True]),  # no interval, nothing clear
-    ],
-)
-def test_a_promoted_model_must_look(blank, wrong, passes):
-    gates = judge_gates(report(real_blank=blank, real_wrong=wrong), depends_on_picture=True)
-    assert [gate["passed"] for gate in gates] == passes
-
-
-def test_what_was_not_measured_is_not_passed():
-    gates = judge_gates(report(), depends_on_picture=True)
-    assert [gate["passed"] for gate in gates] == [False, False]
-    assert gates[0]["words"] == "accuracy_at_50 clearly better on real pictures than on blank ones: not measured"
-
-
-def test_without_boxes_the_answers_must_come_from_looking():
-    made = report(real_blank=(NONE, CLEAR), real_wrong=(NONE, CLEAR))
-    made["results"][0]["figures"]["accuracy_at_50"]["value"] = None
-    gates = judge_gates(made, depends_on_picture=True)
-    assert [gate["passed"] for gate in gates] == [True, True]
-    assert "answer_accuracy" in gates[0]["gate"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -31,7 +31,7 @@ _JSON = (
 class OwnForm:
     """`instruction` stands below a question about an image, `by_text` below one without; None: nothing does.
 
-    `dialect` (vcot.grounding.dialects) is what the model is expected to write; to read it needs no telling.
+    `dialect` (one of vcot.grounding.DIALECTS) is what the model is expected to write; to read it needs no telling.
     """
 
     family: str
@@ -49,9 +49,6 @@ class OwnForm:
 
     def is_that_of(self, contract: Contract) -> bool:
         return self.frame == contract.frame_spec.name and self.instruction == self.by_text == contract.instruction
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 #: By the names of `--base-form`. Frames and notations: QwenLM/Qwen3-VL, issues 721, 866, 1161, and its cookbooks.
@@ -100,13 +97,13 @@ def _declared(store: Store, base_uri: str) -> OwnForm | None:
 
 def _of_family(store: Store, base_uri: str) -> OwnForm | None:
     kind = (_json(store, join(base_uri, "config.json")) or {}).get("model_type")
-    if kind not in _MODEL_TYPES:
-        log.get().warning(
-            "how this base points by itself is not known, so it is asked in the tuned model's form alone; "
-            "--base-form names it", base=base_uri, model_type=kind,
-        )  # fmt: skip
-        return None
-    return FAMILIES[_MODEL_TYPES[kind]]
+    if kind in _MODEL_TYPES:
+        return FAMILIES[_MODEL_TYPES[kind]]
+    log.get().warning(
+        "how this base points by itself is not known, so it is asked in the tuned model's form alone; "
+        "--base-form names it", base=base_uri, model_type=kind,
+    )  # fmt: skip
+    return None
 
 
 def _json(store: Store, uri: str) -> Any:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vcot.evaluation.scoring import score_guess
-from vcot.grounding import Box, Frame, Mention
+from vcot.evaluation.scoring import score
+from vcot.grounding import Box, Frame, Mention, Trace, render_reply
 from vcot.labels import NO_SYNONYMS
 from vcot.records import Sample, Score
 
@@ -21,10 +21,12 @@ NOTHING_NAMED = "nothing named"
 NOT_ANNOTATED = "not annotated"
 
 Fractions = tuple[float, float, float, float]
+CENTRE: Fractions = (0.25, 0.25, 0.75, 0.75)
+WHOLE: Fractions = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass
-class Habits:
+class Baselines:
     """What the training split teaches to somebody with closed eyes."""
 
     answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -32,16 +34,16 @@ class Habits:
     rows: int = 0
 
     @classmethod
-    def of(cls, samples: Iterable[Sample]) -> Habits:
-        habits = cls()
+    def of(cls, samples: Iterable[Sample]) -> Baselines:
+        learned = cls()
         for sample in samples:
-            habits.rows += 1
-            habits.answers[sample.question][sample.answers[0]] += 1
+            learned.rows += 1
+            learned.answers[sample.question][sample.answers[0]] += 1
             for mention in sample.evidence or ():
                 for box in mention.boxes:
                     fractions = box.to_fractions(width=sample.shown.width, height=sample.shown.height)
-                    habits.boxes[mention.label].append(fractions)
-        return habits
+                    learned.boxes[mention.label].append(fractions)
+        return learned
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -64,43 +66,37 @@ class Habits:
         return x1, y1, x2, y2
 
 
-CENTRE: Fractions = (0.25, 0.25, 0.75, 0.75)
-WHOLE: Fractions = (0.0, 0.0, 1.0, 1.0)
-
-
 def guesses(
-    samples: Sequence[Sample], habits: Habits, frame: Callable[[Sample], Frame]
+    samples: Sequence[Sample], learned: Baselines, frame: Callable[[Sample], Frame]
 ) -> dict[str, tuple[Score, ...]]:
-    """Name of the guess → a Score per sample, in order. Where there is no picture, a guess of a box shows none.
+    """Name of the guess → a Score per sample, in order. Where there is no image, a guess of a box shows none.
 
     `centre-box` is half as wide and high as the image. Where the evidence has several names, a guess shows a box under
     each. A guess of a box has no answer, and the guess of an answer has no box; only the one half of its figures means
     something. Guesses from training are left out where there is nothing to learn them from.
     """
-    boxes: dict[str, Callable[[str], Fractions | None]] = {
+
+    def judged(sample: Sample, mentions: Sequence[Mention], answer: str) -> Score:
+        return score(render_reply(Trace(tuple(mentions)), answer, frame(sample)), sample, frame(sample))
+
+    def boxes(sample: Sample, box: Callable[[str], Fractions | None]) -> list[Mention]:
+        names = NO_SYNONYMS.distinct(m.label for m in sample.evidence or ()) or [subject(sample, learned.labels)]
+        found = []
+        for name in names:
+            if (image := sample.image) is not None and (fractions := box(name)) is not None:
+                found.append(Mention(name, (Box.from_fractions(*fractions, width=image.width, height=image.height),)))
+        return found
+
+    by_box: dict[str, Callable[[str], Fractions | None]] = {
         "centre-box": lambda _: CENTRE,
         "whole-image": lambda _: WHOLE,
     }
-    if habits.boxes:
-        boxes["mean-box"] = habits.box
-    found = {
-        name: tuple(_guess_boxes(sample, habits.labels, box, frame(sample)) for sample in samples)
-        for name, box in boxes.items()
-    }
-    if habits.answers:
-        found["frequent-answer"] = tuple(
-            score_guess((), habits.answer(sample.question) or "", sample, frame(sample)) for sample in samples
-        )
+    if learned.boxes:
+        by_box["mean-box"] = learned.box
+    found = {name: tuple(judged(s, boxes(s, box), "") for s in samples) for name, box in by_box.items()}
+    if learned.answers:
+        found["frequent-answer"] = tuple(judged(s, [], learned.answer(s.question) or "") for s in samples)
     return found
-
-
-def _guess_boxes(sample: Sample, labels: Sequence[str], box: Callable[[str], Fractions | None], frame: Frame) -> Score:
-    names = NO_SYNONYMS.distinct(m.label for m in sample.evidence or ()) or [subject(sample, labels)]
-    mentions = []
-    for name in names:
-        if (size := sample.image) is not None and (fractions := box(name)) is not None:
-            mentions.append(Mention(name, (Box.from_fractions(*fractions, width=size.width, height=size.height),)))
-    return score_guess(tuple(mentions), "", sample, frame)
 
 
 def subject(sample: Sample, labels: Sequence[str]) -> str:

@@ -9,17 +9,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from vcot.models.base import weights_dtype, whole_model
+from vcot.models.loading import weights_dtype, whole_model
 
 
 @torch.no_grad()
 def generate(
-    model: Any,
-    batch: Mapping[str, Tensor],
-    *,
-    max_new_tokens: int,
-    eos_token_ids: Sequence[int],
-    pad_token_id: int,
+    model: Any, batch: Mapping[str, Tensor], *, max_new_tokens: int, eos_token_ids: Sequence[int], pad_token_id: int
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, token by token.
 
@@ -51,12 +46,6 @@ def generate(
     finally:
         inner.generation_config = own_ways
         model.train(was_training)
-    ends = set(eos_token_ids)
-    return [_until_end(row, ends) for row in rows[:, inputs["input_ids"].shape[1] :].tolist()]
-
-
-def _until_end(row: list[int], ends: set[int]) -> list[int]:
-    for index, token in enumerate(row):
-        if token in ends:
-            return row[: index + 1]
-    return row
+    said: list[list[int]] = rows[:, inputs["input_ids"].shape[1] :].tolist()
+    ends = [next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), None) for row in said]
+    return [row[:end] for row, end in zip(said, ends, strict=True)]

@@ -1,6 +1,6 @@
-"""Lessons: what one training step learns from. Examples become tensors, epochs become batches.
+"""What one training step learns from: examples become tensors, epochs become batches.
 
-Legend: B rows of a batch, T tokens of its longest row, P patches of all its pictures together.
+Legend: T tokens of a row, P patches of its image.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +16,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vcot.errors import InputError
 from vcot.models import device, positions
-from vcot.records.example import IGNORED, Example, Examples, Row
+from vcot.records.example import Example, Examples, Row
 from vcot.storage import images
 from vcot.tokens import Encoder
-
-Lesson = dict[str, Any]
-"""id: str; ids, labels: int64 [T]; positions: int64 [3, T]; pixels: float32 [P, …] and grid: int64 [3], or None."""
+from vcot.training.collator import Collator, Item
 
 
-class Lessons(Dataset[Lesson]):
-    """Examples as tensors, by row number; pictures that were cut into patches once are kept while there is room.
+class SFTDataset(Dataset[Item]):
+    """Examples as tensors, by row number; images that were cut into patches once are kept while there is room.
 
     Args:
         cache_bytes: for patches, in this process.
@@ -39,17 +36,17 @@ class Lessons(Dataset[Lesson]):
         self.examples, self._encoder = examples, encoder
         self._room = cache_bytes
         self._cut: dict[bytes, tuple[Tensor, Tensor]] = {}
-        self._ready: dict[int, Lesson] = {}
+        self._ready: dict[int, Item] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, row: int) -> Lesson:
+    def __getitem__(self, row: int) -> Item:
         if row in self._ready:
             return self._ready[row]
         example = self.examples[row]
         pixels, grid, kept = self._picture(example)
-        lesson = {
+        item = {
             "id": example.id,
             "ids": torch.tensor(example.ids),
             "labels": torch.tensor(example.labels),
@@ -58,8 +55,8 @@ class Lessons(Dataset[Lesson]):
             "grid": grid,
         }
         if kept:
-            self._ready[row] = lesson
-        return lesson
+            self._ready[row] = item
+        return item
 
     def _positions(self, example: Example) -> Tensor:
         try:
@@ -141,53 +138,17 @@ def samples_of(rows: Sequence[Row], split: str) -> dict[str, list[int]]:
     return {sample: sorted(numbers, key=lambda n: rows[n].alternative) for sample, numbers in found.items()}
 
 
-class Collate:
-    """Lessons → one batch, padded on the right, where the causal mask keeps padding from being seen."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        self._pad = pad_token_id
-
-    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Any]:
-        """
-        Returns:
-            input_ids, labels, attention_mask: int64 [B, T]; position_ids: int64 [3, B, T]; pixel_values: float32
-            [P, channels · frames · patch²] and image_grid_thw: int64 [pictures, 3], where there are pictures;
-            names: the examples' ids.
-            Of no lessons (a rank's share of a small batch): names and labels alone, both empty.
-        """
-        if not lessons:
-            return {"names": [], "labels": torch.empty(0, 1, dtype=torch.long)}
-        longest = max(len(lesson["ids"]) for lesson in lessons)
-        batch: dict[str, Any] = {
-            "input_ids": torch.stack([_padded(lesson["ids"], longest, self._pad) for lesson in lessons]),
-            "labels": torch.stack([_padded(lesson["labels"], longest, IGNORED) for lesson in lessons]),
-            "attention_mask": torch.stack([_padded(torch.ones_like(x["ids"]), longest, 0) for x in lessons]),
-            "position_ids": torch.stack([_padded(lesson["positions"], longest, 0) for lesson in lessons], dim=1),
-            "names": [lesson["id"] for lesson in lessons],
-        }
-        seen = [lesson for lesson in lessons if lesson["pixels"] is not None]
-        if seen:
-            batch["pixel_values"] = torch.cat([lesson["pixels"] for lesson in seen])
-            batch["image_grid_thw"] = torch.stack([lesson["grid"] for lesson in seen])
-        return batch
-
-
 def loader(
-    lessons: Lessons, batches: Sampler[list[int]] | list[list[int]], collate: Collate, workers: int
-) -> DataLoader[Lesson]:
+    dataset: SFTDataset, batches: Sampler[list[int]] | list[list[int]], collate: Collator, workers: int
+) -> DataLoader[Item]:
     return DataLoader(
-        lessons,
+        dataset,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=device().type == "cuda",
         persistent_workers=workers > 0,
     )
-
-
-def _padded(values: Tensor, length: int, filling: int) -> Tensor:
-    """[…, t] → […, length]."""
-    return torch.nn.functional.pad(values, (0, length - values.shape[-1]), value=filling)
 
 
 def _cut(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from PIL import Image as Pillow
 
-from tests.evaluation.evaluation_samples import SIDE, drawn, frame, sample
+from tests.evaluation.evaluation_samples import SIDE, by_text, drawn, frame, sample
 from vcot.errors import InputError
-from vcot.evaluation.chance import NOT_ANNOTATED, NOTHING_NAMED, Habits, guesses, subject
-from vcot.evaluation.controls import partners, picture, shown
+from vcot.evaluation.ablations import partners, picture, shown
+from vcot.evaluation.baselines import NOT_ANNOTATED, NOTHING_NAMED, Baselines, guesses, subject
 from vcot.evaluation.metrics import measure
 from vcot.grounding import Box, Mention
 from vcot.records import Image
@@ -23,13 +23,19 @@ def shared(name, digest):
 # --- pictures ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 7, 50])
-@pytest.mark.parametrize("seed", range(5))
-def test_nobody_is_shown_the_own_picture(count, seed):
+@pytest.mark.parametrize("count", [2, 3, 7, 50])
+def test_nobody_is_shown_its_own_image_and_the_seed_decides_whose(count):
     samples = [sample(f"{i}") for i in range(count)]
-    other = partners(samples, seed)
-    assert all(i != j for i, j in enumerate(other))
-    assert sorted(other) == list(range(count))
+    for seed in range(5):
+        other = partners(samples, seed)
+        assert all(i != j for i, j in enumerate(other))
+        assert sorted(other) == list(range(count))
+        assert other == partners(samples, seed)
+    assert count < 50 or partners(samples, 1) != partners(samples, 2)
+
+
+def test_samples_without_an_image_keep_none_and_the_others_exchange_theirs():
+    assert partners([by_text("t0"), sample("a"), by_text("t1"), sample("b")], 0) == [0, 3, 2, 1]
 
 
 def test_samples_of_one_picture_share_the_other_one_too():
@@ -40,11 +46,6 @@ def test_samples_of_one_picture_share_the_other_one_too():
         assert all(samples[i].image.sha256 != samples[j].image.sha256 for i, j in enumerate(other))
         assert other[0] == other[1]
         assert other[3] == other[4]
-
-
-def test_the_seed_decides_who_is_shown_what():
-    samples = [sample(f"{i}") for i in range(30)]
-    assert partners(samples, 1) == partners(samples, 1) != partners(samples, 2)
 
 
 def test_one_picture_cannot_be_exchanged():
@@ -90,15 +91,15 @@ TRAIN = [
 ]
 
 
-def test_habits_are_the_usual_answer_and_the_average_box():
-    habits = Habits.of(TRAIN)
-    assert habits.answer("Where is the gear?") == "left"
-    assert habits.answer("How many levers are there?") == "2"
-    assert habits.answer("Never asked?") == "2"  # 2 and left are equally frequent; the first by alphabet
-    assert habits.box("gear") == pytest.approx((0.1, 0.1, 0.3, 0.4))
-    assert habits.box("lever") == pytest.approx((0.5, 0.5, 0.9, 0.9))
-    assert habits.box("wheel") == pytest.approx((0.3, 0.3, 0.6, 0.65))
-    assert habits.rows == 5
+def test_baselines_are_the_usual_answer_and_the_average_box():
+    learned = Baselines.of(TRAIN)
+    assert learned.answer("Where is the gear?") == "left"
+    assert learned.answer("How many levers are there?") == "2"
+    assert learned.answer("Never asked?") == "2"  # 2 and left are equally frequent; the first by alphabet
+    assert learned.box("gear") == pytest.approx((0.1, 0.1, 0.3, 0.4))
+    assert learned.box("lever") == pytest.approx((0.5, 0.5, 0.9, 0.9))
+    assert learned.box("wheel") == pytest.approx((0.3, 0.3, 0.6, 0.65))
+    assert learned.rows == 5
 
 
 def test_guesses_are_scored_as_replies_are():
@@ -106,7 +107,7 @@ def test_guesses_are_scored_as_replies_are():
         sample("gear", [(100, 100, 300, 400)], answers=["left"]),  # the average box exactly
         sample("lever", [(250, 250, 750, 750)], answers=["3"], question="How many levers are there?", label="lever"),
     ]
-    found = measure(guesses(test, Habits.of(TRAIN), frame)).figures
+    found = measure(guesses(test, Baselines.of(TRAIN), frame)).figures
     assert found["mean-box"]["accuracy_at_50"].value == 0.5
     assert found["centre-box"]["accuracy_at_50"].value == 0.5
     assert found["whole-image"]["mean_iou"].value == pytest.approx((0.06 + 0.25) / 2)
@@ -114,13 +115,13 @@ def test_guesses_are_scored_as_replies_are():
 
 
 def test_a_guessed_box_is_a_false_one_where_the_thing_is_absent():
-    found = measure(guesses([sample("a", ()), sample("b")], Habits.of(TRAIN), frame)).figures
+    found = measure(guesses([sample("a", ()), sample("b")], Baselines.of(TRAIN), frame)).figures
     assert found["centre-box"]["precision"].count == 2
     assert found["centre-box"]["boxes_where_absent"].value == 1
 
 
 def test_without_a_training_split_there_are_only_the_two_guesses_that_need_none():
-    assert set(guesses([sample("a")], Habits.of([]), frame)) == {"centre-box", "whole-image"}
+    assert set(guesses([sample("a")], Baselines.of([]), frame)) == {"centre-box", "whole-image"}
 
 
 def test_what_a_question_is_about():
@@ -137,5 +138,5 @@ def test_of_things_of_several_names_a_guess_shows_each_where_that_thing_usually_
         Mention(name, (Box(*box),)) for name, box in (("gear", (100, 100, 300, 400)), ("lever", (500, 500, 900, 900)))
     )
     both = sample("a").model_copy(update={"evidence": mentions})
-    found = measure(guesses([both], Habits.of(TRAIN), frame)).figures["mean-box"]
+    found = measure(guesses([both], Baselines.of(TRAIN), frame)).figures["mean-box"]
     assert (found["accuracy_at_50"].value, found["precision"].count) == (1, 2)
