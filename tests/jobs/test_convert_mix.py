@@ -19,7 +19,7 @@ from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.given import Given, png
 from tests.sources.parquet import write
 from tests.sources.test_sources_coco import ONE_AND_TWO, instances
-from tests.sources.test_sources_survey import scene
+from tests.sources.test_sources_row_index import scene
 from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError, SettingsError
 from vcot.records import Rejection, Sample, read_samples

@@ -20,7 +20,7 @@ from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError
 from vcot.records import Folder
 from vcot.sources import SOURCES, read, rows_of_shard
-from vcot.sources.parts import Part
+from vcot.sources.mixture import Part
 from vcot.sources.row import Row
 from vcot.storage import Store
 

@@ -23,11 +23,11 @@ from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
 from vcot.sources import SOURCES, benchmarks, read, rows_of_shard
-from vcot.sources.beforehand import SURVEY, counts
 from vcot.sources.desk import Desk, split_of
+from vcot.sources.image_index import ImageIndex
 from vcot.sources.inputs import find
-from vcot.sources.known import Known
 from vcot.sources.pictures import Pictures
+from vcot.sources.row_index import FACTS, counts
 from vcot.storage import Changed, Store
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_what_was_looked_up_is_held_against_its_digest(given: Given) -> None:
     given.picture("vsr/a.jpg", data=scene(1))
     desk, folder = given.desk("viscot", given.rows([row("a.jpg")])), folder_of(given)
     informed(SOURCES["viscot"], desk, folder, look=True)
-    path = Path(folder.uri) / SURVEY
+    path = Path(folder.uri) / FACTS
     path.write_text(path.read_text().replace('"drawn": {}', '"drawn": {"a": "train"}'))
     with pytest.raises(InputError, match="is damaged"):
         informed(SOURCES["viscot"], desk, folder, look=False)
@@ -186,14 +186,14 @@ def test_what_was_looked_up_is_held_against_its_digest(given: Given) -> None:
 def test_what_a_picture_looks_like_is_known_to_the_next_run(given: Given) -> None:
     store, left = Store(), str(given.folder / "pictures.json")
     paths = [given.picture("a.jpg", data=scene(1)), given.picture("flat.png", 90, 80)]
-    first = Known(given.folder / "1.sqlite")
+    first = ImageIndex(given.folder / "1.sqlite")
     pictures = Pictures(store, str(given.images), "made", index=first)
     images = [pictures.find(path) for path in paths]
     seen = [pictures.print_of(image.uri, image.sha256) for image in images]
     assert seen[0] is not None
     assert seen[1] is None
     first.leave(store, left)
-    second = Known(given.folder / "2.sqlite")
+    second = ImageIndex(given.folder / "2.sqlite")
     second.take(store, left, listed=store.list(str(given.images)))
     for path in given.images.iterdir():
         path.unlink()  # nobody looks again
