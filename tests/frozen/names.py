@@ -1,0 +1,30 @@
+"""Names that stand on disk and on command lines, as they were when the suite was frozen → as they are called today.
+
+The values in `frozen.json` are compared under the old names, so that a rename changes this file and nothing else here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FLAGS: dict[str, str] = {}
+"""`train --batch-size` → what that flag is called now."""
+KEYS: dict[str, str] = {}
+"""Key of a line in a shard, in rejections or in a report → what it is called now."""
+VALUES: dict[tuple[str, str], str] = {}
+"""(key, value) of a closed list, such as a refusal's reason → what the value is called now."""
+
+
+def flag(stage: str, name: str) -> str:
+    return FLAGS.get(f"{stage} {name}", name)
+
+
+def as_frozen(value: Any, key: str = "") -> Any:
+    """The same JSON under the names that it was frozen with."""
+    old = {now: was for was, now in KEYS.items()}
+    if isinstance(value, dict):
+        return {old.get(name, name): as_frozen(inner, old.get(name, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [as_frozen(inner, key) for inner in value]
+    was = [frozen for (of, frozen), now in VALUES.items() if (of, now) == (key, value)]
+    return was[0] if was else value
