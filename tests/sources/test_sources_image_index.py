@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from tests.jobs.test_convert import convert, flags, made, viscot_rows
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
 from tests.sources.given import Given, png
 from vcot.errors import InputError
-from vcot.records import Folder, Image, read_samples
+from vcot.records import Folder, Image
 from vcot.records.sample import Stored
-from vcot.records.shards import read_mark
 from vcot.sources.image_index import ImageIndex
-from vcot.storage import Entry, Store, join
+from vcot.storage import Entry, Store
 
 
 @pytest.fixture
@@ -75,16 +73,6 @@ def test_processes_of_shards_know_what_prepare_knew_and_leave_what_they_saw(give
     assert made(tmp_path / "a") == made(tmp_path / "b")
 
 
-def test_the_index_is_no_answer_to_a_tighter_limit(given: Given, tmp_path: Path) -> None:
-    settings = viscot_rows(given, bad=0)
-    convert(tmp_path / "first", **settings)
-    told = convert(
-        tmp_path / "second", **settings, known_pictures=tmp_path / "first/convert/pictures.json", max_image_side=105,
-        max_rejected_share=1,
-    )  # fmt: skip
-    assert told["tally"]["rejected"] == {"image-too-large": 40 - 3 * 6}
-
-
 def test_in_a_bucket_too(given: Given, moto_place: str, tmp_path: Path) -> None:  # noqa: F811
     store, uri = Store(), f"{moto_place}/images"
     store.write(f"{uri}/a.png", png(20, 10))
@@ -113,10 +101,6 @@ def test_a_copy_stays_in_its_run_and_is_not_forgotten_there(tmp_path: Path) -> N
     assert later.get("a.png") == plain
 
 
-def test_half_a_character_is_no_name(tmp_path: Path) -> None:
-    assert ImageIndex(tmp_path / "1.sqlite").get("\ud800.png") is None
-
-
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -132,16 +116,6 @@ def test_what_is_no_index_is_refused_in_one_line(tmp_path: Path, data: str | Non
         (tmp_path / "pictures.json").write_text(data)
     with pytest.raises(InputError, match=said):
         ImageIndex(tmp_path / "1.sqlite").take(Store(), str(tmp_path / "pictures.json"), listed=[])
-
-
-def test_samples_name_the_digests_that_were_known(given: Given, tmp_path: Path) -> None:
-    convert(tmp_path / "run", **viscot_rows(given, bad=0))
-    uri, store = str(tmp_path / "run/convert"), Store()
-    known = ImageIndex(tmp_path / "1.sqlite")
-    known.take(store, join(uri, "pictures.json"), listed=store.list(str(given.images)))
-    for sample in read_samples(store, uri, read_mark(store, uri)[0]):
-        assert known.get(sample.image.uri) == sample.image
-    assert json.loads(store.read(join(uri, "pictures.json")))["form"] == 1
 
 
 def test_what_nobody_has_added_to_is_not_written_again(tmp_path: Path) -> None:

@@ -286,9 +286,6 @@ class RowIndex:
             }
         )  # fmt: skip
         self._sql = self.database.execute
-        self._load("same", {"file": "VARCHAR", "path": "VARCHAR", "sha": "VARCHAR"}, ())
-        self._load("shown", {"file": "VARCHAR", "path": "VARCHAR", "often": "BIGINT"}, ())
-        self._load("more", {"sha": "VARCHAR", "part": "INT", "uri": "VARCHAR"}, ())
 
     def _load(self, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
         """Rows that Python has made; inserted one by one, each would take a millisecond."""
@@ -309,11 +306,15 @@ class RowIndex:
     def scan(self, how: How, table: str = "rows", wanted: Sequence[bytes | None] | None = None) -> None:
         """Every row, or those that are wanted of each part, noted in a table."""
         tasks: list[tuple[Any, ...]] = []
+        most = 1
         for place, part in enumerate(self.parts):
+            if wanted is not None and not wanted[place]:
+                continue
             worth = sum(file.size for file in part.desk.inputs) // WORTH_A_PROCESS
             if part.limit is not None:
                 worth = min(worth, math.ceil(part.limit / mixture.BLOCK))
             processes = max(1, min(self.workers.count, worth))
+            most = max(most, processes)
             if processes > 1 and part.source.ready is not None:
                 part.source.ready(part.desk)
             tasks += [
@@ -323,7 +324,7 @@ class RowIndex:
                 )
                 for index in range(processes)
             ]  # fmt: skip
-        if len(tasks) == len(self.parts):  # no part is worth a second process
+        if most == 1:  # no part is worth a second process
             for task in tasks:
                 scan(*task)
         else:
@@ -479,8 +480,6 @@ class RowIndex:
         Where several parts have an image at that path, nobody knows which one is meant, and all are.
         """
         desk = self.parts[0].desk
-        if not desk.benchmarks:
-            return
         looked_in = [desk.benchmark_pictures] if desk.benchmark_pictures else [p.desk.pictures for p in self.parts]
         shown: list[tuple[str, str, int]] = []
         same: set[tuple[str, str, str]] = set()
@@ -495,9 +494,8 @@ class RowIndex:
                     same.add((file.name, path, image.sha256))
                 for key in () if found else benchmarks.keys(path):
                     unread[key].append((file.name, path))
-        for uri, sha in (
-            self._sql("select distinct uri, sha from rows where uri is not null").fetchall() if unread else ()
-        ):
+        rows = self._sql("select distinct uri, sha from rows where uri is not null")
+        for uri, sha in iter(rows.fetchone, None) if unread else ():
             same |= {(*named, sha) for key in benchmarks.keys(uri) for named in unread.get(key, ())}
         self._load("shown", {"file": "VARCHAR", "path": "VARCHAR", "often": "BIGINT"}, shown)
         self._load("same", {"file": "VARCHAR", "path": "VARCHAR", "sha": "VARCHAR"}, sorted(same))
