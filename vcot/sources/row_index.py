@@ -77,6 +77,7 @@ _COLUMNS = {
 the rules for quality keep it (null: nobody has asked); places, of its boxes, once it was read whole; dataset and
 whole, what Source.whole says.
 """
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 _GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
 """For the report: so many groups are looked at, so many images of each; shown are so many that are far apart, and so
 many by chance.
@@ -217,7 +218,7 @@ def scan(
             name = given_id(row) if source.names_rows else None
             line = {"row": first + place, "id": row.id, "name": name and part.desk.called(name)} | note
             # Half a surrogate pair may be in JSON and not in a database; such a row is refused.
-            lines.write(json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n")
+            lines.write(_ENCODE(line).encode(errors="replace") + b"\n")
             if number % 200 == 0:
                 bar.advance(200 * processes)
 
@@ -281,7 +282,7 @@ class RowIndex:
         # Tables that do not fit into the limit go to the scratch disk.
         self.database: duckdb.DuckDBPyConnection = duckdb.connect(
             config={
-                "memory_limit": "192MB", "threads": 2, "preserve_insertion_order": False,
+                "memory_limit": "128MB", "threads": 2, "preserve_insertion_order": False,
                 "temp_directory": str(self.scratch / "rows"),
             }
         )  # fmt: skip
