@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-convert bench-distill bench-storm requirements \
-	formats golden images node-up node-down cluster-test k8s-doctor k8s-run s3-doctor
+	formats golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -81,7 +81,7 @@ lint: $(VENV) ## ruff, mypy (strict), import-linter
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m vcot.pipeline.s3server --print-binary)}"
+FIND_MINIO := MINIO="$${MINIO:-$$('$(PYTHON)' -m tools.s3server --print-binary)}"
 
 NEEDED := $(VENV) $(if $(filter-out tests/k8s%,$(TESTS)),,$(CHECKOV))
 
@@ -135,16 +135,21 @@ else
 	$(FIND_MINIO) $(PY) -m tests.cluster.node with --images data gpu -- $(ON_CLUSTER) -n 3 --maxschedchunk=1
 endif
 
+CI_PART := $(addprefix tests/cluster/test_,chain.py admission.py containers.py)
+
+cluster-test-ci: $(VENV) ## of cluster-test what CI runs: the chain, admission, exit codes, one eviction
+	@$(MAKE) --no-print-directory cluster-test TESTS='$(CI_PART)'
+
 OVERLAY ?= gpu
 URI ?= s3://vcot/runs/_probe
 
 k8s-doctor: $(VENV) ## what a cluster lacks for an overlay, and the fix; OVERLAY=gpu or RENDERED=file EMPTY_POOLS=1 NO_TRIALS=1
-	@$(PY) -m vcot.pipeline.doctor --overlay '$(OVERLAY)' $(if $(EMPTY_POOLS),--empty-pools) \
+	@$(PY) -m tools.doctor --overlay '$(OVERLAY)' $(if $(EMPTY_POOLS),--empty-pools) \
 		$(if $(RENDERED),--rendered '$(RENDERED)') $(if $(NO_TRIALS),--no-trials) \
 		$(if $(TIMEOUT),--timeout '$(TIMEOUT)')
 
 k8s-run: $(VENV) ## start an overlay's chain under a fresh RUN_ID; OVERLAY=gpu WAIT=900 (seconds to begin); DRY_RUN=1 only renders
-	@$(PY) -m vcot.pipeline.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) $(if $(WAIT),--wait '$(WAIT)') \
+	@$(PY) -m tools.submit --overlay '$(OVERLAY)' $(if $(DRY_RUN),--dry-run) $(if $(WAIT),--wait '$(WAIT)') \
 		$(if $(filter command,$(firstword $(origin RUN_ID))),--run-id '$(RUN_ID)')
 
 s3-doctor: $(VENV) ## does the storage of the AWS_* variables keep what vcot builds on? URI=s3://vcot/runs/_probe
@@ -167,23 +172,23 @@ THROUGH = $(if $(SERVICE),--service '$(SERVICE)') $(if $(NAMESPACE),--namespace 
 
 push-base: $(VENV) ## put a downloaded base into the bucket: BASE=<folder> TO=s3://vcot/models/<name>; goes on where cut off
 	@test '$(origin BASE)' != file || { echo 'Which? make push-base BASE=<folder of a downloaded model> [TO=s3://…]'; exit 64; }
-	@$(PY) -m vcot.pipeline.push --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
+	@$(PY) -m tools.push --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
 
 push-example: $(VENV) ## put an example and its base into the bucket: EXAMPLE= BASE= TO=s3://vcot/examples; SERVICE=minio in a cluster
-	@$(PY) -m vcot.pipeline.push --example '$(EXAMPLE)' --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
+	@$(PY) -m tools.push --example '$(EXAMPLE)' --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
 
 pages: $(VENV) ## bring the reports of a run out of the bucket into .local/runs: RUN_ID=smoke; SERVICE=minio in a cluster
-	@$(PY) -m vcot.pipeline.pages --run-id '$(RUN_ID)' $(if $(RUNS_URI),--runs-uri '$(RUNS_URI)') \
+	@$(PY) -m tools.pages --run-id '$(RUN_ID)' $(if $(RUNS_URI),--runs-uri '$(RUNS_URI)') \
 		$(if $(LOCAL),--local-folder '$(LOCAL)') $(THROUGH)
 
 rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
 	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
 
 minio: ## where MinIO is; builds it first if need be (about two minutes, once)
-	@'$(PYTHON)' -m vcot.pipeline.s3server --print-binary
+	@'$(PYTHON)' -m tools.s3server --print-binary
 
 s3: $(VENV) ## the S3 server of local-train alone, until Ctrl-C, to look at what runs have stored
-	@$(PY) -m vcot.pipeline.s3server --serve .local/s3
+	@$(PY) -m tools.s3server --serve .local/s3
 
 # TRAIN_EPOCHS=3 on make's command line is VCOT_TRAIN_EPOCHS=3 for the stages, and a typing error is told.
 STAGES := CONVERT_% DISTILL_% TOKENIZE_% TRAIN_% EVALUATE_% PIPELINE_%

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from vcot.pipeline.s3server import BUCKET, running_s3
+from tools.s3server import BUCKET, running_s3
 from vcot.storage import Entry, Store
 from vcot.storage.archive import Archive, indexed, opened
 from vcot.storage.chunks import Chunks, find

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from tests.fakes.apiserver import ApiServer
 from tests.fakes.cluster import MemoryCluster, RealClock, fill, succeeds
+from vcot.pipeline.client import Manifest
 from vcot.pipeline.plan import IN_PARTS, gather_variables, make_plan
-from vcot.pipeline.port import Manifest
 
 ROOT = Path(__file__).parents[1]
 

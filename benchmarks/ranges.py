@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vcot.pipeline.s3server import BUCKET, running_s3
+from tools.s3server import BUCKET, running_s3
 from vcot.storage import Store
 from vcot.storage.folders import fetch_folder, push_folder
 

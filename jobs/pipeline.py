@@ -14,8 +14,7 @@ from pydantic import model_validator
 
 from vcot import log
 from vcot.errors import SettingsError
-from vcot.pipeline.conductor import Clock, Outcome, conduct
-from vcot.pipeline.pages import bring_home
+from vcot.pipeline.orchestrator import Clock, Outcome, orchestrate
 from vcot.pipeline.plan import IN_PARTS, Plan, gather_variables, make_plan
 from vcot.settings import CommaSeparated, Declared, setting
 from vcot.stage import launch, stop
@@ -82,31 +81,31 @@ def run(settings: PipelineSettings) -> None:
 
 
 def run_on_cluster(settings: PipelineSettings) -> None:
-    from vcot.pipeline.cluster import ClusterHand, Place
-    from vcot.pipeline.kept import InStorage
-    from vcot.pipeline.kubernetes import connect
+    from vcot.pipeline.client import connect
+    from vcot.pipeline.executor import KubernetesExecutor, RunIdentity
+    from vcot.pipeline.run_state import RunStorage
     from vcot.storage import Store
 
-    place = Place.of(os.environ, settings.run_id)
-    log.bind(run=place.run_id)
+    identity = RunIdentity.of(os.environ, settings.run_id)
+    log.bind(run=identity.run_id)
     if "://" not in settings.runs_uri:
         raise SettingsError(f"{settings.runs_uri}: pods share no folder; write --runs-uri as s3://bucket/prefix")
     plan = make_plan(
-        place.run_id, settings.runs_uri, {}, only=settings.only, until=settings.until, from_run=settings.from_run,
+        identity.run_id, settings.runs_uri, {}, only=settings.only, until=settings.until, from_run=settings.from_run,
         parts=IN_PARTS,
     )  # fmt: skip
     clock = Clock()
-    hand = ClusterHand(
-        connect(place.namespace, clock, stop), InStorage(Store()), place.owner, clock=clock, stop=stop,
+    executor = KubernetesExecutor(
+        connect(identity.namespace, clock, stop), RunStorage(Store()), identity.owner, clock=clock, stop=stop,
         pending_timeout=settings.pending_timeout,
     )  # fmt: skip
     if settings.dry_run:
-        hand.check(plan)
+        executor.check(plan)
         _show(plan)
         return
     begun = clock.now()
-    with hand.run(plan) as plan:
-        conduct(plan, hand, stop, attempts=1, clock=clock)  # a Job tries again by itself
+    with executor.run(plan) as plan:
+        orchestrate(plan, executor, stop, attempts=1, clock=clock)  # a Job tries again by itself
     log.get().info("finished", seconds=round(clock.now() - begun), made=plan.run_uri)
 
 
@@ -117,17 +116,20 @@ def run_here(settings: PipelineSettings) -> None:
         settings.run_name, settings.runs_uri, gather_variables(folders, os.environ, published),
         only=settings.only, until=settings.until, from_run=settings.from_run,
     )  # fmt: skip
-    from vcot.pipeline.local import LocalHand
+    from vcot.pipeline.local import LocalExecutor, bring_home, publish
+    from vcot.storage import Store
 
-    hand = LocalHand()
-    hand.check(plan)  # before anything is built, started or put into storage
+    executor = LocalExecutor()
+    executor.check(plan)  # before anything is built, started or put into storage
     if settings.dry_run:
         _show(plan)
         return
     begun = time.monotonic()
     with _storage(settings):
-        _publish(settings, published)
-        outcomes = conduct(plan, hand, stop)
+        for name, source in (("EXAMPLE_URI", settings.example), ("BASE_URI", settings.base)):
+            if source is not None:
+                publish(Store(), Path(source), published[name])
+        outcomes = orchestrate(plan, executor, stop)
         folder = settings.local_folder / "runs" / settings.run_name
         bring_home({step.stage: f"{step.run_uri}/{step.stage}" for step in plan.steps}, folder)
     _tell(plan, outcomes, time.monotonic() - begun, folder)
@@ -139,7 +141,13 @@ def _storage(settings: PipelineSettings) -> Iterator[None]:
     if settings.server == "none":
         yield
         return
-    from vcot.pipeline.s3server import running_s3
+    try:
+        from tools.s3server import running_s3
+    except ModuleNotFoundError:
+        raise SettingsError(
+            "--server own: the S3 server is started from a checkout, and this is none; name yours by the AWS_* "
+            "variables and say --server none"
+        ) from None
 
     settings.local_folder.mkdir(parents=True, exist_ok=True)
     with running_s3(settings.local_folder / "s3", settings.local_folder / "s3.log") as server:
@@ -159,15 +167,6 @@ def _published(settings: PipelineSettings) -> dict[str, str]:
             place = f"{scheme}{separator}{rest.split('/')[0]}" if separator else str(Path(rest).parent)
             found[name] = f"{place}/examples/{path.name}"
     return found
-
-
-def _publish(settings: PipelineSettings, published: Mapping[str, str]) -> None:
-    from vcot.pipeline.local import publish
-    from vcot.storage import Store
-
-    for name, folder in (("EXAMPLE_URI", settings.example), ("BASE_URI", settings.base)):
-        if folder is not None:
-            publish(Store(), Path(folder), published[name])
 
 
 def _show(plan: Plan) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from vcot.pipeline.s3server import NoMinio, S3Server, minio_binary, running_s3
+from tools.s3server import NoMinio, S3Server, minio_binary, running_s3
 
 __all__ = ["any_place", "folder_place", "minio_place", "minio_server", "moto_place", "moto_server", "no_aws"]
 

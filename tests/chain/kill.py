@@ -51,7 +51,7 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.kills < len(STAGES):
         parser.error(f"--kills {asked.kills}: at least {len(STAGES)}, one for each stage")
-    from vcot.pipeline.s3server import BUCKET, running_s3
+    from tools.s3server import BUCKET, running_s3
 
     with (
         tempfile.TemporaryDirectory(prefix="kill-") as folder,

@@ -16,7 +16,7 @@ import yaml
 from tests.cluster.layout import ROOT
 from tests.cluster.node import Node
 from tests.cluster.reads import Lost, Manifest, Reads, while_away
-from vcot.pipeline.submit import copied
+from tools.submit import copied
 
 #: What a pod needs to know of the storage; the rest of a client's variables are about files of this machine.
 FOR_PODS = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")

@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.cluster.configuration import PAUSE_IMAGE, images_command
 from tests.cluster.handover import hand_over, same_file_system
 from tests.cluster.layout import ROOT, Layout
-from vcot.pipeline.gomodules import cache, locked, tell
+from tools.gomodules import cache, locked, tell
 
 BASE_IMAGE = "localhost/vcot-base:1"
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'

@@ -34,7 +34,7 @@ from tests.cluster.layout import (
     Layout,
 )  # fmt: skip
 from tests.fakes.teacher import scripted_teacher
-from vcot.pipeline.s3server import running_s3
+from tools.s3server import running_s3
 
 #: Kernel settings that belong to the whole machine, with the values that the kubelet wants to find. It finds them.
 SHOWN_TO_KUBELET = {

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from tests.cluster.layout import ROOT
-from vcot.pipeline.gomodules import CannotBuild, GoModule, built, tell
-from vcot.pipeline.s3server import NoMinio, minio_binary
+from tools.gomodules import CannotBuild, GoModule, built, tell
+from tools.s3server import NoMinio, minio_binary
 
 #: A program (or folder) that a node needs → the Debian package that has it.
 PACKAGES = {

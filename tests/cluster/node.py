@@ -31,7 +31,7 @@ from tests.cluster import configuration
 from tests.cluster.images import Builder, BuildFailed
 from tests.cluster.layout import GATEWAY, HOME, ROOT, Layout
 from tests.cluster.machine import MachineLacks, prepare
-from vcot.pipeline.gomodules import tell
+from tools.gomodules import tell
 
 READY_WITHIN = 180.0
 READY = "NODE_IS_READY"

@@ -15,7 +15,7 @@ from tests.cluster.layout import ROOT
 from tests.cluster.network import network_of
 from tests.cluster.node import READY, Node, bring
 from tests.cluster.reads import reads
-from vcot.pipeline.gomodules import locked
+from tools.gomodules import locked
 from vcot.pipeline.local import publish
 from vcot.storage import Store
 

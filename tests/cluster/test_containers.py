@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.cluster import Cluster, CommandFailed, Overlay
-from tests.cluster.jobs import container, from_template, python
+from tests.cluster.cluster import Cluster, Overlay
+from tests.cluster.jobs import from_template, python
 
 LOOK = """
 import getpass, json, os, pathlib, sys, tempfile
@@ -123,46 +123,3 @@ def test_an_evicted_pod_is_not_counted_and_is_replaced(namespace: Cluster, overl
     assert second != first
     status = (namespace.get("jobs", "evicted") or {})["status"]
     assert not status.get("failed")
-
-
-GREEDY = """
-import sys
-held = []
-while True:
-    held.append(bytearray(16 * 2**20))
-"""
-
-
-def test_a_stage_that_needs_too_much_memory_is_tried_again_and_then_given_up(
-    namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
-    only_templates(overlay("greedy")).apply(namespace)
-    job = from_template(namespace, "convert", "greedy", **python(GREEDY), backoffLimit=1)
-    container(job)["resources"] = {"limits": {"memory": "64Mi"}}
-    namespace.create(job)
-    end = namespace.fails("greedy")
-    assert end["reason"] == "BackoffLimitExceeded"
-    endings = [p["status"]["containerStatuses"][0]["state"]["terminated"] for p in namespace.pods_of("greedy")]
-    assert [e["exitCode"] for e in endings] == [137, 137]
-    # The runtime may learn of the end before it learns of the cause, and then says "Error".
-    assert "OOMKilled" in {e["reason"] for e in endings} <= {"OOMKilled", "Error"}
-
-
-def test_names_and_zones_that_the_cluster_refuses(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
-    template = {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": {"name": "c" * 53},
-        "spec": {
-            "schedule": "17 3 * * *",
-            "jobTemplate": {
-                "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "i"}]}}}
-            },
-        },
-    }
-    with pytest.raises(CommandFailed, match="must be no more than 52"):
-        namespace.create(template)
-    template["metadata"] = {"name": "c"}
-    template["spec"]["timeZone"] = "Nowhere/Land"  # type: ignore[index]
-    with pytest.raises(CommandFailed, match="unknown time zone"):
-        namespace.create(template)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import Cluster, CommandFailed, Manifest, Overlay
+from tests.cluster.cluster import Cluster, CommandFailed, Overlay
 from vcot.storage import Store, join
 
 POD = "/spec/jobTemplate/spec/template/spec"
@@ -39,15 +39,6 @@ def test_a_template_that_breaks_restricted_is_reported(namespace: Cluster, overl
     job = namespace.get("jobs", "breaking-convert-prepare")
     assert job is not None, "the Job itself is accepted"
     assert not namespace.pods_of("breaking-convert-prepare")
-
-
-def test_an_image_that_is_not_there_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
-    image = {"op": "replace", "path": f"{POD}/containers/0/image", "value": "localhost/no-such-image:1"}
-    run = overlay("no-image").patch("CronJob", "stage-convert", image).conductor("--pending-timeout", "20")
-    said = fails_saying(namespace, run)
-    assert "localhost/no-such-image:1" in said
-    assert "is the image's name right" in said
-    assert exit_code(namespace, run) == 3
 
 
 def test_a_pool_that_does_not_exist_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
@@ -98,47 +89,6 @@ def test_memory_that_does_not_suffice_is_said_in_words(namespace: Cluster, overl
     assert "more memory than its limit of 24Mi" in said
     assert exit_code(namespace, run) == 3
     assert len(namespace.pods_of("greedy-convert-prepare")) == 2
-
-
-def test_wrong_settings_are_told_before_anything_is_made(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
-    run = overlay("wrong").settings("train", epochs="many").settings("tokenize", min_pixels=10**9)
-    said = fails_saying(namespace, run)
-    assert "VCOT_TRAIN_EPOCHS=many" in said
-    assert "min-pixels" in said
-    assert exit_code(namespace, run) == 78
-    assert not namespace.list("jobs", run="wrong")
-    assert namespace.get("configmaps", "wrong-plan") is None
-
-
-def test_a_run_id_that_was_used_with_another_plan_is_refused(
-    namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
-    namespace.apply(job_of_another_plan("twice"))
-    run = overlay("twice")
-    said = fails_saying(namespace, run)
-    assert "RUN_ID twice was used before with another plan" in said
-    assert exit_code(namespace, run) == 64
-
-
-def job_of_another_plan(run: str) -> Manifest:
-    labels = {"vcot/run": run, "vcot/stage": "convert", "vcot/part": "prepare"}
-    secure: Manifest = {
-        "runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip
-    container = {
-        "name": "main",
-        "image": "localhost/vcot-data:dev",
-        "command": ["sleep", "600"],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": f"{run}-convert-prepare", "labels": labels, "annotations": {"vcot/plan": "0" * 64}},
-        "spec": {
-            "template": {"spec": {"restartPolicy": "Never", "securityContext": secure, "containers": [container]}}
-        },
-    }
 
 
 def test_a_run_that_another_was_applied_after_before_it_began_is_refused(
@@ -214,6 +164,26 @@ def damage(stage_uri: str, shard: int) -> None:
     data = bytearray(store.read(uri))
     data[len(data) // 2] ^= 1
     store.write(uri, bytes(data))
+
+
+# --- storage that cannot be used: one line, and nothing half-made ---------------------------------------------------
+
+
+def test_a_secret_that_is_not_there(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    namespace.run("delete", "secret", "s3-credentials")
+    run = overlay("no-secret")
+    said = fails_saying(namespace, run)
+    assert "s3-credentials" in said
+    assert exit_code(namespace, run) == 3
+
+
+def test_keys_that_are_refused(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3-credentials"}}
+    namespace.apply(secret | {"stringData": dict(namespace.s3) | {"AWS_SECRET_ACCESS_KEY": "mistyped"}})
+    run = overlay("wrong-keys")
+    said = fails_saying(namespace, run)
+    assert "AWS_SECRET_ACCESS_KEY" in said or "SignatureDoesNotMatch" in said
+    assert exit_code(namespace, run) == 3
 
 
 # --- rights -------------------------------------------------------------------------------------------------------

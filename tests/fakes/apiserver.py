@@ -22,13 +22,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.fakes.cluster import MemoryCluster
-from vcot.pipeline.kubernetes import KINDS
-from vcot.pipeline.port import Manifest, Refused
+from vcot.pipeline.client import RESOURCES, Manifest, Refused
 
-PLURALS = {path.rsplit("/", 1)[1]: kind for kind, path in KINDS.items()} | {
-    "limitranges": "LimitRange", "namespaces": "Namespace", "nodes": "Node", "resourcequotas": "ResourceQuota",
-    "secrets": "Secret", "serviceaccounts": "ServiceAccount",
-}  # fmt: skip
+PLURALS = {plural: kind for kind, (_, _, plural) in RESOURCES.items()}
 
 
 @dataclass
@@ -246,9 +242,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._line(None)
         with cluster.changed:
             while (left := until - time.monotonic()) > 0 and not self.server.gone:
-                for change in cluster.changes(kind, name, version):
-                    version = int(change.version)
-                    self._line({"type": change.kind, "object": change.object})
+                for change, one in cluster.changes(kind, name, version):
+                    version = int(one["metadata"]["resourceVersion"])
+                    self._line({"type": change, "object": one})
                 cluster.changed.wait(min(left, 0.5))
         bookmark = {"kind": kind, "metadata": {"resourceVersion": str(cluster.latest)}}
         self._line({"type": "BOOKMARK", "object": bookmark})

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vcot.errors import VcotError
-from vcot.pipeline.conductor import Clock, Outcome
+from vcot.pipeline.client import Expired, Manifest, Refused
+from vcot.pipeline.orchestrator import Clock, Outcome
 from vcot.pipeline.plan import Step
-from vcot.pipeline.port import Change, Expired, Manifest, Refused
 
 Script = Callable[["MemoryCluster", Manifest], None]
 
@@ -66,8 +66,8 @@ class RealClock(Clock):
         timer.start()
 
 
-class MemoryKept:
-    """The port `Kept`: storage in which every stage has three shards and none is whole, unless a test says so."""
+class MemoryStorage:
+    """In place of `RunStorage`: every stage has three shards and none is whole, unless a test says so."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -101,14 +101,14 @@ class MemoryKept:
 
 
 class MemoryCluster:
-    """The port `Cluster`; the default script lets every Job succeed after three seconds."""
+    """In place of `ClusterClient`; the default script lets every Job succeed after three seconds."""
 
     namespace = "vcot"
 
     def __init__(self, clock: FakeClock | RealClock, scripts: Mapping[str, Script] | None = None) -> None:
         self.clock, self.scripts = clock, dict(scripts or {})
         self.kubernetes = (1, 36)
-        self.kept = MemoryKept()
+        self.storage = MemoryStorage()
         """The storage beside it."""
         self.objects: dict[tuple[str, str], Manifest] = {}
         self.created: list[str] = []
@@ -119,6 +119,8 @@ class MemoryCluster:
         """Whether that call still takes effect."""
         self.forbidden: set[str] = set()
         """Kinds that nobody may list."""
+        self.unreadable: set[str] = set()
+        """Kinds that nobody may get."""
         self.unchangeable: set[str] = set()
         """Kinds that nobody may patch."""
         self.deaf = False
@@ -128,9 +130,11 @@ class MemoryCluster:
         self._version = itertools.count(1)
         self.changed = threading.Condition()
 
-    # --- the port -----------------------------------------------------------------------------------
+    # --- as ClusterClient -----------------------------------------------------------------------------------
 
     def get(self, kind: str, name: str) -> Manifest | None:
+        if kind in self.unreadable:
+            raise Refused(403, f"cannot get resource {kind.lower()}s")
         return self._call(lambda: self.there(kind, name))
 
     def create(self, kind: str, manifest: Manifest) -> Manifest | None:
@@ -164,22 +168,25 @@ class MemoryCluster:
     def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
         return self._call(lambda: (self.there(kind, name), str(self.latest)))
 
-    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[Change]:
+    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[tuple[str, Manifest]]:
         assert isinstance(self.clock, FakeClock)
         self._call(lambda: None)
         if int(version) < self.oldest_watch:
             raise Expired
         until = self.clock.now() + seconds
         while True:
-            for change in self.changes(kind, name, int(version)) if not self.deaf else []:
-                version = change.version
-                yield change
+            for change, one in self.changes(kind, name, int(version)) if not self.deaf else []:
+                version = one["metadata"]["resourceVersion"]
+                yield change, one
             if self.clock.now() >= until:
                 return
             self.clock.sleep(max(0.01, self.clock.until_next(until - self.clock.now())))
 
     def version(self) -> tuple[int, int]:
         return self._call(lambda: self.kubernetes)
+
+    def knows(self, group: str) -> bool:
+        return ("APIGroup", group) in self.objects
 
     def _call(self, work: Callable[[], Any]) -> Any:
         self.calls += 1
@@ -218,10 +225,8 @@ class MemoryCluster:
                 found.append(copy.deepcopy(one))
         return found
 
-    def changes(self, kind: str, name: str, after: int) -> list[Change]:
-        return [
-            Change(what, copy.deepcopy(o)) for v, k, n, what, o in self.history if (k, n) == (kind, name) and v > after
-        ]
+    def changes(self, kind: str, name: str, after: int) -> list[tuple[str, Manifest]]:
+        return [(what, copy.deepcopy(o)) for v, k, n, what, o in self.history if (k, n) == (kind, name) and v > after]
 
     def put(self, kind: str, manifest: Manifest, what: str = "ADDED") -> Manifest:
         with self.changed:

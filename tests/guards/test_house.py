@@ -26,7 +26,8 @@ ALLOWED = {
     "boto3": ("vcot/storage",),
     "botocore": ("vcot/storage",),
     "smart_open": ("vcot/storage",),
-    "kubernetes": ("vcot/pipeline/kubernetes.py",),
+    "kubernetes": ("vcot/pipeline/client.py",),
+    "tools": ("jobs/pipeline.py",),  # the S3 server of a run on this computer, in a checkout
     "openai": ("vcot/teacher",),
 }
 

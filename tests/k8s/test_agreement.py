@@ -10,7 +10,7 @@ import pytest
 
 from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
 from vcot import errors
-from vcot.pipeline.conductor import RETRY
+from vcot.pipeline.orchestrator import RETRY
 from vcot.pipeline.plan import gather_variables, read_env_file
 from vcot.settings import PREFIX, STAGES, Declared, Settings, variable
 
@@ -68,14 +68,6 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]
     return set_all
 
 
-def test_what_a_settings_file_suggests_in_a_comment_can_be_set(only: Callable[[Mapping[str, str]], None]) -> None:
-    """Lines like #VCOT_DISTILL_BUDGET_USD=20; a name that the stage does not know is refused."""
-    suggested = dict(re.findall(r"^#(VCOT_\w+)=(.*)$", (OVERLAYS / "gpu/settings/distill.env").read_text(), re.M))
-    assert suggested.keys() >= {"VCOT_DISTILL_BUDGET_USD", "VCOT_DISTILL_BUDGET_TOKENS", "VCOT_DISTILL_MODEL"}
-    only(suggested)
-    settings_of("jobs.distill").load(["--run-uri", "/runs/x"])
-
-
 def test_a_template_for_each_stage_and_a_stage_for_each_template() -> None:
     objects = render(ROOT / "k8s/base")
     stages = {one["metadata"]["name"]: one["metadata"]["labels"]["vcot/stage"] for one in of_kind(objects, "CronJob")}
@@ -89,11 +81,6 @@ def test_a_template_for_each_stage_and_a_stage_for_each_template() -> None:
         assert inner["metadata"]["labels"]["vcot/stage"] == stage
         assert inner["spec"]["template"]["metadata"]["labels"]["vcot/stage"] == stage
         assert inner["spec"]["template"]["spec"]["containers"][0]["args"] == [f"jobs.{stage}"]
-
-
-def test_a_settings_file_for_each_stage_and_no_other() -> None:
-    for folder in (ROOT / "k8s/base/settings", OVERLAYS / "gpu/settings", OVERLAYS / "cpu-smoke/settings"):
-        assert {path.name for path in folder.iterdir()} == {f"{stage}.env" for stage in STAGES}
 
 
 def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_change() -> None:
@@ -202,11 +189,6 @@ def test_a_run_has_a_name_that_may_be_part_of_others(overlay: str) -> None:
     assert run["RUNS_URI"].startswith("s3://")
 
 
-def test_overlays_share_their_namespace() -> None:
-    texts = {(OVERLAYS / overlay / "namespace.yaml").read_text() for overlay in ("gpu", "cpu-smoke")}
-    assert len(texts) == 1
-
-
 def test_the_page_tells_of_every_component_overlay_and_example() -> None:
     page = Path(ROOT / "docs/kubernetes.md").read_text()
     for folder in (COMPONENTS, OVERLAYS, ROOT / "k8s/examples"):
@@ -231,3 +213,39 @@ def test_the_page_says_what_stages_ask_for(gpu: list[Manifest]) -> None:
             f"{shards} shards" if shards else "",
         ]
         assert " ".join(f"| {cell}" for cell in row).rstrip() in page
+
+
+def test_minios_keys_are_those_that_the_page_makes_up() -> None:
+    template = named(render(ROOT / "k8s/minio"), "Deployment", "minio")["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    taken = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v]
+    assert {one["name"] for one in taken} == {"s3-credentials"}
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    (made,) = re.findall(r"--from-literal=AWS_ENDPOINT_URL_S3=http://minio:9000 .*?\n\n", page, re.S)
+    for one in taken:
+        assert f"--from-literal={one['key']}=" in made
+    assert "openssl rand" in made  # nothing that stands in git
+
+
+def test_what_the_page_types_on_kind_is_there() -> None:
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    part = page.partition("## Try it on kind")[2].partition("\n## ")[0]
+    lines = [line.strip() for line in part.splitlines() if line.startswith("    ")]
+    for line in lines:
+        for path in re.findall(r" -[fk] (\S+/\S+)", line):
+            assert (ROOT / path).exists(), line
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
+    typed = [line.split()[1] for line in lines if line.startswith("make ")]
+    assert typed == ["images", "push-example", "k8s-doctor", "pages"]
+    assert set(typed) <= targets
+    order = [
+        "create cluster",
+        "kind load",
+        "namespace.yaml",
+        "create secret",
+        "k8s/minio",
+        "push-example",
+        "cpu-smoke  ",
+    ]
+    places = [part.index(word) for word in order]
+    assert places == sorted(places)  # storage and what a run reads, before the run

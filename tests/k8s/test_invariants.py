@@ -93,13 +93,6 @@ def test_only_stages_of_the_gpu_pool_ask_for_a_gpu(name: str, rendered: Rendered
         assert ("nvidia.com/gpu" in tolerated) == (pool == "gpu")
 
 
-@pytest.mark.parametrize("overlay", ["gpu", "gpu-kueue"])
-def test_train_and_evaluate_have_a_gpu_and_nothing_else_does(overlay: str) -> None:
-    specs = dict(job_specs(render(OVERLAYS / overlay)))
-    with_gpu = {where for where, spec in specs.items() if "nvidia.com/gpu" in main_of(spec)["resources"]["limits"]}
-    assert with_gpu == {"CronJob/stage-train", "CronJob/stage-evaluate", "CronJob/reevaluate"}
-
-
 @everywhere
 def test_who_asks_for_a_gpu_computes_on_it_or_fails(name: str, rendered: Rendered) -> None:
     for cron_job, spec in stages(rendered(name)):
@@ -264,19 +257,6 @@ def test_all_is_in_the_namespace_and_what_belongs_to_the_cluster_is_not(name: st
         assert namespace == (None if one["kind"] in CLUSTER_SCOPED else "vcot"), one["metadata"]["name"]
 
 
-@pytest.mark.parametrize("overlay", ["gpu", "cpu-smoke"])
-def test_the_namespace_enforces_restricted_of_a_version_that_all_clusters_know(overlay: str) -> None:
-    labels = yaml.safe_load((OVERLAYS / overlay / "namespace.yaml").read_text())["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert labels["pod-security.kubernetes.io/enforce-version"] == "v1.33"  # the oldest that is supported
-
-
-def test_the_base_has_no_namespace_and_nothing_of_the_whole_cluster() -> None:
-    for one in render(ROOT / "k8s/base"):
-        assert "namespace" not in one["metadata"]
-        assert one["kind"] not in CLUSTER_SCOPED
-
-
 # --- the network ----------------------------------------------------------------------------------------
 
 
@@ -433,10 +413,21 @@ def test_alerts_ask_about_the_cronjob_that_there_is(gpu: list[Manifest]) -> None
     assert f'cronjob="{cron_job}"' in missing
 
 
-def test_the_alerts_of_the_page_are_those_of_the_example_and_a_failure_is_not_told_for_ever() -> None:
-    rules = yaml.safe_load((ROOT / "k8s/examples/alerts.yaml").read_text())["spec"]["groups"][0]["rules"]
-    page = " ".join((ROOT / "docs/kubernetes.md").read_text().split())
-    for rule in rules:
-        assert " ".join(rule["expr"].split()) in page
-    # Jobs that failed are kept (failedJobsHistoryLimit), whatever comes after them.
-    assert "time() - kube_job_created <" in rules[0]["expr"]
+# --- the storage for trying, which stands beside the overlays ---------------------------------------------
+
+
+def test_stages_reach_minio_and_nobody_else_does() -> None:
+    minio = render(ROOT / "k8s/minio")
+    assert {one["kind"] for one in minio} == {"Deployment", "Service", "NetworkPolicy"}  # and no Secret
+    template = named(minio, "Deployment", "minio")["spec"]["template"]
+    (port,) = named(minio, "Service", "minio")["spec"]["ports"]
+    assert port["port"] == 9000
+    assert may_reach(render(OVERLAYS / "cpu-smoke"), TRAIN, PRIVATE, port["port"])
+    policy = named(minio, "NetworkPolicy", "minio")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in policy
+    (rule,) = policy["ingress"]
+    for labels, may in ((TRAIN, True), (CONDUCTOR, True), ({}, False)):
+        assert any(selects(peer["podSelector"], labels) for peer in rule["from"]) is may
+    assert [p["port"] for p in rule["ports"]] == [9000]

@@ -22,7 +22,6 @@ from tests.k8s.kustomize import (
     named,
     of_kind,
     render,
-    text,
 )
 from vcot.settings import STAGES, Device
 
@@ -52,27 +51,6 @@ def test_the_golden_render_is_what_the_manifests_make(file: str, rendered: Rende
     assert golden(file).read_text() == FILES[file](rendered)
 
 
-def test_rendering_twice_gives_the_same() -> None:
-    first = text(OVERLAYS / "gpu")
-    text.cache_clear()
-    assert text(OVERLAYS / "gpu") == first
-
-
-def test_every_template_is_suspended_and_due_never(gpu: list[Manifest]) -> None:
-    for template in TEMPLATES:
-        spec = named(gpu, "CronJob", template)["spec"]
-        assert (spec["suspend"], spec["schedule"]) == (True, "0 0 31 2 *")
-
-
-def test_only_reevaluation_is_scheduled_and_takes_no_gpu_before_somebody_wants_it(gpu: list[Manifest]) -> None:
-    spec = named(gpu, "CronJob", "reevaluate")["spec"]
-    assert spec["suspend"] is True
-    assert spec["schedule"] == "17 3 * * *"
-    assert spec["timeZone"]
-    assert spec["concurrencyPolicy"] == "Forbid"
-    assert spec["startingDeadlineSeconds"] < 24 * 3600
-
-
 def test_reevaluation_runs_in_the_pod_of_evaluate(gpu: list[Manifest]) -> None:
     specs = dict(job_specs(gpu))
     again, once = specs["CronJob/reevaluate"], specs["CronJob/stage-evaluate"]
@@ -98,21 +76,6 @@ def test_a_pool_moves_the_stages_with_a_gpu_and_no_other(pool: str, with_compone
         if "nodeSelector" in one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     }
     assert placed == {"stage-train", "stage-evaluate", "reevaluate"}
-
-
-def test_spot_nodes_of_any_cloud_will_do_beside_the_pools_own_label(with_components: WithComponents) -> None:
-    train = pod(with_components(["reevaluate", "pool-gke", "spot"]), "stage-train")
-    terms = train["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-    assert len(terms) > 1  # terms are alternatives
-    assert train["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}
-
-
-def test_stages_are_queued_and_the_conductor_is_not() -> None:
-    objects = render(OVERLAYS / "gpu-kueue")
-    label = "kueue.x-k8s.io/queue-name"
-    assert all(label in one["spec"]["jobTemplate"]["metadata"]["labels"] for one in of_kind(objects, "CronJob"))
-    (pipeline,) = of_kind(objects, "Job")
-    assert label not in str(pipeline)
 
 
 @pytest.mark.parametrize("overlay", ["gpu", "gpu-kueue", "cpu-smoke"])

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.k8s.kustomize import ROOT, VARIANTS, Manifest, named
+from tests.k8s.kustomize import render as render_folder
 from vcot.pipeline.plan import Step
 from vcot.pipeline.rendering import Owner, complete, render
 
@@ -26,8 +27,8 @@ def strict(text: str, version: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_of_every_overlay_is_valid(version: str, rendered: Callable[[str], list[Manifest]]) -> None:
-    for name in VARIANTS:
-        for one in rendered(name):
+    for objects in [*map(rendered, VARIANTS), render_folder(ROOT / "k8s/minio")]:
+        for one in objects:
             if one["kind"] not in CUSTOM:
                 strict(json.dumps(one, sort_keys=True), version)
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.fakes.cluster import template
 from vcot.errors import SettingsError
+from vcot.pipeline.client import Manifest
 from vcot.pipeline.plan import IN_PARTS, Step, make_plan
-from vcot.pipeline.port import Manifest
 from vcot.pipeline.rendering import FrozenPlan, Owner, complete, freeze, render
 
 OWNER = Owner("pipeline-r1", "uid-of-pipeline")

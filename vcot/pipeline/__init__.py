@@ -1,1 +1,1 @@
-"""The chain: a plan, a conductor, and the hands that start stages somewhere."""
+"""The chain: a plan, an orchestrator, and the executors that run its steps."""

@@ -1,30 +1,58 @@
-"""The hand that runs stages as processes on this computer."""
+"""Stages as processes on this computer: how one is started, asked about its settings, and run to its end."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vcot import log
 from vcot.errors import SettingsError
-from vcot.pipeline.checking import command, environment, judge
-from vcot.pipeline.conductor import Outcome
+from vcot.pipeline.orchestrator import Outcome
 from vcot.pipeline.plan import Plan, Step
-from vcot.storage import Store, put_folder
+from vcot.settings import PREFIX
+from vcot.storage import NotFound, Store, join, put_folder
 
 GRACE = 120.0
 """Seconds that a stage has to save after SIGTERM, as terminationGracePeriodSeconds on a cluster."""
 LOOK = 0.5
 """Seconds that one look at a running stage takes."""
+PAGES: Mapping[str, tuple[str, ...]] = {
+    "convert": ("report.html",),
+    "tokenize": ("report.html",),
+    "train": ("losses.png",),
+    "evaluate": ("report.html", "report.json", "overlay.png"),
+}
+"""Stage → its files that are for people."""
 
 
-class LocalHand:
+def command(stage: str) -> list[str]:
+    return [sys.executable, "-m", f"jobs.{stage}"]
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's own, with these variables in place of those with our prefix."""
+    return {n: v for n, v in os.environ.items() if not n.startswith(PREFIX)} | dict(variables)
+
+
+def validate(stage: str, variables: Mapping[str, str]) -> list[str]:
+    """A line for each fault of a stage's settings, as the stage itself tells it: ``python -m jobs.<stage> --check``."""
+    answer = subprocess.run(
+        [*command(stage), "--check"], env=environment(variables), capture_output=True, text=True, check=False
+    )
+    if answer.returncode == 0:
+        return []
+    return answer.stderr.strip().splitlines() or [f"{stage}: --check ended with {answer.returncode} and said nothing"]
+
+
+class LocalExecutor:
     """Each step is ``python -m jobs.<stage>`` with the step's variables."""
 
     def __init__(self) -> None:
@@ -35,14 +63,15 @@ class LocalHand:
         if plan is self._checked:
             return
         with ThreadPoolExecutor() as pool:
-            answers = list(pool.map(lambda step: judge(step.stage, step.environment), plan.steps))
-        faults = [line for answer in answers for line in answer]
+            faults = [
+                line for lines in pool.map(lambda s: validate(s.stage, s.environment), plan.steps) for line in lines
+            ]
         if faults:
             raise SettingsError("\n".join(faults))
         self._checked = plan
 
     def start(self, step: Step) -> None:
-        # A session of its own: Ctrl-C reaches the conductor alone, which then asks the stage to save.
+        # A session of its own: Ctrl-C reaches the orchestrator alone, which then asks the stage to save.
         process = subprocess.Popen(
             command(step.stage), env=environment(step.environment), start_new_session=True, preexec_fn=_die_with_parent
         )
@@ -52,10 +81,9 @@ class LocalHand:
         process, started = self._running[step.name]
         deadline = time.monotonic() + LOOK
         while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)  # unlike Popen it tells the peak memory
             if pid:
-                code = os.waitstatus_to_exitcode(status)
-                process.returncode = code
+                process.returncode = code = os.waitstatus_to_exitcode(status)
                 return Outcome(
                     exit_code=code if code >= 0 else 128 - code,
                     seconds=time.monotonic() - started,
@@ -78,24 +106,39 @@ class LocalHand:
 
 
 def _die_with_parent() -> None:
-    """On Linux the kernel sends SIGTERM to the stage should the conductor be killed."""
+    """On Linux the kernel sends SIGTERM to the stage should the orchestrator be killed."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
+# --- folders of this computer into storage, and pages out of it --------------------------------------------
+
+
 def publish(store: Store, folder: Path, uri: str) -> None:
     """Puts a local folder (example data, a base model) into storage, unless the very same is there."""
     mark = uri.rstrip("/") + ".published"  # beside the folder: its digest must not depend on times
-    local = _fingerprint(folder)
-    there = store.stat(mark)
-    if there is not None and store.read(mark).decode() == local:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    local = "\n".join(f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
+    if store.stat(mark) is not None and store.read(mark).decode() == local:
         return
     put_folder(store, folder, uri)
     store.write(mark, local.encode())
     log.get().info("put into storage", folder=str(folder), uri=uri)
 
 
-def _fingerprint(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return "\n".join(f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
+def bring_home(stages: Mapping[str, str], folder: Path) -> list[Path]:
+    """Copies what there is of each stage's pages.
+
+    Args:
+        stages: stage → the URI of its folder.
+    """
+    store, found = Store(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, uri in stages.items():
+        for name in PAGES.get(stage, ()):
+            target = folder / f"{stage}-{name}"
+            with contextlib.suppress(NotFound):
+                store.download(join(uri, name), target)
+                found.append(target)
+    return found

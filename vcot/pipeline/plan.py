@@ -6,7 +6,7 @@ finish), because there the shards are pods of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -98,32 +98,20 @@ def make_plan(
         wanted = [stage for stage in wanted if STAGES.index(stage) <= STAGES.index(until)]
     if not wanted:
         raise UsageError("nothing is left of the plan: --only, --until and --from-run exclude every stage")
-    steps = tuple(
-        step
-        for stage in wanted
-        for step in _steps(
-            parts.get(stage, ("all",)),
-            stage=stage,
-            run_uri=run_uri,
-            variables={**variables.get(stage, {}), **_inputs_from_elsewhere(stage, taken)},
-            waits_for=tuple(_last_step(source, parts) for source in INPUTS[stage] if source in wanted),
-        )
-    )
-    return Plan(run_id, run_uri, steps, taken)
-
-
-def _steps(
-    parts: tuple[Part, ...], stage: str, run_uri: str, variables: Mapping[str, str], waits_for: tuple[str, ...]
-) -> Iterator[Step]:
-    """A stage's parts one after another; the first waits for what the stage reads."""
-    for part in parts:
-        step = Step(stage, run_uri, variables, waits_for, part)
-        yield step
-        waits_for = (step.name,)
-
-
-def _last_step(stage: str, parts: Mapping[str, tuple[Part, ...]]) -> str:
-    return f"{stage}-{parts[stage][-1]}" if stage in parts else stage
+    steps: list[Step] = []
+    last: dict[str, str] = {}
+    for stage in wanted:
+        elsewhere = {
+            f"{PREFIX}{stage.upper()}_{setting}": taken[source]
+            for source, setting in INPUTS[stage].items()
+            if source in taken
+        }
+        waits_for = tuple(last[source] for source in INPUTS[stage] if source in wanted)
+        for part in parts.get(stage, ("all",)):
+            step = Step(stage, run_uri, {**variables.get(stage, {}), **elsewhere}, waits_for, part)
+            steps.append(step)
+            waits_for, last[stage] = (step.name,), step.name
+    return Plan(run_id, run_uri, tuple(steps), taken)
 
 
 def _known(stage: str) -> None:
@@ -143,14 +131,6 @@ def _taken(runs_uri: str, run_id: str, from_run: Sequence[str]) -> dict[str, str
         for earlier in STAGES[: STAGES.index(stage) + 1]:
             taken.setdefault(earlier, f"{runs_uri.rstrip('/')}/{other}/{earlier}")
     return taken
-
-
-def _inputs_from_elsewhere(stage: str, taken: Mapping[str, str]) -> dict[str, str]:
-    return {
-        f"{PREFIX}{stage.upper()}_{setting}": taken[source]
-        for source, setting in INPUTS[stage].items()
-        if source in taken
-    }
 
 
 def read_env_file(path: Path) -> dict[str, str]:

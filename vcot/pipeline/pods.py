@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vcot.pipeline.conductor import in_words
-from vcot.pipeline.port import Manifest
+from vcot.pipeline.client import Manifest
+from vcot.pipeline.orchestrator import in_words
 from vcot.pipeline.rendering import CONTAINER, QUEUE
 
 #: Why a container does not start → what to do.
@@ -22,8 +22,6 @@ NOT_STARTED: Mapping[str, str] = {
     "RunContainerError": "see the events of the pod",
 }
 _ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
-SECONDS = len("2026-01-01T00:00:00")
-"""Of a time of the API, what all of them have."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,19 @@ def why_not_running(job: Manifest, pods: Iterable[Manifest], events: Iterable[Ma
         others = f" (and {len(lines) - 1} more pods)" if len(lines) > 1 else ""
         return lines[0] + others
     newest = max((pod["metadata"].get("creationTimestamp") or "" for pod in pods), default="")
-    refused = (e for e in reversed(events) if e.get("reason") == "FailedCreate" and _when(e) >= newest[:SECONDS])
+    newest = newest[:19]  # to the second: what all times of the API have
+    refused = (e for e in reversed(events) if e.get("reason") == "FailedCreate" and _when(e) >= newest)
     return next((_refused(e["message"]) for e in refused), None)
 
 
 def how_it_ended(pod: Manifest) -> Ended | None:
     """None while it runs, or where the cluster does not know."""
     status = pod.get("status") or {}
-    ended = _main_state(pod).get("terminated")
+    ended = (_main_of(status.get("containerStatuses")).get("state") or {}).get("terminated")
     if ended is None and status.get("phase") not in ("Failed", "Succeeded"):
         return None
     ended = ended or {}
+    resources = _main_of(pod["spec"]["containers"]).get("resources") or {}
     summary, message = _said(ended.get("message") or "")
     labels = pod["metadata"].get("labels") or {}
     return Ended(
@@ -83,7 +83,7 @@ def how_it_ended(pod: Manifest) -> Ended | None:
         index=labels.get("batch.kubernetes.io/job-completion-index"),
         summary=summary,
         message=" ".join((message or status.get("message") or "").split()),
-        memory=_memory_limit(pod),
+        memory=str((resources.get("limits") or {}).get("memory", "")),
         at=ended.get("finishedAt") or "",
         disrupted=any(
             c["type"] == "DisruptionTarget" and c["status"] == "True" for c in status.get("conditions") or []
@@ -144,9 +144,11 @@ def _why_pending(pod: Manifest, events: list[Manifest]) -> str | None:
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] != "True":
             return f"no node takes {name}: {condition.get('message') or condition.get('reason')}"
-    waiting = _waiting(status)
-    reason = waiting.get("reason", "")
-    if reason and reason not in _ON_ITS_WAY:
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if not reason or reason in _ON_ITS_WAY:
+            continue
         hint = NOT_STARTED.get(reason, "see the events of the pod")
         message = _shortened(waiting.get("message") or "")
         return f"{name} cannot start, {reason}: {message + '; ' if message else ''}{hint}"
@@ -155,15 +157,6 @@ def _why_pending(pod: Manifest, events: list[Manifest]) -> str | None:
         if event["involvedObject"].get("name") == name and event.get("reason") != "FailedScheduling":
             return f"{name} cannot start, {event.get('reason')}: {_shortened(event.get('message') or '')}"
     return None
-
-
-def _waiting(status: Manifest) -> Manifest:
-    """Why the first container that is held up waits."""
-    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
-        waiting: Manifest | None = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") not in _ON_ITS_WAY:
-            return waiting
-    return {}
 
 
 def _refused(message: str) -> str:
@@ -195,19 +188,8 @@ def _when(event: Manifest) -> str:
 # --- ended -------------------------------------------------------------------------------------------------
 
 
-def _main_state(pod: Manifest) -> Manifest:
-    for container in (pod.get("status") or {}).get("containerStatuses") or []:
-        if container["name"] == CONTAINER:
-            found: Manifest = container.get("state") or {}
-            return found
-    return {}
-
-
-def _memory_limit(pod: Manifest) -> str:
-    for container in pod["spec"]["containers"]:
-        if container["name"] == CONTAINER:
-            return str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))
-    return ""
+def _main_of(containers: Iterable[Manifest] | None) -> Manifest:
+    return next((one for one in containers or [] if one["name"] == CONTAINER), {})
 
 
 def _said(text: str) -> tuple[Mapping[str, Any], str]:
@@ -218,8 +200,7 @@ def _said(text: str) -> tuple[Mapping[str, Any], str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return {}, ""
-    line = _as_json(lines[-1])
-    return {}, _shortened(str(line.get("event") or lines[-1]))
+    return {}, _shortened(str(_as_json(lines[-1]).get("event") or lines[-1]))
 
 
 def _as_json(text: str) -> Mapping[str, Any]:

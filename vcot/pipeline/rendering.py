@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vcot.errors import SettingsError, UsageError
+from vcot.pipeline.client import Manifest
 from vcot.pipeline.plan import Plan, Step
-from vcot.pipeline.port import Manifest
 from vcot.settings import PREFIX
 
 CONTAINER = "main"
@@ -45,6 +45,9 @@ class Owner:
             "apiVersion": "batch/v1", "kind": "Job", "name": self.name, "uid": self.uid,
             "controller": False, "blockOwnerDeletion": False,
         }  # fmt: skip
+
+    def owns(self, there: Manifest) -> bool:
+        return any(owner["uid"] == self.uid for owner in there["metadata"].get("ownerReferences") or [])
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def render(step: Step, run_id: str, template: Manifest) -> Manifest:
     if main_of(spec) is None:
         raise SettingsError(f"CronJob {template['metadata']['name']} has no container called {CONTAINER}")
     _add_variables(spec, step)
-    _label_pods(spec, labels)
+    pods = spec["template"].setdefault("metadata", {})
+    pods["labels"] = {**(pods.get("labels") or {}), **labels}
     if step.part == "shards":
         _in_shards(spec)
     metadata = inner.get("metadata") or {}
@@ -118,7 +122,13 @@ def render(step: Step, run_id: str, template: Manifest) -> Manifest:
         },
         "spec": spec,
     }
-    return _as_jobset(job) if _engine(step, template, annotations) == "jobset" else job
+    engine = annotations.get(ENGINE, "job")
+    if engine not in ("job", "jobset") or (engine == "jobset" and step.part != "all"):
+        raise SettingsError(
+            f"CronJob {template['metadata']['name']}: annotation {ENGINE}: {engine} is not understood here; "
+            "leave it out, or write jobset on a stage that is one step (train, evaluate)"
+        )
+    return _as_jobset(job) if engine == "jobset" else job
 
 
 def complete(job: Manifest, owner: Owner, digest: str, shards: int | None = None) -> Manifest:
@@ -133,7 +143,7 @@ def complete(job: Manifest, owner: Owner, digest: str, shards: int | None = None
 
 
 def plan_config_map(frozen: FrozenPlan, owner: Owner) -> Manifest:
-    """``<run>-plan``: what a conductor that takes over goes on with, whatever became of the templates."""
+    """``<run>-plan``: what an orchestrator that takes over goes on with, whatever became of the templates."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -167,20 +177,11 @@ def _add_variables(spec: Manifest, step: Step) -> None:
     main["env"] = [variable for variable in main.get("env") or [] if variable["name"] not in names] + mine
 
 
-def _label_pods(spec: Manifest, labels: Mapping[str, str]) -> None:
-    metadata = spec["template"].setdefault("metadata", {})
-    metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
-
-
 def _in_shards(spec: Manifest) -> None:
     """A pod for each shard; a bad one is named at the end, when all others have had their turn."""
     spec["completionMode"] = "Indexed"
-    if "backoffLimit" in spec:
-        spec["backoffLimitPerIndex"] = spec.pop("backoffLimit")
-    else:
-        spec["backoffLimitPerIndex"] = 3
-    policy = spec.get("podFailurePolicy")
-    if policy:
+    spec["backoffLimitPerIndex"] = spec.pop("backoffLimit", 3)
+    if policy := spec.get("podFailurePolicy"):
         policy["rules"] = [one for rule in policy["rules"] for one in _bad_shard_alone(rule)]
 
 
@@ -199,8 +200,8 @@ def _as_jobset(job: Manifest) -> Manifest:
     must_name_a_set(metadata["labels"]["vcot/run"])
     name, annotations = metadata["name"], metadata.get("annotations", {})
     main = main_of(job["spec"]) or {}
-    main["env"] = [v for v in main["env"] if v["name"] != "PET_MASTER_ADDR"]
-    main["env"].append({"name": "PET_MASTER_ADDR", "value": f"{name}-node-0-0.{name}"})
+    address = {"name": "PET_MASTER_ADDR", "value": f"{name}-node-0-0.{name}"}
+    main["env"] = [*(v for v in main["env"] if v["name"] != address["name"]), address]
     inside = {key: value for key, value in metadata["labels"].items() if key != QUEUE}  # the queue takes the whole set
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -232,7 +233,7 @@ def must_name_a_set(run_id: str) -> None:
 
 
 def _own_annotations(template: Manifest) -> dict[str, str]:
-    """Those that say how this conductor is to use the template.
+    """Those that say how this orchestrator is to use the template.
 
     Raises:
         SettingsError: a number that is none.
@@ -244,13 +245,3 @@ def _own_annotations(template: Manifest) -> dict[str, str]:
                 f"CronJob {template['metadata']['name']}: annotation {name}: {value} is no number from 1"
             )
     return {name: annotations[name] for name in (ENGINE, PARALLELISM, MAX_RESTARTS) if name in annotations}
-
-
-def _engine(step: Step, template: Manifest, annotations: Mapping[str, str]) -> str:
-    engine = annotations.get(ENGINE, "job")
-    if engine not in ("job", "jobset") or (engine == "jobset" and step.part != "all"):
-        raise SettingsError(
-            f"CronJob {template['metadata']['name']}: annotation {ENGINE}: {engine} is not understood here; "
-            "leave it out, or write jobset on a stage that is one step (train, evaluate)"
-        )
-    return engine

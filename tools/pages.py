@@ -1,28 +1,19 @@
 """The pages of a run that people read, out of storage onto this computer.
 
-python -m vcot.pipeline.pages --run-id smoke --service minio
+python -m tools.pages --run-id smoke --service minio
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from tools.storage import StorageSettings
 from vcot import log
 from vcot.errors import InputError
-from vcot.pipeline.kubectl import StorageSettings
+from vcot.pipeline.local import PAGES, bring_home
 from vcot.settings import setting
 from vcot.stage import launch
-
-PAGES: Mapping[str, tuple[str, ...]] = {
-    "convert": ("report.html",),
-    "tokenize": ("report.html",),
-    "train": ("losses.png",),
-    "evaluate": ("report.html", "report.json", "overlay.png"),
-}
-"""Stage → its files that are for people."""
 
 
 class PagesSettings(StorageSettings):
@@ -52,25 +43,6 @@ def run(settings: PagesSettings) -> None:
         raise InputError(f"{run_uri}: no reports there; has the run come that far, and is its name right?")
     for path in found:
         log.get().info("here", file=str(path.resolve()))
-
-
-def bring_home(stages: Mapping[str, str], folder: Path) -> list[Path]:
-    """Copies what there is of each stage's pages.
-
-    Args:
-        stages: stage → the URI of its folder.
-    """
-    from vcot.storage import NotFound, Store, join
-
-    store, found = Store(), []
-    for stage, uri in stages.items():
-        for name in PAGES.get(stage, ()):
-            target = folder / f"{stage}-{name}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(NotFound):
-                store.download(join(uri, name), target)
-                found.append(target)
-    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The hand that runs steps as Jobs on a cluster: create or adopt, watch, tell, and never hold a GPU while waiting.
+"""Runs steps as Jobs on a cluster: creates or adopts, watches, tells, and never holds a GPU while waiting.
 
-Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so a
-conductor may be killed at any line and started again. It deletes no Job, and changes one alone: that which still
+Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so an
+orchestrator may be killed at any line and started again. It deletes no Job, and changes one alone: that which still
 waits when the run has failed is suspended, so that it does not take a GPU when nobody watches any more.
 """
 
@@ -11,23 +11,26 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import partial
 from typing import NoReturn
 
 from vcot import log
 from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
-from vcot.pipeline.applied import must_be_as_applied
-from vcot.pipeline.checking import judge
-from vcot.pipeline.conductor import RETRY, Clock, Outcome, sleep
-from vcot.pipeline.kept import Kept
-from vcot.pipeline.leftovers import remove_old_settings
+from vcot.pipeline.client import ClusterClient, Expired, Manifest, Refused
+from vcot.pipeline.local import validate
+from vcot.pipeline.orchestrator import RETRY, Clock, Outcome, sleep
 from vcot.pipeline.plan import Plan, Step
-from vcot.pipeline.port import Cluster, Expired, Manifest, Refused
-from vcot.pipeline.preflight import checked, templates_of, variables_of
+from vcot.pipeline.preflight import (
+    Validate,
+    frozen_where_valid,
+    must_be_as_applied,
+    must_be_new_enough,
+    remove_old_settings,
+    templates_of,
+    variables_of,
+)
+from vcot.pipeline.progress import Reporter, Running
 from vcot.pipeline.rendering import QUEUE, FrozenPlan, Owner, complete, freeze, plan_config_map
-from vcot.pipeline.reporting import Reporter, Running
-from vcot.pipeline.state import State
+from vcot.pipeline.run_state import RunState, RunStorage
 from vcot.stage import Stop
 
 WATCH = 5
@@ -55,15 +58,15 @@ def must_name_jobs(run_id: str) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Who this conductor is on the cluster: the run, the namespace and the pipeline Job that its pod belongs to."""
+class RunIdentity:
+    """Who this orchestrator is on the cluster: the run, the namespace and the pipeline Job that its pod belongs to."""
 
     run_id: str
     namespace: str
     owner: Owner
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], run_id: str | None = None) -> Place:
+    def of(cls, environment: Mapping[str, str], run_id: str | None = None) -> RunIdentity:
         """From the variables that the pipeline Job takes from its pod (downward API).
 
         Args:
@@ -86,29 +89,29 @@ class Place:
         return cls(run_id, environment["POD_NAMESPACE"], Owner(job, environment["JOB_UID"]))
 
 
-class ClusterHand:
+class KubernetesExecutor:
     """Each step is the Job that the frozen plan holds for it."""
 
     def __init__(
-        self, cluster: Cluster, kept: Kept, owner: Owner, *, clock: Clock, stop: Stop, pending_timeout: float,
-        judge: Callable[[str, Mapping[str, str]], list[str]] = judge,
+        self, cluster: ClusterClient, storage: RunStorage, owner: Owner, *, clock: Clock, stop: Stop,
+        pending_timeout: float, validate: Validate = validate,
     ) -> None:  # fmt: skip
         """
         Args:
-            kept: what storage knows of the run.
+            storage: what storage knows of the run.
             owner: the pipeline Job, which takes all that is created here with it.
             pending_timeout: seconds that a step may have no running pod before the run fails.
-            judge: stage and variables → a line for each fault of its settings.
         """
-        self._cluster, self._kept, self._owner, self._clock, self._stop = cluster, kept, owner, clock, stop
-        self._judge = judge
+        self._cluster, self._storage, self._owner, self._validate = cluster, storage, owner, validate
+        self._now = clock.now
+        self._sleep: Callable[[float], None] = lambda seconds: sleep(seconds, clock, stop)
         self._begin_again = (
             f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
         )
         self._to_go_on = f"When that is mended: {self._begin_again}"
         self._tell = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
         self._frozen: FrozenPlan | None = None
-        self._state: State | None = None
+        self._state: RunState | None = None
         self._running: dict[str, Running] = {}
         self._whole: dict[str, Outcome] = {}
         """Steps that storage shows to be done, so that no Job is made for them."""
@@ -126,56 +129,57 @@ class ClusterHand:
             raise
         self._end(plan, None)
 
-    def _end(self, plan: Plan, error: Exception | None) -> None:
+    def _end(self, plan: Plan, failure: Exception | None) -> None:
         try:
-            state = self._state or State(self._cluster, self._kept, self._owner, plan, refused=True)
+            state = self._state or RunState(self._cluster, self._storage, self._owner, plan, refused=True)
         except VcotError as no_answer:
             log.get().warning(f"why the run was refused is written down nowhere: {no_answer}")
         else:
-            state.end(error)
+            state.end(failure)
 
     # --- before the first step ----------------------------------------------------------------------
 
     def freeze(self, plan: Plan) -> Plan:
-        """The plan that this run goes by: the one that it was begun with, else this one, judged and written down.
+        """The plan that this run goes by: the one that it was begun with, else this one, validated and written down.
 
         Raises:
             SettingsError: a template or its settings are wrong, or the cluster is too old; nothing was created.
             UsageError: the run id was used before, with another plan; or another apply has replaced the templates
                 before this run had begun.
         """
-        there = self._cluster.get("ConfigMap", f"{plan.run_id}-plan")
-        if there is not None and self._is_mine(there):
+        if (there := self._cluster.get("ConfigMap", f"{plan.run_id}-plan")) is not None and self._owner.owns(there):
             self._frozen = FrozenPlan.read(there["data"]["plan.json"])
             log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
             self._tell_changes(plan)
         else:
-            as_applied = partial(must_be_as_applied, self._cluster, self._owner.name)
-            self._frozen = checked(self._cluster, plan, self._judge, as_applied)
+            self._frozen = self._checked(plan, as_applied=True)
             self._acquire(plan_config_map(self._frozen, self._owner))
-            remove_old_settings(
-                self._cluster, datetime.now(UTC), lambda seconds: sleep(seconds, self._clock, self._stop)
-            )
-        self._state = State(self._cluster, self._kept, self._owner, self._frozen.plan)
+            remove_old_settings(self._cluster, self._sleep)
+        self._state = RunState(self._cluster, self._storage, self._owner, self._frozen.plan)
         return self._frozen.plan
 
     def check(self, plan: Plan) -> None:
-        """Renders and judges everything, creates nothing; a frozen plan was judged before."""
+        """Renders and validates everything, creates nothing; a frozen plan was validated before."""
         if self._frozen is None or plan is not self._frozen.plan:
-            checked(self._cluster, plan, self._judge)
+            self._checked(plan)
+
+    def _checked(self, plan: Plan, *, as_applied: bool = False) -> FrozenPlan:
+        must_be_new_enough(self._cluster)
+        templates = templates_of(self._cluster.get, self._cluster.namespace, plan)
+        if as_applied:
+            must_be_as_applied(self._cluster, self._owner.name, templates)
+        return frozen_where_valid(self._cluster.get, self._cluster.namespace, plan, templates, self._validate)
 
     def _tell_changes(self, plan: Plan) -> None:
         """Says where the cluster's templates are no longer what this run was begun with; they do not matter to it."""
         assert self._frozen is not None
         try:
-            now = freeze(plan, templates_of(self._cluster, plan))
+            now = freeze(plan, templates_of(self._cluster.get, self._cluster.namespace, plan))
         except SettingsError as error:
             log.get().warning(f"this run goes on, but no other could start: {error}")
             return
-        changed = sorted(
-            {s.stage for s in self._frozen.plan.steps if now.jobs.get(s.name) != self._frozen.jobs[s.name]}
-        )
-        if changed:
+        frozen = self._frozen
+        if changed := sorted({s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]}):
             log.get().warning(
                 f"templates have changed since this run began ({', '.join(changed)}); "
                 "they will count for another RUN_ID, this one keeps its own"
@@ -186,15 +190,20 @@ class ClusterHand:
     def start(self, step: Step) -> None:
         assert self._frozen is not None
         assert self._state is not None
-        self._state.began(step, self._frozen.jobs[step.name]["metadata"]["name"])
-        if (whole := self._looked(step)) is not None:
-            log.get().info(f"{step.name}: whole already, no Job is made for it")
-            self._whole[step.name] = whole
-            return
-        job, created = self._job_of(step)
+        job = self._frozen.jobs[step.name]
+        self._state.began(step, job["metadata"]["name"])
+        # Only stages that may hold a GPU are asked whether they are whole; the others find it out cheaply in their Job.
+        if step.part == "all" and self._cluster.get(job["kind"], job["metadata"]["name"]) is None:
+            variables, _ = variables_of(self._cluster.get, self._cluster.namespace, step.stage, job)
+            if (outcome := self._storage.look(step, variables)) is not None:
+                log.get().info(f"{step.name}: whole already, no Job is made for it")
+                self._whole[step.name] = replace(outcome, said=f"{outcome.said}. {self._to_go_on}")
+                return
+        shards = self._storage.shards(step) if step.part == "shards" else None
+        job, created = self._acquire(complete(job, self._owner, self._frozen.digest, shards))
         if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
             raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
-        running = Running(step, job, self._clock.now(), job["metadata"]["resourceVersion"] if created else None)
+        running = Running(step, job, self._now(), job["metadata"]["resourceVersion"] if created else None)
         self._running[step.name] = running
         log.get().info(
             f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
@@ -202,21 +211,21 @@ class ClusterHand:
 
     def poll(self, step: Step) -> Outcome | None:
         assert self._state is not None
-        outcome = self._whole.get(step.name) or self._ended(step)
+        outcome = self._whole.get(step.name) or self._ended(self._running[step.name])
         if outcome is not None:
             self._state.ended(step, outcome)
         return outcome
 
-    def _ended(self, step: Step) -> Outcome | None:
-        running = self._running[step.name]
-        over = running.condition or self._look(running)
-        now = self._clock.now()
-        if over is None:
-            if (why := self._tell.waiting(running, now)) is not None:
-                del self._running[step.name]
-                raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
-            return None
-        return self._tell.outcome(running, over, now)
+    def _ended(self, running: Running) -> Outcome | None:
+        if not running.condition:
+            self._look(running)
+        now = self._now()
+        if running.condition:
+            return self._tell.outcome(running, running.condition, now)
+        if (why := self._tell.waiting(running, now)) is not None:
+            del self._running[running.step.name]
+            raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
+        return None
 
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
@@ -243,55 +252,39 @@ class ClusterHand:
             return _not_suspended(running, error)
         return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
 
-    def _job_of(self, step: Step) -> tuple[Manifest, bool]:
-        assert self._frozen is not None
-        shards = self._kept.shards(step) if step.part == "shards" else None
-        return self._acquire(complete(self._frozen.jobs[step.name], self._owner, self._frozen.digest, shards))
-
-    def _looked(self, step: Step) -> Outcome | None:
-        """How a stage ends of which nothing is left to do. Only those are asked that may hold a GPU to find it out."""
-        assert self._frozen is not None
-        job = self._frozen.jobs[step.name]
-        if step.part != "all" or self._cluster.get(job["kind"], job["metadata"]["name"]) is not None:
-            return None
-        variables, _ = variables_of(self._cluster, step.stage, job)
-        outcome = self._kept.look(step, variables)
-        return outcome and replace(outcome, said=f"{outcome.said}. {self._to_go_on}")
-
-    def _look(self, running: Running) -> Manifest | None:
-        """The condition that says that the Job is over; None where it is not after `WATCH` seconds."""
+    def _look(self, running: Running) -> None:
+        """What has become of the Job; watches for `WATCH` seconds, or until it is over."""
         try:
-            if running.version is None or self._clock.now() - running.looked_at >= LOOK_AGAIN:
-                there, version = self._cluster.find(running.kind, running.name)
-                if there is None:
-                    self._gone(running)
-                running.version, running.looked_at = version, self._clock.now()
-                return self._see(running, there)
-            for change in self._cluster.watch(running.kind, running.name, running.version, WATCH):
-                if change.kind == "DELETED":
-                    self._gone(running)
-                running.version = change.version
-                if change.kind != "BOOKMARK" and (over := self._see(running, change.object)):
-                    return over
+            if running.version is None or self._now() - running.looked_at >= LOOK_AGAIN:
+                there, running.version = self._cluster.find(running.kind, running.name)
+                running.looked_at = self._now()
+                self._see(running, there)
+                return
+            for kind, job in self._cluster.watch(running.kind, running.name, running.version, WATCH):
+                running.version = str(job["metadata"]["resourceVersion"])
+                if kind != "BOOKMARK":
+                    self._see(running, None if kind == "DELETED" else job)
+                if running.condition:
+                    return
         except Expired:
             running.version = None
-            sleep(1, self._clock, self._stop)  # not in a circle, should that version be too old as well
-        return None
+            self._sleep(1)  # not in a circle, should that version be too old as well
 
-    def _see(self, running: Running, job: Manifest) -> Manifest | None:
+    def _see(self, running: Running, job: Manifest | None) -> None:
+        if job is None:
+            self._gone(running)
         before, was_ready = running.ended_pods, running.ready
         running.seen = job | {"kind": running.kind}
         if running.condition is not None:
-            return running.condition
+            return
         if job["metadata"].get("deletionTimestamp"):
             self._gone(running)
         if running.ready or running.ended_pods != before:
-            running.idle_since, running.ended_at = None, self._clock.now()
+            running.idle_since, running.ended_at = None, self._now()
         if running.ended_pods[1] > before[1] or running.ready < was_ready:
             self._tell.failed_pods(running)
         if running.ready and not was_ready:
             self._tell.runs(running)
-        return None
 
     def _gone(self, running: Running) -> NoReturn:
         del self._running[running.step.name]
@@ -308,19 +301,25 @@ class ClusterHand:
         What an earlier pipeline Job of the same name owned is on its way out: that is waited for.
 
         Raises:
+            SettingsError: the cluster refuses it.
             UsageError: it is another run's.
         """
         kind, name = manifest["kind"], manifest["metadata"]["name"]
-        begun = self._clock.now()
+        begun = self._now()
         while True:
-            if (made := self._create(kind, manifest)) is not None:
+            try:
+                made = self._cluster.create(kind, manifest)
+            except Refused as error:
+                hint = "; is JobSet installed on this cluster?" if kind == "JobSet" and error.status == 404 else ""
+                words = " ".join(str(error).split())
+                raise SettingsError(f"the cluster refuses {kind} {name}: {words}{hint}. {self._to_go_on}") from None
+            if made is not None:
                 return made | {"kind": kind}, True
             there = self._cluster.get(kind, name)
             if there is not None and not self._is_going(there):
-                there |= {"kind": kind}
-                self._must_fit(there)
-                return there, False
-            waited = self._clock.now() - begun
+                self._must_fit(there | {"kind": kind})
+                return there | {"kind": kind}, False
+            waited = self._now() - begun
             if waited > CLEANUP:
                 raise UsageError(
                     f"{kind} {name} is of an earlier pipeline Job and does not go away; choose another RUN_ID, or "
@@ -328,26 +327,14 @@ class ClusterHand:
                 )
             if there is not None and not waited:
                 log.get().info(f"{kind} {name} is of an earlier pipeline Job; waiting until the cluster has removed it")
-            sleep(1, self._clock, self._stop)
-
-    def _create(self, kind: str, manifest: Manifest) -> Manifest | None:
-        try:
-            return self._cluster.create(kind, manifest)
-        except Refused as error:
-            hint = "; is JobSet installed on this cluster?" if kind == "JobSet" and error.status == 404 else ""
-            raise SettingsError(
-                f"the cluster refuses {kind} {manifest['metadata']['name']}: {' '.join(str(error).split())}{hint}. "
-                f"{self._to_go_on}"
-            ) from None
-
-    def _is_mine(self, there: Manifest) -> bool:
-        owners = there["metadata"].get("ownerReferences") or []
-        return any(owner["uid"] == self._owner.uid for owner in owners)
+            self._sleep(1)
 
     def _is_going(self, there: Manifest) -> bool:
         """Whether the cluster is about to remove it, with the pipeline Job that owned it."""
-        owners = there["metadata"].get("ownerReferences") or []
-        return not self._is_mine(there) and bool(owners or there["metadata"].get("deletionTimestamp"))
+        metadata = there["metadata"]
+        return not self._owner.owns(there) and bool(
+            metadata.get("ownerReferences") or metadata.get("deletionTimestamp")
+        )
 
     def _must_fit(self, there: Manifest) -> None:
         assert self._frozen is not None

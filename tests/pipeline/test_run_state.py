@@ -12,12 +12,12 @@ import pytest
 
 from jobs.train import TrainSettings
 from vcot.errors import InputError, NotWhole, SettingsError
-from vcot.pipeline.kept import InStorage
 from vcot.pipeline.plan import Step
+from vcot.pipeline.run_state import RunStorage
 from vcot.records.shards import File, Folder, ShardMark, StageMark, Tally, read_mark
 from vcot.storage import Store, join
 
-KEPT = InStorage(Store())
+STORAGE = RunStorage(Store())
 
 
 @pytest.fixture
@@ -38,22 +38,22 @@ def prepared(run: str, stage: str, **settings: Any) -> Step:
 
 
 def test_shards_of_convert_are_as_many_as_its_settings_say(run: str) -> None:
-    assert KEPT.shards(prepared(run, "convert", num_shards=7)) == 7
+    assert STORAGE.shards(prepared(run, "convert", num_shards=7)) == 7
 
 
 def test_shards_of_a_later_stage_are_as_many_as_the_stage_that_it_reads_has_made(run: str, tmp_path: Path) -> None:
     other = str(tmp_path / "runs/other")
     Folder(Store(), run, "convert").finish(a_mark("convert", shards=3))
     Folder(Store(), other, "distill").finish(a_mark("distill", shards=5))
-    assert KEPT.shards(prepared(run, "distill", input_uri=None)) == 3
-    assert KEPT.shards(prepared(run, "tokenize", input_uri=join(other, "distill"))) == 5
+    assert STORAGE.shards(prepared(run, "distill", input_uri=None)) == 3
+    assert STORAGE.shards(prepared(run, "tokenize", input_uri=join(other, "distill"))) == 5
 
 
 def test_settings_that_are_damaged_are_named(run: str) -> None:
     step = prepared(run, "convert")
     Store().write(join(run, "convert", "settings.json"), b'{"all')
     with pytest.raises(InputError, match=r"convert/settings\.json is damaged"):
-        KEPT.shards(step)
+        STORAGE.shards(step)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def trained(run: str, tmp_path: Path) -> tuple[Step, dict[str, str]]:
 def test_a_stage_is_whole_when_its_mark_is_there_and_is_asked_what_it_says_then(
     run: str, trained: tuple[Step, dict[str, str]]
 ) -> None:
-    assert KEPT.look(*trained) is None
+    assert STORAGE.look(*trained) is None
     Folder(Store(), run, "train").finish(a_mark("train", losses={"loss": 0.31}))
-    outcome = KEPT.look(*trained)
+    outcome = STORAGE.look(*trained)
     assert outcome is not None
     assert outcome.exit_code == 0
     assert outcome.summary["loss"] == 0.31
@@ -82,7 +82,7 @@ def test_a_whole_stage_with_other_settings_refuses_as_its_job_would(
 ) -> None:
     Folder(Store(), run, "train").finish(a_mark("train", losses={}))
     step, variables = trained
-    outcome = KEPT.look(step, variables | {"VCOT_TRAIN_EPOCHS": "9"})
+    outcome = STORAGE.look(step, variables | {"VCOT_TRAIN_EPOCHS": "9"})
     assert outcome is not None
     assert outcome.exit_code == SettingsError.exit_code
     assert "belongs to a run with other settings: epochs was 2.0 and is now 9.0" in outcome.said
@@ -95,7 +95,7 @@ def test_a_stage_of_which_storage_cannot_say_whether_it_is_whole_gets_its_job(
         raise SettingsError("keys are refused")
 
     monkeypatch.setattr(Store, "stat", refused)
-    assert KEPT.look(*trained) is None
+    assert STORAGE.look(*trained) is None
 
 
 def test_a_stage_that_only_looks_begins_nothing(run: str, trained: tuple[Step, dict[str, str]]) -> None:
@@ -115,8 +115,8 @@ def test_stages_of_shards_do_not_look(run: str) -> None:
 
 
 def test_the_state_of_a_run_stands_beside_its_stages(run: str) -> None:
-    assert KEPT.state(run) is None
-    KEPT.write(run, '{"end": null}')
-    KEPT.write(run, '{"end": {"exit": 0}}')
+    assert STORAGE.state(run) is None
+    STORAGE.write(run, '{"end": null}')
+    STORAGE.write(run, '{"end": {"exit": 0}}')
     assert json.loads(Store().read(join(run, "pipeline/state.json"))) == {"end": {"exit": 0}}
-    assert KEPT.state(run) == '{"end": {"exit": 0}}'
+    assert STORAGE.state(run) == '{"end": {"exit": 0}}'

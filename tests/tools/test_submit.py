@@ -9,8 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,10 +16,8 @@ import pytest
 import yaml
 
 from tests.k8s.kustomize import kustomize
-from vcot.errors import SettingsError, UsageError
-from vcot.pipeline.kubectl import overlay_folder, render
-from vcot.pipeline.submit import ROOT, copied, fresh_run_id, main
-from vcot.pipeline.wanted import Wanted
+from tools.overlay import ROOT, Overlay, render
+from tools.submit import copied, fresh_run_id, main
 
 NOON = datetime(2026, 11, 21, 12, 3, 55, tzinfo=UTC)
 
@@ -72,12 +68,6 @@ def test_the_copy_has_the_new_name_and_nothing_else_differs(tmp_path):
     assert "RUN_ID=r1\n" in (folder / "run.env").read_text()
 
 
-def test_an_overlay_around_another_has_the_name_of_that_one(tmp_path):
-    folder = copied(ROOT / "k8s", tmp_path / "copy", "gpu-kueue", "r1")
-    assert folder.name == "gpu-kueue"
-    assert "RUN_ID=r1\n" in (tmp_path / "copy/overlays/gpu/run.env").read_text()
-
-
 def test_an_overlay_around_one_around_another_has_it_too(tmp_path):
     manifests = tmp_path / "k8s"
     shutil.copytree(ROOT / "k8s", manifests)
@@ -110,15 +100,6 @@ def applied(tmp_path: Path, *words: str) -> int:
     return main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path), *words])
 
 
-def test_it_stays_until_the_run_has_begun_since_the_next_apply_replaces_its_templates(kubectl, tmp_path):
-    (tmp_path / "configmap").unlink()
-    begin = threading.Timer(3, (tmp_path / "configmap").write_text, ['{"kind": "ConfigMap"}'])
-    began = time.monotonic()
-    begin.start()
-    assert applied(tmp_path) == 0
-    assert time.monotonic() - began > 3
-
-
 def test_a_conductor_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd):
     (tmp_path / "configmap").unlink()
     waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nowhere/vcot-data"'}
@@ -145,7 +126,7 @@ def test_a_conductor_that_refuses_is_told_with_its_last_words(kubectl, tmp_path,
 
 
 def test_other_images_under_the_run_id_of_a_run_are_refused_in_one_line(kubectl, tmp_path, capsys):
-    rendered = Wanted.of("cpu-smoke", render(ROOT / "k8s/overlays/cpu-smoke")).pipeline
+    rendered = Overlay.of("cpu-smoke", render(ROOT / "k8s/overlays/cpu-smoke")).pipeline
     rendered["spec"]["template"]["spec"]["containers"][0]["image"] = "localhost/vcot-data:older"
     (tmp_path / "job").write_text(json.dumps(rendered))
     assert main(["--overlay", "cpu-smoke", "--run-id", "smoke", "--local-folder", str(tmp_path)]) == 64
@@ -168,45 +149,33 @@ def test_a_name_that_a_component_would_refuse_at_the_training_is_refused_before_
     overlay.joinpath("kustomization.yaml").write_text(
         "resources: [../gpu]\ncomponents: [../../components/multinode-jobset]\n"
     )
-    monkeypatch.setattr("vcot.pipeline.submit.ROOT", tmp_path / "checkout")
+    monkeypatch.setattr("tools.submit.ROOT", tmp_path / "checkout")
     words = ["--overlay", "several", "--run-id", "2nd", "--local-folder", str(tmp_path)]
     assert main(words) == 64
     assert "RUN_ID 2nd: with component multinode-jobset it has to begin with a letter" in capsys.readouterr().err
     assert not kubectl.exists()
 
 
-def test_what_kubectl_refuses_is_a_failure(kubectl, tmp_path, capfd, monkeypatch):
-    program = Path(os.environ["KUBECTL"])
-    program.write_text(program.read_text().replace("apply*|", "apply*) echo 'error: no' >&2; exit 1 ;;\n"))
-    assert main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path)]) == 1
-    assert "could not apply" in capfd.readouterr().err
-
-
 def test_placeholders_are_not_applied(kubectl, tmp_path, capsys):
-    if not Wanted.of("gpu", render(ROOT / "k8s/overlays/gpu")).placeholders:
+    if not Overlay.of("gpu", render(ROOT / "k8s/overlays/gpu")).placeholders:
         pytest.skip("this checkout has images of its own in overlay gpu")
     assert main(["--overlay", "gpu", "--local-folder", str(tmp_path)]) == 78
     assert "a placeholder. Write where you pushed your images" in capsys.readouterr().err
     assert not kubectl.exists()
 
 
-@pytest.mark.parametrize("name", ["A", "-a", "a_b", "r" * 31, "r1-"])
-def test_a_name_that_cannot_name_jobs_is_refused(name, kubectl, tmp_path, capsys):
-    assert main(["--overlay", "cpu-smoke", f"--run-id={name}", "--local-folder", str(tmp_path)]) == UsageError.exit_code
-    assert f"RUN_ID {name}" in capsys.readouterr().err
-    assert not (tmp_path / "k8s").exists()
-
-
-def test_an_overlay_that_is_not_there_is_told_with_those_that_are():
-    with pytest.raises(SettingsError, match=r"OVERLAY=gpus: .* there are cpu-smoke, gpu, gpu-kueue"):
-        overlay_folder(ROOT / "k8s", "gpus")
-
-
 def test_without_kubectl_it_says_what_to_install(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "KUBECTL"} | {"PATH": str(tmp_path)}
-    command = [sys.executable, "-m", "vcot.pipeline.submit", "--overlay", "cpu-smoke", "--local-folder", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.submit", "--overlay", "cpu-smoke", "--local-folder", str(tmp_path)]
     answer = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert answer.returncode == 78
     assert answer.stderr == "k8s-run: kubectl: not on PATH; install it (1.28 or newer), or say where it is: KUBECTL=\n"
+
+
+def test_what_kubectl_refuses_is_a_failure(kubectl, tmp_path, capfd):
+    program = Path(os.environ["KUBECTL"])
+    program.write_text(program.read_text().replace("apply*|", "apply*) echo 'error: no' >&2; exit 1 ;;\n"))
+    assert applied(tmp_path) == 1
+    assert "could not apply" in capfd.readouterr().err

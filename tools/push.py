@@ -1,7 +1,7 @@
 """Folders of a person's computer into the bucket: a downloaded base model, or an example with its base.
 
-    python -m vcot.pipeline.push --base ~/models/Qwen2.5-VL-7B-Instruct --to s3://vcot/models/Qwen2.5-VL-7B-Instruct
-    python -m vcot.pipeline.push --example examples/blood-cells --base examples/rehearsal --service minio
+    python -m tools.push --base ~/models/Qwen2.5-VL-7B-Instruct --to s3://vcot/models/Qwen2.5-VL-7B-Instruct
+    python -m tools.push --example examples/blood-cells --base examples/rehearsal --service minio
 
 It is no job: it runs where the folders lie, and belongs to no run. A base that is pushed can be trained from: weights
 in safetensors, whole, with everything that tokenize, train and evaluate will look for. Nothing in a cluster loads from
@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tools.storage import StorageSettings
 from vcot import log
 from vcot.errors import InputError, SettingsError
-from vcot.pipeline.kubectl import StorageSettings
 from vcot.settings import setting
 from vcot.stage import launch, summary
 

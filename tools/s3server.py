@@ -6,8 +6,8 @@
 
 From a shell:
 
-    python -m vcot.pipeline.s3server --print-binary     where MinIO is; builds it first if need be
-    python -m vcot.pipeline.s3server --serve FOLDER     a server until Ctrl-C, with what to export
+    python -m tools.s3server --print-binary     where MinIO is; builds it first if need be
+    python -m tools.s3server --serve FOLDER     a server until Ctrl-C, with what to export
 
 MinIO is a separate program under the AGPL: built on the machine that uses it, never part of an image of ours.
 """
@@ -33,11 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from tools.gomodules import CannotBuild, GoModule, built, tell
 from vcot.errors import SettingsError, TemporaryError, VcotError
-from vcot.pipeline.gomodules import CannotBuild, GoModule, built, tell
 from vcot.redaction import learn
 
-MODULE = Path(__file__).resolve().parents[2] / "tests" / "tools" / "minio"
+MODULE = Path(__file__).resolve().parents[1] / "tests" / "tools" / "minio"
 """The pinned Go module: go.mod and go.sum say which MinIO."""
 
 MINIO = GoModule("MinIO", MODULE, {"minio": "github.com/minio/minio"}, takes="about two minutes")

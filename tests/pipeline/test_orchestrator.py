@@ -1,16 +1,16 @@
-"""The conductor's order, retries and stops, with a hand that answers from a script."""
+"""The orchestrator's order, retries and stops, with a executor that answers from a script."""
 
 import signal
 
 import pytest
 
 from vcot.errors import Interrupted, KeyboardStop, SettingsError, StageFailed
-from vcot.pipeline.conductor import Outcome, conduct
+from vcot.pipeline.orchestrator import Outcome, orchestrate
 from vcot.pipeline.plan import Plan, Step, make_plan
 from vcot.stage import Stop
 
 
-class ScriptedHand:
+class ScriptedExecutor:
     """Ends each start of a stage with the next exit code of its script; `None` runs until it is cancelled."""
 
     def __init__(self, script: dict[str, list[int | None]], stop: Stop | None = None) -> None:
@@ -42,51 +42,51 @@ class ScriptedHand:
 
 
 def test_stages_run_one_after_another_and_each_outcome_is_told() -> None:
-    hand = ScriptedHand({})
-    outcomes = conduct(make_plan("r", "/runs", {}), hand, Stop())
-    assert hand.started == list(outcomes) == ["convert", "distill", "tokenize", "train", "evaluate"]
+    executor = ScriptedExecutor({})
+    outcomes = orchestrate(make_plan("r", "/runs", {}), executor, Stop())
+    assert executor.started == list(outcomes) == ["convert", "distill", "tokenize", "train", "evaluate"]
 
 
 def test_nothing_starts_when_a_later_stage_has_wrong_settings() -> None:
-    hand = ScriptedHand({})
+    executor = ScriptedExecutor({})
     with pytest.raises(SettingsError, match="epochs"):
-        conduct(make_plan("refused", "/runs", {}), hand, Stop())
-    assert hand.started == []
+        orchestrate(make_plan("refused", "/runs", {}), executor, Stop())
+    assert executor.started == []
 
 
 def test_what_may_pass_by_itself_is_tried_again() -> None:
-    hand = ScriptedHand({"distill": [75, 1, 0]})
-    conduct(make_plan("r", "/runs", {}, until="distill"), hand, Stop(), pause=0)
-    assert hand.started == ["convert", "distill", "distill", "distill"]
+    executor = ScriptedExecutor({"distill": [75, 1, 0]})
+    orchestrate(make_plan("r", "/runs", {}, until="distill"), executor, Stop(), pause=0)
+    assert executor.started == ["convert", "distill", "distill", "distill"]
 
 
 @pytest.mark.parametrize("code", [20, 21, 64, 65, 78])
 def test_what_cannot_pass_by_itself_fails_at_once_and_later_stages_do_not_start(code: int) -> None:
-    hand = ScriptedHand({"tokenize": [code]})
+    executor = ScriptedExecutor({"tokenize": [code]})
     with pytest.raises(StageFailed, match=f"tokenize failed with exit code {code}"):
-        conduct(make_plan("r", "/runs", {}), hand, Stop(), pause=0)
-    assert hand.started == ["convert", "distill", "tokenize"]
+        orchestrate(make_plan("r", "/runs", {}), executor, Stop(), pause=0)
+    assert executor.started == ["convert", "distill", "tokenize"]
 
 
 def test_attempts_have_an_end() -> None:
-    hand = ScriptedHand({"convert": [75]})
+    executor = ScriptedExecutor({"convert": [75]})
     with pytest.raises(StageFailed, match="tried 3 times"):
-        conduct(make_plan("r", "/runs", {}), hand, Stop(), pause=0)
-    assert hand.started == ["convert"] * 3
+        orchestrate(make_plan("r", "/runs", {}), executor, Stop(), pause=0)
+    assert executor.started == ["convert"] * 3
 
 
 def test_a_stop_from_the_keyboard_lets_the_stage_save_and_ends_with_130() -> None:
     stop = Stop()
-    hand = ScriptedHand({"train": [None]}, stop)
+    executor = ScriptedExecutor({"train": [None]}, stop)
     with pytest.raises(KeyboardStop) as caught:
-        conduct(make_plan("r", "/runs", {}), hand, stop)
-    assert (hand.cancelled, caught.value.exit_code) == (["train"], 130)
+        orchestrate(make_plan("r", "/runs", {}), executor, stop)
+    assert (executor.cancelled, caught.value.exit_code) == (["train"], 130)
 
 
 def test_a_stop_before_the_first_stage_starts_none() -> None:
     stop = Stop()
     stop.request(signal.SIGTERM)
-    hand = ScriptedHand({})
+    executor = ScriptedExecutor({})
     with pytest.raises(Interrupted):
-        conduct(make_plan("r", "/runs", {}), hand, stop)
-    assert hand.started == []
+        orchestrate(make_plan("r", "/runs", {}), executor, stop)
+    assert executor.started == []

@@ -1,7 +1,7 @@
-"""A small conductor: starts a step when its input exists, waits, reports, and can be killed and started again.
+"""Runs a plan: starts a step when its input exists, waits, reports, and can be killed and started again.
 
-It knows no Kubernetes and no processes: a hand does the starting. Stages are safe to run twice, so
-the conductor keeps no state of its own; what is done stands in storage.
+It knows no Kubernetes and no processes: an executor starts the steps. Stages are safe to run twice, so the
+orchestrator keeps no state of its own; what is done stands in storage.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ RETRY = (75, 143, 137, 1)
 ATTEMPTS = 3
 PAUSE = 5.0
 """Seconds before the second attempt; doubles with each further one."""
+#: What a stage says of itself that stands on the line anyhow, or is no news where a step went well.
+_NOT_TOLD = ("stage", "part", "shard", "exit", "message", "run", "event", "level", "timestamp", "seconds")
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Clock:
         time.sleep(seconds)
 
 
-class Hand(Protocol):
+class Executor(Protocol):
     """What starts steps somewhere: processes on this computer, Jobs on a cluster."""
 
     def check(self, plan: Plan) -> None:
-        """Judges the settings of every step before the first is started; raises SettingsError with all faults."""
+        """Validates the settings of every step before the first is started; raises SettingsError with all faults."""
 
     def start(self, step: Step) -> None:
         """Starts the step, or adopts it where it runs already."""
@@ -74,12 +76,13 @@ class Hand(Protocol):
         """How the step ended, or None if it has not; looks for some seconds at most, so that a stop is noticed."""
 
     def leave(self, step: Step) -> str:
-        """The conductor was asked to stop: makes that safe for the running step, and says what became of it."""
+        """Makes a stop of the orchestrator safe for the running step, and says what became of that step."""
 
 
-def conduct(
-    plan: Plan, hand: Hand, stop: Stop, *, attempts: int = ATTEMPTS, pause: float = PAUSE, clock: Clock | None = None
-) -> dict[str, Outcome]:
+def orchestrate(
+    plan: Plan, executor: Executor, stop: Stop, *, attempts: int = ATTEMPTS, pause: float = PAUSE,
+    clock: Clock | None = None,
+) -> dict[str, Outcome]:  # fmt: skip
     """Runs the plan; returns name of the step → how it ended.
 
     Args:
@@ -92,19 +95,26 @@ def conduct(
         Interrupted: somebody asked for a stop.
     """
     clock = clock or Clock()
-    hand.check(plan)
+    executor.check(plan)
     outcomes: dict[str, Outcome] = {}
     for number, step in enumerate(plan.steps, 1):
         log.get().info(f"{number}/{len(plan.steps)} {step.name}")
-        outcome = _until_done(step, hand, stop, attempts, pause, clock)
-        log.get().info(f"{step.name} is done", seconds=round(outcome.seconds, 1), **_told(outcome.summary))
+        outcome = _until_done(step, executor, stop, attempts, pause, clock)
+        told = {name: value for name, value in outcome.summary.items() if name not in _NOT_TOLD}
+        log.get().info(f"{step.name} is done", seconds=round(outcome.seconds, 1), **told)
         outcomes[step.name] = outcome
     return outcomes
 
 
-def _until_done(step: Step, hand: Hand, stop: Stop, attempts: int, pause: float, clock: Clock) -> Outcome:
-    for attempt in range(1, attempts + 1):
-        outcome = _once(step, hand, stop)
+def _until_done(step: Step, executor: Executor, stop: Stop, attempts: int, pause: float, clock: Clock) -> Outcome:
+    attempt = 0
+    while True:
+        attempt += 1
+        stop.raise_if_requested()
+        executor.start(step)
+        while (outcome := executor.poll(step)) is None:
+            if stop.requested:
+                stop.raise_if_requested(executor.leave(step))
         if outcome.exit_code == 0:
             return outcome
         code = f" with exit code {in_words(outcome.exit_code)}" if outcome.exit_code is not None else ""
@@ -114,16 +124,6 @@ def _until_done(step: Step, hand: Hand, stop: Stop, attempts: int, pause: float,
         wait = pause * 2 ** (attempt - 1)
         log.get().warning(f"{step.name} ended{code}; trying again in {wait:g} s")
         sleep(wait, clock, stop)
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _once(step: Step, hand: Hand, stop: Stop) -> Outcome:
-    stop.raise_if_requested()
-    hand.start(step)
-    while (outcome := hand.poll(step)) is None:
-        if stop.requested:
-            stop.raise_if_requested(hand.leave(step))
-    return outcome
 
 
 def sleep(seconds: float, clock: Clock, stop: Stop) -> None:
@@ -137,11 +137,3 @@ def sleep(seconds: float, clock: Clock, stop: Stop) -> None:
 def in_words(code: int) -> str:
     """``78 (wrong settings)``."""
     return f"{code} ({MEANING[code]})" if code in MEANING else str(code)
-
-
-#: What stands on the line anyhow, or is no news where a step went well.
-_NOT_TOLD = ("stage", "part", "shard", "exit", "message", "run", "event", "level", "timestamp", "seconds")
-
-
-def _told(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in summary.items() if name not in _NOT_TOLD}

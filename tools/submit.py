@@ -19,18 +19,17 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from tools.overlay import ROOT, Overlay, kubectl, overlay_folder, render
 from vcot.errors import SettingsError, UsageError, VcotError
-from vcot.pipeline.cluster import must_name_jobs
-from vcot.pipeline.kubectl import ask, kubectl, overlay_folder, render
+from vcot.pipeline.client import Manifest
+from vcot.pipeline.executor import must_name_jobs
 from vcot.pipeline.pods import why_not_running
-from vcot.pipeline.port import Manifest
 from vcot.pipeline.rendering import ENGINE, must_name_a_set
-from vcot.pipeline.wanted import Wanted
 
-ROOT = Path(__file__).resolve().parents[2]
 WAIT = 900.0
 """Seconds: a pool that starts from nothing needs 5 to 15 minutes."""
 LOOK_EVERY = 2.0
@@ -38,7 +37,7 @@ LOOK_EVERY = 2.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vcot.pipeline.submit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.submit", description=__doc__)
     parser.add_argument("--overlay", default="gpu", help="a folder of k8s/overlays")
     parser.add_argument("--run-id", help="name of the run; default: date, time and git commit")
     parser.add_argument("--local-folder", type=Path, default=Path(".local"), help="where copies are kept")
@@ -68,10 +67,10 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
     """
     name = run_id or fresh_run_id(ROOT, datetime.now(UTC))
     must_name_jobs(name)
-    overlay_folder(ROOT / "k8s", overlay)
+    overlay_folder(overlay, ROOT / "k8s")
     folder = copied(ROOT / "k8s", local_folder / "k8s" / name, overlay, name)
     rendered = render(folder)
-    wanted = Wanted.of(overlay, rendered)
+    wanted = Overlay.of(overlay, rendered)
     if wanted.run_id != name:
         raise SettingsError(
             f"overlay {overlay} makes the run {wanted.run_id}, whatever its run.env says; see `replacements`"
@@ -127,7 +126,7 @@ def run_env_of(overlay: Path) -> Path:
     return next((found for name in inner if (found := run_env_of(overlay / name)).exists()), own)
 
 
-def must_have_images(wanted: Wanted) -> None:
+def must_have_images(wanted: Overlay) -> None:
     """
     Raises:
         SettingsError: the overlay names an image that nobody could pull.
@@ -135,11 +134,11 @@ def must_have_images(wanted: Wanted) -> None:
     if wanted.placeholders:
         raise SettingsError(
             f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with digests, "
-            f"under images: in k8s/overlays/{wanted.overlay}/kustomization.yaml"
+            f"under images: in k8s/overlays/{wanted.name}/kustomization.yaml"
         )
 
 
-def must_not_change(wanted: Wanted) -> None:
+def must_not_change(wanted: Overlay) -> None:
     """
     Raises:
         UsageError: the run was begun before, with another image or another run.env; in one line what the API server
@@ -160,7 +159,21 @@ def must_not_change(wanted: Wanted) -> None:
         )
 
 
-def until_begun(wanted: Wanted, folder: Path, seconds: float) -> None:
+def ask(namespace: str, kind: str, name: str = "", labels: str = "") -> Any:
+    """The object, or None if there is none of that name; without a name a list of those with these labels.
+
+    Raises:
+        VcotError: the cluster does not say.
+    """
+    words = [name, "--ignore-not-found"] if name else [f"--selector={labels}"]
+    command = [kubectl(), "-n", namespace, "get", kind, *words, "-o", "json"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise VcotError(f"kubectl get {kind} {name}: {answer.stderr.strip()}")
+    return json.loads(answer.stdout) if answer.stdout.strip() else None
+
+
+def until_begun(wanted: Overlay, folder: Path, seconds: float) -> None:
     """Waits for the frozen plan of the run.
 
     Raises:
@@ -204,7 +217,7 @@ def last_words(pods: Sequence[Manifest]) -> str:
         return text.strip()
 
 
-def told(wanted: Wanted, folder: Path, dry_run: bool) -> str:
+def told(wanted: Overlay, folder: Path, dry_run: bool) -> str:
     kubectl_there, job = f"kubectl -n {wanted.namespace}", wanted.pipeline["metadata"]["name"]
     rows = {
         "watch": f"{kubectl_there} logs -f job/{job}",

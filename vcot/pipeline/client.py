@@ -1,0 +1,285 @@
+"""The cluster as the executor asks it: the dynamic client of the kubernetes package, asked again while that can help.
+
+Objects are plain dicts, as the server wrote them: the package's generated classes would lose every field of a template
+that they are too old to know, and ``CoreV1Api`` alone costs 80 MiB of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from kubernetes import client, config, watch
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+from kubernetes.dynamic import DynamicClient, Resource
+from urllib3.exceptions import HTTPError
+
+from vcot import log
+from vcot.errors import SettingsError, TemporaryError
+from vcot.pipeline.orchestrator import Clock, sleep
+from vcot.stage import REPORT_EVERY, Stop
+
+Manifest = dict[str, Any]
+"""An object of the API, as it stands in JSON."""
+
+# Declared rather than discovered: discovery asks for every API group of the cluster and keeps a cache file.
+#: Kind → API group, version and plural.
+RESOURCES: Mapping[str, tuple[str, str, str]] = {
+    "ConfigMap": ("", "v1", "configmaps"),
+    "CronJob": ("batch", "v1", "cronjobs"),
+    "Event": ("", "v1", "events"),
+    "Job": ("batch", "v1", "jobs"),
+    "JobSet": ("jobset.x-k8s.io", "v1alpha2", "jobsets"),
+    "Namespace": ("", "v1", "namespaces"),
+    "Node": ("", "v1", "nodes"),
+    "Pod": ("", "v1", "pods"),
+    "Secret": ("", "v1", "secrets"),
+    "ServiceAccount": ("", "v1", "serviceaccounts"),
+    "Workload": ("kueue.x-k8s.io", "v1beta2", "workloads"),
+}
+_OF_NO_NAMESPACE = ("Namespace", "Node")
+
+TIMEOUT = (5.0, 10.0)
+"""Seconds to connect, and to wait for an answer: without them a dead connection hangs for ever."""
+AWAY = 300.0
+"""Seconds without one good answer after which this process gives up (and its Job starts another)."""
+REFUSED = 30.0
+"""Seconds that 401 and 403 are tried again: an API server that has just started does not know all rules yet."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+PAGE = 100
+"""Objects in one answer to `list`, so that ten thousand pods do not have to fit into memory."""
+
+
+class Refused(SettingsError):
+    """The API server says no, and would say it again."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Expired(Exception):
+    """410: the version from which to go on is no longer known; look at the whole again."""
+
+
+def connect(
+    namespace: str, clock: Clock, stop: Stop, *, away: float = AWAY, patience: float = REFUSED
+) -> ClusterClient:
+    """The cluster that ``KUBECONFIG`` names, else the one that this pod runs in.
+
+    Raises:
+        SettingsError: there is neither.
+    """
+    configuration, named = client.Configuration(), os.environ.get("KUBECONFIG")
+    try:
+        if named:
+            config.load_kube_config(named, client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except ConfigException as error:
+        raise SettingsError(
+            f"no cluster to speak to: {f'KUBECONFIG={named}: ' if named else ''}{str(error).rstrip('.')}. "
+            "Set KUBECONFIG to a file, or run this in a pod whose ServiceAccount "
+            "has its token (automountServiceAccountToken: true)"
+        ) from None
+    return ClusterClient(configuration, namespace, clock, stop, away, patience)
+
+
+class ClusterClient:
+    """One namespace of a cluster, whose API server may be away for minutes.
+
+    Every method raises:
+        Refused: the server says no for good (not allowed, not valid, no such namespace).
+        TemporaryError: not one good answer for `away` seconds.
+        Interrupted: somebody asked for a stop while the server was away.
+    """
+
+    def __init__(
+        self, configuration: client.Configuration, namespace: str, clock: Clock, stop: Stop, away: float = AWAY,
+        patience: float = REFUSED,
+    ) -> None:  # fmt: skip
+        configuration.retries = False  # trying again is done here, where it is told and counted
+        self._api: Any = DynamicClient(client.ApiClient(configuration), discoverer=lambda *_: None)  # type: ignore[no-untyped-call]
+        self._watch: Any = watch.Watch()  # type: ignore[no-untyped-call]
+        self.namespace, self._clock, self._stop, self._away, self._patience = namespace, clock, stop, away, patience
+        self._away_since: float | None = None
+        self._told_at = 0.0
+        self._pause = FIRST_PAUSE
+
+    def get(self, kind: str, name: str) -> Manifest | None:
+        """The object, or None if there is none of that name."""
+        return self._unless(404, partial(self._ask, "get", kind, name=name))
+
+    def create(self, kind: str, manifest: Manifest) -> Manifest | None:
+        """What was made, or None if the name is taken (perhaps by an earlier try whose answer was lost)."""
+        return self._unless(409, partial(self._ask, "create", kind, body=manifest))
+
+    def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
+        """The object after the change, a JSON Merge Patch (RFC 7386): the same change twice is the change once."""
+        return self._ask("patch", kind, name=name, body=change, content_type="application/merge-patch+json")
+
+    def delete(self, kind: str, name: str) -> None:
+        """Gone, or on its way with what it owns; nothing happens where there is none of that name."""
+        self._unless(404, partial(self._ask, "delete", kind, name=name, propagation_policy="Background"))
+
+    def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
+        """The objects that both selectors fit, a page at a time; the first `limit` of them.
+
+        A server that refuses to list (a Role without that verb) is not asked twice: lists are for reports.
+        """
+        page, seen = None, 0
+        words = {"label_selector": labels or None, "field_selector": fields or None, "limit": limit or PAGE}
+        while True:
+            try:
+                answer = self._ask("get", kind, **words, _continue=page, patience=0)
+            except Expired:  # the rest has changed too much; what was seen is enough for a report
+                return
+            for item in answer.get("items") or []:
+                yield item
+                seen += 1
+                if seen == limit:
+                    return
+            page = (answer.get("metadata") or {}).get("continue")
+            if not page:
+                return
+
+    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
+        """The object, or None, and the version of the whole from which to watch on.
+
+        The object's own version will not do: it may be older than what the server remembers.
+        """
+        answer = self._ask("get", kind, field_selector=f"metadata.name={name}")
+        items = answer.get("items") or []
+        return (items[0] if items else None), str(answer["metadata"]["resourceVersion"])
+
+    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[tuple[str, Manifest]]:
+        """What happens to one object after that version, for so long: ADDED, MODIFIED, DELETED or BOOKMARK, and it.
+
+        Ends early where the server or the network ends it; whoever wants more asks again.
+
+        Raises:
+            Expired: that version is too old.
+        """
+        begun = self._clock.now()
+        try:
+            # Not DynamicClient.watch, which takes no timeout: a dead connection would hold it for ever.
+            for event in self._watch.stream(
+                self._resource(kind).get, namespace=self.namespace, field_selector=f"metadata.name={name}",
+                resource_version=version, timeout_seconds=seconds, allow_watch_bookmarks=True, serialize=False,
+                _request_timeout=(TIMEOUT[0], seconds + TIMEOUT[1]),
+            ):  # fmt: skip
+                self._well()
+                if event is not None:  # a line that was no JSON
+                    yield event["type"], event["object"]
+            self._well()
+            if self._clock.now() - begun < 1:  # ended at once, with nothing wrong: do not ask in a circle
+                sleep(1, self._clock, self._stop)
+        except (ApiException, HTTPError, OSError, KeyError) as error:  # KeyError: an ERROR event that gives no reason
+            self._bear(error, self._away)
+
+    def version(self) -> tuple[int, int]:
+        """Of Kubernetes, as (1, 36)."""
+        answer = self._until_answered(partial(self._api.request, "get", "/version"))
+        return int(answer["major"]), int("".join(c for c in answer["minor"] if c.isdigit()))
+
+    def knows(self, group: str) -> bool:
+        """Whether the API has this group, as an operator adds it."""
+        ask = partial(self._until_answered, partial(self._api.request, "get", f"/apis/{group}"))
+        return self._unless(404, ask) is not None
+
+    # --- how it is asked ----------------------------------------------------------------------------
+
+    def _resource(self, kind: str) -> Any:
+        group, version, plural = RESOURCES[kind]
+        return Resource(  # type: ignore[no-untyped-call]
+            prefix="apis" if group else "api", group=group, api_version=version, kind=kind, name=plural,
+            namespaced=kind not in _OF_NO_NAMESPACE, client=self._api,
+        )  # fmt: skip
+
+    def _ask(self, verb: str, kind: str, *, patience: float | None = None, **words: Any) -> Manifest:
+        namespace = None if kind in _OF_NO_NAMESPACE else self.namespace
+        ask = partial(getattr(self._resource(kind), verb), namespace=namespace, **words)
+        return self._until_answered(ask, patience)
+
+    def _until_answered(self, ask: Callable[..., Any], patience: float | None = None) -> Manifest:
+        """The answer; asked again while that can help, 401 and 403 for `patience` seconds."""
+        begun = self._clock.now()
+        while True:
+            try:
+                answer: Manifest = json.loads(ask(serialize=False, _request_timeout=TIMEOUT).data)
+            except (ApiException, HTTPError, OSError, ValueError) as error:
+                left = (self._patience if patience is None else patience) - (self._clock.now() - begun)
+                self._bear(error, left)
+            else:
+                self._well()
+                return answer
+
+    @staticmethod
+    def _unless(status: int, ask: Callable[[], Manifest]) -> Manifest | None:
+        try:
+            return ask()
+        except Refused as error:
+            if error.status == status:
+                return None
+            raise
+
+    def _bear(self, error: Exception, patience: float) -> None:
+        """Pauses after what may pass by itself, and says so now and then; gives up when it has lasted too long.
+
+        Args:
+            patience: seconds for which a 401 or 403 may still pass by itself.
+        """
+        what, wait = (str(error).splitlines() or [type(error).__name__])[0], 0.0
+        if isinstance(error, ApiException):
+            what, wait = _judged(error, patience)
+        now = self._clock.now()
+        if self._away_since is None:
+            self._away_since, self._told_at = now, now
+            log.get().warning(f"the API server does not answer as it should: {what}; trying again")
+        elif now - self._away_since >= self._away:
+            raise TemporaryError(
+                f"not one good answer from the API server for {self._away:g} s, last: {what}. Jobs that run go on; "
+                "the next conductor adopts them"
+            )
+        elif now - self._told_at >= REPORT_EVERY:
+            self._told_at = now
+            log.get().warning(f"no good answer from the API server for {now - self._away_since:.0f} s: {what}")
+        sleep(max(wait, self._pause * random.uniform(0.8, 1.2)), self._clock, self._stop)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _well(self) -> None:
+        if self._away_since is not None:
+            log.get().info(f"the API server answers again, after {self._clock.now() - self._away_since:.0f} s")
+        self._away_since, self._pause = None, FIRST_PAUSE
+
+
+def _judged(error: ApiException, patience: float) -> tuple[str, float]:
+    """What the server said that may pass by itself, and how many seconds it asked to wait.
+
+    Raises:
+        Refused, Expired: it will not.
+    """
+    status = int(error.status or 0)
+    if status == 410:
+        raise Expired from None
+    try:
+        said = json.loads(error.body or "{}")
+        said = said if isinstance(said, dict) else {}
+    except ValueError:
+        said = {}
+    # Status 0: the handshake of TLS failed; then, and in a watch, only the reason tells.
+    reason = str(error.reason or "").splitlines() or [f"HTTP status {status}"]
+    what = said.get("message") or (f"HTTP status {status}" if error.body else reason[-1])
+    conflict = status == 409 and said.get("reason") != "AlreadyExists"
+    if not (status in (0, 429) or status >= 500 or conflict or (status in (401, 403) and patience > 0)):
+        raise Refused(status, what) from None
+    try:
+        wait = float((error.headers or {}).get("Retry-After") or 0)
+    except ValueError:  # a date, or nonsense
+        wait = 0.0
+    return what, max(0.0, min(wait, AWAY))
