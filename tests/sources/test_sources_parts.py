@@ -73,4 +73,3 @@ def test_twenty_thousand_rows_come_in_the_wanted_proportions_and_none_is_lost(gi
 def test_without_weights_all_rows_come(given: Given) -> None:
     ids, left = drawn(given, [of(given, "a", 30, None), of(given, "b", 10, None)], "run")
     assert ({name: len(found) for name, found in ids.items()}, left) == ({"a": 30, "b": 10}, {"a": 0, "b": 0})
-    assert not (given.folder / "run/convert/shares.json").exists()
