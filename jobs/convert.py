@@ -2,98 +2,44 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
-
-from pydantic import BeforeValidator, model_validator
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vcot import log
 from vcot.errors import InputError
-from vcot.settings import CommaSeparated, Group, Settings, flag, setting, variable
+from vcot.settings import CommaSeparated, Group, Settings, flag, offers, owners_of, setting, variable
+from vcot.sources import DATASETS, ConversionContext
+from vcot.sources.base import ConversionOptions
+from vcot.sources.quality import QualityOptions
 from vcot.stage import REPORT_EVERY, launch
+from vcot.storage import join
 
 if TYPE_CHECKING:
-    from vcot.grounding import FrameSpec
     from vcot.records import Rejection, Sample
     from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
-    from vcot.sources import Desk, Options, Source
     from vcot.sources.image_index import ImageIndex
     from vcot.sources.mixture import Entry, Part
     from vcot.sources.pictures import Pictures
-    from vcot.sources.quality import Rules
     from vcot.sources.row import Row
     from vcot.storage import Store
 
 
 T = TypeVar("T")
 
-
-def _words(value: Any) -> Any:
-    return tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
-
-
-Questions = Annotated[tuple[Literal["where", "count", "point", "presence"], ...], BeforeValidator(_words)]
-
-
-_SHARE = re.compile(r"([^=,]+=)?(0?\.\d+|[01])")
-"""A share of a picture, perhaps of one dataset."""
-
-OF_SOURCES = {
-    "questions": ("coco", "scenes"), "categories": ("coco",), "category_names": ("coco",),
-    "absent": ("coco",), "unmatched_annotations": ("coco",),
-    "phrasings": ("coco", "refcoco"), "scenes": ("scenes",), "frame": ("samples",),
-    "min_pixels": ("samples",), "max_pixels": ("samples",), "without_image": ("scienceqa",),
-}  # fmt: skip
-"""Setting → the sources that look at it."""
-OF_A_PART = ("source", "input_uri", "images_uri", "dataset", "licence", "limit", *OF_SOURCES)
+OF_A_PART = ("source", "input_uri", "images_uri", "dataset", "licence", "limit", *owners_of(DATASETS))
 """With --mix, these are said by each part of the file, and nowhere else."""
 OF_ONE_OR_ALL = (
     "splits", "overhang", "min_box_area", "max_box_area", "max_box_aspect", "max_boxes", "answer_in_label",
 )  # fmt: skip
 """These may be said by a part, and else hold for all."""
-SOURCES = {
-    "viscot": (
-        "VisCoT: chat rows (viscot_363k.json, benchmark/*.json), metadata and reasoning (*.jsonl)",
-        "--input-uri metadata --images-uri cot_images_tar_split",
-    ),
-    "coco": (
-        "COCO instances: questions about where things are and how many there are",
-        "--input-uri annotations/instances_train2017.json --images-uri train2017",
-    ),
-    "refcoco": (
-        "expressions and the box that each describes (RefCOCO, RefCOCO+, RefCOCOg)",
-        "--input-uri refcocog_umd_train.jsonl --images-uri train2014",
-    ),
-    "scienceqa": (
-        "school questions with hint, lecture and solution; Parquet, pictures inside",
-        "--input-uri data --without-image keep",
-    ),
-    "aokvqa": (
-        "questions with three rationales; Parquet, pictures inside, or JSON with COCO's pictures",
-        "--input-uri aokvqa_v1p0_train.json --images-uri coco",
-    ),
-    "llava-cot": (
-        "reasoning without boxes: LLaVA-CoT, R1-Onevision, LaCoT",
-        "--input-uri train.jsonl --images-uri cot",
-    ),
-    "scenes": ("drawn scenes with exact boxes; needs no input", "--scenes 2000"),
-    "samples": (
-        "lines of Samples, OpenAI messages or LLaVA's conversations with boxes in a declared --frame",
-        "--input-uri chats.jsonl --images-uri images --frame thousandths",
-    ),
-}
-"""Source → what it is, and how it is asked for."""
-IMAGES = {"viscot": "the folder with VisCoT's sets of images", "refcoco": "the folder with COCO's images of train2014"}
-"""Source that cannot do without --images-uri → what that is."""
 
 
-class ConvertSettings(Settings):
+@offers("source", DATASETS)
+class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     """Turns rows of a dataset and their images into Samples; a row that breaks its contract is refused with a reason.
 
     Below, each --source stands with a command that reads it and with the settings that it alone looks at; --mix takes
@@ -106,14 +52,6 @@ class ConvertSettings(Settings):
     stage: ClassVar[str] = "convert"
     groups: ClassVar[tuple[Group, ...]] = (
         Group("input", ("run_uri", "source", "mix", "input_uri", "images_uri", "dataset", "licence", "limit")),
-        *(
-            Group(
-                f"--source {source}",
-                tuple(name for name, sources in OF_SOURCES.items() if sources[0] == source),
-                f"{about}\npython -m jobs.convert --run-uri runs/first --source {source} {example}",
-            )
-            for source, (about, example) in SOURCES.items()
-        ),
         Group("splits", ("seed", "validation_share", "splits", "near_duplicates", "exclude_benchmarks",
                          "benchmark_images_uri")),
         Group("rows that are refused", ("max_rejected_share", "licences", "duplicates", "question_similarity",
@@ -122,9 +60,7 @@ class ConvertSettings(Settings):
         Group("copies of images", ("ingest", "ingest_pixels", "pictures_uri")),
     )  # fmt: skip
 
-    source: Literal["viscot", "coco", "refcoco", "scienceqa", "aokvqa", "llava-cot", "scenes", "samples"] | None = (
-        setting(None, "what kind of dataset the input is; this or --mix is needed")
-    )
+    source: str | None = setting(None, "what kind of dataset the input is; this or --mix is needed")
     mix: str | None = setting(
         None, "a YAML file that lists several sources, each with its input, its options and perhaps a weight, in place "
         "of --source, --input-uri, --images-uri and what else is for one source", min_length=1,
@@ -143,8 +79,6 @@ class ConvertSettings(Settings):
         None, "where the index of a tar file of images is kept, for several runs to share; default: "
         "<run-uri>/convert/archive", min_length=1, shapes_result=False,
     )  # fmt: skip
-    dataset: str | None = setting(None, "name of the dataset in the Samples; default: what the rows say", min_length=1)
-    licence: str | None = setting(None, "licence of the rows; default: what the dataset states", min_length=1)
     limit: int | None = setting(None, "read the first rows only", unit="rows", ge=1)
 
     num_shards: int = setting(
@@ -159,52 +93,10 @@ class ConvertSettings(Settings):
         None, "convert/pictures.json of an earlier run: what has not changed since is not opened again",
         min_length=1, shapes_result=False,
     )  # fmt: skip
-    seed: int = setting(0, "which pictures are for validation, which question gets which wording, which scenes")
-    validation_share: float = setting(
-        0.05, "share of the pictures for validation, where rows name no split", unit="0..1", ge=0, lt=1
-    )
-    splits: Literal["declared", "by-content"] = setting(
-        "declared", "declared: believe rows that name a split (VisCoT's val is our test); by-content: divide all rows"
-    )
     max_rejected_share: float = setting(
         0.05, "share of the rows that may be refused before the stage fails", unit="0..1", ge=0, le=1,
         shapes_result=False,
     )  # fmt: skip
-    overhang: float = setting(
-        5.0, "how far a box may leave its image and be cut at the border; further out it is refused",
-        unit="pixels", ge=0, le=100,
-    )  # fmt: skip
-    min_box_area: CommaSeparated = setting(
-        (), "boxes must cover this share of their picture: 0.0005, or 0.0005,docvqa=0.0001 by dataset; default: any, "
-        "because what people drew is not too small", unit="0..1",
-    )  # fmt: skip
-    max_box_area: CommaSeparated = setting(
-        (), "boxes must not cover more: 0.9, or 0.9,vsr=1 by dataset; default: any", unit="0..1"
-    )
-    max_box_aspect: float | None = setting(None, "longer by shorter side of a box, at most; default: any", ge=1)
-    max_boxes: int | None = setting(None, "places that a row points at, at most; default: any", unit="boxes", ge=1)
-    answer_in_label: Literal["relabel", "refuse", "keep"] = setting(
-        "relabel", "a place whose label holds the answer tells it before anybody has looked: relabel calls it region"
-    )
-    licences: CommaSeparated = setting(
-        (), "keep only rows under these licences, comma-separated, * and ? stand for anything: Apache-2.0*,CC-BY-*"
-    )
-    near_duplicates: int = setting(
-        24, "pictures whose perceptual hashes differ in no more bits count as one picture, which is on one side of "
-        "the split; 0: only the same bytes do", unit="bits of 144", ge=0, le=32,
-    )  # fmt: skip
-    duplicates: Literal["exact", "near", "keep"] = setting(
-        "exact",
-        "refuse the same question about the same picture, with the same answers and boxes; near: also one in "
-        "nearly the same words",
-    )
-    question_similarity: float = setting(
-        0.9,
-        "duplicates=near: pieces of four letters that two questions share, by all of theirs",
-        unit="0..1",
-        gt=0,
-        le=1,
-    )
     exclude_benchmarks: CommaSeparated = setting(
         (),
         "files whose pictures must not be learned from, comma-separated: VisCoT's benchmark/*.json or "
@@ -225,87 +117,37 @@ class ConvertSettings(Settings):
         "Nothing is enlarged", unit="pixels", ge=28 * 28,
     )  # fmt: skip
 
-    questions: Questions = setting(
-        ("where", "count", "point", "presence"), "coco, scenes: kinds of questions, comma-separated", min_length=1
-    )
-    categories: CommaSeparated = setting((), "coco: ask about these alone, comma-separated; default: all")
-    category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
-    absent: int = setting(
-        1, "coco: questions about things that are not there, of each picture; their evidence is an empty list",
-        unit="questions", ge=0,
-    )  # fmt: skip
-    unmatched_annotations: Literal["doubt", "ignore"] = setting(
-        "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
-        "is counted or denied that they may show; ignore: those images and categories were left out on purpose",
-    )  # fmt: skip
-    phrasings: Literal["one", "several"] = setting(
-        "several", "coco, refcoco: one wording for each kind of question, or several"
-    )
-    scenes: int = setting(200, "scenes: how many are drawn", unit="scenes", ge=1)
     pictures_uri: str | None = setting(
         None, "folder for pictures that are drawn, that rows hold, or copied (--ingest); "
         "default: <run-uri>/convert/images",
         min_length=1,
     )  # fmt: skip
 
-    frame: Literal["thousandths", "pixels", "resized_pixels", "padded_square", "fractions"] | None = setting(
-        None, "samples: in which numbers the texts of chat messages write their boxes; needed for those, never guessed"
-    )
-    without_image: Literal["refuse", "keep"] = setting(
-        "refuse", "scienceqa: rows that ask by text alone; keep: they become Samples whose image is null"
-    )
-    min_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
-    max_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
-
-    @model_validator(mode="after")
-    def _fit_the_source(self) -> Self:
-        wrong = self._wrong_with_the_mix() if self.mix is not None else self._wrong_with_the_source()
+    def faults(self) -> Iterator[str]:
+        for name in OF_A_PART if self.mix is not None else ():
+            if name in self.model_fields_set:
+                yield (
+                    f"{flag(name)} (or {variable(type(self), name)}): with --mix each part of {self.mix} says that for "
+                    "itself; leave it out here"
+                )
+        if self.source is not None and self.mix is None:
+            chosen = DATASETS[self.source]
+            if chosen.needs_input and not self.input_uri:
+                yield f"--input-uri (or VCOT_CONVERT_INPUT_URI) is missing: --source {self.source} reads files"
+            if not chosen.needs_input and self.input_uri:
+                yield f"--input-uri: --source {self.source} draws its rows and reads no files"
+            if chosen.needs_images and self.images_uri is None:
+                yield f"--images-uri (or VCOT_CONVERT_IMAGES_URI) is missing: {chosen.needs_images}"
+        elif self.mix is None:
+            yield "--source (or VCOT_CONVERT_SOURCE) is missing: what kind of dataset the input is; or --mix"
+        yield from super().faults()
         if "ingest_pixels" in self.model_fields_set and not self.ingest:
-            wrong.append("--ingest-pixels (or VCOT_CONVERT_INGEST_PIXELS) is for copies: give --ingest, too")
-        wrong += [
-            f"{flag(name)}: {entry!r} is no share of a picture; write 0.0005, or 0.0005,docvqa=0.0001 by dataset"
-            for name in ("min_box_area", "max_box_area")
-            for entry in getattr(self, name)
-            if not _SHARE.fullmatch(entry)
-        ]
+            yield "--ingest-pixels (or VCOT_CONVERT_INGEST_PIXELS) is for copies: give --ingest, too"
         if self.benchmark_images_uri is not None and not self.exclude_benchmarks:
-            wrong.append("--benchmark-images-uri: there is no --exclude-benchmarks whose pictures it could hold")
-        if wrong:
-            raise ValueError("\n".join(wrong))
-        return self
+            yield "--benchmark-images-uri: there is no --exclude-benchmarks whose pictures it could hold"
 
-    def _wrong_with_the_mix(self) -> list[str]:
-        return [
-            f"{flag(name)} (or {variable(type(self), name)}): with --mix each part of {self.mix} says that for itself; "
-            "leave it out here"
-            for name in OF_A_PART
-            if name in self.model_fields_set
-        ]
-
-    def _wrong_with_the_source(self) -> list[str]:
-        if self.source is None:
-            return ["--source (or VCOT_CONVERT_SOURCE) is missing: what kind of dataset the input is; or --mix"]
-        wrong = []
-        if self.source != "scenes" and not self.input_uri:
-            wrong.append(f"--input-uri (or VCOT_CONVERT_INPUT_URI) is missing: --source {self.source} reads files")
-        if self.source == "scenes" and self.input_uri:
-            wrong.append("--input-uri: --source scenes draws its rows and reads no files")
-        if self.source in IMAGES and self.images_uri is None:
-            wrong.append(f"--images-uri (or VCOT_CONVERT_IMAGES_URI) is missing: {IMAGES[self.source]}")
-        if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
-            wrong.append("--frame=resized_pixels needs --min-pixels and --max-pixels, the limits of the processor")
-        wrong += [
-            f"--category-names: {pair!r} is not written category=name"
-            for pair in self.category_names
-            if not all(map(str.strip, pair.partition("=")))
-        ]
-        wrong += [
-            f"{flag(name)} (or {variable(type(self), name)}): --source {self.source} does not look at it, "
-            f"--source {' or --source '.join(sources)} does; leave it out"
-            for name, sources in OF_SOURCES.items()
-            if name in self.model_fields_set and self.source not in sources
-        ]
-        return wrong
+    def chosen(self, setting_name: str) -> tuple[str, ...]:
+        return super().chosen(setting_name) if self.mix is None else ()
 
     def judge(self) -> None:
         from vcot.storage import Store
@@ -397,7 +239,7 @@ def convert(
         for part in parts:
             rows = part.rows(writer.index, settings.num_shards, partial(mixture.leave_out, part.name))
             with part.named():
-                for row, result in read(part.source, rows, part.desk, readers=readers):
+                for row, result in read(rows, part.desk, readers=readers):
                     yield part, row, result
 
     with tempfile.TemporaryDirectory(prefix="convert-") as scratch:
@@ -424,7 +266,7 @@ def placed(
         scratch = parts[0].desk.scratch
         archive = archive_at(uri, folder, scratch, index_uri=settings.archive_index_uri, look=look, name=name)
         folders = tuple(dict.fromkeys(folders))
-        return pictures.below(folders) if archive is None else pictures.inside(archive, folders)
+        return pictures.below(folders, archive)
 
     found = []
     for entry, part in zip(sources, parts, strict=True):
@@ -449,102 +291,31 @@ def parts_of(
     scratch: Path,
     images: ImageIndex,
 ) -> Sequence[Part]:
-    from vcot.sources import SOURCES
     from vcot.sources.inputs import find
     from vcot.sources.mixture import Part
     from vcot.sources.pictures import Pictures
 
-    shown = None
-    if settings.benchmark_images_uri is not None:
-        shown = Pictures(
-            folder.store, settings.benchmark_images_uri, made_uri(settings, folder),
-            max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
-        )  # fmt: skip
+    look = partial(
+        Pictures, folder.store, made_uri=settings.pictures_uri or join(folder.uri, "images"),
+        max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
+    )  # fmt: skip
+    shown = None if settings.benchmark_images_uri is None else look(settings.benchmark_images_uri)
     benchmarks = find(folder.store, settings.exclude_benchmarks)
     parts = []
     for entry in sources:
-        source = SOURCES[entry.settings.source or ""]
-        desk = desk_of(entry.settings, source, folder, scratch, images)
-        desk = replace(desk, part=entry.name, benchmarks=benchmarks, benchmark_pictures=shown)
-        parts.append(Part(source, desk, entry.settings.limit, entry.weight))
+        own = entry.settings
+        dataset = DATASETS[own.source or ""]
+        images_uri = own.images_uri
+        if images_uri is None and dataset.images_beside is not None:
+            images_uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
+        pictures = look(images_uri, budget=own.ingest_pixels if own.ingest else None, index=images)
+        context: ConversionContext = ConversionContext(
+            dataset, folder.store, find(folder.store, own.input_uri), pictures, scratch,
+            own=dataset.options.from_settings(own), options=ConversionOptions.from_settings(own),
+            rules=QualityOptions.from_settings(own), part=entry.name, benchmarks=benchmarks, benchmark_pictures=shown,
+        )  # fmt: skip
+        parts.append(Part(dataset, context, own.limit, entry.weight))
     return parts
-
-
-def desk_of(settings: ConvertSettings, source: Source, folder: Folder, scratch: Path, images: ImageIndex) -> Desk:
-    from vcot.sources import Desk
-    from vcot.sources.inputs import find
-    from vcot.sources.pictures import Pictures
-
-    pictures = Pictures(
-        folder.store, settings.images_uri or images_beside(settings), made_uri(settings, folder),
-        max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
-        budget=settings.ingest_pixels if settings.ingest else None, index=images,
-    )  # fmt: skip
-    return Desk(
-        folder.store, find(folder.store, settings.input_uri), pictures, scratch, options_of(settings),
-        licence=source.licence, splits=source.splits, dataset=source.dataset,
-    )  # fmt: skip
-
-
-def made_uri(settings: ConvertSettings, folder: Folder) -> str:
-    """Where pictures go that are made here."""
-    from vcot.storage import join
-
-    return settings.pictures_uri or join(folder.uri, "images")
-
-
-def images_beside(settings: ConvertSettings) -> str | None:
-    """Where COCO's pictures are, if nobody says: the folder `images` beside the first input."""
-    if settings.source != "coco":
-        return None
-    from vcot.storage import join
-
-    return join(settings.input_uri[0].rpartition("/")[0] or ".", "images")
-
-
-def options_of(settings: ConvertSettings) -> Options:
-    from vcot.sources import Options
-
-    return Options(
-        seed=settings.seed,
-        validation_share=settings.validation_share,
-        believe_splits=settings.splits == "declared",
-        licence=settings.licence,
-        dataset=settings.dataset,
-        overhang=settings.overhang,
-        frame=frame_of(settings),
-        questions=settings.questions,
-        categories=settings.categories,
-        category_names={a.strip(): b.strip() for a, b in (pair.split("=", 1) for pair in settings.category_names)},
-        absent=settings.absent,
-        unmatched_annotations=settings.unmatched_annotations,
-        phrasings=settings.phrasings,
-        scenes=settings.scenes,
-        near_duplicates=settings.near_duplicates,
-        duplicates=settings.duplicates,
-        question_similarity=settings.question_similarity,
-        without_image=settings.without_image,
-        rules=rules_of(settings),
-    )
-
-
-def rules_of(settings: ConvertSettings) -> Rules:
-    from vcot.sources.quality import Rules, shares
-
-    return Rules(
-        min_area=shares(settings.min_box_area),
-        max_area=shares(settings.max_box_area),
-        max_boxes=settings.max_boxes,
-        max_aspect=settings.max_box_aspect,
-        licences=settings.licences,
-        leaks=settings.answer_in_label,
-    )
-
-
-def frame_of(settings: ConvertSettings) -> FrameSpec | None:
-    from vcot.grounding import FrameSpec
-
-    return settings.frame and FrameSpec(settings.frame, settings.min_pixels, settings.max_pixels)
 
 
 def report(

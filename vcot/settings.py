@@ -4,6 +4,23 @@ A stage declares its settings once, as a class; from it come the flags (``--imag
 variables (``VCOT_TOKENIZE_IMAGE_BUDGET``), the help text, the checks and ``settings.json``.
 Flags beat the environment. Variables of another stage are not this stage's business; an unknown
 name under the stage's own or the common prefix is refused with the nearest known one.
+
+A part of a stage that users choose by name (a dataset, a strategy, a reward, a method) declares its own options in its
+own file, and a table names all parts; the stage offers the table, and no option is written down a second time:
+
+    class CocoOptions(Options):                                   # vcot/sources/coco.py
+        absent: int = setting(1, "coco: questions about things that are not there", ge=0)
+
+    @offers("source", DATASETS)                                   # name → something with `about`, `example`, `options`
+    class ConvertSettings(Settings):                              # jobs/convert.py
+        source: str | None = setting(None, "what kind of dataset the input is")
+
+    options = DATASETS[settings.source].options.from_settings(settings)      # a CocoOptions
+
+From that come the choices of --source, the options' flags and variables, a section of the help for each part, and the
+refusal of options that the chosen part does not have. `source: CommaSeparated` would let users choose several parts.
+Parts that share an option inherit it from one class. Options that are always looked at need no table: their class is
+a base of the stage's settings.
 """
 
 from __future__ import annotations
@@ -13,11 +30,34 @@ import difflib
 import os
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, Self, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -75,6 +115,35 @@ def extra_of(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
+class Options(BaseModel):
+    """What may be set of one part of a stage; made from users' settings or, in tests, from values.
+
+    A value is checked by its type, several together by `faults`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def from_settings(cls, settings: BaseModel) -> Self:
+        """Those among the settings of a stage that offers this part."""
+        return cls(**{name: getattr(settings, name) for name in cls.model_fields})
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong between settings that are each right, a line each, called as flags are."""
+        yield from ()
+
+
+class Offered(Protocol):
+    """A part that users choose: what it is, the flags of an example, and its options."""
+
+    @property
+    def about(self) -> str: ...
+    @property
+    def example(self) -> str: ...
+    @property
+    def options(self) -> type[Options]: ...
+
+
 class _Environment(EnvSettingsSource):
     """Reads each field from its own variable, common or the stage's."""
 
@@ -92,13 +161,14 @@ class _Environment(EnvSettingsSource):
         return {"shard": index} | found if part == "shards" and index else found
 
 
-class Declared(BaseSettings):
+class Declared(Options, BaseSettings):
     """What every command has: a stage's own class, or the pipeline's, adds to it and names its `stage`."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_ignore_empty=True, validate_default=False)
 
     stage: ClassVar[str]
     groups: ClassVar[tuple[Group, ...]] = ()
+    offered: ClassVar[Mapping[str, Mapping[str, Offered]]] = {}  # setting → the parts among which it chooses (`offers`)
 
     log_form: Literal["auto", "lines", "json"] = setting(
         "auto", "lines for people or JSON for a log collector; auto: JSON in a pod, else lines", common=True,
@@ -129,6 +199,31 @@ class Declared(BaseSettings):
                 except UsageError as error:
                     raise ValueError(str(error) if len(places) == 1 else f"{uri}: {error}") from None
         return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if wrong := list(self.faults()):
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        for setting_name, parts in self.offered.items():
+            chosen = self.chosen(setting_name)
+            for part in chosen:
+                yield from parts[part].options.from_settings(self).faults()
+            for name, owners in owners_of(parts).items():
+                if name in self.model_fields_set and chosen and not {*chosen} & {*owners}:
+                    of = flag(setting_name)
+                    yield (
+                        f"{flag(name)} (or {variable(type(self), name)}): {of} {','.join(chosen)} does not look at it, "
+                        f"{' or '.join(f'{of} {owner}' for owner in owners)} does; leave it out"
+                    )
+
+    def chosen(self, setting_name: str) -> tuple[str, ...]:
+        """The parts that this setting names."""
+        said = getattr(self, setting_name)
+        return said if isinstance(said, tuple) else () if said is None else (said,)
 
     @property
     def run_name(self) -> str:
@@ -212,6 +307,63 @@ class Settings(Declared):
     @property
     def run_name(self) -> str:
         return self.run_uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+S = TypeVar("S", bound=Declared)
+
+
+def offers(setting_name: str, parts: Mapping[str, Offered]) -> Callable[[type[S]], type[S]]:
+    """Lets users of a stage choose among parts by one of its settings (a name, or CommaSeparated for several).
+
+    Raises:
+        TypeError: two parts declare one option, and not in the same way.
+    """
+
+    def assembled(cls: type[S]) -> type[S]:
+        fields: dict[str, FieldInfo] = {}
+        for part in parts.values():
+            for name, field in part.options.model_fields.items():
+                if repr(fields.setdefault(name, field)) != repr(field) or name in cls.model_fields:
+                    raise TypeError(f"{part.options.__name__} declares {name}, and so does another; share a base class")
+        choice = cls.model_fields[setting_name]
+        declared: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
+        declared[setting_name] = _one_of(choice.annotation, tuple(parts)), choice
+        made = create_model(cls.__name__, __base__=cls, __module__=cls.__module__, __doc__=cls.__doc__, **declared)
+        made.offered = {**cls.offered, setting_name: parts}
+        sections = (_section(cls, setting_name, name, part, owners_of(parts)) for name, part in parts.items())
+        after = 1 + next((n for n, group in enumerate(cls.groups) if setting_name in group.names), -1)
+        made.groups = (*cls.groups[:after], *filter(None, sections), *cls.groups[after:])
+        return made
+
+    return assembled
+
+
+def owners_of(parts: Mapping[str, Offered]) -> dict[str, list[str]]:
+    """Option → the parts that look at it."""
+    owners: dict[str, list[str]] = {}
+    for part_name, part in parts.items():
+        for name in part.options.model_fields:
+            owners.setdefault(name, []).append(part_name)
+    return owners
+
+
+def _one_of(annotation: Any, names: tuple[str, ...]) -> Any:
+    """The annotation with these words in place of any text."""
+    if annotation is str:
+        return Literal[names]
+    if get_origin(annotation) is tuple:
+        return tuple[Literal[names], ...]  # type: ignore[valid-type]
+    return _one_of(next(each for each in get_args(annotation) if each is not type(None)), names) | None
+
+
+def _section(
+    cls: type[Declared], setting_name: str, name: str, part: Offered, owners: Mapping[str, list[str]]
+) -> Group | None:
+    """In the help; options that parts share stand with the first of them."""
+    names = tuple(option for option, parts in owners.items() if parts[0] == name)
+    example = f"\npython -m jobs.{cls.stage} --run-uri runs/first {flag(setting_name)} {name} {part.example}"
+    about = part.about + (example if part.example else "")
+    return Group(f"{flag(setting_name)} {name}", names, about) if names or about else None
 
 
 @cache

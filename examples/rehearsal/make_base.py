@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vcot.grounding import Box, FrameSpec, Mention, Trace, iou, parse, render_reply, split_answer  # noqa: E402
-from vcot.sources import scenes  # noqa: E402
+from vcot.sources import drawing, scenes  # noqa: E402
 from vcot.sources.scenes import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
 from vcot.tokens import Contract  # noqa: E402
 
@@ -83,7 +83,7 @@ def _corpus() -> Iterator[str]:
     """What the byte pairs are learned from: the questions, the replies, and some plain English."""
     rng = np.random.default_rng(7)
     box = (10.0, 20.0, 60.0, 80.0)
-    picture = scenes.blank_scene(SceneSpec())
+    picture = drawing.blank_scene(SceneSpec())
     for colour in scenes.COLOURS:
         for shape in scenes.SHAPES:
             scene = Scene(picture, (SceneObject(colour, shape, box),))
@@ -511,7 +511,7 @@ def draw_chunk(recipe: Recipe, number: int, progress: float, size: int) -> list[
         height, width = SHAPES_OF_PICTURES[shape]
         items: list[tuple[Scene, np.ndarray]] = []
         for _ in range(count):
-            scene = scenes.draw_scene(rng, curriculum(progress, rng, shape))
+            scene = drawing.draw_scene(rng, curriculum(progress, rng, shape))
             small = shrunk(scene, height, width)
             items += [_mirrored(scene, small, how) for how in range(3)]
         asked = [(s, x, scenes.ask_several(rng, s)) for s, x in items]
@@ -985,7 +985,7 @@ def held_out(count: int, seed: int = 990_001) -> list[tuple[Scene, Question]]:
     rows: list[tuple[Scene, Question]] = []
     while len(rows) < count:
         most = 1 + len(rows) % 3
-        scene = scenes.draw_scene(rng, SceneSpec(224, 168, most, most, repeats=0.0))
+        scene = drawing.draw_scene(rng, SceneSpec(224, 168, most, most, repeats=0.0))
         if len(scene.objects) == most:
             rows.append((scene, scenes.ask(rng, scene, "where")))
     return rows
@@ -1007,7 +1007,7 @@ def evaluate(folder: Path, count: int, seed: int = 990_001) -> dict[str, float]:
     rows = held_out(count, seed)
     questions = [q.text for _, q in rows]
     numbers: dict[str, float] = {"scenes": count}
-    blank = scenes.blank_scene(SceneSpec(224, 168))
+    blank = drawing.blank_scene(SceneSpec(224, 168))
     for name, pictures in (("", [s.image for s, _ in rows]), ("blank_", [blank] * count)):
         texts = reply(model, processor, pictures, questions)
         said = [

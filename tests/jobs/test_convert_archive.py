@@ -17,7 +17,7 @@ from vcot.errors import InputError
 from vcot.records import Rejection, Sample, read_samples
 from vcot.records.picture import picture
 from vcot.records.shards import read_mark
-from vcot.sources import SOURCES
+from vcot.sources import DATASETS
 from vcot.sources.archived import archive_at
 from vcot.sources.reading import one
 from vcot.sources.row import Row
@@ -205,12 +205,12 @@ def test_an_archive_that_changes_while_its_pictures_are_read(any_place: str, row
     archive = archive_at(join(any_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
     assert archive is not None
     desk = rows.desk("viscot")
-    inside = desk.pictures.inside(archive, SOURCES["viscot"].in_archive)
+    inside = desk.pictures.below(DATASETS["viscot"].in_archive, archive)
     assert inside.find("vsr/3.png").width == 93
     store.write(uri, store.read(uri) + bytes(512))
     row = Row("1", metadata([[1, 2, 30, 40]], image="4.png", width=94, height=70))
     with pytest.raises(Changed, match=rf"^{uri}: changed while it was read; the index of .* is of what it was before$"):
-        one(SOURCES["viscot"], row, desk.__class__(**{**vars(desk), "pictures": inside}))
+        one(row, desk.__class__(**{**vars(desk), "pictures": inside}))
 
 
 def test_a_row_about_a_sparse_member_or_a_link(tmp_path: Path, rows: Given) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -31,8 +30,6 @@ from vcot.records.page import TRUE
 from vcot.records.picture import picture
 from vcot.records.shards import read_mark
 from vcot.storage import Store, images
-from vcot.teacher.pictures import data_url
-from vcot.teacher.request import Picture
 from vcot.tokens import Contract
 from vcot.tokens.audit import view
 
@@ -135,29 +132,6 @@ def test_what_is_learned_lies_on_the_object_in_the_picture_that_is_shown(
         assert (kept.width * kept.height <= BUDGET) == ingest
 
 
-def test_without_a_picture_the_audit_reads_the_numbers_of_the_copy(
-    given: Given, tmp_path: Path, base_folder: Path
-) -> None:
-    converted(given, tmp_path, ingest=True)
-    settings = tokenize_job.TokenizeSettings.model_validate(
-        {"run_uri": str(tmp_path), "input_uri": f"{tmp_path}/convert", "base_uri": str(base_folder),
-         "frame": "resized_pixels", "mode": "text", **SIGHT}
-    )  # fmt: skip
-    tokenize_job.run(settings)
-    mark, _ = read_mark(Store(), f"{tmp_path}/tokenize")
-    tokenizing = tokenize_job._load(settings, Store(), f"{tmp_path}/convert", mark, _folder(tmp_path))
-    views = tokenizing._views(mark.shards)
-    assert len(views) == 2
-    for shown in views:
-        assert iou(shown.parsed.boxes[0], Box(*DISC)) > 0.97
-
-
-def _folder(place: Path) -> Any:
-    from vcot.records import Folder
-
-    return Folder(Store(), str(place), "tokenize")
-
-
 @pytest.mark.parametrize("ingest", [False, True])
 @pytest.mark.parametrize("frame", ["thousandths", "resized_pixels"])
 def test_a_model_that_points_at_what_it_is_shown_is_found_right(
@@ -214,15 +188,6 @@ def _line(drawn: Pillow.Image, colour: str) -> Box:
     down, across = np.nonzero((np.asarray(drawn, int) == wanted).all(axis=-1))
     x, y = WIDE / drawn.width, HIGH / drawn.height
     return Box(across.min() * x, down.min() * y, (across.max() + 1) * x, (down.max() + 1) * y)
-
-
-@pytest.mark.parametrize("ingest", [False, True])
-def test_a_teacher_is_sent_the_picture_that_is_kept(given: Given, tmp_path: Path, ingest: bool) -> None:
-    for sample in converted(given, tmp_path, ingest=ingest):
-        url = data_url(Store(), Picture(sample.shown, 512))
-        sent = Pillow.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-        assert iou(disc_in(sent), Box(*DISC)) > 0.93
-        assert max(sent.size) == (sample.image.kept.width if ingest else 512)
 
 
 def test_copies_are_made_by_shards_and_are_the_same_in_every_run(given: Given, tmp_path: Path) -> None:

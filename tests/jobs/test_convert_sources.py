@@ -18,8 +18,7 @@ from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.given import Given, png
 from tests.sources.parquet import write
 from vcot.errors import InputError, SettingsError
-from vcot.grounding import FrameSpec
-from vcot.sources import SOURCES
+from vcot.sources import DATASETS
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ PAGE = (ROOT / "docs/sources.md").read_text()
 
 def test_every_source_is_offered_and_has_its_row_in_the_page_about_sources() -> None:
     offered = ConvertSettings.model_json_schema()["properties"]["source"]["anyOf"][0]["enum"]
-    assert sorted(offered) == sorted(SOURCES)
+    assert sorted(offered) == sorted(DATASETS)
     assert [name for name in offered if f"| `{name}` |" not in PAGE] == []
 
 
@@ -144,6 +143,6 @@ def test_the_three_lines_that_a_user_may_bring_are_read(given: Given) -> None:
     (lines,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     given.picture("a.jpg", 200, 100)
     for line in lines.splitlines():
-        sample = given.sample("samples", json.loads(line), frame=FrameSpec("thousandths"))
+        sample = given.sample("samples", json.loads(line), frame="thousandths")
         assert sample.true_boxes
         assert sample.true_boxes[0].as_list() in ([10, 20, 50, 60], [20, 20, 60, 40])

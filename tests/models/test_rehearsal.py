@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
-from vcot.sources import scenes
+from vcot.sources import drawing, scenes
 from vcot.sources.scenes import Pointing, SceneSpec
 
 HERE = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def test_any_byte_has_a_token(processor: Any) -> None:
 
 
 def test_pictures_of_a_photograph_take_twelve_tokens(processor: Any) -> None:
-    grey = scenes.blank_scene(SceneSpec(320, 240))
+    grey = drawing.blank_scene(SceneSpec(320, 240))
     inputs = processor(images=[grey], text=["<|vision_start|><|image_pad|><|vision_end|>"], return_tensors="pt")
     assert inputs["image_grid_thw"].tolist() == [[1, 6, 8]]  # 84 x 112 pixels in patches of 14
     assert int((inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum()) == 12
@@ -127,7 +127,7 @@ def test_it_was_trained_on_the_projects_own_texts(recipe: Any) -> None:
     spec = SceneSpec(223, 171, repeats=0.5)
     kinds = set()
     for _ in range(150):
-        scene = scenes.draw_scene(rng, spec)
+        scene = drawing.draw_scene(rng, spec)
         for question in scenes.ask_several(rng, scene):
             kinds.add(question.kind)
             frame = FrameSpec("thousandths").on(*scene.image.size)
@@ -150,7 +150,7 @@ def test_training_goes_the_way_of_the_real_forward(model: Any, processor: Any, r
     rng = np.random.default_rng(3)
     trainer, encoder = recipe.Trainer(model), recipe.Encoder(processor.tokenizer)
     for number, (height, width) in enumerate(recipe.SHAPES_OF_PICTURES):
-        scene = scenes.draw_scene(rng, SceneSpec(2 * width, 2 * height, 2, 3))
+        scene = drawing.draw_scene(rng, SceneSpec(2 * width, 2 * height, 2, 3))
         questions = scenes.ask_several(rng, scene)
         small = recipe.shrunk(scene, height, width)
         batch = recipe.tensors(encoder.batch([(scene, small, questions)]))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vcot.records import Folder, Rejection, Sample
-from vcot.sources import SOURCES, Desk, Options, Source, read, row_index, rows_of_shard
+from vcot.sources import DATASETS, ConversionContext, read, row_index, rows_of_shard
+from vcot.sources.base import ConversionOptions, Dataset, PreparedFacts
 from vcot.sources.inputs import find
 from vcot.sources.mixture import Part
 from vcot.sources.pictures import Pictures
+from vcot.sources.quality import QualityOptions
 from vcot.sources.workers import Workers
 from vcot.storage import Store
 
@@ -40,7 +41,9 @@ def png(width: int, height: int, comment: str = "") -> bytes:
     )
 
 
-def informed(source: Source, desk: Desk, folder: Folder, *, look: bool, readers: int = 1) -> Desk:
+def informed(
+    source: Dataset, desk: ConversionContext, folder: Folder, *, look: bool, readers: int = 1
+) -> ConversionContext:
     """The desk of a run of one source that knows what all shards must."""
     (part,) = row_index.informed([Part(source, desk)], folder, look=look, workers=ALONE, readers=readers)
     return part.desk
@@ -64,19 +67,27 @@ class Given:
         target.write_text(f"[{','.join(lines)}]" if name.endswith(".json") else "".join(f"{line}\n" for line in lines))
         return str(target)
 
-    def desk(self, source: str, *uris: str, held_out: Mapping[str, Any] | None = None, **options: Any) -> Desk:
-        store = Store()
-        return Desk(
-            store, find(store, uris), Pictures(store, str(self.images), str(self.folder / "made")), self.folder,
-            Options(**options), licence=SOURCES[source].licence, splits=SOURCES[source].splits,
-            held_out=held_out or {}, dataset=SOURCES[source].dataset,
+    def desk(self, source: str, *uris: str, **options: Any) -> ConversionContext:
+        """options: of the dataset, of every dataset, or fields of PreparedFacts."""
+
+        def of(kind: Any, names: Any) -> Any:
+            return kind(**{name: options.pop(name) for name in list(options) if name in names})
+
+        store, dataset = Store(), DATASETS[source]
+        context: ConversionContext = ConversionContext(
+            dataset, store, find(store, uris), Pictures(store, str(self.images), str(self.folder / "made")),
+            self.folder,
+            of(dataset.options, dataset.options.model_fields),
+            of(ConversionOptions, ConversionOptions.model_fields), of(QualityOptions, QualityOptions.model_fields),
+            of(PreparedFacts, PreparedFacts.__dataclass_fields__),
         )  # fmt: skip
+        assert not options, options
+        return context
 
     def outcomes(self, source: str, *uris: str, readers: int = 1, **options: Any) -> list[Sample | Rejection]:
         """Of the rows of these files."""
         desk = self.desk(source, *uris, **options)
-        rows = rows_of_shard(SOURCES[source], desk)
-        return [result for _, result in read(SOURCES[source], rows, desk, readers=readers)]
+        return [result for _, result in read(rows_of_shard(desk), desk, readers=readers)]
 
     def outcome(self, source: str, row: Any, **options: Any) -> Sample | Rejection:
         """Of one row."""

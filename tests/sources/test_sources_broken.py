@@ -19,11 +19,11 @@ from tests.sources import test_sources_scienceqa as scienceqa
 from tests.sources.broken import DEEP, LONG, broken
 from tests.sources.given import Given, png
 from tests.sources.test_sources_coco import ONE_AND_TWO
-from tests.sources.test_sources_samples import THOUSANDTHS, messages
+from tests.sources.test_sources_samples import messages
 from tests.sources.test_sources_viscot import CUB, GQA, chat, metadata
 from vcot.errors import InputError
 from vcot.records import Reason, Rejection, Sample
-from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.sources import DATASETS, read, rows_of_shard
 
 MANY = 1_200
 """Of each of the nine forms: more than ten thousand."""
@@ -78,17 +78,17 @@ def sound(results: Iterable[Sample | Rejection]) -> Counter[str]:
 def gone_through(pictures: Given, source: str, path: Path, numbers: list[int]) -> Counter[str]:
     """What became of the rows of a file: of each one something, and of a row that holds several, of each of these."""
     desk = pictures.desk(source, str(path), **options(source))
-    seen = list(read(SOURCES[source], rows_of_shard(SOURCES[source], desk), desk))
+    seen = list(read(rows_of_shard(desk), desk))
     found = sound(result for _, result in seen)
     of_rows = [int(row.id.split(":")[1].partition("#")[0]) for row, _ in seen]
     assert sorted(set(of_rows)) == numbers
     assert found.total() == len(seen)
-    assert len(seen) == len(numbers) or SOURCES[source].expand is not None
+    assert len(seen) == len(numbers) or DATASETS[source].expand is not None
     return found
 
 
 def options(source: str) -> dict[str, Any]:
-    return {"frame": THOUSANDTHS} if source == "samples" else {}
+    return {"frame": "thousandths"} if source == "samples" else {}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -201,7 +201,7 @@ def test_a_file_that_changes_while_it_is_read_stops_the_reading(given: Given) ->
     for name in ("rows.jsonl", "rows.json"):
         path = Path(given.rows(rows, name))
         desk = given.desk("viscot", str(path))
-        results = read(SOURCES["viscot"], rows_of_shard(SOURCES["viscot"], desk), desk)
+        results = read(rows_of_shard(desk), desk)
         assert isinstance(next(results)[1], Sample)
         with path.open("r+b") as file:  # in place: the same file, which is open
             file.seek(path.stat().st_size - 200)

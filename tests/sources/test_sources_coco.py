@@ -46,7 +46,7 @@ def asked(results: list[Sample | Rejection]) -> list[tuple[str, str, int | None]
 
 
 def test_questions_about_one_thing_about_several_and_about_what_is_not_there(given: Given) -> None:
-    names = {"WBC": "white blood cell", "RBC": "red blood cell", "Platelets": "platelet"}
+    names = ("WBC=white blood cell", "RBC=red blood cell", "Platelets=platelet")
     results = given.outcomes("coco", instances(given, ONE_AND_TWO), phrasings="one", category_names=names)
     assert asked(results) == [
         ("Where is the white blood cell?", "top left", 1),
@@ -83,7 +83,7 @@ def test_as_many_questions_about_what_is_not_there_as_are_wanted(
 
 def test_boxes_are_edges_under_the_spoken_name(given: Given) -> None:
     (sample,) = given.outcomes(
-        "coco", instances(given, ONE_AND_TWO), questions=("where",), category_names={"WBC": "white blood cell"}
+        "coco", instances(given, ONE_AND_TWO), questions=("where",), category_names=("WBC=white blood cell",)
     )
     assert isinstance(sample, Sample)
     assert sample.evidence is not None
@@ -96,7 +96,7 @@ def test_boxes_are_edges_under_the_spoken_name(given: Given) -> None:
 def test_only_the_chosen_kinds_and_categories(given: Given, name: str) -> None:
     results = given.outcomes(
         "coco", instances(given, ONE_AND_TWO), phrasings="one", questions=("where", "count"), categories=(name,),
-        category_names={"WBC": "white blood cell"},
+        category_names=("WBC=white blood cell",),
     )  # fmt: skip
     assert [question for question, _, _ in asked(results)] == [
         "Where is the white blood cell?",
@@ -115,7 +115,7 @@ def test_the_split_of_an_image_entry_is_believed_and_the_licence_looked_up(given
     origins = [r.origin for r in results if isinstance(r, Sample)]
     assert [o.split for o in origins] == ["train", "validation", "test", "validation"]
     assert {(o.dataset, o.licence) for o in origins} == {("cells", "MIT")}
-    by_content = given.outcomes("coco", uri, questions=("where",), validation_share=0.0, believe_splits=False)
+    by_content = given.outcomes("coco", uri, questions=("where",), validation_share=0.0, splits="by-content")
     assert {r.origin.split for r in by_content if isinstance(r, Sample)} == {"train"}
 
 
@@ -172,17 +172,6 @@ def test_the_wording_depends_on_seed_and_row_alone(given: Given) -> None:
     assert first == questions(1)
     assert first != questions(2)
     assert {q.split()[0] for q in first} == {"Where", "Find", "Point"}
-
-
-def test_of_the_blood_cells_every_test_picture_has_one_white_blood_cell(given: Given) -> None:
-    given.images = CELLS / "images"
-    results = given.outcomes(
-        "coco", str(CELLS / "instances.json"), questions=("where",), categories=("white blood cell",), phrasings="one"
-    )
-    splits = [r.origin.split for r in results if isinstance(r, Sample)]
-    assert len(splits) == len(results)
-    assert (splits.count("train"), splits.count("test")) == (137, 50)
-    assert {r.origin.licence for r in results if isinstance(r, Sample)} == {"MIT"}
 
 
 def test_the_base_knows_these_wordings() -> None:

@@ -68,19 +68,6 @@ def test_the_place_goes_where_the_steps_first_name_what_the_program_ends_at(peop
     assert sample.evidence == (mention,)
 
 
-def test_all_boxes_of_a_row_stand_there(people: Given) -> None:
-    sample = sample_of(people, bboxs=[[214, 0, 433, 374], [10, 20, 100, 200]])
-    (trace,) = sample.reasoning
-    assert len(trace.mentions) == 1
-    assert len(trace.boxes) == 2
-
-
-def test_where_the_steps_do_not_name_it_a_sentence_at_their_end_points(people: Given) -> None:
-    sample = sample_of(people, thought="1. Look at the picture.")
-    (trace,) = sample.reasoning
-    assert trace.text == "1. Look at the picture. The place to look at is the person."
-
-
 def test_without_written_steps_the_program_is_told(people: Given) -> None:
     sample = sample_of(people, thought="")
     (trace,) = sample.reasoning

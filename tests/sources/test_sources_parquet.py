@@ -15,8 +15,7 @@ from tests.sources.given import Given, png
 from tests.sources.parquet import PICTURE, write
 from tests.sources.test_sources_scienceqa import TYPES, row
 from vcot.errors import InputError
-from vcot.sources.inputs import found_in
-from vcot.sources.parquet import entries, split_of
+from vcot.sources.inputs import found_in, parquet_rows
 from vcot.storage import Changed, Store
 
 
@@ -24,18 +23,19 @@ from vcot.storage import Changed, Store
     ("name", "split"),
     [
         ("train-00000-of-00001-1028f23e353fbe3e.parquet", "train"),
-        ("s3://b/data/validation-00001-of-00002.parquet", "validation"),
+        ("validation-00001-of-00002.parquet", "validation"),
         ("0000.parquet", None),
         ("training.parquet", None),
     ],
 )
-def test_the_name_of_a_file_says_its_split(name: str, split: str | None) -> None:
-    assert split_of(name) == split
+def test_the_name_of_a_file_says_its_split(tmp_path: Path, name: str, split: str | None) -> None:
+    (row,) = read(write(tmp_path / name, [{"n": 1}], {"n": pa.int64()}))
+    assert row.get("split") == split
 
 
 def read(uri: str, columns: tuple[str, ...] = ("n",)) -> list[dict[str, object]]:
     with Store().open_read(uri) as file:
-        return [value for _, value in entries(file, uri, columns)]
+        return [value for _, value in parquet_rows(file, uri, columns)]
 
 
 def test_only_the_named_columns_are_read_over_all_groups(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         tracemalloc.start()
         most = 0
         with Store().open_read(uri) as file:
-            for _ in entries(file, uri, ("image",)):
+            for _ in parquet_rows(file, uri, ("image",)):
                 most = max(most, pool.bytes_allocated() - before)
         _, python = tracemalloc.get_traced_memory()
         tracemalloc.stop()

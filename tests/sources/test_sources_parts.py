@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from tests.sources.given import ALONE, Given
 from vcot.records import Folder
-from vcot.sources import SOURCES
+from vcot.sources import DATASETS
 from vcot.sources.mixture import Part, shares
 from vcot.sources.row_index import informed
 from vcot.storage import Store
@@ -33,7 +33,7 @@ def test_the_largest_mix_in_these_proportions_repeats_no_row(parts: dict[str, tu
 def of(given: Given, name: str, rows: int, weight: str | None, seed: int = 0) -> Part:
     uri = given.rows([{"image": "a.png", "question": f"{n}?", "answers": ["x"]} for n in range(rows)], f"{name}.jsonl")
     desk = given.desk("samples", uri, near_duplicates=0, duplicates="keep", seed=seed)
-    part = Part(SOURCES["samples"], desk, weight=None if weight is None else Fraction(weight))
+    part = Part(DATASETS["samples"], desk, weight=None if weight is None else Fraction(weight))
     return part.knowing(part=name)
 
 

@@ -13,21 +13,15 @@ from tests.sources.given import Given, informed
 from tests.sources.test_sources_viscot import chat, metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
-from vcot.sources import SOURCES, read, rows_of_shard
-from vcot.sources.desk import split_of
-from vcot.sources.reading import FORMS, in_order
+from vcot.sources import DATASETS, read, rows_of_shard
+from vcot.sources.base import split_of
+from vcot.sources.reading import in_order
 from vcot.storage import Store
 
 DETECTION = {
     "img_path": "cot/docvqa/xjpn0081_4.png", "expression": "What is the name of the Dealer ?",
     "bbox": [74, 398, 404, 1118], "height": 2200, "width": 1695, "question_id": 0, "split": "val",
 }  # fmt: skip
-
-
-@pytest.mark.parametrize("source", ["viscot", "samples"])
-def test_a_detection_file_is_refused_as_a_whole_and_by_name(given: Given, source: str) -> None:
-    with pytest.raises(InputError, match=r"rows\.jsonl is a detection file .*no answers to learn\. This source reads"):
-        given.outcomes(source, given.rows([DETECTION] * 3))
 
 
 @pytest.mark.parametrize(
@@ -52,17 +46,11 @@ def test_a_coco_file_is_recognised_without_reading_it_whole(given: Given, source
         given.outcomes(source, str(path))
 
 
-def test_every_form_is_read_by_a_source_or_by_none() -> None:
-    read = {(form, name) for name, source in SOURCES.items() for form in source.forms}
-    assert read == {(form, reader) for form, (_, _, readers) in FORMS.items() for reader in readers}
-
-
 def test_each_row_is_in_one_shard_and_a_limit_counts_rows_of_the_whole(given: Given) -> None:
     desk = given.desk("viscot", given.rows([metadata([[1, 2, 3, 4]], question=f"{n}?") for n in range(10)]))
-    source = SOURCES["viscot"]
 
     def ids(**which: Any) -> list[str]:
-        return [row.id for row in rows_of_shard(source, desk, **which)]
+        return [row.id for row in rows_of_shard(desk, **which)]
 
     everything = ids()
     dealt = [ids(index=index, shards=3) for index in range(3)]
@@ -127,42 +115,10 @@ def test_the_side_of_a_picture_is_a_fair_draw_by_seed() -> None:
     assert {split_of(d, 0, 0.0) for d in digests} == {"train"}
 
 
-def test_a_larger_share_only_adds_pictures_to_validation() -> None:
-    digests = [f"{n:064x}" for n in range(1000)]
-    small, large = ({d for d in digests if split_of(d, 0, share) == "validation"} for share in (0.05, 0.2))
-    assert small < large
-
-
-def test_no_row_learns_from_a_picture_that_another_row_measures_with(given: Given) -> None:
-    """The same bytes under two names, in two sets: the benchmark's row stays, the training row is refused."""
-    given.picture("vsr/benchmark.jpg", 640, 480)
-    given.picture("vsr/train.jpg", 640, 480)
-    given.picture("vsr/other.jpg", 640, 481)
-    box = [[1, 2, 30, 40]]
-    uri = given.rows(
-        [
-            metadata(box, image="train.jpg"),
-            metadata(box, image="other.jpg", height=481),
-            metadata(box, image="benchmark.jpg", split="val"),
-            metadata([[30, 2, 1, 40]], image="other.jpg", height=481, split="val"),  # refused, so it holds out nothing
-        ]
-    )
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
-    desk = given.desk("viscot", uri)
-    source = SOURCES["viscot"]
-    knowing = informed(source, desk, folder, look=True, readers=2)
-    assert list(knowing.held_out.values()) == ["test"]
-    assert informed(source, desk, folder, look=False) == knowing
-    results = given.outcomes("viscot", uri, held_out=knowing.held_out)
-    assert [r.reason.value if isinstance(r, Rejection) else r.origin.split for r in results] == [
-        "held-out", "train", "test", "box-inverted",
-    ]  # fmt: skip
-
-
 def test_shards_do_not_start_before_it_is_known_what_is_held_out(given: Given) -> None:
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     with pytest.raises(InputError, match="--part prepare comes before --part shards"):
-        informed(SOURCES["scenes"], given.desk("scenes"), folder, look=False)
+        informed(DATASETS["scenes"], given.desk("scenes"), folder, look=False)
 
 
 def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> None:
@@ -175,23 +131,14 @@ def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> Non
         given.rows([row("1", id="cell"), row("2", id=7), row("3"), row("4", id="\ud800")], "mine.jsonl"),
         given.rows([row("5", id="cell"), row("6", id="mine.jsonl:3"), "no JSON"], "yours.jsonl"),
     ]
-    source, folder = SOURCES["samples"], Folder(Store(), str(given.folder / "run"), "convert")
+    source, folder = DATASETS["samples"], Folder(Store(), str(given.folder / "run"), "convert")
     informed(source, given.desk("samples", *uris), folder, look=True)
     ids = {}
     for shard in range(2):
         desk = informed(source, given.desk("samples", *uris), folder, look=False)
-        for _, result in read(source, rows_of_shard(source, desk, shard, 2), desk):
+        for _, result in read(rows_of_shard(desk, shard, 2), desk):
             ids[result.question if isinstance(result, Sample) else result.reason.value] = result.id
     assert ids == {
         "1": "mine.jsonl:1:cell", "2": "7", "3": "mine.jsonl:3", "wrong-shape": "mine.jsonl:4",
         "5": "yours.jsonl:1:cell", "6": "yours.jsonl:2:mine.jsonl:3", "not-json": "yours.jsonl:3",
     }  # fmt: skip
-
-
-def test_every_source_says_where_its_rows_come_from(given: Given) -> None:
-    given.picture("a.png", 20, 20)
-    sample = given.sample(
-        "samples", {"image": "a.png", "question": "?", "answers": ["x"]}, licence="CC0", dataset="mine"
-    )
-    assert isinstance(sample, Sample)
-    assert (sample.origin.dataset, sample.origin.licence) == ("mine", "CC0")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.sources.given import Given, png
-from vcot.errors import InputError
-from vcot.records import Rejection, Sample
-from vcot.sources.row import Row
+from tests.sources.given import Given
+from vcot.records import Sample
 
 DATA = Path(os.environ.get("TEST_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 FILE = DATA / "refcoco" / "refcocog_umd_val.jsonl"
@@ -77,34 +74,3 @@ def test_splits_of_all_three_datasets(garden: Given, said: str, split: str) -> N
 )
 def test_rows_that_are_refused(garden: Given, changed: dict[str, Any], reason: str) -> None:
     assert garden.reason("refcoco", ROW | changed) == reason
-
-
-def test_rows_are_counted_under_one_name_kept_or_not(garden: Given) -> None:
-    desk = garden.desk("refcoco")
-    assert desk.dataset_of(Row("x:1", ROW)) == garden.sample("refcoco", ROW).origin.dataset == "refcocog"
-    nameless = {name: value for name, value in ROW.items() if name != "dataset_name"}
-    assert desk.dataset_of(Row("x:1", nameless)) == garden.sample("refcoco", nameless).origin.dataset == "refcoco"
-
-
-def test_a_detection_file_of_viscot_is_not_taken_for_expressions(garden: Given) -> None:
-    said = {"img_path": "a.jpg", "expression": "What is it?", "bbox": [1, 2, 3, 4], "width": 9, "height": 9}
-    with pytest.raises(InputError, match="detection file"):
-        garden.outcomes("refcoco", garden.rows([said]))
-
-
-@pytest.mark.skipif(not FILE.is_file(), reason=f"RefCOCOg is not at {FILE}")
-def test_all_of_refcocog_validation(given: Given) -> None:
-    rows = [json.loads(line) for line in FILE.open()]
-    made: dict[tuple[int, int], bytes] = {}
-    for row in rows:
-        size = row["width"], row["height"]
-        given.picture(row["img_path"], data=made.setdefault(size, png(*size)))
-    found = given.outcomes("refcoco", str(FILE), readers=4)
-    assert len(found) == len(rows) == 4896
-    assert [r.detail for r in found if isinstance(r, Rejection)] == []
-    for row, sample in zip(rows, found, strict=True):
-        assert isinstance(sample, Sample)
-        assert sample.true_boxes is not None
-        assert sample.true_boxes[0].as_list() == pytest.approx(row["bbox"], abs=0.02)
-        assert row["expression"].rstrip(" .") in sample.question
-        assert sample.origin.split == "validation"

@@ -22,8 +22,8 @@ from tests.sources.given import Given, informed, png
 from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
-from vcot.sources import SOURCES, benchmarks, read, rows_of_shard
-from vcot.sources.desk import Desk
+from vcot.sources import DATASETS, benchmarks, read, rows_of_shard
+from vcot.sources.base import ConversionContext
 from vcot.sources.image_index import ImageIndex
 from vcot.sources.inputs import find
 from vcot.sources.pictures import Pictures
@@ -47,14 +47,14 @@ def folder_of(given: Given, name: str = "run") -> Folder:
     return Folder(Store(), str(given.folder / name), "convert")
 
 
-def outcomes(given: Given, desk: Desk, source: str = "viscot", shards: int = 1) -> dict[str, str]:
+def outcomes(given: Given, desk: ConversionContext, source: str = "viscot", shards: int = 1) -> dict[str, str]:
     """Row → its side, or why it was refused; shards know what was looked up before, and read it from the folder."""
     folder = folder_of(given, f"run-{shards}")
-    informed(SOURCES[source], desk, folder, look=True, readers=2)
+    informed(DATASETS[source], desk, folder, look=True, readers=2)
     found: dict[str, str] = {}
     for shard in range(shards):
-        knowing = informed(SOURCES[source], desk, folder, look=False)
-        for row, result in read(SOURCES[source], rows_of_shard(SOURCES[source], desk, shard, shards), knowing):
+        knowing = informed(DATASETS[source], desk, folder, look=False)
+        for row, result in read(rows_of_shard(desk, shard, shards), knowing):
             assert row.id not in found
             found[row.id] = result.origin.split if isinstance(result, Sample) else result.reason.value
     return found
@@ -88,17 +88,17 @@ def test_a_picture_that_prepare_cannot_decode_is_refused_with_its_reason(given: 
     desk = given.desk("viscot", given.rows(rows), validation_share=0)
     for shards in (1, 3):
         assert list(outcomes(given, desk, shards=shards).values()).count("image-broken") == 3
-    knowing = informed(SOURCES["viscot"], desk, folder_of(given, "run-1"), look=False)
-    (sha256,) = knowing.damaged
+    knowing = informed(DATASETS["viscot"], desk, folder_of(given, "run-1"), look=False)
+    (sha256,) = knowing.prepared.damaged
     assert sha256 == hashlib.sha256(damaged_png(2)).hexdigest()
-    results = [result for _, result in read(SOURCES["viscot"], rows_of_shard(SOURCES["viscot"], desk), knowing)]
+    results = [result for _, result in read(rows_of_shard(desk), knowing)]
     assert isinstance(results[0], Sample)
     refused = [result for result in results[1:] if isinstance(result, Rejection)]
     assert [r.detail.partition(": ")[0].rpartition("/")[2] for r in refused] == [
         "damaged.png", "damaged.png", "copied.png"
     ]  # fmt: skip
     assert all("not a sound PNG" in r.detail for r in refused)
-    assert knowing.held_out == {}, "rows that are all refused measure nothing"
+    assert knowing.prepared.held_out == {}, "rows that are all refused measure nothing"
 
 
 def test_a_damaged_picture_is_refused_for_the_same_whether_or_not_copies_are_made(given: Given) -> None:
@@ -109,8 +109,8 @@ def test_a_damaged_picture_is_refused_for_the_same_whether_or_not_copies_are_mad
     found = []
     for which in (desk, copied):
         folder = folder_of(given, f"run-{len(found)}")
-        knowing = informed(SOURCES["viscot"], which, folder, look=True)
-        found += [result for _, result in read(SOURCES["viscot"], rows_of_shard(SOURCES["viscot"], which), knowing)]
+        knowing = informed(DATASETS["viscot"], which, folder, look=True)
+        found += [result for _, result in read(rows_of_shard(which), knowing)]
     assert found[0] == found[1]
     assert isinstance(found[0], Rejection)
 
@@ -158,8 +158,8 @@ def test_a_row_that_says_train_takes_the_silent_rows_of_its_picture_along(given:
     ]
     for options in ({}, {"near_duplicates": 0, "duplicates": "keep"}):
         desk = given.desk("samples", given.rows(rows), validation_share=0.9, **options)
-        found = informed(SOURCES["samples"], desk, folder_of(given, str(len(options))), look=True)
-        kept = [result for _, result in read(SOURCES["samples"], rows_of_shard(SOURCES["samples"], desk), found)]
+        found = informed(DATASETS["samples"], desk, folder_of(given, str(len(options))), look=True)
+        kept = [result for _, result in read(rows_of_shard(desk), found)]
         assert {r.origin.split for r in kept if isinstance(r, Sample)} == {"train"}
         assert len(kept) == 16
 
@@ -167,11 +167,11 @@ def test_a_row_that_says_train_takes_the_silent_rows_of_its_picture_along(given:
 def test_what_was_looked_up_is_held_against_its_digest(given: Given) -> None:
     given.picture("vsr/a.jpg", data=scene(1))
     desk, folder = given.desk("viscot", given.rows([row("a.jpg")])), folder_of(given)
-    informed(SOURCES["viscot"], desk, folder, look=True)
+    informed(DATASETS["viscot"], desk, folder, look=True)
     path = Path(folder.uri) / FACTS
     path.write_text(path.read_text().replace('"drawn": {}', '"drawn": {"a": "train"}'))
     with pytest.raises(InputError, match="is damaged"):
-        informed(SOURCES["viscot"], desk, folder, look=False)
+        informed(DATASETS["viscot"], desk, folder, look=False)
 
 
 def test_what_a_picture_looks_like_is_known_to_the_next_run(given: Given) -> None:
@@ -208,8 +208,8 @@ def test_a_question_is_asked_once_of_a_picture(given: Given) -> None:
     ]  # fmt: skip
     told = ["train", "duplicate", "duplicate", "train", "train", "box-inverted", "train"]
     assert sides(given, rows, validation_share=0) == told
-    knowing = informed(SOURCES["viscot"], given.desk("viscot", given.rows(rows)), folder_of(given), look=True)
-    assert knowing.duplicates == {"rows.jsonl:2": "rows.jsonl:1", "rows.jsonl:3": "rows.jsonl:1"}
+    knowing = informed(DATASETS["viscot"], given.desk("viscot", given.rows(rows)), folder_of(given), look=True)
+    assert knowing.prepared.duplicates == {"rows.jsonl:2": "rows.jsonl:1", "rows.jsonl:3": "rows.jsonl:1"}
 
 
 @pytest.mark.parametrize("how", ["exact", "near"])
@@ -232,7 +232,7 @@ def test_the_same_words_about_other_boxes_or_with_other_answers_are_another_ques
         asks("walking.", nearly_left), asks("Walking", right, nearly_left), asks("Running", [4, 2, 30, 40]),
     ]  # fmt: skip
     desk = given.desk(source, given.rows(rows), duplicates=how)
-    found = informed(SOURCES[source], desk, folder_of(given), look=True).duplicates
+    found = informed(DATASETS[source], desk, folder_of(given), look=True).prepared.duplicates
     assert found == {"rows.jsonl:5": "rows.jsonl:1", "rows.jsonl:6": "rows.jsonl:4"}
 
 
@@ -241,7 +241,7 @@ def test_evidence_that_nobody_annotated_is_not_the_same_as_none_or_some(given: G
     boxes = [None, [], [{"label": "bus", "boxes": BOX}]]
     rows = [{"image": "a.jpg", "question": "?", "answers": ["no"], "evidence": e} for e in boxes * 2]
     desk = given.desk("samples", given.rows(rows))
-    found = informed(SOURCES["samples"], desk, folder_of(given), look=True).duplicates
+    found = informed(DATASETS["samples"], desk, folder_of(given), look=True).prepared.duplicates
     assert found == {f"rows.jsonl:{n + 3}": f"rows.jsonl:{n}" for n in (1, 2, 3)}
 
 
@@ -257,8 +257,8 @@ def test_a_row_and_its_other_form_are_duplicates_though_each_rounds_its_box(give
         ],
     }  # fmt: skip
     uris = given.rows([same], "metadata.jsonl"), given.rows([other], "chat.jsonl")
-    found = informed(SOURCES["viscot"], given.desk("viscot", *uris), folder_of(given), look=True)
-    assert found.duplicates == {"chat.jsonl:1": "metadata.jsonl:1"}
+    found = informed(DATASETS["viscot"], given.desk("viscot", *uris), folder_of(given), look=True)
+    assert found.prepared.duplicates == {"chat.jsonl:1": "metadata.jsonl:1"}
 
 
 SEEDS = [(0, "several"), (1, "one"), (2, "several")]
@@ -281,8 +281,8 @@ def test_coco_repeats_the_same_rows_under_every_seed_and_phrasing(given: Given, 
     refused = []
     for seed, phrasings in SEEDS:
         desk = given.desk("coco", str(file), seed=seed, phrasings=phrasings, absent=2, duplicates=how)
-        told = informed(SOURCES["coco"], desk, folder_of(given, f"{seed}-{phrasings}"), look=True)
-        refused.append(told.duplicates)
+        told = informed(DATASETS["coco"], desk, folder_of(given, f"{seed}-{phrasings}"), look=True)
+        refused.append(told.prepared.duplicates)
     of_two = {f"instances.json:2:{kind}:cup": f"instances.json:1:{kind}:cup" for kind in ("count", "point", "presence")}
     assert refused == refused[:1] * len(SEEDS)
     assert of_two.items() <= refused[0].items()
@@ -300,8 +300,8 @@ def test_refcoco_repeats_the_same_rows_under_every_seed_and_phrasing(given: Give
     uri = given.rows(rows)
     for seed, phrasings in SEEDS:
         desk = given.desk("refcoco", uri, seed=seed, phrasings=phrasings, duplicates=how)
-        told = informed(SOURCES["refcoco"], desk, folder_of(given, f"{seed}-{phrasings}"), look=True)
-        assert told.duplicates == {"rows.jsonl:2": "rows.jsonl:1", "rows.jsonl:5": "rows.jsonl:1"}
+        told = informed(DATASETS["refcoco"], desk, folder_of(given, f"{seed}-{phrasings}"), look=True)
+        assert told.prepared.duplicates == {"rows.jsonl:2": "rows.jsonl:1", "rows.jsonl:5": "rows.jsonl:1"}
 
 
 def test_of_two_rows_the_one_that_measures_stays(given: Given) -> None:
@@ -329,7 +329,7 @@ def test_nearly_the_same_question_when_it_is_asked_for(given: Given, how: Any, s
 # ---------------------------------------------------------------------------------------------------- benchmarks
 
 
-def with_benchmark(given: Given, desk: Desk, uri: str, images: Path | None) -> Desk:
+def with_benchmark(given: Given, desk: ConversionContext, uri: str, images: Path | None) -> ConversionContext:
     pictures = None if images is None else Pictures(Store(), str(images), str(given.folder / "made"))
     return replace(desk, benchmarks=find(Store(), [uri]), benchmark_pictures=pictures)
 
@@ -361,7 +361,7 @@ def test_a_benchmark_without_pictures_is_no_benchmark(given: Given) -> None:
     desk = given.desk("viscot", given.rows([row("a.jpg")]))
     wrong = given.rows([{"image": "cot/vsr/a.jpg"}, {"question": "?", "answer": "!"}], "bench.jsonl")
     with pytest.raises(InputError, match=r"bench.jsonl:2 names no picture: it has the fields question, answer"):
-        informed(SOURCES["viscot"], with_benchmark(given, desk, wrong, None), folder_of(given), look=True)
+        informed(DATASETS["viscot"], with_benchmark(given, desk, wrong, None), folder_of(given), look=True)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 from tests.sources.given import Given, informed, png
 from tests.sources.parquet import PICTURE, write
 from vcot.records import Folder, Rejection, Sample
-from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.sources import DATASETS, read, rows_of_shard
 from vcot.storage import Store
 
 TYPES = {
@@ -141,12 +141,12 @@ def sides(files: dict[str, list[dict[str, Any]]], shards: int = 1, **options: An
         given = Given(Path(scratch))
         uris = [write(given.folder / name, rows, TYPES) for name, rows in files.items()]
         desk = given.desk("scienceqa", *uris, without_image="keep", **options)
-        source, folder = SOURCES["scienceqa"], Folder(Store(), str(given.folder / "run"), "convert")
+        source, folder = DATASETS["scienceqa"], Folder(Store(), str(given.folder / "run"), "convert")
         informed(source, desk, folder, look=True)
         found: dict[str, str] = {}
         for shard in range(shards):
             knowing = informed(source, desk, folder, look=False)
-            for one, result in read(source, rows_of_shard(source, desk, shard, shards), knowing):
+            for one, result in read(rows_of_shard(desk, shard, shards), knowing):
                 found[one.id] = result.origin.split if isinstance(result, Sample) else result.reason.value
         names = [f"{name}:{n}" for name, rows in files.items() for n in range(1, len(rows) + 1)]
         return [found[name] for name in names]
@@ -174,20 +174,13 @@ def test_the_same_question_is_on_one_side_however_it_is_written(asked: Any, seed
     ]  # fmt: skip
     rows.append(by_text("What else?"))
     found = sides(
-        {"rows.parquet": rows}, shards, seed=seed, validation_share=0.5, believe_splits=False, duplicates="keep"
+        {"rows.parquet": rows}, shards, seed=seed, validation_share=0.5, splits="by-content", duplicates="keep"
     )
     of_question: dict[int, set[str]] = {}
     for (n, _, _), side in zip(asked, found, strict=False):
         of_question.setdefault(n, set()).add(side)
     assert all(len(side) == 1 for side in of_question.values())
     assert set(found) <= {"train", "validation"}
-
-
-def test_questions_of_text_alone_are_on_both_sides_and_not_on_one_as_if_they_were_one_picture() -> None:
-    found = sides(
-        {"rows.parquet": [by_text(f"What is {n}?") for n in range(40)]}, validation_share=0.5, believe_splits=False
-    )
-    assert 8 < found.count("train") < 32
 
 
 def test_what_a_test_file_asks_is_not_learned_from_a_train_file() -> None:
@@ -200,9 +193,9 @@ def test_what_a_test_file_asks_is_not_learned_from_a_train_file() -> None:
 def test_a_question_of_text_alone_that_was_asked_before_is_a_duplicate(given: Given) -> None:
     uri = write(given.folder / "rows.parquet", [by_text("What is it?"), by_text("what is it"), row()], TYPES)
     desk = given.desk("scienceqa", uri, without_image="keep")
-    source = SOURCES["scienceqa"]
+    source = DATASETS["scienceqa"]
     knowing = informed(source, desk, Folder(Store(), str(given.folder / "run"), "convert"), look=True)
-    found = [result for _, result in read(source, rows_of_shard(source, desk), knowing)]
+    found = [result for _, result in read(rows_of_shard(desk), knowing)]
     assert [isinstance(one, Sample) for one in found] == [True, False, True]
     assert isinstance(found[1], Rejection)
     assert found[1].detail == "rows.parquet:1 asks this too, without a picture: 'what is it'"

@@ -18,7 +18,7 @@ from tests.sources.test_sources_llava_cot import ASKED, talk
 from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError
 from vcot.records import Folder
-from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.sources import DATASETS, read, rows_of_shard
 from vcot.sources.mixture import Part
 from vcot.sources.row import Row
 from vcot.storage import Store
@@ -42,20 +42,20 @@ def test_a_shard_of_a_json_array_decodes_its_own_rows_alone(given: Given, source
     row = metadata([[1, 2, 30, 40]]) if source == "viscot" else talk(ASKED, said, ("human", "And?"), said)
     uri = given.rows([row] * 8_000, "rows.json")
     folder = Folder(Store(), str(given.folder / "run"), "convert")
-    desk = given.desk(source, uri, near_duplicates=0, duplicates="keep", believe_splits=False)
-    informed(SOURCES[source], desk, folder, look=True)
+    desk = given.desk(source, uri, near_duplicates=0, duplicates="keep", splits="by-content")
+    informed(DATASETS[source], desk, folder, look=True)
 
     def pass_over(index: int, shards: int, scratch: str) -> tuple[list[Row], float]:
         """Of a process that begins: its rows, and the seconds of CPU that they take."""
         (given.folder / scratch).mkdir()
-        knowing = informed(SOURCES[source], replace(desk, scratch=given.folder / scratch), folder, look=False)
+        knowing = informed(DATASETS[source], replace(desk, scratch=given.folder / scratch), folder, look=False)
         begun = time.process_time()
-        found = list(rows_of_shard(SOURCES[source], knowing, index, shards))
+        found = list(rows_of_shard(knowing, index, shards))
         return found, time.process_time() - begun
 
-    whole = list(rows_of_shard(SOURCES[source], replace(desk, scratch=given.images), 0, 1))
+    whole = list(rows_of_shard(replace(desk, scratch=given.images), 0, 1))
     begun = time.process_time()
-    assert sum(1 for _ in rows_of_shard(SOURCES[source], replace(desk, scratch=given.images / "vsr"), 0, 1)) > 7_999
+    assert sum(1 for _ in rows_of_shard(replace(desk, scratch=given.images / "vsr"), 0, 1)) > 7_999
     all_of_it = time.process_time() - begun
     dealt = [pass_over(index, 200, f"scratch-{index}") for index in (0, 7, 199)]
     assert [rows for rows, _ in dealt] == [whole[index::200] for index in (0, 7, 199)]
@@ -66,16 +66,16 @@ def test_places_that_were_damaged_are_an_error_and_without_any_the_rows_are_the_
     given.picture("vsr/a.jpg", 640, 480)
     desk = given.desk("viscot", given.rows([metadata([[1, 2, 30, 40]])] * 9, "rows.json"))
     folder = Folder(Store(), str(given.folder / "run"), "convert")
-    informed(SOURCES["viscot"], desk, folder, look=True)
+    informed(DATASETS["viscot"], desk, folder, look=True)
     (left,) = (given.folder / "run/convert/offsets").iterdir()
     left.write_bytes(left.read_bytes()[:-1] + b"!")
     (given.folder / "new").mkdir()
     elsewhere = replace(desk, scratch=given.folder / "new")
     with pytest.raises(InputError, match=f"{left} is damaged"):
-        informed(SOURCES["viscot"], elsewhere, folder, look=False)
+        informed(DATASETS["viscot"], elsewhere, folder, look=False)
     left.unlink()
-    knowing = informed(SOURCES["viscot"], elsewhere, folder, look=False)
-    found = [row.id for row in rows_of_shard(SOURCES["viscot"], knowing, 1, 3)]
+    knowing = informed(DATASETS["viscot"], elsewhere, folder, look=False)
+    found = [row.id for row in rows_of_shard(knowing, 1, 3)]
     assert found == ["rows.json:2", "rows.json:5", "rows.json:8"]
 
 
@@ -102,14 +102,14 @@ def test_any_number_of_shards(
     desk = given.desk(source, *files)
 
     def lines_of(index: int, shards: int) -> list[bytes]:
-        rows = rows_of_shard(SOURCES[source], desk, index, shards, limit)
-        return [result.line() for _, result in read(SOURCES[source], rows, desk)]
+        rows = rows_of_shard(desk, index, shards, limit)
+        return [result.line() for _, result in read(rows, desk)]
 
     whole = lines_of(0, 1)
     dealt = [lines_of(index, shards) for index in range(shards)]
     assert [dealt[number % shards][number // shards] for number in range(len(whole))] == whole
     assert sum(map(len, dealt)) == len(whole)
-    part, blocks = Part(SOURCES[source], desk, limit), {}
+    part, blocks = Part(DATASETS[source], desk, limit), {}
     for index in range(shards):
         blocks |= {place: row.id for place, row in part.numbered(index, shards, lambda place: place % 3 > 0)}
     assert blocks == {place: row.id for place, row in enumerate(part.rows()) if place % 3 > 0}

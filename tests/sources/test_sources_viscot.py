@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.sources.given import Given, informed, png
 from vcot.grounding import Mention
 from vcot.records import Folder, Rejection
-from vcot.sources import SOURCES, read, rows_of_shard
+from vcot.sources import DATASETS, read, rows_of_shard
 from vcot.storage import Store
 
 ASK = "Please provide the bounding box coordinate of the region that can help you answer the question better."
@@ -164,11 +163,6 @@ def test_copies_of_different_boxes_are_refused(vsr: Given, ints: str) -> None:
     assert vsr.reason("viscot", chat("[0.015625, 0.15625, 0.484375, 0.3125]", ints)) == "box-copies-disagree"
 
 
-def test_a_naive_reading_of_the_fractions_would_not_pass(vsr: Given) -> None:
-    """x and y as fractions of the image itself: right across, wrong down."""
-    assert vsr.reason("viscot", chat("[0.1, 0.1, 0.5, 0.5]", "[64, 48, 320, 240]")) == "box-copies-disagree"
-
-
 def test_a_negative_integer_was_truncated_towards_zero_and_is_cut_at_the_border(vsr: Given) -> None:
     # x1 = -0.006 · 640 = -3.84, which truncates to -3
     sample = vsr.sample("viscot", chat("[-0.006, 0.3, 0.5, 0.6]", "[-3, 112, 320, 304]"))
@@ -179,7 +173,7 @@ def test_a_negative_integer_was_truncated_towards_zero_and_is_cut_at_the_border(
 def test_where_a_whole_set_can_be_of_whole_pixels_the_integers_are_the_boxes(given: Given) -> None:
     for path in ("vsr/a.jpg", "gqa/a.jpg", "gqa/b.jpg"):
         given.picture(path, 640, 480, png(640, 480, path))
-    ints, source = "[64, 112, 320, 304]", SOURCES["viscot"]
+    ints, source = "[64, 112, 320, 304]", DATASETS["viscot"]
     rows = [
         chat("[0.1, 0.3, 0.5, 0.6]", ints),
         chat("[0.1, 0.3, 0.5, 0.6]", ints, "gqa", image=["cot/gqa/a.jpg", f"cot/gqa/a.jpg###{ints}"]),
@@ -187,18 +181,14 @@ def test_where_a_whole_set_can_be_of_whole_pixels_the_integers_are_the_boxes(giv
     ]
     folder = Folder(Store(), str(given.folder / "run"), "convert")
     desk = informed(source, given.desk("viscot", given.rows(rows), near_duplicates=0), folder, look=True)
-    assert desk.whole_pixels == ["vsr"]
-    found = [sample.true_boxes for _, sample in read(source, rows_of_shard(source, desk), desk)]
+    assert desk.prepared.whole_pixels == ["vsr"]
+    found = [sample.true_boxes for _, sample in read(rows_of_shard(desk), desk)]
     assert [boxes[0].x1 for boxes in found] == [64, pytest.approx(64.16, abs=0.01), pytest.approx(64.64, abs=0.01)]
 
 
 def test_without_the_second_copy_a_box_may_leave_the_image_by_the_overhang(vsr: Given) -> None:
     assert vsr.sample("viscot", chat("[-0.007, 0.3, 0.5, 0.6]", None)).true_boxes
     assert vsr.reason("viscot", chat("[-0.02, 0.3, 0.5, 0.6]", None)) == "box-outside"
-
-
-def test_a_row_with_one_image_entry_is_read_too(vsr: Given) -> None:
-    assert vsr.sample("viscot", chat("[0.1, 0.3, 0.5, 0.6]", None, image=["cot/vsr/a.jpg"])).true_boxes
 
 
 # ------------------------------------------------------------------------------------------------------- quirks
@@ -365,42 +355,9 @@ def test_choices_that_lack_the_answer_are_none(vsr: Given) -> None:
     assert (kept.answers, kept.choices) == (("cake",), None)
 
 
-def test_swapped_roles_are_refused(vsr: Given) -> None:
-    row = chat("[0.1, 0.3, 0.5, 0.6]", None)
-    for turn in row["conversations"]:
-        turn["from"] = {"human": "gpt", "gpt": "human"}[turn["from"]]
-    assert vsr.reason("viscot", row) == "wrong-shape"
-
-
 def test_a_refusal_shows_what_was_written_and_what_would_be_right(vsr: Given) -> None:
     refused = vsr.outcome("viscot", metadata([[484, 16537, 1896, 16625]]))
     assert isinstance(refused, Rejection)
     assert refused.id == "rows.jsonl:1"
     assert "640x480" in refused.detail
     assert "16537" in refused.detail
-
-
-def test_the_split_of_training_rows_is_their_pictures(given: Given) -> None:
-    """Many rows of few pictures: each picture on one side, the share kept on average."""
-    rows = []
-    for n in range(200):
-        given.picture(f"vsr/{n}.jpg", 100 + n, 80)
-        rows += [
-            metadata([[1, 2, 30, 40]], image=f"{n}.jpg", width=100 + n, height=80, question=q) for q in ("a?", "b?")
-        ]
-    samples = given.outcomes("viscot", given.rows(rows), validation_share=0.2)
-    sides: dict[str, set[str]] = {}
-    for sample in samples:
-        assert not isinstance(sample, Rejection)
-        sides.setdefault(sample.image.sha256, set()).add(sample.origin.split)
-    assert all(len(side) == 1 for side in sides.values())
-    validation = sum(side == {"validation"} for side in sides.values())
-    assert 20 <= validation <= 60
-
-
-def test_the_lines_of_a_real_array_and_of_real_lines_give_the_same(vsr: Given) -> None:
-    rows = [metadata([[1, 2, 30, 40]], question=f"{n}?") for n in range(3)]
-    from_lines = vsr.outcomes("viscot", vsr.rows(rows, "a.jsonl"))
-    from_array = vsr.outcomes("viscot", vsr.rows(rows, "a.json"))
-    as_lines = [json.loads(r.line()) | {"id": "", "origin": ""} for r in from_lines]
-    assert as_lines == [json.loads(r.line()) | {"id": "", "origin": ""} for r in from_array]

@@ -28,11 +28,10 @@ from tests.sources.parquet import write
 from tests.sources.test_sources_llava_cot import talk
 from tests.sources.test_sources_row_index import row, scene
 from vcot.errors import InputError, TemporaryError
-from vcot.sources import SOURCES, mixture, row_index, workers
+from vcot.sources import DATASETS, mixture, row_index, workers
 from vcot.sources.image_index import ImageIndex
 from vcot.sources.mixture import Part
 from vcot.sources.pictures import Pictures
-from vcot.sources.quality import Rules
 from vcot.sources.row_index import survey
 from vcot.sources.workers import Workers
 from vcot.storage import Store
@@ -94,8 +93,8 @@ def test_processes_find_what_one_finds(three: Workers, drawn: list[Any], near: i
                 pictures=Pictures(Store(), str(given.images), "made", index=index),
             )
             both = [
-                Part(SOURCES["viscot"], replace(desk, part="one")),
-                Part(SOURCES["viscot"], replace(desk, part="two", inputs=given.desk("viscot", shown).inputs)),
+                Part(DATASETS["viscot"], replace(desk, part="one")),
+                Part(DATASETS["viscot"], replace(desk, part="two", inputs=given.desk("viscot", shown).inputs)),
             ]
             facts = survey(both, people, 2)
             seen = [index.get(str(given.images / f"vsr/{name}.jpg")) for name in ("0", "0-copy", "1", "2")]
@@ -112,10 +111,13 @@ def test_a_glance_finds_what_reading_all_rows_whole_finds(
         given = Given(Path(scratch))
         desk = given.desk(
             "viscot", given.rows(drawn_rows(given, drawn)), near_duplicates=near, duplicates=duplicates,
-            validation_share=0.5, rules=Rules(max_area={"": 0.01}) if few else Rules(),
+            validation_share=0.5, max_box_area=("0.01",) if few else (),
         )  # fmt: skip
-        source = SOURCES["viscot"]
-        found = [survey([Part(each, desk)], ALONE, 1) for each in (source, replace(source, glance=None))]
+        source = DATASETS["viscot"]
+        found = [
+            survey([Part(each, replace(desk, dataset=each))], ALONE, 1)
+            for each in (source, replace(source, glance=None))
+        ]
         for facts in found:  # an image of refused rows is compared, too
             facts["counts"]["near_duplicates"].pop("pictures_compared", None)
         assert found[0] == found[1]
@@ -128,20 +130,20 @@ def of_coco(given: Given) -> Part:
     names = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]
     uri = given.rows([], "instances.json")
     Path(uri).write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
-    return Part(SOURCES["coco"], given.desk("coco", uri))
+    return Part(DATASETS["coco"], given.desk("coco", uri))
 
 
 def of_scienceqa(given: Given) -> Part:
     rows = [scienceqa.row(n, question=f"Which {n % 2}?", image={"bytes": scene(n % 4), "path": "i"}) for n in range(9)]
     uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
-    return Part(SOURCES["scienceqa"], given.desk("scienceqa", uri))
+    return Part(DATASETS["scienceqa"], given.desk("scienceqa", uri))
 
 
 def of_conversations(given: Given) -> Part:
     said = ("gpt", "<think>so</think>21")
     given.picture("chartqa/1.png", 200, 100)
     rows = [talk(llava_cot.ASKED, said, ("human", f"And {n % 3}?"), said) for n in range(7)]
-    return Part(SOURCES["llava-cot"], given.desk("llava-cot", given.rows(rows)), limit=11)
+    return Part(DATASETS["llava-cot"], given.desk("llava-cot", given.rows(rows)), limit=11)
 
 
 @pytest.mark.parametrize("make", [of_coco, of_scienceqa, of_conversations])

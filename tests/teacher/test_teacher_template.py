@@ -61,12 +61,12 @@ def test_the_first_phrasing_is_what_the_base_has_met(
 def test_the_drawn_scenes_and_the_template_speak_alike() -> None:
     """The base learned from scenes.py; the first phrasing must be those very sentences."""
     np = pytest.importorskip("numpy")
-    from vcot.sources import scenes
+    from vcot.sources import drawing, scenes
 
     rng = np.random.default_rng(5)
     seen = set()
     for _ in range(60):
-        scene = scenes.draw_scene(rng, scenes.SceneSpec(width=64, height=48, rough=0.0))
+        scene = drawing.draw_scene(rng, scenes.SceneSpec(width=64, height=48, rough=0.0))
         for asked in scenes.ask_several(rng, scene):
             mentions = [p for p in asked.reasoning if not isinstance(p, str)]
             wanted = "".join(p if isinstance(p, str) else f"{{{p.label} {len(p.boxes)}}}" for p in asked.reasoning)

@@ -15,8 +15,7 @@ from pathlib import Path
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
 from vcot.records.shards import ShardMark
-from vcot.sources.desk import Desk
-from vcot.sources.reading import Source
+from vcot.sources.base import ConversionContext, Dataset
 from vcot.sources.row import Row
 from vcot.sources.specimens import Chosen, Specimen, Specimens, best
 from vcot.sources.tally import Counting, Counts
@@ -30,7 +29,7 @@ class Account:
     def __init__(self, scratch: Path) -> None:
         self._counting, self._specimens, self._used = Counting(), Specimens(), Used(scratch / "used.bin")
 
-    def add(self, row: Row, result: Sample | Rejection, source: Source, desk: Desk) -> None:
+    def add(self, row: Row, result: Sample | Rejection, source: Dataset, desk: ConversionContext) -> None:
         """source, desk: what the row was read with."""
         if isinstance(result, Rejection):
             dataset = _readable(desk.dataset_of(row))

@@ -18,25 +18,31 @@ from typing import Any
 from vcot.answers import letter
 from vcot.grounding import Trace
 from vcot.records import Image, Reason, Sample
-from vcot.sources.desk import Desk, text
-from vcot.sources.inside import picture
+from vcot.sources.base import ConversionContext, Form, dataset, text
 from vcot.sources.row import Refused, Row
 from vcot.sources.scienceqa import choices, right
 
-LICENCE = "Apache-2.0; images: COCO, terms of Flickr"
-COLUMNS = (
-    "image", "question_id", "question", "choices", "correct_choice_idx", "direct_answers", "rationales", "split"
-)  # fmt: skip
 _LONGEST = 10_000
 """Characters of a list that is written as a text."""
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+@dataset(
+    "aokvqa",
+    "questions with three rationales; Parquet, pictures inside, or JSON with COCO's pictures",
+    "--input-uri aokvqa_v1p0_train.json --images-uri coco",
+    forms=(Form(frozenset(("question", "choices", "rationales")), "A-OKVQA"),),
+    columns=(
+        "image", "question_id", "question", "choices", "correct_choice_idx", "direct_answers", "rationales", "split"
+    ),
+    called="aokvqa",
+    licence="Apache-2.0; images: COCO, terms of Flickr",
+)  # fmt: skip
+def sample(row: Row, context: ConversionContext) -> Sample:
     said = row.value
     question = text(said, "question", Reason.NO_QUESTION)
     options = choices(said.get("choices"))
     first = right(options, said.get("correct_choice_idx"), "correct_choice_idx")
-    image = _image(said, desk)
+    image = _image(said, context)
     return Sample(
         id=row.id,
         image=image,
@@ -44,17 +50,17 @@ def sample(row: Row, desk: Desk) -> Sample:
         choices=options,
         answers=_answers(first, _texts(said.get("direct_answers")), options),
         reasoning=tuple(Trace((rationale,)) for rationale in dict.fromkeys(_texts(said.get("rationales")))),
-        origin=desk.origin(row, image, "aokvqa"),
+        origin=context.origin(row, image, "aokvqa"),
     )
 
 
-def _image(said: Mapping[str, Any], desk: Desk) -> Image:
+def _image(said: Mapping[str, Any], context: ConversionContext) -> Image:
     if "image" in said:
-        return picture(said["image"], desk)
+        return context.pictures.of(said["image"])
     number, split = said.get("image_id"), said.get("split")
     if type(number) is not int or split not in ("train", "val", "test"):
         raise Refused(Reason.WRONG_SHAPE, f"image_id {number!r:.40} and split {split!r:.40} name no picture of COCO")
-    return desk.pictures.find(f"{split}2017/{number:012}.jpg")
+    return context.pictures.find(f"{split}2017/{number:012}.jpg")
 
 
 def _answers(first: str, direct: list[str], options: tuple[str, ...]) -> tuple[str, ...]:
@@ -69,8 +75,4 @@ def _texts(said: Any) -> list[str]:
             said = ast.literal_eval(said.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise Refused(Reason.WRONG_SHAPE, f"a list of answers, written as a text; got {said!r:.80}") from None
-    return [entry.strip() for entry in said if isinstance(entry, str) and entry.strip()] if _is_list(said) else []
-
-
-def _is_list(said: Any) -> bool:
-    return isinstance(said, list)
+    return [entry.strip() for entry in said if isinstance(entry, str) and entry.strip()] if type(said) is list else []

@@ -34,7 +34,8 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import closing, contextmanager
+from typing import Any, Literal
 
 from vcot import log
 from vcot.errors import InputError, SettingsError
@@ -42,92 +43,127 @@ from vcot.grounding import Box, BoxError, Mention
 from vcot.grounding.places import place
 from vcot.labels import plural
 from vcot.records import Image, Reason, Sample
-from vcot.sources.desk import Desk, QuestionKind, numbers, pick, unique
+from vcot.settings import CommaSeparated, setting
+from vcot.sources.base import (
+    ConversionContext,
+    QuestionKind,
+    QuestionOptions,
+    WordingOptions,
+    dataset,
+    numbers,
+    pick,
+    unique,
+)
 from vcot.sources.inputs import Input, form_of_file, opened
 from vcot.sources.jsontext import parts
 from vcot.sources.row import Refused, Row
 from vcot.storage import name as last_part
 
-#: The first of each kind is the plainest. {one}: the category; {a}: with its article; {many}: the plural.
+# The first of each kind is the plainest. {one}: the category; {a}: with its article; {many}: the plural.
 PHRASINGS: Mapping[QuestionKind, tuple[str, ...]] = {
     "where": ("Where is the {one}?", "Where do you see the {one}?", "Find the {one}.", "Point at the {one}."),
     "count": ("How many {many} are there?", "How many {many} do you see?", "Count the {many}."),
     "point": ("Point at every {one}.", "Find every {one}."),
     "presence": ("Is there {a}?", "Do you see {a}?"),
 }
-
-
 _OF_ABSENT: tuple[QuestionKind, ...] = ("presence", "count", "point")
 
 
-def rows(desk: Desk) -> Iterator[Row]:
-    """One row for each question about each picture, in the order of the file."""
-    for source in desk.inputs:
+class CocoOptions(QuestionOptions, WordingOptions):
+    categories: CommaSeparated = setting((), "coco: ask about these alone, comma-separated; default: all")
+    category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
+    absent: int = setting(
+        1, "coco: questions about things that are not there, of each picture; their evidence is an empty list",
+        unit="questions", ge=0,
+    )  # fmt: skip
+    unmatched_annotations: Literal["doubt", "ignore"] = setting(
+        "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
+        "is counted or denied that they may show; ignore: those images and categories were left out on purpose",
+    )  # fmt: skip
+
+    def faults(self) -> Iterator[str]:
+        for pair in self.category_names:
+            if not all(map(str.strip, pair.partition("="))):
+                yield f"--category-names: {pair!r} is not written category=name"
+
+
+def rows(context: ConversionContext[CocoOptions]) -> Iterator[Row]:
+    """One row for each question about each image, in the order of the file."""
+    for source in context.inputs:
         asked = 0
-        with _index(desk, source) as index:
-            for row in _questions(desk, source, index):
+        with _index(context, source) as index:
+            for row in _questions(context, source, index):
                 asked += 1
                 yield row
-            unmatched = _unmatched(desk, source, index)
+            unmatched = () if context.own.unmatched_annotations == "ignore" else _unmatched(source, index)
             if not asked:
                 because = next((f"; {row.fault.detail}" for row in unmatched if row.fault), "")
-                kinds = ",".join(desk.options.questions)
+                kinds = ",".join(context.own.questions)
                 raise InputError(f"{source.uri}: none of --questions {kinds} can be asked of its pictures{because}")
             yield from unmatched
 
 
-def ready(desk: Desk) -> None:
-    for source in desk.inputs:
-        with _index(desk, source):
+def ready(context: ConversionContext[CocoOptions]) -> None:
+    for source in context.inputs:
+        with _index(context, source):
             pass
-
-
-def sample(row: Row, desk: Desk) -> Sample:
-    said = row.value
-    entry, kind, category = said["image"], said["kind"], said["category"]
-    image = desk.pictures.find(_path(entry))
-    told = (entry.get("width"), entry.get("height"))
-    if told != (None, None) and told != (image.width, image.height):
-        raise Refused(
-            Reason.IMAGE_SIZE_DIFFERS,
-            f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
-        )
-    boxes = unique(_box(written, image, desk) for written in said["boxes"])
-    if kind == "where" and len(boxes) != 1:
-        raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
-    return Sample(
-        id=row.id,
-        image=image,
-        question=_question(desk, row.id, kind, category),
-        answers=(_answer(kind, boxes, image.width, image.height),),
-        evidence=(Mention(category, boxes),) if boxes else (),
-        origin=desk.origin(row, image, said["dataset"], said["licence"]),
-    )
 
 
 def asks(row: Row) -> tuple[str, str]:
     return row.value["kind"], row.value["category"]
 
 
-def _answer(kind: QuestionKind, boxes: Sequence[Box], width: int, height: int) -> str:
+@dataset(
+    "coco",
+    "COCO instances: questions about where things are and how many there are",
+    "--input-uri annotations/instances_train2017.json --images-uri train2017",
+    options=CocoOptions,
+    rows=rows,
+    ready=ready,
+    asks=asks,
+    images_beside="images",
+)
+def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
+    said = row.value
+    entry, kind, category = said["image"], said["kind"], said["category"]
+    path = entry.get("file_name")
+    if not isinstance(path, str) or not path:
+        raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
+    image = context.pictures.find(path)
+    told = (entry.get("width"), entry.get("height"))
+    if told != (None, None) and told != (image.width, image.height):
+        raise Refused(
+            Reason.IMAGE_SIZE_DIFFERS,
+            f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
+        )
+    boxes = unique(_box(written, image, context) for written in said["boxes"])
+    if kind == "where" and len(boxes) != 1:
+        raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
+    wording = context.own.one_of(PHRASINGS[kind], row.id, context.options.seed)
+    article = "an" if category[:1].lower() in "aeiou" else "a"
+    return Sample(
+        id=row.id,
+        image=image,
+        question=wording.format(one=category, a=f"{article} {category}", many=plural(category)),
+        answers=(_answer(kind, boxes, image),),
+        evidence=(Mention(category, boxes),) if boxes else (),
+        origin=context.origin(row, image, said["dataset"], said["licence"]),
+    )
+
+
+def _answer(kind: QuestionKind, boxes: Sequence[Box], image: Image) -> str:
     if kind == "where":
-        return place(boxes[0], width, height)
+        return place(boxes[0], image.width, image.height)
     if kind == "presence":
         return "yes" if boxes else "no"
     return str(len(boxes))
 
 
-def _question(desk: Desk, row_id: str, kind: QuestionKind, category: str) -> str:
-    return desk.one_of(PHRASINGS[kind], row_id).format(
-        one=category, a=f"{_article(category)} {category}", many=plural(category)
-    )
-
-
-def _box(written: Any, image: Image, desk: Desk) -> Box:
+def _box(written: Any, image: Image, context: ConversionContext) -> Box:
     """Raises BoxError, in the words of the file: left, top, width, height."""
     try:
         x, y, width, height = numbers(written)
-        return desk.box([x, y, x + width, y + height], image)
+        return context.box([x, y, x + width, y + height], image)
     except BoxError as error:
         size = f"{image.width} x {image.height}"
         fault = error.fault.value.replace("_", " ")
@@ -136,27 +172,15 @@ def _box(written: Any, image: Image, desk: Desk) -> Box:
         ) from None
 
 
-def _path(entry: Mapping[str, Any]) -> str:
-    path = entry.get("file_name")
-    if not isinstance(path, str) or not path:
-        raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
-    return path
+# ---------------------------------------------------------------------------------- questions of an image
 
 
-# ------------------------------------------------------------------------------------------------- words
-
-
-def _article(noun: str) -> str:
-    return "an" if noun[:1].lower() in "aeiou" else "a"
-
-
-# ---------------------------------------------------------------------------------- questions of a picture
-
-
-def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+def _questions(context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+    doubting = context.own.unmatched_annotations == "doubt"
     written = dict(index.execute("select id, name from categories where id is not null order by rowid"))
-    names = _chosen(desk, source, written)
-    anywhere = _of_no_image(desk, index)
+    names = _chosen(context, source, written)
+    of_no_image = "select distinct category from unmatched where not of_image"
+    anywhere = {category for (category,) in index.execute(of_no_image)} if doubting else set()
     licences = dict(index.execute("select id, name from licences"))
     seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
     for image_id, text, again, number in index.execute(
@@ -173,64 +197,55 @@ def _questions(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator
             )
             yield Row(f"{source.name}:{image_id}#{number}", {}, Refused(Reason.DUPLICATE, detail))
             continue
-        boxes, crowded, found = _seen(index, image_id, names)
-        doubted = anywhere | (found - written.keys() if desk.options.unmatched_annotations == "doubt" else set())
+        boxes: dict[str, list[Any]] = defaultdict(list)
+        crowded, found = set(), set()
+        for category, box, crowd in index.execute(
+            "select category, box, crowd from annotations where image = ? order by rowid", (image_id,)
+        ):
+            found.add(category)
+            if category in names and crowd:
+                crowded.add(names[category])
+            elif category in names:
+                boxes[names[category]].append(json.loads(box))
+        doubted = anywhere | (found - written.keys() if doubting else set())
         in_doubt = {name for number, name in names.items() if number in doubted or not doubted <= written.keys()}
         common = {
             "image": entry, "split": entry.get("split"), "dataset": _dataset(source),
             "licence": licences.get(_key(entry.get("license"))),
         }  # fmt: skip
         of = f"{source.name}:{image_id}"
-        for kind, category in _askable(desk, of, boxes, crowded, in_doubt, tuple(names.values())):
+        counts = {name: 0 if name in crowded else len(boxes.get(name, ())) for name in names.values()}
+        absent = [name for name in counts if not (name in boxes or name in crowded or name in in_doubt)]
+        for kind, category in (*_of_present(context.own, counts, in_doubt), *_of_absent(context.own, of, absent)):
             yield Row(
-                f"{source.name}:{image_id}:{kind}:{category.replace(' ', '-')}",
+                f"{of}:{kind}:{category.replace(' ', '-')}",
                 {**common, "kind": kind, "category": category, "boxes": boxes.get(category, [])},
             )
 
 
-def _askable(
-    desk: Desk, of: str, boxes: Mapping[str, list[Any]], crowded: set[str], in_doubt: set[str],
-    categories: Sequence[str],
-) -> Iterator[tuple[QuestionKind, str]]:  # fmt: skip
-    for category in dict.fromkeys(categories):
-        count = 0 if category in crowded else len(boxes.get(category, ()))
-        for kind in desk.options.questions:
+def _of_present(own: CocoOptions, counts: Mapping[str, int], in_doubt: set[str]) -> Iterator[tuple[QuestionKind, str]]:
+    for category, count in counts.items():
+        for kind in own.questions:
             if count and (kind == "presence" or (category not in in_doubt and (count == 1 or kind != "where"))):
                 yield kind, category
-    absent = [c for c in dict.fromkeys(categories) if c not in boxes and c not in crowded and c not in in_doubt]
-    kinds = [kind for kind in _OF_ABSENT if kind in desk.options.questions]
+
+
+def _of_absent(own: CocoOptions, of: str, absent: Sequence[str]) -> Iterator[tuple[QuestionKind, str]]:
+    kinds = [kind for kind in _OF_ABSENT if kind in own.questions]
     # Whatever the seed: it decides on wordings, and not on which rows there are and which of them repeat each other.
     first = pick(0, of, len(absent)) if absent else 0
-    for number in range(min(desk.options.absent, len(absent)) if kinds else 0):
+    for number in range(min(own.absent, len(absent)) if kinds else 0):
         yield kinds[number % len(kinds)], absent[(first + number) % len(absent)]
 
 
-def _seen(
-    index: sqlite3.Connection, image_id: str, names: Mapping[str, str]
-) -> tuple[dict[str, list[Any]], set[str], set[str | None]]:
-    """category → its boxes as written, the categories of which there is a crowd, and the ids of all categories."""
-    boxes: dict[str, list[Any]] = defaultdict(list)
-    crowded, found = set(), set()
-    for category, box, crowd in index.execute(
-        "select category, box, crowd from annotations where image = ? order by rowid", (image_id,)
-    ):
-        found.add(category)
-        if category not in names:
-            continue
-        if crowd:
-            crowded.add(names[category])
-        else:
-            boxes[names[category]].append(json.loads(box))
-    return boxes, crowded, found
-
-
-def _chosen(desk: Desk, source: Input, written: Mapping[str, str]) -> dict[str, str]:
+def _chosen(context: ConversionContext[CocoOptions], source: Input, written: Mapping[str, str]) -> dict[str, str]:
     """Category id → the name that is spoken, of the categories that are asked about.
 
     Raises:
         SettingsError: --categories or --category-names name one that the file has not.
     """
-    renamed, wanted = desk.options.category_names, desk.options.categories
+    renamed = {old.strip(): new.strip() for old, new in (pair.split("=", 1) for pair in context.own.category_names)}
+    wanted = context.own.categories
     spoken = {number: renamed.get(name, name) for number, name in written.items()}
     known = {*written.values(), *spoken.values()}
     if strange := [name for name in (*renamed, *wanted) if name not in known]:
@@ -243,20 +258,8 @@ def _dataset(source: Input) -> str:
     return last_part(source.uri.rpartition("/")[0]) or source.name
 
 
-# ------------------------------------------------------------------------------- annotations that match nothing
-
-
-def _of_no_image(desk: Desk, index: sqlite3.Connection) -> set[str | None]:
-    """The ids of the categories of annotations that may be of any picture."""
-    if desk.options.unmatched_annotations == "ignore":
-        return set()
-    return {category for (category,) in index.execute("select distinct category from unmatched where not of_image")}
-
-
-def _unmatched(desk: Desk, source: Input, index: sqlite3.Connection) -> Iterator[Row]:
-    """A row that is refused for each, so that they are counted and listed where all is that was refused."""
-    if desk.options.unmatched_annotations == "ignore":
-        return
+def _unmatched(source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+    """A row that is refused for each annotation of no image or no category, so that they are counted and listed."""
     for number, image, category, of_image, of_category in index.execute("select * from unmatched order by number"):
         said = {"image_id": image, "category_id": category}
         wrong = [
@@ -280,8 +283,6 @@ create table annotations (image text, category text, box text, crowd int);
 create table categories (id text, name text);
 create table licences (id text, name text);
 """
-
-
 _MATCHES = """
 create index by_image on annotations (image);
 create index by_id on images (id);
@@ -293,78 +294,61 @@ create table unmatched as select * from (
     from annotations
 ) where not of_image or not of_category;
 """
-
-
-class _index:
-    """The file as a database on the scratch disk, made once for all shards of this process, and for its children."""
-
-    def __init__(self, desk: Desk, source: Input) -> None:
-        self._desk, self._source = desk, source
-        self._path = desk.scratch / f"{hashlib.sha256(source.uri.encode()).hexdigest()[:16]}.sqlite"
-
-    def __enter__(self) -> sqlite3.Connection:
-        there = self._path.exists()
-        self._connection = sqlite3.connect(self._path)
-        if not there:
-            try:
-                self._fill(self._connection)
-            except BaseException:
-                self._connection.close()
-                self._path.unlink()
-                raise
-        return self._connection
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-
-    def _fill(self, index: sqlite3.Connection) -> None:
-        index.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLES)
-        with opened(self._desk.store, self._source) as stream:
-            if form_of_file(stream) != "coco":
-                raise InputError(
-                    f"{self._source.uri} is no COCO object (images, annotations, categories); "
-                    "for rows of questions there are --source viscot and --source samples"
-                )
-            for part, entry in parts(stream, self._source.uri):
-                if part in _INSERTS and not isinstance(entry, dict):
-                    raise InputError(f"{self._source.uri}: {part} holds {entry!r:.60}, not JSON objects")
-                if part in _INSERTS:
-                    insert, fields = _INSERTS[part]
-                    index.execute(insert, fields(entry))
-        index.executescript(_MATCHES)
-        index.commit()
-        for table in ("images", "annotations", "categories"):
-            if not index.execute(f"select count(*) from {table}").fetchone()[0]:
-                raise InputError(f"{self._source.uri}: there are no {table} in it")
-        self._tell(index)
-
-    def _tell(self, index: sqlite3.Connection) -> None:
-        of_image, of_category = index.execute(
-            "select sum(not of_image), sum(not of_category) from unmatched"
-        ).fetchone()
-        if of_image is not None:
-            (annotations,) = index.execute("select count(*) from annotations").fetchone()
-            log.get().warning(
-                "annotations of no image or no category in the file", file=self._source.uri, annotations=annotations,
-                of_no_image=of_image, of_no_category=of_category,
-                unmatched_annotations=self._desk.options.unmatched_annotations,
-            )  # fmt: skip
-
-
 _INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] = {
     "images": ("insert into images values (?, ?)", lambda e: (_key(e.get("id")), json.dumps(e))),
     "annotations": (
         "insert into annotations values (?, ?, ?, ?)",
         lambda e: (
-            _key(e.get("image_id")),
-            _key(e.get("category_id")),
-            json.dumps(e.get("bbox")),
-            bool(e.get("iscrowd")),
+            _key(e.get("image_id")), _key(e.get("category_id")), json.dumps(e.get("bbox")), bool(e.get("iscrowd"))
         ),
     ),
     "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), str(_key(e.get("name"))))),
     "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
-}
+}  # fmt: skip
+
+
+@contextmanager
+def _index(context: ConversionContext[CocoOptions], source: Input) -> Iterator[sqlite3.Connection]:
+    """The file as a database on the scratch disk, made once for all shards of this process, and for its children."""
+    path = context.scratch / f"{hashlib.sha256(source.uri.encode()).hexdigest()[:16]}.sqlite"
+    there = path.exists()
+    with closing(sqlite3.connect(path)) as index:
+        if not there:
+            try:
+                _fill(index, context, source)
+            except BaseException:
+                path.unlink()
+                raise
+        yield index
+
+
+def _fill(index: sqlite3.Connection, context: ConversionContext[CocoOptions], source: Input) -> None:
+    index.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLES)
+    with opened(context.store, source) as stream:
+        if form_of_file(stream) != "coco":
+            raise InputError(
+                f"{source.uri} is no COCO object (images, annotations, categories); "
+                "for rows of questions there are --source viscot and --source samples"
+            )
+        for part, entry in parts(stream, source.uri):
+            if part in _INSERTS:
+                if not isinstance(entry, dict):
+                    raise InputError(f"{source.uri}: {part} holds {entry!r:.60}, not JSON objects")
+                insert, fields = _INSERTS[part]
+                index.execute(insert, fields(entry))
+    index.executescript(_MATCHES)
+    index.commit()
+    counts = {}
+    for table in ("images", "annotations", "categories"):
+        (counts[table],) = index.execute(f"select count(*) from {table}").fetchone()
+        if not counts[table]:
+            raise InputError(f"{source.uri}: there are no {table} in it")
+    of_image, of_category = index.execute("select sum(not of_image), sum(not of_category) from unmatched").fetchone()
+    if of_image is not None:
+        log.get().warning(
+            "annotations of no image or no category in the file", file=source.uri, annotations=counts["annotations"],
+            of_no_image=of_image, of_no_category=of_category, unmatched_annotations=context.own.unmatched_annotations,
+        )  # fmt: skip
 
 
 def _key(value: Any) -> str | None:

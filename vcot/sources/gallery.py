@@ -12,7 +12,7 @@ from PIL import ImageDraw
 from vcot.grounding import Box
 from vcot.records.conversion import Conversion, Pair
 from vcot.records.page import PREDICTED, TRUE, data_uri, overlay
-from vcot.sources.labels import NEUTRAL
+from vcot.sources.quality import NEUTRAL
 from vcot.sources.row import Edges
 from vcot.sources.specimens import SHOWN, Chosen, Specimen
 from vcot.storage import Store, images

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcot.grounding import Mention, Trace
-from vcot.sources.labels import gives_away
+from vcot.sources.quality import gives_away
 
 _OBJECT = re.compile(r"\s*\((?:-|[\d,]+)\)\s*\Z")
 """The object's number at the end of an argument; "-" where the scene has none."""

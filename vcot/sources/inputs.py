@@ -2,6 +2,16 @@
 
 Each file is held against the digest that was taken when the stage began, while it is read: a file that changes
 under a running stage is an error, not a mixture.
+
+A shard decodes its own rows and no others. Of an entry of a JSON array nobody knows where it ends before it is decoded,
+so whoever goes through all of one for the first time notes at which byte each entry begins, and where an entry may
+hold several rows (Dataset.expand), how many it has. Prepare leaves both for the shards, 8 to 12 bytes a row:
+
+    <run>/convert/offsets/<sha256 of the file>.entries       the first byte of each entry, and the end of the last
+                          <sha256 of the file>.rows          how many rows each line or entry holds
+
+Both are numbers in the machine's order (little-endian) behind the sha256 of their own bytes; bytes are counted in the
+unpacked file. A file of which nothing is noted is decoded whole, and gives the same rows.
 """
 
 from __future__ import annotations
@@ -10,6 +20,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import zlib
 from array import array
@@ -17,17 +28,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 from vcot.errors import InputError
-from vcot.records import Reason
-from vcot.sources import parquet
+from vcot.records import Folder, Reason
 from vcot.sources.jsontext import LONGEST, TOO_DEEP, Entry, entries, entries_at
 from vcot.sources.row import Refused, Row
-from vcot.storage import Changed, Store, join, state_of
+from vcot.storage import Changed, NotFound, Store, join, state_of
 from vcot.storage import name as last_part
 
-SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", parquet.SUFFIX)
+PARQUET = ".parquet"
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", PARQUET)
 _BUFFER = 1 << 20
 
 
@@ -64,14 +76,12 @@ def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
     for longer in (lambda uri, name: join(last_part(uri.rpartition("/")[0]), name), lambda uri, name: uri):
         often = Counter(found.values())
         found = {uri: name if often[name] == 1 else longer(uri, name) for uri, name in found.items()}
-    return tuple(_input(store, uri, name) for uri, name in found.items())
-
-
-def _input(store: Store, uri: str, name: str) -> Input:
-    entry = store.stat(uri)
-    if entry is None:
-        raise _changed(uri)
-    return Input(uri, name, store.digest(uri), entry.size, entry.state)
+    inputs = []
+    for uri, name in found.items():
+        if (stored := store.stat(uri)) is None:
+            raise _changed(uri)
+        inputs.append(Input(uri, name, store.digest(uri), stored.size, stored.state))
+    return tuple(inputs)
 
 
 def _changed(uri: str) -> Changed:
@@ -100,25 +110,25 @@ def found_in(
     are as lines are, and of a file that is not gzipped whatever lies far from those that are wanted is not even
     fetched.
     """
-    none = True
-    for found in _found_by_kind(store, source, columns, starts):
-        none = False
-        yield found
-    if none:
+    number = 0
+    for number, found in _found_by_kind(store, source, columns, starts):
+        yield number, found
+    if not number:
         raise InputError(f"{source.uri}: there is not one row in it")
 
 
 def _found_by_kind(
     store: Store, source: Input, columns: Sequence[str], starts: array[int] | None
 ) -> Iterator[tuple[int, Any]]:
-    if source.uri.endswith(parquet.SUFFIX):
+    if source.uri.endswith(PARQUET):
         if not columns:
             raise InputError(f"{source.uri} is Parquet; this source reads {', '.join(SUFFIXES[:-1])}")
         with _unchanged(store, source) as file:
-            yield from parquet.entries(file, source.uri, columns)
+            yield from parquet_rows(file, source.uri, columns)
         return
     if starts:
-        with _seekable(store, source) as stream:
+        # Not all of it is read, so it is held against its state and not against its digest.
+        with (opened if source.uri.endswith(".gz") else _unchanged)(store, source) as stream:
             yield from entries_at(stream, source.uri, starts)
         return
     with opened(store, source) as stream:
@@ -131,7 +141,7 @@ def _found_by_kind(
 
 
 def is_array(store: Store, source: Input) -> bool:
-    if source.uri.endswith(parquet.SUFFIX):
+    if source.uri.endswith(PARQUET):
         return False
     with opened(store, source) as stream:
         return form_of_file(stream) == "array"
@@ -176,19 +186,6 @@ def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
             raise InputError(f"{source.uri} is not a whole gzip file: {error}") from None
         if ended and watched.digest.hexdigest() != source.sha256:
             raise _changed(source.uri)
-
-
-@contextmanager
-def _seekable(store: Store, source: Input) -> Iterator[BinaryIO]:
-    """The file's content, for who goes forward in it. It is held against what storage says of its state, and not
-    against its digest, which only who reads all of it knows.
-    """
-    if source.uri.endswith(".gz"):  # unpacked up to what is wanted
-        with opened(store, source) as stream:
-            yield stream
-        return
-    with _unchanged(store, source) as file:
-        yield file
 
 
 @contextmanager
@@ -267,3 +264,103 @@ def _read(line: bytes) -> Any:
 
 
 _DECODE = json.JSONDecoder().decode
+
+# ----------------------------------------------------------------------------------------------------------- Parquet
+
+ROWS_AT_ONCE = 16
+"""Rows of Parquet in memory; with their images, some megabytes."""
+_SPLIT = re.compile(r"(?P<split>[a-z]+)-\d+-of-\d+\b.*")
+
+
+def parquet_rows(stream: BinaryIO, uri: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with their numbers from 1: what the columns hold that the file has of these.
+
+    What the name of the file says (`train-00000-of-00002.parquet`) counts as `split` where no column does.
+
+    Raises:
+        InputError: it is no whole Parquet, or it has none of the columns.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    named = {"split": found["split"]} if (found := _SPLIT.fullmatch(last_part(uri))) else {}
+    try:
+        # Columns are read in pieces of the buffer. Otherwise whole groups of rows are fetched ahead, and with
+        # images in them the whole file may come to be in memory.
+        file = pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        if not there:
+            raise InputError(
+                f"{uri} has the columns {', '.join(file.schema_arrow.names)[:200]}; none of {', '.join(columns)}"
+            )
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=there):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, named | row
+    except (pa.ArrowException, OSError, EOFError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk, not of pyarrow
+            raise
+        raise InputError(f"{uri} is not whole Parquet: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------- where a file's rows are
+
+Kind = Literal["entries", "rows"]
+_CODES: dict[Kind, str] = {"entries": "Q", "rows": "I"}
+_DIGEST = 32
+
+
+def noted(scratch: Path, file: Input, kind: Kind) -> array[int] | None:
+    """What somebody has noted on this machine; None: nobody has."""
+    try:
+        data = _path(scratch, file, kind).read_bytes()
+    except FileNotFoundError:
+        return None
+    return array(_CODES[kind], data[_DIGEST:])
+
+
+def note(scratch: Path, file: Input, kind: Kind, numbers: array[int]) -> None:
+    data = numbers.tobytes()
+    path = _path(scratch, file, kind)
+    whole = path.with_suffix(f".{os.getpid()}")  # several processes may note the same
+    whole.write_bytes(hashlib.sha256(data).digest() + data)
+    whole.replace(path)
+
+
+def fetch_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None:
+    """Brings what was left in the stage's folder to this machine.
+
+    Raises:
+        InputError: it is not what was left.
+    """
+    for file in files:
+        for kind in _CODES:
+            path = _path(scratch, file, kind)
+            if path.exists():
+                continue
+            uri = _uri(folder, file, kind)
+            try:
+                data = folder.store.read(uri)
+            except NotFound:
+                continue
+            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+                raise InputError(f"{uri} is damaged: its digest is another; delete it")
+            path.write_bytes(data)
+
+
+def leave_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None:
+    """Puts what was noted where the shards find it."""
+    for file in files:
+        for kind in _CODES:
+            path, uri = _path(scratch, file, kind), _uri(folder, file, kind)
+            if path.exists() and folder.store.stat(uri) is None:
+                folder.store.upload(path, uri)
+
+
+def _path(scratch: Path, file: Input, kind: Kind) -> Path:
+    return scratch / f"{file.sha256}.{kind}"
+
+
+def _uri(folder: Folder, file: Input, kind: Kind) -> str:
+    return join(folder.uri, "offsets", f"{file.sha256}.{kind}")

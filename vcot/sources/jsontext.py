@@ -58,16 +58,13 @@ class Entry:
             Changed: something else is there now.
         """
         if self._value is _UNREAD:
-            self._value = self._read()
+            self._stream.seek(self._start)
+            data = self._stream.read(self._end - self._start)
+            try:
+                self._value, _ = _decoded(data.decode("utf-8", "surrogateescape"), 0)
+            except json.JSONDecodeError:
+                raise Changed(f"{self._name} has changed since this stage began; use another run name") from None
         return self._value
-
-    def _read(self) -> Any:
-        self._stream.seek(self._start)
-        data = self._stream.read(self._end - self._start)
-        try:
-            return _decoded(data.decode("utf-8", "surrogateescape"), 0)[0]
-        except json.JSONDecodeError:
-            raise Changed(f"{self._name} has changed since this stage began; use another run name") from None
 
 
 def entries_at(stream: BinaryIO, name: str, starts: array[int]) -> Iterator[tuple[int, Entry]]:
@@ -123,13 +120,9 @@ class _Text:
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._name = name
         self._stream, self._characters = stream, codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-        self._window, self._at = "", 0
+        self._window, self.at = "", 0
         self.began = 0  # where in the window the last value began
         self._told, self._byte = 0, 0  # a place in the window, and which byte of the file that is
-
-    @property
-    def at(self) -> int:
-        return self._at
 
     def byte(self, place: int) -> int:
         """Which byte of the file is at a place in the window, not before the last such place."""
@@ -146,19 +139,19 @@ class _Text:
             raise self._error(f"{where}: the file ends")
         while True:
             try:
-                value, end = _decoded(self._window, self._at)
+                value, end = _decoded(self._window, self.at)
                 # A number at the border of what was read may go on behind it.
                 if end < len(self._window) or not isinstance(value, int | float) or not self._more(wanted):
-                    self.began, self._at = self._at, end
+                    self.began, self.at = self.at, end
                     return value
             except json.JSONDecodeError as error:
-                if len(self._window) - self._at > LONGEST or not self._more(wanted):
+                if len(self._window) - self.at > LONGEST or not self._more(wanted):
                     raise self._error(f"{where}: {error.msg}") from None
                 wanted *= 2
 
     def next_value(self) -> Any:
         """The value after a comma, if all of it is at hand: the quick way through what has just been read."""
-        comma = _COMMA.match(self._window, self._at)
+        comma = _COMMA.match(self._window, self.at)
         if comma is None:
             return _NOT_AT_HAND
         try:
@@ -167,41 +160,41 @@ class _Text:
             return _NOT_AT_HAND
         if end == len(self._window):
             return _NOT_AT_HAND
-        self.began, self._at = comma.end(), end
+        self.began, self.at = comma.end(), end
         return value
 
     def comes(self, mark: str, where: str) -> bool:
         """Whether the mark is next, after white space."""
         if not self._something():
             raise self._error(f"{where}: the file ends")
-        return self._window.startswith(mark, self._at)
+        return self._window.startswith(mark, self.at)
 
     def take(self, mark: str, where: str) -> None:
         if not self.comes(mark, where):
-            raise self._error(f"{where}: {mark!r} should follow, not {self._window[self._at :][:20]!r}")
-        self._at += len(mark)
+            raise self._error(f"{where}: {mark!r} should follow, not {self._window[self.at :][:20]!r}")
+        self.at += len(mark)
 
     def end(self) -> None:
         if self._something():
-            raise self._error(f"its end: more follows, {self._window[self._at :][:20]!r}")
+            raise self._error(f"its end: more follows, {self._window[self.at :][:20]!r}")
 
     def _something(self) -> bool:
         """Skips white space; whether there is anything after it."""
         while True:
-            rest = _SPACE.match(self._window, self._at)
+            rest = _SPACE.match(self._window, self.at)
             assert rest is not None  # it may be empty
-            self._at = rest.end()
-            if self._at < len(self._window):
+            self.at = rest.end()
+            if self.at < len(self._window):
                 return True
             if not self._more(_BUFFER):
                 return False
 
     def _more(self, size: int) -> bool:
         data = self._stream.read(size)
-        if self.byte(self._at) == 0 and data.startswith(codecs.BOM_UTF8):  # which is no character of the window
+        if self.byte(self.at) == 0 and data.startswith(codecs.BOM_UTF8):  # which is no character of the window
             self._byte = len(codecs.BOM_UTF8)
         self._told = 0
-        self._window, self._at = self._window[self._at :] + self._characters.decode(data, final=not data), 0
+        self._window, self.at = self._window[self.at :] + self._characters.decode(data, final=not data), 0
         return bool(data)
 
     def _error(self, what: str) -> InputError:
@@ -217,17 +210,13 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
     except ValueError:  # a whole number with more digits than Python turns into one
         return _LARGE.raw_decode(text, at)
     except RecursionError:
-        return TOO_DEEP, _end_of_nesting(text, at)
-
-
-def _end_of_nesting(text: str, at: int) -> int:
-    depth = 0
-    for mark in _MARKS.finditer(text, at):
-        if mark[0] == '"':
-            break
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
-        if depth == 0:
-            return mark.end()
+        depth = 0
+        for mark in _MARKS.finditer(text, at):
+            if mark[0] == '"':
+                break
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+            if depth == 0:
+                return TOO_DEEP, mark.end()
     raise json.JSONDecodeError("nested too deeply, and without end", text, at)
 
 

@@ -17,22 +17,29 @@ import re
 from vcot.grounding import Trace
 from vcot.records import Reason, Sample
 from vcot.sources import talks
-from vcot.sources.desk import Desk
+from vcot.sources.base import ConversionContext, dataset
 from vcot.sources.row import Refused, Row
-
-LICENCE = "Apache-2.0; written by GPT-4o and DeepSeek-R1, whose terms apply; images keep their own"
-COLUMNS = ("id", "image", "conversations")
 
 _ANSWER_BEGINS = re.compile(r"<CONCLUSION>|</think>|<answer>")
 _TAG = re.compile(r"[ \t]*</?(?:SUMMARY|CAPTION|REASONING|CONCLUSION|think|answer)>[ \t]*")
 _GAP = re.compile(r"\n\s*\n")
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+@dataset(
+    "llava-cot",
+    "reasoning without boxes: LLaVA-CoT, R1-Onevision, LaCoT",
+    "--input-uri train.jsonl --images-uri cot",
+    forms=(talks.FORM,),
+    columns=("id", "image", "conversations"),
+    expand=talks.rounds,
+    called="llava-cot",
+    licence="Apache-2.0; written by GPT-4o and DeepSeek-R1, whose terms apply; images keep their own",
+)
+def sample(row: Row, context: ConversionContext) -> Sample:
     spoken = talks.round_of(row)
     question = talks.question(spoken.question)
     thought, answer = parted(spoken)
-    image = talks.picture_of(row, desk, _path(talks.one_picture(row.value)))
+    image = talks.picture_of(row, context, _path(talks.one_picture(row.value)))
     return Sample(
         id=row.id,
         image=image,
@@ -40,7 +47,7 @@ def sample(row: Row, desk: Desk) -> Sample:
         context=talks.told([(talks.question(r.question), _answer_of(r)) for r in spoken.before]),
         answers=(answer,),
         reasoning=(Trace((thought,)),),
-        origin=desk.origin(row, image, "llava-cot"),
+        origin=context.origin(row, image, "llava-cot"),
     )
 
 

@@ -39,8 +39,8 @@ from vcot.errors import SettingsError
 from vcot.records import Rejection, Sample
 from vcot.records.conversion import Portion
 from vcot.settings import Declared, flag, variable
-from vcot.sources.desk import Desk, uniform
-from vcot.sources.reading import Source, rows_in_blocks, rows_of_shard
+from vcot.sources.base import ConversionContext, Dataset, uniform
+from vcot.sources.reading import rows_in_blocks, rows_of_shard
 from vcot.sources.row import Row
 from vcot.sources.tally import Counts, added
 from vcot.storage import NotFound, Store
@@ -74,8 +74,8 @@ class Part:
     None where all rows are wanted. share: of its rows, how many are drawn.
     """
 
-    source: Source
-    desk: Desk
+    source: Dataset
+    desk: ConversionContext
     limit: int | None = None
     weight: Fraction | None = None
     share: float = 1.0
@@ -101,12 +101,12 @@ class Part:
         self, index: int, shards: int, wanted: Callable[[int], bool] = lambda _: True
     ) -> Iterator[tuple[int, Row]]:
         """The drawn ones of one share of all rows, dealt in blocks; each with its place among all, drawn or not."""
-        for place, found in rows_in_blocks(self.source, self.desk, index, shards, self.limit, BLOCK, wanted):
+        for place, found in rows_in_blocks(self.desk, index, shards, self.limit, BLOCK, wanted):
             if self._drawn(row := self._named(found)):
                 yield place, row
 
     def all_rows(self, index: int = 0, shards: int = 1) -> Iterator[Row]:
-        return map(self._named, rows_of_shard(self.source, self.desk, index, shards, self.limit))
+        return map(self._named, rows_of_shard(self.desk, index, shards, self.limit))
 
     def _drawn(self, row: Row) -> bool:
         return self.share >= 1 or uniform(self.desk.options.seed, row.id) < self.share
@@ -123,7 +123,7 @@ class Part:
             raise SettingsError(f"part {self.name}: {error}" if self.name else str(error)) from None
 
     def knowing(self, **facts: Any) -> Part:
-        """The same, with a desk that knows these of its fields."""
+        """The same, with a context that has these fields."""
         return replace(self, desk=replace(self.desk, **facts))
 
 

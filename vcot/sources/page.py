@@ -11,7 +11,7 @@ from vcot.records import Reason
 from vcot.records.conversion import Conversion, Pair, Rows
 from vcot.records.page import fill, page, share
 from vcot.records.spread import Bar, Distribution
-from vcot.sources.desk import SPLITS
+from vcot.sources.base import SPLITS
 from vcot.sources.gallery import Shelf
 from vcot.sources.remarks import remarks
 from vcot.sources.template import BODY, CSS

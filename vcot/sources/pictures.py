@@ -7,6 +7,8 @@ copy of the picture is wanted (ingest.py).
 
 from __future__ import annotations
 
+import base64
+import binascii
 import copy
 import hashlib
 import os
@@ -20,10 +22,10 @@ from typing import Any
 
 from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
-from vcot.records import Image
-from vcot.sources import alike
+from vcot.records import Image, Reason
 from vcot.sources.image_index import ImageIndex
 from vcot.sources.ingest import Ingest
+from vcot.sources.row import Refused
 from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
 from vcot.storage import images as reading
 from vcot.storage.archive import Archive, NoFile
@@ -98,22 +100,19 @@ class Pictures:
         plain._ingest, plain._known = None, OrderedDict()
         return plain
 
-    def inside(self, archive: Archive, folders: Sequence[str]) -> Pictures:
-        """The same, of an archive: paths are below one of these folders of it, the first that has them."""
+    def below(self, folders: Sequence[str], archive: Archive | None = None) -> Pictures:
+        """The same: paths are below one of these folders of the images' folder, or of an archive: the first that has
+        them.
+        """
+
+        def has(folder: str) -> bool:
+            if archive is not None:
+                return archive.has_folder(folder)
+            return next(self._store.list(join(self._images_uri or "", folder)), None) is not None
+
         there = copy.copy(self)
         there._archive, there._known = archive, OrderedDict()
-        there._folders = [folder for folder in folders if not folder or archive.has_folder(folder)]
-        return there
-
-    def below(self, folders: Sequence[str]) -> Pictures:
-        """The same: paths are below one of these folders of the images' folder, the first that has them."""
-        assert self._images_uri is not None
-        there = copy.copy(self)
-        there._known = OrderedDict()
-        there._folders = [
-            folder for folder in folders
-            if not folder or next(self._store.list(join(self._images_uri, folder)), None) is not None
-        ]  # fmt: skip
+        there._folders = [folder for folder in folders if not folder or has(folder)]
         return there
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,10 +135,8 @@ class Pictures:
             ImageError: it cannot be used; `reason` says why.
             SettingsError: a path, and no folder to look in.
         """
-        found = self._known.get(path)
-        return found if isinstance(found, Image) else self._find(path)
-
-    def _find(self, path: str) -> Image:
+        if isinstance(known := self._known.get(path), Image):
+            return known
         uris = self._uris(path)
         looked_up: Future[Image] | None = None
         with self._lock:
@@ -199,6 +196,22 @@ class Pictures:
         self._store.write(uri, data)
         return image
 
+    def of(self, said: Any) -> Image:
+        """The image of a row: `{"bytes": …, "path": …}` (Parquet of the hub), bytes, a data URL, or a path or URI.
+
+        Raises:
+            Refused: the row has none, or it is written in another way.
+            ImageError: it cannot be used.
+        """
+        said = _unpacked(said)
+        if not there(said):
+            raise Refused(Reason.NO_IMAGE, "the row has no picture")
+        if isinstance(said, bytes):
+            return self.keep(hashlib.sha256(said).hexdigest(), said)
+        if not isinstance(said, str):
+            raise Refused(Reason.WRONG_SHAPE, f"a picture is a path, a URI or bytes; got {said!r:.60}")
+        return self.of(decoded(said.partition(",")[2])) if said.startswith("data:") else self.find(said)
+
     def print_of(self, uri: str, sha256: str) -> bytes | None:
         """What a picture looks like (alike.py); None: it shows nothing.
 
@@ -206,13 +219,16 @@ class Pictures:
             Changed: it is gone, or another one than had this digest.
             ImageError: its data are damaged, whatever its header says.
         """
+        from vcot.sources import alike  # numpy, which --check need not wait for
+
         known = None if self._index is None else self._index.print_of(uri, sha256)
         if known is None:
             try:
                 data, _ = self._read(uri)
-                _demand_same(uri, data, sha256)
             except NotFound:
                 raise _changed(uri) from None
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise _changed(uri)
             try:
                 grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
             except ImageError:
@@ -226,29 +242,35 @@ class Pictures:
     def _uris(self, path: str) -> Sequence[str]:
         """Where a picture may lie, likeliest first; one place where rows or an archive's index say which."""
         if (parts := uris.pieces(path)) or _ABSOLUTE.match(path):
-            self._demand_allowed(path, [part.uri for part in parts] or [path])
+            for place in [part.uri for part in parts] or [path]:
+                try:
+                    uris.split(place)
+                except UsageError as error:
+                    raise ImageError(path, "unsupported-format", str(error)) from None
+                # Rows do not choose which buckets and files are read, where somebody has said in which folder images
+                # are.
+                if self._images_uri is not None and not _is_below(self._images_uri, place):
+                    raise ImageError(
+                        path, "missing", f"it lies outside --images-uri {self._images_uri}, and only without that do "
+                        "rows say themselves where pictures are"
+                    )  # fmt: skip
             return [path]
         if self._archive is not None:
-            return [self._member(self._archive, path)]
+            missing = []
+            for place in self._places(path):
+                try:
+                    return [self._archive.uri(place)]
+                except NoFile as error:
+                    raise ImageError(path, "unsupported-format", str(error)) from None
+                except NotFound as error:
+                    missing.append(str(error))
+            raise ImageError(path, "missing", "; ".join(missing))
         if self._images_uri is None:
             raise SettingsError(f"--images-uri is missing: rows name their pictures by paths such as {path!r:.80}")
         try:
             return [join(self._images_uri, place) for place in self._places(path)]
         except InputError as error:
             raise ImageError(path, "missing", str(error)) from None
-
-    def _demand_allowed(self, path: str, places: Sequence[str]) -> None:
-        """Rows do not choose which buckets and files are read, where somebody has said in which folder pictures are."""
-        for place in places:
-            try:
-                uris.split(place)
-            except UsageError as error:
-                raise ImageError(path, "unsupported-format", str(error)) from None
-            if self._images_uri is not None and not _is_below(self._images_uri, place):
-                raise ImageError(
-                    path, "missing", f"it lies outside --images-uri {self._images_uri}, and only without that do rows "
-                    "say themselves where pictures are"
-                )  # fmt: skip
 
     def _places(self, path: str) -> Sequence[str]:
         """A path as it may be written in this folder or archive, with and without what stands on top of it here."""
@@ -258,17 +280,6 @@ class Pictures:
         top = path.removesuffix(f"/{bare}")
         folders = [top, *self._folders] if top in self._folders else self._folders
         return list(dict.fromkeys(f"{folder}/{bare}" if folder else bare for folder in folders))
-
-    def _member(self, archive: Archive, path: str) -> str:
-        missing = []
-        for place in self._places(path):
-            try:
-                return archive.uri(place)
-            except NoFile as error:
-                raise ImageError(path, "unsupported-format", str(error)) from None
-            except NotFound as error:
-                missing.append(str(error))
-        raise ImageError(path, "missing", "; ".join(missing))
 
     def _read(self, uri: str) -> tuple[bytes, str]:
         """The bytes, and the state of what holds them."""
@@ -301,8 +312,9 @@ class Pictures:
             if before is not None:
                 raise _changed(uri) from None
             raise ImageError(uri, "missing", str(error).removeprefix(f"{uri}: ")) from None
-        if before is not None:
-            _demand_same(uri, data, before.sha256)
+        # Which side of the split an image is on was decided by what it showed then.
+        if before is not None and hashlib.sha256(data).hexdigest() != before.sha256:
+            raise _changed(uri)
         image = self._judge(uri, data)
         if self._index is not None:
             self._index.put(image, len(data), state)
@@ -322,6 +334,23 @@ class Pictures:
         return Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
 
 
+def there(said: Any) -> bool:
+    """Whether a row has anything at all in the place of its image."""
+    return _unpacked(said) not in (None, "", b"")
+
+
+def _unpacked(said: Any) -> Any:
+    return said.get("bytes") or said.get("path") if isinstance(said, dict) else said
+
+
+def decoded(said: str) -> bytes:
+    """Raises Refused: it is no base64."""
+    try:
+        return base64.b64decode(said, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(Reason.IMAGE_NOT_AN_IMAGE, f"a picture that is not base64: {error}; {said[:40]!r}") from None
+
+
 def without_top(path: str) -> str:
     """What stands below `cot/` or `cot_image_data/` in a path; all of it where it begins otherwise."""
     top, _, rest = path.partition("/")
@@ -336,12 +365,6 @@ def _is_below(folder: str, place: str) -> bool:
         for scheme, path in (uris.split(uri),)
     )
     return ".." not in place.split("/") and f"{place}/".startswith(f"{folder.rstrip('/')}/")
-
-
-def _demand_same(uri: str, data: bytes, sha256: str) -> None:
-    """Which side a picture is on was decided by what it showed then. Raises Changed."""
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise _changed(uri)
 
 
 def _changed(uri: str) -> Changed:

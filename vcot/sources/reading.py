@@ -1,4 +1,4 @@
-"""From rows to Samples and Rejections: what all sources share."""
+"""From rows to Samples and Rejections: what all datasets share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, compress, cycle, groupby, islice, repeat
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -15,13 +15,11 @@ from pydantic import ValidationError
 
 from vcot.errors import InputError
 from vcot.grounding import BoxError
-from vcot.records import Image, Reason, Rejection, Sample
+from vcot.records import Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
-from vcot.sources.desk import PLAIN_SPLITS, Desk, Split
-from vcot.sources.inputs import Input, found_in, row_of
-from vcot.sources.offsets import note, noted
-from vcot.sources.pictures import TOPS, NotAtHand
-from vcot.sources.repeats import Question
+from vcot.sources.base import DATASETS, ConversionContext, Dataset, Form
+from vcot.sources.inputs import Input, found_in, note, noted, row_of
+from vcot.sources.pictures import NotAtHand
 from vcot.sources.row import BOX_REASONS, Refused, Row
 from vcot.stage import stop
 from vcot.storage.images import ImageError
@@ -31,80 +29,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class Source:
-    """How a dataset is read.
-
-    sample: a row → a Sample; raises Refused, BoxError, ImageError.
-    forms: the forms of JSON rows that it reads (see FORMS); empty where `rows` makes them in another way.
-    splits: what rows call their split → ours, or None where the picture decides.
-    names_rows: rows may bring ids of their own.
-    columns: what it reads of Parquet files; empty where it reads none.
-    expand: a row of the file → the rows that it holds, where one may hold several.
-    dataset: how its rows are counted that do not say of which dataset they are.
-    glance: a row → its picture, and what it asks; raises as `sample` does, and only where that raises, too. For the
-    survey, which goes through all rows; None: it makes Samples.
-    asks: a row → the kind of its question and what it asks about, where the wording is drawn; None: its words tell.
-    whole: a row and its picture → its set, and whether its box can be of whole pixels; None for a row that cannot tell.
-    ready: makes on the scratch disk what rows are read from, before several processes read them; None: nothing.
-    in_archive: folders below the images' folder, or of an archive of pictures, that its paths may be below, likeliest
-    first; "" is the top.
-    """
-
-    sample: Callable[[Row, Desk], Sample]
-    forms: tuple[str, ...] = ()
-    rows: Callable[[Desk], Iterator[Row]] | None = None
-    licence: str = "unknown"
-    splits: Mapping[str, Split | None] = field(default_factory=lambda: PLAIN_SPLITS)
-    names_rows: bool = False
-    columns: tuple[str, ...] = ()
-    expand: Callable[[Row], Iterable[Row]] | None = None
-    dataset: str = "unknown"
-    glance: Callable[[Row, Desk], tuple[Image, Question]] | None = None
-    asks: Callable[[Row], tuple[str, str]] | None = None
-    whole: Callable[[Row, Image], tuple[str, bool] | None] | None = None
-    ready: Callable[[Desk], None] | None = None
-    in_archive: tuple[str, ...] = ("", *TOPS)
-
-
-#: Form of a row → the fields that give it away, what it is, and the sources that read it.
-FORMS: Mapping[str, tuple[frozenset[str], str, tuple[str, ...]]] = {
-    "expressions": (frozenset(("img_path", "expression", "bbox", "sent_id")), "RefCOCO's expressions", ("refcoco",)),
-    "detection": (
-        frozenset(("img_path", "expression", "bbox")),
-        "a detection file (img_path, expression, bbox): boxes to measure with, and no answers to learn",
-        (),
-    ),
-    "chat": (frozenset(("dataset", "question_id", "image", "conversations")), "VisCoT's chat rows", ("viscot",)),
-    "talk": (frozenset(("conversations",)), "LLaVA's conversations", ("llava-cot", "samples")),
-    "metadata": (frozenset(("image", "question", "answer", "bboxs")), "VisCoT's metadata", ("viscot",)),
-    "rationales": (frozenset(("question", "choices", "rationales")), "A-OKVQA", ("aokvqa",)),
-    "lectures": (frozenset(("question", "choices", "lecture")), "ScienceQA", ("scienceqa",)),
-    "messages": (frozenset(("messages",)), "OpenAI chat messages", ("samples",)),
-    "sample": (frozenset(("image", "question", "answers")), "Samples", ("samples",)),
-}
-
-
 def read(
-    source: Source, rows: Iterable[Row], desk: Desk, *, readers: int = 1
+    rows: Iterable[Row], context: ConversionContext, *, readers: int = 1
 ) -> Iterator[tuple[Row, Sample | Rejection]]:
     """Every row with what became of it, in order. Rows in = Samples + Rejections out.
 
     readers: how many pictures are read at once; reading them is what takes the time. Rows whose picture is known
     already wait for nothing, and no thread is woken for them.
     """
-    at_hand = replace(desk, pictures=desk.pictures.at_hand())
-    return in_order(
-        lambda row: (row, one(source, row, desk)), rows, readers, at_once=lambda row: (row, one(source, row, at_hand))
-    )
+    at_hand = replace(context, pictures=context.pictures.at_hand())
+    return in_order(lambda row: (row, one(row, context)), rows, readers, at_once=lambda row: (row, one(row, at_hand)))
 
 
-def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
+def one(row: Row, context: ConversionContext) -> Sample | Rejection:
     """What becomes of one row."""
     try:
         if row.fault is not None:
             raise row.fault
-        return desk.accepted(row, source.sample(row, desk))
+        return context.accepted(row, context.dataset.sample(row, context))
     except Refused as refused:
         return _rejection(row, refused.reason, refused.detail)
     except BoxError as error:
@@ -119,68 +61,62 @@ def one(source: Source, row: Row, desk: Desk) -> Sample | Rejection:
 
 
 def rows_of_shard(
-    source: Source, desk: Desk, index: int = 0, shards: int = 1, limit: int | None = None
+    context: ConversionContext, index: int = 0, shards: int = 1, limit: int | None = None
 ) -> Iterator[Row]:
     """Rows number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
-    items, row = _items(source, desk)
+    items, row = _items(context)
     return map(row, islice(items, index, limit, shards))
 
 
 def rows_in_blocks(
-    source: Source, desk: Desk, index: int, shards: int, limit: int | None, block: int, wanted: Callable[[int], bool]
+    context: ConversionContext, index: int, shards: int, limit: int | None, block: int, wanted: Callable[[int], bool]
 ) -> Iterator[tuple[int, Row]]:
     """Of blocks number index, index + shards, … the rows whose places in the whole input are wanted, with these."""
     ours = chain(repeat(False, index * block), repeat(True, block), repeat(False, (shards - 1 - index) * block))
-    items, row = _items(source, desk)
+    items, row = _items(context)
     for place, item in compress(enumerate(islice(items, limit)), cycle(ours)):
         if wanted(place):
             yield place, row(item)
 
 
-def _items(source: Source, desk: Desk) -> tuple[Iterator[Any], Callable[[Any], Row]]:
+def _items(context: ConversionContext) -> tuple[Iterator[Any], Callable[[Any], Row]]:
     """What stands for each row of the whole input, and what makes the row of it, where that takes time."""
-    if source.rows is not None:
-        return source.rows(desk), _itself
-    if source.expand is not None:
-        return _expanded(source, source.expand, desk), _itself_or_part(source.expand)
-    return _json_rows(source, desk), lambda item: row_of(*item)
+    if context.dataset.rows is not None:
+        return context.dataset.rows(context), lambda row: row
+    expand = context.dataset.expand
+    if expand is None:
+        return _json_rows(context), lambda item: row_of(*item)
 
-
-def _itself(row: Row) -> Row:
-    return row
-
-
-def _itself_or_part(expand: Callable[[Row], Iterable[Row]]) -> Callable[[Any], Row]:
     def row(item: Row | tuple[Input, int, Any, int]) -> Row:
         if isinstance(item, Row):
             return item
         file, number, found, place = item
         return next(islice(_parts(expand, row_of(file, number, found)), place, None))
 
-    return row
+    return _expanded(expand, context), row
 
 
-def _json_rows(source: Source, desk: Desk) -> Iterator[tuple[Input, int, Any]]:
+def _json_rows(context: ConversionContext) -> Iterator[tuple[Input, int, Any]]:
     """What `row_of` makes rows of: lines and entries of other shards are counted, and not read."""
-    for file in desk.inputs:
+    for file in context.inputs:
         fresh = True
-        known = noted(desk.scratch, file, "entries")
+        known = noted(context.scratch, file, "entries")
         starts = array("Q") if known is None else known
-        for number, found in found_in(desk.store, file, source.columns, starts):
+        for number, found in found_in(context.store, file, context.dataset.columns, starts):
             if fresh and (row := row_of(file, number, found)).fault is None:
-                _check_form(source, form_of_row(row.value), file.uri)
+                _check_form(context.dataset, form_of_row(row.value), file.uri)
                 fresh = False
             yield file, number, found
         if known is None and starts:
-            note(desk.scratch, file, "entries", starts)
+            note(context.scratch, file, "entries", starts)
 
 
 def _expanded(
-    source: Source, expand: Callable[[Row], Iterable[Row]], desk: Desk
+    expand: Callable[[Row], Iterable[Row]], context: ConversionContext
 ) -> Iterator[Row | tuple[Input, int, Any, int]]:
     """The rows that lines and entries hold; where it is known how many, each with its place in what is not yet read."""
-    for file, found in groupby(_json_rows(source, desk), itemgetter(0)):
-        known = noted(desk.scratch, file, "rows")
+    for file, found in groupby(_json_rows(context), itemgetter(0)):
+        known = noted(context.scratch, file, "rows")
         if known is not None:
             for one, often in zip(found, known, strict=True):
                 yield from ((*one, place) for place in range(often))
@@ -190,29 +126,37 @@ def _expanded(
             rows = list(_parts(expand, row_of(*one)))
             counts.append(len(rows))
             yield from rows
-        note(desk.scratch, file, "rows", counts)
+        note(context.scratch, file, "rows", counts)
 
 
 def _parts(expand: Callable[[Row], Iterable[Row]], row: Row) -> Iterable[Row]:
     return (row,) if row.fault is not None else expand(row)
 
 
-def form_of_row(value: Mapping[str, Any]) -> str | None:
-    return next((name for name, (fields, _, _) in FORMS.items() if fields <= value.keys()), None)
+_DETECTION = Form(
+    frozenset(("img_path", "expression", "bbox")),
+    "a detection file (img_path, expression, bbox): boxes to measure with, and no answers to learn",
+)
 
 
-def _check_form(source: Source, form: str | None, uri: str) -> None:
+def form_of_row(value: Mapping[str, Any]) -> Form | None:
+    """The form with the most fields of those that the row has; the first one of several."""
+    forms = [form for dataset in DATASETS.values() for form in dataset.forms]
+    fitting = [form for form in (*forms, _DETECTION) if form.fields <= value.keys()]
+    return max(fitting, key=lambda form: len(form.fields), default=None)
+
+
+def _check_form(dataset: Dataset, form: Form | None, uri: str) -> None:
     """The first row of a file tells whether the file is the right one.
 
     Raises:
-        InputError: it is of a form that this source does not read.
+        InputError: it is of a form that this dataset does not read.
     """
-    if form is None or form in source.forms:
+    if form is None or form in dataset.forms:
         return
-    _, what, readers = FORMS[form]
-    wanted = " or ".join(FORMS[name][1] for name in source.forms)
-    hint = f"; --source {' or --source '.join(readers)} reads it" if readers else ""
-    raise InputError(f"{uri} is {what}{hint}. This source reads {wanted}")
+    readers = " or ".join(f"--source {name}" for name, other in DATASETS.items() if form in other.forms)
+    wanted = " or ".join(form.name for form in dataset.forms)
+    raise InputError(f"{uri} is {form.name}{f'; {readers} reads it' if readers else ''}. This source reads {wanted}")
 
 
 def in_order(

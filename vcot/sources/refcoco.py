@@ -11,36 +11,55 @@ from __future__ import annotations
 from vcot.grounding import Mention
 from vcot.grounding.places import place
 from vcot.records import Reason, Sample
-from vcot.sources.desk import PLAIN_SPLITS, Desk, hub_name, same_size, text
-from vcot.sources.labels import NEUTRAL, gives_away
+from vcot.sources.base import (
+    PLAIN_SPLITS,
+    ConversionContext,
+    Form,
+    WordingOptions,
+    dataset,
+    hub_name,
+    same_size,
+    text,
+)
+from vcot.sources.quality import NEUTRAL, gives_away
 from vcot.sources.repeats import asked
 from vcot.sources.row import Row
 
-LICENCE = "CC-BY-4.0 (RefCOCOg), Apache-2.0 (RefCOCO, RefCOCO+); images: COCO, terms of Flickr"
-SPLITS = {**PLAIN_SPLITS, "testA": "test", "testB": "test"}
 PHRASINGS = ("Where is what this describes: {}?", "Point at what this describes: {}.", "Find what this describes: {}.")
 """The first is the plainest. Expressions are no clean noun phrases ("left guy"), so no article."""
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+def asks(row: Row) -> tuple[str, str]:
+    return "expression", asked(_expression(row), None, None)
+
+
+@dataset(
+    "refcoco",
+    "expressions and the box that each describes (RefCOCO, RefCOCO+, RefCOCOg)",
+    "--input-uri refcocog_umd_train.jsonl --images-uri train2014",
+    options=WordingOptions,
+    forms=(Form(frozenset(("img_path", "expression", "bbox", "sent_id")), "RefCOCO's expressions"),),
+    needs_images="the folder with COCO's images of train2014",
+    splits={**PLAIN_SPLITS, "testA": "test", "testB": "test"},
+    asks=asks,
+    called="refcoco",
+    licence="CC-BY-4.0 (RefCOCOg), Apache-2.0 (RefCOCO, RefCOCO+); images: COCO, terms of Flickr",
+)
+def sample(row: Row, context: ConversionContext[WordingOptions]) -> Sample:
     said = row.value
     expression = _expression(row)
-    image = desk.pictures.find(text(said, "img_path", Reason.WRONG_SHAPE))
+    image = context.pictures.find(text(said, "img_path", Reason.WRONG_SHAPE))
     same_size(said, image)
-    box = desk.box(said.get("bbox"), image)
+    box = context.box(said.get("bbox"), image)
     answer = place(box, image.width, image.height)
     return Sample(
         id=row.id,
         image=image,
-        question=desk.one_of(PHRASINGS, row.id).format(expression),
+        question=context.own.one_of(PHRASINGS, row.id, context.options.seed).format(expression),
         answers=(answer,),
         evidence=(Mention(NEUTRAL if gives_away(expression, [answer]) else expression, (box,)),),
-        origin=desk.origin(row, image, hub_name(row) or "refcoco"),
+        origin=context.origin(row, image, hub_name(row) or "refcoco"),
     )
-
-
-def asks(row: Row) -> tuple[str, str]:
-    return "expression", asked(_expression(row), None, None)
 
 
 def _expression(row: Row) -> str:

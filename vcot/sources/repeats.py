@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vcot.records import Image, Sample
-from vcot.sources.labels import plain
+from vcot.sources.quality import plain
 
 _PIECE = 4
 _PERMUTATIONS = 128

@@ -10,7 +10,7 @@ from vcot.grounding import smart_resize
 from vcot.records.conversion import Benchmark, Conversion, Measures, NearDuplicates, Rows
 from vcot.records.shards import ShardMark, Tally
 from vcot.records.spread import distribution, spread
-from vcot.sources.desk import SPLITS
+from vcot.sources.base import SPLITS
 from vcot.sources.tally import BY_TEXT, NOT_ANNOTATED, Counts, added
 from vcot.sources.used import Sizes
 from vcot.storage import images

@@ -33,7 +33,9 @@ import numpy as np
 
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Folder, Image
-from vcot.sources import alike, benchmarks, mixture, offsets, repeats
+from vcot.sources import alike, benchmarks, mixture, repeats
+from vcot.sources.base import PreparedFacts
+from vcot.sources.inputs import fetch_offsets, leave_offsets
 from vcot.sources.mixture import Part
 from vcot.sources.pictures import Pictures
 from vcot.sources.reading import in_order, until_stopped
@@ -69,20 +71,20 @@ def informed(parts: Sequence[Part], folder: Folder, *, look: bool, workers: Work
         InputError: nobody has found it out yet and `look` is false (another process should have).
     """
     for part in parts:
-        offsets.fetch(folder, part.desk.scratch, part.desk.inputs)
+        fetch_offsets(folder, part.desk.scratch, part.desk.inputs)
     facts = _left(folder)
     if facts is None:
         if not look:
             raise InputError(f"{join(folder.uri, FACTS)} is missing: --part prepare comes before --part shards")
         facts = survey(parts, workers, readers)
         for part in parts:
-            offsets.leave(folder, part.desk.scratch, part.desk.inputs)
+            leave_offsets(folder, part.desk.scratch, part.desk.inputs)
         data = json.dumps({"sha256": _digest(facts), "found": facts}, indent=0).encode()
         folder.store.write_once(join(folder.uri, FACTS), data)
     known = {name: facts[name] for name in ("damaged", "held_out", "drawn", "excluded", "duplicates", "whole_pixels")}
     return tuple(
         replace(part, share=facts["shares"].get(part.name, 1.0)).knowing(
-            repeated=frozenset(facts["repeated"].get(part.name, ())), **known
+            prepared=PreparedFacts(repeated=frozenset(facts["repeated"].get(part.name, ())), **known)
         )
         for part in parts
     )
@@ -113,7 +115,7 @@ def _digest(found: Any) -> str:
 
 
 def survey(parts: Sequence[Part], workers: Workers, readers: int) -> Facts:
-    """What all shards must know of the rows, as JSON: the fields of Desk of these names; shares of parts; and counts.
+    """What all shards must know of the rows, as JSON: the fields of PreparedFacts; shares of parts; and counts.
 
     Raises:
         InputError: a benchmark file is none.

@@ -1,6 +1,6 @@
 """What prepare notes of every row: its image, the side of the split that it names, and its question.
 
-Most sources can tell the image and the question of a row at a glance (Source.glance), without making a Sample, which
+Most sources can tell the image and the question of a row at a glance (Dataset.glance), without making a Sample, which
 is what takes the time. Whether the row will be kept is then unknown, and mostly that does not matter. Rows for which
 it does are read whole in a second scan: those whose question another row asks too, and those about an image on which
 rows disagree or that nearly is another one.
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from vcot.grounding import BoxError
 from vcot.records import Image, Sample
 from vcot.sources import quality, repeats
-from vcot.sources.desk import Desk, Split, given_id
+from vcot.sources.base import ConversionContext, Split, given_id
 from vcot.sources.mixture import Part
 from vcot.sources.reading import in_order, one
 from vcot.sources.row import Refused, Row
@@ -38,7 +38,7 @@ COLUMNS = {
 }  # fmt: skip
 """Of a row's note. name: the id that it gives itself. The others are null where the row is refused: sound, whether
 the rules for quality keep it (null: nobody has asked); places, of its boxes, once it was read whole; dataset and
-whole, what Source.whole says.
+whole, what Dataset.whole says.
 """
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -52,15 +52,15 @@ def scan(
     the row is to be read; None: all are.
     """
     source, (index, processes) = part.source, share
-    look: Callable[[Part, Row, Desk], Note] = _whole
+    look: Callable[[Part, Row, ConversionContext], Note] = _whole
     if how == "declared":
         look = _declared
     elif how == "glance" and source.glance is not None:
         look = _glance
-    lenient = replace(part.desk, options=replace(part.desk.options, rules=quality.Rules(leaks="keep")))
+    lenient = replace(part.desk, rules=quality.QualityOptions(answer_in_label="keep"))
     hasty = replace(lenient, pictures=lenient.pictures.at_hand())
 
-    def noted(item: tuple[int, Row], desk: Desk = lenient) -> tuple[int, Row, Note]:
+    def noted(item: tuple[int, Row], desk: ConversionContext = lenient) -> tuple[int, Row, Note]:
         place, row = item
         try:
             return place, row, look(part, row, desk)
@@ -82,11 +82,11 @@ def scan(
                 bar.advance(200 * processes)
 
 
-def _declared(part: Part, row: Row, desk: Desk) -> Note:
+def _declared(part: Part, row: Row, desk: ConversionContext) -> Note:
     return {"said": SAID[desk.declared(row)]}
 
 
-def _glance(part: Part, row: Row, desk: Desk) -> Note:
+def _glance(part: Part, row: Row, desk: ConversionContext) -> Note:
     assert part.source.glance is not None
     if row.fault is not None:
         return {}
@@ -94,8 +94,8 @@ def _glance(part: Part, row: Row, desk: Desk) -> Note:
     return _note(part, row, image, SAID[desk.declared(row)], question)
 
 
-def _whole(part: Part, row: Row, desk: Desk) -> Note:
-    sample = one(part.source, row, desk)
+def _whole(part: Part, row: Row, desk: ConversionContext) -> Note:
+    sample = one(row, desk)
     if not isinstance(sample, Sample):
         return {}
     kind, asked = part.source.asks(row) if part.source.asks is not None else ("", repeats.question(sample))
@@ -117,10 +117,10 @@ def _note(part: Part, row: Row, about: Image | repeats.Asked, said: int, questio
     return note
 
 
-def _sound(sample: Sample, desk: Desk) -> bool:
+def _sound(sample: Sample, desk: ConversionContext) -> bool:
     try:
-        if desk.options.rules.checks:
-            quality.judged(sample, desk.options.rules)
+        if desk.rules.checks:
+            quality.judged(sample, desk.rules)
     except Refused:
         return False
     return True

@@ -18,34 +18,66 @@ LLaVA's (ShareGPT's) form is {"image": "a.jpg", "conversations": [{"from": "huma
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal
 
 from vcot.errors import SettingsError
 from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
 from vcot.records import Image, Reason, Sample
-from vcot.sources import inside, talks
-from vcot.sources.desk import Desk, text
-from vcot.sources.labels import NEUTRAL
+from vcot.settings import Options, setting
+from vcot.sources import talks
+from vcot.sources.base import ConversionContext, Form, dataset, text
+from vcot.sources.quality import NEUTRAL
 from vcot.sources.row import BOX_REASONS, Refused, Row
 from vcot.storage.images import ImageError
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+class SamplesOptions(Options):
+    frame: Literal["thousandths", "pixels", "resized_pixels", "padded_square", "fractions"] | None = setting(
+        None, "samples: in which numbers the texts of chat messages write their boxes; needed for those, never guessed"
+    )
+    min_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
+    max_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)
+
+    def faults(self) -> Iterator[str]:
+        if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
+            yield "--frame=resized_pixels needs --min-pixels and --max-pixels, the limits of the processor"
+
+    @cached_property
+    def spec(self) -> FrameSpec | None:
+        return self.frame and FrameSpec(self.frame, self.min_pixels, self.max_pixels)
+
+
+@dataset(
+    "samples",
+    "lines of Samples, OpenAI messages or LLaVA's conversations with boxes in a declared --frame",
+    "--input-uri chats.jsonl --images-uri images --frame thousandths",
+    options=SamplesOptions,
+    forms=(
+        Form(frozenset(("image", "question", "answers")), "Samples"),
+        Form(frozenset(("messages",)), "OpenAI chat messages"),
+        talks.FORM,
+    ),
+    expand=talks.rounds,
+    names_rows=True,
+    called="",
+)
+def sample(row: Row, context: ConversionContext[SamplesOptions]) -> Sample:
     forms = [form for form in ("messages", "conversations", "question") if form in row.value]
     if len(forms) > 1:
         raise Refused(Reason.WRONG_SHAPE, f"a row is of one form; this one has {' and '.join(forms)}")
     if "messages" in row.value:
-        return _messages(row, desk, _declared(row, desk))
+        return _messages(row, context, _declared(row, context))
     if "conversations" in row.value:
-        return _conversation(row, desk, _declared(row, desk))
-    return _ours(row, desk)
+        return _conversation(row, context, _declared(row, context))
+    return _ours(row, context)
 
 
 # ------------------------------------------------------------------------------------------------ our own lines
 
 
-def _ours(row: Row, desk: Desk) -> Sample:
+def _ours(row: Row, context: ConversionContext) -> Sample:
     said = row.value
     if strange := sorted(set(said) - set(Sample.model_fields)):
         raise Refused(
@@ -54,20 +86,20 @@ def _ours(row: Row, desk: Desk) -> Sample:
         )
     if (version := said.get("version")) is not None and (type(version) is not int or version != 1):
         raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads version 1")
-    image = _picture(said.get("image"), desk)
+    image = _picture(said.get("image"), context)
     origin = _entries(said, "origin", dict, {})
-    dataset = str(origin.get("dataset") or desk.file_of(row))
-    made = desk.origin(row, image, dataset, _entries(origin, "licence", str, None))
+    dataset = str(origin.get("dataset") or context.file_of(row))
+    made = context.origin(row, image, dataset, _entries(origin, "licence", str, None))
     evidence = _entries(said, "evidence", list, None)
     return Sample(
-        id=desk.id_of(row),
+        id=context.id_of(row),
         image=image,
         question=text(said, "question", Reason.NO_QUESTION),
         context=said.get("context"),
         choices=said.get("choices"),
         answers=_answers(said),
-        reasoning=tuple(_trace(trace, image, desk) for trace in _entries(said, "reasoning", list, [])),
-        evidence=None if evidence is None else tuple(_mention(mention, image, desk) for mention in evidence),
+        reasoning=tuple(_trace(trace, image, context) for trace in _entries(said, "reasoning", list, [])),
+        evidence=None if evidence is None else tuple(_mention(mention, image, context) for mention in evidence),
         metadata=_metadata(said),
         origin=made.model_copy(
             update={"teacher": _entries(origin, "teacher", str, None), "row": str(origin.get("row") or row.id)}
@@ -92,11 +124,11 @@ def _entries(said: Mapping[str, Any], name: str, kind: type, missing: Any) -> An
     return missing if value is None else value
 
 
-def _picture(said: Any, desk: Desk) -> Image:
+def _picture(said: Any, context: ConversionContext) -> Image:
     told: Any = {"uri": said} if isinstance(said, str) else said
     if not (isinstance(told, dict) and isinstance(told.get("uri"), str)):
         raise Refused(Reason.WRONG_SHAPE, f'image is a path, or {{"uri": a path}}; got {said!r:.60}')
-    image = desk.pictures.find(text(told, "uri", Reason.WRONG_SHAPE))
+    image = context.pictures.find(text(told, "uri", Reason.WRONG_SHAPE))
     known = {name: value for name, value in told.items() if value is not None}
     size = (known.get("width", image.width), known.get("height", image.height))
     if size != (image.width, image.height):
@@ -117,64 +149,64 @@ def _answers(said: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(answers)
 
 
-def _trace(said: Any, image: Image, desk: Desk) -> Trace:
+def _trace(said: Any, image: Image, context: ConversionContext) -> Trace:
     if not isinstance(said, list):
         raise Refused(Reason.WRONG_SHAPE, f"a reasoning is a list of texts and mentions; got {said!r:.80}")
-    return Trace(tuple(part if isinstance(part, str) else _mention(part, image, desk) for part in said))
+    return Trace(tuple(part if isinstance(part, str) else _mention(part, image, context) for part in said))
 
 
-def _mention(said: Any, image: Image, desk: Desk) -> Mention:
+def _mention(said: Any, image: Image, context: ConversionContext) -> Mention:
     if not (isinstance(said, dict) and set(said) == {"label", "boxes"} and isinstance(said["label"], str)):
         raise Refused(Reason.WRONG_SHAPE, f'a mention is {{"label": …, "boxes": [[x1, y1, x2, y2]]}}; got {said!r:.80}')
-    return Mention(said["label"] if said["label"].strip() else NEUTRAL, desk.boxes(said["boxes"], image))
+    return Mention(said["label"] if said["label"].strip() else NEUTRAL, context.boxes(said["boxes"], image))
 
 
 # ------------------------------------------------------------------------------- OpenAI messages, LLaVA's conversations
 
 
-def _declared(row: Row, desk: Desk) -> FrameSpec:
+def _declared(row: Row, context: ConversionContext[SamplesOptions]) -> FrameSpec:
     """Raises SettingsError: nobody said in which numbers the texts write boxes."""
-    if desk.options.frame is None:
+    if context.own.spec is None:
         raise SettingsError(
             f"--frame is missing: {row.id} is a chat message, and in which numbers the texts of such rows write boxes "
             "has to be said: thousandths, pixels, resized_pixels, padded_square or fractions"
         )
-    return desk.options.frame
+    return context.own.spec
 
 
-def _messages(row: Row, desk: Desk, spec: FrameSpec) -> Sample:
+def _messages(row: Row, context: ConversionContext, spec: FrameSpec) -> Sample:
     asked, replied = _turns(row.value["messages"])
     question, pictures = _content(asked)
     pictures += [p for p in _entries(row.value, "images", list, []) if isinstance(p, str)]
     if len(pictures) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"a row has one picture; this one has {len(pictures)}")
     question = talks.question(question)
-    return _answered(row, desk, inside.picture(pictures[0], desk), question, None, _content(replied)[0], spec)
+    return _answered(row, context, context.pictures.of(pictures[0]), question, None, _content(replied)[0], spec)
 
 
-def _conversation(row: Row, desk: Desk, spec: FrameSpec) -> Sample:
+def _conversation(row: Row, context: ConversionContext, spec: FrameSpec) -> Sample:
     spoken = talks.round_of(row)
     question = talks.question(spoken.question)
-    image = talks.picture_of(row, desk)
+    image = talks.picture_of(row, context)
     reply = spoken.reply if spoken.thought is None else f"{spoken.thought}\nAnswer: {spoken.reply}"
-    context = talks.told([(talks.question(r.question), _reply(r.reply, image, spec)[1]) for r in spoken.before])
-    return _answered(row, desk, image, question, context, reply, spec)
+    earlier = talks.told([(talks.question(r.question), _reply(r.reply, image, spec)[1]) for r in spoken.before])
+    return _answered(row, context, image, question, earlier, reply, spec)
 
 
 def _answered(
-    row: Row, desk: Desk, image: Image, question: str, context: str | None, reply: str, spec: FrameSpec
+    row: Row, context: ConversionContext, image: Image, question: str, earlier: str | None, reply: str, spec: FrameSpec
 ) -> Sample:
     trace, answer = _reply(reply, image, spec)
     return Sample(
-        id=desk.id_of(row),
+        id=context.id_of(row),
         image=image,
         question=question,
-        context=context,
+        context=earlier,
         answers=(answer,),
         reasoning=(trace,) if trace.parts else (),
         evidence=_gathered(trace),
         metadata=_metadata(row.value),
-        origin=desk.origin(row, image, desk.file_of(row)),
+        origin=context.origin(row, image, context.file_of(row)),
     )
 
 

@@ -10,37 +10,51 @@ training and test.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from vcot.grounding import Trace
 from vcot.records import Reason, Sample
-from vcot.sources.desk import Desk, text
-from vcot.sources.inside import picture, there
+from vcot.settings import Options, setting
+from vcot.sources.base import ConversionContext, Form, dataset, text
+from vcot.sources.pictures import there
 from vcot.sources.repeats import Asked
 from vcot.sources.row import Refused, Row
 
-LICENCE = "CC-BY-SA-4.0 (hub) or CC-BY-NC-SA-4.0 (authors)"
-COLUMNS = ("image", "question", "choices", "answer", "hint", "lecture", "solution", "split")
+
+class ScienceQAOptions(Options):
+    without_image: Literal["refuse", "keep"] = setting(
+        "refuse", "scienceqa: rows that ask by text alone; keep: they become Samples whose image is null"
+    )
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+@dataset(
+    "scienceqa",
+    "school questions with hint, lecture and solution; Parquet, pictures inside",
+    "--input-uri data --without-image keep",
+    options=ScienceQAOptions,
+    forms=(Form(frozenset(("question", "choices", "lecture")), "ScienceQA"),),
+    columns=("image", "question", "choices", "answer", "hint", "lecture", "solution", "split"),
+    called="scienceqa",
+    licence="CC-BY-SA-4.0 (hub) or CC-BY-NC-SA-4.0 (authors)",
+)
+def sample(row: Row, context: ConversionContext[ScienceQAOptions]) -> Sample:
     said = row.value
     question = text(said, "question", Reason.NO_QUESTION)
     options = choices(said.get("choices"))
-    by_text = desk.options.without_image == "keep" and not there(said.get("image"))
-    image = None if by_text else picture(said.get("image"), desk)
+    by_text = context.own.without_image == "keep" and not there(said.get("image"))
+    image = None if by_text else context.pictures.of(said.get("image"))
     background = [part.strip() for name in ("hint", "lecture") if isinstance(part := said.get(name), str)]
-    context = "\n\n".join(filter(None, background)) or None
+    before = "\n\n".join(filter(None, background)) or None
     solution = said.get("solution")
     return Sample(
         id=row.id,
         image=image,
         question=question,
-        context=context,
+        context=before,
         choices=options,
         answers=(right(options, said.get("answer"), "answer"),),
         reasoning=(Trace((solution.strip(),)),) if isinstance(solution, str) and solution.strip() else (),
-        origin=desk.origin(row, image or Asked.of(question, context, options), "scienceqa"),
+        origin=context.origin(row, image or Asked.of(question, before, options), "scienceqa"),
     )
 
 

@@ -20,9 +20,8 @@ from pydantic import Field, ValidationError
 from vcot.grounding import Box, BoxError
 from vcot.records import Image, Rejection, Sample
 from vcot.records.base import Record
-from vcot.sources.desk import Desk, numbers
+from vcot.sources.base import ConversionContext, Dataset, numbers
 from vcot.sources.pictures import Pictures
-from vcot.sources.reading import Source
 from vcot.sources.row import Edges, Refused, Row
 from vcot.storage.images import ImageError
 
@@ -80,7 +79,9 @@ class Specimens:
         self._most = most
         self._of: dict[str, dict[str, _Best]] = {}
 
-    def offer(self, row: Row, dataset: str, result: Sample | Rejection, source: Source, desk: Desk) -> None:
+    def offer(
+        self, row: Row, dataset: str, result: Sample | Rejection, source: Dataset, desk: ConversionContext
+    ) -> None:
         """A row and what became of it. source, desk: what it was read with."""
         rank = crc32(row.id.encode(errors="surrogatepass"))
         best = self._best(dataset, "" if isinstance(result, Sample) else result.reason.value)
@@ -172,7 +173,9 @@ def _kept(row: Row, rank: int, sample: Sample) -> Specimen:
     )  # fmt: skip
 
 
-def _refused(row: Row, rank: int, dataset: str, result: Rejection, source: Source, desk: Desk) -> Specimen:
+def _refused(
+    row: Row, rank: int, dataset: str, result: Rejection, source: Dataset, desk: ConversionContext
+) -> Specimen:
     image, places = _looked_at(source, row, desk)
     return Specimen(
         rank=rank, row=row.id, dataset=dataset, reason=result.reason.value, detail=result.detail,
@@ -213,12 +216,14 @@ def _shortened(value: Any, depth: int = 0) -> Any:
 # ---------------------------------------------------------------------------------------- eyes on a row that is refused
 
 
-def _looked_at(source: Source, row: Row, desk: Desk) -> tuple[Image | None, tuple[Place, ...]]:
+def _looked_at(source: Dataset, row: Row, desk: ConversionContext) -> tuple[Image | None, tuple[Place, ...]]:
     """The picture of a row that was refused, as far as it was found, and the boxes that it wanted to have there."""
     if row.fault is not None:
         return None, ()
     pictures = _WatchedPictures(desk.pictures)
-    watched = _WatchedDesk(**{each.name: getattr(desk, each.name) for each in fields(Desk)} | {"pictures": pictures})
+    watched = _WatchedDesk(
+        **{each.name: getattr(desk, each.name) for each in fields(ConversionContext)} | {"pictures": pictures}
+    )
     edges = watched.edges
     try:
         source.sample(row, watched)
@@ -247,7 +252,7 @@ class _WatchedPictures(Pictures):
 
 
 @dataclass(frozen=True)
-class _WatchedDesk(Desk):
+class _WatchedDesk(ConversionContext):
     """The same, which remembers the boxes that somebody wanted."""
 
     edges: list[Edges] = field(default_factory=list)

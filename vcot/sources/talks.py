@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcot.records import Image, Reason
-from vcot.sources.desk import Desk
-from vcot.sources.inside import decoded, kept, picture
-from vcot.sources.parquet import SUFFIX
+from vcot.sources.base import ConversionContext, Form
+from vcot.sources.inputs import PARQUET
+from vcot.sources.pictures import decoded
 from vcot.sources.row import Refused, Row
 
+FORM = Form(frozenset(("conversations",)), "LLaVA's conversations")
 ROUND = "round"
 """Where a row keeps its Round."""
 _WHO = {"human": "human", "user": "human", "reason": "reason", "gpt": "gpt", "assistant": "gpt"}
@@ -67,15 +68,15 @@ def told(before: Sequence[tuple[str, str]]) -> str | None:
     return "\n\n".join(f"Question: {asked}\nAnswer: {answer}" for asked, answer in before) or None
 
 
-def picture_of(row: Row, desk: Desk, path: str | None = None) -> Image:
+def picture_of(row: Row, context: ConversionContext, path: str | None = None) -> Image:
     """The one picture of a row: `image`, or the only entry of `images`. Parquet holds it as base64.
 
     path: what to look up instead of the text that is there.
     """
     said = one_picture(row.value)
-    if isinstance(said, str) and f"{SUFFIX}:" in row.id and not said.startswith("data:"):
-        return kept(decoded(said), desk)
-    return picture(path or said, desk)
+    if isinstance(said, str) and f"{PARQUET}:" in row.id and not said.startswith("data:"):
+        return context.pictures.of(decoded(said))
+    return context.pictures.of(path or said)
 
 
 def one_picture(value: Mapping[str, Any]) -> Any:
@@ -94,9 +95,11 @@ def _rounds(turns: Any) -> list[Round]:
     spoken = [(turn.get("from"), turn.get("value")) for turn in turns if turn.get("from") != "system"]
     found: list[Round] = []
     while spoken:
-        length = 3 if len(spoken) > 1 and _who(spoken[1][0]) == "reason" else 2
+        length = 3 if len(spoken) > 1 and _WHO.get(str(spoken[1][0])) == "reason" else 2
         said, spoken = spoken[:length], spoken[length:]
-        if tuple(_who(name) for name, _ in said) not in _ROUNDS or not all(isinstance(text, str) for _, text in said):
+        if tuple(_WHO.get(str(name)) for name, _ in said) not in _ROUNDS or not all(
+            isinstance(text, str) for _, text in said
+        ):
             order = ", ".join(str(turn.get("from")) for turn in turns)
             raise Refused(Reason.WRONG_SHAPE, f"turns are human, gpt, human, gpt, … with texts; got {order:.80}")
         asked, *thought, reply = (text for _, text in said)
@@ -104,7 +107,3 @@ def _rounds(turns: Any) -> list[Round]:
     if not found:
         raise Refused(Reason.WRONG_SHAPE, "conversations are empty")
     return found
-
-
-def _who(said: Any) -> str | None:
-    return _WHO.get(said) if isinstance(said, str) else None

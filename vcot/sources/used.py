@@ -16,7 +16,7 @@ from struct import Struct
 
 from vcot.errors import InputError
 from vcot.records import Image
-from vcot.sources.desk import SPLITS
+from vcot.sources.base import SPLITS
 
 Sizes = Counter[tuple[int, int]]
 """(width, height) of the upright original, in pixels → pictures."""

@@ -30,16 +30,10 @@ from typing import Any, NamedTuple
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Image, Reason, Sample
 from vcot.sources import gqa, repeats
-from vcot.sources.desk import Desk, Split, names_a_choice, numbers, same_size, text
-from vcot.sources.labels import label_for
+from vcot.sources.base import ConversionContext, Form, dataset, numbers, same_size, text
 from vcot.sources.pictures import TOPS, without_top
+from vcot.sources.quality import label_for, names_a_choice
 from vcot.sources.row import Refused, Row
-
-LICENCE = "Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own"
-SPLITS: Mapping[str, Split | None] = {"train": None, "val": "test", "test": "test"}
-
-IN_ARCHIVE = (*TOPS, "")
-"""What the rows' `cot/` is called in the archive as published, and where somebody has made another of it."""
 
 _BOX_SENTENCE = re.compile(
     r"Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
@@ -52,33 +46,9 @@ _TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap",
 """Sets whose boxes surround text."""
 
 
-def sample(row: Row, desk: Desk) -> Sample:
+def glance(row: Row, context: ConversionContext) -> tuple[Image, repeats.Question]:
     said = _said(row)
-    image = desk.pictures.find(said.path)
-    same_size(row.value, image)
-    if said.copies is None:
-        boxes = desk.boxes(said.pixels, image)
-    else:
-        boxes = (_one_box(*said.copies, image, desk, whole=said.dataset in desk.whole_pixels),)
-    steps = gqa.program(row.value.get("reasoning"))
-    named = gqa.target(steps, said.answers)
-    of_text = said.dataset in _TEXT_SETS
-    evidence = Mention(named or label_for(said.question, said.answers, of_text=of_text), boxes)
-    return Sample(
-        id=row.id,
-        image=image,
-        question=said.question,
-        choices=said.choices,
-        answers=said.answers,
-        reasoning=(gqa.grounded(said.thought or "", steps, named, evidence),) if said.thought or steps else (),
-        evidence=(evidence,),
-        origin=desk.origin(row, image, said.dataset),
-    )
-
-
-def glance(row: Row, desk: Desk) -> tuple[Image, repeats.Question]:
-    said = _said(row)
-    return desk.pictures.find(said.path), repeats.Question(
+    return context.pictures.find(said.path), repeats.Question(
         repeats.asked(said.question, None, said.choices), said.answers
     )
 
@@ -94,6 +64,46 @@ def whole(row: Row, image: Image) -> tuple[str, bool] | None:
     if not all(map(math.isfinite, (*edges, *truncated))):
         return None
     return said.dataset, all(abs(a - b) <= _exact_to(image) for a, b in zip(edges, truncated, strict=True))
+
+
+@dataset(
+    "viscot",
+    "VisCoT: chat rows (viscot_363k.json, benchmark/*.json), metadata and reasoning (*.jsonl)",
+    "--input-uri metadata --images-uri cot_images_tar_split",
+    forms=(
+        Form(frozenset(("dataset", "question_id", "image", "conversations")), "VisCoT's chat rows"),
+        Form(frozenset(("image", "question", "answer", "bboxs")), "VisCoT's metadata"),
+    ),
+    needs_images="the folder with VisCoT's sets of images",
+    splits={"train": None, "val": "test", "test": "test"},
+    glance=glance,
+    whole=whole,
+    # What the rows' `cot/` is called in the archive as published, and where somebody has made another of it.
+    in_archive=(*TOPS, ""),
+    licence="Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own",
+)
+def sample(row: Row, context: ConversionContext) -> Sample:
+    said = _said(row)
+    image = context.pictures.find(said.path)
+    same_size(row.value, image)
+    if said.copies is None:
+        boxes = context.boxes(said.pixels, image)
+    else:
+        boxes = (_one_box(*said.copies, image, context, whole=said.dataset in context.prepared.whole_pixels),)
+    steps = gqa.program(row.value.get("reasoning"))
+    named = gqa.target(steps, said.answers)
+    of_text = said.dataset in _TEXT_SETS
+    evidence = Mention(named or label_for(said.question, said.answers, of_text=of_text), boxes)
+    return Sample(
+        id=row.id,
+        image=image,
+        question=said.question,
+        choices=said.choices,
+        answers=said.answers,
+        reasoning=(gqa.grounded(said.thought or "", steps, named, evidence),) if said.thought or steps else (),
+        evidence=(evidence,),
+        origin=context.origin(row, image, said.dataset),
+    )
 
 
 class _Said(NamedTuple):
@@ -184,7 +194,7 @@ def _list(written: str) -> list[Any]:
     return read
 
 
-def _one_box(of_square: str, of_pixels: str | None, image: Image, desk: Desk, *, whole: bool) -> Box:
+def _one_box(of_square: str, of_pixels: str | None, image: Image, context: ConversionContext, *, whole: bool) -> Box:
     """The box of which a chat row has two copies: fractions of the padded square, and truncated pixels.
 
     whole: the true boxes of its set are of whole pixels, so that nothing was truncated.
@@ -192,10 +202,10 @@ def _one_box(of_square: str, of_pixels: str | None, image: Image, desk: Desk, *,
     if of_pixels is None:
         fractions = numbers(_list(of_square))
         return Box.from_padded_square(
-            *fractions, width=image.width, height=image.height, overhang=desk.options.overhang
+            *fractions, width=image.width, height=image.height, overhang=context.options.overhang
         )
     edges, truncated = _two_copies(_list(of_square), _list(of_pixels), image)
-    return desk.box(list(truncated if whole else map(_between, edges, truncated, repeat(_exact_to(image)))), image)
+    return context.box(list(truncated if whole else map(_between, edges, truncated, repeat(_exact_to(image)))), image)
 
 
 Edges = tuple[float, float, float, float]
