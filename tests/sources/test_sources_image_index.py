@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from tests.jobs.test_convert import convert, flags, made, viscot_rows
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
 from tests.sources.given import Given, png
 from vcot.errors import InputError
-from vcot.records import Folder, Image, read_samples
+from vcot.records import Folder, Image
 from vcot.records.sample import Stored
-from vcot.records.shards import read_mark
-from vcot.sources.known import Known, begin, leave
-from vcot.storage import Entry, Store, join
+from vcot.sources.image_index import ImageIndex
+from vcot.storage import Entry, Store
 
 
 @pytest.fixture
@@ -75,24 +73,14 @@ def test_processes_of_shards_know_what_prepare_knew_and_leave_what_they_saw(give
     assert made(tmp_path / "a") == made(tmp_path / "b")
 
 
-def test_the_index_is_no_answer_to_a_tighter_limit(given: Given, tmp_path: Path) -> None:
-    settings = viscot_rows(given, bad=0)
-    convert(tmp_path / "first", **settings)
-    told = convert(
-        tmp_path / "second", **settings, known_pictures=tmp_path / "first/convert/pictures.json", max_image_side=105,
-        max_rejected_share=1,
-    )  # fmt: skip
-    assert told["tally"]["rejected"] == {"image-too-large": 40 - 3 * 6}
-
-
 def test_in_a_bucket_too(given: Given, moto_place: str, tmp_path: Path) -> None:  # noqa: F811
     store, uri = Store(), f"{moto_place}/images"
     store.write(f"{uri}/a.png", png(20, 10))
     (entry,) = store.list(uri)
-    first = Known(tmp_path / "1.sqlite")
+    first = ImageIndex(tmp_path / "1.sqlite")
     first.put(Image(uri=entry.uri, width=20, height=10, sha256="0" * 64), entry.size, entry.state)
     first.leave(store, f"{moto_place}/pictures.json")
-    second, third = Known(tmp_path / "2.sqlite"), Known(tmp_path / "3.sqlite")
+    second, third = ImageIndex(tmp_path / "2.sqlite"), ImageIndex(tmp_path / "3.sqlite")
     second.take(store, f"{moto_place}/pictures.json", listed=store.list(uri))
     assert second.get(entry.uri) == first.get(entry.uri) is not None
     store.write(f"{uri}/a.png", png(20, 11))
@@ -101,20 +89,16 @@ def test_in_a_bucket_too(given: Given, moto_place: str, tmp_path: Path) -> None:
 
 
 def test_a_copy_stays_in_its_run_and_is_not_forgotten_there(tmp_path: Path) -> None:
-    known, store = Known(tmp_path / "1.sqlite"), Store()
+    known, store = ImageIndex(tmp_path / "1.sqlite"), Store()
     plain = Image(uri="a.png", width=20, height=10, sha256="0" * 64)
     copied = plain.model_copy(update={"stored": Stored(uri="c.jpg", width=2, height=1, sha256="1" * 64)})
     known.put(copied, 7, "now")
     known.put(plain, 7, "now")
     assert known.get("a.png") == copied
     known.leave(store, str(tmp_path / "pictures.json"))
-    later = Known(tmp_path / "2.sqlite")
+    later = ImageIndex(tmp_path / "2.sqlite")
     later.take(store, str(tmp_path / "pictures.json"), listed=[Entry("a.png", 7, "now"), Entry("a.png", 7, "now")])
     assert later.get("a.png") == plain
-
-
-def test_half_a_character_is_no_name(tmp_path: Path) -> None:
-    assert Known(tmp_path / "1.sqlite").get("\ud800.png") is None
 
 
 @pytest.mark.parametrize(
@@ -131,38 +115,24 @@ def test_what_is_no_index_is_refused_in_one_line(tmp_path: Path, data: str | Non
     if data is not None:
         (tmp_path / "pictures.json").write_text(data)
     with pytest.raises(InputError, match=said):
-        Known(tmp_path / "1.sqlite").take(Store(), str(tmp_path / "pictures.json"), listed=[])
-
-
-def test_samples_name_the_digests_that_were_known(given: Given, tmp_path: Path) -> None:
-    convert(tmp_path / "run", **viscot_rows(given, bad=0))
-    uri, store = str(tmp_path / "run/convert"), Store()
-    known = Known(tmp_path / "1.sqlite")
-    known.take(store, join(uri, "pictures.json"), listed=store.list(str(given.images)))
-    for sample in read_samples(store, uri, read_mark(store, uri)[0]):
-        assert known.get(sample.image.uri) == sample.image
-    assert json.loads(store.read(join(uri, "pictures.json")))["form"] == 1
+        ImageIndex(tmp_path / "1.sqlite").take(Store(), str(tmp_path / "pictures.json"), listed=[])
 
 
 def test_what_nobody_has_added_to_is_not_written_again(tmp_path: Path) -> None:
-    def written(uri: str) -> int:
-        return Path(uri).stat().st_mtime_ns
-
     folder = Folder(Store(), str(tmp_path / "run"), "convert")
-    left = join(folder.uri, "pictures.json")
-    first = Known(tmp_path / "1.sqlite")
+    left = Path(folder.uri) / "pictures.json"
+    first = ImageIndex(tmp_path / "1.sqlite")
     first.put(Image(uri="a.png", width=20, height=10, sha256="0" * 64), 7, "now")
-    leave(first, folder, "prepare", None)
-    before = written(left)
-    second = Known(tmp_path / "2.sqlite")
-    begin(second, folder, "finish", None, [])
-    leave(first, folder, "all", None)
-    leave(second, folder, "finish", None)
-    assert written(left) == before
+    first.end(folder, "prepare", None)
+    before = left.stat().st_mtime_ns
+    second = ImageIndex(tmp_path / "2.sqlite")
+    second.begin(folder, "finish", None, [])
+    first.end(folder, "all", None)
+    second.end(folder, "finish", None)
+    assert left.stat().st_mtime_ns == before
     second.put(Image(uri="b.png", width=20, height=10, sha256="1" * 64), 7, "now")
-    leave(second, folder, "finish", None)
-    assert written(left) != before
-    third = Known(tmp_path / "3.sqlite")
-    begin(third, folder, "finish", None, [])
-    assert third.get("a.png") == first.get("a.png") is not None
-    assert third.get("b.png") == second.get("b.png") is not None
+    second.end(folder, "finish", None)
+    third = ImageIndex(tmp_path / "3.sqlite")
+    third.begin(folder, "finish", None, [])
+    assert [third.get(uri) for uri in ("a.png", "b.png")] == [second.get(uri) for uri in ("a.png", "b.png")]
+    assert third.get("b.png") is not None
