@@ -197,14 +197,14 @@ def index(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
 
     from vcot.records import Image
     from vcot.sources import alike
-    from vcot.sources.known import NAME, Known
+    from vcot.sources.image_index import NAME, ImageIndex
     from vcot.storage import Store
     from vcot.storage.images import MAX_PIXELS
 
     images = folder / "images"
     images.mkdir()
     (images / "one").write_bytes(b"")  # a folder with nothing in it is refused
-    known = Known(folder / "known.sqlite")
+    known = ImageIndex(folder / "known.sqlite")
     for path, (width, height) in sizes.items():
         if width * height > MAX_PIXELS:
             continue  # convert refuses them, and no index has them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -21,12 +21,9 @@ from vcot.storage import join
 if TYPE_CHECKING:
     from vcot.records import Rejection, Sample
     from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
-    from vcot.sources.examples import ShardReport
-    from vcot.sources.known import Known
-    from vcot.sources.mix import Entry
-    from vcot.sources.parts import Part
+    from vcot.sources.image_index import ImageIndex
+    from vcot.sources.mixture import Entry, Part
     from vcot.sources.pictures import Pictures
-    from vcot.sources.portions import Portions
     from vcot.sources.row import Row
     from vcot.storage import Store
 
@@ -161,7 +158,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
 
 def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[ConvertSettings], ...], dict[str, str]]:
     """What is read in this run, a source alone or the parts of the mix; and the digest of the file that says so."""
-    from vcot.sources.mix import Entry, read
+    from vcot.sources.mixture import Entry, read
 
     if settings.mix is None:
         return (Entry("", None, settings),), {}
@@ -171,36 +168,46 @@ def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[Conver
 
 def run(settings: ConvertSettings) -> None:
     from vcot.records.shards import Folder, run_shards
-    from vcot.sources.examples import ShardReport
-    from vcot.sources.known import Known, begin, leave, not_lost
-    from vcot.sources.portions import Portions
+    from vcot.sources.image_index import ImageIndex
+    from vcot.sources.row_index import WORTH_A_PROCESS, informed
+    from vcot.sources.workers import Workers, cores
     from vcot.storage import Store
 
-    store = Store()
-    folder = Folder(store, settings.run_uri, settings.stage)
-    sources, inputs = entries(settings, store)
-    with tempfile.TemporaryDirectory(prefix="convert-") as scratch:
-        known = Known(Path(scratch) / "pictures.sqlite")
-        parts = parts_of(settings, sources, folder, Path(scratch), known)
-        inputs |= {file.uri: file.sha256 for part in parts for file in (*part.desk.inputs, *part.desk.benchmarks)}
+    folder = Folder(Store(), settings.run_uri, settings.stage)
+    sources, inputs = entries(settings, folder.store)
+    begin = partial(log.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
+    with (
+        tempfile.TemporaryDirectory(prefix="convert-") as scratch,
+        Workers(settings.processes or cores(), Path(scratch), begin) as workers,
+    ):
+        images = ImageIndex(Path(scratch) / "pictures.sqlite")
+        parts = parts_of(settings, sources, folder, Path(scratch), images)
+        files = [file for part in parts for file in part.desk.inputs]
+        inputs |= {file.uri: file.sha256 for file in (*files, *parts[0].desk.benchmarks)}
         whole = folder.mark() is not None
         if not whole:
             folder.begin(settings, inputs)
             if settings.part != "finish":
                 parts = placed(settings, sources, parts, folder)
             listed = (entry for part in parts for entry in part.desk.pictures.listed())
-            begin(known, folder, settings.part, settings.known_pictures, listed)
+            images.begin(folder, settings.part, settings.known_pictures, listed)
         if not whole and settings.part != "finish":
-            with not_lost(known, folder):
-                parts = prepared(settings, parts, folder)
+            # Sizes and digests are enough for prepare; copies are left to the shards, of which there are many at once.
+            plain = [part.knowing(pictures=part.desk.pictures.in_place()) for part in parts]
+            look = settings.part in ("all", "prepare")
+            with images.not_lost(folder):
+                known = informed(plain, folder, look=look, workers=workers, readers=settings.readers)
+            parts = [part.knowing(pictures=place.desk.pictures) for part, place in zip(known, parts, strict=True)]
             if settings.part == "all":
-                leave(known, folder, "prepare", None)
-
-        def work(writer: ShardWriter) -> None:
-            examples, portions = ShardReport(), Portions()
-            convert(settings, parts, writer, examples, portions)
-            writer.facts |= examples.leave(folder, writer.index) | {"mix": portions.facts()}
-
+                images.end(folder, "prepare", None)
+        work = partial(convert, settings, folder, parts, settings.readers)
+        many = sum(file.size for file in files) >= 2 * WORTH_A_PROCESS and workers.count > 1
+        if not whole and many and settings.part in ("all", "shards") and settings.shard is None:
+            for part in parts:
+                if part.source.ready is not None:
+                    part.source.ready(part.desk)
+            work = partial(convert, settings, folder, parts, max(1, settings.readers // workers.count))
+            workers.map(shard, [(folder, index, work) for index in range(settings.num_shards)])
         run_shards(
             folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
             max_rejected_share=settings.max_rejected_share,
@@ -208,30 +215,42 @@ def run(settings: ConvertSettings) -> None:
             facts={"sources": [entry.settings.source for entry in sources]},
         )  # fmt: skip
         if not whole:
-            leave(known, folder, settings.part, settings.shard)
+            images.end(folder, settings.part, settings.shard)
+
+
+def shard(folder: Folder, index: int, work: Callable[[ShardWriter], None]) -> None:
+    """One shard in a process of its own; whoever sums them up finds it done."""
+    from vcot.records.shards import JsonLines
+
+    log.bind(shard=index)
+    folder.make_shard(index, work, JsonLines)
 
 
 def convert(
-    settings: ConvertSettings, parts: Sequence[Part], writer: ShardWriter, examples: ShardReport, portions: Portions
+    settings: ConvertSettings, folder: Folder, parts: Sequence[Part], readers: int, writer: ShardWriter
 ) -> None:
     """One shard: each row is kept or refused, and counted."""
     from vcot.records import Rejection
     from vcot.sources import read
+    from vcot.sources.examples import ShardReport
+    from vcot.sources.mixture import MixtureCounts
 
     def results() -> Iterator[tuple[Part, Row, Sample | Rejection]]:
         for part in parts:
-            rows = part.rows(writer.index, settings.num_shards, partial(portions.leave_out, part.name))
+            rows = part.rows(writer.index, settings.num_shards, partial(mixture.leave_out, part.name))
             with part.named():
-                for row, result in read(rows, part.desk, readers=settings.readers):
+                for row, result in read(rows, part.desk, readers=readers):
                     yield part, row, result
 
+    examples, mixture = ShardReport(), MixtureCounts()
     for part, row, result in told(results()):
         if isinstance(result, Rejection):
             writer.reject(result)
         else:
             writer.keep(result)
         examples.add(row, result, part.source, part.desk)
-        portions.add(part.name, result)
+        mixture.add(part.name, result)
+    writer.facts |= examples.leave(folder, writer.index) | {"mix": mixture.facts()}
 
 
 def placed(
@@ -264,24 +283,15 @@ def placed(
     return found
 
 
-def prepared(settings: ConvertSettings, parts: Sequence[Part], folder: Folder) -> Sequence[Part]:
-    """The parts that also know what all shards must."""
-    from vcot.sources.beforehand import informed
-    from vcot.sources.crew import Crew, cores
-
-    look = settings.part in ("all", "prepare")
-    # Sizes and digests are enough for this look; copies are left to the shards, of which there are many at once.
-    plain = [part.knowing(pictures=part.desk.pictures.in_place()) for part in parts]
-    crew = Crew(settings.processes or cores(), settings.readers)
-    informed_ones = informed(plain, folder, look=look, crew=crew)
-    return [knowing.knowing(pictures=part.desk.pictures) for knowing, part in zip(informed_ones, parts, strict=True)]
-
-
 def parts_of(
-    settings: ConvertSettings, sources: Sequence[Entry[ConvertSettings]], folder: Folder, scratch: Path, known: Known
+    settings: ConvertSettings,
+    sources: Sequence[Entry[ConvertSettings]],
+    folder: Folder,
+    scratch: Path,
+    images: ImageIndex,
 ) -> Sequence[Part]:
     from vcot.sources.inputs import find
-    from vcot.sources.parts import Part
+    from vcot.sources.mixture import Part
     from vcot.sources.pictures import Pictures
 
     look = partial(
@@ -297,7 +307,7 @@ def parts_of(
         images_uri = own.images_uri
         if images_uri is None and dataset.images_beside is not None:
             images_uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
-        pictures = look(images_uri, budget=own.ingest_pixels if own.ingest else None, index=known)
+        pictures = look(images_uri, budget=own.ingest_pixels if own.ingest else None, index=images)
         context: ConversionContext = ConversionContext(
             dataset, folder.store, find(folder.store, own.input_uri), pictures, scratch,
             own=dataset.options.from_settings(own), options=ConversionOptions.from_settings(own),
@@ -316,8 +326,8 @@ def report(
     tally: Tally,
 ) -> tuple[dict[str, Any], str]:
     from vcot.reports.conversion import report as made
-    from vcot.sources.beforehand import counts
-    from vcot.sources.portions import portions
+    from vcot.sources.mixture import portions
+    from vcot.sources.row_index import counts
 
     parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in sources]
     return made(

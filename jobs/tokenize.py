@@ -75,12 +75,16 @@ class TokenizeSettings(Settings):
 
 
 def run(settings: TokenizeSettings) -> None:
-    _one_thread()
+    # Shards are the unit of parallel work; threads within one only wait for each other. torch and tokenizers read these
+    # when they are loaded.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from vcot.records.example import ExampleSink
     from vcot.records.shards import Folder, read_mark, run_shards
     from vcot.storage import Store, join
     from vcot.storage.folders import folder_digest
-    from vcot.tokens.processor import is_processor_file
+    from vcot.tokens.contract import is_processor_file
 
     store = Store()
     source_uri = settings.input_uri or join(settings.run_uri, "distill")
@@ -129,16 +133,6 @@ def _load(settings: TokenizeSettings, store: Store, source_uri: str, source: Sta
         instruction=settings.instruction,
     )
     return Tokenizing(store, source_uri, source, folder.uri, Encoder(processor, contract))
-
-
-def _one_thread() -> None:
-    """Shards are the unit of parallel work; threads within one only wait for each other.
-
-    Must happen before torch and tokenizers are imported: they read these when they are loaded.
-    """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ[name] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 if __name__ == "__main__":

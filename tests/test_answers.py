@@ -68,11 +68,6 @@ class TestSame:
         assert not same("couch", [])
 
     @unhurried
-    @given(st.text(max_size=20))
-    def test_every_answer_is_itself_unless_it_is_empty(self, text):
-        assert same(text, [text]) == bool(text.strip())
-
-    @unhurried
     @given(st.text(max_size=20), st.text(max_size=20), st.lists(st.text(max_size=5), max_size=4))
     def test_no_text_breaks_it(self, predicted, accepted, choices):
         assert same(predicted, [accepted], choices) in (True, False)
@@ -117,10 +112,6 @@ class TestChoices:
         assert not same("A", ["down"], self.CHOICES)
         assert not same("A. down", ["down"], self.CHOICES)
 
-    def test_an_answer_that_is_no_option_is_compared_as_text(self):
-        assert same("sideways", ["sideways"], self.CHOICES)
-        assert not same("sideways", ["down"], self.CHOICES)
-
 
 class TestNumber:
     @pytest.mark.parametrize(
@@ -161,12 +152,6 @@ class TestAnls:
         assert anls("kitten", "sitting") == pytest.approx(1 - 3 / 7)
         assert anls("25", "26") == 0  # one half is not above one half
         assert anls("", "") == anls("", "x") == 0
-
-    @unhurried
-    @given(st.text(max_size=15), st.text(max_size=15))
-    def test_symmetric_and_bounded(self, a, b):
-        assert anls(a, b) == anls(b, a)
-        assert anls(a, b) == 0 or 0.5 < anls(a, b) <= 1
 
     def test_an_endless_prediction_costs_no_time(self):
         started = time.process_time()

@@ -35,10 +35,9 @@ REPORT_EVERY = 30.0
 
 
 class Stop:
-    """Whether somebody asked this process to stop (SIGTERM, or Ctrl-C).
+    """Whether somebody asked this process to stop (SIGTERM, or Ctrl-C); a second signal ends it at once.
 
-    Long loops look at `requested` where they can leave in a safe form, save, and call
-    `raise_if_requested`. A second signal ends the process at once.
+    Long loops look at `requested` where they can leave in a safe form, save, and call `raise_if_requested`.
     """
 
     def __init__(self) -> None:
@@ -96,9 +95,13 @@ class Summary:
         self.facts |= facts
 
     def write(self, stage: str, code: int, message: str, settings: Declared | None) -> None:
-        path = self.path or _termination_log(settings)
+        # Where settings could not even be read, the variable is taken as it stands.
+        named = os.environ.get(f"{PREFIX}TERMINATION_LOG") if settings is None else settings.termination_log
+        path = self.path or (Path(named) if named else None)
         if path is None:
-            return
+            if not (self.POD.is_file() and os.access(self.POD, os.W_OK)):
+                return
+            path = self.POD
         said: dict[str, Any] = {"stage": stage, "run": None if settings is None else settings.run_name[:200]}
         said |= {name: getattr(settings, name, None) for name in ("part", "shard")}
         said |= {"exit": code, "message": redacted(message)[:1500]}
@@ -110,25 +113,15 @@ class Summary:
     def _fitted(self, said: dict[str, Any]) -> bytes:
         """All of it where there is room; else a shorter message, then without the facts that were added last."""
         facts = dict(self.facts)
-        while len(line := _as_json(said | facts | said)) > self.LIMIT:
+        while True:
+            text = json.dumps(said | facts | said, ensure_ascii=False, default=str)
+            if len(line := redacted(text).encode(errors="replace")) <= self.LIMIT:
+                return line
             message = said.get("message", "")
             if facts and len(message) < 300:
                 facts.popitem()
             else:
                 said["message"] = message[: len(message) // 2]
-        return line
-
-
-def _as_json(value: Any) -> bytes:
-    return redacted(json.dumps(value, ensure_ascii=False, default=str)).encode(errors="replace")
-
-
-def _termination_log(settings: Declared | None) -> Path | None:
-    """Where settings could not even be read, the variable is taken as it stands."""
-    named = os.environ.get(f"{PREFIX}TERMINATION_LOG") if settings is None else settings.termination_log
-    if named:
-        return Path(named)
-    return Summary.POD if Summary.POD.is_file() and os.access(Summary.POD, os.W_OK) else None
 
 
 summary = Summary()

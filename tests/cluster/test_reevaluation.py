@@ -7,9 +7,7 @@ from collections.abc import Callable
 
 from tests.cluster.cluster import Cluster, Manifest, Overlay
 from tests.cluster.conftest import Smoke
-from vcot.evaluation.finished import Finished
-from vcot.evaluation.promotion import promote
-from vcot.evaluation.subject import moment
+from vcot.evaluation.subjects import Finished, moment, promote
 from vcot.storage import Store, join
 
 MINUTES = 60.0

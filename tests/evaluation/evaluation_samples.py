@@ -1,18 +1,25 @@
-"""Small samples, replies and pictures for the tests of this room."""
+"""Small samples, replies and images, and a model that only says what colour it is shown."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
+from vcot.errors import Interrupted
+from vcot.evaluation.ablations import partners
+from vcot.evaluation.runner import EvaluationRunner, units
 from vcot.grounding import Box, Frame, FrameSpec, Mention
-from vcot.records import Image, Sample, Score
+from vcot.records import Completion, Folder, Image, Sample, Score, StageMark
 from vcot.records.sample import Origin
+from vcot.records.shards import run_shards
+from vcot.settings import Settings
+from vcot.storage import Store
 
 SIDE = 1000  # thousandths are pixels then, and vectors can be read
 
@@ -85,3 +92,54 @@ def drawn(folder: Path, name: str, box: Sequence[int], colour: str, size: tuple[
     canvas.save(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Image(uri=str(path), width=size[0], height=size[1], sha256=digest)
+
+
+CONDITIONS = ("real", "blank", "shuffled")
+
+
+class EvaluateSettings(Settings):
+    stage: ClassVar[str] = "evaluate"
+
+
+class FakeModel:
+    """Says what colour stands in the middle of what it is shown ("2" where that is nothing), and remembers it all."""
+
+    COLOURS: ClassVar[dict[Any, str]] = {(255, 0, 0): "red", (0, 0, 255): "blue"}
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.dies_after = dies_after
+
+    def __call__(self, model: Any, samples: Any, pictures: Any) -> list[Completion]:
+        if self.dies_after is not None and len(self.asked) >= self.dies_after:
+            raise Interrupted("killed")
+        self.asked += [(model, s.id, p) for s, p in zip(samples, pictures, strict=True)]
+        pixels = [None if p is None else p.getpixel((80, 60)) for p in pictures]
+        seen = ["2" if pixel is None else self.COLOURS.get(pixel, f"{pixel}") for pixel in pixels]
+        return [Completion(text=said([], text), model=model, finish_reason="stop") for text in seen]
+
+    @property
+    def count(self) -> Counter[str]:
+        return Counter(model for model, _, _ in self.asked)
+
+
+def runner(
+    tmp_path: Path, samples: Any, model: Any, size: int = 2, native: bool = False, **more: Any
+) -> EvaluationRunner:
+    asked = {"base": "b" * 64, "max_new_tokens": 16, "contract": {"frame": "thousandths"}}
+    return EvaluationRunner(
+        store=Store(), samples=samples, partners=partners(samples, 0), ask=model, frame=frame,
+        units=units(len(samples), CONDITIONS, size, native=native), cache_uri=str(tmp_path / "_cache"),
+        asked_of_base=asked | more, asked_natively={"instruction": "Point at it."} if native else {},
+    )  # fmt: skip
+
+
+def evaluate(tmp_path: Path, name: str, runs: EvaluationRunner, share: float = 0.05) -> tuple[Folder, StageMark]:
+    run_uri = str(tmp_path / name)
+    folder = Folder(runs.store, run_uri, "evaluate")
+    mark = run_shards(
+        folder, EvaluateSettings(run_uri=run_uri), inputs={}, shards=len(runs.units), work=runs.run,
+        max_rejected_share=share,
+    )  # fmt: skip
+    assert mark is not None
+    return folder, mark

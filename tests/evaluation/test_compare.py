@@ -8,9 +8,9 @@ import pytest
 
 from tests.evaluation.evaluation_samples import scored
 from vcot.errors import InputError
-from vcot.evaluation.compare import changes, compare, gates, markdown
-from vcot.evaluation.finished import Finished
+from vcot.evaluation.compare import changes, compare, comparison_gates, judge_gates
 from vcot.evaluation.metrics import measure
+from vcot.evaluation.subjects import Finished
 from vcot.records import Score, StageMark
 
 SETTINGS = {"max_new_tokens": 64, "quantisation": "none", "dtype": "float32", "batch_size": 8,
@@ -36,7 +36,7 @@ def compared(now: list[Score], before: list[Score], **other):
 
 
 def passed(comparison) -> dict[str, bool]:
-    return {gate["gate"].split()[0]: gate["passed"] for gate in gates(comparison)}
+    return {gate["gate"].split()[0]: gate["passed"] for gate in comparison_gates(comparison)}
 
 
 def test_the_same_again_is_a_tie_and_passes():
@@ -51,23 +51,12 @@ def test_a_clear_fall_is_a_regression_and_says_its_numbers():
     before, now = rows("r" * 40, "1" * 36 + "0" * 4), rows("r" * 40, "1" * 16 + "0" * 24)
     comparison = compared(now, before)
     assert comparison["regressions"] == ["accuracy_at_50"]
-    failed = [gate["words"] for gate in gates(comparison) if not gate["passed"]]
+    failed = [gate["words"] for gate in comparison_gates(comparison) if not gate["passed"]]
     assert len(failed) == 1
     assert failed[0].startswith("regression of accuracy_at_50: 90 % → 40 %, −50 points (−65 to −35) on 40 rows")
     assert "s3://b/runs/one/evaluate" in failed[0]
     assert len(comparison["boxes_lost"]) == 20
     assert changes(comparison)["change_accuracy_at_50"][0] == -0.5
-
-
-def test_answers_alone_are_enough():
-    comparison = compared(rows("w" * 30 + "r" * 10, "1" * 40), rows("r" * 40, "1" * 40))
-    assert passed(comparison) == {"accuracy_at_50": True, "answer_accuracy": False}
-    assert len(comparison["answers_lost"]) == 30
-
-
-def test_a_row_or_two_less_is_no_regression():
-    before, now = rows("r" * 50, "1" * 40 + "0" * 10), rows("r" * 50, "1" * 39 + "0" * 11)
-    assert compared(now, before)["regressions"] == []
 
 
 def test_one_image_that_falls_is_no_regression_however_many_rows_it_has():
@@ -80,13 +69,6 @@ def test_one_image_that_falls_is_no_regression_however_many_rows_it_has():
     before = [score for image in range(10) for score in about(image, "1")]
     now = [*about(0, "0"), *before[6:]]
     assert compared(now, before)["regressions"] == []
-
-
-def test_a_better_one_passes_and_its_rows_are_named():
-    comparison = compared(rows("r" * 40, "1" * 40), rows("w" * 40, "0" * 40))
-    assert passed(comparison) == {"accuracy_at_50": True, "answer_accuracy": True}
-    assert comparison["answers_won"] == [f"row-{n}" for n in range(40)]
-    assert comparison["boxes_lost"] == []
 
 
 def test_all_lost_has_no_spread_and_is_a_regression_all_the_same():
@@ -105,13 +87,6 @@ def test_rows_are_paired():
     apart = measure({"now": now, "before": before}).figures
     assert apart["now"]["accuracy_at_50"].high > apart["before"]["accuracy_at_50"].low
     assert compared(now, before)["regressions"] == ["accuracy_at_50"]
-
-
-def test_the_order_of_rows_does_not_matter():
-    before, now = rows("rrwwra" * 6, "110010" * 6), rows("rwrwra" * 6, "100110" * 6)
-    shuffled = list(before)
-    random.Random(1).shuffle(shuffled)
-    assert compared(now, shuffled) == compared(now, before)
 
 
 def test_rows_of_one_side_are_left_out_and_counted_up_to_the_allowed_share():
@@ -147,20 +122,59 @@ def test_without_boxes_answers_are_judged_alone():
     assert passed(compared(plain, plain)) == {"answer_accuracy": True}
 
 
-def test_the_page_for_people_has_the_numbers_and_the_rows():
-    comparison = compared(rows("r" * 40, "1" * 15 + "0" * 25), rows("r" * 40, "1" * 40))
-    made_with = {
-        "tuned": "lora, s3://b/runs/one/train",
-        "pointer": "s3://b/pointers/latest/0000000001.json",
-        "vcot": "1",
+# --- the gate of a promotion -------------------------------------------------------------------------------
+
+
+def figure(value: float | None, low: float | None, high: float | None) -> dict:
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "rows": 50,
+        "count": 50,
+        "of": "true boxes",
+        "interval": "bootstrap",
     }
-    page = markdown(comparison, made_with=made_with, page_uri="s3://b/x/report.html")
-    assert page.startswith("# Evaluation of lora, s3://b/runs/one/train\n\n**Regression: found.**")
-    assert "| found | 100 % | 38 % | −62 points" in page
-    assert "pointer: `s3://b/pointers/latest/0000000001.json`" in page
-    assert "## Rows with fewer boxes found: 25" in page
-    assert page.count("- `row-") == 20
-    assert "… and 5 more" in page
-    assert "**No regression.**" in markdown(
-        compared(rows("r" * 4, "1" * 4), rows("r" * 4, "1" * 4)), made_with=made_with, page_uri="x"
-    )
+
+
+def report(**differences) -> dict:
+    """What the gate reads of a report: key of a difference → (boxes, answers)."""
+    names = ("accuracy_at_50", "answer_accuracy")
+    measured = [
+        {"key": key.replace("_", "-"), "figures": {name: figure(*each) for name, each in zip(names, pair, strict=True)}}
+        for key, pair in differences.items()
+    ]
+    reached = {"key": "tuned-real", "figures": {name: figure(0.8, 0.7, 0.9) for name in names}}
+    return {"results": [reached], "differences": measured}
+
+
+CLEAR, NONE = (0.6, 0.5, 0.7), (0.02, -0.03, 0.06)
+
+
+@pytest.mark.parametrize(
+    ("blank", "wrong", "passes"),
+    [
+        ((CLEAR, CLEAR), (CLEAR, CLEAR), [True, True]),
+        ((CLEAR, NONE), (CLEAR, NONE), [True, True]),  # boxes come from looking, answers from habit
+        ((NONE, CLEAR), (CLEAR, CLEAR), [False, True]),
+        ((CLEAR, CLEAR), (NONE, CLEAR), [True, False]),
+        (((0.5, None, None), CLEAR), (CLEAR, CLEAR), [False, True]),  # no interval, nothing clear
+    ],
+)
+def test_a_promoted_model_must_look(blank, wrong, passes):
+    gates = judge_gates(report(real_blank=blank, real_wrong=wrong), depends_on_picture=True)
+    assert [gate["passed"] for gate in gates] == passes
+
+
+def test_what_was_not_measured_is_not_passed():
+    gates = judge_gates(report(), depends_on_picture=True)
+    assert [gate["passed"] for gate in gates] == [False, False]
+    assert gates[0]["words"] == "accuracy_at_50 clearly better on real pictures than on blank ones: not measured"
+
+
+def test_without_boxes_the_answers_must_come_from_looking():
+    made = report(real_blank=(NONE, CLEAR), real_wrong=(NONE, CLEAR))
+    made["results"][0]["figures"]["accuracy_at_50"]["value"] = None
+    gates = judge_gates(made, depends_on_picture=True)
+    assert [gate["passed"] for gate in gates] == [True, True]
+    assert "answer_accuracy" in gates[0]["gate"]

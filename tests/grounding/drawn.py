@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
 
 # The machines that run this are slow and busy; what a property says does not depend on the clock.
-unhurried = settings(deadline=None, database=None, max_examples=100)
+unhurried = settings(deadline=None, database=None, max_examples=60)
 
 SPECS = (
     FrameSpec("thousandths"),

@@ -61,15 +61,13 @@ RESIZED = FrameSpec("resized_pixels", min_pixels=4 * 28 * 28, max_pixels=1280 * 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 class TestRealRows:
     def test_the_true_box_is_written_in_every_frame_as_published(self, row):
-        (width, height), true, padded, _, thousandths, resized_size, resized, _ = row
+        (width, height), true, padded, _, thousandths, _, resized, _ = row
         box = Box.from_pixels(*true, width=width, height=height)
-        assert box.to_thousandths(width=width, height=height) == thousandths
         assert FrameSpec("thousandths").on(width, height).encode(box) == thousandths
         # The published numbers come from unrounded boxes; the boxes themselves are published with two decimals.
-        assert box.to_padded_square(width=width, height=height) == pytest.approx(padded, abs=0.0005 + 0.005 / height)
+        square = FrameSpec("padded_square").on(width, height).numbers(box)
+        assert square == pytest.approx(padded, abs=0.0005 + 0.005 / height)
         assert RESIZED.on(width, height).encode(box) == resized
-        size = {"resized_width": resized_size[0], "resized_height": resized_size[1]}
-        assert box.to_resized(width=width, height=height, **size) == resized
 
     def test_the_image_is_resized_as_published(self, row):
         assert smart_resize(*row[0], min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28) == row[5]
@@ -78,11 +76,6 @@ class TestRealRows:
         (width, height), _, padded, unpadded, *_ = row
         box = Box.from_padded_square(*padded, width=width, height=height)
         assert box.as_list() == pytest.approx(unpadded, abs=0.06)
-
-    def test_reading_the_padded_square_as_fractions_ruins_the_box(self, row):
-        (width, height), true, padded, *_, naive_iou = row
-        naive = Box.from_fractions(*padded, width=width, height=height)
-        assert iou(naive, Box(*true)) == pytest.approx(naive_iou, abs=0.0006)
 
     def test_each_frame_is_read_back_to_nearly_the_same_place(self, row):
         (width, height), true, *_ = row
@@ -130,11 +123,6 @@ class TestABoxThatCannotBeBuilt:
         with pytest.raises(BoxError, match="lies outside"):
             Box.from_pixels(100, 10, 104, 20, width=100, height=50, overhang=5)
 
-    def test_another_page_is_not_clamped(self):
-        with pytest.raises(BoxError) as caught:
-            Box.from_pixels(484, 16537, 1896, 16625, width=1700, height=2800, overhang=5)
-        assert caught.value.fault is BoxFault.OUTSIDE
-
     def test_the_error_survives_a_process_border(self):
         error = copy.copy(BoxError(BoxFault.INVERTED, "left, top, right, bottom"))  # rebuilds it as pickle does
         assert (error.fault, str(error)) == (BoxFault.INVERTED, "left, top, right, bottom")
@@ -161,24 +149,14 @@ class TestPaddedSquare:
         assert box.x2 == 500
 
 
-def test_coco_boxes_have_a_width_and_a_height():
-    assert Box.from_xywh(10, 20, 30, 40, width=100, height=100) == Box(10, 20, 40, 60)
-    with pytest.raises(BoxError) as caught:
-        Box.from_xywh(10, 20, 0, 40, width=100, height=100)
-    assert caught.value.fault is BoxFault.ZERO_AREA
-
-
 def test_the_constructors_agree_on_one_box():
     size = {"width": 200, "height": 100}
     box = Box(20, 25, 100, 75)
     assert Box.from_pixels(20, 25, 100, 75, **size) == box
-    assert Box.from_thousandths(100, 250, 500, 750, **size) == box
     assert Box.from_fractions(0.1, 0.25, 0.5, 0.75, **size) == box
     assert Box.from_padded_square(0.1, 0.375, 0.5, 0.625, **size) == box
-    assert Box.from_resized(40, 25, 200, 75, **size, resized_width=400, resized_height=100) == box
     assert box.to_fractions(**size) == (0.1, 0.25, 0.5, 0.75)
-    assert box.to_padded_square(**size) == (0.1, 0.375, 0.5, 0.625)
-    assert (box.width, box.height, box.area, box.center) == (80, 50, 4000, (60, 50))
+    assert (box.width, box.height, box.area) == (80, 50, 4000)
 
 
 class TestDecode:
@@ -219,10 +197,6 @@ class TestDecode:
     def test_an_excess_that_rounding_explains_is_moved_to_the_border(self, name, numbers):
         assert FrameSpec(name).on(500, 300).decode(*numbers) == Box(0, 0, 500, 300)
 
-    def test_whole_numbers_may_be_written_as_floats(self):
-        assert FrameSpec("thousandths").on(1000, 1000).decode(10.5, 20.0, 30, 40) == Box(10.5, 20, 30, 40)
-        assert FrameSpec("thousandths").on(1000, 1000).decode(0.0, 0.0, 1.0, 1.0) == Box(0, 0, 1, 1)
-
 
 class TestEncode:
     @unhurried
@@ -241,14 +215,6 @@ class TestEncode:
         x1, y1, x2, y2 = frame.encode(box)
         assert x1 < x2
         assert y1 < y2
-
-    @unhurried
-    @given(framed_boxes())
-    def test_encoding_what_was_decoded_changes_nothing_more(self, drawn):
-        frame, box = drawn
-        once = frame.decode(*frame.encode(box))
-        again = frame.decode(*frame.encode(once))
-        assert_same_place(again, once, frame, units=1e-3)
 
     def test_a_box_of_a_larger_image_is_refused(self):
         with pytest.raises(BoxError, match="not a box of this image of 100x100"):

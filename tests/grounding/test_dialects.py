@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.grounding.drawn import assert_same_trace, framed_traces, unhurried
-from vcot.grounding import DIALECTS, Box, FrameSpec, Mention, Trace, render
+from vcot.grounding import DIALECTS, Box, FrameSpec, Mention, Trace, parse, render
 
 FRAME = FrameSpec("thousandths").on(1000, 1000)
 GEAR, LEVER = Box(100, 200, 300, 400), Box(350, 180, 500, 250)
@@ -28,29 +28,21 @@ TRACE = Trace(("the ", Mention("gear", (GEAR,)), " turns"))
     ],
 )
 def test_each_dialect_is_written_as_its_models_write_it(name, text):
-    assert DIALECTS[name].render(TRACE, FRAME) == text
-
-
-def test_every_dialect_knows_its_name():
-    assert {name: dialect.name for name, dialect in DIALECTS.items()} == {name: name for name in DIALECTS}
+    assert render(TRACE, FRAME, name) == text
 
 
 @unhurried
 @given(framed_traces(), st.sampled_from(sorted(DIALECTS)))
 def test_every_dialect_gives_the_trace_back_within_the_rounding_of_the_frame(drawn, name):
     frame, trace = drawn
-    parsed = DIALECTS[name].parse(DIALECTS[name].render(trace, frame), frame)
+    parsed = parse(render(trace, frame, name), frame)
     assert parsed.faults == ()
     assert_same_trace(parsed.trace, trace, frame)
 
 
-def test_the_native_dialect_is_what_render_writes():
-    assert DIALECTS["vcot"].render(TRACE, FRAME) == render(TRACE, FRAME)
-
-
 def test_mentions_alone_are_json_that_other_readers_understand():
     trace = Trace((Mention("gear", (GEAR, LEVER)), Mention('a "quoted" {label}\n', (LEVER,))))
-    assert json.loads(DIALECTS["qwen-json"].render(trace, FRAME)) == [
+    assert json.loads(render(trace, FRAME, "qwen-json")) == [
         {"bbox_2d": [100, 200, 300, 400], "label": "gear"},
         {"bbox_2d": [350, 180, 500, 250], "label": "gear"},
         {"bbox_2d": [350, 180, 500, 250], "label": 'a "quoted" {label}\n'},
@@ -59,5 +51,4 @@ def test_mentions_alone_are_json_that_other_readers_understand():
 
 def test_the_same_label_twice_in_a_row_stays_two_mentions_in_json():
     trace = Trace((Mention("gear", (GEAR,)), Mention("gear", (LEVER,))))
-    dialect = DIALECTS["qwen-json"]
-    assert dialect.parse(dialect.render(trace, FRAME), FRAME).trace == trace
+    assert parse(render(trace, FRAME, "qwen-json"), FRAME).trace == trace

@@ -39,10 +39,6 @@ class TestRender:
     def test_writes_the_native_form(self):
         assert render(TRACE, FRAME) == SENTENCE
 
-    def test_several_boxes_follow_one_label(self):
-        text = render(Trace((Mention("gears", (GEAR, LEVER)),)), FRAME)
-        assert text == "<ref>gears</ref><box>[100, 200, 300, 400]</box><box>[350, 180, 500, 250]</box>"
-
     def test_ordinary_prose_is_not_touched(self):
         assert render(Trace(('if a < b & c > d: {"x"} &amp; <b>[1, 2, 3, 4]</b>',)), FRAME) == (
             'if a < b & c > d: {"x"} &amp; <b>[1, 2, 3, 4]</b>'
@@ -239,10 +235,6 @@ class TestStream:
         assert list(reported.values()) == [RED, BLUE]
         assert all(text.endswith("]</box>") for text in reported)
 
-    def test_each_box_of_a_label_is_reported_on_its_own(self):
-        mentions = Stream(FRAME).feed("<ref>gears</ref><box>[100,200,300,400]</box><box>[350,180,500,250]</box>")
-        assert mentions == [Mention("gears", (GEAR,)), Mention("gears", (LEVER,))]
-
 
 class TestReply:
     def test_reasoning_comes_first_and_the_answer_last(self):
@@ -289,10 +281,3 @@ class TestReply:
     def test_what_follows_the_answer_and_how_often_it_is_marked_is_told(self):
         reply = read_reply("a\nAnswer: up\nb\nAnswer: down\nand more")
         assert (reply.answer, reply.after, reply.marks) == ("down", "and more", 2)
-
-    @unhurried
-    @given(st.text(max_size=100) | snippets)
-    def test_any_text_can_be_split(self, text):
-        reasoning, answer = split_answer(text)
-        assert text.startswith(reasoning)
-        assert answer is None or answer.strip() == answer != ""

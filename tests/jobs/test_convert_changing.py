@@ -23,7 +23,7 @@ from tests.sources.parquet import write
 from tests.sources.test_sources_coco import ONE_AND_TWO, instances
 from tests.sources.test_sources_viscot import metadata
 from tests.storage.tars import tar
-from vcot.sources import coco
+from vcot.sources import coco, row_index
 from vcot.sources.inputs import find, found_in
 from vcot.storage import Changed, Store, join
 
@@ -83,14 +83,14 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """What the stage says where something changes when it has looked at all rows, and not yet made a shard."""
 
     def run(settings: dict[str, Any], uri: str, data: bytes, *words: str) -> str:
-        look = job.prepared
+        look = row_index.informed
 
-        def and_then(*given: Any) -> Any:
-            desk = look(*given)
+        def and_then(*given: Any, **more: Any) -> Any:
+            parts = look(*given, **more)
             replaced(uri, data)
-            return desk
+            return parts
 
-        monkeypatch.setattr(job, "prepared", and_then)
+        monkeypatch.setattr(row_index, "informed", and_then)
         loaded, _ = job.ConvertSettings.load([*flags(**settings), *words])
         with pytest.raises(Changed) as caught:
             job.run(loaded)

@@ -19,10 +19,9 @@ from tests.sources.given import Given
 from tests.storage.tars import tar
 from tests.tokens.base import base_folder, processor
 from vcot.errors import VcotError
-from vcot.evaluation.controls import partners
+from vcot.evaluation.ablations import partners
 from vcot.evaluation.gallery import draw
-from vcot.evaluation.replies import Interview, units
-from vcot.evaluation.speaker import Trained
+from vcot.evaluation.runner import EvaluationRunner, TrainedModel, units
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample, read_samples
 from vcot.records.example import Examples
@@ -143,7 +142,7 @@ def test_a_model_that_points_at_what_it_is_shown_is_found_right(
     contract = Contract.of(processor, mode="multimodal", frame=frame, max_length=512).model_copy(
         update={"frame": {"name": frame, **(budget if frame == "resized_pixels" else {})}, **SIGHT}
     )
-    trained = Trained("", "", "", contract, "full", "", {})
+    trained = TrainedModel("", "", "", contract, "full", "", {})
     seen_sizes = []
 
     def point(_: str, asked: Sequence[Sample], pictures: Sequence[Pillow.Image]) -> list[Completion]:
@@ -157,12 +156,12 @@ def test_a_model_that_points_at_what_it_is_shown_is_found_right(
             said.append(Completion(text=text, model="eye", finish_reason="stop"))
         return said
 
-    interview = Interview(
+    runner = EvaluationRunner(
         store=Store(), samples=samples, partners=partners(samples, 0), ask=point, frame=trained.frame,
         units=units(len(samples), ["real"], 2), cache_uri=str(tmp_path / "cache"), asked_of_base={},
     )  # fmt: skip
     replies: list[Any] = []
-    interview.hold(_Kept(replies))
+    runner.run(_Kept(replies))
     assert len(replies) == 2
     for reply in replies:
         assert reply.score.matched == reply.score.true_boxes == reply.score.predicted_boxes == 1

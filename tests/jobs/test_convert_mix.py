@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,16 @@ from tests.jobs.test_convert import ROOT, flags, no_settings_from_outside, repor
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
 from tests.sources import test_sources_refcoco as refcoco
 from tests.sources import test_sources_scienceqa as scienceqa
-from tests.sources.given import Given, png
+from tests.sources.given import Given
 from tests.sources.parquet import write
 from tests.sources.test_sources_coco import ONE_AND_TWO, instances
-from tests.sources.test_sources_survey import scene
+from tests.sources.test_sources_row_index import scene
 from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError, SettingsError
 from vcot.records import Rejection, Sample, read_samples
 from vcot.records.shards import read_mark
 from vcot.storage import Store, join
 
-DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data"))
 Mixed = list[dict[str, Any]]
 
 
@@ -113,26 +110,6 @@ def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, w
     assert names == {"viscot", "refcoco", "coco", "scienceqa", "scenes"}
 
 
-def test_the_parts_of_a_stage_on_several_machines_make_the_same_bytes(given: Given, tmp_path: Path) -> None:
-    path = mix(given, [part | {"weight": n} for n, part in enumerate(five(given), 1)])
-    convert(tmp_path / "one", path, num_shards=3, pictures_uri=tmp_path / "made")
-    apart: Mixed = [{"part": "prepare"}, *({"part": "shards", "shard": n} for n in (2, 0, 1)), {"part": "finish"}]
-    for words in apart:
-        loaded, _ = ConvertSettings.load(
-            flags(run_uri=tmp_path / "apart", mix=path, num_shards=3, pictures_uri=tmp_path / "made", **words)
-        )
-        run(loaded)
-    files = [
-        {
-            p.name: p.read_bytes()
-            for kind in ("shards", "rejections")
-            for p in (tmp_path / r / "convert" / kind).iterdir()
-        }
-        for r in ("one", "apart")
-    ]
-    assert files[0] == files[1]
-
-
 def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) -> None:
     viscot, coco = of_viscot(given, 40), of_coco(given)
     path = mix(given, [viscot | {"weight": 1}, coco | {"name": "cups", "weight": 0.5, "limit": 6}])
@@ -153,9 +130,6 @@ def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) ->
     train = [sample for sample in samples if sample.origin.split == "train"]
     assert one["learned"] == sum(sample.id.startswith("viscot/") for sample in train) / len(train)
     assert found["source"] == "viscot, coco"
-    page = (tmp_path / "run/convert/report.html").read_text()
-    assert "<h3>The mix</h3>" in page
-    assert f'<td class="n">{one["not_drawn"]}</td>' in page
 
 
 def test_one_source_has_no_mix_and_ids_of_its_own(given: Given, tmp_path: Path) -> None:
@@ -164,7 +138,6 @@ def test_one_source_has_no_mix_and_ids_of_its_own(given: Given, tmp_path: Path) 
     run(ConvertSettings.load(settings)[0])
     found = report(tmp_path / "run")
     assert found["mix"] == []
-    assert "The mix" not in (tmp_path / "run/convert/report.html").read_text()
     assert [rejection.id for rejection in refused(tmp_path / "run")] == ["viscot.jsonl:6"]
 
 
@@ -205,21 +178,6 @@ def test_a_picture_under_two_paths_is_on_one_side_in_both_parts(given: Given, tm
     pairs = [(sides[f"mine/mine.jsonl:{n}"], sides[f"yours/yours.jsonl:{n}"]) for n in range(1, 13) if n not in (4, 5)]
     assert all(one == other for one, other in pairs)
     assert {one for one, _ in pairs} == {"train", "validation"}
-
-
-def test_a_drawn_scene_is_kept_from_training_where_another_part_measures_with_it(given: Given, tmp_path: Path) -> None:
-    """Scenes alone need no look beforehand; beside Samples of an earlier run they do."""
-    scenes = {"source": "scenes", "scenes": 6}
-    alone = convert(tmp_path / "first", mix(given, [scenes]), pictures_uri=tmp_path / "made", validation_share=0)
-    kept = json.loads(alone[2].line()) | {"question": "And what else?"}
-    kept["origin"]["split"] = "test"
-    parts = [scenes, {"source": "samples", "input": given.rows([kept])}]
-    both = convert(
-        tmp_path / "second", mix(given, parts), pictures_uri=tmp_path / "made", validation_share=0,
-        max_rejected_share=0.5, near_duplicates=0,
-    )  # fmt: skip
-    assert [r.id for r in refused(tmp_path / "second")] == [alone[2].id]
-    assert {s.id for s in both if s.origin.split == "test"} == {f"samples/{alone[2].id}"}
 
 
 def test_a_question_is_asked_once_whichever_part_asks_it(given: Given, tmp_path: Path) -> None:
@@ -374,47 +332,3 @@ def test_the_page_about_sources_has_a_mix_that_is_right(given: Given) -> None:
     written = page.partition("```yaml\n")[2].partition("```")[0]
     loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, written)))
     loaded.judge()
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"there are no published rows in {DATA}")
-def test_published_rows_of_three_sources_through_the_command(given: Given, tmp_path: Path) -> None:
-    """VisCoT's metadata, RefCOCOg and photographs with COCO instances; 2 : 1 : 1 of 400, 400 and 300 rows."""
-    for source, kind in ((DATA / "viscot/metadata/vsr_cot_train.jsonl", "vsr"), (refcoco.FILE, "refcoco")):
-        lines = source.read_text().splitlines()[:400]
-        (given.folder / f"{kind}.jsonl").write_text("\n".join(lines))
-        for row in map(json.loads, lines):
-            name = row.get("img_path") or f"vsr/{row['image']}"
-            given.picture(name, data=png(row["width"], row["height"], comment=name))
-    written = f"""
-- source: viscot
-  input: {given.folder}/vsr.jsonl
-  images: {given.images}
-  weight: 2
-- source: refcoco
-  input: {given.folder}/refcoco.jsonl
-  images: {given.images}
-  weight: 1
-- source: coco
-  name: cells
-  input: {DATA}/bccd/instances.json
-  questions: where, count
-  dataset: bccd
-  licence: MIT
-  limit: 300
-  weight: 1
-"""
-    command = [sys.executable, "-m", "jobs.convert", "--run-uri", str(tmp_path / "run"), "--mix",
-               str(mix(given, written)), "--max-rejected-share", "0.1"]  # fmt: skip
-    checked = subprocess.run([*command, "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (checked.returncode, checked.stdout) == (0, "convert: settings are in order\n")
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    found = report(tmp_path / "run")
-    parts = {part["name"]: part for part in found["mix"]}
-    assert {name: part["rows"] for name, part in parts.items()} == {"viscot": 400, "refcoco": 400, "cells": 300}
-    assert {name: part["wanted"] for name, part in parts.items()} == {"viscot": 0.5, "refcoco": 0.25, "cells": 0.25}
-    assert parts["viscot"]["not_drawn"] == 0
-    assert all(abs(part["drawn"] - part["wanted"]) < 0.04 for part in parts.values())
-    rows = sum(part["rows"] - part["not_drawn"] for part in parts.values())
-    assert rows == found["tally"]["rows"] == found["tally"]["kept"] + sum(found["tally"]["rejected"].values())
-    assert found["datasets"].keys() == {"vsr", "refcocog", "bccd"}

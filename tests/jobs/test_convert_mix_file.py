@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.convert import OF_A_PART, ConvertSettings, run
+from jobs.convert import OF_A_PART, ConvertSettings
 from tests.jobs.test_convert import flags, no_settings_from_outside  # noqa: F401 (fixture)
 from tests.jobs.test_convert_mix import mix
 from tests.sources.given import Given
@@ -126,16 +126,3 @@ def test_with_a_mix_the_command_line_names_no_source() -> None:
     ]
     with pytest.raises(SettingsError, match=r"--source \(or VCOT_CONVERT_SOURCE\) is missing: .*; or --mix"):
         ConvertSettings.load(flags(run_uri="r"))
-
-
-def test_variables_do_not_reach_into_parts(given: Given, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("VCOT_CONVERT_MIX", str(mix(given, [{"source": "scenes", "scenes": 3}])))
-    monkeypatch.setenv("VCOT_CONVERT_SEED", "5")
-    run(ConvertSettings.load(["--run-uri", str(tmp_path / "run")])[0])
-    monkeypatch.delenv("VCOT_CONVERT_MIX")
-    run(ConvertSettings.load(flags(run_uri=tmp_path / "alone", source="scenes", scenes=3, num_shards=4))[0])
-    mixed, alone = (sorted(p.name for p in (tmp_path / n / "convert/images").iterdir()) for n in ("run", "alone"))
-    assert mixed == alone == ["000000.png", "000001.png", "000002.png"]
-    for name in mixed:
-        one, other = (tmp_path / n / "convert/images" / name for n in ("run", "alone"))
-        assert one.read_bytes() == other.read_bytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,24 @@ import pytest
 from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
 from jobs.evaluate import EvaluateSettings, run
-from tests.jobs.test_evaluate_again import ASK, MAX_PIXELS, MIN_PIXELS, train
+from tests.jobs.evaluated import *  # noqa: F403  (fixtures)
+from tests.jobs.evaluated import contract_in, trained
 from vcot.errors import GateFailed
 from vcot.evaluation import words
 from vcot.storage import Store, join
 
-ROOT = Path(__file__).parents[2]
+ASK = {"max_new_tokens": 64, "batch_size": 24, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> str:
+def runs(tmp_path_factory: pytest.TempPathFactory, base: Path, adapters: Any) -> str:
     """Two runs of the rehearsal base with an adapter that changes nothing: `own` in the base's own frame (thousandths),
     `other` in one that it never learned (fractions)."""
-    import torch
-
-    from vcot.models import attach_lora, load_base
-    from vcot.tokens import Contract, load_processor
-
-    os.environ["OMP_NUM_THREADS"] = "1"
-    base = ROOT / "examples" / "rehearsal"
     runs = tmp_path_factory.mktemp("runs")
-    convert = {"source": "scenes", "scenes": 12, "questions": "point", "validation_share": 0.8}
-    run_convert(ConvertSettings(run_uri=str(runs / "own"), **convert))  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    adapter = tmp_path_factory.mktemp("adapter")
-    attach_lora(load_base(base, dtype="float32"), r=4, alpha=8, dropout=0.0).save_pretrained(str(adapter))
-    (adapter / "README.md").unlink(missing_ok=True)
-    processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    convert: dict[str, Any] = {"source": "scenes", "scenes": 12, "questions": "point", "validation_share": 0.8}
+    run_convert(ConvertSettings(run_uri=str(runs / "own"), **convert))
     for name, frame in (("own", "thousandths"), ("other", "fractions")):
-        contract = Contract.of(processor, mode="multimodal", frame=frame, max_length=512)  # type: ignore[arg-type]
-        train(str(runs / name), base, adapter, contract.model_dump(mode="json"))
+        trained(str(runs / name), base, adapters["nothing"], contract_in(frame, base))
     return str(runs)
 
 

@@ -23,16 +23,16 @@ def torch() -> Any:
 @pytest.fixture
 def batch(torch: Any, toy_encoder: Any) -> dict[str, Any]:
     from tests.training.toy import examples
-    from vcot.training.lessons import Collate
+    from vcot.training.collator import Collator
 
-    return Collate(toy_encoder.pad_token_id)([lesson(toy_encoder, example) for example in examples(toy_encoder, 3)])
+    return Collator(toy_encoder.pad_token_id)([item(toy_encoder, example) for example in examples(toy_encoder, 3)])
 
 
-def lesson(encoder: Any, example: Any) -> dict[str, Any]:
-    """As Lessons makes it, without a file."""
-    from vcot.training.lessons import Lessons
+def item(encoder: Any, example: Any) -> dict[str, Any]:
+    """As SFTDataset makes it, without a file."""
+    from vcot.training.data import SFTDataset
 
-    made = Lessons.__new__(Lessons)
+    made = SFTDataset.__new__(SFTDataset)
     made.__dict__ |= {"examples": [example], "_encoder": encoder, "_room": 0, "_cut": {}, "_ready": {}}
     return made[0]
 
@@ -57,7 +57,7 @@ def test_every_adapter_has_a_gradient_after_an_evaluation_in_the_middle_of_train
 ) -> None:
     """On processors with AVX512-BF16 the library would have repacked the 4-bit weights in the evaluation."""
     from vcot.models import attach_lora, compute_dtype, load_base
-    from vcot.training.loss import loss_sum, narrow
+    from vcot.training.trainer import loss_sum, narrow
 
     model = attach_lora(load_base(toy_base, quantisation="nf4", dtype=dtype), r=4, alpha=8, dropout=0.0)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_a_base_that_is_truncated_or_a_pickle_or_no_model_is_refused(
 
 def test_an_adapter_comes_back_as_it_was(torch: Any, toy_base: Path, batch: dict[str, Any], tmp_path: Path) -> None:
     from vcot.models import attach_lora, load_adapter, load_base
-    from vcot.training.loss import loss_sum
+    from vcot.training.trainer import loss_sum
 
     model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.5, base_uri="s3://b/base")
     with torch.no_grad():

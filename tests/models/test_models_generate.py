@@ -83,12 +83,6 @@ def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encode
     assert reply == expected
 
 
-def test_a_reply_does_not_depend_on_its_neighbours(model: Any, toy_encoder: Any) -> None:
-    numbers = [0, 1, 2, 3]  # pictures of different sizes, so different padding
-    together = say(model, toy_encoder, prompts(toy_encoder, numbers))
-    assert together == [say(model, toy_encoder, prompts(toy_encoder, [number]))[0] for number in numbers]
-
-
 def test_a_reply_ends_with_its_end_token(model: Any, toy_encoder: Any) -> None:
     batch = prompts(toy_encoder, [1])
     (whole,) = say(model, toy_encoder, batch, eos_token_ids=[0], max_new_tokens=8)

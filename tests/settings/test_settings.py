@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from vcot.errors import SettingsError, UsageError
+from vcot.errors import SettingsError
 from vcot.settings import CommaSeparated, Settings, setting
 
 
@@ -70,16 +70,6 @@ def test_all_faults_are_told_together_a_line_each_as_they_were_written(monkeypat
     assert any(line.startswith("VCOT_BAKE_HELPERS=many: ") for line in lines)
     assert any(line.startswith("--layers (or VCOT_BAKE_LAYERS) is missing") for line in lines)
     assert len(lines) == 5
-
-
-def test_only_an_unknown_flag_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match="--degreees: no such flag"):
-        load(*GIVEN, "--degreees", "100")
-
-
-def test_another_stages_variables_are_not_our_business(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VCOT_TRAIN_WHATEVER", "1")
-    assert load(*GIVEN).layers == 2
 
 
 def test_an_unknown_common_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

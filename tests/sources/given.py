@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from vcot.records import Folder, Rejection, Sample
-from vcot.sources import DATASETS, ConversionContext, beforehand, read, rows_of_shard
+from vcot.sources import DATASETS, ConversionContext, read, row_index, rows_of_shard
 from vcot.sources.base import ConversionOptions, Dataset, PreparedFacts
-from vcot.sources.crew import Crew
 from vcot.sources.inputs import find
-from vcot.sources.parts import Part
+from vcot.sources.mixture import Part
 from vcot.sources.pictures import Pictures
 from vcot.sources.quality import QualityOptions
+from vcot.sources.workers import Workers
 from vcot.storage import Store
+
+ALONE = Workers(1, Path(), lambda: None)
+"""No process beside this one."""
 
 
 @cache
@@ -42,7 +45,7 @@ def informed(
     source: Dataset, desk: ConversionContext, folder: Folder, *, look: bool, readers: int = 1
 ) -> ConversionContext:
     """The desk of a run of one source that knows what all shards must."""
-    (part,) = beforehand.informed([Part(source, desk)], folder, look=look, crew=Crew(readers=readers))
+    (part,) = row_index.informed([Part(source, desk)], folder, look=look, workers=ALONE, readers=readers)
     return part.desk
 
 

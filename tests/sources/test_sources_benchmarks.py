@@ -8,7 +8,6 @@ import pytest
 
 from tests.sources.given import Given
 from tests.sources.test_sources_viscot import metadata
-from vcot.records import Sample
 from vcot.sources import benchmarks
 
 
@@ -29,15 +28,3 @@ from vcot.sources import benchmarks
 def test_the_path_that_a_row_names(given: Given, row: dict[str, Any], path: str) -> None:
     (file,) = given.desk("viscot", given.rows([row])).inputs
     assert list(benchmarks.paths(given.desk("viscot").store, file)) == [path]
-
-
-def test_samples_of_an_earlier_run_lead_to_their_pictures(given: Given) -> None:
-    """By their content, wherever they lie."""
-    given.picture("mine/a.png", 60, 50)
-    said = {"image": "mine/a.png", "question": "?", "answers": ["x"]}
-    sample = given.sample("samples", said)
-    assert isinstance(sample, Sample)
-    (file,) = given.desk("samples", given.rows([sample.model_dump(mode="json")], "samples.jsonl")).inputs
-    desk = given.desk("samples")
-    (path,) = benchmarks.paths(desk.store, file)
-    assert desk.pictures.find(path).sha256 == sample.image.sha256

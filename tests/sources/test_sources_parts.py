@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as some
 
-from tests.sources.given import Given
+from tests.sources.given import ALONE, Given
 from vcot.records import Folder
 from vcot.sources import DATASETS
-from vcot.sources.beforehand import informed
-from vcot.sources.parts import Part, shares
+from vcot.sources.mixture import Part, shares
+from vcot.sources.row_index import informed
 from vcot.storage import Store
 
 WEIGHT = some.fractions(min_value=Fraction(1, 1000), max_value=1000)
@@ -40,8 +40,8 @@ def of(given: Given, name: str, rows: int, weight: str | None, seed: int = 0) ->
 def drawn(given: Given, parts: list[Part], name: str, shards: int = 1) -> tuple[dict[str, set[str]], dict[str, int]]:
     """Part → ids of its rows that are drawn, and how many are not."""
     folder = Folder(Store(), str(given.folder / name), "convert")
-    known = informed(parts, folder, look=True)
-    assert informed(parts, folder, look=False) == known
+    known = informed(parts, folder, look=True, workers=ALONE, readers=1)
+    assert informed(parts, folder, look=False, workers=ALONE, readers=1) == known
     ids: dict[str, set[str]] = {}
     left: dict[str, int] = {}
     for part in known:
@@ -73,4 +73,3 @@ def test_twenty_thousand_rows_come_in_the_wanted_proportions_and_none_is_lost(gi
 def test_without_weights_all_rows_come(given: Given) -> None:
     ids, left = drawn(given, [of(given, "a", 30, None), of(given, "b", 10, None)], "run")
     assert ({name: len(found) for name, found in ids.items()}, left) == ({"a": 30, "b": 10}, {"a": 0, "b": 0})
-    assert not (given.folder / "run/convert/shares.json").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import time
@@ -20,7 +19,7 @@ from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError
 from vcot.records import Folder
 from vcot.sources import DATASETS, read, rows_of_shard
-from vcot.sources.parts import Part
+from vcot.sources.mixture import Part
 from vcot.sources.row import Row
 from vcot.storage import Store
 
@@ -114,20 +113,3 @@ def test_any_number_of_shards(
     for index in range(shards):
         blocks |= {place: row.id for place, row in part.numbered(index, shards, lambda place: place % 3 > 0)}
     assert blocks == {place: row.id for place, row in enumerate(part.rows()) if place % 3 > 0}
-
-
-def test_rows_of_a_gzipped_array_that_hold_several_are_read_once(given: Given) -> None:
-    """gzip does not go back, and a long row lies across what is read at once."""
-    given.picture("a.png")
-    turns = [("human", "<image>\nWhat is it?"), ("gpt", f"<think>{'It is round. ' * 20_000}</think>a disc")] * 3
-    rows = [
-        {"id": str(n), "image": "a.png", "conversations": [{"from": who, "value": said} for who, said in turns]}
-        for n in range(6)
-    ]
-    path = given.folder / "rows.json.gz"
-    path.write_bytes(gzip.compress(json.dumps(rows).encode()))
-    desk = given.desk("llava-cot", str(path))
-    ids = [row.id for row in rows_of_shard(desk)]  # notes where entries begin
-    assert len(ids) == 18
-    again = [row.id for row in rows_of_shard(desk)]
-    assert again == ids

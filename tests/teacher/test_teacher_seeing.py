@@ -16,7 +16,7 @@ from tests.fakes.teacher import scripted_teacher
 from tests.jobs.test_convert import convert as source
 from tests.jobs.test_distill import convert, distilled, rejections, report
 from tests.teacher.made import picture, sample
-from vcot.evaluation.chance import CENTRE
+from vcot.evaluation.baselines import CENTRE
 from vcot.grounding import Box, match
 from vcot.records import Rejection, Sample, read_samples
 from vcot.records.shards import read_mark

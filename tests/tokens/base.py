@@ -15,7 +15,11 @@ import pytest
 from PIL import Image as Picture
 
 from vcot.grounding import Box, Mention, Trace
-from vcot.records import Image, Origin, Sample
+from vcot.records import Image, Origin, Rejection, Sample
+from vcot.records.example import IGNORED, Example
+from vcot.storage import images
+from vcot.tokens import Contract, Encoder
+from vcot.tokens.audit import check_mask
 
 __all__ = ["base_folder", "processor"]
 
@@ -61,3 +65,32 @@ def sample(data: bytes | None = None, uri: str = "a.png", **changes: Any) -> Sam
         "origin": Origin(dataset="drawn", split="train", row="1", licence="MIT"),
     }
     return Sample(**(values | changes))
+
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+
+
+def encoder(processor: Any, **changes: Any) -> Encoder:
+    values: dict[str, Any] = {"mode": "multimodal", "frame": "thousandths", "max_length": 512}
+    return Encoder(processor, Contract.of(processor, **(values | changes)))
+
+
+def made(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example | Rejection:
+    data = data or png(row.image.width, row.image.height)
+    return coder.example(row, alternative, images.decode(data, "a.png"), data)
+
+
+def example(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example:
+    found = made(coder, row, data, alternative)
+    assert isinstance(found, Example), found
+    check_mask(found, coder.processor)
+    return found
+
+
+def halves(found: Example, processor: Any) -> tuple[str, str]:
+    """The text that is given, and the text that is learned."""
+    parts = []
+    for wanted in (False, True):
+        ids = [i for i, label in zip(found.ids, found.labels, strict=True) if (label != IGNORED) == wanted]
+        parts.append(processor.tokenizer.decode(ids))
+    return parts[0], parts[1]

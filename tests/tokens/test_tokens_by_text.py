@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.tokens.base import png, sample
-from tests.tokens.test_tokens_encoder import SYSTEM, encoder, example, halves
+from tests.tokens.base import SYSTEM, encoder, halves, png, sample
 from vcot.grounding import Trace
 from vcot.records.example import Example
-from vcot.records.sample import Rejection, Sample
+from vcot.records.sample import Sample
 from vcot.storage import images
-from vcot.tokens.audit import check_mask, view
+from vcot.tokens.audit import check_mask
 
 WHY = Trace(("Gears that touch turn against each other.",))
 
@@ -45,13 +44,6 @@ def test_the_ids_are_those_of_the_chat_template_and_those_of_text_mode(processor
     assert plain.ids == found.ids
 
 
-def test_one_that_is_too_long_is_refused_with_its_length_and_no_word_of_a_picture(processor: Any) -> None:
-    found = encoder(processor, max_length=20).example(by_text(), 0)
-    assert isinstance(found, Rejection)
-    assert found.reason == "too-long"
-    assert "tokens, --max-length allows 20" in found.detail
-
-
 def test_a_sample_with_a_picture_still_needs_it(processor: Any) -> None:
     with pytest.raises(ValueError, match="a multimodal example needs its picture"):
         encoder(processor).example(sample(), 0)
@@ -68,20 +60,3 @@ def test_a_batch_of_both_holds_each_prompt_and_the_patches_of_those_that_have_a_
     assert batch["mm_token_type_ids"].sum(1).tolist() == [0, 12, 0]
     alone = coder.prompts([rows[0], rows[2]], [None, None])
     assert alone.keys() == {"input_ids", "attention_mask", "mm_token_type_ids"}
-
-
-@pytest.mark.parametrize("frame", ["thousandths", "resized_pixels"])
-def test_it_can_be_looked_at(processor: Any, frame: Any) -> None:
-    coder = encoder(processor, frame=frame)
-    found = coder.example(by_text(), 0)
-    assert isinstance(found, Example)
-    seen = view(found, None, coder.contract, processor)
-    assert (seen.picture, seen.original, seen.parsed.boxes) == (None, None, ())
-    assert seen.learned.startswith("Gears that touch")
-
-
-def test_beside_it_examples_with_pictures_are_what_they_were(processor: Any) -> None:
-    coder = encoder(processor)
-    before = example(coder, sample())
-    assert isinstance(coder.example(by_text(), 0), Example)
-    assert example(coder, sample()) == before

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tests.tokens.base import MAX_PIXELS, MIN_PIXELS
 from vcot.errors import InputError
 from vcot.tokens import Contract, Encoder, load_processor
-from vcot.tokens.processor import template_digest, tokenizer_digest
+from vcot.tokens.contract import template_digest, tokenizer_digest
 
 
 def contract(processor: Any, **changes: Any) -> Contract:

@@ -9,44 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
 
-from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, WHERE, png, sample
+from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, SYSTEM, WHERE, encoder, example, halves, made, png, sample
 from vcot.errors import InputError
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.tags import parse
 from vcot.records.example import IGNORED, Example
-from vcot.records.sample import Image, Rejection, Sample, Stored
+from vcot.records.sample import Image, Rejection, Stored
 from vcot.storage import images
-from vcot.tokens import Contract, Encoder, load_processor, prompt_text
+from vcot.tokens import load_processor, prompt_text
 from vcot.tokens.audit import check_mask
-
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-
-
-def encoder(processor: Any, **changes: Any) -> Encoder:
-    values: dict[str, Any] = {"mode": "multimodal", "frame": "thousandths", "max_length": 512}
-    return Encoder(processor, Contract.of(processor, **(values | changes)))
-
-
-def made(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example | Rejection:
-    data = data or png(row.image.width, row.image.height)
-    return coder.example(row, alternative, images.decode(data, "a.png"), data)
-
-
-def example(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example:
-    found = made(coder, row, data, alternative)
-    assert isinstance(found, Example), found
-    check_mask(found, coder.processor)
-    return found
-
-
-def halves(found: Example, processor: Any) -> tuple[str, str]:
-    """The text that is given, and the text that is learned."""
-    parts = []
-    for wanted in (False, True):
-        ids = [i for i, label in zip(found.ids, found.labels, strict=True) if (label != IGNORED) == wanted]
-        parts.append(processor.tokenizer.decode(ids))
-    return parts[0], parts[1]
-
 
 # ----------------------------------------------------------------------------------------------- what is learned
 
@@ -64,28 +35,6 @@ def test_the_reply_with_its_end_and_line_break_is_learned_and_nothing_before_it(
     first = found.labels.index(next(label for label in found.labels if label != IGNORED))
     assert found.labels == (IGNORED,) * first + found.ids[first:]
     assert found.image_grid == (1, 6, 8)
-
-
-def test_each_reasoning_is_an_example_of_its_own(processor: Any) -> None:
-    other = Trace(("I look at the top left and see the ", *WHERE.parts[1:2], "."))
-    row = sample(reasoning=(WHERE, other))
-    first, second = (example(encoder(processor), row, alternative=i) for i in (0, 1))
-    assert (first.id, second.id) == ("s1#0", "s1#1")
-    assert halves(second, processor)[1].startswith("I look at")
-    assert halves(first, processor)[0] == halves(second, processor)[0]
-
-
-def test_the_same_sample_gives_the_same_example_with_a_processor_loaded_again(processor: Any, base_folder: Any) -> None:
-    again = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    assert example(encoder(processor), sample()) == example(encoder(again), sample())
-
-
-def test_the_first_answer_is_learned_and_validation_stays_validation(processor: Any) -> None:
-    row = sample(answers=("left", "top left"))
-    row = row.model_copy(update={"origin": row.origin.model_copy(update={"split": "validation"})})
-    found = example(encoder(processor), row)
-    assert found.split == "validation"
-    assert halves(found, processor)[1].endswith("Answer: left<|im_end|>\n")
 
 
 def test_context_choices_and_instruction_each_have_a_line_below_the_question() -> None:
@@ -120,31 +69,26 @@ def test_control_tokens_in_the_text_of_people_stay_text(processor: Any) -> None:
 
 
 # Text as people and teachers write it, with what could break a boundary mixed in.
-TEXT = st.lists(
-    st.sampled_from(
-        [
-            "\n",
-            " ",
-            "  ",
-            "a",
-            "Answer",
-            ":",
-            "<|im_end|>",
-            "<|im_start|>",
-            "<ref>",
-            "<box>",
-            "[1, 2]",
-            "é",
-            "\u0301",
-            "漢",
-        ]
-    )
-    | st.text(max_size=6),
-    max_size=8,
-).map("".join)
+BREAKING = (
+    "\n",
+    " ",
+    "  ",
+    "a",
+    "Answer",
+    ":",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<ref>",
+    "<box>",
+    "[1, 2]",
+    "é",
+    "\u0301",
+    "漢",
+)
+TEXT = st.lists(st.sampled_from(BREAKING) | st.text(max_size=6), max_size=8).map("".join)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=TEXT, before=TEXT, answer=TEXT, instruction=TEXT)
 @pytest.mark.parametrize("mode", ["multimodal", "text"])
 def test_the_prompt_alone_is_exactly_what_the_example_begins_with(
@@ -159,7 +103,7 @@ def test_the_prompt_alone_is_exactly_what_the_example_begins_with(
     assert IGNORED not in found.labels[len(prompt) :]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Mn", "Mc", "Me"]), min_size=1, max_size=40))
 def test_on_plain_text_the_ids_are_those_of_the_processor_itself(processor: Any, question: str) -> None:
     question = question.strip() or "?"
@@ -339,12 +283,6 @@ def test_what_fits_with_no_picture_at_all_is_refused_with_the_numbers(roomy: Any
     assert found.reason == "too-long"
     assert f"{len(full.ids)} tokens ({visual} of them for the picture)" in found.detail
     assert f"--max-length allows {limit}" in found.detail
-
-
-def test_text_that_is_too_long_is_refused_not_cut(processor: Any) -> None:
-    found = encoder(processor, mode="text", max_length=30).example(sample(), 0)
-    assert isinstance(found, Rejection)
-    assert "--max-length allows 30" in found.detail
 
 
 def test_a_picture_two_hundred_times_longer_than_wide_is_refused(processor: Any) -> None:

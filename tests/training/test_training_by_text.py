@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.test_training_sft import tune, weights
-from tests.training.toy import drawn, examples, write_examples
+from tests.training.toy import drawn, examples, tune, weights, write_examples
 from vcot.grounding import Trace
 from vcot.records import Sample
 from vcot.records.example import Example, Examples
@@ -53,21 +52,17 @@ def told(encoder: Any, count: int, first: int = 0, split: Any = "train") -> list
 
 def batches(encoder: Any, made: list[Example], path: Path) -> Any:
     """rows → a batch of them"""
-    from vcot.training.lessons import Collate, Lessons
+    from vcot.training.collator import Collator
+    from vcot.training.data import SFTDataset
 
-    lessons = Lessons(Examples([write_examples(path, made)]), encoder, cache_bytes=0)
-    return lambda rows: Collate(encoder.pad_token_id)([lessons[row] for row in rows])
-
-
-def test_they_come_back_from_the_file_as_they_were(toy_encoder: Any, tmp_path: Path) -> None:
-    made = [*examples(toy_encoder, 1), *told(toy_encoder, 2)]
-    assert list(Examples([write_examples(tmp_path / "a.parquet", made)])) == made
+    dataset = SFTDataset(Examples([write_examples(path, made)]), encoder, cache_bytes=0)
+    return lambda rows: Collator(encoder.pad_token_id)([dataset[row] for row in rows])
 
 
 def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows_teach_alone(
     torch: Any, model: Any, toy_encoder: Any, tmp_path: Path
 ) -> None:
-    from vcot.training.loss import loss_sum
+    from vcot.training.trainer import loss_sum
 
     batch_of = batches(toy_encoder, [*examples(toy_encoder, 2, alternatives=1), *told(toy_encoder, 2)], tmp_path / "a")
     mixed = batch_of([2, 0, 3, 1])
@@ -78,23 +73,6 @@ def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows
         together = loss_sum(model, mixed).item()
         alone = [loss_sum(model, batch_of([row])).item() for row in range(4)]
     assert together == pytest.approx(sum(alone), rel=1e-4)
-
-
-def test_the_loss_is_the_familys_own(torch: Any, model: Any, toy_encoder: Any, tmp_path: Path) -> None:
-    from vcot.training.loss import learned_tokens, loss_sum
-
-    batch_of = batches(toy_encoder, [*examples(toy_encoder, 1, alternatives=1), *told(toy_encoder, 2)], tmp_path / "a")
-    for rows in ([1, 2], [1, 0, 2]):
-        batch = batch_of(rows)
-        kinds = (batch["input_ids"] == toy_encoder.processor.image_token_id).long()
-        shown = {name: batch[name] for name in ("pixel_values", "image_grid_thw") if name in batch}
-        with torch.no_grad():
-            plain = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"],
-                mm_token_type_ids=kinds, **shown,
-            ).loss  # fmt: skip
-            ours = loss_sum(model, batch) / learned_tokens(batch["labels"])
-        assert ours.item() == pytest.approx(plain.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("way", "checkpointing"), [("qlora", "on"), ("full", "off")])
@@ -108,9 +86,9 @@ def test_a_training_learns_from_both_and_from_batches_of_text_alone(
         "tune": way, "epochs": 2.0, "similar_lengths": False, "gradient_checkpointing": checkpointing,
         "learning_rate": 1e-4 if way == "full" else 1e-3, "eval_every": 3, "save_every": 100, "accumulation": 1,
     }  # fmt: skip
-    tuned = tune(toy_base, toy_encoder, rows, tmp_path, **ways)
-    assert all(torch.isfinite(value).all() for value in weights(tuned).values())
-    losses = [line["eval_loss"] for line in tuned.history if "eval_loss" in line]
+    result = tune(toy_base, toy_encoder, rows, tmp_path, **ways)
+    assert all(torch.isfinite(value).all() for value in weights(result).values())
+    losses = [line["eval_loss"] for line in result.history if "eval_loss" in line]
     assert losses[-1] < losses[0]
 
 
@@ -127,18 +105,3 @@ def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_enc
 
     assert say(asked) == [reply for one in asked for reply in say([one])]
     assert say([asked[0], asked[3]]) == [say(asked)[0], say(asked)[3]]
-
-
-def test_its_positions_are_the_models_own(torch: Any, model: Any, toy_encoder: Any) -> None:
-    from vcot.models import positions, whole_model
-
-    sample, data = drawn(3)
-    batch = toy_encoder.prompts([by_text(1), sample], [None, decode(data, "a").pixels])
-    expected, _ = whole_model(model).model.get_rope_index(
-        batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"], attention_mask=batch["attention_mask"]
-    )
-    for place, grid in ((0, None), (1, tuple(batch["image_grid_thw"][0].tolist()))):
-        kept = batch["attention_mask"][place].bool()
-        ids = batch["input_ids"][place][kept].tolist()
-        found = positions(ids, grid, image_token_id=toy_encoder.processor.image_token_id, merge_size=2)
-        assert torch.equal(found, expected[:, place][:, kept])

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.training.toy import examples, write_examples
+from tests.training.toy import Died, examples, tune, weights, write_examples
 from vcot.errors import InputError, Interrupted
 from vcot.records.example import Examples
 from vcot.stage import stop
-from vcot.storage import Store
 
 
 @pytest.fixture(scope="module")
@@ -39,61 +38,18 @@ def asked_to_stop() -> Iterator[Any]:
     stop.signal = None
 
 
-def recipe(**changes: Any) -> Any:
-    from vcot.training.recipe import Recipe
-
-    values: dict[str, Any] = {
-        "tune": "qlora", "dtype": "float32", "r": 4, "alpha": 8.0, "dropout": 0.05, "optimiser": "adamw_8bit",
-        "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.1, "weight_decay": 0.01, "clip": 0.3, "neftune": 5.0,
-        "batch_size": 2, "accumulation": 2, "epochs": 3.0, "max_steps": None, "similar_lengths": True,
-        "eval_every": 4, "save_every": 2, "patience": 0, "min_delta": 0.001, "gradient_checkpointing": "off",
-        "seed": 1,
-    }  # fmt: skip
-    return Recipe(**(values | changes))
-
-
-class Died(BaseException):
-    """As kill -9 does, but without a process."""
-
-
-def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int | None = None, **changes: Any) -> Any:
-    """One training; what it saves is below `scratch`. With `die_at` it dies right after that checkpoint."""
-    from vcot.training.checkpoints import Checkpoints
-    from vcot.training.sft import Place, fine_tune
-
-    saves = 0
-
-    def saved() -> None:
-        nonlocal saves
-        saves += 1
-        if saves == die_at:
-            raise Died
-
-    attempt = scratch / f"attempt-{len(list(scratch.glob('attempt-*')))}"
-    checkpoints = Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1)
-    return fine_tune(
-        recipe(**changes), base=base, base_uri="s3://b/base", encoder=encoder, examples=made, checkpoints=checkpoints,
-        place=Place(attempt, saved=saved),
-    )  # fmt: skip
-
-
-def weights(tuned: Any) -> dict[str, Any]:
-    from vcot.training.trainer import trained
-
-    return {name: value.detach().clone() for name, value in trained(tuned.model).items()}
-
-
 @pytest.fixture
 def batch(toy_encoder: Any, made: Examples) -> dict[str, Any]:
-    from vcot.training.lessons import Collate, Lessons
+    from vcot.training.collator import Collator
+    from vcot.training.data import SFTDataset
 
-    lessons = Lessons(made, toy_encoder, cache_bytes=0)
-    return Collate(toy_encoder.pad_token_id)([lessons[row] for row in (0, 3, 5, 8)])
+    dataset = SFTDataset(made, toy_encoder, cache_bytes=0)
+    return Collator(toy_encoder.pad_token_id)([dataset[row] for row in (0, 3, 5, 8)])
 
 
 def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(torch: Any, toy_base: Path, batch: dict[str, Any]) -> None:
     from vcot.models import attach_lora, load_base
-    from vcot.training.loss import learned_tokens, loss_sum
+    from vcot.training.trainer import learned_tokens, loss_sum
 
     model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
     with torch.no_grad():
@@ -125,11 +81,11 @@ def test_gradients_of_several_batches_are_weighed_by_their_tokens(
     """One batch of four, two of two and four of one are the same step, however many tokens each learns."""
     firsts = []
     for size, times in ((4, 1), (2, 2), (1, 4)):
-        tuned = tune(
+        result = tune(
             toy_base, toy_encoder, made, tmp_path / str(size), batch_size=size, accumulation=times, max_steps=1,
             dropout=0.0, neftune=0.0, similar_lengths=False, tune="lora", save_every=100, eval_every=100,
         )  # fmt: skip
-        firsts.append((tuned.history[0]["loss"], tuned.history[0]["grad_norm"]))
+        firsts.append((result.history[0]["loss"], result.history[0]["grad_norm"]))
     for loss, norm in firsts[1:]:
         assert loss == pytest.approx(firsts[0][0], abs=1e-5)
         assert norm == pytest.approx(firsts[0][1], rel=1e-4)
@@ -138,42 +94,38 @@ def test_gradients_of_several_batches_are_weighed_by_their_tokens(
 def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
-    from vcot.training.lessons import Collate, Lessons
-    from vcot.training.loss import learned_tokens, loss_sum
+    from vcot.training.collator import Collator
+    from vcot.training.data import SFTDataset
+    from vcot.training.trainer import learned_tokens, loss_sum
 
-    tuned = tune(toy_base, toy_encoder, made, tmp_path, max_steps=1, batch_size=3)
-    lessons = Lessons(made, toy_encoder, cache_bytes=0)
+    result = tune(toy_base, toy_encoder, made, tmp_path, max_steps=1, batch_size=3)
+    dataset = SFTDataset(made, toy_encoder, cache_bytes=0)
     total = tokens = 0.0
     for row, what in enumerate(made.rows):
         if what.split == "validation" and what.alternative == 0:
-            one = Collate(toy_encoder.pad_token_id)([lessons[row]])
+            one = Collator(toy_encoder.pad_token_id)([dataset[row]])
             with torch.no_grad():
-                total += float(loss_sum(tuned.model, one))
+                total += float(loss_sum(result.model, one))
             tokens += int(learned_tokens(one["labels"]))
-    (found,) = [entry["eval_loss"] for entry in tuned.history if "eval_loss" in entry]
+    (found,) = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
     assert found == pytest.approx(total / tokens, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"tune": "full", "optimiser": "adamw_torch_fused", "learning_rate": 1e-4},
-        {
-            "tune": "lora",
-            "dtype": "bfloat16",
-            "batch_size": 3,
-            "accumulation": 3,
-        },  # an epoch that does not come out even
         {"max_steps": 7, "gradient_checkpointing": "on"},
+        {"tune": "full", "optimiser": "adamw_torch_fused", "learning_rate": 1e-4, "epochs": 2.0},
+        # an epoch that does not come out even
+        {"tune": "lora", "dtype": "bfloat16", "batch_size": 3, "accumulation": 3},
     ],
-    ids=["qlora 8 bit", "full", "bfloat16, odd", "steps, checkpointing"],
+    ids=["qlora 8 bit, steps, checkpointing", "full", "bfloat16, odd"],
 )
 def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Order, alternatives, dropout, noise, optimiser, schedule and losses: all bit for bit."""
-    from vcot.training.losses import by_step
+    from vcot.training.publish import losses_by_step
 
     calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", **changes)
     deaths = 0
@@ -183,8 +135,8 @@ def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
             break
         except Died:
             deaths += 1
-    assert deaths >= 3
-    assert by_step(stormy.history) == by_step(calm.history)
+    assert deaths >= 2
+    assert losses_by_step(stormy.history) == losses_by_step(calm.history)
     assert stormy.facts == calm.facts
     expected = weights(calm)
     assert all(value.equal(expected[name]) for name, value in weights(stormy).items())
@@ -198,17 +150,17 @@ def test_the_weights_of_the_best_evaluation_are_kept(
 
     ruinous = {"learning_rate": 0.05, "schedule": "constant_with_warmup", "warmup": 0.0, "clip": 0.0, "patience": 2,
                "eval_every": 1, "save_every": 100, "epochs": 9.0}  # fmt: skip
-    tuned = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)
-    losses = evaluations(tuned.history)
+    result = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)
+    losses = evaluations(result.history)
     best = losses.index(min(losses)) + 1
-    assert tuned.facts["kept_step"] == best
-    assert tuned.facts["last_step"] == len(losses) == best + 2  # far from the 27 of nine epochs
-    kept = weights(tuned)
+    assert result.facts["kept_step"] == best
+    assert result.facts["last_step"] == len(losses) == best + 2  # far from the 27 of nine epochs
+    kept = weights(result)
     (folder,) = (tmp_path / "checkpoints").glob(f"step-{best:06d}-*")
-    load_trained(tuned.model, folder)
-    assert all(kept[name].equal(value) for name, value in trained(tuned.model).items())
+    load_trained(result.model, folder)
+    assert all(kept[name].equal(value) for name, value in trained(result.model).items())
     again = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)  # it was over: nothing is trained again
-    assert (again.history, again.tokens) == (tuned.history, 0)
+    assert (again.history, again.tokens) == (result.history, 0)
     assert all(kept[name].equal(value) for name, value in weights(again).items())
 
 
@@ -228,11 +180,11 @@ def test_patience_counts_evaluations_that_are_not_better_by_enough() -> None:
 def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, asked_to_stop: Any
 ) -> None:
-    from vcot.training import lessons, packing
-    from vcot.training.losses import by_step
+    from vcot.training import collator, state_io
+    from vcot.training.publish import losses_by_step
 
-    calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", save_every=100)
-    plainly = lessons.Collate.__call__
+    calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", save_every=100, epochs=2.0)
+    plainly = collator.Collator.__call__
     seen = 0
 
     def stop_in_the_fifth_batch(self: Any, chosen: Any) -> Any:
@@ -243,15 +195,15 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
         return plainly(self, chosen)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lessons.Collate, "__call__", stop_in_the_fifth_batch)
-        with pytest.raises(Interrupted, match=r"step 3 of 9 is done"):
-            tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100)
+        patch.setattr(collator.Collator, "__call__", stop_in_the_fifth_batch)
+        with pytest.raises(Interrupted, match=r"step 3 of 6 is done"):
+            tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100, epochs=2.0)
     stop._asked.clear()
     assert [path.name[:11] for path in (tmp_path / "stopped/checkpoints").iterdir()] == ["step-000003"]
     (folder,) = (tmp_path / "stopped/checkpoints").iterdir()
-    before = packing.unpack(folder / "state.safetensors")["tokens"]
-    went_on = tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100)
-    assert by_step(went_on.history) == by_step(calm.history)
+    before = state_io.read_state(folder / "state.safetensors")["tokens"]
+    went_on = tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100, epochs=2.0)
+    assert losses_by_step(went_on.history) == losses_by_step(calm.history)
     assert 0 < before < calm.tokens
     assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
 
@@ -273,7 +225,7 @@ def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
     assert caught.value.exit_code == 78
     json.dumps(facts)
     for path in (tmp_path / "checkpoints").glob("*/weights.safetensors"):  # nothing ruined was saved
-        from vcot.training.packing import load_tensors
+        from vcot.training.state_io import load_tensors
 
         assert all(bool(value.isfinite().all()) for value in load_tensors(path)[0].values())
 
@@ -282,7 +234,7 @@ def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
 def test_a_gradient_that_is_no_number_stops_it_before_the_weights_are_touched(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, clip: float
 ) -> None:
-    from vcot.training.group import Group
+    from vcot.training.ranks import Group
     from vcot.training.trainer import NotFinite
 
     def ruin(_: Any, parameters: Any) -> None:
@@ -299,9 +251,9 @@ def test_without_a_validation_split_the_last_weights_are_kept(
     torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path
 ) -> None:
     alone = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 4, 0))])
-    tuned = tune(toy_base, toy_encoder, alone, tmp_path, max_steps=2, patience=3)
-    assert tuned.facts["kept_step"] == tuned.facts["last_step"] == 2
-    assert not [entry for entry in tuned.history if "eval_loss" in entry]
+    result = tune(toy_base, toy_encoder, alone, tmp_path, max_steps=2, patience=3)
+    assert result.facts["kept_step"] == result.facts["last_step"] == 2
+    assert not [entry for entry in result.history if "eval_loss" in entry]
 
 
 def test_without_anything_to_learn_it_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
@@ -310,33 +262,8 @@ def test_without_anything_to_learn_it_is_refused(toy_base: Path, toy_encoder: An
         tune(toy_base, toy_encoder, nothing, tmp_path)
 
 
-def test_full_tuning_changes_what_adapters_leave_alone(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
-) -> None:
-    full = weights(tune(toy_base, toy_encoder, made, tmp_path / "full", tune="full", max_steps=1))
-    adapters = weights(tune(toy_base, toy_encoder, made, tmp_path / "lora", tune="lora", max_steps=1))
-    assert any("visual" in name for name in full)
-    assert {value.dtype for value in [*full.values(), *adapters.values()]} == {torch.float32}
-    assert all("language_model" in name and ".lora_" in name for name in adapters)
-
-
-def test_a_recipe_is_what_the_stages_settings_say() -> None:
-    from dataclasses import fields
-
-    from jobs.train import TrainSettings
-    from vcot.settings import extra_of
-    from vcot.training.recipe import Recipe
-
-    settings = TrainSettings(run_uri="x", base_uri="y")
-    assert Recipe.of(settings).learning_rate == settings.learning_rate
-    shaping = {n for n, f in TrainSettings.model_fields.items() if extra_of(f).get("shapes_result", True)}
-    names = {field.name for field in fields(Recipe)}
-    assert shaping - names == {"base_uri", "input_uri", "method"}
-    assert names - shaping == {"save_every"}
-
-
 def test_losses_are_one_line_per_step_without_times() -> None:
-    from vcot.training.losses import by_step, summary
+    from vcot.training.publish import losses_by_step, losses_summary
 
     history = [
         {"loss": 2.0, "grad_norm": 0.5, "learning_rate": 1e-3, "epoch": 0.5, "step": 1},
@@ -344,22 +271,9 @@ def test_losses_are_one_line_per_step_without_times() -> None:
         {"eval_loss": 1.5, "epoch": 1.0, "step": 2},
         {"train_runtime": 12.0, "epoch": 1.0, "step": 2},
     ]
-    lines = by_step(history)
+    lines = losses_by_step(history)
     assert lines[0] == {"step": 1, "epoch": 0.5, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3}
     assert lines[1]["eval_loss"] == 1.5
-    assert summary(lines) == {
+    assert losses_summary(lines) == {
         "steps": 2, "first_loss": 2.0, "last_loss": 1.0, "best_eval_loss": 1.5, "best_step": 2,
     }  # fmt: skip
-
-
-def test_the_picture_of_losses_can_be_drawn(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from vcot.training.losses import draw
-
-    lines: list[dict[str, Any]] = [{"step": step, "loss": 3 / step} for step in range(1, 30)]
-    lines[9]["eval_loss"] = 0.5
-    draw(lines, tmp_path / "losses.png")
-    with Image.open(tmp_path / "losses.png") as picture:
-        assert picture.size[0] > 600
-        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 50

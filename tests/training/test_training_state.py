@@ -21,30 +21,30 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(value=plain)
-def test_what_is_packed_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from vcot.training.packing import pack, unpack
+def test_a_state_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from vcot.training.state_io import read_state, write_state
 
     path = tmp_path_factory.mktemp("packed") / "x.safetensors"
-    pack(value, path)
-    found = unpack(path)
+    write_state(value, path)
+    found = read_state(path)
     assert found == value
     assert repr(found) == repr(value)  # (1,) is not [1], 1 is not True, 1.0 is not 1
 
 
-def test_tensors_are_packed_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> None:
+def test_tensors_are_stored_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> None:
     import torch
 
-    from vcot.training.packing import pack, unpack
+    from vcot.training.state_io import read_state, write_state
 
     shared = torch.randn(1000)
     values = {
         0: {"state": torch.arange(5, dtype=torch.uint8), "map": shared},
         1: {"state": torch.randn(3, 2).bfloat16().t(), "map": shared, "part": shared[2:4]},
     }
-    pack(values, tmp_path / "x.safetensors")
-    found = unpack(tmp_path / "x.safetensors")
+    write_state(values, tmp_path / "x.safetensors")
+    found = read_state(tmp_path / "x.safetensors")
     assert found[0]["state"].equal(values[0]["state"])
     assert found[1]["state"].equal(values[1]["state"])
     assert found[1]["state"].dtype == torch.bfloat16
@@ -53,26 +53,26 @@ def test_tensors_are_packed_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> 
     assert (tmp_path / "x.safetensors").stat().st_size < 6000
 
 
-def test_nothing_that_would_have_to_run_is_packed(tmp_path: Path) -> None:
-    from vcot.training.packing import pack
+def test_nothing_that_would_have_to_run_is_stored(tmp_path: Path) -> None:
+    from vcot.training.state_io import write_state
 
-    with pytest.raises(TypeError, match="a function cannot be packed"):
-        pack({"f": lambda: 1}, tmp_path / "x.safetensors")
+    with pytest.raises(TypeError, match="a function cannot be stored"):
+        write_state({"f": lambda: 1}, tmp_path / "x.safetensors")
 
 
 def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from vcot.training.packing import pack, unpack
+    from vcot.training.state_io import read_state, write_state
 
-    pack({"a": torch.ones(100)}, tmp_path / "x")
+    write_state({"a": torch.ones(100)}, tmp_path / "x")
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-10])
     with pytest.raises(InputError, match="not a whole safetensors file"):
-        unpack(tmp_path / "x")
+        read_state(tmp_path / "x")
     save_file({"a": torch.ones(2)}, tmp_path / "y")
-    with pytest.raises(InputError, match="not a packed value"):
-        unpack(tmp_path / "y")
+    with pytest.raises(InputError, match="not a state of ours"):
+        read_state(tmp_path / "y")
 
 
 @pytest.fixture
@@ -90,17 +90,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_a_reason_to_try_again(small_disk: Path) -> None:
     import torch
 
-    from vcot.training.packing import pack
+    from vcot.training.state_io import write_state
 
     with pytest.raises(TemporaryError, match="no room left on the disk"):
-        pack({"a": torch.ones(100_000)}, small_disk / "x")
+        write_state({"a": torch.ones(100_000)}, small_disk / "x")
 
 
 def test_random_numbers_go_on_where_they_were() -> None:
     import numpy as np
     import torch
 
-    from vcot.training.packing import random_state, restore_random_state
+    from vcot.training.state_io import random_state, restore_random_state
 
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()),
@@ -111,41 +111,6 @@ def test_random_numbers_go_on_where_they_were() -> None:
     assert (first := draw()) != draw()
     restore_random_state(state)
     assert draw() == first
-
-
-@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_torch_fused"])
-def test_an_optimiser_takes_the_same_steps_after_its_state_was_packed(name: str, tmp_path: Path) -> None:
-    import bitsandbytes
-    import torch
-
-    from vcot.training.packing import pack, unpack
-
-    kind = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "adamw_torch_fused": torch.optim.AdamW}[name]
-
-    def begin() -> tuple[list[Any], Any]:
-        torch.manual_seed(0)
-        weights = [torch.nn.Parameter(torch.randn(128, 64)), torch.nn.Parameter(torch.randn(7))]  # 8 and 32 bits
-        return weights, kind(weights, lr=1e-2)
-
-    def steps(weights: list[Any], optimiser: Any, numbers: range) -> None:
-        for number in numbers:
-            torch.manual_seed(number)
-            for weight in weights:
-                weight.grad = torch.randn_like(weight)
-            optimiser.step()
-
-    calm, optimiser = begin()
-    steps(calm, optimiser, range(10))
-    stormy, optimiser = begin()
-    steps(stormy, optimiser, range(4))
-    pack(optimiser.state_dict(), tmp_path / "x")
-    values = [weight.detach().clone() for weight in stormy]
-    stormy, optimiser = begin()
-    for weight, value in zip(stormy, values, strict=True):
-        weight.data.copy_(value)
-    optimiser.load_state_dict(unpack(tmp_path / "x"))
-    steps(stormy, optimiser, range(4, 10))
-    assert all(a.equal(b) for a, b in zip(calm, stormy, strict=True))
 
 
 # --- checkpoints in storage ---------------------------------------------------------------------------
@@ -210,12 +175,6 @@ def test_one_whose_best_predecessor_is_gone_is_passed_over(folder_place: str, tm
     assert manifest.step == 5
 
 
-def test_two_attempts_do_not_overwrite_each_other(folder_place: str, tmp_path: Path) -> None:
-    for who in ("pod", "zombie"):
-        checkpoints(folder_place, tmp_path, who).save(5, None, filled(5))
-    assert len(files_of(folder_place, 5)) == 2 * 3
-
-
 def steps_in(uri: str) -> list[int]:
     """Of whole checkpoints and of halves."""
     return sorted({int(entry.uri.split("/step-")[1][:6]) for entry in Store().list(uri) if "/step-" in entry.uri})
@@ -233,14 +192,6 @@ def test_the_last_ones_and_the_best_stay_here_and_in_storage(any_place: str, tmp
     other = checkpoints(any_place, tmp_path, "other pod", keep=2)
     _, manifest = other.newest()
     assert (manifest.step, (other.at(2) / "weights").read_bytes()) == (6, b"weights of step 2" * 100)
-
-
-def test_what_was_just_saved_stays_below_newer_ones_that_are_damaged(folder_place: str, tmp_path: Path) -> None:
-    ahead = checkpoints(folder_place, tmp_path, "pod", keep=2)
-    for step in (10, 15):
-        ahead.save(step, None, filled(step))
-    checkpoints(folder_place, tmp_path, "resumed", keep=2).save(5, None, filled(5))
-    assert 5 in steps_in(folder_place)
 
 
 def test_storage_that_fails_while_old_ones_are_deleted_ends_no_training(

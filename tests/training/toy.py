@@ -19,7 +19,7 @@ from PIL import ImageDraw
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.places import place
 from vcot.records import Folder, Image, Origin, Sample, StageMark, Tally
-from vcot.records.example import Example, ExampleSink
+from vcot.records.example import Example, Examples, ExampleSink
 from vcot.records.shards import ShardMark, ShardWriter
 from vcot.storage import Store
 from vcot.storage.images import decode
@@ -115,3 +115,53 @@ def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 
             stage="tokenize", code="0", settings={}, inputs={}, shards=tuple(marks), tally=tally, facts=facts
         )
     )  # fmt: skip
+
+
+# --- trainings in this process -----------------------------------------------------------------------------
+
+
+def config(**changes: Any) -> Any:
+    from vcot.training.config import TrainingConfig
+
+    values: dict[str, Any] = {
+        "tune": "qlora", "dtype": "float32", "r": 4, "alpha": 8.0, "dropout": 0.05, "optimiser": "adamw_8bit",
+        "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.1, "weight_decay": 0.01, "clip": 0.3, "neftune": 5.0,
+        "batch_size": 2, "accumulation": 2, "epochs": 3.0, "max_steps": None, "similar_lengths": True,
+        "eval_every": 4, "save_every": 2, "patience": 0, "min_delta": 0.001, "gradient_checkpointing": "off",
+        "seed": 1,
+    }  # fmt: skip
+    if changes.get("tune") == "full":  # it has no adapters
+        values = {name: value for name, value in values.items() if name not in ("r", "alpha", "dropout")}
+    return TrainingConfig(**(values | changes))
+
+
+class Died(BaseException):
+    """As kill -9 does, but without a process."""
+
+
+def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int | None = None, **changes: Any) -> Any:
+    """One training; what it saves is below `scratch`. With `die_at` it dies right after that checkpoint."""
+    from vcot.training.checkpoints import Checkpoints
+    from vcot.training.sft import fine_tune
+    from vcot.training.trainer import RunContext
+
+    saves = 0
+
+    def saved() -> None:
+        nonlocal saves
+        saves += 1
+        if saves == die_at:
+            raise Died
+
+    attempt = scratch / f"attempt-{len(list(scratch.glob('attempt-*')))}"
+    checkpoints = Checkpoints(Store(), str(scratch / "checkpoints"), attempt / "local", keep=1)
+    return fine_tune(
+        config(**changes), base=base, base_uri="s3://b/base", encoder=encoder, examples=made, checkpoints=checkpoints,
+        context=RunContext(attempt, saved=saved),
+    )  # fmt: skip
+
+
+def weights(result: Any) -> dict[str, Any]:
+    from vcot.training.trainer import trained
+
+    return {name: value.detach().clone() for name, value in trained(result.model).items()}

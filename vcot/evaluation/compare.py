@@ -1,15 +1,19 @@
-"""Is a model worse than it was? Two evaluations of the same questions, row by row."""
+"""What a model must reach so that a chain goes on with it, and whether it is worse than it was.
+
+"Worse" means that the whole 95 % interval of a paired difference lies below 0: a gate on the bare value would fail half
+of all models that are exactly as good.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vcot.errors import InputError
-from vcot.evaluation.finished import Finished
+from vcot.errors import GateFailed, InputError
 from vcot.evaluation.metrics import boxes_found, measure
-from vcot.evaluation.replies import read_replies
-from vcot.evaluation.words import FIGURES, both, plural, value
+from vcot.evaluation.runner import read_replies
+from vcot.evaluation.subjects import Finished
+from vcot.evaluation.words import FIGURES, both, find, plural, value
 from vcot.records import Score
 from vcot.records.shards import ShardMark
 from vcot.storage import Store
@@ -24,27 +28,86 @@ MOST_ROWS = 20
 ASKED = ("max_new_tokens", "quantisation", "dtype", "batch_size", "limit", "seed", "split", "synonyms")
 
 
+# --- gates -------------------------------------------------------------------------------------------------
+
+
+def judge_gates(
+    report: Mapping[str, Any], *, not_worse_than_base: bool = False, min_accuracy_at_50: float | None = None,
+    min_answer_accuracy: float | None = None, max_blank_accuracy: float | None = None, depends_on_picture: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The gates that were asked for: {"gate", "passed", "words"}. A figure that could not be measured passes none."""
+    after = find(report, "results", "tuned-real")
+    assert after is not None
+    figures = after["figures"]
+    gates = []
+    if not_worse_than_base:
+        change = find(report, "differences", "after-before")
+        assert change is not None
+        for name in JUDGED:
+            figure = change["figures"][name]
+            if figure["value"] is not None:
+                words = both(name, figure, signed=True)
+                gates.append(_gate(f"{name} not worse than the base", not _worse(figure), words))
+    for name, least in zip(JUDGED, (min_accuracy_at_50, min_answer_accuracy), strict=True):
+        if least is not None:
+            reached = figures[name]["value"] is not None and figures[name]["value"] >= least
+            gates.append(_gate(f"{name} at least {least:.1%}", reached, value(name, figures[name])))
+    if max_blank_accuracy is not None:
+        blank = find(report, "results", "tuned-blank")
+        figure = {"value": None} if blank is None else blank["figures"]["accuracy_at_50"]
+        low = figure["value"] is not None and figure["value"] <= max_blank_accuracy
+        found = value("accuracy_at_50", figure)
+        gates.append(_gate(f"accuracy_at_50 on blank pictures at most {max_blank_accuracy:.1%}", low, found))
+    if depends_on_picture:
+        # By the boxes where there are true ones, else by the answers: a habit of answering right ("no" to most
+        # questions) is no fault while the boxes come from looking.
+        name = "accuracy_at_50" if figures["accuracy_at_50"]["value"] is not None else "answer_accuracy"
+        for key, kind in (("real-blank", "blank"), ("real-wrong", "wrong")):
+            row = find(report, "differences", key)
+            gate = f"{name} clearly better on real pictures than on {kind} ones"
+            if row is None:
+                gates.append({"gate": gate, "passed": False, "words": f"{gate}: not measured"})
+                continue
+            figure = row["figures"][name]
+            clear = figure["low"] is not None and figure["low"] > 0
+            gates.append(_gate(gate, clear, both(name, figure, signed=True)))
+    return gates
+
+
+def _gate(gate: str, passed: bool, found: str) -> dict[str, Any]:
+    return {"gate": gate, "passed": passed, "words": f"{gate}: it is {found}"}
+
+
+def _worse(difference: Mapping[str, Any]) -> bool:
+    bound = difference["value"] if difference["high"] is None else difference["high"]
+    return bound is not None and bool(bound < 0)
+
+
+def raise_if_failed(gates: Sequence[Mapping[str, Any]], page_uri: str) -> None:
+    """Raises GateFailed naming every gate that was not passed."""
+    failed = [gate["words"] for gate in gates if not gate["passed"]]
+    if failed:
+        raise GateFailed(f"{'; '.join(failed)}. See {page_uri}")
+
+
+# --- two evaluations of the same questions, row by row -----------------------------------------------------
+
+
 def scores(store: Store, stage_uri: str, marks: Sequence[ShardMark]) -> list[Score]:
-    """What the tuned model reached on real pictures, a Score per row."""
+    """What the tuned model reached on real images, a Score per row."""
     replies = read_replies(store, stage_uri, marks)
     return [reply.score for reply in replies if (reply.model, reply.condition) == ("tuned", "real")]
 
 
 def compare(
-    now: Iterable[Score],
-    before: Iterable[Score],
-    *,
-    baseline: Finished,
-    settings: Mapping[str, Any],
-    max_left_out_share: float,
-    seed: int,
-) -> dict[str, Any]:
+    now: Iterable[Score], before: Iterable[Score], *, baseline: Finished, settings: Mapping[str, Any],
+    max_left_out_share: float, seed: int,
+) -> dict[str, Any]:  # fmt: skip
     """The comparison, ready for JSON.
 
     Rows are paired by their id, and drawn together in the bootstrap (vcot.evaluation.metrics), with all rows about the
     same image, so that a hard one is hard for both. A row that only one side has, or whose true boxes were annotated
     anew, cannot be paired.
-    "Worse" means that the whole 95 % interval of the paired difference lies below 0.
 
     Args:
         settings: of the evaluation of `now`, to say what was asked otherwise.
@@ -71,12 +134,17 @@ def compare(
         }
         for name in SHOWN
     }
+    was = baseline.mark.settings
     return {
         "version": 1,
         "baseline": {"uri": baseline.uri, "sha256": baseline.sha256, "code": baseline.mark.code},
         "rows": len(rows),
         "left_out": larger - len(rows),
-        "asked_otherwise": _asked_otherwise(settings, baseline.mark.settings),
+        "asked_otherwise": [
+            f"{name} was {was.get(name)!r} and is {settings.get(name)!r}"
+            for name in ASKED
+            if was.get(name) != settings.get(name)
+        ],
         "figures": figures,
         "regressions": [name for name in JUDGED if _worse(figures[name]["difference"])],
         "answers_lost": [r for r in rows if other[r].answer == "right" and mine[r].answer != "right"],
@@ -86,64 +154,50 @@ def compare(
     }
 
 
-def _worse(difference: Mapping[str, Any]) -> bool:
-    if difference["value"] is None:
-        return False
-    bound = difference["value"] if difference["high"] is None else difference["high"]
-    return bool(bound < 0)
+def _judged(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The judged figures that both sides have."""
+    figures = {name: comparison["figures"][name] for name in JUDGED}
+    return {name: figure for name, figure in figures.items() if figure["difference"]["value"] is not None}
 
 
-def _asked_otherwise(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in ASKED
-        if before.get(name) != now.get(name)
-    ]
-
-
-def gates(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One gate for each judged figure that both sides have, as vcot.evaluation.gates writes them."""
-    return [
-        {"gate": f"{name} not worse than the baseline", "passed": name not in comparison["regressions"], "words": words}
-        for name in JUDGED
-        if (words := _in_words(name, comparison)) is not None
-    ]
-
-
-def _in_words(name: str, comparison: Mapping[str, Any]) -> str | None:
-    figure = comparison["figures"][name]
-    if figure["difference"]["value"] is None:
-        return None
-    was, now = value(name, figure["baseline"]), value(name, figure["now"])
-    kind = "regression" if name in comparison["regressions"] else "no regression"
-    return (
-        f"{kind} of {name}: {was} → {now}, {both(name, figure['difference'], signed=True)} on "
-        f"{plural(comparison['rows'], 'row')} against the baseline {comparison['baseline']['uri']}"
-    )
+def comparison_gates(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One gate, as `judge_gates` writes them, for each judged figure that both sides have."""
+    gates = []
+    for name, figure in _judged(comparison).items():
+        passed = name not in comparison["regressions"]
+        words = (
+            f"{'no regression' if passed else 'regression'} of {name}: {value(name, figure['baseline'])} → "
+            f"{value(name, figure['now'])}, {both(name, figure['difference'], signed=True)} on "
+            f"{plural(comparison['rows'], 'row')} against the baseline {comparison['baseline']['uri']}"
+        )
+        gates.append({"gate": f"{name} not worse than the baseline", "passed": passed, "words": words})
+    return gates
 
 
 def changes(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """The same in a few numbers, for the last word of the stage."""
-    found = {}
-    for name in JUDGED:
-        difference = comparison["figures"][name]["difference"]
-        if difference["value"] is not None:
-            found[f"change_{name}"] = [difference["value"], difference["low"], difference["high"]]
-    return found
+    judged = {name: figure["difference"] for name, figure in _judged(comparison).items()}
+    return {f"change_{name}": [each["value"], each["low"], each["high"]] for name, each in judged.items()}
 
 
 def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], page_uri: str) -> str:
     """``comparison.md``: what a person reads after an alert."""
-    regressions = comparison["regressions"]
-    verdict = " and ".join(FIGURES[name][0] for name in regressions)
+    regressions = " and ".join(FIGURES[name][0] for name in comparison["regressions"])
     lines = [
         f"# Evaluation of {made_with['tuned']}",
         "",
-        f"**Regression: {verdict}.**" if regressions else "**No regression.**",
+        f"**Regression: {regressions}.**" if regressions else "**No regression.**",
         "",
         "| | baseline | now | change (95 % interval) | measured on |",
         "|---|---:|---:|---:|---|",
-        *(_table_row(name, figure) for name, figure in comparison["figures"].items()),
+    ]
+    for name, figure in comparison["figures"].items():
+        was, now = value(name, figure["baseline"]), value(name, figure["now"])
+        count = f"{figure['now']['count']:,.0f} {figure['now']['of']}"
+        lines.append(
+            f"| {FIGURES[name][0]} | {was} | {now} | {both(name, figure['difference'], signed=True)} | {count} |"
+        )
+    lines += [
         "",
         f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over pictures",
         f"- baseline: `{comparison['baseline']['uri']}`",
@@ -159,23 +213,8 @@ def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], pag
         ("boxes_lost", "Rows with fewer boxes found"),
         ("boxes_won", "Rows with more boxes found"),
     ):
-        lines += _rows(title, comparison[key])
+        if rows := comparison[key]:
+            lines += ["", f"## {title}: {len(rows):,}", "", *(f"- `{name}`" for name in rows[:MOST_ROWS])]
+            if len(rows) > MOST_ROWS:
+                lines.append(f"- … and {len(rows) - MOST_ROWS:,} more")
     return "\n".join(lines) + "\n"
-
-
-def _table_row(name: str, figure: Mapping[str, Any]) -> str:
-    was, now = value(name, figure["baseline"]), value(name, figure["now"])
-    return (
-        f"| {FIGURES[name][0]} | {was} | {now} | {both(name, figure['difference'], signed=True)} | {_count(figure)} |"
-    )
-
-
-def _count(figure: Mapping[str, Any]) -> str:
-    return f"{figure['now']['count']:,.0f} {figure['now']['of']}"
-
-
-def _rows(title: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = [f"- … and {len(names) - MOST_ROWS:,} more"] if len(names) > MOST_ROWS else []
-    return ["", f"## {title}: {len(names):,}", "", *(f"- `{name}`" for name in names[:MOST_ROWS]), *more]

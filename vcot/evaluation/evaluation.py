@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
-from vcot import log
+from vcot import __version__, log
 from vcot.errors import InputError
 from vcot.evaluation import gallery, page
-from vcot.evaluation.chance import Habits
-from vcot.evaluation.gates import judge_gates, raise_if_failed
-from vcot.evaluation.replies import read_replies
+from vcot.evaluation.ablations import partners
+from vcot.evaluation.base_form import own_form
+from vcot.evaluation.baselines import Baselines
+from vcot.evaluation.compare import judge_gates, raise_if_failed
+from vcot.evaluation.config import CONDITIONS, EvaluationConfig
 from vcot.evaluation.report import Evidence, build, gather
-from vcot.grounding import Frame
-from vcot.records import Folder, Sample, StageMark, Tally, read_samples
+from vcot.evaluation.runner import EvaluationRunner, ModelRunner, TrainedModel, read_replies, units
+from vcot.evaluation.subjects import Subject
+from vcot.labels import Synonyms
+from vcot.records import Folder, Sample, Tally, read_samples
 from vcot.records.shards import ShardMark
 from vcot.storage import Store, join
 from vcot.storage.images import ImageError
+from vcot.tokens import prompt_text
 
 Split = Literal["train", "validation", "test"]
 
@@ -48,20 +54,42 @@ def choose(samples: Iterator[Sample], split: Split | Literal["auto"], limit: int
     return chosen
 
 
-@dataclass(frozen=True)
-class Ending:
-    """What the finish of the stage makes of the replies."""
+class Evaluation:
+    """One subject's evaluation: `runner.run` makes its shards, `report` sums them up.
 
-    store: Store
-    folder: Folder
-    samples: Sequence[Sample]
-    source_uri: str
-    source: StageMark
-    frame: Callable[[Sample], Frame]
-    overlays: int
-    seed: int
-    made_with: Mapping[str, Any]
-    gates: Mapping[str, Any]
+    Args:
+        folder: of the stage. cache_uri: where the base's replies are kept. scratch: on this disk, for models.
+
+    Raises:
+        InputError: the stage that trained it lacks something, or there is nothing to ask about.
+    """
+
+    def __init__(
+        self, store: Store, folder: Folder, subject: Subject, config: EvaluationConfig, *, cache_uri: str, scratch: Path
+    ) -> None:
+        trained = TrainedModel.of(subject.train.uri, subject.train.mark, base_uri=config.base_uri)
+        form = own_form(store, trained.base_uri, config.base_form, trained.contract)
+        self.store, self.folder, self.subject, self.config = store, folder, subject, config
+        self.trained = dataclasses.replace(trained, own_form=form)
+        every = read_samples(store, subject.samples.uri, subject.samples.mark)
+        self.samples = choose(every, config.split, config.limit, config.seed)
+        self.models = ModelRunner(store, self.trained, scratch, config)
+        # A model that was trained without images is not shown any.
+        shown = config.conditions if trained.contract.mode == "multimodal" else ("real",)
+        conditions = [condition for condition in CONDITIONS if condition in shown]
+        self.runner = EvaluationRunner(
+            store=store,
+            samples=self.samples,
+            partners=partners(self.samples, config.seed) if "shuffled" in conditions else (),
+            ask=self.models.ask,
+            frame=self.trained.frame,
+            units=units(len(self.samples), conditions, config.rows_per_shard, native=form is not None),
+            cache_uri=cache_uri,
+            asked_of_base=self.models.asked_of_base,
+            asked_natively=self.models.asked_natively,
+            native_frame=self.trained.native_frame,
+            synonyms=Synonyms.of(config.synonyms),
+        )
 
     def report(self, marks: tuple[ShardMark, ...], tally: Tally) -> tuple[dict[str, Any], str]:
         """report.json and the page; also puts ``overlay.png`` beside them.
@@ -69,35 +97,51 @@ class Ending:
         Raises:
             GateFailed: after the report was written, so that it can be read; the stage stays without its mark.
         """
-        habits = Habits.of(
-            sample for sample in read_samples(self.store, self.source_uri, self.source) if _to_train(sample)
-        )
-        replies = read_replies(self.store, self.folder.uri, marks)
-        evidence = gather(self.samples, replies, habits, self.frame)
+        source, frame, seed = self.subject.samples, self.trained.frame, self.config.seed
+        every = read_samples(self.store, source.uri, source.mark)
+        learned = Baselines.of(sample for sample in every if sample.origin.split == "train")
+        evidence = gather(self.samples, read_replies(self.store, self.folder.uri, marks), learned, frame)
         if not evidence.samples:
             raise InputError(
                 f"{self.folder.uri}: no question could be asked; see {join(self.folder.uri, 'rejections/')}"
             )
         seconds = sum(mark.facts.get("seconds", 0.0) for mark in marks)
-        report = build(
-            evidence,
-            split=self.samples[0].origin.split,
-            seed=self.seed,
-            made_with=dict(self.made_with) | {"seconds_of_generation": round(seconds, 1)},
-        )
-        report["gates"] = judge_gates(report, **self.gates)
-        chosen = gallery.choose(evidence, self.overlays, self.seed)
-        worst, drawn = ([gallery.card(self.store, evidence, i, self.frame) for i in part] for part in chosen)
+        made_with = self._made_with() | {"seconds_of_generation": round(seconds, 1)}
+        report = build(evidence, split=self.samples[0].origin.split, seed=seed, made_with=made_with)
+        report["gates"] = judge_gates(report, **self.config.gates)
+        chosen = gallery.choose(evidence, self.config.overlays, seed)
+        worst, drawn = ([gallery.card(self.store, evidence, i, frame) for i in part] for part in chosen)
         html = page.render(report, worst, drawn)
-        self._specimen(evidence)
+        self._write_overlay(evidence)
         if not all(gate["passed"] for gate in report["gates"]):
             self.folder.write_report({"stage": self.folder.stage, "tally": tally.model_dump()} | report, html)
             raise_if_failed(report["gates"], join(self.folder.uri, "report.html"))
         return report, html
 
-    def _specimen(self, evidence: Evidence) -> None:
+    def _made_with(self) -> dict[str, Any]:
+        trained, config = self.trained, self.config
+        contract = trained.contract
+        own = "that of the tuned model" if trained.own_form is None else dataclasses.asdict(trained.own_form)
+        return trained.facts() | {
+            "tuned": f"{trained.tune}, {trained.uri}",
+            "frame_of_boxes": contract.frame,
+            "pixels_of_a_picture": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
+            "prompt_of_the_first_row": prompt_text(self.samples[0], contract.instruction),
+            "own_form_of_the_base": own,
+            "samples": self.subject.samples.uri,
+            "max_new_tokens": config.max_new_tokens,
+            "batch_size": config.batch_size,
+            "quantisation": self.models.quantisation,
+            "dtype": config.dtype,
+            "synonyms": ", ".join(config.synonyms) or "none",
+            "seed": config.seed,
+            "vcot": __version__,
+            **self.subject.facts,
+        }
+
+    def _write_overlay(self, evidence: Evidence) -> None:
         try:
-            image = gallery.specimen(self.store, evidence, self.frame)
+            image = gallery.specimen(self.store, evidence, self.trained.frame)
         except ImageError as error:
             log.get().warning("no picture for overlay.png", error=str(error))
             return
@@ -105,7 +149,3 @@ class Ending:
             buffer = io.BytesIO()
             image.save(buffer, "PNG", optimize=True)
             self.store.write(join(self.folder.uri, "overlay.png"), buffer.getvalue())
-
-
-def _to_train(sample: Sample) -> bool:
-    return sample.origin.split == "train"

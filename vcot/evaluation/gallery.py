@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
 
-from vcot.evaluation.controls import picture
+from vcot.evaluation.ablations import picture
 from vcot.evaluation.report import Evidence
 from vcot.grounding import Box, Frame
 from vcot.grounding.tags import SPELLINGS, parse

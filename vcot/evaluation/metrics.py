@@ -11,7 +11,6 @@ are paired. Of few images (some 20) percentile intervals come out too narrow, by
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from vcot.evaluation.scoring import THRESHOLD
 from vcot.records import Score
@@ -31,13 +29,17 @@ RESAMPLES = 5000
 _CELLS = 4_000_000  # numbers held at once while drawing: 32 MB
 
 
-class Ratio(NamedTuple):
-    """What one Score adds above and below the line, and what is counted below it."""
+class Metric(NamedTuple):
+    """A ratio of two sums over Scores, and how it is named on the page."""
 
+    label: str
+    meaning: str  # one sentence
     above: Callable[[Score], float]
     below: Callable[[Score], float]
-    of: str
-    share: bool  # between 0 and 1 by its nature
+    of: str  # what is counted below the line
+    share: bool = True  # between 0 and 1 by its nature
+    decimal: bool = False  # written as 0.58, not as 58 %
+    low_is_good: bool = False
 
 
 def parses(score: Score) -> bool:
@@ -59,39 +61,83 @@ def boxes_found(score: Score) -> int:
     return sum(iou >= THRESHOLD for iou in score.ious)
 
 
-FIGURES: dict[str, Ratio] = {
-    "answer_accuracy": Ratio(lambda s: s.answer == "right", lambda _: 1, "replies", True),
-    "answer_wrong": Ratio(lambda s: s.answer == "wrong", lambda _: 1, "replies", True),
-    "answer_absent": Ratio(lambda s: s.answer == "absent", lambda _: 1, "replies", True),
-    "accuracy_at_50": Ratio(boxes_found, _true, "true boxes", True),
-    "mean_iou": Ratio(lambda s: math.fsum(s.ious), _true, "true boxes", True),
-    "accuracy_at_50_parsed": Ratio(
-        lambda s: boxes_found(s) * parses(s), lambda s: _true(s) * parses(s), "true boxes, in form", True
+def _replies(_: Score) -> int:
+    return 1
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy_at_50": Metric(
+        "found",
+        "acc@0.5: share of true boxes that the first boxes of a reply, as many as are true, meet with IoU of at least "
+        "0.5; a miss counts as 0.",
+        boxes_found, _true, "true boxes",
     ),
-    "mean_iou_parsed": Ratio(
-        lambda s: math.fsum(s.ious) * parses(s),
-        lambda s: _true(s) * parses(s),
-        "true boxes, in form",
-        True,
+    "mean_iou": Metric(
+        "overlap",
+        "Mean IoU over all true boxes, of the same predicted ones: 0 is no overlap or no box, 1 is exact.",
+        lambda s: math.fsum(s.ious), _true, "true boxes", decimal=True,
     ),
-    "precision": Ratio(lambda s: s.matched, _predicted, "predicted boxes", True),
-    "recall": Ratio(lambda s: s.matched, _true, "true boxes", True),
-    "f1": Ratio(lambda s: 2 * s.matched, lambda s: _predicted(s) + _true(s), "boxes of both", True),
-    "misnamed": Ratio(lambda s: s.misnamed, _true, "true boxes", True),
-    "malformed": Ratio(lambda s: not s.well_formed, lambda _: 1, "replies", True),
-    "boxes_per_answer": Ratio(lambda s: s.predicted_boxes, lambda _: 1, "replies", False),
-    "no_box": Ratio(
-        lambda s: _true(s) > 0 and s.predicted_boxes == 0, lambda s: _true(s) > 0, "replies, thing there", True
+    "answer_accuracy": Metric(
+        "answers right", "Share of replies whose final answer is one of the accepted ones.",
+        lambda s: s.answer == "right", _replies, "replies",
     ),
-    "boxes_where_absent": Ratio(
-        lambda s: s.true_boxes == 0 and s.predicted_boxes > 0, lambda s: s.true_boxes == 0,
-        "replies, thing absent", True,
+    "answer_wrong": Metric(
+        "answers wrong", "Share of replies with an answer that is not accepted.",
+        lambda s: s.answer == "wrong", _replies, "replies", low_is_good=True,
+    ),
+    "answer_absent": Metric(
+        "no answer", "Share of replies that never come to an answer.",
+        lambda s: s.answer == "absent", _replies, "replies", low_is_good=True,
+    ),
+    "precision": Metric(
+        "precision", "Share of all predicted boxes that are right; drawing boxes everywhere lowers it.",
+        lambda s: s.matched, _predicted, "predicted boxes",
+    ),
+    "recall": Metric(
+        "recall", "Share of the true boxes that any predicted box meets at IoU 0.5, each used once.",
+        lambda s: s.matched, _true, "true boxes",
+    ),
+    "f1": Metric(
+        "F1", "Precision and recall in one: missing boxes and boxes too many cost the same.",
+        lambda s: 2 * s.matched, lambda s: _predicted(s) + _true(s), "boxes of both",
+    ),
+    "misnamed": Metric(
+        "misnamed",
+        "Share of true boxes that are met only under another name, where things of several names are asked for.",
+        lambda s: s.misnamed, _true, "true boxes", low_is_good=True,
+    ),
+    "boxes_where_absent": Metric(
+        "false alarms", "Share of replies with a box, of those about a thing that is not there.",
+        lambda s: s.true_boxes == 0 and s.predicted_boxes > 0, lambda s: s.true_boxes == 0, "replies, thing absent",
+        low_is_good=True,
+    ),
+    "no_box": Metric(
+        "no box", "Share of replies without any box that can be read, of those about a thing that is there.",
+        lambda s: _true(s) > 0 and s.predicted_boxes == 0, lambda s: _true(s) > 0, "replies, thing there",
+        low_is_good=True,
+    ),
+    "malformed": Metric(
+        "malformed", "Share of replies with a tag or box that cannot be read.",
+        lambda s: not s.well_formed, _replies, "replies", low_is_good=True,
+    ),
+    "boxes_per_answer": Metric(
+        "boxes per reply", "Mean number of boxes that can be read, right or wrong.",
+        lambda s: s.predicted_boxes, _replies, "replies", share=False, decimal=True,
+    ),
+    "accuracy_at_50_parsed": Metric(
+        "found, if in form",
+        "acc@0.5 over only those replies that keep the form: every tag and box readable, and an answer.",
+        lambda s: boxes_found(s) * parses(s), lambda s: _true(s) * parses(s), "true boxes, in form",
+    ),
+    "mean_iou_parsed": Metric(
+        "overlap, if in form", "Mean IoU over only those replies that keep the form.",
+        lambda s: math.fsum(s.ious) * parses(s), lambda s: _true(s) * parses(s), "true boxes, in form", decimal=True,
     ),
 }  # fmt: skip
-"""Name → what it is. Precision, recall and F1 are micro averages over boxes; in all box figures samples without
-annotated evidence are left out, and samples annotated as absent count with the boxes that are predicted for them.
-`accuracy_at_50` and `mean_iou` look at the first boxes of a reply alone, as many as are true (for one true box: the
-first, the protocol of referring expressions); `recall`, `precision` and `f1` at all of them."""
+"""Name → what it is, in the order of the page; a new metric is a new entry. Precision, recall and F1 are micro averages
+over boxes. Box figures leave samples without annotated evidence out, and count those annotated as absent with the boxes
+that are predicted for them. `accuracy_at_50` and `mean_iou` look at the first boxes of a reply alone, as many as are
+true (for one true box the protocol of referring expressions); `recall`, `precision` and `f1` at all of them."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +202,7 @@ def measure(
     for row, name in enumerate(names):
         figures[name] = {
             figure: _figure(above[row, column], below[row, column], image, drawn[row, column], ratio)
-            for column, (figure, ratio) in enumerate(FIGURES.items())
+            for column, (figure, ratio) in enumerate(METRICS.items())
         }
     differences: dict[tuple[str, str], dict[str, Figure]] = {}
     for after, before in pairs:
@@ -169,14 +215,14 @@ def measure(
         apart = drawn[names.index(after)] - drawn[names.index(before)]
         differences[after, before] = {
             figure: _difference(figures[after][figure], figures[before][figure], apart[column])
-            for column, figure in enumerate(FIGURES)
+            for column, figure in enumerate(METRICS)
         }
     return Measured(figures, differences)
 
 
 def point(figure: str, scores: Sequence[Score | None]) -> float | None:
     """The figure alone, without an interval; None where there is nothing to measure."""
-    ratio, asked = FIGURES[figure], [score for score in scores if score is not None]
+    ratio, asked = METRICS[figure], [score for score in scores if score is not None]
     below = math.fsum(ratio.below(score) for score in asked)
     return math.fsum(ratio.above(score) for score in asked) / below if below else None
 
@@ -191,21 +237,19 @@ def _shared(
     after: Sequence[Score | None], before: Sequence[Score | None]
 ) -> tuple[list[Score | None], list[Score | None]] | None:
     """Both with those samples alone that both were asked; None where these are all that either was."""
-    if all((a is None) == (b is None) for a, b in zip(after, before, strict=True)):
+    pairs = list(zip(after, before, strict=True))
+    if all((a is None) == (b is None) for a, b in pairs):
         return None
-    both = [a is not None and b is not None for a, b in zip(after, before, strict=True)]
-    mine, other = (
-        [score if kept else None for score, kept in zip(each, both, strict=True)] for each in (after, before)
-    )
-    return mine, other
+    asked = [pair if None not in pair else (None, None) for pair in pairs]
+    return [a for a, _ in asked], [b for _, b in asked]
 
 
 def _sums(lists: list[list[Score | None]]) -> tuple[Floats, Floats]:
     """What stands above and below the line: [conditions, figures, samples]."""
-    shape = (len(lists), len(FIGURES), len(lists[0]) if lists else 0)
+    shape = (len(lists), len(METRICS), len(lists[0]) if lists else 0)
     above, below = np.zeros(shape), np.zeros(shape)
     for row, scores in enumerate(lists):
-        for column, ratio in enumerate(FIGURES.values()):
+        for column, ratio in enumerate(METRICS.values()):
             above[row, column] = [0.0 if s is None else float(ratio.above(s)) for s in scores]
             below[row, column] = [0.0 if s is None else float(ratio.below(s)) for s in scores]
     return above, below
@@ -238,35 +282,17 @@ def _draw(above: Floats, below: Floats, seed: int, resamples: int) -> Floats:
     if images < 2:
         return np.full((rows, columns, 1), np.nan)
     flat_above, flat_below = above.reshape(-1, images), below.reshape(-1, images)
-
-    def ratios(drawn: NDArray[np.int64], axis: int = -1) -> Floats:
-        """drawn: [draws, images] indices (or [images]). A draw is how often each image was drawn."""
-        assert axis == -1
-        table = np.atleast_2d(drawn).astype(np.int64)
-        offsets = images * np.arange(len(table))[:, None]
-        times = np.bincount((table + offsets).ravel(), minlength=images * len(table)).reshape(len(table), images)
+    rng, at_once, drawn = np.random.default_rng(seed), max(1, _CELLS // images), []
+    for first in range(0, resamples, at_once):
+        draws = min(at_once, resamples - first)
+        table = rng.integers(0, images, (draws, images)) + images * np.arange(draws)[:, None]
+        times = np.bincount(table.ravel(), minlength=images * draws).reshape(draws, images)  # each image was drawn
         with np.errstate(invalid="ignore", divide="ignore"):
-            result: Floats = (flat_above @ times.T) / (flat_below @ times.T)
-        return result if drawn.ndim > 1 else result[:, 0]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", stats.DegenerateDataWarning
-        )  # draws without anything to measure: `_percentiles`
-        result = stats.bootstrap(
-            (np.arange(images),),
-            ratios,
-            n_resamples=resamples,
-            batch=max(1, _CELLS // images),
-            vectorized=True,
-            method="percentile",
-            confidence_level=CONFIDENCE,
-            rng=np.random.default_rng(seed),
-        )
-    return np.asarray(result.bootstrap_distribution, dtype=np.float64).reshape(rows, columns, -1)
+            drawn.append((flat_above @ times.T) / (flat_below @ times.T))
+    return np.concatenate(drawn, axis=1).reshape(rows, columns, -1)
 
 
-def _figure(above: Floats, below: Floats, image: NDArray[np.int64], drawn: Floats, ratio: Ratio) -> Figure:
+def _figure(above: Floats, below: Floats, image: NDArray[np.int64], drawn: Floats, ratio: Metric) -> Figure:
     total, rows, images = float(below.sum()), int(np.count_nonzero(below)), len(np.unique(image[below > 0]))
     figure = partial(Figure, rows=rows, images=images, count=total, of=ratio.of)
     if not total:

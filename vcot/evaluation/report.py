@@ -13,9 +13,9 @@ from typing import Any
 
 from vcot.errors import InputError
 from vcot.evaluation import words
-from vcot.evaluation.chance import Habits, guesses, subject
+from vcot.evaluation.baselines import Baselines, guesses, subject
 from vcot.evaluation.metrics import Figure, Measured, measure, point
-from vcot.evaluation.replies import Reply
+from vcot.evaluation.runner import Reply
 from vcot.evaluation.verdict import judge
 from vcot.grounding import Frame
 from vcot.records import Sample, Score
@@ -42,7 +42,7 @@ class Evidence:
     samples: tuple[Sample, ...]
     replies: dict[str, tuple[Reply | None, ...]]
     guesses: dict[str, tuple[Score, ...]]
-    habits: Habits
+    habits: Baselines
     left_out: int
 
     @property
@@ -60,7 +60,7 @@ class Evidence:
 
 
 def gather(
-    samples: Sequence[Sample], replies: Iterable[Reply], habits: Habits, frame: Callable[[Sample], Frame]
+    samples: Sequence[Sample], replies: Iterable[Reply], habits: Baselines, frame: Callable[[Sample], Frame]
 ) -> Evidence:
     """Orders replies by model and condition, and guesses for the same samples.
 

@@ -7,8 +7,7 @@ from typing import Literal
 from vcot import answers
 from vcot.grounding import Frame, Trace
 from vcot.grounding.matching import Pairable, match, match_at
-from vcot.grounding.tags import parse, render_reply, split_answer
-from vcot.grounding.trace import Mention
+from vcot.grounding.tags import parse, split_answer
 from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Sample, Score
 
@@ -42,11 +41,6 @@ def score(text: str, sample: Sample, frame: Frame, synonyms: Synonyms = NO_SYNON
         faults=tuple(fault.kind.value for fault in parsed.faults),
         text=text,
     )
-
-
-def score_guess(mentions: tuple[Mention, ...], answer: str, sample: Sample, frame: Frame) -> Score:
-    """A guess made without looking, written as the model would write it and judged by the same scorer."""
-    return score(render_reply(Trace(mentions), answer, frame), sample, frame)
 
 
 def _judge(text: str, sample: Sample) -> Literal["right", "wrong", "absent"]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vcot.evaluation import words
-from vcot.evaluation.chance import NOT_ANNOTATED
+from vcot.evaluation.baselines import NOT_ANNOTATED
 from vcot.evaluation.words import find
 
 FEW = 20

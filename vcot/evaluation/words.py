@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vcot.evaluation.metrics import METRICS
 from vcot.reports.rendering import plural as plural
 
 MINUS = "−"
@@ -45,41 +46,12 @@ DIFFERENCES: Mapping[str, tuple[str, str]] = {
 }
 
 #: Figure → (name, one sentence). The order is that of the page.
-FIGURES: Mapping[str, tuple[str, str]] = {
-    "accuracy_at_50": (
-        "found",
-        "acc@0.5: share of true boxes that the first boxes of a reply, as many as are true, meet with IoU of at least "
-        "0.5; a miss counts as 0.",
-    ),
-    "mean_iou": (
-        "overlap",
-        "Mean IoU over all true boxes, of the same predicted ones: 0 is no overlap or no box, 1 is exact.",
-    ),
-    "answer_accuracy": ("answers right", "Share of replies whose final answer is one of the accepted ones."),
-    "answer_wrong": ("answers wrong", "Share of replies with an answer that is not accepted."),
-    "answer_absent": ("no answer", "Share of replies that never come to an answer."),
-    "precision": ("precision", "Share of all predicted boxes that are right; drawing boxes everywhere lowers it."),
-    "recall": ("recall", "Share of the true boxes that any predicted box meets at IoU 0.5, each used once."),
-    "f1": ("F1", "Precision and recall in one: missing boxes and boxes too many cost the same."),
-    "misnamed": (
-        "misnamed",
-        "Share of true boxes that are met only under another name, where things of several names are asked for.",
-    ),
-    "boxes_where_absent": ("false alarms", "Share of replies with a box, of those about a thing that is not there."),
-    "no_box": ("no box", "Share of replies without any box that can be read, of those about a thing that is there."),
-    "malformed": ("malformed", "Share of replies with a tag or box that cannot be read."),
-    "boxes_per_answer": ("boxes per reply", "Mean number of boxes that can be read, right or wrong."),
-    "accuracy_at_50_parsed": (
-        "found, if in form",
-        "acc@0.5 over only those replies that keep the form: every tag and box readable, and an answer.",
-    ),
-    "mean_iou_parsed": ("overlap, if in form", "Mean IoU over only those replies that keep the form."),
-}
+FIGURES: Mapping[str, tuple[str, str]] = {name: (metric.label, metric.meaning) for name, metric in METRICS.items()}
 
 HEADLINE = ("accuracy_at_50", "precision", "mean_iou", "answer_accuracy", "malformed")
 """The columns of the first table."""
 
-PLAIN = ("mean_iou", "mean_iou_parsed", "boxes_per_answer")
+PLAIN = tuple(name for name, metric in METRICS.items() if metric.decimal)
 """Figures that are written as decimal numbers; all others are shares, written in per cent."""
 
 #: What a guess says something about: a guess of a box has no answer, and its form is right by construction.
@@ -128,7 +100,7 @@ def counted(figure: Mapping[str, Any]) -> str:
 BASES = ("native-real", "base-real")
 """The base in its own form, and in the tuned model's. Of equally good ones the first."""
 
-LOW_IS_GOOD = ("answer_wrong", "answer_absent", "misnamed", "malformed", "no_box", "boxes_where_absent")
+LOW_IS_GOOD = tuple(name for name, metric in METRICS.items() if metric.low_is_good)
 
 
 def better_base(values: Mapping[str, float | None], name: str) -> str:

@@ -4,10 +4,10 @@ Knows no files, no storage, no model.
 """
 
 from vcot.grounding.boxes import Box, BoxError, BoxFault, Frame, FrameSpec, giou, iou, smart_resize
-from vcot.grounding.dialects import DIALECTS, Dialect
-from vcot.grounding.matching import Match, match, match_at, soft_f1
+from vcot.grounding.matching import Match, match, match_at
 from vcot.grounding.tags import (
     ANSWER_MARK,
+    DIALECTS,
     Fault,
     Parsed,
     Reply,
@@ -26,7 +26,6 @@ __all__ = [
     "Box",
     "BoxError",
     "BoxFault",
-    "Dialect",
     "Fault",
     "Frame",
     "FrameSpec",
@@ -45,6 +44,5 @@ __all__ = [
     "render",
     "render_reply",
     "smart_resize",
-    "soft_f1",
     "split_answer",
 ]

@@ -1,16 +1,14 @@
 """Boxes, and the numbers in which a text writes them.
 
-A Box is four floats: pixels of the original, upright image, x to the right, y down. That is the only form
-in which the project computes. A text writes a box in other numbers (thousandths of the image, pixels of the
-resized input, fractions of the image padded to a square, …); which ones is *declared* in a FrameSpec, stored
-with every dataset and every model, and never guessed from how large the numbers are. Reading thousandths as
-pixels costs more than any rounding does: the error of rounding is about one per cent of IoU, the error of a
-wrong frame is half of it.
+A Box is four floats: pixels of the original, upright image, x to the right, y down. The project computes in nothing
+else. A text writes other numbers (thousandths of the image, pixels of the resized input, …). Which ones is *declared*
+in a FrameSpec, stored with every dataset and every model, and never guessed from how large the numbers are: rounding
+costs about one per cent of IoU, a wrong frame half of it.
 
     FrameSpec("thousandths").on(width, height)  →  Frame:  encode, decode, format
 
-Every frame is the same line on each axis, `number = (pixel + offset) · span / size`; they differ only in the
-three constants, which are a table in `FrameSpec.on`.
+Every frame is the same line on each axis, `number = (pixel + offset) · span / size`, with the three constants of
+`FrameSpec.on`.
 """
 
 from __future__ import annotations
@@ -77,15 +75,7 @@ class Box:
 
     @classmethod
     def from_pixels(
-        cls,
-        x1: float,
-        y1: float,
-        x2: float,
-        y2: float,
-        *,
-        width: int,
-        height: int,
-        overhang: float = 0.0,
+        cls, x1: float, y1: float, x2: float, y2: float, *, width: int, height: int, overhang: float = 0.0
     ) -> Self:
         """From pixels of the original image (width × height).
 
@@ -108,26 +98,13 @@ class Box:
         return cls(*_cut(edges, width, height))
 
     @classmethod
-    def from_thousandths(cls, x1: float, y1: float, x2: float, y2: float, *, width: int, height: int) -> Self:
-        """From 0..1000 of the image's width and height (Qwen-VL, Qwen2-VL, Qwen3-VL): x = X · width / 1000."""
-        return cls._read(_THOUSANDTHS, (x1, y1, x2, y2), width, height)
-
-    @classmethod
     def from_fractions(cls, x1: float, y1: float, x2: float, y2: float, *, width: int, height: int) -> Self:
         """From 0..1 of the image's width and height: x = X · width."""
-        return cls._read(_FRACTIONS, (x1, y1, x2, y2), width, height)
+        return cls(*_FRACTIONS.on(width, height).decode(x1, y1, x2, y2).as_list())
 
     @classmethod
     def from_padded_square(
-        cls,
-        u1: float,
-        v1: float,
-        u2: float,
-        v2: float,
-        *,
-        width: int,
-        height: int,
-        overhang: float | None = None,
+        cls, u1: float, v1: float, u2: float, v2: float, *, width: int, height: int, overhang: float | None = None
     ) -> Self:
         """From 0..1 of the image padded to a square (VisCoT, LLaVA-1.5 in pad mode).
 
@@ -138,67 +115,16 @@ class Box:
         the image by more pixels than that, and more than three decimals explain (0.0005 · m), is refused as
         in `from_pixels`. Numbers outside 0..1 are then judged by the overhang too.
         """
-        if overhang is None:
-            return cls._read(_PADDED_SQUARE, (u1, v1, u2, v2), width, height)
         frame = _PADDED_SQUARE.on(width, height)
+        if overhang is None:
+            return cls(*frame.decode(u1, v1, u2, v2).as_list())
         edges = frame.edges(*_floats(u1, v1, u2, v2))
         rounding = 0.0005 * max(width, height) + 1e-6
         return cls.from_pixels(*edges, width=width, height=height, overhang=overhang + rounding)
 
-    @classmethod
-    def from_resized(
-        cls,
-        x1: float,
-        y1: float,
-        x2: float,
-        y2: float,
-        *,
-        width: int,
-        height: int,
-        resized_width: int,
-        resized_height: int,
-    ) -> Self:
-        """From pixels of the resized input (Qwen2.5-VL): x = X · width / resized_width, y likewise."""
-        frame = _resized_frame(width, height, resized_width, resized_height)
-        return cls(*frame.decode(x1, y1, x2, y2).as_list())
-
-    @classmethod
-    def from_xywh(
-        cls,
-        x: float,
-        y: float,
-        w: float,
-        h: float,
-        *,
-        width: int,
-        height: int,
-        overhang: float = 0.0,
-    ) -> Self:
-        """From left, top, width and height in pixels of the original image (COCO)."""
-        x, y, w, h = _floats(x, y, w, h)
-        return cls.from_pixels(x, y, x + w, y + h, width=width, height=height, overhang=overhang)
-
-    @classmethod
-    def _read(cls, spec: FrameSpec, numbers: tuple[float, float, float, float], width: int, height: int) -> Self:
-        return cls(*spec.on(width, height).decode(*numbers).as_list())
-
-    def to_thousandths(self, *, width: int, height: int) -> tuple[int, int, int, int]:
-        """Rounded integers in 0..1000, never an empty box."""
-        return _integers(_THOUSANDTHS.on(width, height).encode(self))
-
     def to_fractions(self, *, width: int, height: int) -> tuple[float, float, float, float]:
         """Fractions of the image's width and height, not rounded."""
         return _FRACTIONS.on(width, height).numbers(self)
-
-    def to_padded_square(self, *, width: int, height: int) -> tuple[float, float, float, float]:
-        """Fractions of the padded square, not rounded: u = (x + floor((m − width) / 2)) / m."""
-        return _PADDED_SQUARE.on(width, height).numbers(self)
-
-    def to_resized(
-        self, *, width: int, height: int, resized_width: int, resized_height: int
-    ) -> tuple[int, int, int, int]:
-        """Rounded pixels of the resized input, never an empty box."""
-        return _integers(_resized_frame(width, height, resized_width, resized_height).encode(self))
 
     def as_list(self) -> list[float]:
         """[x1, y1, x2, y2] in pixels: the form in JSON."""
@@ -215,10 +141,6 @@ class Box:
     @property
     def area(self) -> float:
         return self.width * self.height
-
-    @property
-    def center(self) -> tuple[float, float]:
-        return (self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2
 
 
 def iou(a: Box, b: Box) -> float:
@@ -320,7 +242,9 @@ class FrameSpec:
             resized = smart_resize(
                 *(kept or (width, height)), min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=self.factor
             )
-            return _resized_frame(width, height, *resized)
+            return Frame(
+                "resized_pixels", width, height, _Axis.plain(width, resized[0]), _Axis.plain(height, resized[1]), 0
+            )
         if self.name == "padded_square":
             side = max(width, height)
             x_axis = _Axis(width, offset=(side - width) // 2, size=side, span=1)
@@ -335,12 +259,8 @@ class FrameSpec:
         """For JSON; only what has a meaning for this name."""
         if self.min_pixels is None or self.max_pixels is None:
             return {"name": self.name}
-        return {
-            "name": self.name,
-            "min_pixels": self.min_pixels,
-            "max_pixels": self.max_pixels,
-            "factor": self.factor,
-        }
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return {"name": self.name, **limits, "factor": self.factor}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -393,8 +313,7 @@ class Frame:
         """
         if box.x2 > self.width + 1 or box.y2 > self.height + 1:
             raise BoxError(
-                BoxFault.OUTSIDE,
-                f"{box.as_list()} is not a box of this image of {self.width}x{self.height} pixels",
+                BoxFault.OUTSIDE, f"{box.as_list()} is not a box of this image of {self.width}x{self.height} pixels"
             )
         x1, x2 = self._round(self.x_axis, box.x1, box.x2)
         y1, y2 = self._round(self.y_axis, box.y1, box.y2)
@@ -464,16 +383,8 @@ class Frame:
         )
 
 
-_THOUSANDTHS = FrameSpec("thousandths")
 _FRACTIONS = FrameSpec("fractions")
 _PADDED_SQUARE = FrameSpec("padded_square")
-
-
-def _resized_frame(width: int, height: int, resized_width: int, resized_height: int) -> Frame:
-    _check_size(width, height)
-    _check_size(resized_width, resized_height)
-    x_axis, y_axis = _Axis.plain(width, resized_width), _Axis.plain(height, resized_height)
-    return Frame("resized_pixels", width, height, x_axis, y_axis, decimals=0)
 
 
 def _floats(*numbers: SupportsFloat) -> tuple[float, float, float, float]:
@@ -511,8 +422,3 @@ def _cut(edges: tuple[float, float, float, float], width: int, height: int) -> t
     if x1 >= x2 or y1 >= y2:
         raise BoxError(BoxFault.OUTSIDE, f"{list(edges)} lies outside the image of {width}x{height} pixels")
     return x1, y1, x2, y2
-
-
-def _integers(numbers: tuple[int | float, ...]) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = numbers
-    return int(x1), int(y1), int(x2), int(y2)

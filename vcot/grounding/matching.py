@@ -51,17 +51,6 @@ def match_at(
     return _assign(overlaps, [[pair + o if o >= threshold else 0.0 for o in row] for row in overlaps])
 
 
-def soft_f1(predicted: Sequence[Box], true: Sequence[Box]) -> float:
-    """2 · Σ IoU(pairs) / (|predicted| + |true|), 0..1; nothing predicted of nothing true is 1.
-
-    A box too many costs as much as a box missed, so that neither duplicates nor one box around everything pay.
-    For one box each it is their IoU.
-    """
-    if not predicted and not true:
-        return 1.0
-    return 2 * match(predicted, true).total / (len(predicted) + len(true))
-
-
 def _overlaps(predicted: Sequence[Box], true: Sequence[Box], pairable: Pairable | None) -> list[list[float]]:
     return [
         [iou(p, t) if pairable is None or pairable[i][j] else 0.0 for j, t in enumerate(true)]

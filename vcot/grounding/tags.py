@@ -33,6 +33,11 @@ class Spelling(NamedTuple):
     pairs: bool  # (x1,y1),(x2,y2) where the native form has [x1, y1, x2, y2]
 
 
+# vcot           <ref>gear</ref><box>[100, 200, 300, 400]</box>
+# obj-bbox       <obj>gear</obj><bbox>[100, 200, 300, 400]</bbox>                        two-level grounding
+# qwen-special   <|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>   Qwen2-VL
+# qwen-vl        <ref>gear</ref><box>(100,200),(300,400)</box>                           first generation
+# qwen-json      [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]                    Qwen2.5-VL, Qwen3-VL
 SPELLINGS = {
     "vcot": Spelling(("<ref>", "</ref>"), ("<box>", "</box>"), pairs=False),
     "obj-bbox": Spelling(("<obj>", "</obj>"), ("<bbox>", "</bbox>"), pairs=False),
@@ -96,29 +101,60 @@ def unescape(prose: str) -> str:
 # -------------------------------------------------------------------------------------------------- to write
 
 
-def render(trace: Trace, frame: Frame) -> str:
-    """The trace in the native form.
+def render(trace: Trace, frame: Frame, dialect: str = "vcot") -> str:
+    """The trace as text, in the native form or as one of DIALECTS writes it.
 
-    Raises BoxError if a box does not belong to the frame's image.
+    A mention without a label still gets its empty `<ref></ref>`, so that its box is not taken for one of the mention
+    before it. Raises BoxError if a box does not belong to the frame's image.
     """
-    return write(trace, frame, SPELLINGS["vcot"])
-
-
-def write(trace: Trace, frame: Frame, spelling: Spelling) -> str:
-    """The trace with the tags of this spelling. A mention without a label still gets its empty `<ref></ref>`,
-    so that its box is not taken for one of the mention before it. Raises BoxError as `render` does."""
-
-    def box_text(box: Box) -> str:
-        x1, y1, x2, y2 = frame.digits(box)
-        numbers = f"({x1},{y1}),({x2},{y2})" if spelling.pairs else f"[{x1}, {y1}, {x2}, {y2}]"
-        return f"{spelling.box[0]}{numbers}{spelling.box[1]}"
-
-    def part_text(part: str | Mention) -> str:
+    if dialect == "qwen-json":
+        return _render_json(trace, frame)
+    ref, box_tags, pairs = SPELLINGS[dialect]
+    text = ""
+    for part in trace.parts:
         if isinstance(part, str):
-            return escape(part)
-        return f"{spelling.ref[0]}{escape(part.label)}{spelling.ref[1]}" + "".join(map(box_text, part.boxes))
+            text += escape(part)
+            continue
+        text += f"{ref[0]}{escape(part.label)}{ref[1]}"
+        for box in part.boxes:
+            x1, y1, x2, y2 = frame.digits(box)
+            numbers = f"({x1},{y1}),({x2},{y2})" if pairs else f"[{x1}, {y1}, {x2}, {y2}]"
+            text += f"{box_tags[0]}{numbers}{box_tags[1]}"
+    return text
 
-    return "".join(map(part_text, trace.parts))
+
+def _render_json(trace: Trace, frame: Frame) -> str:
+    """Prose as it is; each run of mentions as a list with one object per box.
+
+    Objects of a list that follow each other under one label are read as one mention, so where the same label is
+    mentioned twice in a row, the second begins a new list.
+    """
+    text = ""
+    last: str | Mention = ""
+    for part in trace.parts:
+        if isinstance(part, str):
+            text += escape(part)
+        else:
+            label = json.dumps(part.label, ensure_ascii=False)
+            objects = [f'{{"bbox_2d": {frame.format(box)}, "label": {label}}}' for box in part.boxes]
+            joins = isinstance(last, Mention) and last.label != part.label
+            text = (text.removesuffix("]") + ", " if joins else text + "[") + ", ".join(objects) + "]"
+        last = part
+    return text
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A way to write. `parse` needs none, it reads them all. Which numbers stand in a text is said by the frame:
+    Qwen2.5-VL wants resized_pixels, the other Qwens thousandths."""
+
+    name: str
+
+    def render(self, trace: Trace, frame: Frame) -> str:
+        return render(trace, frame, self.name)
+
+
+DIALECTS = {name: Dialect(name) for name in (*SPELLINGS, "qwen-json")}
 
 
 # --------------------------------------------------------------------------------------------------- to read

@@ -16,10 +16,18 @@ import warnings
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\b")
 
-from vcot.models.base import is_model_file, load_base, weights_dtype, whole_model  # noqa: E402
 from vcot.models.device import compute_dtype, device, use_device  # noqa: E402
-from vcot.models.generate import generate  # noqa: E402
-from vcot.models.lora import TARGETS, attach_lora, load_adapter, lora_targets  # noqa: E402
+from vcot.models.generation import generate  # noqa: E402
+from vcot.models.loading import (  # noqa: E402
+    TARGETS,
+    attach_lora,
+    is_model_file,
+    load_adapter,
+    load_base,
+    lora_targets,
+    weights_dtype,
+    whole_model,
+)
 from vcot.models.positions import positions  # noqa: E402
 
 __all__ = [

@@ -93,7 +93,8 @@ def _unusable(choice: Device, reason: str) -> str:
 
 def _driver() -> str:
     """The driver of the machine's kernel, and whether its library can be loaded here."""
-    loaded = re.search(r"(?:Kernel Module|Module for \S+)\s+(\d+\.[\d.]+)", _read(_MODULE))
+    said = _MODULE.read_text() if _MODULE.exists() else ""
+    loaded = re.search(r"(?:Kernel Module|Module for \S+)\s+(\d+\.[\d.]+)", said)
     driver = f"Driver: {loaded.group(1)}" if loaded else "Driver: none is loaded on this machine"
     library = _driver_library()
     if library is None:
@@ -102,9 +103,3 @@ def _driver() -> str:
     if library.cuDriverGetVersion(byref(version)) != 0:
         return f"{driver}; its library does not answer"
     return f"{driver}, for CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
-
-
-def _read(path: Path) -> str:
-    with suppress(OSError):
-        return path.read_text()
-    return ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from vcot.answers import anls, number, same
-from vcot.grounding import split_answer
+from vcot.grounding import FrameSpec, split_answer
 from vcot.records import Sample
+from vcot.rewards import reward
 
 LONGEST = 1000  # letters; DeepEyes counts a longer answer as wrong, for it is written for a judge, not a reader
 
 
-def answer_reward(text: str, sample: Sample, *, similar: bool = False) -> float:
+@reward("answer")
+def answer_reward(text: str, sample: Sample, spec: FrameSpec | None = None, *, similar: bool = False) -> float:
     """1 if the answer of the reply is one of the accepted ones (see answers.same), else 0.
 
     With `similar`, meant for text that was read off an image, a near miss earns its ANLS with the nearest

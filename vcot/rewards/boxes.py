@@ -8,8 +8,10 @@ from vcot.grounding import Box, FrameSpec, Trace, match, parse, split_answer
 from vcot.grounding.matching import Pairable
 from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Sample
+from vcot.rewards import reward
 
 
+@reward("boxes")
 def box_reward(
     text: str, sample: Sample, spec: FrameSpec, *, spare: int = 0, synonyms: Synonyms = NO_SYNONYMS
 ) -> float | None:
@@ -32,11 +34,12 @@ def box_reward(
 def soft_f1_with_spare(
     predicted: Sequence[Box], true: Sequence[Box], *, spare: int = 0, pairable: Pairable | None = None
 ) -> float:
-    """grounding.soft_f1, but up to `spare` boxes beyond the true ones cost nothing.
+    """Soft F1: 2 · Σ IoU(pairs) / (|predicted| + |true|), 0..1, but up to `spare` boxes beyond the true ones are free.
 
-    Where only the decisive region is annotated, good reasoning also mentions what stands around it; a strict
-    precision would teach it not to. With spare = 0 it is soft F1 itself. Keep it small: a reward without any
-    price on boxes ends in replies that list boxes and never answer.
+    A box too many costs as much as a box missed, so that neither duplicates nor one box around everything pay; for one
+    box each it is their IoU. Where only the decisive region is annotated, good reasoning also mentions what stands
+    around it, and a strict precision would teach it not to. Keep `spare` small: a reward without any price on boxes
+    ends in replies that list boxes and never answer.
     """
     if spare < 0:
         raise ValueError(f"spare is a number of boxes, 0 or more; got {spare}")

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from vcot.grounding import FrameSpec, parse, read_reply
 from vcot.records import Sample
+from vcot.rewards import reward
 
 
 class Rule(StrEnum):
@@ -20,6 +21,7 @@ class Rule(StrEnum):
     ENDS = "ends_with_the_answer"
 
 
+@reward("format")
 def format_reward(text: str, sample: Sample, spec: FrameSpec, *, graded: bool = False) -> float:
     """1 if the reply breaks no Rule, else 0; graded, the share of the rules that it keeps.
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from vcot.errors import InputError
 from vcot.records import Folder
 from vcot.storage import NotFound, join
-from vcot.storage.archive import Archive, Chunks, Index, find, indexed, opened
+from vcot.storage.archive import Archive, Index, find, indexed, opened
 
 
 def archive_at(
@@ -29,26 +29,15 @@ def archive_at(
     if chunks is None:
         return None
     uri = join(folder.uri, name)
-    index = _agreed(folder, uri)
-    if index is None:
-        if not look:
-            raise InputError(f"{uri} is missing: --part prepare comes before --part shards")
-        index = _agree(folder, uri, chunks, index_uri or join(folder.uri, "archive"), scratch)
+    if look and folder.store.stat(uri) is None:
+        made = indexed(chunks, index_uri or join(folder.uri, "archive"), scratch)
+        folder.store.write_once(uri, made.model_dump_json(indent=1).encode() + b"\n")
+    try:
+        index = Index.model_validate_json(folder.store.read(uri))
+    except NotFound:
+        raise InputError(f"{uri} is missing: --part prepare comes before --part shards") from None
+    except ValidationError as error:
+        raise InputError(f"{uri} is damaged: {error.errors()[0]['msg']}; delete {folder.uri} and run again") from None
     here = scratch / Path(name).stem
     here.mkdir(exist_ok=True)
     return opened(chunks, index, here)
-
-
-def _agree(folder: Folder, uri: str, chunks: Chunks, index_uri: str, scratch: Path) -> Index:
-    index = indexed(chunks, index_uri, scratch)
-    folder.store.write_once(uri, index.model_dump_json(indent=1).encode() + b"\n")
-    return _agreed(folder, uri) or index
-
-
-def _agreed(folder: Folder, uri: str) -> Index | None:
-    try:
-        return Index.model_validate_json(folder.store.read(uri))
-    except NotFound:
-        return None
-    except ValidationError as error:
-        raise InputError(f"{uri} is damaged: {error.errors()[0]['msg']}; delete {folder.uri} and run again") from None

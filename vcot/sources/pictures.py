@@ -23,8 +23,8 @@ from typing import Any
 from vcot import uris
 from vcot.errors import InputError, SettingsError, UsageError
 from vcot.records import Image, Reason
+from vcot.sources.image_index import ImageIndex
 from vcot.sources.ingest import Ingest
-from vcot.sources.known import Known
 from vcot.sources.row import Refused
 from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
 from vcot.storage import images as reading
@@ -73,7 +73,7 @@ class Pictures:
         max_side: int = 20_000,
         budget: int | None = None,
         remember: int = 4_000,
-        index: Known | None = None,
+        index: ImageIndex | None = None,
     ) -> None:
         self._store, self._images_uri, self._made_uri = store, images_uri, made_uri
         self._max_pixels, self._max_side, self._keep_in_mind = max_pixels, max_side, remember
@@ -115,16 +115,12 @@ class Pictures:
         there._folders = [folder for folder in folders if not folder or has(folder)]
         return there
 
-    @property
-    def index(self) -> Known | None:
-        return self._index
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: what it looks up itself it remembers itself, and the index is shared."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_known")}
 
-    def elsewhere(self, index: Known) -> Pictures:
-        """The same, for a process that was forked: what it learns, it notes in an index of its own."""
-        there = copy.copy(self)
-        there._index, there._lock = index, threading.Lock()
-        there._archive = self._archive and self._archive.reopened()
-        return there
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock(), "_known": OrderedDict()}
 
     def listed(self) -> Iterator[Entry]:
         """Every object that a path can lead to, as storage has it now."""

@@ -55,7 +55,9 @@ def glance(row: Row, context: ConversionContext) -> tuple[Image, repeats.Questio
 
 def whole(row: Row, image: Image) -> tuple[str, bool] | None:
     """The set of a chat row, and whether the true edges can be the whole pixels that its second copy says."""
-    said = _said(row)
+    if "conversations" not in row.value:  # only chat rows have copies
+        return None
+    said = _chat(row.value)
     if said.copies is None or said.copies[1] is None:
         return None
     edges, truncated = _two_copies(_list(said.copies[0]), _list(said.copies[1]), image)

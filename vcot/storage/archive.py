@@ -500,9 +500,9 @@ class Archive:
         self._path = members
         self._members = sqlite3.connect(f"file:{members}?mode=ro&immutable=1", uri=True, check_same_thread=False)
 
-    def reopened(self) -> Archive:
-        """The same, for a process that was forked: SQLite wants a connection of its own there."""
-        return Archive(self.chunks, self._path)
+    def __reduce__(self) -> Any:
+        """For another process, which opens the file of members itself."""
+        return type(self), (self.chunks, self._path)
 
     def uri(self, path: str) -> str:
         """The URI of a member, for every stage to read; links inside the archive are followed.

@@ -9,9 +9,8 @@
 torch and transformers are imported by `load_processor`, not before.
 """
 
-from vcot.tokens.contract import Contract, Mode
+from vcot.tokens.contract import PROCESSOR_FILES, Contract, Mode, is_processor_file, load_processor
 from vcot.tokens.encoder import Encoder, frame_as_seen, prompt_text
-from vcot.tokens.processor import PROCESSOR_FILES, is_processor_file, load_processor
 
 __all__ = [
     "PROCESSOR_FILES",

@@ -24,9 +24,11 @@ from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Reason, Rejection, Sample
 from vcot.storage.images import Picture
 from vcot.tokens.contract import Contract
-from vcot.tokens.template import cut_template
 
 STAGE = "tokenize"
+
+# Private-use characters: no template writes them, none changes them.
+_QUESTION, _REPLY = "\ue000question\ue001", "\ue000reply\ue001"
 
 
 @dataclass(frozen=True)
@@ -334,3 +336,37 @@ def _png(picture: Image.Image) -> bytes:
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def cut_template(processor: Any, *, with_picture: bool) -> tuple[str, str, str]:
+    """What the template itself writes before the question, between question and reply, and after the reply.
+
+    The conversation has one of each, and the template's own system prompt. With a picture, what stands before the
+    question holds one image token, as its place.
+
+    Raises InputError where the template does not write what a model is trained on as a continuation of what it
+    generates from, or does not say the question and the reply as they are.
+    """
+    content: list[dict[str, str]] = [{"type": "image"}] if with_picture else []
+    question = {"role": "user", "content": [*content, {"type": "text", "text": _QUESTION}]}
+    reply = {"role": "assistant", "content": [{"type": "text", "text": _REPLY}]}
+    prompt: str = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    whole: str = processor.apply_chat_template([question, reply], tokenize=False)
+    if prompt.count(_QUESTION) != 1 or whole.count(_REPLY) != 1:
+        raise InputError("the base's chat template does not write question and reply once, as they are")
+    if not whole.startswith(prompt + _REPLY):
+        raise InputError(
+            f"the base's chat template begins a reply with {prompt[-40:]!r} when it asks for one and with "
+            f"{whole[: whole.index(_REPLY)][-40:]!r} when it shows one; these must be the same"
+        )
+    head, tail = prompt.split(_QUESTION)
+    images = prompt.count(processor.image_token)
+    if images != with_picture or (with_picture and processor.image_token not in head):
+        raise InputError(
+            f"the base's chat template writes {images} image tokens before the question; "
+            f"{int(with_picture)} {'is' if with_picture else 'are'} needed"
+        )
+    end = whole.split(_REPLY)[1]
+    if not end.strip():
+        raise InputError("the base's chat template does not end a reply, so a model could not learn to stop")
+    return head, tail, end

@@ -34,8 +34,6 @@ class Tokenizing:
         self.encoder = encoder
         self._pictures: OrderedDict[str, tuple[Picture, bytes]] = OrderedDict()
 
-    # --- shards ------------------------------------------------------------------------------------
-
     def shard(self, writer: ShardWriter) -> None:
         """One shard; a row gives one example per reasoning, rows of the test split give none."""
         counts = Counts()
@@ -82,8 +80,6 @@ class Tokenizing:
             while len(self._pictures) > PICTURES_IN_MEMORY:
                 self._pictures.popitem(last=False)
         return self._pictures[uri]
-
-    # --- the whole ---------------------------------------------------------------------------------
 
     def report(self, shards: tuple[ShardMark, ...], tally: Tally) -> tuple[dict[str, Any], str]:
         """Sums of all shards, and the audit page with some examples read back from storage."""

@@ -176,8 +176,12 @@ class Checkpoints:
         that were killed goes as well. The checkpoint is whole already, so no trouble here is a reason to stop.
         """
         try:
-            kept = {saved.manifest.step: saved.manifest.best_step for saved in self._newest_steps()}
-            if len(kept) < self.keep:
+            kept: dict[int, int | None] = {}  # the last `keep` steps, each with its best one
+            for saved in self._stored():
+                kept.setdefault(saved.manifest.step, saved.manifest.best_step)
+                if len(kept) == self.keep:
+                    break
+            else:
                 return
             oldest = min(saved_step, *kept)
             entries = sorted(self.store.list(self.uri), key=lambda entry: not entry.uri.endswith(f"/{MANIFEST}"))
@@ -187,16 +191,6 @@ class Checkpoints:
                     self.store.delete(entry.uri)
         except VcotError as error:
             log.get().warning("old checkpoints stay in storage", uri=self.uri, because=str(error))
-
-    def _newest_steps(self) -> Iterator[Saved]:
-        """One of each of the last `keep` steps."""
-        seen: set[int] = set()
-        for saved in self._stored():
-            if saved.manifest.step not in seen:
-                seen.add(saved.manifest.step)
-                yield saved
-            if len(seen) == self.keep:
-                return
 
 
 def _digest(path: Path) -> str:

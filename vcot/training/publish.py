@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from vcot import __version__, log
 from vcot.models import device
 from vcot.records import Folder, StageMark
 from vcot.settings import Settings
-from vcot.stage import summary as sum_up
-from vcot.storage import Store, join, put_folder
+from vcot.stage import summary
+from vcot.storage import join, put_folder
 from vcot.tokens import Encoder
-from vcot.training.losses import by_step, draw, summary
-from vcot.training.packing import disk_error
-from vcot.training.sft import Tuned
+from vcot.training.sft import TrainResult
+from vcot.training.state_io import disk_error
 
 MODEL = "model"
 """Folder of the model, below the stage's."""
@@ -31,7 +30,7 @@ def publish(
     folder: Folder,
     settings: Settings,
     inputs: Mapping[str, str],
-    tuned: Tuned,
+    result: TrainResult,
     encoder: Encoder,
     base: Mapping[str, str],
     scratch: Path,
@@ -41,11 +40,11 @@ def publish(
     Args:
         base: uri and sha256 of the base.
     """
-    losses = by_step(tuned.history)
-    write_model(scratch / MODEL, tuned, encoder, base)
+    losses = losses_by_step(result.history)
+    write_model(scratch / MODEL, result, encoder, base)
     files = put_folder(folder.store, scratch / MODEL, join(folder.uri, MODEL))
     folder.store.write(join(folder.uri, "losses.json"), json.dumps(losses, indent=0).encode() + b"\n")
-    draw(losses, scratch / "losses.png")
+    draw_losses(losses, scratch / "losses.png")
     folder.store.upload(scratch / "losses.png", join(folder.uri, "losses.png"))
     shaping = settings.shaping()
     facts = {
@@ -55,17 +54,17 @@ def publish(
         "tune": shaping["tune"],
         "model": MODEL,
         "files": files,
-        "losses": summary(losses),
-        "trainable_parameters": tuned.parameters,
-        **tuned.facts,
+        "losses": losses_summary(losses),
+        "trainable_parameters": result.parameters,
+        **result.facts,
     }
-    folder.write_report({"stage": folder.stage} | facts | {"this_process": spent(tuned)})
+    folder.write_report({"stage": folder.stage} | facts | {"this_process": spent(result)})
     folder.finish(StageMark(stage=folder.stage, code=__version__, settings=shaping, inputs=dict(inputs), facts=facts))
-    sum_up(**facts["losses"])
-    log.get().info("trained", model=join(folder.uri, MODEL), **facts["losses"], **spent(tuned))
+    summary(**facts["losses"])
+    log.get().info("trained", model=join(folder.uri, MODEL), **facts["losses"], **spent(result))
 
 
-def write_model(folder: Path, tuned: Tuned, encoder: Encoder, base: Mapping[str, str]) -> None:
+def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mapping[str, str]) -> None:
     """Fills a local folder.
 
     adapter_model.safetensors, adapter_config.json (or model.safetensors, config.json of a fully tuned model);
@@ -74,7 +73,7 @@ def write_model(folder: Path, tuned: Tuned, encoder: Encoder, base: Mapping[str,
     """
     folder.mkdir(parents=True)
     try:
-        _write_weights(folder, tuned)
+        _write_weights(folder, result)
     except SafetensorError as error:
         raise disk_error(error) from None
     encoder.processor.save_pretrained(str(folder))
@@ -82,20 +81,14 @@ def write_model(folder: Path, tuned: Tuned, encoder: Encoder, base: Mapping[str,
     (folder / "contract.json").write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
 
 
-def _write_weights(folder: Path, tuned: Tuned) -> None:
-    if hasattr(tuned.model, "peft_config"):
-        tuned.model.save_pretrained(str(folder), save_embedding_layers=False)
+def _write_weights(folder: Path, result: TrainResult) -> None:
+    if hasattr(result.model, "peft_config"):
+        result.model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
     else:
-        if tuned.compute == torch.bfloat16:
-            tuned.model.to(torch.bfloat16)
-        tuned.model.save_pretrained(str(folder))
-
-
-def upload_trackers(store: Store, files: Path, uri: str) -> None:
-    """Event files so far. Called after each checkpoint, so that a run that goes on from it repeats no step."""
-    if files.is_dir():
-        put_folder(store, files, uri)
+        if result.compute == torch.bfloat16:
+            result.model.to(torch.bfloat16)
+        result.model.save_pretrained(str(folder))
 
 
 def tell_what_led_to_it(folder: Folder, facts: Mapping[str, Any]) -> None:
@@ -105,14 +98,80 @@ def tell_what_led_to_it(folder: Folder, facts: Mapping[str, Any]) -> None:
     log.get().error("what led to it is written down", uri=uri)
 
 
-def spent(tuned: Tuned) -> dict[str, Any]:
+def spent(result: TrainResult) -> dict[str, Any]:
     """Time and memory of this process; a run that was killed has others that are not counted."""
     found = {
-        "seconds": round(tuned.seconds, 1),
-        "tokens": tuned.tokens,
-        "tokens_per_second": round(tuned.tokens / tuned.seconds) if tuned.seconds else None,
+        "seconds": round(result.seconds, 1),
+        "tokens": result.tokens,
+        "tokens_per_second": round(result.tokens / result.seconds) if result.seconds else None,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
     if device().type == "cuda":
         found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() >> 20
     return found
+
+
+# --- the losses of a run -----------------------------------------------------------------------------------
+
+_NAMES = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
+
+
+def losses_by_step(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per step: {step, epoch, loss, learning_rate, gradient_norm} and eval_loss where it was measured.
+
+    Without times, so that a run that was killed and went on gives the same entries as one that was not.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for entry in history:
+        if not _NAMES.keys() & entry.keys():
+            continue
+        line = steps.setdefault(entry["step"], {"step": entry["step"], "epoch": entry["epoch"]})
+        line |= {_NAMES[name]: entry[name] for name in _NAMES if name in entry}
+    return [steps[step] for step in sorted(steps)]
+
+
+def losses_summary(losses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """First, last and lowest."""
+    seen = [(line["eval_loss"], line["step"]) for line in losses if "eval_loss" in line]
+    best = min(seen, default=(None, None))
+    return {
+        "steps": losses[-1]["step"] if losses else 0,
+        "first_loss": losses[0]["loss"] if losses else None,
+        "last_loss": losses[-1]["loss"] if losses else None,
+        "best_eval_loss": best[0],
+        "best_step": best[1],
+    }
+
+
+def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A PNG: the loss of each step, a smoothed line, the evaluations, the step that was kept."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps = [line["step"] for line in losses]
+    values = [line["loss"] for line in losses]
+    axes.plot(steps, values, color="#b8c4d6", linewidth=0.8, label="loss of the step")
+    axes.plot(steps, _smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
+    seen = [(line["step"], line["eval_loss"]) for line in losses if "eval_loss" in line]
+    if seen:
+        axes.plot(*zip(*seen, strict=True), "o-", color="#c4541a", markersize=3.5, label="loss on pictures held out")
+        best = min(seen, key=lambda pair: pair[1])
+        axes.axvline(best[0], color="#c4541a", linewidth=0.8, linestyle=":", label=f"kept: step {best[0]}")
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel("cross entropy per learned token [nats]")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _smoothed(values: Sequence[float], keep: float = 0.95) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    smooth, mean = [], 0.0
+    for count, value in enumerate(values, 1):
+        mean = keep * mean + (1 - keep) * value
+        smooth.append(mean / (1 - keep**count))
+    return smooth

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,37 +21,15 @@ from vcot.records.example import Examples
 from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
 from vcot.training.checkpoints import Checkpoints, Manifest
-from vcot.training.group import ALONE, Group
-from vcot.training.lessons import Collate, Epochs, Lessons, held_out, loader, samples_of
-from vcot.training.recipe import Recipe
-from vcot.training.trainer import Tuner, Watch, is_over, load_trained, read_progress, trained
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a training runs and what it may use; nothing of it shapes the weights.
-
-    scratch: a folder of this process. trackers: names for `report_to`; files: a tracker's folder is `files`.
-    saved: called after each checkpoint. cache_bytes: for pictures that were cut into patches. workers: processes
-    that prepare batches; 0: this one does. grace: seconds between SIGTERM and SIGKILL. group: this process among
-    the ranks of the training.
-    """
-
-    scratch: Path
-    trackers: Sequence[str] = ()
-    saved: Callable[[], None] = lambda: None
-    cache_bytes: int = 1 << 30
-    workers: int = 0
-    grace: float = 30.0
-    group: Group = ALONE
-
-    @property
-    def files(self) -> Path:
-        return self.scratch / "tensorboard"
+from vcot.training.collator import Collator
+from vcot.training.config import TrainingConfig
+from vcot.training.data import Epochs, SFTDataset, held_out, loader, samples_of
+from vcot.training.ranks import Group
+from vcot.training.trainer import RunCallback, RunContext, SFTTrainer, is_over, load_trained, read_progress, trained
 
 
 @dataclass
-class Tuned:
+class TrainResult:
     """What came out. history: the library's log of losses. tokens and seconds: since this process
     began, with all its ranks."""
 
@@ -66,9 +43,9 @@ class Tuned:
 
 
 def fine_tune(
-    recipe: Recipe, *, base: Path, base_uri: str, encoder: Encoder, examples: Examples, checkpoints: Checkpoints,
-    place: Place,
-) -> Tuned:  # fmt: skip
+    config: TrainingConfig, *, base: Path, base_uri: str, encoder: Encoder, examples: Examples,
+    checkpoints: Checkpoints, context: RunContext,
+) -> TrainResult:  # fmt: skip
     """Trains from the newest whole checkpoint, or from the base, to the end.
 
     Returns:
@@ -81,56 +58,58 @@ def fine_tune(
         Interrupted: a stop was asked for; what was learned is saved.
         NotFinite: the loss or the gradient left the numbers.
     """
-    lessons = Lessons(examples, encoder, cache_bytes=place.cache_bytes // max(place.workers, 1))
-    collate = Collate(encoder.pad_token_id)
-    group = place.group
-    together = recipe.batch_size * group.size
-    epochs = Epochs(examples.rows, batch_size=together, seed=recipe.seed, similar_lengths=recipe.similar_lengths)
+    dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
+    collate = Collator(encoder.pad_token_id)
+    group = context.group
+    together = config.batch_size * group.size
+    epochs = Epochs(examples.rows, batch_size=together, seed=config.seed, similar_lengths=config.similar_lengths)
     if not len(epochs):
         raise InputError("there is not one example of the train split; look at the report of tokenize")
     kept_aside = held_out(examples.rows, together)
     if not kept_aside:
         log.get().warning("no validation split: no early stopping, and the last weights are kept")
-    model, compute = _model(recipe, base, base_uri)
+    model, compute = _model(config, base, base_uri)
     found = _newest(checkpoints, group)
-    tuned = Tuned(model, compute, [], sum(p.numel() for p in trained(model).values()))
-    tuned.facts = {
+    result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
+    result.facts = {
         "train_samples": len(samples_of(examples.rows, "train")),
         "validation_samples": sum(map(len, kept_aside)),
         "ranks": group.size,
     }
-    arguments = _arguments(recipe, place, evaluating=bool(kept_aside))
-    steps = _steps(recipe, len(epochs))
+    arguments = _arguments(config, context, evaluating=bool(kept_aside))
+    steps = config.steps(len(epochs))
     if found is not None:
         log.get().info("going on from a checkpoint", step=found[1].step, of=steps)
         progress = read_progress(found[0])
-        if is_over(progress, steps, recipe.patience, recipe.min_delta):
-            tuned.history = progress["log_history"]
+        if is_over(progress, steps, config.patience, config.min_delta):
+            result.history = progress["log_history"]
             load_trained(model, found[0])
             best, last = progress["best_global_step"], progress["global_step"]
-            return _with_best_weights(tuned, best, last, checkpoints) if group.first else tuned
+            return _with_best_weights(result, best, last, checkpoints) if group.first else result
     group.spread(trained(model).values())
     with Bar("train", steps, "steps", shown=group.first) as bar:
-        watch = Watch(
-            bar, checkpoints, patience=recipe.patience, min_delta=recipe.min_delta, grace=place.grace, group=group,
-            seed=recipe.seed, saved=place.saved,
-        )  # fmt: skip
-        tuner = watch.tuner = Tuner(
+        callback = RunCallback(bar, checkpoints, config, context)
+        trainer = callback.trainer = SFTTrainer(
             model,
             arguments,
-            train=loader(lessons, group.share(epochs), collate, place.workers),
+            train=loader(dataset, group.share(epochs), collate, context.workers),
             epochs=epochs,
-            validation=loader(lessons, group.share(kept_aside), collate, place.workers) if kept_aside else None,
+            validation=loader(dataset, group.share(kept_aside), collate, context.workers) if kept_aside else None,
             checkpoints=checkpoints,
             compute=compute,
-            grace=place.grace,
-            group=group,
-            callbacks=[watch],
+            context=context,
+            callbacks=[callback],
         )
-        _loop(tuner, tuned, bar, found[0] if found else None)
-    state = tuner.state
+        if found is not None:
+            bar.advance(read_progress(found[0])["global_step"])
+        begun = time.monotonic()
+        trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+        trainer.end()
+    result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
+    result.history = trainer.state.log_history
+    state = trainer.state
     stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
-    return _with_best_weights(tuned, state.best_global_step, state.global_step, checkpoints) if group.first else tuned
+    return _with_best_weights(result, state.best_global_step, state.global_step, checkpoints) if group.first else result
 
 
 def _newest(checkpoints: Checkpoints, group: Group) -> tuple[Path, Manifest] | None:
@@ -152,66 +131,50 @@ def _newest(checkpoints: Checkpoints, group: Group) -> tuple[Path, Manifest] | N
     return found
 
 
-def _loop(tuner: Tuner, tuned: Tuned, bar: Bar, start: Path | None) -> None:
-    if start is not None:
-        bar.advance(read_progress(start)["global_step"])
-    begun = time.monotonic()
-    tuner.train(resume_from_checkpoint=None if start is None else str(start))
-    tuner.end()
-    tuned.seconds, tuned.tokens = time.monotonic() - begun, tuner.tokens - tuner.tokens_before
-    tuned.history = tuner.state.log_history
-
-
-def _model(recipe: Recipe, base: Path, base_uri: str) -> tuple[Any, torch.dtype]:
+def _model(config: TrainingConfig, base: Path, base_uri: str) -> tuple[Any, torch.dtype]:
     """The model to train, and what it computes with."""
-    compute = compute_dtype(recipe.dtype)
-    set_seed(recipe.seed)  # the adapters' first values
-    if recipe.tune == "full":
-        return load_base(base, dtype=recipe.dtype, weights="float32"), compute
-    model = load_base(base, quantisation="nf4" if recipe.tune == "qlora" else "none", dtype=recipe.dtype)
-    set_seed(recipe.seed)
-    return attach_lora(model, r=recipe.r, alpha=recipe.alpha, dropout=recipe.dropout, base_uri=base_uri), compute
+    compute = compute_dtype(config.dtype)
+    set_seed(config.seed)  # the adapters' first values
+    if config.tune == "full":
+        return load_base(base, dtype=config.dtype, weights="float32"), compute
+    model = load_base(base, quantisation="nf4" if config.tune == "qlora" else "none", dtype=config.dtype)
+    set_seed(config.seed)
+    return attach_lora(model, r=config.r, alpha=config.alpha, dropout=config.dropout, base_uri=base_uri), compute
 
 
-def _steps(recipe: Recipe, batches: int) -> int:
-    """Optimiser steps, as the library counts them: the last one of an epoch may hold fewer batches."""
-    per_epoch = max(-(-batches // recipe.accumulation), 1)
-    return recipe.max_steps or -int(-recipe.epochs * per_epoch // 1)
-
-
-def _arguments(recipe: Recipe, place: Place, *, evaluating: bool) -> TrainingArguments:
+def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool) -> TrainingArguments:
     where = device()
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(place.files)  # the library takes it from nowhere else
-    checkpointing = recipe.gradient_checkpointing == "on" or (
-        recipe.gradient_checkpointing == "auto" and where.type == "cuda"
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.files)  # the library takes it from nowhere else
+    checkpointing = config.gradient_checkpointing == "on" or (
+        config.gradient_checkpointing == "auto" and where.type == "cuda"
     )
     arguments = TrainingArguments(
-        output_dir=str(place.scratch / "trainer"),
+        output_dir=str(context.scratch / "trainer"),
         use_cpu=where.type == "cpu",
-        seed=recipe.seed,
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps or -1,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
-        optim=recipe.optimiser,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=recipe.schedule,
-        warmup_steps=recipe.warmup,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.clip,
-        neftune_noise_alpha=recipe.neftune or None,
+        seed=config.seed,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        optim=config.optimiser,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        neftune_noise_alpha=config.neftune or None,
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         eval_strategy="steps" if evaluating else "no",
-        eval_steps=recipe.eval_every,
+        eval_steps=config.eval_every,
         metric_for_best_model="eval_loss" if evaluating else None,
         greater_is_better=False if evaluating else None,
         save_strategy="steps",
-        save_steps=recipe.save_every,
+        save_steps=config.save_every,
         logging_strategy="steps",
         logging_steps=1,  # a loss per step is what a resumed run is held against
         logging_nan_inf_filter=False,
-        report_to=list(place.trackers) or "none",
+        report_to=list(context.trackers) or "none",
         disable_tqdm=True,
         log_level="error",
         remove_unused_columns=False,
@@ -222,12 +185,12 @@ def _arguments(recipe: Recipe, place: Place, *, evaluating: bool) -> TrainingArg
     return arguments
 
 
-def _with_best_weights(tuned: Tuned, best: int | None, last: int, checkpoints: Checkpoints) -> Tuned:
+def _with_best_weights(result: TrainResult, best: int | None, last: int, checkpoints: Checkpoints) -> TrainResult:
     if best is not None and best != last:
         folder = checkpoints.at(best)
         if folder is None:
             raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
-        load_trained(tuned.model, folder)
-    tuned.facts |= {"last_step": last, "kept_step": last if best is None else best}
-    tuned.model.eval()
-    return tuned
+        load_trained(result.model, folder)
+    result.facts |= {"last_step": last, "kept_step": last if best is None else best}
+    result.model.eval()
+    return result

@@ -18,23 +18,35 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vcot import log
 from vcot.errors import SettingsError
+from vcot.models import whole_model
+from vcot.records.example import IGNORED
 from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints
-from vcot.training.group import Group
-from vcot.training.lessons import Epochs, Lesson
-from vcot.training.loss import learned_tokens, loss_sum, narrow
-from vcot.training.packing import load_tensors, pack, random_state, restore_random_state, save_tensors, unpack
+from vcot.training.collator import Item
+from vcot.training.config import TrainingConfig
+from vcot.training.data import Epochs
+from vcot.training.ranks import ALONE, Group
+from vcot.training.state_io import (
+    load_tensors,
+    random_state,
+    read_state,
+    restore_random_state,
+    save_tensors,
+    write_state,
+)
 
 WEIGHTS, STATE, PROGRESS = "weights.safetensors", "state.safetensors", "trainer_state.json"
 
@@ -56,14 +68,67 @@ class NotFinite(SettingsError):
         self.facts = facts | {"what": what}
 
 
-class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
+@dataclass(frozen=True)
+class RunContext:
+    """Where a training runs and what it may use; nothing of it shapes the weights.
+
+    scratch: a folder of this process. trackers: names for `report_to`; files: a tracker's folder is `files`.
+    saved: called after each checkpoint. cache_bytes: for pictures that were cut into patches. workers: processes
+    that prepare batches; 0: this one does. grace: seconds between SIGTERM and SIGKILL. group: this process among
+    the ranks of the training.
+    """
+
+    scratch: Path
+    trackers: Sequence[str] = ()
+    saved: Callable[[], None] = lambda: None
+    cache_bytes: int = 1 << 30
+    workers: int = 0
+    grace: float = 30.0
+    group: Group = ALONE
+
+    @property
+    def files(self) -> Path:
+        return self.scratch / "tensorboard"
+
+
+def learned_tokens(labels: Tensor) -> Tensor:
+    """How many tokens of [B, T] labels count; the first of a row is predicted from nothing."""
+    return (labels[:, 1:] != IGNORED).sum()
+
+
+def loss_sum(model: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Cross entropy summed over the learned tokens of a batch; a scalar, float32. `model`: with or without an adapter.
+
+    Of an example's tokens a quarter or less are learned. The head makes a vector of the size of the vocabulary
+    (152,064 numbers) for each token it is given, so it is given only those: the same loss, a fraction of the memory.
+    """
+    inner = whole_model(model)
+    states = inner.model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        pixel_values=batch.get("pixel_values"),
+        image_grid_thw=batch.get("image_grid_thw"),
+        use_cache=False,
+    ).last_hidden_state  # [B, T, hidden]
+    targets = batch["labels"][:, 1:]
+    learned = (targets != IGNORED).flatten().nonzero().squeeze(1)
+    before = states[:, :-1].flatten(0, 1).index_select(0, learned)  # [learned, hidden]
+    logits = inner.lm_head(before.to(inner.lm_head.weight.dtype)).float()
+    return functional.cross_entropy(logits, targets.flatten()[learned], reduction="sum")
+
+
+def narrow(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context in which a model with float32 adapters or weights computes in `dtype`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no types
     """
     Args:
         train, epochs: the loader, and its sampler, which is told the epoch.
         validation: None where there is no such split.
         compute: the dtype of the forward pass.
-        grace: seconds that a stopped process has left.
-        group: this process among the ranks of the training.
     """
 
     control: TrainerControl
@@ -74,13 +139,12 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         model: Any,
         arguments: TrainingArguments,
         *,
-        train: DataLoader[Lesson],
+        train: DataLoader[Item],
         epochs: Epochs,
-        validation: DataLoader[Lesson] | None,
+        validation: DataLoader[Item] | None,
         checkpoints: Checkpoints,
         compute: torch.dtype,
-        grace: float,
-        group: Group,
+        context: RunContext,
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(
@@ -92,15 +156,15 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         )
         self.remove_callback(PrinterCallback)
         self.tokens = self.tokens_before = 0  # so far, over all ranks; of these, what earlier processes have learned
-        self.grace = grace
         self._train, self._epochs, self._validation = train, epochs, validation
-        self._checkpoints, self._compute, self._group = checkpoints, compute, group
+        self._checkpoints, self._compute = checkpoints, compute
+        self._group, self._grace = context.group, context.grace
         self._losses: deque[float] = deque(maxlen=10)
         self._batch: list[str] = []
 
     # --- data ----------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader[Lesson]:
+    def get_train_dataloader(self) -> DataLoader[Item]:
         return self._train
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
@@ -118,11 +182,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
     # --- a step --------------------------------------------------------------------------------------
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
         if not inputs["names"]:  # this rank's share of a small batch: nothing, and nothing to learn from it
             return torch.zeros((), device=self.args.device, requires_grad=True)
@@ -183,7 +243,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
         for batch in self._validation:
             if stop.requested:
                 asked = asked or time.monotonic()
-            if self._group.any(asked is not None and time.monotonic() - asked > self.grace / 2):
+            if self._group.any(asked is not None and time.monotonic() - asked > self._grace / 2):
                 stop.join()
                 stop.raise_if_requested("the last checkpoint counts")
             if not batch["names"]:
@@ -217,7 +277,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
             "random": random_state(),
             "tokens": self.tokens,
         }
-        pack(state, folder / STATE)
+        write_state(state, folder / STATE)
         self.state.save_to_json(str(folder / PROGRESS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -225,7 +285,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state = unpack(Path(checkpoint) / STATE)
+            state = read_state(Path(checkpoint) / STATE)
             self.optimizer.load_state_dict(state["optimiser"])
             self.lr_scheduler.load_state_dict(state["schedule"])
             self.tokens = self.tokens_before = state["tokens"]
@@ -233,7 +293,7 @@ class Tuner(Trainer):  # type: ignore[misc]  # the library publishes no types
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            restore_random_state(unpack(Path(checkpoint) / STATE)["random"])
+            restore_random_state(read_state(Path(checkpoint) / STATE)["random"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """bfloat16 and float32 need none."""
@@ -254,28 +314,16 @@ def load_trained(model: Any, folder: Path) -> None:
         parameter.copy_(tensors[name])
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Moves the bar, saves a new best, stops when nothing gets better or when somebody asks.
 
     Whether nothing gets better is read off the losses so far, so there is no counter that a resumed run could lose.
     """
 
-    def __init__(
-        self,
-        bar: Bar,
-        checkpoints: Checkpoints,
-        *,
-        patience: int,
-        min_delta: float,
-        grace: float,
-        group: Group,
-        seed: int,
-        saved: Callable[[], None],
-    ) -> None:
-        self._bar, self._checkpoints, self._grace, self._saved = bar, checkpoints, grace, saved
-        self._group, self._seed = group, seed
-        self._patience, self._min_delta = patience, min_delta
-        self.tuner: Tuner | None = None
+    def __init__(self, bar: Bar, checkpoints: Checkpoints, config: TrainingConfig, context: RunContext) -> None:
+        self._bar, self._checkpoints, self._config = bar, checkpoints, config
+        self._group, self._grace, self._saved = context.group, context.grace, context.saved
+        self.trainer: SFTTrainer | None = None
         self._begun: tuple[float, int] | None = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -284,7 +332,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._saved()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._group.reseed(self._seed, state.global_step)
+        self._group.reseed(self._config.seed, state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -310,12 +358,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         log.get().info("evaluated", step=state.global_step, loss=round(losses[-1], 4))
         if losses[-1] < min(losses[:-1], default=math.inf):
             control.should_save = True
-        if self._patience and without_progress(losses, self._min_delta) >= self._patience:
+        patience = self._config.patience
+        if patience and without_progress(losses, self._config.min_delta) >= patience:
             control.should_training_stop = control.should_save = True
         return control
 
     def _speed(self) -> str:
-        tokens = 0 if self.tuner is None else self.tuner.tokens
+        tokens = 0 if self.trainer is None else self.trainer.tokens
         now = time.monotonic()
         if self._begun is None:
             self._begun = (now, tokens)

@@ -1,0 +1,150 @@
+"""Questions are asked once: units, marks, and the cache of what the base says."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.evaluation_samples import CONDITIONS, FakeModel, by_text, drawn, evaluate, runner, said, sample
+from vcot.errors import InputError, Interrupted
+from vcot.evaluation.runner import read_replies, units
+from vcot.storage import Store
+
+
+@pytest.fixture
+def samples(tmp_path):
+    return [
+        sample(
+            colour, None, image=drawn(tmp_path, colour, (40, 30, 120, 90), colour), answers=[colour],
+            question=f"What colour is disc {number}?",
+        )
+        for number, colour in enumerate(("red", "green", "blue", "black", "orange"))
+    ]  # fmt: skip
+
+
+def replies(folder, mark):
+    return list(read_replies(Store(), folder.uri, mark.shards))
+
+
+def test_every_sample_is_asked_of_both_models_under_every_condition(tmp_path, samples):
+    model = FakeModel()
+    folder, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, model))
+    found = replies(folder, mark)
+    assert Counter((r.model, r.condition) for r in found) == {(m, c): 5 for m in ("base", "tuned") for c in CONDITIONS}
+    assert [r.score.sample for r in found[:5]] == [s.id for s in samples]
+    assert [name for name, _, _ in model.asked] == ["base"] * 15 + ["tuned"] * 15
+    assert mark.tally.rows == mark.tally.kept == 30
+    seen = {(r.condition, r.score.sample): r.completion.text for r in found if r.model == "tuned"}
+    for one in samples:
+        assert seen["blank", one.id] == said([], "(128, 128, 128)")
+        assert seen["shuffled", one.id] != seen["real", one.id]
+    assert {seen["shuffled", s.id] for s in samples} == {seen["real", s.id] for s in samples}
+
+
+def test_a_question_by_text_alone_is_asked_once_of_each_model(tmp_path, samples):
+    rows = [by_text("t0"), *samples[:2], by_text("t1", "What is 2 + 2?")]
+    folder, mark = evaluate(tmp_path, "run", runner(tmp_path, rows, model := FakeModel()))
+    asked = {(r.score.sample, r.model, r.condition) for r in replies(folder, mark)}
+    assert {c for c in asked if c[0][0] == "t"} == {(f"t{n}", m, "real") for n in (0, 1) for m in ("base", "tuned")}
+    assert mark.tally.rows == mark.tally.kept == 2 * 2 + 2 * 6
+    assert {name for _, name, picture in model.asked if picture is None} == {"t0", "t1"}
+
+
+def test_a_second_run_asks_the_base_nothing_and_says_the_same(tmp_path, samples):
+    first, second = FakeModel(), FakeModel()
+    one = evaluate(tmp_path, "one", runner(tmp_path, samples, first))
+    two = evaluate(tmp_path, "two", runner(tmp_path, samples, second))
+    assert first.count == {"base": 15, "tuned": 15}
+    assert second.count == {"tuned": 15}
+    assert [s.files for s in one[1].shards] == [s.files for s in two[1].shards]
+    assert replies(*one) == replies(*two)
+
+
+@pytest.mark.parametrize("change", [{"base": "c" * 64}, {"max_new_tokens": 17}, {"contract": {"frame": "pixels"}}])
+def test_another_base_or_another_way_of_asking_is_asked_anew(tmp_path, samples, change):
+    evaluate(tmp_path, "one", runner(tmp_path, samples, FakeModel()))
+    evaluate(tmp_path, "two", runner(tmp_path, samples, again := FakeModel(), **change))
+    assert again.count["base"] == 15
+
+
+def test_only_what_changed_is_asked_anew(tmp_path, samples):
+    evaluate(tmp_path, "one", runner(tmp_path, samples, FakeModel(), size=1))
+    changed = [samples[0].model_copy(update={"question": "What colour?"}), *samples[1:]]
+    evaluate(tmp_path, "two", runner(tmp_path, changed, again := FakeModel(), size=1))
+    assert {name for model, name, _ in again.asked if model == "base"} == {samples[0].id}
+
+
+def test_where_images_lie_is_no_part_of_the_question(tmp_path, samples):
+    evaluate(tmp_path, "one", runner(tmp_path, samples, FakeModel()))
+    moved = []
+    for one in samples:
+        target = Path(one.image.uri).rename(tmp_path / f"moved-{one.id}.png")
+        moved.append(one.model_copy(update={"image": one.image.model_copy(update={"uri": str(target)})}))
+    evaluate(tmp_path, "two", runner(tmp_path, moved, again := FakeModel()))
+    assert again.count == {"tuned": 15}
+
+
+def test_equal_questions_about_equal_images_are_asked_once(tmp_path, samples):
+    """Blank images of one size are one image."""
+    same = [one.model_copy(update={"question": "What colour?"}) for one in samples]
+    folder, mark = evaluate(tmp_path, "one", runner(tmp_path, same, model := FakeModel(), size=5))
+    assert model.count == {"base": 5 + 1 + 5, "tuned": 5 + 1 + 5}
+    blank = [r for r in replies(folder, mark) if r.condition == "blank"]
+    assert [r.score.sample for r in blank] == 2 * [one.id for one in samples]
+
+
+def test_a_spoilt_cache_is_made_again(tmp_path, samples):
+    evaluate(tmp_path, "one", runner(tmp_path, samples, FakeModel()))
+    for kept in (tmp_path / "_cache").iterdir():
+        kept.write_bytes(kept.read_bytes()[:-9])
+    evaluate(tmp_path, "two", runner(tmp_path, samples, again := FakeModel()))
+    evaluate(tmp_path, "three", runner(tmp_path, samples, last := FakeModel()))
+    assert (again.count["base"], last.count["base"]) == (15, 0)
+
+
+def test_a_killed_evaluation_goes_on_with_the_first_unit_that_is_not_done(tmp_path, samples):
+    with pytest.raises(Interrupted):
+        evaluate(tmp_path, "run", runner(tmp_path, samples, dying := FakeModel(dies_after=18)))
+    _, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, rest := FakeModel()))
+    _, calm = evaluate(tmp_path, "calm", runner(tmp_path, samples, FakeModel()))
+    assert len(dying.asked) + len(rest.asked) == 30
+    assert [s.files for s in mark.shards] == [s.files for s in calm.shards]
+
+
+def test_a_row_without_its_image_is_rejected_with_the_reason(tmp_path, samples):
+    Path(samples[2].image.uri).write_bytes(b"<html>gone</html>")
+    _, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, FakeModel()), share=0.5)
+    # Its own image under three conditions, and once as the image of another row; of both models.
+    assert mark.tally.rejected == {"image-changed": 8}
+    assert mark.tally.kept == 22
+
+
+def test_a_truncated_shard_of_replies_is_rejected(tmp_path, samples):
+    folder, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, FakeModel()))
+    path = Path(folder.uri) / mark.shards[0].files[0].name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="truncated or was changed"):
+        replies(folder, mark)
+
+
+def test_replies_judged_by_other_rules_are_refused_with_what_to_do(tmp_path, samples):
+    folder, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, FakeModel()))
+    file = mark.shards[0].files[0]
+    path = Path(folder.uri) / file.name
+    older = gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"version":2', b'"version":1'))
+    path.write_bytes(older)
+    known = file.model_copy(update={"sha256": hashlib.sha256(older).hexdigest(), "size": len(older)})
+    with pytest.raises(InputError, match=r"run/evaluate was made by a version of vcot .* \(--baseline-uri\)"):
+        list(read_replies(Store(), folder.uri, [mark.shards[0].model_copy(update={"files": (known,)})]))
+
+
+def test_units_cover_every_sample_once_with_the_base_first_and_its_own_form_on_real_images_alone():
+    made = units(10, ("real", "blank"), 4, native=True)
+    assert [(u.first, u.last) for u in made[:3]] == [(0, 4), (4, 8), (8, 10)]
+    assert [(u.model, u.condition) for u in made[::3]] == [
+        ("base", "real"), ("base", "blank"), ("native", "real"), ("tuned", "real"), ("tuned", "blank")
+    ]  # fmt: skip

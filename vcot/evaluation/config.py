@@ -1,0 +1,106 @@
+"""How an evaluation asks, and which gates it has."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, field_validator
+
+from vcot.labels import Synonyms
+from vcot.settings import DEVICE, CommaSeparated, Device, setting
+
+Condition = Literal["real", "blank", "shuffled"]
+CONDITIONS: tuple[Condition, ...] = ("real", "blank", "shuffled")
+
+
+class EvaluationConfig(BaseModel):
+    """Knobs of evaluate; the entry point adds what is evaluated and where things lie."""
+
+    base_uri: str | None = setting(
+        None, "where the base model lies, if no longer where train found it; must be the same to the byte",
+        shapes_result=False,
+    )  # fmt: skip
+    base_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "as-tuned"] = setting(
+        "auto", "how the base points by itself: its family's frame, notation and prompt; auto: by its contract.json or "
+        "config.json; as-tuned: ask it only in the tuned model's form, which it never learned"
+    )  # fmt: skip
+    split: Literal["auto", "test", "validation", "train"] = setting(
+        "auto", "the samples to ask about; auto: test where there is one, else validation"
+    )
+    limit: int | None = setting(None, "at most so many samples, drawn at random", unit="samples", ge=1)
+    conditions: CommaSeparated = setting(
+        ("real", "blank", "shuffled"), "pictures to show: real (always), blank, shuffled; separated by commas"
+    )
+    synonyms: CommaSeparated = setting(
+        (), "labels that mean one thing, as wbc=white blood cell,cup=mug=beaker; without them labels are the same but "
+        "for case, article, hyphens and plural",
+    )  # fmt: skip
+    max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
+    batch_size: int = setting(
+        32, "questions asked at once; more is faster until memory is full", unit="questions", ge=1
+    )
+    rows_per_shard: int = setting(
+        64, "questions after which replies are saved; a killed evaluation loses no more", unit="questions", ge=1
+    )
+    quantisation: Literal["as-trained", "none", "nf4"] = setting(
+        "as-trained", "weights of the base in 4 bits (nf4) or as they are; as-trained: nf4 after qlora"
+    )
+    device: Device = setting("auto", DEVICE, shapes_result=False)
+    dtype: Literal["auto", "bfloat16", "float32"] = setting(
+        "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32"
+    )
+    seed: int = setting(0, "which pictures are exchanged, which samples a limit draws, the bootstrap", ge=0)
+    overlays: int = setting(
+        60, "rows on the page with their pictures: all, or the worst and some at random", unit="rows", ge=0,
+        shapes_result=False,
+    )  # fmt: skip
+    max_rejected_share: float = setting(
+        0.05, "the stage fails when more of its questions cannot be asked (pictures missing)", unit="0..1", ge=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
+    require_not_worse_than_base: bool = setting(
+        False, "gate: neither acc@0.5 nor answers clearly below the base's, asked in the form in which it does better "
+        "(95 % interval)",
+        shapes_result=False,
+    )  # fmt: skip
+    min_accuracy_at_50: float | None = setting(
+        None, "gate: share of true boxes found at IoU 0.5, at least", unit="0..1", ge=0, le=1, shapes_result=False
+    )
+    min_answer_accuracy: float | None = setting(
+        None, "gate: share of right answers, at least", unit="0..1", ge=0, le=1, shapes_result=False
+    )
+    max_blank_accuracy: float | None = setting(
+        None, "gate: share of true boxes found on blank pictures, at most", unit="0..1", ge=0, le=1,
+        shapes_result=False,
+    )  # fmt: skip
+
+    promote: bool = setting(
+        False, "promote the model. Gates: not worse than the base, and clearly better on the real pictures than on "
+        "blank and wrong ones", shapes_result=False,
+    )  # fmt: skip
+
+    @field_validator("conditions")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name not in CONDITIONS]:
+            raise ValueError(f"no such condition: {', '.join(unknown)}; there are {', '.join(CONDITIONS)}")
+        if "real" not in value:
+            raise ValueError("real must be among them: everything else is compared with it")
+        return tuple(name for name in CONDITIONS if name in value)
+
+    @field_validator("synonyms")
+    @classmethod
+    def _declared(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        Synonyms.of(value)
+        return value
+
+    @property
+    def gates(self) -> dict[str, Any]:
+        """Arguments of vcot.evaluation.compare.judge_gates."""
+        return {
+            "not_worse_than_base": self.require_not_worse_than_base or self.promote,
+            "min_accuracy_at_50": self.min_accuracy_at_50,
+            "min_answer_accuracy": self.min_answer_accuracy,
+            "max_blank_accuracy": self.max_blank_accuracy,
+            "depends_on_picture": self.promote,
+        }

@@ -1,0 +1,233 @@
+"""What is evaluated, on what, and where the result goes: settled once, before anything is asked.
+
+The model of this run, or of a stage that is named, is evaluated at ``<run>/evaluate``. An evaluation that a model has
+passed can promote it: it appends to a pointer, and nothing moves and nothing is overwritten.
+
+    <pointers>/<name>/0000000001.json    the first promoted model: a vcot.records.promotion.Promotion
+                      0000000002.json    the next; the highest number is the one that counts
+
+The newest promoted model is evaluated again on each occasion:
+
+    <run>/20261121T0317Z/latest.json          which promotion this occasion found; the first process to look decides
+                         3f9a…/evaluate/…     one folder per model, samples and code: the stage as ever, and
+                               comparison.json, comparison.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from vcot import __version__, log
+from vcot.errors import InputError
+from vcot.records import StageMark
+from vcot.records.promotion import Promotion
+from vcot.records.shards import DONE, read_mark
+from vcot.storage import Store, join, name
+from vcot.storage.numbered import append, numbered
+
+_SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished stage: its place, its mark, and the digest of the mark, which names every file of it by digest."""
+
+    uri: str
+    mark: StageMark
+    sha256: str
+
+    @classmethod
+    def at(cls, store: Store, uri: str) -> Finished:
+        mark, digests = read_mark(store, uri)
+        (sha256,) = digests.values()
+        return cls(uri, mark, sha256)
+
+    @property
+    def input(self) -> dict[str, str]:
+        """URI of the mark → digest, as stages record what they have read."""
+        return {join(self.uri, DONE): self.sha256}
+
+
+# --- pointers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """One promotion as it lies in storage."""
+
+    uri: str
+    sha256: str
+    promotion: Promotion
+
+    @classmethod
+    def at(cls, store: Store, uri: str) -> Pointer:
+        data = store.read(uri)
+        try:
+            return cls(uri, hashlib.sha256(data).hexdigest(), Promotion.model_validate_json(data))
+        except ValidationError as error:
+            fault: Any = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise InputError(f"{uri} is not a promotion: {where}: {fault['msg'].lower()}") from None
+
+
+def promote(
+    store: Store, pointer_uri: str, *, train: Finished, base: Mapping[str, str], evaluation: Finished,
+    samples: Finished, gates: Sequence[str],
+) -> Pointer:  # fmt: skip
+    """Appends a model to the pointer, unless this very evaluation has done so already.
+
+    An evaluation that is run again (the chain was started twice) must not bring its model back over a newer one.
+
+    Args:
+        pointer_uri: ``<pointers>/<name>``.
+        base: uri and sha256 of the base.
+        evaluation: what the model has passed, of `samples`.
+        gates: the same in words.
+    """
+    promotion = Promotion(
+        train_uri=train.uri,
+        train_sha256=train.sha256,
+        base_uri=base["uri"],
+        base_sha256=base["sha256"],
+        evaluation_uri=evaluation.uri,
+        evaluation_sha256=evaluation.sha256,
+        report_sha256=store.digest(join(evaluation.uri, "report.json")),
+        samples_uri=samples.uri,
+        samples_sha256=samples.sha256,
+        gates=tuple(gates),
+        code=__version__,
+        promoted=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    data = promotion.model_dump_json(indent=1).encode() + b"\n"
+    while True:
+        there = numbered(store, pointer_uri)
+        last = max(there, default=0)  # not how many there are: somebody may have deleted one
+        pointers = [Pointer.at(store, uri) for uri in there.values()]
+        if earlier := [pointer for pointer in pointers if pointer.promotion.evaluation_sha256 == evaluation.sha256]:
+            log.get().info("promoted by this evaluation already", pointer=earlier[0].uri, newest=there[last])
+            return earlier[0]
+        if (uri := append(store, pointer_uri, data, after=last)) is not None:
+            log.get().info("promoted", model=train.uri, pointer=uri)
+            return Pointer(uri, hashlib.sha256(data).hexdigest(), promotion)
+
+
+def newest(store: Store, pointer_uri: str) -> Pointer:
+    """The promotion that counts now. Raises InputError: nothing was promoted yet."""
+    there = numbered(store, pointer_uri)
+    if not there:
+        raise InputError(
+            f"{pointer_uri}: no model was promoted yet; run a chain with VCOT_EVALUATE_PROMOTE=true, which writes "
+            f"{join(pointer_uri, '0000000001.json')} when its model passes"
+        )
+    return Pointer.at(store, there[max(there)])
+
+
+def first(store: Store, pointer_uri: str) -> Pointer:
+    """The oldest promotion: what later ones are compared with where no other baseline is pinned."""
+    there = numbered(store, pointer_uri)
+    return Pointer.at(store, there[min(there)])
+
+
+# --- what is evaluated -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`run_uri`: the result goes to ``<run_uri>/evaluate``. `facts`: how the model was found, for the report."""
+
+    run_uri: str
+    train: Finished
+    samples: Finished
+    baseline: Finished | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+
+def trained(
+    store: Store, run_uri: str, *, train_uri: str | None, samples_uri: str | None, baseline_uri: str | None
+) -> Subject:
+    """The model of a train stage that is named, by default this run's."""
+    train = Finished.at(store, train_uri or join(run_uri, "train"))
+    samples = Finished.at(store, samples_uri or join(run_uri, "convert"))
+    baseline = Finished.at(store, baseline_uri) if baseline_uri else None
+    return Subject(run_uri, train, samples, baseline, inputs=train.input | samples.input)
+
+
+def promoted(
+    store: Store, run_uri: str, *, pointer_uri: str, occasion: str, samples_uri: str | None, baseline_uri: str | None,
+    asked: Mapping[str, Any],
+) -> Subject:  # fmt: skip
+    """The newest promoted model, as this occasion found it.
+
+    Args:
+        occasion: a Job's name or any other word (see `moment`).
+        samples_uri: by default those that the model was promoted on.
+        baseline_uri: a finished evaluation to compare with; by default the one that made the first promotion.
+        asked: settings that choose among the samples; a part of what tells one evaluation from another.
+
+    Raises:
+        InputError: nothing was promoted yet, or what a pointer names has changed since.
+    """
+    when = moment(occasion)
+    pointer = _resolve(store, pointer_uri, join(run_uri, when, f"{name(pointer_uri)}.json"))
+    found = pointer.promotion
+    train = _unchanged(store, found.train_uri, found.train_sha256, pointer)
+    samples = Finished.at(store, samples_uri or found.samples_uri)
+    if baseline_uri:
+        baseline = Finished.at(store, baseline_uri)
+    else:
+        oldest = first(store, pointer_uri)
+        baseline = _unchanged(store, oldest.promotion.evaluation_uri, oldest.promotion.evaluation_sha256, oldest)
+    parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
+    key = hashlib.sha256(parts.encode()).hexdigest()[:12]
+    log.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
+    facts = {"pointer": pointer.uri, "promoted": found.promoted, "occasion": when}
+    inputs = train.input | samples.input | {pointer.uri: pointer.sha256}
+    return Subject(join(run_uri, when, key), train, samples, baseline, facts, inputs)
+
+
+def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
+    """Looks once for each occasion and line of models: a pod that is tried again, or another part, evaluates the
+    same model."""
+    pointer = newest(store, pointer_uri)
+    line = json.dumps({"pointer": pointer.uri, "sha256": pointer.sha256}, sort_keys=True).encode() + b"\n"
+    if store.write_once(uri, line):
+        return pointer
+    try:
+        there = json.loads(store.read(uri))
+        seen, sha256 = str(there["pointer"]), there["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{uri} is damaged; delete it, or use another --occasion") from None
+    if not seen.startswith(pointer_uri + "/"):
+        raise InputError(f"{uri} is about {seen}, not about {pointer_uri}; use another --occasion")
+    pointer = Pointer.at(store, seen)
+    if pointer.sha256 != sha256:
+        raise InputError(f"{seen} was replaced since {uri} was written; use another --occasion")
+    return pointer
+
+
+def _unchanged(store: Store, uri: str, sha256: str, pointer: Pointer) -> Finished:
+    stage = Finished.at(store, uri)
+    if stage.sha256 != sha256:
+        raise InputError(
+            f"{uri} is not what {pointer.uri} promoted: the digest of its mark is {stage.sha256[:12]}…, "
+            f"it was {sha256[:12]}…"
+        )
+    return stage
+
+
+def moment(occasion: str) -> str:
+    """``20261121T0506Z`` of ``reevaluate-29920626``: a CronJob names its Jobs by the scheduled time in minutes since
+    1970, and the pod sees no other trace of it. Every other word stands for itself."""
+    found = re.fullmatch(r"(?:.*-)?(\d{8})", occasion)
+    if found is None or int(found[1]) < _SINCE:
+        return occasion
+    return datetime.fromtimestamp(60 * int(found[1]), UTC).strftime("%Y%m%dT%H%MZ")

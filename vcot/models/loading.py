@@ -1,0 +1,231 @@
+"""A base model from a folder (Qwen2.5-VL's classes, weights from safetensors alone, in 4 bits where asked), and its
+adapters: low-rank updates (LoRA) on the seven projections of the language model, and nowhere else.
+
+What the libraries do not do by themselves, each with its reason below: a fast patch embedding, a 4-bit layer
+that survives an evaluation, attention that is not slow in bfloat16, and a refusal where weights are missing.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from vcot.errors import InputError
+from vcot.models.device import DtypeName, compute_dtype, device
+
+Quantisation = Literal["none", "nf4"]
+
+UNQUANTISED = ["lm_head", "model.visual"]
+"""Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
+default that spares lm_head."""
+
+_PICKLES_AND_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".py", ".pyc", ".so")
+
+
+def is_model_file(name: str) -> bool:
+    """For `fetch_folder`: neither weights in an unsafe form nor code is even downloaded."""
+    return not name.endswith(_PICKLES_AND_CODE) and not name.startswith(".")
+
+
+def load_base(
+    folder: Path,
+    *,
+    quantisation: Quantisation = "none",
+    dtype: DtypeName = "auto",
+    weights: Literal["same", "float32"] = "same",
+) -> Any:
+    """The base model in a local folder, on this machine's device, in evaluation mode.
+
+    Args:
+        quantisation: nf4: the language model's linear layers in 4 bits with double quantisation; the picture
+            part and the head keep `dtype`.
+        dtype: what to compute with.
+        weights: of the weights that are not quantised; "float32" where all of them are to be trained, because
+            bfloat16 has no room for small steps.
+
+    Returns:
+        A `Qwen2_5_VLForConditionalGeneration` (or another model of that shape).
+
+    Raises:
+        InputError: the folder holds no such model, its weights are not safetensors, truncated, or do not fill
+            the model that its config describes.
+    """
+    where, numbers = device(), compute_dtype(dtype)
+    config = _config(folder)
+    kept = torch.float32 if weights == "float32" else numbers
+    options: dict[str, Any] = {"dtype": kept, "device_map": {"": where}}
+    if quantisation == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=numbers,
+            llm_int8_skip_modules=list(UNQUANTISED),
+        )
+    if where.type == "cpu" and numbers == torch.bfloat16:
+        # On processors the backward pass of torch's fused attention takes three times as long in bfloat16 as in
+        # float32; spelled out it is the fastest of the three. The picture part has no backward pass when frozen.
+        options["attn_implementation"] = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
+    transformers_logging.disable_progress_bar()
+    model, report = _load(folder, config, options)
+    _refuse_holes(folder, report)
+    make_trainable_and_fast(model)
+    model.eval()
+    return model
+
+
+def make_trainable_and_fast(model: Any) -> None:
+    """Cures three ills of the libraries in a loaded model; parameters keep their names and shapes."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On processors with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at the first forward
+            # in evaluation mode. The next training step then fails, or loses gradients in silence.
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(getattr(module, "proj", None), nn.Conv3d) and hasattr(module, "temporal_patch_size"):
+            module.forward = types.MethodType(_patch_embedding, module)
+
+
+def _patch_embedding(self: Any, patches: Tensor) -> Tensor:
+    """[patches, channels · frames · side²] → [patches, hidden]: the convolution as the product that it is.
+
+    Its kernel is as large as its stride, so nothing overlaps; as Conv3d it runs 10 to 100 times slower on
+    several versions of cuDNN. The parameter stays 5-D, so checkpoints stay those of the family.
+    """
+    weight: Tensor = self.proj.weight
+    return functional.linear(patches.reshape(-1, weight[0].numel()).to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
+def whole_model(model: Any) -> Any:
+    """The model with its head, whether or not an adapter sits on it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def weights_dtype(model: Any) -> torch.dtype:
+    """Of the weights that are not quantised (a 4-bit weight calls itself uint8)."""
+    dtype: torch.dtype = whole_model(model).get_input_embeddings().weight.dtype
+    return dtype
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: no model is described there: {_short(error)}") from None
+
+
+def _load(folder: Path, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            str(folder), config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(f"{folder}: the base model cannot be loaded from safetensors: {_short(error)}") from None
+    return model, report
+
+
+def _refuse_holes(folder: Path, report: dict[str, Any]) -> None:
+    """A weight that is not in the files would be random numbers, and only a line in a log."""
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if found := sorted(str(name) for name in report.get(what) or ()):
+            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            raise InputError(f"{folder}: weights and config.json do not belong together ({what[:-5]}: {shown})")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# --- adapters ----------------------------------------------------------------------------------------------
+
+TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""The usual list of seven suffixes would also find the picture part's gate, up and down projections."""
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Names of the modules that get an adapter.
+
+    Raises:
+        InputError: there are none, or one of them belongs to the picture part.
+    """
+    found = [
+        name for name, module in model.named_modules() if re.fullmatch(TARGETS, name) and hasattr(module, "weight")
+    ]
+    if not found:
+        raise InputError(
+            f"this base has none of the layers that an adapter is put on (names like {TARGETS}); "
+            "the families Qwen2.5-VL and Qwen2-VL have them"
+        )
+    if seeing := [name for name in found if "visual" in name or "vision" in name]:
+        raise InputError(f"the pattern for adapters finds layers of the picture part, which stays frozen: {seeing[0]}")
+    return found
+
+
+def attach_lora(model: Any, *, r: int, alpha: float, dropout: float, base_uri: str | None = None) -> Any:
+    """The model with new adapters that can be trained (float32), everything else frozen.
+
+    Args:
+        r: rank. alpha: adapters are scaled by alpha / r.
+        dropout: share of an adapter's inputs that are zeroed in training.
+        base_uri: how adapter_config.json names the base; a path on this machine would mean nothing elsewhere.
+
+    Returns:
+        A `PeftModel`. The first matrices are drawn from torch's global generator, the second are zero.
+
+    Raises:
+        InputError: the base has no such layers.
+    """
+    lora_targets(model)
+    config = peft.LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=TARGETS, task_type="CAUSAL_LM"
+    )
+    adapted = peft.get_peft_model(model, config)
+    if base_uri is not None:
+        adapted.peft_config["default"].base_model_name_or_path = base_uri
+    return adapted
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """The base with the adapters of a local folder, for use: frozen, in evaluation mode.
+
+    Raises:
+        InputError: the folder holds no adapter in safetensors, or one that does not fit this base.
+    """
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder}: not an adapter; {', '.join(missing)} is not there")
+    try:
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"{folder}: the adapter does not fit this base: {' '.join(str(error).split())[:300]}"
+        ) from None
+    _refuse_unfilled(adapted, folder)
+    adapted.eval()
+    return adapted
+
+
+def _refuse_unfilled(adapted: Any, folder: Path) -> None:
+    """peft only warns where an adapter has no weights for a layer, and leaves that layer as the base has it."""
+    with safe_open(folder / ADAPTER_FILES[0], framework="pt") as stored:
+        there = set(stored.keys())
+    wanted = {name.replace(".default.", ".") for name, _ in adapted.named_parameters() if ".lora_" in name}
+    if wanted != there:
+        odd = sorted(wanted ^ there)
+        raise InputError(
+            f"{folder}: the adapter was made for another base; {len(odd)} of its layers do not match, such as {odd[0]}"
+        )
