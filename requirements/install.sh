@@ -17,4 +17,6 @@ export UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
 [ -d /opt/venv ] || "$tools/bin/uv" venv --quiet --python python3 /opt/venv
 "$tools/bin/uv" pip install --quiet --python /opt/venv/bin/python --only-binary :all: --compile-bytecode \
 	--require-hashes -r "$here/$1.txt"
+# The kubernetes client once more for asyncio: larger than the client, and nothing here calls it.
+rm -rf /opt/venv/lib/python3*/site-packages/kubernetes/aio
 rm -rf "$tools"
