@@ -14,8 +14,8 @@ import pytest
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import converted, distill, rejections
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, grounded, scripted_teacher
+from vcot.distill.prices import PICO
 from vcot.errors import BudgetSpent, InputError, SettingsError, TemporaryError, VcotError
-from vcot.teacher.prices import PICO
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
@@ -111,7 +111,7 @@ def test_only_row_is_judged_by_a_request_of_our_own(tmp_path: Path, trouble: Ans
             distill(where, teacher, max_rejected_share=1, retries=2)
         (control,) = [asked for asked in teacher.asked if asked.words == tiny]
         assert control.body["max_completion_tokens"] == 16
-        assert len(control.body["messages"][-1]["content"]) == 1  # no picture
+        assert len(control.body["messages"][-1]["content"]) == 1  # no image
     assert committed(where) == 1
 
 
