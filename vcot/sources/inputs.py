@@ -140,13 +140,6 @@ def _found_by_kind(
         yield from entries(stream, source.uri, starts) if form == "array" else _lines(source, stream)
 
 
-def is_array(store: Store, source: Input) -> bool:
-    if source.uri.endswith(PARQUET):
-        return False
-    with opened(store, source) as stream:
-        return form_of_file(stream) == "array"
-
-
 def form_of_file(stream: io.BufferedReader) -> str:
     """`array`, `coco` or `lines`, by how the file begins; nothing is consumed."""
     beginning = stream.peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
