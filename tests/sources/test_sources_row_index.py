@@ -174,6 +174,17 @@ def test_what_was_looked_up_is_held_against_its_digest(given: Given) -> None:
         informed(DATASETS["viscot"], desk, folder, look=False)
 
 
+def test_what_another_version_looked_up_is_refused(given: Given) -> None:
+    folder, found = folder_of(given), {"held_out": {}}
+    digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    path = Path(folder.uri) / FACTS
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"sha256": digest, "found": found}))
+    given.picture("vsr/a.jpg", data=scene(1))
+    with pytest.raises(InputError, match="another version of vcot made it; delete"):
+        informed(DATASETS["viscot"], given.desk("viscot", given.rows([row("a.jpg")])), folder, look=False)
+
+
 def test_what_a_picture_looks_like_is_known_to_the_next_run(given: Given) -> None:
     store, left = Store(), str(given.folder / "pictures.json")
     paths = [given.picture("a.jpg", data=scene(1)), given.picture("flat.png", 90, 80)]

@@ -103,6 +103,8 @@ def _left(folder: Folder) -> Facts | None:
         found: Facts = there["found"]
         if there["sha256"] != _digest(found):
             raise ValueError("its digest is another")
+        if found.keys() != _NOTHING.keys():
+            raise InputError(f"{uri}: another version of vcot made it; delete {folder.uri} and run the stage again")
         return found
     except NotFound:
         return None
