@@ -16,7 +16,7 @@ PY := .venv/bin/python
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Settings of a stage go on the same line, as make local-train RUN_ID=other TRAIN_EPOCHS=3. So do"
+	@echo "  Settings of a stage go on the same line, as make local-train RUN_ID=other TRAIN_NUM_TRAIN_EPOCHS=3. So do"
 	@echo "    EXAMPLE=folder   data to tune on, with its settings/<stage>.env ($(EXAMPLE))"
 	@echo "    BASE=folder      the model to tune ($(BASE))"
 	@echo "    MINIO=program    the S3 server; without it the one on PATH, or one that is built"
@@ -100,7 +100,7 @@ bench-distill: $(VENV) ## requests a second and CPU of distill, beside the bare 
 	$(PY) -m benchmarks.distill --concurrency '$(or $(CONCURRENCY),5$(comma)10$(comma)20$(comma)50)' --wait $(or $(WAIT),0.2)
 
 bench-storm: $(VENV) ## distill with faults, an empty budget and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
-	$(PY) -m tests.teacher.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'
+	$(PY) -m tests.distill.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'
 
 # --- on Kubernetes ---
 
@@ -190,7 +190,7 @@ minio: ## where MinIO is; builds it first if need be (about two minutes, once)
 s3: $(VENV) ## the S3 server of local-train alone, until Ctrl-C, to look at what runs have stored
 	@$(PY) -m tools.s3server --serve .local/s3
 
-# TRAIN_EPOCHS=3 on make's command line is VCOT_TRAIN_EPOCHS=3 for the stages, and a typing error is told.
+# TRAIN_NUM_TRAIN_EPOCHS=3 on make's command line is VCOT_TRAIN_NUM_TRAIN_EPOCHS=3 for the stages, and a typing error is told.
 STAGES := CONVERT_% DISTILL_% TOKENIZE_% TRAIN_% EVALUATE_% PIPELINE_%
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 $(foreach name,$(filter $(STAGES),$(GIVEN)),$(eval export VCOT_$(name) := $$($(name))))

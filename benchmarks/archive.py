@@ -1,4 +1,4 @@
-"""How long an archive of pictures takes to be indexed over S3, and then its members to be fetched in any order.
+"""How long an archive of images takes to be indexed over S3, and then its members to be fetched in any order.
 
     python -m benchmarks.archive --gib 2
 

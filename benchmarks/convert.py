@@ -2,8 +2,8 @@
 
     python -m benchmarks.convert --rows 400000 --processes 2
 
-VisCoT's rows beside the checkout (shared/data/viscot, or TEST_DATA_DIR), repeated under other names of pictures until
-there are enough. The pictures are not there: their sizes and digests come from an index, as `prepare` of a second run
+VisCoT's rows beside the checkout (shared/data/viscot, or TEST_DATA_DIR), repeated under other names of images until
+there are enough. The images are not there: their sizes and digests come from an index, as `prepare` of a second run
 leaves one. Every check is on but the search for near-duplicates, which is timed apart: by a prepare that does nothing
 more, with fingerprints from the index, drawn at random. The parts are processes of `jobs.convert`, the shards all at
 once. Beside them, what orjson alone takes to parse the same input and to write the same output. Seconds of CPU count;
@@ -195,9 +195,9 @@ FORMS: dict[str, Callable[[Path, int], None]] = {"chat": make_chat, "metadata": 
 def index(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
     import hashlib
 
+    from vcot.datasets import alike
+    from vcot.datasets.image_index import NAME, ImageIndex
     from vcot.records import Image
-    from vcot.sources import alike
-    from vcot.sources.image_index import NAME, ImageIndex
     from vcot.storage import Store
     from vcot.storage.images import MAX_PIXELS
 

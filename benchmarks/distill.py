@@ -4,12 +4,12 @@ A scripted teacher in a process of its own answers after `--wait` seconds. For e
 
     per_second         of distill: rows in, requests made, replies kept in a folder, a budget reserved and settled
     of_ideal           that, over concurrency / wait
-    bare_per_second    of the openai client alone, with the same words and pictures, ready packed
+    bare_per_second    of the openai client alone, with the same words and images, ready packed
     of_bare            the one over the other
     cpu_ms             CPU milliseconds of this process for a request (all threads); bare_cpu_ms: of the client alone
-    picture_cpu_ms     for packing one picture of `--size` pixels a side, which is done once for each
+    image_cpu_ms     for packing one image of `--size` pixels a side, which is done once for each
 
-Rows share pictures, as those of VisCoT and GQA do (`--rows-a-picture`).
+Rows share images, as those of VisCoT and GQA do (`--rows-a-image`).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from typing import Any
 import openai
 from PIL import Image as Pillow
 
-from tests.teacher.made import TOP_LEFT, see
+from tests.distill.made import TOP_LEFT, see
+from vcot.distill import prompts
+from vcot.distill.budget import Ledger, budget_of
+from vcot.distill.client import ReplyCache, TeacherClient
+from vcot.distill.dialogue import PromptConfig
+from vcot.distill.endpoint import Endpoint, body_of
+from vcot.distill.images import ImagePacker, data_url
+from vcot.distill.prices import read_prices
+from vcot.distill.request import Request, ShownImage
+from vcot.distill.runner import ModelTeacher
+from vcot.distill.strategies.answer_aware import AnswerAware
+from vcot.distill.verification import Verification
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
-from vcot.teacher import prompts
-from vcot.teacher.budget import Ledger, budget_of
-from vcot.teacher.client import ReplyCache, TeacherClient
-from vcot.teacher.dialogue import PromptConfig
-from vcot.teacher.endpoint import Endpoint, body_of
-from vcot.teacher.pictures import Pictures, data_url
-from vcot.teacher.prices import read_prices
-from vcot.teacher.request import Picture, Request
-from vcot.teacher.runner import ModelTeacher
-from vcot.teacher.strategies.answer_aware import AnswerAware
-from vcot.teacher.verification import Verification
 
 ROOT = Path(__file__).parents[1]
 WAY = AnswerAware(
@@ -79,10 +79,10 @@ def photographs(folder: Path, number: int, size: int) -> list[Image]:
     return made
 
 
-def rows(images: list[Image], number: int, a_picture: int, name: str) -> list[Sample]:
+def rows(images: list[Image], number: int, a_image: int, name: str) -> list[Sample]:
     return [
         Sample(
-            id=f"{name}-{n}", image=images[n // a_picture % len(images)], question=f"Where is disc {n} of {name}?",
+            id=f"{name}-{n}", image=images[n // a_image % len(images)], question=f"Where is disc {n} of {name}?",
             answers=("top left",), evidence=(see("red disc", TOP_LEFT),),
             origin=Origin(dataset="made", split="train", row=str(n), licence="CC0-1.0"),
         )
@@ -101,8 +101,8 @@ def bare(requests: list[Request], at_once: int) -> tuple[float, float]:
     """The client alone, with an asyncio semaphore."""
 
     async def bodies() -> list[dict[str, Any]]:
-        pictures = Pictures(Store())
-        return [await body_of(request, pictures) for request in requests]
+        images = ImagePacker(Store())
+        return [await body_of(request, images) for request in requests]
 
     ready = asyncio.run(bodies())
 
@@ -123,7 +123,7 @@ def bare(requests: list[Request], at_once: int) -> tuple[float, float]:
 def distill(samples: list[Sample], at_once: int, folder: Path) -> tuple[float, float]:
     store = Store()
     client = TeacherClient(
-        Endpoint(at_once=at_once, timeout=60), ReplyCache(store, str(folder / "cache")), Pictures(store),
+        Endpoint(at_once=at_once, timeout=60), ReplyCache(store, str(folder / "cache")), ImagePacker(store),
         read_prices(store), Ledger(store, str(folder), budget_of(Decimal(1000), None, None)),
     )  # fmt: skip
 
@@ -136,11 +136,11 @@ def distill(samples: list[Sample], at_once: int, folder: Path) -> tuple[float, f
     return measured(work)
 
 
-def picture_cost(image: Image, times: int = 20) -> float:
+def image_cost(image: Image, times: int = 20) -> float:
     """CPU milliseconds for packing one that has to be made smaller."""
     cpu = time.process_time()
     for _ in range(times):
-        data_url(Store(), Picture(image, 768))
+        data_url(Store(), ShownImage(image, 768))
     return 1000 * (time.process_time() - cpu) / times
 
 
@@ -149,19 +149,19 @@ def main() -> None:
     parser.add_argument("--concurrency", default="5,10,20,50")
     parser.add_argument("--wait", type=float, default=0.2, help="seconds until the teacher answers")
     parser.add_argument("--seconds", type=float, default=15, help="that each measurement should take")
-    parser.add_argument("--size", type=int, default=1024, help="pixels a side of the pictures")
-    parser.add_argument("--rows-a-picture", type=int, default=25)
+    parser.add_argument("--size", type=int, default=1024, help="pixels a side of the images")
+    parser.add_argument("--rows-a-image", type=int, default=25)
     asked = parser.parse_args()
     os.environ |= {"OPENAI_API_KEY": "x", "NO_PROXY": "127.0.0.1"}
     with tempfile.TemporaryDirectory(prefix="bench-distill-") as scratch, teacher(asked.wait) as address:
         os.environ["OPENAI_BASE_URL"] = address
         folder = Path(scratch)
         images = photographs(folder, 40, asked.size)
-        print(json.dumps({"picture_cpu_ms": round(picture_cost(images[0]), 1)}), flush=True)
+        print(json.dumps({"image_cpu_ms": round(image_cost(images[0]), 1)}), flush=True)
         for at_once in map(int, asked.concurrency.split(",")):
             ideal = at_once / asked.wait
             number = round(min(ideal, 250) * asked.seconds)
-            samples = rows(images, number, asked.rows_a_picture, f"at {at_once}")
+            samples = rows(images, number, asked.rows_an_image, f"at {at_once}")
             alone, alone_cpu = bare([WAY.estimate(one)[0] for one in samples], at_once)
             ours, ours_cpu = distill(samples, at_once, folder / str(at_once))
             line = {

@@ -1,6 +1,6 @@
-"""How many pictures a second `convert --ingest` takes, against Pillow's own decode, resize and encode of the same.
+"""How many images a second `convert --ingest` takes, against Pillow's own decode, resize and encode of the same.
 
-    python -m benchmarks.ingest --pictures examples/blood-cells/images --rounds 5
+    python -m benchmarks.ingest --images examples/blood-cells/images --rounds 5
 
 Pillow reads from memory and writes into memory, one thread, every pixel. Ingesting reads files, checks, hashes, and
 writes each copy so that it survives a power cut. Both shrink to the same size with the same filter and encode with the
@@ -26,8 +26,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from vcot.sources.ingest import QUALITY
-from vcot.sources.pictures import Pictures
+from vcot.datasets.images import DatasetImages
+from vcot.datasets.ingest import QUALITY
 from vcot.storage import Store
 from vcot.storage.images import within
 
@@ -36,12 +36,12 @@ BUDGET = 1280 * 28 * 28
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, default=Path("examples/blood-cells/images"))
+    parser.add_argument("--images", type=Path, default=Path("examples/blood-cells/images"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mosaics", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ingest-") as scratch:
-        photographs = sorted(options.pictures.resolve().glob("*.jpg"))
+        photographs = sorted(options.images.resolve().glob("*.jpg"))
         tell("photographs as they are", photographs, Path(scratch), options.rounds)
         for wide, high, count in ((1600, 1200, 3 * options.mosaics), (4000, 3000, options.mosaics)):
             made = list(mosaics(photographs, Path(scratch), wide, high, count))
@@ -75,9 +75,9 @@ def tell(what: str, paths: Sequence[Path], scratch: Path, rounds: int) -> None:
         for threads, figures in ours.items():
             made = scratch / "made"
             shutil.rmtree(made, ignore_errors=True)
-            pictures = Pictures(Store(), None, str(made), budget=BUDGET)
+            images = DatasetImages(Store(), None, str(made), budget=BUDGET)
             figures.take(
-                lambda threads=threads, pictures=pictures: run(pictures.find, map(str, paths), threads),  # type: ignore[misc]
+                lambda threads=threads, images=images: run(images.find, map(str, paths), threads),  # type: ignore[misc]
                 len(files),
             )
     for figures in (pillow, *plain.values(), *ours.values()):

@@ -4,7 +4,7 @@
 
 Prints, for several hashes and distances, the share of copies that is found and the share of pairs of different
 photographs, and of different filled-in forms, that is taken for copies; then the seconds that groups of 100,000
-fingerprints take: of random bits, and of cut-outs of the photographs, which are as alike as pictures of one kind are.
+fingerprints take: of random bits, and of cut-outs of the photographs, which are as alike as images of one kind are.
 
     python -m benchmarks.near_duplicates --part alike --counts 100,1000,100000
 
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from benchmarks.convert import apart as alone
-from vcot.sources import alike
+from vcot.datasets import alike
 from vcot.storage import images
 
 HASHES: dict[str, tuple[Callable[[Image.Image], Any], tuple[int, ...]]] = {
@@ -41,9 +41,9 @@ HASHES: dict[str, tuple[Callable[[Image.Image], Any], tuple[int, ...]]] = {
 }
 
 
-def saved(picture: Image.Image, form: str = "JPEG", **options: int) -> bytes:
+def saved(image: Image.Image, form: str = "JPEG", **options: int) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -73,7 +73,7 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 
 
 def form(number: int) -> Image.Image:
-    """One printed form, filled in by another hand: nearly the same to the eye from afar, and not the same picture."""
+    """One printed form, filled in by another hand: nearly the same to the eye from afar, and not the same image."""
     dice = random.Random(number)
     page = Image.new("RGB", (850, 1100), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(18)
@@ -116,16 +116,16 @@ def rates(folder: Path, drawn: int) -> None:
     print(f"{len(files)} photographs, {len(files) * (len(files) - 1) // 2:,} pairs; {drawn} forms, {drawn} pages")
     for name, (hash_, distances) in HASHES.items():
 
-        def bits(pictures: list[Image.Image], hash_: Callable[[Image.Image], Any] = hash_) -> np.ndarray:
-            return np.array([hash_(p).hash.ravel() for p in pictures])
+        def bits(images: list[Image.Image], hash_: Callable[[Image.Image], Any] = hash_) -> np.ndarray:
+            return np.array([hash_(p).hash.ravel() for p in images])
 
         begun = time.process_time()
         true = bits(seen)
         cost = (time.process_time() - begun) / len(seen) * 1e3
         false = {"photographs": apart(true)} | {kind: apart(bits(pages)) for kind, pages in drawn_seen.items()}
-        found = {copy: (bits(pictures) != true).sum(1) for copy, pictures in copies.items()}
+        found = {copy: (bits(copied) != true).sum(1) for copy, copied in copies.items()}
         closest = ", ".join(f"{kind} {np.sort(d)[:3]}" for kind, d in false.items())
-        print(f"\n{name}: {true.shape[1]} bits, {cost:.2f} ms a picture; nearest others: {closest}")
+        print(f"\n{name}: {true.shape[1]} bits, {cost:.2f} ms an image; nearest others: {closest}")
         for distance in distances:
             wrong = ", ".join(f"{kind} {(d <= distance).mean():.1e}" for kind, d in false.items())
             right = ", ".join(f"{copy} {(d <= distance).mean():.3f}" for copy, d in found.items())

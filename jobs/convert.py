@@ -9,22 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from vcot import log
+from vcot import logging
+from vcot.datasets import DATASETS, ConversionContext
+from vcot.datasets.base import ConversionOptions
+from vcot.datasets.quality import QualityOptions
 from vcot.errors import InputError
 from vcot.settings import CommaSeparated, Group, Settings, flag, offers, owners_of, setting, variable
-from vcot.sources import DATASETS, ConversionContext
-from vcot.sources.base import ConversionOptions
-from vcot.sources.quality import QualityOptions
 from vcot.stage import REPORT_EVERY, launch
 from vcot.storage import join
 
 if TYPE_CHECKING:
+    from vcot.datasets.image_index import ImageIndex
+    from vcot.datasets.images import DatasetImages
+    from vcot.datasets.mixture import Entry, Part
+    from vcot.datasets.row import Row
     from vcot.records import Rejection, Sample
-    from vcot.records.shards import Folder, ShardMark, ShardWriter, Tally
-    from vcot.sources.image_index import ImageIndex
-    from vcot.sources.mixture import Entry, Part
-    from vcot.sources.pictures import Pictures
-    from vcot.sources.row import Row
+    from vcot.records.shards import Folder, RowCounts, ShardMarker, ShardWriter
     from vcot.storage import Store
 
 
@@ -43,10 +43,10 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     """Turns rows of a dataset and their images into Samples; a row that breaks its contract is refused with a reason.
 
     Below, each --source stands with a command that reads it and with the settings that it alone looks at; --mix takes
-    several of them. docs/sources.md says what to download for each.
+    several of them. docs/datasets.md says what to download for each.
 
-    Training and validation are told apart by the content of the picture, so that no picture is on both sides. Rows
-    that name a split of their own are believed, and their pictures are kept from training in all other rows.
+    Training and validation are told apart by the content of the image, so that no image is on both sides. Rows
+    that name a split of their own are believed, and their images are kept from training in all other rows.
     """
 
     stage: ClassVar[str] = "convert"
@@ -57,7 +57,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         Group("rows that are refused", ("max_rejected_share", "licences", "duplicates", "question_similarity",
                                         "answer_in_label", "overhang", "min_box_area", "max_box_area",
                                         "max_box_aspect", "max_boxes", "max_image_pixels", "max_image_side")),
-        Group("copies of images", ("ingest", "ingest_pixels", "pictures_uri")),
+        Group("copies of images", ("ingest", "ingest_pixels", "stored_images_uri")),
     )  # fmt: skip
 
     source: str | None = setting(None, "what kind of dataset the input is; this or --mix is needed")
@@ -88,9 +88,9 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         None, "processes that look at all rows in prepare (Linux); default: one a core, 4 at most, where rows are many",
         unit="processes", ge=1, le=64, shapes_result=False,
     )  # fmt: skip
-    readers: int = setting(8, "pictures read at once", unit="pictures", ge=1, le=128, shapes_result=False)
-    known_pictures: str | None = setting(
-        None, "convert/pictures.json of an earlier run: what has not changed since is not opened again",
+    readers: int = setting(8, "images read at once", unit="images", ge=1, le=128, shapes_result=False)
+    known_images: str | None = setting(
+        None, "convert/images.json of an earlier run: what has not changed since is not opened again",
         min_length=1, shapes_result=False,
     )  # fmt: skip
     max_rejected_share: float = setting(
@@ -99,11 +99,11 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     )  # fmt: skip
     exclude_benchmarks: CommaSeparated = setting(
         (),
-        "files whose pictures must not be learned from, comma-separated: VisCoT's benchmark/*.json or "
+        "files whose images must not be learned from, comma-separated: VisCoT's benchmark/*.json or "
         "detection/*.jsonl, RefCOCO's jsonl",
     )
     benchmark_images_uri: str | None = setting(
-        None, "folder with the benchmarks' pictures; default: that of the rows. What is not there is known by its path",
+        None, "folder with the benchmarks' images; default: that of the rows. What is not there is known by its path",
         min_length=1,
     )  # fmt: skip
     max_image_pixels: int = setting(100_000_000, "larger images are refused before decoding", unit="pixels", ge=1)
@@ -117,8 +117,8 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         "Nothing is enlarged", unit="pixels", ge=28 * 28,
     )  # fmt: skip
 
-    pictures_uri: str | None = setting(
-        None, "folder for pictures that are drawn, that rows hold, or copied (--ingest); "
+    stored_images_uri: str | None = setting(
+        None, "folder for images that are drawn, that rows hold, or copied (--ingest); "
         "default: <run-uri>/convert/images",
         min_length=1,
     )  # fmt: skip
@@ -144,7 +144,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         if "ingest_pixels" in self.model_fields_set and not self.ingest:
             yield "--ingest-pixels (or VCOT_CONVERT_INGEST_PIXELS) is for copies: give --ingest, too"
         if self.benchmark_images_uri is not None and not self.exclude_benchmarks:
-            yield "--benchmark-images-uri: there is no --exclude-benchmarks whose pictures it could hold"
+            yield "--benchmark-images-uri: there is no --exclude-benchmarks whose images it could hold"
 
     def chosen(self, setting_name: str) -> tuple[str, ...]:
         return super().chosen(setting_name) if self.mix is None else ()
@@ -158,7 +158,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
 
 def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[ConvertSettings], ...], dict[str, str]]:
     """What is read in this run, a source alone or the parts of the mix; and the digest of the file that says so."""
-    from vcot.sources.mixture import Entry, read
+    from vcot.datasets.mixture import Entry, read
 
     if settings.mix is None:
         return (Entry("", None, settings),), {}
@@ -167,37 +167,37 @@ def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[Conver
 
 
 def run(settings: ConvertSettings) -> None:
+    from vcot.datasets.image_index import ImageIndex
+    from vcot.datasets.row_index import WORTH_A_PROCESS, informed
+    from vcot.datasets.workers import Workers, cores
     from vcot.records.shards import Folder, run_shards
-    from vcot.sources.image_index import ImageIndex
-    from vcot.sources.row_index import WORTH_A_PROCESS, informed
-    from vcot.sources.workers import Workers, cores
     from vcot.storage import Store
 
     folder = Folder(Store(), settings.run_uri, settings.stage)
     sources, inputs = entries(settings, folder.store)
-    begin = partial(log.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
+    begin = partial(logging.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
     with (
         tempfile.TemporaryDirectory(prefix="convert-") as scratch,
         Workers(settings.processes or cores(), Path(scratch), begin) as workers,
     ):
-        images = ImageIndex(Path(scratch) / "pictures.sqlite")
+        images = ImageIndex(Path(scratch) / "images.sqlite")
         parts = parts_of(settings, sources, folder, Path(scratch), images)
         files = [file for part in parts for file in part.desk.inputs]
         inputs |= {file.uri: file.sha256 for file in (*files, *parts[0].desk.benchmarks)}
-        whole = folder.mark() is not None
+        whole = folder.marker() is not None
         if not whole:
             folder.begin(settings, inputs)
             if settings.part != "finish":
                 parts = placed(settings, sources, parts, folder)
-            listed = (entry for part in parts for entry in part.desk.pictures.listed())
-            images.begin(folder, settings.part, settings.known_pictures, listed)
+            listed = (entry for part in parts for entry in part.desk.images.listed())
+            images.begin(folder, settings.part, settings.known_images, listed)
         if not whole and settings.part != "finish":
             # Sizes and digests are enough for prepare; copies are left to the shards, of which there are many at once.
-            plain = [part.knowing(pictures=part.desk.pictures.in_place()) for part in parts]
+            plain = [part.knowing(images=part.desk.images.in_place()) for part in parts]
             look = settings.part in ("all", "prepare")
             with images.not_lost(folder):
                 known = informed(plain, folder, look=look, workers=workers, readers=settings.readers)
-            parts = [part.knowing(pictures=place.desk.pictures) for part, place in zip(known, parts, strict=True)]
+            parts = [part.knowing(images=place.desk.images) for part, place in zip(known, parts, strict=True)]
             if settings.part == "all":
                 images.end(folder, "prepare", None)
         work = partial(convert, settings, folder, parts, settings.readers)
@@ -222,7 +222,7 @@ def shard(folder: Folder, index: int, work: Callable[[ShardWriter], None]) -> No
     """One shard in a process of its own; whoever sums them up finds it done."""
     from vcot.records.shards import JsonLines
 
-    log.bind(shard=index)
+    logging.bind(shard=index)
     folder.make_shard(index, work, JsonLines)
 
 
@@ -230,10 +230,10 @@ def convert(
     settings: ConvertSettings, folder: Folder, parts: Sequence[Part], readers: int, writer: ShardWriter
 ) -> None:
     """One shard: each row is kept or refused, and counted."""
+    from vcot.datasets import read
+    from vcot.datasets.examples import ShardReport
+    from vcot.datasets.mixture import MixtureCounts
     from vcot.records import Rejection
-    from vcot.sources import read
-    from vcot.sources.examples import ShardReport
-    from vcot.sources.mixture import MixtureCounts
 
     def results() -> Iterator[tuple[Part, Row, Sample | Rejection]]:
         for part in parts:
@@ -256,30 +256,30 @@ def convert(
 def placed(
     settings: ConvertSettings, sources: Sequence[Entry[ConvertSettings]], parts: Sequence[Part], folder: Folder
 ) -> Sequence[Part]:
-    """The parts with pictures that are below a folder or, where that is what lies there, inside an archive."""
-    from vcot.sources.archived import archive_at
+    """The parts with images that are below a folder or, where that is what lies there, inside an archive."""
+    from vcot.datasets.archived import archive_at
 
     look = settings.part in ("all", "prepare")
 
-    def inside(uri: str, pictures: Pictures, folders: Iterable[str], name: str) -> Pictures:
+    def inside(uri: str, images: DatasetImages, folders: Iterable[str], name: str) -> DatasetImages:
         scratch = parts[0].desk.scratch
         archive = archive_at(uri, folder, scratch, index_uri=settings.archive_index_uri, look=look, name=name)
         folders = tuple(dict.fromkeys(folders))
-        return pictures.below(folders, archive)
+        return images.below(folders, archive)
 
     found = []
     for entry, part in zip(sources, parts, strict=True):
-        pictures = part.desk.pictures
+        images = part.desk.images
         if (uri := entry.settings.images_uri) is not None:
-            pictures = inside(uri, pictures, part.source.in_archive, part.file("archive", ".json"))
-            if next(pictures.listed(), None) is None:
+            images = inside(uri, images, part.source.in_archive, part.file("archive", ".json"))
+            if next(images.listed(), None) is None:
                 said = f"part {part.name}: images" if part.name else "--images-uri"
                 raise InputError(f"{said} {uri}: there is nothing in that folder")
-        found.append(part.knowing(pictures=pictures))
-    if (uri := settings.benchmark_images_uri) is not None and (shown := found[0].desk.benchmark_pictures) is not None:
+        found.append(part.knowing(images=images))
+    if (uri := settings.benchmark_images_uri) is not None and (shown := found[0].desk.benchmark_images) is not None:
         folders = (name for part in parts for name in part.source.in_archive)
         shown = inside(uri, shown, folders, "archive-of-benchmarks.json")
-        found = [part.knowing(benchmark_pictures=shown) for part in found]
+        found = [part.knowing(benchmark_images=shown) for part in found]
     return found
 
 
@@ -288,14 +288,14 @@ def parts_of(
     sources: Sequence[Entry[ConvertSettings]],
     folder: Folder,
     scratch: Path,
-    images: ImageIndex,
+    image_index: ImageIndex,
 ) -> Sequence[Part]:
-    from vcot.sources.inputs import find
-    from vcot.sources.mixture import Part
-    from vcot.sources.pictures import Pictures
+    from vcot.datasets.images import DatasetImages
+    from vcot.datasets.inputs import find
+    from vcot.datasets.mixture import Part
 
     look = partial(
-        Pictures, folder.store, made_uri=settings.pictures_uri or join(folder.uri, "images"),
+        DatasetImages, folder.store, made_uri=settings.stored_images_uri or join(folder.uri, "images"),
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
     )  # fmt: skip
     shown = None if settings.benchmark_images_uri is None else look(settings.benchmark_images_uri)
@@ -307,11 +307,11 @@ def parts_of(
         images_uri = own.images_uri
         if images_uri is None and dataset.images_beside is not None:
             images_uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
-        pictures = look(images_uri, budget=own.ingest_pixels if own.ingest else None, index=images)
+        dataset_images = look(images_uri, budget=own.ingest_pixels if own.ingest else None, index=image_index)
         context: ConversionContext = ConversionContext(
-            dataset, folder.store, find(folder.store, own.input_uri), pictures, scratch,
+            dataset, folder.store, find(folder.store, own.input_uri), dataset_images, scratch,
             own=dataset.options.from_settings(own), options=ConversionOptions.from_settings(own),
-            rules=QualityOptions.from_settings(own), part=entry.name, benchmarks=benchmarks, benchmark_pictures=shown,
+            rules=QualityOptions.from_settings(own), part=entry.name, benchmarks=benchmarks, benchmark_images=shown,
         )  # fmt: skip
         parts.append(Part(dataset, context, own.limit, entry.weight))
     return parts
@@ -322,18 +322,18 @@ def report(
     sources: Sequence[Entry[ConvertSettings]],
     folder: Folder,
     scratch: Path,
-    marks: tuple[ShardMark, ...],
-    tally: Tally,
+    markers: tuple[ShardMarker, ...],
+    row_counts: RowCounts,
 ) -> tuple[dict[str, Any], str]:
+    from vcot.datasets.mixture import portions
+    from vcot.datasets.row_index import counts
     from vcot.reports.conversion import report as made
-    from vcot.sources.mixture import portions
-    from vcot.sources.row_index import counts
 
     parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in sources]
     return made(
-        folder, marks, tally, scratch, source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
+        folder, markers, row_counts, scratch, source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
         seen=counts(folder), budget=settings.ingest_pixels, ingested=settings.ingest,
-        mix=() if settings.mix is None else portions(parts, (mark.facts["mix"] for mark in marks)),
+        mix=() if settings.mix is None else portions(parts, (marker.facts["mix"] for marker in markers)),
         max_pixels=settings.max_image_pixels,
     )  # fmt: skip
 
@@ -345,7 +345,7 @@ def told(results: Iterable[T]) -> Iterator[T]:
         yield result
         if (now := time.monotonic()) - last >= REPORT_EVERY:
             last = now
-            log.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
+            logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
 
 
 if __name__ == "__main__":

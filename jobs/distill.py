@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from vcot import log
+from vcot import logging
+from vcot.distill.strategies import NAMES
 from vcot.errors import BudgetSpent, InputError, SettingsError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, flag, setting
 from vcot.stage import launch
-from vcot.teacher.strategies import NAMES
 from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
+    from vcot.distill import Teacher
+    from vcot.distill.verification import Detector
     from vcot.records import Sample
     from vcot.records.shards import Folder
     from vcot.storage import Store
-    from vcot.teacher import Teacher
-    from vcot.teacher.verification import Detector
 
 
 class DistillSettings(Settings):
@@ -45,7 +45,7 @@ class DistillSettings(Settings):
 
     input_uri: str | None = setting(None, "folder of the stage that made the Samples; default: <run-uri>/convert")
     teacher: Literal["template", "openai"] = setting("template", "who writes the reasoning")
-    way: Literal[NAMES] = setting("answer-aware", "openai: how it is asked; see above")  # type: ignore[valid-type]
+    strategy: Literal[NAMES] = setting("answer-aware", "openai: how it is asked; see above")  # type: ignore[valid-type]
     objects: int = setting(
         8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a look or more; with "
         "more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level (for an "
@@ -66,7 +66,7 @@ class DistillSettings(Settings):
     model: str | None = setting(None, "openai: the model, by the endpoint's name for it", min_length=1)
     temperature: float | None = setting(None, "openai: sampling temperature; default: the endpoint's own", ge=0, le=2)
     reply_tokens: int = setting(1024, "openai: most tokens of one reply, its thinking included", unit="tokens", ge=16)
-    image_side: int = setting(1024, "openai: longest side of the picture that is sent", unit="pixels", ge=28, le=8192)
+    image_side: int = setting(1024, "openai: longest side of the image that is sent", unit="pixels", ge=28, le=8192)
     repairs: int = setting(
         1, "openai: how often a reply that is of no use is asked for again, with a word on why", unit="requests", ge=0,
         le=1,
@@ -81,7 +81,7 @@ class DistillSettings(Settings):
         (), "openai: other words for a purpose, comma-separated: look=1 for that version, look=s3://b/my.v2.md for "
         "a file of yours; default: the newest version of each",
     )  # fmt: skip
-    show_prompt: bool = setting(False, "print the words that go with this way, and stop", shapes_result=False)
+    show_prompt: bool = setting(False, "print the words that go with this strategy, and stop", shapes_result=False)
     judge_model: str | None = setting(
         None, "openai: another model for the checks (look, reanswer, verdict); default: --model", min_length=1
     )
@@ -98,9 +98,11 @@ class DistillSettings(Settings):
         "dataset; boxes that people drew are never measured", unit="0..1",
     )  # fmt: skip
     max_proposed_area: CommaSeparated = setting(("0.9",), "openai: and at most: 0.9, or 0.9,vsr=1", unit="0..1")
-    twice: bool = setting(True, "openai: a second proposal that does not know the first must agree (IoU 0.5)")
-    look: bool = setting(True, "openai: a look at the cut-out must find the thing in it")
-    decoy_share: float = setting(
+    self_consistency: bool = setting(
+        True, "openai: a second proposal that does not know the first must agree (IoU 0.5)"
+    )
+    crop_check: bool = setting(True, "openai: a look at the cut-out must find the thing in it")
+    negative_crop_share: float = setting(
         0.1, "openai: share of the looks that are followed by one at a place that does not show the thing; how often "
         "those pass is in the report", unit="0..1", ge=0, le=1,
     )  # fmt: skip
@@ -108,7 +110,7 @@ class DistillSettings(Settings):
         None, "openai: folder of a detector (Grounding DINO, OWLv2) that must find what is proposed; needs torch"
     )
     device: Device = setting("auto", f"openai, --detector-uri: {DEVICE}", shapes_result=False)
-    reanswer: bool = setting(
+    answer_from_evidence: bool = setting(
         True, "openai: the answer must follow from the cut-outs of the evidence, and where they lie, alone"
     )
     answer_first: Literal["flag", "refuse"] = setting(
@@ -142,7 +144,7 @@ class DistillSettings(Settings):
         "fails there is asked singly", shapes_result=False,
     )  # fmt: skip
     prices: str | None = setting(
-        None, "openai: file with prices of models, of the form of vcot/teacher/prices.toml, which it adds to and "
+        None, "openai: file with prices of models, of the form of vcot/distill/prices.toml, which it adds to and "
         "overrides", shapes_result=False, min_length=1,
     )  # fmt: skip
     budget_usd: Decimal | None = setting(
@@ -197,34 +199,34 @@ _SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
 
 
 def run(settings: DistillSettings) -> None:
-    from vcot.records.shards import Folder, ShardWriter, read_mark, read_shard, run_shards
+    from vcot.distill import prompts
+    from vcot.distill.runner import ModelTeacher, distil
+    from vcot.records.shards import Folder, ShardWriter, read_marker, read_shard, run_shards
     from vcot.reports.distillation import report
     from vcot.storage import Store, join
-    from vcot.teacher import prompts
-    from vcot.teacher.runner import ModelTeacher, distil
 
     facts: dict[str, Any] = {}
     if settings.teacher == "openai" or settings.show_prompt:
-        from vcot.teacher.strategy import prompts_of
+        from vcot.distill.strategy import prompts_of
 
-        used = prompts_of(settings.way, settings.prompts)
-        facts = {"way": settings.way, "prompts": {prompt.name: prompt.version for prompt in used}}
+        used = prompts_of(settings.strategy, settings.prompts)
+        facts = {"strategy": settings.strategy, "prompts": {prompt.name: prompt.version for prompt in used}}
     if settings.show_prompt:
         print("\n".join(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n" for prompt in used))
         return
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
-    mark, inputs = read_mark(store, source)
+    marker, inputs = read_marker(store, source)
     inputs |= {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}  # must not change within a run
     folder = Folder(store, settings.run_uri, settings.stage)
 
     def rows_of(shards: Iterable[int]) -> Iterator[Sample]:
-        return chain.from_iterable(read_shard(store, source, mark.shards[index]) for index in shards)
+        return chain.from_iterable(read_shard(store, source, marker.shards[index]) for index in shards)
 
     def work(writer: ShardWriter) -> None:
         distil(rows_of([writer.index]), teacher, writer).put_aside(folder, writer.index)
 
-    everything = range(len(mark.shards))
+    everything = range(len(marker.shards))
     with teacher_of(settings, folder) as teacher:
         facts = {"teacher": teacher.name} | facts
         if settings.dry_run:
@@ -232,50 +234,50 @@ def run(settings: DistillSettings) -> None:
             return
         todo = [index for index in everything if folder.shard_mark(index) is None]
         try:
-            if isinstance(teacher, ModelTeacher) and folder.mark() is None:
+            if isinstance(teacher, ModelTeacher) and folder.marker() is None:
                 folder.begin(settings, inputs)
                 if settings.batch and settings.part in ("all", "prepare"):
-                    from vcot.teacher.batch import Batches
+                    from vcot.distill.batch import Batches
 
                     Batches(teacher, store, folder.uri).run(lambda: rows_of(everything))
                 mine = [index for index in todo if settings.shard in (None, index)]
-                teacher.progress.total = sum(mark.shards[index].tally.written for index in mine)
+                teacher.progress.total = sum(marker.shards[index].row_counts.written for index in mine)
             run_shards(
                 folder,
                 settings,
                 inputs=inputs,
-                shards=len(mark.shards),
+                shards=len(marker.shards),
                 work=work,
                 max_rejected_share=settings.max_rejected_share,
-                report=lambda marks, tally: report(folder, marks, tally, facts),
+                report=lambda markers, row_counts: report(folder, markers, row_counts, facts),
                 facts=facts,
                 bar=not isinstance(teacher, ModelTeacher),  # which has a bar of its rows
             )
         except BudgetSpent as spent:
-            from vcot.teacher.estimate import the_rest
+            from vcot.distill.estimate import the_rest
 
             assert isinstance(teacher, ModelTeacher)
             unfinished = rows_of(index for index in everything if folder.shard_mark(index) is None)
-            raise BudgetSpent(f"{spent}. {the_rest(unfinished, mark.tally.written, teacher)}") from spent
+            raise BudgetSpent(f"{spent}. {the_rest(unfinished, marker.row_counts.written, teacher)}") from spent
 
 
 @contextmanager
 def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
     if settings.teacher == "template":
-        from vcot.teacher import TemplateTeacher
+        from vcot.distill import TemplateTeacher
 
         why = "" if "teacher" in settings.model_fields_set else "no --teacher is set: "
-        log.get().info(f"{why}the template writes the reasoning, from annotated boxes alone; no model is asked")
+        logging.get().info(f"{why}the template writes the reasoning, from annotated boxes alone; no model is asked")
         yield TemplateTeacher(settings.phrasings, settings.alternatives, settings.seed)
         return
 
-    from vcot.teacher.budget import Ledger, budget_of, check_prices
-    from vcot.teacher.client import Failures, ReplyCache, TeacherClient
-    from vcot.teacher.endpoint import Endpoint
-    from vcot.teacher.pictures import Pictures
-    from vcot.teacher.prices import read_prices
-    from vcot.teacher.runner import ModelTeacher
-    from vcot.teacher.strategy import make
+    from vcot.distill.budget import Ledger, budget_of, check_prices
+    from vcot.distill.client import Failures, ReplyCache, TeacherClient
+    from vcot.distill.endpoint import Endpoint
+    from vcot.distill.images import ImagePacker
+    from vcot.distill.prices import read_prices
+    from vcot.distill.runner import ModelTeacher
+    from vcot.distill.strategy import make
 
     store, prices = folder.store, read_prices(folder.store, settings.prices)
     budget = budget_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
@@ -284,14 +286,14 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
     client = TeacherClient(
         Endpoint(at_once=settings.concurrency, timeout=settings.timeout),
         ReplyCache(store, settings.cache_uri or cache_of(settings.run_uri)),
-        Pictures(store),
+        ImagePacker(store),
         prices,
         Ledger(store, folder.uri, budget),
         retries=settings.retries,
         failures=Failures(settings.max_failed_in_a_row, settings.max_rejected_share),
     )
     with ModelTeacher(
-        make(settings.way, settings, store, detector_of(settings, store)), client, ahead=4 * settings.concurrency
+        make(settings.strategy, settings, store, detector_of(settings, store)), client, ahead=4 * settings.concurrency
     ) as teacher:
         yield teacher
 
@@ -299,8 +301,8 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
 def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample]) -> str:
     if settings.teacher == "template":
         return "the template teacher asks nobody: nothing is to be paid"
-    from vcot.teacher.estimate import Estimate
-    from vcot.teacher.runner import ModelTeacher
+    from vcot.distill.estimate import Estimate
+    from vcot.distill.runner import ModelTeacher
 
     assert isinstance(teacher, ModelTeacher)
     estimate = Estimate(teacher)

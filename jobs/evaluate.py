@@ -26,8 +26,8 @@ class EvaluateSettings(EvaluationConfig, Settings):
     """Asks the tuned model and its base the same questions, and measures answers and boxes. The base is asked twice: in
     the tuned model's form and in its own; what counts as before tuning is, figure by figure, the better.
 
-    Each is asked with the real picture, with a blank one and with another row's; guesses made without looking
-    stand beside them. Writes report.json and report.html (tables, pictures with true and predicted boxes, worst
+    Each is asked with the real image, with a blank one and with another row's; guesses made without looking
+    stand beside them. Writes report.json and report.html (tables, images with true and predicted boxes, worst
     first), and prints the table. What the base says is kept beside the runs and not asked again.
     A quality gate that is not passed ends the stage with exit code 20, after the report was written.
 
@@ -93,7 +93,7 @@ def run(settings: EvaluateSettings) -> None:
     # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
     # before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vcot import log
+    from vcot import logging
     from vcot.records.shards import Folder
     from vcot.storage import Store
 
@@ -111,7 +111,9 @@ def run(settings: EvaluateSettings) -> None:
         with contextlib.suppress(GateFailed):  # `_tell` shows the table and judges the gates again
             _evaluate(settings, store, folder, subject)
     elif subject.facts:
-        log.get().info("this model was evaluated on these samples with this code for this occasion", **subject.facts)
+        logging.get().info(
+            "this model was evaluated on these samples with this code for this occasion", **subject.facts
+        )
     if settings.part in ("all", "finish", "look"):
         _tell(settings, store, folder, subject)
 
@@ -123,7 +125,7 @@ def _subject(settings: EvaluateSettings, store: Store) -> Subject:
     if settings.model == "trained":
         return subjects.trained(store, settings.run_uri, train_uri=settings.train_uri, **given)
     assert settings.occasion is not None
-    asked = {"split": settings.split, "limit": settings.limit, "seed": settings.seed}
+    asked = {"split": settings.split, "max_samples": settings.max_samples, "seed": settings.seed}
     return subjects.promoted(
         store, settings.run_uri, pointer_uri=settings.pointer_uri, occasion=settings.occasion, asked=asked, **given
     )
@@ -168,7 +170,7 @@ def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Sub
     page = join(folder.uri, "report.html")
     console.print(render(report))
     summary(**headline(report), **subject.facts)
-    console.print(f"report with pictures: {page}", soft_wrap=True, highlight=False)
+    console.print(f"report with images: {page}", soft_wrap=True, highlight=False)
     gates = compare.judge_gates(report, **settings.gates)
     if subject.baseline is not None:
         gates += _compare(settings, store, folder, subject, report["made_with"])
@@ -176,7 +178,7 @@ def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Sub
         console.print(f"comparison with the baseline: {page}", soft_wrap=True, highlight=False)
     compare.raise_if_failed(gates, page)
     if settings.promote:
-        facts = subject.train.mark.facts
+        facts = subject.train.marker.facts
         pointer = subjects.promote(
             store,
             settings.pointer_uri,
@@ -200,7 +202,7 @@ def _compare(
     assert baseline is not None
     comparison = compare.compare(
         compare.scores(store, folder.uri, folder.shard_marks()),
-        compare.scores(store, baseline.uri, baseline.mark.shards),
+        compare.scores(store, baseline.uri, baseline.marker.shards),
         baseline=baseline,
         settings=settings.shaping(),
         max_left_out_share=settings.max_rejected_share,

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Clock, Outcome, orchestrate
 from vcot.pipeline.plan import IN_PARTS, Plan, gather_variables, make_plan
@@ -87,7 +87,7 @@ def run_on_cluster(settings: PipelineSettings) -> None:
     from vcot.storage import Store
 
     identity = RunIdentity.of(os.environ, settings.run_id)
-    log.bind(run=identity.run_id)
+    logging.bind(run=identity.run_id)
     if "://" not in settings.runs_uri:
         raise SettingsError(f"{settings.runs_uri}: pods share no folder; write --runs-uri as s3://bucket/prefix")
     plan = make_plan(
@@ -106,7 +106,7 @@ def run_on_cluster(settings: PipelineSettings) -> None:
     begun = clock.now()
     with executor.run(plan) as plan:
         orchestrate(plan, executor, stop, attempts=1, clock=clock)  # a Job tries again by itself
-    log.get().info("finished", seconds=round(clock.now() - begun), made=plan.run_uri)
+    logging.get().info("finished", seconds=round(clock.now() - begun), made=plan.run_uri)
 
 
 def run_here(settings: PipelineSettings) -> None:
@@ -192,8 +192,8 @@ def _tell(plan: Plan, outcomes: Mapping[str, Outcome], seconds: float, folder: P
     console.print(f"run {plan.run_id}: {seconds:.0f} s in all")
     page = folder / "evaluate-report.html"
     if page.exists():
-        console.print(f"report with pictures: {page.resolve()}", soft_wrap=True, highlight=False)
-    log.get().info("finished", seconds=round(seconds))
+        console.print(f"report with images: {page.resolve()}", soft_wrap=True, highlight=False)
+    logging.get().info("finished", seconds=round(seconds))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from vcot.settings import Settings, setting
 from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
-    from vcot.records import Folder, StageMark
+    from vcot.records import Folder, StageMarker
     from vcot.storage import Store
     from vcot.tokens.rows import Tokenizing
 
@@ -22,11 +22,11 @@ VISUAL_TOKEN = 28 * 28
 
 
 class TokenizeSettings(Settings):
-    """Turns Samples into what a model trains on: token ids, which of them are learned, and the picture.
+    """Turns Samples into what a model trains on: token ids, which of them are learned, and the image.
 
     Reads <run-uri>/distill, writes <run-uri>/tokenize: Parquet shards that `datasets` opens as they are, and
     report.html, which shows some examples token by token. Learned are the reasoning, the answer and the end
-    token; prompt, picture and padding are not. Nothing is cut: a row that is too long gets a smaller picture,
+    token; prompt, image and padding are not. Nothing is cut: a row that is too long gets a smaller image,
     or is refused with its numbers. One example is made of each reasoning of a row, none of the test split.
     """
 
@@ -37,22 +37,22 @@ class TokenizeSettings(Settings):
     )
     input_uri: str | None = setting(None, "finished stage with the Samples; default: <run-uri>/distill")
     mode: Literal["multimodal", "text"] = setting(
-        "multimodal", "text leaves the pictures out: a warm-up in which only the form of the replies is learned"
+        "multimodal", "text leaves the images out: a warm-up in which only the form of the replies is learned"
     )
     frame: Literal["thousandths", "resized_pixels", "pixels", "padded_square", "fractions"] = setting(
         "thousandths",
-        "numbers in which a text writes boxes: thousandths of the picture's sides (Qwen2-VL, Qwen3-VL), "
-        "resized_pixels of the picture as the model sees it (Qwen2.5-VL)",
+        "numbers in which a text writes boxes: thousandths of the image's sides (Qwen2-VL, Qwen3-VL), "
+        "resized_pixels of the image as the model sees it (Qwen2.5-VL)",
     )
     min_pixels: int = setting(
         4 * VISUAL_TOKEN,
-        "area of a picture as the model sees it, at least; 784 pixels are one visual token (28x28)",
+        "area of an image as the model sees it, at least; 784 pixels are one visual token (28x28)",
         unit="pixels",
         gt=0,
     )
     max_pixels: int = setting(
         1280 * VISUAL_TOKEN,
-        "the same, at most: 1003520 is 1280 visual tokens; larger pictures are made smaller",
+        "the same, at most: 1003520 is 1280 visual tokens; larger images are made smaller",
         unit="pixels",
         gt=0,
     )
@@ -81,14 +81,14 @@ def run(settings: TokenizeSettings) -> None:
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from vcot.records.example import ExampleSink
-    from vcot.records.shards import Folder, read_mark, run_shards
+    from vcot.records.shards import Folder, read_marker, run_shards
     from vcot.storage import Store, join
     from vcot.storage.folders import folder_digest
     from vcot.tokens.contract import is_processor_file
 
     store = Store()
     source_uri = settings.input_uri or join(settings.run_uri, "distill")
-    source, inputs = read_mark(store, source_uri)
+    source, inputs = read_marker(store, source_uri)
     base_digest = folder_digest(store, settings.base_uri, only=is_processor_file)
     inputs |= {settings.base_uri: base_digest}
     folder = Folder(store, settings.run_uri, settings.stage)
@@ -116,7 +116,7 @@ def run(settings: TokenizeSettings) -> None:
     )
 
 
-def _load(settings: TokenizeSettings, store: Store, source_uri: str, source: StageMark, folder: Folder) -> Tokenizing:
+def _load(settings: TokenizeSettings, store: Store, source_uri: str, source: StageMarker, folder: Folder) -> Tokenizing:
     """The base's processor (10 s, most of them for importing torch) and what works with it."""
     from vcot.storage.folders import fetch_folder
     from vcot.tokens import Contract, Encoder, is_processor_file, load_processor

@@ -20,7 +20,7 @@ from vcot.stage import launch, summary
 from vcot.training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from vcot.records import StageMark
+    from vcot.records import StageMarker
     from vcot.records.shards import Folder
     from vcot.training.ranks import Group
 
@@ -47,7 +47,7 @@ class TrainSettings(TrainingConfig, Settings):
         "sft", "sft: learn the examples' replies. grpo and gfn, which learn from rewards, are not there yet"
     )
     device: Device = setting("auto", DEVICE, shapes_result=False)
-    keep: int = setting(
+    save_total_limit: int = setting(
         3, "checkpoints kept, the newest and beside them the best: older ones are deleted, here and in storage, "
         "when a new one is whole", unit="checkpoints", gt=0,
         shapes_result=False,
@@ -56,14 +56,14 @@ class TrainSettings(TrainingConfig, Settings):
         ("tensorboard",), "where losses are shown: tensorboard, wandb, mlflow, or none; separated by commas",
         shapes_result=False,
     )  # fmt: skip
-    workers: int | None = setting(
-        None, "processes that prepare pictures; default: 2 beside a GPU, else none", unit="processes", ge=0,
+    dataloader_num_workers: int | None = setting(
+        None, "processes that prepare images; default: 2 beside a GPU, else none", unit="processes", ge=0,
         shapes_result=False,
     )  # fmt: skip
     cache_mib: int = setting(
-        1024, "memory for prepared pictures; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
+        1024, "memory for prepared images; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
     )
-    nproc: int | None = setting(
+    nproc_per_node: int | None = setting(
         None, "ranks in this pod; default: what PET_NPROC_PER_NODE says, else one for each GPU, one without a GPU",
         unit="processes", ge=1, shapes_result=False,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def run(settings: TrainSettings) -> None:
     # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
     # before torch is loaded; no number changes by it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vcot.records.shards import Folder, read_mark
+    from vcot.records.shards import Folder, read_marker
     from vcot.storage import Store, join
 
     folder = Folder(Store(), settings.run_uri, settings.stage)
@@ -109,7 +109,7 @@ def run(settings: TrainSettings) -> None:
         _as_rank(settings, folder, rank)
         return
     source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
-    source, inputs = read_mark(folder.store, source_uri)
+    source, inputs = read_marker(folder.store, source_uri)
     if (done := folder.whole(settings, inputs)) is not None:
         summary(**done.facts["losses"])
         return
@@ -118,7 +118,7 @@ def run(settings: TrainSettings) -> None:
     # Before the base is fetched. Of several processes each tries its own GPU, and this one holds none.
     if settings.part == "all":
         use_device(settings.device, compute=False)
-    world = World.asked_for(settings.nproc)
+    world = World.asked_for(settings.nproc_per_node)
     if settings.part == "all" and world.size == 1:
         use_device(settings.device)
     with tempfile.TemporaryDirectory(prefix="train-", ignore_cleanup_errors=True) as scratch:
@@ -139,7 +139,8 @@ class TrainingInputs:
 
 
 def _train(
-    settings: TrainSettings, folder: Folder, source_uri: str, source: StageMark, inputs: dict[str, str], scratch: Path,
+    settings: TrainSettings, folder: Folder, source_uri: str, source: StageMarker, inputs: dict[str, str],
+    scratch: Path,
     world: World,
 ) -> None:  # fmt: skip
     """Fetches once for all processes of this pod, and learns in this one where it is the only one."""
@@ -152,10 +153,10 @@ def _train(
     if settings.part == "prepare":
         return
     if "contract" not in source.facts:
-        raise InputError(f"{source_uri}: its mark states no contract; it is not a finished tokenize stage")
+        raise InputError(f"{source_uri}: its marker states no contract; it is not a finished tokenize stage")
     into = scratch / "examples"
     into.mkdir()
-    examples = [fetch_file(folder.store, source_uri, file, into) for mark in source.shards for file in mark.files]
+    examples = [fetch_file(folder.store, source_uri, file, into) for marker in source.shards for file in marker.files]
     fetched = TrainingInputs(source.facts["contract"], str(base), digest, tuple(map(str, examples)), inputs)
     if world.size > 1:
         (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched)))
@@ -167,12 +168,12 @@ def _train(
 
 
 def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
-    from vcot import log
+    from vcot import logging
 
     summary.path = rank.last_word
-    log.bind(rank=rank.number)
+    logging.bind(rank=rank.number)
     if rank.number > 0:
-        log.quiet()
+        logging.quiet()
     from vcot.models import use_device
     from vcot.training.ranks import Group
 
@@ -206,7 +207,9 @@ def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scr
         trackers=settings.report_to if group.first else (),
         saved=saved,
         cache_bytes=settings.cache_mib << 20,
-        workers=settings.workers if settings.workers is not None else 2 * (device().type == "cuda"),
+        workers=settings.dataloader_num_workers
+        if settings.dataloader_num_workers is not None
+        else 2 * (device().type == "cuda"),
         grace=settings.grace_seconds,
         group=group,
     )
@@ -218,7 +221,7 @@ def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scr
             base_uri=settings.base_uri,
             encoder=encoder,
             examples=Examples([Path(path) for path in fetched.examples]),
-            checkpoints=Checkpoints(folder.store, uri, scratch / "checkpoints", settings.keep, group.size),
+            checkpoints=Checkpoints(folder.store, uri, scratch / "checkpoints", settings.save_total_limit, group.size),
             context=context,
         )
     except NotFinite as error:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from tools.overlay import PLACEHOLDER, Overlay, overlay_folder, render
 from tools.trial import AGAIN, Finding, missing, note, ok, trial_job, tried
-from vcot import log
+from vcot import logging
 from vcot.errors import KeyboardStop, SettingsError, UsageError, VcotError
 from vcot.pipeline.client import ClusterClient, Manifest, Refused, connect
 from vcot.pipeline.executor import must_name_jobs
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-trials", action="store_true", help="create nothing: pools, images, storage are not tried")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for each trial")
     options = parser.parse_args(argv)
-    log.configure("lines")
+    logging.configure("lines")
     try:
         if options.rendered is None:
             rendered = render(overlay_folder(options.overlay))

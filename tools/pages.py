@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tools.storage import StorageSettings
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError
 from vcot.pipeline.local import PAGES, bring_home
 from vcot.settings import setting
@@ -42,7 +42,7 @@ def run(settings: PagesSettings) -> None:
     if not found:
         raise InputError(f"{run_uri}: no reports there; has the run come that far, and is its name right?")
     for path in found:
-        log.get().info("here", file=str(path.resolve()))
+        logging.get().info("here", file=str(path.resolve()))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tools.storage import StorageSettings
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.settings import setting
 from vcot.stage import launch, summary
@@ -87,7 +87,7 @@ def push_example(folders: Iterable[Path], prefix: str) -> None:
     for folder in folders:
         uri = join(prefix, folder.resolve().name)
         publish(store, folder, uri)
-        log.get().info("pushed", uri=uri)
+        logging.get().info("pushed", uri=uri)
 
 
 def push_base(folder: Path, uri: str) -> None:
@@ -97,7 +97,7 @@ def push_base(folder: Path, uri: str) -> None:
     manifest = push_folder(Store(), folder, uri, wanted(folder))
     size = sum(file.size for file in manifest.files.values())
     summary(files=len(manifest.files), bytes=size, uri=uri)
-    log.get().info("pushed", uri=uri, files=len(manifest.files), mib=size >> 20)
+    logging.get().info("pushed", uri=uri, files=len(manifest.files), mib=size >> 20)
 
 
 def wanted(folder: Path) -> list[str]:
@@ -122,7 +122,7 @@ def wanted(folder: Path) -> list[str]:
     if faults:
         raise InputError("\n".join(f"{folder}: {fault}" for fault in faults))
     if left_out := [name for name in names if name.endswith(CODE)]:
-        log.get().warning("code is left out; nothing here runs it", files=", ".join(left_out))
+        logging.get().warning("code is left out; nothing here runs it", files=", ".join(left_out))
     return [name for name in names if name not in left_out]
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from tools.overlay import kubectl
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError
 from vcot.redaction import learn, secrets_of
 from vcot.settings import Declared, setting
@@ -69,7 +69,7 @@ def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None
                 raise SettingsError(f"no way to Service {service} in namespace {namespace}: {_last_line(said.read())}")
             # It says a line for each connection, and would wait for ever once the pipe is full.
             threading.Thread(target=process.stdout.read, daemon=True).start()
-            log.get().info("storage of the cluster", service=f"{namespace}/{service}", port=int(found[1]))
+            logging.get().info("storage of the cluster", service=f"{namespace}/{service}", port=int(found[1]))
             # What else this computer is set up for, a profile or a proxy, must not get between.
             for name in [name for name in os.environ if name.startswith("AWS_")]:
                 del os.environ[name]

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError, UsageError, VcotError
 from vcot.stage import stop, summary
 
@@ -72,7 +72,7 @@ class Rank:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             raise UsageError(
                 "started by torchrun; start it once in each pod, without torchrun: it starts its ranks itself, "
-                "as many as --nproc or PET_NPROC_PER_NODE say"
+                "as many as --nproc-per-node or PET_NPROC_PER_NODE say"
             )
         return None
 
@@ -177,7 +177,7 @@ def run_ranks(world: World, folder: Path, grace: float, command: Sequence[str] |
     port = world.port or _free_port()
     meeting, first = f"tcp://{world.address}:{port}", world.node * world.per_node
     ranks = [Rank(first + local, local, world.size, meeting, str(folder)) for local in range(world.per_node)]
-    log.get().info("starting ranks", here=world.per_node, of=world.size)
+    logging.get().info("starting ranks", here=world.per_node, of=world.size)
     started = {rank: _start(rank, world, command or _own_command()) for rank in ranks}
     try:
         failed = _wait(started, grace, several_pods=world.nodes > 1)
@@ -220,7 +220,7 @@ def _wait(started: Mapping[Rank, subprocess.Popen[bytes]], grace: float, *, seve
             if not running:
                 return failed
             if now > deadline:
-                log.get().warning("ranks did not end in time", grace_seconds=grace)
+                logging.get().warning("ranks did not end in time", grace_seconds=grace)
                 return None
         elif stop.requested:
             deadline = now + max(grace - 2, 1)

@@ -1,6 +1,6 @@
 """Which secrets this process knows, and texts without them: whatever leaves it passes `redacted` on its way.
 
-Log lines (vcot/log.py), standard output and error and the termination message (vcot/stage.py), and the text that
+Log lines (vcot/logging.py), standard output and error and the termination message (vcot/stage.py), and the text that
 stages write to storage (vcot/records) all do. Known are, from the start, the values of variables that are called
 …KEY, …TOKEN, …SECRET, …PASSWORD or …CREDENTIALS, and passwords inside addresses (HTTPS_PROXY=http://user:password@…);
 whoever reads a key elsewhere calls `learn`.

@@ -8,7 +8,7 @@ name under the stage's own or the common prefix is refused with the nearest know
 A part of a stage that users choose by name (a dataset, a strategy, a reward, a method) declares its own options in its
 own file, and a table names all parts; the stage offers the table, and no option is written down a second time:
 
-    class CocoOptions(Options):                                   # vcot/sources/coco.py
+    class CocoOptions(Options):                                   # vcot/datasets/coco.py
         absent: int = setting(1, "coco: questions about things that are not there", ge=0)
 
     @offers("source", DATASETS)                                   # name → something with `about`, `example`, `options`

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, TextIO, TypeVar, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vcot import log
+from vcot import logging
 from vcot.errors import Interrupted, KeyboardStop, VcotError
 from vcot.redaction import RedactedStream, redacted
 from vcot.settings import PREFIX, Declared
@@ -108,7 +108,7 @@ class Summary:
         try:
             path.write_bytes(self._fitted({name: value for name, value in said.items() if value not in (None, "")}))
         except OSError as error:  # how it ended stands; that it could not be told is a smaller matter
-            log.get().warning("the termination message was not written", path=str(path), because=str(error))
+            logging.get().warning("the termination message was not written", path=str(path), because=str(error))
 
     def _fitted(self, said: dict[str, Any]) -> bytes:
         """All of it where there is room; else a shorter message, then without the facts that were added last."""
@@ -155,7 +155,7 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
         print(f"{settings_class.stage}: settings are in order")
         return 0
     shard = getattr(settings, "shard", None)
-    log.configure(settings.log_form, run=settings.run_name, stage=settings_class.stage, shard=shard)
+    logging.configure(settings.log_form, run=settings.run_name, stage=settings_class.stage, shard=shard)
     stop.listen()
     code, message = _outcome(run, settings)
     summary.write(settings_class.stage, code, message, settings)
@@ -169,15 +169,15 @@ def _outcome(run: Callable[[S], None], settings: S) -> tuple[int, str]:
     except VcotError as error:
         *more, last = str(error).splitlines() or [type(error).__name__]
         for line in more:
-            log.get().error(line)
-        log.get().error(last, exit=error.exit_code)
+            logging.get().error(line)
+        logging.get().error(last, exit=error.exit_code)
         return error.exit_code, last
     except KeyboardInterrupt:
         return KeyboardStop.exit_code, "stopped from the keyboard"
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             line = f"no room left on the disk: {error}; free some or point TMPDIR elsewhere"
-            log.get().error(line, exit=75)
+            logging.get().error(line, exit=75)
             return 75, line
         return _unforeseen(error)
     except Exception as error:
@@ -226,7 +226,7 @@ class Bar:
             fields |= {"of": self.total, "seconds_left": round((self.total - self.count) / max(rate, 1e-9))}
         if note:
             fields["note"] = note
-        log.get().info(self.description, unit=self.unit, **fields)
+        logging.get().info(self.description, unit=self.unit, **fields)
 
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:

@@ -1,6 +1,6 @@
 """Which URIs anybody here speaks: s3://bucket/key, file:///path and plain paths.
 
-Beside them, for reading alone, bytes of such a thing: a picture inside an archive that nobody unpacks.
+Beside them, for reading alone, bytes of such a thing: an image inside an archive that nobody unpacks.
 
     bytes+s3://bucket/cot_images_03#1048576+20480#cot_image_data/gqa/1.jpg
     bytes+s3://bucket/cot_images_03#10737418000+240&cot_images_04#0+999#cot_image_data/gqa/2.jpg

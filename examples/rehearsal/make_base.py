@@ -4,7 +4,7 @@
 
 The classes are Hugging Face's own `Qwen2_5_VLForConditionalGeneration` and
 `Qwen2_5_VLProcessor`; only the sizes are small. It learns to point on drawn scenes
-(`vcot/sources/scenes.py`). Batch number i is a pure function of the seed and i, so a run that
+(`vcot/datasets/scenes.py`). Batch number i is a pure function of the seed and i, so a run that
 was cut off goes on from its state as if nothing had happened.
 
 What is not plain next-token training, and why:
@@ -40,9 +40,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from vcot.datasets import drawing, scenes  # noqa: E402
+from vcot.datasets.scenes import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
 from vcot.grounding import Box, FrameSpec, Mention, Trace, iou, parse, render_reply, split_answer  # noqa: E402
-from vcot.sources import drawing, scenes  # noqa: E402
-from vcot.sources.scenes import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
 from vcot.tokens import Contract  # noqa: E402
 
 SPECIAL = (

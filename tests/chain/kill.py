@@ -37,8 +37,9 @@ SMALL: Mapping[str, Mapping[str, str]] = {
     "distill": {"TEACHER": "template", "ALTERNATIVES": "2"},
     "tokenize": {},
     "train": {
-        "TUNE": "qlora", "R": "8", "DTYPE": "float32", "EPOCHS": "2", "BATCH_SIZE": "4", "ACCUMULATION": "1",
-        "SAVE_EVERY": "4", "EVAL_EVERY": "8", "LEARNING_RATE": "1e-3",
+        "TUNE": "qlora", "LORA_R": "8", "DTYPE": "float32", "NUM_TRAIN_EPOCHS": "2",
+        "PER_DEVICE_TRAIN_BATCH_SIZE": "4", "GRADIENT_ACCUMULATION_STEPS": "1",
+        "SAVE_STEPS": "4", "EVAL_STEPS": "8", "LEARNING_RATE": "1e-3",
     },
     "evaluate": {"SPLIT": "validation", "LIMIT": "6", "MAX_NEW_TOKENS": "24"},
 }  # fmt: skip
@@ -96,15 +97,15 @@ def draw(took: Mapping[str, float], kills: int, seed: int) -> dict[str, list[flo
 
 
 def fingerprint(run_uri: str) -> dict[str, object]:
-    """What must not depend on kills: the files that the marks name, the tallies, the losses and the tuned weights."""
+    """What must not depend on kills: the files that the markers name, counts, losses and the tuned weights."""
     store = Store()
     found: dict[str, object] = {}
     for stage in ("convert", "distill", "tokenize", "evaluate"):
-        mark = json.loads(store.read(join(run_uri, stage, "_done/stage.json")))
-        for shard in mark["shards"]:
+        marker = json.loads(store.read(join(run_uri, stage, "_done/stage.json")))
+        for shard in marker["shards"]:
             for file in (*shard["files"], shard["rejections"]):
                 found[f"{stage}/{file['name']}"] = file["sha256"]
-            found[f"{stage}/{shard['shard']} tally"] = shard["tally"]
+            found[f"{stage}/{shard['shard']} row_counts"] = shard["row_counts"]
     found["train/files"] = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))["facts"]["files"]
     for step in json.loads(store.read(join(run_uri, "train", "losses.json"))):
         found[f"train/losses {len(found)}"] = step
@@ -119,8 +120,8 @@ def environment(stage: str, runs_uri: str, run_id: str, base_uri: str) -> dict[s
     small = {f"VCOT_{stage.upper()}_{name}": value for name, value in SMALL[stage].items()}
     if stage in ("tokenize", "train"):
         small[f"VCOT_{stage.upper()}_BASE_URI"] = base_uri
-    if stage == "convert":  # below its own run by default, and a Sample names its picture's URI
-        small["VCOT_CONVERT_PICTURES_URI"] = join(runs_uri, "pictures")
+    if stage == "convert":  # below its own run by default, and a Sample names its image's URI
+        small["VCOT_CONVERT_STORED_IMAGES_URI"] = join(runs_uri, "images")
     (step,) = make_plan(run_id, runs_uri, {stage: small}, only=[stage]).steps
     clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
     return clean | {"OMP_NUM_THREADS": "1"} | step.environment

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from tests.datasets import test_datasets_scienceqa as scienceqa
+from tests.datasets.parquet import write
 from tests.jobs.test_convert import no_settings_from_outside  # noqa: F401 (fixture)
-from tests.sources import test_sources_scienceqa as scienceqa
-from tests.sources.parquet import write
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from vcot.records import Sample, read_samples
 from vcot.records.example import Examples
-from vcot.records.shards import read_mark
+from vcot.records.shards import read_marker
 from vcot.storage import Store
 
 
 def rows(first: int, count: int) -> list[dict[str, Any]]:
-    """Every second one has no picture; the last of them has no solution either."""
+    """Every second one has no image; the last of them has no solution either."""
     return [
         scienceqa.row(
             n, question=f"Which is number {n}?", choices=[f"{n}", f"{n + 1}"], lecture="Count.", solution="Count up.",
@@ -60,8 +60,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory, toy_base: Path) -> tuple[Pat
             tokenize.TokenizeSettings, tokenize.run, run_uri, **base, max_pixels=112 * 112, max_length=512
         ),
         "train": stage(
-            train.TrainSettings, train.run, run_uri, **base, tune="lora", r=4, dtype="float32", max_steps=2,
-            batch_size=4, accumulation=1, report_to="none",
+            train.TrainSettings, train.run, run_uri, **base, tune="lora", lora_r=4, dtype="float32", max_steps=2,
+            per_device_train_batch_size=4, gradient_accumulation_steps=1, report_to="none",
         ),
         "evaluate": stage(
             evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=6, rows_per_shard=3,
@@ -71,17 +71,17 @@ def chain(tmp_path_factory: pytest.TempPathFactory, toy_base: Path) -> tuple[Pat
 
 
 def samples(run_uri: Path, name: str) -> list[Sample]:
-    mark, _ = read_mark(Store(), f"{run_uri}/{name}")
-    return list(read_samples(Store(), f"{run_uri}/{name}", mark))
+    marker, _ = read_marker(Store(), f"{run_uri}/{name}")
+    return list(read_samples(Store(), f"{run_uri}/{name}", marker))
 
 
 def test_convert_keeps_and_counts_them(chain: Any) -> None:
     run_uri, reports = chain
     report = reports["convert"]
-    assert report["tally"]["kept"] == 14
+    assert report["row_counts"]["kept"] == 14
     assert report["without_image"] == {"train": 4, "validation": 1, "test": 2}
     assert report["boxes_per_row"] == {"by text alone": 7, "not annotated": 7}
-    assert report["pictures"] == {"train": 4, "validation": 1, "test": 2}
+    assert report["images"] == {"train": 4, "validation": 1, "test": 2}
     assert sum(sample.image is None for sample in samples(run_uri, "convert")) == 7
     page = (run_uri / "convert/report.html").read_text()
     assert "7 of 14 rows are asked by text alone, without an image." in page
@@ -91,7 +91,7 @@ def test_convert_keeps_and_counts_them(chain: Any) -> None:
 
 def test_distill_passes_those_with_a_solution_and_refuses_the_other(chain: Any) -> None:
     run_uri, reports = chain
-    assert reports["distill"]["tally"]["rejected"] == {"no-reasoning": 1}
+    assert reports["distill"]["row_counts"]["rejected"] == {"no-reasoning": 1}
     assert sum(sample.image is None for sample in samples(run_uri, "distill")) == 6
 
 
@@ -100,19 +100,19 @@ def test_tokenize_makes_examples_of_both_and_shows_both(chain: Any) -> None:
     report = reports["tokenize"]
     assert (report["examples"], report["by_text"]) == ({"train": 7, "validation": 2}, 4)
     assert report["visual_tokens"]["per_example"]["min"] > 0
-    mark, _ = read_mark(Store(), f"{run_uri}/tokenize")
-    files = [run_uri / "tokenize" / file.name for shard in mark.shards for file in shard.files]
+    marker, _ = read_marker(Store(), f"{run_uri}/tokenize")
+    files = [run_uri / "tokenize" / file.name for shard in marker.shards for file in shard.files]
     assert sum(example.image is None for example in Examples(files)) == 4
     page = (run_uri / "tokenize/report.html").read_text()
     assert page.count(" · by text alone") == 4
     assert "ask by text alone, without an image" in page
 
 
-def test_evaluate_asks_them_without_a_picture_and_says_so(chain: Any) -> None:
+def test_evaluate_asks_them_without_an_image_and_says_so(chain: Any) -> None:
     _, reports = chain
     report = reports["evaluate"]
-    counted = {name: report["samples"][name] for name in ("split", "rows", "pictures", "by_text", "left_out")}
-    assert counted == {"split": "test", "rows": 4, "pictures": 2, "by_text": 2, "left_out": 0}
+    counted = {name: report["samples"][name] for name in ("split", "rows", "images", "by_text", "left_out")}
+    assert counted == {"split": "test", "rows": 4, "images": 2, "by_text": 2, "left_out": 0}
     asked = {row["key"]: row["figures"]["malformed"]["rows"] for row in report["results"]}
     assert asked == {
         f"{model}-{condition}": 4 if condition == "real" else 2

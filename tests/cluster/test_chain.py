@@ -51,7 +51,7 @@ def test_what_it_made_is_what_the_laptop_makes(smoke: Smoke, tmp_path: Path) -> 
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     there, here = fingerprint(f"s3://vcot/runs/{smoke.run_id}"), fingerprint("s3://vcot/runs/laptop")
-    assert len(there) > 100  # losses, shards, tallies
+    assert len(there) > 100  # losses, shards, row counts
     assert {n for n in there.keys() | here.keys() if there.get(n) != here.get(n)} == set()
 
 

@@ -437,7 +437,9 @@ def test_of_configmaps_the_conductor_writes_the_plan_and_the_state_of_runs(harde
     names = [one["metadata"]["name"] for one in hardened.list("configmaps")]
     (settings,) = [name for name in names if name.startswith("settings-train")]
     with pytest.raises(CommandFailed, match="and no settings"):
-        as_conductor(hardened, "patch", "configmap", settings, "-p", json.dumps({"data": {"VCOT_TRAIN_EPOCHS": "1"}}))
+        as_conductor(
+            hardened, "patch", "configmap", settings, "-p", json.dumps({"data": {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "1"}})
+        )
     old = config_map("settings-train-0123456789")
     old["metadata"]["labels"] = {"vcot/holds": "settings"}
     hardened.apply(config_map("anything"), old)

@@ -152,15 +152,15 @@ def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay:
     assert job["status"]["failedIndexes"] == "1"
     assert job["status"]["completedIndexes"] == "0,2"
     assert "shard 1" in said
-    assert "is not what its mark says" in said
+    assert "is not what its marker says" in said
     assert exit_code(namespace, bad) == 3
 
 
 def damage(stage_uri: str, shard: int) -> None:
     """One byte of a shard's file is another."""
     store = Store()
-    mark = json.loads(store.read(join(stage_uri, f"_done/{shard:05d}.json")))
-    uri = join(stage_uri, mark["files"][0]["name"])
+    marker = json.loads(store.read(join(stage_uri, f"_done/{shard:05d}.json")))
+    uri = join(stage_uri, marker["files"][0]["name"])
     data = bytearray(store.read(uri))
     data[len(data) // 2] ^= 1
     store.write(uri, bytes(data))

@@ -15,7 +15,7 @@ from vcot.errors import Interrupted
 from vcot.evaluation.ablations import partners
 from vcot.evaluation.runner import EvaluationRunner, units
 from vcot.grounding import Box, Frame, FrameSpec, Mention
-from vcot.records import Completion, Folder, Image, Sample, Score, StageMark
+from vcot.records import Completion, Folder, Image, Sample, Score, StageMarker
 from vcot.records.sample import Origin
 from vcot.records.shards import run_shards
 from vcot.settings import Settings
@@ -85,7 +85,7 @@ def scored(
 
 
 def drawn(folder: Path, name: str, box: Sequence[int], colour: str, size: tuple[int, int] = (160, 120)) -> Image:
-    """A picture with one disc on white, stored below `folder`."""
+    """An image with one disc on white, stored below `folder`."""
     path = folder / f"{name}.png"
     canvas = Pillow.new("RGB", size, "white")
     ImageDraw.Draw(canvas).ellipse(list(box), fill=colour)
@@ -110,11 +110,11 @@ class FakeModel:
         self.asked: list[tuple[str, str, Any]] = []
         self.dies_after = dies_after
 
-    def __call__(self, model: Any, samples: Any, pictures: Any) -> list[Completion]:
+    def __call__(self, model: Any, samples: Any, images: Any) -> list[Completion]:
         if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise Interrupted("killed")
-        self.asked += [(model, s.id, p) for s, p in zip(samples, pictures, strict=True)]
-        pixels = [None if p is None else p.getpixel((80, 60)) for p in pictures]
+        self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
+        pixels = [None if p is None else p.getpixel((80, 60)) for p in images]
         seen = ["2" if pixel is None else self.COLOURS.get(pixel, f"{pixel}") for pixel in pixels]
         return [Completion(text=said([], text), model=model, finish_reason="stop") for text in seen]
 
@@ -134,12 +134,12 @@ def runner(
     )  # fmt: skip
 
 
-def evaluate(tmp_path: Path, name: str, runs: EvaluationRunner, share: float = 0.05) -> tuple[Folder, StageMark]:
+def evaluate(tmp_path: Path, name: str, runs: EvaluationRunner, share: float = 0.05) -> tuple[Folder, StageMarker]:
     run_uri = str(tmp_path / name)
     folder = Folder(runs.store, run_uri, "evaluate")
-    mark = run_shards(
+    marker = run_shards(
         folder, EvaluateSettings(run_uri=run_uri), inputs={}, shards=len(runs.units), work=runs.run,
         max_rejected_share=share,
     )  # fmt: skip
-    assert mark is not None
-    return folder, mark
+    assert marker is not None
+    return folder, marker

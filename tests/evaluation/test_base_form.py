@@ -50,7 +50,7 @@ def test_a_family_is_known_by_its_config(tmp_path, model_type, family, frame, di
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reply_in_the_familys_own_frame_and_notation_is_read(family):
-    """A box drawn in the native form, about a picture that the model sees at another size."""
+    """A box drawn in the native form, about an image that the model sees at another size."""
     one = sample("a", [(100, 100, 300, 300)]).model_copy(update={"question": "Where is it?"})
     one = one.model_copy(update={"image": one.image.model_copy(update={"width": 1600, "height": 900})})
     form = FAMILIES[family]
@@ -89,8 +89,8 @@ def test_a_question_by_text_alone_is_not_asked_for_boxes():
 class Native(FakeModel):
     """A base that points only when it is asked in its own form, and a tuned model that finds half."""
 
-    def __call__(self, model, samples, pictures):
-        self.asked += [(model, s.id, p) for s, p in zip(samples, pictures, strict=True)]
+    def __call__(self, model, samples, images):
+        self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
         texts = []
         for one in samples:
             numbers = [round(n) for n in frame(one).numbers(one.true_boxes[0])]

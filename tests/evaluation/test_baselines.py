@@ -1,4 +1,4 @@
-"""Blank and exchanged pictures, and guesses made without looking."""
+"""Blank and exchanged images, and guesses made without looking."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image as Pillow
 
 from tests.evaluation.evaluation_samples import SIDE, by_text, drawn, frame, sample
 from vcot.errors import InputError
-from vcot.evaluation.ablations import partners, picture, shown
+from vcot.evaluation.ablations import image_of, partners, shown
 from vcot.evaluation.baselines import NOT_ANNOTATED, NOTHING_NAMED, Baselines, guesses, subject
 from vcot.evaluation.metrics import measure
 from vcot.grounding import Box, Mention
@@ -20,7 +20,7 @@ def shared(name, digest):
     return sample(name, image=Image(uri=name, width=SIDE, height=SIDE, sha256=digest * 64))
 
 
-# --- pictures ----------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 50])
@@ -38,8 +38,8 @@ def test_samples_without_an_image_keep_none_and_the_others_exchange_theirs():
     assert partners([by_text("t0"), sample("a"), by_text("t1"), sample("b")], 0) == [0, 3, 2, 1]
 
 
-def test_samples_of_one_picture_share_the_other_one_too():
-    """Two questions about a picture must not be given each other's, which is their own."""
+def test_samples_of_one_image_share_the_other_one_too():
+    """Two questions about an image must not be given each other's, which is their own."""
     samples = [shared("a1", "a"), shared("a2", "a"), shared("b1", "b"), shared("c1", "c"), shared("c2", "c")]
     for seed in range(20):
         other = partners(samples, seed)
@@ -48,14 +48,14 @@ def test_samples_of_one_picture_share_the_other_one_too():
         assert other[3] == other[4]
 
 
-def test_one_picture_cannot_be_exchanged():
+def test_one_image_cannot_be_exchanged():
     with pytest.raises(InputError, match="at least two"):
         partners([shared("a1", "a"), shared("a2", "a")], 0)
 
 
-def test_blank_is_uniform_and_shuffled_is_the_others_picture_at_the_own_size(tmp_path):
-    own = picture(Store(), sample("a", None, image=drawn(tmp_path, "a", (10, 10, 60, 60), "red")))
-    other = picture(Store(), sample("b", None, image=drawn(tmp_path, "b", (30, 50, 90, 110), "blue", size=(80, 160))))
+def test_blank_is_uniform_and_shuffled_is_the_others_image_at_the_own_size(tmp_path):
+    own = image_of(Store(), sample("a", None, image=drawn(tmp_path, "a", (10, 10, 60, 60), "red")))
+    other = image_of(Store(), sample("b", None, image=drawn(tmp_path, "b", (30, 50, 90, 110), "blue", size=(80, 160))))
     blank, shuffled = shown("blank", own), shown("shuffled", own, other)
     assert shown("real", own) is own
     assert blank.size == shuffled.size == own.size == (160, 120)
@@ -64,7 +64,7 @@ def test_blank_is_uniform_and_shuffled_is_the_others_picture_at_the_own_size(tmp
     assert own.getpixel((35, 35)) == (255, 0, 0)
 
 
-def test_a_picture_of_another_size_is_scaled_as_a_whole():
+def test_an_image_of_another_size_is_scaled_as_a_whole():
     half = Pillow.new("RGB", (40, 40), "black")
     half.paste("white", (0, 0, 20, 40))
     wide = shown("shuffled", Pillow.new("RGB", (200, 100)), half)
@@ -72,11 +72,11 @@ def test_a_picture_of_another_size_is_scaled_as_a_whole():
     assert wide.getpixel((160, 50)) == (0, 0, 0)
 
 
-def test_a_picture_that_changed_since_it_was_annotated_is_refused(tmp_path):
+def test_an_image_that_changed_since_it_was_annotated_is_refused(tmp_path):
     one = sample("a", None, image=drawn(tmp_path, "a", (10, 10, 60, 60), "red"))
     drawn(tmp_path, "a", (10, 10, 60, 60), "green")
     with pytest.raises(ImageError, match="sha256"):
-        picture(Store(), one)
+        image_of(Store(), one)
 
 
 # --- guesses -----------------------------------------------------------------------------------------

@@ -19,12 +19,12 @@ from vcot.storage import Store
 
 @pytest.fixture
 def samples(tmp_path: Path) -> list[Any]:
-    pictured = [
+    illustrated = [
         sample(colour, None, image=drawn(tmp_path, colour, (40, 30, 120, 90), colour), answers=[colour],
                question="What colour is it?")
         for colour in ("red", "blue")
     ]  # fmt: skip
-    return [by_text("t0"), pictured[0], by_text("t1", "What is 2 + 2?", ["4"]), pictured[1], by_text("t2")]
+    return [by_text("t0"), illustrated[0], by_text("t1", "What is 2 + 2?", ["4"]), illustrated[1], by_text("t2")]
 
 
 def test_the_report_counts_them_and_the_ablations_do_not(tmp_path: Path, samples: list[Any]) -> None:
@@ -32,8 +32,8 @@ def test_the_report_counts_them_and_the_ablations_do_not(tmp_path: Path, samples
     training = [by_text("a", split="train"), sample("b", question="What colour is it?", split="train")]
     evidence = gather(samples, read_replies(Store(), folder.uri, mark.shards), Baselines.of(training), frame)
     report = json.loads(json.dumps(build(evidence, split="test", seed=0, made_with={"max_new_tokens": 16})))
-    counted = {k: report["samples"][k] for k in ("rows", "pictures", "by_text", "left_out")}
-    assert counted == {"rows": 5, "pictures": 2, "by_text": 3, "left_out": 0}
+    counted = {k: report["samples"][k] for k in ("rows", "images", "by_text", "left_out")}
+    assert counted == {"rows": 5, "images": 2, "by_text": 3, "left_out": 0}
     figures = {row["key"]: row["figures"]["answer_accuracy"] for row in report["results"]}
     assert (figures["tuned-real"]["value"], figures["tuned-real"]["rows"]) == (0.8, 5)  # 2 + 2 is not 2
     assert (figures["tuned-blank"]["value"], figures["tuned-blank"]["rows"]) == (0, 2)
@@ -50,5 +50,5 @@ def test_where_every_question_is_by_text_alone_there_are_no_ablations(tmp_path: 
     evidence = gather(samples, read_replies(Store(), folder.uri, mark.shards), Baselines(), frame)
     report = build(evidence, split="test", seed=0, made_with={"max_new_tokens": 16})
     assert [row["key"] for row in report["results"]] == ["base-real", "tuned-real"]
-    assert report["samples"]["pictures"] == 0
+    assert report["samples"]["images"] == 0
     assert not any("blank" in line for line in report["verdict"]["cannot"])

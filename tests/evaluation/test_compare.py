@@ -11,12 +11,12 @@ from vcot.errors import InputError
 from vcot.evaluation.compare import changes, compare, comparison_gates, judge_gates
 from vcot.evaluation.metrics import measure
 from vcot.evaluation.subjects import Finished
-from vcot.records import Score, StageMark
+from vcot.records import Score, StageMarker
 
-SETTINGS = {"max_new_tokens": 64, "quantisation": "none", "dtype": "float32", "batch_size": 8,
-            "limit": None, "seed": 0, "split": "auto", "synonyms": ()}  # fmt: skip
+SETTINGS = {"max_new_tokens": 64, "quantization": "none", "dtype": "float32", "per_device_eval_batch_size": 8,
+            "max_samples": None, "seed": 0, "split": "auto", "synonyms": ()}  # fmt: skip
 BASELINE = Finished(
-    "s3://b/runs/one/evaluate", StageMark(stage="evaluate", code="1", settings=SETTINGS, inputs={}), "ab" * 32
+    "s3://b/runs/one/evaluate", StageMarker(stage="evaluate", code="1", settings=SETTINGS, inputs={}), "ab" * 32
 )
 
 
@@ -162,19 +162,19 @@ CLEAR, NONE = (0.6, 0.5, 0.7), (0.02, -0.03, 0.06)
     ],
 )
 def test_a_promoted_model_must_look(blank, wrong, passes):
-    gates = judge_gates(report(real_blank=blank, real_wrong=wrong), depends_on_picture=True)
+    gates = judge_gates(report(real_blank=blank, real_wrong=wrong), depends_on_image=True)
     assert [gate["passed"] for gate in gates] == passes
 
 
 def test_what_was_not_measured_is_not_passed():
-    gates = judge_gates(report(), depends_on_picture=True)
+    gates = judge_gates(report(), depends_on_image=True)
     assert [gate["passed"] for gate in gates] == [False, False]
-    assert gates[0]["words"] == "accuracy_at_50 clearly better on real pictures than on blank ones: not measured"
+    assert gates[0]["words"] == "accuracy_at_50 clearly better on real images than on blank ones: not measured"
 
 
 def test_without_boxes_the_answers_must_come_from_looking():
     made = report(real_blank=(NONE, CLEAR), real_wrong=(NONE, CLEAR))
     made["results"][0]["figures"]["accuracy_at_50"]["value"] = None
-    gates = judge_gates(made, depends_on_picture=True)
+    gates = judge_gates(made, depends_on_image=True)
     assert [gate["passed"] for gate in gates] == [True, True]
     assert "answer_accuracy" in gates[0]["gate"]

@@ -25,7 +25,7 @@ COLOURS = ("red", "green", "blue", "black")
 
 
 def told(model, condition, one, number):
-    """The base writes half a tag, or a box anywhere; the tuned model sees discs on real pictures, and no levers."""
+    """The base writes half a tag, or a box anywhere; the tuned model sees discs on real images, and no levers."""
     if model == "base":
         return "The <ref>disc</ref><box>[1, 2, 3" if number % 3 else "A <ref>x</ref><box>[1, 2, 9, 9]</box>\nAnswer: up"
     if one.question.startswith("How many"):
@@ -38,7 +38,7 @@ def told(model, condition, one, number):
 
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     dice = random.Random(3)
     discs, levers, training = [], [], []
     for number in range(ROWS):
@@ -108,7 +108,7 @@ class Page(HTMLParser):
 
 def test_the_report_counts_what_it_was_measured_on(report):
     assert report["samples"] == {
-        "split": "test", "rows": 48, "pictures": 24, "by_text": 0, "boxes": 36, "annotated": 48, "absent": 12,
+        "split": "test", "rows": 48, "images": 24, "by_text": 0, "boxes": 36, "annotated": 48, "absent": 12,
         "left_out": 0, "training_rows": 12,
     }  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_the_verdict_says_what_it_can_and_what_it_cannot(report):
     assert any("“Where is the disc?”. What the model does with anything else" in line for line in verdict["notes"])
 
 
-def test_a_model_that_does_as_well_on_blank_pictures_is_not_said_to_see(evidence):
+def test_a_model_that_does_as_well_on_blank_images_is_not_said_to_see(evidence):
     blind = {**evidence.replies, "tuned-blank": evidence.replies["tuned-real"]}
     again = build(
         type(evidence)(evidence.samples, blind, evidence.guesses, evidence.habits, 0),
@@ -219,7 +219,7 @@ def test_what_a_model_wrote_cannot_break_the_page(html):
     assert "<b></ref>" not in html
 
 
-def test_pictures_show_true_and_predicted_boxes_in_two_colours(evidence):
+def test_images_show_true_and_predicted_boxes_in_two_colours(evidence):
     from PIL import Image as Pillow
     from PIL import ImageColor
 

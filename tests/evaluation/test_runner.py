@@ -37,7 +37,7 @@ def test_every_sample_is_asked_of_both_models_under_every_condition(tmp_path, sa
     assert Counter((r.model, r.condition) for r in found) == {(m, c): 5 for m in ("base", "tuned") for c in CONDITIONS}
     assert [r.score.sample for r in found[:5]] == [s.id for s in samples]
     assert [name for name, _, _ in model.asked] == ["base"] * 15 + ["tuned"] * 15
-    assert mark.tally.rows == mark.tally.kept == 30
+    assert mark.row_counts.rows == mark.row_counts.kept == 30
     seen = {(r.condition, r.score.sample): r.completion.text for r in found if r.model == "tuned"}
     for one in samples:
         assert seen["blank", one.id] == said([], "(128, 128, 128)")
@@ -50,8 +50,8 @@ def test_a_question_by_text_alone_is_asked_once_of_each_model(tmp_path, samples)
     folder, mark = evaluate(tmp_path, "run", runner(tmp_path, rows, model := FakeModel()))
     asked = {(r.score.sample, r.model, r.condition) for r in replies(folder, mark)}
     assert {c for c in asked if c[0][0] == "t"} == {(f"t{n}", m, "real") for n in (0, 1) for m in ("base", "tuned")}
-    assert mark.tally.rows == mark.tally.kept == 2 * 2 + 2 * 6
-    assert {name for _, name, picture in model.asked if picture is None} == {"t0", "t1"}
+    assert mark.row_counts.rows == mark.row_counts.kept == 2 * 2 + 2 * 6
+    assert {name for _, name, image in model.asked if image is None} == {"t0", "t1"}
 
 
 def test_a_second_run_asks_the_base_nothing_and_says_the_same(tmp_path, samples):
@@ -119,8 +119,8 @@ def test_a_row_without_its_image_is_rejected_with_the_reason(tmp_path, samples):
     Path(samples[2].image.uri).write_bytes(b"<html>gone</html>")
     _, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, FakeModel()), share=0.5)
     # Its own image under three conditions, and once as the image of another row; of both models.
-    assert mark.tally.rejected == {"image-changed": 8}
-    assert mark.tally.kept == 22
+    assert mark.row_counts.rejected == {"image-changed": 8}
+    assert mark.row_counts.kept == 22
 
 
 def test_a_truncated_shard_of_replies_is_rejected(tmp_path, samples):

@@ -11,17 +11,17 @@ import pytest
 from vcot import __version__
 from vcot.errors import InputError
 from vcot.evaluation.subjects import Finished, first, moment, newest, promote, promoted, trained
-from vcot.records import Folder, StageMark
+from vcot.records import Folder, StageMarker
 from vcot.storage import Store, join
 
-ASKED = {"split": "auto", "limit": None, "seed": 0}
+ASKED = {"split": "auto", "max_samples": None, "seed": 0}
 
 
 def finished(uri: str, **facts) -> Finished:
-    """A stage's mark as its finish writes it."""
+    """A stage's marker as its finish writes it."""
     run_uri, _, stage = uri.rpartition("/")
     Folder(Store(), run_uri, stage).finish(
-        StageMark(stage=stage, code=__version__, settings={}, inputs={}, facts={"uri": uri} | facts)
+        StageMarker(stage=stage, code=__version__, settings={}, inputs={}, facts={"uri": uri} | facts)
     )
     return Finished.at(Store(), uri)
 
@@ -87,8 +87,8 @@ def test_a_promotion_that_was_deleted_does_not_keep_the_next_from_being_made(fol
 def test_an_evaluation_that_was_deleted_and_made_again_is_another_one(folder_place):
     """The old pointer names a model that is no longer there; only the new one can be evaluated again."""
     earn(folder_place, "one")
-    mark = Path(folder_place.removeprefix("file://"), "runs", "one", "evaluate", "_done", "stage.json")
-    mark.write_bytes(mark.read_bytes().replace(b'"facts"', b' "facts"'))
+    marker = Path(folder_place.removeprefix("file://"), "runs", "one", "evaluate", "_done", "stage.json")
+    marker.write_bytes(marker.read_bytes().replace(b'"facts"', b' "facts"'))
     assert earn(folder_place, "one").uri.endswith("/0000000002.json")
 
 
@@ -160,7 +160,7 @@ def test_a_promotion_that_was_replaced_after_an_occasion_has_seen_it_is_refused(
 def test_another_choice_of_samples_goes_elsewhere(any_place):
     earn(any_place, "one")
     assert again(any_place).run_uri == again(any_place).run_uri
-    assert again(any_place).run_uri != again(any_place, asked=ASKED | {"limit": 5}).run_uri
+    assert again(any_place).run_uri != again(any_place, asked=ASKED | {"max_samples": 5}).run_uri
 
 
 def test_a_model_that_was_made_again_since_is_refused(any_place):

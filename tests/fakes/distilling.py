@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 from jobs.distill import DistillSettings, run
+from tests.distill.made import TOP_LEFT, draw_png, sample, see
 from tests.fakes.teacher import Teacher
-from tests.teacher.made import TOP_LEFT, picture, sample, see
 from vcot.records import Folder, Rejection, Sample, read_samples
-from vcot.records.shards import ShardWriter, StageMark, read_mark, run_shards
+from vcot.records.shards import ShardWriter, StageMarker, read_marker, run_shards
 from vcot.reports.distillation import SHOWN
 from vcot.reports.sampling import ShownExample, sampled
 from vcot.settings import Settings
@@ -25,7 +25,7 @@ from vcot.storage import Store, join
 
 ROOT = Path(__file__).parents[2]
 
-ALONE = {"twice": False, "look": False, "reanswer": False, "propose": False}
+ALONE = {"self_consistency": False, "crop_check": False, "answer_from_evidence": False, "propose": False}
 """One request for each row."""
 
 # ------------------------------------------------------------------------------------------------- what it reads
@@ -47,10 +47,10 @@ def convert(run_uri: str, *shards: Iterable[Sample]) -> None:
     run_shards(folder, settings, inputs={}, shards=len(shards), work=work, max_rejected_share=1.0)
 
 
-def pictured(run_uri: str, count: int) -> list[Sample]:
-    """Rows whose picture lies in storage."""
+def illustrated(run_uri: str, count: int) -> list[Sample]:
+    """Rows whose image lies in storage."""
     uri = join(run_uri, "images", "one.png")
-    Store().write(uri, picture())
+    Store().write(uri, draw_png())
     there = (see("red disc", TOP_LEFT),)
     return [sample(f"Where is disc {n}?", name=f"row-{n}", uri=uri, evidence=there) for n in range(count)]
 
@@ -58,7 +58,7 @@ def pictured(run_uri: str, count: int) -> list[Sample]:
 def converted(folder: Path, number: int, shards: int = 2, name: str = "one") -> Path:
     """A run whose shards take turns in the rows."""
     where = folder / "runs" / name
-    rows = pictured(str(folder), number)
+    rows = illustrated(str(folder), number)
     convert(str(where), *(rows[n::shards] for n in range(shards)))
     return where
 
@@ -78,7 +78,7 @@ def start(run_uri: str, teacher: Teacher, *argv: str) -> subprocess.Popen[str]:
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("VCOT_", "OPENAI_"))} | {
         "VCOT_DISTILL_TEACHER": "openai",
         "VCOT_DISTILL_MODEL": "scripted",
-        "VCOT_DISTILL_REANSWER": "false",
+        "VCOT_DISTILL_ANSWER_FROM_EVIDENCE": "false",
         "OPENAI_BASE_URL": teacher.address,
         "OPENAI_API_KEY": "x",
         "NO_PROXY": "127.0.0.1",
@@ -113,14 +113,14 @@ def wait_for(replies: int, runs: Path, process: subprocess.Popen[str]) -> None:
 # ------------------------------------------------------------------------------------------------- what it wrote
 
 
-def distilled(run_uri: str) -> tuple[StageMark, list[Sample]]:
-    mark, _ = read_mark(Store(), join(run_uri, "distill"))
-    return mark, list(read_samples(Store(), join(run_uri, "distill"), mark))
+def distilled(run_uri: str) -> tuple[StageMarker, list[Sample]]:
+    marker, _ = read_marker(Store(), join(run_uri, "distill"))
+    return marker, list(read_samples(Store(), join(run_uri, "distill"), marker))
 
 
-def rejections(run_uri: str, mark: StageMark | None = None) -> list[Rejection]:
-    mark = mark or read_mark(Store(), join(run_uri, "distill"))[0]
-    lines = [Store().read(join(run_uri, "distill", shard.rejections.name)) for shard in mark.shards]
+def rejections(run_uri: str, marker: StageMarker | None = None) -> list[Rejection]:
+    marker = marker or read_marker(Store(), join(run_uri, "distill"))[0]
+    lines = [Store().read(join(run_uri, "distill", shard.rejections.name)) for shard in marker.shards]
     return [Rejection.model_validate_json(line) for line in b"".join(lines).splitlines()]
 
 

@@ -1,10 +1,10 @@
-"""A teacher that really looks: behind the endpoint the rehearsal model answers about the picture that was sent.
+"""A teacher that really looks: behind the endpoint the rehearsal model answers about the image that was sent.
 
     seeing = Seeing(Eyes(Path("examples/rehearsal")))
     scripted_teacher(seeing)        reason, locate, look and reanswer; refuses other purposes (400)
     seeing.looked                   how often the model was asked
 
-The model is asked in the words that it was taught (vcot/sources/scenes.py), about the pixels of the request, and
+The model is asked in the words that it was taught (vcot/datasets/scenes.py), about the pixels of the request, and
 greedily. Of a request it gets a question or a name, never the right answer that the request states: so it may
 contradict that answer, or find nothing, and says so.
 """
@@ -21,21 +21,21 @@ from typing import Any, NamedTuple, cast
 from PIL import Image
 
 from tests.fakes.teacher import Answer, Asked, Refuse, Say
-from tests.fakes.wise import PURPOSE, named, pictures, shown
+from tests.fakes.wise import PURPOSE, images, named, shown
 from vcot.grounding import Box, FrameSpec, Trace, parse, split_answer
 from vcot.grounding.boxes import FrameName
 from vcot.models import generate, load_base
 from vcot.tokens import load_processor
 
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
-"""Of a picture, as the model was trained."""
+"""Of an image, as the model was trained."""
 
 LONGEST_REPLY = 90
 """Tokens; three boxes and the words around them have some 70."""
 
 
 class Seen(NamedTuple):
-    """What the model says of a picture; boxes in pixels of that picture."""
+    """What the model says of an image; boxes in pixels of that image."""
 
     trace: Trace
     answer: str
@@ -52,18 +52,18 @@ class Eyes:
         self._turn = threading.Lock()
         self._known: dict[tuple[str, bytes], str] = {}
 
-    def ask(self, picture: Image.Image, question: str) -> Seen:
-        picture = picture.convert("RGB")
-        key = question, picture.tobytes()
+    def ask(self, image: Image.Image, question: str) -> Seen:
+        image = image.convert("RGB")
+        key = question, image.tobytes()
         with self._turn:
             if key not in self._known:
-                self._known[key] = self._say(picture, question)
+                self._known[key] = self._say(image, question)
         reasoning, answer = split_answer(self._known[key])
-        return Seen(parse(reasoning, FrameSpec("thousandths").on(*picture.size)).trace, answer or "")
+        return Seen(parse(reasoning, FrameSpec("thousandths").on(*image.size)).trace, answer or "")
 
-    def _say(self, picture: Image.Image, question: str) -> str:
+    def _say(self, image: Image.Image, question: str) -> str:
         self.times += 1
-        asked = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}
+        asked = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
         batch = self._processor.apply_chat_template(
             [[asked]], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
@@ -90,8 +90,8 @@ class Seeing:
 
     def _reason(self, asked: Asked) -> Mapping[str, Any]:
         """Its own reasoning about the question, with a number in the place of each box, and its own answer."""
-        picture = shown(asked)
-        trace, answer = self.eyes.ask(picture, asked.question)
+        image = shown(asked)
+        trace, answer = self.eyes.ask(image, asked.question)
         number, text, objects = first_free(asked.words), "", []
         for part in trace.parts:
             if isinstance(part, str):
@@ -100,7 +100,7 @@ class Seeing:
             numbers = range(number, number := number + len(part.boxes))
             text += " and ".join(f"[{n}]" for n in numbers)
             objects += [
-                {"number": n, "label": part.label, "box": written(box, picture, asked.words)}
+                {"number": n, "label": part.label, "box": written(box, image, asked.words)}
                 for n, box in zip(numbers, part.boxes, strict=True)
             ]
         return {
@@ -110,10 +110,10 @@ class Seeing:
         }
 
     def _locate(self, asked: Asked) -> Mapping[str, Any]:
-        picture, found = shown(asked), []
+        image, found = shown(asked), []
         for name in asked.words.split("Names:\n")[1].splitlines():
-            boxes = self.eyes.ask(picture, f"Point at every {name}.").trace.boxes
-            found.append({"label": name, "boxes": [written(box, picture, asked.words) for box in boxes]})
+            boxes = self.eyes.ask(image, f"Point at every {name}.").trace.boxes
+            found.append({"label": name, "boxes": [written(box, image, asked.words) for box in boxes]})
         return {"objects": found}
 
     def _look(self, asked: Asked) -> Mapping[str, Any]:
@@ -121,7 +121,7 @@ class Seeing:
 
     def _reanswer(self, asked: Asked) -> Mapping[str, Any]:
         """About what the cut-outs show where they lie; the rest of the image is grey."""
-        cuts = [shown(asked, number) for number in range(pictures(asked))]
+        cuts = [shown(asked, number) for number in range(images(asked))]
         lie = [tuple(int(n) / 100 for n in four) for four in _LIES.findall(asked.words)]
         return {"answer": self.eyes.ask(put_together(cuts, lie) if lie else cuts[0], asked.question).answer}
 
@@ -149,17 +149,17 @@ def first_free(words: str) -> int:
     return int(told[1]) if told else 1
 
 
-def written(box: Box, picture: Image.Image, words: str) -> list[float]:
-    """A box of this picture in the numbers that the words declare.
+def written(box: Box, image: Image.Image, words: str) -> list[float]:
+    """A box of this image in the numbers that the words declare.
 
     A frame of pixels is one of the original or of a resized copy, neither of which is seen here: how far the numbers
     run says how large it is.
     """
     told = re.search(r"in ([a-z ]+) of the image .*? run over 0\.\.(\d+)(?: across and 0\.\.(\d+) down)?", words)
     assert told is not None, words
-    name, width, height = told[1].replace(" ", "_"), *picture.size
+    name, width, height = told[1].replace(" ", "_"), *image.size
     if name.endswith("pixels"):
         name, width, height = "pixels", int(told[2]), int(told[3] or told[2])
-    across, down = width / picture.width, height / picture.height
+    across, down = width / image.width, height / image.height
     scaled = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
     return list(FrameSpec(cast(FrameName, name)).on(width, height).encode(scaled))

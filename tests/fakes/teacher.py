@@ -272,7 +272,7 @@ def main() -> None:
 
     def answer(asked: Asked) -> Answer:
         body = grounded(asked).body
-        asked.body.clear()  # it would hold the pictures of thousands
+        asked.body.clear()  # it would hold the images of thousands
         return Answer(body=body, wait=wait)
 
     with scripted_teacher(answer) as teacher:

@@ -1,6 +1,6 @@
-"""A teacher that sees: it finds things by their colour in the pictures that it is sent, and answers for every purpose.
+"""A teacher that sees: it finds things by their colour in the images that it is sent, and answers for every purpose.
 
-    picture(("red disc", (10, 20, 60, 70)), …)      → a drawn picture
+    draw_png(("red disc", (10, 20, 60, 70)), …)      → a drawn image
     scripted_teacher(Wise({"Where is it?": Known("top left", needs="red disc")}))
 
 What it says is right until a test spoils it: `spoil={"look": lambda asked, said: {"present": True}}`.
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tests.fakes.teacher import Answer, Asked, Say
-from vcot.teacher.prompts import packaged
+from vcot.distill.prompts import packaged
 
 COLOURS = {
     "red disc": (220, 30, 30), "blue lever": (30, 30, 220), "green gear": (30, 200, 30), "yellow cup": (230, 220, 40),
@@ -32,7 +32,7 @@ PURPOSE = {prompt.text: name for name, versions in packaged().items() for prompt
 BACKGROUND = (200, 200, 200)
 
 
-def picture(*things: tuple[str, tuple[int, int, int, int]], size: tuple[int, int] = (320, 240)) -> bytes:
+def draw_png(*things: tuple[str, tuple[int, int, int, int]], size: tuple[int, int] = (320, 240)) -> bytes:
     """A PNG in which each thing is a filled rectangle of its colour."""
     drawn = Image.new("RGB", size, BACKGROUND)
     for label, (x1, y1, x2, y2) in things:
@@ -97,7 +97,7 @@ class Wise:
 
     def _reanswer(self, asked: Asked) -> dict[str, Any]:
         known = self.known.get(asked.question, Known("something coloured"))
-        seen = not known.needs or any(known.needs in found(asked, n) for n in range(pictures(asked)))
+        seen = not known.needs or any(known.needs in found(asked, n) for n in range(images(asked)))
         return {"answer": known.answer if seen else "cannot tell"}
 
     # ------------------------------------------------------------------------------------------------ two levels
@@ -145,7 +145,7 @@ def named(asked: Asked) -> str:
     return asked.words.splitlines()[0].removeprefix("Name: ")
 
 
-def pictures(asked: Asked) -> int:
+def images(asked: Asked) -> int:
     return sum(part["type"] == "image_url" for part in asked.body["messages"][-1]["content"])
 
 
@@ -155,7 +155,7 @@ def shown(asked: Asked, number: int = 0) -> Image.Image:
 
 
 def found(asked: Asked, number: int = 0) -> dict[str, list[int]]:
-    """What is visible in a picture of the request, with its box in thousandths."""
+    """What is visible in an image of the request, with its box in thousandths."""
     pixels = np.asarray(shown(asked, number).convert("RGB"), dtype=int)
     height, width, _ = pixels.shape
     boxes = {}

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-FLAGS: dict[str, str] = {}
+FLAGS: dict[str, str] = {
+    "distill --no-reanswer": "--no-answer-from-evidence",
+    "train --r": "--lora-r",
+    "train --batch-size": "--per-device-train-batch-size",
+    "train --accumulation": "--gradient-accumulation-steps",
+    "train --eval-every": "--eval-steps",
+    "train --save-every": "--save-steps",
+    "train --warmup": "--warmup-steps",
+    "train --workers": "--dataloader-num-workers",
+}
 """`train --batch-size` → what that flag is called now."""
 KEYS: dict[str, str] = {}
 """Key of a line in a shard, in rejections or in a report → what it is called now."""

@@ -28,7 +28,7 @@ ALLOWED = {
     "smart_open": ("vcot/storage",),
     "kubernetes": ("vcot/pipeline/client.py",),
     "tools": ("jobs/pipeline.py",),  # the S3 server of a run on this computer, in a checkout
-    "openai": ("vcot/teacher",),
+    "openai": ("vcot/distill",),
 }
 
 
@@ -106,7 +106,8 @@ def test_settings_files_are_read_by_the_stages_own_class(
 
 #: Numbers that are counted in nothing.
 WITHOUT_UNIT = {
-    "seed", "shard", "temperature", "r", "alpha", "learning_rate", "warmup", "weight_decay", "clip", "neftune",
+    "seed", "shard", "temperature", "lora_r", "lora_alpha", "learning_rate", "warmup_steps", "weight_decay",
+    "max_grad_norm", "neftune_noise_alpha",
     "max_box_aspect",
 }  # fmt: skip
 
@@ -187,7 +188,7 @@ def test_the_front_page_claims_nothing_that_no_command_does() -> None:
     page = (ROOT / "README.md").read_text().lower()
     rooms = {p.name for p in (ROOT / "vcot").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     idle = rooms - {name.split(".")[1] for name in reached_by_jobs() if name.startswith("vcot.")}
-    assert {"sources", "training", "evaluation", "teacher"} <= rooms - idle
+    assert {"datasets", "training", "evaluation", "distill"} <= rooms - idle
     assert not [room for room in idle if room.rstrip("s") in page]
     if "container" in page:
         assert [*ROOT.glob("Dockerfile*"), *ROOT.glob("k8s/**/Dockerfile*")], (

@@ -19,6 +19,6 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_teacher(clean: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key for a scripted teacher, and a thousandth of the pauses between two tries or two looks at a batch."""
     monkeypatch.setenv("OPENAI_API_KEY", "x")
-    monkeypatch.setattr("vcot.teacher.batch.POLL", 0.01)
-    monkeypatch.setattr("vcot.teacher.client.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("vcot.teacher.client.LAST_PAUSE", 0.002)
+    monkeypatch.setattr("vcot.distill.batch.POLL", 0.01)
+    monkeypatch.setattr("vcot.distill.client.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("vcot.distill.client.LAST_PAUSE", 0.002)

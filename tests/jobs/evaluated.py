@@ -13,7 +13,7 @@ import pytest
 
 from tests.training.toy import MAX_PIXELS, MIN_PIXELS, toy_base
 from vcot import __version__
-from vcot.records import Folder, StageMark
+from vcot.records import Folder, StageMarker
 from vcot.storage import Store, join, put_folder
 from vcot.storage.folders import folder_digest
 
@@ -65,4 +65,4 @@ def trained(run_uri: str, base: Path | str, adapter: Path, contract: Mapping[str
         "contract": dict(contract), "base_uri": str(base), "base_sha256": folder_digest(Store(), str(base)),
         "tune": tune, "model": "model", "files": files,
     }  # fmt: skip
-    folder.finish(StageMark(stage="train", code=__version__, settings={"tune": tune}, inputs={}, facts=facts))
+    folder.finish(StageMarker(stage="train", code=__version__, settings={"tune": tune}, inputs={}, facts=facts))

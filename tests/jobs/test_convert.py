@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from jobs.convert import DATASETS, ConvertSettings, run
+from tests.datasets.given import Given
+from tests.datasets.test_datasets_viscot import metadata
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
-from tests.sources.given import Given
-from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError, Interrupted, SettingsError, VcotError
 from vcot.records import read_samples
-from vcot.records.shards import read_mark
+from vcot.records.shards import read_marker
 from vcot.settings import owners_of
 from vcot.stage import stop
 from vcot.storage import Store
@@ -58,11 +58,11 @@ def report(run_uri: Path | str) -> dict[str, Any]:
 
 
 def viscot_rows(given: Given, count: int = 40, bad: int = 2) -> dict[str, Any]:
-    """Rows over pictures of three each, the last `bad` of them inverted."""
+    """Rows over images of three each, the last `bad` of them inverted."""
     rows = []
     for n in range(count):
         height = 100 + n // 3
-        given.picture(f"vsr/{n // 3}.png", 90, height)
+        given.image(f"vsr/{n // 3}.png", 90, height)
         box = [[1, 2, 30, 40]] if n < count - bad else [[30, 2, 1, 40]]
         rows.append(metadata(box, image=f"{n // 3}.png", width=90, height=height, question=f"What is {n}?"))
     return {"source": "viscot", "input_uri": given.rows(rows), "images_uri": given.images}
@@ -80,14 +80,14 @@ def made(run_uri: Path) -> dict[str, bytes]:
 
 def test_rows_in_are_kept_and_rejected_in_tally_report_and_files(given: Given, tmp_path: Path) -> None:
     told = convert(tmp_path / "run", **viscot_rows(given), num_shards=3, validation_share=0.3)
-    assert told["tally"] == {"rows": 40, "kept": 38, "written": 38, "rejected": {"box-inverted": 2}}
+    assert told["row_counts"] == {"rows": 40, "kept": 38, "written": 38, "rejected": {"box-inverted": 2}}
     assert told["datasets"]["vsr"]["rejected"] == {"box-inverted": 2}
     assert sum(told["datasets"]["vsr"]["kept"].values()) == 38
     assert told["boxes_per_row"] == {"1": 38}
     assert told["box_area"]["n"] == 38
     store = Store()
-    mark, _ = read_mark(store, f"{tmp_path}/run/convert")
-    samples = list(read_samples(store, f"{tmp_path}/run/convert", mark))
+    marker, _ = read_marker(store, f"{tmp_path}/run/convert")
+    samples = list(read_samples(store, f"{tmp_path}/run/convert", marker))
     assert len({s.id for s in samples}) == 38
     assert {s.origin.split for s in samples} == {"train", "validation"}
     refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
@@ -117,20 +117,20 @@ def test_the_same_input_gives_the_same_bytes_whoever_makes_which_part(given: Giv
 
 
 def test_drawn_scenes_need_no_input(tmp_path: Path) -> None:
-    told = convert(tmp_path / "run", source="scenes", limit=6, num_shards=2, pictures_uri=tmp_path / "pictures")
-    assert told["tally"]["kept"] == 6
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 6
+    told = convert(tmp_path / "run", source="scenes", limit=6, num_shards=2, stored_images_uri=tmp_path / "images")
+    assert told["row_counts"]["kept"] == 6
+    assert len(list((tmp_path / "images").glob("*.png"))) == 6
     samples = b"".join(gzip.decompress(data) for name, data in made(tmp_path / "run").items() if "shards" in name)
-    assert samples.count(b"/pictures/") == 6
+    assert samples.count(b"/images/") == 6
 
 
 def test_a_finished_stage_has_nothing_left_to_do(given: Given, tmp_path: Path) -> None:
     settings = viscot_rows(given)
     convert(tmp_path / "run", **settings)
     before = made(tmp_path / "run")
-    for picture in given.images.rglob("*.png"):
-        picture.unlink()
-    convert(tmp_path / "run", **settings)  # does not even look at the pictures
+    for image in given.images.rglob("*.png"):
+        image.unlink()
+    convert(tmp_path / "run", **settings)  # does not even look at the images
     assert made(tmp_path / "run") == before
 
 
@@ -156,7 +156,7 @@ def test_a_stopped_stage_goes_on_where_it_was(given: Given, tmp_path: Path, monk
 
 def test_killed_at_any_moment_the_same_command_gives_the_same_shards(tmp_path: Path) -> None:
     """A real process, SIGKILL, drawn scenes (the slowest source for its size)."""
-    settings = {"source": "scenes", "limit": 60, "num_shards": 6, "pictures_uri": tmp_path / "pictures"}
+    settings = {"source": "scenes", "limit": 60, "num_shards": 6, "stored_images_uri": tmp_path / "images"}
     begun = time.monotonic()
     process(tmp_path / "calm", settings).wait()
     took = time.monotonic() - begun
@@ -169,8 +169,8 @@ def test_killed_at_any_moment_the_same_command_gives_the_same_shards(tmp_path: P
     assert process(tmp_path / "stormy", settings).wait() == 0
     calm, stormy = made(tmp_path / "calm"), made(tmp_path / "stormy")
     assert calm.keys() <= stormy.keys()
-    mark, _ = read_mark(Store(), f"{tmp_path}/stormy/convert")
-    named = {file.name for shard in mark.shards for file in (*shard.files, shard.rejections)}
+    marker, _ = read_marker(Store(), f"{tmp_path}/stormy/convert")
+    named = {file.name for shard in marker.shards for file in (*shard.files, shard.rejections)}
     assert named == calm.keys()
     assert {name: stormy[name] for name in named} == calm
 
@@ -247,7 +247,7 @@ def test_too_many_refused_rows_are_an_error_with_the_reasons(given: Given, tmp_p
     said = fails(tmp_path, InputError, settings)
     assert "4 of 40 rows were refused (10.0%)" in said
     assert "4 box-inverted" in said
-    assert convert(tmp_path / "run", **settings, max_rejected_share=0.1)["tally"]["kept"] == 36
+    assert convert(tmp_path / "run", **settings, max_rejected_share=0.1)["row_counts"]["kept"] == 36
 
 
 def test_an_images_folder_without_anything_in_it_is_said_at_once(given: Given, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_rows_about_what_is_no_regular_file_are_refused_and_the_others_kept(give
         assert begun.wait(timeout=60) == 0
     finally:
         begun.kill()
-    assert report(tmp_path / "run")["tally"]["rejected"] == {"image-missing": 6}
+    assert report(tmp_path / "run")["row_counts"]["rejected"] == {"image-missing": 6}
     refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
     fifo, link = (f"{given.images}/vsr/{n}.png: " for n in (1, 2))
     assert sum(r["detail"].startswith(f"{fifo}a FIFO, not a regular file") for r in refused) == 3
@@ -277,12 +277,12 @@ def test_rows_about_what_is_no_regular_file_are_refused_and_the_others_kept(give
 def test_a_detection_file_as_input(given: Given, tmp_path: Path) -> None:
     rows = given.rows([{"img_path": "a", "expression": "?", "bbox": [1, 2, 3, 4]}])
     settings = {"source": "viscot", "input_uri": rows, "images_uri": given.images}
-    given.picture("a.png")
+    given.image("a.png")
     assert "is a detection file" in fails(tmp_path, InputError, settings)
 
 
 def test_no_file_an_empty_file_and_a_wrong_one(given: Given, tmp_path: Path) -> None:
-    given.picture("a.png")
+    given.image("a.png")
     settings = {"source": "viscot", "images_uri": given.images}
     assert "no such file" in fails(tmp_path, InputError, settings | {"input_uri": tmp_path / "no.json"})
     assert "not one row" in fails(tmp_path / "2", InputError, settings | {"input_uri": given.rows([], "empty.jsonl")})
@@ -305,7 +305,7 @@ def test_an_input_that_changed_between_two_starts(given: Given, tmp_path: Path) 
     assert "has changed since" in fails(tmp_path, InputError, settings)
 
 
-def test_held_out_pictures_are_looked_up_before_the_shards(given: Given, tmp_path: Path) -> None:
+def test_held_out_images_are_looked_up_before_the_shards(given: Given, tmp_path: Path) -> None:
     settings = viscot_rows(given, count=39, bad=0)
     path = Path(settings["input_uri"])
     rows = [json.loads(line) for line in path.open()]
@@ -325,8 +325,8 @@ def test_everything_may_lie_in_a_bucket(given: Given, moto_place: str) -> None: 
         store.upload(path, f"{moto_place}/data/{path.relative_to(given.folder)}")
     settings |= {"input_uri": f"{moto_place}/data", "images_uri": f"{moto_place}/data/images"}
     told = convert(f"{moto_place}/run", **settings, max_rejected_share=0.2)
-    assert told["tally"]["rejected"] == {"box-inverted": 1}
-    samples = list(read_samples(store, f"{moto_place}/run/convert", read_mark(store, f"{moto_place}/run/convert")[0]))
+    assert told["row_counts"]["rejected"] == {"box-inverted": 1}
+    samples = list(read_samples(store, f"{moto_place}/run/convert", read_marker(store, f"{moto_place}/run/convert")[0]))
     assert {s.image.uri for s in samples} == {f"{moto_place}/data/images/vsr/{n}.png" for n in range(3)}
 
 

@@ -1,4 +1,4 @@
-"""Convert reads pictures inside an archive: the same Samples as from the folder that it would be unpacked to."""
+"""Convert reads images inside an archive: the same Samples as from the folder that it would be unpacked to."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from jobs.convert import ConvertSettings, run
-from tests.sources.given import Given, png
-from tests.sources.test_sources_viscot import metadata
+from tests.datasets.given import Given, png
+from tests.datasets.test_datasets_viscot import metadata
 from tests.storage.tars import in_chunks, tar
+from vcot.datasets import DATASETS
+from vcot.datasets.archived import archive_at
+from vcot.datasets.reading import one
+from vcot.datasets.row import Row
 from vcot.errors import InputError
 from vcot.records import Rejection, Sample, read_samples
-from vcot.records.picture import picture
-from vcot.records.shards import read_mark
-from vcot.sources import DATASETS
-from vcot.sources.archived import archive_at
-from vcot.sources.reading import one
-from vcot.sources.row import Row
+from vcot.records.image import read_image
+from vcot.records.shards import read_marker
 from vcot.storage import Changed, Store, join
 from vcot.uris import pieces
 
@@ -35,11 +35,11 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Given:
-    """30 rows about 15 pictures, the last row about one that is nowhere."""
+    """30 rows about 15 images, the last row about one that is nowhere."""
     given = Given(tmp_path / "data")
     found = []
     for n in range(30):
-        given.picture(f"vsr/{n // 2}.png", 90 + n // 2, 70)
+        given.image(f"vsr/{n // 2}.png", 90 + n // 2, 70)
         found.append(metadata([[1, 2, 30, 40]], image=f"{n // 2}.png", width=90 + n // 2, height=70, question=f"{n}?"))
     found[-1]["image"] = "nowhere.png"
     given.rows(found)
@@ -61,7 +61,7 @@ def convert(run_uri: str, **settings: Any) -> list[Sample]:
 
 def samples(run_uri: str) -> list[Sample]:
     uri = join(run_uri, "convert")
-    return sorted(read_samples(store, uri, read_mark(store, uri)[0]), key=lambda sample: sample.id)
+    return sorted(read_samples(store, uri, read_marker(store, uri)[0]), key=lambda sample: sample.id)
 
 
 def rejections(run_uri: str) -> list[Rejection]:
@@ -85,7 +85,7 @@ def test_the_same_samples_as_from_a_folder(any_place: str, rows: Given, tmp_path
     assert len(inside) == 29
     for sample in inside:
         assert pieces(sample.image.uri), "a later stage needs no more than this"
-        assert picture(store, sample.image).width == sample.image.width
+        assert read_image(store, sample.image).width == sample.image.width
     (refused,) = rejections(join(any_place, "run"))
     assert refused.reason.value == "image-missing"
     looked_for = ["vsr/nowhere.png"] if top == "." else [f"{top}/vsr/nowhere.png", "vsr/nowhere.png"]
@@ -102,32 +102,32 @@ def test_the_same_samples_as_from_a_folder(any_place: str, rows: Given, tmp_path
         ("one file", "", "cot_image_data"), ("chunks", "cot", ""), ("chunks", "cot", "cot_image_data"),
     ],
 )  # fmt: skip
-def test_pictures_are_found_with_and_without_a_folder_on_top(
+def test_images_are_found_with_and_without_a_folder_on_top(
     tmp_path: Path, rows: Given, kind: str, there: str, said: str
 ) -> None:
     """Rows write `cot/vsr/0.png`, the archive has `cot_image_data/vsr/0.png`, and people have either, or neither."""
     place = str(tmp_path)
     if kind == "folder":
         for path in rows.images.rglob("*.png"):
-            store.upload(path, join(place, "pictures", there, str(path.relative_to(rows.images))))
+            store.upload(path, join(place, "images", there, str(path.relative_to(rows.images))))
     elif kind == "one file":
-        store.write(join(place, "pictures"), archive_of(rows.images, there or "."))
+        store.write(join(place, "images"), archive_of(rows.images, there or "."))
     else:
-        in_chunks(store, join(place, "pictures"), archive_of(rows.images, there or "."), 5000)
+        in_chunks(store, join(place, "images"), archive_of(rows.images, there or "."), 5000)
     found = [json.loads(line) for line in (rows.folder / "rows.jsonl").open()]
     for row in found if said != "bare file" else ():
         row["image"] = f"{said}/vsr/{row['image']}".lstrip("/")
     source = rows.rows(found, "said.jsonl")
     run_uri = join(place, "run")
-    inside = convert(run_uri, input_uri=source, images_uri=join(place, "pictures"), near_duplicates=0)
+    inside = convert(run_uri, input_uri=source, images_uri=join(place, "images"), near_duplicates=0)
     assert len(inside) == 29
     (refused,) = rejections(run_uri)
     assert refused.reason.value == "image-missing"
     looked_for = join(there, "vsr/nowhere.png")
-    assert (join(place, "pictures", looked_for) if kind == "folder" else f"'{looked_for}'") in refused.detail
+    assert (join(place, "images", looked_for) if kind == "folder" else f"'{looked_for}'") in refused.detail
 
 
-def test_a_picture_lies_where_its_row_says_before_it_lies_elsewhere(tmp_path: Path, given_cots: Given) -> None:
+def test_an_image_lies_where_its_row_says_before_it_lies_elsewhere(tmp_path: Path, given_cots: Given) -> None:
     said = [{"image": path, "question": f"{path}?", "answers": ["x"]} for path in ("a.png", "cot/a.png")]
     source = given_cots.rows(said, "samples.jsonl")
     kept = convert(str(tmp_path / "run"), source="samples", input_uri=source, images_uri=given_cots.images)
@@ -136,10 +136,10 @@ def test_a_picture_lies_where_its_row_says_before_it_lies_elsewhere(tmp_path: Pa
 
 @pytest.fixture
 def given_cots(tmp_path: Path) -> Given:
-    """Somebody's own pictures of cots."""
+    """Somebody's own images of cots."""
     given = Given(tmp_path / "cots")
-    given.picture("a.png", 50, 50)
-    given.picture("cot/a.png", 60, 50)
+    given.image("a.png", 50, 50)
+    given.image("cot/a.png", 60, 50)
     return given
 
 
@@ -197,7 +197,7 @@ def test_an_archive_that_is_another_one_ends_the_stage(any_place: str, rows: Giv
         convert(join(any_place, "run"), part="shards", **same)
 
 
-def test_an_archive_that_changes_while_its_pictures_are_read(any_place: str, rows: Given, tmp_path: Path) -> None:
+def test_an_archive_that_changes_while_its_images_are_read(any_place: str, rows: Given, tmp_path: Path) -> None:
     from vcot.records import Folder
 
     (uri,) = in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 10**6)
@@ -205,12 +205,12 @@ def test_an_archive_that_changes_while_its_pictures_are_read(any_place: str, row
     archive = archive_at(join(any_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
     assert archive is not None
     desk = rows.desk("viscot")
-    inside = desk.pictures.below(DATASETS["viscot"].in_archive, archive)
+    inside = desk.images.below(DATASETS["viscot"].in_archive, archive)
     assert inside.find("vsr/3.png").width == 93
     store.write(uri, store.read(uri) + bytes(512))
     row = Row("1", metadata([[1, 2, 30, 40]], image="4.png", width=94, height=70))
     with pytest.raises(Changed, match=rf"^{uri}: changed while it was read; the index of .* is of what it was before$"):
-        one(row, desk.__class__(**{**vars(desk), "pictures": inside}))
+        one(row, desk.__class__(**{**vars(desk), "images": inside}))
 
 
 def test_a_row_about_a_sparse_member_or_a_link(tmp_path: Path, rows: Given) -> None:

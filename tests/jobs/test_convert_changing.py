@@ -1,4 +1,4 @@
-"""A source that changes while convert reads it stops the stage with that message, whatever holds its rows or pictures.
+"""A source that changes while convert reads it stops the stage with that message, whatever holds its rows or images.
 
 On disk, and in a real MinIO, where the ETag tells. What comes in its stead is whole and can be read, too.
 """
@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from jobs import convert as job
+from tests.datasets import test_datasets_scienceqa as scienceqa
+from tests.datasets.given import Given, png
+from tests.datasets.parquet import write
+from tests.datasets.test_datasets_coco import ONE_AND_TWO, instances
+from tests.datasets.test_datasets_viscot import metadata
 from tests.jobs.test_convert import flags, no_settings_from_outside  # noqa: F401 (fixture)
-from tests.sources import test_sources_scienceqa as scienceqa
-from tests.sources.given import Given, png
-from tests.sources.parquet import write
-from tests.sources.test_sources_coco import ONE_AND_TWO, instances
-from tests.sources.test_sources_viscot import metadata
 from tests.storage.tars import tar
-from vcot.sources import coco, row_index
-from vcot.sources.inputs import find, found_in
+from vcot.datasets import coco, row_index
+from vcot.datasets.inputs import find, found_in
 from vcot.storage import Changed, Store, join
 
 store = Store()
@@ -44,7 +44,7 @@ def given(tmp_path: Path) -> Given:
 
 
 def rows_in(form: str, scratch: Path, seed: int, count: int = 6) -> bytes:
-    """A file of rows; another seed gives another file as long as this one, with the same pictures."""
+    """A file of rows; another seed gives another file as long as this one, with the same images."""
     if form.endswith(".parquet"):
         rows = [scienceqa.row(n) | {"question": f"What is {seed}-{n}?"} for n in range(count)]
         return Path(write(scratch / "a.parquet", rows, scienceqa.TYPES, group=100)).read_bytes()
@@ -61,10 +61,10 @@ def rows_in(form: str, scratch: Path, seed: int, count: int = 6) -> bytes:
 def settings_for(form: str, place: str, scratch: Path) -> dict[str, Any]:
     """What convert is told to read, with everything it reads in its place."""
     store.write(join(place, form), rows_in(form, scratch, seed=1))
-    pictures = {f"vsr/{n}.png": png(90, 70, comment=str(n)) for n in range(3)}
-    for path, data in pictures.items():
+    images = {f"vsr/{n}.png": png(90, 70, comment=str(n)) for n in range(3)}
+    for path, data in images.items():
         store.write(join(place, "images", path), data)
-    store.write(join(place, "images.tar"), tar({f"cot_image_data/{path}": data for path, data in pictures.items()}))
+    store.write(join(place, "images.tar"), tar({f"cot_image_data/{path}": data for path, data in images.items()}))
     settings = {"run_uri": join(place, "run"), "input_uri": join(place, form), "num_shards": 2}
     if form.endswith(".parquet"):
         return settings | {"source": "scienceqa"}
@@ -130,7 +130,7 @@ def test_instances_of_coco(place: str, given: Given) -> None:
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_a_tar_file(place: str, tmp_path: Path, stopped: Callable[..., str]) -> None:
-    """With --ingest, which reads pictures once more than the look at all rows."""
+    """With --ingest, which reads images once more than the look at all rows."""
     settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "images.tar")
     data = tar({f"cot_image_data/vsr/{n}.png": png(90, 70, comment="new") for n in range(3)})
     said = stopped(settings | {"images_uri": uri}, uri, data, "--ingest")
@@ -138,8 +138,8 @@ def test_a_tar_file(place: str, tmp_path: Path, stopped: Callable[..., str]) -> 
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
-@pytest.mark.parametrize("data", [png(90, 70, comment="another"), b"no picture"])
-def test_a_picture(place: str, data: bytes, tmp_path: Path, stopped: Callable[..., str]) -> None:
+@pytest.mark.parametrize("data", [png(90, 70, comment="another"), b"no image"])
+def test_an_image(place: str, data: bytes, tmp_path: Path, stopped: Callable[..., str]) -> None:
     settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "images/vsr/1.png")
     said = stopped(settings, uri, data, "--ingest")
     assert said == f"{uri} has changed since this stage first looked at it; use another run name"

@@ -15,7 +15,7 @@ from PIL import ImageDraw
 
 from jobs import convert as convert_job
 from jobs import tokenize as tokenize_job
-from tests.sources.given import Given
+from tests.datasets.given import Given
 from tests.storage.tars import tar
 from tests.tokens.base import base_folder, processor
 from vcot.errors import VcotError
@@ -25,8 +25,8 @@ from vcot.evaluation.runner import EvaluationRunner, TrainedModel, units
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample, read_samples
 from vcot.records.example import Examples
-from vcot.records.picture import picture
-from vcot.records.shards import read_mark
+from vcot.records.image import read_image
+from vcot.records.shards import read_marker
 from vcot.reports.overlays import TRUE
 from vcot.storage import Store, images
 from vcot.tokens import Contract
@@ -35,7 +35,7 @@ from vcot.tokens.audit import view
 __all__ = ["base_folder", "processor"]
 WIDE, HIGH = 1600, 1100
 DISC = (960, 220, 1440, 660)
-"""Where the disc is in the upright picture; neither in the middle nor as wide as high."""
+"""Where the disc is in the upright image; neither in the middle nor as wide as high."""
 BUDGET = 40_000
 SIGHT = {"min_pixels": 4 * 784, "max_pixels": 100 * 784}
 """What the model sees; more than the copies have, so that the two sizes are seen at two sizes."""
@@ -51,10 +51,10 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
-    """Two pictures of an orange disc, one of them as a camera stores it that was held upright: lying, with EXIF."""
+    """Two images of an orange disc, one of them as a camera stores it that was held upright: lying, with EXIF."""
     given = Given(tmp_path_factory.mktemp("data"))
-    given.picture("lying.jpg", data=_photograph(lying=True))
-    given.picture("straight.png", data=_photograph(lying=False))
+    given.image("lying.jpg", data=_photograph(lying=True))
+    given.image("straight.png", data=_photograph(lying=False))
     mention = {"label": "orange disc", "boxes": [DISC]}
     given.rows(
         [
@@ -81,7 +81,7 @@ def _photograph(*, lying: bool) -> bytes:
 
 
 def disc_in(pixels: Pillow.Image) -> Box:
-    """The orange part of a picture, in pixels of the original."""
+    """The orange part of an image, in pixels of the original."""
     values = np.asarray(pixels.convert("RGB"), int)
     down, across = np.nonzero((values[..., 0] > 150) & (values[..., 2] < 90) & (values[..., 1] < 180))
     x, y = WIDE / pixels.width, HIGH / pixels.height
@@ -96,7 +96,7 @@ def converted(given: Given, place: Path, *, ingest: bool) -> list[Sample]:
     )  # fmt: skip
     convert_job.run(settings)
     store, uri = Store(), f"{place}/convert"
-    samples = list(read_samples(store, uri, read_mark(store, uri)[0]))
+    samples = list(read_samples(store, uri, read_marker(store, uri)[0]))
     assert len(samples) == 2
     assert all((s.image.width, s.image.height) == (WIDE, HIGH) for s in samples)
     for sample in samples:
@@ -108,7 +108,7 @@ def converted(given: Given, place: Path, *, ingest: bool) -> list[Sample]:
 
 @pytest.mark.parametrize("ingest", [False, True])
 @pytest.mark.parametrize("frame", ["thousandths", "resized_pixels", "padded_square", "pixels", "fractions"])
-def test_what_is_learned_lies_on_the_object_in_the_picture_that_is_shown(
+def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
     given: Given, tmp_path: Path, base_folder: Path, processor: Any, frame: str, ingest: bool
 ) -> None:
     converted(given, tmp_path, ingest=ingest)
@@ -117,14 +117,14 @@ def test_what_is_learned_lies_on_the_object_in_the_picture_that_is_shown(
          "max_length": 512, **SIGHT}
     )  # fmt: skip
     tokenize_job.run(settings)
-    mark, _ = read_mark(Store(), f"{tmp_path}/tokenize")
-    examples = Examples([tmp_path / "tokenize" / file.name for shard in mark.shards for file in shard.files])
+    marker, _ = read_marker(Store(), f"{tmp_path}/tokenize")
+    examples = Examples([tmp_path / "tokenize" / file.name for shard in marker.shards for file in shard.files])
     assert len(examples) == 2
     for example in (examples[0], examples[1]):
-        shown = view(example, (WIDE, HIGH), Contract.model_validate(mark.facts["contract"]), processor)
-        assert shown.picture is not None
+        shown = view(example, (WIDE, HIGH), Contract.model_validate(marker.facts["contract"]), processor)
+        assert shown.image is not None
         (learned,) = shown.parsed.boxes
-        assert iou(learned, disc_in(shown.picture)) > 0.93
+        assert iou(learned, disc_in(shown.image)) > 0.93
         assert iou(learned, Box(*DISC)) > 0.97
         kept = images.decode(example.image or b"", "kept")
         assert iou(disc_in(kept.pixels), Box(*DISC)) > 0.93
@@ -145,9 +145,9 @@ def test_a_model_that_points_at_what_it_is_shown_is_found_right(
     trained = TrainedModel("", "", "", contract, "full", "", {})
     seen_sizes = []
 
-    def point(_: str, asked: Sequence[Sample], pictures: Sequence[Pillow.Image]) -> list[Completion]:
+    def point(_: str, asked: Sequence[Sample], images: Sequence[Pillow.Image]) -> list[Completion]:
         said = []
-        for one in pictures:
+        for one in images:
             seen_sizes.append(one.size)
             box = disc_in(one)
             wide, high = smart_resize(*one.size, **budget) if frame == "resized_pixels" else (1000, 1000)
@@ -169,7 +169,7 @@ def test_a_model_that_points_at_what_it_is_shown_is_found_right(
     assert {w * h <= BUDGET for w, h in seen_sizes} == {ingest}
     for sample in samples:
         frame_then = trained.frame(sample)
-        drawn = draw(picture(Store(), sample.image).pixels, sample, "", frame_then, longest_side=800)
+        drawn = draw(read_image(Store(), sample.image).pixels, sample, "", frame_then, longest_side=800)
         assert iou(_line(drawn, TRUE), Box(*DISC)) > 0.93
 
 
@@ -232,7 +232,7 @@ def test_with_copies_an_archive_is_not_needed_any_more(given: Given, tmp_path: P
         )  # fmt: skip
         convert_job.run(settings)
     archive.unlink()
-    samples = list(read_samples(Store(), f"{tmp_path}/convert", read_mark(Store(), f"{tmp_path}/convert")[0]))
+    samples = list(read_samples(Store(), f"{tmp_path}/convert", read_marker(Store(), f"{tmp_path}/convert")[0]))
     assert len(samples) == 2
     for sample in samples:
-        assert iou(disc_in(picture(Store(), sample.image).pixels), Box(*DISC)) > 0.93
+        assert iou(disc_in(read_image(Store(), sample.image).pixels), Box(*DISC)) > 0.93

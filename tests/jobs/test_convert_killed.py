@@ -1,6 +1,6 @@
 """Killed or asked to stop at any write, with everything that convert writes, and started again: the same bytes.
 
-An archive is indexed, pictures are copied and compared, near-duplicates and a benchmark are kept apart.
+An archive is indexed, images are copied and compared, near-duplicates and a benchmark are kept apart.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import pytest
 from PIL import Image as Pillow
 
 from jobs.convert import ConvertSettings, run
+from tests.datasets.given import Given
 from tests.jobs.test_convert import ROOT, flags, made
-from tests.sources.given import Given
 from tests.storage.tars import in_chunks, tar
+from vcot.datasets.images import DatasetImages
 from vcot.errors import Interrupted
-from vcot.records.shards import read_mark
-from vcot.sources.pictures import Pictures
+from vcot.records.shards import read_marker
 from vcot.stage import stop
 from vcot.storage import Store
 
@@ -60,14 +60,14 @@ def photograph(seed: int, quality: int) -> bytes:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    """Two rows of each of 16 pictures, which are pairs of nearly the same; some are kept from training."""
+    """Two rows of each of 16 images, which are pairs of nearly the same; some are kept from training."""
     given = Given(tmp_path / "data")
-    files = {f"pictures/{n}.jpg": photograph(n // 2, 95 - 10 * (n % 2)) for n in range(16)}
+    files = {f"images/{n}.jpg": photograph(n // 2, 95 - 10 * (n % 2)) for n in range(16)}
     in_chunks(Store(), str(tmp_path / "tar"), tar(files), 40_000)
     rows = [
-        {"image": f"pictures/{n // 2}.jpg", "question": f"Where is {n % 3}?", "answers": ["there"]} for n in range(32)
+        {"image": f"images/{n // 2}.jpg", "question": f"Where is {n % 3}?", "answers": ["there"]} for n in range(32)
     ]
-    benchmark = given.rows([{"img_path": "pictures/3.jpg"}, {"img_path": "pictures/8.jpg"}], "benchmark.jsonl")
+    benchmark = given.rows([{"img_path": "images/3.jpg"}, {"img_path": "images/8.jpg"}], "benchmark.jsonl")
     settings = {
         "run_uri": tmp_path / "run", "source": "samples", "input_uri": given.rows(rows), "images_uri": tmp_path / "tar",
         "num_shards": 3, "exclude_benchmarks": benchmark, "ingest_pixels": 40_000, "validation_share": 0.3,
@@ -93,8 +93,8 @@ def test_the_same_bytes(words: list[str], tmp_path: Path) -> None:
         assert codes[-1] in (0, 143, -signal.SIGKILL), codes
     assert {143, -signal.SIGKILL} <= set(codes)
     calm, stormy = made(tmp_path / "calm"), made(stormy_run)
-    mark, _ = read_mark(Store(), f"{stormy_run}/convert")
-    named = {file.name for shard in mark.shards for file in (*shard.files, shard.rejections)}
+    marker, _ = read_marker(Store(), f"{stormy_run}/convert")
+    named = {file.name for shard in marker.shards for file in (*shard.files, shard.rejections)}
     assert named == calm.keys()
     assert {name: stormy[name] for name in named} == calm
     assert copies(stormy_run) == copies(tmp_path / "calm")
@@ -110,8 +110,8 @@ def test_a_look_at_all_rows_that_is_asked_to_stop_is_gone_on_with(
 ) -> None:
     """It ends soon, and what it has looked at is not opened again."""
     looked: list[str] = []
-    look = Pictures._look
-    monkeypatch.setattr(Pictures, "_look", lambda self, uri: looked.append(uri) or look(self, uri))
+    look = DatasetImages._look
+    monkeypatch.setattr(DatasetImages, "_look", lambda self, uri: looked.append(uri) or look(self, uri))
     monkeypatch.setattr(type(stop), "requested", property(lambda _: len(looked) >= 5))
     settings, _ = ConvertSettings.load([*words, "--part", part, "--readers", "1"])
     with pytest.raises(Interrupted):
@@ -119,7 +119,7 @@ def test_a_look_at_all_rows_that_is_asked_to_stop_is_gone_on_with(
     assert len(looked) == 5
     monkeypatch.setattr(type(stop), "requested", False)
     run(settings)
-    assert len(set(looked[:16])) == 16, "16 pictures, each once"
+    assert len(set(looked[:16])) == 16, "16 images, each once"
     assert (tmp_path / "run/convert/survey.json").exists()
 
 

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from jobs.convert import ConvertSettings, run
+from tests.datasets import test_datasets_refcoco as refcoco
+from tests.datasets import test_datasets_scienceqa as scienceqa
+from tests.datasets.given import Given
+from tests.datasets.parquet import write
+from tests.datasets.test_datasets_coco import ONE_AND_TWO, instances
+from tests.datasets.test_datasets_row_index import scene
+from tests.datasets.test_datasets_viscot import metadata
 from tests.jobs.test_convert import ROOT, flags, no_settings_from_outside, report  # noqa: F401 (fixture)
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
-from tests.sources import test_sources_refcoco as refcoco
-from tests.sources import test_sources_scienceqa as scienceqa
-from tests.sources.given import Given
-from tests.sources.parquet import write
-from tests.sources.test_sources_coco import ONE_AND_TWO, instances
-from tests.sources.test_sources_row_index import scene
-from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError, SettingsError
 from vcot.records import Rejection, Sample, read_samples
-from vcot.records.shards import read_mark
+from vcot.records.shards import read_marker
 from vcot.storage import Store, join
 
 Mixed = list[dict[str, Any]]
@@ -42,8 +42,8 @@ def mix(given: Given, parts: Any, name: str = "mix.yaml") -> Path:
 def convert(run_uri: Path | str, mix_uri: Path | str, **settings: Any) -> list[Sample]:
     loaded, _ = ConvertSettings.load(flags(run_uri=run_uri, mix=mix_uri, **settings))
     run(loaded)
-    mark, _ = read_mark(Store(), f"{run_uri}/convert")
-    return list(read_samples(Store(), f"{run_uri}/convert", mark))
+    marker, _ = read_marker(Store(), f"{run_uri}/convert")
+    return list(read_samples(Store(), f"{run_uri}/convert", marker))
 
 
 def refused(run_uri: Path) -> list[Rejection]:
@@ -54,14 +54,14 @@ def refused(run_uri: Path) -> list[Rejection]:
 def of_viscot(given: Given, count: int = 30) -> dict[str, Any]:
     rows = []
     for n in range(count):
-        given.picture(f"vsr/{n // 2}.png", 90, 100 + n // 2)
+        given.image(f"vsr/{n // 2}.png", 90, 100 + n // 2)
         box = [[1, 2, 30, 40]] if n != 5 else [[30, 2, 1, 40]]
         rows.append(metadata(box, image=f"{n // 2}.png", width=90, height=100 + n // 2, question=f"What is {n}?"))
     return {"source": "viscot", "input": given.rows(rows, "viscot.jsonl"), "images": given.images}
 
 
 def of_refcoco(given: Given, count: int = 24) -> dict[str, Any]:
-    given.picture("COCO_train2014_000000533220.jpg", 640, 427)
+    given.image("COCO_train2014_000000533220.jpg", 640, 427)
     rows = [refcoco.ROW | {"sent_id": n, "expression": f"{n} bushes", "split": "train"} for n in range(count)]
     return {"source": "refcoco", "input": given.rows(rows, "refcoco.jsonl"), "images": given.images}
 
@@ -97,7 +97,7 @@ def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, w
     path, made = mix(given, parts), {}
     for shards in (1, 3, 7):
         samples = convert(
-            tmp_path / f"{shards}", path, num_shards=shards, pictures_uri=tmp_path / "made", validation_share=0.3
+            tmp_path / f"{shards}", path, num_shards=shards, stored_images_uri=tmp_path / "made", validation_share=0.3
         )
         made[shards] = (
             sorted(sample.line() for sample in samples),
@@ -125,8 +125,8 @@ def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) ->
     assert one["rows"] == 40
     assert one["not_drawn"] + one["kept"] + sum(one["rejected"].values()) == 40
     assert one["not_drawn"] > 0
-    assert found["tally"]["rows"] == 46 - one["not_drawn"]
-    assert found["tally"]["kept"] == one["kept"] + 6 == len(samples)
+    assert found["row_counts"]["rows"] == 46 - one["not_drawn"]
+    assert found["row_counts"]["kept"] == one["kept"] + 6 == len(samples)
     train = [sample for sample in samples if sample.origin.split == "train"]
     assert one["learned"] == sum(sample.id.startswith("viscot/") for sample in train) / len(train)
     assert found["source"] == "viscot, coco"
@@ -142,7 +142,7 @@ def test_one_source_has_no_mix_and_ids_of_its_own(given: Given, tmp_path: Path) 
 
 
 def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: Path) -> None:
-    given.picture("wide.png", 400, 40)
+    given.image("wide.png", 400, 40)
     mine = {"image": "wide.png", "question": "?", "answers": ["x"], "origin": {"split": "test"}}
     box = {"evidence": [{"label": "it", "boxes": [[0, 0, 400, 1]]}]}
     parts = [
@@ -159,12 +159,12 @@ def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: 
 # ------------------------------------------------------------------------------------------- rules that span the parts
 
 
-def test_a_picture_under_two_paths_is_on_one_side_in_both_parts(given: Given, tmp_path: Path) -> None:
-    """The same bytes, and nearly the same picture: also where one part says which split its rows are."""
+def test_an_image_under_two_paths_is_on_one_side_in_both_parts(given: Given, tmp_path: Path) -> None:
+    """The same bytes, and nearly the same image: also where one part says which split its rows are."""
     mine, yours = [], []
     for seed in range(12):
-        given.picture(f"mine/{seed}.jpg", data=scene(seed))
-        given.picture(f"yours/{seed}.jpg", data=scene(seed, quality=90 if seed % 2 else 60))
+        given.image(f"mine/{seed}.jpg", data=scene(seed))
+        given.image(f"yours/{seed}.jpg", data=scene(seed, quality=90 if seed % 2 else 60))
         mine.append({"image": f"mine/{seed}.jpg", "question": "What is it?", "answers": ["x"]})
         said = {"origin": {"split": "validation"}} if seed in (3, 4) else {}
         yours.append({"image": f"yours/{seed}.jpg", "question": "Whose is it?", "answers": ["y"]} | said)
@@ -181,7 +181,7 @@ def test_a_picture_under_two_paths_is_on_one_side_in_both_parts(given: Given, tm
 
 
 def test_a_question_is_asked_once_whichever_part_asks_it(given: Given, tmp_path: Path) -> None:
-    given.picture("a.png", 20, 20)
+    given.image("a.png", 20, 20)
     row = {"image": "a.png", "question": "How many?", "answers": ["2"]}
     parts = [
         of_samples(given, [row | {"question": "Whose?"}]) | {"name": "first"},
@@ -191,13 +191,13 @@ def test_a_question_is_asked_once_whichever_part_asks_it(given: Given, tmp_path:
     samples = convert(tmp_path / "run", mix(given, parts), max_rejected_share=0.5)
     assert {s.id for s in samples} == {"first/mine.jsonl:1", "second/second.jsonl:1"}
     (again,) = refused(tmp_path / "run")
-    assert again.detail == "second/second.jsonl:1 asks this of the same picture: 'how many'"
+    assert again.detail == "second/second.jsonl:1 asks this of the same image: 'how many'"
 
 
 def test_what_is_not_drawn_holds_nothing_out_and_is_repeated_by_nobody(given: Given, tmp_path: Path) -> None:
     mine, yours = [], []
     for n in range(40):
-        given.picture(f"{n}.png", 30 + n, 20)
+        given.image(f"{n}.png", 30 + n, 20)
         mine.append({"image": f"{n}.png", "question": "?", "answers": ["x"], "origin": {"split": "test"}})
         yours.append({"image": f"{n}.png", "question": "?", "answers": ["x"], "origin": {"split": "train"}})
     parts = [
@@ -213,11 +213,11 @@ def test_what_is_not_drawn_holds_nothing_out_and_is_repeated_by_nobody(given: Gi
     assert len(refused(tmp_path / "run")) == len(drawn)
 
 
-def test_a_benchmark_is_kept_out_of_every_part_wherever_its_pictures_lie(given: Given, tmp_path: Path) -> None:
+def test_a_benchmark_is_kept_out_of_every_part_wherever_its_images_lie(given: Given, tmp_path: Path) -> None:
     elsewhere = Given(given.folder / "elsewhere")
-    elsewhere.picture("b.jpg", data=scene(2))
+    elsewhere.image("b.jpg", data=scene(2))
     for name, seed in (("a", 1), ("copy-of-b", 2), ("c", 3)):
-        given.picture(f"{name}.jpg", data=scene(seed))
+        given.image(f"{name}.jpg", data=scene(seed))
     row = {"question": "?", "answers": ["x"]}
     parts = [
         of_samples(given, [row | {"image": f"{name}.jpg"} for name in ("a", "copy-of-b", "c")]),
@@ -230,7 +230,7 @@ def test_a_benchmark_is_kept_out_of_every_part_wherever_its_pictures_lie(given: 
 
 
 def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
-    given.picture("a.png", 20, 20)
+    given.image("a.png", 20, 20)
 
     def row(question: str, **more: Any) -> dict[str, Any]:
         return {"image": "a.png", "question": question, "answers": ["x"]} | more
@@ -252,14 +252,14 @@ def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- archives, copies, what is known before
 
 
-def test_archives_copies_and_what_is_known_of_pictures_work_in_every_part(
+def test_archives_copies_and_what_is_known_of_images_work_in_every_part(
     given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tarfile
 
     viscot, mine = of_viscot(given, 5), []
     for n in range(3):
-        given.picture(f"big-{n}.jpg", data=scene(n, size=200))
+        given.image(f"big-{n}.jpg", data=scene(n, size=200))
         mine.append({"image": f"big-{n}.jpg", "question": "?", "answers": ["x"]})
     for name, inside in (("viscot", "cot_image_data/"), ("mine", "")):
         with tarfile.open(given.folder / f"{name}.tar", "w") as tar:
@@ -270,8 +270,10 @@ def test_archives_copies_and_what_is_known_of_pictures_work_in_every_part(
     ]  # fmt: skip
     monkeypatch.setenv("VCOT_CONVERT_INGEST", "true")
     monkeypatch.setenv("VCOT_CONVERT_INGEST_PIXELS", str(28 * 28 * 10))
-    from_folders = convert(tmp_path / "plain", mix(given, plain), pictures_uri=tmp_path / "made")
-    inside_archives = convert(tmp_path / "packed", mix(given, packed, "packed.yaml"), pictures_uri=tmp_path / "made")
+    from_folders = convert(tmp_path / "plain", mix(given, plain), stored_images_uri=tmp_path / "made")
+    inside_archives = convert(
+        tmp_path / "packed", mix(given, packed, "packed.yaml"), stored_images_uri=tmp_path / "made"
+    )
 
     def but_for_the_uri(samples: list[Sample]) -> list[Any]:
         return [s.model_copy(update={"image": s.image.model_copy(update={"uri": "x"})}) for s in samples]
@@ -281,14 +283,14 @@ def test_archives_copies_and_what_is_known_of_pictures_work_in_every_part(
     assert all(s.image.stored and s.image.stored.width * s.image.stored.height <= 7840 for s in from_folders)
     for name in ("VCOT_CONVERT_INGEST", "VCOT_CONVERT_INGEST_PIXELS"):
         monkeypatch.delenv(name)
-    known = tmp_path / "packed/convert/pictures.json"
+    known = tmp_path / "packed/convert/images.json"
     states = {path: path.stat() for path in given.folder.glob("*.tar")}
-    for path, state in states.items():  # the same size and time, and no picture in it any more
+    for path, state in states.items():  # the same size and time, and no image in it any more
         path.write_bytes(bytes(state.st_size))
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     index = str(tmp_path / "packed/convert/archive")
     again = convert(
-        tmp_path / "again", mix(given, packed, "packed.yaml"), known_pictures=known, archive_index_uri=index,
+        tmp_path / "again", mix(given, packed, "packed.yaml"), known_images=known, archive_index_uri=index,
         near_duplicates=0,
     )  # fmt: skip
     assert [s.id for s in again] == [s.id for s in inside_archives]
@@ -319,7 +321,7 @@ def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: G
     scenes = {"source": "scenes", "scenes": 3}
     with pytest.raises(InputError, match=r"^part chat: images .*/images: there is nothing in that folder$"):
         convert(tmp_path / "empty", mix(given, [scenes, chat]))
-    given.picture("a.png")
+    given.image("a.png")
     with pytest.raises(SettingsError, match=r"^part chat: --frame is missing: chat/mine.jsonl:1 is a chat message"):
         convert(tmp_path / "no-frame", mix(given, [scenes, chat]))
 
@@ -328,7 +330,7 @@ def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: G
 
 
 def test_the_page_about_sources_has_a_mix_that_is_right(given: Given) -> None:
-    page = (ROOT / "docs/sources.md").read_text()
+    page = (ROOT / "docs/datasets.md").read_text()
     written = page.partition("```yaml\n")[2].partition("```")[0]
     loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, written)))
     loaded.judge()

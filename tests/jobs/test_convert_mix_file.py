@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from jobs.convert import OF_A_PART, ConvertSettings
+from tests.datasets.given import Given
 from tests.jobs.test_convert import flags, no_settings_from_outside  # noqa: F401 (fixture)
 from tests.jobs.test_convert_mix import mix
-from tests.sources.given import Given
 from vcot.errors import SettingsError
 
 

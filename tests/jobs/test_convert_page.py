@@ -1,6 +1,6 @@
-"""Every command of docs/sources.md, as it is written there, over files that lie as the page says they are downloaded.
+"""Every command of docs/datasets.md, as it is written there, over files that lie as the page says they are downloaded.
 
-VisCoT's and RefCOCO's rows are published ones where those lie beside the checkout; all pictures are drawn.
+VisCoT's and RefCOCO's rows are published ones where those lie beside the checkout; all images are drawn.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from tests.datasets import test_datasets_aokvqa as aokvqa
+from tests.datasets import test_datasets_llava_cot as llava_cot
+from tests.datasets import test_datasets_refcoco as refcoco
+from tests.datasets import test_datasets_scienceqa as scienceqa
+from tests.datasets.given import png
+from tests.datasets.parquet import write
+from tests.datasets.test_datasets_viscot import metadata
 from tests.jobs.test_convert import ROOT, flags, no_settings_from_outside, report  # noqa: F401 (fixture)
-from tests.sources import test_sources_aokvqa as aokvqa
-from tests.sources import test_sources_llava_cot as llava_cot
-from tests.sources import test_sources_refcoco as refcoco
-from tests.sources import test_sources_scienceqa as scienceqa
-from tests.sources.given import png
-from tests.sources.parquet import write
-from tests.sources.test_sources_viscot import metadata
 from tests.storage.tars import in_chunks, tar
 from vcot.storage import Store
 
-PAGE = (ROOT / "docs/sources.md").read_text()
+PAGE = (ROOT / "docs/datasets.md").read_text()
 COMMANDS = re.findall(r"`python -m jobs\.convert (--source [^`]+)`", PAGE)
 DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data"))
 TALK = pa.struct({"from": pa.string(), "value": pa.string()})
@@ -40,7 +40,7 @@ def put(path: str, rows: Iterable[Any]) -> None:
     Path(path).write_text(f"[{','.join(lines)}]" if path.endswith(".json") else "".join(f"{line}\n" for line in lines))
 
 
-def picture(path: str, width: int, height: int) -> None:
+def draw_png(path: str, width: int, height: int) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(png(width, height, comment=path))
 
@@ -61,7 +61,7 @@ def viscot() -> None:
 
 
 def coco() -> None:
-    picture("train2017/000000000009.jpg", 640, 480)
+    draw_png("train2017/000000000009.jpg", 640, 480)
     image = {"id": 9, "file_name": "000000000009.jpg", "width": 640, "height": 480}
     bowl = {"image_id": 9, "category_id": 51, "iscrowd": 0, "bbox": [10, 20, 30, 40]}
     whole = {"images": [image], "annotations": [bowl], "categories": [{"id": 51, "name": "bowl"}]}
@@ -73,7 +73,7 @@ def refcocog() -> None:
     rows = published(DATA / "refcoco/refcocog_umd_val.jsonl", 40, [refcoco.ROW])
     put("refcocog_umd_val.jsonl", rows)
     for row in rows:
-        picture(f"train2014/{row['img_path']}", row["width"], row["height"])
+        draw_png(f"train2014/{row['img_path']}", row["width"], row["height"])
 
 
 def science() -> None:
@@ -94,12 +94,12 @@ def okvqa_of_the_authors() -> None:
     for split in ("train", "val"):
         row = aokvqa.ROW | {"split": split, "image_id": len(split), "direct_answers": aokvqa.DIRECT}
         put(f"aokvqa_v1p0_{split}.json", [row])
-        picture(f"coco/{split}2017/{len(split):012}.jpg", 640, 569)
+        draw_png(f"coco/{split}2017/{len(split):012}.jpg", 640, 569)
 
 
 def llava_cot_100k() -> None:
     put("train.jsonl", [llava_cot.talk(llava_cot.ASKED, ("gpt", llava_cot.STAGES))])
-    picture("cot/chartqa/1.png", 200, 100)
+    draw_png("cot/chartqa/1.png", 200, 100)
 
 
 def r1_onevision() -> None:
@@ -111,7 +111,7 @@ def r1_onevision() -> None:
 
 def mine() -> None:
     Path("mine.jsonl").write_text(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0])
-    picture("images/a.jpg", 200, 100)
+    draw_png("images/a.jpg", 200, 100)
 
 
 #: How a command begins that has told its source → what is to lie there.
@@ -133,11 +133,11 @@ def test_a_command_of_the_page(command: str, tmp_path: Path, monkeypatch: pytest
     few = ["--limit", "20"] if "--source scenes" in command else []
     settings, _ = ConvertSettings.load([*command.split(), "--run-uri", "runs/one", *few])
     run(settings)
-    tally = report("runs/one")["tally"]
-    assert tally["kept"] > 0
-    assert tally["rows"] == tally["kept"] + sum(tally["rejected"].values())
+    row_counts = report("runs/one")["row_counts"]
+    assert row_counts["kept"] > 0
+    assert row_counts["rows"] == row_counts["kept"] + sum(row_counts["rejected"].values())
     allowed = {"scienceqa": {"no-image"}, "aokvqa": {"no-answer"}}.get(settings.source or "", set())
-    assert tally["rejected"].keys() <= allowed
+    assert row_counts["rejected"].keys() <= allowed
 
 
 def test_no_command_is_left_out() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from jobs.convert import ConvertSettings, run
+from tests.datasets import test_datasets_aokvqa as aokvqa
+from tests.datasets import test_datasets_llava_cot as llava_cot
+from tests.datasets import test_datasets_refcoco as refcoco
+from tests.datasets import test_datasets_scienceqa as scienceqa
+from tests.datasets.given import Given, png
+from tests.datasets.parquet import write
 from tests.jobs.test_convert import ROOT, convert, flags, made, no_settings_from_outside  # noqa: F401 (fixture)
-from tests.sources import test_sources_aokvqa as aokvqa
-from tests.sources import test_sources_llava_cot as llava_cot
-from tests.sources import test_sources_refcoco as refcoco
-from tests.sources import test_sources_scienceqa as scienceqa
-from tests.sources.given import Given, png
-from tests.sources.parquet import write
+from vcot.datasets import DATASETS
 from vcot.errors import InputError, SettingsError
-from vcot.sources import DATASETS
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def of_scienceqa(given: Given) -> dict[str, Any]:
 
 
 def of_aokvqa(given: Given) -> dict[str, Any]:
-    picture = [{"bytes": png(200 + n // 2, 90), "path": None} for n in range(12)]
+    image = [{"bytes": png(200 + n // 2, 90), "path": None} for n in range(12)]
     more = [{"question": f"What is {n}?", "direct_answers": str(aokvqa.DIRECT)} for n in range(12)]
-    rows = [aokvqa.ROW | more[n] | {"image": picture[n]} for n in range(12)]
+    rows = [aokvqa.ROW | more[n] | {"image": image[n]} for n in range(12)]
     uris = [
         write(given.folder / f"{split}-00000-of-00001.parquet", part, aokvqa.TYPES)
         for split, part in (("train", rows[:8]), ("validation", rows[8:]))
@@ -46,13 +46,13 @@ def of_aokvqa(given: Given) -> dict[str, Any]:
 
 
 def of_refcoco(given: Given) -> dict[str, Any]:
-    given.picture("COCO_train2014_000000533220.jpg", 640, 427)
+    given.image("COCO_train2014_000000533220.jpg", 640, 427)
     rows = [refcoco.ROW | {"sent_id": n, "expression": f"{n} bushes"} for n in range(20)]
     return {"input_uri": given.rows(rows), "images_uri": given.images}
 
 
 def of_llava_cot(given: Given) -> dict[str, Any]:
-    given.picture("chartqa/1.png")
+    given.image("chartqa/1.png")
     rows = []
     for n in range(5):
         asked = [("human", f"<image>\nWhat is {n}{after}?") for after in "abc"]
@@ -62,8 +62,8 @@ def of_llava_cot(given: Given) -> dict[str, Any]:
 
 
 def of_coco(given: Given) -> dict[str, Any]:
-    """Of five pictures with a cup two have something of no category in the file, so that the cup is not counted."""
-    names = [given.picture(f"{n}.png", 100 + n, 90) for n in range(5)]
+    """Of five images with a cup two have something of no category in the file, so that the cup is not counted."""
+    names = [given.image(f"{n}.png", 100 + n, 90) for n in range(5)]
     file = {
         "images": [{"id": n, "file_name": name} for n, name in enumerate(names)],
         "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}],
@@ -86,7 +86,7 @@ SETTINGS = {
 @pytest.mark.parametrize("source", SETTINGS)
 def test_the_shards_together_are_what_one_process_makes(given: Given, tmp_path: Path, source: str) -> None:
     settings = SETTINGS[source](given) | {
-        "source": source, "num_shards": 3, "validation_share": 0.3, "pictures_uri": tmp_path / "pictures",
+        "source": source, "num_shards": 3, "validation_share": 0.3, "stored_images_uri": tmp_path / "images",
     }  # fmt: skip
     told = convert(tmp_path / "one", **settings)
     parts = tmp_path / "parts"
@@ -95,8 +95,8 @@ def test_the_shards_together_are_what_one_process_makes(given: Given, tmp_path: 
         run(loaded)
     assert made(tmp_path / "one") == made(parts)
     refused = REFUSED.get(source, {})
-    assert told["tally"]["kept"] == KEPT[source]
-    assert told["tally"]["rejected"] == refused
+    assert told["row_counts"]["kept"] == KEPT[source]
+    assert told["row_counts"]["rejected"] == refused
     name = "refcocog" if source == "refcoco" else source
     assert told["datasets"].keys() == {name}
     assert told["datasets"][name]["rejected"] == refused
@@ -112,20 +112,20 @@ def test_scienceqa_without_a_word_about_its_rows_of_text_alone_says_how_many_the
         convert(tmp_path / "run", source="scienceqa", **settings)
 
 
-def test_pictures_inside_rows_need_no_folder_and_paths_do(given: Given, tmp_path: Path) -> None:
+def test_images_inside_rows_need_no_folder_and_paths_do(given: Given, tmp_path: Path) -> None:
     row = aokvqa.ROW | {"split": "train", "image_id": 7, "direct_answers": aokvqa.DIRECT}
     with pytest.raises(SettingsError, match="--images-uri is missing"):
         convert(tmp_path / "run", source="aokvqa", input_uri=given.rows([row]))
 
 
-def test_refcoco_without_pictures_is_said_before_anything_is_read() -> None:
+def test_refcoco_without_images_is_said_before_anything_is_read() -> None:
     with pytest.raises(SettingsError, match=r"--images-uri .* is missing: the folder with COCO's images of train2014"):
         ConvertSettings.load(flags(run_uri="r", source="refcoco", input_uri="x.jsonl"))
 
 
-# ------------------------------------------------------------------------------------------------ docs/sources.md
+# ------------------------------------------------------------------------------------------------ docs/datasets.md
 
-PAGE = (ROOT / "docs/sources.md").read_text()
+PAGE = (ROOT / "docs/datasets.md").read_text()
 
 
 def test_every_source_is_offered_and_has_its_row_in_the_page_about_sources() -> None:
@@ -141,7 +141,7 @@ def test_the_commands_of_the_page_are_right(command: str) -> None:
 
 def test_the_three_lines_that_a_user_may_bring_are_read(given: Given) -> None:
     (lines,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
-    given.picture("a.jpg", 200, 100)
+    given.image("a.jpg", 200, 100)
     for line in lines.splitlines():
         sample = given.sample("samples", json.loads(line), frame="thousandths")
         assert sample.true_boxes

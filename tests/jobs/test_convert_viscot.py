@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.sources.given import png
+from tests.datasets.given import png
 from vcot.grounding import Box, iou
 from vcot.records import read_samples
-from vcot.records.shards import read_mark
+from vcot.records.shards import read_marker
 from vcot.storage import Store
 
 ROOT = Path(__file__).parents[2]
@@ -28,14 +28,14 @@ DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / 
 SETS = ("flickr30k", "gqa", "openimages", "sroie", "textvqa", "visual7w", "vsr")
 ROWS = {"flickr30k": 1546, "gqa": 978, "openimages": 945, "sroie": 686, "textvqa": 526, "visual7w": 1000, "vsr": 404}
 TWICE = {"openimages": 2}
-"""Rows that ask what an earlier one has asked about the same picture, with its answer and its box."""
+"""Rows that ask what an earlier one has asked about the same image, with its answer and its box."""
 LEAST = {
     "flickr30k": 0.999, "gqa": 0.999, "sroie": 0.999, "visual7w": 0.999, "openimages": 0.996, "textvqa": 0.989,
     "vsr": 0.9965,
 }  # fmt: skip
 """Mean IoU with the truth: the first four are of whole pixels."""
 BLANK = ("--near-duplicates", "0")
-"""Pictures that show nothing cannot look alike, and decoding them takes minutes."""
+"""Images that show nothing cannot look alike, and decoding them takes minutes."""
 METADATA = {"dude": 11735, "vsr": 3376}
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"VisCoT's rows are not in {DATA}")
@@ -47,7 +47,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def drawer(folder: Path) -> Callable[[str, int, int], None]:
-    """Puts a picture of this size at this path, black, and another file than all others."""
+    """Puts an image of this size at this path, black, and another file than all others."""
     folders: set[Path] = set()
 
     def draw(path: str, width: int, height: int) -> None:
@@ -73,10 +73,10 @@ def convert(run_uri: Path, **settings: Any) -> tuple[int, str]:
 
 def report(run_uri: Path) -> dict[str, Any]:
     told: dict[str, Any] = json.loads((run_uri / "convert/report.json").read_text())
-    tally = told["tally"]
-    assert tally["rows"] == tally["kept"] + sum(tally["rejected"].values())
+    row_counts = told["row_counts"]
+    assert row_counts["rows"] == row_counts["kept"] + sum(row_counts["rejected"].values())
     listed = [line for file in (run_uri / "convert/rejections").glob("*") for line in file.open()]
-    assert len(listed) == sum(tally["rejected"].values())
+    assert len(listed) == sum(row_counts["rejected"].values())
     return told
 
 
@@ -103,7 +103,7 @@ def measured(run_uri: Path, folder: Path, images: Path) -> dict[str, list[float]
     code, said = convert(run_uri, input_uri=folder, images_uri=images)
     assert code == 0, said
     told = report(run_uri)
-    assert told["tally"]["rows"] == sum(ROWS.values())
+    assert told["row_counts"]["rows"] == sum(ROWS.values())
     truth = {
         f"{name}.json:{number}": row["bbox"]
         for name in SETS
@@ -111,13 +111,13 @@ def measured(run_uri: Path, folder: Path, images: Path) -> dict[str, list[float]
     }
     store, uri = Store(), f"{run_uri}/convert"
     ious = defaultdict(list)
-    for sample in read_samples(store, uri, read_mark(store, uri)[0]):
+    for sample in read_samples(store, uri, read_marker(store, uri)[0]):
         assert sample.true_boxes is not None
         (box,) = sample.true_boxes
         ious[sample.id.partition(".")[0]].append(
             iou(box, inside(truth[sample.id], sample.image.width, sample.image.height))
         )
-    assert told["tally"]["rejected"]["duplicate"] == sum(TWICE.values())
+    assert told["row_counts"]["rejected"]["duplicate"] == sum(TWICE.values())
     refused = dict.fromkeys(SETS, 0)
     for file in (run_uri / "convert/rejections").glob("*"):
         for rejection in rows(file):
@@ -159,17 +159,17 @@ def test_a_metadata_file_goes_through(metadata_images: Path, tmp_path: Path, nam
     code, said = convert(tmp_path, input_uri=source, images_uri=metadata_images, max_rejected_share=allowed)
     assert code == 0, said
     told = report(tmp_path)
-    assert told["tally"]["rows"] == METADATA[name]
-    print(name, told["tally"]["rejected"])
+    assert told["row_counts"]["rows"] == METADATA[name]
+    print(name, told["row_counts"]["rejected"])
     if name == "vsr":
-        assert told["tally"]["rejected"] == {}
+        assert told["row_counts"]["rejected"] == {}
     if name == "dude":  # coordinates of other pages
-        assert told["tally"]["rejected"]["box-outside"] > 526
-        assert told["tally"]["rejected"]["box-empty"] == 4
-        assert told["tally"]["rejected"]["image-too-large"] < 20  # four pictures above 100 megapixels
+        assert told["row_counts"]["rejected"]["box-outside"] > 526
+        assert told["row_counts"]["rejected"]["box-empty"] == 4
+        assert told["row_counts"]["rejected"]["image-too-large"] < 20  # four images above 100 megapixels
     written = {f"{source.name}:{n}": row for n, row in enumerate(rows(source), 1)}
     store, uri = Store(), f"{tmp_path}/convert"
-    for sample in read_samples(store, uri, read_mark(store, uri)[0]):
+    for sample in read_samples(store, uri, read_marker(store, uri)[0]):
         row = written[sample.id]
         assert sample.answers == (row["answer"].strip(),)
         assert sample.true_boxes is not None

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.distill import DistillSettings, cache_of, run
+from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from tests.fakes.distilling import (
     ROOT,
     convert,
@@ -21,7 +22,7 @@ from tests.fakes.distilling import (
     distilled,
     files,
     finished,
-    pictured,
+    illustrated,
     rejections,
     report,
     shown,
@@ -31,7 +32,6 @@ from tests.fakes.distilling import (
 )  # fmt: skip
 from tests.fakes.teacher import Refuse, Say, Teacher, grounded, scripted_teacher
 from tests.s3 import *  # noqa: F403
-from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from vcot.errors import InputError, SettingsError, VcotError
 from vcot.grounding import Trace
 from vcot.records import Reason
@@ -51,16 +51,16 @@ MIXED = [
 def test_rows_get_reasoning_or_pass_shard_by_shard(any_place: str) -> None:
     convert(any_place, MIXED[:3], MIXED[3:])
     run(DistillSettings(run_uri=any_place, phrasings=1))
-    mark, rows = distilled(any_place)
+    marker, rows = distilled(any_place)
     assert [row.id for row in rows] == [row.id for row in MIXED]
-    assert [shard.tally.written for shard in mark.shards] == [3, 2]
+    assert [shard.row_counts.written for shard in marker.shards] == [3, 2]
     assert rows[2:4] == MIXED[2:4]  # unchanged
     assert [row.origin.teacher for row in rows] == ["template/1", "template/1", None, None, "template/1"]
     assert rows[1].reasoning == (Trace(("I see ", see("star", CENTRE, RIGHT), ". That makes 2.")),)
     assert rows[4].reasoning == (Trace(("I see no dog.",)),)
     said = report(any_place)
     assert said["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "test_passed": 1}
-    assert said["teacher"] == mark.facts["teacher"] == "template/1"
+    assert said["teacher"] == marker.facts["teacher"] == "template/1"
     assert {row.id for row in shown(any_place)} == {"where", "count", "absent"}
 
 
@@ -77,8 +77,8 @@ def test_rows_without_evidence_are_refused_and_counted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1 of 6 rows were refused.*1 no-reasoning"):
         run(DistillSettings(run_uri=str(tmp_path)))
     run(DistillSettings(run_uri=str(tmp_path), max_rejected_share=0.2))
-    mark, _ = distilled(str(tmp_path))
-    assert (mark.tally.rows, mark.tally.kept, mark.tally.rejected) == (6, 5, {"no-reasoning": 1})
+    marker, _ = distilled(str(tmp_path))
+    assert (marker.row_counts.rows, marker.row_counts.kept, marker.row_counts.rejected) == (6, 5, {"no-reasoning": 1})
     assert [(r.id, r.stage, r.reason) for r in rejections(str(tmp_path))] == [
         ("unknown", "distill", Reason.NO_REASONING)
     ]
@@ -106,9 +106,9 @@ def test_parts_make_the_stage_of_another_run_s_input(tmp_path: Path) -> None:
     mine = {"run_uri": str(tmp_path / "mine"), "input_uri": str(tmp_path / "other" / "convert")}
     for part, shard in (("prepare", None), ("shards", 1), ("shards", 0), ("finish", None)):
         run(DistillSettings(part=part, shard=shard, **mine))  # type: ignore[arg-type]
-    mark, rows = distilled(str(tmp_path / "mine"))
+    marker, rows = distilled(str(tmp_path / "mine"))
     assert len(rows) == 5
-    assert list(mark.inputs) == [str(tmp_path / "other" / "convert" / "_done" / "stage.json")]
+    assert list(marker.inputs) == [str(tmp_path / "other" / "convert" / "_done" / "stage.json")]
 
 
 def test_truncated_shard_of_convert_is_rejected(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_settings_are_checked_in_under_two_seconds() -> None:
 
 
 def test_run_with_a_model_over_s3(moto_place: str) -> None:
-    convert(moto_place, [*pictured(moto_place, 5), MIXED[2]])
+    convert(moto_place, [*illustrated(moto_place, 5), MIXED[2]])
     with scripted_teacher() as teacher:
         finished(start(moto_place, teacher))
     _, rows = distilled(moto_place)
@@ -209,7 +209,13 @@ def test_killed_midway_only_what_is_missing_is_asked_again(
     assert len(set(paid) & set(again)) <= len(paid) - kept
     assert set(paid) | set(again) == {f"Where is disc {n}?" for n in range(24)}
 
-    given: dict[str, Any] = {"propose": True, "twice": True, "look": True, "reply_tokens": 1024, "image_side": 1024}
+    given: dict[str, Any] = {
+        "propose": True,
+        "self_consistency": True,
+        "crop_check": True,
+        "reply_tokens": 1024,
+        "image_side": 1024,
+    }
     distill(calm, slow_teacher, model="scripted", **given)
     assert files(where) == files(calm)
 

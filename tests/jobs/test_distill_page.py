@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from jobs.distill import DistillSettings, run
+from tests.distill.asking import DISC, LEVER, row, see
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import convert, distilled
 from tests.fakes.teacher import Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise
-from tests.teacher.asking import DISC, LEVER, row, see
+from vcot.distill import prompts
+from vcot.distill.budget import FLAGS
 from vcot.records import Sample
 from vcot.settings import flag
-from vcot.teacher import prompts
-from vcot.teacher.budget import FLAGS
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -49,7 +49,7 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Teacher
             monkeypatch.setenv(name, value.replace("…", "x"))
         monkeypatch.setenv("OPENAI_BASE_URL", found.address)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setattr("vcot.teacher.batch.POLL", 0.01)
+        monkeypatch.setattr("vcot.distill.batch.POLL", 0.01)
         yield found
 
 

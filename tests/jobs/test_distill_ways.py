@@ -1,4 +1,4 @@
-"""The strategies as a stage, over rows of ScienceQA and VisCoT as they are published, with drawn pictures and a teacher
+"""The strategies as a stage, over rows of ScienceQA and VisCoT as they are published, with drawn images and a teacher
 that sees."""
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 
 from jobs.distill import DistillSettings, run
+from tests.datasets import test_datasets_scienceqa as scienceqa
+from tests.datasets.given import Given
+from tests.datasets.parquet import write
+from tests.datasets.test_datasets_viscot import metadata
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import (
     convert,
@@ -29,17 +33,13 @@ from tests.fakes.distilling import (
     wait_for,
 )
 from tests.fakes.teacher import Answer, Asked, Teacher, scripted_teacher
-from tests.fakes.wise import Known, Wise, picture
+from tests.fakes.wise import Known, Wise, draw_png
 from tests.jobs.test_convert import convert as source
 from tests.models.owl import make_owl
-from tests.sources import test_sources_scienceqa as scienceqa
-from tests.sources.given import Given
-from tests.sources.parquet import write
-from tests.sources.test_sources_viscot import metadata
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Trace
 from vcot.records import Reason, Sample, read_samples
-from vcot.records.shards import read_mark
+from vcot.records.shards import read_marker
 from vcot.storage import Store
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -49,10 +49,10 @@ WAYS = ("answer-aware", "rationalise", "two-level")
 
 def machine(n: int) -> bytes:
     """No two of them look alike, in no part."""
-    return picture(("green gear", (140, 100, 180 + 4 * n, 140)), ("blue lever", (250, 90, 310, 150 + 4 * n)))
+    return draw_png(("green gear", (140, 100, 180 + 4 * n, 140)), ("blue lever", (250, 90, 310, 150 + 4 * n)))
 
 
-def of_scienceqa(given: Given, pictures: Iterable[bytes] | None = None) -> list[Sample]:
+def of_scienceqa(given: Given, images: Iterable[bytes] | None = None) -> list[Sample]:
     """No places; the solution names what can be seen."""
     rows = [
         scienceqa.row(
@@ -60,7 +60,7 @@ def of_scienceqa(given: Given, pictures: Iterable[bytes] | None = None) -> list[
             image={"bytes": drawn, "path": "i.png"},
             solution="The green gear meets the blue lever. So the axle turns.",
         )
-        for n, drawn in enumerate(pictures or map(machine, range(3)))
+        for n, drawn in enumerate(images or map(machine, range(3)))
     ]  # fmt: skip
     uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
     return samples(given, source="scienceqa", input_uri=uri)
@@ -68,8 +68,8 @@ def of_scienceqa(given: Given, pictures: Iterable[bytes] | None = None) -> list[
 
 def of_viscot(given: Given) -> list[Sample]:
     """Boxes that people drew; to the second row somebody wrote reasoning without places."""
-    given.picture("vsr/000000068878.jpg", data=picture(("violet dog", (34, 380, 608, 615)), size=(640, 640)))
-    given.picture("vsr/000000528832.jpg", data=picture(("violet dog", (1, 1, 640, 422)), size=(640, 428)))
+    given.image("vsr/000000068878.jpg", data=draw_png(("violet dog", (34, 380, 608, 615)), size=(640, 640)))
+    given.image("vsr/000000528832.jpg", data=draw_png(("violet dog", (1, 1, 640, 422)), size=(640, 428)))
     rows = [
         metadata([[34.41, 379.87, 608.34, 615.23]], question="Is the car over the cat?", answer="No",
                  image="000000068878.jpg", width=640, height=640),
@@ -77,7 +77,7 @@ def of_viscot(given: Given) -> list[Sample]:
                  image="000000528832.jpg", width=640, height=428),
     ]  # fmt: skip
     first, second = samples(given, source="viscot", input_uri=given.rows(rows), images_uri=given.images)
-    written = Trace(("A violet dog fills the picture. It lies on something soft.",))
+    written = Trace(("A violet dog fills the image. It lies on something soft.",))
     return [first, second.model_copy(update={"reasoning": (written,)})]
 
 
@@ -85,8 +85,8 @@ def samples(given: Given, **settings: Any) -> list[Sample]:
     """What convert makes of it, all of it to be learned from."""
     run_uri = given.folder / f"run-{settings['source']}"
     source(run_uri, validation_share=0, max_rejected_share=0.5, **settings)
-    mark, _ = read_mark(Store(), f"{run_uri}/convert")
-    rows = list(read_samples(Store(), f"{run_uri}/convert", mark))
+    marker, _ = read_marker(Store(), f"{run_uri}/convert")
+    rows = list(read_samples(Store(), f"{run_uri}/convert", marker))
     return [row.model_copy(update={"origin": row.origin.model_copy(update={"split": "train"})}) for row in rows]
 
 
@@ -145,11 +145,11 @@ def purposes(teacher: Teacher) -> dict[str, int]:
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_runs_over_each_source(way: str, rows: list[list[Sample]], wise: Teacher, run_uri: Path) -> None:
     convert(str(run_uri), *rows)
-    run(settings(run_uri, way=way))
-    mark, made = distilled(str(run_uri))
+    run(settings(run_uri, strategy=way))
+    marker, made = distilled(str(run_uri))
     told: Any = report(str(run_uri))
-    assert told["way"] == mark.facts["way"] == way
-    assert mark.tally.rows == sum(map(len, rows)) == sum(f["rows"] for f in told["funnel"].values())
+    assert told["strategy"] == marker.facts["strategy"] == way
+    assert marker.row_counts.rows == sum(map(len, rows)) == sum(f["rows"] for f in told["funnel"].values())
     for name, counts in told["funnel"].items():
         order = [counts[step] for step in ("rows", "asked", "parsed", "boxes_accepted", "answer_agreed", "kept")]
         assert order == sorted(order, reverse=True), name
@@ -174,10 +174,10 @@ def test_nobody_is_asked_about_rows_by_text_alone(
     silent = rows[0][0].model_copy(update=bare | {"id": "silent"})
     solved = silent.model_copy(update={"id": "solved", "reasoning": (Trace(("The solution says so.",)),)})
     convert(str(run_uri), [solved, silent])
-    run(settings(run_uri, way=way))
-    mark, made = distilled(str(run_uri))
+    run(settings(run_uri, strategy=way))
+    marker, made = distilled(str(run_uri))
     assert made == [solved]
-    assert [(one.id, one.reason) for one in rejections(str(run_uri), mark)] == [("silent", Reason.NO_REASONING)]
+    assert [(one.id, one.reason) for one in rejections(str(run_uri), marker)] == [("silent", Reason.NO_REASONING)]
     assert not wise.asked
     assert b"asked by text alone" in Store().read(f"{run_uri}/distill/report.html")
 
@@ -186,14 +186,14 @@ def test_a_detector_in_a_folder_must_find_what_is_proposed(wise: Teacher, run_ur
     pytest.importorskip("torch")
     (tmp_path / "owl").mkdir()
     where_it_looks, elsewhere = (40, 40, 120, 120), (100, 60, 300, 230)
-    drawn = (picture(("green gear", place)) for place in (where_it_looks, elsewhere))
+    drawn = (draw_png(("green gear", place)) for place in (where_it_looks, elsewhere))
     convert(str(run_uri), of_scienceqa(Given(tmp_path), drawn))
     with pytest.raises(InputError, match=r"--detector-uri=.*owl: there is nothing in that folder"):
         run(settings(run_uri, detector_uri=str(tmp_path / "owl")))
     run(settings(run_uri, detector_uri=str(make_owl(tmp_path / "owl"))))
-    mark, made = distilled(str(run_uri))
+    marker, made = distilled(str(run_uri))
     assert [row.reasoning[0].boxes[0].as_list() for row in made] == [pytest.approx(where_it_looks, abs=0.5)]
-    assert [one.reason for one in rejections(str(run_uri), mark)] == [Reason.TEACHER_BOX_UNDETECTED]
+    assert [one.reason for one in rejections(str(run_uri), marker)] == [Reason.TEACHER_BOX_UNDETECTED]
 
 
 def test_who_answers_first_and_how_often_changes_no_byte(
@@ -212,7 +212,11 @@ def test_who_answers_first_and_how_often_changes_no_byte(
         convert(str(tmp_path / name / "run"), *rows)
         with scripted_teacher(slowly) as teacher:
             asked_here(teacher)
-            run(settings(tmp_path / name / "run", way="two-level", concurrency=concurrency, decoy_share=0.5))
+            run(
+                settings(
+                    tmp_path / name / "run", strategy="two-level", concurrency=concurrency, negative_crop_share=0.5
+                )
+            )
         told: Any = report(str(tmp_path / name / "run"))
         made.append((files(tmp_path / name / "run"), told["trust"]))
     assert made[0] == made[1]
@@ -224,7 +228,7 @@ def test_batches_bring_every_way_what_single_requests_bring(
     way: str, rows: list[list[Sample]], asked_here: Callable[[Teacher], None], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("vcot.teacher.batch.POLL", 0.01)
+    monkeypatch.setattr("vcot.distill.batch.POLL", 0.01)
     made, asked = {}, {}
     for name, batch in (("single", False), ("batch", True)):
         folder = tmp_path / name / "run"
@@ -232,7 +236,7 @@ def test_batches_bring_every_way_what_single_requests_bring(
         with scripted_teacher(Wise(known(rows))) as teacher:
             there = Batches(teacher)
             asked_here(teacher)
-            run(settings(folder, way=way, batch=batch))
+            run(settings(folder, strategy=way, batch=batch))
         lines = there.lines if batch else teacher.asked
         asked[name] = Counter((one.purpose, str(one.body["messages"])) for one in lines)
         made[name] = files(folder)
@@ -246,14 +250,14 @@ def test_a_dry_run_of_every_way_sends_nothing_and_foresees_enough(
     way: str, rows: list[list[Sample]], wise: Teacher, run_uri: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     convert(str(run_uri), *rows)
-    run(settings(run_uri, way=way, dry_run=True))
+    run(settings(run_uri, strategy=way, dry_run=True))
     said = capsys.readouterr().out
     assert not wise.asked
     foreseen = int(re.search(r"^requests +([0-9,]+)", said, re.M)[1].replace(",", ""))  # type: ignore[index]
-    run(settings(run_uri, way=way))
+    run(settings(run_uri, strategy=way))
     assert len(wise.asked) <= foreseen <= 3 * len(wise.asked)
     capsys.readouterr()
-    run(settings(run_uri, way=way, dry_run=True))
+    run(settings(run_uri, strategy=way, dry_run=True))
     assert re.search(r"^requests +0", capsys.readouterr().out, re.M)
 
 
@@ -264,12 +268,16 @@ def test_with_another_prompt_for_a_step_the_steps_before_it_are_not_asked_again(
     rows: list[list[Sample]], wise: Teacher, tmp_path: Path
 ) -> None:
     convert(str(tmp_path / "a"), *rows)
-    run(settings(tmp_path / "a", way="two-level"))
-    assert purposes(wise)["caption"] == 5  # one for each picture
+    run(settings(tmp_path / "a", strategy="two-level"))
+    assert purposes(wise)["caption"] == 5  # one for each image
     own = tmp_path / "stricter.v7.md"
     own.write_text("Be stricter still.")
     wise.asked = []
-    run(settings(tmp_path / "b", way="two-level", prompts=(f"verdict={own}",), input_uri=str(tmp_path / "a/convert")))
+    run(
+        settings(
+            tmp_path / "b", strategy="two-level", prompts=(f"verdict={own}",), input_uri=str(tmp_path / "a/convert")
+        )
+    )
     assert set(purposes(wise)) == {"verdict"}  # the later ones hear the same from the same verdicts
     told: Any = report(str(tmp_path / "b"))
     assert told["prompts"]["verdict"] == 7
@@ -278,8 +286,8 @@ def test_with_another_prompt_for_a_step_the_steps_before_it_are_not_asked_again(
 def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[list[Sample]], tmp_path: Path) -> None:
     script = Wise(known(rows))
     storm, calm = tmp_path / "runs" / "storm", tmp_path / "other" / "calm"
-    argv = ("--way", "two-level", "--max-rejected-share", "0.6", "--concurrency", "2", "--reanswer",
-            "--decoy-share", "0")  # fmt: skip  # two empty places of one size look the same
+    argv = ("--strategy", "two-level", "--max-rejected-share", "0.6", "--concurrency", "2", "--answer-from-evidence",
+            "--negative-crop-share", "0")  # fmt: skip  # two empty places of one size look the same
     for run_uri in (storm, calm):
         convert(str(run_uri), *rows)
     with scripted_teacher(lambda asked: replace(script(asked), wait=0.05)) as teacher:
@@ -302,7 +310,7 @@ def test_killed_midway_nothing_is_asked_twice_and_the_same_comes_out(rows: list[
 
 
 def test_prompts_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    run(DistillSettings(run_uri=str(tmp_path), way="two-level", show_prompt=True))
+    run(DistillSettings(run_uri=str(tmp_path), strategy="two-level", show_prompt=True))
     said = capsys.readouterr().out
     assert [line.split(",")[0] for line in said.splitlines() if line.startswith("--- ")] == [
         f"--- {name}" for name in ("caption", "objects", "locate", "branch", "verdict", "look", "synthesis", "reanswer")
@@ -313,7 +321,7 @@ def test_prompts_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--way", "three-level"], "--way=three-level"),
+        (["--strategy", "three-level"], "--strategy=three-level"),
         (["--frame", "resized_pixels"], "needs --min-pixels and --max-pixels"),
         (["--min-proposed-area", "5%"], "'5%' is no share of an image"),
         (["--repairs", "2"], "--repairs=2"),
@@ -334,7 +342,7 @@ def test_settings_of_ways_that_do_not_fit_are_told(argv: list[str], says: str) -
     ],
 )
 def test_prompts_that_are_none_are_told(choice: str, says: str) -> None:
-    from vcot.teacher import prompts
+    from vcot.distill import prompts
 
     with pytest.raises(SettingsError, match=says):
         prompts.chosen([choice])

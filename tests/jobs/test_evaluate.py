@@ -21,7 +21,7 @@ from tests.jobs.evaluated import trained
 from vcot import __version__
 from vcot.errors import GateFailed, InputError, SettingsError
 from vcot.evaluation.runner import Reply, read_replies
-from vcot.records import Folder, Sample, StageMark
+from vcot.records import Folder, Sample, StageMarker
 from vcot.records.shards import ShardWriter, run_shards
 from vcot.settings import Settings
 from vcot.storage import Store, join, put_folder
@@ -36,13 +36,13 @@ class Converted(Settings):
     stage: ClassVar[str] = "convert"
 
 
-def convert(run_uri: str, pictures: Path, splits: str = "test") -> list[Sample]:
+def convert(run_uri: str, images: Path, splits: str = "test") -> list[Sample]:
     """Eight discs to ask about, and four to learn guesses from."""
-    pictures.mkdir(exist_ok=True)
+    images.mkdir(exist_ok=True)
     rows = []
     for number, colour in enumerate(COLOURS):
         box = (10 * number, 20, 10 * number + 60, 80)
-        image = drawn(pictures, colour, box, colour)
+        image = drawn(images, colour, box, colour)
         split = "train" if number >= 4 else splits
         rows += [
             sample(f"{colour}-{n}", [box], image=image, label="disc", question=question, answers=["left"], split=split)  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ def convert(run_uri: str, pictures: Path, splits: str = "test") -> list[Sample]:
     return rows
 
 
-SMALL = {"max_new_tokens": 12, "rows_per_shard": 3, "batch_size": 2, "dtype": "float32"}
+SMALL = {"max_new_tokens": 12, "rows_per_shard": 3, "per_device_eval_batch_size": 2, "dtype": "float32"}
 
 
 def evaluate(run_uri: str, **settings: Any) -> dict[str, Any]:
@@ -69,10 +69,10 @@ def evaluate(run_uri: str, **settings: Any) -> dict[str, Any]:
 
 def replies(run_uri: str) -> dict[tuple[str, str], list[Reply]]:
     store = Store()
-    mark = Folder(store, run_uri, "evaluate").mark()
-    assert mark is not None
+    marker = Folder(store, run_uri, "evaluate").marker()
+    assert marker is not None
     found = defaultdict(list)
-    for reply in read_replies(store, join(run_uri, "evaluate"), mark.shards):
+    for reply in read_replies(store, join(run_uri, "evaluate"), marker.shards):
         found[reply.model, reply.condition].append(reply)
     return found
 
@@ -90,7 +90,7 @@ def test_an_unusable_gpu_ends_it_at_once(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     run_uri = str(tmp_path / "run")
-    convert(run_uri, tmp_path / "pictures")
+    convert(run_uri, tmp_path / "images")
     trained(run_uri, base, adapters["nothing"], contract)
     with pytest.raises(SettingsError, match="--device cuda, and torch cannot use it"):
         evaluate(run_uri, device="cuda")
@@ -101,7 +101,7 @@ def test_an_unusable_gpu_ends_it_at_once(
 def made(tmp_path_factory, base, adapters, contract) -> Path:
     """One run, evaluated; tests look at it and add others beside it."""
     runs = tmp_path_factory.mktemp("runs")
-    convert(str(runs / "one"), runs / "pictures")
+    convert(str(runs / "one"), runs / "images")
     trained(str(runs / "one"), base, adapters["much"], contract)
     evaluate(str(runs / "one"))
     return runs
@@ -118,7 +118,7 @@ def test_both_models_are_asked_everything_and_the_report_is_written(made, capsys
     assert report["made_with"]["prompt_of_the_first_row"] == "Where is the disc?"
     said = capsys.readouterr().out
     assert "before tuning" in said
-    assert f"report with pictures: {made / 'one' / 'evaluate' / 'report.html'}" in said
+    assert f"report with images: {made / 'one' / 'evaluate' / 'report.html'}" in said
     real, blank = (texts(str(made / "one"), "base", condition) for condition in ("real", "blank"))
     assert len(set(blank)) <= 2 < len(set(real))  # two questions, one blank image: it looks at what it is shown
 
@@ -146,7 +146,7 @@ def test_a_finished_evaluation_is_told_again_without_any_model(made, capsys, mon
 def test_a_gate_that_fails_leaves_a_report_and_no_mark_and_can_be_relaxed(made, base, adapters, contract, capsys):
     run_uri = str(made / "gated")
     trained(run_uri, base, adapters["nothing"], contract)
-    ask = {"samples_uri": str(made / "one" / "convert"), "conditions": "real", "limit": 4}
+    ask = {"samples_uri": str(made / "one" / "convert"), "conditions": "real", "max_samples": 4}
     with pytest.raises(GateFailed, match=r"accuracy_at_50 at least 100.0%"):
         evaluate(run_uri, min_accuracy_at_50=1.0, **ask)
     assert "before tuning" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_an_adapter_that_was_changed_is_refused(made, base, adapters, contract):
         evaluate(run_uri, samples_uri=str(made / "one" / "convert"))
 
 
-def test_text_mode_is_asked_without_pictures(made, base, adapters, contract):
+def test_text_mode_is_asked_without_images(made, base, adapters, contract):
     run_uri = str(made / "text")
     trained(run_uri, base, adapters["nothing"], contract | {"mode": "text"})
     report = evaluate(run_uri, samples_uri=str(made / "one" / "convert"))
@@ -200,7 +200,7 @@ def test_text_mode_is_asked_without_pictures(made, base, adapters, contract):
 def test_everything_may_lie_in_a_bucket(made, base, adapters, contract, moto_place, tmp_path):
     base_uri, run_uri = join(moto_place, "base"), join(moto_place, "runs", "one")
     put_folder(Store(), base, base_uri)
-    convert(run_uri, tmp_path / "pictures")
+    convert(run_uri, tmp_path / "images")
     trained(run_uri, base_uri, adapters["much"], contract)
     report = evaluate(run_uri, conditions="real")
     assert texts(run_uri, "tuned", "real") == texts(str(made / "one"), "tuned", "real")
@@ -214,9 +214,9 @@ def test_everything_may_lie_in_a_bucket(made, base, adapters, contract, moto_pla
 def test_what_is_missing_is_named(tmp_path, contract):
     with pytest.raises(InputError, match="run that stage first"):
         evaluate(str(tmp_path / "empty"))
-    convert(str(tmp_path / "one"), tmp_path / "pictures", splits="validation")
+    convert(str(tmp_path / "one"), tmp_path / "images", splits="validation")
     Folder(Store(), str(tmp_path / "one"), "train").finish(
-        StageMark(stage="train", code=__version__, settings={}, inputs={}, facts={"contract": contract})
+        StageMarker(stage="train", code=__version__, settings={}, inputs={}, facts={"contract": contract})
     )
     with pytest.raises(InputError, match="does not say base_uri, base_sha256, model, files"):
         evaluate(str(tmp_path / "one"))
@@ -226,11 +226,11 @@ def test_check_answers_in_two_seconds_and_names_every_fault():
     command = [sys.executable, "-m", "jobs.evaluate", "--check", "--run-uri=s3://b/r", "--conditions=blank"]
     before = os.times().children_user
     answer = subprocess.run(
-        [*command, "--limit=0", "--synonyms=wbc"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--max-samples=0", "--synonyms=wbc"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert answer.returncode == 78
     assert answer.stderr.splitlines() == [
-        "evaluate: --limit=0: input should be greater than or equal to 1",
+        "evaluate: --max-samples=0: input should be greater than or equal to 1",
         "evaluate: --conditions=blank: real must be among them: everything else is compared with it",
         "evaluate: --synonyms=wbc: 'wbc' declares no synonyms; write name=other name, as in wbc=white blood cell",
     ]

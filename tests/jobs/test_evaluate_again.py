@@ -21,7 +21,7 @@ from vcot.evaluation.subjects import Finished, newest, promote
 from vcot.storage import Store, join
 
 ROOT = Path(__file__).parents[2]
-ASK = {"max_new_tokens": 64, "batch_size": 24, "dtype": "float32"}
+ASK = {"max_new_tokens": 64, "per_device_eval_batch_size": 24, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_a_model_that_passes_is_promoted_with_what_it_passed(promoted):
     assert pointer.promotion.train_uri == join(promoted, "good", "train")
     said = " ".join(pointer.promotion.gates)
     assert "accuracy_at_50 not worse than the base" in said
-    assert "accuracy_at_50 clearly better on real pictures than on blank ones: it is +" in said
-    assert "accuracy_at_50 clearly better on real pictures than on wrong ones: it is +" in said
+    assert "accuracy_at_50 clearly better on real images than on blank ones: it is +" in said
+    assert "accuracy_at_50 clearly better on real images than on wrong ones: it is +" in said
 
 
 def test_run_again_it_is_promoted_once(promoted):
@@ -110,7 +110,7 @@ def test_a_worse_model_ends_with_20_and_its_numbers(promoted, tmp_path):
         Store(),
         join(promoted, "pointers", "latest"),
         train=train,
-        base={"uri": train.mark.facts["base_uri"], "sha256": train.mark.facts["base_sha256"]},
+        base={"uri": train.marker.facts["base_uri"], "sha256": train.marker.facts["base_sha256"]},
         evaluation=evaluation,
         samples=Finished.at(Store(), join(promoted, "good", "convert")),
         gates=["by hand"],

@@ -17,7 +17,7 @@ from vcot.errors import GateFailed
 from vcot.evaluation import words
 from vcot.storage import Store, join
 
-ASK = {"max_new_tokens": 64, "batch_size": 24, "dtype": "float32"}
+ASK = {"max_new_tokens": 64, "per_device_eval_batch_size": 24, "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")

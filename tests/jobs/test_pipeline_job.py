@@ -27,10 +27,10 @@ def pipeline(folder: Path, *flags: str, **variables: str) -> tuple[int, str]:
 
 
 def test_wrong_settings_of_a_late_stage_end_the_run_before_a_server_is_started(tmp_path: Path) -> None:
-    code, said = pipeline(tmp_path, VCOT_EVALUATE_LIMIT="0", VCOT_TRAIN_EPOCHS="-1")
+    code, said = pipeline(tmp_path, VCOT_EVALUATE_MAX_SAMPLES="0", VCOT_TRAIN_NUM_TRAIN_EPOCHS="-1")
     assert code == 78, said
-    assert "VCOT_TRAIN_EPOCHS=-1: input should be greater than 0" in said
-    assert "VCOT_EVALUATE_LIMIT=0: input should be greater than or equal to 1" in said
+    assert "VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: input should be greater than 0" in said
+    assert "VCOT_EVALUATE_MAX_SAMPLES=0: input should be greater than or equal to 1" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["minio"]
 
 
@@ -43,7 +43,7 @@ def test_with_settings_in_order_the_server_is_started(tmp_path: Path) -> None:
 
 def test_wrong_settings_end_the_run_before_anything_is_put_into_storage(tmp_path: Path) -> None:
     storage = ("--server", "none", "--runs-uri", str(tmp_path / "storage" / "runs"))
-    code, said = pipeline(tmp_path, *storage, VCOT_TRAIN_EPOCHS="-1")
+    code, said = pipeline(tmp_path, *storage, VCOT_TRAIN_NUM_TRAIN_EPOCHS="-1")
     assert code == 78, said
     assert not (tmp_path / "storage").exists()
     code, said = pipeline(tmp_path, *storage, "--until", "convert", VCOT_CONVERT_INPUT_URI="/no/such/file.json")

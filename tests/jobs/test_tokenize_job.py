@@ -16,10 +16,10 @@ from tests.s3 import moto_place, moto_server, no_aws
 from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, WHERE, base_folder, png, processor, sample
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Trace
-from vcot.records import Folder, Sample, StageMark
+from vcot.records import Folder, Sample, StageMarker
 from vcot.records.example import Examples
 from vcot.records.sample import Image
-from vcot.records.shards import ShardWriter, read_mark, run_shards
+from vcot.records.shards import ShardWriter, read_marker, run_shards
 from vcot.settings import Settings
 from vcot.storage import Store, join
 from vcot.tokens import Contract
@@ -47,17 +47,17 @@ def distilled(place: str, shards: list[list[Sample]]) -> None:
     )
 
 
-def tokenize(place: str, base: Path | str, **changes: Any) -> StageMark:
+def tokenize(place: str, base: Path | str, **changes: Any) -> StageMarker:
     values: dict[str, Any] = {
         "run_uri": place, "base_uri": str(base), "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS,
         "max_length": 256,
     }  # fmt: skip
     run(TokenizeSettings(**(values | changes)))
-    return read_mark(Store(), join(place, "tokenize"))[0]
+    return read_marker(Store(), join(place, "tokenize"))[0]
 
 
 def rows(place: str, splits: str, start: int = 0) -> list[Sample]:
-    """A sample per letter (t, v, e for test), each with a picture of its own."""
+    """A sample per letter (t, v, e for test), each with an image of its own."""
     found = []
     for number, letter in enumerate(splits, start):
         data = png(colour=f"rgb({number * 20}, 40, 90)")
@@ -69,8 +69,8 @@ def rows(place: str, splits: str, start: int = 0) -> list[Sample]:
     return found
 
 
-def examples(place: str, mark: StageMark) -> Examples:
-    return Examples([Path(join(place, "tokenize", file.name)) for shard in mark.shards for file in shard.files])
+def examples(place: str, marker: StageMarker) -> Examples:
+    return Examples([Path(join(place, "tokenize", file.name)) for shard in marker.shards for file in shard.files])
 
 
 def everything(place: str) -> dict[str, bytes]:
@@ -90,15 +90,15 @@ def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract
     first, second = rows(place, "tte"), rows(place, "tv", 3)
     second[0] = second[0].model_copy(update={"reasoning": (WHERE, Trace(("I see it. ", *WHERE.parts)))})
     distilled(place, [first, second])
-    mark = tokenize(place, base_folder)
-    found = examples(place, mark)
+    marker = tokenize(place, base_folder)
+    found = examples(place, marker)
     assert [row.id for row in found.rows] == ["s0#0", "s1#0", "s3#0", "s3#1", "s4#0"]
     assert [row.split for row in found.rows] == ["train"] * 4 + ["validation"]
     assert found[0].image == (tmp_path / "run/images/0.png").read_bytes()
-    assert [shard.tally.rows for shard in mark.shards] == [2, 2]  # without the row of the test split
-    assert mark.facts["base_uri"] == str(base_folder)
-    Contract.model_validate(mark.facts["contract"]).check(processor)
-    assert mark.inputs[str(base_folder)] == mark.facts["base_sha256"]
+    assert [shard.row_counts.rows for shard in marker.shards] == [2, 2]  # without the row of the test split
+    assert marker.facts["base_uri"] == str(base_folder)
+    Contract.model_validate(marker.facts["contract"]).check(processor)
+    assert marker.inputs[str(base_folder)] == marker.facts["base_sha256"]
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert report["examples"] == {"train": 4, "validation": 1}
     assert report["test_rows_left_out"] == 1
@@ -141,37 +141,37 @@ def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, base_folder:
     distilled(place, [[good, missing, changed, cut, wordy, silent, half]])
     with pytest.raises(InputError, match=r"5 of 7 rows were refused .*--max-rejected-share 0\.05"):
         tokenize(place, base_folder)
-    mark = tokenize(place, base_folder, max_rejected_share=0.8)
-    assert mark.tally.rejected == {
+    marker = tokenize(place, base_folder, max_rejected_share=0.8)
+    assert marker.row_counts.rejected == {
         "image-changed": 1, "image-missing": 1, "image-truncated": 1, "no-reasoning": 1, "too-long": 1,
     }  # fmt: skip
-    assert [row.id for row in examples(place, mark).rows] == ["s0#0", "s6#1"]
+    assert [row.id for row in examples(place, marker).rows] == ["s0#0", "s6#1"]
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert report["refused_alternatives"] == {"too-long": 1}
-    listed = [json.loads(line) for line in (tmp_path / "run/tokenize" / mark.shards[0].rejections.name).open()]
+    listed = [json.loads(line) for line in (tmp_path / "run/tokenize" / marker.shards[0].rejections.name).open()]
     assert [(line["id"], line["reason"]) for line in listed][:2] == [("s1", "image-missing"), ("s2", "image-changed")]
     assert "--max-length allows 256" in next(line["detail"] for line in listed if line["reason"] == "too-long")
 
 
-def test_a_picture_made_smaller_is_counted_and_shown(tmp_path: Path, base_folder: Path) -> None:
+def test_an_image_made_smaller_is_counted_and_shown(tmp_path: Path, base_folder: Path) -> None:
     place = str(tmp_path / "run")
     distilled(place, [rows(place, "tt")])
-    mark = tokenize(place, base_folder, max_pixels=1280 * 784, max_length=128)
-    found = examples(place, mark)
+    marker = tokenize(place, base_folder, max_pixels=1280 * 784, max_length=128)
+    found = examples(place, marker)
     assert all(one.shrunk and len(one.ids) <= 128 for one in found)
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert report["shrunk"] == 2
     assert "made smaller to fit" in (tmp_path / "run/tokenize/report.html").read_text()
 
 
-def test_in_text_mode_no_picture_is_read(tmp_path: Path, base_folder: Path) -> None:
+def test_in_text_mode_no_image_is_read(tmp_path: Path, base_folder: Path) -> None:
     place = str(tmp_path / "run")
     made = rows(place, "tv")
     (tmp_path / "run/images/0.png").unlink()
     distilled(place, [made])
-    mark = tokenize(place, base_folder, mode="text")
-    assert [one.image for one in examples(place, mark)] == [None, None]
-    assert mark.facts["contract"]["mode"] == "text"
+    marker = tokenize(place, base_folder, mode="text")
+    assert [one.image for one in examples(place, marker)] == [None, None]
+    assert marker.facts["contract"]["mode"] == "text"
 
 
 def test_parts_and_single_shards_make_what_one_process_makes(tmp_path: Path, base_folder: Path) -> None:
@@ -186,7 +186,7 @@ def test_parts_and_single_shards_make_what_one_process_makes(tmp_path: Path, bas
     for part, shard in (("prepare", None), ("shards", 1), ("shards", 0), ("finish", None)):
         run(settings.model_copy(update={"part": part, "shard": shard}))
     assert everything(other) == everything(place)
-    assert read_mark(Store(), join(other, "tokenize"))[0].tally.written == 4
+    assert read_marker(Store(), join(other, "tokenize"))[0].row_counts.written == 4
 
 
 def test_a_base_without_a_processor_or_a_stage_that_is_not_whole_is_named(tmp_path: Path, base_folder: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_shard_cut_in_storage_is_refused_by_name(tmp_path: Path, base_folder: 
     (shard,) = (tmp_path / "run/distill/shards").iterdir()
     whole = gzip.decompress(shard.read_bytes())
     shard.write_bytes(gzip.compress(whole)[:-30])
-    with pytest.raises(InputError, match=f"{shard.name} is not what its mark says"):
+    with pytest.raises(InputError, match=f"{shard.name} is not what its marker says"):
         tokenize(place, base_folder)
 
 
@@ -219,9 +219,9 @@ def test_of_a_base_in_a_bucket_the_weights_stay_there(tmp_path: Path, base_folde
             store.write(join(base, path.name), path.read_bytes())
     distilled(moto_place, [rows(moto_place, "tv")])
     store.write(join(base, "model.safetensors"), b"not weights at all")
-    mark = tokenize(moto_place, base)
-    assert mark.tally.written == 2
-    digest = mark.facts["base_sha256"]
+    marker = tokenize(moto_place, base)
+    assert marker.row_counts.written == 2
+    digest = marker.facts["base_sha256"]
     store.write(join(base, "model.safetensors"), b"others")  # other weights under one processor: the same examples
     assert tokenize(moto_place, base).facts["base_sha256"] == digest
     store.write(join(base, "chat_template.jinja"), b"{{ messages }}")

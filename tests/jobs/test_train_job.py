@@ -19,14 +19,15 @@ from jobs.train import TrainSettings, run
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import examples, tokenized, write_examples
 from vcot.errors import InputError, SettingsError
-from vcot.records.shards import Folder, StageMark
+from vcot.records.shards import Folder, StageMarker
 from vcot.storage import Store, join, put_folder
 
 ROOT = Path(__file__).parents[2]
 
 SMALL = {
-    "r": "4", "dtype": "float32", "batch_size": "2", "accumulation": "2", "epochs": "3", "learning_rate": "1e-3",
-    "eval_every": "5", "save_every": "2", "device": "cpu",
+    "lora_r": "4", "dtype": "float32", "per_device_train_batch_size": "2", "gradient_accumulation_steps": "2",
+    "num_train_epochs": "3", "learning_rate": "1e-3",
+    "eval_steps": "5", "save_steps": "2", "device": "cpu",
 }  # fmt: skip
 
 
@@ -84,19 +85,25 @@ def test_a_check_answers_without_torch() -> None:
     ("flags", "line"),
     [
         (["--method", "grpo"], "--method=grpo: this method is not there yet; sft is"),
-        (["--batch-size", "0"], "--batch-size=0: input should be greater than 0"),
+        (["--per-device-train-batch-size", "0"], "--per-device-train-batch-size=0: input should be greater than 0"),
         (
             ["--report-to", "foo"],
             "--report-to=foo: no such tracker: foo; there are tensorboard, wandb, mlflow, or none",
         ),
         (["--report-to", "none,tensorboard"], "no such tracker: none"),
         (["--report-to", "mlflow"], "not installed here: mlflow"),
-        (["--warmup", "30", "--max-steps", "20"], "--warmup=30 steps leaves nothing of --max-steps=20"),
-        (["--warmup", "1.5"], "--warmup=1.5 is neither a share below 1 nor a whole number of steps"),
+        (["--warmup-steps", "30", "--max-steps", "20"], "--warmup-steps=30 steps leaves nothing of --max-steps=20"),
+        (["--warmup-steps", "1.5"], "--warmup-steps=1.5 is neither a share below 1 nor a whole number of steps"),
         (["--part", "finish"], "train is not made of shards"),
         (["--part", "shards", "--shard", "0"], "train is not made of shards"),
-        (["--tune", "full", "--r", "8"], "--r: --tune full has no adapters; leave it out, or choose --tune lora or"),
-        (["--tune", "full", "--alpha", "128", "--dropout", "0"], "--alpha, --dropout: --tune full has no adapters"),
+        (
+            ["--tune", "full", "--lora-r", "8"],
+            "--lora-r: --tune full has no adapters; leave it out, or choose --tune lora or",
+        ),
+        (
+            ["--tune", "full", "--lora-alpha", "128", "--lora-dropout", "0"],
+            "--lora-alpha, --lora-dropout: --tune full has no adapters",
+        ),
     ],
 )
 def test_wrong_settings_get_one_line(flags: list[str], line: str) -> None:
@@ -154,7 +161,7 @@ def test_the_model_that_is_left_has_learned_the_examples(calm: Path, toy_base: P
     learned = Examples([write_examples(calm.parent / "again.parquet", examples(toy_encoder, 10))])
     dataset = SFTDataset(learned, toy_encoder, cache_bytes=0)
     batch = Collator(toy_encoder.pad_token_id)([dataset[row] for row in range(len(dataset))])
-    base = load_base(toy_base, quantisation="nf4", dtype="float32")
+    base = load_base(toy_base, quantization="nf4", dtype="float32")
     with torch.no_grad():
         before = loss_sum(base, batch)
         after = loss_sum(load_adapter(base, calm / "train/model"), batch)
@@ -167,18 +174,18 @@ def test_a_finished_run_trains_nothing_and_refuses_other_settings(
     monkeypatch.setattr("jobs.train._train", lambda *_: pytest.fail("it trains again"))
     train(calm, toy_base)
     with pytest.raises(SettingsError, match="r was 4 and is now 8"):
-        train(calm, toy_base, r="8")
+        train(calm, toy_base, lora_r="8")
 
 
 def test_a_finished_run_whose_examples_were_made_again_is_not_called_whole(calm: Path, toy_base: Path) -> None:
-    mark = calm / "tokenize/_done/stage.json"
-    there = mark.read_bytes()
+    marker = calm / "tokenize/_done/stage.json"
+    there = marker.read_bytes()
     try:
-        mark.write_bytes(there + b" ")
-        with pytest.raises(InputError, match=f"{mark} has changed since {calm}/train was begun"):
+        marker.write_bytes(there + b" ")
+        with pytest.raises(InputError, match=f"{marker} has changed since {calm}/train was begun"):
             train(calm, toy_base)
     finally:
-        mark.write_bytes(there)
+        marker.write_bytes(there)
 
 
 def test_stopped_and_damaged_it_ends_with_the_same_losses(
@@ -208,18 +215,18 @@ def without_tokenize(run_uri: Path) -> str:
 
 
 def with_another_contract(run_uri: Path) -> str:
-    mark = run_uri / "tokenize/_done/stage.json"
-    told = json.loads(mark.read_text())
+    marker = run_uri / "tokenize/_done/stage.json"
+    told = json.loads(marker.read_text())
     told["facts"]["contract"] |= {"template_sha256": "0" * 64, "merge_size": 4}
-    mark.unlink()
-    Folder(Store(), str(run_uri), "tokenize").finish(StageMark.model_validate(told))
+    marker.unlink()
+    Folder(Store(), str(run_uri), "tokenize").finish(StageMarker.model_validate(told))
     return "the examples were not made for this base: template_sha256 .*; merge_size is 2 here, 4 in the examples"
 
 
 def with_a_truncated_shard(run_uri: Path) -> str:
     shard = sorted((run_uri / "tokenize/shards").iterdir())[1]
     shard.write_bytes(shard.read_bytes()[:-20])
-    return f"{shard.name} is not what its mark says"
+    return f"{shard.name} is not what its marker says"
 
 
 @pytest.mark.parametrize("harm", [without_tokenize, with_another_contract, with_a_truncated_shard])

@@ -137,7 +137,7 @@ def test_another_run_of_an_overlay_differs_in_its_name_and_its_settings_alone(
     run = named(objects, "ConfigMap", source["configMapRef"]["name"])
     assert run["data"] == {"RUN_ID": "r-32", "RUNS_URI": "s3://vcot/runs", "FROM_RUN": "first:tokenize"}
     settings, *_ = pod(objects, "stage-train")["containers"][0]["envFrom"]
-    assert named(objects, "ConfigMap", settings["configMapRef"]["name"])["data"]["VCOT_TRAIN_R"] == "32"
+    assert named(objects, "ConfigMap", settings["configMapRef"]["name"])["data"]["VCOT_TRAIN_LORA_R"] == "32"
 
     def others(all_of_them: list[Manifest]) -> list[Manifest]:
         changed = ("pipeline-", "run-", "settings-train", "stage-train", "reevaluate")

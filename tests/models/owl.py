@@ -10,7 +10,7 @@ from typing import Any
 def make_owl(folder: Path) -> Path:
     """Fills a folder with a tiny OWLv2 of random weights, tokenizer and all.
 
-    Of any name it finds the same: squares with a quarter of the picture's longer side, centred on multiples of that,
+    Of any name it finds the same: squares with a quarter of the image's longer side, centred on multiples of that,
     (1, 1) among them. They are its patches, and it knows nothing of what they show.
     """
     import torch

@@ -42,7 +42,7 @@ def test_nf4_takes_the_language_models_linear_layers_and_nothing_else(torch: Any
 
     from vcot.models import load_base
 
-    model = load_base(toy_base, quantisation="nf4", dtype="float32")
+    model = load_base(toy_base, quantization="nf4", dtype="float32")
     narrow = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert narrow == {name for name in linear if name.startswith("model.language_model.")}
@@ -59,7 +59,7 @@ def test_every_adapter_has_a_gradient_after_an_evaluation_in_the_middle_of_train
     from vcot.models import attach_lora, compute_dtype, load_base
     from vcot.training.trainer import loss_sum, narrow
 
-    model = attach_lora(load_base(toy_base, quantisation="nf4", dtype=dtype), r=4, alpha=8, dropout=0.0)
+    model = attach_lora(load_base(toy_base, quantization="nf4", dtype=dtype), r=4, alpha=8, dropout=0.0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, which would leave the A matrices without a gradient
@@ -94,7 +94,7 @@ def test_the_patch_embedding_is_the_convolution(torch: Any, toy_base: Path) -> N
     assert torch.allclose(embedding(patches), plainly, atol=3e-6)
 
 
-def test_published_7b_gets_196_adapters_and_none_in_its_picture_part(torch: Any) -> None:
+def test_published_7b_gets_196_adapters_and_none_in_its_image_part(torch: Any) -> None:
     """Qwen/Qwen2.5-VL-7B-Instruct's config.json, instantiated without memory."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -125,12 +125,12 @@ def test_published_7b_gets_196_adapters_and_none_in_its_picture_part(torch: Any)
     assert not [name for name in trained if "visual" in name]
 
 
-def test_a_pattern_that_finds_the_picture_part_is_refused(torch: Any) -> None:
+def test_a_pattern_that_finds_the_image_part_is_refused(torch: Any) -> None:
     from vcot.models import lora_targets
 
     odd = torch.nn.ModuleDict({"language_model": torch.nn.ModuleDict({"visual": torch.nn.ModuleDict()})})
     odd["language_model"]["visual"]["up_proj"] = torch.nn.Linear(2, 2)
-    with pytest.raises(InputError, match=r"picture part.*language_model\.visual\.up_proj"):
+    with pytest.raises(InputError, match=r"image part.*language_model\.visual\.up_proj"):
         lora_targets(odd)
     with pytest.raises(InputError, match="none of the layers"):
         lora_targets(torch.nn.Linear(2, 2))

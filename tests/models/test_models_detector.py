@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distill.made import HEIGHT, WIDTH, stored
 from tests.models.owl import make_owl
-from tests.teacher.made import HEIGHT, WIDTH, stored
 from vcot.errors import InputError
 from vcot.storage import Store
 

@@ -59,7 +59,7 @@ def test_positions_of_text_alone_count_on_and_a_wrong_grid_is_noticed() -> None:
     from vcot.models import positions
 
     assert positions([5, 6, 7], None, image_token_id=9, merge_size=2).tolist() == [[0, 1, 2]] * 3
-    with pytest.raises(ValueError, match=r"2 tokens stand for the picture, its grid \(1, 4, 4\) makes 4"):
+    with pytest.raises(ValueError, match=r"2 tokens stand for the image, its grid \(1, 4, 4\) makes 4"):
         positions([5, 9, 9, 7], (1, 4, 4), image_token_id=9, merge_size=2)
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vcot.datasets import drawing, scenes
+from vcot.datasets.scenes import Pointing, SceneSpec
 from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
-from vcot.sources import drawing, scenes
-from vcot.sources.scenes import Pointing, SceneSpec
 
 HERE = Path(__file__).resolve().parents[2]
 BASE = HERE / "examples" / "rehearsal"
@@ -121,7 +121,7 @@ def test_training_goes_the_way_of_the_real_forward(model: Any, processor: Any, r
 
     rng = np.random.default_rng(3)
     trainer, encoder = recipe.Trainer(model), recipe.Encoder(processor.tokenizer)
-    for number, (height, width) in enumerate(recipe.SHAPES_OF_PICTURES):
+    for number, (height, width) in enumerate(recipe.SHAPES_OF_IMAGES):
         scene = drawing.draw_scene(rng, SceneSpec(2 * width, 2 * height, 2, 3))
         questions = scenes.ask_several(rng, scene)
         small = recipe.shrunk(scene, height, width)

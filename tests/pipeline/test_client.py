@@ -367,14 +367,14 @@ def test_the_command_stops_with_143_and_leaves_its_job_to_the_next_one(
 def test_the_command_judges_all_settings_of_the_cluster_and_makes_no_job(
     server: ApiServer, in_a_pod: dict[str, str], tmp_path: Path
 ) -> None:
-    for stage, wrong in (("train", {"VCOT_TRAIN_EPOCHS": "-1"}), ("evaluate", {"VCOT_EVALUATE_SEDE": "1"})):
+    for stage, wrong in (("train", {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1"}), ("evaluate", {"VCOT_EVALUATE_SEDE": "1"})):
         server.cluster.objects["ConfigMap", f"settings-{stage}-abc"]["data"] |= wrong
     process = start(in_a_pod)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 78
     lines = [json.loads(line)["event"] for line in said.splitlines()]
     *warnings, train, evaluate = lines
-    assert train.startswith("train: VCOT_TRAIN_EPOCHS=-1: ")
+    assert train.startswith("train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: ")
     assert evaluate.startswith("evaluate: VCOT_EVALUATE_SEDE: no such setting; did you mean VCOT_EVALUATE_SEED?")
     assert all("state" in line for line in warnings)  # there is no storage here to write the reason down in, too
     assert server.cluster.created == ["r1-state"]

@@ -193,7 +193,7 @@ def test_why_a_run_was_refused_before_it_began_is_written_down(fault: str) -> No
     apply(cluster, "r1", "10")
     if fault == "another apply":
         apply(cluster, "r2", "10")
-    faults = {"train": ["VCOT_TRAIN_R=x"]} if fault == "settings" else {}
+    faults = {"train": ["VCOT_TRAIN_LORA_R=x"]} if fault == "settings" else {}
     message, _ = said(cluster, VcotError, validate=lambda stage, variables: faults.get(stage, []))
     state = state_of(cluster)
     assert state["steps"] == {}
@@ -207,10 +207,16 @@ def test_a_refusal_takes_the_place_of_no_earlier_runs_state() -> None:
     steps = state_of(cluster)["steps"]
     again = Owner("pipeline-r1", "uid-of-another-pipeline")
     cluster.objects = {key: one for key, one in cluster.objects.items() if key[0] == "CronJob" or "settings" in key[1]}
-    said(cluster, SettingsError, plan=only("train"), owner=again, validate=lambda stage, variables: ["VCOT_TRAIN_R=x"])
+    said(
+        cluster,
+        SettingsError,
+        plan=only("train"),
+        owner=again,
+        validate=lambda stage, variables: ["VCOT_TRAIN_LORA_R=x"],
+    )
     assert steps["train"]["state"] == "done"
     assert state_of(cluster)["steps"] == steps
-    assert state_of(cluster)["end"] == {"exit": 78, "message": "VCOT_TRAIN_R=x"}
+    assert state_of(cluster)["end"] == {"exit": 78, "message": "VCOT_TRAIN_LORA_R=x"}
 
 
 def test_a_refusal_that_cannot_be_written_down_hides_no_reason() -> None:

@@ -21,7 +21,7 @@ class ScriptedExecutor:
 
     def check(self, plan: Plan) -> None:
         if "refused" in plan.run_id:
-            raise SettingsError("train: --epochs=-1: should be greater than 0")
+            raise SettingsError("train: --num-train-epochs=-1: should be greater than 0")
 
     def start(self, step: Step) -> None:
         self.started.append(step.stage)

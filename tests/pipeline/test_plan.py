@@ -68,14 +68,19 @@ def test_words_that_do_not_fit_are_refused_as_they_were_written(words: dict[str,
 
 def test_environment_beats_the_example_which_beats_the_base(tmp_path: Path) -> None:
     base, example = tmp_path / "base", tmp_path / "example"
-    first = "# how long\nVCOT_TRAIN_EPOCHS=1\nVCOT_TRAIN_SEED=1\nVCOT_TRAIN_R=8\n"
-    for folder, text in ((base, first), (example, "VCOT_TRAIN_EPOCHS=2\nVCOT_TRAIN_SEED=2\n")):
+    first = "# how long\nVCOT_TRAIN_NUM_TRAIN_EPOCHS=1\nVCOT_TRAIN_SEED=1\nVCOT_TRAIN_LORA_R=8\n"
+    for folder, text in ((base, first), (example, "VCOT_TRAIN_NUM_TRAIN_EPOCHS=2\nVCOT_TRAIN_SEED=2\n")):
         folder.mkdir()
         (folder / "train.env").write_text(text)
-    environment = {"VCOT_TRAIN_EPOCHS": "3", "VCOT_LOG_FORM": "json", "VCOT_PIPELINE_RUN_ID": "x", "HOME": "/"}
+    environment = {
+        "VCOT_TRAIN_NUM_TRAIN_EPOCHS": "3",
+        "VCOT_LOG_FORM": "json",
+        "VCOT_PIPELINE_RUN_ID": "x",
+        "HOME": "/",
+    }
     variables = gather_variables([base, example], environment)
     assert variables["train"] == {
-        "VCOT_TRAIN_EPOCHS": "3", "VCOT_TRAIN_SEED": "2", "VCOT_TRAIN_R": "8", "VCOT_LOG_FORM": "json",
+        "VCOT_TRAIN_NUM_TRAIN_EPOCHS": "3", "VCOT_TRAIN_SEED": "2", "VCOT_TRAIN_LORA_R": "8", "VCOT_LOG_FORM": "json",
     }  # fmt: skip
     assert variables["convert"] == {"VCOT_LOG_FORM": "json"}
 

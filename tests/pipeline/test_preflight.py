@@ -97,7 +97,7 @@ def test_settings_that_nothing_names_any_more_are_removed_when_a_run_begins() ->
 
 def test_settings_that_an_apply_under_way_names_again_are_put_back() -> None:
     cluster = a_cluster()
-    data, labels = {"VCOT_TRAIN_R": "8"}, {"vcot/holds": "settings"}
+    data, labels = {"VCOT_TRAIN_LORA_R": "8"}, {"vcot/holds": "settings"}
     metadata = {"name": "settings-train-eeeeeeeeee", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"}
     cluster.put("ConfigMap", {"metadata": metadata, "data": data})
     again = json.loads(json.dumps(template("train")).replace("settings-train-abc", "settings-train-eeeeeeeeee"))
@@ -136,11 +136,11 @@ def test_settings_of_all_stages_are_judged_before_anything_is_made_with_a_line_f
         seen[stage] = dict(variables)
         return [f"{stage}: one", f"{stage}: two"] if stage in ("distill", "train") else []
 
-    cluster.objects["ConfigMap", "settings-train-abc"]["data"] = {"VCOT_TRAIN_EPOCHS": "-1"}
+    cluster.objects["ConfigMap", "settings-train-abc"]["data"] = {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1"}
     message, _ = said(cluster, SettingsError, validate=validate)
     assert message.splitlines() == ["distill: one", "distill: two", "train: one", "train: two"]
     assert cluster.created == NOTHING
-    assert seen["train"] == {"VCOT_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
+    assert seen["train"] == {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
     assert seen["convert"]["VCOT_PART"] == "prepare"
 
 

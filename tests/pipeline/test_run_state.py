@@ -14,7 +14,7 @@ from jobs.train import TrainSettings
 from vcot.errors import InputError, NotWhole, SettingsError
 from vcot.pipeline.plan import Step
 from vcot.pipeline.run_state import RunStorage
-from vcot.records.shards import File, Folder, ShardMark, StageMark, Tally, read_mark
+from vcot.records.shards import File, Folder, RowCounts, ShardMarker, StageMarker, read_marker
 from vcot.storage import Store, join
 
 STORAGE = RunStorage(Store())
@@ -25,10 +25,10 @@ def run(tmp_path: Path) -> str:
     return str(tmp_path / "runs/r1")
 
 
-def a_mark(stage: str, shards: int = 0, **facts: Any) -> StageMark:
+def a_mark(stage: str, shards: int = 0, **facts: Any) -> StageMarker:
     nothing = File(name="rejections/0.jsonl", sha256="0" * 64, size=0)
-    marks = tuple(ShardMark(shard=n, files=(), rejections=nothing, tally=Tally()) for n in range(shards))
-    return StageMark(stage=stage, code="1", settings={}, inputs={}, shards=marks, facts=facts)
+    markers = tuple(ShardMarker(shard=n, files=(), rejections=nothing, row_counts=RowCounts()) for n in range(shards))
+    return StageMarker(stage=stage, code="1", settings={}, inputs={}, shards=markers, facts=facts)
 
 
 def prepared(run: str, stage: str, **settings: Any) -> Step:
@@ -61,7 +61,7 @@ def trained(run: str, tmp_path: Path) -> tuple[Step, dict[str, str]]:
     """A training that has begun, and the variables that its Job would see."""
     store, base = Store(), str(tmp_path / "base")
     Folder(store, run, "tokenize").finish(a_mark("tokenize"))
-    _, inputs = read_mark(store, join(run, "tokenize"))
+    _, inputs = read_marker(store, join(run, "tokenize"))
     Folder(store, run, "train").begin(TrainSettings.of({"run_uri": run, "base_uri": base}), inputs)
     return Step("train", run, {}, ()), {"VCOT_RUN_URI": run, "VCOT_TRAIN_BASE_URI": base}
 
@@ -82,10 +82,10 @@ def test_a_whole_stage_with_other_settings_refuses_as_its_job_would(
 ) -> None:
     Folder(Store(), run, "train").finish(a_mark("train", losses={}))
     step, variables = trained
-    outcome = STORAGE.look(step, variables | {"VCOT_TRAIN_EPOCHS": "9"})
+    outcome = STORAGE.look(step, variables | {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "9"})
     assert outcome is not None
     assert outcome.exit_code == SettingsError.exit_code
-    assert "belongs to a run with other settings: epochs was 2.0 and is now 9.0" in outcome.said
+    assert "belongs to a run with other settings: num_train_epochs was 2.0 and is now 9.0" in outcome.said
 
 
 def test_a_stage_of_which_storage_cannot_say_whether_it_is_whole_gets_its_job(

@@ -20,12 +20,12 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def example(number: int, picture: bool = True) -> Example:
+def example(number: int, image: bool = True) -> Example:
     ids = tuple(range(number, number + 5 + number % 7))
     return Example(
         id=f"s{number}#0", sample=f"s{number}", alternative=number % 3, split="train" if number % 4 else "validation",
-        ids=ids, labels=(IGNORED, IGNORED, *ids[2:]), image=png(number) if picture else None,
-        image_grid=(1, 2, 4) if picture else None, shrunk=number % 5 == 0,
+        ids=ids, labels=(IGNORED, IGNORED, *ids[2:]), image=png(number) if image else None,
+        image_grid=(1, 2, 4) if image else None, shrunk=number % 5 == 0,
     )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def write(path: Path, examples: list[Example]) -> Path:
 
 
 def test_examples_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> None:
-    first = [example(n, picture=n % 6 != 0) for n in range(70)]
+    first = [example(n, image=n % 6 != 0) for n in range(70)]
     second = [example(n) for n in range(100, 103)]
     found = Examples([write(tmp_path / "a", first), write(tmp_path / "b", second)])
     assert len(found) == 73
@@ -51,7 +51,7 @@ def test_examples_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> 
         found[73]
 
 
-def test_which_example_is_which_is_known_without_reading_pictures(tmp_path: Path) -> None:
+def test_which_example_is_which_is_known_without_reading_images(tmp_path: Path) -> None:
     found = Examples([write(tmp_path / "a", [example(8), example(9)])])
     assert found.rows == [Row("s8#0", "s8", 2, "validation", 6), Row("s9#0", "s9", 0, "train", 7)]
 
@@ -85,13 +85,13 @@ def test_it_travels_to_a_worker_process_without_open_files(tmp_path: Path) -> No
     assert copy[39] == example(39)
 
 
-def test_datasets_opens_the_file_as_it_is_with_pictures_as_pictures(
+def test_datasets_opens_the_file_as_it_is_with_images_as_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     import datasets
 
-    path = write(tmp_path / "00000-abc.parquet", [example(n, picture=n != 3) for n in range(40)])
+    path = write(tmp_path / "00000-abc.parquet", [example(n, image=n != 3) for n in range(40)])
     table = datasets.load_dataset(
         "parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"), streaming=False
     )

@@ -1,4 +1,4 @@
-"""The contract of a stage in storage: marks, tallies, resumption, refusals."""
+"""The contract of a stage in storage: markers, row counts, resumption, refusals."""
 
 import gzip
 import hashlib
@@ -12,7 +12,7 @@ import pytest
 from tests.records.samples import sample
 from vcot.errors import InputError, SettingsError
 from vcot.records import Folder, Reason, Rejection, read_samples
-from vcot.records.shards import JsonLines, ShardWriter, StageMark, read_mark, run_shards
+from vcot.records.shards import JsonLines, ShardWriter, StageMarker, read_marker, run_shards
 from vcot.settings import Settings, setting
 from vcot.storage import Store
 
@@ -28,7 +28,7 @@ class Count(Settings):
 
 def run(
     folder: Path, work: Callable[[ShardWriter], None] | None = None, shards: int = 3, **values: object
-) -> StageMark | None:
+) -> StageMarker | None:
     settings = Count(run_uri=str(folder), **values)  # type: ignore[arg-type]
 
     def rows(writer: ShardWriter) -> None:
@@ -50,10 +50,10 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def test_rows_in_are_kept_or_refused_by_reason(tmp_path: Path) -> None:
-    mark = run(tmp_path)
-    assert mark is not None
-    assert (mark.tally.rows, mark.tally.kept, mark.tally.rejected) == (10, 8, {"no-box": 2})
-    assert {s.id for s in read_samples(Store(), str(tmp_path / "count"), mark)} == {
+    marker = run(tmp_path)
+    assert marker is not None
+    assert (marker.row_counts.rows, marker.row_counts.kept, marker.row_counts.rejected) == (10, 8, {"no-box": 2})
+    assert {s.id for s in read_samples(Store(), str(tmp_path / "count"), marker)} == {
         f"s{n}" for n in range(10) if n % 5 != 4
     }
     refused = [
@@ -86,9 +86,9 @@ def test_killed_between_shards_it_goes_on_and_makes_none_twice(tmp_path: Path) -
         made.append(writer.index)
         writer.keep(sample(writer.index))
 
-    mark = run(tmp_path, again)
-    assert mark is not None
-    assert (made, mark.tally.kept) == ([0, 1, 2], 3)
+    marker = run(tmp_path, again)
+    assert marker is not None
+    assert (made, marker.row_counts.kept) == ([0, 1, 2], 3)
     run(tmp_path, again)
     assert made == [0, 1, 2]
 
@@ -110,7 +110,7 @@ def test_an_input_that_changed_is_refused(tmp_path: Path) -> None:
 def test_more_refusals_than_allowed_are_an_error_that_counts_them_and_keeps_the_report(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"2 of 10 rows were refused \(20\.0%\).*0\.1 allows: 2 no-box"):
         run(tmp_path, max_rejected_share=0.1)
-    assert json.loads((tmp_path / "count/report.json").read_text())["tally"]["rejected"] == {"no-box": 2}
+    assert json.loads((tmp_path / "count/report.json").read_text())["row_counts"]["rejected"] == {"no-box": 2}
     assert not (tmp_path / "count/_done/stage.json").exists()
     assert run(tmp_path, max_rejected_share=0.3) is not None
 
@@ -136,40 +136,40 @@ def test_finish_without_a_shard_names_it(tmp_path: Path) -> None:
 
 def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:
     run(tmp_path)
-    marker = tmp_path / "count/_done/00000.json"
-    before = marker.read_bytes()
-    marker.unlink()
+    path = tmp_path / "count/_done/00000.json"
+    before = path.read_bytes()
+    path.unlink()
 
     def slow(writer: ShardWriter) -> None:
         writer.keep(sample(99))
-        marker.write_bytes(before)  # another process finishes meanwhile
+        path.write_bytes(before)  # another process finishes meanwhile
 
-    mark = Folder(Store(), str(tmp_path), "count").make_shard(0, slow, JsonLines)
-    assert marker.read_bytes() == before
-    assert mark.tally.rows == 4
+    marker = Folder(Store(), str(tmp_path), "count").make_shard(0, slow, JsonLines)
+    assert path.read_bytes() == before
+    assert marker.row_counts.rows == 4
 
 
 def test_a_stage_that_is_not_whole_is_no_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a finished stage"):
-        read_mark(Store(), str(tmp_path / "convert"))
+        read_marker(Store(), str(tmp_path / "convert"))
 
 
 @pytest.mark.parametrize("cut", [0, 10, -5])
 def test_a_truncated_shard_is_named_and_never_read(tmp_path: Path, cut: int) -> None:
-    mark = run(tmp_path)
-    assert mark is not None
-    path = tmp_path / "count" / mark.shards[1].files[0].name
+    marker = run(tmp_path)
+    assert marker is not None
+    path = tmp_path / "count" / marker.shards[1].files[0].name
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(InputError, match=f"{path.name} is not what its mark says"):
-        list(read_samples(Store(), str(tmp_path / "count"), mark))
+    with pytest.raises(InputError, match=f"{path.name} is not what its marker says"):
+        list(read_samples(Store(), str(tmp_path / "count"), marker))
 
 
 def test_shards_carry_no_time_stamp(tmp_path: Path) -> None:
-    mark = run(tmp_path)
-    assert mark is not None
-    data = (tmp_path / "count" / mark.shards[0].files[0].name).read_bytes()
+    marker = run(tmp_path)
+    assert marker is not None
+    data = (tmp_path / "count" / marker.shards[0].files[0].name).read_bytes()
     assert data[4:8] == b"\0\0\0\0"
-    assert len(gzip.decompress(data).splitlines()) == mark.shards[0].tally.written
+    assert len(gzip.decompress(data).splitlines()) == marker.shards[0].row_counts.written
 
 
 def test_the_last_word_tells_shards_rows_and_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

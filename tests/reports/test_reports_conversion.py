@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from jobs.convert import ConvertSettings, run
-from tests.sources.given import Given
-from tests.teacher.made import sample
+from tests.datasets.given import Given
+from tests.distill.made import sample
 from vcot.errors import InputError
 from vcot.grounding import smart_resize
 from vcot.records import Folder, Reason, Sample
@@ -77,7 +77,7 @@ def many_rows(given: Given) -> list[dict[str, Any]]:
             if name == "dude" and n % 3 == 0:
                 box[2] = width + 70
             question = "What?" + "?" * dice.randrange(2000)
-            given.picture(f"{name}/{image}", width + n // 2, height)
+            given.image(f"{name}/{image}", width + n // 2, height)
             rows.append(row([box], dataset=name, image=image, width=width + n // 2, height=height, question=question))
     return rows
 
@@ -91,7 +91,7 @@ def test_the_numbers_are_those_of_the_shards_and_of_the_rejections(given: Given,
     files = sorted((tmp_path / "run/convert/shards").glob("*"))
     kept = [Sample.model_validate_json(line) for f in files for line in gzip.decompress(f.read_bytes()).splitlines()]
     refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
-    assert len(kept) + len(refused) == told.tally.rows == 120
+    assert len(kept) + len(refused) == told.row_counts.rows == 120
     assert len(refused) == 20
     for name, rows in told.datasets.items():
         here = [sample for sample in kept if sample.origin.dataset == name]
@@ -112,7 +112,7 @@ def test_the_numbers_are_those_of_the_shards_and_of_the_rejections(given: Given,
     assert told.reasonings == {"0": 100}
 
     images = {sample.image.sha256: sample for sample in kept}
-    assert told.pictures == {
+    assert told.images == {
         split: sum(s.origin.split == split for s in images.values()) for split in ("train", "validation", "test")
     }
     assert told.pixels.median == median_low([s.image.width * s.image.height for s in images.values()])
@@ -138,15 +138,15 @@ def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_row
         one.model_copy(update={"image": None, "evidence": None, "question": "one \U0001f600 \0 two"}),
     ]  # fmt: skip
     folder = Folder(Store(), str(tmp_path / "run"), "convert")
-    marks = [folder.make_shard(n, lambda writer: [writer.keep(row) for row in rows], JsonLines) for n in range(2)]
-    with sample_statistics(folder.store, folder.uri, marks, tmp_path) as found:
+    markers = [folder.make_shard(n, lambda writer: [writer.keep(row) for row in rows], JsonLines) for n in range(2)]
+    with sample_statistics(folder.store, folder.uri, markers, tmp_path) as found:
         assert found.image_sizes() == {"train": {(320, 240): 1}}
         assert found.counts("split", "image is null") == {"made": {"train": 2}}
         assert found.counts("len(areas)", "areas is not null") == {"made": {1: 2, 0: 2}}
         assert found.counts("question_length", "image is null") == {"made": {len(rows[-1].question): 2}}
         assert found.box_areas() == {"made": {0.03: 2}}
-    Path(folder.uri, marks[1].files[0].name).write_bytes(b"")
-    with pytest.raises(InputError, match="truncated"), sample_statistics(folder.store, folder.uri, marks, tmp_path):
+    Path(folder.uri, markers[1].files[0].name).write_bytes(b"")
+    with pytest.raises(InputError, match="truncated"), sample_statistics(folder.store, folder.uri, markers, tmp_path):
         pass
 
 
@@ -181,7 +181,7 @@ def test_a_near_copy_is_shown_beside_its_original_with_the_bits_that_differ(give
     ]
     told, page = convert(tmp_path / "run", given, rows, near_duplicates=24)
     assert told.near_duplicates is not None
-    assert (told.near_duplicates.pictures_compared, told.near_duplicates.groups) == (3, 1)
+    assert (told.near_duplicates.images_compared, told.near_duplicates.groups) == (3, 1)
     (pair,) = told.near_duplicates.pairs
     assert {Path(pair.one).stem, Path(pair.other).stem} == {"one", "two"}
     assert f"{pair.bits} of 144 bits differ" in page
@@ -192,7 +192,7 @@ def test_a_near_copy_is_shown_beside_its_original_with_the_bits_that_differ(give
 
 
 def test_shown_are_rows_from_all_over_and_of_every_reason_first(given: Given, tmp_path: Path) -> None:
-    given.picture("vsr/a.png", 90, 100)
+    given.image("vsr/a.png", 90, 100)
     boxes = {"box-inverted": [30, 2, 1, 40], "box-empty": [1, 2, 1, 40]}
     rows = [row([[1, 2, 30, 40]], question=f"What is {n}?") for n in range(200)]
     rows += [row([[1, 2, 300, 40]], question=f"Where is {n}?") for n in range(90)]
@@ -209,7 +209,7 @@ def test_shown_are_rows_from_all_over_and_of_every_reason_first(given: Given, tm
 
 
 def test_a_box_that_was_refused_is_put_aside_where_the_row_wanted_it(given: Given, tmp_path: Path) -> None:
-    given.picture("vsr/a.png", 100, 100)
+    given.image("vsr/a.png", 100, 100)
     refused = row([[60, 20, 300, 40]], width=100)
     with pytest.raises(InputError, match="not one row was kept"):
         convert(tmp_path / "run", given, [refused])
@@ -221,18 +221,18 @@ def test_a_box_that_was_refused_is_put_aside_where_the_row_wanted_it(given: Give
 
 
 def test_images_inside_an_archive_are_drawn_where_they_are(given: Given, tmp_path: Path) -> None:
-    given.picture("vsr/a.png", 90, 100)
+    given.image("vsr/a.png", 90, 100)
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(given.images / "vsr", "cot_image_data/vsr")
     (given.images / "vsr/a.png").unlink()
     rows = [row([[1, 2, 60, 70]]), row([[1, 2, 300, 70]], question="Where?")]
     told, page = convert(tmp_path / "run", given, rows, images_uri=tmp_path / "images.tar")
-    assert told.tally.kept == 1
+    assert told.row_counts.kept == 1
     assert page.count("data:image/jpeg") == 2
 
 
 def test_what_rows_say_is_text_on_the_page(given: Given, tmp_path: Path) -> None:
-    given.picture("vsr/a.png", 90, 100)
+    given.image("vsr/a.png", 90, 100)
     rows = [
         row([[1, 2, 30, 40]], question=f"What? {HOSTILE}", answer=HOSTILE),
         row([[1, 2, 3]], question=f"Where? {HOSTILE}"),
@@ -240,7 +240,7 @@ def test_what_rows_say_is_text_on_the_page(given: Given, tmp_path: Path) -> None
         row([[1, 2, 3]], question="Nested", more=[[[[[[[[HOSTILE]]]]]]], HOSTILE * 99, 10**90]),
     ]
     told, page = convert(tmp_path / "run", given, rows)
-    assert (told.tally.rows, told.tally.kept) == (4, 1)
+    assert (told.row_counts.rows, told.row_counts.kept) == (4, 1)
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "49" not in re.findall(r"What\?[^<]*", page)[0]
@@ -259,7 +259,7 @@ def test_a_page_of_many_datasets_and_large_images_stays_small(given: Given, tmp_
         common = {"dataset": f"set{n}", "width": 400, "height": 300}
         rows += [row([[1, 2, 30 + i, 40]], question=f"{i}?", **common) for i in range(6)]
     told, page = convert(tmp_path / "run", given, rows)
-    assert told.tally.kept == 240
+    assert told.row_counts.kept == 240
     assert 500_000 < len(page) < 5_000_000
     assert page.count('<div class="card">') == 160
     assert "no room for more images on this page" in page

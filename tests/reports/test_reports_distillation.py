@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from tests.teacher.made import CENTRE, RIGHT, TOP_LEFT, see, stored
+from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, see, stored
+from vcot.distill.row import DistilledReasoning, Outcome, refuse
+from vcot.distill.runner import write
 from vcot.grounding import Trace
-from vcot.records import Folder, Reason, Rejection, Sample, Tally
+from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
 from vcot.records.distillation import Distillation
 from vcot.records.sample import IMAGE_REASONS
-from vcot.records.shards import File, ShardMark, ShardWriter
+from vcot.records.shards import File, ShardMarker, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report
 from vcot.reports.sampling import sampled
 from vcot.storage import Store
-from vcot.teacher.row import DistilledReasoning, Outcome, refuse
-from vcot.teacher.runner import write
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert("x")</script><img src=http://e.example/x onerror=alert(1)>'
-MODEL = {"teacher": "gpt", "way": "answer-aware", "prompts": {"reason": 1, "look": 2}}
+MODEL = {"teacher": "gpt", "strategy": "answer-aware", "prompts": {"reason": 1, "look": 2}}
 POINTS = DistilledReasoning((Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("lever", RIGHT), ".")),))
 NONE = File(name="x", sha256="0" * 64, size=0)
 
@@ -36,15 +36,15 @@ def finished(folder: Path, *shards: list[tuple[Sample, Outcome]], facts: Any = N
     """report.json and the text of the page of what a teacher made of these rows."""
     folder.mkdir(exist_ok=True)
     stage = Folder(Store(), str(folder / "run"), "distill")
-    marks = []
+    markers = []
     for index, rows in enumerate(shards):
         (scratch := folder / f"scratch-{index}").mkdir()
         writer = ShardWriter(index, "distill", scratch, _Nowhere)
         funnel = write(rows, "gpt", writer)
         funnel.put_aside(stage, index)
         counted = funnel.facts() | {"trust": {}, "spent": {}} | (facts or {})
-        marks.append(ShardMark(shard=index, files=(), rejections=NONE, tally=writer.tally, facts=counted))
-    return report(stage, marks, sum((mark.tally for mark in marks), Tally()), told or MODEL)
+        markers.append(ShardMarker(shard=index, files=(), rejections=NONE, row_counts=writer.row_counts, facts=counted))
+    return report(stage, markers, sum((marker.row_counts for marker in markers), RowCounts()), told or MODEL)
 
 
 class _Nowhere:
@@ -100,7 +100,7 @@ def test_the_funnel_of_each_dataset_and_of_all(tmp_path: Path) -> None:
 
 
 def test_every_reason_that_distill_may_give_has_its_words() -> None:
-    written = "".join(path.read_text() for path in (ROOT / "vcot/teacher").rglob("*.py"))
+    written = "".join(path.read_text() for path in (ROOT / "vcot/distill").rglob("*.py"))
     given = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", written)} | set(IMAGE_REASONS.values())
     assert given <= MEANING.keys()
     assert {gate for gate, _ in MEANING.values()} == set(GATES)
@@ -148,7 +148,7 @@ def test_boxes_of_the_teacher_are_told_from_those_that_people_drew(tmp_path: Pat
     new = row.model_copy(update={"id": "row-0#1", "evidence": (see("lever", RIGHT),), "reasoning": POINTS.traces})
     finished(tmp_path, [(row, DistilledReasoning(POINTS.traces, pairs=(new,)))])
     folder = Folder(Store(), str(tmp_path / "run"), "distill")
-    shown = sampled(folder, [ShardMark(shard=0, files=(), rejections=NONE, tally=Tally())], SHOWN)
+    shown = sampled(folder, [ShardMarker(shard=0, files=(), rejections=NONE, row_counts=RowCounts())], SHOWN)
     for one in shown.by_dataset()["made"]["kept"]:
         assert [(box.label, box.proposed) for box in one.boxes] == [("red disc", False), ("lever", True)]
 

@@ -10,7 +10,7 @@ import pytest
 from jinja2 import UndefinedError
 from PIL import Image
 
-from tests.teacher.made import RIGHT, TOP_LEFT, see, stored
+from tests.distill.made import RIGHT, TOP_LEFT, see, stored
 from vcot.grounding import Box, Trace
 from vcot.reports.overlays import PREDICTED, TRUE, Gallery, data_uri, inside, overlay
 from vcot.reports.rendering import render

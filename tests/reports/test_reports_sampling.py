@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vcot.errors import InputError
-from vcot.records import Folder, Tally
-from vcot.records.shards import File, ShardMark
+from vcot.records import Folder, RowCounts
+from vcot.records.shards import File, ShardMarker
 from vcot.reports.sampling import ExampleSampler, ShownExample, sampled
 from vcot.storage import Store
 
@@ -19,8 +19,8 @@ def examples(dataset: str, rows: int, group: str) -> list[ShownExample]:
     return [ShownExample(id=f"{dataset}:{n}", dataset=dataset, group=group) for n in range(rows)]
 
 
-def marks(number: int) -> list[ShardMark]:
-    return [ShardMark(shard=n, files=(), rejections=NONE, tally=Tally()) for n in range(number)]
+def markers(number: int) -> list[ShardMarker]:
+    return [ShardMarker(shard=n, files=(), rejections=NONE, row_counts=RowCounts()) for n in range(number)]
 
 
 @pytest.mark.parametrize("shards", [1, 3, 7])
@@ -35,7 +35,7 @@ def test_the_same_rows_are_shown_whatever_the_shards(tmp_path: Path, shards: int
         for row in rows[::-1][shard::shards]:
             sampler.add(row)
         sampler.put_aside(folder, shard)
-    found = sampled(folder, marks(shards), 3)
+    found = sampled(folder, markers(shards), 3)
     assert found.by_dataset() == alone.by_dataset()
     kept = found.by_dataset()["a"]["kept"]
     assert len(kept) == 3
@@ -62,4 +62,4 @@ def test_rows_that_call_their_datasets_anything_do_not_fill_the_page() -> None:
 def test_a_shard_that_put_nothing_aside_is_named(tmp_path: Path) -> None:
     folder = Folder(Store(), str(tmp_path / "run"), "distill")
     with pytest.raises(InputError, match=r"report/00000\.json is missing; delete .*distill and run the stage again"):
-        sampled(folder, marks(1), 3)
+        sampled(folder, markers(1), 3)

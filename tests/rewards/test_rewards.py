@@ -173,7 +173,7 @@ class TestBoxes:
             soft_f1_with_spare([], [], spare=-1)
 
 
-def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_picture_was_shrunk():
+def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shrunk():
     """A copy of 300 x 300 pixels is seen at 308 x 308, and the numbers of the reply are pixels of that."""
     small = Stored(uri="s3://bucket/small.jpg", width=300, height=300, sha256="1" * 64)
     row = sample()

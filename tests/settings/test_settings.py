@@ -18,7 +18,7 @@ class Bake(Settings):
     fruits: CommaSeparated = setting((), "what goes on top")
     icing: bool = setting(False, "whether it is iced")
     recipes_uri: CommaSeparated = setting((), "where recipes are")
-    photo_uri: str | None = setting(None, "where its picture goes")
+    photo_uri: str | None = setting(None, "where its image goes")
     helpers: int = setting(1, "people in the kitchen", shapes_result=False)
     shape: Literal["round", "square"] | None = setting(None, "of the tin", shapes_result=False)
 

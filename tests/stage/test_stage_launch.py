@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
     import errno, sys, time
     from typing import ClassVar
-    from vcot import errors, log
+    from vcot import errors, logging
     from vcot.settings import Settings, setting
     from vcot.stage import Bar, launch, stop, summary
 
@@ -26,16 +26,16 @@ PROGRAM = """
         noise: int = setting(0, "length of a fact")
 
     def run(settings):
-        log.get().info("begun", pillow="soft")
+        logging.get().info("begun", pillow="soft")
         summary(shards=4)
         summary(rows=7, noise="z" * settings.noise)
         if settings.end == "full":
             raise OSError(errno.ENOSPC, "No space left on device", "/scratch/x")
         if settings.end == "leaks":
-            import logging, os, warnings
+            import logging as standard, os, warnings
             key = os.environ["SOME_API_KEY"]
-            log.get().warning("asked with " + key, header={"Authorization": "Bearer " + key})
-            logging.getLogger("library").error("refused: %s", key)
+            logging.get().warning("asked with " + key, header={"Authorization": "Bearer " + key})
+            standard.getLogger("library").error("refused: %s", key)
             warnings.warn("deprecated: " + key)
             summary(last=key)
             print(key)

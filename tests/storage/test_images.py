@@ -1,4 +1,4 @@
-"""Pictures: upright, whole, RGB, or refused with a reason."""
+"""Images: upright, whole, RGB, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -49,34 +49,34 @@ def reason(data: bytes, **limits: int) -> str:
 @pytest.mark.parametrize("form", images.FORMATS)
 def test_every_format_is_read_with_its_size_and_digest(form: str) -> None:
     data = encode(noise(), form)
-    picture = decode(data, "x")
-    assert (picture.width, picture.height) == picture.pixels.size == probe(data, "x") == (64, 48)
-    assert picture.pixels.mode == "RGB"
-    assert picture.sha256 == hashlib.sha256(data).hexdigest()
-    assert picture.format == form
+    image = decode(data, "x")
+    assert (image.width, image.height) == image.pixels.size == probe(data, "x") == (64, 48)
+    assert image.pixels.mode == "RGB"
+    assert image.sha256 == hashlib.sha256(data).hexdigest()
+    assert image.format == form
     if form in ("PNG", "BMP", "TIFF", "PPM"):
-        assert picture.pixels.tobytes() == noise().tobytes()
+        assert image.pixels.tobytes() == noise().tobytes()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_a_rotated_picture_stands_upright_and_its_size_too(form: str, orientation: int) -> None:
+def test_a_rotated_image_stands_upright_and_its_size_too(form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(noise(), form, exif=exif)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    picture = decode(data, "x")
-    assert picture.pixels.size == upright.size == probe(data, "x")
-    assert picture.pixels.size == ((48, 64) if orientation > 4 else (64, 48))
-    assert picture.pixels.tobytes() == upright.tobytes()
-    assert "exif" not in picture.pixels.info
-    again = decode(encode(picture.pixels, "PNG"), "x")
+    image = decode(data, "x")
+    assert image.pixels.size == upright.size == probe(data, "x")
+    assert image.pixels.size == ((48, 64) if orientation > 4 else (64, 48))
+    assert image.pixels.tobytes() == upright.tobytes()
+    assert "exif" not in image.pixels.info
+    again = decode(encode(image.pixels, "PNG"), "x")
     assert again.pixels.tobytes() == upright.tobytes()
 
 
 @pytest.mark.parametrize("form", images.FORMATS)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow also says what is wrong
-def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_picture(form: str) -> None:
+def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_image(form: str) -> None:
     data = encode(noise(24, 18), form)
     whole = decode(data, "x").pixels.tobytes()
     for length in [*range(min(len(data), 200)), *range(200, len(data), 7), len(data) - 1]:
@@ -112,7 +112,7 @@ def test_a_truncated_file_is_refused_even_where_a_library_allowed_it(monkeypatch
 @given(form=st.sampled_from(images.FORMATS), seed=st.integers(0, 2**32))
 @example(form="GIF", seed=2017)  # a frame of a gigapixel in a small GIF
 @settings(max_examples=150, deadline=None)
-def test_damaged_bytes_give_a_picture_or_a_reason_and_nothing_else(form: str, seed: int) -> None:
+def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(form: str, seed: int) -> None:
     chance = random.Random(seed)
     data = bytearray(encode(noise(24, 18), form))
     for _ in range(chance.randint(1, 8)):
@@ -190,7 +190,7 @@ def test_the_limit_can_be_set_and_is_inclusive() -> None:
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "broken"),
     ],
 )
-def test_what_is_no_picture_is_refused(data: bytes, why: str) -> None:
+def test_what_is_no_image_is_refused(data: bytes, why: str) -> None:
     assert reason(data) == why
 
 
@@ -296,7 +296,7 @@ def test_the_first_frame_of_an_animation_counts() -> None:
         assert red > 200 > 50 > max(green, blue), form
 
 
-def test_a_camera_s_two_pictures_in_one_jpeg_are_the_first() -> None:
+def test_a_camera_s_two_images_in_one_jpeg_are_the_first() -> None:
     data = encode(noise(), "MPO", save_all=True, append_images=[noise(8, 8)])
     assert decode(data, "x").pixels.size == (64, 48)
 
@@ -318,7 +318,7 @@ def test_a_size_within_a_budget_keeps_its_shape_and_never_grows(width: int, heig
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_a_shrunk_picture_is_upright_too_and_says_how_large_it_was(form: str, orientation: int) -> None:
+def test_a_shrunk_image_is_upright_too_and_says_how_large_it_was(form: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(scene(), form, exif=exif)
@@ -330,14 +330,14 @@ def test_a_shrunk_picture_is_upright_too_and_says_how_large_it_was(form: str, or
 
 
 def scene(width: int = 640, height: int = 480) -> Image.Image:
-    """Smooth, with a dark corner, so that every turn of it is another picture."""
+    """Smooth, with a dark corner, so that every turn of it is another image."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 120, height))
     return Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("size", [(1601, 1203), (803, 2411), (999, 777)])
 def test_a_jpeg_that_is_decoded_small_has_everything_where_it_was(size: tuple[int, int]) -> None:
-    """The decoder rounds its sizes up, so its last column may be half outside the picture."""
+    """The decoder rounds its sizes up, so its last column may be half outside the image."""
     data = encode(scene(*size), "JPEG", quality=95)
     small = decode(data, "x", budget=9_000).pixels
     expected = scene(*size).resize(small.size, Image.Resampling.BICUBIC)

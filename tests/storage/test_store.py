@@ -66,12 +66,12 @@ def test_ranges_are_slices(any_place: str) -> None:
 
 
 def test_a_stream_seeks_so_an_archive_can_be_read_in_place(any_place: str) -> None:
-    uri = join(any_place, "pictures.zip")
+    uri = join(any_place, "images.zip")
     with store.open_write(uri) as target, zipfile.ZipFile(target, "w") as archive:
         for number in range(20):
-            archive.writestr(f"{number}.txt", f"picture {number}" * 1000)
+            archive.writestr(f"{number}.txt", f"image {number}" * 1000)
     with store.open_read(uri) as source, zipfile.ZipFile(source) as archive:
-        assert archive.read("7.txt") == b"picture 7" * 1000
+        assert archive.read("7.txt") == b"image 7" * 1000
         assert archive.testzip() is None
 
 

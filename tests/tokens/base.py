@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from vcot.grounding import Box, Mention, Trace
 from vcot.records import Image, Origin, Rejection, Sample
@@ -43,7 +43,7 @@ def processor(base_folder: Path) -> Any:
 
 def png(width: int = 320, height: int = 240, colour: str = "navy") -> bytes:
     buffer = io.BytesIO()
-    Picture.new("RGB", (width, height), colour).save(buffer, "PNG")
+    PILImage.new("RGB", (width, height), colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -52,9 +52,9 @@ WHERE = Trace(("The ", DISC, " is at the top left."))
 
 
 def sample(data: bytes | None = None, uri: str = "a.png", **changes: Any) -> Sample:
-    """A question about a disc in a picture of 320x240 pixels, or of the picture given."""
+    """A question about a disc in an image of 320x240 pixels, or of the image given."""
     data = data or png()
-    width, height = Picture.open(io.BytesIO(data)).size
+    width, height = PILImage.open(io.BytesIO(data)).size
     values: dict[str, Any] = {
         "id": "s1",
         "image": Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data).hexdigest()),

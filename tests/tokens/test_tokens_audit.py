@@ -10,7 +10,7 @@ import pytest
 from tests.tokens.base import WHERE, png, sample
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Example
-from vcot.records.shards import Tally
+from vcot.records.shards import RowCounts
 from vcot.storage import images
 from vcot.tokens import Contract, Encoder
 from vcot.tokens.audit import check_mask, pieces, view
@@ -70,9 +70,9 @@ def test_labels_shifted_by_one_fail(good: Example, processor: Any) -> None:
 
 
 def test_a_grid_that_gives_more_visual_tokens_than_there_are_places_fails(good: Example, processor: Any) -> None:
-    with pytest.raises(InputError, match="12 places for visual tokens, its picture gives 16"):
+    with pytest.raises(InputError, match="12 places for visual tokens, its image gives 16"):
         check_mask(replace(good, image_grid=(1, 8, 8)), processor)
-    with pytest.raises(InputError, match="its picture gives 0"):
+    with pytest.raises(InputError, match="its image gives 0"):
         check_mask(replace(good, image=None, image_grid=None), processor)
 
 
@@ -89,8 +89,8 @@ def test_boxes_of_the_page_come_from_the_learned_text(good: Example, coder: Enco
     one = view(good, (320, 240), coder.contract, processor)
     assert one.parsed.well_formed
     assert one.parsed.boxes == WHERE.boxes
-    assert one.picture is not None
-    assert one.picture.size == (112, 84)
+    assert one.image is not None
+    assert one.image.size == (112, 84)
     wrong = view(good, (320, 240), coder.contract.model_copy(update={"frame": {"name": "pixels"}}), processor)
     assert [str(fault.kind) for fault in wrong.parsed.faults] == ["outside"]  # 300 of 240 pixels: shown on the page
 
@@ -98,7 +98,7 @@ def test_boxes_of_the_page_come_from_the_learned_text(good: Example, coder: Enco
 def test_the_page_stands_alone_and_escapes_what_people_wrote(good: Example, coder: Encoder, processor: Any) -> None:
     counts = Counts()
     counts.add(good, sample(), 12)
-    found = numbers(counts, Tally(rows=2, kept=1, written=1, rejected={"too-long": 1}), coder.contract)
+    found = numbers(counts, RowCounts(rows=2, kept=1, written=1, rejected={"too-long": 1}), coder.contract)
     html = report_page(found, [view(good, (320, 240), coder.contract, processor)])
     assert "<script" not in html
     assert "http" not in html
@@ -112,7 +112,7 @@ def test_a_stage_in_which_nothing_is_learned_fails(good: Example, coder: Encoder
     counts = Counts()
     counts.add(replace(good, labels=(IGNORED,) * len(good.ids)), sample(), 12)
     with pytest.raises(InputError, match="nothing is learned"):
-        numbers(counts, Tally(rows=1, kept=1, written=1), coder.contract)
+        numbers(counts, RowCounts(rows=1, kept=1, written=1), coder.contract)
 
 
 def test_counts_of_shards_add_up(good: Example) -> None:

@@ -1,4 +1,4 @@
-"""Questions by text alone beside those with a picture: ids, masks, batches and the page."""
+"""Questions by text alone beside those with an image: ids, masks, batches and the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def by_text(**changes: Any) -> Sample:
     return sample(**(said | {"reasoning": (WHY,)} | changes))
 
 
-def test_it_has_neither_a_picture_nor_a_place_for_one(processor: Any) -> None:
+def test_it_has_neither_an_image_nor_a_place_for_one(processor: Any) -> None:
     found = encoder(processor).example(by_text(), 0)
     assert isinstance(found, Example)
     check_mask(found, processor)
@@ -44,19 +44,19 @@ def test_the_ids_are_those_of_the_chat_template_and_those_of_text_mode(processor
     assert plain.ids == found.ids
 
 
-def test_a_sample_with_a_picture_still_needs_it(processor: Any) -> None:
-    with pytest.raises(ValueError, match="a multimodal example needs its picture"):
+def test_a_sample_with_an_image_still_needs_it(processor: Any) -> None:
+    with pytest.raises(ValueError, match="a multimodal example needs its image"):
         encoder(processor).example(sample(), 0)
 
 
-def test_a_batch_of_both_holds_each_prompt_and_the_patches_of_those_that_have_a_picture(processor: Any) -> None:
+def test_a_batch_of_both_holds_each_prompt_and_the_patches_of_those_that_have_an_image(processor: Any) -> None:
     coder, data = encoder(processor), png()
-    picture = images.decode(data, "a.png").pixels
-    rows, pictures = [by_text(), sample(data), by_text(question="Why?")], [None, picture, None]
-    batch = coder.prompts(rows, pictures)
+    image = images.decode(data, "a.png").pixels
+    rows, shown = [by_text(), sample(data), by_text(question="Why?")], [None, image, None]
+    batch = coder.prompts(rows, shown)
     for row, ids, mask in zip(rows, batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
         assert [token for token, kept in zip(ids, mask, strict=True) if kept] == coder.prompt_ids(row)
-    assert batch["image_grid_thw"].tolist() == coder.prompts(rows[1:2], pictures[1:2])["image_grid_thw"].tolist()
+    assert batch["image_grid_thw"].tolist() == coder.prompts(rows[1:2], shown[1:2])["image_grid_thw"].tolist()
     assert batch["mm_token_type_ids"].sum(1).tolist() == [0, 12, 0]
     alone = coder.prompts([rows[0], rows[2]], [None, None])
     assert alone.keys() == {"input_ids", "attention_mask", "mm_token_type_ids"}

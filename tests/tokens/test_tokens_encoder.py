@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image as Picture
+from PIL import Image as PILImage
 
 from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, SYSTEM, WHERE, encoder, example, halves, made, png, sample
 from vcot.errors import InputError
@@ -64,7 +64,7 @@ def test_control_tokens_in_the_text_of_people_stay_text(processor: Any) -> None:
     masked, learned = halves(found, processor)
     assert nasty in masked  # decodes to the very text, as ordinary tokens
     assert learned.endswith("Answer: <|im_end|> left<|im_end|>\n")
-    batch = coder.prompts([row], [Picture.new("RGB", (320, 240))])
+    batch = coder.prompts([row], [PILImage.new("RGB", (320, 240))])
     assert (batch["input_ids"] == processor.image_token_id).sum() == 12
 
 
@@ -97,7 +97,7 @@ def test_the_prompt_alone_is_exactly_what_the_example_begins_with(
     coder = encoder(processor, mode=mode, instruction=instruction, max_length=4096)
     row = sample(question=question or "?", answers=(answer,), reasoning=(Trace((before, *WHERE.parts)),))
     found = example(coder, row)
-    prompt = coder.prompts([row], [Picture.new("RGB", (320, 240))])["input_ids"][0].tolist()
+    prompt = coder.prompts([row], [PILImage.new("RGB", (320, 240))])["input_ids"][0].tolist()
     assert list(found.ids[: len(prompt)]) == prompt == coder.prompt_ids(row)
     assert set(found.labels[: len(prompt)]) == {IGNORED}
     assert IGNORED not in found.labels[len(prompt) :]
@@ -113,7 +113,7 @@ def test_on_plain_text_the_ids_are_those_of_the_processor_itself(processor: Any,
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    theirs = processor(text=[text], images=[Picture.new("RGB", (320, 240))])["input_ids"][0]
+    theirs = processor(text=[text], images=[PILImage.new("RGB", (320, 240))])["input_ids"][0]
     assert encoder(processor).prompt_ids(sample(question=question)) == list(theirs)
 
 
@@ -124,8 +124,8 @@ def test_prompts_are_padded_on_the_left_and_equal_the_processor_s_own_batch(proc
     import torch
 
     rows = [sample(id="a"), sample(id="b", question="How many blue discs and green squares are there in all?")]
-    pictures = [Picture.new("RGB", size, "teal") for size in ((320, 240), (90, 200))]
-    ours = encoder(processor).prompts(rows, pictures)
+    images = [PILImage.new("RGB", size, "teal") for size in ((320, 240), (90, 200))]
+    ours = encoder(processor).prompts(rows, images)
     texts = [
         processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row.question}]}],
@@ -134,7 +134,7 @@ def test_prompts_are_padded_on_the_left_and_equal_the_processor_s_own_batch(proc
         )
         for row in rows
     ]
-    theirs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    theirs = processor(text=texts, images=images, padding=True, return_tensors="pt")
     assert set(ours) == set(theirs)
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
@@ -143,22 +143,22 @@ def test_prompts_are_padded_on_the_left_and_equal_the_processor_s_own_batch(proc
 
 
 def test_a_base_can_be_asked_in_other_words_than_the_contract_s(processor: Any) -> None:
-    rows, picture = [sample(id="a"), sample(id="b")], Picture.new("RGB", (320, 240))
-    usual = encoder(processor, instruction="Point at it.").prompts(rows, [picture, picture])["input_ids"]
-    other = encoder(processor).prompts(rows, [picture, picture], ["Point at it.", None])
+    rows, image = [sample(id="a"), sample(id="b")], PILImage.new("RGB", (320, 240))
+    usual = encoder(processor, instruction="Point at it.").prompts(rows, [image, image])["input_ids"]
+    other = encoder(processor).prompts(rows, [image, image], ["Point at it.", None])
     assert other["input_ids"][0].tolist() == usual[0].tolist()
-    plain = encoder(processor).prompts(rows[1:], [picture])["input_ids"][0].tolist()
+    plain = encoder(processor).prompts(rows[1:], [image])["input_ids"][0].tolist()
     assert other["input_ids"][1].tolist()[-len(plain) :] == plain
 
 
-def test_another_picture_brings_its_own_grid_into_the_prompt(processor: Any) -> None:
+def test_another_image_brings_its_own_grid_into_the_prompt(processor: Any) -> None:
     blank = images.blank(112, 56)
     batch = encoder(processor).prompts([sample()], [blank])
     assert batch["image_grid_thw"].tolist() == [[1, 4, 8]]
     assert (batch["input_ids"] == processor.image_token_id).sum() == 8
 
 
-def test_in_text_mode_there_is_no_picture_anywhere(processor: Any) -> None:
+def test_in_text_mode_there_is_no_image_anywhere(processor: Any) -> None:
     coder = encoder(processor, mode="text")
     found = coder.example(sample(), 0)
     assert isinstance(found, Example)
@@ -181,7 +181,7 @@ def test_generated_ids_are_read_up_to_the_first_end(processor: Any) -> None:
     assert [tokenizer.decode([i]) for i in coder.eos_token_ids] == ["<|im_end|>", "<|endoftext|>"]
 
 
-# ---------------------------------------------------------------------------------------------- pictures and frames
+# ---------------------------------------------------------------------------------------------- images and frames
 
 SIZES = [(320, 240), (90, 300), (13, 13), (28, 28), (1000, 30), (112, 112), (57, 1000), (640, 481), (2000, 1500)]
 
@@ -195,14 +195,14 @@ def test_grid_and_places_are_those_of_the_processor_for_every_size(base_folder: 
         data = png(width, height)
         found = example(coder, sample(data, reasoning=(Trace((box,)),), evidence=None), data)
         text = f"<|vision_start|>{own.image_token}<|vision_end|>"
-        theirs = own(text=[text], images=[Picture.new("RGB", (width, height))], return_tensors="pt")
+        theirs = own(text=[text], images=[PILImage.new("RGB", (width, height))], return_tensors="pt")
         assert [list(found.image_grid or ())] == theirs["image_grid_thw"].tolist(), (width, height)
         assert found.ids.count(own.image_token_id) == (theirs["input_ids"] == own.image_token_id).sum()
         tokens = own._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens  # (height, width)
         assert [found.ids.count(own.image_token_id)] == tokens
 
 
-def test_resized_pixels_are_pixels_of_the_picture_as_it_is_seen(processor: Any) -> None:
+def test_resized_pixels_are_pixels_of_the_image_as_it_is_seen(processor: Any) -> None:
     coder = encoder(processor, frame="resized_pixels")
     found = example(coder, sample())
     # 320x240 is seen at 112x84, so 32, 24, 96, 72 becomes 11.2, 8.4, 33.6, 25.2
@@ -210,7 +210,7 @@ def test_resized_pixels_are_pixels_of_the_picture_as_it_is_seen(processor: Any) 
     assert coder.frame(sample()).format(Box(32, 24, 96, 72)) == "[11, 8, 34, 25]"
 
 
-def test_a_picture_kept_smaller_than_the_original_keeps_boxes_in_place(processor: Any) -> None:
+def test_an_image_kept_smaller_than_the_original_keeps_boxes_in_place(processor: Any) -> None:
     data = png(160, 120)
     small = Stored(uri="small.png", width=160, height=120, sha256="1" * 64)
     big = Image(uri="big.png", width=640, height=480, sha256="0" * 64, stored=small)
@@ -221,7 +221,7 @@ def test_a_picture_kept_smaller_than_the_original_keeps_boxes_in_place(processor
         assert numbers in halves(found, processor)[1]
 
 
-def test_a_picture_of_another_size_than_the_sample_says_is_refused(processor: Any) -> None:
+def test_an_image_of_another_size_than_the_sample_says_is_refused(processor: Any) -> None:
     found = made(encoder(processor), sample(), png(240, 320))
     assert isinstance(found, Rejection)
     assert found.reason == "image-size-differs"
@@ -239,7 +239,7 @@ def roomy(base_folder: Any) -> Any:
 
 
 @pytest.mark.parametrize("frame", ["thousandths", "resized_pixels"])
-def test_what_is_too_long_gets_a_smaller_picture_and_says_so(roomy: Any, frame: str) -> None:
+def test_what_is_too_long_gets_a_smaller_image_and_says_so(roomy: Any, frame: str) -> None:
     # 320x240 → 11x9 cells of 28 pixels (308x252) → 99 visual tokens
     full = example(encoder(roomy, frame=frame), sample())
     limit = len(full.ids) - 40
@@ -263,7 +263,7 @@ def test_what_is_too_long_gets_a_smaller_picture_and_says_so(roomy: Any, frame: 
     assert halves(found, roomy)[1] == halves(full, roomy)[1] or frame == "resized_pixels"
 
 
-def test_the_largest_picture_that_fits_is_taken(roomy: Any) -> None:
+def test_the_largest_image_that_fits_is_taken(roomy: Any) -> None:
     full = example(encoder(roomy), sample())
     text = len(full.ids) - full.ids.count(roomy.image_token_id)
     for room in (98, 80, 48, 20, 6):
@@ -274,18 +274,18 @@ def test_the_largest_picture_that_fits_is_taken(roomy: Any) -> None:
             assert used == 48
 
 
-def test_what_fits_with_no_picture_at_all_is_refused_with_the_numbers(roomy: Any) -> None:
+def test_what_fits_with_no_image_at_all_is_refused_with_the_numbers(roomy: Any) -> None:
     full = example(encoder(roomy), sample())
     visual = full.ids.count(roomy.image_token_id)
-    limit = len(full.ids) - visual + 3  # the smallest picture has 4
+    limit = len(full.ids) - visual + 3  # the smallest image has 4
     found = made(encoder(roomy, max_length=limit), sample())
     assert isinstance(found, Rejection)
     assert found.reason == "too-long"
-    assert f"{len(full.ids)} tokens ({visual} of them for the picture)" in found.detail
+    assert f"{len(full.ids)} tokens ({visual} of them for the image)" in found.detail
     assert f"--max-length allows {limit}" in found.detail
 
 
-def test_a_picture_two_hundred_times_longer_than_wide_is_refused(processor: Any) -> None:
+def test_an_image_two_hundred_times_longer_than_wide_is_refused(processor: Any) -> None:
     data = png(10, 2500)
     box = Trace((Mention("red disc", (Box(0, 0, 10, 10),)),))
     found = made(encoder(processor), sample(data, reasoning=(box,), evidence=None), data)
@@ -304,7 +304,7 @@ def test_a_template_that_begins_a_reply_differently_when_it_shows_one_is_refused
         encoder(own)
 
 
-def test_a_template_that_drops_the_picture_is_refused(base_folder: Any) -> None:
+def test_a_template_that_drops_the_image_is_refused(base_folder: Any) -> None:
     own = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     own.chat_template = own.chat_template.replace("<|image_pad|>", "")
     with pytest.raises(InputError, match="0 image tokens"):

@@ -116,13 +116,13 @@ def test_a_conductor_whose_image_never_comes_is_taken_back_with_the_reason(kubec
 def test_a_conductor_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd):
     (tmp_path / "configmap").unlink()
     failed = {"type": "Failed", "status": "True"}
-    terminated = {"exitCode": 78, "message": '{"exit": 78, "message": "train: VCOT_TRAIN_EPOCHS=-1: wrong"}'}
+    terminated = {"exitCode": 78, "message": '{"exit": 78, "message": "train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: wrong"}'}
     status = {"containerStatuses": [{"name": "conductor", "state": {"terminated": terminated}}]}
     (tmp_path / "pods").write_text(json.dumps({"items": [{"metadata": {"name": "x"}, "status": status}]}))
     there = {"spec": {}, "status": {"conditions": [failed]}}
     (tmp_path / "job.applied").write_text(json.dumps(there))
     assert applied(tmp_path) == 1
-    assert "pipeline-r1 did not begin: train: VCOT_TRAIN_EPOCHS=-1: wrong" in capfd.readouterr().err
+    assert "pipeline-r1 did not begin: train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: wrong" in capfd.readouterr().err
 
 
 def test_other_images_under_the_run_id_of_a_run_are_refused_in_one_line(kubectl, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Examples by text alone beside those with a picture: batches, the loss, a step, and what the model then says."""
+"""Examples by text alone beside those with an image: batches, the loss, a step, and what the model then says."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def by_text(number: int, split: Any = "train") -> Sample:
         "id": f"text-{number}", "image": None, "evidence": None, "question": f"What is {number} and {number}?",
         "answers": (str(2 * number),), "reasoning": (Trace((f"{number} and {number} is {2 * number}.",)),),
     }  # fmt: skip
-    pictured, _ = drawn(number, split)
-    return Sample(**(dict(pictured) | said))
+    illustrated, _ = drawn(number, split)
+    return Sample(**(dict(illustrated) | said))
 
 
 def told(encoder: Any, count: int, first: int = 0, split: Any = "train") -> list[Example]:
@@ -59,7 +59,7 @@ def batches(encoder: Any, made: list[Example], path: Path) -> Any:
     return lambda rows: Collator(encoder.pad_token_id)([dataset[row] for row in rows])
 
 
-def test_a_mixed_batch_has_the_patches_of_its_pictures_and_teaches_what_its_rows_teach_alone(
+def test_a_mixed_batch_has_the_patches_of_its_images_and_teaches_what_its_rows_teach_alone(
     torch: Any, model: Any, toy_encoder: Any, tmp_path: Path
 ) -> None:
     from vcot.training.trainer import loss_sum
@@ -83,8 +83,9 @@ def test_a_training_learns_from_both_and_from_batches_of_text_alone(
     made += told(toy_encoder, 1, first=20, split="validation")
     rows = Examples([write_examples(tmp_path / "a.parquet", made)])
     ways = {
-        "tune": way, "epochs": 2.0, "similar_lengths": False, "gradient_checkpointing": checkpointing,
-        "learning_rate": 1e-4 if way == "full" else 1e-3, "eval_every": 3, "save_every": 100, "accumulation": 1,
+        "tune": way, "num_train_epochs": 2.0, "group_by_length": False, "gradient_checkpointing": checkpointing,
+        "learning_rate": 1e-4 if way == "full" else 1e-3, "eval_steps": 3, "save_steps": 100,
+        "gradient_accumulation_steps": 1,
     }  # fmt: skip
     result = tune(toy_base, toy_encoder, rows, tmp_path, **ways)
     assert all(torch.isfinite(value).all() for value in weights(result).values())
@@ -95,13 +96,13 @@ def test_a_training_learns_from_both_and_from_batches_of_text_alone(
 def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
     from vcot.models import generate
 
-    pictured = [drawn(number) for number in range(2)]
-    asked: list[Any] = [(by_text(1), None), *((s, decode(d, s.id).pixels) for s, d in pictured), (by_text(2), None)]
+    illustrated = [drawn(number) for number in range(2)]
+    asked: list[Any] = [(by_text(1), None), *((s, decode(d, s.id).pixels) for s, d in illustrated), (by_text(2), None)]
     ways = {"max_new_tokens": 10, "eos_token_ids": toy_encoder.eos_token_ids, "pad_token_id": toy_encoder.pad_token_id}
 
     def say(some: list[Any]) -> list[list[int]]:
-        samples, pictures = zip(*some, strict=True)
-        return generate(model, toy_encoder.prompts(samples, pictures), **ways)
+        samples, images = zip(*some, strict=True)
+        return generate(model, toy_encoder.prompts(samples, images), **ways)
 
     assert say(asked) == [reply for one in asked for reply in say([one])]
     assert say([asked[0], asked[3]]) == [say(asked)[0], say(asked)[3]]

@@ -92,7 +92,7 @@ def test_a_batch_is_padded_on_the_right_and_learns_nothing_there(dataset: Any, t
     assert batch["pixel_values"].shape[0] == int(batch["image_grid_thw"].prod(-1).sum())
 
 
-def test_a_picture_is_cut_once_for_all_its_questions_while_there_is_room(dataset: Any, toy_encoder: Any) -> None:
+def test_an_image_is_cut_once_for_all_its_questions_while_there_is_room(dataset: Any, toy_encoder: Any) -> None:
     from vcot.training.data import SFTDataset
 
     assert dataset[0]["pixels"] is dataset[1]["pixels"]  # two alternatives of one sample
@@ -102,7 +102,7 @@ def test_a_picture_is_cut_once_for_all_its_questions_while_there_is_room(dataset
     assert poor[0]["pixels"].equal(dataset[0]["pixels"])
 
 
-def test_a_picture_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: Path, toy_encoder: Any) -> None:
+def test_an_image_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: Path, toy_encoder: Any) -> None:
     from dataclasses import replace
 
     from vcot.training.data import SFTDataset
@@ -115,5 +115,5 @@ def test_a_picture_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: P
         SFTDataset(Examples([path]), toy_encoder, cache_bytes=0)[0]
     short = replace(good, ids=good.ids[40:], labels=good.labels[40:])
     path = write_examples(tmp_path / "b.parquet", [short])
-    with pytest.raises(InputError, match=r"train-0#0.*stand for the picture"):
+    with pytest.raises(InputError, match=r"train-0#0.*stand for the image"):
         SFTDataset(Examples([path]), toy_encoder, cache_bytes=0)[0]

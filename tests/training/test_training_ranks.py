@@ -22,14 +22,18 @@ from vcot.storage import Store
 ROOT = Path(__file__).parents[2]
 
 SMALL = {
-    "r": "4", "tune": "qlora", "optimiser": "adamw_8bit", "dtype": "float32", "accumulation": "2", "epochs": "3",
-    "learning_rate": "1e-3", "eval_every": "3", "save_every": "1", "report_to": "none", "dropout": "0", "neftune": "0",
+    "lora_r": "4", "tune": "qlora", "optim": "adamw_8bit", "dtype": "float32", "gradient_accumulation_steps": "2",
+    "num_train_epochs": "3",
+    "learning_rate": "1e-3", "eval_steps": "3", "save_steps": "1", "report_to": "none", "lora_dropout": "0",
+    "neftune_noise_alpha": "0",
 }  # fmt: skip
 
 
 def start(run_uri: Path, base: Path, **environment: str) -> subprocess.Popen[str]:
     clean = {n: v for n, v in os.environ.items() if not n.startswith(("VCOT_", "PET_"))}
-    given = {f"VCOT_TRAIN_{name.upper()}": value for name, value in (SMALL | {"batch_size": "2"}).items()}
+    given = {
+        f"VCOT_TRAIN_{name.upper()}": value for name, value in (SMALL | {"per_device_train_batch_size": "2"}).items()
+    }
     given |= {"VCOT_RUN_URI": str(run_uri), "VCOT_TRAIN_BASE_URI": str(base), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "jobs.train"], cwd=ROOT, env=clean | given | {"CUDA_VISIBLE_DEVICES": ""} | environment,
@@ -65,7 +69,7 @@ def one(toy_base: Path, toy_encoder: Any, tmp_path_factory: pytest.TempPathFacto
     """One rank with batches of four; the last of an epoch holds a single example."""
     folder = tmp_path_factory.mktemp("ranks") / "one"
     tokenized(str(folder), toy_encoder, examples(toy_encoder, 9, 3))
-    alone(folder, toy_base, batch_size="4")
+    alone(folder, toy_base, per_device_train_batch_size="4")
     return folder
 
 
@@ -82,7 +86,7 @@ def test_two_ranks_that_are_stopped_and_go_on_learn_what_one_with_twice_the_batc
 ) -> None:
     """In 4 bits, with an optimiser of 8."""
     two = beside(one, "two")
-    word = {"VCOT_TERMINATION_LOG": str(two / "word"), "VCOT_TRAIN_NPROC": "2"}
+    word = {"VCOT_TERMINATION_LOG": str(two / "word"), "VCOT_TRAIN_NPROC_PER_NODE": "2"}
     process = start(two, toy_base, **word)
     wait_for_a_checkpoint(two, process)
     process.send_signal(signal.SIGTERM)
@@ -91,7 +95,7 @@ def test_two_ranks_that_are_stopped_and_go_on_learn_what_one_with_twice_the_batc
     assert "stopped as asked" in said
     assert not (two / "train/_done").exists()
     with pytest.raises(SettingsError, match="begun by 2 ranks and cannot go on with 1"):
-        alone(two, toy_base, batch_size="2")
+        alone(two, toy_base, per_device_train_batch_size="2")
     code, said = end(start(two, toy_base, **word))
     assert code == 0, said
     assert [line["step"] for line in losses(one)] == [1, 2, 3, 4, 5, 6]

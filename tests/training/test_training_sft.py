@@ -82,8 +82,10 @@ def test_gradients_of_several_batches_are_weighed_by_their_tokens(
     firsts = []
     for size, times in ((4, 1), (2, 2), (1, 4)):
         result = tune(
-            toy_base, toy_encoder, made, tmp_path / str(size), batch_size=size, accumulation=times, max_steps=1,
-            dropout=0.0, neftune=0.0, similar_lengths=False, tune="lora", save_every=100, eval_every=100,
+            toy_base, toy_encoder, made, tmp_path / str(size), per_device_train_batch_size=size,
+            gradient_accumulation_steps=times, max_steps=1,
+            lora_dropout=0.0, neftune_noise_alpha=0.0, group_by_length=False, tune="lora", save_steps=100,
+            eval_steps=100,
         )  # fmt: skip
         firsts.append((result.history[0]["loss"], result.history[0]["grad_norm"]))
     for loss, norm in firsts[1:]:
@@ -98,7 +100,7 @@ def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
     from vcot.training.data import SFTDataset
     from vcot.training.trainer import learned_tokens, loss_sum
 
-    result = tune(toy_base, toy_encoder, made, tmp_path, max_steps=1, batch_size=3)
+    result = tune(toy_base, toy_encoder, made, tmp_path, max_steps=1, per_device_train_batch_size=3)
     dataset = SFTDataset(made, toy_encoder, cache_bytes=0)
     total = tokens = 0.0
     for row, what in enumerate(made.rows):
@@ -115,9 +117,9 @@ def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
     "changes",
     [
         {"max_steps": 7, "gradient_checkpointing": "on"},
-        {"tune": "full", "optimiser": "adamw_torch_fused", "learning_rate": 1e-4, "epochs": 2.0},
+        {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "num_train_epochs": 2.0},
         # an epoch that does not come out even
-        {"tune": "lora", "dtype": "bfloat16", "batch_size": 3, "accumulation": 3},
+        {"tune": "lora", "dtype": "bfloat16", "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3},
     ],
     ids=["qlora 8 bit, steps, checkpointing", "full", "bfloat16, odd"],
 )
@@ -148,8 +150,9 @@ def test_the_weights_of_the_best_evaluation_are_kept(
     """A learning rate that ruins the model: the first evaluation is the best, and patience ends it after two more."""
     from vcot.training.trainer import evaluations, load_trained, trained
 
-    ruinous = {"learning_rate": 0.05, "schedule": "constant_with_warmup", "warmup": 0.0, "clip": 0.0, "patience": 2,
-               "eval_every": 1, "save_every": 100, "epochs": 9.0}  # fmt: skip
+    ruinous = {"learning_rate": 0.05, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.0,
+    "max_grad_norm": 0.0, "early_stopping_patience": 2,
+               "eval_steps": 1, "save_steps": 100, "num_train_epochs": 9.0}  # fmt: skip
     result = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)
     losses = evaluations(result.history)
     best = losses.index(min(losses)) + 1
@@ -183,7 +186,7 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
     from vcot.training import collator, state_io
     from vcot.training.publish import losses_by_step
 
-    calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", save_every=100, epochs=2.0)
+    calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", save_steps=100, num_train_epochs=2.0)
     plainly = collator.Collator.__call__
     seen = 0
 
@@ -197,12 +200,12 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collator.Collator, "__call__", stop_in_the_fifth_batch)
         with pytest.raises(Interrupted, match=r"step 3 of 6 is done"):
-            tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100, epochs=2.0)
+            tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_steps=100, num_train_epochs=2.0)
     stop._asked.clear()
     assert [path.name[:11] for path in (tmp_path / "stopped/checkpoints").iterdir()] == ["step-000003"]
     (folder,) = (tmp_path / "stopped/checkpoints").iterdir()
     before = state_io.read_state(folder / "state.safetensors")["tokens"]
-    went_on = tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_every=100, epochs=2.0)
+    went_on = tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_steps=100, num_train_epochs=2.0)
     assert losses_by_step(went_on.history) == losses_by_step(calm.history)
     assert 0 < before < calm.tokens
     assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
@@ -213,9 +216,14 @@ def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
 ) -> None:
     from vcot.training.trainer import NotFinite
 
-    ruinous = {"learning_rate": 1e30, "schedule": "constant_with_warmup", "warmup": 0.0, "eval_every": 100}
+    ruinous = {
+        "learning_rate": 1e30,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 0.0,
+        "eval_steps": 100,
+    }
     with pytest.raises(NotFinite, match=r"not finite at step \d.*Try a lower --learning-rate") as caught:
-        tune(toy_base, toy_encoder, made, tmp_path, save_every=1, **ruinous)
+        tune(toy_base, toy_encoder, made, tmp_path, save_steps=1, **ruinous)
     facts = caught.value.facts
     assert facts["learning_rate"] == 1e30
     assert len(facts["examples"]) == 4
@@ -243,7 +251,7 @@ def test_a_gradient_that_is_no_number_stops_it_before_the_weights_are_touched(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Group, "add_gradients", ruin)
         with pytest.raises(NotFinite, match="the gradient is not finite at step 1 ") as caught:
-            tune(toy_base, toy_encoder, made, tmp_path, clip=clip, max_steps=2)
+            tune(toy_base, toy_encoder, made, tmp_path, max_grad_norm=clip, max_steps=2)
     assert caught.value.facts["gradient_norm"] == "inf"
 
 
@@ -251,7 +259,7 @@ def test_without_a_validation_split_the_last_weights_are_kept(
     torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path
 ) -> None:
     alone = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 4, 0))])
-    result = tune(toy_base, toy_encoder, alone, tmp_path, max_steps=2, patience=3)
+    result = tune(toy_base, toy_encoder, alone, tmp_path, max_steps=2, early_stopping_patience=3)
     assert result.facts["kept_step"] == result.facts["last_step"] == 2
     assert not [entry for entry in result.history if "eval_loss" in entry]
 

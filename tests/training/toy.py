@@ -1,4 +1,4 @@
-"""A base of 2.8 million parameters, and a finished tokenize stage with a few drawn pictures.
+"""A base of 2.8 million parameters, and a finished tokenize stage with a few drawn images.
 
 from tests.training.toy import *  # fixtures: toy_base, toy_encoder
 """
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.places import place
-from vcot.records import Folder, Image, Origin, Sample, StageMark, Tally
+from vcot.records import Folder, Image, Origin, RowCounts, Sample, StageMarker
 from vcot.records.example import Example, Examples, ExampleSink
-from vcot.records.shards import ShardMark, ShardWriter
+from vcot.records.shards import ShardMarker, ShardWriter
 from vcot.storage import Store
 from vcot.storage.images import decode
 
@@ -55,7 +55,7 @@ def drawn(number: int, split: Any = "train", alternatives: int = 2, size: tuple[
     """(Sample, its bytes): one or two squares; the question is where the first is."""
     dice = random.Random(number)
     width, height = size or dice.choice([(112, 84), (84, 112), (112, 112)])
-    canvas = Picture.new("RGB", (width, height), (dice.randrange(90, 160),) * 3)
+    canvas = PILImage.new("RGB", (width, height), (dice.randrange(90, 160),) * 3)
     mentions = []
     for colour in dice.sample(COLOURS, dice.choice([1, 2])):
         side = dice.randrange(18, 32)
@@ -83,9 +83,9 @@ def examples(encoder: Any, train: int, validation: int = 0, alternatives: int = 
     for number in range(train + validation):
         split = "train" if number < train else "validation"
         sample, data = drawn(number, split, alternatives)
-        picture = decode(data, sample.id) if encoder.contract.mode == "multimodal" else None
+        image = decode(data, sample.id) if encoder.contract.mode == "multimodal" else None
         for alternative in range(len(sample.reasoning)):
-            example = encoder.example(sample, alternative, picture, data if picture is not None else None)
+            example = encoder.example(sample, alternative, image, data if image is not None else None)
             assert isinstance(example, Example), example
             made.append(example)
     return made
@@ -107,12 +107,13 @@ def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 
         for example in made[writer.index :: shards]:
             writer.keep(example)
 
-    marks: list[ShardMark] = [folder.make_shard(index, work, ExampleSink) for index in range(shards)]
+    markers: list[ShardMarker] = [folder.make_shard(index, work, ExampleSink) for index in range(shards)]
     facts = {"contract": encoder.contract.model_dump(mode="json")}
-    tally = sum((mark.tally for mark in marks), Tally())
+    row_counts = sum((marker.row_counts for marker in markers), RowCounts())
     folder.finish(
-        StageMark(
-            stage="tokenize", code="0", settings={}, inputs={}, shards=tuple(marks), tally=tally, facts=facts
+        StageMarker(
+            stage="tokenize", code="0", settings={}, inputs={}, shards=tuple(markers), row_counts=row_counts,
+            facts=facts
         )
     )  # fmt: skip
 
@@ -124,14 +125,18 @@ def config(**changes: Any) -> Any:
     from vcot.training.config import TrainingConfig
 
     values: dict[str, Any] = {
-        "tune": "qlora", "dtype": "float32", "r": 4, "alpha": 8.0, "dropout": 0.05, "optimiser": "adamw_8bit",
-        "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.1, "weight_decay": 0.01, "clip": 0.3, "neftune": 5.0,
-        "batch_size": 2, "accumulation": 2, "epochs": 3.0, "max_steps": None, "similar_lengths": True,
-        "eval_every": 4, "save_every": 2, "patience": 0, "min_delta": 0.001, "gradient_checkpointing": "off",
+        "tune": "qlora", "dtype": "float32", "lora_r": 4, "lora_alpha": 8.0, "lora_dropout": 0.05,
+        "optim": "adamw_8bit",
+        "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.01,
+        "max_grad_norm": 0.3, "neftune_noise_alpha": 5.0,
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 3.0,
+        "max_steps": None, "group_by_length": True,
+        "eval_steps": 4, "save_steps": 2, "early_stopping_patience": 0, "early_stopping_threshold": 0.001,
+        "gradient_checkpointing": "off",
         "seed": 1,
     }  # fmt: skip
     if changes.get("tune") == "full":  # it has no adapters
-        values = {name: value for name, value in values.items() if name not in ("r", "alpha", "dropout")}
+        values = {name: value for name, value in values.items() if name not in ("lora_r", "lora_alpha", "lora_dropout")}
     return TrainingConfig(**(values | changes))
 
 

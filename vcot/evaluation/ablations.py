@@ -14,7 +14,7 @@ from PIL import Image
 from vcot.errors import InputError
 from vcot.evaluation.config import Condition
 from vcot.records import Sample
-from vcot.records.picture import picture as kept_picture
+from vcot.records.image import read_image as kept_image
 from vcot.storage import Store, images
 
 
@@ -32,7 +32,7 @@ def partners(samples: Sequence[Sample], seed: int) -> list[int]:
         if sample.image is not None:
             first.setdefault(sample.image.sha256, index)
     if len(first) == 1:
-        raise InputError("to shuffle pictures, samples of at least two are needed; leave out the condition shuffled")
+        raise InputError("to shuffle images, samples of at least two are needed; leave out the condition shuffled")
     digests = sorted(first)
     other = digests.copy()
     generator = random.Random(seed)
@@ -45,9 +45,9 @@ def partners(samples: Sequence[Sample], seed: int) -> list[int]:
     ]
 
 
-def picture(store: Store, sample: Sample) -> Image.Image:
+def image_of(store: Store, sample: Sample) -> Image.Image:
     """The sample's own image as it is kept: upright RGB. Raises images.ImageError: it is missing, changed or broken."""
-    return kept_picture(store, sample.shown).pixels
+    return kept_image(store, sample.shown).pixels
 
 
 def shown(condition: Condition, own: Image.Image, other: Image.Image | None = None) -> Image.Image:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError
 from vcot.grounding import FrameSpec
 from vcot.grounding.boxes import FrameName
@@ -99,7 +99,7 @@ def _of_family(store: Store, base_uri: str) -> OwnForm | None:
     kind = (_json(store, join(base_uri, "config.json")) or {}).get("model_type")
     if kind in _MODEL_TYPES:
         return FAMILIES[_MODEL_TYPES[kind]]
-    log.get().warning(
+    logging.get().warning(
         "how this base points by itself is not known, so it is asked in the tuned model's form alone; "
         "--base-form names it", base=base_uri, model_type=kind,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished
 from vcot.evaluation.words import FIGURES, both, find, plural, value
 from vcot.records import Score
-from vcot.records.shards import ShardMark
+from vcot.records.shards import ShardMarker
 from vcot.storage import Store
 
 JUDGED = ("accuracy_at_50", "answer_accuracy")
@@ -25,7 +25,9 @@ MOST_ROWS = 20
 """Rows that are named in each list of what changed."""
 
 #: Settings that change replies; where they differ, not the model alone is compared.
-ASKED = ("max_new_tokens", "quantisation", "dtype", "batch_size", "limit", "seed", "split", "synonyms")
+ASKED = (
+    "max_new_tokens", "quantization", "dtype", "per_device_eval_batch_size", "max_samples", "seed", "split", "synonyms",
+)  # fmt: skip
 
 
 # --- gates -------------------------------------------------------------------------------------------------
@@ -33,7 +35,7 @@ ASKED = ("max_new_tokens", "quantisation", "dtype", "batch_size", "limit", "seed
 
 def judge_gates(
     report: Mapping[str, Any], *, not_worse_than_base: bool = False, min_accuracy_at_50: float | None = None,
-    min_answer_accuracy: float | None = None, max_blank_accuracy: float | None = None, depends_on_picture: bool = False,
+    min_answer_accuracy: float | None = None, max_blank_accuracy: float | None = None, depends_on_image: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The gates that were asked for: {"gate", "passed", "words"}. A figure that could not be measured passes none."""
     after = find(report, "results", "tuned-real")
@@ -57,14 +59,14 @@ def judge_gates(
         figure = {"value": None} if blank is None else blank["figures"]["accuracy_at_50"]
         low = figure["value"] is not None and figure["value"] <= max_blank_accuracy
         found = value("accuracy_at_50", figure)
-        gates.append(_gate(f"accuracy_at_50 on blank pictures at most {max_blank_accuracy:.1%}", low, found))
-    if depends_on_picture:
+        gates.append(_gate(f"accuracy_at_50 on blank images at most {max_blank_accuracy:.1%}", low, found))
+    if depends_on_image:
         # By the boxes where there are true ones, else by the answers: a habit of answering right ("no" to most
         # questions) is no fault while the boxes come from looking.
         name = "accuracy_at_50" if figures["accuracy_at_50"]["value"] is not None else "answer_accuracy"
         for key, kind in (("real-blank", "blank"), ("real-wrong", "wrong")):
             row = find(report, "differences", key)
-            gate = f"{name} clearly better on real pictures than on {kind} ones"
+            gate = f"{name} clearly better on real images than on {kind} ones"
             if row is None:
                 gates.append({"gate": gate, "passed": False, "words": f"{gate}: not measured"})
                 continue
@@ -93,9 +95,9 @@ def raise_if_failed(gates: Sequence[Mapping[str, Any]], page_uri: str) -> None:
 # --- two evaluations of the same questions, row by row -----------------------------------------------------
 
 
-def scores(store: Store, stage_uri: str, marks: Sequence[ShardMark]) -> list[Score]:
+def scores(store: Store, stage_uri: str, markers: Sequence[ShardMarker]) -> list[Score]:
     """What the tuned model reached on real images, a Score per row."""
-    replies = read_replies(store, stage_uri, marks)
+    replies = read_replies(store, stage_uri, markers)
     return [reply.score for reply in replies if (reply.model, reply.condition) == ("tuned", "real")]
 
 
@@ -134,10 +136,10 @@ def compare(
         }
         for name in SHOWN
     }
-    was = baseline.mark.settings
+    was = baseline.marker.settings
     return {
         "version": 1,
-        "baseline": {"uri": baseline.uri, "sha256": baseline.sha256, "code": baseline.mark.code},
+        "baseline": {"uri": baseline.uri, "sha256": baseline.sha256, "code": baseline.marker.code},
         "rows": len(rows),
         "left_out": larger - len(rows),
         "asked_otherwise": [
@@ -199,10 +201,10 @@ def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], pag
         )
     lines += [
         "",
-        f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over pictures",
+        f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over images",
         f"- baseline: `{comparison['baseline']['uri']}`",
         *(f"- {name}: `{made_with[name]}`" for name in ("occasion", "pointer", "samples", "vcot") if name in made_with),
-        f"- page with pictures: `{page_uri}`",
+        f"- page with images: `{page_uri}`",
     ]
     if comparison["left_out"]:
         lines.append(f"- {plural(comparison['left_out'], 'row')} left out: only one side has them as they are")

@@ -27,35 +27,35 @@ class EvaluationConfig(BaseModel):
     split: Literal["auto", "test", "validation", "train"] = setting(
         "auto", "the samples to ask about; auto: test where there is one, else validation"
     )
-    limit: int | None = setting(None, "at most so many samples, drawn at random", unit="samples", ge=1)
+    max_samples: int | None = setting(None, "at most so many samples, drawn at random", unit="samples", ge=1)
     conditions: CommaSeparated = setting(
-        ("real", "blank", "shuffled"), "pictures to show: real (always), blank, shuffled; separated by commas"
+        ("real", "blank", "shuffled"), "images to show: real (always), blank, shuffled; separated by commas"
     )
     synonyms: CommaSeparated = setting(
         (), "labels that mean one thing, as wbc=white blood cell,cup=mug=beaker; without them labels are the same but "
         "for case, article, hyphens and plural",
     )  # fmt: skip
     max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
-    batch_size: int = setting(
+    per_device_eval_batch_size: int = setting(
         32, "questions asked at once; more is faster until memory is full", unit="questions", ge=1
     )
     rows_per_shard: int = setting(
         64, "questions after which replies are saved; a killed evaluation loses no more", unit="questions", ge=1
     )
-    quantisation: Literal["as-trained", "none", "nf4"] = setting(
+    quantization: Literal["as-trained", "none", "nf4"] = setting(
         "as-trained", "weights of the base in 4 bits (nf4) or as they are; as-trained: nf4 after qlora"
     )
     device: Device = setting("auto", DEVICE, shapes_result=False)
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32"
     )
-    seed: int = setting(0, "which pictures are exchanged, which samples a limit draws, the bootstrap", ge=0)
+    seed: int = setting(0, "which images are exchanged, which samples a limit draws, the bootstrap", ge=0)
     overlays: int = setting(
-        60, "rows on the page with their pictures: all, or the worst and some at random", unit="rows", ge=0,
+        60, "rows on the page with their images: all, or the worst and some at random", unit="rows", ge=0,
         shapes_result=False,
     )  # fmt: skip
     max_rejected_share: float = setting(
-        0.05, "the stage fails when more of its questions cannot be asked (pictures missing)", unit="0..1", ge=0, le=1,
+        0.05, "the stage fails when more of its questions cannot be asked (images missing)", unit="0..1", ge=0, le=1,
         shapes_result=False,
     )  # fmt: skip
     require_not_worse_than_base: bool = setting(
@@ -70,12 +70,12 @@ class EvaluationConfig(BaseModel):
         None, "gate: share of right answers, at least", unit="0..1", ge=0, le=1, shapes_result=False
     )
     max_blank_accuracy: float | None = setting(
-        None, "gate: share of true boxes found on blank pictures, at most", unit="0..1", ge=0, le=1,
+        None, "gate: share of true boxes found on blank images, at most", unit="0..1", ge=0, le=1,
         shapes_result=False,
     )  # fmt: skip
 
     promote: bool = setting(
-        False, "promote the model. Gates: not worse than the base, and clearly better on the real pictures than on "
+        False, "promote the model. Gates: not worse than the base, and clearly better on the real images than on "
         "blank and wrong ones", shapes_result=False,
     )  # fmt: skip
 
@@ -102,5 +102,5 @@ class EvaluationConfig(BaseModel):
             "min_accuracy_at_50": self.min_accuracy_at_50,
             "min_answer_accuracy": self.min_answer_accuracy,
             "max_blank_accuracy": self.max_blank_accuracy,
-            "depends_on_picture": self.promote,
+            "depends_on_image": self.promote,
         }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from vcot import __version__, log
+from vcot import __version__, logging
 from vcot.errors import InputError
 from vcot.evaluation import gallery, page
 from vcot.evaluation.ablations import partners
@@ -21,8 +21,8 @@ from vcot.evaluation.report import Evidence, build, gather
 from vcot.evaluation.runner import EvaluationRunner, ModelRunner, TrainedModel, read_replies, units
 from vcot.evaluation.subjects import Subject
 from vcot.labels import Synonyms
-from vcot.records import Folder, Sample, Tally, read_samples
-from vcot.records.shards import ShardMark
+from vcot.records import Folder, RowCounts, Sample, read_samples
+from vcot.records.shards import ShardMarker
 from vcot.storage import Store, join
 from vcot.storage.images import ImageError
 from vcot.tokens import prompt_text
@@ -67,12 +67,12 @@ class Evaluation:
     def __init__(
         self, store: Store, folder: Folder, subject: Subject, config: EvaluationConfig, *, cache_uri: str, scratch: Path
     ) -> None:
-        trained = TrainedModel.of(subject.train.uri, subject.train.mark, base_uri=config.base_uri)
+        trained = TrainedModel.of(subject.train.uri, subject.train.marker, base_uri=config.base_uri)
         form = own_form(store, trained.base_uri, config.base_form, trained.contract)
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
         self.trained = dataclasses.replace(trained, own_form=form)
-        every = read_samples(store, subject.samples.uri, subject.samples.mark)
-        self.samples = choose(every, config.split, config.limit, config.seed)
+        every = read_samples(store, subject.samples.uri, subject.samples.marker)
+        self.samples = choose(every, config.split, config.max_samples, config.seed)
         self.models = ModelRunner(store, self.trained, scratch, config)
         # A model that was trained without images is not shown any.
         shown = config.conditions if trained.contract.mode == "multimodal" else ("real",)
@@ -91,21 +91,21 @@ class Evaluation:
             synonyms=Synonyms.of(config.synonyms),
         )
 
-    def report(self, marks: tuple[ShardMark, ...], tally: Tally) -> tuple[dict[str, Any], str]:
+    def report(self, markers: tuple[ShardMarker, ...], row_counts: RowCounts) -> tuple[dict[str, Any], str]:
         """report.json and the page; also puts ``overlay.png`` beside them.
 
         Raises:
-            GateFailed: after the report was written, so that it can be read; the stage stays without its mark.
+            GateFailed: after the report was written, so that it can be read; the stage stays without its marker.
         """
         source, frame, seed = self.subject.samples, self.trained.frame, self.config.seed
-        every = read_samples(self.store, source.uri, source.mark)
+        every = read_samples(self.store, source.uri, source.marker)
         learned = Baselines.of(sample for sample in every if sample.origin.split == "train")
-        evidence = gather(self.samples, read_replies(self.store, self.folder.uri, marks), learned, frame)
+        evidence = gather(self.samples, read_replies(self.store, self.folder.uri, markers), learned, frame)
         if not evidence.samples:
             raise InputError(
                 f"{self.folder.uri}: no question could be asked; see {join(self.folder.uri, 'rejections/')}"
             )
-        seconds = sum(mark.facts.get("seconds", 0.0) for mark in marks)
+        seconds = sum(marker.facts.get("seconds", 0.0) for marker in markers)
         made_with = self._made_with() | {"seconds_of_generation": round(seconds, 1)}
         report = build(evidence, split=self.samples[0].origin.split, seed=seed, made_with=made_with)
         report["gates"] = judge_gates(report, **self.config.gates)
@@ -114,7 +114,7 @@ class Evaluation:
         html = page.render(report, worst, drawn)
         self._write_overlay(evidence)
         if not all(gate["passed"] for gate in report["gates"]):
-            self.folder.write_report({"stage": self.folder.stage, "tally": tally.model_dump()} | report, html)
+            self.folder.write_report({"stage": self.folder.stage, "row_counts": row_counts.model_dump()} | report, html)
             raise_if_failed(report["gates"], join(self.folder.uri, "report.html"))
         return report, html
 
@@ -125,13 +125,13 @@ class Evaluation:
         return trained.facts() | {
             "tuned": f"{trained.tune}, {trained.uri}",
             "frame_of_boxes": contract.frame,
-            "pixels_of_a_picture": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
+            "pixels_of_an_image": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
             "prompt_of_the_first_row": prompt_text(self.samples[0], contract.instruction),
             "own_form_of_the_base": own,
             "samples": self.subject.samples.uri,
             "max_new_tokens": config.max_new_tokens,
-            "batch_size": config.batch_size,
-            "quantisation": self.models.quantisation,
+            "per_device_eval_batch_size": config.per_device_eval_batch_size,
+            "quantization": self.models.quantization,
             "dtype": config.dtype,
             "synonyms": ", ".join(config.synonyms) or "none",
             "seed": config.seed,
@@ -143,7 +143,7 @@ class Evaluation:
         try:
             image = gallery.specimen(self.store, evidence, self.trained.frame)
         except ImageError as error:
-            log.get().warning("no picture for overlay.png", error=str(error))
+            logging.get().warning("no image for overlay.png", error=str(error))
             return
         if image is not None:
             buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Pictures with true and predicted boxes, worst first: errors of frame and label are seen at a glance."""
+"""Images with true and predicted boxes, worst first: errors of frame and label are seen at a glance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
 
-from vcot.evaluation.ablations import picture
+from vcot.evaluation.ablations import image_of
 from vcot.evaluation.report import Evidence
 from vcot.grounding import Box, Frame
 from vcot.grounding.tags import SPELLINGS, parse
@@ -53,18 +53,18 @@ def choose(evidence: Evidence, most: int, seed: int) -> tuple[list[int], list[in
 
 
 def card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample], Frame]) -> Card:
-    """One row with its picture, if it has one; a picture that has gone since it was asked about leaves grey."""
+    """One row with its image, if it has one; an image that has gone since it was asked about leaves grey."""
     sample, score = evidence.samples[index], evidence.tuned[index]
     names = {
         "base-real": "before tuning", "native-real": "before tuning, in its own form",
-        "tuned-blank": "on a blank picture",
+        "tuned-blank": "on a blank image",
     }  # fmt: skip
     replies = {name: evidence.replies[key][index] for key, name in names.items() if key in evidence.replies}
     others = {name: highlighted(reply.score.text) for name, reply in replies.items() if reply is not None}
     image = None
     if sample.image is not None:
         try:
-            pixels = picture(store, sample)
+            pixels = image_of(store, sample)
         except ImageError:
             pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
         image = data_uri(draw(pixels, sample, score.text, frame(sample), longest_side=420))
@@ -72,7 +72,7 @@ def card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample],
 
 
 def draw(pixels: Image.Image, sample: Sample, text: str, frame: Frame, *, longest_side: int) -> Image.Image:
-    """The picture with the true boxes in one colour and the predicted ones in another.
+    """The image with the true boxes in one colour and the predicted ones in another.
 
     A predicted box has its label beside it where that is not the only true one: a small thing would hide behind it.
     """
@@ -103,10 +103,10 @@ def highlighted(text: str) -> Markup:
 
 
 def specimen(store: Store, evidence: Evidence, frame: Callable[[Sample], Frame]) -> Image.Image | None:
-    """One picture to show the result by: the reply of median quality among those that are right in all, with the
+    """One image to show the result by: the reply of median quality among those that are right in all, with the
     question above and the reply below. None where no reply is.
 
-    The median, not the best: the picture should promise no more than what is usual when the model is right.
+    The median, not the best: the image should promise no more than what is usual when the model is right.
     """
     right = [
         index
@@ -118,7 +118,7 @@ def specimen(store: Store, evidence: Evidence, frame: Callable[[Sample], Frame])
         return None
     index = right[len(right) // 2]
     sample, text = evidence.samples[index], evidence.tuned[index].text
-    drawn = draw(picture(store, sample), sample, text, frame(sample), longest_side=640)
+    drawn = draw(image_of(store, sample), sample, text, frame(sample), longest_side=640)
     return _framed(drawn, sample.question, text)
 
 

@@ -4,7 +4,7 @@ Every figure is a ratio of two sums over samples (right answers / replies, match
 one table says what each is, and one bootstrap gives the interval of all of them at once. Images are drawn, each with
 all its samples (a cluster bootstrap: Davison and Hinkley 1997, 3.8): questions about one image, and its boxes, are
 right or wrong together, so that drawing them one by one promises more than was measured. All conditions (before and
-after tuning, real and blank pictures, guesses) are measured on the same samples and drawn together, so that differences
+after tuning, real and blank images, guesses) are measured on the same samples and drawn together, so that differences
 are paired. Of few images (some 20) percentile intervals come out too narrow, by whatever unit one draws.
 """
 

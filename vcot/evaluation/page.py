@@ -11,11 +11,11 @@ from vcot.reports import rendering
 from vcot.reports.overlays import PREDICTED, TRUE
 
 SHOWN_FIRST = 12
-"""Pictures that are seen without opening the rest."""
+"""Images that are seen without opening the rest."""
 
 PARTS = ("results", "guesses", "differences")
 ASIDE = ("base-blank", "base-shuffled", "base-real-blank")
-"""Rows that stand among all figures only: what a model does with a blank picture before it was tuned is a detail."""
+"""Rows that stand among all figures only: what a model does with a blank image before it was tuned is a detail."""
 
 COLUMNS = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "malformed")
 
@@ -25,7 +25,7 @@ def render(report: Mapping[str, Any], worst: Sequence[Card] = (), drawn: Sequenc
 
     Args:
         report: what stands in ``report.json``.
-        worst, drawn: rows with their pictures, both worst first; `drawn` at random from what is not in `worst`.
+        worst, drawn: rows with their images, both worst first; `drawn` at random from what is not in `worst`.
     """
     rows = report["samples"]["rows"]
     first = f"All {rows:,} rows, worst first" if len(worst) == rows else f"The {len(worst):,} worst of {rows:,} rows"
@@ -53,7 +53,7 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             continue
         tiles.append((f"{was} → {now}", f"{what}, before → after tuning"))
         if "tuned-blank" in results:
-            tiles.append((words.value(figure, results["tuned-blank"][figure]), f"{what}, on blank pictures"))
+            tiles.append((words.value(figure, results["tuned-blank"][figure]), f"{what}, on blank images"))
         if able := [row["figures"][figure] for row in report["guesses"] if figure in row["figures"]]:
             tiles.append((words.value(figure, max(able, key=lambda f: f["value"] or 0.0)), f"{what}, {guess}"))
     return tiles

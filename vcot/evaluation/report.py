@@ -36,7 +36,7 @@ PAIRS = {
 class Evidence:
     """What the report is made of: samples with a reply from every model under every condition, in order.
 
-    A reply is None where a question by text alone was not asked, because its condition is about pictures.
+    A reply is None where a question by text alone was not asked, because its condition is about images.
     """
 
     samples: tuple[Sample, ...]
@@ -55,7 +55,7 @@ class Evidence:
 
     @cached_property
     def tuned(self) -> list[Score]:
-        """What the tuned model reached as it is asked in earnest: on the real pictures, or by text alone."""
+        """What the tuned model reached as it is asked in earnest: on the real images, or by text alone."""
         return [reply.score for reply in self.replies["tuned-real"] if reply is not None]
 
 
@@ -64,8 +64,8 @@ def gather(
 ) -> Evidence:
     """Orders replies by model and condition, and guesses for the same samples.
 
-    A sample that could not be asked under every condition (its picture is missing) is left out of all, so that every
-    row of the report is about the same samples. One without a picture is in those rows that are not about pictures.
+    A sample that could not be asked under every condition (its image is missing) is left out of all, so that every
+    row of the report is about the same samples. One without an image is in those rows that are not about images.
 
     Raises:
         InputError: two samples have one id, so that nobody could say whose a reply is.
@@ -136,7 +136,7 @@ def _samples(evidence: Evidence, split: str) -> dict[str, Any]:
     return {
         "split": split,
         "rows": len(evidence.samples),
-        "pictures": len({sample.image.sha256 for sample in evidence.samples if sample.image}),
+        "images": len({sample.image.sha256 for sample in evidence.samples if sample.image}),
         "by_text": sum(sample.image is None for sample in evidence.samples),
         "boxes": sum(len(boxes) for boxes in true if boxes is not None),
         "annotated": sum(boxes is not None for boxes in true),

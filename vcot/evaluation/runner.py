@@ -2,8 +2,8 @@
 
 Questions are asked in units: so many prompts, one model (the base in the tuned one's form, the base in its own, the
 tuned one), one condition (real, blank, shuffled). A unit is a shard of the stage; a killed evaluation goes on with the
-first unit that has no mark. What the base says does not depend on the run: it is kept beside the runs as well, under a
-key of all that shapes it, and not asked again.
+first unit that has no marker. What the base says does not depend on the run: it is kept beside the runs as well,
+under a key of all that shapes it, and not asked again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import ValidationError
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError
-from vcot.evaluation.ablations import picture, shown
+from vcot.evaluation.ablations import image_of, shown
 from vcot.evaluation.base_form import OwnForm
 from vcot.evaluation.config import Condition, EvaluationConfig
 from vcot.evaluation.scoring import score
 from vcot.grounding import Frame
 from vcot.labels import NO_SYNONYMS, Synonyms
-from vcot.records import Completion, Rejection, Sample, Score, StageMark
+from vcot.records import Completion, Rejection, Sample, Score, StageMarker
 from vcot.records.base import Record
 from vcot.records.sample import IMAGE_REASONS
-from vcot.records.shards import ShardMark, ShardWriter, fetch_file
+from vcot.records.shards import ShardMarker, ShardWriter, fetch_file
 from vcot.stage import stop
 from vcot.storage import NotFound, Store, join
 from vcot.storage.folders import fetch_folder, fetch_with_digest
@@ -112,7 +112,7 @@ class EvaluationRunner:
         """
         unit = self.units[writer.index]
         samples: list[Sample] = []
-        pictures: list[Image.Image | None] = []
+        images: list[Image.Image | None] = []
         writer.facts["by_text"] = 0
         for index in range(unit.first, unit.last):
             sample = self.samples[index]
@@ -121,7 +121,7 @@ class EvaluationRunner:
                 if unit.condition != "real":
                     continue
             try:
-                pictures.append(self._picture(index, unit.condition))
+                images.append(self._image(index, unit.condition))
             except ImageError as error:
                 reason = IMAGE_REASONS[error.reason]
                 writer.reject(Rejection(id=sample.id, stage="evaluate", reason=reason, detail=str(error)))
@@ -129,35 +129,35 @@ class EvaluationRunner:
             samples.append(sample)
         frame = self.native_frame if unit.model == "native" and self.native_frame else self.frame
         begun = time.monotonic()
-        said = self._completions(unit.model, samples, pictures)
+        said = self._completions(unit.model, samples, images)
         writer.facts["seconds"] = round(time.monotonic() - begun, 2)
         for sample, completion in zip(samples, said, strict=True):
             judged = score(completion.text, sample, frame(sample), self.synonyms)
             writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
 
-    def _picture(self, index: int, condition: Condition) -> Image.Image | None:
+    def _image(self, index: int, condition: Condition) -> Image.Image | None:
         if self.samples[index].image is None:
             return None
-        own = picture(self.store, self.samples[index])
+        own = image_of(self.store, self.samples[index])
         if max(own.size) > MOST_RATIO * min(own.size):
             size = f"{own.width} x {own.height} pixels; one side is more than {MOST_RATIO} times the other"
             raise ImageError(self.samples[index].shown.uri, "unsupported-format", size)
-        other = picture(self.store, self.samples[self.partners[index]]) if condition == "shuffled" else None
+        other = image_of(self.store, self.samples[self.partners[index]]) if condition == "shuffled" else None
         return shown(condition, own, other)
 
     def _completions(
-        self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]
+        self, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]
     ) -> list[Completion]:
         """What the model says, in order. Equal questions with equal images (all blank ones, say) are asked once; what
         the base said about the same questions before is taken from the cache."""
-        told = [_told(sample, picture) for sample, picture in zip(samples, pictures, strict=True)]
+        told = [_told(sample, image) for sample, image in zip(samples, images, strict=True)]
         chosen = sorted({words: index for index, words in reversed(list(enumerate(told)))}.values())
         if not chosen:
             return []
         uri = join(self.cache_uri, f"{self._key(model, [told[i] for i in chosen])}.jsonl.gz")
         said = None if model == "tuned" else read_kept(self.store, uri)
         if said is None or len(said) != len(chosen):
-            said = self.ask(model, [samples[i] for i in chosen], [pictures[i] for i in chosen])
+            said = self.ask(model, [samples[i] for i in chosen], [images[i] for i in chosen])
             if model != "tuned":
                 lines = b"".join(completion.line() for completion in said)
                 self.store.write(uri, gzip.compress(lines, mtime=0))
@@ -171,16 +171,16 @@ class EvaluationRunner:
         return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _told(sample: Sample, picture: Image.Image | None) -> str:
+def _told(sample: Sample, image: Image.Image | None) -> str:
     """All of a question that reaches a model, as one line."""
-    pixels = picture and hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+    pixels = image and hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     return json.dumps([sample.question, sample.context, sample.choices, pixels], ensure_ascii=False)
 
 
-def read_replies(store: Store, stage_uri: str, marks: Sequence[ShardMark]) -> Iterator[Reply]:
+def read_replies(store: Store, stage_uri: str, markers: Sequence[ShardMarker]) -> Iterator[Reply]:
     """All replies of a finished evaluation, unit after unit."""
     with TemporaryDirectory(prefix="replies-") as scratch:
-        for file in (file for mark in marks for file in mark.files):
+        for file in (file for marker in markers for file in marker.files):
             try:
                 with gzip.open(fetch_file(store, stage_uri, file, Path(scratch)), "rb") as lines:
                     for line in lines:
@@ -202,7 +202,7 @@ def read_kept(store: Store, uri: str) -> list[Completion] | None:
     except NotFound:
         return None
     except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        log.get().warning("a file of the cache cannot be read; asking again", uri=uri, error=str(error)[:200])
+        logging.get().warning("a file of the cache cannot be read; asking again", uri=uri, error=str(error)[:200])
         return None
 
 
@@ -223,22 +223,22 @@ class TrainedModel:
     own_form: OwnForm | None = None  # of the base, where it is another than that of the contract
 
     @classmethod
-    def of(cls, uri: str, mark: StageMark, *, base_uri: str | None = None) -> TrainedModel:
+    def of(cls, uri: str, marker: StageMarker, *, base_uri: str | None = None) -> TrainedModel:
         """Args:
             base_uri: where the base lies now, if not where train found it.
 
         Raises:
-            InputError: the mark lacks something.
+            InputError: the marker lacks something.
         """
-        facts = mark.facts
+        facts = marker.facts
         if missing := [n for n in ("contract", "base_uri", "base_sha256", "model", "files") if n not in facts]:
-            raise InputError(f"{uri}: its mark does not say {', '.join(missing)}; run train again with this version")
+            raise InputError(f"{uri}: its marker does not say {', '.join(missing)}; run train again with this version")
         return cls(
             uri=uri,
             base_uri=base_uri or facts["base_uri"],
             base_sha256=facts["base_sha256"],
             contract=Contract.model_validate(facts["contract"]),
-            tune=facts.get("tune") or mark.settings["tune"],
+            tune=facts.get("tune") or marker.settings["tune"],
             model=facts["model"],
             files=facts["files"],
         )
@@ -270,7 +270,7 @@ class ModelRunner:
     _encoder: Encoder | None = None
     _loaded: dict[Model, Any] = field(default_factory=dict)
 
-    def ask(self, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]) -> list[Completion]:
+    def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]) -> list[Completion]:
         """One Completion per sample, in order. Their `seconds` stay 0: the same question gives the same record.
 
         An image is None where the question is asked by text alone.
@@ -278,28 +278,28 @@ class ModelRunner:
 
         def length(index: int) -> int:
             """Near enough to that of the prompt to put like to like."""
-            sample, seen = samples[index], pictures[index]
+            sample, seen = samples[index], images[index]
             visual = 0 if seen is None else seen.width * seen.height // 784
             return len(sample.question) + len(sample.context or "") + visual
 
         network = self._network(model)
         order = sorted(range(len(samples)), key=lambda i: (length(i), i))
         said: dict[int, Completion] = {}
-        for start in range(0, len(order), self.config.batch_size):
+        for start in range(0, len(order), self.config.per_device_eval_batch_size):
             stop.raise_if_requested()
-            chosen = order[start : start + self.config.batch_size]
-            answers = self._generate(network, model, [samples[i] for i in chosen], [pictures[i] for i in chosen])
+            chosen = order[start : start + self.config.per_device_eval_batch_size]
+            answers = self._generate(network, model, [samples[i] for i in chosen], [images[i] for i in chosen])
             said.update(zip(chosen, answers, strict=True))
         return [said[i] for i in range(len(samples))]
 
     def _generate(
-        self, network: Any, model: Model, samples: Sequence[Sample], pictures: Sequence[Image.Image | None]
+        self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]
     ) -> list[Completion]:
         from vcot.models import generate
 
         encoder = self.encoder
         form = self.trained.own_form if model == "native" else None
-        batch = encoder.prompts(samples, pictures, None if form is None else [form.below(s) for s in samples])
+        batch = encoder.prompts(samples, images, None if form is None else [form.below(s) for s in samples])
         prompt_tokens = batch["attention_mask"].sum(dim=1).tolist()
         ends = set(encoder.eos_token_ids)
         tokens = generate(
@@ -318,10 +318,10 @@ class ModelRunner:
         ]
 
     @property
-    def quantisation(self) -> Literal["none", "nf4"]:
+    def quantization(self) -> Literal["none", "nf4"]:
         """Of the base: unless asked otherwise, as it was while training."""
-        if self.config.quantisation != "as-trained":
-            return self.config.quantisation
+        if self.config.quantization != "as-trained":
+            return self.config.quantization
         return "nf4" if self.trained.tune == "qlora" else "none"
 
     @property
@@ -330,10 +330,10 @@ class ModelRunner:
         return {
             "base": self.trained.base_sha256,
             "contract": self.trained.contract.model_dump(mode="json"),
-            "quantisation": self.quantisation,
+            "quantization": self.quantization,
             "dtype": self.config.dtype,
             "max_new_tokens": self.config.max_new_tokens,
-            "batch_size": self.config.batch_size,
+            "per_device_eval_batch_size": self.config.per_device_eval_batch_size,
         }
 
     @property
@@ -358,13 +358,13 @@ class ModelRunner:
 
         model: Model = "base" if asked == "native" else asked
         if model not in self._loaded:
-            log.get().info(f"loading the {model} model", base=self.trained.base_uri, quantisation=self.quantisation)
+            logging.get().info(f"loading the {model} model", base=self.trained.base_uri, quantization=self.quantization)
             base = self._loaded.pop("base", None)
             self._loaded.clear()  # one model in memory at a time
             if model == "base":
                 network = self._base()
             elif self.trained.tune == "full":
-                network = load_base(self._fetch_tuned(), quantisation=self.quantisation, dtype=self.config.dtype)
+                network = load_base(self._fetch_tuned(), quantization=self.quantization, dtype=self.config.dtype)
             else:
                 folder = self._fetch_tuned()
                 network = load_adapter(self._base() if base is None else base, folder)
@@ -381,7 +381,7 @@ class ModelRunner:
                 f"{uri} is not the base that was trained on: its digest is {found[:12]}…, "
                 f"it was {self.trained.base_sha256[:12]}…"
             )
-        return load_base(folder, quantisation=self.quantisation, dtype=self.config.dtype)
+        return load_base(folder, quantization=self.quantization, dtype=self.config.dtype)
 
     def _fetch_tuned(self) -> Path:
         """The trained model's folder with the files that its stage names, and no other."""

@@ -25,11 +25,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vcot import __version__, log
+from vcot import __version__, logging
 from vcot.errors import InputError
-from vcot.records import StageMark
+from vcot.records import StageMarker
 from vcot.records.promotion import Promotion
-from vcot.records.shards import DONE, read_mark
+from vcot.records.shards import DONE, read_marker
 from vcot.storage import Store, join, name
 from vcot.storage.numbered import append, numbered
 
@@ -38,21 +38,21 @@ _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eigh
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished stage: its place, its mark, and the digest of the mark, which names every file of it by digest."""
+    """A finished stage: its place, its marker, and the digest of the marker, which names every file of it by digest."""
 
     uri: str
-    mark: StageMark
+    marker: StageMarker
     sha256: str
 
     @classmethod
     def at(cls, store: Store, uri: str) -> Finished:
-        mark, digests = read_mark(store, uri)
+        marker, digests = read_marker(store, uri)
         (sha256,) = digests.values()
-        return cls(uri, mark, sha256)
+        return cls(uri, marker, sha256)
 
     @property
     def input(self) -> dict[str, str]:
-        """URI of the mark → digest, as stages record what they have read."""
+        """URI of the marker → digest, as stages record what they have read."""
         return {join(self.uri, DONE): self.sha256}
 
 
@@ -112,10 +112,10 @@ def promote(
         last = max(there, default=0)  # not how many there are: somebody may have deleted one
         pointers = [Pointer.at(store, uri) for uri in there.values()]
         if earlier := [pointer for pointer in pointers if pointer.promotion.evaluation_sha256 == evaluation.sha256]:
-            log.get().info("promoted by this evaluation already", pointer=earlier[0].uri, newest=there[last])
+            logging.get().info("promoted by this evaluation already", pointer=earlier[0].uri, newest=there[last])
             return earlier[0]
         if (uri := append(store, pointer_uri, data, after=last)) is not None:
-            log.get().info("promoted", model=train.uri, pointer=uri)
+            logging.get().info("promoted", model=train.uri, pointer=uri)
             return Pointer(uri, hashlib.sha256(data).hexdigest(), promotion)
 
 
@@ -188,7 +188,7 @@ def promoted(
         baseline = _unchanged(store, oldest.promotion.evaluation_uri, oldest.promotion.evaluation_sha256, oldest)
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:12]
-    log.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
+    logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
     facts = {"pointer": pointer.uri, "promoted": found.promoted, "occasion": when}
     inputs = train.input | samples.input | {pointer.uri: pointer.sha256}
     return Subject(join(run_uri, when, key), train, samples, baseline, facts, inputs)
@@ -218,7 +218,7 @@ def _unchanged(store: Store, uri: str, sha256: str, pointer: Pointer) -> Finishe
     stage = Finished.at(store, uri)
     if stage.sha256 != sha256:
         raise InputError(
-            f"{uri} is not what {pointer.uri} promoted: the digest of its mark is {stage.sha256[:12]}…, "
+            f"{uri} is not what {pointer.uri} promoted: the digest of its marker is {stage.sha256[:12]}…, "
             f"it was {sha256[:12]}…"
         )
     return stage

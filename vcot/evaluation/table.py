@@ -13,14 +13,14 @@ from vcot.evaluation.words import FIGURES, HEADLINE, before, both, results_of
 
 
 def render(report: Mapping[str, Any]) -> Table:
-    """Before → after with 95 % intervals, wrong pictures, guesses, and the number of rows and boxes.
+    """Before → after with 95 % intervals, wrong images, guesses, and the number of rows and boxes.
 
     Args:
         report: what evaluate wrote to ``report.json``.
     """
     samples = report["samples"]
     table = Table(
-        title=f"{samples['rows']:,} questions, {samples['boxes']:,} true boxes in {samples['pictures']:,} pictures"
+        title=f"{samples['rows']:,} questions, {samples['boxes']:,} true boxes in {samples['images']:,} images"
         f" ({samples['split']}); in brackets the 95 % interval",
         caption=Text("\n").join(Text(line) for line in caption(report)),
         title_justify="left",

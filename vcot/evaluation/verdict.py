@@ -15,7 +15,7 @@ FEW = 20
 
 def judge(report: Mapping[str, Any]) -> dict[str, Any]:
     """Sentences, each with its numbers. `can` goes on "It can …": clearly better than guessing and than blank
-    pictures, and right more often than not. `cannot` goes on "It cannot …"."""
+    images, and right more often than not. `cannot` goes on "It cannot …"."""
     can: list[str] = []
     cannot: list[str] = []
     for group in report["groups"]:
@@ -36,7 +36,7 @@ def _headline(report: Mapping[str, Any]) -> str:
     sentence = f"After tuning the model {what} ({_share(figure, now)}); before, it was {_of(was)}"
     blank = find(report, "results", "tuned-blank")
     if blank is not None:
-        sentence += f", and on blank pictures it is {_of(blank['figures'][figure])}"
+        sentence += f", and on blank images it is {_of(blank['figures'][figure])}"
     return sentence + "."
 
 
@@ -86,7 +86,7 @@ def _judge(
         doubt = "That is not shown to be better than guessing."
     elif blank is not None and blank[name]["value"] is not None and not _above_zero(blank[name]):
         value = words.value(name, group["results"]["tuned-blank"][name])
-        doubt = f"On blank pictures it is {value}: not shown to come from looking."
+        doubt = f"On blank images it is {value}: not shown to come from looking."
     elif figure["value"] < 0.5:
         doubt = f"That is better than guessing, and still {still}."
     (cannot if doubt else can).append(f"{said}. {doubt}" if doubt else f"{said}.")
@@ -100,7 +100,7 @@ def _share(name: str, figure: Mapping[str, Any]) -> str:
 
 
 def _blindness(report: Mapping[str, Any]) -> list[str]:
-    """Does the result depend on the picture at all?"""
+    """Does the result depend on the image at all?"""
     row = find(report, "differences", "real-blank")
     if row is None:
         return []
@@ -108,7 +108,7 @@ def _blindness(report: Mapping[str, Any]) -> list[str]:
     if row["figures"][figure]["value"] is None or _above_zero(row["figures"][figure]):
         return []
     change = words.both(figure, row["figures"][figure], signed=True)
-    return [f"be said to look: on real pictures it is not shown to be better than on blank ones ({change})."]
+    return [f"be said to look: on real images it is not shown to be better than on blank ones ({change})."]
 
 
 def _worse(report: Mapping[str, Any]) -> list[str]:
@@ -142,10 +142,10 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     if samples["by_text"]:
         notes.append(
             f"{samples['by_text']:,} of {samples['rows']:,} rows are asked by text alone;"
-            " they count on real pictures, and not on blank and wrong ones."
+            " they count on real images, and not on blank and wrong ones."
         )
     if samples["left_out"]:
-        notes.append(f"{words.plural(samples['left_out'], 'row')} left out: the picture could not be read.")
+        notes.append(f"{words.plural(samples['left_out'], 'row')} left out: the image could not be read.")
     if not samples["training_rows"]:
         notes.append("No training split was found, so the guesses that learn from it are missing.")
     for key, when in (("tuned-real", "after tuning"), ("native-real", "of the base in its own form")):

@@ -12,36 +12,36 @@ MINUS = "−"
 
 #: What each row of the table is, in one short sentence.
 RESULTS: Mapping[str, tuple[str, str]] = {
-    "base-real": ("before tuning", "The base model as it came, asked as the tuned one is about the real pictures."),
+    "base-real": ("before tuning", "The base model as it came, asked as the tuned one is about the real images."),
     "native-real": (
         "before, own form",
         "The base model as it came, asked for boxes as its family writes them: its own frame, notation and prompt.",
     ),
-    "tuned-real": ("after tuning", "The tuned model, asked the same about the same pictures."),
-    "base-blank": ("before, blank pictures", "The base model sees plain grey instead of each picture."),
+    "tuned-real": ("after tuning", "The tuned model, asked the same about the same images."),
+    "base-blank": ("before, blank images", "The base model sees plain grey instead of each image."),
     "tuned-blank": (
-        "after, blank pictures",
+        "after, blank images",
         "The tuned model sees plain grey: what it gets right by habit, without looking. It should be low.",
     ),
-    "base-shuffled": ("before, wrong pictures", "The base model sees another row's picture."),
+    "base-shuffled": ("before, wrong images", "The base model sees another row's image."),
     "tuned-shuffled": (
-        "after, wrong pictures",
-        "The tuned model sees another row's picture: what comes of knowing where such things usually lie.",
+        "after, wrong images",
+        "The tuned model sees another row's image: what comes of knowing where such things usually lie.",
     ),
 }
 GUESSES: Mapping[str, tuple[str, str]] = {
-    "centre-box": ("guess: centre box", "Always the same box, half the picture's width and height, in its middle."),
-    "whole-image": ("guess: whole picture", "Always a box around everything."),
-    "mean-box": ("guess: average box", "Always the average box of that thing in the training pictures."),
+    "centre-box": ("guess: centre box", "Always the same box, half the image's width and height, in its middle."),
+    "whole-image": ("guess: whole image", "Always a box around everything."),
+    "mean-box": ("guess: average box", "Always the average box of that thing in the training images."),
     "frequent-answer": ("guess: usual answer", "Always the answer given most often to that question in training."),
 }
 DIFFERENCES: Mapping[str, tuple[str, str]] = {
     "after-before": (
         "after − before",
-        "What tuning changed, row by row on the same pictures; where the base was asked twice, from its better figure.",
+        "What tuning changed, row by row on the same images; where the base was asked twice, from its better figure.",
     ),
-    "real-blank": ("real − blank", "How much the tuned model's result depends on seeing the picture."),
-    "real-wrong": ("real − wrong", "How much it depends on seeing the right picture."),
+    "real-blank": ("real − blank", "How much the tuned model's result depends on seeing the image."),
+    "real-wrong": ("real − wrong", "How much it depends on seeing the right image."),
     "base-real-blank": ("before: real − blank", "The same dependence before tuning."),
 }
 
@@ -90,11 +90,11 @@ def both(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
 
 
 def counted(figure: Mapping[str, Any]) -> str:
-    """What a figure was measured on: "50 replies", "57 true boxes, 50 rows", "200 replies, 50 pictures"."""
+    """What a figure was measured on: "50 replies", "57 true boxes, 50 rows", "200 replies, 50 images"."""
     count = f"{figure['count']:,.0f} {figure['of']}"
     if not figure["of"].startswith("replies"):
         count += f", {plural(figure['rows'], 'row')}"
-    return count if figure["images"] == figure["rows"] else f"{count}, {plural(figure['images'], 'picture')}"
+    return count if figure["images"] == figure["rows"] else f"{count}, {plural(figure['images'], 'image')}"
 
 
 BASES = ("native-real", "base-real")
@@ -137,7 +137,7 @@ FAULTS: Mapping[str, str] = {
     "not_finite": "not a finite number",
     "inverted": "left and right, or top and bottom, exchanged",
     "zero_area": "an empty box",
-    "outside": "outside the picture",
+    "outside": "outside the image",
     "out_of_range": "numbers of another frame",
     "unbalanced_tag": "a tag left open",
 }

@@ -232,7 +232,7 @@ class FrameSpec:
     def on(self, width: int, height: int, *, kept: tuple[int, int] | None = None) -> Frame:
         """The frame on one image of this original, upright size in pixels.
 
-        `kept`: (width, height) of the picture that the processor is handed, where that is a smaller one. Boxes are
+        `kept`: (width, height) of the image that the processor is handed, where that is a smaller one. Boxes are
         of the original all the same, but the processor resizes what it gets.
         """
         _check_size(width, height)

@@ -1,6 +1,6 @@
 """Models: a base with its adapter, loaded the same way on a processor and on a GPU; and what they generate.
 
-    model = load_base(folder, quantisation="nf4")        weights from safetensors, never code or pickles
+    model = load_base(folder, quantization="nf4")        weights from safetensors, never code or pickles
     model = attach_lora(model, r=64, alpha=128, …)       to learn
     model = load_adapter(model, folder)                  to use what was learned
     generate(model, batch, …)                            new tokens, greedily

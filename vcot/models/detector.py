@@ -1,4 +1,4 @@
-"""Finds things in a picture by their names: Grounding DINO, OWLv2, or another zero-shot detector of transformers.
+"""Finds things in an image by their names: Grounding DINO, OWLv2, or another zero-shot detector of transformers.
 
     detector = load_detector(store, "s3://models/owlv2")
     detector.find(sample.image, ["red cup"])        → {"red cup": [Box, …]}, in pixels of the original
@@ -24,7 +24,7 @@ from vcot.errors import InputError
 from vcot.grounding import Box, BoxError
 from vcot.models.device import device
 from vcot.records import Image
-from vcot.records.picture import picture
+from vcot.records.image import read_image
 from vcot.storage import Store, name
 from vcot.storage.folders import fetch_with_digest
 
@@ -47,7 +47,7 @@ class Detector:
 
     def find(self, image: Image, labels: Sequence[str]) -> Mapping[str, Sequence[Box]]:
         """The boxes of each label, the surest first. Raises ImageError."""
-        pixels = picture(self._store, image).pixels
+        pixels = read_image(self._store, image).pixels
         with self._turn:
             return {label: self._boxes(pixels, label, image) for label in labels}
 

@@ -23,7 +23,7 @@ def generate(
 
     Args:
         batch: input_ids, attention_mask, mm_token_type_ids [B, T], padded on the left; pixel_values and
-            image_grid_thw where there are pictures.
+            image_grid_thw where there are images.
         eos_token_ids: a row ends at the first of these.
 
     Returns:

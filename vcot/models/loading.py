@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from vcot.errors import InputError
 from vcot.models.device import DtypeName, compute_dtype, device
 
-Quantisation = Literal["none", "nf4"]
+Quantization = Literal["none", "nf4"]
 
 UNQUANTISED = ["lm_head", "model.visual"]
 """Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
@@ -40,14 +40,14 @@ def is_model_file(name: str) -> bool:
 def load_base(
     folder: Path,
     *,
-    quantisation: Quantisation = "none",
+    quantization: Quantization = "none",
     dtype: DtypeName = "auto",
     weights: Literal["same", "float32"] = "same",
 ) -> Any:
     """The base model in a local folder, on this machine's device, in evaluation mode.
 
     Args:
-        quantisation: nf4: the language model's linear layers in 4 bits with double quantisation; the picture
+        quantization: nf4: the language model's linear layers in 4 bits with double quantization; the image
             part and the head keep `dtype`.
         dtype: what to compute with.
         weights: of the weights that are not quantised; "float32" where all of them are to be trained, because
@@ -64,7 +64,7 @@ def load_base(
     config = _config(folder)
     kept = torch.float32 if weights == "float32" else numbers
     options: dict[str, Any] = {"dtype": kept, "device_map": {"": where}}
-    if quantisation == "nf4":
+    if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -74,7 +74,7 @@ def load_base(
         )
     if where.type == "cpu" and numbers == torch.bfloat16:
         # On processors the backward pass of torch's fused attention takes three times as long in bfloat16 as in
-        # float32; spelled out it is the fastest of the three. The picture part has no backward pass when frozen.
+        # float32; spelled out it is the fastest of the three. The image part has no backward pass when frozen.
         options["attn_implementation"] = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
     transformers_logging.disable_progress_bar()
     model, report = _load(folder, config, options)
@@ -151,7 +151,7 @@ def _short(error: BaseException) -> str:
 # --- adapters ----------------------------------------------------------------------------------------------
 
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""The usual list of seven suffixes would also find the picture part's gate, up and down projections."""
+"""The usual list of seven suffixes would also find the image part's gate, up and down projections."""
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -160,7 +160,7 @@ def lora_targets(model: nn.Module) -> list[str]:
     """Names of the modules that get an adapter.
 
     Raises:
-        InputError: there are none, or one of them belongs to the picture part.
+        InputError: there are none, or one of them belongs to the image part.
     """
     found = [
         name for name, module in model.named_modules() if re.fullmatch(TARGETS, name) and hasattr(module, "weight")
@@ -171,7 +171,7 @@ def lora_targets(model: nn.Module) -> list[str]:
             "the families Qwen2.5-VL and Qwen2-VL have them"
         )
     if seeing := [name for name in found if "visual" in name or "vision" in name]:
-        raise InputError(f"the pattern for adapters finds layers of the picture part, which stays frozen: {seeing[0]}")
+        raise InputError(f"the pattern for adapters finds layers of the image part, which stays frozen: {seeing[0]}")
     return found
 
 

@@ -19,7 +19,7 @@ from kubernetes.config.config_exception import ConfigException
 from kubernetes.dynamic import DynamicClient, Resource
 from urllib3.exceptions import HTTPError
 
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError, TemporaryError
 from vcot.pipeline.orchestrator import Clock, sleep
 from vcot.stage import REPORT_EVERY, Stop
@@ -240,7 +240,7 @@ class ClusterClient:
         now = self._clock.now()
         if self._away_since is None:
             self._away_since, self._told_at = now, now
-            log.get().warning(f"the API server does not answer as it should: {what}; trying again")
+            logging.get().warning(f"the API server does not answer as it should: {what}; trying again")
         elif now - self._away_since >= self._away:
             raise TemporaryError(
                 f"not one good answer from the API server for {self._away:g} s, last: {what}. Jobs that run go on; "
@@ -248,13 +248,13 @@ class ClusterClient:
             )
         elif now - self._told_at >= REPORT_EVERY:
             self._told_at = now
-            log.get().warning(f"no good answer from the API server for {now - self._away_since:.0f} s: {what}")
+            logging.get().warning(f"no good answer from the API server for {now - self._away_since:.0f} s: {what}")
         sleep(max(wait, self._pause * random.uniform(0.8, 1.2)), self._clock, self._stop)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
     def _well(self) -> None:
         if self._away_since is not None:
-            log.get().info(f"the API server answers again, after {self._clock.now() - self._away_since:.0f} s")
+            logging.get().info(f"the API server answers again, after {self._clock.now() - self._away_since:.0f} s")
         self._away_since, self._pause = None, FIRST_PAUSE
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
 from vcot.pipeline.client import ClusterClient, Expired, Manifest, Refused
 from vcot.pipeline.local import validate
@@ -133,7 +133,7 @@ class KubernetesExecutor:
         try:
             state = self._state or RunState(self._cluster, self._storage, self._owner, plan, refused=True)
         except VcotError as no_answer:
-            log.get().warning(f"why the run was refused is written down nowhere: {no_answer}")
+            logging.get().warning(f"why the run was refused is written down nowhere: {no_answer}")
         else:
             state.end(failure)
 
@@ -149,7 +149,7 @@ class KubernetesExecutor:
         """
         if (there := self._cluster.get("ConfigMap", f"{plan.run_id}-plan")) is not None and self._owner.owns(there):
             self._frozen = FrozenPlan.read(there["data"]["plan.json"])
-            log.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
+            logging.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
             self._tell_changes(plan)
         else:
             self._frozen = self._checked(plan, as_applied=True)
@@ -176,11 +176,11 @@ class KubernetesExecutor:
         try:
             now = freeze(plan, templates_of(self._cluster.get, self._cluster.namespace, plan))
         except SettingsError as error:
-            log.get().warning(f"this run goes on, but no other could start: {error}")
+            logging.get().warning(f"this run goes on, but no other could start: {error}")
             return
         frozen = self._frozen
         if changed := sorted({s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]}):
-            log.get().warning(
+            logging.get().warning(
                 f"templates have changed since this run began ({', '.join(changed)}); "
                 "they will count for another RUN_ID, this one keeps its own"
             )
@@ -196,7 +196,7 @@ class KubernetesExecutor:
         if step.part == "all" and self._cluster.get(job["kind"], job["metadata"]["name"]) is None:
             variables, _ = variables_of(self._cluster.get, self._cluster.namespace, step.stage, job)
             if (outcome := self._storage.look(step, variables)) is not None:
-                log.get().info(f"{step.name}: whole already, no Job is made for it")
+                logging.get().info(f"{step.name}: whole already, no Job is made for it")
                 self._whole[step.name] = replace(outcome, said=f"{outcome.said}. {self._to_go_on}")
                 return
         shards = self._storage.shards(step) if step.part == "shards" else None
@@ -205,7 +205,7 @@ class KubernetesExecutor:
             raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
         running = Running(step, job, self._now(), job["metadata"]["resourceVersion"] if created else None)
         self._running[step.name] = running
-        log.get().info(
+        logging.get().info(
             f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
         )
 
@@ -235,9 +235,9 @@ class KubernetesExecutor:
         for running in self._running.values():
             if running.condition is None and not running.ready:
                 try:
-                    log.get().warning(self._suspended(running, why))
+                    logging.get().warning(self._suspended(running, why))
                 except VcotError as error:  # it must not hide why the run has ended
-                    log.get().warning(_not_suspended(running, error))
+                    logging.get().warning(_not_suspended(running, error))
 
     def _suspended(self, running: Running, why: str) -> str:
         """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn."""
@@ -326,7 +326,9 @@ class KubernetesExecutor:
                     f"delete it: kubectl -n {self._cluster.namespace} delete {kind.lower()} {name}"
                 )
             if there is not None and not waited:
-                log.get().info(f"{kind} {name} is of an earlier pipeline Job; waiting until the cluster has removed it")
+                logging.get().info(
+                    f"{kind} {name} is of an earlier pipeline Job; waiting until the cluster has removed it"
+                )
             self._sleep(1)
 
     def _is_going(self, there: Manifest) -> bool:

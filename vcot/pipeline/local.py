@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Outcome
 from vcot.pipeline.plan import Plan, Step
@@ -95,12 +95,12 @@ class LocalExecutor:
 
     def leave(self, step: Step) -> str:
         process, _ = self._running[step.name]
-        log.get().info(f"asking {step.name} to save and stop")
+        logging.get().info(f"asking {step.name} to save and stop")
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         while self.poll(step) is None:
             if time.monotonic() > deadline:
-                log.get().warning(f"{step.name} did not stop within {GRACE:g} s; killed")
+                logging.get().warning(f"{step.name} did not stop within {GRACE:g} s; killed")
                 process.kill()
         return "the running stage has saved what it had"
 
@@ -124,7 +124,7 @@ def publish(store: Store, folder: Path, uri: str) -> None:
         return
     put_folder(store, folder, uri)
     store.write(mark, local.encode())
-    log.get().info("put into storage", folder=str(folder), uri=uri)
+    logging.get().info("put into storage", folder=str(folder), uri=uri)
 
 
 def bring_home(stages: Mapping[str, str], folder: Path) -> list[Path]:

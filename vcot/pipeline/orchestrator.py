@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vcot import log
+from vcot import logging
 from vcot.errors import StageFailed
 from vcot.pipeline.plan import Plan, Step
 from vcot.stage import Stop
@@ -98,10 +98,10 @@ def orchestrate(
     executor.check(plan)
     outcomes: dict[str, Outcome] = {}
     for number, step in enumerate(plan.steps, 1):
-        log.get().info(f"{number}/{len(plan.steps)} {step.name}")
+        logging.get().info(f"{number}/{len(plan.steps)} {step.name}")
         outcome = _until_done(step, executor, stop, attempts, pause, clock)
         told = {name: value for name, value in outcome.summary.items() if name not in _NOT_TOLD}
-        log.get().info(f"{step.name} is done", seconds=round(outcome.seconds, 1), **told)
+        logging.get().info(f"{step.name} is done", seconds=round(outcome.seconds, 1), **told)
         outcomes[step.name] = outcome
     return outcomes
 
@@ -122,7 +122,7 @@ def _until_done(step: Step, executor: Executor, stop: Stop, attempts: int, pause
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
             raise StageFailed(f"{step.name} failed{code}{tries}; {outcome.said}")
         wait = pause * 2 ** (attempt - 1)
-        log.get().warning(f"{step.name} ended{code}; trying again in {wait:g} s")
+        logging.get().warning(f"{step.name} ended{code}; trying again in {wait:g} s")
         sleep(wait, clock, stop)
 
 

@@ -78,7 +78,7 @@ def make_plan(
 
     Args:
         runs_uri: prefix under which runs stand; this one writes to ``<runs_uri>/<run_id>``.
-        variables: stage → its variables (``VCOT_TRAIN_EPOCHS`` → "2").
+        variables: stage → its variables (``VCOT_TRAIN_NUM_TRAIN_EPOCHS`` → "2").
         only: these stages alone; what they read must be there already.
         until: no stage after this one.
         from_run: ``other:convert``, …: that stage, and all before it, are taken from the run `other`.

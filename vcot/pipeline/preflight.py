@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError, UsageError
 from vcot.pipeline.client import ClusterClient, Manifest, Refused
 from vcot.pipeline.plan import Plan
@@ -207,7 +207,7 @@ def remove_old_settings(cluster: ClusterClient, wait: Callable[[float], None]) -
                 if one["metadata"]["name"] in named:
                     _put_back(cluster, one)
     except Refused as error:
-        log.get().warning(f"settings of earlier runs are left where they are: {error}")
+        logging.get().warning(f"settings of earlier runs are left where they are: {error}")
 
 
 def _naming(cluster: ClusterClient) -> str:
@@ -222,6 +222,6 @@ def _put_back(cluster: ClusterClient, one: Manifest) -> None:
     try:
         cluster.create("ConfigMap", manifest)
     except Refused as error:  # component hardening lets the orchestrator write no settings
-        log.get().warning(
+        logging.get().warning(
             f"ConfigMap {metadata['name']} was removed while an apply named it again ({error}): apply once more"
         )

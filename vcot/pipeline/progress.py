@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from vcot import log
+from vcot import logging
 from vcot.pipeline.client import ClusterClient, Manifest, Refused
 from vcot.pipeline.orchestrator import Outcome
 from vcot.pipeline.plan import Step
@@ -155,9 +155,11 @@ class Reporter:
             should_run = min(int(spec["parallelism"]), total - done)
             if done != running.told_shards:
                 running.told_shards = done
-                log.get().info(f"{running.step.name}: {done} of {total} shards are done", running=running.ready)
+                logging.get().info(f"{running.step.name}: {done} of {total} shards are done", running=running.ready)
         if running.ready < should_run and (why := self._why_not_running(running, self._pending(running))):
-            log.get().warning(f"{running.step.name}: {running.ready} of {should_run} pods run, the others wait: {why}")
+            logging.get().warning(
+                f"{running.step.name}: {running.ready} of {should_run} pods run, the others wait: {why}"
+            )
         return None
 
     def _tell_waiting(self, running: Running, now: float) -> str | None:
@@ -166,7 +168,7 @@ class Reporter:
         pauses = not why and not pods and any(running.ended_pods)
         if pauses and now - running.ended_at <= LONGEST_BACKOFF:
             running.idle_since = now
-            log.get().info(f"{running.step.name}: the Job pauses before it tries again")
+            logging.get().info(f"{running.step.name}: the Job pauses before it tries again")
             return None
         waited = now - (running.idle_since if running.idle_since is not None else now)
         if waited >= self._pending_timeout:
@@ -175,9 +177,9 @@ class Reporter:
                 f"({self._pending_timeout:g} s): {why or 'no reason is known'}"
             )
         if why:
-            log.get().warning(f"{running.step.name} waits: {why}", seconds=round(waited))
+            logging.get().warning(f"{running.step.name} waits: {why}", seconds=round(waited))
         else:
-            log.get().info(f"{running.step.name} is being started", seconds=round(waited))
+            logging.get().info(f"{running.step.name} is being started", seconds=round(waited))
         return None
 
     def _pending(self, running: Running) -> list[Manifest]:
@@ -208,7 +210,7 @@ class Reporter:
     def runs(self, running: Running) -> None:
         for pod in self._list("Pod", labels=running.pods, fields="status.phase=Running", limit=1):
             where = {"pod": pod["metadata"]["name"], "node": pod["spec"].get("nodeName")}
-            log.get().info(f"{running.step.name} runs", **where)
+            logging.get().info(f"{running.step.name} runs", **where)
 
     def failed_pods(self, running: Running) -> None:
         """A line for each pod that has failed since the last time; the Job makes up for it by itself."""
@@ -216,7 +218,7 @@ class Reporter:
             if ended.pod not in running.told_pods:
                 running.told_pods.add(ended.pod)
                 shard = f", shard {ended.index}" if ended.index and running.step.part == "shards" else ""
-                log.get().warning(
+                logging.get().warning(
                     f"{running.step.name}: pod {ended.pod}{shard} ended"
                     f"{in_short(ended, f'stage-{running.step.stage}')}; the Job decides what follows"
                 )
@@ -228,7 +230,7 @@ class Reporter:
         except Refused as error:
             if self._may_look:
                 self._may_look = False
-                log.get().warning(f"cannot look at pods and events: {error}; reports will lack them")
+                logging.get().warning(f"cannot look at pods and events: {error}; reports will lack them")
 
 
 def _decisive(ended: Sequence[Ended], message: str) -> Ended | None:

@@ -25,14 +25,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError, Interrupted, NotWhole, VcotError
 from vcot.pipeline.client import ClusterClient, Refused
 from vcot.pipeline.local import command, environment
 from vcot.pipeline.orchestrator import Outcome
 from vcot.pipeline.plan import INPUTS, Plan, Step
 from vcot.pipeline.rendering import Owner
-from vcot.records.shards import DONE, read_mark
+from vcot.records.shards import DONE, read_marker
 from vcot.redaction import redacted
 from vcot.settings import PREFIX
 from vcot.storage import Store, join
@@ -65,19 +65,19 @@ class RunStorage:
         if settings.get("num_shards") is not None:
             return int(settings["num_shards"])
         (source,) = INPUTS[step.stage]
-        mark, _ = read_mark(self._store, settings.get("input_uri") or join(step.run_uri, source))
-        return len(mark.shards)
+        marker, _ = read_marker(self._store, settings.get("input_uri") or join(step.run_uri, source))
+        return len(marker.shards)
 
     def look(self, step: Step, variables: Mapping[str, str]) -> Outcome | None:
         """How a whole stage ends that is started again; None where something is left to do, or nobody can say.
 
-        Where its mark is there, the stage itself is asked: ``python -m jobs.<stage> --part look``.
+        Where its marker is there, the stage itself is asked: ``python -m jobs.<stage> --part look``.
         """
         try:
             if self._store.stat(join(step.run_uri, step.stage, DONE)) is None:
                 return None
         except VcotError as error:
-            log.get().warning(f"{step.name}: nobody can say whether it is whole ({error})")
+            logging.get().warning(f"{step.name}: nobody can say whether it is whole ({error})")
             return None
         with tempfile.TemporaryDirectory(prefix="look-") as folder:
             said = Path(folder) / "said.json"
@@ -87,7 +87,9 @@ class RunStorage:
                     env=environment({**variables, f"{PREFIX}TERMINATION_LOG": str(said)}),
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
-                log.get().warning(f"{step.name}: nobody can say whether it is whole (no answer in {LONGEST_LOOK:g} s)")
+                logging.get().warning(
+                    f"{step.name}: nobody can say whether it is whole (no answer in {LONGEST_LOOK:g} s)"
+                )
                 return None
             summary = json.loads(said.read_bytes()) if said.exists() else {}
         if answer.returncode == 0 or answer.returncode in FOR_GOOD:
@@ -95,7 +97,7 @@ class RunStorage:
             return Outcome(answer.returncode, 0.0, summary=summary, said=last_word)
         if answer.returncode != NotWhole.exit_code:
             why = summary.get("message") or f"exit code {answer.returncode}"
-            log.get().warning(f"{step.name}: nobody can say whether it is whole ({why})")
+            logging.get().warning(f"{step.name}: nobody can say whether it is whole ({why})")
         return None
 
     def write(self, run_uri: str, state: str) -> None:
@@ -168,7 +170,7 @@ class RunState:
         try:
             return _steps(self._storage.state(self._plan.run_uri))
         except VcotError as error:
-            log.get().warning(f"what is known of an earlier run {self._plan.run_id} cannot be read: {error}")
+            logging.get().warning(f"what is known of an earlier run {self._plan.run_id} cannot be read: {error}")
             del self._places["storage"]
             return {}
 
@@ -183,7 +185,7 @@ class RunState:
                     raise
                 except VcotError as error:
                     self._mute.add(place)
-                    log.get().warning(f"the run's state cannot be written to {place}: {error}; the run goes on")
+                    logging.get().warning(f"the run's state cannot be written to {place}: {error}; the run goes on")
 
     def _to_cluster(self, text: str) -> None:
         metadata = {

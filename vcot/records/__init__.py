@@ -3,7 +3,7 @@
 from vcot.records.reply import Completion
 from vcot.records.sample import Image, Origin, Reason, Rejection, Sample
 from vcot.records.score import Score
-from vcot.records.shards import Folder, StageMark, Tally, read_samples
+from vcot.records.shards import Folder, RowCounts, StageMarker, read_samples
 
 __all__ = [
     "Completion",
@@ -14,7 +14,7 @@ __all__ = [
     "Rejection",
     "Sample",
     "Score",
-    "StageMark",
-    "Tally",
+    "StageMarker",
+    "RowCounts",
     "read_samples",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from vcot.records.base import Record
-from vcot.records.shards import Tally
+from vcot.records.shards import RowCounts
 
 Number = int | float
 
@@ -63,20 +63,20 @@ class Measures(Record):
 
 
 class Pair(Record):
-    """The two pictures of a group of near-duplicates that differ most."""
+    """The two images of a group of near-duplicates that differ most."""
 
     bits: int = Field(description="of 144, in which their perceptual hashes differ")
-    pictures: int = Field(description="in their group")
+    images: int = Field(description="in their group")
     one: str = Field(description="URI")
     other: str = Field(description="URI")
 
 
 class NearDuplicates(Record):
-    """Pictures that nearly are the same form groups; all of a group are on one side of the split."""
+    """Images that nearly are the same form groups; all of a group are on one side of the split."""
 
-    pictures_compared: int
+    images_compared: int
     groups: int
-    pictures_in_groups: int
+    images_in_groups: int
     largest_group: int
     pairs: tuple[Pair, ...] = Field((), description="of some groups: those that differ most, and some by chance")
 
@@ -85,10 +85,10 @@ class Benchmark(Record):
     """A file of --exclude-benchmarks."""
 
     rows: int
-    pictures: int
-    pictures_found: int = Field(description="by their content, or by their path")
-    pictures_shared: int = Field(description="that rows of the input would have learned from, or from nearly the same")
-    rows_with_a_shared_picture: int = Field(description="of the benchmark")
+    images: int
+    images_found: int = Field(description="by their content, or by their path")
+    images_shared: int = Field(description="that rows of the input would have learned from, or from nearly the same")
+    rows_with_a_shared_image: int = Field(description="of the benchmark")
     rows_refused: int = Field(description="of the input, as held-out")
 
 
@@ -111,11 +111,11 @@ class Portion(Record):
 
 
 class Conversion(Record):
-    """`report.json` of convert. Pictures count once, however many rows use them; all else is counted by rows."""
+    """`report.json` of convert. Images count once, however many rows use them; all else is counted by rows."""
 
     stage: Literal["convert"] = "convert"
     source: str
-    tally: Tally
+    row_counts: RowCounts
     shards: int
     datasets: dict[str, Rows]
     licences: dict[str, int] = Field(description="licence → rows kept")
@@ -124,21 +124,21 @@ class Conversion(Record):
         description='boxes of the evidence → rows kept; "not annotated" where nobody said where it is, "0" where it '
         'was annotated that there is none, "by text alone" where there is no image'
     )
-    box_area: Distribution = Field(description="share of the picture, 0..1, down to one of 1, 1.5, 2, 3, 5, 7 · 10ⁿ")
+    box_area: Distribution = Field(description="share of the image, 0..1, down to one of 1, 1.5, 2, 3, 5, 7 · 10ⁿ")
     question_length: Distribution = Field(description="characters; from 1,000 on rounded down to three digits")
     answer_length: Distribution = Field(description="characters of the answer that is learned; rounded likewise")
     by_dataset: dict[str, Measures]
-    pictures: dict[str, int] = Field(description="split → pictures of which rows were kept")
+    images: dict[str, int] = Field(description="split → images of which rows were kept")
     without_image: dict[str, int] = Field({}, description="split → rows kept that ask by text alone")
-    pixels: Distribution = Field(description="of a picture: width x height of the upright original")
-    budget: int = Field(description="pixels that a picture may have when a model sees it (--ingest-pixels)")
-    ingested: bool = Field(description="pictures were copied, shrunk to the budget")
+    pixels: Distribution = Field(description="of an image: width x height of the upright original")
+    budget: int = Field(description="pixels that an image may have when a model sees it (--ingest-pixels)")
+    ingested: bool = Field(description="images were copied, shrunk to the budget")
     pixels_kept: Distribution = Field(description="of what later stages read: the copy, where one was made")
     visual_tokens: Distribution = Field(
-        description="of a picture, an estimate: tokens of 28 x 28 pixels, after a processor of the Qwen2-VL family "
+        description="of an image, an estimate: tokens of 28 x 28 pixels, after a processor of the Qwen2-VL family "
         "has resized what later stages read to at least 4 of them and at most the budget"
     )
-    beyond_processor: int = Field(description="pictures more than 200 times as long as wide, which it refuses")
+    beyond_processor: int = Field(description="images more than 200 times as long as wide, which it refuses")
     near_duplicates: NearDuplicates | None = Field(description="null where nobody looked for them")
     benchmarks: dict[str, Benchmark] = Field(description="file → what it has in common with the input")
     mix: tuple[Portion, ...] = Field((), description="parts in the order of --mix; none where it was one source")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from vcot.records.base import Record
-from vcot.records.shards import Tally
+from vcot.records.shards import RowCounts
 
 Counts = dict[str, dict[str, int]]
 """Source (dataset of the rows) → name → rows."""
@@ -74,10 +74,10 @@ class Distillation(Record):
     """`report.json` of distill."""
 
     stage: Literal["distill"] = "distill"
-    tally: Tally
+    row_counts: RowCounts
     shards: int
     teacher: str = Field(description="template/1, or the model's name")
-    way: str | None = Field(None, description="how a model was asked")
+    strategy: str | None = Field(None, description="how a model was asked")
     prompts: dict[str, int] = Field(default_factory=dict, description="purpose → version")
     rows: Taught = Taught()
     funnel: dict[str, Passage] = Field(default_factory=dict, description="source → rows")

@@ -16,7 +16,7 @@ NO_IMAGE_SIZE = (1000, 1000)
 
 
 class Stored(Record):
-    """A copy of the picture that later stages read in its place, upright and perhaps smaller.
+    """A copy of the image that later stages read in its place, upright and perhaps smaller.
 
     Boxes stay in pixels of the original.
     """
@@ -28,7 +28,7 @@ class Stored(Record):
 
 
 class Image(Record):
-    """A picture by its URI, with the size of the upright original (after EXIF rotation)."""
+    """An image by its URI, with the size of the upright original (after EXIF rotation)."""
 
     uri: str = Field(min_length=1)
     width: int = Field(gt=0, description="pixels of the upright original")
@@ -42,7 +42,7 @@ class Image(Record):
         return self.stored or self
 
     def frame(self, spec: FrameSpec) -> Frame:
-        """The frame in which a text about this picture, seen as it is kept, writes its boxes."""
+        """The frame in which a text about this image, seen as it is kept, writes its boxes."""
         return spec.on(self.width, self.height, kept=(self.kept.width, self.kept.height))
 
 

@@ -25,7 +25,7 @@ from typing import IO, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
 
-from vcot import __version__, log
+from vcot import __version__, logging
 from vcot.errors import InputError, NotWhole, SettingsError
 from vcot.records.base import Record
 from vcot.records.sample import Rejection, Sample
@@ -39,7 +39,7 @@ _AT_ONCE = 1 << 17
 M = TypeVar("M", bound=Record)
 
 
-class Tally(Record):
+class RowCounts(Record):
     """Rows in = kept + rejected (by reason)."""
 
     rows: int = Field(0, ge=0)
@@ -47,9 +47,9 @@ class Tally(Record):
     written: int = Field(0, ge=0, description="records written; one row may give several")
     rejected: dict[str, int] = Field(default_factory=dict)
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: RowCounts) -> RowCounts:
         rejected = Counter(self.rejected) + Counter(other.rejected)
-        return Tally(
+        return RowCounts(
             rows=self.rows + other.rows, kept=self.kept + other.kept, written=self.written + other.written,
             rejected=dict(sorted(rejected.items())),
         )  # fmt: skip
@@ -69,27 +69,27 @@ class File(Record):
     size: int
 
 
-class ShardMark(Record):
+class ShardMarker(Record):
     """``_done/00000.json``: this shard is whole, and these are its files."""
 
     version: Literal[1] = 1
     shard: int = Field(ge=0)
     files: tuple[File, ...]
     rejections: File
-    tally: Tally
+    row_counts: RowCounts
     facts: dict[str, Any] = Field(default_factory=dict, description="what else the stage wants summed or shown")
 
 
-class StageMark(Record):
+class StageMarker(Record):
     """``_done/stage.json``: the stage is whole; the next one starts from here."""
 
     version: Literal[1] = 1
     stage: str
     code: str
     settings: dict[str, Any]
-    inputs: dict[str, str] = Field(description="URI of each input's mark or file → sha256")
-    shards: tuple[ShardMark, ...] = ()
-    tally: Tally = Tally()
+    inputs: dict[str, str] = Field(description="URI of each input's marker or file → sha256")
+    shards: tuple[ShardMarker, ...] = ()
+    row_counts: RowCounts = RowCounts()
     facts: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -157,8 +157,8 @@ class ShardWriter:
         self._rejections.write(part.line())
 
     @property
-    def tally(self) -> Tally:
-        return Tally(
+    def row_counts(self) -> RowCounts:
+        return RowCounts(
             rows=self._rows, kept=self._kept, written=self._written, rejected=dict(sorted(self._reasons.items()))
         )
 
@@ -205,28 +205,28 @@ class Folder:
             if there["inputs"].get(name, digest) != digest:
                 raise InputError(f"{name} has changed since {self.uri} was begun; use another run name")
         if there["code"] != __version__:
-            log.get().warning("begun by another code version", was=there["code"], now=__version__)
+            logging.get().warning("begun by another code version", was=there["code"], now=__version__)
 
-    def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMark | None:
-        """The mark of the whole stage, and a line that says so; None where something is left to do.
+    def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMarker | None:
+        """The marker of the whole stage, and a line that says so; None where something is left to do.
 
         To be asked before a library or a model is loaded. Raises as `begin` does, if the stage is whole, and NotWhole
         where it is not and this process was only asked to look.
         """
-        if (mark := self.mark()) is None:
+        if (marker := self.marker()) is None:
             if settings.part == "look":
                 raise NotWhole(f"{self.uri} is not whole yet")
             return None
         self.begin(settings, inputs)
-        counts = {"rows": mark.tally.rows, "kept": mark.tally.kept} if mark.tally.rows else {}
-        log.get().info("nothing left to do: this stage is whole", uri=self.uri, **counts)
-        if mark.shards:
-            _sum_up(len(mark.shards), mark.tally)
-        return mark
+        counts = {"rows": marker.row_counts.rows, "kept": marker.row_counts.kept} if marker.row_counts.rows else {}
+        logging.get().info("nothing left to do: this stage is whole", uri=self.uri, **counts)
+        if marker.shards:
+            _sum_up(len(marker.shards), marker.row_counts)
+        return marker
 
-    def mark(self) -> StageMark | None:
-        """The mark of the whole stage, if it is whole."""
-        return self._mark(DONE, StageMark)
+    def marker(self) -> StageMarker | None:
+        """The marker of the whole stage, if it is whole."""
+        return self._mark(DONE, StageMarker)
 
     def _mark(self, name: str, kind: type[M]) -> M | None:
         uri = join(self.uri, name)
@@ -238,9 +238,9 @@ class Folder:
             what = error.errors()[0]["msg"]
             raise InputError(f"{uri} is damaged ({what}). {_make_again(self.uri)}") from None
 
-    def finish(self, mark: StageMark) -> None:
-        """Says that the stage is whole. The first mark stays."""
-        self.store.write_once(join(self.uri, DONE), _json(mark.model_dump(mode="json")))
+    def finish(self, marker: StageMarker) -> None:
+        """Says that the stage is whole. The first marker stays."""
+        self.store.write_once(join(self.uri, DONE), _json(marker.model_dump(mode="json")))
 
     def write_report(self, report: Mapping[str, Any], html: str | None = None) -> None:
         self.store.write(join(self.uri, "report.json"), _json(report))
@@ -249,36 +249,36 @@ class Folder:
 
     # --- one shard -------------------------------------------------------------------------------
 
-    def shard_mark(self, index: int) -> ShardMark | None:
-        return self._mark(f"_done/{index:05d}.json", ShardMark)
+    def shard_mark(self, index: int) -> ShardMarker | None:
+        return self._mark(f"_done/{index:05d}.json", ShardMarker)
 
-    def shard_marks(self) -> tuple[ShardMark, ...]:
-        """The marks of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
-        marks: list[ShardMark] = []
-        while (mark := self.shard_mark(len(marks))) is not None:
-            marks.append(mark)
-        return tuple(marks)
+    def shard_marks(self) -> tuple[ShardMarker, ...]:
+        """The markers of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
+        markers: list[ShardMarker] = []
+        while (marker := self.shard_mark(len(markers))) is not None:
+            markers.append(marker)
+        return tuple(markers)
 
-    def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMark:
-        """Makes one shard, unless its mark is there; `work` feeds the writer."""
-        if (mark := self.shard_mark(index)) is not None:
-            return mark
+    def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMarker:
+        """Makes one shard, unless its marker is there; `work` feeds the writer."""
+        if (marker := self.shard_mark(index)) is not None:
+            return marker
         with tempfile.TemporaryDirectory(prefix=f"{self.stage}-{index:05d}-") as scratch:
             writer = ShardWriter(index, self.stage, Path(scratch), sink)
             work(writer)
             writer.close()
-            mark = ShardMark(
+            marker = ShardMarker(
                 shard=index,
                 files=(self._put(writer.path, f"shards/{index:05d}", writer.sink.suffix),),
                 rejections=self._put(writer.rejections_path, f"rejections/{index:05d}", ".jsonl"),
-                tally=writer.tally,
+                row_counts=writer.row_counts,
                 facts=writer.facts,
             )
         uri = join(self.uri, f"_done/{index:05d}.json")
-        if not self.store.write_once(uri, _json(mark.model_dump(mode="json"))):
-            log.get().warning("another process finished this shard first; its files count", shard=index)
-            return self.shard_mark(index) or mark
-        return mark
+        if not self.store.write_once(uri, _json(marker.model_dump(mode="json"))):
+            logging.get().warning("another process finished this shard first; its files count", shard=index)
+            return self.shard_mark(index) or marker
+        return marker
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
         digest = _digest(path)
@@ -296,90 +296,90 @@ def run_shards(
     work: Callable[[ShardWriter], None],
     sink: Callable[[Path], Sink] = JsonLines,
     max_rejected_share: float,
-    report: Callable[[tuple[ShardMark, ...], Tally], tuple[dict[str, Any], str | None]] | None = None,
+    report: Callable[[tuple[ShardMarker, ...], RowCounts], tuple[dict[str, Any], str | None]] | None = None,
     facts: Mapping[str, Any] | None = None,
     bar: bool = True,
-) -> StageMark | None:
+) -> StageMarker | None:
     """Prepare, shards and finish of a stage that is made of shards; which of them, `settings.part` says.
 
     Args:
-        shards: how many there are; `work` is called with a writer for each that has no mark yet.
+        shards: how many there are; `work` is called with a writer for each that has no marker yet.
         max_rejected_share: of all rows, judged over all shards in the finish.
         report: makes what ``report.json`` holds beside the sums, and the page (or None).
-        facts: what the next stage must know of the whole; stands in the stage's mark.
+        facts: what the next stage must know of the whole; stands in the stage's marker.
         bar: of shards; not where `work` itself tells how far it is.
 
     Returns:
-        The stage's mark, or None where this process did not do the finish.
+        The stage's marker, or None where this process did not do the finish.
 
     Raises:
         InputError: more rows were refused than allowed, or a shard is missing in the finish.
     """
     if settings.shard is not None and settings.shard >= shards:
         raise SettingsError(f"--shard={settings.shard}: there are {shards} shards, 0 to {shards - 1}")
-    if (mark := folder.whole(settings, inputs)) is not None:
-        return mark
+    if (marker := folder.whole(settings, inputs)) is not None:
+        return marker
     folder.begin(settings, inputs)
     _sum_up(shards)
     if settings.part in ("all", "shards"):
         wanted = range(shards) if settings.shard is None else [settings.shard]
-        tally = Tally()
+        row_counts = RowCounts()
         with Bar(folder.stage, len(wanted), "shards", shown=bar) as progress:
             for index in wanted:
                 stop.raise_if_requested()
-                log.bind(shard=index)
-                tally += folder.make_shard(index, work, sink).tally
-                _sum_up(shards, tally)
+                logging.bind(shard=index)
+                row_counts += folder.make_shard(index, work, sink).row_counts
+                _sum_up(shards, row_counts)
                 progress.advance()
-        log.bind(shard=None)
+        logging.bind(shard=None)
     if settings.part not in ("all", "finish"):
         return None
-    marks = folder.shard_marks()[:shards]
-    if len(marks) < shards:
-        raise InputError(f"{folder.uri}: shard {len(marks)} of {shards} is not done; make it before --part finish")
-    tally = sum((m.tally for m in marks), Tally())
-    _sum_up(shards, tally)
-    extra, page = report(marks, tally) if report is not None else ({}, None)
-    folder.write_report({"stage": folder.stage, "tally": tally.model_dump(), "shards": shards} | extra, page)
-    log.get().info("rows", read=tally.rows, kept=tally.kept, **tally.rejected)
-    _demand_rows(folder, tally, max_rejected_share)
-    mark = StageMark(
-        stage=folder.stage, code=__version__, settings=settings.shaping(), inputs=dict(inputs), shards=marks,
-        tally=tally, facts=dict(facts or {}),
+    markers = folder.shard_marks()[:shards]
+    if len(markers) < shards:
+        raise InputError(f"{folder.uri}: shard {len(markers)} of {shards} is not done; make it before --part finish")
+    row_counts = sum((m.row_counts for m in markers), RowCounts())
+    _sum_up(shards, row_counts)
+    extra, page = report(markers, row_counts) if report is not None else ({}, None)
+    folder.write_report({"stage": folder.stage, "row_counts": row_counts.model_dump(), "shards": shards} | extra, page)
+    logging.get().info("rows", read=row_counts.rows, kept=row_counts.kept, **row_counts.rejected)
+    _demand_rows(folder, row_counts, max_rejected_share)
+    marker = StageMarker(
+        stage=folder.stage, code=__version__, settings=settings.shaping(), inputs=dict(inputs), shards=markers,
+        row_counts=row_counts, facts=dict(facts or {}),
     )  # fmt: skip
-    folder.finish(mark)
-    return mark
+    folder.finish(marker)
+    return marker
 
 
-def _demand_rows(folder: Folder, tally: Tally, max_rejected_share: float) -> None:
-    if tally.rows == 0:
+def _demand_rows(folder: Folder, row_counts: RowCounts, max_rejected_share: float) -> None:
+    if row_counts.rows == 0:
         raise InputError(f"{folder.uri}: not one row came in")
-    if tally.rejected_share > max_rejected_share:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(tally.rejected).most_common())
+    if row_counts.rejected_share > max_rejected_share:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(row_counts.rejected).most_common())
         raise InputError(
-            f"{tally.rejected_rows} of {tally.rows} rows were refused ({tally.rejected_share:.1%}), more than "
-            f"--max-rejected-share {max_rejected_share:g} allows: {reasons}. "
+            f"{row_counts.rejected_rows} of {row_counts.rows} rows were refused ({row_counts.rejected_share:.1%}), "
+            f"more than --max-rejected-share {max_rejected_share:g} allows: {reasons}. "
             f"Each one is listed in {join(folder.uri, 'rejections/')}"
         )
-    if tally.kept == 0:
+    if row_counts.kept == 0:
         raise InputError(f"{folder.uri}: not one row was kept")
 
 
-def _sum_up(shards: int, tally: Tally | None = None) -> None:
+def _sum_up(shards: int, row_counts: RowCounts | None = None) -> None:
     """For the termination message: how many shards there are, and what this process has made or summed up."""
     summary(shards=shards)
-    if tally is not None:
-        summary(rows=tally.rows, kept=tally.kept, rejected=tally.rejected_rows)
+    if row_counts is not None:
+        summary(rows=row_counts.rows, kept=row_counts.kept, rejected=row_counts.rejected_rows)
 
 
 # --- reading what another stage made ---------------------------------------------------------------
 
 
-def read_mark(store: Store, stage_uri: str) -> tuple[StageMark, dict[str, str]]:
-    """The mark of a finished stage, and its URI → digest for the reader's own `inputs`.
+def read_marker(store: Store, stage_uri: str) -> tuple[StageMarker, dict[str, str]]:
+    """The marker of a finished stage, and its URI → digest for the reader's own `inputs`.
 
     Raises:
-        InputError: the stage is not whole, or its mark cannot be read.
+        InputError: the stage is not whole, or its marker cannot be read.
     """
     uri = join(stage_uri, DONE)
     try:
@@ -387,26 +387,26 @@ def read_mark(store: Store, stage_uri: str) -> tuple[StageMark, dict[str, str]]:
     except NotFound:
         raise InputError(f"{stage_uri} is not a finished stage: there is no {uri}; run that stage first") from None
     try:
-        return StageMark.model_validate_json(data), {uri: hashlib.sha256(data).hexdigest()}
+        return StageMarker.model_validate_json(data), {uri: hashlib.sha256(data).hexdigest()}
     except ValidationError as error:
-        raise InputError(f"{uri} is not a stage's mark: {error.errors()[0]['msg']}") from None
+        raise InputError(f"{uri} is not a stage's marker: {error.errors()[0]['msg']}") from None
 
 
 def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
     """A shard's file, downloaded and held against its digest.
 
     Raises:
-        InputError: the bytes are not those that the mark names (truncated, or changed).
+        InputError: the bytes are not those that the marker names (truncated, or changed).
     """
     path = folder / file.name.replace("/", "-")
     uri = join(stage_uri, file.name)
     try:
         store.download(uri, path)
     except NotFound:
-        raise InputError(f"{uri} is named by its stage's mark and is gone. {_make_again(stage_uri)}") from None
+        raise InputError(f"{uri} is named by its stage's marker and is gone. {_make_again(stage_uri)}") from None
     if (digest := _digest(path)) != file.sha256:
         raise InputError(
-            f"{uri} is not what its mark says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
+            f"{uri} is not what its marker says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
             f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed. {_make_again(stage_uri)}"
         )
     return path
@@ -416,7 +416,7 @@ def _make_again(stage_uri: str) -> str:
     return f"Delete {stage_uri} and run that stage again, or start under another run name"
 
 
-def read_shard(store: Store, stage_uri: str, shard: ShardMark) -> Iterator[Sample]:
+def read_shard(store: Store, stage_uri: str, shard: ShardMarker) -> Iterator[Sample]:
     """The Samples of one shard, in order."""
     for file in shard.files:
         yield from read_records(store, stage_uri, file, Sample)
@@ -426,7 +426,7 @@ def read_records(store: Store, stage_uri: str, file: File, kind: type[M]) -> Ite
     """The records of a shard's file, gzipped or not, in order.
 
     Raises:
-        InputError: the file is not what its mark says, or holds something else.
+        InputError: the file is not what its marker says, or holds something else.
     """
     with tempfile.TemporaryDirectory(prefix="read-") as scratch:
         path = fetch_file(store, stage_uri, file, Path(scratch))
@@ -439,9 +439,9 @@ def read_records(store: Store, stage_uri: str, file: File, kind: type[M]) -> Ite
             raise InputError(f"{name}: not a shard of {kind.__name__}s: {error}") from None
 
 
-def read_samples(store: Store, stage_uri: str, mark: StageMark) -> Iterator[Sample]:
+def read_samples(store: Store, stage_uri: str, marker: StageMarker) -> Iterator[Sample]:
     """All Samples of a stage, shard after shard."""
-    for shard in mark.shards:
+    for shard in marker.shards:
         yield from read_shard(store, stage_uri, shard)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vcot.grounding import smart_resize
-from vcot.records import Folder, Reason, Tally
+from vcot.records import Folder, Reason, RowCounts
 from vcot.records.conversion import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
-from vcot.records.shards import ShardMark
+from vcot.records.shards import ShardMarker
 from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, bars, most_frequent, number, render, where
 from vcot.reports.sampling import ShownExample, sampled
@@ -40,23 +40,25 @@ MEANING: Mapping[Reason, str] = {Reason(name): told for name, told in REASONS["c
 
 
 def report(
-    folder: Folder, marks: Sequence[ShardMark], tally: Tally, scratch: Path, *, source: str, seen: Mapping[str, Any],
+    folder: Folder, markers: Sequence[ShardMarker], row_counts: RowCounts, scratch: Path, *, source: str,
+    seen: Mapping[str, Any],
     budget: int, ingested: bool, mix: tuple[Portion, ...], max_pixels: int,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """What report.json holds, and the page.
 
     Args:
-        marks: their facts say what was refused of each dataset ("refused": dataset → reason → rows).
+        markers: their facts say what was refused of each dataset ("refused": dataset → reason → rows).
         seen: what was counted before the shards were made: near-duplicates and benchmarks.
         budget: pixels that a model sees at most. ingested: whether later stages read copies of that size.
         max_pixels: images that are larger are not decoded.
     """
-    refused = summed(mark.facts["refused"] for mark in marks)
-    with sample_statistics(folder.store, folder.uri, marks, scratch) as statistics:
-        found = _counted(statistics, refused, source=source, tally=tally, shards=len(marks), mix=mix, budget=budget,
+    refused = summed(marker.facts["refused"] for marker in markers)
+    with sample_statistics(folder.store, folder.uri, markers, scratch) as statistics:
+        found = _counted(statistics, refused, source=source, row_counts=row_counts, shards=len(markers), mix=mix,
+        budget=budget,
                          ingested=ingested, seen=seen)  # fmt: skip
     gallery = Gallery(folder.store, max_pixels=max_pixels)
-    examples = _chosen(found, sampled(folder, marks, SHOWN).by_dataset(), gallery)
+    examples = _chosen(found, sampled(folder, markers, SHOWN).by_dataset(), gallery)
     pairs = [
         (pair, gallery.plain(pair.one), gallery.plain(pair.other))
         for pair in (found.near_duplicates.pairs if found.near_duplicates else ())
@@ -115,7 +117,7 @@ def _counted(
             )
             for name in sorted(kept)
         },
-        pictures={split: sizes[split].total() if split in sizes else 0 for split in SPLITS},
+        images={split: sizes[split].total() if split in sizes else 0 for split in SPLITS},
         without_image={split: n for split in SPLITS if (n := by_text[split])},
         pixels=distribution(pixels, _PIXELS),
         pixels_kept=distribution(pixels_kept, _PIXELS),
@@ -159,11 +161,11 @@ def findings(found: Conversion) -> list[Finding]:
 
 
 def _of_refusals(found: Conversion) -> Iterator[Finding]:
-    rows = found.tally.rows
-    if not found.tally.rejected_rows:
+    rows = found.row_counts.rows
+    if not found.row_counts.rejected_rows:
         yield Finding(True, f"Every row was kept: {rows:,} of {rows:,}.")
         return
-    if not found.tally.kept:
+    if not found.row_counts.kept:
         yield Finding(False, "Not one row was kept.")
     often = {name: each.rejected_rows for name, each in found.datasets.items()
              if each.rejected_rows > _MANY_REFUSED * each.rows}  # fmt: skip
@@ -175,24 +177,26 @@ def _of_refusals(found: Conversion) -> Iterator[Finding]:
             f" ({MEANING.get(Reason(reason), '')}).",
         )
     if not often:
-        yield Finding(True, f"{found.tally.rejected_rows:,} of {rows:,} rows were refused, in no dataset above 5 %.")
+        yield Finding(
+            True, f"{found.row_counts.rejected_rows:,} of {rows:,} rows were refused, in no dataset above 5 %."
+        )
 
 
 def _of_splits(found: Conversion) -> Iterator[Finding]:
     kept = {split: sum(each.kept.get(split, 0) for each in found.datasets.values()) for split in SPLITS}
-    if found.tally.kept and not kept["train"]:
+    if found.row_counts.kept and not kept["train"]:
         yield Finding(False, "No row is there to train on: all that were kept are for validation or test.")
     elif kept["train"] and not kept["validation"]:
         yield Finding(
             False, "No row is there to validate on: --validation-share divides rows that name no split, and all with "
             "--splits by-content."
         )  # fmt: skip
-    if shared := sum(benchmark.pictures_shared for benchmark in found.benchmarks.values()):
+    if shared := sum(benchmark.images_shared for benchmark in found.benchmarks.values()):
         refused = sum(benchmark.rows_refused for benchmark in found.benchmarks.values())
         yield Finding(
             True, f"{shared:,} images of the benchmarks were in these rows; {refused:,} rows were refused for it."
         )
-    if found.near_duplicates is None and found.tally.kept:
+    if found.near_duplicates is None and found.row_counts.kept:
         yield Finding(True, "Nobody looked for images that nearly are the same; the split goes by their bytes alone.")
     for part in found.mix:
         if part.kept and part.wanted and not part.learned:
@@ -200,7 +204,7 @@ def _of_splits(found: Conversion) -> Iterator[Finding]:
 
 
 def _of_contents(found: Conversion) -> Iterator[Finding]:
-    kept = found.tally.kept
+    kept = found.row_counts.kept
     unmarked, absent = found.boxes_per_row.get("not annotated", 0), found.boxes_per_row.get("0", 0)
     if by_text := sum(found.without_image.values()):
         yield Finding(True, f"{by_text:,} of {kept:,} rows are asked by text alone, without an image.")
@@ -258,7 +262,7 @@ def _reasons(found: Conversion) -> list[dict[str, Any]]:
     by_dataset = {name: rows.rejected for name, rows in found.datasets.items()}
     return [
         {"name": reason, "meaning": MEANING.get(Reason(reason), ""), "n": n, "where": where(by_dataset, reason)}
-        for reason, n in most_frequent(found.tally.rejected)
+        for reason, n in most_frequent(found.row_counts.rejected)
     ]
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vcot.records import Folder, Reason, Tally
+from vcot.records import Folder, Reason, RowCounts
 from vcot.records.distillation import Cost, Counts, Distillation, Line, Passage
-from vcot.records.shards import ShardMark
+from vcot.records.shards import ShardMarker
 from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, dollars, most_frequent, render, share, where
 from vcot.reports.sampling import ExampleSampler, sampled
@@ -37,7 +37,7 @@ FLAGS = {"answer-first": "the first sentence states the answer"}
 
 
 def report(
-    folder: Folder, marks: Sequence[ShardMark], tally: Tally, told: Mapping[str, Any]
+    folder: Folder, markers: Sequence[ShardMarker], row_counts: RowCounts, told: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
     """What report.json holds, and the page.
 
@@ -47,11 +47,11 @@ def report(
     Raises:
         InputError: a shard put nothing aside.
     """
-    facts = summed(mark.facts for mark in marks)
+    facts = summed(marker.facts for marker in markers)
     bill = {source: {name: Line(**line) for name, line in of.items()} for source, of in facts.get("bill", {}).items()}
     costs = {source: _cost(lines.values(), facts["funnel"].get(source, {})) for source, lines in bill.items()}
-    found = Distillation(tally=tally, shards=len(marks), costs=costs, **told, **facts)
-    page = _page(found, sampled(folder, marks, SHOWN), Gallery(folder.store))
+    found = Distillation(row_counts=row_counts, shards=len(markers), costs=costs, **told, **facts)
+    page = _page(found, sampled(folder, markers, SHOWN), Gallery(folder.store))
     return found.model_dump(mode="json"), page
 
 
@@ -67,7 +67,7 @@ def _cost(lines: Iterable[Line], funnel: Mapping[str, int]) -> Cost:
 
 def _page(found: Distillation, examples: ExampleSampler, gallery: Gallery) -> str:
     whole = _sum(found.funnel.values())
-    steps = _STEPS if found.way else {step: _STEPS[step] for step in ("asked", "kept")}
+    steps = _STEPS if found.strategy else {step: _STEPS[step] for step in ("asked", "kept")}
     datasets = _datasets(found)
     return render(
         "distill.html.j2", found=found, all_rows=whole, steps=steps, datasets=datasets,
@@ -95,7 +95,7 @@ def _datasets(found: Distillation) -> list[tuple[str, Passage]]:
 def _tiles(found: Distillation, rows: Passage) -> Iterator[tuple[str, str]]:
     """(what stands large, what it is)"""
     yield share(rows.kept, rows.asked), f"kept: {rows.kept:,} of {rows.asked:,} rows that needed reasoning"
-    if found.way is None:
+    if found.strategy is None:
         return
     trust = found.trust
     if trust.decoys:
@@ -163,7 +163,7 @@ def _of_rows(found: Distillation, rows: Passage) -> Iterator[Finding]:
         rows.kept > rows.asked / 2,
         f"{share(rows.kept, rows.asked)} of the rows that needed reasoning got some that passed every check.",
     )
-    if found.way is None:
+    if found.strategy is None:
         yield Finding(True, "A template wrote it from boxes that people drew; no model was asked, and nothing paid.")
     elif rows.asked - rows.parsed > _MUCH * rows.asked:
         lost = share(rows.asked - rows.parsed, rows.asked)
@@ -172,16 +172,18 @@ def _of_rows(found: Distillation, rows: Passage) -> Iterator[Finding]:
 
 def _of_boxes(found: Distillation) -> Iterator[Finding]:
     trust = found.trust
-    if found.way is None:
+    if found.strategy is None:
         return
     if not trust.looks:
-        yield Finding(True, "No box was looked at: all are where people drew them, or looks are turned off (--look).")
+        yield Finding(
+            True, "No box was looked at: all are where people drew them, or looks are turned off (--crop-check)."
+        )
         return
     if trust.decoys < FEW_DECOYS:
         yield Finding(
             False, f"{f'Only {trust.decoys:,}' if trust.decoys else 'None'} of {trust.looks:,} looks "
             f"{'was' if trust.decoys < 2 else 'were'} tested with a decoy, too few to say what a look is worth: "
-            f"{'raise --decoy-share' if trust.decoys < trust.looks else 'more rows would tell'}.",
+            f"{'raise --negative-crop-share' if trust.decoys < trust.looks else 'more rows would tell'}.",
         )  # fmt: skip
         return
     rate = trust.decoys_accepted / trust.decoys

@@ -16,7 +16,7 @@ from pydantic import Field
 from vcot.errors import InputError
 from vcot.records import Folder, Image
 from vcot.records.base import Record, TraceField
-from vcot.records.shards import ShardMark
+from vcot.records.shards import ShardMarker
 from vcot.redaction import redacted
 from vcot.storage import NotFound, join
 
@@ -105,11 +105,11 @@ class ExampleSampler:
         folder.store.write(_uri(folder, shard), redacted(json.dumps(examples, ensure_ascii=False)).encode())
 
 
-def sampled(folder: Folder, marks: Iterable[ShardMark], most: int) -> ExampleSampler:
+def sampled(folder: Folder, markers: Iterable[ShardMarker], most: int) -> ExampleSampler:
     """The best of what all shards put aside. Raises InputError: one of them put nothing aside."""
     sampler = ExampleSampler(most)
-    for mark in marks:
-        uri = _uri(folder, mark.shard)
+    for marker in markers:
+        uri = _uri(folder, marker.shard)
         try:
             examples = json.loads(folder.store.read(uri))
         except NotFound:

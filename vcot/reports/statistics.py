@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vcot.records.conversion import Bar, Distribution, Spread
-from vcot.records.shards import ShardMark, fetch_file
+from vcot.records.shards import ShardMarker, fetch_file
 from vcot.storage import Store
 
 N = TypeVar("N", int, float)
@@ -71,9 +71,9 @@ class SampleStatistics:
 
 @contextmanager
 def sample_statistics(
-    store: Store, stage_uri: str, marks: Sequence[ShardMark], scratch: Path
+    store: Store, stage_uri: str, markers: Sequence[ShardMarker], scratch: Path
 ) -> Iterator[SampleStatistics]:
-    """Raises InputError: a shard is not what its mark says."""
+    """Raises InputError: a shard is not what its marker says."""
     import duckdb
 
     with duckdb.connect(str(scratch / "samples.duckdb")) as database:
@@ -82,7 +82,7 @@ def sample_statistics(
         database.execute(f"set threads = {min(4, os.cpu_count() or 1)}")
         database.execute("set preserve_insertion_order = false")
         into = "create or replace table samples as"
-        for file in (file for mark in marks for file in mark.files):
+        for file in (file for marker in markers for file in marker.files):
             path = fetch_file(store, stage_uri, file, scratch)
             database.execute(f"{into} {_SAMPLES}", [str(path)])
             path.unlink()

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError, TemporaryError, UsageError
 from vcot.stage import Bar, stop
 from vcot.storage.local import Changed, Entry, NotFound
@@ -372,7 +372,7 @@ def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN) 
     store, place = chunks.store, join(place_uri, chunks.key)
     if (there := _published(store, place)) is not None:
         return there
-    log.get().info("indexing", archive=chunks.uri, chunks=len(chunks.entries), mib=chunks.size >> 20)
+    logging.get().info("indexing", archive=chunks.uri, chunks=len(chunks.entries), mib=chunks.size >> 20)
     path = scratch / "new-members.sqlite"
     try:
         count = _write_members(path, _members(chunks, join(place, "spans"), span))
@@ -387,7 +387,7 @@ def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN) 
     entries = tuple(Chunk(uri=e.uri, size=e.size, state=e.state) for e in chunks.entries)
     index = Index(uri=uri, sha256=digest, members=count, chunks=entries)
     store.write_once(join(place, "index.json"), index.model_dump_json(indent=1).encode() + b"\n")
-    log.get().info("indexed", members=count, index=uri)
+    logging.get().info("indexed", members=count, index=uri)
     return _published(store, place) or index
 
 

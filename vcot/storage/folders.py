@@ -20,7 +20,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.stage import Bar, stop
 from vcot.storage.local import NotFound
@@ -134,7 +134,7 @@ def fetch_folder(store: Store, uri: str, into: Path, only: Callable[[str], bool]
             pool.shutdown(cancel_futures=True)
     seconds = time.monotonic() - begun
     if total > 100 * MIB:
-        log.get().info(
+        logging.get().info(
             "fetched", uri=uri, mib=total // MIB, seconds=round(seconds, 1), mib_per_second=round(total / MIB / seconds)
         )
     return into
@@ -235,7 +235,7 @@ def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> F
     stored = {name: store.stat(join(uri, name)) for name in mine if name not in differing}
     kept = {name: mine[name] for name, entry in stored.items() if entry and entry.size == mine[name].size}
     if there.whole and kept == mine:
-        log.get().info("nothing left to do: it is there already", uri=uri, files=len(mine))
+        logging.get().info("nothing left to do: it is there already", uri=uri, files=len(mine))
         return there
     write_manifest(False, kept)
     with _Bytes("pushing", sum(file.size for name, file in mine.items() if name not in kept)) as bar:
@@ -243,7 +243,7 @@ def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> F
             if name in kept:
                 continue
             stop.raise_if_requested("files that are up are kept")
-            log.get().info("pushing", file=name, mib=file.size // MIB)
+            logging.get().info("pushing", file=name, mib=file.size // MIB)
             store.upload(folder / name, join(uri, name), bar.arrived)
             kept[name] = file
             write_manifest(False, kept)

@@ -42,7 +42,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class ImageError(InputError):
-    """An image that cannot be used. `reason` is one of REASONS, for tallies; the message is for people."""
+    """An image that cannot be used. `reason` is one of REASONS, for row counts; the message is for people."""
 
     def __init__(self, name: str, reason: Reason, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
@@ -50,7 +50,7 @@ class ImageError(InputError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """
     pixels: RGB, upright, without metadata. width, height: of the upright original; `pixels` has fewer where a budget
     asked for it. sha256: of the bytes that were decoded. format: as Pillow calls it. as_stored: nothing had to be done
@@ -80,7 +80,7 @@ def fetch(store: Store, uri: str, *, sha256: str | None = None) -> bytes:
 
 def decode(
     data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, budget: int | None = None, sha256: str | None = None
-) -> Picture:
+) -> DecodedImage:
     """The image in these bytes; with a `budget`, shrunk to at most so many pixels and never enlarged.
 
     A small budget makes large JPEGs fast, too: a look at a thumbnail costs a fraction of the whole image.
@@ -117,7 +117,7 @@ def decode(
         pixels = pixels.transpose(_TURNS[orientation])
     pixels.info = {}  # EXIF among it: whoever saved the pixels with it would have them turned a second time
     width, height = size[::-1] if orientation in _SIDEWAYS else size
-    return Picture(pixels, width, height, sha256 or hashlib.sha256(data).hexdigest(), form, as_stored)
+    return DecodedImage(pixels, width, height, sha256 or hashlib.sha256(data).hexdigest(), form, as_stored)
 
 
 def within(width: int, height: int, budget: int) -> tuple[int, int]:

@@ -36,7 +36,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import S3DownloadFailedError
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError, SettingsError, TemporaryError, UsageError, VcotError
 from vcot.stage import stop
 from vcot.storage.local import CHUNK, Changed, Entry, LocalFile, NotFound
@@ -454,7 +454,7 @@ def _new_connection() -> _Connection:
     credentials = session.get_credentials()
     if credentials is not None:
         # Falling back to the rights of the node without a word has surprised people: say whose keys these are.
-        say = log.get().warning if credentials.method == "iam-role" else log.get().info
+        say = logging.get().warning if credentials.method == "iam-role" else logging.get().info
         say("S3", endpoint=endpoint, keys_from=credentials.method)
     return _Connection(made, endpoint, set())
 

@@ -3,8 +3,8 @@
     processor = load_processor(folder, min_pixels=…, max_pixels=…)      the base model's own
     contract  = Contract.of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
     encoder   = Encoder(processor, contract)
-    encoder.example(sample, 0, picture, data)       what is learned: ids and labels
-    encoder.prompts(samples, pictures)              what is generated from: the same beginning, to the token
+    encoder.example(sample, 0, image, data)       what is learned: ids and labels
+    encoder.prompts(samples, images)              what is generated from: the same beginning, to the token
 
 torch and transformers are imported by `load_processor`, not before.
 """

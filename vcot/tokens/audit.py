@@ -20,7 +20,7 @@ def check_mask(example: Example, processor: Any) -> None:
     """Holds the mask of an example against the rules, from the ids alone and not from how they were made.
 
     Raises InputError: nothing is learned; a learned label is another token than its id; a part of the prompt, a
-    picture or a header is learned; or the end of the reply is not.
+    image or a header is learned; or the end of the reply is not.
     """
     learned = [i for i, label in enumerate(example.labels) if label != IGNORED]
     if not learned:
@@ -47,7 +47,7 @@ def check_mask(example: Example, processor: Any) -> None:
         frames, rows, columns = example.image_grid
         wanted = frames * rows * columns // processor.image_processor.merge_size**2
     if pads != wanted:
-        raise _broken(example, f"it has {pads} places for visual tokens, its picture gives {wanted}")
+        raise _broken(example, f"it has {pads} places for visual tokens, its image gives {wanted}")
 
 
 def _broken(example: Example, what: str) -> InputError:
@@ -56,7 +56,7 @@ def _broken(example: Example, what: str) -> InputError:
 
 @dataclass(frozen=True)
 class Piece:
-    """One token as text, or several where only together they are text (bytes of a letter, places of a picture)."""
+    """One token as text, or several where only together they are text (bytes of a letter, places of an image)."""
 
     text: str
     tokens: int
@@ -96,7 +96,7 @@ class View:
     learned: str  # the reply as text
     parsed: Parsed  # its boxes, read by the frame of the contract; in pixels of the original
     original: tuple[int, int] | None
-    picture: Image.Image | None  # as the model sees it
+    image: Image.Image | None  # as the model sees it
 
 
 def view(
@@ -109,19 +109,19 @@ def view(
 ) -> View:
     """
     original: (width, height) of the upright image in whose pixels the sample's boxes are; None: it is asked by text
-    alone. kept: of the copy that is read in its place, if any; looked at where the example shows no picture.
+    alone. kept: of the copy that is read in its place, if any; looked at where the example shows no image.
     """
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     reply = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORED and i != end]
     learned = str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n")
     size = original or NO_IMAGE_SIZE
-    picture, seen = None, size
+    image, seen = None, size
     if example.image is not None and example.image_grid is not None:
         _, rows, columns = example.image_grid
         seen = columns * contract.patch_size, rows * contract.patch_size
-        picture = images.decode(example.image, example.id).pixels.resize(seen, Image.Resampling.BICUBIC)
+        image = images.decode(example.image, example.id).pixels.resize(seen, Image.Resampling.BICUBIC)
     elif contract.frame_spec.name == "resized_pixels":
         frame = contract.frame_spec.on(*size, kept=kept)
         seen = frame.x_axis.span, frame.y_axis.span
     parsed = parse(learned, frame_as_seen(contract.frame_spec, size, seen))
-    return View(example, pieces(example, processor), learned, parsed, original, picture)
+    return View(example, pieces(example, processor), learned, parsed, original, image)

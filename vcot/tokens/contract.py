@@ -44,11 +44,11 @@ def is_processor_file(name: str) -> bool:
 
 
 def load_processor(folder: Path, *, min_pixels: int, max_pixels: int) -> Any:
-    """The Qwen2.5-VL processor of a base model, with this budget of pixels for one picture.
+    """The Qwen2.5-VL processor of a base model, with this budget of pixels for one image.
 
     Args:
         folder: a local folder that holds PROCESSOR_FILES (weights are not looked at).
-        min_pixels, max_pixels: area of the picture after resizing; 28 · 28 pixels are one visual token.
+        min_pixels, max_pixels: area of the image after resizing; 28 · 28 pixels are one visual token.
 
     Returns:
         A `Qwen2_5_VLProcessor`, its tokenizer padding on the left.
@@ -104,7 +104,7 @@ def template(processor: Any) -> str:
 
 
 def image_facts(processor: Any) -> dict[str, Any]:
-    """What the image processor makes of a picture, beside the budget of pixels."""
+    """What the image processor makes of an image, beside the budget of pixels."""
     images = processor.image_processor
     return {
         "patch_size": int(images.patch_size),
@@ -131,8 +131,8 @@ class Contract(Record):
     version: Literal[1] = 1
     mode: Mode
     frame: dict[str, Any] = Field(description="FrameSpec.to_dict(): the numbers in which texts write boxes")
-    min_pixels: int = Field(gt=0, description="area of a picture after resizing, at least")
-    max_pixels: int = Field(gt=0, description="area of a picture after resizing, at most")
+    min_pixels: int = Field(gt=0, description="area of an image after resizing, at least")
+    max_pixels: int = Field(gt=0, description="area of an image after resizing, at most")
     instruction: str | None = Field(None, description="stands below every question")
     max_length: int = Field(gt=0, description="tokens of an example, prompt and visual tokens included")
     template_sha256: str
@@ -152,7 +152,7 @@ class Contract(Record):
         if spec.name == "resized_pixels" and bound != (self.min_pixels, self.max_pixels, self.factor):
             raise ValueError(
                 f"the frame resized_pixels was declared for min_pixels, max_pixels, factor = {bound}, "
-                f"the pictures are made with {(self.min_pixels, self.max_pixels, self.factor)}"
+                f"the images are made with {(self.min_pixels, self.max_pixels, self.factor)}"
             )
         return self
 
@@ -176,7 +176,7 @@ class Contract(Record):
 
     @property
     def factor(self) -> int:
-        """Pixels; the side of what one visual token sees, and what sides of a resized picture are multiples of."""
+        """Pixels; the side of what one visual token sees, and what sides of a resized image are multiples of."""
         return self.patch_size * self.merge_size
 
     def check(self, processor: Any) -> None:

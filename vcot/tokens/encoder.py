@@ -1,6 +1,6 @@
 """Encoder: a Sample becomes token ids, for learning and for generating, with one beginning for both.
 
-    head · picture · question · tail  |  reasoning · answer · end
+    head · image · question · tail  |  reasoning · answer · end
 
 Left of the bar is exactly what `prompts` hands to the model when it generates; right of it is what is learned,
 the end token and its line break included. The pieces come from the chat template, cut once at place holders,
@@ -22,7 +22,7 @@ from vcot.grounding import Frame, FrameSpec, Trace, smart_resize
 from vcot.grounding.tags import render_reply
 from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Reason, Rejection, Sample
-from vcot.storage.images import Picture
+from vcot.storage.images import DecodedImage
 from vcot.tokens.contract import Contract
 
 STAGE = "tokenize"
@@ -33,7 +33,7 @@ _QUESTION, _REPLY = "\ue000question\ue001", "\ue000reply\ue001"
 
 @dataclass(frozen=True)
 class _Fitted:
-    """ids and labels of an example, and the (width, height) at which its picture is seen; None: it has none."""
+    """ids and labels of an example, and the (width, height) at which its image is seen; None: it has none."""
 
     ids: list[int]
     labels: list[int]
@@ -61,46 +61,46 @@ class Encoder:
         self.processor = processor
         self.contract = contract
         self._tokenizer = processor.tokenizer
-        self._around = {False: self._cut(with_picture=False)}
+        self._around = {False: self._cut(with_image=False)}
         if contract.mode == "multimodal":
-            self._around[True] = self._cut(with_picture=True)
+            self._around[True] = self._cut(with_image=True)
         self._check_control_tokens()
 
     # --- learning ----------------------------------------------------------------------------------
 
     def example(
-        self, sample: Sample, alternative: int, picture: Picture | None = None, data: bytes | None = None
+        self, sample: Sample, alternative: int, image: DecodedImage | None = None, data: bytes | None = None
     ) -> Example | Rejection:
         """What is learned from one reasoning of a sample, its evidence first and the answer last.
 
         Args:
             alternative: which of `sample.reasoning`.
-            picture, data: the sample's picture and its bytes as stored; neither in text mode, nor where it has none.
+            image, data: the sample's image and its bytes as stored; neither in text mode, nor where it has none.
 
         Returns:
-            An Example of at most `max_length` tokens. Where it would be longer, its picture is made smaller
-            and becomes part of it; where even the smallest picture does not make it fit, a Rejection. Text
+            An Example of at most `max_length` tokens. Where it would be longer, its image is made smaller
+            and becomes part of it; where even the smallest image does not make it fit, a Rejection. Text
             is never cut.
         """
         size = _size(sample)
         if self.contract.mode == "text" or size is None:
-            picture = data = None
-        elif picture is None or data is None:
-            raise ValueError(f"{sample.id}: a multimodal example needs its picture")
-        elif (picture.width, picture.height) != size:
+            image = data = None
+        elif image is None or data is None:
+            raise ValueError(f"{sample.id}: a multimodal example needs its image")
+        elif (image.width, image.height) != size:
             return _refuse(
                 sample,
                 Reason.IMAGE_SIZE_DIFFERS,
-                f"the picture is {picture.width}x{picture.height} pixels, the sample says {size[0]}x{size[1]}",
+                f"the image is {image.width}x{image.height} pixels, the sample says {size[0]}x{size[1]}",
             )
         fitted = self._fit(sample, sample.reasoning[alternative], size)
         if isinstance(fitted, Rejection):
             return fitted
         grid, shrunk = None, False
-        if picture is not None and size is not None and fitted.seen is not None:
+        if image is not None and size is not None and fitted.seen is not None:
             shrunk = fitted.seen != self._seen(size)
             grid = self._grid(fitted.seen if shrunk else size, fitted.seen)
-            data = _png(picture.pixels.resize(fitted.seen, Image.Resampling.BICUBIC)) if shrunk else data
+            data = _png(image.pixels.resize(fitted.seen, Image.Resampling.BICUBIC)) if shrunk else data
         return Example(
             id=f"{sample.id}#{alternative}",
             sample=sample.id,
@@ -114,7 +114,7 @@ class Encoder:
         )
 
     def _fit(self, sample: Sample, trace: Trace, size: tuple[int, int] | None) -> _Fitted | Rejection:
-        """The example with the largest picture that fits, or why there is none."""
+        """The example with the largest image that fits, or why there is none."""
         limit, area = self.contract.max_length, self.contract.factor**2
         if size is None:
             only = self._ids(sample, trace, None)
@@ -151,8 +151,8 @@ class Encoder:
         if not self._visual_tokens(full.seen):
             return f"{len(full.ids)} tokens, --max-length allows {limit}"
         return (
-            f"{len(full.ids)} tokens ({self._visual_tokens(full.seen)} of them for the picture), --max-length allows "
-            f"{limit}; with the smallest picture that --min-pixels {self.contract.min_pixels} allows "
+            f"{len(full.ids)} tokens ({self._visual_tokens(full.seen)} of them for the image), --max-length allows "
+            f"{limit}; with the smallest image that --min-pixels {self.contract.min_pixels} allows "
             f"({self._visual_tokens(smallest.seen)} tokens) it is still {len(smallest.ids)}"
         )
 
@@ -161,29 +161,29 @@ class Encoder:
     def prompts(
         self,
         samples: Sequence[Sample],
-        pictures: Sequence[Image.Image | None],
+        images: Sequence[Image.Image | None],
         instructions: Sequence[str | None] | None = None,
     ) -> dict[str, Any]:
         """A batch to generate from, padded on the left.
 
         Args:
             samples: B questions.
-            pictures: upright RGB, one per question: its own, or a blank or another one; the grid is the given
-                picture's. None for a question by text alone. Not looked at in text mode.
+            images: upright RGB, one per question: its own, or a blank or another one; the grid is the given
+                image's. None for a question by text alone. Not looked at in text mode.
             instructions: one per question, in the place of the contract's.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32 [patches of all
-            pictures, channels · frames · patch²]; image_grid_thw: int64 [pictures, 3]. Without the last two in text
-            mode, and where no question has a picture.
+            images, channels · frames · patch²]; image_grid_thw: int64 [images, 3]. Without the last two in text
+            mode, and where no question has an image.
         """
         import torch
 
         batch: dict[str, Any] = {}
         visual = [0] * len(samples)
-        given = [place for place, picture in enumerate(pictures) if picture is not None]
+        given = [place for place, image in enumerate(images) if image is not None]
         if self.contract.mode == "multimodal" and given:
-            batch = self.pixels([picture for picture in pictures if picture is not None])
+            batch = self.pixels([image for image in images if image is not None])
             for place, grid in zip(given, batch["image_grid_thw"], strict=True):
                 visual[place] = int(grid.prod()) // self.contract.merge_size**2
         below = [self.contract.instruction] * len(samples) if instructions is None else instructions
@@ -195,16 +195,16 @@ class Encoder:
         kinds = (ids == self.processor.image_token_id).long()
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **batch}
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
-        """pixel_values and image_grid_thw of upright RGB pictures, as the model takes them."""
-        return dict(self.processor.image_processor(images=list(pictures), return_tensors="pt"))
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """pixel_values and image_grid_thw of upright RGB images, as the model takes them."""
+        return dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
 
-    def prompt_ids(self, sample: Sample, picture: tuple[int, int] | None = None) -> list[int]:
+    def prompt_ids(self, sample: Sample, image: tuple[int, int] | None = None) -> list[int]:
         """The ids that an example of this sample begins with, and that `prompts` pads.
 
-        `picture`: (width, height) of the picture that is shown; default: the sample's own.
+        `image`: (width, height) of the image that is shown; default: the sample's own.
         """
-        size = picture or _size(sample)
+        size = image or _size(sample)
         return self._prompt_ids(sample, self._visual_tokens(size and self._seen(size)), self.contract.instruction)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -214,7 +214,7 @@ class Encoder:
         return str(self._tokenizer.decode(list(ids[:kept]), skip_special_tokens=False))
 
     def frame(self, sample: Sample) -> Frame:
-        """The frame in which a text about this sample writes its boxes (with the picture not shrunk)."""
+        """The frame in which a text about this sample writes its boxes (with the image not shrunk)."""
         size = _size(sample)
         return self._frame(sample, size and self._seen(size))
 
@@ -237,11 +237,11 @@ class Encoder:
         if not visual_tokens:
             return around.head + question + around.tail
         at = around.head.index(self.processor.image_token_id)
-        picture = [self.processor.image_token_id] * visual_tokens
-        return around.head[:at] + picture + around.head[at + 1 :] + question + around.tail
+        image = [self.processor.image_token_id] * visual_tokens
+        return around.head[:at] + image + around.head[at + 1 :] + question + around.tail
 
-    def _cut(self, *, with_picture: bool) -> _Around:
-        return _Around(*map(self._control, cut_template(self.processor, with_picture=with_picture)))
+    def _cut(self, *, with_image: bool) -> _Around:
+        return _Around(*map(self._control, cut_template(self.processor, with_image=with_image)))
 
     def _plain(self, text: str) -> list[int]:
         """Ids of what people wrote: nothing in it is a control token."""
@@ -264,18 +264,18 @@ class Encoder:
         return seen[0] * seen[1] // self.contract.factor**2
 
     def _grid(self, size: tuple[int, int], seen: tuple[int, int]) -> tuple[int, int, int]:
-        """(1, rows, columns) in patches of a picture of this size, held against the processor's own count."""
+        """(1, rows, columns) in patches of an image of this size, held against the processor's own count."""
         rows, columns = seen[1] // self.contract.patch_size, seen[0] // self.contract.patch_size
         counted = self.processor.image_processor.get_number_of_image_patches(size[1], size[0], {})
         if counted != rows * columns:
             raise InputError(
-                f"the base's processor cuts a picture of {size[0]}x{size[1]} pixels into {counted} patches, "
+                f"the base's processor cuts an image of {size[0]}x{size[1]} pixels into {counted} patches, "
                 f"{rows}x{columns} were expected; this version of its family is not supported"
             )
         return 1, rows, columns
 
     def _frame(self, sample: Sample, seen: tuple[int, int] | None) -> Frame:
-        """The declared frame on this sample; pixels of the resized input are those of the picture as seen."""
+        """The declared frame on this sample; pixels of the resized input are those of the image as seen."""
         if sample.image is None or seen is None:
             return sample.frame(self.contract.frame_spec)
         return frame_as_seen(self.contract.frame_spec, (sample.image.width, sample.image.height), seen)
@@ -311,7 +311,7 @@ def prompt_text(sample: Sample, instruction: str | None = None) -> str:
 
 
 def frame_as_seen(spec: FrameSpec, original: tuple[int, int], seen: tuple[int, int]) -> Frame:
-    """The frame of a picture of this original (width, height) that a model sees at another one.
+    """The frame of an image of this original (width, height) that a model sees at another one.
 
     Only `resized_pixels` depends on the second: its numbers are pixels of what is seen, also where that is
     smaller than the budget would allow.
@@ -323,7 +323,7 @@ def frame_as_seen(spec: FrameSpec, original: tuple[int, int], seen: tuple[int, i
 
 
 def _size(sample: Sample) -> tuple[int, int] | None:
-    """(width, height) of the picture as it is stored; None without one."""
+    """(width, height) of the image as it is stored; None without one."""
     return None if sample.image is None else (sample.image.kept.width, sample.image.kept.height)
 
 
@@ -331,23 +331,23 @@ def _refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
     return Rejection(id=sample.id, stage=STAGE, reason=reason, detail=detail)
 
 
-def _png(picture: Image.Image) -> bytes:
-    """Without loss and without a time, so that the same picture gives the same bytes."""
+def _png(image: Image.Image) -> bytes:
+    """Without loss and without a time, so that the same image gives the same bytes."""
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def cut_template(processor: Any, *, with_picture: bool) -> tuple[str, str, str]:
+def cut_template(processor: Any, *, with_image: bool) -> tuple[str, str, str]:
     """What the template itself writes before the question, between question and reply, and after the reply.
 
-    The conversation has one of each, and the template's own system prompt. With a picture, what stands before the
+    The conversation has one of each, and the template's own system prompt. With an image, what stands before the
     question holds one image token, as its place.
 
     Raises InputError where the template does not write what a model is trained on as a continuation of what it
     generates from, or does not say the question and the reply as they are.
     """
-    content: list[dict[str, str]] = [{"type": "image"}] if with_picture else []
+    content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
     question = {"role": "user", "content": [*content, {"type": "text", "text": _QUESTION}]}
     reply = {"role": "assistant", "content": [{"type": "text", "text": _REPLY}]}
     prompt: str = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
@@ -361,10 +361,10 @@ def cut_template(processor: Any, *, with_picture: bool) -> tuple[str, str, str]:
         )
     head, tail = prompt.split(_QUESTION)
     images = prompt.count(processor.image_token)
-    if images != with_picture or (with_picture and processor.image_token not in head):
+    if images != with_image or (with_image and processor.image_token not in head):
         raise InputError(
             f"the base's chat template writes {images} image tokens before the question; "
-            f"{int(with_picture)} {'is' if with_picture else 'are'} needed"
+            f"{int(with_image)} {'is' if with_image else 'are'} needed"
         )
     end = whole.split(_REPLY)[1]
     if not end.strip():

@@ -11,7 +11,7 @@ from zlib import crc32
 from vcot.errors import InputError
 from vcot.records.example import Example
 from vcot.records.sample import Rejection, Sample
-from vcot.records.shards import Tally
+from vcot.records.shards import RowCounts
 from vcot.reports.overlays import TRUE, data_uri, overlay
 from vcot.reports.rendering import bars, number, render
 from vcot.reports.statistics import percentile, summed
@@ -91,7 +91,7 @@ class Counts:
         return total
 
 
-def numbers(counts: Counts, tally: Tally, contract: Contract) -> dict[str, Any]:
+def numbers(counts: Counts, row_counts: RowCounts, contract: Contract) -> dict[str, Any]:
     """What stands in report.json.
 
     Raises InputError where examples were made and nothing in them is learned.
@@ -110,9 +110,9 @@ def numbers(counts: Counts, tally: Tally, contract: Contract) -> dict[str, Any]:
         "visual_tokens": {"per_example": _spread(counts.visual), "histogram": histogram(counts.visual)},
         "by_text": counts.by_text,
         "shrunk": counts.shrunk,
-        "refused": tally.rejected,
+        "refused": row_counts.rejected,
         "refused_alternatives": dict(counts.lost_alternatives),
-        "rows": tally.rows,
+        "rows": row_counts.rows,
         "test_rows_left_out": counts.test_rows,
         "contract": contract.model_dump(mode="json"),
     }
@@ -162,7 +162,7 @@ def _card(one: View) -> dict[str, Any]:
         count = len(mention.boxes)
         labels += [f"{mention.label} 1" if count > 1 else mention.label, *(str(n) for n in range(2, count + 1))]
     image = None
-    if one.picture is not None:
-        image = data_uri(overlay(one.picture, {TRUE: boxes}, {TRUE: labels}, original=one.original, longest_side=360))
+    if one.image is not None:
+        image = data_uri(overlay(one.image, {TRUE: boxes}, {TRUE: labels}, original=one.original, longest_side=360))
     visual = sum(piece.tokens for piece in one.pieces if piece.control and "×" in piece.text)
     return {"view": one, "image": image, "visual": visual, "boxes": len(boxes)}

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from vcot.records.example import Example, Examples
-from vcot.records.picture import kept_bytes
+from vcot.records.image import kept_bytes
 from vcot.records.sample import IMAGE_REASONS, Image, Reason, Rejection, Sample
-from vcot.records.shards import ShardMark, ShardWriter, StageMark, Tally, fetch_file, read_shard
+from vcot.records.shards import RowCounts, ShardMarker, ShardWriter, StageMarker, fetch_file, read_shard
 from vcot.stage import stop
 from vcot.storage import Store, images
-from vcot.storage.images import ImageError, Picture
+from vcot.storage.images import DecodedImage, ImageError
 from vcot.tokens.audit import View, check_mask, view
 from vcot.tokens.encoder import STAGE, Encoder
 from vcot.tokens.report import Counts, numbers, report_page
 
-PICTURES_IN_MEMORY = 8
-"""Questions about one picture stand together; it is read and decoded once."""
+IMAGES_IN_MEMORY = 8
+"""Questions about one image stand together; it is read and decoded once."""
 
 EACH_KIND = 4
 """Examples of each kind on the audit page."""
@@ -29,10 +29,10 @@ EACH_KIND = 4
 class Tokenizing:
     """Makes the shards of this stage from those of another, and the page about them."""
 
-    def __init__(self, store: Store, source_uri: str, source: StageMark, own_uri: str, encoder: Encoder) -> None:
+    def __init__(self, store: Store, source_uri: str, source: StageMarker, own_uri: str, encoder: Encoder) -> None:
         self.store, self.source_uri, self.source, self.own_uri = store, source_uri, source, own_uri
         self.encoder = encoder
-        self._pictures: OrderedDict[str, tuple[Picture, bytes]] = OrderedDict()
+        self._images: OrderedDict[str, tuple[DecodedImage, bytes]] = OrderedDict()
 
     def shard(self, writer: ShardWriter) -> None:
         """One shard; a row gives one example per reasoning, rows of the test split give none."""
@@ -59,35 +59,35 @@ class Tokenizing:
         if not sample.reasoning:
             detail = "no reasoning to learn from; distill writes one for rows that have none"
             return [], [Rejection(id=sample.id, stage=STAGE, reason=Reason.NO_REASONING, detail=detail)]
-        picture: Picture | None = None
+        image: DecodedImage | None = None
         data: bytes | None = None
         if self.encoder.contract.mode == "multimodal" and sample.image is not None:
             try:
-                picture, data = self._picture(sample.image)
+                image, data = self._image(sample.image)
             except ImageError as error:
                 reason = IMAGE_REASONS[error.reason]
                 return [], [Rejection(id=sample.id, stage=STAGE, reason=reason, detail=str(error))]
-        made = [self.encoder.example(sample, i, picture, data) for i in range(len(sample.reasoning))]
+        made = [self.encoder.example(sample, i, image, data) for i in range(len(sample.reasoning))]
         kept = [one for one in made if isinstance(one, Example)]
         return kept, [one for one in made if isinstance(one, Rejection)]
 
-    def _picture(self, image: Image) -> tuple[Picture, bytes]:
-        """The picture and its bytes. Raises ImageError."""
+    def _image(self, image: Image) -> tuple[DecodedImage, bytes]:
+        """The image and its bytes. Raises ImageError."""
         uri = image.kept.uri
-        if uri not in self._pictures:
+        if uri not in self._images:
             data = kept_bytes(self.store, image)
-            self._pictures[uri] = images.decode(data, uri), data
-            while len(self._pictures) > PICTURES_IN_MEMORY:
-                self._pictures.popitem(last=False)
-        return self._pictures[uri]
+            self._images[uri] = images.decode(data, uri), data
+            while len(self._images) > IMAGES_IN_MEMORY:
+                self._images.popitem(last=False)
+        return self._images[uri]
 
-    def report(self, shards: tuple[ShardMark, ...], tally: Tally) -> tuple[dict[str, Any], str]:
+    def report(self, shards: tuple[ShardMarker, ...], row_counts: RowCounts) -> tuple[dict[str, Any], str]:
         """Sums of all shards, and the audit page with some examples read back from storage."""
         counts = Counts.sum(shard.facts for shard in shards)
-        found = numbers(counts, tally, self.encoder.contract)
+        found = numbers(counts, row_counts, self.encoder.contract)
         return found, report_page(found, self._views(shards))
 
-    def _views(self, shards: Sequence[ShardMark]) -> list[View]:
+    def _views(self, shards: Sequence[ShardMarker]) -> list[View]:
         """A few examples: shrunk ones, some by text alone, then of both splits, from as many shards as it takes."""
         views: dict[str, list[View]] = {"shrunk": [], "by-text": [], "train": [], "validation": []}
         for shard in shards:
@@ -100,7 +100,7 @@ class Tokenizing:
                 break
         return [one for some in views.values() for one in some]
 
-    def _read(self, shard: ShardMark, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, View]]:
+    def _read(self, shard: ShardMarker, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, View]]:
         with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
             examples = Examples([fetch_file(self.store, self.own_uri, f, Path(scratch)) for f in shard.files])
             found = []

@@ -25,7 +25,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError, VcotError
 from vcot.records.base import Record
 from vcot.records.shards import File
@@ -103,7 +103,9 @@ class Checkpoints:
             best = saved.manifest.best_step
             if best is None or self.at(best) is not None:
                 return folder, saved.manifest
-            log.get().warning("its best predecessor is not whole; taking an older checkpoint", uri=saved.uri, best=best)
+            logging.get().warning(
+                "its best predecessor is not whole; taking an older checkpoint", uri=saved.uri, best=best
+            )
         return None
 
     def called(self, name: str) -> tuple[Path, Manifest]:
@@ -136,7 +138,7 @@ class Checkpoints:
                 try:
                     yield Saved(uri.removesuffix(f"/{MANIFEST}"), Manifest.model_validate_json(self.store.read(uri)))
                 except ValidationError as error:
-                    log.get().warning("not a manifest; passed over", uri=uri, because=error.errors()[0]["msg"])
+                    logging.get().warning("not a manifest; passed over", uri=uri, because=error.errors()[0]["msg"])
 
     def _fetch(self, saved: Saved) -> Path | None:
         """The checkpoint on this disk, each file held against its digest; None where one does not hold."""
@@ -147,7 +149,9 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         for file in saved.manifest.files:
             if fault := self._fetch_file(saved.uri, file, folder):
-                log.get().warning("a damaged checkpoint is passed over", uri=saved.uri, file=file.name, because=fault)
+                logging.get().warning(
+                    "a damaged checkpoint is passed over", uri=saved.uri, file=file.name, because=fault
+                )
                 shutil.rmtree(folder)
                 return None
         self._local[step] = folder
@@ -190,7 +194,7 @@ class Checkpoints:
                 if ours and int(ours[1]) < oldest and int(ours[1]) not in kept.values():
                     self.store.delete(entry.uri)
         except VcotError as error:
-            log.get().warning("old checkpoints stay in storage", uri=self.uri, because=str(error))
+            logging.get().warning("old checkpoints stay in storage", uri=self.uri, because=str(error))
 
 
 def _digest(path: Path) -> str:

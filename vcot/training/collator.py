@@ -27,7 +27,7 @@ class Collator:
         """
         Returns:
             input_ids, labels, attention_mask: int64 [B, T]; position_ids: int64 [3, B, T]; pixel_values: float32
-            [P, channels · frames · patch²] and image_grid_thw: int64 [pictures, 3], where there are pictures;
+            [P, channels · frames · patch²] and image_grid_thw: int64 [images, 3], where there are images;
             names: the examples' ids.
             Of no items (a rank's share of a small batch): names and labels alone, both empty.
         """

@@ -19,41 +19,49 @@ class TrainingConfig(BaseModel):
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32. Adapters are float32"
     )
-    r: int = setting(64, "rank of the adapters", gt=0)
-    alpha: float = setting(128, "scale of the adapters: they are multiplied by alpha / r", gt=0)
-    dropout: float = setting(
+    lora_r: int = setting(64, "rank of the adapters", gt=0)
+    lora_alpha: float = setting(128, "scale of the adapters: they are multiplied by lora_alpha / lora_r", gt=0)
+    lora_dropout: float = setting(
         0.05, "share of an adapter's inputs that are zeroed while training", unit="0..1", ge=0, lt=1
     )
     learning_rate: float = setting(1e-4, "highest learning rate, after the warm-up", gt=0)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "learning rate after the warm-up")
-    warmup: float = setting(
+    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = setting(
+        "cosine", "learning rate after the warm-up"
+    )
+    warmup_steps: float = setting(
         0.03, "warm-up from 0 to the learning rate: below 1 a share of all steps, from 1 on a number of steps", ge=0
     )
-    optimiser: Literal["adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused"] = setting(
+    optim: Literal["adamw_8bit", "paged_adamw_8bit", "adamw_torch_fused"] = setting(
         "adamw_8bit", "AdamW with its state in 8 bits, the same in pages that can leave the GPU, or in float32"
     )
     weight_decay: float = setting(0.01, "decoupled weight decay", ge=0)
-    clip: float = setting(0.3, "longest gradient (norm over all that is trained); 0: no limit", ge=0)
-    neftune: float = setting(5.0, "noise on the tokens' embeddings while training (NEFTune's alpha); 0: none", ge=0)
-    batch_size: int = setting(4, "examples that go through the model at once, on each GPU", unit="examples", gt=0)
-    accumulation: int = setting(
-        4, "batches whose gradients make one step; a step learns from batch-size x accumulation x GPUs examples",
+    max_grad_norm: float = setting(0.3, "longest gradient (norm over all that is trained); 0: no limit", ge=0)
+    neftune_noise_alpha: float = setting(
+        5.0, "noise on the tokens' embeddings while training (NEFTune's alpha); 0: none", ge=0
+    )
+    per_device_train_batch_size: int = setting(
+        4, "examples that go through the model at once, on each GPU", unit="examples", gt=0
+    )
+    gradient_accumulation_steps: int = setting(
+        4, "batches of each GPU whose gradients make one step",
         unit="batches", gt=0,
     )  # fmt: skip
-    similar_lengths: bool = setting(
+    group_by_length: bool = setting(
         True, "put examples into batches with others of their length: less padding, a little less random"
     )
-    epochs: float = setting(
+    num_train_epochs: float = setting(
         2, "times that each sample is seen, each time with one of its reasonings", unit="epochs", gt=0
     )
-    max_steps: int | None = setting(None, "end after so many steps, whatever --epochs says", unit="steps", gt=0)
-    eval_every: int = setting(500, "measure the loss on the validation split", unit="steps", gt=0)
-    patience: int = setting(
-        3, "stop after so many evaluations in a row that are not better by --min-delta; 0: never", unit="evaluations",
-        ge=0,
+    max_steps: int | None = setting(
+        None, "end after so many steps, whatever --num-train-epochs says", unit="steps", gt=0
+    )
+    eval_steps: int = setting(500, "measure the loss on the validation split", unit="steps", gt=0)
+    early_stopping_patience: int = setting(
+        3, "stop after so many evaluations in a row that are not better by --early-stopping-threshold; 0: never",
+        unit="evaluations", ge=0,
     )  # fmt: skip
-    min_delta: float = setting(0.001, "what counts as better", unit="nats per token", ge=0)
-    save_every: int = setting(
+    early_stopping_threshold: float = setting(0.001, "what counts as better", unit="nats per token", ge=0)
+    save_steps: int = setting(
         500, "write a checkpoint; a new best evaluation and the end write one too", unit="steps", gt=0,
         shapes_result=False,
     )  # fmt: skip
@@ -65,21 +73,23 @@ class TrainingConfig(BaseModel):
 
     @model_validator(mode="after")
     def _knobs_agree(self) -> Self:
-        useless = [flag(name) for name in ("r", "alpha", "dropout") if name in self.model_fields_set]
+        useless = [flag(name) for name in ("lora_r", "lora_alpha", "lora_dropout") if name in self.model_fields_set]
         if self.tune == "full" and useless:
             raise ValueError(
                 f"{', '.join(useless)}: --tune full has no adapters; leave it out, or choose --tune lora or qlora"
             )
-        if self.warmup >= 1 and self.max_steps is not None and self.warmup >= self.max_steps:
+        if self.warmup_steps >= 1 and self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
-                f"--warmup={self.warmup:g} steps leaves nothing of --max-steps={self.max_steps}; "
+                f"--warmup-steps={self.warmup_steps:g} steps leaves nothing of --max-steps={self.max_steps}; "
                 "below 1 it is a share of all steps"
             )
-        if self.warmup >= 1 and self.warmup != int(self.warmup):
-            raise ValueError(f"--warmup={self.warmup:g} is neither a share below 1 nor a whole number of steps")
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"--warmup-steps={self.warmup_steps:g} is neither a share below 1 nor a whole number of steps"
+            )
         return self
 
     def steps(self, batches: int) -> int:
         """Optimiser steps, as the library counts them: the last one of an epoch may hold fewer batches."""
-        per_epoch = max(-(-batches // self.accumulation), 1)
-        return self.max_steps or -int(-self.epochs * per_epoch // 1)
+        per_epoch = max(-(-batches // self.gradient_accumulation_steps), 1)
+        return self.max_steps or -int(-self.num_train_epochs * per_epoch // 1)

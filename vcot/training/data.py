@@ -29,7 +29,7 @@ class SFTDataset(Dataset[Item]):
         cache_bytes: for patches, in this process.
 
     Raises (on access):
-        InputError: a picture cannot be read, or its grid is not the one that tokenize wrote down.
+        InputError: an image cannot be read, or its grid is not the one that tokenize wrote down.
     """
 
     def __init__(self, examples: Examples, encoder: Encoder, *, cache_bytes: int) -> None:
@@ -45,7 +45,7 @@ class SFTDataset(Dataset[Item]):
         if row in self._ready:
             return self._ready[row]
         example = self.examples[row]
-        pixels, grid, kept = self._picture(example)
+        pixels, grid, kept = self._image(example)
         item = {
             "id": example.id,
             "ids": torch.tensor(example.ids),
@@ -69,18 +69,18 @@ class SFTDataset(Dataset[Item]):
         except ValueError as error:
             raise InputError(f"example {example.id}: {error}; run tokenize again") from None
 
-    def _picture(self, example: Example) -> tuple[Tensor | None, Tensor | None, bool]:
+    def _image(self, example: Example) -> tuple[Tensor | None, Tensor | None, bool]:
         if example.image is None:
             return None, None, True
         key = blake2b(example.image, digest_size=16).digest()
-        if key in self._cut:  # several questions about one picture
+        if key in self._cut:  # several questions about one image
             return *self._cut[key], True
-        picture = images.decode(example.image, f"picture of example {example.id}")
-        cut = self._encoder.pixels([picture.pixels])
+        image = images.decode(example.image, f"image of example {example.id}")
+        cut = self._encoder.pixels([image.pixels])
         pixels, grid = cut["pixel_values"], cut["image_grid_thw"][0]
         if tuple(grid.tolist()) != example.image_grid:
             raise InputError(
-                f"example {example.id}: its picture gives the grid {tuple(grid.tolist())} with this base, "
+                f"example {example.id}: its image gives the grid {tuple(grid.tolist())} with this base, "
                 f"{example.image_grid} was written down; run tokenize again"
             )
         size = pixels.numel() * pixels.element_size()

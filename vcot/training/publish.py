@@ -1,4 +1,4 @@
-"""What a training leaves behind: the model and what it silently assumes, the losses, the report, the mark."""
+"""What a training leaves behind: the model and what it silently assumes, the losses, the report, the marker."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from vcot import __version__, log
+from vcot import __version__, logging
 from vcot.models import device
-from vcot.records import Folder, StageMark
+from vcot.records import Folder, StageMarker
 from vcot.settings import Settings
 from vcot.stage import summary
 from vcot.storage import join, put_folder
@@ -35,7 +35,7 @@ def publish(
     base: Mapping[str, str],
     scratch: Path,
 ) -> None:
-    """Uploads everything, and the mark last.
+    """Uploads everything, and the marker last.
 
     Args:
         base: uri and sha256 of the base.
@@ -59,9 +59,9 @@ def publish(
         **result.facts,
     }
     folder.write_report({"stage": folder.stage} | facts | {"this_process": spent(result)})
-    folder.finish(StageMark(stage=folder.stage, code=__version__, settings=shaping, inputs=dict(inputs), facts=facts))
+    folder.finish(StageMarker(stage=folder.stage, code=__version__, settings=shaping, inputs=dict(inputs), facts=facts))
     summary(**facts["losses"])
-    log.get().info("trained", model=join(folder.uri, MODEL), **facts["losses"], **spent(result))
+    logging.get().info("trained", model=join(folder.uri, MODEL), **facts["losses"], **spent(result))
 
 
 def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mapping[str, str]) -> None:
@@ -95,7 +95,7 @@ def tell_what_led_to_it(folder: Folder, facts: Mapping[str, Any]) -> None:
     """A failure beside the checkpoints; each attempt's under its own name."""
     uri = join(folder.uri, "failures", f"step-{facts['step']:06d}-{secrets.token_hex(4)}.json")
     folder.store.write(uri, json.dumps(facts, indent=1).encode() + b"\n")
-    log.get().error("what led to it is written down", uri=uri)
+    logging.get().error("what led to it is written down", uri=uri)
 
 
 def spent(result: TrainResult) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.plot(steps, _smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
     seen = [(line["step"], line["eval_loss"]) for line in losses if "eval_loss" in line]
     if seen:
-        axes.plot(*zip(*seen, strict=True), "o-", color="#c4541a", markersize=3.5, label="loss on pictures held out")
+        axes.plot(*zip(*seen, strict=True), "o-", color="#c4541a", markersize=3.5, label="loss on images held out")
         best = min(seen, key=lambda pair: pair[1])
         axes.axvline(best[0], color="#c4541a", linewidth=0.8, linestyle=":", label=f"kept: step {best[0]}")
     axes.set_xlabel("optimiser steps")

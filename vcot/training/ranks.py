@@ -2,7 +2,7 @@
 
 The library keeps believing that it is alone: each rank has the whole model, learns from its share of every batch, and
 before a step all of them hold the sum of the gradients. No wrapper sits around the model, so 4-bit weights, 8-bit
-optimisers, frozen parts and batches without pictures are what they are for one process. What it costs: gradients
+optimisers, frozen parts and batches without images are what they are for one process. What it costs: gradients
 travel once a step, after the backward pass instead of during it (646 MB for adapters of rank 64 on 7 billion).
 """
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from vcot import log
+from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.models import attach_lora, compute_dtype, device, load_base
 from vcot.records.example import Examples
@@ -53,7 +53,7 @@ def fine_tune(
         ranks than the first, with those of the last step.
 
     Raises:
-        InputError: there is nothing to learn from, or a picture is not what tokenize saw.
+        InputError: there is nothing to learn from, or an image is not what tokenize saw.
         SettingsError: the checkpoints were made by another number of ranks.
         Interrupted: a stop was asked for; what was learned is saved.
         NotFinite: the loss or the gradient left the numbers.
@@ -61,13 +61,13 @@ def fine_tune(
     dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
     collate = Collator(encoder.pad_token_id)
     group = context.group
-    together = config.batch_size * group.size
-    epochs = Epochs(examples.rows, batch_size=together, seed=config.seed, similar_lengths=config.similar_lengths)
+    together = config.per_device_train_batch_size * group.size
+    epochs = Epochs(examples.rows, batch_size=together, seed=config.seed, similar_lengths=config.group_by_length)
     if not len(epochs):
         raise InputError("there is not one example of the train split; look at the report of tokenize")
     kept_aside = held_out(examples.rows, together)
     if not kept_aside:
-        log.get().warning("no validation split: no early stopping, and the last weights are kept")
+        logging.get().warning("no validation split: no early stopping, and the last weights are kept")
     model, compute = _model(config, base, base_uri)
     found = _newest(checkpoints, group)
     result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
@@ -79,9 +79,9 @@ def fine_tune(
     arguments = _arguments(config, context, evaluating=bool(kept_aside))
     steps = config.steps(len(epochs))
     if found is not None:
-        log.get().info("going on from a checkpoint", step=found[1].step, of=steps)
+        logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
         progress = read_progress(found[0])
-        if is_over(progress, steps, config.patience, config.min_delta):
+        if is_over(progress, steps, config.early_stopping_patience, config.early_stopping_threshold):
             result.history = progress["log_history"]
             load_trained(model, found[0])
             best, last = progress["best_global_step"], progress["global_step"]
@@ -126,7 +126,8 @@ def _newest(checkpoints: Checkpoints, group: Group) -> tuple[Path, Manifest] | N
     if found[1].ranks != group.size:
         raise SettingsError(
             f"{checkpoints.uri}: this training was begun by {found[1].ranks} ranks and cannot go on with {group.size}, "
-            "whose steps would learn from other examples; start as many (--nproc, PET_NNODES), or use another run name"
+            "whose steps would learn from other examples; start as many (--nproc-per-node, PET_NNODES), or use "
+            "another run name"
         )
     return found
 
@@ -137,9 +138,11 @@ def _model(config: TrainingConfig, base: Path, base_uri: str) -> tuple[Any, torc
     set_seed(config.seed)  # the adapters' first values
     if config.tune == "full":
         return load_base(base, dtype=config.dtype, weights="float32"), compute
-    model = load_base(base, quantisation="nf4" if config.tune == "qlora" else "none", dtype=config.dtype)
+    model = load_base(base, quantization="nf4" if config.tune == "qlora" else "none", dtype=config.dtype)
     set_seed(config.seed)
-    return attach_lora(model, r=config.r, alpha=config.alpha, dropout=config.dropout, base_uri=base_uri), compute
+    return attach_lora(
+        model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri
+    ), compute
 
 
 def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool) -> TrainingArguments:
@@ -152,25 +155,25 @@ def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool)
         output_dir=str(context.scratch / "trainer"),
         use_cpu=where.type == "cpu",
         seed=config.seed,
-        num_train_epochs=config.epochs,
+        num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        optim=config.optimiser,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        optim=config.optim,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
-        neftune_noise_alpha=config.neftune or None,
+        max_grad_norm=config.max_grad_norm,
+        neftune_noise_alpha=config.neftune_noise_alpha or None,
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         eval_strategy="steps" if evaluating else "no",
-        eval_steps=config.eval_every,
+        eval_steps=config.eval_steps,
         metric_for_best_model="eval_loss" if evaluating else None,
         greater_is_better=False if evaluating else None,
         save_strategy="steps",
-        save_steps=config.save_every,
+        save_steps=config.save_steps,
         logging_strategy="steps",
         logging_steps=1,  # a loss per step is what a resumed run is held against
         logging_nan_inf_filter=False,
@@ -180,7 +183,7 @@ def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool)
         remove_unused_columns=False,
     )
     if arguments.n_gpu > 1:
-        log.get().warning("training uses one GPU", seen=arguments.n_gpu)
+        logging.get().warning("training uses one GPU", seen=arguments.n_gpu)
         arguments._n_gpu = 1  # or the library would copy the model to all of them, which 4 bits do not survive
     return arguments
 

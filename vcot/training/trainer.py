@@ -29,7 +29,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vcot import log
+from vcot import logging
 from vcot.errors import SettingsError
 from vcot.models import whole_model
 from vcot.records.example import IGNORED
@@ -63,7 +63,7 @@ class NotFinite(SettingsError):
         super().__init__(
             f"{what} at step {facts['step']} (learning rate {facts['learning_rate']:.3g}; losses before: {before}; "
             f"examples: {', '.join(facts['examples'][:4])}{', …' if len(facts['examples']) > 4 else ''}). "
-            "Try a lower --learning-rate, more --warmup, or --dtype float32"
+            "Try a lower --learning-rate, more --warmup-steps, or --dtype float32"
         )
         self.facts = facts | {"what": what}
 
@@ -73,7 +73,7 @@ class RunContext:
     """Where a training runs and what it may use; nothing of it shapes the weights.
 
     scratch: a folder of this process. trackers: names for `report_to`; files: a tracker's folder is `files`.
-    saved: called after each checkpoint. cache_bytes: for pictures that were cut into patches. workers: processes
+    saved: called after each checkpoint. cache_bytes: for images that were cut into patches. workers: processes
     that prepare batches; 0: this one does. grace: seconds between SIGTERM and SIGKILL. group: this process among
     the ranks of the training.
     """
@@ -205,7 +205,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Of the gradient before it is cut, also where no limit was set (--clip 0)."""
+        """Of the gradient before it is cut, also where no limit was set (--max-grad-norm 0)."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)):
             raise NotFinite("the gradient is not finite", self._what_led_to_it(float(norm)))
@@ -328,7 +328,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         summary(saved_step=state.global_step)
-        log.get().info("saved", step=state.global_step, seconds=round(self._checkpoints.last_save_seconds, 1))
+        logging.get().info("saved", step=state.global_step, seconds=round(self._checkpoints.last_save_seconds, 1))
         self._saved()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -348,18 +348,18 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if logs and "loss" in logs:
             if self._begun is None:  # what one waits for: it learns, and memory suffices
-                log.get().info("first step", step=state.global_step, loss=round(logs["loss"], 4))
+                logging.get().info("first step", step=state.global_step, loss=round(logs["loss"], 4))
             self._bar.advance(note=f"loss {logs['loss']:.3f}, {self._speed()}")
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> TrainerControl:
         losses = evaluations(state.log_history)
-        log.get().info("evaluated", step=state.global_step, loss=round(losses[-1], 4))
+        logging.get().info("evaluated", step=state.global_step, loss=round(losses[-1], 4))
         if losses[-1] < min(losses[:-1], default=math.inf):
             control.should_save = True
-        patience = self._config.patience
-        if patience and without_progress(losses, self._config.min_delta) >= patience:
+        patience = self._config.early_stopping_patience
+        if patience and without_progress(losses, self._config.early_stopping_threshold) >= patience:
             control.should_training_stop = control.should_save = True
         return control
 

@@ -1,0 +1,304 @@
+"""Several processes find what one finds, and end when they should."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import settings as tuned
+from hypothesis import strategies as some
+
+from tests.datasets import test_datasets_llava_cot as llava_cot
+from tests.datasets import test_datasets_scienceqa as scienceqa
+from tests.datasets.given import ALONE, Given
+from tests.datasets.parquet import write
+from tests.datasets.test_datasets_llava_cot import talk
+from tests.datasets.test_datasets_row_index import row, scene
+from tests.jobs.test_convert import ROOT, flags, made, viscot_rows
+from vcot.datasets import DATASETS, mixture, row_index, workers
+from vcot.datasets.image_index import ImageIndex
+from vcot.datasets.images import DatasetImages
+from vcot.datasets.mixture import Part
+from vcot.datasets.row_index import survey
+from vcot.datasets.workers import Workers
+from vcot.errors import InputError, TemporaryError
+from vcot.storage import Store
+
+ROWS = some.lists(
+    some.tuples(
+        some.sampled_from(["0", "0-copy", "1", "2"]),  # which image; 0-copy nearly is 0
+        some.sampled_from([{}, {"split": "train"}, {"split": "val"}]),
+        some.sampled_from(["Why?", "why", "Where is it?"]),
+        some.sampled_from(
+            [{}, {}, {}, {"bboxs": [[9, 2, 1, 4]]}, {"bboxs": []}, {"answer": ""}, {"width": 7}, {"split": "dev"}]
+        ),
+        some.sampled_from(["a thing", "yes"]),
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+def blocks_of_two() -> None:
+    mixture.BLOCK = 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small() -> Iterator[None]:
+    """Even a few rows are worth a process, and dealt in blocks of two."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(row_index, "WORTH_A_PROCESS", 1)
+        patched.setattr(mixture, "BLOCK", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with Workers(3, tmp_path_factory.mktemp("scratch"), blocks_of_two) as found:
+        yield found
+
+
+def drawn_rows(given: Given, drawn: list[Any]) -> list[dict[str, Any]]:
+    for name, seed, quality in (("0", 0, 90), ("0-copy", 0, 30), ("1", 1, 90), ("2", 2, 90)):
+        given.image(f"vsr/{name}.jpg", data=scene(seed, quality))
+    return [row(f"{name}.jpg", asked, answer=answer) | split | fault for name, split, asked, fault, answer in drawn]
+
+
+@tuned(max_examples=5, deadline=None)
+@for_all(ROWS, some.sampled_from([0, 24]), some.sampled_from(["exact", "near", "keep"]))
+def test_processes_find_what_one_finds(three: Workers, drawn: list[Any], near: int, duplicates: Any) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Given(Path(scratch))
+        rows = drawn_rows(given, drawn)
+        shown = given.rows([row("1.jpg")], "shown.json")
+        files = given.rows(rows[::2], "a.jsonl"), given.rows(rows[1::2] or rows, "b.json")
+        options = {"near_duplicates": near, "duplicates": duplicates, "validation_share": 0.5}
+        found = []
+        for people in (ALONE, three):
+            index = ImageIndex(given.folder / f"known-{people.count}.sqlite")
+            desk = replace(
+                given.desk("viscot", *files, **options),
+                images=DatasetImages(Store(), str(given.images), "made", index=index),
+            )
+            both = [
+                Part(DATASETS["viscot"], replace(desk, part="one")),
+                Part(DATASETS["viscot"], replace(desk, part="two", inputs=given.desk("viscot", shown).inputs)),
+            ]
+            facts = survey(both, people, 2)
+            seen = [index.get(str(given.images / f"vsr/{name}.jpg")) for name in ("0", "0-copy", "1", "2")]
+            found.append((facts, [image and image.sha256 for image in seen]))
+        assert found[0] == found[1]
+
+
+@tuned(max_examples=20, deadline=None)
+@for_all(ROWS, some.sampled_from([0, 24]), some.sampled_from(["exact", "keep"]), some.booleans())
+def test_a_glance_finds_what_reading_all_rows_whole_finds(
+    drawn: list[Any], near: int, duplicates: Any, few: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Given(Path(scratch))
+        desk = given.desk(
+            "viscot", given.rows(drawn_rows(given, drawn)), near_duplicates=near, duplicates=duplicates,
+            validation_share=0.5, max_box_area=("0.01",) if few else (),
+        )  # fmt: skip
+        source = DATASETS["viscot"]
+        found = [
+            survey([Part(each, replace(desk, dataset=each))], ALONE, 1)
+            for each in (source, replace(source, glance=None))
+        ]
+        for facts in found:  # an image of refused rows is compared, too
+            facts["counts"]["near_duplicates"].pop("images_compared", None)
+        assert found[0] == found[1]
+
+
+def of_coco(given: Given) -> Part:
+    images = [{"id": n, "file_name": given.image(f"{n}.jpg", data=scene(n)), "width": 96, "height": 96}
+              for n in range(6)]  # fmt: skip
+    boxes = [{"image_id": n, "category_id": 1 + n % 2, "bbox": [3 * n, 4, 20, 30], "iscrowd": 0} for n in range(6)]
+    names = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]
+    uri = given.rows([], "instances.json")
+    Path(uri).write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
+    return Part(DATASETS["coco"], given.desk("coco", uri))
+
+
+def of_scienceqa(given: Given) -> Part:
+    rows = [scienceqa.row(n, question=f"Which {n % 2}?", image={"bytes": scene(n % 4), "path": "i"}) for n in range(9)]
+    uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
+    return Part(DATASETS["scienceqa"], given.desk("scienceqa", uri))
+
+
+def of_conversations(given: Given) -> Part:
+    said = ("gpt", "<think>so</think>21")
+    given.image("chartqa/1.png", 200, 100)
+    rows = [talk(llava_cot.ASKED, said, ("human", f"And {n % 3}?"), said) for n in range(7)]
+    return Part(DATASETS["llava-cot"], given.desk("llava-cot", given.rows(rows)), limit=11)
+
+
+@pytest.mark.parametrize("make", [of_coco, of_scienceqa, of_conversations])
+@pytest.mark.parametrize("share", [1, 0.6])
+def test_all_kinds_of_sources(given: Given, three: Workers, make: Callable[[Given], Part], share: float) -> None:
+    part = replace(make(given), share=share)
+    alone = survey([part], ALONE, 2)
+    for path in given.folder.glob("*.sqlite"):
+        path.unlink()
+    assert survey([part], three, 2) == alone
+    assert alone["duplicates"] or make is of_coco or share < 1
+
+
+# ------------------------------------------------------------------------------------------------------- how they end
+
+
+def slow(number: int) -> int:
+    time.sleep(0 if number < 2 else 30)
+    if number == 1:
+        raise InputError("task 1 cannot be done")
+    return number
+
+
+def dies(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nothing() -> None:
+    pass
+
+
+def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="task 1 cannot be done"), Workers(3, tmp_path, nothing) as some_workers:
+        some_workers.map(slow, [(0,), (1,), (2,)])
+    assert time.monotonic() - begun < 29
+
+
+def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(TemporaryError, match="was killed, perhaps for want of memory: --processes 1 needs less"),
+        Workers(2, tmp_path, nothing) as some_workers,
+    ):
+        some_workers.map(dies, [(0,), (1,)])
+
+
+def test_shards_in_processes_are_those_of_one_process(given: Given, tmp_path: Path) -> None:
+    """The whole command: prepare and shards in a pool, and in one process."""
+    settings = viscot_rows(given) | {"num_shards": 5}
+    for processes in (1, 2):
+        words = flags(run_uri=tmp_path / f"run-{processes}", **settings, processes=processes)
+        subprocess.run([sys.executable, "-c", SMALL + RUN, *words], cwd=ROOT, check=True)
+    assert made(tmp_path / "run-1") == made(tmp_path / "run-2")
+
+
+SMALL = """
+import time
+from vcot.datasets import mixture, row_index
+from vcot.datasets.images import DatasetImages
+
+row_index.WORTH_A_PROCESS, mixture.BLOCK = 1, 2
+"""
+SLOW = """
+look = DatasetImages._look
+
+def slowly(self, uri):
+    time.sleep(1)
+    return look(self, uri)
+
+DatasetImages._look = slowly
+"""
+RUN = """
+if __name__ == "__main__":
+    from jobs.convert import ConvertSettings, run
+    from vcot.stage import launch
+
+    launch(ConvertSettings, run)
+"""
+
+
+@pytest.mark.parametrize("whom", [subprocess.Popen.send_signal, lambda main, how: os.killpg(main.pid, how)])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_the_one_that_began_them(
+    given: Given, tmp_path: Path, how: signal.Signals, whom: Callable[[Any, signal.Signals], None]
+) -> None:
+    """Asked to stop, they leave what they know; when it is killed, nobody goes on alone."""
+    script = tmp_path / "slow.py"
+    script.write_text(SMALL + SLOW + RUN)
+    words = flags(run_uri=tmp_path / "run", **viscot_rows(given, bad=0), processes=2, readers=1)
+    clean = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    main = subprocess.Popen([sys.executable, str(script), *words], cwd=ROOT, start_new_session=True, env=clean)
+    until(lambda: any(known_of(path) for path in tmp_path.glob("convert-*/images.sqlite")))
+    whom(main, how)
+    ended = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
+    assert main.wait(timeout=60) == ended
+    until(lambda: not of_session(main.pid))
+    so_far = tmp_path / "run/convert/images-so-far.json"
+    if how == signal.SIGKILL:
+        assert not so_far.exists()
+        return
+    assert not list(tmp_path.glob("convert-*"))
+    known = ImageIndex(tmp_path / "later.sqlite")
+    known.take(Store(), str(so_far))
+    assert any(known.get(str(path)) for path in (given.images / "vsr").iterdir())
+
+
+def known_of(path: Path) -> bool:
+    import sqlite3
+
+    try:
+        return sqlite3.connect(path).execute("select count(*) from images").fetchone()[0] > 0
+    except sqlite3.Error:
+        return False
+
+
+def of_session(session: int) -> list[int]:
+    """The processes of it that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session, *_ = stat.read_text().rpartition(")")[2].split()
+        except (OSError, ValueError):
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def until(holds: Callable[[], bool], patience: float = 60) -> None:
+    end = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({}, math.inf),
+    ],
+)
+def test_a_container_may_keep_fewer_cores_busy_than_there_are(
+    tmp_path: Path, files: dict[str, str], quota: float
+) -> None:
+    for name, said in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(said)
+    assert workers._quota(tmp_path) == quota
+    assert 1 <= workers.cores() <= 8
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Given:
+    return Given(tmp_path / "data")

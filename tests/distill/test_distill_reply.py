@@ -1,0 +1,315 @@
+"""A teacher's reply becomes a Trace with boxes of the evidence, or is refused with the right reason."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, sample, see
+from tests.grounding.drawn import unhurried
+from vcot.distill import conclusion, objects, prose
+from vcot.distill.answers import LONGEST_BODY, LONGEST_TEXT, read_completion
+from vcot.distill.dialogue import Anchored, Fault, Found, Located, Reasoned, Refused
+from vcot.distill.objects import objects_of, tells_answer
+from vcot.distill.reply import LONGEST, build, read
+from vcot.grounding import FrameSpec, Mention, Trace, tags
+from vcot.records import Completion, Reason, Sample
+
+ROW = sample("What touches the lever?", "gear", evidence=(see("red disc", TOP_LEFT, CENTRE), see("blue lever", RIGHT)))
+NOTHING = sample("Is there a dog?", "no", evidence=())
+
+DISC, OTHER, LEVER = (see("red disc", TOP_LEFT), see("red disc", CENTRE), see("blue lever", RIGHT))
+BOTH = Mention("red disc", (TOP_LEFT, CENTRE))
+
+
+def reading(text: str, row: Sample = ROW, finish: str = "stop") -> Trace | Fault:
+    known = {seen.number: seen for seen in objects_of(row)}
+    try:
+        return build(read(Completion(text=text, model="m", finish_reason=finish), row, known).parts, known)
+    except Refused as refused:
+        return refused.fault
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("I see the [1] at the top left.\nAnswer: gear", ["I see the ", DISC, " at the top left."]),
+        ("The [1] touches the [3]. Answer: Gear.", ["The ", DISC, " touches the ", LEVER, "."]),
+        ("**[3]** is at the right.\n\n**Answer:** gear", [LEVER, " is at the right."]),
+        ("I see the [1].", ["I see the ", DISC, "."]),  # no closing answer, but it came to its end
+        ("I see [1, 2].\nAnswer: gear", ["I see ", BOTH, "."]),
+        ("I see [1] [3].", ["I see ", DISC, " ", LEVER, "."]),
+        ("I see [1][2].", ["I see ", BOTH, "."]),
+        ("I see [1-3] here.", ["I see ", BOTH, ", ", LEVER, " here."]),
+        ("I see [1 and 3] here.", ["I see ", DISC, ", ", LEVER, " here."]),
+        ("I see [object 2] and [#3].", ["I see ", OTHER, " and ", LEVER, "."]),
+        ("I see the Red Disc [1] here.", ["I see the ", DISC, " here."]),
+        ("I see the red discs [1, 2] here.", ["I see the ", BOTH, " here."]),
+        ("I see the [1] red disc here.", ["I see the ", DISC, " here."]),
+        ("I see the [3] (blue lever) here.", ["I see the ", LEVER, " here."]),
+        ("1. I see the [1].\n2. It touches the [3].", ["I see the ", DISC, ". It touches the ", LEVER, "."]),
+        ("<think>Is [9] at (12, 40)? </think>I see the [1].", ["I see the ", DISC, "."]),
+        ("The [1] is < 3 cm from the [3].", ["The ", DISC, " is < 3 cm from the ", LEVER, "."]),
+        ("The [1] stands under 20 % of the [3] & \x00\x1b more.",
+         ["The ", DISC, " stands under 20 % of the ", LEVER, " & more."]),
+    ],
+)  # fmt: skip
+def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
+    assert reading(text) == Trace(tuple(parts))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", Reason.TEACHER_EMPTY),
+        ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),
+        ("colourless green ideas sleep furiously", Reason.TEACHER_UNGROUNDED),
+        ("I see the [4] at the top.", Reason.TEACHER_UNGROUNDED),
+        ("I see the [0] at the top.", Reason.TEACHER_UNGROUNDED),
+        ("I see the [1] and the [12].", Reason.TEACHER_UNGROUNDED),
+        ("The gear is what touches it, see [1].", Reason.TEACHER_UNGROUNDED),  # the answer came first
+        ("I'm sorry, but I can't help with that.", Reason.TEACHER_REFUSED),
+        ("[1]", Reason.TEACHER_UNREADABLE),
+        ("Answer: gear", Reason.TEACHER_UNGROUNDED),
+        ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
+        ('{"reasoning": "I see the [1]. It is clearly a thing because it has a', Reason.TEACHER_NOT_JSON),
+        ('```json\n{"reasoning": "I see the [1]. It has a "tooth', Reason.TEACHER_WRONG_SHAPE),
+        ('{"reasoning": "I see the [1]."}', Reason.TEACHER_WRONG_SHAPE),
+        ('{"reasoning": "I see the [1].", "answer": " "}', Reason.TEACHER_UNREADABLE),
+    ],
+)
+def test_a_useless_reply_has_its_reason(text: str, reason: Reason) -> None:
+    found = reading(text)
+    assert isinstance(found, Fault), found
+    assert found.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "told"),
+    [
+        ("The answer is 19. I see the ", "19", True),
+        ("Yes, I see the ", "yes", True),
+        ("Yes. I see the ", "yes", True),
+        ("No dogs are beside the ", "no", False),
+        ("Two of the 19 cells are here: ", "2", False),
+        ("Answer: no. I see ", "no", True),
+    ],
+)
+def test_short_answers_are_told_by_saying_that_they_are_the_answer(text: str, answer: str, told: bool) -> None:
+    row = sample("Which is it?", answer, evidence=(see("board", RIGHT),))
+    assert tells_answer(text, row) == told
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "I see the red disc [31, 83, 188, 292] beside the [3].",
+        "I see the [1] at (31, 83), (188, 292).",
+        "I see the [1] at 0.031, 0.083, 0.188, 0.292.",
+        "I see the [1]<box>31</box>.",
+        "I see the [1] at <|box_start|>here.",
+        "I see the [1] at x1=31.",
+        'I see the [1]: {"bbox_2d": [31, 83, 188, 292]}',
+        "I see the [1], across 3-19 %, down 8-29 %.",
+    ],
+)
+def test_typed_places_and_markup_are_refused_not_mended(typed: str) -> None:
+    found = reading(typed)
+    assert isinstance(found, Fault), found
+    assert found.reason is Reason.TEACHER_UNREADABLE
+    assert "typed" in found.why
+
+
+def test_absence_is_prose_that_closes_with_the_answer() -> None:
+    assert reading("I looked for a dog. There is none.\nAnswer: no", NOTHING) == Trace(
+        ("I looked for a dog. There is none.",)
+    )
+    for text, reason in {
+        "I looked for a dog. There is none.": Reason.TEACHER_UNREADABLE,
+        "How can I help you today?": Reason.TEACHER_UNREADABLE,
+        "I see the [1].\nAnswer: no": Reason.TEACHER_UNGROUNDED,
+        "Answer: no": Reason.TEACHER_UNREADABLE,
+    }.items():
+        found = reading(text, NOTHING)
+        assert isinstance(found, Fault), text
+        assert found.reason is reason, text
+
+
+snippets = st.sampled_from(
+    ["[1]", "[2]", "[3]", "[4]", "[1, 2]", "[1-9]", "[", "]", "<box>", "</box>", "<ref>", "[31, 83, 188, 292]",
+     "Answer:", "answer: gear", "red disc", "\n", " ", "I see the ", "<|im_end|>", "(1,2)", "<think>", "</think>", "**",
+     "- ", "[9999]", '{"bbox_2d": [1, 2, 3, 4]}', "ß", "İ", "\ud7ff", "x=3", "12 %", "…"]
+)  # fmt: skip
+replies = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(snippets | st.text(max_size=5), max_size=25).map(
+    "".join
+)
+
+
+@unhurried
+@given(
+    text=replies, finish=st.sampled_from(["stop", "length", "", "content_filter"]), row=st.sampled_from([ROW, NOTHING])
+)
+def test_no_reply_raises_and_no_box_comes_from_anywhere_but_the_evidence(text: str, finish: str, row: Sample) -> None:
+    found = reading(text, row, finish)
+    if isinstance(found, Fault):
+        assert found.reason.value.startswith("teacher-")
+        return
+    true = {m.label: set(m.boxes) for m in row.evidence or ()}
+    assert all(set(mention.boxes) <= true[mention.label] for mention in found.mentions)
+    assert bool(found.mentions) == bool(row.evidence)
+    frame = FrameSpec("pixels").on(row.image.width, row.image.height)
+    parsed = tags.parse(tags.render(found, frame), frame)
+    assert parsed.well_formed
+    assert len(parsed.boxes) == len(found.boxes)  # nothing that the teacher wrote is read as a box
+    assert tags.split_answer(tags.render_reply(found, row.answers[0], frame))[1] == row.answers[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * LONGEST, "1" * LONGEST, "1, " * 1300, "[1]" * 1300, "answer" * 600, "[1-9999]" * 490, " " * 10**6,
+     "<think>" * 9**5],
+)  # fmt: skip
+def test_a_long_reply_takes_no_long_time(text: str) -> None:
+    begun = time.process_time()
+    reading(text)
+    assert time.process_time() - begun < 1.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["I see the [1] here. " * 50_000, "[" * 10**6, "1, " * 333_333, "<think>" + "so, " * 250_000,
+     "<think>so</think>" + "I see the [1]. " * 60_000],
+    ids=["prose", "brackets", "numbers", "thinking", "prose after thinking"],
+)  # fmt: skip
+def test_a_reply_of_a_megabyte_is_cut_before_anybody_reads_it(text: str) -> None:
+    """The event loop waits meanwhile, and with it every other request."""
+    said = {"choices": [{"finish_reason": "stop", "message": {"content": text}}], "model": "m" * 10**6}
+    data = json.dumps(said).encode()
+    begun = time.process_time()
+    completion = read_completion(data, "m", 0.0)
+    assert completion is not None
+    with pytest.raises(Refused):
+        read(completion, sample(), [1])
+    assert time.process_time() - begun < 0.3
+    assert (len(completion.text), completion.finish_reason) == (LONGEST_TEXT, "length")
+    assert len(completion.line()) < 2 * LONGEST_TEXT
+
+
+def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble() -> None:
+    """Asking again costs as much again, and brings as much."""
+    data = b'{"choices": [{"message": {"content": "' + b"x" * LONGEST_BODY + b'"}}]}'
+    completion = read_completion(data, "m", 0.0)
+    assert completion is not None
+    with pytest.raises(Refused, match="cut off"):
+        read(completion, sample(), [1])
+    assert (completion.tokens_out, len(completion.text)) == (0, 80)  # what it cost nobody knows
+
+
+def test_the_words_hold_number_label_place_and_extent_and_no_pixels() -> None:
+    row = sample("Which?", "A", "a disc", evidence=ROW.evidence, choices=("disc", "lever"), context="A drawing.")
+    assert objects.words_for(row, objects_of(row)).splitlines() == [
+        "Question: Which?",
+        "Context: A drawing.",
+        "Choices: A. disc; B. lever",
+        "Right answer: A",
+        "Also accepted: a disc",
+        "Objects:",
+        "[1] region, top left, across 3-19 %, down 8-29 %",
+        "[2] region, centre, across 44-56 %, down 42-58 %",
+        "[3] blue lever, right, across 78-97 %, down 38-62 %",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- prose
+
+
+def sentences(*said: tuple[str, list[int]]) -> dict[str, object]:
+    return {"sentences": [{"text": text, "objects": objects} for text, objects in said], "answer": "gear"}
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (sentences(("The [1] reaches [0, 5].", [1])), "The red disc reaches [0, 5]."),  # not listed: an interval
+        (sentences(("The [1] reaches [1, 2].", [1])), "The red disc reaches [1, 2]."),
+        (sentences(("I see [1, 3].", [1, 3])), "I see red disc, blue lever."),
+        (sentences(("The footnote [2] says so at [1].", [1])), "The footnote [2] says so at red disc."),
+        (sentences(("The [1] bears [2015].", [1])), "The red disc bears [2015]."),
+        (sentences(("The 【1】 is here.", [1])), "The red disc is here."),
+        ({"sentences": ["I see the [1].", "It is here."], "answer": "gear"}, "I see the red disc. It is here."),
+        ({"reasoning": "I see the [1].", "answer": "gear"}, "I see the red disc."),
+        (sentences(("Look at [1]", [1]), ("It is [2]", [2])), "Look at red disc It is red disc"),
+    ],
+)
+def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text: str) -> None:
+    found = reading(said if isinstance(said, str) else json.dumps(said))
+    assert isinstance(found, Trace), found
+    assert found.text == text
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (sentences(("I see the [1] and it.", [1, 7])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1] and the [7].", [1])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the red disc.", [1])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1].", [])), Reason.TEACHER_UNGROUNDED),
+        (sentences(("I see the [1].", [1]), ("So the [1] is it.", [])), Reason.TEACHER_UNREADABLE),  # or is it text?
+        (sentences(("I see the [1] at [31, 83, 188, 292].", [1])), Reason.TEACHER_UNREADABLE),
+    ],
+)
+def test_what_is_listed_must_be_there_and_spoken_of(said: object, reason: Reason) -> None:
+    found = reading(said if isinstance(said, str) else json.dumps(said))
+    assert isinstance(found, Fault), found
+    assert found.reason is reason
+
+
+@pytest.mark.parametrize("box", ["[31, 83, 188, 292]", "(31,83),(188,292)", "31 83 188 292", [31, "83", 188.0, 292]])
+def test_a_box_may_be_a_string(box: object) -> None:
+    edges = [31.0, 83.0, 188.0, 292.0]
+    objects = [{"number": 1, "label": "disc", "box": box}]
+    assert Reasoned.model_validate({"objects": objects, "sentences": "I see.", "answer": ""}).objects[0].box == edges
+    assert Anchored.model_validate({"anchors": [{"sentence": 1, "words": "w", "box": box}]}).anchors[0].box == edges
+    assert Found.model_validate({"objects": objects}).objects[0].box == edges
+    assert Located.model_validate({"objects": [{"label": "disc", "boxes": [box]}]}).objects[0].boxes == [edges]
+
+
+def test_numbers_are_read_however_they_are_written() -> None:
+    said = "１２ and ٣٤, one hundred and twenty, forty-five, zero point three one, x² of 101₂"
+    assert prose.in_digits(said) == "12 and 34, 120, 45, 0.31 , x^2 of 101_2"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "said"),
+    [
+        ("What was it in 2010?", "45", "The ¤1¤ at (2010, 45) is marked."),  # a point of the chart that is asked about
+        ("How many pixels has it?", "1920", "The ¤1¤ says 1920 pixels."),
+        ("What is the offer?", "free trial", "The ¤1¤ reads 'Visit www.acme.com', and that it is free."),
+        ("What must one wear?", "a helmet", 'The ¤1¤ reads "You must always wear a helmet".'),
+        ("Can it be told?", "it cannot be determined", "The ¤1¤ has no scale, so it cannot be determined."),
+        ("Was ist das?", "eine Tasse", "Das ¤1¤ hat einen Henkel und steht auf dem Tisch."),
+        ("图中有几只猫？", "两只", "沙发上有 ¤1¤，窗边有 ¤2¤。"),
+        (
+            "What is the address?",
+            "21 Jalan Taman Desa, Kuala Lumpur",
+            "The ¤1¤ ends in 21 Jalan Taman Desa, Kuala Lumpur.",
+        ),
+    ],
+)
+def test_what_the_row_is_about_may_be_said(question: str, answer: str, said: str) -> None:
+    assert prose.fault_of(said, sample(question, answer)) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 4000, "1, " * 1300, "one hundred " * 330, "x 1 " * 1000, "so " * 1300, "a. " * 1300, "[" * 4000]
+)
+def test_prose_of_any_kind_is_judged_quickly(text: str) -> None:
+    begun = time.process_time()
+    prose.fault_of(text, ROW)
+    conclusion.fault_of(text, ROW)
+    assert time.process_time() - begun < 2

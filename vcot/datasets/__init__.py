@@ -1,0 +1,12 @@
+"""One file per dataset: a row in, a Sample or a Rejection out.
+
+A new dataset is one file (its options, and a function that makes a Sample of a row, registered with `@dataset`), its
+name in the list below, and one test with three rows. Where its input is neither rows of JSON nor Parquet, a second
+function makes them.
+"""
+
+from vcot.datasets import viscot, coco, refcoco, scienceqa, aokvqa, llava_cot, scenes, samples  # noqa: F401, I001  in the order of --help
+from vcot.datasets.base import DATASETS, ConversionContext
+from vcot.datasets.reading import read, rows_of_shard
+
+__all__ = ["DATASETS", "ConversionContext", "read", "rows_of_shard"]

@@ -1,0 +1,363 @@
+"""COCO instances: boxes with categories become questions about where things are and how many there are.
+
+Asked of each image, about each of the chosen categories:
+
+    where      exactly one is there    Where is the platelet?          → bottom left
+    count      at least one            How many platelets are there?   → 3
+    point      at least one            Point at every platelet.        → 3
+    presence   at least one            Is there a platelet?            → yes
+
+and about things that are not there (`absent`: how many in each image), in turns:
+
+    presence                           Is there a red blood cell?      → no
+    count                              How many red blood cells …      → 0
+    point                              Point at every red blood cell.  → 0
+
+Evidence of these is an empty list: a model that only ever sees boxes learns to draw one always.
+
+A region marked as a crowd is not counted, and nothing is asked about its category in that image, because nobody
+knows how many there are. Entries of `images` may say their `split`.
+
+An annotation whose image or category is not in the file is refused as a row of its own, and puts in doubt what it may
+be of: with an unknown category every category in its image, with an unknown image its category in every image. What
+is in doubt is not counted, not pointed at as all that there is, and not denied; only that one is there is still asked.
+With `unmatched_annotations` "ignore" those images and categories are taken to be left out of the file on purpose.
+
+The file is not a list of rows: annotations have to be brought to their images first. That happens in a database on
+the scratch disk, so that memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Literal
+
+from vcot import logging
+from vcot.datasets.base import (
+    ConversionContext,
+    QuestionKind,
+    QuestionOptions,
+    WordingOptions,
+    dataset,
+    numbers,
+    pick,
+    unique,
+)
+from vcot.datasets.inputs import Input, form_of_file, opened
+from vcot.datasets.jsontext import parts
+from vcot.datasets.row import Refused, Row
+from vcot.errors import InputError, SettingsError
+from vcot.grounding import Box, BoxError, Mention
+from vcot.grounding.places import place
+from vcot.labels import plural
+from vcot.records import Image, Reason, Sample
+from vcot.settings import CommaSeparated, setting
+from vcot.storage import name as last_part
+
+# The first of each kind is the plainest. {one}: the category; {a}: with its article; {many}: the plural.
+PHRASINGS: Mapping[QuestionKind, tuple[str, ...]] = {
+    "where": ("Where is the {one}?", "Where do you see the {one}?", "Find the {one}.", "Point at the {one}."),
+    "count": ("How many {many} are there?", "How many {many} do you see?", "Count the {many}."),
+    "point": ("Point at every {one}.", "Find every {one}."),
+    "presence": ("Is there {a}?", "Do you see {a}?"),
+}
+_OF_ABSENT: tuple[QuestionKind, ...] = ("presence", "count", "point")
+
+
+class CocoOptions(QuestionOptions, WordingOptions):
+    categories: CommaSeparated = setting((), "coco: ask about these alone, comma-separated; default: all")
+    category_names: CommaSeparated = setting((), "coco: what categories are called, as WBC=white blood cell,RBC=…")
+    absent: int = setting(
+        1, "coco: questions about things that are not there, of each image; their evidence is an empty list",
+        unit="questions", ge=0,
+    )  # fmt: skip
+    unmatched_annotations: Literal["doubt", "ignore"] = setting(
+        "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
+        "is counted or denied that they may show; ignore: those images and categories were left out on purpose",
+    )  # fmt: skip
+
+    def faults(self) -> Iterator[str]:
+        for pair in self.category_names:
+            if not all(map(str.strip, pair.partition("="))):
+                yield f"--category-names: {pair!r} is not written category=name"
+
+
+def rows(context: ConversionContext[CocoOptions]) -> Iterator[Row]:
+    """One row for each question about each image, in the order of the file."""
+    for source in context.inputs:
+        asked = 0
+        with _index(context, source) as index:
+            for row in _questions(context, source, index):
+                asked += 1
+                yield row
+            unmatched = () if context.own.unmatched_annotations == "ignore" else _unmatched(source, index)
+            if not asked:
+                because = next((f"; {row.fault.detail}" for row in unmatched if row.fault), "")
+                kinds = ",".join(context.own.questions)
+                raise InputError(f"{source.uri}: none of --questions {kinds} can be asked of its images{because}")
+            yield from unmatched
+
+
+def ready(context: ConversionContext[CocoOptions]) -> None:
+    for source in context.inputs:
+        with _index(context, source):
+            pass
+
+
+def asks(row: Row) -> tuple[str, str]:
+    return row.value["kind"], row.value["category"]
+
+
+@dataset(
+    "coco",
+    "COCO instances: questions about where things are and how many there are",
+    "--input-uri annotations/instances_train2017.json --images-uri train2017",
+    options=CocoOptions,
+    rows=rows,
+    ready=ready,
+    asks=asks,
+    images_beside="images",
+)
+def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
+    said = row.value
+    entry, kind, category = said["image"], said["kind"], said["category"]
+    path = entry.get("file_name")
+    if not isinstance(path, str) or not path:
+        raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
+    image = context.images.find(path)
+    told = (entry.get("width"), entry.get("height"))
+    if told != (None, None) and told != (image.width, image.height):
+        raise Refused(
+            Reason.IMAGE_SIZE_DIFFERS,
+            f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
+        )
+    boxes = unique(_box(written, image, context) for written in said["boxes"])
+    if kind == "where" and len(boxes) != 1:
+        raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
+    wording = context.own.one_of(PHRASINGS[kind], row.id, context.options.seed)
+    article = "an" if category[:1].lower() in "aeiou" else "a"
+    return Sample(
+        id=row.id,
+        image=image,
+        question=wording.format(one=category, a=f"{article} {category}", many=plural(category)),
+        answers=(_answer(kind, boxes, image),),
+        evidence=(Mention(category, boxes),) if boxes else (),
+        origin=context.origin(row, image, said["dataset"], said["licence"]),
+    )
+
+
+def _answer(kind: QuestionKind, boxes: Sequence[Box], image: Image) -> str:
+    if kind == "where":
+        return place(boxes[0], image.width, image.height)
+    if kind == "presence":
+        return "yes" if boxes else "no"
+    return str(len(boxes))
+
+
+def _box(written: Any, image: Image, context: ConversionContext) -> Box:
+    """Raises BoxError, in the words of the file: left, top, width, height."""
+    try:
+        x, y, width, height = numbers(written)
+        return context.box([x, y, x + width, y + height], image)
+    except BoxError as error:
+        size = f"{image.width} x {image.height}"
+        fault = error.fault.value.replace("_", " ")
+        raise BoxError(
+            error.fault, f"bbox {written!r:.80}, which is [x, y, width, height] on an image of {size} pixels: {fault}"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------- questions of an image
+
+
+def _questions(context: ConversionContext[CocoOptions], source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+    doubting = context.own.unmatched_annotations == "doubt"
+    written = dict(index.execute("select id, name from categories where id is not null order by rowid"))
+    names = _chosen(context, source, written)
+    of_no_image = "select distinct category from unmatched where not of_image"
+    anywhere = {category for (category,) in index.execute(of_no_image)} if doubting else set()
+    licences = dict(index.execute("select id, name from licences"))
+    seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
+    for image_id, text, again, number in index.execute(
+        f"select id, entry, {seen_before}, rowid from images order by rowid"
+    ):
+        entry = json.loads(text)
+        if image_id is None:
+            detail = f"entry {number} of images has no id, so no annotation can be of it"
+            yield Row(f"{source.name}:image-{number}", {}, Refused(Reason.WRONG_SHAPE, detail))
+            continue
+        if again:
+            detail = (
+                f"entry {number} of images has the id {image_id} of an earlier one; annotations cannot tell them apart"
+            )
+            yield Row(f"{source.name}:{image_id}#{number}", {}, Refused(Reason.DUPLICATE, detail))
+            continue
+        boxes: dict[str, list[Any]] = defaultdict(list)
+        crowded, found = set(), set()
+        for category, box, crowd in index.execute(
+            "select category, box, crowd from annotations where image = ? order by rowid", (image_id,)
+        ):
+            found.add(category)
+            if category in names and crowd:
+                crowded.add(names[category])
+            elif category in names:
+                boxes[names[category]].append(json.loads(box))
+        doubted = anywhere | (found - written.keys() if doubting else set())
+        in_doubt = {name for number, name in names.items() if number in doubted or not doubted <= written.keys()}
+        common = {
+            "image": entry, "split": entry.get("split"), "dataset": _dataset(source),
+            "licence": licences.get(_key(entry.get("license"))),
+        }  # fmt: skip
+        of = f"{source.name}:{image_id}"
+        counts = {name: 0 if name in crowded else len(boxes.get(name, ())) for name in names.values()}
+        absent = [name for name in counts if not (name in boxes or name in crowded or name in in_doubt)]
+        for kind, category in (*_of_present(context.own, counts, in_doubt), *_of_absent(context.own, of, absent)):
+            yield Row(
+                f"{of}:{kind}:{category.replace(' ', '-')}",
+                {**common, "kind": kind, "category": category, "boxes": boxes.get(category, [])},
+            )
+
+
+def _of_present(own: CocoOptions, counts: Mapping[str, int], in_doubt: set[str]) -> Iterator[tuple[QuestionKind, str]]:
+    for category, count in counts.items():
+        for kind in own.questions:
+            if count and (kind == "presence" or (category not in in_doubt and (count == 1 or kind != "where"))):
+                yield kind, category
+
+
+def _of_absent(own: CocoOptions, of: str, absent: Sequence[str]) -> Iterator[tuple[QuestionKind, str]]:
+    kinds = [kind for kind in _OF_ABSENT if kind in own.questions]
+    # Whatever the seed: it decides on wordings, and not on which rows there are and which of them repeat each other.
+    first = pick(0, of, len(absent)) if absent else 0
+    for number in range(min(own.absent, len(absent)) if kinds else 0):
+        yield kinds[number % len(kinds)], absent[(first + number) % len(absent)]
+
+
+def _chosen(context: ConversionContext[CocoOptions], source: Input, written: Mapping[str, str]) -> dict[str, str]:
+    """Category id → the name that is spoken, of the categories that are asked about.
+
+    Raises:
+        SettingsError: --categories or --category-names name one that the file has not.
+    """
+    renamed = {old.strip(): new.strip() for old, new in (pair.split("=", 1) for pair in context.own.category_names)}
+    wanted = context.own.categories
+    spoken = {number: renamed.get(name, name) for number, name in written.items()}
+    known = {*written.values(), *spoken.values()}
+    if strange := [name for name in (*renamed, *wanted) if name not in known]:
+        there = ", ".join(sorted(written.values()))
+        raise SettingsError(f"{source.uri} has no category {', '.join(map(repr, strange))}; it has {there}")
+    return {n: name for n, name in spoken.items() if not wanted or name in wanted or written[n] in wanted}
+
+
+def _dataset(source: Input) -> str:
+    return last_part(source.uri.rpartition("/")[0]) or source.name
+
+
+def _unmatched(source: Input, index: sqlite3.Connection) -> Iterator[Row]:
+    """A row that is refused for each annotation of no image or no category, so that they are counted and listed."""
+    for number, image, category, of_image, of_category in index.execute("select * from unmatched order by number"):
+        said = {"image_id": image, "category_id": category}
+        wrong = [
+            f"{name} {said[name]!r} is of no {what} in the file" if said[name] is not None else f"it has no {name}"
+            for name, what, there in (("image_id", "image", of_image), ("category_id", "category", of_category))
+            if not there
+        ]
+        detail = (
+            f"entry {number} of annotations: {' and '.join(wrong)}, so nothing is counted or denied that it may show. "
+            "Where that was left out of the file on purpose: --unmatched-annotations ignore"
+        )
+        value = {"annotation": number, **said, "dataset": _dataset(source)}
+        yield Row(f"{source.name}:annotation-{number}", value, Refused(Reason.ANNOTATION_UNMATCHED, detail))
+
+
+# ------------------------------------------------------------------------------------------- the database
+
+_TABLES = """
+create table images (id text, entry text);
+create table annotations (image text, category text, box text, crowd int);
+create table categories (id text, name text);
+create table licences (id text, name text);
+"""
+_MATCHES = """
+create index by_image on annotations (image);
+create index by_id on images (id);
+create index category_by_id on categories (id);
+create table unmatched as select * from (
+    select rowid as number, image, category,
+        exists (select 1 from images where images.id = annotations.image) as of_image,
+        exists (select 1 from categories where categories.id = annotations.category) as of_category
+    from annotations
+) where not of_image or not of_category;
+"""
+_INSERTS: Mapping[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]]]] = {
+    "images": ("insert into images values (?, ?)", lambda e: (_key(e.get("id")), json.dumps(e))),
+    "annotations": (
+        "insert into annotations values (?, ?, ?, ?)",
+        lambda e: (
+            _key(e.get("image_id")), _key(e.get("category_id")), json.dumps(e.get("bbox")), bool(e.get("iscrowd"))
+        ),
+    ),
+    "categories": ("insert into categories values (?, ?)", lambda e: (_key(e.get("id")), str(_key(e.get("name"))))),
+    "licenses": ("insert into licences values (?, ?)", lambda e: (_key(e.get("id")), _key(e.get("name")))),
+}  # fmt: skip
+
+
+@contextmanager
+def _index(context: ConversionContext[CocoOptions], source: Input) -> Iterator[sqlite3.Connection]:
+    """The file as a database on the scratch disk, made once for all shards of this process, and for its children."""
+    path = context.scratch / f"{hashlib.sha256(source.uri.encode()).hexdigest()[:16]}.sqlite"
+    there = path.exists()
+    with closing(sqlite3.connect(path)) as index:
+        if not there:
+            try:
+                _fill(index, context, source)
+            except BaseException:
+                path.unlink()
+                raise
+        yield index
+
+
+def _fill(index: sqlite3.Connection, context: ConversionContext[CocoOptions], source: Input) -> None:
+    index.executescript("pragma journal_mode = off; pragma synchronous = off;" + _TABLES)
+    with opened(context.store, source) as stream:
+        if form_of_file(stream) != "coco":
+            raise InputError(
+                f"{source.uri} is no COCO object (images, annotations, categories); "
+                "for rows of questions there are --source viscot and --source samples"
+            )
+        for part, entry in parts(stream, source.uri):
+            if part in _INSERTS:
+                if not isinstance(entry, dict):
+                    raise InputError(f"{source.uri}: {part} holds {entry!r:.60}, not JSON objects")
+                insert, fields = _INSERTS[part]
+                index.execute(insert, fields(entry))
+    index.executescript(_MATCHES)
+    index.commit()
+    counts = {}
+    for table in ("images", "annotations", "categories"):
+        (counts[table],) = index.execute(f"select count(*) from {table}").fetchone()
+        if not counts[table]:
+            raise InputError(f"{source.uri}: there are no {table} in it")
+    of_image, of_category = index.execute("select sum(not of_image), sum(not of_category) from unmatched").fetchone()
+    if of_image is not None:
+        logging.get().warning(
+            "annotations of no image or no category in the file", file=source.uri, annotations=counts["annotations"],
+            of_no_image=of_image, of_no_category=of_category, unmatched_annotations=context.own.unmatched_annotations,
+        )  # fmt: skip
+
+
+def _key(value: Any) -> str | None:
+    """An id as text, because ids are numbers in one file and texts in another; 1.0, as pandas writes 1, is 1.
+
+    None where there is none: null, or NaN, as pandas writes nothing. It matches nothing, not even its like.
+    """
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).encode(errors="replace").decode()  # in a broken file it may be anything, even half a character

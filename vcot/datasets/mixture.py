@@ -1,0 +1,318 @@
+"""One run over several sources: the file that lists them, the rows of each, their shares, and what each brought.
+
+    - source: viscot
+      input: s3://data/viscot/metadata
+      images: s3://data/viscot/cot_images_tar_split
+      weight: 3
+    - source: coco
+      name: cells
+      input: s3://data/bccd/instances.json
+      absent: 2
+      weight: 1
+
+A part says what a run of that source alone would say on the command line, under the same names without dashes (`input`
+and `images` for --input-uri and --images-uri), and is judged by the same rules. What the command line says holds for
+every part that says nothing else.
+
+Ids begin with the name of their part, `cells/instances.json:7:count:cup`, and so do the ids that rows give
+themselves: files of the same name, or the same file in two parts, stay apart. Which rows of a part with a weight are
+in the run is drawn for each row by the seed and its id alone, so that every process draws the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from vcot.datasets.base import ConversionContext, Dataset, uniform
+from vcot.datasets.reading import rows_in_blocks, rows_of_shard
+from vcot.datasets.row import Row
+from vcot.errors import SettingsError
+from vcot.records import Rejection, Sample
+from vcot.records.conversion import Portion
+from vcot.reports.statistics import summed
+from vcot.settings import Declared, flag, variable
+from vcot.storage import NotFound, Store
+
+SHORT = {"input_uri": "input", "images_uri": "images"}
+"""Setting → what it is called in the file; all others keep their names."""
+OWN = ("name", "weight")
+"""What a part says of itself and no setting is for."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_BYTES = 1 << 20
+BLOCK = 256
+"""Rows that are looked at by one process: neighbours often share an image."""
+S = TypeVar("S", bound=Declared)
+Written = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry(Generic[S]):
+    """One part of the file: its name, its weight, and what a run of it alone would be given."""
+
+    name: str
+    weight: Fraction | None
+    settings: S
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a run, with its files, images and options.
+
+    limit: so many rows from the first on count. weight: of its rows in the result, beside those of the other parts;
+    None where all rows are wanted. share: of its rows, how many are drawn.
+    """
+
+    source: Dataset
+    desk: ConversionContext
+    limit: int | None = None
+    weight: Fraction | None = None
+    share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """What its ids begin with; empty where it is the only one."""
+        return self.desk.part
+
+    def file(self, stem: str, suffix: str) -> str:
+        """`archive.json` of the only part, or one of each: `archive.coco.json`."""
+        return f"{stem}.{self.name}{suffix}" if self.name else f"{stem}{suffix}"
+
+    def rows(self, index: int = 0, shards: int = 1, left_out: Callable[[], None] = lambda: None) -> Iterator[Row]:
+        """The drawn ones of one shard; `left_out` is called for every other."""
+        for row in self.all_rows(index, shards):
+            if self._drawn(row):
+                yield row
+            else:
+                left_out()
+
+    def numbered(
+        self, index: int, shards: int, wanted: Callable[[int], bool] = lambda _: True
+    ) -> Iterator[tuple[int, Row]]:
+        """The drawn ones of one share of all rows, dealt in blocks; each with its place among all, drawn or not."""
+        for place, found in rows_in_blocks(self.desk, index, shards, self.limit, BLOCK, wanted):
+            if self._drawn(row := self._named(found)):
+                yield place, row
+
+    def all_rows(self, index: int = 0, shards: int = 1) -> Iterator[Row]:
+        return map(self._named, rows_of_shard(self.desk, index, shards, self.limit))
+
+    def _drawn(self, row: Row) -> bool:
+        return self.share >= 1 or uniform(self.desk.options.seed, row.id) < self.share
+
+    def _named(self, row: Row) -> Row:
+        return Row(self.desk.called(row.id), row.value, row.fault) if self.name else row
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Of settings that turn out not to fit the rows, it is said in which part."""
+        try:
+            yield
+        except SettingsError as error:
+            raise SettingsError(f"part {self.name}: {error}" if self.name else str(error)) from None
+
+    def knowing(self, **facts: Any) -> Part:
+        """The same, with a context that has these fields."""
+        return replace(self, desk=replace(self.desk, **facts))
+
+
+def shares(rows: Mapping[str, int], weights: Mapping[str, Fraction]) -> dict[str, float]:
+    """Part → how much of it is in the largest mix with these proportions in which no row is twice.
+
+    rows: how many each has, kept or not: what becomes of a row is not known before it is read.
+    """
+    most = min(rows[name] / weight for name, weight in weights.items())
+    return {name: float(most * weight / rows[name]) for name, weight in weights.items()}
+
+
+# --------------------------------------------------------------------------------------------------------- the file
+
+
+def read(store: Store, uri: str, run: S, of_parts: Sequence[str]) -> tuple[tuple[Entry[S], ...], str]:
+    """The parts that the file names, and the sha256 of the file.
+
+    run: the settings of the whole run. of_parts: those settings that a part may say for itself.
+
+    Raises:
+        SettingsError: everything that is wrong with the file, a line each.
+    """
+    data = _fetched(store, uri)
+    parts = _parsed(data, uri)
+    keys = {SHORT.get(name, name): name for name in of_parts}
+    wrong = [f"{_called(*part)}: {line}" for part in enumerate(parts, 1) for line in _unknown_keys(run, keys, part[1])]
+    found: list[Entry[S]] = []
+    for number, part in enumerate(parts, 1):
+        try:
+            found.append(_entry(run, keys, part))
+        except SettingsError as error:
+            wrong += [f"{_called(number, part)}: {line}" for line in str(error).splitlines()]
+    wrong += _at_odds(parts)
+    if wrong:
+        raise SettingsError("\n".join(f"{uri}, {line}" for line in wrong))
+    return tuple(found), hashlib.sha256(data).hexdigest()
+
+
+def _fetched(store: Store, uri: str) -> bytes:
+    try:
+        with store.open_read(uri) as file:
+            data = file.read(_MOST_BYTES + 1)
+    except NotFound as error:
+        raise SettingsError(f"--mix {error}") from None
+    if len(data) > _MOST_BYTES:
+        raise SettingsError(f"--mix {uri} is larger than {_MOST_BYTES >> 20} MiB; it should be a list of sources")
+    return data
+
+
+def _parsed(data: bytes, uri: str) -> list[Written]:
+    """The parts as they are written. Raises SettingsError: that is no list of them."""
+    try:
+        twice = list(_twice(yaml.compose(data, yaml.SafeLoader)))
+        parts = yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{uri} is not YAML: {' '.join(str(error).split())[:300]}") from None
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
+        raise SettingsError(
+            f"{uri} should be a list of parts, each beginning with '- source: …' and its other keys below that; "
+            f"it is {repr(parts)[:120]}"
+        )
+    if twice:
+        raise SettingsError("\n".join(f"{uri}, {line}" for line in twice))
+    return parts
+
+
+def _twice(node: yaml.Node | None) -> Iterator[str]:
+    """Keys that stand twice in one part, as where the dash of the next one is forgotten; YAML would take the last."""
+    for part in node.value if isinstance(node, yaml.SequenceNode) else ():
+        lines_of = defaultdict(list)
+        for key, _ in part.value if isinstance(part, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                lines_of[key.value].append(str(key.start_mark.line + 1))
+        for name, lines in lines_of.items():
+            if len(lines) > 1:
+                where = " and ".join(lines)
+                yield f"lines {where}: {name} stands twice in one part; does a dash before it belong there?"
+
+
+def _unknown_keys(run: Declared, keys: Mapping[str, str], part: Written) -> Iterator[str]:
+    kind = type(run)
+    for key in (key for key in part if key not in (*OWN, *keys)):
+        if key in kind.model_fields and key not in SHORT:
+            yield f"{key} is one for all parts; give {flag(key)} (or {variable(kind, key)})"
+        else:
+            near = difflib.get_close_matches(str(key), [*OWN, *keys], n=1, cutoff=0.5)
+            yield f"{key}: no such key{f'; did you mean {near[0]}?' if near else ''}"
+
+
+def _entry(run: S, keys: Mapping[str, str], part: Written) -> Entry[S]:
+    """Raises SettingsError: what is wrong with its values, a line each."""
+    said = {keys[key]: value for key, value in part.items() if key in keys}
+    given = {name: getattr(run, name) for name in run.model_fields_set - {"mix"}}
+    wrong, settings = [], None
+    try:
+        settings = type(run).of(given | said)
+    except SettingsError as error:
+        wrong = [_as_in_the_file(line, keys) for line in str(error).splitlines()]
+    name, weight = part.get("name"), part.get("weight")
+    if "name" in part and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        wrong.append(f"name={name!r}: a name is made of letters, digits, dots, dashes and underscores")
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if weight is not None and not (number and math.isfinite(weight) and weight > 0):
+        wrong.append(f"weight={weight!r}: a weight is a number above 0, such as 1 or 0.5")
+    if wrong or settings is None:
+        raise SettingsError("\n".join(wrong))
+    return Entry(_name(part), None if weight is None else Fraction(str(weight)), settings)
+
+
+def _as_in_the_file(line: str, keys: Mapping[str, str]) -> str:
+    """What the command line would say of a setting, by its name in the file."""
+    for key, name in keys.items():
+        line = re.sub(rf"{flag(name)}(?![\w-])(?: \(or \w+\))?", key, line)
+    return line
+
+
+def _name(part: Written) -> Any:
+    return part.get("name", part.get("source"))
+
+
+def _called(number: int, part: Written) -> str:
+    name = _name(part)
+    return f"part {number} ({name})" if isinstance(name, str) else f"part {number}"
+
+
+def _at_odds(parts: Sequence[Written]) -> Iterator[str]:
+    """What is right in each part, and wrong with all of them."""
+    names = [_name(part) for part in parts]
+    for name in dict.fromkeys(name for name in names if isinstance(name, str)):
+        numbers = [str(number) for number, other in enumerate(names, 1) if other == name]
+        if len(numbers) > 1:
+            yield (
+                f"parts {' and '.join(numbers)} are both called {name}, and ids of rows begin with that: "
+                f"give one another name, as in name: {name}-2"
+            )
+    without = [str(number) for number, part in enumerate(parts, 1) if part.get("weight") is None]
+    if 0 < len(without) < len(parts):
+        those = f"part{'s' * (len(without) > 1)} {' and '.join(without)}"
+        yield f"{those}: the weight is missing; all parts have one, or none has and all rows count"
+
+
+# ---------------------------------------------------------------------------------------------------- what each brought
+
+
+class MixtureCounts:
+    """Part → rows kept, kept for training, refused by reason, and not drawn: of one shard."""
+
+    def __init__(self) -> None:
+        self._parts: defaultdict[str, dict[str, Any]] = defaultdict(
+            lambda: {"kept": 0, "train": 0, "not_drawn": 0, "rejected": Counter()}
+        )
+
+    def add(self, part: str, result: Sample | Rejection) -> None:
+        counts = self._parts[part]
+        if isinstance(result, Rejection):
+            counts["rejected"][result.reason.value] += 1
+        else:
+            counts["kept"] += 1
+            counts["train"] += result.origin.split == "train"
+
+    def leave_out(self, part: str) -> None:
+        self._parts[part]["not_drawn"] += 1
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            name: counts | {"rejected": dict(sorted(counts["rejected"].items()))}
+            for name, counts in sorted(self._parts.items())
+        }
+
+
+def portions(
+    parts: Sequence[tuple[str, str, Fraction | None]], shards: Iterable[Mapping[str, Any]]
+) -> tuple[Portion, ...]:
+    """Of all shards together.
+
+    parts: name, source and weight of each. shards: what `facts` said of each shard.
+    """
+    nothing = {name: {"kept": 0, "train": 0, "not_drawn": 0, "rejected": {}} for name, _, _ in parts}
+    counts = summed((nothing, *shards))
+    rows = {name: counts[name]["kept"] + sum(counts[name]["rejected"].values()) for name, _, _ in parts}
+    all_rows, all_train = max(sum(rows.values()), 1), max(sum(found["train"] for found in counts.values()), 1)
+    weights = sum(weight for _, _, weight in parts if weight is not None)
+    return tuple(
+        Portion(
+            name=name, source=source, rows=rows[name] + (found := counts[name])["not_drawn"],
+            not_drawn=found["not_drawn"], kept=found["kept"], rejected=dict(sorted(found["rejected"].items())),
+            wanted=None if weight is None else float(weight / weights),
+            drawn=rows[name] / all_rows, learned=found["train"] / all_train,
+        )
+        for name, source, weight in parts
+    )  # fmt: skip

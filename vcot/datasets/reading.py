@@ -1,0 +1,206 @@
+"""From rows to Samples and Rejections: what all datasets share."""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import chain, compress, cycle, groupby, islice, repeat
+from operator import itemgetter
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from vcot.datasets.base import DATASETS, ConversionContext, Dataset, Form
+from vcot.datasets.images import NotAtHand
+from vcot.datasets.inputs import Input, found_in, note, noted, row_of
+from vcot.datasets.row import BOX_REASONS, Refused, Row
+from vcot.errors import InputError
+from vcot.grounding import BoxError
+from vcot.records import Reason, Rejection, Sample
+from vcot.records.sample import IMAGE_REASONS
+from vcot.stage import stop
+from vcot.storage.images import ImageError
+
+STAGE = "convert"
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read(
+    rows: Iterable[Row], context: ConversionContext, *, readers: int = 1
+) -> Iterator[tuple[Row, Sample | Rejection]]:
+    """Every row with what became of it, in order. Rows in = Samples + Rejections out.
+
+    readers: how many images are read at once; reading them is what takes the time. Rows whose image is known
+    already wait for nothing, and no thread is woken for them.
+    """
+    at_hand = replace(context, images=context.images.at_hand())
+    return in_order(lambda row: (row, one(row, context)), rows, readers, at_once=lambda row: (row, one(row, at_hand)))
+
+
+def one(row: Row, context: ConversionContext) -> Sample | Rejection:
+    """What becomes of one row."""
+    try:
+        if row.fault is not None:
+            raise row.fault
+        return context.accepted(row, context.dataset.sample(row, context))
+    except Refused as refused:
+        return _rejection(row, refused.reason, refused.detail)
+    except BoxError as error:
+        return _rejection(row, BOX_REASONS[error.fault], str(error))
+    except ImageError as error:
+        return _rejection(row, IMAGE_REASONS[error.reason], str(error))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        return _rejection(row, Reason.WRONG_SHAPE, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+    except RecursionError:
+        return _rejection(row, Reason.WRONG_SHAPE, "the row is nested too deeply")
+
+
+def rows_of_shard(
+    context: ConversionContext, index: int = 0, shards: int = 1, limit: int | None = None
+) -> Iterator[Row]:
+    """Rows number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
+    items, row = _items(context)
+    return map(row, islice(items, index, limit, shards))
+
+
+def rows_in_blocks(
+    context: ConversionContext, index: int, shards: int, limit: int | None, block: int, wanted: Callable[[int], bool]
+) -> Iterator[tuple[int, Row]]:
+    """Of blocks number index, index + shards, … the rows whose places in the whole input are wanted, with these."""
+    ours = chain(repeat(False, index * block), repeat(True, block), repeat(False, (shards - 1 - index) * block))
+    items, row = _items(context)
+    for place, item in compress(enumerate(islice(items, limit)), cycle(ours)):
+        if wanted(place):
+            yield place, row(item)
+
+
+def _items(context: ConversionContext) -> tuple[Iterator[Any], Callable[[Any], Row]]:
+    """What stands for each row of the whole input, and what makes the row of it, where that takes time."""
+    if context.dataset.rows is not None:
+        return context.dataset.rows(context), lambda row: row
+    expand = context.dataset.expand
+    if expand is None:
+        return _json_rows(context), lambda item: row_of(*item)
+
+    def row(item: Row | tuple[Input, int, Any, int]) -> Row:
+        if isinstance(item, Row):
+            return item
+        file, number, found, place = item
+        return next(islice(_parts(expand, row_of(file, number, found)), place, None))
+
+    return _expanded(expand, context), row
+
+
+def _json_rows(context: ConversionContext) -> Iterator[tuple[Input, int, Any]]:
+    """What `row_of` makes rows of: lines and entries of other shards are counted, and not read."""
+    for file in context.inputs:
+        fresh = True
+        known = noted(context.scratch, file, "entries")
+        starts = array("Q") if known is None else known
+        for number, found in found_in(context.store, file, context.dataset.columns, starts):
+            if fresh and (row := row_of(file, number, found)).fault is None:
+                _check_form(context.dataset, form_of_row(row.value), file.uri)
+                fresh = False
+            yield file, number, found
+        if known is None and starts:
+            note(context.scratch, file, "entries", starts)
+
+
+def _expanded(
+    expand: Callable[[Row], Iterable[Row]], context: ConversionContext
+) -> Iterator[Row | tuple[Input, int, Any, int]]:
+    """The rows that lines and entries hold; where it is known how many, each with its place in what is not yet read."""
+    for file, found in groupby(_json_rows(context), itemgetter(0)):
+        known = noted(context.scratch, file, "rows")
+        if known is not None:
+            for one, often in zip(found, known, strict=True):
+                yield from ((*one, place) for place in range(often))
+            continue
+        counts = array("I")
+        for one in found:
+            rows = list(_parts(expand, row_of(*one)))
+            counts.append(len(rows))
+            yield from rows
+        note(context.scratch, file, "rows", counts)
+
+
+def _parts(expand: Callable[[Row], Iterable[Row]], row: Row) -> Iterable[Row]:
+    return (row,) if row.fault is not None else expand(row)
+
+
+_DETECTION = Form(
+    frozenset(("img_path", "expression", "bbox")),
+    "a detection file (img_path, expression, bbox): boxes to measure with, and no answers to learn",
+)
+
+
+def form_of_row(value: Mapping[str, Any]) -> Form | None:
+    """The form with the most fields of those that the row has; the first one of several."""
+    forms = [form for dataset in DATASETS.values() for form in dataset.forms]
+    fitting = [form for form in (*forms, _DETECTION) if form.fields <= value.keys()]
+    return max(fitting, key=lambda form: len(form.fields), default=None)
+
+
+def _check_form(dataset: Dataset, form: Form | None, uri: str) -> None:
+    """The first row of a file tells whether the file is the right one.
+
+    Raises:
+        InputError: it is of a form that this dataset does not read.
+    """
+    if form is None or form in dataset.forms:
+        return
+    readers = " or ".join(f"--source {name}" for name, other in DATASETS.items() if form in other.forms)
+    wanted = " or ".join(form.name for form in dataset.forms)
+    raise InputError(f"{uri} is {form.name}{f'; {readers} reads it' if readers else ''}. This source reads {wanted}")
+
+
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int, *, at_once: Callable[[T], R] | None = None
+) -> Iterator[R]:
+    """`function` of each item, some at once, results in the order of the items; never far ahead of its reader.
+
+    at_once: gives the same in this thread, or raises NotAtHand where that means waiting.
+
+    Raises:
+        Interrupted: a stop was asked for; the item that came then is not begun.
+    """
+    items = until_stopped(items)
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[R]] = deque()
+        untried = 0  # items that go to a thread without a try: where one image is new, the next ones mostly are
+        try:
+            for item in items:
+                if under_way or untried or at_once is None:
+                    untried = max(untried - 1, 0)
+                else:
+                    try:
+                        yield at_once(item)
+                        continue
+                    except NotAtHand:
+                        untried = 4 * workers
+                under_way.append(pool.submit(function, item))
+                while under_way and (under_way[0].done() or len(under_way) >= 4 * workers):
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    for item in items:
+        stop.raise_if_requested()
+        yield item
+
+
+def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:
+    readable = detail[:500].encode(errors="replace").decode()  # half a surrogate pair is no text, but may be in JSON
+    return Rejection(id=row.id, stage=STAGE, reason=reason, detail=readable)

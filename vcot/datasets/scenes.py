@@ -1,0 +1,294 @@
+"""Drawn scenes as Samples: one image, one question, exact boxes; needs no files at all.
+
+Scene n is a pure function of the seed and n. Its image is stored below the stage's own folder, so that it has a URI
+like any other; drawing it again gives the same bytes (drawing.py). The rehearsal model (examples/rehearsal) learns
+from the same questions, and the tests of the chain use them where a dataset is wanted that needs no download.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
+
+from vcot.datasets.base import ConversionContext, QuestionKind, QuestionOptions, dataset
+from vcot.datasets.row import Row
+from vcot.grounding import Box, Mention
+from vcot.records import Sample
+from vcot.settings import setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+
+class SceneOptions(QuestionOptions):
+    scenes: int = setting(200, "scenes: how many are drawn", unit="scenes", ge=1)
+
+
+def rows(context: ConversionContext) -> Iterator[Row]:
+    """The kinds of questions take turns."""
+    kinds = context.own.questions
+    for number in range(context.own.scenes):
+        yield Row(f"scene:{number:06d}", {"number": number, "kind": kinds[number % len(kinds)]})
+
+
+@dataset(
+    "scenes",
+    "drawn scenes with exact boxes; needs no input",
+    "--scenes 2000",
+    options=SceneOptions,
+    rows=rows,
+    needs_input=False,
+    called="scenes",
+    licence="Apache-2.0",
+)
+def sample(row: Row, context: ConversionContext) -> Sample:
+    import numpy as np  # which --check need not wait for
+
+    from vcot.datasets.drawing import draw_scene
+
+    number = row.value["number"]
+    dice = np.random.default_rng([context.options.seed, number])
+    scene = draw_scene(dice, SceneSpec())
+    question = ask(dice, scene, row.value["kind"])
+    png = io.BytesIO()
+    scene.image.save(png, "PNG", compress_level=6)
+    image = context.images.keep(f"{number:06d}.png", png.getvalue())
+    edges = partial(Box.from_pixels, width=image.width, height=image.height, overhang=1e-3)
+    return Sample(
+        id=row.id,
+        image=image,
+        question=question.text,
+        answers=(question.answer,),
+        evidence=tuple(
+            Mention(part.label, tuple(edges(*box) for box in part.boxes))
+            for part in question.reasoning
+            if isinstance(part, Pointing)
+        ),
+        origin=context.origin(row, image, "scenes"),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- what is drawn
+
+BoxXYXY = tuple[float, float, float, float]
+COLOURS: tuple[str, ...] = ("red", "yellow", "green", "blue", "violet", "white", "black")
+SHAPES: tuple[str, ...] = ("disc", "square", "triangle", "star", "ring", "blob")
+
+PLACES: tuple[tuple[str, str, str], ...] = (
+    ("top left", "top", "top right"),
+    ("left", "centre", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+
+KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
+
+# Things that are never drawn. A question about one of them has the true answer "I see none",
+# so that a model does not learn to point at whatever stands out, no matter what was asked.
+NEVER_DRAWN: tuple[str, ...] = (
+    "dog", "brown horse", "cup", "old wooden chair", "tall man", "tree", "blue car", "small bird",
+    "kitchen table", "street sign", "apple", "left hand", "green bottle", "grey cat", "clock",
+    "book on the shelf", "window", "woman with a hat", "bicycle", "white cloud", "traffic light",
+    "bowl", "red umbrella", "laptop", "front door", "train", "boat", "shoe", "orange slice", "lamp",
+    "white house", "black dog", "yellow bus", "small key", "large stone wall", "face", "lever",
+    "plate of rice", "sheep", "white bread", "phone", "gear", "violet flower", "leaf", "bone",
+    "muscle", "tooth", "bear", "wheel", "glove", "button", "spoon", "fish", "snow", "egg", "moon",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """A labelled object and its tight visible extent, in float pixels of the scene's image.
+
+    `box` is (x1, y1, x2, y2), x to the right, y down, inside the image.
+    """
+
+    colour: str
+    shape: str
+    box: BoxXYXY
+
+    @property
+    def label(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An RGB image and the objects that can be asked about, in drawing order."""
+
+    image: Image.Image
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(o.label for o in self.objects)
+
+    def boxes(self, label: str) -> tuple[BoxXYXY, ...]:
+        """The boxes of every object with this label, from left to right."""
+        return tuple(sorted(o.box for o in self.objects if o.label == label))
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSpec:
+    """What kind of scene to draw.
+
+    `width` and `height` are pixels of the image. `rough` in [0, 1] is how untidy the scenes
+    are: 0 draws flat shapes on plain ground, 1 the full range. `repeats` is the share of scenes
+    in which one label stands for two or three objects.
+    """
+
+    width: int = 160
+    height: int = 120
+    least: int = 1
+    most: int = 3
+    rough: float = 1.0
+    repeats: float = 0.12
+    smallest: float = 0.09
+    largest: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pointing:
+    """A label and the boxes it points at, float pixels of the scene's image."""
+
+    label: str
+    boxes: tuple[BoxXYXY, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a scene with its true reasoning (text and pointings) and answer."""
+
+    kind: QuestionKind
+    text: str
+    reasoning: tuple[str | Pointing, ...]
+    answer: str
+
+
+# ----------------------------------------------------------------------------------------------------- questions
+
+
+def place(box: BoxXYXY, width: int, height: int) -> str:
+    """Which ninth of the image the box's centre lies in."""
+    col = min(2, int((box[0] + box[2]) / 2 / width * 3))
+    row = min(2, int((box[1] + box[3]) / 2 / height * 3))
+    return PLACES[row][col]
+
+
+WHERE = ("Where is the {0}?", "Where is the {0}?", "Where do you see the {0}?", "Find the {0}.",
+         "Locate the {0}.", "Point at the {0}.", "Show me the {0}.")  # fmt: skip
+COUNT = ("How many {0}s are there?", "How many {0}s do you see?", "Count the {0}s.")
+POINT = ("Point at every {0}.", "Where are the {0}s?", "Find every {0}.")
+PRESENCE = ("Is there a {0}?", "Do you see a {0}?", "Is a {0} in the picture?")
+
+
+def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def ask_where(rng: np.random.Generator, scene: Scene, label: str) -> Question:
+    """Where is the one object of this label? Answered "no" where there is none."""
+    text = _pick(rng, WHERE).format(label)
+    boxes = scene.boxes(label)
+    if not boxes:
+        return Question("where", text, (f"I see no {label}.",), "no")
+    if len(boxes) > 1:
+        raise ValueError(f"{len(boxes)} objects are called {label!r}; 'where' needs one")
+    spot = place(boxes[0], scene.image.width, scene.image.height)
+    reasoning = ("The ", Pointing(label, boxes), f" is at the {spot}.")
+    return Question("where", text, reasoning, spot)
+
+
+def ask_count(
+    rng: np.random.Generator, scene: Scene, label: str, kind: Literal["count", "point"] = "count"
+) -> Question:
+    """How many are there, and where is each?"""
+    text = _pick(rng, COUNT if kind == "count" else POINT).format(label)
+    boxes = scene.boxes(label)
+    count = str(len(boxes))
+    seen: tuple[str | Pointing, ...] = (
+        ("I see ", Pointing(label, boxes), f". That makes {count}.") if boxes else (f"I see no {label}. That makes 0.",)
+    )
+    return Question(kind, text, seen, count)
+
+
+def ask_presence(rng: np.random.Generator, scene: Scene, label: str) -> Question:
+    """Is there one at all?"""
+    text = _pick(rng, PRESENCE).format(label)
+    boxes = scene.boxes(label)
+    if not boxes:
+        return Question("presence", text, (f"I see no {label}.",), "no")
+    return Question("presence", text, ("I see ", Pointing(label, boxes), "."), "yes")
+
+
+_ONSETS = ("b", "bl", "c", "ch", "d", "f", "g", "h", "j", "l", "m", "n", "p", "pl", "s", "st", "t", "tr", "v", "w", "")
+_VOWELS = ("a", "e", "i", "o", "oo", "u", "ea")
+_ENDS = ("", "ck", "d", "ll", "m", "n", "r", "t", "s", "x", "ng")
+
+
+def made_up_label(rng: np.random.Generator) -> str:
+    """One to three words of no meaning, some behind the name of a colour."""
+    words = [_pick(rng, COLOURS)] if rng.random() < 0.6 else []
+    for _ in range(int(rng.integers(1, 3))):
+        syllables = int(rng.integers(1, 4))
+        words.append("".join(_pick(rng, _ONSETS) + _pick(rng, _VOWELS) + _pick(rng, _ENDS) for _ in range(syllables)))
+    return " ".join(words)
+
+
+def absent_label(rng: np.random.Generator, scene: Scene, unknown: float = 0.3, made_up: float = 0.0) -> str:
+    """A label that nothing in the scene has.
+
+    A share of `unknown` are words that no scene knows, a share of `made_up` of them without any meaning; the rest
+    often share a word with something that is there.
+    """
+    if rng.random() < unknown:
+        return made_up_label(rng) if made_up and rng.random() < made_up else _pick(rng, NEVER_DRAWN)
+    present = set(scene.labels)
+    while True:
+        colour, shape = _pick(rng, COLOURS), _pick(rng, SHAPES)
+        if scene.objects and rng.random() < 0.6:
+            near = scene.objects[int(rng.integers(len(scene.objects)))]
+            if rng.random() < 0.5:
+                colour = near.colour
+            else:
+                shape = near.shape
+        if f"{colour} {shape}" not in present:
+            return f"{colour} {shape}"
+
+
+def ask(rng: np.random.Generator, scene: Scene, kind: QuestionKind) -> Question:
+    """One question of this kind, about something in the scene (mostly) or not in it."""
+    present = list(dict.fromkeys(scene.labels))
+    single = [x for x in present if len(scene.boxes(x)) == 1]
+    if kind == "where":
+        return ask_where(rng, scene, _pick(rng, single) if single else absent_label(rng, scene))
+    if kind == "presence":
+        there = bool(present) and rng.random() < 0.5
+        return ask_presence(rng, scene, _pick(rng, present) if there else absent_label(rng, scene))
+    there = bool(present) and rng.random() < 0.85
+    several = [x for x in present if len(scene.boxes(x)) > 1]
+    label = (
+        _pick(rng, several)
+        if there and several and rng.random() < 0.7
+        else _pick(rng, present)
+        if there
+        else absent_label(rng, scene)
+    )
+    return ask_count(rng, scene, label, kind)
+
+
+def ask_several(rng: np.random.Generator, scene: Scene, where_all: bool = True) -> list[Question]:
+    """The questions one training image is used for: mostly "where", some of the others."""
+    single = [x for x in dict.fromkeys(scene.labels) if len(scene.boxes(x)) == 1]
+    asked = [ask_where(rng, scene, x) for x in single] if where_all else []
+    if not asked or rng.random() < 0.25:
+        asked.append(ask_where(rng, scene, absent_label(rng, scene, 0.7, 0.6)))
+    repeated = len(single) < len(set(scene.labels))
+    if repeated or rng.random() < 0.3:
+        others: tuple[QuestionKind, ...] = ("count", "point", "presence")
+        kind = others[int(rng.integers(2 if repeated else 3))]
+        asked.append(ask(rng, scene, kind))
+    return asked

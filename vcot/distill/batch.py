@@ -1,0 +1,325 @@
+"""Requests that can wait are asked in batches, at a lower price, before the shards begin: `--batch`.
+
+    <stage>/_batches/0000000001.json         the requests of a file, written before it is submitted
+                     0000000001.sent.json    the id of the batch
+                     0000000001.done.json    what came of it
+
+Round after round the rows are gone through with the replies that are stored; what they would ask next becomes a batch,
+whose replies are stored like all others. So shards find nearly everything there, and ask the rest singly: what failed
+in a batch, and a last round that is too small to wait a day for. A request is in one batch at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+import openai
+from openai.types import Batch
+from pydantic import ValidationError
+
+from vcot import logging
+from vcot.distill.answers import as_dict, completion_of, refused
+from vcot.distill.costs import NOTHING, SENT, Costs, Usage, Worst, total
+from vcot.distill.endpoint import Endpoint, body_of, refuses_the_row
+from vcot.distill.estimate import NotKept
+from vcot.distill.prices import PICO, dollars
+from vcot.distill.request import Asker, Request
+from vcot.distill.runner import ModelTeacher
+from vcot.errors import InputError, SettingsError, TemporaryError
+from vcot.records import Completion, Sample
+from vcot.records.base import Record
+from vcot.redaction import redacted
+from vcot.stage import stop
+from vcot.storage import Store, join
+from vcot.storage.numbered import append, numbered
+
+POLL = 30.0  # seconds between two looks at a batch
+SMALL = 0.05  # a further round is asked singly where it has no more than this share of the first round's requests
+MOST_LINES, MOST_BYTES = 50_000, 200_000_000  # of one file, as the provider allows
+URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
+NAME = "vcot"  # under which a batch says whose it is, in its metadata
+LOOKED_THROUGH = 1000  # batches of this account among which one of ours is looked for
+
+
+class Gone(Exception):
+    """The endpoint does not know a batch, or a file of one, any more; or never did."""
+
+
+class Sent(Record):
+    """Requests of one file: key → model, and the most tokens of prompt and reply."""
+
+    version: Literal[2] = 2
+    asked: dict[str, tuple[str, int, int]]
+    worst: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        """At most 64 characters, as metadata may have."""
+        return hashlib.sha256("\n".join(sorted(self.asked)).encode()).hexdigest()
+
+
+File = tuple[Path, dict[str, Worst]]
+"""Requests that are to become a batch, a line each, and the worst case of each by its key."""
+
+
+class Batches:
+    def __init__(self, teacher: ModelTeacher, store: Store, stage_uri: str) -> None:
+        self._teacher, self._ledger = teacher, teacher.client.ledger
+        self._store, self._uri = store, join(stage_uri, "_batches")
+        self._tried: set[str] = set()  # keys that were in a batch
+
+    def run(self, rows: Callable[[], Iterable[Sample]]) -> None:
+        """Until all that can wait is stored."""
+        endpoint, first = BatchEndpoint(self._teacher.client.endpoint), 0
+        try:
+            while True:
+                self._collect(endpoint)
+                with tempfile.TemporaryDirectory(prefix="batches-") as scratch:
+                    files = self._next_requests(rows(), Path(scratch))
+                    asked = sum(len(requests) for _, requests in files)
+                    first = first or asked
+                    if not asked or asked <= SMALL * first:
+                        return
+                    for path, requests in files:
+                        self._submit(endpoint, path, requests)
+        finally:
+            self._teacher.wait_for(endpoint.close())
+
+    def _next_requests(self, rows: Iterable[Sample], scratch: Path) -> list[File]:
+        """The next request of each row whose reply is neither stored nor was asked for in a batch."""
+        writer = FileWriter(self._teacher, scratch, self._tried)
+
+        async def next_of(row: Sample, _: Asker) -> None:
+            with suppress(NotKept):
+                await self._teacher.strategy.outcome(row, writer)
+
+        for _ in self._teacher.map(rows, next_of):
+            pass
+        return writer.files
+
+    def _submit(self, endpoint: BatchEndpoint, path: Path, requests: dict[str, Worst]) -> None:
+        """Written down, then submitted, then written down again."""
+        worst = total(one.usage for one in requests.values())
+        if self._ledger.take(worst, worst) is None:
+            return  # another process took it meanwhile
+        asked = {key: (one.model, one.tokens_in, one.tokens_out) for key, one in requests.items()}
+        sent = Sent(asked=asked, worst=worst)
+        number = max(numbered(self._store, self._uri), default=0)
+        while append(self._store, self._uri, sent.line(), number) is None:
+            number += 1
+        try:
+            batch = self._teacher.wait_for(endpoint.submit(path, sent.name))
+        except SettingsError:  # it was refused, so there is none; another failure may hide one that was made
+            self._finish(number + 1, sent, NOTHING, {"never_sent": True})
+            raise
+        self._write(number + 1, "sent", {"batch": batch})
+        logging.get().info("batch submitted", batch=batch, requests=len(requests))
+
+    def _collect(self, endpoint: BatchEndpoint) -> None:
+        """Every batch on record is waited for, and its replies are stored."""
+        for number, uri in numbered(self._store, self._uri).items():
+            try:
+                sent = Sent.model_validate_json(self._store.read(uri))
+            except ValidationError as error:
+                raise InputError(
+                    f"{uri} is not a record of a batch, or one of another version ({error.errors()[0]['msg']}); use "
+                    "another run name"
+                ) from None
+            done = self._read(number, "done") or self._wait_for(endpoint, number, sent)
+            if not done.get("never_sent"):
+                self._tried |= sent.asked.keys()
+
+    def _wait_for(self, endpoint: BatchEndpoint, number: int, sent: Sent) -> dict[str, Any]:
+        wait, known = self._teacher.wait_for, self._read(number, "sent")
+        name = known["batch"] if known else wait(endpoint.find(sent.name))
+        if name is None:  # a process ended between the record and the batch
+            return self._finish(number, sent, NOTHING, {"never_sent": True})
+        why, kept, spent = "", 0, Usage(*sent.worst)
+        try:
+            batch = wait(endpoint.ended(name))
+            if batch.status == "failed":  # it is refused as a whole
+                errors = (batch.errors.data if batch.errors else None) or []
+                why = "; ".join(error.message or "" for error in errors[:3]) or "no reason given"
+            kept, spent = wait(self._keep_replies(endpoint, batch, sent))
+        except Gone as gone:  # it was paid for, perhaps
+            why = str(gone)
+        if why:
+            why = redacted(why)[:500]  # in this order: half a key would not be recognised
+            logging.get().warning("batch failed: what it asked is asked singly", batch=name, why=why)
+        done = {"kept": kept, "failed": len(sent.asked) - kept, "usd": spent.pico / PICO}
+        logging.get().info("batch merged", batch=name, kept=kept, of=len(sent.asked), cost=dollars(spent.pico))
+        return self._finish(number, sent, spent, done | ({"why": why} if why else {}))
+
+    async def _keep_replies(self, endpoint: BatchEndpoint, batch: Batch, sent: Sent) -> tuple[int, Usage]:
+        """How many replies were stored, and what the batch did cost."""
+        client, kept = self._teacher.client, 0
+        worst = {key: client.costs.worst_of(*asked, batch=True) for key, asked in sent.asked.items()}
+        # Of a request without a line nobody knows; none was asked, where the batch was refused as a whole.
+        refused_whole = batch.status == "failed" and not batch.output_file_id
+        spent = {key: NOTHING if refused_whole else one.usage for key, one in worst.items()}
+        for file in filter(None, (batch.output_file_id, batch.error_file_id)):
+            async for line in endpoint.lines(file):
+                key = line.get("custom_id")
+                if not isinstance(key, str) or key not in worst:
+                    continue
+                reply, spent[key] = _read_line(line, worst.pop(key), client.costs)
+                if reply is not None:
+                    await asyncio.to_thread(client.cache.keep, key, reply)
+                    kept += 1
+        return kept, total(spent.values())
+
+    def _finish(self, number: int, sent: Sent, spent: Usage, done: dict[str, Any]) -> dict[str, Any]:
+        if self._write(number, "done", done):  # else another process gives it back
+            self._ledger.give_back(Usage(*sent.worst).minus(spent))
+        return done
+
+    def _read(self, number: int, what: str) -> dict[str, Any] | None:
+        uri = join(self._uri, f"{number:010d}.{what}.json")
+        return json.loads(self._store.read(uri)) if self._store.stat(uri) else None
+
+    def _write(self, number: int, what: str, said: dict[str, Any]) -> bool:
+        uri = join(self._uri, f"{number:010d}.{what}.json")
+        return self._store.write_once(uri, redacted(json.dumps(said)).encode())
+
+
+class FileWriter:
+    """An Asker that has what is stored, and writes what is not into files for batches, as far as the budget goes."""
+
+    def __init__(self, teacher: ModelTeacher, scratch: Path, tried: set[str]) -> None:
+        self.files: list[File] = []
+        self._client, self._scratch, self._seen = teacher.client, scratch, set(tried)
+        self._left = teacher.client.ledger.left()
+
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
+        key = request.key()
+        kept = await asyncio.to_thread(self._client.cache.get, key)
+        if kept is not None:
+            return kept
+        if key not in self._seen:
+            self._seen.add(key)
+            body = await body_of(request, self._client.images)
+            worst = self._client.costs.worst(request, batch=True)
+            if worst.usage.within(self._left):
+                self._left = self._left.minus(worst.usage)
+                line = json.dumps({"custom_id": key, "method": "POST", "url": URL, "body": body}).encode() + b"\n"
+                path, requests = self._file_for(len(line))
+                with path.open("ab") as out:
+                    out.write(line)
+                requests[key] = worst
+        raise NotKept
+
+    def _file_for(self, size: int) -> File:
+        """The last one, or a new one where that is full."""
+        if self.files:
+            path, requests = self.files[-1]
+            if len(requests) < MOST_LINES and path.stat().st_size + size <= MOST_BYTES:
+                return path, requests
+        self.files.append((self._scratch / f"{len(self.files)}.jsonl", {}))
+        return self.files[-1]
+
+
+class BatchEndpoint:
+    """All calls of the client that concern batches; for its event loop."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.address = endpoint.address
+        # httpx says beforehand how long a file is, and aiohttp does not.
+        http = openai.DefaultAsyncHttpxClient()
+        self._client = endpoint.client.with_options(max_retries=5, timeout=600, http_client=http)
+
+    async def submit(self, path: Path, name: str) -> str:
+        """A file of requests becomes a batch; its id. Not tried again: `find` tells whether it was made."""
+        with self._explained():
+            file = await self._client.files.create(file=path, purpose="batch")
+            made = await self._client.with_options(max_retries=0).batches.create(
+                completion_window="24h", endpoint=URL, input_file_id=file.id, metadata={NAME: name}
+            )
+            return made.id
+
+    async def find(self, name: str) -> str | None:
+        """The id of the batch that was submitted under this name, if it was."""
+        seen = 0
+        with self._explained():
+            async for batch in self._client.batches.list(limit=100):
+                seen += 1
+                if (batch.metadata or {}).get(NAME) == name:
+                    return batch.id
+                if seen == LOOKED_THROUGH:
+                    break
+        return None
+
+    async def ended(self, name: str) -> Batch:
+        """The batch, once it has ended: completed, expired or cancelled in part, or failed before anything was asked.
+
+        Raises Gone.
+        """
+        while True:
+            with self._explained():
+                try:
+                    batch = await self._client.batches.retrieve(name)
+                except openai.NotFoundError as error:
+                    raise Gone(error.message) from error
+            if batch.status in ("completed", "expired", "cancelled", "failed"):
+                return batch
+            counts = batch.request_counts
+            logging.get().info(
+                "batch under way", batch=name, status=batch.status, done=counts.completed if counts else "unknown",
+                of=counts.total if counts else "unknown",
+            )  # fmt: skip
+            for _ in range(max(1, round(POLL))):
+                stop.raise_if_requested("the batch goes on at the endpoint")
+                await asyncio.sleep(min(1.0, POLL))
+
+    async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
+        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over.
+
+        Raises Gone.
+        """
+        with self._explained():
+            try:
+                async with self._client.files.with_streaming_response.content(file) as answer:
+                    async for line in answer.iter_lines():
+                        try:
+                            said = json.loads(line)
+                        except (ValueError, RecursionError):
+                            continue
+                        if isinstance(said, dict):
+                            yield said
+            except openai.NotFoundError as error:
+                raise Gone(error.message) from error
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (openai.OpenAIError, httpx2.HTTPError) as error:
+            status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+            passes = status in (0, 408, 409, 425, 429) or status >= 500
+            if isinstance(error, openai.APIError) and (not passes or error.code == "insufficient_quota"):
+                raise SettingsError(f"{self.address} takes no batch ({error.message}); run without --batch") from error
+            what = f"{self.address}: {error}; what is submitted goes on there: run the same command again"
+            raise TemporaryError(what) from error
+
+
+def _read_line(line: dict[str, Any], worst: Worst, costs: Costs) -> tuple[Completion | None, Usage]:
+    """The reply on a line of a batch's files (None where this request failed), and what it takes of the budget."""
+    response = as_dict(line.get("response"))
+    status, body = response.get("status_code"), response.get("body")
+    if status == 200:
+        reply = completion_of(body, worst.model, 0.0)
+        return costs.spent(reply, worst) if reply is not None else (None, worst.usage)
+    if status is None and not line.get("error"):
+        return None, worst.usage  # it does not say what became of it
+    error = as_dict(as_dict(body).get("error") or line.get("error"))
+    return (refused(worst.model) if refuses_the_row(status, error.get("code")) else None), SENT

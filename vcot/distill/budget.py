@@ -1,0 +1,175 @@
+"""The budget of a run: it is never passed, by any number of requests at once, of processes, pods, batches or kills.
+
+    await lease.reserve(worst)  →  send  →  lease.settle(worst, spent)
+
+One ledger in storage holds what was taken from the budget before it is spent:
+
+    <stage>/_budget/0000000001.json    {"holder": "pod-a-…", "taken": [picodollars, tokens, requests], "total": […]}
+                    0000000002.json    {"holder": "pod-a-…", "taken": [-…], "total": […]}    given back
+
+A process takes a lease that serves several requests and gives back what is left of it when it ends. What a killed
+process had taken and not given back counts as spent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterable
+from decimal import Decimal
+
+from vcot.distill.costs import NOTHING, UNLIMITED, Usage
+from vcot.distill.prices import PICO, Prices, dollars
+from vcot.errors import BudgetSpent, InputError, SettingsError
+from vcot.storage import Store, join
+from vcot.storage.numbered import append, numbered
+
+FLAGS = ("--budget-usd", "--budget-tokens", "--budget-requests")
+
+# A lease takes no more than this part of what is left, so that the last money is not stuck with one process, and a
+# killed one loses little.
+SHARE = 64
+
+
+def budget_of(usd: Decimal | None, tokens: int | None, requests: int | None) -> Usage:
+    return Usage(UNLIMITED if usd is None else int(usd * PICO), tokens or UNLIMITED, requests or UNLIMITED)
+
+
+def check_prices(prices: Prices, models: Iterable[str | None], budget: Usage) -> None:
+    """Raises SettingsError: dollars are limited, and nobody knows what a model costs."""
+    unknown = [model for model in models if model and prices.of(model) is None]
+    if unknown and budget.pico != UNLIMITED:
+        raise SettingsError(
+            f"{FLAGS[0]} {dollars(budget.pico)}: unknown price of {', '.join(unknown)}, so nobody can keep to it. "
+            "Give the price with --prices FILE (vcot/distill/prices.toml shows the form), or limit --budget-tokens"
+        )
+
+
+class Ledger:
+    """What was taken of a budget, by all processes of the run.
+
+    Entries are numbered and written once: of two processes that take at the same moment, one must look again.
+    """
+
+    def __init__(self, store: Store, stage_uri: str, budget: Usage) -> None:
+        self.budget = budget
+        self._store, self._uri = store, join(stage_uri, "_budget")
+        self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._taken, self._last = NOTHING, 0
+
+    @property
+    def limited(self) -> bool:
+        return any(limit != UNLIMITED for limit in self.budget)
+
+    def take(self, least: Usage, wanted: Usage) -> Usage | None:
+        """Takes what is wanted, as far as a fair share of what is left goes; None, and nothing happens, where less
+        than `least` is left."""
+        while True:
+            left = self.budget.minus(self._taken).most(NOTHING)
+            if not least.within(left):
+                left = self.left()  # somebody may have given back
+                if not least.within(left):
+                    return None
+            share = Usage(*(limit // SHARE for limit in left))
+            granted = least.most(wanted.least(share)).most(NOTHING)
+            if self._write(granted):
+                return granted
+
+    def give_back(self, usage: Usage) -> None:
+        """Below zero where more was spent than was taken: then that is written down, too."""
+        while self.limited and usage != NOTHING and not self._write(NOTHING.minus(usage)):
+            pass
+
+    def taken(self) -> Usage:
+        self._catch_up()
+        return self._taken
+
+    def left(self) -> Usage:
+        return self.budget.minus(self.taken()).most(NOTHING)
+
+    def _write(self, taken: Usage) -> bool:
+        """Whether it became the next entry; else the entries of others are known now."""
+        total = self._taken.plus(taken)
+        entry = json.dumps({"holder": self._holder, "taken": taken, "total": total}).encode()
+        if append(self._store, self._uri, entry, self._last) is None:
+            self._catch_up()
+            return False
+        self._taken, self._last = total, self._last + 1
+        return True
+
+    def _catch_up(self) -> None:
+        """An entry holds the total of all before it, so the newest one is enough."""
+        entries = numbered(self._store, self._uri)
+        newest = max(entries, default=0)
+        if newest <= self._last:
+            return
+        try:
+            taken = Usage(*map(int, json.loads(self._store.read(entries[newest]))["total"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{entries[newest]} is not an entry of a budget ({error}); use another run name") from None
+        self._taken, self._last = taken, newest
+
+
+class Lease:
+    """What one process has taken of the budget and not yet spent; for one event loop.
+
+    Args:
+        requests: how many requests of the present size are taken at once, at most.
+    """
+
+    def __init__(self, ledger: Ledger, requests: int) -> None:
+        self._ledger, self._requests = ledger, requests
+        self._taking: asyncio.Future[bool] | None = None
+        self._free, self._under_way = (NOTHING if ledger.limited else ledger.budget), 0
+        self._turn, self._returned = asyncio.Lock(), asyncio.Event()
+
+    async def reserve(self, worst: Usage) -> None:
+        """Raises BudgetSpent: so much is not left, and nothing that is under way can come back."""
+        async with self._turn:  # who came first is served first
+            while not worst.within(self._free):
+                self._returned.clear()
+                missing = worst.minus(self._free).most(NOTHING)
+                wanted = Usage(*(self._requests * one for one in worst)).minus(self._free)
+                self._taking = asyncio.ensure_future(self._take(missing, wanted))
+                if await asyncio.shield(self._taking) or self._returned.is_set():
+                    continue
+                if not self._under_way:
+                    raise BudgetSpent(self._explain(missing))
+                await self._returned.wait()
+            self._free = self._free.minus(worst)
+            self._under_way += 1
+
+    def settle(self, worst: Usage, spent: Usage) -> None:
+        """The try is over: what it did not spend is free again."""
+        self._free = self._free.plus(worst).minus(spent)
+        self._under_way -= 1
+        self._returned.set()
+
+    async def close(self) -> None:
+        """Gives back what was not spent."""
+        async with self._turn:
+            if self._taking is not None:
+                await self._taking  # of a request that was called off
+            free, self._free = self._free, NOTHING
+            await asyncio.to_thread(self._ledger.give_back, free)
+
+    async def _take(self, least: Usage, wanted: Usage) -> bool:
+        granted = await asyncio.to_thread(self._ledger.take, least, wanted)
+        self._free = self._free.plus(granted or NOTHING)
+        return granted is not None
+
+    def _explain(self, missing: Usage) -> str:
+        left, budget = self._ledger.left(), self._ledger.budget
+        limited = [n for n, limit in enumerate(budget) if limit != UNLIMITED]
+        lacks = [n for n in limited if missing[n] > left[n]] or limited
+        needs = " and ".join(f"{_written(missing)[n]} at worst, of {_written(left)[n]}" for n in lacks)
+        limits = ", ".join(f"{FLAGS[n]} {_written(budget)[n]}" for n in limited)
+        return f"{' and '.join(FLAGS[n] for n in lacks)} is spent: the next request needs {needs} left of {limits}"
+
+
+def _written(usage: Usage) -> tuple[str, str, str]:
+    """In the order of FLAGS."""
+    return dollars(usage.pico), f"{usage.tokens:,}", f"{usage.requests:,}"

@@ -1,0 +1,333 @@
+"""One OpenAI-compatible endpoint: asked as fast as it allows; what it says becomes a Completion, and what goes wrong
+becomes Unanswered, in words that say what to do.
+
+The client speaks HTTP and knows keys and Azure. It tries nothing twice: each try is paid for by itself, and
+client.TeacherClient alone decides about it. Several servers belong behind a gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import httpx2
+import openai
+from aiolimiter import AsyncLimiter
+from pydantic_core import from_json, to_json
+
+from vcot.distill.answers import read_completion
+from vcot.distill.images import ImagePacker
+from vcot.distill.request import Request
+from vcot.errors import SettingsError, TemporaryError, VcotError
+from vcot.records import Completion
+from vcot.redaction import learn, redacted
+
+CONNECT = 10.0  # seconds until a connection must stand
+LONGEST_PAUSE = 120.0  # seconds that a Retry-After is sat out
+BURST = 2.0  # seconds' worth of a minute's allowance that may be sent in one breath
+GROWTH = 4  # more requests at once, after as many answers as there are requests at once
+
+# Codes of a refused request (400, 413, 422) that speak of this one row; any other speaks of our settings.
+_ROW_CODES = (
+    "content_filter", "content_policy_violation", "invalid_image", "invalid_image_format", "invalid_image_url",
+    "image_parse_error", "invalid_base64_image", "image_too_large", "image_too_small", "image_content_policy_violation",
+    "unsupported_image_media_type", "context_length_exceeded", "string_above_max_length",
+)  # fmt: skip
+# A gateway gave up; what stands behind it may have answered, and be paid for it.
+_PERHAPS_ANSWERED = (408, 502, 504, 524)
+_BEFORE_SENDING = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_JSON: Any = {"headers": {"Content-Type": "application/json"}}
+_TIMEOUT = httpx2.Timeout(None, connect=CONNECT)  # the endpoint itself times a whole try
+
+
+class Unanswered(Exception):
+    """A try that gave no reply.
+
+    Args:
+        trouble: what to tell if it is not made again.
+        again: whether the same request may pass if it is sent once more.
+        sent: whether the request left this process.
+        billed: whether the endpoint may have answered all the same, and be paid for it.
+        whole: whether it concerns all requests (the account, the model, the way there), and not perhaps this one.
+    """
+
+    def __init__(
+        self, trouble: VcotError, *, again: bool = False, sent: bool = True, billed: bool = False, whole: bool = False
+    ) -> None:
+        super().__init__(str(trouble))
+        self.trouble, self.again, self.sent, self.billed, self.whole = trouble, again, sent, billed, whole
+
+
+class SchemaRefused(Unanswered):
+    """It knows no schemas, and will be asked without any from now on."""
+
+
+class Endpoint:
+    """Args: requests at once, at most; seconds that one try may take. For one event loop.
+
+    OPENAI_BASE_URL and OPENAI_API_KEY are the client's own variables, and so are Azure's (AZURE_OPENAI_ENDPOINT,
+    AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, OPENAI_API_VERSION). Nothing is opened, and no key is needed, before
+    the first request: a run that finds all its replies stored asks nobody.
+    """
+
+    def __init__(self, *, at_once: int, timeout: float) -> None:
+        base, azure = os.environ.get("OPENAI_BASE_URL"), os.environ.get("AZURE_OPENAI_ENDPOINT")
+        self._is_azure = bool(azure and not base)
+        self.address = azure if azure and not base else base or "https://api.openai.com/v1"
+        self.rate = Rate(at_once)
+        self._timeout = timeout
+        self._understood = False  # whether it ever answered with a chat completion
+        self._takes_schemas = True  # until it says otherwise; then the words of the prompt must do
+
+    @cached_property
+    def client(self) -> openai.AsyncOpenAI:
+        """Raises SettingsError: no key, or an address that is none."""
+        # aiohttp takes a third less CPU for a request than the client's default.
+        http = openai.DefaultAioHttpClient(timeout=_TIMEOUT)
+        if self._is_azure:
+            if key := os.environ.get("AZURE_OPENAI_API_KEY"):
+                _check_key("AZURE_OPENAI_API_KEY", key)
+            try:
+                return openai.AsyncAzureOpenAI(max_retries=0, timeout=_TIMEOUT, http_client=http)
+            except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
+                raise SettingsError(f"AZURE_OPENAI_ENDPOINT={self.address}: {error}") from error
+        if not self.address.startswith(("http://", "https://")):
+            raise SettingsError(f"OPENAI_BASE_URL={self.address}: it should begin with http:// or https://")
+        if not (key := os.environ.get("OPENAI_API_KEY")):
+            raise SettingsError(
+                "OPENAI_API_KEY is not set; give the key of the teacher's endpoint (any word where it asks for none)"
+            )
+        _check_key("OPENAI_API_KEY", key)
+        try:
+            return openai.AsyncOpenAI(
+                api_key=key, base_url=self.address, max_retries=0, timeout=_TIMEOUT, http_client=http
+            )
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise SettingsError(f"OPENAI_BASE_URL={self.address}: it is no address ({error})") from error
+
+    async def ask(self, body: bytes, model: str) -> Completion | None:
+        """The reply to one request, the JSON of a chat completion's; at most one request is sent.
+
+        None: the endpoint refuses this request for its content, and is not paid.
+
+        Raises:
+            Unanswered: it cannot be reached, is too slow, or refuses.
+            SchemaRefused: the request is to be sent again at once.
+            SettingsError: no key, or an address that is none; nothing was sent.
+        """
+        client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
+        path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
+        body = body if demanded else _without_schema(body)
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
+        except TimeoutError as error:
+            raise self._unreachable(f"no answer in time, {self._timeout:g} s", sent=True) from error
+        except openai.APIStatusError as error:
+            if demanded and _knows_no_schemas(error):
+                self._takes_schemas = False
+                raise SchemaRefused(SettingsError(_words_of(error))) from error
+            if refuses_the_row(error.status_code, error.code):
+                return None
+            raise self._explain(error, model) from error
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            causes: list[BaseException] = [error]
+            while causes[-1].__cause__ is not None:
+                causes.append(causes[-1].__cause__)
+            sent = not any(isinstance(cause, _BEFORE_SENDING) for cause in causes)
+            raise self._unreachable(str(causes[-1]) or type(causes[-1]).__name__, sent=sent) from error
+        completion = read_completion(answer.content, model, time.monotonic() - begun)
+        if completion is None:
+            raise Unanswered(self._strange(answer.content), again=True, billed=True)
+        self._understood = True
+        self.rate.answered(answer.headers)
+        return completion
+
+    async def close(self) -> None:
+        if "client" in vars(self):
+            await self.client.close()
+
+    def _explain(self, error: openai.APIStatusError, model: str) -> Unanswered:
+        """What a refusal means, and whether the same request may pass later."""
+        status, said, headers = error.status_code, _words_of(error), error.response.headers
+        wait = retry_after(headers)
+        match status:
+            case 401 | 403:
+                key = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"
+                return Unanswered(SettingsError(f"{self.address} refuses the key in {key} ({said})"), whole=True)
+            case 404:
+                what = f"{self.address} knows no model --model {model}, or has no /chat/completions"
+                return Unanswered(SettingsError(f"{what}; most addresses end in /v1 ({said})"), whole=True)
+            case _ if status == 402 or error.code == "insufficient_quota":
+                what = f"{self.address}: the account of this key has no money left ({said})"
+                return Unanswered(SettingsError(what), whole=True)
+            case 408 | 409 | 429:
+                self.rate.refused(headers)
+                until = f"; Retry-After: {headers['retry-after']}" if "retry-after" in headers else ""
+                what = f"{self.address} turns requests away for now ({said}{until}): wait, or lower --concurrency"
+            case _ if status >= 500:
+                self.rate.pause(wait or 0.0)
+                what = f"{self.address} fails for now ({said})"
+            case _:
+                return Unanswered(SettingsError(f"{self.address} refuses the request itself ({said})"))
+        # A pause longer than we sit out is left to whoever starts this again.
+        too_long = (wait or 0.0) > LONGEST_PAUSE
+        return Unanswered(
+            TemporaryError(what), again=not too_long, billed=status in _PERHAPS_ANSWERED,
+            whole=too_long or status == 429,
+        )  # fmt: skip
+
+    def _unreachable(self, why: str, *, sent: bool) -> Unanswered:
+        what = f"{self.address} cannot be reached ({why}): is OPENAI_BASE_URL right, and is the server up?"
+        return Unanswered(TemporaryError(what), again=True, sent=sent, billed=sent, whole=not sent)
+
+    def _strange(self, data: bytes) -> VcotError:
+        begins = redacted(data[:4000].decode(errors="replace"))[:80]
+        said = f"{self.address} answered with something that is not a chat completion: {begins!r}"
+        if self._understood:
+            return TemporaryError(said)
+        return SettingsError(f"{said}; OPENAI_BASE_URL should name an OpenAI-compatible endpoint, mostly ending in /v1")
+
+
+async def body_of(request: Request, images: ImagePacker) -> dict[str, Any]:
+    """A request as the JSON of a chat completion's, images as data URLs. Raises ImageError: one cannot be had."""
+    content: list[dict[str, Any]] = []
+    for part in request.parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            content.append({"type": "image_url", "image_url": {"url": await images.url(part)}})
+    body: dict[str, Any] = {
+        "model": request.model,
+        "max_completion_tokens": request.reply_tokens,
+        "messages": [{"role": "system", "content": request.prompt.text}, {"role": "user", "content": content}],
+    }
+    if request.schema is not None:
+        named = {"name": request.purpose, "strict": True, "schema": request.schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
+    return body | ({} if request.temperature is None else {"temperature": request.temperature})
+
+
+def _without_schema(body: bytes) -> bytes:
+    said = from_json(body)
+    said.pop("response_format", None)
+    return to_json(said)
+
+
+def _knows_no_schemas(error: openai.APIStatusError) -> bool:
+    """Whether it is the demanded shape of the reply that an endpoint refuses."""
+    said = _words_of(error).casefold()
+    return error.status_code in (400, 415, 422, 501) and any(
+        name in said for name in ("response_format", "json_schema", "structured output", "guided")
+    )
+
+
+def refuses_the_row(status: Any, code: Any) -> bool:
+    """Whether a refusal is about what was asked, and not about how we ask."""
+    return status == 413 or (status in (400, 422) and code in _ROW_CODES)
+
+
+def _words_of(error: openai.APIStatusError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("error")
+    message = body.get("message") or (inner.get("message") if isinstance(inner, dict) else None) or error.message
+    # Redacted before it is cut: half a key would not be recognised.
+    return f"{error.status_code}: {redacted(' '.join(str(message).split()))[:200]}"
+
+
+def _check_key(name: str, key: str) -> None:
+    if not key.isascii() or not key.isprintable() or key != key.strip():
+        raise SettingsError(
+            f"{name} of {len(key)} characters holds one that no key has (a line break at its end, perhaps)"
+        )
+    learn(key)
+
+
+class Rate:
+    """How fast the endpoint may be asked.
+
+    What is allowed a minute is learned from the headers of its answers (x-ratelimit-limit-requests, -tokens); how many
+    requests at once, from its refusals: 429 makes it three quarters, and answers make it grow again. Retry-After stops
+    everybody.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once, self.under_way = at_once, 0
+        self._allowed = float(at_once)
+        self._cut_at = -1.0
+        self._limits: dict[str, AsyncLimiter] = {}
+        self._paused_until = 0.0  # of time.monotonic
+        self._turn, self._changed = asyncio.Lock(), asyncio.Event()
+
+    @asynccontextmanager
+    async def slot(self, tokens: int) -> AsyncIterator[None]:
+        """Holds one of the places for requests under way; who came first is served first.
+
+        Args:
+            tokens: of the request and its reply, at most; they count against what is allowed a minute.
+        """
+        async with self._turn:
+            while self.under_way >= max(1, int(self._allowed)):
+                self._changed.clear()
+                await self._changed.wait()
+            self.under_way += 1
+        try:
+            for kind, limit in list(self._limits.items()):
+                await limit.acquire(1 if kind == "requests" else min(tokens, limit.max_rate))
+            while (left := self._paused_until - time.monotonic()) > 0:
+                await asyncio.sleep(left)
+            yield
+        finally:
+            self.under_way -= 1
+            self._changed.set()
+
+    def answered(self, headers: Mapping[str, str]) -> None:
+        self._allowed = min(float(self.at_once), self._allowed + GROWTH / self._allowed)
+        self._learn(headers)
+
+    def refused(self, headers: Mapping[str, str]) -> None:
+        """429: fewer at once; those that were under way together count as one refusal."""
+        now = time.monotonic()
+        if now - self._cut_at > 1:
+            self._allowed, self._cut_at = max(1.0, self._allowed * 3 / 4), now
+        self._learn(headers)
+        self.pause(retry_after(headers) or 0.0)
+
+    def pause(self, seconds: float) -> None:
+        self._paused_until = max(self._paused_until, time.monotonic() + min(seconds, LONGEST_PAUSE))
+
+    def _learn(self, headers: Mapping[str, str]) -> None:
+        for kind in ("requests", "tokens"):
+            a_minute = headers.get(f"x-ratelimit-limit-{kind}", "")
+            if a_minute.isdecimal() and 0 < int(a_minute) < 10**9:
+                rate = int(a_minute) * BURST / 60
+                size, seconds = (rate, BURST) if rate >= 1 else (1.0, 60 / int(a_minute))
+                known = self._limits.get(kind)
+                if known is None or (known.max_rate, known.time_period) != (size, seconds):
+                    self._limits[kind] = AsyncLimiter(size, seconds)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds; of Retry-After-Ms, or of Retry-After in seconds or as a date."""
+    written = headers.get("retry-after", "")
+    if (milliseconds := _number(headers.get("retry-after-ms", ""))) is not None:
+        return milliseconds / 1000
+    if (seconds := _number(written)) is not None:
+        return seconds
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(written).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _number(written: str) -> float | None:
+    return float(written) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", written) else None
