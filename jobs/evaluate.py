@@ -159,24 +159,23 @@ def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Sub
     """
     from rich.console import Console
 
-    from vcot.evaluation import compare, subjects
-    from vcot.evaluation.table import headline, render
+    from vcot.evaluation import compare, page, subjects
     from vcot.storage import join
 
     report = json.loads(store.read(join(folder.uri, "report.json")))
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
-    page = join(folder.uri, "report.html")
-    console.print(render(report))
-    summary(**headline(report), **subject.facts)
-    console.print(f"report with images: {page}", soft_wrap=True, highlight=False)
-    gates = compare.judge_gates(report, **settings.gates)
+    page_uri = join(folder.uri, "report.html")
+    console.print(page.table(report))
+    summary(**page.headline(report), **subject.facts)
+    console.print(f"report with images: {page_uri}", soft_wrap=True, highlight=False)
+    gates = compare.judge_gates(report, settings)
     if subject.baseline is not None:
         gates += _compare(settings, store, folder, subject, report["made_with"])
-        page = join(folder.uri, "comparison.md")
-        console.print(f"comparison with the baseline: {page}", soft_wrap=True, highlight=False)
-    compare.raise_if_failed(gates, page)
+        page_uri = join(folder.uri, "comparison.md")
+        console.print(f"comparison with the baseline: {page_uri}", soft_wrap=True, highlight=False)
+    compare.raise_if_failed(gates, page_uri)
     if settings.promote:
         facts = subject.train.marker.facts
         pointer = subjects.promote(
@@ -201,8 +200,8 @@ def _compare(
     baseline = subject.baseline
     assert baseline is not None
     comparison = compare.compare(
-        compare.scores(store, folder.uri, folder.shard_marks()),
-        compare.scores(store, baseline.uri, baseline.marker.shards),
+        compare.tuned_scores(store, folder.uri, folder.shard_marks()),
+        compare.tuned_scores(store, baseline.uri, baseline.marker.shards),
         baseline=baseline,
         settings=settings.shaping(),
         max_left_out_share=settings.max_rejected_share,
@@ -213,7 +212,11 @@ def _compare(
         uri = join(folder.uri, f"comparison.{name}")
         if store.stat(uri) is None or store.read(uri) != text.encode():
             store.write(uri, text.encode())
-    summary(regressions=comparison["regressions"], **compare.changes(comparison))
+    changes = compare.changes(comparison).items()
+    summary(
+        regressions=comparison["regressions"],
+        **{f"change_{name}": [change["value"], change["low"], change["high"]] for name, change in changes},
+    )
     return compare.comparison_gates(comparison)
 
 

@@ -14,7 +14,7 @@ from vcot.evaluation.baselines import Baselines
 from vcot.evaluation.compare import judge_gates
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import read_replies
-from vcot.evaluation.scoring import score
+from vcot.evaluation.metrics import score
 from vcot.evaluation.table import headline
 from vcot.grounding import Box, Mention, Trace, render
 from vcot.records import Completion

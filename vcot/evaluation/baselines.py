@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vcot.evaluation.scoring import score
+from vcot.evaluation.metrics import score
 from vcot.grounding import Box, Frame, Mention, Trace, render_reply
 from vcot.labels import NO_SYNONYMS
 from vcot.records import Sample, Score

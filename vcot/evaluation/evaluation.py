@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from vcot import __version__, logging
 from vcot.errors import InputError
-from vcot.evaluation import gallery, page
+from vcot.evaluation import page
 from vcot.evaluation.ablations import partners
 from vcot.evaluation.base_form import own_form
 from vcot.evaluation.baselines import Baselines
@@ -108,10 +107,8 @@ class Evaluation:
         seconds = sum(marker.facts.get("seconds", 0.0) for marker in markers)
         made_with = self._made_with() | {"seconds_of_generation": round(seconds, 1)}
         report = build(evidence, split=self.samples[0].origin.split, seed=seed, made_with=made_with)
-        report["gates"] = judge_gates(report, **self.config.gates)
-        chosen = gallery.choose(evidence, self.config.overlays, seed)
-        worst, drawn = ([gallery.card(self.store, evidence, i, frame) for i in part] for part in chosen)
-        html = page.render(report, worst, drawn)
+        report["gates"] = judge_gates(report, self.config)
+        html = page.html(report, page.examples(self.store, evidence, frame, self.config.overlays, seed))
         self._write_overlay(evidence)
         if not all(gate["passed"] for gate in report["gates"]):
             self.folder.write_report({"stage": self.folder.stage, "row_counts": row_counts.model_dump()} | report, html)
@@ -141,11 +138,9 @@ class Evaluation:
 
     def _write_overlay(self, evidence: Evidence) -> None:
         try:
-            image = gallery.specimen(self.store, evidence, self.trained.frame)
+            image = page.overlay_png(self.store, evidence, self.trained.frame)
         except ImageError as error:
             logging.get().warning("no image for overlay.png", error=str(error))
             return
         if image is not None:
-            buffer = io.BytesIO()
-            image.save(buffer, "PNG", optimize=True)
-            self.store.write(join(self.folder.uri, "overlay.png"), buffer.getvalue())
+            self.store.write(join(self.folder.uri, "overlay.png"), image)

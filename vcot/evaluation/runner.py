@@ -27,7 +27,7 @@ from vcot.errors import InputError
 from vcot.evaluation.ablations import image_of, shown
 from vcot.evaluation.base_form import OwnForm
 from vcot.evaluation.config import Condition, EvaluationConfig
-from vcot.evaluation.scoring import score
+from vcot.evaluation.metrics import score
 from vcot.grounding import Frame
 from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Completion, Rejection, Sample, Score, StageMarker

@@ -1,4 +1,4 @@
-"""Small samples, replies and images, and a model that only says what colour it is shown."""
+"""Small samples, replies and images for evaluate, and a model that only says what colour it is shown."""
 
 from __future__ import annotations
 
