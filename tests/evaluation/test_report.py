@@ -22,7 +22,7 @@ from vcot.evaluation.metrics import score
 from vcot.evaluation.report import build, figures_of, gather, number
 from vcot.evaluation.runner import Reply, read_replies
 from vcot.records import Completion
-from vcot.reports.overlays import PREDICTED, TRUE
+from vcot.reports.examples import PREDICTED, TRUE
 from vcot.storage import Store
 
 
@@ -127,7 +127,7 @@ def test_the_summary_says_what_it_can_and_what_it_cannot(report):
         ("cannot", r"point at “lever”.* not shown to be better than guessing"),
         ("cannot", "answer “How many levers"),
         ("cannot", "no “lever” where there is none.* 12 of 12"),
-        ("notes", "“Where is the disc?”. What the model does with anything else"),
+        ("notes", "“Where is the disc.”. What the model does with anything else"),
     ):
         assert any(re.search(wanted, line) for line in summary[part]), wanted
 

@@ -19,7 +19,7 @@ from tests.fakes.teacher import Teacher
 from vcot.records import Folder, Rejection, Sample, read_samples
 from vcot.records.shards import ShardWriter, StageMarker, read_marker, run_shards
 from vcot.reports.distillation import SHOWN
-from vcot.reports.sampling import ShownExample, sampled
+from vcot.reports.examples import ShownExample, sampled
 from vcot.settings import Settings
 from vcot.storage import Store, join
 

@@ -20,14 +20,14 @@ from tests.storage.tars import tar
 from tests.tokens.base import base_folder, processor
 from vcot.errors import VcotError
 from vcot.evaluation.ablations import partners
-from vcot.evaluation.gallery import draw
+from vcot.evaluation.page import draw
 from vcot.evaluation.runner import EvaluationRunner, TrainedModel, units
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample, read_samples
 from vcot.records.example import Examples
 from vcot.records.image import read_image
 from vcot.records.shards import read_marker
-from vcot.reports.overlays import TRUE
+from vcot.reports.examples import TRUE
 from vcot.storage import Store, images
 from vcot.tokens import Contract
 from vcot.tokens.audit import view

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tests.evaluation.evaluation_samples import drawn, sample
 
 from jobs.evaluate import EvaluateSettings, run
-from tests.evaluation.evaluation_samples import drawn, sample
 from tests.jobs.evaluated import *  # noqa: F403  (fixtures)
 from tests.jobs.evaluated import trained
 from vcot import __version__

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 from statistics import median_low
@@ -26,7 +25,7 @@ from vcot.records import Folder, Reason, Sample
 from vcot.records.conversion import Conversion
 from vcot.records.shards import JsonLines
 from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
-from vcot.reports.sampling import ShownBox, ShownExample
+from vcot.reports.examples import ShownBox, ShownExample
 from vcot.reports.statistics import AREAS, distribution, percentile, sample_statistics
 from vcot.storage import Store
 
@@ -123,11 +122,10 @@ def test_the_numbers_are_those_of_the_shards_and_of_the_rejections(given: Given,
 
 
 def test_any_number_of_shards_gives_the_same_report_and_the_same_page(given: Given, tmp_path: Path) -> None:
-    rows = many_rows(given)
-    (one, page), *others = [convert(tmp_path / str(n), given, rows, num_shards=n) for n in (1, 3, 7)]
-    for other, its_page in others:
-        assert other.model_copy(update={"shards": 1}) == one
-        assert its_page.replace(str(tmp_path), "") == page.replace(str(tmp_path), "")
+    rows = many_rows(given)[::4]
+    (one, page), (other, its_page) = (convert(tmp_path / str(n), given, rows, num_shards=n) for n in (1, 3))
+    assert other.model_copy(update={"shards": 1}) == one
+    assert its_page.replace(str(tmp_path), "") == page.replace(str(tmp_path), "")
 
 
 def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_rows_about_nothing(tmp_path: Path) -> None:
@@ -220,17 +218,6 @@ def test_a_box_that_was_refused_is_put_aside_where_the_row_wanted_it(given: Give
     assert (tmp_path / "run/convert/report.html").read_text().count("data:image/jpeg") == 1
 
 
-def test_images_inside_an_archive_are_drawn_where_they_are(given: Given, tmp_path: Path) -> None:
-    given.image("vsr/a.png", 90, 100)
-    with tarfile.open(tmp_path / "images.tar", "w") as archive:
-        archive.add(given.images / "vsr", "cot_image_data/vsr")
-    (given.images / "vsr/a.png").unlink()
-    rows = [row([[1, 2, 60, 70]]), row([[1, 2, 300, 70]], question="Where?")]
-    told, page = convert(tmp_path / "run", given, rows, images_uri=tmp_path / "images.tar")
-    assert told.row_counts.kept == 1
-    assert page.count("data:image/jpeg") == 2
-
-
 def test_what_rows_say_is_text_on_the_page(given: Given, tmp_path: Path) -> None:
     given.image("vsr/a.png", 90, 100)
     rows = [
@@ -249,17 +236,20 @@ def test_what_rows_say_is_text_on_the_page(given: Given, tmp_path: Path) -> None
     assert len(page) < 200_000
 
 
-def test_a_page_of_many_datasets_and_large_images_stays_small(given: Given, tmp_path: Path) -> None:
+def test_a_page_of_many_datasets_and_large_images_stays_small(
+    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Noise is what a JPEG is largest of."""
+    monkeypatch.setattr("vcot.reports.examples.Cards.__init__.__kwdefaults__", {"max_pixels": 10**6, "room": 400_000})
     dice, rows = np.random.default_rng(0), []
     for n in range(40):
         name = f"set{n}/a.png"
         (given.images / name).parent.mkdir(parents=True)
-        Image.fromarray(dice.integers(0, 255, (300, 400, 3), np.uint8)).save(given.images / name, compress_level=1)
-        common = {"dataset": f"set{n}", "width": 400, "height": 300}
+        Image.fromarray(dice.integers(0, 255, (75, 100, 3), np.uint8)).save(given.images / name, compress_level=1)
+        common = {"dataset": f"set{n}", "width": 100, "height": 75}
         rows += [row([[1, 2, 30 + i, 40]], question=f"{i}?", **common) for i in range(6)]
     told, page = convert(tmp_path / "run", given, rows)
     assert told.row_counts.kept == 240
-    assert 500_000 < len(page) < 5_000_000
+    assert 200_000 < len(page) < 700_000
     assert page.count('<div class="card">') == 160
     assert "no room for more images on this page" in page

@@ -18,7 +18,7 @@ from vcot.records.distillation import Distillation
 from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import File, ShardMarker, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report
-from vcot.reports.sampling import sampled
+from vcot.reports.examples import sampled
 from vcot.storage import Store
 
 ROOT = Path(__file__).parents[2]

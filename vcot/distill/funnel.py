@@ -1,7 +1,7 @@
 """How many rows came how far, per dataset, and why the others did not: what a shard of distill keeps for the report.
 
 The counts stand in `ShardMarker.facts` (vcot.records.distillation says what each name means), beside what was paid;
-examples to look at are put aside (vcot.reports.sampling).
+examples to look at are put aside (vcot.reports.examples).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vcot.grounding import Mention
 from vcot.records import Folder, Reason, Rejection, Sample
 from vcot.records.distillation import Checks
 from vcot.reports.distillation import GATES, MEANING, SHOWN
+from vcot.reports.examples import ExampleSampler, ShownBox, ShownExample
 from vcot.reports.rendering import shorten
-from vcot.reports.sampling import ExampleSampler, ShownBox, ShownExample
 from vcot.reports.statistics import summed
 
 __all__ = ["Funnel", "TRUST", "reached", "summed"]

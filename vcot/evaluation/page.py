@@ -27,7 +27,7 @@ from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, befor
 from vcot.grounding import Frame
 from vcot.grounding.tags import SPELLINGS, parse
 from vcot.records import Sample, Score
-from vcot.reports.overlays import PREDICTED, TRUE, data_uri, overlay
+from vcot.reports.examples import PREDICTED, TRUE, data_uri, overlay
 from vcot.reports.rendering import REASONS, plural, render
 from vcot.storage import Store
 from vcot.storage.images import ImageError

@@ -12,7 +12,7 @@ from vcot.errors import InputError
 from vcot.records.example import Example
 from vcot.records.sample import Rejection, Sample
 from vcot.records.shards import RowCounts
-from vcot.reports.overlays import TRUE, data_uri, overlay
+from vcot.reports.examples import TRUE, data_uri, overlay
 from vcot.reports.rendering import bars, number, render
 from vcot.reports.statistics import percentile, summed
 from vcot.tokens.audit import View
