@@ -140,7 +140,7 @@ BY_HAND = {  # value, rows, what is counted below the line
 
 def test_every_figure_of_five_replies_by_hand():
     found = figures(*FIVE)
-    assert found.keys() == METRICS.keys()
+    assert found.keys() == METRICS.keys() == BY_HAND.keys()
     for name, expected in BY_HAND.items():
         assert (found[name].value, found[name].rows, found[name].count) == pytest.approx(expected), name
 
