@@ -28,7 +28,7 @@ from vcot.storage.folders import folder_digest
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "examples" / "rehearsal"
-ROWS = 10
+ROWS = 12
 ASK = {"max_new_tokens": 64, "per_device_eval_batch_size": 12, "rows_per_shard": 12, "dtype": "float32"}
 FEW = {"conditions": "real", "max_samples": 2, "max_new_tokens": 12}
 
@@ -36,6 +36,7 @@ FEW = {"conditions": "real", "max_samples": 2, "max_new_tokens": 12}
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Two adapters as training writes them: one that changes nothing, and one that changes much."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: threads that spin slow a small model down
     import torch
 
     from vcot.models import attach_lora, load_base
