@@ -149,7 +149,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     def chosen(self, setting_name: str) -> tuple[str, ...]:
         return super().chosen(setting_name) if self.mix is None else ()
 
-    def judge(self) -> None:
+    def validate_files(self) -> None:
         from vcot.storage import Store
 
         if self.mix is not None:

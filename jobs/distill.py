@@ -232,7 +232,7 @@ def run(settings: DistillSettings) -> None:
         if settings.dry_run:
             print(dry_run(settings, teacher, rows_of(everything)))
             return
-        todo = [index for index in everything if folder.shard_mark(index) is None]
+        todo = [index for index in everything if folder.shard_marker(index) is None]
         try:
             if isinstance(teacher, ModelTeacher) and folder.marker() is None:
                 folder.begin(settings, inputs)
@@ -257,7 +257,7 @@ def run(settings: DistillSettings) -> None:
             from vcot.distill.estimate import the_rest
 
             assert isinstance(teacher, ModelTeacher)
-            unfinished = rows_of(index for index in everything if folder.shard_mark(index) is None)
+            unfinished = rows_of(index for index in everything if folder.shard_marker(index) is None)
             raise BudgetSpent(f"{spent}. {the_rest(unfinished, marker.row_counts.written, teacher)}") from spent
 
 

@@ -201,10 +201,10 @@ def _compare(
     baseline = subject.baseline
     assert baseline is not None
     comparison = compare.compare(
-        compare.scores(store, folder.uri, folder.shard_marks()),
+        compare.scores(store, folder.uri, folder.shard_markers()),
         compare.scores(store, baseline.uri, baseline.marker.shards),
         baseline=baseline,
-        settings=settings.shaping(),
+        settings=settings.fingerprint(),
         max_left_out_share=settings.max_rejected_share,
         seed=settings.seed,
     )

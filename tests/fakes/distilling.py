@@ -132,7 +132,7 @@ def report(run_uri: str) -> dict[str, Any]:
 def shown(run_uri: str) -> list[ShownExample]:
     """Rows that the shards put aside for the page."""
     folder = Folder(Store(), run_uri, "distill")
-    groups = sampled(folder, folder.shard_marks(), SHOWN).by_dataset().values()
+    groups = sampled(folder, folder.shard_markers(), SHOWN).by_dataset().values()
     return [one for kinds in groups for rows in kinds.values() for one in rows]
 
 

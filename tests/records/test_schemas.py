@@ -24,7 +24,7 @@ def test_schemas_are_those_of_the_code() -> None:
     ("schema", "kind"),
     [
         ("sample", Sample), ("rejection", Rejection), ("completion", Completion), ("score", Score),
-        ("shard_mark", ShardMarker), ("stage_mark", StageMarker), ("promotion", Promotion),
+        ("shard_marker", ShardMarker), ("stage_marker", StageMarker), ("promotion", Promotion),
     ],
 )  # fmt: skip
 def test_the_example_on_the_page_is_a_record(schema: str, kind: type[Record]) -> None:

@@ -183,7 +183,7 @@ class Folder:
             SettingsError: a run with other settings that shape the result stands on this prefix (says which differ).
             InputError: an input is no longer what it was when this run began.
         """
-        mine: dict[str, Any] = {"settings": settings.shaping(), "inputs": dict(inputs), "code": __version__}
+        mine: dict[str, Any] = {"settings": settings.fingerprint(), "inputs": dict(inputs), "code": __version__}
         uri = join(self.uri, "settings.json")
         if self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
             return
@@ -226,9 +226,9 @@ class Folder:
 
     def marker(self) -> StageMarker | None:
         """The marker of the whole stage, if it is whole."""
-        return self._mark(DONE, StageMarker)
+        return self._marker(DONE, StageMarker)
 
-    def _mark(self, name: str, kind: type[M]) -> M | None:
+    def _marker(self, name: str, kind: type[M]) -> M | None:
         uri = join(self.uri, name)
         try:
             return kind.model_validate_json(self.store.read(uri))
@@ -249,19 +249,19 @@ class Folder:
 
     # --- one shard -------------------------------------------------------------------------------
 
-    def shard_mark(self, index: int) -> ShardMarker | None:
-        return self._mark(f"_done/{index:05d}.json", ShardMarker)
+    def shard_marker(self, index: int) -> ShardMarker | None:
+        return self._marker(f"_done/{index:05d}.json", ShardMarker)
 
-    def shard_marks(self) -> tuple[ShardMarker, ...]:
+    def shard_markers(self) -> tuple[ShardMarker, ...]:
         """The markers of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
         markers: list[ShardMarker] = []
-        while (marker := self.shard_mark(len(markers))) is not None:
+        while (marker := self.shard_marker(len(markers))) is not None:
             markers.append(marker)
         return tuple(markers)
 
     def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMarker:
         """Makes one shard, unless its marker is there; `work` feeds the writer."""
-        if (marker := self.shard_mark(index)) is not None:
+        if (marker := self.shard_marker(index)) is not None:
             return marker
         with tempfile.TemporaryDirectory(prefix=f"{self.stage}-{index:05d}-") as scratch:
             writer = ShardWriter(index, self.stage, Path(scratch), sink)
@@ -277,7 +277,7 @@ class Folder:
         uri = join(self.uri, f"_done/{index:05d}.json")
         if not self.store.write_once(uri, _json(marker.model_dump(mode="json"))):
             logging.get().warning("another process finished this shard first; its files count", shard=index)
-            return self.shard_mark(index) or marker
+            return self.shard_marker(index) or marker
         return marker
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
@@ -334,7 +334,7 @@ def run_shards(
         logging.bind(shard=None)
     if settings.part not in ("all", "finish"):
         return None
-    markers = folder.shard_marks()[:shards]
+    markers = folder.shard_markers()[:shards]
     if len(markers) < shards:
         raise InputError(f"{folder.uri}: shard {len(markers)} of {shards} is not done; make it before --part finish")
     row_counts = sum((m.row_counts for m in markers), RowCounts())
@@ -344,7 +344,7 @@ def run_shards(
     logging.get().info("rows", read=row_counts.rows, kept=row_counts.kept, **row_counts.rejected)
     _demand_rows(folder, row_counts, max_rejected_share)
     marker = StageMarker(
-        stage=folder.stage, code=__version__, settings=settings.shaping(), inputs=dict(inputs), shards=markers,
+        stage=folder.stage, code=__version__, settings=settings.fingerprint(), inputs=dict(inputs), shards=markers,
         row_counts=row_counts, facts=dict(facts or {}),
     )  # fmt: skip
     folder.finish(marker)

@@ -46,12 +46,12 @@ def publish(
     folder.store.write(join(folder.uri, "losses.json"), json.dumps(losses, indent=0).encode() + b"\n")
     draw_losses(losses, scratch / "losses.png")
     folder.store.upload(scratch / "losses.png", join(folder.uri, "losses.png"))
-    shaping = settings.shaping()
+    fingerprint = settings.fingerprint()
     facts = {
         "contract": encoder.contract.model_dump(mode="json"),
         "base_uri": base["uri"],
         "base_sha256": base["sha256"],
-        "tune": shaping["tune"],
+        "tune": fingerprint["tune"],
         "model": MODEL,
         "files": files,
         "losses": losses_summary(losses),
@@ -59,7 +59,9 @@ def publish(
         **result.facts,
     }
     folder.write_report({"stage": folder.stage} | facts | {"this_process": spent(result)})
-    folder.finish(StageMarker(stage=folder.stage, code=__version__, settings=shaping, inputs=dict(inputs), facts=facts))
+    folder.finish(
+        StageMarker(stage=folder.stage, code=__version__, settings=fingerprint, inputs=dict(inputs), facts=facts)
+    )
     summary(**facts["losses"])
     logging.get().info("trained", model=join(folder.uri, MODEL), **facts["losses"], **spent(result))
 
