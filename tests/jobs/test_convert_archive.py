@@ -19,7 +19,7 @@ from vcot.datasets.reading import one
 from vcot.datasets.row import Row
 from vcot.errors import InputError
 from vcot.records import Rejection, Sample, read_samples
-from vcot.records.image import read_image
+from vcot.records.sample import read_image
 from vcot.records.shards import CONVERT, read_marker
 from vcot.storage import Changed, Store, join
 from vcot.uris import pieces

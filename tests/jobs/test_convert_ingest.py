@@ -25,7 +25,7 @@ from vcot.evaluation.runner import EvaluationRunner, TrainedModel, units
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample, read_samples
 from vcot.records.example import Examples
-from vcot.records.image import read_image
+from vcot.records.sample import read_image
 from vcot.records.shards import TOKENIZE, read_marker
 from vcot.reports.overlays import TRUE
 from vcot.storage import Store, images

@@ -23,8 +23,8 @@ from tests.distill.made import sample
 from vcot.errors import InputError
 from vcot.grounding import smart_resize
 from vcot.records import Folder, Reason, Sample
-from vcot.records.conversion import Conversion
 from vcot.records.metadata import ConvertShardMetadata
+from vcot.records.reports import Conversion
 from vcot.records.shards import CONVERT, JsonLines, ShardWriter
 from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
 from vcot.reports.sampling import ShownBox, ShownExample

@@ -15,8 +15,8 @@ from vcot.distill.row import DistilledReasoning, Outcome, refuse
 from vcot.distill.runner import write
 from vcot.grounding import Trace
 from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
-from vcot.records.distillation import Distillation
 from vcot.records.metadata import DistillMetadata
+from vcot.records.reports import Distillation
 from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import DISTILL, File, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report

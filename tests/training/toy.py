@@ -17,8 +17,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from tests.fakes.markers import stage_marker
-from vcot.grounding import Box, Mention, Trace
-from vcot.grounding.places import place
+from vcot.grounding import Box, Mention, Trace, place
 from vcot.records import Folder, Image, Origin, Sample
 from vcot.records.example import Example, Examples, ExampleSink
 from vcot.records.metadata import TokenizeShardMetadata

@@ -39,8 +39,8 @@ from vcot.datasets.reading import rows_in_blocks, rows_of_shard
 from vcot.datasets.row import Row
 from vcot.errors import SettingsError
 from vcot.records import Rejection, Sample
-from vcot.records.conversion import Portion
 from vcot.records.metadata import PartCounts
+from vcot.records.reports import Portion
 from vcot.reports.statistics import summed
 from vcot.settings import Declared, flag, variable
 from vcot.storage import NotFound, Store

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcot import __version__, logging
+from vcot.answers import Synonyms
 from vcot.errors import InputError
 from vcot.evaluation import gallery, page
 from vcot.evaluation.ablations import partners
@@ -20,7 +21,6 @@ from vcot.evaluation.config import CONDITIONS, EvaluationConfig
 from vcot.evaluation.report import Evidence, build, gather
 from vcot.evaluation.runner import EvaluationRunner, ModelRunner, TrainedModel, read_replies, units
 from vcot.evaluation.subjects import Subject
-from vcot.labels import Synonyms
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
 from vcot.records.shards import ShardMarker

@@ -23,13 +23,13 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vcot import logging
+from vcot.answers import NO_SYNONYMS, Synonyms
 from vcot.errors import InputError
 from vcot.evaluation.ablations import image_of, shown
 from vcot.evaluation.base_form import OwnForm
 from vcot.evaluation.config import Condition, EvaluationConfig
 from vcot.evaluation.scoring import score
 from vcot.grounding import Frame
-from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.metadata import EvaluateShardMetadata, TrainMetadata

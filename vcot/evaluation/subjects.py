@@ -33,8 +33,7 @@ from vcot.records.base import Record
 from vcot.records.metadata import TrainMetadata
 from vcot.records.promotion import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
-from vcot.storage import Store, join, name
-from vcot.storage.numbered import append, numbered
+from vcot.storage import Store, append, join, name, numbered
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from vcot.grounding import smart_resize
 from vcot.records import Folder, Reason, RowCounts
-from vcot.records.conversion import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
 from vcot.records.metadata import ConvertShardMetadata
+from vcot.records.reports import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
 from vcot.records.shards import ShardMarker
 from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, bars, most_frequent, number, render, where

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vcot.records import Folder, Reason, RowCounts
-from vcot.records.distillation import Cost, Distillation
 from vcot.records.metadata import Counts, DistillMetadata, DistillShardMetadata, Line, Passage
+from vcot.records.reports import Cost, Distillation
 from vcot.records.shards import ShardMarker
 from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, dollars, most_frequent, render, share, where

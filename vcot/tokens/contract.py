@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vcot.errors import InputError
-from vcot.grounding import FrameSpec
-from vcot.grounding.boxes import FrameName
+from vcot.grounding import FrameName, FrameSpec
 from vcot.records import Contract, Mode
 
 #: What `load_processor` needs of a base model's folder; none of it is large.

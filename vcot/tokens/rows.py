@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vcot.records.example import Example, Examples
-from vcot.records.image import kept_bytes
 from vcot.records.metadata import ShownRow, TokenizeShardMetadata
-from vcot.records.sample import IMAGE_REASONS, Image, Reason, Rejection, Sample
+from vcot.records.sample import IMAGE_REASONS, Image, Reason, Rejection, Sample, kept_bytes
 from vcot.records.shards import RowCounts, ShardMarker, ShardWriter, StageMarker, fetch_file, read_shard
 from vcot.stage import stop
 from vcot.storage import Store, images
