@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.fakes.evaluating import frame, said, sample, scored
+from vcot.answers import Synonyms
 from vcot.evaluation.metrics import METRICS, measure, score
 from vcot.grounding import Box, Mention
-from vcot.labels import Synonyms
 
 # --- one reply, on a canvas of 1000 × 1000 pixels ------------------------------------------------------
 

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from vcot import __version__
+from tests.fakes.markers import stage_marker
 from vcot.errors import InputError
 from vcot.evaluation.subjects import Finished, first, moment, newest, promote, promoted, trained
-from vcot.records import Folder, StageMarker
+from vcot.records import Folder
+from vcot.records.shards import STAGES
 from vcot.storage import Store, join
 
 ASKED = {"split": "auto", "max_samples": None, "seed": 0}
 
 
-def finished(uri: str, **facts) -> Finished:
+def finished(uri: str) -> Finished:
     """A stage's marker as its finish writes it."""
     run_uri, _, stage = uri.rpartition("/")
-    Folder(Store(), run_uri, stage).finish(
-        StageMarker(stage=stage, code=__version__, settings={}, inputs={}, facts={"uri": uri} | facts)
-    )
+    kind = next(kind for kind in STAGES if kind.name == stage)
+    Folder(Store(), run_uri, kind).finish(stage_marker(stage, settings={"uri": uri}))
     return Finished.at(Store(), uri)
 
 
@@ -83,7 +83,7 @@ def test_a_deleted_promotion_does_not_keep_the_next_from_being_made(folder_place
 
 def change_marker(stage_uri: str) -> None:
     uri = join(stage_uri, "_done", "stage.json")
-    Store().write(uri, Store().read(uri).replace(b'"facts"', b' "facts"'))
+    Store().write(uri, Store().read(uri).replace(b'"metadata"', b' "metadata"'))
 
 
 def test_an_evaluation_that_was_made_again_is_another_one(folder_place):

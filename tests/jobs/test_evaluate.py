@@ -17,12 +17,13 @@ import pytest
 from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
 from jobs.evaluate import EvaluateSettings, run
-from vcot import __version__
+from tests.fakes.markers import stage_marker
 from vcot.errors import GateFailed, InputError, SettingsError
 from vcot.evaluation.report import figures_of
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished, newest, promote
-from vcot.records import Folder, StageMarker
+from vcot.records import Folder
+from vcot.records.shards import EVALUATE, TRAIN
 from vcot.storage import Store, join, put_folder
 from vcot.storage.folders import folder_digest
 
@@ -55,21 +56,19 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 def contract_in(frame: Any) -> dict[str, Any]:
-    from vcot.tokens import Contract, load_processor
+    from vcot.tokens import contract_of, load_processor
 
     processor = load_processor(BASE, min_pixels=56 * 56, max_pixels=112 * 112)
-    return Contract.of(processor, mode="multimodal", frame=frame, max_length=512).model_dump(mode="json")
+    return contract_of(processor, mode="multimodal", frame=frame, max_length=512).model_dump(mode="json")
 
 
 def trained(run_uri: str, adapter: Path, base: Path | str = BASE, **contract: Any) -> None:
     """What train would have written. `contract`: what is other than in the base's own."""
-    folder = Folder(Store(), run_uri, "train")
+    folder = Folder(Store(), run_uri, TRAIN)
     files = put_folder(Store(), adapter, join(folder.uri, "model"))
-    facts = {
-        "contract": contract_in(contract.pop("frame", "thousandths")) | contract, "base_uri": str(base),
-        "base_sha256": folder_digest(Store(), str(base)), "tune": "lora", "model": "model", "files": files,
-    }  # fmt: skip
-    folder.finish(StageMarker(stage="train", code=__version__, settings={"tune": "lora"}, inputs={}, facts=facts))
+    told = {"base_uri": str(base), "base_sha256": folder_digest(Store(), str(base)), "files": files}
+    made = contract_in(contract.pop("frame", "thousandths")) | contract
+    folder.finish(stage_marker("train", contract=made, **told))
 
 
 def evaluate(run_uri: str, **settings: Any) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def evaluate(run_uri: str, **settings: Any) -> dict[str, Any]:
 
 def texts(run_uri: str) -> dict[str, list[str]]:
     """Model and condition → what was said."""
-    marker = Folder(Store(), run_uri, "evaluate").marker()
+    marker = Folder(Store(), run_uri, EVALUATE).marker()
     assert marker is not None
     found = defaultdict(list)
     for reply in read_replies(Store(), join(run_uri, "evaluate"), marker.shards):
@@ -187,7 +186,7 @@ def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path)
     train, evaluation = (Finished.at(Store(), join(runs, "bad", stage)) for stage in ("train", "evaluate"))
     promote(
         Store(), join(runs, "pointers", "latest"), train=train, evaluation=evaluation,
-        base={"uri": train.marker.facts["base_uri"], "sha256": train.marker.facts["base_sha256"]},
+        base={"uri": train.marker.metadata.base_uri, "sha256": train.marker.metadata.base_sha256},
         samples=Finished.at(Store(), samples_uri), gates=["by hand"],
     )  # fmt: skip
     log = tmp_path / "termination-log"
@@ -276,13 +275,9 @@ def test_everything_may_lie_in_a_bucket(adapters, moto_place):
 # --- without a model -----------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_named(runs, samples_uri, tmp_path):
+def test_a_missing_stage_is_named(tmp_path):
     with pytest.raises(InputError, match="run that stage first"):
         evaluate(str(tmp_path / "empty"))
-    marker = StageMarker(stage="train", code=__version__, settings={}, inputs={}, facts={"contract": {}})
-    Folder(Store(), str(tmp_path / "one"), "train").finish(marker)
-    with pytest.raises(InputError, match="does not say base_uri, base_sha256, model, files"):
-        evaluate(str(tmp_path / "one"), samples_uri=samples_uri)
 
 
 def test_an_unusable_gpu_ends_it_at_once(runs, samples_uri, tmp_path, monkeypatch):

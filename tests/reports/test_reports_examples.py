@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.distill.made import RIGHT, TOP_LEFT, see, stored
+from tests.fakes.markers import shard_marker
 from vcot.errors import InputError
 from vcot.grounding import Box, Trace
-from vcot.records import Folder, RowCounts
-from vcot.records.shards import File, ShardMarker
+from vcot.records import Folder
+from vcot.records.shards import CONVERT, ShardMarker
 from vcot.reports.examples import (
     PREDICTED,
     TRUE,
@@ -28,15 +29,13 @@ from vcot.reports.examples import (
 )  # fmt: skip
 from vcot.storage import Store
 
-NONE = File(name="x", sha256="0" * 64, size=0)
-
 
 def examples(dataset: str, rows: int, group: str) -> list[ShownExample]:
     return [ShownExample(id=f"{dataset}:{n}", dataset=dataset, group=group) for n in range(rows)]
 
 
 def markers(number: int) -> list[ShardMarker]:
-    return [ShardMarker(shard=n, files=(), rejections=NONE, row_counts=RowCounts()) for n in range(number)]
+    return [shard_marker("convert", n) for n in range(number)]
 
 
 # --- which rows ----------------------------------------------------------------------------------------
@@ -48,7 +47,7 @@ def test_the_same_rows_are_shown_whatever_the_shards(tmp_path: Path, shards: int
     alone = ExampleSampler(3)
     for row in rows * 2:  # a row is shown once
         alone.add(row)
-    folder = Folder(Store(), str(tmp_path), "convert")
+    folder = Folder(Store(), str(tmp_path), CONVERT)
     for shard in range(shards):
         sampler = ExampleSampler(3)
         for row in rows[::-1][shard::shards]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vcot.answers import Synonyms
 from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply
-from vcot.labels import Synonyms
 from vcot.records import Image, Origin, Sample
 from vcot.records.sample import Stored
 from vcot.rewards import (

@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcot import answers
-from vcot.grounding import Frame, Trace
-from vcot.grounding.matching import match, match_at
+from vcot.answers import NO_SYNONYMS, Synonyms
+from vcot.grounding import Frame, Trace, match, match_at
 from vcot.grounding.tags import parse, split_answer
-from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Sample, Score
 
 Floats = NDArray[np.float64]

@@ -149,7 +149,7 @@ def examples(
 
 
 def _goodness(score: Score) -> tuple[float, bool, str]:
-    """What rows are sorted by: soft F1 of the boxes (vcot.grounding.matching), then the answer, then the id."""
+    """What rows are sorted by: soft F1 of the boxes (vcot.grounding), then the answer, then the id."""
     boxes = 0 if score.true_boxes is None else score.true_boxes + score.predicted_boxes
     return (2 * sum(score.ious) / boxes if boxes else 1.0, score.answer == "right", score.sample)
 

@@ -12,10 +12,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, TypeVar
 
-from vcot.answers import anls, number, same
-from vcot.grounding import Box, FrameSpec, Trace, match, parse, read_reply, split_answer
-from vcot.grounding.matching import Pairable
-from vcot.labels import NO_SYNONYMS, Synonyms
+from vcot.answers import NO_SYNONYMS, Synonyms, anls, number, same
+from vcot.grounding import Box, FrameSpec, Pairable, Trace, match, parse, read_reply, split_answer
 from vcot.records import Sample
 
 LONGEST = 1000  # letters; DeepEyes counts a longer answer as wrong, for it is written for a judge, not a reader
@@ -112,8 +110,8 @@ def box_reward(
     Nor is there evidence for a question by text alone: there the format asks for no box.
 
     Where things of several names are the evidence, a box earns nothing for a thing of another name than it bears
-    (vcot.labels). Only readable boxes count, and only those before the answer; what cannot be read costs the format its
-    reward. For `spare` see soft_f1_with_spare.
+    (vcot.answers.Synonyms). Only readable boxes count, and only those before the answer; what cannot be read costs the
+    format its reward. For `spare` see soft_f1_with_spare.
     """
     if sample.evidence is None:
         return None
