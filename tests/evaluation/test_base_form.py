@@ -10,11 +10,11 @@ import pytest
 from tests.fakes.evaluating import FakeModel, by_text, drawn, evaluate, frame, runner, said, sample
 from tests.fakes.markers import CONTRACT
 from vcot.errors import InputError
-from vcot.evaluation.base_form import FAMILIES, own_form
 from vcot.evaluation.baselines import Baselines
 from vcot.evaluation.compare import judge_gates
 from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.metrics import score
+from vcot.evaluation.models import FAMILIES, own_form
 from vcot.evaluation.page import headline
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import read_replies

@@ -7,9 +7,9 @@ from PIL import Image as Pillow
 
 from tests.fakes.evaluating import SIDE, by_text, drawn, frame, sample
 from vcot.errors import InputError
-from vcot.evaluation.ablations import image_of, partners, shown
 from vcot.evaluation.baselines import NOT_ANNOTATED, NOTHING_NAMED, Baselines, guesses, subject
 from vcot.evaluation.metrics import measure
+from vcot.evaluation.runner import image_of, partners, shown
 from vcot.grounding import Box, Mention
 from vcot.records import Image
 from vcot.storage import Store

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.evaluation.evaluation_samples import CONDITIONS, FakeModel, by_text, drawn, evaluate, runner, said, sample
 
+from tests.fakes.evaluating import CONDITIONS, FakeModel, by_text, drawn, evaluate, runner, said, sample
 from vcot.errors import InputError, Interrupted
 from vcot.evaluation.runner import read_replies, units
 from vcot.storage import Store

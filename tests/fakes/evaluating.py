@@ -13,8 +13,7 @@ from PIL import ImageDraw
 
 from tests.fakes.markers import METADATA
 from vcot.errors import Interrupted
-from vcot.evaluation.ablations import partners
-from vcot.evaluation.runner import EvaluationRunner, units
+from vcot.evaluation.runner import EvaluationRunner, partners, units
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Completion, Folder, Image, Sample, Score, StageMarker
 from vcot.records.metadata import EvaluateMetadata

@@ -19,9 +19,9 @@ from tests.datasets.given import Given
 from tests.storage.tars import tar
 from tests.tokens.base import base_folder, processor
 from vcot.errors import VcotError
-from vcot.evaluation.ablations import partners
+from vcot.evaluation.models import TrainedModel
 from vcot.evaluation.page import draw
-from vcot.evaluation.runner import EvaluationRunner, TrainedModel, units
+from vcot.evaluation.runner import EvaluationRunner, partners, units
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample, read_samples
 from vcot.records.example import Examples

@@ -85,7 +85,7 @@ def texts(run_uri: str) -> dict[str, list[str]]:
     assert marker is not None
     found = defaultdict(list)
     for reply in read_replies(Store(), join(run_uri, "evaluate"), marker.shards):
-        found[f"{reply.model}-{reply.condition}"].append(reply.completion.text)
+        found[reply.key].append(reply.completion.text)
     return found
 
 
@@ -133,7 +133,7 @@ def test_both_models_are_asked_everything_and_what_passes_is_promoted(runs):
 
 def test_a_finished_evaluation_is_told_again_and_promoted_once_without_any_model(runs, capsys, monkeypatch):
     before = files(runs)
-    monkeypatch.setattr("jobs.evaluate._evaluate", lambda *_: pytest.fail("a model is asked again"))
+    monkeypatch.setattr("jobs.evaluate._ask", lambda *_: pytest.fail("a model is asked again"))
     evaluate(join(runs, "good"), promote=True)
     said = capsys.readouterr().out
     assert "before tuning" in said

@@ -6,6 +6,7 @@ of all models that are exactly as good.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,9 @@ from vcot.evaluation.metrics import METRICS, boxes_found, measure
 from vcot.evaluation.report import JUDGED, both, figures_of, judged, value
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished
-from vcot.records import Score
-from vcot.records.shards import ShardMarker
+from vcot.records import Folder, Score
 from vcot.reports.rendering import plural
-from vcot.storage import Store
+from vcot.storage import join
 
 SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "answer_absent", "malformed")
 """A clear fall of one of JUDGED is a regression; the others are only shown."""
@@ -84,10 +84,32 @@ def raise_if_failed(gates: Sequence[Mapping[str, Any]], page_uri: str) -> None:
 # --- two evaluations of the same questions, row by row -----------------------------------------------------
 
 
-def tuned_scores(store: Store, stage_uri: str, markers: Sequence[ShardMarker]) -> list[Score]:
-    """What the tuned model reached on real images, a Score per row."""
-    replies = read_replies(store, stage_uri, markers)
-    return [reply.score for reply in replies if (reply.model, reply.condition) == ("tuned", "real")]
+def write_comparison(
+    folder: Folder, report: Mapping[str, Any], baseline: Finished, config: EvaluationConfig, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes ``comparison.json`` and ``comparison.md`` beside a report, where they are not there yet.
+
+    Args:
+        settings: of the evaluation, to say what was asked otherwise than of the baseline.
+    """
+    now, before = (
+        [
+            one.score
+            for one in read_replies(folder.store, uri, shards)
+            if (one.model, one.condition) == ("tuned", "real")
+        ]
+        for uri, shards in ((folder.uri, folder.shard_markers()), (baseline.uri, baseline.marker.shards))
+    )
+    comparison = compare(
+        now, before, baseline=baseline, settings=settings, max_left_out_share=config.max_rejected_share,
+        seed=config.seed,
+    )  # fmt: skip
+    page = markdown(comparison, made_with=report["made_with"], page_uri=join(folder.uri, "report.html"))
+    for name, text in (("json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n"), ("md", page)):
+        uri = join(folder.uri, f"comparison.{name}")
+        if folder.store.stat(uri) is None or folder.store.read(uri) != text.encode():
+            folder.store.write(uri, text.encode())
+    return comparison
 
 
 def compare(

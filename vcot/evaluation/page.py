@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vcot.evaluation import report as of_report
-from vcot.evaluation.ablations import image_of
 from vcot.evaluation.metrics import METRICS
 from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, before, both, figures_of, guess_name, value
+from vcot.evaluation.runner import image_of
 from vcot.grounding import Frame
 from vcot.grounding.tags import SPELLINGS, parse
 from vcot.records import Sample, Score

@@ -129,7 +129,7 @@ def gather(
         raise InputError(f"{len(twice)} ids stand for several samples each, as {twice[0]!r}; ids have to be unique")
     said: dict[str, dict[str, Reply]] = defaultdict(dict)
     for reply in replies:
-        said[f"{reply.model}-{reply.condition}"][reply.score.sample] = reply
+        said[reply.key][reply.score.sample] = reply
     kept = tuple(
         sample
         for sample in samples

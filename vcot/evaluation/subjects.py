@@ -31,7 +31,7 @@ from vcot.errors import InputError
 from vcot.records import StageMarker
 from vcot.records.base import Record
 from vcot.records.metadata import TrainMetadata
-from vcot.records.promotion import Promotion
+from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
 from vcot.storage import Store, append, join, name, numbered
 
@@ -135,12 +135,6 @@ def newest(store: Store, pointer_uri: str) -> Pointer:
     return Pointer.at(store, there[max(there)])
 
 
-def first(store: Store, pointer_uri: str) -> Pointer:
-    """The oldest promotion: what later ones are compared with where no other baseline is pinned."""
-    there = numbered(store, pointer_uri)
-    return Pointer.at(store, there[min(there)])
-
-
 # --- what is evaluated -------------------------------------------------------------------------------------
 
 
@@ -189,7 +183,8 @@ def promoted(
     if baseline_uri:
         baseline = Finished.at(store, baseline_uri, EVALUATE)
     else:
-        oldest = first(store, pointer_uri)
+        there = numbered(store, pointer_uri)
+        oldest = Pointer.at(store, there[min(there)])
         passed = oldest.promotion
         baseline = _unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
