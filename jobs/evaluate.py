@@ -145,11 +145,11 @@ def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subje
     cache_uri = settings.cache_uri or join(settings.parent_uri, "_cache", "evaluate")
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         evaluation = Evaluation(store, folder, subject, settings, cache_uri=cache_uri, scratch=Path(scratch))
-        trained = evaluation.trained
+        models = evaluation.models
         run_shards(
             folder, settings, inputs=subject.inputs, shards=len(evaluation.runner.units), work=evaluation.runner.run,
             max_rejected_share=settings.max_rejected_share, report=evaluation.report,
-            metadata=EvaluateMetadata(base=trained.base_uri, base_sha256=trained.base_sha256),
+            metadata=EvaluateMetadata(base=models.base_uri, base_sha256=models.trained.base_sha256),
         )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def test_where_there_is_nothing_to_ask_otherwise_the_base_is_asked_once(tmp_path
 class Native(FakeModel):
     """A base that points only when it is asked in its own form, and a tuned model that finds a quarter."""
 
-    def __call__(self, model, samples, images):
+    def ask(self, model, samples, images):
         self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
         texts = []
         for one in samples:

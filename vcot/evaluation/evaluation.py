@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vcot.evaluation import page
 from vcot.evaluation.baselines import Baselines
 from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import CONDITIONS, EvaluationConfig
-from vcot.evaluation.models import ModelRunner, TrainedModel
+from vcot.evaluation.models import ModelRunner
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import EvaluationRunner, partners, read_replies, units
 from vcot.evaluation.subjects import Subject
@@ -41,26 +42,16 @@ class Evaluation:
         self, store: Store, folder: Folder, subject: Subject, config: EvaluationConfig, *, cache_uri: str, scratch: Path
     ) -> None:
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
-        self.trained = TrainedModel.of(store, subject.train.uri, subject.train.marker.metadata, config)
+        self.models = ModelRunner(store, subject.train, scratch, config)
         self.samples = self._chosen()
-        self.models = ModelRunner(store, self.trained, scratch, config)
         # A model that was trained without images is not shown any.
-        shown = config.conditions if self.trained.contract.mode == "multimodal" else ("real",)
+        shown = config.conditions if self.models.contract.mode == "multimodal" else ("real",)
         conditions = [condition for condition in CONDITIONS if condition in shown]
-        native = self.trained.own_form is not None
         self.runner = EvaluationRunner(
-            store=store,
-            samples=self.samples,
-            partners=partners(self.samples, config.seed) if "shuffled" in conditions else (),
-            ask=self.models.ask,
-            frame=self.trained.frame,
-            units=units(len(self.samples), conditions, config.rows_per_shard, native=native),
-            cache_uri=cache_uri,
-            asked_of_base=self.models.asked_of_base,
-            asked_natively=self.models.asked_natively,
-            native_frame=self.trained.native_frame,
-            synonyms=Synonyms.of(config.synonyms),
-        )
+            store, self.samples, partners(self.samples, config.seed) if "shuffled" in conditions else (), self.models,
+            units(len(self.samples), conditions, config.rows_per_shard, native=self.models.own_form is not None),
+            cache_uri, Synonyms.of(config.synonyms),
+        )  # fmt: skip
 
     def _every(self) -> Iterator[Sample]:
         return read_samples(self.store, self.subject.samples.uri, self.subject.samples.marker)
@@ -91,7 +82,7 @@ class Evaluation:
         Raises:
             GateFailed: after the report was written, so that it can be read; the stage stays without its marker.
         """
-        frame, seed, uri = self.trained.frame, self.config.seed, self.folder.uri
+        frame, seed, uri = partial(self.models.frame, "tuned"), self.config.seed, self.folder.uri
         learned = Baselines.of(sample for sample in self._every() if sample.origin.split == "train")
         evidence = gather(self.samples, read_replies(self.store, uri, markers), learned, frame)
         if not evidence.samples:
@@ -112,12 +103,12 @@ class Evaluation:
         return report, html
 
     def _made_with(self) -> dict[str, Any]:
-        trained, config, contract = self.trained, self.config, self.trained.contract
-        own = "that of the tuned model" if trained.own_form is None else dataclasses.asdict(trained.own_form)
+        models, config, contract = self.models, self.config, self.models.contract
+        own = "that of the tuned model" if models.own_form is None else dataclasses.asdict(models.own_form)
         return {
-            "base": trained.base_uri,
-            "base_sha256": trained.base_sha256,
-            "tuned": f"{trained.tune}, {trained.uri}",
+            "base": models.base_uri,
+            "base_sha256": models.trained.base_sha256,
+            "tuned": f"{models.trained.tune}, {self.subject.train.uri}",
             "frame_of_boxes": contract.frame,
             "pixels_of_an_image": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
             "prompt_of_the_first_row": prompt_text(self.samples[0], contract.instruction),
@@ -125,7 +116,7 @@ class Evaluation:
             "samples": self.subject.samples.uri,
             "max_new_tokens": config.max_new_tokens,
             "per_device_eval_batch_size": config.per_device_eval_batch_size,
-            "quantization": self.models.quantization,
+            "quantization": models.quantization,
             "dtype": config.dtype,
             "synonyms": ", ".join(config.synonyms) or "none",
             "seed": config.seed,

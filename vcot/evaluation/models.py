@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from vcot import logging
 from vcot.errors import InputError
 from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.runner import Model
+from vcot.evaluation.subjects import Finished
 from vcot.grounding import Frame, FrameName, FrameSpec
 from vcot.records import Completion, Contract, Sample
 from vcot.records.metadata import TrainMetadata
@@ -84,12 +86,18 @@ def own_form(store: Store, base_uri: str, named: str, contract: Contract) -> Own
     """
     if named == "as-tuned" or contract.mode == "text":
         return None
-    form = FAMILIES.get(named) or _declared(store, base_uri) or _of_family(store, base_uri)
-    if form is None or (
-        form.frame == contract.frame_spec.name and form.instruction == form.by_text == contract.instruction
-    ):
+    form = FAMILIES.get(named) or _declared(store, base_uri)
+    if form is None:
+        kind = (_json(store, join(base_uri, "config.json")) or {}).get("model_type")
+        form = FAMILIES.get(_MODEL_TYPES.get(kind, ""))
+    if form is None:
+        logging.get().warning(
+            "how this base points by itself is not known, so it is asked in the tuned model's form alone; "
+            "--base-form names it", base=base_uri, model_type=kind,
+        )  # fmt: skip
         return None
-    return form
+    tuned_in_it = form.frame == contract.frame_spec.name and form.instruction == form.by_text == contract.instruction
+    return None if tuned_in_it else form
 
 
 def _declared(store: Store, base_uri: str) -> OwnForm | None:
@@ -106,17 +114,6 @@ def _declared(store: Store, base_uri: str) -> OwnForm | None:
         ) from None
 
 
-def _of_family(store: Store, base_uri: str) -> OwnForm | None:
-    kind = (_json(store, join(base_uri, "config.json")) or {}).get("model_type")
-    if kind in _MODEL_TYPES:
-        return FAMILIES[_MODEL_TYPES[kind]]
-    logging.get().warning(
-        "how this base points by itself is not known, so it is asked in the tuned model's form alone; "
-        "--base-form names it", base=base_uri, model_type=kind,
-    )  # fmt: skip
-    return None
-
-
 def _json(store: Store, uri: str) -> Any:
     try:
         return json.loads(store.read(uri))
@@ -129,56 +126,47 @@ def _json(store: Store, uri: str) -> Any:
 # --- loading and asking ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """What a train stage says of its model: enough to load it, and the base, and to ask both in the right form."""
-
-    uri: str
-    base_uri: str
-    base_sha256: str
-    contract: Contract
-    tune: Literal["full", "lora", "qlora"]
-    model: str  # folder of the adapter or model, below the stage's
-    files: Mapping[str, str]  # in that folder: name → sha256
-    own_form: OwnForm | None = None  # of the base, where it is another than that of the contract
-
-    @classmethod
-    def of(cls, store: Store, uri: str, trained: TrainMetadata, config: EvaluationConfig) -> TrainedModel:
-        base_uri = config.base_uri or trained.base_uri
-        return cls(
-            uri, base_uri, trained.base_sha256, trained.contract, trained.tune, trained.model, trained.files,
-            own_form(store, base_uri, config.base_form, trained.contract),
-        )  # fmt: skip
-
-    def frame(self, sample: Sample) -> Frame:
-        """The frame in which the model writes its boxes about this sample."""
-        return sample.frame(self.contract.frame_spec)
-
-    def native_frame(self, sample: Sample) -> Frame:
-        """The frame in which the base writes its boxes when it is asked in its own form."""
-        return self.frame(sample) if self.own_form is None else sample.frame(self.own_form.spec(self.contract))
-
-
-@dataclass
 class ModelRunner:
     """Loads what is asked for when it is asked for, and generates greedily, in batches of like length.
 
     No sampling and no repetition penalty: the latter punishes digits that were used before, and so bends
     coordinates. The base speaks before an adapter is attached to it; the other order loads it a second time.
+
+    Args:
+        train: the finished stage that names the tuned model, its base, and the contract between them.
     """
 
-    store: Store
-    trained: TrainedModel
-    scratch: Path
-    config: EvaluationConfig
-    _encoder: Encoder | None = None
-    _loaded: dict[Model, Any] = field(default_factory=dict)
+    def __init__(self, store: Store, train: Finished[TrainMetadata], scratch: Path, config: EvaluationConfig) -> None:
+        self._store, self._train_uri, self._scratch, self._config = store, train.uri, scratch, config
+        self.trained = train.marker.metadata
+        self.contract = self.trained.contract
+        self.base_uri = config.base_uri or self.trained.base_uri
+        self.own_form = own_form(store, self.base_uri, config.base_form, self.contract)
+        as_trained: Literal["none", "nf4"] = "nf4" if self.trained.tune == "qlora" else "none"
+        self.quantization = as_trained if config.quantization == "as-trained" else config.quantization
+        self._loaded: dict[Model, Any] = {}
+
+    def frame(self, model: Model, sample: Sample) -> Frame:
+        own = self.own_form if model == "native" else None
+        return sample.frame(self.contract.frame_spec if own is None else own.spec(self.contract))
+
+    def fingerprint(self, model: Model) -> dict[str, Any]:
+        config, form, usual = self._config, self.own_form, self.contract.instruction
+        found = {
+            "base": self.trained.base_sha256,
+            "contract": self.contract.model_dump(mode="json"),
+            "quantization": self.quantization,
+            "dtype": config.dtype,
+            "max_new_tokens": config.max_new_tokens,
+            "per_device_eval_batch_size": config.per_device_eval_batch_size,
+        }
+        # Of its own form the words that it is told, not how its replies are read.
+        if model == "native" and form is not None and not form.instruction == form.by_text == usual:
+            found |= {"instruction": form.instruction, "by_text": form.by_text}
+        return found
 
     def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]) -> list[Completion]:
-        """One Completion per sample, in order. Their `seconds` stay 0: the same question gives the same record.
-
-        An image is None where the question is asked by text alone.
-        """
+        """The `seconds` of a Completion stay 0: the same question gives the same record."""
 
         def length(index: int) -> int:
             """Near enough to that of the prompt to put like to like."""
@@ -186,7 +174,7 @@ class ModelRunner:
             visual = 0 if seen is None else seen.width * seen.height // 784
             return len(sample.question) + len(sample.context or "") + visual
 
-        network, size = self._network(model), self.config.per_device_eval_batch_size
+        network, size = self._network(model), self._config.per_device_eval_batch_size
         order = sorted(range(len(samples)), key=length)
         said: dict[int, Completion] = {}
         for start in range(0, len(order), size):
@@ -201,74 +189,46 @@ class ModelRunner:
     ) -> list[Completion]:
         from vcot.models import generate
 
-        encoder = self.encoder
-        form = self.trained.own_form if model == "native" else None
+        encoder, longest = self._encoder, self._config.max_new_tokens
+        form = self.own_form if model == "native" else None
         batch = encoder.prompts(samples, images, None if form is None else [form.below(s) for s in samples])
         prompt_tokens = batch["attention_mask"].sum(dim=1).tolist()
         ends = set(encoder.eos_token_ids)
         tokens = generate(
-            network, batch, max_new_tokens=self.config.max_new_tokens, eos_token_ids=encoder.eos_token_ids,
+            network, batch, max_new_tokens=longest, eos_token_ids=encoder.eos_token_ids,
             pad_token_id=encoder.pad_token_id,
         )  # fmt: skip
         return [
             Completion(
                 text=encoder.decode(ids),
                 model="tuned" if model == "tuned" else self.trained.base_sha256[:12],
-                finish_reason="length" if len(ids) >= self.config.max_new_tokens and not set(ids) & ends else "stop",
+                finish_reason="length" if len(ids) >= longest and not set(ids) & ends else "stop",
                 tokens_in=prompt_length,
                 tokens_out=len(ids),
             )
             for ids, prompt_length in zip(tokens, prompt_tokens, strict=True)
         ]
 
-    @property
-    def quantization(self) -> Literal["none", "nf4"]:
-        """Of the base: unless asked otherwise, as it was while training."""
-        if self.config.quantization != "as-trained":
-            return self.config.quantization
-        return "nf4" if self.trained.tune == "qlora" else "none"
-
-    @property
-    def asked_of_base(self) -> dict[str, Any]:
-        """What shapes the base's replies beside the questions and the images."""
-        return {
-            "base": self.trained.base_sha256,
-            "contract": self.trained.contract.model_dump(mode="json"),
-            "quantization": self.quantization,
-            "dtype": self.config.dtype,
-            "max_new_tokens": self.config.max_new_tokens,
-            "per_device_eval_batch_size": self.config.per_device_eval_batch_size,
-        }
-
-    @property
-    def asked_natively(self) -> dict[str, Any]:
-        """What shapes them beside that where the base is asked in its own form: the words, not how they are read."""
-        form, usual = self.trained.own_form, self.trained.contract.instruction
-        if form is None or form.instruction == form.by_text == usual:
-            return {}
-        return {"instruction": form.instruction, "by_text": form.by_text}
-
-    @property
-    def encoder(self) -> Encoder:
-        if self._encoder is None:
-            contract = self.trained.contract
-            folder = fetch_folder(self.store, self.trained.base_uri, self.scratch / "base", is_processor_file)
-            processor = load_processor(folder, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
-            self._encoder = Encoder(processor, contract)
-        return self._encoder
+    @cached_property
+    def _encoder(self) -> Encoder:
+        contract = self.contract
+        folder = fetch_folder(self._store, self.base_uri, self._scratch / "base", is_processor_file)
+        processor = load_processor(folder, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
+        return Encoder(processor, contract)
 
     def _network(self, asked: Model) -> Any:
         from vcot.models import load_adapter, load_base
 
         model: Model = "base" if asked == "native" else asked
         if model not in self._loaded:
-            logging.get().info(f"loading the {model} model", base=self.trained.base_uri, quantization=self.quantization)
-            base = self._loaded.pop("base", None)
-            self._loaded.clear()  # one model in memory at a time
+            logging.get().info(f"loading the {model} model", base=self.base_uri, quantization=self.quantization)
+            # One model in memory at a time; an adapter takes the base that is there.
+            base = None if self.trained.tune == "full" else self._loaded.get("base")
+            self._loaded.clear()
             if model == "base":
                 network = self._base()
             elif self.trained.tune == "full":
-                network = load_base(self._fetch_tuned(), quantization=self.quantization, dtype=self.config.dtype)
+                network = load_base(self._fetch_tuned(), quantization=self.quantization, dtype=self._config.dtype)
             else:
                 folder = self._fetch_tuned()
                 network = load_adapter(self._base() if base is None else base, folder)
@@ -278,23 +238,22 @@ class ModelRunner:
     def _base(self) -> Any:
         from vcot.models import load_base
 
-        uri = self.trained.base_uri
-        folder, found = fetch_with_digest(self.store, uri, self.scratch / "base")
+        folder, found = fetch_with_digest(self._store, self.base_uri, self._scratch / "base")
         if found != self.trained.base_sha256:
             raise InputError(
-                f"{uri} is not the base that was trained on: its digest is {found[:12]}…, "
+                f"{self.base_uri} is not the base that was trained on: its digest is {found[:12]}…, "
                 f"it was {self.trained.base_sha256[:12]}…"
             )
-        return load_base(folder, quantization=self.quantization, dtype=self.config.dtype)
+        return load_base(folder, quantization=self.quantization, dtype=self._config.dtype)
 
     def _fetch_tuned(self) -> Path:
         """The trained model's folder with the files that its stage names, and no other."""
-        uri, into = join(self.trained.uri, self.trained.model), self.scratch / "tuned"
+        uri, into = join(self._train_uri, self.trained.model), self._scratch / "tuned"
         for name, sha256 in self.trained.files.items():
             path = into / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.store.download(join(uri, name), path)
-            if (found := self.store.digest(str(path))) != sha256:
+            self._store.download(join(uri, name), path)
+            if (found := self._store.digest(str(path))) != sha256:
                 raise InputError(
                     f"{join(uri, name)} is not what train wrote: its digest is {found[:12]}…, it was {sha256[:12]}…"
                 )

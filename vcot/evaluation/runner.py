@@ -18,11 +18,11 @@ import json
 import random
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 from pydantic import ValidationError
@@ -43,9 +43,6 @@ from vcot.storage.images import ImageError
 
 Model = Literal["base", "native", "tuned"]
 """`native`: the base again, asked in its own form (vcot.evaluation.models)."""
-
-#: Asks a model: samples and the images that it is shown, if any → one Completion each, in order.
-Ask = Callable[[Model, Sequence[Sample], Sequence[Image.Image | None]], list[Completion]]
 
 MOST_RATIO = 200
 """Image processors of the Qwen-VL family take no image that is longer than this times its other side."""
@@ -140,27 +137,32 @@ def shown(condition: Condition, own: Image.Image, other: Image.Image | None = No
 # --- asking ------------------------------------------------------------------------------------------------
 
 
+class Models(Protocol):
+    def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]) -> list[Completion]:
+        """One Completion per sample, in order. An image is None where the question is asked by text alone."""
+
+    def frame(self, model: Model, sample: Sample) -> Frame:
+        """The frame in which a model writes its boxes about this sample."""
+
+    def fingerprint(self, model: Model) -> Mapping[str, Any]:
+        """What shapes its replies beside the questions and the images."""
+
+
 @dataclass
 class EvaluationRunner:
     """Everything a unit needs.
 
     partners: for each sample, the index of the one whose image it is shown when shuffled.
-    asked_of_base: what of the settings and the base shapes its replies (for the key of the cache).
-    asked_natively: what shapes them beside that where it is asked in its own form; `native_frame` reads them then.
     synonyms: labels that are one name when replies are judged.
     """
 
     store: Store
     samples: Sequence[Sample]
     partners: Sequence[int]
-    ask: Ask
-    frame: Callable[[Sample], Frame]
+    models: Models
     units: Sequence[Unit]
     cache_uri: str
-    asked_of_base: Mapping[str, Any]
     synonyms: Synonyms = NO_SYNONYMS
-    asked_natively: Mapping[str, Any] = field(default_factory=dict)
-    native_frame: Callable[[Sample], Frame] | None = None
 
     def run(self, writer: ShardWriter) -> EvaluateShardMetadata:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its image cannot be shown."""
@@ -179,12 +181,11 @@ class EvaluationRunner:
             except ImageError as error:
                 reason = IMAGE_REASONS[error.reason]
                 writer.reject(Rejection(id=sample.id, stage="evaluate", reason=reason, detail=str(error)))
-        frame = self.native_frame if unit.model == "native" and self.native_frame else self.frame
         begun = time.monotonic()
         said = self._completions(unit.model, asked)
         seconds = round(time.monotonic() - begun, 2)
         for (sample, _), completion in zip(asked, said, strict=True):
-            judged = score(completion.text, sample, frame(sample), self.synonyms)
+            judged = score(completion.text, sample, self.models.frame(unit.model, sample), self.synonyms)
             writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
         return EvaluateShardMetadata(by_text=by_text, seconds=seconds)
 
@@ -205,12 +206,12 @@ class EvaluationRunner:
         if not distinct:
             return []
         # What the base is told and shown, and how it is asked; no URI and no code version is in the key.
-        how = {**self.asked_of_base, **(self.asked_natively if model == "native" else {})}
+        how = dict(self.models.fingerprint(model))
         parts = json.dumps([how, [questions[i] for i in distinct]], sort_keys=True, ensure_ascii=False)
         uri = join(self.cache_uri, f"{hashlib.sha256(parts.encode()).hexdigest()}.jsonl.gz")
         said = None if model == "tuned" else _cached(self.store, uri)
         if said is None or len(said) != len(distinct):
-            said = self.ask(model, [asked[i][0] for i in distinct], [asked[i][1] for i in distinct])
+            said = self.models.ask(model, [asked[i][0] for i in distinct], [asked[i][1] for i in distinct])
             if model != "tuned":
                 self.store.write(uri, gzip.compress(b"".join(completion.line() for completion in said), mtime=0))
         by_index = dict(zip(distinct, said, strict=True))
