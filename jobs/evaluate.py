@@ -113,9 +113,9 @@ def run(settings: EvaluateSettings) -> None:
             return
         with contextlib.suppress(GateFailed):  # the gates are judged again below, after the table
             _ask(settings, store, folder, subject)
-    elif subject.facts:
+    elif subject.metadata:
         logging.get().info(
-            "this model was evaluated on these samples with this code for this occasion", **subject.facts
+            "this model was evaluated on these samples with this code for this occasion", **subject.metadata
         )
     if settings.part in ("all", "finish", "look"):
         gates = _show(settings, store, folder, subject)
@@ -170,7 +170,7 @@ def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subj
         console = Console(width=110)
     page_uri = join(folder.uri, "report.html")
     console.print(page.table(report))
-    summary(**page.headline(report), **subject.facts)
+    summary(**page.headline(report), **subject.metadata)
     console.print(f"report with images: {page_uri}", soft_wrap=True, highlight=False)
     gates = compare.judge_gates(report, settings)
     if subject.baseline is not None:

@@ -104,7 +104,7 @@ def test_the_newest_is_evaluated_on_what_it_was_promoted_on_and_compared_with_th
     assert found.samples.uri == two.promotion.samples_uri
     assert found.baseline is not None
     assert found.baseline.uri == one.promotion.evaluation_uri
-    assert (found.facts["pointer"], found.facts["occasion"]) == (two.uri, "20261121T0506Z")
+    assert (found.metadata["pointer"], found.metadata["occasion"]) == (two.uri, "20261121T0506Z")
     assert found.inputs[two.uri] == two.sha256
     assert found.run_uri.startswith(join(folder_place, "runs", "again", "20261121T0506Z") + "/")
     # Samples and baseline can be pinned; another choice of samples is another evaluation.
@@ -120,17 +120,17 @@ def test_an_occasion_looks_once_and_the_next_one_anew(any_place):
     before = again(any_place)
     two = earn(any_place, "two")
     assert again(any_place) == before
-    assert before.facts["pointer"] == one.uri
-    assert again(any_place, "reevaluate-29920686").facts["pointer"] == two.uri
+    assert before.metadata["pointer"] == one.uri
+    assert again(any_place, "reevaluate-29920686").metadata["pointer"] == two.uri
 
 
 def test_two_lines_of_models_on_the_same_occasion_are_not_confused(folder_place):
     """Two scheduled Jobs of the same minute, each with a line of its own."""
     one, small = earn(folder_place, "one"), earn(folder_place, "two", "small")
-    assert again(folder_place).facts["pointer"] == one.uri
+    assert again(folder_place).metadata["pointer"] == one.uri
     pointer_uri = pointers(folder_place, "small")
     found = again(folder_place, "reevaluate-small-29920626", pointer_uri=pointer_uri)
-    assert (found.facts["pointer"], found.train.uri) == (small.uri, small.promotion.train_uri)
+    assert (found.metadata["pointer"], found.train.uri) == (small.uri, small.promotion.train_uri)
     elsewhere = pointer_uri.replace("pointers", "elsewhere")
     Store().write(join(elsewhere, "0000000001.json"), Store().read(small.uri))
     with pytest.raises(InputError, match=r"small\.json is about .*; use another --occasion"):

@@ -121,5 +121,5 @@ class Evaluation:
             "synonyms": ", ".join(config.synonyms) or "none",
             "seed": config.seed,
             "vcot": __version__,
-            **self.subject.facts,
+            **self.subject.metadata,
         }

@@ -140,13 +140,13 @@ def newest(store: Store, pointer_uri: str) -> Pointer:
 
 @dataclass(frozen=True)
 class Subject:
-    """`run_uri`: the result goes to ``<run_uri>/evaluate``. `facts`: how the model was found, for the report."""
+    """`run_uri`: the result goes to ``<run_uri>/evaluate``. `metadata`: how the model was found, for the report."""
 
     run_uri: str
     train: Finished[TrainMetadata]
     samples: Finished
     baseline: Finished | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -190,9 +190,9 @@ def promoted(
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:12]
     logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
-    facts = {"pointer": pointer.uri, "promoted": found.promoted, "occasion": when}
+    metadata = {"pointer": pointer.uri, "promoted": found.promoted, "occasion": when}
     inputs = train.input | samples.input | {pointer.uri: pointer.sha256}
-    return Subject(join(run_uri, when, key), train, samples, baseline, facts, inputs)
+    return Subject(join(run_uri, when, key), train, samples, baseline, metadata, inputs)
 
 
 def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
