@@ -122,13 +122,6 @@ def test_the_numbers_are_those_of_the_shards_and_of_the_rejections(given: Given,
     assert told.visual_tokens.median == median_low([across * down // 784 for across, down in resized])
 
 
-def test_any_number_of_shards_gives_the_same_report_and_the_same_page(given: Given, tmp_path: Path) -> None:
-    rows = many_rows(given)[::4]
-    (one, page), (other, its_page) = (convert(tmp_path / str(n), given, rows, num_shards=n) for n in (1, 3))
-    assert other.model_copy(update={"shards": 1}) == one
-    assert its_page.replace(str(tmp_path), "") == page.replace(str(tmp_path), "")
-
-
 def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_rows_about_nothing(tmp_path: Path) -> None:
     one = sample()
     assert one.image is not None

@@ -320,7 +320,7 @@ def _chart(
         if bar.below is None:
             return f"{written(bar.low)} or more"
         last = bar.below - whole
-        return written(bar.low) if last == bar.low else f"{written(bar.low)} – {written(last)}"
+        return written(last) if last == bar.low else f"{written(bar.low).removesuffix(' %')} – {written(last)}"
 
     spread = (
         f"{roughly}from {written(values.min)} to {written(values.max)}, half of them at most "
@@ -335,7 +335,7 @@ def _area(value: float) -> str:
 
 
 def _megapixels(value: float) -> str:
-    return f"{value / 1e6:.3g} MP"
+    return f"{value / 1e6:.3g}"
 
 
 def _measures(found: Conversion) -> list[tuple[str, list[tuple[str, str]]]]:
