@@ -258,10 +258,12 @@ def measure(
     if len({len(scores) for scores in lists}) > 1 or any(len({s.sample for s in row if s}) > 1 for row in samples):
         raise ValueError("conditions are compared sample by sample; these are not about the same samples")
     image = _images(samples)
-    above, below = (
-        np.array([[[float(side(m)(s)) if s else 0.0 for s in scores] for m in METRICS.values()] for scores in lists])
-        for side in (lambda m: m.above, lambda m: m.below)
-    )
+    ratios = [(metric.above, metric.below) for metric in METRICS.values()]
+    sums = np.array(
+        [[[(above(s), below(s)) if s else (0, 0) for s in scores] for above, below in ratios] for scores in lists],
+        dtype=np.float64,
+    ).reshape(len(lists), len(ratios), -1, 2)
+    above, below = sums[..., 0], sums[..., 1]  # [conditions, figures, samples]
     drawn = _draw(_by_image(above, image), _by_image(below, image), seed, resamples)
     figures = {
         name: {
