@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 BASE = ROOT / "examples" / "rehearsal"
 ROWS = 12
 ASK = {"max_new_tokens": 64, "per_device_eval_batch_size": 12, "rows_per_shard": 12, "dtype": "float32"}
+AGAIN = {"model": "promoted", "conditions": "real"}
 FEW = {"conditions": "real", "max_samples": 2, "max_new_tokens": 12}
 
 
@@ -163,7 +164,7 @@ def test_a_model_that_is_worse_than_its_base_leaves_a_report_and_is_not_promoted
 
 
 def test_the_promoted_model_is_evaluated_again_once_for_an_occasion(runs, capsys):
-    evaluate(join(runs, "again"), model="promoted", occasion="reevaluate-29920626")
+    evaluate(join(runs, "again"), occasion="reevaluate-29920626", **AGAIN)
     (made,) = Path(runs, "again").glob("20261121T0506Z/*/evaluate")
     comparison = json.loads((made / "comparison.json").read_text())
     assert comparison["regressions"] == []
@@ -175,7 +176,7 @@ def test_the_promoted_model_is_evaluated_again_once_for_an_occasion(runs, capsys
     assert made_with["occasion"] == "20261121T0506Z"
     assert "comparison with the baseline: " in capsys.readouterr().out
     before = files(runs)
-    evaluate(join(runs, "again"), model="promoted", occasion="reevaluate-29920626")
+    evaluate(join(runs, "again"), occasion="reevaluate-29920626", **AGAIN)
     assert files(runs) == before
     assert "this model was evaluated on these samples with this code for this occasion" in "".join(capsys.readouterr())
 
@@ -195,6 +196,7 @@ def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path)
         "VCOT_TERMINATION_LOG": str(log),
         "VCOT_EVALUATE_MODEL": "promoted",
         "VCOT_EVALUATE_OCCASION": "reevaluate-29922066",
+        "VCOT_EVALUATE_CONDITIONS": "real",
         **{f"VCOT_EVALUATE_{name.upper()}": str(value) for name, value in ASK.items()},
     }
     command = [sys.executable, "-m", "jobs.evaluate"]
@@ -212,7 +214,7 @@ def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path)
     # Against the evaluation of the very same model there is no fall; nothing is asked again.
     shards = {path for path in files(join(runs, "again")) if "/shards/" in path}
     baseline_uri = join(runs, "bad", "evaluate")
-    evaluate(join(runs, "again"), model="promoted", occasion="reevaluate-29922066", baseline_uri=baseline_uri)
+    evaluate(join(runs, "again"), baseline_uri=baseline_uri, occasion="reevaluate-29922066", **AGAIN)
     assert {path for path in files(join(runs, "again")) if "/shards/" in path} == shards
 
 
