@@ -89,7 +89,7 @@ def own_form(store: Store, base_uri: str, named: str, contract: Contract) -> Own
     form = FAMILIES.get(named) or _declared(store, base_uri)
     if form is None:
         kind = (_json(store, join(base_uri, "config.json")) or {}).get("model_type")
-        form = FAMILIES.get(_MODEL_TYPES.get(kind, ""))
+        form = FAMILIES.get(_MODEL_TYPES.get(str(kind), ""))
     if form is None:
         logging.get().warning(
             "how this base points by itself is not known, so it is asked in the tuned model's form alone; "

@@ -106,7 +106,8 @@ class Evidence:
 
     @cached_property
     def scores(self) -> dict[str, tuple[Score | None, ...]]:
-        return {key: tuple(one and one.score for one in each) for key, each in self.replies.items()} | self.guesses
+        said = {key: tuple(None if r is None else r.score for r in each) for key, each in self.replies.items()}
+        return {**said, **self.guesses}
 
     @cached_property
     def tuned(self) -> list[Score]:

@@ -146,9 +146,9 @@ def _gates(
     for reason, rows in most_frequent(_over_datasets(counts)):
         gate, meaning = MEANING[Reason(reason)]
         shown = examples.of_group(f"{group}:{reason}", SHOWN_OF_REASON)
-        cards = [cards.card(row, SMALL) for row in shown]
+        drawn = [cards.card(row, SMALL) for row in shown]
         gates[gate].append(
-            {"name": reason, "meaning": meaning, "n": rows, "where": where(counts, reason), "cards": cards}
+            {"name": reason, "meaning": meaning, "n": rows, "where": where(counts, reason), "cards": drawn}
         )
     return [(gate, reasons) for gate, reasons in gates.items() if reasons]
 
