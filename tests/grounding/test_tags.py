@@ -80,27 +80,22 @@ class TestParse:
     @pytest.mark.parametrize(
         "written",
         [
-            "<ref>gear</ref><box>[100, 200, 300, 400]</box>",
-            "<ref>gear</ref><box>[100.0,200.00,3e2,+400]</box>",
-            "<ref>gear</ref><box>[ 100,200 , 300  400 ]</box>",
-            "<ref>gear</ref><box>100, 200, 300, 400</box>",
-            "<ref>gear</ref><box>[[100, 200, 300, 400]]</box>",
-            "<ref>gear</ref><box>[[100, 200], [300, 400]]</box>",
-            "<ref>gear</ref><box>(100,200),(300,400)</box>",
-            "<ref>gear</ref><box>[100, 200, 300, 400,]</box>",
+            "<ref>gear</ref><box>[100, 200, 300, 400]</box>", "<ref>gear</ref><box>[100.0,200.00,3e2,+400]</box>",
+            "<ref>gear</ref><box>[ 100,200 , 300  400 ]</box>", "<ref>gear</ref><box>100, 200, 300, 400</box>",
+            "<ref>gear</ref><box>[[100, 200, 300, 400]]</box>", "<ref>gear</ref><box>[[100, 200], [300, 400]]</box>",
+            "<ref>gear</ref><box>(100,200),(300,400)</box>", "<ref>gear</ref><box>[100, 200, 300, 400,]</box>",
             "<ref>gear</ref><box>\n```json\n[100, 200, 300, 400]\n```\n</box>",
             "<ref>gear</ref> \n<box>[100, 200, 300, 400]</box>",
             "<ref>gear</ref>, which is at <box>[100, 200, 300, 400]</box>",
             "```\n<ref>gear</ref><box>[100, 200, 300, 400]</box>\n```",
-            "<REF>gear</REF><Box>[100, 200, 300, 400]</Box>",
-            "<obj>gear</obj><bbox>[100, 200, 300, 400]</bbox>",
+            "<REF>gear</REF><Box>[100, 200, 300, 400]</Box>", "<obj>gear</obj><bbox>[100, 200, 300, 400]</bbox>",
             "<|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>",
             '[{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]',
             '```json\n[\n  {"label": "gear", "bbox_2d": [100, 200, 300, 400,],},\n]\n```',
             "{'bbox_2d': [100, 200, 300, 400], 'label': 'gear'}",
             '{"id": 3, "bbox_2d": "[100, 200, 300, 400]", "label": "gear", "score": 0.5}',
         ],
-    )
+    )  # fmt: skip
     def test_one_gear_in_many_spellings(self, written):
         assert self.boxes(written) == ([("gear", GEAR)], True)
 
@@ -138,24 +133,16 @@ class TestParse:
     @pytest.mark.parametrize(
         ("content", "fault"),
         [
-            ("", BoxFault.NO_BOX_TEXT),
-            ("[]", BoxFault.NO_BOX_TEXT),
-            ("[100, 200, 300]", BoxFault.WRONG_COUNT),
+            ("", BoxFault.NO_BOX_TEXT), ("[]", BoxFault.NO_BOX_TEXT), ("[100, 200, 300]", BoxFault.WRONG_COUNT),
             ("[1, 2, 3, 4, 5, 6, 7, 8]", BoxFault.WRONG_COUNT),
-            ("[[1, 2], [3, 4], [5, 6], [7, 8]]", BoxFault.WRONG_COUNT),
-            ("[x1, y1, x2, y2]", BoxFault.NOT_A_NUMBER),
-            ("[100, 200, 300, 400px]", BoxFault.NOT_A_NUMBER),
-            ("top left", BoxFault.NOT_A_NUMBER),
-            ("[0, 0, 1e999, 5]", BoxFault.NOT_FINITE),
-            ("[nan, 0, 10, 5]", BoxFault.NOT_FINITE),
-            ("[300, 200, 100, 400]", BoxFault.INVERTED),
-            ("[100, 200, 100, 400]", BoxFault.ZERO_AREA),
-            ("[1, 1, 1, 1]", BoxFault.ZERO_AREA),
-            ("[-100, 200, 300, 400]", BoxFault.OUT_OF_RANGE),
-            ("[100, 200, 1300, 400]", BoxFault.OUT_OF_RANGE),
-            ("[0.1, 0.2, 0.9, 0.5]", BoxFault.OUT_OF_RANGE),
+            ("[[1, 2], [3, 4], [5, 6], [7, 8]]", BoxFault.WRONG_COUNT), ("[x1, y1, x2, y2]", BoxFault.NOT_A_NUMBER),
+            ("[100, 200, 300, 400px]", BoxFault.NOT_A_NUMBER), ("top left", BoxFault.NOT_A_NUMBER),
+            ("[0, 0, 1e999, 5]", BoxFault.NOT_FINITE), ("[nan, 0, 10, 5]", BoxFault.NOT_FINITE),
+            ("[300, 200, 100, 400]", BoxFault.INVERTED), ("[100, 200, 100, 400]", BoxFault.ZERO_AREA),
+            ("[1, 1, 1, 1]", BoxFault.ZERO_AREA), ("[-100, 200, 300, 400]", BoxFault.OUT_OF_RANGE),
+            ("[100, 200, 1300, 400]", BoxFault.OUT_OF_RANGE), ("[0.1, 0.2, 0.9, 0.5]", BoxFault.OUT_OF_RANGE),
         ],
-    )
+    )  # fmt: skip
     def test_a_faulty_box_is_classified_and_its_label_remains_as_prose(self, content, fault):
         text = f"the <ref>gear</ref><box>{content}</box> turns"
         parsed = parse(text, FRAME)
@@ -167,8 +154,7 @@ class TestParse:
     @pytest.mark.parametrize(
         ("text", "kinds", "mentions"),
         [
-            ("<ref>gear</ref> turns", ["no_box_text"], []),
-            ("<ref>gear", ["unbalanced_tag"], []),
+            ("<ref>gear</ref> turns", ["no_box_text"], []), ("<ref>gear", ["unbalanced_tag"], []),
             ("<ref>gear</ref><box>[100, 200, 30", ["unbalanced_tag"], []),
             ("gear</ref><box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], [""]),
             ("<ref>gear<box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], ["gear"]),
@@ -254,27 +240,19 @@ class TestReply:
     @pytest.mark.parametrize(
         ("text", "reasoning", "answer"),
         [
-            ("It turns.\nAnswer: up", "It turns.", "up"),
-            ("It turns. Answer: up", "It turns. ", "up"),
-            ("It turns.\n**Answer:** up", "It turns.", "up"),
-            ("It turns.\n**Answer: up**", "It turns.", "up"),
-            ("It turns.\nAnswer: **up**.", "It turns.", "up."),
-            ("It turns.\nFinal answer: up\n", "It turns.", "up"),
-            ("It turns.\nANSWER : up", "It turns.", "up"),
-            ("It turns.\nAnswer:\nup", "It turns.", "up"),
+            ("It turns.\nAnswer: up", "It turns.", "up"), ("It turns. Answer: up", "It turns. ", "up"),
+            ("It turns.\n**Answer:** up", "It turns.", "up"), ("It turns.\n**Answer: up**", "It turns.", "up"),
+            ("It turns.\nAnswer: **up**.", "It turns.", "up."), ("It turns.\nFinal answer: up\n", "It turns.", "up"),
+            ("It turns.\nANSWER : up", "It turns.", "up"), ("It turns.\nAnswer:\nup", "It turns.", "up"),
             ("Answer: down\nNo.\nAnswer: up\nbecause the answer: down", "Answer: down\nNo.", "up"),
             ("<think>It turns.</think><answer>up</answer>", "<think>It turns.</think>", "up"),
             ("<answer>down</answer>\nAnswer: up", "<answer>down</answer>", "up"),
-            ("<answer>\nAnswer: up</answer>", "<answer>", "up"),
-            ("It turns \\boxed{up}", "It turns ", "up"),
-            ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"),
-            ("Answer: Answer: 5", "", "Answer: 5"),
-            ("It turns.", "It turns.", None),
-            ("It turns.\nAnswer:", "It turns.", None),
-            ("An unanswered question", "An unanswered question", None),
-            ("", "", None),
+            ("<answer>\nAnswer: up</answer>", "<answer>", "up"), ("It turns \\boxed{up}", "It turns ", "up"),
+            ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "", "Answer: 5"),
+            ("It turns.", "It turns.", None), ("It turns.\nAnswer:", "It turns.", None),
+            ("An unanswered question", "An unanswered question", None), ("", "", None),
         ],
-    )
+    )  # fmt: skip
     def test_the_answer_is_found_where_models_put_it(self, text, reasoning, answer):
         assert split_answer(text) == (reasoning, answer)
 

@@ -201,17 +201,12 @@ def test_boto3_is_imported_at_the_first_s3_uri_only() -> None:
     ("uri", "says"),
     [
         ("gs://bucket/key", "gs:// is not supported; s3://bucket/key, file:///path and plain paths are"),
-        ("https://host/x.png", "https:// is not supported"),
-        ("s3:/bucket/key", "two slashes are missing"),
-        ("file:/data/x", "two slashes are missing"),
-        ("file://data/x", "three slashes"),
-        ("s3://", "names no bucket"),
-        ("s3:///key", "names no bucket"),
-        ("s3://bucket", "names a bucket, not an object"),
-        ("s3://bucket/", "names a bucket, not an object"),
-        ("", "an empty URI"),
+        ("https://host/x.png", "https:// is not supported"), ("s3:/bucket/key", "two slashes are missing"),
+        ("file:/data/x", "two slashes are missing"), ("file://data/x", "three slashes"), ("s3://", "names no bucket"),
+        ("s3:///key", "names no bucket"), ("s3://bucket", "names a bucket, not an object"),
+        ("s3://bucket/", "names a bucket, not an object"), ("", "an empty URI"),
     ],
-)
+)  # fmt: skip
 def test_a_uri_of_another_kind_is_refused_with_what_is_supported(uri: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as caught:
         store.read(uri)
@@ -232,14 +227,11 @@ def test_join_and_name(base: str, parts: tuple[str, ...], joined: str) -> None:
 
 @given(st.lists(st.text("ab/ #%?.", min_size=1, max_size=6), max_size=3))
 def test_join_stays_below_its_base(parts: list[str]) -> None:
-    try:
-        joined = join("s3://b/images", *parts)
-    except InputError as error:
-        assert "climbs out of s3://b/images" in str(error)
-        assert any(".." in part for part in parts)
+    if ".." in "/".join(parts).split("/"):
+        with pytest.raises(InputError, match="climbs out of s3://b/images"):
+            join("s3://b/images", *parts)
     else:
-        assert joined == "s3://b/images" or joined.startswith("s3://b/images/")
-        assert ".." not in joined.split("/")
+        assert f"{join('s3://b/images', *parts)}/".startswith("s3://b/images/")
 
 
 # --- bytes inside objects as places of their own -----------------------------------------------------------------
