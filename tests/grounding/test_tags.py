@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.grounding.drawn import SPECS, assert_same_trace, framed_traces, prose, snippets, unhurried
 from vcot.grounding import (
+    DIALECTS,
     Box,
     BoxError,
     BoxFault,
@@ -55,21 +57,52 @@ class TestRender:
             render(TRACE, FrameSpec("thousandths").on(200, 200))
 
 
-class TestParseGivesBackWhatWasRendered:
-    @unhurried
-    @given(framed_traces())
-    def test_within_the_rounding_of_the_frame_whatever_the_prose_says(self, drawn):
-        frame, trace = drawn
-        parsed = parse(render(trace, frame), frame)
-        assert parsed.faults == ()
-        assert_same_trace(parsed.trace, trace, frame)
+@unhurried
+@given(prose)
+@example("&&amp;lt;&amp;amp;lcub;<ref&<REF>")
+def test_escaped_prose_comes_back_and_holds_no_tag(text):
+    assert unescape(escape(text)) == text
+    assert parse(escape(text), FRAME) == Parsed(Trace((text,)), ())
 
-    @unhurried
-    @given(prose)
-    @example("&&amp;lt;&amp;amp;lcub;<ref&<REF>")
-    def test_escaped_prose_comes_back_and_holds_no_tag(self, text):
-        assert unescape(escape(text)) == text
-        assert parse(escape(text), FRAME) == Parsed(Trace((text,)), ())
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vcot", "the <ref>gear</ref><box>[100, 200, 300, 400]</box> turns"),
+        ("obj-bbox", "the <obj>gear</obj><bbox>[100, 200, 300, 400]</bbox> turns"),
+        (
+            "qwen-special",
+            "the <|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|> turns",
+        ),
+        ("qwen-vl", "the <ref>gear</ref><box>(100,200),(300,400)</box> turns"),
+        ("qwen-json", 'the [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}] turns'),
+    ],
+)
+def test_each_dialect_is_written_as_its_models_write_it(name, text):
+    assert render(Trace(("the ", Mention("gear", (GEAR,)), " turns")), FRAME, name) == text
+
+
+@unhurried
+@given(framed_traces(), st.sampled_from(sorted(DIALECTS)))
+def test_every_dialect_gives_the_trace_back_within_the_rounding_of_the_frame(drawn, name):
+    frame, trace = drawn
+    parsed = parse(render(trace, frame, name), frame)
+    assert parsed.faults == ()
+    assert_same_trace(parsed.trace, trace, frame)
+
+
+def test_mentions_alone_are_json_that_other_readers_understand():
+    trace = Trace((Mention("gear", (GEAR, LEVER)), Mention('a "quoted" {label}\n', (LEVER,))))
+    assert json.loads(render(trace, FRAME, "qwen-json")) == [
+        {"bbox_2d": [100, 200, 300, 400], "label": "gear"},
+        {"bbox_2d": [350, 180, 500, 250], "label": "gear"},
+        {"bbox_2d": [350, 180, 500, 250], "label": 'a "quoted" {label}\n'},
+    ]
+
+
+def test_the_same_label_twice_in_a_row_stays_two_mentions_in_json():
+    trace = Trace((Mention("gear", (GEAR,)), Mention("gear", (LEVER,))))
+    assert parse(render(trace, FRAME, "qwen-json"), FRAME).trace == trace
 
 
 class TestParse:
