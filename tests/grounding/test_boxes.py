@@ -200,14 +200,6 @@ class TestEncode:
         thin = box.width <= across or box.height <= down
         assert_same_place(found, box, frame, units=1.0 if thin else 0.5)
 
-    @unhurried
-    @given(framed_boxes())
-    def test_no_box_is_written_as_an_empty_one(self, drawn):
-        frame, box = drawn
-        x1, y1, x2, y2 = frame.encode(box)
-        assert x1 < x2
-        assert y1 < y2
-
     def test_a_box_of_a_larger_image_is_refused(self):
         with pytest.raises(BoxError, match="not a box of this image of 100x100"):
             FrameSpec("thousandths").on(100, 100).encode(Box(10, 10, 400, 50))
