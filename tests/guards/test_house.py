@@ -187,7 +187,7 @@ def reached_by_jobs() -> set[str]:
 
 
 def test_the_front_page_claims_nothing_that_no_command_does() -> None:
-    page = (ROOT / "README.md").read_text().lower()
+    page = re.sub("```.*?```", "", (ROOT / "README.md").read_text().lower(), flags=re.S)  # a tree of files is no claim
     rooms = {p.name for p in (ROOT / "vcot").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     idle = rooms - {name.split(".")[1] for name in reached_by_jobs() if name.startswith("vcot.")}
     assert {"datasets", "training", "evaluation", "distill"} <= rooms - idle
