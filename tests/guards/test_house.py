@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -32,6 +33,7 @@ ALLOWED = {
 }
 
 
+@cache
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -185,7 +187,7 @@ def reached_by_jobs() -> set[str]:
 
 
 def test_the_front_page_claims_nothing_that_no_command_does() -> None:
-    page = (ROOT / "README.md").read_text().lower()
+    page = re.sub("```.*?```", "", (ROOT / "README.md").read_text().lower(), flags=re.S)  # a tree of files is no claim
     rooms = {p.name for p in (ROOT / "vcot").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     idle = rooms - {name.split(".")[1] for name in reached_by_jobs() if name.startswith("vcot.")}
     assert {"datasets", "training", "evaluation", "distill"} <= rooms - idle
