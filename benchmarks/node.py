@@ -50,8 +50,8 @@ def main() -> None:
 
 
 def small(cluster: Cluster, folder: Path, run_id: str) -> Overlay:
-    overlay = Overlay.of(folder, run_id, cluster.namespace).settings("train", epochs=1)
-    return overlay.settings("evaluate", limit=2, conditions="real")
+    overlay = Overlay.of(folder, run_id, cluster.namespace).settings("train", num_train_epochs=1)
+    return overlay.settings("evaluate", max_samples=2, conditions="real")
 
 
 class Seen:

@@ -206,7 +206,7 @@ class Overlay:
         return self
 
     def settings(self, stage: str, **values: object) -> Overlay:
-        """``settings("train", epochs=2)`` is a last word in settings/train.env."""
+        """``settings("train", num_train_epochs=2)`` is a last word in settings/train.env."""
         path = self.folder / "settings" / f"{stage}.env"
         prefix = f"VCOT_{stage.upper()}_"
         names = {f"{prefix}{name.upper()}": value for name, value in values.items()}

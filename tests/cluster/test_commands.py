@@ -109,7 +109,7 @@ def test_from_no_storage_to_the_report(
     assert not failed, said
     assert "s3://vcot/examples/blood-cells" in said
 
-    run = overlay("trying").settings("train", epochs=1).settings("evaluate", conditions="real")
+    run = overlay("trying").settings("train", num_train_epochs=1).settings("evaluate", conditions="real")
     run.apply(minio)
     minio.completes(run.pipeline, 15 * MINUTES)
 

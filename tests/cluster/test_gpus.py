@@ -37,7 +37,7 @@ def with_gpu(overlay: Overlay, before: str) -> Overlay:
     Args:
         before: a finished run that has what comes before tokenize.
     """
-    overlay.settings("train", epochs=3)
+    overlay.settings("train", num_train_epochs=3)
     limit = {
         "op": "add",
         "path": "/spec/jobTemplate/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu",

@@ -22,7 +22,7 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     promoted = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
     promoted.conductor("--from-run", f"{smoke.run_id}:train").apply(namespace)
     namespace.until("its plan is frozen", lambda: namespace.get("configmaps", f"{good}-plan"))
-    worse = overlay(bad).settings("train", epochs=1)
+    worse = overlay(bad).settings("train", num_train_epochs=1)
     worse.conductor("--from-run", f"{smoke.run_id}:tokenize").apply(namespace)
     for run in (promoted, worse):
         namespace.completes(run.pipeline, 10 * MINUTES)
@@ -73,6 +73,6 @@ def promote_by_hand(pointers: str, run: str, *, samples_of: str) -> None:
     train = Finished.at(store, join(RUNS, run, "train"))
     evaluation = Finished.at(store, join(RUNS, run, "evaluate"))
     samples = Finished.at(store, join(RUNS, samples_of, "convert"))
-    base = {"uri": train.mark.facts["base_uri"], "sha256": train.mark.facts["base_sha256"]}
+    base = {"uri": train.marker.facts["base_uri"], "sha256": train.marker.facts["base_sha256"]}
     latest = join(pointers, "latest")
     promote(store, latest, train=train, base=base, evaluation=evaluation, samples=samples, gates=["none"])
