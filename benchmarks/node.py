@@ -43,7 +43,7 @@ def main() -> None:
         between(seen)
         first_step(there, seen, "measured", "compiled at the build")
         slow = small(there, Path(folder), "slow")
-        slow.conductor("--from-run", "measured:tokenize", "--only", "train")
+        slow.orchestrator("--from-run", "measured:tokenize", "--only", "train")
         slow.patch("CronJob", "stage-train", {"op": "add", "path": ENV, "value": NO_BYTECODE}).apply(there)
         there.completes(slow.pipeline, 900)
         first_step(there, seen, "slow", "without bytecode")

@@ -133,9 +133,9 @@ def _manifests(overlay: Overlay) -> Iterator[Finding]:
     for role in roles:
         if PLACEHOLDER.search(role):
             yield missing(f"{role} is a placeholder", "write your own role in k8s/components/irsa/kustomization.yaml")
-    for role in sorted(set(roles) - set(_roles(overlay.named("ServiceAccount", "conductor")))):
+    for role in sorted(set(roles) - set(_roles(overlay.named("ServiceAccount", "orchestrator")))):
         yield missing(
-            f"ServiceAccount conductor lacks {role}, which stage has: it asks the storage, too",
+            f"ServiceAccount orchestrator lacks {role}, which stage has: it asks the storage, too",
             "annotate both ServiceAccounts alike",
         )
     if not overlay.runs_uri.startswith("s3://"):

@@ -1,7 +1,7 @@
 """Starts a run on a cluster under a fresh name: ``make k8s-run``, ``make k8s-run OVERLAY=gpu DRY_RUN=1``.
 
 It stays until the run has begun, that is until its plan is frozen: the next apply would replace the templates. A
-conductor that cannot start is taken back then, with the reason; nothing else in a cluster gives it a deadline.
+orchestrator that cannot start is taken back then, with the reason; nothing else in a cluster gives it a deadline.
 
 What is applied is a copy of k8s/ in .local/k8s/<RUN_ID>/, in which run.env has the new name and nothing else differs:
 the tracked overlay stays as it is, and what a run was started with can be looked up.
@@ -177,7 +177,7 @@ def until_begun(wanted: Overlay, folder: Path, seconds: float) -> None:
     """Waits for the frozen plan of the run.
 
     Raises:
-        VcotError: the conductor refused, or never started; then its Job is deleted, and nothing starts later.
+        VcotError: the orchestrator refused, or never started; then its Job is deleted, and nothing starts later.
     """
     job, namespace = wanted.pipeline["metadata"]["name"], wanted.namespace
     print(f"waiting until {job} has begun, {seconds:g} s at most (Ctrl-C: it goes on without you)", flush=True)
@@ -202,7 +202,7 @@ def until_begun(wanted: Overlay, folder: Path, seconds: float) -> None:
 
 
 def last_words(pods: Sequence[Manifest]) -> str:
-    """Of the conductor that ended last."""
+    """Of the orchestrator that ended last."""
     ended: list[Manifest] = [
         state["terminated"]
         for pod in pods

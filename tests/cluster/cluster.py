@@ -222,8 +222,8 @@ class Overlay:
             )
         )
 
-    def conductor(self, *flags: str) -> Overlay:
-        """More flags for the conductor, as --until or --only."""
+    def orchestrator(self, *flags: str) -> Overlay:
+        """More flags for the orchestrator, as --until or --only."""
         args = ["jobs.pipeline", "--where", "kubernetes", *flags]
         path = "/spec/template/spec/containers/0/args"
         return self.patch("Job", "pipeline", {"op": "replace", "path": path, "value": args})

@@ -21,7 +21,7 @@ def test_every_pod_is_admitted_under_restricted_and_a_second_apply_changes_nothi
     again = overlay.apply(namespace).strip().splitlines()
     assert all(line.endswith("unchanged") for line in again), again
     templates = dict(pods(namespace.run("kustomize", str(overlay.folder))))
-    assert len(templates) == 7  # five stages, the conductor, re-evaluation
+    assert len(templates) == 7  # five stages, the orchestrator, re-evaluation
     for owner, template in templates.items():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tried"}, "spec": template["spec"]}
         said = namespace.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))

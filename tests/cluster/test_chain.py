@@ -59,7 +59,7 @@ def test_a_run_that_is_whole_makes_no_job_for_a_gpu(
     smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay]
 ) -> None:
     """The same run in storage, in another namespace: as after seven days, when its Jobs are gone."""
-    again = overlay(smoke.run_id).conductor("--only", "train,evaluate")
+    again = overlay(smoke.run_id).orchestrator("--only", "train,evaluate")
     again.apply(namespace)
     namespace.completes(again.pipeline, 180)
     said = namespace.logs(again.pipeline)

@@ -24,20 +24,20 @@ def test_a_run_survives_evictions_and_an_api_server_that_is_away(
     """Held against the finished run of the same overlay, whose checkpoints were fewer.
 
     Kubernetes waits before it replaces an evicted pod, 10 s the first time and twice as long each further time: the
-    fourth and fifth conductor are away for minutes, in which training begins, is evicted and ends without one.
+    fourth and fifth orchestrator are away for minutes, in which training begins, is evicted and ends without one.
     """
-    run = overlay("stormy").settings("train", save_every=20)
+    run = overlay("stormy").settings("train", save_steps=20)
     run.apply(namespace)
     for _ in range(EVICTIONS - 2):
-        evicted = evict_conductor(namespace, run.pipeline)
+        evicted = evict_orchestrator(namespace, run.pipeline)
         another_takes_over(namespace, run.pipeline, evicted)
     first = namespace.running_pod("stormy-train", 15 * MINUTES)
-    evicted = evict_conductor(namespace, run.pipeline)
+    evicted = evict_orchestrator(namespace, run.pipeline)
     evict_after_checkpoints(namespace, first, 1)
     second = namespace.running_pod("stormy-train", 15 * MINUTES)
     evict_after_checkpoints(namespace, second, 3)
     another_takes_over(namespace, run.pipeline, evicted)
-    evict_conductor(namespace, run.pipeline)
+    evict_orchestrator(namespace, run.pipeline)
     node.stop("kube-apiserver")
     time.sleep(30)
     node.start("kube-apiserver")
@@ -54,7 +54,7 @@ def test_a_run_survives_evictions_and_an_api_server_that_is_away(
     assert len(jobs) == len(set(jobs)) == 11
 
 
-def evict_conductor(cluster: Cluster, pipeline: str) -> str:
+def evict_orchestrator(cluster: Cluster, pipeline: str) -> str:
     """Returns the name of the pod that was."""
     old = cluster.running_pod(pipeline, 60)
     cluster.evict(old)
@@ -66,7 +66,7 @@ def another_takes_over(cluster: Cluster, pipeline: str, old: str) -> None:
         pod = cluster.running_pod(pipeline, 4 * MINUTES)
         return pod if pod != old and "going on with the plan" in cluster.run("logs", pod) else None
 
-    cluster.until("another conductor goes on", next_one, 5 * MINUTES)
+    cluster.until("another orchestrator goes on", next_one, 5 * MINUTES)
 
 
 def evict_after_checkpoints(cluster: Cluster, pod: str, count: int) -> None:
@@ -87,9 +87,9 @@ def comparable(run: str) -> dict[str, object]:
 
 def test_a_change_during_a_run_does_not_reach_it(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
     """New settings and a new image: templates are configured, and the run finishes as it began."""
-    overlay("frozen").conductor("--until", "distill").apply(namespace)
+    overlay("frozen").orchestrator("--until", "distill").apply(namespace)
     namespace.running_pod("frozen-convert-prepare")
-    changed = overlay("frozen").conductor("--until", "distill").settings("distill", seed=7)
+    changed = overlay("frozen").orchestrator("--until", "distill").settings("distill", seed=7)
     changed.edit(lambda k: [image.update(newTag="of-tomorrow") for image in k["images"]])
     said = _applied(namespace, changed)
     assert "cronjob.batch/stage-distill configured" in said

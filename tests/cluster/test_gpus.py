@@ -44,7 +44,7 @@ def with_gpu(overlay: Overlay, before: str) -> Overlay:
         "value": "1",
     }
     overlay.patch("CronJob", "stage-train", limit)
-    return overlay.conductor("--from-run", f"{before}:distill", "--until", "train")
+    return overlay.orchestrator("--from-run", f"{before}:distill", "--until", "train")
 
 
 def test_no_gpu_is_held_before_training_and_two_runs_share_one(

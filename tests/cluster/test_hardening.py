@@ -1,6 +1,6 @@
-"""Component hardening: what the conductor's token is good for ends at the Jobs of stages.
+"""Component hardening: what the orchestrator's token is good for ends at the Jobs of stages.
 
-The conductor has every right in the namespace here, so that the policy is tried and not its Role.
+The orchestrator has every right in the namespace here, so that the policy is tried and not its Role.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def applied(overlay: Overlay, cluster: Cluster, *, run: bool) -> Iterator[None]:
     rendered = list(yaml.safe_load_all(cluster.run("kustomize", str(overlay.folder))))
     whole = json.dumps([one for one in rendered if one["kind"] in OUTSIDE[1:]])
     whole = whole.replace('metadata.name": "vcot"', f'metadata.name": "{cluster.namespace}"')
-    policy = json.loads(whole.replace("vcot-conductor", f"{cluster.namespace}-conductor"))
+    policy = json.loads(whole.replace("vcot-orchestrator", f"{cluster.namespace}-orchestrator"))
     assert len(policy) == 2
     try:
         cluster.apply(*policy)
@@ -71,7 +71,7 @@ def give_every_right(cluster: Cluster) -> None:
             "kind": "RoleBinding",
             "metadata": {"name": "every-right"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-            "subjects": [{"kind": "ServiceAccount", "name": "conductor"}],
+            "subjects": [{"kind": "ServiceAccount", "name": "orchestrator"}],
         }
     )
 
@@ -83,20 +83,20 @@ def hardened(cluster: Cluster, node: Node, tmp_path_factory: pytest.TempPathFact
         _, overlay = hardened_overlay(tmp_path_factory.mktemp("hardened"), "r1", there)
         with applied(overlay, there, run=False):
             pipeline = job(there, "convert-prepare")
-            pipeline["metadata"] = {"name": "pipeline-r1", "labels": {"vcot/role": "conductor"}}
+            pipeline["metadata"] = {"name": "pipeline-r1", "labels": {"vcot/role": "orchestrator"}}
             pipeline["spec"]["suspend"] = True
             there.create(pipeline)
             yield there
 
 
-def as_conductor(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
-    return cluster.run("--as", f"system:serviceaccount:{cluster.namespace}:conductor", *words, stdin=stdin)
+def as_orchestrator(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
+    return cluster.run("--as", f"system:serviceaccount:{cluster.namespace}:orchestrator", *words, stdin=stdin)
 
 
 def refusal(cluster: Cluster, manifest: Manifest) -> str:
-    """What the API server says when the conductor makes this; empty where it is let in. Nothing is kept."""
+    """What the API server says when the orchestrator makes this; empty where it is let in. Nothing is kept."""
     try:
-        as_conductor(cluster, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
+        as_orchestrator(cluster, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
     except CommandFailed as error:
         said = str(error)
         assert "ValidatingAdmissionPolicy" in said, "denied, but not by the policy"
@@ -106,7 +106,7 @@ def refusal(cluster: Cluster, manifest: Manifest) -> str:
 
 
 def jobs(cluster: Cluster, **more: Any) -> dict[str, Manifest]:
-    """Step → its Job, as the conductor makes it of the templates that are there."""
+    """Step → its Job, as the orchestrator makes it of the templates that are there."""
     plan = make_plan("r1", "s3://vcot/runs", {}, parts=IN_PARTS, **more)
     templates = {stage: cluster.get("cronjobs", f"stage-{stage}") or {} for stage in STAGES}
     frozen, owner = freeze(plan, templates), owner_of(cluster)
@@ -202,7 +202,7 @@ def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(
 
 def test_a_run_reaches_its_end_behind_the_policy(namespace: Cluster, node: Node, tmp_path: Path) -> None:
     inner, overlay = hardened_overlay(tmp_path, "behind", namespace)
-    inner.conductor("--until", "distill")
+    inner.orchestrator("--until", "distill")
     with applied(overlay, namespace, run=True):
         namespace.completes(overlay.pipeline, 300)
         assert len(namespace.list("jobs", run="behind")) == 6
@@ -339,8 +339,8 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "a container beside, before": (
         "train", pod(initContainers=[SECOND | {"restartPolicy": "Always"}]), "have no initContainers",
     ),
-    "the conductor's account": (
-        "train", pod(serviceAccountName="conductor", serviceAccount="conductor"), "serviceAccountName: stage",
+    "the orchestrator's account": (
+        "train", pod(serviceAccountName="orchestrator", serviceAccount="orchestrator"), "serviceAccountName: stage",
     ),
     "no account": ("train", without("serviceAccountName", "serviceAccount"), "serviceAccountName: stage"),
     "the account's token": ("train", pod(automountServiceAccountToken=True), "automountServiceAccountToken: false"),
@@ -351,8 +351,8 @@ ATTACKS: dict[str, tuple[str, Change, str]] = {
     "the node's network": ("train", pod(hostNetwork=True), "have no hostNetwork"),
     "a chosen node": ("train", pod(nodeName="node-1"), "have no nodeName"),
     "distill's network": ("train", of_the_template(labels={"vcot/stage": "distill"}), "network policies go by them"),
-    "the conductor's network": (
-        "train", of_the_template(labels={"vcot/role": "conductor"}), "network policies go by them",
+    "the orchestrator's network": (
+        "train", of_the_template(labels={"vcot/role": "orchestrator"}), "network policies go by them",
     ),
     "a webhook's container": ("train", of_the_template(annotations={"inject": "true"}), "webhooks"),
     "another stage's label": ("distill-finish", of_the_job(labels={"vcot/stage": "convert"}), "network policies"),
@@ -381,10 +381,10 @@ def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster)
     waiting = job(hardened, "evaluate")
     pod_of(waiting)["nodeSelector"] = {"node-pool": "nowhere"}
     name = waiting["metadata"]["name"]
-    as_conductor(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
+    as_orchestrator(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
 
     def patch(change: Manifest) -> str:
-        return as_conductor(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(change))
+        return as_orchestrator(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(change))
 
     patch({"metadata": {"annotations": {"vcot/given-up": "it waited too long"}}, "spec": {"suspend": True}})
     suspended = hardened.get("jobs", name)
@@ -409,7 +409,7 @@ def test_a_job_may_be_taken_out_of_its_queue_and_not_put_before_others(hardened:
     hardened.create(one | {"spec": {"active": True, "priority": 0}})
 
     def patch(**spec: object) -> str:
-        return as_conductor(
+        return as_orchestrator(
             hardened, "patch", "workload", "job-r1", "--type", "merge", "-p", json.dumps({"spec": spec})
         )
 
@@ -421,15 +421,15 @@ def test_a_job_may_be_taken_out_of_its_queue_and_not_put_before_others(hardened:
     assert "not CREATE of workloads" in refusal(hardened, one)
 
 
-def test_the_pipelines_job_is_not_the_conductors_to_change(hardened: Cluster) -> None:
+def test_the_pipelines_job_is_not_the_orchestrators_to_change(hardened: Cluster) -> None:
     given_up = {"metadata": {"annotations": {"vcot/given-up": "x"}}}
     with pytest.raises(CommandFailed, match="Jobs of stages alone"):
-        as_conductor(hardened, "patch", "job", "pipeline-r1", "-p", json.dumps(given_up))
+        as_orchestrator(hardened, "patch", "job", "pipeline-r1", "-p", json.dumps(given_up))
     with pytest.raises(CommandFailed, match="not DELETE of jobs"):
-        as_conductor(hardened, "delete", "job", "pipeline-r1")
+        as_orchestrator(hardened, "delete", "job", "pipeline-r1")
 
 
-def test_of_configmaps_the_conductor_writes_the_plan_and_the_state_of_runs(hardened: Cluster) -> None:
+def test_of_configmaps_the_orchestrator_writes_the_plan_and_the_state_of_runs(hardened: Cluster) -> None:
     for name in ("r1-plan", "r1-state"):
         assert refusal(hardened, config_map(name)) == ""
     for name in ("settings-distill-0123456789", "run-0123456789", "kube-root-ca.crt2", "plan"):
@@ -437,18 +437,18 @@ def test_of_configmaps_the_conductor_writes_the_plan_and_the_state_of_runs(harde
     names = [one["metadata"]["name"] for one in hardened.list("configmaps")]
     (settings,) = [name for name in names if name.startswith("settings-train")]
     with pytest.raises(CommandFailed, match="and no settings"):
-        as_conductor(
+        as_orchestrator(
             hardened, "patch", "configmap", settings, "-p", json.dumps({"data": {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "1"}})
         )
     old = config_map("settings-train-0123456789")
     old["metadata"]["labels"] = {"vcot/holds": "settings"}
     hardened.apply(config_map("anything"), old)
-    as_conductor(hardened, "delete", "configmap", old["metadata"]["name"])  # of runs that are gone
+    as_orchestrator(hardened, "delete", "configmap", old["metadata"]["name"])  # of runs that are gone
     with pytest.raises(CommandFailed, match="and no settings"):
-        as_conductor(hardened, "delete", "configmap", "anything")
+        as_orchestrator(hardened, "delete", "configmap", "anything")
 
 
-def test_nothing_else_is_the_conductors_to_write_whatever_rights_it_has(hardened: Cluster) -> None:
+def test_nothing_else_is_the_orchestrators_to_write_whatever_rights_it_has(hardened: Cluster) -> None:
     template = hardened.get("cronjobs", "stage-train") or {}
     pod_spec = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     for kind, version, name, more in (
@@ -459,9 +459,9 @@ def test_nothing_else_is_the_conductors_to_write_whatever_rights_it_has(hardened
         one = {"apiVersion": version, "kind": kind, "metadata": {"name": "mine"}, **more}
         assert f"not CREATE of {name}" in refusal(hardened, one)
     with pytest.raises(CommandFailed, match="not UPDATE of cronjobs"):
-        as_conductor(hardened, "patch", "cronjob", "stage-train", "-p", json.dumps({"spec": {"suspend": False}}))
+        as_orchestrator(hardened, "patch", "cronjob", "stage-train", "-p", json.dumps({"spec": {"suspend": False}}))
     with pytest.raises(CommandFailed, match="not CREATE of serviceaccounts/token"):
-        as_conductor(hardened, "create", "token", "stage")
+        as_orchestrator(hardened, "create", "token", "stage")
 
 
 def test_others_are_not_judged(hardened: Cluster) -> None:
@@ -475,7 +475,7 @@ def test_the_api_server_has_nothing_to_say_about_the_expressions(hardened: Clust
     """It warns of fields that a kind does not have; nobody sees that when the policy is applied."""
 
     def judged() -> Manifest | None:
-        name = f"{hardened.namespace}-conductor-jobs"
+        name = f"{hardened.namespace}-orchestrator-jobs"
         policy = json.loads(hardened.run("get", "validatingadmissionpolicy", name, "-o", "json"))
         found: Manifest = policy.get("status") or {}
         return found if found.get("observedGeneration") == policy["metadata"]["generation"] else None

@@ -20,15 +20,15 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     pointers = f"s3://vcot/{namespace.namespace}/pointers"
     good, bad = (f"{name}-{namespace.namespace[-8:]}" for name in ("good", "bad"))
     promoted = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
-    promoted.conductor("--from-run", f"{smoke.run_id}:train").apply(namespace)
+    promoted.orchestrator("--from-run", f"{smoke.run_id}:train").apply(namespace)
     namespace.until("its plan is frozen", lambda: namespace.get("configmaps", f"{good}-plan"))
     worse = overlay(bad).settings("train", num_train_epochs=1)
-    worse.conductor("--from-run", f"{smoke.run_id}:tokenize").apply(namespace)
+    worse.orchestrator("--from-run", f"{smoke.run_id}:tokenize").apply(namespace)
     for run in (promoted, worse):
         namespace.completes(run.pipeline, 10 * MINUTES)
 
     nightly = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
-    nightly.conductor("--from-run", f"{smoke.run_id}:train")
+    nightly.orchestrator("--from-run", f"{smoke.run_id}:train")
     nightly.edit(lambda k: k.setdefault("components", []).append("../../components/reevaluate"))
     each_minute = {"op": "replace", "path": "/spec/schedule", "value": "* * * * *"}
     nightly.patch("CronJob", "reevaluate", each_minute, {"op": "replace", "path": "/spec/suspend", "value": False})

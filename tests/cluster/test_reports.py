@@ -1,4 +1,4 @@
-"""What the conductor says when something is wrong, and how its Job ends then."""
+"""What the orchestrator says when something is wrong, and how its Job ends then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POD = "/spec/jobTemplate/spec/template/spec"
 
 
 def fails_saying(cluster: Cluster, overlay: Overlay, seconds: float = 180) -> str:
-    """Applies it and waits for the pipeline's end; the log of its last conductor."""
+    """Applies it and waits for the pipeline's end; the log of its last orchestrator."""
     overlay.apply(cluster)
     cluster.fails(overlay.pipeline, seconds)
     return cluster.run("logs", cluster.pods_of(overlay.pipeline)[-1]["metadata"]["name"])
@@ -31,7 +31,7 @@ def exit_code(cluster: Cluster, overlay: Overlay) -> int:
 def test_a_template_that_breaks_restricted_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
     breaking = {"op": "replace", "path": f"{POD}/containers/0/securityContext/allowPrivilegeEscalation", "value": True}
     run = overlay("breaking").patch("CronJob", "stage-convert", breaking)
-    run.conductor("--pending-timeout", "20")
+    run.orchestrator("--pending-timeout", "20")
     said = fails_saying(namespace, run)
     assert "breaks the namespace's Pod Security" in said
     assert "allowPrivilegeEscalation" in said
@@ -43,7 +43,7 @@ def test_a_template_that_breaks_restricted_is_reported(namespace: Cluster, overl
 
 def test_a_pool_that_does_not_exist_is_reported(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
     nowhere = {"op": "add", "path": f"{POD}/nodeSelector", "value": {"node-pool": "nowhere"}}
-    run = overlay("no-pool").patch("CronJob", "stage-convert", nowhere).conductor("--pending-timeout", "20")
+    run = overlay("no-pool").patch("CronJob", "stage-convert", nowhere).orchestrator("--pending-timeout", "20")
     said = fails_saying(namespace, run)
     assert "no node takes" in said
     assert "node affinity/selector" in said
@@ -69,7 +69,7 @@ def test_a_quota_that_is_too_small_is_reported(namespace: Cluster, overlay: Call
             "spec": {"hard": {"requests.memory": "300Mi"}},
         }
     )
-    run = overlay("quota").conductor("--pending-timeout", "20")
+    run = overlay("quota").orchestrator("--pending-timeout", "20")
     said = fails_saying(namespace, run)
     assert "the quota of the namespace is too small" in said
     assert "exceeded quota: small" in said
@@ -94,12 +94,12 @@ def test_memory_that_does_not_suffice_is_said_in_words(namespace: Cluster, overl
 def test_a_run_that_another_was_applied_after_before_it_began_is_refused(
     namespace: Cluster, overlay: Callable[[str], Overlay]
 ) -> None:
-    """Its conductor has no node yet; meanwhile the templates become those of another run."""
+    """Its orchestrator has no node yet; meanwhile the templates become those of another run."""
     first, second = overlay("earlier"), overlay("later")
     gate = {"op": "add", "path": "/spec/template/spec/schedulingGates", "value": [{"name": "test/not-yet"}]}
     first.patch("Job", "pipeline", gate).apply(namespace)
-    waiting = namespace.until("its conductor waits", lambda: namespace.pods_of(first.pipeline))
-    second.conductor("--until", "convert").apply(namespace)
+    waiting = namespace.until("its orchestrator waits", lambda: namespace.pods_of(first.pipeline))
+    second.orchestrator("--until", "convert").apply(namespace)
     removed = [{"op": "remove", "path": "/spec/schedulingGates"}]
     namespace.run("patch", "pod", waiting[0]["metadata"]["name"], "--type=json", "-p", json.dumps(removed))
     namespace.fails(first.pipeline, 120)
@@ -115,7 +115,7 @@ def test_a_run_whose_templates_were_changed_before_it_began_is_refused(
     run = overlay("changed")
     gate = {"op": "add", "path": "/spec/template/spec/schedulingGates", "value": [{"name": "test/not-yet"}]}
     run.patch("Job", "pipeline", gate).apply(namespace)
-    (waiting,) = namespace.until("its conductor waits", lambda: namespace.pods_of(run.pipeline))
+    (waiting,) = namespace.until("its orchestrator waits", lambda: namespace.pods_of(run.pipeline))
     time.sleep(6)
     run.settings("convert", num_shards=3).apply(namespace)  # the same RUN_ID: the Job stays as it is
     removed = [{"op": "remove", "path": "/spec/schedulingGates"}]
@@ -138,12 +138,12 @@ def test_a_stage_job_that_somebody_deletes_ends_the_run(namespace: Cluster, over
 
 def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
     run_id = f"whole-{namespace.namespace[-8:]}"
-    overlay(run_id).settings("convert", num_shards=3).conductor("--until", "convert").apply(namespace)
+    overlay(run_id).settings("convert", num_shards=3).orchestrator("--until", "convert").apply(namespace)
     namespace.completes(f"pipeline-{run_id}", 180)
     damage(f"s3://vcot/runs/{run_id}/convert", shard=1)
     # The other run reads what this one has made
     bad = overlay(f"bad-{namespace.namespace[-8:]}")
-    bad.conductor("--from-run", f"{run_id}:convert", "--only", "distill")
+    bad.orchestrator("--from-run", f"{run_id}:convert", "--only", "distill")
     said = fails_saying(namespace, bad)
     job = namespace.get("jobs", f"{bad.run_id}-distill-shards")
     assert job is not None
@@ -190,11 +190,11 @@ def test_keys_that_are_refused(namespace: Cluster, overlay: Callable[[str], Over
 
 
 @pytest.fixture
-def as_conductor(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Callable[..., str]:
-    """kubectl with the rights of the conductor's ServiceAccount."""
+def as_orchestrator(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Callable[..., str]:
+    """kubectl with the rights of the orchestrator's ServiceAccount."""
     overlay("rights").apply(namespace)
-    namespace.until("the ServiceAccount is there", lambda: namespace.get("serviceaccounts", "conductor"))
-    user = f"system:serviceaccount:{namespace.namespace}:conductor"
+    namespace.until("the ServiceAccount is there", lambda: namespace.get("serviceaccounts", "orchestrator"))
+    user = f"system:serviceaccount:{namespace.namespace}:orchestrator"
 
     def run(*words: str, **more: Any) -> str:
         return namespace.run("--as", user, *words, **more)
@@ -202,10 +202,10 @@ def as_conductor(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Calla
     return run
 
 
-def test_the_conductor_may_do_what_it_needs_and_no_more(as_conductor: Callable[..., str]) -> None:
+def test_the_orchestrator_may_do_what_it_needs_and_no_more(as_orchestrator: Callable[..., str]) -> None:
     needed = ("get cronjobs", "get jobs", "create jobs", "watch jobs", "patch jobs", "create configmaps", "list pods")
     for allowed in needed:
-        assert as_conductor("auth", "can-i", *allowed.split()).strip() == "yes"
+        assert as_orchestrator("auth", "can-i", *allowed.split()).strip() == "yes"
     for words in (["get", "secrets"], ["delete", "job", "--all"], ["get", "nodes"], ["get", "pods", "-A"]):
         with pytest.raises(CommandFailed, match=r"[Ff]orbidden"):
-            as_conductor(*words)
+            as_orchestrator(*words)

@@ -19,7 +19,7 @@ def test_distill_asks_the_teacher_of_the_secret(
     run = overlay(f"taught-{namespace.namespace[-8:]}")
     # The scripted teacher knows answers by their questions, and many images are asked the same one.
     run.settings("distill", teacher="openai", model="scripted", answer_from_evidence="false")
-    run.conductor("--until", "distill").apply(namespace)
+    run.orchestrator("--until", "distill").apply(namespace)
     namespace.completes(run.pipeline, 180)
     assert int(node.ask("asked")) - asked >= 137  # a request at least for each row that is not held out
     logs = namespace.logs(f"{run.run_id}-distill-shards")

@@ -1,6 +1,6 @@
 """A cluster in memory: unique names, versions, watches, Jobs that run by a script, and a clock that only we move.
 
-It stands in for what the conductor relies on and no more; what Kubernetes itself does is for the real node to show.
+It stands in for what the orchestrator relies on and no more; what Kubernetes itself does is for the real node to show.
 
     clock = FakeClock()
     cluster = MemoryCluster(clock, {"r1-train": fails(65, "no rows")})
@@ -28,7 +28,7 @@ Script = Callable[["MemoryCluster", Manifest], None]
 
 
 class Crash(BaseException):
-    """The conductor's process ends here, as by SIGKILL."""
+    """The orchestrator's process ends here, as by SIGKILL."""
 
 
 class FakeClock(Clock):
@@ -114,7 +114,7 @@ class MemoryCluster:
         self.created: list[str] = []
         self.calls = 0
         self.crash_at: int | None = None
-        """Number of the call (from 1) at which the conductor dies."""
+        """Number of the call (from 1) at which the orchestrator dies."""
         self.crash_late = False
         """Whether that call still takes effect."""
         self.forbidden: set[str] = set()

@@ -54,7 +54,7 @@ def carry_out(
     cluster: MemoryCluster, plan: Plan | None = None, *, owner: Owner = OWNER, stop: Stop | None = None,
     pending_timeout: float = 1800, validate: Callable[..., list[str]] = valid,
 ) -> dict[str, Outcome]:  # fmt: skip
-    """One conductor's life, from its start to its end."""
+    """One orchestrator's life, from its start to its end."""
     stop = stop or Stop()
     executor = KubernetesExecutor(
         cluster, cluster.storage, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout,
@@ -65,7 +65,7 @@ def carry_out(
 
 
 def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
-    """How the conductor failed, and the lines that it logged before."""
+    """How the orchestrator failed, and the lines that it logged before."""
     with capture_logs() as lines, pytest.raises(kind) as caught:
         carry_out(cluster, **words)
     return str(caught.value), [line["event"] for line in lines]
@@ -98,12 +98,12 @@ def apply(cluster: MemoryCluster, run_id: str, at: str, **images: str) -> None:
         applied["metadata"]["managedFields"] = [by_kubectl] if changed else there["metadata"]["managedFields"]
         cluster.put("CronJob", applied)
     if ("Job", f"pipeline-{run_id}") not in cluster.objects:
-        conductor = {"name": "conductor", "envFrom": [{"configMapRef": {"name": f"run-of-{run_id}"}}]}
+        orchestrator = {"name": "orchestrator", "envFrom": [{"configMapRef": {"name": f"run-of-{run_id}"}}]}
         cluster.put(
             "Job",
             {
                 "metadata": {"name": f"pipeline-{run_id}", "creationTimestamp": when},
-                "spec": {"template": {"spec": {"containers": [conductor]}}},
+                "spec": {"template": {"spec": {"containers": [orchestrator]}}},
             },
         )
 

@@ -87,12 +87,12 @@ def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_chang
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VcotError)]
     codes = {kind.exit_code for kind in kinds}
     in_the_pipeline_alone, from_the_keyboard = errors.StageFailed.exit_code, errors.KeyboardStop.exit_code
-    in_no_job = errors.NotWhole.exit_code  # the conductor's own process is asked for it
+    in_no_job = errors.NotWhole.exit_code  # the orchestrator's own process is asked for it
     final = codes - set(RETRY) - {in_the_pipeline_alone, from_the_keyboard, in_no_job}
     for where, spec in job_specs(render(OVERLAYS / "gpu")):
         (fail,) = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
-        conductor = where.startswith("Job/")
-        assert set(fail["onExitCodes"]["values"]) == final | ({in_the_pipeline_alone} if conductor else set()), where
+        orchestrator = where.startswith("Job/")
+        assert set(fail["onExitCodes"]["values"]) == final | ({in_the_pipeline_alone} if orchestrator else set()), where
 
 
 @pytest.mark.parametrize("name", RENDERED)
@@ -104,7 +104,7 @@ def test_every_process_understands_the_settings_that_its_pod_gives_it(
         given = {n: v for n, v in environment(objects, spec).items() if n.startswith(PREFIX)}
         module, *flags = spec["template"]["spec"]["containers"][0]["args"]
         if where.startswith("CronJob/stage-"):
-            given[f"{PREFIX}RUN_URI"] = "s3://vcot/runs/first"  # the conductor's to say
+            given[f"{PREFIX}RUN_URI"] = "s3://vcot/runs/first"  # the orchestrator's to say
         only(given)
         settings, _ = settings_of(module).load(flags)  # refuses what it does not know
         assert settings.stage == module.removeprefix("jobs."), where

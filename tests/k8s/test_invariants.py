@@ -140,12 +140,12 @@ def test_images_are_ours_and_say_which_they_are(name: str, rendered: Rendered) -
 
 
 @everywhere
-def test_stages_have_no_token_and_the_conductor_no_key_but_the_storages(name: str, rendered: Rendered) -> None:
+def test_stages_have_no_token_and_the_orchestrator_no_key_but_the_storages(name: str, rendered: Rendered) -> None:
     for where, spec in job_specs(rendered(name)):
         pod, source = spec["template"]["spec"], main_of(spec)["envFrom"]
-        conductor = where.startswith("Job/")
-        assert pod["serviceAccountName"] == ("conductor" if conductor else "stage"), where
-        assert pod["automountServiceAccountToken"] is conductor, where
+        orchestrator = where.startswith("Job/")
+        assert pod["serviceAccountName"] == ("orchestrator" if orchestrator else "stage"), where
+        assert pod["automountServiceAccountToken"] is orchestrator, where
         assert pod["enableServiceLinks"] is False, where
         secrets = {one["secretRef"]["name"]: one["secretRef"]["optional"] for one in source if "secretRef" in one}
         if where == "CronJob/stage-distill":
@@ -173,15 +173,15 @@ RIGHTS = {
     ("", "pods"): {"list"},
     ("", "events"): {"list"},
 }
-"""What the conductor may; nothing of it deletes a Job, or reads a Secret."""
+"""What the orchestrator may; nothing of it deletes a Job, or reads a Secret."""
 
 
 @everywhere
-def test_the_conductor_may_do_what_it_needs_and_no_more(name: str, rendered: Rendered) -> None:
+def test_the_orchestrator_may_do_what_it_needs_and_no_more(name: str, rendered: Rendered) -> None:
     objects = rendered(name)
     granted = {
         (group, resource): set(rule["verbs"])
-        for rule in named(objects, "Role", "conductor")["rules"]
+        for rule in named(objects, "Role", "orchestrator")["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
@@ -191,7 +191,7 @@ def test_the_conductor_may_do_what_it_needs_and_no_more(name: str, rendered: Ren
         queues if any(word in name for word in ("kueue", "all-")) else {}
     )
     (binding,) = of_kind(objects, "RoleBinding")
-    assert [(s["kind"], s["name"]) for s in binding["subjects"]] == [("ServiceAccount", "conductor")]
+    assert [(s["kind"], s["name"]) for s in binding["subjects"]] == [("ServiceAccount", "orchestrator")]
     assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding")
 
 
@@ -294,10 +294,10 @@ def may_reach(objects: Sequence[Manifest], labels: dict[str, str], address: str,
     )
 
 
-TRAIN, DISTILL, CONDUCTOR = (
+TRAIN, DISTILL, ORCHESTRATOR = (
     {"vcot/stage": "train"},
     {"vcot/stage": "distill"},
-    {"vcot/role": "conductor", "vcot/stage": "pipeline"},
+    {"vcot/role": "orchestrator", "vcot/stage": "pipeline"},
 )
 METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
     "169.254.169.254", "fd00:ec2::254", "169.254.170.23", "fd00:ec2::23", "52.216.0.1", "10.1.2.3"
@@ -315,9 +315,9 @@ METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
         (DISTILL, PUBLIC, 443, True),
         (DISTILL, PUBLIC, 80, False),
         (DISTILL, PUBLIC, 8000, False),
-        (CONDUCTOR, PRIVATE, 6443, True),
-        (CONDUCTOR, PRIVATE, 443, True),
-        (CONDUCTOR, PRIVATE, 9000, True),
+        (ORCHESTRATOR, PRIVATE, 6443, True),
+        (ORCHESTRATOR, PRIVATE, 443, True),
+        (ORCHESTRATOR, PRIVATE, 9000, True),
         ({}, PUBLIC, 443, False),
     ],
 )
@@ -361,7 +361,7 @@ def test_nothing_comes_in_and_nobody_reaches_the_rights_of_the_node(name: str, r
     objects = rendered(name)
     deny = named(objects, "NetworkPolicy", "default-deny")["spec"]
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-    for labels in (TRAIN, DISTILL, CONDUCTOR):
+    for labels in (TRAIN, DISTILL, ORCHESTRATOR):
         for address in (METADATA, METADATA_6):
             assert not any(may_reach(objects, labels, address, port) for port in (80, 443))
         for resolver in (METADATA, "169.254.20.10"):  # Cloud DNS of GKE has the address of the metadata, another port
@@ -428,6 +428,6 @@ def test_stages_reach_minio_and_nobody_else_does() -> None:
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert "egress" not in policy
     (rule,) = policy["ingress"]
-    for labels, may in ((TRAIN, True), (CONDUCTOR, True), ({}, False)):
+    for labels, may in ((TRAIN, True), (ORCHESTRATOR, True), ({}, False)):
         assert any(selects(peer["podSelector"], labels) for peer in rule["from"]) is may
     assert [p["port"] for p in rule["ports"]] == [9000]

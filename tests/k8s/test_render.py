@@ -81,14 +81,14 @@ def test_a_pool_moves_the_stages_with_a_gpu_and_no_other(pool: str, with_compone
 @pytest.mark.parametrize("overlay", ["gpu", "gpu-kueue", "cpu-smoke"])
 def test_hardening_knows_the_overlays_images(overlay: str, rendered: Rendered) -> None:
     objects = rendered(f"{overlay}+hardening")
-    policy = named(objects, "ValidatingAdmissionPolicy", "vcot-conductor-jobs")
+    policy = named(objects, "ValidatingAdmissionPolicy", "vcot-orchestrator-jobs")
     said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
     for stage in STAGES:
         assert said[f"imageOf{stage.capitalize()}"] == f"'{pod(objects, f'stage-{stage}')['containers'][0]['image']}'"
 
 
 def test_hardening_admits_every_device_that_a_stage_takes(rendered: Rendered) -> None:
-    policy = named(rendered("gpu+hardening"), "ValidatingAdmissionPolicy", "vcot-conductor-jobs")
+    policy = named(rendered("gpu+hardening"), "ValidatingAdmissionPolicy", "vcot-orchestrator-jobs")
     said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
     (admitted,) = re.findall(r"VCOT_\(TRAIN\|EVALUATE\)_DEVICE=\(([a-z|]+)\)", said["settings"])
     assert sorted(admitted.split("|")) == sorted(get_args(Device))

@@ -248,7 +248,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(api: ClusterClient, ser
     assert len(told) <= 6
 
 
-def test_a_server_that_stays_away_ends_the_conductor_with_75(api: ClusterClient, server: ApiServer) -> None:
+def test_a_server_that_stays_away_ends_the_orchestrator_with_75(api: ClusterClient, server: ApiServer) -> None:
     server.stop()
     begun = time.monotonic()
     with pytest.raises(TemporaryError, match="not one good answer from the API server for 300 s, last: ") as caught:
@@ -320,7 +320,7 @@ def _names() -> list[str]:
 
 @pytest.fixture
 def in_a_pod(server: ApiServer, tmp_path: Path) -> dict[str, str]:
-    """The environment of a conductor's process, whose cluster holds settings that are in order."""
+    """The environment of an orchestrator's process, whose cluster holds settings that are in order."""
     places = {"EXAMPLE_URI": "s3://vcot/examples/x", "BASE_URI": "s3://vcot/examples/rehearsal"}
     folders = [ROOT / "k8s/base/settings", ROOT / "examples/blood-cells/settings"]
     fill(server.cluster, gather_variables(folders, {}, places))
@@ -352,7 +352,7 @@ def test_the_command_stops_with_143_and_leaves_its_job_to_the_next_one(
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=30)
     assert first.returncode == 143
-    assert "Job r1-train goes on, and the next conductor adopts it" in said
+    assert "Job r1-train goes on, and the next orchestrator adopts it" in said
     second = start(environment)
     server.cluster.over(server.cluster.objects["Job", "r1-train"], "Complete")
     _, said = second.communicate(timeout=60)

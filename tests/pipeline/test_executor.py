@@ -94,7 +94,7 @@ SHORT: dict[str, Any] = {"only": ["convert", "train"]}
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before it takes effect", "after"])
-def test_a_conductor_killed_at_any_call_is_replaced_by_one_that_ends_the_same(late: bool) -> None:
+def test_a_orchestrator_killed_at_any_call_is_replaced_by_one_that_ends_the_same(late: bool) -> None:
     undisturbed = a_cluster()
     carry_out(undisturbed, a_plan(**SHORT))
     assert undisturbed.calls > 30
@@ -113,7 +113,7 @@ def test_a_conductor_killed_at_any_call_is_replaced_by_one_that_ends_the_same(la
     crashes=st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=2, max_size=6),
     pause=st.sampled_from([0.0, 2.0, 40.0]),
 )
-def test_a_conductor_killed_again_and_again_ends_the_same(crashes: list[tuple[int, bool]], pause: float) -> None:
+def test_a_orchestrator_killed_again_and_again_ends_the_same(crashes: list[tuple[int, bool]], pause: float) -> None:
     undisturbed, cluster = a_cluster(), a_cluster()
     carry_out(undisturbed)
     for after, late in crashes:
@@ -128,11 +128,11 @@ def test_a_conductor_killed_again_and_again_ends_the_same(crashes: list[tuple[in
     assert end_state(cluster) == end_state(undisturbed)
 
 
-def test_a_stop_leaves_the_jobs_and_the_next_conductor_adopts_them() -> None:
+def test_a_stop_leaves_the_jobs_and_the_next_orchestrator_adopts_them() -> None:
     stop = Stop()
     cluster = a_cluster({"r1-train": succeeds(after=600)})
     cluster.clock.at(100, lambda: stop.request(signal.SIGTERM))
-    with pytest.raises(Interrupted, match="Job r1-train goes on, and the next conductor adopts it") as caught:
+    with pytest.raises(Interrupted, match="Job r1-train goes on, and the next orchestrator adopts it") as caught:
         carry_out(cluster, stop=stop)
     assert caught.value.exit_code == 143
     assert cluster.clock.now() < 110
@@ -250,7 +250,7 @@ def test_a_step_under_way_is_said_to_run_and_a_stop_is_no_end() -> None:
     assert state["end"] is None
 
 
-def test_what_a_step_said_is_not_forgotten_by_a_conductor_that_finds_its_pods_gone() -> None:
+def test_what_a_step_said_is_not_forgotten_by_a_orchestrator_that_finds_its_pods_gone() -> None:
     cluster = a_cluster({"r1-convert-prepare": succeeds(rows=7), "r1-train": succeeds(after=600)})
     cluster.crash_at = 200
     with pytest.raises(Crash):

@@ -82,9 +82,9 @@ def test_settings_that_nothing_names_any_more_are_removed_when_a_run_begins() ->
     settings("run-bbbbbbbbbb")
     settings("settings-train-cccccccccc")
     settings("settings-train-dddddddddd", datetime.now(UTC).isoformat())
-    conductor = {"name": "conductor", "envFrom": [{"configMapRef": {"name": "run-bbbbbbbbbb"}}]}
+    orchestrator = {"name": "orchestrator", "envFrom": [{"configMapRef": {"name": "run-bbbbbbbbbb"}}]}
     cluster.put(
-        "Job", {"metadata": {"name": "pipeline-r0"}, "spec": {"template": {"spec": {"containers": [conductor]}}}}
+        "Job", {"metadata": {"name": "pipeline-r0"}, "spec": {"template": {"spec": {"containers": [orchestrator]}}}}
     )
     plan = {"name": "r0-plan", "labels": {"vcot/run": "r0"}}
     cluster.put("ConfigMap", {"metadata": plan, "data": {"plan.json": '"name": "settings-train-cccccccccc"'}})

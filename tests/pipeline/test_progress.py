@@ -256,7 +256,7 @@ def test_what_holds_a_pod_back_is_told_every_30_s_and_ends_the_run_when_it_lasts
 
 
 def test_a_job_that_was_suspended_for_waiting_too_long_is_not_waited_for_again() -> None:
-    """The conductor died between the suspension and its own end."""
+    """The orchestrator died between the suspension and its own end."""
     cluster = a_cluster({"r1-train": never()})
     said(cluster, plan=only("train"), pending_timeout=300)
     began = cluster.clock.now()
@@ -294,7 +294,7 @@ def test_a_run_that_ends_for_another_reason_holds_nothing_that_waits_either() ->
 
 
 @pytest.mark.parametrize("error", [TemporaryError("the API server is away"), KeyError("a bug")], ids=["away", "bug"])
-def test_what_waits_is_left_to_the_next_conductor_where_the_pipeline_job_starts_one(error: Exception) -> None:
+def test_what_waits_is_left_to_the_next_orchestrator_where_the_pipeline_job_starts_one(error: Exception) -> None:
     def fail(*_: object) -> Iterator[tuple[str, Manifest]]:
         raise error
 

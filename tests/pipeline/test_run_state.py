@@ -1,4 +1,4 @@
-"""What a conductor learns of a run from storage, and not from pods: how many shards, what is whole, how it went."""
+"""What an orchestrator learns of a run from storage, and not from pods: how many shards, what is whole, how it went."""
 
 from __future__ import annotations
 

@@ -287,7 +287,7 @@ def test_a_role_that_is_not_applied_yet_cannot_be_probed(cluster, rendered):
     cluster.delete("Secret", "s3-credentials")
     before, account = "automountServiceAccountToken: false\n", "kind: ServiceAccount\nmetadata:\n"
     with_role = rendered
-    for name in ("stage", "conductor"):
+    for name in ("stage", "orchestrator"):
         with_role = with_role.replace(
             f"{before}{account}  name: {name}",
             f"{before}{account}  annotations: {{{ROLE}: 'arn:mine'}}\n  name: {name}",
@@ -304,8 +304,8 @@ def test_a_role_that_the_stages_alone_have_is_not_enough(cluster, rendered):
     only_stages = rendered.replace(
         "metadata:\n  name: stage\n", f"metadata:\n  annotations: {{{ROLE}: 'arn:mine'}}\n  name: stage\n"
     )
-    (line,) = [line for line in findings(only_stages)["missing"] if "conductor" in line]
-    assert line.startswith(f"ServiceAccount conductor lacks {ROLE}=arn:mine, which stage has")
+    (line,) = [line for line in findings(only_stages)["missing"] if "orchestrator" in line]
+    assert line.startswith(f"ServiceAccount orchestrator lacks {ROLE}=arn:mine, which stage has")
 
 
 def test_the_role_of_component_irsa_is_a_placeholder(cluster, tmp_path):

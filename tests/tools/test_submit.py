@@ -100,10 +100,10 @@ def applied(tmp_path: Path, *words: str) -> int:
     return main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path), *words])
 
 
-def test_a_conductor_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd):
+def test_a_orchestrator_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd):
     (tmp_path / "configmap").unlink()
     waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nowhere/vcot-data"'}
-    status = {"phase": "Pending", "containerStatuses": [{"name": "conductor", "state": {"waiting": waiting}}]}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "orchestrator", "state": {"waiting": waiting}}]}
     pod = {"metadata": {"name": "pipeline-r1-x"}, "spec": {}, "status": status}
     (tmp_path / "pods").write_text(json.dumps({"items": [pod]}))
     (tmp_path / "events").write_text('{"items": []}')
@@ -113,11 +113,11 @@ def test_a_conductor_whose_image_never_comes_is_taken_back_with_the_reason(kubec
     assert kubectl.read_text().splitlines()[-1] == "-n vcot delete job pipeline-r1"
 
 
-def test_a_conductor_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd):
+def test_a_orchestrator_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd):
     (tmp_path / "configmap").unlink()
     failed = {"type": "Failed", "status": "True"}
     terminated = {"exitCode": 78, "message": '{"exit": 78, "message": "train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: wrong"}'}
-    status = {"containerStatuses": [{"name": "conductor", "state": {"terminated": terminated}}]}
+    status = {"containerStatuses": [{"name": "orchestrator", "state": {"terminated": terminated}}]}
     (tmp_path / "pods").write_text(json.dumps({"items": [{"metadata": {"name": "x"}, "status": status}]}))
     there = {"spec": {}, "status": {"conditions": [failed]}}
     (tmp_path / "job.applied").write_text(json.dumps(there))

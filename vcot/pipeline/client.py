@@ -244,7 +244,7 @@ class ClusterClient:
         elif now - self._away_since >= self._away:
             raise TemporaryError(
                 f"not one good answer from the API server for {self._away:g} s, last: {what}. Jobs that run go on; "
-                "the next conductor adopts them"
+                "the next orchestrator adopts them"
             )
         elif now - self._told_at >= REPORT_EVERY:
             self._told_at = now

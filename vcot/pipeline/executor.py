@@ -229,7 +229,7 @@ class KubernetesExecutor:
 
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
-        return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
+        return f"{running.kind} {running.name} goes on, and the next orchestrator adopts it"
 
     def _let_go(self, why: str) -> None:
         for running in self._running.values():

@@ -126,7 +126,7 @@ def _suspended(job: Manifest, events: list[Manifest]) -> str:
         said = [e["message"] for e in events if e["involvedObject"].get("kind") == "Workload"]
         why = f": {_shortened(said[-1])}" if said else "; `kubectl get workloads` says what it waits for"
         return f"Kueue has not admitted it yet (queue {queue}){why}"
-    return "it is suspended, and not by this conductor; set spec.suspend to false"
+    return "it is suspended, and not by this orchestrator; set spec.suspend to false"
 
 
 def _why_stopping(pod: Manifest) -> str | None:
