@@ -26,9 +26,8 @@ from vcot.errors import KeyboardStop, SettingsError, UsageError, VcotError
 from vcot.pipeline.client import ClusterClient, Manifest, Refused, connect
 from vcot.pipeline.executor import must_name_jobs
 from vcot.pipeline.local import validate
-from vcot.pipeline.orchestrator import Clock
-from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.preflight import OLDEST, frozen_where_valid, templates_of
+from vcot.pipeline.orchestrator import Clock, Plan, make_plan
+from vcot.pipeline.templates import OLDEST, frozen_where_valid, templates_of
 from vcot.settings import PREFIX, STAGES
 from vcot.stage import stop
 
@@ -165,7 +164,7 @@ def _plan(overlay: Overlay) -> Plan:
         raise SettingsError("\n".join(faults))
     only, from_run = ([w.strip() for w in run.get(n, "").split(",") if w.strip()] for n in ("ONLY", "FROM_RUN"))
     until = run.get("UNTIL") or None
-    return make_plan(overlay.run_id, overlay.runs_uri, {}, only=only, until=until, from_run=from_run, parts=IN_PARTS)
+    return make_plan(overlay.run_id, overlay.runs_uri, only=only, until=until, from_run=from_run, in_parts=True)
 
 
 def _roles(account: Manifest | None) -> list[str]:

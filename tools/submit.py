@@ -27,8 +27,8 @@ from tools.overlay import ROOT, Overlay, kubectl, overlay_folder, render
 from vcot.errors import SettingsError, UsageError, VcotError
 from vcot.pipeline.client import Manifest
 from vcot.pipeline.executor import must_name_jobs
-from vcot.pipeline.pods import why_not_running
-from vcot.pipeline.rendering import ENGINE, must_name_a_set
+from vcot.pipeline.progress import why_not_running
+from vcot.pipeline.templates import ENGINE, must_name_a_set
 
 WAIT = 900.0
 """Seconds: a pool that starts from nothing needs 5 to 15 minutes."""

@@ -19,8 +19,8 @@ import yaml
 from tests.cluster.cluster import Cluster, CommandFailed, Manifest, Overlay
 from tests.cluster.layout import ROOT
 from tests.cluster.node import Node
-from vcot.pipeline.plan import IN_PARTS, make_plan
-from vcot.pipeline.rendering import Owner, complete, freeze
+from vcot.pipeline.orchestrator import make_plan
+from vcot.pipeline.templates import Owner, complete, freeze
 from vcot.settings import STAGES
 
 OUTSIDE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
@@ -107,7 +107,7 @@ def refusal(cluster: Cluster, manifest: Manifest) -> str:
 
 def jobs(cluster: Cluster, **more: Any) -> dict[str, Manifest]:
     """Step → its Job, as the orchestrator makes it of the templates that are there."""
-    plan = make_plan("r1", "s3://vcot/runs", {}, parts=IN_PARTS, **more)
+    plan = make_plan("r1", "s3://vcot/runs", {}, in_parts=True, **more)
     templates = {stage: cluster.get("cronjobs", f"stage-{stage}") or {} for stage in STAGES}
     frozen, owner = freeze(plan, templates), owner_of(cluster)
     return {

@@ -21,8 +21,7 @@ from typing import Any
 
 from vcot.errors import VcotError
 from vcot.pipeline.client import Expired, Manifest, Refused
-from vcot.pipeline.orchestrator import Clock, Outcome
-from vcot.pipeline.plan import Step
+from vcot.pipeline.orchestrator import Clock, Outcome, Step
 
 Script = Callable[["MemoryCluster", Manifest], None]
 

@@ -13,9 +13,8 @@ from tests.fakes.cluster import FakeClock, MemoryCluster, Script, fill, template
 from vcot.errors import StageFailed, TemporaryError
 from vcot.pipeline.client import Manifest, Refused
 from vcot.pipeline.executor import KubernetesExecutor
-from vcot.pipeline.orchestrator import Outcome, orchestrate
-from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.rendering import Owner
+from vcot.pipeline.orchestrator import Outcome, Plan, make_plan, orchestrate
+from vcot.pipeline.templates import Owner
 from vcot.stage import Stop
 
 OWNER = Owner("pipeline-r1", "uid-of-pipeline")
@@ -42,7 +41,7 @@ def with_shards(count: int, scripts: dict[str, Script]) -> MemoryCluster:
 
 
 def a_plan(until: str | None = None, **words: Any) -> Plan:
-    return make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, until=until, **words)
+    return make_plan("r1", "s3://b/runs", {}, in_parts=True, until=until, **words)
 
 
 def valid(stage: str, variables: Mapping[str, str]) -> list[str]:

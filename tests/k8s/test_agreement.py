@@ -10,8 +10,8 @@ import pytest
 
 from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
 from vcot import errors
+from vcot.pipeline.local import gather_variables, read_env_file
 from vcot.pipeline.orchestrator import RETRY
-from vcot.pipeline.plan import gather_variables, read_env_file
 from vcot.settings import PREFIX, STAGES, Declared, Settings, variable
 
 RENDERED = ["gpu", "gpu-kueue", "cpu-smoke", "gpu+spot", "gpu+multinode-jobset"]

@@ -12,8 +12,8 @@ import yaml
 
 from tests.k8s.kustomize import ROOT, VARIANTS, Manifest, named
 from tests.k8s.kustomize import render as render_folder
-from vcot.pipeline.plan import Step
-from vcot.pipeline.rendering import Owner, complete, render
+from vcot.pipeline.orchestrator import Step
+from vcot.pipeline.templates import Owner, complete, render
 
 VERSIONS = ["1.33", "1.34", "1.35", "1.36", "1.37"]
 CUSTOM = {"ExternalSecret", "CiliumNetworkPolicy"}

@@ -22,9 +22,9 @@ from tests.fakes.cluster import MemoryCluster, MemoryStorage, RealClock, fill, s
 from vcot.errors import Interrupted, SettingsError, TemporaryError
 from vcot.pipeline.client import AWAY, ClusterClient, Expired, Refused, connect
 from vcot.pipeline.executor import KubernetesExecutor
-from vcot.pipeline.orchestrator import Clock, orchestrate
-from vcot.pipeline.plan import IN_PARTS, gather_variables, make_plan
-from vcot.pipeline.rendering import Owner
+from vcot.pipeline.local import gather_variables
+from vcot.pipeline.orchestrator import Clock, make_plan, orchestrate
+from vcot.pipeline.templates import Owner
 from vcot.stage import Stop
 
 ROOT = Path(__file__).parents[2]
@@ -308,14 +308,14 @@ def test_a_run_with_a_server_that_fails_all_the_time_makes_everything_once(
     executor = KubernetesExecutor(
         api, MemoryStorage(), owner, clock=clock, stop=stop, pending_timeout=1e9, validate=lambda stage, variables: []
     )
-    plan = executor.freeze(make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS))
+    plan = executor.freeze(make_plan("r1", "s3://b/runs", {}, in_parts=True))
     orchestrate(plan, executor, stop, attempts=1, clock=clock)
     assert server.cluster.created == ["r1-plan", "r1-state", *[f"r1-{name}" for name in _names()]]
     assert len(server.faults) < 40
 
 
 def _names() -> list[str]:
-    return [step.name for step in make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS).steps]
+    return [step.name for step in make_plan("r1", "s3://b/runs", {}, in_parts=True).steps]
 
 
 @pytest.fixture

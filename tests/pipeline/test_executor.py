@@ -28,9 +28,8 @@ from tests.fakes.runs import (
 )
 from vcot.errors import Interrupted, SettingsError, UsageError, VcotError
 from vcot.pipeline.client import Manifest
-from vcot.pipeline.orchestrator import Outcome
-from vcot.pipeline.plan import IN_PARTS, make_plan
-from vcot.pipeline.rendering import Owner
+from vcot.pipeline.orchestrator import Outcome, make_plan
+from vcot.pipeline.templates import Owner
 from vcot.stage import Stop
 
 # --- the run ---------------------------------------------------------------------------------------------
@@ -319,7 +318,7 @@ def test_a_template_edited_in_the_middle_of_a_run_is_told_and_does_no_harm() -> 
     edited["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"] = "vcot-gpu@sha256:11"
     cluster.put("CronJob", edited)
     with capture_logs() as lines:
-        carry_out(cluster, make_plan("r1", "s3://other/place", {}, parts=IN_PARTS))
+        carry_out(cluster, make_plan("r1", "s3://other/place", {}, in_parts=True))
     assert any("templates have changed since this run began" in line["event"] for line in lines)
     images = {
         container["image"]

@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
+from tests.fakes.cluster import FakeClock
 from vcot.errors import Interrupted, KeyboardStop, SettingsError, StageFailed
-from vcot.pipeline.orchestrator import Outcome, orchestrate
-from vcot.pipeline.plan import Plan, Step, make_plan
+from vcot.pipeline.orchestrator import Outcome, Plan, Step, make_plan, orchestrate
 from vcot.stage import Stop
 
 
@@ -56,7 +56,7 @@ def test_nothing_starts_when_a_later_stage_has_wrong_settings() -> None:
 
 def test_what_may_pass_by_itself_is_tried_again() -> None:
     executor = ScriptedExecutor({"distill": [75, 1, 0]})
-    orchestrate(make_plan("r", "/runs", {}, until="distill"), executor, Stop(), pause=0)
+    orchestrate(make_plan("r", "/runs", {}, until="distill"), executor, Stop(), clock=FakeClock())
     assert executor.started == ["convert", "distill", "distill", "distill"]
 
 
@@ -64,14 +64,14 @@ def test_what_may_pass_by_itself_is_tried_again() -> None:
 def test_what_cannot_pass_by_itself_fails_at_once_and_later_stages_do_not_start(code: int) -> None:
     executor = ScriptedExecutor({"tokenize": [code]})
     with pytest.raises(StageFailed, match=f"tokenize failed with exit code {code}"):
-        orchestrate(make_plan("r", "/runs", {}), executor, Stop(), pause=0)
+        orchestrate(make_plan("r", "/runs", {}), executor, Stop(), clock=FakeClock())
     assert executor.started == ["convert", "distill", "tokenize"]
 
 
 def test_attempts_have_an_end() -> None:
     executor = ScriptedExecutor({"convert": [75]})
     with pytest.raises(StageFailed, match="tried 3 times"):
-        orchestrate(make_plan("r", "/runs", {}), executor, Stop(), pause=0)
+        orchestrate(make_plan("r", "/runs", {}), executor, Stop(), clock=FakeClock())
     assert executor.started == ["convert"] * 3
 
 

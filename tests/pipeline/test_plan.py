@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vcot.errors import SettingsError, UsageError
-from vcot.pipeline.plan import IN_PARTS, gather_variables, make_plan, read_env_file
+from vcot.pipeline.local import gather_variables, read_env_file
+from vcot.pipeline.orchestrator import make_plan
 from vcot.settings import STAGES
 
 
@@ -17,7 +18,7 @@ def test_every_stage_in_order_writes_below_the_run() -> None:
 
 
 def test_a_stage_in_parts_is_three_steps_and_the_next_stage_waits_for_the_last() -> None:
-    plan = make_plan("r", "/runs", {}, until="distill", parts=IN_PARTS)
+    plan = make_plan("r", "/runs", {}, until="distill", in_parts=True)
     assert [(s.name, s.waits_for) for s in plan.steps] == [
         ("convert-prepare", ()),
         ("convert-shards", ("convert-prepare",)),
@@ -30,7 +31,7 @@ def test_a_stage_in_parts_is_three_steps_and_the_next_stage_waits_for_the_last()
 
 
 def test_a_stage_in_one_step_says_nothing_of_parts() -> None:
-    assert [(s.name, s.environment) for s in make_plan("r", "/runs", {}, only=["train"], parts=IN_PARTS).steps] == [
+    assert [(s.name, s.environment) for s in make_plan("r", "/runs", {}, only=["train"], in_parts=True).steps] == [
         ("train", {"VCOT_RUN_URI": "/runs/r"})
     ]
 

@@ -21,8 +21,8 @@ from tests.fakes.runs import (
 )
 from vcot.errors import SettingsError, UsageError
 from vcot.pipeline.executor import RunIdentity
-from vcot.pipeline.plan import IN_PARTS, make_plan
-from vcot.pipeline.rendering import Owner
+from vcot.pipeline.orchestrator import make_plan
+from vcot.pipeline.templates import Owner
 
 # --- another apply before this run has begun -------------------------------------------------------------
 
@@ -39,7 +39,7 @@ def test_a_run_whose_templates_another_run_has_replaced_before_it_began_is_refus
         "nothing else before ConfigMap r1-plan is there"
     )
     assert cluster.created == NOTHING
-    plan = make_plan("r2", "s3://b/runs", {}, parts=IN_PARTS)
+    plan = make_plan("r2", "s3://b/runs", {}, in_parts=True)
     carry_out(cluster, plan, owner=Owner("pipeline-r2", "uid-of-r2"))
     assert cluster.objects["Job", "r2-train"]["spec"]["template"]["spec"]["containers"][0]["image"] == "of r2"
 
@@ -120,7 +120,7 @@ def test_settings_that_cannot_be_removed_end_no_run() -> None:
 def test_a_run_id_that_no_set_can_be_named_after_is_refused_before_anything_is_made() -> None:
     cluster = a_cluster()
     cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
-    message, _ = said(cluster, UsageError, plan=make_plan("2nd", "s3://b/runs", {}, parts=IN_PARTS))
+    message, _ = said(cluster, UsageError, plan=make_plan("2nd", "s3://b/runs", {}, in_parts=True))
     assert message.startswith("RUN_ID 2nd: with component multinode-jobset it has to begin with a letter")
     assert cluster.created == ["2nd-state"]
 

@@ -13,11 +13,11 @@ import pytest
 from tests.fakes.cluster import template
 from vcot.errors import SettingsError
 from vcot.pipeline.client import Manifest
-from vcot.pipeline.plan import IN_PARTS, Step, make_plan
-from vcot.pipeline.rendering import FrozenPlan, Owner, complete, freeze, render
+from vcot.pipeline.orchestrator import Step, make_plan
+from vcot.pipeline.templates import FrozenPlan, Owner, complete, freeze, render
 
 OWNER = Owner("pipeline-r1", "uid-of-pipeline")
-PLAN = make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS)
+PLAN = make_plan("r1", "s3://b/runs", {}, in_parts=True)
 STEPS = {step.name: step for step in PLAN.steps}
 TEMPLATES = {stage: template(stage) for stage in ("convert", "distill", "tokenize", "train", "evaluate")}
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.train import TrainSettings
 from vcot.errors import InputError, NotWhole, SettingsError
-from vcot.pipeline.plan import Step
+from vcot.pipeline.orchestrator import Step
 from vcot.pipeline.run_state import RunStorage
 from vcot.records.shards import File, Folder, RowCounts, ShardMarker, StageMarker, read_marker
 from vcot.storage import Store, join

@@ -29,9 +29,8 @@ from vcot import logging
 from vcot.errors import InputError, Interrupted, NotWhole, VcotError
 from vcot.pipeline.client import ClusterClient, Refused
 from vcot.pipeline.local import command, environment
-from vcot.pipeline.orchestrator import Outcome
-from vcot.pipeline.plan import INPUTS, Plan, Step
-from vcot.pipeline.rendering import Owner
+from vcot.pipeline.orchestrator import INPUTS, Outcome, Plan, Step
+from vcot.pipeline.templates import Owner
 from vcot.records.shards import DONE, read_marker
 from vcot.redaction import redacted
 from vcot.settings import PREFIX
