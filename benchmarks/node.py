@@ -21,9 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.cluster import Cluster, Overlay
+from tests.cluster.cluster import Cluster, Overlay, cluster_on
 from tests.cluster.node import running_node
-from tests.cluster.ready import cluster_on
 
 ENV = "/spec/jobTemplate/spec/template/spec/containers/0/env/-"
 NO_BYTECODE = {"name": "PYTHONPYCACHEPREFIX", "value": "/scratch/nothing-compiled"}

@@ -9,6 +9,8 @@ make cluster-test CONTEXT=kind-kind    the cluster of that kubectl context; only
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import FOR_PODS, Cluster, Overlay
-from tests.cluster.layout import ROOT
+from tests.cluster.cluster import FOR_PODS, Cluster, Overlay, at_a_time, cluster_on, publish_example
+from tests.cluster.configuration import ROOT
 from tests.cluster.machine import MachineLacks
 from tests.cluster.node import Node, running_node
-from tests.cluster.reads import reads
-from tests.cluster.ready import at_a_time, cluster_on, publish_example
 
 CONTEXT = "CLUSTER_CONTEXT"
 SMOKE = ROOT / "k8s/overlays/cpu-smoke"
@@ -60,9 +60,13 @@ def _users_own(context: str) -> Iterator[Cluster]:
     if missing:
         pytest.fail(f"{CONTEXT}={context}: {', '.join(missing)} must name a storage that its pods reach")
     publish_example()
-    kubectl = ["kubectl", "--context", context]
-    with reads(kubectl) as through:
-        yield Cluster(kubectl, {n: os.environ[n] for n in FOR_PODS if os.environ.get(n)}, through)
+    command = ["kubectl", "--context", context]
+    shown = subprocess.run([*command, "config", "view", "--minify", "--flatten"], capture_output=True, check=True)
+    with tempfile.NamedTemporaryFile() as config, pytest.MonkeyPatch.context() as environment:
+        config.write(shown.stdout)
+        config.flush()
+        environment.setenv("KUBECONFIG", config.name)
+        yield Cluster(command, {n: os.environ[n] for n in FOR_PODS if os.environ.get(n)})
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster import configuration
+from tests.cluster.configuration import GATEWAY, HOME, ROOT, Layout
 from tests.cluster.images import Builder, BuildFailed
-from tests.cluster.layout import GATEWAY, HOME, ROOT, Layout
 from tests.cluster.machine import MachineLacks, prepare
 from tools.gomodules import tell
 

@@ -25,7 +25,7 @@ def test_distill_asks_the_teacher_of_the_secret(
     logs = namespace.logs(f"{run.run_id}-distill-shards")
     assert '"stage": "distill"' in logs
     assert KEY not in logs + namespace.logs(run.pipeline)
-    for job in namespace.list("jobs", run=run.run_id):
+    for job in namespace.list("Job", run=run.run_id):
         sources = job["spec"]["template"]["spec"]["containers"][0]["envFrom"]
         secrets = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
         assert ("teacher-credentials" in secrets) == (job["metadata"]["labels"]["vcot/stage"] == "distill")

@@ -17,6 +17,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from vcot.errors import VcotError
@@ -352,6 +353,16 @@ def fails(code: int, message: str = "", *, reason: str = "Error", job_reason: st
 def never(setup: Callable[[MemoryCluster, Manifest], None] = lambda cluster, job: None) -> Script:
     """Never ends; `setup` says why."""
     return setup
+
+
+def timeline(*moments: tuple[float, Callable[[MemoryCluster, Manifest], object]]) -> Script:
+    """What happens to the Job so many seconds after its creation."""
+
+    def script(cluster: MemoryCluster, job: Manifest) -> None:
+        for after, happens in moments:
+            cluster.clock.at(after, partial(happens, cluster, job))
+
+    return script
 
 
 # --- templates -------------------------------------------------------------------------------------------

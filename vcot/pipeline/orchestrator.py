@@ -210,14 +210,8 @@ def orchestrate(
     outcomes: dict[str, Outcome] = {}
     for number, step in enumerate(plan.steps, 1):
         logging.get().info(f"{number}/{len(plan.steps)} {step.name}")
-        for attempt in range(1, attempts + 1):
-            stop.raise_if_requested()
-            executor.start(step)
-            while (outcome := executor.poll(step)) is None:
-                if stop.requested:
-                    stop.raise_if_requested(executor.leave(step))
-            if outcome.exit_code == 0:
-                break
+        attempt = 1
+        while (outcome := _carried_out(step, executor, stop)).exit_code != 0:
             code = f" with exit code {in_words(outcome.exit_code)}" if outcome.exit_code is not None else ""
             if outcome.exit_code not in RETRY or attempt == attempts:
                 tries = f" (tried {attempt} times)" if attempt > 1 else ""
@@ -225,10 +219,20 @@ def orchestrate(
             wait = PAUSE * 2 ** (attempt - 1)
             logging.get().warning(f"{step.name} ended{code}; trying again in {wait:g} s")
             clock.pause(wait, stop)
+            attempt += 1
         news = {name: value for name, value in outcome.summary.items() if name not in _NO_NEWS}
         logging.get().info(f"{step.name} is done", seconds=round(outcome.seconds, 1), **news)
         outcomes[step.name] = outcome
     return outcomes
+
+
+def _carried_out(step: Step, executor: Executor, stop: Stop) -> Outcome:
+    stop.raise_if_requested()
+    executor.start(step)
+    while (outcome := executor.poll(step)) is None:
+        if stop.requested:
+            stop.raise_if_requested(executor.leave(step))
+    return outcome
 
 
 def in_words(code: int) -> str:

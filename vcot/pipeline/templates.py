@@ -341,7 +341,9 @@ def must_be_as_applied(cluster: ClusterClient, pipeline: str, templates: Mapping
     sources = (s for c in job["spec"]["template"]["spec"]["containers"] for s in c.get("envFrom") or [])
     mine = next((s["configMapRef"]["name"] for s in sources if "configMapRef" in s), None)
     applied = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
-    foreign, later, another = [], [], None
+    another: str | None = None
+    foreign: list[str] = []
+    later: list[str] = []
     for stage, template in templates.items():
         main = main_of(template["spec"]["jobTemplate"]["spec"]) or {}
         stamps = (v.get("valueFrom") or {} for v in main.get("env") or [] if v["name"] == STAMP)
