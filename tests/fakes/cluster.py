@@ -106,7 +106,7 @@ class MemoryCluster:
     namespace = "vcot"
 
     def __init__(self, clock: FakeClock | RealClock, scripts: Mapping[str, Script] | None = None) -> None:
-        self.clock, self.scripts = clock, dict(scripts or {})
+        self.clock, self.scripts = clock, {} if scripts is None else scripts
         self.kubernetes = (1, 36)
         self.storage = MemoryStorage()
         """The storage beside it."""
