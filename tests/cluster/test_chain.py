@@ -32,12 +32,6 @@ def test_the_chain_reaches_its_end(smoke: Smoke) -> None:
         assert f"{name} is done" in timeline
 
 
-def test_a_second_apply_changes_nothing(smoke: Smoke) -> None:
-    said = smoke.cluster.run("apply", "-k", str(smoke.folder)).strip().splitlines()
-    assert said
-    assert all(line.endswith("unchanged") for line in said), said
-
-
 def test_the_next_stage_begins_within_two_seconds(smoke: Smoke) -> None:
     """From the end of a Job to the creation of the next; the API's times are whole seconds."""
     jobs = sorted(smoke.cluster.list("Job", run=smoke.run_id), key=lambda job: job["metadata"]["creationTimestamp"])

@@ -97,17 +97,3 @@ def test_a_change_during_a_run_does_not_reach_it(namespace: Cluster, overlay: Ca
     assert images == {"localhost/vcot-data:dev"}
     settings = json.loads(Store().read("s3://vcot/runs/frozen/distill/_done/stage.json"))["settings"]
     assert settings["seed"] == 0
-
-
-def test_deleting_the_pipeline_removes_its_jobs_pods_and_plan(
-    namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
-    overlay("cancelled").apply(namespace)
-    namespace.running_pod("cancelled-convert-prepare")
-    namespace.run("delete", "job", "pipeline-cancelled", "--wait=false")
-
-    def left() -> object:
-        jobs, pods = (namespace.list(kind, run="cancelled") for kind in ("Job", "Pod"))
-        return jobs or pods or namespace.get("ConfigMap", "cancelled-plan")
-
-    namespace.until("everything of the run is gone", lambda: not left())

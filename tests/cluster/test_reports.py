@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import Cluster, CommandFailed, Overlay
+from tests.cluster.cluster import Cluster, Overlay
 from vcot.storage import Store, join
 
 POD = "/spec/jobTemplate/spec/template/spec"
@@ -103,16 +103,6 @@ def test_a_run_whose_templates_were_replaced_before_it_began_is_refused(
     assert not namespace.list("Job", run="earlier")
 
 
-def test_a_stage_job_that_somebody_deletes_ends_the_run(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
-    run = overlay("deleted")
-    run.apply(namespace)
-    namespace.running_pod("deleted-convert-prepare")
-    namespace.run("delete", "job", "deleted-convert-prepare", "--wait=false")
-    namespace.fails(run.pipeline, 60)
-    assert "somebody deleted Job deleted-convert-prepare" in namespace.logs(run.pipeline)
-    assert namespace.terminated(run.pipeline)["exitCode"] == 3
-
-
 def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
     run_id = f"whole-{namespace.namespace[-8:]}"
     overlay(run_id).settings("convert", num_shards=3).orchestrator("--until", "convert").apply(namespace)
@@ -132,17 +122,3 @@ def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay:
     assert (status["failedIndexes"], status["completedIndexes"]) == ("1", "0,2")
     assert "shard 1" in said
     assert "is not what its marker says" in said
-
-
-def test_the_orchestrator_may_do_what_it_needs_and_no_more(
-    namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
-    overlay("rights").apply(namespace)
-    namespace.until("the ServiceAccount is there", lambda: namespace.get("ServiceAccount", "orchestrator"))
-    user = ("--as", f"system:serviceaccount:{namespace.namespace}:orchestrator")
-    needed = ("get cronjobs", "get jobs", "create jobs", "watch jobs", "patch jobs", "create configmaps", "list pods")
-    for allowed in needed:
-        assert namespace.run(*user, "auth", "can-i", *allowed.split()).strip() == "yes"
-    for words in (["get", "secrets"], ["delete", "job", "--all"], ["get", "nodes"], ["get", "pods", "-A"]):
-        with pytest.raises(CommandFailed, match=r"[Ff]orbidden"):
-            namespace.run(*user, *words)

@@ -12,13 +12,15 @@ A script is called with the cluster and the new Job, and says with `cluster.cloc
 from __future__ import annotations
 
 import copy
+import functools
 import heapq
 import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
+
+import yaml
 
 from vcot.errors import VcotError
 from vcot.pipeline.client import Expired, Manifest, Refused
@@ -105,7 +107,7 @@ class MemoryCluster:
 
     namespace = "vcot"
 
-    def __init__(self, clock: FakeClock | RealClock, scripts: Mapping[str, Script] | None = None) -> None:
+    def __init__(self, clock: FakeClock | RealClock, scripts: dict[str, Script] | None = None) -> None:
         self.clock, self.scripts = clock, {} if scripts is None else scripts
         self.kubernetes = (1, 36)
         self.storage = MemoryStorage()
@@ -263,7 +265,7 @@ class MemoryCluster:
     def pod(
         self, job: Manifest, phase: str, *, suffix: str = "a1", exit_code: int | None = None, message: str = "",
         reason: str = "", waiting: tuple[str, str] | None = None, unschedulable: str = "", disrupted: bool = False,
-        index: int | None = None, limit: str = "64Gi",
+        index: int | None = None,
     ) -> str:  # fmt: skip
         name = f"{job['metadata']['name']}-{suffix}"
         key = "jobset.sigs.k8s.io/jobset-name" if job["kind"] == "JobSet" else "batch.kubernetes.io/job-name"
@@ -276,38 +278,24 @@ class MemoryCluster:
             state = {"terminated": {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": at}}
         elif waiting:
             state = {"waiting": {"reason": waiting[0], "message": waiting[1]}}
-        conditions = []
+        conditions = [{"type": "DisruptionTarget", "status": "True"}] if disrupted else []
         if unschedulable:
-            conditions.append(
-                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unschedulable}
-            )
-        if disrupted:
-            conditions.append({"type": "DisruptionTarget", "status": "True"})
-        self.put(
-            "Pod",
-            {
-                "metadata": {"name": name, "labels": labels},
-                "spec": {
-                    "nodeName": "node-0", "containers": [{"name": "main", "resources": {"limits": {"memory": limit}}}],
-                },
-                "status": {
-                    "phase": phase, "conditions": conditions,
-                    "containerStatuses": [{"name": "main", "state": state}],
-                },
-            },
-        )  # fmt: skip
+            conditions.append({"type": "PodScheduled", "status": "False", "message": unschedulable})
+        statuses = [{"name": "main", "state": state}]
+        container = {"name": "main", "resources": {"limits": {"memory": "64Gi"}}}
+        self.put("Pod", {
+            "metadata": {"name": name, "labels": labels}, "spec": {"nodeName": "node-0", "containers": [container]},
+            "status": {"phase": phase, "conditions": conditions, "containerStatuses": statuses},
+        })  # fmt: skip
         return name
 
     def event(self, about: str, reason: str, message: str, kind: str = "") -> None:
-        self.put(
-            "Event",
-            {
-                "metadata": {"name": f"{about}.{len(self.history)}"},
-                "involvedObject": {"name": about, "kind": kind},
-                "type": "Warning", "reason": reason, "message": message,
-                "lastTimestamp": f"2026-01-01T00:{int(self.clock.now()) // 60:02d}:{int(self.clock.now()) % 60:02d}Z",
-            },
-        )  # fmt: skip
+        minutes, seconds = divmod(int(self.clock.now()), 60)
+        self.put("Event", {
+            "metadata": {"name": f"{about}.{len(self.history)}"}, "involvedObject": {"name": about, "kind": kind},
+            "type": "Warning", "reason": reason, "message": message,
+            "lastTimestamp": f"2026-01-01T00:{minutes:02d}:{seconds:02d}Z",
+        })  # fmt: skip
 
 
 # --- scripts ---------------------------------------------------------------------------------------------
@@ -316,43 +304,32 @@ class MemoryCluster:
 def succeeds(after: float = 3, **summary: Any) -> Script:
     """Runs after a second and is done `after` seconds from now, with that summary."""
 
-    def script(cluster: MemoryCluster, job: Manifest) -> None:
-        says = {"stage": "x", "exit": 0, **summary}
-        count = job["spec"].get("completions", 1)
+    def run(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.pod(job, "Running")
+        cluster.status(job, ready=1, active=1)
 
-        def run() -> None:
-            cluster.pod(job, "Running")
-            cluster.status(job, ready=1, active=1)
+    def end(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.pod(job, "Succeeded", exit_code=0, message=json.dumps({"stage": "x", "exit": 0, **summary}))
+        cluster.over(job, "Complete", succeeded=job["spec"].get("completions", 1))
 
-        def end() -> None:
-            cluster.pod(job, "Succeeded", exit_code=0, message=json.dumps(says))
-            cluster.over(job, "Complete", succeeded=count)
-
-        cluster.clock.at(min(1, after / 2), run)
-        cluster.clock.at(after, end)
-
-    return script
+    return timeline((min(1, after / 2), run), (after, end))
 
 
 def fails(code: int, message: str = "", *, reason: str = "Error", job_reason: str = "PodFailurePolicy") -> Script:
     """One pod, which ends with that exit code; the stage's last line is its termination message."""
 
-    def script(cluster: MemoryCluster, job: Manifest) -> None:
+    def end(cluster: MemoryCluster, job: Manifest) -> None:
         says = json.dumps({"exit": code, "message": message}) if message else ""
+        pod = cluster.pod(job, "Failed", exit_code=code, message=says, reason=reason)
+        words = f"Container main for pod vcot/{pod} failed with exit code {code} matching FailJob rule at index 1"
+        cluster.over(job, "Failed", job_reason, words, failed=1)
 
-        def end() -> None:
-            pod = cluster.pod(job, "Failed", exit_code=code, message=says, reason=reason)
-            words = f"Container main for pod vcot/{pod} failed with exit code {code} matching FailJob rule at index 1"
-            cluster.over(job, "Failed", job_reason, words, failed=1)
-
-        cluster.clock.at(2, end)
-
-    return script
+    return timeline((2, end))
 
 
-def never(setup: Callable[[MemoryCluster, Manifest], None] = lambda cluster, job: None) -> Script:
-    """Never ends; `setup` says why."""
-    return setup
+def never() -> Script:
+    """Never ends, and nobody knows why."""
+    return timeline()
 
 
 def timeline(*moments: tuple[float, Callable[[MemoryCluster, Manifest], object]]) -> Script:
@@ -360,7 +337,7 @@ def timeline(*moments: tuple[float, Callable[[MemoryCluster, Manifest], object]]
 
     def script(cluster: MemoryCluster, job: Manifest) -> None:
         for after, happens in moments:
-            cluster.clock.at(after, partial(happens, cluster, job))
+            cluster.clock.at(after, functools.partial(happens, cluster, job))
 
     return script
 
@@ -368,54 +345,51 @@ def timeline(*moments: tuple[float, Callable[[MemoryCluster, Manifest], object]]
 # --- templates -------------------------------------------------------------------------------------------
 
 
+#: A suspended CronJob, as kustomize and the API server leave it; small.
+TEMPLATE = """
+apiVersion: batch/v1
+kind: CronJob
+metadata: {{name: stage-{stage}, annotations: {{}}}}
+spec:
+  schedule: 0 0 31 2 *
+  suspend: true
+  jobTemplate:
+    metadata: {{labels: {{vcot/stage: {stage}, team: vision}}}}
+    spec:
+      backoffLimit: 4
+      activeDeadlineSeconds: 3600
+      podReplacementPolicy: Failed
+      podFailurePolicy:
+        rules:
+        - {{action: Ignore, onPodConditions: [{{type: DisruptionTarget, status: "True"}}]}}
+        - action: FailJob
+          onExitCodes: {{containerName: main, operator: In, values: [20, 21, 64, 65, 78]}}
+      template:
+        metadata: {{labels: {{vcot/stage: {stage}}}}}
+        spec:
+          restartPolicy: Never
+          containers:
+          - name: main
+            image: vcot-data@sha256:00
+            args: [jobs.{stage}]
+            envFrom:
+            - configMapRef: {{name: settings-{stage}-abc}}
+            - secretRef: {{name: s3-credentials, optional: true}}
+            env: [{{name: HOME, value: /scratch}}]
+"""
+
+
+@functools.cache
+def _template(stage: str) -> Manifest:
+    made: Manifest = yaml.safe_load(TEMPLATE.format(stage=stage))
+    return made
+
+
 def template(stage: str, **annotations: str) -> Manifest:
-    """A suspended CronJob, as kustomize and the API server leave it; small."""
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": {"name": f"stage-{stage}", "annotations": annotations},
-        "spec": {
-            "schedule": "0 0 31 2 *",
-            "suspend": True,
-            "jobTemplate": {
-                "metadata": {"labels": {"vcot/stage": stage, "team": "vision"}},
-                "spec": {
-                    "backoffLimit": 4,
-                    "activeDeadlineSeconds": 3600,
-                    "podReplacementPolicy": "Failed",
-                    "podFailurePolicy": {
-                        "rules": [
-                            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                            {
-                                "action": "FailJob",
-                                "onExitCodes": {
-                                    "containerName": "main", "operator": "In", "values": [20, 21, 64, 65, 78],
-                                },
-                            },
-                        ]
-                    },
-                    "template": {
-                        "metadata": {"labels": {"vcot/stage": stage}},
-                        "spec": {
-                            "restartPolicy": "Never",
-                            "containers": [
-                                {
-                                    "name": "main",
-                                    "image": "vcot-data@sha256:00",
-                                    "args": [f"jobs.{stage}"],
-                                    "envFrom": [
-                                        {"configMapRef": {"name": f"settings-{stage}-abc"}},
-                                        {"secretRef": {"name": "s3-credentials", "optional": True}},
-                                    ],
-                                    "env": [{"name": "HOME", "value": "/scratch"}],
-                                }
-                            ],
-                        },
-                    },
-                },
-            },
-        },
-    }  # fmt: skip
+    """The CronJob of a stage."""
+    made = copy.deepcopy(_template(stage))
+    made["metadata"]["annotations"] = annotations
+    return made
 
 
 def fill(cluster: MemoryCluster, settings: Mapping[str, Mapping[str, str]] | None = None) -> None:
