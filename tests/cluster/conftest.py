@@ -32,7 +32,7 @@ LONGEST = 15 * 60.0
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that several processes end at about the same time."""
-    longest = ("survives_evictions", "test_chain", "no_storage_to_the_report", "test_reevaluation", "test_gpus")
+    longest = ("evictions", "the_laptop_makes", "test_chain", "no_storage_to", "test_reevaluation", "test_gpus")
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in item.nodeid), len(longest)))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+
+import pytest
 
 from tests.chain.kill import fingerprint
 from tests.cluster.cluster import Cluster, Overlay
@@ -41,11 +42,14 @@ def test_the_next_stage_begins_within_two_seconds(smoke: Smoke) -> None:
         assert between.total_seconds() <= 2, (before["metadata"]["name"], after["metadata"]["name"])
 
 
-def test_what_it_made_is_what_the_laptop_makes(smoke: Smoke, tmp_path: Path) -> None:
+def test_what_it_made_is_what_the_laptop_makes(
+    cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "jobs.pipeline", "--where", "local", "--server", "none", "--run-id", "laptop"]
     command += ["--example", "examples/blood-cells", "--base", "examples/rehearsal", "--local-folder", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as laptop:
+        smoke: Smoke = request.getfixturevalue("smoke")  # at the same time: each of them often waits
+        assert laptop.wait() == 0, (tmp_path / "log").read_text()[-4000:]
     there, here = fingerprint(f"s3://vcot/runs/{smoke.run_id}"), fingerprint("s3://vcot/runs/laptop")
     assert len(there) > 100  # losses, shards, row counts
     assert {n for n in there.keys() | here.keys() if there.get(n) != here.get(n)} == set()

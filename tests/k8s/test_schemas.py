@@ -80,19 +80,3 @@ def test_the_example_of_a_trainjob_fits_its_model() -> None:
     example = yaml.safe_load((ROOT / "k8s/examples/trainjob.yaml").read_text())
     read = of_its_model(example, "trainer_v1alpha1_train_job", "TrainerV1alpha1TrainJob")
     assert not lost(example, read)
-
-
-@pytest.mark.parametrize(
-    ("path", "value"), [(("spec", "replicatedJobs", 0, "replicas"), "one"), (("spec", "failurePolicy"), "Recreate")]
-)
-def test_a_wrong_type_in_a_jobset_would_be_found(
-    path: tuple[str | int, ...], value: str, rendered: Callable[[str], list[Manifest]]
-) -> None:
-    template = named(rendered("gpu+multinode-jobset"), "CronJob", "stage-train")
-    jobset = render(Step("train", "s3://vcot/runs/first", {}, ()), "first", template)
-    place: Any = jobset
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    with pytest.raises(Exception, match=r"validation error|should be|has no attribute"):
-        of_its_model(jobset, "jobset_v1alpha2_job_set", "JobsetV1alpha2JobSet")
