@@ -121,7 +121,7 @@ def examine(overlay: Overlay, empty_pools: bool, timeout: float | None) -> Itera
         yield from _trials(overlay, cluster, empty_pools, timeout)
 
 
-# --- settings: the overlay by itself, judged as the orchestrator will judge it -------------------------------
+# --- settings: the overlay by itself, validated as the orchestrator will do it -------------------------------
 
 
 def _manifests(overlay: Overlay) -> Iterator[Finding]:

@@ -86,7 +86,7 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
             raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
         if wait:
             until_begun(wanted, folder, wait)
-    print(told(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
+    print(what_to_type(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
 
 
 def fresh_run_id(checkout: Path, now: datetime) -> str:
@@ -217,7 +217,7 @@ def last_words(pods: Sequence[Manifest]) -> str:
         return text.strip()
 
 
-def told(wanted: Overlay, folder: Path, dry_run: bool) -> str:
+def what_to_type(wanted: Overlay, folder: Path, dry_run: bool) -> str:
     kubectl_there, job = f"kubectl -n {wanted.namespace}", wanted.pipeline["metadata"]["name"]
     rows = {
         "watch": f"{kubectl_there} logs -f job/{job}",

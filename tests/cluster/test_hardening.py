@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -212,11 +212,11 @@ def test_training_on_several_nodes_is_let_in_and_all_its_pods_are_judged(hardene
     assert legitimate["kind"] == "JobSet"
     assert refusal(hardened, legitimate) == ""
 
-    for change in (container(image="docker.io/library/busybox:1"), container(command=["env"]), pod(hostNetwork=True)):
+    for attack in ("a foreign image", "a command", "the node's network"):
         foreign = copy.deepcopy(legitimate)
         groups = foreign["spec"]["replicatedJobs"]
         groups.append(copy.deepcopy(groups[0]) | {"name": "more"})
-        change(groups[1]["template"])
+        change(groups[1]["template"], *ATTACKS[attack][1:3])
         assert refusal(hardened, foreign) != ""
 
 
@@ -244,112 +244,99 @@ def operators(hardened: Cluster) -> None:
 
 # --- what somebody with its token would try ---------------------------------------------------------------------
 
-Change = Callable[[Manifest], object]
-TEACHER, STORAGE = {"name": "teacher-credentials"}, {"name": "s3-credentials"}
-KEY = STORAGE | {"key": "AWS_SECRET_ACCESS_KEY"}
+TEACHER, KEY = {"name": "teacher-credentials"}, {"name": "s3-credentials", "key": "AWS_SECRET_ACCESS_KEY"}
 SECOND = {"name": "second", "image": "localhost/vcot-data:dev"}
-EXEC = {"exec": {"command": ["env"]}}
+PODS = ("spec", "template", "metadata")
+POD = ("spec", "template", "spec")
+MAIN = (*POD, "containers", 0)
+GONE = object()
 
-
-def env(**variable: Any) -> Change:
-    return lambda job: main_of(job)["env"].append(variable)
-
-
-def source(**of: Any) -> Change:
-    return lambda job: main_of(job)["envFrom"].append(of)
-
-
-def volume(**of: Any) -> Change:
-    return lambda job: pod_of(job)["volumes"].append({"name": "more", **of})
-
-
-def container(**fields: Any) -> Change:
-    return lambda job: main_of(job).update(fields)
-
-
-def pod(**fields: Any) -> Change:
-    return lambda job: pod_of(job).update(fields)
-
-
-def without(*fields: str) -> Change:
-    return lambda job: [pod_of(job).pop(field, None) for field in fields]
-
-
-def of_the_template(**fields: Any) -> Change:
-    return lambda job: [
-        job["spec"]["template"]["metadata"].setdefault(name, {}).update(value) for name, value in fields.items()
-    ]
-
-
-def of_the_job(**fields: Any) -> Change:
-    return lambda job: [job["metadata"][name].update(value) for name, value in fields.items()]
-
-
-def owner(**fields: Any) -> Change:
-    return lambda job: job["metadata"]["ownerReferences"][0].update(fields)
-
-
-ATTACKS: dict[str, tuple[str, Change, str]] = {
-    # what → the step whose Job is changed, the change, what the API server says
-    "a foreign image": ("convert-finish", container(image="docker.io/library/busybox:1"), "image docker.io"),
-    "another tag": ("train", container(image="localhost/vcot-gpu:other"), "runs localhost/vcot-gpu:dev"),
-    "another stage's image": ("train", container(image="localhost/vcot-data:dev"), "runs localhost/vcot-gpu:dev"),
-    "a command": ("convert-finish", container(command=["sh", "-c", "env"]), "have no command"),
-    "arguments": ("convert-finish", container(args=["jobs.probe"]), "args of stage convert"),
-    "a command after the start": ("train", container(lifecycle={"postStart": EXEC}), "have no lifecycle"),
-    "another folder to start in": ("train", container(workingDir="/scratch"), "have no workingDir"),
-    "another stage's Secret": ("train", source(secretRef=TEACHER), "envFrom of stage train"),
+#: What → the step whose Job is changed, where ("+": one more in a list), to what, and what the API server says.
+ATTACKS: dict[str, tuple[str, tuple[str | int, ...], Any, str]] = {
+    "a foreign image": ("convert-finish", (*MAIN, "image"), "docker.io/library/busybox:1", "image docker.io"),
+    "another tag": ("train", (*MAIN, "image"), "localhost/vcot-gpu:other", "runs localhost/vcot-gpu:dev"),
+    "another stage's image": ("train", (*MAIN, "image"), "localhost/vcot-data:dev", "runs localhost/vcot-gpu:dev"),
+    "a command": ("convert-finish", (*MAIN, "command"), ["sh", "-c", "env"], "have no command"),
+    "arguments": ("convert-finish", (*MAIN, "args"), ["jobs.probe"], "args of stage convert"),
+    "a command after the start": (
+        "train", (*MAIN, "lifecycle"), {"postStart": {"exec": {"command": ["env"]}}}, "have no lifecycle",
+    ),
+    "another folder to start in": ("train", (*MAIN, "workingDir"), "/scratch", "have no workingDir"),
+    "another stage's Secret": ("train", (*MAIN, "envFrom", "+"), {"secretRef": TEACHER}, "envFrom of stage train"),
     "another stage's settings": (
-        "train", source(configMapRef={"name": "settings-distill-0123456789"}), "envFrom of stage train",
+        "train", (*MAIN, "envFrom", "+"), {"configMapRef": {"name": "settings-distill-0123456789"}},
+        "envFrom of stage train",
     ),
-    "settings of its own": ("distill-shards", source(configMapRef={"name": "r2-plan"}), "envFrom of stage distill"),
-    "a key in a variable": ("train", env(name="K", valueFrom={"secretKeyRef": KEY}), "env of stages"),
-    "a key in the run's name": ("train", env(name="VCOT_RUN_URI", value="s3://x/$(AWS_REGION)"), "not VCOT_RUN_URI"),
-    "a variable": ("distill-shards", env(name="OPENAI_BASE_URL", value="https://evil.example.com"), "not OPENAI"),
-    "a setting": ("distill-shards", env(name="VCOT_DISTILL_MODEL", value="other"), "not VCOT_DISTILL_MODEL"),
-    "another place than storage": ("train", env(name="VCOT_TRAIN_INPUT_URI", value="http://x"), "not VCOT_TRAIN_INPUT"),
-    "two values in one": ("train", env(name="VCOT_PART", value="finish\nx"), "not VCOT_PART"),
-    "a Secret as a volume": ("train", volume(secret={"secretName": "teacher-credentials"}), "of kind emptyDir"),
+    "settings of its own": (
+        "distill-shards", (*MAIN, "envFrom", "+"), {"configMapRef": {"name": "r2-plan"}}, "envFrom of stage distill",
+    ),
+    "a key in a variable": (
+        "train", (*MAIN, "env", "+"), {"name": "K", "valueFrom": {"secretKeyRef": KEY}}, "env of stages",
+    ),
     "a token, projected": (
-        "train", volume(projected={"sources": [{"serviceAccountToken": {"path": "t"}}]}), "of kind emptyDir",
+        "train", (*POD, "volumes", "+"),
+        {"name": "more", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}, "of kind emptyDir",
     ),
-    "a folder of the node": ("train", volume(hostPath={"path": "/"}), "of kind emptyDir"),
-    "a container beside": (
-        "train", lambda job: pod_of(job)["containers"].append(SECOND | {"command": ["env"]}), "one container, main",
+    "a Secret as a volume": (
+        "train", (*POD, "volumes", "+"), {"name": "more", "secret": {"secretName": "teacher-credentials"}},
+        "of kind emptyDir",
     ),
-    "a container beside, before": (
-        "train", pod(initContainers=[SECOND | {"restartPolicy": "Always"}]), "have no initContainers",
+    "a folder of the node": (
+        "train", (*POD, "volumes", "+"), {"name": "more", "hostPath": {"path": "/"}}, "of kind emptyDir",
     ),
-    "the orchestrator's account": (
-        "train", pod(serviceAccountName="orchestrator", serviceAccount="orchestrator"), "serviceAccountName: stage",
+    "a container beside": ("train", (*POD, "containers", "+"), SECOND | {"command": ["env"]}, "one container, main"),
+    "a container before": (
+        "train", (*POD, "initContainers"), [SECOND | {"restartPolicy": "Always"}], "have no initContainers",
     ),
-    "the account's token": ("train", pod(automountServiceAccountToken=True), "automountServiceAccountToken: false"),
-    "a Secret to pull with": ("train", pod(imagePullSecrets=[TEACHER]), "have no imagePullSecrets"),
-    "names": ("distill-shards", pod(hostAliases=[{"ip": "10.0.0.1", "hostnames": ["a"]}]), "have no hostAliases"),
-    "the node's network": ("train", pod(hostNetwork=True), "have no hostNetwork"),
-    "a chosen node": ("train", pod(nodeName="node-1"), "have no nodeName"),
-    "distill's network": ("train", of_the_template(labels={"vcot/stage": "distill"}), "network policies go by them"),
+    "the orchestrator's account": ("train", (*POD, "serviceAccountName"), "orchestrator", "serviceAccountName: stage"),
+    "the account's token": (
+        "train", (*POD, "automountServiceAccountToken"), True, "automountServiceAccountToken: false",
+    ),
+    "a Secret to pull with": ("train", (*POD, "imagePullSecrets"), [TEACHER], "have no imagePullSecrets"),
+    "names": (
+        "distill-shards", (*POD, "hostAliases"), [{"ip": "10.0.0.1", "hostnames": ["a"]}], "have no hostAliases",
+    ),
+    "the node's network": ("train", (*POD, "hostNetwork"), True, "have no hostNetwork"),
+    "a chosen node": ("train", (*POD, "nodeName"), "node-1", "have no nodeName"),
+    "distill's network": ("train", (*PODS, "labels", "vcot/stage"), "distill", "network policies go by them"),
     "the orchestrator's network": (
-        "train", of_the_template(labels={"vcot/role": "orchestrator"}), "network policies go by them",
+        "train", (*PODS, "labels", "vcot/role"), "orchestrator", "network policies go by them",
     ),
-    "a webhook's container": ("train", of_the_template(annotations={"inject": "true"}), "webhooks"),
-    "another stage's labels": (
-        "distill-finish",
-        lambda job: [change(labels={"vcot/stage": "convert"})(job) for change in (of_the_job, of_the_template)],
-        "convert",
-    ),
-    "no stage": ("train", lambda job: job["metadata"]["labels"].pop("vcot/stage"), "names none"),
-    "a stage that there is not": ("train", of_the_job(labels={"vcot/stage": "serve"}), "names none"),
-    "no owner": ("train", lambda job: job["metadata"].pop("ownerReferences"), "owned by the Job pipeline-"),
-    "another run's owner": ("train", owner(name="pipeline-r2"), "owned by the Job pipeline-"),
+    "a webhook's container": ("train", (*PODS, "annotations"), {"inject": "true"}, "webhooks"),
+    "another stage's label": ("distill-finish", ("metadata", "labels", "vcot/stage"), "convert", "network policies"),
+    "no stage": ("train", ("metadata", "labels", "vcot/stage"), GONE, "names none"),
+    "a stage that there is not": ("train", ("metadata", "labels", "vcot/stage"), "serve", "names none"),
+    "no owner": ("train", ("metadata", "ownerReferences"), GONE, "owned by the Job pipeline-"),
+    "another run's owner": ("train", ("metadata", "ownerReferences", 0, "name"), "pipeline-r2", "owned by the Job"),
 }  # fmt: skip
+#: The same for a variable of the container: its name, its value.
+ATTACKS |= {
+    f"variable {name}": (step, (*MAIN, "env", "+"), {"name": name, "value": value}, f"not {name}")
+    for step, name, value in (
+        ("train", "VCOT_RUN_URI", "s3://x/$(AWS_REGION)"), ("train", "VCOT_TRAIN_INPUT_URI", "http://x"),
+        ("train", "VCOT_PART", "finish\nx"), ("distill-shards", "OPENAI_BASE_URL", "https://evil.example.com"),
+        ("distill-shards", "VCOT_DISTILL_MODEL", "other"),
+    )
+}  # fmt: skip
+
+
+def change(manifest: Any, where: tuple[str | int, ...], value: Any) -> None:
+    *path, last = where
+    for key in path:
+        manifest = manifest[key]
+    if value is GONE:
+        del manifest[last]
+    elif last == "+":
+        manifest.append(value)
+    else:
+        manifest[last] = value
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_is_not_a_stages_job_is_denied(attack: str, hardened: Cluster) -> None:
-    step, change, words = ATTACKS[attack]
+    step, where, value, words = ATTACKS[attack]
     one = job(hardened, step)
-    change(one)
+    change(one, where, value)
     assert words in refusal(hardened, one)
 
 
@@ -359,14 +346,14 @@ def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster)
     name = waiting["metadata"]["name"]
     as_orchestrator(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
 
-    def patch(change: Manifest) -> str:
-        return as_orchestrator(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(change))
+    def patch(merged: Manifest) -> str:
+        return as_orchestrator(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(merged))
 
     patch({"metadata": {"annotations": {"vcot/given-up": "it waited too long"}}, "spec": {"suspend": True}})
     suspended = hardened.get("Job", name)
     assert suspended is not None
     assert suspended["spec"]["suspend"] is True
-    for change in (
+    for merged in (
         {"spec": {"suspend": False}},
         {"spec": {"activeDeadlineSeconds": 1}},
         {"spec": {"template": {"metadata": {"labels": {"vcot/stage": "distill"}}}}},
@@ -376,7 +363,7 @@ def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster)
         {"metadata": {"finalizers": ["x.example.com/y"]}},
     ):
         with pytest.raises(CommandFailed, match="suspends a Job that is there, and changes nothing else"):
-            patch(change)
+            patch(merged)
     hardened.run("delete", "job", name, "--wait=false")
 
 

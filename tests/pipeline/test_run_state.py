@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.tokenize import TokenizeSettings
 from jobs.train import TrainSettings
+from jobs.train import run as run_train
 from vcot.errors import InputError, NotWhole, SettingsError
 from vcot.pipeline.orchestrator import Step
 from vcot.pipeline.run_state import RunStorage
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> str:
     return str(tmp_path / "runs/r1")
 
 
-def a_mark(stage: str, shards: int = 0, **facts: Any) -> StageMarker:
+def a_marker(stage: str, shards: int = 0, **facts: Any) -> StageMarker:
     nothing = File(name="rejections/0.jsonl", sha256="0" * 64, size=0)
     markers = tuple(ShardMarker(shard=n, files=(), rejections=nothing, row_counts=RowCounts()) for n in range(shards))
     return StageMarker(stage=stage, code="1", settings={}, inputs={}, shards=markers, facts=facts)
@@ -43,8 +43,8 @@ def test_shards_of_convert_are_as_many_as_its_settings_say(run: str) -> None:
 
 def test_shards_of_a_later_stage_are_as_many_as_the_stage_that_it_reads_has_made(run: str, tmp_path: Path) -> None:
     other = str(tmp_path / "runs/other")
-    Folder(Store(), run, "convert").finish(a_mark("convert", shards=3))
-    Folder(Store(), other, "distill").finish(a_mark("distill", shards=5))
+    Folder(Store(), run, "convert").finish(a_marker("convert", shards=3))
+    Folder(Store(), other, "distill").finish(a_marker("distill", shards=5))
     assert STORAGE.shards(prepared(run, "distill", input_uri=None)) == 3
     assert STORAGE.shards(prepared(run, "tokenize", input_uri=join(other, "distill"))) == 5
 
@@ -60,27 +60,20 @@ def test_settings_that_are_damaged_are_named(run: str) -> None:
 def trained(run: str, tmp_path: Path) -> tuple[Step, dict[str, str]]:
     """A training that has begun, and the variables that its Job would see."""
     store, base = Store(), str(tmp_path / "base")
-    Folder(store, run, "tokenize").finish(a_mark("tokenize"))
+    Folder(store, run, "tokenize").finish(a_marker("tokenize"))
     _, inputs = read_marker(store, join(run, "tokenize"))
     Folder(store, run, "train").begin(TrainSettings.of({"run_uri": run, "base_uri": base}), inputs)
     return Step("train", run, {}, ()), {"VCOT_RUN_URI": run, "VCOT_TRAIN_BASE_URI": base}
 
 
-def test_a_stage_is_whole_when_its_mark_is_there_and_is_asked_what_it_says_then(
+def test_a_stage_is_whole_when_its_marker_is_there_and_says_itself_how_it_would_end(
     run: str, trained: tuple[Step, dict[str, str]]
 ) -> None:
     assert STORAGE.look(*trained) is None
-    Folder(Store(), run, "train").finish(a_mark("train", losses={"loss": 0.31}))
+    Folder(Store(), run, "train").finish(a_marker("train", losses={"loss": 0.31}))
     outcome = STORAGE.look(*trained)
     assert outcome is not None
-    assert outcome.exit_code == 0
-    assert outcome.summary["loss"] == 0.31
-
-
-def test_a_whole_stage_with_other_settings_refuses_as_its_job_would(
-    run: str, trained: tuple[Step, dict[str, str]]
-) -> None:
-    Folder(Store(), run, "train").finish(a_mark("train", losses={}))
+    assert (outcome.exit_code, outcome.summary["loss"]) == (0, 0.31)
     step, variables = trained
     outcome = STORAGE.look(step, variables | {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "9"})
     assert outcome is not None
@@ -99,19 +92,13 @@ def test_a_stage_of_which_storage_cannot_say_whether_it_is_whole_gets_its_job(
 
 
 def test_a_stage_that_only_looks_begins_nothing(run: str, trained: tuple[Step, dict[str, str]]) -> None:
-    words = ["--run-uri", run, "--base-uri", trained[1]["VCOT_TRAIN_BASE_URI"], "--part", "look"]
     before = sorted(entry.uri for entry in Store().list(run))
-    answer = subprocess.run([sys.executable, "-m", "jobs.train", *words], capture_output=True, text=True, check=False)
-    assert answer.returncode == NotWhole.exit_code
-    assert "is not whole yet" in answer.stderr
+    settings = ["--run-uri", run, "--base-uri", trained[1]["VCOT_TRAIN_BASE_URI"], "--part", "look"]
+    with pytest.raises(NotWhole, match="is not whole yet"):
+        run_train(TrainSettings.load(settings)[0])
     assert sorted(entry.uri for entry in Store().list(run)) == before
-
-
-def test_stages_of_shards_do_not_look(run: str) -> None:
-    words = ["-m", "jobs.tokenize", "--run-uri", run, "--base-uri", "/base", "--part", "look"]
-    answer = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    assert answer.returncode == SettingsError.exit_code
-    assert "--part=look: tokenize cannot say it of itself" in answer.stderr
+    with pytest.raises(SettingsError, match="--part=look: tokenize cannot say it of itself"):
+        TokenizeSettings.load(settings)
 
 
 def test_the_state_of_a_run_stands_beside_its_stages(run: str) -> None:

@@ -103,7 +103,7 @@ class RunStorage:
 
 
 class RunState:
-    """Written at each change; what cannot be written is told once, and ends no run."""
+    """Written at each change; what cannot be written is logged once, and ends no run."""
 
     def __init__(
         self, cluster: ClusterClient, storage: RunStorage, owner: Owner, plan: Plan, *, refused: bool = False
@@ -127,19 +127,19 @@ class RunState:
             except VcotError as error:
                 logging.get().warning(f"what is known of an earlier run {plan.run_id} cannot be read: {error}")
                 del self._places["storage"]
-        self._said: dict[str, Any] = {"run": plan.run_id, "made": plan.run_uri, "steps": steps, "end": None}
+        self._state: dict[str, Any] = {"run": plan.run_id, "made": plan.run_uri, "steps": steps, "end": None}
 
     def began(self, step: Step, job: str) -> None:
-        known = self._said["steps"].get(step.name)
-        if known is None or known["state"] != "done":
-            self._said["steps"][step.name] = {"job": job, "state": "running"}
+        before = self._state["steps"].get(step.name)
+        if before is None or before["state"] != "done":
+            self._state["steps"][step.name] = {"job": job, "state": "running"}
             self._write()
 
     def ended(self, step: Step, outcome: Outcome) -> None:
-        """What was known of it before stays where its pods are gone, and cannot say it again."""
-        known = self._said["steps"].setdefault(step.name, {})
-        known |= {"exit": outcome.exit_code, "seconds": round(outcome.seconds, 1), **outcome.summary}
-        known |= {"state": "done"} if outcome.exit_code == 0 else {"state": "failed", "message": outcome.said}
+        """What an earlier orchestrator noted of it stays where its pods are gone, and cannot say it again."""
+        noted = self._state["steps"].setdefault(step.name, {})
+        noted |= {"exit": outcome.exit_code, "seconds": round(outcome.seconds, 1), **outcome.summary}
+        noted |= {"state": "done"} if outcome.exit_code == 0 else {"state": "failed", "message": outcome.said}
         self._write()
 
     def end(self, error: Exception | None) -> None:
@@ -153,16 +153,16 @@ class RunState:
         elif error is not None:
             exit_code = VcotError.exit_code
             message = f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
-        for step in self._said["steps"].values():
+        for step in self._state["steps"].values():
             if step["state"] == "running":
                 step |= {"state": "failed", "message": message}
-        self._said["end"] = {"exit": exit_code, "message": message}
+        self._state["end"] = {"exit": exit_code, "message": message}
         self._mute.clear()
         self._write()
 
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = redacted(json.dumps(self._said | {"written": now}, indent=1, ensure_ascii=False))
+        text = redacted(json.dumps(self._state | {"written": now}, indent=1, ensure_ascii=False))
         for place, write in self._places.items():
             if place not in self._mute:
                 try:
