@@ -273,7 +273,7 @@ def in_a_pod(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name, value in {
         "KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig")), "JOB_NAME": "pipeline-r1",
         "JOB_UID": "uid-of-pipeline", "POD_NAMESPACE": "vcot", "VCOT_PIPELINE_RUNS_URI": "s3://vcot/runs",
-        "VCOT_PIPELINE_WHERE": "kubernetes",
+        "VCOT_PIPELINE_WHERE": "kubernetes", "AWS_EC2_METADATA_DISABLED": "true",  # there is no storage, known at once
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
 

@@ -122,16 +122,16 @@ def test_an_orchestrator_killed_at_any_call_is_replaced_by_one_that_ends_the_sam
 )
 def test_an_orchestrator_killed_again_and_again_ends_the_same(crashes: list[tuple[int, bool]], pause: float) -> None:
     undisturbed, cluster = a_cluster(), a_cluster()
-    carry_out(undisturbed)
+    carry_out(undisturbed, a_plan(**SHORT))
     for after, late in crashes:
         cluster.crash_at, cluster.crash_late = cluster.calls + after, late
         try:
-            carry_out(cluster)
+            carry_out(cluster, a_plan(**SHORT))
         except Crash:
             cluster.clock.sleep(pause)  # until the Job controller has a new pod
     cluster.crash_at = None
-    carry_out(cluster)
-    assert cluster.created == ALL
+    carry_out(cluster, a_plan(**SHORT))
+    assert cluster.created == undisturbed.created
     assert end_state(cluster) == end_state(undisturbed)
 
 
