@@ -13,7 +13,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,17 +32,13 @@ class Fault:
 
     method: str
     ends: str
-    """How its path ends; a watch is asked for as ``/jobs?watch``."""
+    """How its path ends."""
     status: int = 0
     """0: the connection is reset."""
     reason: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     late: bool = False
     times: int = 1
-    event: Manifest | None = None
-    """Of a watch: sent as its only line."""
-    half: bool = False
-    """Of a watch: its only line breaks off, as behind a proxy that ends politely what was cut."""
 
 
 class ApiServer:
@@ -51,7 +46,6 @@ class ApiServer:
         self.cluster, self.port = cluster, 0
         self.faults: list[Fault] = []
         self.asked: list[str] = []
-        """Paths (``?watch`` behind that of a watch)."""
         self.lock = threading.RLock()
         self._server: _Server | None = None
 
@@ -72,7 +66,6 @@ class ApiServer:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
-            self._server.gone = True
             for connection in self._server.open:
                 reset(connection)
             self._server = None
@@ -104,7 +97,6 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *words: Any) -> None:
         super().__init__(*words)
         self.open: list[socket.socket] = []
-        self.gone = False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.open.append(request)
@@ -135,36 +127,24 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        path = parts.path + ("?watch" if "watch" in query else "")
         with self.stub.lock:
-            self.stub.asked.append(path)
-            fault = self.stub.fault_for(self.command, path)
+            self.stub.asked.append(parts.path)
+            fault = self.stub.fault_for(self.command, parts.path)
         if self.headers["Authorization"] != "Bearer a-token":
             return self._refuse(401, "Unauthorized", "Unauthorized")
         if fault is not None and not fault.late:
             return self._fail(fault)
-        answer: Manifest | None = None
         try:
-            if "watch" not in query:
-                with self.stub.lock:
-                    answer = self._answer(parts.path, query, json.loads(body or "null"))
+            with self.stub.lock:
+                answer = self._answer(parts.path, query, json.loads(body or "null"))
         except Refused as error:
             return self._refuse(error.status, "AlreadyExists" if error.status == 409 else "", str(error))
-        if fault is not None:
-            return self._fail(fault)
-        return self._watch(parts.path, query) if answer is None else self._reply(200, answer)
+        return self._reply(200, answer) if fault is None else self._fail(fault)
 
     do_DELETE = do_POST = do_PATCH = do_GET
 
     def _fail(self, fault: Fault) -> None:
-        if fault.event is not None or fault.half:
-            self._begin_stream()
-            if fault.half:
-                self.wfile.write(b'7\r\n{"type"\r\n')
-            else:
-                self._line(fault.event)
-            self._line(None)
-        elif fault.status == 0:
+        if fault.status == 0:
             self.close_connection = True
             reset(self.connection)
         else:
@@ -198,43 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
         begin, size = int(query.get("continue", "0")), int(query.get("limit", "500"))
         more = str(begin + size) if begin + size < len(found) else ""
         items = [{name: value for name, value in one.items() if name != "kind"} for one in found[begin : begin + size]]
-        metadata = {"resourceVersion": str(cluster.latest), "continue": more}
-        return {"kind": f"{kind}List", "metadata": metadata, "items": items}
-
-    def _watch(self, path: str, query: Mapping[str, str]) -> None:
-        cluster, kind, version = self.stub.cluster, PLURALS[path.rpartition("/")[2]], int(query["resourceVersion"])
-        name = query["fieldSelector"].removeprefix("metadata.name=")
-        until = time.monotonic() + float(query["timeoutSeconds"])
-        self._begin_stream()
-        if version < cluster.oldest_watch:
-            self._line({"type": "ERROR", "object": _status(410, "Expired", "too old resource version")})
-            return self._line(None)
-        with cluster.changed:
-            while True:
-                for change, one in cluster.changes(kind, name, version):
-                    version = int(one["metadata"]["resourceVersion"])
-                    self._line({"type": change, "object": one})
-                if (left := until - time.monotonic()) <= 0 or self.server.gone:
-                    break
-                cluster.changed.wait(min(left, 0.5))
-        self._line({"type": "BOOKMARK", "object": {"kind": kind, "metadata": {"resourceVersion": str(cluster.latest)}}})
-        return self._line(None)
-
-    # --- the wire -----------------------------------------------------------------------------------
-
-    def _begin_stream(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
-    def _line(self, event: Manifest | None) -> None:
-        data = json.dumps(event).encode() + b"\n" if event is not None else b""
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
+        return {"kind": f"{kind}List", "metadata": {"continue": more}, "items": items}
 
     def _refuse(self, status: int, reason: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        self._reply(status, _status(status, reason, message), headers)
+        answer = {"kind": "Status", "status": "Failure", "code": status, "reason": reason, "message": message}
+        self._reply(status, answer, headers)
 
     def _reply(self, status: int, answer: Manifest, headers: Mapping[str, str] | None = None) -> None:
         data = json.dumps(answer).encode()
@@ -244,7 +192,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-
-
-def _status(code: int, reason: str, message: str) -> Manifest:
-    return {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}

@@ -1,4 +1,4 @@
-"""A cluster in memory: unique names, versions, watches, Jobs that run by a script, and a clock that only we move.
+"""A cluster in memory: unique names, Jobs that run by a script, and a clock that only we move.
 
 It stands in for what the orchestrator relies on and no more; what Kubernetes itself does is for the real node to show.
 
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from vcot.errors import VcotError
-from vcot.pipeline.client import Expired, Manifest, Refused
+from vcot.pipeline.client import Manifest, Refused
 from vcot.pipeline.orchestrator import Clock, Outcome, Step
 
 Script = Callable[["MemoryCluster", Manifest], None]
@@ -54,9 +54,6 @@ class FakeClock(Clock):
     def at(self, seconds: float, happen: Callable[[], None]) -> None:
         """Lets something happen, so many seconds from now."""
         heapq.heappush(self._due, (self._now + seconds, next(self._number), happen))
-
-    def until_next(self, most: float) -> float:
-        return min(most, self._due[0][0] - self._now) if self._due else most
 
 
 class RealClock(Clock):
@@ -125,12 +122,8 @@ class MemoryCluster:
         """Kinds that nobody may get."""
         self.unchangeable: set[str] = set()
         """Kinds that nobody may patch."""
-        self.deaf = False
-        """Whether watches tell nothing."""
-        self.history: list[tuple[int, str, str, str, Manifest]] = []
-        self.oldest_watch = 0
         self._version = itertools.count(1)
-        self.changed = threading.Condition()
+        self.changing = threading.Lock()
 
     # --- as ClusterClient -----------------------------------------------------------------------------------
 
@@ -158,7 +151,7 @@ class MemoryCluster:
                 raise Refused(403, f"cannot patch resource {kind.lower()}s")
             if (kind, name) not in self.objects:
                 raise Refused(404, f"{kind.lower()}s {name!r} not found")
-            return self.put(kind, merged(self.objects[kind, name], change), "MODIFIED")
+            return self.put(kind, merged(self.objects[kind, name], change))
 
         return self._call(make)
 
@@ -166,23 +159,6 @@ class MemoryCluster:
         if kind in self.forbidden:
             raise Refused(403, f"cannot list resource {kind.lower()}s")
         yield from self._call(lambda: self.select(kind, labels, fields))[:limit]
-
-    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
-        return self._call(lambda: (self.there(kind, name), str(self.latest)))
-
-    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[tuple[str, Manifest]]:
-        assert isinstance(self.clock, FakeClock)
-        self._call(lambda: None)
-        if int(version) < self.oldest_watch:
-            raise Expired
-        until = self.clock.now() + seconds
-        while True:
-            for change, one in self.changes(kind, name, int(version)) if not self.deaf else []:
-                version = one["metadata"]["resourceVersion"]
-                yield change, one
-            if self.clock.now() >= until:
-                return
-            self.clock.sleep(max(0.01, self.clock.until_next(until - self.clock.now())))
 
     def version(self) -> tuple[int, int]:
         return self._call(lambda: self.kubernetes)
@@ -199,11 +175,6 @@ class MemoryCluster:
         finally:
             if self.calls == self.crash_at:
                 raise Crash
-
-    @property
-    def latest(self) -> int:
-        """Version of the whole."""
-        return max((version for version, *_ in self.history), default=0)
 
     # --- what is there ------------------------------------------------------------------------------
 
@@ -227,25 +198,16 @@ class MemoryCluster:
                 found.append(copy.deepcopy(one))
         return found
 
-    def changes(self, kind: str, name: str, after: int) -> list[tuple[str, Manifest]]:
-        return [(what, copy.deepcopy(o)) for v, k, n, what, o in self.history if (k, n) == (kind, name) and v > after]
-
-    def put(self, kind: str, manifest: Manifest, what: str = "ADDED") -> Manifest:
-        with self.changed:
-            version, name = next(self._version), manifest["metadata"]["name"]
+    def put(self, kind: str, manifest: Manifest) -> Manifest:
+        with self.changing:
+            version, name = str(next(self._version)), manifest["metadata"]["name"]
             stored = copy.deepcopy(manifest) | {"kind": kind}
-            stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": str(version)}
-            if what == "DELETED":
-                self.objects.pop((kind, name), None)
-            else:
-                self.objects[kind, name] = stored
-            self.history.append((version, kind, name, what, copy.deepcopy(stored)))
-            self.changed.notify_all()
+            stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": version}
+            self.objects[kind, name] = stored
             return copy.deepcopy(stored)
 
     def delete(self, kind: str, name: str) -> None:
-        if (kind, name) in self.objects:
-            self.put(kind, self.objects[kind, name], "DELETED")
+        self.objects.pop((kind, name), None)
 
     # --- what happens to it -------------------------------------------------------------------------
 
@@ -255,7 +217,7 @@ class MemoryCluster:
         if key in self.objects:
             now = copy.deepcopy(self.objects[key])
             now["status"] = now.get("status", {}) | status
-            self.put(key[0], now, "MODIFIED")
+            self.put(key[0], now)
 
     def over(self, job: Manifest, kind: str, reason: str = "", message: str = "", **status: Any) -> None:
         kind = {"Complete": "Completed"}.get(kind, kind) if job["kind"] == "JobSet" else kind
@@ -292,7 +254,7 @@ class MemoryCluster:
     def event(self, about: str, reason: str, message: str, kind: str = "") -> None:
         minutes, seconds = divmod(int(self.clock.now()), 60)
         self.put("Event", {
-            "metadata": {"name": f"{about}.{len(self.history)}"}, "involvedObject": {"name": about, "kind": kind},
+            "metadata": {"name": f"{about}.{next(self._version)}"}, "involvedObject": {"name": about, "kind": kind},
             "type": "Warning", "reason": reason, "message": message,
             "lastTimestamp": f"2026-01-01T00:{minutes:02d}:{seconds:02d}Z",
         })  # fmt: skip

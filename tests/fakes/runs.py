@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from tests.fakes.cluster import FakeClock, MemoryCluster, Script, fill, template
 from vcot.errors import StageFailed, TemporaryError
-from vcot.pipeline.client import Manifest, Refused
+from vcot.pipeline.client import Manifest
 from vcot.pipeline.executor import KubernetesExecutor
 from vcot.pipeline.orchestrator import Outcome, Plan, make_plan, orchestrate
 from vcot.pipeline.templates import Owner
@@ -105,10 +105,6 @@ def apply(cluster: MemoryCluster, run_id: str, at: str, **images: str) -> None:
                 "spec": {"template": {"spec": {"containers": [orchestrator]}}},
             },
         )
-
-
-def refuse(*_: object) -> Iterator[tuple[str, Manifest]]:
-    raise Refused(403, "cannot watch resource jobs")
 
 
 def away(*_: object) -> Manifest:

@@ -142,13 +142,13 @@ def test_stages_have_no_token_and_nobody_has_a_secret_but_the_one_it_needs(pods:
 
 RIGHTS = {
     ("batch", "cronjobs"): {"get", "list"},
-    ("batch", "jobs"): {"get", "list", "watch", "create", "patch"},
+    ("batch", "jobs"): {"get", "list", "create", "patch"},
     ("", "configmaps"): {"get", "list", "create", "patch", "delete"},
     ("", "pods"): {"list"},
     ("", "events"): {"list"},
 }
 """What the orchestrator may; nothing of it deletes a Job, or reads a Secret."""
-SETS = {("jobset.x-k8s.io", "jobsets"): {"get", "list", "watch", "create", "patch"}}
+SETS = {("jobset.x-k8s.io", "jobsets"): {"get", "list", "create", "patch"}}
 QUEUES = {("kueue.x-k8s.io", "workloads"): {"list", "patch"}}
 
 

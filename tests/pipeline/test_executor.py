@@ -22,7 +22,6 @@ from tests.fakes.runs import (
     away,
     carry_out,
     only,
-    refuse,
     said,
     state_of,
 )
@@ -189,7 +188,7 @@ def test_no_step_is_said_to_run_when_the_run_has_ended(ends: str) -> None:
     elif ends == "deleted":
         cluster.clock.at(20, lambda: cluster.delete("Job", "r1-train"))
     elif ends == "refused":
-        cluster.clock.at(20, lambda: setattr(cluster, "watch", refuse))
+        cluster.clock.at(20, lambda: cluster.unreadable.add("Job"))
     message, _ = said(cluster, VcotError, plan=only("train"), pending_timeout=60)
     state = state_of(cluster)
     assert state["steps"]["train"] == {"job": "r1-train", "state": "failed", "message": message}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from kubernetes import client, config, watch
+from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from kubernetes.dynamic import DynamicClient, Resource
@@ -64,10 +64,6 @@ class Refused(SettingsError):
         self.status = status
 
 
-class Expired(Exception):
-    """410: the version from which to go on is no longer known; look at the whole again."""
-
-
 def connect(
     namespace: str, clock: Clock, stop: Stop, *, away: float = AWAY, patience: float = REFUSED
 ) -> ClusterClient:
@@ -106,7 +102,6 @@ class ClusterClient:
     ) -> None:  # fmt: skip
         configuration.retries = False  # trying again is done here, where it is told and counted
         self._api: Any = DynamicClient(client.ApiClient(configuration), discoverer=lambda *_: None)  # type: ignore[no-untyped-call]
-        self._watch: Any = watch.Watch()  # type: ignore[no-untyped-call]
         self.namespace, self._clock, self._stop, self._away, self._patience = namespace, clock, stop, away, patience
         self._away_since: float | None = None
         self._logged_at, self._pause = 0.0, FIRST_PAUSE
@@ -137,8 +132,10 @@ class ClusterClient:
         while True:
             try:
                 answer = self._ask("get", kind, **words, _continue=page, patience=0)
-            except Expired:  # the rest has changed too much; what was seen is enough for a report
-                return
+            except Refused as error:
+                if error.status == 410:  # the rest has changed too much; what was seen is enough for a report
+                    return
+                raise
             for item in answer.get("items") or []:
                 yield item
                 seen += 1
@@ -147,40 +144,6 @@ class ClusterClient:
             page = (answer.get("metadata") or {}).get("continue")
             if not page:
                 return
-
-    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
-        """The object, or None, and the version of the whole from which to watch on.
-
-        The object's own version will not do: it may be older than what the server remembers.
-        """
-        answer = self._ask("get", kind, field_selector=f"metadata.name={name}")
-        items = answer.get("items") or []
-        return (items[0] if items else None), str(answer["metadata"]["resourceVersion"])
-
-    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[tuple[str, Manifest]]:
-        """What happens to one object after that version, for so long: ADDED, MODIFIED, DELETED or BOOKMARK, and it.
-
-        Ends early where the server or the network ends it; whoever wants more asks again.
-
-        Raises:
-            Expired: that version is too old.
-        """
-        begun = self._clock.now()
-        try:
-            # Not DynamicClient.watch, which takes no timeout: a dead connection would hold it for ever.
-            for event in self._watch.stream(
-                self._resource(kind).get, namespace=self.namespace, field_selector=f"metadata.name={name}",
-                resource_version=version, timeout_seconds=seconds, allow_watch_bookmarks=True, serialize=False,
-                _request_timeout=(TIMEOUT[0], seconds + TIMEOUT[1]),
-            ):  # fmt: skip
-                self._answered()
-                if event is not None:  # a line that was no JSON
-                    yield event["type"], event["object"]
-            self._answered()
-            if self._clock.now() - begun < 1:  # ended at once, with nothing wrong: do not ask in a circle
-                self._clock.pause(1, self._stop)
-        except (ApiException, HTTPError, OSError, KeyError) as error:  # KeyError: an ERROR event that gives no reason
-            self._failed(error, self._away)
 
     def version(self) -> tuple[int, int]:
         """Of Kubernetes, as (1, 36)."""
@@ -234,19 +197,17 @@ class ClusterClient:
             patience: seconds for which a 401 or 403 may still pass by itself.
 
         Raises:
-            Refused, Expired: it will not pass.
+            Refused: it will not pass.
             TemporaryError: it has lasted too long.
         """
         what, wait = (str(error).splitlines() or [type(error).__name__])[0], 0.0
         if isinstance(error, ApiException):
             status = int(error.status or 0)
-            if status == 410:
-                raise Expired from None
             try:
                 said = dict(json.loads(error.body or "{}"))
             except (ValueError, TypeError):
                 said = {}
-            # Status 0: the handshake of TLS failed; then, and in a watch, only the reason tells.
+            # Status 0: the handshake of TLS failed; then only the reason tells.
             reason = str(error.reason or "").splitlines() or [f"HTTP status {status}"]
             what = said.get("message") or (f"HTTP status {status}" if error.body else reason[-1])
             conflict = status == 409 and said.get("reason") != "AlreadyExists"

@@ -1,8 +1,8 @@
-"""Runs steps as Jobs on a cluster: creates or adopts, watches, tells, and never holds a GPU while waiting.
+"""Runs steps as Jobs on a cluster: creates or adopts, looks, tells, and never holds a GPU while waiting.
 
 Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so an
 orchestrator may be killed at any line and started again. It deletes no Job, and changes one alone: that which still
-waits when the run has failed is suspended, so that it does not take a GPU when nobody watches any more.
+waits when the run has failed is suspended, so that it does not take a GPU when nobody looks any more.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from vcot import logging
 from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
 from vcot.pipeline import templates
-from vcot.pipeline.client import ClusterClient, Expired, Manifest, Refused
+from vcot.pipeline.client import ClusterClient, Manifest, Refused
 from vcot.pipeline.local import validate
 from vcot.pipeline.orchestrator import RETRY, Clock, Outcome, Plan, Step
 from vcot.pipeline.progress import Reporter, Running
@@ -24,10 +24,8 @@ from vcot.pipeline.run_state import RunState, RunStorage
 from vcot.pipeline.templates import QUEUE, FrozenPlan, Owner, Validate, complete
 from vcot.stage import Stop
 
-WATCH = 5
-"""Seconds of one look at a Job, so that a stop is noticed in time."""
-LOOK_AGAIN = 60.0
-"""Seconds after which a Job is looked at afresh, whatever the watch tells: what it missed ends no run."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a Job. A watch would tell sooner, and has ways to fail that a look has not."""
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
 GIVEN_UP = "vcot/given-up"
@@ -93,7 +91,7 @@ class KubernetesExecutor:
             pending_timeout: seconds that a step may have no running pod before the run fails.
         """
         self._cluster, self._storage, self._owner, self._validate = cluster, storage, owner, validate
-        self._now = clock.now
+        self._clock, self._now = clock, clock.now
         self._sleep: Callable[[float], None] = lambda seconds: clock.pause(seconds, stop)
         self._begin_again = (
             f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
@@ -190,8 +188,7 @@ class KubernetesExecutor:
         job, created = self._acquire(complete(job, self._owner, self._frozen.digest, shards))
         if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
             raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
-        running = Running(step, job, self._now(), job["metadata"]["resourceVersion"] if created else None)
-        self._running[step.name] = running
+        self._running[step.name] = running = Running(step, job, self._now())
         logging.get().info(
             f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
         )
@@ -210,6 +207,8 @@ class KubernetesExecutor:
                 raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
         if outcome is not None:
             self._state.ended(step, outcome)
+        else:
+            self._clock.sleep(LOOK_EVERY)
         return outcome
 
     def leave(self, step: Step) -> str:
@@ -234,45 +233,26 @@ class KubernetesExecutor:
         return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
 
     def _look(self, running: Running) -> None:
-        """What has become of the Job; watches for `WATCH` seconds, or until it is over."""
-        try:
-            if running.version is None or self._now() - running.looked_at >= LOOK_AGAIN:
-                there, running.version = self._cluster.find(running.kind, running.name)
-                running.looked_at = self._now()
-                self._see(running, there)
-                return
-            for kind, job in self._cluster.watch(running.kind, running.name, running.version, WATCH):
-                running.version = str(job["metadata"]["resourceVersion"])
-                if kind != "BOOKMARK":
-                    self._see(running, None if kind == "DELETED" else job)
-                if running.condition:
-                    return
-        except Expired:
-            running.version = None
-            self._sleep(1)  # not in a circle, should that version be too old as well
-
-    def _see(self, running: Running, job: Manifest | None) -> None:
-        if job is None:
-            self._gone(running)
+        """What has become of the Job; raises StageFailed where it is not there any more."""
+        job = self._cluster.get(running.kind, running.name)
         before, was_ready = running.succeeded_and_failed, running.ready
-        running.seen = job | {"kind": running.kind}
-        if running.condition is not None:
-            return
-        if job["metadata"].get("deletionTimestamp"):
-            self._gone(running)
+        same = job is not None and job["metadata"]["uid"] == running.seen["metadata"]["uid"]
+        if job is not None and same:
+            running.seen = job | {"kind": running.kind}
+            if running.condition is not None:
+                return
+        if not same or running.seen["metadata"].get("deletionTimestamp"):
+            del self._running[running.step.name]
+            raise StageFailed(
+                f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its "
+                f"place. To go on: {self._begin_again}"
+            )
         if running.ready or running.succeeded_and_failed != before:
             running.idle_since, running.ended_at = None, self._now()
         if running.succeeded_and_failed[1] > before[1] or running.ready < was_ready:
             self._report.failed_pods(running)
         if running.ready and not was_ready:
             self._report.started(running)
-
-    def _gone(self, running: Running) -> NoReturn:
-        del self._running[running.step.name]
-        raise StageFailed(
-            f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its place. "
-            f"To go on: {self._begin_again}"
-        )
 
     # --- whose is it ----------------------------------------------------------------------------------
 

@@ -202,10 +202,6 @@ class Running:
     step: Step
     seen: Manifest
     since: float
-    version: str | None
-    """From which to watch on; None where the Job has to be looked at afresh."""
-    looked_at: float = field(init=False)
-    """When the whole of it was last asked for, and not only what had changed."""
     idle_since: float | None = field(init=False)
     """Since when not one of its pods runs."""
     ended_at: float = field(init=False)
@@ -215,7 +211,7 @@ class Running:
     reported_shards: int = -1
 
     def __post_init__(self) -> None:
-        self.idle_since = self.ended_at = self.looked_at = self.since
+        self.idle_since = self.ended_at = self.since
         self.next_report = self.since + FIRST_REPORT
 
     @property
