@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[Callable[[Cluster], object] | None, list[dict[str, Any]],
         ["tried 2 times", "OOMKilled", "more memory than its limit of 24Mi"],
     ),
     "no-secret": (lambda cluster: cluster.run("delete", "secret", "s3-credentials"), [], ["s3-credentials"]),
-    "wrong-keys": (wrong_keys, [], ["SignatureDoesNotMatch"]),
+    "wrong-keys": (wrong_keys, [], ["refuses the keys", "AWS_SECRET_ACCESS_KEY"]),
 }  # fmt: skip
 
 
