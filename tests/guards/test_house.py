@@ -12,7 +12,8 @@ from typing import get_args
 
 import pytest
 
-from vcot.pipeline.plan import INPUTS, read_env_file
+from vcot.pipeline.local import read_env_file
+from vcot.pipeline.orchestrator import INPUTS
 from vcot.settings import STAGES, Settings, extra_of, variable
 
 ROOT = Path(__file__).parents[2]
