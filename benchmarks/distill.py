@@ -35,11 +35,12 @@ from PIL import Image as Pillow
 from tests.distill.made import TOP_LEFT, see
 from vcot.distill import prompts
 from vcot.distill.budget import Ledger, budget_of
-from vcot.distill.client import ReplyCache, TeacherClient
+from vcot.distill.request import ReplyCache
+from vcot.distill.client import TeacherClient
 from vcot.distill.dialogue import PromptConfig
 from vcot.distill.endpoint import Endpoint, body_of
-from vcot.distill.images import ImagePacker, data_url
-from vcot.distill.prices import read_prices
+from vcot.distill.crops import ImagePacker, data_url
+from vcot.distill.costs import read_prices
 from vcot.distill.request import Request, ShownImage
 from vcot.distill.runner import ModelTeacher
 from vcot.distill.strategies.answer_aware import AnswerAware
@@ -49,7 +50,7 @@ from vcot.storage import Store
 
 ROOT = Path(__file__).parents[1]
 WAY = AnswerAware(
-    PromptConfig(model="gpt-4o", prompts=prompts.chosen(), image_side=768),
+    PromptConfig(model="gpt-4o", prompts=choose_prompts(), image_side=768),
     Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
     propose=False,
 )

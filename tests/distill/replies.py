@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.distill.made import sample, see
-from vcot.distill import prompts
+from vcot.distill import DistilledReasoning
 from vcot.distill.dialogue import PromptConfig
 from vcot.distill.request import Request
-from vcot.distill.row import DistilledReasoning
 from vcot.distill.strategies.answer_aware import AnswerAware
 from vcot.distill.verification import Verification
 from vcot.grounding import Box
@@ -78,7 +77,7 @@ class OneReply:
 
 def outcome(row: Row, form: str) -> DistilledReasoning | Rejection:
     way = AnswerAware(
-        PromptConfig("m", prompts.chosen(), repairs=0),
+        PromptConfig("m", choose_prompts(), repairs=0),
         Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
     )
     found = asyncio.run(way.outcome(sample_of(row), OneReply(reply_of(row, form))))

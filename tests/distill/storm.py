@@ -27,7 +27,7 @@ from unittest.mock import patch
 from tests.fakes.distilling import converted, distill, files, finished, start
 from tests.fakes.teacher import Answer, Asked, Say, Teacher, faulty, scripted_teacher
 from vcot.distill.budget import Ledger, budget_of
-from vcot.distill.prices import PICO, read_prices
+from vcot.distill.costs import PICO, read_prices
 from vcot.records import Completion
 from vcot.records.shards import read_marker
 from vcot.storage import Store

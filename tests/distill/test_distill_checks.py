@@ -11,23 +11,14 @@ from hypothesis import strategies as st
 
 from tests.distill.made import CENTRE, HEIGHT, RIGHT, TOP_LEFT, WIDTH, sample
 from tests.grounding.drawn import unhurried
-from vcot.distill import verification
-from vcot.distill.dialogue import (
-    LONGEST,
-    Anchored,
-    Captioned,
-    Fault,
-    Judged,
-    Located,
-    Looked,
-    Reasoned,
-    Refused,
-    Synthesised,
-    parse_reply,
-    schema_of,
-)
+from vcot.distill import Fault, Refused, verification
+from vcot.distill.dialogue import LONGEST, parse_reply, schema_of
 from vcot.distill.funnel import reached
-from vcot.distill.objects import Span, anchored, find, sentences
+from vcot.distill.prose import Span, sentences
+from vcot.distill.reasoning import Reasoned
+from vcot.distill.strategies.rationalise import Anchored, anchored, find
+from vcot.distill.strategies.two_level import Captioned, Judged, Synthesised
+from vcot.distill.verification import Located, Looked
 from vcot.grounding import Box
 from vcot.records import Completion, Reason
 

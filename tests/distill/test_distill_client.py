@@ -27,12 +27,11 @@ from tests.fakes.teacher import (
     scripted_teacher,
 )  # fmt: skip
 from vcot.distill.budget import Ledger, budget_of
-from vcot.distill.client import ReplyCache, TeacherClient
-from vcot.distill.costs import Usage
+from vcot.distill.client import TeacherClient
+from vcot.distill.costs import PICO, Usage, read_prices
+from vcot.distill.crops import ImagePacker
 from vcot.distill.endpoint import Endpoint, Rate, retry_after
-from vcot.distill.images import ImagePacker
-from vcot.distill.prices import PICO, read_prices
-from vcot.distill.request import Prompt, Request, ShownImage
+from vcot.distill.request import Prompt, ReplyCache, Request, ShownImage
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Completion
 from vcot.storage import Store

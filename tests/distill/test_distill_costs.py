@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.distill.made import sample
-from vcot.distill.costs import BELIEVED_TOKENS, Costs, Usage, prompt_tokens
-from vcot.distill.prices import PICO, Price, read_prices
+from vcot.distill.costs import BELIEVED_TOKENS, PICO, Costs, Price, Usage, prompt_tokens, read_prices
 from vcot.distill.request import Prompt, Request, ShownImage
 from vcot.errors import SettingsError
 from vcot.records import Completion

@@ -18,15 +18,14 @@ import pytest
 
 from tests.distill.made import CENTRE, TOP_LEFT, see, stored
 from tests.fakes.teacher import Answer, Refuse, Say, Teacher, grounded, in_turn, scripted_teacher
-from vcot.distill import DistilledReasoning, prompts, runner
-from vcot.distill.answers import read_completion
+from vcot.distill import DistilledReasoning, Outcome, runner
 from vcot.distill.budget import Ledger, budget_of
-from vcot.distill.client import ReplyCache, TeacherClient
+from vcot.distill.client import TeacherClient
+from vcot.distill.costs import read_prices
+from vcot.distill.crops import ImagePacker
 from vcot.distill.dialogue import PromptConfig
-from vcot.distill.endpoint import Endpoint
-from vcot.distill.images import ImagePacker
-from vcot.distill.prices import read_prices
-from vcot.distill.row import Outcome
+from vcot.distill.endpoint import Endpoint, read_completion
+from vcot.distill.request import ReplyCache
 from vcot.distill.runner import ModelTeacher, Progress, distil
 from vcot.distill.strategies.answer_aware import AnswerAware
 from vcot.distill.verification import Verification
@@ -46,7 +45,7 @@ def model_teacher(
         read_prices(Store()), Ledger(Store(), str(cache.parent), budget_of(None, None, None)), retries=retries,
     )  # fmt: skip
     strategy = AnswerAware(
-        PromptConfig(model="scripted", prompts=prompts.chosen(), **config),
+        PromptConfig(model="scripted", prompts=choose_prompts(), **config),
         Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
         propose=False,
     )

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, sample, see
 from tests.grounding.drawn import unhurried
-from vcot.distill import conclusion, objects, prose
-from vcot.distill.answers import LONGEST_BODY, LONGEST_TEXT, read_completion
-from vcot.distill.dialogue import Anchored, Fault, Found, Located, Reasoned, Refused
-from vcot.distill.objects import objects_of, tells_answer
-from vcot.distill.reply import LONGEST, build, read
+from vcot.distill import Fault, Refused, conclusion, objects, prose
+from vcot.distill.conclusion import tells_answer
+from vcot.distill.crops import objects_of
+from vcot.distill.endpoint import LONGEST_BODY, LONGEST_TEXT, read_completion
+from vcot.distill.reasoning import LONGEST, Reasoned, build, read
+from vcot.distill.strategies.rationalise import Anchored
+from vcot.distill.strategies.two_level import Found
+from vcot.distill.verification import Located
 from vcot.grounding import FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
 

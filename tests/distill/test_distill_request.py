@@ -12,7 +12,7 @@ import pytest
 from PIL import Image as Pillow
 
 from tests.distill.made import sample
-from vcot.distill.images import data_url, size_of
+from vcot.distill.crops import data_url, size_of
 from vcot.distill.request import Prompt, Request, ShownImage
 from vcot.grounding import Box
 from vcot.records.sample import Stored

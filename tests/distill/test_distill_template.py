@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.distill.made import CENTRE, HEIGHT, RIGHT, TOP_LEFT, WIDTH, sample, see
 from tests.grounding.drawn import unhurried
-from vcot.distill import DistilledReasoning, TemplateTeacher
-from vcot.distill.template import Asked, Kind, read_question
+from vcot.distill import DistilledReasoning
+from vcot.distill.template import Asked, Kind, TemplateTeacher, read_question
 from vcot.grounding import Box, FrameSpec, Mention, tags
 from vcot.records import Reason, Rejection, Sample
 

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import converted, distill, rejections
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, grounded, scripted_teacher
-from vcot.distill.prices import PICO
+from vcot.distill.costs import PICO
 from vcot.errors import BudgetSpent, InputError, SettingsError, TemporaryError, VcotError
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")

@@ -57,7 +57,7 @@ def test_every_command_of_the_page_does_what_it_says(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     converted()
-    Path("strict.v2.md").write_text(prompts.chosen()["verdict"].text + "\nBe strict.\n")
+    Path("strict.v2.md").write_text(choose_prompts()["verdict"].text + "\nBe strict.\n")
     there = Batches(teacher)
     asked: dict[str, int] = {}
     for command in COMMANDS:

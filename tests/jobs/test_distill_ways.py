@@ -345,4 +345,4 @@ def test_prompts_that_are_none_are_told(choice: str, says: str) -> None:
     from vcot.distill import prompts
 
     with pytest.raises(SettingsError, match=says):
-        prompts.chosen([choice])
+        choose_prompts([choice])

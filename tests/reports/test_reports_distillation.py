@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, see, stored
-from vcot.distill.row import DistilledReasoning, Outcome, refuse
+from vcot.distill import DistilledReasoning, Outcome, refuse
 from vcot.distill.runner import write
 from vcot.grounding import Trace
 from vcot.records import Folder, Reason, Rejection, RowCounts, Sample

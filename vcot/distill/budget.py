@@ -21,8 +21,7 @@ import socket
 from collections.abc import Iterable
 from decimal import Decimal
 
-from vcot.distill.costs import NOTHING, UNLIMITED, Usage
-from vcot.distill.prices import PICO, Prices, dollars
+from vcot.distill.costs import NOTHING, PICO, UNLIMITED, Prices, Usage, dollars
 from vcot.errors import BudgetSpent, InputError, SettingsError
 from vcot.storage import Store, join
 from vcot.storage.numbered import append, numbered

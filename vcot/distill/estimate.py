@@ -1,7 +1,7 @@
 """What rows will ask, cost and take, before anything is asked: `--dry-run`, and what is said when the budget is spent.
 
 Stored replies are free, and where a row's are stored, its next request is known as well; beyond that, rows ask what
-their strategy foresees. Tokens of images come from the provider's formula, those of text from its length, those of
+their strategy estimates. Tokens of images come from the provider's formula, those of text from its length, those of
 replies from what is stored: all of it is an estimate, and says so. Limits are the business of budget.py.
 """
 
@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
-from vcot.distill.costs import prompt_tokens
-from vcot.distill.prices import dollars
-from vcot.distill.request import Asker, Request
-from vcot.distill.row import lacks_places
+from vcot.distill import lacks_places
+from vcot.distill.costs import dollars, prompt_tokens
+from vcot.distill.request import Client, Request
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import VcotError
 from vcot.records import Completion, Sample
@@ -41,13 +40,13 @@ class Estimate:
         self._kept_seconds = 0.0
 
     def add(self, rows: Iterable[Sample]) -> None:
-        async def missing(row: Sample, _: Asker) -> list[Request]:
+        async def missing(row: Sample, _: Client) -> list[Request]:
             kept = KeptReplies(self)
             try:
                 await self._teacher.strategy.outcome(row, kept)
             except NotKept:
-                foreseen = self._teacher.strategy.estimate(row)
-                return list(foreseen[min(kept.found, len(foreseen) - 1) :])
+                likely = self._teacher.strategy.estimate(row)
+                return list(likely[min(kept.found, len(likely) - 1) :])
             return []
 
         for _, requests in self._teacher.map(rows, missing):
@@ -111,7 +110,7 @@ class Estimate:
 
 
 class KeptReplies:
-    """An Asker of one row that only has what is stored."""
+    """A Client of one row that only has what is stored."""
 
     def __init__(self, estimate: Estimate) -> None:
         self.found = 0  # since the row was begun, or asked about again

@@ -15,10 +15,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vcot import logging
+from vcot.distill import Outcome, Teacher, needs_teacher, refuse, with_reasoning
 from vcot.distill.funnel import TRUST, Funnel
-from vcot.distill.request import Asker
-from vcot.distill.row import Outcome, Teacher, needs_teacher, refuse, taught
-from vcot.distill.strategy import Strategy
 from vcot.errors import TemporaryError, VcotError
 from vcot.records import Reason, Rejection, Sample
 from vcot.records.shards import ShardWriter
@@ -26,6 +24,8 @@ from vcot.stage import REPORT_EVERY, Bar, stop
 
 if TYPE_CHECKING:  # openai takes a second to load, and the template teacher needs none
     from vcot.distill.client import TeacherClient
+    from vcot.distill.request import Client
+    from vcot.distill.strategies import Strategy
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,7 +61,7 @@ def write(rows: Iterable[tuple[Sample, Outcome]], teacher: str, writer: ShardWri
             funnel.passed(sample)
             writer.keep(sample)
         else:
-            made = taught(sample, outcome, teacher)
+            made = with_reasoning(sample, outcome, teacher)
             funnel.kept(sample, made, outcome.flags, outcome.parts)
             writer.keep(*made)
             for part in outcome.parts:
@@ -118,23 +118,20 @@ class ModelTeacher:
         return self._loop.run_until_complete(work)
 
     def map(
-        self, items: Iterable[T], work: Callable[[T, Asker], Coroutine[Any, Any, R]], asker: Asker | None = None
+        self, items: Iterable[T], work: Callable[[T, Client], Coroutine[Any, Any, R]]
     ) -> Generator[tuple[T, R], None, None]:
         """Every item with what the work makes of it, in order; some items are worked on ahead.
-
-        Args:
-            asker: who answers; default: the client.
 
         Raises:
             TemporaryError, SettingsError: the endpoint (see Endpoint.ask) or storage.
             BudgetSpent: the limit is reached.
             Interrupted: stopped by a signal. In every case replies that arrived are kept.
         """
-        asker, self._trouble = asker or self.client, None
+        self._trouble = None
         ahead: deque[tuple[T, asyncio.Task[R]]] = deque()
         try:
             for item in items:
-                ahead.append((item, self._loop.create_task(self._watched(work(item, asker)))))
+                ahead.append((item, self._loop.create_task(self._watched(work(item, self.client)))))
                 if len(ahead) >= self._ahead:
                     yield self._first_of(ahead)
             while ahead:

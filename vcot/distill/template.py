@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vcot.answers import normalise, number
-from vcot.distill.objects import NEUTRAL, objects_of
-from vcot.distill.row import DistilledReasoning, Outcome, needs_teacher, refuse
+from vcot.distill import DistilledReasoning, Outcome, needs_teacher, refuse
+from vcot.distill.crops import NEUTRAL, objects_of
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.places import place
 from vcot.labels import singular
