@@ -162,7 +162,7 @@ def run(settings: DistillSettings) -> None:
                 bar=not isinstance(teacher, ModelTeacher),  # which has a bar of its rows
             )
         except BudgetSpent as spent:
-            from vcot.distill.estimate import the_rest
+            from vcot.distill.budget import the_rest
 
             assert isinstance(teacher, ModelTeacher)
             unfinished = rows_of(index for index in everything if folder.shard_mark(index) is None)
@@ -206,7 +206,7 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
 def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample]) -> str:
     if settings.teacher == "template":
         return "the template teacher asks nobody: nothing is to be paid"
-    from vcot.distill.estimate import Estimate
+    from vcot.distill.budget import Estimate
     from vcot.distill.runner import ModelTeacher
 
     assert isinstance(teacher, ModelTeacher)

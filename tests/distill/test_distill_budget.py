@@ -74,21 +74,10 @@ def test_entry_that_is_none_is_told_by_name(tmp_path: Path) -> None:
         taken(tmp_path)
 
 
-def test_without_a_limit_nothing_is_written(tmp_path: Path) -> None:
-    async def spend() -> None:
-        lease = Lease(ledger(tmp_path), 4)
-        await lease.reserve(Usage(10, 1, 1))
-        lease.settle(Usage(10, 1, 1), Usage(10, 1, 1))
-        await lease.close()
-
-    asyncio.run(spend())
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("processes", [1, 3])
 def test_what_is_spent_and_reserved_never_passes_the_budget(tmp_path: Path, processes: int) -> None:
     """Tries of any size, and each process has work for all of it: all is used in the end but less than a try each."""
-    budget, tries, rng = Usage(10_000, UNLIMITED, 600), 400, random.Random(7)
+    budget, tries, rng = Usage(4_000, UNLIMITED, 240), 160, random.Random(7)
     spent: list[Usage] = []
     reserved = [NOTHING]
 
@@ -116,7 +105,7 @@ def test_what_is_spent_and_reserved_never_passes_the_budget(tmp_path: Path, proc
     assert refused + len(spent) == tries * processes
     assert refused > 0
     assert taken(tmp_path) == total(spent)  # what was not spent went back
-    assert total(spent).pico > 10_000 - 90 * processes
+    assert total(spent).pico > 4_000 - 90 * processes
 
 
 def spend_all(mine: Ledger, worst: Usage, requests: int = 1) -> int:
@@ -234,26 +223,11 @@ def test_a_reply_longer_than_allowed_is_paid_for_in_full_and_the_next_is_reserve
     assert spent.within(worst.usage)
 
 
-@pytest.mark.parametrize("absurd", [BELIEVED_TOKENS + 1, 10**12])
-def test_an_absurd_length_of_a_reply_is_taken_at_its_worst_and_teaches_nothing(absurd: int) -> None:
-    costs = Costs(PRICES)
-    worst = costs.worst(REQUEST)
-    reply, _ = costs.spent(said(50, absurd), worst)
-    assert reply.tokens_out == 256
-    assert costs.worst(REQUEST) == worst
-
-
 def test_a_batch_reply_without_counts_takes_half_of_what_a_single_one_does() -> None:
     costs = Costs(PRICES)
     (_, single), (_, batched) = (costs.spent(said(), costs.worst(REQUEST, batch=batch)) for batch in (False, True))
     assert (single.pico, single.tokens) == (2 * batched.pico, batched.tokens)
     assert batched == costs.worst(REQUEST, batch=True).usage
-
-
-def test_a_model_without_a_price_still_takes_tokens_and_requests() -> None:
-    costs = Costs(PRICES)
-    reply, spent = costs.spent(said(), costs.worst_of("my-model", 500, 256, batch=False))
-    assert (reply.cost, spent) == (None, Usage(0, 756, 1))
 
 
 def price(model: str) -> Price:

@@ -26,9 +26,9 @@ from openai.types import Batch
 from pydantic import ValidationError
 
 from vcot import logging
+from vcot.distill.budget import NotKept
 from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
 from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_the_row
-from vcot.distill.estimate import NotKept
 from vcot.distill.request import Client, Request
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import InputError, SettingsError, TemporaryError

@@ -52,12 +52,12 @@ class TemplateTeacher:
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         for sample in samples:
             stop.raise_if_requested()
-            yield sample, self.lesson(sample) if needs_teacher(sample) else None
+            yield sample, self.teach_row(sample) if needs_teacher(sample) else None
 
     def counts(self) -> Mapping[str, int]:
         return {}
 
-    def lesson(self, sample: Sample) -> DistilledReasoning | Rejection:
+    def teach_row(self, sample: Sample) -> DistilledReasoning | Rejection:
         if sample.evidence is None:
             return refuse(sample, Reason.NO_REASONING, "nobody annotated where the evidence is")
         write = _absence if not sample.true_boxes else _presence
