@@ -28,7 +28,7 @@ from tests.fakes.teacher import Answer, Asked, Say, Teacher, faulty, scripted_te
 from vcot.distill.budget import Ledger, budget_of
 from vcot.distill.costs import PICO, read_prices
 from vcot.records import Completion
-from vcot.records.shards import read_marker
+from vcot.records.shards import DISTILL, read_marker
 from vcot.storage import Store
 
 LARGE = 1000.0
@@ -108,7 +108,7 @@ def weather(folder: Path, rows: int, concurrency: int = 10, *, small: float, see
         assert booked >= paid
         asked, most = len(teacher.asked), teacher.most_at_once
         assert len({one.question for one in teacher.asked}) == rows
-    marker, _ = read_marker(Store(), str(run / "distill"))
+    marker, _ = read_marker(Store(), str(run / "distill"), DISTILL)
     assert marker.row_counts.rows == rows == marker.row_counts.kept + marker.row_counts.rejected_rows
     with scripted_teacher(answer) as teacher, patch.dict(os.environ, OPENAI_API_KEY="x", NO_PROXY="127.0.0.1"):
         distill(calm, teacher, max_rejected_share=0.5)

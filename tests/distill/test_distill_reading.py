@@ -17,9 +17,9 @@ from vcot.distill.conclusion import tells_answer
 from vcot.distill.crops import Object, objects_of
 from vcot.distill.dialogue import parse_reply, schema_of
 from vcot.distill.endpoint import LONGEST_BODY, LONGEST_TEXT, read_completion
-from vcot.distill.funnel import reached
 from vcot.distill.prose import Span
 from vcot.distill.reasoning import LONGEST, Reasoned, build, read
+from vcot.distill.runner import reached
 from vcot.distill.strategies.rationalise import Anchored, anchored, find
 from vcot.distill.strategies.two_level import Found, Judged, Synthesised, apart
 from vcot.distill.verification import Located, Looked

@@ -20,7 +20,7 @@ from tests.fakes.teacher import scripted_teacher
 from vcot.evaluation.baselines import CENTRE
 from vcot.grounding import Box, match
 from vcot.records import Sample, read_samples
-from vcot.records.shards import read_marker
+from vcot.records.shards import CONVERT, read_marker
 from vcot.storage import Store
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def drawn_scenes(run_uri: Path) -> list[Sample]:
         "run_uri": str(run_uri), "source": "scenes", "questions": kinds, "scenes": ROWS, "seed": 3,
         "validation_share": 0.0,
     }))  # fmt: skip
-    marker, _ = read_marker(Store(), f"{run_uri}/convert")
+    marker, _ = read_marker(Store(), f"{run_uri}/convert", CONVERT)
     return list(read_samples(Store(), f"{run_uri}/convert", marker))
 
 

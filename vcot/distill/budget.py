@@ -30,8 +30,7 @@ from vcot.distill.costs import NOTHING, PICO, UNLIMITED, Prices, Usage, dollars,
 from vcot.distill.request import Client, Request
 from vcot.errors import BudgetSpent, InputError, SettingsError, VcotError
 from vcot.records import Completion, Sample
-from vcot.storage import Store, join
-from vcot.storage.numbered import append, numbered
+from vcot.storage import Store, append, join, numbered
 
 if TYPE_CHECKING:
     from vcot.distill.runner import ModelTeacher

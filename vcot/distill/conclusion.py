@@ -14,10 +14,9 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from vcot.answers import letter, same
+from vcot.answers import letter, same, singular
 from vcot.distill import Fault
 from vcot.distill.prose import in_digits, sentences
-from vcot.labels import singular
 from vcot.records import Reason, Sample
 
 _LEAD = re.compile(

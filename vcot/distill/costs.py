@@ -31,7 +31,7 @@ from vcot.distill.crops import size_of
 from vcot.distill.request import Request
 from vcot.errors import SettingsError
 from vcot.records import Completion
-from vcot.records.distillation import Line
+from vcot.records.metadata import Line
 from vcot.storage import NotFound, Store
 
 PICO = 10**12
@@ -263,7 +263,7 @@ class Costs:
 
 class CostReport:
     """What was asked and paid, by source (dataset of the rows) and purpose of the request; the names of a line are
-    those of records.distillation.Line. Money is summed in picodollars and reported in US dollars."""
+    those of records.metadata.Line. Money is summed in picodollars and reported in US dollars."""
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)

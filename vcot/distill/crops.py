@@ -20,10 +20,9 @@ from PIL.Image import Resampling
 
 from vcot.distill.conclusion import gives_away
 from vcot.distill.request import QUALITY, ShownImage
-from vcot.grounding import Box, Frame
-from vcot.grounding.places import place
+from vcot.grounding import Box, Frame, place
 from vcot.records import Image, Sample
-from vcot.records.image import kept_bytes
+from vcot.records.sample import kept_bytes
 from vcot.storage import Store, images
 
 NEUTRAL = "region"
@@ -159,9 +158,9 @@ def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> B
 
     for _ in range(_TRIES):
         left, top = draw.uniform(0, image.width - box.width), draw.uniform(0, image.height - box.height)
-        place = Box(left, top, left + box.width, top + box.height)
-        if not any(shows(padded(place, image), one) for one in taken):
-            return place
+        spot = Box(left, top, left + box.width, top + box.height)
+        if not any(shows(padded(spot, image), one) for one in taken):
+            return spot
     return None
 
 

@@ -13,12 +13,10 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vcot.answers import normalise, number
+from vcot.answers import normalise, number, singular
 from vcot.distill import DistilledReasoning, Outcome, needs_teacher, refuse
 from vcot.distill.crops import NEUTRAL, objects_of
-from vcot.grounding import Box, Mention, Trace
-from vcot.grounding.places import place
-from vcot.labels import singular
+from vcot.grounding import Box, Mention, Trace, place
 from vcot.records import Reason, Rejection, Sample
 from vcot.stage import stop
 

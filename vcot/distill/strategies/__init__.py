@@ -18,8 +18,8 @@ from typing import Any, ClassVar, TypeVar
 
 from vcot.distill import DistilledReasoning, Outcome, Refused, refuse
 from vcot.distill.dialogue import Dialogue, PromptConfig
-from vcot.distill.funnel import reached
 from vcot.distill.request import Client, Prompt, Request, choose_prompts
+from vcot.distill.runner import reached
 from vcot.distill.verification import Detector, Verification
 from vcot.grounding import Trace
 from vcot.records import Reason, Rejection, Sample
