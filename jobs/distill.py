@@ -33,8 +33,8 @@ class DistillSettings(PromptOptions, VerificationOptions, Settings):
     """Gives reasoning to the rows that lack it; rows that have it, and rows of the test split, pass unchanged.
 
     --teacher template writes a short grounded trace from the annotated evidence, without any model.
-    --teacher openai asks a model behind any OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), in one of
-    the ways that stand below with the settings that they alone look at.
+    --teacher openai asks a model behind any OpenAI-compatible endpoint (OPENAI_BASE_URL, OPENAI_API_KEY), with one of
+    the strategies that stand below, each with the settings that it alone looks at.
     Boxes of annotated objects are put into the text by this program. Boxes that the model proposes are checked, and
     the answer must follow from what the reasoning points at. Replies are kept, so that none is paid for twice.
     """

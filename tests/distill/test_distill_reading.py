@@ -354,11 +354,11 @@ def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble()
 
 
 def test_two_proposals_agree_one_to_one() -> None:
-    shifted = Box(12, 20, 62, 70)
-    assert verification.agreed([("disc", TOP_LEFT), ("disc", RIGHT)], [("Disc", shifted)]) == [True, False]
-    assert verification.agreed([("disc", TOP_LEFT), ("disc", shifted)], [("disc", TOP_LEFT)]).count(True) == 1
-    assert verification.agreed([("disc", TOP_LEFT)], [("lever", TOP_LEFT)]) == [False]
-    assert verification.agreed([], [("disc", TOP_LEFT)]) == []
+    disc, other, shifted = Object(0, "disc", TOP_LEFT), Object(0, "disc", RIGHT), Box(12, 20, 62, 70)
+    assert verification.unmatched([disc, other], [("Disc", shifted)]) == [other]
+    assert len(verification.unmatched([disc, Object(0, "disc", shifted)], [("disc", TOP_LEFT)])) == 1
+    assert verification.unmatched([disc], [("lever", TOP_LEFT)]) == [disc]
+    assert verification.unmatched([], [("disc", TOP_LEFT)]) == []
 
 
 def test_of_one_label_what_lies_on_top_of_each_other_is_one_thing() -> None:

@@ -213,7 +213,7 @@ class Verification:
         second = [(label, box) for label, box in places if isinstance(box, Box)]
         return {
             one: Fault(Reason.TEACHER_BOX_UNSURE, f"asked again where {one.label!r} is, the teacher pointed elsewhere")
-            for one in _unmatched(new, second)
+            for one in unmatched(new, second)
         }
 
     async def _undetected(self, detector: Detector, new: Sequence[Object], dialogue: Dialogue) -> dict[Object, Fault]:
@@ -223,7 +223,7 @@ class Verification:
         found = [(label, box) for label in labels for box in boxes.get(label, ())]
         return {
             one: Fault(Reason.TEACHER_BOX_UNDETECTED, f"the detector finds no {one.label!r} there")
-            for one in _unmatched(new, found)
+            for one in unmatched(new, found)
         }
 
     async def look_at(self, one: Object, others: Sequence[Object], dialogue: Dialogue) -> Fault | None:
@@ -381,17 +381,12 @@ def annotated_as(label: str, box: Box, objects: Sequence[Object]) -> Object | Fa
     return Fault(Reason.TEACHER_BOX_OFF_GOLD, f"{label!r} is annotated, and elsewhere: {near}")
 
 
-def agreed(first: Sequence[tuple[str, Box]], second: Sequence[tuple[str, Box]]) -> list[bool]:
-    """For each box of the first proposal, whether the second has one of the same label there, one to one."""
-    found = [False] * len(first)
-    for label in dict.fromkeys(normalise(label) for label, _ in first):
-        mine = [index for index, (name, _) in enumerate(first) if normalise(name) == label]
+def unmatched(first: Sequence[Object], second: Sequence[tuple[str, Box]]) -> list[Object]:
+    """The objects of the first proposal that the second has not under the same label at the same place, one to one."""
+    missing = []
+    for label in dict.fromkeys(normalise(one.label) for one in first):
+        mine = [one for one in first if normalise(one.label) == label]
         theirs = [box for name, box in second if normalise(name) == label]
-        for index, _, _ in match_at([first[index][1] for index in mine], theirs, AGREEMENT).pairs:
-            found[mine[index]] = True
-    return found
-
-
-def _unmatched(new: Sequence[Object], found: Sequence[tuple[str, Box]]) -> list[Object]:
-    there = agreed([(one.label, one.box) for one in new], found)
-    return [one for one, is_there in zip(new, there, strict=True) if not is_there]
+        matched = {index for index, _, _ in match_at([one.box for one in mine], theirs, AGREEMENT).pairs}
+        missing += [one for index, one in enumerate(mine) if index not in matched]
+    return missing
