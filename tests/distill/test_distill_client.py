@@ -271,7 +271,7 @@ def test_count_that_nobody_can_believe_is_taken_at_its_worst(asks: Any, untrue: 
 
 
 def test_schema_that_an_endpoint_refuses_is_left_out_and_each_request_counts(asks: Any) -> None:
-    """An endpoint that knows no schemas is told so once for each request under way."""
+    """An endpoint that knows no schemas learns of it once for each request under way."""
 
     def answer(asked: Asked) -> Answer:
         return Refuse(400, "response_format is not supported") if asked.purpose else Say("yes")
@@ -285,7 +285,7 @@ def test_schema_that_an_endpoint_refuses_is_left_out_and_each_request_counts(ask
 
 
 def test_replies_that_come_home_together_teach_the_same_once(asks: Any) -> None:
-    """Each has three times the tokens foreseen; together they are no proof of eighty-one times."""
+    """Each has three times the tokens estimated; together they are no proof of eighty-one times."""
     usage = {"prompt_tokens": 400, "completion_tokens": 10}
     with scripted_teacher(lambda _: miscounted(Say("yes", wait=0.1), usage, (400, 10))) as teacher:
         _, _, tries = asks([question(n) for n in range(12)], teacher.address)
@@ -455,7 +455,7 @@ class Rows:
             try:
                 done = list(teacher.teach(rows))
             finally:
-                self.counts = {name: n for name, n in teacher.counts().items() if name != "bill"}
+                self.counts = {name: n for name, n in teacher.counts().items() if name != "costs"}
         assert [row for row, _ in done] == rows
         return [outcome for _, outcome in done]
 

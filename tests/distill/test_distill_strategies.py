@@ -143,37 +143,37 @@ def test_a_new_question_must_be_one(tmp_path: Path, reason: Reason, changed: dic
 
 
 def test_rows_that_need_nothing_or_lack_what_is_needed_are_not_asked_about(tmp_path: Path) -> None:
-    asker = wise()
+    client = wise()
     placed = row(tmp_path).model_copy(update={"reasoning": (Trace((see("red disc", DISC), " is there.")),)})
     for name in STRATEGIES:
-        assert outcome(strategy(name), placed, asker) is None
-        assert outcome(strategy(name), row(tmp_path, texts=TEXTS, split="test"), asker) is None
+        assert outcome(strategy(name), placed, client) is None
+        assert outcome(strategy(name), row(tmp_path, texts=TEXTS, split="test"), client) is None
     for way in (strategy("rationalise"), strategy("answer-aware", propose=False)):
-        without = outcome(way, row(tmp_path), asker)
+        without = outcome(way, row(tmp_path), client)
         assert isinstance(without, Rejection)
         assert without.reason is Reason.NO_REASONING
-    assert not asker.asked
+    assert not client.asked
 
 
 # --- answer-aware
 
 
 def test_an_object_that_nobody_annotated_is_proposed_and_checked(tmp_path: Path) -> None:
-    (trace,) = taught(strategy("answer-aware"), row(tmp_path), asker := wise()).traces
+    (trace,) = taught(strategy("answer-aware"), row(tmp_path), client := wise()).traces
     assert trace.text == "I see the red disc. So the answer is gear."
     assert near(trace.boxes[0], DISC)
-    assert asker.purposes == {"reason": 1, "locate": 1, "look": 1, "reanswer": 1}
-    assert "You may add objects, from [1] on. Boxes are [x1, y1, x2, y2] in thousandths" in asker.asked[0].words
-    assert "gear" not in asker.asked[-1].words  # who answers again does not know the answer
+    assert client.purposes == {"reason": 1, "locate": 1, "look": 1, "reanswer": 1}
+    assert "You may add objects, from [1] on. Boxes are [x1, y1, x2, y2] in thousandths" in client.asked[0].words
+    assert "gear" not in client.asked[-1].words  # who answers again does not know the answer
 
 
 def test_the_words_hold_number_label_place_and_extent_and_no_pixels(tmp_path: Path) -> None:
     there = (see("a disc", DISC), see("blue lever", LEVER))
     one = row(tmp_path, "Which?", "A", evidence=there, choices=("disc", "lever"), context="A drawing.")
     outcome(
-        strategy("answer-aware", propose=False), one.model_copy(update={"answers": ("A", "a disc")}), asker := wise()
+        strategy("answer-aware", propose=False), one.model_copy(update={"answers": ("A", "a disc")}), client := wise()
     )
-    assert asker.asked[0].words.splitlines() == [
+    assert client.asked[0].words.splitlines() == [
         "Question: Which?", "Context: A drawing.", "Choices: A. disc; B. lever", "Right answer: A",
         "Also accepted: a disc", "Objects:", "[1] region, top left, across 3-19 %, down 8-29 %",
         "[2] blue lever, right, across 78-97 %, down 38-62 %",
@@ -181,9 +181,9 @@ def test_the_words_hold_number_label_place_and_extent_and_no_pixels(tmp_path: Pa
 
 
 def test_nothing_there_is_answered_from_the_whole_image_which_lies_nowhere(tmp_path: Path) -> None:
-    asker = wise({QUESTION: Known("no")})
-    assert taught(strategy("answer-aware"), row(tmp_path, answer="no", evidence=()), asker)
-    assert "Cut-out" not in asker.asked[-1].words
+    client = wise({QUESTION: Known("no")})
+    assert taught(strategy("answer-aware"), row(tmp_path, answer="no", evidence=()), client)
+    assert "Cut-out" not in client.asked[-1].words
 
 
 def test_a_proposal_on_an_annotated_place_is_that_object_and_one_of_its_name_elsewhere_is_wrong(tmp_path: Path) -> None:
@@ -200,11 +200,11 @@ def test_a_proposal_on_an_annotated_place_is_that_object_and_one_of_its_name_els
 
 
 def test_other_frames_are_declared_and_told(tmp_path: Path) -> None:
-    asker = wise(reason=adding("red disc", DISC))
+    client = wise(reason=adding("red disc", DISC))
     pixels = strategy("answer-aware", frame="pixels", self_consistency=False)
-    assert taught(pixels, row(tmp_path), asker).traces[0].boxes == (Box(*DISC),)
-    assert "in pixels of the image" in asker.asked[0].words
-    assert "0..320 across and 0..240 down" in asker.asked[0].words
+    assert taught(pixels, row(tmp_path), client).traces[0].boxes == (Box(*DISC),)
+    assert "in pixels of the image" in client.asked[0].words
+    assert "0..320 across and 0..240 down" in client.asked[0].words
     fractions = strategy("answer-aware", frame="fractions")
     assert refused(fractions, row(tmp_path), wise(reason=adding("red disc", DISC))).reason is Reason.BOX_OUTSIDE
 
@@ -213,11 +213,11 @@ def test_no_more_objects_are_looked_at_than_may_be_proposed(tmp_path: Path) -> N
     boxes = [[x, y, x + 50, y + 50] for x in range(0, 900, 50) for y in range(0, 900, 50)][:298]
     objects = [{"number": n, "label": f"thing {n}", "box": box} for n, box in enumerate(boxes, 1)]
     sprayed = saying("I see the [1-99] and [100-198] and [199-298].", "So the answer is gear.", objects=objects)
-    found = refused(strategy("answer-aware", objects=8), row(tmp_path), asker := wise(reason=sprayed))
+    found = refused(strategy("answer-aware", objects=8), row(tmp_path), client := wise(reason=sprayed))
     assert found.reason is Reason.TOO_MANY_BOXES
     assert "298 objects" in found.detail
-    assert asker.purposes == {"reason": 2}  # it was asked once more, with a word on what was wrong
-    assert "--objects is 8" in asker.asked[1].words
+    assert client.purposes == {"reason": 2}  # it was asked once more, with a word on what was wrong
+    assert "--objects is 8" in client.asked[1].words
 
 
 def test_limits_of_areas_go_by_dataset_and_never_for_what_people_drew(tmp_path: Path) -> None:
@@ -233,17 +233,17 @@ def test_a_reply_is_asked_for_once_more_and_no_more(tmp_path: Path) -> None:
         return said if "thrown away" in asked.words else '{"reasoning": "I see'
 
     way = strategy("answer-aware")
-    assert taught(way, row(tmp_path), asker := wise(reason=broken)).traces
-    assert asker.purposes["reason"] == 2
+    assert taught(way, row(tmp_path), client := wise(reason=broken)).traces
+    assert client.purposes["reason"] == 2
     assert way.counts()["repairs"] == 1
     assert len(refused(strategy("answer-aware", repairs=0), row(tmp_path), wise(reason=reply(""))).said) == 1
 
 
 def test_a_wrong_answer_is_not_argued_with_and_may_stay_as_a_negative(tmp_path: Path) -> None:
     def found(**options: Any) -> Rejection:
-        asker = wise(reason=lambda a, s: s | {"answer": "wheel"})
-        rejection = refused(strategy("answer-aware", **options), row(tmp_path), asker)
-        assert asker.purposes["reason"] == 1
+        client = wise(reason=lambda a, s: s | {"answer": "wheel"})
+        rejection = refused(strategy("answer-aware", **options), row(tmp_path), client)
+        assert client.purposes["reason"] == 1
         return rejection
 
     assert found().negative is None
@@ -306,8 +306,8 @@ def test_negative_crops_measure_how_often_nonsense_passes_and_the_seed_chooses_t
     def looks(seed: int) -> list[int]:
         way, numbers = strategy("answer-aware", negative_crop_share=0.5, seed=seed), []
         for n in range(4):
-            outcome(way, row(tmp_path, name=f"row-{n}"), asker := wise())
-            numbers.append(asker.purposes["look"])
+            outcome(way, row(tmp_path, name=f"row-{n}"), client := wise())
+            numbers.append(client.purposes["look"])
         return numbers
 
     assert accepted() == (1, 0)
@@ -331,15 +331,15 @@ def test_a_detector_that_is_handed_in_must_find_it_too(tmp_path: Path) -> None:
 
 
 def test_a_trace_names_the_models_that_wrote_it_and_not_those_that_judged(tmp_path: Path) -> None:
-    asker, script = wise(), wise().script
+    client, script = wise(), wise().script
 
     def renamed(asked: Asked) -> Answer:
         model = "judge-7" if asked.body["model"] == "other" else "wise-0613"
         return Answer(body=json.dumps(json.loads(script(asked).body or b"") | {"model": model}).encode())
 
-    asker.script = renamed
-    made = taught(strategy("answer-aware", judge_model="other"), row(tmp_path), asker)
-    assert {asked.body["model"] for asked in asker.asked} == {"wise", "other"}
+    client.script = renamed
+    made = taught(strategy("answer-aware", judge_model="other"), row(tmp_path), client)
+    assert {asked.body["model"] for asked in client.asked} == {"wise", "other"}
     (kept,) = with_reasoning(row(tmp_path), made, "wise")
     assert (kept.origin.teacher, kept.origin.answered_by) == ("wise", ("wise-0613",))
 
@@ -358,43 +358,43 @@ def test_keys_of_requests_stay_so_that_replies_that_users_have_paid_for_are_foun
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_first_request_of_the_estimate_is_the_first_that_is_made(tmp_path: Path, name: str) -> None:
     one, way = row(tmp_path, texts=TEXTS, evidence=(see("red disc", DISC),)), strategy(name)
-    assert isinstance(outcome(way, one, asker := wise()), DistilledReasoning)
-    assert way.estimate(one)[0].key() == asker.keys[0]
+    assert isinstance(outcome(way, one, client := wise()), DistilledReasoning)
+    assert way.estimate(one)[0].key() == client.keys[0]
 
 
 # --- rationalise
 
 
 def test_a_text_gets_places_and_stays_as_it_is(tmp_path: Path) -> None:
-    (trace,) = taught(strategy("rationalise"), row(tmp_path, texts=TEXTS), asker := wise()).traces
+    (trace,) = taught(strategy("rationalise"), row(tmp_path, texts=TEXTS), client := wise()).traces
     assert trace.text == TEXTS[0]
     assert [mention.label for mention in trace.mentions] == ["red disc", "blue lever"]
     assert near(trace.boxes[0], DISC)
     assert near(trace.boxes[1], LEVER)
-    assert "(1) A red disc stands left of the blue lever.\n(2) It touches it." in asker.asked[0].words
+    assert "(1) A red disc stands left of the blue lever.\n(2) It touches it." in client.asked[0].words
 
 
 def test_a_text_keeps_its_words_and_the_places_up_to_the_limit(tmp_path: Path) -> None:
     """Somebody wrote the text, so it may stay with fewer places; nothing of it leans on those that are left out."""
-    made = taught(strategy("rationalise", objects=1), row(tmp_path, texts=TEXTS), asker := wise())
+    made = taught(strategy("rationalise", objects=1), row(tmp_path, texts=TEXTS), client := wise())
     assert made.traces[0].text == TEXTS[0]
     assert [mention.label for mention in made.traces[0].mentions] == ["red disc"]
-    assert asker.purposes["look"] == 1
+    assert client.purposes["look"] == 1
     assert "1 more" in made.parts[0].detail
 
 
 def test_annotated_objects_need_a_look_only_under_another_name(tmp_path: Path) -> None:
     one = row(tmp_path, texts=TEXTS, evidence=(see("red disc", DISC), see("blue lever", LEVER)))
-    (trace,) = taught(strategy("rationalise", propose=False), one, asker := wise()).traces
+    (trace,) = taught(strategy("rationalise", propose=False), one, client := wise()).traces
     assert trace.boxes == (Box(*DISC), Box(*LEVER))
-    assert asker.purposes == {"anchor": 1, "reanswer": 1}
+    assert client.purposes == {"anchor": 1, "reanswer": 1}
 
     def called(words: str) -> Spoil:
         return reply({"anchors": [{"sentence": 1, "words": words, "object": 1, "box": None}]})
 
     one = row(tmp_path, texts=TEXTS, evidence=(see("round thing", DISC),))
-    (trace,) = taught(strategy("rationalise"), one, asker := wise(anchor=called("red disc"))).traces
-    assert (trace.boxes, asker.purposes["look"]) == ((Box(*DISC),), 1)
+    (trace,) = taught(strategy("rationalise"), one, client := wise(anchor=called("red disc"))).traces
+    assert (trace.boxes, client.purposes["look"]) == ((Box(*DISC),), 1)
     found = refused(strategy("rationalise"), one, wise(anchor=called("blue lever")))
     assert found.reason is Reason.TEACHER_BOX_NOT_SEEN
 
@@ -417,14 +417,14 @@ def test_each_text_is_an_alternative(tmp_path: Path) -> None:
 
 def test_every_object_is_described_and_judged_by_itself(tmp_path: Path) -> None:
     one = row(tmp_path, evidence=(see("red disc", DISC),), context="A drawing.")
-    made = taught(strategy("two-level"), one, asker := wise())
-    assert asker.purposes == {
+    made = taught(strategy("two-level"), one, client := wise())
+    assert client.purposes == {
         "caption": 1, "objects": 1, "locate": 1, "branch": 2, "verdict": 2, "synthesis": 1, "reanswer": 3,
     }  # fmt: skip
     disc, lever = made.traces[0].mentions
     assert disc == see("red disc", DISC)  # from people
     assert near(lever.boxes[0], LEVER)
-    words = [(asked.purpose, asked.words) for asked in asker.asked]
+    words = [(asked.purpose, asked.words) for asked in client.asked]
     assert all("shows" not in said for purpose, said in words if purpose == "branch")  # the whole's caption
     (synthesis,) = (said for purpose, said in words if purpose == "synthesis")
     assert "[1] red disc, top left, across 3-19 %, down 8-29 %: A red disc of one colour." in synthesis
@@ -452,10 +452,10 @@ def test_a_row_that_falls_is_asked_about_again_at_its_step(tmp_path: Path, purpo
 
 def test_where_no_pair_passes_the_gates_others_are_asked_for(tmp_path: Path) -> None:
     wrong = iter([{"answer": "wheel"}, {}])
-    asker = wise(synthesis=lambda asked, said: pair(0, **next(wrong))(asked, said))
+    client = wise(synthesis=lambda asked, said: pair(0, **next(wrong))(asked, said))
     one = row(tmp_path, evidence=(see("red disc", DISC),))
-    assert taught(strategy("two-level", ask_again=1, pairs=0), one, asker).traces
-    assert (asker.purposes["synthesis"], asker.purposes["caption"]) == (2, 1)  # what stood before is not asked again
+    assert taught(strategy("two-level", ask_again=1, pairs=0), one, client).traces
+    assert (client.purposes["synthesis"], client.purposes["caption"]) == (2, 1)  # what stood before is not asked again
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> 
         funnel = write(rows, teacher.name, writer)
     spent = _since(before, teacher.counts())
     checks = {name: spent.pop(name, 0) for name in Checks.model_fields}
-    costs = spent.pop("bill", {})
+    costs = spent.pop("costs", {})
     return funnel, DistillShardMetadata(**funnel.counts(), trust=checks, bill=costs, spent=spent)
 
 
@@ -203,7 +203,7 @@ class ModelTeacher:
 
     def counts(self) -> Mapping[str, Any]:
         report = self.client.report
-        return {**report.totals(), **self.strategy.counts(), "bill": report.lines()}
+        return {**report.totals(), **self.strategy.counts(), "costs": report.lines()}
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """Every sample with its outcome, in order. Raises as `map` does."""
