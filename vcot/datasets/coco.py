@@ -48,9 +48,8 @@ from vcot.datasets.base import (
     pick,
     unique,
 )
-from vcot.datasets.inputs import Input, form_of_file, opened
+from vcot.datasets.inputs import Input, Refused, Row, form_of_file, opened
 from vcot.datasets.jsontext import parts
-from vcot.datasets.row import Refused, Row
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, BoxError, Mention
 from vcot.grounding.places import place

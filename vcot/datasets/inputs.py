@@ -25,14 +25,13 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from vcot.datasets.jsontext import LONGEST, TOO_DEEP, Entry, entries, entries_at
-from vcot.datasets.row import Refused, Row
 from vcot.errors import InputError
 from vcot.records import Folder, Reason
 from vcot.storage import Changed, NotFound, Store, join, state_of
@@ -41,6 +40,32 @@ from vcot.storage import name as last_part
 PARQUET = ".parquet"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", PARQUET)
 _BUFFER = 1 << 20
+Edges = tuple[float, float, float, float]
+
+
+class Refused(Exception):
+    """This row gives no Sample. `detail`: the thing as it was written, and what would be right.
+
+    places: boxes in pixels of the original that show what is wrong, where no Box came of them.
+    """
+
+    def __init__(self, reason: Reason, detail: str, places: tuple[Edges, ...] = ()) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.places = places
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was found: `id` names it in the whole run (`gqa.json:12`), `value` is what it says.
+
+    `fault` is set, and `value` empty, where the row could not even be read.
+    """
+
+    id: str
+    value: Mapping[str, Any]
+    fault: Refused | None = None
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from vcot.datasets.base import (
     same_size,
     text,
 )
+from vcot.datasets.duplicate_questions import asked
+from vcot.datasets.inputs import Row
 from vcot.datasets.quality import NEUTRAL, gives_away
-from vcot.datasets.repeats import asked
-from vcot.datasets.row import Row
 from vcot.grounding import Mention
 from vcot.grounding.places import place
 from vcot.records import Reason, Sample

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vcot.datasets.base import ConversionContext, QuestionKind, QuestionOptions, dataset
-from vcot.datasets.row import Row
+from vcot.datasets.inputs import Row
 from vcot.grounding import Box, Mention
 from vcot.records import Sample
 from vcot.settings import setting
