@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,7 @@ from vcot.storage import join
 
 if TYPE_CHECKING:
     from vcot.datasets.image_index import ImageIndex
-    from vcot.datasets.inputs import Row
+    from vcot.datasets.inputs import Input, Row
     from vcot.datasets.mixture import Entry
     from vcot.records import Rejection, Sample
     from vcot.records.shards import Folder, RowCounts, ShardMarker, ShardWriter
@@ -166,6 +167,7 @@ def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[Conver
 
 def run(settings: ConvertSettings) -> None:
     from vcot.datasets.image_index import ImageIndex
+    from vcot.datasets.inputs import find
     from vcot.datasets.parallel import Workers, cores
     from vcot.datasets.prepare import WORTH_A_PROCESS, informed
     from vcot.records.shards import Folder, run_shards
@@ -173,23 +175,24 @@ def run(settings: ConvertSettings) -> None:
 
     folder = Folder(Store(), settings.run_uri, settings.stage)
     parts, inputs = entries(settings, folder.store)
+    files = [find(folder.store, entry.settings.input_uri) for entry in parts]
+    benchmarks = find(folder.store, settings.exclude_benchmarks)
+    inputs |= {file.uri: file.sha256 for file in (*chain(*files), *benchmarks)}
     begin = partial(logging.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
     with (
         tempfile.TemporaryDirectory(prefix="convert-") as scratch,
         Workers(settings.processes or cores(), Path(scratch), begin) as workers,
     ):
         index = ImageIndex(Path(scratch) / "images.sqlite")
-        contexts = contexts_of(settings, parts, folder, Path(scratch), index)
-        files = [file for context in contexts for file in context.inputs]
-        inputs |= {file.uri: file.sha256 for file in (*files, *contexts[0].benchmarks)}
+        contexts: Sequence[ConversionContext] = ()
         whole = folder.marker() is not None
         if not whole:
             folder.begin(settings, inputs)
             if settings.part != "finish":
-                contexts = with_images(settings, parts, contexts, folder)
+                contexts = contexts_of(settings, parts, files, benchmarks, folder, Path(scratch), index)
             listed = (entry for context in contexts for entry in context.images.listed())
             index.begin(folder, settings.part, settings.known_images, listed)
-        if not whole and settings.part != "finish":
+        if contexts:
             # Sizes and digests are enough for prepare; copies are left to the shards, of which there are many at once.
             plain = [replace(context, images=context.images.in_place()) for context in contexts]
             look = settings.part in ("all", "prepare")
@@ -198,13 +201,13 @@ def run(settings: ConvertSettings) -> None:
             contexts = [replace(k, images=context.images) for k, context in zip(known, contexts, strict=True)]
             if settings.part == "all":
                 index.end(folder, "prepare", None)
-        work = partial(convert, settings, folder, contexts, settings.readers)
-        many = sum(file.size for file in files) >= 2 * WORTH_A_PROCESS and workers.count > 1
-        if not whole and many and settings.part in ("all", "shards") and settings.shard is None:
-            own = partial(convert, settings, folder, contexts, max(1, settings.readers // workers.count))
-            workers.map(shard, [(folder, number, own) for number in range(settings.num_shards)])
+            many = sum(file.size for file in chain(*files)) >= 2 * WORTH_A_PROCESS and workers.count > 1
+            if many and settings.part != "prepare" and settings.shard is None:
+                work = partial(convert, settings, folder, contexts, max(1, settings.readers // workers.count))
+                workers.map(shard, [(folder, number, work) for number in range(settings.num_shards)])
         run_shards(
-            folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
+            folder, settings, inputs=inputs, shards=settings.num_shards,
+            work=partial(convert, settings, folder, contexts, settings.readers),
             max_rejected_share=settings.max_rejected_share,
             report=partial(report, settings, parts, folder, Path(scratch)),
             facts={"sources": [entry.settings.source for entry in parts]},
@@ -256,60 +259,41 @@ def convert(
 
 
 def contexts_of(
-    settings: ConvertSettings, parts: Sequence[Entry[ConvertSettings]], folder: Folder, scratch: Path, index: ImageIndex
-) -> Sequence[ConversionContext]:
-    """What the rows of each part are read with."""
-    from vcot.datasets.images import DatasetImages
-    from vcot.datasets.inputs import find
+    settings: ConvertSettings, parts: Sequence[Entry[ConvertSettings]], files: Sequence[Sequence[Input]],
+    benchmarks: Sequence[Input], folder: Folder, scratch: Path, index: ImageIndex,
+) -> Sequence[ConversionContext]:  # fmt: skip
+    """What the rows of each part are read with. Images are below a folder or, where that lies there, in an archive."""
+    from vcot.datasets.images import DatasetImages, archive_at
 
     look = partial(
         DatasetImages, folder.store, made_uri=settings.stored_images_uri or join(folder.uri, "images"),
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
     )  # fmt: skip
-    shown = None if settings.benchmark_images_uri is None else look(settings.benchmark_images_uri)
-    benchmarks = find(folder.store, settings.exclude_benchmarks)
-    found = []
-    for entry in parts:
-        own = entry.settings
-        dataset = DATASETS[own.source or ""]
-        images_uri = own.images_uri
-        if images_uri is None and dataset.images_beside is not None:
-            images_uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
-        images = look(images_uri, budget=own.ingest_pixels if own.ingest else None, index=index)
-        context: ConversionContext = ConversionContext(
-            dataset, folder.store, find(folder.store, own.input_uri), images, scratch,
-            own=dataset.options.from_settings(own), options=ConversionOptions.from_settings(own),
-            rules=QualityOptions.from_settings(own), part=entry.name, limit=own.limit, weight=entry.weight,
-            benchmarks=benchmarks, benchmark_images=shown,
-        )  # fmt: skip
-        found.append(context)
-    return found
-
-
-def with_images(
-    settings: ConvertSettings, parts: Sequence[Entry[ConvertSettings]], contexts: Sequence[ConversionContext],
-    folder: Folder,
-) -> Sequence[ConversionContext]:  # fmt: skip
-    """The contexts with images that are below a folder or, where that is what lies there, inside an archive."""
-    from vcot.datasets.images import archive_at
-
     archive = partial(
-        archive_at, folder=folder, scratch=contexts[0].scratch, index_uri=settings.archive_index_uri,
+        archive_at, folder=folder, scratch=scratch, index_uri=settings.archive_index_uri,
         look=settings.part in ("all", "prepare"),
     )  # fmt: skip
-    found = []
-    for entry, context in zip(parts, contexts, strict=True):
-        images, part = context.images, context.part
-        if (uri := entry.settings.images_uri) is not None:
-            name = f"archive.{part}.json" if part else "archive.json"
-            images = images.below(context.dataset.in_archive, archive(uri, name=name))
+    found: list[ConversionContext] = []
+    for entry, inputs in zip(parts, files, strict=True):
+        own = entry.settings
+        dataset, uri = DATASETS[own.source or ""], own.images_uri
+        if uri is None and dataset.images_beside is not None:
+            uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
+        images = look(uri, budget=own.ingest_pixels if own.ingest else None, index=index)
+        if own.images_uri is not None:
+            name = f"archive.{entry.name}.json" if entry.name else "archive.json"
+            images = images.below(dataset.in_archive, archive(own.images_uri, name=name))
             if next(images.listed(), None) is None:
-                said = f"part {part}: images" if part else "--images-uri"
-                raise InputError(f"{said} {uri}: there is nothing in that folder")
-        found.append(replace(context, images=images))
-    if (uri := settings.benchmark_images_uri) is not None and (shown := contexts[0].benchmark_images) is not None:
-        folders = tuple(dict.fromkeys(name for context in contexts for name in context.dataset.in_archive))
-        shown = shown.below(folders, archive(uri, name="archive-of-benchmarks.json"))
+                said = f"part {entry.name}: images" if entry.name else "--images-uri"
+                raise InputError(f"{said} {own.images_uri}: there is nothing in that folder")
+        found.append(ConversionContext(
+            dataset, folder.store, inputs, images, scratch, own=dataset.options.from_settings(own),
+            options=ConversionOptions.from_settings(own), rules=QualityOptions.from_settings(own), part=entry.name,
+            limit=own.limit, weight=entry.weight, benchmarks=benchmarks,
+        ))  # fmt: skip
+    if (uri := settings.benchmark_images_uri) is not None:
+        folders = tuple(dict.fromkeys(name for context in found for name in context.dataset.in_archive))
+        shown = look(uri).below(folders, archive(uri, name="archive-of-benchmarks.json"))
         found = [replace(context, benchmark_images=shown) for context in found]
     return found
 

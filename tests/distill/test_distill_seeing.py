@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.distill.made import draw_png, sample
+from tests.fakes.convert import convert as source
 from tests.fakes.seeing import Eyes, Seeing
 from tests.fakes.teacher import scripted_teacher
-from tests.jobs.test_convert import convert as source
 from tests.jobs.test_distill import convert, distilled, rejections, report
 from vcot.evaluation.baselines import CENTRE
 from vcot.grounding import Box, match

@@ -16,11 +16,8 @@ from typing import Any
 import pytest
 
 from jobs.distill import DistillSettings, run
-from tests.datasets import test_datasets_scienceqa as scienceqa
-from tests.datasets.given import Given
-from tests.datasets.parquet import write
-from tests.datasets.test_datasets_viscot import metadata
 from tests.fakes.batches import Batches
+from tests.fakes.convert import convert as source
 from tests.fakes.distilling import (
     convert,
     distilled,
@@ -32,9 +29,9 @@ from tests.fakes.distilling import (
     stored,
     wait_for,
 )
+from tests.fakes.rows import SCIENCEQA_TYPES, Given, metadata, scienceqa_row, write_parquet
 from tests.fakes.teacher import Answer, Asked, Teacher, scripted_teacher
 from tests.fakes.wise import Known, Wise, draw_png
-from tests.jobs.test_convert import convert as source
 from tests.models.owl import make_owl
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Trace
@@ -55,14 +52,14 @@ def machine(n: int) -> bytes:
 def of_scienceqa(given: Given, images: Iterable[bytes] | None = None) -> list[Sample]:
     """No places; the solution names what can be seen."""
     rows = [
-        scienceqa.row(
+        scienceqa_row(
             n, question=f"Which part of machine {n} turns?", choices=["the wheel", "the axle"], answer=1,
             image={"bytes": drawn, "path": "i.png"},
             solution="The green gear meets the blue lever. So the axle turns.",
         )
         for n, drawn in enumerate(images or map(machine, range(3)))
     ]  # fmt: skip
-    uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
+    uri = write_parquet(given.folder / "train-00000-of-00001.parquet", rows, SCIENCEQA_TYPES)
     return samples(given, source="scienceqa", input_uri=uri)
 
 
