@@ -225,7 +225,7 @@ def ask_presence(rng: np.random.Generator, scene: Scene, label: str) -> Question
 
 
 def absent_label(rng: np.random.Generator, scene: Scene) -> str:
-    """A label that nothing in the scene has: of something that is never drawn, or of what might be (`undrawn_label`)."""
+    """A label that nothing in the scene has: of what is never drawn, or of what might be (`undrawn_label`)."""
     return _pick(rng, NEVER_DRAWN) if rng.random() < 0.3 else undrawn_label(rng, scene)
 
 
