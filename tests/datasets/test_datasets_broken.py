@@ -110,7 +110,7 @@ def test_broken_lines_are_each_kept_or_refused(images: Given, name: str) -> None
     path.write_bytes(b"\n".join(lines))
     found = gone_through(images, source, path, [n for n, line in enumerate(lines, 1) if line.strip()])
     assert 0 < found["kept"] < MANY
-    assert len(found) > 5
+    assert len(found) > 4
 
 
 @pytest.mark.parametrize("name", ["viscot chat", "samples", "llava-cot"])

@@ -60,8 +60,8 @@ def small() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    with Workers(3, tmp_path_factory.mktemp("scratch"), blocks_of_two) as found:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with Workers(2, tmp_path_factory.mktemp("scratch"), blocks_of_two) as found:
         yield found
 
 
@@ -76,9 +76,9 @@ def drawn_rows(given: Given, drawn: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
-@tuned(max_examples=3, deadline=None)
+@tuned(max_examples=2, deadline=None)
 @for_all(ROWS, some.sampled_from([0, 24]), some.sampled_from(["exact", "near", "keep"]))
-def test_processes_find_what_one_finds(three: Workers, drawn: list[Any], near: int, duplicates: Any) -> None:
+def test_processes_find_what_one_finds(two: Workers, drawn: list[Any], near: int, duplicates: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         given = Given(Path(scratch))
         rows = drawn_rows(given, drawn)
@@ -86,7 +86,7 @@ def test_processes_find_what_one_finds(three: Workers, drawn: list[Any], near: i
         files = given.rows(rows[::2], "a.jsonl"), given.rows(rows[1::2] or rows, "b.json")
         options = {"near_duplicates": near, "duplicates": duplicates, "validation_share": 0.5}
         found = []
-        for people in (ALONE, three):
+        for people in (ALONE, two):
             index = ImageIndex(given.folder / f"known-{people.count}.sqlite")
             context = replace(
                 given.context("viscot", *files, **options),
@@ -147,13 +147,13 @@ def of_conversations(given: Given) -> ConversionContext:
     ("make", "share"), [(of_coco, 1), (of_scienceqa, 1), (of_scienceqa, 0.6), (of_conversations, 0.6)]
 )
 def test_all_kinds_of_sources(
-    given: Given, three: Workers, make: Callable[[Given], ConversionContext], share: float
+    given: Given, two: Workers, make: Callable[[Given], ConversionContext], share: float
 ) -> None:
     part = replace(make(given), prepared=Prepared(shares={"": share}))
     ready = part.dataset.ready or (lambda _: None)
     ready(part)
     alone = survey([part], ALONE, 2)
-    assert survey([part], three, 2) == alone
+    assert survey([part], two, 2) == alone
     assert alone.duplicates or make is of_coco or share < 1
 
 

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def flags(**settings: Any) -> list[str]:
-    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    """As on a command line; True: the flag alone."""
+    named = ((f"--{name.replace('_', '-')}", value) for name, value in settings.items())
+    return [word for flag, value in named for word in ([flag] if value is True else [flag, str(value)])]
 
 
 def convert(run_uri: Path | str, **settings: Any) -> dict[str, Any]:

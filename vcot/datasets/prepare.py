@@ -195,9 +195,7 @@ def _scan(
         except (Refused, BoxError, ImageError, ValidationError, RecursionError):
             return place, row, {}
 
-    rows = reading.rows_in_blocks(context, *share, *(
-        () if wanted is None else (lambda place: place < len(wanted) and wanted[place] > 0,)
-    ))  # fmt: skip
+    rows = reading.rows_in_blocks(context, *share, wanted)
     with context.named(), path.open("wb") as lines, Bar("looking at all rows", shown=share[0] == 0) as bar:
         for number, (place, row, note) in enumerate(
             in_order(noted, rows, readers, at_once=lambda item: noted(item, hasty)), 1

@@ -84,15 +84,18 @@ def all_rows(context: ConversionContext, index: int = 0, shards: int = 1) -> Ite
 
 
 def rows_in_blocks(
-    context: ConversionContext, index: int, shards: int, wanted: Callable[[int], bool] = lambda _: True
+    context: ConversionContext, index: int, shards: int, wanted: bytes | None = None
 ) -> Iterator[tuple[int, Row]]:
-    """Of blocks number index, index + shards, … the drawn rows whose places in the whole input are wanted, with these
-    places.
+    """Of blocks number index, index + shards, … the drawn rows, each with its place in the whole input.
+
+    wanted: a byte for each place, which is not 0 where the row is to be read; None: all are.
     """
     ours = chain(repeat(False, index * BLOCK), repeat(True, BLOCK), repeat(False, (shards - 1 - index) * BLOCK))
     items, row = _items(context)
     for place, item in compress(enumerate(islice(items, context.limit)), cycle(ours)):
-        if wanted(place) and _drawn(context, found := _named(context, row(item))):
+        if wanted is not None and not (place < len(wanted) and wanted[place]):
+            continue
+        if _drawn(context, found := _named(context, row(item))):
             yield place, found
 
 
