@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -64,6 +65,11 @@ RANKS = 2  # processes of one thread each; gradients are averaged
 # --------------------------------------------------------------------------------------------
 # Text
 # --------------------------------------------------------------------------------------------
+
+
+def blank(spec: SceneSpec) -> Image.Image:
+    """A uniform grey image: what a model says of it was not seen."""
+    return Image.new("RGB", (spec.width, spec.height), (128, 128, 128))
 
 
 _ONSETS = ("b", "bl", "c", "ch", "d", "f", "g", "h", "j", "l", "m", "n", "p", "pl", "s", "st", "t", "tr", "v", "w", "")
@@ -120,7 +126,7 @@ def _corpus() -> Iterator[str]:
     """What the byte pairs are learned from: the questions, the replies, and some plain English."""
     rng = np.random.default_rng(7)
     box = (10.0, 20.0, 60.0, 80.0)
-    image = drawing.blank_scene(SceneSpec())
+    image = blank(SceneSpec())
     for colour in scenes.COLOURS:
         for shape in scenes.SHAPES:
             scene = Scene(image, (SceneObject(colour, shape, box),))
@@ -1044,7 +1050,7 @@ def evaluate(folder: Path, count: int, seed: int = 990_001) -> dict[str, float]:
     rows = held_out(count, seed)
     questions = [q.text for _, q in rows]
     numbers: dict[str, float] = {"scenes": count}
-    blank = drawing.blank_scene(SceneSpec(224, 168))
+    blank = blank(SceneSpec(224, 168))
     for name, images in (("", [s.image for s, _ in rows]), ("blank_", [blank] * count)):
         texts = reply(model, processor, images, questions)
         said = [

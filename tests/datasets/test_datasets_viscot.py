@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.rows import ASK, CUB, GQA, SROIE, Given, chat, informed, metadata, png
 from vcot.datasets import read, rows_of_shard
-from vcot.datasets.viscot import grounded, program, target, told
+from vcot.datasets.viscot import grounded, in_words, program, target
 from vcot.grounding import Box, Mention
 from vcot.records import Folder, Rejection, Sample
 from vcot.storage import Store
@@ -315,7 +315,7 @@ def test_what_a_program_ends_at(written: list[dict[str, Any]], answer: str, name
     ],
 )  # fmt: skip
 def test_a_program_in_words(written: list[dict[str, Any]], words: str) -> None:
-    assert told(program(written)) == words
+    assert in_words(program(written)) == words
 
 
 @pytest.mark.parametrize(

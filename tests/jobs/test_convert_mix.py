@@ -23,6 +23,7 @@ from tests.fakes.rows import (
     write_parquet,
 )
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
+from vcot.datasets import DATASETS
 from vcot.errors import InputError, SettingsError
 from vcot.records import Sample
 from vcot.storage import Store, join
@@ -344,8 +345,8 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "no source": ([{"input": "x"}], [
         "mix.yaml, part 1: source is missing: what kind of dataset the input is; or --mix"]),
     "unknown source": ([{"source": "vizcot", "input": "x"}], [
-        "mix.yaml, part 1 (vizcot): source=vizcot: input should be 'viscot', 'coco', 'refcoco', 'scienceqa', 'aokvqa', "
-        "'llava-cot', 'scenes' or 'samples'"]),
+        f"mix.yaml, part 1 (vizcot): source=vizcot: input should be {', '.join(map(repr, list(DATASETS)[:-1]))} or "
+        f"{list(DATASETS)[-1]!r}"]),
     "unknown keys": ([{"source": "scenes", "wieght": 3, "input_uri": "x", 7: 1}], [
         "mix.yaml, part 1 (scenes): wieght: no such key; did you mean weight?",
         "mix.yaml, part 1 (scenes): input_uri: no such key; did you mean input?",

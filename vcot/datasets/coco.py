@@ -143,11 +143,11 @@ def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
     if not isinstance(path, str) or not path:
         raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
     image = context.images.find(path)
-    told = (entry.get("width"), entry.get("height"))
-    if told != (None, None) and told != (image.width, image.height):
+    size = (entry.get("width"), entry.get("height"))
+    if size != (None, None) and size != (image.width, image.height):
         raise Refused(
             Reason.IMAGE_SIZE_DIFFERS,
-            f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
+            f"the file says {size[0]} x {size[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
     boxes = unique(_box(written, image, context) for written in said["boxes"])
     if kind == "where" and len(boxes) != 1:
@@ -196,10 +196,10 @@ def _questions(context: ConversionContext[CocoOptions], source: Input, index: sq
     anywhere = {category for (category,) in index.execute(of_no_image)} if doubting else set()
     licences = dict(index.execute("select id, name from licences"))
     seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
-    for image_id, text, again, number in index.execute(
+    for image_id, written_entry, again, number in index.execute(
         f"select id, entry, {seen_before}, rowid from images order by rowid"
     ):
-        entry = json.loads(text)
+        entry = json.loads(written_entry)
         if image_id is None:
             detail = f"entry {number} of images has no id, so no annotation can be of it"
             yield Row(f"{source.name}:image-{number}", {}, Refused(Reason.WRONG_SHAPE, detail))

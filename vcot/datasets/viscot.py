@@ -315,7 +315,7 @@ def grounded(thought: str, steps: Sequence[Step], named: str | None, evidence: M
 
     named: what the steps call the thing that the evidence shows. Where they do not, a sentence at their end points.
     """
-    prose = thought or told(steps)
+    prose = thought or in_words(steps)
     found = _first(named, prose) if named else None
     if found is None:
         return Trace((f"{prose} The place to look at is the ".lstrip(), evidence, "."))
@@ -329,7 +329,7 @@ def _first(named: str, prose: str) -> re.Match[str] | None:
     return next(filter(None, (re.search(rf"\b{re.escape(name)}\b", prose, re.IGNORECASE) for name in tries)), None)
 
 
-def told(steps: Sequence[Step]) -> str:
+def in_words(steps: Sequence[Step]) -> str:
     """A program in words."""
     names = _names(steps)
     sentences = (_sentence(step, [name or _UNNAMED for n in step.on for name in names[n]]) for step in steps)
