@@ -67,7 +67,7 @@ RANKS = 2  # processes of one thread each; gradients are averaged
 # --------------------------------------------------------------------------------------------
 
 
-def blank(spec: SceneSpec) -> Image.Image:
+def grey(spec: SceneSpec) -> Image.Image:
     """A uniform grey image: what a model says of it was not seen."""
     return Image.new("RGB", (spec.width, spec.height), (128, 128, 128))
 
@@ -126,7 +126,7 @@ def _corpus() -> Iterator[str]:
     """What the byte pairs are learned from: the questions, the replies, and some plain English."""
     rng = np.random.default_rng(7)
     box = (10.0, 20.0, 60.0, 80.0)
-    image = blank(SceneSpec())
+    image = grey(SceneSpec())
     for colour in scenes.COLOURS:
         for shape in scenes.SHAPES:
             scene = Scene(image, (SceneObject(colour, shape, box),))
@@ -1050,7 +1050,7 @@ def evaluate(folder: Path, count: int, seed: int = 990_001) -> dict[str, float]:
     rows = held_out(count, seed)
     questions = [q.text for _, q in rows]
     numbers: dict[str, float] = {"scenes": count}
-    blank = blank(SceneSpec(224, 168))
+    blank = grey(SceneSpec(224, 168))
     for name, images in (("", [s.image for s, _ in rows]), ("blank_", [blank] * count)):
         texts = reply(model, processor, images, questions)
         said = [
