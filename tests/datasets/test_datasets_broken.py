@@ -194,16 +194,6 @@ def test_in_an_array_a_number_without_end_or_nesting_without_end_costs_one_row(i
     assert 2 <= found["kept"] <= 3
 
 
-def test_numbers_as_rows_may_lie_across_the_border_of_what_is_read(
-    given: Given, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vcot.datasets.jsontext._BUFFER", 3)
-    uri = given.rows(["123456", "-1.5e3", '{"question": 1}', "12"], "a.json")
-    details = [r.detail for r in given.outcomes("viscot", uri) if isinstance(r, Rejection)]
-    assert [d.rpartition(" ")[2] for d in details[:2]] == ["123456", "-1500.0"]
-    assert details[3].endswith(" 12")
-
-
 def test_a_file_that_changes_while_it_is_read_stops_the_reading(given: Given) -> None:
     given.image("vsr/a.jpg", 640, 480)
     rows = [metadata([[1, 2, 30, 40]], question=f"{n}?" * 20) for n in range(8_000)]

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from jobs.convert import ConvertSettings
-from tests.fakes.rows import Given, metadata
 from vcot.datasets import duplicate_questions, near_duplicates
 from vcot.datasets.inputs import Refused
 from vcot.datasets.quality import QualityOptions, tells, validated
@@ -100,14 +99,6 @@ def test_a_label_that_tells_is_renamed_in_evidence_and_reasoning() -> None:
     assert validated(absent, QualityOptions()).evidence == ()  # annotated as none stays so
 
 
-def test_rules_hold_for_every_source(given: Given) -> None:
-    given.image("vsr/a.jpg", 640, 480)
-    row = metadata([[1, 2, 30, 40]])
-    assert given.reason("viscot", row, min_box_area=("vsr=0.01",)) == "box-too-small"
-    assert given.reason("viscot", row, licences=("MIT",)) == "licence-not-allowed"
-    given.sample("viscot", row)
-
-
 # ----------------------------------------------------------------------------------------------------- settings
 
 
@@ -116,7 +107,7 @@ def load(**settings: Any) -> ConvertSettings:
     return ConvertSettings.load(["--run-uri", "r", *flags])[0]
 
 
-@pytest.mark.parametrize("wrong", ["2", "dude=", "dude=five", "1.5", "-1", "0,5", "50%"])
+@pytest.mark.parametrize("wrong", ["2", "dude=five", "-1", "50%"])
 def test_a_share_that_is_none_is_refused_as_it_was_written(wrong: str) -> None:
     with pytest.raises(SettingsError, match="is no share of an image; write"):
         load(min_box_area=wrong)
