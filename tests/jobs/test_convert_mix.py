@@ -245,9 +245,7 @@ def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- archives, copies, what is known before
 
 
-def test_archives_copies_and_what_is_known_of_images_work_in_every_part(
-    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archives_and_copies_work_in_every_part(given: Given, tmp_path: Path) -> None:
     import tarfile
 
     viscot, mine = of_viscot(given, 5), []
@@ -261,12 +259,9 @@ def test_archives_copies_and_what_is_known_of_images_work_in_every_part(
     plain, packed = [viscot, own], [
         viscot | {"images": given.folder / "viscot.tar"}, own | {"images": given.folder / "mine.tar"},
     ]  # fmt: skip
-    monkeypatch.setenv("VCOT_CONVERT_INGEST", "true")
-    monkeypatch.setenv("VCOT_CONVERT_INGEST_PIXELS", str(28 * 28 * 10))
-    from_folders = convert(tmp_path / "plain", mix(given, plain), stored_images_uri=tmp_path / "made")
-    inside_archives = convert(
-        tmp_path / "packed", mix(given, packed, "packed.yaml"), stored_images_uri=tmp_path / "made"
-    )
+    copied = {"stored_images_uri": tmp_path / "made", "ingest": True, "ingest_pixels": 28 * 28 * 10}
+    from_folders = convert(tmp_path / "plain", mix(given, plain), **copied)
+    inside_archives = convert(tmp_path / "packed", mix(given, packed, "packed.yaml"), **copied)
 
     def but_for_the_uri(found: list[Sample]) -> list[Any]:
         return [s.model_copy(update={"image": s.image.model_copy(update={"uri": "x"})}) for s in found]
@@ -274,19 +269,6 @@ def test_archives_copies_and_what_is_known_of_images_work_in_every_part(
     assert but_for_the_uri(from_folders) == but_for_the_uri(inside_archives)
     assert {s.id.partition("/")[0] for s in from_folders} == {"viscot", "samples"}
     assert all(s.image.stored and s.image.stored.width * s.image.stored.height <= 7840 for s in from_folders)
-    for name in ("VCOT_CONVERT_INGEST", "VCOT_CONVERT_INGEST_PIXELS"):
-        monkeypatch.delenv(name)
-    known = tmp_path / "packed/convert/images.json"
-    states = {path: path.stat() for path in given.folder.glob("*.tar")}
-    for path, state in states.items():  # the same size and time, and no image in it any more
-        path.write_bytes(bytes(state.st_size))
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    index = str(tmp_path / "packed/convert/archive")
-    again = convert(
-        tmp_path / "again", mix(given, packed, "packed.yaml"), known_images=known, archive_index_uri=index,
-        near_duplicates=0,
-    )  # fmt: skip
-    assert [s.id for s in again] == [s.id for s in inside_archives]
 
 
 def test_the_mix_and_all_that_it_names_may_lie_in_s3(given: Given, moto_place: str) -> None:  # noqa: F811
