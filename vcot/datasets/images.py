@@ -77,7 +77,7 @@ class DatasetImages:
         self._index = index
         self._archive: Archive | None = None
         self._folders: Sequence[str] = ()
-        self._known: OrderedDict[str, Future[_Found]] = OrderedDict()
+        self._known: OrderedDict[str, Image | Future[_Found]] = OrderedDict()
         self._lock = threading.Lock()
         self._waits = True
 
@@ -131,6 +131,8 @@ class DatasetImages:
             SettingsError: a path, and no folder to look in.
         """
         known = self._known.get(path) or self._begun(path)
+        if isinstance(known, Image):
+            return known
         if not self._waits and not known.done():
             raise NotAtHand(path)
         found = known.result()
@@ -138,7 +140,7 @@ class DatasetImages:
             return found
         raise ImageError(*found)
 
-    def _begun(self, path: str) -> Future[_Found]:
+    def _begun(self, path: str) -> Image | Future[_Found]:
         """What is in the index, or what this thread finds out, also for those that come meanwhile and wait."""
         uris = self._uris(path)
         with self._lock:
@@ -147,19 +149,23 @@ class DatasetImages:
             image = self._indexed(uris[0])
             if image is None and not self._waits:
                 raise NotAtHand(path)
-            known = self._known[path] = Future()
+            looked_at: Future[_Found] = Future()
+            self._known[path] = image or looked_at
             if len(self._known) > self._keep_in_mind:
                 self._known.popitem(last=False)
+        if image is not None:
+            return image
         try:
-            known.set_result(image or self._look_at_one_of(uris))
+            image = self._known[path] = self._look_at_one_of(uris)
+            looked_at.set_result(image)
         except ImageError as error:
             # Not the error itself: it holds every frame that it has passed, with the bytes of the image.
             name, _, detail = str(error).partition(": ")
-            known.set_result((name, error.reason, detail))
+            looked_at.set_result((name, error.reason, detail))
         except BaseException as error:
             self._known.pop(path, None)
-            known.set_exception(error)
-        return known
+            looked_at.set_exception(error)
+        return looked_at
 
     def _indexed(self, uri: str) -> Image | None:
         """What is known of it already; None also where that is not enough, or where earlier runs allowed more."""
