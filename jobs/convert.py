@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vcot.datasets.inputs import Input, Row
     from vcot.datasets.mixture import Entry
     from vcot.records import Rejection, Sample
+    from vcot.records.metadata import ConvertShardMetadata
     from vcot.records.shards import Folder, RowCounts, ShardMarker, ShardWriter
     from vcot.storage import Store
 
@@ -148,7 +149,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     def chosen(self, setting_name: str) -> tuple[str, ...]:
         return super().chosen(setting_name) if self.mix is None else ()
 
-    def judge(self) -> None:
+    def validate_files(self) -> None:
         from vcot.storage import Store
 
         if self.mix is not None:
@@ -170,10 +171,11 @@ def run(settings: ConvertSettings) -> None:
     from vcot.datasets.inputs import find
     from vcot.datasets.parallel import Workers, cores
     from vcot.datasets.prepare import WORTH_A_PROCESS, informed
-    from vcot.records.shards import Folder, run_shards
+    from vcot.records.metadata import ConvertMetadata
+    from vcot.records.shards import CONVERT, Folder, run_shards
     from vcot.storage import Store
 
-    folder = Folder(Store(), settings.run_uri, settings.stage)
+    folder = Folder(Store(), settings.run_uri, CONVERT)
     parts, inputs = entries(settings, folder.store)
     files = [find(folder.store, entry.settings.input_uri) for entry in parts]
     benchmarks = find(folder.store, settings.exclude_benchmarks)
@@ -210,13 +212,15 @@ def run(settings: ConvertSettings) -> None:
             work=partial(convert, settings, folder, contexts, settings.readers),
             max_rejected_share=settings.max_rejected_share,
             report=partial(report, settings, parts, folder, Path(scratch)),
-            facts={"sources": [entry.settings.source for entry in parts]},
+            metadata=ConvertMetadata(sources=tuple(entry.settings.source for entry in parts)),
         )  # fmt: skip
         if not whole:
             index.end(folder, settings.part, settings.shard)
 
 
-def shard(folder: Folder, index: int, work: Callable[[ShardWriter], None]) -> None:
+def shard(
+    folder: Folder[ConvertShardMetadata], index: int, work: Callable[[ShardWriter], ConvertShardMetadata]
+) -> None:
     """One shard in a process of its own; whoever sums them up finds it done."""
     from vcot.records.shards import JsonLines
 
@@ -226,7 +230,7 @@ def shard(folder: Folder, index: int, work: Callable[[ShardWriter], None]) -> No
 
 def convert(
     settings: ConvertSettings, folder: Folder, contexts: Sequence[ConversionContext], readers: int, writer: ShardWriter
-) -> None:
+) -> ConvertShardMetadata:
     """One shard: each row is kept or refused, and counted; with a line about the rate every 30 s, as a shard may take
     an hour.
     """
@@ -234,6 +238,7 @@ def convert(
     from vcot.datasets.examples import ShardReport
     from vcot.datasets.mixture import MixtureCounts
     from vcot.records import Rejection
+    from vcot.records.metadata import ConvertShardMetadata
 
     def results() -> Iterator[tuple[ConversionContext, Row, Sample | Rejection]]:
         for context in contexts:
@@ -255,7 +260,7 @@ def convert(
         if (now := time.monotonic()) - last >= REPORT_EVERY:
             last = now
             logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
-    writer.facts |= examples.leave(folder, writer.index) | {"mix": mixture.facts()}
+    return ConvertShardMetadata(refused=examples.leave(folder, writer.index), mix=mixture.counts())
 
 
 def contexts_of(
@@ -303,7 +308,7 @@ def report(
     entries: Sequence[Entry[ConvertSettings]],
     folder: Folder,
     scratch: Path,
-    markers: tuple[ShardMarker, ...],
+    markers: tuple[ShardMarker[ConvertShardMetadata], ...],
     row_counts: RowCounts,
 ) -> tuple[dict[str, Any], str]:
     from vcot.datasets.mixture import portions
@@ -315,7 +320,7 @@ def report(
     return made(
         folder, markers, row_counts, scratch, source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
         seen=prepared.counts if prepared else {}, budget=settings.ingest_pixels, ingested=settings.ingest,
-        mix=() if settings.mix is None else portions(parts, (marker.facts["mix"] for marker in markers)),
+        mix=() if settings.mix is None else portions(parts, (marker.metadata.mix for marker in markers)),
         max_pixels=settings.max_image_pixels,
     )  # fmt: skip
 

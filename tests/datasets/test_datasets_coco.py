@@ -12,7 +12,7 @@ from tests.fakes.rows import ONE_AND_TWO, REFCOCO, Given, instances
 from vcot import logging
 from vcot.datasets import coco, scenes
 from vcot.errors import InputError, SettingsError
-from vcot.grounding.places import place
+from vcot.grounding import place
 from vcot.records import Rejection, Sample
 
 CELLS = Path(__file__).parents[2] / "examples" / "blood-cells"

@@ -23,8 +23,7 @@ from vcot.datasets.image_index import ImageIndex
 from vcot.datasets.images import DatasetImages
 from vcot.errors import InputError, SettingsError
 from vcot.records import Image, Rejection
-from vcot.records.image import read_image
-from vcot.records.sample import Stored
+from vcot.records.sample import Stored, read_image
 from vcot.storage import Entry, Store
 from vcot.storage.images import ImageError
 

@@ -41,6 +41,7 @@ from vcot.datasets.parallel import in_order
 from vcot.datasets.reading import rows_in_blocks
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Changed, Store, join, local, s3
 
 ROWS = [{"n": 1, "x": 0.1}, {"n": 2, "x": [1.5, 2]}, {"n": 3, "x": "ü"}]
@@ -375,7 +376,7 @@ def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> Non
         given.rows([row("1", id="cell"), row("2", id=7), row("3"), row("4", id="\ud800")], "mine.jsonl"),
         given.rows([row("5", id="cell"), row("6", id="mine.jsonl:3"), "no JSON"], "yours.jsonl"),
     ]
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
     with pytest.raises(InputError, match="--part prepare comes before --part shards"):
         informed(given.context("samples", *uris), folder, look=False)
     informed(given.context("samples", *uris), folder, look=True)
@@ -402,7 +403,7 @@ def is_json(line: bytes) -> bool:
 def test_places_that_were_damaged_are_an_error_and_without_any_the_rows_are_the_same(given: Given) -> None:
     given.image("vsr/a.jpg", 640, 480)
     context = given.context("viscot", given.rows([metadata([[1, 2, 30, 40]])] * 9, "rows.json"))
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
     informed(context, folder, look=True)
     (left,) = (given.folder / "run/convert/offsets").iterdir()
     left.write_bytes(left.read_bytes()[:-1] + b"!")

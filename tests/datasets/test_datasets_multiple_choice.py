@@ -25,6 +25,7 @@ from tests.fakes.rows import (
 )
 from vcot.datasets import read, rows_of_shard
 from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
 
@@ -103,7 +104,7 @@ def sides(files: dict[str, list[dict[str, Any]]], shards: int = 1, **options: An
         given = Given(Path(scratch))
         uris = [write_parquet(given.folder / name, rows, SCIENCEQA_TYPES) for name, rows in files.items()]
         context = given.context("scienceqa", *uris, without_image="keep", **options)
-        folder = Folder(Store(), str(given.folder / "run"), "convert")
+        folder = Folder(Store(), str(given.folder / "run"), CONVERT)
         informed(context, folder, look=True)
         found: dict[str, str] = {}
         for shard in range(shards):

@@ -34,6 +34,7 @@ from vcot.datasets.prepare import NAME, left
 from vcot.datasets.row_index import benchmark_paths
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Changed, Store, images
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ BOX = [[1, 2, 30, 40]]
 
 
 def folder_of(given: Given, name: str = "run") -> Folder:
-    return Folder(Store(), str(given.folder / name), "convert")
+    return Folder(Store(), str(given.folder / name), CONVERT)
 
 
 def outcomes(given: Given, context: ConversionContext, source: str = "viscot", shards: int = 1) -> dict[str, str]:
@@ -435,7 +436,7 @@ def drawn_of(
     given: Given, parts: list[ConversionContext], name: str, shards: int = 1
 ) -> tuple[dict[str, set[str]], dict[str, int]]:
     """Part → ids of its rows that are drawn, and how many are not."""
-    folder = Folder(Store(), str(given.folder / name), "convert")
+    folder = Folder(Store(), str(given.folder / name), CONVERT)
     known = prepare.informed(parts, folder, look=True, workers=ALONE, readers=1)
     assert prepare.informed(parts, folder, look=False, workers=ALONE, readers=1) == known
     ids: dict[str, set[str]] = {}

@@ -11,6 +11,7 @@ from vcot.datasets import read, rows_of_shard
 from vcot.datasets.viscot import grounded, in_words, program, target
 from vcot.grounding import Box, Mention
 from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
 INTS, FRACTIONS = "[64, 112, 320, 304]", "[0.1, 0.3, 0.5, 0.6]"
@@ -114,7 +115,7 @@ def test_integers_are_the_boxes_where_a_whole_set_can_be_of_whole_pixels(given: 
         chat(FRACTIONS, INTS, "gqa", image=["cot/gqa/a.jpg", f"cot/gqa/a.jpg###{INTS}"]),
         chat("[0.101, 0.3, 0.5, 0.6]", INTS, "gqa", image=["cot/gqa/b.jpg", f"cot/gqa/b.jpg###{INTS}"]),
     ]
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
     context = informed(given.context("viscot", given.rows(rows), near_duplicates=0), folder, look=True)
     assert context.prepared.whole_pixels == ("vsr",)
     found = [sample.true_boxes[0].x1 for _, sample in read(rows_of_shard(context), context)]

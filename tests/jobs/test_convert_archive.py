@@ -19,7 +19,8 @@ from vcot.datasets.inputs import Row
 from vcot.datasets.reading import one
 from vcot.errors import InputError
 from vcot.records import Sample
-from vcot.records.image import read_image
+from vcot.records.sample import read_image
+from vcot.records.shards import CONVERT
 from vcot.storage import Changed, Store, join
 from vcot.uris import pieces
 
@@ -162,7 +163,7 @@ def test_an_archive_that_changes_while_its_images_are_read(minio_place: str, row
     from vcot.records import Folder
 
     (uri,) = in_chunks(store, join(minio_place, "tar"), archive_of(rows.images), 10**6)
-    folder = Folder(store, join(minio_place, "run"), "convert")
+    folder = Folder(store, join(minio_place, "run"), CONVERT)
     archive = archive_at(join(minio_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
     assert archive is not None
     context = rows.context("viscot")

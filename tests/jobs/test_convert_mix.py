@@ -311,7 +311,7 @@ def told(given: Given, parts: Any, **settings: Any) -> list[str]:
     """What --check says is wrong."""
     loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, parts), **settings))
     with pytest.raises(SettingsError) as caught:
-        loaded.judge()
+        loaded.validate_files()
     return str(caught.value).replace(f"{given.folder}/", "").splitlines()
 
 
@@ -389,7 +389,7 @@ def test_a_file_that_is_not_there_or_is_something_else(given: Given, tmp_path: P
         ("fifo", "--mix .*/fifo: a FIFO, not a regular file"),
     ):  # fmt: skip
         with pytest.raises(SettingsError, match=said):
-            ConvertSettings.load(flags(run_uri="r", mix=tmp_path / name))[0].judge()
+            ConvertSettings.load(flags(run_uri="r", mix=tmp_path / name))[0].validate_files()
 
 
 def test_with_a_mix_the_command_line_names_no_source() -> None:

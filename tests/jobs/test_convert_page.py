@@ -175,4 +175,4 @@ def test_the_three_lines_that_a_user_may_bring_are_read(given: Given) -> None:
 def test_the_mix_of_the_page_is_right(given: Given) -> None:
     path = given.folder / "mix.yaml"
     path.write_text(PAGE.partition("```yaml\n")[2].partition("```")[0])
-    ConvertSettings.load(["--run-uri", "r", "--mix", str(path)])[0].judge()
+    ConvertSettings.load(["--run-uri", "r", "--mix", str(path)])[0].validate_files()

@@ -45,6 +45,7 @@ from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 from vcot import logging
+from vcot.answers import plural
 from vcot.datasets.base import (
     PLAIN_SPLITS,
     ConversionContext,
@@ -65,9 +66,7 @@ from vcot.datasets.inputs import Input, Refused, Row, form_of_file, opened
 from vcot.datasets.jsontext import parts
 from vcot.datasets.quality import NEUTRAL, gives_away
 from vcot.errors import InputError, SettingsError
-from vcot.grounding import Box, BoxError, Mention
-from vcot.grounding.places import place
-from vcot.labels import plural
+from vcot.grounding import Box, BoxError, Mention, place
 from vcot.records import Image, Reason, Sample
 from vcot.settings import CommaSeparated, setting
 from vcot.storage import name as last_part

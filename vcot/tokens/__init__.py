@@ -1,7 +1,7 @@
 """From Samples to token ids and back: the one room that knows the processor.
 
     processor = load_processor(folder, min_pixels=…, max_pixels=…)      the base model's own
-    contract  = Contract.of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
+    contract  = contract_of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
     encoder   = Encoder(processor, contract)
     encoder.example(sample, 0, image, data)       what is learned: ids and labels
     encoder.prompts(samples, images)              what is generated from: the same beginning, to the token
@@ -9,7 +9,8 @@
 torch and transformers are imported by `load_processor`, not before.
 """
 
-from vcot.tokens.contract import PROCESSOR_FILES, Contract, Mode, is_processor_file, load_processor
+from vcot.records import Contract, Mode
+from vcot.tokens.contract import PROCESSOR_FILES, contract_of, is_processor_file, load_processor
 from vcot.tokens.encoder import Encoder, frame_as_seen, prompt_text
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Contract",
     "Encoder",
     "Mode",
+    "contract_of",
     "frame_as_seen",
     "is_processor_file",
     "load_processor",

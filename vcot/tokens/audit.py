@@ -9,10 +9,10 @@ from PIL import Image
 
 from vcot.errors import InputError
 from vcot.grounding.tags import Parsed, parse
+from vcot.records import Contract
 from vcot.records.example import IGNORED, Example
 from vcot.records.sample import NO_IMAGE_SIZE
 from vcot.storage import images
-from vcot.tokens.contract import Contract
 from vcot.tokens.encoder import frame_as_seen
 
 
