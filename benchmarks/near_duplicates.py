@@ -142,7 +142,8 @@ def seconds(folder: Path, count: int) -> None:
     for n in range(count):
         grey = greys[n % len(greys)]
         x, y = dice.integers(0, 80), dice.integers(0, 60)
-        found[n] = np.frombuffer(near_duplicates.fingerprint(grey.crop((x, y, x + 80, y + 60))) or bytes(near_duplicates.BYTES), np.uint8)
+        print_ = near_duplicates.fingerprint(grey.crop((x, y, x + 80, y + 60)))
+        found[n] = np.frombuffer(print_ or bytes(near_duplicates.BYTES), np.uint8)
     print(f"fingerprints of {count:,} cut-outs: {(time.process_time() - begun) / count * 1e3:.2f} ms each")
     _timed(f"{count:,} fingerprints of cut-outs", found)
 
