@@ -149,23 +149,23 @@ class DatasetImages:
             image = self._indexed(uris[0])
             if image is None and not self._waits:
                 raise NotAtHand(path)
-            looked_at: Future[_Found] = Future()
-            self._known[path] = image or looked_at
+            found: Image | Future[_Found] = image or Future()
+            self._known[path] = found
             if len(self._known) > self._keep_in_mind:
                 self._known.popitem(last=False)
-        if image is not None:
-            return image
+        if isinstance(found, Image):
+            return found
         try:
             image = self._known[path] = self._look_at_one_of(uris)
-            looked_at.set_result(image)
+            found.set_result(image)
         except ImageError as error:
             # Not the error itself: it holds every frame that it has passed, with the bytes of the image.
             name, _, detail = str(error).partition(": ")
-            looked_at.set_result((name, error.reason, detail))
+            found.set_result((name, error.reason, detail))
         except BaseException as error:
             self._known.pop(path, None)
-            looked_at.set_exception(error)
-        return looked_at
+            found.set_exception(error)
+        return found
 
     def _indexed(self, uri: str) -> Image | None:
         """What is known of it already; None also where that is not enough, or where earlier runs allowed more."""
