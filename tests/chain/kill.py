@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vcot.pipeline.plan import make_plan
+from vcot.pipeline.orchestrator import make_plan
 from vcot.settings import STAGES
 from vcot.storage import Store, join, put_folder
 

@@ -5,19 +5,3 @@ from vcot.records.reply import Completion
 from vcot.records.sample import Image, Origin, Reason, Rejection, Sample
 from vcot.records.score import Score
 from vcot.records.shards import Folder, RowCounts, StageMarker, read_samples
-
-__all__ = [
-    "Completion",
-    "Contract",
-    "Folder",
-    "Image",
-    "Mode",
-    "Origin",
-    "Reason",
-    "Rejection",
-    "Sample",
-    "Score",
-    "StageMarker",
-    "RowCounts",
-    "read_samples",
-]
