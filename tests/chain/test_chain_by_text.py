@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.datasets import test_datasets_scienceqa as scienceqa
-from tests.datasets.parquet import write
-from tests.jobs.test_convert import no_settings_from_outside  # noqa: F401 (fixture)
+from tests.fakes.rows import SCIENCEQA_TYPES, scienceqa_row, write_parquet
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from vcot.records import Sample, read_samples
 from vcot.records.example import Examples
@@ -22,7 +20,7 @@ from vcot.storage import Store
 def rows(first: int, count: int) -> list[dict[str, Any]]:
     """Every second one has no image; the last of them has no solution either."""
     return [
-        scienceqa.row(
+        scienceqa_row(
             n, question=f"Which is number {n}?", choices=[f"{n}", f"{n + 1}"], lecture="Count.", solution="Count up.",
             **({"image": None} if n % 2 else {}),
         )
@@ -48,7 +46,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, toy_base: Path) -> tuple[Pat
         some = rows(first, count)
         if name == "train":
             some[-1]["solution"] = ""
-        write(data / f"{name}-00000-of-00001.parquet", some, scienceqa.TYPES)
+        write_parquet(data / f"{name}-00000-of-00001.parquet", some, SCIENCEQA_TYPES)
     base = {"base_uri": toy_base}
     reports = {
         "convert": stage(

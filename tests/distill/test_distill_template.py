@@ -60,7 +60,7 @@ def test_the_drawn_scenes_and_the_template_speak_alike() -> None:
     seen = set()
     for _ in range(60):
         scene = drawing.draw_scene(rng, scenes.SceneSpec(width=64, height=48, rough=0.0))
-        for asked in scenes.ask_several(rng, scene):
+        for asked in (scenes.ask(rng, scene, kind) for kind in scenes.KINDS):
             mentions = [p for p in asked.reasoning if not isinstance(p, str)]
             wanted = "".join(p if isinstance(p, str) else f"{{{p.label} {len(p.boxes)}}}" for p in asked.reasoning)
             evidence = tuple(Mention(p.label, tuple(Box(*map(float, b)) for b in p.boxes)) for p in mentions)

@@ -100,7 +100,7 @@ def test_it_was_trained_on_the_projects_own_texts(recipe: Any) -> None:
     kinds = set()
     for _ in range(150):
         scene = drawing.draw_scene(rng, spec)
-        for question in scenes.ask_several(rng, scene):
+        for question in recipe.ask_several(rng, scene):
             kinds.add(question.kind)
             frame = FrameSpec("thousandths").on(*scene.image.size)
             trace = Trace(
@@ -123,7 +123,7 @@ def test_training_goes_the_way_of_the_real_forward(model: Any, processor: Any, r
     trainer, encoder = recipe.Trainer(model), recipe.Encoder(processor.tokenizer)
     for number, (height, width) in enumerate(recipe.SHAPES_OF_IMAGES):
         scene = drawing.draw_scene(rng, SceneSpec(2 * width, 2 * height, 2, 3))
-        questions = scenes.ask_several(rng, scene)
+        questions = recipe.ask_several(rng, scene)
         small = recipe.shrunk(scene, height, width)
         batch = recipe.tensors(encoder.batch([(scene, small, questions)]))
         with torch.no_grad():

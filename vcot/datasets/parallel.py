@@ -1,6 +1,6 @@
-"""Several processes of this computer that each do a share of the work: look at rows in prepare, and make shards.
+"""Several threads that read images, and several processes that each do a share of a stage's work.
 
-They are started afresh, not forked, so what they are given is pickled, and threads and connections of this process
+Processes are started afresh, not forked, so what they are given is pickled, and threads and connections of this process
 do not reach into them.
 """
 
@@ -14,19 +14,64 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vcot.datasets.images import NotAtHand
 from vcot.errors import TemporaryError, VcotError
 from vcot.stage import stop
 
 T = TypeVar("T")
+R = TypeVar("R")
 _MOST = 4
 """Processes where nobody asked for more: a pod without a limit sees all cores of its node, and has not their memory."""
+
+
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int, *, at_once: Callable[[T], R] | None = None
+) -> Iterator[R]:
+    """`function` of each item, some at once, results in the order of the items; never far ahead of its reader.
+
+    at_once: gives the same in this thread, or raises NotAtHand where that means waiting.
+
+    Raises:
+        Interrupted: a stop was asked for; the item that came then is not begun.
+    """
+    items = until_stopped(items)
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[R]] = deque()
+        untried = 0  # items that go to a thread without a try: where one image is new, the next ones mostly are
+        try:
+            for item in items:
+                if under_way or untried or at_once is None:
+                    untried = max(untried - 1, 0)
+                else:
+                    try:
+                        yield at_once(item)
+                        continue
+                    except NotAtHand:
+                        untried = 4 * workers
+                under_way.append(pool.submit(function, item))
+                while under_way and (under_way[0].done() or len(under_way) >= 4 * workers):
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    for item in items:
+        stop.raise_if_requested()
+        yield item
 
 
 class Workers:

@@ -54,7 +54,7 @@ class Asked:
     @classmethod
     def of(cls, question: str, context: str | None, choices: Sequence[str] | None) -> Asked:
         """The same for the same question: its choices in any order, case, punctuation and blanks aside."""
-        said = asked(question, context, sorted(map(_told, choices)) if choices else choices)
+        said = asked(question, context, sorted(map(_normalised, choices)) if choices else choices)
         return cls(hashlib.sha256(f"without a picture\0{said}".encode(errors="replace")).hexdigest())
 
 
@@ -71,18 +71,18 @@ def question(sample: Sample) -> str:
 def asked(question: str, context: str | None, choices: Sequence[str] | None) -> str:
     """The same of a question that is no sample's yet."""
     if context is None and choices is None:
-        return _told(question)
-    return "\n".join(map(_told, (question, context or "", *(choices or ()))))
+        return _normalised(question)
+    return "\n".join(map(_normalised, (question, context or "", *(choices or ()))))
 
 
-def _told(text: str) -> str:
+def _normalised(text: str) -> str:
     """A text of signs alone stays as it is."""
     return plain(text) or text.strip()
 
 
 def key(sha256: str, question: Question, *, near: bool = False) -> bytes:
     """16 bytes for a question about an image (or an Asked) of this digest; near: whatever its words are."""
-    answers = sorted(set(map(_told, question.answers)))
+    answers = sorted(set(map(_normalised, question.answers)))
     said = [sha256, question.kind, *answers, *(() if near else (question.asked,))]
     return hashlib.blake2b("\0".join(said).encode(errors="replace"), digest_size=16).digest()
 

@@ -45,7 +45,7 @@ def groups(prints: Prints, distance: int = DISTANCE) -> NDArray[np.int32]:
     """Fingerprints [N, 18] → the number of each one's group [N]: whoever is near a member is a member.
 
     No pair is kept, and two that are known to be in one group are not compared: N that are all alike take about N
-    comparisons. Memory: about 300 bytes a fingerprint, however many are alike.
+    comparisons. Memory: about 300 bytes a fingerprint, however many are near_duplicates.
     """
     different, back = np.unique(prints, axis=0, return_inverse=True)
     words = np.zeros((len(different), -(-BYTES // 8) * 8), np.uint8)
