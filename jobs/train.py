@@ -113,7 +113,7 @@ def run(settings: TrainSettings) -> None:
     if (done := folder.whole(settings, inputs)) is not None:
         summary(**done.facts["losses"])
         return
-    from vcot.models import use_device
+    from vcot.models.device import use_device
 
     # Before the base is fetched. Of several processes each tries its own GPU, and this one holds none.
     if settings.part == "all":
@@ -140,8 +140,7 @@ class TrainingInputs:
 
 def _train(
     settings: TrainSettings, folder: Folder, source_uri: str, source: StageMarker, inputs: dict[str, str],
-    scratch: Path,
-    world: World,
+    scratch: Path, world: World,
 ) -> None:  # fmt: skip
     """Fetches once for all processes of this pod, and learns in this one where it is the only one."""
     from vcot.records.shards import fetch_file
@@ -169,14 +168,13 @@ def _train(
 
 def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
     from vcot import logging
+    from vcot.models.device import use_device
+    from vcot.training.ranks import Group
 
     summary.path = rank.last_word
     logging.bind(rank=rank.number)
     if rank.number > 0:
         logging.quiet()
-    from vcot.models import use_device
-    from vcot.training.ranks import Group
-
     use_device(settings.device)
     scratch = Path(rank.folder)
     fetched = TrainingInputs(**json.loads((scratch / TrainingInputs.NAME).read_text()))
@@ -184,12 +182,12 @@ def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
 
 
 def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scratch: Path, group: Group) -> None:
-    from vcot.models import device
+    from vcot.models.device import device
     from vcot.records.example import Examples
     from vcot.storage import join, put_folder
     from vcot.tokens import Contract, Encoder, load_processor
     from vcot.training.checkpoints import Checkpoints
-    from vcot.training.publish import publish, tell_what_led_to_it
+    from vcot.training.publish import publish, write_failure
     from vcot.training.sft import fine_tune
     from vcot.training.trainer import NotFinite, RunContext
 
@@ -198,35 +196,25 @@ def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scr
         if group.first and (scratch / "tensorboard").is_dir():
             put_folder(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
 
-    base = Path(fetched.base)
     contract = Contract.model_validate(fetched.contract)
-    processor = load_processor(base, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
+    processor = load_processor(Path(fetched.base), min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
     encoder = Encoder(processor, contract)  # holds the base's processor against what the examples promise
+    workers = settings.dataloader_num_workers
     context = RunContext(
-        scratch=scratch,
-        trackers=settings.report_to if group.first else (),
-        saved=saved,
-        cache_bytes=settings.cache_mib << 20,
-        workers=settings.dataloader_num_workers
-        if settings.dataloader_num_workers is not None
-        else 2 * (device().type == "cuda"),
-        grace=settings.grace_seconds,
-        group=group,
-    )
-    uri = join(folder.uri, "checkpoints")
+        scratch=scratch, trackers=settings.report_to if group.first else (), saved=saved,
+        cache_bytes=settings.cache_mib << 20, workers=2 * (device().type == "cuda") if workers is None else workers,
+        grace=settings.grace_seconds, group=group,
+    )  # fmt: skip
+    uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
     try:
         result = fine_tune(
-            settings,
-            base=base,
-            base_uri=settings.base_uri,
-            encoder=encoder,
-            examples=Examples([Path(path) for path in fetched.examples]),
-            checkpoints=Checkpoints(folder.store, uri, scratch / "checkpoints", settings.save_total_limit, group.size),
-            context=context,
-        )
+            settings, base=Path(fetched.base), base_uri=settings.base_uri, encoder=encoder,
+            examples=Examples([Path(path) for path in fetched.examples]), context=context,
+            checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit, group.size),
+        )  # fmt: skip
     except NotFinite as error:
         if group.first:
-            tell_what_led_to_it(folder, error.facts)
+            write_failure(folder, error.details)
         saved()
         raise
     saved()

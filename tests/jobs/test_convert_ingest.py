@@ -30,7 +30,7 @@ from vcot.records.shards import read_marker
 from vcot.reports.overlays import TRUE
 from vcot.storage import Store, images
 from vcot.tokens import Contract
-from vcot.tokens.audit import view
+from vcot.tokens.rows import view
 
 __all__ = ["base_folder", "processor"]
 WIDE, HIGH = 1600, 1100

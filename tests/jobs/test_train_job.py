@@ -152,9 +152,9 @@ def test_a_run_leaves_a_model_and_what_a_server_must_know(calm: Path, toy_base: 
 def test_the_model_that_is_left_has_learned_the_examples(calm: Path, toy_base: Path, toy_encoder: Any) -> None:
     import torch
 
-    from vcot.models import load_adapter, load_base
+    from vcot.models.loading import load_adapter, load_base
     from vcot.records.example import Examples
-    from vcot.training.collator import Collator
+    from vcot.training.data import Collator
     from vcot.training.data import SFTDataset
     from vcot.training.trainer import loss_sum
 

@@ -13,7 +13,7 @@ from vcot.records.example import IGNORED, Example
 from vcot.records.shards import RowCounts
 from vcot.storage import images
 from vcot.tokens import Contract, Encoder
-from vcot.tokens.audit import check_mask, pieces, view
+from vcot.tokens.rows import check_mask, pieces, view
 from vcot.tokens.report import Counts, histogram, numbers, report_page
 
 

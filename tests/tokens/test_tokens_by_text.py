@@ -11,7 +11,7 @@ from vcot.grounding import Trace
 from vcot.records.example import Example
 from vcot.records.sample import Sample
 from vcot.storage import images
-from vcot.tokens.audit import check_mask
+from vcot.tokens.rows import check_mask
 
 WHY = Trace(("Gears that touch turn against each other.",))
 

@@ -17,7 +17,7 @@ from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Image, Rejection, Stored
 from vcot.storage import images
 from vcot.tokens import load_processor, prompt_text
-from vcot.tokens.audit import check_mask
+from vcot.tokens.rows import check_mask
 
 # ----------------------------------------------------------------------------------------------- what is learned
 

@@ -24,7 +24,7 @@ def torch() -> Any:
 
 @pytest.fixture(scope="module")
 def model(torch: Any, toy_base: Path) -> Any:
-    from vcot.models import attach_lora, load_base
+    from vcot.models.loading import attach_lora, load_base
 
     made = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
     torch.manual_seed(0)
@@ -52,7 +52,7 @@ def told(encoder: Any, count: int, first: int = 0, split: Any = "train") -> list
 
 def batches(encoder: Any, made: list[Example], path: Path) -> Any:
     """rows → a batch of them"""
-    from vcot.training.collator import Collator
+    from vcot.training.data import Collator
     from vcot.training.data import SFTDataset
 
     dataset = SFTDataset(Examples([write_examples(path, made)]), encoder, cache_bytes=0)
@@ -94,7 +94,7 @@ def test_a_training_learns_from_both_and_from_batches_of_text_alone(
 
 
 def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
-    from vcot.models import generate
+    from vcot.models.loading import generate
 
     illustrated = [drawn(number) for number in range(2)]
     asked: list[Any] = [(by_text(1), None), *((s, decode(d, s.id).pixels) for s, d in illustrated), (by_text(2), None)]

@@ -31,19 +31,19 @@ def rows(samples: int, alternatives: int = 3) -> list[Row]:
 
 
 def epochs(made: list[Row], epoch: int = 0, **changes: Any) -> list[list[int]]:
-    from vcot.training.data import Epochs
+    from vcot.training.data import EpochSampler
 
-    sampler = Epochs(made, **({"batch_size": 4, "seed": 7, "similar_lengths": False} | changes))
+    sampler = EpochSampler(made, **({"batch_size": 4, "seed": 7, "group_by_length": False} | changes))
     sampler.epoch = epoch
     found = list(sampler)
     assert len(found) == len(sampler)
     return found
 
 
-@pytest.mark.parametrize("similar_lengths", [False, True])
-def test_an_epoch_sees_each_sample_once_with_one_of_its_alternatives(similar_lengths: bool) -> None:
+@pytest.mark.parametrize("group_by_length", [False, True])
+def test_an_epoch_sees_each_sample_once_with_one_of_its_alternatives(group_by_length: bool) -> None:
     made = rows(100)
-    seen = [made[row] for batch in epochs(made, similar_lengths=similar_lengths) for row in batch]
+    seen = [made[row] for batch in epochs(made, group_by_length=group_by_length) for row in batch]
     assert Counter(row.sample for row in seen) == Counter(str(s) for s in range(100) if s % 5)
     assert {row.alternative for row in seen} == {0, 1, 2}
 
@@ -55,27 +55,27 @@ def test_an_epoch_is_a_function_of_seed_and_number_alone() -> None:
     assert epochs(made, 3) != epochs(made, 3, seed=8)
 
 
-def test_similar_lengths_leave_less_padding() -> None:
+def test_group_by_length_leave_less_padding() -> None:
     made = rows(400)
 
     def padding(batches: list[list[int]]) -> int:
         return sum(max(made[r].tokens for r in batch) - made[row].tokens for batch in batches for row in batch)
 
-    assert padding(epochs(made, similar_lengths=True)) < padding(epochs(made, similar_lengths=False)) / 4
+    assert padding(epochs(made, group_by_length=True)) < padding(epochs(made, group_by_length=False)) / 4
 
 
 def test_what_is_held_out_is_always_the_first_alternative_of_each_sample() -> None:
-    from vcot.training.data import held_out
+    from vcot.training.data import validation_batches
 
     made = rows(40)
-    batches = held_out(made, 3)
+    batches = validation_batches(made, 3)
     assert sorted(made[row].id for batch in batches for row in batch) == sorted(f"{s}#0" for s in range(0, 40, 5))
     lengths = [made[row].tokens for batch in batches for row in batch]
     assert lengths == sorted(lengths)
 
 
 def test_a_batch_is_padded_on_the_right_and_learns_nothing_there(dataset: Any, toy_encoder: Any) -> None:
-    from vcot.training.collator import Collator
+    from vcot.training.data import Collator
 
     chosen = [dataset[row] for row in range(len(dataset))]
     assert len({len(item["ids"]) for item in chosen}) > 1

@@ -40,7 +40,7 @@ def asked_to_stop() -> Iterator[Any]:
 
 @pytest.fixture
 def batch(toy_encoder: Any, made: Examples) -> dict[str, Any]:
-    from vcot.training.collator import Collator
+    from vcot.training.data import Collator
     from vcot.training.data import SFTDataset
 
     dataset = SFTDataset(made, toy_encoder, cache_bytes=0)
@@ -48,7 +48,7 @@ def batch(toy_encoder: Any, made: Examples) -> dict[str, Any]:
 
 
 def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(torch: Any, toy_base: Path, batch: dict[str, Any]) -> None:
-    from vcot.models import attach_lora, load_base
+    from vcot.models.loading import attach_lora, load_base
     from vcot.training.trainer import learned_tokens, loss_sum
 
     model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
@@ -96,7 +96,7 @@ def test_gradients_of_several_batches_are_weighed_by_their_tokens(
 def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
-    from vcot.training.collator import Collator
+    from vcot.training.data import Collator
     from vcot.training.data import SFTDataset
     from vcot.training.trainer import learned_tokens, loss_sum
 
@@ -233,7 +233,7 @@ def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
     assert caught.value.exit_code == 78
     json.dumps(facts)
     for path in (tmp_path / "checkpoints").glob("*/weights.safetensors"):  # nothing ruined was saved
-        from vcot.training.state_io import load_tensors
+        from vcot.training.checkpoints import load_tensors
 
         assert all(bool(value.isfinite().all()) for value in load_tensors(path)[0].values())
 

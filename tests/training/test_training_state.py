@@ -24,7 +24,7 @@ plain = st.recursive(
 @settings(max_examples=25, deadline=None)
 @given(value=plain)
 def test_a_state_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from vcot.training.state_io import read_state, write_state
+    from vcot.training.checkpoints import read_state, write_state
 
     path = tmp_path_factory.mktemp("packed") / "x.safetensors"
     write_state(value, path)
@@ -36,7 +36,7 @@ def test_a_state_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.
 def test_tensors_are_stored_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> None:
     import torch
 
-    from vcot.training.state_io import read_state, write_state
+    from vcot.training.checkpoints import read_state, write_state
 
     shared = torch.randn(1000)
     values = {
@@ -54,7 +54,7 @@ def test_tensors_are_stored_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> 
 
 
 def test_nothing_that_would_have_to_run_is_stored(tmp_path: Path) -> None:
-    from vcot.training.state_io import write_state
+    from vcot.training.checkpoints import write_state
 
     with pytest.raises(TypeError, match="a function cannot be stored"):
         write_state({"f": lambda: 1}, tmp_path / "x.safetensors")
@@ -64,7 +64,7 @@ def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from vcot.training.state_io import read_state, write_state
+    from vcot.training.checkpoints import read_state, write_state
 
     write_state({"a": torch.ones(100)}, tmp_path / "x")
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-10])
@@ -90,7 +90,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_a_reason_to_try_again(small_disk: Path) -> None:
     import torch
 
-    from vcot.training.state_io import write_state
+    from vcot.training.checkpoints import write_state
 
     with pytest.raises(TemporaryError, match="no room left on the disk"):
         write_state({"a": torch.ones(100_000)}, small_disk / "x")
@@ -100,7 +100,7 @@ def test_random_numbers_go_on_where_they_were() -> None:
     import numpy as np
     import torch
 
-    from vcot.training.state_io import random_state, restore_random_state
+    from vcot.training.checkpoints import random_state, restore_random_state
 
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()),
