@@ -3,7 +3,7 @@
     python examples/blood-cells/make.py <folder with images/, instances.json and LICENSE>
 
 Many of the photographs overlap: the microscope was moved by less than a field, and the same cell stands in
-two pictures. So pictures that show a common piece of the slide are put into one group, and a group never
+two images. So images that show a common piece of the slide are put into one group, and a group never
 stands on both sides of the split. The choice is seeded; the same input gives the same folder.
 """
 
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 SEED = 20
 TRAIN, TEST = 150, 50
 ASKED = "white blood cell"
-LEAST_OVERLAP = 0.05  # of a picture's area
+LEAST_OVERLAP = 0.05  # of an image's area
 ALIKE = 0.8  # correlation of the overlapping parts: at most 0.76 by chance, at least 0.85 where one sees the same cells
 Floats = npt.NDArray[np.float32]
 
@@ -51,7 +51,7 @@ def main(source: Path) -> None:
 
 
 def choose(data: dict[str, Any], groups: list[set[str]]) -> dict[str, str]:
-    """File name → split. The test side takes whole groups of pictures with exactly one white blood cell."""
+    """File name → split. The test side takes whole groups of images with exactly one white blood cell."""
     asked = {c["id"] for c in data["categories"] if c["name"] == ASKED}
     count = Counter(a["image_id"] for a in data["annotations"] if a["category_id"] in asked)
     single = {i["file_name"] for i in data["images"] if count[i["id"]] == 1}
@@ -66,7 +66,7 @@ def choose(data: dict[str, Any], groups: list[set[str]]) -> dict[str, str]:
 
 
 def groups_of_overlapping(paths: list[Path]) -> list[set[str]]:
-    """Pictures linked, over any number of steps, by a common piece of the slide; sorted by name."""
+    """Images linked, over any number of steps, by a common piece of the slide; sorted by name."""
     group = {path.name: {path.name} for path in paths}
     for a, b, likeness in overlapping(paths):
         print(f"{a} and {b} overlap (correlation {likeness:.2f})")
@@ -107,7 +107,7 @@ def on_overlap(a: Floats, b: Floats, x: int, y: int) -> float:
 
 
 def detail(path: Path, width: int, height: int) -> Floats:
-    """Edges only, unit variance: illumination falls off alike in all pictures and would match everywhere."""
+    """Edges only, unit variance: illumination falls off alike in all images and would match everywhere."""
     grey = Image.open(path).convert("L").resize((width, height), Image.Resampling.BOX)
     blurred = grey.filter(ImageFilter.GaussianBlur(4))
     difference = np.clip(np.asarray(grey, np.float32) - np.asarray(blurred, np.float32), -25, 25)
@@ -115,13 +115,13 @@ def detail(path: Path, width: int, height: int) -> Floats:
 
 
 def halve(source: Path, target: Path) -> None:
-    picture = Image.open(source).convert("RGB")
-    half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    image = Image.open(source).convert("RGB")
+    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     half.save(target, quality=88, subsampling=0, optimize=True)
 
 
 def halved(annotation: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    """In pixels of the halved picture, cut at its border."""
+    """In pixels of the halved image, cut at its border."""
     x, y, w, h = (v / 2 for v in annotation["bbox"])
     right, bottom = min(x + w, width), min(y + h, height)
     x, y = max(x, 0.0), max(y, 0.0)

@@ -9,11 +9,11 @@ was cut off goes on from its state as if nothing had happened.
 
 What is not plain next-token training, and why:
 
-- Several questions about one picture share one sequence: every question sees the picture and
-  itself, never another question. The picture is paid for once.
+- Several questions about one image share one sequence: every question sees the image and
+  itself, never another question. The image is paid for once.
 - Dense auxiliary losses (what lies under each patch, and its box) behind the vision part, behind
   the merger and in the middle of the text model, and the box regressed from the hidden state at
-  `<box>`. A next-token loss alone takes ten times as long to discover that pictures matter. These
+  `<box>`. A next-token loss alone takes ten times as long to discover that images matter. These
   heads are thrown away.
 - Digits count by their place: a wrong hundreds digit costs more than a wrong units digit.
 """
@@ -54,7 +54,7 @@ TAGS = ("<ref>", "</ref>", "<box>", "</box>")
 VOCABULARY = 480
 MOST_PIXELS = 112 * 112
 PATCH, CELL = 14, 28
-SHAPES_OF_PICTURES = ((84, 112), (112, 112), (112, 84))  # (height, width) after resizing
+SHAPES_OF_IMAGES = ((84, 112), (112, 112), (112, 84))  # (height, width) after resizing
 THOUSANDTHS = FrameSpec("thousandths")
 PROMPT_OPEN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 TEXT_LAYERS = 5
@@ -83,10 +83,10 @@ def _corpus() -> Iterator[str]:
     """What the byte pairs are learned from: the questions, the replies, and some plain English."""
     rng = np.random.default_rng(7)
     box = (10.0, 20.0, 60.0, 80.0)
-    picture = drawing.blank_scene(SceneSpec())
+    image = drawing.blank_scene(SceneSpec())
     for colour in scenes.COLOURS:
         for shape in scenes.SHAPES:
-            scene = Scene(picture, (SceneObject(colour, shape, box),))
+            scene = Scene(image, (SceneObject(colour, shape, box),))
             for _ in range(6):
                 label = scene.labels[0]
                 for q in (
@@ -280,8 +280,8 @@ class Recipe:
     seed: int = 1
     looks: int = 3000  # steps that train the vision part alone, on the dense losses
     steps: int = 9800  # steps in all
-    look_batch: int = 16  # pictures a rank in a step of looking
-    batch: int = 8  # pictures a rank in a step of pointing
+    look_batch: int = 16  # images a rank in a step of looking
+    batch: int = 8  # images a rank in a step of pointing
     rate: float = 1e-3
     warmup: int = 300
     decay_from: float = 0.8  # share of the steps after which the rate falls to nothing
@@ -292,7 +292,7 @@ class Recipe:
 
 @dataclass
 class Batch:
-    """Pictures of one size with their questions.
+    """Images of one size with their questions.
 
     pixels uint8 [B, 3, H, W]; ids, weights, segments [B, T]; positions int64 [3, B, T];
     colour, shape int64 [B, N, 4] and corners float32 [B, N, 4, 4] for the 4 patches of each of
@@ -313,7 +313,7 @@ class Batch:
 
 def curriculum(progress: float, rng: np.random.Generator, shape: int) -> SceneSpec:
     """What to draw when this share of the training is done."""
-    aspect = SHAPES_OF_PICTURES[shape]
+    aspect = SHAPES_OF_IMAGES[shape]
     scale = float(rng.choice([1.0, 1.4, 2.0]))
     height, width = round(aspect[0] * scale), round(aspect[1] * scale)
     if progress < 0.03:
@@ -478,13 +478,13 @@ class Encoder:
 
 
 def _length(questions: list[Question]) -> int:
-    """About how many tokens a picture's questions take."""
+    """About how many tokens an image's questions take."""
     parts = [p for q in questions for p in q.reasoning if isinstance(p, Pointing)]
     return 26 * len(questions) + 21 * sum(len(p.boxes) for p in parts)
 
 
 def shrunk(scene: Scene, height: int, width: int) -> np.ndarray:
-    """The picture at the model's size, uint8 [3, height, width]: exactly what the processor makes of it."""
+    """The image at the model's size, uint8 [3, height, width]: exactly what the processor makes of it."""
     import torch
     from torchvision.transforms.v2 import functional as tvf
 
@@ -505,17 +505,17 @@ def draw_chunk(recipe: Recipe, number: int, progress: float, size: int) -> list[
         _encoder = Encoder(make_tokenizer())
     rng = np.random.default_rng([recipe.seed, number])
     batches: list[Batch] = []
-    # Three quarters of the pictures are 4:3, the rest square or upright.
+    # Three quarters of the images are 4:3, the rest square or upright.
     unit = recipe.chunk // 8
     for shape, count in enumerate((6 * unit, unit, unit)):
-        height, width = SHAPES_OF_PICTURES[shape]
+        height, width = SHAPES_OF_IMAGES[shape]
         items: list[tuple[Scene, np.ndarray]] = []
         for _ in range(count):
             scene = drawing.draw_scene(rng, curriculum(progress, rng, shape))
             small = shrunk(scene, height, width)
             items += [_mirrored(scene, small, how) for how in range(3)]
         asked = [(s, x, scenes.ask_several(rng, s)) for s, x in items]
-        # Pictures with as many boxes to tell lie in one batch: little is padding then.
+        # Images with as many boxes to tell lie in one batch: little is padding then.
         order = np.argsort([_length(qs) + rng.uniform(0, 9) for _, _, qs in asked])
         for i in range(0, len(items), size):
             batches.append(_encoder.batch([asked[j] for j in order[i : i + size]]))
@@ -525,16 +525,16 @@ def draw_chunk(recipe: Recipe, number: int, progress: float, size: int) -> list[
 
 def batches(recipe: Recipe, first: int, rank: int) -> Iterator[Batch]:
     """This rank's batches from number `first` on, drawn ahead in another process."""
-    pictures = 3 * recipe.chunk
+    images = 3 * recipe.chunk
 
     def plan() -> Iterator[tuple[int, float, int]]:
-        """Chunk number, progress of the training, pictures a batch."""
+        """Chunk number, progress of the training, images a batch."""
         done, number = 0, 0
         while True:
             looking = done < recipe.looks
             size = recipe.look_batch if looking else recipe.batch
             yield RANKS * number + rank, done / recipe.steps, size
-            done += pictures // size
+            done += images // size
             number += 1
 
     context = multiprocessing.get_context("spawn")
@@ -542,8 +542,8 @@ def batches(recipe: Recipe, first: int, rank: int) -> Iterator[Batch]:
     with ProcessPoolExecutor(1, mp_context=context, initializer=os.nice, initargs=(5,)) as pool:
         ahead: list[Future[list[Batch]]] = []
         for number, progress, size in plan():
-            if skip >= pictures // size:
-                skip -= pictures // size
+            if skip >= images // size:
+                skip -= images // size
                 continue
             ahead.append(pool.submit(draw_chunk, recipe, number, progress, size))
             if len(ahead) == 3:
@@ -710,7 +710,7 @@ class Trainer:
         return loss
 
     def _place_loss(self, guess: Any, batch: dict[str, Any]) -> Any:
-        """Where in the picture each visual token lies, and the boxes under it, in 0..1 of the picture.
+        """Where in the image each visual token lies, and the boxes under it, in 0..1 of the image.
 
         Rotary positions are relative: a visual token does not say where it is. It has to find out in the text
         model, from the prompt before it, so that whoever attends to it can read its place.
@@ -953,12 +953,12 @@ def train(rank: int, meeting: str, recipe: Recipe, work: Path, every: int, quick
 # --------------------------------------------------------------------------------------------
 
 
-def reply(model: Any, processor: Any, pictures: list[Any], questions: list[str]) -> list[str]:
+def reply(model: Any, processor: Any, images: list[Any], questions: list[str]) -> list[str]:
     """Greedy replies by the real processor and the real `generate`."""
     import torch
 
     out: list[str] = []
-    for i in range(0, len(pictures), 50):
+    for i in range(0, len(images), 50):
         chats = [
             [
                 {
@@ -966,7 +966,7 @@ def reply(model: Any, processor: Any, pictures: list[Any], questions: list[str])
                     "content": [{"type": "image", "image": p}, {"type": "text", "text": q}],
                 }
             ]
-            for p, q in zip(pictures[i : i + 50], questions[i : i + 50], strict=True)
+            for p, q in zip(images[i : i + 50], questions[i : i + 50], strict=True)
         ]
         inputs = processor.apply_chat_template(
             chats, tokenize=True, add_generation_prompt=True, return_dict=True,
@@ -998,7 +998,7 @@ def _overlap(said: tuple[Box, ...], scene: Scene, question: Question) -> float:
 
 
 def evaluate(folder: Path, count: int, seed: int = 990_001) -> dict[str, float]:
-    """Pointing at held-out scenes of one to three objects, and at grey pictures."""
+    """Pointing at held-out scenes of one to three objects, and at grey images."""
     import torch
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
@@ -1008,8 +1008,8 @@ def evaluate(folder: Path, count: int, seed: int = 990_001) -> dict[str, float]:
     questions = [q.text for _, q in rows]
     numbers: dict[str, float] = {"scenes": count}
     blank = drawing.blank_scene(SceneSpec(224, 168))
-    for name, pictures in (("", [s.image for s, _ in rows]), ("blank_", [blank] * count)):
-        texts = reply(model, processor, pictures, questions)
+    for name, images in (("", [s.image for s, _ in rows]), ("blank_", [blank] * count)):
+        texts = reply(model, processor, images, questions)
         said = [
             parse(split_answer(t)[0], THOUSANDTHS.on(*s.image.size)).boxes
             for t, (s, _) in zip(texts, rows, strict=True)

@@ -41,7 +41,7 @@ SMALL: Mapping[str, Mapping[str, str]] = {
         "PER_DEVICE_TRAIN_BATCH_SIZE": "4", "GRADIENT_ACCUMULATION_STEPS": "1",
         "SAVE_STEPS": "4", "EVAL_STEPS": "8", "LEARNING_RATE": "1e-3",
     },
-    "evaluate": {"SPLIT": "validation", "LIMIT": "6", "MAX_NEW_TOKENS": "24"},
+    "evaluate": {"SPLIT": "validation", "MAX_SAMPLES": "6", "MAX_NEW_TOKENS": "24"},
 }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ KEYS: dict[str, str] = {}
 """Key of a line in a shard, in rejections or in a report → what it is called now."""
 VALUES: dict[tuple[str, str], str] = {}
 """(key, value) of a closed list, such as a refusal's reason → what the value is called now."""
+WORDS: dict[str, str] = {"the same picture": "the same image"}
+"""Words in the detail of a rejection → what it says now."""
 
 
 def flag(stage: str, name: str) -> str:
@@ -35,5 +37,8 @@ def as_frozen(value: Any, key: str = "") -> Any:
         return {old.get(name, name): as_frozen(inner, old.get(name, name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [as_frozen(inner, key) for inner in value]
+    if key == "detail":
+        for said, now in WORDS.items():
+            value = value.replace(now, said)
     was = [frozen for (of, frozen), now in VALUES.items() if (of, now) == (key, value)]
     return was[0] if was else value
