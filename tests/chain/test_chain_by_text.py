@@ -21,13 +21,10 @@ from vcot.records.shards import read_marker
 from vcot.storage import Store
 
 TYPES = {
-    "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    "question": pa.string(),
-    "choices": pa.list_(pa.string()),
-    "answer": pa.int8(),
-    "solution": pa.string(),
-} | dict.fromkeys(("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture"), pa.string())
-# fmt: skip
+    **dict.fromkeys(("question", "hint", "task", "grade", "subject", "topic", "category", "skill"), pa.string()),
+    "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "choices": pa.list_(pa.string()),
+    "answer": pa.int8(), "lecture": pa.string(), "solution": pa.string(),
+}  # fmt: skip
 
 
 def row(n: int, **changes: Any) -> dict[str, Any]:

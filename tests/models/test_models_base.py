@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.training.toy import examples, write_examples
 from vcot.errors import InputError
 
 
@@ -21,20 +22,13 @@ def torch() -> Any:
 
 
 @pytest.fixture
-def batch(torch: Any, toy_encoder: Any) -> dict[str, Any]:
-    from tests.training.toy import examples
-    from vcot.training.data import Collator
+def batch(torch: Any, toy_encoder: Any, tmp_path: Path) -> dict[str, Any]:
+    from vcot.records.example import Examples
+    from vcot.training.data import Collator, SFTDataset
 
-    return Collator(toy_encoder.pad_token_id)([item(toy_encoder, example) for example in examples(toy_encoder, 3)])
-
-
-def item(encoder: Any, example: Any) -> dict[str, Any]:
-    """As SFTDataset makes it, without a file."""
-    from vcot.training.data import SFTDataset
-
-    made = SFTDataset.__new__(SFTDataset)
-    made.__dict__ |= {"examples": [example], "_encoder": encoder, "_free_bytes": 0, "_patches": {}, "_items": {}}
-    return made[0]
+    made = Examples([write_examples(tmp_path / "batch.parquet", examples(toy_encoder, 3))])
+    dataset = SFTDataset(made, toy_encoder, cache_bytes=0)
+    return Collator(toy_encoder.pad_token_id)([dataset[row] for row in range(len(dataset))])
 
 
 def test_nf4_takes_the_language_models_linear_layers_and_nothing_else(torch: Any, toy_base: Path) -> None:
@@ -137,24 +131,15 @@ def test_a_pattern_that_finds_the_image_part_is_refused(torch: Any) -> None:
         lora_targets(torch.nn.Linear(2, 2))
 
 
-def copy(base: Path, to: Path) -> Path:
-    to.mkdir()
-    for path in base.iterdir():
-        if path.is_file():
-            shutil.copy(path, to)
-    return to
-
-
 def test_a_base_with_a_hole_in_its_weights_is_refused(torch: Any, toy_base: Path, tmp_path: Path) -> None:
     """The library would fill it with random numbers and say so in a log."""
     from safetensors.torch import load_file, save_file
 
     from vcot.models.loading import load_base
 
-    folder = copy(toy_base, tmp_path / "base")
+    folder = shutil.copytree(toy_base, tmp_path / "base")
     weights = load_file(folder / "model.safetensors")
-    gone = next(name for name in weights if name.endswith("mlp.up_proj.weight"))
-    del weights[gone]
+    del weights[next(name for name in weights if name.endswith("mlp.up_proj.weight"))]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"do not belong together.*missing.*up_proj"):
         load_base(folder, dtype="float32")
@@ -165,7 +150,7 @@ def test_a_base_that_is_truncated_or_a_pickle_or_no_model_is_refused(
 ) -> None:
     from vcot.models.loading import load_base
 
-    folder = copy(toy_base, tmp_path / "base")
+    folder = shutil.copytree(toy_base, tmp_path / "base")
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match="cannot be loaded from safetensors"):
