@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from vcot.records.shards import Folder
     from vcot.training.ranks import Group
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""Name of a tracker → the package it needs."""
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Each is the name of the package that it needs, too."""
 
 
 class TrainSettings(TrainingConfig, Settings):
@@ -86,7 +86,7 @@ class TrainSettings(TrainingConfig, Settings):
             return ()
         if unknown := [name for name in value if name not in TRACKERS]:
             raise ValueError(f"no such tracker: {', '.join(unknown)}; there are {', '.join(TRACKERS)}, or none alone")
-        if missing := [TRACKERS[name] for name in value if importlib.util.find_spec(TRACKERS[name]) is None]:
+        if missing := [name for name in value if importlib.util.find_spec(name) is None]:
             raise ValueError(f"not installed here: {', '.join(missing)}; install it, or leave it out")
         return value
 

@@ -123,10 +123,10 @@ def calm(torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path_
     return tune(toy_base, toy_encoder, made, tmp_path_factory.mktemp("calm"), max_steps=5)
 
 
-FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "max_steps": 4}
+FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "max_steps": 3}
 # an epoch that does not come out even
 ODD = {"tune": "lora", "dtype": "bfloat16", "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3,
-       "max_steps": 4, "gradient_checkpointing": "on"}  # fmt: skip
+       "max_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", [{"max_steps": 5}, FULL, ODD], ids=["qlora 8 bit", "full", "bfloat16, odd"])
