@@ -143,13 +143,6 @@ def test_a_base_can_be_asked_in_other_words_than_the_contract_s(processor: Any) 
     assert other["input_ids"][1].tolist()[-len(plain) :] == plain
 
 
-def test_another_image_brings_its_own_grid_into_the_prompt(processor: Any) -> None:
-    blank = images.blank(112, 56)
-    batch = encoder(processor).prompts([sample()], [blank])
-    assert batch["image_grid_thw"].tolist() == [[1, 4, 8]]
-    assert (batch["input_ids"] == processor.image_token_id).sum() == 8
-
-
 def test_in_text_mode_there_is_no_image_anywhere(processor: Any) -> None:
     coder = encoder(processor, mode="text")
     found = coder.example(sample(), 0)
