@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vcot.datasets.mixture import Entry, Part
     from vcot.datasets.row import Row
     from vcot.records import Rejection, Sample
+    from vcot.records.metadata import ConvertShardMetadata
     from vcot.records.shards import Folder, RowCounts, ShardMarker, ShardWriter
     from vcot.storage import Store
 
@@ -149,7 +150,7 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
     def chosen(self, setting_name: str) -> tuple[str, ...]:
         return super().chosen(setting_name) if self.mix is None else ()
 
-    def judge(self) -> None:
+    def validate_files(self) -> None:
         from vcot.storage import Store
 
         if self.mix is not None:
@@ -170,10 +171,11 @@ def run(settings: ConvertSettings) -> None:
     from vcot.datasets.image_index import ImageIndex
     from vcot.datasets.row_index import WORTH_A_PROCESS, informed
     from vcot.datasets.workers import Workers, cores
-    from vcot.records.shards import Folder, run_shards
+    from vcot.records.metadata import ConvertMetadata
+    from vcot.records.shards import CONVERT, Folder, run_shards
     from vcot.storage import Store
 
-    folder = Folder(Store(), settings.run_uri, settings.stage)
+    folder = Folder(Store(), settings.run_uri, CONVERT)
     sources, inputs = entries(settings, folder.store)
     begin = partial(logging.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
     with (
@@ -212,13 +214,15 @@ def run(settings: ConvertSettings) -> None:
             folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
             max_rejected_share=settings.max_rejected_share,
             report=partial(report, settings, sources, folder, Path(scratch)),
-            facts={"sources": [entry.settings.source for entry in sources]},
+            metadata=ConvertMetadata(sources=tuple(entry.settings.source for entry in sources)),
         )  # fmt: skip
         if not whole:
             images.end(folder, settings.part, settings.shard)
 
 
-def shard(folder: Folder, index: int, work: Callable[[ShardWriter], None]) -> None:
+def shard(
+    folder: Folder[ConvertShardMetadata], index: int, work: Callable[[ShardWriter], ConvertShardMetadata]
+) -> None:
     """One shard in a process of its own; whoever sums them up finds it done."""
     from vcot.records.shards import JsonLines
 
@@ -228,12 +232,13 @@ def shard(folder: Folder, index: int, work: Callable[[ShardWriter], None]) -> No
 
 def convert(
     settings: ConvertSettings, folder: Folder, parts: Sequence[Part], readers: int, writer: ShardWriter
-) -> None:
+) -> ConvertShardMetadata:
     """One shard: each row is kept or refused, and counted."""
     from vcot.datasets import read
     from vcot.datasets.examples import ShardReport
     from vcot.datasets.mixture import MixtureCounts
     from vcot.records import Rejection
+    from vcot.records.metadata import ConvertShardMetadata
 
     def results() -> Iterator[tuple[Part, Row, Sample | Rejection]]:
         for part in parts:
@@ -250,7 +255,7 @@ def convert(
             writer.keep(result)
         examples.add(row, result, part.source, part.desk)
         mixture.add(part.name, result)
-    writer.facts |= examples.leave(folder, writer.index) | {"mix": mixture.facts()}
+    return ConvertShardMetadata(refused=examples.leave(folder, writer.index), mix=mixture.counts())
 
 
 def placed(
@@ -322,7 +327,7 @@ def report(
     sources: Sequence[Entry[ConvertSettings]],
     folder: Folder,
     scratch: Path,
-    markers: tuple[ShardMarker, ...],
+    markers: tuple[ShardMarker[ConvertShardMetadata], ...],
     row_counts: RowCounts,
 ) -> tuple[dict[str, Any], str]:
     from vcot.datasets.mixture import portions
@@ -333,7 +338,7 @@ def report(
     return made(
         folder, markers, row_counts, scratch, source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
         seen=counts(folder), budget=settings.ingest_pixels, ingested=settings.ingest,
-        mix=() if settings.mix is None else portions(parts, (marker.facts["mix"] for marker in markers)),
+        mix=() if settings.mix is None else portions(parts, (marker.metadata.mix for marker in markers)),
         max_pixels=settings.max_image_pixels,
     )  # fmt: skip
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -21,6 +21,7 @@ from vcot.uris import CREDENTIALS, without_credentials
 
 if TYPE_CHECKING:
     from vcot.distill import Teacher
+    from vcot.distill.request import Prompt
     from vcot.distill.verification import Detector
     from vcot.records import Sample
     from vcot.records.shards import Folder
@@ -201,38 +202,42 @@ _SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
 def run(settings: DistillSettings) -> None:
     from vcot.distill import prompts
     from vcot.distill.runner import ModelTeacher, distil
-    from vcot.records.shards import Folder, ShardWriter, read_marker, read_shard, run_shards
+    from vcot.records.metadata import DistillMetadata, DistillShardMetadata
+    from vcot.records.shards import DISTILL, OF_SAMPLES, Folder, ShardWriter, read_marker, read_shard, run_shards
     from vcot.reports.distillation import report
     from vcot.storage import Store, join
 
-    facts: dict[str, Any] = {}
+    used: Sequence[Prompt] = ()
     if settings.teacher == "openai" or settings.show_prompt:
         from vcot.distill.strategy import prompts_of
 
         used = prompts_of(settings.strategy, settings.prompts)
-        facts = {"strategy": settings.strategy, "prompts": {prompt.name: prompt.version for prompt in used}}
     if settings.show_prompt:
         print("\n".join(f"--- {prompt.name}, version {prompt.version}\n{prompt.text}\n" for prompt in used))
         return
     store = Store()
     source = settings.input_uri or join(settings.run_uri, "convert")
-    marker, inputs = read_marker(store, source)
+    marker, inputs = read_marker(store, source, *OF_SAMPLES)
     inputs |= {uri: store.digest(uri) for uri in prompts.own(settings.prompts)}  # must not change within a run
-    folder = Folder(store, settings.run_uri, settings.stage)
+    folder = Folder(store, settings.run_uri, DISTILL)
 
     def rows_of(shards: Iterable[int]) -> Iterator[Sample]:
         return chain.from_iterable(read_shard(store, source, marker.shards[index]) for index in shards)
 
-    def work(writer: ShardWriter) -> None:
-        distil(rows_of([writer.index]), teacher, writer).put_aside(folder, writer.index)
+    def work(writer: ShardWriter) -> DistillShardMetadata:
+        funnel, metadata = distil(rows_of([writer.index]), teacher, writer)
+        funnel.put_aside(folder, writer.index)
+        return metadata
 
     everything = range(len(marker.shards))
     with teacher_of(settings, folder) as teacher:
-        facts = {"teacher": teacher.name} | facts
+        asked = settings.strategy if used else None
+        versions = {prompt.name: prompt.version for prompt in used}
+        metadata = DistillMetadata(teacher=teacher.name, strategy=asked, prompts=versions)
         if settings.dry_run:
             print(dry_run(settings, teacher, rows_of(everything)))
             return
-        todo = [index for index in everything if folder.shard_mark(index) is None]
+        todo = [index for index in everything if folder.shard_marker(index) is None]
         try:
             if isinstance(teacher, ModelTeacher) and folder.marker() is None:
                 folder.begin(settings, inputs)
@@ -249,15 +254,15 @@ def run(settings: DistillSettings) -> None:
                 shards=len(marker.shards),
                 work=work,
                 max_rejected_share=settings.max_rejected_share,
-                report=lambda markers, row_counts: report(folder, markers, row_counts, facts),
-                facts=facts,
+                report=lambda markers, row_counts: report(folder, markers, row_counts, metadata),
+                metadata=metadata,
                 bar=not isinstance(teacher, ModelTeacher),  # which has a bar of its rows
             )
         except BudgetSpent as spent:
             from vcot.distill.estimate import the_rest
 
             assert isinstance(teacher, ModelTeacher)
-            unfinished = rows_of(index for index in everything if folder.shard_mark(index) is None)
+            unfinished = rows_of(index for index in everything if folder.shard_marker(index) is None)
             raise BudgetSpent(f"{spent}. {the_rest(unfinished, marker.row_counts.written, teacher)}") from spent
 
 

@@ -19,6 +19,7 @@ from vcot.stage import launch, summary
 if TYPE_CHECKING:
     from vcot.evaluation.subjects import Subject
     from vcot.records import Folder
+    from vcot.records.metadata import EvaluateMetadata, EvaluateShardMetadata
     from vcot.storage import Store
 
 
@@ -94,12 +95,12 @@ def run(settings: EvaluateSettings) -> None:
     # before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vcot import logging
-    from vcot.records.shards import Folder
+    from vcot.records.shards import EVALUATE, Folder
     from vcot.storage import Store
 
     store = Store()
     subject = _subject(settings, store)
-    folder = Folder(store, subject.run_uri, settings.stage)
+    folder = Folder(store, subject.run_uri, EVALUATE)
     if folder.whole(settings, subject.inputs) is None:
         if settings.part in ("all", "shards"):
             from vcot.models.device import use_device
@@ -131,8 +132,11 @@ def _subject(settings: EvaluateSettings, store: Store) -> Subject:
     )
 
 
-def _evaluate(settings: EvaluateSettings, store: Store, folder: Folder, subject: Subject) -> None:
+def _evaluate(
+    settings: EvaluateSettings, store: Store, folder: Folder[EvaluateShardMetadata, EvaluateMetadata], subject: Subject
+) -> None:
     from vcot.evaluation.evaluation import Evaluation
+    from vcot.records.metadata import EvaluateMetadata
     from vcot.records.shards import run_shards
     from vcot.storage import join
 
@@ -147,7 +151,7 @@ def _evaluate(settings: EvaluateSettings, store: Store, folder: Folder, subject:
             work=evaluation.runner.run,
             max_rejected_share=settings.max_rejected_share,
             report=evaluation.report,
-            facts={"model": evaluation.trained.facts()},
+            metadata=EvaluateMetadata(**evaluation.trained.facts()),
         )
 
 
@@ -161,6 +165,7 @@ def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Sub
 
     from vcot.evaluation import compare, subjects
     from vcot.evaluation.table import headline, render
+    from vcot.records.shards import EVALUATE
     from vcot.storage import join
 
     report = json.loads(store.read(join(folder.uri, "report.json")))
@@ -178,13 +183,13 @@ def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Sub
         console.print(f"comparison with the baseline: {page}", soft_wrap=True, highlight=False)
     compare.raise_if_failed(gates, page)
     if settings.promote:
-        facts = subject.train.marker.facts
+        trained = subject.train.marker.metadata
         pointer = subjects.promote(
             store,
             settings.pointer_uri,
             train=subject.train,
-            base={"uri": settings.base_uri or facts["base_uri"], "sha256": facts["base_sha256"]},
-            evaluation=subjects.Finished.at(store, folder.uri),
+            base={"uri": settings.base_uri or trained.base_uri, "sha256": trained.base_sha256},
+            evaluation=subjects.Finished.at(store, folder.uri, EVALUATE),
             samples=subject.samples,
             gates=[gate["words"] for gate in gates],
         )
@@ -201,10 +206,10 @@ def _compare(
     baseline = subject.baseline
     assert baseline is not None
     comparison = compare.compare(
-        compare.scores(store, folder.uri, folder.shard_marks()),
+        compare.scores(store, folder.uri, folder.shard_markers()),
         compare.scores(store, baseline.uri, baseline.marker.shards),
         baseline=baseline,
-        settings=settings.shaping(),
+        settings=settings.fingerprint(),
         max_left_out_share=settings.max_rejected_share,
         seed=settings.seed,
     )

@@ -72,18 +72,19 @@ def run(settings: TokenizeSettings) -> None:
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from vcot.records.example import ExampleSink
-    from vcot.records.shards import Folder, read_marker, run_shards
+    from vcot.records.metadata import TokenizeMetadata
+    from vcot.records.shards import OF_SAMPLES, TOKENIZE, Folder, read_marker, run_shards
     from vcot.storage import Store, join
     from vcot.storage.folders import fetch_folder, folder_digest
-    from vcot.tokens import Contract, Encoder, is_processor_file, load_processor
+    from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
     from vcot.tokens.rows import Tokenizing
 
     store = Store()
     source_uri = settings.input_uri or join(settings.run_uri, "distill")
-    source, inputs = read_marker(store, source_uri)
+    source, inputs = read_marker(store, source_uri, *OF_SAMPLES)
     base_digest = folder_digest(store, settings.base_uri, only=is_processor_file)
     inputs |= {settings.base_uri: base_digest}
-    folder = Folder(store, settings.run_uri, settings.stage)
+    folder = Folder(store, settings.run_uri, TOKENIZE)
     if folder.whole(settings, inputs) is not None:
         return
     folder.begin(settings, inputs)  # a prefix with other settings is refused before anything is loaded
@@ -93,7 +94,7 @@ def run(settings: TokenizeSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="base-") as scratch:  # 10 s, most of them for importing torch
         local = fetch_folder(store, settings.base_uri, Path(scratch), only=is_processor_file)
         processor = load_processor(local, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
-    contract = Contract.of(
+    contract = contract_of(
         processor, mode=settings.mode, frame=settings.frame, max_length=settings.max_length,
         instruction=settings.instruction,
     )  # fmt: skip
@@ -107,11 +108,9 @@ def run(settings: TokenizeSettings) -> None:
         sink=ExampleSink,
         max_rejected_share=settings.max_rejected_share,
         report=tokenizing.report,
-        facts={
-            "contract": tokenizing.encoder.contract.model_dump(mode="json"),
-            "base_uri": settings.base_uri,
-            "base_sha256": base_digest,
-        },
+        metadata=TokenizeMetadata(
+            contract=tokenizing.encoder.contract, base_uri=settings.base_uri, base_sha256=base_digest
+        ),
     )
 
 

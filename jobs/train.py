@@ -9,19 +9,20 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from vcot.errors import InputError
 from vcot.ranks import Rank, World, run_ranks
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, setting
 from vcot.stage import launch, summary
 from vcot.training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from vcot.records import StageMarker
-    from vcot.records.shards import Folder
+    from vcot.records import Contract
+    from vcot.records.base import Record
+    from vcot.records.metadata import NoMetadata, TokenizeMetadata, TrainMetadata
+    from vcot.records.shards import Folder, StageMarker
     from vcot.training.ranks import Group
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -101,17 +102,17 @@ def run(settings: TrainSettings) -> None:
     # Where cores are shared, threads that spin while they wait make a small model ten times slower. Must be set
     # before torch is loaded; no number changes by it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from vcot.records.shards import Folder, read_marker
+    from vcot.records.shards import TOKENIZE, TRAIN, Folder, read_marker
     from vcot.storage import Store, join
 
-    folder = Folder(Store(), settings.run_uri, settings.stage)
+    folder = Folder(Store(), settings.run_uri, TRAIN)
     if (rank := Rank.from_environment()) is not None:
         _as_rank(settings, folder, rank)
         return
     source_uri = settings.input_uri or join(settings.run_uri, "tokenize")
-    source, inputs = read_marker(folder.store, source_uri)
+    source, inputs = read_marker(folder.store, source_uri, TOKENIZE)
     if (done := folder.whole(settings, inputs)) is not None:
-        summary(**done.facts["losses"])
+        summary(**done.metadata.losses.model_dump())
         return
     from vcot.models.device import use_device
 
@@ -129,7 +130,7 @@ def run(settings: TrainSettings) -> None:
 class TrainingInputs:
     """What a training needs on this disk, and what it says of its inputs: URI → sha256."""
 
-    contract: Mapping[str, Any]
+    contract: Contract
     base: str
     base_sha256: str
     examples: tuple[str, ...]
@@ -139,8 +140,8 @@ class TrainingInputs:
 
 
 def _train(
-    settings: TrainSettings, folder: Folder, source_uri: str, source: StageMarker, inputs: dict[str, str],
-    scratch: Path, world: World,
+    settings: TrainSettings, folder: Folder[NoMetadata, TrainMetadata], source_uri: str,
+    source: StageMarker[Record, TokenizeMetadata], inputs: dict[str, str], scratch: Path, world: World,
 ) -> None:  # fmt: skip
     """Fetches once for all processes of this pod, and learns in this one where it is the only one."""
     from vcot.records.shards import fetch_file
@@ -151,14 +152,13 @@ def _train(
     folder.begin(settings, inputs)
     if settings.part == "prepare":
         return
-    if "contract" not in source.facts:
-        raise InputError(f"{source_uri}: its marker states no contract; it is not a finished tokenize stage")
     into = scratch / "examples"
     into.mkdir()
     examples = [fetch_file(folder.store, source_uri, file, into) for marker in source.shards for file in marker.files]
-    fetched = TrainingInputs(source.facts["contract"], str(base), digest, tuple(map(str, examples)), inputs)
+    contract = source.metadata.contract
+    fetched = TrainingInputs(contract, str(base), digest, tuple(map(str, examples)), inputs)
     if world.size > 1:
-        (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched)))
+        (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched) | {"contract": contract.model_dump()}))
         run_ranks(world, scratch, settings.grace_seconds)
         return
     from vcot.training.ranks import ALONE
@@ -166,9 +166,10 @@ def _train(
     _learn(settings, folder, fetched, scratch, ALONE)
 
 
-def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
+def _as_rank(settings: TrainSettings, folder: Folder[NoMetadata, TrainMetadata], rank: Rank) -> None:
     from vcot import logging
     from vcot.models.device import use_device
+    from vcot.records import Contract
     from vcot.training.ranks import Group
 
     summary.path = rank.last_word
@@ -177,15 +178,19 @@ def _as_rank(settings: TrainSettings, folder: Folder, rank: Rank) -> None:
         logging.quiet()
     use_device(settings.device)
     scratch = Path(rank.folder)
-    fetched = TrainingInputs(**json.loads((scratch / TrainingInputs.NAME).read_text()))
+    told = json.loads((scratch / TrainingInputs.NAME).read_text())
+    fetched = TrainingInputs(**told | {"contract": Contract.model_validate(told["contract"])})
     _learn(settings, folder, fetched, scratch, Group.join(rank))
 
 
-def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scratch: Path, group: Group) -> None:
+def _learn(
+    settings: TrainSettings, folder: Folder[NoMetadata, TrainMetadata], fetched: TrainingInputs, scratch: Path,
+    group: Group,
+) -> None:  # fmt: skip
     from vcot.models.device import device
     from vcot.records.example import Examples
     from vcot.storage import join, put_folder
-    from vcot.tokens import Contract, Encoder, load_processor
+    from vcot.tokens import Encoder, load_processor
     from vcot.training.checkpoints import Checkpoints
     from vcot.training.publish import publish, write_failure
     from vcot.training.sft import fine_tune
@@ -196,8 +201,8 @@ def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scr
         if group.first and (scratch / "tensorboard").is_dir():
             put_folder(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
 
-    contract = Contract.model_validate(fetched.contract)
-    processor = load_processor(Path(fetched.base), min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
+    base, contract = Path(fetched.base), fetched.contract
+    processor = load_processor(base, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
     encoder = Encoder(processor, contract)  # holds the base's processor against what the examples promise
     workers = settings.dataloader_num_workers
     context = RunContext(
@@ -208,7 +213,7 @@ def _learn(settings: TrainSettings, folder: Folder, fetched: TrainingInputs, scr
     uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
     try:
         result = fine_tune(
-            settings, base=Path(fetched.base), base_uri=settings.base_uri, encoder=encoder,
+            settings, base=base, base_uri=settings.base_uri, encoder=encoder,
             examples=Examples([Path(path) for path in fetched.examples]), context=context,
             checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit, group.size),
         )  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vcot import labels
-from vcot.labels import NO_SYNONYMS, Synonyms
+from vcot import answers as labels
+from vcot.answers import NO_SYNONYMS, Synonyms
 
 
 @pytest.mark.parametrize(

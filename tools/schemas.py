@@ -8,9 +8,13 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Union
+
+from pydantic import TypeAdapter
 
 import vcot.records
 from vcot.records.base import Record
+from vcot.records.shards import STAGES
 
 FOLDER = Path(__file__).parents[1] / "schemas"
 REPORTS = ("Conversion", "Distillation")  # report.json of convert and distill
@@ -20,11 +24,17 @@ def schemas() -> dict[str, str]:
     """File name → its text, for each record that has a version, and for the reports."""
     for module in pkgutil.iter_modules(vcot.records.__path__):
         importlib.import_module(f"vcot.records.{module.name}")
-    return {
+    plain = {
         re.sub("(?<=[a-z])(?=[A-Z])", "_", record.__name__).lower() + ".json": _text(record)
         for record in _below(Record)
         if record.__module__.startswith("vcot.records.")
-        and (("version" in record.model_fields and not record.__subclasses__()) or record.__name__ in REPORTS)
+        and ("version" in record.model_fields or record.__name__ in REPORTS)
+        and not any(record.__pydantic_generic_metadata__.values())
+    }
+    # Markers hold what their stage says of itself, so that each stage has a form of its own.
+    return plain | {
+        "shard_marker.json": _text(*(kind.shard_marker for kind in STAGES)),
+        "stage_marker.json": _text(*(kind.stage_marker for kind in STAGES)),
     }
 
 
@@ -34,11 +44,11 @@ def _below(kind: type[Record]) -> Iterator[type[Record]]:
         yield from _below(record)
 
 
-def _text(record: type[Record]) -> str:
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | record.model_json_schema(
-        mode="serialization"
-    )
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+def _text(*records: type[Record]) -> str:
+    union: Any = Union[records]  # noqa: UP007
+    schema = TypeAdapter[Any](union).json_schema(mode="serialization")
+    named = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
+    return json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 
 def main() -> None:

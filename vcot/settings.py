@@ -236,8 +236,8 @@ class Declared(Options, BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, _Environment(settings_cls)
 
-    def shaping(self) -> dict[str, Any]:
-        """The settings that decide what the stage makes: what two runs on one prefix must share."""
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that decide what the stage makes: two runs on one prefix must agree in them."""
         values = self.model_dump(mode="json")
         return {n: values[n] for n, f in type(self).model_fields.items() if extra_of(f).get("shapes_result", True)}
 
@@ -274,8 +274,8 @@ class Declared(Options, BaseSettings):
             raise SettingsError(uris.without_credentials("\n".join(lines))) from None
         return settings
 
-    def judge(self) -> None:
-        """What ``--check`` judges beside the settings: files that belong to them. Raises SettingsError."""
+    def validate_files(self) -> None:
+        """Reads the files that settings name, for ``--check``. Raises SettingsError."""
 
 
 class Settings(Declared):
@@ -448,7 +448,7 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--check", action="store_true", default=False, help="judge the settings and stop")
+    parser.add_argument("--check", action="store_true", default=False, help="validate the settings and stop")
     for group in _all_groups(cls):
         section = parser.add_argument_group(group.title, group.about or None)
         for name in group.names:

@@ -144,7 +144,7 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
     try:
         settings, check = settings_class.load(argv)
         if check:
-            settings.judge()
+            settings.validate_files()
     except VcotError as error:
         lines = str(error).splitlines()
         for line in lines:

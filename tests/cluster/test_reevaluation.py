@@ -73,6 +73,6 @@ def promote_by_hand(pointers: str, run: str, *, samples_of: str) -> None:
     train = Finished.at(store, join(RUNS, run, "train"))
     evaluation = Finished.at(store, join(RUNS, run, "evaluate"))
     samples = Finished.at(store, join(RUNS, samples_of, "convert"))
-    base = {"uri": train.mark.facts["base_uri"], "sha256": train.mark.facts["base_sha256"]}
+    base = {"uri": train.marker.metadata.base_uri, "sha256": train.marker.metadata.base_sha256}
     latest = join(pointers, "latest")
     promote(store, latest, train=train, base=base, evaluation=evaluation, samples=samples, gates=["none"])

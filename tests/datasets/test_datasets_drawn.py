@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.datasets.given import Given
-from vcot.grounding.places import place
+from vcot.grounding import place
 from vcot.records import Sample
 
 

@@ -16,6 +16,7 @@ from vcot.datasets.image_index import ImageIndex
 from vcot.errors import InputError
 from vcot.records import Folder, Image
 from vcot.records.sample import Stored
+from vcot.records.shards import CONVERT
 from vcot.storage import Entry, Store
 
 
@@ -119,7 +120,7 @@ def test_what_is_no_index_is_refused_in_one_line(tmp_path: Path, data: str | Non
 
 
 def test_what_nobody_has_added_to_is_not_written_again(tmp_path: Path) -> None:
-    folder = Folder(Store(), str(tmp_path / "run"), "convert")
+    folder = Folder(Store(), str(tmp_path / "run"), CONVERT)
     left = Path(folder.uri) / "images.json"
     first = ImageIndex(tmp_path / "1.sqlite")
     first.put(Image(uri="a.png", width=20, height=10, sha256="0" * 64), 7, "now")

@@ -19,7 +19,7 @@ from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
 from vcot.datasets import ingest
 from vcot.datasets.images import DatasetImages
 from vcot.records import Image
-from vcot.records.image import read_image
+from vcot.records.sample import read_image
 from vcot.storage import Store, join
 from vcot.storage.images import ImageError
 

@@ -14,6 +14,7 @@ from vcot.datasets import DATASETS
 from vcot.datasets.mixture import Part, shares
 from vcot.datasets.row_index import informed
 from vcot.records import Folder
+from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
 WEIGHT = some.fractions(min_value=Fraction(1, 1000), max_value=1000)
@@ -39,7 +40,7 @@ def of(given: Given, name: str, rows: int, weight: str | None, seed: int = 0) ->
 
 def drawn(given: Given, parts: list[Part], name: str, shards: int = 1) -> tuple[dict[str, set[str]], dict[str, int]]:
     """Part → ids of its rows that are drawn, and how many are not."""
-    folder = Folder(Store(), str(given.folder / name), "convert")
+    folder = Folder(Store(), str(given.folder / name), CONVERT)
     known = informed(parts, folder, look=True, workers=ALONE, readers=1)
     assert informed(parts, folder, look=False, workers=ALONE, readers=1) == known
     ids: dict[str, set[str]] = {}

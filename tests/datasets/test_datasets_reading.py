@@ -16,6 +16,7 @@ from vcot.datasets.base import split_of
 from vcot.datasets.reading import in_order
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
 DETECTION = {
@@ -116,7 +117,7 @@ def test_the_side_of_an_image_is_a_fair_draw_by_seed() -> None:
 
 
 def test_shards_do_not_start_before_it_is_known_what_is_held_out(given: Given) -> None:
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
     with pytest.raises(InputError, match="--part prepare comes before --part shards"):
         informed(DATASETS["scenes"], given.desk("scenes"), folder, look=False)
 
@@ -131,7 +132,7 @@ def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> Non
         given.rows([row("1", id="cell"), row("2", id=7), row("3"), row("4", id="\ud800")], "mine.jsonl"),
         given.rows([row("5", id="cell"), row("6", id="mine.jsonl:3"), "no JSON"], "yours.jsonl"),
     ]
-    source, folder = DATASETS["samples"], Folder(Store(), str(given.folder / "run"), "convert")
+    source, folder = DATASETS["samples"], Folder(Store(), str(given.folder / "run"), CONVERT)
     informed(source, given.desk("samples", *uris), folder, look=True)
     ids = {}
     for shard in range(2):

@@ -28,6 +28,7 @@ from vcot.datasets.inputs import find
 from vcot.datasets.row_index import FACTS, counts
 from vcot.errors import InputError
 from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Changed, Store
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def scene(seed: int, quality: int = 90, size: int = 96) -> bytes:
 
 
 def folder_of(given: Given, name: str = "run") -> Folder:
-    return Folder(Store(), str(given.folder / name), "convert")
+    return Folder(Store(), str(given.folder / name), CONVERT)
 
 
 def outcomes(given: Given, desk: ConversionContext, source: str = "viscot", shards: int = 1) -> dict[str, str]:

@@ -16,6 +16,7 @@ from tests.datasets.given import Given, informed, png
 from tests.datasets.parquet import IMAGE, write
 from vcot.datasets import DATASETS, read, rows_of_shard
 from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
 TYPES = {
@@ -141,7 +142,7 @@ def sides(files: dict[str, list[dict[str, Any]]], shards: int = 1, **options: An
         given = Given(Path(scratch))
         uris = [write(given.folder / name, rows, TYPES) for name, rows in files.items()]
         desk = given.desk("scienceqa", *uris, without_image="keep", **options)
-        source, folder = DATASETS["scienceqa"], Folder(Store(), str(given.folder / "run"), "convert")
+        source, folder = DATASETS["scienceqa"], Folder(Store(), str(given.folder / "run"), CONVERT)
         informed(source, desk, folder, look=True)
         found: dict[str, str] = {}
         for shard in range(shards):
@@ -194,7 +195,7 @@ def test_a_question_of_text_alone_that_was_asked_before_is_a_duplicate(given: Gi
     uri = write(given.folder / "rows.parquet", [by_text("What is it?"), by_text("what is it"), row()], TYPES)
     desk = given.desk("scienceqa", uri, without_image="keep")
     source = DATASETS["scienceqa"]
-    knowing = informed(source, desk, Folder(Store(), str(given.folder / "run"), "convert"), look=True)
+    knowing = informed(source, desk, Folder(Store(), str(given.folder / "run"), CONVERT), look=True)
     found = [result for _, result in read(rows_of_shard(desk), knowing)]
     assert [isinstance(one, Sample) for one in found] == [True, False, True]
     assert isinstance(found[1], Rejection)

@@ -21,6 +21,7 @@ from vcot.datasets.mixture import Part
 from vcot.datasets.row import Row
 from vcot.errors import InputError
 from vcot.records import Folder
+from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
 
@@ -41,7 +42,7 @@ def test_a_shard_of_a_json_array_decodes_its_own_rows_alone(given: Given, source
     said = ("gpt", f"<think>{'so ' * 300}</think>21")
     row = metadata([[1, 2, 30, 40]]) if source == "viscot" else talk(ASKED, said, ("human", "And?"), said)
     uri = given.rows([row] * 8_000, "rows.json")
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
     desk = given.desk(source, uri, near_duplicates=0, duplicates="keep", splits="by-content")
     informed(DATASETS[source], desk, folder, look=True)
 
@@ -65,7 +66,7 @@ def test_a_shard_of_a_json_array_decodes_its_own_rows_alone(given: Given, source
 def test_places_that_were_damaged_are_an_error_and_without_any_the_rows_are_the_same(given: Given) -> None:
     given.image("vsr/a.jpg", 640, 480)
     desk = given.desk("viscot", given.rows([metadata([[1, 2, 30, 40]])] * 9, "rows.json"))
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
     informed(DATASETS["viscot"], desk, folder, look=True)
     (left,) = (given.folder / "run/convert/offsets").iterdir()
     left.write_bytes(left.read_bytes()[:-1] + b"!")

@@ -10,6 +10,7 @@ from tests.datasets.given import Given, informed, png
 from vcot.datasets import DATASETS, read, rows_of_shard
 from vcot.grounding import Mention
 from vcot.records import Folder, Rejection
+from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
 ASK = "Please provide the bounding box coordinate of the region that can help you answer the question better."
@@ -179,7 +180,7 @@ def test_where_a_whole_set_can_be_of_whole_pixels_the_integers_are_the_boxes(giv
         chat("[0.1, 0.3, 0.5, 0.6]", ints, "gqa", image=["cot/gqa/a.jpg", f"cot/gqa/a.jpg###{ints}"]),
         chat("[0.101, 0.3, 0.5, 0.6]", ints, "gqa", image=["cot/gqa/b.jpg", f"cot/gqa/b.jpg###{ints}"]),
     ]
-    folder = Folder(Store(), str(given.folder / "run"), "convert")
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
     desk = informed(source, given.desk("viscot", given.rows(rows), near_duplicates=0), folder, look=True)
     assert desk.prepared.whole_pixels == ["vsr"]
     found = [sample.true_boxes for _, sample in read(rows_of_shard(desk), desk)]

@@ -11,13 +11,15 @@ from typing import Any, ClassVar, Literal
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
+from tests.fakes.markers import METADATA
 from vcot.errors import Interrupted
 from vcot.evaluation.ablations import partners
 from vcot.evaluation.runner import EvaluationRunner, units
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Completion, Folder, Image, Sample, Score, StageMarker
+from vcot.records.metadata import EvaluateMetadata
 from vcot.records.sample import Origin
-from vcot.records.shards import run_shards
+from vcot.records.shards import EVALUATE, run_shards
 from vcot.settings import Settings
 from vcot.storage import Store
 
@@ -136,10 +138,10 @@ def runner(
 
 def evaluate(tmp_path: Path, name: str, runs: EvaluationRunner, share: float = 0.05) -> tuple[Folder, StageMarker]:
     run_uri = str(tmp_path / name)
-    folder = Folder(runs.store, run_uri, "evaluate")
+    folder = Folder(runs.store, run_uri, EVALUATE)
     marker = run_shards(
         folder, EvaluateSettings(run_uri=run_uri), inputs={}, shards=len(runs.units), work=runs.run,
-        max_rejected_share=share,
+        max_rejected_share=share, metadata=EvaluateMetadata(**METADATA["evaluate"]),
     )  # fmt: skip
     assert marker is not None
     return folder, marker

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.evaluation.evaluation_samples import FakeModel, by_text, drawn, evaluate, frame, runner, said, sample
+from tests.fakes.markers import CONTRACT
 from vcot.errors import InputError
 from vcot.evaluation.base_form import FAMILIES, own_form
 from vcot.evaluation.baselines import Baselines
@@ -19,13 +20,6 @@ from vcot.evaluation.table import headline
 from vcot.grounding import Box, Mention, Trace, render
 from vcot.records import Completion
 from vcot.storage import Store
-from vcot.tokens import Contract
-
-CONTRACT = Contract(
-    mode="multimodal", frame={"name": "thousandths"}, min_pixels=3136, max_pixels=784 * 1280, instruction=None,
-    max_length=512, template_sha256="0" * 64, tokenizer_sha256="0" * 64, patch_size=14, merge_size=2,
-    temporal_patch_size=2, image_mean=(0.5,), image_std=(0.5,),
-)  # fmt: skip
 
 
 def form_of(folder, named="auto", contract=CONTRACT, **files: Any):

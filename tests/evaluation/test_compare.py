@@ -7,17 +7,16 @@ import random
 import pytest
 
 from tests.evaluation.evaluation_samples import scored
+from tests.fakes.markers import stage_marker
 from vcot.errors import InputError
 from vcot.evaluation.compare import changes, compare, comparison_gates, judge_gates
 from vcot.evaluation.metrics import measure
 from vcot.evaluation.subjects import Finished
-from vcot.records import Score, StageMarker
+from vcot.records import Score
 
 SETTINGS = {"max_new_tokens": 64, "quantization": "none", "dtype": "float32", "per_device_eval_batch_size": 8,
-            "max_samples": None, "seed": 0, "split": "auto", "synonyms": ()}  # fmt: skip
-BASELINE = Finished(
-    "s3://b/runs/one/evaluate", StageMarker(stage="evaluate", code="1", settings=SETTINGS, inputs={}), "ab" * 32
-)
+            "max_samples": None, "seed": 0, "split": "auto", "synonyms": []}  # fmt: skip
+BASELINE = Finished("s3://b/runs/one/evaluate", stage_marker("evaluate", SETTINGS), "ab" * 32)
 
 
 def rows(answers: str, boxes: str) -> list[Score]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.evaluation.evaluation_samples import frame, said, sample
+from vcot.answers import Synonyms
 from vcot.evaluation.scoring import score
 from vcot.grounding import Box, Mention
-from vcot.labels import Synonyms
 
 G1 = [100, 100, 300, 300]
 G3 = [G1, [400, 100, 600, 300], [700, 100, 900, 300]]

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from vcot import __version__
+from tests.fakes.markers import stage_marker
 from vcot.errors import InputError
 from vcot.evaluation.subjects import Finished, first, moment, newest, promote, promoted, trained
-from vcot.records import Folder, StageMarker
+from vcot.records import Folder
+from vcot.records.shards import STAGES
 from vcot.storage import Store, join
 
 ASKED = {"split": "auto", "max_samples": None, "seed": 0}
 
 
-def finished(uri: str, **facts) -> Finished:
+def finished(uri: str) -> Finished:
     """A stage's marker as its finish writes it."""
     run_uri, _, stage = uri.rpartition("/")
-    Folder(Store(), run_uri, stage).finish(
-        StageMarker(stage=stage, code=__version__, settings={}, inputs={}, facts={"uri": uri} | facts)
-    )
+    kind = next(kind for kind in STAGES if kind.name == stage)
+    Folder(Store(), run_uri, kind).finish(stage_marker(stage, settings={"uri": uri}))
     return Finished.at(Store(), uri)
 
 
@@ -88,7 +88,7 @@ def test_an_evaluation_that_was_deleted_and_made_again_is_another_one(folder_pla
     """The old pointer names a model that is no longer there; only the new one can be evaluated again."""
     earn(folder_place, "one")
     marker = Path(folder_place.removeprefix("file://"), "runs", "one", "evaluate", "_done", "stage.json")
-    marker.write_bytes(marker.read_bytes().replace(b'"facts"', b' "facts"'))
+    marker.write_bytes(marker.read_bytes().replace(b'"metadata"', b' "metadata"'))
     assert earn(folder_place, "one").uri.endswith("/0000000002.json")
 
 
@@ -166,7 +166,7 @@ def test_another_choice_of_samples_goes_elsewhere(any_place):
 def test_a_model_that_was_made_again_since_is_refused(any_place):
     pointer = earn(any_place, "one")
     uri = join(pointer.promotion.train_uri, "_done", "stage.json")
-    Store().write(uri, Store().read(uri).replace(b'"facts"', b' "facts"'))
+    Store().write(uri, Store().read(uri).replace(b'"metadata"', b' "metadata"'))
     with pytest.raises(InputError, match=r"train is not what .*0000000001.json promoted"):
         again(any_place)
 

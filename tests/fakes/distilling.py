@@ -17,7 +17,8 @@ from jobs.distill import DistillSettings, run
 from tests.distill.made import TOP_LEFT, draw_png, sample, see
 from tests.fakes.teacher import Teacher
 from vcot.records import Folder, Rejection, Sample, read_samples
-from vcot.records.shards import ShardWriter, StageMarker, read_marker, run_shards
+from vcot.records.metadata import ConvertMetadata, ConvertShardMetadata, DistillMetadata, DistillShardMetadata
+from vcot.records.shards import CONVERT, DISTILL, ShardWriter, StageMarker, read_marker, run_shards
 from vcot.reports.distillation import SHOWN
 from vcot.reports.sampling import ShownExample, sampled
 from vcot.settings import Settings
@@ -38,13 +39,16 @@ class Converted(Settings):
 
 
 def convert(run_uri: str, *shards: Iterable[Sample]) -> None:
-    def work(writer: ShardWriter) -> None:
+    def work(writer: ShardWriter) -> ConvertShardMetadata:
         for row in shards[writer.index]:
             writer.keep(row)
+        return ConvertShardMetadata()
 
-    folder = Folder(Store(), run_uri, "convert")
+    folder = Folder(Store(), run_uri, CONVERT)
     settings = Converted(run_uri=run_uri)
-    run_shards(folder, settings, inputs={}, shards=len(shards), work=work, max_rejected_share=1.0)
+    run_shards(
+        folder, settings, inputs={}, shards=len(shards), work=work, max_rejected_share=1.0, metadata=ConvertMetadata()
+    )
 
 
 def illustrated(run_uri: str, count: int) -> list[Sample]:
@@ -113,8 +117,8 @@ def wait_for(replies: int, runs: Path, process: subprocess.Popen[str]) -> None:
 # ------------------------------------------------------------------------------------------------- what it wrote
 
 
-def distilled(run_uri: str) -> tuple[StageMarker, list[Sample]]:
-    marker, _ = read_marker(Store(), join(run_uri, "distill"))
+def distilled(run_uri: str) -> tuple[StageMarker[DistillShardMetadata, DistillMetadata], list[Sample]]:
+    marker, _ = read_marker(Store(), join(run_uri, "distill"), DISTILL)
     return marker, list(read_samples(Store(), join(run_uri, "distill"), marker))
 
 
@@ -131,8 +135,8 @@ def report(run_uri: str) -> dict[str, Any]:
 
 def shown(run_uri: str) -> list[ShownExample]:
     """Rows that the shards put aside for the page."""
-    folder = Folder(Store(), run_uri, "distill")
-    groups = sampled(folder, folder.shard_marks(), SHOWN).by_dataset().values()
+    folder = Folder(Store(), run_uri, DISTILL)
+    groups = sampled(folder, folder.shard_markers(), SHOWN).by_dataset().values()
     return [one for kinds in groups for rows in kinds.values() for one in rows]
 
 

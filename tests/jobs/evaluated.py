@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.markers import stage_marker
 from tests.training.toy import MAX_PIXELS, MIN_PIXELS, toy_base
-from vcot import __version__
-from vcot.records import Folder, StageMarker
+from vcot.records import Folder
+from vcot.records.shards import TRAIN
 from vcot.storage import Store, join, put_folder
 from vcot.storage.folders import folder_digest
 
@@ -51,18 +52,15 @@ def contract(base: Path) -> dict[str, Any]:
 
 
 def contract_in(frame: Any, base: Path) -> dict[str, Any]:
-    from vcot.tokens import Contract, load_processor
+    from vcot.tokens import contract_of, load_processor
 
     processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    return Contract.of(processor, mode="multimodal", frame=frame, max_length=512).model_dump(mode="json")
+    return contract_of(processor, mode="multimodal", frame=frame, max_length=512).model_dump(mode="json")
 
 
 def trained(run_uri: str, base: Path | str, adapter: Path, contract: Mapping[str, Any], tune: str = "lora") -> None:
     """What train would have written."""
-    folder = Folder(Store(), run_uri, "train")
+    folder = Folder(Store(), run_uri, TRAIN)
     files = put_folder(Store(), adapter, join(folder.uri, "model"))
-    facts = {
-        "contract": dict(contract), "base_uri": str(base), "base_sha256": folder_digest(Store(), str(base)),
-        "tune": tune, "model": "model", "files": files,
-    }  # fmt: skip
-    folder.finish(StageMarker(stage="train", code=__version__, settings={"tune": tune}, inputs={}, facts=facts))
+    told = {"base_uri": str(base), "base_sha256": folder_digest(Store(), str(base)), "tune": tune, "files": files}
+    folder.finish(stage_marker("train", contract=dict(contract), **told))

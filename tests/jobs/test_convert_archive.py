@@ -19,8 +19,8 @@ from vcot.datasets.reading import one
 from vcot.datasets.row import Row
 from vcot.errors import InputError
 from vcot.records import Rejection, Sample, read_samples
-from vcot.records.image import read_image
-from vcot.records.shards import read_marker
+from vcot.records.sample import read_image
+from vcot.records.shards import CONVERT, read_marker
 from vcot.storage import Changed, Store, join
 from vcot.uris import pieces
 
@@ -201,7 +201,7 @@ def test_an_archive_that_changes_while_its_images_are_read(any_place: str, rows:
     from vcot.records import Folder
 
     (uri,) = in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 10**6)
-    folder = Folder(store, join(any_place, "run"), "convert")
+    folder = Folder(store, join(any_place, "run"), CONVERT)
     archive = archive_at(join(any_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
     assert archive is not None
     desk = rows.desk("viscot")

@@ -25,11 +25,11 @@ from vcot.evaluation.runner import EvaluationRunner, TrainedModel, units
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample, read_samples
 from vcot.records.example import Examples
-from vcot.records.image import read_image
-from vcot.records.shards import read_marker
+from vcot.records.sample import read_image
+from vcot.records.shards import TOKENIZE, read_marker
 from vcot.reports.overlays import TRUE
 from vcot.storage import Store, images
-from vcot.tokens import Contract
+from vcot.tokens import contract_of
 from vcot.tokens.rows import view
 
 __all__ = ["base_folder", "processor"]
@@ -117,11 +117,11 @@ def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
          "max_length": 512, **SIGHT}
     )  # fmt: skip
     tokenize_job.run(settings)
-    marker, _ = read_marker(Store(), f"{tmp_path}/tokenize")
+    marker, _ = read_marker(Store(), f"{tmp_path}/tokenize", TOKENIZE)
     examples = Examples([tmp_path / "tokenize" / file.name for shard in marker.shards for file in shard.files])
     assert len(examples) == 2
     for example in (examples[0], examples[1]):
-        shown = view(example, (WIDE, HIGH), Contract.model_validate(marker.facts["contract"]), processor)
+        shown = view(example, (WIDE, HIGH), marker.metadata.contract, processor)
         assert shown.image is not None
         (learned,) = shown.parsed.boxes
         assert iou(learned, disc_in(shown.image)) > 0.93
@@ -139,7 +139,7 @@ def test_a_model_that_points_at_what_it_is_shown_is_found_right(
     """The model here is one that sees colours: it writes down where the orange is, in the numbers it was taught."""
     samples = converted(given, tmp_path, ingest=ingest)
     budget = {"factor": 28, **SIGHT}
-    contract = Contract.of(processor, mode="multimodal", frame=frame, max_length=512).model_copy(
+    contract = contract_of(processor, mode="multimodal", frame=frame, max_length=512).model_copy(
         update={"frame": {"name": frame, **(budget if frame == "resized_pixels" else {})}, **SIGHT}
     )
     trained = TrainedModel("", "", "", contract, "full", "", {})
@@ -177,7 +177,7 @@ class _Kept:
     """Of a writer of shards, what a unit needs: the first one's place, and where replies go."""
 
     def __init__(self, replies: list[Any]) -> None:
-        self.index, self.facts = 0, dict[str, Any]()
+        self.index = 0
         self.keep, self.reject = replies.append, pytest.fail
 
 

@@ -333,4 +333,4 @@ def test_the_page_about_sources_has_a_mix_that_is_right(given: Given) -> None:
     page = (ROOT / "docs/datasets.md").read_text()
     written = page.partition("```yaml\n")[2].partition("```")[0]
     loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, written)))
-    loaded.judge()
+    loaded.validate_files()

@@ -24,7 +24,7 @@ def told(given: Given, parts: Any, **settings: Any) -> list[str]:
     """What --check says is wrong."""
     loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, parts), **settings))
     with pytest.raises(SettingsError) as caught:
-        loaded.judge()
+        loaded.validate_files()
     return str(caught.value).replace(f"{given.folder}/", "").splitlines()
 
 
@@ -96,17 +96,17 @@ def test_what_is_no_yaml_or_would_run_something(given: Given, written: str) -> N
 
 def test_a_file_that_is_not_there_or_is_something_else(given: Given, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--mix .*nowhere\.yaml"):
-        ConvertSettings.load(flags(run_uri="r", mix=tmp_path / "nowhere.yaml"))[0].judge()
+        ConvertSettings.load(flags(run_uri="r", mix=tmp_path / "nowhere.yaml"))[0].validate_files()
     (tmp_path / "big").write_bytes(bytes(2 << 20))
     with pytest.raises(SettingsError, match="is larger than 1 MiB; it should be a list of sources"):
-        ConvertSettings.load(flags(run_uri="r", mix=tmp_path / "big"))[0].judge()
+        ConvertSettings.load(flags(run_uri="r", mix=tmp_path / "big"))[0].validate_files()
 
 
 def test_a_fifo_in_its_place_is_not_waited_for(given: Given) -> None:
     os.mkfifo(given.folder / "mix.yaml")
     loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=given.folder / "mix.yaml"))
     with pytest.raises(SettingsError, match=r"--mix .*/mix\.yaml: a FIFO, not a regular file"):
-        loaded.judge()
+        loaded.validate_files()
 
 
 def test_with_a_mix_the_command_line_names_no_source() -> None:

@@ -60,7 +60,7 @@ def test_rows_get_reasoning_or_pass_shard_by_shard(any_place: str) -> None:
     assert rows[4].reasoning == (Trace(("I see no dog.",)),)
     said = report(any_place)
     assert said["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "test_passed": 1}
-    assert said["teacher"] == marker.facts["teacher"] == "template/1"
+    assert said["teacher"] == marker.metadata.teacher == "template/1"
     assert {row.id for row in shown(any_place)} == {"where", "count", "absent"}
 
 

@@ -148,7 +148,7 @@ def test_each_way_runs_over_each_source(way: str, rows: list[list[Sample]], wise
     run(settings(run_uri, strategy=way))
     marker, made = distilled(str(run_uri))
     told: Any = report(str(run_uri))
-    assert told["strategy"] == marker.facts["strategy"] == way
+    assert told["strategy"] == marker.metadata.strategy == way
     assert marker.row_counts.rows == sum(map(len, rows)) == sum(f["rows"] for f in told["funnel"].values())
     for name, counts in told["funnel"].items():
         order = [counts[step] for step in ("rows", "asked", "parsed", "boxes_accepted", "answer_agreed", "kept")]

@@ -18,11 +18,11 @@ from jobs.evaluate import EvaluateSettings, run
 from tests.evaluation.evaluation_samples import drawn, sample
 from tests.jobs.evaluated import *  # noqa: F403  (fixtures)
 from tests.jobs.evaluated import trained
-from vcot import __version__
 from vcot.errors import GateFailed, InputError, SettingsError
 from vcot.evaluation.runner import Reply, read_replies
-from vcot.records import Folder, Sample, StageMarker
-from vcot.records.shards import ShardWriter, run_shards
+from vcot.records import Folder, Sample
+from vcot.records.metadata import ConvertMetadata, ConvertShardMetadata
+from vcot.records.shards import CONVERT, EVALUATE, ShardWriter, run_shards
 from vcot.settings import Settings
 from vcot.storage import Store, join, put_folder
 
@@ -49,12 +49,21 @@ def convert(run_uri: str, images: Path, splits: str = "test") -> list[Sample]:
             for n, question in enumerate(("Where is the disc?", "Where do you see the disc?"))
         ]
 
-    def work(writer: ShardWriter) -> None:
+    def work(writer: ShardWriter) -> ConvertShardMetadata:
         for row in rows:
             writer.keep(row)
+        return ConvertShardMetadata()
 
-    folder = Folder(Store(), run_uri, "convert")
-    run_shards(folder, Converted(run_uri=run_uri), inputs={}, shards=1, work=work, max_rejected_share=0)
+    folder = Folder(Store(), run_uri, CONVERT)
+    run_shards(
+        folder,
+        Converted(run_uri=run_uri),
+        inputs={},
+        shards=1,
+        work=work,
+        max_rejected_share=0,
+        metadata=ConvertMetadata(),
+    )
     return rows
 
 
@@ -69,7 +78,7 @@ def evaluate(run_uri: str, **settings: Any) -> dict[str, Any]:
 
 def replies(run_uri: str) -> dict[tuple[str, str], list[Reply]]:
     store = Store()
-    marker = Folder(store, run_uri, "evaluate").marker()
+    marker = Folder(store, run_uri, EVALUATE).marker()
     assert marker is not None
     found = defaultdict(list)
     for reply in read_replies(store, join(run_uri, "evaluate"), marker.shards):
@@ -211,15 +220,9 @@ def test_everything_may_lie_in_a_bucket(made, base, adapters, contract, moto_pla
 # --- without a model ---------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_named(tmp_path, contract):
+def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match="run that stage first"):
         evaluate(str(tmp_path / "empty"))
-    convert(str(tmp_path / "one"), tmp_path / "images", splits="validation")
-    Folder(Store(), str(tmp_path / "one"), "train").finish(
-        StageMarker(stage="train", code=__version__, settings={}, inputs={}, facts={"contract": contract})
-    )
-    with pytest.raises(InputError, match="does not say base_uri, base_sha256, model, files"):
-        evaluate(str(tmp_path / "one"))
 
 
 def test_check_answers_in_two_seconds_and_names_every_fault():

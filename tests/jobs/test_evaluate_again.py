@@ -110,7 +110,7 @@ def test_a_worse_model_ends_with_20_and_its_numbers(promoted, tmp_path):
         Store(),
         join(promoted, "pointers", "latest"),
         train=train,
-        base={"uri": train.marker.facts["base_uri"], "sha256": train.marker.facts["base_sha256"]},
+        base={"uri": train.marker.metadata.base_uri, "sha256": train.marker.metadata.base_sha256},
         evaluation=evaluation,
         samples=Finished.at(Store(), join(promoted, "good", "convert")),
         gates=["by hand"],

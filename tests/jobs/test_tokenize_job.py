@@ -19,11 +19,12 @@ from vcot.errors import InputError, SettingsError
 from vcot.grounding import Trace
 from vcot.records import Folder, Sample, StageMarker
 from vcot.records.example import Examples
+from vcot.records.metadata import DistillMetadata, DistillShardMetadata, TokenizeMetadata, TokenizeShardMetadata
 from vcot.records.sample import Image
-from vcot.records.shards import ShardWriter, read_marker, run_shards
+from vcot.records.shards import DISTILL, TOKENIZE, ShardWriter, read_marker, run_shards
 from vcot.settings import Settings
 from vcot.storage import Store, join
-from vcot.tokens import Contract
+from vcot.tokens.contract import check_contract
 
 __all__ = ["base_folder", "moto_place", "moto_server", "no_aws", "processor"]
 ROOT = Path(__file__).parents[2]
@@ -39,22 +40,29 @@ def distilled(place: str, shards: list[list[Sample]]) -> None:
     """<place>/distill with these Samples."""
     settings = DistillSettings(run_uri=place)
 
-    def work(writer: ShardWriter) -> None:
+    def work(writer: ShardWriter) -> DistillShardMetadata:
         for row in shards[writer.index]:
             writer.keep(row)
+        return DistillShardMetadata()
 
     run_shards(
-        Folder(Store(), place, "distill"), settings, inputs={}, shards=len(shards), work=work, max_rejected_share=0
+        Folder(Store(), place, DISTILL),
+        settings,
+        inputs={},
+        shards=len(shards),
+        work=work,
+        max_rejected_share=0,
+        metadata=DistillMetadata(teacher="template/1"),
     )
 
 
-def tokenize(place: str, base: Path | str, **changes: Any) -> StageMarker:
+def tokenize(place: str, base: Path | str, **changes: Any) -> StageMarker[TokenizeShardMetadata, TokenizeMetadata]:
     values: dict[str, Any] = {
         "run_uri": place, "base_uri": str(base), "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS,
         "max_length": 256,
     }  # fmt: skip
     run(TokenizeSettings(**(values | changes)))
-    return read_marker(Store(), join(place, "tokenize"))[0]
+    return read_marker(Store(), join(place, "tokenize"), TOKENIZE)[0]
 
 
 def rows(place: str, splits: str, start: int = 0) -> list[Sample]:
@@ -97,9 +105,9 @@ def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract
     assert [row.split for row in found.rows] == ["train"] * 4 + ["validation"]
     assert found[0].image == (tmp_path / "run/images/0.png").read_bytes()
     assert [shard.row_counts.rows for shard in marker.shards] == [2, 2]  # without the row of the test split
-    assert marker.facts["base_uri"] == str(base_folder)
-    Contract.model_validate(marker.facts["contract"]).check(processor)
-    assert marker.inputs[str(base_folder)] == marker.facts["base_sha256"]
+    assert marker.metadata.base_uri == str(base_folder)
+    check_contract(marker.metadata.contract, processor)
+    assert marker.inputs[str(base_folder)] == marker.metadata.base_sha256
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert report["examples"] == {"train": 4, "validation": 1}
     assert report["test_rows_left_out"] == 1
@@ -169,7 +177,7 @@ def test_in_text_mode_no_image_is_read(tmp_path: Path, base_folder: Path) -> Non
     distilled(place, [made])
     marker = tokenize(place, base_folder, mode="text")
     assert [one.image for one in examples(place, marker)] == [None, None]
-    assert marker.facts["contract"]["mode"] == "text"
+    assert marker.metadata.contract.mode == "text"
 
 
 def test_parts_and_single_shards_make_what_one_process_makes(tmp_path: Path, base_folder: Path) -> None:
@@ -219,9 +227,9 @@ def test_of_a_base_in_a_bucket_the_weights_stay_there(tmp_path: Path, base_folde
     store.write(join(base, "model.safetensors"), b"not weights at all")
     marker = tokenize(moto_place, base)
     assert marker.row_counts.written == 2
-    digest = marker.facts["base_sha256"]
+    digest = marker.metadata.base_sha256
     store.write(join(base, "model.safetensors"), b"others")  # other weights under one processor: the same examples
-    assert tokenize(moto_place, base).facts["base_sha256"] == digest
+    assert tokenize(moto_place, base).metadata.base_sha256 == digest
     store.write(join(base, "chat_template.jinja"), b"{{ messages }}")
     with pytest.raises((SettingsError, InputError), match="base"):
         tokenize(moto_place, base)

@@ -18,7 +18,7 @@ from jobs.train import TrainSettings, run
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import examples, tokenized, write_examples
 from vcot.errors import InputError, Interrupted, SettingsError
-from vcot.records.shards import Folder, StageMarker
+from vcot.records.shards import TOKENIZE, Folder
 from vcot.stage import stop
 from vcot.storage import Store, join, put_folder
 
@@ -125,7 +125,7 @@ def calm(toy_base: Path, toy_encoder: Any, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_run_leaves_a_model_and_what_a_server_must_know(calm: Path, toy_base: Path) -> None:
-    facts = read(calm, "_done/stage.json")["facts"]
+    facts = read(calm, "_done/stage.json")["metadata"]
     model = calm / "train" / facts["model"]
     assert facts["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in model.iterdir()}
     wanted = {"adapter_model.safetensors", "adapter_config.json", "contract.json", "tokenizer.json"}
@@ -197,7 +197,7 @@ def test_stopped_and_damaged_it_ends_with_the_same_losses(
     Store().write(manifests[-1].removesuffix("manifest.json") + "weights.safetensors", b"half of it")
     train(moto_place, base_uri)
     assert read(moto_place, "losses.json") == read(calm, "losses.json")
-    ours, theirs = (read(place, "_done/stage.json")["facts"]["files"] for place in (moto_place, calm))
+    ours, theirs = (read(place, "_done/stage.json")["metadata"]["files"] for place in (moto_place, calm))
     assert ours["adapter_model.safetensors"] == theirs["adapter_model.safetensors"]
 
 
@@ -237,9 +237,9 @@ def without_tokenize(run_uri: Path) -> str:
 def with_another_contract(run_uri: Path) -> str:
     marker = run_uri / "tokenize/_done/stage.json"
     told = json.loads(marker.read_text())
-    told["facts"]["contract"] |= {"template_sha256": "0" * 64, "merge_size": 4}
+    told["metadata"]["contract"] |= {"template_sha256": "0" * 64, "merge_size": 4}
     marker.unlink()
-    Folder(Store(), str(run_uri), "tokenize").finish(StageMarker.model_validate(told))
+    Folder(Store(), str(run_uri), TOKENIZE).finish(TOKENIZE.stage_marker.model_validate(told))
     return "the examples were not made for this base: template_sha256 .*; merge_size is 2 here, 4 in the examples"
 
 

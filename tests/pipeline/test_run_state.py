@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 
 from jobs.train import TrainSettings
+from tests.fakes.markers import shard_marker, stage_marker
 from vcot.errors import InputError, NotWhole, SettingsError
 from vcot.pipeline.plan import Step
 from vcot.pipeline.run_state import RunStorage
-from vcot.records.shards import File, Folder, RowCounts, ShardMarker, StageMarker, read_marker
+from vcot.records.shards import (
+    CONVERT,
+    DISTILL,
+    TOKENIZE,
+    TRAIN,
+    Folder,
+    read_marker,
+)
 from vcot.storage import Store, join
 
 STORAGE = RunStorage(Store())
@@ -23,12 +31,6 @@ STORAGE = RunStorage(Store())
 @pytest.fixture
 def run(tmp_path: Path) -> str:
     return str(tmp_path / "runs/r1")
-
-
-def a_mark(stage: str, shards: int = 0, **facts: Any) -> StageMarker:
-    nothing = File(name="rejections/0.jsonl", sha256="0" * 64, size=0)
-    markers = tuple(ShardMarker(shard=n, files=(), rejections=nothing, row_counts=RowCounts()) for n in range(shards))
-    return StageMarker(stage=stage, code="1", settings={}, inputs={}, shards=markers, facts=facts)
 
 
 def prepared(run: str, stage: str, **settings: Any) -> Step:
@@ -43,8 +45,10 @@ def test_shards_of_convert_are_as_many_as_its_settings_say(run: str) -> None:
 
 def test_shards_of_a_later_stage_are_as_many_as_the_stage_that_it_reads_has_made(run: str, tmp_path: Path) -> None:
     other = str(tmp_path / "runs/other")
-    Folder(Store(), run, "convert").finish(a_mark("convert", shards=3))
-    Folder(Store(), other, "distill").finish(a_mark("distill", shards=5))
+    Folder(Store(), run, CONVERT).finish(stage_marker("convert", shards=[shard_marker("convert", n) for n in range(3)]))
+    Folder(Store(), other, DISTILL).finish(
+        stage_marker("distill", shards=[shard_marker("distill", n) for n in range(5)])
+    )
     assert STORAGE.shards(prepared(run, "distill", input_uri=None)) == 3
     assert STORAGE.shards(prepared(run, "tokenize", input_uri=join(other, "distill"))) == 5
 
@@ -60,9 +64,9 @@ def test_settings_that_are_damaged_are_named(run: str) -> None:
 def trained(run: str, tmp_path: Path) -> tuple[Step, dict[str, str]]:
     """A training that has begun, and the variables that its Job would see."""
     store, base = Store(), str(tmp_path / "base")
-    Folder(store, run, "tokenize").finish(a_mark("tokenize"))
+    Folder(store, run, TOKENIZE).finish(stage_marker("tokenize"))
     _, inputs = read_marker(store, join(run, "tokenize"))
-    Folder(store, run, "train").begin(TrainSettings.of({"run_uri": run, "base_uri": base}), inputs)
+    Folder(store, run, TRAIN).begin(TrainSettings.of({"run_uri": run, "base_uri": base}), inputs)
     return Step("train", run, {}, ()), {"VCOT_RUN_URI": run, "VCOT_TRAIN_BASE_URI": base}
 
 
@@ -70,17 +74,17 @@ def test_a_stage_is_whole_when_its_mark_is_there_and_is_asked_what_it_says_then(
     run: str, trained: tuple[Step, dict[str, str]]
 ) -> None:
     assert STORAGE.look(*trained) is None
-    Folder(Store(), run, "train").finish(a_mark("train", losses={"loss": 0.31}))
+    Folder(Store(), run, TRAIN).finish(stage_marker("train"))
     outcome = STORAGE.look(*trained)
     assert outcome is not None
     assert outcome.exit_code == 0
-    assert outcome.summary["loss"] == 0.31
+    assert outcome.summary["last_loss"] == 1.0
 
 
 def test_a_whole_stage_with_other_settings_refuses_as_its_job_would(
     run: str, trained: tuple[Step, dict[str, str]]
 ) -> None:
-    Folder(Store(), run, "train").finish(a_mark("train", losses={}))
+    Folder(Store(), run, TRAIN).finish(stage_marker("train"))
     step, variables = trained
     outcome = STORAGE.look(step, variables | {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "9"})
     assert outcome is not None

@@ -9,12 +9,25 @@ from typing import ClassVar
 
 import pytest
 
+from tests.fakes.markers import shard_marker, stage_marker
 from tests.records.samples import sample
 from vcot.errors import InputError, SettingsError
 from vcot.records import Folder, Reason, Rejection, read_samples
-from vcot.records.shards import JsonLines, ShardWriter, StageMarker, read_marker, run_shards
+from vcot.records.metadata import NoMetadata
+from vcot.records.shards import (
+    STAGES,
+    TOKENIZE,
+    JsonLines,
+    ShardWriter,
+    StageKind,
+    StageMarker,
+    read_marker,
+    run_shards,
+)
 from vcot.settings import Settings, setting
 from vcot.storage import Store
+
+COUNT = StageKind("count", NoMetadata, NoMetadata)
 
 
 class Count(Settings):
@@ -27,20 +40,21 @@ class Count(Settings):
 
 
 def run(
-    folder: Path, work: Callable[[ShardWriter], None] | None = None, shards: int = 3, **values: object
+    folder: Path, work: Callable[[ShardWriter], NoMetadata] | None = None, shards: int = 3, **values: object
 ) -> StageMarker | None:
     settings = Count(run_uri=str(folder), **values)  # type: ignore[arg-type]
 
-    def rows(writer: ShardWriter) -> None:
+    def rows(writer: ShardWriter) -> NoMetadata:
         for number in range(writer.index, settings.upto, shards):
             if number % 5 == 4:
                 writer.reject(Rejection(id=str(number), stage="count", reason=Reason.NO_BOX, detail="none"))
             else:
                 writer.keep(sample(number))
+        return NoMetadata()
 
     return run_shards(
-        Folder(Store(), str(folder), "count"), settings, inputs={"in": "digest"}, shards=shards,
-        work=work or rows, max_rejected_share=settings.max_rejected_share,
+        Folder(Store(), str(folder), COUNT), settings, inputs={"in": "digest"}, shards=shards,
+        work=work or rows, max_rejected_share=settings.max_rejected_share, metadata=NoMetadata(),
     )  # fmt: skip
 
 
@@ -73,18 +87,20 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_killed_between_shards_it_goes_on_and_makes_none_twice(tmp_path: Path) -> None:
     made = []
 
-    def dies_at_the_second(writer: ShardWriter) -> None:
+    def dies_at_the_second(writer: ShardWriter) -> NoMetadata:
         if writer.index == 1:
             raise KeyboardInterrupt
         made.append(writer.index)
         writer.keep(sample(writer.index))
+        return NoMetadata()
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, dies_at_the_second)
 
-    def again(writer: ShardWriter) -> None:
+    def again(writer: ShardWriter) -> NoMetadata:
         made.append(writer.index)
         writer.keep(sample(writer.index))
+        return NoMetadata()
 
     marker = run(tmp_path, again)
     assert marker is not None
@@ -102,7 +118,7 @@ def test_a_second_run_with_other_settings_is_refused_by_the_setting(tmp_path: Pa
 
 def test_an_input_that_changed_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    folder = Folder(Store(), str(tmp_path), "count")
+    folder = Folder(Store(), str(tmp_path), COUNT)
     with pytest.raises(InputError, match="in has changed since"):
         folder.begin(Count(run_uri=str(tmp_path)), {"in": "another"})
 
@@ -140,11 +156,12 @@ def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:
     before = path.read_bytes()
     path.unlink()
 
-    def slow(writer: ShardWriter) -> None:
+    def slow(writer: ShardWriter) -> NoMetadata:
         writer.keep(sample(99))
         path.write_bytes(before)  # another process finishes meanwhile
+        return NoMetadata()
 
-    marker = Folder(Store(), str(tmp_path), "count").make_shard(0, slow, JsonLines)
+    marker = Folder(Store(), str(tmp_path), COUNT).make_shard(0, slow, JsonLines)
     assert path.read_bytes() == before
     assert marker.row_counts.rows == 4
 
@@ -152,6 +169,44 @@ def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:
 def test_a_stage_that_is_not_whole_is_no_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a finished stage"):
         read_marker(Store(), str(tmp_path / "convert"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            b'"stage": "tokenize"',
+            b'"stage": "convert"',
+            "is the marker of a convert stage; give the URI of a finished",
+        ),
+        (
+            b'"version": 2',
+            b'"version": 1',
+            "was written by another version of vcot. Delete .* run that stage again",
+        ),
+        (b'"base_uri"', b'"base"', r"is damaged \(metadata\.base_uri: field required\)"),
+        (b'"stage"', b'"state"', "is damaged: it names no stage"),
+        (b"{", b"", "is damaged"),
+    ],
+)
+def test_a_marker_of_another_kind_is_refused_in_one_line(tmp_path: Path, old: bytes, new: bytes, said: str) -> None:
+    Folder(Store(), str(tmp_path), TOKENIZE).finish(stage_marker("tokenize"))
+    path = tmp_path / "tokenize/_done/stage.json"
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(InputError, match=f"{path} {said}") as caught:
+        read_marker(Store(), str(tmp_path / "tokenize"), TOKENIZE)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_is_read_as_it_was_written(tmp_path: Path) -> None:
+    for kind in STAGES:
+        folder = Folder(Store(), str(tmp_path), kind)
+        folder.finish(stage_marker(kind.name, shards=[shard_marker(kind.name)]))
+        assert (
+            folder.marker()
+            == read_marker(Store(), folder.uri, kind)[0]
+            == stage_marker(kind.name, shards=[shard_marker(kind.name)])
+        )
 
 
 @pytest.mark.parametrize("cut", [0, 10, -5])

@@ -11,7 +11,7 @@ from tools.schemas import FOLDER, schemas
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.promotion import Promotion
-from vcot.records.shards import ShardMarker, StageMarker
+from vcot.records.shards import CONVERT
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
 
@@ -24,7 +24,7 @@ def test_schemas_are_those_of_the_code() -> None:
     ("schema", "kind"),
     [
         ("sample", Sample), ("rejection", Rejection), ("completion", Completion), ("score", Score),
-        ("shard_mark", ShardMarker), ("stage_mark", StageMarker), ("promotion", Promotion),
+        ("shard_marker", CONVERT.shard_marker), ("stage_marker", CONVERT.stage_marker), ("promotion", Promotion),
     ],
 )  # fmt: skip
 def test_the_example_on_the_page_is_a_record(schema: str, kind: type[Record]) -> None:

@@ -23,8 +23,9 @@ from tests.distill.made import sample
 from vcot.errors import InputError
 from vcot.grounding import smart_resize
 from vcot.records import Folder, Reason, Sample
-from vcot.records.conversion import Conversion
-from vcot.records.shards import JsonLines
+from vcot.records.metadata import ConvertShardMetadata
+from vcot.records.reports import Conversion
+from vcot.records.shards import CONVERT, JsonLines, ShardWriter
 from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
 from vcot.reports.sampling import ShownBox, ShownExample
 from vcot.reports.statistics import AREAS, distribution, percentile, sample_statistics
@@ -137,8 +138,14 @@ def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_row
         one, one.model_copy(update={"evidence": None}), one.model_copy(update={"evidence": ()}),
         one.model_copy(update={"image": None, "evidence": None, "question": "one \U0001f600 \0 two"}),
     ]  # fmt: skip
-    folder = Folder(Store(), str(tmp_path / "run"), "convert")
-    markers = [folder.make_shard(n, lambda writer: [writer.keep(row) for row in rows], JsonLines) for n in range(2)]
+    folder = Folder(Store(), str(tmp_path / "run"), CONVERT)
+
+    def keep_all(writer: ShardWriter) -> ConvertShardMetadata:
+        for row in rows:
+            writer.keep(row)
+        return ConvertShardMetadata()
+
+    markers = [folder.make_shard(n, keep_all, JsonLines) for n in range(2)]
     with sample_statistics(folder.store, folder.uri, markers, tmp_path) as found:
         assert found.image_sizes() == {"train": {(320, 240): 1}}
         assert found.counts("split", "image is null") == {"made": {"train": 2}}

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, see, stored
+from tests.fakes.markers import shard_marker
 from vcot.distill.row import DistilledReasoning, Outcome, refuse
 from vcot.distill.runner import write
 from vcot.grounding import Trace
 from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
-from vcot.records.distillation import Distillation
+from vcot.records.metadata import DistillMetadata
+from vcot.records.reports import Distillation
 from vcot.records.sample import IMAGE_REASONS
-from vcot.records.shards import File, ShardMarker, ShardWriter
+from vcot.records.shards import DISTILL, File, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report
 from vcot.reports.sampling import sampled
 from vcot.storage import Store
@@ -35,16 +37,17 @@ def refused(row: Sample, reason: Reason, **more: Any) -> Rejection:
 def finished(folder: Path, *shards: list[tuple[Sample, Outcome]], facts: Any = None, **told: Any) -> tuple[Any, str]:
     """report.json and the text of the page of what a teacher made of these rows."""
     folder.mkdir(exist_ok=True)
-    stage = Folder(Store(), str(folder / "run"), "distill")
+    stage = Folder(Store(), str(folder / "run"), DISTILL)
     markers = []
     for index, rows in enumerate(shards):
         (scratch := folder / f"scratch-{index}").mkdir()
         writer = ShardWriter(index, "distill", scratch, _Nowhere)
         funnel = write(rows, "gpt", writer)
         funnel.put_aside(stage, index)
-        counted = funnel.facts() | {"trust": {}, "spent": {}} | (facts or {})
-        markers.append(ShardMarker(shard=index, files=(), rejections=NONE, row_counts=writer.row_counts, facts=counted))
-    return report(stage, markers, sum((marker.row_counts for marker in markers), RowCounts()), told or MODEL)
+        counted = funnel.facts() | (facts or {})
+        markers.append(shard_marker("distill", index, writer.row_counts, **counted))
+    metadata = DistillMetadata(**(told or MODEL))
+    return report(stage, markers, sum((marker.row_counts for marker in markers), RowCounts()), metadata)
 
 
 class _Nowhere:
@@ -147,8 +150,8 @@ def test_boxes_of_the_teacher_are_told_from_those_that_people_drew(tmp_path: Pat
     (row,) = rows(tmp_path, 1)
     new = row.model_copy(update={"id": "row-0#1", "evidence": (see("lever", RIGHT),), "reasoning": POINTS.traces})
     finished(tmp_path, [(row, DistilledReasoning(POINTS.traces, pairs=(new,)))])
-    folder = Folder(Store(), str(tmp_path / "run"), "distill")
-    shown = sampled(folder, [ShardMarker(shard=0, files=(), rejections=NONE, row_counts=RowCounts())], SHOWN)
+    folder = Folder(Store(), str(tmp_path / "run"), DISTILL)
+    shown = sampled(folder, [shard_marker("distill")], SHOWN)
     for one in shown.by_dataset()["made"]["kept"]:
         assert [(box.label, box.proposed) for box in one.boxes] == [("red disc", False), ("lever", True)]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.markers import shard_marker
 from vcot.errors import InputError
-from vcot.records import Folder, RowCounts
-from vcot.records.shards import File, ShardMarker
+from vcot.records import Folder
+from vcot.records.shards import CONVERT, DISTILL, File, ShardMarker
 from vcot.reports.sampling import ExampleSampler, ShownExample, sampled
 from vcot.storage import Store
 
@@ -20,7 +21,7 @@ def examples(dataset: str, rows: int, group: str) -> list[ShownExample]:
 
 
 def markers(number: int) -> list[ShardMarker]:
-    return [ShardMarker(shard=n, files=(), rejections=NONE, row_counts=RowCounts()) for n in range(number)]
+    return [shard_marker("convert", n) for n in range(number)]
 
 
 @pytest.mark.parametrize("shards", [1, 3, 7])
@@ -29,7 +30,7 @@ def test_the_same_rows_are_shown_whatever_the_shards(tmp_path: Path, shards: int
     alone = ExampleSampler(3)
     for row in rows:
         alone.add(row)
-    folder = Folder(Store(), str(tmp_path), "convert")
+    folder = Folder(Store(), str(tmp_path), CONVERT)
     for shard in range(shards):
         sampler = ExampleSampler(3)
         for row in rows[::-1][shard::shards]:
@@ -60,6 +61,6 @@ def test_rows_that_call_their_datasets_anything_do_not_fill_the_page() -> None:
 
 
 def test_a_shard_that_put_nothing_aside_is_named(tmp_path: Path) -> None:
-    folder = Folder(Store(), str(tmp_path / "run"), "distill")
+    folder = Folder(Store(), str(tmp_path / "run"), DISTILL)
     with pytest.raises(InputError, match=r"report/00000\.json is missing; delete .*distill and run the stage again"):
         sampled(folder, markers(1), 3)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from vcot.answers import Synonyms
 from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply
-from vcot.labels import Synonyms
 from vcot.records import Image, Origin, Sample
 from vcot.records.sample import Stored
 from vcot.rewards import Rule, answer_reward, box_reward, broken_rules, format_reward, soft_f1_with_spare

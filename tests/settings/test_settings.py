@@ -105,7 +105,7 @@ def test_settings_of_given_values_alone_do_not_look_around(monkeypatch: pytest.M
 
 
 def test_what_shapes_the_result_leaves_out_how_it_is_run() -> None:
-    assert load(*GIVEN).shaping() == {
+    assert load(*GIVEN).fingerprint() == {
         "degrees": 180, "layers": 2, "fruits": [], "icing": False, "recipes_uri": [], "photo_uri": None,
     }  # fmt: skip
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from vcot.storage import Store, join
-from vcot.storage.numbered import append, numbered
+from vcot.storage import Store, append, join, numbered
 
 store = Store()
 

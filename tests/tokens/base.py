@@ -18,7 +18,7 @@ from vcot.grounding import Box, Mention, Trace
 from vcot.records import Image, Origin, Rejection, Sample
 from vcot.records.example import IGNORED, Example
 from vcot.storage import images
-from vcot.tokens import Contract, Encoder
+from vcot.tokens import Encoder, contract_of
 from vcot.tokens.rows import check_mask
 
 __all__ = ["base_folder", "processor"]
@@ -72,7 +72,7 @@ SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 def encoder(processor: Any, **changes: Any) -> Encoder:
     values: dict[str, Any] = {"mode": "multimodal", "frame": "thousandths", "max_length": 512}
-    return Encoder(processor, Contract.of(processor, **(values | changes)))
+    return Encoder(processor, contract_of(processor, **(values | changes)))
 
 
 def made(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example | Rejection:

@@ -12,14 +12,14 @@ from vcot.errors import InputError
 from vcot.records.example import IGNORED, Example
 from vcot.records.shards import RowCounts
 from vcot.storage import images
-from vcot.tokens import Contract, Encoder
+from vcot.tokens import Encoder, contract_of
 from vcot.tokens.report import Counts, histogram, numbers, report_page
 from vcot.tokens.rows import check_mask, pieces, view
 
 
 @pytest.fixture(scope="module")
 def coder(processor: Any) -> Encoder:
-    return Encoder(processor, Contract.of(processor, mode="multimodal", frame="thousandths", max_length=512))
+    return Encoder(processor, contract_of(processor, mode="multimodal", frame="thousandths", max_length=512))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_counts_of_shards_add_up(good: Example) -> None:
     one.add(good, sample(), 12)
     for _ in range(2):
         two.add(replace(good, split="validation", shrunk=True), sample(), 6)
-    total = Counts.sum([one.to_json(), two.to_json()])
+    total = Counts.sum([one.metadata(), two.metadata()])
     assert (total.splits["train"], total.splits["validation"], total.shrunk) == (1, 2, 2)
     assert total.visual == {12: 1, 6: 2}
     assert total.tokens == 3 * len(good.ids)
@@ -114,7 +114,7 @@ def test_the_page_is_offered_examples_by_a_hash_of_their_ids(good: Example) -> N
     rows = sorted(shown["row"] for shown in counts.shown)
     assert len(rows) == 4
     assert rows[-1] > 4
-    assert Counts.sum([counts.to_json()]).splits == counts.splits
+    assert Counts.sum([counts.metadata()]).splits == counts.splits
 
 
 def test_bars_of_counts() -> None:

@@ -10,13 +10,14 @@ from pydantic import ValidationError
 
 from tests.tokens.base import MAX_PIXELS, MIN_PIXELS
 from vcot.errors import InputError
-from vcot.tokens import Contract, Encoder, load_processor
-from vcot.tokens.contract import properties
+from vcot.records import Contract
+from vcot.tokens import Encoder, contract_of, load_processor
+from vcot.tokens.contract import check_contract, properties
 
 
 def contract(processor: Any, **changes: Any) -> Contract:
     values: dict[str, Any] = {"mode": "multimodal", "frame": "thousandths", "max_length": 512}
-    return Contract.of(processor, **(values | changes))
+    return contract_of(processor, **(values | changes))
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_digests_are_those_of_the_content_and_survive_saving_and_loading(
     copy.tokenizer(["padded", "to one length"], padding=True, truncation=True, max_length=4)  # states, not content
     for one in (own, copy):
         assert properties(one) == properties(processor)
-        contract(processor).check(one)
+        check_contract(contract(processor), one)
 
 
 def test_a_contract_written_as_json_and_read_again_is_the_same(processor: Any) -> None:
@@ -46,7 +47,7 @@ def test_a_contract_written_as_json_and_read_again_is_the_same(processor: Any) -
 def test_one_more_word_in_the_vocabulary_is_another_tokenizer(processor: Any, own: Any) -> None:
     own.tokenizer.add_tokens(["<new>"])
     with pytest.raises(InputError, match=r"tokenizer_sha256 is .* here, .* in the examples"):
-        contract(processor).check(own)
+        check_contract(contract(processor), own)
 
 
 def test_another_template_is_named(processor: Any, own: Any) -> None:
@@ -59,14 +60,14 @@ def test_another_template_is_named(processor: Any, own: Any) -> None:
 def test_another_budget_is_named_with_both_values(processor: Any, base_folder: Path) -> None:
     other = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=50_000)
     with pytest.raises(InputError, match="max_pixels is 50000 here, 12544 in the examples"):
-        contract(processor).check(other)
+        check_contract(contract(processor), other)
 
 
 def test_other_patches_and_colours_are_named_together(processor: Any, own: Any) -> None:
     own.image_processor.patch_size = 16
     own.image_processor.image_mean = [0.5, 0.5, 0.5]
     with pytest.raises(InputError, match=r"patch_size is 16 here, 14 in .*image_mean is \(0.5, 0.5, 0.5\) here"):
-        contract(processor).check(own)
+        check_contract(contract(processor), own)
 
 
 def test_resized_pixels_are_bound_to_the_budget_of_pixels(processor: Any) -> None:

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from vcot.grounding import Box, Mention, Trace
-from vcot.grounding.places import place
-from vcot.records import Folder, Image, Origin, RowCounts, Sample, StageMarker
+from tests.fakes.markers import stage_marker
+from vcot.grounding import Box, Mention, Trace, place
+from vcot.records import Folder, Image, Origin, Sample
 from vcot.records.example import Example, Examples, ExampleSink
-from vcot.records.shards import ShardMarker, ShardWriter
+from vcot.records.metadata import TokenizeShardMetadata
+from vcot.records.shards import TOKENIZE, ShardWriter
 from vcot.storage import Store
 from vcot.storage.images import decode
 
@@ -45,10 +46,10 @@ def toy_encoder(toy_base: Path) -> Any:
 
 
 def encoder_of(base: Path, mode: Any = "multimodal") -> Any:
-    from vcot.tokens import Contract, Encoder, load_processor
+    from vcot.tokens import Encoder, contract_of, load_processor
 
     processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    return Encoder(processor, Contract.of(processor, mode=mode, frame="thousandths", max_length=512))
+    return Encoder(processor, contract_of(processor, mode=mode, frame="thousandths", max_length=512))
 
 
 def drawn(number: int, split: Any = "train", alternatives: int = 2, size: tuple[int, int] | None = None) -> Any:
@@ -117,21 +118,15 @@ def write_examples(path: Path, made: list[Example]) -> Path:
 
 def tokenized(run_uri: str, encoder: Any, made: list[Example], *, shards: int = 2) -> None:
     """Writes <run-uri>/tokenize as the stage would."""
-    folder = Folder(Store(), run_uri, "tokenize")
+    folder = Folder(Store(), run_uri, TOKENIZE)
 
-    def work(writer: ShardWriter) -> None:
+    def work(writer: ShardWriter) -> TokenizeShardMetadata:
         for example in made[writer.index :: shards]:
             writer.keep(example)
+        return TokenizeShardMetadata()
 
-    markers: list[ShardMarker] = [folder.make_shard(index, work, ExampleSink) for index in range(shards)]
-    facts = {"contract": encoder.contract.model_dump(mode="json")}
-    row_counts = sum((marker.row_counts for marker in markers), RowCounts())
-    folder.finish(
-        StageMarker(
-            stage="tokenize", code="0", settings={}, inputs={}, shards=tuple(markers), row_counts=row_counts,
-            facts=facts
-        )
-    )  # fmt: skip
+    markers = tuple(folder.make_shard(index, work, ExampleSink) for index in range(shards))
+    folder.finish(stage_marker("tokenize", shards=markers, contract=encoder.contract))
 
 
 # --- trainings in this process -----------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 from vcot import logging
+from vcot.answers import plural
 from vcot.datasets.base import (
     ConversionContext,
     QuestionKind,
@@ -52,9 +53,7 @@ from vcot.datasets.inputs import Input, form_of_file, opened
 from vcot.datasets.jsontext import parts
 from vcot.datasets.row import Refused, Row
 from vcot.errors import InputError, SettingsError
-from vcot.grounding import Box, BoxError, Mention
-from vcot.grounding.places import place
-from vcot.labels import plural
+from vcot.grounding import Box, BoxError, Mention, place
 from vcot.records import Image, Reason, Sample
 from vcot.settings import CommaSeparated, setting
 from vcot.storage import name as last_part

@@ -51,10 +51,10 @@ class ShardReport:
         if self._sampler.wants(dataset, f"refused:{result.reason}", row.id):
             self._sampler.add(refused_example(row, dataset, result, source, desk))
 
-    def leave(self, folder: Folder, shard: int) -> dict[str, Any]:
-        """Puts the examples into the stage's folder; gives what belongs into the shard's marker."""
+    def leave(self, folder: Folder, shard: int) -> dict[str, dict[str, int]]:
+        """Puts the examples into the stage's folder; gives what was refused: dataset → reason → rows."""
         self._sampler.put_aside(folder, shard)
-        return {"refused": {dataset: dict(sorted(n.items())) for dataset, n in sorted(self._refused.items())}}
+        return {dataset: dict(sorted(n.items())) for dataset, n in sorted(self._refused.items())}
 
 
 def kept_example(row: Row, sample: Sample) -> ShownExample:

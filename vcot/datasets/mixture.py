@@ -39,7 +39,8 @@ from vcot.datasets.reading import rows_in_blocks, rows_of_shard
 from vcot.datasets.row import Row
 from vcot.errors import SettingsError
 from vcot.records import Rejection, Sample
-from vcot.records.conversion import Portion
+from vcot.records.metadata import PartCounts
+from vcot.records.reports import Portion
 from vcot.reports.statistics import summed
 from vcot.settings import Declared, flag, variable
 from vcot.storage import NotFound, Store
@@ -287,23 +288,22 @@ class MixtureCounts:
     def leave_out(self, part: str) -> None:
         self._parts[part]["not_drawn"] += 1
 
-    def facts(self) -> dict[str, Any]:
-        """As JSON."""
+    def counts(self) -> dict[str, PartCounts]:
         return {
-            name: counts | {"rejected": dict(sorted(counts["rejected"].items()))}
+            name: PartCounts(**counts | {"rejected": dict(sorted(counts["rejected"].items()))})
             for name, counts in sorted(self._parts.items())
         }
 
 
 def portions(
-    parts: Sequence[tuple[str, str, Fraction | None]], shards: Iterable[Mapping[str, Any]]
+    parts: Sequence[tuple[str, str, Fraction | None]], shards: Iterable[Mapping[str, PartCounts]]
 ) -> tuple[Portion, ...]:
     """Of all shards together.
 
-    parts: name, source and weight of each. shards: what `facts` said of each shard.
+    parts: name, source and weight of each. shards: part → its rows, of each shard.
     """
-    nothing = {name: {"kept": 0, "train": 0, "not_drawn": 0, "rejected": {}} for name, _, _ in parts}
-    counts = summed((nothing, *shards))
+    nothing = {name: PartCounts() for name, _, _ in parts}
+    counts = summed({name: found.model_dump() for name, found in one.items()} for one in (nothing, *shards))
     rows = {name: counts[name]["kept"] + sum(counts[name]["rejected"].values()) for name, _, _ in parts}
     all_rows, all_train = max(sum(rows.values()), 1), max(sum(found["train"] for found in counts.values()), 1)
     weights = sum(weight for _, _, weight in parts if weight is not None)

@@ -21,8 +21,7 @@ from vcot.datasets.base import (
 from vcot.datasets.quality import NEUTRAL, gives_away
 from vcot.datasets.repeats import asked
 from vcot.datasets.row import Row
-from vcot.grounding import Mention
-from vcot.grounding.places import place
+from vcot.grounding import Mention, place
 from vcot.records import Reason, Sample
 
 PHRASINGS = ("Where is what this describes: {}?", "Point at what this describes: {}.", "Find what this describes: {}.")

@@ -38,8 +38,7 @@ from vcot.records import Completion, Sample
 from vcot.records.base import Record
 from vcot.redaction import redacted
 from vcot.stage import stop
-from vcot.storage import Store, join
-from vcot.storage.numbered import append, numbered
+from vcot.storage import Store, append, join, numbered
 
 POLL = 30.0  # seconds between two looks at a batch
 SMALL = 0.05  # a further round is asked singly where it has no more than this share of the first round's requests

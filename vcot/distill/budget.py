@@ -24,8 +24,7 @@ from decimal import Decimal
 from vcot.distill.costs import NOTHING, UNLIMITED, Usage
 from vcot.distill.prices import PICO, Prices, dollars
 from vcot.errors import BudgetSpent, InputError, SettingsError
-from vcot.storage import Store, join
-from vcot.storage.numbered import append, numbered
+from vcot.storage import Store, append, join, numbered
 
 FLAGS = ("--budget-usd", "--budget-tokens", "--budget-requests")
 

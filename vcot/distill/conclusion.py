@@ -13,11 +13,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from vcot.answers import letter, same
+from vcot.answers import letter, same, singular
 from vcot.distill.dialogue import Fault
 from vcot.distill.objects import accepted, holds, sentences
 from vcot.distill.prose import in_digits
-from vcot.labels import singular
 from vcot.records import Reason, Sample
 
 _LEAD = re.compile(

@@ -22,7 +22,7 @@ from vcot.distill.images import size_of
 from vcot.distill.prices import PICO, UNKNOWN_IMAGE, Price, Prices
 from vcot.distill.request import Request
 from vcot.records import Completion
-from vcot.records.distillation import Line
+from vcot.records.metadata import Line
 
 UNLIMITED = 10**30  # more than anybody will spend
 MESSAGES = 64  # tokens around the messages at most: roles, separators, the frame of an image or a schema
@@ -144,7 +144,7 @@ class Costs:
 
 class CostReport:
     """What was asked and paid, by source (dataset of the rows) and purpose of the request; the names of a line are
-    those of records.distillation.Line. Money is summed in picodollars and reported in US dollars."""
+    those of records.metadata.Line. Money is summed in picodollars and reported in US dollars."""
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)

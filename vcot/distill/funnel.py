@@ -1,6 +1,6 @@
 """How many rows came how far, per dataset, and why the others did not: what a shard of distill keeps for the report.
 
-The counts stand in `ShardMarker.facts` (vcot.records.distillation says what each name means), beside what was paid;
+The counts stand in the marker of a shard (vcot.records.metadata says what each name means), beside what was paid;
 examples to look at are put aside (vcot.reports.sampling).
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from vcot.grounding import Mention
 from vcot.records import Folder, Reason, Rejection, Sample
-from vcot.records.distillation import Checks
+from vcot.records.metadata import Checks
 from vcot.reports.distillation import GATES, MEANING, SHOWN
 from vcot.reports.rendering import shorten
 from vcot.reports.sampling import ExampleSampler, ShownBox, ShownExample

@@ -11,7 +11,7 @@ import PIL.Image
 from PIL.Image import Resampling
 
 from vcot.distill.request import QUALITY, ShownImage
-from vcot.records.image import kept_bytes
+from vcot.records.sample import kept_bytes
 from vcot.storage import Store, images
 
 KEPT = 64

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vcot.answers import letter
-from vcot.grounding import Box, Frame, Mention, Trace
-from vcot.grounding.places import place
+from vcot.grounding import Box, Frame, Mention, Trace, place
 from vcot.records import Image, Sample
 
 NEUTRAL = "region"

@@ -21,6 +21,7 @@ from vcot.distill.row import Outcome, Teacher, needs_teacher, refuse, taught
 from vcot.distill.strategy import Strategy
 from vcot.errors import TemporaryError, VcotError
 from vcot.records import Reason, Rejection, Sample
+from vcot.records.metadata import DistillShardMetadata
 from vcot.records.shards import ShardWriter
 from vcot.stage import REPORT_EVERY, Bar, stop
 
@@ -34,18 +35,18 @@ GRACE = 10.0  # seconds that requests under way get to come home when the work i
 REFRESH = 0.25  # seconds between two looks of the bar on a terminal
 
 
-def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> Funnel:
+def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> tuple[Funnel, DistillShardMetadata]:
     """Every sample goes to the writer once, in order: kept, with or without new reasoning, or refused.
 
-    Returns what became of them, for the report.
+    Returns what became of them, for the report and for the marker.
     """
     before = dict(teacher.counts())
     with closing(teacher.teach(samples)) as rows:  # whatever happens here, requests under way come home
         funnel = write(rows, teacher.name, writer)
     spent = _since(before, teacher.counts())
     trust = {name: spent.pop(name, 0) for name in TRUST}
-    writer.facts |= funnel.facts() | {"trust": trust, "bill": spent.pop("bill", {}), "spent": spent}
-    return funnel
+    counted = funnel.facts() | {"trust": trust, "bill": spent.pop("bill", {}), "spent": spent}
+    return funnel, DistillShardMetadata(**counted)
 
 
 def write(rows: Iterable[tuple[Sample, Outcome]], teacher: str, writer: ShardWriter) -> Funnel:

@@ -13,12 +13,10 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vcot.answers import normalise, number
+from vcot.answers import normalise, number, singular
 from vcot.distill.objects import NEUTRAL, objects_of
 from vcot.distill.row import DistilledReasoning, Outcome, needs_teacher, refuse
-from vcot.grounding import Box, Mention, Trace
-from vcot.grounding.places import place
-from vcot.labels import singular
+from vcot.grounding import Box, Mention, Trace, place
 from vcot.records import Reason, Rejection, Sample
 from vcot.stage import stop
 

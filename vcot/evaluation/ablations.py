@@ -14,7 +14,7 @@ from PIL import Image
 from vcot.errors import InputError
 from vcot.evaluation.config import Condition
 from vcot.records import Sample
-from vcot.records.image import read_image as kept_image
+from vcot.records.sample import read_image as kept_image
 from vcot.storage import Store, images
 
 

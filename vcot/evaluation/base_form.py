@@ -14,8 +14,7 @@ from typing import Any
 
 from vcot import logging
 from vcot.errors import InputError
-from vcot.grounding import FrameSpec
-from vcot.grounding.boxes import FrameName
+from vcot.grounding import FrameName, FrameSpec
 from vcot.records import Sample
 from vcot.storage import NotFound, Store, join
 from vcot.tokens import Contract

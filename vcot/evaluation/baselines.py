@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vcot.answers import NO_SYNONYMS
 from vcot.evaluation.scoring import score
 from vcot.grounding import Box, Frame, Mention, Trace, render_reply
-from vcot.labels import NO_SYNONYMS
 from vcot.records import Sample, Score
 
 NOTHING_NAMED = "nothing named"

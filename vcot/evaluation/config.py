@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, field_validator
 
-from vcot.labels import Synonyms
+from vcot.answers import Synonyms
 from vcot.settings import DEVICE, CommaSeparated, Device, setting
 
 Condition = Literal["real", "blank", "shuffled"]

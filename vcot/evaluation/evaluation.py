@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcot import __version__, logging
+from vcot.answers import Synonyms
 from vcot.errors import InputError
 from vcot.evaluation import gallery, page
 from vcot.evaluation.ablations import partners
@@ -20,8 +21,8 @@ from vcot.evaluation.config import CONDITIONS, EvaluationConfig
 from vcot.evaluation.report import Evidence, build, gather
 from vcot.evaluation.runner import EvaluationRunner, ModelRunner, TrainedModel, read_replies, units
 from vcot.evaluation.subjects import Subject
-from vcot.labels import Synonyms
 from vcot.records import Folder, RowCounts, Sample, read_samples
+from vcot.records.metadata import EvaluateShardMetadata
 from vcot.records.shards import ShardMarker
 from vcot.storage import Store, join
 from vcot.storage.images import ImageError
@@ -67,7 +68,7 @@ class Evaluation:
     def __init__(
         self, store: Store, folder: Folder, subject: Subject, config: EvaluationConfig, *, cache_uri: str, scratch: Path
     ) -> None:
-        trained = TrainedModel.of(subject.train.uri, subject.train.marker, base_uri=config.base_uri)
+        trained = TrainedModel.of(subject.train.uri, subject.train.marker.metadata, base_uri=config.base_uri)
         form = own_form(store, trained.base_uri, config.base_form, trained.contract)
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
         self.trained = dataclasses.replace(trained, own_form=form)
@@ -91,7 +92,9 @@ class Evaluation:
             synonyms=Synonyms.of(config.synonyms),
         )
 
-    def report(self, markers: tuple[ShardMarker, ...], row_counts: RowCounts) -> tuple[dict[str, Any], str]:
+    def report(
+        self, markers: tuple[ShardMarker[EvaluateShardMetadata], ...], row_counts: RowCounts
+    ) -> tuple[dict[str, Any], str]:
         """report.json and the page; also puts ``overlay.png`` beside them.
 
         Raises:
@@ -105,7 +108,7 @@ class Evaluation:
             raise InputError(
                 f"{self.folder.uri}: no question could be asked; see {join(self.folder.uri, 'rejections/')}"
             )
-        seconds = sum(marker.facts.get("seconds", 0.0) for marker in markers)
+        seconds = sum(marker.metadata.seconds for marker in markers)
         made_with = self._made_with() | {"seconds_of_generation": round(seconds, 1)}
         report = build(evidence, split=self.samples[0].origin.split, seed=seed, made_with=made_with)
         report["gates"] = judge_gates(report, **self.config.gates)

@@ -33,7 +33,7 @@ class Card:
 
 
 def goodness(score: Score) -> tuple[float, bool, str]:
-    """What cards are sorted by: soft F1 of the boxes (vcot.grounding.matching), then the answer, then the id."""
+    """What cards are sorted by: soft F1 of the boxes (vcot.grounding.match), then the answer, then the id."""
     boxes = (score.true_boxes or 0) + (0 if score.true_boxes is None else score.predicted_boxes)
     return (2 * sum(score.ious) / boxes if boxes else 1.0, score.answer == "right", score.sample)
 

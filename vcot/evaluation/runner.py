@@ -23,15 +23,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vcot import logging
+from vcot.answers import NO_SYNONYMS, Synonyms
 from vcot.errors import InputError
 from vcot.evaluation.ablations import image_of, shown
 from vcot.evaluation.base_form import OwnForm
 from vcot.evaluation.config import Condition, EvaluationConfig
 from vcot.evaluation.scoring import score
 from vcot.grounding import Frame
-from vcot.labels import NO_SYNONYMS, Synonyms
-from vcot.records import Completion, Rejection, Sample, Score, StageMarker
+from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
+from vcot.records.metadata import EvaluateShardMetadata, TrainMetadata
 from vcot.records.sample import IMAGE_REASONS
 from vcot.records.shards import ShardMarker, ShardWriter, fetch_file
 from vcot.stage import stop
@@ -105,7 +106,7 @@ class EvaluationRunner:
     asked_natively: Mapping[str, Any] = field(default_factory=dict)
     native_frame: Callable[[Sample], Frame] | None = None
 
-    def run(self, writer: ShardWriter) -> None:
+    def run(self, writer: ShardWriter) -> EvaluateShardMetadata:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its image cannot be shown.
 
         Questions by text alone are asked as they are; another image cannot be put in the place of none.
@@ -113,11 +114,11 @@ class EvaluationRunner:
         unit = self.units[writer.index]
         samples: list[Sample] = []
         images: list[Image.Image | None] = []
-        writer.facts["by_text"] = 0
+        by_text = 0
         for index in range(unit.first, unit.last):
             sample = self.samples[index]
             if sample.image is None:
-                writer.facts["by_text"] += 1
+                by_text += 1
                 if unit.condition != "real":
                     continue
             try:
@@ -130,10 +131,11 @@ class EvaluationRunner:
         frame = self.native_frame if unit.model == "native" and self.native_frame else self.frame
         begun = time.monotonic()
         said = self._completions(unit.model, samples, images)
-        writer.facts["seconds"] = round(time.monotonic() - begun, 2)
+        seconds = round(time.monotonic() - begun, 2)
         for sample, completion in zip(samples, said, strict=True):
             judged = score(completion.text, sample, frame(sample), self.synonyms)
             writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
+        return EvaluateShardMetadata(by_text=by_text, seconds=seconds)
 
     def _image(self, index: int, condition: Condition) -> Image.Image | None:
         if self.samples[index].image is None:
@@ -223,24 +225,16 @@ class TrainedModel:
     own_form: OwnForm | None = None  # of the base, where it is another than that of the contract
 
     @classmethod
-    def of(cls, uri: str, marker: StageMarker, *, base_uri: str | None = None) -> TrainedModel:
-        """Args:
-            base_uri: where the base lies now, if not where train found it.
-
-        Raises:
-            InputError: the marker lacks something.
-        """
-        facts = marker.facts
-        if missing := [n for n in ("contract", "base_uri", "base_sha256", "model", "files") if n not in facts]:
-            raise InputError(f"{uri}: its marker does not say {', '.join(missing)}; run train again with this version")
+    def of(cls, uri: str, trained: TrainMetadata, *, base_uri: str | None = None) -> TrainedModel:
+        """base_uri: where the base lies now, if not where train found it."""
         return cls(
             uri=uri,
-            base_uri=base_uri or facts["base_uri"],
-            base_sha256=facts["base_sha256"],
-            contract=Contract.model_validate(facts["contract"]),
-            tune=facts.get("tune") or marker.settings["tune"],
-            model=facts["model"],
-            files=facts["files"],
+            base_uri=base_uri or trained.base_uri,
+            base_sha256=trained.base_sha256,
+            contract=trained.contract,
+            tune=trained.tune,
+            model=trained.model,
+            files=trained.files,
         )
 
     def frame(self, sample: Sample) -> Frame:

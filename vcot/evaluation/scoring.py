@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from vcot import answers
-from vcot.grounding import Frame, Trace
-from vcot.grounding.matching import Pairable, match, match_at
+from vcot.answers import NO_SYNONYMS, Synonyms
+from vcot.grounding import Frame, Pairable, Trace, match, match_at
 from vcot.grounding.tags import parse, split_answer
-from vcot.labels import NO_SYNONYMS, Synonyms
 from vcot.records import Sample, Score
 
 THRESHOLD = 0.5

@@ -21,32 +21,37 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic
 
 from pydantic import ValidationError
+from typing_extensions import TypeVar
 
 from vcot import __version__, logging
 from vcot.errors import InputError
 from vcot.records import StageMarker
+from vcot.records.base import Record
+from vcot.records.metadata import TrainMetadata
 from vcot.records.promotion import Promotion
-from vcot.records.shards import DONE, read_marker
-from vcot.storage import Store, join, name
-from vcot.storage.numbered import append, numbered
+from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
+from vcot.storage import Store, append, join, name, numbered
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
 
+M = TypeVar("M", bound=Record, default=Record, covariant=True)
+
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(Generic[M]):
     """A finished stage: its place, its marker, and the digest of the marker, which names every file of it by digest."""
 
     uri: str
-    marker: StageMarker
+    marker: StageMarker[Record, M]
     sha256: str
 
     @classmethod
-    def at(cls, store: Store, uri: str) -> Finished:
-        marker, digests = read_marker(store, uri)
+    def at(cls, store: Store, uri: str, *kinds: StageKind[Record, M]) -> Finished[M]:
+        """kinds: the stages that will do."""
+        marker, digests = read_marker(store, uri, *kinds)
         (sha256,) = digests.values()
         return cls(uri, marker, sha256)
 
@@ -144,7 +149,7 @@ class Subject:
     """`run_uri`: the result goes to ``<run_uri>/evaluate``. `facts`: how the model was found, for the report."""
 
     run_uri: str
-    train: Finished
+    train: Finished[TrainMetadata]
     samples: Finished
     baseline: Finished | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -155,9 +160,9 @@ def trained(
     store: Store, run_uri: str, *, train_uri: str | None, samples_uri: str | None, baseline_uri: str | None
 ) -> Subject:
     """The model of a train stage that is named, by default this run's."""
-    train = Finished.at(store, train_uri or join(run_uri, "train"))
-    samples = Finished.at(store, samples_uri or join(run_uri, "convert"))
-    baseline = Finished.at(store, baseline_uri) if baseline_uri else None
+    train = Finished.at(store, train_uri or join(run_uri, "train"), TRAIN)
+    samples = Finished.at(store, samples_uri or join(run_uri, "convert"), *OF_SAMPLES)
+    baseline = Finished.at(store, baseline_uri, EVALUATE) if baseline_uri else None
     return Subject(run_uri, train, samples, baseline, inputs=train.input | samples.input)
 
 
@@ -179,13 +184,14 @@ def promoted(
     when = moment(occasion)
     pointer = _resolve(store, pointer_uri, join(run_uri, when, f"{name(pointer_uri)}.json"))
     found = pointer.promotion
-    train = _unchanged(store, found.train_uri, found.train_sha256, pointer)
-    samples = Finished.at(store, samples_uri or found.samples_uri)
+    train = _unchanged(store, found.train_uri, TRAIN, found.train_sha256, pointer)
+    samples = Finished.at(store, samples_uri or found.samples_uri, *OF_SAMPLES)
     if baseline_uri:
-        baseline = Finished.at(store, baseline_uri)
+        baseline = Finished.at(store, baseline_uri, EVALUATE)
     else:
         oldest = first(store, pointer_uri)
-        baseline = _unchanged(store, oldest.promotion.evaluation_uri, oldest.promotion.evaluation_sha256, oldest)
+        passed = oldest.promotion
+        baseline = _unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:12]
     logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
@@ -214,8 +220,8 @@ def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:
     return pointer
 
 
-def _unchanged(store: Store, uri: str, sha256: str, pointer: Pointer) -> Finished:
-    stage = Finished.at(store, uri)
+def _unchanged(store: Store, uri: str, kind: StageKind[Record, M], sha256: str, pointer: Pointer) -> Finished[M]:
+    stage = Finished.at(store, uri, kind)
     if stage.sha256 != sha256:
         raise InputError(
             f"{uri} is not what {pointer.uri} promoted: the digest of its marker is {stage.sha256[:12]}…, "

@@ -3,8 +3,22 @@
 Knows no files, no storage, no model.
 """
 
-from vcot.grounding.boxes import Box, BoxError, BoxFault, Frame, FrameSpec, giou, iou, smart_resize
-from vcot.grounding.matching import Match, match, match_at
+from vcot.grounding.boxes import (
+    Box,
+    BoxError,
+    BoxFault,
+    Frame,
+    FrameName,
+    FrameSpec,
+    Match,
+    Pairable,
+    giou,
+    iou,
+    match,
+    match_at,
+    place,
+    smart_resize,
+)
 from vcot.grounding.tags import (
     ANSWER_MARK,
     DIALECTS,
@@ -28,9 +42,11 @@ __all__ = [
     "BoxFault",
     "Fault",
     "Frame",
+    "FrameName",
     "FrameSpec",
     "Match",
     "Mention",
+    "Pairable",
     "Parsed",
     "Reply",
     "Stream",
@@ -40,6 +56,7 @@ __all__ = [
     "match",
     "match_at",
     "parse",
+    "place",
     "read_reply",
     "render",
     "render_reply",

@@ -24,7 +24,7 @@ from vcot.errors import InputError
 from vcot.grounding import Box, BoxError
 from vcot.models.device import device
 from vcot.records import Image
-from vcot.records.image import read_image
+from vcot.records.sample import read_image
 from vcot.storage import Store, name
 from vcot.storage.folders import fetch_with_digest
 

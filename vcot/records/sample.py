@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records.base import MentionField, Record, TraceField
+from vcot.storage import Store, images
+from vcot.storage.images import DecodedImage
 
 NO_IMAGE_SIZE = (1000, 1000)
 """(width, height) on which boxes of a text about no image are read: none means anything, but a model may write some."""
@@ -44,6 +46,16 @@ class Image(Record):
     def frame(self, spec: FrameSpec) -> Frame:
         """The frame in which a text about this image, seen as it is kept, writes its boxes."""
         return spec.on(self.width, self.height, kept=(self.kept.width, self.kept.height))
+
+
+def kept_bytes(store: Store, image: Image) -> bytes:
+    """The bytes that later stages read. Raises ImageError: missing, or not those that the Sample was made of."""
+    return images.fetch(store, image.kept.uri, sha256=image.kept.sha256)
+
+
+def read_image(store: Store, image: Image) -> DecodedImage:
+    """Raises ImageError: it is missing, changed or broken."""
+    return images.decode(kept_bytes(store, image), image.kept.uri)
 
 
 class Origin(Record):

@@ -12,7 +12,7 @@ from vcot.records.base import Record
 class Score(Record):
     """Numbers of one reply; sums and intervals are made from these in `vcot.evaluation`.
 
-    Boxes are paired one to one, and where things of several names are the evidence, under one name (vcot.labels).
+    Boxes are paired one to one, and where things of several names are the evidence, under one name (vcot.answers).
     `ious` has one entry per true box: the IoU of its partner among the first boxes of the reply, as many as are true;
     0 for a miss. For one true box that is the first box, as acc@0.5 is measured for referring expressions.
     """

@@ -20,13 +20,16 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeVar
+from typing import IO, Any, Generic, Literal, Protocol, overload
 
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
+from typing_extensions import TypeVar
 
 from vcot import __version__, logging
 from vcot.errors import InputError, NotWhole, SettingsError
+from vcot.records import metadata as of
 from vcot.records.base import Record
 from vcot.records.sample import Rejection, Sample
 from vcot.redaction import redacted
@@ -36,7 +39,11 @@ from vcot.storage import NotFound, Store, join
 
 DONE = "_done/stage.json"
 _AT_ONCE = 1 << 17
+R = TypeVar("R", bound=Record)
+D = TypeVar("D", bound=Record)
 M = TypeVar("M", bound=Record)
+ShardMetadata = TypeVar("ShardMetadata", bound=Record, default=Record, covariant=True)
+StageMetadata = TypeVar("StageMetadata", bound=Record, default=Record, covariant=True)
 
 
 class RowCounts(Record):
@@ -69,28 +76,55 @@ class File(Record):
     size: int
 
 
-class ShardMarker(Record):
+class ShardMarker(Record, Generic[ShardMetadata]):
     """``_done/00000.json``: this shard is whole, and these are its files."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     shard: int = Field(ge=0)
     files: tuple[File, ...]
     rejections: File
     row_counts: RowCounts
-    facts: dict[str, Any] = Field(default_factory=dict, description="what else the stage wants summed or shown")
+    metadata: ShardMetadata = Field(description="what else the stage wants summed or shown")
 
 
-class StageMarker(Record):
+class StageMarker(Record, Generic[ShardMetadata, StageMetadata]):
     """``_done/stage.json``: the stage is whole; the next one starts from here."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     stage: str
     code: str
-    settings: dict[str, Any]
+    settings: dict[str, JsonValue] = Field(description="those that decide what the stage makes")
     inputs: dict[str, str] = Field(description="URI of each input's marker or file → sha256")
-    shards: tuple[ShardMarker, ...] = ()
+    shards: tuple[ShardMarker[ShardMetadata], ...] = ()
     row_counts: RowCounts = RowCounts()
-    facts: dict[str, Any] = Field(default_factory=dict)
+    metadata: StageMetadata = Field(description="what the next stage must know of the whole")
+
+
+@dataclass(frozen=True)
+class StageKind(Generic[ShardMetadata, StageMetadata]):
+    """A stage by what it says in its markers."""
+
+    name: str
+    of_shard: type[ShardMetadata]
+    of_stage: type[StageMetadata]
+
+    @property
+    def shard_marker(self) -> type[ShardMarker[ShardMetadata]]:
+        return ShardMarker[self.of_shard]  # type: ignore[name-defined]
+
+    @property
+    def stage_marker(self) -> type[StageMarker[ShardMetadata, StageMetadata]]:
+        return StageMarker[self.of_shard, self.of_stage]  # type: ignore[name-defined]
+
+
+CONVERT = StageKind("convert", of.ConvertShardMetadata, of.ConvertMetadata)
+DISTILL = StageKind("distill", of.DistillShardMetadata, of.DistillMetadata)
+TOKENIZE = StageKind("tokenize", of.TokenizeShardMetadata, of.TokenizeMetadata)
+TRAIN = StageKind("train", of.NoMetadata, of.TrainMetadata)
+EVALUATE = StageKind("evaluate", of.EvaluateShardMetadata, of.EvaluateMetadata)
+STAGES: tuple[StageKind, ...] = (CONVERT, DISTILL, TOKENIZE, TRAIN, EVALUATE)
+OF_SAMPLES: tuple[StageKind, ...] = (CONVERT, DISTILL)
+"""Stages whose shards hold Samples."""
 
 
 class Sink(Protocol):
@@ -131,7 +165,6 @@ class ShardWriter:
 
     def __init__(self, index: int, stage: str, scratch: Path, sink: Callable[[Path], Sink]) -> None:
         self.index, self.stage = index, stage
-        self.facts: dict[str, Any] = {}
         self.path, self.rejections_path = scratch / "records", scratch / "rejections"
         self.sink = sink(self.path)
         self._rows = self._kept = self._written = 0
@@ -167,12 +200,12 @@ class ShardWriter:
         self._rejections.close()
 
 
-class Folder:
+class Folder(Generic[ShardMetadata, StageMetadata]):
     """``<run>/<stage>``: where one stage of one run writes."""
 
-    def __init__(self, store: Store, run_uri: str, stage: str) -> None:
-        self.store, self.stage = store, stage
-        self.uri = join(run_uri, stage)
+    def __init__(self, store: Store, run_uri: str, kind: StageKind[ShardMetadata, StageMetadata]) -> None:
+        self.store, self.kind, self.stage = store, kind, kind.name
+        self.uri = join(run_uri, self.stage)
 
     # --- the whole -----------------------------------------------------------------------------
 
@@ -183,7 +216,7 @@ class Folder:
             SettingsError: a run with other settings that shape the result stands on this prefix (says which differ).
             InputError: an input is no longer what it was when this run began.
         """
-        mine: dict[str, Any] = {"settings": settings.shaping(), "inputs": dict(inputs), "code": __version__}
+        mine: dict[str, Any] = {"settings": settings.fingerprint(), "inputs": dict(inputs), "code": __version__}
         uri = join(self.uri, "settings.json")
         if self.store.write_once(uri, _json(mine | {"all_settings": settings.model_dump(mode="json")})):
             return
@@ -207,7 +240,7 @@ class Folder:
         if there["code"] != __version__:
             logging.get().warning("begun by another code version", was=there["code"], now=__version__)
 
-    def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMarker | None:
+    def whole(self, settings: Settings, inputs: Mapping[str, str]) -> StageMarker[ShardMetadata, StageMetadata] | None:
         """The marker of the whole stage, and a line that says so; None where something is left to do.
 
         To be asked before a library or a model is loaded. Raises as `begin` does, if the stage is whole, and NotWhole
@@ -224,21 +257,18 @@ class Folder:
             _sum_up(len(marker.shards), marker.row_counts)
         return marker
 
-    def marker(self) -> StageMarker | None:
+    def marker(self) -> StageMarker[ShardMetadata, StageMetadata] | None:
         """The marker of the whole stage, if it is whole."""
-        return self._mark(DONE, StageMarker)
+        return self._marker(DONE, self.kind.stage_marker)
 
-    def _mark(self, name: str, kind: type[M]) -> M | None:
+    def _marker(self, name: str, kind: type[R]) -> R | None:
         uri = join(self.uri, name)
         try:
-            return kind.model_validate_json(self.store.read(uri))
+            return _parsed(kind, self.store.read(uri), uri, self.uri)
         except NotFound:
             return None
-        except ValidationError as error:
-            what = error.errors()[0]["msg"]
-            raise InputError(f"{uri} is damaged ({what}). {_make_again(self.uri)}") from None
 
-    def finish(self, marker: StageMarker) -> None:
+    def finish(self, marker: StageMarker[ShardMetadata, StageMetadata]) -> None:
         """Says that the stage is whole. The first marker stays."""
         self.store.write_once(join(self.uri, DONE), _json(marker.model_dump(mode="json")))
 
@@ -249,35 +279,37 @@ class Folder:
 
     # --- one shard -------------------------------------------------------------------------------
 
-    def shard_mark(self, index: int) -> ShardMarker | None:
-        return self._mark(f"_done/{index:05d}.json", ShardMarker)
+    def shard_marker(self, index: int) -> ShardMarker[ShardMetadata] | None:
+        return self._marker(f"_done/{index:05d}.json", self.kind.shard_marker)
 
-    def shard_marks(self) -> tuple[ShardMarker, ...]:
+    def shard_markers(self) -> tuple[ShardMarker[ShardMetadata], ...]:
         """The markers of shards 0, 1, … as far as they are whole; the stage itself may not be, yet or for a gate."""
-        markers: list[ShardMarker] = []
-        while (marker := self.shard_mark(len(markers))) is not None:
+        markers: list[ShardMarker[ShardMetadata]] = []
+        while (marker := self.shard_marker(len(markers))) is not None:
             markers.append(marker)
         return tuple(markers)
 
-    def make_shard(self, index: int, work: Callable[[ShardWriter], None], sink: Callable[[Path], Sink]) -> ShardMarker:
-        """Makes one shard, unless its marker is there; `work` feeds the writer."""
-        if (marker := self.shard_mark(index)) is not None:
+    def make_shard(
+        self, index: int, work: Callable[[ShardWriter], ShardMetadata], sink: Callable[[Path], Sink]
+    ) -> ShardMarker[ShardMetadata]:
+        """Makes one shard, unless its marker is there; `work` feeds the writer and gives what the marker says of it."""
+        if (marker := self.shard_marker(index)) is not None:
             return marker
         with tempfile.TemporaryDirectory(prefix=f"{self.stage}-{index:05d}-") as scratch:
             writer = ShardWriter(index, self.stage, Path(scratch), sink)
-            work(writer)
+            metadata = work(writer)
             writer.close()
-            marker = ShardMarker(
+            marker = self.kind.shard_marker(
                 shard=index,
                 files=(self._put(writer.path, f"shards/{index:05d}", writer.sink.suffix),),
                 rejections=self._put(writer.rejections_path, f"rejections/{index:05d}", ".jsonl"),
                 row_counts=writer.row_counts,
-                facts=writer.facts,
+                metadata=metadata,
             )
         uri = join(self.uri, f"_done/{index:05d}.json")
         if not self.store.write_once(uri, _json(marker.model_dump(mode="json"))):
             logging.get().warning("another process finished this shard first; its files count", shard=index)
-            return self.shard_mark(index) or marker
+            return self.shard_marker(index) or marker
         return marker
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
@@ -288,25 +320,25 @@ class Folder:
 
 
 def run_shards(
-    folder: Folder,
+    folder: Folder[D, M],
     settings: Settings,
     *,
     inputs: Mapping[str, str],
     shards: int,
-    work: Callable[[ShardWriter], None],
+    work: Callable[[ShardWriter], D],
     sink: Callable[[Path], Sink] = JsonLines,
     max_rejected_share: float,
-    report: Callable[[tuple[ShardMarker, ...], RowCounts], tuple[dict[str, Any], str | None]] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    report: Callable[[tuple[ShardMarker[D], ...], RowCounts], tuple[dict[str, Any], str | None]] | None = None,
+    metadata: M,
     bar: bool = True,
-) -> StageMarker | None:
+) -> StageMarker[D, M] | None:
     """Prepare, shards and finish of a stage that is made of shards; which of them, `settings.part` says.
 
     Args:
         shards: how many there are; `work` is called with a writer for each that has no marker yet.
         max_rejected_share: of all rows, judged over all shards in the finish.
         report: makes what ``report.json`` holds beside the sums, and the page (or None).
-        facts: what the next stage must know of the whole; stands in the stage's marker.
+        metadata: what the next stage must know of the whole; stands in the stage's marker.
         bar: of shards; not where `work` itself tells how far it is.
 
     Returns:
@@ -334,7 +366,7 @@ def run_shards(
         logging.bind(shard=None)
     if settings.part not in ("all", "finish"):
         return None
-    markers = folder.shard_marks()[:shards]
+    markers = folder.shard_markers()[:shards]
     if len(markers) < shards:
         raise InputError(f"{folder.uri}: shard {len(markers)} of {shards} is not done; make it before --part finish")
     row_counts = sum((m.row_counts for m in markers), RowCounts())
@@ -343,9 +375,9 @@ def run_shards(
     folder.write_report({"stage": folder.stage, "row_counts": row_counts.model_dump(), "shards": shards} | extra, page)
     logging.get().info("rows", read=row_counts.rows, kept=row_counts.kept, **row_counts.rejected)
     _demand_rows(folder, row_counts, max_rejected_share)
-    marker = StageMarker(
-        stage=folder.stage, code=__version__, settings=settings.shaping(), inputs=dict(inputs), shards=markers,
-        row_counts=row_counts, facts=dict(facts or {}),
+    marker = folder.kind.stage_marker(
+        stage=folder.stage, code=__version__, settings=settings.fingerprint(), inputs=dict(inputs), shards=markers,
+        row_counts=row_counts, metadata=metadata,
     )  # fmt: skip
     folder.finish(marker)
     return marker
@@ -375,11 +407,20 @@ def _sum_up(shards: int, row_counts: RowCounts | None = None) -> None:
 # --- reading what another stage made ---------------------------------------------------------------
 
 
-def read_marker(store: Store, stage_uri: str) -> tuple[StageMarker, dict[str, str]]:
+@overload
+def read_marker(store: Store, stage_uri: str) -> tuple[StageMarker, dict[str, str]]: ...
+@overload
+def read_marker(
+    store: Store, stage_uri: str, kind: StageKind[D, M], /, *more: StageKind
+) -> tuple[StageMarker[D, M], dict[str, str]]: ...
+def read_marker(store: Store, stage_uri: str, *kinds: Any) -> tuple[Any, dict[str, str]]:
     """The marker of a finished stage, and its URI → digest for the reader's own `inputs`.
 
+    Args:
+        kinds: the stages that will do; default: all.
+
     Raises:
-        InputError: the stage is not whole, or its marker cannot be read.
+        InputError: the stage is not whole, or another, or its marker cannot be read.
     """
     uri = join(stage_uri, DONE)
     try:
@@ -387,9 +428,25 @@ def read_marker(store: Store, stage_uri: str) -> tuple[StageMarker, dict[str, st
     except NotFound:
         raise InputError(f"{stage_uri} is not a finished stage: there is no {uri}; run that stage first") from None
     try:
-        return StageMarker.model_validate_json(data), {uri: hashlib.sha256(data).hexdigest()}
+        stage = json.loads(data)["stage"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{uri} is damaged: it names no stage. {_make_again(stage_uri)}") from None
+    for kind in kinds or STAGES:
+        if kind.name == stage:
+            return _parsed(kind.stage_marker, data, uri, stage_uri), {uri: hashlib.sha256(data).hexdigest()}
+    wanted = " or ".join(kind.name for kind in kinds or STAGES)
+    raise InputError(f"{uri} is the marker of a {stage} stage; give the URI of a finished {wanted} stage in its place")
+
+
+def _parsed(kind: type[R], data: bytes, uri: str, stage_uri: str) -> R:
+    try:
+        return kind.model_validate_json(data)
     except ValidationError as error:
-        raise InputError(f"{uri} is not a stage's marker: {error.errors()[0]['msg']}") from None
+        faults = {".".join(map(str, fault["loc"])): fault["msg"].lower() for fault in error.errors()}
+    if "version" in faults:
+        raise InputError(f"{uri} was written by another version of vcot. {_make_again(stage_uri)}")
+    where, what = next(iter(faults.items()))
+    raise InputError(f"{uri} is damaged ({where}: {what}). {_make_again(stage_uri)}")
 
 
 def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
@@ -422,7 +479,7 @@ def read_shard(store: Store, stage_uri: str, shard: ShardMarker) -> Iterator[Sam
         yield from read_records(store, stage_uri, file, Sample)
 
 
-def read_records(store: Store, stage_uri: str, file: File, kind: type[M]) -> Iterator[M]:
+def read_records(store: Store, stage_uri: str, file: File, kind: type[R]) -> Iterator[R]:
     """The records of a shard's file, gzipped or not, in order.
 
     Raises:

@@ -10,7 +10,8 @@ from typing import Any
 
 from vcot.grounding import smart_resize
 from vcot.records import Folder, Reason, RowCounts
-from vcot.records.conversion import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
+from vcot.records.metadata import ConvertShardMetadata
+from vcot.records.reports import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
 from vcot.records.shards import ShardMarker
 from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, bars, most_frequent, number, render, where
@@ -40,19 +41,19 @@ MEANING: Mapping[Reason, str] = {Reason(name): told for name, told in REASONS["c
 
 
 def report(
-    folder: Folder, markers: Sequence[ShardMarker], row_counts: RowCounts, scratch: Path, *, source: str,
-    seen: Mapping[str, Any],
+    folder: Folder, markers: Sequence[ShardMarker[ConvertShardMetadata]], row_counts: RowCounts, scratch: Path, *,
+    source: str, seen: Mapping[str, Any],
     budget: int, ingested: bool, mix: tuple[Portion, ...], max_pixels: int,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """What report.json holds, and the page.
 
     Args:
-        markers: their facts say what was refused of each dataset ("refused": dataset → reason → rows).
+        markers: of all shards.
         seen: what was counted before the shards were made: near-duplicates and benchmarks.
         budget: pixels that a model sees at most. ingested: whether later stages read copies of that size.
         max_pixels: images that are larger are not decoded.
     """
-    refused = summed(marker.facts["refused"] for marker in markers)
+    refused = summed(marker.metadata.refused for marker in markers)
     with sample_statistics(folder.store, folder.uri, markers, scratch) as statistics:
         found = _counted(statistics, refused, source=source, row_counts=row_counts, shards=len(markers), mix=mix,
         budget=budget,

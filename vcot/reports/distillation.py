@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vcot.records import Folder, Reason, RowCounts
-from vcot.records.distillation import Cost, Counts, Distillation, Line, Passage
+from vcot.records.metadata import Counts, DistillMetadata, DistillShardMetadata, Line, Passage
+from vcot.records.reports import Cost, Distillation
 from vcot.records.shards import ShardMarker
 from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, dollars, most_frequent, render, share, where
@@ -37,28 +38,34 @@ FLAGS = {"answer-first": "the first sentence states the answer"}
 
 
 def report(
-    folder: Folder, markers: Sequence[ShardMarker], row_counts: RowCounts, told: Mapping[str, Any]
+    folder: Folder,
+    markers: Sequence[ShardMarker[DistillShardMetadata]],
+    row_counts: RowCounts,
+    metadata: DistillMetadata,
 ) -> tuple[dict[str, Any], str]:
     """What report.json holds, and the page.
 
     Args:
-        told: who the teacher was, and how it was asked.
+        metadata: who the teacher was, and how it was asked.
 
     Raises:
         InputError: a shard put nothing aside.
     """
-    facts = summed(marker.facts for marker in markers)
-    bill = {source: {name: Line(**line) for name, line in of.items()} for source, of in facts.get("bill", {}).items()}
-    costs = {source: _cost(lines.values(), facts["funnel"].get(source, {})) for source, lines in bill.items()}
-    found = Distillation(row_counts=row_counts, shards=len(markers), costs=costs, **told, **facts)
+    counted = DistillShardMetadata(**summed(marker.metadata.model_dump() for marker in markers))
+    costs = {
+        source: _cost(lines.values(), counted.funnel.get(source, Passage())) for source, lines in counted.bill.items()
+    }
+    found = Distillation(
+        row_counts=row_counts, shards=len(markers), costs=costs, **metadata.model_dump(), **counted.model_dump()
+    )
     page = _page(found, sampled(folder, markers, SHOWN), Gallery(folder.store))
     return found.model_dump(mode="json"), page
 
 
-def _cost(lines: Iterable[Line], funnel: Mapping[str, int]) -> Cost:
+def _cost(lines: Iterable[Line], funnel: Passage) -> Cost:
     """The sums of a dataset's bill, with what a row of it costs."""
     total = summed(line.model_dump() for line in lines)
-    rows = funnel.get("kept", 0)
+    rows = funnel.kept
     priced = rows and not total["unpriced"]
     return Cost(
         **total, rows_kept=rows, usd_a_row_kept=round((total["usd"] + total["usd_lost"]) / rows, 9) if priced else None

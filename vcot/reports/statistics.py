@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vcot.records.conversion import Bar, Distribution, Spread
+from vcot.records.reports import Bar, Distribution, Spread
 from vcot.records.shards import ShardMarker, fetch_file
 from vcot.storage import Store
 

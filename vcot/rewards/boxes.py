@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcot.grounding import Box, FrameSpec, Trace, match, parse, split_answer
-from vcot.grounding.matching import Pairable
-from vcot.labels import NO_SYNONYMS, Synonyms
+from vcot.answers import NO_SYNONYMS, Synonyms
+from vcot.grounding import Box, FrameSpec, Pairable, Trace, match, parse, split_answer
 from vcot.records import Sample
 from vcot.rewards import reward
 
@@ -20,8 +19,8 @@ def box_reward(
     Nor is there evidence for a question by text alone: there the format asks for no box.
 
     Where things of several names are the evidence, a box earns nothing for a thing of another name than it bears
-    (vcot.labels). Only readable boxes count, and only those before the answer; what cannot be read costs the format its
-    reward. For `spare` see soft_f1_with_spare.
+    (vcot.answers). Only readable boxes count, and only those before the answer; what cannot be read costs the format
+    its reward. For `spare` see soft_f1_with_spare.
     """
     if sample.evidence is None:
         return None

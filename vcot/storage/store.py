@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ from vcot.storage.local import CHUNK, Changed, Entry, LocalFile, NotFound
 if TYPE_CHECKING:
     from vcot.storage.s3 import S3Object
 
-__all__ = ["Changed", "Entry", "NotFound", "Store", "join", "name", "state_of"]
+__all__ = ["Changed", "Entry", "NotFound", "Store", "append", "join", "name", "numbered", "state_of"]
 
 
 class Store:
@@ -118,6 +119,33 @@ def state_of(stream: BinaryIO) -> str:
 def name(uri: str) -> str:
     """The last part: `scene.png` of `s3://bucket/images/scene.png`."""
     return uri.rstrip("/").rpartition("/")[2]
+
+
+# --- a list that only grows -------------------------------------------------------------------------
+
+# A pointer that is overwritten needs compare-and-swap, which not every S3 has; numbered objects, each written once,
+# need only what all of them have, and their history stays readable.
+_NUMBERED = re.compile(r"\d{10}\.json")
+
+
+def numbered(store: Store, prefix_uri: str) -> dict[int, str]:
+    """Number → URI of what was appended so far, in order; other objects there are passed over."""
+    entries = (entry.uri.rpartition("/") for entry in store.list(prefix_uri))
+    return {
+        int(last.removesuffix(".json")): f"{folder}/{last}"
+        for folder, _, last in entries
+        if folder == prefix_uri.rstrip("/") and _NUMBERED.fullmatch(last)
+    }
+
+
+def append(store: Store, prefix_uri: str, data: bytes, after: int) -> str | None:
+    """Writes the entry that follows number `after` (0: the first).
+
+    Returns:
+        Its URI, or None where somebody else has written that number meanwhile: look at theirs, then try again.
+    """
+    uri = join(prefix_uri, f"{after + 1:010d}.json")
+    return uri if store.write_once(uri, data) else None
 
 
 class _Pieces:

@@ -1,7 +1,7 @@
 """From Samples to token ids and back: the one package that knows the processor.
 
     processor = load_processor(folder, min_pixels=…, max_pixels=…)      the base model's own
-    contract  = Contract.of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
+    contract  = contract_of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
     encoder   = Encoder(processor, contract)
     encoder.example(sample, 0, image, data)       what is learned: ids and labels
     encoder.prompts(samples, images)              what is generated from: the same beginning, to the token
@@ -9,7 +9,8 @@
 torch and transformers are imported by `load_processor`, not before.
 """
 
-from vcot.tokens.contract import Contract as Contract
+from vcot.records import Contract as Contract
+from vcot.tokens.contract import contract_of as contract_of
 from vcot.tokens.contract import is_processor_file as is_processor_file
 from vcot.tokens.contract import load_processor as load_processor
 from vcot.tokens.encoder import Encoder as Encoder

@@ -9,16 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from vcot.errors import InputError
-from vcot.grounding import FrameSpec
-from vcot.grounding.boxes import FrameName
-from vcot.records.base import Record
-
-Mode = Literal["multimodal", "text"]
+from vcot.grounding import FrameName, FrameSpec
+from vcot.records import Contract, Mode
 
 #: What `load_processor` needs of a base model's folder; none of it is large.
 PROCESSOR_FILES = (
@@ -106,70 +101,25 @@ def properties(processor: Any) -> dict[str, Any]:
     }
 
 
-class Contract(Record):
-    """What examples promise, and a base must fit.
+def contract_of(
+    processor: Any, *, mode: Mode, frame: FrameName, max_length: int, instruction: str | None = None
+) -> Contract:
+    """The contract of examples made with this processor and its budget of pixels."""
+    found = properties(processor)
+    spec = FrameSpec(frame, found["min_pixels"], found["max_pixels"], found["patch_size"] * found["merge_size"])
+    return Contract(mode=mode, frame=spec.to_dict(), instruction=instruction or None, max_length=max_length, **found)
 
-    `frame` is the dict of a FrameSpec; `resized_pixels` carries the budget and the factor with it, and they
-    must be those of the contract: its numbers mean nothing under another budget.
-    """
 
-    version: Literal[1] = 1
-    mode: Mode
-    frame: dict[str, Any] = Field(description="FrameSpec.to_dict(): the numbers in which texts write boxes")
-    min_pixels: int = Field(gt=0, description="area of an image after resizing, at least")
-    max_pixels: int = Field(gt=0, description="area of an image after resizing, at most")
-    instruction: str | None = Field(None, description="stands below every question")
-    max_length: int = Field(gt=0, description="tokens of an example, prompt and visual tokens included")
-    template_sha256: str
-    tokenizer_sha256: str
-    patch_size: int = Field(gt=0, description="pixels; the side of a patch")
-    merge_size: int = Field(gt=0, description="patches; merge_size² of them are one visual token")
-    temporal_patch_size: int = Field(gt=0)
-    image_mean: tuple[float, ...]
-    image_std: tuple[float, ...]
+def check_contract(contract: Contract, processor: Any) -> None:
+    """Raises InputError naming everything in which this processor differs, with both values."""
 
-    @model_validator(mode="after")
-    def _frame_and_budget_agree(self) -> Self:
-        if self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
-        spec = self.frame_spec
-        bound = (spec.min_pixels, spec.max_pixels, spec.factor)
-        if spec.name == "resized_pixels" and bound != (self.min_pixels, self.max_pixels, self.factor):
-            raise ValueError(
-                f"the frame resized_pixels was declared for min_pixels, max_pixels, factor = {bound}, "
-                f"the images are made with {(self.min_pixels, self.max_pixels, self.factor)}"
-            )
-        return self
+    def short(value: Any) -> str:
+        return f"{value[:12]}…" if isinstance(value, str) else f"{value}"
 
-    @classmethod
-    def of(
-        cls, processor: Any, *, mode: Mode, frame: FrameName, max_length: int, instruction: str | None = None
-    ) -> Self:
-        """The contract of examples made with this processor and its budget of pixels."""
-        found = properties(processor)
-        factor = found["patch_size"] * found["merge_size"]
-        spec = FrameSpec(frame, found["min_pixels"], found["max_pixels"], factor)
-        return cls(mode=mode, frame=spec.to_dict(), instruction=instruction or None, max_length=max_length, **found)
-
-    @property
-    def frame_spec(self) -> FrameSpec:
-        return FrameSpec.from_dict(self.frame)
-
-    @property
-    def factor(self) -> int:
-        """Pixels; the side of what one visual token sees, and what sides of a resized image are multiples of."""
-        return self.patch_size * self.merge_size
-
-    def check(self, processor: Any) -> None:
-        """Raises InputError naming everything in which this processor differs, with both values."""
-
-        def short(value: Any) -> str:
-            return f"{value[:12]}…" if isinstance(value, str) else f"{value}"
-
-        differences = [
-            f"{name} is {short(value)} here, {short(getattr(self, name))} in the examples"
-            for name, value in properties(processor).items()
-            if getattr(self, name) != value
-        ]
-        if differences:
-            raise InputError("the examples were not made for this base: " + "; ".join(differences))
+    differences = [
+        f"{name} is {short(value)} here, {short(getattr(contract, name))} in the examples"
+        for name, value in properties(processor).items()
+        if getattr(contract, name) != value
+    ]
+    if differences:
+        raise InputError("the examples were not made for this base: " + "; ".join(differences))

@@ -19,10 +19,11 @@ from PIL import Image
 from vcot.errors import InputError
 from vcot.grounding import Trace, smart_resize
 from vcot.grounding.tags import render_reply
+from vcot.records import Contract
 from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Reason, Rejection, Sample
 from vcot.storage.images import DecodedImage
-from vcot.tokens.contract import Contract
+from vcot.tokens.contract import check_contract
 
 STAGE = "tokenize"
 
@@ -61,7 +62,7 @@ class Encoder:
     """
 
     def __init__(self, processor: Any, contract: Contract) -> None:
-        contract.check(processor)
+        check_contract(contract, processor)
         self.processor = processor
         self.contract = contract
         self._tokenizer = processor.tokenizer

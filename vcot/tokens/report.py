@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 from zlib import crc32
 
 from vcot.errors import InputError
+from vcot.records import Contract
 from vcot.records.example import Example
+from vcot.records.metadata import TokenizeShardMetadata
 from vcot.records.sample import Rejection, Sample
 from vcot.records.shards import RowCounts
 from vcot.reports.overlays import TRUE, data_uri, overlay
 from vcot.reports.rendering import bars, number, render
 from vcot.reports.statistics import percentile, summed
-from vcot.tokens.contract import Contract
 
 if TYPE_CHECKING:
     from vcot.tokens.rows import View
@@ -74,22 +75,20 @@ class Counts:
     def tokens(self) -> int:
         return sum(length * count for length, count in self.lengths.items())
 
-    def to_json(self) -> dict[str, Any]:
-        """Keys of JSON are text."""
-        return {
-            name: {str(key): value[key] for key in sorted(value)} if isinstance(value, Counter) else value
+    def metadata(self) -> TokenizeShardMetadata:
+        """For the marker of the shard."""
+        sorted_counters = {
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value
             for name, value in vars(self).items()
         }
+        return TokenizeShardMetadata(**sorted_counters)
 
     @classmethod
-    def sum(cls, facts: Iterable[Mapping[str, Any]]) -> Self:
+    def sum(cls, shards: Iterable[TokenizeShardMetadata]) -> Self:
         """The sums over shards; what they show stays with them."""
         total = cls()
-        for name, value in summed({**part, "shown": {}} for part in facts).items():
-            if name in ("lengths", "visual"):
-                value = {int(key): count for key, count in value.items()}
+        for name, value in summed(shard.model_dump(exclude={"shown"}) for shard in shards).items():
             setattr(total, name, Counter(value) if isinstance(value, dict) else value)
-        total.shown = []
         return total
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from PIL import Image as Pillow
 
 from vcot.errors import InputError
 from vcot.grounding.tags import Parsed, parse
+from vcot.records import Contract
 from vcot.records.example import IGNORED, Example, Examples
-from vcot.records.image import kept_bytes
-from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample
+from vcot.records.metadata import ShownRow, TokenizeShardMetadata
+from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample, kept_bytes
 from vcot.records.shards import RowCounts, ShardMarker, ShardWriter, StageMarker, fetch_file, read_shard
 from vcot.stage import stop
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage, ImageError
-from vcot.tokens.contract import Contract
 from vcot.tokens.encoder import Encoder, refuse
 from vcot.tokens.report import Counts, numbers, report_page
 
@@ -44,7 +44,7 @@ class Tokenizing:
         self.encoder = encoder
         self._images: OrderedDict[str, tuple[DecodedImage, bytes]] = OrderedDict()
 
-    def shard(self, writer: ShardWriter) -> None:
+    def shard(self, writer: ShardWriter) -> TokenizeShardMetadata:
         """One shard; a row gives one example per reasoning, rows of the test split give none."""
         counts = Counts()
         for sample in read_shard(self.store, self.source_uri, self.source.shards[writer.index]):
@@ -62,7 +62,7 @@ class Tokenizing:
             for rejection in refused:
                 counts.lose(rejection)
             writer.keep(*examples)
-        writer.facts = counts.to_json()
+        return counts.metadata()
 
     def examples(self, sample: Sample) -> tuple[list[Example], list[Rejection]]:
         """All that one row gives; refused is a whole row, or some of its reasonings."""
@@ -90,17 +90,19 @@ class Tokenizing:
                 self._images.popitem(last=False)
         return self._images[uri]
 
-    def report(self, shards: tuple[ShardMarker, ...], row_counts: RowCounts) -> tuple[dict[str, Any], str]:
+    def report(
+        self, shards: tuple[ShardMarker[TokenizeShardMetadata], ...], row_counts: RowCounts
+    ) -> tuple[dict[str, Any], str]:
         """Sums of all shards, and the audit page with some examples read back from storage."""
-        counts = Counts.sum(shard.facts for shard in shards)
+        counts = Counts.sum(shard.metadata for shard in shards)
         found = numbers(counts, row_counts, self.encoder.contract)
         return found, report_page(found, self._views(shards))
 
-    def _views(self, shards: Sequence[ShardMarker]) -> list[View]:
+    def _views(self, shards: Sequence[ShardMarker[TokenizeShardMetadata]]) -> list[View]:
         """A few examples: shrunk ones, some by text alone, then of both splits, from as many shards as it takes."""
         views: dict[str, list[View]] = {"shrunk": [], "by-text": [], "train": [], "validation": []}
         for shard in shards:
-            wanted = [s for s in shard.facts["shown"] if len(views[s["kind"]]) < EACH_KIND]
+            wanted = [s for s in shard.metadata.shown if len(views[s.kind]) < EACH_KIND]
             if wanted:
                 for kind, one in self._read(shard, wanted):
                     if len(views[kind]) < EACH_KIND:
@@ -109,16 +111,15 @@ class Tokenizing:
                 break
         return [one for some in views.values() for one in some]
 
-    def _read(self, shard: ShardMarker, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, View]]:
+    def _read(self, shard: ShardMarker, wanted: Sequence[ShownRow]) -> list[tuple[str, View]]:
         with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
             examples = Examples([fetch_file(self.store, self.own_uri, f, Path(scratch)) for f in shard.files])
-            found = []
+            found: list[tuple[str, View]] = []
             for shown in wanted:
-                example = examples[shown["row"]]
+                example = examples[shown.row]
                 check_mask(example, self.encoder.processor)
-                size, kept = (shown[name] and (shown[name][0], shown[name][1]) for name in ("size", "kept"))
-                one = view(example, size, self.encoder.contract, self.encoder.processor, kept=kept)
-                found.append((str(shown["kind"]), one))
+                one = view(example, shown.size, self.encoder.contract, self.encoder.processor, kept=shown.kept)
+                found.append((shown.kind, one))
             return found
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from vcot import __version__, logging
 from vcot.models.device import device
 from vcot.records import Folder, StageMarker
+from vcot.records.metadata import Losses, NoMetadata, TrainMetadata
 from vcot.settings import Settings
 from vcot.stage import summary
 from vcot.storage import join, put_folder
@@ -27,7 +28,7 @@ MODEL = "model"
 
 
 def publish(
-    folder: Folder,
+    folder: Folder[NoMetadata, TrainMetadata],
     settings: Settings,
     inputs: Mapping[str, str],
     result: TrainResult,
@@ -46,22 +47,25 @@ def publish(
     folder.store.write(join(folder.uri, "losses.json"), json.dumps(losses, indent=0).encode() + b"\n")
     draw_losses(losses, scratch / "losses.png")
     folder.store.upload(scratch / "losses.png", join(folder.uri, "losses.png"))
-    shaping = settings.shaping()
-    facts = {
-        "contract": encoder.contract.model_dump(mode="json"),
-        "base_uri": base["uri"],
-        "base_sha256": base["sha256"],
-        "tune": shaping["tune"],
-        "model": MODEL,
-        "files": files,
-        "losses": losses_summary(losses),
-        "trainable_parameters": result.parameters,
+    fingerprint = settings.fingerprint()
+    metadata = TrainMetadata(
+        contract=encoder.contract,
+        base_uri=base["uri"],
+        base_sha256=base["sha256"],
+        tune=fingerprint["tune"],
+        model=MODEL,
+        files=files,
+        losses=losses_summary(losses),
+        trainable_parameters=result.parameters,
         **result.facts,
-    }
-    folder.write_report({"stage": folder.stage} | facts | {"this_process": spent(result)})
-    folder.finish(StageMarker(stage=folder.stage, code=__version__, settings=shaping, inputs=dict(inputs), facts=facts))
-    summary(**facts["losses"])
-    logging.get().info("trained", model=join(folder.uri, MODEL), **facts["losses"], **spent(result))
+    )
+    folder.write_report({"stage": folder.stage} | metadata.model_dump(mode="json") | {"this_process": spent(result)})
+    folder.finish(
+        StageMarker(stage=folder.stage, code=__version__, settings=fingerprint, inputs=dict(inputs), metadata=metadata)
+    )
+    told = metadata.losses.model_dump()
+    summary(**told)
+    logging.get().info("trained", model=join(folder.uri, MODEL), **told, **spent(result))
 
 
 def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mapping[str, str]) -> None:
@@ -127,17 +131,17 @@ def losses_by_step(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [steps[step] for step in sorted(steps)]
 
 
-def losses_summary(losses: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def losses_summary(losses: Sequence[Mapping[str, Any]]) -> Losses:
     """First, last and lowest."""
     seen = [(line["eval_loss"], line["step"]) for line in losses if "eval_loss" in line]
     best = min(seen, default=(None, None))
-    return {
-        "steps": losses[-1]["step"] if losses else 0,
-        "first_loss": losses[0]["loss"] if losses else None,
-        "last_loss": losses[-1]["loss"] if losses else None,
-        "best_eval_loss": best[0],
-        "best_step": best[1],
-    }
+    return Losses(
+        steps=losses[-1]["step"] if losses else 0,
+        first_loss=losses[0]["loss"] if losses else None,
+        last_loss=losses[-1]["loss"] if losses else None,
+        best_eval_loss=best[0],
+        best_step=best[1],
+    )
 
 
 def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:

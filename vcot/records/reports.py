@@ -1,4 +1,4 @@
-"""What convert reports: `report.json`, from which its page is made, so that no number exists twice."""
+"""``report.json`` of convert and of distill, from which their pages are made, so that no number exists twice."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from vcot.records.base import Record
+from vcot.records.metadata import DistillMetadata, DistillShardMetadata, Line
 from vcot.records.shards import RowCounts
 
 Number = int | float
@@ -142,3 +143,19 @@ class Conversion(Record):
     near_duplicates: NearDuplicates | None = Field(description="null where nobody looked for them")
     benchmarks: dict[str, Benchmark] = Field(description="file → what it has in common with the input")
     mix: tuple[Portion, ...] = Field((), description="parts in the order of --mix; none where it was one source")
+
+
+class Cost(Line):
+    """Of a source."""
+
+    rows_kept: int
+    usd_a_row_kept: float | None = Field(description="usd and usd_lost; null where a price is missing, or no row kept")
+
+
+class Distillation(DistillMetadata, DistillShardMetadata):
+    """`report.json` of distill."""
+
+    stage: Literal["distill"] = "distill"
+    row_counts: RowCounts
+    shards: int
+    costs: dict[str, Cost] = Field({}, description="source → the sum of its bill")
