@@ -270,6 +270,8 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
 
     def finish(self, marker: StageMarker[ShardMetadata, StageMetadata]) -> None:
         """Says that the stage is whole. The first marker stays."""
+        if type(marker) is not self.kind.stage_marker:  # pydantic would write its metadata as an empty record
+            raise TypeError(f"a marker of {self.stage} is made by its StageKind; got {type(marker).__name__}")
         self.store.write_once(join(self.uri, DONE), _json(marker.model_dump(mode="json")))
 
     def write_report(self, report: Mapping[str, Any], html: str | None = None) -> None:

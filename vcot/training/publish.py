@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from vcot import __version__, logging
 from vcot.models.device import device
-from vcot.records import Folder, StageMarker
+from vcot.records import Folder
 from vcot.records.metadata import Losses, NoMetadata, TrainMetadata
 from vcot.settings import Settings
 from vcot.stage import summary
@@ -61,7 +61,9 @@ def publish(
     )
     folder.write_report({"stage": folder.stage} | metadata.model_dump(mode="json") | {"this_process": spent(result)})
     folder.finish(
-        StageMarker(stage=folder.stage, code=__version__, settings=fingerprint, inputs=dict(inputs), metadata=metadata)
+        folder.kind.stage_marker(
+            stage=folder.stage, code=__version__, settings=fingerprint, inputs=dict(inputs), metadata=metadata
+        )
     )
     told = metadata.losses.model_dump()
     summary(**told)
