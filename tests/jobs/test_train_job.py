@@ -226,7 +226,7 @@ def test_two_ranks_learn_what_one_with_twice_the_batch_does_and_go_on_from_its_c
         assert mine == pytest.approx(theirs, abs=1e-4)
     word = json.loads((two / "word").read_text())
     assert (word["steps"], word["last_loss"]) == (9, read(two, "losses.json")[-1]["loss"])
-    assert read(two, "_done/stage.json")["facts"]["ranks"] == 2
+    assert read(two, "_done/stage.json")["metadata"]["ranks"] == 2
     assert len(list(two.glob("train/checkpoints/step-000009-*"))) == 1  # the second rank writes nothing
 
 

@@ -147,7 +147,7 @@ def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
             deaths += 1
     assert deaths >= 2
     assert losses_by_step(stormy.history) == losses_by_step(calm.history)
-    assert stormy.facts == calm.facts
+    assert stormy.metadata == calm.metadata
     expected = weights(calm)
     assert all(value.equal(expected[name]) for name, value in weights(stormy).items())
 
@@ -201,8 +201,8 @@ def test_the_weights_of_the_best_evaluation_are_kept(
     result = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)
     losses = eval_losses(result.history)
     best = losses.index(min(losses)) + 1
-    assert result.facts["kept_step"] == best
-    assert result.facts["last_step"] == len(losses) == best + 2  # far from the 27 of nine epochs
+    assert result.metadata["kept_step"] == best
+    assert result.metadata["last_step"] == len(losses) == best + 2  # far from the 27 of nine epochs
     kept = weights(result)
     (folder,) = (tmp_path / "checkpoints").glob(f"step-{best:06d}-*")
     load_trained(result.model, folder)
@@ -277,7 +277,7 @@ def test_without_a_validation_split_the_last_weights_are_kept(
 ) -> None:
     alone = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 4, 0))])
     result = tune(toy_base, toy_encoder, alone, tmp_path, max_steps=2, early_stopping_patience=3)
-    assert result.facts["kept_step"] == result.facts["last_step"] == 2
+    assert result.metadata["kept_step"] == result.metadata["last_step"] == 2
     assert not [entry for entry in result.history if "eval_loss" in entry]
 
 

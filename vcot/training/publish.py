@@ -57,7 +57,7 @@ def publish(
         files=files,
         losses=losses_summary(losses),
         trainable_parameters=result.parameters,
-        **result.facts,
+        **result.metadata,
     )
     folder.write_report({"stage": folder.stage} | metadata.model_dump(mode="json") | {"this_process": spent(result)})
     folder.finish(

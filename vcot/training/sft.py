@@ -45,7 +45,7 @@ class TrainResult:
     parameters: int
     tokens: int = 0
     seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def fine_tune(
@@ -76,7 +76,7 @@ def fine_tune(
     model, compute = _model(config, base, base_uri)
     found = _newest(checkpoints, group)
     result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
-    result.facts = {
+    result.metadata = {
         "train_samples": len(samples_of(examples.rows, "train")),
         "validation_samples": sum(map(len, held_out)),
         "ranks": group.size,
@@ -118,7 +118,7 @@ def fine_tune(
             if folder is None:
                 raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
             load_trained(model, folder)
-        result.facts |= {"last_step": last, "kept_step": last if best is None else best}
+        result.metadata |= {"last_step": last, "kept_step": last if best is None else best}
         model.eval()
     return result
 
