@@ -65,9 +65,9 @@ def publish(
             stage=folder.stage, code=__version__, settings=fingerprint, inputs=dict(inputs), metadata=metadata
         )
     )
-    told = metadata.losses.model_dump()
-    summary(**told)
-    logging.get().info("trained", model=join(folder.uri, MODEL), **told, **spent(result))
+    lowest = metadata.losses.model_dump()
+    summary(**lowest)
+    logging.get().info("trained", model=join(folder.uri, MODEL), **lowest, **spent(result))
 
 
 def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mapping[str, str]) -> None:
