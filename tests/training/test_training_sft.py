@@ -299,7 +299,7 @@ def test_losses_are_one_line_per_step_without_times() -> None:
     lines = losses_by_step(history)
     assert lines[0] == {"step": 1, "epoch": 0.5, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3}
     assert lines[1]["eval_loss"] == 1.5
-    assert losses_summary(lines) == {
+    assert losses_summary(lines).model_dump() == {
         "steps": 2, "first_loss": 2.0, "last_loss": 1.0, "best_eval_loss": 1.5, "best_step": 2,
     }  # fmt: skip
 
