@@ -228,8 +228,8 @@ def detector_of(settings: DistillSettings, store: Store) -> Detector | None:
     if next(store.list(uri), None) is None:  # before torch, which takes seconds to load
         raise InputError(f"--detector-uri={uri}: there is nothing in that folder")
     try:
-        from vcot.models import use_device
         from vcot.models.detector import load_detector
+        from vcot.models.device import use_device
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"--detector-uri={uri}: a detector needs {error.name}, which is not installed here; "

@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 from vcot.datasets import drawing, scenes  # noqa: E402
 from vcot.datasets.scenes import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
 from vcot.grounding import Box, FrameSpec, Mention, Trace, iou, parse, render_reply, split_answer  # noqa: E402
-from vcot.tokens import Contract  # noqa: E402
+from vcot.tokens import contract_of  # noqa: E402
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -285,7 +285,7 @@ def make_model(config: Any, tokenizer: Any, seed: int) -> Any:
 
 def own_form(processor: Any) -> str:
     """contract.json: in which form the base was taught to point, for who asks it before it is tuned."""
-    contract = Contract.of(processor, mode="multimodal", frame="thousandths", max_length=512)
+    contract = contract_of(processor, mode="multimodal", frame="thousandths", max_length=512)
     return json.dumps({"contract": contract.model_dump(mode="json")}, indent=1, sort_keys=True) + "\n"
 
 

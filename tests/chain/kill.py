@@ -106,7 +106,7 @@ def fingerprint(run_uri: str) -> dict[str, object]:
             for file in (*shard["files"], shard["rejections"]):
                 found[f"{stage}/{file['name']}"] = file["sha256"]
             found[f"{stage}/{shard['shard']} row_counts"] = shard["row_counts"]
-    found["train/files"] = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))["facts"]["files"]
+    found["train/files"] = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))["metadata"]["files"]
     for step in json.loads(store.read(join(run_uri, "train", "losses.json"))):
         found[f"train/losses {len(found)}"] = step
     return found

@@ -31,7 +31,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[st
     """Two adapters as training writes them: one that changes nothing, and one that changes much."""
     import torch
 
-    from vcot.models import attach_lora, load_base
+    from vcot.models.loading import attach_lora, load_base
 
     torch.manual_seed(0)
     model = attach_lora(load_base(base, dtype="float32"), r=4, alpha=8, dropout=0.0)

@@ -28,7 +28,7 @@ from vcot.records.shards import TOKENIZE, read_marker
 from vcot.reports.overlays import TRUE
 from vcot.storage import Store, images
 from vcot.tokens import contract_of
-from vcot.tokens.audit import view
+from vcot.tokens.rows import view
 
 __all__ = ["base_folder", "processor"]
 pytestmark = pytest.mark.usefixtures("clean")

@@ -289,7 +289,7 @@ class ModelRunner:
     def _generate(
         self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]
     ) -> list[Completion]:
-        from vcot.models import generate
+        from vcot.models.loading import generate
 
         encoder = self.encoder
         form = self.trained.own_form if model == "native" else None
@@ -348,7 +348,7 @@ class ModelRunner:
         return self._encoder
 
     def _network(self, asked: Model) -> Any:
-        from vcot.models import load_adapter, load_base
+        from vcot.models.loading import load_adapter, load_base
 
         model: Model = "base" if asked == "native" else asked
         if model not in self._loaded:
@@ -366,7 +366,7 @@ class ModelRunner:
         return self._loaded[model]
 
     def _base(self) -> Any:
-        from vcot.models import load_base
+        from vcot.models.loading import load_base
 
         uri = self.trained.base_uri
         folder, found = fetch_with_digest(self.store, uri, self.scratch / "base")
