@@ -1,4 +1,4 @@
-# Two images from one file: `data` without torch (convert, distill, the pipeline's conductor), `gpu` with everything.
+# Two images from one file: `data` without torch (convert, distill, the pipeline's orchestrator), `gpu` with everything.
 #
 #   make images                                  both, with docker (BuildKit), podman or buildah
 #   docker build --target gpu --tag vcot-gpu .   one of them by hand
@@ -72,7 +72,7 @@ CMD ["jobs.convert", "--help"]
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="vcot-data" \
-      org.opencontainers.image.description="vcot without torch: convert, distill and the pipeline's conductor" \
+      org.opencontainers.image.description="vcot without torch: convert, distill and the pipeline's orchestrator" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

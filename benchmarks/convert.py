@@ -195,7 +195,7 @@ FORMS: dict[str, Callable[[Path, int], None]] = {"chat": make_chat, "metadata": 
 def index(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
     import hashlib
 
-    from vcot.datasets import alike
+    from vcot.datasets import near_duplicates
     from vcot.datasets.image_index import NAME, ImageIndex
     from vcot.records import Image
     from vcot.storage import Store
@@ -211,7 +211,7 @@ def index(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
         digest = hashlib.sha256(path.encode()).hexdigest()
         uri = f"{images}/{path}"
         known.put(Image(uri=uri, width=width, height=height, sha256=digest), 1, "as listed")
-        known.note_print(uri, digest, bytes.fromhex(digest)[: alike.BYTES])
+        known.note_print(uri, digest, bytes.fromhex(digest)[: near_duplicates.BYTES])
     for run in ("run", "near"):
         known.leave(Store(), str(folder / run / "convert" / NAME))
 

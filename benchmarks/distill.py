@@ -32,27 +32,22 @@ from typing import Any
 import openai
 from PIL import Image as Pillow
 
-from tests.distill.made import TOP_LEFT, see
-from vcot.distill import prompts
+from tests.distill.made import TOP_LEFT, see, strategy
 from vcot.distill.budget import Ledger, budget_of
-from vcot.distill.client import ReplyCache, TeacherClient
-from vcot.distill.dialogue import PromptConfig
+from vcot.distill.client import TeacherClient
+from vcot.distill.costs import read_prices
+from vcot.distill.crops import ImagePacker, data_url
 from vcot.distill.endpoint import Endpoint, body_of
-from vcot.distill.images import ImagePacker, data_url
-from vcot.distill.prices import read_prices
-from vcot.distill.request import Request, ShownImage
+from vcot.distill.request import ReplyCache, Request, ShownImage
 from vcot.distill.runner import ModelTeacher
-from vcot.distill.strategies.answer_aware import AnswerAware
-from vcot.distill.verification import Verification
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
 
 ROOT = Path(__file__).parents[1]
-WAY = AnswerAware(
-    PromptConfig(model="gpt-4o", prompts=prompts.chosen(), image_side=768),
-    Verification(self_consistency=False, crop_check=False, answer_from_evidence=False),
-    propose=False,
-)
+STRATEGY = strategy(
+    "answer-aware", model="gpt-4o", image_side=768, self_consistency=False, crop_check=False,
+    answer_from_evidence=False, propose=False,
+)  # fmt: skip
 
 
 @contextmanager
@@ -123,12 +118,12 @@ def bare(requests: list[Request], at_once: int) -> tuple[float, float]:
 def distill(samples: list[Sample], at_once: int, folder: Path) -> tuple[float, float]:
     store = Store()
     client = TeacherClient(
-        Endpoint(at_once=at_once, timeout=60), ReplyCache(store, str(folder / "cache")), ImagePacker(store),
-        read_prices(store), Ledger(store, str(folder), budget_of(Decimal(1000), None, None)),
+        Endpoint(at_once=at_once, timeout=60), ReplyCache(store, str(folder / "cache")), read_prices(store),
+        Ledger(store, str(folder), budget_of(Decimal(1000), None, None)),
     )  # fmt: skip
 
     def work() -> int:
-        with ModelTeacher(WAY, client, ahead=4 * at_once) as model_teacher:
+        with ModelTeacher(STRATEGY, client, ahead=4 * at_once) as model_teacher:
             done = list(model_teacher.teach(samples))
         assert client.report.totals()["requests"] == len(done), client.report.totals()
         return len(done)
@@ -162,7 +157,7 @@ def main() -> None:
             ideal = at_once / asked.wait
             number = round(min(ideal, 250) * asked.seconds)
             samples = rows(images, number, asked.rows_an_image, f"at {at_once}")
-            alone, alone_cpu = bare([WAY.estimate(one)[0] for one in samples], at_once)
+            alone, alone_cpu = bare([STRATEGY.estimate(one)[0] for one in samples], at_once)
             ours, ours_cpu = distill(samples, at_once, folder / str(at_once))
             line = {
                 "concurrency": at_once, "requests": number, "per_second": round(ours, 1),

@@ -13,8 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tests.cluster.configuration import ROOT
 from tests.cluster.images import Builder
-from tests.cluster.layout import ROOT
 
 MB = 10**6
 

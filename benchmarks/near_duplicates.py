@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from benchmarks.convert import apart as alone
-from vcot.datasets import alike
+from vcot.datasets import near_duplicates
 from vcot.storage import images
 
 HASHES: dict[str, tuple[Callable[[Image.Image], Any], tuple[int, ...]]] = {
@@ -134,15 +134,16 @@ def rates(folder: Path, drawn: int) -> None:
 
 def seconds(folder: Path, count: int) -> None:
     dice = np.random.default_rng(0)
-    prints = dice.integers(0, 256, (count, alike.BYTES), dtype=np.uint8)
+    prints = dice.integers(0, 256, (count, near_duplicates.BYTES), dtype=np.uint8)
     _timed(f"{count:,} random fingerprints", prints)
     greys = [Image.open(file).convert("L").resize((160, 120)) for file in sorted(folder.glob("*.jpg"))]
-    found = np.empty((count, alike.BYTES), np.uint8)
+    found = np.empty((count, near_duplicates.BYTES), np.uint8)
     begun = time.process_time()
     for n in range(count):
         grey = greys[n % len(greys)]
         x, y = dice.integers(0, 80), dice.integers(0, 60)
-        found[n] = np.frombuffer(alike.fingerprint(grey.crop((x, y, x + 80, y + 60))) or bytes(alike.BYTES), np.uint8)
+        print_ = near_duplicates.fingerprint(grey.crop((x, y, x + 80, y + 60)))
+        found[n] = np.frombuffer(print_ or bytes(near_duplicates.BYTES), np.uint8)
     print(f"fingerprints of {count:,} cut-outs: {(time.process_time() - begun) / count * 1e3:.2f} ms each")
     _timed(f"{count:,} fingerprints of cut-outs", found)
 
@@ -151,20 +152,20 @@ def alike_ones(count: int) -> None:
     """Of scans of one form, or frames of a still camera (each up to 8 bits from one fingerprint), and of a moving one
     (each about 6 bits from the one before)."""
     dice = np.random.default_rng(0)
-    one = dice.random(alike.BITS) < 0.5
-    prints = np.empty((count, alike.BYTES), np.uint8)
+    one = dice.random(near_duplicates.BITS) < 0.5
+    prints = np.empty((count, near_duplicates.BYTES), np.uint8)
     for row in prints:
-        row[:] = np.packbits(one ^ (dice.permutation(alike.BITS) < dice.integers(0, 9)))
+        row[:] = np.packbits(one ^ (dice.permutation(near_duplicates.BITS) < dice.integers(0, 9)))
     _timed(f"{count:,} fingerprints of one form", prints)
     for row in prints:
-        one = one ^ (dice.random(alike.BITS) < 6 / alike.BITS)
+        one = one ^ (dice.random(near_duplicates.BITS) < 6 / near_duplicates.BITS)
         row[:] = np.packbits(one)
     _timed(f"{count:,} fingerprints of a video", prints)
 
 
 def _timed(what: str, prints: np.ndarray) -> None:
     before, begun = peak(), time.process_time()
-    groups = alike.groups(prints)
+    groups = near_duplicates.groups(prints)
     largest = np.bincount(groups).max()
     print(
         f"{what}: {time.process_time() - begun:.1f} s of CPU, {len(np.unique(groups)):,} groups, largest {largest:,}, "

@@ -21,9 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.cluster import Cluster, Overlay
+from tests.cluster.cluster import Cluster, Overlay, cluster_on
 from tests.cluster.node import running_node
-from tests.cluster.ready import cluster_on
 
 ENV = "/spec/jobTemplate/spec/template/spec/containers/0/env/-"
 NO_BYTECODE = {"name": "PYTHONPYCACHEPREFIX", "value": "/scratch/nothing-compiled"}
@@ -43,15 +42,15 @@ def main() -> None:
         between(seen)
         first_step(there, seen, "measured", "compiled at the build")
         slow = small(there, Path(folder), "slow")
-        slow.conductor("--from-run", "measured:tokenize", "--only", "train")
+        slow.orchestrator("--from-run", "measured:tokenize", "--only", "train")
         slow.patch("CronJob", "stage-train", {"op": "add", "path": ENV, "value": NO_BYTECODE}).apply(there)
         there.completes(slow.pipeline, 900)
         first_step(there, seen, "slow", "without bytecode")
 
 
 def small(cluster: Cluster, folder: Path, run_id: str) -> Overlay:
-    overlay = Overlay.of(folder, run_id, cluster.namespace).settings("train", epochs=1)
-    return overlay.settings("evaluate", limit=2, conditions="real")
+    overlay = Overlay.of(folder, run_id, cluster.namespace).settings("train", num_train_epochs=1)
+    return overlay.settings("evaluate", max_samples=2, conditions="real")
 
 
 class Seen:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vcot import logging
 from vcot.datasets import DATASETS, ConversionContext
@@ -20,16 +22,13 @@ from vcot.storage import join
 
 if TYPE_CHECKING:
     from vcot.datasets.image_index import ImageIndex
-    from vcot.datasets.images import DatasetImages
-    from vcot.datasets.mixture import Entry, Part
-    from vcot.datasets.row import Row
+    from vcot.datasets.inputs import Input, Row
+    from vcot.datasets.mixture import Entry
     from vcot.records import Rejection, Sample
     from vcot.records.metadata import ConvertShardMetadata
     from vcot.records.shards import Folder, RowCounts, ShardMarker, ShardWriter
     from vcot.storage import Store
 
-
-T = TypeVar("T")
 
 OF_A_PART = ("source", "input_uri", "images_uri", "dataset", "licence", "limit", *owners_of(DATASETS))
 """With --mix, these are said by each part of the file, and nowhere else."""
@@ -169,55 +168,54 @@ def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[Conver
 
 def run(settings: ConvertSettings) -> None:
     from vcot.datasets.image_index import ImageIndex
-    from vcot.datasets.row_index import WORTH_A_PROCESS, informed
-    from vcot.datasets.workers import Workers, cores
+    from vcot.datasets.inputs import find
+    from vcot.datasets.parallel import Workers, cores
+    from vcot.datasets.prepare import WORTH_A_PROCESS, informed
     from vcot.records.metadata import ConvertMetadata
     from vcot.records.shards import CONVERT, Folder, run_shards
     from vcot.storage import Store
 
     folder = Folder(Store(), settings.run_uri, CONVERT)
-    sources, inputs = entries(settings, folder.store)
+    parts, inputs = entries(settings, folder.store)
+    files = [find(folder.store, entry.settings.input_uri) for entry in parts]
+    benchmarks = find(folder.store, settings.exclude_benchmarks)
+    inputs |= {file.uri: file.sha256 for file in (*chain(*files), *benchmarks)}
     begin = partial(logging.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
     with (
         tempfile.TemporaryDirectory(prefix="convert-") as scratch,
         Workers(settings.processes or cores(), Path(scratch), begin) as workers,
     ):
-        images = ImageIndex(Path(scratch) / "images.sqlite")
-        parts = parts_of(settings, sources, folder, Path(scratch), images)
-        files = [file for part in parts for file in part.desk.inputs]
-        inputs |= {file.uri: file.sha256 for file in (*files, *parts[0].desk.benchmarks)}
+        index = ImageIndex(Path(scratch) / "images.sqlite")
+        contexts: Sequence[ConversionContext] = ()
         whole = folder.marker() is not None
         if not whole:
             folder.begin(settings, inputs)
             if settings.part != "finish":
-                parts = placed(settings, sources, parts, folder)
-            listed = (entry for part in parts for entry in part.desk.images.listed())
-            images.begin(folder, settings.part, settings.known_images, listed)
-        if not whole and settings.part != "finish":
+                contexts = contexts_of(settings, parts, files, benchmarks, folder, Path(scratch), index)
+            listed = (entry for context in contexts for entry in context.images.listed())
+            index.begin(folder, settings.part, settings.known_images, listed)
+        if contexts:
             # Sizes and digests are enough for prepare; copies are left to the shards, of which there are many at once.
-            plain = [part.knowing(images=part.desk.images.in_place()) for part in parts]
+            plain = [replace(context, images=context.images.in_place()) for context in contexts]
             look = settings.part in ("all", "prepare")
-            with images.not_lost(folder):
+            with index.not_lost(folder):
                 known = informed(plain, folder, look=look, workers=workers, readers=settings.readers)
-            parts = [part.knowing(images=place.desk.images) for part, place in zip(known, parts, strict=True)]
+            contexts = [replace(k, images=context.images) for k, context in zip(known, contexts, strict=True)]
             if settings.part == "all":
-                images.end(folder, "prepare", None)
-        work = partial(convert, settings, folder, parts, settings.readers)
-        many = sum(file.size for file in files) >= 2 * WORTH_A_PROCESS and workers.count > 1
-        if not whole and many and settings.part in ("all", "shards") and settings.shard is None:
-            for part in parts:
-                if part.source.ready is not None:
-                    part.source.ready(part.desk)
-            work = partial(convert, settings, folder, parts, max(1, settings.readers // workers.count))
-            workers.map(shard, [(folder, index, work) for index in range(settings.num_shards)])
+                index.end(folder, "prepare", None)
+            many = sum(file.size for file in chain(*files)) >= 2 * WORTH_A_PROCESS and workers.count > 1
+            if many and settings.part != "prepare" and settings.shard is None:
+                work = partial(convert, settings, folder, contexts, max(1, settings.readers // workers.count))
+                workers.map(shard, [(folder, number, work) for number in range(settings.num_shards)])
         run_shards(
-            folder, settings, inputs=inputs, shards=settings.num_shards, work=work,
+            folder, settings, inputs=inputs, shards=settings.num_shards,
+            work=partial(convert, settings, folder, contexts, settings.readers),
             max_rejected_share=settings.max_rejected_share,
-            report=partial(report, settings, sources, folder, Path(scratch)),
-            metadata=ConvertMetadata(sources=tuple(entry.settings.source for entry in sources)),
+            report=partial(report, settings, parts, folder, Path(scratch)),
+            metadata=ConvertMetadata(sources=tuple(entry.settings.source for entry in parts)),
         )  # fmt: skip
         if not whole:
-            images.end(folder, settings.part, settings.shard)
+            index.end(folder, settings.part, settings.shard)
 
 
 def shard(
@@ -231,126 +229,100 @@ def shard(
 
 
 def convert(
-    settings: ConvertSettings, folder: Folder, parts: Sequence[Part], readers: int, writer: ShardWriter
+    settings: ConvertSettings, folder: Folder, contexts: Sequence[ConversionContext], readers: int, writer: ShardWriter
 ) -> ConvertShardMetadata:
-    """One shard: each row is kept or refused, and counted."""
-    from vcot.datasets import read
+    """One shard: each row is kept or refused, and counted; with a line about the rate every 30 s, as a shard may take
+    an hour.
+    """
+    from vcot.datasets import read, rows_of_shard
     from vcot.datasets.examples import ShardReport
     from vcot.datasets.mixture import MixtureCounts
     from vcot.records import Rejection
     from vcot.records.metadata import ConvertShardMetadata
 
-    def results() -> Iterator[tuple[Part, Row, Sample | Rejection]]:
-        for part in parts:
-            rows = part.rows(writer.index, settings.num_shards, partial(mixture.leave_out, part.name))
-            with part.named():
-                for row, result in read(rows, part.desk, readers=readers):
-                    yield part, row, result
+    def results() -> Iterator[tuple[ConversionContext, Row, Sample | Rejection]]:
+        for context in contexts:
+            left_out = partial(mixture.leave_out, context.part)
+            rows = rows_of_shard(context, writer.index, settings.num_shards, left_out)
+            with context.named():
+                for row, result in read(rows, context, readers=readers):
+                    yield context, row, result
 
     examples, mixture = ShardReport(), MixtureCounts()
-    for part, row, result in told(results()):
+    begun = last = time.monotonic()
+    for number, (context, row, result) in enumerate(results(), 1):
         if isinstance(result, Rejection):
             writer.reject(result)
         else:
             writer.keep(result)
-        examples.add(row, result, part.source, part.desk)
-        mixture.add(part.name, result)
+        examples.add(row, result, context)
+        mixture.add(context.part, result)
+        if (now := time.monotonic()) - last >= REPORT_EVERY:
+            last = now
+            logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
     return ConvertShardMetadata(refused=examples.leave(folder, writer.index), mix=mixture.counts())
 
 
-def placed(
-    settings: ConvertSettings, sources: Sequence[Entry[ConvertSettings]], parts: Sequence[Part], folder: Folder
-) -> Sequence[Part]:
-    """The parts with images that are below a folder or, where that is what lies there, inside an archive."""
-    from vcot.datasets.archived import archive_at
-
-    look = settings.part in ("all", "prepare")
-
-    def inside(uri: str, images: DatasetImages, folders: Iterable[str], name: str) -> DatasetImages:
-        scratch = parts[0].desk.scratch
-        archive = archive_at(uri, folder, scratch, index_uri=settings.archive_index_uri, look=look, name=name)
-        folders = tuple(dict.fromkeys(folders))
-        return images.below(folders, archive)
-
-    found = []
-    for entry, part in zip(sources, parts, strict=True):
-        images = part.desk.images
-        if (uri := entry.settings.images_uri) is not None:
-            images = inside(uri, images, part.source.in_archive, part.file("archive", ".json"))
-            if next(images.listed(), None) is None:
-                said = f"part {part.name}: images" if part.name else "--images-uri"
-                raise InputError(f"{said} {uri}: there is nothing in that folder")
-        found.append(part.knowing(images=images))
-    if (uri := settings.benchmark_images_uri) is not None and (shown := found[0].desk.benchmark_images) is not None:
-        folders = (name for part in parts for name in part.source.in_archive)
-        shown = inside(uri, shown, folders, "archive-of-benchmarks.json")
-        found = [part.knowing(benchmark_images=shown) for part in found]
-    return found
-
-
-def parts_of(
-    settings: ConvertSettings,
-    sources: Sequence[Entry[ConvertSettings]],
-    folder: Folder,
-    scratch: Path,
-    image_index: ImageIndex,
-) -> Sequence[Part]:
-    from vcot.datasets.images import DatasetImages
-    from vcot.datasets.inputs import find
-    from vcot.datasets.mixture import Part
+def contexts_of(
+    settings: ConvertSettings, parts: Sequence[Entry[ConvertSettings]], files: Sequence[Sequence[Input]],
+    benchmarks: Sequence[Input], folder: Folder, scratch: Path, index: ImageIndex,
+) -> Sequence[ConversionContext]:  # fmt: skip
+    """What the rows of each part are read with. Images are below a folder or, where that lies there, in an archive."""
+    from vcot.datasets.images import DatasetImages, archive_at
 
     look = partial(
         DatasetImages, folder.store, made_uri=settings.stored_images_uri or join(folder.uri, "images"),
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
     )  # fmt: skip
-    shown = None if settings.benchmark_images_uri is None else look(settings.benchmark_images_uri)
-    benchmarks = find(folder.store, settings.exclude_benchmarks)
-    parts = []
-    for entry in sources:
+    archive = partial(
+        archive_at, folder=folder, scratch=scratch, index_uri=settings.archive_index_uri,
+        look=settings.part in ("all", "prepare"),
+    )  # fmt: skip
+    found: list[ConversionContext] = []
+    for entry, inputs in zip(parts, files, strict=True):
         own = entry.settings
-        dataset = DATASETS[own.source or ""]
-        images_uri = own.images_uri
-        if images_uri is None and dataset.images_beside is not None:
-            images_uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
-        dataset_images = look(images_uri, budget=own.ingest_pixels if own.ingest else None, index=image_index)
-        context: ConversionContext = ConversionContext(
-            dataset, folder.store, find(folder.store, own.input_uri), dataset_images, scratch,
-            own=dataset.options.from_settings(own), options=ConversionOptions.from_settings(own),
-            rules=QualityOptions.from_settings(own), part=entry.name, benchmarks=benchmarks, benchmark_images=shown,
-        )  # fmt: skip
-        parts.append(Part(dataset, context, own.limit, entry.weight))
-    return parts
+        dataset, uri = DATASETS[own.source or ""], own.images_uri
+        if uri is None and dataset.images_beside is not None:
+            uri = join(own.input_uri[0].rpartition("/")[0] or ".", dataset.images_beside)
+        images = look(uri, budget=own.ingest_pixels if own.ingest else None, index=index)
+        if own.images_uri is not None:
+            name = f"archive.{entry.name}.json" if entry.name else "archive.json"
+            images = images.below(dataset.in_archive, archive(own.images_uri, name=name))
+            if next(images.listed(), None) is None:
+                said = f"part {entry.name}: images" if entry.name else "--images-uri"
+                raise InputError(f"{said} {own.images_uri}: there is nothing in that folder")
+        found.append(ConversionContext(
+            dataset, folder.store, inputs, images, scratch, own=dataset.options.from_settings(own),
+            options=ConversionOptions.from_settings(own), rules=QualityOptions.from_settings(own), part=entry.name,
+            limit=own.limit, weight=entry.weight, benchmarks=benchmarks,
+        ))  # fmt: skip
+    if (uri := settings.benchmark_images_uri) is not None:
+        folders = tuple(dict.fromkeys(name for context in found for name in context.dataset.in_archive))
+        shown = look(uri).below(folders, archive(uri, name="archive-of-benchmarks.json"))
+        found = [replace(context, benchmark_images=shown) for context in found]
+    return found
 
 
 def report(
     settings: ConvertSettings,
-    sources: Sequence[Entry[ConvertSettings]],
+    entries: Sequence[Entry[ConvertSettings]],
     folder: Folder,
     scratch: Path,
     markers: tuple[ShardMarker[ConvertShardMetadata], ...],
     row_counts: RowCounts,
 ) -> tuple[dict[str, Any], str]:
     from vcot.datasets.mixture import portions
-    from vcot.datasets.row_index import counts
+    from vcot.datasets.prepare import left
     from vcot.reports.conversion import report as made
 
-    parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in sources]
+    parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in entries]
+    prepared = left(folder)
     return made(
         folder, markers, row_counts, scratch, source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
-        seen=counts(folder), budget=settings.ingest_pixels, ingested=settings.ingest,
+        seen=prepared.counts if prepared else {}, budget=settings.ingest_pixels, ingested=settings.ingest,
         mix=() if settings.mix is None else portions(parts, (marker.metadata.mix for marker in markers)),
         max_pixels=settings.max_image_pixels,
     )  # fmt: skip
-
-
-def told(results: Iterable[T]) -> Iterator[T]:
-    """The same, with a line about the rate every 30 s: a shard may take an hour."""
-    begun = last = time.monotonic()
-    for number, result in enumerate(results, 1):
-        yield result
-        if (now := time.monotonic()) - last >= REPORT_EVERY:
-            last = now
-            logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def run(settings: EvaluateSettings) -> None:
     folder = Folder(store, subject.run_uri, EVALUATE)
     if folder.whole(settings, subject.inputs) is None:
         if settings.part in ("all", "shards"):
-            from vcot.models import use_device
+            from vcot.models.device import use_device
 
             use_device(settings.device)  # before anything is fetched
         folder.begin(settings, subject.inputs)

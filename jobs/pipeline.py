@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -14,8 +14,7 @@ from pydantic import model_validator
 
 from vcot import logging
 from vcot.errors import SettingsError
-from vcot.pipeline.orchestrator import Clock, Outcome, orchestrate
-from vcot.pipeline.plan import IN_PARTS, Plan, gather_variables, make_plan
+from vcot.pipeline.orchestrator import Clock, Plan, make_plan, orchestrate
 from vcot.settings import CommaSeparated, Declared, setting
 from vcot.stage import launch, stop
 
@@ -86,17 +85,16 @@ def run_on_cluster(settings: PipelineSettings) -> None:
     from vcot.pipeline.run_state import RunStorage
     from vcot.storage import Store
 
-    identity = RunIdentity.of(os.environ, settings.run_id)
-    logging.bind(run=identity.run_id)
+    run_id, namespace, owner = RunIdentity.of(os.environ, settings.run_id)
+    logging.bind(run=run_id)
     if "://" not in settings.runs_uri:
         raise SettingsError(f"{settings.runs_uri}: pods share no folder; write --runs-uri as s3://bucket/prefix")
     plan = make_plan(
-        identity.run_id, settings.runs_uri, {}, only=settings.only, until=settings.until, from_run=settings.from_run,
-        parts=IN_PARTS,
-    )  # fmt: skip
+        run_id, settings.runs_uri, only=settings.only, until=settings.until, from_run=settings.from_run, in_parts=True
+    )
     clock = Clock()
     executor = KubernetesExecutor(
-        connect(identity.namespace, clock, stop), RunStorage(Store()), identity.owner, clock=clock, stop=stop,
+        connect(namespace, clock, stop), RunStorage(Store()), owner, clock=clock, stop=stop,
         pending_timeout=settings.pending_timeout,
     )  # fmt: skip
     if settings.dry_run:
@@ -110,15 +108,18 @@ def run_on_cluster(settings: PipelineSettings) -> None:
 
 
 def run_here(settings: PipelineSettings) -> None:
-    published = _published(settings)
-    folders = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
-    plan = make_plan(
-        settings.run_name, settings.runs_uri, gather_variables(folders, os.environ, published),
-        only=settings.only, until=settings.until, from_run=settings.from_run,
-    )  # fmt: skip
-    from vcot.pipeline.local import LocalExecutor, bring_home, publish
+    from rich.console import Console
+
+    from vcot.pipeline.local import LocalExecutor, download_pages, gather_variables, publish
     from vcot.storage import Store
 
+    folders = {"EXAMPLE_URI": settings.example, "BASE_URI": settings.base}
+    places = {name: _place(name, folder, settings.runs_uri) for name, folder in folders.items() if folder is not None}
+    env_files = [SETTINGS] + ([Path(settings.example) / "settings"] if settings.example else [])
+    plan = make_plan(
+        settings.run_name, settings.runs_uri, gather_variables(env_files, os.environ, places),
+        only=settings.only, until=settings.until, from_run=settings.from_run,
+    )  # fmt: skip
     executor = LocalExecutor()
     executor.check(plan)  # before anything is built, started or put into storage
     if settings.dry_run:
@@ -126,13 +127,30 @@ def run_here(settings: PipelineSettings) -> None:
         return
     begun = time.monotonic()
     with _storage(settings):
-        for name, source in (("EXAMPLE_URI", settings.example), ("BASE_URI", settings.base)):
-            if source is not None:
-                publish(Store(), Path(source), published[name])
+        for name, uri in places.items():
+            publish(Store(), Path(str(folders[name])), uri)
         outcomes = orchestrate(plan, executor, stop)
         folder = settings.local_folder / "runs" / settings.run_name
-        bring_home({step.stage: f"{step.run_uri}/{step.stage}" for step in plan.steps}, folder)
-    _tell(plan, outcomes, time.monotonic() - begun, folder)
+        download_pages({step.stage: f"{step.run_uri}/{step.stage}" for step in plan.steps}, folder)
+    seconds, console = time.monotonic() - begun, Console(file=sys.stdout)
+    for stage, outcome in outcomes.items():
+        peak = f", peak memory {outcome.peak_mib:,.0f} MiB" if outcome.peak_mib else ""
+        console.print(f"{stage:9} {outcome.seconds:7.1f} s{peak}", highlight=False)
+    console.print(f"run {plan.run_id}: {seconds:.0f} s in all")
+    page = folder / "evaluate-report.html"
+    if page.exists():
+        console.print(f"report with images: {page.resolve()}", soft_wrap=True, highlight=False)
+    logging.get().info("finished", seconds=round(seconds))
+
+
+def _place(name: str, folder: str, runs_uri: str) -> str:
+    """Where a folder is put, beside the runs: what EXAMPLE_URI and BASE_URI stand for in settings files."""
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        raise SettingsError(f"--{name.removesuffix('_URI').lower()}={folder}: there is no such folder")
+    scheme, separator, rest = runs_uri.rpartition("://")
+    place = f"{scheme}{separator}{rest.split('/')[0]}" if separator else str(Path(rest).parent)
+    return f"{place}/examples/{path.name}"
 
 
 @contextlib.contextmanager
@@ -149,24 +167,9 @@ def _storage(settings: PipelineSettings) -> Iterator[None]:
             "variables and say --server none"
         ) from None
 
-    settings.local_folder.mkdir(parents=True, exist_ok=True)
     with running_s3(settings.local_folder / "s3", settings.local_folder / "s3.log") as server:
         os.environ.update(server.env)
         yield
-
-
-def _published(settings: PipelineSettings) -> dict[str, str]:
-    """Where the example and the base are put: what EXAMPLE_URI and BASE_URI stand for in settings files."""
-    found = {}
-    for name, folder in (("EXAMPLE_URI", settings.example), ("BASE_URI", settings.base)):
-        if folder is not None:
-            path = Path(folder).resolve()
-            if not path.is_dir():
-                raise SettingsError(f"--{name.removesuffix('_URI').lower()}={folder}: there is no such folder")
-            scheme, separator, rest = settings.runs_uri.rpartition("://")
-            place = f"{scheme}{separator}{rest.split('/')[0]}" if separator else str(Path(rest).parent)
-            found[name] = f"{place}/examples/{path.name}"
-    return found
 
 
 def _show(plan: Plan) -> None:
@@ -180,20 +183,6 @@ def _show(plan: Plan) -> None:
         console.print(f"[bold]{step.name}[/] → {step.run_uri}/{step.stage}{waits}", highlight=False)
         for name, value in sorted(step.variables.items()):
             console.print(f"    {name}={value}", highlight=False)
-
-
-def _tell(plan: Plan, outcomes: Mapping[str, Outcome], seconds: float, folder: Path) -> None:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout)
-    for stage, outcome in outcomes.items():
-        peak = f", peak memory {outcome.peak_mib:,.0f} MiB" if outcome.peak_mib else ""
-        console.print(f"{stage:9} {outcome.seconds:7.1f} s{peak}", highlight=False)
-    console.print(f"run {plan.run_id}: {seconds:.0f} s in all")
-    page = folder / "evaluate-report.html"
-    if page.exists():
-        console.print(f"report with images: {page.resolve()}", soft_wrap=True, highlight=False)
-    logging.get().info("finished", seconds=round(seconds))
 
 
 if __name__ == "__main__":

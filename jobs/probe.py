@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from vcot.errors import SettingsError
 from vcot.settings import Declared, setting
 from vcot.stage import launch, summary
-
-if TYPE_CHECKING:
-    from vcot.storage.probe import Guarantee
 
 
 class ProbeSettings(Declared):
@@ -38,17 +35,14 @@ def run(settings: ProbeSettings) -> None:
     found = []
     for guarantee in probe(Store(), settings.uri):
         found.append(guarantee)
-        _tell(guarantee)
+        mark = "ok  " if guarantee.holds else "FAIL"
+        print(f"{mark} {guarantee.name:11} {guarantee.fault or guarantee.meaning}")
     summary(guarantees={guarantee.name: guarantee.fault or "ok" for guarantee in found})
-    if faults := [guarantee for guarantee in found if not guarantee.holds]:
+    if faults := [guarantee.name for guarantee in found if not guarantee.holds]:
         raise SettingsError(
-            f"{settings.uri}: {len(faults)} of {len(found)} guarantees do not hold "
-            f"({', '.join(guarantee.name for guarantee in faults)}): vcot would lose data on this storage unnoticed"
+            f"{settings.uri}: {len(faults)} of {len(found)} guarantees do not hold ({', '.join(faults)}): vcot would "
+            "lose data on this storage unnoticed"
         )
-
-
-def _tell(guarantee: Guarantee) -> None:
-    print(f"{'ok  ' if guarantee.holds else 'FAIL'} {guarantee.name:11} {guarantee.fault or guarantee.meaning}")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from vcot.settings import Settings, setting
 from vcot.stage import launch, summary
-
-if TYPE_CHECKING:
-    from vcot.records import Folder, StageMarker
-    from vcot.storage import Store
-    from vcot.tokens.rows import Tokenizing
 
 VISUAL_TOKEN = 28 * 28
 """Pixels of one visual token in the Qwen2.5-VL family; the contract has the base's own value."""
@@ -46,16 +41,12 @@ class TokenizeSettings(Settings):
     )
     min_pixels: int = setting(
         4 * VISUAL_TOKEN,
-        "area of an image as the model sees it, at least; 784 pixels are one visual token (28x28)",
-        unit="pixels",
-        gt=0,
-    )
+        "area of an image as the model sees it, at least; 784 pixels are one visual token (28x28)", unit="pixels", gt=0,
+    )  # fmt: skip
     max_pixels: int = setting(
         1280 * VISUAL_TOKEN,
-        "the same, at most: 1003520 is 1280 visual tokens; larger images are made smaller",
-        unit="pixels",
-        gt=0,
-    )
+        "the same, at most: 1003520 is 1280 visual tokens; larger images are made smaller", unit="pixels", gt=0,
+    )  # fmt: skip
     max_length: int = setting(
         2048, "prompt, visual tokens and reply of an example together, at most", unit="tokens", gt=0
     )
@@ -84,8 +75,9 @@ def run(settings: TokenizeSettings) -> None:
     from vcot.records.metadata import TokenizeMetadata
     from vcot.records.shards import OF_SAMPLES, TOKENIZE, Folder, read_marker, run_shards
     from vcot.storage import Store, join
-    from vcot.storage.folders import folder_digest
-    from vcot.tokens.contract import is_processor_file
+    from vcot.storage.folders import fetch_folder, folder_digest
+    from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
+    from vcot.tokens.rows import Tokenizing
 
     store = Store()
     source_uri = settings.input_uri or join(settings.run_uri, "distill")
@@ -99,7 +91,14 @@ def run(settings: TokenizeSettings) -> None:
     if settings.part == "prepare":
         summary(shards=len(source.shards))
         return
-    tokenizing = _load(settings, store, source_uri, source, folder)
+    with tempfile.TemporaryDirectory(prefix="base-") as scratch:  # 10 s, most of them for importing torch
+        local = fetch_folder(store, settings.base_uri, Path(scratch), only=is_processor_file)
+        processor = load_processor(local, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    contract = contract_of(
+        processor, mode=settings.mode, frame=settings.frame, max_length=settings.max_length,
+        instruction=settings.instruction,
+    )  # fmt: skip
+    tokenizing = Tokenizing(store, source_uri, source, folder.uri, Encoder(processor, contract))
     run_shards(
         folder,
         settings,
@@ -113,25 +112,6 @@ def run(settings: TokenizeSettings) -> None:
             contract=tokenizing.encoder.contract, base_uri=settings.base_uri, base_sha256=base_digest
         ),
     )
-
-
-def _load(settings: TokenizeSettings, store: Store, source_uri: str, source: StageMarker, folder: Folder) -> Tokenizing:
-    """The base's processor (10 s, most of them for importing torch) and what works with it."""
-    from vcot.storage.folders import fetch_folder
-    from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
-    from vcot.tokens.rows import Tokenizing
-
-    with tempfile.TemporaryDirectory(prefix="base-") as scratch:
-        local = fetch_folder(store, settings.base_uri, Path(scratch), only=is_processor_file)
-        processor = load_processor(local, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
-    contract = contract_of(
-        processor,
-        mode=settings.mode,
-        frame=settings.frame,
-        max_length=settings.max_length,
-        instruction=settings.instruction,
-    )
-    return Tokenizing(store, source_uri, source, folder.uri, Encoder(processor, contract))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -19,14 +19,15 @@ from vcot.stage import launch, summary
 from vcot.training.config import TrainingConfig
 
 if TYPE_CHECKING:
-    from vcot.records import Contract
     from vcot.records.base import Record
     from vcot.records.metadata import NoMetadata, TokenizeMetadata, TrainMetadata
     from vcot.records.shards import Folder, StageMarker
     from vcot.training.ranks import Group
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""Name of a tracker → the package it needs."""
+    TrainFolder = Folder[NoMetadata, TrainMetadata]
+
+TRACKERS = ("tensorboard", "wandb", "mlflow")
+"""Each is the name of the package that it needs, too."""
 
 
 class TrainSettings(TrainingConfig, Settings):
@@ -87,7 +88,7 @@ class TrainSettings(TrainingConfig, Settings):
             return ()
         if unknown := [name for name in value if name not in TRACKERS]:
             raise ValueError(f"no such tracker: {', '.join(unknown)}; there are {', '.join(TRACKERS)}, or none alone")
-        if missing := [TRACKERS[name] for name in value if importlib.util.find_spec(TRACKERS[name]) is None]:
+        if missing := [name for name in value if importlib.util.find_spec(name) is None]:
             raise ValueError(f"not installed here: {', '.join(missing)}; install it, or leave it out")
         return value
 
@@ -114,7 +115,7 @@ def run(settings: TrainSettings) -> None:
     if (done := folder.whole(settings, inputs)) is not None:
         summary(**done.metadata.losses.model_dump())
         return
-    from vcot.models import use_device
+    from vcot.models.device import use_device
 
     # Before the base is fetched. Of several processes each tries its own GPU, and this one holds none.
     if settings.part == "all":
@@ -130,7 +131,7 @@ def run(settings: TrainSettings) -> None:
 class TrainingInputs:
     """What a training needs on this disk, and what it says of its inputs: URI → sha256."""
 
-    contract: Contract
+    contract: Mapping[str, Any]
     base: str
     base_sha256: str
     examples: tuple[str, ...]
@@ -140,8 +141,8 @@ class TrainingInputs:
 
 
 def _train(
-    settings: TrainSettings, folder: Folder[NoMetadata, TrainMetadata], source_uri: str,
-    source: StageMarker[Record, TokenizeMetadata], inputs: dict[str, str], scratch: Path, world: World,
+    settings: TrainSettings, folder: TrainFolder, source_uri: str, source: StageMarker[Record, TokenizeMetadata],
+    inputs: dict[str, str], scratch: Path, world: World,
 ) -> None:  # fmt: skip
     """Fetches once for all processes of this pod, and learns in this one where it is the only one."""
     from vcot.records.shards import fetch_file
@@ -155,10 +156,10 @@ def _train(
     into = scratch / "examples"
     into.mkdir()
     examples = [fetch_file(folder.store, source_uri, file, into) for marker in source.shards for file in marker.files]
-    contract = source.metadata.contract
+    contract = source.metadata.contract.model_dump(mode="json")
     fetched = TrainingInputs(contract, str(base), digest, tuple(map(str, examples)), inputs)
     if world.size > 1:
-        (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched) | {"contract": contract.model_dump()}))
+        (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched)))
         run_ranks(world, scratch, settings.grace_seconds)
         return
     from vcot.training.ranks import ALONE
@@ -166,37 +167,29 @@ def _train(
     _learn(settings, folder, fetched, scratch, ALONE)
 
 
-def _as_rank(settings: TrainSettings, folder: Folder[NoMetadata, TrainMetadata], rank: Rank) -> None:
+def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
     from vcot import logging
+    from vcot.models.device import use_device
+    from vcot.training.ranks import Group
 
     summary.path = rank.last_word
     logging.bind(rank=rank.number)
     if rank.number > 0:
         logging.quiet()
-    from vcot.models import use_device
-    from vcot.records import Contract
-    from vcot.training.ranks import Group
-
     use_device(settings.device)
     scratch = Path(rank.folder)
-    told = json.loads((scratch / TrainingInputs.NAME).read_text())
-    fetched = TrainingInputs(**told | {"contract": Contract.model_validate(told["contract"])})
+    fetched = TrainingInputs(**json.loads((scratch / TrainingInputs.NAME).read_text()))
     _learn(settings, folder, fetched, scratch, Group.join(rank))
 
 
-def _learn(
-    settings: TrainSettings,
-    folder: Folder[NoMetadata, TrainMetadata],
-    fetched: TrainingInputs,
-    scratch: Path,
-    group: Group,
-) -> None:
-    from vcot.models import device
+def _learn(settings: TrainSettings, folder: TrainFolder, fetched: TrainingInputs, scratch: Path, group: Group) -> None:
+    from vcot.models.device import device
+    from vcot.records import Contract
     from vcot.records.example import Examples
     from vcot.storage import join, put_folder
     from vcot.tokens import Encoder, load_processor
     from vcot.training.checkpoints import Checkpoints
-    from vcot.training.publish import publish, tell_what_led_to_it
+    from vcot.training.publish import publish, write_failure
     from vcot.training.sft import fine_tune
     from vcot.training.trainer import NotFinite, RunContext
 
@@ -205,35 +198,25 @@ def _learn(
         if group.first and (scratch / "tensorboard").is_dir():
             put_folder(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
 
-    base = Path(fetched.base)
-    contract = fetched.contract
+    base, contract = Path(fetched.base), Contract.model_validate(fetched.contract)
     processor = load_processor(base, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
     encoder = Encoder(processor, contract)  # holds the base's processor against what the examples promise
+    workers = settings.dataloader_num_workers
     context = RunContext(
-        scratch=scratch,
-        trackers=settings.report_to if group.first else (),
-        saved=saved,
-        cache_bytes=settings.cache_mib << 20,
-        workers=settings.dataloader_num_workers
-        if settings.dataloader_num_workers is not None
-        else 2 * (device().type == "cuda"),
-        grace=settings.grace_seconds,
-        group=group,
-    )
-    uri = join(folder.uri, "checkpoints")
+        scratch=scratch, trackers=settings.report_to if group.first else (), saved=saved,
+        cache_bytes=settings.cache_mib << 20, workers=2 * (device().type == "cuda") if workers is None else workers,
+        grace=settings.grace_seconds, group=group,
+    )  # fmt: skip
+    uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
     try:
         result = fine_tune(
-            settings,
-            base=base,
-            base_uri=settings.base_uri,
-            encoder=encoder,
-            examples=Examples([Path(path) for path in fetched.examples]),
-            checkpoints=Checkpoints(folder.store, uri, scratch / "checkpoints", settings.save_total_limit, group.size),
-            context=context,
-        )
+            settings, base=base, base_uri=settings.base_uri, encoder=encoder,
+            examples=Examples([Path(path) for path in fetched.examples]), context=context,
+            checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit, group.size),
+        )  # fmt: skip
     except NotFinite as error:
         if group.first:
-            tell_what_led_to_it(folder, error.facts)
+            write_failure(folder, error.details)
         saved()
         raise
     saved()

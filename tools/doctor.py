@@ -26,9 +26,8 @@ from vcot.errors import KeyboardStop, SettingsError, UsageError, VcotError
 from vcot.pipeline.client import ClusterClient, Manifest, Refused, connect
 from vcot.pipeline.executor import must_name_jobs
 from vcot.pipeline.local import validate
-from vcot.pipeline.orchestrator import Clock
-from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.preflight import OLDEST, frozen_where_valid, templates_of
+from vcot.pipeline.orchestrator import Clock, Plan, make_plan
+from vcot.pipeline.templates import OLDEST, frozen_where_valid, templates_of
 from vcot.settings import PREFIX, STAGES
 from vcot.stage import stop
 
@@ -122,7 +121,7 @@ def examine(overlay: Overlay, empty_pools: bool, timeout: float | None) -> Itera
         yield from _trials(overlay, cluster, empty_pools, timeout)
 
 
-# --- settings: the overlay by itself, judged as the orchestrator will judge it -------------------------------
+# --- settings: the overlay by itself, validated as the orchestrator will do it -------------------------------
 
 
 def _manifests(overlay: Overlay) -> Iterator[Finding]:
@@ -133,9 +132,9 @@ def _manifests(overlay: Overlay) -> Iterator[Finding]:
     for role in roles:
         if PLACEHOLDER.search(role):
             yield missing(f"{role} is a placeholder", "write your own role in k8s/components/irsa/kustomization.yaml")
-    for role in sorted(set(roles) - set(_roles(overlay.named("ServiceAccount", "conductor")))):
+    for role in sorted(set(roles) - set(_roles(overlay.named("ServiceAccount", "orchestrator")))):
         yield missing(
-            f"ServiceAccount conductor lacks {role}, which stage has: it asks the storage, too",
+            f"ServiceAccount orchestrator lacks {role}, which stage has: it asks the storage, too",
             "annotate both ServiceAccounts alike",
         )
     if not overlay.runs_uri.startswith("s3://"):
@@ -165,7 +164,7 @@ def _plan(overlay: Overlay) -> Plan:
         raise SettingsError("\n".join(faults))
     only, from_run = ([w.strip() for w in run.get(n, "").split(",") if w.strip()] for n in ("ONLY", "FROM_RUN"))
     until = run.get("UNTIL") or None
-    return make_plan(overlay.run_id, overlay.runs_uri, {}, only=only, until=until, from_run=from_run, parts=IN_PARTS)
+    return make_plan(overlay.run_id, overlay.runs_uri, only=only, until=until, from_run=from_run, in_parts=True)
 
 
 def _roles(account: Manifest | None) -> list[str]:

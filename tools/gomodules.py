@@ -11,6 +11,7 @@ outside the work tree, under the digest of go.mod and go.sum.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -174,3 +175,18 @@ def locked(path: Path, waiting: str) -> Iterator[IO[str]]:
             tell(waiting)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
+
+
+def die_with_parent(number: int) -> Callable[[], None] | None:
+    """For `preexec_fn`: on Linux the kernel sends that signal when the starting process ends, however it does."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def in_the_child() -> None:
+        pr_set_pdeathsig = 1
+        prctl(pr_set_pdeathsig, number)
+        if os.getppid() != parent:  # killed between fork and here
+            os.kill(os.getpid(), number)
+
+    return in_the_child

@@ -11,7 +11,7 @@ from typing import ClassVar
 from tools.storage import StorageSettings
 from vcot import logging
 from vcot.errors import InputError
-from vcot.pipeline.local import PAGES, bring_home
+from vcot.pipeline.local import PAGES, download_pages
 from vcot.settings import setting
 from vcot.stage import launch
 
@@ -38,7 +38,7 @@ def run(settings: PagesSettings) -> None:
 
     folder, run_uri = settings.local_folder / "runs" / settings.run_id, join(settings.runs_uri, settings.run_id)
     with settings.storage():
-        found = bring_home({stage: join(run_uri, stage) for stage in PAGES}, folder)
+        found = download_pages({stage: join(run_uri, stage) for stage in PAGES}, folder)
     if not found:
         raise InputError(f"{run_uri}: no reports there; has the run come that far, and is its name right?")
     for path in found:

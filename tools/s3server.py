@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import http.client
 import json
@@ -28,12 +27,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from tools.gomodules import CannotBuild, GoModule, built, tell
+from tools.gomodules import CannotBuild, GoModule, built, die_with_parent, tell
 from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.redaction import learn
 
@@ -154,7 +153,7 @@ def _started(
             # The lock goes with it, so that no second server opens the folder while this one lives.
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True, pass_fds=(lock.fileno(),), preexec_fn=_die_with_parent(),
+                start_new_session=True, pass_fds=(lock.fileno(),), preexec_fn=die_with_parent(signal.SIGTERM),
             )  # fmt: skip
         try:
             if not _is_ready(process, host, port, ready):
@@ -198,21 +197,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """On Linux the kernel stops the server should this process be killed. Elsewhere it then stays: see `pid`."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
-
-    def in_the_child() -> None:
-        pr_set_pdeathsig = 1
-        prctl(pr_set_pdeathsig, signal.SIGTERM)
-        if os.getppid() != parent:  # killed between fork and here
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return in_the_child
 
 
 def _free_ports(host: str) -> tuple[int, int]:

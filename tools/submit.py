@@ -1,7 +1,7 @@
 """Starts a run on a cluster under a fresh name: ``make k8s-run``, ``make k8s-run OVERLAY=gpu DRY_RUN=1``.
 
 It stays until the run has begun, that is until its plan is frozen: the next apply would replace the templates. A
-conductor that cannot start is taken back then, with the reason; nothing else in a cluster gives it a deadline.
+orchestrator that cannot start is taken back then, with the reason; nothing else in a cluster gives it a deadline.
 
 What is applied is a copy of k8s/ in .local/k8s/<RUN_ID>/, in which run.env has the new name and nothing else differs:
 the tracked overlay stays as it is, and what a run was started with can be looked up.
@@ -27,8 +27,8 @@ from tools.overlay import ROOT, Overlay, kubectl, overlay_folder, render
 from vcot.errors import SettingsError, UsageError, VcotError
 from vcot.pipeline.client import Manifest
 from vcot.pipeline.executor import must_name_jobs
-from vcot.pipeline.pods import why_not_running
-from vcot.pipeline.rendering import ENGINE, must_name_a_set
+from vcot.pipeline.progress import why_not_running
+from vcot.pipeline.templates import ENGINE, must_name_a_set
 
 WAIT = 900.0
 """Seconds: a pool that starts from nothing needs 5 to 15 minutes."""
@@ -86,7 +86,7 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
             raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
         if wait:
             until_begun(wanted, folder, wait)
-    print(told(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
+    print(what_to_type(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
 
 
 def fresh_run_id(checkout: Path, now: datetime) -> str:
@@ -177,7 +177,7 @@ def until_begun(wanted: Overlay, folder: Path, seconds: float) -> None:
     """Waits for the frozen plan of the run.
 
     Raises:
-        VcotError: the conductor refused, or never started; then its Job is deleted, and nothing starts later.
+        VcotError: the orchestrator refused, or never started; then its Job is deleted, and nothing starts later.
     """
     job, namespace = wanted.pipeline["metadata"]["name"], wanted.namespace
     print(f"waiting until {job} has begun, {seconds:g} s at most (Ctrl-C: it goes on without you)", flush=True)
@@ -202,7 +202,7 @@ def until_begun(wanted: Overlay, folder: Path, seconds: float) -> None:
 
 
 def last_words(pods: Sequence[Manifest]) -> str:
-    """Of the conductor that ended last."""
+    """Of the orchestrator that ended last."""
     ended: list[Manifest] = [
         state["terminated"]
         for pod in pods
@@ -217,7 +217,7 @@ def last_words(pods: Sequence[Manifest]) -> str:
         return text.strip()
 
 
-def told(wanted: Overlay, folder: Path, dry_run: bool) -> str:
+def what_to_type(wanted: Overlay, folder: Path, dry_run: bool) -> str:
     kubectl_there, job = f"kubectl -n {wanted.namespace}", wanted.pipeline["metadata"]["name"]
     rows = {
         "watch": f"{kubectl_there} logs -f job/{job}",

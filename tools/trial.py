@@ -15,8 +15,8 @@ from typing import Any, Literal
 from vcot.errors import SettingsError, VcotError
 from vcot.pipeline.client import ClusterClient, Manifest, Refused
 from vcot.pipeline.orchestrator import Clock
-from vcot.pipeline.pods import NOT_STARTED, how_it_ended, why_not_running
-from vcot.pipeline.rendering import CONTAINER
+from vcot.pipeline.progress import NOT_STARTED, Ended, why_not_running
+from vcot.pipeline.templates import CONTAINER
 from vcot.ranks import OLDEST_DRIVER
 
 AGAIN = "correct that, and look again: make k8s-doctor"
@@ -105,7 +105,7 @@ def tried(
             if pod is None:
                 continue
             state = ((pod.get("status") or {}).get("containerStatuses") or [{}])[0].get("state") or {}
-            ended = how_it_ended(pod)
+            ended = Ended.of(pod)
             if ended is not None or ("running" in state and uri is None):
                 yield from _started(cluster, pod, stages, container)
                 if uri is not None and ended is not None:

@@ -440,9 +440,10 @@ def _is_bool(annotation: Any) -> bool:
 
 
 def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
+    required = [name for name, field in cls.model_fields.items() if field.is_required()]
     parser = _Parser(
         prog=f"python -m {_module(cls)}",
-        usage="%(prog)s " + "".join(f"{flag(n)} {_metavar(cls, n)} " for n in _required(cls)) + "[--name value …]",
+        usage="%(prog)s " + "".join(f"{flag(n)} {_metavar(cls, n)} " for n in required) + "[--name value …]",
         description=(cls.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -472,10 +473,6 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
     return flags, flags.pop("check"), usage
 
 
-def _required(cls: type[Declared]) -> list[str]:
-    return [name for name, field in cls.model_fields.items() if field.is_required()]
-
-
 def _all_groups(cls: type[Declared]) -> list[Group]:
     """Those of the class, then its other settings, then what it shares with the other stages."""
     rest = [name for name in cls.model_fields if not any(name in group.names for group in cls.groups)]
@@ -502,19 +499,14 @@ def _metavar(cls: type[Declared], name: str) -> str:
     return "A,B,…" if several else "N" if int in kinds else "X" if float in kinds else "TEXT"
 
 
-def _written(default: Any) -> str:
-    """A default as a person would write it."""
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
 def _help(cls: type[Declared], name: str) -> str:
     field = cls.model_fields[name]
-    unit = extra_of(field).get("unit")
+    unit, several = extra_of(field).get("unit"), isinstance(field.default, tuple)
     told = [" | ".join(_choices(field.annotation))] if _metavar(cls, name) == "NAME" else []
     if field.is_required():
         told.append("required")
     elif field.default is not None and field.default != ():
-        told.append(f"default: {_written(field.default)}")
+        told.append(f"default: {','.join(map(str, field.default)) if several else field.default}")
     text = f"{field.description}{f' [{unit}]' if unit else ''} ({'; '.join([*told, variable(cls, name)])})"
     return text.replace("%", "%%")
 

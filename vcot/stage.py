@@ -217,16 +217,13 @@ class Bar:
             self._progress.update(self._task, advance=by, note=note)
         elif self.shown and (now := time.monotonic()) - self._last >= REPORT_EVERY:
             self._last = now
-            self._line(now, note)
-
-    def _line(self, now: float, note: str) -> None:
-        rate = self.count / max(now - self._start, 1e-9)
-        fields: dict[str, object] = {"done": self.count, "per_second": round(rate, 2)}
-        if self.total:
-            fields |= {"of": self.total, "seconds_left": round((self.total - self.count) / max(rate, 1e-9))}
-        if note:
-            fields["note"] = note
-        logging.get().info(self.description, unit=self.unit, **fields)
+            rate = self.count / max(now - self._start, 1e-9)
+            fields: dict[str, object] = {"done": self.count, "per_second": round(rate, 2)}
+            if self.total:
+                fields |= {"of": self.total, "seconds_left": round((self.total - self.count) / max(rate, 1e-9))}
+            if note:
+                fields["note"] = note
+            logging.get().info(self.description, unit=self.unit, **fields)
 
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -43,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 from vcot.datasets import drawing, scenes  # noqa: E402
 from vcot.datasets.scenes import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
 from vcot.grounding import Box, FrameSpec, Mention, Trace, iou, parse, render_reply, split_answer  # noqa: E402
-from vcot.tokens import Contract  # noqa: E402
+from vcot.tokens import contract_of  # noqa: E402
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -66,6 +67,48 @@ RANKS = 2  # processes of one thread each; gradients are averaged
 # --------------------------------------------------------------------------------------------
 
 
+def grey(spec: SceneSpec) -> Image.Image:
+    """A uniform grey image: what a model says of it was not seen."""
+    return Image.new("RGB", (spec.width, spec.height), (128, 128, 128))
+
+
+_ONSETS = ("b", "bl", "c", "ch", "d", "f", "g", "h", "j", "l", "m", "n", "p", "pl", "s", "st", "t", "tr", "v", "w", "")
+_VOWELS = ("a", "e", "i", "o", "oo", "u", "ea")
+_ENDS = ("", "ck", "d", "ll", "m", "n", "r", "t", "s", "x", "ng")
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def absent_label(rng: np.random.Generator, scene: Scene) -> str:
+    """A label that nothing in the scene has; mostly of words that no scene knows, often of words without meaning: one
+    to three, some behind the name of a colour.
+    """
+    if rng.random() >= 0.7:
+        return scenes.undrawn_label(rng, scene)
+    if rng.random() >= 0.6:
+        return _pick(rng, scenes.NEVER_DRAWN)
+    words = [_pick(rng, scenes.COLOURS)] if rng.random() < 0.6 else []
+    for _ in range(int(rng.integers(1, 3))):
+        syllables = int(rng.integers(1, 4))
+        words.append("".join(_pick(rng, _ONSETS) + _pick(rng, _VOWELS) + _pick(rng, _ENDS) for _ in range(syllables)))
+    return " ".join(words)
+
+
+def ask_several(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    """The questions one training image is used for: mostly "where", some of the others."""
+    single = [x for x in dict.fromkeys(scene.labels) if len(scene.boxes(x)) == 1]
+    asked = [scenes.ask_where(rng, scene, x) for x in single]
+    if not asked or rng.random() < 0.25:
+        asked.append(scenes.ask_where(rng, scene, absent_label(rng, scene)))
+    repeated = len(single) < len(set(scene.labels))
+    if repeated or rng.random() < 0.3:
+        kind = ("count", "point", "presence")[int(rng.integers(2 if repeated else 3))]
+        asked.append(scenes.ask(rng, scene, kind))
+    return asked
+
+
 def render(question: Question, width: int, height: int) -> str:
     """The assistant's text: reasoning with boxes in thousandths, then the answer."""
     parts = [
@@ -83,7 +126,7 @@ def _corpus() -> Iterator[str]:
     """What the byte pairs are learned from: the questions, the replies, and some plain English."""
     rng = np.random.default_rng(7)
     box = (10.0, 20.0, 60.0, 80.0)
-    image = drawing.blank_scene(SceneSpec())
+    image = grey(SceneSpec())
     for colour in scenes.COLOURS:
         for shape in scenes.SHAPES:
             scene = Scene(image, (SceneObject(colour, shape, box),))
@@ -242,7 +285,7 @@ def make_model(config: Any, tokenizer: Any, seed: int) -> Any:
 
 def own_form(processor: Any) -> str:
     """contract.json: in which form the base was taught to point, for who asks it before it is tuned."""
-    contract = Contract.of(processor, mode="multimodal", frame="thousandths", max_length=512)
+    contract = contract_of(processor, mode="multimodal", frame="thousandths", max_length=512)
     return json.dumps({"contract": contract.model_dump(mode="json")}, indent=1, sort_keys=True) + "\n"
 
 
@@ -514,7 +557,7 @@ def draw_chunk(recipe: Recipe, number: int, progress: float, size: int) -> list[
             scene = drawing.draw_scene(rng, curriculum(progress, rng, shape))
             small = shrunk(scene, height, width)
             items += [_mirrored(scene, small, how) for how in range(3)]
-        asked = [(s, x, scenes.ask_several(rng, s)) for s, x in items]
+        asked = [(s, x, ask_several(rng, s)) for s, x in items]
         # Images with as many boxes to tell lie in one batch: little is padding then.
         order = np.argsort([_length(qs) + rng.uniform(0, 9) for _, _, qs in asked])
         for i in range(0, len(items), size):
@@ -1007,7 +1050,7 @@ def evaluate(folder: Path, count: int, seed: int = 990_001) -> dict[str, float]:
     rows = held_out(count, seed)
     questions = [q.text for _, q in rows]
     numbers: dict[str, float] = {"scenes": count}
-    blank = drawing.blank_scene(SceneSpec(224, 168))
+    blank = grey(SceneSpec(224, 168))
     for name, images in (("", [s.image for s, _ in rows]), ("blank_", [blank] * count)):
         texts = reply(model, processor, images, questions)
         said = [

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vcot.pipeline.plan import make_plan
+from vcot.pipeline.orchestrator import make_plan
 from vcot.settings import STAGES
 from vcot.storage import Store, join, put_folder
 
@@ -106,7 +106,7 @@ def fingerprint(run_uri: str) -> dict[str, object]:
             for file in (*shard["files"], shard["rejections"]):
                 found[f"{stage}/{file['name']}"] = file["sha256"]
             found[f"{stage}/{shard['shard']} row_counts"] = shard["row_counts"]
-    found["train/files"] = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))["facts"]["files"]
+    found["train/files"] = json.loads(store.read(join(run_uri, "train", "_done/stage.json")))["metadata"]["files"]
     for step in json.loads(store.read(join(run_uri, "train", "losses.json"))):
         found[f"train/losses {len(found)}"] = step
     return found

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import ctypes
 import json
+import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from tests.cluster.layout import ROOT
-from tests.cluster.node import Node
-from tests.cluster.reads import Lost, Manifest, Reads, while_away
+from tests.cluster.configuration import ROOT
+from tests.cluster.node import READY, Node, bring
+from tools.gomodules import locked
 from tools.submit import copied
+from vcot.pipeline.client import ClusterClient, Manifest, connect
+from vcot.pipeline.local import publish
+from vcot.pipeline.orchestrator import Clock
+from vcot.stage import Stop
+from vcot.storage import Store
 
 #: What a pod needs to know of the storage; the rest of a client's variables are about files of this machine.
 FOR_PODS = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
 
 #: What kubectl says while nobody listens, or the server has only begun to.
 AWAY = ("connection refused", "was refused", "EOF", "connection reset", "TLS handshake", "apiserver not ready")
+AWAY_AT_MOST = 120.0
+CLONE_NEWNET = 0x40000000
 
 
 class CommandFailed(Exception):
@@ -31,24 +45,29 @@ class CommandFailed(Exception):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster and one namespace of it."""
+    """A cluster and one namespace of it: KUBECONFIG names it."""
 
     kubectl: Sequence[str]
     s3: Mapping[str, str]
-    reads: Reads
     namespace: str = "vcot"
     node: Node | None = None
     """The node of these tests; None on a cluster of the user's."""
 
+    @cached_property
+    def api(self) -> ClusterClient:
+        """For tests that wait: they ask often, on cores that the pods need, and a kubectl for each look costs them."""
+        return connect(self.namespace, Clock(), Stop(), away=AWAY_AT_MOST, patience=0)
+
     def run(self, *words: str, stdin: str | None = None) -> str:
-        command = [*self.kubectl, "--namespace", self.namespace, *words]
-        done = while_away(
-            lambda: subprocess.run(command, input=stdin, capture_output=True, text=True, check=False),
-            lambda done: done.returncode != 0 and any(word in done.stderr for word in AWAY),
-        )
-        if done.returncode:
-            raise CommandFailed(f"kubectl {' '.join(words)}: {done.stderr.strip()}\n{done.stdout.strip()}")
-        return done.stdout
+        command, begun = [*self.kubectl, "--namespace", self.namespace, *words], time.monotonic()
+        while True:
+            done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+            if not done.returncode:
+                return done.stdout
+            away = any(word in done.stderr for word in AWAY)
+            if not away or time.monotonic() - begun > AWAY_AT_MOST:
+                raise CommandFailed(f"kubectl {' '.join(words)}: {done.stderr.strip()}\n{done.stdout.strip()}")
+            time.sleep(0.5)
 
     def apply(self, *objects: Manifest) -> str:
         return self.run("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
@@ -58,21 +77,20 @@ class Cluster:
         return found
 
     def get(self, kind: str, name: str) -> Manifest | None:
-        """One object; kinds in the plural."""
-        return self.reads.get(self.namespace, kind, name)
+        return self.api.get(kind, name)
 
     def list(self, kind: str, **labels: str) -> list[Manifest]:
         """Those with these labels, all if none is given; ``run="r1"`` is the label vcot/run."""
-        selector = ",".join(f"vcot/{name}={value}" for name, value in labels.items())
-        return self._items(kind, selector)
+        return list(self.api.list(kind, labels=",".join(f"vcot/{name}={value}" for name, value in labels.items())))
 
     def pods_of(self, job: str) -> list[Manifest]:
-        found = self._items("pods", f"batch.kubernetes.io/job-name={job}")
-        return sorted(found, key=lambda pod: pod["metadata"]["creationTimestamp"])
+        found = self.api.list("Pod", labels=f"batch.kubernetes.io/job-name={job}")
+        return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
-    def _items(self, kind: str, selector: str) -> list[Manifest]:
-        found: list[Manifest] = (self.reads.get(self.namespace, kind, selector=selector) or {})["items"]
-        return found
+    def terminated(self, job: str) -> Manifest:
+        """How the last pod of a Job ended: exitCode, message, startedAt, finishedAt."""
+        state: Manifest = self.pods_of(job)[-1]["status"]["containerStatuses"][0]["state"]["terminated"]
+        return state
 
     def logs(self, job: str) -> str:
         """Of all its pods, the oldest first."""
@@ -86,36 +104,38 @@ class Cluster:
         Raises:
             AssertionError: none within the time; with what stands in the namespace.
         """
-        deadline = time.monotonic() + seconds - Lost.seconds
+        deadline = time.monotonic() + seconds
         while True:
+            asked = time.monotonic()
             if found := ready():
                 return found
-            if time.monotonic() > deadline + Lost.seconds:
+            if time.monotonic() > deadline:
                 raise AssertionError(f"not within {seconds:g} s: {what}\n{self.situation()}")
+            deadline += max(0.0, time.monotonic() - asked - 5)  # a test beside this one stops the API server
             time.sleep(0.5)
 
-    def ended(self, job: str, seconds: float = 120) -> Manifest:
+    def ended(self, job: str, how: str, seconds: float) -> Manifest:
         """The condition Complete or Failed of a Job."""
-        found: Manifest = self.until(f"{job} ends", lambda: self._end(job), seconds)
+
+        def end() -> Manifest | None:
+            conditions = ((self.get("Job", job) or {}).get("status") or {}).get("conditions") or []
+            return next((c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None)
+
+        found: Manifest = self.until(f"{job} ends", end, seconds)
+        said = f"{job} is {found['type']}: {found.get('reason')}: {found.get('message')}"
+        assert found["type"] == how, f"{said}\n{self.situation()}"
         return found
 
     def completes(self, job: str, seconds: float = 120) -> Manifest:
         """The Job, Complete."""
-        end = self.ended(job, seconds)
-        assert end["type"] == "Complete", f"{job}: {end['reason']}: {end['message']}\n{self.situation()}"
-        there = self.get("jobs", job)
+        self.ended(job, "Complete", seconds)
+        there = self.get("Job", job)
         assert there is not None
         return there
 
     def fails(self, job: str, seconds: float = 120) -> Manifest:
         """The condition Failed of a Job."""
-        end = self.ended(job, seconds)
-        assert end["type"] == "Failed", f"{job} is {end['type']}"
-        return end
-
-    def _end(self, job: str) -> Manifest | None:
-        conditions = ((self.get("jobs", job) or {}).get("status") or {}).get("conditions") or []
-        return next((c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None)
+        return self.ended(job, "Failed", seconds)
 
     def situation(self) -> str:
         """For a person who reads a failure: what there is, and the end of every log."""
@@ -123,7 +143,7 @@ class Cluster:
             self.run("get", "jobs,pods", "-o", "wide"),
             self.run("get", "events", "--sort-by=.lastTimestamp")[-3000:],
         ]
-        for pod in self.list("pods"):
+        for pod in self.list("Pod"):
             name = pod["metadata"]["name"]
             try:
                 lines.append(f"--- {name}\n{self.run('logs', '--tail=15', name)}")
@@ -206,7 +226,7 @@ class Overlay:
         return self
 
     def settings(self, stage: str, **values: object) -> Overlay:
-        """``settings("train", epochs=2)`` is a last word in settings/train.env."""
+        """``settings("train", num_train_epochs=2)`` is a last word in settings/train.env."""
         path = self.folder / "settings" / f"{stage}.env"
         prefix = f"VCOT_{stage.upper()}_"
         names = {f"{prefix}{name.upper()}": value for name, value in values.items()}
@@ -222,11 +242,84 @@ class Overlay:
             )
         )
 
-    def conductor(self, *flags: str) -> Overlay:
-        """More flags for the conductor, as --until or --only."""
+    def orchestrator(self, *flags: str) -> Overlay:
+        """More flags for the orchestrator, as --until or --only."""
         args = ["jobs.pipeline", "--where", "kubernetes", *flags]
         path = "/spec/template/spec/containers/0/args"
         return self.patch("Job", "pipeline", {"op": "replace", "path": path, "value": args})
 
     def apply(self, cluster: Cluster) -> str:
         return cluster.run("apply", "-k", str(self.folder))
+
+
+# --- Jobs made from a stage's template, as `kubectl create job --from=cronjob/…` makes them ------------------------
+
+
+def from_template(
+    cluster: Cluster, stage: str, name: str, *, command: list[str] | None = None, args: list[str] | None = None,
+    variables: Mapping[str, str] | None = None, **spec: Any,
+) -> Manifest:  # fmt: skip
+    """A Job of the template stage-<stage>, not yet created.
+
+    Args:
+        variables: beat those of the template.
+        spec: fields of the Job's own spec, as backoffLimit.
+    """
+    template, given = cluster.get("CronJob", f"stage-{stage}"), variables or {}
+    assert template is not None
+    job: Manifest = copy.deepcopy(template["spec"]["jobTemplate"])
+    job |= {"apiVersion": "batch/v1", "kind": "Job", "metadata": {**job.get("metadata", {}), "name": name}}
+    job["spec"] |= spec
+    main = job["spec"]["template"]["spec"]["containers"][0]
+    main |= {} if command is None else {"command": command}
+    main |= {} if args is None else {"args": args}
+    kept = [v for v in main.get("env", ()) if v["name"] not in given]
+    main["env"] = [*kept, *({"name": n, "value": v} for n, v in given.items())]
+    return job
+
+
+# --- what every test and measurement begins with --------------------------------------------------------------------
+
+
+@contextmanager
+def cluster_on(node: Node) -> Iterator[Cluster]:
+    """A node with the project's images and the data of overlay cpu-smoke; inside, this process is in its network."""
+    if READY not in os.environ:
+        bring(node, ("data", "gpu"))
+    with network_of(node.pid), pytest.MonkeyPatch.context() as environment:
+        for name in [n for n in os.environ if n.startswith(("AWS_", "VCOT_", "KUBE"))]:
+            environment.delenv(name)
+        for name, value in (node.s3 | {"KUBECONFIG": str(node.layout.admin)}).items():
+            environment.setenv(name, value)
+        publish_example()
+        yield Cluster([str(node.layout.kubectl)], node.s3, node=node)
+
+
+def publish_example() -> None:
+    """Where overlay cpu-smoke looks for them, and where `make local-train` puts them."""
+    with at_a_time("example"):
+        for folder in ("blood-cells", "rehearsal"):
+            publish(Store(), ROOT / "examples" / folder, f"s3://vcot/examples/{folder}")
+
+
+def at_a_time(what: str) -> AbstractContextManager[object]:
+    """Tests run in several processes, and share what is made once."""
+    return locked(Path(tempfile.gettempdir()) / f"vcot-cluster-{what}.lock", f"another process makes the {what}")
+
+
+@contextlib.contextmanager
+def network_of(pid: int) -> Iterator[None]:
+    """This thread, and all that it starts, in the network namespace of that process: clients need no tricks then."""
+    with open("/proc/self/ns/net") as here, open(f"/proc/{pid}/ns/net") as there:  # noqa: PTH123
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(here.fileno())
+
+
+def _enter(namespace: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns: {os.strerror(number)}")

@@ -1,26 +1,63 @@
-"""How each part of the node is started: flags and configuration files."""
+"""Where the node of the cluster tests keeps what it has, its addresses and keys, and how each part of it is started.
+
+One place for the whole machine, and not in a work tree: there can be only one node (the kubelet's cgroups have a
+fixed name), any checkout must find what another one left, and paths of Unix sockets are at most 107 bytes long.
+"""
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from tests.cluster.layout import (
-    API_PORT,
-    BRIDGE,
-    CONTROLLER_MANAGER_PORT,
-    ETCD_PEER_PORT,
-    ETCD_PORT,
-    FIRST_POD,
-    GATEWAY,
-    KUBELET_HEALTH_PORT,
-    KUBELET_PORT,
-    NAME,
-    PODS,
-    SCHEDULER_PORT,
-    SERVICES,
-    Layout,
-)  # fmt: skip
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+ROOT = Path(__file__).resolve().parents[2]
+
+HOME = Path("/var/tmp/vcot-node")
+NAME = "node-1"
+
+GATEWAY = "10.88.7.1"
+"""The bridge: pods reach the API server, MinIO and the scripted teacher here; all else they reach nothing."""
+GATEWAY_HARDWARE = "02:00:0a:58:07:01"
+PODS = "10.88.7.0/24"
+FIRST_POD = "10.88.7.10"
+SERVICES = "10.96.0.0/16"
+API_SERVICE = "10.96.0.1"
+"""What pods know as the API server's address. There is no kube-proxy: the namespace itself has the address."""
+BRIDGE = "vcot0"
+
+API_PORT = 443  # the service's own, so that nothing has to be translated
+ETCD_PORT, ETCD_PEER_PORT = 2379, 2380
+KUBELET_PORT, KUBELET_HEALTH_PORT = 10250, 10248
+CONTROLLER_MANAGER_PORT, SCHEDULER_PORT = 10257, 10259
+
+
+class Layout:
+    """The files below a node's home."""
+
+    def __init__(self, home: Path = HOME) -> None:
+        self.home = home
+        self.keys = home / "keys"
+        self.logs = home / "log"
+        self.admin = self.keys / "admin.conf"
+        self.containerd_socket = home / "containerd.sock"
+        self.control_socket = home / "control.sock"
+        self.state = home / "state.json"
+        self.pid = home / "pid"
+        self.kubectl = home / "kubectl"
+
+    def conf(self, user: str) -> Path:
+        return self.keys / f"{user}.conf"
+
+
+# --- flags and files of each part ------------------------------------------------------------------------------
 
 PAUSE_IMAGE = "localhost/vcot-pause:1"
 CNI_PROGRAMS = "/usr/lib/cni"
@@ -192,3 +229,92 @@ def kubectl_script(layout: Layout, kubectl: str, namespaces_of: int) -> str:
 def images_command(layout: Layout) -> list[str]:
     """`ctr` on the node's own containerd, in the kubelet's corner of it."""
     return ["ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io"]
+
+
+# --- keys: one authority, a certificate for each part ------------------------------------------------------------
+
+#: Part → (common name, organisation): who it is for the API server.
+PARTS: Mapping[str, tuple[str, str | None]] = {
+    "api": ("kube-apiserver", None),
+    "admin": ("admin", "system:masters"),
+    "controller-manager": ("system:kube-controller-manager", None),
+    "scheduler": ("system:kube-scheduler", None),
+    "kubelet": ("system:node:{node}", "system:nodes"),
+}
+VALID = datetime.timedelta(days=30)
+
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+def make_keys(folder: Path, *, node: str, server: str, addresses: list[str]) -> None:
+    """Writes ca.crt, <part>.crt, <part>.key, <part>.conf and service-accounts.key into the folder.
+
+    Args:
+        server: URL of the API server, for the kubeconfigs.
+        addresses: IP addresses under which certificates are shown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    authority = _certificate(_name("vcot-test-authority"), authority_key, None, authority_key)
+    _write(folder / "ca.crt", authority.public_bytes(serialization.Encoding.PEM))
+    _write_key(folder / "service-accounts.key", rsa.generate_private_key(public_exponent=65537, key_size=2048))
+    names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
+    names += [x509.DNSName(name) for name in ("localhost", "kubernetes.default.svc", node)]
+    for part, (common, organisation) in PARTS.items():
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _certificate(_name(common.format(node=node), organisation), key, authority, authority_key, names)
+        _write(folder / f"{part}.crt", certificate.public_bytes(serialization.Encoding.PEM))
+        _write_key(folder / f"{part}.key", key)
+        _write(folder / f"{part}.conf", json.dumps(_kubeconfig(folder, part, server), indent=1).encode())
+
+
+def _name(common: str, organisation: str | None = None) -> x509.Name:
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common)]
+    if organisation:
+        attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation))
+    return x509.Name(attributes)
+
+
+def _certificate(
+    subject: x509.Name, key: Key, authority: x509.Certificate | None, authority_key: ec.EllipticCurvePrivateKey,
+    names: list[x509.GeneralName] | None = None,
+) -> x509.Certificate:  # fmt: skip
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(authority.subject if authority else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + VALID)
+        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
+    )
+    if names:
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    return builder.sign(authority_key, hashes.SHA256())
+
+
+def _kubeconfig(folder: Path, part: str, server: str) -> dict[str, object]:
+    cluster = {"server": server, "certificate-authority": str(folder / "ca.crt")}
+    user = {"client-certificate": str(folder / f"{part}.crt"), "client-key": str(folder / f"{part}.key")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "node", "cluster": cluster}],
+        "users": [{"name": part, "user": user}],
+        "contexts": [{"name": "node", "context": {"cluster": "node", "user": part}}],
+        "current-context": "node",
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+
+
+def _write_key(path: Path, key: Key) -> None:
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    _write(path, key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))

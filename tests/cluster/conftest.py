@@ -9,6 +9,8 @@ make cluster-test CONTEXT=kind-kind    the cluster of that kubectl context; only
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import FOR_PODS, Cluster, Overlay
-from tests.cluster.layout import ROOT
+from tests.cluster.cluster import FOR_PODS, Cluster, Overlay, at_a_time, cluster_on, publish_example
+from tests.cluster.configuration import ROOT
 from tests.cluster.machine import MachineLacks
 from tests.cluster.node import Node, running_node
-from tests.cluster.reads import reads
-from tests.cluster.ready import at_a_time, cluster_on, publish_example
 
 CONTEXT = "CLUSTER_CONTEXT"
 SMOKE = ROOT / "k8s/overlays/cpu-smoke"
@@ -32,7 +32,7 @@ LONGEST = 15 * 60.0
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that several processes end at about the same time."""
-    longest = ("survives_evictions", "test_chain", "no_storage_to_the_report", "test_reevaluation", "test_gpus")
+    longest = ("evictions", "the_laptop_makes", "test_chain", "no_storage_to", "test_reevaluation", "test_gpus")
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in item.nodeid), len(longest)))
 
 
@@ -60,9 +60,13 @@ def _users_own(context: str) -> Iterator[Cluster]:
     if missing:
         pytest.fail(f"{CONTEXT}={context}: {', '.join(missing)} must name a storage that its pods reach")
     publish_example()
-    kubectl = ["kubectl", "--context", context]
-    with reads(kubectl) as through:
-        yield Cluster(kubectl, {n: os.environ[n] for n in FOR_PODS if os.environ.get(n)}, through)
+    command = ["kubectl", "--context", context]
+    shown = subprocess.run([*command, "config", "view", "--minify", "--flatten"], capture_output=True, check=True)
+    with tempfile.NamedTemporaryFile() as config, pytest.MonkeyPatch.context() as environment:
+        config.write(shown.stdout)
+        config.flush()
+        environment.setenv("KUBECONFIG", config.name)
+        yield Cluster(command, {n: os.environ[n] for n in FOR_PODS if os.environ.get(n)})
 
 
 @dataclass(frozen=True)

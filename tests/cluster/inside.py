@@ -21,8 +21,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.cluster import certificates, configuration
-from tests.cluster.layout import (
+from tests.cluster import configuration
+from tests.cluster.configuration import (
     API_PORT,
     API_SERVICE,
     BRIDGE,
@@ -97,7 +97,7 @@ def supervise(layout: Layout, programs: dict[str, str]) -> int:
     """Starts everything, says so in state.json, then does what the control socket asks for until it is killed."""
     hide_the_machine(layout)
     network()
-    certificates.make(
+    configuration.make_keys(
         layout.keys, node=NAME, server=f"https://{GATEWAY}:{API_PORT}", addresses=["127.0.0.1", GATEWAY, API_SERVICE]
     )
     configuration.write(layout, programs)

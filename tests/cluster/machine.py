@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.cluster.layout import ROOT
+from tests.cluster.configuration import ROOT
 from tools.gomodules import CannotBuild, GoModule, built, tell
 from tools.s3server import NoMinio, minio_binary
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -28,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster import configuration
+from tests.cluster.configuration import GATEWAY, HOME, ROOT, Layout
 from tests.cluster.images import Builder, BuildFailed
-from tests.cluster.layout import GATEWAY, HOME, ROOT, Layout
 from tests.cluster.machine import MachineLacks, prepare
-from tools.gomodules import tell
+from tools.gomodules import die_with_parent, tell
 
 READY_WITHIN = 180.0
 READY = "NODE_IS_READY"
@@ -138,7 +137,7 @@ def _launch(programs: dict[str, Path], layout: Layout, stays: bool) -> subproces
     with (layout.logs / "inside.log").open("ab") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, preexec_fn=None if stays else die_with_parent(),
+            start_new_session=True, preexec_fn=None if stays else die_with_parent(signal.SIGKILL),
         )  # fmt: skip
 
 
@@ -229,17 +228,6 @@ def _wait_until(done: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         time.sleep(0.1)
-
-
-def die_with_parent() -> Callable[[], None]:
-    """For `preexec_fn`: the process ends when the one that started it does, however that ends."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def in_the_child() -> None:
-        pr_set_pdeathsig = 1
-        prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-    return in_the_child
 
 
 # --- from a shell -----------------------------------------------------------------------------------------------

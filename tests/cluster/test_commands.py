@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster, Overlay
+from tests.cluster.configuration import ROOT
 from tests.cluster.images import Builder
-from tests.cluster.layout import ROOT
 from tests.cluster.node import Node
 from tools.s3server import minio_binary
 
@@ -64,9 +64,9 @@ def test_a_fresh_run_is_started_and_cancelled_with_the_lines_it_prints(cluster: 
     lines = dict(line.split(maxsplit=1) for line in said.splitlines() if line.startswith("  "))
     run_id = said.partition("run ")[2].partition(":")[0]
     cluster.running_pod(f"pipeline-{run_id}")
-    cluster.until("the first Job is there", lambda: cluster.list("jobs", run=run_id))
+    cluster.until("the first Job is there", lambda: cluster.list("Job", run=run_id))
     cluster.run(*lines["cancel"].split()[3:])
-    cluster.until("all of it is gone", lambda: not cluster.list("jobs", run=run_id))
+    cluster.until("all of it is gone", lambda: not cluster.list("Job", run=run_id))
 
 
 # --- what docs/kubernetes.md says under "Try it on kind", from no storage to the report
@@ -109,7 +109,7 @@ def test_from_no_storage_to_the_report(
     assert not failed, said
     assert "s3://vcot/examples/blood-cells" in said
 
-    run = overlay("trying").settings("train", epochs=1).settings("evaluate", conditions="real")
+    run = overlay("trying").settings("train", num_train_epochs=1).settings("evaluate", conditions="real")
     run.apply(minio)
     minio.completes(run.pipeline, 15 * MINUTES)
 

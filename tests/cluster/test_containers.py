@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.cluster import Cluster, Overlay
-from tests.cluster.jobs import from_template, python
+from tests.cluster.cluster import Cluster, Overlay, from_template
 
 LOOK = """
 import getpass, json, os, pathlib, sys, tempfile
@@ -31,43 +30,27 @@ print(json.dumps({
     "torch": bool(__import__("importlib.util").util.find_spec("torch")), "path": sys.path[0],
 }))
 """
+SEEN = {
+    "uid": 10001, "gid": 10001, "name": "vcot", "process": 1, "capabilities": ["0000000000000000"] * 3,
+    "no_new_privileges": "1", "seccomp": "2", "writable": ["/scratch", "/tmp"], "temporary": "/scratch",
+    "token": False, "compiled": [True, True], "path": "",
+}  # fmt: skip
+
+
+@pytest.fixture
+def templates(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Cluster:
+    """A namespace with the templates and without the pipeline's Job: nothing runs by itself."""
+    removed = {"patch": "$patch: delete\napiVersion: batch/v1\nkind: Job\nmetadata: {name: pipeline}\n"}
+    run = overlay("templates").edit(lambda k: k.pop("replacements", None))
+    run.edit(lambda k: k.setdefault("patches", []).append(removed)).apply(namespace)
+    return namespace
 
 
 @pytest.mark.parametrize(("stage", "has_torch"), [("convert", False), ("train", True)])
-def test_a_stage_has_no_rights_and_writes_to_scratch_alone(
-    stage: str, has_torch: bool, namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
-    only_templates(overlay("look")).apply(namespace)
-    namespace.create(from_template(namespace, stage, "look", **python(LOOK)))
-    namespace.completes("look")
-    assert json.loads(namespace.logs("look")) == {
-        "uid": 10001,
-        "gid": 10001,
-        "name": "vcot",
-        "process": 1,
-        "capabilities": ["0000000000000000"] * 3,
-        "no_new_privileges": "1",
-        "seccomp": "2",
-        "writable": ["/scratch", "/tmp"],
-        "temporary": "/scratch",
-        "token": False,
-        "compiled": [True, True],
-        "torch": has_torch,
-        "path": "",
-    }
-
-
-def only_templates(overlay: Overlay) -> Overlay:
-    """The overlay without its pipeline Job: nothing runs by itself."""
-    removed = "$patch: delete\napiVersion: batch/v1\nkind: Job\nmetadata: {name: pipeline}\n"
-
-    def change(kustomization: dict[str, object]) -> None:
-        kustomization.pop("replacements", None)
-        patches = kustomization.setdefault("patches", [])
-        assert isinstance(patches, list)
-        patches.append({"patch": removed})
-
-    return overlay.edit(change)
+def test_a_stage_has_no_rights_and_writes_to_scratch_alone(stage: str, has_torch: bool, templates: Cluster) -> None:
+    templates.create(from_template(templates, stage, "look", command=["python", "-c", LOOK], args=[]))
+    templates.completes("look")
+    assert json.loads(templates.logs("look")) == SEEN | {"torch": has_torch}
 
 
 #: How a stage is started, its exit code, and what its last line names.
@@ -79,47 +62,39 @@ ENDS = [
 ]
 
 
-def test_ends_that_trying_again_does_not_change_fail_the_job_at_once(
-    namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
-    only_templates(overlay("ends")).apply(namespace)
+def test_ends_that_trying_again_does_not_change_fail_the_job_at_once(templates: Cluster) -> None:
     for number, (args, *_) in enumerate(ENDS):
-        run = {"VCOT_RUN_URI": f"s3://vcot/runs/{namespace.namespace}-{number}"}
+        run = {"VCOT_RUN_URI": f"s3://vcot/runs/{templates.namespace}-{number}"}
         stage = args[0].removeprefix("jobs.")
-        namespace.create(from_template(namespace, stage, f"end-{number}", args=args, variables=run))
+        templates.create(from_template(templates, stage, f"end-{number}", args=args, variables=run))
     for number, (args, code, named) in enumerate(ENDS):
-        end = namespace.fails(f"end-{number}")
+        end = templates.fails(f"end-{number}")
         assert end["reason"] == "PodFailurePolicy", args
         assert f"exit code {code}" in end["message"], args
-        (pod,) = namespace.pods_of(f"end-{number}")
-        ended = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+        assert len(templates.pods_of(f"end-{number}")) == 1
+        ended = templates.terminated(f"end-{number}")
         assert ended["exitCode"] == code
         assert named in ended["message"]
         assert "Traceback" not in ended["message"]
 
 
 SLOW = """
-import pathlib, signal, sys, time
+import signal, sys, time
 def leave(*_):
     print("saved", flush=True)
     sys.exit(143)
 signal.signal(signal.SIGTERM, leave)
 print("working", flush=True)
-time.sleep(3 if len(sys.argv) > 1 else 600)
+time.sleep(600)
 """
 
 
-def test_an_evicted_pod_is_not_counted_and_is_replaced(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
-    only_templates(overlay("evicted")).apply(namespace)
-    job = from_template(namespace, "convert", "evicted", **python(SLOW), backoffLimit=0)
+def test_an_evicted_pod_is_not_counted_and_is_replaced(templates: Cluster) -> None:
+    job = from_template(templates, "convert", "evicted", command=["python", "-c", SLOW], args=[], backoffLimit=0)
     job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 20
-    namespace.create(job)
-    first = namespace.running_pod("evicted")
-    namespace.until("it works", lambda: "working" in namespace.run("logs", first))
-    namespace.evict(first)
-    second = namespace.until(
-        "another pod runs", lambda: next((p for p in [namespace.running_pod("evicted")] if p != first), None)
-    )
-    assert second != first
-    status = (namespace.get("jobs", "evicted") or {})["status"]
-    assert not status.get("failed")
+    templates.create(job)
+    first = templates.running_pod("evicted")
+    templates.until("it works", lambda: "working" in templates.run("logs", first))
+    templates.evict(first)
+    templates.until("another pod runs", lambda: templates.running_pod("evicted") != first)
+    assert not (templates.get("Job", "evicted") or {})["status"].get("failed")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
 from tests.cluster.cluster import Cluster, Overlay
+from tests.cluster.configuration import NAME
 from tests.cluster.conftest import Smoke
-from tests.cluster.layout import NAME
 from tests.cluster.node import Node
 
 MINUTES = 60.0
@@ -37,14 +36,14 @@ def with_gpu(overlay: Overlay, before: str) -> Overlay:
     Args:
         before: a finished run that has what comes before tokenize.
     """
-    overlay.settings("train", epochs=3)
+    overlay.settings("train", num_train_epochs=3)
     limit = {
         "op": "add",
         "path": "/spec/jobTemplate/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu",
         "value": "1",
     }
     overlay.patch("CronJob", "stage-train", limit)
-    return overlay.conductor("--from-run", f"{before}:distill", "--until", "train")
+    return overlay.orchestrator("--from-run", f"{before}:distill", "--until", "train")
 
 
 def test_no_gpu_is_held_before_training_and_two_runs_share_one(
@@ -59,30 +58,28 @@ def test_no_gpu_is_held_before_training_and_two_runs_share_one(
     for run in ("first", "second"):
         with_gpu(overlay(run), smoke.run_id).apply(namespace)
         # Before that, another run's templates would end it.
-        namespace.until("its plan is frozen", partial(namespace.get, "configmaps", f"{run}-plan"))
+        namespace.until("its plan is frozen", partial(namespace.get, "ConfigMap", f"{run}-plan"))
     most = 0
-    done: set[str] = set()
-    while len(done) < 2:
+
+    def both_ended() -> bool:
+        nonlocal most
         most = max(most, held(namespace))
-        done |= {run for run in ("first", "second") if namespace._end(f"pipeline-{run}")}
-        time.sleep(0.5)
+        jobs = [namespace.get("Job", f"pipeline-{run}") or {} for run in ("first", "second")]
+        return all((job.get("status") or {}).get("conditions") for job in jobs)
+
+    namespace.until("both runs have ended", both_ended, 15 * MINUTES)
     assert most == 1
     for run in ("first", "second"):
         namespace.completes(f"pipeline-{run}")
         asked_for = namespace.pods_of(f"{run}-train")[0]["metadata"]["creationTimestamp"]
-        assert times(namespace, f"{run}-tokenize-finish")[1] <= asked_for
-    one, other = (times(namespace, run) for run in ("first-train", "second-train"))
-    assert one[1] <= other[0] or other[1] <= one[0], "they ran one after the other"
+        assert namespace.terminated(f"{run}-tokenize-finish")["finishedAt"] <= asked_for
+    one, other = (namespace.terminated(f"{run}-train") for run in ("first", "second"))
+    in_turn = one["finishedAt"] <= other["startedAt"] or other["finishedAt"] <= one["startedAt"]
+    assert in_turn, "they ran one after the other"
 
 
 def held(cluster: Cluster) -> int:
     """GPUs of pods that a node has and that have not ended."""
-    pods = cluster.list("pods")
+    pods = cluster.list("Pod")
     live = [p for p in pods if p["spec"].get("nodeName") and p["status"]["phase"] in ("Pending", "Running")]
     return sum(int(c["resources"].get("limits", {}).get(GPU, 0)) for p in live for c in p["spec"]["containers"])
-
-
-def times(cluster: Cluster, job: str) -> tuple[str, str]:
-    """When its container began and ended."""
-    ended = cluster.pods_of(job)[-1]["status"]["containerStatuses"][0]["state"]["terminated"]
-    return ended["startedAt"], ended["finishedAt"]

@@ -1,6 +1,6 @@
-"""Component hardening: what the conductor's token is good for ends at the Jobs of stages.
+"""Component hardening: what the orchestrator's token is good for ends at the Jobs of stages.
 
-The conductor has every right in the namespace here, so that the policy is tried and not its Role.
+The orchestrator has every right in the namespace here, so that the policy is tried and not its Role.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster, CommandFailed, Manifest, Overlay
-from tests.cluster.layout import ROOT
+from tests.cluster.configuration import ROOT
 from tests.cluster.node import Node
-from vcot.pipeline.plan import IN_PARTS, make_plan
-from vcot.pipeline.rendering import Owner, complete, freeze
+from vcot.pipeline.orchestrator import make_plan
+from vcot.pipeline.templates import Owner, complete, freeze
 from vcot.settings import STAGES
 
 OUTSIDE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
@@ -48,12 +48,11 @@ def applied(overlay: Overlay, cluster: Cluster, *, run: bool) -> Iterator[None]:
     rendered = list(yaml.safe_load_all(cluster.run("kustomize", str(overlay.folder))))
     whole = json.dumps([one for one in rendered if one["kind"] in OUTSIDE[1:]])
     whole = whole.replace('metadata.name": "vcot"', f'metadata.name": "{cluster.namespace}"')
-    policy = json.loads(whole.replace("vcot-conductor", f"{cluster.namespace}-conductor"))
+    policy = json.loads(whole.replace("vcot-orchestrator", f"{cluster.namespace}-orchestrator"))
     assert len(policy) == 2
     try:
         cluster.apply(*policy)
-        cluster.apply(*[one for one in rendered if one["kind"] not in (*OUTSIDE, "Job")])
-        give_every_right(cluster)
+        cluster.apply(*[one for one in rendered if one["kind"] not in (*OUTSIDE, "Job")], EVERY_RIGHT)
         # A new policy counts after some seconds.
         cluster.until("the policy denies", lambda: refusal(cluster, config_map("other")), 60)
         if run:
@@ -64,16 +63,13 @@ def applied(overlay: Overlay, cluster: Cluster, *, run: bool) -> Iterator[None]:
         cluster.run("delete", "--ignore-not-found", *names)
 
 
-def give_every_right(cluster: Cluster) -> None:
-    cluster.apply(
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": {"name": "every-right"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-            "subjects": [{"kind": "ServiceAccount", "name": "conductor"}],
-        }
-    )
+EVERY_RIGHT = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "RoleBinding",
+    "metadata": {"name": "every-right"},
+    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+    "subjects": [{"kind": "ServiceAccount", "name": "orchestrator"}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +79,20 @@ def hardened(cluster: Cluster, node: Node, tmp_path_factory: pytest.TempPathFact
         _, overlay = hardened_overlay(tmp_path_factory.mktemp("hardened"), "r1", there)
         with applied(overlay, there, run=False):
             pipeline = job(there, "convert-prepare")
-            pipeline["metadata"] = {"name": "pipeline-r1", "labels": {"vcot/role": "conductor"}}
+            pipeline["metadata"] = {"name": "pipeline-r1", "labels": {"vcot/role": "orchestrator"}}
             pipeline["spec"]["suspend"] = True
             there.create(pipeline)
             yield there
 
 
-def as_conductor(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
-    return cluster.run("--as", f"system:serviceaccount:{cluster.namespace}:conductor", *words, stdin=stdin)
+def as_orchestrator(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
+    return cluster.run("--as", f"system:serviceaccount:{cluster.namespace}:orchestrator", *words, stdin=stdin)
 
 
 def refusal(cluster: Cluster, manifest: Manifest) -> str:
-    """What the API server says when the conductor makes this; empty where it is let in. Nothing is kept."""
+    """What the API server says when the orchestrator makes this; empty where it is let in. Nothing is kept."""
     try:
-        as_conductor(cluster, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
+        as_orchestrator(cluster, "create", "--dry-run=server", "-f", "-", stdin=json.dumps(manifest))
     except CommandFailed as error:
         said = str(error)
         assert "ValidatingAdmissionPolicy" in said, "denied, but not by the policy"
@@ -106,9 +102,9 @@ def refusal(cluster: Cluster, manifest: Manifest) -> str:
 
 
 def jobs(cluster: Cluster, **more: Any) -> dict[str, Manifest]:
-    """Step → its Job, as the conductor makes it of the templates that are there."""
-    plan = make_plan("r1", "s3://vcot/runs", {}, parts=IN_PARTS, **more)
-    templates = {stage: cluster.get("cronjobs", f"stage-{stage}") or {} for stage in STAGES}
+    """Step → its Job, as the orchestrator makes it of the templates that are there."""
+    plan = make_plan("r1", "s3://vcot/runs", {}, in_parts=True, **more)
+    templates = {stage: cluster.get("CronJob", f"stage-{stage}") or {} for stage in STAGES}
     frozen, owner = freeze(plan, templates), owner_of(cluster)
     return {
         step.name: complete(frozen.jobs[step.name], owner, frozen.digest, 2 if step.part == "shards" else None)
@@ -122,22 +118,19 @@ def job(cluster: Cluster, step: str) -> Manifest:
 
 def owner_of(cluster: Cluster) -> Owner:
     """The pipeline's Job, once it is there."""
-    there = cluster.get("jobs", "pipeline-r1") or {"metadata": {"uid": "none yet"}}
-    return Owner("pipeline-r1", there["metadata"]["uid"])
+    return Owner("pipeline-r1", (cluster.get("Job", "pipeline-r1") or {"metadata": {}})["metadata"].get("uid", "none"))
 
 
 def config_map(name: str, **data: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 
 
-def pod_of(job: Manifest) -> Manifest:
-    found: Manifest = job["spec"]["template"]["spec"]
-    return found
+def pod_of(job: Manifest) -> Any:
+    return job["spec"]["template"]["spec"]
 
 
-def main_of(job: Manifest) -> Manifest:
-    found: Manifest = pod_of(job)["containers"][0]
-    return found
+def main_of(job: Manifest) -> Any:
+    return pod_of(job)["containers"][0]
 
 
 # --- what a run needs -------------------------------------------------------------------------------------------
@@ -202,10 +195,10 @@ def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(
 
 def test_a_run_reaches_its_end_behind_the_policy(namespace: Cluster, node: Node, tmp_path: Path) -> None:
     inner, overlay = hardened_overlay(tmp_path, "behind", namespace)
-    inner.conductor("--until", "distill")
+    inner.orchestrator("--until", "distill")
     with applied(overlay, namespace, run=True):
         namespace.completes(overlay.pipeline, 300)
-        assert len(namespace.list("jobs", run="behind")) == 6
+        assert len(namespace.list("Job", run="behind")) == 6
 
 
 def test_training_on_several_nodes_is_let_in_and_all_its_pods_are_judged(hardened: Cluster, operators: None) -> None:
@@ -219,11 +212,11 @@ def test_training_on_several_nodes_is_let_in_and_all_its_pods_are_judged(hardene
     assert legitimate["kind"] == "JobSet"
     assert refusal(hardened, legitimate) == ""
 
-    for change in (container(image="docker.io/library/busybox:1"), container(command=["env"]), pod(hostNetwork=True)):
+    for attack in ("a foreign image", "a command", "the node's network"):
         foreign = copy.deepcopy(legitimate)
         groups = foreign["spec"]["replicatedJobs"]
         groups.append(copy.deepcopy(groups[0]) | {"name": "more"})
-        change(groups[1]["template"])
+        change(groups[1]["template"], *ATTACKS[attack][1:3])
         assert refusal(hardened, foreign) != ""
 
 
@@ -251,129 +244,99 @@ def operators(hardened: Cluster) -> None:
 
 # --- what somebody with its token would try ---------------------------------------------------------------------
 
-Change = Callable[[Manifest], object]
-TEACHER, STORAGE = {"name": "teacher-credentials"}, {"name": "s3-credentials"}
-KEY = STORAGE | {"key": "AWS_SECRET_ACCESS_KEY"}
+TEACHER, KEY = {"name": "teacher-credentials"}, {"name": "s3-credentials", "key": "AWS_SECRET_ACCESS_KEY"}
 SECOND = {"name": "second", "image": "localhost/vcot-data:dev"}
-EXEC = {"exec": {"command": ["env"]}}
+PODS = ("spec", "template", "metadata")
+POD = ("spec", "template", "spec")
+MAIN = (*POD, "containers", 0)
+GONE = object()
 
-
-def env(**variable: Any) -> Change:
-    return lambda job: main_of(job)["env"].append(variable)
-
-
-def source(**of: Any) -> Change:
-    return lambda job: main_of(job)["envFrom"].append(of)
-
-
-def volume(**of: Any) -> Change:
-    return lambda job: pod_of(job)["volumes"].append({"name": "more", **of})
-
-
-def container(**fields: Any) -> Change:
-    return lambda job: main_of(job).update(fields)
-
-
-def pod(**fields: Any) -> Change:
-    return lambda job: pod_of(job).update(fields)
-
-
-def without(*fields: str) -> Change:
-    return lambda job: [pod_of(job).pop(field, None) for field in fields]
-
-
-def of_the_template(**fields: Any) -> Change:
-    return lambda job: [
-        job["spec"]["template"]["metadata"].setdefault(name, {}).update(value) for name, value in fields.items()
-    ]
-
-
-def of_the_job(**fields: Any) -> Change:
-    return lambda job: [job["metadata"][name].update(value) for name, value in fields.items()]
-
-
-def owner(**fields: Any) -> Change:
-    return lambda job: job["metadata"]["ownerReferences"][0].update(fields)
-
-
-ATTACKS: dict[str, tuple[str, Change, str]] = {
-    # what → the step whose Job is changed, the change, what the API server says
-    "a foreign image": ("convert-finish", container(image="docker.io/library/busybox:1"), "image docker.io"),
-    "the image's name elsewhere": ("train", container(image="evil.example.com/vcot-gpu:dev"), "image evil"),
-    "another tag": ("train", container(image="localhost/vcot-gpu:other"), "runs localhost/vcot-gpu:dev"),
-    "another stage's image": ("train", container(image="localhost/vcot-data:dev"), "runs localhost/vcot-gpu:dev"),
-    "a command": ("convert-finish", container(command=["sh", "-c", "env"]), "have no command"),
-    "arguments": ("convert-finish", container(args=["jobs.probe"]), "args of stage convert"),
-    "more arguments": ("train", container(args=["jobs.train", "--x"]), "args of stage train"),
-    "no arguments": ("train", container(args=[]), "args of stage train"),
-    "a command after the start": ("train", container(lifecycle={"postStart": EXEC}), "have no lifecycle"),
-    "a command as a probe": ("train", container(livenessProbe=EXEC), "have no livenessProbe"),
-    "another folder to start in": ("train", container(workingDir="/scratch"), "have no workingDir"),
-    "another stage's Secret": ("train", source(secretRef=TEACHER), "envFrom of stage train"),
-    "a Secret under a prefix": ("train", source(prefix="X_", secretRef=STORAGE), "envFrom of stage train"),
+#: What → the step whose Job is changed, where ("+": one more in a list), to what, and what the API server says.
+ATTACKS: dict[str, tuple[str, tuple[str | int, ...], Any, str]] = {
+    "a foreign image": ("convert-finish", (*MAIN, "image"), "docker.io/library/busybox:1", "image docker.io"),
+    "another tag": ("train", (*MAIN, "image"), "localhost/vcot-gpu:other", "runs localhost/vcot-gpu:dev"),
+    "another stage's image": ("train", (*MAIN, "image"), "localhost/vcot-data:dev", "runs localhost/vcot-gpu:dev"),
+    "a command": ("convert-finish", (*MAIN, "command"), ["sh", "-c", "env"], "have no command"),
+    "arguments": ("convert-finish", (*MAIN, "args"), ["jobs.probe"], "args of stage convert"),
+    "a command after the start": (
+        "train", (*MAIN, "lifecycle"), {"postStart": {"exec": {"command": ["env"]}}}, "have no lifecycle",
+    ),
+    "another folder to start in": ("train", (*MAIN, "workingDir"), "/scratch", "have no workingDir"),
+    "another stage's Secret": ("train", (*MAIN, "envFrom", "+"), {"secretRef": TEACHER}, "envFrom of stage train"),
     "another stage's settings": (
-        "train", source(configMapRef={"name": "settings-distill-0123456789"}), "envFrom of stage train",
+        "train", (*MAIN, "envFrom", "+"), {"configMapRef": {"name": "settings-distill-0123456789"}},
+        "envFrom of stage train",
     ),
-    "settings of its own": ("distill-shards", source(configMapRef={"name": "r2-plan"}), "envFrom of stage distill"),
-    "another stage's Secret in a variable": (
-        "train", env(name="K", valueFrom={"secretKeyRef": TEACHER | {"key": "OPENAI_API_KEY"}}), "env of stages",
+    "settings of its own": (
+        "distill-shards", (*MAIN, "envFrom", "+"), {"configMapRef": {"name": "r2-plan"}}, "envFrom of stage distill",
     ),
-    "a key in a variable": ("train", env(name="K", valueFrom={"secretKeyRef": KEY}), "env of stages"),
-    "a key as a shard": ("train", env(name="VCOT_SHARD", valueFrom={"secretKeyRef": KEY}), "env of stages"),
-    "a key in the run's name": ("train", env(name="VCOT_RUN_URI", value="s3://x/$(AWS_REGION)"), "not VCOT_RUN_URI"),
-    "a variable": ("distill-shards", env(name="OPENAI_BASE_URL", value="https://evil.example.com"), "not OPENAI"),
-    "a setting": ("distill-shards", env(name="VCOT_DISTILL_MODEL", value="other"), "not VCOT_DISTILL_MODEL"),
-    "another place than storage": ("train", env(name="VCOT_TRAIN_INPUT_URI", value="http://x"), "not VCOT_TRAIN_INPUT"),
-    "two values in one": ("train", env(name="VCOT_PART", value="finish\nx"), "not VCOT_PART"),
-    "a Secret as a volume": ("train", volume(secret={"secretName": "teacher-credentials"}), "of kind emptyDir"),
-    "a Secret, projected": ("train", volume(projected={"sources": [{"secret": TEACHER}]}), "of kind emptyDir"),
+    "a key in a variable": (
+        "train", (*MAIN, "env", "+"), {"name": "K", "valueFrom": {"secretKeyRef": KEY}}, "env of stages",
+    ),
     "a token, projected": (
-        "train", volume(projected={"sources": [{"serviceAccountToken": {"path": "t"}}]}), "of kind emptyDir",
+        "train", (*POD, "volumes", "+"),
+        {"name": "more", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}, "of kind emptyDir",
     ),
-    "a folder of the node": ("train", volume(hostPath={"path": "/"}), "of kind emptyDir"),
-    "a claim": ("train", volume(persistentVolumeClaim={"claimName": "x"}), "of kind emptyDir"),
-    "a container before": ("train", pod(initContainers=[SECOND]), "have no initContainers"),
-    "a container beside": (
-        "train", lambda job: pod_of(job)["containers"].append(SECOND | {"command": ["env"]}), "one container, main",
+    "a Secret as a volume": (
+        "train", (*POD, "volumes", "+"), {"name": "more", "secret": {"secretName": "teacher-credentials"}},
+        "of kind emptyDir",
     ),
-    "a container beside, before": (
-        "train", pod(initContainers=[SECOND | {"restartPolicy": "Always"}]), "have no initContainers",
+    "a folder of the node": (
+        "train", (*POD, "volumes", "+"), {"name": "more", "hostPath": {"path": "/"}}, "of kind emptyDir",
     ),
-    "the conductor's account": (
-        "train", pod(serviceAccountName="conductor", serviceAccount="conductor"), "serviceAccountName: stage",
+    "a container beside": ("train", (*POD, "containers", "+"), SECOND | {"command": ["env"]}, "one container, main"),
+    "a container before": (
+        "train", (*POD, "initContainers"), [SECOND | {"restartPolicy": "Always"}], "have no initContainers",
     ),
-    "no account": ("train", without("serviceAccountName", "serviceAccount"), "serviceAccountName: stage"),
-    "the account's token": ("train", pod(automountServiceAccountToken=True), "automountServiceAccountToken: false"),
-    "the token by default": ("train", without("automountServiceAccountToken"), "automountServiceAccountToken: false"),
-    "a Secret to pull with": ("train", pod(imagePullSecrets=[TEACHER]), "have no imagePullSecrets"),
-    "names": ("distill-shards", pod(hostAliases=[{"ip": "10.0.0.1", "hostnames": ["a"]}]), "have no hostAliases"),
-    "a resolver": ("distill-shards", pod(dnsConfig={"nameservers": ["10.0.0.1"]}), "have no dnsConfig"),
-    "the node's network": ("train", pod(hostNetwork=True), "have no hostNetwork"),
-    "a chosen node": ("train", pod(nodeName="node-1"), "have no nodeName"),
-    "distill's network": ("train", of_the_template(labels={"vcot/stage": "distill"}), "network policies go by them"),
-    "the conductor's network": (
-        "train", of_the_template(labels={"vcot/role": "conductor"}), "network policies go by them",
+    "the orchestrator's account": ("train", (*POD, "serviceAccountName"), "orchestrator", "serviceAccountName: stage"),
+    "the account's token": (
+        "train", (*POD, "automountServiceAccountToken"), True, "automountServiceAccountToken: false",
     ),
-    "a webhook's container": ("train", of_the_template(annotations={"inject": "true"}), "webhooks"),
-    "another stage's label": ("distill-finish", of_the_job(labels={"vcot/stage": "convert"}), "network policies"),
-    "another stage's labels": (
-        "distill-finish",
-        lambda job: [change(labels={"vcot/stage": "convert"})(job) for change in (of_the_job, of_the_template)],
-        "convert",
+    "a Secret to pull with": ("train", (*POD, "imagePullSecrets"), [TEACHER], "have no imagePullSecrets"),
+    "names": (
+        "distill-shards", (*POD, "hostAliases"), [{"ip": "10.0.0.1", "hostnames": ["a"]}], "have no hostAliases",
     ),
-    "no stage": ("train", lambda job: job["metadata"]["labels"].pop("vcot/stage"), "names none"),
-    "a stage that there is not": ("train", of_the_job(labels={"vcot/stage": "serve"}), "names none"),
-    "no owner": ("train", lambda job: job["metadata"].pop("ownerReferences"), "owned by the Job pipeline-"),
-    "another run's owner": ("train", owner(name="pipeline-r2"), "owned by the Job pipeline-"),
-    "another owner": ("train", owner(kind="ConfigMap", apiVersion="v1"), "owned by the Job pipeline-"),
+    "the node's network": ("train", (*POD, "hostNetwork"), True, "have no hostNetwork"),
+    "a chosen node": ("train", (*POD, "nodeName"), "node-1", "have no nodeName"),
+    "distill's network": ("train", (*PODS, "labels", "vcot/stage"), "distill", "network policies go by them"),
+    "the orchestrator's network": (
+        "train", (*PODS, "labels", "vcot/role"), "orchestrator", "network policies go by them",
+    ),
+    "a webhook's container": ("train", (*PODS, "annotations"), {"inject": "true"}, "webhooks"),
+    "another stage's label": ("distill-finish", ("metadata", "labels", "vcot/stage"), "convert", "network policies"),
+    "no stage": ("train", ("metadata", "labels", "vcot/stage"), GONE, "names none"),
+    "a stage that there is not": ("train", ("metadata", "labels", "vcot/stage"), "serve", "names none"),
+    "no owner": ("train", ("metadata", "ownerReferences"), GONE, "owned by the Job pipeline-"),
+    "another run's owner": ("train", ("metadata", "ownerReferences", 0, "name"), "pipeline-r2", "owned by the Job"),
 }  # fmt: skip
+#: The same for a variable of the container: its name, its value.
+ATTACKS |= {
+    f"variable {name}": (step, (*MAIN, "env", "+"), {"name": name, "value": value}, f"not {name}")
+    for step, name, value in (
+        ("train", "VCOT_RUN_URI", "s3://x/$(AWS_REGION)"), ("train", "VCOT_TRAIN_INPUT_URI", "http://x"),
+        ("train", "VCOT_PART", "finish\nx"), ("distill-shards", "OPENAI_BASE_URL", "https://evil.example.com"),
+        ("distill-shards", "VCOT_DISTILL_MODEL", "other"),
+    )
+}  # fmt: skip
+
+
+def change(manifest: Any, where: tuple[str | int, ...], value: Any) -> None:
+    *path, last = where
+    for key in path:
+        manifest = manifest[key]
+    if value is GONE:
+        del manifest[last]
+    elif last == "+":
+        manifest.append(value)
+    else:
+        manifest[last] = value
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_is_not_a_stages_job_is_denied(attack: str, hardened: Cluster) -> None:
-    step, change, words = ATTACKS[attack]
+    step, where, value, words = ATTACKS[attack]
     one = job(hardened, step)
-    change(one)
+    change(one, where, value)
     assert words in refusal(hardened, one)
 
 
@@ -381,16 +344,16 @@ def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster)
     waiting = job(hardened, "evaluate")
     pod_of(waiting)["nodeSelector"] = {"node-pool": "nowhere"}
     name = waiting["metadata"]["name"]
-    as_conductor(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
+    as_orchestrator(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
 
-    def patch(change: Manifest) -> str:
-        return as_conductor(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(change))
+    def patch(merged: Manifest) -> str:
+        return as_orchestrator(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(merged))
 
     patch({"metadata": {"annotations": {"vcot/given-up": "it waited too long"}}, "spec": {"suspend": True}})
-    suspended = hardened.get("jobs", name)
+    suspended = hardened.get("Job", name)
     assert suspended is not None
     assert suspended["spec"]["suspend"] is True
-    for change in (
+    for merged in (
         {"spec": {"suspend": False}},
         {"spec": {"activeDeadlineSeconds": 1}},
         {"spec": {"template": {"metadata": {"labels": {"vcot/stage": "distill"}}}}},
@@ -400,7 +363,7 @@ def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster)
         {"metadata": {"finalizers": ["x.example.com/y"]}},
     ):
         with pytest.raises(CommandFailed, match="suspends a Job that is there, and changes nothing else"):
-            patch(change)
+            patch(merged)
     hardened.run("delete", "job", name, "--wait=false")
 
 
@@ -409,7 +372,7 @@ def test_a_job_may_be_taken_out_of_its_queue_and_not_put_before_others(hardened:
     hardened.create(one | {"spec": {"active": True, "priority": 0}})
 
     def patch(**spec: object) -> str:
-        return as_conductor(
+        return as_orchestrator(
             hardened, "patch", "workload", "job-r1", "--type", "merge", "-p", json.dumps({"spec": spec})
         )
 
@@ -421,35 +384,35 @@ def test_a_job_may_be_taken_out_of_its_queue_and_not_put_before_others(hardened:
     assert "not CREATE of workloads" in refusal(hardened, one)
 
 
-def test_the_pipelines_job_is_not_the_conductors_to_change(hardened: Cluster) -> None:
+def test_the_pipelines_job_is_not_the_orchestrators_to_change(hardened: Cluster) -> None:
     given_up = {"metadata": {"annotations": {"vcot/given-up": "x"}}}
     with pytest.raises(CommandFailed, match="Jobs of stages alone"):
-        as_conductor(hardened, "patch", "job", "pipeline-r1", "-p", json.dumps(given_up))
+        as_orchestrator(hardened, "patch", "job", "pipeline-r1", "-p", json.dumps(given_up))
     with pytest.raises(CommandFailed, match="not DELETE of jobs"):
-        as_conductor(hardened, "delete", "job", "pipeline-r1")
+        as_orchestrator(hardened, "delete", "job", "pipeline-r1")
 
 
-def test_of_configmaps_the_conductor_writes_the_plan_and_the_state_of_runs(hardened: Cluster) -> None:
+def test_of_configmaps_the_orchestrator_writes_the_plan_and_the_state_of_runs(hardened: Cluster) -> None:
     for name in ("r1-plan", "r1-state"):
         assert refusal(hardened, config_map(name)) == ""
     for name in ("settings-distill-0123456789", "run-0123456789", "kube-root-ca.crt2", "plan"):
         assert "and no settings" in refusal(hardened, config_map(name, OPENAI_BASE_URL="https://evil.example.com"))
-    names = [one["metadata"]["name"] for one in hardened.list("configmaps")]
+    names = [one["metadata"]["name"] for one in hardened.list("ConfigMap")]
     (settings,) = [name for name in names if name.startswith("settings-train")]
     with pytest.raises(CommandFailed, match="and no settings"):
-        as_conductor(
+        as_orchestrator(
             hardened, "patch", "configmap", settings, "-p", json.dumps({"data": {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "1"}})
         )
     old = config_map("settings-train-0123456789")
     old["metadata"]["labels"] = {"vcot/holds": "settings"}
     hardened.apply(config_map("anything"), old)
-    as_conductor(hardened, "delete", "configmap", old["metadata"]["name"])  # of runs that are gone
+    as_orchestrator(hardened, "delete", "configmap", old["metadata"]["name"])  # of runs that are gone
     with pytest.raises(CommandFailed, match="and no settings"):
-        as_conductor(hardened, "delete", "configmap", "anything")
+        as_orchestrator(hardened, "delete", "configmap", "anything")
 
 
-def test_nothing_else_is_the_conductors_to_write_whatever_rights_it_has(hardened: Cluster) -> None:
-    template = hardened.get("cronjobs", "stage-train") or {}
+def test_nothing_else_is_the_orchestrators_to_write_whatever_rights_it_has(hardened: Cluster) -> None:
+    template = hardened.get("CronJob", "stage-train") or {}
     pod_spec = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     for kind, version, name, more in (
         ("Pod", "v1", "pods", {"spec": pod_spec}),
@@ -459,9 +422,9 @@ def test_nothing_else_is_the_conductors_to_write_whatever_rights_it_has(hardened
         one = {"apiVersion": version, "kind": kind, "metadata": {"name": "mine"}, **more}
         assert f"not CREATE of {name}" in refusal(hardened, one)
     with pytest.raises(CommandFailed, match="not UPDATE of cronjobs"):
-        as_conductor(hardened, "patch", "cronjob", "stage-train", "-p", json.dumps({"spec": {"suspend": False}}))
+        as_orchestrator(hardened, "patch", "cronjob", "stage-train", "-p", json.dumps({"spec": {"suspend": False}}))
     with pytest.raises(CommandFailed, match="not CREATE of serviceaccounts/token"):
-        as_conductor(hardened, "create", "token", "stage")
+        as_orchestrator(hardened, "create", "token", "stage")
 
 
 def test_others_are_not_judged(hardened: Cluster) -> None:
@@ -475,7 +438,7 @@ def test_the_api_server_has_nothing_to_say_about_the_expressions(hardened: Clust
     """It warns of fields that a kind does not have; nobody sees that when the policy is applied."""
 
     def judged() -> Manifest | None:
-        name = f"{hardened.namespace}-conductor-jobs"
+        name = f"{hardened.namespace}-orchestrator-jobs"
         policy = json.loads(hardened.run("get", "validatingadmissionpolicy", name, "-o", "json"))
         found: Manifest = policy.get("status") or {}
         return found if found.get("observedGeneration") == policy["metadata"]["generation"] else None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.layout import HOME, ROOT
+from tests.cluster.configuration import HOME, ROOT
 from tests.cluster.machine import MachineLacks, prepare
 from tests.cluster.node import down, node_that_is_up
 
@@ -23,6 +25,11 @@ with running_node(install=False) as node:
     print(node.ask("asked"), flush=True)
     time.sleep(600)
 """
+SETTINGS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
+FOLDERS = (
+    "/var/lib/containers", "/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/var/log/pods",
+    "/run/containerd", str(HOME),
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -43,38 +50,20 @@ def machine() -> None:
 def outside() -> dict[str, object]:
     """What of the machine a node might touch."""
     run = lambda *words: subprocess.run(words, capture_output=True, text=True, check=True).stdout  # noqa: E731
-    settings = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "net/ipv4/ip_forward")
-    folders = (
-        "/var/lib/containers",
-        "/var/lib/kubelet",
-        "/var/lib/cni",
-        "/var/log/containers",
-        "/var/log/pods",
-        "/run/containerd",
-        str(HOME),
-    )
     links = [line.split(":")[1].strip() for line in run("ip", "-o", "link").splitlines()]
+    commands = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            commands.append(process.read_text().split("\0"))
     return {
         "links": sorted(link for link in links if not link.startswith("veth")),
         "mounts": sorted(line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()),
         "namespaces": run("ip", "netns"),
-        "settings": {name: (Path("/proc/sys") / name).read_text() for name in settings},
-        "folders": [folder for folder in folders if Path(folder).exists()],
+        "settings": {name: (Path("/proc/sys") / name).read_text() for name in SETTINGS},
+        "folders": [folder for folder in FOLDERS if Path(folder).exists()],
         "cgroups": sorted(str(path) for path in Path("/sys/fs/cgroup").glob("*/kubepods*")),
-        "processes": [words[0] for words in commands() if str(HOME) in " ".join(words)],
+        "processes": [words[0] for words in commands if str(HOME) in " ".join(words)],
     }
-
-
-def commands() -> list[list[str]]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = process.read_text().split("\0")
-        except OSError:
-            continue
-        if words[0]:
-            found.append(words)
-    return found
 
 
 @pytest.mark.parametrize("how", ["interrupted", "killed"])
@@ -95,8 +84,7 @@ def test_all_is_as_it_was(how: str) -> None:
     assert outside() == before
 
 
-def wait(ready: object, seconds: float = 20) -> None:
-    assert callable(ready)
+def wait(ready: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not ready() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -20,15 +20,15 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     pointers = f"s3://vcot/{namespace.namespace}/pointers"
     good, bad = (f"{name}-{namespace.namespace[-8:]}" for name in ("good", "bad"))
     promoted = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
-    promoted.conductor("--from-run", f"{smoke.run_id}:train").apply(namespace)
-    namespace.until("its plan is frozen", lambda: namespace.get("configmaps", f"{good}-plan"))
-    worse = overlay(bad).settings("train", epochs=1)
-    worse.conductor("--from-run", f"{smoke.run_id}:tokenize").apply(namespace)
+    promoted.orchestrator("--from-run", f"{smoke.run_id}:train").apply(namespace)
+    namespace.until("its plan is frozen", lambda: namespace.get("ConfigMap", f"{good}-plan"))
+    worse = overlay(bad).settings("train", num_train_epochs=1)
+    worse.orchestrator("--from-run", f"{smoke.run_id}:tokenize").apply(namespace)
     for run in (promoted, worse):
         namespace.completes(run.pipeline, 10 * MINUTES)
 
     nightly = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
-    nightly.conductor("--from-run", f"{smoke.run_id}:train")
+    nightly.orchestrator("--from-run", f"{smoke.run_id}:train")
     nightly.edit(lambda k: k.setdefault("components", []).append("../../components/reevaluate"))
     each_minute = {"op": "replace", "path": "/spec/schedule", "value": "* * * * *"}
     nightly.patch("CronJob", "reevaluate", each_minute, {"op": "replace", "path": "/spec/suspend", "value": False})
@@ -43,8 +43,7 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
     end = namespace.fails(second["metadata"]["name"], 4 * MINUTES)
     assert end["reason"] == "PodFailurePolicy"
     assert "exit code 20" in end["message"]
-    (pod,) = namespace.pods_of(second["metadata"]["name"])
-    message = json.loads(pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"])
+    message = json.loads(namespace.terminated(second["metadata"]["name"])["message"])
     assert message["exit"] == 20
     assert "baseline" in message["message"]
     folder = f"{RUNS}/reevaluate/{moment(second['metadata']['name'])}"
@@ -53,7 +52,7 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
 
 
 def scheduled(cluster: Cluster) -> list[Manifest]:
-    return [job for job in cluster.list("jobs") if job["metadata"]["name"].startswith("reevaluate-")]
+    return [job for job in cluster.list("Job") if job["metadata"]["name"].startswith("reevaluate-")]
 
 
 def fired(cluster: Cluster, before: set[str]) -> Manifest:

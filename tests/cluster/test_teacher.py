@@ -19,13 +19,13 @@ def test_distill_asks_the_teacher_of_the_secret(
     run = overlay(f"taught-{namespace.namespace[-8:]}")
     # The scripted teacher knows answers by their questions, and many images are asked the same one.
     run.settings("distill", teacher="openai", model="scripted", answer_from_evidence="false")
-    run.conductor("--until", "distill").apply(namespace)
+    run.orchestrator("--until", "distill").apply(namespace)
     namespace.completes(run.pipeline, 180)
     assert int(node.ask("asked")) - asked >= 137  # a request at least for each row that is not held out
     logs = namespace.logs(f"{run.run_id}-distill-shards")
     assert '"stage": "distill"' in logs
     assert KEY not in logs + namespace.logs(run.pipeline)
-    for job in namespace.list("jobs", run=run.run_id):
+    for job in namespace.list("Job", run=run.run_id):
         sources = job["spec"]["template"]["spec"]["containers"][0]["envFrom"]
         secrets = {source["secretRef"]["name"] for source in sources if "secretRef" in source}
         assert ("teacher-credentials" in secrets) == (job["metadata"]["labels"]["vcot/stage"] == "distill")

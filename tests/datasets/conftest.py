@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datasets.given import Given
+from tests.fakes.rows import Given
 
 
 @pytest.fixture

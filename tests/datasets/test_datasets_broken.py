@@ -12,21 +12,30 @@ from typing import Any
 
 import pytest
 
-from tests.datasets import test_datasets_aokvqa as aokvqa
-from tests.datasets import test_datasets_llava_cot as llava_cot
-from tests.datasets import test_datasets_refcoco as refcoco
-from tests.datasets import test_datasets_scienceqa as scienceqa
-from tests.datasets.broken import DEEP, LONG, broken
-from tests.datasets.given import Given, png
-from tests.datasets.test_datasets_coco import ONE_AND_TWO
-from tests.datasets.test_datasets_samples import messages
-from tests.datasets.test_datasets_viscot import CUB, GQA, chat, metadata
+from tests.fakes.broken_rows import DEEP, LONG, broken
+from tests.fakes.rows import (
+    AOKVQA,
+    AOKVQA_DIRECT,
+    ASKED,
+    CUB,
+    GQA,
+    ONE_AND_TWO,
+    REFCOCO,
+    THOUGHT,
+    Given,
+    chat,
+    messages,
+    metadata,
+    png,
+    scienceqa_row,
+    talk,
+)
 from vcot.datasets import DATASETS, read, rows_of_shard
 from vcot.errors import InputError
 from vcot.records import Reason, Rejection, Sample
 
-MANY = 1_200
-"""Of each of the nine forms: more than ten thousand."""
+MANY = 500
+"""Of each of the nine forms."""
 BOX = {"label": "cup", "boxes": [[1.5, 2, 30, 40], [50, 60, 70, 80]]}
 OURS = {
     "version": 1, "id": "7", "image": {"uri": "a.png", "width": 200, "height": 100}, "question": "Where?",
@@ -40,11 +49,11 @@ ROWS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "viscot metadata": ("viscot", [metadata([[1, 2, 30, 40], [5, 6, 70, 80]], possible_answers=["pie"]), GQA]),
     "samples": ("samples", [OURS]),
     "messages": ("samples", [SAID, messages("left", image=f"data:image/png;base64,{INSIDE}")]),
-    "talk": ("samples", [llava_cot.talk(llava_cot.ASKED, ("gpt", "21"), ("human", "And?"), ("gpt", "22"))]),
-    "refcoco": ("refcoco", [refcoco.ROW]),
-    "llava-cot": ("llava-cot", [llava_cot.talk(llava_cot.ASKED, ("reason", llava_cot.THOUGHT), ("gpt", "21"))]),
-    "aokvqa": ("aokvqa", [aokvqa.ROW | {"split": "train", "image_id": 299207, "direct_answers": aokvqa.DIRECT}]),
-    "scienceqa": ("scienceqa", [scienceqa.row() | {"image": f"data:image/png;base64,{INSIDE}"}]),
+    "talk": ("samples", [talk(ASKED, ("gpt", "21"), ("human", "And?"), ("gpt", "22"))]),
+    "refcoco": ("refcoco", [REFCOCO]),
+    "llava-cot": ("llava-cot", [talk(ASKED, ("reason", THOUGHT), ("gpt", "21"))]),
+    "aokvqa": ("aokvqa", [AOKVQA | {"split": "train", "image_id": 299207, "direct_answers": AOKVQA_DIRECT}]),
+    "scienceqa": ("scienceqa", [scienceqa_row() | {"image": f"data:image/png;base64,{INSIDE}"}]),
 }
 
 
@@ -77,8 +86,8 @@ def sound(results: Iterable[Sample | Rejection]) -> Counter[str]:
 
 def gone_through(images: Given, source: str, path: Path, numbers: list[int]) -> Counter[str]:
     """What became of the rows of a file: of each one something, and of a row that holds several, of each of these."""
-    desk = images.desk(source, str(path), **options(source))
-    seen = list(read(rows_of_shard(desk), desk))
+    context = images.context(source, str(path), **options(source))
+    seen = list(read(rows_of_shard(context), context))
     found = sound(result for _, result in seen)
     of_rows = [int(row.id.split(":")[1].partition("#")[0]) for row, _ in seen]
     assert sorted(set(of_rows)) == numbers
@@ -101,16 +110,16 @@ def test_broken_lines_are_each_kept_or_refused(images: Given, name: str) -> None
     path.write_bytes(b"\n".join(lines))
     found = gone_through(images, source, path, [n for n, line in enumerate(lines, 1) if line.strip()])
     assert 0 < found["kept"] < MANY
-    assert len(found) > 5
+    assert len(found) > 4
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", ["viscot chat", "samples", "llava-cot"])
 def test_the_same_in_one_array(images: Given, name: str) -> None:
     """A row that is no JSON ends an array; everything else costs its row."""
     source, rows = ROWS[name]
     dice = random.Random(name)
     entries = [json.dumps(rows[0]).encode()]
-    while len(entries) < 300:
+    while len(entries) < 200:
         line = broken(dice, dice.choice(rows))
         try:
             json.loads(line)
@@ -134,7 +143,7 @@ def test_annotations_of_coco(images: Given) -> None:
         "annotations": [a | {"image_id": n, "iscrowd": 0} for n in range(1, 400) for a in ONE_AND_TWO],
     }  # fmt: skip
     outcomes: Counter[str] = Counter()
-    for again in range(10):
+    for again in range(4):
         parts = [
             f'"{part}": [' + ", ".join(_of_coco(dice, row, 0.0 if part == "categories" else 0.7) for row in rows) + "]"
             for part, rows in whole.items()
@@ -158,17 +167,17 @@ def _of_coco(dice: random.Random, row: dict[str, Any], share: float) -> str:
 
 
 LARGE: dict[str, Callable[[], str]] = {
-    "question": lambda: json.dumps(metadata([[1, 2, 30, 40]], question="x" * 50_000_000)),
-    "cut off": lambda: '{"question": "' + "x" * 50_000_000,
-    "digits": lambda: '{"question": ' + "7" * 50_000_000 + "}",
-    "brackets": lambda: '{"question": ' + "[" * 50_000_000 + "}",
-    "blank": lambda: " " * 50_000_000,
-    "boxes": lambda: json.dumps(metadata([])).replace("[]", f"[{', '.join(['[1, 2, 30, 40]'] * 3_000_000)}]"),
+    "question": lambda: json.dumps(metadata([[1, 2, 30, 40]], question="x" * 20_000_000)),
+    "cut off": lambda: '{"question": "' + "x" * 20_000_000,
+    "digits": lambda: '{"question": ' + "7" * 20_000_000 + "}",
+    "brackets": lambda: '{"question": ' + "[" * 20_000_000 + "}",
+    "blank": lambda: " " * 20_000_000,
+    "boxes": lambda: json.dumps(metadata([])).replace("[]", f"[{', '.join(['[1, 2, 30, 40]'] * 100_000)}]"),
 }
 
 
 @pytest.mark.parametrize("what", LARGE)
-def test_a_line_of_fifty_megabytes(images: Given, what: str) -> None:
+def test_a_line_of_twenty_megabytes(images: Given, what: str) -> None:
     good = metadata([[1, 2, 30, 40]])
     results = images.outcomes("viscot", images.rows([good, LARGE[what](), good]))
     reason = {"boxes": "too-many-boxes", "question": "wrong-shape", "blank": None}.get(what, "not-json")
@@ -185,23 +194,13 @@ def test_in_an_array_a_number_without_end_or_nesting_without_end_costs_one_row(i
     assert 2 <= found["kept"] <= 3
 
 
-def test_numbers_as_rows_may_lie_across_the_border_of_what_is_read(
-    given: Given, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vcot.datasets.jsontext._BUFFER", 3)
-    uri = given.rows(["123456", "-1.5e3", '{"question": 1}', "12"], "a.json")
-    details = [r.detail for r in given.outcomes("viscot", uri) if isinstance(r, Rejection)]
-    assert [d.rpartition(" ")[2] for d in details[:2]] == ["123456", "-1500.0"]
-    assert details[3].endswith(" 12")
-
-
 def test_a_file_that_changes_while_it_is_read_stops_the_reading(given: Given) -> None:
     given.image("vsr/a.jpg", 640, 480)
     rows = [metadata([[1, 2, 30, 40]], question=f"{n}?" * 20) for n in range(8_000)]
     for name in ("rows.jsonl", "rows.json"):
         path = Path(given.rows(rows, name))
-        desk = given.desk("viscot", str(path))
-        results = read(rows_of_shard(desk), desk)
+        context = given.context("viscot", str(path))
+        results = read(rows_of_shard(context), context)
         assert isinstance(next(results)[1], Sample)
         with path.open("r+b") as file:  # in place: the same file, which is open
             file.seek(path.stat().st_size - 200)

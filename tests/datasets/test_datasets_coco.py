@@ -1,4 +1,4 @@
-"""COCO: which questions are asked of an image, and what their answers are."""
+"""COCO, RefCOCO and drawn scenes: which questions are asked of an image, and what their answers are."""
 
 from __future__ import annotations
 
@@ -8,34 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.datasets.given import Given
+from tests.fakes.rows import ONE_AND_TWO, REFCOCO, Given, instances
 from vcot import logging
 from vcot.datasets import coco, scenes
 from vcot.errors import InputError, SettingsError
+from vcot.grounding import place
 from vcot.records import Rejection, Sample
 
 CELLS = Path(__file__).parents[2] / "examples" / "blood-cells"
-
-
-def instances(given: Given, annotations: list[dict[str, Any]], images: Any = None, more: Any = None) -> str:
-    """Three categories, and by default one image of 300 × 300."""
-    given.image("a.png", 300, 300)
-    path = given.folder / "cells" / "instances.json"
-    path.parent.mkdir(exist_ok=True)
-    data = {
-        "categories": [{"id": n, "name": name} for n, name in enumerate(("WBC", "RBC", "Platelets"), 1)],
-        "images": images or [{"id": 1, "file_name": "a.png", "width": 300, "height": 300}],
-        "annotations": [{"image_id": 1, "iscrowd": 0} | a for a in annotations],
-    } | (more or {})
-    path.write_text(json.dumps(data))
-    return str(path)
-
-
-ONE_AND_TWO = [
-    {"category_id": 1, "bbox": [10, 20, 30, 40]},
-    {"category_id": 3, "bbox": [200, 210, 50, 60]},
-    {"category_id": 3, "bbox": [100.5, 110, 20, 20]},
-]
+WBC = {"category_id": 1, "bbox": [10, 20, 30, 40]}
 
 
 def asked(results: list[Sample | Rejection]) -> list[tuple[str, str, int | None]]:
@@ -58,13 +39,16 @@ def test_questions_about_one_thing_about_several_and_about_what_is_not_there(giv
         ("Is there a platelet?", "yes", 2),
         ("Is there a red blood cell?", "no", 0),
     ]
+    assert isinstance(results[0], Sample)
+    assert [(m.label, [b.as_list() for b in m.boxes]) for m in results[0].evidence or ()] == [
+        ("white blood cell", [[10, 20, 40, 60]])
+    ]
 
 
 @pytest.mark.parametrize(
     ("questions", "absent", "negatives"),
     [
         (("presence", "count"), 0, set()),
-        (("presence",), 1, {("no", 0)}),
         (("count", "point"), 1, {("0", 0)}),
         (("where", "presence", "count", "point"), 9, {("no", 0), ("0", 0)}),
         (("where",), 9, set()),
@@ -73,23 +57,10 @@ def test_questions_about_one_thing_about_several_and_about_what_is_not_there(giv
 def test_as_many_questions_about_what_is_not_there_as_are_wanted(
     given: Given, questions: Any, absent: int, negatives: set[tuple[str, int]]
 ) -> None:
-    uri = instances(given, [{"category_id": 1, "bbox": [10, 20, 30, 40]}])
-    found = asked(given.outcomes("coco", uri, phrasings="one", questions=questions, absent=absent))
-    none = [(question, answer, boxes) for question, answer, boxes in found if not boxes]
+    found = asked(given.outcomes("coco", instances(given, [WBC]), phrasings="one", questions=questions, absent=absent))
+    none = [each for each in found if not each[2]]
     assert {(answer, boxes) for _, answer, boxes in none} == negatives
-    assert len(none) == (min(absent, 2) if negatives else 0)
-    assert len(set(none)) == len(none)
-
-
-def test_boxes_are_edges_under_the_spoken_name(given: Given) -> None:
-    (sample,) = given.outcomes(
-        "coco", instances(given, ONE_AND_TWO), questions=("where",), category_names=("WBC=white blood cell",)
-    )
-    assert isinstance(sample, Sample)
-    assert sample.evidence is not None
-    assert [(m.label, [b.as_list() for b in m.boxes]) for m in sample.evidence] == [
-        ("white blood cell", [[10, 20, 40, 60]])
-    ]
+    assert len(none) == len(set(none)) == (min(absent, 2) if negatives else 0)
 
 
 @pytest.mark.parametrize("name", ["WBC", "white blood cell"])
@@ -127,30 +98,27 @@ def test_nobody_is_asked_to_count_a_crowd(given: Given) -> None:
     }  # fmt: skip
 
 
-def test_every_question_about_a_bad_box_is_refused_and_no_other(given: Given) -> None:
-    bad = [ONE_AND_TWO[0], {"category_id": 3, "bbox": [250, 250, -10, 20]}]
-    results = given.outcomes("coco", instances(given, bad), questions=("where", "count"), absent=0)
-    assert [r.reason.value if isinstance(r, Rejection) else r.answers[0] for r in results] == [
-        "top left", "1", "box-inverted", "box-inverted",
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("bbox", "reason"),
     [
+        ([250, 250, -10, 20], "box-inverted"),
         ([1, 2, 0, 4], "box-empty"),
         ([1, 2, 400, 4], "box-outside"),
         ([1, 2, 3], "box-malformed"),
         (None, "box-malformed"),
         ([1, 2, 10**400, 4], "box-not-finite"),
-        ([1, 2, float("inf"), 4], "box-not-finite"),
     ],
 )
-def test_boxes_that_are_none(given: Given, bbox: Any, reason: str) -> None:
-    uri = instances(given, [{"category_id": 1, "bbox": bbox}])
-    (result,) = given.outcomes("coco", uri, questions=("count",), absent=0)
-    assert isinstance(result, Rejection)
-    assert result.reason.value == reason
+def test_questions_about_a_bad_box_are_refused_in_the_words_of_the_file_and_no_others(
+    given: Given, bbox: Any, reason: str
+) -> None:
+    uri = instances(given, [ONE_AND_TWO[0], {"category_id": 3, "bbox": bbox}])
+    *kept, refused = given.outcomes("coco", uri, questions=("count",), absent=0)
+    assert [one.answers for one in kept if isinstance(one, Sample)] == [("1",)]
+    assert isinstance(refused, Rejection)
+    assert refused.reason.value == reason
+    assert "which is [x, y, width, height] on an image of" in refused.detail
+    assert "x1" not in refused.detail
 
 
 def test_an_image_of_another_size_than_the_file_says(given: Given) -> None:
@@ -160,71 +128,48 @@ def test_an_image_of_another_size_than_the_file_says(given: Given) -> None:
     assert result.reason.value == "image-size-differs"
 
 
-def test_the_wording_depends_on_seed_and_row_alone(given: Given) -> None:
-    uri = str(CELLS / "instances.json")
+def test_wording_depends_on_seed_and_row_alone_and_the_base_has_learned_all_of_it(given: Given) -> None:
     given.images = CELLS / "images"
 
     def questions(seed: int) -> list[str]:
-        results = given.outcomes("coco", uri, questions=("where",), categories=("white blood cell",), seed=seed)
-        return [question for question, _, _ in asked(results)]
+        uri, which = str(CELLS / "instances.json"), {"questions": ("where",), "categories": ("white blood cell",)}
+        return [question for question, _, _ in asked(given.outcomes("coco", uri, seed=seed, **which))]
 
     first = questions(1)
     assert first == questions(1)
     assert first != questions(2)
     assert {q.split()[0] for q in first} == {"Where", "Find", "Point"}
-
-
-def test_the_base_knows_these_wordings() -> None:
-    """The rehearsal base has learned the phrases of drawn scenes."""
-    known = {
-        phrase.format("blob") for phrases in (scenes.WHERE, scenes.COUNT, scenes.POINT, scenes.PRESENCE)
-        for phrase in phrases
-    }  # fmt: skip
-    ours = {
-        phrase.format(one="blob", many=coco.plural("blob"), a="a blob")
-        for phrases in coco.PHRASINGS.values()
-        for phrase in phrases
-    }
-    assert ours <= known
+    taught = (scenes.WHERE, scenes.COUNT, scenes.POINT, scenes.PRESENCE)
+    ours = (phrase.format(one="blob", many="blobs", a="a blob") for each in coco.PHRASINGS.values() for phrase in each)
+    assert set(ours) <= {phrase.format("blob") for phrases in taught for phrase in phrases}
 
 
 @pytest.mark.parametrize(
-    ("one", "many"),
+    ("options", "more", "said"),
     [
-        ("white blood cell", "white blood cells"), ("person", "people"), ("bus", "buses"), ("bench", "benches"),
-        ("wine glass", "wine glasses"), ("sheep", "sheep"), ("berry", "berries"), ("toy", "toys"), ("knife", "knives"),
+        ({"categories": ("leucocyte",)}, {}, r"no category 'leucocyte'; it has Platelets, RBC, WBC"),
+        ({}, {"images": []}, "there are no images in it"),
+        ({}, {"annotations": []}, "there are no annotations in it"),
+        ({}, {"categories": []}, "there are no categories in it"),
+        ({"categories": ("WBC",)}, {"annotations": [WBC | {"image_id": "0001"}]},
+         r"can be asked of its images; entry 1 of annotations: image_id '0+1' is of no"),
     ],
 )  # fmt: skip
-def test_plurals(one: str, many: str) -> None:
-    assert coco.plural(one) == many
+def test_files_that_cannot_be_asked_about(given: Given, options: Any, more: Any, said: str) -> None:
+    with pytest.raises((InputError, SettingsError), match=said):
+        given.outcomes("coco", instances(given, ONE_AND_TWO, more=more), **options)
 
 
-def test_a_category_that_the_file_has_not_is_named_with_those_it_has(given: Given) -> None:
-    with pytest.raises(SettingsError, match=r"no category 'leucocyte'; it has Platelets, RBC, WBC"):
-        given.outcomes("coco", instances(given, ONE_AND_TWO), categories=("leucocyte",))
-
-
-@pytest.mark.parametrize("part", ["images", "annotations", "categories"])
-def test_a_file_without_one_of_its_parts(given: Given, part: str) -> None:
-    with pytest.raises(InputError, match=f"there are no {part} in it"):
-        given.outcomes("coco", instances(given, ONE_AND_TWO, more={part: []}))
-
-
-def test_a_file_that_is_cut_off(given: Given) -> None:
-    uri = instances(given, ONE_AND_TWO)
-    path = Path(uri)
+def test_files_that_are_cut_off_or_no_coco(given: Given) -> None:
+    path = Path(instances(given, ONE_AND_TWO))
     path.write_text(path.read_text()[:-30])
     with pytest.raises(InputError, match="is it cut off"):
-        given.outcomes("coco", uri)
-
-
-def test_rows_of_another_source(given: Given) -> None:
+        given.outcomes("coco", str(path))
     with pytest.raises(InputError, match="--source viscot"):
         given.outcomes("coco", given.rows([{"question": "?"}]))
 
 
-@pytest.mark.parametrize("image_id", [1, 1.0, "1"])
-@pytest.mark.parametrize("category_id", [3, 3.0, "3"])
+@pytest.mark.parametrize(("image_id", "category_id"), [(1, 3.0), (1.0, "3"), ("1", 3)])
 def test_ids_are_the_same_however_their_number_is_written(given: Given, image_id: Any, category_id: Any) -> None:
     written = [a | {"image_id": image_id, "category_id": category_id} for a in ONE_AND_TWO]
     images = [{"id": float(image_id), "file_name": "a.png", "license": 4.0}]
@@ -234,9 +179,20 @@ def test_ids_are_the_same_however_their_number_is_written(given: Given, image_id
     assert (result.answers, result.origin.licence) == (("3",), "MIT")
 
 
+def test_images_without_an_id_or_with_that_of_another_are_refused(given: Given) -> None:
+    """No annotation can be of one without, so everything would be denied of it."""
+    images = [{"id": 1, "file_name": "a.png"}, {"id": None, "file_name": "a.png"}, {"id": "1", "file_name": "b.png"}]
+    results = given.outcomes("coco", instances(given, ONE_AND_TWO, images), questions=("presence",))
+    refused = [(r.id, r.reason.value) for r in results if isinstance(r, Rejection)]
+    assert refused == [("instances.json:image-2", "wrong-shape"), ("instances.json:1#3", "duplicate")]
+    assert len(results) == 2 + 3
+
+
+# ------------------------------------------------------------------------------ annotations that match nothing
+
 IS_THERE = {("Is there a WBC?", "yes"), ("Is there a Platelets?", "yes")}
 OF_RBC = {"category_id": 2, "bbox": [50, 50, 9, 9]}
-NOWHERE = [None, 99, float("nan"), "one", 1.5]
+NOWHERE = [None, 99, float("nan"), "one"]
 
 
 def with_unmatched(given: Given, annotation: dict[str, Any], **options: Any) -> tuple[set[tuple[str, str]], list[Any]]:
@@ -245,7 +201,7 @@ def with_unmatched(given: Given, annotation: dict[str, Any], **options: Any) -> 
     images = [{"id": n, "file_name": f"{name}.png"} for n, name in enumerate("ab", 1)]
     boxes = [a | {"image_id": n} for n in (1, 2) for a in ONE_AND_TWO]
     uri = instances(given, [*boxes, annotation], images)
-    results = given.outcomes("coco", uri, phrasings="one", **options)
+    results = given.outcomes("coco", uri, phrasings="one", absent=3, **options)
     found = {(f"{r.id.split(':')[1]} {r.question}", r.answers[0]) for r in results if isinstance(r, Sample)}
     return found, [r for r in results if isinstance(r, Rejection)]
 
@@ -253,32 +209,28 @@ def with_unmatched(given: Given, annotation: dict[str, Any], **options: Any) -> 
 @pytest.mark.parametrize("image_id", NOWHERE)
 def test_an_annotation_of_no_image_leaves_its_category_uncounted_and_undenied(given: Given, image_id: Any) -> None:
     """It may be of either."""
-    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": image_id}, absent=3)
+    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": image_id})
     assert not {question for question, _ in found if "RBC" in question}
     assert {("1 How many WBCs are there?", "1"), ("2 Where is the WBC?", "top left")} < found
     assert (refused.id, refused.reason.value) == ("instances.json:annotation-7", "annotation-unmatched")
-    assert "entry 7 of annotations: " in refused.detail
-    assert "image_id" in refused.detail
-    assert "--unmatched-annotations ignore" in refused.detail
+    assert all(said in refused.detail for said in ("entry 7 of annotations: ", "image_id", "--unmatched-annotations"))
 
 
 def test_of_a_category_that_is_in_doubt_is_asked_only_whether_it_is_there(given: Given) -> None:
-    found, _ = with_unmatched(given, OF_RBC | {"image_id": 99, "category_id": 1}, absent=3)
+    found, _ = with_unmatched(given, OF_RBC | {"image_id": 99, "category_id": 1})
     assert {question for question, _ in found if "WBC" in question} == {"1 Is there a WBC?", "2 Is there a WBC?"}
-    assert ("1 Is there a RBC?", "no") in found
 
 
 @pytest.mark.parametrize("category_id", NOWHERE)
 def test_an_annotation_of_no_category_leaves_its_image_uncounted(given: Given, category_id: Any) -> None:
-    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": 2, "category_id": category_id}, absent=3)
+    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": 2, "category_id": category_id})
     assert {one for one in found if one[0].startswith("2 ")} == {(f"2 {question}", yes) for question, yes in IS_THERE}
     assert {("1 How many WBCs are there?", "1"), ("1 Is there a RBC?", "no")} < found
-    assert refused.reason.value == "annotation-unmatched"
     assert "category_id" in refused.detail
 
 
 def test_an_annotation_without_either_leaves_all_images_uncounted(given: Given) -> None:
-    found, (refused,) = with_unmatched(given, {"image_id": None, "bbox": [1, 2, 3, 4]}, absent=3)
+    found, (refused,) = with_unmatched(given, {"image_id": None, "bbox": [1, 2, 3, 4]})
     assert found == {(f"{image} {question}", yes) for image in (1, 2) for question, yes in IS_THERE}
     assert "it has no image_id and it has no category_id" in refused.detail
 
@@ -288,42 +240,70 @@ def test_images_and_categories_can_have_been_left_out_on_purpose(
     given: Given, wrong: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logging.configure("json")
-    found, refused = with_unmatched(given, OF_RBC | wrong, absent=3, unmatched_annotations="ignore")
+    found, refused = with_unmatched(given, OF_RBC | wrong, unmatched_annotations="ignore")
     assert {("1 How many WBCs are there?", "1"), ("1 Is there a RBC?", "no")} < found
     assert refused == []
     said = json.loads(capsys.readouterr().err.splitlines()[-1])
     assert (said["annotations"], said["of_no_image"] + said["of_no_category"]) == (7, 1)
 
 
-def test_an_image_without_an_id_is_refused(given: Given) -> None:
-    """No annotation can be of it, so everything would be denied of it."""
-    images = [{"id": 1, "file_name": "a.png"}, {"id": None, "file_name": "a.png"}, {"file_name": "a.png"}]
-    results = given.outcomes("coco", instances(given, ONE_AND_TWO, images), questions=("presence",))
-    refused = [(r.id, r.reason.value) for r in results if isinstance(r, Rejection)]
-    assert refused == [("instances.json:image-2", "wrong-shape"), ("instances.json:image-3", "wrong-shape")]
-    assert len(results) == 2 + 3
+# ------------------------------------------------------------------------------------------------------- RefCOCO
 
 
-def test_where_nothing_can_be_asked_the_annotations_that_match_nothing_are_named(given: Given) -> None:
-    written = [a | {"image_id": "000000000001"} for a in ONE_AND_TWO]
-    with pytest.raises(
-        InputError, match=r"can be asked of its images; entry 1 of annotations: image_id '0+1' is of no"
-    ):
-        given.outcomes("coco", instances(given, written), categories=("WBC", "Platelets"))
+@pytest.fixture
+def garden(given: Given) -> Given:
+    given.image("COCO_train2014_000000533220.jpg", 640, 427)
+    return given
 
 
-def test_a_second_image_of_one_id_is_refused_and_the_first_asked_about(given: Given) -> None:
-    images = [{"id": 1, "file_name": "a.png"}, {"id": "1", "file_name": "b.png"}]
-    uri = instances(given, [{"category_id": 1, "bbox": [10, 20, 30, 40]}], images)
-    first, second = given.outcomes("coco", uri, questions=("where",))
-    assert isinstance(first, Sample)
-    assert isinstance(second, Rejection)
-    assert (second.id, second.reason.value) == ("instances.json:1#2", "duplicate")
+def test_refcoco_expressions_are_answered_by_pointing(garden: Given) -> None:
+    sample = garden.sample("refcoco", REFCOCO, phrasings="one")
+    assert sample.question == "Where is what this describes: a bush of plant behind middle woman?"
+    assert sample.answers == ("top",)
+    (mention,) = sample.evidence or ()
+    assert (mention.label, mention.boxes[0].as_list()) == ("a bush of plant behind middle woman", REFCOCO["bbox"])
+    assert (sample.origin.dataset, sample.origin.split) == ("refcocog", "validation")
+    says_it = garden.sample("refcoco", REFCOCO | {"expression": "the bush at the top", "split": "testB"})
+    assert ([m.label for m in says_it.evidence or ()], says_it.origin.split) == (["region"], "test")
+    rows = garden.rows([REFCOCO | {"sent_id": n} for n in range(30)])
+    wordings = [question for question, _, _ in asked(garden.outcomes("refcoco", rows))]
+    assert wordings == [question for question, _, _ in asked(garden.outcomes("refcoco", rows, readers=4))]
+    assert len(set(wordings)) == 3
 
 
-def test_a_faulty_box_is_told_in_the_words_of_the_file(given: Given) -> None:
-    uri = instances(given, [{"category_id": 1, "bbox": [10, 20, 0, 40]}])
-    (refused,) = (one for one in given.outcomes("coco", uri, absent=0, questions=("where",)))
-    assert isinstance(refused, Rejection)
-    assert "bbox [10, 20, 0, 40], which is [x, y, width, height] on an image of" in refused.detail
-    assert "x1" not in refused.detail
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"expression": " "}, "no-question"),
+        ({"bbox": None}, "box-malformed"),
+        ({"bbox": [285.04, 23.29, 724.78, 146.4]}, "box-outside"),
+        ({"width": 427, "height": 640}, "image-size-differs"),
+        ({"img_path": "COCO_train2014_000000000001.jpg"}, "image-missing"),
+        ({"split": "dev"}, "wrong-shape"),
+    ],
+)
+def test_refused_rows_of_refcoco(garden: Given, changed: dict[str, Any], reason: str) -> None:
+    assert garden.reason("refcoco", REFCOCO | changed) == reason
+
+
+# -------------------------------------------------------------------------------------------------- drawn scenes
+
+
+def test_drawn_scenes_are_the_same_in_every_run_and_others_with_another_seed(tmp_path: Path) -> None:
+    def drawn(seed: int, readers: int) -> list[Sample]:
+        given = Given(tmp_path / f"{seed}-{readers}")
+        results = given.outcomes(
+            "scenes", scenes=3, seed=seed, readers=readers, questions=("where", "count", "presence")
+        )
+        return [r for r in results if isinstance(r, Sample)]
+
+    where, count, presence = samples = drawn(1, 1)
+    assert [s.id for s in samples] == ["scene:000000", "scene:000001", "scene:000002"]
+    assert all(Path(s.image.uri).exists() for s in samples)
+    if where.true_boxes:
+        assert where.answers == (place(where.true_boxes[0], where.image.width, where.image.height),)
+    assert count.answers == (str(len(count.true_boxes or ())),)
+    assert presence.answers == ("yes" if presence.true_boxes else "no",)
+    digests = [s.image.sha256 for s in samples]
+    assert digests == [s.image.sha256 for s in drawn(1, 3)]
+    assert not {s.image.sha256 for s in drawn(2, 1)} & set(digests)

@@ -1,20 +1,47 @@
-"""Files of rows: every form, and every way in which a file is not what it should be."""
+"""Files of rows: JSON arrays and lines, gzipped or not, and Parquet; whose rows are whose; what becomes of each."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
+import random
+import time
 import tracemalloc
 from array import array
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import given as generated
+from hypothesis import strategies as st
 
-from vcot.datasets.inputs import find, found_in, row_of, rows_of
+from tests.fakes.broken_rows import broken
+from tests.fakes.rows import (
+    ASKED,
+    IMAGE,
+    SCIENCEQA_TYPES,
+    Given,
+    chat,
+    informed,
+    metadata,
+    png,
+    scienceqa_row,
+    talk,
+    write_parquet,
+)
+from vcot.datasets import read, rows_of_shard
+from vcot.datasets.base import split_of
+from vcot.datasets.inputs import find, found_in, parquet_rows, row_of, rows_of
+from vcot.datasets.parallel import in_order
+from vcot.datasets.reading import rows_in_blocks
 from vcot.errors import InputError
+from vcot.records import Folder, Rejection, Sample
+from vcot.records.shards import CONVERT
 from vcot.storage import Changed, Store, join, local, s3
 
 ROWS = [{"n": 1, "x": 0.1}, {"n": 2, "x": [1.5, 2]}, {"n": 3, "x": "ü"}]
@@ -28,7 +55,7 @@ def write(path: Path, data: str | bytes) -> str:
     return str(path)
 
 
-def read(*uris: str) -> list[tuple[str, object]]:
+def said(*uris: str) -> list[tuple[str, object]]:
     """(id, what the row says or why it could not be read)."""
     store = Store()
     return [
@@ -42,12 +69,12 @@ def read(*uris: str) -> list[tuple[str, object]]:
 @pytest.mark.parametrize("form", ["lines", "array", "pretty array"])
 def test_lines_and_arrays_whatever_the_name_says(tmp_path: Path, name: str, form: str) -> None:
     text = LINES if form == "lines" else json.dumps(ROWS, indent=2 if form == "pretty array" else None)
-    assert read(write(tmp_path / name, text)) == [(f"{name}:{n}", row) for n, row in enumerate(ROWS, 1)]
+    assert said(write(tmp_path / name, text)) == [(f"{name}:{n}", row) for n, row in enumerate(ROWS, 1)]
 
 
 def test_a_byte_order_mark_and_empty_lines_are_nothing(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n\r\n").encode()
-    assert [value for _, value in read(write(tmp_path / "a.jsonl", text))] == ROWS
+    assert [value for _, value in said(write(tmp_path / "a.jsonl", text))] == ROWS
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -55,44 +82,26 @@ def test_a_file_of_another_encoding_is_refused_as_a_whole(tmp_path: Path, encodi
     """Cut into lines where UTF-8 has them, it would have other rows than it has."""
     for text in (LINES, json.dumps(ROWS)):
         with pytest.raises(InputError, match=r"a\.jsonl is written in UTF-16 or UTF-32; JSON is UTF-8"):
-            read(write(tmp_path / "a.jsonl", text.encode(encoding)))
+            said(write(tmp_path / "a.jsonl", text.encode(encoding)))
 
 
-def test_a_line_that_is_not_json_is_named_by_its_number_and_costs_nobody_else(tmp_path: Path) -> None:
-    bad = ['{"n": 1}', '{"n": 2', "[1, 2]", '"text"', "\udcff", '{"n": 6}']
+def test_lines_that_are_not_json_are_named_by_their_number_and_cost_nobody_else(tmp_path: Path) -> None:
+    bad = ['{"n": 1}', '{"n": 2', "[1, 2]", '"text"', "\udcff", '{"n": ' + "[" * 100_000, '{"n": NaN}']
     data = "\n".join(bad).encode(errors="surrogateescape")
-    assert read(write(tmp_path / "a.jsonl", data)) == [
-        ("a.jsonl:1", {"n": 1}),
-        ("a.jsonl:2", "not-json"),
-        ("a.jsonl:3", "wrong-shape"),
-        ("a.jsonl:4", "wrong-shape"),
-        ("a.jsonl:5", "not-json"),
-        ("a.jsonl:6", {"n": 6}),
-    ]
-
-
-def test_nesting_without_end_is_one_bad_line(tmp_path: Path) -> None:
-    assert read(write(tmp_path / "a.jsonl", '{"n": ' + "[" * 100_000 + "\n" + '{"n": 2}')) == [
-        ("a.jsonl:1", "not-json"),
-        ("a.jsonl:2", {"n": 2}),
-    ]
-
-
-@pytest.mark.parametrize("data", ["", "\n\n", "[]", "[ ]"])
-def test_a_file_without_a_row_is_an_error(tmp_path: Path, data: str) -> None:
-    with pytest.raises(InputError, match="not one row"):
-        read(write(tmp_path / "a.json", data))
-
-
-@pytest.mark.parametrize("cut", [-1, -20, 30])
-def test_an_array_that_is_cut_off_is_an_error_that_says_where(tmp_path: Path, cut: int) -> None:
-    with pytest.raises(InputError, match=r"not whole JSON at .*entry \d.*is it cut off"):
-        read(write(tmp_path / "a.json", json.dumps(ROWS)[:cut]))
+    reasons = ["not-json", "wrong-shape", "wrong-shape", "not-json", "not-json"]
+    found = said(write(tmp_path / "a.jsonl", data))
+    assert [name for name, _ in found] == [f"a.jsonl:{n}" for n in range(1, 8)]
+    assert [value for _, value in found[:6]] == [{"n": 1}, *reasons]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "said_of_it"),
     [
+        ("", "not one row"),
+        ("\n\n", "not one row"),
+        ("[ ]", "not one row"),
+        (json.dumps(ROWS)[:-1], "is it cut off"),
+        (json.dumps(ROWS)[:30], "is it cut off"),
         ('[{"n": 1} {"n": 2}]', "the end of entry 1: ',' should follow, not '{\"n\": 2}]'"),
         ('[{"n": 1}, {"n": oops}]', "entry 2: Expecting value"),
         ("[", "entry 1: the file ends"),
@@ -101,66 +110,33 @@ def test_an_array_that_is_cut_off_is_an_error_that_says_where(tmp_path: Path, cu
         ('[{"n": 1},', "entry 2: the file ends"),
     ],
 )
-def test_an_array_that_is_not_json(tmp_path: Path, text: str, said: str) -> None:
+def test_files_without_rows_and_arrays_that_are_not_whole(tmp_path: Path, text: str, said_of_it: str) -> None:
     with pytest.raises(InputError) as refused:
-        read(write(tmp_path / "a.json", text))
-    assert said in str(refused.value)
-
-
-def test_entries_may_lie_across_every_border_of_what_is_read_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vcot.datasets.jsontext._BUFFER", 7)
-    rows = [{"n": n, "text": "ü" * n, "list": [[n, 1e-3, None, "]["]]} for n in range(30)]
-    for indent in (None, 1):
-        uri = write(tmp_path / f"{indent}.json", json.dumps(rows, indent=indent, ensure_ascii=indent is None))
-        assert [value for _, value in read(uri)] == rows
-
-
-def test_the_numbers_that_python_writes_and_json_has_not_cost_one_row_only(tmp_path: Path) -> None:
-    text = '[{"n": NaN}, {"n": [Infinity, -Infinity, 1e999]}, {"n": 1}]'
-    ids = [row_id for row_id, _ in read(write(tmp_path / "a.json", text))]
-    assert len(ids) == 3
+        said(write(tmp_path / "a.json", text))
+    assert said_of_it in str(refused.value)
 
 
 def test_a_gzip_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "a.jsonl.gz", LINES * 1000))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match="not a whole gzip"):
-        read(str(path))
+        said(str(path))
     path.write_bytes(b"plain text")
     with pytest.raises(InputError, match="not a whole gzip"):
-        read(str(path))
+        said(str(path))
 
 
-def test_a_file_that_changes_under_a_running_stage_is_an_error(tmp_path: Path) -> None:
-    store, uri = Store(), write(tmp_path / "a.jsonl", LINES)
-    (file,) = find(store, [uri])
-    write(tmp_path / "a.jsonl", LINES.replace("2", "7"))
-    with pytest.raises(InputError, match="has changed since this stage began"):
-        list(rows_of(store, file))
-
-
-def test_a_folder_stands_for_the_files_below_it(tmp_path: Path) -> None:
+def test_a_folder_stands_for_the_files_below_it_and_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.json", "deep/c.jsonl.gz", "readme.txt"):
         write(tmp_path / "in" / name, LINES)
-    assert [row_id for row_id, _ in read(str(tmp_path / "in"))][::3] == ["a.json:1", "b.jsonl:1", "deep/c.jsonl.gz:1"]
-
-
-def test_rows_of_files_with_one_name_are_told_apart(tmp_path: Path) -> None:
-    uris = [write(tmp_path / side / "rows.jsonl", LINES) for side in ("train", "val")]
-    ids = [row_id for row_id, _ in read(*uris)]
-    assert ids[0] == "train/rows.jsonl:1"
-    assert len(set(ids)) == 6
-    uris += [write(tmp_path / "more" / "train" / "rows.jsonl", LINES)]
-    assert len({row_id for row_id, _ in read(*uris)}) == 9
-
-
-def test_a_file_that_is_not_there_and_a_folder_without_rows(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for uri in (tmp_path / "nothing.json", tmp_path / "in"):
+    assert [row_id for row_id, _ in said(str(tmp_path / "in"))][::3] == ["a.json:1", "b.jsonl:1", "deep/c.jsonl.gz:1"]
+    uris = [write(tmp_path / side / "rows.jsonl", LINES) for side in ("train", "val", "more/train")]
+    assert said(*uris[:2])[0][0] == "train/rows.jsonl:1"
+    assert len({row_id for row_id, _ in said(*uris)}) == 9
+    (tmp_path / "empty").mkdir()
+    for uri in (tmp_path / "nothing.json", tmp_path / "empty"):
         with pytest.raises(InputError, match="no such file"):
-            read(str(uri))
+            said(str(uri))
 
 
 @pytest.mark.parametrize("named", ["the file", "its folder"])
@@ -201,9 +177,9 @@ def test_entries_whose_places_are_noted_are_what_they_were(
 
 
 def test_of_a_file_whose_places_are_noted_only_what_is_wanted_is_fetched(
-    any_place: str, monkeypatch: pytest.MonkeyPatch
+    moto_place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, uri = Store(), join(any_place, "a.json")
+    store, uri = Store(), join(moto_place, "a.json")
     store.write(uri, json.dumps([{"n": n, "text": "x" * (3 << 20)} for n in range(10)]).encode())
     (file,) = find(store, [uri])
     starts = array("Q")
@@ -248,3 +224,230 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         return peak
 
     assert most(20_000) < most(2_000) + 2_000_000  # ten times the rows, 18 MB more of them
+
+
+# ------------------------------------------------------------------------------------------------------- Parquet
+
+
+def columns_of(uri: str, columns: tuple[str, ...] = ("n",)) -> list[dict[str, object]]:
+    with Store().open_read(uri) as file:
+        return [value for _, value in parquet_rows(file, uri, columns)]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "found"),
+    [
+        ("train-00000-of-00001-1028f23e353fbe3e.parquet", {"n": 1}, {"n": 1, "split": "train"}),
+        ("validation-00001-of-00002.parquet", {"n": 1}, {"n": 1, "split": "validation"}),
+        ("training.parquet", {"n": 1}, {"n": 1}),
+        ("test-00000-of-00001.parquet", {"n": 1, "split": "train"}, {"n": 1, "split": "train"}),  # a column goes first
+    ],
+)
+def test_the_name_of_a_file_says_its_split(tmp_path: Path, name: str, row: Any, found: Any) -> None:
+    uri = write_parquet(tmp_path / name, [row], {"n": pa.int64(), **({"split": pa.string()} if "split" in row else {})})
+    assert columns_of(uri, ("n", "split")) == [found]
+
+
+def test_only_the_named_columns_are_read_over_all_groups_also_from_a_bucket(moto_place: str, tmp_path: Path) -> None:
+    rows, types = [{"n": n, "other": "x"} for n in range(95)], {"n": pa.int64(), "other": pa.string()}
+    uri = write_parquet(tmp_path / "a.parquet", rows, types, group=10)
+    assert columns_of(uri, ("n", "absent")) == [{"n": n} for n in range(95)]
+    Store().upload(Path(uri), f"{moto_place}/a.parquet")
+    assert columns_of(f"{moto_place}/a.parquet") == columns_of(uri)
+    with pytest.raises(InputError, match=r"has the columns n, other; none of question, image"):
+        columns_of(uri, ("question", "image"))
+
+
+@pytest.mark.parametrize("kept", [0, 3, 300, "overwritten"])
+def test_parquet_that_is_not_whole(tmp_path: Path, kept: Any) -> None:
+    path = Path(write_parquet(tmp_path / "a.parquet", [{"n": n} for n in range(1000)], {"n": pa.int64()}))
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + bytes(36) + data[40:] if kept == "overwritten" else data[:kept])
+    with pytest.raises(InputError, match=r"a\.parquet is not whole Parquet"):
+        columns_of(str(path))
+
+
+def test_parquet_as_input(given: Given) -> None:
+    same = {"bytes": png(50, 40), "path": "image.png"}
+    rows = [scienceqa_row(0, image=same), scienceqa_row(1, image=same),
+            scienceqa_row(2, image={"bytes": b"<html>", "path": "1.png"})]  # fmt: skip
+    for split in ("train", "test"):
+        write_parquet(given.folder / f"data/{split}-00000-of-00001.parquet", rows, SCIENCEQA_TYPES)
+    found = given.outcomes("scienceqa", str(given.folder / "data"))
+    assert [r.reason.value if isinstance(r, Rejection) else r.origin.split for r in found] == [
+        "test", "test", "image-not-an-image", "train", "train", "image-not-an-image",
+    ]  # fmt: skip
+    assert len(list((given.folder / "made").iterdir())) == 1  # one image of several rows is stored once
+    with pytest.raises(InputError, match=r"is Parquet; this source reads \.json"):
+        given.outcomes("viscot", str(given.folder / "data"))
+
+
+def test_memory_does_not_grow_with_parquet(tmp_path: Path) -> None:
+    """Images of 100 kB, groups of 100 rows as the hub writes them: ten times the rows, the same peak."""
+    dice = random.Random(1)
+
+    def peak(groups: int) -> int:
+        rows = [{"image": {"bytes": dice.randbytes(100_000), "path": None}} for _ in range(100 * groups)]
+        uri = write_parquet(tmp_path / f"{groups}.parquet", rows, {"image": IMAGE})
+        del rows
+        before = pa.total_allocated_bytes()
+        pool = pa.default_memory_pool()
+        tracemalloc.start()
+        most = 0
+        with Store().open_read(uri) as file:
+            for _ in parquet_rows(file, uri, ("image",)):
+                most = max(most, pool.bytes_allocated() - before)
+        _, python = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most + python
+
+    small, large = peak(1), peak(10)
+    assert large < 1.25 * small, (small, large)
+    assert large < 40e6
+
+
+# --------------------------------------------------------------------------------------- rows and their shards
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "said"),
+    [
+        ("samples", chat("[0, 0, 1, 1]", None), "VisCoT's chat rows; --source viscot reads it"),
+        ("samples", metadata([[1, 2, 3, 4]]), "VisCoT's metadata; --source viscot reads it"),
+        ("viscot", {"info": {}, "images": [], "annotations": []}, "--source coco"),
+        ("viscot", {"messages": []}, "OpenAI chat messages; --source samples reads it"),
+        ("viscot", {"image": "a", "question": "?", "answers": ["x"]}, "Samples; --source samples reads it"),
+    ],
+)
+def test_rows_of_another_source_name_the_right_one(given: Given, source: str, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        given.outcomes(source, given.rows([row]))
+
+
+def test_results_come_in_order_and_nobody_runs_far_ahead() -> None:
+    taken = []
+
+    def items() -> Any:
+        for n in range(100):
+            taken.append(n)
+            yield n
+
+    def slow_when_even(n: int) -> int:
+        time.sleep(0.002 * (n % 2 == 0))
+        return n
+
+    results = in_order(slow_when_even, items(), 4)
+    assert [next(results) for _ in range(10)] == list(range(10))
+    assert len(taken) <= 10 + 4 * 4
+    assert list(results) == list(range(10, 100))
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda n: 1 // (n - 5), range(100), 3))
+
+
+def test_rows_in_are_samples_and_rejections_out(given: Given) -> None:
+    given.image("vsr/a.jpg", 640, 480)
+    rows = [
+        metadata([[1, 2, 30, 40]]), "{", metadata([[30, 2, 1, 40]]), 7, metadata([[1, 2, 30, 40]], image="no.jpg"),
+        '{"question": "\\ud800", "answer": "\\ud800", "image": "\\ud800", "bboxs": 7}',
+    ]  # fmt: skip
+    results = given.outcomes("viscot", given.rows(rows), readers=3)
+    assert [r.reason.value if isinstance(r, Rejection) else "kept" for r in results] == [
+        "kept", "not-json", "box-inverted", "wrong-shape", "image-missing", "wrong-shape",
+    ]  # fmt: skip
+    assert all(result.line() for result in results)
+
+
+def test_the_side_of_an_image_is_a_fair_draw_by_seed() -> None:
+    digests = [f"{n:064x}" for n in range(4000)]
+    sides = [split_of(d, 0, 0.1) for d in digests]
+    assert 320 <= sides.count("validation") <= 480
+    assert sides == [split_of(d, 0, 0.1) for d in digests]
+    assert sides != [split_of(d, 1, 0.1) for d in digests]
+    assert {split_of(d, 0, 0.0) for d in digests} == {"train"}
+
+
+def test_rows_that_share_an_id_stay_two_rows_in_every_shard(given: Given) -> None:
+    given.image("a.png", 20, 20)
+
+    def row(question: str, **more: Any) -> dict[str, Any]:
+        return {"image": "a.png", "question": question, "answers": ["x"]} | more
+
+    uris = [
+        given.rows([row("1", id="cell"), row("2", id=7), row("3"), row("4", id="\ud800")], "mine.jsonl"),
+        given.rows([row("5", id="cell"), row("6", id="mine.jsonl:3"), "no JSON"], "yours.jsonl"),
+    ]
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
+    with pytest.raises(InputError, match="--part prepare comes before --part shards"):
+        informed(given.context("samples", *uris), folder, look=False)
+    informed(given.context("samples", *uris), folder, look=True)
+    ids = {}
+    for shard in range(2):
+        context = informed(given.context("samples", *uris), folder, look=False)
+        for _, result in read(rows_of_shard(context, shard, 2), context):
+            ids[result.question if isinstance(result, Sample) else result.reason.value] = result.id
+    assert ids == {
+        "1": "mine.jsonl:1:cell", "2": "7", "3": "mine.jsonl:3", "wrong-shape": "mine.jsonl:4",
+        "5": "yours.jsonl:1:cell", "6": "yours.jsonl:2:mine.jsonl:3", "not-json": "yours.jsonl:3",
+    }  # fmt: skip
+
+
+def is_json(line: bytes) -> bool:
+    """Of an array, which is UTF-8; of a single line json.loads would take other encodings, too."""
+    try:
+        json.loads(line.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def test_places_that_were_damaged_are_an_error_and_without_any_the_rows_are_the_same(given: Given) -> None:
+    given.image("vsr/a.jpg", 640, 480)
+    context = given.context("viscot", given.rows([metadata([[1, 2, 30, 40]])] * 9, "rows.json"))
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
+    informed(context, folder, look=True)
+    (left,) = (given.folder / "run/convert/offsets").iterdir()
+    left.write_bytes(left.read_bytes()[:-1] + b"!")
+    (given.folder / "new").mkdir()
+    elsewhere = replace(context, scratch=given.folder / "new")
+    with pytest.raises(InputError, match=f"{left} is damaged"):
+        informed(elsewhere, folder, look=False)
+    left.unlink()
+    knowing = informed(elsewhere, folder, look=False)
+    found = [row.id for row in rows_of_shard(knowing, 1, 3)]
+    assert found == ["rows.json:2", "rows.json:5", "rows.json:8"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@generated(
+    shards=st.integers(1, 60), limit=st.none() | st.integers(1, 60), seed=st.integers(0, 9),
+    source=st.sampled_from(["viscot", "llava-cot"]), array=st.booleans(),
+)  # fmt: skip
+def test_any_number_of_shards(
+    given: Given, shards: int, limit: int | None, seed: int, source: str, array: bool
+) -> None:
+    given.image("vsr/a.jpg", 640, 480)
+    given.image("chartqa/1.png", 200, 100)
+    said = ("gpt", "<think>so</think>21")
+    row = metadata([[1, 2, 30, 40]]) if source == "viscot" else talk(ASKED, said, ("human", "And?"), said)
+    dice = random.Random(seed)
+    files = []
+    for name in ("one.json", "two.json") if array else ("one.jsonl", "two.jsonl"):
+        lines = [json.dumps(row).encode()]
+        lines += [broken(dice, row).replace(b"\n", b" ") for _ in range(20)]
+        lines = [line for line in lines if is_json(line)] if array else lines
+        (given.folder / name).write_bytes(b"[" + b", ".join(lines) + b"]" if array else b"\n".join((*lines, b"")))
+        files.append(str(given.folder / name))
+    context = replace(given.context(source, *files), limit=limit)
+
+    def lines_of(index: int, shards: int) -> list[bytes]:
+        rows = rows_of_shard(context, index, shards)
+        return [result.line() for _, result in read(rows, context)]
+
+    whole = lines_of(0, 1)
+    dealt = [lines_of(index, shards) for index in range(shards)]
+    assert [dealt[number % shards][number // shards] for number in range(len(whole))] == whole
+    assert sum(map(len, dealt)) == len(whole)
+    blocks = {}
+    for index in range(shards):
+        blocks |= {place: row.id for place, row in rows_in_blocks(context, index, shards, bytes([0, 1, 1] * 100))}
+    assert blocks == {place: row.id for place, row in enumerate(rows_of_shard(context)) if place % 3 > 0}

@@ -20,20 +20,15 @@ from hypothesis import given as for_all
 from hypothesis import settings as tuned
 from hypothesis import strategies as some
 
-from tests.datasets import test_datasets_llava_cot as llava_cot
-from tests.datasets import test_datasets_scienceqa as scienceqa
-from tests.datasets.given import ALONE, Given
-from tests.datasets.parquet import write
-from tests.datasets.test_datasets_llava_cot import talk
-from tests.datasets.test_datasets_row_index import row, scene
-from tests.jobs.test_convert import ROOT, flags, made, viscot_rows
-from vcot.datasets import DATASETS, mixture, row_index, workers
+from tests.fakes.convert import ROOT, convert, flags, made, viscot_rows
+from tests.fakes.rows import ALONE, ASKED, SCIENCEQA_TYPES, Given, metadata, scene, scienceqa_row, talk, write_parquet
+from vcot.datasets import DATASETS, ConversionContext, parallel, prepare, reading
+from vcot.datasets.base import Prepared
 from vcot.datasets.image_index import ImageIndex
 from vcot.datasets.images import DatasetImages
-from vcot.datasets.mixture import Part
-from vcot.datasets.row_index import survey
-from vcot.datasets.workers import Workers
-from vcot.errors import InputError, TemporaryError
+from vcot.datasets.parallel import Workers
+from vcot.datasets.prepare import survey
+from vcot.errors import TemporaryError
 from vcot.storage import Store
 
 ROWS = some.lists(
@@ -52,49 +47,54 @@ ROWS = some.lists(
 
 
 def blocks_of_two() -> None:
-    mixture.BLOCK = 2
+    reading.BLOCK = 2
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small() -> Iterator[None]:
     """Even a few rows are worth a process, and dealt in blocks of two."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(row_index, "WORTH_A_PROCESS", 1)
-        patched.setattr(mixture, "BLOCK", 2)
+        patched.setattr(prepare, "WORTH_A_PROCESS", 1)
+        patched.setattr(reading, "BLOCK", 2)
         yield
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    with Workers(3, tmp_path_factory.mktemp("scratch"), blocks_of_two) as found:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    with Workers(2, tmp_path_factory.mktemp("scratch"), blocks_of_two) as found:
         yield found
 
 
 def drawn_rows(given: Given, drawn: list[Any]) -> list[dict[str, Any]]:
     for name, seed, quality in (("0", 0, 90), ("0-copy", 0, 30), ("1", 1, 90), ("2", 2, 90)):
         given.image(f"vsr/{name}.jpg", data=scene(seed, quality))
-    return [row(f"{name}.jpg", asked, answer=answer) | split | fault for name, split, asked, fault, answer in drawn]
+    return [
+        metadata([[1, 2, 30, 40]], image=f"{name}.jpg", question=asked, answer=answer, width=96, height=96)
+        | split
+        | fault
+        for name, split, asked, fault, answer in drawn
+    ]
 
 
-@tuned(max_examples=5, deadline=None)
+@tuned(max_examples=2, deadline=None)
 @for_all(ROWS, some.sampled_from([0, 24]), some.sampled_from(["exact", "near", "keep"]))
-def test_processes_find_what_one_finds(three: Workers, drawn: list[Any], near: int, duplicates: Any) -> None:
+def test_processes_find_what_one_finds(two: Workers, drawn: list[Any], near: int, duplicates: Any) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         given = Given(Path(scratch))
         rows = drawn_rows(given, drawn)
-        shown = given.rows([row("1.jpg")], "shown.json")
+        shown = given.rows([metadata([[1, 2, 30, 40]], image="1.jpg", width=96, height=96)], "shown.json")
         files = given.rows(rows[::2], "a.jsonl"), given.rows(rows[1::2] or rows, "b.json")
         options = {"near_duplicates": near, "duplicates": duplicates, "validation_share": 0.5}
         found = []
-        for people in (ALONE, three):
+        for people in (ALONE, two):
             index = ImageIndex(given.folder / f"known-{people.count}.sqlite")
-            desk = replace(
-                given.desk("viscot", *files, **options),
+            context = replace(
+                given.context("viscot", *files, **options),
                 images=DatasetImages(Store(), str(given.images), "made", index=index),
             )
             both = [
-                Part(DATASETS["viscot"], replace(desk, part="one")),
-                Part(DATASETS["viscot"], replace(desk, part="two", inputs=given.desk("viscot", shown).inputs)),
+                replace(context, part="one"),
+                replace(context, part="two", inputs=given.context("viscot", shown).inputs),
             ]
             facts = survey(both, people, 2)
             seen = [index.get(str(given.images / f"vsr/{name}.jpg")) for name in ("0", "0-copy", "1", "2")]
@@ -102,111 +102,94 @@ def test_processes_find_what_one_finds(three: Workers, drawn: list[Any], near: i
         assert found[0] == found[1]
 
 
-@tuned(max_examples=20, deadline=None)
+@tuned(max_examples=8, deadline=None)
 @for_all(ROWS, some.sampled_from([0, 24]), some.sampled_from(["exact", "keep"]), some.booleans())
 def test_a_glance_finds_what_reading_all_rows_whole_finds(
     drawn: list[Any], near: int, duplicates: Any, few: bool
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         given = Given(Path(scratch))
-        desk = given.desk(
+        context = given.context(
             "viscot", given.rows(drawn_rows(given, drawn)), near_duplicates=near, duplicates=duplicates,
             validation_share=0.5, max_box_area=("0.01",) if few else (),
         )  # fmt: skip
         source = DATASETS["viscot"]
-        found = [
-            survey([Part(each, replace(desk, dataset=each))], ALONE, 1)
-            for each in (source, replace(source, glance=None))
-        ]
-        for facts in found:  # an image of refused rows is compared, too
-            facts["counts"]["near_duplicates"].pop("images_compared", None)
+        found = [survey([replace(context, dataset=each)], ALONE, 1) for each in (source, replace(source, glance=None))]
+        for prepared in found:  # an image of refused rows is compared, too
+            prepared.counts["near_duplicates"].pop("images_compared", None)
         assert found[0] == found[1]
 
 
-def of_coco(given: Given) -> Part:
+def of_coco(given: Given) -> ConversionContext:
     images = [{"id": n, "file_name": given.image(f"{n}.jpg", data=scene(n)), "width": 96, "height": 96}
               for n in range(6)]  # fmt: skip
     boxes = [{"image_id": n, "category_id": 1 + n % 2, "bbox": [3 * n, 4, 20, 30], "iscrowd": 0} for n in range(6)]
     names = [{"id": 1, "name": "cup"}, {"id": 2, "name": "dog"}]
     uri = given.rows([], "instances.json")
     Path(uri).write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
-    return Part(DATASETS["coco"], given.desk("coco", uri))
+    return given.context("coco", uri)
 
 
-def of_scienceqa(given: Given) -> Part:
-    rows = [scienceqa.row(n, question=f"Which {n % 2}?", image={"bytes": scene(n % 4), "path": "i"}) for n in range(9)]
-    uri = write(given.folder / "train-00000-of-00001.parquet", rows, scienceqa.TYPES)
-    return Part(DATASETS["scienceqa"], given.desk("scienceqa", uri))
+def of_scienceqa(given: Given) -> ConversionContext:
+    rows = [scienceqa_row(n, question=f"Which {n % 2}?", image={"bytes": scene(n % 4), "path": "i"}) for n in range(9)]
+    uri = write_parquet(given.folder / "train-00000-of-00001.parquet", rows, SCIENCEQA_TYPES)
+    return given.context("scienceqa", uri)
 
 
-def of_conversations(given: Given) -> Part:
+def of_conversations(given: Given) -> ConversionContext:
     said = ("gpt", "<think>so</think>21")
     given.image("chartqa/1.png", 200, 100)
-    rows = [talk(llava_cot.ASKED, said, ("human", f"And {n % 3}?"), said) for n in range(7)]
-    return Part(DATASETS["llava-cot"], given.desk("llava-cot", given.rows(rows)), limit=11)
+    rows = [talk(ASKED, said, ("human", f"And {n % 3}?"), said) for n in range(7)]
+    return replace(given.context("llava-cot", given.rows(rows)), limit=11)
 
 
-@pytest.mark.parametrize("make", [of_coco, of_scienceqa, of_conversations])
-@pytest.mark.parametrize("share", [1, 0.6])
-def test_all_kinds_of_sources(given: Given, three: Workers, make: Callable[[Given], Part], share: float) -> None:
-    part = replace(make(given), share=share)
+@pytest.mark.parametrize(
+    ("make", "share"), [(of_coco, 1), (of_scienceqa, 1), (of_scienceqa, 0.6), (of_conversations, 0.6)]
+)
+def test_all_kinds_of_sources(
+    given: Given, two: Workers, make: Callable[[Given], ConversionContext], share: float
+) -> None:
+    part = replace(make(given), prepared=Prepared(shares={"": share}))
+    ready = part.dataset.ready or (lambda _: None)
+    ready(part)
     alone = survey([part], ALONE, 2)
-    for path in given.folder.glob("*.sqlite"):
-        path.unlink()
-    assert survey([part], three, 2) == alone
-    assert alone["duplicates"] or make is of_coco or share < 1
+    assert survey([part], two, 2) == alone
+    assert alone.duplicates or make is of_coco or share < 1
 
 
 # ------------------------------------------------------------------------------------------------------- how they end
 
 
-def slow(number: int) -> int:
-    time.sleep(0 if number < 2 else 30)
-    if number == 1:
-        raise InputError("task 1 cannot be done")
-    return number
-
-
-def dies(number: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def nothing() -> None:
-    pass
-
-
 def test_an_error_in_one_process_is_told_and_ends_the_others(tmp_path: Path) -> None:
     begun = time.monotonic()
-    with pytest.raises(InputError, match="task 1 cannot be done"), Workers(3, tmp_path, nothing) as some_workers:
-        some_workers.map(slow, [(0,), (1,), (2,)])
-    assert time.monotonic() - begun < 29
+    with (
+        pytest.raises(RuntimeError, match="sleep length must be non-negative"),
+        Workers(3, tmp_path, os.getpid) as some_,
+    ):
+        some_.map(time.sleep, [(0,), (-1,), (60,)])
+    assert time.monotonic() - begun < 59
 
 
 def test_a_process_that_is_killed_is_told(tmp_path: Path) -> None:
-    with (
-        pytest.raises(TemporaryError, match="was killed, perhaps for want of memory: --processes 1 needs less"),
-        Workers(2, tmp_path, nothing) as some_workers,
-    ):
-        some_workers.map(dies, [(0,), (1,)])
+    said = "was killed, perhaps for want of memory: --processes 1 needs less"
+    with pytest.raises(TemporaryError, match=said), Workers(2, tmp_path, os.getpid) as some_:
+        some_.map(os.abort, [(), ()])
 
 
 def test_shards_in_processes_are_those_of_one_process(given: Given, tmp_path: Path) -> None:
-    """The whole command: prepare and shards in a pool, and in one process."""
+    """The whole stage: prepare and shards in a pool, and in one process."""
     settings = viscot_rows(given) | {"num_shards": 5}
     for processes in (1, 2):
-        words = flags(run_uri=tmp_path / f"run-{processes}", **settings, processes=processes)
-        subprocess.run([sys.executable, "-c", SMALL + RUN, *words], cwd=ROOT, check=True)
+        convert(tmp_path / f"run-{processes}", **settings, processes=processes)
     assert made(tmp_path / "run-1") == made(tmp_path / "run-2")
 
 
-SMALL = """
+SLOW = """
 import time
-from vcot.datasets import mixture, row_index
+from vcot.datasets import prepare, reading
 from vcot.datasets.images import DatasetImages
 
-row_index.WORTH_A_PROCESS, mixture.BLOCK = 1, 2
-"""
-SLOW = """
+prepare.WORTH_A_PROCESS, reading.BLOCK = 1, 2
 look = DatasetImages._look
 
 def slowly(self, uri):
@@ -214,8 +197,7 @@ def slowly(self, uri):
     return look(self, uri)
 
 DatasetImages._look = slowly
-"""
-RUN = """
+
 if __name__ == "__main__":
     from jobs.convert import ConvertSettings, run
     from vcot.stage import launch
@@ -224,14 +206,24 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("whom", [subprocess.Popen.send_signal, lambda main, how: os.killpg(main.pid, how)])
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def main_alone(main: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    main.send_signal(how)
+
+
+def all_of_the_terminal(main: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    os.killpg(main.pid, how)
+
+
+@pytest.mark.parametrize(
+    ("how", "whom"),
+    [(signal.SIGTERM, main_alone), (signal.SIGINT, all_of_the_terminal), (signal.SIGKILL, main_alone)],
+)
 def test_processes_end_with_the_one_that_began_them(
     given: Given, tmp_path: Path, how: signal.Signals, whom: Callable[[Any, signal.Signals], None]
 ) -> None:
     """Asked to stop, they leave what they know; when it is killed, nobody goes on alone."""
     script = tmp_path / "slow.py"
-    script.write_text(SMALL + SLOW + RUN)
+    script.write_text(SLOW)
     words = flags(run_uri=tmp_path / "run", **viscot_rows(given, bad=0), processes=2, readers=1)
     clean = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     main = subprocess.Popen([sys.executable, str(script), *words], cwd=ROOT, start_new_session=True, env=clean)
@@ -295,10 +287,5 @@ def test_a_container_may_keep_fewer_cores_busy_than_there_are(
     for name, said in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(said)
-    assert workers._quota(tmp_path) == quota
-    assert 1 <= workers.cores() <= 8
-
-
-@pytest.fixture
-def given(tmp_path: Path) -> Given:
-    return Given(tmp_path / "data")
+    assert parallel._quota(tmp_path) == quota
+    assert 1 <= parallel.cores() <= 8

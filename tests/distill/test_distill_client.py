@@ -1,52 +1,140 @@
-"""One client over real HTTP: what is paid, what is tried again, and how fast the endpoint is asked."""
+"""One client over real HTTP: what is sent and kept, what is paid, what is tried again, and how fast it is asked."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import io
 import itertools
+import json
+import signal
 import threading
 import time
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as Pillow
 
-from tests.distill.made import stored
+from tests.distill.made import sample, stored, strategy
 from tests.fakes.teacher import (
     CLOSE,
     Answer,
     Asked,
     Refuse,
     Say,
+    Teacher,
     grounded,
     in_turn,
     miscounted,
     scripted_teacher,
 )  # fmt: skip
+from vcot.distill import DistilledReasoning, Outcome, runner
 from vcot.distill.budget import Ledger, budget_of
-from vcot.distill.client import ReplyCache, TeacherClient
-from vcot.distill.costs import Usage
-from vcot.distill.endpoint import Endpoint, Rate, retry_after
-from vcot.distill.images import ImagePacker
-from vcot.distill.prices import PICO, read_prices
-from vcot.distill.request import Prompt, Request, ShownImage
-from vcot.errors import InputError, SettingsError, TemporaryError
-from vcot.records import Completion
+from vcot.distill.client import TeacherClient
+from vcot.distill.costs import PICO, Usage, read_prices
+from vcot.distill.crops import data_url, size_of
+from vcot.distill.endpoint import Endpoint, Rate, read_completion, retry_after
+from vcot.distill.request import Prompt, ReplyCache, Request, ShownImage
+from vcot.distill.runner import ModelTeacher, Progress, distil
+from vcot.errors import InputError, Interrupted, SettingsError, TemporaryError
+from vcot.grounding import Box
+from vcot.records import Completion, Reason, Rejection, Sample
+from vcot.records.sample import Stored
 from vcot.storage import Store
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-Tries = list[tuple[Usage, Usage]]
+
+def client_of(cache: Path, *, retries: int = 2, timeout: float = 60, at_once: int = 8) -> TeacherClient:
+    return TeacherClient(
+        Endpoint(at_once=at_once, timeout=timeout), ReplyCache(Store(), str(cache)), read_prices(Store()),
+        Ledger(Store(), str(cache.parent), budget_of(None, None, None)), retries=retries,
+    )  # fmt: skip
+
+
+# --- the key of a request, and the image that is sent with it
+
+IMAGE = sample().image
+ASKED = Request("reason", Prompt("p", 1, "Rules."), (ShownImage(IMAGE, 512), "Why?"), "m")
+
+
+def test_a_key_does_not_depend_on_the_order_of_names_nor_on_the_step_that_asks() -> None:
+    one, other = ({"a": 1, "b": {"c": "ü", "d": 2}}, {"b": {"d": 2, "c": "ü"}, "a": 1})
+    assert replace(ASKED, schema=one).key() == replace(ASKED, schema=other, purpose="caption").key()
+    assert len(ASKED.key()) == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": Prompt("p", 2, "Rules.")}, {"prompt": Prompt("p", 1, "Rule.")}, {"parts": ("Why?",)},
+        {"parts": (ShownImage(IMAGE, 256), "Why?")},
+        {"parts": (ShownImage(IMAGE, 512, Box(1, 2, 3, 4)), "Why?")},
+        {"parts": ("Why?", ShownImage(IMAGE, 512))}, {"model": "n"}, {"schema": {}}, {"temperature": 0.0},
+        {"reply_tokens": 8}, {"alternative": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_all_that_shapes_a_reply_is_in_its_key(change: dict[str, object]) -> None:
+    assert replace(ASKED, **change).key() != ASKED.key()  # type: ignore[arg-type]
+
+
+def sent(shown: ShownImage) -> Pillow.Image:
+    return Pillow.open(io.BytesIO(base64.b64decode(data_url(Store(), shown).partition(",")[2])))
+
+
+def test_a_crop_is_in_pixels_of_the_original_whatever_is_stored(tmp_path: Path) -> None:
+    """Left half red, right half blue; the stored copy is half as large."""
+    path = tmp_path / "half.png"
+    pixels = Pillow.new("RGB", (160, 120), "blue")
+    pixels.paste("red", (0, 0, 80, 120))
+    pixels.save(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    image = IMAGE.model_copy(update={"stored": Stored(uri=str(path), width=160, height=120, sha256=digest)})
+    right = ShownImage(image, 1024, Box(160, 0, 320, 240))
+    assert sent(right).size == size_of(right) == (80, 120)
+    red, _, blue = sent(right).getpixel((2, 60))  # type: ignore[misc]
+    assert (red < 40, blue > 200) == (True, True)
+    for shown in (
+        ShownImage(image, 64),
+        ShownImage(image, 28, Box(0, 0, 0.5, 200)),
+        ShownImage(image, 50, Box(1, 2, 300, 9)),
+    ):
+        assert sent(shown).size == size_of(shown)
+    assert ShownImage(image, 64).image.kept.sha256 == digest
+    assert replace(ASKED, parts=(right,)).key() != replace(ASKED, parts=(ShownImage(IMAGE, 1024, right.crop),)).key()
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_a_jpeg_that_fits_is_sent_as_it_is_unless_it_says_more_than_it_shows(tmp_path: Path, exif: bool) -> None:
+    about = Pillow.Exif()
+    about[271] = "maker of the camera"
+    path = tmp_path / "photo.jpg"
+    Pillow.new("RGB", (320, 240), "red").save(path, "JPEG", **({"exif": about} if exif else {}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    image = IMAGE.model_copy(update={"uri": str(path), "sha256": digest})
+
+    def bytes_of(side: int) -> bytes:
+        return base64.b64decode(data_url(Store(), ShownImage(image, side)).partition(",")[2])
+
+    assert (bytes_of(320) == path.read_bytes()) == (not exif)
+    assert b"maker" not in bytes_of(320)
+    assert Pillow.open(io.BytesIO(bytes_of(100))).size == (100, 75)
+
+
+# --- money
 
 
 class Noted:
     """A budget that notes what each try reserves and what it spends."""
 
     def __init__(self) -> None:
-        self.tries: Tries = []
+        self.tries: list[tuple[Usage, Usage]] = []
 
     async def reserve(self, worst: Usage) -> None: ...
 
@@ -67,16 +155,13 @@ def asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     noted = Noted()
 
     def ask(
-        requests: list[Request], address: str, *, at_once: int = 4, retries: int = 4, timeout: float = 60
-    ) -> tuple[list[Completion], TeacherClient, Tries]:
+        requests: list[Request], address: str, *, retries: int = 4, **given: Any
+    ) -> tuple[list[Completion], TeacherClient, list[tuple[Usage, Usage]]]:
         monkeypatch.setenv("OPENAI_BASE_URL", address)
         noted.tries.clear()
 
         async def all_of_them() -> tuple[list[Completion], TeacherClient]:
-            client = TeacherClient(
-                Endpoint(at_once=at_once, timeout=timeout), ReplyCache(Store(), str(tmp_path)), ImagePacker(Store()),
-                read_prices(Store()), Ledger(Store(), str(tmp_path), budget_of(None, None, None)), retries=retries,
-            )  # fmt: skip
+            client = client_of(tmp_path, retries=retries, **({"at_once": 4} | given))
             client.lease = noted  # type: ignore[assignment]
             try:
                 return list(await asyncio.gather(*(client.ask(one, source="made") for one in requests))), client
@@ -87,9 +172,6 @@ def asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     ask.tries = noted.tries  # type: ignore[attr-defined]
     return ask
-
-
-# --------------------------------------------------------------------------------------------------------- money
 
 
 def test_cost_report_has_a_line_for_each_source_and_purpose(asks: Any) -> None:
@@ -161,8 +243,7 @@ def test_what_never_left_the_process_is_no_request(asks: Any) -> None:
 
 
 UNTRUE: dict[str, Any] = {
-    "none": None, "list": [], "missing": "missing", "null": "null", "zero": 0, "negative": -5, "fraction": 12.5,
-    "words": "12", "true": True, "10^12": 10**12, "10^400": 10**400,
+    "none": None, "list": [], "missing": "missing", "null": "null", "negative": -5, "words": "12", "10^400": 10**400,
 }  # fmt: skip
 """What an endpoint may say of its tokens, or of one count, that nobody can believe."""
 
@@ -190,7 +271,7 @@ def test_count_that_nobody_can_believe_is_taken_at_its_worst(asks: Any, untrue: 
 
 
 def test_schema_that_an_endpoint_refuses_is_left_out_and_each_request_counts(asks: Any) -> None:
-    """An endpoint that knows no schemas is told so once for each request under way."""
+    """An endpoint that knows no schemas learns of it once for each request under way."""
 
     def answer(asked: Asked) -> Answer:
         return Refuse(400, "response_format is not supported") if asked.purpose else Say("yes")
@@ -203,18 +284,8 @@ def test_schema_that_an_endpoint_refuses_is_left_out_and_each_request_counts(ask
     assert client.report.totals()["tries_again"] == 0
 
 
-def test_worst_case_is_every_byte_the_image_by_formula_and_the_longest_reply(asks: Any, tmp_path: Path) -> None:
-    row = stored(tmp_path / "images")
-    said = (ShownImage(row.image, 1024), "Frage: größer? " * 30)
-    with scripted_teacher(lambda _: Say("yes")) as teacher:
-        _, _, tries = asks([Request("reason", Prompt("p", 1, "Rules."), said, "gpt-4o")], teacher.address)
-    (worst, spent) = tries[0]
-    assert spent.within(worst)
-    assert worst.tokens == len(("Rules." + said[1]).encode()) + 255 + 64 + 1024
-
-
 def test_replies_that_come_home_together_teach_the_same_once(asks: Any) -> None:
-    """Each has three times the tokens foreseen; together they are no proof of eighty-one times."""
+    """Each has three times the tokens estimated; together they are no proof of eighty-one times."""
     usage = {"prompt_tokens": 400, "completion_tokens": 10}
     with scripted_teacher(lambda _: miscounted(Say("yes", wait=0.1), usage, (400, 10))) as teacher:
         _, _, tries = asks([question(n) for n in range(12)], teacher.address)
@@ -235,7 +306,7 @@ def test_first_reply_to_a_request_counts_and_a_damaged_one_is_told(tmp_path: Pat
         cache.get(key)
 
 
-# ----------------------------------------------------------------------------------------------------- the address
+# --- the address
 
 
 def test_azure_is_asked_by_the_clients_own_variables(asks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,20 +362,13 @@ def test_trouble_that_stays_is_told_in_words(
         assert sum("Where is disc" in asked.words for asked in teacher.asked) == tries
 
 
-# ----------------------------------------------------------------------------------------------------- how fast
+# --- how fast
 
 
 def timed(work: Coroutine[Any, Any, Any]) -> float:
     begun = time.monotonic()
     asyncio.run(work)
     return time.monotonic() - begun
-
-
-def test_retry_after_is_honoured(asks: Any) -> None:
-    with scripted_teacher(in_turn(Refuse(429, retry_after="0.7"), Say("yes"))) as teacher:
-        begun = time.monotonic()
-        asks([question()], teacher.address)
-    assert time.monotonic() - begun >= 0.7
 
 
 def test_429_means_fewer_at_once_and_answers_mean_more_again() -> None:
@@ -346,9 +410,9 @@ def test_what_the_headers_allow_a_minute_is_kept() -> None:
             async with rate.slot(tokens):
                 pass
 
-    assert timed(send({"x-ratelimit-limit-requests": "300"}, 14, 1)) > 0.7
-    assert timed(send({"x-ratelimit-limit-tokens": "30000"}, 14, 100)) > 0.7
-    assert timed(send({"x-ratelimit-limit-requests": "nonsense"}, 50, 1)) < 0.7
+    assert timed(send({"x-ratelimit-limit-requests": "300"}, 12, 1)) > 0.35
+    assert timed(send({"x-ratelimit-limit-tokens": "30000"}, 12, 100)) > 0.35
+    assert timed(send({"x-ratelimit-limit-requests": "nonsense"}, 50, 1)) < 0.35
 
 
 def test_rate_headers_of_an_endpoint_slow_the_rest_down(asks: Any) -> None:
@@ -365,3 +429,242 @@ def test_retry_after_is_seconds_milliseconds_or_a_date() -> None:
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert retry_after({"retry-after": "tomorrow"}) is None
     assert retry_after({}) is None
+
+
+# --- rows through a model
+
+
+class Rows:
+    """Asks the scripted teacher about samples, each time as a new process would."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.cache, self._environment = folder, folder / "cache", monkeypatch
+        self.counts: dict[str, int] = {}
+
+    def rows(self, number: int) -> list[Sample]:
+        return [stored(self.folder / "images", name=f"row-{n}", question=f"Where is disc {n}?") for n in range(number)]
+
+    def teacher(self, *, at_once: int = 8, retries: int = 2, **settings: Any) -> ModelTeacher:
+        checks = {"self_consistency": False, "crop_check": False, "answer_from_evidence": False, "propose": False}
+        client = client_of(self.cache, at_once=at_once, retries=retries)
+        return ModelTeacher(strategy("answer-aware", model="scripted", **checks, **settings), client)
+
+    def __call__(self, rows: list[Sample], address: str, **given: Any) -> list[Outcome]:
+        self._environment.setenv("OPENAI_BASE_URL", address)
+        with self.teacher(**given) as teacher:
+            try:
+                done = list(teacher.teach(rows))
+            finally:
+                self.counts = {name: n for name, n in teacher.counts().items() if name != "costs"}
+        assert [row for row, _ in done] == rows
+        return [outcome for _, outcome in done]
+
+    @property
+    def kept(self) -> list[Completion]:
+        return [Completion.model_validate_json(p.read_bytes()) for p in sorted(self.cache.rglob("*.json"))]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    return Rows(tmp_path, monkeypatch)
+
+
+def reason_of(outcome: Outcome) -> Reason:
+    assert isinstance(outcome, Rejection), outcome
+    assert outcome.stage == "distill"
+    return outcome.reason
+
+
+def test_the_teacher_sees_the_image_and_its_reply_is_kept(ask: Rows) -> None:
+    with scripted_teacher() as teacher:
+        (made,) = ask(ask.rows(1), teacher.address, temperature=0.5, image_side=100)
+    (asked,) = teacher.asked
+    assert (asked.path, asked.authorization) == ("/v1/chat/completions", "Bearer secret")
+    assert (asked.body["model"], asked.body["temperature"]) == ("scripted", 0.5)
+    assert asked.image.size == (100, 75)
+    assert (asked.question, asked.answer, asked.objects) == ("Where is disc 0?", "top left", {1: "red disc"})
+    assert isinstance(made, DistilledReasoning)
+    (kept,) = ask.kept
+    assert (kept.model, kept.finish_reason, kept.tokens_in, kept.tokens_out) == ("scripted-1", "stop", 100, 10)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (Say("I see the [1]", finish="length"), Reason.TEACHER_CUT_OFF),
+        (Say(None, refusal="I can't."), Reason.TEACHER_REFUSED),
+        (Refuse(400, "flagged", "content_filter"), Reason.TEACHER_REFUSED),
+        (Answer(body=b'{"choices": []}'), Reason.TEACHER_EMPTY),
+        (Answer(body=b'{"choices": [{"message": {"content": "\\ud800 \\u0000"}}]}'), Reason.TEACHER_UNGROUNDED),
+    ],
+)
+def test_a_useless_reply_is_asked_again_with_a_stricter_word_and_then_refused(
+    ask: Rows, bad: Answer, reason: Reason
+) -> None:
+    with scripted_teacher(in_turn(bad)) as teacher:
+        (outcome,) = ask(ask.rows(1), teacher.address)
+        assert reason_of(outcome) is reason
+        for_repair = reason is not Reason.TEACHER_REFUSED
+        assert len(teacher.asked) == 1 + for_repair
+        assert "thrown away" not in teacher.asked[0].words
+        assert ("Your last reply to this was thrown away: it " in teacher.asked[-1].words) == for_repair
+        assert ask.counts.get("repairs", 0) == for_repair
+        assert isinstance(outcome, Rejection)
+        assert len(outcome.said) == 1 + for_repair
+        assert ask(ask.rows(1), teacher.address) == [outcome]  # kept too: what was paid for is not asked again
+        assert len(teacher.asked) == 1 + for_repair
+
+
+def test_429_for_ever_ends_in_bounded_time_and_keeps_what_was_paid_for(ask: Rows) -> None:
+    good = {f"Where is disc {n}?" for n in range(4)}
+    rows = ask.rows(10)
+    with scripted_teacher(lambda a: grounded(a) if a.question in good else Refuse(429, "slow down")) as teacher:
+        with pytest.raises(
+            TemporaryError, match=r"slow down.*lower --concurrency.*same command again.*kept in"
+        ) as error:
+            ask(rows, teacher.address, at_once=5)
+        assert error.value.exit_code == 75
+        assert len(ask.kept) == 4
+        assert max(teacher.questions.count(row.question) for row in rows) == 3  # one try and two more
+        teacher.asked.clear()
+        teacher.script = grounded
+        ask(rows, teacher.address)
+        assert sorted(teacher.questions) == sorted({row.question for row in rows} - good)
+
+
+def test_no_more_requests_at_once_than_allowed_and_no_fewer(ask: Rows) -> None:
+    with scripted_teacher(lambda asked: Say("I see the [1] at the top left.", wait=0.05)) as teacher:
+        ask(ask.rows(30), teacher.address, at_once=6)
+    assert teacher.most_at_once == 6
+
+
+def test_order_does_not_depend_on_who_answers_first(ask: Rows) -> None:
+    waits = itertools.cycle([0.2, 0.0, 0.1, 0.0])
+    with scripted_teacher(lambda asked: Say(f"For {asked.question} see [1], top left.", wait=next(waits))) as teacher:
+        outcomes = ask(ask.rows(12), teacher.address, at_once=4)
+    texts = [outcome.traces[0].text for outcome in outcomes if isinstance(outcome, DistilledReasoning)]
+    assert texts == [f"For Where is disc {n}? see red disc, top left." for n in range(12)]
+
+
+@contextmanager
+def signal_after(teacher: Teacher, answered: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The flag of this process goes up once so many questions were asked."""
+    from vcot.stage import Stop
+
+    stop = Stop()
+    monkeypatch.setattr(runner, "stop", stop)
+
+    def watch() -> None:
+        while len(teacher.asked) < answered:
+            time.sleep(0.01)
+        stop.request(signal.SIGTERM)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_a_signal_waits_for_what_is_under_way_and_asks_nothing_more(ask: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        scripted_teacher(lambda asked: Say("I see the [1] at the top left.", wait=0.3)) as teacher,
+        signal_after(teacher, 6, monkeypatch),
+        pytest.raises(Interrupted, match="replies that arrived are kept"),
+    ):
+        ask(ask.rows(30), teacher.address, at_once=3)
+    assert len(ask.kept) == len(teacher.asked) < 12
+
+
+def test_requests_under_way_come_home_when_the_rows_can_be_written_no_longer(
+    ask: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """A writer whose disk is full from the second row on."""
+
+        def keep(self, row: Sample) -> None:
+            if row.id == "row-1":
+                raise OSError(28, "No space left on device")
+
+    with scripted_teacher(lambda asked: Say("I see the [1] at the top left.", wait=0.3)) as teacher:
+        monkeypatch.setenv("OPENAI_BASE_URL", teacher.address)
+        with (
+            pytest.raises(OSError, match="No space left"),
+            ask.teacher(retries=0, at_once=4) as teaching,
+        ):
+            distil(ask.rows(32), teaching, Full())  # type: ignore[arg-type]
+        assert len(ask.kept) == len(teacher.asked) < 32
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(runner, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def progress(ask: Rows, clock: Clock) -> Progress:
+    """Ten of forty rows in twenty seconds; two of them refused."""
+    teacher = ask.teacher()
+    teacher.progress.total = 40
+    for number in range(10):
+        said = Completion(text="", model="m", finish_reason="stop", tokens_in=90, tokens_out=10, cost=0.25)
+        teacher.client.report.replied("made", "reason", said, kept=number == 0)
+        teacher.progress.row(refused=number < 2)
+    teacher.client.report.failed("made", "reason", 5 * 10**11)
+    clock.now += 20
+    return teacher.progress
+
+
+def test_line_every_thirty_seconds_says_rows_money_and_time(
+    progress: Progress, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[dict[str, Any]] = []
+
+    class Log:
+        def info(self, _: str, **facts: Any) -> None:
+            lines.append(facts)
+
+    monkeypatch.setattr(runner.logging, "get", Log)
+    for seconds in (0, 10, 0):
+        clock.now += seconds
+        progress.tell()
+    assert lines == [
+        {
+            "done": 10, "of": 40, "refused": 2, "in_flight": 0, "requests": 9, "kept_replies_used": 1,
+            "tries_again": 1, "tokens_per_second": 30, "usd": 2.75, "seconds_left": 90,
+        }
+    ]  # fmt: skip
+
+
+# --- what a server leaves out
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"choices": [{"message": {"content": "x"}}]}, "x"),
+        ({"choices": [{"message": {"content": [{"type": "text", "text": "x"}, {"type": "image"}]}}]}, "x"),
+        ({"choices": [{"message": {"content": 5}, "finish_reason": 7}], "usage": {"prompt_tokens": -1}}, ""),
+        ({"choices": [None], "usage": [], "model": 3}, ""),
+        ({"choices": [{"message": "x"}], "usage": {"prompt_tokens": True}}, ""),
+    ],
+)
+def test_an_answer_is_read_whatever_is_left_out(body: object, text: str) -> None:
+    completion = read_completion(json.dumps(body).encode(), "asked", 0.5)
+    assert completion is not None
+    assert (completion.text, completion.model, completion.tokens_in) == (text, "asked", 0)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"null", b"[]", b"<html>", b'{"choices": 5}', b"\xff", b"[" * 10**5, b"9" * 10**4]
+)
+def test_what_is_no_completion_is_none(data: bytes) -> None:
+    assert read_completion(data, "asked", 0.5) is None

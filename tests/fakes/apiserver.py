@@ -13,7 +13,6 @@ import json
 import socket
 import struct
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,28 +32,22 @@ class Fault:
 
     method: str
     ends: str
-    """How its path ends; a watch is asked for as ``/jobs?watch``."""
+    """How its path ends."""
     status: int = 0
     """0: the connection is reset."""
     reason: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     late: bool = False
     times: int = 1
-    event: Manifest | None = None
-    """Of a watch: sent as its only line."""
-    half: bool = False
-    """Of a watch: its only line breaks off, as behind a proxy that ends politely what was cut."""
 
 
 class ApiServer:
     def __init__(self, cluster: MemoryCluster) -> None:
-        self.cluster = cluster
+        self.cluster, self.port = cluster, 0
         self.faults: list[Fault] = []
-        self.asked: list[tuple[float, str, str]] = []
-        """When, method, path (``?watch`` behind that of a watch)."""
+        self.asked: list[str] = []
         self.lock = threading.RLock()
-        self.port = 0
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
 
     def __enter__(self) -> ApiServer:
         self.start()
@@ -64,12 +57,7 @@ class ApiServer:
         self.stop()
 
     def start(self) -> None:
-        outer = self
-
-        class Handler(_Handler):
-            stub = outer
-
-        self._server = _Server(("127.0.0.1", self.port), Handler)
+        self._server = _Server(("127.0.0.1", self.port), type("Handler", (_Handler,), {"stub": self}))
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -78,31 +66,27 @@ class ApiServer:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
-            self._server.reset_all()
+            for connection in self._server.open:
+                reset(connection)
             self._server = None
 
     def kubeconfig(self, path: Path) -> Path:
-        server = {"server": f"http://127.0.0.1:{self.port}"}
-        path.write_text(
-            json.dumps(
-                {
-                    "apiVersion": "v1", "kind": "Config", "current-context": "stub",
-                    "clusters": [{"name": "stub", "cluster": server}],
-                    "users": [{"name": "me", "user": {"token": "a-token"}}],
-                    "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "me"}}],
-                }
-            )
-        )  # fmt: skip
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "stub",
+            "clusters": [{"name": "stub", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}],
+            "users": [{"name": "me", "user": {"token": "a-token"}}],
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "me"}}],
+        }  # fmt: skip
+        path.write_text(json.dumps(config))
         return path
 
     def fault_for(self, method: str, path: str) -> Fault | None:
-        with self.lock:
-            for fault in self.faults:
-                if fault.method == method and path.endswith(fault.ends):
-                    fault.times -= 1
-                    if fault.times == 0:
-                        self.faults.remove(fault)
-                    return fault
+        for fault in self.faults:
+            if fault.method == method and path.endswith(fault.ends):
+                fault.times -= 1
+                if fault.times == 0:
+                    self.faults.remove(fault)
+                return fault
         return None
 
 
@@ -113,7 +97,6 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *words: Any) -> None:
         super().__init__(*words)
         self.open: list[socket.socket] = []
-        self.gone = False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.open.append(request)
@@ -121,11 +104,6 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Connections that are cut are what this is for."""
-
-    def reset_all(self) -> None:
-        self.gone = True
-        for connection in self.open:
-            reset(connection)
 
 
 def reset(connection: socket.socket) -> None:
@@ -146,122 +124,65 @@ class _Handler(BaseHTTPRequestHandler):
         """Silence."""
 
     def do_GET(self) -> None:
-        self._handle(None)
-
-    def do_DELETE(self) -> None:
-        self._handle(None)
-
-    def do_POST(self) -> None:
-        self._handle(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
-    do_PATCH = do_POST
-
-    def _handle(self, body: Manifest | None) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        path = parts.path + ("?watch" if "watch" in query else "")
         with self.stub.lock:
-            self.stub.asked.append((time.monotonic(), self.command, path))
+            self.stub.asked.append(parts.path)
+            fault = self.stub.fault_for(self.command, parts.path)
         if self.headers["Authorization"] != "Bearer a-token":
-            return self._reply(401, _status(401, "Unauthorized", "Unauthorized"))
-        fault = self.stub.fault_for(self.command, path)
+            return self._refuse(401, "Unauthorized", "Unauthorized")
         if fault is not None and not fault.late:
             return self._fail(fault)
-        status, answer = self._answer(parts.path, query, body)
-        if fault is not None and fault.late:
-            return self._fail(fault)
-        if answer is not None:
-            self._reply(status, answer)
-        return None
+        try:
+            with self.stub.lock:
+                answer = self._answer(parts.path, query, json.loads(body or "null"))
+        except Refused as error:
+            return self._refuse(error.status, "AlreadyExists" if error.status == 409 else "", str(error))
+        return self._reply(200, answer) if fault is None else self._fail(fault)
+
+    do_DELETE = do_POST = do_PATCH = do_GET
 
     def _fail(self, fault: Fault) -> None:
-        if fault.event is not None:
-            self._begin_stream()
-            self._line(fault.event)
-            self._line(None)
-        elif fault.half:
-            self._begin_stream()
-            self.wfile.write(b'7\r\n{"type"\r\n')
-            self._line(None)
-        elif fault.status == 0:
+        if fault.status == 0:
             self.close_connection = True
             reset(self.connection)
         else:
-            self._reply(fault.status, _status(fault.status, fault.reason, "made up by the test"), fault.headers)
+            self._refuse(fault.status, fault.reason, "made up by the test", fault.headers)
 
-    def _answer(self, path: str, query: Mapping[str, str], body: Manifest | None) -> tuple[int, Manifest | None]:
-        cluster = self.stub.cluster
+    def _answer(self, path: str, query: Mapping[str, str], body: Manifest | None) -> Manifest:
+        """
+        Raises:
+            Refused: with the status of the answer.
+        """
+        cluster, (*_, before, last) = self.stub.cluster, path.split("/")
         if path == "/version":
-            return 200, {"major": str(cluster.kubernetes[0]), "minor": f"{cluster.kubernetes[1]}+"}
-        *_, before, last = path.split("/")
-        with self.stub.lock:
-            if self.command == "PATCH":
-                if self.headers["Content-Type"] != "application/merge-patch+json":
-                    return 415, _status(415, "UnsupportedMediaType", f"no patch: {self.headers['Content-Type']}")
-                try:
-                    return 200, cluster.patch(PLURALS[before], last, body or {})
-                except Refused as error:
-                    return error.status, _status(error.status, "", str(error))
-            if body is not None:
-                kind = PLURALS[last]
-                made = cluster.create(kind, body)
-                return (201, made) if made else (409, _status(409, "AlreadyExists", f"{kind} already exists"))
-            if before == "apis":  # a group of an operator
-                there = cluster.there("APIGroup", last)
-                return (200, there) if there else (404, _status(404, "NotFound", f"no group {last!r}"))
-            if self.command == "DELETE":
-                cluster.delete(PLURALS[before], last)
-                return 200, {"kind": "Status", "status": "Success"}
-            if before in PLURALS:
-                there = cluster.there(PLURALS[before], last)
-                return (200, there) if there else (404, _status(404, "NotFound", f"{before} {last!r} not found"))
-            kind = PLURALS[last]
-            if "watch" not in query:
-                return 200, self._page(kind, query)
-        self._watch(kind, query)
-        return 200, None
-
-    def _page(self, kind: str, query: Mapping[str, str]) -> Manifest:
-        found = self.stub.cluster.select(kind, query.get("labelSelector", ""), query.get("fieldSelector", ""))
+            return {"major": str(cluster.kubernetes[0]), "minor": f"{cluster.kubernetes[1]}+"}
+        if self.command == "PATCH":
+            if self.headers["Content-Type"] != "application/merge-patch+json":
+                raise Refused(415, f"no patch: {self.headers['Content-Type']}")
+            return cluster.patch(PLURALS[before], last, body or {})
+        if self.command == "POST":
+            if (made := cluster.create(PLURALS[last], body or {})) is None:
+                raise Refused(409, f"{PLURALS[last]} already exists")
+            return made
+        if self.command == "DELETE":
+            cluster.delete(PLURALS[before], last)
+            return {"kind": "Status", "status": "Success"}
+        if before in PLURALS or before == "apis":  # one object, or the group of an operator
+            if (there := cluster.there(PLURALS.get(before, "APIGroup"), last)) is None:
+                raise Refused(404, f"{before} {last!r} not found")
+            return there
+        kind = PLURALS[last]
+        found = cluster.select(kind, query.get("labelSelector", ""), query.get("fieldSelector", ""))
         begin, size = int(query.get("continue", "0")), int(query.get("limit", "500"))
-        items = [{name: value for name, value in one.items() if name != "kind"} for one in found]
-        more = str(begin + size) if begin + size < len(items) else ""
-        version = str(self.stub.cluster.latest)
-        return {
-            "kind": f"{kind}List", "metadata": {"resourceVersion": version, "continue": more},
-            "items": items[begin : begin + size],
-        }  # fmt: skip
+        more = str(begin + size) if begin + size < len(found) else ""
+        items = [{name: value for name, value in one.items() if name != "kind"} for one in found[begin : begin + size]]
+        return {"kind": f"{kind}List", "metadata": {"continue": more}, "items": items}
 
-    def _watch(self, kind: str, query: Mapping[str, str]) -> None:
-        cluster, version = self.stub.cluster, int(query["resourceVersion"])
-        name = query["fieldSelector"].removeprefix("metadata.name=")
-        until = time.monotonic() + float(query["timeoutSeconds"])
-        self._begin_stream()
-        if version < cluster.oldest_watch:
-            self._line({"type": "ERROR", "object": _status(410, "Expired", "too old resource version")})
-            return self._line(None)
-        with cluster.changed:
-            while (left := until - time.monotonic()) > 0 and not self.server.gone:
-                for change, one in cluster.changes(kind, name, version):
-                    version = int(one["metadata"]["resourceVersion"])
-                    self._line({"type": change, "object": one})
-                cluster.changed.wait(min(left, 0.5))
-        bookmark = {"kind": kind, "metadata": {"resourceVersion": str(cluster.latest)}}
-        self._line({"type": "BOOKMARK", "object": bookmark})
-        return self._line(None)
-
-    # --- the wire -----------------------------------------------------------------------------------
-
-    def _begin_stream(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
-    def _line(self, event: Manifest | None) -> None:
-        data = json.dumps(event).encode() + b"\n" if event is not None else b""
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
+    def _refuse(self, status: int, reason: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        answer = {"kind": "Status", "status": "Failure", "code": status, "reason": reason, "message": message}
+        self._reply(status, answer, headers)
 
     def _reply(self, status: int, answer: Manifest, headers: Mapping[str, str] | None = None) -> None:
         data = json.dumps(answer).encode()
@@ -271,7 +192,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-
-
-def _status(code: int, reason: str, message: str) -> Manifest:
-    return {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}

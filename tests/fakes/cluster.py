@@ -1,6 +1,6 @@
-"""A cluster in memory: unique names, versions, watches, Jobs that run by a script, and a clock that only we move.
+"""A cluster in memory: unique names, Jobs that run by a script, and a clock that only we move.
 
-It stands in for what the conductor relies on and no more; what Kubernetes itself does is for the real node to show.
+It stands in for what the orchestrator relies on and no more; what Kubernetes itself does is for the real node to show.
 
     clock = FakeClock()
     cluster = MemoryCluster(clock, {"r1-train": fails(65, "no rows")})
@@ -12,6 +12,7 @@ A script is called with the cluster and the new Job, and says with `cluster.cloc
 from __future__ import annotations
 
 import copy
+import functools
 import heapq
 import itertools
 import json
@@ -19,16 +20,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from vcot.errors import VcotError
-from vcot.pipeline.client import Expired, Manifest, Refused
-from vcot.pipeline.orchestrator import Clock, Outcome
-from vcot.pipeline.plan import Step
+from vcot.pipeline.client import Manifest, Refused
+from vcot.pipeline.orchestrator import Clock, Outcome, Step
 
 Script = Callable[["MemoryCluster", Manifest], None]
 
 
 class Crash(BaseException):
-    """The conductor's process ends here, as by SIGKILL."""
+    """The orchestrator's process ends here, as by SIGKILL."""
 
 
 class FakeClock(Clock):
@@ -52,9 +54,6 @@ class FakeClock(Clock):
     def at(self, seconds: float, happen: Callable[[], None]) -> None:
         """Lets something happen, so many seconds from now."""
         heapq.heappush(self._due, (self._now + seconds, next(self._number), happen))
-
-    def until_next(self, most: float) -> float:
-        return min(most, self._due[0][0] - self._now) if self._due else most
 
 
 class RealClock(Clock):
@@ -105,8 +104,8 @@ class MemoryCluster:
 
     namespace = "vcot"
 
-    def __init__(self, clock: FakeClock | RealClock, scripts: Mapping[str, Script] | None = None) -> None:
-        self.clock, self.scripts = clock, dict(scripts or {})
+    def __init__(self, clock: FakeClock | RealClock, scripts: dict[str, Script] | None = None) -> None:
+        self.clock, self.scripts = clock, {} if scripts is None else scripts
         self.kubernetes = (1, 36)
         self.storage = MemoryStorage()
         """The storage beside it."""
@@ -114,7 +113,7 @@ class MemoryCluster:
         self.created: list[str] = []
         self.calls = 0
         self.crash_at: int | None = None
-        """Number of the call (from 1) at which the conductor dies."""
+        """Number of the call (from 1) at which the orchestrator dies."""
         self.crash_late = False
         """Whether that call still takes effect."""
         self.forbidden: set[str] = set()
@@ -123,12 +122,8 @@ class MemoryCluster:
         """Kinds that nobody may get."""
         self.unchangeable: set[str] = set()
         """Kinds that nobody may patch."""
-        self.deaf = False
-        """Whether watches tell nothing."""
-        self.history: list[tuple[int, str, str, str, Manifest]] = []
-        self.oldest_watch = 0
         self._version = itertools.count(1)
-        self.changed = threading.Condition()
+        self.changing = threading.Lock()
 
     # --- as ClusterClient -----------------------------------------------------------------------------------
 
@@ -156,7 +151,7 @@ class MemoryCluster:
                 raise Refused(403, f"cannot patch resource {kind.lower()}s")
             if (kind, name) not in self.objects:
                 raise Refused(404, f"{kind.lower()}s {name!r} not found")
-            return self.put(kind, merged(self.objects[kind, name], change), "MODIFIED")
+            return self.put(kind, merged(self.objects[kind, name], change))
 
         return self._call(make)
 
@@ -164,23 +159,6 @@ class MemoryCluster:
         if kind in self.forbidden:
             raise Refused(403, f"cannot list resource {kind.lower()}s")
         yield from self._call(lambda: self.select(kind, labels, fields))[:limit]
-
-    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
-        return self._call(lambda: (self.there(kind, name), str(self.latest)))
-
-    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[tuple[str, Manifest]]:
-        assert isinstance(self.clock, FakeClock)
-        self._call(lambda: None)
-        if int(version) < self.oldest_watch:
-            raise Expired
-        until = self.clock.now() + seconds
-        while True:
-            for change, one in self.changes(kind, name, int(version)) if not self.deaf else []:
-                version = one["metadata"]["resourceVersion"]
-                yield change, one
-            if self.clock.now() >= until:
-                return
-            self.clock.sleep(max(0.01, self.clock.until_next(until - self.clock.now())))
 
     def version(self) -> tuple[int, int]:
         return self._call(lambda: self.kubernetes)
@@ -197,11 +175,6 @@ class MemoryCluster:
         finally:
             if self.calls == self.crash_at:
                 raise Crash
-
-    @property
-    def latest(self) -> int:
-        """Version of the whole."""
-        return max((version for version, *_ in self.history), default=0)
 
     # --- what is there ------------------------------------------------------------------------------
 
@@ -225,25 +198,16 @@ class MemoryCluster:
                 found.append(copy.deepcopy(one))
         return found
 
-    def changes(self, kind: str, name: str, after: int) -> list[tuple[str, Manifest]]:
-        return [(what, copy.deepcopy(o)) for v, k, n, what, o in self.history if (k, n) == (kind, name) and v > after]
-
-    def put(self, kind: str, manifest: Manifest, what: str = "ADDED") -> Manifest:
-        with self.changed:
-            version, name = next(self._version), manifest["metadata"]["name"]
+    def put(self, kind: str, manifest: Manifest) -> Manifest:
+        with self.changing:
+            version, name = str(next(self._version)), manifest["metadata"]["name"]
             stored = copy.deepcopy(manifest) | {"kind": kind}
-            stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": str(version)}
-            if what == "DELETED":
-                self.objects.pop((kind, name), None)
-            else:
-                self.objects[kind, name] = stored
-            self.history.append((version, kind, name, what, copy.deepcopy(stored)))
-            self.changed.notify_all()
+            stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": version}
+            self.objects[kind, name] = stored
             return copy.deepcopy(stored)
 
     def delete(self, kind: str, name: str) -> None:
-        if (kind, name) in self.objects:
-            self.put(kind, self.objects[kind, name], "DELETED")
+        self.objects.pop((kind, name), None)
 
     # --- what happens to it -------------------------------------------------------------------------
 
@@ -253,7 +217,7 @@ class MemoryCluster:
         if key in self.objects:
             now = copy.deepcopy(self.objects[key])
             now["status"] = now.get("status", {}) | status
-            self.put(key[0], now, "MODIFIED")
+            self.put(key[0], now)
 
     def over(self, job: Manifest, kind: str, reason: str = "", message: str = "", **status: Any) -> None:
         kind = {"Complete": "Completed"}.get(kind, kind) if job["kind"] == "JobSet" else kind
@@ -263,7 +227,7 @@ class MemoryCluster:
     def pod(
         self, job: Manifest, phase: str, *, suffix: str = "a1", exit_code: int | None = None, message: str = "",
         reason: str = "", waiting: tuple[str, str] | None = None, unschedulable: str = "", disrupted: bool = False,
-        index: int | None = None, limit: str = "64Gi",
+        index: int | None = None,
     ) -> str:  # fmt: skip
         name = f"{job['metadata']['name']}-{suffix}"
         key = "jobset.sigs.k8s.io/jobset-name" if job["kind"] == "JobSet" else "batch.kubernetes.io/job-name"
@@ -276,38 +240,24 @@ class MemoryCluster:
             state = {"terminated": {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": at}}
         elif waiting:
             state = {"waiting": {"reason": waiting[0], "message": waiting[1]}}
-        conditions = []
+        conditions = [{"type": "DisruptionTarget", "status": "True"}] if disrupted else []
         if unschedulable:
-            conditions.append(
-                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unschedulable}
-            )
-        if disrupted:
-            conditions.append({"type": "DisruptionTarget", "status": "True"})
-        self.put(
-            "Pod",
-            {
-                "metadata": {"name": name, "labels": labels},
-                "spec": {
-                    "nodeName": "node-0", "containers": [{"name": "main", "resources": {"limits": {"memory": limit}}}],
-                },
-                "status": {
-                    "phase": phase, "conditions": conditions,
-                    "containerStatuses": [{"name": "main", "state": state}],
-                },
-            },
-        )  # fmt: skip
+            conditions.append({"type": "PodScheduled", "status": "False", "message": unschedulable})
+        statuses = [{"name": "main", "state": state}]
+        container = {"name": "main", "resources": {"limits": {"memory": "64Gi"}}}
+        self.put("Pod", {
+            "metadata": {"name": name, "labels": labels}, "spec": {"nodeName": "node-0", "containers": [container]},
+            "status": {"phase": phase, "conditions": conditions, "containerStatuses": statuses},
+        })  # fmt: skip
         return name
 
     def event(self, about: str, reason: str, message: str, kind: str = "") -> None:
-        self.put(
-            "Event",
-            {
-                "metadata": {"name": f"{about}.{len(self.history)}"},
-                "involvedObject": {"name": about, "kind": kind},
-                "type": "Warning", "reason": reason, "message": message,
-                "lastTimestamp": f"2026-01-01T00:{int(self.clock.now()) // 60:02d}:{int(self.clock.now()) % 60:02d}Z",
-            },
-        )  # fmt: skip
+        minutes, seconds = divmod(int(self.clock.now()), 60)
+        self.put("Event", {
+            "metadata": {"name": f"{about}.{next(self._version)}"}, "involvedObject": {"name": about, "kind": kind},
+            "type": "Warning", "reason": reason, "message": message,
+            "lastTimestamp": f"2026-01-01T00:{minutes:02d}:{seconds:02d}Z",
+        })  # fmt: skip
 
 
 # --- scripts ---------------------------------------------------------------------------------------------
@@ -316,96 +266,92 @@ class MemoryCluster:
 def succeeds(after: float = 3, **summary: Any) -> Script:
     """Runs after a second and is done `after` seconds from now, with that summary."""
 
-    def script(cluster: MemoryCluster, job: Manifest) -> None:
-        says = {"stage": "x", "exit": 0, **summary}
-        count = job["spec"].get("completions", 1)
+    def run(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.pod(job, "Running")
+        cluster.status(job, ready=1, active=1)
 
-        def run() -> None:
-            cluster.pod(job, "Running")
-            cluster.status(job, ready=1, active=1)
+    def end(cluster: MemoryCluster, job: Manifest) -> None:
+        cluster.pod(job, "Succeeded", exit_code=0, message=json.dumps({"stage": "x", "exit": 0, **summary}))
+        cluster.over(job, "Complete", succeeded=job["spec"].get("completions", 1))
 
-        def end() -> None:
-            cluster.pod(job, "Succeeded", exit_code=0, message=json.dumps(says))
-            cluster.over(job, "Complete", succeeded=count)
-
-        cluster.clock.at(min(1, after / 2), run)
-        cluster.clock.at(after, end)
-
-    return script
+    return timeline((min(1, after / 2), run), (after, end))
 
 
 def fails(code: int, message: str = "", *, reason: str = "Error", job_reason: str = "PodFailurePolicy") -> Script:
     """One pod, which ends with that exit code; the stage's last line is its termination message."""
 
-    def script(cluster: MemoryCluster, job: Manifest) -> None:
+    def end(cluster: MemoryCluster, job: Manifest) -> None:
         says = json.dumps({"exit": code, "message": message}) if message else ""
+        pod = cluster.pod(job, "Failed", exit_code=code, message=says, reason=reason)
+        words = f"Container main for pod vcot/{pod} failed with exit code {code} matching FailJob rule at index 1"
+        cluster.over(job, "Failed", job_reason, words, failed=1)
 
-        def end() -> None:
-            pod = cluster.pod(job, "Failed", exit_code=code, message=says, reason=reason)
-            words = f"Container main for pod vcot/{pod} failed with exit code {code} matching FailJob rule at index 1"
-            cluster.over(job, "Failed", job_reason, words, failed=1)
+    return timeline((2, end))
 
-        cluster.clock.at(2, end)
+
+def never() -> Script:
+    """Never ends, and nobody knows why."""
+    return timeline()
+
+
+def timeline(*moments: tuple[float, Callable[[MemoryCluster, Manifest], object]]) -> Script:
+    """What happens to the Job so many seconds after its creation."""
+
+    def script(cluster: MemoryCluster, job: Manifest) -> None:
+        for after, happens in moments:
+            cluster.clock.at(after, functools.partial(happens, cluster, job))
 
     return script
-
-
-def never(setup: Callable[[MemoryCluster, Manifest], None] = lambda cluster, job: None) -> Script:
-    """Never ends; `setup` says why."""
-    return setup
 
 
 # --- templates -------------------------------------------------------------------------------------------
 
 
+#: A suspended CronJob, as kustomize and the API server leave it; small.
+TEMPLATE = """
+apiVersion: batch/v1
+kind: CronJob
+metadata: {{name: stage-{stage}, annotations: {{}}}}
+spec:
+  schedule: 0 0 31 2 *
+  suspend: true
+  jobTemplate:
+    metadata: {{labels: {{vcot/stage: {stage}, team: vision}}}}
+    spec:
+      backoffLimit: 4
+      activeDeadlineSeconds: 3600
+      podReplacementPolicy: Failed
+      podFailurePolicy:
+        rules:
+        - {{action: Ignore, onPodConditions: [{{type: DisruptionTarget, status: "True"}}]}}
+        - action: FailJob
+          onExitCodes: {{containerName: main, operator: In, values: [20, 21, 64, 65, 78]}}
+      template:
+        metadata: {{labels: {{vcot/stage: {stage}}}}}
+        spec:
+          restartPolicy: Never
+          containers:
+          - name: main
+            image: vcot-data@sha256:00
+            args: [jobs.{stage}]
+            envFrom:
+            - configMapRef: {{name: settings-{stage}-abc}}
+            - secretRef: {{name: s3-credentials, optional: true}}
+            env: [{{name: HOME, value: /scratch}}]
+"""
+
+
+@functools.cache
+def _template(stage: str) -> Manifest:
+    made: Manifest = yaml.safe_load(TEMPLATE.format(stage=stage))
+    return made
+
+
 def template(stage: str, **annotations: str) -> Manifest:
-    """A suspended CronJob, as kustomize and the API server leave it; small."""
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": {"name": f"stage-{stage}", "annotations": annotations},
-        "spec": {
-            "schedule": "0 0 31 2 *",
-            "suspend": True,
-            "jobTemplate": {
-                "metadata": {"labels": {"vcot/stage": stage, "team": "vision"}},
-                "spec": {
-                    "backoffLimit": 4,
-                    "activeDeadlineSeconds": 3600,
-                    "podReplacementPolicy": "Failed",
-                    "podFailurePolicy": {
-                        "rules": [
-                            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                            {
-                                "action": "FailJob",
-                                "onExitCodes": {
-                                    "containerName": "main", "operator": "In", "values": [20, 21, 64, 65, 78],
-                                },
-                            },
-                        ]
-                    },
-                    "template": {
-                        "metadata": {"labels": {"vcot/stage": stage}},
-                        "spec": {
-                            "restartPolicy": "Never",
-                            "containers": [
-                                {
-                                    "name": "main",
-                                    "image": "vcot-data@sha256:00",
-                                    "args": [f"jobs.{stage}"],
-                                    "envFrom": [
-                                        {"configMapRef": {"name": f"settings-{stage}-abc"}},
-                                        {"secretRef": {"name": "s3-credentials", "optional": True}},
-                                    ],
-                                    "env": [{"name": "HOME", "value": "/scratch"}],
-                                }
-                            ],
-                        },
-                    },
-                },
-            },
-        },
-    }  # fmt: skip
+    """The CronJob of a stage."""
+    made = copy.deepcopy(_template(stage))
+    made["metadata"]["annotations"] = annotations
+    return made
 
 
 def fill(cluster: MemoryCluster, settings: Mapping[str, Mapping[str, str]] | None = None) -> None:

@@ -70,7 +70,7 @@ def converted(folder: Path, number: int, shards: int = 2, name: str = "one") -> 
 # -------------------------------------------------------------------------------------------------------- a run
 
 
-def distill(where: Path, teacher: Teacher | None, **given: Any) -> None:
+def distill(where: Path | str, teacher: Teacher | None, **given: Any) -> None:
     """In this process, one request for each row; without a teacher nobody is at the address."""
     settings = {"teacher": "openai", "model": "gpt-4o", "reply_tokens": 64, "image_side": 64}
     address = "http://127.0.0.1:1/v1" if teacher is None else teacher.address
@@ -78,13 +78,13 @@ def distill(where: Path, teacher: Teacher | None, **given: Any) -> None:
         run(DistillSettings(run_uri=str(where), **(settings | ALONE | given)))
 
 
-def start(run_uri: str, teacher: Teacher, *argv: str) -> subprocess.Popen[str]:
+def start(run_uri: str, teacher: Teacher, *argv: str, key: str = "x") -> subprocess.Popen[str]:
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("VCOT_", "OPENAI_"))} | {
         "VCOT_DISTILL_TEACHER": "openai",
         "VCOT_DISTILL_MODEL": "scripted",
         "VCOT_DISTILL_ANSWER_FROM_EVIDENCE": "false",
         "OPENAI_BASE_URL": teacher.address,
-        "OPENAI_API_KEY": "x",
+        "OPENAI_API_KEY": key,
         "NO_PROXY": "127.0.0.1",
     }
     command = [sys.executable, "-m", "jobs.distill", "--run-uri", run_uri, *argv]

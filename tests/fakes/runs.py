@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,11 +11,10 @@ from structlog.testing import capture_logs
 
 from tests.fakes.cluster import FakeClock, MemoryCluster, Script, fill, template
 from vcot.errors import StageFailed, TemporaryError
-from vcot.pipeline.client import Manifest, Refused
+from vcot.pipeline.client import Manifest
 from vcot.pipeline.executor import KubernetesExecutor
-from vcot.pipeline.orchestrator import Outcome, orchestrate
-from vcot.pipeline.plan import IN_PARTS, Plan, make_plan
-from vcot.pipeline.rendering import Owner
+from vcot.pipeline.orchestrator import Outcome, Plan, make_plan, orchestrate
+from vcot.pipeline.templates import Owner
 from vcot.stage import Stop
 
 OWNER = Owner("pipeline-r1", "uid-of-pipeline")
@@ -42,7 +41,7 @@ def with_shards(count: int, scripts: dict[str, Script]) -> MemoryCluster:
 
 
 def a_plan(until: str | None = None, **words: Any) -> Plan:
-    return make_plan("r1", "s3://b/runs", {}, parts=IN_PARTS, until=until, **words)
+    return make_plan("r1", "s3://b/runs", {}, in_parts=True, until=until, **words)
 
 
 def valid(stage: str, variables: Mapping[str, str]) -> list[str]:
@@ -54,7 +53,7 @@ def carry_out(
     cluster: MemoryCluster, plan: Plan | None = None, *, owner: Owner = OWNER, stop: Stop | None = None,
     pending_timeout: float = 1800, validate: Callable[..., list[str]] = valid,
 ) -> dict[str, Outcome]:  # fmt: skip
-    """One conductor's life, from its start to its end."""
+    """One orchestrator's life, from its start to its end."""
     stop = stop or Stop()
     executor = KubernetesExecutor(
         cluster, cluster.storage, owner, clock=cluster.clock, stop=stop, pending_timeout=pending_timeout,
@@ -65,7 +64,7 @@ def carry_out(
 
 
 def said(cluster: MemoryCluster, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
-    """How the conductor failed, and the lines that it logged before."""
+    """How the orchestrator failed, and the lines that it logged before."""
     with capture_logs() as lines, pytest.raises(kind) as caught:
         carry_out(cluster, **words)
     return str(caught.value), [line["event"] for line in lines]
@@ -98,18 +97,14 @@ def apply(cluster: MemoryCluster, run_id: str, at: str, **images: str) -> None:
         applied["metadata"]["managedFields"] = [by_kubectl] if changed else there["metadata"]["managedFields"]
         cluster.put("CronJob", applied)
     if ("Job", f"pipeline-{run_id}") not in cluster.objects:
-        conductor = {"name": "conductor", "envFrom": [{"configMapRef": {"name": f"run-of-{run_id}"}}]}
+        orchestrator = {"name": "orchestrator", "envFrom": [{"configMapRef": {"name": f"run-of-{run_id}"}}]}
         cluster.put(
             "Job",
             {
                 "metadata": {"name": f"pipeline-{run_id}", "creationTimestamp": when},
-                "spec": {"template": {"spec": {"containers": [conductor]}}},
+                "spec": {"template": {"spec": {"containers": [orchestrator]}}},
             },
         )
-
-
-def refuse(*_: object) -> Iterator[tuple[str, Manifest]]:
-    raise Refused(403, "cannot watch resource jobs")
 
 
 def away(*_: object) -> Manifest:

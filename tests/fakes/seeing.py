@@ -23,7 +23,7 @@ from PIL import Image
 from tests.fakes.teacher import Answer, Asked, Refuse, Say
 from tests.fakes.wise import PURPOSE, images, named, shown
 from vcot.grounding import Box, FrameName, FrameSpec, Trace, parse, split_answer
-from vcot.models import generate, load_base
+from vcot.models.loading import generate, load_base
 from vcot.tokens import load_processor
 
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112

@@ -20,13 +20,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tests.fakes.teacher import Answer, Asked, Say
-from vcot.distill.prompts import packaged
+from vcot.distill.request import packaged_prompts
 
 COLOURS = {
     "red disc": (220, 30, 30), "blue lever": (30, 30, 220), "green gear": (30, 200, 30), "yellow cup": (230, 220, 40),
     "violet dog": (170, 40, 200),
 }  # fmt: skip
-PURPOSE = {prompt.text: name for name, versions in packaged().items() for prompt in versions.values()}
+PURPOSE = {prompt.text: name for name, versions in packaged_prompts().items() for prompt in versions.values()}
 """Where no schema says why it is asked, the words do."""
 
 BACKGROUND = (200, 200, 200)

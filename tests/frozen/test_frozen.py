@@ -16,10 +16,7 @@ again: whoever does that changes what users get.
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,20 +80,12 @@ TRAINING = {
 
 def trained(folder: Path) -> dict[str, Any]:
     """The losses of a run that is stopped after its first checkpoint, and goes on."""
-    arguments = stages.command("train", run_uri=folder / "coco", **TRAINING)
-    process = subprocess.Popen(
-        arguments,
-        cwd=stages.ROOT,
-        env=stages.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    while process.poll() is None and not list(folder.glob("coco/train/checkpoints/**/manifest.json")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate()[0]
-    assert process.returncode == 143, said
+
+    def saved() -> bool:
+        return bool(list(folder.glob("coco/train/checkpoints/**/manifest.json")))
+
+    with stages.sigterm_once(saved):
+        stages.run("train", code=143, run_uri=folder / "coco", **TRAINING)
     stages.run("train", run_uri=folder / "coco", **TRAINING)
     lines = json.loads((folder / "coco/train/losses.json").read_text())
     return {"losses": [[line["step"], line["loss"], line.get("eval_loss")] for line in lines]}

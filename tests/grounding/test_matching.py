@@ -8,13 +8,8 @@ from hypothesis import strategies as st
 
 from tests.grounding.drawn import boxes, unhurried
 from vcot.grounding import Box, iou, match, match_at
-from vcot.rewards import soft_f1_with_spare as soft_f1
 
 few = st.lists(boxes(100, 80), max_size=4)
-
-
-def shifted(by: float, box: Box) -> Box:
-    return Box(box.x1 + by, box.y1 + by, box.x2 + by, box.y2 + by)
 
 
 def best_by_trying_all(predicted: list[Box], true: list[Box]) -> float:
@@ -39,13 +34,6 @@ def test_every_box_has_at_most_one_partner_and_every_pair_overlaps(predicted, tr
 
 
 @unhurried
-@given(few, few)
-def test_predicted_and_true_may_change_places(predicted, true):
-    assert match(predicted, true).total == pytest.approx(match(true, predicted).total)
-    assert soft_f1(predicted, true) == pytest.approx(soft_f1(true, predicted))
-
-
-@unhurried
 @given(few, few, st.floats(0.01, 1))
 def test_at_a_threshold_no_pairing_has_more_pairs(predicted, true, threshold):
     fewer, more = sorted((predicted, true), key=len)
@@ -66,22 +54,12 @@ def test_at_a_threshold_two_fair_pairs_beat_an_exact_one():
 
 
 def test_a_threshold_is_reached_by_being_equal_to_it():
-    half = [Box(0, 0, 10, 5)]
+    box, half = Box(0, 0, 1, 1), [Box(0, 0, 10, 5)]
     assert len(match_at(half, [Box(0, 0, 10, 10)], 0.5).pairs) == 1
+    assert match([], [box]).pairs == match([box], []).pairs == match([], []).pairs == ()
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.01])
 def test_a_threshold_outside_of_its_range_is_refused(threshold):
     with pytest.raises(ValueError, match="0 < threshold <= 1"):
         match_at([], [], threshold)
-
-
-def test_nothing_predicted_of_nothing_true_is_right_and_else_nothing_is_wrong():
-    box = Box(0, 0, 1, 1)
-    assert (soft_f1([], []), soft_f1([box], []), soft_f1([], [box])) == (1, 0, 0)
-    assert match([], [box]).pairs == match([box], []).pairs == match([], []).pairs == ()
-
-
-def test_one_box_for_one_is_its_iou():
-    box = Box(10, 10, 50, 50)
-    assert soft_f1([shifted(5, box)], [box]) == pytest.approx(iou(shifted(5, box), box))

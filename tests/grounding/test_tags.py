@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.grounding.drawn import SPECS, assert_same_trace, framed_traces, prose, snippets, unhurried
 from vcot.grounding import (
+    DIALECTS,
     Box,
     BoxError,
     BoxFault,
@@ -55,21 +57,52 @@ class TestRender:
             render(TRACE, FrameSpec("thousandths").on(200, 200))
 
 
-class TestParseGivesBackWhatWasRendered:
-    @unhurried
-    @given(framed_traces())
-    def test_within_the_rounding_of_the_frame_whatever_the_prose_says(self, drawn):
-        frame, trace = drawn
-        parsed = parse(render(trace, frame), frame)
-        assert parsed.faults == ()
-        assert_same_trace(parsed.trace, trace, frame)
+@unhurried
+@given(prose)
+@example("&&amp;lt;&amp;amp;lcub;<ref&<REF>")
+def test_escaped_prose_comes_back_and_holds_no_tag(text):
+    assert unescape(escape(text)) == text
+    assert parse(escape(text), FRAME) == Parsed(Trace((text,)), ())
 
-    @unhurried
-    @given(prose)
-    @example("&&amp;lt;&amp;amp;lcub;<ref&<REF>")
-    def test_escaped_prose_comes_back_and_holds_no_tag(self, text):
-        assert unescape(escape(text)) == text
-        assert parse(escape(text), FRAME) == Parsed(Trace((text,)), ())
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vcot", "the <ref>gear</ref><box>[100, 200, 300, 400]</box> turns"),
+        ("obj-bbox", "the <obj>gear</obj><bbox>[100, 200, 300, 400]</bbox> turns"),
+        (
+            "qwen-special",
+            "the <|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|> turns",
+        ),
+        ("qwen-vl", "the <ref>gear</ref><box>(100,200),(300,400)</box> turns"),
+        ("qwen-json", 'the [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}] turns'),
+    ],
+)
+def test_each_dialect_is_written_as_its_models_write_it(name, text):
+    assert render(Trace(("the ", Mention("gear", (GEAR,)), " turns")), FRAME, name) == text
+
+
+@unhurried
+@given(framed_traces(), st.sampled_from(sorted(DIALECTS)))
+def test_every_dialect_gives_the_trace_back_within_the_rounding_of_the_frame(drawn, name):
+    frame, trace = drawn
+    parsed = parse(render(trace, frame, name), frame)
+    assert parsed.faults == ()
+    assert_same_trace(parsed.trace, trace, frame)
+
+
+def test_mentions_alone_are_json_that_other_readers_understand():
+    trace = Trace((Mention("gear", (GEAR, LEVER)), Mention('a "quoted" {label}\n', (LEVER,))))
+    assert json.loads(render(trace, FRAME, "qwen-json")) == [
+        {"bbox_2d": [100, 200, 300, 400], "label": "gear"},
+        {"bbox_2d": [350, 180, 500, 250], "label": "gear"},
+        {"bbox_2d": [350, 180, 500, 250], "label": 'a "quoted" {label}\n'},
+    ]
+
+
+def test_the_same_label_twice_in_a_row_stays_two_mentions_in_json():
+    trace = Trace((Mention("gear", (GEAR,)), Mention("gear", (LEVER,))))
+    assert parse(render(trace, FRAME, "qwen-json"), FRAME).trace == trace
 
 
 class TestParse:
@@ -80,27 +113,22 @@ class TestParse:
     @pytest.mark.parametrize(
         "written",
         [
-            "<ref>gear</ref><box>[100, 200, 300, 400]</box>",
-            "<ref>gear</ref><box>[100.0,200.00,3e2,+400]</box>",
-            "<ref>gear</ref><box>[ 100,200 , 300  400 ]</box>",
-            "<ref>gear</ref><box>100, 200, 300, 400</box>",
-            "<ref>gear</ref><box>[[100, 200, 300, 400]]</box>",
-            "<ref>gear</ref><box>[[100, 200], [300, 400]]</box>",
-            "<ref>gear</ref><box>(100,200),(300,400)</box>",
-            "<ref>gear</ref><box>[100, 200, 300, 400,]</box>",
+            "<ref>gear</ref><box>[100, 200, 300, 400]</box>", "<ref>gear</ref><box>[100.0,200.00,3e2,+400]</box>",
+            "<ref>gear</ref><box>[ 100,200 , 300  400 ]</box>", "<ref>gear</ref><box>100, 200, 300, 400</box>",
+            "<ref>gear</ref><box>[[100, 200, 300, 400]]</box>", "<ref>gear</ref><box>[[100, 200], [300, 400]]</box>",
+            "<ref>gear</ref><box>(100,200),(300,400)</box>", "<ref>gear</ref><box>[100, 200, 300, 400,]</box>",
             "<ref>gear</ref><box>\n```json\n[100, 200, 300, 400]\n```\n</box>",
             "<ref>gear</ref> \n<box>[100, 200, 300, 400]</box>",
             "<ref>gear</ref>, which is at <box>[100, 200, 300, 400]</box>",
             "```\n<ref>gear</ref><box>[100, 200, 300, 400]</box>\n```",
-            "<REF>gear</REF><Box>[100, 200, 300, 400]</Box>",
-            "<obj>gear</obj><bbox>[100, 200, 300, 400]</bbox>",
+            "<REF>gear</REF><Box>[100, 200, 300, 400]</Box>", "<obj>gear</obj><bbox>[100, 200, 300, 400]</bbox>",
             "<|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>",
             '[{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]',
             '```json\n[\n  {"label": "gear", "bbox_2d": [100, 200, 300, 400,],},\n]\n```',
             "{'bbox_2d': [100, 200, 300, 400], 'label': 'gear'}",
             '{"id": 3, "bbox_2d": "[100, 200, 300, 400]", "label": "gear", "score": 0.5}',
         ],
-    )
+    )  # fmt: skip
     def test_one_gear_in_many_spellings(self, written):
         assert self.boxes(written) == ([("gear", GEAR)], True)
 
@@ -138,24 +166,16 @@ class TestParse:
     @pytest.mark.parametrize(
         ("content", "fault"),
         [
-            ("", BoxFault.NO_BOX_TEXT),
-            ("[]", BoxFault.NO_BOX_TEXT),
-            ("[100, 200, 300]", BoxFault.WRONG_COUNT),
+            ("", BoxFault.NO_BOX_TEXT), ("[]", BoxFault.NO_BOX_TEXT), ("[100, 200, 300]", BoxFault.WRONG_COUNT),
             ("[1, 2, 3, 4, 5, 6, 7, 8]", BoxFault.WRONG_COUNT),
-            ("[[1, 2], [3, 4], [5, 6], [7, 8]]", BoxFault.WRONG_COUNT),
-            ("[x1, y1, x2, y2]", BoxFault.NOT_A_NUMBER),
-            ("[100, 200, 300, 400px]", BoxFault.NOT_A_NUMBER),
-            ("top left", BoxFault.NOT_A_NUMBER),
-            ("[0, 0, 1e999, 5]", BoxFault.NOT_FINITE),
-            ("[nan, 0, 10, 5]", BoxFault.NOT_FINITE),
-            ("[300, 200, 100, 400]", BoxFault.INVERTED),
-            ("[100, 200, 100, 400]", BoxFault.ZERO_AREA),
-            ("[1, 1, 1, 1]", BoxFault.ZERO_AREA),
-            ("[-100, 200, 300, 400]", BoxFault.OUT_OF_RANGE),
-            ("[100, 200, 1300, 400]", BoxFault.OUT_OF_RANGE),
-            ("[0.1, 0.2, 0.9, 0.5]", BoxFault.OUT_OF_RANGE),
+            ("[[1, 2], [3, 4], [5, 6], [7, 8]]", BoxFault.WRONG_COUNT), ("[x1, y1, x2, y2]", BoxFault.NOT_A_NUMBER),
+            ("[100, 200, 300, 400px]", BoxFault.NOT_A_NUMBER), ("top left", BoxFault.NOT_A_NUMBER),
+            ("[0, 0, 1e999, 5]", BoxFault.NOT_FINITE), ("[nan, 0, 10, 5]", BoxFault.NOT_FINITE),
+            ("[300, 200, 100, 400]", BoxFault.INVERTED), ("[100, 200, 100, 400]", BoxFault.ZERO_AREA),
+            ("[1, 1, 1, 1]", BoxFault.ZERO_AREA), ("[-100, 200, 300, 400]", BoxFault.OUT_OF_RANGE),
+            ("[100, 200, 1300, 400]", BoxFault.OUT_OF_RANGE), ("[0.1, 0.2, 0.9, 0.5]", BoxFault.OUT_OF_RANGE),
         ],
-    )
+    )  # fmt: skip
     def test_a_faulty_box_is_classified_and_its_label_remains_as_prose(self, content, fault):
         text = f"the <ref>gear</ref><box>{content}</box> turns"
         parsed = parse(text, FRAME)
@@ -167,8 +187,7 @@ class TestParse:
     @pytest.mark.parametrize(
         ("text", "kinds", "mentions"),
         [
-            ("<ref>gear</ref> turns", ["no_box_text"], []),
-            ("<ref>gear", ["unbalanced_tag"], []),
+            ("<ref>gear</ref> turns", ["no_box_text"], []), ("<ref>gear", ["unbalanced_tag"], []),
             ("<ref>gear</ref><box>[100, 200, 30", ["unbalanced_tag"], []),
             ("gear</ref><box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], [""]),
             ("<ref>gear<box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], ["gear"]),
@@ -254,27 +273,19 @@ class TestReply:
     @pytest.mark.parametrize(
         ("text", "reasoning", "answer"),
         [
-            ("It turns.\nAnswer: up", "It turns.", "up"),
-            ("It turns. Answer: up", "It turns. ", "up"),
-            ("It turns.\n**Answer:** up", "It turns.", "up"),
-            ("It turns.\n**Answer: up**", "It turns.", "up"),
-            ("It turns.\nAnswer: **up**.", "It turns.", "up."),
-            ("It turns.\nFinal answer: up\n", "It turns.", "up"),
-            ("It turns.\nANSWER : up", "It turns.", "up"),
-            ("It turns.\nAnswer:\nup", "It turns.", "up"),
+            ("It turns.\nAnswer: up", "It turns.", "up"), ("It turns. Answer: up", "It turns. ", "up"),
+            ("It turns.\n**Answer:** up", "It turns.", "up"), ("It turns.\n**Answer: up**", "It turns.", "up"),
+            ("It turns.\nAnswer: **up**.", "It turns.", "up."), ("It turns.\nFinal answer: up\n", "It turns.", "up"),
+            ("It turns.\nANSWER : up", "It turns.", "up"), ("It turns.\nAnswer:\nup", "It turns.", "up"),
             ("Answer: down\nNo.\nAnswer: up\nbecause the answer: down", "Answer: down\nNo.", "up"),
             ("<think>It turns.</think><answer>up</answer>", "<think>It turns.</think>", "up"),
             ("<answer>down</answer>\nAnswer: up", "<answer>down</answer>", "up"),
-            ("<answer>\nAnswer: up</answer>", "<answer>", "up"),
-            ("It turns \\boxed{up}", "It turns ", "up"),
-            ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"),
-            ("Answer: Answer: 5", "", "Answer: 5"),
-            ("It turns.", "It turns.", None),
-            ("It turns.\nAnswer:", "It turns.", None),
-            ("An unanswered question", "An unanswered question", None),
-            ("", "", None),
+            ("<answer>\nAnswer: up</answer>", "<answer>", "up"), ("It turns \\boxed{up}", "It turns ", "up"),
+            ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "", "Answer: 5"),
+            ("It turns.", "It turns.", None), ("It turns.\nAnswer:", "It turns.", None),
+            ("An unanswered question", "An unanswered question", None), ("", "", None),
         ],
-    )
+    )  # fmt: skip
     def test_the_answer_is_found_where_models_put_it(self, text, reasoning, answer):
         assert split_answer(text) == (reasoning, answer)
 

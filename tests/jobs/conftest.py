@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+from tests.fakes.rows import Given
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Given:
+    """A folder for rows and their images."""
+    return Given(tmp_path / "data")
 
 
 @pytest.fixture

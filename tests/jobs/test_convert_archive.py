@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.convert import ConvertSettings, run
-from tests.datasets.given import Given, png
-from tests.datasets.test_datasets_viscot import metadata
+from tests.fakes.convert import in_parts, made, rejections, samples, stage
+from tests.fakes.rows import Given, metadata, png
 from tests.storage.tars import in_chunks, tar
 from vcot.datasets import DATASETS
-from vcot.datasets.archived import archive_at
+from vcot.datasets.images import archive_at
+from vcot.datasets.inputs import Row
 from vcot.datasets.reading import one
-from vcot.datasets.row import Row
 from vcot.errors import InputError
-from vcot.records import Rejection, Sample, read_samples
+from vcot.records import Sample
 from vcot.records.sample import read_image
-from vcot.records.shards import CONVERT, read_marker
+from vcot.records.shards import CONVERT
 from vcot.storage import Changed, Store, join
 from vcot.uris import pieces
 
 store = Store()
+pytestmark = pytest.mark.usefixtures("clean")
+AS_READ = {"source": "viscot", "num_shards": 3, "readers": 2}
 
 
-@pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("VCOT_")]:
-        monkeypatch.delenv(name)
+def convert(run_uri: str, **settings: Any) -> list[Sample]:
+    stage(run_uri, **AS_READ | settings)
+    return samples(run_uri) if settings.get("part", "all") == "all" else []
 
 
 @pytest.fixture
@@ -51,24 +52,6 @@ def archive_of(folder: Path, top: str = "cot_image_data", links: dict[str, str] 
     return tar(files, links=links)
 
 
-def convert(run_uri: str, **settings: Any) -> list[Sample]:
-    words = {"source": "viscot", "num_shards": 3, "readers": 2} | settings
-    flags = [w for name, value in words.items() for w in (f"--{name.replace('_', '-')}", str(value))]
-    loaded, _ = ConvertSettings.load(["--run-uri", run_uri, *flags])
-    run(loaded)
-    return samples(run_uri) if loaded.part in ("all", "finish") else []
-
-
-def samples(run_uri: str) -> list[Sample]:
-    uri = join(run_uri, "convert")
-    return sorted(read_samples(store, uri, read_marker(store, uri)[0]), key=lambda sample: sample.id)
-
-
-def rejections(run_uri: str) -> list[Rejection]:
-    found = [store.read(entry.uri) for entry in store.list(join(run_uri, "convert", "rejections"))]
-    return [Rejection.model_validate_json(line) for lines in found for line in lines.splitlines()]
-
-
 def without_uri(sample: Sample) -> dict[str, Any]:
     told = sample.model_dump(mode="json")
     del told["image"]["uri"]
@@ -76,21 +59,23 @@ def without_uri(sample: Sample) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("top", "size"), [("cot_image_data", 5000), (".", 700)])
-def test_the_same_samples_as_from_a_folder(any_place: str, rows: Given, tmp_path: Path, top: str, size: int) -> None:
-    in_chunks(store, join(any_place, "tar"), archive_of(rows.images, top), size)
+def test_the_same_samples_as_from_a_folder(minio_place: str, rows: Given, tmp_path: Path, top: str, size: int) -> None:
+    in_chunks(store, join(minio_place, "tar"), archive_of(rows.images, top), size)
     source = rows.folder / "rows.jsonl"
     from_folder = convert(str(tmp_path / "folder"), input_uri=source, images_uri=rows.images)
-    inside = convert(join(any_place, "run"), input_uri=source, images_uri=join(any_place, "tar"))
+    inside = convert(join(minio_place, "run"), input_uri=source, images_uri=join(minio_place, "tar"))
     assert [without_uri(sample) for sample in inside] == [without_uri(sample) for sample in from_folder]
     assert len(inside) == 29
     for sample in inside:
         assert pieces(sample.image.uri), "a later stage needs no more than this"
         assert read_image(store, sample.image).width == sample.image.width
-    (refused,) = rejections(join(any_place, "run"))
+    (refused,) = rejections(join(minio_place, "run"))
     assert refused.reason.value == "image-missing"
     looked_for = ["vsr/nowhere.png"] if top == "." else [f"{top}/vsr/nowhere.png", "vsr/nowhere.png"]
-    missing = "; ".join(f"'{path}' is not in {any_place}/tar" for path in looked_for)
+    missing = "; ".join(f"'{path}' is not in {minio_place}/tar" for path in looked_for)
     assert refused.detail == f"vsr/nowhere.png: {missing}"
+    in_parts(join(minio_place, "parts"), **AS_READ, input_uri=source, images_uri=join(minio_place, "tar"))
+    assert made(join(minio_place, "parts")) == made(join(minio_place, "run"))
     if size < 1000:
         assert any(len(pieces(sample.image.uri)) > 1 for sample in inside)
 
@@ -98,8 +83,8 @@ def test_the_same_samples_as_from_a_folder(any_place: str, rows: Given, tmp_path
 @pytest.mark.parametrize(
     ("kind", "there", "said"),
     [
-        ("folder", "cot", "bare file"), ("folder", "", "cot"), ("one file", "cot_image_data", "cot"),
-        ("one file", "", "cot_image_data"), ("chunks", "cot", ""), ("chunks", "cot", "cot_image_data"),
+        ("folder", "cot", "bare file"), ("folder", "", "cot"), ("one file", "", "cot_image_data"),
+        ("chunks", "cot", "cot_image_data"),
     ],
 )  # fmt: skip
 def test_images_are_found_with_and_without_a_folder_on_top(
@@ -127,90 +112,67 @@ def test_images_are_found_with_and_without_a_folder_on_top(
     assert (join(place, "images", looked_for) if kind == "folder" else f"'{looked_for}'") in refused.detail
 
 
-def test_an_image_lies_where_its_row_says_before_it_lies_elsewhere(tmp_path: Path, given_cots: Given) -> None:
+def test_an_image_lies_where_its_row_says_before_it_lies_elsewhere(tmp_path: Path) -> None:
+    """Somebody's own images of cots."""
+    given_cots = Given(tmp_path / "cots")
+    given_cots.image("a.png", 50, 50)
+    given_cots.image("cot/a.png", 60, 50)
     said = [{"image": path, "question": f"{path}?", "answers": ["x"]} for path in ("a.png", "cot/a.png")]
     source = given_cots.rows(said, "samples.jsonl")
     kept = convert(str(tmp_path / "run"), source="samples", input_uri=source, images_uri=given_cots.images)
     assert [sample.image.width for sample in kept] == [50, 60]
 
 
-@pytest.fixture
-def given_cots(tmp_path: Path) -> Given:
-    """Somebody's own images of cots."""
-    given = Given(tmp_path / "cots")
-    given.image("a.png", 50, 50)
-    given.image("cot/a.png", 60, 50)
-    return given
-
-
-def test_three_parts_make_what_one_process_makes(moto_place: str, rows: Given) -> None:
-    store.write(join(moto_place, "x.tar"), archive_of(rows.images))
-    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(moto_place, "x.tar")}
-    convert(join(moto_place, "one"), **same)
-    parts = join(moto_place, "parts")
+def test_several_runs_share_an_index(moto_place: str, rows: Given) -> None:
+    in_chunks(store, join(moto_place, "tar"), archive_of(rows.images), 5000)
+    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(moto_place, "tar")}
     with pytest.raises(InputError, match=r"archive\.json is missing: --part prepare comes before --part shards"):
-        convert(parts, part="shards", **same)
-    convert(parts, part="prepare", **same)
-    for shard in (2, 0, 1):
-        convert(parts, part="shards", shard=shard, **same)
-    convert(parts, part="finish", **same)
-
-    def made(run_uri: str) -> dict[str, str]:
-        base = join(run_uri, "convert")
-        found = [e.uri for kind in ("shards", "rejections") for e in store.list(join(base, kind))]
-        return {uri.removeprefix(base): store.digest(uri) for uri in found}
-
-    assert made(parts) == made(join(moto_place, "one")) != {}
-
-
-def test_several_runs_share_an_index(any_place: str, rows: Given, capsys: pytest.CaptureFixture[str]) -> None:
-    in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 5000)
-    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(any_place, "tar")}
-    same["archive_index_uri"] = join(any_place, "indices")
-    convert(join(any_place, "first"), **same)
-    before = {entry.uri: entry.state for entry in store.list(join(any_place, "indices"))}
-    convert(join(any_place, "second"), **same)
-    assert {entry.uri: entry.state for entry in store.list(join(any_place, "indices"))} == before
-    assert not list(store.list(join(any_place, "first", "convert", "archive")))
-    told = json.loads(store.read(join(any_place, "second", "convert", "archive.json")))
+        convert(join(moto_place, "early"), part="shards", **same)
+    same["archive_index_uri"] = join(moto_place, "indices")
+    convert(join(moto_place, "first"), **same)
+    before = {entry.uri: entry.state for entry in store.list(join(moto_place, "indices"))}
+    convert(join(moto_place, "second"), **same)
+    assert {entry.uri: entry.state for entry in store.list(join(moto_place, "indices"))} == before
+    assert not list(store.list(join(moto_place, "first", "convert", "archive")))
+    told = json.loads(store.read(join(moto_place, "second", "convert", "archive.json")))
     assert told["uri"] in before
-    assert len(told["chunks"]) == len(list(store.list(join(any_place, "tar"))))
+    assert len(told["chunks"]) == len(list(store.list(join(moto_place, "tar"))))
 
 
 @pytest.mark.parametrize("how", ["changed", "gone", "cut"])
-def test_an_archive_that_is_another_one_ends_the_stage(any_place: str, rows: Given, how: str) -> None:
-    uris = in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 5000)
-    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(any_place, "tar")}
-    convert(join(any_place, "run"), part="prepare", **same)
+def test_an_archive_that_is_another_one_ends_the_stage(folder_place: str, rows: Given, how: str) -> None:
+    uris = in_chunks(store, join(folder_place, "tar"), archive_of(rows.images), 5000)
+    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(folder_place, "tar")}
+    convert(join(folder_place, "run"), part="prepare", **same)
     whole, place = store.read(uris[1]), same["images_uri"]
     if how == "gone":
-        place = join(any_place, "fewer")
+        place = join(folder_place, "fewer")
         for uri in uris[:1] + uris[2:]:
             store.write(join(place, uri.rpartition("/")[2]), store.read(uri))
         with pytest.raises(InputError, match=r"cot_images_01 is missing between cot_images_00 and"):
-            convert(join(any_place, "other"), **same | {"images_uri": place})
+            convert(join(folder_place, "other"), **same | {"images_uri": place})
         return
     store.write(uris[1], whole[::-1] if how == "changed" else whole[:-1])
-    if how == "changed" and any_place.startswith("file"):
+    if how == "changed":
         os.utime(uris[1].removeprefix("file://"), ns=(1, 1))
     with pytest.raises(InputError, match=rf"^{uris[1]} has changed since the index of {place} was made; use another"):
-        convert(join(any_place, "run"), part="shards", **same)
+        convert(join(folder_place, "run"), part="shards", **same)
 
 
-def test_an_archive_that_changes_while_its_images_are_read(any_place: str, rows: Given, tmp_path: Path) -> None:
+def test_an_archive_that_changes_while_its_images_are_read(minio_place: str, rows: Given, tmp_path: Path) -> None:
     from vcot.records import Folder
 
-    (uri,) = in_chunks(store, join(any_place, "tar"), archive_of(rows.images), 10**6)
-    folder = Folder(store, join(any_place, "run"), CONVERT)
-    archive = archive_at(join(any_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
+    (uri,) = in_chunks(store, join(minio_place, "tar"), archive_of(rows.images), 10**6)
+    folder = Folder(store, join(minio_place, "run"), CONVERT)
+    archive = archive_at(join(minio_place, "tar"), folder, tmp_path, index_uri=None, look=True, name="a.json")
     assert archive is not None
-    desk = rows.desk("viscot")
-    inside = desk.images.below(DATASETS["viscot"].in_archive, archive)
+    context = rows.context("viscot")
+    inside = context.images.below(DATASETS["viscot"].in_archive, archive)
     assert inside.find("vsr/3.png").width == 93
     store.write(uri, store.read(uri) + bytes(512))
     row = Row("1", metadata([[1, 2, 30, 40]], image="4.png", width=94, height=70))
     with pytest.raises(Changed, match=rf"^{uri}: changed while it was read; the index of .* is of what it was before$"):
-        one(row, desk.__class__(**{**vars(desk), "images": inside}))
+        one(row, replace(context, images=inside))
 
 
 def test_a_row_about_a_sparse_member_or_a_link(tmp_path: Path, rows: Given) -> None:

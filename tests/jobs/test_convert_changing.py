@@ -16,18 +16,15 @@ from typing import Any
 import pytest
 
 from jobs import convert as job
-from tests.datasets import test_datasets_scienceqa as scienceqa
-from tests.datasets.given import Given, png
-from tests.datasets.parquet import write
-from tests.datasets.test_datasets_coco import ONE_AND_TWO, instances
-from tests.datasets.test_datasets_viscot import metadata
-from tests.jobs.test_convert import flags, no_settings_from_outside  # noqa: F401 (fixture)
+from tests.fakes.convert import flags
+from tests.fakes.rows import ONE_AND_TWO, SCIENCEQA_TYPES, Given, instances, metadata, png, scienceqa_row, write_parquet
 from tests.storage.tars import tar
-from vcot.datasets import coco, row_index
+from vcot.datasets import coco, prepare
 from vcot.datasets.inputs import find, found_in
 from vcot.storage import Changed, Store, join
 
 store = Store()
+pytestmark = pytest.mark.usefixtures("clean")
 PLACES = ["folder", "minio"]
 FORMS = ["rows.json", "rows.jsonl", "rows.jsonl.gz", "train-00000-of-00001.parquet"]
 
@@ -38,16 +35,11 @@ def place(request: pytest.FixtureRequest) -> str:
     return found
 
 
-@pytest.fixture
-def given(tmp_path: Path) -> Given:
-    return Given(tmp_path / "data")
-
-
 def rows_in(form: str, scratch: Path, seed: int, count: int = 6) -> bytes:
     """A file of rows; another seed gives another file as long as this one, with the same images."""
     if form.endswith(".parquet"):
-        rows = [scienceqa.row(n) | {"question": f"What is {seed}-{n}?"} for n in range(count)]
-        return Path(write(scratch / "a.parquet", rows, scienceqa.TYPES, group=100)).read_bytes()
+        rows = [scienceqa_row(n) | {"question": f"What is {seed}-{n}?"} for n in range(count)]
+        return Path(write_parquet(scratch / "a.parquet", rows, SCIENCEQA_TYPES, group=100)).read_bytes()
     lines = [
         json.dumps(metadata([[1, 2, 30, 40]], image=f"{n % 3}.png", width=90, height=70, question=f"{seed}-{n}?"))
         for n in range(count)
@@ -83,14 +75,14 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """What the stage says where something changes when it has looked at all rows, and not yet made a shard."""
 
     def run(settings: dict[str, Any], uri: str, data: bytes, *words: str) -> str:
-        look = row_index.informed
+        look = prepare.informed
 
         def and_then(*given: Any, **more: Any) -> Any:
             parts = look(*given, **more)
             replaced(uri, data)
             return parts
 
-        monkeypatch.setattr(row_index, "informed", and_then)
+        monkeypatch.setattr(prepare, "informed", and_then)
         loaded, _ = job.ConvertSettings.load([*flags(**settings), *words])
         with pytest.raises(Changed) as caught:
             job.run(loaded)
@@ -101,18 +93,12 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "limit"), [(form, None) for form in FORMS] + [("rows.jsonl", 2)])
 @pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_rows(place: str, form: str, tmp_path: Path, stopped: Callable[..., str]) -> None:
+def test_rows(place: str, form: str, limit: int | None, tmp_path: Path, stopped: Callable[..., str]) -> None:
+    """limit: also where the end of the file is not read."""
     settings, uri = settings_for(form, place, tmp_path), join(place, form)
-    said = stopped(settings, uri, rows_in(form, tmp_path, seed=2))
-    assert said == f"{uri} has changed since this stage began; use another run name"
-
-
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_rows_of_which_the_end_is_not_read(place: str, tmp_path: Path, stopped: Callable[..., str]) -> None:
-    settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "rows.jsonl")
-    said = stopped(settings | {"limit": 2}, uri, rows_in("rows.jsonl", tmp_path, seed=2))
+    said = stopped(settings | ({"limit": limit} if limit else {}), uri, rows_in(form, tmp_path, seed=2))
     assert said == f"{uri} has changed since this stage began; use another run name"
 
 
@@ -122,10 +108,10 @@ def test_instances_of_coco(place: str, given: Given) -> None:
     uri = join(place, "instances.json")
     local = Path(instances(given, ONE_AND_TWO))
     store.upload(local, uri)
-    desk = given.desk("coco", uri)
+    context = given.context("coco", uri)
     replaced(uri, Path(instances(given, ONE_AND_TWO[:1])).read_bytes())
     with pytest.raises(Changed, match=f"^{uri} has changed since this stage began; use another run name$"):
-        next(coco.rows(desk))
+        next(coco.rows(context))
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
@@ -149,7 +135,7 @@ def test_an_image(place: str, data: bytes, tmp_path: Path, stopped: Callable[...
 @pytest.mark.parametrize("place", PLACES, indirect=True)
 def test_nobody_gets_old_rows_and_new_ones_of_one_file(place: str, form: str, tmp_path: Path) -> None:
     """In the middle of reading: what was there when it was opened may come to its end, or all of it stops."""
-    uri, count = join(place, form), 20_000
+    uri, count = join(place, form), 6_000
     store.write(uri, rows_in(form, tmp_path, 1, count))
     (file,) = find(store, [uri])
     found = found_in(store, file, ("question",))

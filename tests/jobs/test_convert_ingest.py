@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,39 +12,31 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from jobs import convert as convert_job
 from jobs import tokenize as tokenize_job
-from tests.datasets.given import Given
+from tests.fakes import convert as fakes
+from tests.fakes.rows import Given
 from tests.storage.tars import tar
 from tests.tokens.base import base_folder, processor
-from vcot.errors import VcotError
 from vcot.evaluation.page import draw
 from vcot.evaluation.runner import EvaluationRunner, partners, units
 from vcot.grounding import Box, iou, smart_resize
-from vcot.records import Completion, Sample, read_samples
+from vcot.records import Completion, Sample
 from vcot.records.example import Examples
 from vcot.records.sample import read_image
 from vcot.records.shards import TOKENIZE, read_marker
 from vcot.reports.examples import TRUE
 from vcot.storage import Store, images
 from vcot.tokens import contract_of
-from vcot.tokens.audit import view
+from vcot.tokens.rows import view
 
 __all__ = ["base_folder", "processor"]
+pytestmark = pytest.mark.usefixtures("clean")
 WIDE, HIGH = 1600, 1100
 DISC = (960, 220, 1440, 660)
 """Where the disc is in the upright image; neither in the middle nor as wide as high."""
 BUDGET = 40_000
 SIGHT = {"min_pixels": 4 * 784, "max_pixels": 100 * 784}
 """What the model sees; more than the copies have, so that the two sizes are seen at two sizes."""
-
-
-@pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    for name in [n for n in os.environ if n.startswith("VCOT_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +79,10 @@ def disc_in(pixels: Pillow.Image) -> Box:
 
 
 def converted(given: Given, place: Path, *, ingest: bool) -> list[Sample]:
-    more = ["--ingest", "--ingest-pixels", str(BUDGET)] if ingest else []
-    settings, _ = convert_job.ConvertSettings.load(
-        ["--run-uri", str(place), "--source", "samples", "--input-uri", str(given.folder / "rows.jsonl"),
-         "--images-uri", str(given.images), "--num-shards", "1", *more]
-    )  # fmt: skip
-    convert_job.run(settings)
-    store, uri = Store(), f"{place}/convert"
-    samples = list(read_samples(store, uri, read_marker(store, uri)[0]))
+    more = {"ingest": True, "ingest_pixels": BUDGET} if ingest else {}
+    read = {"source": "samples", "input_uri": given.folder / "rows.jsonl", "images_uri": given.images}
+    fakes.stage(place, **read, num_shards=1, **more)
+    samples = fakes.samples(place)
     assert len(samples) == 2
     assert all((s.image.width, s.image.height) == (WIDE, HIGH) for s in samples)
     for sample in samples:
@@ -105,8 +92,9 @@ def converted(given: Given, place: Path, *, ingest: bool) -> list[Sample]:
     return samples
 
 
-@pytest.mark.parametrize("ingest", [False, True])
-@pytest.mark.parametrize("frame", ["thousandths", "resized_pixels", "padded_square", "pixels", "fractions"])
+@pytest.mark.parametrize(
+    ("frame", "ingest"), [("thousandths", False), ("resized_pixels", True), ("padded_square", True), ("pixels", True)]
+)
 def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
     given: Given, tmp_path: Path, base_folder: Path, processor: Any, frame: str, ingest: bool
 ) -> None:
@@ -130,8 +118,7 @@ def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
         assert (kept.width * kept.height <= BUDGET) == ingest
 
 
-@pytest.mark.parametrize("ingest", [False, True])
-@pytest.mark.parametrize("frame", ["thousandths", "resized_pixels"])
+@pytest.mark.parametrize(("frame", "ingest"), [("thousandths", False), ("resized_pixels", True)])
 def test_a_model_that_points_at_what_it_is_shown_is_found_right(
     given: Given, tmp_path: Path, processor: Any, frame: str, ingest: bool
 ) -> None:
@@ -192,50 +179,24 @@ def _line(drawn: Pillow.Image, colour: str) -> Box:
     return Box(across.min() * x, down.min() * y, (across.max() + 1) * x, (down.max() + 1) * y)
 
 
-def test_copies_are_made_by_shards_and_are_the_same_in_every_run(given: Given, tmp_path: Path) -> None:
-    made = []
-    for name in ("one", "two"):
-        place = tmp_path / name
-        converted(given, place, ingest=True)
-        files = sorted((place / "convert/images").rglob("*.jpg"))
-        made.append({f.name: f.read_bytes() for f in files})
-    assert made[0] == made[1]
-    assert len(made[0]) == 2
-
-
 def test_but_for_the_copy_the_samples_are_the_same(given: Given, tmp_path: Path) -> None:
     plain, copied = (converted(given, tmp_path / str(ingest), ingest=ingest) for ingest in (False, True))
     for one, other in zip(plain, copied, strict=True):
         assert one == other.model_copy(update={"image": other.image.model_copy(update={"stored": None})})
 
 
-def test_a_budget_without_ingest_is_refused() -> None:
-    with pytest.raises(VcotError, match=r"--ingest-pixels .*: give --ingest, too"):
-        convert_job.ConvertSettings.load(
-            ["--run-uri", "r", "--source", "samples", "--input-uri", "a.jsonl", "--ingest-pixels", "1000000"]
-        )
-
-
-def test_settings_say_what_shaped_the_copies(given: Given, tmp_path: Path) -> None:
-    converted(given, tmp_path, ingest=True)
-    settings = json.loads((tmp_path / "convert/settings.json").read_text())["settings"]
-    assert (settings["ingest"], settings["ingest_pixels"]) == (True, BUDGET)
-
-
-@pytest.mark.parametrize("parts", [["all"], ["prepare", "shards", "finish"]])
-def test_with_copies_an_archive_is_not_needed_any_more(given: Given, tmp_path: Path, parts: list[str]) -> None:
+def test_with_copies_an_archive_is_not_needed_any_more_and_every_run_makes_the_same(
+    given: Given, tmp_path: Path
+) -> None:
     archive = tmp_path / "images.tar"
     names = ("lying.jpg", "straight.png")
     archive.write_bytes(tar({name: (given.images / name).read_bytes() for name in names}))
-    for part in parts:
-        settings, _ = convert_job.ConvertSettings.load(
-            ["--run-uri", str(tmp_path), "--source", "samples", "--input-uri", str(given.folder / "rows.jsonl"),
-             "--images-uri", str(archive), "--num-shards", "1", "--ingest", "--ingest-pixels", str(BUDGET),
-             "--part", part]
-        )  # fmt: skip
-        convert_job.run(settings)
+    read = {"source": "samples", "input_uri": given.folder / "rows.jsonl", "images_uri": archive, "num_shards": 1}
+    fakes.in_parts(tmp_path, **read, ingest=True, ingest_pixels=BUDGET)
     archive.unlink()
-    samples = list(read_samples(Store(), f"{tmp_path}/convert", read_marker(Store(), f"{tmp_path}/convert")[0]))
+    samples = fakes.samples(tmp_path)
     assert len(samples) == 2
     for sample in samples:
         assert iou(disc_in(read_image(Store(), sample.image).pixels), Box(*DISC)) > 0.93
+    again = converted(given, tmp_path / "again", ingest=True)
+    assert {s.image.kept.sha256 for s in again} == {s.image.kept.sha256 for s in samples}

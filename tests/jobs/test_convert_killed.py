@@ -16,8 +16,8 @@ import pytest
 from PIL import Image as Pillow
 
 from jobs.convert import ConvertSettings, run
-from tests.datasets.given import Given
-from tests.jobs.test_convert import ROOT, flags, made
+from tests.fakes.convert import ROOT, flags, made
+from tests.fakes.rows import Given
 from tests.storage.tars import in_chunks, tar
 from vcot.datasets.images import DatasetImages
 from vcot.errors import Interrupted
@@ -89,7 +89,7 @@ def test_the_same_bytes(words: list[str], tmp_path: Path) -> None:
     stormy_run.rename(tmp_path / "calm")
     codes = []
     while not codes or codes[-1] != 0:
-        codes.append(ends(words, 1 + 3 * len(codes), (signal.SIGKILL, signal.SIGTERM)[len(codes) % 2]))
+        codes.append(ends(words, 1 + 5 * len(codes), (signal.SIGKILL, signal.SIGTERM)[len(codes) % 2]))
         assert codes[-1] in (0, 143, -signal.SIGKILL), codes
     assert {143, -signal.SIGKILL} <= set(codes)
     calm, stormy = made(tmp_path / "calm"), made(stormy_run)
@@ -104,16 +104,15 @@ def test_the_same_bytes(words: list[str], tmp_path: Path) -> None:
     assert b"held-out" in b"".join(calm.values())
 
 
-@pytest.mark.parametrize("part", ["all", "prepare"])
 def test_a_look_at_all_rows_that_is_asked_to_stop_is_gone_on_with(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends soon, and what it has looked at is not opened again."""
     looked: list[str] = []
     look = DatasetImages._look
     monkeypatch.setattr(DatasetImages, "_look", lambda self, uri: looked.append(uri) or look(self, uri))
     monkeypatch.setattr(type(stop), "requested", property(lambda _: len(looked) >= 5))
-    settings, _ = ConvertSettings.load([*words, "--part", part, "--readers", "1"])
+    settings, _ = ConvertSettings.load([*words, "--part", "prepare", "--readers", "1"])
     with pytest.raises(Interrupted):
         run(settings)
     assert len(looked) == 5

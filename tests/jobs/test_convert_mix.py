@@ -9,27 +9,27 @@ from typing import Any
 
 import pytest
 
-from jobs.convert import ConvertSettings, run
-from tests.datasets import test_datasets_refcoco as refcoco
-from tests.datasets import test_datasets_scienceqa as scienceqa
-from tests.datasets.given import Given
-from tests.datasets.parquet import write
-from tests.datasets.test_datasets_coco import ONE_AND_TWO, instances
-from tests.datasets.test_datasets_row_index import scene
-from tests.datasets.test_datasets_viscot import metadata
-from tests.jobs.test_convert import ROOT, flags, no_settings_from_outside, report  # noqa: F401 (fixture)
+from jobs.convert import OF_A_PART, ConvertSettings, run
+from tests.fakes.convert import flags, rejections, report, samples, stage
+from tests.fakes.rows import (
+    ONE_AND_TWO,
+    REFCOCO,
+    SCIENCEQA_TYPES,
+    Given,
+    instances,
+    metadata,
+    scene,
+    scienceqa_row,
+    write_parquet,
+)
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
+from vcot.datasets import DATASETS
 from vcot.errors import InputError, SettingsError
-from vcot.records import Rejection, Sample, read_samples
-from vcot.records.shards import read_marker
+from vcot.records import Sample
 from vcot.storage import Store, join
 
+pytestmark = pytest.mark.usefixtures("clean")
 Mixed = list[dict[str, Any]]
-
-
-@pytest.fixture
-def given(tmp_path: Path) -> Given:
-    return Given(tmp_path / "data")
 
 
 def mix(given: Given, parts: Any, name: str = "mix.yaml") -> Path:
@@ -40,15 +40,8 @@ def mix(given: Given, parts: Any, name: str = "mix.yaml") -> Path:
 
 
 def convert(run_uri: Path | str, mix_uri: Path | str, **settings: Any) -> list[Sample]:
-    loaded, _ = ConvertSettings.load(flags(run_uri=run_uri, mix=mix_uri, **settings))
-    run(loaded)
-    marker, _ = read_marker(Store(), f"{run_uri}/convert")
-    return list(read_samples(Store(), f"{run_uri}/convert", marker))
-
-
-def refused(run_uri: Path) -> list[Rejection]:
-    lines = b"".join(path.read_bytes() for path in sorted(run_uri.glob("convert/rejections/*"))).splitlines()
-    return [Rejection.model_validate_json(line) for line in lines]
+    stage(run_uri, mix=mix_uri, **settings)
+    return samples(run_uri)
 
 
 def of_viscot(given: Given, count: int = 30) -> dict[str, Any]:
@@ -62,7 +55,7 @@ def of_viscot(given: Given, count: int = 30) -> dict[str, Any]:
 
 def of_refcoco(given: Given, count: int = 24) -> dict[str, Any]:
     given.image("COCO_train2014_000000533220.jpg", 640, 427)
-    rows = [refcoco.ROW | {"sent_id": n, "expression": f"{n} bushes", "split": "train"} for n in range(count)]
+    rows = [REFCOCO | {"sent_id": n, "expression": f"{n} bushes", "split": "train"} for n in range(count)]
     return {"source": "refcoco", "input": given.rows(rows, "refcoco.jsonl"), "images": given.images}
 
 
@@ -71,8 +64,8 @@ def of_coco(given: Given) -> dict[str, Any]:
 
 
 def of_scienceqa(given: Given, count: int = 12) -> dict[str, Any]:
-    uri = write(
-        given.folder / "train-00000-of-00001.parquet", [scienceqa.row(n) for n in range(count)], scienceqa.TYPES
+    uri = write_parquet(
+        given.folder / "train-00000-of-00001.parquet", [scienceqa_row(n) for n in range(count)], SCIENCEQA_TYPES
     )
     return {"source": "scienceqa", "input": uri}
 
@@ -96,15 +89,15 @@ def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, w
         parts = [part | {"weight": weight} for part, weight in zip(parts, weights, strict=True)]
     path, made = mix(given, parts), {}
     for shards in (1, 3, 7):
-        samples = convert(
+        kept = convert(
             tmp_path / f"{shards}", path, num_shards=shards, stored_images_uri=tmp_path / "made", validation_share=0.3
         )
         made[shards] = (
-            sorted(sample.line() for sample in samples),
-            sorted(rejection.line() for rejection in refused(tmp_path / f"{shards}")),
+            sorted(sample.line() for sample in kept),
+            sorted(rejection.line() for rejection in rejections(tmp_path / f"{shards}")),
             report(tmp_path / f"{shards}")["mix"],
         )
-        assert len({sample.id for sample in samples}) == len(samples)
+        assert len({sample.id for sample in kept}) == len(kept)
     assert made[1] == made[3] == made[7]
     names = {json.loads(line)["id"].partition("/")[0] for line in made[1][0]}
     assert names == {"viscot", "refcoco", "coco", "scienceqa", "scenes"}
@@ -113,7 +106,7 @@ def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, w
 def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) -> None:
     viscot, coco = of_viscot(given, 40), of_coco(given)
     path = mix(given, [viscot | {"weight": 1}, coco | {"name": "cups", "weight": 0.5, "limit": 6}])
-    samples = convert(tmp_path / "run", path)
+    kept = convert(tmp_path / "run", path)
     found = report(tmp_path / "run")
     by_name = {part["name"]: part for part in found["mix"]}
     assert [part["name"] for part in found["mix"]] == ["viscot", "cups"]
@@ -126,8 +119,8 @@ def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) ->
     assert one["not_drawn"] + one["kept"] + sum(one["rejected"].values()) == 40
     assert one["not_drawn"] > 0
     assert found["row_counts"]["rows"] == 46 - one["not_drawn"]
-    assert found["row_counts"]["kept"] == one["kept"] + 6 == len(samples)
-    train = [sample for sample in samples if sample.origin.split == "train"]
+    assert found["row_counts"]["kept"] == one["kept"] + 6 == len(kept)
+    train = [sample for sample in kept if sample.origin.split == "train"]
     assert one["learned"] == sum(sample.id.startswith("viscot/") for sample in train) / len(train)
     assert found["source"] == "viscot, coco"
 
@@ -138,7 +131,7 @@ def test_one_source_has_no_mix_and_ids_of_its_own(given: Given, tmp_path: Path) 
     run(ConvertSettings.load(settings)[0])
     found = report(tmp_path / "run")
     assert found["mix"] == []
-    assert [rejection.id for rejection in refused(tmp_path / "run")] == ["viscot.jsonl:6"]
+    assert [rejection.id for rejection in rejections(tmp_path / "run")] == ["viscot.jsonl:6"]
 
 
 def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: Path) -> None:
@@ -150,9 +143,9 @@ def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: 
         of_samples(given, [mine | box | {"question": "Whose?"}], "yours.jsonl")
         | {"name": "yours", "max_box_aspect": 1000, "splits": "by-content"},
     ]
-    samples = convert(tmp_path / "run", mix(given, parts), max_box_aspect=50, max_rejected_share=0.9)
-    assert [(s.id, s.origin.dataset, s.origin.licence) for s in samples] == [("samples/mine.jsonl:1", "mine", "CC0")]
-    reasons = {rejection.id: rejection.reason.value for rejection in refused(tmp_path / "run")}
+    kept = convert(tmp_path / "run", mix(given, parts), max_box_aspect=50, max_rejected_share=0.9)
+    assert [(s.id, s.origin.dataset, s.origin.licence) for s in kept] == [("samples/mine.jsonl:1", "mine", "CC0")]
+    reasons = {rejection.id: rejection.reason.value for rejection in rejections(tmp_path / "run")}
     assert reasons == {"samples/mine.jsonl:2": "box-too-thin", "yours/yours.jsonl:1": "held-out"}
 
 
@@ -169,10 +162,10 @@ def test_an_image_under_two_paths_is_on_one_side_in_both_parts(given: Given, tmp
         said = {"origin": {"split": "validation"}} if seed in (3, 4) else {}
         yours.append({"image": f"yours/{seed}.jpg", "question": "Whose is it?", "answers": ["y"]} | said)
     parts = [of_samples(given, mine) | {"name": "mine"}, of_samples(given, yours, "yours.jsonl") | {"name": "yours"}]
-    samples = convert(tmp_path / "run", mix(given, parts), validation_share=0.4, max_rejected_share=0.2)
-    sides = {s.id: s.origin.split for s in samples}
+    kept = convert(tmp_path / "run", mix(given, parts), validation_share=0.4, max_rejected_share=0.2)
+    sides = {s.id: s.origin.split for s in kept}
     assert {sides[f"yours/yours.jsonl:{n}"] for n in (4, 5)} == {"validation"}
-    assert {r.id: r.reason.value for r in refused(tmp_path / "run")} == {
+    assert {r.id: r.reason.value for r in rejections(tmp_path / "run")} == {
         "mine/mine.jsonl:4": "held-out", "mine/mine.jsonl:5": "held-out",
     }  # fmt: skip
     pairs = [(sides[f"mine/mine.jsonl:{n}"], sides[f"yours/yours.jsonl:{n}"]) for n in range(1, 13) if n not in (4, 5)]
@@ -188,9 +181,9 @@ def test_a_question_is_asked_once_whichever_part_asks_it(given: Given, tmp_path:
         of_samples(given, [row], "second.jsonl") | {"name": "second"},
         of_samples(given, [row | {"question": "how many"}], "third.jsonl") | {"name": "third"},
     ]
-    samples = convert(tmp_path / "run", mix(given, parts), max_rejected_share=0.5)
-    assert {s.id for s in samples} == {"first/mine.jsonl:1", "second/second.jsonl:1"}
-    (again,) = refused(tmp_path / "run")
+    kept = convert(tmp_path / "run", mix(given, parts), max_rejected_share=0.5)
+    assert {s.id for s in kept} == {"first/mine.jsonl:1", "second/second.jsonl:1"}
+    (again,) = rejections(tmp_path / "run")
     assert again.detail == "second/second.jsonl:1 asks this of the same image: 'how many'"
 
 
@@ -204,13 +197,13 @@ def test_what_is_not_drawn_holds_nothing_out_and_is_repeated_by_nobody(given: Gi
         of_samples(given, mine) | {"name": "mine", "weight": 1},
         of_samples(given, yours, "yours.jsonl") | {"name": "yours", "weight": 4},
     ]
-    samples = convert(tmp_path / "run", mix(given, parts), max_rejected_share=0.5)
-    drawn = {s.image.uri for s in samples if s.id.startswith("mine/")}
+    kept = convert(tmp_path / "run", mix(given, parts), max_rejected_share=0.5)
+    drawn = {s.image.uri for s in kept if s.id.startswith("mine/")}
     assert 0 < len(drawn) < 40
-    assert {s.image.uri for s in samples if s.id.startswith("yours/")} == {
+    assert {s.image.uri for s in kept if s.id.startswith("yours/")} == {
         str(given.images / f"{n}.png") for n in range(40)
     } - drawn
-    assert len(refused(tmp_path / "run")) == len(drawn)
+    assert len(rejections(tmp_path / "run")) == len(drawn)
 
 
 def test_a_benchmark_is_kept_out_of_every_part_wherever_its_images_lie(given: Given, tmp_path: Path) -> None:
@@ -224,8 +217,8 @@ def test_a_benchmark_is_kept_out_of_every_part_wherever_its_images_lie(given: Gi
         of_samples(elsewhere, [row | {"image": "b.jpg", "question": "Why?"}]) | {"name": "other"},
     ]
     shown = given.rows([{"img_path": "b.jpg"}], "bench.jsonl")
-    samples = convert(tmp_path / "run", mix(given, parts), exclude_benchmarks=shown, max_rejected_share=0.5)
-    assert {s.id for s in samples} == {"samples/mine.jsonl:1", "samples/mine.jsonl:3"}
+    kept = convert(tmp_path / "run", mix(given, parts), exclude_benchmarks=shown, max_rejected_share=0.5)
+    assert {s.id for s in kept} == {"samples/mine.jsonl:1", "samples/mine.jsonl:3"}
     assert report(tmp_path / "run")["benchmarks"]["bench.jsonl"]["rows_refused"] == 2
 
 
@@ -242,8 +235,8 @@ def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
         {"source": "samples", "name": "b", "input": same, "images": given.images, "limit": 2},
         of_samples(given, [row("6", id="a/7"), row("7", id="7")], "deep/rows.jsonl") | {"name": "c"},
     ]
-    samples = convert(tmp_path / "run", mix(given, parts), duplicates="keep")
-    assert sorted(s.id for s in samples) == [
+    kept = convert(tmp_path / "run", mix(given, parts), duplicates="keep")
+    assert sorted(s.id for s in kept) == [
         "a/7", "a/mine.jsonl:3", "a/rows.jsonl:2:b", "a/rows.jsonl:3", "a/rows.jsonl:4:b",
         "b/7", "b/b", "c/7", "c/a/7",
     ]  # fmt: skip
@@ -252,9 +245,7 @@ def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- archives, copies, what is known before
 
 
-def test_archives_copies_and_what_is_known_of_images_work_in_every_part(
-    given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archives_and_copies_work_in_every_part(given: Given, tmp_path: Path) -> None:
     import tarfile
 
     viscot, mine = of_viscot(given, 5), []
@@ -268,32 +259,16 @@ def test_archives_copies_and_what_is_known_of_images_work_in_every_part(
     plain, packed = [viscot, own], [
         viscot | {"images": given.folder / "viscot.tar"}, own | {"images": given.folder / "mine.tar"},
     ]  # fmt: skip
-    monkeypatch.setenv("VCOT_CONVERT_INGEST", "true")
-    monkeypatch.setenv("VCOT_CONVERT_INGEST_PIXELS", str(28 * 28 * 10))
-    from_folders = convert(tmp_path / "plain", mix(given, plain), stored_images_uri=tmp_path / "made")
-    inside_archives = convert(
-        tmp_path / "packed", mix(given, packed, "packed.yaml"), stored_images_uri=tmp_path / "made"
-    )
+    copied = {"stored_images_uri": tmp_path / "made", "ingest": True, "ingest_pixels": 28 * 28 * 10}
+    from_folders = convert(tmp_path / "plain", mix(given, plain), **copied)
+    inside_archives = convert(tmp_path / "packed", mix(given, packed, "packed.yaml"), **copied)
 
-    def but_for_the_uri(samples: list[Sample]) -> list[Any]:
-        return [s.model_copy(update={"image": s.image.model_copy(update={"uri": "x"})}) for s in samples]
+    def but_for_the_uri(found: list[Sample]) -> list[Any]:
+        return [s.model_copy(update={"image": s.image.model_copy(update={"uri": "x"})}) for s in found]
 
     assert but_for_the_uri(from_folders) == but_for_the_uri(inside_archives)
     assert {s.id.partition("/")[0] for s in from_folders} == {"viscot", "samples"}
     assert all(s.image.stored and s.image.stored.width * s.image.stored.height <= 7840 for s in from_folders)
-    for name in ("VCOT_CONVERT_INGEST", "VCOT_CONVERT_INGEST_PIXELS"):
-        monkeypatch.delenv(name)
-    known = tmp_path / "packed/convert/images.json"
-    states = {path: path.stat() for path in given.folder.glob("*.tar")}
-    for path, state in states.items():  # the same size and time, and no image in it any more
-        path.write_bytes(bytes(state.st_size))
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    index = str(tmp_path / "packed/convert/archive")
-    again = convert(
-        tmp_path / "again", mix(given, packed, "packed.yaml"), known_images=known, archive_index_uri=index,
-        near_duplicates=0,
-    )  # fmt: skip
-    assert [s.id for s in again] == [s.id for s in inside_archives]
 
 
 def test_the_mix_and_all_that_it_names_may_lie_in_s3(given: Given, moto_place: str) -> None:  # noqa: F811
@@ -306,8 +281,8 @@ def test_the_mix_and_all_that_it_names_may_lie_in_s3(given: Given, moto_place: s
         part |= {"input": join(moto_place, Path(part["input"]).name), "images": join(moto_place, "images")}
     uri = join(moto_place, "mix.yaml")
     store.write(uri, json.dumps(parts).encode())
-    samples = convert(join(moto_place, "run"), uri, max_rejected_share=0.5)
-    assert {s.id.partition("/")[0] for s in samples} == {"viscot", "coco"}
+    kept = convert(join(moto_place, "run"), uri, max_rejected_share=0.5)
+    assert {s.id.partition("/")[0] for s in kept} == {"viscot", "coco"}
     settings = json.loads(store.read(join(moto_place, "run/convert/settings.json")))
     assert {uri, *(part["input"] for part in parts)} == settings["inputs"].keys()
     store.write(uri, json.dumps(parts[:1]).encode())
@@ -329,8 +304,108 @@ def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: G
 # ----------------------------------------------------------------------------------------------------------- as a user
 
 
-def test_the_page_about_sources_has_a_mix_that_is_right(given: Given) -> None:
-    page = (ROOT / "docs/datasets.md").read_text()
-    written = page.partition("```yaml\n")[2].partition("```")[0]
-    loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, written)))
-    loaded.validate_files()
+# ------------------------------------------------------------------ what may be wrong with the file, as --check says
+
+
+def told(given: Given, parts: Any, **settings: Any) -> list[str]:
+    """What --check says is wrong."""
+    loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, parts), **settings))
+    with pytest.raises(SettingsError) as caught:
+        loaded.validate_files()
+    return str(caught.value).replace(f"{given.folder}/", "").splitlines()
+
+
+BAD: dict[str, tuple[Any, list[str]]] = {
+    "nothing": ("", ["mix.yaml should be a list of parts, each beginning with '- source: …' and its other keys below "
+                     "that; it is None"]),
+    "no list": ({"source": "scenes"}, ["mix.yaml should be a list of parts, each beginning with '- source: …' and its "
+                                       "other keys below that; it is {'source': 'scenes'}"]),
+    "names": (["coco", "viscot"], ["mix.yaml should be a list of parts, each beginning with '- source: …' and its "
+                                   "other keys below that; it is ['coco', 'viscot']"]),
+    "a dash too few": ("- source: scenes\n  scenes: 3\n  source: coco\n", [
+        "mix.yaml, lines 1 and 3: source stands twice in one part; does a dash before it belong there?"]),
+    "no source": ([{"input": "x"}], [
+        "mix.yaml, part 1: source is missing: what kind of dataset the input is; or --mix"]),
+    "unknown source": ([{"source": "vizcot", "input": "x"}], [
+        f"mix.yaml, part 1 (vizcot): source=vizcot: input should be {', '.join(map(repr, list(DATASETS)[:-1]))} or "
+        f"{list(DATASETS)[-1]!r}"]),
+    "unknown keys": ([{"source": "scenes", "wieght": 3, "input_uri": "x", 7: 1}], [
+        "mix.yaml, part 1 (scenes): wieght: no such key; did you mean weight?",
+        "mix.yaml, part 1 (scenes): input_uri: no such key; did you mean input?",
+        "mix.yaml, part 1 (scenes): 7: no such key"]),
+    "for the whole run": ([{"source": "scenes", "seed": 3}], [
+        "mix.yaml, part 1 (scenes): seed is one for all parts; give --seed (or VCOT_CONVERT_SEED)"]),
+    "weights": ([{"source": "scenes", "weight": w, "name": f"w{n}"} for n, w in enumerate([0, -1, True, "1e3", 2])], [
+        "mix.yaml, part 1 (w0): weight=0: a weight is a number above 0, such as 1 or 0.5",
+        "mix.yaml, part 2 (w1): weight=-1: a weight is a number above 0, such as 1 or 0.5",
+        "mix.yaml, part 3 (w2): weight=True: a weight is a number above 0, such as 1 or 0.5",
+        "mix.yaml, part 4 (w3): weight='1e3': a weight is a number above 0, such as 1 or 0.5"]),
+    "no number": ("- {source: scenes, weight: .nan}\n- {source: scenes, name: b, weight: .inf}\n", [
+        "mix.yaml, part 1 (scenes): weight=nan: a weight is a number above 0, such as 1 or 0.5",
+        "mix.yaml, part 2 (b): weight=inf: a weight is a number above 0, such as 1 or 0.5"]),
+    "some weights": ([{"source": "scenes", "name": n} | w for n, w in (("a", {}), ("b", {"weight": 1}), ("c", {}))], [
+        "mix.yaml, parts 1 and 3: the weight is missing; all parts have one, or none has and all rows count"]),
+    "one name": ([{"source": "scenes"}, {"source": "scenes", "scenes": 3}], [
+        "mix.yaml, parts 1 and 2 are both called scenes, and ids of rows begin with that: give one another name, as in "
+        "name: scenes-2"]),
+    "no name": ([{"source": "scenes", "name": "a/b"}], [
+        "mix.yaml, part 1 (a/b): name='a/b': a name is made of letters, digits, dots, dashes and underscores"]),
+    "all faults at once": ([{"source": "viscot", "limit": 0}, {"source": "coco", "input": "gs://b/x"},
+                            {"source": "samples", "input": "x", "frame": "resized_pixels", "weight": 1}], [
+        "mix.yaml, part 1 (viscot): limit=0: input should be greater than or equal to 1",
+        "mix.yaml, part 2 (coco): input=gs://b/x: gs:// is not supported; s3://bucket/key, file:///path and plain "
+        "paths are",
+        "mix.yaml, part 3 (samples): frame=resized_pixels needs min_pixels and max_pixels, the limits of the processor",
+        "mix.yaml, parts 1 and 2: the weight is missing; all parts have one, or none has and all rows count"]),
+    "what a source needs": ([{"source": "viscot", "frame": "pixels"}, {"source": "scenes", "input": "x"}], [
+        "mix.yaml, part 1 (viscot): input is missing: source viscot reads files",
+        "mix.yaml, part 1 (viscot): images is missing: the folder with VisCoT's sets of images",
+        "mix.yaml, part 1 (viscot): frame: source viscot does not look at it, source samples does; leave it out",
+        "mix.yaml, part 2 (scenes): input: source scenes draws its rows and reads no files"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_everything_that_is_wrong_with_the_file_is_said_at_once_by_part_and_key(given: Given, fault: str) -> None:
+    written, lines = BAD[fault]
+    if fault == "unknown keys":  # JSON has no numbers for keys
+        written = "- {source: scenes, wieght: 3, input_uri: x, 7: 1}\n"
+    assert told(given, written) == lines
+
+
+@pytest.mark.parametrize(
+    "written", ["- source: [", "\x00", "- {[1]: 2, ? }: 3", "[" * 5000, "- !!python/name:os.system x"]
+)
+def test_what_is_no_yaml_or_would_run_something(given: Given, written: str) -> None:
+    (line,) = told(given, written)
+    assert line.startswith("mix.yaml is not YAML: ")
+
+
+def test_a_file_that_is_not_there_or_is_something_else(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(2 << 20))
+    os.mkfifo(tmp_path / "fifo")
+    for name, said in (
+        ("nowhere.yaml", r"--mix .*nowhere\.yaml"), ("big", "is larger than 1 MiB; it should be a list of sources"),
+        ("fifo", "--mix .*/fifo: a FIFO, not a regular file"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=said):
+            ConvertSettings.load(flags(run_uri="r", mix=tmp_path / name))[0].validate_files()
+
+
+def test_with_a_mix_the_command_line_names_no_source() -> None:
+    some = {
+        "source": "coco", "input_uri": "x", "images_uri": "x", "dataset": "x", "licence": "x", "limit": 1,
+        "frame": "pixels", "questions": "where", "categories": "x", "category_names": "a=b", "absent": 1,
+        "unmatched_annotations": "ignore", "phrasings": "one", "scenes": 1, "min_pixels": 1, "max_pixels": 1,
+        "without_image": "keep",
+    }  # fmt: skip
+    assert set(some) == set(OF_A_PART)
+    with pytest.raises(SettingsError) as caught:
+        ConvertSettings.load(flags(run_uri="r", mix="mix.yaml", **some))
+    assert str(caught.value).splitlines() == [
+        f"--{name.replace('_', '-')} (or VCOT_CONVERT_{name.upper()}): with --mix each part of mix.yaml says that for "
+        "itself; leave it out here"
+        for name in OF_A_PART
+    ]
+    with pytest.raises(SettingsError, match=r"--source \(or VCOT_CONVERT_SOURCE\) is missing: .*; or --mix"):
+        ConvertSettings.load(flags(run_uri="r"))

@@ -17,17 +17,29 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.datasets import test_datasets_aokvqa as aokvqa
-from tests.datasets import test_datasets_llava_cot as llava_cot
-from tests.datasets import test_datasets_refcoco as refcoco
-from tests.datasets import test_datasets_scienceqa as scienceqa
-from tests.datasets.given import png
-from tests.datasets.parquet import write
-from tests.datasets.test_datasets_viscot import metadata
-from tests.jobs.test_convert import ROOT, flags, no_settings_from_outside, report  # noqa: F401 (fixture)
+from jobs.convert import ConvertSettings
+from tests.fakes.convert import ROOT, in_parts, made, report, stage
+from tests.fakes.rows import (
+    AOKVQA,
+    AOKVQA_DIRECT,
+    AOKVQA_TYPES,
+    ASKED,
+    REFCOCO,
+    SCIENCEQA_TYPES,
+    STAGES,
+    THOUGHT,
+    Given,
+    metadata,
+    png,
+    scienceqa_row,
+    talk,
+    write_parquet,
+)
 from tests.storage.tars import in_chunks, tar
+from vcot.datasets import DATASETS
 from vcot.storage import Store
 
+pytestmark = pytest.mark.usefixtures("clean")
 PAGE = (ROOT / "docs/datasets.md").read_text()
 COMMANDS = re.findall(r"`python -m jobs\.convert (--source [^`]+)`", PAGE)
 DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data"))
@@ -70,43 +82,43 @@ def coco() -> None:
 
 
 def refcocog() -> None:
-    rows = published(DATA / "refcoco/refcocog_umd_val.jsonl", 40, [refcoco.ROW])
+    rows = published(DATA / "refcoco/refcocog_umd_val.jsonl", 40, [REFCOCO])
     put("refcocog_umd_val.jsonl", rows)
     for row in rows:
         draw_png(f"train2014/{row['img_path']}", row["width"], row["height"])
 
 
 def science() -> None:
-    rows = [scienceqa.row(n) | {"question": f"{n}?"} | ({"image": None} if n % 2 else {}) for n in range(20)]
+    rows = [scienceqa_row(n) | {"question": f"{n}?"} | ({"image": None} if n % 2 else {}) for n in range(20)]
     for split, some in (("train", rows[:10]), ("validation", rows[10:14]), ("test", rows[14:])):
-        write(Path(f"data/{split}-00000-of-00001-0123456789abcdef.parquet"), some, scienceqa.TYPES)
+        write_parquet(Path(f"data/{split}-00000-of-00001-0123456789abcdef.parquet"), some, SCIENCEQA_TYPES)
 
 
 def okvqa_of_the_hub() -> None:
-    rows = [aokvqa.ROW | {"question": f"{n}?", "image": {"bytes": png(200 + n, 90), "path": None}} for n in range(12)]
+    rows = [AOKVQA | {"question": f"{n}?", "image": {"bytes": png(200 + n, 90), "path": None}} for n in range(12)]
     for split, some in (("train", rows[:6]), ("validation", rows[6:9]), ("test", rows[9:])):
         answers = {"direct_answers": "[]", "correct_choice_idx": None} if split == "test" else {}
-        said = [{"direct_answers": str(aokvqa.DIRECT)} | row | answers for row in some]
-        write(Path(f"data/{split}-00000-of-00001-0123456789abcdef.parquet"), said, aokvqa.TYPES)
+        said = [{"direct_answers": str(AOKVQA_DIRECT)} | row | answers for row in some]
+        write_parquet(Path(f"data/{split}-00000-of-00001-0123456789abcdef.parquet"), said, AOKVQA_TYPES)
 
 
 def okvqa_of_the_authors() -> None:
     for split in ("train", "val"):
-        row = aokvqa.ROW | {"split": split, "image_id": len(split), "direct_answers": aokvqa.DIRECT}
+        row = AOKVQA | {"split": split, "image_id": len(split), "direct_answers": AOKVQA_DIRECT}
         put(f"aokvqa_v1p0_{split}.json", [row])
         draw_png(f"coco/{split}2017/{len(split):012}.jpg", 640, 569)
 
 
 def llava_cot_100k() -> None:
-    put("train.jsonl", [llava_cot.talk(llava_cot.ASKED, ("gpt", llava_cot.STAGES))])
+    put("train.jsonl", [talk(ASKED, ("gpt", STAGES))])
     draw_png("cot/chartqa/1.png", 200, 100)
 
 
 def r1_onevision() -> None:
-    said = ("gpt", f"<think>{llava_cot.THOUGHT}</think>21")
-    row = llava_cot.talk(("human", "<image>How many?"), said, image=base64.b64encode(png(60, 50)).decode())
+    said = ("gpt", f"<think>{THOUGHT}</think>21")
+    row = talk(("human", "<image>How many?"), said, image=base64.b64encode(png(60, 50)).decode())
     types = {"id": pa.string(), "image": pa.string(), "conversations": pa.list_(TALK)}
-    write(Path("R1-Onevision/llava-onevision/train-00000-of-00001.parquet"), [row], types)
+    write_parquet(Path("R1-Onevision/llava-onevision/train-00000-of-00001.parquet"), [row], types)
 
 
 def mine() -> None:
@@ -124,15 +136,19 @@ DOWNLOADS: dict[str, Callable[[], None]] = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_page(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.convert import ConvertSettings, run
-
+def test_a_command_of_the_page_and_its_shards_one_by_one(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (download,) = [make for begin, make in DOWNLOADS.items() if command.startswith(f"--source {begin}")]
     download()
-    few = ["--limit", "20"] if "--source scenes" in command else []
-    settings, _ = ConvertSettings.load([*command.split(), "--run-uri", "runs/one", *few])
-    run(settings)
+    words = [*command.split(), *(["--limit", "20"] if "--source scenes" in command else [])]
+    settings, _ = ConvertSettings.load([*words, "--run-uri", "runs/one", "--num-shards", "3"])
+    said = settings.model_dump(include=settings.model_fields_set - {"run_uri"})
+    said |= {name: ",".join(value) for name, value in said.items() if isinstance(value, tuple)}
+    stage("runs/one", **said, stored_images_uri="images-made")
+    in_parts("runs/parts", **said, stored_images_uri="images-made")
+    assert made("runs/one") == made("runs/parts")
     row_counts = report("runs/one")["row_counts"]
     assert row_counts["kept"] > 0
     assert row_counts["rows"] == row_counts["kept"] + sum(row_counts["rejected"].values())
@@ -140,5 +156,23 @@ def test_a_command_of_the_page(command: str, tmp_path: Path, monkeypatch: pytest
     assert row_counts["rejected"].keys() <= allowed
 
 
-def test_no_command_is_left_out() -> None:
+def test_every_source_has_its_row_and_its_command(given: Given) -> None:
     assert len(COMMANDS) == len(DOWNLOADS) == PAGE.count("python -m jobs.convert --source ")
+    offered = ConvertSettings.model_json_schema()["properties"]["source"]["anyOf"][0]["enum"]
+    assert sorted(offered) == sorted(DATASETS)
+    assert [name for name in offered if f"| `{name}` |" not in PAGE] == []
+
+
+def test_the_three_lines_that_a_user_may_bring_are_read(given: Given) -> None:
+    (lines,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    given.image("a.jpg", 200, 100)
+    for line in lines.splitlines():
+        sample = given.sample("samples", json.loads(line), frame="thousandths")
+        assert sample.true_boxes
+        assert sample.true_boxes[0].as_list() in ([10, 20, 50, 60], [20, 20, 60, 40])
+
+
+def test_the_mix_of_the_page_is_right(given: Given) -> None:
+    path = given.folder / "mix.yaml"
+    path.write_text(PAGE.partition("```yaml\n")[2].partition("```")[0])
+    ConvertSettings.load(["--run-uri", "r", "--mix", str(path)])[0].validate_files()

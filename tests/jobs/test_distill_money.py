@@ -15,7 +15,7 @@ from tests.distill import storm
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import converted, distill, distilled, files, report
 from tests.fakes.teacher import Answer, Asked, Refuse, Say, grounded, miscounted, scripted_teacher
-from vcot.distill import batch, estimate
+from vcot.distill import batch, budget
 from vcot.errors import BudgetSpent, SettingsError, TemporaryError
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -25,7 +25,7 @@ def done_batches(where: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((where / "distill" / "_batches").glob("*.done.json"))]
 
 
-# ------------------------------------------------------------------------------------------------------- budgets
+# --- budgets
 
 
 def test_spent_budget_ends_with_21_and_more_goes_on_from_there(tmp_path: Path) -> None:
@@ -42,10 +42,8 @@ def test_spent_budget_ends_with_21_and_more_goes_on_from_there(tmp_path: Path) -
         assert len(teacher.asked) == 12
 
 
-def test_rest_of_very_many_rows_is_estimated_from_a_part_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(estimate, "LOOKED_UP", 10)
+def test_rest_of_very_many_rows_is_estimated_from_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "LOOKED_UP", 10)
     where = converted(tmp_path, 40)
     with scripted_teacher() as teacher, pytest.raises(BudgetSpent, match=r"about (20|24|28) of 40 rows"):
         distill(where, teacher, budget_requests=16, concurrency=1)
@@ -53,7 +51,7 @@ def test_rest_of_very_many_rows_is_estimated_from_a_part_of_them(
 
 @pytest.mark.parametrize(("limit", "flag"), [({"budget_usd": 0.03}, "usd"), ({"budget_tokens": 12000}, "tokens")])
 def test_dollars_and_tokens_are_never_passed(tmp_path: Path, limit: dict[str, float], flag: str) -> None:
-    where = converted(tmp_path, 200)
+    where = converted(tmp_path, 120)
     with scripted_teacher() as teacher:
         with pytest.raises(BudgetSpent, match=f"--budget-{flag} is spent"):
             distill(where, teacher, concurrency=8, **limit)
@@ -117,7 +115,7 @@ def test_dollars_are_not_limited_by_a_guess(tmp_path: Path) -> None:
         distill(converted(tmp_path, 4), None, model="my-model", budget_usd=5)
 
 
-# -------------------------------------------------------------------------------------------------- what it would be
+# --- what it would be
 
 
 def test_dry_run_counts_and_sends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,17 +153,7 @@ def test_absurd_count_changes_no_later_estimate(tmp_path: Path, capsys: pytest.C
     assert report(str(where))["costs"]["made"]["usd"] < 0.1
 
 
-def test_report_says_what_a_kept_row_of_each_source_costs(tmp_path: Path) -> None:
-    where = converted(tmp_path, 8)
-    with scripted_teacher() as teacher:
-        distill(where, teacher)
-    cost = report(str(where))["costs"]["made"]
-    assert (cost["requests"], cost["rows_kept"], cost["tokens_in"]) == (8, 8, 800)
-    assert cost["usd_a_row_kept"] == 0.00035
-    assert cost["usd"] == cost["usd_paid"] == 0.0028
-
-
-# ------------------------------------------------------------------------------------------------------------ batches
+# --- batches
 
 
 def test_batches_bring_the_same_rows_for_half_the_price_and_failures_are_asked_singly(tmp_path: Path) -> None:
@@ -179,6 +167,10 @@ def test_batches_bring_the_same_rows_for_half_the_price_and_failures_are_asked_s
     with scripted_teacher() as teacher:
         distill(other, teacher, cache_uri=str(tmp_path / "cache"))
     assert files(where) == files(other)
+    cost = report(str(other))["costs"]["made"]
+    assert (cost["requests"], cost["rows_kept"], cost["tokens_in"]) == (12, 12, 1200)
+    assert cost["usd_a_row_kept"] == 0.00035
+    assert cost["usd"] == cost["usd_paid"] == 0.0042
 
 
 def test_batch_is_submitted_once_whatever_ends_the_process(tmp_path: Path) -> None:
@@ -221,10 +213,5 @@ def test_further_rounds_ask_what_follows_from_the_first(tmp_path: Path) -> None:
         assert not teacher.asked
 
 
-# -------------------------------------------------------------------------------------------------------- the storm
-
-
 def test_faults_an_empty_budget_and_a_kill_change_nothing(tmp_path: Path) -> None:
-    expected = storm.calm(tmp_path, 60)
-    seen = storm.weather(tmp_path, 60, 10, share=0.2, seed=3, small=0.05)  # the worst case of five tries
-    assert seen["files"] == expected
+    storm.weather(tmp_path, 40, seed=3, small=0.03)

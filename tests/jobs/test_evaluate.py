@@ -41,7 +41,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: threads that spin slow a small model down
     import torch
 
-    from vcot.models import attach_lora, load_base
+    from vcot.models.loading import attach_lora, load_base
 
     torch.manual_seed(0)
     model = attach_lora(load_base(BASE, dtype="float32"), r=4, alpha=8, dropout=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -112,9 +113,7 @@ def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract
     assert report["test_rows_left_out"] == 1
     assert report["visual_tokens"]["per_example"]["p50"] == 12
     assert 0 < report["tokens"]["learned_share"] < 1
-    page = (tmp_path / "run/tokenize/report.html").read_text()
-    assert "s4#0" in page
-    assert page.count("data:image/jpeg") == 5
+    assert (tmp_path / "run/tokenize/report.html").read_text().count("data:image/jpeg") == 5
 
 
 def test_a_second_run_makes_the_same_bytes_and_a_third_does_nothing(
@@ -126,7 +125,7 @@ def test_a_second_run_makes_the_same_bytes_and_a_third_does_nothing(
         distilled(run_uri, [made])
         tokenize(run_uri, base_folder)
     assert everything(place) == everything(other)
-    monkeypatch.setattr("jobs.tokenize._load", lambda *_: pytest.fail("a processor is loaded for nothing"))
+    monkeypatch.setattr("vcot.tokens.load_processor", lambda *_, **__: pytest.fail("a processor is loaded for nothing"))
     tokenize(place, base_folder)
     with pytest.raises(SettingsError, match="frame"):
         tokenize(place, base_folder, frame="resized_pixels")
@@ -139,7 +138,7 @@ def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, base_folder:
     (tmp_path / "run/images/2.png").write_bytes(png(colour="white"))
     short = png()[: len(png()) // 2]
     cut = sample(uri=cut.image.uri, id="cut").model_copy(
-        update={"image": Image(uri=cut.image.uri, width=320, height=240, sha256=_sha(short))}
+        update={"image": Image(uri=cut.image.uri, width=320, height=240, sha256=hashlib.sha256(short).hexdigest())}
     )
     Path(cut.image.uri).write_bytes(short)
     long_text = Trace(("So " * 300, *WHERE.parts))
@@ -169,7 +168,6 @@ def test_an_image_made_smaller_is_counted_and_shown(tmp_path: Path, base_folder:
     assert all(one.shrunk and len(one.ids) <= 128 for one in found)
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert report["shrunk"] == 2
-    assert "made smaller to fit" in (tmp_path / "run/tokenize/report.html").read_text()
 
 
 def test_in_text_mode_no_image_is_read(tmp_path: Path, base_folder: Path) -> None:
@@ -249,9 +247,3 @@ def test_check_answers_without_torch() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stdout) == (0, "tokenize: settings are in order\nFalse\n")
-
-
-def _sha(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()

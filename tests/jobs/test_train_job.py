@@ -1,4 +1,4 @@
-"""python -m jobs.train: what it refuses, what it leaves, and what a kill does to it (nothing)."""
+"""python -m jobs.train: what it refuses, what it leaves, and what a stop or damage does to it (nothing)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,23 @@ import pytest
 from jobs.train import TrainSettings, run
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import examples, tokenized, write_examples
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError, Interrupted, SettingsError
 from vcot.records.shards import TOKENIZE, Folder
+from vcot.stage import stop
 from vcot.storage import Store, join, put_folder
 
 ROOT = Path(__file__).parents[2]
 
 SMALL = {
     "lora_r": "4", "dtype": "float32", "per_device_train_batch_size": "2", "gradient_accumulation_steps": "2",
-    "num_train_epochs": "3", "learning_rate": "1e-3",
+    "num_train_epochs": "3", "learning_rate": "1e-3", "lora_dropout": "0", "neftune_noise_alpha": "0",
     "eval_steps": "5", "save_steps": "2", "device": "cpu",
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("VCOT_")]:
+    for name in [name for name in os.environ if name.startswith(("VCOT_", "PET_"))]:
         monkeypatch.delenv(name)
 
 
@@ -43,28 +43,25 @@ def train(run_uri: Path | str, base: Path | str, **changes: str) -> None:
     run(TrainSettings.load([word for name, v in given.items() for word in (f"--{name.replace('_', '-')}", v)])[0])
 
 
-def start(run_uri: str, base: str, scratch: Path) -> subprocess.Popen[str]:
-    given = {f"VCOT_TRAIN_{name.upper()}": value for name, value in SMALL.items()}
-    scratch.mkdir(exist_ok=True)
-    given |= {"VCOT_RUN_URI": run_uri, "VCOT_TRAIN_BASE_URI": base, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jobs.train"], cwd=ROOT, env=os.environ | given, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def train_until_the_first_checkpoint(run_uri: Path | str, base: Path | str) -> None:
+    """Then SIGTERM comes."""
+    from vcot.training.checkpoints import Checkpoints
 
+    plainly = Checkpoints.save
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=600)
-    return process.returncode, said
+    def save(self: Checkpoints, *args: Any) -> None:
+        plainly(self, *args)
+        if not stop.requested:
+            stop.request(signal.SIGTERM)
 
-
-def wait_for_checkpoints(place: str, count: int, process: subprocess.Popen[str]) -> None:
-    while process.poll() is None:
-        found = [e for e in Store().list(join(place, "train/checkpoints")) if e.uri.endswith("manifest.json")]
-        if len(found) >= count:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"it ended by itself: {process.communicate()}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        try:
+            with pytest.raises(Interrupted, match="stopped as asked; step 3 of 9 is done"):
+                train(run_uri, base)
+        finally:
+            stop._asked.clear()
+            stop.signal = None
 
 
 def read(place: Path | str, name: str) -> Any:
@@ -152,10 +149,9 @@ def test_a_run_leaves_a_model_and_what_a_server_must_know(calm: Path, toy_base: 
 def test_the_model_that_is_left_has_learned_the_examples(calm: Path, toy_base: Path, toy_encoder: Any) -> None:
     import torch
 
-    from vcot.models import load_adapter, load_base
+    from vcot.models.loading import load_adapter, load_base
     from vcot.records.example import Examples
-    from vcot.training.collator import Collator
-    from vcot.training.data import SFTDataset
+    from vcot.training.data import Collator, SFTDataset
     from vcot.training.trainer import loss_sum
 
     learned = Examples([write_examples(calm.parent / "again.parquet", examples(toy_encoder, 10))])
@@ -191,23 +187,47 @@ def test_a_finished_run_whose_examples_were_made_again_is_not_called_whole(calm:
 def test_stopped_and_damaged_it_ends_with_the_same_losses(
     calm: Path, toy_base: Path, toy_encoder: Any, moto_place: str, tmp_path: Path
 ) -> None:
-    """SIGTERM, then a checkpoint that loses its bytes; in a bucket, the base too. tests/chain has kill -9."""
+    """SIGTERM, then a checkpoint that loses its bytes; in a bucket, the base too."""
     base_uri = join(moto_place, "base")
     put_folder(Store(), toy_base, base_uri)
     tokenized(moto_place, toy_encoder, examples(toy_encoder, 10, 3))
-    process = start(moto_place, base_uri, tmp_path / "scratch")
-    wait_for_checkpoints(moto_place, 1, process)
-    process.send_signal(signal.SIGTERM)
-    code, said = end(process)
-    assert code == 143, said
-    assert "stopped as asked" in said
-    assert not list((tmp_path / "scratch").glob("train-*"))  # a stopped one cleans up behind itself
+    train_until_the_first_checkpoint(moto_place, base_uri)
     manifests = sorted(e.uri for e in Store().list(join(moto_place, "train")) if e.uri.endswith("manifest.json"))
+    assert len(manifests) == 2  # the second is that of the stop
     Store().write(manifests[-1].removesuffix("manifest.json") + "weights.safetensors", b"half of it")
     train(moto_place, base_uri)
     assert read(moto_place, "losses.json") == read(calm, "losses.json")
     ours, theirs = (read(place, "_done/stage.json")["metadata"]["files"] for place in (moto_place, calm))
     assert ours["adapter_model.safetensors"] == theirs["adapter_model.safetensors"]
+
+
+def test_two_ranks_learn_what_one_with_twice_the_batch_does_and_go_on_from_its_checkpoint(
+    calm: Path, toy_base: Path, tmp_path: Path
+) -> None:
+    """As real processes, on gloo, in 4 bits with an optimiser of 8."""
+    two = tmp_path / "two"
+    two.mkdir()
+    (two / "tokenize").symlink_to(calm / "tokenize")
+    train_until_the_first_checkpoint(two, toy_base)
+    for manifest in two.glob("train/checkpoints/*/manifest.json"):  # as two ranks would have left it
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"ranks": 2}))
+    with pytest.raises(SettingsError, match="begun by 2 ranks and cannot go on with 1"):
+        train(two, toy_base)
+    (two / "train/settings.json").unlink()  # of one rank
+    given = SMALL | {"per_device_train_batch_size": "1", "nproc_per_node": "2", "base_uri": str(toy_base)}
+    told = {f"VCOT_TRAIN_{name.upper()}": value for name, value in given.items()}
+    told |= {"VCOT_RUN_URI": str(two), "VCOT_TERMINATION_LOG": str(two / "word"), "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(
+        [sys.executable, "-m", "jobs.train"], cwd=ROOT, env=os.environ | told, check=False, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    for mine, theirs in zip(read(two, "losses.json"), read(calm, "losses.json"), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    word = json.loads((two / "word").read_text())
+    assert (word["steps"], word["last_loss"]) == (9, read(two, "losses.json")[-1]["loss"])
+    assert read(two, "_done/stage.json")["metadata"]["ranks"] == 2
+    assert len(list(two.glob("train/checkpoints/step-000009-*"))) == 1  # the second rank writes nothing
 
 
 def without_tokenize(run_uri: Path) -> str:

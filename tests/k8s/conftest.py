@@ -1,11 +1,11 @@
-"""Every overlay with every component, rendered once per process."""
+"""Every overlay with every component, rendered once per process; nobody changes what is shared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from tests.k8s.kustomize import OVERLAYS, Manifest, edited, render, variant
+from tests.k8s.kustomize import OVERLAYS, VARIANTS, Manifest, edited, render, variant
 
 
 @pytest.fixture(scope="session")
@@ -15,11 +15,17 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[M
 
 
 @pytest.fixture(scope="session")
+def everything(rendered: Callable[[str], list[Manifest]]) -> list[tuple[str, list[Manifest]]]:
+    """Each variant and its objects."""
+    return [(name, rendered(name)) for name in VARIANTS]
+
+
+@pytest.fixture(scope="session")
 def gpu() -> list[Manifest]:
     return render(OVERLAYS / "gpu")
 
 
 @pytest.fixture
-def with_components(tmp_path: Path) -> Callable[[Sequence[str]], list[Manifest]]:
+def with_components(tmp_path: Path) -> Callable[[Iterable[str]], list[Manifest]]:
     """Overlay gpu with these components in its list, in this order."""
-    return lambda components: render(edited(tmp_path / "-".join(components), components))
+    return lambda components: render(edited(tmp_path / "-".join(components), [*components]))

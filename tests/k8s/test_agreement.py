@@ -3,15 +3,15 @@
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
 from vcot import errors
+from vcot.pipeline.local import gather_variables, read_env_file
 from vcot.pipeline.orchestrator import RETRY
-from vcot.pipeline.plan import gather_variables, read_env_file
 from vcot.settings import PREFIX, STAGES, Declared, Settings, variable
 
 RENDERED = ["gpu", "gpu-kueue", "cpu-smoke", "gpu+spot", "gpu+multinode-jobset"]
@@ -87,27 +87,34 @@ def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_chang
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VcotError)]
     codes = {kind.exit_code for kind in kinds}
     in_the_pipeline_alone, from_the_keyboard = errors.StageFailed.exit_code, errors.KeyboardStop.exit_code
-    in_no_job = errors.NotWhole.exit_code  # the conductor's own process is asked for it
+    in_no_job = errors.NotWhole.exit_code  # the orchestrator's own process is asked for it
     final = codes - set(RETRY) - {in_the_pipeline_alone, from_the_keyboard, in_no_job}
     for where, spec in job_specs(render(OVERLAYS / "gpu")):
         (fail,) = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
-        conductor = where.startswith("Job/")
-        assert set(fail["onExitCodes"]["values"]) == final | ({in_the_pipeline_alone} if conductor else set()), where
+        orchestrator = where.startswith("Job/")
+        assert set(fail["onExitCodes"]["values"]) == final | ({in_the_pipeline_alone} if orchestrator else set()), where
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_every_process_understands_the_settings_that_its_pod_gives_it(
+def test_every_process_understands_its_settings_and_reads_all_its_variables(
     name: str, rendered: Rendered, only: Callable[[Mapping[str, str]], None]
 ) -> None:
     objects = rendered(name)
+    sources = [path.read_text() for folder in ("vcot", "jobs") for path in (ROOT / folder).rglob("*.py")]
+    read = {word for text in sources for word in re.findall(r"[A-Z][A-Z0-9_]{3,}", text)}
     for where, spec in job_specs(objects):
-        given = {n: v for n, v in environment(objects, spec).items() if n.startswith(PREFIX)}
-        module, *flags = spec["template"]["spec"]["containers"][0]["args"]
+        container = spec["template"]["spec"]["containers"][0]
+        (module, *flags), variables = container["args"], environment(objects, spec)
+        given = {n: v for n, v in variables.items() if n.startswith(PREFIX)}
         if where.startswith("CronJob/stage-"):
-            given[f"{PREFIX}RUN_URI"] = "s3://vcot/runs/first"  # the conductor's to say
+            given[f"{PREFIX}RUN_URI"] = "s3://vcot/runs/first"  # the orchestrator's to say
         only(given)
         settings, _ = settings_of(module).load(flags)  # refuses what it does not know
         assert settings.stage == module.removeprefix("jobs."), where
+        known = {variable(type(settings), field) for field in type(settings).model_fields}
+        expanded = set(re.findall(r"\$\((\w+)\)", str(container["env"])))
+        # AWS_* is read by clients of S3.
+        assert not [n for n in variables if n not in known | read | expanded and not n.startswith("AWS_")], where
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -122,33 +129,6 @@ def test_settings_that_a_file_only_offers_are_settings_too(
     settings, _ = settings_of(f"jobs.{stage}").load([])
     assert offered.keys() <= {variable(type(settings), name) for name in settings.model_fields_set}
     assert offered or stage != "convert"
-
-
-def test_the_chain_on_gpus_reads_copies_of_images_that_fit_its_scratch() -> None:
-    """VisCoT's originals are 140 GB, the scratch of training 52."""
-    assert read_env_file(OVERLAYS / "gpu/settings/convert.env")["VCOT_CONVERT_INGEST"] == "true"
-
-
-def literals(folders: list[str]) -> Iterator[str]:
-    for folder in folders:
-        for path in (ROOT / folder).rglob("*.py"):
-            yield from re.findall(r"[A-Z][A-Z0-9_]{3,}", path.read_text())
-
-
-@pytest.mark.parametrize("name", RENDERED)
-def test_every_variable_is_read_by_somebody(name: str, rendered: Rendered) -> None:
-    objects = rendered(name)
-    read = set(literals(["vcot", "jobs"]))
-    for where, spec in job_specs(objects):
-        container = spec["template"]["spec"]["containers"][0]
-        known = {
-            variable(settings_of(container["args"][0]), field)
-            for field in settings_of(container["args"][0]).model_fields
-        }
-        expanded = set(re.findall(r"\$\((\w+)\)", str(container["env"])))
-        for one in environment(objects, spec):
-            # AWS_* is read by clients of S3.
-            assert one in known | read | expanded or one.startswith("AWS_"), f"{where}: {one}"
 
 
 def test_the_time_to_save_is_part_of_the_grace_period(rendered: Rendered) -> None:
@@ -173,20 +153,6 @@ def test_the_small_chain_has_the_settings_of_the_example() -> None:
     }
     assert on_a_cluster == on_a_laptop
     assert "${" not in str(on_a_cluster)
-
-
-def test_the_base_settings_are_those_of_the_laptop() -> None:
-    maps = {one["metadata"]["name"]: one["data"] for one in of_kind(render(ROOT / "k8s/base"), "ConfigMap")}
-    for stage in STAGES:
-        (data,) = [found for name, found in maps.items() if name.startswith(f"settings-{stage}-")]
-        assert data == read_env_file(ROOT / "k8s/base/settings" / f"{stage}.env")
-
-
-@pytest.mark.parametrize("overlay", ["gpu", "cpu-smoke"])
-def test_a_run_has_a_name_that_may_be_part_of_others(overlay: str) -> None:
-    run = read_env_file(OVERLAYS / overlay / "run.env")
-    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?", run["RUN_ID"])
-    assert run["RUNS_URI"].startswith("s3://")
 
 
 def test_the_page_tells_of_every_component_overlay_and_example() -> None:
@@ -238,7 +204,7 @@ def test_what_the_page_types_on_kind_is_there() -> None:
     typed = [line.split()[1] for line in lines if line.startswith("make ")]
     assert typed == ["images", "push-example", "k8s-doctor", "pages"]
     assert set(typed) <= targets
-    order = [
+    order = (
         "create cluster",
         "kind load",
         "namespace.yaml",
@@ -246,6 +212,6 @@ def test_what_the_page_types_on_kind_is_there() -> None:
         "k8s/minio",
         "push-example",
         "cpu-smoke  ",
-    ]
+    )
     places = [part.index(word) for word in order]
     assert places == sorted(places)  # storage and what a run reads, before the run

@@ -17,8 +17,7 @@ BUILT_HERE = {"CKV_K8S_43", "CKV_K8S_15"}
 """A digest, and asking the registry again: images of cpu-smoke are built on the machine and come from no registry, and
 MinIO's may be brought onto a node in the same way."""
 JUDGED: Mapping[str, set[str]] = {
-    "gpu+all-aks": set(), "gpu+multinode-jobset": set(), "gpu-kueue": set(), "cpu-smoke": BUILT_HERE,
-    "minio": BUILT_HERE,
+    "gpu+all-aks": set(), "cpu-smoke": BUILT_HERE, "minio": BUILT_HERE,
 }  # fmt: skip
 """Variant → checks that do not fit it."""
 

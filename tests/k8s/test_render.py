@@ -15,7 +15,6 @@ from tests.k8s.kustomize import (
     OVERLAYS,
     POOLS,
     ROOT,
-    VARIANTS,
     Manifest,
     around,
     job_specs,
@@ -35,14 +34,13 @@ def pod(objects: Sequence[Manifest], template: str) -> Any:
     return named(objects, "CronJob", template)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_overlay_with_every_component_renders_the_chain(name: str, rendered: Rendered) -> None:
-    objects = rendered(name)
-    templates = {one["metadata"]["name"] for one in of_kind(objects, "CronJob")} - {"reevaluate"}
-    assert templates == set(TEMPLATES)
-    run = next(one for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"].startswith("run-"))
-    (pipeline,) = of_kind(objects, "Job")
-    assert pipeline["metadata"]["name"] == f"pipeline-{run['data']['RUN_ID']}"
+def test_every_overlay_with_every_component_renders_the_chain(everything: list[tuple[str, list[Manifest]]]) -> None:
+    for name, objects in everything:
+        templates = {one["metadata"]["name"] for one in of_kind(objects, "CronJob")} - {"reevaluate"}
+        assert templates == set(TEMPLATES), name
+        run = next(one for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"].startswith("run-"))
+        (pipeline,) = of_kind(objects, "Job")
+        assert pipeline["metadata"]["name"] == f"pipeline-{run['data']['RUN_ID']}", name
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -67,31 +65,26 @@ def test_reevaluation_runs_in_the_pod_of_evaluate(gpu: list[Manifest]) -> None:
     assert comparable(again) == comparable(once)
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_pool_moves_the_stages_with_a_gpu_and_no_other(pool: str, with_components: WithComponents) -> None:
-    objects = with_components(["reevaluate", pool])
-    placed = {
-        one["metadata"]["name"]
-        for one in of_kind(objects, "CronJob")
-        if "nodeSelector" in one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    }
-    assert placed == {"stage-train", "stage-evaluate", "reevaluate"}
+def test_a_pool_moves_the_stages_with_a_gpu_and_no_other(with_components: WithComponents) -> None:
+    for pool in POOLS:
+        pods = {
+            one["metadata"]["name"]: one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+            for one in of_kind(with_components(["reevaluate", pool]), "CronJob")
+        }
+        placed = {name for name, spec in pods.items() if "nodeSelector" in spec}
+        assert placed == {"stage-train", "stage-evaluate", "reevaluate"}, pool
 
 
-@pytest.mark.parametrize("overlay", ["gpu", "gpu-kueue", "cpu-smoke"])
-def test_hardening_knows_the_overlays_images(overlay: str, rendered: Rendered) -> None:
-    objects = rendered(f"{overlay}+hardening")
-    policy = named(objects, "ValidatingAdmissionPolicy", "vcot-conductor-jobs")
-    said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
-    for stage in STAGES:
-        assert said[f"imageOf{stage.capitalize()}"] == f"'{pod(objects, f'stage-{stage}')['containers'][0]['image']}'"
-
-
-def test_hardening_admits_every_device_that_a_stage_takes(rendered: Rendered) -> None:
-    policy = named(rendered("gpu+hardening"), "ValidatingAdmissionPolicy", "vcot-conductor-jobs")
-    said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
-    (admitted,) = re.findall(r"VCOT_\(TRAIN\|EVALUATE\)_DEVICE=\(([a-z|]+)\)", said["settings"])
-    assert sorted(admitted.split("|")) == sorted(get_args(Device))
+def test_hardening_knows_the_overlays_images_and_every_device(rendered: Rendered) -> None:
+    for overlay in ("gpu", "gpu-kueue", "cpu-smoke"):
+        objects = rendered(f"{overlay}+hardening")
+        policy = named(objects, "ValidatingAdmissionPolicy", "vcot-orchestrator-jobs")
+        said = {one["name"]: one["expression"] for one in policy["spec"]["variables"]}
+        for stage in STAGES:
+            image = pod(objects, f"stage-{stage}")["containers"][0]["image"]
+            assert said[f"imageOf{stage.capitalize()}"] == f"'{image}'", overlay
+        (admitted,) = re.findall(r"VCOT_\(TRAIN\|EVALUATE\)_DEVICE=\(([a-z|]+)\)", said["settings"])
+        assert sorted(admitted.split("|")) == sorted(get_args(Device)), overlay
 
 
 def test_components_may_stand_in_any_order(with_components: WithComponents) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vcot.errors import SettingsError
-from vcot.models import device, use_device
+from vcot.models.device import device, use_device
 
 DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU that works")

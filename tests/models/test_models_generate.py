@@ -15,7 +15,7 @@ from vcot.storage.images import decode
 def model(toy_base: Path) -> Any:
     import torch
 
-    from vcot.models import load_base
+    from vcot.models.loading import load_base
 
     torch.set_num_threads(1)
     return load_base(toy_base, dtype="float32")
@@ -30,18 +30,18 @@ def prompts(encoder: Any, numbers: list[int]) -> dict[str, Any]:
 
 
 def say(model: Any, encoder: Any, batch: dict[str, Any], **changes: Any) -> list[list[int]]:
-    from vcot.models import generate
+    from vcot.models.loading import generate
 
-    ways = {"max_new_tokens": 12, "eos_token_ids": encoder.eos_token_ids, "pad_token_id": encoder.pad_token_id}
-    return generate(model, batch, **(ways | changes))
+    usual = {"max_new_tokens": 12, "eos_token_ids": encoder.eos_token_ids, "pad_token_id": encoder.pad_token_id}
+    return generate(model, batch, **(usual | changes))
 
 
 def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
     import torch
 
-    from vcot.models import positions
+    from vcot.models.loading import positions
 
-    for number in range(6):
+    for number in range(4):
         batch = prompts(toy_encoder, [number])
         expected, _ = model.model.get_rope_index(
             batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"]
@@ -56,7 +56,7 @@ def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
 
 
 def test_positions_of_text_alone_count_on_and_a_wrong_grid_is_noticed() -> None:
-    from vcot.models import positions
+    from vcot.models.loading import positions
 
     assert positions([5, 6, 7], None, image_token_id=9, merge_size=2).tolist() == [[0, 1, 2]] * 3
     with pytest.raises(ValueError, match=r"2 tokens stand for the image, its grid \(1, 4, 4\) makes 4"):

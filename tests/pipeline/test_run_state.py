@@ -1,28 +1,21 @@
-"""What a conductor learns of a run from storage, and not from pods: how many shards, what is whole, how it went."""
+"""What an orchestrator learns of a run from storage, and not from pods: how many shards, what is whole, how it went."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.tokenize import TokenizeSettings
 from jobs.train import TrainSettings
+from jobs.train import run as run_train
 from tests.fakes.markers import shard_marker, stage_marker
 from vcot.errors import InputError, NotWhole, SettingsError
-from vcot.pipeline.plan import Step
+from vcot.pipeline.orchestrator import Step
 from vcot.pipeline.run_state import RunStorage
-from vcot.records.shards import (
-    CONVERT,
-    DISTILL,
-    TOKENIZE,
-    TRAIN,
-    Folder,
-    read_marker,
-)
+from vcot.records.shards import CONVERT, DISTILL, TOKENIZE, TRAIN, Folder, read_marker
 from vcot.storage import Store, join
 
 STORAGE = RunStorage(Store())
@@ -70,21 +63,14 @@ def trained(run: str, tmp_path: Path) -> tuple[Step, dict[str, str]]:
     return Step("train", run, {}, ()), {"VCOT_RUN_URI": run, "VCOT_TRAIN_BASE_URI": base}
 
 
-def test_a_stage_is_whole_when_its_mark_is_there_and_is_asked_what_it_says_then(
+def test_a_stage_is_whole_when_its_marker_is_there_and_says_itself_how_it_would_end(
     run: str, trained: tuple[Step, dict[str, str]]
 ) -> None:
     assert STORAGE.look(*trained) is None
     Folder(Store(), run, TRAIN).finish(stage_marker("train"))
     outcome = STORAGE.look(*trained)
     assert outcome is not None
-    assert outcome.exit_code == 0
-    assert outcome.summary["last_loss"] == 1.0
-
-
-def test_a_whole_stage_with_other_settings_refuses_as_its_job_would(
-    run: str, trained: tuple[Step, dict[str, str]]
-) -> None:
-    Folder(Store(), run, TRAIN).finish(stage_marker("train"))
+    assert (outcome.exit_code, outcome.summary["last_loss"]) == (0, 1.0)
     step, variables = trained
     outcome = STORAGE.look(step, variables | {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "9"})
     assert outcome is not None
@@ -103,19 +89,13 @@ def test_a_stage_of_which_storage_cannot_say_whether_it_is_whole_gets_its_job(
 
 
 def test_a_stage_that_only_looks_begins_nothing(run: str, trained: tuple[Step, dict[str, str]]) -> None:
-    words = ["--run-uri", run, "--base-uri", trained[1]["VCOT_TRAIN_BASE_URI"], "--part", "look"]
     before = sorted(entry.uri for entry in Store().list(run))
-    answer = subprocess.run([sys.executable, "-m", "jobs.train", *words], capture_output=True, text=True, check=False)
-    assert answer.returncode == NotWhole.exit_code
-    assert "is not whole yet" in answer.stderr
+    settings = ["--run-uri", run, "--base-uri", trained[1]["VCOT_TRAIN_BASE_URI"], "--part", "look"]
+    with pytest.raises(NotWhole, match="is not whole yet"):
+        run_train(TrainSettings.load(settings)[0])
     assert sorted(entry.uri for entry in Store().list(run)) == before
-
-
-def test_stages_of_shards_do_not_look(run: str) -> None:
-    words = ["-m", "jobs.tokenize", "--run-uri", run, "--base-uri", "/base", "--part", "look"]
-    answer = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
-    assert answer.returncode == SettingsError.exit_code
-    assert "--part=look: tokenize cannot say it of itself" in answer.stderr
+    with pytest.raises(SettingsError, match="--part=look: tokenize cannot say it of itself"):
+        TokenizeSettings.load(settings)
 
 
 def test_the_state_of_a_run_stands_beside_its_stages(run: str) -> None:

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from jobs.convert import ConvertSettings, run
-from tests.datasets.given import Given
 from tests.distill.made import sample
+from tests.fakes.rows import Given
 from vcot.errors import InputError
 from vcot.grounding import smart_resize
 from vcot.records import Folder, Reason, Sample

@@ -11,7 +11,7 @@ import pytest
 
 from tests.distill.made import CENTRE, RIGHT, TOP_LEFT, see, stored
 from tests.fakes.markers import shard_marker
-from vcot.distill.row import DistilledReasoning, Outcome, refuse
+from vcot.distill import DistilledReasoning, Outcome, refuse
 from vcot.distill.runner import write
 from vcot.grounding import Trace
 from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
@@ -43,7 +43,7 @@ def finished(folder: Path, *shards: list[tuple[Sample, Outcome]], facts: Any = N
         writer = ShardWriter(index, "distill", scratch, _Nowhere)
         funnel = write(rows, "gpt", writer)
         funnel.put_aside(stage, index)
-        counted = funnel.facts() | (facts or {})
+        counted = funnel.counts() | (facts or {})
         markers.append(shard_marker("distill", index, writer.row_counts, **counted))
     metadata = DistillMetadata(**(told or MODEL))
     return report(stage, markers, sum((marker.row_counts for marker in markers), RowCounts()), metadata)

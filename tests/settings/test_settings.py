@@ -120,7 +120,7 @@ def test_what_shapes_the_result_leaves_out_how_it_is_run() -> None:
         (("--photo-uri", "file://x"), "--photo-uri=file://x: a file URI has three slashes"),
         (("--recipes-uri", "a.json,gs://b/x"), "--recipes-uri=a.json,gs://b/x: gs://b/x: gs:// is not supported"),
     ],
-)
+)  # fmt: skip
 def test_a_place_that_storage_cannot_speak_is_a_wrong_setting(written: tuple[str, str], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load(*GIVEN, *written)

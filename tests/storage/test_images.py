@@ -58,20 +58,22 @@ def test_every_format_is_read_with_its_size_and_digest(form: str) -> None:
         assert image.pixels.tobytes() == noise().tobytes()
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_a_rotated_image_stands_upright_and_its_size_too(form: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(noise(), form, exif=exif)
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    image = decode(data, "x")
-    assert image.pixels.size == upright.size == probe(data, "x")
-    assert image.pixels.size == ((48, 64) if orientation > 4 else (64, 48))
-    assert image.pixels.tobytes() == upright.tobytes()
-    assert "exif" not in image.pixels.info
-    again = decode(encode(image.pixels, "PNG"), "x")
-    assert again.pixels.tobytes() == upright.tobytes()
+def test_a_rotated_image_stands_upright_whole_and_shrunk(form: str) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(scene(160, 120), form, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        image, small = decode(data, "x"), decode(data, "x", budget=1200)
+        assert image.pixels.size == upright.size == probe(data, "x")
+        assert image.pixels.size == ((120, 160) if orientation > 4 else (160, 120))
+        assert image.pixels.tobytes() == upright.tobytes()
+        assert decode(encode(image.pixels, "PNG"), "x").pixels.tobytes() == upright.tobytes()  # no EXIF is left
+        assert (small.width, small.height) == upright.size
+        assert small.pixels.size == ((30, 40) if orientation > 4 else (40, 30))
+        expected = upright.resize(small.pixels.size, Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(small.pixels, int) - np.asarray(expected, int)).mean() < 3
 
 
 @pytest.mark.parametrize("form", images.FORMATS)
@@ -79,9 +81,10 @@ def test_a_rotated_image_stands_upright_and_its_size_too(form: str, orientation:
 def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_image(form: str) -> None:
     data = encode(noise(24, 18), form)
     whole = decode(data, "x").pixels.tobytes()
-    for length in [*range(min(len(data), 200)), *range(200, len(data), 7), len(data) - 1]:
+    for length in [*range(0, min(len(data), 200), 3), *range(200, len(data), 29), len(data) - 1]:
         with contextlib.suppress(ImageError):
             assert decode(data[:length], "x").pixels.tobytes() == whole, length  # only what ends a file was cut
+    ImageFile.LOAD_TRUNCATED_IMAGES = True  # as some library may have left it
     assert reason(data[: len(data) * 3 // 4]) == "truncated"
 
 
@@ -103,15 +106,9 @@ def test_an_orientation_that_makes_no_sense_turns_nothing(directory: bytes) -> N
     assert decode(data, "x").pixels.size == probe(data, "x") == (64, 48)
 
 
-def test_a_truncated_file_is_refused_even_where_a_library_allowed_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    data = encode(noise(), "JPEG")
-    assert reason(data[: len(data) // 2]) == "truncated"
-
-
 @given(form=st.sampled_from(images.FORMATS), seed=st.integers(0, 2**32))
 @example(form="GIF", seed=2017)  # a frame of a gigapixel in a small GIF
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(form: str, seed: int) -> None:
     chance = random.Random(seed)
     data = bytearray(encode(noise(24, 18), form))
@@ -160,6 +157,7 @@ def test_a_bomb_of_every_format_is_refused_from_its_header(form: str, monkeypatc
         with pytest.raises(ImageError, match=r"16000 x 16001 pixels|exceeds limit") as caught:
             read(data, "x")
         assert caught.value.reason == "too-large"
+    assert reason(encode(noise(10, 10), "PNG"), max_pixels=99) == "too-large"
 
 
 def test_text_that_unpacks_to_gigabytes_is_not_unpacked() -> None:
@@ -170,26 +168,16 @@ def test_text_that_unpacks_to_gigabytes_is_not_unpacked() -> None:
     assert reason(data[:33] + chunk + data[33:]) == "broken"
 
 
-def test_the_limit_can_be_set_and_is_inclusive() -> None:
-    data = encode(noise(10, 10), "PNG")
-    assert decode(data, "x", max_pixels=100).width == 10
-    assert reason(data, max_pixels=99) == "too-large"
-
-
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "not-an-image"),
-        (b"G", "not-an-image"),
-        (b"<!DOCTYPE html><html>404", "not-an-image"),
-        (b"\0" * 100, "not-an-image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "unsupported-format"),
-        (b"\0\0\0\x18ftyp", "unsupported-format"),
+        (b"", "not-an-image"), (b"G", "not-an-image"), (b"<!DOCTYPE html><html>404", "not-an-image"),
+        (b"\0" * 100, "not-an-image"), (b"\0\0\0\x18ftyp", "unsupported-format"),
         (b"\0\0\1\0" + b"\0" * 30, "unsupported-format"),  # ICO
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "unsupported-format"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "broken"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "unsupported-format"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "broken"),
+        (encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "unsupported-format"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_image_is_refused(data: bytes, why: str) -> None:
     assert reason(data) == why
 
@@ -266,16 +254,12 @@ def test_what_is_transparent_becomes_white(form: str) -> None:
     assert left == ((76, 76, 76) if form == "LA" else (255, 0, 0))
 
 
-@pytest.mark.parametrize(("form", "order"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")])
-def test_sixteen_bits_become_the_high_eight(form: str, order: str) -> None:
+def test_sixteen_bits_become_the_high_eight() -> None:
     values = np.array([[0, 255, 256, 0x1234], [0x8000, 0xFEFF, 0xFF00, 0xFFFF]], dtype=np.uint16)
-    data = encode(Image.fromarray(values.astype(order)), form)
-    pixels = np.asarray(decode(data, "x").pixels)
-    assert (pixels == (values >> 8)[..., None]).all()
-
-
-def test_sixteen_bits_a_channel_become_eight() -> None:
-    row = struct.pack(">HHHHHH", 0x1234, 0x8000, 0xFFFF, 0, 0x00FF, 0xFE01)
+    for form, order in (("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2")):
+        pixels = np.asarray(decode(encode(Image.fromarray(values.astype(order)), form), "x").pixels)
+        assert (pixels == (values >> 8)[..., None]).all()
+    row = struct.pack(">HHHHHH", 0x1234, 0x8000, 0xFFFF, 0, 0x00FF, 0xFE01)  # of three channels
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -284,21 +268,12 @@ def test_sixteen_bits_a_channel_become_eight() -> None:
     assert np.asarray(decode(data, "x").pixels).tolist() == [[[0x12, 0x80, 0xFF], [0, 0, 0xFE]]]
 
 
-def test_floating_point_pixels_are_refused() -> None:
-    assert reason(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")) == "unsupported-format"
-
-
-def test_the_first_frame_of_an_animation_counts() -> None:
+def test_of_several_images_in_a_file_the_first_counts() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    for form in ("GIF", "WEBP", "TIFF", "PNG", "AVIF"):
+    for form in ("GIF", "WEBP", "TIFF", "PNG", "AVIF", "MPO"):
         data = encode(frames[0], form, save_all=True, append_images=frames[1:])
         red, green, blue = decode(data, "x").pixels.getpixel((4, 4))  # type: ignore[misc]
         assert red > 200 > 50 > max(green, blue), form
-
-
-def test_a_camera_s_two_images_in_one_jpeg_are_the_first() -> None:
-    data = encode(noise(), "MPO", save_all=True, append_images=[noise(8, 8)])
-    assert decode(data, "x").pixels.size == (64, 48)
 
 
 # --- shrunk to a budget ---
@@ -314,19 +289,6 @@ def test_a_size_within_a_budget_keeps_its_shape_and_never_grows(width: int, heig
         scale = math.sqrt(min(1, budget / (width * height)))
         assert width * scale - 1 < small[0] <= width * scale + 1e-6
         assert height * scale - 1 < small[1] <= height * scale + 1e-6
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_a_shrunk_image_is_upright_too_and_says_how_large_it_was(form: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(scene(), form, exif=exif)
-    whole, small = decode(data, "x"), decode(data, "x", budget=1200)
-    assert (small.width, small.height) == (whole.width, whole.height) == probe(data, "x")
-    assert small.pixels.size == ((30, 40) if orientation > 4 else (40, 30))
-    expected = whole.pixels.resize(small.pixels.size, Image.Resampling.BICUBIC)
-    assert np.abs(np.asarray(small.pixels, int) - np.asarray(expected, int)).mean() < 3
 
 
 def scene(width: int = 640, height: int = 480) -> Image.Image:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from vcot.storage import Store
 from vcot.storage.probe import CHECKS, probe
-
-ROOT = Path(__file__).parents[2]
 
 
 def faults(store: Store, place: str) -> set[str]:
@@ -97,19 +91,20 @@ def test_a_broken_promise_is_found_and_no_other(server, broken, folder_place):
     assert faults(server(), folder_place) == broken
 
 
-def test_the_command_names_what_is_wrong_and_writes_its_last_word(moto_place, tmp_path):
+def test_the_command_names_what_is_wrong_and_writes_its_last_word(moto_place, tmp_path, capsys, monkeypatch):
+    from jobs.probe import ProbeSettings, run
+    from vcot.stage import launch, stop, summary
+
+    monkeypatch.setattr(stop, "listen", lambda: None)
+    monkeypatch.setattr(summary, "facts", {})
     log = tmp_path / "termination-log"
-
-    def run(uri: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "jobs.probe", "--uri", uri, "--termination-log", str(log)]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-    answer = run(moto_place)
-    assert answer.returncode == 0, answer.stderr
-    assert [line.split()[:2] for line in answer.stdout.splitlines()] == [["ok", name] for name in CHECKS]
-    assert '"one-winner": "ok"' in log.read_text()
-    answer = run("s3://elsewhere/x")
-    assert answer.returncode == 78
-    assert "there is no bucket 'elsewhere'" in answer.stderr
+    for uri, code in ((moto_place, 0), ("s3://elsewhere/x", 78)):
+        with pytest.raises(SystemExit) as ended:
+            launch(ProbeSettings, run, ["--uri", uri, "--termination-log", str(log)])
+        out, said = capsys.readouterr()
+        assert ended.value.code == code, said
+        if code == 0:
+            assert [line.split()[:2] for line in out.splitlines()] == [["ok", name] for name in CHECKS]
+            assert '"one-winner": "ok"' in log.read_text()
+    assert "there is no bucket 'elsewhere'" in said
     assert "there is no bucket 'elsewhere'" in log.read_text()

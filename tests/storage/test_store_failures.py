@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -59,27 +58,32 @@ def _assert_all(uri: str, folder: Path, error: type[VcotError], *says: str) -> N
     assert not (folder / "down").exists()
 
 
+WRONG = "wrong-wrong-wrong"
+
+
 @pytest.mark.parametrize(
-    ("variable", "says"), [("AWS_ACCESS_KEY_ID", "access key"), ("AWS_SECRET_ACCESS_KEY", "secret key")]
-)
-def test_refused_keys_are_wrong_settings(
-    minio_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, says: str
+    ("variables", "says"),
+    [
+        ({"AWS_ACCESS_KEY_ID": WRONG}, "access key"), ({"AWS_SECRET_ACCESS_KEY": WRONG}, "secret key"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_PROFILE": "elsewhere"}, "profile"), ({"AWS_ENDPOINT_URL_S3": "127.0.0.1:9"}, "S3 is not set up"),
+    ],
+)  # fmt: skip
+def test_keys_and_endpoints_that_cannot_work_are_wrong_settings(
+    minio_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str | None], says: str
 ) -> None:
-    monkeypatch.setenv(variable, "wrong-wrong-wrong")
+    for name, value in variables.items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
     # HEAD has no body, so it cannot say which of the two
     _assert_all(join(minio_place, "x"), tmp_path, SettingsError, says, "refuses the keys or denies access")
 
 
-def test_no_keys_at_all_are_wrong_settings(moto_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    _assert_all(join(moto_place, "x"), tmp_path, SettingsError, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-
-
-def test_a_profile_that_is_not_there_is_a_wrong_setting(moto_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "elsewhere")
-    with pytest.raises(SettingsError, match="profile"):
-        store.read(join(moto_place, "x"))
+def test_names_that_nothing_can_have_are_refused(minio_place: str) -> None:
+    for uri in ("s3://N_/x", "s3://a b/x"):
+        with pytest.raises(UsageError, match="is no name for a bucket"):
+            store.read(uri)
+    with pytest.raises(InputError, match="cannot hold or give"):
+        store.write(minio_place + "/" + "k" * 1100, b"")
 
 
 @pytest.mark.parametrize("kind", ["moto", "minio"])
@@ -88,26 +92,14 @@ def test_a_missing_bucket_is_a_wrong_setting(request: pytest.FixtureRequest, tmp
     _assert_all("s3://no-such-bucket/run/x", tmp_path, SettingsError, "there is no bucket 'no-such-bucket'")
 
 
-def test_an_impossible_bucket_name_is_wrong_usage(minio_place: str) -> None:
-    for uri in ("s3://N_/x", "s3://a b/x"):
-        with pytest.raises(UsageError, match="is no name for a bucket"):
-            store.read(uri)
-
-
-def test_a_dead_endpoint_is_temporary_and_soon_known(
-    no_aws: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_dead_endpoint_is_temporary(no_aws: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))  # held, so that no server of a test beside this one gets it, and never listening
         port = deaf.getsockname()[1]
         _use(monkeypatch, port)
-        begun = time.monotonic()
-        no_connection = f"no good connection to http://127.0.0.1:{port}; is the server running"
-        with pytest.raises(TemporaryError, match=no_connection):
-            store.read("s3://vcot/x")
-        assert time.monotonic() - begun < s3._CEILING + 5
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        _assert_all("s3://vcot/x", tmp_path, TemporaryError, "no good connection")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        said = f"no good connection to http://127.0.0.1:{port}; is the server running"
+        _assert_all("s3://vcot/x", tmp_path, TemporaryError, said)
 
 
 def test_a_silent_endpoint_is_given_up_after_the_ceiling(no_aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,18 +119,6 @@ def test_a_silent_endpoint_is_given_up_after_the_ceiling(no_aws: None, monkeypat
                 silent.accept()[0].close()
                 tried += 1
     assert tried in (1, 2)
-
-
-def test_an_endpoint_without_a_scheme_is_a_wrong_setting(no_aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    _use(monkeypatch, 9)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "127.0.0.1:9000")
-    with pytest.raises(SettingsError, match=r"s3://vcot/x: S3 is not set up: Invalid endpoint: 127\.0\.0\.1:9000"):
-        store.read("s3://vcot/x")
-
-
-def test_names_that_minio_cannot_hold_are_wrong_input(minio_place: str) -> None:
-    with pytest.raises(InputError, match="cannot hold or give"):
-        store.write(minio_place + "/" + "k" * 1100, b"")
 
 
 # --- a server that answers what it is told to: the stub proves our side, not S3's ---
@@ -198,18 +178,13 @@ def _refusal(code: str) -> bytes:
 @pytest.mark.parametrize(
     ("status", "code", "error", "says"),
     [
-        (503, "SlowDown", TemporaryError, "not well just now"),
-        (500, "InternalError", TemporaryError, "not well just now"),
-        (502, "BadGateway", TemporaryError, "not well just now"),
-        (429, "TooManyRequests", TemporaryError, "not well just now"),
-        (507, "XMinioStorageFull", TemporaryError, "no room left on"),
-        (403, "AccessDenied", SettingsError, "denies access"),
-        (400, "ExpiredToken", SettingsError, "expired"),
-        (403, "RequestTimeTooSkewed", SettingsError, "clock"),
-        (501, "NotImplemented", SettingsError, "refuses PutObject"),
+        (503, "SlowDown", TemporaryError, "not well just now"), (500, "InternalError", TemporaryError, "not well just"),
+        (429, "TooManyRequests", TemporaryError, "not well just"), (507, "XMinioStorageFull", TemporaryError, "room"),
+        (403, "AccessDenied", SettingsError, "denies access"), (400, "ExpiredToken", SettingsError, "expired"),
+        (403, "RequestTimeTooSkewed", SettingsError, "clock"), (501, "NotImplemented", SettingsError, "refuses Put"),
         (400, "EntityTooLarge", InputError, "cannot hold"),
     ],
-)
+)  # fmt: skip
 def test_each_refusal_has_its_exit_code(
     script: type[Script],
     monkeypatch: pytest.MonkeyPatch,
@@ -246,7 +221,7 @@ def test_a_write_once_whose_answer_was_lost_was_still_ours(script: type[Script])
 
 def test_a_write_once_that_met_another_asks_again(script: type[Script]) -> None:
     conflict = (409, {}, _refusal("ConditionalRequestConflict"), None)
-    script.answers = [conflict, conflict, (200, {}, b"", None)]
+    script.answers = [conflict, (200, {}, b"", None)]
     assert store.write_once("s3://vcot/x", b"mine")
     script.answers = [conflict, (412, {}, _refusal("PreconditionFailed"), None)]
     assert not store.write_once("s3://vcot/x", b"mine")
@@ -342,52 +317,24 @@ def test_an_error_of_the_block_is_not_taken_for_one_of_the_store(tmp_path: Path)
     assert caught.type is OSError
 
 
-def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
-    (tmp_path / "folder" / "below").mkdir(parents=True)
-    uri = str(tmp_path / "folder")
-    with pytest.raises(NotFound, match="a folder, not a file"):
-        store.read(uri)
-    with pytest.raises(NotFound, match="a folder, not a file"):
-        store.write(uri, b"x")
-    assert store.stat(uri) is None
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="one of its folders is a file"):
-        store.write(str(tmp_path / "file" / "x"), b"x")
-    assert store.stat(str(tmp_path / "file" / "x")) is None
-
-
-@pytest.fixture(params=["FIFO", "socket", "character device"])
-def special(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
-    """What it is, and the path of one."""
-    path = tmp_path / "special"
-    if request.param == "FIFO":
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "character device"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "special")
+    if kind == "FIFO":
         os.mkfifo(path)
-    elif request.param == "socket":
-        here = Path.cwd()
-        os.chdir(tmp_path)  # its path must be short
-        try:
-            with socket.socket(socket.AF_UNIX) as bound:
-                bound.bind(path.name)
-        finally:
-            os.chdir(here)
+    elif kind == "socket":
+        monkeypatch.chdir(tmp_path)  # its path must be short
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("special")
     else:
-        path.symlink_to("/dev/null")
-    return request.param, str(path)
-
-
-@pytest.mark.parametrize("verb", ["read", "read_range", "digest", "download", "upload", "stat"])
-def test_only_regular_files_are_read(special: tuple[str, str], tmp_path: Path, verb: str) -> None:
-    kind, path = special
-    verbs: dict[str, Callable[[], object]] = {
-        "read": lambda: store.read(path),
-        "read_range": lambda: store.read_range(path, 0, 1),
-        "digest": lambda: store.digest(path),
-        "download": lambda: store.download(path, tmp_path / "copy"),
-        "upload": lambda: store.upload(Path(path), str(tmp_path / "copy")),
-        "stat": lambda: store.stat(path),
-    }
-    with _given_up_after(5), pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
-        verbs[verb]()
+        Path(path).symlink_to("/dev/null")
+    for attempt in (
+        lambda: store.read(path), lambda: store.read_range(path, 0, 1), lambda: store.digest(path),
+        lambda: store.download(path, tmp_path / "copy"), lambda: store.upload(Path(path), str(tmp_path / "copy")),
+        lambda: store.stat(path),
+    ):  # fmt: skip
+        with _given_up_after(5), pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
+            attempt()
     assert not (tmp_path / "copy").exists()
 
 
@@ -407,16 +354,6 @@ def _given_up_after(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_link_that_leads_round_is_as_one_that_leads_nowhere(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"12")
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / "round.png").symlink_to("round.png")
-    assert [entry.uri for entry in store.list(str(tmp_path))] == [f"{tmp_path}/a.png"]
-    with pytest.raises(NotFound, match=f"^{tmp_path}/below/round.png: too many levels of symbolic links"):
-        store.read(f"{tmp_path}/below/round.png")
-    assert store.stat(f"{tmp_path}/below/round.png") is None
-
-
 def test_a_folder_that_cannot_be_listed_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closed").mkdir()
     plain = os.scandir
@@ -431,26 +368,23 @@ def test_a_folder_that_cannot_be_listed_is_named_itself(tmp_path: Path, monkeypa
         list(store.list(str(tmp_path)))
 
 
-@pytest.mark.parametrize("below", ["x", "x/y", "x/y/z"])
-def test_whoever_would_write_below_a_file_is_told_which_file(tmp_path: Path, below: str) -> None:
-    file = tmp_path / "run"
+def test_a_folder_is_not_a_file_nor_a_file_a_folder(tmp_path: Path) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "a b"
+    folder.mkdir()
+    for attempt in (lambda: store.read(str(folder)), lambda: store.write(str(folder), b"x")):
+        with pytest.raises(NotFound, match="a folder, not a file"):
+            attempt()
     file.touch()
-    for uri in (f"{file}/{below}", f"file://{file}/{below}"):
+    for uri in (f"{file}/x", f"file://{file}/x/y/z"):
         for write in (store.write, store.write_once):
-            with pytest.raises(UsageError, match="one of its folders is a file already") as caught:
+            with pytest.raises(UsageError, match=f"^{uri}: one of its folders is a file already, {file};"):
                 write(uri, b"x")
-            assert str(caught.value).startswith(f"{uri}: ")
-            assert f"already, {file};" in str(caught.value)
         with pytest.raises(NotFound, match=f"{file} is a file, not a folder"):
             store.read(uri)
+    assert store.stat(str(folder)) is store.stat(f"{file}/x") is None
     assert file.read_bytes() == b""
-
-
-def test_percent_codes_in_a_file_uri_are_explained(tmp_path: Path) -> None:
-    (tmp_path / "a b").write_bytes(b"x")
     with pytest.raises(NotFound, match="URIs are taken as they stand"):
         store.read(f"file://{tmp_path}/a%20b")
-    assert store.read(f"file://{tmp_path}/a b") == b"x"
 
 
 def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,23 +406,24 @@ def test_listing_a_folder_follows_links_once_and_hides_what_is_unfinished(tmp_pa
     (base / "linked-too").symlink_to(real)
     (real / "round").symlink_to(base)
     (base / "dangling").symlink_to(tmp_path / "nothing")
+    (base / "itself").symlink_to("itself")
     with store.open_write(str(base / "half")) as target:
         target.write(b"x")
         uris = [entry.uri for entry in store.list(str(base))]
     assert [uri.removeprefix(str(base)) for uri in uris if "round" not in uri] == ["/linked-too/a.png", "/linked/a.png"]
+    with pytest.raises(NotFound, match=f"^{base}/itself: too many levels of symbolic links"):
+        store.read(f"{base}/itself")
 
 
-def test_files_have_the_rights_of_any_new_file(tmp_path: Path) -> None:
+def test_files_have_the_rights_of_any_new_file_and_relative_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ordinary").touch()
     expected = stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
     store.write(str(tmp_path / "x"), b"x")
     store.write_once(str(tmp_path / "y"), b"y")
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "xy"} == {expected}
-
-
-def test_relative_paths_stay_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store.write("runs/x", b"x")
-    store.write("y", b"y")
     assert [entry.uri for entry in store.list("runs")] == ["runs/x"]
-    assert [entry.uri for entry in store.list(".")] == ["./runs/x", "./y"]
+    assert [entry.uri for entry in store.list(".")] == ["./ordinary", "./runs/x", "./x", "./y"]

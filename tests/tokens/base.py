@@ -19,7 +19,7 @@ from vcot.records import Image, Origin, Rejection, Sample
 from vcot.records.example import IGNORED, Example
 from vcot.storage import images
 from vcot.tokens import Encoder, contract_of
-from vcot.tokens.audit import check_mask
+from vcot.tokens.rows import check_mask
 
 __all__ = ["base_folder", "processor"]
 

@@ -14,10 +14,10 @@ from vcot.errors import InputError
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.tags import parse
 from vcot.records.example import IGNORED, Example
-from vcot.records.sample import Image, Rejection, Stored
+from vcot.records.sample import Image, Rejection, Sample, Stored
 from vcot.storage import images
 from vcot.tokens import load_processor, prompt_text
-from vcot.tokens.audit import check_mask
+from vcot.tokens.rows import check_mask
 
 # ----------------------------------------------------------------------------------------------- what is learned
 
@@ -68,27 +68,31 @@ def test_control_tokens_in_the_text_of_people_stay_text(processor: Any) -> None:
     assert (batch["input_ids"] == processor.image_token_id).sum() == 12
 
 
+def prompt_of(coder: Any, row: Any, image: Any = None) -> list[int]:
+    ids: list[int] = coder.prompts([row], [image])["input_ids"][0].tolist()
+    return ids
+
+
+def chat(processor: Any, questions: list[str], images: list[Any]) -> Any:
+    """What the processor itself makes of these."""
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
+            tokenize=False, add_generation_prompt=True,
+        )
+        for question in questions
+    ]  # fmt: skip
+    return processor(text=texts, images=images, padding=True, return_tensors="pt")
+
+
 # Text as people and teachers write it, with what could break a boundary mixed in.
 BREAKING = (
-    "\n",
-    " ",
-    "  ",
-    "a",
-    "Answer",
-    ":",
-    "<|im_end|>",
-    "<|im_start|>",
-    "<ref>",
-    "<box>",
-    "[1, 2]",
-    "é",
-    "\u0301",
-    "漢",
-)
+    "\n", " ", "  ", "a", "Answer", ":", "<|im_end|>", "<|im_start|>", "<ref>", "<box>", "[1, 2]", "é", "\u0301", "漢",
+)  # fmt: skip
 TEXT = st.lists(st.sampled_from(BREAKING) | st.text(max_size=6), max_size=8).map("".join)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=TEXT, before=TEXT, answer=TEXT, instruction=TEXT)
 @pytest.mark.parametrize("mode", ["multimodal", "text"])
 def test_the_prompt_alone_is_exactly_what_the_example_begins_with(
@@ -98,23 +102,19 @@ def test_the_prompt_alone_is_exactly_what_the_example_begins_with(
     row = sample(question=question or "?", answers=(answer,), reasoning=(Trace((before, *WHERE.parts)),))
     found = example(coder, row)
     prompt = coder.prompts([row], [PILImage.new("RGB", (320, 240))])["input_ids"][0].tolist()
-    assert list(found.ids[: len(prompt)]) == prompt == coder.prompt_ids(row)
+    assert list(found.ids[: len(prompt)]) == prompt
     assert set(found.labels[: len(prompt)]) == {IGNORED}
     assert IGNORED not in found.labels[len(prompt) :]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Mn", "Mc", "Me"]), min_size=1, max_size=40))
 def test_on_plain_text_the_ids_are_those_of_the_processor_itself(processor: Any, question: str) -> None:
     question = question.strip() or "?"
-    if "<" in question:
-        return
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    theirs = processor(text=[text], images=[PILImage.new("RGB", (320, 240))])["input_ids"][0]
-    assert encoder(processor).prompt_ids(sample(question=question)) == list(theirs)
+    if "<" not in question:
+        image = PILImage.new("RGB", (320, 240))
+        theirs = chat(processor, [question], [image])["input_ids"][0].tolist()
+        assert prompt_of(encoder(processor), sample(question=question), image) == theirs
 
 
 # ------------------------------------------------------------------------------------------------- generating
@@ -126,15 +126,7 @@ def test_prompts_are_padded_on_the_left_and_equal_the_processor_s_own_batch(proc
     rows = [sample(id="a"), sample(id="b", question="How many blue discs and green squares are there in all?")]
     images = [PILImage.new("RGB", size, "teal") for size in ((320, 240), (90, 200))]
     ours = encoder(processor).prompts(rows, images)
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row.question}]}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        for row in rows
-    ]
-    theirs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    theirs = chat(processor, [row.question for row in rows], images)
     assert set(ours) == set(theirs)
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
@@ -149,13 +141,6 @@ def test_a_base_can_be_asked_in_other_words_than_the_contract_s(processor: Any) 
     assert other["input_ids"][0].tolist() == usual[0].tolist()
     plain = encoder(processor).prompts(rows[1:], [image])["input_ids"][0].tolist()
     assert other["input_ids"][1].tolist()[-len(plain) :] == plain
-
-
-def test_another_image_brings_its_own_grid_into_the_prompt(processor: Any) -> None:
-    blank = images.blank(112, 56)
-    batch = encoder(processor).prompts([sample()], [blank])
-    assert batch["image_grid_thw"].tolist() == [[1, 4, 8]]
-    assert (batch["input_ids"] == processor.image_token_id).sum() == 8
 
 
 def test_in_text_mode_there_is_no_image_anywhere(processor: Any) -> None:
@@ -207,7 +192,6 @@ def test_resized_pixels_are_pixels_of_the_image_as_it_is_seen(processor: Any) ->
     found = example(coder, sample())
     # 320x240 is seen at 112x84, so 32, 24, 96, 72 becomes 11.2, 8.4, 33.6, 25.2
     assert "<box>[11, 8, 34, 25]</box>" in halves(found, processor)[1]
-    assert coder.frame(sample()).format(Box(32, 24, 96, 72)) == "[11, 8, 34, 25]"
 
 
 def test_an_image_kept_smaller_than_the_original_keeps_boxes_in_place(processor: Any) -> None:
@@ -255,9 +239,7 @@ def test_what_is_too_long_gets_a_smaller_image_and_says_so(roomy: Any, frame: st
     assert coder.pixels([shown.pixels])["image_grid_thw"].tolist() == [[1, rows, columns]]
     # and a box read from the learned text lies where it did
     learned = halves(found, roomy)[1].removesuffix("<|im_end|>\n")
-    from vcot.tokens.encoder import frame_as_seen
-
-    frame_then = frame_as_seen(coder.contract.frame_spec, (320, 240), (shown.width, shown.height))
+    frame_then = coder.contract.frame_spec.on(320, 240, kept=(shown.width, shown.height))
     (box,) = parse(learned, frame_then).boxes
     assert box.as_list() == pytest.approx(WHERE.boxes[0].as_list(), abs=1.5)
     assert halves(found, roomy)[1] == halves(full, roomy)[1] or frame == "resized_pixels"
@@ -297,15 +279,56 @@ def test_an_image_two_hundred_times_longer_than_wide_is_refused(processor: Any) 
 # ------------------------------------------------------------------------------------------------- another template
 
 
-def test_a_template_that_begins_a_reply_differently_when_it_shows_one_is_refused(base_folder: Any) -> None:
+@pytest.mark.parametrize(
+    ("written", "instead", "line"),
+    [
+        ("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n", "these must be the same"),
+        ("<|image_pad|>", "", "0 image tokens"),
+    ],
+)
+def test_a_template_that_learns_other_than_it_asks_is_refused(
+    base_folder: Any, written: str, instead: str, line: str
+) -> None:
     own = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    own.chat_template = own.chat_template.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
-    with pytest.raises(InputError, match="these must be the same"):
+    own.chat_template = own.chat_template.replace(written, instead)
+    with pytest.raises(InputError, match=line):
         encoder(own)
 
 
-def test_a_template_that_drops_the_image_is_refused(base_folder: Any) -> None:
-    own = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    own.chat_template = own.chat_template.replace("<|image_pad|>", "")
-    with pytest.raises(InputError, match="0 image tokens"):
-        encoder(own)
+# -------------------------------------------------------------------------------------- questions by text alone
+
+
+def by_text(**changes: Any) -> Sample:
+    why = Trace(("Gears that touch turn against each other.",))
+    said = {"image": None, "evidence": None, "question": "Which way does it turn?", "answers": ("up",)}
+    return sample(**(said | {"reasoning": (why,)} | changes))
+
+
+def test_by_text_alone_there_is_neither_an_image_nor_a_place_for_one(processor: Any) -> None:
+    row = by_text()
+    found = encoder(processor).example(row, 0)
+    assert isinstance(found, Example)
+    check_mask(found, processor)
+    assert (found.image, found.image_grid, found.shrunk) == (None, None, False)
+    given, learned = halves(found, processor)
+    assert given == f"{SYSTEM}<|im_start|>user\nWhich way does it turn?<|im_end|>\n<|im_start|>assistant\n"
+    assert learned == "Gears that touch turn against each other.\nAnswer: up<|im_end|>\n"
+    plain = encoder(processor, mode="text").example(row, 0)
+    assert isinstance(plain, Example)
+    assert plain.ids == found.ids
+    with pytest.raises(ValueError, match="a multimodal example needs its image"):
+        encoder(processor).example(sample(), 0)
+
+
+def test_a_batch_of_both_holds_each_prompt_and_the_patches_of_those_that_have_an_image(processor: Any) -> None:
+    coder, data = encoder(processor), png()
+    image = images.decode(data, "a.png").pixels
+    rows, shown = [by_text(), sample(data), by_text(question="Why?")], [None, image, None]
+    batch = coder.prompts(rows, shown)
+    for number, row in enumerate(rows):
+        kept = batch["attention_mask"][number].bool()
+        assert batch["input_ids"][number][kept].tolist() == prompt_of(coder, row, shown[number])
+    assert batch["image_grid_thw"].tolist() == coder.prompts(rows[1:2], shown[1:2])["image_grid_thw"].tolist()
+    assert batch["mm_token_type_ids"].sum(1).tolist() == [0, 12, 0]
+    alone = coder.prompts([rows[0], rows[2]], [None, None])
+    assert alone.keys() == {"input_ids", "attention_mask", "mm_token_type_ids"}

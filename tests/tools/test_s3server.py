@@ -77,7 +77,7 @@ with running_s3(Path(sys.argv[1]), Path(sys.argv[1]) / "log") as server:
         from vcot.storage import Store
         import os
         os.environ.update(server.env)
-        time.sleep(1)  # a stage that saves while the terminal's Ctrl-C has reached all who listen
+        time.sleep(0.3)  # a stage that saves while the terminal's Ctrl-C has reached all who listen
         Store().write("s3://vcot/saved", b"x")
         print("saved", flush=True)
         raise
@@ -151,7 +151,7 @@ def _put(folder: Path, name: str, script: str) -> Path:
 GO = """
     test "$1" = env && echo go1.26.1 && exit
     echo built >> {log}
-    sleep 1
+    sleep 0.3
     while test "$1" != -o; do shift; done
     printf '#!/bin/sh\\n' > "$2"; chmod +x "$2"
 """

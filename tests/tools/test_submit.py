@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import stat
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,10 +98,10 @@ def applied(tmp_path: Path, *words: str) -> int:
     return main(["--overlay", "cpu-smoke", "--run-id", "r1", "--local-folder", str(tmp_path), *words])
 
 
-def test_a_conductor_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd):
+def test_an_orchestrator_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd):
     (tmp_path / "configmap").unlink()
     waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nowhere/vcot-data"'}
-    status = {"phase": "Pending", "containerStatuses": [{"name": "conductor", "state": {"waiting": waiting}}]}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "orchestrator", "state": {"waiting": waiting}}]}
     pod = {"metadata": {"name": "pipeline-r1-x"}, "spec": {}, "status": status}
     (tmp_path / "pods").write_text(json.dumps({"items": [pod]}))
     (tmp_path / "events").write_text('{"items": []}')
@@ -113,11 +111,11 @@ def test_a_conductor_whose_image_never_comes_is_taken_back_with_the_reason(kubec
     assert kubectl.read_text().splitlines()[-1] == "-n vcot delete job pipeline-r1"
 
 
-def test_a_conductor_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd):
+def test_an_orchestrator_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd):
     (tmp_path / "configmap").unlink()
     failed = {"type": "Failed", "status": "True"}
     terminated = {"exitCode": 78, "message": '{"exit": 78, "message": "train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: wrong"}'}
-    status = {"containerStatuses": [{"name": "conductor", "state": {"terminated": terminated}}]}
+    status = {"containerStatuses": [{"name": "orchestrator", "state": {"terminated": terminated}}]}
     (tmp_path / "pods").write_text(json.dumps({"items": [{"metadata": {"name": "x"}, "status": status}]}))
     there = {"spec": {}, "status": {"conditions": [failed]}}
     (tmp_path / "job.applied").write_text(json.dumps(there))
@@ -164,18 +162,13 @@ def test_placeholders_are_not_applied(kubectl, tmp_path, capsys):
     assert not kubectl.exists()
 
 
-def test_without_kubectl_it_says_what_to_install(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "KUBECTL"} | {"PATH": str(tmp_path)}
-    command = [sys.executable, "-m", "tools.submit", "--overlay", "cpu-smoke", "--local-folder", str(tmp_path)]
-    answer = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert answer.returncode == 78
-    assert answer.stderr == "k8s-run: kubectl: not on PATH; install it (1.28 or newer), or say where it is: KUBECTL=\n"
-
-
-def test_what_kubectl_refuses_is_a_failure(kubectl, tmp_path, capfd):
+def test_what_kubectl_refuses_and_no_kubectl_at_all_are_failures(kubectl, tmp_path, capfd, monkeypatch):
     program = Path(os.environ["KUBECTL"])
     program.write_text(program.read_text().replace("apply*|", "apply*) echo 'error: no' >&2; exit 1 ;;\n"))
     assert applied(tmp_path) == 1
     assert "could not apply" in capfd.readouterr().err
+    monkeypatch.delenv("KUBECTL")
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert applied(tmp_path) == 78
+    said = "k8s-run: kubectl: not on PATH; install it (1.28 or newer), or say where it is: KUBECTL=\n"
+    assert capfd.readouterr().err == said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ import pytest
 from tests.training.toy import examples, write_examples
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Examples, Row
+from vcot.training.data import Collator, EpochSampler, SFTDataset, validation_batches
 
 
 @pytest.fixture(scope="module")
 def dataset(toy_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from vcot.training.data import SFTDataset
-
     folder = tmp_path_factory.mktemp("dataset")
     paths = [write_examples(folder / "a.parquet", examples(toy_encoder, 5, 2))]
     return SFTDataset(Examples(paths), toy_encoder, cache_bytes=1 << 30)
@@ -31,19 +31,17 @@ def rows(samples: int, alternatives: int = 3) -> list[Row]:
 
 
 def epochs(made: list[Row], epoch: int = 0, **changes: Any) -> list[list[int]]:
-    from vcot.training.data import Epochs
-
-    sampler = Epochs(made, **({"batch_size": 4, "seed": 7, "similar_lengths": False} | changes))
+    sampler = EpochSampler(made, **({"batch_size": 4, "seed": 7, "group_by_length": False} | changes))
     sampler.epoch = epoch
     found = list(sampler)
     assert len(found) == len(sampler)
     return found
 
 
-@pytest.mark.parametrize("similar_lengths", [False, True])
-def test_an_epoch_sees_each_sample_once_with_one_of_its_alternatives(similar_lengths: bool) -> None:
+@pytest.mark.parametrize("group_by_length", [False, True])
+def test_an_epoch_sees_each_sample_once_with_one_of_its_alternatives(group_by_length: bool) -> None:
     made = rows(100)
-    seen = [made[row] for batch in epochs(made, similar_lengths=similar_lengths) for row in batch]
+    seen = [made[row] for batch in epochs(made, group_by_length=group_by_length) for row in batch]
     assert Counter(row.sample for row in seen) == Counter(str(s) for s in range(100) if s % 5)
     assert {row.alternative for row in seen} == {0, 1, 2}
 
@@ -55,28 +53,24 @@ def test_an_epoch_is_a_function_of_seed_and_number_alone() -> None:
     assert epochs(made, 3) != epochs(made, 3, seed=8)
 
 
-def test_similar_lengths_leave_less_padding() -> None:
+def test_group_by_length_leave_less_padding() -> None:
     made = rows(400)
 
     def padding(batches: list[list[int]]) -> int:
         return sum(max(made[r].tokens for r in batch) - made[row].tokens for batch in batches for row in batch)
 
-    assert padding(epochs(made, similar_lengths=True)) < padding(epochs(made, similar_lengths=False)) / 4
+    assert padding(epochs(made, group_by_length=True)) < padding(epochs(made, group_by_length=False)) / 4
 
 
 def test_what_is_held_out_is_always_the_first_alternative_of_each_sample() -> None:
-    from vcot.training.data import held_out
-
     made = rows(40)
-    batches = held_out(made, 3)
+    batches = validation_batches(made, 3)
     assert sorted(made[row].id for batch in batches for row in batch) == sorted(f"{s}#0" for s in range(0, 40, 5))
     lengths = [made[row].tokens for batch in batches for row in batch]
     assert lengths == sorted(lengths)
 
 
 def test_a_batch_is_padded_on_the_right_and_learns_nothing_there(dataset: Any, toy_encoder: Any) -> None:
-    from vcot.training.collator import Collator
-
     chosen = [dataset[row] for row in range(len(dataset))]
     assert len({len(item["ids"]) for item in chosen}) > 1
     batch = Collator(toy_encoder.pad_token_id)(chosen)
@@ -93,8 +87,6 @@ def test_a_batch_is_padded_on_the_right_and_learns_nothing_there(dataset: Any, t
 
 
 def test_an_image_is_cut_once_for_all_its_questions_while_there_is_room(dataset: Any, toy_encoder: Any) -> None:
-    from vcot.training.data import SFTDataset
-
     assert dataset[0]["pixels"] is dataset[1]["pixels"]  # two alternatives of one sample
     assert dataset[0] is dataset[0]
     poor = SFTDataset(dataset.examples, toy_encoder, cache_bytes=0)
@@ -103,10 +95,6 @@ def test_an_image_is_cut_once_for_all_its_questions_while_there_is_room(dataset:
 
 
 def test_an_image_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: Path, toy_encoder: Any) -> None:
-    from dataclasses import replace
-
-    from vcot.training.data import SFTDataset
-
     good = examples(toy_encoder, 1)[0]
     assert good.image_grid is not None
     turned = replace(good, image_grid=(1, good.image_grid[2] * 2, good.image_grid[1] // 2))

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.training.toy import Died, examples, tune, weights, write_examples
+from tests.training.toy import Died, by_text, drawn, encoded, examples, tune, weights, write_examples
 from vcot.errors import InputError, Interrupted
 from vcot.records.example import Examples
 from vcot.stage import stop
+from vcot.storage.images import decode
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +32,37 @@ def made(toy_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Examples
     return Examples([write_examples(tmp_path_factory.mktemp("made") / "a.parquet", examples(toy_encoder, 12, 4))])
 
 
-@pytest.fixture
-def asked_to_stop() -> Iterator[Any]:
-    yield lambda: stop.request(signal.SIGTERM)
-    stop._asked.clear()
-    stop.signal = None
+@pytest.fixture(scope="module")
+def model(torch: Any, toy_base: Path) -> Any:
+    """With adapters that change what it says."""
+    from vcot.models.loading import attach_lora, load_base
 
-
-@pytest.fixture
-def batch(toy_encoder: Any, made: Examples) -> dict[str, Any]:
-    from vcot.training.collator import Collator
-    from vcot.training.data import SFTDataset
-
-    dataset = SFTDataset(made, toy_encoder, cache_bytes=0)
-    return Collator(toy_encoder.pad_token_id)([dataset[row] for row in (0, 3, 5, 8)])
-
-
-def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(torch: Any, toy_base: Path, batch: dict[str, Any]) -> None:
-    from vcot.models import attach_lora, load_base
-    from vcot.training.trainer import learned_tokens, loss_sum
-
-    model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    adapted = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
+    torch.manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.02)
+    return adapted
+
+
+def batches(encoder: Any, examples: Examples) -> Any:
+    """rows → a batch of them"""
+    from vcot.training.data import Collator, SFTDataset
+
+    dataset = SFTDataset(examples, encoder, cache_bytes=0)
+    return lambda rows: Collator(encoder.pad_token_id)([dataset[row] for row in rows])
+
+
+# --- the loss -------------------------------------------------------------------------------------------
+
+
+def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(
+    torch: Any, model: Any, toy_encoder: Any, made: Examples
+) -> None:
+    from vcot.training.trainer import learned_tokens, loss_sum
+
+    batch = batches(toy_encoder, made)((0, 3, 5, 8))
 
     def gradients(loss: Any) -> dict[str, Any]:
         model.zero_grad()
@@ -78,34 +85,28 @@ def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(torch: Any, toy_base
 def test_gradients_of_several_batches_are_weighed_by_their_tokens(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
-    """One batch of four, two of two and four of one are the same step, however many tokens each learns."""
+    """One batch of four and four of one are the same step, however many tokens each learns."""
     firsts = []
-    for size, times in ((4, 1), (2, 2), (1, 4)):
+    for size, times in ((4, 1), (1, 4)):
         result = tune(
             toy_base, toy_encoder, made, tmp_path / str(size), per_device_train_batch_size=size,
-            gradient_accumulation_steps=times, max_steps=1,
-            lora_dropout=0.0, neftune_noise_alpha=0.0, group_by_length=False, tune="lora", save_steps=100,
-            eval_steps=100,
+            gradient_accumulation_steps=times, max_steps=1, lora_dropout=0.0, neftune_noise_alpha=0.0,
+            group_by_length=False, tune="lora", save_steps=100, eval_steps=100,
         )  # fmt: skip
         firsts.append((result.history[0]["loss"], result.history[0]["grad_norm"]))
-    for loss, norm in firsts[1:]:
-        assert loss == pytest.approx(firsts[0][0], abs=1e-5)
-        assert norm == pytest.approx(firsts[0][1], rel=1e-4)
+    assert firsts[1] == pytest.approx(firsts[0], rel=1e-4)
 
 
 def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
-    from vcot.training.collator import Collator
-    from vcot.training.data import SFTDataset
     from vcot.training.trainer import learned_tokens, loss_sum
 
     result = tune(toy_base, toy_encoder, made, tmp_path, max_steps=1, per_device_train_batch_size=3)
-    dataset = SFTDataset(made, toy_encoder, cache_bytes=0)
-    total = tokens = 0.0
+    batch_of, total, tokens = batches(toy_encoder, made), 0.0, 0
     for row, what in enumerate(made.rows):
         if what.split == "validation" and what.alternative == 0:
-            one = Collator(toy_encoder.pad_token_id)([dataset[row]])
+            one = batch_of([row])
             with torch.no_grad():
                 total += float(loss_sum(result.model, one))
             tokens += int(learned_tokens(one["labels"]))
@@ -113,23 +114,30 @@ def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
     assert found == pytest.approx(total / tokens, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"max_steps": 7, "gradient_checkpointing": "on"},
-        {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "num_train_epochs": 2.0},
-        # an epoch that does not come out even
-        {"tune": "lora", "dtype": "bfloat16", "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3},
-    ],
-    ids=["qlora 8 bit, steps, checkpointing", "full", "bfloat16, odd"],
-)
+# --- killed and stopped ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calm(torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path_factory: Any) -> Any:
+    """An undisturbed training: 4 bits, an optimiser of 8, more than one epoch."""
+    return tune(toy_base, toy_encoder, made, tmp_path_factory.mktemp("calm"), max_steps=5)
+
+
+FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "max_steps": 3}
+# an epoch that does not come out even
+ODD = {"tune": "lora", "dtype": "bfloat16", "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3,
+       "max_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 5}, FULL, ODD], ids=["qlora 8 bit", "full", "bfloat16, odd"])
 def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, changes: dict[str, Any]
+    calm: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Order, alternatives, dropout, noise, optimiser, schedule and losses: all bit for bit."""
     from vcot.training.publish import losses_by_step
 
-    calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", **changes)
+    if "tune" in changes:
+        calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", **changes)
     deaths = 0
     while True:
         try:
@@ -139,25 +147,62 @@ def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
             deaths += 1
     assert deaths >= 2
     assert losses_by_step(stormy.history) == losses_by_step(calm.history)
-    assert stormy.facts == calm.facts
+    assert stormy.metadata == calm.metadata
     expected = weights(calm)
     assert all(value.equal(expected[name]) for name, value in weights(stormy).items())
+
+
+def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
+    calm: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, never_stopped: None
+) -> None:
+    from vcot.training.checkpoints import read_state
+    from vcot.training.data import Collator
+    from vcot.training.publish import losses_by_step
+
+    plainly, seen = Collator.__call__, 0
+
+    def stop_in_the_fifth_batch(self: Any, chosen: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 5:
+            stop.request(signal.SIGTERM)
+        return plainly(self, chosen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collator, "__call__", stop_in_the_fifth_batch)
+        with pytest.raises(Interrupted, match=r"step 3 of 5 is done"):
+            tune(toy_base, toy_encoder, made, tmp_path, save_steps=100, max_steps=5)
+    stop._asked.clear()
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert folder.name[:11] == "step-000003"
+    before = read_state(folder / "state.safetensors")["tokens"]
+    went_on = tune(toy_base, toy_encoder, made, tmp_path, save_steps=100, max_steps=5)
+    assert losses_by_step(went_on.history) == losses_by_step(calm.history)
+    assert 0 < before < calm.tokens
+    assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
+
+
+@pytest.fixture
+def never_stopped() -> Iterator[None]:
+    yield
+    stop._asked.clear()
+    stop.signal = None
 
 
 def test_the_weights_of_the_best_evaluation_are_kept(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
     """A learning rate that ruins the model: the first evaluation is the best, and patience ends it after two more."""
-    from vcot.training.trainer import evaluations, load_trained, trained
+    from vcot.training.trainer import eval_losses, load_trained, trained
 
     ruinous = {"learning_rate": 0.05, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.0,
-    "max_grad_norm": 0.0, "early_stopping_patience": 2,
-               "eval_steps": 1, "save_steps": 100, "num_train_epochs": 9.0}  # fmt: skip
+               "max_grad_norm": 0.0, "early_stopping_patience": 2, "eval_steps": 1, "save_steps": 100,
+               "num_train_epochs": 9.0}  # fmt: skip
     result = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)
-    losses = evaluations(result.history)
+    losses = eval_losses(result.history)
     best = losses.index(min(losses)) + 1
-    assert result.facts["kept_step"] == best
-    assert result.facts["last_step"] == len(losses) == best + 2  # far from the 27 of nine epochs
+    assert result.metadata["kept_step"] == best
+    assert result.metadata["last_step"] == len(losses) == best + 2  # far from the 27 of nine epochs
     kept = weights(result)
     (folder,) = (tmp_path / "checkpoints").glob(f"step-{best:06d}-*")
     load_trained(result.model, folder)
@@ -167,92 +212,64 @@ def test_the_weights_of_the_best_evaluation_are_kept(
     assert all(kept[name].equal(value) for name, value in weights(again).items())
 
 
-def test_patience_counts_evaluations_that_are_not_better_by_enough() -> None:
-    from vcot.training.trainer import is_over, without_progress
-
-    assert without_progress([], 0.1) == 0
-    assert without_progress([3.0, 2.0, 1.0], 0.1) == 0
-    assert without_progress([3.0, 2.0, 1.95, 1.9], 0.1) == 2  # each a little better, none by enough
-    assert without_progress([3.0, 2.0, 2.5, 1.0], 0.1) == 0
-    history = [{"eval_loss": loss} for loss in (1.0, 1.0, 1.0)]
-    assert is_over({"global_step": 5, "log_history": history}, 9, patience=2, min_delta=0.0)
-    assert not is_over({"global_step": 5, "log_history": history}, 9, patience=0, min_delta=0.0)
-    assert is_over({"global_step": 9, "log_history": []}, 9, patience=0, min_delta=0.0)
-
-
-def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, asked_to_stop: Any
+@pytest.mark.parametrize(
+    ("losses", "patience", "lost"),
+    [
+        ([], 2, False),
+        ([3.0, 2.0, 1.0], 1, False),
+        ([3.0, 2.0, 1.95, 1.9], 2, True),  # each a little better, none by enough
+        ([3.0, 2.0, 1.95, 1.9], 3, False),
+        ([3.0, 2.0, 2.5, 1.0], 1, False),
+        ([1.0, 1.0, 1.0], 0, False),  # 0: never
+    ],
+)
+def test_patience_counts_evaluations_that_are_not_better_by_enough(
+    losses: list[float], patience: int, lost: bool
 ) -> None:
-    from vcot.training import collator, state_io
-    from vcot.training.publish import losses_by_step
+    from tests.training.toy import config
+    from vcot.training.trainer import lost_patience
 
-    calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", save_steps=100, num_train_epochs=2.0)
-    plainly = collator.Collator.__call__
-    seen = 0
+    assert lost_patience(losses, config(early_stopping_patience=patience, early_stopping_threshold=0.1)) is lost
 
-    def stop_in_the_fifth_batch(self: Any, chosen: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        if seen == 5:
-            asked_to_stop()
-        return plainly(self, chosen)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collator.Collator, "__call__", stop_in_the_fifth_batch)
-        with pytest.raises(Interrupted, match=r"step 3 of 6 is done"):
-            tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_steps=100, num_train_epochs=2.0)
-    stop._asked.clear()
-    assert [path.name[:11] for path in (tmp_path / "stopped/checkpoints").iterdir()] == ["step-000003"]
-    (folder,) = (tmp_path / "stopped/checkpoints").iterdir()
-    before = state_io.read_state(folder / "state.safetensors")["tokens"]
-    went_on = tune(toy_base, toy_encoder, made, tmp_path / "stopped", save_steps=100, num_train_epochs=2.0)
-    assert losses_by_step(went_on.history) == losses_by_step(calm.history)
-    assert 0 < before < calm.tokens
-    assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
+# --- what is no number, and what is not there -----------------------------------------------------------
 
 
 def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
     torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
+    from vcot.training.checkpoints import load_tensors
     from vcot.training.trainer import NotFinite
 
-    ruinous = {
-        "learning_rate": 1e30,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 0.0,
-        "eval_steps": 100,
-    }
+    ruinous = {"learning_rate": 1e30, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.0}
     with pytest.raises(NotFinite, match=r"not finite at step \d.*Try a lower --learning-rate") as caught:
-        tune(toy_base, toy_encoder, made, tmp_path, save_steps=1, **ruinous)
-    facts = caught.value.facts
-    assert facts["learning_rate"] == 1e30
-    assert len(facts["examples"]) == 4
-    assert set(facts["examples"]) <= {row.id for row in made.rows}
-    assert len(facts["losses_before"]) == facts["step"] - 1
-    assert all(math.isfinite(loss) for loss in facts["losses_before"])
+        tune(toy_base, toy_encoder, made, tmp_path, save_steps=1, eval_steps=100, **ruinous)
+    details = caught.value.details
+    assert details["learning_rate"] == 1e30
+    assert len(details["examples"]) == 4
+    assert set(details["examples"]) <= {row.id for row in made.rows}
+    assert len(details["losses_before"]) == details["step"] - 1
+    assert all(math.isfinite(loss) for loss in details["losses_before"])
     assert caught.value.exit_code == 78
-    json.dumps(facts)
+    json.dumps(details)
     for path in (tmp_path / "checkpoints").glob("*/weights.safetensors"):  # nothing ruined was saved
-        from vcot.training.state_io import load_tensors
-
         assert all(bool(value.isfinite().all()) for value in load_tensors(path)[0].values())
 
 
-@pytest.mark.parametrize("clip", [0.3, 0.0])
 def test_a_gradient_that_is_no_number_stops_it_before_the_weights_are_touched(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, clip: float
+    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where no limit is set, and the library would not look."""
     from vcot.training.ranks import Group
     from vcot.training.trainer import NotFinite
 
     def ruin(_: Any, parameters: Any) -> None:
         next(iter(parameters)).grad.fill_(math.inf)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Group, "add_gradients", ruin)
-        with pytest.raises(NotFinite, match="the gradient is not finite at step 1 ") as caught:
-            tune(toy_base, toy_encoder, made, tmp_path, max_grad_norm=clip, max_steps=2)
-    assert caught.value.facts["gradient_norm"] == "inf"
+    monkeypatch.setattr(Group, "add_gradients", ruin)
+    with pytest.raises(NotFinite, match="the gradient is not finite at step 1 ") as caught:
+        tune(toy_base, toy_encoder, made, tmp_path, max_grad_norm=0.0, max_steps=2)
+    assert caught.value.details["gradient_norm"] == "inf"
 
 
 def test_without_a_validation_split_the_last_weights_are_kept(
@@ -260,7 +277,7 @@ def test_without_a_validation_split_the_last_weights_are_kept(
 ) -> None:
     alone = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 4, 0))])
     result = tune(toy_base, toy_encoder, alone, tmp_path, max_steps=2, early_stopping_patience=3)
-    assert result.facts["kept_step"] == result.facts["last_step"] == 2
+    assert result.metadata["kept_step"] == result.metadata["last_step"] == 2
     assert not [entry for entry in result.history if "eval_loss" in entry]
 
 
@@ -282,6 +299,71 @@ def test_losses_are_one_line_per_step_without_times() -> None:
     lines = losses_by_step(history)
     assert lines[0] == {"step": 1, "epoch": 0.5, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3}
     assert lines[1]["eval_loss"] == 1.5
-    assert losses_summary(lines) == {
+    assert losses_summary(lines).model_dump() == {
         "steps": 2, "first_loss": 2.0, "last_loss": 1.0, "best_eval_loss": 1.5, "best_step": 2,
     }  # fmt: skip
+
+
+# --- questions by text alone beside those with an image -------------------------------------------------
+
+
+def test_a_mixed_batch_has_the_patches_of_its_images_and_teaches_what_its_rows_teach_alone(
+    torch: Any, model: Any, toy_encoder: Any, tmp_path: Path
+) -> None:
+    from vcot.training.trainer import loss_sum
+
+    mixture = [*examples(toy_encoder, 2, alternatives=1), *encoded(toy_encoder, [by_text(0), by_text(1)])]
+    batch_of = batches(toy_encoder, Examples([write_examples(tmp_path / "a", mixture)]))
+    mixed = batch_of([2, 0, 3, 1])
+    assert mixed["image_grid_thw"].shape == (2, 3)
+    assert len(mixed["pixel_values"]) == int(mixed["image_grid_thw"].prod(1).sum())
+    assert "pixel_values" not in batch_of([2, 3])
+    with torch.no_grad():
+        together = loss_sum(model, mixed).item()
+        alone = [loss_sum(model, batch_of([row])).item() for row in range(4)]
+    assert together == pytest.approx(sum(alone), rel=1e-4)
+
+
+def test_a_training_learns_from_both_and_from_batches_of_text_alone(
+    torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path
+) -> None:
+    asked = [*map(by_text, range(4)), by_text(20, "validation")]
+    made = [*encoded(toy_encoder, asked), *examples(toy_encoder, 1, alternatives=1)]
+    rows = Examples([write_examples(tmp_path / "a.parquet", made)])
+    result = tune(
+        toy_base, toy_encoder, rows, tmp_path, num_train_epochs=2.0, group_by_length=False, eval_steps=3,
+        gradient_checkpointing="on", save_steps=100, gradient_accumulation_steps=1,
+    )  # fmt: skip
+    assert all(torch.isfinite(value).all() for value in weights(result).values())
+    losses = [line["eval_loss"] for line in result.history if "eval_loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
+    from vcot.models.loading import generate
+
+    illustrated = [drawn(number) for number in range(2)]
+    asked: list[Any] = [(by_text(1), None), *((s, decode(d, s.id).pixels) for s, d in illustrated), (by_text(2), None)]
+    ends = {"eos_token_ids": toy_encoder.eos_token_ids, "pad_token_id": toy_encoder.pad_token_id}
+
+    def replies(some: list[Any]) -> list[list[int]]:
+        samples, images = zip(*some, strict=True)
+        return generate(model, toy_encoder.prompts(samples, images), max_new_tokens=10, **ends)
+
+    assert replies(asked) == [reply for one in asked for reply in replies([one])]
+    assert replies([asked[0], asked[3]]) == [replies(asked)[0], replies(asked)[3]]
+
+
+# --- ranks ----------------------------------------------------------------------------------------------
+
+
+def test_each_rank_draws_its_own_dropout_and_after_a_stop_the_same_again(torch: Any) -> None:
+    from vcot.training.ranks import Group
+
+    def draw(rank: int, step: int) -> list[float]:
+        torch.rand(7)  # wherever the generator was
+        Group(rank, rank, 2).reseed(3, step)
+        return list(torch.rand(4).tolist())
+
+    assert draw(0, 5) == draw(0, 5)
+    assert len({tuple(draw(rank, step)) for rank in (0, 1) for step in (5, 6)}) == 4

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.storage import Store
+from vcot.training.checkpoints import Checkpoints, random_state, read_state, restore_random_state, write_state
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -24,8 +28,6 @@ plain = st.recursive(
 @settings(max_examples=25, deadline=None)
 @given(value=plain)
 def test_a_state_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from vcot.training.state_io import read_state, write_state
-
     path = tmp_path_factory.mktemp("packed") / "x.safetensors"
     write_state(value, path)
     found = read_state(path)
@@ -34,10 +36,6 @@ def test_a_state_comes_back_with_its_types(value: Any, tmp_path_factory: pytest.
 
 
 def test_tensors_are_stored_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> None:
-    import torch
-
-    from vcot.training.state_io import read_state, write_state
-
     shared = torch.randn(1000)
     values = {
         0: {"state": torch.arange(5, dtype=torch.uint8), "map": shared},
@@ -53,19 +51,9 @@ def test_tensors_are_stored_bit_for_bit_and_shared_ones_once(tmp_path: Path) -> 
     assert (tmp_path / "x.safetensors").stat().st_size < 6000
 
 
-def test_nothing_that_would_have_to_run_is_stored(tmp_path: Path) -> None:
-    from vcot.training.state_io import write_state
-
+def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a function cannot be stored"):
-        write_state({"f": lambda: 1}, tmp_path / "x.safetensors")
-
-
-def test_a_truncated_or_foreign_file_is_refused(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    from vcot.training.state_io import read_state, write_state
-
+        write_state({"f": lambda: 1}, tmp_path / "x")
     write_state({"a": torch.ones(100)}, tmp_path / "x")
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-10])
     with pytest.raises(InputError, match="not a whole safetensors file"):
@@ -88,20 +76,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_a_reason_to_try_again(small_disk: Path) -> None:
-    import torch
-
-    from vcot.training.state_io import write_state
-
     with pytest.raises(TemporaryError, match="no room left on the disk"):
         write_state({"a": torch.ones(100_000)}, small_disk / "x")
 
 
 def test_random_numbers_go_on_where_they_were() -> None:
-    import numpy as np
-    import torch
-
-    from vcot.training.state_io import random_state, restore_random_state
-
     def draw() -> list[float]:
         return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn()),
                 *torch.rand(3).tolist(), *torch.empty(3).bernoulli_(0.5).tolist()]  # fmt: skip
@@ -116,9 +95,7 @@ def test_random_numbers_go_on_where_they_were() -> None:
 # --- checkpoints in storage ---------------------------------------------------------------------------
 
 
-def checkpoints(uri: str, tmp_path: Path, who: str = "a", keep: int = 2) -> Any:
-    from vcot.training.checkpoints import Checkpoints
-
+def checkpoints(uri: str, tmp_path: Path, who: str = "a", keep: int = 2) -> Checkpoints:
     return Checkpoints(Store(), uri, tmp_path / who, keep)
 
 
@@ -132,15 +109,6 @@ def filled(step: int) -> Any:
 
 def files_of(uri: str, step: int) -> list[str]:
     return [entry.uri for entry in Store().list(uri) if f"/step-{step:06d}-" in entry.uri]
-
-
-def test_the_newest_checkpoint_is_taken(any_place: str, tmp_path: Path) -> None:
-    mine = checkpoints(any_place, tmp_path)
-    assert mine.newest() is None
-    for step in (5, 10, 15):
-        mine.save(step, None, filled(step))
-    folder, manifest = checkpoints(any_place, tmp_path, "other pod").newest()
-    assert (manifest.step, (folder / "weights").read_bytes()) == (15, b"weights of step 15" * 100)
 
 
 @pytest.mark.parametrize("harm", ["no manifest", "cut manifest", "missing", "truncated", "changed"])
@@ -182,6 +150,7 @@ def steps_in(uri: str) -> list[int]:
 
 def test_the_last_ones_and_the_best_stay_here_and_in_storage(any_place: str, tmp_path: Path) -> None:
     mine = checkpoints(any_place, tmp_path, keep=2)
+    assert mine.newest() is None
     Store().write(f"{any_place}/step-000001-killed/weights", b"half an upl")
     Store().write(f"{any_place}/notes.txt", b"not a checkpoint's")
     for step in range(1, 7):
@@ -194,18 +163,6 @@ def test_the_last_ones_and_the_best_stay_here_and_in_storage(any_place: str, tmp
     assert (manifest.step, (other.at(2) / "weights").read_bytes()) == (6, b"weights of step 2" * 100)
 
 
-def test_storage_that_fails_while_old_ones_are_deleted_ends_no_training(
-    folder_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def away(self: Store, prefix_uri: str) -> Any:
-        raise TemporaryError("storage is away")
-
-    monkeypatch.setattr(Store, "list", away)
-    mine = checkpoints(folder_place, tmp_path, keep=1)
-    mine.save(1, None, filled(1))
-    assert mine.at(1) is not None
-
-
 def test_an_attempt_that_lags_behind_deletes_nothing_of_the_one_ahead(folder_place: str, tmp_path: Path) -> None:
     ahead = checkpoints(folder_place, tmp_path, "pod", keep=2)
     for step in (10, 15, 20):
@@ -215,16 +172,21 @@ def test_an_attempt_that_lags_behind_deletes_nothing_of_the_one_ahead(folder_pla
     assert (manifest.step, manifest.best_step) == (20, 15)
 
 
-def test_keys_that_may_not_delete_cost_room_and_a_warning(
-    folder_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def denied(self: Store, uri: str) -> None:
-        raise SettingsError(f"{uri}: access denied")
+@pytest.mark.parametrize(
+    ("method", "error"), [("delete", SettingsError("access denied")), ("list", TemporaryError("storage is away"))]
+)
+def test_old_ones_that_cannot_be_deleted_cost_room_and_a_warning(
+    method: str, error: Exception, folder_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(self: Store, uri: str) -> None:
+        raise error
 
-    monkeypatch.setattr(Store, "delete", denied)
+    monkeypatch.setattr(Store, method, fail)
     mine = checkpoints(folder_place, tmp_path, keep=1)
     for step in (1, 2, 3):
         mine.save(step, None, filled(step))
+    monkeypatch.undo()
     assert steps_in(folder_place) == [1, 2, 3]
     assert "old checkpoints stay in storage" in "".join(capsys.readouterr())
 

@@ -92,6 +92,22 @@ def examples(encoder: Any, train: int, validation: int = 0, alternatives: int = 
     return made
 
 
+def by_text(number: int, split: Any = "train") -> Sample:
+    """A question by text alone."""
+    illustrated, _ = drawn(number, split)
+    return illustrated.model_copy(
+        update={
+            "id": f"text-{number}", "image": None, "evidence": None, "question": f"What is {number} and {number}?",
+            "answers": (str(2 * number),), "reasoning": (Trace((f"{number} and {number} is {2 * number}.",)),),
+        }
+    )  # fmt: skip
+
+
+def encoded(encoder: Any, samples: list[Sample]) -> list[Example]:
+    """Of questions by text alone."""
+    return [encoder.example(sample, 0) for sample in samples]
+
+
 def write_examples(path: Path, made: list[Example]) -> Path:
     sink = ExampleSink(path)
     for example in made:

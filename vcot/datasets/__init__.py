@@ -5,7 +5,7 @@ name in the list below, and one test with three rows. Where its input is neither
 function makes them.
 """
 
-from vcot.datasets import viscot, coco, refcoco, scienceqa, aokvqa, llava_cot, scenes, samples  # noqa: F401, I001  in the order of --help
+from vcot.datasets import viscot, coco, multiple_choice, llava_cot, scenes, samples  # noqa: I001  in the order of --help
 from vcot.datasets.base import DATASETS, ConversionContext
 from vcot.datasets.reading import read, rows_of_shard
 

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from typing_extensions import TypeVar
 
+from vcot.datasets.duplicate_questions import Asked, Question
 from vcot.datasets.images import TOPS, DatasetImages
-from vcot.datasets.inputs import Input
-from vcot.datasets.quality import QualityOptions, demand_readable, judged
-from vcot.datasets.repeats import Asked, Question
-from vcot.datasets.row import Refused, Row
+from vcot.datasets.inputs import Input, Refused, Row
+from vcot.datasets.quality import QualityOptions, demand_readable, validated
+from vcot.errors import SettingsError
 from vcot.grounding import Box, BoxError, BoxFault
 from vcot.records import Image, Origin, Reason, Sample
 from vcot.settings import Options, setting
@@ -32,6 +34,18 @@ PLAIN_SPLITS: Mapping[str, Split | None] = {
     "train": "train", "validation": "validation", "val": "validation", "test": "test",
 }  # fmt: skip
 """What rows call their split → ours; None: the image decides."""
+BOX_REASONS = {
+    BoxFault.NO_BOX_TEXT: Reason.NO_BOX,
+    BoxFault.WRONG_COUNT: Reason.BOX_MALFORMED,
+    BoxFault.NOT_A_NUMBER: Reason.BOX_MALFORMED,
+    BoxFault.UNBALANCED_TAG: Reason.BOX_MALFORMED,
+    BoxFault.NOT_FINITE: Reason.BOX_NOT_FINITE,
+    BoxFault.INVERTED: Reason.BOX_INVERTED,
+    BoxFault.ZERO_AREA: Reason.BOX_EMPTY,
+    BoxFault.OUTSIDE: Reason.BOX_OUTSIDE,
+    BoxFault.OUT_OF_RANGE: Reason.BOX_OUTSIDE,
+}
+"""What is wrong with a box → the reason of a Rejection."""
 QuestionKind = Literal["where", "count", "point", "presence"]
 
 
@@ -119,8 +133,8 @@ class Dataset:
         columns: what it reads of Parquet files; empty where it reads none.
         expand: a row of the file → the rows that it holds, where one may hold several.
         called: the dataset of rows that do not say of which they are; "": what their file is called.
-        glance: a row → its image, and what it asks; raises as `sample` does, and only where that raises, too. For the
-            survey, which goes through all rows; None: it makes Samples.
+        glance: a row → its image, and what it asks; raises as `sample` does, and only where that raises, too. For
+            prepare, which goes through all rows; None: it makes Samples.
         asks: a row → the kind of its question and what it asks about, where the wording is drawn; None: its words tell.
         whole: a row and its image → its set, and whether its box can be of whole pixels; None for a row that cannot
             tell.
@@ -166,38 +180,45 @@ def dataset(name: str, about: str, example: str, **how: Any) -> Callable[[Make],
     return registered
 
 
-@dataclass(frozen=True)
-class PreparedFacts:
-    """What prepare has found out about all rows, and each row alone could not know.
+class Prepared(BaseModel):
+    """What prepare has found out about all rows, and each row alone could not know; as survey.json holds it.
 
     Attributes:
+        shares: part → which share of its rows is drawn, where parts have weights.
+        repeated: part → ids that several of its rows give themselves.
+        damaged: sha256 of images whose data cannot be decoded → (the reason, what is wrong).
         held_out: sha256 of images that are kept from training → their split; what is said of images here holds for
-            questions without one, too (repeats.Asked).
+            questions without one, too (Asked).
         drawn: sha256 of images whose side the draw for another image decides, of which they are nearly a copy.
         excluded: sha256 of images → the benchmark file that has them.
         duplicates: row → the earlier row that it repeats.
-        damaged: sha256 of images whose data cannot be decoded → (the reason, what is wrong).
-        repeated: ids that several rows give themselves.
         whole_pixels: sets whose true boxes are of whole pixels, as far as all their rows can say (Dataset.whole).
+        counts: near-duplicates and benchmarks, for the report.
     """
 
-    held_out: Mapping[str, Split] = field(default_factory=dict)
-    drawn: Mapping[str, Split] = field(default_factory=dict)
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    duplicates: Mapping[str, str] = field(default_factory=dict)
-    damaged: Mapping[str, tuple[ImageReason, str]] = field(default_factory=dict)
-    repeated: frozenset[str] = frozenset()
-    whole_pixels: Sequence[str] = ()
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shares: dict[str, float] = {}
+    repeated: dict[str, Annotated[frozenset[str], PlainSerializer(sorted)]] = {}
+    damaged: dict[str, tuple[ImageReason, str]] = {}
+    held_out: dict[str, Split] = {}
+    drawn: dict[str, Split] = {}
+    excluded: dict[str, str] = {}
+    duplicates: dict[str, str] = {}
+    whole_pixels: tuple[str, ...] = ()
+    counts: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class ConversionContext(Generic[O]):
-    """What the rows of one dataset are read with.
+    """What the rows of one part of a run are read with; a run of one source has one part.
 
     Attributes:
         own: the options of this dataset alone.
         scratch: a folder of this process.
-        part: what the ids of these rows begin with, in a run of several datasets.
+        part: what the ids of these rows begin with, in a run of several parts.
+        limit: so many rows from the first on count. weight: of its rows in the result, beside those of other parts;
+            None: all rows are wanted.
         benchmarks, benchmark_images: files whose images are not to be learned from, and where those are.
     """
 
@@ -209,10 +230,20 @@ class ConversionContext(Generic[O]):
     own: O
     options: ConversionOptions = field(default_factory=ConversionOptions)
     rules: QualityOptions = field(default_factory=QualityOptions)
-    prepared: PreparedFacts = PreparedFacts()
+    prepared: Prepared = field(default_factory=Prepared)
     part: str = ""
+    limit: int | None = None
+    weight: Fraction | None = None
     benchmarks: Sequence[Input] = ()
     benchmark_images: DatasetImages | None = None
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Of settings that turn out not to fit the rows, it is said in which part."""
+        try:
+            yield
+        except SettingsError as error:
+            raise SettingsError(f"part {self.part}: {error}" if self.part else str(error)) from None
 
     def id_of(self, row: Row) -> str:
         """What the row calls itself; its place in the input where it says nothing, or what others say too."""
@@ -220,7 +251,7 @@ class ConversionContext(Generic[O]):
         if given is None:
             return row.id
         name = self.called(given)
-        return f"{row.id}:{given}" if name in self.prepared.repeated else name
+        return f"{row.id}:{given}" if name in self.prepared.repeated.get(self.part, ()) else name
 
     def called(self, name: str) -> str:
         """An id of this part, unlike any of another."""
@@ -282,7 +313,7 @@ class ConversionContext(Generic[O]):
     def accepted(self, row: Row, sample: Sample) -> Sample:
         """A sample that is good enough, and asks what no earlier row has asked. Raises Refused."""
         demand_readable(sample)
-        sample = judged(sample, self.rules)
+        sample = validated(sample, self.rules)
         if (earlier := self.prepared.duplicates.get(row.id)) is not None:
             where = "of the same image" if sample.image else "too, without an image"
             raise Refused(Reason.DUPLICATE, f"{earlier} asks this {where}: {sample.question!r:.120}")

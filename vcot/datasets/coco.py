@@ -1,4 +1,4 @@
-"""COCO instances: boxes with categories become questions about where things are and how many there are.
+"""COCO's boxes with categories as questions about where things are and how many there are; and RefCOCO's expressions.
 
 Asked of each image, about each of the chosen categories:
 
@@ -25,6 +25,13 @@ With `unmatched_annotations` "ignore" those images and categories are taken to b
 
 The file is not a list of rows: annotations have to be brought to their images first. That happens in a database on
 the scratch disk, so that memory does not grow with the file.
+
+RefCOCO, RefCOCO+, RefCOCOg: an expression, and the one box in the image that it describes.
+
+Rows as VisCoT publishes them for measuring: {"img_path": "COCO_train2014_….jpg", "expression", "bbox": [x1, y1, x2, y2]
+in float pixels, "width", "height", "sent_id", "split"}. The images are COCO's train2014, in one folder.
+
+The model is asked to point; what it answers in words is where in the image the box is.
 """
 
 from __future__ import annotations
@@ -40,18 +47,24 @@ from typing import Any, Literal
 from vcot import logging
 from vcot.answers import plural
 from vcot.datasets.base import (
+    PLAIN_SPLITS,
     ConversionContext,
+    Form,
     QuestionKind,
     QuestionOptions,
     WordingOptions,
     dataset,
+    hub_name,
     numbers,
     pick,
+    same_size,
+    text,
     unique,
-)
-from vcot.datasets.inputs import Input, form_of_file, opened
+)  # fmt: skip
+from vcot.datasets.duplicate_questions import asked
+from vcot.datasets.inputs import Input, Refused, Row, form_of_file, opened
 from vcot.datasets.jsontext import parts
-from vcot.datasets.row import Refused, Row
+from vcot.datasets.quality import NEUTRAL, gives_away
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box, BoxError, Mention, place
 from vcot.records import Image, Reason, Sample
@@ -129,11 +142,11 @@ def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
     if not isinstance(path, str) or not path:
         raise Refused(Reason.WRONG_SHAPE, f"file_name of image {entry.get('id')!r} is {path!r:.60}")
     image = context.images.find(path)
-    told = (entry.get("width"), entry.get("height"))
-    if told != (None, None) and told != (image.width, image.height):
+    size = (entry.get("width"), entry.get("height"))
+    if size != (None, None) and size != (image.width, image.height):
         raise Refused(
             Reason.IMAGE_SIZE_DIFFERS,
-            f"the file says {told[0]} x {told[1]} pixels, {image.uri} has {image.width} x {image.height}",
+            f"the file says {size[0]} x {size[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
     boxes = unique(_box(written, image, context) for written in said["boxes"])
     if kind == "where" and len(boxes) != 1:
@@ -182,10 +195,10 @@ def _questions(context: ConversionContext[CocoOptions], source: Input, index: sq
     anywhere = {category for (category,) in index.execute(of_no_image)} if doubting else set()
     licences = dict(index.execute("select id, name from licences"))
     seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
-    for image_id, text, again, number in index.execute(
+    for image_id, written_entry, again, number in index.execute(
         f"select id, entry, {seen_before}, rowid from images order by rowid"
     ):
-        entry = json.loads(text)
+        entry = json.loads(written_entry)
         if image_id is None:
             detail = f"entry {number} of images has no id, so no annotation can be of it"
             yield Row(f"{source.name}:image-{number}", {}, Refused(Reason.WRONG_SHAPE, detail))
@@ -360,3 +373,51 @@ def _key(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).encode(errors="replace").decode()  # in a broken file it may be anything, even half a character
+
+
+# ------------------------------------------------------------------------------------------------------- RefCOCO
+
+EXPRESSION_PHRASINGS = (
+    "Where is what this describes: {}?",
+    "Point at what this describes: {}.",
+    "Find what this describes: {}.",
+)
+"""The first is the plainest. Expressions are no clean noun phrases ("left guy"), so no article."""
+
+
+def asks_expression(row: Row) -> tuple[str, str]:
+    return "expression", asked(_expression(row), None, None)
+
+
+@dataset(
+    "refcoco",
+    "expressions and the box that each describes (RefCOCO, RefCOCO+, RefCOCOg)",
+    "--input-uri refcocog_umd_train.jsonl --images-uri train2014",
+    options=WordingOptions,
+    forms=(Form(frozenset(("img_path", "expression", "bbox", "sent_id")), "RefCOCO's expressions"),),
+    needs_images="the folder with COCO's images of train2014",
+    splits={**PLAIN_SPLITS, "testA": "test", "testB": "test"},
+    asks=asks_expression,
+    called="refcoco",
+    licence="CC-BY-4.0 (RefCOCOg), Apache-2.0 (RefCOCO, RefCOCO+); images: COCO, terms of Flickr",
+)
+def refcoco(row: Row, context: ConversionContext[WordingOptions]) -> Sample:
+    said = row.value
+    expression = _expression(row)
+    image = context.images.find(text(said, "img_path", Reason.WRONG_SHAPE))
+    same_size(said, image)
+    box = context.box(said.get("bbox"), image)
+    answer = place(box, image.width, image.height)
+    return Sample(
+        id=row.id,
+        image=image,
+        question=context.own.one_of(EXPRESSION_PHRASINGS, row.id, context.options.seed).format(expression),
+        answers=(answer,),
+        evidence=(Mention(NEUTRAL if gives_away(expression, [answer]) else expression, (box,)),),
+        origin=context.origin(row, image, hub_name(row) or "refcoco"),
+    )
+
+
+def _expression(row: Row) -> str:
+    written = text(row.value, "expression", Reason.NO_QUESTION)
+    return written.rstrip(" .") or written

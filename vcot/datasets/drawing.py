@@ -358,8 +358,3 @@ def draw_scene(rng: np.random.Generator, spec: SceneSpec) -> Scene:
             objects.append(SceneObject(colour, shape, box))
             break
     return Scene(_finish(canvas, rng, rough), tuple(objects))
-
-
-def blank_scene(spec: SceneSpec, grey: int = 128) -> Image.Image:
-    """A uniform grey image of the spec's size: what a model says of it was not seen."""
-    return Image.new("RGB", (spec.width, spec.height), (grey, grey, grey))

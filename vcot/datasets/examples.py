@@ -10,15 +10,15 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from vcot.datasets.base import ConversionContext, Dataset, numbers
+from vcot.datasets.base import ConversionContext, numbers
 from vcot.datasets.images import DatasetImages
+from vcot.datasets.inputs import Refused, Row
 from vcot.datasets.quality import NEUTRAL
-from vcot.datasets.row import Refused, Row
 from vcot.grounding import Box, BoxError, Trace
 from vcot.records import Folder, Image, Reason, Rejection, Sample
 from vcot.reports.conversion import SHOWN
@@ -39,17 +39,17 @@ class ShardReport:
         self._refused: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._sampler = ExampleSampler(SHOWN)
 
-    def add(self, row: Row, result: Sample | Rejection, source: Dataset, desk: ConversionContext) -> None:
-        """source, desk: what the row was read with."""
+    def add(self, row: Row, result: Sample | Rejection, context: ConversionContext) -> None:
+        """context: what the row was read with."""
         if isinstance(result, Sample):
             if self._sampler.wants(result.origin.dataset, "kept", row.id):
                 self._sampler.add(kept_example(row, result))
             return
         # A row may call its dataset anything, also half a surrogate pair, which no file can hold.
-        dataset = desk.dataset_of(row)[:80].encode(errors="replace").decode()
+        dataset = context.dataset_of(row)[:80].encode(errors="replace").decode()
         self._refused[dataset][result.reason.value] += 1
         if self._sampler.wants(dataset, f"refused:{result.reason}", row.id):
-            self._sampler.add(refused_example(row, dataset, result, source, desk))
+            self._sampler.add(refused_example(row, dataset, result, context))
 
     def leave(self, folder: Folder, shard: int) -> dict[str, dict[str, int]]:
         """Puts the examples into the stage's folder; gives what was refused: dataset → reason → rows."""
@@ -79,10 +79,8 @@ def kept_example(row: Row, sample: Sample) -> ShownExample:
     )  # fmt: skip
 
 
-def refused_example(
-    row: Row, dataset: str, result: Rejection, source: Dataset, desk: ConversionContext
-) -> ShownExample:
-    image, boxes = _seen(source, row, desk)
+def refused_example(row: Row, dataset: str, result: Rejection, context: ConversionContext) -> ShownExample:
+    image, boxes = _seen(row, context)
     size = (image.width, image.height) if image else (0, 0)
     copies = result.reason == Reason.BOX_COPIES_DISAGREE
     return ShownExample(
@@ -131,22 +129,19 @@ def _shortened(value: Any, depth: int = 0) -> Any:
     return [_shortened(entry, depth + 1) for entry in value[:12]] + ["…"] * (len(value) > 12)
 
 
-def _seen(source: Dataset, row: Row, desk: ConversionContext) -> tuple[Image | None, Iterator[Edges]]:
+def _seen(row: Row, context: ConversionContext) -> tuple[Image | None, Iterator[Edges]]:
     """The image of a row that was refused, as far as it was found, and the boxes that it wanted to have there."""
     if row.fault is not None:
         return None, iter(())
-    images = _WatchedImages(desk.images)
-    watched = _WatchedDesk(
-        **{each.name: getattr(desk, each.name) for each in fields(ConversionContext)} | {"images": images}
-    )
-    edges = watched.edges
+    images = _WatchedImages(context.images)
+    watched = _WatchedContext(**vars(context) | {"images": images})
     try:
-        source.sample(row, watched)
+        context.dataset.sample(row, watched)
     except Refused as refused:
-        edges += refused.places
+        watched.edges.extend(refused.places)
     except (BoxError, ImageError, ValidationError, RecursionError):
         pass
-    return images.found, (each for each in edges[:_MOST_BOXES] if all(map(math.isfinite, each)))
+    return images.found, (each for each in watched.edges[:_MOST_BOXES] if all(map(math.isfinite, each)))
 
 
 class _WatchedImages(DatasetImages):
@@ -166,7 +161,7 @@ class _WatchedImages(DatasetImages):
 
 
 @dataclass(frozen=True)
-class _WatchedDesk(ConversionContext):
+class _WatchedContext(ConversionContext):
     """The same, which remembers the boxes that somebody wanted."""
 
     edges: list[Edges] = field(default_factory=list)

@@ -89,7 +89,7 @@ class ImageIndex:
             self._writer.execute(_PUT, row)
 
     def print_of(self, uri: str, sha256: str) -> bytes | None:
-        """The fingerprint (alike.py), if that is known; b"" where the image shows nothing."""
+        """The fingerprint (near_duplicates.py), if that is known; b"" where the image shows nothing."""
         with self._lock:
             query = "select print from images where uri = ? and sha256 = ?"
             found = self._writer.execute(query, (uri, bytes.fromhex(sha256))).fetchone()

@@ -17,38 +17,33 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from vcot import uris
 from vcot.datasets.image_index import ImageIndex
 from vcot.datasets.ingest import Ingest
-from vcot.datasets.row import Refused
+from vcot.datasets.inputs import Refused
 from vcot.errors import InputError, SettingsError, UsageError
-from vcot.records import Image, Reason
+from vcot.records import Folder, Image, Reason
 from vcot.storage import Changed, Entry, NotFound, Store, join, state_of
 from vcot.storage import images as reading
-from vcot.storage.archive import Archive, NoFile
+from vcot.storage.archive import Archive, Index, NoFile, find, indexed, opened
 from vcot.storage.images import ImageError
 
 TOPS = ("cot_image_data", "cot")
 """What the folder of VisCoT's sets is called in its archive, and in its rows. People have the images below either, or
 without it, and so do rows that others made of VisCoT's.
 """
+_Found = Image | tuple[str, reading.Reason, str]
+"""Or what makes an ImageError."""
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|/")
 
 
 class NotAtHand(Exception):
     """Nobody has looked at this image yet, and the asker does not want to wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """What an ImageError said of an image."""
-
-    uri: str
-    reason: reading.Reason
-    detail: str
 
 
 class DatasetImages:
@@ -82,7 +77,7 @@ class DatasetImages:
         self._index = index
         self._archive: Archive | None = None
         self._folders: Sequence[str] = ()
-        self._known: OrderedDict[str, Image | Unusable | Future[Image]] = OrderedDict()
+        self._known: OrderedDict[str, Image | Future[_Found]] = OrderedDict()
         self._lock = threading.Lock()
         self._waits = True
 
@@ -135,48 +130,42 @@ class DatasetImages:
             ImageError: it cannot be used; `reason` says why.
             SettingsError: a path, and no folder to look in.
         """
-        if isinstance(known := self._known.get(path), Image):
+        known = self._known.get(path) or self._begun(path)
+        if isinstance(known, Image):
             return known
+        if not self._waits and not known.done():
+            raise NotAtHand(path)
+        found = known.result()
+        if isinstance(found, Image):
+            return found
+        raise ImageError(*found)
+
+    def _begun(self, path: str) -> Image | Future[_Found]:
+        """What is in the index, or what this thread finds out, also for those that come meanwhile and wait."""
         uris = self._uris(path)
-        looked_up: Future[Image] | None = None
         with self._lock:
-            found = self._known.get(path) or self._indexed(uris[0])
-            if not self._waits and (found is None or isinstance(found, Future)):
+            if (known := self._known.get(path)) is not None:
+                return known
+            image = self._indexed(uris[0])
+            if image is None and not self._waits:
                 raise NotAtHand(path)
-            if found is None:
-                found = looked_up = Future()
-            self._remember(path, found)
-        if looked_up is not None:
-            return self._look_for_all(path, uris, looked_up)
-        if isinstance(found, Unusable):
-            raise ImageError(found.uri, found.reason, found.detail)
-        return found if isinstance(found, Image) else found.result()
-
-    def _look_for_all(self, path: str, uris: Sequence[str], waiting: Future[Image]) -> Image:
-        """Looks at the image, for those too that wait for it."""
-        known: Image | Unusable | None = None
+            found: Image | Future[_Found] = image or Future()
+            self._known[path] = found
+            if len(self._known) > self._keep_in_mind:
+                self._known.popitem(last=False)
+        if isinstance(found, Image):
+            return found
         try:
-            known = self._look_at_one_of(uris)
-            waiting.set_result(known)
-            return known
+            image = self._known[path] = self._look_at_one_of(uris)
+            found.set_result(image)
+        except ImageError as error:
+            # Not the error itself: it holds every frame that it has passed, with the bytes of the image.
+            name, _, detail = str(error).partition(": ")
+            found.set_result((name, error.reason, detail))
         except BaseException as error:
-            if isinstance(error, ImageError):
-                # Not the error itself: it holds every frame that it has passed, with the bytes of the image.
-                uri = next((uri for uri in uris if str(error).startswith(f"{uri}: ")), uris[0])
-                known = Unusable(uri, error.reason, str(error).removeprefix(f"{uri}: "))
-            waiting.set_exception(error)
-            raise
-        finally:
-            with self._lock:
-                self._remember(path, known)
-
-    def _remember(self, path: str, known: Image | Unusable | Future[Image] | None) -> None:
-        if known is None:
             self._known.pop(path, None)
-            return
-        self._known[path] = known
-        if len(self._known) > self._keep_in_mind:
-            self._known.popitem(last=False)
+            found.set_exception(error)
+        return found
 
     def _indexed(self, uri: str) -> Image | None:
         """What is known of it already; None also where that is not enough, or where earlier runs allowed more."""
@@ -192,7 +181,7 @@ class DatasetImages:
         if not self._waits:
             raise NotAtHand(name)
         uri = join(self._made_uri, name)
-        image = self._judge(uri, data, ours=True)
+        image = self._validated(uri, data, ours=True)
         self._store.write(uri, data)
         return image
 
@@ -213,13 +202,13 @@ class DatasetImages:
         return self.of(decoded(said.partition(",")[2])) if said.startswith("data:") else self.find(said)
 
     def print_of(self, uri: str, sha256: str) -> bytes | None:
-        """What an image looks like (alike.py); None: it shows nothing.
+        """What an image looks like (near_duplicates.py); None: it shows nothing.
 
         Raises:
             Changed: it is gone, or another one than had this digest.
             ImageError: its data are damaged, whatever its header says.
         """
-        from vcot.datasets import alike  # numpy, which --check need not wait for
+        from vcot.datasets import near_duplicates  # numpy, which --check need not wait for
 
         known = None if self._index is None else self._index.print_of(uri, sha256)
         if known is None:
@@ -230,11 +219,11 @@ class DatasetImages:
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise _changed(uri)
             try:
-                grey = reading.small(data, uri, alike.SEEN, max_pixels=self._max_pixels)
+                grey = reading.small(data, uri, near_duplicates.SEEN, max_pixels=self._max_pixels)
             except ImageError:
                 reading.decode(data, uri, max_pixels=self._max_pixels)  # which says what every later stage would say
                 return None
-            known = alike.fingerprint(grey) or b""
+            known = near_duplicates.fingerprint(grey) or b""
             if self._index is not None:
                 self._index.note_print(uri, sha256, known)
         return known or None
@@ -315,12 +304,12 @@ class DatasetImages:
         # Which side of the split an image is on was decided by what it showed then.
         if before is not None and hashlib.sha256(data).hexdigest() != before.sha256:
             raise _changed(uri)
-        image = self._judge(uri, data)
+        image = self._validated(uri, data)
         if self._index is not None:
             self._index.put(image, len(data), state)
         return image
 
-    def _judge(self, uri: str, data: bytes, *, ours: bool = False) -> Image:
+    def _validated(self, uri: str, data: bytes, *, ours: bool = False) -> Image:
         """`ours`: it lies in our own folder, so that a copy is worth its room only where it is smaller."""
         if len(data) > reading.MAX_BYTES:
             raise ImageError(uri, "too-large", f"more than {reading.MAX_BYTES >> 20} MiB")
@@ -385,3 +374,34 @@ def _ends_as_it_should(data: bytes) -> bool:
     if data.startswith(b"RIFF"):  # WebP says how long it is
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
     return False
+
+
+def archive_at(
+    images_uri: str, folder: Folder, scratch: Path, *, index_uri: str | None, look: bool, name: str
+) -> Archive | None:
+    """The archive at `images_uri`, or None where that is a folder of images.
+
+    Args:
+        index_uri: where indices are kept, below a name for the state of the chunks; default: in the stage's folder.
+        look: make the index if there is none yet.
+        name: under which the stage's folder says which index this run goes by.
+
+    Raises:
+        InputError: no whole tar file; another one than when this run began; not indexed yet, and `look` is false.
+    """
+    chunks = find(folder.store, images_uri)
+    if chunks is None:
+        return None
+    uri = join(folder.uri, name)
+    if look and folder.store.stat(uri) is None:
+        made = indexed(chunks, index_uri or join(folder.uri, "archive"), scratch)
+        folder.store.write_once(uri, made.model_dump_json(indent=1).encode() + b"\n")
+    try:
+        index = Index.model_validate_json(folder.store.read(uri))
+    except NotFound:
+        raise InputError(f"{uri} is missing: --part prepare comes before --part shards") from None
+    except ValidationError as error:
+        raise InputError(f"{uri} is damaged: {error.errors()[0]['msg']}; delete {folder.uri} and run again") from None
+    here = scratch / Path(name).stem
+    here.mkdir(exist_ok=True)
+    return opened(chunks, index, here)

@@ -25,22 +25,47 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from vcot.datasets.jsontext import LONGEST, TOO_DEEP, Entry, entries, entries_at
-from vcot.datasets.row import Refused, Row
 from vcot.errors import InputError
 from vcot.records import Folder, Reason
-from vcot.storage import Changed, NotFound, Store, join, state_of
+from vcot.storage import Changed, Store, join, state_of
 from vcot.storage import name as last_part
 
 PARQUET = ".parquet"
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".ndjson", PARQUET)
 _BUFFER = 1 << 20
+Edges = tuple[float, float, float, float]
+
+
+class Refused(Exception):
+    """This row gives no Sample. `detail`: the thing as it was written, and what would be right.
+
+    places: boxes in pixels of the original that show what is wrong, where no Box came of them.
+    """
+
+    def __init__(self, reason: Reason, detail: str, places: tuple[Edges, ...] = ()) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.places = places
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was found: `id` names it in the whole run (`gqa.json:12`), `value` is what it says.
+
+    `fault` is set, and `value` empty, where the row could not even be read.
+    """
+
+    id: str
+    value: Mapping[str, Any]
+    fault: Refused | None = None
 
 
 @dataclass(frozen=True)
@@ -88,15 +113,13 @@ def _changed(uri: str) -> Changed:
     return Changed(f"{uri} has changed since this stage began; use another run name")
 
 
-def rows_of(store: Store, source: Input, columns: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of one file. A line that is not a JSON object comes with its fault.
-
-    columns: what is read of a Parquet file; none where only JSON is.
+def rows_of(store: Store, source: Input) -> Iterator[Row]:
+    """The rows of one file of JSON. A line that is not a JSON object comes with its fault.
 
     Raises:
         InputError: the file is empty, cut off, of another kind, or not what it was when the stage began.
     """
-    return (row_of(source, number, found) for number, found in found_in(store, source, columns))
+    return (row_of(source, number, found) for number, found in found_in(store, source))
 
 
 def found_in(
@@ -106,6 +129,7 @@ def found_in(
 
     `row_of` makes rows of them, before the next one is taken. Raises what `rows_of` does.
 
+    columns: what is read of a Parquet file; none where only JSON is.
     starts: where the entries of a JSON array begin (jsontext.entries). An empty one is filled; with a full one entries
     are as lines are, and of a file that is not gzipped whatever lies far from those that are wanted is not even
     fetched.
@@ -305,18 +329,18 @@ _CODES: dict[Kind, str] = {"entries": "Q", "rows": "I"}
 _DIGEST = 32
 
 
+def _noted_at(scratch: Path, file: Input, kind: Kind) -> Path:
+    return scratch / f"{file.sha256}.{kind}"
+
+
 def noted(scratch: Path, file: Input, kind: Kind) -> array[int] | None:
     """What somebody has noted on this machine; None: nobody has."""
-    try:
-        data = _path(scratch, file, kind).read_bytes()
-    except FileNotFoundError:
-        return None
-    return array(_CODES[kind], data[_DIGEST:])
+    path = _noted_at(scratch, file, kind)
+    return array(_CODES[kind], path.read_bytes()[_DIGEST:]) if path.exists() else None
 
 
 def note(scratch: Path, file: Input, kind: Kind, numbers: array[int]) -> None:
-    data = numbers.tobytes()
-    path = _path(scratch, file, kind)
+    data, path = numbers.tobytes(), _noted_at(scratch, file, kind)
     whole = path.with_suffix(f".{os.getpid()}")  # several processes may note the same
     whole.write_bytes(hashlib.sha256(data).digest() + data)
     whole.replace(path)
@@ -328,33 +352,19 @@ def fetch_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None
     Raises:
         InputError: it is not what was left.
     """
-    for file in files:
-        for kind in _CODES:
-            path = _path(scratch, file, kind)
-            if path.exists():
-                continue
-            uri = _uri(folder, file, kind)
-            try:
-                data = folder.store.read(uri)
-            except NotFound:
-                continue
-            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-                raise InputError(f"{uri} is damaged: its digest is another; delete it")
-            path.write_bytes(data)
+    for path in (_noted_at(scratch, file, kind) for file in files for kind in _CODES):
+        uri = join(folder.uri, "offsets", path.name)
+        if path.exists() or folder.store.stat(uri) is None:
+            continue
+        data = folder.store.read(uri)
+        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+            raise InputError(f"{uri} is damaged: its digest is another; delete it")
+        path.write_bytes(data)
 
 
 def leave_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None:
     """Puts what was noted where the shards find it."""
-    for file in files:
-        for kind in _CODES:
-            path, uri = _path(scratch, file, kind), _uri(folder, file, kind)
-            if path.exists() and folder.store.stat(uri) is None:
-                folder.store.upload(path, uri)
-
-
-def _path(scratch: Path, file: Input, kind: Kind) -> Path:
-    return scratch / f"{file.sha256}.{kind}"
-
-
-def _uri(folder: Folder, file: Input, kind: Kind) -> str:
-    return join(folder.uri, "offsets", f"{file.sha256}.{kind}")
+    for path in (_noted_at(scratch, file, kind) for file in files for kind in _CODES):
+        uri = join(folder.uri, "offsets", path.name)
+        if path.exists() and folder.store.stat(uri) is None:
+            folder.store.upload(path, uri)

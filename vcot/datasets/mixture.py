@@ -1,4 +1,4 @@
-"""One run over several sources: the file that lists them, the rows of each, their shares, and what each brought.
+"""One run over several sources: the file that lists them, their shares, and what each brought.
 
     - source: viscot
       input: s3://data/viscot/metadata
@@ -26,17 +26,13 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
 import yaml
 
-from vcot.datasets.base import ConversionContext, Dataset, uniform
-from vcot.datasets.reading import rows_in_blocks, rows_of_shard
-from vcot.datasets.row import Row
 from vcot.errors import SettingsError
 from vcot.records import Rejection, Sample
 from vcot.records.metadata import PartCounts
@@ -51,8 +47,6 @@ OWN = ("name", "weight")
 """What a part says of itself and no setting is for."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MOST_BYTES = 1 << 20
-BLOCK = 256
-"""Rows that are looked at by one process: neighbours often share an image."""
 S = TypeVar("S", bound=Declared)
 Written = Mapping[str, Any]
 
@@ -64,67 +58,6 @@ class Entry(Generic[S]):
     name: str
     weight: Fraction | None
     settings: S
-
-
-@dataclass(frozen=True)
-class Part:
-    """One source of a run, with its files, images and options.
-
-    limit: so many rows from the first on count. weight: of its rows in the result, beside those of the other parts;
-    None where all rows are wanted. share: of its rows, how many are drawn.
-    """
-
-    source: Dataset
-    desk: ConversionContext
-    limit: int | None = None
-    weight: Fraction | None = None
-    share: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """What its ids begin with; empty where it is the only one."""
-        return self.desk.part
-
-    def file(self, stem: str, suffix: str) -> str:
-        """`archive.json` of the only part, or one of each: `archive.coco.json`."""
-        return f"{stem}.{self.name}{suffix}" if self.name else f"{stem}{suffix}"
-
-    def rows(self, index: int = 0, shards: int = 1, left_out: Callable[[], None] = lambda: None) -> Iterator[Row]:
-        """The drawn ones of one shard; `left_out` is called for every other."""
-        for row in self.all_rows(index, shards):
-            if self._drawn(row):
-                yield row
-            else:
-                left_out()
-
-    def numbered(
-        self, index: int, shards: int, wanted: Callable[[int], bool] = lambda _: True
-    ) -> Iterator[tuple[int, Row]]:
-        """The drawn ones of one share of all rows, dealt in blocks; each with its place among all, drawn or not."""
-        for place, found in rows_in_blocks(self.desk, index, shards, self.limit, BLOCK, wanted):
-            if self._drawn(row := self._named(found)):
-                yield place, row
-
-    def all_rows(self, index: int = 0, shards: int = 1) -> Iterator[Row]:
-        return map(self._named, rows_of_shard(self.desk, index, shards, self.limit))
-
-    def _drawn(self, row: Row) -> bool:
-        return self.share >= 1 or uniform(self.desk.options.seed, row.id) < self.share
-
-    def _named(self, row: Row) -> Row:
-        return Row(self.desk.called(row.id), row.value, row.fault) if self.name else row
-
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Of settings that turn out not to fit the rows, it is said in which part."""
-        try:
-            yield
-        except SettingsError as error:
-            raise SettingsError(f"part {self.name}: {error}" if self.name else str(error)) from None
-
-    def knowing(self, **facts: Any) -> Part:
-        """The same, with a context that has these fields."""
-        return replace(self, desk=replace(self.desk, **facts))
 
 
 def shares(rows: Mapping[str, int], weights: Mapping[str, Fraction]) -> dict[str, float]:
@@ -147,23 +80,6 @@ def read(store: Store, uri: str, run: S, of_parts: Sequence[str]) -> tuple[tuple
     Raises:
         SettingsError: everything that is wrong with the file, a line each.
     """
-    data = _fetched(store, uri)
-    parts = _parsed(data, uri)
-    keys = {SHORT.get(name, name): name for name in of_parts}
-    wrong = [f"{_called(*part)}: {line}" for part in enumerate(parts, 1) for line in _unknown_keys(run, keys, part[1])]
-    found: list[Entry[S]] = []
-    for number, part in enumerate(parts, 1):
-        try:
-            found.append(_entry(run, keys, part))
-        except SettingsError as error:
-            wrong += [f"{_called(number, part)}: {line}" for line in str(error).splitlines()]
-    wrong += _at_odds(parts)
-    if wrong:
-        raise SettingsError("\n".join(f"{uri}, {line}" for line in wrong))
-    return tuple(found), hashlib.sha256(data).hexdigest()
-
-
-def _fetched(store: Store, uri: str) -> bytes:
     try:
         with store.open_read(uri) as file:
             data = file.read(_MOST_BYTES + 1)
@@ -171,11 +87,6 @@ def _fetched(store: Store, uri: str) -> bytes:
         raise SettingsError(f"--mix {error}") from None
     if len(data) > _MOST_BYTES:
         raise SettingsError(f"--mix {uri} is larger than {_MOST_BYTES >> 20} MiB; it should be a list of sources")
-    return data
-
-
-def _parsed(data: bytes, uri: str) -> list[Written]:
-    """The parts as they are written. Raises SettingsError: that is no list of them."""
     try:
         twice = list(_twice(yaml.compose(data, yaml.SafeLoader)))
         parts = yaml.safe_load(data)
@@ -188,7 +99,18 @@ def _parsed(data: bytes, uri: str) -> list[Written]:
         )
     if twice:
         raise SettingsError("\n".join(f"{uri}, {line}" for line in twice))
-    return parts
+    keys = {SHORT.get(name, name): name for name in of_parts}
+    wrong = [f"{_called(*part)}: {line}" for part in enumerate(parts, 1) for line in _unknown_keys(run, keys, part[1])]
+    found: list[Entry[S]] = []
+    for number, part in enumerate(parts, 1):
+        try:
+            found.append(_entry(run, keys, part))
+        except SettingsError as error:
+            wrong += [f"{_called(number, part)}: {line}" for line in str(error).splitlines()]
+    wrong += _at_odds(parts)
+    if wrong:
+        raise SettingsError("\n".join(f"{uri}, {line}" for line in wrong))
+    return tuple(found), hashlib.sha256(data).hexdigest()
 
 
 def _twice(node: yaml.Node | None) -> Iterator[str]:
@@ -222,7 +144,10 @@ def _entry(run: S, keys: Mapping[str, str], part: Written) -> Entry[S]:
     try:
         settings = type(run).of(given | said)
     except SettingsError as error:
-        wrong = [_as_in_the_file(line, keys) for line in str(error).splitlines()]
+        said_of = str(error)
+        for key, setting in keys.items():  # what the command line would say, by the names in the file
+            said_of = re.sub(rf"{flag(setting)}(?![\w-])(?: \(or \w+\))?", key, said_of)
+        wrong = said_of.splitlines()
     name, weight = part.get("name"), part.get("weight")
     if "name" in part and not (isinstance(name, str) and _NAME.fullmatch(name)):
         wrong.append(f"name={name!r}: a name is made of letters, digits, dots, dashes and underscores")
@@ -231,28 +156,17 @@ def _entry(run: S, keys: Mapping[str, str], part: Written) -> Entry[S]:
         wrong.append(f"weight={weight!r}: a weight is a number above 0, such as 1 or 0.5")
     if wrong or settings is None:
         raise SettingsError("\n".join(wrong))
-    return Entry(_name(part), None if weight is None else Fraction(str(weight)), settings)
-
-
-def _as_in_the_file(line: str, keys: Mapping[str, str]) -> str:
-    """What the command line would say of a setting, by its name in the file."""
-    for key, name in keys.items():
-        line = re.sub(rf"{flag(name)}(?![\w-])(?: \(or \w+\))?", key, line)
-    return line
-
-
-def _name(part: Written) -> Any:
-    return part.get("name", part.get("source"))
+    return Entry(part.get("name", part.get("source")), None if weight is None else Fraction(str(weight)), settings)
 
 
 def _called(number: int, part: Written) -> str:
-    name = _name(part)
+    name = part.get("name", part.get("source"))
     return f"part {number} ({name})" if isinstance(name, str) else f"part {number}"
 
 
 def _at_odds(parts: Sequence[Written]) -> Iterator[str]:
     """What is right in each part, and wrong with all of them."""
-    names = [_name(part) for part in parts]
+    names = [part.get("name", part.get("source")) for part in parts]
     for name in dict.fromkeys(name for name in names if isinstance(name, str)):
         numbers = [str(number) for number, other in enumerate(names, 1) if other == name]
         if len(numbers) > 1:

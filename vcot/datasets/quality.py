@@ -16,7 +16,7 @@ from typing import Literal
 from unicodedata import category
 
 from vcot.answers import letter, normalise
-from vcot.datasets.row import Refused
+from vcot.datasets.inputs import Refused
 from vcot.grounding import Mention, Trace
 from vcot.records import Reason, Sample
 from vcot.settings import CommaSeparated, Options, flag, setting
@@ -92,7 +92,7 @@ class QualityOptions(Options):
         return None
 
 
-def judged(sample: Sample, rules: QualityOptions) -> Sample:
+def validated(sample: Sample, rules: QualityOptions) -> Sample:
     """The Sample, perhaps with other labels. Raises Refused: the reason of the first check that says no."""
     for reason, check in rules.checks:
         if (detail := check(sample)) is not None:

@@ -1,32 +1,28 @@
-"""From rows to Samples and Rejections: what all datasets share."""
+"""Rows of a dataset, dealt to shards, and what becomes of each: a Sample or a Rejection."""
 
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, compress, cycle, groupby, islice, repeat
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
-from vcot.datasets.base import DATASETS, ConversionContext, Dataset, Form
-from vcot.datasets.images import NotAtHand
-from vcot.datasets.inputs import Input, found_in, note, noted, row_of
-from vcot.datasets.row import BOX_REASONS, Refused, Row
+from vcot.datasets.base import BOX_REASONS, DATASETS, ConversionContext, Dataset, Form, uniform
+from vcot.datasets.inputs import Input, Refused, Row, found_in, note, noted, row_of
+from vcot.datasets.parallel import in_order
 from vcot.errors import InputError
 from vcot.grounding import BoxError
 from vcot.records import Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
-from vcot.stage import stop
 from vcot.storage.images import ImageError
 
 STAGE = "convert"
-T = TypeVar("T")
-R = TypeVar("R")
+BLOCK = 256
+"""Rows that are looked at by one process in prepare: neighbours often share an image."""
 
 
 def read(
@@ -60,23 +56,56 @@ def one(row: Row, context: ConversionContext) -> Sample | Rejection:
         return _rejection(row, Reason.WRONG_SHAPE, "the row is nested too deeply")
 
 
+def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:
+    readable = detail[:500].encode(errors="replace").decode()  # half a surrogate pair is no text, but may be in JSON
+    return Rejection(id=row.id, stage=STAGE, reason=reason, detail=readable)
+
+
+# ---------------------------------------------------------------------------------------------- whose rows are whose
+
+
 def rows_of_shard(
-    context: ConversionContext, index: int = 0, shards: int = 1, limit: int | None = None
+    context: ConversionContext, index: int = 0, shards: int = 1, left_out: Callable[[], None] = lambda: None
 ) -> Iterator[Row]:
-    """Rows number index, index + shards, index + 2·shards, … of the whole input, of which `limit` rows count."""
+    """Rows number index, index + shards, index + 2·shards, … of the whole input, as far as they are drawn; `left_out`
+    is called for every other.
+    """
+    for row in all_rows(context, index, shards):
+        if _drawn(context, row):
+            yield row
+        else:
+            left_out()
+
+
+def all_rows(context: ConversionContext, index: int = 0, shards: int = 1) -> Iterator[Row]:
+    """The same, drawn or not."""
     items, row = _items(context)
-    return map(row, islice(items, index, limit, shards))
+    return (_named(context, row(item)) for item in islice(items, index, context.limit, shards))
 
 
 def rows_in_blocks(
-    context: ConversionContext, index: int, shards: int, limit: int | None, block: int, wanted: Callable[[int], bool]
+    context: ConversionContext, index: int, shards: int, wanted: bytes | None = None
 ) -> Iterator[tuple[int, Row]]:
-    """Of blocks number index, index + shards, … the rows whose places in the whole input are wanted, with these."""
-    ours = chain(repeat(False, index * block), repeat(True, block), repeat(False, (shards - 1 - index) * block))
+    """Of blocks number index, index + shards, … the drawn rows, each with its place in the whole input.
+
+    wanted: a byte for each place, which is not 0 where the row is to be read; None: all are.
+    """
+    ours = chain(repeat(False, index * BLOCK), repeat(True, BLOCK), repeat(False, (shards - 1 - index) * BLOCK))
     items, row = _items(context)
-    for place, item in compress(enumerate(islice(items, limit)), cycle(ours)):
-        if wanted(place):
-            yield place, row(item)
+    for place, item in compress(enumerate(islice(items, context.limit)), cycle(ours)):
+        if wanted is not None and not (place < len(wanted) and wanted[place]):
+            continue
+        if _drawn(context, found := _named(context, row(item))):
+            yield place, found
+
+
+def _drawn(context: ConversionContext, row: Row) -> bool:
+    share = context.prepared.shares.get(context.part, 1)
+    return share >= 1 or uniform(context.options.seed, row.id) < share
+
+
+def _named(context: ConversionContext, row: Row) -> Row:
+    return Row(context.called(row.id), row.value, row.fault) if context.part else row
 
 
 def _items(context: ConversionContext) -> tuple[Iterator[Any], Callable[[Any], Row]]:
@@ -157,50 +186,3 @@ def _check_form(dataset: Dataset, form: Form | None, uri: str) -> None:
     readers = " or ".join(f"--source {name}" for name, other in DATASETS.items() if form in other.forms)
     wanted = " or ".join(form.name for form in dataset.forms)
     raise InputError(f"{uri} is {form.name}{f'; {readers} reads it' if readers else ''}. This source reads {wanted}")
-
-
-def in_order(
-    function: Callable[[T], R], items: Iterable[T], workers: int, *, at_once: Callable[[T], R] | None = None
-) -> Iterator[R]:
-    """`function` of each item, some at once, results in the order of the items; never far ahead of its reader.
-
-    at_once: gives the same in this thread, or raises NotAtHand where that means waiting.
-
-    Raises:
-        Interrupted: a stop was asked for; the item that came then is not begun.
-    """
-    items = until_stopped(items)
-    if workers == 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        under_way: deque[Future[R]] = deque()
-        untried = 0  # items that go to a thread without a try: where one image is new, the next ones mostly are
-        try:
-            for item in items:
-                if under_way or untried or at_once is None:
-                    untried = max(untried - 1, 0)
-                else:
-                    try:
-                        yield at_once(item)
-                        continue
-                    except NotAtHand:
-                        untried = 4 * workers
-                under_way.append(pool.submit(function, item))
-                while under_way and (under_way[0].done() or len(under_way) >= 4 * workers):
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def until_stopped(items: Iterable[T]) -> Iterator[T]:
-    for item in items:
-        stop.raise_if_requested()
-        yield item
-
-
-def _rejection(row: Row, reason: Reason, detail: str) -> Rejection:
-    readable = detail[:500].encode(errors="replace").decode()  # half a surrogate pair is no text, but may be in JSON
-    return Rejection(id=row.id, stage=STAGE, reason=reason, detail=readable)

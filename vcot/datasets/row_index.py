@@ -1,7 +1,7 @@
-"""What prepare learns about all rows before the first shard, for every shard to know.
+"""All rows of a run as tables: groups of images and their sides of the split, benchmarks, and questions asked twice.
 
-Every row is scanned once and noted: its image, the side of the split that it names, and its question. The notes go
-into DuckDB on the scratch disk, so that memory does not grow with the input, and queries over all of them find
+The notes of all rows (prepare.py) go into DuckDB on the scratch disk, so that memory does not grow with the input, and
+queries over all of them find
 
 - held_out: images that are kept from training, because some row measures with them or a benchmark has them. Datasets
   share images: 115 of the 327 images of VisCoT's VSR benchmark are in its training rows too.
@@ -13,17 +13,21 @@ into DuckDB on the scratch disk, so that memory does not grow with the input, an
 A group is an image, by its digest, with all images that nearly are the same. All of a group are on one side: that of
 the row that measures with one of them (test before validation; a benchmark file counts as test), else training if a
 row says so, else where the draw puts its smallest digest. So without near-duplicates the draw is each image's own. A
-question without an image takes the place of one here (repeats.Asked); its URI is null, and nothing is nearly it.
+question without an image takes the place of one here (Asked); its URI is null, and nothing is nearly it.
+
+Benchmark files are read in the forms in which benchmarks come: VisCoT's chat rows and detection rows, RefCOCO's
+expressions, metadata rows and our own Samples. An image of theirs is known by its digest (and what is nearly the same
+image counts as it) where it can be read below the benchmark's images; where not, by its path: the set's folder and the
+file, or the number of a COCO file, which is the same image as COCO_train2014_000000533220.jpg, 000000533220.jpg and in
+every dataset.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -31,139 +35,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vcot.datasets import alike, benchmarks, mixture, repeats
-from vcot.datasets.base import PreparedFacts
-from vcot.datasets.images import DatasetImages
-from vcot.datasets.inputs import fetch_offsets, leave_offsets
-from vcot.datasets.mixture import Part
-from vcot.datasets.reading import in_order, until_stopped
-from vcot.datasets.row_scan import COLUMNS, How, scan
-from vcot.datasets.workers import Workers
-from vcot.errors import InputError, SettingsError, TemporaryError
-from vcot.records import Folder, Image
+from vcot.datasets import duplicate_questions, near_duplicates
+from vcot.datasets.base import ConversionContext
+from vcot.datasets.images import DatasetImages, without_top
+from vcot.datasets.inputs import Input, rows_of
+from vcot.datasets.parallel import in_order
+from vcot.datasets.viscot import image_path
+from vcot.errors import InputError, SettingsError
+from vcot.records import Image
 from vcot.stage import progress
-from vcot.storage import NotFound, join
+from vcot.storage import Store
 from vcot.storage.images import ImageError
 
 if TYPE_CHECKING:
     import duckdb
 
-FACTS = "survey.json"
-Facts = dict[str, Any]
-_NOTHING: Facts = {
-    "shares": {}, "repeated": {}, "damaged": {}, "held_out": {}, "drawn": {}, "excluded": {}, "duplicates": {},
-    "whole_pixels": [], "counts": {},
+COLUMNS = {
+    "row": "BIGINT", "id": "VARCHAR", "name": "VARCHAR", "said": "UTINYINT", "sha": "VARCHAR", "uri": "VARCHAR",
+    "key": "VARCHAR", "asked": "VARCHAR", "sound": "BOOLEAN", "places": "VARCHAR", "dataset": "VARCHAR",
+    "whole": "BOOLEAN",
 }  # fmt: skip
-WORTH_A_PROCESS = 16 << 20
-"""Bytes of rows: with fewer, what a process does takes no longer than to begin it, which is about a second."""
-_A_PART = 1 << 40
+"""Of a row's note. name: the id that it gives itself. The others are null where the row is refused: sound, whether
+the rules for quality keep it (null: nobody has asked); places, of its boxes, once it was read whole; dataset and
+whole, what Dataset.whole says.
+"""
+A_PART = 1 << 40
 """Rows are numbered from part to part in such steps."""
 _GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
 """For the report: so many groups are looked at, so many images of each; shown are so many that are far apart, and so
 many by chance.
 """
-
-
-def informed(parts: Sequence[Part], folder: Folder, *, look: bool, workers: Workers, readers: int) -> tuple[Part, ...]:
-    """The parts that know it. The first that asks finds it out, and leaves it in the stage's folder.
-
-    Raises:
-        InputError: nobody has found it out yet and `look` is false (another process should have).
-    """
-    for part in parts:
-        fetch_offsets(folder, part.desk.scratch, part.desk.inputs)
-    facts = _left(folder)
-    if facts is None:
-        if not look:
-            raise InputError(f"{join(folder.uri, FACTS)} is missing: --part prepare comes before --part shards")
-        facts = survey(parts, workers, readers)
-        for part in parts:
-            leave_offsets(folder, part.desk.scratch, part.desk.inputs)
-        data = json.dumps({"sha256": _digest(facts), "found": facts}, indent=0).encode()
-        folder.store.write_once(join(folder.uri, FACTS), data)
-    known = {name: facts[name] for name in ("damaged", "held_out", "drawn", "excluded", "duplicates", "whole_pixels")}
-    return tuple(
-        replace(part, share=facts["shares"].get(part.name, 1.0)).knowing(
-            prepared=PreparedFacts(repeated=frozenset(facts["repeated"].get(part.name, ())), **known)
-        )
-        for part in parts
-    )
-
-
-def counts(folder: Folder) -> Mapping[str, Any]:
-    """What was counted on the way, for the report."""
-    found: Mapping[str, Any] = (_left(folder) or _NOTHING)["counts"]
-    return found
-
-
-def _left(folder: Folder) -> Facts | None:
-    uri = join(folder.uri, FACTS)
-    try:
-        there = json.loads(folder.store.read(uri))
-        found: Facts = there["found"]
-        if there["sha256"] != _digest(found):
-            raise ValueError("its digest is another")
-        if found.keys() != _NOTHING.keys():
-            raise InputError(f"{uri}: another version of vcot made it; delete {folder.uri} and run the stage again")
-        return found
-    except NotFound:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{uri} is damaged ({error}); delete {folder.uri} and run the stage again") from None
-
-
-def _digest(found: Any) -> str:
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-
-
-def survey(parts: Sequence[Part], workers: Workers, readers: int) -> Facts:
-    """What all shards must know of the rows, as JSON: the fields of PreparedFacts; shares of parts; and counts.
-
-    Raises:
-        InputError: a benchmark file is none.
-        TemporaryError: there is too little room on the scratch disk.
-    """
-    import duckdb
-
-    if len(parts) == 1 and not parts[0].desk.inputs:  # drawn scenes alone are all different
-        return _NOTHING
-    facts = dict(_NOTHING)
-    if any(part.weight is not None for part in parts):
-        rows = {part.name: sum(1 for _ in until_stopped(part.all_rows())) for part in parts}
-        facts["shares"] = mixture.shares(rows, {part.name: part.weight for part in parts if part.weight is not None})
-        parts = [replace(part, share=facts["shares"][part.name]) for part in parts]
-    options, benchmark_files = parts[0].desk.options, parts[0].desk.benchmarks  # of the whole run, so of every part
-    # Benchmarks count rows that are kept, and nearly the same question may be any row's: then all are read whole.
-    how: How = "whole" if benchmark_files or options.duplicates == "near" else "glance"
-    wanted = options.near_duplicates or options.duplicates != "keep" or benchmark_files
-    wanted = wanted or any(part.source.whole for part in parts)
-    index = RowIndex(parts, workers, readers)
-    try:
-        index.scan(how if wanted else "declared")
-        facts["repeated"] = index.repeated_ids()
-        # Rows that say the same of their side, or all nothing, cannot be at odds over an image.
-        if not wanted and index.says_one_thing():
-            return facts
-        if not wanted:
-            index.scan(how)
-        index.look_up_benchmarks()
-        groups, facts["damaged"] = index.group()
-        if index.scan_again() and options.near_duplicates:
-            groups, _ = index.group()
-        facts |= index.sides()
-        facts["duplicates"] = index.duplicates()
-        facts["whole_pixels"] = index.whole_pixels()
-        facts["counts"] = {"near_duplicates": groups, "benchmarks": index.benchmark_counts()}
-        return facts
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise TemporaryError(
-            f"all rows could not be looked at together ({error}); is there room on this disk?"
-        ) from None
-    finally:
-        index.database.close()
-
-
-# ------------------------------------------------------------------------------------------------------ all rows
+_COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg")
 
 
 class RowIndex:
@@ -171,10 +73,10 @@ class RowIndex:
     images that nearly are the same; shown and same, the paths in benchmark files and the images that they are.
     """
 
-    def __init__(self, parts: Sequence[Part], workers: Workers, readers: int) -> None:
+    def __init__(self, contexts: Sequence[ConversionContext], readers: int) -> None:
         import duckdb
 
-        self.parts, self.workers, self.readers, self.scratch = parts, workers, readers, parts[0].desk.scratch
+        self.contexts, self.readers, self.scratch = contexts, readers, contexts[0].scratch
         # Tables that do not fit into the limit go to the scratch disk.
         self.database: duckdb.DuckDBPyConnection = duckdb.connect(
             config={
@@ -184,14 +86,8 @@ class RowIndex:
         )  # fmt: skip
         self._sql = self.database.execute
 
-    def _load(self, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
-        """Rows that Python has made; inserted one by one, each would take a millisecond."""
-        path = self.scratch / f"{table}.jsonl"
-        with path.open("w") as lines:
-            lines.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
-        self._load_files(table, columns, [path])
-
-    def _load_files(self, table: str, columns: Mapping[str, str], files: Sequence[Path]) -> None:
+    def load(self, files: Sequence[Path], table: str = "rows", columns: Mapping[str, str] = COLUMNS) -> None:
+        """Files of JSON lines become a table, and are deleted."""
         self._sql(f"create or replace table {table} ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
         for path in files:  # one by one, because each takes buffers of twice the longest line that is allowed
             self._sql(
@@ -201,33 +97,12 @@ class RowIndex:
             )
             path.unlink()
 
-    def scan(self, how: How, table: str = "rows", wanted: Sequence[bytes | None] | None = None) -> None:
-        """Every row, or those that are wanted of each part, noted in a table."""
-        tasks: list[tuple[Any, ...]] = []
-        most = 1
-        for place, part in enumerate(self.parts):
-            if wanted is not None and not wanted[place]:
-                continue
-            worth = sum(file.size for file in part.desk.inputs) // WORTH_A_PROCESS
-            if part.limit is not None:
-                worth = min(worth, math.ceil(part.limit / mixture.BLOCK))
-            processes = max(1, min(self.workers.count, worth))
-            most = max(most, processes)
-            if processes > 1 and part.source.ready is not None:
-                part.source.ready(part.desk)
-            tasks += [
-                (
-                    part, place * _A_PART, (index, processes), max(1, self.readers // processes), how,
-                    wanted and wanted[place], self.scratch / f"{table}-{place}-{index}.jsonl",
-                )
-                for index in range(processes)
-            ]  # fmt: skip
-        if most == 1:  # no part is worth a second process
-            for task in tasks:
-                scan(*task)
-        else:
-            self.workers.map(scan, tasks)
-        self._load_files(table, COLUMNS, [task[-1] for task in tasks])
+    def _load_rows(self, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
+        """Rows that Python has made; inserted one by one, each would take a millisecond."""
+        path = self.scratch / f"{table}.jsonl"
+        with path.open("w") as lines:
+            lines.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+        self.load([path], table, columns)
 
     def says_one_thing(self) -> bool:
         return bool(self._one("select count(distinct said) from rows") < 2)
@@ -235,13 +110,13 @@ class RowIndex:
     def repeated_ids(self) -> dict[str, list[str]]:
         """Part → ids that several of its rows have, because they give themselves the same."""
         found = {}
-        for place, part in enumerate(self.parts):
-            if part.source.names_rows:
+        for place, context in enumerate(self.contexts):
+            if context.dataset.names_rows:
                 repeated = self._sql(
-                    f"select coalesce(name, id) as called from rows where row // {_A_PART} = {place} "
+                    f"select coalesce(name, id) as called from rows where row // {A_PART} = {place} "
                     "group by called having count(*) > 1 order by called"
                 )
-                found[part.name] = [name for (name,) in repeated.fetchall()]
+                found[context.part] = [name for (name,) in repeated.fetchall()]
         return found
 
     # --- images
@@ -256,26 +131,26 @@ class RowIndex:
         self._sql(
             "create or replace table images as select *, row_number() over (order by sha) - 1 as number from ("
             "  select sha, arg_min(part, row) as part, arg_min(uri, row) as uri, bit_or(said) as said from ("
-            f"    select sha, row // {_A_PART} as part, uri, said, row from rows where sha is not null"
+            f"    select sha, row // {A_PART} as part, uri, said, row from rows where sha is not null"
             f"    union all select sha, part, uri, 0, {1 << 60} from more) group by sha)"
         )
         return int(self._one("select count(*) from images"))
 
-    def group(self) -> tuple[Facts, Facts]:
+    def group(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Finds the images that nearly are the same, and forgets those that cannot be decoded, because rows about them
         are all refused, and so decide nothing about others. How many there are of what, and which cannot be decoded.
         """
         self._list_images()
         self._sql("create or replace table members (sha varchar, grp integer)")
-        distance = self.parts[0].desk.options.near_duplicates
+        distance = self.contexts[0].options.near_duplicates
         if not distance:
             return {}, {}
-        damaged: Facts = {}
+        damaged: dict[str, Any] = {}
 
         def look(image: tuple[int, str, int, str]) -> bytes | None:
             _, sha, place, uri = image
             try:
-                return self.parts[place].desk.images.print_of(uri, sha)
+                return self.contexts[place].images.print_of(uri, sha)
             except ImageError as error:
                 damaged[sha] = error.reason, str(error).removeprefix(f"{uri}: ")
                 return None
@@ -287,8 +162,8 @@ class RowIndex:
             if print_ is not None:
                 where.append(number)
                 noted += print_
-        prints = np.frombuffer(noted, np.uint8).reshape(-1, alike.BYTES)
-        numbers, labels = np.array(where, np.int64), alike.groups(prints, distance)
+        prints = np.frombuffer(noted, np.uint8).reshape(-1, near_duplicates.BYTES)
+        numbers, labels = np.array(where, np.int64), near_duplicates.groups(prints, distance)
         sizes = np.bincount(labels, minlength=1)
         places = np.flatnonzero(sizes[labels] > 1)
         self.database.register("found", {"number": numbers[places], "grp": labels[places]})
@@ -297,7 +172,7 @@ class RowIndex:
         _, firsts = np.unique(labels[places], return_index=True)
         pairs = self._pairs(prints, numbers, labels, labels[places[np.sort(firsts)[:_GROUPS]]])
         if damaged:
-            self._load("damaged", {"sha": "VARCHAR"}, ((sha,) for sha in damaged))
+            self._load_rows("damaged", {"sha": "VARCHAR"}, ((sha,) for sha in damaged))
             for table in ("rows", "images", "same", "more"):
                 self._sql(f"delete from {table} where sha in (select sha from damaged)")
         return (
@@ -321,7 +196,7 @@ class RowIndex:
             yield from page
             last = page[-1][1]
 
-    def _pairs(self, prints: alike.Prints, numbers: Any, labels: Any, groups: Any) -> list[Facts]:
+    def _pairs(self, prints: near_duplicates.Prints, numbers: Any, labels: Any, groups: Any) -> list[dict[str, Any]]:
         """The two images that differ most, of some groups: those where they differ most of all, and some by chance.
 
         numbers, labels: of the image of each fingerprint, and of its group. groups: the labels of some.
@@ -329,7 +204,7 @@ class RowIndex:
         found = []
         for group in groups:
             members = np.flatnonzero(labels == group)
-            one, other, bits = alike.farthest(prints[members[:_MEMBERS]])
+            one, other, bits = near_duplicates.farthest(prints[members[:_MEMBERS]])
             found.append((bits, int(numbers[members[one]]), int(numbers[members[other]]), len(members)))
         found.sort(key=itemgetter(0), reverse=True)
         chosen = found[:_PAIRS] + sorted(found[_PAIRS:], key=itemgetter(1))[:_PAIRS]
@@ -343,27 +218,31 @@ class RowIndex:
 
     # --- the second scan
 
-    def scan_again(self) -> bool:
-        """Reads those rows whole on which something depends, and forgets those that are not kept.
-
-        Returns:
-            Whether an image was forgotten, because no row about it is kept.
-        """
+    def wanted_again(self) -> list[bytes] | None:
+        """A byte for each row of each context, 1 where something depends on whether the row is kept; None: of none."""
         asked_again = "or key in (select key from rows where key is not null group by key having count(*) > 1)"
-        exact = self.parts[0].desk.options.duplicates == "exact"
+        exact = self.contexts[0].options.duplicates == "exact"
         found = self._sql(
             "select row from rows where sha is not null and sound is null and (sha in (select sha from members) "
             f"or sha in (select sha from images where bit_count(said) > 1) {asked_again if exact else ''})"
         ).fetchnumpy()["row"]
         if not len(found):
-            return False
+            return None
         wanted = []
-        for place in range(len(self.parts)):
-            places = found[found // _A_PART == place] % _A_PART
+        for number in range(len(self.contexts)):
+            places = found[found // A_PART == number] % A_PART
             markers = np.zeros(int(places.max(initial=-1)) + 1, np.uint8)
             markers[places] = 1
             wanted.append(markers.tobytes())
-        self.scan("whole", "looked", wanted)
+        return wanted
+
+    def replace_rows(self, files: Sequence[Path]) -> bool:
+        """These notes take the place of the rows' earlier ones, and rows that are not kept are forgotten.
+
+        Returns:
+            Whether an image was forgotten, because no row about it is kept.
+        """
+        self.load(files, "looked")
         self._sql("delete from rows where row in (select row from looked)")
         self._sql("insert into rows select * from looked where sha is not null")
         before = self._one("select count(*) from images")
@@ -376,29 +255,29 @@ class RowIndex:
 
         Where several parts have an image at that path, nobody knows which one is meant, and all are.
         """
-        desk = self.parts[0].desk
-        looked_in = [desk.benchmark_images] if desk.benchmark_images else [p.desk.images for p in self.parts]
+        first = self.contexts[0]
+        looked_in = [first.benchmark_images] if first.benchmark_images else [each.images for each in self.contexts]
         shown: list[tuple[str, str, int]] = []
         same: set[tuple[str, str, str]] = set()
         more: dict[str, tuple[str, int, str]] = {}
         unread = defaultdict(list)
-        for file in desk.benchmarks:
-            for path, often in sorted(Counter(benchmarks.paths(desk.store, file)).items()):
+        for file in first.benchmarks:
+            for path, often in sorted(Counter(benchmark_paths(first.store, file)).items()):
                 shown.append((file.name, path, often))
                 found = [(place, image) for place, in_it in enumerate(looked_in) if (image := _there(in_it, path))]
                 for place, image in found:
                     more.setdefault(image.sha256, (image.sha256, place, image.uri))
                     same.add((file.name, path, image.sha256))
-                for key in () if found else benchmarks.keys(path):
+                for key in () if found else _keys(path):
                     unread[key].append((file.name, path))
         rows = self._sql("select distinct uri, sha from rows where uri is not null")
         for uri, sha in iter(rows.fetchone, None) if unread else ():
-            same |= {(*named, sha) for key in benchmarks.keys(uri) for named in unread.get(key, ())}
-        self._load("shown", {"file": "VARCHAR", "path": "VARCHAR", "often": "BIGINT"}, shown)
-        self._load("same", {"file": "VARCHAR", "path": "VARCHAR", "sha": "VARCHAR"}, sorted(same))
-        self._load("more", {"sha": "VARCHAR", "part": "INT", "uri": "VARCHAR"}, more.values())
+            same |= {(*named, sha) for key in _keys(uri) for named in unread.get(key, ())}
+        self._load_rows("shown", {"file": "VARCHAR", "path": "VARCHAR", "often": "BIGINT"}, shown)
+        self._load_rows("same", {"file": "VARCHAR", "path": "VARCHAR", "sha": "VARCHAR"}, sorted(same))
+        self._load_rows("more", {"sha": "VARCHAR", "part": "INT", "uri": "VARCHAR"}, more.values())
 
-    def benchmark_counts(self) -> Facts:
+    def benchmark_counts(self) -> dict[str, Any]:
         """Benchmark file → its rows and images, how many of them the input could have taught, and the rows refused."""
         names = (
             "rows", "images", "images_found", "images_shared", "rows_with_a_shared_image", "rows_refused"
@@ -418,11 +297,11 @@ class RowIndex:
         counted = {
             file: dict(zip(names, (int(number or 0) for number in numbers), strict=True)) for file, *numbers in found
         }
-        return {file.name: counted[file.name] for file in self.parts[0].desk.benchmarks}
+        return {file.name: counted[file.name] for file in self.contexts[0].benchmarks}
 
     # --- what follows
 
-    def sides(self) -> Facts:
+    def sides(self) -> dict[str, Any]:
         """sha256 → side, of images of which some row alone could not know it; and which benchmark has them."""
         self._sql(
             "create or replace table grouped as select sha, said, coalesce(grp, -1 - number) as grp, file "
@@ -445,7 +324,7 @@ class RowIndex:
             "select sha, anything & 2 > 0, smallest from sided where held is null and said & 1 > 0 "
             "and (images > 1 or anything & 2 > 0) order by sha"
         ).fetchall()
-        draw = self.parts[0].desk.draw
+        draw = self.contexts[0].draw
         return {
             "held_out": {sha: side for sha, side, _ in held},
             "excluded": {sha: file for sha, _, file in held if file is not None},
@@ -460,7 +339,7 @@ class RowIndex:
         """Row → the row whose question it repeats, with its answers and boxes: of an image's rows those that measure
         come first, then the input's order. A row that is refused for something else is not repeated.
         """
-        options = self.parts[0].desk.options
+        options = self.contexts[0].options
         if options.duplicates == "keep":
             return {}
         near = options.duplicates == "near"
@@ -472,9 +351,9 @@ class RowIndex:
         found: dict[str, str] = {}
         for _, asked_alike in groupby(iter(rows.fetchone, None), itemgetter(0)):
             boxes = ((name, said or "", None if at is None else bytes.fromhex(at)) for _, name, said, at in asked_alike)
-            for (first, said), *others in repeats.of_one_place(boxes):
+            for (first, said), *others in duplicate_questions.of_one_place(boxes):
                 if near and others:
-                    found |= dict(repeats.nearly([(first, said), *others], options.question_similarity))
+                    found |= dict(duplicate_questions.nearly([(first, said), *others], options.question_similarity))
                 else:
                     found |= {name: first for name, _ in others}
         return found
@@ -490,3 +369,36 @@ def _there(images: DatasetImages, path: str) -> Image | None:
         return images.find(path)
     except (ImageError, SettingsError):  # it is not there, or nobody said where images are
         return None
+
+
+def benchmark_paths(store: Store, file: Input) -> Iterator[str]:
+    """The path of each row's image, below the folder with the images of all sets.
+
+    Raises:
+        InputError: a row names no image.
+    """
+    for row in rows_of(store, file):
+        named = _named(row.value)
+        if named is None:
+            said = row.fault.detail if row.fault else f"it has the fields {', '.join(row.value)[:120]}"
+            raise InputError(f"--exclude-benchmarks {file.uri}: {row.id} names no image: {said}")
+        path, dataset = named[0].partition("###")[0], named[1]
+        yield image_path(path, dataset) if dataset or without_top(path) != path else path
+
+
+def _named(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    said, dataset = row.get("img_path", row.get("image")), row.get("dataset")
+    said = said[0] if isinstance(said, list) and said else said
+    said = said.get("uri", said.get("file_name")) if isinstance(said, dict) else said
+    if not isinstance(said, str) or not said:
+        return None
+    return said, dataset if isinstance(dataset, str) else ""
+
+
+def _keys(path: str) -> set[str]:
+    """What a path or URI may be recognised by: its last parts with at least one folder, and the number of COCO."""
+    parts = [part for part in path.split("/") if part]
+    found = {"/".join(parts[start:]) for start in range(max(0, len(parts) - 4), len(parts) - 1)}
+    if coco := _COCO.fullmatch(parts[-1] if parts else ""):
+        found.add(f"coco:{int(coco[1])}")
+    return found

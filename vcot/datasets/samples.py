@@ -12,7 +12,7 @@ declared (--frame), because no text can tell. What is stated after "Answer:" is 
 reasoning; a reply that states none is the answer itself. A system message is left out.
 
 LLaVA's (ShareGPT's) form is {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhere …"},
-{"from": "gpt", "value": …}]}, read in the same way; a row of several rounds becomes several rows (talks.py).
+{"from": "gpt", "value": …}]}, read in the same way; a row of several rounds becomes several rows (py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from vcot.datasets import talks
-from vcot.datasets.base import ConversionContext, Form, dataset, text
+from vcot.datasets.base import BOX_REASONS, ConversionContext, Form, dataset, text
+from vcot.datasets.inputs import Refused, Row
+from vcot.datasets.llava_cot import CONVERSATIONS, asked_in, earlier_turns, image_of, round_of, rounds
 from vcot.datasets.quality import NEUTRAL
-from vcot.datasets.row import BOX_REASONS, Refused, Row
 from vcot.errors import SettingsError
 from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
 from vcot.records import Image, Reason, Sample
@@ -57,9 +57,9 @@ class SamplesOptions(Options):
     forms=(
         Form(frozenset(("image", "question", "answers")), "Samples"),
         Form(frozenset(("messages",)), "OpenAI chat messages"),
-        talks.FORM,
+        CONVERSATIONS,
     ),
-    expand=talks.rounds,
+    expand=rounds,
     names_rows=True,
     called="",
 )
@@ -180,17 +180,16 @@ def _messages(row: Row, context: ConversionContext, spec: FrameSpec) -> Sample:
     images += [p for p in _entries(row.value, "images", list, []) if isinstance(p, str)]
     if len(images) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"a row has one image; this one has {len(images)}")
-    question = talks.question(question)
-    return _answered(row, context, context.images.of(images[0]), question, None, _content(replied)[0], spec)
+    image = context.images.of(images[0])
+    return _answered(row, context, image, asked_in(question), None, _content(replied)[0], spec)
 
 
 def _conversation(row: Row, context: ConversionContext, spec: FrameSpec) -> Sample:
-    spoken = talks.round_of(row)
-    question = talks.question(spoken.question)
-    image = talks.image_of(row, context)
+    spoken = round_of(row)
+    image = image_of(row, context)
     reply = spoken.reply if spoken.thought is None else f"{spoken.thought}\nAnswer: {spoken.reply}"
-    earlier = talks.told([(talks.question(r.question), _reply(r.reply, image, spec)[1]) for r in spoken.before])
-    return _answered(row, context, image, question, earlier, reply, spec)
+    earlier = earlier_turns([(asked_in(r.question), _reply(r.reply, image, spec)[1]) for r in spoken.before])
+    return _answered(row, context, image, asked_in(spoken.question), earlier, reply, spec)
 
 
 def _answered(

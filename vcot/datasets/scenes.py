@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vcot.datasets.base import ConversionContext, QuestionKind, QuestionOptions, dataset
-from vcot.datasets.row import Row
+from vcot.datasets.inputs import Row
 from vcot.grounding import Box, Mention
 from vcot.records import Sample
 from vcot.settings import setting
@@ -224,28 +224,13 @@ def ask_presence(rng: np.random.Generator, scene: Scene, label: str) -> Question
     return Question("presence", text, ("I see ", Pointing(label, boxes), "."), "yes")
 
 
-_ONSETS = ("b", "bl", "c", "ch", "d", "f", "g", "h", "j", "l", "m", "n", "p", "pl", "s", "st", "t", "tr", "v", "w", "")
-_VOWELS = ("a", "e", "i", "o", "oo", "u", "ea")
-_ENDS = ("", "ck", "d", "ll", "m", "n", "r", "t", "s", "x", "ng")
+def absent_label(rng: np.random.Generator, scene: Scene) -> str:
+    """A label that nothing in the scene has: of what is never drawn, or of what might be (`undrawn_label`)."""
+    return _pick(rng, NEVER_DRAWN) if rng.random() < 0.3 else undrawn_label(rng, scene)
 
 
-def made_up_label(rng: np.random.Generator) -> str:
-    """One to three words of no meaning, some behind the name of a colour."""
-    words = [_pick(rng, COLOURS)] if rng.random() < 0.6 else []
-    for _ in range(int(rng.integers(1, 3))):
-        syllables = int(rng.integers(1, 4))
-        words.append("".join(_pick(rng, _ONSETS) + _pick(rng, _VOWELS) + _pick(rng, _ENDS) for _ in range(syllables)))
-    return " ".join(words)
-
-
-def absent_label(rng: np.random.Generator, scene: Scene, unknown: float = 0.3, made_up: float = 0.0) -> str:
-    """A label that nothing in the scene has.
-
-    A share of `unknown` are words that no scene knows, a share of `made_up` of them without any meaning; the rest
-    often share a word with something that is there.
-    """
-    if rng.random() < unknown:
-        return made_up_label(rng) if made_up and rng.random() < made_up else _pick(rng, NEVER_DRAWN)
+def undrawn_label(rng: np.random.Generator, scene: Scene) -> str:
+    """Of a colour and a shape that could be there; it often shares a word with something that is."""
     present = set(scene.labels)
     while True:
         colour, shape = _pick(rng, COLOURS), _pick(rng, SHAPES)
@@ -278,17 +263,3 @@ def ask(rng: np.random.Generator, scene: Scene, kind: QuestionKind) -> Question:
         else absent_label(rng, scene)
     )
     return ask_count(rng, scene, label, kind)
-
-
-def ask_several(rng: np.random.Generator, scene: Scene, where_all: bool = True) -> list[Question]:
-    """The questions one training image is used for: mostly "where", some of the others."""
-    single = [x for x in dict.fromkeys(scene.labels) if len(scene.boxes(x)) == 1]
-    asked = [ask_where(rng, scene, x) for x in single] if where_all else []
-    if not asked or rng.random() < 0.25:
-        asked.append(ask_where(rng, scene, absent_label(rng, scene, 0.7, 0.6)))
-    repeated = len(single) < len(set(scene.labels))
-    if repeated or rng.random() < 0.3:
-        others: tuple[QuestionKind, ...] = ("count", "point", "presence")
-        kind = others[int(rng.integers(2 if repeated else 3))]
-        asked.append(ask(rng, scene, kind))
-    return asked

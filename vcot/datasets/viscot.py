@@ -9,8 +9,8 @@ Three forms of the same rows, told apart by their fields:
   are exact to 0.0005 of the longer side, the integers say which pixel). Copies that disagree refuse the row.
 - metadata (`metadata/*.jsonl`): `bboxs`, float pixels, and the size of the image, which the image must have.
 - detailed reasoning (`gqa_cot_train.jsonl`): metadata with `thought`, numbered steps without places, and `reasoning`,
-  GQA's program. They become a trace in which the thing that the program ends at has its place (gqa.py); without a
-  program, a sentence at the end points at the boxes.
+  GQA's program. They become a trace in which the thing that the program ends at has its place; without a program, a
+  sentence at the end points at the boxes.
 
 Images lie as `<set>/<file>` below the folder that rows call `cot/` and the published archive (one tar in 13 chunks)
 `cot_image_data/`; that may be the images' folder itself, or stand below it (images.py). The rows of the
@@ -22,17 +22,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from vcot.datasets import gqa, repeats
 from vcot.datasets.base import ConversionContext, Form, dataset, numbers, same_size, text
+from vcot.datasets.duplicate_questions import Question, asked
 from vcot.datasets.images import TOPS, without_top
-from vcot.datasets.quality import label_for, names_a_choice
-from vcot.datasets.row import Refused, Row
-from vcot.grounding import Box, Frame, FrameSpec, Mention
+from vcot.datasets.inputs import Refused, Row
+from vcot.datasets.quality import gives_away, label_for, names_a_choice
+from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
 from vcot.records import Image, Reason, Sample
 
 _BOX_SENTENCE = re.compile(
@@ -46,11 +47,9 @@ _TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap",
 """Sets whose boxes surround text."""
 
 
-def glance(row: Row, context: ConversionContext) -> tuple[Image, repeats.Question]:
+def glance(row: Row, context: ConversionContext) -> tuple[Image, Question]:
     said = _said(row)
-    return context.images.find(said.path), repeats.Question(
-        repeats.asked(said.question, None, said.choices), said.answers
-    )
+    return context.images.find(said.path), Question(asked(said.question, None, said.choices), said.answers)
 
 
 def whole(row: Row, image: Image) -> tuple[str, bool] | None:
@@ -90,8 +89,8 @@ def sample(row: Row, context: ConversionContext) -> Sample:
         boxes = context.boxes(said.pixels, image)
     else:
         boxes = (_one_box(*said.copies, image, context, whole=said.dataset in context.prepared.whole_pixels),)
-    steps = gqa.program(row.value.get("reasoning"))
-    named = gqa.target(steps, said.answers)
+    steps = program(row.value.get("reasoning"))
+    named = target(steps, said.answers)
     of_text = said.dataset in _TEXT_SETS
     evidence = Mention(named or label_for(said.question, said.answers, of_text=of_text), boxes)
     return Sample(
@@ -100,7 +99,7 @@ def sample(row: Row, context: ConversionContext) -> Sample:
         question=said.question,
         choices=said.choices,
         answers=said.answers,
-        reasoning=(gqa.grounded(said.thought or "", steps, named, evidence),) if said.thought or steps else (),
+        reasoning=(grounded(said.thought or "", steps, named, evidence),) if said.thought or steps else (),
         evidence=(evidence,),
         origin=context.origin(row, image, said.dataset),
     )
@@ -252,10 +251,10 @@ def _between(edge: float, whole: float, exact_to: float) -> float:
 
 def _question(row: Mapping[str, Any], name: str) -> str:
     """What is asked, without the image's place and without the sentence that asks for the box."""
-    asked = text(row, name, Reason.NO_QUESTION)
-    question = _BOX_SENTENCE.sub("", asked.replace("<image>", "")).strip()
+    said = text(row, name, Reason.NO_QUESTION)
+    question = _BOX_SENTENCE.sub("", said.replace("<image>", "")).strip()
     if not question:
-        raise Refused(Reason.NO_QUESTION, f"nothing is asked in {asked!r:.120}")
+        raise Refused(Reason.NO_QUESTION, f"nothing is asked in {said!r:.120}")
     return question
 
 
@@ -267,3 +266,113 @@ def image_path(image: str, dataset: str) -> str:
     if without_top(image) == image and not (file and folder in (dataset, _FOLDERS.get(dataset))):
         folder, file = dataset, image
     return f"{_FOLDERS.get(folder, folder)}/{file}"
+
+
+# ------------------------------------------------------------------------------------------------- GQA's programs
+
+# A program is a list of operations on objects of the scene: select("shirt (2)"), relate("person,wearing,s (1)") of what
+# step 0 found, query("name"). The box of a row is round the object at which the program ends. `thought`, steps that
+# GPT-4 wrote, names it in prose and without a place: where it first does, the place is inserted. What a box shows is
+# thus told by the scene graph, never by the answer (a program says "_" where the name is what is asked).
+
+_OBJECT = re.compile(r"\s*\((?:-|[\d,]+)\)\s*\Z")
+"""The object's number at the end of an argument; "-" where the scene has none."""
+_UNNAMED = "thing"
+
+
+@dataclass(frozen=True)
+class Step:
+    """`on`: numbers of earlier steps whose objects it takes."""
+
+    operation: str
+    on: tuple[int, ...]
+    argument: str
+
+
+def program(said: Any) -> tuple[Step, ...]:
+    """The steps of what a row calls `reasoning`; none where it is no whole program."""
+    steps: list[Step] = []
+    for entry in said if isinstance(said, list) else ():
+        match entry:
+            case {"operation": str(operation), "dependencies": [*on], "argument": str(argument)} if all(
+                type(n) is int and 0 <= n < len(steps) for n in on
+            ):
+                steps.append(Step(operation.strip(), tuple(on), _OBJECT.sub("", argument).strip()))
+            case _:
+                return ()
+    return tuple(steps)
+
+
+def target(steps: Sequence[Step], answers: Sequence[str]) -> str | None:
+    """The one object that a program ends at, by its name; None where there are several, or its name is the answer."""
+    names = _names(steps)[-1] if steps else ()
+    name = names[0] if len(names) == 1 else None
+    return None if name is None or gives_away(name.casefold(), answers) else name
+
+
+def grounded(thought: str, steps: Sequence[Step], named: str | None, evidence: Mention) -> Trace:
+    """The written steps, or those of the program where there are none, with the evidence in its place.
+
+    named: what the steps call the thing that the evidence shows. Where they do not, a sentence at their end points.
+    """
+    prose = thought or in_words(steps)
+    found = _first(named, prose) if named else None
+    if found is None:
+        return Trace((f"{prose} The place to look at is the ".lstrip(), evidence, "."))
+    return Trace((prose[: found.start()], Mention(found[0], evidence.boxes), prose[found.end() :]))
+
+
+def _first(named: str, prose: str) -> re.Match[str] | None:
+    """Where the thing is named first; where nobody says "white wall", the first "wall"."""
+    words = named.split()
+    tries = (" ".join(words[start:]) for start in range(len(words)))
+    return next(filter(None, (re.search(rf"\b{re.escape(name)}\b", prose, re.IGNORECASE) for name in tries)), None)
+
+
+def in_words(steps: Sequence[Step]) -> str:
+    """A program in words."""
+    names = _names(steps)
+    sentences = (_sentence(step, [name or _UNNAMED for n in step.on for name in names[n]]) for step in steps)
+    return " ".join(filter(None, sentences))
+
+
+def _names(steps: Sequence[Step]) -> list[tuple[str | None, ...]]:
+    """What the objects of each step are called, each once; None for one that the program does not name."""
+    found: list[tuple[str | None, ...]] = []
+    for step in steps:
+        before = tuple(dict.fromkeys(name for n in step.on for name in found[n]))
+        match step.operation.partition(" ")[0]:
+            case "select":
+                found.append((step.argument or None,))
+            case "relate":
+                name = step.argument.split(",")[0].strip()
+                found.append((None if name in ("", "_") else name,))
+            case "filter" if not step.argument.startswith("not("):
+                found.append(tuple(name and f"{step.argument} {name}" for name in before))
+            case _:
+                found.append(before)
+    return found
+
+
+def _sentence(step: Step, earlier: Sequence[str]) -> str | None:
+    others = " and the ".join(earlier) or _UNNAMED
+    match step.operation.partition(" ")[0], step.argument.split(","):
+        case "select", _:
+            return f"Look for the {step.argument}."
+        case "relate", [name, relation, "s"]:
+            return f"Look for the {_named(name)} {relation.strip()} the {others}."
+        case "relate", [name, relation, "o"]:
+            return f"Look for the {_named(name)} that the {others} is {relation.strip()}."
+        case "filter", _:
+            negated = step.argument.startswith("not(")
+            quality = f"not {step.argument[4:].rstrip(')')}" if negated else step.argument
+            return f"Of the {others}, take the one that is {quality}."
+        case "query", _:
+            return f"Look at the {step.argument} of the {others}."
+        case "exist", _:
+            return f"See whether the {others} is there."
+    return None
+
+
+def _named(name: str) -> str:
+    return _UNNAMED if name.strip() in ("", "_") else name.strip()

@@ -1,22 +1,102 @@
 """Distillation: rows that lack reasoning get it, from code or from a model.
 
-A teacher takes Samples and gives each of them reasoning (one Trace or more) or a refusal with its reason. Annotated
+A teacher takes Samples and gives each of them reasoning (one Trace or more) or a rejection with its reason. Annotated
 objects are put into the text by our code; what a model proposes beside them must stand the checks of verification.py.
 
-    template.py                                          needs no model
-    strategy.py · strategies/                            ways in which a model is asked: each makes Requests and reads
-                                                         replies (dialogue.py, reply.py), and knows no endpoint
-    prompts/ · objects.py                                what it is told
-    prose.py · conclusion.py                             what its sentences may not hold, and what they must end in
-    verification.py · funnel.py                          whether it is believed, and who fell where
-    runner.py · client.py · endpoint.py                  many rows at once; each request is paid for once
-    budget.py · costs.py · prices.py                     the budget, one ledger for all processes; what tokens cost
-    batch.py · estimate.py                               replies at half the price, and what a run would cost
+    template.py                            a teacher that needs no model
+    strategies/ · dialogue.py · prompts/   ways in which a model is asked: each makes Requests and reads replies, and
+                                           knows no endpoint
+    crops.py                               what it is shown and told: objects, crops, the words beside them
+    reasoning.py · prose.py · conclusion.py   its sentences → a Trace; what they may not hold, what they must end in
+    verification.py                        whether what it says is believed
+    runner.py                              shards through a teacher, many rows at once; which rows came how far
+    request.py · client.py · endpoint.py   requests and the cache of replies; each is paid for once
+    costs.py · budget.py · batch.py        what tokens cost; the budget and what the rest would take; batches
 
-What asks a model is slow to load, so it is not imported here.
+What asks a model is slow to load, so nothing of it is imported here.
 """
 
-from vcot.distill.row import DistilledReasoning, Outcome, Teacher
-from vcot.distill.template import TemplateTeacher
+from __future__ import annotations
 
-__all__ = ["DistilledReasoning", "Outcome", "Teacher", "TemplateTeacher"]
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from vcot.grounding import Trace
+from vcot.records import Reason, Rejection, Sample
+
+
+def needs_teacher(sample: Sample) -> bool:
+    """Not where somebody wrote reasoning already, and not in the test split, which is only answered, never learned."""
+    return not sample.reasoning and sample.origin.split != "test"
+
+
+def lacks_places(sample: Sample) -> bool:
+    """Where nobody wrote reasoning that points at something; not where nothing is there to point at, or no image."""
+    written = bool(sample.reasoning) and (sample.evidence == () or any(trace.mentions for trace in sample.reasoning))
+    return not written and sample.origin.split != "test" and sample.image is not None
+
+
+@dataclass(frozen=True)
+class DistilledReasoning:
+    """The reasoning for one Sample: one Trace, or several alternatives.
+
+    Args:
+        pairs: further questions about the same image, whole Samples.
+        models: those that wrote it, as their endpoint names them.
+        flags: what a reader should look at (vcot.reports.distillation.FLAGS).
+        parts: what was refused of the row; each says which part it is.
+    """
+
+    traces: tuple[Trace, ...]
+    pairs: tuple[Sample, ...] = ()
+    models: tuple[str, ...] = field(default=(), compare=False)
+    flags: tuple[str, ...] = field(default=(), compare=False)
+    parts: tuple[Rejection, ...] = field(default=(), compare=False)
+
+
+Outcome = DistilledReasoning | Rejection | None
+"""None: the row needs no teacher."""
+
+
+class Fault(NamedTuple):
+    """Why a reply is of no use: for the counts, and in words that the teacher can be told."""
+
+    reason: Reason
+    why: str
+
+
+class Refused(Exception):
+    """The row, or a part of it, cannot be used. `negative`: the row as the teacher would have it, where its wrong
+    answers are asked for."""
+
+    def __init__(self, reason: Reason, why: str, negative: Sample | None = None) -> None:
+        super().__init__(why)
+        self.fault, self.negative = Fault(reason, why), negative
+
+
+def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
+    return Rejection(id=sample.id, stage="distill", reason=reason, detail=detail)
+
+
+def with_reasoning(sample: Sample, reasoning: DistilledReasoning, teacher: str) -> list[Sample]:
+    """The sample with its reasoning, who was asked for it, and which models answered; then the further pairs. Boxes of
+    the evidence stay as people drew them: those that a teacher proposed stand in the reasoning alone."""
+    origin = sample.origin.model_copy(update={"teacher": teacher, "answered_by": reasoning.models})
+    update = {"reasoning": reasoning.traces, "origin": origin}
+    own = [sample.model_copy(update=update)] if reasoning.traces else []
+    return own + [pair.model_copy(update={"origin": origin}) for pair in reasoning.pairs]
+
+
+class Teacher(Protocol):
+    """Writes reasoning for the Samples that need it."""
+
+    @property
+    def name(self) -> str:
+        """What `origin.teacher` says: "template/1", or the model's name."""
+
+    def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
+        """Every sample with its outcome, in the order in which they came. Close it if you leave it early."""
+
+    def counts(self) -> Mapping[str, Any]:
+        """What was spent since the start, for the report (requests, tokens); empty where nothing is."""

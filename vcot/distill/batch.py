@@ -26,12 +26,10 @@ from openai.types import Batch
 from pydantic import ValidationError
 
 from vcot import logging
-from vcot.distill.answers import as_dict, completion_of, refused
-from vcot.distill.costs import NOTHING, SENT, Costs, Usage, Worst, total
-from vcot.distill.endpoint import Endpoint, body_of, refuses_the_row
-from vcot.distill.estimate import NotKept
-from vcot.distill.prices import PICO, dollars
-from vcot.distill.request import Asker, Request
+from vcot.distill.budget import NotKept
+from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
+from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_the_row
+from vcot.distill.request import Client, Request
 from vcot.distill.runner import ModelTeacher
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Completion, Sample
@@ -96,7 +94,7 @@ class Batches:
         """The next request of each row whose reply is neither stored nor was asked for in a batch."""
         writer = FileWriter(self._teacher, scratch, self._tried)
 
-        async def next_of(row: Sample, _: Asker) -> None:
+        async def next_of(row: Sample, _: Client) -> None:
             with suppress(NotKept):
                 await self._teacher.strategy.outcome(row, writer)
 
@@ -190,7 +188,7 @@ class Batches:
 
 
 class FileWriter:
-    """An Asker that has what is stored, and writes what is not into files for batches, as far as the budget goes."""
+    """A Client that has what is stored, and writes what is not into files for batches, as far as the budget goes."""
 
     def __init__(self, teacher: ModelTeacher, scratch: Path, tried: set[str]) -> None:
         self.files: list[File] = []

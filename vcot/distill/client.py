@@ -1,4 +1,4 @@
-"""The one Asker: a reply is looked up, else asked for, and stored the moment it arrives.
+"""The client of the teacher: a reply is looked up, else asked for, and stored the moment it arrives.
 
     request → stored reply
             → budget → endpoint → stored, then returned
@@ -19,20 +19,16 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from vcot.distill.answers import refused
 from vcot.distill.budget import Lease, Ledger
-from vcot.distill.costs import NOTHING, SENT, CostReport, Costs
-from vcot.distill.endpoint import Endpoint, SchemaRefused, Unanswered, body_of
-from vcot.distill.images import ImagePacker
-from vcot.distill.prices import Prices
-from vcot.distill.request import Request, RowFailed
-from vcot.errors import InputError, VcotError
+from vcot.distill.costs import NOTHING, SENT, CostReport, Costs, Prices
+from vcot.distill.crops import ImagePacker
+from vcot.distill.endpoint import Endpoint, SchemaRefused, Unanswered, body_of, refused
+from vcot.distill.request import ReplyCache, Request, RowFailed
+from vcot.errors import VcotError
 from vcot.records import Completion
-from vcot.storage import NotFound, Store, join
 from vcot.storage.images import ImageError
 
 # Seconds: a pause is anything between 0 and the first, doubled with each try, but no longer than the last.
@@ -40,44 +36,11 @@ FIRST_PAUSE, LAST_PAUSE = 1.0, 60.0
 LEASED = 4  # requests that are leased at once, at most, for each that may be under way
 CONTROL, CONTROL_TOKENS = "Say OK.", 16  # of a request that only shows whether the endpoint answers
 FEW = 20  # failed rows of which no share is made
-REMEMBERED = 1 << 16  # rows whose place in the order is known; many more than are under way at once
+REMEMBERED = 1 << 16  # rows whose place in the order is remembered; many more than are under way at once
 
 
 class Closing(Exception):
     """The work is being stopped: no new request."""
-
-
-class ReplyCache:
-    """Replies that were paid for, in storage; safe to share between threads, processes and machines.
-
-        <cache>/ab/abcdef….json    a Completion, written once, named by Request.key()
-
-    The endpoint's address is not part of the key, so that moving from one gateway to another costs nothing.
-    """
-
-    def __init__(self, store: Store, uri: str) -> None:
-        self.store, self.uri = store, uri
-
-    def get(self, key: str) -> Completion | None:
-        """Raises InputError where something else stands in the reply's place."""
-        uri = self._uri(key)
-        try:
-            return Completion.model_validate_json(self.store.read(uri))
-        except NotFound:
-            return None
-        except ValidationError as error:
-            raise InputError(
-                f"{uri} is not a kept reply ({error.errors()[0]['msg']}); delete it to ask again"
-            ) from None
-
-    def keep(self, key: str, completion: Completion) -> Completion:
-        """The reply that counts from now on: this one, or the one that another process stored before."""
-        if self.store.write_once(self._uri(key), completion.line()):
-            return completion
-        return self.get(key) or completion
-
-    def _uri(self, key: str) -> str:
-        return join(self.uri, key[:2], f"{key}.json")
 
 
 class TeacherClient:
@@ -89,10 +52,11 @@ class TeacherClient:
     """
 
     def __init__(
-        self, endpoint: Endpoint, cache: ReplyCache, images: ImagePacker, prices: Prices, ledger: Ledger, *,
-        retries: int = 8, failures: Failures | None = None,
+        self, endpoint: Endpoint, cache: ReplyCache, prices: Prices, ledger: Ledger, *, retries: int = 8,
+        failures: Failures | None = None,
     ) -> None:  # fmt: skip
-        self.endpoint, self.cache, self.images, self.ledger = endpoint, cache, images, ledger
+        self.endpoint, self.cache, self.ledger = endpoint, cache, ledger
+        self.images = ImagePacker(cache.store)
         self.costs, self.report = Costs(prices), CostReport()
         self.lease = Lease(ledger, LEASED * endpoint.rate.at_once)
         self._retries = retries
@@ -102,7 +66,7 @@ class TeacherClient:
         self._closing = asyncio.Event()
 
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
-        """See request.Asker. Raises Closing too, once `stop_asking` was called."""
+        """See request.Client. Raises Closing too, once `stop_asking` was called."""
         key = request.key()
         async with self._locks.setdefault(key, asyncio.Lock()):  # the same request twice at once is paid for once
             try:
@@ -112,7 +76,7 @@ class TeacherClient:
                         return await self._pay_for(key, request, source)
                     self.report.replied(source, request.purpose, completion, kept=True)
                     if completion.finish_reason != "content_filter":
-                        self._failures.known.setdefault(request.model, request)
+                        self._failures.answered_before.setdefault(request.model, request)
                     return completion
             except Unanswered as failed:
                 if failed.whole:
@@ -138,10 +102,10 @@ class TeacherClient:
         self.report.replied(source, request.purpose, completion, kept=False)
         return completion
 
-    async def _control(self, request: Request, source: str, known: Request | None) -> bool:
+    async def _control(self, request: Request, source: str, answered: Request | None) -> bool:
         """Whether the endpoint answers what was answered before, for its prompt and a few words; None: a request like
         the one that failed, without what it says and shows of its row."""
-        short = replace(known or replace(request, parts=(CONTROL,)), purpose="control", reply_tokens=CONTROL_TOKENS)
+        short = replace(answered or replace(request, parts=(CONTROL,)), purpose="control", reply_tokens=CONTROL_TOKENS)
         try:
             completion = await self._tried(short, source)
         except (Unanswered, ImageError):
@@ -221,7 +185,7 @@ class Failures:
     """
 
     def __init__(self, in_a_row: int, share: float) -> None:
-        self.known: dict[str, Request] = {}  # model → a request that was answered, now or in an earlier run
+        self.answered_before: dict[str, Request] = {}  # by model; in this run or, with a kept reply, in an earlier one
         self._most, self._share = in_a_row, share
         self._rows = 0
         self._places: OrderedDict[str, int] = OrderedDict()  # row → its place in the order, of those remembered
@@ -248,7 +212,7 @@ class Failures:
             self._tell()
 
     def answered(self, request: Request) -> None:
-        self.known[request.model] = request
+        self.answered_before[request.model] = request
         self._answers[request.model] += 1
         self._tell()
 
@@ -275,7 +239,7 @@ class Failures:
                     continue
                 self._proving = True
                 try:
-                    if await control(self.known.get(model)):
+                    if await control(self.answered_before.get(model)):
                         self._answers[model] += 1
                     else:
                         self._stop_for(f"nothing was answered since {_named(self._waiting)} failed", trouble)

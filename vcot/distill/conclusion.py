@@ -1,7 +1,8 @@
-"""What a teacher ends in: is it the row's answer?
+"""What a text says of the row's answer: does it end in it, and does it tell it before anything was looked at?
 
     agrees("It is a red blood cell", row)                 the answer that a reply closes with
     fault_of("… So it is a red blood cell.", row)         the answer that its sentences lead to
+    tells_answer("Yes, I see ", row) · gives_away("red disc", row)
 
 More is let pass than where a model is scored (vcot.answers), because who is asked here knows the answer: a plural, an
 article, words of the question around it. Another answer is not.
@@ -14,9 +15,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from vcot.answers import letter, same, singular
-from vcot.distill.dialogue import Fault
-from vcot.distill.objects import accepted, holds, sentences
-from vcot.distill.prose import in_digits
+from vcot.distill import Fault
+from vcot.distill.prose import in_digits, sentences
 from vcot.records import Reason, Sample
 
 _LEAD = re.compile(
@@ -64,13 +64,15 @@ def fault_of(prose: str, sample: Sample) -> Fault | None:
         return None
     if _GOES_ON.match(said[-1]) and any(_held(said[-1], answer) for answer in wanted):
         return None
-    rivals = [c for c in sample.choices or () if c not in wanted and not any(_in(_words(w), _words(c)) for w in wanted)]
-    if any(_held(clause, rival) for rival in rivals) or any(_other_number(clause, answer) for answer in wanted):
+    others = [choice for choice in sample.choices or () if choice not in wanted]
+    rivals = [other for other in others if not any(_among(_words(one), _words(other)) for one in wanted)]
+    another_number = any(_number(answer) is not None for answer in wanted) and _NUMBER.search(in_digits(clause))
+    if another_number or any(_held(clause, rival) for rival in rivals):
         return _another(concluded)
     last = " ".join(said[max(at - 1, 0) :])
     if any(_retold(last, answer, sample.question) for answer in wanted):
         return None
-    if (hence and _STATES.search(clause)) or any(_in(_words(answer), _words(clause)) for answer in wanted):
+    if (hence and _STATES.search(clause)) or any(_among(_words(answer), _words(clause)) for answer in wanted):
         return _another(concluded)
     if any(_held(last, answer) for answer in wanted):
         return None
@@ -177,16 +179,7 @@ def _retold(text: str, answer: str, question: str) -> bool:
     return len(_words(answer)) >= LONG and 2 * len(new & {*_words(text)}) >= len(new)
 
 
-def _in(part: Sequence[str], words: Sequence[str]) -> bool:
-    return bool(part) and holds(words, part)
-
-
-def _other_number(clause: str, answer: str) -> bool:
-    """A number that is not the answer, where the answer is one."""
-    return _number(answer) is not None and _NUMBER.search(in_digits(clause)) is not None
-
-
-# ------------------------------------------------------------------------------------------------------------ yes or no
+# --- yes or no
 
 _YES_OR_NO = re.compile(r"\s*(yes|no)\b(?=\s*(?:[.,;:!]|\Z))", re.IGNORECASE)
 _PLAINLY = re.compile(r"(?:\A|[\s,;:(\"'“])(yes|no)(?=\s*[.,;:!)\"'”–—-]|\s*\Z)", re.IGNORECASE)
@@ -225,7 +218,7 @@ def _polarity(said: Sequence[str], clause: str, right: set[str], question: str, 
     return None if said_so else _no_conclusion()
 
 
-# ---------------------------------------------------------------------------------------------------------------- words
+# --- words
 
 _NUMBER = re.compile(r"(?<![\w.,:/-])(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?(?![:/-]?\d)(?![,.]\d)")
 _WORD = re.compile(
@@ -266,3 +259,53 @@ def _number(answer: str) -> Decimal | None:
         rf"[$€£¥]?\s*({_NUMBER.pattern})\s*(?:%|[^\W\d_]{{0,12}}(?:\^\d)?|°\s*[CF]?)", _plain(answer).strip(" .")
     )
     return None if found is None else _value(found[1])
+
+
+# --- is the answer told too early?
+
+
+def gives_away(label: str, sample: Sample) -> bool:
+    said, asked = _bare_words(label), _bare_words(sample.question)
+    answers = [_bare_words(answer) for answer in accepted(sample)]
+    return any(one and (one == said or (_among(one, said) and not _among(said, asked))) for one in answers)
+
+
+def accepted(sample: Sample) -> list[str]:
+    """The accepted answers, and the choices that letters among them stand for."""
+    choices = sample.choices or ()
+    letters = {letter(answer, choices) for answer in sample.answers}
+    return [*sample.answers, *(c for n, c in enumerate(choices) if chr(ord("A") + n) in letters)]
+
+
+_OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")
+"""One word that stands by itself at the beginning."""
+
+
+def tells_answer(prose: str, sample: Sample) -> bool:
+    """Whether prose names an accepted answer that the question does not hold.
+
+    Answers of one short word (yes, no, 2, up) stand in innocent sentences too: they are told by "the answer is 2", and
+    by "Yes, …".
+    """
+    said, asked = _bare_words(prose), _bare_words(sample.question)
+    opening = _OPENING.match(prose)
+    alone = _bare_words(opening[1]) if opening else []
+
+    def told(answer: list[str]) -> bool:
+        if len("".join(answer)) > 3:
+            return _among(answer, said) and not _among(answer, asked)
+        return bool(answer) and (
+            answer == alone or _among(["answer", "is", *answer], said) or _among(["answer", *answer], said)
+        )
+
+    return any(told(_bare_words(answer)) for answer in accepted(sample))
+
+
+def _bare_words(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.casefold())
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+
+
+def _among(part: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether these words stand among the others side by side; no words do not."""
+    return bool(part) and any(words[i : i + len(part)] == part for i in range(len(words) - len(part) + 1))

@@ -1,34 +1,153 @@
-"""What requests use and cost: the worst case beforehand, the real cost afterwards, and the cost report.
+"""What requests use and cost: prices with dates, the worst case beforehand, the real cost afterwards, the cost report.
 
+    prices = read_prices(store, settings.prices)
+    prices.of("gpt-4o")                          → Price, or None: unknown
     worst = costs.worst(request)                 reserved before the request is sent
     reply, spent = costs.spent(reply, worst)     settled, and stored with the reply
 
 An endpoint counts the tokens, and may count wrongly or not at all. A count that cannot be believed is replaced by its
 worst case, so that the budget holds whatever an endpoint says. Single requests and batches use the same functions.
+Money is counted in picodollars, whole numbers, so that sums are exact to the last digit.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import operator
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from decimal import Decimal
 from functools import reduce
-from typing import Any, NamedTuple
+from importlib.resources import files
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcot import logging
-from vcot.distill.images import size_of
-from vcot.distill.prices import PICO, UNKNOWN_IMAGE, Price, Prices
+from vcot.distill.crops import size_of
 from vcot.distill.request import Request
+from vcot.errors import SettingsError
 from vcot.records import Completion
 from vcot.records.metadata import Line
+from vcot.storage import NotFound, Store
+
+PICO = 10**12
+"""Picodollars in a dollar. Prices are for a million tokens, to some thousandths of a cent."""
+
+_Dollars = Annotated[Decimal, Field(ge=0, le=10_000, decimal_places=6)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tiles(_Strict):
+    """Scaled down into 2048 × 2048, then to a shorter side of 768; so many tokens for each 512 × 512, and a base."""
+
+    kind: Literal["tiles"]
+    base: int = Field(ge=0)
+    tile: int = Field(gt=0)
+
+    def tokens(self, width: int, height: int) -> int:
+        shrink = min(1.0, 2048 / max(width, height))
+        shrink *= min(1.0, 768 / (min(width, height) * shrink))
+        across, down = (math.ceil(round(side * shrink, 3) / 512) for side in (width, height))
+        return self.base + self.tile * max(1, across) * max(1, down)
+
+
+class Patches(_Strict):
+    """A token for each patch; where there are more than `most`, the image is scaled to that many."""
+
+    kind: Literal["patches"]
+    size: int = Field(gt=0, description="pixels a side")
+    most: int | None = Field(None, gt=0)
+    factor: Decimal = Field(Decimal(1), gt=0)
+
+    def tokens(self, width: int, height: int) -> int:
+        patches = math.ceil(width / self.size) * math.ceil(height / self.size)
+        return math.ceil((patches if self.most is None else min(patches, self.most)) * self.factor)
+
+
+UNKNOWN_IMAGE = Patches(kind="patches", size=14)
+"""Where no formula is known: a token for each 14 × 14 pixels, the finest that published models look at unmerged."""
+
+
+class Price(_Strict):
+    """Args: US dollars for a million tokens; `as_of` and `source` say when and where this was read."""
+
+    input: _Dollars
+    cached: _Dollars | None = None
+    output: _Dollars
+    batch: Decimal = Field(Decimal(1), gt=0, le=1)
+    as_of: datetime.date
+    source: str
+    also: tuple[str, ...] = ()
+    image: Tiles | Patches | None = Field(None, discriminator="kind")
+
+    def cost(self, tokens_in: int, tokens_out: int, tokens_cached: int = 0, *, batch: bool = False) -> int:
+        """Picodollars, rounded up."""
+        cached = min(tokens_cached, tokens_in)
+        cheap = self.input if self.cached is None else self.cached
+        millionths = (tokens_in - cached) * self.input + cached * cheap + tokens_out * self.output
+        return math.ceil(millionths * (self.batch if batch else 1) * (PICO // 10**6))
+
+
+class Prices(_Strict):
+    version: Literal[1]
+    models: dict[str, Price]
+
+    def of(self, model: str) -> Price | None:
+        for name, price in self.models.items():
+            if model == name or model in price.also:
+                return price
+        return None
+
+
+def read_prices(store: Store, uri: str | None = None) -> Prices:
+    """The package's table, with the models of a file of one's own before it.
+
+    Raises SettingsError: the file is missing, or no such table.
+    """
+    packaged = _parse(files("vcot.distill").joinpath("prices.toml").read_bytes(), "prices.toml")
+    if uri is None:
+        return packaged
+    try:
+        own = _parse(store.read(uri), f"--prices {uri}")
+    except NotFound as error:
+        raise SettingsError(f"--prices {uri}: {error}") from None
+    others = {name: price for name, price in packaged.models.items() if name not in own.models}
+    return Prices(version=1, models=own.models | others)
+
+
+def _parse(data: bytes, where: str) -> Prices:
+    try:
+        return Prices.model_validate(tomllib.loads(data.decode(), parse_float=Decimal))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{where} is not TOML: {error}") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise SettingsError(f"{where}, {place}: {fault['msg']}; vcot/distill/prices.toml shows the form") from None
+
+
+def dollars(pico: int) -> str:
+    """ "$0.0042", "$12.50": as many digits as matter."""
+    value = pico / PICO
+    if value >= 1 or not pico:
+        return f"${value:,.2f}"
+    return f"${value:.{max(4, 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+# --- worst case and real cost
 
 UNLIMITED = 10**30  # more than anybody will spend
 MESSAGES = 64  # tokens around the messages at most: roles, separators, the frame of an image or a schema
 BYTES_A_TOKEN = 4  # common in English prose; a token has at least one byte
 
-# A prompt may have more tokens than foreseen, where a model cuts images finer than its formula says or a gateway adds
+# A prompt may have more tokens than estimated, where a model cuts images finer than its formula says or a gateway adds
 # words: it is believed up to so many times the estimate, or so many tokens, whichever is more. A reply may be longer
 # than allowed, where a server does not know max_completion_tokens: it is believed up to so many tokens.
 BELIEVED_TIMES, BELIEVED_TOKENS = 16, 131_072
@@ -98,7 +217,7 @@ class Worst(NamedTuple):
 
 
 class Costs:
-    """What tries may cost and did cost. It learns from prompts and replies that have more tokens than foreseen."""
+    """What tries may cost and did cost. It learns from prompts and replies that have more tokens than estimated."""
 
     def __init__(self, prices: Prices) -> None:
         self.prices = prices
@@ -106,9 +225,9 @@ class Costs:
         self._longest = 0  # of the replies that were longer than allowed: from then on each may be as long
 
     def worst(self, request: Request, *, batch: bool = False) -> Worst:
-        foreseen = prompt_tokens(request, self.prices.of(request.model)).most
+        estimate = prompt_tokens(request, self.prices.of(request.model)).most
         tokens_out = max(request.reply_tokens, self._longest)
-        worst = self.worst_of(request.model, math.ceil(foreseen * self._stretch), tokens_out, batch=batch)
+        worst = self.worst_of(request.model, math.ceil(estimate * self._stretch), tokens_out, batch=batch)
         return worst._replace(stretch=self._stretch)
 
     def worst_of(self, model: str, tokens_in: int, tokens_out: int, *, batch: bool) -> Worst:
@@ -119,9 +238,9 @@ class Costs:
 
     def spent(self, reply: Completion, worst: Worst) -> tuple[Completion, Usage]:
         """The reply with its cost and with tokens that can be believed, and what the try used of the budget."""
-        foreseen = worst.tokens_in / worst.stretch
+        estimate = worst.tokens_in / worst.stretch
         tokens_in, cached, tokens_out = reply.tokens_in, reply.tokens_cached, reply.tokens_out
-        if not 0 < tokens_in <= max(BELIEVED_TOKENS, BELIEVED_TIMES * foreseen):
+        if not 0 < tokens_in <= max(BELIEVED_TOKENS, BELIEVED_TIMES * estimate):
             tokens_in, cached = worst.tokens_in, 0
         if not 0 < tokens_out <= max(BELIEVED_TOKENS, worst.tokens_out):
             tokens_out = worst.tokens_out
@@ -129,9 +248,9 @@ class Costs:
             cached = 0
         if tokens_in > worst.tokens_in:
             logging.get().warning(
-                "a prompt had more tokens than foreseen; the rest is counted higher", tokens=tokens_in
+                "a prompt had more tokens than estimated; the rest is counted higher", tokens=tokens_in
             )
-            self._stretch = max(self._stretch, tokens_in / foreseen)
+            self._stretch = max(self._stretch, tokens_in / estimate)
         if tokens_out > worst.tokens_out:
             logging.get().warning("a reply had more tokens than allowed; the rest is counted higher", tokens=tokens_out)
             self._longest = max(self._longest, tokens_out)

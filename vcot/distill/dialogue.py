@@ -1,6 +1,6 @@
 """What is asked about one row, and how its replies are read: as shapes, mended where what they mean is beyond doubt.
 
-    dialogue = Dialogue(asker, sample, config, counts)
+    dialogue = Dialogue(client, sample, config, counts)
     seen = await dialogue.ask("look", [image, "red cup"], Looked)       → Looked, or Refused is raised
 
 A reply that is of no use is asked for once more, with a word on what was wrong. All that was said is kept for the
@@ -12,20 +12,22 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from json_repair import repair_json
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from vcot.distill.images import size_of
-from vcot.distill.request import Asker, Prompt, Request, RowFailed, ShownImage
-from vcot.distill.row import refuse
+from vcot.distill import Fault, Refused, refuse
+from vcot.distill.crops import size_of
+from vcot.distill.request import Client, Request, RowFailed, ShownImage, choose_prompts
 from vcot.grounding import Frame, FrameSpec
 from vcot.records import Completion, Image, Reason, Rejection, Sample
+from vcot.settings import CommaSeparated, Options, setting
+from vcot.storage import Store
 
 T = TypeVar("T")
 S = TypeVar("S", bound=BaseModel)
@@ -34,73 +36,76 @@ Parts = list[str | ShownImage]
 NOT_FOR_REPAIR = (Reason.TEACHER_FAILED, Reason.TEACHER_REFUSED, Reason.TEACHER_WRONG_ANSWER)
 """A teacher that cannot, would not, or thinks otherwise, is not talked round."""
 
-JUDGING = ("look", "reanswer", "verdict")
-"""Purposes for which the judge is asked, where there is one."""
+CHECKS = ("look", "reanswer", "verdict")
+"""Purposes for which --judge-model is asked, where there is one."""
 
 
-class Fault(NamedTuple):
-    """Why a reply is of no use: for the counts, and in words that the teacher can be told."""
+class PromptOptions(Options):
+    """How a model is asked; all of it shapes the requests."""
 
-    reason: Reason
-    why: str
+    model: str | None = setting(None, "openai: the model, by the endpoint's name for it", min_length=1)
+    judge_model: str | None = setting(
+        None, "openai: another model for the checks (look, reanswer, verdict); default: --model", min_length=1
+    )
+    alternatives: int = setting(
+        1, "different traces for each row (rationalise: one for each text)", unit="traces", ge=1, le=16
+    )
+    temperature: float | None = setting(None, "openai: sampling temperature; default: the endpoint's own", ge=0, le=2)
+    reply_tokens: int = setting(1024, "openai: most tokens of one reply, its thinking included", unit="tokens", ge=16)
+    image_side: int = setting(1024, "openai: longest side of the image that is sent", unit="pixels", ge=28, le=8192)
+    repairs: int = setting(
+        1, "openai: how often a reply that is of no use is asked for again, with a word on why", unit="requests", ge=0,
+        le=1,
+    )  # fmt: skip
+    ask_again: int = setting(
+        0, "openai: how often a row that is refused for what was said of it is asked about anew; with the kept replies "
+        "of an earlier run, only the rows that it refused are asked about, and the others stay as they are",
+        unit="times", ge=0, le=8,
+    )  # fmt: skip
+    structured: bool = setting(True, "openai: demand replies of a JSON schema; else their shape is told in words only")
+    prompts: CommaSeparated = setting(
+        (), "openai: other words for a purpose, comma-separated: look=1 for that version, look=s3://b/my.v2.md for "
+        "a file of yours; default: the newest version of each",
+    )  # fmt: skip
+    frame: Literal["thousandths", "resized_pixels", "pixels", "padded_square", "fractions"] = setting(
+        "thousandths", "openai: the numbers in which this model writes boxes; never guessed from how large they are"
+    )
+    min_pixels: int | None = setting(
+        None, "openai: with --frame resized_pixels, the least pixels of the model's processor", unit="pixels", ge=1
+    )
+    max_pixels: int | None = setting(None, "openai: and the most", unit="pixels", ge=1)
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if self.frame == "resized_pixels" and (self.min_pixels is None or self.max_pixels is None):
+            yield "--frame=resized_pixels needs --min-pixels and --max-pixels, the limits of the processor"
 
 
-class Refused(Exception):
-    """The row, or a part of it, cannot be used. `negative`: the row as the teacher would have it, where its wrong
-    answers are asked for."""
-
-    def __init__(self, reason: Reason, why: str, negative: Sample | None = None) -> None:
-        super().__init__(why)
-        self.fault, self.negative = Fault(reason, why), negative
-
-
-@dataclass(frozen=True)
 class PromptConfig:
-    """How the teacher is asked; all of it shapes the requests.
+    """The options, with the prompts that they choose. Raises SettingsError: there is no such prompt."""
 
-    Args:
-        prompts: by purpose.
-        judge: model for the purposes in JUDGING; None: the same one.
-        temperature: None leaves it to the endpoint (some models accept no other).
-        reply_tokens: most tokens of one reply.
-        image_side: longest side, in pixels, of an image that is sent.
-        repairs: how often a reply that cannot be used is asked for again: 0 or 1.
-        ask_again: how often a row that was refused for what was said is asked about anew.
-        structured: whether the shape of a reply is demanded from the endpoint as a JSON schema.
-        frame: the numbers in which the teacher writes boxes.
-    """
-
-    model: str
-    prompts: Mapping[str, Prompt]
-    judge: str | None = None
-    temperature: float | None = None
-    reply_tokens: int = 1024
-    image_side: int = 1024
-    repairs: int = 1
-    ask_again: int = 0
-    structured: bool = True
-    frame: FrameSpec = field(default_factory=lambda: FrameSpec("thousandths"))
+    def __init__(self, options: PromptOptions, store: Store | None = None) -> None:
+        self.options, self.model = options, options.model or ""
+        self.prompts = choose_prompts(options.prompts, store)
+        self._frame = FrameSpec(options.frame, options.min_pixels, options.max_pixels)
 
     def whole(self, image: Image) -> ShownImage:
-        return ShownImage(image, self.image_side)
+        return ShownImage(image, self.options.image_side)
 
     def frame_of(self, image: Image) -> Frame:
         """The numbers of a box on this image, seen as it is sent."""
-        return self.frame.on(image.width, image.height, kept=size_of(self.whole(image)))
+        return self._frame.on(image.width, image.height, kept=size_of(self.whole(image)))
 
     def request(
-        self,
-        purpose: str,
-        parts: Sequence[str | ShownImage],
-        shape: type[BaseModel],
-        alternative: int = 0,
+        self, purpose: str, parts: Sequence[str | ShownImage], shape: type[BaseModel], alternative: int = 0,
         again: int = 0,
-    ) -> Request:
+    ) -> Request:  # fmt: skip
+        judge = self.options.judge_model
         return Request(
             purpose=purpose, prompt=self.prompts[purpose], parts=tuple(parts),
-            model=self.judge if self.judge and purpose in JUDGING else self.model,
-            schema=schema_of(shape) if self.structured else None, temperature=self.temperature,
-            reply_tokens=self.reply_tokens, alternative=alternative, again=again,
+            model=judge if judge and purpose in CHECKS else self.model,
+            schema=schema_of(shape) if self.options.structured else None, temperature=self.options.temperature,
+            reply_tokens=self.options.reply_tokens, alternative=alternative, again=again,
         )  # fmt: skip
 
 
@@ -108,25 +113,25 @@ class Dialogue:
     """Args: who answers, about which row, how it is asked, what is counted, and how often it was refused before."""
 
     def __init__(
-        self, asker: Asker, sample: Sample, config: PromptConfig, counts: Counter[str], *, again: int = 0
+        self, client: Client, sample: Sample, config: PromptConfig, counts: Counter[str], *, again: int = 0
     ) -> None:
         self.sample, self.config, self.counts, self.again = sample, config, counts, again
         self.said: list[str] = []
         self.models: tuple[str, ...] = ()  # that wrote, each once; not those that only judged
         self.parts: list[Rejection] = []
-        self._asker = asker
+        self._client = client
 
     def about(self, sample: Sample, *, again: int = 0) -> Dialogue:
         """The same dialogue about another question on the image, or begun `again`; all that is said belongs to both."""
-        other = Dialogue(self._asker, sample, self.config, self.counts, again=self.again + again)
+        other = Dialogue(self._client, sample, self.config, self.counts, again=self.again + again)
         other.said = self.said
         return other
 
     async def ask(self, purpose: str, parts: Sequence[str | ShownImage], shape: type[S]) -> S:
         """The reply as this shape. Raises Refused."""
-        return await self.hear(purpose, parts, shape, lambda completion: parse_reply(completion, shape))
+        return await self.read(purpose, parts, shape, lambda completion: parse_reply(completion, shape))
 
-    async def hear(
+    async def read(
         self, purpose: str, parts: Sequence[str | ShownImage], shape: type[BaseModel],
         read: Callable[[Completion], T], *, alternative: int = 0,
     ) -> T:  # fmt: skip
@@ -135,7 +140,7 @@ class Dialogue:
         try:
             return await self._once(request, read)
         except Refused as refused:
-            if refused.fault.reason in NOT_FOR_REPAIR or not self.config.repairs:
+            if refused.fault.reason in NOT_FOR_REPAIR or not self.config.options.repairs:
                 raise
             stricter = (
                 f"Your last reply to this was thrown away: {refused.fault.why}. "
@@ -146,25 +151,24 @@ class Dialogue:
 
     async def _once(self, request: Request, read: Callable[[Completion], T]) -> T:
         try:
-            completion = await self._asker.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
+            completion = await self._client.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
         except RowFailed as error:
             raise Refused(Reason.TEACHER_FAILED, str(error)) from error
         self.said.append(completion.text)
-        if request.purpose not in JUDGING:
+        if request.purpose not in CHECKS:
             self.models = tuple(dict.fromkeys([*self.models, completion.model]))
         return read(completion)
 
     def drop(self, part: str, fault: Fault) -> None:
         """A part is refused, and the row goes on without it."""
-        self.parts.append(self.refusal(Refused(*fault), part))
+        self.parts.append(self.rejection(Refused(*fault), part))
 
-    def refusal(self, refused: Refused, part: str = "") -> Rejection:
-        return refuse(self.sample, *refused.fault).model_copy(
-            update={"part": part, "said": tuple(self.said), "negative": refused.negative}
-        )
+    def rejection(self, refused: Refused, part: str = "") -> Rejection:
+        said = {"part": part, "said": tuple(self.said), "negative": refused.negative}
+        return refuse(self.sample, *refused.fault).model_copy(update=said)
 
 
-# ------------------------------------------------------------------------------------------ the text of a reply
+# --- the text of a reply
 
 LONGEST = 30_000
 """Characters of a reply that is looked at."""
@@ -244,11 +248,11 @@ def _writable(value: Any) -> Any:
     return [_writable(inside) for inside in value] if isinstance(value, list) else value
 
 
-# ------------------------------------------------------------------------------------------ what a reply must hold
+# --- what a reply must hold
 #
-# Read by pydantic, and sent to the endpoint as a JSON schema: names, docstrings and fields are part of the keys under
-# which replies are kept. Numbers of boxes are in the frame that the teacher was told. A reply may leave out what has a
-# default here; the schema asks for everything, because strict endpoints accept no optional field.
+# Shapes are read by pydantic, and sent to the endpoint as a JSON schema: their names, docstrings and fields are part of
+# the keys under which replies are kept. Numbers of boxes are in the frame that the teacher was told. A reply may leave
+# out what has a default; the schema asks for everything, because strict endpoints accept no optional field.
 
 
 def _strict(schema: dict[str, Any]) -> None:
@@ -276,122 +280,3 @@ def _numbers(box: Any) -> Any:
 
 
 Numbers = Annotated[list[float], BeforeValidator(_numbers)]
-
-
-class Proposed(Shape):
-    """An object that nobody annotated, under the number by which the sentences speak of it."""
-
-    number: int
-    label: str
-    box: Numbers
-
-
-class Sentence(Shape):
-    """`objects`: the numbers in brackets of its text that stand for objects."""
-
-    text: str
-    objects: list[int] = []
-
-
-def _sentences(said: Any) -> Any:
-    """Plain text, or a list of it, from those that keep to no schema."""
-    if isinstance(said, str):
-        said = [said]
-    return [{"text": one} if isinstance(one, str) else one for one in said] if isinstance(said, list) else said
-
-
-Sentences = Annotated[list[Sentence], BeforeValidator(_sentences)]
-
-
-class Reasoned(Shape):
-    objects: list[Proposed] = []
-    sentences: Sentences
-    answer: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_version_1(cls, said: Any) -> Any:
-        """Version 1 of the prompt asks for all sentences as one text, under another name."""
-        if isinstance(said, dict) and "sentences" not in said and "reasoning" in said:
-            return said | {"sentences": said["reasoning"]}
-        return said
-
-
-class Anchor(Shape):
-    """Words of a sentence, and the listed object or the box that they name."""
-
-    sentence: int
-    words: str
-    object: int | None = None
-    box: Numbers | None = None
-
-
-class Anchored(Shape):
-    anchors: list[Anchor]
-
-
-class Places(Shape):
-    label: str
-    boxes: list[Numbers]
-
-
-class Located(Shape):
-    objects: list[Places]
-
-
-class Looked(Shape):
-    present: bool
-
-
-class Answered(Shape):
-    answer: str
-
-
-class Captioned(Shape):
-    caption: str
-
-
-class Seen(Shape):
-    label: str
-    box: Numbers
-    score: float = 0.0
-
-
-class Found(Shape):
-    objects: list[Seen]
-
-
-class Branched(Shape):
-    visible: bool
-    caption: str = ""
-
-
-class Claim(Shape):
-    text: str
-    supported: bool
-    reason: str = ""
-
-
-class Judged(Shape):
-    label_supported: bool
-    claims: list[Claim]
-    verdict: Literal["keep", "modify", "reject"]
-
-
-class Relation(Shape):
-    subject: int
-    predicate: str
-    object: int
-
-
-class Pair(Shape):
-    question: str
-    choices: list[str] = []
-    answer: str
-    evidence: list[int]
-    rationale: Sentences
-
-
-class Synthesised(Shape):
-    relations: list[Relation] = []
-    pairs: list[Pair]

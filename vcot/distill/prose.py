@@ -10,15 +10,15 @@ repeated: who asks for a telephone number gets one.
 from __future__ import annotations
 
 import re
+import tomllib
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
 
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-from vcot.distill.dialogue import Fault
-from vcot.distill.objects import sentences
+from vcot.distill import Fault
 from vcot.records import Reason, Sample
 
 HERE = "¤"
@@ -40,6 +40,25 @@ def fault_of(prose: str, sample: Sample) -> Fault | None:
     )
 
 
+class Span(NamedTuple):
+    start: int
+    end: int
+
+
+_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\s*\n\s*")
+
+
+def sentences(text: str) -> list[Span]:
+    """Where the sentences of a text stand, without the white space between them."""
+    spans, start = [], len(text) - len(text.lstrip())
+    for gap in _END.finditer(text):
+        if start < gap.start():
+            spans.append(Span(start, gap.start() + len(gap[0].rstrip())))
+        start = max(start, gap.end())
+    end = len(text.rstrip())
+    return [*spans, Span(start, end)] if start < end else spans
+
+
 def _first(pattern: re.Pattern[str], prose: str, given: Sequence[str]) -> str | None:
     """What a pattern finds in the prose and the row does not hold."""
     held = _squeezed(" ".join(given))
@@ -50,7 +69,7 @@ def _squeezed(text: str) -> str:
     return "".join(text.casefold().split())
 
 
-# ------------------------------------------------------------------------------------------------ places as numbers
+# --- places as numbers
 
 _ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()  # noqa: SIM905
 _ONES += ["sixteen", "seventeen", "eighteen", "nineteen"]
@@ -160,7 +179,7 @@ def _keyed(prose: str, plane: bool) -> str | None:
     return None
 
 
-# -------------------------------------------------------------------------------------------------- brackets left open
+# --- brackets left open
 
 _OPTION = re.compile(r"(?:\A|[\s,;:])\w{1,3}\Z")
 _EMPTY = re.compile(r"\[\s*\]|(?<!\w)\(\s*\)")
@@ -185,95 +204,42 @@ def _open(prose: str) -> Fault | None:
     return Fault(Reason.TEACHER_UNREADABLE, why) if where else None
 
 
-# -------------------------------------------------------------------------------------------------------- what is said
+# --- what is said
+
+
+@cache
+def _wordings() -> dict[str, re.Pattern[str]]:
+    """wordings.toml: each of its lists as one pattern."""
+    said = tomllib.loads(files("vcot.distill").joinpath("wordings.toml").read_text("utf-8"))
+    patterns = {name: "|".join(wordings) for name, wordings in said["lists"].items()}
+    for short, wording in said["short"].items():
+        patterns = {name: pattern.replace(f"<{short}>", f"(?:{wording})") for name, pattern in patterns.items()}
+    return {name: re.compile(pattern, re.IGNORECASE) for name, pattern in patterns.items()}
+
 
 _QUOTED = re.compile(r"“[^”]*”|\"[^\"]*\"|«[^»]*»|„[^“”]*[“”]|(?<!\w)['‘][^'’]*['’](?!\w)")
 """What the image says in its own words, in whatever language and to whomever."""
 
-_LINK = re.compile(r"\b(?:https?|ftp)://\S+|\]\([^)\s]+\)", re.IGNORECASE)
-_TO_A_MODEL = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?]{0,40}\b(?:instructions?|rules|prompts?|guidelines|above)\b"
-    r"|\bsystem (?:prompt|message)\b|\bjailbreak|\bdeveloper mode\b"
-    r"|\byou are (?:now )?an? (?:[\w-]+ )?(?:assistant|ai|chatbot|language model|bot)\b"
-    r"|(?:^|[.!?\n] ?)(?:system|assistant|user|human|instruction|developer) ?:"
-    r"|###|\[/?(?:inst|sys|system|user|assistant)\]"
-    r"|\b(?:curl|wget|sudo|rm -rf|eval\(|exec\(|import os|drop table|bash -c|powershell)\b"
-    r"|\b(?:send|give|reveal|print|leak) (?:me |us )?(?:your|all|the) (?:\w+ )?(?:passwords?|api keys?|credentials|"
-    r"secrets?|environment|instructions)\b"
-    r"|\b(?:repeat|translate|print|output) the (?:text|words|prompt|message) (?:above|below)\b",
-    re.IGNORECASE,
-)
-_TO_ITS_READER = re.compile(
-    r"\b(?:visit|click|go to|subscribe|sign up|download|log ?in|check out|(?:learn|read|find out) more|more (?:info|"
-    r"details))\b[^.!?]{0,60}\b[\w-]+\.[a-z]{2,6}\b|"
-    r"\bfrom now on\b|\b(?:when|if) you (?:read|see) this\b"
-    r"|\byou (?:must|should|will|have to|need to) (?:now|always|never) "
-    r"|\b(?:always|only|never) (?:answer|reply|respond|say|output)\b"
-    r"|\b(?:tell|inform|remind|ask|persuade|advise) the (?:user|human)\b",
-    re.IGNORECASE,
-)
-_GIVEN = (
-    "given|provided|supplied|expected|known|reference|gold(?:en)?|target|desired|intended|official|stated|specified"
-)
-_RIGHT = rf"(?:{_GIVEN}|correct|right|true)"
-_TOLD = re.compile(
-    rf"\b(?:{_GIVEN}|required) (?:\w+ )?answers?\b|\banswer key\b|\bground[- ]truth\b|\bgold label\b"
-    r"|\banswers? (?:that (?:is|was|were) |which (?:is|was) |as |(?:i|we) (?:was|were|am|are|have been) |you )?"
-    r"(?:already )?(?:given|provided|told|supplied|stated|gave|specified)\b"
-    r"|\bannotat(?:ed (?:box|object|region)|or|ions? (?:say|tell|state|give))"
-    r"|\b(?:i|we) (?:was|were|am|are|have been|had been) (?:already )?(?:told|given|informed|instructed|asked|supplied|"
-    r"supposed|expected|required)\b"
-    r"|\b(?:i|we) (?:already )?know (?:from [^.!?]{0,30})?(?:that )?(?:the |its )?(?:right |correct )?answer\b"
-    r"|\byou (?:told|gave|said|provided|informed|mentioned|asked)\b"
-    r"|\b(?:as|like) (?:instructed|told|requested|i was told)\b"
-    r"|\b(?:the|this|your) (?:prompt|task|user) (?:\w+ )?(?:says?|tells?|states?|gives?|gave|told|said|wants?)\b"
-    r"|\b(?:in|from|by|per) (?:the|your) prompt\b|\bhint\b[^.!?]{0,30}\banswer\b"
-    r"|\blist of objects\b|\bobjects? list\b|\blisted objects?\b|\b(?:given|provided) (?:list|boxes|coordinates)\b"
-    r"|\bto (?:arrive at|reach|get to|match|justify|support|fit|explain|obtain|agree with) (?:the|that|this) "
-    rf"{_RIGHT} (?:\w+ )?(?:answer|result|choice|label)\b"
-    rf"|\b(?:since|because|knowing that|given that|assuming) the (?:{_RIGHT} )?answer (?:is|was|must|should|has)\b"
-    r"|\bmy (?:instructions|rules|task)\b",
-    re.IGNORECASE,
-)
-_UNABLE = r"(?:can ?not|can['’]t|could ?n[o'’]t|(?:am|was|['’]m) (?:not able|unable)(?: to)?)"
-_DECLINED = re.compile(
-    rf"\b(?:i|we) ?(?:really |simply |also )?{_UNABLE} (?:\w+ly )?(?:tell|say|determine|answer|help|assist|identify|"
-    r"comply|make out|read|recogni[sz]e|see (?:the|this|your) (?:image|picture|photo)|share|be (?:sure|certain)|know|"
-    r"verify|confirm|decide|discern|conclude|infer|process|access|respond|reveal|disclose|do (?:this|that))\b"
-    r"|\b(?:i|we) (?:do not|don['’]t|did not|didn['’]t) (?:know|have (?:the ability|access|enough|sufficient)|feel "
-    r"comfortable)\b|\b(?:i|we) (?:will not|won['’]t|refuse to|(?:must|have to) decline|decline to|would rather not)\b"
-    r"|\b(?:i['’]m|i am|we are) (?:very |so |really )?(?:sorry|afraid|unable|not (?:sure|certain|allowed|able))\b"
-    r"|\bmy apologies\b|\bi apologi[sz]e\b|\bas an? (?:ai|(?:large )?language model|artificial)\b"
-    r"|\b(?:impossible|not possible) (?:for me )?to (?:tell|say|determine|answer|know|judge|identify)\b"
-    r"|\bcan(?:not|['’]t| not) be (?:\w+ly )?(?:determined|answered|known|identified|told|inferred)\b"
-    r"|\b(?:not enough|insufficient) (?:\w+ )?(?:information|detail|context|evidence|data|resolution)\b"
-    r"|\b(?:there is|there['’]s) no way (?:to|of) (?:tell|know|say)"
-    r"|\b(?:unclear|not clear) (?:which|what|who|how|whether|where)\b",
-    re.IGNORECASE,
-)
-_NO_ANSWER = re.compile(
-    r"unanswerable|cannot|can['’]t|unknown|unclear|insufficient|not (?:enough|given|shown|stated|mentioned|specified|"
-    r"visible|clear)",
-    re.IGNORECASE,
-)
-"""Of a row whose right answer it is that there is none."""
-
 
 def _unwanted(prose: str, given: Sequence[str], sample: Sample) -> Fault | None:
-    unquoted = _QUOTED.sub(" ", prose)
+    said, unquoted = _wordings(), _QUOTED.sub(" ", prose)
     injected = (
-        _first(_LINK, prose, given) or _first(_TO_A_MODEL, prose, given) or _first(_TO_ITS_READER, unquoted, given)
+        _first(said["link"], prose, given)
+        or _first(said["to_a_model"], prose, given)
+        or _first(said["to_its_reader"], unquoted, given)
     )
     if injected is not None:
         return Fault(Reason.TEACHER_INJECTED, f"it holds a link, or an order to its reader: {injected[:80]!r}")
-    told = _first(_TOLD, unquoted, given)
+    told = _first(said["told"], unquoted, given)
     if told is not None:
         return Fault(Reason.TEACHER_TOLD, f"it says that it was told: {told[:80]!r}")
-    declined = None if any(map(_NO_ANSWER.search, sample.answers)) else _first(_DECLINED, unquoted, [sample.question])
+    if any(map(said["no_answer"].search, sample.answers)):
+        return None
+    declined = _first(said["declined"], unquoted, [sample.question])
     return None if declined is None else Fault(Reason.TEACHER_REFUSED, f"it declined: {declined[:80]!r}")
 
 
-# ------------------------------------------------------------------------------------------------------------ once more
+# --- the same once more
 
 # From the repetition filter of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1): sentences in the place of its
 # lines; of the n-grams the most frequent short ones and the repeated longest ones. Its shares are for documents, where
@@ -310,7 +276,7 @@ def _words(text: str) -> list[str]:
     return re.findall(rf"{HERE}\d+{HERE}|[\w'’]+|[=+]", text.casefold())
 
 
-# ------------------------------------------------------------------------------------------------------ which language
+# --- which language
 
 SURE = 0.5
 """Of the detector, whose probabilities are calibrated: formulas and names score below 0.4."""
@@ -318,13 +284,17 @@ SURE = 0.5
 ENOUGH = 15
 """Letters from which a language can be told."""
 
-
 HARDLY = 0.1
 """What is this improbable for the language that is wanted is not in it; its kin score more (Norwegian for Danish)."""
 
 
 @cache
-def _detector() -> LanguageIdentifier:
+def _detector() -> Any:
+    from py3langid.langid import (  # with numpy: what only reads settings has no use for it
+        MODEL_FILE,
+        LanguageIdentifier,
+    )
+
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 

@@ -1,33 +1,95 @@
-"""One request to a teacher, as a value: what is said, what is shown, and the key under which its reply is stored.
+"""What is asked of a teacher, as values: prompts, images and requests, and the cache of their replies.
 
-    Request(purpose="reason", prompt=…, parts=(ShownImage(sample.shown, side=1024), "Question: …"), model="gpt-4o")
-    await asker.ask(request, source="scienceqa")      → Completion: kept, or new and paid for
+    prompts = choose_prompts(["look=1"])
+    request = Request("reason", prompts["reason"], (ShownImage(sample.shown, side=1024), "Question: …"), "gpt-4o")
+    await client.ask(request, source="scienceqa")      → Completion: from the cache, or new and paid for
 
-The strategies make requests and read replies; an Asker alone knows endpoints, keys, money and time.
+The strategies make requests and read replies; a Client alone knows endpoints, keys, money and time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
+from vcot.errors import InputError, SettingsError
 from vcot.grounding import Box
 from vcot.records import Completion, Image
+from vcot.storage import NotFound, Store, join
 
 QUALITY = 90
 """Of the JPEG that is sent."""
 
+_PROMPT_FILE = re.compile(r"(?P<name>[a-z-]+)\.v(?P<version>[0-9]+)\.md")
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """Words with a version: a file of vcot/distill/prompts."""
+    """Words with a version: a file `prompts/<name>.v<version>.md`, one for each purpose."""
 
     name: str
     version: int
     text: str
+
+
+@cache
+def packaged_prompts() -> Mapping[str, Mapping[int, Prompt]]:
+    """All prompts of the package: name → version → prompt."""
+    prompts: dict[str, dict[int, Prompt]] = {}
+    for file in sorted(files("vcot.distill").joinpath("prompts").iterdir(), key=lambda file: file.name):
+        if found := _PROMPT_FILE.fullmatch(file.name):
+            name, version = found["name"], int(found["version"])
+            prompts.setdefault(name, {})[version] = Prompt(name, version, file.read_text("utf-8").strip())
+    return prompts
+
+
+def choose_prompts(choices: Sequence[str] = (), store: Store | None = None) -> dict[str, Prompt]:
+    """The prompt for each purpose: the newest of the package, or as "name=version" and "name=URI of a file" say.
+
+    Raises SettingsError: there is no such prompt or version, or a file that is none.
+    """
+    packaged = packaged_prompts()
+    chosen = {name: versions[max(versions)] for name, versions in packaged.items()}
+    for choice in choices:
+        name, _, what = choice.partition("=")
+        if name not in chosen or not what:
+            names = ", ".join(sorted(chosen))
+            raise SettingsError(f"--prompts {choice}: it should be name=version or name=file, name one of {names}")
+        if not what.isdecimal():
+            chosen[name] = _own_prompt(name, what, store or Store())
+        elif (version := int(what)) in packaged[name]:
+            chosen[name] = packaged[name][version]
+        else:
+            there = ", ".join(map(str, sorted(packaged[name])))
+            raise SettingsError(f"--prompts {name}={version}: there is version {there}")
+    return chosen
+
+
+def own_prompts(choices: Sequence[str]) -> list[str]:
+    """The URIs among the choices."""
+    return [what for choice in choices if not (what := choice.partition("=")[2]).isdecimal()]
+
+
+def _own_prompt(name: str, uri: str, store: Store) -> Prompt:
+    """A file of one's own; its version is the number that its name ends in (my.v7.md), else 0."""
+    try:
+        text = store.read(uri).decode().strip()
+    except NotFound:
+        raise SettingsError(f"--prompts {name}={uri}: there is no such file") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"--prompts {name}={uri}: it is not UTF-8 ({error.reason})") from None
+    if not text:
+        raise SettingsError(f"--prompts {name}={uri}: it is empty")
+    version = re.search(r"\.v([0-9]+)\.md\Z", uri)
+    return Prompt(name, int(version[1]) if version else 0, text)
 
 
 @dataclass(frozen=True)
@@ -44,13 +106,20 @@ class ShownImage:
     crop: Box | None = None
     least: int = 0
 
+    def identity(self) -> dict[str, Any]:
+        """For the key of a request: the image by the digest of what is really read, the stored copy where there is
+        one."""
+        crop = None if self.crop is None else self.crop.as_list()
+        digest = self.image.kept.sha256
+        return {"sha256": digest, "side": self.side, "least": self.least, "quality": QUALITY, "crop": crop}
+
 
 @dataclass(frozen=True)
 class Request:
     """What shapes a reply, and nothing else.
 
     Args:
-        purpose: which step asks ("reason", "caption", "verify", …): for the cost report.
+        purpose: which step asks ("reason", "caption", "look", …): for the cost report.
         prompt: the system message.
         parts: the user message, texts and images in order.
         schema: JSON schema that the reply must fit; None: free text.
@@ -71,10 +140,10 @@ class Request:
     again: int = 0
 
     def key(self) -> str:
-        """sha256 of all of it as canonical JSON (sorted keys, no white space); images by their digest."""
+        """sha256 of all of it as canonical JSON (sorted keys, no white space)."""
         said = {
             "prompt": [self.prompt.name, self.prompt.version, self.prompt.text],
-            "parts": [_part(part) for part in self.parts],
+            "parts": [part if isinstance(part, str) else part.identity() for part in self.parts],
             "model": self.model, "schema": self.schema, "temperature": self.temperature,
             "reply_tokens": self.reply_tokens, "alternative": self.alternative,
         }  # fmt: skip
@@ -84,19 +153,11 @@ class Request:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _part(part: str | ShownImage) -> Any:
-    """An image by the digest of what is really read: the stored copy where there is one."""
-    if isinstance(part, str):
-        return part
-    crop = None if part.crop is None else part.crop.as_list()
-    return {"sha256": part.image.kept.sha256, "side": part.side, "least": part.least, "quality": QUALITY, "crop": crop}
-
-
 class RowFailed(Exception):
     """No try of this request was answered, and others were: the endpoint cannot take the row."""
 
 
-class Asker(Protocol):
+class Client(Protocol):
     """Gives the reply to a request, at most one new one for each key."""
 
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
@@ -111,3 +172,35 @@ class Asker(Protocol):
             RowFailed: the endpoint cannot answer it.
             BudgetSpent, SettingsError, TemporaryError: see Endpoint.ask and the budget.
         """
+
+
+class ReplyCache:
+    """Replies that were paid for, in storage; safe to share between threads, processes and machines.
+
+        <cache>/ab/abcdef….json    a Completion, written once, named by Request.key()
+
+    The endpoint's address is not part of the key, so that moving from one gateway to another costs nothing.
+    """
+
+    def __init__(self, store: Store, uri: str) -> None:
+        self.store, self.uri = store, uri
+
+    def get(self, key: str) -> Completion | None:
+        """Raises InputError where something else stands in the reply's place."""
+        uri = self._uri(key)
+        try:
+            return Completion.model_validate_json(self.store.read(uri))
+        except NotFound:
+            return None
+        except ValidationError as error:
+            why = error.errors()[0]["msg"]
+            raise InputError(f"{uri} is not a kept reply ({why}); delete it to ask again") from None
+
+    def keep(self, key: str, completion: Completion) -> Completion:
+        """The reply that counts from now on: this one, or the one that another process stored before."""
+        if self.store.write_once(self._uri(key), completion.line()):
+            return completion
+        return self.get(key) or completion
+
+    def _uri(self, key: str) -> str:
+        return join(self.uri, key[:2], f"{key}.json")

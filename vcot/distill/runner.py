@@ -1,6 +1,8 @@
 """Shards of Samples through a teacher; a model as the teacher: many rows under way at once, outcomes in their order.
 
-How a row is taught is a strategy's business, and how a request is answered and paid for is the client's.
+How a row is taught is a strategy's business, and how a request is answered and paid for is the client's. How many rows
+came how far, and why the others did not, is counted for the marker of the shard (vcot.records.metadata says what each
+name means); examples to look at are put aside (vcot.reports.examples).
 """
 
 from __future__ import annotations
@@ -8,25 +10,28 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vcot import logging
-from vcot.distill.funnel import TRUST, Funnel
-from vcot.distill.request import Asker
-from vcot.distill.row import Outcome, Teacher, needs_teacher, refuse, taught
-from vcot.distill.strategy import Strategy
+from vcot.distill import Outcome, Teacher, needs_teacher, refuse, with_reasoning
 from vcot.errors import TemporaryError, VcotError
-from vcot.records import Reason, Rejection, Sample
-from vcot.records.metadata import DistillShardMetadata
+from vcot.grounding import Mention
+from vcot.records import Folder, Reason, Rejection, Sample
+from vcot.records.metadata import Checks, DistillShardMetadata
 from vcot.records.shards import ShardWriter
+from vcot.reports.distillation import GATES, MEANING, SHOWN
+from vcot.reports.examples import ExampleSampler, ShownBox, ShownExample
+from vcot.reports.rendering import shorten
 from vcot.stage import REPORT_EVERY, Bar, stop
 
 if TYPE_CHECKING:  # openai takes a second to load, and the template teacher needs none
     from vcot.distill.client import TeacherClient
+    from vcot.distill.request import Client
+    from vcot.distill.strategies import Strategy
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,9 +49,9 @@ def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> 
     with closing(teacher.teach(samples)) as rows:  # whatever happens here, requests under way come home
         funnel = write(rows, teacher.name, writer)
     spent = _since(before, teacher.counts())
-    trust = {name: spent.pop(name, 0) for name in TRUST}
-    counted = funnel.facts() | {"trust": trust, "bill": spent.pop("bill", {}), "spent": spent}
-    return funnel, DistillShardMetadata(**counted)
+    checks = {name: spent.pop(name, 0) for name in Checks.model_fields}
+    costs = spent.pop("costs", {})
+    return funnel, DistillShardMetadata(**funnel.counts(), trust=checks, bill=costs, spent=spent)
 
 
 def write(rows: Iterable[tuple[Sample, Outcome]], teacher: str, writer: ShardWriter) -> Funnel:
@@ -62,7 +67,7 @@ def write(rows: Iterable[tuple[Sample, Outcome]], teacher: str, writer: ShardWri
             funnel.passed(sample)
             writer.keep(sample)
         else:
-            made = taught(sample, outcome, teacher)
+            made = with_reasoning(sample, outcome, teacher)
             funnel.kept(sample, made, outcome.flags, outcome.parts)
             writer.keep(*made)
             for part in outcome.parts:
@@ -76,6 +81,99 @@ def _since(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
         name: _since(before.get(name, {}), value) if isinstance(value, Mapping) else value - before.get(name, 0)
         for name, value in now.items()
     }
+
+
+# --- which rows came how far
+
+STEPS = ("asked", "parsed", "boxes_accepted", "answer_agreed", "kept")
+
+# Of what is shown: characters of a text, and replies of one row, the last ones, among which is what was refused. All of
+# it stands in the shards and the rejections.
+_LONGEST, _REPLIES = 2000, 6
+
+
+def reached(reason: Reason | None) -> int:
+    """How many of STEPS a row passed that was refused for this reason; None: that was kept.
+
+    The gates stand in this order, so a row that fell at one of them has passed those before it.
+    """
+    if reason is None:
+        return len(STEPS)
+    return GATES.index(MEANING[reason][0]) if reason in MEANING else 0
+
+
+class Funnel:
+    """The counts and the examples of one shard under way."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[str] = Counter(taught=0, traces=0, had_reasoning=0, test_passed=0)
+        self._funnel: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._noted: dict[str, defaultdict[str, Counter[str]]] = {
+            kind: defaultdict(Counter) for kind in ("refused", "parts", "flags")
+        }
+        self._sampler = ExampleSampler(SHOWN)
+
+    def passed(self, sample: Sample) -> None:
+        """A row that needs no teacher."""
+        self._rows["test_passed" if sample.origin.split == "test" else "had_reasoning"] += 1
+        self._funnel[sample.origin.dataset].update(("rows", "passed"))
+
+    def kept(
+        self, sample: Sample, made: Sequence[Sample], flags: Sequence[str] = (), parts: Iterable[Rejection] = ()
+    ) -> None:
+        """A row, and what was made of it: itself with its reasoning, and new questions, whose evidence nobody drew."""
+        self._rows.update(taught=1, traces=sum(len(one.reasoning) for one in made))
+        self._funnel[sample.origin.dataset].update(("rows", *STEPS))
+        self._noted["flags"][sample.origin.dataset].update(flags)
+        for one in made:
+            if self._sampler.wants(one.origin.dataset, "kept", one.id):
+                shown = {"flags": tuple(flags), "reasoning": one.reasoning[:1]}
+                mentions = one.reasoning[0].mentions
+                self._sampler.add(_example(one, "kept", mentions, sample.evidence or ()).model_copy(update=shown))
+        for part in parts:
+            self._noted["parts"][sample.origin.dataset][part.reason.value] += 1
+            self._show(sample, part, f"part:{part.reason}")
+
+    def refused(self, sample: Sample, rejection: Rejection) -> None:
+        self._funnel[sample.origin.dataset].update(("rows", *STEPS[: reached(rejection.reason)]))
+        self._noted["refused"][sample.origin.dataset][rejection.reason.value] += 1
+        self._show(sample, rejection, f"refused:{rejection.reason}")
+
+    def _show(self, sample: Sample, rejection: Rejection, group: str) -> None:
+        if self._sampler.wants(sample.origin.dataset, group, sample.id):
+            evidence = sample.evidence or ()
+            said = tuple(shorten(text, _LONGEST) for text in rejection.said[-_REPLIES:])
+            shown = {"part": rejection.part, "detail": shorten(rejection.detail, _LONGEST), "said": said}
+            self._sampler.add(_example(sample, group, evidence, evidence).model_copy(update=shown))
+
+    def counts(self) -> dict[str, Any]:
+        """As DistillShardMetadata names them."""
+        funnel = {
+            name: {step: counts[step] for step in ("rows", "passed", *STEPS)} for name, counts in self._funnel.items()
+        }
+        noted = {kind: {name: dict(n) for name, n in found.items() if n} for kind, found in self._noted.items()}
+        return {"rows": dict(self._rows), "funnel": funnel, **noted}
+
+    def put_aside(self, folder: Folder, shard: int) -> None:
+        self._sampler.put_aside(folder, shard)
+
+
+def _example(sample: Sample, group: str, mentions: Sequence[Mention], annotated: Sequence[Mention]) -> ShownExample:
+    """A row with the boxes of these mentions; those that are not `annotated` are the teacher's."""
+    people = {box for mention in annotated for box in mention.boxes}
+    unique = [(mention, number, box) for mention in dict.fromkeys(mentions) for number, box in enumerate(mention.boxes)]
+    boxes = [
+        ShownBox(label="" if number else mention.label, edges=tuple(box.as_list()), proposed=box not in people)
+        for mention, number, box in unique
+    ]
+    return ShownExample(
+        id=sample.id, dataset=sample.origin.dataset, group=group, image=sample.image,
+        question=shorten(sample.question, _LONGEST), choices=tuple(shorten(c, _LONGEST) for c in sample.choices or ()),
+        answers=(shorten(sample.answers[0], _LONGEST),), boxes=tuple(boxes),
+    )  # fmt: skip
+
+
+# --- a model as the teacher
 
 
 class ModelTeacher:
@@ -105,7 +203,7 @@ class ModelTeacher:
 
     def counts(self) -> Mapping[str, Any]:
         report = self.client.report
-        return {**report.totals(), **self.strategy.counts(), "bill": report.lines()}
+        return {**report.totals(), **self.strategy.counts(), "costs": report.lines()}
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """Every sample with its outcome, in order. Raises as `map` does."""
@@ -119,23 +217,20 @@ class ModelTeacher:
         return self._loop.run_until_complete(work)
 
     def map(
-        self, items: Iterable[T], work: Callable[[T, Asker], Coroutine[Any, Any, R]], asker: Asker | None = None
+        self, items: Iterable[T], work: Callable[[T, Client], Coroutine[Any, Any, R]]
     ) -> Generator[tuple[T, R], None, None]:
         """Every item with what the work makes of it, in order; some items are worked on ahead.
-
-        Args:
-            asker: who answers; default: the client.
 
         Raises:
             TemporaryError, SettingsError: the endpoint (see Endpoint.ask) or storage.
             BudgetSpent: the limit is reached.
             Interrupted: stopped by a signal. In every case replies that arrived are kept.
         """
-        asker, self._trouble = asker or self.client, None
+        self._trouble = None
         ahead: deque[tuple[T, asyncio.Task[R]]] = deque()
         try:
             for item in items:
-                ahead.append((item, self._loop.create_task(self._watched(work(item, asker)))))
+                ahead.append((item, self._loop.create_task(self._watched(work(item, self.client)))))
                 if len(ahead) >= self._ahead:
                     yield self._first_of(ahead)
             while ahead:
@@ -205,26 +300,26 @@ class Progress:
         now, terminal = time.monotonic(), sys.stderr.isatty()
         if now - self._told < (REFRESH if terminal else REPORT_EVERY):
             return
-        self._told, facts = now, self.facts()
+        self._told, fields = now, self.fields()
         if not terminal:
-            logging.get().info("asking the teacher", **facts)
+            logging.get().info("asking the teacher", **fields)
             return
         if self._bar is None:
             self._bar = Bar("distill", self.total).__enter__()
-        self._bar.advance(self._done - self._bar.count, f"{self._refused:,} refused, ${facts['usd']}")
+        self._bar.advance(self._done - self._bar.count, f"{self._refused:,} refused, ${fields['usd']}")
 
-    def facts(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Rows, requests, tokens a second, US dollars and seconds, all of this process."""
         paid, seconds = self._client.report.totals(), max(time.monotonic() - self._begun, 1e-9)
-        facts: dict[str, Any] = {"done": self._done} | ({} if self.total is None else {"of": self.total})
-        facts |= {"refused": self._refused, "in_flight": self._client.endpoint.rate.under_way}
-        facts |= {name: paid[name] for name in ("requests", "kept_replies_used", "tries_again")}
-        facts["tokens_per_second"] = round(paid["tokens_paid"] / seconds)
+        fields: dict[str, Any] = {"done": self._done} | ({} if self.total is None else {"of": self.total})
+        fields |= {"refused": self._refused, "in_flight": self._client.endpoint.rate.under_way}
+        fields |= {name: paid[name] for name in ("requests", "kept_replies_used", "tries_again")}
+        fields["tokens_per_second"] = round(paid["tokens_paid"] / seconds)
         unknown = paid["requests"] and paid["unpriced"]
-        facts["usd"] = "unknown" if unknown else round(paid["usd_paid"] + paid["usd_lost"], 4)
+        fields["usd"] = "unknown" if unknown else round(paid["usd_paid"] + paid["usd_lost"], 4)
         if self.total is not None and self._done:
-            facts["seconds_left"] = round((self.total - self._done) * seconds / self._done)
-        return facts
+            fields["seconds_left"] = round((self.total - self._done) * seconds / self._done)
+        return fields
 
     def close(self) -> None:
         if self._bar is not None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vcot.answers import normalise, number, singular
-from vcot.distill.objects import NEUTRAL, objects_of
-from vcot.distill.row import DistilledReasoning, Outcome, needs_teacher, refuse
+from vcot.distill import DistilledReasoning, Outcome, needs_teacher, refuse
+from vcot.distill.crops import NEUTRAL, objects_of
 from vcot.grounding import Box, Mention, Trace, place
 from vcot.records import Reason, Rejection, Sample
 from vcot.stage import stop
@@ -50,12 +50,12 @@ class TemplateTeacher:
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         for sample in samples:
             stop.raise_if_requested()
-            yield sample, self.lesson(sample) if needs_teacher(sample) else None
+            yield sample, self.teach_row(sample) if needs_teacher(sample) else None
 
     def counts(self) -> Mapping[str, int]:
         return {}
 
-    def lesson(self, sample: Sample) -> DistilledReasoning | Rejection:
+    def teach_row(self, sample: Sample) -> DistilledReasoning | Rejection:
         if sample.evidence is None:
             return refuse(sample, Reason.NO_REASONING, "nobody annotated where the evidence is")
         write = _absence if not sample.true_boxes else _presence

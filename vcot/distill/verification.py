@@ -1,7 +1,7 @@
 """Whether what a teacher said can be believed: the boxes that it proposes, and the answer that they lead to.
 
-    placed    in the declared frame, inside the image          sized    neither a speck nor everything
-    gold      the annotated object that it is, if there is one named    short, plain, and not the answer
+    placed         in the declared frame, inside the image      fault_of_size   neither a speck nor everything
+    annotated_as   the annotated object that it is              fault_of_name   short, plain, and not the answer
 
 These cost nothing. What stands them goes through the checks that ask: a second proposal that does not know the first
 (self-consistency), a look at the crop, a detector where there is one. Some looks are repeated at a negative crop, one
@@ -14,18 +14,19 @@ import asyncio
 import random
 import re
 import unicodedata
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from vcot.answers import normalise
-from vcot.distill import conclusion
-from vcot.distill.dialogue import Answered, Dialogue, Fault, Located, Looked, Parts, PromptConfig, Refused
-from vcot.distill.objects import Object, asked, gives_away, in_frame, reach, sentences, tells_answer
-from vcot.distill.request import Request, ShownImage
+from vcot.distill import Fault, Refused, conclusion
+from vcot.distill.crops import Object, crop, evidence_crops, extent, frame_line, negative_crop, question_lines
+from vcot.distill.dialogue import Dialogue, Numbers, Parts, PromptConfig, Shape
+from vcot.distill.prose import sentences
+from vcot.distill.request import Request
 from vcot.grounding import Box, BoxError, BoxFault, Frame, Trace, iou, match_at
 from vcot.records import Image, Reason, Sample
+from vcot.settings import CommaSeparated, Options, flag, setting
 
 AGREEMENT = 0.5
 """IoU from which two boxes are the same place."""
@@ -39,9 +40,10 @@ LONGEST_LABEL = 80
 ANSWER_FIRST = "answer-first"
 
 LIKELY_OBJECTS = 2
-"""In a piece of reasoning about an image in which nothing is annotated."""
+"""In a piece of reasoning about an image in which nothing is annotated, for the estimate."""
 
 _MARKUP = re.compile(r"</?[a-z|!]|<\||\[\d|[{}]", re.IGNORECASE)
+_SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
 
 _REASONS = {
     BoxFault.NOT_FINITE: Reason.BOX_NOT_FINITE,
@@ -55,132 +57,176 @@ _REASONS = {
 class Detector(Protocol):
     """Finds things by their names; a model of vcot.models, handed in by the job."""
 
-    @property
-    def name(self) -> str:
-        """Which model it is, as far as its results depend on it."""
-
     def find(self, image: Image, labels: Sequence[str]) -> Mapping[str, Sequence[Box]]:
         """The boxes of each label, in pixels of the original. Called from several threads. Raises ImageError."""
 
 
-@dataclass(frozen=True)
-class AreaLimits:
-    """Limits of a proposed box's area, as shares of the image, by dataset; "" stands for all others."""
+class VerificationOptions(Options):
+    """Which checks are made, and what becomes of what they deny."""
 
-    smallest: Mapping[str, float] = field(default_factory=lambda: {"": 0.0005})
-    largest: Mapping[str, float] = field(default_factory=lambda: {"": 0.9})
+    min_proposed_area: CommaSeparated = setting(
+        ("0.0005",), "openai: proposed boxes cover this share of the image at least: 0.0005, or 0.0005,docvqa=0.001 by "
+        "dataset; boxes that people drew are never measured", unit="0..1",
+    )  # fmt: skip
+    max_proposed_area: CommaSeparated = setting(("0.9",), "openai: and at most: 0.9, or 0.9,vsr=1", unit="0..1")
+    self_consistency: bool = setting(
+        True, "openai: a second proposal that does not know the first must agree (IoU 0.5)"
+    )
+    crop_check: bool = setting(True, "openai: a look at the cut-out must find the thing in it")
+    negative_crop_share: float = setting(
+        0.1, "openai: share of the looks that are followed by one at a place that does not show the thing; how often "
+        "those pass is in the report", unit="0..1", ge=0, le=1,
+    )  # fmt: skip
+    seed: int = setting(0, "template: which row gets which wording; openai: which looks are followed by a decoy")
+    detector_uri: str | None = setting(
+        None, "openai: folder of a detector (Grounding DINO, OWLv2) that must find what is proposed; needs torch"
+    )
+    answer_from_evidence: bool = setting(
+        True, "openai: the answer must follow from the cut-outs of the evidence, and where they lie, alone"
+    )
+    answer_first: Literal["flag", "refuse"] = setting(
+        "flag", "openai: what becomes of reasoning whose first sentence states the answer"
+    )
+    wrong_answers: Literal["refuse", "negatives"] = setting(
+        "refuse", "openai: what becomes of reasoning that ends in another answer; negatives: it is refused, and the "
+        "rejection holds it as a whole row with its wrong answer, to learn from",
+    )  # fmt: skip
+    bad_objects: Literal["refuse", "prose"] = setting(
+        "refuse", "openai: what becomes of reasoning with an object that is refused; prose: it stays without that box"
+    )
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        for name in ("min_proposed_area", "max_proposed_area"):
+            for entry in getattr(self, name):
+                if not _SHARE.fullmatch(entry):
+                    share = f"{flag(name)}: {entry!r} is no share of an image"
+                    yield f"{share}; write 0.0005, or 0.0005,docvqa=0.0001"
 
 
-@dataclass(frozen=True)
+class Places(Shape):
+    label: str
+    boxes: list[Numbers]
+
+
+class Located(Shape):
+    objects: list[Places]
+
+
+class Looked(Shape):
+    present: bool
+
+
+class Answered(Shape):
+    answer: str
+
+
 class Verification:
-    """Which checks are made.
+    """Args: which checks are made; a detector that must find the thing there, if given."""
 
-    Args:
-        areas: limits of proposed boxes.
-        self_consistency: a second proposal must agree.
-        crop_check: the teacher, or the judge, must see the thing in the crop.
-        negative_crop_share: share of the looks, 0..1, that are followed by one at a negative crop; the seed chooses.
-        answer_from_evidence: the answer must follow from the crops of the evidence, and where they lie, alone.
-        answer_first: what becomes of reasoning whose first sentence states the answer.
-        wrong_answers: what becomes of reasoning that ends in another answer.
-        bad_objects: what becomes of reasoning with an object that is refused; prose: the name stays, the box goes.
-        detector: must find the thing there, if given.
-    """
-
-    areas: AreaLimits = field(default_factory=AreaLimits)
-    self_consistency: bool = True
-    crop_check: bool = True
-    negative_crop_share: float = 0.1
-    seed: int = 0
-    answer_from_evidence: bool = True
-    answer_first: Literal["flag", "refuse"] = "flag"
-    wrong_answers: Literal["refuse", "negatives"] = "refuse"
-    bad_objects: Literal["refuse", "prose"] = "refuse"
-    detector: Detector | None = None
+    def __init__(self, options: VerificationOptions, detector: Detector | None = None) -> None:
+        self.options, self._detector = options, detector
+        self._smallest, self._largest = _shares(options.min_proposed_area), _shares(options.max_proposed_area)
 
     def estimate(self, sample: Sample, config: PromptConfig) -> list[Request]:
         """What the checks of one piece of reasoning will ask, before it is written. Where nothing is annotated: as if
         it named two objects, in the middle of the image."""
-        image = sample.shown
+        image, options = sample.shown, self.options
         boxes, wanted = list(sample.true_boxes or ()), []
         if not boxes and sample.evidence is None:
             boxes = [Box(image.width / 4, image.height / 4, image.width * 0.75, image.height * 0.75)]
-            if self.self_consistency:
+            if options.self_consistency:
                 wanted.append(config.request("locate", locate_parts(["object"], image, config), Located))
-            if self.crop_check:
-                draws = [random.Random(f"{self.seed}\0{sample.id}\0{n}").random() for n in range(LIKELY_OBJECTS)]
-                looks = LIKELY_OBJECTS + sum(draw < self.negative_crop_share for draw in draws)
+            if options.crop_check:
+                draws = [random.Random(f"{options.seed}\0{sample.id}\0{n}").random() for n in range(LIKELY_OBJECTS)]
+                looks = LIKELY_OBJECTS + sum(draw < options.negative_crop_share for draw in draws)
                 wanted += [config.request("look", _look_parts("object", boxes[0], image, config), Looked)] * looks
-        if self.answer_from_evidence:
+        if options.answer_from_evidence:
             wanted.append(config.request("reanswer", reanswer_parts(boxes, sample, config), Answered))
         return wanted
 
-    # ---------------------------------------------------------------------------------------------- boxes
+    # --- boxes
 
-    async def judged(
+    async def check_boxes(
         self, proposed: Sequence[tuple[str, Sequence[float]]], objects: Sequence[Object], dialogue: Dialogue
     ) -> list[Object | Fault]:
         """For each label and box of a proposal the object that it is: an annotated one, or a new one that stood all
         checks (number 0); or why it is refused."""
         found = [self.at_sight(label, numbers, objects, dialogue) for label, numbers in proposed]
         new = [one for one in found if isinstance(one, Object) and one.number == 0]
-        faults = await self.confirmed(new, objects, dialogue)
+        faults = await self.denied(new, objects, dialogue)
         return [faults.get(one, one) if isinstance(one, Object) else one for one in found]
 
     def at_sight(
         self, label: str, numbers: Sequence[float], objects: Sequence[Object], dialogue: Dialogue
     ) -> Object | Fault:
-        """What is known of a proposal before anybody is asked."""
+        """What a proposal is before anybody is asked."""
         sample = dialogue.sample
         box = placed(label, numbers, dialogue.config.frame_of(sample.shown))
         if isinstance(box, Fault):
             return box
-        known = gold(label, box, objects)
-        if known is not None:
-            return known
-        fault = named(label, sample) or sized(label, box, sample, self.areas)
+        if (annotated := annotated_as(label, box, objects)) is not None:
+            return annotated
+        fault = fault_of_name(label, sample) or self._fault_of_size(label, box, sample)
         return fault or Object(0, " ".join(label.split()), box)
 
-    async def confirmed(
+    def _fault_of_size(self, label: str, box: Box, sample: Sample) -> Fault | None:
+        share = box.area / (sample.shown.width * sample.shown.height)
+        dataset = sample.origin.dataset
+        low = self._smallest.get(dataset, self._smallest.get("", 0.0))
+        high = self._largest.get(dataset, self._largest.get("", 1.0))
+        if low <= share <= high:
+            return None
+        small = share < low
+        which, limit = ("--min-proposed-area", low) if small else ("--max-proposed-area", high)
+        why = f"the box of {label!r} takes {share:.3%} of the image; {which} is {limit:.3%}"
+        return Fault(Reason.BOX_TOO_SMALL if small else Reason.BOX_TOO_LARGE, why)
+
+    async def denied(
         self, new: Sequence[Object], objects: Sequence[Object], dialogue: Dialogue, *, look: bool = True
-    ) -> Mapping[Object, Fault]:
+    ) -> dict[Object, Fault]:
         """Those of the new objects that a second proposal, a look or the detector denies, and which.
 
         Args:
             look: False where somebody will look later.
         """
         faults: dict[Object, Fault] = {}
-        for check in (self._consistent, self._seen, self._detected) if look else (self._consistent, self._detected):
-            if standing := [one for one in dict.fromkeys(new) if one not in faults]:
-                faults |= await check(standing, objects, dialogue)
+        if self.options.self_consistency and new:
+            faults |= await self._pointed_elsewhere(list(dict.fromkeys(new)), dialogue)
+        standing = [one for one in dict.fromkeys(new) if one not in faults]
+        for one in standing if look and self.options.crop_check else ():
+            if fault := await self.look_at(one, [*objects, *standing], dialogue):
+                faults[one] = fault
+        standing = [one for one in standing if one not in faults]
+        if self._detector is not None and standing:
+            faults |= await self._undetected(self._detector, standing, dialogue)
         return faults
 
-    async def _consistent(
-        self, new: Sequence[Object], _: Sequence[Object], dialogue: Dialogue
-    ) -> Mapping[Object, Fault]:
-        if not self.self_consistency:
-            return {}
+    async def _pointed_elsewhere(self, new: Sequence[Object], dialogue: Dialogue) -> dict[Object, Fault]:
+        """Asked where things of these names are, without a word on where it has seen them."""
         dialogue.counts["second_proposals"] += 1
         image, config = dialogue.sample.shown, dialogue.config
-        frame = config.frame_of(image)
         said = await dialogue.ask("locate", locate_parts([one.label for one in new], image, config), Located)
-        places = ((one.label, placed(one.label, box, frame)) for one in said.objects for box in one.boxes)
+        places = (
+            (one.label, placed(one.label, box, config.frame_of(image))) for one in said.objects for box in one.boxes
+        )
         second = [(label, box) for label, box in places if isinstance(box, Box)]
         return {
             one: Fault(Reason.TEACHER_BOX_UNSURE, f"asked again where {one.label!r} is, the teacher pointed elsewhere")
-            for one in _unmatched(new, second)
+            for one in unmatched(new, second)
         }
 
-    async def _seen(
-        self, new: Sequence[Object], others: Sequence[Object], dialogue: Dialogue
-    ) -> Mapping[Object, Fault]:
-        faults = {}
-        for one in new if self.crop_check else ():
-            if fault := await self.seen(one, [*others, *new], dialogue):
-                faults[one] = fault
-        return faults
+    async def _undetected(self, detector: Detector, new: Sequence[Object], dialogue: Dialogue) -> dict[Object, Fault]:
+        labels = list(dict.fromkeys(one.label for one in new))
+        dialogue.counts["detections"] += 1
+        boxes = await asyncio.to_thread(detector.find, dialogue.sample.shown, labels)
+        found = [(label, box) for label in labels for box in boxes.get(label, ())]
+        return {
+            one: Fault(Reason.TEACHER_BOX_UNDETECTED, f"the detector finds no {one.label!r} there")
+            for one in unmatched(new, found)
+        }
 
-    async def seen(self, one: Object, others: Sequence[Object], dialogue: Dialogue) -> Fault | None:
+    async def look_at(self, one: Object, others: Sequence[Object], dialogue: Dialogue) -> Fault | None:
         """A look at the crop of one object; now and then at a negative crop too."""
 
         async def look(box: Box) -> bool:
@@ -201,8 +247,8 @@ class Verification:
 
         It is asked for a share of the objects, as the seed decides, and says nothing against the row.
         """
-        seed = f"{self.seed}\0{dialogue.sample.id}\0{one.label}\0{one.box.as_list()}"
-        if random.Random(seed).random() >= self.negative_crop_share:
+        seed = f"{self.options.seed}\0{dialogue.sample.id}\0{one.label}\0{one.box.as_list()}"
+        if random.Random(seed).random() >= self.options.negative_crop_share:
             return
         box = negative_crop(one.box, [other.box for other in others], dialogue.sample.shown, seed)
         if box is None:
@@ -212,30 +258,18 @@ class Verification:
             dialogue.counts["decoys"] += 1
             dialogue.counts["decoys_accepted"] += passed is not None and passed is not False
 
-    async def _detected(self, new: Sequence[Object], _: Sequence[Object], dialogue: Dialogue) -> Mapping[Object, Fault]:
-        if self.detector is None:
-            return {}
-        labels = list(dict.fromkeys(one.label for one in new))
-        dialogue.counts["detections"] += 1
-        boxes = await asyncio.to_thread(self.detector.find, dialogue.sample.shown, labels)
-        found = [(label, box) for label in labels for box in boxes.get(label, ())]
-        return {
-            one: Fault(Reason.TEACHER_BOX_UNDETECTED, f"the detector finds no {one.label!r} there")
-            for one in _unmatched(new, found)
-        }
-
     def or_name(self, found: Object | Fault, name: str, part: str, dialogue: Dialogue) -> Object | str:
         """The object; or its bare name, where one that is refused may stay as prose. Raises Refused."""
         if isinstance(found, Object):
             return found
-        if self.bad_objects == "refuse":
+        if self.options.bad_objects == "refuse":
             raise Refused(*found)
         dialogue.drop(part, found)
         return name
 
-    # --------------------------------------------------------------------------------------------- answers
+    # --- answers
 
-    async def answered(
+    async def check_answer(
         self, answer: str, trace: Trace, dialogue: Dialogue, boxes: Sequence[Box] | None = None, *, written: bool = True
     ) -> None:
         """The teacher's answer must be the row's, in its closing and in its sentences, and must follow from what the
@@ -252,9 +286,9 @@ class Verification:
             raise Refused(Reason.TEACHER_WRONG_ANSWER, why, self.negative_of(sample, trace, answer))
         if written and (led_elsewhere := conclusion.fault_of(trace.text, sample)):
             raise Refused(*led_elsewhere)
-        if self.answer_first == "refuse" and answer_comes_first(trace.text, sample):
+        if self.options.answer_first == "refuse" and self.flags([trace], sample):
             raise Refused(Reason.TEACHER_ANSWER_FIRST, "its first sentence states the answer")
-        if self.answer_from_evidence:
+        if self.options.answer_from_evidence:
             dialogue.counts["reanswers"] += 1
             parts = reanswer_parts(trace.boxes if boxes is None else boxes, sample, dialogue.config)
             again = await dialogue.ask("reanswer", parts, Answered)
@@ -264,40 +298,45 @@ class Verification:
 
     def negative_of(self, sample: Sample, trace: Trace, answer: str) -> Sample | None:
         """The row with its wrong answer, to learn from, where that is asked for."""
-        if self.wrong_answers == "refuse":
+        if self.options.wrong_answers == "refuse":
             return None
         return sample.model_copy(update={"reasoning": (trace,), "answers": (answer,)})
 
     def flags(self, traces: Sequence[Trace], sample: Sample) -> tuple[str, ...]:
-        return (ANSWER_FIRST,) if any(answer_comes_first(trace.text, sample) for trace in traces) else ()
+        """ANSWER_FIRST where the first of several sentences states the answer."""
+        for trace in traces:
+            spans = sentences(trace.text)
+            if len(spans) > 1 and conclusion.tells_answer(trace.text[slice(*spans[0])], sample):
+                return (ANSWER_FIRST,)
+        return ()
 
 
-def answer_comes_first(text: str, sample: Sample) -> bool:
-    spans = sentences(text)
-    return len(spans) > 1 and tells_answer(text[slice(*spans[0])], sample)
-
-
-# ------------------------------------------------------------------------------------------ what the checks ask
+# --- what the checks ask
 
 
 def locate_parts(labels: Sequence[str], image: Image, config: PromptConfig) -> Parts:
-    """Where things of these names are, asked without saying where somebody has seen them."""
-    return [config.whole(image), "\n".join([in_frame(config.frame_of(image)), "Names:", *dict.fromkeys(labels)])]
+    return [config.whole(image), "\n".join([frame_line(config.frame_of(image)), "Names:", *dict.fromkeys(labels)])]
 
 
 def _look_parts(label: str, box: Box, image: Image, config: PromptConfig) -> Parts:
-    return [crop(box, image, config.image_side), f"Name: {label}"]
+    return [crop(box, image, config.options.image_side), f"Name: {label}"]
 
 
 def reanswer_parts(boxes: Sequence[Box], sample: Sample, config: PromptConfig) -> Parts:
     """Where the crops lie is said, too: a question may ask for a place, or on which side of another a thing is."""
-    images = evidence_crops(boxes, sample.shown, config.image_side)
-    reaches = (reach(image.crop, sample.shown) for image in images if image.crop is not None)
-    lie = [f"Cut-out {n} lies across {across}, down {down}." for n, (across, down) in enumerate(reaches, 1)]
-    return [*images, "\n".join([*lie, *asked(sample)])]
+    images = evidence_crops(boxes, sample.shown, config.options.image_side)
+    extents = (extent(image.crop, sample.shown) for image in images if image.crop is not None)
+    lie = [f"Cut-out {n} lies across {across}, down {down}." for n, (across, down) in enumerate(extents, 1)]
+    return [*images, "\n".join([*lie, *question_lines(sample)])]
 
 
-# ------------------------------------------------------------------------------------------ boxes, nobody asked
+# --- boxes and names, nobody asked
+
+
+def _shares(entries: Sequence[str]) -> dict[str, float]:
+    """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
+    pairs = (entry.rpartition("=") for entry in entries)
+    return {name.strip(): float(share) for name, _, share in pairs}
 
 
 def placed(label: str, numbers: Sequence[float], frame: Frame) -> Box | Fault:
@@ -310,138 +349,44 @@ def placed(label: str, numbers: Sequence[float], frame: Frame) -> Box | Fault:
         return Fault(_REASONS.get(error.fault, Reason.BOX_MALFORMED), f"the box of {label!r}: {error}")
 
 
-def sized(label: str, box: Box, sample: Sample, areas: AreaLimits) -> Fault | None:
-    share = box.area / (sample.shown.width * sample.shown.height)
-    dataset = sample.origin.dataset
-    low = areas.smallest.get(dataset, areas.smallest.get("", 0.0))
-    high = areas.largest.get(dataset, areas.largest.get("", 1.0))
-    if low <= share <= high:
-        return None
-    small = share < low
-    which, limit = ("--min-proposed-area", low) if small else ("--max-proposed-area", high)
-    why = f"the box of {label!r} takes {share:.3%} of the image; {which} is {limit:.3%}"
-    return Fault(Reason.BOX_TOO_SMALL if small else Reason.BOX_TOO_LARGE, why)
-
-
-def named(label: str, sample: Sample) -> Fault | None:
+def fault_of_name(label: str, sample: Sample) -> Fault | None:
     """A label must say something in plain words, and must not say the answer."""
     if not normalise(label):
         return Fault(Reason.TEACHER_UNREADABLE, "an object has no name")
-    if len(label) > LONGEST_LABEL or not plain(label):
+    if len(label) > LONGEST_LABEL or not is_plain(label):
         return Fault(Reason.TEACHER_UNREADABLE, f"the label {label[:80]!r} is no short name in plain words")
-    if gives_away(label, sample):
+    if conclusion.gives_away(label, sample):
         return Fault(Reason.ANSWER_IN_LABEL, f"the label {label!r} gives the answer away")
     return None
 
 
-def plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     """Without markup, special tokens and control characters: nothing that means more than its words."""
     return _MARKUP.search(text) is None and all(unicodedata.category(c)[0] != "C" for c in text)
 
 
-def gold(label: str, box: Box, objects: Sequence[Object]) -> Object | Fault | None:
+def annotated_as(label: str, box: Box, objects: Sequence[Object]) -> Object | Fault | None:
     """The annotated object that a proposal is; None where nothing of its name or place is annotated.
 
     A proposal on an annotated place is that object. One that bears the name of annotated objects and lies on none of
     them is wrong.
     """
-    best = max(objects, key=lambda known: iou(box, known.box), default=None)
+    best = max(objects, key=lambda one: iou(box, one.box), default=None)
     if best is not None and iou(box, best.box) >= AGREEMENT:
         return best
-    namesakes = [iou(box, known.box) for known in objects if normalise(known.label) == normalise(label)]
+    namesakes = [iou(box, one.box) for one in objects if normalise(one.label) == normalise(label)]
     if not namesakes:
         return None
     near = f"its IoU with the nearest is {max(namesakes):.2f}, {AGREEMENT} is wanted"
     return Fault(Reason.TEACHER_BOX_OFF_GOLD, f"{label!r} is annotated, and elsewhere: {near}")
 
 
-def agreed(first: Sequence[tuple[str, Box]], second: Sequence[tuple[str, Box]]) -> list[bool]:
-    """For each box of the first proposal, whether the second has one of the same label there, one to one."""
-    found = [False] * len(first)
-    for label in dict.fromkeys(normalise(label) for label, _ in first):
-        mine = [index for index, (name, _) in enumerate(first) if normalise(name) == label]
+def unmatched(first: Sequence[Object], second: Sequence[tuple[str, Box]]) -> list[Object]:
+    """The objects of the first proposal that the second has not under the same label at the same place, one to one."""
+    missing = []
+    for label in dict.fromkeys(normalise(one.label) for one in first):
+        mine = [one for one in first if normalise(one.label) == label]
         theirs = [box for name, box in second if normalise(name) == label]
-        for index, _, _ in match_at([first[index][1] for index in mine], theirs, AGREEMENT).pairs:
-            found[mine[index]] = True
-    return found
-
-
-def _unmatched(new: Sequence[Object], found: Sequence[tuple[str, Box]]) -> list[Object]:
-    there = agreed([(one.label, one.box) for one in new], found)
-    return [one for one, is_there in zip(new, there, strict=True) if not is_there]
-
-
-def apart(found: Sequence[tuple[str, Box, float]], most: int) -> list[int]:
-    """Per label, the surest of those that overlap (IoU 0.7); of all, the `most` surest. Their indices, in order."""
-    kept: list[int] = []
-    for index in sorted(range(len(found)), key=lambda index: -found[index][2]):
-        label, box, _ = found[index]
-        if all(normalise(found[k][0]) != normalise(label) or iou(found[k][1], box) < SAME_THING for k in kept):
-            kept.append(index)
-    return sorted(kept[:most])
-
-
-# ------------------------------------------------------------------------------------------ crops
-#
-# Sides are padded, so that a thing is seen with what is around it, and small crops are enlarged; the same object always
-# gives the same crop. Pixels are those of the upright original.
-
-PAD, LEAST_PAD = 0.15, 16.0
-"""Added on each side: this share of the box's side, at least so many pixels."""
-
-SHORT_SIDE = 336
-"""Pixels that the short side of a crop has at least, as it is sent."""
-
-MOST = 8
-"""Crops in one request; where there is more to show, one around everything takes their place."""
-
-_TRIES = 32
-_SHARED = 0.1
-
-
-def padded(box: Box, image: Image) -> Box:
-    """What is cut out to show this box."""
-    across, down = max(PAD * box.width, LEAST_PAD), max(PAD * box.height, LEAST_PAD)
-    return Box(
-        max(0.0, box.x1 - across), max(0.0, box.y1 - down),
-        min(float(image.width), box.x2 + across), min(float(image.height), box.y2 + down),
-    )  # fmt: skip
-
-
-def crop(box: Box, image: Image, side: int) -> ShownImage:
-    """The crop around a box as a part of a request."""
-    return ShownImage(image, side, padded(box, image), least=SHORT_SIDE)
-
-
-def evidence_crops(boxes: Sequence[Box], image: Image, side: int) -> list[ShownImage]:
-    """The crops that show all these boxes; the whole image where there is none (nothing there is seen by looking
-    everywhere)."""
-    boxes = list(dict.fromkeys(boxes))
-    if not boxes:
-        return [ShownImage(image, side)]
-    if len(boxes) > MOST:
-        left, top, right, bottom = zip(*(box.as_list() for box in boxes), strict=True)
-        boxes = [Box(min(left), min(top), max(right), max(bottom))]
-    return [crop(box, image, side) for box in boxes]
-
-
-def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> Box | None:
-    """A place of the same size that shows none of these boxes, chosen by the seed; None where no such place is found.
-
-    It may show another thing of the same name that nobody has marked. The rate at which negative crops are accepted is
-    therefore an upper limit of how often nonsense is.
-    """
-    draw = random.Random(seed)
-    taken = [padded(one, image) for one in (box, *others)]
-    for _ in range(_TRIES):
-        left, top = draw.uniform(0, image.width - box.width), draw.uniform(0, image.height - box.height)
-        place = Box(left, top, left + box.width, top + box.height)
-        if all(_covered(padded(place, image), one) <= _SHARED for one in taken):
-            return place
-    return None
-
-
-def _covered(a: Box, b: Box) -> float:
-    """The share of the smaller that the two have in common."""
-    across, down = min(a.x2, b.x2) - max(a.x1, b.x1), min(a.y2, b.y2) - max(a.y1, b.y1)
-    return across * down / min(a.area, b.area) if across > 0 and down > 0 else 0.0
+        matched = {index for index, _, _ in match_at([one.box for one in mine], theirs, AGREEMENT).pairs}
+        missing += [one for index, one in enumerate(mine) if index not in matched]
+    return missing

@@ -187,7 +187,7 @@ class ModelRunner:
     def _generate(
         self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]
     ) -> list[Completion]:
-        from vcot.models import generate
+        from vcot.models.loading import generate
 
         encoder, longest = self._encoder, self._config.max_new_tokens
         form = self.own_form if model == "native" else None
@@ -217,7 +217,7 @@ class ModelRunner:
         return Encoder(processor, contract)
 
     def _network(self, asked: Model) -> Any:
-        from vcot.models import load_adapter, load_base
+        from vcot.models.loading import load_adapter, load_base
 
         model: Model = "base" if asked == "native" else asked
         if model not in self._loaded:
@@ -236,7 +236,7 @@ class ModelRunner:
         return self._loaded[model]
 
     def _base(self) -> Any:
-        from vcot.models import load_base
+        from vcot.models.loading import load_base
 
         folder, found = fetch_with_digest(self._store, self.base_uri, self._scratch / "base")
         if found != self.trained.base_sha256:

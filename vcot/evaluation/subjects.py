@@ -3,7 +3,7 @@
 The model of this run, or of a stage that is named, is evaluated at ``<run>/evaluate``. An evaluation that a model has
 passed can promote it: it appends to a pointer, and nothing moves and nothing is overwritten.
 
-    <pointers>/<name>/0000000001.json    the first promoted model: a vcot.records.promotion.Promotion
+    <pointers>/<name>/0000000001.json    the first promoted model: a vcot.records.reply.Promotion
                       0000000002.json    the next; the highest number is the one that counts
 
 The newest promoted model is evaluated again on each occasion:

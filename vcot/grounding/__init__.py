@@ -33,33 +33,3 @@ from vcot.grounding.tags import (
     split_answer,
 )
 from vcot.grounding.trace import Mention, Trace
-
-__all__ = [
-    "ANSWER_MARK",
-    "DIALECTS",
-    "Box",
-    "BoxError",
-    "BoxFault",
-    "Fault",
-    "Frame",
-    "FrameName",
-    "FrameSpec",
-    "Match",
-    "Mention",
-    "Pairable",
-    "Parsed",
-    "Reply",
-    "Stream",
-    "Trace",
-    "giou",
-    "iou",
-    "match",
-    "match_at",
-    "parse",
-    "place",
-    "read_reply",
-    "render",
-    "render_reply",
-    "smart_resize",
-    "split_answer",
-]

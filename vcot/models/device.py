@@ -1,4 +1,4 @@
-"""Where models run: a GPU that cannot be used is an error, not a slow processor."""
+"""Where models run: a GPU that cannot be used is an error, not a slow CPU. Of torch alone, so a launcher is quick."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from vcot.settings import Device
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
 
-_MODULE = Path("/proc/driver/nvidia/version")
-
-
-_processor_only = False
+_cpu_only = False
 """Whether this process was told so. Hiding GPUs from CUDA is not enough: a library may have counted them before."""
 
 
 def device() -> torch.device:
-    """Where models run: the first GPU, or the processor."""
-    on_gpu = not _processor_only and torch.cuda.is_available()
+    """Where models run: the first GPU, or the CPU."""
+    on_gpu = not _cpu_only and torch.cuda.is_available()
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
 
 
@@ -41,9 +38,13 @@ def use_device(choice: Device, *, compute: bool = True) -> None:
     Raises:
         SettingsError: cuda it is, and torch cannot compute there; with the versions of driver and CUDA.
     """
-    global _processor_only
-    _processor_only = choice == "cpu" or (choice == "auto" and not _gpu_is_visible())
-    if _processor_only:
+    global _cpu_only
+    _cpu_only = choice == "cpu"
+    if choice == "auto" and not visible_gpus(os.environ):
+        # CUDA is not asked: it says the same of no GPU and of one that it cannot use.
+        hidden = "CUDA_VISIBLE_DEVICES" in os.environ
+        _cpu_only = hidden or not (Path("/dev/nvidiactl").exists() or _driver_library())
+    if _cpu_only:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the processes that this one starts
         return
     with warnings.catch_warnings(record=True) as warned:
@@ -70,13 +71,6 @@ def compute_dtype(name: DtypeName) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _gpu_is_visible() -> bool:
-    """Judged without CUDA, which says the same of no GPU and of one that it cannot use."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return bool(visible_gpus(os.environ))
-    return bool(visible_gpus(os.environ)) or Path("/dev/nvidiactl").exists() or _driver_library() is not None
-
-
 def _driver_library() -> CDLL | None:
     with suppress(OSError):
         return CDLL("libcuda.so.1")
@@ -84,22 +78,23 @@ def _driver_library() -> CDLL | None:
 
 
 def _unusable(choice: Device, reason: str) -> str:
+    """One line: what was asked, what torch says, the driver of the machine's kernel and of this container."""
+    module = Path("/proc/driver/nvidia/version")
+    loaded = re.search(
+        r"(?:Kernel Module|Module for \S+)\s+(\d+\.[\d.]+)", module.read_text() if module.exists() else ""
+    )
+    driver = f"Driver: {loaded[1]}" if loaded else "Driver: none is loaded on this machine"
+    library, version = _driver_library(), c_int()
+    if library is None:
+        driver += "; its library libcuda.so.1 is not found (containers: the runtime must mount it)"
+    elif library.cuDriverGetVersion(byref(version)) != 0:
+        driver += "; its library does not answer"
+    else:
+        driver += f", for CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
     said = " ".join(reason.split())[:300].rstrip(".")
     built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    needed = f"torch {torch.__version__} is {built_for}; the oldest driver for the pinned one is {OLDEST_DRIVER}."
     asked = "--device cuda" if choice == "cuda" else "--device auto found a GPU or its driver"
-    return f"{asked}, and torch cannot use it: {said}. {_driver()}. {needed} --device cpu does without a GPU"
-
-
-def _driver() -> str:
-    """The driver of the machine's kernel, and whether its library can be loaded here."""
-    said = _MODULE.read_text() if _MODULE.exists() else ""
-    loaded = re.search(r"(?:Kernel Module|Module for \S+)\s+(\d+\.[\d.]+)", said)
-    driver = f"Driver: {loaded.group(1)}" if loaded else "Driver: none is loaded on this machine"
-    library = _driver_library()
-    if library is None:
-        return f"{driver}; its library libcuda.so.1 is not found (containers: the runtime must mount it)"
-    version = c_int()
-    if library.cuDriverGetVersion(byref(version)) != 0:
-        return f"{driver}; its library does not answer"
-    return f"{driver}, for CUDA up to {version.value // 1000}.{version.value % 1000 // 10}"
+    return (
+        f"{asked}, and torch cannot use it: {said}. {driver}. torch {torch.__version__} is "
+        f"{built_for}; the oldest driver for the pinned one is {OLDEST_DRIVER}. --device cpu does without a GPU"
+    )

@@ -1,14 +1,20 @@
-"""A base model from a folder (Qwen2.5-VL's classes, weights from safetensors alone, in 4 bits where asked), and its
-adapters: low-rank updates (LoRA) on the seven projections of the language model, and nowhere else.
+"""A base model from a folder (Qwen2.5-VL's classes, weights from safetensors alone, in 4 bits where asked), what it
+generates, and its adapters: low-rank updates (LoRA) on the seven projections of the language model, and nowhere else.
 
-What the libraries do not do by themselves, each with its reason below: a fast patch embedding, a 4-bit layer
-that survives an evaluation, attention that is not slow in bfloat16, and a refusal where weights are missing.
+    model = load_base(folder, quantization="nf4")        weights from safetensors, never code or pickles
+    model = attach_lora(model, r=64, alpha=128, …)       to learn
+    model = load_adapter(model, folder)                  to use what was learned
+    generate(model, batch, …)                            new tokens, greedily
+
+What the libraries do not do by themselves, each with its reason below: a fast patch embedding, a 4-bit layer that
+survives an evaluation, attention that is not slow in bfloat16, and a refusal where weights are missing.
 """
 
 from __future__ import annotations
 
 import re
 import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,38 +23,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from vcot.errors import InputError
 from vcot.models.device import DtypeName, compute_dtype, device
 
-Quantization = Literal["none", "nf4"]
-
 UNQUANTISED = ["lm_head", "model.visual"]
 """Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
 default that spares lm_head."""
-
-_PICKLES_AND_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".py", ".pyc", ".so")
-
-
-def is_model_file(name: str) -> bool:
-    """For `fetch_folder`: neither weights in an unsafe form nor code is even downloaded."""
-    return not name.endswith(_PICKLES_AND_CODE) and not name.startswith(".")
 
 
 def load_base(
     folder: Path,
     *,
-    quantization: Quantization = "none",
+    quantization: Literal["none", "nf4"] = "none",
     dtype: DtypeName = "auto",
     weights: Literal["same", "float32"] = "same",
 ) -> Any:
     """The base model in a local folder, on this machine's device, in evaluation mode.
 
     Args:
-        quantization: nf4: the language model's linear layers in 4 bits with double quantization; the image
-            part and the head keep `dtype`.
+        quantization: nf4: the language model's linear layers in 4 bits with double quantization; the vision tower
+            and the head keep `dtype`.
         dtype: what to compute with.
         weights: of the weights that are not quantised; "float32" where all of them are to be trained, because
             bfloat16 has no room for small steps.
@@ -61,9 +58,11 @@ def load_base(
             the model that its config describes.
     """
     where, numbers = device(), compute_dtype(dtype)
-    config = _config(folder)
-    kept = torch.float32 if weights == "float32" else numbers
-    options: dict[str, Any] = {"dtype": kept, "device_map": {"": where}}
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: no model is described there: {_short(error)}") from None
+    options: dict[str, Any] = {"dtype": torch.float32 if weights == "float32" else numbers, "device_map": {"": where}}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -73,26 +72,33 @@ def load_base(
             llm_int8_skip_modules=list(UNQUANTISED),
         )
     if where.type == "cpu" and numbers == torch.bfloat16:
-        # On processors the backward pass of torch's fused attention takes three times as long in bfloat16 as in
-        # float32; spelled out it is the fastest of the three. The image part has no backward pass when frozen.
+        # On CPUs the backward pass of torch's fused attention takes three times as long in bfloat16 as in float32;
+        # spelled out it is the fastest of the three. The vision tower has no backward pass when frozen.
         options["attn_implementation"] = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
     transformers_logging.disable_progress_bar()
-    model, report = _load(folder, config, options)
-    _refuse_holes(folder, report)
-    make_trainable_and_fast(model)
-    model.eval()
-    return model
-
-
-def make_trainable_and_fast(model: Any) -> None:
-    """Cures three ills of the libraries in a loaded model; parameters keep their names and shapes."""
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            str(folder), config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **options,
+        )  # fmt: skip
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: the base model cannot be loaded from safetensors: {_short(error)}") from None
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        # A weight that is not in the files would be random numbers, and only a line in a log.
+        if found := sorted(str(name) for name in report.get(what) or ()):
+            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            raise InputError(f"{folder}: weights and config.json do not belong together ({what[:-5]}: {shown})")
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On processors with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at the first forward
+            # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at the first forward
             # in evaluation mode. The next training step then fails, or loses gradients in silence.
             module.support_avx512bf16_for_cpu = False
         if isinstance(getattr(module, "proj", None), nn.Conv3d) and hasattr(module, "temporal_patch_size"):
             module.forward = types.MethodType(_patch_embedding, module)
+    model.eval()
+    return model
 
 
 def _patch_embedding(self: Any, patches: Tensor) -> Tensor:
@@ -110,48 +116,88 @@ def whole_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def weights_dtype(model: Any) -> torch.dtype:
-    """Of the weights that are not quantised (a 4-bit weight calls itself uint8)."""
-    dtype: torch.dtype = whole_model(model).get_input_embeddings().weight.dtype
-    return dtype
-
-
-def _config(folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: no model is described there: {_short(error)}") from None
-
-
-def _load(folder: Path, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            str(folder), config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            output_loading_info=True, **options,
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise InputError(f"{folder}: the base model cannot be loaded from safetensors: {_short(error)}") from None
-    return model, report
-
-
-def _refuse_holes(folder: Path, report: dict[str, Any]) -> None:
-    """A weight that is not in the files would be random numbers, and only a line in a log."""
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if found := sorted(str(name) for name in report.get(what) or ()):
-            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-            raise InputError(f"{folder}: weights and config.json do not belong together ({what[:-5]}: {shown})")
-
-
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def positions(ids: Sequence[int], grid: tuple[int, int, int] | None, *, image_token_id: int, merge_size: int) -> Tensor:
+    """int64 [3, T]: (time, row, column) of each token, as Qwen2.5-VL counts.
+
+    Text counts on in all three alike. An image's tokens share the time at which it begins and have their own row
+    and column; text goes on after the larger of its sides. This is `Qwen2_5_VLModel.get_rope_index` for one
+    image (a test holds them equal), but needs no model, so that a loader's worker can do it.
+
+    Args:
+        ids: [T] tokens, among them one run of `image_token_id` where there is an image.
+        grid: (frames = 1, rows, columns) in patches; merge_size² patches are one token.
+
+    Raises:
+        ValueError: the grid does not give as many tokens as stand in `ids`.
+    """
+    seen = sum(token == image_token_id for token in ids)
+    rows, columns = (0, 0) if grid is None else (grid[1] // merge_size, grid[2] // merge_size)
+    if rows * columns != seen:
+        raise ValueError(f"{seen} tokens stand for the image, its grid {grid} makes {rows * columns}")
+    if not seen:
+        return torch.arange(len(ids)).repeat(3, 1)
+    start = list(ids).index(image_token_id)
+    image = torch.stack(
+        [
+            torch.zeros(seen, dtype=torch.int64),
+            torch.arange(rows).repeat_interleave(columns),
+            torch.arange(columns).repeat(rows),
+        ]
+    )
+    before, after = torch.arange(start).repeat(3, 1), torch.arange(len(ids) - start - seen).repeat(3, 1)
+    return torch.cat([before, start + image, start + max(rows, columns) + after], dim=1)
+
+
+# --- generating --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def generate(
+    model: Any, batch: Mapping[str, Tensor], *, max_new_tokens: int, eos_token_ids: Sequence[int], pad_token_id: int
+) -> list[list[int]]:
+    """The most likely continuation of each prompt, token by token.
+
+    Neither sampling nor a repetition penalty, whatever the base's generation_config.json asks for: a penalty
+    punishes digits that were used before, and so bends coordinates.
+
+    Args:
+        batch: input_ids, attention_mask, mm_token_type_ids [B, T], padded on the left; pixel_values and
+            image_grid_thw where there are images.
+        eos_token_ids: a row ends at the first of these.
+
+    Returns:
+        Per prompt its new tokens, with the end token where the row ended by itself, without padding.
+    """
+    inner = whole_model(model)
+    weights = inner.get_input_embeddings().weight  # never quantised: a 4-bit weight calls itself uint8
+    inputs = {name: value.to(weights.device) for name, value in batch.items()}
+    greedy = GenerationConfig(
+        do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, use_cache=True,
+        eos_token_id=list(eos_token_ids), pad_token_id=pad_token_id,
+    )  # fmt: skip
+    was_training, own = model.training, inner.generation_config
+    model.eval()
+    inner.generation_config = greedy  # what a config leaves out is taken from the model's own
+    narrow = weights.dtype == torch.bfloat16
+    try:
+        with torch.autocast(weights.device.type, dtype=torch.bfloat16, enabled=narrow):
+            rows = inner.generate(**inputs, generation_config=greedy)
+    finally:
+        inner.generation_config = own
+        model.train(was_training)
+    replies: list[list[int]] = rows[:, inputs["input_ids"].shape[1] :].tolist()
+    ends = [next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), None) for row in replies]
+    return [row[:end] for row, end in zip(replies, ends, strict=True)]
 
 
 # --- adapters ----------------------------------------------------------------------------------------------
 
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""The usual list of seven suffixes would also find the image part's gate, up and down projections."""
+"""The usual list of seven suffixes would also find the vision tower's gate, up and down projections."""
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -160,7 +206,7 @@ def lora_targets(model: nn.Module) -> list[str]:
     """Names of the modules that get an adapter.
 
     Raises:
-        InputError: there are none, or one of them belongs to the image part.
+        InputError: there are none, or one of them belongs to the vision tower.
     """
     found = [
         name for name, module in model.named_modules() if re.fullmatch(TARGETS, name) and hasattr(module, "weight")
@@ -170,8 +216,8 @@ def lora_targets(model: nn.Module) -> list[str]:
             f"this base has none of the layers that an adapter is put on (names like {TARGETS}); "
             "the families Qwen2.5-VL and Qwen2-VL have them"
         )
-    if seeing := [name for name in found if "visual" in name or "vision" in name]:
-        raise InputError(f"the pattern for adapters finds layers of the image part, which stays frozen: {seeing[0]}")
+    if visual := [name for name in found if "visual" in name or "vision" in name]:
+        raise InputError(f"the pattern for adapters finds layers of the vision tower, which stays frozen: {visual[0]}")
     return found
 
 
@@ -205,27 +251,19 @@ def load_adapter(model: Any, folder: Path) -> Any:
     Raises:
         InputError: the folder holds no adapter in safetensors, or one that does not fit this base.
     """
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
         raise InputError(f"{folder}: not an adapter; {', '.join(missing)} is not there")
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"{folder}: the adapter does not fit this base: {' '.join(str(error).split())[:300]}"
-        ) from None
-    _refuse_unfilled(adapted, folder)
-    adapted.eval()
-    return adapted
-
-
-def _refuse_unfilled(adapted: Any, folder: Path) -> None:
-    """peft only warns where an adapter has no weights for a layer, and leaves that layer as the base has it."""
+        raise InputError(f"{folder}: the adapter does not fit this base: {_short(error)}") from None
+    # peft only warns where an adapter has no weights for a layer, and leaves that layer as the base has it.
     with safe_open(folder / ADAPTER_FILES[0], framework="pt") as stored:
         there = set(stored.keys())
     wanted = {name.replace(".default.", ".") for name, _ in adapted.named_parameters() if ".lora_" in name}
-    if wanted != there:
-        odd = sorted(wanted ^ there)
+    if odd := sorted(wanted ^ there):
         raise InputError(
             f"{folder}: the adapter was made for another base; {len(odd)} of its layers do not match, such as {odd[0]}"
         )
+    adapted.eval()
+    return adapted

@@ -6,6 +6,7 @@ that they are too old to know, and ``CoreV1Api`` alone costs 80 MiB of memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from kubernetes import client, config, watch
+from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from kubernetes.dynamic import DynamicClient, Resource
@@ -21,7 +22,7 @@ from urllib3.exceptions import HTTPError
 
 from vcot import logging
 from vcot.errors import SettingsError, TemporaryError
-from vcot.pipeline.orchestrator import Clock, sleep
+from vcot.pipeline.orchestrator import Clock
 from vcot.stage import REPORT_EVERY, Stop
 
 Manifest = dict[str, Any]
@@ -63,10 +64,6 @@ class Refused(SettingsError):
         self.status = status
 
 
-class Expired(Exception):
-    """410: the version from which to go on is no longer known; look at the whole again."""
-
-
 def connect(
     namespace: str, clock: Clock, stop: Stop, *, away: float = AWAY, patience: float = REFUSED
 ) -> ClusterClient:
@@ -100,16 +97,14 @@ class ClusterClient:
     """
 
     def __init__(
-        self, configuration: client.Configuration, namespace: str, clock: Clock, stop: Stop, away: float = AWAY,
-        patience: float = REFUSED,
+        self, configuration: client.Configuration, namespace: str, clock: Clock, stop: Stop, away: float,
+        patience: float,
     ) -> None:  # fmt: skip
         configuration.retries = False  # trying again is done here, where it is told and counted
         self._api: Any = DynamicClient(client.ApiClient(configuration), discoverer=lambda *_: None)  # type: ignore[no-untyped-call]
-        self._watch: Any = watch.Watch()  # type: ignore[no-untyped-call]
         self.namespace, self._clock, self._stop, self._away, self._patience = namespace, clock, stop, away, patience
         self._away_since: float | None = None
-        self._told_at = 0.0
-        self._pause = FIRST_PAUSE
+        self._logged_at, self._pause = 0.0, FIRST_PAUSE
 
     def get(self, kind: str, name: str) -> Manifest | None:
         """The object, or None if there is none of that name."""
@@ -137,8 +132,10 @@ class ClusterClient:
         while True:
             try:
                 answer = self._ask("get", kind, **words, _continue=page, patience=0)
-            except Expired:  # the rest has changed too much; what was seen is enough for a report
-                return
+            except Refused as error:
+                if error.status == 410:  # the rest has changed too much; what was seen is enough for a report
+                    return
+                raise
             for item in answer.get("items") or []:
                 yield item
                 seen += 1
@@ -147,40 +144,6 @@ class ClusterClient:
             page = (answer.get("metadata") or {}).get("continue")
             if not page:
                 return
-
-    def find(self, kind: str, name: str) -> tuple[Manifest | None, str]:
-        """The object, or None, and the version of the whole from which to watch on.
-
-        The object's own version will not do: it may be older than what the server remembers.
-        """
-        answer = self._ask("get", kind, field_selector=f"metadata.name={name}")
-        items = answer.get("items") or []
-        return (items[0] if items else None), str(answer["metadata"]["resourceVersion"])
-
-    def watch(self, kind: str, name: str, version: str, seconds: int) -> Iterator[tuple[str, Manifest]]:
-        """What happens to one object after that version, for so long: ADDED, MODIFIED, DELETED or BOOKMARK, and it.
-
-        Ends early where the server or the network ends it; whoever wants more asks again.
-
-        Raises:
-            Expired: that version is too old.
-        """
-        begun = self._clock.now()
-        try:
-            # Not DynamicClient.watch, which takes no timeout: a dead connection would hold it for ever.
-            for event in self._watch.stream(
-                self._resource(kind).get, namespace=self.namespace, field_selector=f"metadata.name={name}",
-                resource_version=version, timeout_seconds=seconds, allow_watch_bookmarks=True, serialize=False,
-                _request_timeout=(TIMEOUT[0], seconds + TIMEOUT[1]),
-            ):  # fmt: skip
-                self._well()
-                if event is not None:  # a line that was no JSON
-                    yield event["type"], event["object"]
-            self._well()
-            if self._clock.now() - begun < 1:  # ended at once, with nothing wrong: do not ask in a circle
-                sleep(1, self._clock, self._stop)
-        except (ApiException, HTTPError, OSError, KeyError) as error:  # KeyError: an ERROR event that gives no reason
-            self._bear(error, self._away)
 
     def version(self) -> tuple[int, int]:
         """Of Kubernetes, as (1, 36)."""
@@ -208,15 +171,14 @@ class ClusterClient:
 
     def _until_answered(self, ask: Callable[..., Any], patience: float | None = None) -> Manifest:
         """The answer; asked again while that can help, 401 and 403 for `patience` seconds."""
-        begun = self._clock.now()
+        until = self._clock.now() + (self._patience if patience is None else patience)
         while True:
             try:
                 answer: Manifest = json.loads(ask(serialize=False, _request_timeout=TIMEOUT).data)
             except (ApiException, HTTPError, OSError, ValueError) as error:
-                left = (self._patience if patience is None else patience) - (self._clock.now() - begun)
-                self._bear(error, left)
+                self._failed(error, until - self._clock.now())
             else:
-                self._well()
+                self._answered()
                 return answer
 
     @staticmethod
@@ -228,58 +190,47 @@ class ClusterClient:
                 return None
             raise
 
-    def _bear(self, error: Exception, patience: float) -> None:
+    def _failed(self, error: Exception, patience: float) -> None:
         """Pauses after what may pass by itself, and says so now and then; gives up when it has lasted too long.
 
         Args:
             patience: seconds for which a 401 or 403 may still pass by itself.
+
+        Raises:
+            Refused: it will not pass.
+            TemporaryError: it has lasted too long.
         """
         what, wait = (str(error).splitlines() or [type(error).__name__])[0], 0.0
         if isinstance(error, ApiException):
-            what, wait = _judged(error, patience)
+            status = int(error.status or 0)
+            try:
+                said = dict(json.loads(error.body or "{}"))
+            except (ValueError, TypeError):
+                said = {}
+            # Status 0: the handshake of TLS failed; then only the reason tells.
+            reason = str(error.reason or "").splitlines() or [f"HTTP status {status}"]
+            what = said.get("message") or (f"HTTP status {status}" if error.body else reason[-1])
+            conflict = status == 409 and said.get("reason") != "AlreadyExists"
+            if not (status in (0, 429) or status >= 500 or conflict or (status in (401, 403) and patience > 0)):
+                raise Refused(status, what) from None
+            with contextlib.suppress(ValueError):  # a date, or nonsense
+                wait = max(0.0, min(float((error.headers or {}).get("Retry-After") or 0), AWAY))
         now = self._clock.now()
         if self._away_since is None:
-            self._away_since, self._told_at = now, now
+            self._away_since, self._logged_at = now, now
             logging.get().warning(f"the API server does not answer as it should: {what}; trying again")
         elif now - self._away_since >= self._away:
             raise TemporaryError(
                 f"not one good answer from the API server for {self._away:g} s, last: {what}. Jobs that run go on; "
-                "the next conductor adopts them"
+                "the next orchestrator adopts them"
             )
-        elif now - self._told_at >= REPORT_EVERY:
-            self._told_at = now
+        elif now - self._logged_at >= REPORT_EVERY:
+            self._logged_at = now
             logging.get().warning(f"no good answer from the API server for {now - self._away_since:.0f} s: {what}")
-        sleep(max(wait, self._pause * random.uniform(0.8, 1.2)), self._clock, self._stop)
+        self._clock.pause(max(wait, self._pause * random.uniform(0.8, 1.2)), self._stop)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _well(self) -> None:
+    def _answered(self) -> None:
         if self._away_since is not None:
             logging.get().info(f"the API server answers again, after {self._clock.now() - self._away_since:.0f} s")
         self._away_since, self._pause = None, FIRST_PAUSE
-
-
-def _judged(error: ApiException, patience: float) -> tuple[str, float]:
-    """What the server said that may pass by itself, and how many seconds it asked to wait.
-
-    Raises:
-        Refused, Expired: it will not.
-    """
-    status = int(error.status or 0)
-    if status == 410:
-        raise Expired from None
-    try:
-        said = json.loads(error.body or "{}")
-        said = said if isinstance(said, dict) else {}
-    except ValueError:
-        said = {}
-    # Status 0: the handshake of TLS failed; then, and in a watch, only the reason tells.
-    reason = str(error.reason or "").splitlines() or [f"HTTP status {status}"]
-    what = said.get("message") or (f"HTTP status {status}" if error.body else reason[-1])
-    conflict = status == 409 and said.get("reason") != "AlreadyExists"
-    if not (status in (0, 429) or status >= 500 or conflict or (status in (401, 403) and patience > 0)):
-        raise Refused(status, what) from None
-    try:
-        wait = float((error.headers or {}).get("Retry-After") or 0)
-    except ValueError:  # a date, or nonsense
-        wait = 0.0
-    return what, max(0.0, min(wait, AWAY))

@@ -1,8 +1,8 @@
-"""Runs steps as Jobs on a cluster: creates or adopts, watches, tells, and never holds a GPU while waiting.
+"""Runs steps as Jobs on a cluster: creates or adopts, looks, tells, and never holds a GPU while waiting.
 
 Names are the lock: a Job is called ``<run>-<step>``, the API server makes no second one of that name, and so an
 orchestrator may be killed at any line and started again. It deletes no Job, and changes one alone: that which still
-waits when the run has failed is suspended, so that it does not take a GPU when nobody watches any more.
+waits when the run has failed is suspended, so that it does not take a GPU when nobody looks any more.
 """
 
 from __future__ import annotations
@@ -10,33 +10,22 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from dataclasses import replace
+from typing import NamedTuple
 
 from vcot import logging
 from vcot.errors import SettingsError, StageFailed, UsageError, VcotError
-from vcot.pipeline.client import ClusterClient, Expired, Manifest, Refused
+from vcot.pipeline import templates
+from vcot.pipeline.client import ClusterClient, Manifest, Refused
 from vcot.pipeline.local import validate
-from vcot.pipeline.orchestrator import RETRY, Clock, Outcome, sleep
-from vcot.pipeline.plan import Plan, Step
-from vcot.pipeline.preflight import (
-    Validate,
-    frozen_where_valid,
-    must_be_as_applied,
-    must_be_new_enough,
-    remove_old_settings,
-    templates_of,
-    variables_of,
-)
+from vcot.pipeline.orchestrator import RETRY, Clock, Outcome, Plan, Step
 from vcot.pipeline.progress import Reporter, Running
-from vcot.pipeline.rendering import QUEUE, FrozenPlan, Owner, complete, freeze, plan_config_map
 from vcot.pipeline.run_state import RunState, RunStorage
+from vcot.pipeline.templates import QUEUE, FrozenPlan, Owner, Validate, complete
 from vcot.stage import Stop
 
-WATCH = 5
-"""Seconds of one look at a Job, so that a stop is noticed in time."""
-LOOK_AGAIN = 60.0
-"""Seconds after which a Job is looked at afresh, whatever the watch tells: what it missed ends no run."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a Job. A watch would tell sooner, and has ways to fail that a look has not."""
 CLEANUP = 120.0
 """Seconds that the cluster has to take away what an earlier pipeline Job of the same name owned."""
 GIVEN_UP = "vcot/given-up"
@@ -57,8 +46,7 @@ def must_name_jobs(run_id: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RunIdentity:
+class RunIdentity(NamedTuple):
     """Who this orchestrator is on the cluster: the run, the namespace and the pipeline Job that its pod belongs to."""
 
     run_id: str
@@ -103,13 +91,13 @@ class KubernetesExecutor:
             pending_timeout: seconds that a step may have no running pod before the run fails.
         """
         self._cluster, self._storage, self._owner, self._validate = cluster, storage, owner, validate
-        self._now = clock.now
-        self._sleep: Callable[[float], None] = lambda seconds: sleep(seconds, clock, stop)
+        self._clock, self._now = clock, clock.now
+        self._sleep: Callable[[float], None] = lambda seconds: clock.pause(seconds, stop)
         self._begin_again = (
             f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
         )
         self._to_go_on = f"When that is mended: {self._begin_again}"
-        self._tell = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
+        self._report = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
         self._frozen: FrozenPlan | None = None
         self._state: RunState | None = None
         self._running: dict[str, Running] = {}
@@ -124,7 +112,9 @@ class KubernetesExecutor:
             yield self.freeze(plan)
         except Exception as error:
             if getattr(error, "exit_code", VcotError.exit_code) not in RETRY:  # the pipeline Job starts no other
-                self._let_go(str(error))
+                for running in self._running.values():
+                    if running.condition is None and not running.ready:
+                        logging.get().warning(self._suspended(running, str(error), VcotError))
             self._end(plan, error)
             raise
         self._end(plan, None)
@@ -148,13 +138,23 @@ class KubernetesExecutor:
                 before this run had begun.
         """
         if (there := self._cluster.get("ConfigMap", f"{plan.run_id}-plan")) is not None and self._owner.owns(there):
-            self._frozen = FrozenPlan.read(there["data"]["plan.json"])
+            self._frozen = frozen = FrozenPlan.read(there["data"]["plan.json"])
             logging.get().info(f"going on with the plan that this run was begun with, ConfigMap {plan.run_id}-plan")
-            self._tell_changes(plan)
+            try:
+                now = templates.freeze(plan, templates.templates_of(self._cluster.get, self._cluster.namespace, plan))
+            except SettingsError as error:
+                logging.get().warning(f"this run goes on, but no other could start: {error}")
+            else:
+                changed = {s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]}
+                if changed:
+                    logging.get().warning(
+                        f"templates have changed since this run began ({', '.join(sorted(changed))}); "
+                        "they will count for another RUN_ID, this one keeps its own"
+                    )
         else:
             self._frozen = self._checked(plan, as_applied=True)
-            self._acquire(plan_config_map(self._frozen, self._owner))
-            remove_old_settings(self._cluster, self._sleep)
+            self._acquire(self._frozen.config_map(self._owner))
+            templates.remove_old_settings(self._cluster, self._sleep)
         self._state = RunState(self._cluster, self._storage, self._owner, self._frozen.plan)
         return self._frozen.plan
 
@@ -164,26 +164,11 @@ class KubernetesExecutor:
             self._checked(plan)
 
     def _checked(self, plan: Plan, *, as_applied: bool = False) -> FrozenPlan:
-        must_be_new_enough(self._cluster)
-        templates = templates_of(self._cluster.get, self._cluster.namespace, plan)
+        templates.must_be_new_enough(self._cluster)
+        there = templates.templates_of(self._cluster.get, self._cluster.namespace, plan)
         if as_applied:
-            must_be_as_applied(self._cluster, self._owner.name, templates)
-        return frozen_where_valid(self._cluster.get, self._cluster.namespace, plan, templates, self._validate)
-
-    def _tell_changes(self, plan: Plan) -> None:
-        """Says where the cluster's templates are no longer what this run was begun with; they do not matter to it."""
-        assert self._frozen is not None
-        try:
-            now = freeze(plan, templates_of(self._cluster.get, self._cluster.namespace, plan))
-        except SettingsError as error:
-            logging.get().warning(f"this run goes on, but no other could start: {error}")
-            return
-        frozen = self._frozen
-        if changed := sorted({s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]}):
-            logging.get().warning(
-                f"templates have changed since this run began ({', '.join(changed)}); "
-                "they will count for another RUN_ID, this one keeps its own"
-            )
+            templates.must_be_as_applied(self._cluster, self._owner.name, there)
+        return templates.frozen_where_valid(self._cluster.get, self._cluster.namespace, plan, there, self._validate)
 
     # --- one step -----------------------------------------------------------------------------------
 
@@ -194,7 +179,7 @@ class KubernetesExecutor:
         self._state.began(step, job["metadata"]["name"])
         # Only stages that may hold a GPU are asked whether they are whole; the others find it out cheaply in their Job.
         if step.part == "all" and self._cluster.get(job["kind"], job["metadata"]["name"]) is None:
-            variables, _ = variables_of(self._cluster.get, self._cluster.namespace, step.stage, job)
+            variables, _ = templates.variables_of(self._cluster.get, self._cluster.namespace, step.stage, job)
             if (outcome := self._storage.look(step, variables)) is not None:
                 logging.get().info(f"{step.name}: whole already, no Job is made for it")
                 self._whole[step.name] = replace(outcome, said=f"{outcome.said}. {self._to_go_on}")
@@ -203,44 +188,39 @@ class KubernetesExecutor:
         job, created = self._acquire(complete(job, self._owner, self._frozen.digest, shards))
         if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
             raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
-        running = Running(step, job, self._now(), job["metadata"]["resourceVersion"] if created else None)
-        self._running[step.name] = running
+        self._running[step.name] = running = Running(step, job, self._now())
         logging.get().info(
             f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
         )
 
     def poll(self, step: Step) -> Outcome | None:
         assert self._state is not None
-        outcome = self._whole.get(step.name) or self._ended(self._running[step.name])
+        if (outcome := self._whole.get(step.name)) is None:
+            running = self._running[step.name]
+            if not running.condition:
+                self._look(running)
+            now = self._now()
+            if running.condition:
+                outcome = self._report.outcome(running, running.condition, now)
+            elif (why := self._report.waiting(running, now)) is not None:
+                del self._running[step.name]
+                raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
         if outcome is not None:
             self._state.ended(step, outcome)
+        else:
+            self._clock.sleep(LOOK_EVERY)
         return outcome
-
-    def _ended(self, running: Running) -> Outcome | None:
-        if not running.condition:
-            self._look(running)
-        now = self._now()
-        if running.condition:
-            return self._tell.outcome(running, running.condition, now)
-        if (why := self._tell.waiting(running, now)) is not None:
-            del self._running[running.step.name]
-            raise StageFailed(f"{why}. {self._suspended(running, why)}. {self._to_go_on}")
-        return None
 
     def leave(self, step: Step) -> str:
         running = self._running[step.name]
-        return f"{running.kind} {running.name} goes on, and the next conductor adopts it"
+        return f"{running.kind} {running.name} goes on, and the next orchestrator adopts it"
 
-    def _let_go(self, why: str) -> None:
-        for running in self._running.values():
-            if running.condition is None and not running.ready:
-                try:
-                    logging.get().warning(self._suspended(running, why))
-                except VcotError as error:  # it must not hide why the run has ended
-                    logging.get().warning(_not_suspended(running, error))
+    def _suspended(self, running: Running, why: str, tolerated: type[VcotError] = Refused) -> str:
+        """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn.
 
-    def _suspended(self, running: Running, why: str) -> str:
-        """Takes it back from the cluster, and from Kueue, which would start a suspended Job that waits for its turn."""
+        Args:
+            tolerated: of these errors only the returned words tell; they must not hide why the run has ended.
+        """
         change = {"metadata": {"annotations": {GIVEN_UP: why}}, "spec": {"suspend": True}}
         try:
             self._cluster.patch(running.kind, running.name, change)
@@ -248,50 +228,31 @@ class KubernetesExecutor:
                 mine = f"kueue.x-k8s.io/job-uid={running.seen['metadata']['uid']}"
                 for workload in list(self._cluster.list("Workload", labels=mine)):
                     self._cluster.patch("Workload", workload["metadata"]["name"], {"spec": {"active": False}})
-        except Refused as error:
-            return _not_suspended(running, error)
+        except tolerated as error:
+            return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"
         return f"{running.kind} {running.name} is suspended, so that it starts nothing later"
 
     def _look(self, running: Running) -> None:
-        """What has become of the Job; watches for `WATCH` seconds, or until it is over."""
-        try:
-            if running.version is None or self._now() - running.looked_at >= LOOK_AGAIN:
-                there, running.version = self._cluster.find(running.kind, running.name)
-                running.looked_at = self._now()
-                self._see(running, there)
+        """What has become of the Job; raises StageFailed where it is not there any more."""
+        job = self._cluster.get(running.kind, running.name)
+        before, was_ready = running.succeeded_and_failed, running.ready
+        same = job is not None and job["metadata"]["uid"] == running.seen["metadata"]["uid"]
+        if job is not None and same:
+            running.seen = job | {"kind": running.kind}
+            if running.condition is not None:
                 return
-            for kind, job in self._cluster.watch(running.kind, running.name, running.version, WATCH):
-                running.version = str(job["metadata"]["resourceVersion"])
-                if kind != "BOOKMARK":
-                    self._see(running, None if kind == "DELETED" else job)
-                if running.condition:
-                    return
-        except Expired:
-            running.version = None
-            self._sleep(1)  # not in a circle, should that version be too old as well
-
-    def _see(self, running: Running, job: Manifest | None) -> None:
-        if job is None:
-            self._gone(running)
-        before, was_ready = running.ended_pods, running.ready
-        running.seen = job | {"kind": running.kind}
-        if running.condition is not None:
-            return
-        if job["metadata"].get("deletionTimestamp"):
-            self._gone(running)
-        if running.ready or running.ended_pods != before:
+        if not same or running.seen["metadata"].get("deletionTimestamp"):
+            del self._running[running.step.name]
+            raise StageFailed(
+                f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its "
+                f"place. To go on: {self._begin_again}"
+            )
+        if running.ready or running.succeeded_and_failed != before:
             running.idle_since, running.ended_at = None, self._now()
-        if running.ended_pods[1] > before[1] or running.ready < was_ready:
-            self._tell.failed_pods(running)
+        if running.succeeded_and_failed[1] > before[1] or running.ready < was_ready:
+            self._report.failed_pods(running)
         if running.ready and not was_ready:
-            self._tell.runs(running)
-
-    def _gone(self, running: Running) -> NoReturn:
-        del self._running[running.step.name]
-        raise StageFailed(
-            f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its place. "
-            f"To go on: {self._begin_again}"
-        )
+            self._report.started(running)
 
     # --- whose is it ----------------------------------------------------------------------------------
 
@@ -316,7 +277,9 @@ class KubernetesExecutor:
             if made is not None:
                 return made | {"kind": kind}, True
             there = self._cluster.get(kind, name)
-            if there is not None and not self._is_going(there):
+            leaves = (there or {}).get("metadata", {}).keys() & {"ownerReferences", "deletionTimestamp"}
+            # Another pipeline Job's: the cluster is about to remove it with its owner.
+            if there is not None and (self._owner.owns(there) or not leaves):
                 self._must_fit(there | {"kind": kind})
                 return there | {"kind": kind}, False
             waited = self._now() - begun
@@ -330,13 +293,6 @@ class KubernetesExecutor:
                     f"{kind} {name} is of an earlier pipeline Job; waiting until the cluster has removed it"
                 )
             self._sleep(1)
-
-    def _is_going(self, there: Manifest) -> bool:
-        """Whether the cluster is about to remove it, with the pipeline Job that owned it."""
-        metadata = there["metadata"]
-        return not self._owner.owns(there) and bool(
-            metadata.get("ownerReferences") or metadata.get("deletionTimestamp")
-        )
 
     def _must_fit(self, there: Manifest) -> None:
         assert self._frozen is not None
@@ -354,7 +310,3 @@ class KubernetesExecutor:
                 f"this one is {digest[:12]}); choose another RUN_ID, or remove what is left of the earlier run: "
                 f"kubectl -n {self._cluster.namespace} delete job,configmap -l vcot/run={run}"
             )
-
-
-def _not_suspended(running: Running, error: VcotError) -> str:
-    return f"{running.kind} {running.name} could not be suspended ({error}) and would still run"

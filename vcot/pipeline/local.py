@@ -1,4 +1,4 @@
-"""Stages as processes on this computer: how one is started, asked about its settings, and run to its end."""
+"""Stages as processes on this computer: their variables, how one is started, asked and run to its end, their pages."""
 
 from __future__ import annotations
 
@@ -9,37 +9,67 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from string import Template
 
 from vcot import logging
 from vcot.errors import SettingsError
-from vcot.pipeline.orchestrator import Outcome
-from vcot.pipeline.plan import Plan, Step
-from vcot.settings import PREFIX
+from vcot.pipeline.orchestrator import Outcome, Plan, Step
+from vcot.settings import PREFIX, STAGES
 from vcot.storage import NotFound, Store, join, put_folder
 
 GRACE = 120.0
 """Seconds that a stage has to save after SIGTERM, as terminationGracePeriodSeconds on a cluster."""
 LOOK = 0.5
 """Seconds that one look at a running stage takes."""
+#: Stage → its files that are for people.
 PAGES: Mapping[str, tuple[str, ...]] = {
     "convert": ("report.html",),
     "tokenize": ("report.html",),
     "train": ("losses.png",),
     "evaluate": ("report.html", "report.json", "overlay.png"),
 }
-"""Stage → its files that are for people."""
 
 
-def command(stage: str) -> list[str]:
-    return [sys.executable, "-m", f"jobs.{stage}"]
+# --- settings ----------------------------------------------------------------------------------------------
 
 
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's own, with these variables in place of those with our prefix."""
-    return {n: v for n, v in os.environ.items() if not n.startswith(PREFIX)} | dict(variables)
+def read_env_file(path: Path) -> dict[str, str]:
+    """``NAME=value`` lines as kustomize's configMapGenerator reads them; # starts a comment line.
+
+    Raises:
+        SettingsError: a line is neither.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            name, equals, value = line.partition("=")
+            if not equals:
+                raise SettingsError(f"{path}:{number}: {line!r} is not NAME=value")
+            found[name.strip()] = value.strip()
+    return found
+
+
+def gather_variables(
+    folders: Sequence[Path], environment: Mapping[str, str], places: Mapping[str, str] | None = None
+) -> dict[str, dict[str, str]]:
+    """Stage → variables: from ``<folder>/<stage>.env``, a later folder and then the environment beating an earlier.
+
+    `places`: what ``${EXAMPLE_URI}`` and ``${BASE_URI}`` stand for in the files.
+    """
+    ours = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
+    prefixes = {stage: f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline")}
+    common = {name: value for name, value in ours.items() if not name.startswith(tuple(prefixes.values()))}
+    variables: dict[str, dict[str, str]] = {}
+    for stage in STAGES:
+        files = [folder / f"{stage}.env" for folder in folders]
+        written = chain.from_iterable(read_env_file(path).items() for path in files if path.exists())
+        variables[stage] = common | {name: Template(value).safe_substitute(places or {}) for name, value in written}
+        variables[stage] |= {name: value for name, value in ours.items() if name.startswith(prefixes[stage])}
+    return variables
 
 
 def validate(stage: str, variables: Mapping[str, str]) -> list[str]:
@@ -50,6 +80,18 @@ def validate(stage: str, variables: Mapping[str, str]) -> list[str]:
     if answer.returncode == 0:
         return []
     return answer.stderr.strip().splitlines() or [f"{stage}: --check ended with {answer.returncode} and said nothing"]
+
+
+# --- processes ---------------------------------------------------------------------------------------------
+
+
+def command(stage: str) -> list[str]:
+    return [sys.executable, "-m", f"jobs.{stage}"]
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's own, with these variables in place of those with our prefix."""
+    return {n: v for n, v in os.environ.items() if not n.startswith(PREFIX)} | dict(variables)
 
 
 class LocalExecutor:
@@ -63,9 +105,7 @@ class LocalExecutor:
         if plan is self._checked:
             return
         with ThreadPoolExecutor() as pool:
-            faults = [
-                line for lines in pool.map(lambda s: validate(s.stage, s.environment), plan.steps) for line in lines
-            ]
+            faults = [*chain.from_iterable(pool.map(lambda step: validate(step.stage, step.environment), plan.steps))]
         if faults:
             raise SettingsError("\n".join(faults))
         self._checked = plan
@@ -127,7 +167,7 @@ def publish(store: Store, folder: Path, uri: str) -> None:
     logging.get().info("put into storage", folder=str(folder), uri=uri)
 
 
-def bring_home(stages: Mapping[str, str], folder: Path) -> list[Path]:
+def download_pages(stages: Mapping[str, str], folder: Path) -> list[Path]:
     """Copies what there is of each stage's pages.
 
     Args:

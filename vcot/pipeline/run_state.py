@@ -29,9 +29,8 @@ from vcot import logging
 from vcot.errors import InputError, Interrupted, NotWhole, VcotError
 from vcot.pipeline.client import ClusterClient, Refused
 from vcot.pipeline.local import command, environment
-from vcot.pipeline.orchestrator import Outcome
-from vcot.pipeline.plan import INPUTS, Plan, Step
-from vcot.pipeline.rendering import Owner
+from vcot.pipeline.orchestrator import INPUTS, Outcome, Plan, Step
+from vcot.pipeline.templates import Owner
 from vcot.records.shards import DONE, read_marker
 from vcot.redaction import redacted
 from vcot.settings import PREFIX
@@ -76,28 +75,21 @@ class RunStorage:
         try:
             if self._store.stat(join(step.run_uri, step.stage, DONE)) is None:
                 return None
-        except VcotError as error:
-            logging.get().warning(f"{step.name}: nobody can say whether it is whole ({error})")
-            return None
-        with tempfile.TemporaryDirectory(prefix="look-") as folder:
-            said = Path(folder) / "said.json"
-            try:
-                answer = subprocess.run(
+            with tempfile.TemporaryDirectory(prefix="look-") as folder:
+                said = Path(folder) / "said.json"
+                code = subprocess.run(
                     [*command(step.stage), "--part", "look"], capture_output=True, check=False, timeout=LONGEST_LOOK,
                     env=environment({**variables, f"{PREFIX}TERMINATION_LOG": str(said)}),
-                )  # fmt: skip
-            except subprocess.TimeoutExpired:
-                logging.get().warning(
-                    f"{step.name}: nobody can say whether it is whole (no answer in {LONGEST_LOOK:g} s)"
-                )
-                return None
-            summary = json.loads(said.read_bytes()) if said.exists() else {}
-        if answer.returncode == 0 or answer.returncode in FOR_GOOD:
-            last_word = str(summary.get("message") or "it gave no reason")
-            return Outcome(answer.returncode, 0.0, summary=summary, said=last_word)
-        if answer.returncode != NotWhole.exit_code:
-            why = summary.get("message") or f"exit code {answer.returncode}"
-            logging.get().warning(f"{step.name}: nobody can say whether it is whole ({why})")
+                ).returncode  # fmt: skip
+                summary = json.loads(said.read_bytes()) if said.exists() else {}
+        except (VcotError, subprocess.TimeoutExpired) as error:
+            logging.get().warning(f"{step.name}: nobody can say whether it is whole ({error})")
+            return None
+        last_word = str(summary.get("message") or f"exit code {code}")
+        if code == 0 or code in FOR_GOOD:
+            return Outcome(code, 0.0, summary=summary, said=last_word)
+        if code != NotWhole.exit_code:
+            logging.get().warning(f"{step.name}: nobody can say whether it is whole ({last_word})")
         return None
 
     def write(self, run_uri: str, state: str) -> None:
@@ -111,7 +103,7 @@ class RunStorage:
 
 
 class RunState:
-    """Written at each change; what cannot be written is told once, and ends no run."""
+    """Written at each change; what cannot be written is logged once, and ends no run."""
 
     def __init__(
         self, cluster: ClusterClient, storage: RunStorage, owner: Owner, plan: Plan, *, refused: bool = False
@@ -120,26 +112,34 @@ class RunState:
         Args:
             refused: the run has not begun; then steps of an earlier run of that name are kept.
         """
-        self._cluster, self._storage, self._owner, self._plan = cluster, storage, owner, plan
+        self._cluster, self._owner, self._plan = cluster, owner, plan
         self._name = f"{plan.run_id}-state"
         self._mute: set[str] = set()
         self._places: dict[str, Callable[[str], None]] = {
             "the cluster": self._to_cluster, "storage": lambda text: storage.write(plan.run_uri, text),
         }  # fmt: skip
-        steps = self._earlier() or (self._in_storage() if refused else {})
-        self._said: dict[str, Any] = {"run": plan.run_id, "made": plan.run_uri, "steps": steps, "end": None}
+        # Those that an earlier orchestrator of the same pipeline Job wrote down.
+        there = cluster.get("ConfigMap", self._name)
+        steps = _steps((there.get("data") or {}).get(KEY)) if there and owner.owns(there) else {}
+        if refused and not steps:  # a refusal must not take the place of an earlier run of that name
+            try:
+                steps = _steps(storage.state(plan.run_uri))
+            except VcotError as error:
+                logging.get().warning(f"what is known of an earlier run {plan.run_id} cannot be read: {error}")
+                del self._places["storage"]
+        self._state: dict[str, Any] = {"run": plan.run_id, "made": plan.run_uri, "steps": steps, "end": None}
 
     def began(self, step: Step, job: str) -> None:
-        known = self._said["steps"].get(step.name)
-        if known is None or known["state"] != "done":
-            self._said["steps"][step.name] = {"job": job, "state": "running"}
+        before = self._state["steps"].get(step.name)
+        if before is None or before["state"] != "done":
+            self._state["steps"][step.name] = {"job": job, "state": "running"}
             self._write()
 
     def ended(self, step: Step, outcome: Outcome) -> None:
-        """What was known of it before stays where its pods are gone, and cannot say it again."""
-        known = self._said["steps"].setdefault(step.name, {})
-        known |= {"exit": outcome.exit_code, "seconds": round(outcome.seconds, 1), **outcome.summary}
-        known |= {"state": "done"} if outcome.exit_code == 0 else {"state": "failed", "message": outcome.said}
+        """What an earlier orchestrator noted of it stays where its pods are gone, and cannot say it again."""
+        noted = self._state["steps"].setdefault(step.name, {})
+        noted |= {"exit": outcome.exit_code, "seconds": round(outcome.seconds, 1), **outcome.summary}
+        noted |= {"state": "done"} if outcome.exit_code == 0 else {"state": "failed", "message": outcome.said}
         self._write()
 
     def end(self, error: Exception | None) -> None:
@@ -153,30 +153,16 @@ class RunState:
         elif error is not None:
             exit_code = VcotError.exit_code
             message = f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
-        for step in self._said["steps"].values():
+        for step in self._state["steps"].values():
             if step["state"] == "running":
                 step |= {"state": "failed", "message": message}
-        self._said["end"] = {"exit": exit_code, "message": message}
+        self._state["end"] = {"exit": exit_code, "message": message}
         self._mute.clear()
         self._write()
 
-    def _earlier(self) -> dict[str, Any]:
-        """The steps that an earlier orchestrator of the same pipeline Job wrote down."""
-        there = self._cluster.get("ConfigMap", self._name)
-        return _steps((there.get("data") or {}).get(KEY)) if there and self._owner.owns(there) else {}
-
-    def _in_storage(self) -> dict[str, Any]:
-        """Those of an earlier run of that name; a refusal must not take their place."""
-        try:
-            return _steps(self._storage.state(self._plan.run_uri))
-        except VcotError as error:
-            logging.get().warning(f"what is known of an earlier run {self._plan.run_id} cannot be read: {error}")
-            del self._places["storage"]
-            return {}
-
     def _write(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = redacted(json.dumps(self._said | {"written": now}, indent=1, ensure_ascii=False))
+        text = redacted(json.dumps(self._state | {"written": now}, indent=1, ensure_ascii=False))
         for place, write in self._places.items():
             if place not in self._mute:
                 try:

@@ -4,19 +4,3 @@ from vcot.records.metadata import Contract, Mode
 from vcot.records.reply import Completion, Score
 from vcot.records.sample import Image, Origin, Reason, Rejection, Sample
 from vcot.records.shards import Folder, RowCounts, StageMarker, read_samples
-
-__all__ = [
-    "Completion",
-    "Contract",
-    "Folder",
-    "Image",
-    "Mode",
-    "Origin",
-    "Reason",
-    "Rejection",
-    "Sample",
-    "Score",
-    "StageMarker",
-    "RowCounts",
-    "read_samples",
-]

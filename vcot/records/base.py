@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
-from vcot.grounding import Box, Mention, Trace
+from vcot.grounding import Mention, Trace
 from vcot.redaction import redacted
 
 _BOX_SCHEMA: dict[str, Any] = {
@@ -25,39 +25,18 @@ _MENTION_SCHEMA: dict[str, Any] = {
 }
 
 
-def _box(value: Any) -> Box:
-    if isinstance(value, Box):
-        return value
-    if not isinstance(value, list) or len(value) != 4 or not all(type(n) in (int, float) for n in value):
-        raise ValueError(f"a box is a list of four numbers; got {value!r:.200}")
-    return Box(*value)
-
-
 def _plain(kind: type[Mention] | type[Trace]) -> GetPydanticSchema:
     """A field that holds a `kind` and stands on disk in the kind's own JSON form."""
 
     def read(value: Any) -> Mention | Trace:
         return value if isinstance(value, kind) else kind.from_json(value)
 
-    def write(value: Mention | Trace) -> Any:
-        return value.to_json()
-
-    return GetPydanticSchema(
-        lambda _source, _handler: core_schema.no_info_plain_validator_function(
-            read, serialization=core_schema.plain_serializer_function_ser_schema(write)
-        )
+    schema = core_schema.no_info_plain_validator_function(
+        read, serialization=core_schema.plain_serializer_function_ser_schema(kind.to_json)
     )
+    return GetPydanticSchema(lambda _source, _handler: schema)
 
 
-BoxField = Annotated[
-    Box,
-    GetPydanticSchema(
-        lambda _source, _handler: core_schema.no_info_plain_validator_function(
-            _box, serialization=core_schema.plain_serializer_function_ser_schema(Box.as_list)
-        )
-    ),
-    WithJsonSchema(_BOX_SCHEMA),
-]
 MentionField = Annotated[Mention, _plain(Mention), WithJsonSchema(_MENTION_SCHEMA)]
 TraceField = Annotated[
     Trace,

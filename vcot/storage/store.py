@@ -28,12 +28,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from vcot import uris
 from vcot.errors import InputError, UsageError
-from vcot.storage.local import CHUNK, Changed, Entry, LocalFile, NotFound
+from vcot.storage.local import CHUNK, Entry, LocalFile, NotFound
 
 if TYPE_CHECKING:
     from vcot.storage.s3 import S3Object
-
-__all__ = ["Changed", "Entry", "NotFound", "Store", "append", "join", "name", "numbered", "state_of"]
 
 
 class Store:

@@ -1,4 +1,4 @@
-"""From Samples to token ids and back: the one room that knows the processor.
+"""From Samples to token ids and back: the one package that knows the processor.
 
     processor = load_processor(folder, min_pixels=…, max_pixels=…)      the base model's own
     contract  = contract_of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
@@ -9,18 +9,9 @@
 torch and transformers are imported by `load_processor`, not before.
 """
 
-from vcot.records import Contract, Mode
-from vcot.tokens.contract import PROCESSOR_FILES, contract_of, is_processor_file, load_processor
-from vcot.tokens.encoder import Encoder, frame_as_seen, prompt_text
-
-__all__ = [
-    "PROCESSOR_FILES",
-    "Contract",
-    "Encoder",
-    "Mode",
-    "contract_of",
-    "frame_as_seen",
-    "is_processor_file",
-    "load_processor",
-    "prompt_text",
-]
+from vcot.records import Contract as Contract
+from vcot.tokens.contract import contract_of as contract_of
+from vcot.tokens.contract import is_processor_file as is_processor_file
+from vcot.tokens.contract import load_processor as load_processor
+from vcot.tokens.encoder import Encoder as Encoder
+from vcot.tokens.encoder import prompt_text as prompt_text

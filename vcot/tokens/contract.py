@@ -68,39 +68,31 @@ def load_processor(folder: Path, *, min_pixels: int, max_pixels: int) -> Any:
     return processor
 
 
-def tokenizer_digest(processor: Any) -> str:
-    """sha256 over what the tokenizer does: vocabulary, merges, splitting, normalising, special tokens.
+def properties(processor: Any) -> dict[str, Any]:
+    """What token ids assume of a processor, under the names of a Contract's fields.
 
-    Padding and truncation are states of a tokenizer in use, not parts of it, and are left out; so are file
-    names and library versions, so that the same tokenizer saved again has the same digest.
+    tokenizer_sha256 is over what the tokenizer does: vocabulary, merges, splitting, normalising, special tokens.
+    Padding and truncation are states of a tokenizer in use, not parts of it, and are left out; so are file names and
+    library versions, so that the same tokenizer saved again has the same digest.
+
+    Raises InputError where the base has no chat template.
     """
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        raise InputError("the base's processor has no chat template; chat_template.jinja is missing beside it")
     backend = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     for state in ("padding", "truncation", "version"):
         backend.pop(state, None)
     special = {"eos": processor.tokenizer.eos_token, "pad": processor.tokenizer.pad_token}
-    told = json.dumps({"backend": backend, "special": special}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(told.encode()).hexdigest()
-
-
-def template_digest(processor: Any) -> str:
-    """sha256 of the chat template's text."""
-    return hashlib.sha256(template(processor).encode()).hexdigest()
-
-
-def template(processor: Any) -> str:
-    """The chat template's text. Raises InputError where the base has none."""
-    found = processor.chat_template or processor.tokenizer.chat_template
-    if isinstance(found, dict):
-        found = found.get("default")
-    if not found:
-        raise InputError("the base's processor has no chat template; chat_template.jinja is missing beside it")
-    return str(found)
-
-
-def image_facts(processor: Any) -> dict[str, Any]:
-    """What the image processor makes of an image, beside the budget of pixels."""
+    tokenizer = json.dumps({"backend": backend, "special": special}, sort_keys=True, ensure_ascii=False)
     images = processor.image_processor
     return {
+        "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        "template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
+        "min_pixels": int(images.size["shortest_edge"]),
+        "max_pixels": int(images.size["longest_edge"]),
         "patch_size": int(images.patch_size),
         "merge_size": int(images.merge_size),
         "temporal_patch_size": int(images.temporal_patch_size),
@@ -109,44 +101,25 @@ def image_facts(processor: Any) -> dict[str, Any]:
     }
 
 
-def pixel_budget(processor: Any) -> tuple[int, int]:
-    """(min_pixels, max_pixels) of a loaded processor."""
-    size = processor.image_processor.size
-    return int(size["shortest_edge"]), int(size["longest_edge"])
-
-
 def contract_of(
     processor: Any, *, mode: Mode, frame: FrameName, max_length: int, instruction: str | None = None
 ) -> Contract:
     """The contract of examples made with this processor and its budget of pixels."""
-    facts = image_facts(processor)
-    low, high = pixel_budget(processor)
-    factor = facts["patch_size"] * facts["merge_size"]
-    return Contract(
-        mode=mode, frame=FrameSpec(frame, low, high, factor).to_dict(), min_pixels=low, max_pixels=high,
-        instruction=instruction or None, max_length=max_length, template_sha256=template_digest(processor),
-        tokenizer_sha256=tokenizer_digest(processor), **facts,
-    )  # fmt: skip
+    found = properties(processor)
+    spec = FrameSpec(frame, found["min_pixels"], found["max_pixels"], found["patch_size"] * found["merge_size"])
+    return Contract(mode=mode, frame=spec.to_dict(), instruction=instruction or None, max_length=max_length, **found)
 
 
 def check_contract(contract: Contract, processor: Any) -> None:
     """Raises InputError naming everything in which this processor differs, with both values."""
-    low, high = pixel_budget(processor)
-    found = {
-        "tokenizer_sha256": tokenizer_digest(processor),
-        "template_sha256": template_digest(processor),
-        "min_pixels": low,
-        "max_pixels": high,
-        **image_facts(processor),
-    }
+
+    def short(value: Any) -> str:
+        return f"{value[:12]}…" if isinstance(value, str) else f"{value}"
+
     differences = [
-        f"{name} is {_short(value)} here, {_short(getattr(contract, name))} in the examples"
-        for name, value in found.items()
+        f"{name} is {short(value)} here, {short(getattr(contract, name))} in the examples"
+        for name, value in properties(processor).items()
         if getattr(contract, name) != value
     ]
     if differences:
         raise InputError("the examples were not made for this base: " + "; ".join(differences))
-
-
-def _short(value: Any) -> str:
-    return f"{value[:12]}…" if isinstance(value, str) else f"{value}"

@@ -11,14 +11,13 @@ and are tokenised apart. So no token can lie across the bar, and what people wro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from vcot.errors import InputError
-from vcot.grounding import Frame, FrameSpec, Trace, smart_resize
+from vcot.grounding import Trace, smart_resize
 from vcot.grounding.tags import render_reply
 from vcot.records import Contract
 from vcot.records.example import IGNORED, Example
@@ -31,19 +30,24 @@ STAGE = "tokenize"
 # Private-use characters: no template writes them, none changes them.
 _QUESTION, _REPLY = "\ue000question\ue001", "\ue000reply\ue001"
 
-
-@dataclass(frozen=True)
-class _Fitted:
-    """ids and labels of an example, and the (width, height) at which its image is seen; None: it has none."""
-
-    ids: list[int]
-    labels: list[int]
-    seen: tuple[int, int] | None
+Size = tuple[int, int]
+"""(width, height) in pixels."""
 
 
-@dataclass(frozen=True)
-class _Around:
-    """Ids of the template's own pieces: before the question, between question and reply, after the reply."""
+class _Fitted(NamedTuple):
+    """Ids of prompt and reply, and the size at which the image is handed to the processor; None: it has none."""
+
+    prompt: list[int]
+    reply: list[int]
+    shown: Size | None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + len(self.reply)
+
+
+class _Template(NamedTuple):
+    """Ids of the chat template's own pieces: before the question, between question and reply, after the reply."""
 
     head: list[int]
     tail: list[int]
@@ -62,10 +66,17 @@ class Encoder:
         self.processor = processor
         self.contract = contract
         self._tokenizer = processor.tokenizer
-        self._around = {False: self._cut(with_image=False)}
+        self._templates = {False: self._cut_template(with_image=False)}
         if contract.mode == "multimodal":
-            self._around[True] = self._cut(with_image=True)
-        self._check_control_tokens()
+            self._templates[True] = self._cut_template(with_image=True)
+        special = sorted({*self._tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id})
+        said = set(self._plain(" ".join(map(str, self._tokenizer.convert_ids_to_tokens(special)))))
+        if found := [token for token in special if token in said]:
+            raise InputError(
+                "the base's tokenizer makes control tokens of plain text: "
+                f"{', '.join(self._tokenizer.convert_ids_to_tokens(found))}; "
+                "they need to be marked as special in its tokenizer.json"
+            )
 
     # --- learning ----------------------------------------------------------------------------------
 
@@ -83,79 +94,89 @@ class Encoder:
             and becomes part of it; where even the smallest image does not make it fit, a Rejection. Text
             is never cut.
         """
-        size = _size(sample)
+        size = None if sample.image is None else (sample.image.kept.width, sample.image.kept.height)
         if self.contract.mode == "text" or size is None:
             image = data = None
         elif image is None or data is None:
             raise ValueError(f"{sample.id}: a multimodal example needs its image")
         elif (image.width, image.height) != size:
-            return _refuse(
-                sample,
-                Reason.IMAGE_SIZE_DIFFERS,
-                f"the image is {image.width}x{image.height} pixels, the sample says {size[0]}x{size[1]}",
-            )
+            there = f"the image is {image.width}x{image.height} pixels"
+            return refuse(sample, Reason.IMAGE_SIZE_DIFFERS, f"{there}, the sample says {size[0]}x{size[1]}")
         fitted = self._fit(sample, sample.reasoning[alternative], size)
         if isinstance(fitted, Rejection):
             return fitted
-        grid, shrunk = None, False
-        if image is not None and size is not None and fitted.seen is not None:
-            shrunk = fitted.seen != self._seen(size)
-            grid = self._grid(fitted.seen if shrunk else size, fitted.seen)
-            data = _png(image.pixels.resize(fitted.seen, Image.Resampling.BICUBIC)) if shrunk else data
+        prompt, reply, shown = fitted
+        grid = None
+        if image is not None and shown is not None:
+            grid = self._grid(shown)
+            if shown != size:
+                buffer = BytesIO()  # PNG: without loss and without a time, so the same image gives the same bytes
+                image.pixels.resize(shown, Image.Resampling.BICUBIC).save(buffer, "PNG")
+                data = buffer.getvalue()
         return Example(
             id=f"{sample.id}#{alternative}",
             sample=sample.id,
             alternative=alternative,
             split="train" if sample.origin.split == "train" else "validation",
-            ids=tuple(fitted.ids),
-            labels=tuple(fitted.labels),
+            ids=(*prompt, *reply),
+            labels=(*[IGNORED] * len(prompt), *reply),
             image=data,
             image_grid=grid,
-            shrunk=shrunk,
+            shrunk=grid is not None and shown != size,
         )
 
-    def _fit(self, sample: Sample, trace: Trace, size: tuple[int, int] | None) -> _Fitted | Rejection:
-        """The example with the largest image that fits, or why there is none."""
-        limit, area = self.contract.max_length, self.contract.factor**2
-        if size is None:
-            only = self._ids(sample, trace, None)
-            return only if len(only.ids) <= limit else _refuse(sample, Reason.TOO_LONG, self._too_long(only, only))
+    def _fit(self, sample: Sample, trace: Trace, size: Size | None) -> _Fitted | Rejection:
+        """The example with its image as it is or, where it is too long so, with the largest image that fits."""
+        limit, least, factor = self.contract.max_length, self.contract.min_pixels, self.contract.factor
         try:
-            seen = self._seen(size)
+            visual = all_visual = self._visual_tokens(size)
         except ValueError as error:  # far longer than wide
-            return _refuse(sample, Reason.IMAGE_UNSUPPORTED, str(error))
-        full = last = self._ids(sample, trace, seen)
-        while (over := len(last.ids) - limit) > 0:
-            room = max(self._visual_tokens(seen) - over, 1)
-            budget = (room + 1) * area - 1  # not room · area: a root that is rounded down would lose a row
-            smaller = smart_resize(
-                *size,
-                min_pixels=self.contract.min_pixels,
-                max_pixels=max(budget, self.contract.min_pixels),
-                factor=self.contract.factor,
+            return refuse(sample, Reason.IMAGE_UNSUPPORTED, str(error))
+        fitted = full = self._ids(sample, trace, size)
+        while (over := fitted.tokens - limit) > 0:
+            if not visual or size is None:
+                return refuse(sample, Reason.TOO_LONG, f"{full.tokens} tokens, --max-length allows {limit}")
+            budget = (max(visual - over, 1) + 1) * factor**2 - 1  # a token more: a root rounded down would lose a row
+            smaller = smart_resize(*size, min_pixels=least, max_pixels=max(budget, least), factor=factor)
+            fewer = smaller[0] * smaller[1] // factor**2
+            if fewer >= visual or self._resized(smaller) != smaller:
+                return refuse(
+                    sample, Reason.TOO_LONG,
+                    f"{full.tokens} tokens ({all_visual} of them for the image), --max-length allows {limit}; with the "
+                    f"smallest image that --min-pixels {least} allows ({visual} tokens) it is still {fitted.tokens}",
+                )  # fmt: skip
+            fitted, visual = self._ids(sample, trace, smaller), fewer
+        return fitted
+
+    def _ids(self, sample: Sample, trace: Trace, shown: Size | None) -> _Fitted:
+        visual = self._visual_tokens(shown)
+        spec, image = self.contract.frame_spec, sample.image
+        frame = sample.frame(spec) if image is None else spec.on(image.width, image.height, kept=shown)
+        reply = self._plain(render_reply(trace, sample.answers[0], frame)) + self._templates[visual > 0].end
+        return _Fitted(self._prompt(sample, visual, self.contract.instruction), reply, shown)
+
+    def _grid(self, shown: Size) -> tuple[int, int, int]:
+        """(1, rows, columns) in patches of an image of this size, held against the processor's own count."""
+        columns, rows = (side // self.contract.patch_size for side in self._resized(shown))
+        counted = self.processor.image_processor.get_number_of_image_patches(shown[1], shown[0], {})
+        if counted != rows * columns:
+            raise InputError(
+                f"the base's processor cuts an image of {shown[0]}x{shown[1]} pixels into {counted} patches, "
+                f"{rows}x{columns} were expected; this version of its family is not supported"
             )
-            if self._visual_tokens(smaller) >= self._visual_tokens(seen) or self._seen(smaller) != smaller:
-                return _refuse(sample, Reason.TOO_LONG, self._too_long(full, last))
-            seen = smaller
-            last = self._ids(sample, trace, seen)
-        return last
+        return 1, rows, columns
 
-    def _ids(self, sample: Sample, trace: Trace, seen: tuple[int, int] | None) -> _Fitted:
-        visual = self._visual_tokens(seen)
-        prompt = self._prompt_ids(sample, visual, self.contract.instruction)
-        reply = self._plain(render_reply(trace, sample.answers[0], self._frame(sample, seen)))
-        reply += self._around[visual > 0].end
-        return _Fitted(prompt + reply, [IGNORED] * len(prompt) + reply, seen)
+    def _resized(self, size: Size) -> Size:
+        """What the processor makes of an image. Raises ValueError for a side ratio above 200."""
+        low, high = self.contract.min_pixels, self.contract.max_pixels
+        return smart_resize(*size, min_pixels=low, max_pixels=high, factor=self.contract.factor)
 
-    def _too_long(self, full: _Fitted, smallest: _Fitted) -> str:
-        limit = self.contract.max_length
-        if not self._visual_tokens(full.seen):
-            return f"{len(full.ids)} tokens, --max-length allows {limit}"
-        return (
-            f"{len(full.ids)} tokens ({self._visual_tokens(full.seen)} of them for the image), --max-length allows "
-            f"{limit}; with the smallest image that --min-pixels {self.contract.min_pixels} allows "
-            f"({self._visual_tokens(smallest.seen)} tokens) it is still {len(smallest.ids)}"
-        )
+    def _visual_tokens(self, size: Size | None) -> int:
+        """Of an image of this size. Raises ValueError for a side ratio above 200, in text mode too."""
+        if size is None:
+            return 0
+        width, height = self._resized(size)
+        return 0 if self.contract.mode == "text" else width * height // self.contract.factor**2
 
     # --- generating --------------------------------------------------------------------------------
 
@@ -188,7 +209,7 @@ class Encoder:
             for place, grid in zip(given, batch["image_grid_thw"], strict=True):
                 visual[place] = int(grid.prod()) // self.contract.merge_size**2
         below = [self.contract.instruction] * len(samples) if instructions is None else instructions
-        prompts = [self._prompt_ids(*each) for each in zip(samples, visual, below, strict=True)]
+        prompts = [self._prompt(*each) for each in zip(samples, visual, below, strict=True)]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
         ids = torch.tensor([[self.pad_token_id] * p + prompt for p, prompt in zip(padding, prompts, strict=True)])
@@ -200,30 +221,17 @@ class Encoder:
         """pixel_values and image_grid_thw of upright RGB images, as the model takes them."""
         return dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
 
-    def prompt_ids(self, sample: Sample, image: tuple[int, int] | None = None) -> list[int]:
-        """The ids that an example of this sample begins with, and that `prompts` pads.
-
-        `image`: (width, height) of the image that is shown; default: the sample's own.
-        """
-        size = image or _size(sample)
-        return self._prompt_ids(sample, self._visual_tokens(size and self._seen(size)), self.contract.instruction)
-
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, up to the first end token; other control tokens stay visible."""
         ends = {*self.eos_token_ids, self.pad_token_id}
         kept = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         return str(self._tokenizer.decode(list(ids[:kept]), skip_special_tokens=False))
 
-    def frame(self, sample: Sample) -> Frame:
-        """The frame in which a text about this sample writes its boxes (with the image not shrunk)."""
-        size = _size(sample)
-        return self._frame(sample, size and self._seen(size))
-
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Where a generated answer ends: the token that ends a turn, and the one that ends a text."""
         special = set(self._tokenizer.all_special_ids)
-        turn = [token for around in self._around.values() for token in around.end if token in special]
+        turn = [token for template in self._templates.values() for token in template.end if token in special]
         return tuple(dict.fromkeys((*turn, int(self._tokenizer.eos_token_id), self.pad_token_id)))
 
     @property
@@ -232,17 +240,14 @@ class Encoder:
 
     # --- pieces ------------------------------------------------------------------------------------
 
-    def _prompt_ids(self, sample: Sample, visual_tokens: int, instruction: str | None) -> list[int]:
+    def _prompt(self, sample: Sample, visual_tokens: int, instruction: str | None) -> list[int]:
         question = self._plain(prompt_text(sample, instruction))
-        around = self._around[visual_tokens > 0]
+        template = self._templates[visual_tokens > 0]
         if not visual_tokens:
-            return around.head + question + around.tail
-        at = around.head.index(self.processor.image_token_id)
+            return template.head + question + template.tail
+        at = template.head.index(self.processor.image_token_id)
         image = [self.processor.image_token_id] * visual_tokens
-        return around.head[:at] + image + around.head[at + 1 :] + question + around.tail
-
-    def _cut(self, *, with_image: bool) -> _Around:
-        return _Around(*map(self._control, cut_template(self.processor, with_image=with_image)))
+        return template.head[:at] + image + template.head[at + 1 :] + question + template.tail
 
     def _plain(self, text: str) -> list[int]:
         """Ids of what people wrote: nothing in it is a control token."""
@@ -254,43 +259,37 @@ class Encoder:
         ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
         return [int(token) for token in ids]
 
-    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) after resizing. Raises ValueError for a side ratio above 200."""
-        low, high = self.contract.min_pixels, self.contract.max_pixels
-        return smart_resize(*size, min_pixels=low, max_pixels=high, factor=self.contract.factor)
+    def _cut_template(self, *, with_image: bool) -> _Template:
+        """The template on a conversation with its own system prompt, one question and one reply, which are cut out.
 
-    def _visual_tokens(self, seen: tuple[int, int] | None) -> int:
-        if self.contract.mode == "text" or seen is None:
-            return 0
-        return seen[0] * seen[1] // self.contract.factor**2
+        With an image, what stands before the question holds one image token, as its place.
 
-    def _grid(self, size: tuple[int, int], seen: tuple[int, int]) -> tuple[int, int, int]:
-        """(1, rows, columns) in patches of an image of this size, held against the processor's own count."""
-        rows, columns = seen[1] // self.contract.patch_size, seen[0] // self.contract.patch_size
-        counted = self.processor.image_processor.get_number_of_image_patches(size[1], size[0], {})
-        if counted != rows * columns:
+        Raises InputError where the template does not write what a model is trained on as a continuation of what it
+        generates from, or does not say the question and the reply as they are.
+        """
+        content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
+        question = {"role": "user", "content": [*content, {"type": "text", "text": _QUESTION}]}
+        reply = {"role": "assistant", "content": [{"type": "text", "text": _REPLY}]}
+        prompt: str = self.processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+        whole: str = self.processor.apply_chat_template([question, reply], tokenize=False)
+        if prompt.count(_QUESTION) != 1 or whole.count(_REPLY) != 1:
+            raise InputError("the base's chat template does not write question and reply once, as they are")
+        before, end = whole.split(_REPLY)
+        if before != prompt:
             raise InputError(
-                f"the base's processor cuts an image of {size[0]}x{size[1]} pixels into {counted} patches, "
-                f"{rows}x{columns} were expected; this version of its family is not supported"
+                f"the base's chat template begins a reply with {prompt[-40:]!r} when it asks for one and with "
+                f"{before[-40:]!r} when it shows one; these must be the same"
             )
-        return 1, rows, columns
-
-    def _frame(self, sample: Sample, seen: tuple[int, int] | None) -> Frame:
-        """The declared frame on this sample; pixels of the resized input are those of the image as seen."""
-        if sample.image is None or seen is None:
-            return sample.frame(self.contract.frame_spec)
-        return frame_as_seen(self.contract.frame_spec, (sample.image.width, sample.image.height), seen)
-
-    def _check_control_tokens(self) -> None:
-        control = {*self._tokenizer.all_special_ids, self.processor.image_token_id, self.processor.video_token_id}
-        texts = [str(text) for text in self._tokenizer.convert_ids_to_tokens(sorted(control))]
-        found = control & set(self._plain(" ".join(texts)))
-        if found:
+        head, tail = prompt.split(_QUESTION)
+        images = prompt.count(self.processor.image_token)
+        if images != with_image or (with_image and self.processor.image_token not in head):
             raise InputError(
-                "the base's tokenizer makes control tokens of plain text: "
-                f"{', '.join(self._tokenizer.convert_ids_to_tokens(sorted(found)))}; "
-                "they need to be marked as special in its tokenizer.json"
+                f"the base's chat template writes {images} image tokens before the question; "
+                f"{int(with_image)} {'is' if with_image else 'are'} needed"
             )
+        if not end.strip():
+            raise InputError("the base's chat template does not end a reply, so a model could not learn to stop")
+        return _Template(*map(self._control, (head, tail, end)))
 
 
 def prompt_text(sample: Sample, instruction: str | None = None) -> str:
@@ -311,63 +310,5 @@ def prompt_text(sample: Sample, instruction: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def frame_as_seen(spec: FrameSpec, original: tuple[int, int], seen: tuple[int, int]) -> Frame:
-    """The frame of an image of this original (width, height) that a model sees at another one.
-
-    Only `resized_pixels` depends on the second: its numbers are pixels of what is seen, also where that is
-    smaller than the budget would allow.
-    """
-    frame = spec.on(*original)
-    if spec.name != "resized_pixels":
-        return frame
-    return replace(frame, x_axis=replace(frame.x_axis, span=seen[0]), y_axis=replace(frame.y_axis, span=seen[1]))
-
-
-def _size(sample: Sample) -> tuple[int, int] | None:
-    """(width, height) of the image as it is stored; None without one."""
-    return None if sample.image is None else (sample.image.kept.width, sample.image.kept.height)
-
-
-def _refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
+def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
     return Rejection(id=sample.id, stage=STAGE, reason=reason, detail=detail)
-
-
-def _png(image: Image.Image) -> bytes:
-    """Without loss and without a time, so that the same image gives the same bytes."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def cut_template(processor: Any, *, with_image: bool) -> tuple[str, str, str]:
-    """What the template itself writes before the question, between question and reply, and after the reply.
-
-    The conversation has one of each, and the template's own system prompt. With an image, what stands before the
-    question holds one image token, as its place.
-
-    Raises InputError where the template does not write what a model is trained on as a continuation of what it
-    generates from, or does not say the question and the reply as they are.
-    """
-    content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-    question = {"role": "user", "content": [*content, {"type": "text", "text": _QUESTION}]}
-    reply = {"role": "assistant", "content": [{"type": "text", "text": _REPLY}]}
-    prompt: str = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-    whole: str = processor.apply_chat_template([question, reply], tokenize=False)
-    if prompt.count(_QUESTION) != 1 or whole.count(_REPLY) != 1:
-        raise InputError("the base's chat template does not write question and reply once, as they are")
-    if not whole.startswith(prompt + _REPLY):
-        raise InputError(
-            f"the base's chat template begins a reply with {prompt[-40:]!r} when it asks for one and with "
-            f"{whole[: whole.index(_REPLY)][-40:]!r} when it shows one; these must be the same"
-        )
-    head, tail = prompt.split(_QUESTION)
-    images = prompt.count(processor.image_token)
-    if images != with_image or (with_image and processor.image_token not in head):
-        raise InputError(
-            f"the base's chat template writes {images} image tokens before the question; "
-            f"{int(with_image)} {'is' if with_image else 'are'} needed"
-        )
-    end = whole.split(_REPLY)[1]
-    if not end.strip():
-        raise InputError("the base's chat template does not end a reply, so a model could not learn to stop")
-    return head, tail, end

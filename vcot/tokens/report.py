@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from zlib import crc32
 
 from vcot.errors import InputError
@@ -17,7 +17,9 @@ from vcot.records.shards import RowCounts
 from vcot.reports.examples import TRUE, data_uri, overlay
 from vcot.reports.rendering import bars, number, render
 from vcot.reports.statistics import percentile, summed
-from vcot.tokens.audit import View
+
+if TYPE_CHECKING:
+    from vcot.tokens.rows import View
 
 SHOWN = 4
 """Examples that a shard offers for the audit page, of each kind."""

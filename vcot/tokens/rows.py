@@ -1,22 +1,32 @@
-"""The stage tokenize: Samples of one shard become Examples of one shard."""
+"""The stage tokenize: Samples of one shard become Examples of one shard.
+
+Is the right part of every example learned? `check_mask` holds each against the rules by its ids, and `View` is what the
+page shows of some, read back from what is stored.
+"""
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vcot.records.example import Example, Examples
+from PIL import Image as Pillow
+
+from vcot.errors import InputError
+from vcot.grounding.tags import Parsed, parse
+from vcot.records import Contract
+from vcot.records.example import IGNORED, Example, Examples
 from vcot.records.metadata import ShownRow, TokenizeShardMetadata
-from vcot.records.sample import IMAGE_REASONS, Image, Reason, Rejection, Sample, kept_bytes
+from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample, kept_bytes
 from vcot.records.shards import RowCounts, ShardMarker, ShardWriter, StageMarker, fetch_file, read_shard
 from vcot.stage import stop
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage, ImageError
-from vcot.tokens.audit import View, check_mask, view
-from vcot.tokens.encoder import STAGE, Encoder
+from vcot.tokens.encoder import Encoder, refuse
 from vcot.tokens.report import Counts, numbers, report_page
 
 IMAGES_IN_MEMORY = 8
@@ -58,15 +68,14 @@ class Tokenizing:
         """All that one row gives; refused is a whole row, or some of its reasonings."""
         if not sample.reasoning:
             detail = "no reasoning to learn from; distill writes one for rows that have none"
-            return [], [Rejection(id=sample.id, stage=STAGE, reason=Reason.NO_REASONING, detail=detail)]
+            return [], [refuse(sample, Reason.NO_REASONING, detail)]
         image: DecodedImage | None = None
         data: bytes | None = None
         if self.encoder.contract.mode == "multimodal" and sample.image is not None:
             try:
                 image, data = self._image(sample.image)
             except ImageError as error:
-                reason = IMAGE_REASONS[error.reason]
-                return [], [Rejection(id=sample.id, stage=STAGE, reason=reason, detail=str(error))]
+                return [], [refuse(sample, IMAGE_REASONS[error.reason], str(error))]
         made = [self.encoder.example(sample, i, image, data) for i in range(len(sample.reasoning))]
         kept = [one for one in made if isinstance(one, Example)]
         return kept, [one for one in made if isinstance(one, Rejection)]
@@ -112,3 +121,111 @@ class Tokenizing:
                 one = view(example, shown.size, self.encoder.contract, self.encoder.processor, kept=shown.kept)
                 found.append((shown.kind, one))
             return found
+
+
+# --- the audit ---------------------------------------------------------------------------------------------
+
+
+def check_mask(example: Example, processor: Any) -> None:
+    """Holds the mask of an example against the rules, from the ids alone and not from how they were made.
+
+    Raises InputError: nothing is learned; a learned label is another token than its id; a part of the prompt, an
+    image or a header is learned; or the end of the reply is not.
+    """
+    learned = [i for i, label in enumerate(example.labels) if label != IGNORED]
+    if not learned:
+        raise _broken(example, "nothing of it is learned")
+    first = learned[0]
+    if learned != list(range(first, len(example.ids))):
+        raise _broken(example, "what is learned is not one piece up to the end")
+    if example.labels[first:] != example.ids[first:]:
+        raise _broken(example, "a label is another token than the one that stands there")
+    tokenizer = processor.tokenizer
+    special = {*tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id}
+    control = [token for token in example.ids[first:] if token in special]
+    if control != [tokenizer.convert_tokens_to_ids("<|im_end|>")]:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(control)) or "none"
+        raise _broken(example, f"the control tokens that are learned are {names}; one <|im_end|> is right")
+    header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    if list(example.ids[first - len(header) : first]) != list(header):
+        before = tokenizer.decode(list(example.ids[max(0, first - 12) : first]))
+        raise _broken(example, f"what is learned begins behind {before!r}, not behind the assistant's header")
+    pads = sum(token == processor.image_token_id for token in example.ids)
+    wanted = math.prod(example.image_grid or (0,)) // processor.image_processor.merge_size**2
+    if pads != wanted:
+        raise _broken(example, f"it has {pads} places for visual tokens, its image gives {wanted}")
+
+
+def _broken(example: Example, what: str) -> InputError:
+    return InputError(f"example {example.id}: {what}; the base's chat template or tokenizer does not do what it should")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token as text, or several where only together they are text (bytes of a letter, places of an image)."""
+
+    text: str
+    tokens: int
+    learned: bool
+    control: bool
+
+
+def pieces(example: Example, processor: Any) -> list[Piece]:
+    """The example decoded token by token, in order."""
+    tokenizer = processor.tokenizer
+    special = set(tokenizer.all_special_ids)
+    found: list[Piece] = []
+    at = 0
+    while at < len(example.ids):
+        token, learned = example.ids[at], example.labels[at] != IGNORED
+        end = at + 1
+        if token == processor.image_token_id:
+            while end < len(example.ids) and example.ids[end] == token:
+                end += 1
+            text = f"{processor.image_token} × {end - at}"
+        else:
+            text = tokenizer.decode([token], skip_special_tokens=False)
+            while "\ufffd" in text and end < min(at + 4, len(example.ids)):
+                end += 1
+                text = tokenizer.decode(list(example.ids[at:end]), skip_special_tokens=False)
+        found.append(Piece(text, end - at, learned, token in special))
+        at = end
+    return found
+
+
+@dataclass(frozen=True)
+class View:
+    """What an example says, read back from what is stored: as training will get it."""
+
+    example: Example
+    pieces: list[Piece]
+    learned: str  # the reply as text
+    parsed: Parsed  # its boxes, read by the frame of the contract; in pixels of the original
+    original: tuple[int, int] | None
+    image: Pillow.Image | None  # as the model sees it
+
+
+def view(
+    example: Example,
+    original: tuple[int, int] | None,
+    contract: Contract,
+    processor: Any,
+    *,
+    kept: tuple[int, int] | None = None,
+) -> View:
+    """
+    original: (width, height) of the upright image in whose pixels the sample's boxes are; None: it is asked by text
+    alone. kept: of the copy that is read in its place, if any; looked at where the example shows no image.
+    """
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    reply = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORED and i != end]
+    learned = str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n")
+    image = None
+    if example.image is not None and example.image_grid is not None:
+        pixels = images.decode(example.image, example.id).pixels
+        kept = pixels.size  # made smaller, it is what the processor is handed
+        _, rows, columns = example.image_grid
+        seen = columns * contract.patch_size, rows * contract.patch_size
+        image = pixels.resize(seen, Pillow.Resampling.BICUBIC)
+    parsed = parse(learned, contract.frame_spec.on(*(original or NO_IMAGE_SIZE), kept=kept))
+    return View(example, pieces(example, processor), learned, parsed, original, image)

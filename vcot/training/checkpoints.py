@@ -8,25 +8,38 @@
 A checkpoint without a manifest is not there. One whose files are not what its manifest says is passed over with a
 warning, for the next older one. Nothing is overwritten, and what is deleted is older than several whole checkpoints:
 two attempts of the same job, one of them on a node that was thought lost, cannot harm each other.
+
+Below that the form of a state file: nested Python values with tensors in them as safetensors, which is what a pickle
+would keep, and nothing that runs. Tensors are stored as tensors; the tree of dicts, lists, tuples, numbers and strings
+around them stands as JSON in the file's metadata. A tensor that occurs several times (bitsandbytes shares its maps) is
+stored once and shared again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import random
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
+import torch
 from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from vcot import logging
-from vcot.errors import InputError, VcotError
+from vcot.errors import InputError, TemporaryError, VcotError
+from vcot.models.device import device
 from vcot.records.base import Record
 from vcot.records.shards import File
 from vcot.stage import stop
@@ -45,8 +58,7 @@ class Manifest(Record):
     files: tuple[File, ...] = Field(description="names below the checkpoint")
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """A checkpoint in storage."""
 
     uri: str
@@ -86,10 +98,12 @@ class Checkpoints:
         manifest = Manifest(step=step, best_step=best_step, ranks=self.ranks, files=tuple(files))
         self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
         self._local[step] = folder
-        self._forget(best_step)
+        for old in sorted(self._local)[: -self.keep or None]:
+            if old != best_step:
+                shutil.rmtree(self._local.pop(old))
         self.last_save_seconds = time.monotonic() - begun
         if not stop.requested:  # what is left of the grace period is not for tidying
-            self._thin(step)
+            self._delete_old(step)
 
     def newest(self) -> tuple[Path, Manifest] | None:
         """The last whole checkpoint, on this disk; None where there is none to go on from.
@@ -148,7 +162,19 @@ class Checkpoints:
         folder = self.scratch / saved.uri.rpartition("/")[2]
         folder.mkdir(parents=True, exist_ok=True)
         for file in saved.manifest.files:
-            if fault := self._fetch_file(saved.uri, file, folder):
+            local, fault = folder / file.name, None
+            if local.exists() and _digest(local) == file.sha256:
+                continue  # another rank of this pod has fetched it
+            try:
+                self.store.download(join(saved.uri, file.name), local)
+            except NotFound:
+                fault = "it is missing"
+            else:
+                if (size := local.stat().st_size) != file.size:
+                    fault = f"{size} bytes, not {file.size}"
+                elif _digest(local) != file.sha256:
+                    fault = "its digest is not the manifest's"
+            if fault:
                 logging.get().warning(
                     "a damaged checkpoint is passed over", uri=saved.uri, file=file.name, because=fault
                 )
@@ -157,27 +183,10 @@ class Checkpoints:
         self._local[step] = folder
         return folder
 
-    def _fetch_file(self, uri: str, file: File, folder: Path) -> str | None:
-        if (folder / file.name).exists() and _digest(folder / file.name) == file.sha256:
-            return None  # another rank of this pod has fetched it
-        try:
-            self.store.download(join(uri, file.name), folder / file.name)
-        except NotFound:
-            return "it is missing"
-        size = (folder / file.name).stat().st_size
-        if size != file.size:
-            return f"{size} bytes, not {file.size}"
-        return None if _digest(folder / file.name) == file.sha256 else "its digest is not the manifest's"
+    def _delete_old(self, saved_step: int) -> None:
+        """In storage, where keys may not allow it, below the step that was just saved; with what killed uploads left.
 
-    def _forget(self, best_step: int | None) -> None:
-        """Local copies beyond the last `keep` and the best go."""
-        for step in sorted(self._local)[: -self.keep or None]:
-            if step != best_step:
-                shutil.rmtree(self._local.pop(step))
-
-    def _thin(self, saved_step: int) -> None:
-        """The same in storage, where keys may not allow it, below the step that was just saved. What is left of uploads
-        that were killed goes as well. The checkpoint is whole already, so no trouble here is a reason to stop.
+        The checkpoint is whole already, so no trouble here is a reason to stop.
         """
         try:
             kept: dict[int, int | None] = {}  # the last `keep` steps, each with its best one
@@ -200,3 +209,110 @@ class Checkpoints:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- state files -------------------------------------------------------------------------------------------
+
+_TREE = "tree"
+
+
+def write_state(value: Any, path: Path) -> None:
+    """Writes a value made of dicts, lists, tuples, strings, numbers, booleans, None and tensors.
+
+    Raises:
+        TypeError: something else is in it.
+        TemporaryError: no room is left on the disk.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_flatten(value, tensors, {}))
+    save_tensors(tensors, path, {_TREE: tree})
+
+
+def read_state(path: Path) -> Any:
+    """The value that `write_state` wrote: types, numbers and shared tensors are those of the original.
+
+    Raises:
+        InputError: the file is truncated or was not written by `write_state`.
+    """
+    tensors, metadata = load_tensors(path)
+    if _TREE not in metadata:
+        raise InputError(f"{path.name}: not a state of ours; its metadata has no {_TREE}")
+    return _rebuild(json.loads(metadata[_TREE]), tensors)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors.save_file for tensors on any device, with a full disk told from other faults."""
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise disk_error(error) from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            names = list(stored.keys())
+            return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path.name}: not a whole safetensors file: {error}") from None
+
+
+def disk_error(error: SafetensorError) -> Exception:
+    """safetensors hides the system's error number in its text (28: no space, 122: quota)."""
+    if "os error 28" in str(error) or "os error 122" in str(error):
+        return TemporaryError(f"no room left on the disk: {error}; free some or point TMPDIR elsewhere")
+    return error
+
+
+def _flatten(value: Any, tensors: dict[str, Tensor], seen: dict[int, str]) -> Any:
+    """The tree without tensors. Numbers, strings, None stand for themselves; all else is {kind: content}."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        if id(value) not in seen:
+            seen[id(value)] = name = str(len(tensors))
+            tensors[name] = value.clone()
+        return {"tensor": seen[id(value)]}
+    if isinstance(value, Mapping):
+        return {"dict": [[_flatten(k, tensors, seen), _flatten(v, tensors, seen)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_flatten(v, tensors, seen) for v in value]}
+    raise TypeError(f"a {type(value).__name__} cannot be stored; only plain values and tensors can")
+
+
+def _rebuild(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    match kind:
+        case "tensor":
+            return tensors[content]
+        case "dict":
+            return {_rebuild(k, tensors): _rebuild(v, tensors) for k, v in content}
+        case "list":
+            return [_rebuild(v, tensors) for v in content]
+        case "tuple":
+            return tuple(_rebuild(v, tensors) for v in content)
+    raise InputError(f"a state of ours holds a {kind!r}, which this version does not know")
+
+
+def random_state() -> dict[str, Any]:
+    """Of every generator that a training step may draw from, in a form that `write_state` takes."""
+    name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if device().type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if device().type == "cuda" and len(state.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -13,15 +13,15 @@ import torch
 from safetensors import SafetensorError
 
 from vcot import __version__, logging
-from vcot.models import device
+from vcot.models.device import device
 from vcot.records import Folder
 from vcot.records.metadata import Losses, NoMetadata, TrainMetadata
 from vcot.settings import Settings
 from vcot.stage import summary
 from vcot.storage import join, put_folder
 from vcot.tokens import Encoder
+from vcot.training.checkpoints import disk_error
 from vcot.training.sft import TrainResult
-from vcot.training.state_io import disk_error
 
 MODEL = "model"
 """Folder of the model, below the stage's."""
@@ -57,7 +57,7 @@ def publish(
         files=files,
         losses=losses_summary(losses),
         trainable_parameters=result.parameters,
-        **result.facts,
+        **result.metadata,
     )
     folder.write_report({"stage": folder.stage} | metadata.model_dump(mode="json") | {"this_process": spent(result)})
     folder.finish(
@@ -65,9 +65,9 @@ def publish(
             stage=folder.stage, code=__version__, settings=fingerprint, inputs=dict(inputs), metadata=metadata
         )
     )
-    told = metadata.losses.model_dump()
-    summary(**told)
-    logging.get().info("trained", model=join(folder.uri, MODEL), **told, **spent(result))
+    lowest = metadata.losses.model_dump()
+    summary(**lowest)
+    logging.get().info("trained", model=join(folder.uri, MODEL), **lowest, **spent(result))
 
 
 def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mapping[str, str]) -> None:
@@ -78,29 +78,26 @@ def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mappi
     budget, template, and the base by URI and digest. A server needs all of it to read a box rightly.
     """
     folder.mkdir(parents=True)
+    model = result.model
     try:
-        _write_weights(folder, result)
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
+        else:
+            if result.compute == torch.bfloat16:
+                model.to(torch.bfloat16)
+            model.save_pretrained(str(folder))
     except SafetensorError as error:
         raise disk_error(error) from None
     encoder.processor.save_pretrained(str(folder))
-    said = {"contract": encoder.contract.model_dump(mode="json"), "base": dict(base)}
-    (folder / "contract.json").write_text(json.dumps(said, indent=1, sort_keys=True) + "\n")
+    about = {"contract": encoder.contract.model_dump(mode="json"), "base": dict(base)}
+    (folder / "contract.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
-def _write_weights(folder: Path, result: TrainResult) -> None:
-    if hasattr(result.model, "peft_config"):
-        result.model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
-    else:
-        if result.compute == torch.bfloat16:
-            result.model.to(torch.bfloat16)
-        result.model.save_pretrained(str(folder))
-
-
-def tell_what_led_to_it(folder: Folder, facts: Mapping[str, Any]) -> None:
-    """A failure beside the checkpoints; each attempt's under its own name."""
-    uri = join(folder.uri, "failures", f"step-{facts['step']:06d}-{secrets.token_hex(4)}.json")
-    folder.store.write(uri, json.dumps(facts, indent=1).encode() + b"\n")
+def write_failure(folder: Folder, details: Mapping[str, Any]) -> None:
+    """What led to a loss that is not finite, beside the checkpoints; each attempt's under its own name."""
+    uri = join(folder.uri, "failures", f"step-{details['step']:06d}-{secrets.token_hex(4)}.json")
+    folder.store.write(uri, json.dumps(details, indent=1).encode() + b"\n")
     logging.get().error("what led to it is written down", uri=uri)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
-from vcot.models import device
+from vcot.models.device import device
 from vcot.ranks import Rank
 
 PATIENCE = timedelta(minutes=30)

@@ -12,26 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 
 from vcot import logging
 from vcot.errors import InputError, SettingsError
-from vcot.models import attach_lora, compute_dtype, device, load_base
+from vcot.models.device import compute_dtype, device
+from vcot.models.loading import attach_lora, load_base
 from vcot.records.example import Examples
 from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
 from vcot.training.checkpoints import Checkpoints, Manifest
-from vcot.training.collator import Collator
 from vcot.training.config import TrainingConfig
-from vcot.training.data import Epochs, SFTDataset, held_out, loader, samples_of
+from vcot.training.data import Collator, EpochSampler, SFTDataset, loader, samples_of, validation_batches
 from vcot.training.ranks import Group
-from vcot.training.trainer import RunCallback, RunContext, SFTTrainer, is_over, load_trained, read_progress, trained
+from vcot.training.trainer import PROGRESS, RunContext, SFTTrainer, is_over, load_trained, trained
+
+_SAME_NAMES = {
+    "seed", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "learning_rate",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps",
+}  # fmt: skip
+"""Fields of TrainingConfig that are the library's arguments as they are."""
 
 
 @dataclass
 class TrainResult:
-    """What came out. history: the library's log of losses. tokens and seconds: since this process
-    began, with all its ranks."""
+    """What came out. history: the library's log of losses. tokens and seconds: since this process began, with all its
+    ranks."""
 
     model: Any
     compute: torch.dtype
@@ -39,7 +45,7 @@ class TrainResult:
     parameters: int
     tokens: int = 0
     seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def fine_tune(
@@ -59,57 +65,62 @@ def fine_tune(
         NotFinite: the loss or the gradient left the numbers.
     """
     dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
-    collate = Collator(encoder.pad_token_id)
-    group = context.group
+    collate, group = Collator(encoder.pad_token_id), context.group
     together = config.per_device_train_batch_size * group.size
-    epochs = Epochs(examples.rows, batch_size=together, seed=config.seed, similar_lengths=config.group_by_length)
+    epochs = EpochSampler(examples.rows, batch_size=together, seed=config.seed, group_by_length=config.group_by_length)
     if not len(epochs):
         raise InputError("there is not one example of the train split; look at the report of tokenize")
-    kept_aside = held_out(examples.rows, together)
-    if not kept_aside:
+    held_out = validation_batches(examples.rows, together)
+    if not held_out:
         logging.get().warning("no validation split: no early stopping, and the last weights are kept")
     model, compute = _model(config, base, base_uri)
     found = _newest(checkpoints, group)
     result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
-    result.facts = {
+    result.metadata = {
         "train_samples": len(samples_of(examples.rows, "train")),
-        "validation_samples": sum(map(len, kept_aside)),
+        "validation_samples": sum(map(len, held_out)),
         "ranks": group.size,
     }
-    arguments = _arguments(config, context, evaluating=bool(kept_aside))
-    steps = config.steps(len(epochs))
+    arguments = _arguments(config, context, evaluating=bool(held_out))
+    steps, state = config.steps(len(epochs)), TrainerState()
     if found is not None:
         logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
-        progress = read_progress(found[0])
-        if is_over(progress, steps, config.early_stopping_patience, config.early_stopping_threshold):
-            result.history = progress["log_history"]
-            load_trained(model, found[0])
-            best, last = progress["best_global_step"], progress["global_step"]
-            return _with_best_weights(result, best, last, checkpoints) if group.first else result
-    group.spread(trained(model).values())
-    with Bar("train", steps, "steps", shown=group.first) as bar:
-        callback = RunCallback(bar, checkpoints, config, context)
-        trainer = callback.trainer = SFTTrainer(
-            model,
-            arguments,
-            train=loader(dataset, group.share(epochs), collate, context.workers),
-            epochs=epochs,
-            validation=loader(dataset, group.share(kept_aside), collate, context.workers) if kept_aside else None,
-            checkpoints=checkpoints,
-            compute=compute,
-            context=context,
-            callbacks=[callback],
-        )
-        if found is not None:
-            bar.advance(read_progress(found[0])["global_step"])
-        begun = time.monotonic()
-        trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
-        trainer.end()
-    result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
-    result.history = trainer.state.log_history
-    state = trainer.state
-    stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
-    return _with_best_weights(result, state.best_global_step, state.global_step, checkpoints) if group.first else result
+        state = TrainerState.load_from_json(str(found[0] / PROGRESS))
+    if found is not None and is_over(state, steps, config):
+        load_trained(model, found[0])
+    else:
+        group.spread(trained(model).values())
+        with Bar("train", steps, "steps", shown=group.first) as bar:
+            bar.advance(state.global_step)
+            trainer = SFTTrainer(
+                model,
+                arguments,
+                config,
+                context,
+                train=loader(dataset, group.share(epochs), collate, context.workers),
+                epochs=epochs,
+                validation=loader(dataset, group.share(held_out), collate, context.workers) if held_out else None,
+                checkpoints=checkpoints,
+                compute=compute,
+                bar=bar,
+            )
+            begun = time.monotonic()
+            trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+            trainer.end()
+        result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
+        state = trainer.state
+        stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
+    result.history = state.log_history
+    if group.first:
+        best, last = state.best_global_step, state.global_step
+        if best is not None and best != last:
+            folder = checkpoints.at(best)
+            if folder is None:
+                raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
+            load_trained(model, folder)
+        result.metadata |= {"last_step": last, "kept_step": last if best is None else best}
+        model.eval()
+    return result
 
 
 def _newest(checkpoints: Checkpoints, group: Group) -> tuple[Path, Manifest] | None:
@@ -154,26 +165,15 @@ def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool)
     arguments = TrainingArguments(
         output_dir=str(context.scratch / "trainer"),
         use_cpu=where.type == "cpu",
-        seed=config.seed,
-        num_train_epochs=config.num_train_epochs,
+        **config.model_dump(include=_SAME_NAMES),
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        optim=config.optim,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
         neftune_noise_alpha=config.neftune_noise_alpha or None,
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
         eval_strategy="steps" if evaluating else "no",
-        eval_steps=config.eval_steps,
         metric_for_best_model="eval_loss" if evaluating else None,
         greater_is_better=False if evaluating else None,
         save_strategy="steps",
-        save_steps=config.save_steps,
         logging_strategy="steps",
         logging_steps=1,  # a loss per step is what a resumed run is held against
         logging_nan_inf_filter=False,
@@ -186,14 +186,3 @@ def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool)
         logging.get().warning("training uses one GPU", seen=arguments.n_gpu)
         arguments._n_gpu = 1  # or the library would copy the model to all of them, which 4 bits do not survive
     return arguments
-
-
-def _with_best_weights(result: TrainResult, best: int | None, last: int, checkpoints: Checkpoints) -> TrainResult:
-    if best is not None and best != last:
-        folder = checkpoints.at(best)
-        if folder is None:
-            raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
-        load_trained(result.model, folder)
-    result.facts |= {"last_step": last, "kept_step": last if best is None else best}
-    result.model.eval()
-    return result

@@ -14,11 +14,10 @@ is replaced, and why:
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from vcot import logging
 from vcot.errors import SettingsError
-from vcot.models import whole_model
+from vcot.models.loading import whole_model
 from vcot.records.example import IGNORED
 from vcot.stage import Bar, stop, summary
-from vcot.training.checkpoints import Checkpoints
-from vcot.training.collator import Item
-from vcot.training.config import TrainingConfig
-from vcot.training.data import Epochs
-from vcot.training.ranks import ALONE, Group
-from vcot.training.state_io import (
+from vcot.training.checkpoints import (
+    Checkpoints,
     load_tensors,
     random_state,
     read_state,
@@ -47,6 +42,9 @@ from vcot.training.state_io import (
     save_tensors,
     write_state,
 )
+from vcot.training.config import TrainingConfig
+from vcot.training.data import EpochSampler, Item
+from vcot.training.ranks import ALONE, Group
 
 WEIGHTS, STATE, PROGRESS = "weights.safetensors", "state.safetensors", "trainer_state.json"
 
@@ -55,27 +53,26 @@ class NotFinite(SettingsError):
     """The loss or the gradient is not a number any more.
 
     A SettingsError (78, no retry): the same settings would end in the same step again, and what a person can change
-    is a setting: a lower learning rate, more warm-up, float32. `facts` has what led to it.
+    is a setting: a lower learning rate, more warm-up, float32. `details` has what led to it.
     """
 
-    def __init__(self, what: str, facts: dict[str, Any]) -> None:
-        before = ", ".join(f"{loss:.4g}" for loss in facts["losses_before"]) or "none"
+    def __init__(self, what: str, details: dict[str, Any]) -> None:
+        before = ", ".join(f"{loss:.4g}" for loss in details["losses_before"]) or "none"
         super().__init__(
-            f"{what} at step {facts['step']} (learning rate {facts['learning_rate']:.3g}; losses before: {before}; "
-            f"examples: {', '.join(facts['examples'][:4])}{', …' if len(facts['examples']) > 4 else ''}). "
+            f"{what} at step {details['step']} (learning rate {details['learning_rate']:.3g}; losses before: {before}; "
+            f"examples: {', '.join(details['examples'][:4])}{', …' if len(details['examples']) > 4 else ''}). "
             "Try a lower --learning-rate, more --warmup-steps, or --dtype float32"
         )
-        self.facts = facts | {"what": what}
+        self.details = details | {"what": what}
 
 
 @dataclass(frozen=True)
 class RunContext:
     """Where a training runs and what it may use; nothing of it shapes the weights.
 
-    scratch: a folder of this process. trackers: names for `report_to`; files: a tracker's folder is `files`.
-    saved: called after each checkpoint. cache_bytes: for images that were cut into patches. workers: processes
-    that prepare batches; 0: this one does. grace: seconds between SIGTERM and SIGKILL. group: this process among
-    the ranks of the training.
+    scratch: a folder of this process. trackers: names for `report_to`, whose files go below `files`. saved: called
+    after each checkpoint. cache_bytes: for images that were cut into patches. workers: processes that prepare batches;
+    0: this one does. grace: seconds between SIGTERM and SIGKILL. group: this process among the ranks.
     """
 
     scratch: Path
@@ -118,7 +115,7 @@ def loss_sum(model: Any, batch: Mapping[str, Any]) -> Tensor:
     return functional.cross_entropy(logits, targets.flatten()[learned], reduction="sum")
 
 
-def narrow(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context in which a model with float32 adapters or weights computes in `dtype`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
@@ -135,24 +132,16 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the tokens of the whole accumulated batch
 
     def __init__(
-        self,
-        model: Any,
-        arguments: TrainingArguments,
-        *,
-        train: DataLoader[Item],
-        epochs: Epochs,
-        validation: DataLoader[Item] | None,
-        checkpoints: Checkpoints,
-        compute: torch.dtype,
-        context: RunContext,
-        callbacks: list[TrainerCallback],
-    ) -> None:
+        self, model: Any, arguments: TrainingArguments, config: TrainingConfig, context: RunContext, *,
+        train: DataLoader[Item], epochs: EpochSampler, validation: DataLoader[Item] | None, checkpoints: Checkpoints,
+        compute: torch.dtype, bar: Bar,
+    ) -> None:  # fmt: skip
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=train.dataset,
             eval_dataset=None if validation is None else validation.dataset,
-            callbacks=callbacks,
+            callbacks=[RunCallback(self, bar, checkpoints, config, context)],
         )
         self.remove_callback(PrinterCallback)
         self.tokens = self.tokens_before = 0  # so far, over all ranks; of these, what earlier processes have learned
@@ -186,7 +175,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
     ) -> Any:
         if not inputs["names"]:  # this rank's share of a small batch: nothing, and nothing to learn from it
             return torch.zeros((), device=self.args.device, requires_grad=True)
-        with narrow(self.args.device, self._compute):
+        with autocast(self.args.device, self._compute):
             total = loss_sum(model, inputs)
         loss = total / (learned_tokens(inputs["labels"]) if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
@@ -198,7 +187,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
             mean, tokens = self._group.total(loss.item(), tokens)
             loss = loss.new_tensor(mean)
         if not math.isfinite(loss.item()):
-            raise NotFinite("the loss is not finite", self._what_led_to_it(None))
+            raise NotFinite("the loss is not finite", self._details(None))
         self.tokens += int(tokens)
         if self.accelerator.sync_gradients:  # the last batch of a step
             self._group.add_gradients(trained(self.model).values())
@@ -208,7 +197,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
         """Of the gradient before it is cut, also where no limit was set (--max-grad-norm 0)."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)):
-            raise NotFinite("the gradient is not finite", self._what_led_to_it(float(norm)))
+            raise NotFinite("the gradient is not finite", self._details(float(norm)))
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -217,7 +206,7 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
         if "train_runtime" not in logs:  # its seconds are not the same twice; the report has them
             super().log(logs, start_time)
 
-    def _what_led_to_it(self, gradient: float | None) -> dict[str, Any]:
+    def _details(self, gradient: float | None) -> dict[str, Any]:
         return {
             "step": self.state.global_step + 1,
             "epoch": self.state.epoch,
@@ -249,12 +238,12 @@ class SFTTrainer(Trainer):  # type: ignore[misc]  # the library publishes no typ
             if not batch["names"]:
                 continue
             inputs = self._prepare_inputs(batch)
-            with narrow(self.args.device, self._compute):
+            with autocast(self.args.device, self._compute):
                 total += float(loss_sum(self.model, inputs))
             tokens += int(learned_tokens(inputs["labels"]))
         total, tokens = self._group.total(total, tokens)
         if not math.isfinite(total):
-            raise NotFinite("the loss on the validation split is not finite", self._what_led_to_it(None))
+            raise NotFinite("the loss on the validation split is not finite", self._details(None))
         metrics = {f"{metric_key_prefix}_loss": total / max(tokens, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -320,77 +309,60 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     Whether nothing gets better is read off the losses so far, so there is no counter that a resumed run could lose.
     """
 
-    def __init__(self, bar: Bar, checkpoints: Checkpoints, config: TrainingConfig, context: RunContext) -> None:
-        self._bar, self._checkpoints, self._config = bar, checkpoints, config
+    def __init__(
+        self, trainer: SFTTrainer, bar: Bar, checkpoints: Checkpoints, config: TrainingConfig, context: RunContext
+    ) -> None:
+        self._trainer, self._bar, self._checkpoints, self._config = trainer, bar, checkpoints, config
         self._group, self._grace, self._saved = context.group, context.grace, context.saved
-        self.trainer: SFTTrainer | None = None
         self._begun: tuple[float, int] | None = None
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         summary(saved_step=state.global_step)
         logging.get().info("saved", step=state.global_step, seconds=round(self._checkpoints.last_save_seconds, 1))
         self._saved()
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._group.reseed(self._config.seed, state.global_step)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._group.any(stop.requested):
             stop.join()
             control.should_training_stop = True
             control.should_save = self._checkpoints.last_save_seconds < self._grace - 3
-        return control
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
-        if logs and "loss" in logs:
-            if self._begun is None:  # what one waits for: it learns, and memory suffices
-                logging.get().info("first step", step=state.global_step, loss=round(logs["loss"], 4))
-            self._bar.advance(note=f"loss {logs['loss']:.3f}, {self._speed()}")
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, tokens, speed = time.monotonic(), self._trainer.tokens, "…"
+        if self._begun is None:  # what one waits for: it learns, and memory suffices
+            self._begun = now, tokens
+            logging.get().info("first step", step=state.global_step, loss=round(logs["loss"], 4))
+        else:
+            speed = f"{(tokens - self._begun[1]) / (now - self._begun[0]):.0f} tokens/s"
+        self._bar.advance(note=f"loss {logs['loss']:.3f}, {speed}")
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
-    ) -> TrainerControl:
-        losses = evaluations(state.log_history)
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        losses = eval_losses(state.log_history)
         logging.get().info("evaluated", step=state.global_step, loss=round(losses[-1], 4))
         if losses[-1] < min(losses[:-1], default=math.inf):
             control.should_save = True
-        patience = self._config.early_stopping_patience
-        if patience and without_progress(losses, self._config.early_stopping_threshold) >= patience:
+        if lost_patience(losses, self._config):
             control.should_training_stop = control.should_save = True
-        return control
-
-    def _speed(self) -> str:
-        tokens = 0 if self.trainer is None else self.trainer.tokens
-        now = time.monotonic()
-        if self._begun is None:
-            self._begun = (now, tokens)
-            return "…"
-        return f"{(tokens - self._begun[1]) / (now - self._begun[0]):.0f} tokens/s"
 
 
-def evaluations(history: list[dict[str, Any]]) -> list[float]:
+def eval_losses(history: Iterable[Mapping[str, Any]]) -> list[float]:
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
-def without_progress(losses: list[float], min_delta: float) -> int:
-    """How many evaluations in a row, the last one included, were not better than the best by `min_delta`."""
-    best, count = math.inf, 0
+def lost_patience(losses: Iterable[float], config: TrainingConfig) -> bool:
+    """Whether the last `early_stopping_patience` evaluations were not better than the best by the threshold."""
+    best, worse = math.inf, 0
     for loss in losses:
-        count = 0 if loss < best - min_delta else count + 1
+        worse = 0 if loss < best - config.early_stopping_threshold else worse + 1
         best = min(best, loss)
-    return count
+    return 0 < config.early_stopping_patience <= worse
 
 
-def is_over(progress: Mapping[str, Any], max_steps: int, patience: int, min_delta: float) -> bool:
-    """Whether a checkpoint's trainer_state.json is that of a finished training."""
-    losses = evaluations(progress["log_history"])
-    return progress["global_step"] >= max_steps or bool(patience and without_progress(losses, min_delta) >= patience)
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / PROGRESS).read_text())
-    return found
+def is_over(state: TrainerState, max_steps: int, config: TrainingConfig) -> bool:
+    """Whether a checkpoint's state is that of a finished training."""
+    return state.global_step >= max_steps or lost_patience(eval_losses(state.log_history), config)

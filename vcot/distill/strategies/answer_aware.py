@@ -9,90 +9,84 @@ must stand the checks of verification.py. In the end the answer must follow from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from vcot.distill import reply
-from vcot.distill.dialogue import Dialogue, Parts, PromptConfig, Proposed, Reasoned, Refused
-from vcot.distill.objects import Object, objects_of, words_for
-from vcot.distill.request import Asker, Request
-from vcot.distill.row import Outcome, lacks_places, refuse
-from vcot.distill.strategy import Strategy
-from vcot.distill.verification import Verification
+from vcot.distill import Outcome, Refused, lacks_places, reasoning, refuse
+from vcot.distill.crops import Object, frame_line, object_lines, objects_of, question_lines
+from vcot.distill.dialogue import Dialogue, Parts
+from vcot.distill.reasoning import Proposed, Reasoned, Reasoning
+from vcot.distill.request import Client, Request
+from vcot.distill.strategies import ProposeOptions, Strategy, strategy
 from vcot.grounding import Trace
 from vcot.records import Completion, Reason, Sample
 
 
+@strategy(
+    "answer-aware",
+    "The model is told the answer and a numbered list of the evidence, and refers to objects by number.",
+    ProposeOptions,
+)
 class AnswerAware(Strategy):
-    """Args: how many different traces a row gets; whether the teacher may add objects that nobody annotated, and how
-    many of them one trace may speak of."""
-
     purposes = ("reason", "locate", "look", "reanswer")
-
-    def __init__(
-        self, config: PromptConfig, verification: Verification, *, alternatives: int = 1, propose: bool = True,
-        most: int = 8,
-    ) -> None:  # fmt: skip
-        super().__init__(config, verification)
-        self._alternatives, self._propose, self._most = alternatives, propose, most
-
-    @classmethod
-    def of(cls, config: PromptConfig, verification: Verification, settings: Any) -> AnswerAware:
-        return cls(
-            config, verification, alternatives=settings.alternatives, propose=settings.propose, most=settings.objects
-        )
 
     def estimate(self, sample: Sample) -> Sequence[Request]:
         """Where objects are annotated, without what a proposed one would cost: most such rows need none."""
         if not lacks_places(sample) or not self._can_be_asked(sample):
             return ()
-        parts = self._parts(sample)
-        wanted = [self._config.request("reason", parts, Reasoned, n) for n in range(self._alternatives)]
-        return wanted + self._verification.estimate(sample, self._config) * self._alternatives
+        parts, count = self._parts(sample), self.config.options.alternatives
+        wanted = [self.config.request("reason", parts, Reasoned, n) for n in range(count)]
+        return wanted + self.verification.estimate(sample, self.config) * count
 
-    async def outcome(self, sample: Sample, asker: Asker) -> Outcome:
+    async def outcome(self, sample: Sample, client: Client) -> Outcome:
         if not lacks_places(sample):
             return None
         if not self._can_be_asked(sample):
             why = "nobody annotated where the evidence is, and --no-propose adds nothing"
             return refuse(sample, Reason.NO_REASONING, why)
-        return await self.alternatives(sample, asker, self._trace, self._alternatives)
+        return await self.alternatives(sample, client, self._trace, self.config.options.alternatives)
 
     def _can_be_asked(self, sample: Sample) -> bool:
-        return sample.evidence is not None or self._propose
+        return sample.evidence is not None or self.options.propose
 
     def _may_add(self, sample: Sample) -> bool:
-        return self._propose and sample.evidence != ()
+        return self.options.propose and sample.evidence != ()
 
     def _parts(self, sample: Sample) -> Parts:
-        frame = self._config.frame_of(sample.shown) if self._may_add(sample) else None
-        return [self._config.whole(sample.shown), words_for(sample, objects_of(sample), frame)]
+        objects = objects_of(sample)
+        lines = [*question_lines(sample), f"Right answer: {sample.answers[0]}"]
+        if len(sample.answers) > 1:
+            lines.append("Also accepted: " + "; ".join(sample.answers[1:]))
+        lines += object_lines(sample, objects)
+        if self._may_add(sample):
+            frame = frame_line(self.config.frame_of(sample.shown))
+            lines.append(f"You may add objects, from [{len(objects) + 1}] on. {frame}")
+        return [self.config.whole(sample.shown), "\n".join(lines)]
 
     async def _trace(self, dialogue: Dialogue, alternative: int) -> Trace:
-        sample, objects = dialogue.sample, objects_of(dialogue.sample)
-        names = {one.number: one.label for one in objects}
+        sample, annotated = dialogue.sample, objects_of(dialogue.sample)
+        names = {one.number: one.label for one in annotated}
 
-        def read(completion: Completion) -> reply.Said:
-            said = reply.read(completion, sample, names, may_add=self._may_add(sample))
-            said = reply.concluding(said, sample, names)
+        def read(completion: Completion) -> Reasoning:
+            said = reasoning.read(completion, sample, names, may_add=self._may_add(sample))
+            reasoning.check_conclusion(said, sample, names)
             # Each object costs a look or more. Sentences lean on all of them, so none can be left out.
-            if len(used := _spoken_of(said)) > self._most:
-                raise Refused(Reason.TOO_MANY_BOXES, f"it added {len(used)} objects; --objects is {self._most}")
+            if len(used := _spoken_of(said)) > (most := self.options.objects):
+                raise Refused(Reason.TOO_MANY_BOXES, f"it added {len(used)} objects; --objects is {most}")
             return said
 
-        said = await dialogue.hear("reason", self._parts(sample), Reasoned, read, alternative=alternative)
+        said = await dialogue.read("reason", self._parts(sample), Reasoned, read, alternative=alternative)
         used = _spoken_of(said)
-        found = await self._verification.judged([(one.label, one.box) for one in used], objects, dialogue)
-        known: dict[int, Object | str] = {one.number: one for one in objects}
+        found = await self.verification.check_boxes([(one.label, one.box) for one in used], annotated, dialogue)
+        objects: dict[int, Object | str] = {one.number: one for one in annotated}
         for one, it in zip(used, found, strict=True):
-            known[one.number] = self._verification.or_name(it, one.label, f"object {one.number}", dialogue)
-        trace = reply.build(said.parts, known)
+            objects[one.number] = self.verification.or_name(it, one.label, f"object {one.number}", dialogue)
+        trace = reasoning.build(said.parts, objects)
         if not trace.mentions and sample.evidence != ():
             raise Refused(Reason.TEACHER_NOTHING_LEFT, "none of the objects that it spoke of stood the checks")
-        await self._verification.answered(said.answer, trace, dialogue)
+        await self.verification.check_answer(said.answer, trace, dialogue)
         return trace
 
 
-def _spoken_of(said: reply.Said) -> list[Proposed]:
+def _spoken_of(said: Reasoning) -> list[Proposed]:
     """The objects that it adds and does not only list."""
-    numbers = set(reply.numbers_in(said.parts))
+    numbers = set(reasoning.numbers_in(said.parts))
     return [one for one in said.proposed if one.number in numbers]

@@ -12,34 +12,32 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
+
+from pydantic import Field
 
 from vcot.answers import normalise
-from vcot.distill import reply
-from vcot.distill.dialogue import (
-    Answered,
-    Branched,
-    Captioned,
-    Dialogue,
-    Fault,
-    Found,
-    Judged,
-    Located,
-    Parts,
-    PromptConfig,
-    Refused,
-    Sentence,
-    Synthesised,
-    parse_reply,
+from vcot.distill import DistilledReasoning, Fault, Outcome, Refused, lacks_places, reasoning, refuse
+from vcot.distill.conclusion import gives_away
+from vcot.distill.crops import (
+    NEUTRAL,
+    Object,
+    crop,
+    evidence_crops,
+    frame_line,
+    object_line,
+    objects_of,
+    question_lines,
 )
-from vcot.distill.objects import NEUTRAL, Object, asked, gives_away, in_frame, line, objects_of
-from vcot.distill.request import Asker, Request, ShownImage
-from vcot.distill.row import DistilledReasoning, Outcome, lacks_places, refuse
-from vcot.distill.strategy import Strategy, whole_row
-from vcot.distill.verification import Verification, apart, crop, evidence_crops, plain
-from vcot.grounding import Box, FrameSpec, Mention, Trace
+from vcot.distill.dialogue import Dialogue, Numbers, Parts, Shape, parse_reply
+from vcot.distill.reasoning import Reasoning, Sentence, Sentences
+from vcot.distill.request import Client, Request, ShownImage
+from vcot.distill.strategies import ProposalOptions, Strategy, strategy, whole_row
+from vcot.distill.verification import SAME_THING, Answered, Located, is_plain
+from vcot.grounding import Box, FrameSpec, Mention, Trace, iou
 from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
+from vcot.settings import setting
 from vcot.storage.images import ImageError
 
 T = TypeVar("T")
@@ -51,6 +49,60 @@ STAND_IN = "A description of some eighty words stands here. " * 9
 """As long as a caption, for the estimate."""
 
 
+class TwoLevelOptions(ProposalOptions):
+    pairs: int = setting(2, "two-level: new questions for each image, beside its own", unit="questions", ge=0, le=16)
+
+
+class Captioned(Shape):
+    caption: str
+
+
+class Seen(Shape):
+    label: str
+    box: Numbers
+    score: float = 0.0
+
+
+class Found(Shape):
+    objects: list[Seen]
+
+
+class Branched(Shape):
+    visible: bool
+    caption: str = ""
+
+
+class Claim(Shape):
+    text: str
+    supported: bool
+    reason: str = ""
+
+
+class Judged(Shape):
+    label_supported: bool
+    claims: list[Claim]
+    verdict: Literal["keep", "modify", "reject"]
+
+
+class Relation(Shape):
+    subject: int
+    predicate: str
+    object: int
+
+
+class Pair(Shape):
+    question: str
+    choices: list[str] = Field(default_factory=list)
+    answer: str
+    evidence: list[int]
+    rationale: Sentences
+
+
+class Synthesised(Shape):
+    relations: list[Relation] = Field(default_factory=list)
+    pairs: list[Pair]
+
+
 class Branch(NamedTuple):
     """An object, and its cut-out in words."""
 
@@ -59,8 +111,8 @@ class Branch(NamedTuple):
     caption: str
 
 
-class Pair(NamedTuple):
-    """A question, its answer, and the reasoning as it was written, with objects by number."""
+class Question(NamedTuple):
+    """A pair on one line each: question, answer, and the reasoning as it was written, with objects by number."""
 
     question: str
     choices: tuple[str, ...]
@@ -69,32 +121,35 @@ class Pair(NamedTuple):
     rationale: str
 
 
-class TwoLevel(Strategy):
-    """Args: how many objects the teacher may propose for an image, and how many new questions an image gets."""
+class Synthesis(NamedTuple):
+    """The row's own question first, then new ones; and which models wrote them."""
 
+    questions: list[Question]
+    models: tuple[str, ...]
+
+
+@strategy(
+    "two-level",
+    "The model describes the image and each thing in it apart, judges what it said, then writes reasoning and new\n"
+    "questions.",
+    TwoLevelOptions,
+)
+class TwoLevel(Strategy):
     purposes = ("caption", "objects", "locate", "branch", "verdict", "look", "synthesis", "reanswer")
 
-    def __init__(self, config: PromptConfig, verification: Verification, *, most: int = 8, pairs: int = 2) -> None:
-        super().__init__(config, verification)
-        self._most, self._pairs = most, pairs
-
-    @classmethod
-    def of(cls, config: PromptConfig, verification: Verification, settings: Any) -> TwoLevel:
-        return cls(config, verification, most=settings.objects, pairs=settings.pairs)
-
-    async def outcome(self, sample: Sample, asker: Asker) -> Outcome:
+    async def outcome(self, sample: Sample, client: Client) -> Outcome:
         if not lacks_places(sample):
             return None
 
         async def step(name: str, make: Callable[[Dialogue], Awaitable[T]]) -> T:
             """What a step makes; where the row is refused at it, it is made again as often as the settings say."""
             said: tuple[str, ...] = ()
-            for again in range(1 + self._config.ask_again):
-                dialogue = Dialogue(asker, sample, self._config, self._counts, again=again)
+            for again in range(1 + self.config.options.ask_again):
+                dialogue = self.dialogue(client, sample, again)
                 try:
                     return await make(dialogue)
                 except Refused as refused:
-                    rejection = dialogue.refusal(refused)
+                    rejection = dialogue.rejection(refused)
                     said += rejection.said
                     if rejection.reason is Reason.TEACHER_FAILED:  # at the endpoint, not for what was said
                         break
@@ -106,10 +161,7 @@ class TwoLevel(Strategy):
             branches = await step("branches", lambda dialogue: self._describe_each(dialogue, objects))
             captions = await step("verdicts", lambda dialogue: self._judge_each(dialogue, caption, branches))
             kept = {one: captions[one.number] for one in objects if one.number in captions}
-
-            async def synthesise(dialogue: Dialogue) -> tuple[list[Pair], tuple[str, ...]]:
-                return await self._synthesise(dialogue, caption, kept), dialogue.models
-
+            synthesise = partial(self._synthesise, caption=caption, kept=kept)
             made = await step("synthesis", synthesise)
             return await step("gates", lambda dialogue: self._put_through_gates(dialogue, kept, made, synthesise))
         except _RowRefused as refused:
@@ -117,50 +169,48 @@ class TwoLevel(Strategy):
         except ImageError as error:
             return refuse(sample, IMAGE_REASONS[error.reason], str(error))
 
-    # ------------------------------------------------------------------------------- what is in the image, and where
+    # --- what is in the image, and where
 
     async def _describe(self, dialogue: Dialogue) -> str:
         """Without the question, so that all questions about an image share one caption."""
         said = await dialogue.ask("caption", self._caption_parts(dialogue.sample), Captioned)
-        caption = " ".join(said.caption.split())
-        if not caption:
+        if not (caption := " ".join(said.caption.split())):
             raise Refused(Reason.TEACHER_EMPTY, "the caption was empty")
         return caption
 
     async def _find_objects(self, dialogue: Dialogue, caption: str) -> list[Object]:
         """Annotated objects, and those that the teacher proposes and that stand the checks."""
-        sample, gold = dialogue.sample, objects_of(dialogue.sample)
+        sample, annotated, most = dialogue.sample, objects_of(dialogue.sample), self.options.objects
         said = await dialogue.ask("objects", self._objects_parts(sample, caption), Found)
         left_out: list[str] = []
         new: list[tuple[Object, float]] = []
         for one in said.objects:
-            found = self._verification.at_sight(one.label, one.box, gold, dialogue)
+            found = self.verification.at_sight(one.label, one.box, annotated, dialogue)
             if isinstance(found, Fault):
                 left_out.append(found.why)
             elif found.number == 0:  # else it is an annotated one, and there already
                 new.append((found, one.score if 0 <= one.score <= 1 else 0.0))
-        surest = apart([(found.label, found.box, score) for found, score in new], self._most)
+        surest = apart(new, most)
         left_out += [
-            f"another {found.label!r} lies there, or {self._most} objects are surer"
+            f"another {found.label!r} lies there, or {most} objects are surer"
             for index, (found, _) in enumerate(new)
             if index not in surest
         ]
         chosen = [new[index][0] for index in surest]
-        denied = await self._verification.confirmed(chosen, gold, dialogue, look=False)
+        denied = await self.verification.denied(chosen, annotated, dialogue, look=False)
         left_out += [denied[one].why for one in chosen if one in denied]
         standing = [one for one in chosen if one not in denied]
-        if not gold and not standing and sample.evidence != ():
+        if not annotated and not standing and sample.evidence != ():
             why = "; ".join(left_out) or "none was proposed"
             raise Refused(Reason.TEACHER_NOTHING_LEFT, f"no object stood the checks: {why}")
-        return [*gold, *(replace(one, number=number) for number, one in enumerate(standing, len(gold) + 1))]
+        return [*annotated, *(replace(one, number=n) for n, one in enumerate(standing, len(annotated) + 1))]
 
     async def _describe_each(self, dialogue: Dialogue, objects: Sequence[Object]) -> list[Branch]:
         """Whoever describes a cut-out does not know the whole, and cannot tell what is only likely there."""
         branches = []
         for one in objects:
-            said = await dialogue.ask(
-                "branch", [self._cut_out(one.box, dialogue.sample), f"Name: {one.label}"], Branched
-            )
+            parts: Parts = [self._cut_out(one.box, dialogue.sample), f"Name: {one.label}"]
+            said = await dialogue.ask("branch", parts, Branched)
             branches.append(Branch(one, said.visible, " ".join(said.caption.split())))
         return branches
 
@@ -173,17 +223,16 @@ class TwoLevel(Strategy):
         dialogue.said.append(_compact({"version": 1, "id": sample.id, "branches": described}))
         captions: dict[int, str] = {}
         for branch in branches:
-            one, is_gold = branch.object, branch.object in annotated
-            found = "" if is_gold else None
+            one, is_annotated = branch.object, branch.object in annotated
+            found = "" if is_annotated else None
             if branch.visible:
                 dialogue.counts["looks"] += 1
                 words = _verdict_words(branch, caption, [other.label for other in objects if other is not one])
-                found = await self._judge(dialogue, branch, words, one.box, annotated=is_gold)
+                judge = partial(self._judge, dialogue, branch, words)
+                found = await judge(one.box, annotated=is_annotated)
                 dialogue.counts["looks_refused"] += found is None
-                passes = partial(
-                    self._judge, dialogue, branch, words, annotated=False
-                )  # nobody annotated it at a decoy
-                await self._verification.try_negative_crop(one, objects, dialogue, passes)
+                # Nobody annotated it at the negative crop.
+                await self.verification.try_negative_crop(one, objects, dialogue, partial(judge, annotated=False))
             if found is not None:
                 captions[one.number] = found
         if not captions and sample.evidence != ():
@@ -195,51 +244,50 @@ class TwoLevel(Strategy):
         said = await dialogue.ask("verdict", [self._cut_out(box, dialogue.sample), words], Judged)
         return supported_of(said, branch.caption, annotated=annotated)
 
-    # --------------------------------------------------------------------------------------- what can be asked about it
+    # --- what can be asked about it
 
-    async def _synthesise(self, dialogue: Dialogue, caption: str, kept: Mapping[Object, str]) -> list[Pair]:
-        """The row's own question first, then new ones."""
+    async def _synthesise(self, dialogue: Dialogue, caption: str, kept: Mapping[Object, str]) -> Synthesis:
         sample, numbers = dialogue.sample, {one.number for one in kept}
-        lines = [f"{line(one, sample.shown)}: {words}".rstrip(": ") for one, words in kept.items()]
-        said = await dialogue.hear(
+        lines = [f"{object_line(one, sample.shown)}: {words}".rstrip(": ") for one, words in kept.items()]
+        said = await dialogue.read(
             "synthesis", self._synthesis_parts(sample, caption, lines), Synthesised,
             lambda completion: read_synthesis(completion, sample, numbers),
         )  # fmt: skip
-        return [
-            Pair(
+        questions = [
+            Question(
                 " ".join(pair.question.split()), tuple(pair.choices), " ".join(pair.answer.split()),
-                tuple(dict.fromkeys(pair.evidence)), " ".join(reply.tidied(one.text) for one in pair.rationale),
+                tuple(dict.fromkeys(pair.evidence)), " ".join(reasoning.tidied(one.text) for one in pair.rationale),
             )
-            for pair in said.pairs[: 1 + self._pairs]
+            for pair in said.pairs[: 1 + self.options.pairs]
         ]  # fmt: skip
+        return Synthesis(questions, dialogue.models)
 
     async def _put_through_gates(
-        self, dialogue: Dialogue, kept: Collection[Object], made: tuple[list[Pair], tuple[str, ...]],
-        synthesise: Callable[[Dialogue], Awaitable[tuple[list[Pair], tuple[str, ...]]]],
+        self, dialogue: Dialogue, kept: Collection[Object], made: Synthesis,
+        synthesise: Callable[[Dialogue], Awaitable[Synthesis]],
     ) -> DistilledReasoning | Rejection:  # fmt: skip
         """Each pair by itself; a row with one that is accepted is kept. Where none is, and rows are asked about again,
         other pairs are asked for."""
-        pairs, models = made
-        judged = [await self._judge_pair(number, pair, kept, dialogue) for number, pair in enumerate(pairs)]
-        while all(isinstance(one, Rejection) for one in judged) and dialogue.again < self._config.ask_again:
+        checked = [await self._check_pair(n, pair, kept, dialogue) for n, pair in enumerate(made.questions)]
+        while all(isinstance(one, Rejection) for one in checked) and dialogue.again < self.config.options.ask_again:
             dialogue = dialogue.about(dialogue.sample, again=1)
             try:
-                pairs, models = await synthesise(dialogue)
+                made = await synthesise(dialogue)
             except Refused:  # then what was refused before says more
                 continue
-            judged = [await self._judge_pair(number, pair, kept, dialogue) for number, pair in enumerate(pairs)]
-        fallen = [one for one in judged if isinstance(one, Rejection)]
-        accepted = [one for one in judged if isinstance(one, Sample)]
+            checked = [await self._check_pair(n, pair, kept, dialogue) for n, pair in enumerate(made.questions)]
+        fallen = [one for one in checked if isinstance(one, Rejection)]
+        accepted = [one for one in checked if isinstance(one, Sample)]
         if not accepted:
             return whole_row(fallen)
         own = accepted.pop(0).reasoning if accepted[0].id == dialogue.sample.id else ()
-        flags = self._verification.flags(own, dialogue.sample)
-        return DistilledReasoning(own, tuple(accepted), models=models, flags=flags, parts=tuple(fallen))
+        flags = self.verification.flags(own, dialogue.sample)
+        return DistilledReasoning(own, tuple(accepted), models=made.models, flags=flags, parts=tuple(fallen))
 
-    async def _judge_pair(
-        self, number: int, pair: Pair, kept: Collection[Object], dialogue: Dialogue
+    async def _check_pair(
+        self, number: int, pair: Question, kept: Collection[Object], dialogue: Dialogue
     ) -> Sample | Rejection:
-        """The question as a row with its reasoning."""
+        """The question as a row with its reasoning; number 0 is the row's own."""
         sample, trace = dialogue.sample, None
         try:
             row = sample if number == 0 else question_of(sample, number, pair, kept)
@@ -247,35 +295,35 @@ class TwoLevel(Strategy):
             numbers = {one.number for one in kept}
             for missing in (n for n in pair.evidence if n not in numbers):
                 raise Refused(Reason.TEACHER_UNGROUNDED, f"its evidence is [{missing}], which was not kept")
-            spoken = {*pair.evidence, *reply.numbers_in(parts)}
+            spoken_of = {*pair.evidence, *reasoning.numbers_in(parts)}
             for one in kept:
-                if one.number in spoken and one.label != NEUTRAL and gives_away(one.label, row):
+                if one.number in spoken_of and one.label != NEUTRAL and gives_away(one.label, row):
                     raise Refused(Reason.ANSWER_IN_LABEL, f"the label {one.label!r} gives the answer away")
             evidence = [one.box for one in kept if one.number in pair.evidence]
-            await self._verification.answered(pair.answer, trace, dialogue.about(row), [*trace.boxes, *evidence])
+            await self.verification.check_answer(pair.answer, trace, dialogue.about(row), [*trace.boxes, *evidence])
         except Refused as refused:
             fault, negative = refused.fault, None
             if fault.reason is Reason.TEACHER_WRONG_ANSWER and number == 0 and trace is not None:
-                negative = self._verification.negative_of(sample, trace, pair.answer)
+                negative = self.verification.negative_of(sample, trace, pair.answer)
             return refuse(sample, fault.reason, f"gates: {fault.why}").model_copy(
                 update={"part": f"pair {number}", "said": (_compact(pair._asdict()),), "negative": negative}
             )
         return row.model_copy(update={"reasoning": (trace,)})
 
-    # ----------------------------------------------------------------------------------------------- what is asked
+    # --- what is asked
 
     def estimate(self, sample: Sample) -> Sequence[Request]:
         """Where nothing is annotated: as if four things were in the image."""
         if not lacks_places(sample):
             return ()
-        request, image = self._config.request, sample.shown
+        request, image = self.config.request, sample.shown
         middle = FrameSpec("thousandths").on(image.width, image.height).decode(375, 375, 625, 625)
         cut_out = self._cut_out(middle, sample)
         wanted = [request("caption", self._caption_parts(sample), Captioned)]
         wanted.append(request("objects", self._objects_parts(sample, STAND_IN), Found))
-        if self._verification.self_consistency:
-            words = "\n".join([in_frame(self._config.frame_of(image)), "Names:", *["some thing"] * 4])
-            wanted.append(request("locate", [self._config.whole(sample.shown), words], Located))
+        if self.verification.options.self_consistency:
+            words = "\n".join([frame_line(self.config.frame_of(image)), "Names:", *["some thing"] * LIKELY_OBJECTS])
+            wanted.append(request("locate", [self.config.whole(image), words], Located))
         objects = len(sample.true_boxes or ()) or LIKELY_OBJECTS
         wanted += [request("branch", [cut_out, "Name: some thing"], Branched)] * objects
         thing = Branch(Object(1, "some thing", middle), True, STAND_IN[:150])
@@ -283,32 +331,44 @@ class TwoLevel(Strategy):
         wanted += [request("verdict", [cut_out, verdict], Judged)] * objects
         lines = [f"[1] some thing, top left, across 10-20 %, down 10-20 %: {STAND_IN[:150]}"] * LIKELY_OBJECTS
         wanted.append(request("synthesis", self._synthesis_parts(sample, STAND_IN, lines), Synthesised))
-        if self._verification.answer_from_evidence:
+        if self.verification.options.answer_from_evidence:
             boxes = sample.true_boxes
-            cuts = evidence_crops(boxes, image, self._config.image_side) if boxes else [cut_out]
-            wanted.append(request("reanswer", [*cuts, "\n".join(asked(sample))], Answered))
+            cuts = evidence_crops(boxes, image, self.config.options.image_side) if boxes else [cut_out]
+            wanted.append(request("reanswer", [*cuts, "\n".join(question_lines(sample))], Answered))
         return wanted
 
     def _caption_parts(self, sample: Sample) -> Parts:
-        return [self._config.whole(sample.shown), "Describe this image."]
+        return [self.config.whole(sample.shown), "Describe this image."]
 
     def _objects_parts(self, sample: Sample, caption: str) -> Parts:
-        words = [in_frame(self._config.frame_of(sample.shown)), f"Description: {caption}", *asked(sample)]
-        return [self._config.whole(sample.shown), "\n".join(words)]
+        frame = frame_line(self.config.frame_of(sample.shown))
+        words = [frame, f"Description: {caption}", *question_lines(sample)]
+        return [self.config.whole(sample.shown), "\n".join(words)]
 
     def _synthesis_parts(self, sample: Sample, caption: str, lines: list[str]) -> Parts:
-        words = [f"Description: {caption}", "Objects:", *(lines or ["None is known."]), *asked(sample)]
-        words += [f"Right answer: {sample.answers[0]}", f"New pairs: {self._pairs}"]
-        return [self._config.whole(sample.shown), "\n".join(words)]
+        words = [f"Description: {caption}", "Objects:", *(lines or ["None is known."]), *question_lines(sample)]
+        words += [f"Right answer: {sample.answers[0]}", f"New pairs: {self.options.pairs}"]
+        return [self.config.whole(sample.shown), "\n".join(words)]
 
     def _cut_out(self, box: Box, sample: Sample) -> ShownImage:
-        return crop(box, sample.shown, self._config.image_side)
+        return crop(box, sample.shown, self.config.options.image_side)
 
 
 class _RowRefused(Exception):
     def __init__(self, rejection: Rejection) -> None:
         super().__init__(rejection.detail)
         self.rejection = rejection
+
+
+def apart(found: Sequence[tuple[Object, float]], most: int) -> list[int]:
+    """Per label, the surest of those that overlap (IoU 0.7); of all, the `most` surest. Their indices, in order."""
+    kept: list[int] = []
+    for index in sorted(range(len(found)), key=lambda index: -found[index][1]):
+        label, box = normalise(found[index][0].label), found[index][0].box
+        others = (found[k][0] for k in kept)
+        if all(normalise(other.label) != label or iou(other.box, box) < SAME_THING for other in others):
+            kept.append(index)
+    return sorted(kept[:most])
 
 
 def _verdict_words(branch: Branch, caption: str, others: Sequence[str]) -> str:
@@ -339,17 +399,16 @@ def read_synthesis(completion: Completion, sample: Sample, kept: Collection[int]
     return said
 
 
-def question_of(sample: Sample, number: int, pair: Pair, kept: Collection[Object]) -> Sample:
+def question_of(sample: Sample, number: int, pair: Question, kept: Collection[Object]) -> Sample:
     """A new question as a row of its own; its evidence is what was checked. Raises Refused."""
     if not pair.question or not normalise(pair.answer):
         raise Refused(Reason.TEACHER_UNREADABLE, "the pair has no question, or no answer")
-    if not all(map(plain, (pair.question, pair.answer, *pair.choices))):
+    if not all(map(is_plain, (pair.question, pair.answer, *pair.choices))):
         raise Refused(Reason.TEACHER_UNREADABLE, f"the pair is not in plain words: {pair.question[:80]!r}")
     if normalise(pair.question) == normalise(sample.question):
         raise Refused(Reason.DUPLICATE, "it is the row's own question again")
     if pair.choices and pair.answer not in pair.choices:
-        why = f"its answer {pair.answer[:80]!r} is none of its choices"
-        raise Refused(Reason.TEACHER_WRONG_ANSWER, why)
+        raise Refused(Reason.TEACHER_WRONG_ANSWER, f"its answer {pair.answer[:80]!r} is none of its choices")
     evidence = tuple(Mention(one.label, (one.box,)) for one in kept if one.number in pair.evidence)
     return sample.model_copy(
         update={
@@ -359,13 +418,14 @@ def question_of(sample: Sample, number: int, pair: Pair, kept: Collection[Object
     )  # fmt: skip
 
 
-def read_rationale(pair: Pair, row: Sample, kept: Collection[Object]) -> tuple[reply.Parts, Trace]:
+def read_rationale(pair: Question, row: Sample, kept: Collection[Object]) -> tuple[reasoning.Parts, Trace]:
     """The rationale, cut where it speaks of objects, and with their places. Raises Refused."""
     objects = {one.number: one for one in kept}
-    parts = reply.parted([Sentence(text=pair.rationale)], row, objects)
-    reply.check(parts, row, grounded=row.evidence != ())
-    reply.concluding(reply.Said(parts, pair.answer, ()), row, {number: one.label for number, one in objects.items()})
-    return parts, reply.build(parts, objects)
+    parts = reasoning.cut([Sentence(text=pair.rationale)], row, objects)
+    reasoning.check(parts, row, grounded=row.evidence != ())
+    names = {number: one.label for number, one in objects.items()}
+    reasoning.check_conclusion(Reasoning(parts, pair.answer), row, names)
+    return parts, reasoning.build(parts, objects)
 
 
 def _compact(value: object) -> str:
