@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vcot.records.metadata import EvaluateMetadata, EvaluateShardMetadata
     from vcot.storage import Store
 
+    EvaluateFolder = Folder[EvaluateShardMetadata, EvaluateMetadata]
+
 
 class EvaluateSettings(EvaluationConfig, Settings):
     """Asks the tuned model and its base the same questions, and measures answers and boxes. The base is asked twice: in
@@ -109,14 +111,16 @@ def run(settings: EvaluateSettings) -> None:
         folder.begin(settings, subject.inputs)
         if settings.part == "prepare":
             return
-        with contextlib.suppress(GateFailed):  # `_tell` shows the table and judges the gates again
-            _evaluate(settings, store, folder, subject)
-    elif subject.facts:
+        with contextlib.suppress(GateFailed):  # the gates are judged again below, after the table
+            _ask(settings, store, folder, subject)
+    elif subject.metadata:
         logging.get().info(
-            "this model was evaluated on these samples with this code for this occasion", **subject.facts
+            "this model was evaluated on these samples with this code for this occasion", **subject.metadata
         )
     if settings.part in ("all", "finish", "look"):
-        _tell(settings, store, folder, subject)
+        gates = _show(settings, store, folder, subject)
+        if settings.promote:
+            _promote(settings, store, folder, subject, gates)
 
 
 def _subject(settings: EvaluateSettings, store: Store) -> Subject:
@@ -132,9 +136,7 @@ def _subject(settings: EvaluateSettings, store: Store) -> Subject:
     )
 
 
-def _evaluate(
-    settings: EvaluateSettings, store: Store, folder: Folder[EvaluateShardMetadata, EvaluateMetadata], subject: Subject
-) -> None:
+def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject) -> None:
     from vcot.evaluation.evaluation import Evaluation
     from vcot.records.metadata import EvaluateMetadata
     from vcot.records.shards import run_shards
@@ -143,83 +145,65 @@ def _evaluate(
     cache_uri = settings.cache_uri or join(settings.parent_uri, "_cache", "evaluate")
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         evaluation = Evaluation(store, folder, subject, settings, cache_uri=cache_uri, scratch=Path(scratch))
+        models = evaluation.models
         run_shards(
-            folder,
-            settings,
-            inputs=subject.inputs,
-            shards=len(evaluation.runner.units),
-            work=evaluation.runner.run,
-            max_rejected_share=settings.max_rejected_share,
-            report=evaluation.report,
-            metadata=EvaluateMetadata(**evaluation.trained.facts()),
-        )
+            folder, settings, inputs=subject.inputs, shards=len(evaluation.runner.units), work=evaluation.runner.run,
+            max_rejected_share=settings.max_rejected_share, report=evaluation.report,
+            metadata=EvaluateMetadata(base=models.base_uri, base_sha256=models.trained.base_sha256),
+        )  # fmt: skip
 
 
-def _tell(settings: EvaluateSettings, store: Store, folder: Folder, subject: Subject) -> None:
-    """The table, and where the page is, on standard output; then the gates, and the promotion.
+def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject) -> list[dict[str, Any]]:
+    """The table, and where the page is, on standard output; then the gates that were passed.
 
     Raises:
         GateFailed: a finished evaluation does not pass the gates of today, which may be others than it was made with.
     """
     from rich.console import Console
 
-    from vcot.evaluation import compare, subjects
-    from vcot.evaluation.table import headline, render
-    from vcot.records.shards import EVALUATE
+    from vcot.evaluation import compare, page
     from vcot.storage import join
 
     report = json.loads(store.read(join(folder.uri, "report.json")))
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)
-    page = join(folder.uri, "report.html")
-    console.print(render(report))
-    summary(**headline(report), **subject.facts)
-    console.print(f"report with images: {page}", soft_wrap=True, highlight=False)
-    gates = compare.judge_gates(report, **settings.gates)
+    page_uri = join(folder.uri, "report.html")
+    console.print(page.table(report))
+    summary(**page.headline(report), **subject.metadata)
+    console.print(f"report with images: {page_uri}", soft_wrap=True, highlight=False)
+    gates = compare.judge_gates(report, settings)
     if subject.baseline is not None:
-        gates += _compare(settings, store, folder, subject, report["made_with"])
-        page = join(folder.uri, "comparison.md")
-        console.print(f"comparison with the baseline: {page}", soft_wrap=True, highlight=False)
-    compare.raise_if_failed(gates, page)
-    if settings.promote:
-        trained = subject.train.marker.metadata
-        pointer = subjects.promote(
-            store,
-            settings.pointer_uri,
-            train=subject.train,
-            base={"uri": settings.base_uri or trained.base_uri, "sha256": trained.base_sha256},
-            evaluation=subjects.Finished.at(store, folder.uri, EVALUATE),
-            samples=subject.samples,
-            gates=[gate["words"] for gate in gates],
+        comparison = compare.write_comparison(folder, report, subject.baseline, settings, settings.fingerprint())
+        changes = compare.changes(comparison).items()
+        summary(
+            regressions=comparison["regressions"],
+            **{f"change_{name}": [change["value"], change["low"], change["high"]] for name, change in changes},
         )
-        summary(promoted=pointer.uri)
+        gates += compare.comparison_gates(comparison)
+        page_uri = join(folder.uri, "comparison.md")
+        console.print(f"comparison with the baseline: {page_uri}", soft_wrap=True, highlight=False)
+    compare.raise_if_failed(gates, page_uri)
+    return gates
 
 
-def _compare(
-    settings: EvaluateSettings, store: Store, folder: Folder, subject: Subject, made_with: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Writes comparison.json and comparison.md; returns their gates."""
-    from vcot.evaluation import compare
-    from vcot.storage import join
+def _promote(
+    settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject, gates: list[dict[str, Any]]
+) -> None:
+    from vcot.evaluation import subjects
+    from vcot.records.shards import EVALUATE
 
-    baseline = subject.baseline
-    assert baseline is not None
-    comparison = compare.compare(
-        compare.scores(store, folder.uri, folder.shard_markers()),
-        compare.scores(store, baseline.uri, baseline.marker.shards),
-        baseline=baseline,
-        settings=settings.fingerprint(),
-        max_left_out_share=settings.max_rejected_share,
-        seed=settings.seed,
+    trained = subject.train.marker.metadata
+    pointer = subjects.promote(
+        store,
+        settings.pointer_uri,
+        train=subject.train,
+        base={"uri": settings.base_uri or trained.base_uri, "sha256": trained.base_sha256},
+        evaluation=subjects.Finished.at(store, folder.uri, EVALUATE),
+        samples=subject.samples,
+        gates=[gate["words"] for gate in gates],
     )
-    page = compare.markdown(comparison, made_with=made_with, page_uri=join(folder.uri, "report.html"))
-    for name, text in (("json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n"), ("md", page)):
-        uri = join(folder.uri, f"comparison.{name}")
-        if store.stat(uri) is None or store.read(uri) != text.encode():
-            store.write(uri, text.encode())
-    summary(regressions=comparison["regressions"], **compare.changes(comparison))
-    return compare.comparison_gates(comparison)
+    summary(promoted=pointer.uri)
 
 
 if __name__ == "__main__":

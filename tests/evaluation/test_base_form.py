@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.evaluation_samples import FakeModel, by_text, drawn, evaluate, frame, runner, said, sample
+from tests.fakes.evaluating import FakeModel, by_text, drawn, evaluate, frame, runner, said, sample
 from tests.fakes.markers import CONTRACT
 from vcot.errors import InputError
-from vcot.evaluation.base_form import FAMILIES, own_form
 from vcot.evaluation.baselines import Baselines
 from vcot.evaluation.compare import judge_gates
+from vcot.evaluation.config import EvaluationConfig
+from vcot.evaluation.metrics import score
+from vcot.evaluation.models import FAMILIES, own_form
+from vcot.evaluation.page import headline
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import read_replies
-from vcot.evaluation.scoring import score
-from vcot.evaluation.table import headline
 from vcot.grounding import Box, Mention, Trace, render
 from vcot.records import Completion
 from vcot.storage import Store
@@ -29,25 +30,22 @@ def form_of(folder, named="auto", contract=CONTRACT, **files: Any):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "family", "frame", "dialect"),
+    ("family", "model_type", "frame_name", "dialect"),
     [
-        ("qwen2_vl", "qwen2-vl", "thousandths", "qwen-special"),
-        ("qwen2_5_vl", "qwen2.5-vl", "resized_pixels", "qwen-json"),
-        ("qwen3_vl", "qwen3-vl", "thousandths", "qwen-json"),
+        ("qwen2-vl", "qwen2_vl", "thousandths", "qwen-special"),
+        ("qwen2.5-vl", "qwen2_5_vl", "resized_pixels", "qwen-json"),
+        ("qwen3-vl", "qwen3_vl", "thousandths", "qwen-json"),
     ],
 )
-def test_a_family_is_known_by_its_config(tmp_path, model_type, family, frame, dialect):
+def test_a_family_is_known_by_its_config_and_its_replies_are_read(tmp_path, family, model_type, frame_name, dialect):
     form = form_of(tmp_path, config={"model_type": model_type})
     assert form == FAMILIES[family] == form_of(tmp_path, family)
-    assert (form.frame, form.dialect) == (frame, dialect)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_reply_in_the_familys_own_frame_and_notation_is_read(family):
-    """A box drawn in the native form, about an image that the model sees at another size."""
-    one = sample("a", [(100, 100, 300, 300)]).model_copy(update={"question": "Where is it?"})
+    assert (form.frame, form.dialect) == (frame_name, dialect)
+    assert "box" in form.below(sample("a"))
+    assert "box" not in form.below(by_text("t"))  # what has no image is not asked for boxes
+    # A box in the family's own frame and notation, about an image that the model sees at another size.
+    one = sample("a", [(100, 100, 300, 300)])
     one = one.model_copy(update={"image": one.image.model_copy(update={"width": 1600, "height": 900})})
-    form = FAMILIES[family]
     native = one.frame(form.spec(CONTRACT))
     written = render(Trace((Mention("gear", (Box(100, 100, 300, 300),)),)), native, form.dialect)
     found = score(f"```json\n{written}\n```\nAnswer: left", one, native)
@@ -60,30 +58,33 @@ def test_what_the_folder_says_of_itself_goes_before_its_family(tmp_path):
     (tmp_path / "contract.json").write_text(json.dumps(told))
     form = form_of(tmp_path, config={"model_type": "qwen2_5_vl"})
     assert (form.frame, form.instruction, form.by_text) == ("thousandths", "Point at it.", "Point at it.")
-    assert form_of(tmp_path, contract=CONTRACT.model_copy(update={"instruction": "Point at it."})) is None
     assert form_of(tmp_path, "qwen2.5-vl") == FAMILIES["qwen2.5-vl"]
     (tmp_path / "contract.json").write_text('{"contract": {"frame": {"name": "inches"}}}')
     with pytest.raises(InputError, match=r"contract.json does not say how the base writes boxes .*inches.*--base-form"):
         form_of(tmp_path)
 
 
-def test_where_there_is_nothing_to_ask_otherwise_the_base_is_asked_once(tmp_path):
-    assert form_of(tmp_path, config={"model_type": "llava"}) is None
-    assert form_of(tmp_path, "as-tuned", config={"model_type": "qwen2_5_vl"}) is None
-    assert form_of(tmp_path, contract=CONTRACT.model_copy(update={"mode": "text"})) is None
-
-
-def test_a_question_by_text_alone_is_not_asked_for_boxes():
-    for form in FAMILIES.values():
-        assert "bounding box" in form.below(sample("a")) or "bbox" in form.below(sample("a"))
-        assert "box" not in form.below(by_text("t"))
-        assert form.below(by_text("t")).endswith('"Answer:".')
+@pytest.mark.parametrize(
+    ("named", "model_type", "changed"),
+    [
+        ("auto", "llava", {}),
+        ("as-tuned", "qwen2_5_vl", {}),
+        ("auto", "qwen2_5_vl", {"mode": "text"}),
+        ("auto", "own", {"instruction": "Point at it."}),  # tuned in the base's own form
+    ],
+)
+def test_where_there_is_nothing_to_ask_otherwise_the_base_is_asked_once(tmp_path, named, model_type, changed):
+    if model_type == "own":
+        told = CONTRACT.model_dump(mode="json") | changed
+        (tmp_path / "contract.json").write_text(json.dumps({"contract": told}))
+    contract = CONTRACT.model_copy(update=changed)
+    assert form_of(tmp_path, named, contract, config={"model_type": model_type}) is None
 
 
 class Native(FakeModel):
-    """A base that points only when it is asked in its own form, and a tuned model that finds half."""
+    """A base that points only when it is asked in its own form, and a tuned model that finds a quarter."""
 
-    def __call__(self, model, samples, images):
+    def ask(self, model, samples, images):
         self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
         texts = []
         for one in samples:
@@ -99,12 +100,12 @@ def test_gates_and_headline_go_by_the_better_of_the_two_forms(tmp_path):
         sample(f"{n}", [box], image=drawn(tmp_path, f"{n}", box, f"rgb({9 * n}, 0, 0)"), question=f"Where is disc {n}?")
         for n in range(24)
     ]
-    talk = runner(tmp_path, samples, answers := Native(), size=24, native=True)
-    folder, mark = evaluate(tmp_path, "run", talk)
-    assert [len([1 for m, *_ in answers.asked if m == model]) for model in ("base", "native", "tuned")] == [72, 24, 72]
+    asked = runner(tmp_path, samples, answers := Native(), size=24, native=True)
+    folder, mark = evaluate(tmp_path, "run", asked)
+    assert answers.count == {"base": 72, "native": 24, "tuned": 72}
     evidence = gather(samples, read_replies(Store(), folder.uri, mark.shards), Baselines(), frame)
     report = build(evidence, split="test", seed=0, made_with={"max_new_tokens": 16})
-    boxes, answered = judge_gates(report, not_worse_than_base=True)
+    boxes, answered = judge_gates(report, EvaluationConfig(require_not_worse_than_base=True))
     assert (boxes["passed"], answered["passed"]) == (False, True)  # 6 of 24 against 24 of 24, and 24 against none
     found = headline(report)
     assert (found["accuracy_at_50"], found["base_accuracy_at_50"], found["base_answer_accuracy"]) == (0.25, 1, 0)

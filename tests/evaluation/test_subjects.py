@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.markers import stage_marker
 from vcot.errors import InputError
-from vcot.evaluation.subjects import Finished, first, moment, newest, promote, promoted, trained
+from vcot.evaluation.subjects import Finished, moment, newest, promote, promoted, trained
 from vcot.records import Folder
 from vcot.records.shards import STAGES
 from vcot.storage import Store, join
@@ -32,7 +32,7 @@ def earn(place: str, run: str, pointer: str = "latest"):
     Store().write(join(run_uri, "evaluate", "report.json"), b"{}")
     return promote(
         Store(),
-        join(place, "runs", "pointers", pointer),
+        pointers(place, pointer),
         train=finished(join(run_uri, "train")),
         base={"uri": "s3://b/base", "sha256": "00" * 32},
         evaluation=finished(join(run_uri, "evaluate")),
@@ -42,41 +42,37 @@ def earn(place: str, run: str, pointer: str = "latest"):
 
 
 def again(place: str, occasion: str = "reevaluate-29920626", **other):
-    pointer_uri = join(place, "runs", "pointers", "latest")
-    given = {"samples_uri": None, "baseline_uri": None, "asked": ASKED, "pointer_uri": pointer_uri} | other
+    given = {"samples_uri": None, "baseline_uri": None, "asked": ASKED, "pointer_uri": pointers(place)} | other
     return promoted(Store(), join(place, "runs", "again"), occasion=occasion, **given)
 
 
+def pointers(place: str, name: str = "latest") -> str:
+    return join(place, "runs", "pointers", name)
+
+
 def test_promotions_are_numbered_and_say_what_was_promoted(any_place):
+    with pytest.raises(InputError, match="no model was promoted yet; run a chain with VCOT_EVALUATE_PROMOTE=true"):
+        again(any_place)
     one, two = earn(any_place, "one"), earn(any_place, "two")
     assert one.uri.endswith("/pointers/latest/0000000001.json")
     assert two.uri.endswith("/pointers/latest/0000000002.json")
-    pointer_uri = join(any_place, "runs", "pointers", "latest")
-    assert newest(Store(), pointer_uri) == two
-    assert first(Store(), pointer_uri) == one
+    assert earn(any_place, "one") == one  # run again, an evaluation does not bring its model back
+    assert newest(Store(), pointers(any_place)) == two
     said = json.loads(Store().read(two.uri))
     assert said["train_uri"] == join(any_place, "runs", "two", "train")
     assert said["train_sha256"] == Store().digest(join(said["train_uri"], "_done", "stage.json"))
     assert said["report_sha256"] == Store().digest(join(said["evaluation_uri"], "report.json"))
 
 
-def test_an_evaluation_that_is_run_again_does_not_bring_its_model_back(any_place):
-    one, two = earn(any_place, "one"), earn(any_place, "two")
-    assert earn(any_place, "one") == one
-    assert newest(Store(), join(any_place, "runs", "pointers", "latest")) == two
+def test_of_many_promotions_at_once_none_is_lost(any_place):
+    runs = [f"run-{number}" for number in range(4)]
+    with ThreadPoolExecutor(8) as pool:  # every run twice: a zombie beside its replacement
+        made = list(pool.map(lambda run: earn(any_place, run), [*runs, *runs]))
+    assert len({pointer.uri for pointer in made}) == len(runs)
+    assert {pointer.promotion.train_uri for pointer in made} == {join(any_place, "runs", run, "train") for run in runs}
 
 
-def test_of_many_at_once_none_is_lost(any_place):
-    runs = [f"run-{number}" for number in range(6)]
-    with ThreadPoolExecutor(12) as pool:  # every run twice: a zombie beside its replacement
-        pointers = list(pool.map(lambda run: earn(any_place, run), [*runs, *runs]))
-    assert len({pointer.uri for pointer in pointers}) == len(runs)
-    assert {pointer.promotion.train_uri for pointer in pointers} == {
-        join(any_place, "runs", run, "train") for run in runs
-    }
-
-
-def test_a_promotion_that_was_deleted_does_not_keep_the_next_from_being_made(folder_place):
+def test_a_deleted_promotion_does_not_keep_the_next_from_being_made(folder_place):
     """Numbers may have gaps; to try a number that is taken would go on for ever."""
     one = earn(folder_place, "one")
     earn(folder_place, "two")
@@ -84,45 +80,39 @@ def test_a_promotion_that_was_deleted_does_not_keep_the_next_from_being_made(fol
     assert earn(folder_place, "three").uri.endswith("/0000000003.json")
 
 
-def test_an_evaluation_that_was_deleted_and_made_again_is_another_one(folder_place):
+def change_marker(stage_uri: str) -> None:
+    uri = join(stage_uri, "_done", "stage.json")
+    Store().write(uri, Store().read(uri).replace(b'"metadata"', b' "metadata"'))
+
+
+def test_an_evaluation_that_was_made_again_is_another_one(folder_place):
     """The old pointer names a model that is no longer there; only the new one can be evaluated again."""
-    earn(folder_place, "one")
-    marker = Path(folder_place.removeprefix("file://"), "runs", "one", "evaluate", "_done", "stage.json")
-    marker.write_bytes(marker.read_bytes().replace(b'"metadata"', b' "metadata"'))
+    change_marker(earn(folder_place, "one").promotion.evaluation_uri)
     assert earn(folder_place, "one").uri.endswith("/0000000002.json")
 
 
-def test_nothing_promoted_yet_is_told_with_what_to_do(any_place):
-    with pytest.raises(InputError, match="no model was promoted yet; run a chain with VCOT_EVALUATE_PROMOTE=true"):
-        again(any_place)
-
-
-def test_what_is_no_promotion_is_told(moto_place):
-    uri = join(moto_place, "runs", "pointers", "latest", "0000000001.json")
-    Store().write(uri, b'{"version": 1}')
+def test_a_damaged_promotion_is_named(folder_place):
+    Store().write(join(pointers(folder_place), "0000000001.json"), b'{"version": 1}')
     with pytest.raises(InputError, match=r"0000000001\.json is not a promotion: train_uri: field required"):
-        again(moto_place)
+        again(folder_place)
 
 
-def test_the_newest_is_evaluated_on_what_it_was_promoted_on_and_compared_with_the_first(any_place):
-    one, two = earn(any_place, "one"), earn(any_place, "two")
-    found = again(any_place)
+def test_the_newest_is_evaluated_on_what_it_was_promoted_on_and_compared_with_the_first(folder_place):
+    one, two = earn(folder_place, "one"), earn(folder_place, "two")
+    found = again(folder_place)
     assert found.train.uri == two.promotion.train_uri
     assert found.samples.uri == two.promotion.samples_uri
     assert found.baseline is not None
     assert found.baseline.uri == one.promotion.evaluation_uri
-    assert found.facts["pointer"] == two.uri
-    assert found.facts["occasion"] == "20261121T0506Z"
+    assert (found.metadata["pointer"], found.metadata["occasion"]) == (two.uri, "20261121T0506Z")
     assert found.inputs[two.uri] == two.sha256
-    assert found.run_uri.startswith(join(any_place, "runs", "again", "20261121T0506Z") + "/")
-
-
-def test_samples_and_baseline_can_be_pinned(any_place):
-    earn(any_place, "one")
-    samples, baseline = finished(join(any_place, "kept", "convert")), finished(join(any_place, "kept", "evaluate"))
-    found = again(any_place, samples_uri=samples.uri, baseline_uri=baseline.uri)
-    assert (found.samples, found.baseline) == (samples, baseline)
-    assert found.run_uri != again(any_place).run_uri
+    assert found.run_uri.startswith(join(folder_place, "runs", "again", "20261121T0506Z") + "/")
+    # Samples and baseline can be pinned; another choice of samples is another evaluation.
+    samples, baseline = (finished(join(folder_place, "kept", stage)) for stage in ("convert", "evaluate"))
+    pinned = again(folder_place, samples_uri=samples.uri, baseline_uri=baseline.uri)
+    assert (pinned.samples, pinned.baseline) == (samples, baseline)
+    others = [pinned, again(folder_place, asked=ASKED | {"max_samples": 5})]
+    assert len({each.run_uri for each in [again(folder_place), found, *others]}) == 3
 
 
 def test_an_occasion_looks_once_and_the_next_one_anew(any_place):
@@ -130,45 +120,33 @@ def test_an_occasion_looks_once_and_the_next_one_anew(any_place):
     before = again(any_place)
     two = earn(any_place, "two")
     assert again(any_place) == before
-    assert before.facts["pointer"] == one.uri
-    assert again(any_place, "reevaluate-29920686").facts["pointer"] == two.uri
+    assert before.metadata["pointer"] == one.uri
+    assert again(any_place, "reevaluate-29920686").metadata["pointer"] == two.uri
 
 
-def test_two_lines_of_models_on_the_same_occasion_are_not_confused(any_place):
+def test_two_lines_of_models_on_the_same_occasion_are_not_confused(folder_place):
     """Two scheduled Jobs of the same minute, each with a line of its own."""
-    one, small = earn(any_place, "one"), earn(any_place, "two", "small")
-    assert again(any_place).facts["pointer"] == one.uri
-    pointer_uri = join(any_place, "runs", "pointers", "small")
-    found = again(any_place, "reevaluate-small-29920626", pointer_uri=pointer_uri)
-    assert found.facts["pointer"] == small.uri
-    assert found.train.uri == small.promotion.train_uri
+    one, small = earn(folder_place, "one"), earn(folder_place, "two", "small")
+    assert again(folder_place).metadata["pointer"] == one.uri
+    pointer_uri = pointers(folder_place, "small")
+    found = again(folder_place, "reevaluate-small-29920626", pointer_uri=pointer_uri)
+    assert (found.metadata["pointer"], found.train.uri) == (small.uri, small.promotion.train_uri)
     elsewhere = pointer_uri.replace("pointers", "elsewhere")
     Store().write(join(elsewhere, "0000000001.json"), Store().read(small.uri))
     with pytest.raises(InputError, match=r"small\.json is about .*; use another --occasion"):
-        again(any_place, pointer_uri=elsewhere)
+        again(folder_place, pointer_uri=elsewhere)
 
 
-def test_a_promotion_that_was_replaced_after_an_occasion_has_seen_it_is_refused(folder_place):
+def test_what_changed_after_it_was_promoted_is_refused(folder_place):
     one = earn(folder_place, "one")
     again(folder_place)
+    change_marker(one.promotion.train_uri)
+    with pytest.raises(InputError, match=r"train is not what .*0000000001.json promoted"):
+        again(folder_place)
     Path(one.uri.removeprefix("file://")).unlink()
     assert earn(folder_place, "two").uri == one.uri
     with pytest.raises(InputError, match=r"0000000001\.json was replaced since .*latest\.json was written"):
         again(folder_place)
-
-
-def test_another_choice_of_samples_goes_elsewhere(any_place):
-    earn(any_place, "one")
-    assert again(any_place).run_uri == again(any_place).run_uri
-    assert again(any_place).run_uri != again(any_place, asked=ASKED | {"max_samples": 5}).run_uri
-
-
-def test_a_model_that_was_made_again_since_is_refused(any_place):
-    pointer = earn(any_place, "one")
-    uri = join(pointer.promotion.train_uri, "_done", "stage.json")
-    Store().write(uri, Store().read(uri).replace(b'"metadata"', b' "metadata"'))
-    with pytest.raises(InputError, match=r"train is not what .*0000000001.json promoted"):
-        again(any_place)
 
 
 @pytest.mark.parametrize(
@@ -187,12 +165,10 @@ def test_a_jobs_name_tells_its_scheduled_time(word, when):
     assert moment(word) == when
 
 
-def test_a_model_by_name_lies_where_it_did_before(any_place):
-    run_uri = join(any_place, "runs", "one")
-    train, samples = finished(join(run_uri, "train")), finished(join(run_uri, "convert"))
-    found = trained(Store(), run_uri, train_uri=None, samples_uri=None, baseline_uri=None)
-    assert (found.run_uri, found.train, found.samples, found.baseline) == (run_uri, train, samples, None)
-    elsewhere = trained(
-        Store(), join(any_place, "runs", "two"), train_uri=train.uri, samples_uri=samples.uri, baseline_uri=None
-    )
-    assert elsewhere.train == train
+def test_a_model_by_name_lies_where_it_did_before(folder_place):
+    one, two = (join(folder_place, "runs", run) for run in ("one", "two"))
+    train, samples = finished(join(one, "train")), finished(join(one, "convert"))
+    found = trained(Store(), one, train_uri=None, samples_uri=None, baseline_uri=None)
+    assert (found.run_uri, found.train, found.samples, found.baseline) == (one, train, samples, None)
+    elsewhere = trained(Store(), two, train_uri=train.uri, samples_uri=samples.uri, baseline_uri=None)
+    assert (elsewhere.run_uri, elsewhere.train) == (two, train)

@@ -20,7 +20,7 @@ from vcot.records import Folder, Rejection, Sample, read_samples
 from vcot.records.metadata import ConvertMetadata, ConvertShardMetadata, DistillMetadata, DistillShardMetadata
 from vcot.records.shards import CONVERT, DISTILL, ShardWriter, StageMarker, read_marker, run_shards
 from vcot.reports.distillation import SHOWN
-from vcot.reports.sampling import ShownExample, sampled
+from vcot.reports.examples import ShownExample, sampled
 from vcot.settings import Settings
 from vcot.storage import Store, join
 

@@ -17,15 +17,14 @@ from tests.fakes import convert as fakes
 from tests.fakes.rows import Given
 from tests.storage.tars import tar
 from tests.tokens.base import base_folder, processor
-from vcot.evaluation.ablations import partners
-from vcot.evaluation.gallery import draw
-from vcot.evaluation.runner import EvaluationRunner, TrainedModel, units
+from vcot.evaluation.page import draw
+from vcot.evaluation.runner import EvaluationRunner, partners, units
 from vcot.grounding import Box, iou, smart_resize
 from vcot.records import Completion, Sample
 from vcot.records.example import Examples
 from vcot.records.sample import read_image
 from vcot.records.shards import TOKENIZE, read_marker
-from vcot.reports.overlays import TRUE
+from vcot.reports.examples import TRUE
 from vcot.storage import Store, images
 from vcot.tokens import contract_of
 from vcot.tokens.rows import view
@@ -129,24 +128,28 @@ def test_a_model_that_points_at_what_it_is_shown_is_found_right(
     contract = contract_of(processor, mode="multimodal", frame=frame, max_length=512).model_copy(
         update={"frame": {"name": frame, **(budget if frame == "resized_pixels" else {})}, **SIGHT}
     )
-    trained = TrainedModel("", "", "", contract, "full", "", {})
     seen_sizes = []
 
-    def point(_: str, asked: Sequence[Sample], images: Sequence[Pillow.Image]) -> list[Completion]:
-        said = []
-        for one in images:
-            seen_sizes.append(one.size)
-            box = disc_in(one)
-            wide, high = smart_resize(*one.size, **budget) if frame == "resized_pixels" else (1000, 1000)
-            numbers = [box.x1 / WIDE * wide, box.y1 / HIGH * high, box.x2 / WIDE * wide, box.y2 / HIGH * high]
-            text = f"I see the <ref>orange disc</ref><box>{[round(n) for n in numbers]}</box>.\nAnswer: right"
-            said.append(Completion(text=text, model="eye", finish_reason="stop"))
-        return said
+    class Eye:
+        def ask(self, _: Any, asked: Sequence[Sample], images: Sequence[Any]) -> list[Completion]:
+            said = []
+            for one in images:
+                seen_sizes.append(one.size)
+                box = disc_in(one)
+                wide, high = smart_resize(*one.size, **budget) if frame == "resized_pixels" else (1000, 1000)
+                numbers = [box.x1 / WIDE * wide, box.y1 / HIGH * high, box.x2 / WIDE * wide, box.y2 / HIGH * high]
+                text = f"I see the <ref>orange disc</ref><box>{[round(n) for n in numbers]}</box>.\nAnswer: right"
+                said.append(Completion(text=text, model="eye", finish_reason="stop"))
+            return said
 
-    runner = EvaluationRunner(
-        store=Store(), samples=samples, partners=partners(samples, 0), ask=point, frame=trained.frame,
-        units=units(len(samples), ["real"], 2), cache_uri=str(tmp_path / "cache"), asked_of_base={},
-    )  # fmt: skip
+        def frame(self, _: Any, sample: Sample) -> Any:
+            return sample.frame(contract.frame_spec)
+
+        def fingerprint(self, _: Any) -> dict[str, Any]:
+            return {}
+
+    asked = units(len(samples), ["real"], 2)
+    runner = EvaluationRunner(Store(), samples, partners(samples, 0), Eye(), asked, str(tmp_path / "cache"))
     replies: list[Any] = []
     runner.run(_Kept(replies))
     assert len(replies) == 2
@@ -155,7 +158,7 @@ def test_a_model_that_points_at_what_it_is_shown_is_found_right(
         assert reply.score.ious[0] > 0.93
     assert {w * h <= BUDGET for w, h in seen_sizes} == {ingest}
     for sample in samples:
-        frame_then = trained.frame(sample)
+        frame_then = sample.frame(contract.frame_spec)
         drawn = draw(read_image(Store(), sample.image).pixels, sample, "", frame_then, longest_side=800)
         assert iou(_line(drawn, TRUE), Box(*DISC)) > 0.93
 

@@ -10,7 +10,7 @@ import pytest
 from tools.schemas import FOLDER, schemas
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
-from vcot.records.promotion import Promotion
+from vcot.records.reply import Promotion
 from vcot.records.shards import CONVERT
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()

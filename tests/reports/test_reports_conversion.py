@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 from statistics import median_low
@@ -27,7 +26,7 @@ from vcot.records.metadata import ConvertShardMetadata
 from vcot.records.reports import Conversion
 from vcot.records.shards import CONVERT, JsonLines, ShardWriter
 from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
-from vcot.reports.sampling import ShownBox, ShownExample
+from vcot.reports.examples import ShownBox, ShownExample
 from vcot.reports.statistics import AREAS, distribution, percentile, sample_statistics
 from vcot.storage import Store
 
@@ -121,14 +120,6 @@ def test_the_numbers_are_those_of_the_shards_and_of_the_rejections(given: Given,
     sizes = [(s.image.kept.width, s.image.kept.height) for s in images.values()]
     resized = [smart_resize(*size, min_pixels=LEAST_PIXELS, max_pixels=40_000) for size in sizes]
     assert told.visual_tokens.median == median_low([across * down // 784 for across, down in resized])
-
-
-def test_any_number_of_shards_gives_the_same_report_and_the_same_page(given: Given, tmp_path: Path) -> None:
-    rows = many_rows(given)
-    (one, page), *others = [convert(tmp_path / str(n), given, rows, num_shards=n) for n in (1, 3, 7)]
-    for other, its_page in others:
-        assert other.model_copy(update={"shards": 1}) == one
-        assert its_page.replace(str(tmp_path), "") == page.replace(str(tmp_path), "")
 
 
 def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_rows_about_nothing(tmp_path: Path) -> None:
@@ -225,17 +216,6 @@ def test_a_box_that_was_refused_is_put_aside_where_the_row_wanted_it(given: Give
     assert seen.boxes == (ShownBox(label="leaves the image", edges=(60, 20, 300, 40), proposed=True),)
     assert json.loads(seen.written) == refused
     assert (tmp_path / "run/convert/report.html").read_text().count("data:image/jpeg") == 1
-
-
-def test_images_inside_an_archive_are_drawn_where_they_are(given: Given, tmp_path: Path) -> None:
-    given.image("vsr/a.png", 90, 100)
-    with tarfile.open(tmp_path / "images.tar", "w") as archive:
-        archive.add(given.images / "vsr", "cot_image_data/vsr")
-    (given.images / "vsr/a.png").unlink()
-    rows = [row([[1, 2, 60, 70]]), row([[1, 2, 300, 70]], question="Where?")]
-    told, page = convert(tmp_path / "run", given, rows, images_uri=tmp_path / "images.tar")
-    assert told.row_counts.kept == 1
-    assert page.count("data:image/jpeg") == 2
 
 
 def test_what_rows_say_is_text_on_the_page(given: Given, tmp_path: Path) -> None:

@@ -18,16 +18,15 @@ from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
 from vcot.records.metadata import DistillMetadata
 from vcot.records.reports import Distillation
 from vcot.records.sample import IMAGE_REASONS
-from vcot.records.shards import DISTILL, File, ShardWriter
+from vcot.records.shards import DISTILL, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report
-from vcot.reports.sampling import sampled
+from vcot.reports.examples import sampled
 from vcot.storage import Store
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = '<script>alert("x")</script><img src=http://e.example/x onerror=alert(1)>'
 MODEL = {"teacher": "gpt", "strategy": "answer-aware", "prompts": {"reason": 1, "look": 2}}
 POINTS = DistilledReasoning((Trace(("I see the ", see("red disc", TOP_LEFT), " and the ", see("lever", RIGHT), ".")),))
-NONE = File(name="x", sha256="0" * 64, size=0)
 
 
 def refused(row: Sample, reason: Reason, **more: Any) -> Rejection:
@@ -102,14 +101,11 @@ def test_the_funnel_of_each_dataset_and_of_all(tmp_path: Path) -> None:
         assert f"{reason.value} 1 row: {MEANING[reason][1]}." in text
 
 
-def test_every_reason_that_distill_may_give_has_its_words() -> None:
+def test_every_reason_that_distill_may_give_has_its_words_on_the_page_and_in_the_docs() -> None:
     written = "".join(path.read_text() for path in (ROOT / "vcot/distill").rglob("*.py"))
     given = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", written)} | set(IMAGE_REASONS.values())
     assert given <= MEANING.keys()
     assert {gate for gate, _ in MEANING.values()} == set(GATES)
-
-
-def test_docs_say_of_every_reason_what_the_page_says() -> None:
     docs = (ROOT / "docs/distill.md").read_text()
     for reason, (gate, meaning) in MEANING.items():
         assert re.search(rf"^\| (?:{gate}|) \| `{reason.value}` \| {re.escape(meaning)} \|$", docs, re.M), reason

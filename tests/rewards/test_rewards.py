@@ -1,3 +1,5 @@
+"""What replies earn, by hand."""
+
 from __future__ import annotations
 
 import pytest
@@ -6,7 +8,16 @@ from vcot.answers import Synonyms
 from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply
 from vcot.records import Image, Origin, Sample
 from vcot.records.sample import Stored
-from vcot.rewards import Rule, answer_reward, box_reward, broken_rules, format_reward, soft_f1_with_spare
+from vcot.rewards import (
+    REWARDS,
+    Rule,
+    answer_reward,
+    box_reward,
+    broken_rules,
+    format_reward,
+    reward,
+    soft_f1_with_spare,
+)
 
 SPEC = FrameSpec("thousandths")
 GOOD = "I see the <ref>gear</ref><box>[100, 100, 300, 300]</box> turn.\nAnswer: up"
@@ -24,72 +35,69 @@ def sample(evidence=((100, 100, 300, 300),), answers=("up",), choices=None) -> S
     )
 
 
-def by_text() -> Sample:
-    return Sample.model_validate(sample(evidence=None).model_dump() | {"image": None})
+# --- format --------------------------------------------------------------------------------------------
 
 
-class TestFormat:
-    def test_a_good_reply_earns_all(self):
-        assert format_reward(GOOD, sample(), SPEC) == format_reward(GOOD, sample(), SPEC, graded=True) == 1
-
-    def test_think_and_answer_blocks_are_as_good(self):
-        text = "<think>The <ref>gear</ref><box>[100, 100, 300, 300]</box> turns.</think><answer>up</answer>"
-        assert broken_rules(text, sample(), SPEC) == ()
-
-    @pytest.mark.parametrize(
-        ("text", "broken"),
-        [
-            ("Answer: up", [Rule.REASONING, Rule.MENTION]),
-            ("It turns.\nAnswer: up", [Rule.MENTION]),
-            (GOOD.replace("[100, 100, 300, 300]", "[300, 100, 100, 300]"), [Rule.MENTION, Rule.TAGS]),
-            (GOOD.replace("turn.", "turn <ref>the lever</ref>."), [Rule.TAGS]),
-            (GOOD.replace("</box>", ""), [Rule.MENTION, Rule.TAGS]),
-            (GOOD.replace("300]</box>", "3000]</box>"), [Rule.MENTION, Rule.TAGS]),
-            (GOOD.split("\n")[0], [Rule.ONE_ANSWER]),
-            ("Answer: down\n" + GOOD, [Rule.ONE_ANSWER]),
-            (GOOD + "\nI am sure.", [Rule.ENDS]),
-            (GOOD + " <ref>it</ref><box>[1, 1, 2, 2]</box>", [Rule.PLAIN_ANSWER]),
-            ("<think>" + GOOD, [Rule.ONE_THINK_BLOCK]),
-            ("<think></think>\nAnswer: up", [Rule.REASONING, Rule.MENTION]),
-            ("", [Rule.REASONING, Rule.MENTION, Rule.ONE_ANSWER]),
-        ],
-    )
-    def test_each_rule_can_be_broken(self, text, broken):
-        assert broken_rules(text, sample(), SPEC) == tuple(broken)
-        assert format_reward(text, sample(), SPEC) == 0
-        assert format_reward(text, sample(), SPEC, graded=True) == pytest.approx(1 - len(broken) / len(Rule))
-
-    def test_where_the_object_is_absent_no_box_is_demanded(self):
-        assert format_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
-
-    def test_without_an_image_no_box_is_wanted(self):
-        asked = by_text()
-        assert format_reward("Gears that touch turn against each other.\nAnswer: up", asked, SPEC) == 1
-        assert broken_rules(GOOD, asked, SPEC) == (Rule.MENTION,)
-        assert box_reward(GOOD, asked, SPEC) is None
-        assert answer_reward(GOOD, asked) == 1
-
-    def test_where_nobody_annotated_a_box_is_still_demanded(self):
-        assert broken_rules("It turns.\nAnswer: up", sample(evidence=None), SPEC) == (Rule.MENTION,)
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        (GOOD, []),
+        ("<think>The <ref>gear</ref><box>[100, 100, 300, 300]</box> turns.</think><answer>up</answer>", []),
+        ("Answer: up", [Rule.REASONING, Rule.MENTION]),
+        ("It turns.\nAnswer: up", [Rule.MENTION]),
+        (GOOD.replace("[100, 100, 300, 300]", "[300, 100, 100, 300]"), [Rule.MENTION, Rule.TAGS]),
+        (GOOD.replace("turn.", "turn <ref>the lever</ref>."), [Rule.TAGS]),
+        (GOOD.replace("</box>", ""), [Rule.MENTION, Rule.TAGS]),
+        (GOOD.replace("300]</box>", "3000]</box>"), [Rule.MENTION, Rule.TAGS]),
+        (GOOD.split("\n")[0], [Rule.ONE_ANSWER]),
+        ("Answer: down\n" + GOOD, [Rule.ONE_ANSWER]),
+        (GOOD + "\nI am sure.", [Rule.ENDS]),
+        (GOOD + " <ref>it</ref><box>[1, 1, 2, 2]</box>", [Rule.PLAIN_ANSWER]),
+        ("<think>" + GOOD, [Rule.ONE_THINK_BLOCK]),
+        ("<think></think>\nAnswer: up", [Rule.REASONING, Rule.MENTION]),
+        ("", [Rule.REASONING, Rule.MENTION, Rule.ONE_ANSWER]),
+    ],
+)
+def test_each_rule_can_be_broken(text, broken):
+    assert broken_rules(text, sample(), SPEC) == tuple(broken)
+    assert format_reward(text, sample(), SPEC) == (not broken)
+    assert format_reward(text, sample(), SPEC, graded=True) == pytest.approx(1 - len(broken) / len(Rule))
 
 
-class TestAnswer:
-    def test_the_option_counts_where_there_are_choices(self):
-        assert answer_reward("Answer: (B)", sample(choices=("down", "up"))) == 1
-        assert answer_reward("Answer: A", sample(choices=("down", "up"))) == 0
+def test_a_box_is_demanded_unless_the_thing_is_absent_and_not_wanted_without_an_image():
+    assert broken_rules("It turns.\nAnswer: up", sample(evidence=None), SPEC) == (Rule.MENTION,)
+    assert format_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
+    asked = Sample.model_validate(sample(evidence=None).model_dump() | {"image": None})
+    assert format_reward("Gears that touch turn against each other.\nAnswer: up", asked, SPEC) == 1
+    assert broken_rules(GOOD, asked, SPEC) == (Rule.MENTION,)
+    assert box_reward(GOOD, asked, SPEC) is None
+    assert answer_reward(GOOD, asked) == 1
 
-    def test_a_misread_letter_earns_its_similarity_if_asked_for_but_a_number_nothing(self):
-        text = sample(answers=("A. C. Monk",))
-        assert answer_reward("Answer: A. C. Mank", text) == 0
-        assert answer_reward("Answer: A. C. Mank", text, similar=True) == pytest.approx(0.9)
-        assert answer_reward("Answer: 1235", sample(answers=("1234",)), similar=True) == 0
-        assert answer_reward("Answer: upp", sample(choices=("down", "up")), similar=True) == 0
 
-    def test_an_endless_answer_is_wrong(self):
-        right = "word " * 199 + "word"
-        assert answer_reward("Answer: " + right, sample(answers=(right,))) == 1
-        assert answer_reward("Answer: " + right + "s.....", sample(answers=(right + "s",))) == 0
+# --- answer --------------------------------------------------------------------------------------------
 
+RIGHT = "word " * 199 + "word"
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "choices", "similar", "reward"),
+    [
+        ("(B)", "up", ("down", "up"), False, 1),
+        ("A", "up", ("down", "up"), False, 0),
+        ("upp", "up", ("down", "up"), True, 0),
+        ("A. C. Mank", "A. C. Monk", None, False, 0),
+        ("A. C. Mank", "A. C. Monk", None, True, 0.9),  # a misread letter
+        ("1235", "1234", None, True, 0),  # a number is right or wrong
+        (RIGHT, RIGHT, None, False, 1),
+        (RIGHT + "s.....", RIGHT + "s", None, False, 0),  # endless
+    ],
+)
+def test_the_answer_earns_its_rightness(answer, accepted, choices, similar, reward):
+    row = sample(answers=(accepted,), choices=choices)
+    assert answer_reward(f"Answer: {answer}", row, similar=similar) == pytest.approx(reward)
+
+
+# --- boxes ---------------------------------------------------------------------------------------------
 
 G1, G2, G3 = (100, 100, 300, 300), (400, 100, 600, 300), (700, 100, 900, 300)
 CONTEXT, HULL, WHOLE = (700, 700, 900, 900), (100, 100, 900, 300), (0, 0, 1000, 1000)
@@ -129,48 +137,49 @@ def earned(case: str, **settings) -> float:
     return reward
 
 
-class TestBoxes:
-    @pytest.mark.parametrize("case", ROLLOUTS)
-    def test_hand_made_rollouts_earn_what_the_table_says(self, case):
-        assert earned(case) == pytest.approx(ROLLOUTS[case][2], abs=0.0051)
+@pytest.mark.parametrize("case", ROLLOUTS)
+def test_hand_made_rollouts_earn_what_the_table_says(case):
+    assert earned(case) == pytest.approx(ROLLOUTS[case][2], abs=0.0051)
 
-    def test_a_spare_box_costs_nothing_but_the_next_one_does(self):
-        assert earned("1 true: exact + 1 context box", spare=1) == 1
-        assert earned("1 true: exact box three times", spare=1) == pytest.approx(2 / 3)
-        assert earned("1 true: exact + 5 random", spare=1) == pytest.approx(1 / 3)
 
-    def test_spare_boxes_do_not_make_up_for_missing_ones(self):
-        assert earned("3 true: only one, exact", spare=3) == 0.5
-        assert soft_f1_with_spare([], [Box(*G1)], spare=3) == 0
+def test_a_spare_box_costs_nothing_but_the_next_one_does():
+    assert earned("1 true: exact + 1 context box", spare=1) == 1
+    assert earned("1 true: exact box three times", spare=1) == pytest.approx(2 / 3)
+    assert earned("1 true: exact + 5 random", spare=1) == pytest.approx(1 / 3)
+    assert earned("3 true: only one, exact", spare=3) == 0.5  # it does not make up for a missing one
+    assert soft_f1_with_spare([], [Box(*G1)], spare=3) == 0
+    with pytest.raises(ValueError, match="got -1"):
+        soft_f1_with_spare([], [], spare=-1)
 
-    def test_none_where_nobody_annotated_and_one_where_absence_was_annotated_and_kept(self):
-        assert box_reward(GOOD, sample(evidence=None), SPEC) is None
-        assert box_reward(GOOD, sample(evidence=()), SPEC) == 0
-        assert box_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
 
-    def test_a_box_behind_the_answer_earns_nothing(self):
-        assert box_reward("Answer: up <box>[100, 100, 300, 300]</box>", sample(), SPEC) == 0
+def test_none_where_nobody_annotated_and_one_where_absence_was_annotated_and_kept():
+    assert box_reward(GOOD, sample(evidence=None), SPEC) is None
+    assert box_reward(GOOD, sample(evidence=()), SPEC) == 0
+    assert box_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
+    assert box_reward("Answer: up <box>[100, 100, 300, 300]</box>", sample(), SPEC) == 0  # behind the answer
 
-    def test_boxes_with_exchanged_labels_earn_nothing(self):
-        """A red cup and a blue one, each shown where the other is."""
-        red, blue = [100, 100, 300, 300], [600, 600, 800, 800]
-        cups = (Mention("red cup", (Box(*red),)), Mention("blue cup", (Box(*blue),)))
-        row = sample().model_copy(update={"evidence": cups})
-        reply = "<ref>{}</ref><box>{}</box> and <ref>{}</ref><box>{}</box>\nAnswer: up"
-        assert box_reward(reply.format("red cup", blue, "blue cup", red), row, SPEC) == 0
-        assert box_reward(reply.format("A Red Cup", red, "blue cups", blue), row, SPEC) == 1
-        assert box_reward(reply.format("mug", red, "blue cup", blue), row, SPEC) == 0.5
-        mug = Synonyms.of(["red cup=mug"])
-        assert box_reward(reply.format("mug", red, "blue cup", blue), row, SPEC, synonyms=mug) == 1
 
-    def test_the_numbers_are_read_in_the_declared_frame(self):
-        padded = "<ref>gear</ref><box>[0.1, 0.1, 0.3, 0.3]</box>\nAnswer: up"
-        assert box_reward(padded, sample(), FrameSpec("padded_square")) == pytest.approx(1)
-        assert box_reward(padded, sample(), SPEC) == 0
+@pytest.mark.parametrize(
+    ("first", "second", "synonyms", "reward"),
+    [
+        (("red cup", "blue"), ("blue cup", "red"), [], 0),  # each shown where the other is
+        (("A Red Cup", "red"), ("blue cups", "blue"), [], 1),
+        (("mug", "red"), ("blue cup", "blue"), [], 0.5),
+        (("mug", "red"), ("blue cup", "blue"), ["red cup=mug"], 1),
+    ],
+)
+def test_a_box_earns_nothing_for_a_thing_of_another_name(first, second, synonyms, reward):
+    places = {"red": [100, 100, 300, 300], "blue": [600, 600, 800, 800]}
+    cups = tuple(Mention(f"{colour} cup", (Box(*box),)) for colour, box in places.items())
+    text = " and ".join(f"<ref>{label}</ref><box>{places[colour]}</box>" for label, colour in (first, second))
+    row = sample().model_copy(update={"evidence": cups})
+    assert box_reward(f"{text}\nAnswer: up", row, SPEC, synonyms=Synonyms.of(synonyms)) == reward
 
-    def test_a_negative_spare_is_refused(self):
-        with pytest.raises(ValueError, match="got -1"):
-            soft_f1_with_spare([], [], spare=-1)
+
+def test_the_numbers_are_read_in_the_declared_frame():
+    padded = "<ref>gear</ref><box>[0.1, 0.1, 0.3, 0.3]</box>\nAnswer: up"
+    assert box_reward(padded, sample(), FrameSpec("padded_square")) == pytest.approx(1)
+    assert box_reward(padded, sample(), SPEC) == 0
 
 
 def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shrunk():
@@ -183,3 +192,10 @@ def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shru
     assert box_reward(text, row, spec) == pytest.approx(1, abs=0.02)
     assert format_reward(text, row, spec) == 1
     assert box_reward(text, sample(), spec) < 0.2  # of the original's pixels they would be another place
+
+
+def test_a_reward_registers_itself_under_its_name():
+    standard = {"format": format_reward, "answer": answer_reward, "boxes": box_reward}
+    assert {name: REWARDS[name] for name in standard} == standard
+    with pytest.raises(ValueError, match="two rewards are called boxes"):
+        reward("boxes")(box_reward)

@@ -22,8 +22,8 @@ from vcot.datasets.quality import NEUTRAL
 from vcot.grounding import Box, BoxError, Trace
 from vcot.records import Folder, Image, Reason, Rejection, Sample
 from vcot.reports.conversion import SHOWN
+from vcot.reports.examples import Edges, ExampleSampler, ShownBox, ShownExample
 from vcot.reports.rendering import shorten
-from vcot.reports.sampling import Edges, ExampleSampler, ShownBox, ShownExample
 from vcot.storage.images import ImageError
 
 _LONGEST = 1200

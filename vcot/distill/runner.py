@@ -2,7 +2,7 @@
 
 How a row is taught is a strategy's business, and how a request is answered and paid for is the client's. How many rows
 came how far, and why the others did not, is counted for the marker of the shard (vcot.records.metadata says what each
-name means); examples to look at are put aside (vcot.reports.sampling).
+name means); examples to look at are put aside (vcot.reports.examples).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vcot.records import Folder, Reason, Rejection, Sample
 from vcot.records.metadata import Checks, DistillShardMetadata
 from vcot.records.shards import ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN
+from vcot.reports.examples import ExampleSampler, ShownBox, ShownExample
 from vcot.reports.rendering import shorten
-from vcot.reports.sampling import ExampleSampler, ShownBox, ShownExample
 from vcot.stage import REPORT_EVERY, Bar, stop
 
 if TYPE_CHECKING:  # openai takes a second to load, and the template teacher needs none

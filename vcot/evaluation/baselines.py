@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vcot.answers import NO_SYNONYMS
-from vcot.evaluation.scoring import score
+from vcot.evaluation.metrics import score
 from vcot.grounding import Box, Frame, Mention, Trace, render_reply
 from vcot.records import Sample, Score
 

@@ -6,21 +6,22 @@ of all models that are exactly as good.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vcot.errors import GateFailed, InputError
-from vcot.evaluation.metrics import boxes_found, measure
+from vcot.evaluation.config import EvaluationConfig
+from vcot.evaluation.metrics import METRICS, boxes_found, measure
+from vcot.evaluation.report import JUDGED, both, figures_of, judged, value
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished
-from vcot.evaluation.words import FIGURES, both, find, plural, value
-from vcot.records import Score
-from vcot.records.shards import ShardMarker
-from vcot.storage import Store
+from vcot.records import Folder, Score
+from vcot.reports.rendering import plural
+from vcot.storage import join
 
-JUDGED = ("accuracy_at_50", "answer_accuracy")
-"""A clear fall of one of these is a regression; the others are shown."""
 SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "answer_absent", "malformed")
+"""A clear fall of one of JUDGED is a regression; the others are only shown."""
 MOST_ROWS = 20
 """Rows that are named in each list of what changed."""
 
@@ -33,51 +34,40 @@ ASKED = (
 # --- gates -------------------------------------------------------------------------------------------------
 
 
-def judge_gates(
-    report: Mapping[str, Any], *, not_worse_than_base: bool = False, min_accuracy_at_50: float | None = None,
-    min_answer_accuracy: float | None = None, max_blank_accuracy: float | None = None, depends_on_image: bool = False,
-) -> list[dict[str, Any]]:  # fmt: skip
+def judge_gates(report: Mapping[str, Any], config: EvaluationConfig) -> list[dict[str, Any]]:
     """The gates that were asked for: {"gate", "passed", "words"}. A figure that could not be measured passes none."""
-    after = find(report, "results", "tuned-real")
-    assert after is not None
-    figures = after["figures"]
-    gates = []
-    if not_worse_than_base:
-        change = find(report, "differences", "after-before")
-        assert change is not None
+    return [
+        {"gate": gate, "passed": passed, "words": f"{gate}: {found}"}
+        for gate, passed, found in _gates(report, config)
+    ]  # fmt: skip
+
+
+def _gates(report: Mapping[str, Any], config: EvaluationConfig) -> Iterator[tuple[str, bool, str]]:
+    """(gate, whether it was passed, what was found)"""
+    results, differences = figures_of(report, "results"), figures_of(report, "differences")
+    figures = results["tuned-real"]
+    if config.require_not_worse_than_base or config.promote:
         for name in JUDGED:
-            figure = change["figures"][name]
-            if figure["value"] is not None:
-                words = both(name, figure, signed=True)
-                gates.append(_gate(f"{name} not worse than the base", not _worse(figure), words))
-    for name, least in zip(JUDGED, (min_accuracy_at_50, min_answer_accuracy), strict=True):
+            if (change := differences["after-before"][name])["value"] is not None:
+                found = f"it is {both(name, change, signed=True)}"
+                yield f"{name} not worse than the base", not _worse(change), found
+    for name, least in zip(JUDGED, (config.min_accuracy_at_50, config.min_answer_accuracy), strict=True):
         if least is not None:
             reached = figures[name]["value"] is not None and figures[name]["value"] >= least
-            gates.append(_gate(f"{name} at least {least:.1%}", reached, value(name, figures[name])))
-    if max_blank_accuracy is not None:
-        blank = find(report, "results", "tuned-blank")
-        figure = {"value": None} if blank is None else blank["figures"]["accuracy_at_50"]
-        low = figure["value"] is not None and figure["value"] <= max_blank_accuracy
-        found = value("accuracy_at_50", figure)
-        gates.append(_gate(f"accuracy_at_50 on blank images at most {max_blank_accuracy:.1%}", low, found))
-    if depends_on_image:
-        # By the boxes where there are true ones, else by the answers: a habit of answering right ("no" to most
-        # questions) is no fault while the boxes come from looking.
-        name = "accuracy_at_50" if figures["accuracy_at_50"]["value"] is not None else "answer_accuracy"
+            yield f"{name} at least {least:.1%}", reached, f"it is {value(name, figures[name])}"
+    if (most := config.max_blank_accuracy) is not None:
+        blank = results["tuned-blank"]["accuracy_at_50"] if "tuned-blank" in results else {"value": None}
+        low = blank["value"] is not None and blank["value"] <= most
+        yield f"accuracy_at_50 on blank images at most {most:.1%}", low, f"it is {value('accuracy_at_50', blank)}"
+    if config.promote:
+        # Where boxes are known they decide: a habit of answering right ("no" to most questions) is no fault while the
+        # boxes come from looking.
+        name = judged(figures)
         for key, kind in (("real-blank", "blank"), ("real-wrong", "wrong")):
-            row = find(report, "differences", key)
-            gate = f"{name} clearly better on real images than on {kind} ones"
-            if row is None:
-                gates.append({"gate": gate, "passed": False, "words": f"{gate}: not measured"})
-                continue
-            figure = row["figures"][name]
-            clear = figure["low"] is not None and figure["low"] > 0
-            gates.append(_gate(gate, clear, both(name, figure, signed=True)))
-    return gates
-
-
-def _gate(gate: str, passed: bool, found: str) -> dict[str, Any]:
-    return {"gate": gate, "passed": passed, "words": f"{gate}: it is {found}"}
+            change = differences[key][name] if key in differences else {"low": None}
+            clear = change["low"] is not None and change["low"] > 0
+            found = f"it is {both(name, change, signed=True)}" if key in differences else "not measured"
+            yield f"{name} clearly better on real images than on {kind} ones", clear, found
 
 
 def _worse(difference: Mapping[str, Any]) -> bool:
@@ -87,18 +77,39 @@ def _worse(difference: Mapping[str, Any]) -> bool:
 
 def raise_if_failed(gates: Sequence[Mapping[str, Any]], page_uri: str) -> None:
     """Raises GateFailed naming every gate that was not passed."""
-    failed = [gate["words"] for gate in gates if not gate["passed"]]
-    if failed:
+    if failed := [gate["words"] for gate in gates if not gate["passed"]]:
         raise GateFailed(f"{'; '.join(failed)}. See {page_uri}")
 
 
 # --- two evaluations of the same questions, row by row -----------------------------------------------------
 
 
-def scores(store: Store, stage_uri: str, markers: Sequence[ShardMarker]) -> list[Score]:
-    """What the tuned model reached on real images, a Score per row."""
-    replies = read_replies(store, stage_uri, markers)
-    return [reply.score for reply in replies if (reply.model, reply.condition) == ("tuned", "real")]
+def write_comparison(
+    folder: Folder, report: Mapping[str, Any], baseline: Finished, config: EvaluationConfig, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes ``comparison.json`` and ``comparison.md`` beside a report, where they are not there yet.
+
+    Args:
+        settings: of the evaluation, to say what was asked otherwise than of the baseline.
+    """
+    now, before = (
+        [
+            one.score
+            for one in read_replies(folder.store, uri, shards)
+            if (one.model, one.condition) == ("tuned", "real")
+        ]
+        for uri, shards in ((folder.uri, folder.shard_markers()), (baseline.uri, baseline.marker.shards))
+    )
+    comparison = compare(
+        now, before, baseline=baseline, settings=settings, max_left_out_share=config.max_rejected_share,
+        seed=config.seed,
+    )  # fmt: skip
+    page = markdown(comparison, made_with=report["made_with"], page_uri=join(folder.uri, "report.html"))
+    for name, text in (("json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n"), ("md", page)):
+        uri = join(folder.uri, f"comparison.{name}")
+        if folder.store.stat(uri) is None or folder.store.read(uri) != text.encode():
+            folder.store.write(uri, text.encode())
+    return comparison
 
 
 def compare(
@@ -128,15 +139,12 @@ def compare(
         )
     pair = ("now", "baseline")
     measured = measure({"now": [mine[r] for r in rows], "baseline": [other[r] for r in rows]}, [pair], seed=seed)
+    parts = {**measured.figures, "difference": measured.differences[pair]}
     figures = {
-        name: {
-            "baseline": measured.figures["baseline"][name].to_dict(),
-            "now": measured.figures["now"][name].to_dict(),
-            "difference": measured.differences[pair][name].to_dict(),
-        }
-        for name in SHOWN
+        name: {part: parts[part][name].to_dict() for part in ("baseline", "now", "difference")} for name in SHOWN
     }
     was = baseline.marker.settings
+    found = {r: boxes_found(mine[r]) - boxes_found(other[r]) for r in rows}
     return {
         "version": 1,
         "baseline": {"uri": baseline.uri, "sha256": baseline.sha256, "code": baseline.marker.code},
@@ -151,40 +159,34 @@ def compare(
         "regressions": [name for name in JUDGED if _worse(figures[name]["difference"])],
         "answers_lost": [r for r in rows if other[r].answer == "right" and mine[r].answer != "right"],
         "answers_won": [r for r in rows if other[r].answer != "right" and mine[r].answer == "right"],
-        "boxes_lost": [r for r in rows if boxes_found(mine[r]) < boxes_found(other[r])],
-        "boxes_won": [r for r in rows if boxes_found(mine[r]) > boxes_found(other[r])],
+        "boxes_lost": [r for r in rows if found[r] < 0],
+        "boxes_won": [r for r in rows if found[r] > 0],
     }
 
 
-def _judged(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The judged figures that both sides have."""
-    figures = {name: comparison["figures"][name] for name in JUDGED}
-    return {name: figure for name, figure in figures.items() if figure["difference"]["value"] is not None}
+def changes(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The paired differences of JUDGED that both sides have."""
+    differences = {name: comparison["figures"][name]["difference"] for name in JUDGED}
+    return {name: change for name, change in differences.items() if change["value"] is not None}
 
 
 def comparison_gates(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One gate, as `judge_gates` writes them, for each judged figure that both sides have."""
     gates = []
-    for name, figure in _judged(comparison).items():
-        passed = name not in comparison["regressions"]
+    for name, change in changes(comparison).items():
+        passed, figure = name not in comparison["regressions"], comparison["figures"][name]
         words = (
             f"{'no regression' if passed else 'regression'} of {name}: {value(name, figure['baseline'])} → "
-            f"{value(name, figure['now'])}, {both(name, figure['difference'], signed=True)} on "
+            f"{value(name, figure['now'])}, {both(name, change, signed=True)} on "
             f"{plural(comparison['rows'], 'row')} against the baseline {comparison['baseline']['uri']}"
         )
         gates.append({"gate": f"{name} not worse than the baseline", "passed": passed, "words": words})
     return gates
 
 
-def changes(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in a few numbers, for the last word of the stage."""
-    judged = {name: figure["difference"] for name, figure in _judged(comparison).items()}
-    return {f"change_{name}": [each["value"], each["low"], each["high"]] for name, each in judged.items()}
-
-
 def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], page_uri: str) -> str:
     """``comparison.md``: what a person reads after an alert."""
-    regressions = " and ".join(FIGURES[name][0] for name in comparison["regressions"])
+    regressions = " and ".join(METRICS[name].label for name in comparison["regressions"])
     lines = [
         f"# Evaluation of {made_with['tuned']}",
         "",
@@ -194,11 +196,9 @@ def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], pag
         "|---|---:|---:|---:|---|",
     ]
     for name, figure in comparison["figures"].items():
-        was, now = value(name, figure["baseline"]), value(name, figure["now"])
-        count = f"{figure['now']['count']:,.0f} {figure['now']['of']}"
-        lines.append(
-            f"| {FIGURES[name][0]} | {was} | {now} | {both(name, figure['difference'], signed=True)} | {count} |"
-        )
+        now, change = figure["now"], both(name, figure["difference"], signed=True)
+        cells = (METRICS[name].label, value(name, figure["baseline"]), value(name, now), change)
+        lines.append(f"| {' | '.join(cells)} | {now['count']:,.0f} {now['of']} |")
     lines += [
         "",
         f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over images",

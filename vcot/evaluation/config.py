@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, field_validator
 
@@ -93,14 +93,3 @@ class EvaluationConfig(BaseModel):
     def _declared(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         Synonyms.of(value)
         return value
-
-    @property
-    def gates(self) -> dict[str, Any]:
-        """Arguments of vcot.evaluation.compare.judge_gates."""
-        return {
-            "not_worse_than_base": self.require_not_worse_than_base or self.promote,
-            "min_accuracy_at_50": self.min_accuracy_at_50,
-            "min_answer_accuracy": self.min_answer_accuracy,
-            "max_blank_accuracy": self.max_blank_accuracy,
-            "depends_on_image": self.promote,
-        }

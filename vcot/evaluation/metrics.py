@@ -1,4 +1,4 @@
-"""From Scores to figures with intervals.
+"""From a reply to its Score, and from Scores to figures with intervals.
 
 Every figure is a ratio of two sums over samples (right answers / replies, matched boxes / predicted boxes, …), so
 one table says what each is, and one bootstrap gives the interval of all of them at once. Images are drawn, each with
@@ -19,14 +19,76 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vcot.evaluation.scoring import THRESHOLD
-from vcot.records import Score
+from vcot import answers
+from vcot.answers import NO_SYNONYMS, Synonyms
+from vcot.grounding import Frame, Trace, match, match_at
+from vcot.grounding.tags import parse, split_answer
+from vcot.records import Sample, Score
 
 Floats = NDArray[np.float64]
 
+THRESHOLD = 0.5
+"""A box is found if a predicted one overlaps it with at least this IoU."""
 CONFIDENCE = 0.95
 RESAMPLES = 5000
 _CELLS = 4_000_000  # numbers held at once while drawing: 32 MB
+
+
+# --- one reply ---------------------------------------------------------------------------------------------
+
+
+def score(text: str, sample: Sample, frame: Frame, synonyms: Synonyms = NO_SYNONYMS) -> Score:
+    """What is right and wrong about a reply.
+
+    Every box of the text counts as predicted, wherever it stands and whatever label it has; boxes are paired with
+    the true ones one to one, so that a box said twice finds one partner and its copy is a false one. Where the true
+    ones have several names, only boxes of one name are paired. A box that cannot be read is no box, and a fault.
+    Where nobody annotated the evidence, boxes are counted and not judged.
+    """
+    parsed, answer = parse(text, frame), split_answer(text)[1]
+    said, true = parsed.trace, Trace(sample.evidence or ())
+    pairable = synonyms.pairable(said.labels, true.labels)
+    matched = len(match_at(said.boxes, true.boxes, THRESHOLD, pairable).pairs)
+    misnamed = 0 if pairable is None else len(match_at(said.boxes, true.boxes, THRESHOLD).pairs) - matched
+    first = _first(said, true, synonyms)
+    pairs = match([said.boxes[i] for i in first], true.boxes, pairable and [pairable[i] for i in first]).pairs
+    overlaps = {place: overlap for _, place, overlap in pairs}
+    right = answer is not None and answers.same(answer, sample.answers, sample.choices)
+    return Score(
+        sample=sample.id,
+        image=None if sample.image is None else sample.image.sha256,
+        answer="absent" if answer is None else "right" if right else "wrong",
+        true_boxes=None if sample.evidence is None else len(true.boxes),
+        predicted_boxes=len(said.boxes),
+        matched=matched,
+        misnamed=misnamed,
+        ious=tuple(overlaps.get(place, 0.0) for place in range(len(true.boxes))),
+        well_formed=parsed.well_formed,
+        faults=tuple(fault.kind.value for fault in parsed.faults),
+        text=text,
+    )
+
+
+def _first(said: Trace, true: Trace, synonyms: Synonyms) -> list[int]:
+    """Which of the predicted boxes can find a true one: of each true name the first, as many as are true.
+
+    Boxes of other names take no place, and a box said again takes none. Where the truth has one name, no name is
+    needed: those that have it come first, and boxes of any other name take the places that are left.
+    """
+    boxes = list(zip(said.labels, said.boxes, strict=True))
+    fresh = sorted({box: i for i, box in reversed(list(enumerate(boxes)))}.values())
+    names = synonyms.distinct(true.labels)
+    chosen: set[int] = set()
+    for name in names:
+        many = sum(synonyms.same(name, label) for label in true.labels)
+        named = [i for i in fresh if not name or synonyms.same(boxes[i][0], name)]
+        if len(names) == 1:
+            named += [i for i in fresh if i not in named]
+        chosen.update(named[:many])
+    return sorted(chosen)
+
+
+# --- what is measured --------------------------------------------------------------------------------------
 
 
 class Metric(NamedTuple):
@@ -191,26 +253,33 @@ def measure(
     Raises:
         ValueError: the conditions are not about the same samples.
     """
-    names = list(conditions)
-    lists = [list(conditions[name]) for name in names]
-    if not _about_the_same(lists):
+    names, lists = list(conditions), list(conditions.values())
+    samples = list(zip(*lists, strict=False))
+    if len({len(scores) for scores in lists}) > 1 or any(len({s.sample for s in row if s}) > 1 for row in samples):
         raise ValueError("conditions are compared sample by sample; these are not about the same samples")
-    above, below = _sums(lists)
-    image = _images(lists)
+    image = _images(samples)
+    ratios = [(metric.above, metric.below) for metric in METRICS.values()]
+    sums = np.array(
+        [[[(above(s), below(s)) if s else (0, 0) for s in scores] for above, below in ratios] for scores in lists],
+        dtype=np.float64,
+    ).reshape(len(lists), len(ratios), -1, 2)
+    above, below = sums[..., 0], sums[..., 1]  # [conditions, figures, samples]
     drawn = _draw(_by_image(above, image), _by_image(below, image), seed, resamples)
-    figures: dict[str, dict[str, Figure]] = {}
-    for row, name in enumerate(names):
-        figures[name] = {
-            figure: _figure(above[row, column], below[row, column], image, drawn[row, column], ratio)
-            for column, (figure, ratio) in enumerate(METRICS.items())
+    figures = {
+        name: {
+            figure: _figure(above[row, column], below[row, column], image, drawn[row, column], metric)
+            for column, (figure, metric) in enumerate(METRICS.items())
         }
+        for row, name in enumerate(names)
+    }
     differences: dict[tuple[str, str], dict[str, Figure]] = {}
     for after, before in pairs:
-        shared = _shared(conditions[after], conditions[before])
-        if shared is not None:
-            differences |= measure(
-                {after: shared[0], before: shared[1]}, [(after, before)], seed=seed, resamples=resamples
-            ).differences
+        rows = list(zip(conditions[after], conditions[before], strict=True))
+        if any((a is None) != (b is None) for a, b in rows):
+            shared = {
+                name: [row[side] if all(row) else None for row in rows] for side, name in enumerate((after, before))
+            }
+            differences |= measure(shared, [(after, before)], seed=seed, resamples=resamples).differences
             continue
         apart = drawn[names.index(after)] - drawn[names.index(before)]
         differences[after, before] = {
@@ -220,50 +289,11 @@ def measure(
     return Measured(figures, differences)
 
 
-def point(figure: str, scores: Sequence[Score | None]) -> float | None:
-    """The figure alone, without an interval; None where there is nothing to measure."""
-    ratio, asked = METRICS[figure], [score for score in scores if score is not None]
-    below = math.fsum(ratio.below(score) for score in asked)
-    return math.fsum(ratio.above(score) for score in asked) / below if below else None
-
-
-def _about_the_same(lists: Sequence[Sequence[Score | None]]) -> bool:
-    if len({len(scores) for scores in lists}) > 1:
-        return False
-    return all(len({score.sample for score in row if score is not None}) <= 1 for row in zip(*lists, strict=True))
-
-
-def _shared(
-    after: Sequence[Score | None], before: Sequence[Score | None]
-) -> tuple[list[Score | None], list[Score | None]] | None:
-    """Both with those samples alone that both were asked; None where these are all that either was."""
-    pairs = list(zip(after, before, strict=True))
-    if all((a is None) == (b is None) for a, b in pairs):
-        return None
-    asked = [pair if None not in pair else (None, None) for pair in pairs]
-    return [a for a, _ in asked], [b for _, b in asked]
-
-
-def _sums(lists: list[list[Score | None]]) -> tuple[Floats, Floats]:
-    """What stands above and below the line: [conditions, figures, samples]."""
-    shape = (len(lists), len(METRICS), len(lists[0]) if lists else 0)
-    above, below = np.zeros(shape), np.zeros(shape)
-    for row, scores in enumerate(lists):
-        for column, ratio in enumerate(METRICS.values()):
-            above[row, column] = [0.0 if s is None else float(ratio.above(s)) for s in scores]
-            below[row, column] = [0.0 if s is None else float(ratio.below(s)) for s in scores]
-    return above, below
-
-
-def _images(lists: list[list[Score | None]]) -> NDArray[np.int64]:
+def _images(samples: Sequence[Sequence[Score | None]]) -> NDArray[np.int64]:
     """For each sample the number of its image: 0, 1, … as they first occur. A sample without one has its own."""
-    numbers: dict[tuple[str, str | int], int] = {}
-    found = []
-    for place, scores in enumerate(zip(*lists, strict=True)):
-        named = next((score.image for score in scores if score is not None and score.image is not None), None)
-        key: tuple[str, str | int] = ("sample", place) if named is None else ("image", named)
-        found.append(numbers.setdefault(key, len(numbers)))
-    return np.array(found, dtype=np.int64)
+    numbers: dict[str | int, int] = {}
+    keys = (next((s.image for s in row if s and s.image), place) for place, row in enumerate(samples))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _by_image(sums: Floats, image: NDArray[np.int64]) -> Floats:

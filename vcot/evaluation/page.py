@@ -1,83 +1,293 @@
-"""``report.html``: the result for people who were not there."""
+"""The result for people: ``report.html``, ``overlay.png``, and the table for a terminal.
+
+All numbers come from ``report.json``; the images show true and predicted boxes, worst first, so that errors of frame
+and label are seen at a glance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import random
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vcot.evaluation import words
-from vcot.evaluation.gallery import Card
-from vcot.reports import rendering
-from vcot.reports.overlays import PREDICTED, TRUE
+from markupsafe import Markup, escape
+from PIL import Image, ImageDraw, ImageFont
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
+from vcot.evaluation import report as of_report
+from vcot.evaluation.metrics import METRICS
+from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, before, both, figures_of, guess_name, value
+from vcot.evaluation.runner import image_of
+from vcot.grounding import Frame
+from vcot.grounding.tags import SPELLINGS, parse
+from vcot.records import Sample, Score
+from vcot.reports.examples import PREDICTED, TRUE, data_uri, overlay
+from vcot.reports.rendering import REASONS, plural, render
+from vcot.storage import Store
+from vcot.storage.images import ImageError
+
+COLUMNS = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "malformed")
+"""Of the page's first table."""
+HEADLINE = ("accuracy_at_50", "precision", "mean_iou", "answer_accuracy", "malformed")
+"""Of the table for a terminal."""
+ASIDE = ("base-blank", "base-shuffled", "base-real-blank")
+"""Rows that stand among all figures only: what a model does with a blank image before it was tuned is a detail."""
 SHOWN_FIRST = 12
 """Images that are seen without opening the rest."""
 
-PARTS = ("results", "guesses", "differences")
-ASIDE = ("base-blank", "base-shuffled", "base-real-blank")
-"""Rows that stand among all figures only: what a model does with a blank image before it was tuned is a detail."""
 
-COLUMNS = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "malformed")
+# --- the page ----------------------------------------------------------------------------------------------
 
 
-def render(report: Mapping[str, Any], worst: Sequence[Card] = (), drawn: Sequence[Card] = ()) -> str:
-    """The page of a report, self-contained.
-
-    Args:
-        report: what stands in ``report.json``.
-        worst, drawn: rows with their images, both worst first; `drawn` at random from what is not in `worst`.
-    """
-    rows = report["samples"]["rows"]
-    first = f"All {rows:,} rows, worst first" if len(worst) == rows else f"The {len(worst):,} worst of {rows:,} rows"
-    galleries = ((first, worst), (f"{len(drawn):,} of the others, drawn at random, worst first", drawn))
-    return rendering.render(
-        "evaluate.html.j2", report=report, samples=report["samples"], verdict=report["verdict"],
-        rows=[row for part in PARTS for row in report[part] if row["key"] not in ASIDE], tiles=_tiles(report),
-        charts=[chart for figure in ("accuracy_at_50", "answer_accuracy") if (chart := _chart(report, figure))],
-        groups=[group | {"rows_of_table": _group_rows(group)} for group in report["groups"]],
-        gallery=[(title, cards) for title, cards in galleries if cards], shown_first=SHOWN_FIRST,
-        colours=(TRUE, PREDICTED), columns=COLUMNS, names=words.FIGURES, differences=words.DIFFERENCES,
-        before=words.before, value=words.value, interval=words.interval, counted=words.counted, faults=words.faults,
+def html(report: Mapping[str, Any], examples: Sequence[tuple[str, Sequence[Card]]] = ()) -> str:
+    """The page of what stands in ``report.json``, self-contained. `examples`: rows with their images under titles."""
+    charts = [{"title": METRICS[name], "dots": dots} for name in JUDGED if (dots := _dots(report, name))]
+    groups = [group | {"table": _group_rows(group)} for group in report["groups"]]
+    return render(
+        "evaluate.html.j2", report=report, samples=report["samples"], summary=report["verdict"],
+        rows=[row for part in ("results", "guesses", "differences") for row in report[part] if row["key"] not in ASIDE],
+        tiles=_tiles(report), charts=charts, groups=groups, examples=examples, shown_first=SHOWN_FIRST,
+        colours=(TRUE, PREDICTED), columns=COLUMNS, metrics=METRICS, differences=DIFFERENCES,
+        before=before, value=value, interval=of_report.interval, counted=_counted, faults=_faults,
     )  # fmt: skip
+
+
+def _counted(figure: Mapping[str, Any]) -> str:
+    """What a figure was measured on: "50 replies", "57 true boxes, 50 rows", "200 replies, 50 images"."""
+    count = f"{figure['count']:,.0f} {figure['of']}"
+    if not figure["of"].startswith("replies"):
+        count += f", {plural(figure['rows'], 'row')}"
+    return count if figure["images"] == figure["rows"] else f"{count}, {plural(figure['images'], 'image')}"
+
+
+def _faults(kinds: Sequence[str]) -> list[str]:
+    """Each kind of fault once, in words, with how often it occurred."""
+    words = REASONS["evaluate"]
+    times = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    return [words.get(kind, kind) + (f" ×{n}" if n > 1 else "") for kind, n in times.items()]
 
 
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what stands large, what it is)"""
-    results, tiles = words.results_of(report), []
-    for figure, what, guess in (
+    results, tiles = figures_of(report, "results"), []
+    for name, what, guess in (
         ("accuracy_at_50", "of true boxes found", "by the best guess of a box"),
         ("answer_accuracy", "of answers right", "by the usual answer"),
     ):
-        was, now = (words.value(figure, of) for of in (words.before(results, figure), results["tuned-real"][figure]))
-        if now == "–":
+        now = results["tuned-real"][name]
+        if now["value"] is None:
             continue
-        tiles.append((f"{was} → {now}", f"{what}, before → after tuning"))
+        tiles.append((f"{value(name, before(results, name))} → {value(name, now)}", f"{what}, before → after tuning"))
         if "tuned-blank" in results:
-            tiles.append((words.value(figure, results["tuned-blank"][figure]), f"{what}, on blank images"))
-        if able := [row["figures"][figure] for row in report["guesses"] if figure in row["figures"]]:
-            tiles.append((words.value(figure, max(able, key=lambda f: f["value"] or 0.0)), f"{what}, {guess}"))
+            tiles.append((value(name, results["tuned-blank"][name]), f"{what}, on blank images"))
+        if able := [figures[name] for figures in figures_of(report, "guesses").values() if name in figures]:
+            tiles.append((value(name, max(able, key=lambda f: f["value"] or 0.0)), f"{what}, {guess}"))
     return tiles
 
 
-def _chart(report: Mapping[str, Any], figure: str) -> dict[str, Any] | None:
-    """Dots with their intervals on one scale from 0 to 100 %."""
+def _dots(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """One line each, with its interval on a scale from 0 to 100 %."""
     kinds = {"tuned-real": "after", "base-real": "before", "native-real": "before"}
-    dots = [
-        {"name": row["name"], "text": words.both(figure, found), "kind": kinds.get(row["key"], "other")}
+    return [
+        {"name": row["name"], "text": both(name, found), "kind": kinds.get(row["key"], "other")}
         | {end: 100 * (found[end] or 0) for end in ("value", "low", "high")}
-        for part in ("results", "guesses")
-        for row in report[part]
-        if row["key"] not in ASIDE and (found := row["figures"].get(figure)) and found["value"] is not None
+        for row in (*report["results"], *report["guesses"])
+        if row["key"] not in ASIDE and (found := row["figures"].get(name)) and found["value"] is not None
     ]
-    return {"title": words.FIGURES[figure], "dots": dots} if dots else None
 
 
 def _group_rows(group: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], bool]]:
     """One group's table: (name, figures, whether they are differences)."""
-    against = group["against_guess"]
-    rows = [(words.RESULTS[key][0], figures, False) for key, figures in group["results"].items()]
-    if against:
-        kinds = " / ".join(words.guess_name(each["guess"]) for each in against.values())
-        rows.append((f"best guess: {kinds}", {figure: each["its"] for figure, each in against.items()}, False))
-        rows.append(("after − best guess", {figure: each["difference"] for figure, each in against.items()}, True))
-    return rows + [(words.DIFFERENCES[key][0], figures, True) for key, figures in group["differences"].items()]
+    rows = [(RESULTS[key].name, figures, False) for key, figures in group["results"].items()]
+    if against := group["against_guess"]:
+        kinds = " / ".join(guess_name(each["guess"]) for each in against.values())
+        rows.append((f"best guess: {kinds}", {name: each["its"] for name, each in against.items()}, False))
+        rows.append(("after − best guess", {name: each["difference"] for name, each in against.items()}, True))
+    return rows + [(DIFFERENCES[key].name, figures, True) for key, figures in group["differences"].items()]
+
+
+# --- examples ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Card:
+    """One row of the evaluation as it stands on the page. `image`: a data URI. `others`: what was said otherwise."""
+
+    sample: Sample
+    score: Score
+    image: str | None
+    reply: Markup
+    others: Mapping[str, Markup]
+
+
+def examples(
+    store: Store, evidence: Evidence, frame: Callable[[Sample], Frame], most: int, seed: int
+) -> list[tuple[str, list[Card]]]:
+    """Rows for the page under titles: all of them, worst first, where `most` fit; else the worst, and some drawn from
+    the rest."""
+    rows = len(evidence.tuned)
+    order = sorted(range(rows), key=lambda index: _goodness(evidence.tuned[index]))
+    if rows <= most:
+        chosen = [(f"All {rows:,} rows, worst first", order)]
+    else:
+        worst, rest = order[: most - most // 2], order[most - most // 2 :]
+        drawn = set(random.Random(seed).sample(rest, most // 2))
+        chosen = [
+            (f"The {len(worst):,} worst of {rows:,} rows", worst),
+            (
+                f"{len(drawn):,} of the others, drawn at random, worst first",
+                [index for index in rest if index in drawn],
+            ),
+        ]
+    return [(title, [_card(store, evidence, index, frame) for index in part]) for title, part in chosen if part]
+
+
+def _goodness(score: Score) -> tuple[float, bool, str]:
+    """What rows are sorted by: soft F1 of the boxes (vcot.grounding), then the answer, then the id."""
+    boxes = 0 if score.true_boxes is None else score.true_boxes + score.predicted_boxes
+    return (2 * sum(score.ious) / boxes if boxes else 1.0, score.answer == "right", score.sample)
+
+
+def _card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample], Frame]) -> Card:
+    """An image that has gone since it was asked about leaves grey."""
+    sample, score = evidence.samples[index], evidence.tuned[index]
+    names = {
+        "base-real": "before tuning", "native-real": "before tuning, in its own form",
+        "tuned-blank": "on a blank image",
+    }  # fmt: skip
+    others = {
+        name: highlighted(other.text)
+        for key, name in names.items()
+        if key in evidence.scores and (other := evidence.scores[key][index]) is not None
+    }
+    image = None
+    if sample.image is not None:
+        try:
+            pixels = image_of(store, sample)
+        except ImageError:
+            pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
+        image = data_uri(draw(pixels, sample, score.text, frame(sample), longest_side=420))
+    return Card(sample, score, image, highlighted(score.text), others)
+
+
+def draw(pixels: Image.Image, sample: Sample, text: str, frame: Frame, *, longest_side: int) -> Image.Image:
+    """The image with the true boxes in one colour and the predicted ones in another.
+
+    A predicted box has its label beside it where that is not the only true one: a small thing would hide behind it.
+    """
+    said = parse(text, frame).trace
+    true = {mention.label for mention in sample.evidence or ()}
+    labels = ["" if true == {label} else label for label in said.labels]
+    size = sample.shown.width, sample.shown.height
+    boxes = {TRUE: sample.true_boxes or (), PREDICTED: said.boxes}
+    return overlay(pixels, boxes, {PREDICTED: labels}, original=size, longest_side=longest_side)
+
+
+_TAGS = sorted({pair for spelling in SPELLINGS.values() for pair in (spelling.ref, spelling.box)})
+_TAGGED = re.compile(
+    "|".join(f"({re.escape(escape(start))})(.*?)({re.escape(escape(end))})" for start, end in _TAGS), re.DOTALL
+)
+
+
+def highlighted(text: str) -> Markup:
+    """A reply as HTML: labels and boxes stand out, everything else is escaped. Tags that do not close stay plain."""
+
+    def marked(found: re.Match[str]) -> str:
+        start, inner, end = (group for group in found.groups() if group is not None)
+        kind = "ref" if "ref" in start or "obj" in start else "box"
+        return f'<span class="tag">{start}</span><span class="{kind}">{inner}</span><span class="tag">{end}</span>'
+
+    return Markup(_TAGGED.sub(marked, str(escape(text))))
+
+
+def overlay_png(store: Store, evidence: Evidence, frame: Callable[[Sample], Frame]) -> bytes | None:
+    """One image to show the result by: the reply of median quality among those that are right in all, with the
+    question above and the reply below. None where no reply is.
+
+    The median, not the best: the image should promise no more than what is usual when the model is right.
+
+    Raises:
+        ImageError: the sample's image has gone.
+    """
+    right = [
+        (_goodness(score), index)
+        for index, score in enumerate(evidence.tuned)
+        if score.answer == "right" and score.true_boxes and score.matched == score.true_boxes == score.predicted_boxes
+    ]
+    if not right:
+        return None
+    index = sorted(right)[len(right) // 2][1]
+    sample, text = evidence.samples[index], evidence.tuned[index].text
+    drawn = draw(image_of(store, sample), sample, text, frame(sample), longest_side=640)
+    font, small, margin, dark = ImageFont.load_default(20), ImageFont.load_default(15), 20, "#1f2328"
+    columns = int(drawn.width / small.getlength("e"))
+    lines = [line for row in text.splitlines() for line in textwrap.wrap(row, columns) or [""]]
+    top, legend = margin + 36, margin + 36 + drawn.height + 12
+    canvas = Image.new("RGB", (drawn.width + 2 * margin, legend + 30 + 21 * len(lines) + margin), "white")
+    pen = ImageDraw.Draw(canvas)
+    pen.text((margin, margin - 4), sample.question, fill=dark, font=font)
+    canvas.paste(drawn, (margin, top))
+    x = float(margin)
+    for colour, name in ((TRUE, "where people marked it"), (PREDICTED, "where the model says it is")):
+        pen.rectangle((x, legend + 3, x + 13, legend + 16), outline=colour, width=3)
+        pen.text((x + 20, legend), name, fill="#656d76", font=small)
+        x += 40 + pen.textlength(name, font=small)
+    for number, line in enumerate(lines):
+        pen.text((margin, legend + 30 + 21 * number), line, fill=dark, font=small)
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+# --- the table for a terminal ------------------------------------------------------------------------------
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """Before → after with 95 % intervals, wrong images, guesses, the number of rows and boxes, and the summary."""
+    samples, summary = report["samples"], report["verdict"]
+    lines = [
+        "found: true boxes met with IoU ≥ 0.5 by the first boxes of the reply, as many as are true (acc@0.5);",
+        "precision: right ones of all its boxes; overlap: mean IoU. A box that was missed counts as 0.",
+    ]
+    for heading, sentences in (("It can:", summary["can"]), ("It cannot:", summary["cannot"])):
+        if sentences:
+            lines += ["", heading, *(f"  · {sentence}" for sentence in sentences)]
+    made = Table(
+        title=f"{samples['rows']:,} questions, {samples['boxes']:,} true boxes in {samples['images']:,} images"
+        f" ({samples['split']}); in brackets the 95 % interval",
+        caption=Text("\n".join([*lines, "", *summary["notes"]])),
+        title_justify="left", caption_justify="left", title_style="bold", caption_style="none", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    made.add_column("", no_wrap=True)
+    for name in HEADLINE:
+        made.add_column(METRICS[name].label, justify="right")
+    for part, signed, left_out, style in (
+        ("results", False, ("base-blank", "base-shuffled"), ""),
+        ("guesses", False, (), "dim"),
+        ("differences", True, ("real-wrong", "base-real-blank"), ""),
+    ):
+        for row in report[part]:
+            if row["key"] not in left_out:  # these are on the page
+                tuned = row["key"] == "tuned-real"
+                figures = [(name, row["figures"].get(name)) for name in HEADLINE]
+                cells = [both(name, figure, signed=signed) if figure else "" for name, figure in figures]
+                # Where a cell is too narrow it breaks before its interval.
+                cells = [cell.replace(" ", "\xa0").replace("\xa0(", " (") for cell in cells]
+                made.add_row(row["name"], *cells, style="bold" if tuned else style, end_section=tuned)
+        made.add_section()
+    return made
+
+
+def headline(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same in a few numbers: the columns of the table, after and before; those that could be measured."""
+    results = figures_of(report, "results")
+    found = {name: results["tuned-real"][name] for name in HEADLINE}
+    found |= {f"base_{name}": before(results, name) for name in HEADLINE}
+    values = {name: round(figure["value"], 4) for name, figure in found.items() if figure["value"] is not None}
+    return values | {"samples": report["samples"]["rows"]}

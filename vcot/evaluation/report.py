@@ -1,6 +1,6 @@
-"""From replies to what ``report.json`` holds: figures, differences, groups, and a verdict in words.
+"""From replies to what ``report.json`` holds: figures, differences, groups, and a summary in sentences.
 
-Everything a reader sees (the page, the table) is made from this dictionary, so that no number exists twice.
+Everything a reader sees (the page, the table, the gates) is made from this dictionary, so that no number exists twice.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from vcot.errors import InputError
-from vcot.evaluation import words
-from vcot.evaluation.baselines import Baselines, guesses, subject
-from vcot.evaluation.metrics import Figure, Measured, measure, point
+from vcot.evaluation.baselines import NOT_ANNOTATED, Baselines, guesses, subject
+from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
 from vcot.evaluation.runner import Reply
-from vcot.evaluation.verdict import judge
 from vcot.grounding import Frame
 from vcot.records import Sample, Score
+from vcot.reports.rendering import plural
 
 MOST_GROUPS = 12
+FEW = 20
+"""Rows below which a group's figures are called few."""
 JUDGED = ("accuracy_at_50", "answer_accuracy")
+"""What gates look at, and the summary."""
 SHOWN_OF_GROUP = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
+BASES = ("native-real", "base-real")
+"""The base in its own form, and in the tuned model's. Of equally good ones the first."""
 PAIRS = {
     "after-before": ("tuned-real", "base-real"),
     "after-native": ("tuned-real", "native-real"),
@@ -30,6 +34,61 @@ PAIRS = {
     "real-wrong": ("tuned-real", "tuned-shuffled"),
     "base-real-blank": ("base-real", "base-blank"),
 }
+
+
+class Row(NamedTuple):
+    """How a row of the table is called, and what it is in one short sentence."""
+
+    name: str
+    meaning: str
+    figures: tuple[str, ...] = tuple(METRICS)
+    """Those that say something: a guess of a box has no answer, and its form is right by construction."""
+
+
+_OF_BOXES = ("accuracy_at_50", "mean_iou", "precision", "recall", "f1")
+RESULTS: Mapping[str, Row] = {
+    "base-real": Row("before tuning", "The base model as it came, asked as the tuned one is about the real images."),
+    "native-real": Row(
+        "before, own form",
+        "The base model as it came, asked for boxes as its family writes them: its own frame, notation and prompt.",
+    ),
+    "tuned-real": Row("after tuning", "The tuned model, asked the same about the same images."),
+    "base-blank": Row("before, blank images", "The base model sees plain grey instead of each image."),
+    "tuned-blank": Row(
+        "after, blank images",
+        "The tuned model sees plain grey: what it gets right by habit, without looking. It should be low.",
+    ),
+    "base-shuffled": Row("before, wrong images", "The base model sees another row's image."),
+    "tuned-shuffled": Row(
+        "after, wrong images",
+        "The tuned model sees another row's image: what comes of knowing where such things usually lie.",
+    ),
+}
+GUESSES: Mapping[str, Row] = {
+    "centre-box": Row(
+        "guess: centre box", "Always the same box, half the image's width and height, in its middle.", _OF_BOXES
+    ),
+    "whole-image": Row("guess: whole image", "Always a box around everything.", _OF_BOXES),
+    "mean-box": Row(
+        "guess: average box", "Always the average box of that thing in the training images.", _OF_BOXES
+    ),
+    "frequent-answer": Row(
+        "guess: usual answer", "Always the answer given most often to that question in training.",
+        ("answer_accuracy",),
+    ),
+}  # fmt: skip
+DIFFERENCES: Mapping[str, Row] = {
+    "after-before": Row(
+        "after − before",
+        "What tuning changed, row by row on the same images; where the base was asked twice, from its better figure.",
+    ),
+    "real-blank": Row("real − blank", "How much the tuned model's result depends on seeing the image."),
+    "real-wrong": Row("real − wrong", "How much it depends on seeing the right image."),
+    "base-real-blank": Row("before: real − blank", "The same dependence before tuning."),
+}
+
+
+# --- what was asked ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -42,25 +101,22 @@ class Evidence:
     samples: tuple[Sample, ...]
     replies: dict[str, tuple[Reply | None, ...]]
     guesses: dict[str, tuple[Score, ...]]
-    habits: Baselines
+    learned: Baselines
     left_out: int
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, tuple[Score | None, ...]]:
-        said = {
-            key: tuple(None if reply is None else reply.score for reply in replies)
-            for key, replies in self.replies.items()
-        }
+        said = {key: tuple(None if r is None else r.score for r in each) for key, each in self.replies.items()}
         return {**said, **self.guesses}
 
     @cached_property
     def tuned(self) -> list[Score]:
         """What the tuned model reached as it is asked in earnest: on the real images, or by text alone."""
-        return [reply.score for reply in self.replies["tuned-real"] if reply is not None]
+        return [score for score in self.scores["tuned-real"] if score is not None]
 
 
 def gather(
-    samples: Sequence[Sample], replies: Iterable[Reply], habits: Baselines, frame: Callable[[Sample], Frame]
+    samples: Sequence[Sample], replies: Iterable[Reply], learned: Baselines, frame: Callable[[Sample], Frame]
 ) -> Evidence:
     """Orders replies by model and condition, and guesses for the same samples.
 
@@ -70,163 +126,336 @@ def gather(
     Raises:
         InputError: two samples have one id, so that nobody could say whose a reply is.
     """
-    often = Counter(sample.id for sample in samples)
-    if twice := [name for name, times in often.items() if times > 1]:
+    if twice := [name for name, times in Counter(sample.id for sample in samples).items() if times > 1]:
         raise InputError(f"{len(twice)} ids stand for several samples each, as {twice[0]!r}; ids have to be unique")
     said: dict[str, dict[str, Reply]] = defaultdict(dict)
     for reply in replies:
-        said[f"{reply.model}-{reply.condition}"][reply.score.sample] = reply
-
-    def asked(sample: Sample) -> bool:
-        return all(sample.id in each for key, each in said.items() if sample.image or key.endswith("-real"))
-
-    kept = tuple(filter(asked, samples))
-    ordered = {key: tuple(each.get(sample.id) for sample in kept) for key, each in said.items()}
-    keys = [key for key in words.RESULTS if key in ordered]
-    return Evidence(
-        samples=kept,
-        replies={key: ordered[key] for key in keys},
-        guesses=guesses(kept, habits, frame),
-        habits=habits,
-        left_out=len(samples) - len(kept),
+        said[reply.key][reply.score.sample] = reply
+    kept = tuple(
+        sample
+        for sample in samples
+        if all(sample.id in each for key, each in said.items() if sample.image or key.endswith("-real"))
     )
+    ordered = {key: tuple(said[key].get(sample.id) for sample in kept) for key in RESULTS if key in said}
+    return Evidence(kept, ordered, guesses(kept, learned, frame), learned, left_out=len(samples) - len(kept))
+
+
+# --- the report --------------------------------------------------------------------------------------------
 
 
 def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """The report, ready for JSON."""
-    measured = measure(evidence.scores, _pairs(evidence), seed=seed)
+    pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
+    measured = measure(evidence.scores, pairs, seed=seed)
+    true = [sample.true_boxes for sample in evidence.samples]
     report: dict[str, Any] = {
         "version": 1,
-        "samples": _samples(evidence, split),
+        "samples": {
+            "split": split,
+            "rows": len(evidence.samples),
+            "images": len({sample.image.sha256 for sample in evidence.samples if sample.image}),
+            "by_text": sum(sample.image is None for sample in evidence.samples),
+            "boxes": sum(len(boxes) for boxes in true if boxes is not None),
+            "annotated": sum(boxes is not None for boxes in true),
+            "absent": sum(boxes == () for boxes in true),
+            "left_out": evidence.left_out,
+            "training_rows": evidence.learned.rows,
+        },
         "results": [
-            _named(key, words.RESULTS, _dicts(measured.figures[key])) | {"cut_off": _cut_off(evidence.replies[key])}
-            for key in evidence.replies
+            _row(key, RESULTS, measured.figures[key])
+            | {"cut_off": sum(one is not None and one.completion.finish_reason == "length" for one in replies)}
+            for key, replies in evidence.replies.items()
         ],
-        "guesses": [_named(key, words.GUESSES, _dicts(measured.figures[key], _meant(key))) for key in evidence.guesses],
-        "differences": [_named(key, words.DIFFERENCES, figures) for key, figures in _differences(measured).items()],
-        "groups": _groups(evidence, seed),
+        "guesses": [_row(key, GUESSES, measured.figures[key]) for key in evidence.guesses],
+        "differences": [_row(key, DIFFERENCES, figures) for key, figures in _differences(measured).items()],
+        "groups": list(_groups(evidence, pairs, seed)),
         "made_with": dict(made_with),
     }
-    report["verdict"] = judge(report)
+    report["verdict"] = summarise(report)
     return report
 
 
-def _pairs(evidence: Evidence) -> list[tuple[str, str]]:
-    return [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
+def _row(key: str, rows: Mapping[str, Row], figures: Mapping[str, Figure]) -> dict[str, Any]:
+    name, meaning, shown = rows[key]
+    return {"key": key, "name": name, "meaning": meaning, "figures": _json(figures, shown)}
 
 
-def _differences(measured: Measured) -> dict[str, dict[str, Any]]:
+def _json(figures: Mapping[str, Figure], shown: Sequence[str]) -> dict[str, Any]:
+    return {name: figure.to_dict() for name, figure in figures.items() if name in shown}
+
+
+def _differences(measured: Measured) -> dict[str, dict[str, Figure]]:
     """The differences of PAIRS by their keys; "after-before" is, figure by figure, from the better base."""
-    found = {key: _dicts(measured.differences[pair]) for key, pair in PAIRS.items() if pair in measured.differences}
-    native = found.pop("after-native", None)
-    if native is not None:
-        for name in native:
-            values = {key: measured.figures[key][name].value for key in words.BASES}
-            if words.better_base(values, name) == "native-real":
-                found["after-before"][name] = native[name]
+    found = {key: dict(measured.differences[pair]) for key, pair in PAIRS.items() if pair in measured.differences}
+    for name, figure in found.pop("after-native", {}).items():
+        if better_base({key: measured.figures[key][name].value for key in BASES}, name) == "native-real":
+            found["after-before"][name] = figure
     return found
 
 
-def _cut_off(replies: Iterable[Reply | None]) -> int:
-    return sum(reply is not None and reply.completion.finish_reason == "length" for reply in replies)
-
-
-def _samples(evidence: Evidence, split: str) -> dict[str, Any]:
-    true = [sample.true_boxes for sample in evidence.samples]
-    return {
-        "split": split,
-        "rows": len(evidence.samples),
-        "images": len({sample.image.sha256 for sample in evidence.samples if sample.image}),
-        "by_text": sum(sample.image is None for sample in evidence.samples),
-        "boxes": sum(len(boxes) for boxes in true if boxes is not None),
-        "annotated": sum(boxes is not None for boxes in true),
-        "absent": sum(boxes == () for boxes in true),
-        "left_out": evidence.left_out,
-        "training_rows": evidence.habits.rows,
-    }
-
-
-def _named(key: str, names: Mapping[str, tuple[str, str]], figures: dict[str, Any]) -> dict[str, Any]:
-    name, meaning = names[key]
-    return {"key": key, "name": name, "meaning": meaning, "figures": figures}
-
-
-def _dicts(figures: Mapping[str, Figure], only: Sequence[str] | None = None) -> dict[str, Any]:
-    return {name: figure.to_dict() for name, figure in figures.items() if only is None or name in only}
-
-
-def _meant(guess: str) -> Sequence[str]:
-    return words.GUESSED_ANSWER if guess == "frequent-answer" else words.GUESSED_BOX
-
-
-# --- groups ----------------------------------------------------------------------------------------
-
-
-def _groups(evidence: Evidence, seed: int) -> list[dict[str, Any]]:
+def _groups(evidence: Evidence, pairs: Sequence[tuple[str, str]], seed: int) -> Iterator[dict[str, Any]]:
     """The same measurement for each question, each thing that is asked about, and what else rows bring (metadata).
 
     A group has a `question`, a `thing`, a `metadata` ("camera: north"), or several, where they are the same rows.
     """
+    samples = evidence.samples
+    questions = [sample.question for sample in samples]
+    if len(set(questions)) > MOST_GROUPS:  # then how they begin: "how many …"
+        questions = [" ".join(question.casefold().split()[:2]) + " …" for question in questions]
+    kinds = [("question", questions), ("thing", [subject(sample, evidence.learned.labels) for sample in samples])]
+    for name in sorted({name for sample in samples for name in sample.metadata}):
+        said = [f"{name}: {sample.metadata.get(name, '–')}" for sample in samples]
+        if 1 < len(set(said)) <= MOST_GROUPS:
+            kinds.append(("metadata", said))
     groups: dict[tuple[int, ...], dict[str, Any]] = {}
-    things = [subject(sample, evidence.habits.labels) for sample in evidence.samples]
-    own = [("metadata", names) for names in _metadata(evidence.samples)]
-    for kind, names in (("question", _questions(evidence.samples)), ("thing", things), *own):
+    for kind, names in kinds:
         for name, chosen in _parts(names):
-            group = groups.setdefault(chosen, {"question": None, "thing": None, "metadata": None})
-            group[kind] = name
-    return [group | _group(evidence, chosen, seed) for chosen, group in groups.items()]
+            groups.setdefault(chosen, {"question": None, "thing": None, "metadata": None})[kind] = name
+    for chosen, group in groups.items():
+        yield group | _group(evidence, chosen, pairs, seed)
 
 
 def _parts(names: Sequence[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and the rows that have them, most frequent first; rare ones together."""
     sizes = Counter(names)
-    kept = [name for name, _ in sorted(sizes.items(), key=lambda kv: (-kv[1], kv[0]))][:MOST_GROUPS]
+    kept = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_GROUPS]
     for name in kept:
         yield name, tuple(index for index, each in enumerate(names) if each == name)
     if len(sizes) > len(kept):
-        others = f"{len(sizes) - len(kept)} others"
-        yield others, tuple(index for index, each in enumerate(names) if each not in kept)
+        yield f"{len(sizes) - len(kept)} others", tuple(i for i, each in enumerate(names) if each not in kept)
 
 
-def _questions(samples: Sequence[Sample]) -> list[str]:
-    """The question itself where there are few different ones, else how it begins ("how many …")."""
-    if len({sample.question for sample in samples}) <= MOST_GROUPS:
-        return [sample.question for sample in samples]
-    return [" ".join(sample.question.casefold().split()[:2]) + " …" for sample in samples]
-
-
-def _metadata(samples: Sequence[Sample]) -> Iterator[list[str]]:
-    """Of each name that rows bring, what each of them says, where that parts the rows into a few."""
-    for name in sorted({name for sample in samples for name in sample.metadata}):
-        said = [f"{name}: {sample.metadata.get(name, '–')}" for sample in samples]
-        if 1 < len(set(said)) <= MOST_GROUPS:
-            yield said
-
-
-def _group(evidence: Evidence, chosen: Sequence[int], seed: int) -> dict[str, Any]:
+def _group(
+    evidence: Evidence, chosen: Sequence[int], pairs: Sequence[tuple[str, str]], seed: int
+) -> dict[str, Any]:  # fmt: skip
     scores = {key: [each[index] for index in chosen] for key, each in evidence.scores.items()}
-    guesses = {figure: _best_guess(scores, evidence.guesses, figure) for figure in JUDGED}
-    pairs = {("tuned-real", guess) for guess in guesses.values() if guess}
-    measured = measure(scores, sorted({*pairs, *_pairs(evidence)}), seed=seed)
+    against_guesses = [("tuned-real", guess) for guess in evidence.guesses]
+    measured = measure(scores, [*pairs, *against_guesses], seed=seed)
+    figures, against = measured.figures, {}
+    for name in JUDGED:
+        able = [guess for guess in evidence.guesses if name in GUESSES[guess].figures]
+        if able and figures["tuned-real"][name].value is not None:
+            # The one that does best on these rows is the one that a model must beat.
+            best = max(able, key=lambda guess: (figures[guess][name].value or 0.0, guess))
+            difference = measured.differences["tuned-real", best][name].to_dict()
+            against[name] = {"guess": best, "its": figures[best][name].to_dict(), "difference": difference}
     return {
         "rows": len(chosen),
-        "results": {key: _dicts(measured.figures[key], SHOWN_OF_GROUP) for key in evidence.replies},
-        "differences": {
-            key: {name: figures[name] for name in JUDGED} for key, figures in _differences(measured).items()
-        },
-        "against_guess": {
-            figure: {
-                "guess": guess,
-                "its": measured.figures[guess][figure].to_dict(),
-                "difference": measured.differences["tuned-real", guess][figure].to_dict(),
-            }
-            for figure, guess in guesses.items()
-            if guess is not None and measured.figures["tuned-real"][figure].value is not None
-        },
+        "results": {key: _json(figures[key], SHOWN_OF_GROUP) for key in evidence.replies},
+        "differences": {key: _json(each, JUDGED) for key, each in _differences(measured).items()},
+        "against_guess": against,
     }
 
 
-def _best_guess(scores: Mapping[str, Sequence[Score | None]], names: Iterable[str], figure: str) -> str | None:
-    """The guess that does best on these rows: the one a model must beat."""
-    values = {name: point(figure, scores[name]) or 0.0 for name in names if figure in _meant(name)}
-    return max(values, key=lambda name: (values[name], name), default=None)
+# --- reading a report --------------------------------------------------------------------------------------
+
+
+def figures_of(report: Mapping[str, Any], part: str) -> dict[str, Mapping[str, Any]]:
+    """Key of a row → its figures, of `results`, `guesses` or `differences`."""
+    return {row["key"]: row["figures"] for row in report[part]}
+
+
+def judged(figures: Mapping[str, Any]) -> str:
+    """By which of JUDGED a row is judged: by the boxes where there are true ones, else by the answers."""
+    return next((name for name in JUDGED if figures[name]["value"] is not None), JUDGED[-1])
+
+
+def better_base(values: Mapping[str, float | None], name: str) -> str:
+    """Under which of BASES the base does better by a figure: "before tuning" is that one, figure by figure."""
+    measured = [key for key in BASES if values.get(key) is not None]
+    if not measured:
+        return next(key for key in BASES if key in values)
+    return (min if METRICS[name].low_is_good else max)(measured, key=lambda key: values[key] or 0.0)
+
+
+def before(results: Mapping[str, Mapping[str, Any]], name: str) -> Any:
+    """The figure of the better base. `results`: key of a row → its figures."""
+    return results[better_base({key: results[key][name]["value"] for key in BASES if key in results}, name)][name]
+
+
+def number(name: str, value: float, *, rows: int, signed: bool = False) -> str:
+    """A figure's value: "76 %", "0.58"; with a sign for differences: "+70 points", "−0.05"."""
+    decimal = METRICS[name].decimal
+    digits = 2 if decimal else 1 if rows >= 1000 else 0
+    size = round(value if decimal else 100 * value, digits)
+    unit = "" if decimal else " points" if signed else " %"
+    sign = "−" if size < 0 else "+" if signed and size else ""
+    return f"{sign}{abs(size):.{digits}f}{unit}"
+
+
+def value(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
+    """The figure's value, or a dash where there was nothing to measure."""
+    return "–" if figure["value"] is None else number(name, figure["value"], rows=figure["rows"], signed=signed)
+
+
+def interval(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
+    """The 95 % interval: "62–88", "0.44–0.58", for differences "58 to 82"; empty where there is none."""
+    if figure["value"] is None or figure["low"] is None:
+        return ""
+    ends = (number(name, figure[end], rows=figure["rows"]).removesuffix(" %") for end in ("low", "high"))
+    return (" to " if signed else "–").join(ends)
+
+
+def both(name: str, figure: Mapping[str, Any], *, signed: bool = False) -> str:
+    """ "76 % (62–88)"."""
+    around = interval(name, figure, signed=signed)
+    return value(name, figure, signed=signed) + (f" ({around})" if around else "")
+
+
+def guess_name(key: str) -> str:
+    """ "average box"."""
+    return GUESSES[key].name.removeprefix("guess: ")
+
+
+# --- the summary in sentences ------------------------------------------------------------------------------
+
+
+def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Sentences, each with its numbers. `can` goes on "It can …": clearly better than guessing and than blank
+    images, and right more often than not. `cannot` goes on "It cannot …"."""
+    can: list[str] = []
+    cannot: list[str] = []
+    for group in report["groups"]:
+        if group["thing"] is not None:
+            _of_pointing(group, can, cannot)
+        if group["question"] is not None:
+            _of_answers(group, can, cannot)
+    differences = figures_of(report, "differences")
+    if (blank := differences.get("real-blank")) is not None:
+        change = blank[name := judged(blank)]
+        if change["value"] is not None and not _above_zero(change):
+            cannot.append(
+                "be said to look: on real images it is not shown to be better than on blank ones "
+                f"({both(name, change, signed=True)})."
+            )
+    cannot += [
+        f"do as well as before it was tuned: {METRICS[name].label} {both(name, change, signed=True)}."
+        for name in JUDGED
+        if (change := differences["after-before"][name])["high"] is not None and change["high"] < 0
+    ]
+    return {"headline": _headline(report), "can": can, "cannot": cannot, "notes": list(_notes(report))}
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    results = figures_of(report, "results")
+    name = judged(results["tuned-real"])
+    now = results["tuned-real"][name]
+    what = f"finds {_of(now)} true boxes" if name == "accuracy_at_50" else f"answers {_of(now)} questions as accepted"
+    sentence = f"After tuning the model {what} ({_share(name, now)}); before, it was {_of(before(results, name))}"
+    if "tuned-blank" in results:
+        sentence += f", and on blank images it is {_of(results['tuned-blank'][name])}"
+    return sentence + "."
+
+
+def _of_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
+    name, after = group["thing"], group["results"]["tuned-real"]
+    alarms, figure, precision = after["boxes_where_absent"], after["accuracy_at_50"], after["precision"]
+    if alarms["rows"] and alarms["value"] > 0.1:
+        cannot.append(
+            f"say that there is no “{name}” where there is none: it draws a box all the same, {_of(alarms)} times"
+            f" ({both('boxes_where_absent', alarms)}){_few(alarms)}."
+        )
+    against = group["against_guess"].get("accuracy_at_50")
+    if name == NOT_ANNOTATED or against is None:
+        return
+    guess = f"the best guess ({guess_name(against['guess'])})"
+    said = f"point at “{name}”: it finds {_of(figure)}"
+    skilled = _weigh(group, "accuracy_at_50", said, guess, "misses most", can, cannot)
+    if skilled and (missed := round(figure["count"] * (1 - figure["value"]))):
+        cannot.append(f"find every “{name}”: it misses {missed:,} of {figure['count']:,.0f}.")
+    if precision["value"] is not None and precision["value"] < 0.5 <= figure["value"]:
+        cannot.append(
+            f"stop in time when it points at “{name}”: only {_of(precision)} of its boxes are right"
+            f" ({_share('precision', precision)})."
+        )
+
+
+def _of_answers(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
+    if "answer_accuracy" in group["against_guess"]:
+        said = f"answer “{group['question']}”: {_of(group['results']['tuned-real']['answer_accuracy'])} right"
+        _weigh(group, "answer_accuracy", said, "the usual answer", "wrong most of the time", can, cannot)
+
+
+def _weigh(
+    group: Mapping[str, Any], name: str, said: str, guess: str, still: str, can: list[str], cannot: list[str]
+) -> bool:
+    """Whether it is a skill; the sentence goes to `can` or to `cannot`, with the reason."""
+    figure, against = group["results"]["tuned-real"][name], group["against_guess"][name]
+    blank = group["differences"].get("real-blank")
+    said += f" ({_share(name, figure)}){_few(figure)}, {guess} {value(name, against['its'])}."
+    doubt = ""
+    if not _above_zero(against["difference"]):
+        doubt = " That is not shown to be better than guessing."
+    elif blank is not None and blank[name]["value"] is not None and not _above_zero(blank[name]):
+        seen = value(name, group["results"]["tuned-blank"][name])
+        doubt = f" On blank images it is {seen}: not shown to come from looking."
+    elif figure["value"] < 0.5:
+        doubt = f" That is better than guessing, and still {still}."
+    (cannot if doubt else can).append(said + doubt)
+    return not doubt
+
+
+def _notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """What must be known to read the numbers rightly."""
+    results, samples = figures_of(report, "results"), report["samples"]
+    if "native-real" in results:
+        yield (
+            "The base was asked twice, in the tuned model's form and in its own; before tuning means, figure by "
+            "figure, the better of the two."
+        )
+    yield from (_of_form(key, results[key]) for key in BASES if key in results)
+    questions = ", ".join(f"“{group['question']}”" for group in report["groups"] if group["question"] is not None)
+    yield f"What was asked: {questions}. What the model does with anything else is not known."
+    if samples["annotated"] < samples["rows"]:
+        yield (
+            f"{samples['rows'] - samples['annotated']:,} of {samples['rows']:,} rows have no annotated boxes;"
+            " they count for answers and not for boxes."
+        )
+    if samples["by_text"]:
+        yield (
+            f"{samples['by_text']:,} of {samples['rows']:,} rows are asked by text alone;"
+            " they count on real images, and not on blank and wrong ones."
+        )
+    if samples["left_out"]:
+        yield f"{plural(samples['left_out'], 'row')} left out: the image could not be read."
+    if not samples["training_rows"]:
+        yield "No training split was found, so the guesses that learn from it are missing."
+    cut_off = {row["key"]: row["cut_off"] for row in report["results"]}
+    for key, when in (("tuned-real", "after tuning"), ("native-real", "of the base in its own form")):
+        if cut := cut_off.get(key):
+            limit = report["made_with"]["max_new_tokens"]
+            yield f"{plural(cut, 'reply', 'replies')} {when} did not end within {limit} tokens."
+
+
+def _of_form(key: str, figures: Mapping[str, Any]) -> str:
+    """A base that does not know the form is judged by it all the same; the reader must know how much of it that is."""
+    bad, mute, none = figures["malformed"], figures["answer_absent"], figures["no_box"]
+    said = f"{_of(bad)} replies have a tag or box that cannot be read, {_of(mute)} come to no answer"
+    if none["rows"]:
+        said += f", and {_of(none)} show no box where there is something to point at"
+    parsed = figures["mean_iou_parsed"]
+    over = "no reply with something to point at kept the form"
+    if parsed["value"] is not None:
+        kept = plural(parsed["rows"], "reply", "replies")
+        over = f"over the {kept} that keep the form, mean IoU is {value('mean_iou_parsed', parsed)}"
+    failure = " is partly a failure of form" if max(bad["value"] or 0, mute["value"] or 0) > 0.1 else ""
+    name = RESULTS[key].name
+    return f"“{name[0].upper()}{name[1:]}”{failure}: {said}; {over}."
+
+
+def _of(figure: Mapping[str, Any]) -> str:
+    return f"{(figure['value'] or 0) * figure['count']:,.0f} of {figure['count']:,.0f}"
+
+
+def _share(name: str, figure: Mapping[str, Any]) -> str:
+    """ "76 %, 62–88"."""
+    around = interval(name, figure)
+    return value(name, figure) + (f", {around}" if around else "")
+
+
+def _above_zero(difference: Mapping[str, Any]) -> bool:
+    return difference["low"] is not None and difference["low"] > 0
+
+
+def _few(figure: Mapping[str, Any]) -> str:
+    return f" (only {plural(figure['rows'], 'row')})" if figure["rows"] < FEW else ""

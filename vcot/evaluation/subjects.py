@@ -3,7 +3,7 @@
 The model of this run, or of a stage that is named, is evaluated at ``<run>/evaluate``. An evaluation that a model has
 passed can promote it: it appends to a pointer, and nothing moves and nothing is overwritten.
 
-    <pointers>/<name>/0000000001.json    the first promoted model: a vcot.records.promotion.Promotion
+    <pointers>/<name>/0000000001.json    the first promoted model: a vcot.records.reply.Promotion
                       0000000002.json    the next; the highest number is the one that counts
 
 The newest promoted model is evaluated again on each occasion:
@@ -31,7 +31,7 @@ from vcot.errors import InputError
 from vcot.records import StageMarker
 from vcot.records.base import Record
 from vcot.records.metadata import TrainMetadata
-from vcot.records.promotion import Promotion
+from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
 from vcot.storage import Store, append, join, name, numbered
 
@@ -135,24 +135,18 @@ def newest(store: Store, pointer_uri: str) -> Pointer:
     return Pointer.at(store, there[max(there)])
 
 
-def first(store: Store, pointer_uri: str) -> Pointer:
-    """The oldest promotion: what later ones are compared with where no other baseline is pinned."""
-    there = numbered(store, pointer_uri)
-    return Pointer.at(store, there[min(there)])
-
-
 # --- what is evaluated -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`run_uri`: the result goes to ``<run_uri>/evaluate``. `facts`: how the model was found, for the report."""
+    """`run_uri`: the result goes to ``<run_uri>/evaluate``. `metadata`: how the model was found, for the report."""
 
     run_uri: str
     train: Finished[TrainMetadata]
     samples: Finished
     baseline: Finished | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -189,15 +183,16 @@ def promoted(
     if baseline_uri:
         baseline = Finished.at(store, baseline_uri, EVALUATE)
     else:
-        oldest = first(store, pointer_uri)
+        there = numbered(store, pointer_uri)
+        oldest = Pointer.at(store, there[min(there)])
         passed = oldest.promotion
         baseline = _unchanged(store, passed.evaluation_uri, EVALUATE, passed.evaluation_sha256, oldest)
     parts = json.dumps([train.sha256, samples.sha256, dict(asked), __version__], sort_keys=True)
     key = hashlib.sha256(parts.encode()).hexdigest()[:12]
     logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
-    facts = {"pointer": pointer.uri, "promoted": found.promoted, "occasion": when}
+    metadata = {"pointer": pointer.uri, "promoted": found.promoted, "occasion": when}
     inputs = train.input | samples.input | {pointer.uri: pointer.sha256}
-    return Subject(join(run_uri, when, key), train, samples, baseline, facts, inputs)
+    return Subject(join(run_uri, when, key), train, samples, baseline, metadata, inputs)
 
 
 def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:

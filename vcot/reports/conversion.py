@@ -13,9 +13,8 @@ from vcot.records import Folder, Reason, RowCounts
 from vcot.records.metadata import ConvertShardMetadata
 from vcot.records.reports import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
 from vcot.records.shards import ShardMarker
-from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
+from vcot.reports.examples import LARGE, SMALL, Card, Cards, ShownExample, sampled
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, bars, most_frequent, number, render, where
-from vcot.reports.sampling import ShownExample, sampled
 from vcot.reports.statistics import SampleStatistics, distribution, sample_statistics, spread, summed
 from vcot.storage import images
 
@@ -37,7 +36,7 @@ _LENGTHS = (0, *(digit * 10**power for power in range(8) for digit in (1, 2, 5))
 _AREAS = tuple(float(f"{digit}e{power}") for power in range(-5, 0) for digit in (1, 2, 5))
 _PIXELS = tuple(digit * 10**power for power in range(2, 9) for digit in (1, 2, 5))
 
-MEANING: Mapping[Reason, str] = {Reason(name): told for name, told in REASONS["convert"].items()}
+MEANING: Mapping[Reason, str] = {Reason(name): meaning for name, meaning in REASONS["convert"].items()}
 
 
 def report(
@@ -58,10 +57,10 @@ def report(
         found = _counted(statistics, refused, source=source, row_counts=row_counts, shards=len(markers), mix=mix,
         budget=budget,
                          ingested=ingested, seen=seen)  # fmt: skip
-    gallery = Gallery(folder.store, max_pixels=max_pixels)
-    examples = _chosen(found, sampled(folder, markers, SHOWN).by_dataset(), gallery)
+    cards = Cards(folder.store, max_pixels=max_pixels)
+    examples = _chosen(found, sampled(folder, markers, SHOWN).by_dataset(), cards)
     pairs = [
-        (pair, gallery.plain(pair.one), gallery.plain(pair.other))
+        (pair, cards.plain(pair.one), cards.plain(pair.other))
         for pair in (found.near_duplicates.pairs if found.near_duplicates else ())
     ]
     page = render(
@@ -268,7 +267,7 @@ def _reasons(found: Conversion) -> list[dict[str, Any]]:
 
 
 def _chosen(
-    found: Conversion, examples: Mapping[str, Mapping[str, Sequence[ShownExample]]], gallery: Gallery
+    found: Conversion, examples: Mapping[str, Mapping[str, Sequence[ShownExample]]], cards: Cards
 ) -> list[tuple[str, list[Card], list[Card]]]:
     """(dataset, kept, refused): every dataset with as many examples as there is room for, the largest first; of the
     refused ones one of each reason, then a second of each, …"""
@@ -286,39 +285,46 @@ def _chosen(
     each = next((most for most in range(SHOWN, _LEAST_CARDS, -1) if shown(most) <= _MANY_CARDS), _LEAST_CARDS)
     side = SMALL if shown(each) > _FEW_CARDS else LARGE
     return [
-        (name, [gallery.card(row, side) for row in kept[:each]], [gallery.card(row, side) for row in refused[:each]])
+        (name, [cards.card(row, side) for row in kept[:each]], [cards.card(row, side) for row in refused[:each]])
         for name, kept, refused in rows
     ]
 
 
 def _charts(found: Conversion) -> Iterator[dict[str, Any]]:
-    yield _chart("Area of a box", "share of its image", "boxes", found.box_area, _area_bar, _area, "roughly ")
-    boxes: dict[str, int] = {}
+    yield _chart("Area of a box", "share of its image", "boxes", found.box_area, _area, roughly="roughly ")
+    boxes = Counter[str]()
     for name, rows in found.boxes_per_row.items():
         many = name.isdigit() and int(name) > _MOST_BOXES
-        label = f"{_MOST_BOXES + 1} or more" if many else {"0": "0 (not there)"}.get(name, name)
-        boxes[label] = boxes.get(label, 0) + rows
+        boxes[f"{_MOST_BOXES + 1} or more" if many else {"0": "0 (not there)"}.get(name, name)] += rows
     yield {
         "name": "Boxes of a row", "about": "places that the evidence points at", "counted": "rows",
-        "n": sum(boxes.values()), "bars": bars(boxes.items()), "spread": "",
+        "n": boxes.total(), "bars": bars(boxes.items()), "spread": "",
     }  # fmt: skip
-    yield _chart("Length of the question", "characters", "rows", found.question_length, _whole_bar, number)
-    yield _chart("Length of the answer", "characters", "rows", found.answer_length, _whole_bar, number)
-    yield _chart("Size of an image", "megapixels", "images", found.pixels, _pixel_bar, _megapixels)
+    yield _chart("Length of the question", "characters", "rows", found.question_length, number, whole=True)
+    yield _chart("Length of the answer", "characters", "rows", found.answer_length, number, whole=True)
+    yield _chart("Size of an image", "megapixels", "images", found.pixels, _megapixels)
     if found.ingested:
         about = f"megapixels, of copies of at most {_megapixels(found.budget)}"
-        yield _chart("Size as it is kept", about, "images", found.pixels_kept, _pixel_bar, _megapixels)
+        yield _chart("Size as it is kept", about, "images", found.pixels_kept, _megapixels)
     about = f"estimated: 28 × 28 pixels each, {found.budget // TOKEN_SIDE**2:,} at most"
-    yield _chart("Visual tokens of an image", about, "images", found.visual_tokens, _whole_bar, number)
+    yield _chart("Visual tokens of an image", about, "images", found.visual_tokens, number, whole=True)
 
 
 def _chart(
-    name: str, about: str, counted: str, values: Distribution, label: Callable[[Bar], str],
-    told: Callable[[float], str], roughly: str = "",
+    name: str, about: str, counted: str, values: Distribution, written: Callable[[float], str], *,
+    whole: bool = False, roughly: str = "",
 ) -> dict[str, Any]:  # fmt: skip
+    """`whole`: only whole numbers occur, so that a bar ends one below where the next begins."""
+
+    def label(bar: Bar) -> str:
+        if bar.below is None:
+            return f"{written(bar.low)} or more"
+        last = bar.below - whole
+        return written(last) if last == bar.low else f"{written(bar.low).removesuffix(' %')} – {written(last)}"
+
     spread = (
-        f"{roughly}from {told(values.min)} to {told(values.max)}, half of them at most {told(values.median)}, "
-        f"nine of ten {told(values.p90)}"
+        f"{roughly}from {written(values.min)} to {written(values.max)}, half of them at most "
+        f"{written(values.median)}, nine of ten {written(values.p90)}"
     )
     shown = bars((label(bar), bar.n) for bar in values.bars)
     return {"name": name, "about": about, "counted": counted, "n": values.n, "bars": shown, "spread": spread}
@@ -329,21 +335,7 @@ def _area(value: float) -> str:
 
 
 def _megapixels(value: float) -> str:
-    return f"{value / 1e6:.3g} MP"
-
-
-def _area_bar(bar: Bar) -> str:
-    return f"{100 * bar.low:g} – {_area(1 if bar.below is None else bar.below)}"
-
-
-def _pixel_bar(bar: Bar) -> str:
-    return f"{bar.low / 1e6:g} " + ("or more" if bar.below is None else f"– {bar.below / 1e6:g}")
-
-
-def _whole_bar(bar: Bar) -> str:
-    if bar.below == bar.low + 1:
-        return number(bar.low)
-    return f"{number(bar.low)} " + ("or more" if bar.below is None else f"– {number(bar.below - 1)}")
+    return f"{value / 1e6:.3g}"
 
 
 def _measures(found: Conversion) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -351,7 +343,8 @@ def _measures(found: Conversion) -> list[tuple[str, list[tuple[str, str]]]]:
     shown = (("boxes_per_row", number), ("box_area", _area), ("question_length", number), ("answer_length", number))
     lines = []
     for name in [name for name in _largest(found) if name in found.by_dataset][:MOST_LINES]:
-        spreads = [(getattr(found.by_dataset[name], field), told) for field, told in shown]
-        cells = [(told(each.median), told(each.p90)) if each.n else ("–", "") for each, told in spreads]
-        lines.append((name, cells))
+        spreads = [(getattr(found.by_dataset[name], field), written) for field, written in shown]
+        lines.append(
+            (name, [(written(one.median), written(one.p90)) if one.n else ("–", "") for one, written in spreads])
+        )
     return lines

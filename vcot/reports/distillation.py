@@ -10,9 +10,8 @@ from vcot.records import Folder, Reason, RowCounts
 from vcot.records.metadata import Counts, DistillMetadata, DistillShardMetadata, Line, Passage
 from vcot.records.reports import Cost, Distillation
 from vcot.records.shards import ShardMarker
-from vcot.reports.overlays import LARGE, SMALL, Card, Gallery
+from vcot.reports.examples import LARGE, SMALL, Card, Cards, ExampleSampler, sampled
 from vcot.reports.rendering import MOST_LINES, REASONS, Finding, dollars, most_frequent, render, share, where
-from vcot.reports.sampling import ExampleSampler, sampled
 from vcot.reports.statistics import summed
 
 SHOWN = 6
@@ -58,7 +57,7 @@ def report(
     found = Distillation(
         row_counts=row_counts, shards=len(markers), costs=costs, **metadata.model_dump(), **counted.model_dump()
     )
-    page = _page(found, sampled(folder, markers, SHOWN), Gallery(folder.store))
+    page = _page(found, sampled(folder, markers, SHOWN), Cards(folder.store))
     return found.model_dump(mode="json"), page
 
 
@@ -72,7 +71,7 @@ def _cost(lines: Iterable[Line], funnel: Passage) -> Cost:
     )
 
 
-def _page(found: Distillation, examples: ExampleSampler, gallery: Gallery) -> str:
+def _page(found: Distillation, examples: ExampleSampler, cards: Cards) -> str:
     whole = _sum(found.funnel.values())
     steps = _STEPS if found.strategy else {step: _STEPS[step] for step in ("asked", "kept")}
     datasets = _datasets(found)
@@ -81,8 +80,8 @@ def _page(found: Distillation, examples: ExampleSampler, gallery: Gallery) -> st
         findings=findings(found, whole), tiles=list(_tiles(found, whole)),
         costs=[(name, found.costs[name]) for name, _ in datasets if name in found.costs],
         purposes=_purposes(found), flagged=_over_datasets(found.flags), flags=FLAGS,
-        kept=_kept(examples, gallery), refused=_gates(found.refused, "refused", examples, gallery),
-        parts=_gates(found.parts, "part", examples, gallery),
+        kept=_kept(examples, cards), refused=_gates(found.refused, "refused", examples, cards),
+        parts=_gates(found.parts, "part", examples, cards),
     )  # fmt: skip
 
 
@@ -132,24 +131,24 @@ def _over_datasets(counts: Counts) -> Counter[str]:
     return sum(map(Counter, counts.values()), Counter())
 
 
-def _kept(examples: ExampleSampler, gallery: Gallery) -> list[tuple[str, list[Card]]]:
+def _kept(examples: ExampleSampler, cards: Cards) -> list[tuple[str, list[Card]]]:
     """Of many datasets only as many as there is room for, each with fewer rows."""
     kept = {name: groups["kept"] for name, groups in examples.by_dataset().items() if "kept" in groups}
     each = SHOWN if len(kept) <= 8 else SHOWN // 2
-    return [(name, [gallery.card(row, LARGE) for row in kept[name][:each]]) for name in list(kept)[:MOST_LINES]]
+    return [(name, [cards.card(row, LARGE) for row in kept[name][:each]]) for name in list(kept)[:MOST_LINES]]
 
 
 def _gates(
-    counts: Counts, group: str, examples: ExampleSampler, gallery: Gallery
+    counts: Counts, group: str, examples: ExampleSampler, cards: Cards
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """The reasons at each gate, most frequent first, with some of their rows."""
     gates: dict[str, list[dict[str, Any]]] = {gate: [] for gate in GATES}
     for reason, rows in most_frequent(_over_datasets(counts)):
         gate, meaning = MEANING[Reason(reason)]
         shown = examples.of_group(f"{group}:{reason}", SHOWN_OF_REASON)
-        cards = [gallery.card(row, SMALL) for row in shown]
+        drawn = [cards.card(row, SMALL) for row in shown]
         gates[gate].append(
-            {"name": reason, "meaning": meaning, "n": rows, "where": where(counts, reason), "cards": cards}
+            {"name": reason, "meaning": meaning, "n": rows, "where": where(counts, reason), "cards": drawn}
         )
     return [(gate, reasons) for gate, reasons in gates.items() if reasons]
 

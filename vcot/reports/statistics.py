@@ -90,10 +90,10 @@ def sample_statistics(
         yield SampleStatistics(database)
 
 
-def summed(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summed(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The counts of several shards as one: numbers are added."""
     total: dict[str, Any] = {}
-    for one in facts:
+    for one in shards:
         for name, value in one.items():
             if isinstance(value, Mapping):
                 total[name] = summed((total.get(name, {}), value))

@@ -14,7 +14,7 @@ from vcot.records.example import Example
 from vcot.records.metadata import TokenizeShardMetadata
 from vcot.records.sample import Rejection, Sample
 from vcot.records.shards import RowCounts
-from vcot.reports.overlays import TRUE, data_uri, overlay
+from vcot.reports.examples import TRUE, data_uri, overlay
 from vcot.reports.rendering import bars, number, render
 from vcot.reports.statistics import percentile, summed
 

@@ -1,24 +1,38 @@
-"""Images with boxes drawn on them: what is true in one colour, what a model said in another.
+"""Examples for a page: chosen by a hash of their ids, and drawn with their boxes.
 
-overlay(image, {TRUE: boxes}, {TRUE: labels}, original=(1695, 2200))   → the image with boxes drawn
-data_uri(image)                                                       → what <img src="…"> takes
-Gallery(store).card(example)                                          → an example as a page shows it
+    <stage>/report/00003.json                          what a shard puts aside; the finish takes the best of all
+    overlay(image, {TRUE: boxes}, {TRUE: labels})      the image with boxes drawn on it
+    data_uri(image)                                    what <img src="…"> takes
+    Cards(store).card(example)                         an example as a page shows it
+
+Chosen by a hash are neither the first rows, nor others in another number of shards. The same rows give the same bytes,
+so it does not matter who wrote them last.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 from markupsafe import Markup
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+from pydantic import Field, TypeAdapter
 
+from vcot.errors import InputError
 from vcot.grounding import Box, Mention
-from vcot.reports.sampling import Edges, ShownExample
-from vcot.storage import Store, images
+from vcot.records import Folder, Image
+from vcot.records.base import Record, TraceField
+from vcot.records.shards import ShardMarker
+from vcot.redaction import redacted
+from vcot.storage import NotFound, Store, images, join
 from vcot.storage.images import ImageError
+
+Edges = tuple[float, float, float, float]
 
 TRUE = "#1a9850"
 """Colour of what is true, or of what is learned."""
@@ -40,7 +54,115 @@ _LEAST = 3
 _LABEL = 32
 
 
-def data_uri(image: Image.Image, *, quality: int = 80) -> str:
+# --- which rows are shown ----------------------------------------------------------------------------------
+
+
+class ShownBox(Record):
+    """A box, or what was meant to be one: pixels of the original, perhaps outside or inverted."""
+
+    label: str = ""
+    edges: Edges
+    proposed: bool = Field(False, description="by a teacher, or refused; else people drew it")
+
+
+class ShownExample(Record):
+    """A row as a page shows it. Texts are shortened."""
+
+    id: str
+    dataset: str
+    group: str = Field(description="kept, or refused:<reason>, or part:<reason> of a row that was kept")
+    split: str = ""
+    part: str = Field("", description="what of the row was refused, where the rest of it was kept")
+    detail: str = ""
+    said: tuple[str, ...] = Field((), description="what the teacher said")
+    written: str = Field("", description="of a row that convert refused: what it says, as JSON")
+    flags: tuple[str, ...] = ()
+    question: str = ""
+    context: str = ""
+    choices: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    metadata: tuple[str, ...] = ()
+    reasoning: tuple[TraceField, ...] = ()
+    annotated: bool = True
+    image: Image | None = None
+    boxes: tuple[ShownBox, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        return self.group.partition(":")[2]
+
+
+class ExampleSampler:
+    """Of each group of each dataset the `most` rows whose ids have the smallest hashes.
+
+    Of more than `datasets` datasets those with the smallest hashes are shown: rows may say anything of theirs.
+    """
+
+    def __init__(self, most: int, datasets: int = 64) -> None:
+        self._most, self._datasets = most, datasets
+        self._held: dict[str, dict[str, list[ShownExample]]] = {}
+
+    def wants(self, dataset: str, group: str, row: str) -> bool:
+        """Whether a row would be among those that are shown; to be asked before an example is made of it."""
+        groups = self._held.get(dataset)
+        if groups is None:
+            return len(self._held) < self._datasets or _rank(dataset) < max(map(_rank, self._held))
+        held = [one.id for one in groups.get(group, ())]
+        return row not in held and (len(held) < self._most or _rank(row) < _rank(held[-1]))
+
+    def add(self, example: ShownExample) -> None:
+        if not self.wants(example.dataset, example.group, example.id):
+            return
+        if example.dataset not in self._held and len(self._held) == self._datasets:
+            del self._held[max(self._held, key=_rank)]
+        groups = self._held.setdefault(example.dataset, {})
+        groups[example.group] = _best([*groups.get(example.group, ()), example], self._most)
+
+    def by_dataset(self) -> dict[str, dict[str, list[ShownExample]]]:
+        """Dataset → group → examples, by their hashes."""
+        return {dataset: dict(sorted(groups.items())) for dataset, groups in sorted(self._held.items())}
+
+    def of_group(self, group: str, most: int) -> list[ShownExample]:
+        """Of all datasets together."""
+        return _best([one for groups in self._held.values() for one in groups.get(group, ())], most)
+
+    def put_aside(self, folder: Folder, shard: int) -> None:
+        examples = [
+            one.model_dump(mode="json") for groups in self.by_dataset().values() for e in groups.values() for one in e
+        ]
+        folder.store.write(_uri(folder, shard), redacted(json.dumps(examples, ensure_ascii=False)).encode())
+
+
+def sampled(folder: Folder, markers: Iterable[ShardMarker], most: int) -> ExampleSampler:
+    """The best of what all shards put aside. Raises InputError: one of them put nothing aside."""
+    sampler = ExampleSampler(most)
+    for marker in markers:
+        uri = _uri(folder, marker.shard)
+        try:
+            examples = folder.store.read(uri)
+        except NotFound:
+            raise InputError(f"{uri} is missing; delete {folder.uri} and run the stage again") from None
+        for one in TypeAdapter(list[ShownExample]).validate_json(examples):
+            sampler.add(one)
+    return sampler
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return crc32(name.encode(errors="surrogatepass")), name
+
+
+def _best(examples: Iterable[ShownExample], most: int) -> list[ShownExample]:
+    return sorted(examples, key=lambda one: _rank(one.id))[:most]
+
+
+def _uri(folder: Folder, shard: int) -> str:
+    return join(folder.uri, "report", f"{shard:05d}.json")
+
+
+# --- how they are drawn ------------------------------------------------------------------------------------
+
+
+def data_uri(image: Pillow.Image, *, quality: int = 80) -> str:
     """The image as a JPEG inside the page."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=quality)
@@ -48,13 +170,13 @@ def data_uri(image: Image.Image, *, quality: int = 80) -> str:
 
 
 def overlay(
-    image: Image.Image,
+    image: Pillow.Image,
     boxes_by_colour: Mapping[str, Sequence[Box]],
     labels: Mapping[str, Sequence[str]] | None = None,
     *,
     original: tuple[int, int] | None = None,
     longest_side: int = 480,
-) -> Image.Image:
+) -> Pillow.Image:
     """A copy of the image with boxes drawn on it, later colours above earlier ones.
 
     Args:
@@ -67,7 +189,7 @@ def overlay(
     width, height = original or image.size
     scale = longest_side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    resample = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    resample = Pillow.Resampling.NEAREST if scale >= 2 else Pillow.Resampling.LANCZOS
     canvas = image.convert("RGB").resize(size, resample)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(11, longest_side // 34))
@@ -103,7 +225,7 @@ class Card:
     reasoning: tuple[Markup, ...] = ()
 
 
-class Gallery:
+class Cards:
     """Draws examples until the page is full. `max_pixels`: what is larger is not decoded."""
 
     def __init__(self, store: Store, *, max_pixels: int = images.MAX_PIXELS, room: int = ROOM) -> None:
@@ -111,9 +233,7 @@ class Gallery:
 
     def card(self, row: ShownExample, side: int = LARGE) -> Card:
         proposed = {box.edges for box in row.boxes if box.proposed}
-        reasoning = tuple(
-            Markup().join(_part(part, proposed) for part in trace.parts) for trace in row.reasoning
-        )  # fmt: skip
+        reasoning = tuple(Markup().join(_part(part, proposed) for part in trace.parts) for trace in row.reasoning)
         if row.image is None:
             note = "its image cannot be shown" if row.written else "asked by text alone"
             return Card(row, note=note, reasoning=reasoning)
@@ -141,11 +261,11 @@ class Gallery:
         except ImageError:
             return None
 
-    def _load(self, uri: str, sha256: str | None) -> Image.Image:
+    def _load(self, uri: str, sha256: str | None) -> Pillow.Image:
         data = images.fetch(self._store, uri, sha256=sha256)
         return images.decode(data, uri, max_pixels=self._max_pixels, budget=_LOOKED_AT).pixels
 
-    def _fitted(self, image: Image.Image) -> str | None:
+    def _fitted(self, image: Pillow.Image) -> str | None:
         uri = data_uri(image, quality=75)
         if len(uri) > self._room:
             return None
@@ -161,8 +281,8 @@ def _part(part: str | Mention, proposed: set[Edges]) -> Markup:
 
 
 def _close_by(
-    image: Image.Image, boxes_by_colour: Mapping[str, Sequence[Box]], size: tuple[int, int]
-) -> Image.Image | None:
+    image: Pillow.Image, boxes_by_colour: Mapping[str, Sequence[Box]], size: tuple[int, int]
+) -> Pillow.Image | None:
     """The first box with what is round it, three times as wide as high; None where it is large enough as it is."""
     first = next(((box, colour) for colour, boxes in boxes_by_colour.items() for box in boxes), None)
     if first is None or first[0].area > _SMALL_SHARE * size[0] * size[1]:
@@ -173,7 +293,7 @@ def _close_by(
     wide = min(3 * high, float(image.width))
     left = min(max((x1 + x2 - wide) / 2, 0), image.width - wide)
     top = min(max((y1 + y2 - high) / 2, 0), image.height - high)
-    seen = image.resize(_CLOSE_BY, Image.Resampling.BICUBIC, box=(left, top, left + wide, top + high))
+    seen = image.resize(_CLOSE_BY, Pillow.Resampling.BICUBIC, box=(left, top, left + wide, top + high))
     x_scale, y_scale = seen.width / wide, seen.height / high
     edges = ((x1 - left) * x_scale, (y1 - top) * y_scale, (x2 - left) * x_scale, (y2 - top) * y_scale)
     ImageDraw.Draw(seen).rectangle(edges, outline=first[1])
@@ -182,15 +302,14 @@ def _close_by(
 
 def inside(edges: Edges, size: tuple[int, int], least: float) -> Box:
     """A box where these edges are, or nearest to it: ends in order, cut at the border, `least` pixels a side."""
-    x1, x2 = _span(edges[0], edges[2], float(size[0]), least)
-    y1, y2 = _span(edges[1], edges[3], float(size[1]), least)
+    ends = []
+    for axis in (0, 1):
+        long = float(size[axis])
+        shortest = min(least, long)
+        low, high = (min(max(each, 0.0), long) for each in sorted((edges[axis], edges[axis + 2])))
+        if high - low < shortest:
+            low = min(max((low + high - shortest) / 2, 0.0), long - shortest)
+            high = low + shortest
+        ends.append((low, high))
+    (x1, x2), (y1, y2) = ends
     return Box(x1, y1, x2, y2)
-
-
-def _span(a: float, b: float, size: float, least: float) -> tuple[float, float]:
-    least = min(least, size)
-    low, high = (min(max(each, 0.0), size) for each in sorted((a, b)))
-    if high - low < least:
-        low = min(max((low + high - least) / 2, 0.0), size - least)
-        high = low + least
-    return low, high

@@ -1,4 +1,4 @@
-"""Small samples, replies and images, and a model that only says what colour it is shown."""
+"""Small samples, replies and images for evaluate, and a model that only says what colour it is shown."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from PIL import ImageDraw
 
 from tests.fakes.markers import METADATA
 from vcot.errors import Interrupted
-from vcot.evaluation.ablations import partners
-from vcot.evaluation.runner import EvaluationRunner, units
+from vcot.evaluation.runner import EvaluationRunner, partners, units
 from vcot.grounding import Box, Frame, FrameSpec, Mention
 from vcot.records import Completion, Folder, Image, Sample, Score, StageMarker
 from vcot.records.metadata import EvaluateMetadata
@@ -111,8 +110,15 @@ class FakeModel:
     def __init__(self, dies_after: int | None = None) -> None:
         self.asked: list[tuple[str, str, Any]] = []
         self.dies_after = dies_after
+        self.how: dict[str, Any] = {}
 
-    def __call__(self, model: Any, samples: Any, images: Any) -> list[Completion]:
+    def frame(self, model: Any, of: Sample) -> Frame:
+        return frame(of)
+
+    def fingerprint(self, model: Any) -> dict[str, Any]:
+        return self.how | ({"instruction": "Point at it."} if model == "native" else {})
+
+    def ask(self, model: Any, samples: Any, images: Any) -> list[Completion]:
         if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise Interrupted("killed")
         self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
@@ -128,12 +134,9 @@ class FakeModel:
 def runner(
     tmp_path: Path, samples: Any, model: Any, size: int = 2, native: bool = False, **more: Any
 ) -> EvaluationRunner:
-    asked = {"base": "b" * 64, "max_new_tokens": 16, "contract": {"frame": "thousandths"}}
-    return EvaluationRunner(
-        store=Store(), samples=samples, partners=partners(samples, 0), ask=model, frame=frame,
-        units=units(len(samples), CONDITIONS, size, native=native), cache_uri=str(tmp_path / "_cache"),
-        asked_of_base=asked | more, asked_natively={"instruction": "Point at it."} if native else {},
-    )  # fmt: skip
+    model.how = {"base": "b" * 64, "max_new_tokens": 16, "contract": {"frame": "thousandths"}} | more
+    asked = units(len(samples), CONDITIONS, size, native=native)
+    return EvaluationRunner(Store(), samples, partners(samples, 0), model, asked, str(tmp_path / "_cache"))
 
 
 def evaluate(tmp_path: Path, name: str, runs: EvaluationRunner, share: float = 0.05) -> tuple[Folder, StageMarker]:

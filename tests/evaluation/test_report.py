@@ -1,0 +1,299 @@
+"""What the report says: its numbers, the sentences that follow from them, and what its page may not do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import random
+import re
+
+import pytest
+from PIL import Image, ImageColor
+
+from tests.fakes.evaluating import FakeModel, by_text, drawn, evaluate, frame, runner, sample
+from vcot.errors import GateFailed, InputError
+from vcot.evaluation import page
+from vcot.evaluation.baselines import Baselines
+from vcot.evaluation.compare import judge_gates, raise_if_failed
+from vcot.evaluation.config import EvaluationConfig
+from vcot.evaluation.metrics import score
+from vcot.evaluation.report import build, figures_of, gather, number
+from vcot.evaluation.runner import Reply, read_replies
+from vcot.records import Completion
+from vcot.reports.examples import PREDICTED, TRUE
+from vcot.storage import Store
+
+
+def told(model, condition, one, number):
+    """The base writes half a tag, or a box anywhere; the tuned model sees discs on real images, and no levers."""
+    if model == "base":
+        return "The <ref>disc</ref><box>[1, 2, 3" if number % 3 else "A <ref>x</ref><box>[1, 2, 9, 9]</box>\nAnswer: up"
+    if one.question.startswith("How many"):
+        return "I see <ref>lever</ref><box>[700, 700, 720, 720]</box>.\nAnswer: 1"
+    if condition != "real" or number % 8 == 0:
+        return "The <ref>disc</ref><box>[700, 10, 900, 100]</box> is there.\nAnswer: top"
+    numbers = [round(n) for n in frame(one).numbers(one.true_boxes[0])]
+    return f"The <ref>disc & <b></ref><box>{numbers}</box> is there.\nAnswer: {one.answers[0]}"
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    """24 discs, and 24 questions about levers of which half are not there; every third camera looks south."""
+    folder, dice = tmp_path_factory.mktemp("images"), random.Random(3)
+    discs, levers = [], []
+    for n in range(24):
+        x, y = dice.randrange(0, 110), dice.randrange(0, 70)
+        box = (x, y, x + 40, y + 40)
+        image = drawn(folder, f"{n}", box, ("red", "green", "blue", "black")[n % 4])
+        side, there = "left" if x < 60 else "right", n % 2
+        discs.append(sample(f"d{n}", [box], image=image, label="disc", question="Where is the disc?", answers=[side]))
+        levers.append(
+            sample(f"l{n}", [(5, 5, 9, 9)] if there else (), image=image, label="lever", answers=[f"{there}"],
+                   question="How many levers are there?")
+        )  # fmt: skip
+    asked = [*discs, *levers]
+    replies = [
+        Reply(
+            model=model, condition=condition, score=score(text, one, frame(one)),
+            completion=Completion(text=text, model=model, finish_reason="length" if "[1, 2, 3" in text else "stop"),
+        )
+        for model in ("base", "tuned")
+        for condition in ("real", "blank", "shuffled")
+        for n, one in enumerate(asked)
+        for text in [told(model, condition, one, n)]
+    ]  # fmt: skip
+    return gather(asked, replies, Baselines.of([*discs[:6], *levers[:6]]), frame)
+
+
+def made(evidence, **changed):
+    found = build(
+        dataclasses.replace(evidence, **changed), split="test", seed=0,
+        made_with={"base": "s3://x/base", "max_new_tokens": 16},
+    )  # fmt: skip
+    return json.loads(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def report(evidence):
+    return made(evidence)
+
+
+# --- report.json ---------------------------------------------------------------------------------------
+
+
+def test_the_figures_are_those_of_the_replies(report):
+    assert report["samples"] == {
+        "split": "test", "rows": 48, "images": 24, "by_text": 0, "boxes": 36, "annotated": 48, "absent": 12,
+        "left_out": 0, "training_rows": 12,
+    }  # fmt: skip
+    results, change = figures_of(report, "results"), figures_of(report, "differences")["after-before"]["accuracy_at_50"]
+    found = {key: each["accuracy_at_50"]["value"] for key, each in results.items()}
+    assert found["tuned-real"] == change["value"] == pytest.approx(21 / 36, abs=1e-6)
+    assert 0 < change["low"] < change["value"] < change["high"]
+    assert found["base-real"] == 0
+    assert found["tuned-blank"] < 0.1
+    assert {row["key"]: row["cut_off"] for row in report["results"] if row["key"].endswith("real")} == {
+        "base-real": 32, "tuned-real": 0
+    }  # fmt: skip
+    guesses = figures_of(report, "guesses")
+    assert guesses.keys() == {"centre-box", "whole-image", "mean-box", "frequent-answer"}
+    assert guesses["frequent-answer"].keys() == {"answer_accuracy"}  # a guess of a box claims nothing about answers
+    assert "answer_accuracy" not in guesses["mean-box"]
+
+
+def test_groups_tell_questions_things_and_metadata_apart(evidence, report):
+    names = [(group["question"], group["thing"], group["rows"]) for group in report["groups"]]
+    assert names == [("How many levers are there?", "lever", 24), ("Where is the disc?", "disc", 24)]
+    lever, disc = (group["results"]["tuned-real"] for group in report["groups"])
+    assert disc["accuracy_at_50"]["value"] == pytest.approx(21 / 24)
+    assert (lever["accuracy_at_50"]["value"], lever["boxes_where_absent"]["value"]) == (0, 1)
+    own = [
+        one.model_copy(update={"metadata": {"camera": "north" if n % 3 else "south", "photo": one.id}})
+        for n, one in enumerate(evidence.samples)
+    ]
+    groups = made(evidence, samples=own)["groups"]
+    assert {group["metadata"]: group["rows"] for group in groups[2:]} == {"camera: north": 32, "camera: south": 16}
+
+
+def test_the_summary_says_what_it_can_and_what_it_cannot(report):
+    summary = report["verdict"]
+    assert "finds 21 of 36 true boxes (58 %, 50–69); before, it was 0 of 36, and on blank" in summary["headline"]
+    assert not any("lever" in line for line in summary["can"])
+    for part, wanted in (
+        ("can", "point at “disc”: it finds 21 of 24"),
+        ("cannot", "misses 3 of 24"),
+        ("cannot", r"point at “lever”.* not shown to be better than guessing"),
+        ("cannot", "answer “How many levers"),
+        ("cannot", "no “lever” where there is none.* 12 of 12"),
+        ("notes", "“Where is the disc.”. What the model does with anything else"),
+    ):
+        assert any(re.search(wanted, line) for line in summary[part]), wanted
+
+
+def test_a_model_that_does_as_well_on_blank_images_is_not_said_to_see(evidence):
+    summary = made(evidence, replies=evidence.replies | {"tuned-blank": evidence.replies["tuned-real"]})["verdict"]
+    assert summary["can"] == []
+    assert any("be said to look" in line for line in summary["cannot"])
+    assert any("not shown to come from looking" in line for line in summary["cannot"])
+
+
+def test_a_model_that_tuning_made_worse_is_called_so(evidence):
+    other = {"base": "tuned", "tuned": "base"}
+    turned = {key: evidence.replies[f"{other[key.split('-')[0]]}-{key.split('-')[1]}"] for key in evidence.replies}
+    worse = [line for line in made(evidence, replies=turned)["verdict"]["cannot"] if line.startswith("do as well as")]
+    assert ["found −58 points" in line for line in worse] == [True, False]
+
+
+def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evidence):
+    replies = [reply for each in evidence.replies.values() for reply in each]
+    missing = [r for r in replies if (r.model, r.condition, r.score.sample) != ("tuned", "shuffled", "d3")]
+    found = gather(evidence.samples, missing, evidence.learned, frame)
+    assert found.left_out == 1
+    assert {len(each) for each in found.replies.values()} == {47}
+    assert "d3" not in {r.score.sample for each in found.replies.values() for r in each}
+
+
+def test_two_samples_of_one_id_are_refused(evidence):
+    with pytest.raises(InputError, match="ids have to be unique"):
+        gather([*evidence.samples, evidence.samples[0]], [], evidence.learned, frame)
+
+
+def test_questions_by_text_alone_are_left_out_of_what_is_measured_on_blank_and_wrong_images(tmp_path):
+    seen = [
+        sample(colour, None, image=drawn(tmp_path, colour, (40, 30, 120, 90), colour), answers=[colour],
+               question="What colour is it?")
+        for colour in ("red", "blue")
+    ]  # fmt: skip
+    unseen = [by_text("t0"), by_text("t1", "What is 2 + 2?", ["4"])]
+    for name, asked in (("both", [unseen[0], *seen, unseen[1], by_text("t2")]), ("text", unseen)):
+        folder, mark = evaluate(tmp_path, name, runner(tmp_path, asked, FakeModel()))
+        evidence = gather(asked, read_replies(Store(), folder.uri, mark.shards), Baselines(), frame)
+        report = made(evidence)
+        answers = {key: each["answer_accuracy"] for key, each in figures_of(report, "results").items()}
+        assert "asked by text alone" in page.html(report, page.examples(Store(), evidence, frame, 9, 0))
+        if name == "text":
+            assert list(answers) == ["base-real", "tuned-real"]
+            assert not any("blank" in line for line in report["verdict"]["cannot"])
+            continue
+        assert (report["samples"]["images"], report["samples"]["by_text"], report["samples"]["left_out"]) == (2, 3, 0)
+        assert (answers["tuned-real"]["value"], answers["tuned-real"]["rows"]) == (0.8, 5)  # 2 + 2 is not 2
+        assert (answers["tuned-blank"]["value"], answers["tuned-blank"]["rows"]) == (0, 2)
+        change = figures_of(report, "differences")["real-blank"]["answer_accuracy"]
+        assert (change["value"], change["rows"]) == (1, 2)
+
+
+# --- the page and the table ----------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_breaks_it(evidence, report):
+    titles, cards = zip(*(examples := page.examples(Store(), evidence, frame, 10, 0)), strict=True)
+    assert titles == ("The 5 worst of 48 rows", "5 of the others, drawn at random, worst first")
+    assert [card.score.matched for card in cards[0]] == [0] * 5
+    html = page.html(report, examples)
+    assert '<span class="ref">disc &amp; &lt;b&gt;</span>' in html
+    assert "<b></ref>" not in html
+    assert all(address.startswith("data:image/") for address in re.findall(r'(?:src|href)="([^"]*)"', html))
+    assert not re.search(r"http|@import|url\(|<script|<link|<iframe", html)
+
+
+def test_the_table_has_the_numbers_of_the_report(report):
+    cells = [[str(cell).replace("\xa0", " ") for cell in column.cells] for column in page.table(report).columns]
+    rows = {row[0]: row[1:] for row in zip(*cells, strict=True)}
+    assert rows["after tuning"][0] == "58 % (50–69)"
+    assert rows["after − before"][0] == "+58 points (50 to 69)"
+    assert rows["guess: usual answer"] == ("", "", "", "48 % (33–62)", "")
+    found = page.headline(report)
+    assert (found["accuracy_at_50"], found["base_accuracy_at_50"], found["samples"]) == (0.5833, 0, 48)
+
+
+def test_images_show_true_and_predicted_boxes_in_two_colours(evidence):
+    one = next(s for s in evidence.samples if s.true_boxes)
+    for text, shown in (("The <ref>disc</ref><box>[500, 500, 900, 900]</box>", True), ("none", False)):
+        image = page.draw(Image.new("RGB", (160, 120), "white"), one, text, frame(one), longest_side=320)
+        colours = {colour for _, colour in image.getcolors(100_000)}
+        assert ImageColor.getrgb(TRUE) in colours
+        assert (ImageColor.getrgb(PREDICTED) in colours) == shown
+
+
+def test_the_overlay_shows_a_reply_that_is_right_in_all(evidence):
+    image = page.overlay_png(Store(), evidence, frame)
+    assert Image.open(io.BytesIO(image)).width == 680
+    wrong = evidence.replies | {"tuned-real": evidence.replies["base-real"]}
+    assert page.overlay_png(Store(), dataclasses.replace(evidence, replies=wrong), frame) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "signed", "text"),
+    [
+        ("accuracy_at_50", 0.7649, False, "76 %"),
+        ("accuracy_at_50", 0.7649, True, "+76 points"),
+        ("accuracy_at_50", -0.004, True, "0 points"),
+        ("accuracy_at_50", -0.051, True, "−5 points"),
+        ("mean_iou", 0.5764, False, "0.58"),
+        ("mean_iou", -0.05, True, "−0.05"),
+    ],
+)
+def test_numbers_are_written_for_people(name, value, signed, text):
+    assert number(name, value, rows=50, signed=signed) == text
+
+
+# --- gates ---------------------------------------------------------------------------------------------
+
+
+def passed(report, **gates):
+    return [gate["passed"] for gate in judge_gates(report, EvaluationConfig(**gates))]
+
+
+def test_a_gate_that_is_not_passed_is_named_with_what_was_found(report):
+    assert judge_gates(report, EvaluationConfig()) == []
+    asked = EvaluationConfig(require_not_worse_than_base=True, min_accuracy_at_50=0.9, max_blank_accuracy=0.2)
+    gates = judge_gates(report, asked)
+    assert [gate["passed"] for gate in gates] == [True, True, False, True]
+    with pytest.raises(GateFailed, match=r"accuracy_at_50 at least 90.0%: it is 58 %\. See s3://x/report.html"):
+        raise_if_failed(gates, "s3://x/report.html")
+    raise_if_failed(gates[:2], "s3://x/report.html")
+
+
+def test_worse_than_the_base_means_clearly_worse(report):
+    turned = copy.deepcopy(report)
+    change = figures_of(turned, "differences")["after-before"]["accuracy_at_50"]
+    for high, good in ((0.02, True), (-0.01, False)):
+        change.update(value=-0.05, low=-0.12, high=high)
+        assert passed(turned, require_not_worse_than_base=True) == [good, True]
+
+
+def test_a_gate_on_what_was_not_measured_is_not_passed(report):
+    without = report | {"results": [row for row in report["results"] if row["key"] != "tuned-blank"]}
+    assert passed(without, max_blank_accuracy=1.0) == [False]
+    without = report | {"differences": [row for row in report["differences"] if row["key"] == "after-before"]}
+    assert passed(without, promote=True) == [True, True, False, False]
+
+
+CLEAR, NONE, UNSURE = (0.6, 0.5, 0.7), (0.02, -0.03, 0.06), (0.5, None, None)
+
+
+@pytest.mark.parametrize(
+    ("blank", "wrong", "passes"),
+    [
+        ((CLEAR, CLEAR), (CLEAR, CLEAR), [True, True]),
+        ((CLEAR, NONE), (CLEAR, NONE), [True, True]),  # boxes come from looking, answers from habit
+        ((NONE, CLEAR), (CLEAR, CLEAR), [False, True]),
+        ((CLEAR, CLEAR), (NONE, CLEAR), [True, False]),
+        ((UNSURE, CLEAR), (CLEAR, CLEAR), [False, True]),
+    ],
+)
+@pytest.mark.parametrize("with_boxes", [True, False])
+def test_a_promoted_model_must_look(report, blank, wrong, passes, with_boxes):
+    """By the boxes; where there are none, by the answers."""
+    changed = copy.deepcopy(report)
+    names = ("accuracy_at_50", "answer_accuracy") if with_boxes else ("answer_accuracy", "accuracy_at_50")
+    if not with_boxes:
+        figures_of(changed, "results")["tuned-real"]["accuracy_at_50"]["value"] = None
+    for key, measured in (("real-blank", blank), ("real-wrong", wrong)):
+        for name, (value, low, high) in zip(names, measured, strict=True):
+            figures_of(changed, "differences")[key][name].update(value=value, low=low, high=high)
+    gates = judge_gates(changed, EvaluationConfig(promote=True))[-2:]
+    assert [gate["passed"] for gate in gates] == passes
+    assert all(gate["gate"].startswith(names[0]) for gate in gates)
