@@ -175,13 +175,6 @@ def test_a_share_of_all_or_none_has_the_exact_interval_over_images():
     assert found["accuracy_at_50"].low == pytest.approx(0.025)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_one_nearly_the_same():
-    scores = [scored(f"{i}", answer="right" if i % 3 else "wrong") for i in range(60)]
-    first, again, other = (measure({"it": scores}, seed=seed).figures["it"]["answer_accuracy"] for seed in (1, 1, 2))
-    assert first == again
-    assert other.low == pytest.approx(first.low, abs=0.03)
-
-
 def clustered(rng, images: int, questions: int, spread: float = 0.35) -> list:
     """Questions about images that differ in how hard they are: one half right on average."""
     hard = np.clip(rng.normal(0.5, spread, images), 0, 1)
@@ -192,26 +185,15 @@ def clustered(rng, images: int, questions: int, spread: float = 0.35) -> list:
     ]
 
 
-@pytest.mark.parametrize(("images", "questions"), [(50, 1), (40, 4)])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(images, questions):
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """100 experiments; drawn row by row, four in five intervals of many questions about an image would."""
     rng = np.random.default_rng(11)
     hits = 0
     for seed in range(100):
-        scores = clustered(rng, images, questions)
+        scores = clustered(rng, 40, 4)
         figure = measure({"it": scores}, seed=seed, resamples=300).figures["it"]["answer_accuracy"]
         hits += figure.low <= 0.5 <= figure.high
     assert 0.89 <= hits / 100 <= 0.995
-
-
-def test_boxes_of_one_row_are_drawn_together():
-    """Ten rows with ten boxes each, all right or all wrong: the interval is that of 10 rows, not of 100 boxes."""
-    wide = [scored(f"{i}", true=10, predicted=10, matched=10 * (i % 2), ious=(float(i % 2),) * 10) for i in range(10)]
-    narrow = [scored(f"{i}", matched=i % 2, ious=(float(i % 2),)) for i in range(100)]
-    first, second = (measure({"it": each}).figures["it"]["accuracy_at_50"] for each in (wide, narrow))
-    assert first.value == second.value == 0.5
-    assert first.count == second.count == 100
-    assert first.high - first.low > 2.5 * (second.high - second.low)
 
 
 def test_four_rows_of_one_image_are_one_observation():
@@ -255,13 +237,6 @@ def test_a_difference_is_paired_row_by_row():
     assert 0.03 < paired.low < paired.high < 0.18
     unpaired = found.figures["after"]["answer_accuracy"].low - found.figures["before"]["answer_accuracy"].high
     assert unpaired < 0 < paired.low
-
-
-def test_from_none_to_all_is_a_sure_difference_without_any_draw():
-    before, after = ([scored(f"{i}", answer=answer) for i in range(50)] for answer in ("wrong", "right"))
-    paired = measure({"a": after, "b": before}, [("a", "b")]).differences["a", "b"]["answer_accuracy"]
-    assert (paired.value, paired.interval) == (1, "exact")
-    assert 0.8 < paired.low < paired.high == 1
 
 
 def test_conditions_about_other_samples_are_not_compared():

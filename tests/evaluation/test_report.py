@@ -10,19 +10,17 @@ import random
 import re
 
 import pytest
-from PIL import Image, ImageColor
+from PIL import Image
 
 from tests.fakes.evaluating import FakeModel, by_text, drawn, evaluate, frame, runner, sample
 from vcot.errors import GateFailed, InputError
 from vcot.evaluation import page
-from vcot.evaluation.baselines import Baselines
 from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.metrics import score
-from vcot.evaluation.report import build, figures_of, gather, number
-from vcot.evaluation.runner import Reply, read_replies
+from vcot.evaluation.report import build, figures_of, gather
+from vcot.evaluation.runner import Baselines, Reply, read_replies
 from vcot.records import Completion
-from vcot.reports.examples import PREDICTED, TRUE
 from vcot.storage import Store
 
 
@@ -198,45 +196,11 @@ def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_brea
     assert not re.search(r"http|@import|url\(|<script|<link|<iframe", html)
 
 
-def test_the_table_has_the_numbers_of_the_report(report):
-    cells = [[str(cell).replace("\xa0", " ") for cell in column.cells] for column in page.table(report).columns]
-    rows = {row[0]: row[1:] for row in zip(*cells, strict=True)}
-    assert rows["after tuning"][0] == "58 % (50–69)"
-    assert rows["after − before"][0] == "+58 points (50 to 69)"
-    assert rows["guess: usual answer"] == ("", "", "", "48 % (33–62)", "")
-    found = page.headline(report)
-    assert (found["accuracy_at_50"], found["base_accuracy_at_50"], found["samples"]) == (0.5833, 0, 48)
-
-
-def test_images_show_true_and_predicted_boxes_in_two_colours(evidence):
-    one = next(s for s in evidence.samples if s.true_boxes)
-    for text, shown in (("The <ref>disc</ref><box>[500, 500, 900, 900]</box>", True), ("none", False)):
-        image = page.draw(Image.new("RGB", (160, 120), "white"), one, text, frame(one), longest_side=320)
-        colours = {colour for _, colour in image.getcolors(100_000)}
-        assert ImageColor.getrgb(TRUE) in colours
-        assert (ImageColor.getrgb(PREDICTED) in colours) == shown
-
-
 def test_the_overlay_shows_a_reply_that_is_right_in_all(evidence):
     image = page.overlay_png(Store(), evidence, frame)
     assert Image.open(io.BytesIO(image)).width == 680
     wrong = evidence.replies | {"tuned-real": evidence.replies["base-real"]}
     assert page.overlay_png(Store(), dataclasses.replace(evidence, replies=wrong), frame) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "signed", "text"),
-    [
-        ("accuracy_at_50", 0.7649, False, "76 %"),
-        ("accuracy_at_50", 0.7649, True, "+76 points"),
-        ("accuracy_at_50", -0.004, True, "0 points"),
-        ("accuracy_at_50", -0.051, True, "−5 points"),
-        ("mean_iou", 0.5764, False, "0.58"),
-        ("mean_iou", -0.05, True, "−0.05"),
-    ],
-)
-def test_numbers_are_written_for_people(name, value, signed, text):
-    assert number(name, value, rows=50, signed=signed) == text
 
 
 # --- gates ---------------------------------------------------------------------------------------------

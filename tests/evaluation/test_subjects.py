@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.markers import stage_marker
 from vcot.errors import InputError
-from vcot.evaluation.subjects import Finished, moment, newest, promote, promoted, trained
+from vcot.evaluation.subjects import Finished, moment, newest, promote, promoted
 from vcot.records import Folder
 from vcot.records.shards import STAGES
 from vcot.storage import Store, join
@@ -163,12 +163,3 @@ def test_what_changed_after_it_was_promoted_is_refused(folder_place):
 )
 def test_a_jobs_name_tells_its_scheduled_time(word, when):
     assert moment(word) == when
-
-
-def test_a_model_by_name_lies_where_it_did_before(folder_place):
-    one, two = (join(folder_place, "runs", run) for run in ("one", "two"))
-    train, samples = finished(join(one, "train")), finished(join(one, "convert"))
-    found = trained(Store(), one, train_uri=None, samples_uri=None, baseline_uri=None)
-    assert (found.run_uri, found.train, found.samples, found.baseline) == (one, train, samples, None)
-    elsewhere = trained(Store(), two, train_uri=train.uri, samples_uri=samples.uri, baseline_uri=None)
-    assert (elsewhere.run_uri, elsewhere.train) == (two, train)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "lora_r": "4", "dtype": "float32", "per_device_train_batch_size": "2", "gradient_accumulation_steps": "2",
     "num_train_epochs": "3", "learning_rate": "1e-3", "lora_dropout": "0", "neftune_noise_alpha": "0",
-    "eval_steps": "5", "save_steps": "2", "device": "cpu",
+    "eval_steps": "4", "save_steps": "2", "device": "cpu",
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def train_until_the_first_checkpoint(run_uri: Path | str, base: Path | str) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", save)
         try:
-            with pytest.raises(Interrupted, match="stopped as asked; step 3 of 9 is done"):
+            with pytest.raises(Interrupted, match="stopped as asked; step 3 of 6 is done"):
                 train(run_uri, base)
         finally:
             stop._asked.clear()
@@ -119,7 +119,7 @@ def test_wrong_settings_get_one_line(flags: list[str], line: str) -> None:
 def calm(toy_base: Path, toy_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run in a folder."""
     folder = tmp_path_factory.mktemp("runs") / "calm"
-    tokenized(str(folder), toy_encoder, examples(toy_encoder, 10, 3))
+    tokenized(str(folder), toy_encoder, examples(toy_encoder, 8, 2))
     train(folder, toy_base)
     return folder
 
@@ -136,8 +136,8 @@ def test_a_run_leaves_a_model_and_what_a_server_must_know(calm: Path, toy_base: 
     assert json.loads((model / "adapter_config.json").read_text())["base_model_name_or_path"] == str(toy_base)
     assert json.loads((model / "processor_config.json").read_text())["image_processor"]["size"]["longest_edge"] == 12544
     losses = read(calm, "losses.json")
-    assert [line["step"] for line in losses] == list(range(1, 10))  # 10 samples, 4 a step: 3 steps, 3 epochs
-    assert [line["step"] for line in losses if "eval_loss" in line] == [5, 9]
+    assert [line["step"] for line in losses] == list(range(1, 7))  # 8 samples, 4 a step: 2 steps, 3 epochs
+    assert [line["step"] for line in losses if "eval_loss" in line] == [4, 6]
     assert losses[-1]["loss"] < losses[0]["loss"]
     assert facts["losses"]["best_eval_loss"] == min(line["eval_loss"] for line in losses if "eval_loss" in line)
     assert (calm / "train/losses.png").read_bytes().startswith(b"\x89PNG")
@@ -154,7 +154,7 @@ def test_the_model_that_is_left_has_learned_the_examples(calm: Path, toy_base: P
     from vcot.training.data import Collator, SFTDataset
     from vcot.training.trainer import loss_sum
 
-    learned = Examples([write_examples(calm.parent / "again.parquet", examples(toy_encoder, 10))])
+    learned = Examples([write_examples(calm.parent / "again.parquet", examples(toy_encoder, 8))])
     dataset = SFTDataset(learned, toy_encoder, cache_bytes=0)
     batch = Collator(toy_encoder.pad_token_id)([dataset[row] for row in range(len(dataset))])
     base = load_base(toy_base, quantization="nf4", dtype="float32")
@@ -190,7 +190,7 @@ def test_stopped_and_damaged_it_ends_with_the_same_losses(
     """SIGTERM, then a checkpoint that loses its bytes; in a bucket, the base too."""
     base_uri = join(moto_place, "base")
     put_folder(Store(), toy_base, base_uri)
-    tokenized(moto_place, toy_encoder, examples(toy_encoder, 10, 3))
+    tokenized(moto_place, toy_encoder, examples(toy_encoder, 8, 2))
     train_until_the_first_checkpoint(moto_place, base_uri)
     manifests = sorted(e.uri for e in Store().list(join(moto_place, "train")) if e.uri.endswith("manifest.json"))
     assert len(manifests) == 2  # the second is that of the stop
@@ -225,9 +225,9 @@ def test_two_ranks_learn_what_one_with_twice_the_batch_does_and_go_on_from_its_c
     for mine, theirs in zip(read(two, "losses.json"), read(calm, "losses.json"), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
     word = json.loads((two / "word").read_text())
-    assert (word["steps"], word["last_loss"]) == (9, read(two, "losses.json")[-1]["loss"])
+    assert (word["steps"], word["last_loss"]) == (6, read(two, "losses.json")[-1]["loss"])
     assert read(two, "_done/stage.json")["metadata"]["ranks"] == 2
-    assert len(list(two.glob("train/checkpoints/step-000009-*"))) == 1  # the second rank writes nothing
+    assert len(list(two.glob("train/checkpoints/step-000006-*"))) == 1  # the second rank writes nothing
 
 
 def without_tokenize(run_uri: Path) -> str:

@@ -79,16 +79,6 @@ def test_every_adapter_has_a_gradient_after_an_evaluation_in_the_middle_of_train
         assert torch.equal(gradient, before[name]), name
 
 
-def test_the_patch_embedding_is_the_convolution(torch: Any, toy_base: Path) -> None:
-    from vcot.models.loading import load_base
-
-    embedding = load_base(toy_base, dtype="float32").model.visual.patch_embed
-    assert embedding.proj.weight.dim() == 5
-    patches = torch.randn(10, embedding.proj.weight[0].numel(), generator=torch.Generator().manual_seed(0))
-    plainly = type(embedding).forward(embedding, patches)
-    assert torch.allclose(embedding(patches), plainly, atol=3e-6)
-
-
 def test_published_7b_gets_196_adapters_and_none_in_its_image_part(torch: Any) -> None:
     """Qwen/Qwen2.5-VL-7B-Instruct's config.json, instantiated without memory."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

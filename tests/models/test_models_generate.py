@@ -83,14 +83,6 @@ def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encode
     assert reply == expected
 
 
-def test_a_reply_ends_with_its_end_token(model: Any, toy_encoder: Any) -> None:
-    batch = prompts(toy_encoder, [1])
-    (whole,) = say(model, toy_encoder, batch, eos_token_ids=[0], max_new_tokens=8)
-    end = whole[3]
-    (cut,) = say(model, toy_encoder, batch, eos_token_ids=[end], max_new_tokens=8)
-    assert cut == whole[: whole.index(end) + 1]
-
-
 def test_the_bases_own_way_of_sampling_is_not_used(model: Any, toy_encoder: Any) -> None:
     batch = prompts(toy_encoder, [1])
     plain = say(model, toy_encoder, batch)

@@ -25,7 +25,7 @@ from vcot.records import Folder, Reason, Sample
 from vcot.records.metadata import ConvertShardMetadata
 from vcot.records.reports import Conversion
 from vcot.records.shards import CONVERT, JsonLines, ShardWriter
-from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
+from vcot.reports.conversion import LEAST_PIXELS, MEANING
 from vcot.reports.examples import ShownBox, ShownExample
 from vcot.reports.statistics import AREAS, distribution, percentile, sample_statistics
 from vcot.storage import Store
@@ -146,11 +146,6 @@ def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_row
     Path(folder.uri, markers[1].files[0].name).write_bytes(b"")
     with pytest.raises(InputError, match="truncated"), sample_statistics(folder.store, folder.uri, markers, tmp_path):
         pass
-
-
-def test_visual_tokens_follow_the_processor() -> None:
-    sizes = ((56, 56), (28, 28), (280, 560), (10_000, 10_000), (9, 2000))
-    assert [visual_tokens(*size, 1280 * 784) for size in sizes] == [4, 4, 200, 35 * 35, None]
 
 
 def test_a_distribution_loses_nothing_below_its_first_edge_nor_above_its_last() -> None:

@@ -193,10 +193,3 @@ def test_nothing_asked_and_nothing_kept_is_said(tmp_path: Path, told: dict[str, 
     assert "No row was asked about" in text
     assert "No row got reasoning." in text
     assert ("decoy" in text) == (told is MODEL)
-
-
-def test_very_many_datasets_share_the_last_line_and_the_page_stays_small(tmp_path: Path) -> None:
-    made = [(row, POINTS) for n in range(60) for row in rows(tmp_path, 1, f"dataset-{n:02d}", begin=n)]
-    _, page = finished(tmp_path, made)
-    assert "20 others 20 0 20" in Seen(page).text
-    assert len(page) < 5_000_000

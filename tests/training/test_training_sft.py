@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.training.toy import Died, by_text, drawn, encoded, examples, tune, weights, write_examples
-from vcot.errors import InputError, Interrupted
+from vcot.errors import Interrupted
 from vcot.records.example import Examples
 from vcot.stage import stop
 from vcot.storage.images import decode
@@ -123,13 +123,12 @@ def calm(torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path_
     return tune(toy_base, toy_encoder, made, tmp_path_factory.mktemp("calm"), max_steps=5)
 
 
-FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "max_steps": 3}
 # an epoch that does not come out even
-ODD = {"tune": "lora", "dtype": "bfloat16", "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3,
-       "max_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
+FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "dtype": "bfloat16", "max_steps": 3,
+        "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{"max_steps": 5}, FULL, ODD], ids=["qlora 8 bit", "full", "bfloat16, odd"])
+@pytest.mark.parametrize("changes", [{"max_steps": 5}, FULL], ids=["qlora 8 bit", "full bfloat16, odd"])
 def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
     calm: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -215,11 +214,8 @@ def test_the_weights_of_the_best_evaluation_are_kept(
 @pytest.mark.parametrize(
     ("losses", "patience", "lost"),
     [
-        ([], 2, False),
-        ([3.0, 2.0, 1.0], 1, False),
         ([3.0, 2.0, 1.95, 1.9], 2, True),  # each a little better, none by enough
         ([3.0, 2.0, 1.95, 1.9], 3, False),
-        ([3.0, 2.0, 2.5, 1.0], 1, False),
         ([1.0, 1.0, 1.0], 0, False),  # 0: never
     ],
 )
@@ -281,29 +277,6 @@ def test_without_a_validation_split_the_last_weights_are_kept(
     assert not [entry for entry in result.history if "eval_loss" in entry]
 
 
-def test_without_anything_to_learn_it_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
-    nothing = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 0, 2))])
-    with pytest.raises(InputError, match="not one example of the train split"):
-        tune(toy_base, toy_encoder, nothing, tmp_path)
-
-
-def test_losses_are_one_line_per_step_without_times() -> None:
-    from vcot.training.publish import losses_by_step, losses_summary
-
-    history = [
-        {"loss": 2.0, "grad_norm": 0.5, "learning_rate": 1e-3, "epoch": 0.5, "step": 1},
-        {"loss": 1.0, "grad_norm": 0.4, "learning_rate": 1e-4, "epoch": 1.0, "step": 2},
-        {"eval_loss": 1.5, "epoch": 1.0, "step": 2},
-        {"train_runtime": 12.0, "epoch": 1.0, "step": 2},
-    ]
-    lines = losses_by_step(history)
-    assert lines[0] == {"step": 1, "epoch": 0.5, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3}
-    assert lines[1]["eval_loss"] == 1.5
-    assert losses_summary(lines).model_dump() == {
-        "steps": 2, "first_loss": 2.0, "last_loss": 1.0, "best_eval_loss": 1.5, "best_step": 2,
-    }  # fmt: skip
-
-
 # --- questions by text alone beside those with an image -------------------------------------------------
 
 
@@ -322,21 +295,6 @@ def test_a_mixed_batch_has_the_patches_of_its_images_and_teaches_what_its_rows_t
         together = loss_sum(model, mixed).item()
         alone = [loss_sum(model, batch_of([row])).item() for row in range(4)]
     assert together == pytest.approx(sum(alone), rel=1e-4)
-
-
-def test_a_training_learns_from_both_and_from_batches_of_text_alone(
-    torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path
-) -> None:
-    asked = [*map(by_text, range(4)), by_text(20, "validation")]
-    made = [*encoded(toy_encoder, asked), *examples(toy_encoder, 1, alternatives=1)]
-    rows = Examples([write_examples(tmp_path / "a.parquet", made)])
-    result = tune(
-        toy_base, toy_encoder, rows, tmp_path, num_train_epochs=2.0, group_by_length=False, eval_steps=3,
-        gradient_checkpointing="on", save_steps=100, gradient_accumulation_steps=1,
-    )  # fmt: skip
-    assert all(torch.isfinite(value).all() for value in weights(result).values())
-    losses = [line["eval_loss"] for line in result.history if "eval_loss" in line]
-    assert losses[-1] < losses[0]
 
 
 def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
