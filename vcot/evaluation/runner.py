@@ -23,11 +23,11 @@ import re
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -36,8 +36,9 @@ from pydantic import ValidationError
 from vcot import logging
 from vcot.answers import NO_SYNONYMS, Synonyms
 from vcot.errors import InputError
-from vcot.evaluation.config import Condition
+from vcot.evaluation.config import Condition, Model
 from vcot.evaluation.metrics import score
+from vcot.evaluation.models import ModelRunner
 from vcot.grounding import Box, Frame, Mention, Trace
 from vcot.grounding.tags import render_reply
 from vcot.records import Completion, Rejection, Sample, Score
@@ -47,9 +48,6 @@ from vcot.records.sample import IMAGE_REASONS, read_image
 from vcot.records.shards import ShardMarker, ShardWriter, fetch_file
 from vcot.storage import NotFound, Store, images, join
 from vcot.storage.images import ImageError
-
-Model = Literal["base", "native", "tuned"]
-"""`native`: the base again, asked in its own form (vcot.evaluation.models)."""
 
 MOST_RATIO = 200
 """Image processors of the Qwen-VL family take no image that is longer than this times its other side."""
@@ -144,17 +142,6 @@ def shown(condition: Condition, own: Image.Image, other: Image.Image | None = No
 # --- asking ------------------------------------------------------------------------------------------------
 
 
-class Models(Protocol):
-    def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]) -> list[Completion]:
-        """One Completion per sample, in order. An image is None where the question is asked by text alone."""
-
-    def frame(self, model: Model, sample: Sample) -> Frame:
-        """The frame in which a model writes its boxes about this sample."""
-
-    def fingerprint(self, model: Model) -> Mapping[str, Any]:
-        """What shapes its replies beside the questions and the images."""
-
-
 @dataclass
 class EvaluationRunner:
     """Everything a unit needs.
@@ -166,7 +153,7 @@ class EvaluationRunner:
     store: Store
     samples: Sequence[Sample]
     partners: Sequence[int]
-    models: Models
+    models: ModelRunner
     units: Sequence[Unit]
     cache_uri: str
     synonyms: Synonyms = NO_SYNONYMS
@@ -325,11 +312,11 @@ def guesses(
 
     def boxes(sample: Sample, box: Callable[[str], Fractions | None]) -> list[Mention]:
         names = NO_SYNONYMS.distinct(m.label for m in sample.evidence or ()) or [subject(sample, learned.labels)]
-        found = []
-        for name in names:
-            if (image := sample.image) is not None and (fractions := box(name)) is not None:
-                found.append(Mention(name, (Box.from_fractions(*fractions, width=image.width, height=image.height),)))
-        return found
+        return [
+            Mention(name, (Box.from_fractions(*fractions, width=image.width, height=image.height),))
+            for name in names
+            if (image := sample.image) is not None and (fractions := box(name)) is not None
+        ]
 
     by_box: dict[str, Callable[[str], Fractions | None]] = {
         "centre-box": lambda _: CENTRE,

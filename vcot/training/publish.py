@@ -28,19 +28,10 @@ MODEL = "model"
 
 
 def publish(
-    folder: Folder[NoMetadata, TrainMetadata],
-    settings: Settings,
-    inputs: Mapping[str, str],
-    result: TrainResult,
-    encoder: Encoder,
-    base: Mapping[str, str],
-    scratch: Path,
-) -> None:
-    """Uploads everything, and the marker last.
-
-    Args:
-        base: uri and sha256 of the base.
-    """
+    folder: Folder[NoMetadata, TrainMetadata], settings: Settings, inputs: Mapping[str, str], result: TrainResult,
+    encoder: Encoder, base: Mapping[str, str], scratch: Path,
+) -> None:  # fmt: skip
+    """Uploads everything, and the marker last. base: its uri and sha256."""
     losses = losses_by_step(result.history)
     write_model(scratch / MODEL, result, encoder, base)
     files = put_folder(folder.store, scratch / MODEL, join(folder.uri, MODEL))
@@ -154,8 +145,7 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps = [line["step"] for line in losses]
-    values = [line["loss"] for line in losses]
+    steps, values = [line["step"] for line in losses], [line["loss"] for line in losses]
     axes.plot(steps, values, color="#b8c4d6", linewidth=0.8, label="loss of the step")
     axes.plot(steps, _smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
     seen = [(line["step"], line["eval_loss"]) for line in losses if "eval_loss" in line]
