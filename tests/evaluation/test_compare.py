@@ -84,10 +84,3 @@ def test_rows_that_cannot_be_paired_are_left_out_up_to_the_allowed_share():
     other = [score.model_copy(update={"sample": f"other-{score.sample}"}) for score in ALL]
     with pytest.raises(InputError, match="cannot be the baseline: 0 of 40 rows"):
         compared(ALL, other)
-
-
-def test_without_boxes_answers_are_judged_alone():
-    plain = [score.model_copy(update={"true_boxes": None, "ious": (), "matched": 0}) for score in ALL]
-    assert [gate["gate"] for gate in comparison_gates(compared(plain, plain))] == [
-        "answer_accuracy not worse than the baseline"
-    ]

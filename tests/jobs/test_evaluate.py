@@ -277,12 +277,9 @@ def test_everything_may_lie_in_a_bucket(adapters, moto_place):
 # --- without a model -----------------------------------------------------------------------------------
 
 
-def test_a_missing_stage_is_named(tmp_path):
+def test_a_missing_stage_and_an_unusable_gpu_end_it_at_once(runs, samples_uri, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="run that stage first"):
         evaluate(str(tmp_path / "empty"))
-
-
-def test_an_unusable_gpu_ends_it_at_once(runs, samples_uri, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     shutil.copytree(Path(runs, "good", "train"), tmp_path / "run" / "train")
     with pytest.raises(SettingsError, match="--device cuda, and torch cannot use it"):

@@ -210,11 +210,10 @@ def test_what_rows_say_is_text_on_the_page(given: Given, tmp_path: Path) -> None
 def test_a_page_of_many_datasets_and_large_images_stays_small(given: Given, tmp_path: Path) -> None:
     """Noise is what a JPEG is largest of."""
     dice, rows = np.random.default_rng(0), []
-    noise = Image.fromarray(dice.integers(0, 255, (300, 400, 3), np.uint8))
     for n in range(40):
         name = f"set{n}/a.png"
         (given.images / name).parent.mkdir(parents=True)
-        noise.save(given.images / name, compress_level=1)
+        Image.fromarray(dice.integers(0, 255, (300, 400, 3), np.uint8)).save(given.images / name, compress_level=1)
         common = {"dataset": f"set{n}", "width": 400, "height": 300}
         rows += [row([[1, 2, 30 + i, 40]], question=f"{i}?", **common) for i in range(6)]
     told, page = convert(tmp_path / "run", given, rows)

@@ -146,7 +146,8 @@ def test_nothing_on_the_page_runs_or_is_fetched(tmp_path: Path) -> None:
     lesson = DistilledReasoning((Trace((HOSTILE, see(HOSTILE, TOP_LEFT, CENTRE))),), flags=(HOSTILE,))
     other = row.model_copy(update={"id": "b" + HOSTILE})
     _, page = finished(tmp_path, [(row, bad), (other, lesson)], **(MODEL | {"teacher": HOSTILE}))
-    assert not re.search(r"<(script|iframe|link|object|form)|<[^>]* on\w+=|url\(", page)
+    assert "url(" not in page
+    assert not re.search(r"<(script|iframe|link|object|form)|<[^>]* on\w+=", re.sub(r'"[^"]*"', '""', page))
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in addresses)
     assert sum(value.startswith("data:") for value in addresses) >= 2
