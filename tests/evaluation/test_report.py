@@ -12,14 +12,14 @@ import re
 import pytest
 from PIL import Image
 
-from tests.fakes.evaluating import FakeModel, by_text, drawn, evaluate, frame, runner, sample
+from tests.fakes.evaluating import drawn, frame, sample
 from vcot.errors import GateFailed, InputError
 from vcot.evaluation import page
 from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.metrics import score
 from vcot.evaluation.report import build, figures_of, gather
-from vcot.evaluation.runner import Baselines, Reply, read_replies
+from vcot.evaluation.runner import Baselines, Reply
 from vcot.records import Completion
 from vcot.storage import Store
 
@@ -153,30 +153,6 @@ def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evide
     assert "d3" not in {r.score.sample for each in found.replies.values() for r in each}
     with pytest.raises(InputError, match="ids have to be unique"):
         gather([*evidence.samples, evidence.samples[0]], [], evidence.learned, frame)
-
-
-def test_questions_by_text_alone_are_left_out_of_what_is_measured_on_blank_and_wrong_images(tmp_path):
-    seen = [
-        sample(colour, None, image=drawn(tmp_path, colour, (40, 30, 120, 90), colour), answers=[colour],
-               question="What colour is it?")
-        for colour in ("red", "blue")
-    ]  # fmt: skip
-    unseen = [by_text("t0"), by_text("t1", "What is 2 + 2?", ["4"])]
-    for name, asked in (("both", [unseen[0], *seen, unseen[1], by_text("t2")]), ("text", unseen)):
-        folder, mark = evaluate(tmp_path, name, runner(tmp_path, asked, FakeModel()))
-        evidence = gather(asked, read_replies(Store(), folder.uri, mark.shards), Baselines(), frame)
-        report = made(evidence)
-        answers = {key: each["answer_accuracy"] for key, each in figures_of(report, "results").items()}
-        assert "asked by text alone" in page.html(report, page.examples(Store(), evidence, frame, 9, 0))
-        if name == "text":
-            assert list(answers) == ["base-real", "tuned-real"]
-            assert not any("blank" in line for line in report["verdict"]["cannot"])
-            continue
-        assert (report["samples"]["images"], report["samples"]["by_text"], report["samples"]["left_out"]) == (2, 3, 0)
-        assert (answers["tuned-real"]["value"], answers["tuned-real"]["rows"]) == (0.8, 5)  # 2 + 2 is not 2
-        assert (answers["tuned-blank"]["value"], answers["tuned-blank"]["rows"]) == (0, 2)
-        change = figures_of(report, "differences")["real-blank"]["answer_accuracy"]
-        assert (change["value"], change["rows"]) == (1, 2)
 
 
 # --- the page and the table ----------------------------------------------------------------------------

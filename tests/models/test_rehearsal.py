@@ -51,20 +51,6 @@ def test_it_is_small_and_loads_as_the_real_classes(model: Any, processor: Any) -
     assert model.get_input_embeddings().num_embeddings == len(processor.tokenizer)
 
 
-def test_special_tokens_are_qwens(model: Any, processor: Any, recipe: Any) -> None:
-    tokenizer = processor.tokenizer
-    assert set(recipe.SPECIAL) == set(tokenizer.all_special_tokens)
-    for text in recipe.SPECIAL:
-        assert tokenizer.tokenize(text) == [text]
-    ids = {text: tokenizer.convert_tokens_to_ids(text) for text in recipe.SPECIAL}
-    assert tokenizer.eos_token == "<|im_end|>"
-    assert tokenizer.pad_token == "<|endoftext|>"
-    assert model.config.image_token_id == ids["<|image_pad|>"]
-    assert model.config.video_token_id == ids["<|video_pad|>"]
-    assert model.config.vision_start_token_id == ids["<|vision_start|>"]
-    assert ids["<|im_end|>"] in model.generation_config.eos_token_id
-
-
 @pytest.mark.parametrize("tag", ["<ref>", "</ref>", "<box>", "</box>"])
 def test_tags_are_atomic_and_survive_decoding(processor: Any, tag: str) -> None:
     tokenizer = processor.tokenizer

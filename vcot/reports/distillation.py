@@ -37,11 +37,9 @@ FLAGS = {"answer-first": "the first sentence states the answer"}
 
 
 def report(
-    folder: Folder,
-    markers: Sequence[ShardMarker[DistillShardMetadata]],
-    row_counts: RowCounts,
+    folder: Folder, markers: Sequence[ShardMarker[DistillShardMetadata]], row_counts: RowCounts,
     metadata: DistillMetadata,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     """What report.json holds, and the page. Raises InputError: a shard put nothing aside."""
     counted = DistillShardMetadata(**summed(marker.metadata.model_dump() for marker in markers))
     costs = {

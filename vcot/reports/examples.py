@@ -165,13 +165,10 @@ def data_uri(image: Pillow.Image, *, quality: int = 80) -> str:
 
 
 def overlay(
-    image: Pillow.Image,
-    boxes_by_colour: Mapping[str, Sequence[Box]],
-    labels: Mapping[str, Sequence[str]] | None = None,
-    *,
-    original: tuple[int, int] | None = None,
+    image: Pillow.Image, boxes_by_colour: Mapping[str, Sequence[Box]],
+    labels: Mapping[str, Sequence[str]] | None = None, *, original: tuple[int, int] | None = None,
     longest_side: int = 480,
-) -> Pillow.Image:
+) -> Pillow.Image:  # fmt: skip
     """A copy of the image with boxes drawn on it, later colours above earlier ones.
 
     labels: texts beside the boxes, one per box of that colour; "" for none. original: (width, height) of the image in

@@ -242,13 +242,9 @@ class View:
 
 
 def view(
-    example: Example,
-    original: tuple[int, int] | None,
-    contract: Contract,
-    processor: Any,
-    *,
+    example: Example, original: tuple[int, int] | None, contract: Contract, processor: Any, *,
     kept: tuple[int, int] | None = None,
-) -> View:
+) -> View:  # fmt: skip
     """
     original: (width, height) of the upright image in whose pixels the sample's boxes are; None: it is asked by text
     alone. kept: of the copy that is read in its place, if any; looked at where the example shows no image.

@@ -40,16 +40,10 @@ def publish(
     folder.store.upload(scratch / "losses.png", join(folder.uri, "losses.png"))
     fingerprint = settings.fingerprint()
     metadata = TrainMetadata(
-        contract=encoder.contract,
-        base_uri=base["uri"],
-        base_sha256=base["sha256"],
-        tune=fingerprint["tune"],
-        model=MODEL,
-        files=files,
-        losses=losses_summary(losses),
-        trainable_parameters=result.parameters,
+        contract=encoder.contract, base_uri=base["uri"], base_sha256=base["sha256"], tune=fingerprint["tune"],
+        model=MODEL, files=files, losses=losses_summary(losses), trainable_parameters=result.parameters,
         **result.metadata,
-    )
+    )  # fmt: skip
     folder.write_report({"stage": folder.stage} | metadata.model_dump(mode="json") | {"this_process": spent(result)})
     folder.finish(
         folder.kind.stage_marker(
@@ -128,13 +122,11 @@ def losses_summary(losses: Sequence[Mapping[str, Any]]) -> Losses:
     """First, last and lowest."""
     seen = [(line["eval_loss"], line["step"]) for line in losses if "eval_loss" in line]
     best = min(seen, default=(None, None))
+    first, last = (losses[0], losses[-1]) if losses else ({}, {})
     return Losses(
-        steps=losses[-1]["step"] if losses else 0,
-        first_loss=losses[0]["loss"] if losses else None,
-        last_loss=losses[-1]["loss"] if losses else None,
-        best_eval_loss=best[0],
+        steps=last.get("step", 0), first_loss=first.get("loss"), last_loss=last.get("loss"), best_eval_loss=best[0],
         best_step=best[1],
-    )
+    )  # fmt: skip
 
 
 def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:

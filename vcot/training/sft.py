@@ -93,17 +93,10 @@ def fine_tune(
         with Bar("train", steps, "steps", shown=group.first) as bar:
             bar.advance(state.global_step)
             trainer = SFTTrainer(
-                model,
-                arguments,
-                config,
-                context,
+                model, arguments, config, context, epochs=epochs, checkpoints=checkpoints, compute=compute, bar=bar,
                 train=loader(dataset, group.share(epochs), collate, context.workers),
-                epochs=epochs,
                 validation=loader(dataset, group.share(held_out), collate, context.workers) if held_out else None,
-                checkpoints=checkpoints,
-                compute=compute,
-                bar=bar,
-            )
+            )  # fmt: skip
             begun = time.monotonic()
             trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
             trainer.end()
