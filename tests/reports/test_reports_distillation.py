@@ -18,7 +18,7 @@ from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
 from vcot.records.metadata import DistillMetadata
 from vcot.records.reports import Distillation
 from vcot.records.sample import IMAGE_REASONS
-from vcot.records.shards import DISTILL, ShardWriter
+from vcot.records.shards import DISTILL, JsonLines, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report
 from vcot.reports.examples import sampled
 from vcot.storage import Store
@@ -40,21 +40,13 @@ def finished(folder: Path, *shards: list[tuple[Sample, Outcome]], facts: Any = N
     markers = []
     for index, rows in enumerate(shards):
         (scratch := folder / f"scratch-{index}").mkdir()
-        writer = ShardWriter(index, "distill", scratch, _Nowhere)
+        writer = ShardWriter(index, "distill", scratch, JsonLines)
         funnel = write(rows, "gpt", writer)
         funnel.put_aside(stage, index)
         counted = funnel.counts() | (facts or {})
         markers.append(shard_marker("distill", index, writer.row_counts, **counted))
     metadata = DistillMetadata(**(told or MODEL))
     return report(stage, markers, sum((marker.row_counts for marker in markers), RowCounts()), metadata)
-
-
-class _Nowhere:
-    suffix = ""
-
-    def __init__(self, path: Path) -> None: ...
-    def write(self, record: Any) -> None: ...
-    def close(self) -> None: ...
 
 
 def text_of(page: str) -> str:
