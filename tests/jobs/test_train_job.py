@@ -7,8 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -72,14 +70,7 @@ def read(place: Path | str, name: str) -> Any:
     return json.loads(Store().read(join(str(place), "train", name)))
 
 
-# --- judged without torch -------------------------------------------------------------------------------
-
-
-def test_a_check_answers_without_torch() -> None:
-    program = "import sys; sys.argv[1:] = ['--check', '--run-uri', 'x', '--base-uri', 'y', '--dtype', 'float32']\n"
-    program += "import jobs.train as t\ntry: t.launch(t.TrainSettings, t.run)\nfinally: print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (answer.returncode, answer.stdout) == (0, "train: settings are in order\nFalse\n")
+# --- settings ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

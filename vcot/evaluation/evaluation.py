@@ -70,8 +70,7 @@ class Evaluation:
             raise InputError(f"there are no samples of the split {wanted} to evaluate on; there are {there}")
         if limit is None or limit >= len(chosen):
             return chosen
-        kept = random.Random(self.config.seed).sample(range(len(chosen)), limit)
-        return [chosen[index] for index in sorted(kept)]
+        return [chosen[n] for n in sorted(random.Random(self.config.seed).sample(range(len(chosen)), limit))]
 
     def report(
         self, markers: tuple[ShardMarker[EvaluateShardMetadata], ...], row_counts: RowCounts

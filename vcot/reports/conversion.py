@@ -334,7 +334,6 @@ def _measures(found: Conversion) -> list[tuple[str, list[tuple[str, str]]]]:
     lines = []
     for name in [name for name in _largest(found) if name in found.by_dataset][:MOST_LINES]:
         spreads = [(getattr(found.by_dataset[name], field), written) for field, written in shown]
-        lines.append(
-            (name, [(written(one.median), written(one.p90)) if one.n else ("–", "") for one, written in spreads])
-        )
+        cells = [(written(one.median), written(one.p90)) if one.n else ("–", "") for one, written in spreads]
+        lines.append((name, cells))
     return lines

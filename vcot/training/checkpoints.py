@@ -106,8 +106,7 @@ class Checkpoints:
         One whose best predecessor is gone is no use either: at the end its weights would be missing.
         """
         for saved in self._stored():
-            folder = self._fetch(saved)
-            if folder is None:
+            if (folder := self._fetch(saved)) is None:
                 continue
             best = saved.manifest.best_step
             if best is None or self.at(best) is not None:
@@ -121,8 +120,7 @@ class Checkpoints:
         """The one of that name, which another rank has found whole. Raises InputError: it is not any more."""
         uri = join(self.uri, name)
         saved = Saved(uri, Manifest.model_validate_json(self.store.read(join(uri, MANIFEST))))
-        folder = self._fetch(saved)
-        if folder is None:
+        if (folder := self._fetch(saved)) is None:
             raise InputError(f"{uri} was whole a moment ago and is not any more")
         return folder, saved.manifest
 

@@ -107,8 +107,7 @@ def fine_tune(
     if group.first:
         best, last = state.best_global_step, state.global_step
         if best is not None and best != last:
-            folder = checkpoints.at(best)
-            if folder is None:
+            if (folder := checkpoints.at(best)) is None:
                 raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
             load_trained(model, folder)
         result.metadata |= {"last_step": last, "kept_step": last if best is None else best}
