@@ -71,8 +71,8 @@ class Patches(_Strict):
         return math.ceil((patches if self.most is None else min(patches, self.most)) * self.factor)
 
 
+# Where no formula is known: a token for each 14 × 14 pixels, the finest that published models look at unmerged.
 UNKNOWN_IMAGE = Patches(kind="patches", size=14)
-"""Where no formula is known: a token for each 14 × 14 pixels, the finest that published models look at unmerged."""
 
 
 class Price(_Strict):
@@ -100,10 +100,7 @@ class Prices(_Strict):
     models: dict[str, Price]
 
     def of(self, model: str) -> Price | None:
-        for name, price in self.models.items():
-            if model == name or model in price.also:
-                return price
-        return None
+        return next((price for name, price in self.models.items() if model in (name, *price.also)), None)
 
 
 def read_prices(store: Store, uri: str | None = None) -> Prices:
@@ -290,9 +287,9 @@ class CostReport:
 
     def lines(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{source: {purpose: line}}"""
-        found: dict[str, dict[str, dict[str, Any]]] = {}
+        found: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
         for (source, purpose), line in sorted(self._lines.items()):
-            found.setdefault(source, {})[purpose] = _in_dollars(line)
+            found[source][purpose] = _in_dollars(line)
         return found
 
     def totals(self) -> dict[str, Any]:
