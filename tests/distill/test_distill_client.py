@@ -460,10 +460,7 @@ def test_requests_under_way_come_home_when_the_rows_can_be_written_no_longer(
 
     with scripted_teacher(lambda asked: Say("I see the [1] at the top left.", wait=0.3)) as teacher:
         monkeypatch.setenv("OPENAI_BASE_URL", teacher.address)
-        with (
-            pytest.raises(OSError, match="No space left"),
-            ask.teacher(retries=0, at_once=4) as teaching,
-        ):
+        with pytest.raises(OSError, match="No space left"), ask.teacher(retries=0, at_once=4) as teaching:
             distil(ask.rows(32), teaching, Full())  # type: ignore[arg-type]
         assert len(ask.kept) == len(teacher.asked) < 32
 

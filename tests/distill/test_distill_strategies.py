@@ -281,7 +281,7 @@ def test_negative_crops_measure_how_often_nonsense_passes_and_the_seed_chooses_t
     def accepted(**spoil: Any) -> tuple[int, int]:
         way = strategy("answer-aware", negative_crop_share=1.0)
         outcome(way, row(tmp_path), wise(**spoil))
-        return way.counts()["decoys"], way.counts()["decoys_accepted"]
+        return way.counted["decoys"], way.counted["decoys_accepted"]
 
     def looks(seed: int) -> list[int]:
         way, numbers = strategy("answer-aware", negative_crop_share=0.5, seed=seed), []

@@ -274,7 +274,7 @@ class BatchEndpoint:
                 await asyncio.sleep(min(1.0, POLL))
 
     async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
-        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over. Raises Gone."""
+        """The lines of a file of replies or errors, as they come, those that are JSON objects. Raises Gone."""
         with self._explained():
             try:
                 async with self._client.files.with_streaming_response.content(file) as answer:

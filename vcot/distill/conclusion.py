@@ -46,7 +46,7 @@ def fault_of(prose: str, sample: Sample) -> Fault | None:
     wanted = accepted(sample)
     said = _sentences(_marked(prose, wanted))
     if not said:
-        return _no_conclusion()
+        return _NO_CONCLUSION
     at = next((n for n in reversed(range(len(said))) if _HENCE.search(said[n])), len(said) - 1)
     concluded, hence = said[at], [*_HENCE.finditer(said[at])]
     clause = concluded[hence[-1].end() :] if hence and concluded[hence[-1].end() :].strip(" .,:") else concluded
@@ -76,7 +76,7 @@ def fault_of(prose: str, sample: Sample) -> Fault | None:
         return _another(concluded)
     if any(_held(last, answer) for answer in wanted):
         return None
-    return _another(concluded) if hence else _no_conclusion()
+    return _another(concluded) if hence else _NO_CONCLUSION
 
 
 MARK = "\ue000"
@@ -112,9 +112,9 @@ def _another(concluded: str) -> Fault:
     return Fault(Reason.TEACHER_WRONG_ANSWER, f"it concludes another answer than the row's: {concluded[-120:]!r}")
 
 
-def _no_conclusion() -> Fault:
-    return Fault(Reason.TEACHER_NO_CONCLUSION, "its last sentence does not say the answer in the answer's own words")
-
+_NO_CONCLUSION = Fault(
+    Reason.TEACHER_NO_CONCLUSION, "its last sentence does not say the answer in the answer's own words"
+)
 
 _HENCE = re.compile(
     r"\b(?:so(?! (?:that|many|much|far|long|called)\b)(?!-)|thus|therefore|hence|consequently|accordingly|"
@@ -215,7 +215,7 @@ def _polarity(said: Sequence[str], clause: str, right: set[str], question: str, 
     if right == {"no"} and not denied and again == len(asked) > 0:
         return _another(said[0])
     said_so = (denied and "no" in right) or {*words} & {*asked} or MARK in clause
-    return None if said_so else _no_conclusion()
+    return None if said_so else _NO_CONCLUSION
 
 
 # --- words

@@ -123,11 +123,6 @@ def padded(box: Box, image: Image) -> Box:
     )  # fmt: skip
 
 
-def crop(box: Box, image: Image, side: int) -> ShownImage:
-    """The crop around a box as a part of a request."""
-    return ShownImage(image, side, padded(box, image), least=SHORT_SIDE)
-
-
 def evidence_crops(boxes: Sequence[Box], image: Image, side: int) -> list[ShownImage]:
     """The crops that show all these boxes; the whole image where there is none (nothing there is seen by looking
     everywhere)."""
@@ -137,7 +132,7 @@ def evidence_crops(boxes: Sequence[Box], image: Image, side: int) -> list[ShownI
     if len(boxes) > MOST_CROPS:
         left, top, right, bottom = zip(*(box.as_list() for box in boxes), strict=True)
         boxes = [Box(min(left), min(top), max(right), max(bottom))]
-    return [crop(box, image, side) for box in boxes]
+    return [ShownImage(image, side, padded(box, image), SHORT_SIDE) for box in boxes]
 
 
 def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> Box | None:

@@ -22,9 +22,9 @@ from json_repair import repair_json
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from vcot.distill import Fault, Refused, refuse
-from vcot.distill.crops import size_of
+from vcot.distill.crops import evidence_crops, size_of
 from vcot.distill.request import Client, Request, RowFailed, ShownImage, choose_prompts
-from vcot.grounding import Frame, FrameSpec
+from vcot.grounding import Box, Frame, FrameSpec
 from vcot.records import Completion, Image, Reason, Rejection, Sample
 from vcot.settings import CommaSeparated, Options, setting
 from vcot.storage import Store
@@ -91,6 +91,9 @@ class PromptConfig:
 
     def whole(self, image: Image) -> ShownImage:
         return ShownImage(image, self.options.image_side)
+
+    def crop(self, box: Box, image: Image) -> ShownImage:
+        return evidence_crops([box], image, self.options.image_side)[0]
 
     def frame_of(self, image: Image) -> Frame:
         """The numbers of a box on this image, seen as it is sent."""

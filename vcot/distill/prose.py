@@ -121,8 +121,7 @@ _ABOUT_A_PLANE = re.compile(
     re.IGNORECASE,
 )
 _KEYED = re.compile(
-    rf"\b(?P<key>[xy][12]?|{_SIDE})(?: edge)?(?: ?[=:] ?| (?:is |from |at |of |= )?)(?P<value>{_N})",
-    re.IGNORECASE,
+    rf"\b(?P<key>[xy][12]?|{_SIDE})(?: edge)?(?: ?[=:] ?| (?:is |from |at |of |= )?)(?P<value>{_N})", re.IGNORECASE
 )
 
 

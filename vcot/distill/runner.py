@@ -203,7 +203,7 @@ class ModelTeacher:
 
     def counts(self) -> Mapping[str, Any]:
         report = self.client.report
-        return {**report.totals(), **self.strategy.counts(), "costs": report.lines()}
+        return {**report.totals(), **self.strategy.counted, "costs": report.lines()}
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """Every sample with its outcome, in order. Raises as `map` does."""

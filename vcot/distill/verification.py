@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 
 from vcot.answers import normalise
 from vcot.distill import Fault, Refused, conclusion
-from vcot.distill.crops import Object, crop, evidence_crops, extent, frame_line, negative_crop, question_lines
+from vcot.distill.crops import Object, evidence_crops, extent, frame_line, negative_crop, question_lines
 from vcot.distill.dialogue import Dialogue, Numbers, Parts, PromptConfig, Shape
 from vcot.distill.prose import sentences
 from vcot.distill.request import Request
@@ -319,7 +319,7 @@ def locate_parts(labels: Sequence[str], image: Image, config: PromptConfig) -> P
 
 
 def _look_parts(label: str, box: Box, image: Image, config: PromptConfig) -> Parts:
-    return [crop(box, image, config.options.image_side), f"Name: {label}"]
+    return [config.crop(box, image), f"Name: {label}"]
 
 
 def reanswer_parts(boxes: Sequence[Box], sample: Sample, config: PromptConfig) -> Parts:
@@ -335,8 +335,7 @@ def reanswer_parts(boxes: Sequence[Box], sample: Sample, config: PromptConfig) -
 
 def _shares(entries: Sequence[str]) -> dict[str, float]:
     """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
-    pairs = (entry.rpartition("=") for entry in entries)
-    return {name.strip(): float(share) for name, _, share in pairs}
+    return {name.strip(): float(share) for name, _, share in (entry.rpartition("=") for entry in entries)}
 
 
 def placed(label: str, numbers: Sequence[float], frame: Frame) -> Box | Fault:
