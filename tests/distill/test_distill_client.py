@@ -394,7 +394,7 @@ def test_the_teacher_sees_the_image_and_its_reply_is_kept(ask: Rows) -> None:
     (asked,) = teacher.asked
     assert (asked.path, asked.authorization) == ("/v1/chat/completions", "Bearer secret")
     assert (asked.body["model"], asked.body["temperature"]) == ("scripted", 0.5)
-    assert asked.image.size == (100, 75)
+    assert asked.images[0].size == (100, 75)
     assert (asked.question, asked.answer, asked.objects) == ("Where is disc 0?", "top left", {1: "red disc"})
     assert isinstance(made, DistilledReasoning)
     (kept,) = ask.kept

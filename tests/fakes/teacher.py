@@ -61,10 +61,10 @@ class Asked:
         return {int(n): label for n, label in re.findall(r"^\[(\d+)\] (.*?), ", self.words, re.M)}
 
     @property
-    def image(self) -> Image.Image:
-        url = self.body["messages"][-1]["content"][0]["image_url"]["url"]
-        assert url.startswith("data:image/jpeg;base64,")
-        return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True)))
+    def images(self) -> list[Image.Image]:
+        parts = (part["image_url"]["url"] for part in self.body["messages"][-1]["content"] if "image_url" in part)
+        data = (url.removeprefix("data:image/jpeg;base64,") for url in parts)
+        return [Image.open(io.BytesIO(base64.b64decode(one, validate=True))) for one in data]
 
 
 @dataclass(frozen=True)

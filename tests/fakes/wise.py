@@ -8,7 +8,6 @@ What it says is right until a test spoils it: `spoil={"look": lambda asked, said
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
@@ -92,7 +91,7 @@ class Wise:
 
     def _reanswer(self, asked: Asked) -> dict[str, Any]:
         known = self.known.get(asked.question, Known("something coloured"))
-        seen = not known.needs or any(known.needs in found(asked, n) for n in range(images(asked)))
+        seen = not known.needs or any(known.needs in found(asked, n) for n in range(len(asked.images)))
         return {"answer": known.answer if seen else "cannot tell"}
 
     def _caption(self, asked: Asked) -> dict[str, Any]:
@@ -140,18 +139,9 @@ def visible(asked: Asked) -> bool:
     return named(asked) not in COLOURS or named(asked) in found(asked)
 
 
-def images(asked: Asked) -> int:
-    return sum(part["type"] == "image_url" for part in asked.body["messages"][-1]["content"])
-
-
-def shown(asked: Asked, number: int = 0) -> Image.Image:
-    urls = [p["image_url"]["url"] for p in asked.body["messages"][-1]["content"] if p["type"] == "image_url"]
-    return Image.open(io.BytesIO(base64.b64decode(urls[number].split(",", 1)[1])))
-
-
 def found(asked: Asked, number: int = 0) -> dict[str, list[int]]:
     """What is visible in an image of the request, with its box in thousandths."""
-    pixels = np.asarray(shown(asked, number).convert("RGB"), dtype=int)
+    pixels = np.asarray(asked.images[number].convert("RGB"), dtype=int)
     height, width, _ = pixels.shape
     boxes = {}
     for label, colour in COLOURS.items():

@@ -55,8 +55,7 @@ class DistilledReasoning:
     parts: tuple[Rejection, ...] = field(default=(), compare=False)
 
 
-Outcome = DistilledReasoning | Rejection | None
-"""None: the row needs no teacher."""
+Outcome = DistilledReasoning | Rejection | None  # None: the row needs no teacher
 
 
 class Fault(NamedTuple):

@@ -57,10 +57,8 @@ def check_prices(prices: Prices, models: Iterable[str | None], budget: Usage) ->
 
 
 class Ledger:
-    """What was taken of a budget, by all processes of the run.
-
-    Entries are numbered and written once: of two processes that take at the same moment, one must look again.
-    """
+    """What was taken of a budget, by all processes of the run. Entries are numbered and written once: of two that take
+    at the same moment, one must look again."""
 
     def __init__(self, store: Store, stage_uri: str, budget: Usage) -> None:
         self.budget = budget
@@ -119,11 +117,8 @@ class Ledger:
 
 
 class Lease:
-    """What one process has taken of the budget and not yet spent; for one event loop.
-
-    Args:
-        requests: how many requests of the present size are taken at once, at most.
-    """
+    """What one process has taken of the budget and not yet spent; for one event loop. `requests`: how many of the
+    present size are taken at once, at most."""
 
     def __init__(self, ledger: Ledger, requests: int) -> None:
         self._ledger, self._requests = ledger, requests
@@ -287,12 +282,8 @@ class KeptReplies:
 
 
 def the_rest(rows: Iterable[Sample], number: int, teacher: ModelTeacher) -> str:
-    """What is still to be asked of these rows, for whom the budget has ended.
-
-    Args:
-        rows: of the shards that are not finished.
-        number: of the rows of all shards; of many, only some are looked up.
-    """
+    """What is still to be asked of these rows, of the shards that are not finished. `number`: of the rows of all
+    shards; of many, only some are looked up."""
     go_on = "What was paid for is kept, so the same command with more goes on from here"
     every = -(-number // LOOKED_UP) or 1
     rest = Estimate(teacher)

@@ -44,12 +44,8 @@ class Closing(Exception):
 
 
 class TeacherClient:
-    """For one event loop.
-
-    Args:
-        retries: how often a request is tried again.
-        failures: what becomes of a request that is not answered in any of its tries.
-    """
+    """For one event loop. `retries`: how often a request is tried again; `failures`: what becomes of one that is not
+    answered in any of its tries."""
 
     def __init__(
         self, endpoint: Endpoint, cache: ReplyCache, prices: Prices, ledger: Ledger, *, retries: int = 8,
@@ -224,11 +220,8 @@ class Failures:
     async def decide(
         self, row: str, model: str, trouble: VcotError, control: Callable[[Request | None], Awaitable[bool]]
     ) -> Exception:
-        """Waits until it is known: RowFailed where it is the row, else the trouble and whom it met.
-
-        Args:
-            control: whether a request that was answered before is answered now; None: a tiny one.
-        """
+        """Waits until it is known: RowFailed where it is the row, else the trouble and whom it met. `control`: whether
+        a request that was answered before is answered now; None: a tiny one."""
         self._count(row, trouble)
         seen = self._answers[model]
         self._waiting.append(row)

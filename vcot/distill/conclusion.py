@@ -169,8 +169,7 @@ def _spelt_apart(said: Sequence[str], wanted: Sequence[str]) -> bool:
     return False
 
 
-LONG = 5
-"""Words of an answer that nobody repeats word for word; half of what it adds to the question must be said."""
+LONG = 5  # words of an answer that nobody repeats word for word; half of what it adds to the question must be said
 
 
 def _retold(text: str, answer: str, question: str) -> bool:
@@ -277,8 +276,7 @@ def accepted(sample: Sample) -> list[str]:
     return [*sample.answers, *(c for n, c in enumerate(choices) if chr(ord("A") + n) in letters)]
 
 
-_OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")
-"""One word that stands by itself at the beginning."""
+_OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")  # one word that stands by itself at the beginning
 
 
 def tells_answer(prose: str, sample: Sample) -> bool:

@@ -34,8 +34,7 @@ from vcot.records import Completion
 from vcot.records.metadata import Line
 from vcot.storage import NotFound, Store
 
-PICO = 10**12
-"""Picodollars in a dollar. Prices are for a million tokens, to some thousandths of a cent."""
+PICO = 10**12  # picodollars in a dollar. Prices are for a million tokens, to some thousandths of a cent
 
 _Dollars = Annotated[Decimal, Field(ge=0, le=10_000, decimal_places=6)]
 
@@ -174,8 +173,7 @@ class Usage(NamedTuple):
 
 
 NOTHING = Usage()
-SENT = Usage(requests=1)
-"""Of a request that is not paid for: it left the process all the same."""
+SENT = Usage(requests=1)  # of a request that is not paid for: it left the process all the same
 
 
 def total(usages: Iterable[Usage]) -> Usage:

@@ -36,8 +36,7 @@ Parts = list[str | ShownImage]
 NOT_FOR_REPAIR = (Reason.TEACHER_FAILED, Reason.TEACHER_REFUSED, Reason.TEACHER_WRONG_ANSWER)
 """A teacher that cannot, would not, or thinks otherwise, is not talked round."""
 
-CHECKS = ("look", "reanswer", "verdict")
-"""Purposes for which --judge-model is asked, where there is one."""
+CHECKS = ("look", "reanswer", "verdict")  # purposes for which --judge-model is asked, where there is one
 
 
 class PromptOptions(Options):
@@ -173,11 +172,8 @@ class Dialogue:
 
 # --- the text of a reply
 
-LONGEST = 30_000
-"""Characters of a reply that is looked at."""
-
-REFUSED = ("content_filter", "refusal")
-"""Finish reasons of a Completion that say: would not."""
+LONGEST = 30_000  # characters of a reply that is looked at
+REFUSED = ("content_filter", "refusal")  # finish reasons of a Completion that say: would not
 
 MENDED, DEEPEST = 12_000, 20
 """Characters, and objects and lists inside each other, up to which a text is mended: beyond, mending takes quadratic

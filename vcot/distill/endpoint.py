@@ -129,7 +129,8 @@ class Endpoint:
         """
         client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
         path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
-        body = body if demanded else _without_schema(body)
+        if not demanded:
+            body = to_json({name: said for name, said in from_json(body).items() if name != "response_format"})
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
@@ -220,18 +221,10 @@ async def body_of(request: Request, images: ImagePacker) -> dict[str, Any]:
     return body | ({} if request.temperature is None else {"temperature": request.temperature})
 
 
-def _without_schema(body: bytes) -> bytes:
-    said = from_json(body)
-    said.pop("response_format", None)
-    return to_json(said)
-
-
 def _knows_no_schemas(error: openai.APIStatusError) -> bool:
     """Whether it is the demanded shape of the reply that an endpoint refuses."""
-    said = _words_of(error).casefold()
-    return error.status_code in (400, 415, 422, 501) and any(
-        name in said for name in ("response_format", "json_schema", "structured output", "guided")
-    )
+    said, names = _words_of(error).casefold(), ("response_format", "json_schema", "structured output", "guided")
+    return error.status_code in (400, 415, 422, 501) and any(name in said for name in names)
 
 
 def refuses_the_row(status: Any, code: Any) -> bool:
@@ -249,9 +242,8 @@ def _words_of(error: openai.APIStatusError) -> str:
 
 def _check_key(name: str, key: str) -> None:
     if not key.isascii() or not key.isprintable() or key != key.strip():
-        raise SettingsError(
-            f"{name} of {len(key)} characters holds one that no key has (a line break at its end, perhaps)"
-        )
+        what = f"{name} of {len(key)} characters holds one that no key has"
+        raise SettingsError(f"{what} (a line break at its end, perhaps)")
     learn(key)
 
 
@@ -341,11 +333,8 @@ class Rate:
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[None]:
-        """Holds one of the places for requests under way; who came first is served first.
-
-        Args:
-            tokens: of the request and its reply, at most; they count against what is allowed a minute.
-        """
+        """Holds one of the places for requests under way; who came first is served first. `tokens`: of the request and
+        its reply, at most; they count against what is allowed a minute."""
         async with self._turn:
             while self.under_way >= max(1, int(self._allowed)):
                 self._changed.clear()

@@ -25,8 +25,7 @@ from vcot.grounding import Box
 from vcot.records import Completion, Image
 from vcot.storage import NotFound, Store, join
 
-QUALITY = 90
-"""Of the JPEG that is sent."""
+QUALITY = 90  # of the JPEG that is sent
 
 _PROMPT_FILE = re.compile(r"(?P<name>[a-z-]+)\.v(?P<version>[0-9]+)\.md")
 

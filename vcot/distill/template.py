@@ -20,8 +20,7 @@ from vcot.grounding import Box, Mention, Trace, place
 from vcot.records import Reason, Rejection, Sample
 from vcot.stage import stop
 
-NAME = "template/1"
-"""Goes into `origin.teacher`; a new number where the same evidence would give other words."""
+NAME = "template/1"  # goes into `origin.teacher`; a new number where the same evidence would give other words
 
 PHRASINGS = 3
 

@@ -28,19 +28,13 @@ from vcot.grounding import Box, BoxError, BoxFault, Frame, Trace, iou, match_at
 from vcot.records import Image, Reason, Sample
 from vcot.settings import CommaSeparated, Options, flag, setting
 
-AGREEMENT = 0.5
-"""IoU from which two boxes are the same place."""
-
-SAME_THING = 0.7
-"""IoU from which two boxes of one label are one object."""
-
-LONGEST_LABEL = 80
-"""Characters."""
+AGREEMENT = 0.5  # IoU from which two boxes are the same place
+SAME_THING = 0.7  # IoU from which two boxes of one label are one object
+LONGEST_LABEL = 80  # characters
 
 ANSWER_FIRST = "answer-first"
 
-LIKELY_OBJECTS = 2
-"""In a piece of reasoning about an image in which nothing is annotated, for the estimate."""
+LIKELY_OBJECTS = 2  # in a piece of reasoning about an image in which nothing is annotated, for the estimate
 
 _MARKUP = re.compile(r"</?[a-z|!]|<\||\[\d|[{}]", re.IGNORECASE)
 _SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")

@@ -86,10 +86,7 @@ class Strategy(ABC):
         self, sample: Sample, client: Client, write: Callable[[Dialogue, int], Awaitable[Trace]], count: int
     ) -> DistilledReasoning | Rejection:
         """Several traces for one row: those that stand are its reasoning, those that fall are parts that were refused.
-
-        Args:
-            write: makes one trace; its number counts alternatives from 0. Raises Refused.
-        """
+        `write` makes one of a number from 0, or raises Refused."""
         traces: list[Trace] = []
         models: dict[str, None] = {}
         parts: list[Rejection] = []
@@ -140,8 +137,7 @@ class Registered:
         return self.kind(options, PromptConfig(settings, store), Verification(settings, detector))
 
 
-STRATEGIES: dict[str, Registered] = {}
-"""By the name that --strategy takes."""
+STRATEGIES: dict[str, Registered] = {}  # by the name that --strategy takes
 
 S = TypeVar("S", bound=Strategy)
 

@@ -33,11 +33,8 @@ from vcot.storage.images import ImageError
 
 T = TypeVar("T")
 
-LIKELY_OBJECTS = 4
-"""Of an image, for the estimate before anybody has looked."""
-
-STAND_IN = "A description of some eighty words stands here. " * 9
-"""As long as a caption, for the estimate."""
+LIKELY_OBJECTS = 4  # of an image, for the estimate before anybody has looked
+STAND_IN = "A description of some eighty words stands here. " * 9  # as long as a caption, for the estimate
 
 
 class TwoLevelOptions(ProposalOptions):
