@@ -21,7 +21,6 @@ from tests.distill.made import sample, stored, strategy
 from tests.fakes.teacher import (
     CLOSE,
     Answer,
-    Asked,
     Refuse,
     Say,
     grounded,
@@ -222,20 +221,6 @@ def test_count_that_nobody_can_believe_is_taken_at_its_worst(asks: Any, untrue: 
     assert (first.tokens_in, first.tokens_out, first.cost) == (worst.tokens - 1024, 1024, spent.pico / PICO)
 
 
-def test_schema_that_an_endpoint_refuses_is_left_out_and_each_request_counts(asks: Any) -> None:
-    """An endpoint that knows no schemas learns of it once for each request under way."""
-
-    def answer(asked: Asked) -> Answer:
-        return Refuse(400, "response_format is not supported") if asked.purpose else Say("yes")
-
-    with scripted_teacher(answer) as teacher:
-        wanted = [question(n, schema={"type": "object"}) for n in range(3)]
-        replies, client, tries = asks(wanted, teacher.address, at_once=1, retries=0)
-    assert [reply.text for reply in replies] == ["yes"] * 3
-    assert len(teacher.asked) == sum(spent.requests for _, spent in tries) == 4
-    assert client.report.totals()["tries_again"] == 0
-
-
 def test_first_reply_to_a_request_counts_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     cache, key = ReplyCache(Store(), str(tmp_path)), "ab" * 32
     mine, other = (Completion(text=text, model="m", finish_reason="stop") for text in ("mine", "other"))
@@ -285,6 +270,7 @@ def test_missing_key_or_a_wrong_address_is_a_setting(
     [
         (Refuse(500), TemporaryError, r"after 3 tries: http.* fails for now", 3),
         (CLOSE, TemporaryError, "cannot be reached", 3),
+        (Refuse(429, "slow down"), TemporaryError, "slow down.*lower --concurrency", 3),
         (Refuse(429, retry_after="3600"), TemporaryError, "Retry-After: 3600", 1),  # too long to sit out
         (Refuse(401, "bad key"), SettingsError, "OPENAI_API_KEY.*bad key", 1),
         (Refuse(404, "no such model"), SettingsError, "--model gpt-4o.*no such model", 1),
@@ -293,7 +279,7 @@ def test_missing_key_or_a_wrong_address_is_a_setting(
         (Answer(body=b"<html>Welcome"), SettingsError, r"not a chat completion.*Welcome.*/v1", 3),
         (Answer(body=b'{"error": "no"}'), SettingsError, "not a chat completion", 3),
     ],
-    ids=["500", "closed", "an hour", "401", "404", "quota", "400", "html", "error-200"],
+    ids=["500", "closed", "429", "an hour", "401", "404", "quota", "400", "html", "error-200"],
 )
 def test_trouble_that_stays_is_told_in_words(
     asks: Any, trouble: Answer, error: type[Exception], says: str, tries: int
@@ -358,7 +344,6 @@ class Rows:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.cache, self._environment = folder, folder / "cache", monkeypatch
-        self.counts: dict[str, int] = {}
 
     def rows(self, number: int) -> list[Sample]:
         return [stored(self.folder / "images", name=f"row-{n}", question=f"Where is disc {n}?") for n in range(number)]
@@ -371,10 +356,7 @@ class Rows:
     def __call__(self, rows: list[Sample], address: str, **given: Any) -> list[Outcome]:
         self._environment.setenv("OPENAI_BASE_URL", address)
         with self.teacher(**given) as teacher:
-            try:
-                done = list(teacher.teach(rows))
-            finally:
-                self.counts = {name: n for name, n in teacher.counts().items() if name != "costs"}
+            done = list(teacher.teach(rows))
         assert [row for row, _ in done] == rows
         return [outcome for _, outcome in done]
 
@@ -423,23 +405,6 @@ def test_a_useless_reply_is_asked_again_with_a_stricter_word_and_then_refused(
         )
         assert ask(ask.rows(1), teacher.address) == [outcome]  # kept too: what was paid for is not asked again
         assert len(teacher.asked) == asked
-
-
-def test_429_for_ever_ends_in_bounded_time_and_keeps_what_was_paid_for(ask: Rows) -> None:
-    good = {f"Where is disc {n}?" for n in range(4)}
-    rows = ask.rows(10)
-    with scripted_teacher(lambda a: grounded(a) if a.question in good else Refuse(429, "slow down")) as teacher:
-        with pytest.raises(
-            TemporaryError, match=r"slow down.*lower --concurrency.*same command again.*kept in"
-        ) as error:
-            ask(rows, teacher.address, at_once=5)
-        assert error.value.exit_code == 75
-        assert len(ask.kept) == 4
-        assert max(teacher.questions.count(row.question) for row in rows) == 3  # one try and two more
-        teacher.asked.clear()
-        teacher.script = grounded
-        ask(rows, teacher.address)
-        assert sorted(teacher.questions) == sorted({row.question for row in rows} - good)
 
 
 def test_no_more_requests_at_once_than_allowed_and_no_fewer(ask: Rows) -> None:

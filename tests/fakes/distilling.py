@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 from jobs.distill import DistillSettings, run
-from tests.distill.made import TOP_LEFT, draw_png, sample, see
+from tests.distill.made import draw_png, sample
 from tests.fakes.teacher import Teacher
 from vcot.records import Folder, Rejection, Sample, read_samples
 from vcot.records.metadata import ConvertMetadata, ConvertShardMetadata, DistillMetadata, DistillShardMetadata
@@ -51,14 +51,12 @@ def illustrated(run_uri: str, count: int) -> list[Sample]:
     """Rows whose image lies in storage."""
     uri = join(run_uri, "images", "one.png")
     Store().write(uri, draw_png())
-    there = (see("red disc", TOP_LEFT),)
-    return [sample(f"Where is disc {n}?", name=f"row-{n}", uri=uri, evidence=there) for n in range(count)]
+    return [sample(f"Where is disc {n}?", name=f"row-{n}", uri=uri) for n in range(count)]
 
 
 def converted(folder: Path, number: int, shards: int = 2, name: str = "one") -> Path:
     """A run whose shards take turns in the rows."""
-    where = folder / "runs" / name
-    rows = illustrated(str(folder), number)
+    where, rows = folder / "runs" / name, illustrated(str(folder), number)
     convert(str(where), *(rows[n::shards] for n in range(shards)))
     return where
 

@@ -13,7 +13,7 @@ from tests.distill import storm
 from tests.fakes.batches import Batches
 from tests.fakes.distilling import converted, distill, distilled, files, report
 from tests.fakes.teacher import Answer, Asked, Refuse, Say, grounded, miscounted, scripted_teacher
-from vcot.distill import batch, budget
+from vcot.distill import batch
 from vcot.errors import BudgetSpent, SettingsError, TemporaryError
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -34,13 +34,6 @@ def test_spent_budget_ends_with_21_and_more_goes_on_from_there(tmp_path: Path) -
         assert len(teacher.asked) == 6
         distill(where, teacher, budget_requests=12)
         assert len(teacher.asked) == 12
-
-
-def test_rest_of_very_many_rows_is_estimated_from_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "LOOKED_UP", 10)
-    where = converted(tmp_path, 40)
-    with scripted_teacher() as teacher, pytest.raises(BudgetSpent, match=r"about (20|24|28) of 40 rows"):
-        distill(where, teacher, budget_requests=16, concurrency=1)
 
 
 @pytest.mark.parametrize(("limit", "flag"), [({"budget_usd": 0.03}, "usd"), ({"budget_tokens": 12000}, "tokens")])

@@ -253,9 +253,7 @@ class BatchEndpoint:
 
     async def ended(self, name: str) -> Batch:
         """The batch, once it has ended: completed, expired or cancelled in part, or failed before anything was asked.
-
-        Raises Gone.
-        """
+        Raises Gone."""
         while True:
             with self._explained():
                 try:

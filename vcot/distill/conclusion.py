@@ -39,10 +39,8 @@ def agrees(answer: str, sample: Sample) -> bool:
 
 
 def fault_of(prose: str, sample: Sample) -> Fault | None:
-    """Why this prose, with names in the place of numbers, does not lead to the row's answer.
-
-    The last clause that says what follows counts ("so …", "therefore …"), else the last sentence.
-    """
+    """Why this prose, with names in the place of numbers, does not lead to the row's answer. The last clause that says
+    what follows counts ("so …", "therefore …"), else the last sentence."""
     wanted = accepted(sample)
     said = _sentences(_marked(prose, wanted))
     if not said:
@@ -280,11 +278,8 @@ _OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")  # one word that stands
 
 
 def tells_answer(prose: str, sample: Sample) -> bool:
-    """Whether prose names an accepted answer that the question does not hold.
-
-    Answers of one short word (yes, no, 2, up) stand in innocent sentences too: they are told by "the answer is 2", and
-    by "Yes, …".
-    """
+    """Whether prose names an accepted answer that the question does not hold. Answers of one short word (yes, no, 2,
+    up) stand in innocent sentences too: they are told by "the answer is 2", and by "Yes, …"."""
     said, asked = _bare_words(prose), _bare_words(sample.question)
     opening = _OPENING.match(prose)
     alone = _bare_words(opening[1]) if opening else []

@@ -103,10 +103,8 @@ class Prices(_Strict):
 
 
 def read_prices(store: Store, uri: str | None = None) -> Prices:
-    """The package's table, with the models of a file of one's own before it.
-
-    Raises SettingsError: the file is missing, or no such table.
-    """
+    """The package's table, with the models of a file of one's own before it. Raises SettingsError: the file is missing,
+    or no such table."""
     packaged = _parse(files("vcot.distill").joinpath("prices.toml").read_bytes(), "prices.toml")
     if uri is None:
         return packaged
@@ -186,10 +184,8 @@ class PromptTokens(NamedTuple):
 
 
 def prompt_tokens(request: Request, price: Price | None) -> PromptTokens:
-    """Tokens of all that is sent, before it is sent and without the model's tokenizer.
-
-    Images by the provider's formula (see prices.toml); text has at most one token a byte.
-    """
+    """Tokens of all that is sent, before it is sent and without the model's tokenizer. Images by the provider's formula
+    (see prices.toml); text has at most one token a byte."""
     texts = [request.prompt.text, *(part for part in request.parts if isinstance(part, str))]
     if request.schema is not None:
         texts.append(json.dumps(request.schema))

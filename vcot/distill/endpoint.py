@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -52,22 +53,15 @@ _JSON: Any = {"headers": {"Content-Type": "application/json"}}
 _TIMEOUT = httpx2.Timeout(None, connect=CONNECT)  # the endpoint itself times a whole try
 
 
+@dataclass(eq=False)
 class Unanswered(Exception):
-    """A try that gave no reply.
+    """A try that gave no reply."""
 
-    Args:
-        trouble: what to tell if it is not made again.
-        again: whether the same request may pass if it is sent once more.
-        sent: whether the request left this process.
-        billed: whether the endpoint may have answered all the same, and be paid for it.
-        whole: whether it concerns all requests (the account, the model, the way there), and not perhaps this one.
-    """
-
-    def __init__(
-        self, trouble: VcotError, *, again: bool = False, sent: bool = True, billed: bool = False, whole: bool = False
-    ) -> None:
-        super().__init__(str(trouble))
-        self.trouble, self.again, self.sent, self.billed, self.whole = trouble, again, sent, billed, whole
+    trouble: VcotError  # what to tell if it is not made again
+    again: bool = False  # the same request may pass if it is sent once more
+    sent: bool = True  # the request left this process
+    billed: bool = False  # the endpoint may have answered all the same, and be paid for it
+    whole: bool = False  # it concerns all requests (the account, the model, the way there), and not perhaps this one
 
 
 class SchemaRefused(Unanswered):
@@ -185,10 +179,8 @@ class Endpoint:
                 return Unanswered(SettingsError(f"{self.address} refuses the request itself ({said})"))
         # A pause longer than we sit out is left to whoever starts this again.
         too_long = (wait or 0.0) > LONGEST_PAUSE
-        return Unanswered(
-            TemporaryError(what), again=not too_long, billed=status in _PERHAPS_ANSWERED,
-            whole=too_long or status == 429,
-        )  # fmt: skip
+        billed, whole = status in _PERHAPS_ANSWERED, too_long or status == 429
+        return Unanswered(TemporaryError(what), again=not too_long, billed=billed, whole=whole)
 
     def _unreachable(self, why: str, *, sent: bool) -> Unanswered:
         what = f"{self.address} cannot be reached ({why}): is OPENAI_BASE_URL right, and is the server up?"

@@ -237,10 +237,8 @@ class Verification:
     async def try_negative_crop(
         self, one: Object, others: Sequence[Object], dialogue: Dialogue, passes: Callable[[Box], Awaitable[object]]
     ) -> None:
-        """Counts whether a place that does not show the object passes for it; False and None say no.
-
-        It is asked for a share of the objects, as the seed decides, and says nothing against the row.
-        """
+        """Counts whether a place that does not show the object passes for it; False and None say no. It is asked for a
+        share of the objects, as the seed decides, and says nothing against the row."""
         seed = f"{self.options.seed}\0{dialogue.sample.id}\0{one.label}\0{one.box.as_list()}"
         if random.Random(seed).random() >= self.options.negative_crop_share:
             return
@@ -359,11 +357,8 @@ def is_plain(text: str) -> bool:
 
 
 def annotated_as(label: str, box: Box, objects: Sequence[Object]) -> Object | Fault | None:
-    """The annotated object that a proposal is; None where nothing of its name or place is annotated.
-
-    A proposal on an annotated place is that object. One that bears the name of annotated objects and lies on none of
-    them is wrong.
-    """
+    """The annotated object that a proposal is; None where nothing of its name or place is annotated. A proposal on an
+    annotated place is that object. One that bears the name of annotated objects and lies on none of them is wrong."""
     best = max(objects, key=lambda one: iou(box, one.box), default=None)
     if best is not None and iou(box, best.box) >= AGREEMENT:
         return best

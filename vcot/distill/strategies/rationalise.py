@@ -89,9 +89,8 @@ class Rationalise(Strategy):
         checked = iter(await self.verification.check_boxes(proposed, objects, dialogue))
         places = []
         for number, one in enumerate(pointed, 1):
-            found = (
-                await self._annotated(one, one.to, objects, dialogue) if isinstance(one.to, Object) else next(checked)
-            )
+            it = one.to
+            found = await self._annotated(one, it, objects, dialogue) if isinstance(it, Object) else next(checked)
             kept = self.verification.or_name(found, one.words, f"anchor {number}", dialogue)
             if isinstance(kept, Object):
                 places.append((one.span, kept.box))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
@@ -338,10 +338,9 @@ class TwoLevel(Strategy):
         return [self.config.whole(sample.shown), "\n".join(words)]
 
 
+@dataclass(eq=False)
 class _RowRefused(Exception):
-    def __init__(self, rejection: Rejection) -> None:
-        super().__init__(rejection.detail)
-        self.rejection = rejection
+    rejection: Rejection
 
 
 def apart(found: Sequence[tuple[Object, float]], most: int) -> list[int]:
