@@ -116,20 +116,6 @@ def test_a_jpeg_that_fits_is_sent_as_it_is_unless_it_says_more_than_it_shows(tmp
 # --- money
 
 
-class Noted:
-    """A budget that notes what each try reserves and what it spends."""
-
-    def __init__(self) -> None:
-        self.tries: list[tuple[Usage, Usage]] = []
-
-    async def reserve(self, worst: Usage) -> None: ...
-
-    def settle(self, worst: Usage, spent: Usage) -> None:
-        self.tries.append((worst, spent))
-
-    async def close(self) -> None: ...
-
-
 def question(number: int = 0, **more: Any) -> Request:
     words = f"Question: Where is disc {number}?\nRight answer: up\n[1] disc, up"
     return Request("reason", Prompt("p", 1, "Rules."), (words,), "gpt-4o", **more)
@@ -137,27 +123,25 @@ def question(number: int = 0, **more: Any) -> Request:
 
 @pytest.fixture
 def asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Asks requests as a new process would: their replies, the client, and the tries."""
-    noted = Noted()
+    """Asks requests as a new process would: their replies, the client, and what each try reserved and spent."""
+    tries: list[tuple[Usage, Usage]] = []
 
-    def ask(
-        requests: list[Request], address: str, *, retries: int = 4, **given: Any
-    ) -> tuple[list[Completion], TeacherClient, list[tuple[Usage, Usage]]]:
+    async def ask(requests: list[Request], **given: Any) -> tuple[list[Completion], TeacherClient]:
+        client = client_of(tmp_path, **({"at_once": 4, "retries": 4} | given))
+        settle = client.lease.settle
+        client.lease.settle = lambda *used: (tries.append(used), settle(*used))  # type: ignore
+        try:
+            return list(await asyncio.gather(*(client.ask(one, source="made") for one in requests))), client
+        finally:
+            await client.close()
+
+    def run(requests: list[Request], address: str, **given: Any) -> Any:
         monkeypatch.setenv("OPENAI_BASE_URL", address)
-        noted.tries.clear()
+        tries.clear()
+        return *asyncio.run(ask(requests, **given)), tries
 
-        async def all_of_them() -> tuple[list[Completion], TeacherClient]:
-            client = client_of(tmp_path, retries=retries, **({"at_once": 4} | given))
-            client.lease = noted  # type: ignore[assignment]
-            try:
-                return list(await asyncio.gather(*(client.ask(one, source="made") for one in requests))), client
-            finally:
-                await client.close()
-
-        return *asyncio.run(all_of_them()), noted.tries
-
-    ask.tries = noted.tries  # type: ignore[attr-defined]
-    return ask
+    run.tries = tries  # type: ignore[attr-defined]
+    return run
 
 
 def test_same_request_asked_twice_at_once_is_paid_for_once(asks: Any) -> None:
