@@ -174,15 +174,12 @@ class Failures:
                                   refused. Not: the run stops.
 
     So an endpoint that is down costs no row, and a row that an endpoint cannot take costs no run.
-
-    Args:
-        in_a_row: so many rows that fail one after another, in the order in which they came, stop the run.
-        share: of the rows that were asked about; when more than that fail, the run stops.
     """
 
     def __init__(self, in_a_row: int, share: float) -> None:
         self.answered_before: dict[str, Request] = {}  # by model; in this run or, with a kept reply, in an earlier one
-        self._most, self._share = in_a_row, share
+        self._most = in_a_row  # rows that fail one after another, in the order in which they came, that stop the run
+        self._share = share  # of the rows that were asked about; when more than that fail, the run stops
         self._rows = 0
         self._places: OrderedDict[str, int] = OrderedDict()  # row → its place in the order, of those remembered
         self._failed: dict[int, str] = {}  # place → row

@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
@@ -111,23 +111,20 @@ class PromptConfig:
         )  # fmt: skip
 
 
+@dataclass
 class Dialogue:
-    """Args: who answers, about which row, how it is asked, what is counted, and how often it was refused before."""
-
-    def __init__(
-        self, client: Client, sample: Sample, config: PromptConfig, counts: Counter[str], *, again: int = 0
-    ) -> None:
-        self.sample, self.config, self.counts, self.again = sample, config, counts, again
-        self.said: list[str] = []
-        self.models: tuple[str, ...] = ()  # that wrote, each once; not those that only judged
-        self.parts: list[Rejection] = []
-        self._client = client
+    client: Client
+    sample: Sample
+    config: PromptConfig
+    counts: Counter[str]
+    again: int = 0  # how often the row was refused before
+    said: list[str] = field(default_factory=list)
+    models: tuple[str, ...] = ()  # that wrote, each once; not those that only judged
+    parts: list[Rejection] = field(default_factory=list)
 
     def about(self, sample: Sample, *, again: int = 0) -> Dialogue:
         """The same dialogue about another question on the image, or begun `again`; all that is said belongs to both."""
-        other = Dialogue(self._client, sample, self.config, self.counts, again=self.again + again)
-        other.said = self.said
-        return other
+        return Dialogue(self.client, sample, self.config, self.counts, self.again + again, self.said)
 
     async def ask(self, purpose: str, parts: Sequence[str | ShownImage], shape: type[S]) -> S:
         """The reply as this shape. Raises Refused."""
@@ -153,7 +150,7 @@ class Dialogue:
 
     async def _once(self, request: Request, read: Callable[[Completion], T]) -> T:
         try:
-            completion = await self._client.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
+            completion = await self.client.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
         except RowFailed as error:
             raise Refused(Reason.TEACHER_FAILED, str(error)) from error
         self.said.append(completion.text)

@@ -179,11 +179,8 @@ class Verification:
     async def denied(
         self, new: Sequence[Object], objects: Sequence[Object], dialogue: Dialogue, *, look: bool = True
     ) -> dict[Object, Fault]:
-        """Those of the new objects that a second proposal, a look or the detector denies, and which.
-
-        Args:
-            look: False where somebody will look later.
-        """
+        """Those of the new objects that a second proposal, a look (unless somebody will look later) or the detector
+        denies, and which."""
         faults: dict[Object, Fault] = {}
         if self.options.self_consistency and new:
             faults |= await self._pointed_elsewhere(list(dict.fromkeys(new)), dialogue)
