@@ -3,6 +3,8 @@ replies of a teacher, written by hand, with what should become of them.
 
     {"keep": false, "kind": "chart", "question": …, "answers": […], "objects": […], "say": […], "fault": "told"}
 
+`python -m tests.distill.test_distill_replies first` says how many of a table are judged right.
+
 `objects` are the annotated things by their labels (null: nobody annotated any, `add` has what the teacher adds; []: it
 is not there). `say` are the sentences; `times` says them again and again. `answer` is what the reply closes with, where
 that is not the row's own. `raw` is a reply letter by letter. Each row is put through answer-aware as a whole, without
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,12 @@ def outcome(row: Row, form: str) -> DistilledReasoning | Rejection:
     return found
 
 
+def right(rows: list[Row], form: str) -> tuple[int, int]:
+    """How many of the rows to keep are kept, and how many of those to refuse are refused."""
+    kept = [(row["keep"], isinstance(outcome(row, form), DistilledReasoning)) for row in rows]
+    return kept.count((True, True)), kept.count((False, False))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("name", "half", "keeps", "refuses"), [("first", 100, 95, 95), ("second", 50, 46, 38)])
 def test_of_each_table_so_much_is_right(form: str, name: str, half: int, keeps: int, refuses: int) -> None:
@@ -83,9 +92,9 @@ def test_of_each_table_so_much_is_right(form: str, name: str, half: int, keeps: 
     ordered or placed in words that nobody has listed. Who mends that writes a third table."""
     rows = table(name)
     assert (len(rows), sum(row["keep"] for row in rows)) == (2 * half, half)
-    said = [(row["keep"], isinstance(outcome(row, form), DistilledReasoning)) for row in rows]
-    assert said.count((True, True)) >= keeps
-    assert said.count((False, False)) >= refuses
+    kept, refused = right(rows, form)
+    assert kept >= keeps
+    assert refused >= refuses
 
 
 FAULTS = {
@@ -108,3 +117,8 @@ def test_a_fault_has_its_reason(fault: str) -> None:
     reasons = [one.reason for one in fallen if isinstance(one, Rejection)]
     assert {*reasons} <= FAULTS[fault]
     assert len(reasons) == len(fallen) > 1
+
+
+if __name__ == "__main__":
+    for form in FORMS:
+        print(form, "right of those to keep, of those to refuse:", right(table(sys.argv[1]), form))
