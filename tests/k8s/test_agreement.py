@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
+from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, of_kind, render
 from vcot import errors
 from vcot.pipeline.local import gather_variables, read_env_file
 from vcot.pipeline.orchestrator import RETRY
@@ -145,22 +145,3 @@ def test_the_page_tells_of_every_component_overlay_and_example() -> None:
     for folder in (COMPONENTS, OVERLAYS, ROOT / "k8s/examples"):
         for one in folder.iterdir():
             assert f"`{one.name}`" in page, one.name
-
-
-def test_the_page_says_what_stages_ask_for(gpu: list[Manifest]) -> None:
-    page = (ROOT / "docs/kubernetes.md").read_text()
-    for stage in STAGES:
-        cron_job = named(gpu, "CronJob", f"stage-{stage}")
-        resources = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["resources"]
-        requests, limits = resources["requests"], resources["limits"]
-        shards = cron_job["metadata"].get("annotations", {}).get("vcot/parallelism")
-        row = [
-            stage,
-            cron_job["metadata"]["labels"]["vcot/pool"].upper(),
-            {"500m": "0.5"}.get(requests["cpu"], requests["cpu"]),
-            f"{requests['memory'].replace('Gi', ' GiB')} ({limits['memory'].removesuffix('Gi')})",
-            requests["ephemeral-storage"].replace("Gi", " GiB"),
-            limits.get("nvidia.com/gpu", "–"),
-            f"{shards} shards" if shards else "",
-        ]
-        assert " ".join(f"| {cell}" for cell in row).rstrip() in page

@@ -190,7 +190,7 @@ FINDS: dict[str, tuple[Callable[[MemoryCluster], object], str, str, list[str]]] 
         ["the cluster does not know external-secrets.io → install External Secrets"],
     ),
     "a Secret that one may not look at": (
-        lambda c: c.unreadable.add("Secret"), "", "note", ["Secret s3-credentials could not be looked at"],
+        lambda c: c.refused.add(("get", "Secret")), "", "note", ["Secret s3-credentials could not be looked at"],
     ),
     "a run that was started before": (
         lambda c: c.put("Job", {"metadata": {"name": "pipeline-first"}, "spec": {}}), "", "note",
