@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -74,9 +74,8 @@ def gather_variables(
 
 def validate(stage: str, variables: Mapping[str, str]) -> list[str]:
     """A line for each fault of a stage's settings, as the stage itself tells it: ``python -m jobs.<stage> --check``."""
-    answer = subprocess.run(
-        [*command(stage), "--check"], env=environment(variables), capture_output=True, text=True, check=False
-    )
+    check = [*command(stage), "--check"]
+    answer = subprocess.run(check, env=environment(variables), capture_output=True, text=True, check=False)
     if answer.returncode == 0:
         return []
     return answer.stderr.strip().splitlines() or [f"{stage}: --check ended with {answer.returncode} and said nothing"]
@@ -113,8 +112,9 @@ class LocalExecutor:
     def start(self, step: Step) -> None:
         # A session of its own: Ctrl-C reaches the orchestrator alone, which then asks the stage to save.
         process = subprocess.Popen(
-            command(step.stage), env=environment(step.environment), start_new_session=True, preexec_fn=_die_with_parent
-        )
+            command(step.stage), env=environment(step.environment), start_new_session=True,
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )  # fmt: skip
         self._running[step.name] = (process, time.monotonic())
 
     def poll(self, step: Step) -> Outcome | None:
@@ -145,11 +145,18 @@ class LocalExecutor:
         return "the running stage has saved what it had"
 
 
-def _die_with_parent() -> None:
-    """On Linux the kernel sends SIGTERM to the stage should the orchestrator be killed."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def die_with_parent(number: int) -> Callable[[], None] | None:
+    """For `preexec_fn`: on Linux the kernel sends that signal when the starting process ends, however it does."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent, pr_set_pdeathsig = ctypes.CDLL(None, use_errno=True).prctl, os.getpid(), 1
+
+    def in_the_child() -> None:
+        prctl(pr_set_pdeathsig, number)
+        if os.getppid() != parent:  # killed between fork and here
+            os.kill(os.getpid(), number)
+
+    return in_the_child
 
 
 # --- folders of this computer into storage, and pages out of it --------------------------------------------
