@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def _started(
                 start_new_session=True, pass_fds=(lock.fileno(),), preexec_fn=die_with_parent(signal.SIGTERM),
             )  # fmt: skip
         try:
-            if not _is_ready(process, host, port, ready):
+            if not _is_ready(process, f"{endpoint}{ready}"):
                 if (code := process.poll()) is not None and attempt < 3:
                     continue
                 ended = f"not ready in {_READY_WITHIN:g} s" if code is None else f"ended with {code}"
@@ -159,18 +160,12 @@ def _started(
             _stop(process)
 
 
-def _is_ready(process: subprocess.Popen[bytes], host: str, port: int, path: str) -> bool:
+def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
     deadline = time.monotonic() + _READY_WITHIN
     while process.poll() is None and time.monotonic() < deadline:
-        connection = http.client.HTTPConnection(host, port, timeout=2)  # past any proxy
-        try:
-            connection.request("GET", path)
-            if connection.getresponse().status == 200:
-                return True
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
+        with contextlib.suppress(OSError, http.client.HTTPException), opener.open(url, timeout=2):
+            return True
         time.sleep(0.05)
     return False
 
@@ -240,12 +235,9 @@ def _environment(endpoint: str, data: Path, keys: dict[str, str], host: str) -> 
         "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    for profile in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
-        if profile in os.environ:
-            environment[profile] = "default"
-    for proxy in ("NO_PROXY", "no_proxy"):
-        environment[proxy] = ",".join(filter(None, [os.environ.get(proxy, ""), host]))
-    return environment
+    profiles = {name: "default" for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE") if name in os.environ}
+    direct = {name: ",".join(filter(None, [os.environ.get(name), host])) for name in ("NO_PROXY", "no_proxy")}
+    return environment | profiles | direct
 
 
 def _last_lines(log: Path, count: int = 5) -> str:

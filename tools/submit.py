@@ -89,9 +89,10 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
 def fresh_run_id(checkout: Path, now: datetime) -> str:
     """``r20261121-120355-c569011``: sorts by time, tells the commit of the manifests, and starts with a letter, which
     a Service (of a JobSet) must."""
-    git = shutil.which("git")
-    command = [git or "git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()[:7] if git else ""
+    commit = ""
+    if git := shutil.which("git"):
+        command = [git, "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()[:7]
     return f"r{now:%Y%m%d-%H%M%S}{'-' if commit else ''}{commit}"
 
 

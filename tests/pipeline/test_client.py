@@ -223,14 +223,3 @@ def test_sigterm_ends_the_command_with_143_and_the_next_one_adopts_its_job(serve
     assert "train: adopted, it is there already" in [line["event"] for line in lines]
     assert lines[-1]["event"] == "finished"
     assert server.cluster.created == ["r1-plan", "r1-state", "r1-train"]
-
-
-def test_wrong_settings_on_the_cluster_are_told_by_the_stages_and_no_job_is_made(server, in_a_pod) -> None:
-    for stage, wrong in (("train", {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1"}), ("evaluate", {"VCOT_EVALUATE_SEDE": "1"})):
-        server.cluster.objects["ConfigMap", f"settings-{stage}-abc"]["data"] |= wrong
-    with pytest.raises(SettingsError) as caught:
-        run(PipelineSettings.load(["--only", "train,evaluate"])[0])
-    train, evaluate = str(caught.value).splitlines()
-    assert train.startswith("train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: ")
-    assert evaluate.startswith("evaluate: VCOT_EVALUATE_SEDE: no such setting; did you mean VCOT_EVALUATE_SEED?")
-    assert server.cluster.created == ["r1-state"]

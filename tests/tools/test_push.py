@@ -20,7 +20,7 @@ from tools.pages import run as bring_pages
 from tools.push import PushSettings, wanted
 from tools.push import run as push_run
 from tools.s3server import S3Server
-from tools.storage import StorageSettings, storage_of_the_cluster
+from tools.storage import StorageSettings
 from vcot import redaction
 from vcot.errors import InputError, VcotError
 from vcot.redaction import REDACTED, redacted
@@ -192,7 +192,7 @@ def test_the_way_in_stays_open_however_much_kubectl_says_and_no_key_is_logged(in
     """A line for each connection; a pipe that nobody reads is full after 64 KiB, and kubectl stands still."""
     monkeypatch.setattr(redaction, "_forms", ())
     put_secret(tmp_path, {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "kept-in-a-Secret-4711"})
-    with patch.dict(os.environ), storage_of_the_cluster("vcot", "minio"):
+    with patch.dict(os.environ), StorageSettings(service="minio").storage():
         assert redacted("someone with kept-in-a-Secret-4711") == f"someone with {REDACTED}"
         until = time.monotonic() + 20
         while not (tmp_path / "handled").exists():
