@@ -138,7 +138,8 @@ def _manifests(overlay: Overlay) -> Iterator[Finding]:
         words = f"ServiceAccount orchestrator lacks {role}, which stage has: it asks the storage, too"
         yield missing(words, "annotate both ServiceAccounts alike")
     if not overlay.runs_uri.startswith("s3://"):
-        yield missing(f"RUNS_URI={overlay.runs_uri}: pods share no folder", f"s3://bucket/prefix in {where}/run.env")
+        write = f"write s3://bucket/prefix in {where}/run.env"
+        yield missing(f"RUNS_URI={overlay.runs_uri}: pods share no folder", write)
     try:
         must_name_jobs(overlay.run_id)
         plan = _plan(overlay)

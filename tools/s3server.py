@@ -35,7 +35,7 @@ from typing import IO, Literal
 
 from tools.gomodules import CannotBuild, GoModule, built, tell
 from vcot.errors import SettingsError, TemporaryError, VcotError
-from vcot.pipeline.local import die_with_parent
+from vcot.ranks import die_with_parent
 from vcot.redaction import learn
 
 MODULE = Path(__file__).resolve().parents[1] / "tests" / "tools" / "minio"

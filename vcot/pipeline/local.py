@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ from string import Template
 from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Outcome, Plan, Step
+from vcot.ranks import die_with_parent
 from vcot.settings import PREFIX, STAGES
 from vcot.storage import NotFound, Store, join, put_folder
 
@@ -143,20 +143,6 @@ class LocalExecutor:
                 logging.get().warning(f"{step.name} did not stop within {GRACE:g} s; killed")
                 process.kill()
         return "the running stage has saved what it had"
-
-
-def die_with_parent(number: int) -> Callable[[], None] | None:
-    """For `preexec_fn`: on Linux the kernel sends that signal when the starting process ends, however it does."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent, pr_set_pdeathsig = ctypes.CDLL(None, use_errno=True).prctl, os.getpid(), 1
-
-    def in_the_child() -> None:
-        prctl(pr_set_pdeathsig, number)
-        if os.getppid() != parent:  # killed between fork and here
-            os.kill(os.getpid(), number)
-
-    return in_the_child
 
 
 # --- folders of this computer into storage, and pages out of it --------------------------------------------
