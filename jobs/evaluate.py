@@ -114,9 +114,8 @@ def run(settings: EvaluateSettings) -> None:
         with contextlib.suppress(GateFailed):  # the gates are judged again below, after the table
             _ask(settings, store, folder, subject)
     elif subject.metadata:
-        logging.get().info(
-            "this model was evaluated on these samples with this code for this occasion", **subject.metadata
-        )
+        said = "this model was evaluated on these samples with this code for this occasion"
+        logging.get().info(said, **subject.metadata)
     if settings.part in ("all", "finish", "look"):
         gates = _show(settings, store, folder, subject)
         if settings.promote:
@@ -195,14 +194,10 @@ def _promote(
 
     trained = subject.train.marker.metadata
     pointer = subjects.promote(
-        store,
-        settings.pointer_uri,
-        train=subject.train,
+        store, settings.pointer_uri, train=subject.train, samples=subject.samples,
         base={"uri": settings.base_uri or trained.base_uri, "sha256": trained.base_sha256},
-        evaluation=subjects.Finished.at(store, folder.uri, EVALUATE),
-        samples=subject.samples,
-        gates=[gate["words"] for gate in gates],
-    )
+        evaluation=subjects.Finished.at(store, folder.uri, EVALUATE), gates=[gate["words"] for gate in gates],
+    )  # fmt: skip
     summary(promoted=pointer.uri)
 
 

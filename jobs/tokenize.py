@@ -100,18 +100,10 @@ def run(settings: TokenizeSettings) -> None:
     )  # fmt: skip
     tokenizing = Tokenizing(store, source_uri, source, folder.uri, Encoder(processor, contract))
     run_shards(
-        folder,
-        settings,
-        inputs=inputs,
-        shards=len(source.shards),
-        work=tokenizing.shard,
-        sink=ExampleSink,
-        max_rejected_share=settings.max_rejected_share,
-        report=tokenizing.report,
-        metadata=TokenizeMetadata(
-            contract=tokenizing.encoder.contract, base_uri=settings.base_uri, base_sha256=base_digest
-        ),
-    )
+        folder, settings, inputs=inputs, shards=len(source.shards), work=tokenizing.shard, sink=ExampleSink,
+        max_rejected_share=settings.max_rejected_share, report=tokenizing.report,
+        metadata=TokenizeMetadata(contract=contract, base_uri=settings.base_uri, base_sha256=base_digest),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

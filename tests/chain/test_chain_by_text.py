@@ -75,11 +75,11 @@ def test_rows_with_and_without_an_image_go_through_all_stages(
     assert sum(example.image is None for example in Examples(files)) == 4
 
     stage(
-        train.TrainSettings, train.run, run_uri, **base, tune="lora", lora_r=4, dtype="float32", max_steps=2,
+        train.TrainSettings, train.run, run_uri, **base, tune="lora", lora_r=4, dtype="float32", max_steps=1,
         per_device_train_batch_size=4, gradient_accumulation_steps=1, report_to="none", device="cpu",
     )  # fmt: skip
     report = stage(
-        evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=6, rows_per_shard=3,
+        evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=3, rows_per_shard=3,
         device="cpu",
     )  # fmt: skip
     counted = {name: report["samples"][name] for name in ("split", "rows", "images", "by_text", "left_out")}

@@ -18,7 +18,7 @@ from tests.distill.made import draw_png, sample
 from tests.fakes.distilling import convert, distilled, rejections
 from tests.fakes.seeing import Eyes, Seeing
 from tests.fakes.teacher import scripted_teacher
-from vcot.evaluation.baselines import CENTRE
+from vcot.evaluation.runner import CENTRE
 from vcot.grounding import Box, match
 from vcot.records import Sample, read_samples
 from vcot.records.shards import CONVERT, read_marker

@@ -7,19 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.evaluating import FakeModel, by_text, drawn, evaluate, frame, runner, said, sample
+from tests.fakes.evaluating import by_text, sample
 from tests.fakes.markers import CONTRACT
 from vcot.errors import InputError
-from vcot.evaluation.baselines import Baselines
-from vcot.evaluation.compare import judge_gates
-from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.metrics import score
 from vcot.evaluation.models import FAMILIES, own_form
-from vcot.evaluation.page import headline
-from vcot.evaluation.report import build, gather
-from vcot.evaluation.runner import read_replies
 from vcot.grounding import Box, Mention, Trace, render
-from vcot.records import Completion
 from vcot.storage import Store
 
 
@@ -79,37 +72,3 @@ def test_where_there_is_nothing_to_ask_otherwise_the_base_is_asked_once(tmp_path
         (tmp_path / "contract.json").write_text(json.dumps({"contract": told}))
     contract = CONTRACT.model_copy(update=changed)
     assert form_of(tmp_path, named, contract, config={"model_type": model_type}) is None
-
-
-class Native(FakeModel):
-    """A base that points only when it is asked in its own form, and a tuned model that finds a quarter."""
-
-    def ask(self, model, samples, images):
-        self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
-        texts = []
-        for one in samples:
-            numbers = [round(n) for n in frame(one).numbers(one.true_boxes[0])]
-            finds = model == "native" or (model == "tuned" and int(one.id) % 4 == 0)
-            texts.append(said([numbers] if finds else [], "left" if model == "tuned" else "there"))
-        return [Completion(text=text, model=model, finish_reason="stop") for text in texts]
-
-
-def test_gates_and_headline_go_by_the_better_of_the_two_forms(tmp_path):
-    box = (40, 30, 120, 90)
-    samples = [
-        sample(f"{n}", [box], image=drawn(tmp_path, f"{n}", box, f"rgb({9 * n}, 0, 0)"), question=f"Where is disc {n}?")
-        for n in range(24)
-    ]
-    asked = runner(tmp_path, samples, answers := Native(), size=24, native=True)
-    folder, mark = evaluate(tmp_path, "run", asked)
-    assert answers.count == {"base": 72, "native": 24, "tuned": 72}
-    evidence = gather(samples, read_replies(Store(), folder.uri, mark.shards), Baselines(), frame)
-    report = build(evidence, split="test", seed=0, made_with={"max_new_tokens": 16})
-    boxes, answered = judge_gates(report, EvaluationConfig(require_not_worse_than_base=True))
-    assert (boxes["passed"], answered["passed"]) == (False, True)  # 6 of 24 against 24 of 24, and 24 against none
-    found = headline(report)
-    assert (found["accuracy_at_50"], found["base_accuracy_at_50"], found["base_answer_accuracy"]) == (0.25, 1, 0)
-    assert "it was 24 of 24" in report["verdict"]["headline"]
-    again = Native()
-    evaluate(tmp_path, "again", runner(tmp_path, samples, again, size=24, native=True))
-    assert again.count == {"tuned": 72}  # what the base said in either form is kept

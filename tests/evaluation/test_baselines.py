@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 from PIL import Image as Pillow
 
-from tests.fakes.evaluating import SIDE, by_text, drawn, frame, sample
+from tests.fakes.evaluating import SIDE, by_text, frame, sample
 from vcot.errors import InputError
-from vcot.evaluation.baselines import NOT_ANNOTATED, NOTHING_NAMED, Baselines, guesses, subject
 from vcot.evaluation.metrics import measure
-from vcot.evaluation.runner import image_of, partners, shown
+from vcot.evaluation.runner import NOT_ANNOTATED, NOTHING_NAMED, Baselines, guesses, partners, shown, subject
 from vcot.grounding import Box, Mention
 from vcot.records import Image
-from vcot.storage import Store
-from vcot.storage.images import ImageError
 
 # --- images --------------------------------------------------------------------------------------------
 
@@ -22,7 +19,7 @@ def about(digest, name):
     return sample(name, image=Image(uri=name, width=SIDE, height=SIDE, sha256=digest * 64))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_nobody_is_shown_its_own_image_and_the_seed_decides_whose(seed):
     """Samples of one image share the other one, too: two questions about it must not be given each other's."""
     samples = [about(digest, f"{digest}{n}") for digest in "abcdef" for n in (1, 2)]
@@ -47,13 +44,6 @@ def test_blank_is_uniform_and_shuffled_is_the_whole_of_the_other_at_the_own_size
     assert blank.size == shuffled.size == own.size
     assert blank.getcolors() == [(200 * 100, (128, 128, 128))]
     assert (shuffled.getpixel((40, 50)), shuffled.getpixel((160, 50))) == ((255, 255, 255), (0, 0, 0))
-
-
-def test_an_image_that_changed_since_it_was_annotated_is_refused(tmp_path):
-    one = sample("a", None, image=drawn(tmp_path, "a", (10, 10, 60, 60), "red"))
-    drawn(tmp_path, "a", (10, 10, 60, 60), "green")
-    with pytest.raises(ImageError, match="sha256"):
-        image_of(Store(), one)
 
 
 # --- guesses -------------------------------------------------------------------------------------------

@@ -148,12 +148,7 @@ def test_every_figure_of_five_replies_by_hand():
 def test_where_nothing_can_be_measured_there_is_no_number():
     found = figures(scored("a", true=None, predicted=0), scored("b", true=None, predicted=0))
     for name in ("accuracy_at_50", "mean_iou", "precision", "recall", "f1", "boxes_where_absent"):
-        assert (found[name].value, found[name].low, found[name].high, found[name].interval) == (
-            None,
-            None,
-            None,
-            "none",
-        )
+        assert (found[name].value, found[name].low, found[name].interval) == (None, None, "none")
     found = figures(scored("a", predicted=0, ious=(0.0,)), scored("b", predicted=0, ious=(0.0,)))
     assert (found["precision"].value, found["f1"].value) == (None, 0)
 
@@ -170,16 +165,6 @@ def test_a_share_of_all_or_none_has_the_exact_interval_over_images():
     assert found["answer_wrong"].low == pytest.approx(1 - 0.0711, abs=1e-4)
     found = figures(*(scored(f"{i}", true=None, answer="wrong", image=f"{i % 10}") for i in range(50)))
     assert found["answer_accuracy"].high == pytest.approx(1 - 0.025 ** (1 / 10))
-    found = figures(scored("a", matched=1, ious=(0.8,)))
-    assert (found["mean_iou"].value, found["mean_iou"].interval) == (pytest.approx(0.8), "none")
-    assert found["accuracy_at_50"].low == pytest.approx(0.025)
-
-
-def test_the_same_seed_gives_the_same_interval_and_another_one_nearly_the_same():
-    scores = [scored(f"{i}", answer="right" if i % 3 else "wrong") for i in range(60)]
-    first, again, other = (measure({"it": scores}, seed=seed).figures["it"]["answer_accuracy"] for seed in (1, 1, 2))
-    assert first == again
-    assert other.low == pytest.approx(first.low, abs=0.03)
 
 
 def clustered(rng, images: int, questions: int, spread: float = 0.35) -> list:
@@ -192,26 +177,15 @@ def clustered(rng, images: int, questions: int, spread: float = 0.35) -> list:
     ]
 
 
-@pytest.mark.parametrize(("images", "questions"), [(50, 1), (40, 4)])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(images, questions):
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """100 experiments; drawn row by row, four in five intervals of many questions about an image would."""
     rng = np.random.default_rng(11)
     hits = 0
     for seed in range(100):
-        scores = clustered(rng, images, questions)
+        scores = clustered(rng, 40, 4)
         figure = measure({"it": scores}, seed=seed, resamples=300).figures["it"]["answer_accuracy"]
         hits += figure.low <= 0.5 <= figure.high
     assert 0.89 <= hits / 100 <= 0.995
-
-
-def test_boxes_of_one_row_are_drawn_together():
-    """Ten rows with ten boxes each, all right or all wrong: the interval is that of 10 rows, not of 100 boxes."""
-    wide = [scored(f"{i}", true=10, predicted=10, matched=10 * (i % 2), ious=(float(i % 2),) * 10) for i in range(10)]
-    narrow = [scored(f"{i}", matched=i % 2, ious=(float(i % 2),)) for i in range(100)]
-    first, second = (measure({"it": each}).figures["it"]["accuracy_at_50"] for each in (wide, narrow))
-    assert first.value == second.value == 0.5
-    assert first.count == second.count == 100
-    assert first.high - first.low > 2.5 * (second.high - second.low)
 
 
 def test_four_rows_of_one_image_are_one_observation():
@@ -229,17 +203,11 @@ def test_four_rows_of_one_image_are_one_observation():
     narrow = measure({"a": once, "b": turned}, [("a", "b")])
     wide = measure({"a": often, "b": turned_often}, [("a", "b")])
     for name in METRICS:
-        for mine, other in (
-            (narrow.figures["a"][name], wide.figures["a"][name]),
-            (narrow.differences["a", "b"][name], wide.differences["a", "b"][name]),
-        ):
-            assert (mine.value, mine.low, mine.high) == pytest.approx((other.value, other.low, other.high)), name
-            assert mine.images == other.images
+        for one, other in ((narrow.figures["a"], wide.figures["a"]), (narrow.differences, wide.differences)):
+            mine, theirs = (each.get(("a", "b"), each)[name] for each in (one, other))
+            assert (mine.value, mine.low, mine.high) == pytest.approx((theirs.value, theirs.low, theirs.high)), name
+            assert mine.images == theirs.images
     assert (wide.figures["a"]["answer_accuracy"].rows, wide.figures["a"]["answer_accuracy"].images) == (160, 40)
-    # Of two sides it is enough that one knows the images.
-    plain = [one.model_copy(update={"image": None}) for one in often]
-    found = measure({"named": often, "plain": plain}).figures
-    assert all(found["plain"][name].to_dict() == figure.to_dict() for name, figure in found["named"].items())
 
 
 # --- differences ---------------------------------------------------------------------------------------
@@ -249,19 +217,9 @@ def test_a_difference_is_paired_row_by_row():
     """After is right wherever before was, and on one row in ten more: the pairing makes this sure."""
     before = [scored(f"{i}", answer="right" if i % 2 else "wrong") for i in range(100)]
     after = [scored(f"{i}", answer="right" if i % 2 or i % 10 == 0 else "wrong") for i in range(100)]
-    found = measure({"after": after, "before": before}, [("after", "before")])
-    paired = found.differences["after", "before"]["answer_accuracy"]
+    paired = measure({"a": after, "b": before}, [("a", "b")]).differences["a", "b"]["answer_accuracy"]
     assert paired.value == pytest.approx(0.1)
     assert 0.03 < paired.low < paired.high < 0.18
-    unpaired = found.figures["after"]["answer_accuracy"].low - found.figures["before"]["answer_accuracy"].high
-    assert unpaired < 0 < paired.low
-
-
-def test_from_none_to_all_is_a_sure_difference_without_any_draw():
-    before, after = ([scored(f"{i}", answer=answer) for i in range(50)] for answer in ("wrong", "right"))
-    paired = measure({"a": after, "b": before}, [("a", "b")]).differences["a", "b"]["answer_accuracy"]
-    assert (paired.value, paired.interval) == (1, "exact")
-    assert 0.8 < paired.low < paired.high == 1
 
 
 def test_conditions_about_other_samples_are_not_compared():

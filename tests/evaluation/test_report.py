@@ -10,19 +10,17 @@ import random
 import re
 
 import pytest
-from PIL import Image, ImageColor
+from PIL import Image
 
-from tests.fakes.evaluating import FakeModel, by_text, drawn, evaluate, frame, runner, sample
+from tests.fakes.evaluating import drawn, frame, sample
 from vcot.errors import GateFailed, InputError
 from vcot.evaluation import page
-from vcot.evaluation.baselines import Baselines
 from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.metrics import score
-from vcot.evaluation.report import build, figures_of, gather, number
-from vcot.evaluation.runner import Reply, read_replies
+from vcot.evaluation.report import build, figures_of, gather
+from vcot.evaluation.runner import Baselines, Reply
 from vcot.records import Completion
-from vcot.reports.examples import PREDICTED, TRUE
 from vcot.storage import Store
 
 
@@ -153,35 +151,8 @@ def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evide
     assert found.left_out == 1
     assert {len(each) for each in found.replies.values()} == {47}
     assert "d3" not in {r.score.sample for each in found.replies.values() for r in each}
-
-
-def test_two_samples_of_one_id_are_refused(evidence):
     with pytest.raises(InputError, match="ids have to be unique"):
         gather([*evidence.samples, evidence.samples[0]], [], evidence.learned, frame)
-
-
-def test_questions_by_text_alone_are_left_out_of_what_is_measured_on_blank_and_wrong_images(tmp_path):
-    seen = [
-        sample(colour, None, image=drawn(tmp_path, colour, (40, 30, 120, 90), colour), answers=[colour],
-               question="What colour is it?")
-        for colour in ("red", "blue")
-    ]  # fmt: skip
-    unseen = [by_text("t0"), by_text("t1", "What is 2 + 2?", ["4"])]
-    for name, asked in (("both", [unseen[0], *seen, unseen[1], by_text("t2")]), ("text", unseen)):
-        folder, mark = evaluate(tmp_path, name, runner(tmp_path, asked, FakeModel()))
-        evidence = gather(asked, read_replies(Store(), folder.uri, mark.shards), Baselines(), frame)
-        report = made(evidence)
-        answers = {key: each["answer_accuracy"] for key, each in figures_of(report, "results").items()}
-        assert "asked by text alone" in page.html(report, page.examples(Store(), evidence, frame, 9, 0))
-        if name == "text":
-            assert list(answers) == ["base-real", "tuned-real"]
-            assert not any("blank" in line for line in report["verdict"]["cannot"])
-            continue
-        assert (report["samples"]["images"], report["samples"]["by_text"], report["samples"]["left_out"]) == (2, 3, 0)
-        assert (answers["tuned-real"]["value"], answers["tuned-real"]["rows"]) == (0.8, 5)  # 2 + 2 is not 2
-        assert (answers["tuned-blank"]["value"], answers["tuned-blank"]["rows"]) == (0, 2)
-        change = figures_of(report, "differences")["real-blank"]["answer_accuracy"]
-        assert (change["value"], change["rows"]) == (1, 2)
 
 
 # --- the page and the table ----------------------------------------------------------------------------
@@ -198,45 +169,11 @@ def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_brea
     assert not re.search(r"http|@import|url\(|<script|<link|<iframe", html)
 
 
-def test_the_table_has_the_numbers_of_the_report(report):
-    cells = [[str(cell).replace("\xa0", " ") for cell in column.cells] for column in page.table(report).columns]
-    rows = {row[0]: row[1:] for row in zip(*cells, strict=True)}
-    assert rows["after tuning"][0] == "58 % (50–69)"
-    assert rows["after − before"][0] == "+58 points (50 to 69)"
-    assert rows["guess: usual answer"] == ("", "", "", "48 % (33–62)", "")
-    found = page.headline(report)
-    assert (found["accuracy_at_50"], found["base_accuracy_at_50"], found["samples"]) == (0.5833, 0, 48)
-
-
-def test_images_show_true_and_predicted_boxes_in_two_colours(evidence):
-    one = next(s for s in evidence.samples if s.true_boxes)
-    for text, shown in (("The <ref>disc</ref><box>[500, 500, 900, 900]</box>", True), ("none", False)):
-        image = page.draw(Image.new("RGB", (160, 120), "white"), one, text, frame(one), longest_side=320)
-        colours = {colour for _, colour in image.getcolors(100_000)}
-        assert ImageColor.getrgb(TRUE) in colours
-        assert (ImageColor.getrgb(PREDICTED) in colours) == shown
-
-
 def test_the_overlay_shows_a_reply_that_is_right_in_all(evidence):
     image = page.overlay_png(Store(), evidence, frame)
     assert Image.open(io.BytesIO(image)).width == 680
     wrong = evidence.replies | {"tuned-real": evidence.replies["base-real"]}
     assert page.overlay_png(Store(), dataclasses.replace(evidence, replies=wrong), frame) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "signed", "text"),
-    [
-        ("accuracy_at_50", 0.7649, False, "76 %"),
-        ("accuracy_at_50", 0.7649, True, "+76 points"),
-        ("accuracy_at_50", -0.004, True, "0 points"),
-        ("accuracy_at_50", -0.051, True, "−5 points"),
-        ("mean_iou", 0.5764, False, "0.58"),
-        ("mean_iou", -0.05, True, "−0.05"),
-    ],
-)
-def test_numbers_are_written_for_people(name, value, signed, text):
-    assert number(name, value, rows=50, signed=signed) == text
 
 
 # --- gates ---------------------------------------------------------------------------------------------
@@ -280,8 +217,7 @@ CLEAR, NONE, UNSURE = (0.6, 0.5, 0.7), (0.02, -0.03, 0.06), (0.5, None, None)
         ((CLEAR, CLEAR), (CLEAR, CLEAR), [True, True]),
         ((CLEAR, NONE), (CLEAR, NONE), [True, True]),  # boxes come from looking, answers from habit
         ((NONE, CLEAR), (CLEAR, CLEAR), [False, True]),
-        ((CLEAR, CLEAR), (NONE, CLEAR), [True, False]),
-        ((UNSURE, CLEAR), (CLEAR, CLEAR), [False, True]),
+        ((UNSURE, CLEAR), (NONE, CLEAR), [False, False]),
     ],
 )
 @pytest.mark.parametrize("with_boxes", [True, False])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +22,7 @@ from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished, newest, promote
 from vcot.records import Folder
 from vcot.records.shards import EVALUATE, TRAIN
+from vcot.stage import launch, stop, summary
 from vcot.storage import Store, join, put_folder
 from vcot.storage.folders import folder_digest
 
@@ -181,7 +180,7 @@ def test_the_promoted_model_is_evaluated_again_once_for_an_occasion(runs, capsys
     assert "this model was evaluated on these samples with this code for this occasion" in "".join(capsys.readouterr())
 
 
-def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path):
+def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path, clean, monkeypatch):
     """As the scheduled Job runs it: variables, an exit code, a last word. Somebody has promoted it by hand."""
     evaluate(join(runs, "bad"), samples_uri=samples_uri)
     train, evaluation = (Finished.at(Store(), join(runs, "bad", stage)) for stage in ("train", "evaluate"))
@@ -191,17 +190,16 @@ def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path)
         samples=Finished.at(Store(), samples_uri), gates=["by hand"],
     )  # fmt: skip
     log = tmp_path / "termination-log"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")} | {
-        "VCOT_RUN_URI": join(runs, "again"),
-        "VCOT_TERMINATION_LOG": str(log),
-        "VCOT_EVALUATE_MODEL": "promoted",
-        "VCOT_EVALUATE_OCCASION": "reevaluate-29922066",
-        "VCOT_EVALUATE_CONDITIONS": "real",
-        **{f"VCOT_EVALUATE_{name.upper()}": str(value) for name, value in ASK.items()},
-    }
-    command = [sys.executable, "-m", "jobs.evaluate"]
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert answer.returncode == 20, answer.stderr
+    told = ASK | AGAIN | {"occasion": "reevaluate-29922066"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"VCOT_EVALUATE_{name.upper()}", str(value))
+    monkeypatch.setenv("VCOT_RUN_URI", join(runs, "again"))
+    monkeypatch.setenv("VCOT_TERMINATION_LOG", str(log))
+    monkeypatch.setattr(stop, "listen", lambda: None)
+    monkeypatch.setattr(summary, "facts", {})
+    with pytest.raises(SystemExit) as ended:
+        launch(EvaluateSettings, run, [])
+    assert ended.value.code == 20
     said = json.loads(log.read_text())
     assert said["exit"] == 20
     assert said["message"].startswith("regression of accuracy_at_50: ")
@@ -277,12 +275,9 @@ def test_everything_may_lie_in_a_bucket(adapters, moto_place):
 # --- without a model -----------------------------------------------------------------------------------
 
 
-def test_a_missing_stage_is_named(tmp_path):
+def test_a_missing_stage_and_an_unusable_gpu_end_it_at_once(runs, samples_uri, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="run that stage first"):
         evaluate(str(tmp_path / "empty"))
-
-
-def test_an_unusable_gpu_ends_it_at_once(runs, samples_uri, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     shutil.copytree(Path(runs, "good", "train"), tmp_path / "run" / "train")
     with pytest.raises(SettingsError, match="--device cuda, and torch cannot use it"):

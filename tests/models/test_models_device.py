@@ -25,14 +25,6 @@ def test_a_visible_gpu_that_cannot_be_used_is_an_error(choice: str, monkeypatch:
 
 
 @WITHOUT_GPU
-def test_cuda_is_not_taken_for_auto_where_no_gpu_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    use_device("auto")
-    with pytest.raises(SettingsError, match="--device cuda, and torch cannot use it"):
-        use_device("cuda")
-
-
-@WITHOUT_GPU
 def test_auto_is_the_processor_where_there_is_neither_gpu_nor_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     use_device("auto")

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training.toy import drawn
+from vcot.models.loading import generate, load_base, positions
 from vcot.storage.images import decode
 
 
 @pytest.fixture(scope="module")
 def model(toy_base: Path) -> Any:
-    import torch
-
-    from vcot.models.loading import load_base
-
     torch.set_num_threads(1)
     return load_base(toy_base, dtype="float32")
 
@@ -30,17 +28,11 @@ def prompts(encoder: Any, numbers: list[int]) -> dict[str, Any]:
 
 
 def say(model: Any, encoder: Any, batch: dict[str, Any], **changes: Any) -> list[list[int]]:
-    from vcot.models.loading import generate
-
     usual = {"max_new_tokens": 12, "eos_token_ids": encoder.eos_token_ids, "pad_token_id": encoder.pad_token_id}
     return generate(model, batch, **(usual | changes))
 
 
 def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
-    import torch
-
-    from vcot.models.loading import positions
-
     for number in range(4):
         batch = prompts(toy_encoder, [number])
         expected, _ = model.model.get_rope_index(
@@ -56,8 +48,6 @@ def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
 
 
 def test_positions_of_text_alone_count_on_and_a_wrong_grid_is_noticed() -> None:
-    from vcot.models.loading import positions
-
     assert positions([5, 6, 7], None, image_token_id=9, merge_size=2).tolist() == [[0, 1, 2]] * 3
     with pytest.raises(ValueError, match=r"2 tokens stand for the image, its grid \(1, 4, 4\) makes 4"):
         positions([5, 9, 9, 7], (1, 4, 4), image_token_id=9, merge_size=2)
@@ -65,8 +55,6 @@ def test_positions_of_text_alone_count_on_and_a_wrong_grid_is_noticed() -> None:
 
 def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encoder: Any) -> None:
     """Held against a loop that computes everything anew for each token, without a cache."""
-    import torch
-
     batch = prompts(toy_encoder, [1])
     (reply,) = say(model, toy_encoder, batch)
     ids, kinds = batch["input_ids"], batch["mm_token_type_ids"]
@@ -81,14 +69,6 @@ def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encode
             ids = torch.cat([ids, torch.tensor([[expected[-1]]])], dim=1)
             kinds = torch.cat([kinds, torch.zeros(1, 1, dtype=torch.long)], dim=1)
     assert reply == expected
-
-
-def test_a_reply_ends_with_its_end_token(model: Any, toy_encoder: Any) -> None:
-    batch = prompts(toy_encoder, [1])
-    (whole,) = say(model, toy_encoder, batch, eos_token_ids=[0], max_new_tokens=8)
-    end = whole[3]
-    (cut,) = say(model, toy_encoder, batch, eos_token_ids=[end], max_new_tokens=8)
-    assert cut == whole[: whole.index(end) + 1]
 
 
 def test_the_bases_own_way_of_sampling_is_not_used(model: Any, toy_encoder: Any) -> None:

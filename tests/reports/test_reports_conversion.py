@@ -25,9 +25,9 @@ from vcot.records import Folder, Reason, Sample
 from vcot.records.metadata import ConvertShardMetadata
 from vcot.records.reports import Conversion
 from vcot.records.shards import CONVERT, JsonLines, ShardWriter
-from vcot.reports.conversion import LEAST_PIXELS, MEANING, visual_tokens
+from vcot.reports.conversion import LEAST_PIXELS, MEANING
 from vcot.reports.examples import ShownBox, ShownExample
-from vcot.reports.statistics import AREAS, distribution, percentile, sample_statistics
+from vcot.reports.statistics import AREAS, sample_statistics
 from vcot.storage import Store
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
@@ -86,8 +86,9 @@ def many_rows(given: Given) -> list[dict[str, Any]]:
 
 
 def test_the_numbers_are_those_of_the_shards_and_of_the_rejections(given: Given, tmp_path: Path) -> None:
-    settings = {"validation_share": 0.3, "ingest": True, "ingest_pixels": 40_000}
-    told, _ = convert(tmp_path / "run", given, many_rows(given), **settings)
+    told, _ = convert(
+        tmp_path / "run", given, many_rows(given), validation_share=0.3, ingest=True, ingest_pixels=40_000
+    )
     files = sorted((tmp_path / "run/convert/shards").glob("*"))
     kept = [Sample.model_validate_json(line) for f in files for line in gzip.decompress(f.read_bytes()).splitlines()]
     refused = [json.loads(line) for f in (tmp_path / "run/convert/rejections").glob("*") for line in f.open()]
@@ -148,19 +149,6 @@ def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_row
         pass
 
 
-def test_visual_tokens_follow_the_processor() -> None:
-    sizes = ((56, 56), (28, 28), (280, 560), (10_000, 10_000), (9, 2000))
-    assert [visual_tokens(*size, 1280 * 784) for size in sizes] == [4, 4, 200, 35 * 35, None]
-
-
-def test_a_distribution_loses_nothing_below_its_first_edge_nor_above_its_last() -> None:
-    found = distribution({0.5: 3, 1: 1, 10: 2, 99: 4}, (1, 5, 20))
-    assert [(bar.low, bar.below, bar.n) for bar in found.bars] == [(1, 5, 4), (5, 20, 2), (20, None, 4)]
-    assert (found.n, found.min, found.median, found.p90, found.max) == (10, 0.5, 10, 99, 99)
-    assert [percentile({10: 5, 20: 4, 100: 1}, share) for share in (0.5, 0.9, 0.95, 1)] == [10, 20, 100, 100]
-    assert (percentile({}, 0.5), distribution({}, (1, 5)).n) == (0, 0)
-
-
 def test_every_reason_of_convert_has_words() -> None:
     of_others = {reason for reason in Reason if reason.value.startswith("teacher-")} | {Reason.TOO_LONG}
     assert set(MEANING) == set(Reason) - of_others
@@ -187,23 +175,6 @@ def test_a_near_copy_is_shown_beside_its_original_with_the_bits_that_differ(give
 
 
 # ------------------------------------------------------------------------------------------------------- what is shown
-
-
-def test_shown_are_rows_from_all_over_and_of_every_reason_first(given: Given, tmp_path: Path) -> None:
-    given.image("vsr/a.png", 90, 100)
-    boxes = {"box-inverted": [30, 2, 1, 40], "box-empty": [1, 2, 1, 40]}
-    rows = [row([[1, 2, 30, 40]], question=f"What is {n}?") for n in range(200)]
-    rows += [row([[1, 2, 300, 40]], question=f"Where is {n}?") for n in range(90)]
-    rows += [row([box], question=f"What is {name}?") for name, box in boxes.items()]
-    told, page = convert(tmp_path / "run", given, rows)
-    assert told.datasets["vsr"].rejected == {"box-empty": 1, "box-inverted": 1, "box-outside": 90}
-    shown = [int(number) for number in re.findall(r"\brows\.jsonl:(\d+) ·", page)]
-    assert len(shown) == len(set(shown)) == 8 + 8
-    kept = [number for number in shown if number <= 200]
-    assert len(kept) == 8
-    assert max(kept) > 100
-    chips = Counter(re.findall(r'class="chip refused">([a-z-]+)<', page))
-    assert chips == {"box-empty": 1, "box-inverted": 1, "box-outside": 6}
 
 
 def test_a_box_that_was_refused_is_put_aside_where_the_row_wanted_it(given: Given, tmp_path: Path) -> None:

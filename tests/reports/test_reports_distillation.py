@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import html
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vcot.records import Folder, Reason, Rejection, RowCounts, Sample
 from vcot.records.metadata import DistillMetadata
 from vcot.records.reports import Distillation
 from vcot.records.sample import IMAGE_REASONS
-from vcot.records.shards import DISTILL, ShardWriter
+from vcot.records.shards import DISTILL, JsonLines, ShardWriter
 from vcot.reports.distillation import GATES, MEANING, SHOWN, report
 from vcot.reports.examples import sampled
 from vcot.storage import Store
@@ -40,7 +40,7 @@ def finished(folder: Path, *shards: list[tuple[Sample, Outcome]], facts: Any = N
     markers = []
     for index, rows in enumerate(shards):
         (scratch := folder / f"scratch-{index}").mkdir()
-        writer = ShardWriter(index, "distill", scratch, _Nowhere)
+        writer = ShardWriter(index, "distill", scratch, JsonLines)
         funnel = write(rows, "gpt", writer)
         funnel.put_aside(stage, index)
         counted = funnel.counts() | (facts or {})
@@ -49,32 +49,9 @@ def finished(folder: Path, *shards: list[tuple[Sample, Outcome]], facts: Any = N
     return report(stage, markers, sum((marker.row_counts for marker in markers), RowCounts()), metadata)
 
 
-class _Nowhere:
-    suffix = ""
-
-    def __init__(self, path: Path) -> None: ...
-    def write(self, record: Any) -> None: ...
-    def close(self) -> None: ...
-
-
-class Seen(HTMLParser):
-    """Tags, attributes and text, as a browser reads them."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(page)
-        self.text = re.sub(r"\s+", " ", self.text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.text += " "
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+def text_of(page: str) -> str:
+    """As somebody reads it."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page.partition("</style>")[2])))
 
 
 def rows(folder: Path, number: int, dataset: str = "made", begin: int = 0, **given: Any) -> list[Sample]:
@@ -94,7 +71,7 @@ def test_the_funnel_of_each_dataset_and_of_all(tmp_path: Path) -> None:
     assert found["refused"] == {"vsr": {reason.value: 1 for reason in fallen}}
     assert found["rows"] == {"taught": 3, "traces": 3, "had_reasoning": 1, "test_passed": 0}
     assert Distillation.model_validate(found).model_dump(mode="json") == found
-    text = Seen(page).text
+    text = text_of(page)
     assert "vsr 6 1 4 3 (75 %) 2 (50 %) 1 (25 %) 1 (25 %)" in text
     assert "50 % kept: 3 of 6 rows that needed reasoning" in text
     for reason in fallen:
@@ -124,7 +101,7 @@ def test_the_decoy_rate_is_told_with_what_it_means(tmp_path: Path, decoys: int, 
     trust = {"looks": 50, "looks_refused": 5, "decoys": decoys, "decoys_accepted": accepted}
     found, page = finished(tmp_path, [(row, POINTS) for row in rows(tmp_path, 1)], facts={"trust": trust})
     assert found["trust"] | trust == found["trust"]
-    assert says in Seen(page).text
+    assert says in text_of(page)
 
 
 def test_what_it_cost_and_what_has_no_price(tmp_path: Path) -> None:
@@ -133,12 +110,12 @@ def test_what_it_cost_and_what_has_no_price(tmp_path: Path) -> None:
     line |= {"tokens_cached": 80, "tries_again": 3, "unpriced": 0, "usd": 0.5, "usd_paid": 0.4, "usd_lost": 0.1}
     found, page = finished(tmp_path, one, facts={"bill": {"made": {"reason": line}}})
     assert found["costs"]["made"] == line | {"rows_kept": 4, "usd_a_row_kept": 0.15}
-    text = Seen(page).text
+    text = text_of(page)
     assert "made 6 (+ 3 tried again) 2 9,000 (80 cached) 700 $0.6000 $0.5000 $0.1500" in text
     assert "reason 8 9,700 $0.6000" in text
     _, page = finished(tmp_path / "again", one, facts={"bill": {"made": {"reason": line | {"unpriced": 3}}}})
-    assert "The price of 3 replies is unknown" in Seen(page).text
-    assert "$" not in Seen(page).text
+    assert "The price of 3 replies is unknown" in text_of(page)
+    assert "$" not in text_of(page)
 
 
 def test_boxes_of_the_teacher_are_told_from_those_that_people_drew(tmp_path: Path) -> None:
@@ -152,20 +129,6 @@ def test_boxes_of_the_teacher_are_told_from_those_that_people_drew(tmp_path: Pat
         assert [(box.label, box.proposed) for box in one.boxes] == [("red disc", False), ("lever", True)]
 
 
-def test_a_part_of_a_row_is_shown_once_beside_the_row(tmp_path: Path) -> None:
-    (row,) = rows(tmp_path, 1)
-    part = refused(row, Reason.TEACHER_BOX_NOT_SEEN, part="object 2")
-    found, page = finished(
-        tmp_path, [(row, DistilledReasoning(POINTS.traces, parts=(part, part), flags=("answer-first",)))]
-    )
-    assert found["parts"] == {"made": {"teacher-box-not-seen": 2}}
-    assert found["flags"] == {"made": {"answer-first": 1}}
-    text = Seen(page).text
-    assert "teacher-box-not-seen 2 parts:" in text
-    assert text.count("object 2:") == 1
-    assert "100 % of the kept rows state the answer in their first sentence" in text
-
-
 def test_nothing_on_the_page_runs_or_is_fetched(tmp_path: Path) -> None:
     row = stored(tmp_path / "images", "row").model_copy(
         update={"id": HOSTILE, "question": HOSTILE, "answers": (HOSTILE,), "choices": (HOSTILE, "b")}
@@ -175,28 +138,9 @@ def test_nothing_on_the_page_runs_or_is_fetched(tmp_path: Path) -> None:
     lesson = DistilledReasoning((Trace((HOSTILE, see(HOSTILE, TOP_LEFT, CENTRE))),), flags=(HOSTILE,))
     other = row.model_copy(update={"id": "b" + HOSTILE})
     _, page = finished(tmp_path, [(row, bad), (other, lesson)], **(MODEL | {"teacher": HOSTILE}))
-    seen = Seen(page)
-    assert not {"script", "iframe", "link", "object", "form"} & set(seen.tags)
-    assert not [name for name, _ in seen.attributes if name.startswith("on")]
-    addresses = [value for name, value in seen.attributes if name in ("src", "href")]
-    assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in addresses)
     assert "url(" not in page
+    assert not re.search(r"<(script|iframe|link|object|form)|<[^>]* on\w+=", re.sub(r'"[^"]*"', '""', page))
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(value.startswith(("data:image/jpeg;base64,", "#")) for value in addresses)
     assert sum(value.startswith("data:") for value in addresses) >= 2
-    assert "(9,000 characters)" in seen.text
-
-
-@pytest.mark.parametrize("told", [MODEL, {"teacher": "template/1"}], ids=["model", "template"])
-def test_nothing_asked_and_nothing_kept_is_said(tmp_path: Path, told: dict[str, Any]) -> None:
-    one, two = rows(tmp_path, 2)
-    _, page = finished(tmp_path, [(one, None), (two, refused(two, Reason.NO_REASONING))], **told)
-    text = Seen(page).text
-    assert "No row was asked about" in text
-    assert "No row got reasoning." in text
-    assert ("decoy" in text) == (told is MODEL)
-
-
-def test_very_many_datasets_share_the_last_line_and_the_page_stays_small(tmp_path: Path) -> None:
-    made = [(row, POINTS) for n in range(60) for row in rows(tmp_path, 1, f"dataset-{n:02d}", begin=n)]
-    _, page = finished(tmp_path, made)
-    assert "20 others 20 0 20" in Seen(page).text
-    assert len(page) < 5_000_000
+    assert "(9,000 characters)" in text_of(page)

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.distill.made import RIGHT, TOP_LEFT, see, stored
 from tests.fakes.markers import shard_marker
 from vcot.errors import InputError
-from vcot.grounding import Box, Trace
+from vcot.grounding import Trace
 from vcot.records import Folder
 from vcot.records.shards import CONVERT, ShardMarker
 from vcot.reports.examples import (
@@ -22,9 +22,7 @@ from vcot.reports.examples import (
     ExampleSampler,
     ShownBox,
     ShownExample,
-    data_uri,
     inside,
-    overlay,
     sampled,
 )  # fmt: skip
 from vcot.storage import Store
@@ -83,26 +81,6 @@ def near(pixel: object, colour: str, by: int = 12) -> bool:
     return all(abs(a - b) < by for a, b in zip(pixel, wanted, strict=True))
 
 
-def test_a_box_in_pixels_of_the_original_lies_at_its_place_on_a_smaller_image() -> None:
-    image = Image.new("RGB", (112, 84), "black")
-    drawn = overlay(image, {TRUE: [Box(160, 120, 320, 240)]}, original=(640, 480), longest_side=448)
-    assert drawn.size == (448, 336)
-    assert near(drawn.getpixel((112, 150)), TRUE)  # the left edge, at a quarter
-    assert near(drawn.getpixel((224, 150)), TRUE)
-    assert drawn.getpixel((60, 60)) == (0, 0, 0)
-    assert image.getpixel((28, 30)) == (0, 0, 0)  # the image itself is left alone
-
-
-def test_later_colours_lie_above_and_labels_stay_inside() -> None:
-    box = Box(100, 0, 300, 150)
-    drawn = overlay(
-        Image.new("RGB", (300, 200), "black"), {TRUE: [box], PREDICTED: [box]}, {PREDICTED: ["a very long label"]},
-        longest_side=300,
-    )  # fmt: skip
-    assert near(drawn.getpixel((100, 100)), PREDICTED)
-    assert any(near(drawn.getpixel((x, 5)), PREDICTED) for x in range(300))
-
-
 @pytest.mark.parametrize(
     ("edges", "drawn"),
     [
@@ -150,8 +128,3 @@ def test_a_card_without_its_image_says_why(row: ShownExample) -> None:
     assert "pixels" in Cards(Store(), max_pixels=10).card(row).note
     Path(row.image.uri).unlink()
     assert "one.png" in Cards(Store()).card(row).note
-
-
-def test_data_uri_can_be_read_again() -> None:
-    data = data_uri(Image.new("RGB", (40, 30), "red")).partition(",")[2]
-    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (40, 30)

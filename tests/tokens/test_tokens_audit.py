@@ -10,11 +10,11 @@ import pytest
 from tests.tokens.base import WHERE, png, sample
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Example
+from vcot.records.metadata import TokenizeShardMetadata
 from vcot.records.shards import RowCounts
 from vcot.storage import images
 from vcot.tokens import Encoder, contract_of
-from vcot.tokens.report import Counts, histogram, numbers, report_page
-from vcot.tokens.rows import check_mask, pieces, view
+from vcot.tokens.rows import check_mask, histogram, numbers, pieces, report_page, view
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,11 @@ def test_boxes_of_the_page_come_from_the_learned_text(good: Example, coder: Enco
 
 
 def test_the_page_escapes_what_people_wrote(good: Example, coder: Encoder, processor: Any) -> None:
-    counts = Counts()
-    counts.add(good, sample(), 12)
-    found = numbers(counts, RowCounts(rows=2, kept=1, written=1, rejected={"too-long": 1}), coder.contract)
+    counts = TokenizeShardMetadata(splits={"train": 1}, lengths={len(good.ids): 1}, learned=good.learned)
+    rows = RowCounts(rows=2, kept=1, written=1, rejected={"too-long": 1})
+    with pytest.raises(InputError, match="nothing is learned in any of 1"):
+        numbers(counts.model_copy(update={"learned": 0}), rows, coder.contract)
+    found = numbers(counts, rows, coder.contract)
     html = report_page(found, [view(good, (320, 240), coder.contract, processor)])
     assert "<script" not in html
     assert "http" not in html
@@ -87,37 +89,7 @@ def test_the_page_escapes_what_people_wrote(good: Example, coder: Encoder, proce
     assert "too-long" in html
 
 
-def test_a_stage_in_which_nothing_is_learned_fails(good: Example, coder: Encoder) -> None:
-    counts = Counts()
-    counts.add(replace(good, labels=(IGNORED,) * len(good.ids)), sample(), 12)
-    with pytest.raises(InputError, match="nothing is learned"):
-        numbers(counts, RowCounts(rows=1, kept=1, written=1), coder.contract)
-
-
-def test_counts_of_shards_add_up(good: Example) -> None:
-    one, two = Counts(), Counts()
-    one.add(good, sample(), 12)
-    for _ in range(2):
-        two.add(replace(good, split="validation", shrunk=True), sample(), 6)
-    total = Counts.sum([one.metadata(), two.metadata()])
-    assert (total.splits["train"], total.splits["validation"], total.shrunk) == (1, 2, 2)
-    assert total.visual == {12: 1, 6: 2}
-    assert total.tokens == 3 * len(good.ids)
-    assert total.learned == 3 * good.learned
-    assert [shown["row"] for shown in two.shown] == [0, 1]
-
-
-def test_the_page_is_offered_examples_by_a_hash_of_their_ids(good: Example) -> None:
-    counts = Counts()
-    for number in range(40):
-        counts.add(replace(good, id=f"s{number}"), sample(), 12)
-    rows = sorted(shown["row"] for shown in counts.shown)
-    assert len(rows) == 4
-    assert rows[-1] > 4
-    assert Counts.sum([counts.metadata()]).splits == counts.splits
-
-
 def test_bars_of_counts() -> None:
-    bars = histogram({10: 5, 20: 4, 100: 1}, bars=4)
+    bars = histogram({10: 5, 20: 4, 100: 1}, most=4)
     assert bars == [(10, 32, 9), (33, 55, 0), (56, 78, 0), (79, 100, 1)]
     assert histogram({7: 3}) == [(7, 7, 3)]

@@ -44,30 +44,18 @@ def test_a_contract_written_as_json_and_read_again_is_the_same(processor: Any) -
         assert Contract.model_validate_json(first.line()) == first
 
 
-def test_one_more_word_in_the_vocabulary_is_another_tokenizer(processor: Any, own: Any) -> None:
+def test_everything_in_which_a_base_differs_is_named_with_both_values(processor: Any, own: Any) -> None:
     own.tokenizer.add_tokens(["<new>"])
-    with pytest.raises(InputError, match=r"tokenizer_sha256 is .* here, .* in the examples"):
-        check_contract(contract(processor), own)
-
-
-def test_another_template_is_named(processor: Any, own: Any) -> None:
     own.chat_template = own.chat_template.replace("helpful", "terse")
-    with pytest.raises(InputError, match="template_sha256 is") as caught:
-        Encoder(own, contract(processor))
-    assert "tokenizer_sha256" not in str(caught.value)
-
-
-def test_another_budget_is_named_with_both_values(processor: Any, base_folder: Path) -> None:
-    other = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=50_000)
-    with pytest.raises(InputError, match="max_pixels is 50000 here, 12544 in the examples"):
-        check_contract(contract(processor), other)
-
-
-def test_other_patches_and_colours_are_named_together(processor: Any, own: Any) -> None:
     own.image_processor.patch_size = 16
     own.image_processor.image_mean = [0.5, 0.5, 0.5]
-    with pytest.raises(InputError, match=r"patch_size is 16 here, 14 in .*image_mean is \(0.5, 0.5, 0.5\) here"):
-        check_contract(contract(processor), own)
+    with pytest.raises(InputError) as caught:
+        Encoder(own, contract(processor))
+    said = str(caught.value)
+    assert "tokenizer_sha256 is " in said
+    assert "template_sha256 is " in said
+    assert "patch_size is 16 here, 14 in the examples" in said
+    assert "image_mean is (0.5, 0.5, 0.5) here" in said
 
 
 def test_resized_pixels_are_bound_to_the_budget_of_pixels(processor: Any) -> None:
@@ -76,11 +64,6 @@ def test_resized_pixels_are_bound_to_the_budget_of_pixels(processor: Any) -> Non
     assert contract(processor).frame == {"name": "thousandths"}
     with pytest.raises(ValidationError, match="was declared for"):
         Contract.model_validate(first.model_dump() | {"max_pixels": 25088})
-
-
-def test_a_folder_without_a_processor_or_with_another_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no processor can be loaded"):
-        load_processor(tmp_path, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
 
 def test_a_tokenizer_that_makes_control_tokens_of_plain_text_is_refused(own: Any, monkeypatch: Any) -> None:

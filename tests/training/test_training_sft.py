@@ -6,24 +6,26 @@ import json
 import math
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.training.toy import Died, by_text, drawn, encoded, examples, tune, weights, write_examples
-from vcot.errors import InputError, Interrupted
+from tests.training.toy import Died, by_text, config, drawn, encoded, examples, tune, weights, write_examples
+from vcot.errors import Interrupted
+from vcot.models.loading import attach_lora, generate, load_base
 from vcot.records.example import Examples
 from vcot.stage import stop
 from vcot.storage.images import decode
+from vcot.training.checkpoints import load_tensors, read_state
+from vcot.training.data import Collator, SFTDataset
+from vcot.training.publish import losses_by_step
+from vcot.training.ranks import Group
+from vcot.training.trainer import NotFinite, eval_losses, learned_tokens, load_trained, loss_sum, lost_patience, trained
 
-
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    import torch
-
-    torch.set_num_threads(1)
-    return torch
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +35,14 @@ def made(toy_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Examples
 
 
 @pytest.fixture(scope="module")
-def model(torch: Any, toy_base: Path) -> Any:
-    """With adapters that change what it says."""
-    from vcot.models.loading import attach_lora, load_base
+def learn(toy_base: Path, toy_encoder: Any, made: Examples) -> Any:
+    """scratch, **changes → a training"""
+    return partial(tune, toy_base, toy_encoder, made)
 
+
+@pytest.fixture(scope="module")
+def model(toy_base: Path) -> Any:
+    """With adapters that change what it says."""
     adapted = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.0)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -48,8 +54,6 @@ def model(torch: Any, toy_base: Path) -> Any:
 
 def batches(encoder: Any, examples: Examples) -> Any:
     """rows → a batch of them"""
-    from vcot.training.data import Collator, SFTDataset
-
     dataset = SFTDataset(examples, encoder, cache_bytes=0)
     return lambda rows: Collator(encoder.pad_token_id)([dataset[row] for row in rows])
 
@@ -57,11 +61,7 @@ def batches(encoder: Any, examples: Examples) -> Any:
 # --- the loss -------------------------------------------------------------------------------------------
 
 
-def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(
-    torch: Any, model: Any, toy_encoder: Any, made: Examples
-) -> None:
-    from vcot.training.trainer import learned_tokens, loss_sum
-
+def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(model: Any, toy_encoder: Any, made: Examples) -> None:
     batch = batches(toy_encoder, made)((0, 3, 5, 8))
 
     def gradients(loss: Any) -> dict[str, Any]:
@@ -82,14 +82,12 @@ def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
-def test_gradients_of_several_batches_are_weighed_by_their_tokens(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
-) -> None:
+def test_gradients_of_several_batches_are_weighed_by_their_tokens(learn: Any, tmp_path: Path) -> None:
     """One batch of four and four of one are the same step, however many tokens each learns."""
     firsts = []
     for size, times in ((4, 1), (1, 4)):
-        result = tune(
-            toy_base, toy_encoder, made, tmp_path / str(size), per_device_train_batch_size=size,
+        result = learn(
+            tmp_path / str(size), per_device_train_batch_size=size,
             gradient_accumulation_steps=times, max_steps=1, lora_dropout=0.0, neftune_noise_alpha=0.0,
             group_by_length=False, tune="lora", save_steps=100, eval_steps=100,
         )  # fmt: skip
@@ -98,11 +96,9 @@ def test_gradients_of_several_batches_are_weighed_by_their_tokens(
 
 
 def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
+    learn: Any, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
-    from vcot.training.trainer import learned_tokens, loss_sum
-
-    result = tune(toy_base, toy_encoder, made, tmp_path, max_steps=1, per_device_train_batch_size=3)
+    result = learn(tmp_path, max_steps=1, per_device_train_batch_size=3)
     batch_of, total, tokens = batches(toy_encoder, made), 0.0, 0
     for row, what in enumerate(made.rows):
         if what.split == "validation" and what.alternative == 0:
@@ -118,30 +114,27 @@ def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
 
 
 @pytest.fixture(scope="module")
-def calm(torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path_factory: Any) -> Any:
+def calm(learn: Any, tmp_path_factory: Any) -> Any:
     """An undisturbed training: 4 bits, an optimiser of 8, more than one epoch."""
-    return tune(toy_base, toy_encoder, made, tmp_path_factory.mktemp("calm"), max_steps=5)
+    return learn(tmp_path_factory.mktemp("calm"), max_steps=5)
 
 
-FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "max_steps": 3}
 # an epoch that does not come out even
-ODD = {"tune": "lora", "dtype": "bfloat16", "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3,
-       "max_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
+FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "dtype": "bfloat16", "max_steps": 3,
+        "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{"max_steps": 5}, FULL, ODD], ids=["qlora 8 bit", "full", "bfloat16, odd"])
+@pytest.mark.parametrize("changes", [{"max_steps": 5}, FULL], ids=["qlora 8 bit", "full bfloat16, odd"])
 def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
-    calm: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, changes: dict[str, Any]
+    calm: Any, learn: Any, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Order, alternatives, dropout, noise, optimiser, schedule and losses: all bit for bit."""
-    from vcot.training.publish import losses_by_step
-
     if "tune" in changes:
-        calm = tune(toy_base, toy_encoder, made, tmp_path / "calm", **changes)
+        calm = learn(tmp_path / "calm", **changes)
     deaths = 0
     while True:
         try:
-            stormy = tune(toy_base, toy_encoder, made, tmp_path / "stormy", die_at=1, **changes)
+            stormy = learn(tmp_path / "stormy", die_at=1, **changes)
             break
         except Died:
             deaths += 1
@@ -153,12 +146,8 @@ def test_a_training_that_died_at_each_checkpoint_ends_as_one_that_did_not(
 
 
 def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
-    calm: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, never_stopped: None
+    calm: Any, learn: Any, tmp_path: Path, never_stopped: None
 ) -> None:
-    from vcot.training.checkpoints import read_state
-    from vcot.training.data import Collator
-    from vcot.training.publish import losses_by_step
-
     plainly, seen = Collator.__call__, 0
 
     def stop_in_the_fifth_batch(self: Any, chosen: Any) -> Any:
@@ -171,12 +160,12 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Collator, "__call__", stop_in_the_fifth_batch)
         with pytest.raises(Interrupted, match=r"step 3 of 5 is done"):
-            tune(toy_base, toy_encoder, made, tmp_path, save_steps=100, max_steps=5)
+            learn(tmp_path, save_steps=100, max_steps=5)
     stop._asked.clear()
     (folder,) = (tmp_path / "checkpoints").iterdir()
     assert folder.name[:11] == "step-000003"
     before = read_state(folder / "state.safetensors")["tokens"]
-    went_on = tune(toy_base, toy_encoder, made, tmp_path, save_steps=100, max_steps=5)
+    went_on = learn(tmp_path, save_steps=100, max_steps=5)
     assert losses_by_step(went_on.history) == losses_by_step(calm.history)
     assert 0 < before < calm.tokens
     assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
@@ -189,16 +178,12 @@ def never_stopped() -> Iterator[None]:
     stop.signal = None
 
 
-def test_the_weights_of_the_best_evaluation_are_kept(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
-) -> None:
+def test_the_weights_of_the_best_evaluation_are_kept(learn: Any, tmp_path: Path) -> None:
     """A learning rate that ruins the model: the first evaluation is the best, and patience ends it after two more."""
-    from vcot.training.trainer import eval_losses, load_trained, trained
-
     ruinous = {"learning_rate": 0.05, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.0,
                "max_grad_norm": 0.0, "early_stopping_patience": 2, "eval_steps": 1, "save_steps": 100,
                "num_train_epochs": 9.0}  # fmt: skip
-    result = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)
+    result = learn(tmp_path, **ruinous)
     losses = eval_losses(result.history)
     best = losses.index(min(losses)) + 1
     assert result.metadata["kept_step"] == best
@@ -207,7 +192,7 @@ def test_the_weights_of_the_best_evaluation_are_kept(
     (folder,) = (tmp_path / "checkpoints").glob(f"step-{best:06d}-*")
     load_trained(result.model, folder)
     assert all(kept[name].equal(value) for name, value in trained(result.model).items())
-    again = tune(toy_base, toy_encoder, made, tmp_path, **ruinous)  # it was over: nothing is trained again
+    again = learn(tmp_path, **ruinous)  # it was over: nothing is trained again
     assert (again.history, again.tokens) == (result.history, 0)
     assert all(kept[name].equal(value) for name, value in weights(again).items())
 
@@ -215,35 +200,24 @@ def test_the_weights_of_the_best_evaluation_are_kept(
 @pytest.mark.parametrize(
     ("losses", "patience", "lost"),
     [
-        ([], 2, False),
-        ([3.0, 2.0, 1.0], 1, False),
         ([3.0, 2.0, 1.95, 1.9], 2, True),  # each a little better, none by enough
         ([3.0, 2.0, 1.95, 1.9], 3, False),
-        ([3.0, 2.0, 2.5, 1.0], 1, False),
         ([1.0, 1.0, 1.0], 0, False),  # 0: never
     ],
 )
 def test_patience_counts_evaluations_that_are_not_better_by_enough(
     losses: list[float], patience: int, lost: bool
 ) -> None:
-    from tests.training.toy import config
-    from vcot.training.trainer import lost_patience
-
     assert lost_patience(losses, config(early_stopping_patience=patience, early_stopping_threshold=0.1)) is lost
 
 
 # --- what is no number, and what is not there -----------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path
-) -> None:
-    from vcot.training.checkpoints import load_tensors
-    from vcot.training.trainer import NotFinite
-
+def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(learn: Any, made: Examples, tmp_path: Path) -> None:
     ruinous = {"learning_rate": 1e30, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.0}
     with pytest.raises(NotFinite, match=r"not finite at step \d.*Try a lower --learning-rate") as caught:
-        tune(toy_base, toy_encoder, made, tmp_path, save_steps=1, eval_steps=100, **ruinous)
+        learn(tmp_path, save_steps=1, eval_steps=100, **ruinous)
     details = caught.value.details
     assert details["learning_rate"] == 1e30
     assert len(details["examples"]) == 4
@@ -257,61 +231,32 @@ def test_a_loss_that_is_no_number_stops_it_and_says_what_led_to_it(
 
 
 def test_a_gradient_that_is_no_number_stops_it_before_the_weights_are_touched(
-    torch: Any, toy_base: Path, toy_encoder: Any, made: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where no limit is set, and the library would not look."""
-    from vcot.training.ranks import Group
-    from vcot.training.trainer import NotFinite
 
     def ruin(_: Any, parameters: Any) -> None:
         next(iter(parameters)).grad.fill_(math.inf)
 
     monkeypatch.setattr(Group, "add_gradients", ruin)
     with pytest.raises(NotFinite, match="the gradient is not finite at step 1 ") as caught:
-        tune(toy_base, toy_encoder, made, tmp_path, max_grad_norm=0.0, max_steps=2)
+        learn(tmp_path, max_grad_norm=0.0, max_steps=2)
     assert caught.value.details["gradient_norm"] == "inf"
 
 
-def test_without_a_validation_split_the_last_weights_are_kept(
-    torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path
-) -> None:
+def test_without_a_validation_split_the_last_weights_are_kept(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
     alone = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 4, 0))])
     result = tune(toy_base, toy_encoder, alone, tmp_path, max_steps=2, early_stopping_patience=3)
     assert result.metadata["kept_step"] == result.metadata["last_step"] == 2
     assert not [entry for entry in result.history if "eval_loss" in entry]
 
 
-def test_without_anything_to_learn_it_is_refused(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
-    nothing = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 0, 2))])
-    with pytest.raises(InputError, match="not one example of the train split"):
-        tune(toy_base, toy_encoder, nothing, tmp_path)
-
-
-def test_losses_are_one_line_per_step_without_times() -> None:
-    from vcot.training.publish import losses_by_step, losses_summary
-
-    history = [
-        {"loss": 2.0, "grad_norm": 0.5, "learning_rate": 1e-3, "epoch": 0.5, "step": 1},
-        {"loss": 1.0, "grad_norm": 0.4, "learning_rate": 1e-4, "epoch": 1.0, "step": 2},
-        {"eval_loss": 1.5, "epoch": 1.0, "step": 2},
-        {"train_runtime": 12.0, "epoch": 1.0, "step": 2},
-    ]
-    lines = losses_by_step(history)
-    assert lines[0] == {"step": 1, "epoch": 0.5, "loss": 2.0, "gradient_norm": 0.5, "learning_rate": 1e-3}
-    assert lines[1]["eval_loss"] == 1.5
-    assert losses_summary(lines).model_dump() == {
-        "steps": 2, "first_loss": 2.0, "last_loss": 1.0, "best_eval_loss": 1.5, "best_step": 2,
-    }  # fmt: skip
-
-
 # --- questions by text alone beside those with an image -------------------------------------------------
 
 
 def test_a_mixed_batch_has_the_patches_of_its_images_and_teaches_what_its_rows_teach_alone(
-    torch: Any, model: Any, toy_encoder: Any, tmp_path: Path
+    model: Any, toy_encoder: Any, tmp_path: Path
 ) -> None:
-    from vcot.training.trainer import loss_sum
-
     mixture = [*examples(toy_encoder, 2, alternatives=1), *encoded(toy_encoder, [by_text(0), by_text(1)])]
     batch_of = batches(toy_encoder, Examples([write_examples(tmp_path / "a", mixture)]))
     mixed = batch_of([2, 0, 3, 1])
@@ -324,24 +269,7 @@ def test_a_mixed_batch_has_the_patches_of_its_images_and_teaches_what_its_rows_t
     assert together == pytest.approx(sum(alone), rel=1e-4)
 
 
-def test_a_training_learns_from_both_and_from_batches_of_text_alone(
-    torch: Any, toy_base: Path, toy_encoder: Any, tmp_path: Path
-) -> None:
-    asked = [*map(by_text, range(4)), by_text(20, "validation")]
-    made = [*encoded(toy_encoder, asked), *examples(toy_encoder, 1, alternatives=1)]
-    rows = Examples([write_examples(tmp_path / "a.parquet", made)])
-    result = tune(
-        toy_base, toy_encoder, rows, tmp_path, num_train_epochs=2.0, group_by_length=False, eval_steps=3,
-        gradient_checkpointing="on", save_steps=100, gradient_accumulation_steps=1,
-    )  # fmt: skip
-    assert all(torch.isfinite(value).all() for value in weights(result).values())
-    losses = [line["eval_loss"] for line in result.history if "eval_loss" in line]
-    assert losses[-1] < losses[0]
-
-
 def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
-    from vcot.models.loading import generate
-
     illustrated = [drawn(number) for number in range(2)]
     asked: list[Any] = [(by_text(1), None), *((s, decode(d, s.id).pixels) for s, d in illustrated), (by_text(2), None)]
     ends = {"eos_token_ids": toy_encoder.eos_token_ids, "pad_token_id": toy_encoder.pad_token_id}
@@ -357,9 +285,7 @@ def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_enc
 # --- ranks ----------------------------------------------------------------------------------------------
 
 
-def test_each_rank_draws_its_own_dropout_and_after_a_stop_the_same_again(torch: Any) -> None:
-    from vcot.training.ranks import Group
-
+def test_each_rank_draws_its_own_dropout_and_after_a_stop_the_same_again() -> None:
     def draw(rank: int, step: int) -> list[float]:
         torch.rand(7)  # wherever the generator was
         Group(rank, rank, 2).reseed(3, step)

@@ -7,7 +7,7 @@ of all models that are exactly as good.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vcot.errors import GateFailed, InputError
@@ -36,29 +36,25 @@ ASKED = (
 
 def judge_gates(report: Mapping[str, Any], config: EvaluationConfig) -> list[dict[str, Any]]:
     """The gates that were asked for: {"gate", "passed", "words"}. A figure that could not be measured passes none."""
-    return [
-        {"gate": gate, "passed": passed, "words": f"{gate}: {found}"}
-        for gate, passed, found in _gates(report, config)
-    ]  # fmt: skip
+    gates: list[dict[str, Any]] = []
 
+    def judge(gate: str, passed: bool, found: str) -> None:
+        gates.append({"gate": gate, "passed": passed, "words": f"{gate}: {found}"})
 
-def _gates(report: Mapping[str, Any], config: EvaluationConfig) -> Iterator[tuple[str, bool, str]]:
-    """(gate, whether it was passed, what was found)"""
     results, differences = figures_of(report, "results"), figures_of(report, "differences")
     figures = results["tuned-real"]
     if config.require_not_worse_than_base or config.promote:
         for name in JUDGED:
             if (change := differences["after-before"][name])["value"] is not None:
-                found = f"it is {both(name, change, signed=True)}"
-                yield f"{name} not worse than the base", not _worse(change), found
+                judge(f"{name} not worse than the base", not _worse(change), f"it is {both(name, change, signed=True)}")
     for name, least in zip(JUDGED, (config.min_accuracy_at_50, config.min_answer_accuracy), strict=True):
         if least is not None:
             reached = figures[name]["value"] is not None and figures[name]["value"] >= least
-            yield f"{name} at least {least:.1%}", reached, f"it is {value(name, figures[name])}"
+            judge(f"{name} at least {least:.1%}", reached, f"it is {value(name, figures[name])}")
     if (most := config.max_blank_accuracy) is not None:
         blank = results["tuned-blank"]["accuracy_at_50"] if "tuned-blank" in results else {"value": None}
         low = blank["value"] is not None and blank["value"] <= most
-        yield f"accuracy_at_50 on blank images at most {most:.1%}", low, f"it is {value('accuracy_at_50', blank)}"
+        judge(f"accuracy_at_50 on blank images at most {most:.1%}", low, f"it is {value('accuracy_at_50', blank)}")
     if config.promote:
         # Where boxes are known they decide: a habit of answering right ("no" to most questions) is no fault while the
         # boxes come from looking.
@@ -67,7 +63,8 @@ def _gates(report: Mapping[str, Any], config: EvaluationConfig) -> Iterator[tupl
             change = differences[key][name] if key in differences else {"low": None}
             clear = change["low"] is not None and change["low"] > 0
             found = f"it is {both(name, change, signed=True)}" if key in differences else "not measured"
-            yield f"{name} clearly better on real images than on {kind} ones", clear, found
+            judge(f"{name} clearly better on real images than on {kind} ones", clear, found)
+    return gates
 
 
 def _worse(difference: Mapping[str, Any]) -> bool:
@@ -116,18 +113,12 @@ def compare(
     now: Iterable[Score], before: Iterable[Score], *, baseline: Finished, settings: Mapping[str, Any],
     max_left_out_share: float, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The comparison, ready for JSON.
+    """The comparison, ready for JSON. `settings`: of the evaluation of `now`, to say what was asked otherwise.
 
-    Rows are paired by their id, and drawn together in the bootstrap (vcot.evaluation.metrics), with all rows about the
-    same image, so that a hard one is hard for both. A row that only one side has, or whose true boxes were annotated
-    anew, cannot be paired.
-
-    Args:
-        settings: of the evaluation of `now`, to say what was asked otherwise.
-        max_left_out_share: of the larger side's rows.
+    Rows are paired by their id. One that only one side has, or whose true boxes were annotated anew, cannot be paired.
 
     Raises:
-        InputError: more rows cannot be paired: the baseline is about something else.
+        InputError: more than this share of the larger side's rows cannot be: the baseline is about something else.
     """
     mine, other = ({score.sample: score for score in each} for each in (now, before))
     rows = [name for name in mine if name in other and mine[name].true_boxes == other[name].true_boxes]

@@ -11,6 +11,8 @@ from vcot.settings import DEVICE, CommaSeparated, Device, setting
 
 Condition = Literal["real", "blank", "shuffled"]
 CONDITIONS: tuple[Condition, ...] = ("real", "blank", "shuffled")
+Model = Literal["base", "native", "tuned"]
+"""`native`: the base again, asked in its own form (vcot.evaluation.models)."""
 
 
 class EvaluationConfig(BaseModel):

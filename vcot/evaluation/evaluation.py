@@ -13,12 +13,11 @@ from vcot import __version__, logging
 from vcot.answers import Synonyms
 from vcot.errors import InputError
 from vcot.evaluation import page
-from vcot.evaluation.baselines import Baselines
 from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import CONDITIONS, EvaluationConfig
 from vcot.evaluation.models import ModelRunner
 from vcot.evaluation.report import build, gather
-from vcot.evaluation.runner import EvaluationRunner, partners, read_replies, units
+from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
 from vcot.evaluation.subjects import Subject
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
@@ -71,8 +70,7 @@ class Evaluation:
             raise InputError(f"there are no samples of the split {wanted} to evaluate on; there are {there}")
         if limit is None or limit >= len(chosen):
             return chosen
-        kept = random.Random(self.config.seed).sample(range(len(chosen)), limit)
-        return [chosen[index] for index in sorted(kept)]
+        return [chosen[n] for n in sorted(random.Random(self.config.seed).sample(range(len(chosen)), limit))]
 
     def report(
         self, markers: tuple[ShardMarker[EvaluateShardMetadata], ...], row_counts: RowCounts

@@ -234,12 +234,9 @@ class Measured:
 
 
 def measure(
-    conditions: Mapping[str, Sequence[Score | None]],
-    pairs: Sequence[tuple[str, str]] = (),
-    *,
-    seed: int = 0,
+    conditions: Mapping[str, Sequence[Score | None]], pairs: Sequence[tuple[str, str]] = (), *, seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Measured:
+) -> Measured:  # fmt: skip
     """All figures of all conditions, with 95 % percentile bootstrap intervals over images.
 
     Args:

@@ -19,8 +19,7 @@ from PIL import Image
 
 from vcot import logging
 from vcot.errors import InputError
-from vcot.evaluation.config import EvaluationConfig
-from vcot.evaluation.runner import Model
+from vcot.evaluation.config import EvaluationConfig, Model
 from vcot.evaluation.subjects import Finished
 from vcot.grounding import Frame, FrameName, FrameSpec
 from vcot.records import Completion, Contract, Sample
@@ -147,10 +146,12 @@ class ModelRunner:
         self._loaded: dict[Model, Any] = {}
 
     def frame(self, model: Model, sample: Sample) -> Frame:
+        """The frame in which a model writes its boxes about this sample."""
         own = self.own_form if model == "native" else None
         return sample.frame(self.contract.frame_spec if own is None else own.spec(self.contract))
 
     def fingerprint(self, model: Model) -> dict[str, Any]:
+        """What shapes its replies beside the questions and the images."""
         config, form, usual = self._config, self.own_form, self.contract.instruction
         found = {
             "base": self.trained.base_sha256,
@@ -166,7 +167,10 @@ class ModelRunner:
         return found
 
     def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]) -> list[Completion]:
-        """The `seconds` of a Completion stay 0: the same question gives the same record."""
+        """One Completion per sample, in order. An image is None where the question is asked by text alone.
+
+        The `seconds` of a Completion stay 0: the same question gives the same record.
+        """
 
         def length(index: int) -> int:
             """Near enough to that of the prompt to put like to like."""
@@ -189,20 +193,16 @@ class ModelRunner:
     ) -> list[Completion]:
         from vcot.models.loading import generate
 
-        encoder, longest = self._encoder, self._config.max_new_tokens
+        encoder, longest, ends = self._encoder, self._config.max_new_tokens, self._encoder.eos_token_ids
         form = self.own_form if model == "native" else None
         batch = encoder.prompts(samples, images, None if form is None else [form.below(s) for s in samples])
         prompt_tokens = batch["attention_mask"].sum(dim=1).tolist()
-        ends = set(encoder.eos_token_ids)
-        tokens = generate(
-            network, batch, max_new_tokens=longest, eos_token_ids=encoder.eos_token_ids,
-            pad_token_id=encoder.pad_token_id,
-        )  # fmt: skip
+        tokens = generate(network, batch, max_new_tokens=longest, eos_token_ids=ends, pad_token_id=encoder.pad_token_id)
         return [
             Completion(
                 text=encoder.decode(ids),
                 model="tuned" if model == "tuned" else self.trained.base_sha256[:12],
-                finish_reason="length" if len(ids) >= longest and not set(ids) & ends else "stop",
+                finish_reason="length" if len(ids) >= longest and not {*ids} & {*ends} else "stop",
                 tokens_in=prompt_length,
                 tokens_out=len(ids),
             )

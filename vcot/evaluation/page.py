@@ -138,12 +138,10 @@ def examples(
     else:
         worst, rest = order[: most - most // 2], order[most - most // 2 :]
         drawn = set(random.Random(seed).sample(rest, most // 2))
+        others = [index for index in rest if index in drawn]
         chosen = [
             (f"The {len(worst):,} worst of {rows:,} rows", worst),
-            (
-                f"{len(drawn):,} of the others, drawn at random, worst first",
-                [index for index in rest if index in drawn],
-            ),
+            (f"{len(others):,} of the others, drawn at random, worst first", others),
         ]
     return [(title, [_card(store, evidence, index, frame) for index in part]) for title, part in chosen if part]
 

@@ -12,9 +12,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from vcot.errors import InputError
-from vcot.evaluation.baselines import NOT_ANNOTATED, Baselines, guesses, subject
 from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
-from vcot.evaluation.runner import Reply
+from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
 from vcot.grounding import Frame
 from vcot.records import Sample, Score
 from vcot.reports.rendering import plural

@@ -87,15 +87,10 @@ def promote(
     store: Store, pointer_uri: str, *, train: Finished, base: Mapping[str, str], evaluation: Finished,
     samples: Finished, gates: Sequence[str],
 ) -> Pointer:  # fmt: skip
-    """Appends a model to the pointer, unless this very evaluation has done so already.
+    """Appends a model to the pointer ``<pointers>/<name>``, unless this very evaluation has done so already.
 
     An evaluation that is run again (the chain was started twice) must not bring its model back over a newer one.
-
-    Args:
-        pointer_uri: ``<pointers>/<name>``.
-        base: uri and sha256 of the base.
-        evaluation: what the model has passed, of `samples`.
-        gates: the same in words.
+    base: uri and sha256. gates: what the model has passed, in words.
     """
     promotion = Promotion(
         train_uri=train.uri,
@@ -115,10 +110,10 @@ def promote(
     while True:
         there = numbered(store, pointer_uri)
         last = max(there, default=0)  # not how many there are: somebody may have deleted one
-        pointers = [Pointer.at(store, uri) for uri in there.values()]
-        if earlier := [pointer for pointer in pointers if pointer.promotion.evaluation_sha256 == evaluation.sha256]:
-            logging.get().info("promoted by this evaluation already", pointer=earlier[0].uri, newest=there[last])
-            return earlier[0]
+        for pointer in (Pointer.at(store, uri) for uri in there.values()):
+            if pointer.promotion.evaluation_sha256 == evaluation.sha256:
+                logging.get().info("promoted by this evaluation already", pointer=pointer.uri, newest=there[last])
+                return pointer
         if (uri := append(store, pointer_uri, data, after=last)) is not None:
             logging.get().info("promoted", model=train.uri, pointer=uri)
             return Pointer(uri, hashlib.sha256(data).hexdigest(), promotion)
@@ -164,13 +159,10 @@ def promoted(
     store: Store, run_uri: str, *, pointer_uri: str, occasion: str, samples_uri: str | None, baseline_uri: str | None,
     asked: Mapping[str, Any],
 ) -> Subject:  # fmt: skip
-    """The newest promoted model, as this occasion found it.
+    """The newest promoted model, as this occasion (a Job's name or any other word) found it.
 
-    Args:
-        occasion: a Job's name or any other word (see `moment`).
-        samples_uri: by default those that the model was promoted on.
-        baseline_uri: a finished evaluation to compare with; by default the one that made the first promotion.
-        asked: settings that choose among the samples; a part of what tells one evaluation from another.
+    By default it is asked about the samples that it was promoted on, and compared with the evaluation that made the
+    first promotion. asked: settings that choose among the samples; a part of what tells one evaluation from another.
 
     Raises:
         InputError: nothing was promoted yet, or what a pointer names has changed since.

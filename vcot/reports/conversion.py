@@ -46,17 +46,15 @@ def report(
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """What report.json holds, and the page.
 
-    Args:
-        markers: of all shards.
-        seen: what was counted before the shards were made: near-duplicates and benchmarks.
-        budget: pixels that a model sees at most. ingested: whether later stages read copies of that size.
-        max_pixels: images that are larger are not decoded.
+    seen: what was counted before the shards were made: near-duplicates and benchmarks. budget: pixels that a model sees
+    at most. ingested: whether later stages read copies of that size. max_pixels: larger images are not decoded.
     """
     refused = summed(marker.metadata.refused for marker in markers)
     with sample_statistics(folder.store, folder.uri, markers, scratch) as statistics:
-        found = _counted(statistics, refused, source=source, row_counts=row_counts, shards=len(markers), mix=mix,
-        budget=budget,
-                         ingested=ingested, seen=seen)  # fmt: skip
+        found = _counted(
+            statistics, refused, source=source, row_counts=row_counts, shards=len(markers), mix=mix, budget=budget,
+            ingested=ingested, seen=seen,
+        )  # fmt: skip
     cards = Cards(folder.store, max_pixels=max_pixels)
     examples = _chosen(found, sampled(folder, markers, SHOWN).by_dataset(), cards)
     pairs = [
@@ -93,6 +91,8 @@ def _counted(
             beyond += often
         else:
             tokens[made] += often
+    most = budget // TOKEN_SIDE**2
+    steps = range(0, most, max(1, -(-most // 10))) or (0,)  # at most ten bars of one round width
     near = seen.get("near_duplicates")
     by_text = _all(statistics.counts("split", "image is null"))
     return Conversion(
@@ -121,7 +121,7 @@ def _counted(
         without_image={split: n for split in SPLITS if (n := by_text[split])},
         pixels=distribution(pixels, _PIXELS),
         pixels_kept=distribution(pixels_kept, _PIXELS),
-        visual_tokens=distribution(tokens, _steps(budget // TOKEN_SIDE**2)),
+        visual_tokens=distribution(tokens, steps),
         beyond_processor=beyond,
         near_duplicates=NearDuplicates(**near) if near else None,
         benchmarks={name: Benchmark(**counts) for name, counts in seen.get("benchmarks", {}).items()},
@@ -146,18 +146,12 @@ def visual_tokens(width: int, height: int, budget: int) -> int | None:
     return across * down // TOKEN_SIDE**2
 
 
-def _steps(most: int) -> list[float]:
-    """At most ten bars of one round width."""
-    return list(range(0, most, max(1, -(-most // 10)))) or [0]
-
-
 # ---------------------------------------------------------------------------------------------------------- findings
 
 
 def findings(found: Conversion) -> list[Finding]:
     """What somebody who sees these numbers every day would say first; worst first."""
-    said = [*_of_refusals(found), *_of_splits(found), *_of_contents(found)]
-    return sorted(said, key=lambda finding: finding.good)
+    return sorted((*_of_refusals(found), *_of_splits(found), *_of_contents(found)), key=lambda finding: finding.good)
 
 
 def _of_refusals(found: Conversion) -> Iterator[Finding]:
@@ -243,11 +237,7 @@ def _lines(found: Conversion) -> list[dict[str, Any]]:
     largest = _largest(found)
     lines = {name: found.datasets[name] for name in largest[:MOST_LINES]}
     if others := [found.datasets[name] for name in largest[MOST_LINES:]]:
-        kept, rejected = Counter[str](), Counter[str]()
-        for rows in others:
-            kept.update(rows.kept)
-            rejected.update(rows.rejected)
-        lines[f"{len(others):,} others"] = Rows(kept=kept, rejected=rejected)
+        lines[f"{len(others):,} others"] = Rows(**summed(rows.model_dump() for rows in others))
     most = max(rows.rows for rows in lines.values())
     return [
         {"name": name, "rows": rows, "parts": [
@@ -344,7 +334,6 @@ def _measures(found: Conversion) -> list[tuple[str, list[tuple[str, str]]]]:
     lines = []
     for name in [name for name in _largest(found) if name in found.by_dataset][:MOST_LINES]:
         spreads = [(getattr(found.by_dataset[name], field), written) for field, written in shown]
-        lines.append(
-            (name, [(written(one.median), written(one.p90)) if one.n else ("–", "") for one, written in spreads])
-        )
+        cells = [(written(one.median), written(one.p90)) if one.n else ("–", "") for one, written in spreads]
+        lines.append((name, cells))
     return lines

@@ -37,19 +37,10 @@ FLAGS = {"answer-first": "the first sentence states the answer"}
 
 
 def report(
-    folder: Folder,
-    markers: Sequence[ShardMarker[DistillShardMetadata]],
-    row_counts: RowCounts,
+    folder: Folder, markers: Sequence[ShardMarker[DistillShardMetadata]], row_counts: RowCounts,
     metadata: DistillMetadata,
-) -> tuple[dict[str, Any], str]:
-    """What report.json holds, and the page.
-
-    Args:
-        metadata: who the teacher was, and how it was asked.
-
-    Raises:
-        InputError: a shard put nothing aside.
-    """
+) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """What report.json holds, and the page. Raises InputError: a shard put nothing aside."""
     counted = DistillShardMetadata(**summed(marker.metadata.model_dump() for marker in markers))
     costs = {
         source: _cost(lines.values(), counted.funnel.get(source, Passage())) for source, lines in counted.bill.items()
@@ -192,14 +183,14 @@ def _of_boxes(found: Distillation) -> Iterator[Finding]:
             f"{'raise --negative-crop-share' if trust.decoys < trust.looks else 'more rows would tell'}.",
         )  # fmt: skip
         return
-    rate = trust.decoys_accepted / trust.decoys
-    seen = f"The look accepted {trust.decoys_accepted:,} of {trust.decoys:,} decoys ({share(rate, 1)})"
-    yield Finding(
-        rate <= _MUCH,
-        f"{seen}: it tells what is there from what is not."
-        if rate <= _MUCH
-        else f"{seen}: proposed boxes that passed it may be wrong; another --judge-model may look better.",
+    good = trust.decoys_accepted <= _MUCH * trust.decoys
+    seen = f"The look accepted {trust.decoys_accepted:,} of {trust.decoys:,} decoys"
+    meaning = (
+        "it tells what is there from what is not."
+        if good
+        else "proposed boxes that passed it may be wrong; another --judge-model may look better."
     )
+    yield Finding(good, f"{seen} ({share(trust.decoys_accepted, trust.decoys)}): {meaning}")
 
 
 def _of_answers(found: Distillation, rows: Passage) -> Iterator[Finding]:

@@ -1,12 +1,8 @@
 """Examples for a page: chosen by a hash of their ids, and drawn with their boxes.
 
-    <stage>/report/00003.json                          what a shard puts aside; the finish takes the best of all
-    overlay(image, {TRUE: boxes}, {TRUE: labels})      the image with boxes drawn on it
-    data_uri(image)                                    what <img src="…"> takes
-    Cards(store).card(example)                         an example as a page shows it
-
-Chosen by a hash are neither the first rows, nor others in another number of shards. The same rows give the same bytes,
-so it does not matter who wrote them last.
+A shard puts its own aside in ``<stage>/report/00003.json``, and the finish takes the best of all. Chosen by a hash are
+neither the first rows, nor others in another number of shards. The same rows give the same bytes, so it does not matter
+who wrote them last.
 """
 
 from __future__ import annotations
@@ -127,9 +123,8 @@ class ExampleSampler:
         return _best([one for groups in self._held.values() for one in groups.get(group, ())], most)
 
     def put_aside(self, folder: Folder, shard: int) -> None:
-        examples = [
-            one.model_dump(mode="json") for groups in self.by_dataset().values() for e in groups.values() for one in e
-        ]
+        found = (one for groups in self.by_dataset().values() for some in groups.values() for one in some)
+        examples = [one.model_dump(mode="json") for one in found]
         folder.store.write(_uri(folder, shard), redacted(json.dumps(examples, ensure_ascii=False)).encode())
 
 
@@ -170,21 +165,14 @@ def data_uri(image: Pillow.Image, *, quality: int = 80) -> str:
 
 
 def overlay(
-    image: Pillow.Image,
-    boxes_by_colour: Mapping[str, Sequence[Box]],
-    labels: Mapping[str, Sequence[str]] | None = None,
-    *,
-    original: tuple[int, int] | None = None,
+    image: Pillow.Image, boxes_by_colour: Mapping[str, Sequence[Box]],
+    labels: Mapping[str, Sequence[str]] | None = None, *, original: tuple[int, int] | None = None,
     longest_side: int = 480,
-) -> Pillow.Image:
+) -> Pillow.Image:  # fmt: skip
     """A copy of the image with boxes drawn on it, later colours above earlier ones.
 
-    Args:
-        image: at any size.
-        labels: texts beside the boxes, one per box of that colour; "" for none.
-        original: (width, height) of the image in whose pixels the boxes are; default: the image's own.
-        longest_side: pixels of the result's longer side, so that small images can be seen and large ones do not
-            fill the page.
+    labels: texts beside the boxes, one per box of that colour; "" for none. original: (width, height) of the image in
+    whose pixels the boxes are; default: the image's own. longest_side: of the result, in pixels.
     """
     width, height = original or image.size
     scale = longest_side / max(image.size)

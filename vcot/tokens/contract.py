@@ -17,19 +17,10 @@ from vcot.records import Contract, Mode
 
 #: What `load_processor` needs of a base model's folder; none of it is large.
 PROCESSOR_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
-    "vocab.json",
-)
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "merges.txt",
+    "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json", "video_preprocessor_config.json", "vocab.json",
+)  # fmt: skip
 
 
 def is_processor_file(name: str) -> bool:
@@ -44,11 +35,8 @@ def load_processor(folder: Path, *, min_pixels: int, max_pixels: int) -> Any:
         folder: a local folder that holds PROCESSOR_FILES (weights are not looked at).
         min_pixels, max_pixels: area of the image after resizing; 28 · 28 pixels are one visual token.
 
-    Returns:
-        A `Qwen2_5_VLProcessor`, its tokenizer padding on the left.
-
     Raises:
-        InputError: the folder holds no such processor, or one of another family.
+        InputError: the folder holds no `Qwen2_5_VLProcessor`.
     """
     from transformers import AutoProcessor, Qwen2_5_VLProcessor
 

@@ -1,4 +1,4 @@
-"""The stage tokenize: Samples of one shard become Examples of one shard.
+"""The stage tokenize: Samples of one shard become Examples of one shard, and the page shows what of them is learned.
 
 Is the right part of every example learned? `check_mask` holds each against the rules by its ids, and `View` is what the
 page shows of some, read back from what is stored.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 from PIL import Image as Pillow
 
@@ -23,17 +25,30 @@ from vcot.records.example import IGNORED, Example, Examples
 from vcot.records.metadata import ShownRow, TokenizeShardMetadata
 from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample, kept_bytes
 from vcot.records.shards import RowCounts, ShardMarker, ShardWriter, StageMarker, fetch_file, read_shard
+from vcot.reports.examples import TRUE, data_uri, overlay
+from vcot.reports.rendering import bars, number, render
+from vcot.reports.statistics import percentile, summed
 from vcot.stage import stop
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage, ImageError
 from vcot.tokens.encoder import Encoder, refuse
-from vcot.tokens.report import Counts, numbers, report_page
 
 IMAGES_IN_MEMORY = 8
 """Questions about one image stand together; it is read and decoded once."""
 
 EACH_KIND = 4
-"""Examples of each kind on the audit page."""
+"""Examples of each kind on the audit page, and how many of each a shard offers for it."""
+
+
+class _Row(NamedTuple):
+    """What is counted of an example. visual: its visual tokens; None: of a sample without an image."""
+
+    split: str
+    tokens: int
+    visual: int | None
+    learned: int
+    shrunk: bool
+    shown: ShownRow
 
 
 class Tokenizing:
@@ -46,11 +61,13 @@ class Tokenizing:
 
     def shard(self, writer: ShardWriter) -> TokenizeShardMetadata:
         """One shard; a row gives one example per reasoning, rows of the test split give none."""
-        counts = Counts()
+        rows: list[_Row] = []
+        lost: list[str] = []  # reasons why reasonings were refused of rows that others kept
+        test_rows = 0
         for sample in read_shard(self.store, self.source_uri, self.source.shards[writer.index]):
             stop.raise_if_requested()
             if sample.origin.split == "test":
-                counts.test_rows += 1
+                test_rows += 1
                 continue
             examples, refused = self.examples(sample)
             if not examples:
@@ -58,11 +75,33 @@ class Tokenizing:
                 continue
             for example in examples:
                 check_mask(example, self.encoder.processor)
-                counts.add(example, sample, sum(t == self.encoder.processor.image_token_id for t in example.ids))
-            for rejection in refused:
-                counts.lose(rejection)
+                rows.append(self._row(len(rows), example, sample.image))
+            lost += [rejection.reason.value for rejection in refused]
             writer.keep(*examples)
-        return counts.metadata()
+        shown = [row.shown for row in rows]
+        offered = [
+            nsmallest(EACH_KIND, (one for one in shown if one.kind == kind), key=lambda one: one.rank)
+            for kind in ("shrunk", "by-text", "train", "validation")
+        ]
+        return TokenizeShardMetadata(
+            splits=_counts(row.split for row in rows),
+            lengths=_counts(row.tokens for row in rows),
+            visual=_counts(row.visual for row in rows if row.visual is not None),
+            lost_alternatives=_counts(lost),
+            by_text=sum(row.visual is None for row in rows),
+            learned=sum(row.learned for row in rows),
+            shrunk=sum(row.shrunk for row in rows),
+            test_rows=test_rows,
+            shown=tuple(one for some in offered for one in some),
+        )
+
+    def _row(self, place: int, example: Example, image: Image | None) -> _Row:
+        """`place`: its number in the shard."""
+        kind: Any = "shrunk" if example.shrunk else "by-text" if image is None else example.split
+        size, kept = (one and (one.width, one.height) for one in (image, image and image.kept))
+        shown = ShownRow(row=place, rank=crc32(example.id.encode()), kind=kind, size=size, kept=kept)
+        visual = None if image is None else example.ids.count(self.encoder.processor.image_token_id)
+        return _Row(example.split, len(example.ids), visual, example.learned, example.shrunk, shown)
 
     def examples(self, sample: Sample) -> tuple[list[Example], list[Rejection]]:
         """All that one row gives; refused is a whole row, or some of its reasonings."""
@@ -94,7 +133,7 @@ class Tokenizing:
         self, shards: tuple[ShardMarker[TokenizeShardMetadata], ...], row_counts: RowCounts
     ) -> tuple[dict[str, Any], str]:
         """Sums of all shards, and the audit page with some examples read back from storage."""
-        counts = Counts.sum(shard.metadata for shard in shards)
+        counts = TokenizeShardMetadata(**summed(shard.metadata.model_dump(exclude={"shown"}) for shard in shards))
         found = numbers(counts, row_counts, self.encoder.contract)
         return found, report_page(found, self._views(shards))
 
@@ -102,13 +141,10 @@ class Tokenizing:
         """A few examples: shrunk ones, some by text alone, then of both splits, from as many shards as it takes."""
         views: dict[str, list[View]] = {"shrunk": [], "by-text": [], "train": [], "validation": []}
         for shard in shards:
-            wanted = [s for s in shard.metadata.shown if len(views[s.kind]) < EACH_KIND]
-            if wanted:
-                for kind, one in self._read(shard, wanted):
-                    if len(views[kind]) < EACH_KIND:
-                        views[kind].append(one)
-            if all(len(some) >= EACH_KIND for some in views.values()):
-                break
+            wanted = [one for one in shard.metadata.shown if len(views[one.kind]) < EACH_KIND]
+            for kind, one in self._read(shard, wanted) if wanted else ():
+                if len(views[kind]) < EACH_KIND:
+                    views[kind].append(one)
         return [one for some in views.values() for one in some]
 
     def _read(self, shard: ShardMarker, wanted: Sequence[ShownRow]) -> list[tuple[str, View]]:
@@ -206,13 +242,9 @@ class View:
 
 
 def view(
-    example: Example,
-    original: tuple[int, int] | None,
-    contract: Contract,
-    processor: Any,
-    *,
+    example: Example, original: tuple[int, int] | None, contract: Contract, processor: Any, *,
     kept: tuple[int, int] | None = None,
-) -> View:
+) -> View:  # fmt: skip
     """
     original: (width, height) of the upright image in whose pixels the sample's boxes are; None: it is asked by text
     alone. kept: of the copy that is read in its place, if any; looked at where the example shows no image.
@@ -229,3 +261,89 @@ def view(
         image = pixels.resize(seen, Pillow.Resampling.BICUBIC)
     parsed = parse(learned, contract.frame_spec.on(*(original or NO_IMAGE_SIZE), kept=kept))
     return View(example, pieces(example, processor), learned, parsed, original, image)
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+def _counts(values: Iterable[Any]) -> dict[Any, int]:
+    return dict(sorted(Counter(values).items()))
+
+
+def numbers(counts: TokenizeShardMetadata, row_counts: RowCounts, contract: Contract) -> dict[str, Any]:
+    """What stands in report.json.
+
+    Raises InputError where examples were made and nothing in them is learned.
+    """
+    examples = sum(counts.splits.values())
+    if examples and not counts.learned:
+        raise InputError(f"nothing is learned in any of {examples} examples")
+    tokens = sum(length * often for length, often in counts.lengths.items())
+    return {
+        "examples": {split: counts.splits.get(split, 0) for split in ("train", "validation")},
+        "tokens": {
+            "all": tokens,
+            "learned": counts.learned,
+            "learned_share": round(counts.learned / tokens, 4) if tokens else 0.0,
+            "per_example": _spread(counts.lengths),
+            "histogram": histogram(counts.lengths),
+        },
+        "visual_tokens": {"per_example": _spread(counts.visual), "histogram": histogram(counts.visual)},
+        "by_text": counts.by_text,
+        "shrunk": counts.shrunk,
+        "refused": row_counts.rejected,
+        "refused_alternatives": counts.lost_alternatives,
+        "rows": row_counts.rows,
+        "test_rows_left_out": counts.test_rows,
+        "contract": contract.model_dump(mode="json"),
+    }
+
+
+def _spread(counts: dict[int, int]) -> dict[str, int]:
+    quantiles = {"p50": percentile(counts, 0.5), "p95": percentile(counts, 0.95)}
+    return {"min": min(counts, default=0), **quantiles, "max": max(counts, default=0)}
+
+
+def histogram(counts: Mapping[int, int], most: int = 10) -> list[tuple[int, int, int]]:
+    """(from, up to and with, how many) in at most `most` steps of one width."""
+    if not counts:
+        return []
+    low, high = min(counts), max(counts)
+    width = -(-(high - low + 1) // most)
+    steps = ((start, min(start + width - 1, high)) for start in range(low, high + 1, width))
+    return [(a, b, sum(n for value, n in counts.items() if a <= value <= b)) for a, b in steps]
+
+
+def report_page(found: dict[str, Any], views: Sequence[View]) -> str:
+    charts = (
+        ("Tokens per example", "prompt, visual tokens and reply", "examples", found["tokens"]),
+        ("Visual tokens per image", "after resizing", "images", found["visual_tokens"]),
+    )
+    return render(
+        "tokenize.html.j2", found=found, contract=found["contract"], cards=[_card(one) for one in views],
+        charts=[_chart(*chart) for chart in charts],
+    )  # fmt: skip
+
+
+def _chart(name: str, about: str, counted: str, of: Mapping[str, Any]) -> dict[str, Any]:
+    steps, spread = of["histogram"], of["per_example"]
+    return {
+        "name": name, "about": about, "counted": counted, "n": sum(n for *_, n in steps),
+        "bars": bars((f"{a}–{b}" if b > a else f"{a}", n) for a, b, n in steps),
+        "spread": f"from {number(spread['min'])} to {number(spread['max'])}, half of them at most "
+        f"{number(spread['p50'])}, 95 of 100 {number(spread['p95'])}",
+    }  # fmt: skip
+
+
+def _card(one: View) -> dict[str, Any]:
+    boxes = one.parsed.boxes
+    labels = []
+    for mention in one.parsed.trace.mentions:
+        # The name at the first of its boxes, numbers in the order of the text at the others.
+        count = len(mention.boxes)
+        labels += [f"{mention.label} 1" if count > 1 else mention.label, *(str(n) for n in range(2, count + 1))]
+    image = None
+    if one.image is not None:
+        image = data_uri(overlay(one.image, {TRUE: boxes}, {TRUE: labels}, original=one.original, longest_side=360))
+    visual = sum(piece.tokens for piece in one.pieces if piece.control and "×" in piece.text)
+    return {"view": one, "image": image, "visual": visual, "boxes": len(boxes)}

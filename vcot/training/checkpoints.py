@@ -68,12 +68,7 @@ class Saved(NamedTuple):
 @dataclass
 class Checkpoints:
     """Those of one run. When one is whole, those that are older than the newest `keep` go, here and in storage, but for
-    the best.
-
-    Args:
-        uri: the folder of all of them.
-        scratch: a local folder for those under way and for those that are kept; the ranks of a pod share it.
-        ranks: of this training.
+    the best. scratch: a local folder for those under way and for those that are kept; the ranks of a pod share it.
     """
 
     store: Store
@@ -111,8 +106,7 @@ class Checkpoints:
         One whose best predecessor is gone is no use either: at the end its weights would be missing.
         """
         for saved in self._stored():
-            folder = self._fetch(saved)
-            if folder is None:
+            if (folder := self._fetch(saved)) is None:
                 continue
             best = saved.manifest.best_step
             if best is None or self.at(best) is not None:
@@ -123,15 +117,10 @@ class Checkpoints:
         return None
 
     def called(self, name: str) -> tuple[Path, Manifest]:
-        """The one of that name, which another rank has found whole.
-
-        Raises:
-            InputError: it is gone, or no longer whole.
-        """
+        """The one of that name, which another rank has found whole. Raises InputError: it is not any more."""
         uri = join(self.uri, name)
         saved = Saved(uri, Manifest.model_validate_json(self.store.read(join(uri, MANIFEST))))
-        folder = self._fetch(saved)
-        if folder is None:
+        if (folder := self._fetch(saved)) is None:
             raise InputError(f"{uri} was whole a moment ago and is not any more")
         return folder, saved.manifest
 
@@ -156,8 +145,7 @@ class Checkpoints:
 
     def _fetch(self, saved: Saved) -> Path | None:
         """The checkpoint on this disk, each file held against its digest; None where one does not hold."""
-        step = saved.manifest.step
-        if step in self._local:
+        if (step := saved.manifest.step) in self._local:
             return self._local[step]
         folder = self.scratch / saved.uri.rpartition("/")[2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,9 +207,7 @@ _TREE = "tree"
 def write_state(value: Any, path: Path) -> None:
     """Writes a value made of dicts, lists, tuples, strings, numbers, booleans, None and tensors.
 
-    Raises:
-        TypeError: something else is in it.
-        TemporaryError: no room is left on the disk.
+    Raises TypeError: something else is in it. TemporaryError: no room is left on the disk.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_flatten(value, tensors, {}))
@@ -289,10 +275,8 @@ def _rebuild(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tensors[content]
         case "dict":
             return {_rebuild(k, tensors): _rebuild(v, tensors) for k, v in content}
-        case "list":
-            return [_rebuild(v, tensors) for v in content]
-        case "tuple":
-            return tuple(_rebuild(v, tensors) for v in content)
+        case "list" | "tuple":
+            return (list if kind == "list" else tuple)(_rebuild(v, tensors) for v in content)
     raise InputError(f"a state of ours holds a {kind!r}, which this version does not know")
 
 

@@ -27,10 +27,7 @@ Item = dict[str, Any]
 
 
 class SFTDataset(Dataset[Item]):
-    """Examples as tensors, by row number; images that were cut into patches once are kept while there is room.
-
-    Args:
-        cache_bytes: for patches, in this process.
+    """Examples as tensors, by row number; images that were cut into patches once are kept while `cache_bytes` suffice.
 
     Raises (on access):
         InputError: an image cannot be read, or its grid is not the one that tokenize wrote down.

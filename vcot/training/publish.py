@@ -28,19 +28,10 @@ MODEL = "model"
 
 
 def publish(
-    folder: Folder[NoMetadata, TrainMetadata],
-    settings: Settings,
-    inputs: Mapping[str, str],
-    result: TrainResult,
-    encoder: Encoder,
-    base: Mapping[str, str],
-    scratch: Path,
-) -> None:
-    """Uploads everything, and the marker last.
-
-    Args:
-        base: uri and sha256 of the base.
-    """
+    folder: Folder[NoMetadata, TrainMetadata], settings: Settings, inputs: Mapping[str, str], result: TrainResult,
+    encoder: Encoder, base: Mapping[str, str], scratch: Path,
+) -> None:  # fmt: skip
+    """Uploads everything, and the marker last. base: its uri and sha256."""
     losses = losses_by_step(result.history)
     write_model(scratch / MODEL, result, encoder, base)
     files = put_folder(folder.store, scratch / MODEL, join(folder.uri, MODEL))
@@ -49,16 +40,10 @@ def publish(
     folder.store.upload(scratch / "losses.png", join(folder.uri, "losses.png"))
     fingerprint = settings.fingerprint()
     metadata = TrainMetadata(
-        contract=encoder.contract,
-        base_uri=base["uri"],
-        base_sha256=base["sha256"],
-        tune=fingerprint["tune"],
-        model=MODEL,
-        files=files,
-        losses=losses_summary(losses),
-        trainable_parameters=result.parameters,
+        contract=encoder.contract, base_uri=base["uri"], base_sha256=base["sha256"], tune=fingerprint["tune"],
+        model=MODEL, files=files, losses=losses_summary(losses), trainable_parameters=result.parameters,
         **result.metadata,
-    )
+    )  # fmt: skip
     folder.write_report({"stage": folder.stage} | metadata.model_dump(mode="json") | {"this_process": spent(result)})
     folder.finish(
         folder.kind.stage_marker(
@@ -137,13 +122,11 @@ def losses_summary(losses: Sequence[Mapping[str, Any]]) -> Losses:
     """First, last and lowest."""
     seen = [(line["eval_loss"], line["step"]) for line in losses if "eval_loss" in line]
     best = min(seen, default=(None, None))
+    first, last = (losses[0], losses[-1]) if losses else ({}, {})
     return Losses(
-        steps=losses[-1]["step"] if losses else 0,
-        first_loss=losses[0]["loss"] if losses else None,
-        last_loss=losses[-1]["loss"] if losses else None,
-        best_eval_loss=best[0],
+        steps=last.get("step", 0), first_loss=first.get("loss"), last_loss=last.get("loss"), best_eval_loss=best[0],
         best_step=best[1],
-    )
+    )  # fmt: skip
 
 
 def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -154,8 +137,7 @@ def draw_losses(losses: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps = [line["step"] for line in losses]
-    values = [line["loss"] for line in losses]
+    steps, values = [line["step"] for line in losses], [line["loss"] for line in losses]
     axes.plot(steps, values, color="#b8c4d6", linewidth=0.8, label="loss of the step")
     axes.plot(steps, _smoothed(values), color="#2b5fa8", linewidth=1.6, label="the same, smoothed")
     seen = [(line["step"], line["eval_loss"]) for line in losses if "eval_loss" in line]

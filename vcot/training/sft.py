@@ -93,17 +93,10 @@ def fine_tune(
         with Bar("train", steps, "steps", shown=group.first) as bar:
             bar.advance(state.global_step)
             trainer = SFTTrainer(
-                model,
-                arguments,
-                config,
-                context,
+                model, arguments, config, context, epochs=epochs, checkpoints=checkpoints, compute=compute, bar=bar,
                 train=loader(dataset, group.share(epochs), collate, context.workers),
-                epochs=epochs,
                 validation=loader(dataset, group.share(held_out), collate, context.workers) if held_out else None,
-                checkpoints=checkpoints,
-                compute=compute,
-                bar=bar,
-            )
+            )  # fmt: skip
             begun = time.monotonic()
             trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
             trainer.end()
@@ -114,8 +107,7 @@ def fine_tune(
     if group.first:
         best, last = state.best_global_step, state.global_step
         if best is not None and best != last:
-            folder = checkpoints.at(best)
-            if folder is None:
+            if (folder := checkpoints.at(best)) is None:
                 raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
             load_trained(model, folder)
         result.metadata |= {"last_step": last, "kept_step": last if best is None else best}

@@ -100,14 +100,9 @@ def loss_sum(model: Any, batch: Mapping[str, Any]) -> Tensor:
     (152,064 numbers) for each token it is given, so it is given only those: the same loss, a fraction of the memory.
     """
     inner = whole_model(model)
-    states = inner.model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        position_ids=batch["position_ids"],
-        pixel_values=batch.get("pixel_values"),
-        image_grid_thw=batch.get("image_grid_thw"),
-        use_cache=False,
-    ).last_hidden_state  # [B, T, hidden]
+    names = ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_grid_thw")
+    given = {name: batch.get(name) for name in names}
+    states = inner.model(**given, use_cache=False).last_hidden_state  # [B, T, hidden]
     targets = batch["labels"][:, 1:]
     learned = (targets != IGNORED).flatten().nonzero().squeeze(1)
     before = states[:, :-1].flatten(0, 1).index_select(0, learned)  # [learned, hidden]
