@@ -36,6 +36,7 @@ from vcot.redaction import redacted
 from vcot.settings import Settings
 from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, join
+from vcot.storage.local import file_digest
 
 DONE = "_done/stage.json"
 _AT_ONCE = 1 << 17
@@ -315,7 +316,7 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         return marker
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
-        digest = _digest(path)
+        digest = file_digest(path)
         name = f"{stem}-{digest[:12]}{suffix}"
         self.store.upload(path, join(self.uri, name))
         return File(name=name, sha256=digest, size=path.stat().st_size)
@@ -463,7 +464,7 @@ def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
         store.download(uri, path)
     except NotFound:
         raise InputError(f"{uri} is named by its stage's marker and is gone. {_make_again(stage_uri)}") from None
-    if (digest := _digest(path)) != file.sha256:
+    if (digest := file_digest(path)) != file.sha256:
         raise InputError(
             f"{uri} is not what its marker says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
             f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed. {_make_again(stage_uri)}"
@@ -502,11 +503,6 @@ def read_samples(store: Store, stage_uri: str, marker: StageMarker) -> Iterator[
     """All Samples of a stage, shard after shard."""
     for shard in marker.shards:
         yield from read_shard(store, stage_uri, shard)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(value: Any) -> bytes:
