@@ -53,10 +53,8 @@ def test_each_dialect_is_written_as_its_models_write_it(name, text):
 
 
 def test_only_what_looks_like_a_tag_is_escaped():
-    trace = Trace(('if a < b & c: {"x"} &amp; <b>[1]</b> <box> or &lt;', Mention("</ref>", (GEAR,))))
-    text = (
-        'if a < b & c: {"x"} &amp; <b>[1]</b> &lt;box> or &amp;lt;<ref>&lt;/ref></ref><box>[100, 200, 300, 400]</box>'
-    )
+    trace = Trace(('if a < b & c: {"x"} &amp; <b>[1]</b> <box> &lt;', Mention("</ref>", (GEAR,))))
+    text = 'if a < b & c: {"x"} &amp; <b>[1]</b> &lt;box> &amp;lt;<ref>&lt;/ref></ref><box>[100, 200, 300, 400]</box>'
     assert render(trace, FRAME) == text
     assert parse(text, FRAME).trace == trace
 
@@ -84,10 +82,11 @@ def test_every_dialect_gives_the_trace_back_within_the_rounding_of_the_frame(dra
 
 
 def test_mentions_alone_are_json_that_other_readers_understand():
-    trace = Trace((Mention("gear", (GEAR,)), Mention("gear", (LEVER,)), Mention('a "quoted" {label}\n', (LEVER,))))
-    text = render(trace, FRAME, "qwen-json")
-    assert parse(text, FRAME).trace == trace  # the same label twice in a row stays two mentions
-    assert [each["label"] for part in text.split("][") for each in json.loads(f"[{part.strip('[]')}]")]
+    mentions = (Mention("gear", (GEAR, LEVER)), Mention('a "quoted" {label}\n', (LEVER,)))
+    found = [(each["label"], each["bbox_2d"]) for each in json.loads(render(Trace(mentions), FRAME, "qwen-json"))]
+    assert found == [(mention.label, box.as_list()) for mention in mentions for box in mention.boxes]
+    twice = Trace((RED, RED))
+    assert parse(render(twice, FRAME, "qwen-json"), FRAME).trace == twice
 
 
 ONE = [("gear", (GEAR,))]
