@@ -116,7 +116,7 @@ def test_padding_is_cut_off_for_a_model_and_alone_it_is_outside():
 @pytest.mark.parametrize(
     ("attempt", "said"),
     [
-        (lambda: RESIZED.on(1695, 2200).decode(74, 398, 1404, 1118), "resized_pixels, which runs over 0..868 across and"),
+        (lambda: RESIZED.on(1695, 2200).decode(74, 398, 1404, 1118), "resized_pixels, which runs over 0..868 across"),
         (lambda: FrameSpec("thousandths").on(100, 100).encode(Box(10, 10, 400, 50)), "not a box of this image of"),
         (lambda: FrameSpec.from_dict({"name": "permille"}), "'permille'; known are thousandths, resized_"),
         (lambda: FrameSpec.from_dict({"name": "thousandths", "maximum": 999}), "maximum"),
