@@ -497,15 +497,3 @@ def _code(error: Exception) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def make_bucket(endpoint: str, access_key: str, secret_key: str, bucket: str) -> None:
-    """For a server of our own; the stages never make buckets, and their keys need not allow it."""
-    core = botocore.session.Session(session_vars=cast(Any, {"profile": (None, None, None, None)}))  # no AWS_PROFILE
-    core.set_config_variable("config_file", os.devnull)
-    client = boto3.session.Session(botocore_session=core).client(
-        "s3", endpoint_url=endpoint, aws_access_key_id=access_key, aws_secret_access_key=secret_key,
-        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}, proxies={}),
-    )  # fmt: skip
-    with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-        client.create_bucket(Bucket=bucket)
