@@ -280,25 +280,22 @@ def test_a_full_disk_is_temporary_and_named(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.parametrize("kind", ["FIFO", "socket", "character device"])
-def test_only_regular_files_are_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = str(tmp_path / "special")
-    if kind == "FIFO":
-        os.mkfifo(path)
-    elif kind == "socket":
-        monkeypatch.chdir(tmp_path)  # its path must be short
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind("special")
-    else:
-        Path(path).symlink_to("/dev/null")
-    for attempt in (
-        lambda: store.read(path), lambda: store.read_range(path, 0, 1), lambda: store.digest(path),
-        lambda: store.download(path, tmp_path / "copy"), lambda: store.upload(Path(path), str(tmp_path / "copy")),
-        lambda: store.stat(path),
-    ):  # fmt: skip
-        with pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
-            attempt()
-    assert not (tmp_path / "copy").exists()
+def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "FIFO")
+    (tmp_path / "character device").symlink_to("/dev/null")
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    for kind in ("character device", "socket", "FIFO"):
+        path = str(tmp_path / kind)
+        copy = tmp_path / "copy"
+        for verb, values in (
+            (store.stat, (path,)), (store.read, (path,)), (store.read_range, (path, 0, 1)),
+            (store.download, (path, copy)), (store.upload, (Path(path), str(copy))),
+        ):  # fmt: skip
+            with pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
+                verb(*values)
+    assert not copy.exists()
 
 
 def test_a_folder_that_cannot_be_listed_and_one_without_hard_links_are_wrong_settings(

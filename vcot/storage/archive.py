@@ -119,7 +119,11 @@ def find(store: Store, uri: str) -> Chunks | None:
     Raises:
         InputError: an archive, but one with a chunk missing, or compressed.
     """
-    if (whole := _file(store, uri)) is not None:
+    try:
+        whole = None if uri.endswith("/") else store.stat(uri)
+    except UsageError:  # a bucket alone
+        whole = None
+    if whole is not None:
         beginning = store.read_range(uri, 0, BLOCK, of=whole)
         if _is_tar(beginning):
             return Chunks(store, uri, (whole,))
@@ -146,13 +150,6 @@ def _is_tar(beginning: bytes) -> bool:
     except (tarfile.TarError, ValueError):
         return len(beginning) == BLOCK and not any(beginning)
     return True
-
-
-def _file(store: Store, uri: str) -> Entry | None:
-    try:
-        return None if uri.endswith("/") else store.stat(uri)
-    except UsageError:  # a bucket alone
-        return None
 
 
 def _instead(beginning: bytes) -> str:
@@ -265,15 +262,11 @@ class _Walk:
             missing = self.position - self._chunks.size
             raise self._chunks.cut_off(f"{info.name!r:.200} needs {missing:,} bytes more")
         self._file.passed(self.position - start)
-        return Member(_plain(info.name), _kind(info), info.offset_data, info.size, _plain(info.linkname))
-
-
-def _kind(info: tarfile.TarInfo) -> Kind:
-    if info.issparse():
-        return "sparse"
-    if info.isreg():
-        return "file"
-    return "hard" if info.islnk() else "symbolic" if info.issym() else "other"
+        kinds: tuple[tuple[bool, Kind], ...] = (
+            (info.issparse(), "sparse"), (info.isreg(), "file"), (info.islnk(), "hard"), (info.issym(), "symbolic"),
+        )  # fmt: skip
+        kind: Kind = next((kind for holds, kind in kinds if holds), "other")
+        return Member(_plain(info.name), kind, info.offset_data, info.size, _plain(info.linkname))
 
 
 def _plain(path: str) -> str:
@@ -548,10 +541,8 @@ class Archive:
 
     def has_folder(self, name: str) -> bool:
         """Whether anything lies below this folder."""
-        first = name.encode() + b"/"
-        return bool(
-            self._select("select 1 from members where name >= ? and name < ? limit 1", first, first[:-1] + b"0")
-        )
+        first, query = name.encode() + b"/", "select 1 from members where name >= ? and name < ? limit 1"
+        return bool(self._select(query, first, first[:-1] + b"0"))
 
     def _select(self, query: str, *values: bytes | int) -> list[tuple[Any, ...]]:
         with self._lock:
