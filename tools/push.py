@@ -11,7 +11,6 @@ a hub.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +69,8 @@ class PushSettings(StorageSettings):
 
 
 def run(settings: PushSettings) -> None:
+    from vcot.pipeline.local import publish
+
     folders = {"base": settings.base.expanduser()}
     if settings.example is not None:
         folders["example"] = settings.example.expanduser()
@@ -79,18 +80,11 @@ def run(settings: PushSettings) -> None:
     with settings.storage():
         if settings.example is None:
             push_base(folders["base"], settings.target)
-        else:
-            push_example(list(folders.values()), settings.target)
-
-
-def push_example(folders: Iterable[Path], prefix: str) -> None:
-    from vcot.pipeline.local import publish
-
-    store = Store()
-    for folder in folders:
-        uri = join(prefix, folder.resolve().name)
-        publish(store, folder, uri)
-        logging.get().info("pushed", uri=uri)
+            return
+        for folder in folders.values():
+            uri = join(settings.target, folder.resolve().name)
+            publish(Store(), folder, uri)
+            logging.get().info("pushed", uri=uri)
 
 
 def push_base(folder: Path, uri: str) -> None:
@@ -149,12 +143,16 @@ def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> F
 
 
 def wanted(folder: Path) -> list[str]:
-    """Names of the files to push: everything but hidden files and code.
+    """Names of the files to push: everything but hidden files (a downloader's notes, git) and code.
 
     Raises:
         InputError: something is missing, cut off, or a pickle; all such faults, a line each.
     """
-    names = sorted(_names(folder))
+    names = sorted(
+        name.as_posix()
+        for name in (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+        if not name.name.startswith("_") and not any(part.startswith(".") for part in name.parts)
+    )
     faults = [f"{name}: a link to nothing; download it again" for name in names if not (folder / name).is_file()]
     names = [name for name in names if (folder / name).is_file()]
     faults += [
@@ -172,15 +170,6 @@ def wanted(folder: Path) -> list[str]:
     if left_out := [name for name in names if name.endswith(CODE)]:
         logging.get().warning("code is left out; nothing here runs it", files=", ".join(left_out))
     return [name for name in names if name not in left_out]
-
-
-def _names(folder: Path) -> Iterable[str]:
-    """Files below a folder, without hidden ones (a downloader's notes, git)."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith((".", "_")):
-                yield (Path(root) / name).relative_to(folder).as_posix()
 
 
 def _incomplete(folder: Path, names: list[str]) -> list[str]:

@@ -27,13 +27,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from tools.gomodules import CannotBuild, GoModule, built, die_with_parent, tell
+from tools.gomodules import CannotBuild, GoModule, built, tell
 from vcot.errors import SettingsError, TemporaryError, VcotError
+from vcot.ranks import die_with_parent
 from vcot.redaction import learn
 
 MODULE = Path(__file__).resolve().parents[1] / "tests" / "tools" / "minio"
@@ -56,8 +58,8 @@ class S3Server:
     pid: int
 
 
-class NoMinio(CannotBuild):
-    """MinIO is neither here nor can it be built; the message says what was tried."""
+NoMinio = CannotBuild
+"""MinIO is neither here nor can it be built; the message says what was tried."""
 
 
 @contextlib.contextmanager
@@ -76,17 +78,16 @@ def running_s3(data: Path, log: Path, bucket: str = BUCKET, host: str = LOOPBACK
         try:
             binary = minio_binary()
         except NoMinio as error:
-            tell(f"\nNOTICE: this run uses moto's S3 server, not MinIO. Tried: {error}")
             tell(
+                f"\nNOTICE: this run uses moto's S3 server, not MinIO. Tried: {error}\n"
                 "moto keeps everything in memory: a run that is stopped cannot be continued, and it accepts any key.\n"
             )
             binary = None
         keys = _keys(data)
         with _started(binary, data, log, keys, lock, host) as (process, endpoint):
             make_bucket(endpoint, keys["user"], keys["password"], bucket)
-            yield S3Server(
-                _environment(endpoint, data, keys, host), endpoint, "minio" if binary else "moto", process.pid
-            )
+            environment = _environment(endpoint, data, keys, host)
+            yield S3Server(environment, endpoint, "minio" if binary else "moto", process.pid)
             if process.poll() is not None:
                 tell(f"the S3 server ended by itself (exit code {process.returncode}); its last words, from {log}:")
                 tell(_last_lines(log))
@@ -115,26 +116,18 @@ def minio_binary(build: bool = True) -> Path:
         NoMinio: none of it.
         SettingsError: MINIO= names something that is not a program.
     """
-    named = os.environ.get("MINIO", "")
+    named = os.environ.get("MINIO")
+    if found := shutil.which(named or "minio"):
+        return Path(found).absolute()
     if named:
-        found = shutil.which(named)
-        if found is None:
-            raise SettingsError(f"MINIO={named}: no such program; give the path of a minio binary, or leave it out")
-        return Path(found).absolute()
-    if found := shutil.which("minio"):
-        return Path(found).absolute()
+        raise SettingsError(f"MINIO={named}: no such program; give the path of a minio binary, or leave it out")
     if not (MODULE / "go.sum").exists():
-        raise NoMinio(
-            f"no `minio` on PATH; and this is no checkout of vcot, so there is nothing to build it from ({MODULE})"
-        )
+        raise NoMinio(f"no `minio` on PATH; and this is no checkout of vcot, which has what builds it ({MODULE})")
     if MINIO.is_built:
         return MINIO.home / "minio"
     if not build:
         raise NoMinio("no `minio` on PATH, none built yet")
-    try:
-        return built(MINIO, tried=["no `minio` on PATH"]) / "minio"
-    except CannotBuild as error:
-        raise NoMinio(str(error)) from None
+    return built(MINIO, tried=["no `minio` on PATH"]) / "minio"
 
 
 # --- running ----------------------------------------------------------------------------------------------------
@@ -170,12 +163,10 @@ def _started(
                 start_new_session=True, pass_fds=(lock.fileno(),), preexec_fn=die_with_parent(signal.SIGTERM),
             )  # fmt: skip
         try:
-            if not _is_ready(process, host, port, ready):
-                if process.poll() is not None and attempt < 3:
+            if not _is_ready(process, f"{endpoint}{ready}"):
+                if (code := process.poll()) is not None and attempt < 3:
                     continue
-                ended = (
-                    f"ended with {process.returncode}" if process.returncode else f"not ready in {_READY_WITHIN:g} s"
-                )
+                ended = f"not ready in {_READY_WITHIN:g} s" if code is None else f"ended with {code}"
                 raise SettingsError(f"the S3 server did not start ({ended}); see {log}: {_last_lines(log, 1)}")
             yield process, endpoint
             return
@@ -183,34 +174,25 @@ def _started(
             _stop(process)
 
 
-def _is_ready(process: subprocess.Popen[bytes], host: str, port: int, path: str) -> bool:
+def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # past any proxy
     deadline = time.monotonic() + _READY_WITHIN
     while process.poll() is None and time.monotonic() < deadline:
-        connection = http.client.HTTPConnection(host, port, timeout=2)  # past any proxy
-        try:
-            connection.request("GET", path)
-            if connection.getresponse().status == 200:
-                return True
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
+        with contextlib.suppress(OSError, http.client.HTTPException), opener.open(url, timeout=2):
+            return True
         time.sleep(0.05)
     return False
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """SIGTERM, patience, SIGKILL; a second Ctrl-C meanwhile shortens the patience, not the stopping."""
-    if process.poll() is not None:
-        return
+    process.terminate()
     try:
-        process.terminate()
-        process.wait(_STOPPED_WITHIN)
-    except BaseException as error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOPPED_WITHIN)
+    finally:
         process.kill()
         process.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
 
 
 def _free_ports(host: str) -> tuple[int, int]:
@@ -243,10 +225,9 @@ def _keys(data: Path) -> dict[str, str]:
     if not file.exists():
         keys = {"user": f"vcot-{secrets.token_hex(4)}", "password": secrets.token_urlsafe(24)}
         temporary = data / "keys.json.part"
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
-            json.dump(keys, target)
-        os.replace(temporary, file)  # noqa: PTH105
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(keys))
+        temporary.replace(file)
     loaded: dict[str, str] = json.loads(file.read_text())
     learn(loaded["password"])
     return loaded
@@ -268,12 +249,9 @@ def _environment(endpoint: str, data: Path, keys: dict[str, str], host: str) -> 
         "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "false",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    for profile in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE"):
-        if profile in os.environ:
-            environment[profile] = "default"
-    for proxy in ("NO_PROXY", "no_proxy"):
-        environment[proxy] = ",".join(filter(None, [os.environ.get(proxy, ""), host]))
-    return environment
+    profiles = {name: "default" for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE") if name in os.environ}
+    direct = {name: ",".join(filter(None, [os.environ.get(name), host])) for name in ("NO_PROXY", "no_proxy")}
+    return environment | profiles | direct
 
 
 def _last_lines(log: Path, count: int = 5) -> str:

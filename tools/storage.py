@@ -31,59 +31,56 @@ class StorageSettings(Declared):
     )  # fmt: skip
     namespace: str = setting("vcot", "where that Service and that Secret are")
 
-    def storage(self) -> contextlib.AbstractContextManager[None]:
-        return storage_of_the_cluster(self.namespace, self.service)
+    @contextlib.contextmanager
+    def storage(self) -> Iterator[None]:
+        """Inside, the AWS variables of this process name the storage behind the Service, with the keys of its Secret.
 
+        Without a service nothing changes: the variables are the user's.
 
-@contextlib.contextmanager
-def storage_of_the_cluster(namespace: str, service: str | None) -> Iterator[None]:
-    """Inside, the AWS variables of this process name the storage behind a Service, by way of `kubectl port-forward`.
-
-    The keys are those of the Secret s3-credentials. Without a service nothing changes: the variables are the user's.
-
-    Raises:
-        SettingsError: there is no such Secret or Service, or no way to it.
-    """
-    if service is None:
-        yield
-        return
-    command = [kubectl(), "--namespace", namespace]
-    answer = subprocess.run(
-        [*command, "get", "secret", S3_SECRET, "-o", "json"], capture_output=True, text=True, check=False
-    )
-    if answer.returncode:
-        raise SettingsError(f"no keys of the storage: {_last_line(answer.stderr)}")
-    secret = json.loads(answer.stdout).get("data") or {}
-    keys = {name: base64.b64decode(value).decode() for name, value in secret.items() if name.startswith("AWS_")}
-    learn(*secrets_of(keys))
-    with tempfile.TemporaryFile("w+") as said:
-        forward = [*command, "port-forward", f"service/{service}", f":{S3_PORT}"]
-        process = subprocess.Popen(forward, stdout=subprocess.PIPE, stderr=said, text=True)
-        try:
-            assert process.stdout is not None
-            # Forwarding from 127.0.0.1:4321 -> 9000
-            found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
-            if found is None:
-                process.wait()
-                said.seek(0)
-                raise SettingsError(f"no way to Service {service} in namespace {namespace}: {_last_line(said.read())}")
-            # It says a line for each connection, and would wait for ever once the pipe is full.
-            threading.Thread(target=process.stdout.read, daemon=True).start()
-            logging.get().info("storage of the cluster", service=f"{namespace}/{service}", port=int(found[1]))
-            # What else this computer is set up for, a profile or a proxy, must not get between.
-            for name in [name for name in os.environ if name.startswith("AWS_")]:
-                del os.environ[name]
-            os.environ |= keys | {
-                "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{found[1]}",
-                "AWS_CONFIG_FILE": os.devnull,
-                "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-                "NO_PROXY": "127.0.0.1",
-                "no_proxy": "127.0.0.1",
-            }
+        Raises:
+            SettingsError: there is no such Secret or Service, or no way to it.
+        """
+        if self.service is None:
             yield
-        finally:
-            process.terminate()
-            process.wait()
+            return
+        command = [kubectl(), "--namespace", self.namespace]
+        ask = [*command, "get", "secret", S3_SECRET, "-o", "json"]
+        answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+        if answer.returncode:
+            raise SettingsError(f"no keys of the storage: {_last_line(answer.stderr)}")
+        secret = json.loads(answer.stdout).get("data") or {}
+        keys = {name: base64.b64decode(value).decode() for name, value in secret.items() if name.startswith("AWS_")}
+        learn(*secrets_of(keys))
+        with tempfile.TemporaryFile("w+") as said:
+            forward = [*command, "port-forward", f"service/{self.service}", f":{S3_PORT}"]
+            process = subprocess.Popen(forward, stdout=subprocess.PIPE, stderr=said, text=True)
+            try:
+                assert process.stdout is not None
+                # Forwarding from 127.0.0.1:4321 -> 9000
+                found = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+                if found is None:
+                    process.wait()
+                    said.seek(0)
+                    where = f"Service {self.service} in namespace {self.namespace}"
+                    raise SettingsError(f"no way to {where}: {_last_line(said.read())}")
+                # It says a line for each connection, and would wait for ever once the pipe is full.
+                threading.Thread(target=process.stdout.read, daemon=True).start()
+                where = f"{self.namespace}/{self.service}"
+                logging.get().info("storage of the cluster", service=where, port=int(found[1]))
+                # What else this computer is set up for, a profile or a proxy, must not get between.
+                for name in [name for name in os.environ if name.startswith("AWS_")]:
+                    del os.environ[name]
+                os.environ |= keys | {
+                    "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{found[1]}",
+                    "AWS_CONFIG_FILE": os.devnull,
+                    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+                    "NO_PROXY": "127.0.0.1",
+                    "no_proxy": "127.0.0.1",
+                }
+                yield
+            finally:
+                process.terminate()
+                process.wait()
 
 
 def _last_line(said: str) -> str:

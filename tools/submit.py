@@ -41,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--overlay", default="gpu", help="a folder of k8s/overlays")
     parser.add_argument("--run-id", help="name of the run; default: date, time and git commit")
     parser.add_argument("--local-folder", type=Path, default=Path(".local"), help="where copies are kept")
-    parser.add_argument(
-        "--wait", type=float, default=WAIT, help="seconds within which the run has to begin; 0: do not look"
-    )
+    parser.add_argument("--wait", type=float, default=WAIT, help="seconds until the run has to begin; 0: do not look")
     parser.add_argument("--dry-run", action="store_true", help="render, apply nothing")
     options = parser.parse_args(argv)
     try:
@@ -57,9 +55,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float, dry_run: bool) -> None:
     """
-    Args:
-        wait: seconds within which the run has to begin; 0: nobody looks.
-
     Raises:
         SettingsError: no such overlay, no kubectl, or images that are still placeholders.
         UsageError: the run id cannot name Jobs, or is that of a run that was begun with another image.
@@ -72,15 +67,17 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
     rendered = render(folder)
     wanted = Overlay.of(overlay, rendered)
     if wanted.run_id != name:
-        raise SettingsError(
-            f"overlay {overlay} makes the run {wanted.run_id}, whatever its run.env says; see `replacements`"
-        )
+        raise SettingsError(f"overlay {overlay} makes run {wanted.run_id}, whatever run.env says; see `replacements`")
     if any((t["metadata"].get("annotations") or {}).get(ENGINE) == "jobset" for t in wanted.templates.values()):
         must_name_a_set(name)
     if dry_run:
         print(rendered)
     else:
-        must_have_images(wanted)
+        if wanted.placeholders:
+            raise SettingsError(
+                f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with "
+                f"digests, under images: in k8s/overlays/{overlay}/kustomization.yaml"
+            )
         must_not_change(wanted)
         if subprocess.run([kubectl(), "apply", "-k", str(folder)], check=False).returncode:
             raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
@@ -92,9 +89,10 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
 def fresh_run_id(checkout: Path, now: datetime) -> str:
     """``r20261121-120355-c569011``: sorts by time, tells the commit of the manifests, and starts with a letter, which
     a Service (of a JobSet) must."""
-    git = shutil.which("git")
-    command = [git or "git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()[:7] if git else ""
+    commit = ""
+    if git := shutil.which("git"):
+        command = [git, "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()[:7]
     return f"r{now:%Y%m%d-%H%M%S}{'-' if commit else ''}{commit}"
 
 
@@ -126,24 +124,9 @@ def run_env_of(overlay: Path) -> Path:
     return next((found for name in inner if (found := run_env_of(overlay / name)).exists()), own)
 
 
-def must_have_images(wanted: Overlay) -> None:
-    """
-    Raises:
-        SettingsError: the overlay names an image that nobody could pull.
-    """
-    if wanted.placeholders:
-        raise SettingsError(
-            f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with digests, "
-            f"under images: in k8s/overlays/{wanted.name}/kustomization.yaml"
-        )
-
-
 def must_not_change(wanted: Overlay) -> None:
-    """
-    Raises:
-        UsageError: the run was begun before, with another image or another run.env; in one line what the API server
-            says of its Job in thousands of characters.
-    """
+    """Raises UsageError where the run was begun before, with another image or another run.env: in one line what the API
+    server says of its Job in thousands of characters."""
     job = wanted.pipeline["metadata"]["name"]
     there = ask(wanted.namespace, "job", job)
     if there is None:
@@ -203,14 +186,10 @@ def until_begun(wanted: Overlay, folder: Path, seconds: float) -> None:
 
 def last_words(pods: Sequence[Manifest]) -> str:
     """Of the orchestrator that ended last."""
-    ended: list[Manifest] = [
-        state["terminated"]
-        for pod in pods
-        for status in (pod.get("status") or {}).get("containerStatuses") or []
-        if "terminated" in (state := status.get("state") or {})
-    ]
-    ended.sort(key=lambda one: one.get("finishedAt") or "")
-    text = str(ended[-1].get("message") or "") if ended else ""
+    statuses = [status for pod in pods for status in (pod.get("status") or {}).get("containerStatuses") or []]
+    ended = [status["state"]["terminated"] for status in statuses if "terminated" in (status.get("state") or {})]
+    last: Manifest = max(ended, key=lambda one: one.get("finishedAt") or "", default={})
+    text = str(last.get("message") or "")
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from vcot.errors import SettingsError, VcotError
@@ -38,20 +39,11 @@ class Finding:
 
     @property
     def line(self) -> str:
-        mark = {"ok": "ok     ", "missing": "MISSING", "note": "note   "}[self.kind]
-        return f"{mark} {self.words}" + (f"\n        → {self.fix}" if self.fix else "")
+        mark = "MISSING" if self.kind == "missing" else self.kind
+        return f"{mark:7} {self.words}" + (f"\n        → {self.fix}" if self.fix else "")
 
 
-def ok(words: str) -> Finding:
-    return Finding("ok", words)
-
-
-def missing(words: str, fix: str) -> Finding:
-    return Finding("missing", words, fix)
-
-
-def note(words: str, fix: str = "") -> Finding:
-    return Finding("note", words, fix)
+ok, missing, note = partial(Finding, "ok"), partial(Finding, "missing"), partial(Finding, "note")
 
 
 def trial_job(

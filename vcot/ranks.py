@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,8 @@ def _start(rank: Rank, world: World, command: Sequence[str]) -> subprocess.Popen
         # It sees one GPU, its own. All that a single process does is then right for it too.
         environment["CUDA_VISIBLE_DEVICES"] = visible_gpus(os.environ)[rank.local]
     # A session of its own: Ctrl-C in a terminal reaches the launcher alone, which passes it on, once.
-    return subprocess.Popen(list(command), env=environment, start_new_session=True, preexec_fn=_die_with_parent)
+    dies = die_with_parent(signal.SIGTERM)
+    return subprocess.Popen(list(command), env=environment, start_new_session=True, preexec_fn=dies)
 
 
 def _wait(started: Mapping[Rank, subprocess.Popen[bytes]], grace: float, *, several_pods: bool) -> Rank | None:
@@ -290,8 +291,15 @@ def _free_port() -> int:
     return port
 
 
-def _die_with_parent() -> None:
-    """On Linux the kernel sends SIGTERM to a rank should the launcher be killed."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def die_with_parent(number: int) -> Callable[[], None] | None:
+    """For `preexec_fn`: on Linux the kernel sends that signal when the starting process ends, however it does."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent, pr_set_pdeathsig = ctypes.CDLL(None, use_errno=True).prctl, os.getpid(), 1
+
+    def in_the_child() -> None:
+        prctl(pr_set_pdeathsig, number)
+        if os.getppid() != parent:  # killed between fork and here
+            os.kill(os.getpid(), number)
+
+    return in_the_child

@@ -30,7 +30,8 @@ from tests.cluster import configuration
 from tests.cluster.configuration import GATEWAY, HOME, ROOT, Layout
 from tests.cluster.images import Builder, BuildFailed
 from tests.cluster.machine import MachineLacks, prepare
-from tools.gomodules import die_with_parent, tell
+from tools.gomodules import tell
+from vcot.ranks import die_with_parent
 
 READY_WITHIN = 180.0
 READY = "NODE_IS_READY"

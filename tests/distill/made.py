@@ -36,27 +36,14 @@ def see(label: str, *boxes: Box | Sequence[float]) -> Mention:
 
 
 def sample(
-    question: str = "Where is the red disc?",
-    *answers: str,
+    question: str = "Where is the red disc?", *answers: str,
     evidence: tuple[Mention, ...] | None = (Mention("red disc", (TOP_LEFT,)),),
-    split: Literal["train", "validation", "test"] = "train",
-    uri: str = "images/one.png",
-    name: str = "one",
-    data: bytes | None = None,
-    width: int = WIDTH,
-    height: int = HEIGHT,
-    **more: Any,
-) -> Sample:
-    digest = hashlib.sha256(draw_png() if data is None else data).hexdigest()
-    return Sample(
-        id=name,
-        image=Image(uri=uri, width=width, height=height, sha256=digest),
-        question=question,
-        answers=answers or ("top left",),
-        evidence=evidence,
-        origin=Origin(dataset="made", split=split, row=name, licence="CC0-1.0"),
-        **more,
-    )
+    split: Literal["train", "validation", "test"] = "train", uri: str = "images/one.png", name: str = "one",
+    data: bytes | None = None, width: int = WIDTH, height: int = HEIGHT, **more: Any,
+) -> Sample:  # fmt: skip
+    image = Image(uri=uri, width=width, height=height, sha256=hashlib.sha256(data or draw_png()).hexdigest())
+    more |= {"evidence": evidence, "origin": Origin(dataset="made", split=split, row=name, licence="CC0-1.0")}
+    return Sample(id=name, image=image, question=question, answers=answers or ("top left",), **more)
 
 
 def stored(folder: Path, name: str = "one", **given: Any) -> Sample:

@@ -31,8 +31,7 @@ from vcot.records import Completion
 from vcot.records.shards import DISTILL, read_marker
 from vcot.storage import Store
 
-LARGE = 1000.0
-"""US dollars: a budget that is not met."""
+LARGE = 1000.0  # US dollars: a budget that is not met
 
 ALONE = ("--no-self-consistency", "--no-crop-check", "--no-answer-from-evidence", "--no-propose")
 """One request for each row."""

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from tests.distill.made import CENTRE, HEIGHT, RIGHT, TOP_LEFT, WIDTH, sample, see
 from tests.grounding.drawn import unhurried
 from vcot.distill import Fault, Refused, conclusion, crops, dialogue, prose, verification
-from vcot.distill.conclusion import tells_answer
 from vcot.distill.crops import Object, objects_of
-from vcot.distill.dialogue import parse_reply, schema_of
+from vcot.distill.dialogue import parse_reply
 from vcot.distill.endpoint import LONGEST_BODY, LONGEST_TEXT, read_completion
 from vcot.distill.prose import Span
-from vcot.distill.reasoning import LONGEST, Reasoned, build, read
+from vcot.distill.reasoning import LONGEST, build, read
 from vcot.distill.runner import reached
-from vcot.distill.strategies.rationalise import Anchored, anchored, find
-from vcot.distill.strategies.two_level import Found, Judged, Synthesised, apart
-from vcot.distill.verification import Located, Looked
+from vcot.distill.strategies.rationalise import anchored, find
+from vcot.distill.strategies.two_level import Found, apart
+from vcot.distill.verification import Looked
 from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
 from vcot.records import Completion, Reason, Sample
 
@@ -75,52 +74,10 @@ def test_what_is_meant_beyond_doubt_is_read(text: str) -> None:
     assert looked(text) == Looked(present=True)
 
 
-pieces = st.sampled_from(
-    ['{"present"', ": true", "}", "{", "[", "]", '"', "'", ",", "\\", "```json", "<think>", "</think>", "é", "\n"]
-)
-
-
-@unhurried
-@given(st.lists(pieces | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=25).map("".join))
-def test_no_text_raises(text: str) -> None:
-    assert isinstance(looked(text), Looked | Fault)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["{" * dialogue.LONGEST, '{"a":' * (dialogue.LONGEST // 5), "{'" * (dialogue.LONGEST // 2),
-     '{"' + "\\" * dialogue.LONGEST, "{'" * 9, '{"a": ' + '"b" ' * 2900, "{" + "a:" * 5900,
-     '{"a": [' + '"x", ' * 2300, '{"a": "' + "'" * 11_900],
-)  # fmt: skip
-def test_no_text_takes_long(text: str) -> None:
-    begun = time.process_time()
-    looked(text)
-    assert time.process_time() - begun < 3
-
-
-@pytest.mark.parametrize("shape", [Reasoned, Anchored, Located, Judged, Synthesised])
-def test_a_schema_is_one_that_strict_endpoints_take(shape: type[Looked]) -> None:
-    """Every object says all its properties are required and there are no others; nothing has a default."""
-
-    def objects(schema: object) -> list[dict[str, object]]:
-        inside = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
-        own = [schema] if isinstance(schema, dict) and schema.get("type") == "object" else []
-        return own + [found for one in inside for found in objects(one)]
-
-    for one in objects(schema_of(shape)):
-        assert one["additionalProperties"] is False
-        assert one["required"] == list(one["properties"])  # type: ignore[call-overload]
-    assert '"default"' not in json.dumps(schema_of(shape))
-
-
 @pytest.mark.parametrize("box", ["[31, 83, 188, 292]", "(31,83),(188,292)", "31 83 188 292", [31, "83", 188.0, 292]])
 def test_a_box_may_be_a_string(box: object) -> None:
-    edges = [31.0, 83.0, 188.0, 292.0]
-    objects = [{"number": 1, "label": "disc", "box": box}]
-    assert Reasoned.model_validate({"objects": objects, "sentences": "I see.", "answer": ""}).objects[0].box == edges
-    assert Anchored.model_validate({"anchors": [{"sentence": 1, "words": "w", "box": box}]}).anchors[0].box == edges
-    assert Found.model_validate({"objects": objects}).objects[0].box == edges
-    assert Located.model_validate({"objects": [{"label": "disc", "boxes": [box]}]}).objects[0].boxes == [edges]
+    found = Found.model_validate({"objects": [{"label": "disc", "box": box}]})
+    assert found.objects[0].box == [31.0, 83.0, 188.0, 292.0]
 
 
 # --- reasoning
@@ -181,7 +138,7 @@ def test_numbers_become_mentions(text: str, parts: list[Any]) -> None:
     ],
 )
 def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text: str) -> None:
-    found = reading(said if isinstance(said, str) else json.dumps(said))
+    found = reading(json.dumps(said))
     assert isinstance(found, Trace), found
     assert found.text == text
 
@@ -218,28 +175,11 @@ def test_a_useless_reply_has_its_reason(said: Any, reason: Reason) -> None:
     assert found.reason is reason
 
 
-@pytest.mark.parametrize(
-    ("text", "answer", "told"),
-    [
-        ("The answer is 19. I see the ", "19", True),
-        ("Yes, I see the ", "yes", True),
-        ("Yes. I see the ", "yes", True),
-        ("No dogs are beside the ", "no", False),
-        ("Two of the 19 cells are here: ", "2", False),
-        ("Answer: no. I see ", "no", True),
-    ],
-)
-def test_short_answers_are_told_by_saying_that_they_are_the_answer(text: str, answer: str, told: bool) -> None:
-    row = sample("Which is it?", answer, evidence=(see("board", RIGHT),))
-    assert tells_answer(text, row) == told
-
-
 def test_absence_is_prose_that_closes_with_the_answer() -> None:
-    assert reading("I looked for a dog. There is none.\nAnswer: no", NOTHING) == Trace(
-        ("I looked for a dog. There is none.",)
-    )
+    none = "I looked for a dog. There is none."
+    assert reading(f"{none}\nAnswer: no", NOTHING) == Trace((none,))
     for text, reason in {
-        "I looked for a dog. There is none.": Reason.TEACHER_UNREADABLE,
+        none: Reason.TEACHER_UNREADABLE,
         "How can I help you today?": Reason.TEACHER_UNREADABLE,
         "I see the [1].\nAnswer: no": Reason.TEACHER_UNGROUNDED,
         "Answer: no": Reason.TEACHER_UNREADABLE,
@@ -250,7 +190,8 @@ def test_absence_is_prose_that_closes_with_the_answer() -> None:
 
 
 snippets = st.sampled_from(
-    ["[1]", "[2]", "[3]", "[4]", "[1, 2]", "[1-9]", "[", "]", "<box>", "</box>", "<ref>", "[31, 83, 188, 292]",
+    ['{"present"', ": true", "}", "{", '"', "'", ",", "\\", "```json",
+     "[1]", "[2]", "[3]", "[4]", "[1, 2]", "[1-9]", "[", "]", "<box>", "</box>", "<ref>", "[31, 83, 188, 292]",
      "Answer:", "answer: gear", "red disc", "\n", " ", "I see the ", "<|im_end|>", "(1,2)", "<think>", "</think>", "**",
      "- ", "[9999]", '{"bbox_2d": [1, 2, 3, 4]}', "ß", "İ", "\ud7ff", "x=3", "12 %", "…"]
 )  # fmt: skip
@@ -264,6 +205,7 @@ replies = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(snippets 
     text=replies, finish=st.sampled_from(["stop", "length", "", "content_filter"]), row=st.sampled_from([ROW, NOTHING])
 )
 def test_no_reply_raises_and_no_box_comes_from_anywhere_but_the_evidence(text: str, finish: str, row: Sample) -> None:
+    assert isinstance(looked(text, finish), Looked | Fault)
     found = reading(text, row, finish)
     if isinstance(found, Fault):
         assert found.reason.value.startswith("teacher-")
@@ -278,11 +220,6 @@ def test_no_reply_raises_and_no_box_comes_from_anywhere_but_the_evidence(text: s
     assert tags.split_answer(tags.render_reply(found, row.answers[0], frame))[1] == row.answers[0]
 
 
-def test_numbers_are_read_however_they_are_written() -> None:
-    said = "１２ and ٣٤, one hundred and twenty, forty-five, zero point three one, x² of 101₂"
-    assert prose.in_digits(said) == "12 and 34, 120, 45, 0.31 , x^2 of 101_2"
-
-
 @pytest.mark.parametrize(
     ("question", "answer", "said"),
     [
@@ -293,11 +230,8 @@ def test_numbers_are_read_however_they_are_written() -> None:
         ("Can it be told?", "it cannot be determined", "The ¤1¤ has no scale, so it cannot be determined."),
         ("Was ist das?", "eine Tasse", "Das ¤1¤ hat einen Henkel und steht auf dem Tisch."),
         ("图中有几只猫？", "两只", "沙发上有 ¤1¤，窗边有 ¤2¤。"),
-        (
-            "What is the address?",
-            "21 Jalan Taman Desa, Kuala Lumpur",
-            "The ¤1¤ ends in 21 Jalan Taman Desa, Kuala Lumpur.",
-        ),
+        ("Where is it?", "21 Jalan Taman Desa, Kuala Lumpur", "The ¤1¤ ends in 21 Jalan Taman Desa, Kuala Lumpur."),
+        ("Which is 120?", "45", "The ¤1¤ at (one hundred and twenty, ４５) is marked."),
     ],
 )
 def test_what_the_row_is_about_may_be_said(question: str, answer: str, said: str) -> None:
@@ -310,10 +244,14 @@ def test_what_the_row_is_about_may_be_said(question: str, answer: str, said: str
 @pytest.mark.parametrize(
     "text",
     ["[" * LONGEST, "1" * LONGEST, "1, " * 1300, "[1]" * 1300, "answer" * 600, "[1-9999]" * 490, " " * 10**6,
-     "<think>" * 9**5, "(" * LONGEST, "one hundred " * 330, "x 1 " * 1000, "so " * 1300, "a. " * 1300],
+     "<think>" * 9**5, "(" * LONGEST, "one hundred " * 330, "x 1 " * 1000, "so " * 1300, "a. " * 1300,
+     "{" * dialogue.LONGEST, '{"a":' * (dialogue.LONGEST // 5), "{'" * (dialogue.LONGEST // 2),
+     '{"' + "\\" * dialogue.LONGEST, "{'" * 9, '{"a": ' + '"b" ' * 2900, "{" + "a:" * 5900,
+     '{"a": [' + '"x", ' * 2300, '{"a": "' + "'" * 11_900],
 )  # fmt: skip
-def test_a_long_reply_takes_no_long_time(text: str) -> None:
+def test_no_reply_takes_long(text: str) -> None:
     begun = time.process_time()
+    looked(text)
     reading(text)
     prose.fault_of(text[:LONGEST], ROW)
     conclusion.fault_of(text[:LONGEST], ROW)
@@ -353,43 +291,11 @@ def test_what_is_longer_than_any_reply_is_not_parsed_and_is_no_passing_trouble()
 # --- boxes, crops, places in a text
 
 
-def test_two_proposals_agree_one_to_one() -> None:
-    disc, other, shifted = Object(0, "disc", TOP_LEFT), Object(0, "disc", RIGHT), Box(12, 20, 62, 70)
-    assert verification.unmatched([disc, other], [("Disc", shifted)]) == [other]
-    assert len(verification.unmatched([disc, Object(0, "disc", shifted)], [("disc", TOP_LEFT)])) == 1
-    assert verification.unmatched([disc], [("lever", TOP_LEFT)]) == [disc]
-    assert verification.unmatched([], [("disc", TOP_LEFT)]) == []
-
-
-def test_of_one_label_what_lies_on_top_of_each_other_is_one_thing() -> None:
-    boxes = [
-        ("disc", TOP_LEFT, 0.5),
-        ("disc", Box(11, 20, 61, 70), 0.9),
-        ("lever", TOP_LEFT, 0.1),
-        ("disc", RIGHT, 0.2),
-    ]
-    found = [(Object(0, label, box), score) for label, box, score in boxes]
-    assert apart(found, 8) == [1, 2, 3]
-    assert apart(found, 2) == [1, 3]
-    assert apart([found[0], found[0]], 8) == [0]
-
-
-@pytest.mark.parametrize(
-    ("label", "reason"),
-    [
-        ("", Reason.TEACHER_UNREADABLE),
-        ("the", None),
-        ("red disc", None),
-        ("disc <|im_end|>", Reason.TEACHER_UNREADABLE),
-        ("<box>[1, 2, 3, 4]</box>", Reason.TEACHER_UNREADABLE),
-        ("disc\x00", Reason.TEACHER_UNREADABLE),
-        ("very " * 20 + "red disc", Reason.TEACHER_UNREADABLE),
-        ("top left", Reason.ANSWER_IN_LABEL),
-    ],
-)
-def test_a_name_is_short_plain_and_not_the_answer(label: str, reason: Reason | None) -> None:
+@pytest.mark.parametrize("label", ["", "disc <|im_end|>", "<box>[1, 2, 3, 4]</box>", "disc\x00", "very " * 20 + "disc"])
+def test_a_name_is_short_and_plain(label: str) -> None:
     found = verification.fault_of_name(label, sample())
-    assert (found and found.reason) == reason
+    assert found is not None
+    assert found.reason is Reason.TEACHER_UNREADABLE
 
 
 @unhurried
@@ -404,10 +310,8 @@ def test_a_negative_crop_shows_next_to_nothing_of_the_thing(
     if found is not None:
         seen = crops.padded(found, IMAGE)
         for other in (box, CENTRE):
-            across, along = (
-                min(seen.x2, other.x2) - max(seen.x1, other.x1),
-                min(seen.y2, other.y2) - max(seen.y1, other.y1),
-            )
+            across = min(seen.x2, other.x2) - max(seen.x1, other.x1)
+            along = min(seen.y2, other.y2) - max(seen.y1, other.y1)
             assert across <= 0 or along <= 0 or across * along <= 0.11 * crops.padded(other, IMAGE).area
 
 
@@ -419,15 +323,12 @@ def test_many_places_are_one_cut_out_and_none_are_the_whole() -> None:
     assert crops.evidence_crops([], IMAGE, 512)[0].crop is None
 
 
-words = st.sampled_from(
-    ["A red cup", "stands", "on the table", ".", "! ", "? ", "\n", "  ", "“So”", "it is 3.5 cm", "é"]
-)
+words = st.sampled_from(["A red cup", "on the table", ".", "! ", "? ", "\n", "  ", "“So”", "it is 3.5 cm", "é"])
+cuts = st.tuples(st.integers(0, 90), st.integers(1, 20))
 
 
 @unhurried
-@given(
-    st.lists(words, max_size=14).map("".join), st.lists(st.tuples(st.integers(0, 90), st.integers(1, 20)), max_size=6)
-)
+@given(st.lists(words, max_size=14).map("".join), st.lists(cuts, max_size=6))
 def test_a_text_with_places_is_the_same_text(text: str, cuts: list[tuple[int, int]]) -> None:
     spans = [Span(start, start + length) for start, length in cuts if start + length <= len(text)]
     assert anchored(text, [(span, TOP_LEFT) for span in spans]).text == text
@@ -439,15 +340,15 @@ def test_a_text_with_places_is_the_same_text(text: str, cuts: list[tuple[int, in
 def test_words_are_found_whole_and_within_their_sentence() -> None:
     text = "A cupboard holds cups. A red  Cup stands there."
     first, second = prose.sentences(text)
-    assert find(text, first, "cup") is None
+    assert find(text, first, "cup") is find(text, first, "") is None
     assert text[slice(*(find(text, second, "red cup") or first))] == "red  Cup"
-    assert find(text, first, "") is None
-    quoted = 'He said "go." Then he went.\nBut 3.5 cm?'
-    assert [quoted[slice(*span)] for span in prose.sentences(quoted)] == [
-        'He said "go."',
-        "Then he went.",
-        "But 3.5 cm?",
-    ]
+    assert [*prose.sentences('He "went." So 3.5 cm')] == [(0, 10), (11, 20)]
+
+
+def test_of_one_label_what_lies_on_top_of_each_other_is_one_thing() -> None:
+    named = [("disc", TOP_LEFT), ("disc", Box(11, 20, 61, 70)), ("lever", TOP_LEFT), ("disc", RIGHT)]
+    found = [(Object(0, *one), score) for one, score in zip(named, (0.5, 0.9, 0.1, 0.2), strict=True)]
+    assert (apart(found, 8), apart(found, 2)) == ([1, 2, 3], [1, 3])
 
 
 def test_every_reason_of_a_teacher_stands_at_a_gate() -> None:

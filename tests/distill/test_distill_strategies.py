@@ -18,7 +18,7 @@ from vcot.distill import DistilledReasoning, with_reasoning
 from vcot.distill.strategies import STRATEGIES
 from vcot.distill.strategies.two_level import Judged, supported_of
 from vcot.grounding import Box, Trace
-from vcot.records import Image, Reason, Rejection
+from vcot.records import Reason, Rejection
 
 LEVER_BOX, DISC_BOX, NOWHERE = [781, 375, 969, 625], [31, 83, 188, 292], [400, 700, 556, 909]
 TEXTS = ("A red disc stands left of the blue lever. It touches it.",)
@@ -101,8 +101,7 @@ GATES: list[tuple[str, Reason, dict[str, Spoil]]] = [
 @pytest.mark.parametrize(("where", "reason", "spoil"), GATES, ids=[f"{one[0]} {one[1]}" for one in GATES])
 def test_each_gate_refuses_its_fault(tmp_path: Path, where: str, reason: Reason, spoil: Mapping[str, Spoil]) -> None:
     name, _, step = where.partition(" ")
-    texts = TEXTS if name == "rationalise" else ()
-    found = refused(strategy(name), row(tmp_path, texts=texts), wise(**spoil))
+    found = refused(strategy(name), row(tmp_path, texts=TEXTS if name == "rationalise" else ()), wise(**spoil))
     assert found.reason is reason, found
     assert found.detail.startswith(step)
 
@@ -170,9 +169,8 @@ def test_an_object_that_nobody_annotated_is_proposed_and_checked(tmp_path: Path)
 def test_the_words_hold_number_label_place_and_extent_and_no_pixels(tmp_path: Path) -> None:
     there = (see("a disc", DISC), see("blue lever", LEVER))
     one = row(tmp_path, "Which?", "A", evidence=there, choices=("disc", "lever"), context="A drawing.")
-    outcome(
-        strategy("answer-aware", propose=False), one.model_copy(update={"answers": ("A", "a disc")}), client := wise()
-    )
+    one = one.model_copy(update={"answers": ("A", "a disc")})
+    outcome(strategy("answer-aware", propose=False), one, client := wise())
     assert client.asked[0].words.splitlines() == [
         "Question: Which?", "Context: A drawing.", "Choices: A. disc; B. lever", "Right answer: A",
         "Also accepted: a disc", "Objects:", "[1] region, top left, across 3-19 %, down 8-29 %",
@@ -228,17 +226,6 @@ def test_limits_of_areas_go_by_dataset_and_never_for_what_people_drew(tmp_path: 
     assert taught(generous, row(tmp_path), wise(reason=adding("red disc", [31, 83, 41, 93])))
 
 
-def test_a_reply_is_asked_for_once_more_and_no_more(tmp_path: Path) -> None:
-    def broken(asked: Asked, said: Any) -> Any:
-        return said if "thrown away" in asked.words else '{"reasoning": "I see'
-
-    way = strategy("answer-aware")
-    assert taught(way, row(tmp_path), client := wise(reason=broken)).traces
-    assert client.purposes["reason"] == 2
-    assert way.counts()["repairs"] == 1
-    assert len(refused(strategy("answer-aware", repairs=0), row(tmp_path), wise(reason=reply(""))).said) == 1
-
-
 def test_a_wrong_answer_is_not_argued_with_and_may_stay_as_a_negative(tmp_path: Path) -> None:
     def found(**options: Any) -> Rejection:
         client = wise(reason=lambda a, s: s | {"answer": "wheel"})
@@ -274,13 +261,6 @@ def test_an_object_that_is_refused_may_stay_as_prose(tmp_path: Path) -> None:
     assert nothing.reason is Reason.TEACHER_NOTHING_LEFT
 
 
-def test_alternatives_that_fall_are_parts_of_a_row_that_is_kept(tmp_path: Path) -> None:
-    spoil = {"reason": lambda a, s: s if a.number == 0 else s | {"answer": "wheel"}}
-    made = taught(strategy("answer-aware", alternatives=2), row(tmp_path), wise(**spoil))
-    assert len(made.traces) == 1
-    assert [(part.part, part.reason) for part in made.parts] == [("alternative 2", Reason.TEACHER_WRONG_ANSWER)]
-
-
 @pytest.mark.parametrize(("box", "answer"), [(DISC, "left"), (LEVER, "right")])
 def test_whoever_answers_again_is_told_where_the_evidence_lies(
     tmp_path: Path, box: Sequence[float], answer: str
@@ -301,7 +281,7 @@ def test_negative_crops_measure_how_often_nonsense_passes_and_the_seed_chooses_t
     def accepted(**spoil: Any) -> tuple[int, int]:
         way = strategy("answer-aware", negative_crop_share=1.0)
         outcome(way, row(tmp_path), wise(**spoil))
-        return way.counts()["decoys"], way.counts()["decoys_accepted"]
+        return way.counted["decoys"], way.counted["decoys_accepted"]
 
     def looks(seed: int) -> list[int]:
         way, numbers = strategy("answer-aware", negative_crop_share=0.5, seed=seed), []
@@ -315,19 +295,6 @@ def test_negative_crops_measure_how_often_nonsense_passes_and_the_seed_chooses_t
     first = looks(1)
     assert first == looks(1) != looks(2)
     assert {*first} == {1, 2}
-
-
-def test_a_detector_that_is_handed_in_must_find_it_too(tmp_path: Path) -> None:
-    class Finds:
-        def __init__(self, *boxes: Box) -> None:
-            self.boxes = boxes
-
-        def find(self, image: Image, labels: Sequence[str]) -> Mapping[str, Sequence[Box]]:
-            return dict.fromkeys(labels, self.boxes)
-
-    assert taught(strategy("answer-aware", Finds(Box(*LEVER), Box(*DISC))), row(tmp_path), wise())
-    found = refused(strategy("answer-aware", Finds(Box(*LEVER))), row(tmp_path), wise())
-    assert found.reason is Reason.TEACHER_BOX_UNDETECTED
 
 
 def test_a_trace_names_the_models_that_wrote_it_and_not_those_that_judged(tmp_path: Path) -> None:

@@ -28,16 +28,9 @@ class Batches:
     status in which a batch ends; what is not found any more ("batch", "output")."""
 
     def __init__(
-        self,
-        teacher: Teacher,
-        *,
-        looks: int = 2,
-        fails: Callable[[Asked], bool] = lambda _: False,
-        refuses: str | None = None,
-        damages: Callable[[bytes], bytes] = lambda data: data,
-        ends: str = "completed",
-        gone: str = "",
-    ) -> None:
+        self, teacher: Teacher, *, looks: int = 2, fails: Callable[[Asked], bool] = lambda _: False,
+        refuses: str | None = None, damages: Callable[[bytes], bytes] = bytes, ends: str = "completed", gone: str = "",
+    ) -> None:  # fmt: skip
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.lines: list[Asked] = []
@@ -66,18 +59,15 @@ class Batches:
         return Refuse(404, f"no such path: {path}")
 
     def _upload(self, headers: Mapping[str, str], data: bytes) -> Answer:
-        parsed = BytesParser(policy=HTTP).parsebytes(
-            b"Content-Type: " + headers["Content-Type"].encode() + b"\n\n" + data
-        )
+        head = f"Content-Type: {headers['Content-Type']}\n\n".encode()
+        parsed = BytesParser(policy=HTTP).parsebytes(head + data)
         parts = {part.get_param("name", header="content-disposition"): part for part in parsed.iter_parts()}  # type: ignore[attr-defined]
         assert isinstance(parts["file"], EmailMessage)
         assert parts["purpose"].get_content().strip() == "batch"
         name = f"file-{len(self.files)}"
         self.files[name] = parts["file"].get_payload(decode=True)  # type: ignore[assignment]
-        return _json(
-            {"id": name, "object": "file", "bytes": len(data), "created_at": 1, "filename": "x", "purpose": "batch",
-             "status": "processed"}
-        )  # fmt: skip
+        file = {"id": name, "object": "file", "bytes": len(data), "created_at": 1, "filename": "x"}
+        return _json(file | {"purpose": "batch", "status": "processed"})
 
     def _create(self, asked: dict[str, Any]) -> Answer:
         assert (asked["endpoint"], asked["completion_window"]) == ("/v1/chat/completions", "24h")
@@ -112,16 +102,13 @@ class Batches:
             asked = Asked(len(self.lines), line["url"], "", line["body"])
             self.lines.append(asked)
             answer = self._teacher.script(asked)
-            if self._fails(asked) or answer.status != 200:
-                body: Any = {"error": {"message": "no", "code": None}}
-                bad.append(
-                    {"custom_id": line["custom_id"], "response": {"status_code": 500, "body": body}, "error": None}
-                )
-                continue
-            self._teacher.tokens_in += answer.usage[0]
-            self._teacher.tokens_out += answer.usage[1]
-            response = {"status_code": 200, "body": json.loads(answer.body or b"")}
-            good.append({"custom_id": line["custom_id"], "response": response, "error": None})
+            failed = self._fails(asked) or answer.status != 200
+            response = {"status_code": 200, "body": json.loads(answer.body or b"{}")}
+            if failed:
+                response = {"status_code": 500, "body": {"error": {"message": "no", "code": None}}}
+            else:
+                self._teacher.pay(answer)
+            (bad if failed else good).append({"custom_id": line["custom_id"], "response": response, "error": None})
         batch["request_counts"] = {"total": len(good) + len(bad), "completed": len(good), "failed": len(bad)}
         for kind, lines in (("output_file_id", good[::-1]), ("error_file_id", bad)):  # in no particular order
             batch[kind] = f"file-{len(self.files)}" if lines or kind == "output_file_id" else None

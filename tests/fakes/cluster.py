@@ -22,7 +22,6 @@ from typing import Any
 
 import yaml
 
-from vcot.errors import VcotError
 from vcot.pipeline.client import Manifest, Refused
 from vcot.pipeline.orchestrator import Clock, Outcome, Step
 
@@ -76,12 +75,8 @@ class MemoryStorage:
         self.asked: dict[str, Mapping[str, str]] = {}
         """Stages that were looked at → the variables that they were shown."""
         self.states: list[Any] = []
-        self.lost: VcotError | None = None
-        """What every question is answered with."""
 
     def shards(self, step: Step) -> int:
-        if self.lost:
-            raise self.lost
         return self.counts.get(step.stage, 3)
 
     def look(self, step: Step, variables: Mapping[str, str]) -> Outcome | None:
@@ -89,13 +84,9 @@ class MemoryStorage:
         return self.whole.get(step.stage)
 
     def write(self, run_uri: str, state: str) -> None:
-        if self.lost:
-            raise self.lost
         self.states.append(json.loads(state) | {"at": run_uri})
 
     def state(self, run_uri: str) -> str | None:
-        if self.lost:
-            raise self.lost
         return next((json.dumps(state) for state in reversed(self.states) if state["at"] == run_uri), None)
 
 
@@ -116,21 +107,15 @@ class MemoryCluster:
         """Number of the call (from 1) at which the orchestrator dies."""
         self.crash_late = False
         """Whether that call still takes effect."""
-        self.forbidden: set[str] = set()
-        """Kinds that nobody may list."""
-        self.unreadable: set[str] = set()
-        """Kinds that nobody may get."""
-        self.unchangeable: set[str] = set()
-        """Kinds that nobody may patch."""
+        self.refused: set[tuple[str, str]] = set()
+        """(verb, kind) that nobody may."""
         self._version = itertools.count(1)
         self.changing = threading.Lock()
 
     # --- as ClusterClient -----------------------------------------------------------------------------------
 
     def get(self, kind: str, name: str) -> Manifest | None:
-        if kind in self.unreadable:
-            raise Refused(403, f"cannot get resource {kind.lower()}s")
-        return self._call(lambda: self.there(kind, name))
+        return self._call("get", kind, lambda: self.there(kind, name))
 
     def create(self, kind: str, manifest: Manifest) -> Manifest | None:
         def make() -> Manifest | None:
@@ -143,30 +128,28 @@ class MemoryCluster:
                 self.scripts.get(name, succeeds())(self, made)
             return made
 
-        return self._call(make)
+        return self._call("create", kind, make)
 
     def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
         def make() -> Manifest:
-            if kind in self.unchangeable:
-                raise Refused(403, f"cannot patch resource {kind.lower()}s")
             if (kind, name) not in self.objects:
                 raise Refused(404, f"{kind.lower()}s {name!r} not found")
             return self.put(kind, merged(self.objects[kind, name], change))
 
-        return self._call(make)
+        return self._call("patch", kind, make)
 
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
-        if kind in self.forbidden:
-            raise Refused(403, f"cannot list resource {kind.lower()}s")
-        yield from self._call(lambda: self.select(kind, labels, fields))[:limit]
+        yield from self._call("list", kind, lambda: self.select(kind, labels, fields))[:limit]
 
     def version(self) -> tuple[int, int]:
-        return self._call(lambda: self.kubernetes)
+        return self._call("get", "version", lambda: self.kubernetes)
 
     def knows(self, group: str) -> bool:
         return ("APIGroup", group) in self.objects
 
-    def _call(self, work: Callable[[], Any]) -> Any:
+    def _call(self, verb: str, kind: str, work: Callable[[], Any]) -> Any:
+        if (verb, kind) in self.refused:
+            raise Refused(403, f"cannot {verb} resource {kind.lower()}s")
         self.calls += 1
         if self.calls == self.crash_at and not self.crash_late:
             raise Crash
@@ -289,11 +272,6 @@ def fails(code: int, message: str = "", *, reason: str = "Error", job_reason: st
     return timeline((2, end))
 
 
-def never() -> Script:
-    """Never ends, and nobody knows why."""
-    return timeline()
-
-
 def timeline(*moments: tuple[float, Callable[[MemoryCluster, Manifest], object]]) -> Script:
     """What happens to the Job so many seconds after its creation."""
 
@@ -341,15 +319,12 @@ spec:
 """
 
 
-@functools.cache
-def _template(stage: str) -> Manifest:
-    made: Manifest = yaml.safe_load(TEMPLATE.format(stage=stage))
-    return made
+_template = functools.cache(lambda stage: yaml.safe_load(TEMPLATE.format(stage=stage)))
 
 
 def template(stage: str, **annotations: str) -> Manifest:
     """The CronJob of a stage."""
-    made = copy.deepcopy(_template(stage))
+    made: Manifest = copy.deepcopy(_template(stage))
     made["metadata"]["annotations"] = annotations
     return made
 
@@ -366,13 +341,9 @@ def merged(there: Any, change: Any) -> Any:
     """JSON Merge Patch (RFC 7386)."""
     if not isinstance(change, dict):
         return copy.deepcopy(change)
-    result = dict(there) if isinstance(there, dict) else {}
-    for name, value in change.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = merged(result.get(name), value)
-    return result
+    before = there if isinstance(there, dict) else {}
+    result = before | {name: merged(before.get(name), value) for name, value in change.items()}
+    return {name: value for name, value in result.items() if value is not None}
 
 
 def _pairs(selector: str) -> list[tuple[str, str]]:

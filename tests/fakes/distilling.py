@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 from jobs.distill import DistillSettings, run
-from tests.distill.made import TOP_LEFT, draw_png, sample, see
+from tests.distill.made import draw_png, sample
 from tests.fakes.teacher import Teacher
 from vcot.records import Folder, Rejection, Sample, read_samples
 from vcot.records.metadata import ConvertMetadata, ConvertShardMetadata, DistillMetadata, DistillShardMetadata
@@ -29,8 +29,6 @@ ROOT = Path(__file__).parents[2]
 ALONE = {"self_consistency": False, "crop_check": False, "answer_from_evidence": False, "propose": False}
 """One request for each row."""
 
-# ------------------------------------------------------------------------------------------------- what it reads
-
 
 class Converted(Settings):
     """What convert would have written."""
@@ -44,30 +42,23 @@ def convert(run_uri: str, *shards: Iterable[Sample]) -> None:
             writer.keep(row)
         return ConvertShardMetadata()
 
-    folder = Folder(Store(), run_uri, CONVERT)
-    settings = Converted(run_uri=run_uri)
-    run_shards(
-        folder, settings, inputs={}, shards=len(shards), work=work, max_rejected_share=1.0, metadata=ConvertMetadata()
-    )
+    folder, settings = Folder(Store(), run_uri, CONVERT), Converted(run_uri=run_uri)
+    given: dict[str, Any] = {"inputs": {}, "max_rejected_share": 1.0, "metadata": ConvertMetadata()}
+    run_shards(folder, settings, shards=len(shards), work=work, **given)
 
 
 def illustrated(run_uri: str, count: int) -> list[Sample]:
     """Rows whose image lies in storage."""
     uri = join(run_uri, "images", "one.png")
     Store().write(uri, draw_png())
-    there = (see("red disc", TOP_LEFT),)
-    return [sample(f"Where is disc {n}?", name=f"row-{n}", uri=uri, evidence=there) for n in range(count)]
+    return [sample(f"Where is disc {n}?", name=f"row-{n}", uri=uri) for n in range(count)]
 
 
 def converted(folder: Path, number: int, shards: int = 2, name: str = "one") -> Path:
     """A run whose shards take turns in the rows."""
-    where = folder / "runs" / name
-    rows = illustrated(str(folder), number)
+    where, rows = folder / "runs" / name, illustrated(str(folder), number)
     convert(str(where), *(rows[n::shards] for n in range(shards)))
     return where
-
-
-# -------------------------------------------------------------------------------------------------------- a run
 
 
 def distill(where: Path | str, teacher: Teacher | None, **given: Any) -> None:
@@ -80,17 +71,13 @@ def distill(where: Path | str, teacher: Teacher | None, **given: Any) -> None:
 
 def start(run_uri: str, teacher: Teacher, *argv: str, key: str = "x") -> subprocess.Popen[str]:
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("VCOT_", "OPENAI_"))} | {
-        "VCOT_DISTILL_TEACHER": "openai",
-        "VCOT_DISTILL_MODEL": "scripted",
-        "VCOT_DISTILL_ANSWER_FROM_EVIDENCE": "false",
-        "OPENAI_BASE_URL": teacher.address,
-        "OPENAI_API_KEY": key,
+        "VCOT_DISTILL_TEACHER": "openai", "VCOT_DISTILL_MODEL": "scripted",
+        "VCOT_DISTILL_ANSWER_FROM_EVIDENCE": "false", "OPENAI_BASE_URL": teacher.address, "OPENAI_API_KEY": key,
         "NO_PROXY": "127.0.0.1",
-    }
+    }  # fmt: skip
     command = [sys.executable, "-m", "jobs.distill", "--run-uri", run_uri, *argv]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
 
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -112,9 +99,6 @@ def wait_for(replies: int, runs: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.01)
-
-
-# ------------------------------------------------------------------------------------------------- what it wrote
 
 
 def distilled(run_uri: str) -> tuple[StageMarker[DistillShardMetadata, DistillMetadata], list[Sample]]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, cast
 from PIL import Image
 
 from tests.fakes.teacher import Answer, Asked, Refuse, Say
-from tests.fakes.wise import PURPOSE, images, named, shown
+from tests.fakes.wise import PURPOSE, named
 from vcot.grounding import Box, FrameName, FrameSpec, Trace, parse, split_answer
 from vcot.models.loading import generate, load_base
 from vcot.tokens import load_processor
@@ -89,7 +89,7 @@ class Seeing:
 
     def _reason(self, asked: Asked) -> Mapping[str, Any]:
         """Its own reasoning about the question, with a number in the place of each box, and its own answer."""
-        image = shown(asked)
+        image = asked.images[0]
         trace, answer = self.eyes.ask(image, asked.question)
         number, text, objects = first_free(asked.words), "", []
         for part in trace.parts:
@@ -109,18 +109,18 @@ class Seeing:
         }
 
     def _locate(self, asked: Asked) -> Mapping[str, Any]:
-        image, found = shown(asked), []
+        image, found = asked.images[0], []
         for name in asked.words.split("Names:\n")[1].splitlines():
             boxes = self.eyes.ask(image, f"Point at every {name}.").trace.boxes
             found.append({"label": name, "boxes": [written(box, image, asked.words) for box in boxes]})
         return {"objects": found}
 
     def _look(self, asked: Asked) -> Mapping[str, Any]:
-        return {"present": self.eyes.ask(shown(asked), f"Is there a {named(asked)}?").answer == "yes"}
+        return {"present": self.eyes.ask(asked.images[0], f"Is there a {named(asked)}?").answer == "yes"}
 
     def _reanswer(self, asked: Asked) -> Mapping[str, Any]:
         """About what the cut-outs show where they lie; the rest of the image is grey."""
-        cuts = [shown(asked, number) for number in range(images(asked))]
+        cuts = asked.images
         lie = [tuple(int(n) / 100 for n in four) for four in _LIES.findall(asked.words)]
         return {"answer": self.eyes.ask(put_together(cuts, lie) if lie else cuts[0], asked.question).answer}
 

@@ -61,11 +61,10 @@ class Asked:
         return {int(n): label for n, label in re.findall(r"^\[(\d+)\] (.*?), ", self.words, re.M)}
 
     @property
-    def image(self) -> Image.Image:
-        url = self.body["messages"][-1]["content"][0]["image_url"]["url"]
-        kind, data = url.split(",", 1)
-        assert kind == "data:image/jpeg;base64"
-        return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+    def images(self) -> list[Image.Image]:
+        parts = (part["image_url"]["url"] for part in self.body["messages"][-1]["content"] if "image_url" in part)
+        data = (url.removeprefix("data:image/jpeg;base64,") for url in parts)
+        return [Image.open(io.BytesIO(base64.b64decode(one, validate=True))) for one in data]
 
 
 @dataclass(frozen=True)
@@ -95,25 +94,20 @@ class Answer:
 
 
 def Say(text: str | None, *, finish: str = "stop", wait: float = 0.0, **message: Any) -> Answer:
+    said = {"role": "assistant", "content": text, **message}
     completion = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "scripted-1",
-        "choices": [
-            {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
-        ],
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "scripted-1",
+        "choices": [{"index": 0, "finish_reason": finish, "message": said}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-    }
+    }  # fmt: skip
     return Answer(body=json.dumps(completion).encode(), wait=wait)
 
 
 def miscounted(answer: Answer, usage: Any, paid: tuple[int, int]) -> Answer:
     """The same, but its body says this of its tokens (None: nothing at all), whatever it is paid for."""
-    said = json.loads(answer.body or b"")
-    del said["usage"]
-    if usage is not None:
-        said["usage"] = usage
+    said = json.loads(answer.body or b"") | {"usage": usage}
+    if usage is None:
+        del said["usage"]
     return replace(answer, body=json.dumps(said).encode(), paid=paid)
 
 
@@ -135,10 +129,8 @@ def grounded(asked: Asked) -> Answer:
     if asked.purpose == "reanswer":
         return Say(json.dumps({"answer": _TOLD.get(asked.question, "cannot tell")}))
     _TOLD[asked.question] = asked.answer
-    if asked.objects:
-        see = f"I see {' and '.join(f'the [{n}]' for n in asked.objects)}."
-    else:
-        see = "I looked for it, and it is not there."
+    there = " and ".join(f"the [{n}]" for n in asked.objects)
+    see = f"I see {there}." if there else "I looked for it, and it is not there."
     return Say(f"{see} So the answer is {asked.answer}.\nAnswer: {asked.answer}")
 
 
@@ -156,13 +148,11 @@ def faulty(script: Callable[[Asked], Answer], *, share: float, seed: int, most: 
     """The script's answers, of which a share meets with a fault on its way, the same request at most `most` times: the
     same seed, the same faults, whatever the order of the requests."""
     met: Counter[str] = Counter()
-    lock = threading.Lock()
 
     def answer(asked: Asked) -> Answer:
         name = json.dumps(asked.body["messages"][-1]["content"][-1])
-        with lock:
-            met[name] += 1
-            chance = random.Random(f"{seed} {name} {met[name]}")
+        met[name] += 1  # nobody sends the same request twice at once
+        chance = random.Random(f"{seed} {name} {met[name]}")
         good = script(asked)
         if met[name] > most or chance.random() >= share:
             return good
@@ -180,20 +170,24 @@ Elsewhere = Callable[[str, str, dict[str, str], bytes], Answer]
 """Method, path, headers and body of a request; see tests/fakes/batches.py."""
 
 
+@dataclass
 class Teacher:
-    def __init__(self, script: Callable[[Asked], Answer]) -> None:
-        self.script = script
-        self.asked: list[Asked] = []
-        self.at_once = 0
-        self.most_at_once = 0
-        self.tokens_in = self.tokens_out = 0  # what it is paid for
-        self.address = ""
-        self.elsewhere: Elsewhere | None = None  # what it answers on other paths than /chat/completions
-        self.lock = threading.Lock()
+    script: Callable[[Asked], Answer]
+    asked: list[Asked] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+    tokens_in: int = 0  # what it is paid for
+    tokens_out: int = 0
+    address: str = ""
+    elsewhere: Elsewhere = lambda *_: Refuse(404)  # what it answers on other paths than /chat/completions
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def questions(self) -> list[str]:
         return [asked.question for asked in self.asked]
+
+    def pay(self, answer: Answer) -> None:
+        self.tokens_in, self.tokens_out = self.tokens_in + answer.usage[0], self.tokens_out + answer.usage[1]
 
 
 @contextmanager
@@ -205,16 +199,13 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            self.send(
-                teacher.elsewhere("GET", self.path, dict(self.headers), b"") if teacher.elsewhere else Refuse(404)
-            )
+            self.send(teacher.elsewhere("GET", self.path, dict(self.headers), b""))
 
         def do_POST(self) -> None:
             begun = time.monotonic()
             data = self.rfile.read(int(self.headers["Content-Length"]))
             if not self.path.split("?")[0].endswith("/chat/completions"):
-                elsewhere = teacher.elsewhere or (lambda *_: Refuse(404))
-                self.send(elsewhere("POST", self.path, dict(self.headers), data))
+                self.send(teacher.elsewhere("POST", self.path, dict(self.headers), data))
                 return
             with teacher.lock:
                 asked = Asked(len(teacher.asked), self.path, self.headers.get("Authorization", ""), json.loads(data))
@@ -224,12 +215,11 @@ def scripted_teacher(script: Callable[[Asked], Answer] = grounded, host: str = "
             try:
                 answer = teacher.script(asked)
                 time.sleep(max(0.0, answer.wait - (time.monotonic() - begun)))
-                paid = answer.usage
             finally:
                 with teacher.lock:
                     teacher.at_once -= 1
             with teacher.lock:
-                teacher.tokens_in, teacher.tokens_out = teacher.tokens_in + paid[0], teacher.tokens_out + paid[1]
+                teacher.pay(answer)
             self.send(answer)
 
         def send(self, answer: Answer) -> None:
@@ -271,9 +261,9 @@ def main() -> None:
     wait = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
 
     def answer(asked: Asked) -> Answer:
-        body = grounded(asked).body
+        good = replace(grounded(asked), wait=wait)
         asked.body.clear()  # it would hold the images of thousands
-        return Answer(body=body, wait=wait)
+        return good
 
     with scripted_teacher(answer) as teacher:
         print(teacher.address, flush=True)

@@ -8,7 +8,6 @@ What it says is right until a test spoils it: `spoil={"look": lambda asked, said
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
@@ -63,8 +62,6 @@ class Wise:
             return said
         return Say(said if isinstance(said, str) else json.dumps(said))
 
-    # ------------------------------------------------------------------------------------- one row, one request
-
     def _reason(self, asked: Asked) -> dict[str, Any]:
         """Every listed object, or else the thing that the question needs, with its box."""
         objects = []
@@ -85,22 +82,17 @@ class Wise:
                     anchors.append({"sentence": int(number), "words": label, "object": numbers.get(label), "box": box})
         return {"anchors": anchors}
 
-    # ----------------------------------------------------------------------------------------------- the checks
-
     def _locate(self, asked: Asked) -> dict[str, Any]:
         names = asked.words.split("Names:\n")[1].splitlines()
         return {"objects": [{"label": n, "boxes": [found(asked)[n]] if n in found(asked) else []} for n in names]}
 
     def _look(self, asked: Asked) -> dict[str, Any]:
-        label = named(asked)
-        return {"present": label not in COLOURS or label in found(asked)}
+        return {"present": visible(asked)}
 
     def _reanswer(self, asked: Asked) -> dict[str, Any]:
         known = self.known.get(asked.question, Known("something coloured"))
-        seen = not known.needs or any(known.needs in found(asked, n) for n in range(images(asked)))
+        seen = not known.needs or any(known.needs in found(asked, n) for n in range(len(asked.images)))
         return {"answer": known.answer if seen else "cannot tell"}
-
-    # ------------------------------------------------------------------------------------------------ two levels
 
     def _caption(self, asked: Asked) -> dict[str, Any]:
         return {"caption": f"The image shows {' and '.join(f'a {label}' for label in found(asked)) or 'nothing'}."}
@@ -109,14 +101,11 @@ class Wise:
         return {"objects": [{"label": label, "box": box, "score": 0.9} for label, box in found(asked).items()]}
 
     def _branch(self, asked: Asked) -> dict[str, Any]:
-        label = named(asked)
-        visible = label not in COLOURS or label in found(asked)
-        return {"visible": visible, "caption": f"A {label} of one colour." if visible else ""}
+        there = visible(asked)
+        return {"visible": there, "caption": f"A {named(asked)} of one colour." if there else ""}
 
     def _verdict(self, asked: Asked) -> dict[str, Any]:
-        label = named(asked)
-        there = label not in COLOURS or label in found(asked)
-        text = asked.words.splitlines()[1].removeprefix("Text: ")
+        there, text = visible(asked), asked.words.splitlines()[1].removeprefix("Text: ")
         claims = [{"text": text, "supported": there, "reason": "by its colour"}]
         return {"label_supported": there, "claims": claims, "verdict": "keep" if there else "reject"}
 
@@ -145,18 +134,14 @@ def named(asked: Asked) -> str:
     return asked.words.splitlines()[0].removeprefix("Name: ")
 
 
-def images(asked: Asked) -> int:
-    return sum(part["type"] == "image_url" for part in asked.body["messages"][-1]["content"])
-
-
-def shown(asked: Asked, number: int = 0) -> Image.Image:
-    urls = [p["image_url"]["url"] for p in asked.body["messages"][-1]["content"] if p["type"] == "image_url"]
-    return Image.open(io.BytesIO(base64.b64decode(urls[number].split(",", 1)[1])))
+def visible(asked: Asked) -> bool:
+    """The thing that is named; of what has no colour it is believed."""
+    return named(asked) not in COLOURS or named(asked) in found(asked)
 
 
 def found(asked: Asked, number: int = 0) -> dict[str, list[int]]:
     """What is visible in an image of the request, with its box in thousandths."""
-    pixels = np.asarray(shown(asked, number).convert("RGB"), dtype=int)
+    pixels = np.asarray(asked.images[number].convert("RGB"), dtype=int)
     height, width, _ = pixels.shape
     boxes = {}
     for label, colour in COLOURS.items():

@@ -22,10 +22,6 @@ Rendered = Callable[[str], list[Manifest]]
 FOLDER = Path(__file__).parent / "golden"
 
 
-def golden(file: str) -> Path:
-    return FOLDER / file
-
-
 def page(objects: Sequence[Manifest]) -> str:
     """Objects in the order of kind and name; without the hashes in names, which say nothing to a reader."""
     ordered = sorted(objects, key=lambda one: (one["kind"], one["metadata"]["name"]))
@@ -39,17 +35,12 @@ def difference(before: str, after: str) -> str:
     return "".join(f"{'@@' if line.startswith('@@') else line}\n" for line in lines)
 
 
-def _difference_of(name: str) -> Callable[[Rendered], str]:
-    return lambda rendered: difference(page(rendered("gpu")), page(rendered(name)))
-
-
+COMPARED = [c for c in ALL_COMPONENTS if c not in ("reevaluate", "kueue", "pool-label")]
 FILES: Mapping[str, Callable[[Rendered], str]] = {
     "gpu.yaml": lambda rendered: page(rendered("gpu")),
-    "gpu-kueue.diff": _difference_of("gpu-kueue"),
     **{
-        f"{c}.diff": _difference_of(f"gpu+{c}")
-        for c in ALL_COMPONENTS
-        if c not in ("reevaluate", "kueue", "pool-label")
+        f"{file}.diff": lambda rendered, name=name: difference(page(rendered("gpu")), page(rendered(name)))
+        for file, name in {"gpu-kueue": "gpu-kueue", **{c: f"gpu+{c}" for c in COMPARED}}.items()
     },
 }
 
@@ -57,9 +48,9 @@ FILES: Mapping[str, Callable[[Rendered], str]] = {
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for file, write in FILES.items():
-            golden(file).write_text(write(lambda name: render(variant(Path(folder), name))))
+            (FOLDER / file).write_text(write(lambda name: render(variant(Path(folder), name))))
     for stale in {path.name for path in FOLDER.iterdir()} - FILES.keys():
-        golden(stale).unlink()
+        (FOLDER / stale).unlink()
 
 
 if __name__ == "__main__":

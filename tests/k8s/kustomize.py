@@ -7,19 +7,22 @@ render(around(tmp_path, OVERLAYS / "gpu", ["kueue"]))      an overlay around ano
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
 
+from tools import overlay
 from tools.gomodules import CannotBuild, GoModule, built
+from vcot.errors import SettingsError
 
 Manifest = dict[str, Any]
 
@@ -33,29 +36,19 @@ POOLS = [name for name in ALL_COMPONENTS if name.startswith("pool-")]
 
 
 @functools.cache
-def kustomize() -> tuple[str, ...]:
-    """The command that renders a folder: $KUBECTL, KUBE_ASSETS, what was built for this machine, or what is on PATH."""
+def kubectl() -> str:
+    """What renders a folder: $KUBECTL, of KUBE_ASSETS, what was built for this machine, or what is on PATH."""
     assets = os.environ.get("KUBE_ASSETS")
-    built_ones = [str(Path(folder) / "kubectl") for folder in (assets, KUBECTL.home) if folder]
-    for kubectl in (os.environ.get("KUBECTL"), *built_ones, shutil.which("kubectl")):
-        if kubectl and Path(kubectl).exists() and _is_recent([kubectl, "version", "--client"]):
-            return (kubectl, "kustomize")
-    alone = shutil.which("kustomize")
-    if alone and _is_recent([alone, "version"]):
-        return (alone, "build")
+    kept = [Path(folder) / "kubectl" for folder in (assets, KUBECTL.home) if folder]
+    for path in (os.environ.get("KUBECTL"), *kept, shutil.which("kubectl")):
+        with contextlib.suppress(SettingsError), patch.dict(os.environ, KUBECTL=str(path or "no path")):
+            return overlay.kubectl()
     if not os.environ.get("CI"):
-        pytest.skip("manifests are rendered by kubectl (1.28 or newer) or kustomize (5 or newer); neither was found")
+        pytest.skip("manifests are rendered by kubectl (1.28 or newer), and none was found")
     try:
-        return (str(built(KUBECTL) / "kubectl"), "kustomize")
+        return str(built(KUBECTL) / "kubectl")
     except CannotBuild as error:
         pytest.fail(f"CI renders the manifests: {error}")
-
-
-def _is_recent(command: Sequence[str]) -> bool:
-    """Components, and replacements that reach into a name, need kustomize 5."""
-    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    found = re.search(r"(?:Kustomize Version: |^)v(\d+)\.", answer, re.MULTILINE)
-    return found is not None and int(found[1]) >= 5
 
 
 @functools.cache
@@ -67,9 +60,7 @@ def render(folder: Path) -> list[Manifest]:
 
 @functools.cache
 def text(folder: Path) -> str:
-    answer = subprocess.run([*kustomize(), str(folder)], capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout
+    return subprocess.run([kubectl(), "kustomize", str(folder)], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def edited(folder: Path, components: Sequence[str], base: str = "gpu") -> Path:
@@ -85,11 +76,8 @@ def edited(folder: Path, components: Sequence[str], base: str = "gpu") -> Path:
 def around(folder: Path, inner: Path, components: Sequence[str] = (), **more: Any) -> Path:
     """An overlay that has another one as its resource."""
     folder.mkdir(parents=True, exist_ok=True)
-    kustomization = {
-        "resources": [_path(folder, inner)],
-        "components": [_path(folder, COMPONENTS / name) for name in components],
-        **more,
-    }
+    inside = [_path(folder, COMPONENTS / name) for name in components]
+    kustomization = {"resources": [_path(folder, inner)], "components": inside, **more}
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return folder
 
@@ -118,24 +106,29 @@ def job_specs(objects: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
 @functools.cache
 def variant(folder: Path, name: str) -> Path:
     """The folder of a variant: ``gpu``, ``cpu-smoke+spot``, ``gpu+all-eks``; made below `folder` where it must be."""
-    overlay, _, component = name.partition("+")
+    base, _, component = name.partition("+")
     place = folder / name
     if not component:
-        return OVERLAYS / overlay
+        return OVERLAYS / base
     if component.startswith("all-"):
         pool = component.replace("all", "pool")
         inner = [c for c in ALL_COMPONENTS if c not in (*POOLS, "hardening", "reevaluate")]
         return around(place, edited(folder / f"{name}-inner", ["reevaluate", pool, *inner]), ["hardening"])
     if component == "reevaluate":
-        return edited(place, [component], overlay)
+        return edited(place, [component], base)
     if component == "hardening":  # the one with objects of the whole cluster, which have no namespace
-        return around(place, OVERLAYS / overlay, [component])
-    return around(place, OVERLAYS / overlay, [component], namespace="vcot")
+        return around(place, OVERLAYS / base, [component])
+    return around(place, OVERLAYS / base, [component], namespace="vcot")
 
 
 VARIANTS = [
-    name
-    for overlay in sorted(folder.name for folder in OVERLAYS.iterdir())
-    for name in [overlay, *(f"{overlay}+{c}" for c in ALL_COMPONENTS if (overlay == "cpu-smoke") or c != "reevaluate")]
-] + [f"gpu+{pool.replace('pool', 'all')}" for pool in POOLS]
+    *(folder.name for folder in sorted(OVERLAYS.iterdir())),
+    *(
+        f"{o.name}+{c}"
+        for o in OVERLAYS.iterdir()
+        for c in ALL_COMPONENTS
+        if o.name == "cpu-smoke" or c != "reevaluate"
+    ),
+    *(f"gpu+{pool.replace('pool', 'all')}" for pool in POOLS),
+]
 """Each overlay, each with each component, and everything at once on each pool."""

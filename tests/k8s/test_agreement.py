@@ -3,12 +3,12 @@
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from unittest.mock import patch
 
 import pytest
 
-from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
+from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, of_kind, render
 from vcot import errors
 from vcot.pipeline.local import gather_variables, read_env_file
 from vcot.pipeline.orchestrator import RETRY
@@ -55,26 +55,16 @@ def settings_of(module: str) -> type[Declared]:
     return found
 
 
-@pytest.fixture
-def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], None]:
-    """Makes these the only variables with our prefix."""
-
-    def set_all(wanted: Mapping[str, str]) -> None:
-        for name in [name for name in os.environ if name.startswith(PREFIX)]:
-            monkeypatch.delenv(name)
-        for name, value in wanted.items():
-            monkeypatch.setenv(name, value)
-
-    return set_all
+def load(module: str, flags: Sequence[str], variables: Mapping[str, str]) -> Declared:
+    """The settings of a job where these are the only variables; refuses what it does not know."""
+    with patch.dict(os.environ, variables, clear=True):
+        return settings_of(module).load(flags)[0]
 
 
 def test_a_template_for_each_stage_and_a_stage_for_each_template() -> None:
     objects = render(ROOT / "k8s/base")
     stages = {one["metadata"]["name"]: one["metadata"]["labels"]["vcot/stage"] for one in of_kind(objects, "CronJob")}
     assert stages == {f"stage-{stage}": stage for stage in STAGES}
-    for where, spec in job_specs(objects):
-        (module,) = [word for word in spec["template"]["spec"]["containers"][0]["args"] if word.startswith("jobs.")]
-        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), where
     for one in of_kind(objects, "CronJob"):
         stage = one["metadata"]["labels"]["vcot/stage"]
         inner = one["spec"]["jobTemplate"]
@@ -86,9 +76,9 @@ def test_a_template_for_each_stage_and_a_stage_for_each_template() -> None:
 def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_change() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VcotError)]
     codes = {kind.exit_code for kind in kinds}
-    in_the_pipeline_alone, from_the_keyboard = errors.StageFailed.exit_code, errors.KeyboardStop.exit_code
-    in_no_job = errors.NotWhole.exit_code  # the orchestrator's own process is asked for it
-    final = codes - set(RETRY) - {in_the_pipeline_alone, from_the_keyboard, in_no_job}
+    in_the_pipeline_alone = errors.StageFailed.exit_code
+    # NotWhole: the orchestrator's own process is asked for it.
+    final = codes - {*RETRY, in_the_pipeline_alone, errors.KeyboardStop.exit_code, errors.NotWhole.exit_code}
     for where, spec in job_specs(render(OVERLAYS / "gpu")):
         (fail,) = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
         orchestrator = where.startswith("Job/")
@@ -96,9 +86,7 @@ def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_chang
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_every_process_understands_its_settings_and_reads_all_its_variables(
-    name: str, rendered: Rendered, only: Callable[[Mapping[str, str]], None]
-) -> None:
+def test_every_process_understands_its_settings_and_reads_all_its_variables(name: str, rendered: Rendered) -> None:
     objects = rendered(name)
     sources = [path.read_text() for folder in ("vcot", "jobs") for path in (ROOT / folder).rglob("*.py")]
     read = {word for text in sources for word in re.findall(r"[A-Z][A-Z0-9_]{3,}", text)}
@@ -108,8 +96,7 @@ def test_every_process_understands_its_settings_and_reads_all_its_variables(
         given = {n: v for n, v in variables.items() if n.startswith(PREFIX)}
         if where.startswith("CronJob/stage-"):
             given[f"{PREFIX}RUN_URI"] = "s3://vcot/runs/first"  # the orchestrator's to say
-        only(given)
-        settings, _ = settings_of(module).load(flags)  # refuses what it does not know
+        settings = load(module, flags, given)
         assert settings.stage == module.removeprefix("jobs."), where
         known = {variable(type(settings), field) for field in type(settings).model_fields}
         expanded = set(re.findall(r"\$\((\w+)\)", str(container["env"])))
@@ -118,15 +105,13 @@ def test_every_process_understands_its_settings_and_reads_all_its_variables(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_settings_that_a_file_only_offers_are_settings_too(
-    stage: str, only: Callable[[Mapping[str, str]], None]
-) -> None:
+def test_settings_that_a_file_only_offers_are_settings_too(stage: str) -> None:
     """Lines like #VCOT_CONVERT_INGEST=true, all of them at once, over those of a chain on GPUs."""
     path = ROOT / "k8s/base/settings" / f"{stage}.env"
     offered = dict(line[1:].split("=", 1) for line in path.read_text().splitlines() if line.startswith(f"#{PREFIX}"))
     gpu = read_env_file(OVERLAYS / "gpu/settings" / path.name)
-    only(read_env_file(path) | gpu | {f"{PREFIX}RUN_URI": "s3://vcot/runs/first"} | offered)
-    settings, _ = settings_of(f"jobs.{stage}").load([])
+    run_uri = {f"{PREFIX}RUN_URI": "s3://vcot/runs/first"}
+    settings = load(f"jobs.{stage}", [], read_env_file(path) | gpu | run_uri | offered)
     assert offered.keys() <= {variable(type(settings), name) for name in settings.model_fields_set}
     assert offered or stage != "convert"
 
@@ -156,62 +141,7 @@ def test_the_small_chain_has_the_settings_of_the_example() -> None:
 
 
 def test_the_page_tells_of_every_component_overlay_and_example() -> None:
-    page = Path(ROOT / "docs/kubernetes.md").read_text()
+    page = (ROOT / "docs/kubernetes.md").read_text()
     for folder in (COMPONENTS, OVERLAYS, ROOT / "k8s/examples"):
         for one in folder.iterdir():
             assert f"`{one.name}`" in page, one.name
-
-
-def test_the_page_says_what_stages_ask_for(gpu: list[Manifest]) -> None:
-    page = (ROOT / "docs/kubernetes.md").read_text()
-    for stage in STAGES:
-        cron_job = named(gpu, "CronJob", f"stage-{stage}")
-        resources = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["resources"]
-        requests, limits = resources["requests"], resources["limits"]
-        shards = cron_job["metadata"].get("annotations", {}).get("vcot/parallelism")
-        row = [
-            stage,
-            cron_job["metadata"]["labels"]["vcot/pool"].upper(),
-            {"500m": "0.5"}.get(requests["cpu"], requests["cpu"]),
-            f"{requests['memory'].replace('Gi', ' GiB')} ({limits['memory'].removesuffix('Gi')})",
-            requests["ephemeral-storage"].replace("Gi", " GiB"),
-            limits.get("nvidia.com/gpu", "–"),
-            f"{shards} shards" if shards else "",
-        ]
-        assert " ".join(f"| {cell}" for cell in row).rstrip() in page
-
-
-def test_minios_keys_are_those_that_the_page_makes_up() -> None:
-    template = named(render(ROOT / "k8s/minio"), "Deployment", "minio")["spec"]["template"]
-    (container,) = template["spec"]["containers"]
-    taken = [v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v]
-    assert {one["name"] for one in taken} == {"s3-credentials"}
-    page = (ROOT / "docs/kubernetes.md").read_text()
-    (made,) = re.findall(r"--from-literal=AWS_ENDPOINT_URL_S3=http://minio:9000 .*?\n\n", page, re.S)
-    for one in taken:
-        assert f"--from-literal={one['key']}=" in made
-    assert "openssl rand" in made  # nothing that stands in git
-
-
-def test_what_the_page_types_on_kind_is_there() -> None:
-    page = (ROOT / "docs/kubernetes.md").read_text()
-    part = page.partition("## Try it on kind")[2].partition("\n## ")[0]
-    lines = [line.strip() for line in part.splitlines() if line.startswith("    ")]
-    for line in lines:
-        for path in re.findall(r" -[fk] (\S+/\S+)", line):
-            assert (ROOT / path).exists(), line
-    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
-    typed = [line.split()[1] for line in lines if line.startswith("make ")]
-    assert typed == ["images", "push-example", "k8s-doctor", "pages"]
-    assert set(typed) <= targets
-    order = (
-        "create cluster",
-        "kind load",
-        "namespace.yaml",
-        "create secret",
-        "k8s/minio",
-        "push-example",
-        "cpu-smoke  ",
-    )
-    places = [part.index(word) for word in order]
-    assert places == sorted(places)  # storage and what a run reads, before the run

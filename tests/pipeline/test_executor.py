@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tests.fakes.cluster import Crash, MemoryCluster, fails, never, succeeds, template
+from tests.fakes.cluster import Crash, MemoryCluster, fails, succeeds, template, timeline
 from tests.fakes.runs import (
     ALL,
     NOTHING,
@@ -24,7 +22,7 @@ from tests.fakes.runs import (
     only,
     said,
     state_of,
-)
+)  # fmt: skip
 from vcot.errors import Interrupted, SettingsError, UsageError, VcotError
 from vcot.pipeline.client import Manifest
 from vcot.pipeline.orchestrator import Outcome, make_plan
@@ -109,29 +107,13 @@ def test_an_orchestrator_killed_at_any_call_is_replaced_by_one_that_ends_the_sam
         cluster.crash_at, cluster.crash_late = call, late
         with pytest.raises(Crash):
             carry_out(cluster, a_plan(**SHORT))
+        cluster.crash_at = cluster.calls + 7
+        with contextlib.suppress(Crash):  # again, soon after it has taken over
+            carry_out(cluster, a_plan(**SHORT))
+        cluster.crash_at = None
         carry_out(cluster, a_plan(**SHORT))
         assert cluster.created == undisturbed.created, f"killed at call {call}"
         assert end_state(cluster) == end_state(undisturbed)
-
-
-@hypothesis_settings(deadline=None, max_examples=10)
-@given(
-    crashes=st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=2, max_size=6),
-    pause=st.sampled_from([0.0, 2.0, 40.0]),
-)
-def test_an_orchestrator_killed_again_and_again_ends_the_same(crashes: list[tuple[int, bool]], pause: float) -> None:
-    undisturbed, cluster = a_cluster(), a_cluster()
-    carry_out(undisturbed, a_plan(**SHORT))
-    for after, late in crashes:
-        cluster.crash_at, cluster.crash_late = cluster.calls + after, late
-        try:
-            carry_out(cluster, a_plan(**SHORT))
-        except Crash:
-            cluster.clock.sleep(pause)  # until the Job controller has a new pod
-    cluster.crash_at = None
-    carry_out(cluster, a_plan(**SHORT))
-    assert cluster.created == undisturbed.created
-    assert end_state(cluster) == end_state(undisturbed)
 
 
 def test_a_stop_leaves_the_jobs_running_and_is_no_end_and_the_next_orchestrator_adopts_them() -> None:
@@ -170,29 +152,25 @@ def test_how_a_run_ended_stands_in_the_cluster_and_in_storage() -> None:
     assert owner["uid"] == OWNER.uid
 
 
-def test_why_a_run_failed_is_written_down() -> None:
-    cluster = a_cluster({"r1-train": fails(78, "no such bucket")})
-    message, _ = said(cluster)
-    state = state_of(cluster)
-    assert state["steps"]["tokenize-finish"]["state"] == "done"
-    assert (state["steps"]["train"]["state"], state["steps"]["train"]["exit"]) == ("failed", 78)
-    assert state["steps"]["train"]["message"].startswith("no such bucket")
-    assert state["end"] == {"exit": 3, "message": message}
-
-
-@pytest.mark.parametrize("ends", ["given up", "given up before", "deleted", "refused"])
-def test_no_step_is_said_to_run_when_the_run_has_ended(ends: str) -> None:
-    cluster = a_cluster({"r1-train": never()})
+@pytest.mark.parametrize("ends", ["failed", "given up", "given up before", "deleted", "refused"])
+def test_why_a_run_ended_is_written_down_and_no_step_is_said_to_run(ends: str) -> None:
+    cluster = a_cluster({"r1-train": fails(78, "no such bucket") if ends == "failed" else timeline()})
     if ends == "given up before":
         said(cluster, plan=only("train"), pending_timeout=60)
     elif ends == "deleted":
         cluster.clock.at(20, lambda: cluster.delete("Job", "r1-train"))
     elif ends == "refused":
-        cluster.clock.at(20, lambda: cluster.unreadable.add("Job"))
+        cluster.clock.at(20, lambda: cluster.refused.add(("get", "Job")))
     message, _ = said(cluster, VcotError, plan=only("train"), pending_timeout=60)
     state = state_of(cluster)
-    assert state["steps"]["train"] == {"job": "r1-train", "state": "failed", "message": message}
-    assert state["end"]["message"] == message
+    train = state["steps"]["train"]
+    assert (train["job"], train["state"]) == ("r1-train", "failed")
+    if ends == "failed":
+        assert train["exit"] == 78
+        assert train["message"].startswith("no such bucket")
+        assert state["end"] == {"exit": 3, "message": message}
+    else:
+        assert train["message"] == state["end"]["message"] == message
 
 
 WRONG = {"validate": lambda stage, variables: ["VCOT_TRAIN_LORA_R=x"] if stage == "train" else []}
@@ -247,7 +225,7 @@ def test_a_state_that_cannot_be_written_is_told_once_and_hides_no_reason(monkeyp
         raise SettingsError("keys are refused")
 
     cluster = a_cluster()
-    cluster.unchangeable = {"ConfigMap"}
+    cluster.refused = {("patch", "ConfigMap")}
     monkeypatch.setattr(cluster.storage, "write", refused)
     with capture_logs() as lines:
         carry_out(cluster, only("train"))

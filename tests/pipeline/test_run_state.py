@@ -32,18 +32,14 @@ def prepared(run: str, stage: str, **settings: Any) -> Step:
     return Step(stage, run, {}, (), "shards")
 
 
-def test_shards_of_convert_are_as_many_as_its_settings_say(run: str) -> None:
-    assert STORAGE.shards(prepared(run, "convert", num_shards=7)) == 7
-
-
-def test_shards_of_a_later_stage_are_as_many_as_the_stage_that_it_reads_has_made(run: str, tmp_path: Path) -> None:
+def test_shards_are_as_many_as_the_settings_say_or_the_stage_before_has_made(run: str, tmp_path: Path) -> None:
     other = str(tmp_path / "runs/other")
-    Folder(Store(), run, CONVERT).finish(stage_marker("convert", shards=[shard_marker("convert", n) for n in range(3)]))
-    Folder(Store(), other, DISTILL).finish(
-        stage_marker("distill", shards=[shard_marker("distill", n) for n in range(5)])
-    )
+    for place, stage, kind, count in ((run, "convert", CONVERT, 3), (other, "distill", DISTILL, 5)):
+        shards = [shard_marker(stage, number) for number in range(count)]
+        Folder(Store(), place, kind).finish(stage_marker(stage, shards=shards))
     assert STORAGE.shards(prepared(run, "distill", input_uri=None)) == 3
     assert STORAGE.shards(prepared(run, "tokenize", input_uri=join(other, "distill"))) == 5
+    assert STORAGE.shards(prepared(run, "convert", num_shards=7)) == 7
 
 
 def test_settings_that_are_damaged_are_named(run: str) -> None:
@@ -63,9 +59,7 @@ def trained(run: str, tmp_path: Path) -> tuple[Step, dict[str, str]]:
     return Step("train", run, {}, ()), {"VCOT_RUN_URI": run, "VCOT_TRAIN_BASE_URI": base}
 
 
-def test_a_stage_is_whole_when_its_marker_is_there_and_says_itself_how_it_would_end(
-    run: str, trained: tuple[Step, dict[str, str]]
-) -> None:
+def test_a_stage_is_whole_when_its_marker_is_there_and_says_itself_how_it_would_end(run: str, trained) -> None:
     assert STORAGE.look(*trained) is None
     Folder(Store(), run, TRAIN).finish(stage_marker("train"))
     outcome = STORAGE.look(*trained)
@@ -78,9 +72,7 @@ def test_a_stage_is_whole_when_its_marker_is_there_and_says_itself_how_it_would_
     assert "belongs to a run with other settings: num_train_epochs was 2.0 and is now 9.0" in outcome.said
 
 
-def test_a_stage_of_which_storage_cannot_say_whether_it_is_whole_gets_its_job(
-    monkeypatch: pytest.MonkeyPatch, trained: tuple[Step, dict[str, str]]
-) -> None:
+def test_a_stage_of_which_storage_cannot_say_whether_it_is_whole_gets_its_job(monkeypatch, trained) -> None:
     def refused(self: Store, uri: str) -> None:
         raise SettingsError("keys are refused")
 

@@ -59,15 +59,6 @@ def test_jobs_are_what_they_were(case: str) -> None:
     assert made == path.read_text()
 
 
-def test_a_bad_shard_fails_alone_and_every_other_code_fails_the_job() -> None:
-    spec = a_job("convert-shards", shards=12)["spec"]
-    ignore, alone, others = spec["podFailurePolicy"]["rules"]
-    assert ignore["action"] == "Ignore"
-    assert (alone["action"], alone["onExitCodes"]["values"]) == ("FailIndex", [65])
-    assert (others["action"], others["onExitCodes"]["values"]) == ("FailJob", [20, 21, 64, 78])
-    assert (spec["backoffLimitPerIndex"], "backoffLimit" in spec) == (4, False)
-
-
 @pytest.mark.parametrize(
     ("shards", "annotation", "at_a_time"), [(12, None, 8), (3, None, 3), (12, "20", 12), (12, "2", 2)]
 )
@@ -77,17 +68,16 @@ def test_shards_at_a_time(shards: int, annotation: str | None, at_a_time: int) -
 
 
 @pytest.mark.parametrize(
-    ("annotations", "says"),
+    ("name", "value", "says"),
     [
-        ({"vcot/parallelism": "many"}, "CronJob stage-convert: annotation vcot/parallelism: many is no number from 1"),
-        ({"vcot/parallelism": "0"}, "annotation vcot/parallelism: 0 is no number"),
-        ({"vcot/engine": "jobsets"}, "annotation vcot/engine: jobsets is not understood here"),
-        ({"vcot/engine": "jobset"}, "annotation vcot/engine: jobset is not understood here"),  # not for shards
+        ("vcot/parallelism", "many", "many is no number from 1"), ("vcot/parallelism", "0", "0 is no number from 1"),
+        ("vcot/engine", "jobsets", "jobsets is not understood here"),
+        ("vcot/engine", "jobset", "jobset is not understood here"),  # not for shards
     ],
-)
-def test_annotations_that_nobody_understands_are_refused(annotations: dict[str, str], says: str) -> None:
-    with pytest.raises(SettingsError, match=says):
-        a_job("convert-shards", template("convert", **annotations), 3)
+)  # fmt: skip
+def test_annotations_that_nobody_understands_are_refused(name: str, value: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=f"CronJob stage-convert: annotation {name}: {says}"):
+        a_job("convert-shards", template("convert", **{name: value}), 3)
 
 
 def test_what_the_plan_knows_beats_the_template_and_everything_else_goes_through() -> None:
@@ -249,7 +239,7 @@ def test_settings_that_an_apply_under_way_names_again_are_put_back() -> None:
 
 def test_settings_that_cannot_be_removed_end_no_run() -> None:
     cluster = a_cluster()
-    cluster.forbidden = {"ConfigMap"}
+    cluster.refused = {("list", "ConfigMap")}
     with capture_logs() as lines:
         carry_out(cluster, only("train"))
     assert any("settings of earlier runs are left" in line["event"] for line in lines)

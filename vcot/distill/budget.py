@@ -57,20 +57,15 @@ def check_prices(prices: Prices, models: Iterable[str | None], budget: Usage) ->
 
 
 class Ledger:
-    """What was taken of a budget, by all processes of the run.
-
-    Entries are numbered and written once: of two processes that take at the same moment, one must look again.
-    """
+    """What was taken of a budget, by all processes of the run. Entries are numbered and written once: of two that take
+    at the same moment, one must look again."""
 
     def __init__(self, store: Store, stage_uri: str, budget: Usage) -> None:
         self.budget = budget
         self._store, self._uri = store, join(stage_uri, "_budget")
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._taken, self._last = NOTHING, 0
-
-    @property
-    def limited(self) -> bool:
-        return any(limit != UNLIMITED for limit in self.budget)
+        self.limited = any(limit != UNLIMITED for limit in budget)
 
     def take(self, least: Usage, wanted: Usage) -> Usage | None:
         """Takes what is wanted, as far as a fair share of what is left goes; None, and nothing happens, where less
@@ -122,11 +117,8 @@ class Ledger:
 
 
 class Lease:
-    """What one process has taken of the budget and not yet spent; for one event loop.
-
-    Args:
-        requests: how many requests of the present size are taken at once, at most.
-    """
+    """What one process has taken of the budget and not yet spent; for one event loop. `requests`: how many of the
+    present size are taken at once, at most."""
 
     def __init__(self, ledger: Ledger, requests: int) -> None:
         self._ledger, self._requests = ledger, requests
@@ -225,8 +217,10 @@ class Estimate:
             self.rows += 1
             self.rows_to_ask += bool(requests)
             for request in requests:
-                price = prices.of(request.model)
-                tokens_in, tokens_out = prompt_tokens(request, price).likely, self._reply_tokens(request)
+                price, number = prices.of(request.model), self._kept[request.purpose]
+                tokens_in, tokens_out = prompt_tokens(request, price).likely, min(LIKELY_REPLY, request.reply_tokens)
+                if number:
+                    tokens_out = round(self._kept_tokens[request.purpose] / number)
                 self.requests += 1
                 self.tokens_in += tokens_in
                 self.tokens_out += tokens_out
@@ -234,18 +228,15 @@ class Estimate:
                 self.pico += price.cost(tokens_in, tokens_out) if price else 0
                 self.pico_in_batches += price.cost(tokens_in, tokens_out, batch=True) if price else 0
 
-    def _reply_tokens(self, request: Request) -> int:
-        if number := self._kept[request.purpose]:
-            return round(self._kept_tokens[request.purpose] / number)
-        return min(LIKELY_REPLY, request.reply_tokens)
-
-    async def kept(self, request: Request) -> Completion | None:
+    async def kept(self, request: Request) -> Completion:
+        """Raises NotKept."""
         completion = await asyncio.to_thread(self._teacher.client.cache.get, request.key())
-        if completion is not None:
-            self._kept[request.purpose] += 1
-            # A stored reply may hold a count that was believed when it came.
-            self._kept_tokens[request.purpose] += min(completion.tokens_out, request.reply_tokens)
-            self._kept_seconds += completion.seconds
+        if completion is None:
+            raise NotKept
+        self._kept[request.purpose] += 1
+        # A stored reply may hold a count that was believed when it came.
+        self._kept_tokens[request.purpose] += min(completion.tokens_out, request.reply_tokens)
+        self._kept_seconds += completion.seconds
         return completion
 
     def table(self, at_once: int) -> str:
@@ -286,19 +277,13 @@ class KeptReplies:
         if request.again != self._again:
             self._again, self.found = request.again, 0
         completion = await self._estimate.kept(request)
-        if completion is None:
-            raise NotKept
         self.found += 1
         return completion
 
 
 def the_rest(rows: Iterable[Sample], number: int, teacher: ModelTeacher) -> str:
-    """What is still to be asked of these rows, for whom the budget has ended.
-
-    Args:
-        rows: of the shards that are not finished.
-        number: of the rows of all shards; of many, only some are looked up.
-    """
+    """What is still to be asked of these rows, of the shards that are not finished. `number`: of the rows of all
+    shards; of many, only some are looked up."""
     go_on = "What was paid for is kept, so the same command with more goes on from here"
     every = -(-number // LOOKED_UP) or 1
     rest = Estimate(teacher)

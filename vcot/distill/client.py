@@ -44,12 +44,8 @@ class Closing(Exception):
 
 
 class TeacherClient:
-    """For one event loop.
-
-    Args:
-        retries: how often a request is tried again.
-        failures: what becomes of a request that is not answered in any of its tries.
-    """
+    """For one event loop. `retries`: how often a request is tried again; `failures`: what becomes of one that is not
+    answered in any of its tries."""
 
     def __init__(
         self, endpoint: Endpoint, cache: ReplyCache, prices: Prices, ledger: Ledger, *, retries: int = 8,
@@ -178,15 +174,12 @@ class Failures:
                                   refused. Not: the run stops.
 
     So an endpoint that is down costs no row, and a row that an endpoint cannot take costs no run.
-
-    Args:
-        in_a_row: so many rows that fail one after another, in the order in which they came, stop the run.
-        share: of the rows that were asked about; when more than that fail, the run stops.
     """
 
     def __init__(self, in_a_row: int, share: float) -> None:
         self.answered_before: dict[str, Request] = {}  # by model; in this run or, with a kept reply, in an earlier one
-        self._most, self._share = in_a_row, share
+        self._most = in_a_row  # rows that fail one after another, in the order in which they came, that stop the run
+        self._share = share  # of the rows that were asked about; when more than that fail, the run stops
         self._rows = 0
         self._places: OrderedDict[str, int] = OrderedDict()  # row → its place in the order, of those remembered
         self._failed: dict[int, str] = {}  # place → row
@@ -224,11 +217,8 @@ class Failures:
     async def decide(
         self, row: str, model: str, trouble: VcotError, control: Callable[[Request | None], Awaitable[bool]]
     ) -> Exception:
-        """Waits until it is known: RowFailed where it is the row, else the trouble and whom it met.
-
-        Args:
-            control: whether a request that was answered before is answered now; None: a tiny one.
-        """
+        """Waits until it is known: RowFailed where it is the row, else the trouble and whom it met. `control`: whether
+        a request that was answered before is answered now; None: a tiny one."""
         self._count(row, trouble)
         seen = self._answers[model]
         self._waiting.append(row)

@@ -39,14 +39,12 @@ def agrees(answer: str, sample: Sample) -> bool:
 
 
 def fault_of(prose: str, sample: Sample) -> Fault | None:
-    """Why this prose, with names in the place of numbers, does not lead to the row's answer.
-
-    The last clause that says what follows counts ("so …", "therefore …"), else the last sentence.
-    """
+    """Why this prose, with names in the place of numbers, does not lead to the row's answer. The last clause that says
+    what follows counts ("so …", "therefore …"), else the last sentence."""
     wanted = accepted(sample)
     said = _sentences(_marked(prose, wanted))
     if not said:
-        return _no_conclusion()
+        return _NO_CONCLUSION
     at = next((n for n in reversed(range(len(said))) if _HENCE.search(said[n])), len(said) - 1)
     concluded, hence = said[at], [*_HENCE.finditer(said[at])]
     clause = concluded[hence[-1].end() :] if hence and concluded[hence[-1].end() :].strip(" .,:") else concluded
@@ -76,7 +74,7 @@ def fault_of(prose: str, sample: Sample) -> Fault | None:
         return _another(concluded)
     if any(_held(last, answer) for answer in wanted):
         return None
-    return _another(concluded) if hence else _no_conclusion()
+    return _another(concluded) if hence else _NO_CONCLUSION
 
 
 MARK = "\ue000"
@@ -112,9 +110,9 @@ def _another(concluded: str) -> Fault:
     return Fault(Reason.TEACHER_WRONG_ANSWER, f"it concludes another answer than the row's: {concluded[-120:]!r}")
 
 
-def _no_conclusion() -> Fault:
-    return Fault(Reason.TEACHER_NO_CONCLUSION, "its last sentence does not say the answer in the answer's own words")
-
+_NO_CONCLUSION = Fault(
+    Reason.TEACHER_NO_CONCLUSION, "its last sentence does not say the answer in the answer's own words"
+)
 
 _HENCE = re.compile(
     r"\b(?:so(?! (?:that|many|much|far|long|called)\b)(?!-)|thus|therefore|hence|consequently|accordingly|"
@@ -169,8 +167,7 @@ def _spelt_apart(said: Sequence[str], wanted: Sequence[str]) -> bool:
     return False
 
 
-LONG = 5
-"""Words of an answer that nobody repeats word for word; half of what it adds to the question must be said."""
+LONG = 5  # words of an answer that nobody repeats word for word; half of what it adds to the question must be said
 
 
 def _retold(text: str, answer: str, question: str) -> bool:
@@ -215,7 +212,7 @@ def _polarity(said: Sequence[str], clause: str, right: set[str], question: str, 
     if right == {"no"} and not denied and again == len(asked) > 0:
         return _another(said[0])
     said_so = (denied and "no" in right) or {*words} & {*asked} or MARK in clause
-    return None if said_so else _no_conclusion()
+    return None if said_so else _NO_CONCLUSION
 
 
 # --- words
@@ -277,16 +274,12 @@ def accepted(sample: Sample) -> list[str]:
     return [*sample.answers, *(c for n, c in enumerate(choices) if chr(ord("A") + n) in letters)]
 
 
-_OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")
-"""One word that stands by itself at the beginning."""
+_OPENING = re.compile(r"\s*(\w+)\s*(?:[.,:;!–—]|$)")  # one word that stands by itself at the beginning
 
 
 def tells_answer(prose: str, sample: Sample) -> bool:
-    """Whether prose names an accepted answer that the question does not hold.
-
-    Answers of one short word (yes, no, 2, up) stand in innocent sentences too: they are told by "the answer is 2", and
-    by "Yes, …".
-    """
+    """Whether prose names an accepted answer that the question does not hold. Answers of one short word (yes, no, 2,
+    up) stand in innocent sentences too: they are told by "the answer is 2", and by "Yes, …"."""
     said, asked = _bare_words(prose), _bare_words(sample.question)
     opening = _OPENING.match(prose)
     alone = _bare_words(opening[1]) if opening else []

@@ -34,8 +34,7 @@ from vcot.records import Completion
 from vcot.records.metadata import Line
 from vcot.storage import NotFound, Store
 
-PICO = 10**12
-"""Picodollars in a dollar. Prices are for a million tokens, to some thousandths of a cent."""
+PICO = 10**12  # picodollars in a dollar. Prices are for a million tokens, to some thousandths of a cent
 
 _Dollars = Annotated[Decimal, Field(ge=0, le=10_000, decimal_places=6)]
 
@@ -71,8 +70,8 @@ class Patches(_Strict):
         return math.ceil((patches if self.most is None else min(patches, self.most)) * self.factor)
 
 
+# Where no formula is known: a token for each 14 × 14 pixels, the finest that published models look at unmerged.
 UNKNOWN_IMAGE = Patches(kind="patches", size=14)
-"""Where no formula is known: a token for each 14 × 14 pixels, the finest that published models look at unmerged."""
 
 
 class Price(_Strict):
@@ -100,17 +99,12 @@ class Prices(_Strict):
     models: dict[str, Price]
 
     def of(self, model: str) -> Price | None:
-        for name, price in self.models.items():
-            if model == name or model in price.also:
-                return price
-        return None
+        return next((price for name, price in self.models.items() if model in (name, *price.also)), None)
 
 
 def read_prices(store: Store, uri: str | None = None) -> Prices:
-    """The package's table, with the models of a file of one's own before it.
-
-    Raises SettingsError: the file is missing, or no such table.
-    """
+    """The package's table, with the models of a file of one's own before it. Raises SettingsError: the file is missing,
+    or no such table."""
     packaged = _parse(files("vcot.distill").joinpath("prices.toml").read_bytes(), "prices.toml")
     if uri is None:
         return packaged
@@ -177,8 +171,7 @@ class Usage(NamedTuple):
 
 
 NOTHING = Usage()
-SENT = Usage(requests=1)
-"""Of a request that is not paid for: it left the process all the same."""
+SENT = Usage(requests=1)  # of a request that is not paid for: it left the process all the same
 
 
 def total(usages: Iterable[Usage]) -> Usage:
@@ -191,10 +184,8 @@ class PromptTokens(NamedTuple):
 
 
 def prompt_tokens(request: Request, price: Price | None) -> PromptTokens:
-    """Tokens of all that is sent, before it is sent and without the model's tokenizer.
-
-    Images by the provider's formula (see prices.toml); text has at most one token a byte.
-    """
+    """Tokens of all that is sent, before it is sent and without the model's tokenizer. Images by the provider's formula
+    (see prices.toml); text has at most one token a byte."""
     texts = [request.prompt.text, *(part for part in request.parts if isinstance(part, str))]
     if request.schema is not None:
         texts.append(json.dumps(request.schema))
@@ -290,9 +281,9 @@ class CostReport:
 
     def lines(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{source: {purpose: line}}"""
-        found: dict[str, dict[str, dict[str, Any]]] = {}
+        found: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
         for (source, purpose), line in sorted(self._lines.items()):
-            found.setdefault(source, {})[purpose] = _in_dollars(line)
+            found[source][purpose] = _in_dollars(line)
         return found
 
     def totals(self) -> dict[str, Any]:

@@ -25,8 +25,7 @@ from vcot.records import Image, Sample
 from vcot.records.sample import kept_bytes
 from vcot.storage import Store, images
 
-NEUTRAL = "region"
-"""The name of an object whose own label is missing, or would tell the answer."""
+NEUTRAL = "region"  # the name of an object whose own label is missing, or would tell the answer
 
 NOTHING_THERE = """\
 None of it: somebody checked that what the question asks for is not in the image. So use no brackets; say what \
@@ -102,14 +101,9 @@ def frame_line(frame: Frame) -> str:
 # Sides are padded, so that a thing is seen with what is around it, and small crops are enlarged; the same object always
 # gives the same crop. Pixels are those of the upright original.
 
-PAD, LEAST_PAD = 0.15, 16.0
-"""Added on each side: this share of the box's side, at least so many pixels."""
-
-SHORT_SIDE = 336
-"""Pixels that the short side of a crop has at least, as it is sent."""
-
-MOST_CROPS = 8
-"""In one request; where there is more to show, one around everything takes their place."""
+PAD, LEAST_PAD = 0.15, 16.0  # added on each side: this share of the box's side, at least so many pixels
+SHORT_SIDE = 336  # pixels that the short side of a crop has at least, as it is sent
+MOST_CROPS = 8  # in one request; where there is more to show, one around everything takes their place
 
 _TRIES, _OVERLAP = 32, 0.1  # to find a negative crop, and how much of another thing it may show
 
@@ -123,11 +117,6 @@ def padded(box: Box, image: Image) -> Box:
     )  # fmt: skip
 
 
-def crop(box: Box, image: Image, side: int) -> ShownImage:
-    """The crop around a box as a part of a request."""
-    return ShownImage(image, side, padded(box, image), least=SHORT_SIDE)
-
-
 def evidence_crops(boxes: Sequence[Box], image: Image, side: int) -> list[ShownImage]:
     """The crops that show all these boxes; the whole image where there is none (nothing there is seen by looking
     everywhere)."""
@@ -137,23 +126,19 @@ def evidence_crops(boxes: Sequence[Box], image: Image, side: int) -> list[ShownI
     if len(boxes) > MOST_CROPS:
         left, top, right, bottom = zip(*(box.as_list() for box in boxes), strict=True)
         boxes = [Box(min(left), min(top), max(right), max(bottom))]
-    return [crop(box, image, side) for box in boxes]
+    return [ShownImage(image, side, padded(box, image), SHORT_SIDE) for box in boxes]
 
 
 def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> Box | None:
     """A place of the same size that shows none of these boxes, chosen by the seed; None where no such place is found.
-
-    It may show another thing of the same name that nobody has marked. The rate at which negative crops are accepted is
-    therefore an upper limit of how often nonsense is.
-    """
+    It may show another thing of the same name that nobody has marked, so the rate at which negative crops are accepted
+    is an upper limit of how often nonsense is."""
     draw = random.Random(seed)
     taken = [padded(one, image) for one in (box, *others)]
 
     def shows(place: Box, thing: Box) -> bool:
-        across, down = (
-            min(place.x2, thing.x2) - max(place.x1, thing.x1),
-            min(place.y2, thing.y2) - max(place.y1, thing.y1),
-        )
+        across = min(place.x2, thing.x2) - max(place.x1, thing.x1)
+        down = min(place.y2, thing.y2) - max(place.y1, thing.y1)
         return across > 0 and down > 0 and across * down > _OVERLAP * min(place.area, thing.area)
 
     for _ in range(_TRIES):
@@ -166,8 +151,7 @@ def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> B
 
 # --- images as they are sent: upright, cut out, made small, packed as JPEG
 
-KEPT = 64
-"""Packed images that are kept for the next request about them; of 1,024 pixels, some 20 MB."""
+KEPT = 64  # packed images that are kept for the next request about them; of 1,024 pixels, some 20 MB
 
 
 class ImagePacker:

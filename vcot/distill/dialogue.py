@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,9 +22,9 @@ from json_repair import repair_json
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from vcot.distill import Fault, Refused, refuse
-from vcot.distill.crops import size_of
+from vcot.distill.crops import evidence_crops, size_of
 from vcot.distill.request import Client, Request, RowFailed, ShownImage, choose_prompts
-from vcot.grounding import Frame, FrameSpec
+from vcot.grounding import Box, Frame, FrameSpec
 from vcot.records import Completion, Image, Reason, Rejection, Sample
 from vcot.settings import CommaSeparated, Options, setting
 from vcot.storage import Store
@@ -36,8 +36,7 @@ Parts = list[str | ShownImage]
 NOT_FOR_REPAIR = (Reason.TEACHER_FAILED, Reason.TEACHER_REFUSED, Reason.TEACHER_WRONG_ANSWER)
 """A teacher that cannot, would not, or thinks otherwise, is not talked round."""
 
-CHECKS = ("look", "reanswer", "verdict")
-"""Purposes for which --judge-model is asked, where there is one."""
+CHECKS = ("look", "reanswer", "verdict")  # purposes for which --judge-model is asked, where there is one
 
 
 class PromptOptions(Options):
@@ -92,6 +91,9 @@ class PromptConfig:
     def whole(self, image: Image) -> ShownImage:
         return ShownImage(image, self.options.image_side)
 
+    def crop(self, box: Box, image: Image) -> ShownImage:
+        return evidence_crops([box], image, self.options.image_side)[0]
+
     def frame_of(self, image: Image) -> Frame:
         """The numbers of a box on this image, seen as it is sent."""
         return self._frame.on(image.width, image.height, kept=size_of(self.whole(image)))
@@ -109,23 +111,20 @@ class PromptConfig:
         )  # fmt: skip
 
 
+@dataclass
 class Dialogue:
-    """Args: who answers, about which row, how it is asked, what is counted, and how often it was refused before."""
-
-    def __init__(
-        self, client: Client, sample: Sample, config: PromptConfig, counts: Counter[str], *, again: int = 0
-    ) -> None:
-        self.sample, self.config, self.counts, self.again = sample, config, counts, again
-        self.said: list[str] = []
-        self.models: tuple[str, ...] = ()  # that wrote, each once; not those that only judged
-        self.parts: list[Rejection] = []
-        self._client = client
+    client: Client
+    sample: Sample
+    config: PromptConfig
+    counts: Counter[str]
+    again: int = 0  # how often the row was refused before
+    said: list[str] = field(default_factory=list)
+    models: tuple[str, ...] = ()  # that wrote, each once; not those that only judged
+    parts: list[Rejection] = field(default_factory=list)
 
     def about(self, sample: Sample, *, again: int = 0) -> Dialogue:
         """The same dialogue about another question on the image, or begun `again`; all that is said belongs to both."""
-        other = Dialogue(self._client, sample, self.config, self.counts, again=self.again + again)
-        other.said = self.said
-        return other
+        return Dialogue(self.client, sample, self.config, self.counts, self.again + again, self.said)
 
     async def ask(self, purpose: str, parts: Sequence[str | ShownImage], shape: type[S]) -> S:
         """The reply as this shape. Raises Refused."""
@@ -151,7 +150,7 @@ class Dialogue:
 
     async def _once(self, request: Request, read: Callable[[Completion], T]) -> T:
         try:
-            completion = await self._client.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
+            completion = await self.client.ask(request, source=self.sample.origin.dataset, row=self.sample.id)
         except RowFailed as error:
             raise Refused(Reason.TEACHER_FAILED, str(error)) from error
         self.said.append(completion.text)
@@ -170,11 +169,8 @@ class Dialogue:
 
 # --- the text of a reply
 
-LONGEST = 30_000
-"""Characters of a reply that is looked at."""
-
-REFUSED = ("content_filter", "refusal")
-"""Finish reasons of a Completion that say: would not."""
+LONGEST = 30_000  # characters of a reply that is looked at
+REFUSED = ("content_filter", "refusal")  # finish reasons of a Completion that say: would not
 
 MENDED, DEEPEST = 12_000, 20
 """Characters, and objects and lists inside each other, up to which a text is mended: beyond, mending takes quadratic

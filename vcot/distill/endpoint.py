@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -52,22 +53,15 @@ _JSON: Any = {"headers": {"Content-Type": "application/json"}}
 _TIMEOUT = httpx2.Timeout(None, connect=CONNECT)  # the endpoint itself times a whole try
 
 
+@dataclass(eq=False)
 class Unanswered(Exception):
-    """A try that gave no reply.
+    """A try that gave no reply."""
 
-    Args:
-        trouble: what to tell if it is not made again.
-        again: whether the same request may pass if it is sent once more.
-        sent: whether the request left this process.
-        billed: whether the endpoint may have answered all the same, and be paid for it.
-        whole: whether it concerns all requests (the account, the model, the way there), and not perhaps this one.
-    """
-
-    def __init__(
-        self, trouble: VcotError, *, again: bool = False, sent: bool = True, billed: bool = False, whole: bool = False
-    ) -> None:
-        super().__init__(str(trouble))
-        self.trouble, self.again, self.sent, self.billed, self.whole = trouble, again, sent, billed, whole
+    trouble: VcotError  # what to tell if it is not made again
+    again: bool = False  # the same request may pass if it is sent once more
+    sent: bool = True  # the request left this process
+    billed: bool = False  # the endpoint may have answered all the same, and be paid for it
+    whole: bool = False  # it concerns all requests (the account, the model, the way there), and not perhaps this one
 
 
 class SchemaRefused(Unanswered):
@@ -129,7 +123,8 @@ class Endpoint:
         """
         client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
         path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
-        body = body if demanded else _without_schema(body)
+        if not demanded:
+            body = to_json({name: said for name, said in from_json(body).items() if name != "response_format"})
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
@@ -184,10 +179,8 @@ class Endpoint:
                 return Unanswered(SettingsError(f"{self.address} refuses the request itself ({said})"))
         # A pause longer than we sit out is left to whoever starts this again.
         too_long = (wait or 0.0) > LONGEST_PAUSE
-        return Unanswered(
-            TemporaryError(what), again=not too_long, billed=status in _PERHAPS_ANSWERED,
-            whole=too_long or status == 429,
-        )  # fmt: skip
+        billed, whole = status in _PERHAPS_ANSWERED, too_long or status == 429
+        return Unanswered(TemporaryError(what), again=not too_long, billed=billed, whole=whole)
 
     def _unreachable(self, why: str, *, sent: bool) -> Unanswered:
         what = f"{self.address} cannot be reached ({why}): is OPENAI_BASE_URL right, and is the server up?"
@@ -220,18 +213,10 @@ async def body_of(request: Request, images: ImagePacker) -> dict[str, Any]:
     return body | ({} if request.temperature is None else {"temperature": request.temperature})
 
 
-def _without_schema(body: bytes) -> bytes:
-    said = from_json(body)
-    said.pop("response_format", None)
-    return to_json(said)
-
-
 def _knows_no_schemas(error: openai.APIStatusError) -> bool:
     """Whether it is the demanded shape of the reply that an endpoint refuses."""
-    said = _words_of(error).casefold()
-    return error.status_code in (400, 415, 422, 501) and any(
-        name in said for name in ("response_format", "json_schema", "structured output", "guided")
-    )
+    said, names = _words_of(error).casefold(), ("response_format", "json_schema", "structured output", "guided")
+    return error.status_code in (400, 415, 422, 501) and any(name in said for name in names)
 
 
 def refuses_the_row(status: Any, code: Any) -> bool:
@@ -249,9 +234,8 @@ def _words_of(error: openai.APIStatusError) -> str:
 
 def _check_key(name: str, key: str) -> None:
     if not key.isascii() or not key.isprintable() or key != key.strip():
-        raise SettingsError(
-            f"{name} of {len(key)} characters holds one that no key has (a line break at its end, perhaps)"
-        )
+        what = f"{name} of {len(key)} characters holds one that no key has"
+        raise SettingsError(f"{what} (a line break at its end, perhaps)")
     learn(key)
 
 
@@ -341,11 +325,8 @@ class Rate:
 
     @asynccontextmanager
     async def slot(self, tokens: int) -> AsyncIterator[None]:
-        """Holds one of the places for requests under way; who came first is served first.
-
-        Args:
-            tokens: of the request and its reply, at most; they count against what is allowed a minute.
-        """
+        """Holds one of the places for requests under way; who came first is served first. `tokens`: of the request and
+        its reply, at most; they count against what is allowed a minute."""
         async with self._turn:
             while self.under_way >= max(1, int(self._allowed)):
                 self._changed.clear()

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 from vcot.distill import Fault
 from vcot.records import Reason, Sample
 
-HERE = "¤"
-"""Stands for a reference to objects, where which they are does not matter."""
+HERE = "¤"  # stands for a reference to objects, where which they are does not matter
 
 _REFERENCES = re.compile(rf"{HERE}(?:\d+{HERE})?")
 
@@ -121,8 +120,7 @@ _ABOUT_A_PLANE = re.compile(
     re.IGNORECASE,
 )
 _KEYED = re.compile(
-    rf"\b(?P<key>[xy][12]?|{_SIDE})(?: edge)?(?: ?[=:] ?| (?:is |from |at |of |= )?)(?P<value>{_N})",
-    re.IGNORECASE,
+    rf"\b(?P<key>[xy][12]?|{_SIDE})(?: edge)?(?: ?[=:] ?| (?:is |from |at |of |= )?)(?P<value>{_N})", re.IGNORECASE
 )
 
 
@@ -164,8 +162,7 @@ def _placed(prose: str, given: Sequence[str]) -> Fault | None:
     return Fault(Reason.TEACHER_UNREADABLE, f"it typed {typed[:80]!r}: coordinates and markup are not allowed")
 
 
-LARGE = 30
-"""From which a number beside x or y is that of an image rather than of a plane."""
+LARGE = 30  # from which a number beside x or y is that of an image rather than of a plane
 
 
 def _keyed(prose: str, plane: bool) -> str | None:
@@ -278,11 +275,8 @@ def _words(text: str) -> list[str]:
 
 # --- which language
 
-SURE = 0.5
-"""Of the detector, whose probabilities are calibrated: formulas and names score below 0.4."""
-
-ENOUGH = 15
-"""Letters from which a language can be told."""
+SURE = 0.5  # of the detector, whose probabilities are calibrated: formulas and names score below 0.4
+ENOUGH = 15  # letters from which a language can be told
 
 HARDLY = 0.1
 """What is this improbable for the language that is wanted is not in it; its kin score more (Norwegian for Danish)."""

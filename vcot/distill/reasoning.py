@@ -24,11 +24,8 @@ from vcot.distill.dialogue import Numbers, Shape, json_in, parse_reply, text_of
 from vcot.grounding import Mention, Trace
 from vcot.records import Completion, Reason, Sample
 
-LONGEST = 4000
-"""Characters; four short sentences have some four hundred."""
-
-YEAR = 100
-"""A number in brackets from which it is none of an object: no row has as many."""
+LONGEST = 4000  # characters; four short sentences have some four hundred
+YEAR = 100  # a number in brackets from which it is none of an object: no row has as many
 
 
 class Proposed(Shape):
@@ -83,13 +80,8 @@ class Reasoning(NamedTuple):
 
 
 def read(completion: Completion, sample: Sample, listed: Collection[int], *, may_add: bool = False) -> Reasoning:
-    """What was said about the objects with these numbers; with none, prose that says what is not there.
-
-    Args:
-        may_add: whether it may speak of further objects and say where they are.
-
-    Raises Refused.
-    """
+    """What was said about the objects with these numbers; with none, prose that says what is not there. `may_add`:
+    whether it may speak of further objects and say where they are. Raises Refused."""
     sentences, answer, proposed = _sentences_of(completion)
     added = [one.number for one in proposed]
     if added and not may_add:

@@ -25,8 +25,7 @@ from vcot.grounding import Box
 from vcot.records import Completion, Image
 from vcot.storage import NotFound, Store, join
 
-QUALITY = 90
-"""Of the JPEG that is sent."""
+QUALITY = 90  # of the JPEG that is sent
 
 _PROMPT_FILE = re.compile(r"(?P<name>[a-z-]+)\.v(?P<version>[0-9]+)\.md")
 
@@ -52,10 +51,8 @@ def packaged_prompts() -> Mapping[str, Mapping[int, Prompt]]:
 
 
 def choose_prompts(choices: Sequence[str] = (), store: Store | None = None) -> dict[str, Prompt]:
-    """The prompt for each purpose: the newest of the package, or as "name=version" and "name=URI of a file" say.
-
-    Raises SettingsError: there is no such prompt or version, or a file that is none.
-    """
+    """The prompt for each purpose: the newest of the package, or as "name=version" and "name=URI of a file" say. Raises
+    SettingsError: there is no such prompt or version, or a file that is none."""
     packaged = packaged_prompts()
     chosen = {name: versions[max(versions)] for name, versions in packaged.items()}
     for choice in choices:
@@ -94,17 +91,12 @@ def _own_prompt(name: str, uri: str, store: Store) -> Prompt:
 
 @dataclass(frozen=True)
 class ShownImage:
-    """An image, or a part of it, as it is sent: a JPEG whose longest side has at most `side` pixels.
-
-    Args:
-        crop: what is cut out, in pixels of the upright original; None: all of it.
-        least: pixels that its shorter side is enlarged to, as far as `side` allows; 0: it is never enlarged.
-    """
+    """An image, or a part of it, as it is sent: a JPEG."""
 
     image: Image
-    side: int
-    crop: Box | None = None
-    least: int = 0
+    side: int  # pixels that its longest side has at most
+    crop: Box | None = None  # what is cut out, in pixels of the upright original; None: all of it
+    least: int = 0  # pixels that its shorter side is enlarged to, as far as `side` allows; 0: never enlarged
 
     def identity(self) -> dict[str, Any]:
         """For the key of a request: the image by the digest of what is really read, the stored copy where there is
@@ -116,28 +108,17 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class Request:
-    """What shapes a reply, and nothing else.
+    """What shapes a reply, and nothing else."""
 
-    Args:
-        purpose: which step asks ("reason", "caption", "look", …): for the cost report.
-        prompt: the system message.
-        parts: the user message, texts and images in order.
-        schema: JSON schema that the reply must fit; None: free text.
-        temperature: None leaves it to the endpoint.
-        reply_tokens: most tokens of the reply.
-        alternative: tells independent replies to the same words apart.
-        again: how often the row was refused before; the replies that led there are left alone.
-    """
-
-    purpose: str
-    prompt: Prompt
-    parts: tuple[str | ShownImage, ...]
+    purpose: str  # which step asks ("reason", "caption", "look", …): for the cost report
+    prompt: Prompt  # the system message
+    parts: tuple[str | ShownImage, ...]  # the user message, texts and images in order
     model: str
-    schema: Mapping[str, Any] | None = None
-    temperature: float | None = None
-    reply_tokens: int = 1024
-    alternative: int = 0
-    again: int = 0
+    schema: Mapping[str, Any] | None = None  # JSON schema that the reply must fit; None: free text
+    temperature: float | None = None  # None leaves it to the endpoint
+    reply_tokens: int = 1024  # most tokens of the reply
+    alternative: int = 0  # tells independent replies to the same words apart
+    again: int = 0  # how often the row was refused before; the replies that led there are left alone
 
     def key(self) -> str:
         """sha256 of all of it as canonical JSON (sorted keys, no white space)."""

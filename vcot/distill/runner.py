@@ -17,7 +17,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vcot import logging
-from vcot.distill import Outcome, Teacher, needs_teacher, refuse, with_reasoning
+from vcot.distill import DistilledReasoning, Outcome, Teacher, needs_teacher, refuse, with_reasoning
 from vcot.errors import TemporaryError, VcotError
 from vcot.grounding import Mention
 from vcot.records import Folder, Reason, Rejection, Sample
@@ -41,10 +41,8 @@ REFRESH = 0.25  # seconds between two looks of the bar on a terminal
 
 
 def distil(samples: Iterable[Sample], teacher: Teacher, writer: ShardWriter) -> tuple[Funnel, DistillShardMetadata]:
-    """Every sample goes to the writer once, in order: kept, with or without new reasoning, or refused.
-
-    Returns what became of them, for the report and for the marker.
-    """
+    """Every sample goes to the writer once, in order: kept, with or without new reasoning, or refused. What became of
+    them, for the report and for the marker."""
     before = dict(teacher.counts())
     with closing(teacher.teach(samples)) as rows:  # whatever happens here, requests under way come home
         funnel = write(rows, teacher.name, writer)
@@ -68,7 +66,7 @@ def write(rows: Iterable[tuple[Sample, Outcome]], teacher: str, writer: ShardWri
             writer.keep(sample)
         else:
             made = with_reasoning(sample, outcome, teacher)
-            funnel.kept(sample, made, outcome.flags, outcome.parts)
+            funnel.kept(sample, made, outcome)
             writer.keep(*made)
             for part in outcome.parts:
                 writer.leave_out(part)
@@ -93,10 +91,8 @@ _LONGEST, _REPLIES = 2000, 6
 
 
 def reached(reason: Reason | None) -> int:
-    """How many of STEPS a row passed that was refused for this reason; None: that was kept.
-
-    The gates stand in this order, so a row that fell at one of them has passed those before it.
-    """
+    """How many of STEPS a row passed that was refused for this reason; None: that was kept. The gates stand in this
+    order, so a row that fell at one of them has passed those before it."""
     if reason is None:
         return len(STEPS)
     return GATES.index(MEANING[reason][0]) if reason in MEANING else 0
@@ -108,9 +104,8 @@ class Funnel:
     def __init__(self) -> None:
         self._rows: Counter[str] = Counter(taught=0, traces=0, had_reasoning=0, test_passed=0)
         self._funnel: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._noted: dict[str, defaultdict[str, Counter[str]]] = {
-            kind: defaultdict(Counter) for kind in ("refused", "parts", "flags")
-        }
+        kinds = ("refused", "parts", "flags")
+        self._noted: dict[str, defaultdict[str, Counter[str]]] = {kind: defaultdict(Counter) for kind in kinds}
         self._sampler = ExampleSampler(SHOWN)
 
     def passed(self, sample: Sample) -> None:
@@ -118,19 +113,17 @@ class Funnel:
         self._rows["test_passed" if sample.origin.split == "test" else "had_reasoning"] += 1
         self._funnel[sample.origin.dataset].update(("rows", "passed"))
 
-    def kept(
-        self, sample: Sample, made: Sequence[Sample], flags: Sequence[str] = (), parts: Iterable[Rejection] = ()
-    ) -> None:
+    def kept(self, sample: Sample, made: Sequence[Sample], outcome: DistilledReasoning) -> None:
         """A row, and what was made of it: itself with its reasoning, and new questions, whose evidence nobody drew."""
         self._rows.update(taught=1, traces=sum(len(one.reasoning) for one in made))
         self._funnel[sample.origin.dataset].update(("rows", *STEPS))
-        self._noted["flags"][sample.origin.dataset].update(flags)
+        self._noted["flags"][sample.origin.dataset].update(outcome.flags)
         for one in made:
             if self._sampler.wants(one.origin.dataset, "kept", one.id):
-                shown = {"flags": tuple(flags), "reasoning": one.reasoning[:1]}
+                shown = {"flags": outcome.flags, "reasoning": one.reasoning[:1]}
                 mentions = one.reasoning[0].mentions
                 self._sampler.add(_example(one, "kept", mentions, sample.evidence or ()).model_copy(update=shown))
-        for part in parts:
+        for part in outcome.parts:
             self._noted["parts"][sample.origin.dataset][part.reason.value] += 1
             self._show(sample, part, f"part:{part.reason}")
 
@@ -148,9 +141,8 @@ class Funnel:
 
     def counts(self) -> dict[str, Any]:
         """As DistillShardMetadata names them."""
-        funnel = {
-            name: {step: counts[step] for step in ("rows", "passed", *STEPS)} for name, counts in self._funnel.items()
-        }
+        steps = ("rows", "passed", *STEPS)
+        funnel = {name: {step: counts[step] for step in steps} for name, counts in self._funnel.items()}
         noted = {kind: {name: dict(n) for name, n in found.items() if n} for kind, found in self._noted.items()}
         return {"rows": dict(self._rows), "funnel": funnel, **noted}
 
@@ -177,11 +169,8 @@ def _example(sample: Sample, group: str, mentions: Sequence[Mention], annotated:
 
 
 class ModelTeacher:
-    """A model behind an endpoint. A context manager, because it holds connections and threads.
-
-    Args:
-        ahead: rows that are worked on before the first of them is done.
-    """
+    """A model behind an endpoint. A context manager, because it holds connections and threads. `ahead`: rows that are
+    worked on before the first of them is done."""
 
     def __init__(self, strategy: Strategy, client: TeacherClient, *, ahead: int = 32) -> None:
         self.name = strategy.name
@@ -203,7 +192,7 @@ class ModelTeacher:
 
     def counts(self) -> Mapping[str, Any]:
         report = self.client.report
-        return {**report.totals(), **self.strategy.counts(), "costs": report.lines()}
+        return {**report.totals(), **self.strategy.counted, "costs": report.lines()}
 
     def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
         """Every sample with its outcome, in order. Raises as `map` does."""
@@ -243,18 +232,14 @@ class ModelTeacher:
     def _first_of(self, ahead: deque[tuple[T, asyncio.Task[R]]]) -> tuple[T, R]:
         """Waits for the first item; those behind it go on meanwhile."""
         item, task = ahead[0]
-        self.wait_for(self._done(task))
-        ahead.popleft()
-        return item, task.result()
-
-    async def _done(self, task: asyncio.Task[R]) -> None:
         while True:
-            await asyncio.wait({task}, timeout=0.1)
+            self.wait_for(asyncio.wait({task}, timeout=0.1))
             stop.raise_if_requested(f"replies that arrived are kept in {self.client.cache.uri}")
             if self._trouble is not None:
                 raise self._trouble
             if task.done():
-                return
+                ahead.popleft()
+                return item, task.result()
             self.progress.tell()
 
     async def _watched(self, work: Coroutine[Any, Any, R]) -> R:
@@ -278,13 +263,10 @@ async def _come_home(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 
 class Progress:
-    """How far the teacher is: a bar of the rows on a terminal, a line every 30 s elsewhere.
-
-    `total`: rows that will pass; None: nobody has counted them.
-    """
+    """How far the teacher is: a bar of the rows on a terminal, a line every 30 s elsewhere."""
 
     def __init__(self, client: TeacherClient) -> None:
-        self.total: int | None = None
+        self.total: int | None = None  # rows that will pass, once they are counted
         self._done = self._refused = 0
         self._client, self._begun = client, time.monotonic()
         self._told = self._begun
@@ -324,4 +306,3 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.__exit__()
-            self._bar = None

@@ -20,8 +20,7 @@ from vcot.grounding import Box, Mention, Trace, place
 from vcot.records import Reason, Rejection, Sample
 from vcot.stage import stop
 
-NAME = "template/1"
-"""Goes into `origin.teacher`; a new number where the same evidence would give other words."""
+NAME = "template/1"  # goes into `origin.teacher`; a new number where the same evidence would give other words
 
 PHRASINGS = 3
 
@@ -58,26 +57,20 @@ class TemplateTeacher:
     def teach_row(self, sample: Sample) -> DistilledReasoning | Rejection:
         if sample.evidence is None:
             return refuse(sample, Reason.NO_REASONING, "nobody annotated where the evidence is")
-        write = _absence if not sample.true_boxes else _presence
-        traces = [write(sample, phrasing) for phrasing in self._chosen(sample.id)]
-        if traces[0] is None:
-            return refuse(
-                sample,
-                Reason.NO_REASONING,
-                f"annotated as absent, but the answer to {sample.question!r} is {sample.answers[0]!r}",
-            )
-        return DistilledReasoning(tuple(t for t in traces if t is not None))
-
-    def _chosen(self, sample_id: str) -> list[int]:
-        """As many phrasings as alternatives are wanted, all different, by the hash of seed and id."""
 
         def rank(phrasing: int) -> bytes:
-            return hashlib.sha256(f"{self.seed}\0{phrasing}\0{sample_id}".encode()).digest()
+            return hashlib.sha256(f"{self.seed}\0{phrasing}\0{sample.id}".encode()).digest()
 
-        return sorted(range(self.phrasings), key=rank)[: self.alternatives]
+        write = _absence if not sample.true_boxes else _presence
+        chosen = sorted(range(self.phrasings), key=rank)[: self.alternatives]
+        traces = [trace for phrasing in chosen if (trace := write(sample, phrasing)) is not None]
+        if not traces:
+            why = f"annotated as absent, but the answer to {sample.question!r} is {sample.answers[0]!r}"
+            return refuse(sample, Reason.NO_REASONING, why)
+        return DistilledReasoning(tuple(traces))
 
 
-# ------------------------------------------------------------------------------------ there is something to see
+# --- there is something to see
 
 
 def _presence(sample: Sample, phrasing: int) -> Trace:
@@ -86,10 +79,8 @@ def _presence(sample: Sample, phrasing: int) -> Trace:
     They cannot agree where a label is missing or had to be hidden: who knows whether such a region is one of the
     things that were asked for.
     """
-    asked = read_question(sample.question)
-    mentions = _mentions(sample)
+    asked, answer, mentions = read_question(sample.question), normalise(sample.answers[0]), _mentions(sample)
     boxes = [box for mention in mentions for box in mention.boxes]
-    answer = normalise(sample.answers[0])
     if asked is not None and all(mention.label != NEUTRAL for mention in mentions):
         if asked.kind is Kind.PRESENCE and answer == "yes":
             return _fill(_PRESENCE[phrasing], them=_listed(mentions))
@@ -139,15 +130,17 @@ def _fill(sentence: str, **parts: Sequence[str | Mention]) -> Trace:
     return Trace(tuple(filled))
 
 
-# --------------------------------------------------------------------------------------- there is nothing to see
+# --- there is nothing to see
+
+
+_PLACES = {"top", "bottom", "left", "right", "centre", "center"}
 
 
 def _absence(sample: Sample, phrasing: int) -> Trace | None:
     """None where the answer says that there is something after all."""
-    asked = read_question(sample.question)
-    answer = normalise(sample.answers[0])
-    counted = number(answer)
-    if asked is not None and (counted or answer == "yes" or _is_place(answer)):
+    asked, answer = read_question(sample.question), normalise(sample.answers[0])
+    counted, is_place = number(answer), {*answer.split()} <= _PLACES and answer != ""
+    if asked is not None and (counted or answer == "yes" or is_place):
         return None
     if asked is None or asked.thing is None:
         return Trace((_NOTHING[phrasing],))
@@ -155,12 +148,7 @@ def _absence(sample: Sample, phrasing: int) -> Trace | None:
     return Trace((_ABSENT[phrasing].format(thing=asked.thing) + zero,))
 
 
-def _is_place(answer: str) -> bool:
-    words = set(answer.split())
-    return bool(words) and words <= {"top", "bottom", "left", "right", "centre", "center"}
-
-
-# ------------------------------------------------------------------------------------------- what a question asks for
+# --- what a question asks for
 
 
 class Kind(StrEnum):

@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 
 from vcot.answers import normalise
 from vcot.distill import Fault, Refused, conclusion
-from vcot.distill.crops import Object, crop, evidence_crops, extent, frame_line, negative_crop, question_lines
+from vcot.distill.crops import Object, evidence_crops, extent, frame_line, negative_crop, question_lines
 from vcot.distill.dialogue import Dialogue, Numbers, Parts, PromptConfig, Shape
 from vcot.distill.prose import sentences
 from vcot.distill.request import Request
@@ -28,19 +28,13 @@ from vcot.grounding import Box, BoxError, BoxFault, Frame, Trace, iou, match_at
 from vcot.records import Image, Reason, Sample
 from vcot.settings import CommaSeparated, Options, flag, setting
 
-AGREEMENT = 0.5
-"""IoU from which two boxes are the same place."""
-
-SAME_THING = 0.7
-"""IoU from which two boxes of one label are one object."""
-
-LONGEST_LABEL = 80
-"""Characters."""
+AGREEMENT = 0.5  # IoU from which two boxes are the same place
+SAME_THING = 0.7  # IoU from which two boxes of one label are one object
+LONGEST_LABEL = 80  # characters
 
 ANSWER_FIRST = "answer-first"
 
-LIKELY_OBJECTS = 2
-"""In a piece of reasoning about an image in which nothing is annotated, for the estimate."""
+LIKELY_OBJECTS = 2  # in a piece of reasoning about an image in which nothing is annotated, for the estimate
 
 _MARKUP = re.compile(r"</?[a-z|!]|<\||\[\d|[{}]", re.IGNORECASE)
 _SHARE = re.compile(r"(?:[^=,]+=)?(?:0?\.[0-9]+|[01](?:\.0*)?)")
@@ -185,11 +179,8 @@ class Verification:
     async def denied(
         self, new: Sequence[Object], objects: Sequence[Object], dialogue: Dialogue, *, look: bool = True
     ) -> dict[Object, Fault]:
-        """Those of the new objects that a second proposal, a look or the detector denies, and which.
-
-        Args:
-            look: False where somebody will look later.
-        """
+        """Those of the new objects that a second proposal, a look (unless somebody will look later) or the detector
+        denies, and which."""
         faults: dict[Object, Fault] = {}
         if self.options.self_consistency and new:
             faults |= await self._pointed_elsewhere(list(dict.fromkeys(new)), dialogue)
@@ -243,10 +234,8 @@ class Verification:
     async def try_negative_crop(
         self, one: Object, others: Sequence[Object], dialogue: Dialogue, passes: Callable[[Box], Awaitable[object]]
     ) -> None:
-        """Counts whether a place that does not show the object passes for it; False and None say no.
-
-        It is asked for a share of the objects, as the seed decides, and says nothing against the row.
-        """
+        """Counts whether a place that does not show the object passes for it; False and None say no. It is asked for a
+        share of the objects, as the seed decides, and says nothing against the row."""
         seed = f"{self.options.seed}\0{dialogue.sample.id}\0{one.label}\0{one.box.as_list()}"
         if random.Random(seed).random() >= self.options.negative_crop_share:
             return
@@ -319,7 +308,7 @@ def locate_parts(labels: Sequence[str], image: Image, config: PromptConfig) -> P
 
 
 def _look_parts(label: str, box: Box, image: Image, config: PromptConfig) -> Parts:
-    return [crop(box, image, config.options.image_side), f"Name: {label}"]
+    return [config.crop(box, image), f"Name: {label}"]
 
 
 def reanswer_parts(boxes: Sequence[Box], sample: Sample, config: PromptConfig) -> Parts:
@@ -335,8 +324,7 @@ def reanswer_parts(boxes: Sequence[Box], sample: Sample, config: PromptConfig) -
 
 def _shares(entries: Sequence[str]) -> dict[str, float]:
     """0.9,vsr=1 → {"": 0.9, "vsr": 1.0}"""
-    pairs = (entry.rpartition("=") for entry in entries)
-    return {name.strip(): float(share) for name, _, share in pairs}
+    return {name.strip(): float(share) for name, _, share in (entry.rpartition("=") for entry in entries)}
 
 
 def placed(label: str, numbers: Sequence[float], frame: Frame) -> Box | Fault:
@@ -366,11 +354,8 @@ def is_plain(text: str) -> bool:
 
 
 def annotated_as(label: str, box: Box, objects: Sequence[Object]) -> Object | Fault | None:
-    """The annotated object that a proposal is; None where nothing of its name or place is annotated.
-
-    A proposal on an annotated place is that object. One that bears the name of annotated objects and lies on none of
-    them is wrong.
-    """
+    """The annotated object that a proposal is; None where nothing of its name or place is annotated. A proposal on an
+    annotated place is that object. One that bears the name of annotated objects and lies on none of them is wrong."""
     best = max(objects, key=lambda one: iou(box, one.box), default=None)
     if best is not None and iou(box, best.box) >= AGREEMENT:
         return best

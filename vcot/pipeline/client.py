@@ -127,22 +127,17 @@ class ClusterClient:
 
         A server that refuses to list (a Role without that verb) is not asked twice: lists are for reports.
         """
-        page, seen = None, 0
+        page, left = None, limit
         words = {"label_selector": labels or None, "field_selector": fields or None, "limit": limit or PAGE}
         while True:
-            try:
-                answer = self._ask("get", kind, **words, _continue=page, patience=0)
-            except Refused as error:
-                if error.status == 410:  # the rest has changed too much; what was seen is enough for a report
-                    return
-                raise
-            for item in answer.get("items") or []:
-                yield item
-                seen += 1
-                if seen == limit:
-                    return
+            ask = partial(self._ask, "get", kind, **words, _continue=page, patience=0)
+            if (answer := self._unless(410, ask)) is None:  # too much has changed; what was seen will do for a report
+                return
+            items = (answer.get("items") or [])[:left]
+            yield from items
+            left = None if left is None else left - len(items)
             page = (answer.get("metadata") or {}).get("continue")
-            if not page:
+            if not page or left == 0:
                 return
 
     def version(self) -> tuple[int, int]:
@@ -178,7 +173,10 @@ class ClusterClient:
             except (ApiException, HTTPError, OSError, ValueError) as error:
                 self._failed(error, until - self._clock.now())
             else:
-                self._answered()
+                if self._away_since is not None:
+                    seconds = self._clock.now() - self._away_since
+                    logging.get().info(f"the API server answers again, after {seconds:.0f} s")
+                self._away_since, self._pause = None, FIRST_PAUSE
                 return answer
 
     @staticmethod
@@ -229,8 +227,3 @@ class ClusterClient:
             logging.get().warning(f"no good answer from the API server for {now - self._away_since:.0f} s: {what}")
         self._clock.pause(max(wait, self._pause * random.uniform(0.8, 1.2)), self._stop)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-
-    def _answered(self) -> None:
-        if self._away_since is not None:
-            logging.get().info(f"the API server answers again, after {self._clock.now() - self._away_since:.0f} s")
-        self._away_since, self._pause = None, FIRST_PAUSE

@@ -35,10 +35,7 @@ LONGEST_RUN_ID = 30
 
 
 def must_name_jobs(run_id: str) -> None:
-    """
-    Raises:
-        UsageError: the run id cannot be part of names on a cluster.
-    """
+    """Raises UsageError where the run id cannot be part of names on a cluster."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", run_id) or len(run_id) > LONGEST_RUN_ID:
         raise UsageError(
             f"RUN_ID {run_id}: it has to be lower-case letters, digits and dashes, {LONGEST_RUN_ID} at most and no "
@@ -93,9 +90,8 @@ class KubernetesExecutor:
         self._cluster, self._storage, self._owner, self._validate = cluster, storage, owner, validate
         self._clock, self._now = clock, clock.now
         self._sleep: Callable[[float], None] = lambda seconds: clock.pause(seconds, stop)
-        self._begin_again = (
-            f"`kubectl -n {cluster.namespace} delete job {owner.name}`, then apply again; finished work is kept"
-        )
+        delete = f"kubectl -n {cluster.namespace} delete job {owner.name}"
+        self._begin_again = f"`{delete}`, then apply again; finished work is kept"
         self._to_go_on = f"When that is mended: {self._begin_again}"
         self._report = Reporter(cluster, pending_timeout=pending_timeout, to_go_on=self._to_go_on)
         self._frozen: FrozenPlan | None = None
@@ -147,10 +143,8 @@ class KubernetesExecutor:
             else:
                 changed = {s.stage for s in frozen.plan.steps if now.jobs.get(s.name) != frozen.jobs[s.name]}
                 if changed:
-                    logging.get().warning(
-                        f"templates have changed since this run began ({', '.join(sorted(changed))}); "
-                        "they will count for another RUN_ID, this one keeps its own"
-                    )
+                    which = f"templates have changed since this run began ({', '.join(sorted(changed))})"
+                    logging.get().warning(f"{which}; they will count for another RUN_ID, this one keeps its own")
         else:
             self._frozen = self._checked(plan, as_applied=True)
             self._acquire(self._frozen.config_map(self._owner))
@@ -189,9 +183,8 @@ class KubernetesExecutor:
         if job["spec"].get("suspend") and (why := (job["metadata"].get("annotations") or {}).get(GIVEN_UP)):
             raise StageFailed(f"{why}. {job['kind']} {job['metadata']['name']} is suspended. {self._to_go_on}")
         self._running[step.name] = running = Running(step, job, self._now())
-        logging.get().info(
-            f"{step.name}: {'created' if created else 'adopted, it is there already'}", **{running.kind: running.name}
-        )
+        became = "created" if created else "adopted, it is there already"
+        logging.get().info(f"{step.name}: {became}", **{running.kind: running.name})
 
     def poll(self, step: Step) -> Outcome | None:
         assert self._state is not None
@@ -243,10 +236,8 @@ class KubernetesExecutor:
                 return
         if not same or running.seen["metadata"].get("deletionTimestamp"):
             del self._running[running.step.name]
-            raise StageFailed(
-                f"somebody deleted {running.kind} {running.name} before it had ended; nothing is started in its "
-                f"place. To go on: {self._begin_again}"
-            )
+            gone = f"somebody deleted {running.kind} {running.name} before it had ended"
+            raise StageFailed(f"{gone}; nothing is started in its place. To go on: {self._begin_again}")
         if running.ready or running.succeeded_and_failed != before:
             running.idle_since, running.ended_at = None, self._now()
         if running.succeeded_and_failed[1] > before[1] or running.ready < was_ready:
@@ -280,8 +271,9 @@ class KubernetesExecutor:
             leaves = (there or {}).get("metadata", {}).keys() & {"ownerReferences", "deletionTimestamp"}
             # Another pipeline Job's: the cluster is about to remove it with its owner.
             if there is not None and (self._owner.owns(there) or not leaves):
-                self._must_fit(there | {"kind": kind})
-                return there | {"kind": kind}, False
+                there |= {"kind": kind}
+                self._must_fit(there)
+                return there, False
             waited = self._now() - begun
             if waited > CLEANUP:
                 raise UsageError(
@@ -289,9 +281,7 @@ class KubernetesExecutor:
                     f"delete it: kubectl -n {self._cluster.namespace} delete {kind.lower()} {name}"
                 )
             if there is not None and not waited:
-                logging.get().info(
-                    f"{kind} {name} is of an earlier pipeline Job; waiting until the cluster has removed it"
-                )
+                logging.get().info(f"{kind} {name} is of an earlier pipeline Job; waiting until it has been removed")
             self._sleep(1)
 
     def _must_fit(self, there: Manifest) -> None:
@@ -299,10 +289,8 @@ class KubernetesExecutor:
         digest, run = self._frozen.digest, self._frozen.plan.run_id
         kind, metadata = there["kind"], there["metadata"]
         if (metadata.get("labels") or {}).get("vcot/run") != run:
-            raise UsageError(
-                f"{kind} {metadata['name']} is there already and is not of run {run} (no label vcot/run={run}); "
-                "choose another RUN_ID"
-            )
+            why = f"is there already and is not of run {run} (no label vcot/run={run})"
+            raise UsageError(f"{kind} {metadata['name']} {why}; choose another RUN_ID")
         other = (metadata.get("annotations") or {}).get("vcot/plan", "none")
         if other != digest:
             raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from string import Template
 from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Outcome, Plan, Step
+from vcot.ranks import die_with_parent
 from vcot.settings import PREFIX, STAGES
 from vcot.storage import NotFound, Store, join, put_folder
 
@@ -74,9 +74,8 @@ def gather_variables(
 
 def validate(stage: str, variables: Mapping[str, str]) -> list[str]:
     """A line for each fault of a stage's settings, as the stage itself tells it: ``python -m jobs.<stage> --check``."""
-    answer = subprocess.run(
-        [*command(stage), "--check"], env=environment(variables), capture_output=True, text=True, check=False
-    )
+    check = [*command(stage), "--check"]
+    answer = subprocess.run(check, env=environment(variables), capture_output=True, text=True, check=False)
     if answer.returncode == 0:
         return []
     return answer.stderr.strip().splitlines() or [f"{stage}: --check ended with {answer.returncode} and said nothing"]
@@ -113,8 +112,9 @@ class LocalExecutor:
     def start(self, step: Step) -> None:
         # A session of its own: Ctrl-C reaches the orchestrator alone, which then asks the stage to save.
         process = subprocess.Popen(
-            command(step.stage), env=environment(step.environment), start_new_session=True, preexec_fn=_die_with_parent
-        )
+            command(step.stage), env=environment(step.environment), start_new_session=True,
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )  # fmt: skip
         self._running[step.name] = (process, time.monotonic())
 
     def poll(self, step: Step) -> Outcome | None:
@@ -143,13 +143,6 @@ class LocalExecutor:
                 logging.get().warning(f"{step.name} did not stop within {GRACE:g} s; killed")
                 process.kill()
         return "the running stage has saved what it had"
-
-
-def _die_with_parent() -> None:
-    """On Linux the kernel sends SIGTERM to the stage should the orchestrator be killed."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 # --- folders of this computer into storage, and pages out of it --------------------------------------------

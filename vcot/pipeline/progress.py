@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from vcot import logging
@@ -36,6 +39,9 @@ NOT_LET_IN: Mapping[str, str] = {
     "violates PodSecurity": "the template breaks the namespace's Pod Security",
     "": "its pods are refused",
 }
+
+
+_shortened = partial(textwrap.shorten, width=400, placeholder="…")
 
 
 # --- one pod that has ended --------------------------------------------------------------------------------
@@ -72,7 +78,7 @@ class Ended:
         ended = ended or {}
         text = ended.get("message") or ""
         summary = _as_json(text)  # the stage's own, else the end of its log
-        last = "" if summary else next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+        last = "" if summary else (text.strip().splitlines() or [""])[-1].strip()
         last = _shortened(str(_as_json(last).get("event") or last))
         message = summary.get("message") or last or status.get("message")
         conditions = status.get("conditions") or []
@@ -96,11 +102,8 @@ class Ended:
             template: what to call the place where resources are set.
         """
         if self.reason == "OOMKilled":
-            limit = f"its limit of {self.memory}" if self.memory else "its limit"
-            return (
-                f"the kernel killed it for using more memory than {limit} (OOMKilled): raise resources.limits.memory "
-                f"of {template}, or let the stage use less"
-            )
+            killed = f"the kernel killed it for using more memory than its limit{self.memory and ' of '}{self.memory}"
+            return f"{killed} (OOMKilled): raise resources.limits.memory of {template}, or let the stage use less"
         if self.reason == "Evicted":
             return f"the node put it off: {self.message or 'no reason was given'}"
         return "the cluster moved it away" if self.disrupted else self.message
@@ -133,8 +136,8 @@ def why_not_running(job: Manifest, pods: Iterable[Manifest], events: Iterable[Ma
     lines = [line for pod in pods if (line := _why_pending(pod, events))]
     if lines:
         return lines[0] + (f" (and {len(lines) - 1} more pods)" if len(lines) > 1 else "")
-    newest = max((pod["metadata"].get("creationTimestamp") or "" for pod in pods), default="")
-    newest = newest[:19]  # to the second: what all times of the API have
+    # To the second, as all times of the API are.
+    newest = max((pod["metadata"].get("creationTimestamp") or "" for pod in pods), default="")[:19]
     for event in reversed(events):
         if event.get("reason") == "FailedCreate" and _when(event) >= newest:
             message = event["message"]
@@ -147,10 +150,8 @@ def _why_pending(pod: Manifest, events: list[Manifest]) -> str | None:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if pod["metadata"].get("deletionTimestamp"):
         node = pod["spec"].get("nodeName", "")
-        return (
-            f"{name} is still being stopped on {node}, and another one starts only when it is gone; if that node is "
-            f"lost for good: kubectl delete node {node}"
-        )
+        stopped = f"{name} is still being stopped on {node}, and another one starts only when it is gone"
+        return f"{stopped}; if that node is lost for good: kubectl delete node {node}"
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] != "True":
             return f"no node takes {name}: {condition.get('message') or condition.get('reason')}"
@@ -177,11 +178,6 @@ def _when(event: Manifest) -> str:
 
 def _main(containers: Iterable[Manifest] | None) -> Manifest:
     return next((one for one in containers or [] if one["name"] == CONTAINER), {})
-
-
-def _shortened(message: str, most: int = 400) -> str:
-    message = " ".join(message.split())
-    return message if len(message) <= most else message[: most - 1] + "…"
 
 
 def _as_json(text: str) -> dict[str, Any]:
@@ -232,8 +228,7 @@ class Running:
 
     @property
     def ready(self) -> int:
-        members = self.status.get("replicatedJobsStatus") or [self.status]
-        return sum(member.get("ready") or 0 for member in members)
+        return sum(one.get("ready") or 0 for one in self.status.get("replicatedJobsStatus") or [self.status])
 
     @property
     def succeeded_and_failed(self) -> tuple[int, int]:
@@ -326,9 +321,8 @@ class Reporter:
                 running.reported_shards = done
                 logging.get().info(f"{running.step.name}: {done} of {total} shards are done", running=running.ready)
         if running.ready < should_run and (why := self._why_not_running(running, self._pending(running))):
-            logging.get().warning(
-                f"{running.step.name}: {running.ready} of {should_run} pods run, the others wait: {why}"
-            )
+            some = f"{running.ready} of {should_run} pods run"
+            logging.get().warning(f"{running.step.name}: {some}, the others wait: {why}")
         return None
 
     def _report_idle(self, running: Running, idle_since: float, now: float) -> str | None:
@@ -339,10 +333,8 @@ class Reporter:
             running.idle_since = now
             logging.get().info(f"{name}: the Job pauses before it tries again")
         elif waited >= self._pending_timeout:
-            return (
-                f"{name} has waited {waited / 60:.0f} min for a pod to run, longer than PENDING_TIMEOUT "
-                f"({self._pending_timeout:g} s): {why or 'no reason is known'}"
-            )
+            limit = f"longer than PENDING_TIMEOUT ({self._pending_timeout:g} s)"
+            return f"{name} has waited {waited / 60:.0f} min for a pod to run, {limit}: {why or 'no reason is known'}"
         elif why:
             logging.get().warning(f"{name} waits: {why}", seconds=round(waited))
         else:
@@ -360,10 +352,8 @@ class Reporter:
             if ended.pod not in running.reported_pods:
                 running.reported_pods.add(ended.pod)
                 shard = f", shard {ended.index}" if ended.index and running.step.part == "shards" else ""
-                logging.get().warning(
-                    f"{running.step.name}: pod {ended.pod}{shard} ended{ended.in_short(running.template)}; "
-                    "the Job decides what follows"
-                )
+                how = f"pod {ended.pod}{shard} ended{ended.in_short(running.template)}"
+                logging.get().warning(f"{running.step.name}: {how}; the Job decides what follows")
 
     # --- what the cluster knows -----------------------------------------------------------------------
 
@@ -387,11 +377,9 @@ class Reporter:
         selectors = [f"involvedObject.name={name},type=Warning" for name in names]
         events = [event for fields in selectors for event in self._list("Event", fields=fields, limit=50)]
         if running.seen["spec"].get("suspend"):  # Kueue's word on it stands at a Workload that is named after the Job
-            before = f"{running.kind.lower()}-{running.name}-"
-            for event in self._list("Event", fields="involvedObject.kind=Workload,reason=Pending"):
-                name = event["involvedObject"]["name"]
-                if name.startswith(before) and "-" not in name.removeprefix(before):
-                    events.append(event)
+            named = re.compile(rf"{running.kind.lower()}-{re.escape(running.name)}-[^-]*")
+            of_kueue = self._list("Event", fields="involvedObject.kind=Workload,reason=Pending")
+            events += [event for event in of_kueue if named.fullmatch(event["involvedObject"]["name"])]
         return why_not_running(running.seen, pods, events)
 
     def _list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:

@@ -174,11 +174,8 @@ class RunState:
                     logging.get().warning(f"the run's state cannot be written to {place}: {error}; the run goes on")
 
     def _to_cluster(self, text: str) -> None:
-        metadata = {
-            "name": self._name,
-            "labels": {"vcot/run": self._plan.run_id},
-            "ownerReferences": [self._owner.reference],
-        }
+        labels, owners = {"vcot/run": self._plan.run_id}, [self._owner.reference]
+        metadata = {"name": self._name, "labels": labels, "ownerReferences": owners}
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {KEY: text}}
         try:
             self._cluster.patch("ConfigMap", self._name, body)

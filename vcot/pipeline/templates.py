@@ -20,7 +20,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
 from vcot import logging
@@ -86,13 +86,9 @@ class FrozenPlan:
     @property
     def text(self) -> str:
         """The same plan gives the same text."""
-        steps = [
-            {
-                "stage": s.stage, "part": s.part, "variables": dict(s.variables), "waits_for": list(s.waits_for),
-                "job": self.jobs[s.name],
-            }
-            for s in self.plan.steps
-        ]  # fmt: skip
+        steps = [asdict(step) | {"job": self.jobs[step.name]} for step in self.plan.steps]
+        for step in steps:
+            del step["run_uri"]  # the plan's
         whole = {"run_id": self.plan.run_id, "run_uri": self.plan.run_uri, "taken": dict(self.plan.taken)}
         return json.dumps(whole | {"steps": steps}, indent=1, sort_keys=True, ensure_ascii=False)
 
@@ -103,21 +99,17 @@ class FrozenPlan:
     @classmethod
     def read(cls, text: str) -> FrozenPlan:
         whole = json.loads(text)
-        steps = tuple(
-            Step(s["stage"], whole["run_uri"], s["variables"], tuple(s["waits_for"]), s["part"])
-            for s in whole["steps"]
-        )  # fmt: skip
-        plan = Plan(whole["run_id"], whole["run_uri"], steps, whole["taken"])
-        return cls(plan, {step.name: s["job"] for step, s in zip(steps, whole["steps"], strict=True)})
+        jobs = [step.pop("job") for step in whole["steps"]]
+        words = [step | {"run_uri": whole["run_uri"], "waits_for": tuple(step["waits_for"])} for step in whole["steps"]]
+        plan = Plan(whole["run_id"], whole["run_uri"], tuple(Step(**each) for each in words), whole["taken"])
+        return cls(plan, {step.name: job for step, job in zip(plan.steps, jobs, strict=True)})
 
     def config_map(self, owner: Owner) -> Manifest:
         """``<run>-plan``: what an orchestrator that takes over goes on with, whatever became of the templates."""
         metadata = {
-            "name": f"{self.plan.run_id}-plan",
-            "labels": {"vcot/run": self.plan.run_id},
-            "annotations": {"vcot/plan": self.digest},
-            "ownerReferences": [owner.reference],
-        }
+            "name": f"{self.plan.run_id}-plan", "labels": {"vcot/run": self.plan.run_id},
+            "annotations": {"vcot/plan": self.digest}, "ownerReferences": [owner.reference],
+        }  # fmt: skip
         data = {"plan.json": self.text}
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": data}
 
@@ -163,16 +155,11 @@ def render(step: Step, run_id: str, template: Manifest) -> Manifest:
     labels = {"vcot/run": run_id, "vcot/stage": step.stage, "vcot/part": step.part}
     pods = spec["template"].setdefault("metadata", {})
     pods["labels"] = {**(pods.get("labels") or {}), **labels}
-    job: Manifest = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": f"{run_id}-{step.name}",
-            "labels": {**(metadata.get("labels") or {}), **labels},
-            **({"annotations": annotations} if annotations else {}),
-        },
-        "spec": spec,
-    }
+    labels = {**(metadata.get("labels") or {}), **labels}
+    metadata = {"name": f"{run_id}-{step.name}", "labels": labels} | (
+        {"annotations": annotations} if annotations else {}
+    )
+    job: Manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
     return _as_jobset(job, main) if engine == "jobset" else job
 
 
@@ -201,20 +188,15 @@ def _as_jobset(job: Manifest, main: Manifest) -> Manifest:
     address = {"name": "PET_MASTER_ADDR", "value": f"{name}-node-0-0.{name}"}
     main["env"] = [*(v for v in main["env"] if v["name"] != address["name"]), address]
     inside = {key: value for key, value in metadata["labels"].items() if key != QUEUE}  # the queue takes the whole set
+    # An exit code that says "never" stays terminal.
+    never = {"name": "never", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    policy = {"maxRestarts": int(annotations.get(MAX_RESTARTS, RESTARTS)), "rules": [never]}
+    nodes = {"name": "node", "replicas": 1, "template": {"metadata": {"labels": inside}, "spec": job["spec"]}}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": metadata,
-        "spec": {
-            "failurePolicy": {
-                "maxRestarts": int(annotations.get(MAX_RESTARTS, RESTARTS)),
-                # An exit code that says "never" stays terminal.
-                "rules": [{"name": "never", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
-            },
-            "replicatedJobs": [
-                {"name": "node", "replicas": 1, "template": {"metadata": {"labels": inside}, "spec": job["spec"]}}
-            ],
-        },
+        "spec": {"failurePolicy": policy, "replicatedJobs": [nodes]},
     }
 
 
@@ -236,10 +218,7 @@ def main_of(job_spec: Manifest) -> Manifest | None:
 
 
 def must_name_a_set(run_id: str) -> None:
-    """
-    Raises:
-        UsageError: JobSet would refuse the name, when it is train's turn.
-    """
+    """Raises UsageError where JobSet would refuse the name, when it is train's turn."""
     if not run_id[0].isalpha():
         raise UsageError(
             f"RUN_ID {run_id}: with component multinode-jobset it has to begin with a letter, because a Service is "
@@ -251,10 +230,7 @@ def must_name_a_set(run_id: str) -> None:
 
 
 def must_be_new_enough(cluster: ClusterClient) -> None:
-    """
-    Raises:
-        SettingsError: this Kubernetes lacks what a run needs.
-    """
+    """Raises SettingsError where this Kubernetes lacks what a run needs."""
     with contextlib.suppress(Refused):  # it does not say its version; what it cannot do it will refuse
         if (version := cluster.version()) < OLDEST:
             now, needed = (".".join(map(str, v)) for v in (version, OLDEST))
@@ -306,10 +282,8 @@ def variables_of(get: Get, namespace: str, stage: str, job: Manifest) -> tuple[d
     def read(source: Manifest) -> Mapping[str, str]:
         there = get("ConfigMap", source["name"])
         if there is None and not source.get("optional"):
-            missing.append(
-                f"{stage}: its template names ConfigMap {source['name']}, which is not in namespace {namespace}; "
-                "apply the overlay again"
-            )
+            where = f"ConfigMap {source['name']}, which is not in namespace {namespace}"
+            missing.append(f"{stage}: its template names {where}; apply the overlay again")
         return (there or {}).get("data") or {}
 
     for source in main.get("envFrom") or []:
@@ -341,16 +315,16 @@ def must_be_as_applied(cluster: ClusterClient, pipeline: str, templates: Mapping
     sources = (s for c in job["spec"]["template"]["spec"]["containers"] for s in c.get("envFrom") or [])
     mine = next((s["configMapRef"]["name"] for s in sources if "configMapRef" in s), None)
     applied = datetime.fromisoformat(job["metadata"]["creationTimestamp"])
-    another: str | None = None
-    foreign: list[str] = []
+    foreign: dict[str, str | None] = {}
     later: list[str] = []
     for stage, template in templates.items():
         main = main_of(template["spec"]["jobTemplate"]["spec"]) or {}
-        stamps = (v.get("valueFrom") or {} for v in main.get("env") or [] if v["name"] == STAMP)
-        stamp = next(((value.get("configMapKeyRef") or {}).get("name") for value in stamps), None)
+        stamps = (
+            (v.get("valueFrom") or {}).get("configMapKeyRef") for v in main.get("env") or [] if v["name"] == STAMP
+        )
+        stamp = (next(stamps, None) or {}).get("name")
         if mine is not None and stamp != mine:
-            another = stamp if not foreign else another
-            foreign.append(f"stage-{stage}")
+            foreign[f"stage-{stage}"] = stamp
         changes = [  # of what it says, and not only of what is noted of it
             datetime.fromisoformat(entry["time"])
             for entry in template["metadata"].get("managedFields") or []
@@ -360,13 +334,14 @@ def must_be_as_applied(cluster: ClusterClient, pipeline: str, templates: Mapping
             later.append(f"stage-{stage}")
     if not foreign and not later:
         return
-    names = foreign or later
+    names = list(foreign) or later
     which = f"CronJobs {', '.join(names)} are" if len(names) > 1 else f"CronJob {names[0]} is"
     begin_again = (
         f"`kubectl -n {cluster.namespace} delete job {pipeline}`, then apply its overlay again, and nothing else "
         f"before ConfigMap {pipeline.removeprefix('pipeline-')}-plan is there"
     )
     if foreign:
+        another = foreign[names[0]]
         there = None if another is None else cluster.get("ConfigMap", another)
         run_id = ((there or {}).get("data") or {}).get("RUN_ID")
         whose = f"run {run_id}" if run_id else "another run, or of an older version of these manifests"
@@ -425,6 +400,5 @@ def _put_back(cluster: ClusterClient, one: Manifest) -> None:
     try:
         cluster.create("ConfigMap", manifest)
     except Refused as error:  # component hardening lets the orchestrator write no settings
-        logging.get().warning(
-            f"ConfigMap {metadata['name']} was removed while an apply named it again ({error}): apply once more"
-        )
+        what = f"ConfigMap {metadata['name']} was removed while an apply named it again"
+        logging.get().warning(f"{what} ({error}): apply once more")

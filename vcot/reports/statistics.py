@@ -6,7 +6,6 @@ be larger than memory.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -78,8 +77,8 @@ def sample_statistics(
 
     with duckdb.connect(str(scratch / "samples.duckdb")) as database:
         # A container's memory is less than DuckDB's default, which is a share of the whole computer's.
-        database.execute("set memory_limit = '512MB'")
-        database.execute(f"set threads = {min(4, os.cpu_count() or 1)}")
+        database.execute("set memory_limit = '96MB'")
+        database.execute("set threads = 1")
         database.execute("set preserve_insertion_order = false")
         into = "create or replace table samples as"
         for file in (file for marker in markers for file in marker.files):

@@ -16,7 +16,7 @@ from itertools import chain
 from pkgutil import iter_modules
 from typing import Any, ClassVar, TypeVar
 
-from vcot.distill import DistilledReasoning, Outcome, Refused, refuse
+from vcot.distill import DistilledReasoning, Outcome, Refused, lacks_places, refuse
 from vcot.distill.dialogue import Dialogue, PromptConfig
 from vcot.distill.request import Client, Prompt, Request, choose_prompts
 from vcot.distill.runner import reached
@@ -54,37 +54,39 @@ class Strategy(ABC):
     def __init__(self, options: Any, config: PromptConfig, verification: Verification) -> None:
         self.name = config.model  # what `origin.teacher` says
         self.options, self.config, self.verification = options, config, verification
-        self._counts: Counter[str] = Counter()
+        self.counted: Counter[str] = Counter()  # since the start, for the report
 
-    @abstractmethod
     async def outcome(self, sample: Sample, client: Client) -> Outcome:
-        """Teaches a row; None if this strategy leaves rows of its kind alone. Errors of the client that are no fault of
-        the row pass through."""
+        """Teaches a row; None where it has reasoning that points at something. Errors of the client that are no fault
+        of the row pass through."""
+        if not lacks_places(sample):
+            return None
+        if hindrance := self.hindrance(sample):
+            return refuse(sample, Reason.NO_REASONING, hindrance)
+        return await self.teach(sample, client)
+
+    def estimate(self, sample: Sample) -> Sequence[Request]:
+        """What a row will ask if each reply is good at once, in order, before anything is paid."""
+        return self.requests(sample) if lacks_places(sample) and not self.hindrance(sample) else ()
+
+    def hindrance(self, sample: Sample) -> str:
+        """Why nobody can be asked about a row; "" where somebody can."""
+        return ""
 
     @abstractmethod
-    def estimate(self, sample: Sample) -> Sequence[Request]:
-        """What a row will ask if each reply is good at once, in order, before anything is paid. Nothing for a row that
-        is left alone, or refused at once.
+    async def teach(self, sample: Sample, client: Client) -> DistilledReasoning | Rejection:
+        """Of a row that lacks places, and that nothing hinders."""
 
-        The first request is the very one that `outcome` will make. Where later ones hold words of earlier replies,
-        something as long stands in their place.
-        """
-
-    def counts(self) -> Mapping[str, int]:
-        """What it counted since the start, for the report."""
-        return self._counts
-
-    def dialogue(self, client: Client, sample: Sample, again: int) -> Dialogue:
-        return Dialogue(client, sample, self.config, self._counts, again=again)
+    @abstractmethod
+    def requests(self, sample: Sample) -> Sequence[Request]:
+        """The estimate of such a row. The first is the very one that `teach` will make. Where later ones hold words of
+        earlier replies, something as long stands in their place."""
 
     async def alternatives(
         self, sample: Sample, client: Client, write: Callable[[Dialogue, int], Awaitable[Trace]], count: int
     ) -> DistilledReasoning | Rejection:
         """Several traces for one row: those that stand are its reasoning, those that fall are parts that were refused.
-
-        Args:
-            write: makes one trace; its number counts alternatives from 0. Raises Refused.
-        """
+        `write` makes one of a number from 0, or raises Refused."""
         traces: list[Trace] = []
         models: dict[str, None] = {}
         parts: list[Rejection] = []
@@ -93,7 +95,7 @@ class Strategy(ABC):
             # Nothing is asked again of a row that is not refused, or at which the endpoint failed: it said nothing.
             if number == 0 and (traces or any(one.reason is Reason.TEACHER_FAILED for one in fallen)):
                 break
-            dialogue = self.dialogue(client, sample, again)
+            dialogue = Dialogue(client, sample, self.config, self.counted, again=again)
             try:
                 traces.append(await write(dialogue, number))
                 parts += dialogue.parts
@@ -135,8 +137,7 @@ class Registered:
         return self.kind(options, PromptConfig(settings, store), Verification(settings, detector))
 
 
-STRATEGIES: dict[str, Registered] = {}
-"""By the name that --strategy takes."""
+STRATEGIES: dict[str, Registered] = {}  # by the name that --strategy takes
 
 S = TypeVar("S", bound=Strategy)
 

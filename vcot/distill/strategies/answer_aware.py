@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcot.distill import Outcome, Refused, lacks_places, reasoning, refuse
+from vcot.distill import DistilledReasoning, Refused, reasoning
 from vcot.distill.crops import Object, frame_line, object_lines, objects_of, question_lines
 from vcot.distill.dialogue import Dialogue, Parts
 from vcot.distill.reasoning import Proposed, Reasoned, Reasoning
 from vcot.distill.request import Client, Request
 from vcot.distill.strategies import ProposeOptions, Strategy, strategy
 from vcot.grounding import Trace
-from vcot.records import Completion, Reason, Sample
+from vcot.records import Completion, Reason, Rejection, Sample
 
 
 @strategy(
@@ -28,24 +28,18 @@ from vcot.records import Completion, Reason, Sample
 class AnswerAware(Strategy):
     purposes = ("reason", "locate", "look", "reanswer")
 
-    def estimate(self, sample: Sample) -> Sequence[Request]:
+    def hindrance(self, sample: Sample) -> str:
+        unknown = sample.evidence is None and not self.options.propose
+        return "nobody annotated where the evidence is, and --no-propose adds nothing" if unknown else ""
+
+    def requests(self, sample: Sample) -> Sequence[Request]:
         """Where objects are annotated, without what a proposed one would cost: most such rows need none."""
-        if not lacks_places(sample) or not self._can_be_asked(sample):
-            return ()
         parts, count = self._parts(sample), self.config.options.alternatives
         wanted = [self.config.request("reason", parts, Reasoned, n) for n in range(count)]
         return wanted + self.verification.estimate(sample, self.config) * count
 
-    async def outcome(self, sample: Sample, client: Client) -> Outcome:
-        if not lacks_places(sample):
-            return None
-        if not self._can_be_asked(sample):
-            why = "nobody annotated where the evidence is, and --no-propose adds nothing"
-            return refuse(sample, Reason.NO_REASONING, why)
+    async def teach(self, sample: Sample, client: Client) -> DistilledReasoning | Rejection:
         return await self.alternatives(sample, client, self._trace, self.config.options.alternatives)
-
-    def _can_be_asked(self, sample: Sample) -> bool:
-        return sample.evidence is not None or self.options.propose
 
     def _may_add(self, sample: Sample) -> bool:
         return self.options.propose and sample.evidence != ()

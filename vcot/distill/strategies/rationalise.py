@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from vcot.answers import normalise
-from vcot.distill import Fault, Outcome, Refused, lacks_places, refuse
+from vcot.distill import DistilledReasoning, Fault, Refused
 from vcot.distill.crops import Object, frame_line, object_lines, objects_of, question_lines
 from vcot.distill.dialogue import Dialogue, Numbers, Parts, Shape, parse_reply
 from vcot.distill.prose import Span, sentences
@@ -21,7 +21,7 @@ from vcot.distill.request import Client, Request
 from vcot.distill.strategies import ProposeOptions, Strategy, strategy
 from vcot.distill.verification import fault_of_name
 from vcot.grounding import Box, Mention, Trace
-from vcot.records import Completion, Reason, Sample
+from vcot.records import Completion, Reason, Rejection, Sample
 
 
 class Anchor(Shape):
@@ -54,22 +54,16 @@ class Pointed(NamedTuple):
 class Rationalise(Strategy):
     purposes = ("anchor", "locate", "look", "reanswer")
 
-    def estimate(self, sample: Sample) -> Sequence[Request]:
+    def requests(self, sample: Sample) -> Sequence[Request]:
         """Where objects are annotated, without what a proposed place would cost."""
-        if not lacks_places(sample) or self._hindrance(sample):
-            return ()
         request = self.config.request
         wanted = [request("anchor", self._parts(sample, trace.text), Anchored) for trace in sample.reasoning]
         return wanted + self.verification.estimate(sample, self.config) * len(sample.reasoning)
 
-    async def outcome(self, sample: Sample, client: Client) -> Outcome:
-        if not lacks_places(sample):
-            return None
-        if hindrance := self._hindrance(sample):
-            return refuse(sample, Reason.NO_REASONING, hindrance)
+    async def teach(self, sample: Sample, client: Client) -> DistilledReasoning | Rejection:
         return await self.alternatives(sample, client, self._trace, len(sample.reasoning))
 
-    def _hindrance(self, sample: Sample) -> str:
+    def hindrance(self, sample: Sample) -> str:
         if not any(trace.text.strip() for trace in sample.reasoning):
             return "nobody wrote reasoning for it; --strategy rationalise gives places to what was written"
         if not sample.evidence and not self.options.propose:
@@ -95,9 +89,8 @@ class Rationalise(Strategy):
         checked = iter(await self.verification.check_boxes(proposed, objects, dialogue))
         places = []
         for number, one in enumerate(pointed, 1):
-            found = (
-                await self._annotated(one, one.to, objects, dialogue) if isinstance(one.to, Object) else next(checked)
-            )
+            it = one.to
+            found = await self._annotated(one, it, objects, dialogue) if isinstance(it, Object) else next(checked)
             kept = self.verification.or_name(found, one.words, f"anchor {number}", dialogue)
             if isinstance(kept, Object):
                 places.append((one.span, kept.box))
@@ -141,8 +134,7 @@ def read(completion: Completion, text: str, objects: Sequence[Object], *, may_ad
         span = find(text, spans[anchor.sentence - 1], anchor.words)
         words = f"{anchor.words[:80]!r}"
         if span is None:
-            why = f"sentence {anchor.sentence} does not hold the words {words}"
-            raise Refused(Reason.TEACHER_UNGROUNDED, why)
+            raise Refused(Reason.TEACHER_UNGROUNDED, f"sentence {anchor.sentence} does not hold the words {words}")
         to = anchor.box if anchor.object is None else listed.get(anchor.object)
         if to is None:
             raise Refused(Reason.TEACHER_UNGROUNDED, f"{words} has no box and no number of the list")

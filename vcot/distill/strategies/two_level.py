@@ -10,31 +10,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from vcot.answers import normalise
-from vcot.distill import DistilledReasoning, Fault, Outcome, Refused, lacks_places, reasoning, refuse
+from vcot.distill import DistilledReasoning, Fault, Refused, reasoning, refuse
 from vcot.distill.conclusion import gives_away
-from vcot.distill.crops import (
-    NEUTRAL,
-    Object,
-    crop,
-    evidence_crops,
-    frame_line,
-    object_line,
-    objects_of,
-    question_lines,
-)
+from vcot.distill.crops import NEUTRAL, Object, evidence_crops, frame_line, object_line, objects_of, question_lines
 from vcot.distill.dialogue import Dialogue, Numbers, Parts, Shape, parse_reply
 from vcot.distill.reasoning import Reasoning, Sentence, Sentences
-from vcot.distill.request import Client, Request, ShownImage
+from vcot.distill.request import Client, Request
 from vcot.distill.strategies import ProposalOptions, Strategy, strategy, whole_row
 from vcot.distill.verification import SAME_THING, Answered, Located, is_plain
-from vcot.grounding import Box, FrameSpec, Mention, Trace, iou
+from vcot.grounding import Box, FrameSpec, Mention, iou
 from vcot.records import Completion, Reason, Rejection, Sample
 from vcot.records.sample import IMAGE_REASONS
 from vcot.settings import setting
@@ -42,11 +33,8 @@ from vcot.storage.images import ImageError
 
 T = TypeVar("T")
 
-LIKELY_OBJECTS = 4
-"""Of an image, for the estimate before anybody has looked."""
-
-STAND_IN = "A description of some eighty words stands here. " * 9
-"""As long as a caption, for the estimate."""
+LIKELY_OBJECTS = 4  # of an image, for the estimate before anybody has looked
+STAND_IN = "A description of some eighty words stands here. " * 9  # as long as a caption, for the estimate
 
 
 class TwoLevelOptions(ProposalOptions):
@@ -137,15 +125,12 @@ class Synthesis(NamedTuple):
 class TwoLevel(Strategy):
     purposes = ("caption", "objects", "locate", "branch", "verdict", "look", "synthesis", "reanswer")
 
-    async def outcome(self, sample: Sample, client: Client) -> Outcome:
-        if not lacks_places(sample):
-            return None
-
+    async def teach(self, sample: Sample, client: Client) -> DistilledReasoning | Rejection:
         async def step(name: str, make: Callable[[Dialogue], Awaitable[T]]) -> T:
             """What a step makes; where the row is refused at it, it is made again as often as the settings say."""
             said: tuple[str, ...] = ()
             for again in range(1 + self.config.options.ask_again):
-                dialogue = self.dialogue(client, sample, again)
+                dialogue = Dialogue(client, sample, self.config, self.counted, again=again)
                 try:
                     return await make(dialogue)
                 except Refused as refused:
@@ -209,7 +194,7 @@ class TwoLevel(Strategy):
         """Whoever describes a cut-out does not know the whole, and cannot tell what is only likely there."""
         branches = []
         for one in objects:
-            parts: Parts = [self._cut_out(one.box, dialogue.sample), f"Name: {one.label}"]
+            parts: Parts = [self.config.crop(one.box, dialogue.sample.shown), f"Name: {one.label}"]
             said = await dialogue.ask("branch", parts, Branched)
             branches.append(Branch(one, said.visible, " ".join(said.caption.split())))
         return branches
@@ -241,7 +226,7 @@ class TwoLevel(Strategy):
         return captions
 
     async def _judge(self, dialogue: Dialogue, branch: Branch, words: str, box: Box, *, annotated: bool) -> str | None:
-        said = await dialogue.ask("verdict", [self._cut_out(box, dialogue.sample), words], Judged)
+        said = await dialogue.ask("verdict", [self.config.crop(box, dialogue.sample.shown), words], Judged)
         return supported_of(said, branch.caption, annotated=annotated)
 
     # --- what can be asked about it
@@ -291,9 +276,13 @@ class TwoLevel(Strategy):
         sample, trace = dialogue.sample, None
         try:
             row = sample if number == 0 else question_of(sample, number, pair, kept)
-            parts, trace = read_rationale(pair, row, kept)
-            numbers = {one.number for one in kept}
-            for missing in (n for n in pair.evidence if n not in numbers):
+            objects = {one.number: one for one in kept}
+            parts = reasoning.cut([Sentence(text=pair.rationale)], row, objects)
+            reasoning.check(parts, row, grounded=row.evidence != ())
+            names = {one.number: one.label for one in kept}
+            reasoning.check_conclusion(Reasoning(parts, pair.answer), row, names)
+            trace = reasoning.build(parts, objects)
+            for missing in (n for n in pair.evidence if n not in objects):
                 raise Refused(Reason.TEACHER_UNGROUNDED, f"its evidence is [{missing}], which was not kept")
             spoken_of = {*pair.evidence, *reasoning.numbers_in(parts)}
             for one in kept:
@@ -312,13 +301,11 @@ class TwoLevel(Strategy):
 
     # --- what is asked
 
-    def estimate(self, sample: Sample) -> Sequence[Request]:
+    def requests(self, sample: Sample) -> Sequence[Request]:
         """Where nothing is annotated: as if four things were in the image."""
-        if not lacks_places(sample):
-            return ()
         request, image = self.config.request, sample.shown
         middle = FrameSpec("thousandths").on(image.width, image.height).decode(375, 375, 625, 625)
-        cut_out = self._cut_out(middle, sample)
+        cut_out = self.config.crop(middle, image)
         wanted = [request("caption", self._caption_parts(sample), Captioned)]
         wanted.append(request("objects", self._objects_parts(sample, STAND_IN), Found))
         if self.verification.options.self_consistency:
@@ -350,14 +337,10 @@ class TwoLevel(Strategy):
         words += [f"Right answer: {sample.answers[0]}", f"New pairs: {self.options.pairs}"]
         return [self.config.whole(sample.shown), "\n".join(words)]
 
-    def _cut_out(self, box: Box, sample: Sample) -> ShownImage:
-        return crop(box, sample.shown, self.config.options.image_side)
 
-
+@dataclass(eq=False)
 class _RowRefused(Exception):
-    def __init__(self, rejection: Rejection) -> None:
-        super().__init__(rejection.detail)
-        self.rejection = rejection
+    rejection: Rejection
 
 
 def apart(found: Sequence[tuple[Object, float]], most: int) -> list[int]:
@@ -416,16 +399,6 @@ def question_of(sample: Sample, number: int, pair: Question, kept: Collection[Ob
             "answers": (pair.answer,), "reasoning": (), "evidence": evidence,
         }
     )  # fmt: skip
-
-
-def read_rationale(pair: Question, row: Sample, kept: Collection[Object]) -> tuple[reasoning.Parts, Trace]:
-    """The rationale, cut where it speaks of objects, and with their places. Raises Refused."""
-    objects = {one.number: one for one in kept}
-    parts = reasoning.cut([Sentence(text=pair.rationale)], row, objects)
-    reasoning.check(parts, row, grounded=row.evidence != ())
-    names = {number: one.label for number, one in objects.items()}
-    reasoning.check_conclusion(Reasoning(parts, pair.answer), row, names)
-    return parts, reasoning.build(parts, objects)
 
 
 def _compact(value: object) -> str:
