@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.s3server import NoMinio, S3Server, minio_binary, running_s3
+from tools.s3server import NoMinio, S3Server, make_bucket, minio_binary, running_s3
 
 __all__ = ["any_place", "folder_place", "minio_place", "minio_server", "moto_place", "moto_server", "no_aws"]
 
@@ -39,8 +39,6 @@ def minio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]
 @pytest.fixture(scope="session")
 def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     from moto.server import ThreadedMotoServer
-
-    from vcot.storage.s3 import make_bucket
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()

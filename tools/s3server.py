@@ -31,7 +31,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal, cast
 
 from tools.gomodules import CannotBuild, GoModule, built, tell
 from vcot.errors import SettingsError, TemporaryError, VcotError
@@ -85,14 +85,28 @@ def running_s3(data: Path, log: Path, bucket: str = BUCKET, host: str = LOOPBACK
             binary = None
         keys = _keys(data)
         with _started(binary, data, log, keys, lock, host) as (process, endpoint):
-            from vcot.storage.s3 import make_bucket
-
             make_bucket(endpoint, keys["user"], keys["password"], bucket)
             environment = _environment(endpoint, data, keys, host)
             yield S3Server(environment, endpoint, "minio" if binary else "moto", process.pid)
             if process.poll() is not None:
                 tell(f"the S3 server ended by itself (exit code {process.returncode}); its last words, from {log}:")
                 tell(_last_lines(log))
+
+
+def make_bucket(endpoint: str, access_key: str, secret_key: str, bucket: str) -> None:
+    """For a server of our own; the stages never make buckets, and their keys need not allow it."""
+    import boto3
+    import botocore.session
+    from botocore.config import Config
+
+    core = botocore.session.Session(session_vars=cast("Any", {"profile": (None, None, None, None)}))  # no AWS_PROFILE
+    core.set_config_variable("config_file", os.devnull)
+    client = boto3.session.Session(botocore_session=core).client(
+        "s3", endpoint_url=endpoint, aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}, proxies={}),
+    )  # fmt: skip
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+        client.create_bucket(Bucket=bucket)
 
 
 def minio_binary(build: bool = True) -> Path:

@@ -29,26 +29,20 @@ def configure(form: Literal["auto", "lines", "json"] = "auto", **bound: Any) -> 
         ]
     else:
         renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+    def without_secrets(_logger: Any, _method: str, line: Any) -> str:
+        """After rendering, so that tracebacks and values of any kind are covered too."""
+        return redaction.redacted(line)
+
     structlog.configure(
-        processors=[*shared, *renderer, _without_secrets],
+        processors=[*shared, *renderer, without_secrets],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=_StandardError(),
+        # Standard error is looked up at each line, so that a progress bar that redirects it is respected.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(**{k: v for k, v in bound.items() if v is not None})
-
-
-def _without_secrets(_logger: Any, _method: str, line: Any) -> str:
-    """After rendering, so that tracebacks and values of any kind are covered too."""
-    return redaction.redacted(line)
-
-
-class _StandardError:
-    """Looks standard error up at each line, so that a progress bar that redirects it is respected."""
-
-    def __call__(self, *_: Any) -> structlog.PrintLogger:
-        return structlog.PrintLogger(sys.stderr)
 
 
 def bind(**values: Any) -> None:

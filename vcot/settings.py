@@ -38,7 +38,6 @@ from typing import (
     ClassVar,
     Literal,
     NamedTuple,
-    NoReturn,
     Protocol,
     Self,
     TypeVar,
@@ -340,11 +339,8 @@ def offers(setting_name: str, parts: Mapping[str, Offered]) -> Callable[[type[S]
 
 def owners_of(parts: Mapping[str, Offered]) -> dict[str, list[str]]:
     """Option → the parts that look at it."""
-    owners: dict[str, list[str]] = {}
-    for part_name, part in parts.items():
-        for name in part.options.model_fields:
-            owners.setdefault(name, []).append(part_name)
-    return owners
+    names = dict.fromkeys(name for part in parts.values() for name in part.options.model_fields)
+    return {name: [part for part, offered in parts.items() if name in offered.options.model_fields] for name in names}
 
 
 def _one_of(annotation: Any, names: tuple[str, ...]) -> Any:
@@ -389,18 +385,17 @@ def flag(field_name: str) -> str:
 
 
 def _flags(field_name: str, field: FieldInfo) -> list[str]:
-    also = extra_of(field).get("also")
-    return [flag(name) for name in (field_name, also) if name]
+    return [flag(name) for name in (field_name, extra_of(field).get("also")) if name]
 
 
 def _unknown_variables(cls: type[Declared], environment: Mapping[str, str]) -> list[str]:
     known = {variable(cls, name) for name in cls.model_fields}
     others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
-    lines = []
-    for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in known and not name.startswith(others):
-            lines.append(f"{name}: no such setting{_nearest(name, known)}")
-    return lines
+    return [
+        f"{name}: no such setting{_nearest(name, known)}"
+        for name in sorted(environment)
+        if name.startswith(PREFIX) and name not in known and not name.startswith(others)
+    ]
 
 
 def _nearest(name: str, known: set[str] | list[str]) -> str:
@@ -422,45 +417,35 @@ def _fault_line(cls: type[Declared], fault: Any, flags: Mapping[str, Any]) -> st
     return f"{written}={fault['input']}: {message[0].lower()}{message[1:]}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def _module(cls: type[Declared]) -> str:
     """As it was started: ``python -m`` calls every module __main__, and keeps its name in the spec."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if cls.__module__ == "__main__" and spec is not None else cls.__module__
 
 
-def _is_bool(annotation: Any) -> bool:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return any(_is_bool(a) for a in get_args(annotation))
-    return annotation is bool
-
-
 def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any], bool, list[str]]:
     required = [name for name, field in cls.model_fields.items() if field.is_required()]
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m {_module(cls)}",
         usage="%(prog)s " + "".join(f"{flag(n)} {_metavar(cls, n)} " for n in required) + "[--name value …]",
         description=(cls.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
+        exit_on_error=False,
     )
     parser.add_argument("--check", action="store_true", default=False, help="validate the settings and stop")
     for group in _all_groups(cls):
         section = parser.add_argument_group(group.title, group.about or None)
         for name in group.names:
             field, about = cls.model_fields[name], _help(cls, name)
-            if _is_bool(field.annotation):
+            if bool in (field.annotation, *get_args(field.annotation)):
                 section.add_argument(flag(name), dest=name, action=argparse.BooleanOptionalAction, help=about)
             else:
                 section.add_argument(*_flags(name, field), dest=name, metavar=_metavar(cls, name), help=about)
     try:
         found, unknown = parser.parse_known_args(list(argv))
-    except UsageError as error:
+    except argparse.ArgumentError as error:
         return {}, False, [str(error)]
     flags = vars(found)
     known = [*(name for n, field in cls.model_fields.items() for name in _flags(n, field)), "--check"]

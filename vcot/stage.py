@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO, TypeVar, cast
+from typing import Any, NoReturn, Self, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -141,6 +141,7 @@ def launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[str
 
 
 def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[str]) -> int:
+    stage = settings_class.stage
     try:
         settings, check = settings_class.load(argv)
         if check:
@@ -148,17 +149,16 @@ def _launch(settings_class: type[S], run: Callable[[S], None], argv: Sequence[st
     except VcotError as error:
         lines = str(error).splitlines()
         for line in lines:
-            print(f"{settings_class.stage}: {line}", file=sys.stderr)
-        summary.write(settings_class.stage, error.exit_code, lines[-1], None)
+            print(f"{stage}: {line}", file=sys.stderr)
+        summary.write(stage, error.exit_code, lines[-1], None)
         return error.exit_code
     if check:
-        print(f"{settings_class.stage}: settings are in order")
+        print(f"{stage}: settings are in order")
         return 0
-    shard = getattr(settings, "shard", None)
-    logging.configure(settings.log_form, run=settings.run_name, stage=settings_class.stage, shard=shard)
+    logging.configure(settings.log_form, run=settings.run_name, stage=stage, shard=getattr(settings, "shard", None))
     stop.listen()
     code, message = _outcome(run, settings)
-    summary.write(settings_class.stage, code, message, settings)
+    summary.write(stage, code, message, settings)
     return code
 
 
@@ -174,20 +174,14 @@ def _outcome(run: Callable[[S], None], settings: S) -> tuple[int, str]:
         return error.exit_code, last
     except KeyboardInterrupt:
         return KeyboardStop.exit_code, "stopped from the keyboard"
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             line = f"no room left on the disk: {error}; free some or point TMPDIR elsewhere"
             logging.get().error(line, exit=75)
             return 75, line
-        return _unforeseen(error)
-    except Exception as error:
-        return _unforeseen(error)
+        traceback.print_exc()
+        return VcotError.exit_code, f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
     return 0, ""
-
-
-def _unforeseen(error: Exception) -> tuple[int, str]:
-    traceback.print_exc()
-    return VcotError.exit_code, f"unforeseen: {''.join(traceback.format_exception_only(error)).strip()}"
 
 
 class Bar:
@@ -199,7 +193,7 @@ class Bar:
         self._last = self._start
         self._progress: Progress | None = None
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         if self.shown and sys.stderr.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self.unit),

@@ -16,7 +16,6 @@ from vcot.grounding import (
     FrameSpec,
     Mention,
     Parsed,
-    Stream,
     Trace,
     parse,
     read_reply,
@@ -37,24 +36,32 @@ RED, BLUE = Mention("red gear", (GEAR,)), Mention("blue lever", (LEVER,))
 TRACE = Trace(("First, I see the ", RED, " touching the ", BLUE, "."))
 
 
-class TestRender:
-    def test_writes_the_native_form(self):
-        assert render(TRACE, FRAME) == SENTENCE
+NATIVE = "the <ref>gear</ref><box>[100, 200, 300, 400]</box> turns"
+SPECIAL = "the <|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|> turns"
 
-    def test_ordinary_prose_is_not_touched(self):
-        assert render(Trace(('if a < b & c > d: {"x"} &amp; <b>[1, 2, 3, 4]</b>',)), FRAME) == (
-            'if a < b & c > d: {"x"} &amp; <b>[1, 2, 3, 4]</b>'
-        )
 
-    def test_what_looks_like_a_tag_is_escaped(self):
-        trace = Trace(("write <box> or &lt;", Mention("</ref>", (GEAR,))))
-        text = "write &lt;box> or &amp;lt;<ref>&lt;/ref></ref><box>[100, 200, 300, 400]</box>"
-        assert render(trace, FRAME) == text
-        assert parse(text, FRAME).trace == trace
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vcot", NATIVE), ("obj-bbox", NATIVE.replace("ref>", "obj>").replace("box>", "bbox>")),
+        ("qwen-special", SPECIAL), ("qwen-vl", NATIVE.replace("[100, 200, 300, 400]", "(100,200),(300,400)")),
+        ("qwen-json", 'the [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}] turns'),
+    ],
+)  # fmt: skip
+def test_each_dialect_is_written_as_its_models_write_it(name, text):
+    assert render(Trace(("the ", Mention("gear", (GEAR,)), " turns")), FRAME, name) == text
 
-    def test_a_box_of_another_image_is_refused(self):
-        with pytest.raises(BoxError, match="not a box of this image"):
-            render(TRACE, FrameSpec("thousandths").on(200, 200))
+
+def test_only_what_looks_like_a_tag_is_escaped():
+    trace = Trace(('if a < b & c: {"x"} &amp; <b>[1]</b> <box> &lt;', Mention("</ref>", (GEAR,))))
+    text = 'if a < b & c: {"x"} &amp; <b>[1]</b> &lt;box> &amp;lt;<ref>&lt;/ref></ref><box>[100, 200, 300, 400]</box>'
+    assert render(trace, FRAME) == text
+    assert parse(text, FRAME).trace == trace
+
+
+def test_a_box_of_another_image_is_refused():
+    with pytest.raises(BoxError, match="not a box of this image"):
+        render(TRACE, FrameSpec("thousandths").on(200, 200))
 
 
 @unhurried
@@ -63,23 +70,6 @@ class TestRender:
 def test_escaped_prose_comes_back_and_holds_no_tag(text):
     assert unescape(escape(text)) == text
     assert parse(escape(text), FRAME) == Parsed(Trace((text,)), ())
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("vcot", "the <ref>gear</ref><box>[100, 200, 300, 400]</box> turns"),
-        ("obj-bbox", "the <obj>gear</obj><bbox>[100, 200, 300, 400]</bbox> turns"),
-        (
-            "qwen-special",
-            "the <|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|> turns",
-        ),
-        ("qwen-vl", "the <ref>gear</ref><box>(100,200),(300,400)</box> turns"),
-        ("qwen-json", 'the [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}] turns'),
-    ],
-)
-def test_each_dialect_is_written_as_its_models_write_it(name, text):
-    assert render(Trace(("the ", Mention("gear", (GEAR,)), " turns")), FRAME, name) == text
 
 
 @unhurried
@@ -92,77 +82,48 @@ def test_every_dialect_gives_the_trace_back_within_the_rounding_of_the_frame(dra
 
 
 def test_mentions_alone_are_json_that_other_readers_understand():
-    trace = Trace((Mention("gear", (GEAR, LEVER)), Mention('a "quoted" {label}\n', (LEVER,))))
-    assert json.loads(render(trace, FRAME, "qwen-json")) == [
-        {"bbox_2d": [100, 200, 300, 400], "label": "gear"},
-        {"bbox_2d": [350, 180, 500, 250], "label": "gear"},
-        {"bbox_2d": [350, 180, 500, 250], "label": 'a "quoted" {label}\n'},
-    ]
+    mentions = (Mention("gear", (GEAR, LEVER)), Mention('a "quoted" {label}\n', (LEVER,)))
+    found = [(each["label"], each["bbox_2d"]) for each in json.loads(render(Trace(mentions), FRAME, "qwen-json"))]
+    assert found == [(mention.label, box.as_list()) for mention in mentions for box in mention.boxes]
+    twice = Trace((RED, RED))
+    assert parse(render(twice, FRAME, "qwen-json"), FRAME).trace == twice
 
 
-def test_the_same_label_twice_in_a_row_stays_two_mentions_in_json():
-    trace = Trace((Mention("gear", (GEAR,)), Mention("gear", (LEVER,))))
-    assert parse(render(trace, FRAME, "qwen-json"), FRAME).trace == trace
+ONE = [("gear", (GEAR,))]
+TWO = [("gears", (GEAR, LEVER))]
+APART = [("gear", (GEAR,)), ("", (LEVER,))]
+
+
+@pytest.mark.parametrize(
+    ("written", "mentions"),
+    [
+        *((f"<ref>gear</ref><box>{content}</box>", ONE) for content in (
+            "[100, 200, 300, 400]", "[100.0,200.00,3e2,+400]", "[ 100,200 , 300  400 ]", "100, 200, 300, 400",
+            "[[100, 200, 300, 400]]", "[[100, 200], [300, 400]]", "(100,200),(300,400)", "[100, 200, 300, 400,]",
+            "\n```json\n[100, 200, 300, 400]\n```\n",
+        )),
+        (f"```\n{NATIVE}\n```", ONE), (NATIVE.replace("ref>", "REF>").replace("box>", "Box>"), ONE), (SPECIAL, ONE),
+        ("<obj>gear</obj> \n, which is at <bbox>[100, 200, 300, 400]</bbox>", ONE),
+        ('```json\n[\n  {"label": "gear", "bbox_2d": [100, 200, 300, 400,],},\n]\n```', ONE),
+        ("{'bbox_2d': [100, 200, 300, 400], 'label': 'gear'}", ONE),
+        ('{"id": 3, "bbox_2d": "[100, 200, 300, 400]", "label": "gear", "score": 0.5}', ONE),
+        ('{"objects": [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]}', ONE),
+        *((f"<ref>gears</ref><box>[100, 200, 300, 400]</box>{between}<box>[350, 180, 500, 250]</box>", TWO)
+          for between in ("", ", ", " and ")),
+        ("<ref>gears</ref><box>[[100, 200, 300, 400], [350, 180, 500, 250]]</box>", TWO),
+        ('[{"bbox_2d": [100,200,300,400], "label": "gears"},\n {"bbox_2d": [350,180,500,250], "label": "gears"}]', TWO),
+        (NATIVE + " <box>[350, 180, 500, 250]</box>", APART),
+        ("rows [100, 200, 300, 400]", []), ('as in {"label": "gear"} and {"a": ', []),
+    ],
+)  # fmt: skip
+def test_one_gear_and_two_in_many_spellings(written, mentions):
+    parsed = parse(written, FRAME)
+    assert [(mention.label, mention.boxes) for mention in parsed.trace.mentions] == mentions
+    assert parsed.well_formed
+    assert mentions or parsed.trace == Trace((written,))
 
 
 class TestParse:
-    def boxes(self, text):
-        parsed = parse(text, FRAME)
-        return [(mention.label, *mention.boxes) for mention in parsed.trace.mentions], parsed.well_formed
-
-    @pytest.mark.parametrize(
-        "written",
-        [
-            "<ref>gear</ref><box>[100, 200, 300, 400]</box>", "<ref>gear</ref><box>[100.0,200.00,3e2,+400]</box>",
-            "<ref>gear</ref><box>[ 100,200 , 300  400 ]</box>", "<ref>gear</ref><box>100, 200, 300, 400</box>",
-            "<ref>gear</ref><box>[[100, 200, 300, 400]]</box>", "<ref>gear</ref><box>[[100, 200], [300, 400]]</box>",
-            "<ref>gear</ref><box>(100,200),(300,400)</box>", "<ref>gear</ref><box>[100, 200, 300, 400,]</box>",
-            "<ref>gear</ref><box>\n```json\n[100, 200, 300, 400]\n```\n</box>",
-            "<ref>gear</ref> \n<box>[100, 200, 300, 400]</box>",
-            "<ref>gear</ref>, which is at <box>[100, 200, 300, 400]</box>",
-            "```\n<ref>gear</ref><box>[100, 200, 300, 400]</box>\n```",
-            "<REF>gear</REF><Box>[100, 200, 300, 400]</Box>", "<obj>gear</obj><bbox>[100, 200, 300, 400]</bbox>",
-            "<|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>",
-            '[{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]',
-            '```json\n[\n  {"label": "gear", "bbox_2d": [100, 200, 300, 400,],},\n]\n```',
-            "{'bbox_2d': [100, 200, 300, 400], 'label': 'gear'}",
-            '{"id": 3, "bbox_2d": "[100, 200, 300, 400]", "label": "gear", "score": 0.5}',
-        ],
-    )  # fmt: skip
-    def test_one_gear_in_many_spellings(self, written):
-        assert self.boxes(written) == ([("gear", GEAR)], True)
-
-    @pytest.mark.parametrize(
-        "written",
-        [
-            "<ref>gears</ref><box>[100, 200, 300, 400]</box><box>[350, 180, 500, 250]</box>",
-            "<ref>gears</ref><box>[100, 200, 300, 400]</box>, <box>[350, 180, 500, 250]</box>",
-            "<ref>gears</ref><box>[100, 200, 300, 400]</box> and <box>[350, 180, 500, 250]</box>",
-            "<ref>gears</ref><box>[[100, 200, 300, 400], [350, 180, 500, 250]]</box>",
-            '[{"bbox_2d": [100,200,300,400], "label": "gears"},\n {"bbox_2d": [350,180,500,250], "label": "gears"}]',
-        ],
-    )
-    def test_two_boxes_of_one_label(self, written):
-        assert self.boxes(written) == ([("gears", GEAR, LEVER)], True)
-
-    def test_a_box_after_other_words_is_not_the_labels_second_one(self):
-        text = "<ref>gear</ref><box>[100, 200, 300, 400]</box> turns <box>[350, 180, 500, 250]</box>"
-        assert self.boxes(text) == ([("gear", GEAR), ("", LEVER)], True)
-
-    def test_a_box_without_a_label_has_the_empty_one(self):
-        assert self.boxes("see <box>[100, 200, 300, 400]</box>") == ([("", GEAR)], True)
-
-    def test_numbers_outside_of_tags_are_no_box(self):
-        assert parse("rows [100, 200, 300, 400]", FRAME).trace == Trace(("rows [100, 200, 300, 400]",))
-
-    def test_json_that_speaks_of_no_box_is_prose(self):
-        text = 'as in {"label": "gear"} and {"a": '
-        assert parse(text, FRAME) == Parsed(Trace((text,)), ())
-
-    def test_an_object_inside_another_is_found(self):
-        text = '{"objects": [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}]}'
-        assert self.boxes(text) == ([("gear", GEAR)], True)
-
     @pytest.mark.parametrize(
         ("content", "fault"),
         [
@@ -198,18 +159,13 @@ class TestParse:
             ('[{"bbox_2d": [100, 200, 300, 400], {"bbox_2d": [1, 2, 3, 4]}]', ["unbalanced_tag"], [""]),
             ('{"bbox_2d": [100, 200, 300], "label": "gear"}', ["wrong_count"], []),
             ('{"bbox_2d": null, "label": "gear"}', ["not_a_number"], []),
+            ("<ref>gears</ref><box>[9, 9, 1, 1]</box><box>[100, 200, 300, 400]</box>", ["inverted"], ["gears"]),
         ],
     )  # fmt: skip
     def test_what_is_left_open_or_alone_is_a_fault(self, text, kinds, mentions):
         parsed = parse(text, FRAME)
         assert [fault.kind for fault in parsed.faults] == kinds
         assert [mention.label for mention in parsed.trace.mentions] == mentions
-
-    def test_one_faulty_box_does_not_cost_the_good_one_beside_it(self):
-        text = "<ref>gears</ref><box>[9, 9, 1, 1]</box><box>[100, 200, 300, 400]</box>"
-        parsed = parse(text, FRAME)
-        assert parsed.trace.mentions == (Mention("gears", (GEAR,)),)
-        assert [fault.kind for fault in parsed.faults] == [BoxFault.INVERTED]
 
     @unhurried
     @given(st.text(max_size=200) | snippets, st.sampled_from(SPECS))
@@ -233,35 +189,13 @@ class TestParse:
             assert time.process_time() - started < 2
 
 
-class TestStream:
-    @unhurried
-    @given(framed_traces().map(lambda drawn: render(drawn[1], drawn[0])) | snippets, st.data())
-    def test_how_the_text_is_cut_does_not_matter(self, text, data):
-        cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=6).map(sorted) | st.just(range(len(text))))
-        stream = Stream(FRAME)
-        chunks = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        seen = [mention for chunk in chunks for mention in stream.feed(chunk)]
-        parsed = stream.close()
-        assert parsed == parse(text, FRAME)
-        assert [(m.label, m.boxes[0]) for m in seen] == [(m.label, b) for m in parsed.trace.mentions for b in m.boxes]
-
-    def test_a_box_is_reported_with_the_last_letter_of_its_tag(self):
-        stream = Stream(FRAME)
-        reported = {}
-        for index, char in enumerate(SENTENCE):
-            for mention in stream.feed(char):
-                reported[SENTENCE[: index + 1]] = mention
-        assert list(reported.values()) == [RED, BLUE]
-        assert all(text.endswith("]</box>") for text in reported)
+def test_a_reply_is_the_reasoning_and_an_answer_of_one_line():
+    assert render_reply(TRACE, "two\n lines", FRAME) == SENTENCE + "\nAnswer: two lines"
+    reply = read_reply("a\nAnswer: up\nb\nAnswer: down\nand more")
+    assert (reply.answer, reply.after, reply.marks) == ("down", "and more", 2)
 
 
 class TestReply:
-    def test_reasoning_comes_first_and_the_answer_last(self):
-        assert render_reply(TRACE, "up", FRAME) == SENTENCE + "\nAnswer: up"
-
-    def test_an_answer_is_one_line(self):
-        assert render_reply(Trace(()), "two\n lines", FRAME) == "Answer: two lines"
-
     @unhurried
     @given(framed_traces(), st.from_regex(r"[a-zA-Z0-9$%.,' -]{1,20}", fullmatch=True).filter(lambda t: t.strip()))
     def test_splitting_gives_reasoning_and_answer_back(self, drawn, answer):
@@ -288,7 +222,3 @@ class TestReply:
     )  # fmt: skip
     def test_the_answer_is_found_where_models_put_it(self, text, reasoning, answer):
         assert split_answer(text) == (reasoning, answer)
-
-    def test_what_follows_the_answer_and_how_often_it_is_marked_is_told(self):
-        reply = read_reply("a\nAnswer: up\nb\nAnswer: down\nand more")
-        assert (reply.answer, reply.after, reply.marks) == ("down", "and more", 2)

@@ -40,8 +40,10 @@ def write(path: Path, examples: list[Example]) -> Path:
 def test_examples_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> None:
     first = [example(n, image=n % 6 != 0) for n in range(70)]
     second = [example(n) for n in range(100, 103)]
-    found = Examples([write(tmp_path / "a", first), write(tmp_path / "b", second)])
+    found = Examples([write(tmp_path / "a", first), write(tmp_path / "none", []), write(tmp_path / "b", second)])
+    assert (tmp_path / "a").read_bytes() == write(tmp_path / "again", first).read_bytes()
     assert len(found) == 73
+    assert found.rows[8:10] == [Row("s8#0", "s8", 2, "validation", 6), Row("s9#0", "s9", 0, "train", 7)]
     assert [found[i] for i in (72, 0, 69, 70, 33, -1)] == [
         second[2], first[0], first[69], second[0], first[33], second[2],
     ]  # fmt: skip
@@ -49,40 +51,20 @@ def test_examples_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> 
     assert found[68:71] == [*first[68:], second[0]]
     with pytest.raises(IndexError):
         found[73]
-
-
-def test_which_example_is_which_is_known_without_reading_images(tmp_path: Path) -> None:
-    found = Examples([write(tmp_path / "a", [example(8), example(9)])])
-    assert found.rows == [Row("s8#0", "s8", 2, "validation", 6), Row("s9#0", "s9", 0, "train", 7)]
-
-
-def test_the_same_examples_give_the_same_bytes(tmp_path: Path) -> None:
-    examples = [example(n) for n in range(50)]
-    paths = [write(tmp_path / name, examples) for name in "ab"]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
+    copy = pickle.loads(pickle.dumps(found))  # noqa: S301  (to a worker process, without open files)
+    assert not copy._open
+    assert copy[72] == second[2]
 
 
 def test_row_groups_are_bounded_by_rows_and_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "rows", [example(n) for n in range(2 * GROUP_ROWS + 1)])
+    found = Examples([path], groups_in_memory=2)
+    assert (len(list(found)), len(found._cache)) == (2 * GROUP_ROWS + 1, 2)
     metadata = pq.ParquetFile(path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [GROUP_ROWS, GROUP_ROWS, 1]
     monkeypatch.setattr("vcot.records.example.GROUP_BYTES", 3 * len(png(1)))
     path = write(tmp_path / "bytes", [example(n) for n in range(10)])
     assert pq.ParquetFile(path).metadata.num_row_groups >= 4
-
-
-def test_only_a_few_row_groups_stay_in_memory(tmp_path: Path) -> None:
-    found = Examples([write(tmp_path / "a", [example(n) for n in range(GROUP_ROWS * 5)])], groups_in_memory=2)
-    assert len(list(found)) == GROUP_ROWS * 5
-    assert len(found._cache) == 2
-
-
-def test_it_travels_to_a_worker_process_without_open_files(tmp_path: Path) -> None:
-    found = Examples([write(tmp_path / "a", [example(n) for n in range(40)])])
-    assert found[39] == example(39)
-    copy = pickle.loads(pickle.dumps(found))  # noqa: S301
-    assert not copy._open
-    assert copy[39] == example(39)
 
 
 def test_datasets_opens_the_file_as_it_is_with_images_as_images(
@@ -100,19 +82,11 @@ def test_datasets_opens_the_file_as_it_is_with_images_as_images(
     row = table[5]
     assert row["image"].size == (56, 28)
     assert row["image"].getpixel((0, 0)) == (5, 0, 0)
-    assert (tuple(row["ids"]), tuple(row["labels"]), row["image_grid"]) == (
-        example(5).ids,
-        example(5).labels,
-        [1, 2, 4],
-    )
-    assert table[3]["image"] is None
-    assert table[3]["image_grid"] is None
+    wanted = example(5)
+    assert (tuple(row["ids"]), tuple(row["labels"]), row["image_grid"]) == (wanted.ids, wanted.labels, [1, 2, 4])
+    assert table[3]["image"] is table[3]["image_grid"] is None
     streamed = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
     assert next(iter(streamed))["id"] == "s0#0"
-
-
-def test_a_shard_without_examples_is_a_file_too(tmp_path: Path) -> None:
-    assert len(Examples([write(tmp_path / "none", []), write(tmp_path / "one", [example(1)])])) == 1
 
 
 def test_a_file_that_is_cut_or_of_other_columns_is_refused_by_name(tmp_path: Path) -> None:

@@ -31,27 +31,17 @@ def test_index_and_count_have_two_names_each() -> None:
     assert (one.shard, one.num_shards) == (3, 8)
 
 
-def test_in_a_pod_the_index_is_that_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_pod_the_index_is_that_of_its_job_where_nobody_says_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "5")
     assert load(*SHARDS).shard == 5
+    for part in ("all", "prepare", "finish"):  # pods of train on several nodes have one, too
+        assert load(*GIVEN, "--part", part).shard is None
+    assert TrainSettings.load(["--run-uri", "r", "--base-uri", "b"])[0].shard is None
     monkeypatch.setenv("VCOT_PART", "shards")
     assert load(*GIVEN).shard == 5
-
-
-def test_who_says_a_shard_is_believed_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JOB_COMPLETION_INDEX", "5")
     monkeypatch.setenv("VCOT_SHARD", "6")
     assert load(*SHARDS).shard == 6
     assert load(*SHARDS, "--shard-index", "7").shard == 7
-
-
-@pytest.mark.parametrize("part", ["all", "prepare", "finish"])
-def test_elsewhere_the_index_means_nothing(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """Pods of train on several nodes have one, too."""
-    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
-    assert load(*GIVEN, "--part", part).shard is None
-    if part == "all":
-        assert TrainSettings.load(["--run-uri", "r", "--base-uri", "b"])[0].shard is None
 
 
 def test_a_shard_without_its_part_is_refused_by_the_name_in_the_help() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
@@ -67,6 +67,7 @@ def test_a_stage_that_is_done_leaves_its_facts(log: Path) -> None:
     about = {"stage": "nap", "run": "night", "part": "shards", "shard": 2, "exit": 0}
     assert said == about | {"shards": 4, "rows": 7, "noise": ""}
     assert next(iter(said)) == "stage"
+    assert end("--check", "--end", "bug") == 0  # which starts nothing
 
 
 @pytest.mark.parametrize(
@@ -112,22 +113,6 @@ def test_a_long_message_is_cut_and_a_place_that_cannot_be_written_changes_nothin
     summary.path = tmp_path / "nowhere" / "log"
     summary.write("nap", 0, "", None)
     assert not summary.path.exists()
-
-
-def test_lines_in_a_pod_are_json_with_run_stage_and_shard(
-    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "x")
-    end("--part", "shards", "--shard", "3", "--end", "InputError")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [line["shard"] for line in lines] == [3, 3, 3]
-    begun = lines[0]
-    assert (begun["event"], begun["run"], begun["stage"], begun["pillow"]) == ("begun", "night", "nap", "soft")
-
-
-def test_a_check_starts_nothing(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert end("--check", "--end", "bug") == 0
-    assert capsys.readouterr() == ("nap: settings are in order\n", "")
 
 
 # --- in processes of their own: signals, and what libraries write ---------------------------------------------
@@ -186,12 +171,14 @@ def test_a_signal_lets_the_stage_leave_in_order(log: Path, number: int, code: in
 
 
 def test_a_key_of_the_environment_leaves_the_process_nowhere(log: Path) -> None:
-    process = start(log, "runs/day", VCOT_LOG_FORM="json")
+    process = start(log, "runs/day", KUBERNETES_SERVICE_HOST="x")
     out, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "Traceback" in said
     assert out == "[redacted]\n"
     assert said.count("[redacted]") >= 5
+    line = json.loads(said.splitlines()[0])  # in a pod
+    assert (line["event"], line["run"], line["stage"]) == ("asked with [redacted]", "day", "nap")
     word = json.loads(log.read_text())
     assert word["last"] == "[redacted]"
     assert word["message"].endswith("[red")  # cut where it is too long, after its key was taken out

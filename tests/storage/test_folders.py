@@ -7,16 +7,16 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tools.push import push_folder
 from vcot.errors import InputError, Interrupted, SettingsError, TemporaryError
 from vcot.stage import stop
 from vcot.storage import Store, join, put_folder
-from vcot.storage.folders import MANIFEST, fetch_folder, fetch_with_digest, folder_digest, push_folder
+from vcot.storage.folders import MANIFEST, fetch_folder, fetch_with_digest, folder_digest, read_manifest
 
 store = Store()
 MIB = 1 << 20
@@ -57,6 +57,10 @@ class Counted(Store):
 
 
 def test_what_is_pushed_comes_back_with_the_digest_of_the_folder(base: Path, tmp_path: Path, minio_place: str) -> None:
+    before = folder_digest(store, str(base))
+    push_folder(store, base, str(base), ())  # its manifest is not believed
+    assert fetch_with_digest(store, base.as_uri(), Path("nowhere")) == (base, before)
+    (base / MANIFEST).unlink()
     place = minio_place
     manifest = push_folder(store, base, place, NAMES)
     assert manifest.whole
@@ -67,26 +71,6 @@ def test_what_is_pushed_comes_back_with_the_digest_of_the_folder(base: Path, tmp
     put_folder(store, base, join(place, "plain"))  # without a manifest it is taken as it is
     folder, plain = fetch_with_digest(store, join(place, "plain"), tmp_path / "there")
     assert (contents(folder), plain) == (contents(base), digest)
-
-
-def test_a_local_folder_is_used_where_it_is_and_its_manifest_is_not_believed(base: Path) -> None:
-    before = folder_digest(store, str(base))
-    push_folder(store, base, str(base), ())  # leaves a manifest that names nothing
-    assert fetch_with_digest(store, base.as_uri(), Path("nowhere")) == (base, before)
-
-
-def test_what_is_there_already_is_not_fetched_again_unless_it_is_another(
-    base: Path, moto_place: str, tmp_path: Path
-) -> None:
-    push_folder(store, base, moto_place, NAMES)
-    counted, here = Counted(), tmp_path / "here"
-    fetch_folder(counted, moto_place, here, only=lambda name: name != "weights")
-    assert sorted(counted.down) == ["config.json", "empty"]
-    counted.down.clear()
-    (here / "config.json").write_bytes(b"[]")  # of the same size
-    fetch_folder(counted, moto_place, here)
-    assert sorted(counted.down) == ["config.json", "weights"]
-    assert contents(here) == contents(base)
 
 
 def test_a_file_that_is_not_what_its_manifest_says_is_refused_by_name(
@@ -104,14 +88,6 @@ def test_a_file_that_is_not_what_its_manifest_says_is_refused_by_name(
     store.delete(join(minio_place, "weights"))
     with pytest.raises(InputError, match=r"weights: no such object .*push the folder again"):
         fetch_folder(store, minio_place, tmp_path / "here")
-
-
-@pytest.mark.parametrize("name", ["/out", "a/../../out"])
-def test_a_manifest_does_not_write_outside_its_folder(moto_place: str, tmp_path: Path, name: str) -> None:
-    listed = {"size": 1, "sha256": "0" * 64}
-    store.write(join(moto_place, MANIFEST), json.dumps({"whole": True, "files": {name: listed}}).encode())
-    with pytest.raises(InputError, match="no name of a file below the folder"):
-        fetch_folder(store, moto_place, tmp_path / "here")
 
 
 class Cut(Counted):
@@ -151,30 +127,43 @@ def test_a_push_that_was_cut_off_is_no_base_and_goes_on(base: Path, tmp_path: Pa
         push_folder(store, base, place, NAMES)
 
 
-def test_no_room_is_known_before_anything_is_fetched(
+def test_what_is_there_already_is_not_fetched_again_unless_it_is_another(
     base: Path, moto_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push_folder(store, base, moto_place, NAMES)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10 * MIB}))
-    with pytest.raises(TemporaryError, match="18 MiB are needed, 10 are free"):
-        fetch_folder(store, moto_place, tmp_path / "here")
+    counted, here = Counted(), tmp_path / "here"
+    fetch_folder(counted, moto_place, here, only=lambda name: name != "weights")
+    assert sorted(counted.down) == ["config.json", "empty"]
+    (here / "config.json").write_bytes(b"[]")  # of the same size
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10 * MIB}))
+        with pytest.raises(TemporaryError, match="18 MiB are needed, 10 are free"):
+            fetch_folder(counted, moto_place, here)
+    fetch_folder(counted, moto_place, here)
+    assert sorted(counted.down) == ["config.json", "config.json", "empty", "weights"]
+    assert contents(here) == contents(base)
 
 
-@pytest.fixture
-def asked_to_stop() -> Iterator[None]:
-    stop.join()
-    yield
-    stop._asked.clear()
+@pytest.mark.parametrize("name", ["/out", "a/../../out"])
+def test_a_manifest_does_not_write_outside_its_folder(folder_place: str, name: str) -> None:
+    listed = {"size": 1, "sha256": "0" * 64}
+    store.write(join(folder_place, MANIFEST), json.dumps({"whole": True, "files": {name: listed}}).encode())
+    with pytest.raises(InputError, match="no name of a file below the folder"):
+        read_manifest(store, folder_place)
 
 
 def test_asked_to_stop_it_leaves_soon_and_leaves_no_piece(
-    base: Path, moto_place: str, tmp_path: Path, asked_to_stop: None
+    base: Path, moto_place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_folder(store, base, moto_place)
-    with pytest.raises(Interrupted):
-        store.download(join(moto_place, "weights"), tmp_path / "here" / "weights")
-    with pytest.raises(Interrupted):
-        fetch_folder(store, moto_place, tmp_path / "here")
+    monkeypatch.setattr(stop, "_asked", threading.Event())
+    stop.join()
+    for fetch in (
+        lambda: store.download(join(moto_place, "weights"), tmp_path / "here" / "weights"),
+        lambda: fetch_folder(store, moto_place, tmp_path / "here"),
+    ):
+        with pytest.raises(Interrupted):
+            fetch()
     assert contents(tmp_path / "here") == {}
 
 
@@ -184,16 +173,12 @@ def test_an_object_that_is_replaced_while_it_is_read_in_ranges_is_not_half_of_ea
     from vcot.storage import Changed, s3
 
     monkeypatch.setattr(s3, "PART", MIB)  # 19 of them, so most are asked for later
-    uri = join(minio_place, "weights")
+    uri, turn, left = join(minio_place, "weights"), threading.Lock(), [True]
     store.upload(base / "weights", uri)
-    replaced = False
-    turn = threading.Lock()  # nobody goes on reading meanwhile
 
     def replace(_: int) -> None:
-        nonlocal replaced
-        with turn:
-            if not replaced:
-                replaced = True
+        with turn:  # nobody goes on reading meanwhile
+            if left and left.pop():
                 store.write(uri, b"x" * (18 * MIB + 7))
 
     with pytest.raises(Changed, match="changed while it was read"):

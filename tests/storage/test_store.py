@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,6 @@ ODD = [
 ]  # fmt: skip
 
 
-def test_odd_characters_are_ordinary(any_place: str) -> None:
-    uris = [join(any_place, "odd", key) for key in ODD]
-    for uri in uris:
-        assert store.write_once(uri, uri.encode())
-        assert store.read(uri) == uri.encode()
-        assert store.stat(uri) == Entry(uri, len(uri.encode()))
-    assert [entry.uri for entry in store.list(any_place)] == sorted(uris)
-
-
 def test_what_is_written_is_read(any_place: str, tmp_path: Path) -> None:
     uri = join(any_place, "x")
     for data in (b"", bytes(range(100))):
@@ -55,7 +44,16 @@ def test_what_is_written_is_read(any_place: str, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy"]
 
 
-def test_a_stream_seeks_and_closing_it_decides_nothing(any_place: str) -> None:
+def test_odd_characters_are_ordinary(any_place: str) -> None:
+    uris = [join(any_place, "odd", key) for key in ODD]
+    for uri in uris:
+        assert store.write_once(uri, uri.encode())
+        assert store.read(uri) == uri.encode()
+        assert store.stat(uri) == Entry(uri, len(uri.encode()))
+    assert [entry.uri for entry in store.list(any_place)] == sorted(uris)
+
+
+def test_a_stream_seeks(any_place: str) -> None:
     uri = join(any_place, "images.zip")
     with store.open_write(uri) as target, zipfile.ZipFile(target, "w") as archive:
         for number in range(20):
@@ -63,16 +61,20 @@ def test_a_stream_seeks_and_closing_it_decides_nothing(any_place: str) -> None:
     with store.open_read(uri) as source, zipfile.ZipFile(source) as archive:
         assert archive.read("7.txt") == b"image 7" * 1000
         assert archive.testzip() is None
-    for fails in (True, False):
-        try:
-            with store.open_write(join(any_place, "lines.gz")) as target:
-                with gzip.open(target, "wt") as lines:
-                    lines.write("one\n")
-                target.close()
-                assert not fails
-        except AssertionError:
-            assert store.stat(join(any_place, "lines.gz")) is None
-    assert gzip.decompress(store.read(join(any_place, "lines.gz"))) == b"one\n"
+
+
+@pytest.mark.parametrize("megabytes", [0, 20])
+def test_an_exception_leaves_what_was_there(any_place: str, megabytes: int) -> None:
+    fresh, old = join(any_place, "fresh"), join(any_place, "old")
+    store.write(old, b"before")
+    for uri in (fresh, old):
+        with suppress(ZeroDivisionError), store.open_write(uri) as target:
+            target.write(b"x" * (megabytes << 20) + b"half")
+            target.close()  # which decides nothing
+            raise ZeroDivisionError
+    assert store.stat(fresh) is None
+    assert store.read(old) == b"before"
+    assert [entry.uri for entry in store.list(any_place)] == [old]
 
 
 def test_a_race_to_write_once_has_one_winner(any_place: str) -> None:
@@ -105,25 +107,6 @@ def test_what_is_larger_than_a_part_arrives_whole(any_place: str, tmp_path: Path
     assert store.digest(join(any_place, "again")) == hashlib.sha256(whole).hexdigest()
     seam = 16 << 20
     assert store.read_range(uri, seam - 5, 10) == whole[seam - 5 : seam + 5]
-
-
-@pytest.mark.parametrize("megabytes", [0, 20])
-def test_an_exception_leaves_what_was_there(any_place: str, megabytes: int) -> None:
-    fresh, old = join(any_place, "fresh"), join(any_place, "old")
-    store.write(old, b"before")
-
-    def fail(uri: str) -> None:
-        with store.open_write(uri) as target:
-            target.write(b"x" * (megabytes << 20))
-            target.write(b"half")
-            raise ZeroDivisionError
-
-    for uri in (fresh, old):
-        with pytest.raises(ZeroDivisionError):
-            fail(uri)
-    assert store.stat(fresh) is None
-    assert store.read(old) == b"before"
-    assert [entry.uri for entry in store.list(any_place)] == [old]
 
 
 def test_a_list_is_sorted_and_complete_over_pages(any_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +172,6 @@ def test_processes_share_one_store(minio_place: str, way: str) -> None:
     assert store.read(uri + "-child") == b"from the child"
 
 
-def test_boto3_is_imported_at_the_first_s3_uri_only() -> None:
-    program = "import sys, vcot.storage as s; s.Store().stat('/x'); sys.exit('boto3' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
 # --- names ---------------------------------------------------------------------------------------------------
 
 
@@ -213,25 +191,16 @@ def test_a_uri_of_another_kind_is_refused_with_what_is_supported(uri: str, says:
     assert repr(uri) in str(caught.value) or not uri
 
 
-@pytest.mark.parametrize(
-    ("base", "parts", "joined"),
-    [
+def test_a_joined_name_stays_below_its_base() -> None:
+    for base, parts, joined in (
         ("s3://b", ("runs", "x.json"), "s3://b/runs/x.json"), ("s3://b/", ("/runs/", ""), "s3://b/runs"),
         ("file:///", ("x",), "file:///x"), ("/", ("x",), "/x"), ("a b", ("###",), "a b/###"), ("s3://b/p", (), "s3://b/p"),
-    ],
-)  # fmt: skip
-def test_join_and_name(base: str, parts: tuple[str, ...], joined: str) -> None:
-    assert join(base, *parts) == joined
-    assert name(joined + "/") == joined.rpartition("/")[2]
-
-
-@given(st.lists(st.text("ab/ #%?.", min_size=1, max_size=6), max_size=3))
-def test_join_stays_below_its_base(parts: list[str]) -> None:
-    if ".." in "/".join(parts).split("/"):
+    ):  # fmt: skip
+        assert join(base, *parts) == joined
+        assert name(joined + "/") == joined.rpartition("/")[2]
+    for parts in (("..",), ("a/../..",), ("a", "..", "b")):
         with pytest.raises(InputError, match="climbs out of s3://b/images"):
             join("s3://b/images", *parts)
-    else:
-        assert f"{join('s3://b/images', *parts)}/".startswith("s3://b/images/")
 
 
 # --- bytes inside objects as places of their own -----------------------------------------------------------------
@@ -260,15 +229,11 @@ def test_bytes_of_one_object_and_of_two(any_place: str, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"^bytes\+.*a/b\.png: .*x\.tar: no such"):
         store.read(missing)
     assert store.stat(shorter) is store.stat(missing) is None
-
-
-def test_nothing_is_written_inside_an_object(folder_place: str) -> None:
-    uri = of_pieces([Piece(join(folder_place, "x.tar"), 6, 10)], "a")
-    for refused in (lambda: store.write(uri, b""), lambda: store.write_once(uri, b""), lambda: store.open_write(uri)):
+    for refused in (lambda: store.write(across, b""), lambda: store.write_once(across, b"")):
         with pytest.raises(UsageError, match="nothing can be written there"):
             refused()
     with pytest.raises(UsageError, match="is not supported"):  # so that no setting takes one for a prefix
-        split("bytes+s3://bucket/x.tar#6+10#a")
+        split(across)
 
 
 NAMES = st.text("abc_-09.#&+ /é", min_size=1, max_size=12)

@@ -6,9 +6,7 @@ import contextlib
 import errno
 import http.server
 import os
-import signal
 import socket
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +27,7 @@ def _every_verb(uri: str, folder: Path) -> dict[str, Callable[[], object]]:
 
     def write_much() -> None:
         with store.open_write(uri) as target:
-            for _ in range(20):
-                target.write(b"x" * (1 << 20))
+            target.write(b"x" * (20 << 20))
 
     return {
         "read": lambda: store.read(uri),
@@ -78,17 +75,14 @@ def test_keys_and_endpoints_that_cannot_work_are_wrong_settings(
     _assert_all(join(minio_place, "x"), tmp_path, SettingsError, says, "refuses the keys or denies access")
 
 
-def test_names_that_nothing_can_have_are_refused(minio_place: str) -> None:
+def test_names_that_nothing_can_have_are_refused_and_a_missing_bucket_is_a_wrong_setting(
+    minio_place: str, tmp_path: Path
+) -> None:
     for uri in ("s3://N_/x", "s3://a b/x"):
         with pytest.raises(UsageError, match="is no name for a bucket"):
             store.read(uri)
     with pytest.raises(InputError, match="cannot hold or give"):
         store.write(minio_place + "/" + "k" * 1100, b"")
-
-
-@pytest.mark.parametrize("kind", ["moto", "minio"])
-def test_a_missing_bucket_is_a_wrong_setting(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
-    request.getfixturevalue(f"{kind}_place")
     _assert_all("s3://no-such-bucket/run/x", tmp_path, SettingsError, "there is no bucket 'no-such-bucket'")
 
 
@@ -171,8 +165,12 @@ def _use(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
 
 
-def _refusal(code: str) -> bytes:
-    return f"<Error><Code>{code}</Code><Message>so\nit is</Message></Error>".encode()
+def _answer(status: int, code: str) -> tuple[int, dict[str, str], bytes, None]:
+    return status, {}, f"<Error><Code>{code}</Code><Message>so\nit is</Message></Error>".encode(), None
+
+
+OK = (200, {}, b"", None)
+LOST, TAKEN = _answer(500, "InternalError"), _answer(412, "PreconditionFailed")
 
 
 @pytest.mark.parametrize(
@@ -186,64 +184,52 @@ def _refusal(code: str) -> bytes:
     ],
 )  # fmt: skip
 def test_each_refusal_has_its_exit_code(
-    script: type[Script],
-    monkeypatch: pytest.MonkeyPatch,
-    status: int,
-    code: str,
-    error: type[VcotError],
-    says: str,
+    script: type[Script], monkeypatch: pytest.MonkeyPatch, status: int, code: str, error: type[VcotError], says: str
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    script.answers = [(status, {}, _refusal(code), None)]
+    script.answers = [_answer(status, code)]
     with pytest.raises(error, match=says) as caught:
         store.write("s3://vcot/x", b"data")
     assert caught.type is error
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_that_is_busy_for_a_moment_is_asked_again(script: type[Script]) -> None:
-    script.answers = [(503, {}, _refusal("ServiceUnavailable"), None)] * 2 + [(200, {}, b"", None)]
-    store.write("s3://vcot/x", b"data")
-    assert len(script.asked) == 3
+def test_what_does_not_answer_like_s3_is_a_wrong_setting(script: type[Script]) -> None:
+    script.answers = [(200, {"ETag": '"1"'}, DATA, None)]
+    with pytest.raises(SettingsError, match="ignores ranges"):
+        store.read_range("s3://vcot/x", 100, 5)
+    script.answers = [(200, {"Content-Type": "text/html"}, b"<html><p>It works!</p></html>", None)]
+    with pytest.raises(SettingsError, match="does not answer like S3"):
+        list(store.list("s3://vcot/x"))
 
 
-def test_a_write_once_whose_answer_was_lost_was_still_ours(script: type[Script]) -> None:
-    """The first try is written, its answer lost; the second is told that something is there: our own bytes."""
-    lost = (500, {}, _refusal("InternalError"), None)
-    taken = (412, {}, _refusal("PreconditionFailed"), None)
-    script.answers = [lost, taken, (200, {"ETag": '"1"'}, b"mine", None)]
-    assert store.write_once("s3://vcot/x", b"mine")
-    script.answers = [lost, taken, (200, {"ETag": '"1"'}, b"theirs", None)]
-    assert not store.write_once("s3://vcot/x", b"mine")
-    script.answers = [taken]
-    assert not store.write_once("s3://vcot/x", b"mine")
+@pytest.mark.parametrize(
+    ("answers", "won"),
+    [
+        # The first try is written, its answer lost; the second is told that something is there: our own bytes, or not.
+        ([LOST, TAKEN, (200, {"ETag": '"1"'}, b"mine", None)], True),
+        ([LOST, TAKEN, (200, {"ETag": '"1"'}, b"theirs", None)], False),
+        ([TAKEN], False), ([_answer(503, "ServiceUnavailable"), OK], True),
+        ([_answer(409, "ConditionalRequestConflict"), OK], True),
+        ([_answer(409, "ConditionalRequestConflict"), TAKEN], False),
+    ],
+)  # fmt: skip
+def test_a_write_once_is_ours_or_it_is_not(script: type[Script], answers: list[Any], won: bool) -> None:
+    script.answers = list(answers)
+    assert store.write_once("s3://vcot/x", b"mine") == won
+    assert len(script.asked) == len(answers)
 
 
-def test_a_write_once_that_met_another_asks_again(script: type[Script]) -> None:
-    conflict = (409, {}, _refusal("ConditionalRequestConflict"), None)
-    script.answers = [conflict, (200, {}, b"", None)]
-    assert store.write_once("s3://vcot/x", b"mine")
-    script.answers = [conflict, (412, {}, _refusal("PreconditionFailed"), None)]
-    assert not store.write_once("s3://vcot/x", b"mine")
-
-
-def test_a_large_object_whose_last_answer_was_lost_is_there(script: type[Script]) -> None:
-    started = (200, {}, b"<R><UploadId>7</UploadId></R>", None)
-    part = (200, {"ETag": '"1"'}, b"", None)
-    gone = (404, {}, _refusal("NoSuchUpload"), None)
-    lost = (500, {}, _refusal("InternalError"), None)
+def test_a_large_object_whose_last_answer_was_lost_is_there(script: type[Script], tmp_path: Path) -> None:
     size = (16 << 20) + 1
-
-    def write() -> None:
-        with store.open_write("s3://vcot/x") as target:
-            target.write(bytes(size))
-
-    script.answers = [started, part, part, lost, gone, (200, {"Content-Length": str(size)}, b"", None)]
-    write()
-    missing, bucket = (404, {}, b"", None), (200, {}, b"", None)
-    script.answers = [started, part, part, lost, gone, missing, bucket]
+    (tmp_path / "x").write_bytes(bytes(size))
+    part = (200, {"ETag": '"1"'}, b"", None)
+    sent = [(200, {}, b"<R><UploadId>7</UploadId></R>", None), part, part, LOST, _answer(404, "NoSuchUpload")]
+    script.answers = [*sent, (200, {"Content-Length": str(size)}, b"", None)]
+    store.upload(tmp_path / "x", "s3://vcot/x")
+    script.answers = [*sent, (404, {}, b"", None), OK]  # no object, and a bucket
     with pytest.raises(TemporaryError):
-        write()
+        store.upload(tmp_path / "x", "s3://vcot/x")
 
 
 DATA = bytes(range(256)) * 20000
@@ -264,21 +250,9 @@ def test_a_broken_download_goes_on_where_it_broke(script: type[Script]) -> None:
     with store.open_read("s3://vcot/x") as source, pytest.raises(Changed, match="x: changed while it was read"):
         source.read()
 
-    script.answers = [first, (404, {}, _refusal("NoSuchKey"), None)]
+    script.answers = [first, _answer(404, "NoSuchKey")]
     with store.open_read("s3://vcot/x") as source, pytest.raises(Changed, match="x: vanished while it was read"):
         source.read()
-
-
-def test_a_server_that_ignores_ranges_is_found_out(script: type[Script]) -> None:
-    script.answers = [(200, {"ETag": '"1"'}, DATA, None)]
-    with pytest.raises(SettingsError, match="ignores ranges"):
-        store.read_range("s3://vcot/x", 100, 5)
-
-
-def test_a_page_that_is_not_s3_is_a_wrong_setting(script: type[Script]) -> None:
-    script.answers = [(200, {"Content-Type": "text/html"}, b"<html><p>It works!</p></html>", None)]
-    with pytest.raises(SettingsError, match="does not answer like S3"):
-        list(store.list("s3://vcot/x"))
 
 
 # --- folders ---
@@ -306,66 +280,41 @@ def test_a_full_disk_is_temporary_and_named(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_an_error_of_the_block_is_not_taken_for_one_of_the_store(tmp_path: Path) -> None:
-    def fail() -> None:
-        with store.open_write(str(tmp_path / "x")) as target:
-            target.write(b"x")
-            raise OSError(errno.ENOSPC, "of somebody else")
-
-    with pytest.raises(OSError, match="of somebody else") as caught:
-        fail()
-    assert caught.type is OSError
-
-
-@pytest.mark.parametrize("kind", ["FIFO", "socket", "character device"])
-def test_only_regular_files_are_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = str(tmp_path / "special")
-    if kind == "FIFO":
-        os.mkfifo(path)
-    elif kind == "socket":
-        monkeypatch.chdir(tmp_path)  # its path must be short
-        with socket.socket(socket.AF_UNIX) as bound:
-            bound.bind("special")
-    else:
-        Path(path).symlink_to("/dev/null")
-    for attempt in (
-        lambda: store.read(path), lambda: store.read_range(path, 0, 1), lambda: store.digest(path),
-        lambda: store.download(path, tmp_path / "copy"), lambda: store.upload(Path(path), str(tmp_path / "copy")),
-        lambda: store.stat(path),
-    ):  # fmt: skip
-        with _given_up_after(5), pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
-            attempt()
-    assert not (tmp_path / "copy").exists()
+def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "FIFO")
+    (tmp_path / "character device").symlink_to("/dev/null")
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    for kind in ("character device", "socket", "FIFO"):
+        path = str(tmp_path / kind)
+        copy = tmp_path / "copy"
+        for verb, values in (
+            (store.stat, (path,)), (store.read, (path,)), (store.read_range, (path, 0, 1)),
+            (store.download, (path, copy)), (store.upload, (Path(path), str(copy))),
+        ):  # fmt: skip
+            with pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
+                verb(*values)
+    assert not copy.exists()
 
 
-@contextlib.contextmanager
-def _given_up_after(seconds: int) -> Iterator[None]:
-    """Fails where something would be waited for without end."""
-
-    def give_up(*_: object) -> None:
-        raise AssertionError(f"it hangs: nothing came of it in {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def test_a_folder_that_cannot_be_listed_is_named_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_and_one_without_hard_links_are_wrong_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "closed").mkdir()
     plain = os.scandir
 
-    def closed(path: str) -> Any:
-        if path.endswith("/closed"):
-            raise PermissionError(errno.EACCES, "Permission denied", path)
+    def refused(path: str, *_: str) -> Any:
+        if path.endswith(("/closed", ".part")):
+            raise PermissionError(errno.EPERM, "Permission denied", path)
         return plain(path)
 
-    monkeypatch.setattr(os, "scandir", closed)  # root may list everything
+    monkeypatch.setattr(os, "scandir", refused)  # root may list everything
+    monkeypatch.setattr(os, "link", refused)
     with pytest.raises(SettingsError, match=f"^{tmp_path}/closed/: permission denied"):
         list(store.list(str(tmp_path)))
+    with pytest.raises(SettingsError, match="has no hard links"):
+        store.write_once(str(tmp_path / "x"), b"x")
 
 
 def test_a_folder_is_not_a_file_nor_a_file_a_folder(tmp_path: Path) -> None:
@@ -387,15 +336,6 @@ def test_a_folder_is_not_a_file_nor_a_file_a_folder(tmp_path: Path) -> None:
         store.read(f"file://{tmp_path}/a%20b")
 
 
-def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    with pytest.raises(SettingsError, match="has no hard links"):
-        store.write_once(str(tmp_path / "x"), b"x")
-
-
 def test_listing_a_folder_follows_links_once_and_hides_what_is_unfinished(tmp_path: Path) -> None:
     real = tmp_path / "elsewhere"
     real.mkdir()
@@ -413,17 +353,3 @@ def test_listing_a_folder_follows_links_once_and_hides_what_is_unfinished(tmp_pa
     assert [uri.removeprefix(str(base)) for uri in uris if "round" not in uri] == ["/linked-too/a.png", "/linked/a.png"]
     with pytest.raises(NotFound, match=f"^{base}/itself: too many levels of symbolic links"):
         store.read(f"{base}/itself")
-
-
-def test_files_have_the_rights_of_any_new_file_and_relative_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "ordinary").touch()
-    expected = stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
-    store.write(str(tmp_path / "x"), b"x")
-    store.write_once(str(tmp_path / "y"), b"y")
-    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "xy"} == {expected}
-    monkeypatch.chdir(tmp_path)
-    store.write("runs/x", b"x")
-    assert [entry.uri for entry in store.list("runs")] == ["runs/x"]
-    assert [entry.uri for entry in store.list(".")] == ["./ordinary", "./runs/x", "./x", "./y"]

@@ -20,12 +20,10 @@ from vcot.grounding.boxes import (
     smart_resize,
 )
 from vcot.grounding.tags import (
-    ANSWER_MARK,
     DIALECTS,
     Fault,
     Parsed,
     Reply,
-    Stream,
     parse,
     read_reply,
     render,

@@ -236,24 +236,25 @@ class FrameSpec:
         of the original all the same, but the processor resizes what it gets.
         """
         _check_size(width, height)
-        if self.name == "resized_pixels":
-            assert self.min_pixels is not None  # __post_init__ saw to it
-            assert self.max_pixels is not None
-            resized = smart_resize(
-                *(kept or (width, height)), min_pixels=self.min_pixels, max_pixels=self.max_pixels, factor=self.factor
-            )
-            return Frame(
-                "resized_pixels", width, height, _Axis.plain(width, resized[0]), _Axis.plain(height, resized[1]), 0
-            )
-        if self.name == "padded_square":
-            side = max(width, height)
-            x_axis = _Axis(width, offset=(side - width) // 2, size=side, span=1)
-            y_axis = _Axis(height, offset=(side - height) // 2, size=side, span=1)
-            return Frame("padded_square", width, height, x_axis, y_axis, decimals=3)
-        if self.name == "pixels":
-            return Frame("pixels", width, height, _Axis.plain(width, width), _Axis.plain(height, height), 2)
-        span, decimals = (1000, 0) if self.name == "thousandths" else (1, 3)
-        return Frame(self.name, width, height, _Axis.plain(width, span), _Axis.plain(height, span), decimals)
+        sizes, offsets = (width, height), (0, 0)
+        match self.name:
+            case "resized_pixels":
+                assert self.min_pixels is not None  # __post_init__ saw to it
+                assert self.max_pixels is not None
+                limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels, "factor": self.factor}
+                spans, decimals = smart_resize(*(kept or (width, height)), **limits), 0
+            case "padded_square":
+                side = max(width, height)
+                sizes, offsets = (side, side), ((side - width) // 2, (side - height) // 2)
+                spans, decimals = (1, 1), 3
+            case "pixels":
+                spans, decimals = (width, height), 2
+            case "thousandths":
+                spans, decimals = (1000, 1000), 0
+            case "fractions":
+                spans, decimals = (1, 1), 3
+        x_axis, y_axis = map(_Axis, offsets, sizes, spans)
+        return Frame(self.name, width, height, x_axis, y_axis, decimals)
 
     def to_dict(self) -> dict[str, str | int]:
         """For JSON; only what has a meaning for this name."""
@@ -275,16 +276,11 @@ class FrameSpec:
 
 @dataclass(frozen=True)
 class _Axis:
-    """number = (pixel + offset) · span / size, over the pixels 0..length of one side of the image."""
+    """number = (pixel + offset) · span / size, over the pixels of one side of the image."""
 
-    length: int
     offset: int
     size: int
     span: int  # numbers run from 0 to this
-
-    @classmethod
-    def plain(cls, length: int, span: int) -> _Axis:
-        return cls(length, offset=0, size=length, span=span)
 
     def number(self, pixel: float) -> float:
         return (pixel + self.offset) * self.span / self.size
@@ -365,9 +361,7 @@ class Frame:
             # Around the middle, which is inside the image, and so is some of the unit that holds it.
             first = max(0, min(math.floor((exact_low + exact_high) / 2), top - 1))
             last = first + 1
-        if self.decimals == 0:
-            return first, last
-        return first / units, last / units
+        return (first, last) if self.decimals == 0 else (first / units, last / units)
 
     def _check_range(self, numbers: tuple[float, float, float, float]) -> None:
         slack = 2 / 10**self.decimals if self.name != "pixels" else 1.0
@@ -426,9 +420,6 @@ def _cut(edges: tuple[float, float, float, float], width: int, height: int) -> t
 
 # --- where a box lies, in words ---------------------------------------------------------------------------
 
-_ROWS = ("top", "", "bottom")
-_COLUMNS = ("left", "", "right")
-
 
 def place(box: Box, width: int, height: int) -> str:
     """One of nine words by the thirds of the image that hold the box's centre.
@@ -436,8 +427,8 @@ def place(box: Box, width: int, height: int) -> str:
     "top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right".
     """
     x, y = (box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2
-    row = _ROWS[min(int(3 * y / height), 2)]
-    column = _COLUMNS[min(int(3 * x / width), 2)]
+    row = ("top", "", "bottom")[min(int(3 * y / height), 2)]
+    column = ("left", "", "right")[min(int(3 * x / width), 2)]
     return f"{row} {column}".strip() or "centre"
 
 

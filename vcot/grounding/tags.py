@@ -1,9 +1,9 @@
 """The text form of a trace: `the <ref>red gear</ref><box>[100, 200, 300, 400]</box> touches …`.
 
-`render` writes it, `parse` reads it, `Stream` reads it while it is still being written. One grammar serves all
-dialects: the reader understands every spelling in SPELLINGS, and JSON objects with a `bbox_2d`, wherever they
-stand. So a model that falls back into the habits of its pre-training is still understood; what it may not do
-is leave things open, count wrongly or use numbers of another frame. That is a Fault, never an exception.
+`render` writes it, `parse` reads it. One grammar serves all dialects: the reader understands every spelling in
+SPELLINGS, and JSON objects with a `bbox_2d`, wherever they stand. So a model that falls back into the habits of its
+pre-training is still understood; what it may not do is leave things open, count wrongly or use numbers of another
+frame. That is a Fault, never an exception.
 
 Prose may hold anything, also what looks like a tag. Where it does, `render` escapes it and `parse` takes the
 escape away: the `<` of a tag becomes `&lt;`, the `{` of a JSON box becomes `&lcub;`, and where the text had
@@ -60,8 +60,6 @@ _TAGS = {
     for kind, pair in (("ref", spelling.ref), ("box", spelling.box))
     for side in (0, 1)
 }
-# No token is the beginning of another, and none has a second `<` or `{` inside. Stream relies on both: a token
-# is a token however the text was cut into chunks, and only the last `<` or `{` can be the start of half a one.
 _FLAGS = re.IGNORECASE | re.ASCII
 _TAG = re.compile("|".join(map(re.escape, _TAGS)), _FLAGS)
 _JSON_START = r"""\{\s*["']\w+["']\s*:"""
@@ -145,8 +143,8 @@ def _render_json(trace: Trace, frame: Frame) -> str:
 
 @dataclass(frozen=True)
 class Dialect:
-    """A way to write. `parse` needs none, it reads them all. Which numbers stand in a text is said by the frame:
-    Qwen2.5-VL wants resized_pixels, the other Qwens thousandths."""
+    """A way to write; `parse` reads them all. Which numbers stand in a text is said by the frame: Qwen2.5-VL wants
+    resized_pixels, the other Qwens thousandths."""
 
     name: str
 
@@ -201,9 +199,7 @@ def parse(text: str, frame: Frame) -> Parsed:
     Faults: UNBALANCED_TAG (its content is in the fault; a label left open stays as prose), NO_BOX_TEXT (a label
     without a box, or an empty box), WRONG_COUNT, NOT_A_NUMBER, and what Frame.decode finds.
     """
-    stream = Stream(frame)
-    stream.feed(text)
-    return stream.close()
+    return _Reader(text, frame).read()
 
 
 @dataclass
@@ -226,40 +222,32 @@ class _Label:
     tried: bool = False  # a box was given, if only a faulty one
 
 
-class Stream:
-    """Reads a text that arrives in pieces. How it is cut does not matter: close() gives what `parse` gives."""
+class _Reader:
+    """One way through a text, from token to token."""
 
-    def __init__(self, frame: Frame) -> None:
-        self._frame = frame
-        self._text = ""
+    def __init__(self, text: str, frame: Frame) -> None:
+        self._text, self._frame = text, frame
         self._done = 0  # up to here the text is understood
-        self._seek = 0  # before here no further token starts
         self._parts: list[str | _Label] = []
         self._faults: list[Fault] = []
-        self._fresh: list[Mention] = []
         self._open: _Open | None = None
         self._current: _Label | None = None  # the label to which a box would belong
-        self._json: int | None = None  # where an unfinished JSON object starts
         self._in_list = False  # after an object of a JSON list that is still open
 
-    def feed(self, chunk: str) -> list[Mention]:
-        """Take the next piece; each box whose tag it closes comes back as a Mention with this one box."""
-        self._text += chunk
-        self._fresh = []
-        while self._next_object() if self._json is not None else self._next_token():
-            pass
-        return self._fresh
-
-    def close(self) -> Parsed:
-        """The text is over; what is still open is a fault. Call it once."""
-        rest, end = self._text[self._done :], len(self._text)
-        if self._json is not None:
-            self._give_up_object(self._json, end)
-        elif self._open is not None:
-            self._open.inner += rest
-            self._give_up(self._open, end)
-        else:
+    def read(self) -> Parsed:
+        while token := (_TOKEN if self._open is None else _TAG).search(self._text, self._done):
+            before = self._text[self._done : token.start()]
+            self._done = token.end()
+            if tag := _TAGS.get(token[0].lower()):
+                self._on_tag(tag, before, token.start(), token.end())
+            else:
+                self._on_object(before, token.start())
+        rest = self._text[self._done :]
+        if self._open is None:
             self._prose(rest)
+        else:
+            self._open.inner += rest
+            self._give_up(self._open, len(self._text))
         parts: list[str | Mention] = []
         for part in self._parts:
             if isinstance(part, str):
@@ -272,23 +260,6 @@ class Stream:
                     self._fault(BoxFault.NO_BOX_TEXT, part.start, part.end)
         self._faults.sort(key=lambda fault: (fault.start, fault.end))
         return Parsed(Trace(tuple(parts)), tuple(self._faults))
-
-    def _next_token(self) -> bool:
-        """Understand the text up to the next token; False if there is none yet."""
-        tokens = _TOKEN if self._open is None else _TAG  # inside a tag, JSON is just text
-        token = tokens.search(self._text, self._seek)
-        if token is None:
-            begun = max(self._text.rfind("<", self._seek), self._text.rfind("{", self._seek))
-            self._seek = begun if begun >= 0 else len(self._text)
-            return False
-        before = self._text[self._done : token.start()]
-        self._done = self._seek = token.end()
-        tag = _TAGS.get(token[0].lower())
-        if tag is None:
-            self._begin_object(before, token.start())
-        else:
-            self._on_tag(tag, before, token.start(), token.end())
-        return True
 
     def _on_tag(self, tag: _Tag, before: str, start: int, end: int) -> None:
         opened = self._open
@@ -353,12 +324,9 @@ class Stream:
                 self._fault(numbers, start, end)
                 continue
             try:
-                box = self._frame.decode(*numbers)
+                label.boxes.append(self._frame.decode(*numbers))
             except BoxError as error:
                 self._fault(error.fault, start, end)
-                continue
-            label.boxes.append(box)
-            self._fresh.append(Mention(label.label, (box,)))
 
     def _fault(self, kind: BoxFault, start: int, end: int) -> None:
         self._faults.append(Fault(kind, start, end, self._text[start:end]))
@@ -366,43 +334,28 @@ class Stream:
     # JSON: [{"bbox_2d": [x1, y1, x2, y2], "label": "…"}, …] anywhere in the prose. Brackets and commas of the
     # list are dropped; objects of one list that follow each other and share their label are one mention.
 
-    def _begin_object(self, before: str, start: int) -> None:
-        self._json = start
-        if self._in_list and re.fullmatch(r"\s*,\s*", before):
-            return
-        self._current = None
-        opening = re.search(r"\[\s*\Z", before)
-        self._prose(before[: opening.start()] if opening else before)
-        self._in_list = opening is not None
-
-    def _next_object(self) -> bool:
-        """Finish the JSON object that was begun; False if its end has not come yet.
-
-        It ends at the first `}` outside a string. Another `{`, a `<`, or a line break inside a string say that
-        it never will. An object that speaks of no box is prose.
-        """
-        assert self._json is not None
-        start = self._json
+    def _on_object(self, before: str, start: int) -> None:
+        """It ends at the first `}` outside a string. Another `{`, a `<`, or a line break inside a string say that
+        it never will, and so does the end of the text. An object that speaks of no box is prose."""
+        if not (self._in_list and re.fullmatch(r"\s*,\s*", before)):
+            self._current = None
+            opening = re.search(r"\[\s*\Z", before)
+            self._prose(before[: opening.start()] if opening else before)
+            self._in_list = opening is not None
         body = _JSON_BODY.match(self._text, start + 1)
         assert body is not None  # it may be empty
         end = body.end()
         string = _JSON_STRING_SO_FAR.match(self._text, end)
         if max(end, string.end() if string else 0) == len(self._text):
-            return False
-        whole = self._text[end] == "}"
-        self._done = self._seek = end + whole
-        self._json = None
-        if whole and _JSON_BOX.search(self._text, start, end):
-            self._add_object(start, end + 1)
+            end = len(self._text)
+        whole = self._text[end : end + 1] == "}"
+        self._done = end + whole
+        if not _JSON_BOX.search(self._text, start, end):
+            self._prose(self._text[start : self._done])
+        elif whole:
+            self._add_object(start, self._done)
         else:
-            self._give_up_object(start, end + whole)
-        return True
-
-    def _give_up_object(self, start: int, end: int) -> None:
-        if _JSON_BOX.search(self._text, start, end):
             self._fault(BoxFault.UNBALANCED_TAG, start, end)
-        else:
-            self._prose(self._text[start:end])
 
     def _add_object(self, start: int, end: int) -> None:
         fields = _JSON_FIELD.findall(self._text, start, end)
@@ -452,8 +405,6 @@ def _words(content: str) -> list[str]:
 
 # ------------------------------------------------------------------------------------ reasoning, then answer
 
-ANSWER_MARK = "Answer:"
-
 _ANSWER_LINE = re.compile(r"^[ \t>*_#-]*(?:final |the )?answer[ \t*_]*[:：]", re.IGNORECASE | re.MULTILINE)
 _ANSWER_BLOCK = re.compile(r"<answer>", re.IGNORECASE)
 _ANSWER_INLINE = re.compile(r"\banswer[ \t]*[:：]", re.IGNORECASE)
@@ -499,7 +450,7 @@ def split_answer(text: str) -> tuple[str, str | None]:
 def render_reply(trace: Trace, answer: str, frame: Frame) -> str:
     """The reasoning in the native form, a line break, and the answer on one line. Raises as `render` does."""
     reasoning = render(trace, frame)
-    line = f"{ANSWER_MARK} {' '.join(answer.split())}"
+    line = f"Answer: {' '.join(answer.split())}"
     return f"{reasoning}\n{line}" if reasoning else line
 
 

@@ -5,7 +5,6 @@ Parts, not offsets into a text, because offsets go stale at the first edit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,7 +51,13 @@ class Trace:
     parts: tuple[str | Mention, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _joined(self.parts))
+        joined: list[str | Mention] = []
+        for part in self.parts:
+            if isinstance(part, str) and joined and isinstance(last := joined[-1], str):
+                joined[-1] = last + part
+            elif part != "":
+                joined.append(part)
+        object.__setattr__(self, "parts", tuple(joined))
 
     @property
     def mentions(self) -> tuple[Mention, ...]:
@@ -83,18 +88,6 @@ class Trace:
         if not isinstance(data, list):
             raise ValueError(f"a trace is a list of texts and mentions; got {data!r:.200}")
         return cls(tuple(part if isinstance(part, str) else Mention.from_json(part) for part in data))
-
-
-def _joined(parts: Iterable[str | Mention]) -> tuple[str | Mention, ...]:
-    joined: list[str | Mention] = []
-    for part in parts:
-        if part == "":
-            continue
-        if isinstance(part, str) and joined and isinstance(last := joined[-1], str):
-            joined[-1] = last + part
-        else:
-            joined.append(part)
-    return tuple(joined)
 
 
 def _box(data: Any) -> Box:

@@ -122,7 +122,16 @@ class Examples(Sequence[Example]):
         self._starts: list[int] = []  # of row groups, over all files
         self._groups: list[tuple[int, int]] = []  # file, row group in it
         for number, path in enumerate(self._paths):
-            self._add(number, path)
+            file = self._file(number)
+            if missing := {field.name for field in _schema()} - set(file.schema_arrow.names):
+                raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids"])
+                self._starts.append(len(self.rows))
+                self._groups.append((number, group))
+                lengths = table["ids"].combine_chunks().value_lengths().to_pylist()
+                columns = (table[name].to_pylist() for name in ("id", "sample", "alternative", "split"))
+                self.rows += [Row(*values) for values in zip(*columns, lengths, strict=True)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,35 +146,15 @@ class Examples(Sequence[Example]):
         index = range(len(self))[index]
         group = bisect_right(self._starts, index) - 1
         row = self._group(group)[index - self._starts[group]]
-        image, grid = row["image"], row["image_grid"]
-        return Example(
-            **row
-            | {
-                "ids": tuple(row["ids"]),
-                "labels": tuple(row["labels"]),
-                "image": image and image["bytes"],
-                "image_grid": grid and tuple(grid),
-            }
-        )
+        image = row["image"] and row["image"]["bytes"]
+        tokens = {name: row[name] and tuple(row[name]) for name in ("ids", "labels", "image_grid")}
+        return Example(**row | tokens | {"image": image})
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}, "_cache": OrderedDict()}
-
-    def _add(self, number: int, path: Path) -> None:
-        file = self._file(number)
-        missing = {field.name for field in _schema()} - set(file.schema_arrow.names)
-        if missing:
-            raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
-        for group in range(file.metadata.num_row_groups):
-            table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids"])
-            self._starts.append(len(self.rows))
-            self._groups.append((number, group))
-            lengths = table["ids"].combine_chunks().value_lengths().to_pylist()
-            columns = (table[name].to_pylist() for name in ("id", "sample", "alternative", "split"))
-            self.rows += [Row(*values) for values in zip(*columns, lengths, strict=True)]
 
     def _file(self, number: int) -> Any:
         import pyarrow as pa
@@ -186,7 +175,7 @@ class Examples(Sequence[Example]):
         number, within = self._groups[group]
         rows: list[dict[str, Any]] = self._file(number).read_row_group(within).to_pylist()
         self._cache[group] = rows
-        while len(self._cache) > self._keep:
+        if len(self._cache) > self._keep:
             self._cache.popitem(last=False)
         return rows
 

@@ -36,6 +36,7 @@ from vcot.redaction import redacted
 from vcot.settings import Settings
 from vcot.stage import Bar, stop, summary
 from vcot.storage import NotFound, Store, join
+from vcot.storage.local import file_digest
 
 DONE = "_done/stage.json"
 _AT_ONCE = 1 << 17
@@ -315,7 +316,7 @@ class Folder(Generic[ShardMetadata, StageMetadata]):
         return marker
 
     def _put(self, path: Path, stem: str, suffix: str) -> File:
-        digest = _digest(path)
+        digest = file_digest(path)
         name = f"{stem}-{digest[:12]}{suffix}"
         self.store.upload(path, join(self.uri, name))
         return File(name=name, sha256=digest, size=path.stat().st_size)
@@ -376,16 +377,6 @@ def run_shards(
     extra, page = report(markers, row_counts) if report is not None else ({}, None)
     folder.write_report({"stage": folder.stage, "row_counts": row_counts.model_dump(), "shards": shards} | extra, page)
     logging.get().info("rows", read=row_counts.rows, kept=row_counts.kept, **row_counts.rejected)
-    _demand_rows(folder, row_counts, max_rejected_share)
-    marker = folder.kind.stage_marker(
-        stage=folder.stage, code=__version__, settings=settings.fingerprint(), inputs=dict(inputs), shards=markers,
-        row_counts=row_counts, metadata=metadata,
-    )  # fmt: skip
-    folder.finish(marker)
-    return marker
-
-
-def _demand_rows(folder: Folder, row_counts: RowCounts, max_rejected_share: float) -> None:
     if row_counts.rows == 0:
         raise InputError(f"{folder.uri}: not one row came in")
     if row_counts.rejected_share > max_rejected_share:
@@ -397,6 +388,12 @@ def _demand_rows(folder: Folder, row_counts: RowCounts, max_rejected_share: floa
         )
     if row_counts.kept == 0:
         raise InputError(f"{folder.uri}: not one row was kept")
+    marker = folder.kind.stage_marker(
+        stage=folder.stage, code=__version__, settings=settings.fingerprint(), inputs=dict(inputs), shards=markers,
+        row_counts=row_counts, metadata=metadata,
+    )  # fmt: skip
+    folder.finish(marker)
+    return marker
 
 
 def _sum_up(shards: int, row_counts: RowCounts | None = None) -> None:
@@ -445,10 +442,9 @@ def _parsed(kind: type[R], data: bytes, uri: str, stage_uri: str) -> R:
         return kind.model_validate_json(data)
     except ValidationError as error:
         faults = {".".join(map(str, fault["loc"])): fault["msg"].lower() for fault in error.errors()}
-    if "version" in faults:
-        raise InputError(f"{uri} was written by another version of vcot. {_make_again(stage_uri)}")
     where, what = next(iter(faults.items()))
-    raise InputError(f"{uri} is damaged ({where}: {what}). {_make_again(stage_uri)}")
+    fault = "was written by another version of vcot" if "version" in faults else f"is damaged ({where}: {what})"
+    raise InputError(f"{uri} {fault}. {_make_again(stage_uri)}")
 
 
 def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
@@ -463,7 +459,7 @@ def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
         store.download(uri, path)
     except NotFound:
         raise InputError(f"{uri} is named by its stage's marker and is gone. {_make_again(stage_uri)}") from None
-    if (digest := _digest(path)) != file.sha256:
+    if (digest := file_digest(path)) != file.sha256:
         raise InputError(
             f"{uri} is not what its marker says: {path.stat().st_size} bytes with digest {digest[:12]}…, expected "
             f"{file.size} bytes with {file.sha256[:12]}…; it is truncated or was changed. {_make_again(stage_uri)}"
@@ -502,11 +498,6 @@ def read_samples(store: Store, stage_uri: str, marker: StageMarker) -> Iterator[
     """All Samples of a stage, shard after shard."""
     for shard in marker.shards:
         yield from read_shard(store, stage_uri, shard)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(value: Any) -> bytes:

@@ -25,14 +25,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcot import logging
 from vcot.errors import InputError, TemporaryError, UsageError
 from vcot.stage import Bar, stop
-from vcot.storage.local import Changed, Entry, NotFound
+from vcot.storage.local import Changed, Entry, NotFound, file_digest
 from vcot.storage.store import Store, join, name
 from vcot.uris import Piece, of_pieces, pieces
 
@@ -119,7 +119,11 @@ def find(store: Store, uri: str) -> Chunks | None:
     Raises:
         InputError: an archive, but one with a chunk missing, or compressed.
     """
-    if (whole := _file(store, uri)) is not None:
+    try:
+        whole = None if uri.endswith("/") else store.stat(uri)
+    except UsageError:  # a bucket alone
+        whole = None
+    if whole is not None:
         beginning = store.read_range(uri, 0, BLOCK, of=whole)
         if _is_tar(beginning):
             return Chunks(store, uri, (whole,))
@@ -146,13 +150,6 @@ def _is_tar(beginning: bytes) -> bool:
     except (tarfile.TarError, ValueError):
         return len(beginning) == BLOCK and not any(beginning)
     return True
-
-
-def _file(store: Store, uri: str) -> Entry | None:
-    try:
-        return None if uri.endswith("/") else store.stat(uri)
-    except UsageError:  # a bucket alone
-        return None
 
 
 def _instead(beginning: bytes) -> str:
@@ -198,13 +195,14 @@ _MISREAD = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionEr
 
 
 class Member(NamedTuple):
-    """offset, size: of its body, in bytes of the whole. target: what a link names. Names need not be text."""
+    """offset, size: of its body, in bytes of the whole. target: what a link names. Bytes of names that are no text are
+    surrogate escapes."""
 
-    name: bytes
+    name: str
     kind: Kind
     offset: int
     size: int
-    target: bytes = b""
+    target: str = ""
 
 
 class _Walk:
@@ -224,7 +222,7 @@ class _Walk:
         self._tar = tarfile.open(  # noqa: SIM115
             fileobj=io.BytesIO(bytes(2 * BLOCK)), mode="r:", encoding="utf-8", errors="surrogateescape"
         )
-        self._tar.fileobj = self._file
+        self._tar.fileobj = cast(Any, self._file)
 
     def members(self, until: int) -> Iterator[Member]:
         """Those whose header is before `until`; then zeros are passed over, up to a header or the end.
@@ -264,31 +262,19 @@ class _Walk:
             missing = self.position - self._chunks.size
             raise self._chunks.cut_off(f"{info.name!r:.200} needs {missing:,} bytes more")
         self._file.passed(self.position - start)
-        return Member(_name(info.name), _kind(info), info.offset_data, info.size, _name(info.linkname))
+        kinds: tuple[tuple[bool, Kind], ...] = (
+            (info.issparse(), "sparse"), (info.isreg(), "file"), (info.islnk(), "hard"), (info.issym(), "symbolic"),
+        )  # fmt: skip
+        kind: Kind = next((kind for holds, kind in kinds if holds), "other")
+        return Member(_plain(info.name), kind, info.offset_data, info.size, _plain(info.linkname))
 
 
-def _kind(info: tarfile.TarInfo) -> Kind:
-    if info.issparse():
-        return "sparse"
-    if info.isreg():
-        return "file"
-    return "hard" if info.islnk() else "symbolic" if info.issym() else "other"
-
-
-def _name(name: str) -> bytes:
-    return _plain(name.encode("utf-8", "surrogateescape"))
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
-
-
-def _plain(path: bytes) -> bytes:
+def _plain(path: str) -> str:
     """Without what does not matter in a path."""
-    return b"/".join(step for step in path.split(b"/") if step not in (b"", b"."))
+    return "/".join(step for step in path.split("/") if step not in ("", "."))
 
 
-class _Ahead(io.RawIOBase):
+class _Ahead:
     """The archive as a file to read headers from: where they lie close together, blocks after this one are fetched
     while it is gone through."""
 
@@ -303,15 +289,13 @@ class _Ahead(io.RawIOBase):
     def passed(self, distance: int) -> None:
         self._apart += (distance - self._apart) / 8
 
-    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        assert whence == io.SEEK_SET
+    def seek(self, position: int) -> None:
         self._position = position
-        return position
 
     def tell(self) -> int:
         return self._position
 
-    def read(self, length: int = -1) -> bytes:
+    def read(self, length: int) -> bytes:
         if not 0 <= length <= _LONGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
         found = b""
@@ -380,7 +364,7 @@ def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN) 
         raise TemporaryError(f"{path}: the index cannot be written ({error}); is there room on this disk?") from None
     if not count:
         raise InputError(f"{chunks.uri} has no members")
-    digest = _digest(path)
+    digest = file_digest(path)
     uri = join(place, f"members-{digest[:12]}.sqlite")
     store.upload(path, uri)
     path.unlink()
@@ -412,13 +396,10 @@ def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
                 if mine in kept:
                     value = json.loads(gzip.decompress(chunks.store.read(kept[mine])))
                     walk.position, walk.closed = value["end"], value["closed"]
-                    found = [
-                        Member(_bytes(n), kind, at, size, _bytes(to)) for n, kind, at, size, to in value["members"]
-                    ]
+                    found = [Member(*member) for member in value["members"]]
                 else:
                     found = list(walk.members(start + span))
-                    rows = [(_text(n), kind, at, size, _text(to)) for n, kind, at, size, to in found]
-                    value = {"end": walk.position, "closed": walk.closed, "members": rows}
+                    value = {"end": walk.position, "closed": walk.closed, "members": found}
                     data = gzip.compress(json.dumps(value).encode(), mtime=0)
                     chunks.store.write_once(join(spans_uri, mine), data)
                 yield from found
@@ -433,6 +414,7 @@ def _members(chunks: Chunks, spans_uri: str, span: int) -> Iterator[Member]:
 
 
 def _bytes(name: str) -> bytes:
+    """As SQLite keeps a name."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -451,18 +433,14 @@ def _write_members(path: Path, members: Iterable[Member]) -> int:
             " target blob not null) without rowid;"
         )
         for member in members:
-            linked = member.kind == "hard" and file.execute(_HARD_LINK, (member.name, member.target)).rowcount
-            if not linked:
-                file.execute("insert or replace into members values (?, ?, ?, ?, ?)", member)
+            called, target = _bytes(member.name), _bytes(member.target)
+            if member.kind != "hard" or not file.execute(_HARD_LINK, (called, target)).rowcount:
+                row = (called, *member[1:4], target)
+                file.execute("insert or replace into members values (?, ?, ?, ?, ?)", row)
         file.commit()
         file.execute("vacuum")
         count: int = file.execute("select count(*) from members").fetchone()[0]
     return count
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- members by their names --------------------------------------------------------------------------
@@ -485,7 +463,7 @@ def opened(chunks: Chunks, index: Index, scratch: Path) -> Archive:
             raise Changed(f"{uri} {what} since the index of {chunks.uri} was made; use another run name")
     path = scratch / "members.sqlite"
     chunks.store.download(index.uri, path)
-    if (digest := _digest(path)) != index.sha256:
+    if (digest := file_digest(path)) != index.sha256:
         raise InputError(f"{index.uri} is damaged: its digest is {digest[:12]}…, expected {index.sha256[:12]}…")
     return Archive(chunks, path)
 
@@ -511,28 +489,29 @@ class Archive:
             NotFound: the archive has no such member.
             NoFile: it has, but not as a file with bytes.
         """
+        asked = wanted = _plain(path)
         try:
-            asked = wanted = _plain(path.encode())
+            asked.encode()
         except UnicodeEncodeError:  # half a surrogate pair may be in JSON
             raise NotFound(f"{path!r} is no name of a file") from None
         for _ in range(_LINKS):
-            found = self._select("select kind, offset, size, target from members where name = ?", wanted)
+            found = self._select("select kind, offset, size, target from members where name = ?", _bytes(wanted))
             if not found:
                 break
-            kind, offset, size, linked = found[0]
+            kind, offset, size, target = found[0]
             if kind == "file":
-                return self.chunks.uri_of(offset, size, _text(wanted))
+                return self.chunks.uri_of(offset, size, wanted)
             if kind == "sparse":
                 raise NoFile(f"{path!r} is a sparse member of {self.chunks.uri}; only whole ones are read in place")
             if kind == "other":
                 raise NoFile(f"{path!r} is no file in {self.chunks.uri}, but a folder or a device")
+            linked = target.decode("utf-8", "surrogateescape")
             wanted = linked if kind == "hard" else _beside(wanted, linked)  # hard ones left here lead nowhere
         else:
             raise NoFile(f"{path!r} is a link in {self.chunks.uri} that leads from link to link")
         if wanted == asked:
             raise NotFound(f"{path!r} is not in {self.chunks.uri}")
-        target = wanted.decode("utf-8", "replace")
-        raise NotFound(f"{path!r} is a link in {self.chunks.uri} to {target!r}, which is not there")
+        raise NotFound(f"{path!r} is a link in {self.chunks.uri} to {wanted!r}, which is not there")
 
     def read(self, uri: str, most: int) -> bytes:
         """The first `most` bytes of a member. Raises Changed: the chunk was replaced since the index was made."""
@@ -557,27 +536,25 @@ class Archive:
         last = b""
         while found := self._select(_PAGE, last, 1000):
             for last, offset, size in found:
-                uri = self.chunks.uri_of(offset, size, _text(last))
+                uri = self.chunks.uri_of(offset, size, last.decode("utf-8", "surrogateescape"))
                 yield Entry(uri, size, self.state(uri))
 
     def has_folder(self, name: str) -> bool:
         """Whether anything lies below this folder."""
-        first = name.encode() + b"/"
-        return bool(
-            self._select("select 1 from members where name >= ? and name < ? limit 1", first, first[:-1] + b"0")
-        )
+        first, query = name.encode() + b"/", "select 1 from members where name >= ? and name < ? limit 1"
+        return bool(self._select(query, first, first[:-1] + b"0"))
 
     def _select(self, query: str, *values: bytes | int) -> list[tuple[Any, ...]]:
         with self._lock:
             return self._members.execute(query, values).fetchall()
 
 
-def _beside(link: bytes, target: bytes) -> bytes:
+def _beside(link: str, target: str) -> str:
     """What a symbolic link names, seen from the top of the archive."""
-    steps: list[bytes] = []
-    for step in _plain(link.rpartition(b"/")[0] + b"/" + target).split(b"/"):
-        if step != b"..":
+    steps: list[str] = []
+    for step in _plain(link.rpartition("/")[0] + "/" + target).split("/"):
+        if step != "..":
             steps.append(step)
         elif steps:
             steps.pop()
-    return b"/".join(steps)
+    return "/".join(steps)

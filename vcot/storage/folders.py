@@ -13,7 +13,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -21,9 +21,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcot import logging
-from vcot.errors import InputError, SettingsError, TemporaryError
+from vcot.errors import InputError, TemporaryError
 from vcot.stage import Bar, stop
-from vcot.storage.local import NotFound
+from vcot.storage.local import NotFound, file_digest
 from vcot.storage.store import Store, join
 
 MANIFEST = "_manifest.json"
@@ -64,10 +64,6 @@ def read_manifest(store: Store, uri: str) -> FolderManifest | None:
     return manifest
 
 
-def _everything(_name: str) -> bool:
-    return True
-
-
 def _files(store: Store, uri: str, only: Callable[[str], bool]) -> dict[str, tuple[int, str]]:
     """Name → size and sha256 of what the manifest names; where there is none, of what is there, without digests."""
     manifest = None if _local(uri) else read_manifest(store, uri)
@@ -90,15 +86,7 @@ def _local(uri: str) -> Path | None:
     return Path(uri.removeprefix("file://")) if "://" not in uri or uri.startswith("file://") else None
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# --- reading ---------------------------------------------------------------------------------------
-
-
-def fetch_folder(store: Store, uri: str, into: Path, only: Callable[[str], bool] = _everything) -> Path:
+def fetch_folder(store: Store, uri: str, into: Path, only: Callable[[str], bool] = lambda _: True) -> Path:
     """The folder as one on this disk: downloaded below `into`, or as it is where it is local already.
 
     Several files arrive at once, the largest first, and a file is checked while others arrive.
@@ -125,7 +113,7 @@ def fetch_folder(store: Store, uri: str, into: Path, only: Callable[[str], bool]
             "free some or point TMPDIR elsewhere"
         )
     begun = time.monotonic()
-    with _Bytes("fetching", total) as bar, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    with BytesBar("fetching", total) as bar, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         jobs = [pool.submit(_fetch, store, uri, into, name, sha256, bar.arrived) for name, _, sha256 in missing]
         try:
             for job in jobs:
@@ -142,7 +130,7 @@ def fetch_folder(store: Store, uri: str, into: Path, only: Callable[[str], bool]
 
 def _is(path: Path, size: int, sha256: str) -> bool:
     """Whether this file is there already; without a digest its size must do."""
-    return path.is_file() and path.stat().st_size == size and (not sha256 or _digest(path) == sha256)
+    return path.is_file() and path.stat().st_size == size and (not sha256 or file_digest(path) == sha256)
 
 
 def _fetch(store: Store, uri: str, into: Path, name: str, sha256: str, arrived: Callable[[int], None]) -> None:
@@ -155,7 +143,7 @@ def _fetch(store: Store, uri: str, into: Path, name: str, sha256: str, arrived: 
             store.download(join(uri, name), target, arrived)
         except NotFound as error:
             raise InputError(f"{error}, though it was listed a moment ago; push the folder again") from None
-        if not sha256 or (found := _digest(target)) == sha256:
+        if not sha256 or (found := file_digest(target)) == sha256:
             return
     target.unlink()
     raise InputError(
@@ -170,7 +158,7 @@ def fetch_with_digest(store: Store, uri: str, into: Path) -> tuple[Path, str]:
     return folder, folder_digest(store, uri if _local(uri) is None and read_manifest(store, uri) else str(folder))
 
 
-def folder_digest(store: Store, uri: str, only: Callable[[str], bool] = _everything) -> str:
+def folder_digest(store: Store, uri: str, only: Callable[[str], bool] = lambda _: True) -> str:
     """One sha256 over the names and contents of the folder's files; of a pushed one, as its manifest has them."""
     whole = hashlib.sha256()
     for name, (_, sha256) in sorted(_files(store, uri, only).items()):
@@ -178,76 +166,18 @@ def folder_digest(store: Store, uri: str, only: Callable[[str], bool] = _everyth
     return whole.hexdigest()
 
 
-class _Bytes:
-    """A bar that several threads move."""
+class BytesBar(Bar):
+    """In MiB; several threads move it."""
 
     def __init__(self, what: str, total: int) -> None:
-        self._bar = Bar(what, -(-total // MIB), "MiB", shown=total > 100 * MIB)
+        super().__init__(what, -(-total // MIB), "MiB", shown=total > 100 * MIB)
         self._lock, self._rest = threading.Lock(), 0
 
     def arrived(self, count: int) -> None:
         with self._lock:
             mib, self._rest = divmod(self._rest + count, MIB)
             if mib:
-                self._bar.advance(mib)
-
-    def __enter__(self) -> _Bytes:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.__exit__(*error)
-
-
-# --- writing ---------------------------------------------------------------------------------------
-
-
-def push_folder(store: Store, folder: Path, uri: str, names: Iterable[str]) -> FolderManifest:
-    """Uploads these files of a local folder, the manifest of the whole last; goes on where a push was cut off.
-
-    What the manifest names with the same size and digest, and what lies there in that size, is not sent again. So a
-    push of what was whole once brings back what was lost since.
-
-    Raises:
-        SettingsError: another folder was pushed there; what runs have read is not replaced under them.
-        Interrupted: a stop was asked for; files that are up are kept.
-    """
-
-    def listed(name: str) -> Listed:
-        return Listed(size=(folder / name).stat().st_size, sha256=_digest(folder / name))
-
-    def write_manifest(whole: bool, files: Mapping[str, Listed]) -> FolderManifest:
-        manifest = FolderManifest(whole=whole, files=dict(sorted(files.items())))
-        store.write(join(uri, MANIFEST), manifest.model_dump_json(indent=1).encode() + b"\n")
-        return manifest
-
-    names = sorted(names)
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        mine = dict(zip(names, pool.map(listed, names), strict=True))
-    there = read_manifest(store, uri) or FolderManifest(whole=False, files={})
-    differing = sorted(name for name in {*there.files, *mine} if there.files.get(name) != mine.get(name))
-    if there.whole and differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise SettingsError(
-            f"{uri} holds another folder ({', '.join(differing[:3])}{more} differ), and runs may have read it; "
-            "push to another place"
-        )
-    stored = {name: store.stat(join(uri, name)) for name in mine if name not in differing}
-    kept = {name: mine[name] for name, entry in stored.items() if entry and entry.size == mine[name].size}
-    if there.whole and kept == mine:
-        logging.get().info("nothing left to do: it is there already", uri=uri, files=len(mine))
-        return there
-    write_manifest(False, kept)
-    with _Bytes("pushing", sum(file.size for name, file in mine.items() if name not in kept)) as bar:
-        for name, file in mine.items():
-            if name in kept:
-                continue
-            stop.raise_if_requested("files that are up are kept")
-            logging.get().info("pushing", file=name, mib=file.size // MIB)
-            store.upload(folder / name, join(uri, name), bar.arrived)
-            kept[name] = file
-            write_manifest(False, kept)
-    return write_manifest(True, mine)
+                self.advance(mib)
 
 
 def put_folder(store: Store, folder: Path, uri: str) -> dict[str, str]:
@@ -255,4 +185,4 @@ def put_folder(store: Store, folder: Path, uri: str) -> dict[str, str]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     for name in names:
         store.upload(folder / name, join(uri, name))
-    return {name: _digest(folder / name) for name in names}
+    return {name: file_digest(folder / name) for name in names}

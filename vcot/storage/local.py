@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import os
 import secrets
@@ -279,3 +280,9 @@ def _copy(source: LocalFile, target: LocalFile, told: Callable[[int], None] | No
             writing.write(piece)
             if told is not None:
                 told(len(piece))
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file of this machine, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -184,7 +184,8 @@ class S3Object:
 
     def _demand_bucket(self) -> None:
         """HEAD says 404 for a missing object and for a missing bucket: look, once a bucket."""
-        if self.bucket not in self.connection.buckets_seen:
+        seen = _connect(self.uri).buckets_seen
+        if self.bucket not in seen:
             with self.plain_words(), suppress(NotFound):
                 try:
                     self.client.head_bucket(Bucket=self.bucket)
@@ -193,19 +194,15 @@ class S3Object:
                         raise self._no_bucket() from error
                     if _status(error) != 403:  # not allowed to look is no proof
                         raise
-            self.connection.buckets_seen.add(self.bucket)
-
-    @property
-    def connection(self) -> _Connection:
-        return _connect(self.uri)
+            seen.add(self.bucket)
 
     @property
     def client(self) -> S3Client:
-        return self.connection.client
+        return _connect(self.uri).client
 
     @property
     def endpoint(self) -> str:
-        return self.connection.endpoint
+        return _connect(self.uri).endpoint
 
     @contextmanager
     def plain_words(self, pass_on: tuple[str, ...] = ()) -> Iterator[None]:
@@ -366,8 +363,7 @@ class _Download(io.RawIOBase):
             if first:
                 raise
             raise Changed(f"{place.uri}: vanished while it was read") from error
-        self._body = answer["Body"]
-        size = answer["ContentLength"]
+        self._body, size = answer["Body"], answer["ContentLength"]
         if asked:
             said = answer.get("ContentRange", "")
             if not said.startswith(f"bytes {self._position}-"):
@@ -422,10 +418,8 @@ def _connect(uri: str) -> _Connection:
 
 def _new_connection() -> _Connection:
     core = botocore.session.get_session()
-    retries: dict[str, Any] = {}
     patience_is_theirs = core.get_config_variable("max_attempts") is not None
-    if not patience_is_theirs:
-        retries["total_max_attempts"] = _TRIES
+    retries: dict[str, Any] = {} if patience_is_theirs else {"total_max_attempts": _TRIES}
     if core.get_config_variable("retry_mode") is None:
         retries["mode"] = "standard"
     session = boto3.session.Session(botocore_session=core)
@@ -438,8 +432,9 @@ def _new_connection() -> _Connection:
         return session.client("s3", config=config)
 
     made = client()
-    endpoint = _without_password(made.meta.endpoint_url)
-    host = urlsplit(endpoint).hostname or ""
+    parts = urlsplit(made.meta.endpoint_url)
+    endpoint = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
+    host = parts.hostname or ""
     if not host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws")):
         more: dict[str, Any] = {}
         # boto3 sends checksums as trailers by default, and older servers store these inside the object.
@@ -477,11 +472,6 @@ def _transfer() -> TransferConfig:
     return TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=8)
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url if parts.username is None else url.replace(parts.netloc, parts.netloc.rpartition("@")[2])
-
-
 def _cause(error: Exception) -> Exception:
     """What led to an error of boto3's transfers, which hide the reason in a text."""
     if isinstance(error, RetriesExceededError):
@@ -497,15 +487,3 @@ def _code(error: Exception) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def make_bucket(endpoint: str, access_key: str, secret_key: str, bucket: str) -> None:
-    """For a server of our own; the stages never make buckets, and their keys need not allow it."""
-    core = botocore.session.Session(session_vars=cast(Any, {"profile": (None, None, None, None)}))  # no AWS_PROFILE
-    core.set_config_variable("config_file", os.devnull)
-    client = boto3.session.Session(botocore_session=core).client(
-        "s3", endpoint_url=endpoint, aws_access_key_id=access_key, aws_secret_access_key=secret_key,
-        region_name="us-east-1", config=Config(s3={"addressing_style": "path"}, proxies={}),
-    )  # fmt: skip
-    with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-        client.create_bucket(Bucket=bucket)
