@@ -344,19 +344,6 @@ def test_results_come_in_order_and_nobody_runs_far_ahead() -> None:
         list(in_order(lambda n: 1 // (n - 5), range(100), 3))
 
 
-def test_rows_in_are_samples_and_rejections_out(given: Given) -> None:
-    given.image("vsr/a.jpg", 640, 480)
-    rows = [
-        metadata([[1, 2, 30, 40]]), "{", metadata([[30, 2, 1, 40]]), 7, metadata([[1, 2, 30, 40]], image="no.jpg"),
-        '{"question": "\\ud800", "answer": "\\ud800", "image": "\\ud800", "bboxs": 7}',
-    ]  # fmt: skip
-    results = given.outcomes("viscot", given.rows(rows), readers=3)
-    assert [r.reason.value if isinstance(r, Rejection) else "kept" for r in results] == [
-        "kept", "not-json", "box-inverted", "wrong-shape", "image-missing", "wrong-shape",
-    ]  # fmt: skip
-    assert all(result.line() for result in results)
-
-
 def test_the_side_of_an_image_is_a_fair_draw_by_seed() -> None:
     digests = [f"{n:064x}" for n in range(4000)]
     sides = [split_of(d, 0, 0.1) for d in digests]

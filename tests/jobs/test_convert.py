@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import subprocess
@@ -14,11 +13,10 @@ from typing import Any
 import pytest
 
 from jobs.convert import DATASETS, ConvertSettings
-from tests.fakes.convert import ROOT, convert, flags, in_parts, made, rejections, report, samples, viscot_rows
+from tests.fakes.convert import ROOT, convert, flags, in_parts, made, rejections, samples, viscot_rows
 from tests.fakes.rows import AOKVQA, AOKVQA_DIRECT, Given
-from vcot.errors import InputError, Interrupted, SettingsError, VcotError
+from vcot.errors import InputError, SettingsError, VcotError
 from vcot.settings import owners_of
-from vcot.stage import stop
 from vcot.storage import Store
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -70,36 +68,6 @@ def test_a_finished_stage_has_nothing_left_to_do(given: Given, tmp_path: Path) -
         image.unlink()
     convert(tmp_path / "run", **settings)  # does not even look at the images
     assert made(tmp_path / "run") == before
-
-
-def test_a_stopped_stage_goes_on_where_it_was(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = viscot_rows(given) | {"num_shards": 4, "readers": 1, "near_duplicates": 0, "duplicates": "keep"}
-    convert(tmp_path / "calm", **settings)
-    seen = 0
-
-    def asked_after_some_rows() -> bool:
-        nonlocal seen
-        seen += 1
-        return seen > 65  # prepare looks at all 40 rows first
-
-    monkeypatch.setattr(type(stop), "requested", property(lambda _: asked_after_some_rows()))
-    with pytest.raises(Interrupted):
-        convert(tmp_path / "stopped", **settings)
-    monkeypatch.undo()
-    assert 1 <= len(list((tmp_path / "stopped/convert/_done").glob("0*.json"))) < 4
-    convert(tmp_path / "stopped", **settings)
-    assert made(tmp_path / "stopped") == made(tmp_path / "calm")
-
-
-def test_held_out_images_are_looked_up_before_the_shards(given: Given, tmp_path: Path) -> None:
-    settings = viscot_rows(given, count=39, bad=0)
-    path = Path(settings["input_uri"])
-    rows = [json.loads(line) | {"split": "train" if n else "val"} for n, line in enumerate(path.open())]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = convert(tmp_path / "run", **settings, max_rejected_share=0.1, validation_share=0)
-    assert told["datasets"]["vsr"] == {"kept": {"test": 1, "train": 36}, "rejected": {"held-out": 2}}
-    told = convert(tmp_path / "by-content", **settings, splits="by-content", validation_share=0)
-    assert told["datasets"]["vsr"]["kept"] == {"train": 39}
 
 
 def test_everything_may_lie_in_a_bucket(given: Given, moto_place: str) -> None:
@@ -180,21 +148,6 @@ def test_too_many_refused_rows_are_an_error_with_the_reasons(given: Given, tmp_p
     assert "4 of 40 rows were refused (10.0%)" in said
     assert "4 box-inverted" in said
     assert convert(tmp_path / "run", **settings, max_rejected_share=0.1)["row_counts"]["kept"] == 36
-
-
-def test_rows_about_what_is_no_regular_file_are_refused_and_the_others_kept(given: Given, tmp_path: Path) -> None:
-    """As a process of its own, which would wait for a FIFO for ever."""
-    settings = viscot_rows(given, count=40, bad=0) | {"max_rejected_share": 0.5}
-    for n in (1, 2):
-        (given.images / f"vsr/{n}.png").unlink()
-    os.mkfifo(given.images / "vsr/1.png")
-    (given.images / "vsr/2.png").symlink_to("2.png")
-    command = [sys.executable, "-m", "jobs.convert", *flags(run_uri=tmp_path / "run", **settings)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60, capture_output=True)
-    assert report(tmp_path / "run")["row_counts"]["rejected"] == {"image-missing": 6}
-    details = [r.detail.removeprefix(f"{given.images}/vsr/") for r in rejections(tmp_path / "run")]
-    assert sum(said.startswith("1.png: a FIFO, not a regular file") for said in details) == 3
-    assert sum(said.startswith("2.png: too many levels of symbolic links") for said in details) == 3
 
 
 def test_inputs_that_are_missing_empty_or_wrong(given: Given, tmp_path: Path) -> None:
