@@ -304,13 +304,9 @@ def contexts_of(
 
 
 def report(
-    settings: ConvertSettings,
-    entries: Sequence[Entry[ConvertSettings]],
-    folder: Folder,
-    scratch: Path,
-    markers: tuple[ShardMarker[ConvertShardMetadata], ...],
-    row_counts: RowCounts,
-) -> tuple[dict[str, Any], str]:
+    settings: ConvertSettings, entries: Sequence[Entry[ConvertSettings]], folder: Folder, scratch: Path,
+    markers: tuple[ShardMarker[ConvertShardMetadata], ...], row_counts: RowCounts,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     from vcot.datasets.mixture import portions
     from vcot.datasets.prepare import left
     from vcot.reports.conversion import report as made
