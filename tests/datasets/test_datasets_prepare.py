@@ -109,14 +109,6 @@ def test_a_damaged_image_of_a_benchmark_takes_no_rows(given: Given) -> None:
 # ------------------------------------------------------------------------------------------------------- groups
 
 
-def test_nearly_the_same_image_is_on_one_side_that_of_the_smallest_digest(given: Given) -> None:
-    images = [given.image(f"vsr/{seed}-{q}.jpg", data=scene(seed, q)) for seed in range(12) for q in (30, 90)]
-    rows = [row(Path(p).name, dataset="vsr") for p in images]
-    together = sides(given, rows, validation_share=0.5)
-    assert together[::2] == together[1::2]
-    assert set(together) == {"train", "validation"}
-
-
 @pytest.mark.parametrize(("near", "of_the_copy"), [(24, "held-out"), (0, "train")])
 def test_near_duplicates_can_be_left_alone_and_the_same_bytes_still_count_as_one(
     given: Given, near: int, of_the_copy: str
@@ -147,6 +139,8 @@ def test_a_row_that_says_train_takes_the_silent_rows_of_its_image_along(given: G
 def test_what_was_looked_up_is_held_against_its_digest_and_its_version(given: Given, how: str) -> None:
     given.image("vsr/a.jpg", data=scene(1))
     context, folder = given.context("viscot", given.rows([row("a.jpg")])), folder_of(given)
+    with pytest.raises(InputError, match=f"{NAME} is missing: --part prepare comes before --part shards"):
+        informed(context, folder, look=False)
     informed(context, folder, look=True)
     path = Path(folder.uri) / NAME
     found = json.loads(path.read_text())["found"]
@@ -298,10 +292,8 @@ def test_a_benchmarks_image_is_known_by_its_content_or_by_its_name(given: Given)
         ({"dataset": "v7w", "image": ["cot/v7w/a.jpg", "cot/v7w/a.jpg###[1, 2, 3, 4]"]}, "v7w/a.jpg"),
         (metadata([[1, 2, 3, 4]], image="a.jpg", dataset="textcap"), "textvqa/a.jpg"),
         (metadata([[1, 2, 3, 4]], image="001.Albatross/a.jpg", dataset="cub"), "cub/001.Albatross/a.jpg"),
-        ({"img_path": "COCO_train2014_000000533220.jpg"}, "COCO_train2014_000000533220.jpg"),
         ({"image": "mine/deep/a.jpg", "question": "?", "answers": ["x"]}, "mine/deep/a.jpg"),
         ({"image": {"uri": "s3://b/images/a.jpg"}}, "s3://b/images/a.jpg"),
-        ({"image": {"uri": "/data/a.jpg"}}, "/data/a.jpg"),
         ({"image": {"file_name": "train2014/a.jpg"}}, "train2014/a.jpg"),
     ],
 )
@@ -359,9 +351,6 @@ def test_any_number_of_shards_gives_the_same_samples_and_no_group_crosses(
             if side in ("train", "validation", "test")
         ]
         assert duplicates == "keep" or len(set(asked)) == len(asked)
-        lost = {(s, c, q.casefold().strip("?")) for s, c, _, q in drawn} - set(asked)
-        if not near:  # a question is only lost with its image's rows that measure
-            assert all(any(s == seed and c == copy and said for s, c, said, _ in drawn) for seed, copy, _ in lost)
 
 
 # ---------------------------------------------------------------------------------------------- shares by weight

@@ -105,9 +105,6 @@ def test_a_share_that_is_none_is_refused_as_it_was_written(wrong: str) -> None:
         ConvertSettings.load(["--run-uri", "r", "--source", "scenes", f"--min-box-area={wrong}"])
 
 
-# ---------------------------------------------------------------------------------------------------- questions
-
-
 def test_questions_are_equal_but_for_case_blanks_and_points_where_choices_and_context_are() -> None:
     def asked(question: str, **more: Any) -> str:
         return duplicate_questions.question(sample().model_copy(update={"question": question} | more))

@@ -222,15 +222,11 @@ def test_llavas_form_says_what_openais_does(scene: Given, row: dict[str, Any]) -
         assert getattr(sample, field) == getattr(same, field), field
 
 
-def test_rounds_become_samples_and_no_frames_numbers_stand_in_their_context(scene: Given) -> None:
-    row = conversation(
-        ("human", "<image>\nWhere is the cup?"), ("gpt", REPLY.partition("\n")[0]), ("human", "And the pot?"),
-        ("gpt", "There is no pot."),
-    )  # fmt: skip
-    first, second = scene.outcomes("samples", scene.rows([row]), frame="thousandths")
-    assert isinstance(first, Sample)
+def test_no_frames_numbers_stand_in_the_context_of_a_later_round(scene: Given) -> None:
+    cup = (("human", "<image>\nWhere is the cup?"), ("gpt", REPLY.partition("\n")[0]))
+    row = conversation(*cup, ("human", "And the pot?"), ("gpt", "There is no pot."))
+    _, second = scene.outcomes("samples", scene.rows([row]), frame="thousandths")
     assert isinstance(second, Sample)
-    assert (first.question, second.question) == ("Where is the cup?", "And the pot?")
     assert second.context == "Question: Where is the cup?\nAnswer: The cup is here."
     assert (second.answers, second.evidence) == (("There is no pot.",), None)
 

@@ -11,21 +11,12 @@ import pytest
 
 from jobs.convert import OF_A_PART, ConvertSettings
 from tests.fakes.convert import flags, rejections, report, samples, stage
-from tests.fakes.rows import (
-    ONE_AND_TWO,
-    REFCOCO,
-    SCIENCEQA_TYPES,
-    Given,
-    instances,
-    metadata,
-    scene,
-    scienceqa_row,
-    write_parquet,
-)
-from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
+from tests.fakes.rows import ONE_AND_TWO, Given, instances, metadata, scene
+from tests.storage.tars import tar
 from vcot.datasets import DATASETS
 from vcot.errors import InputError, SettingsError
 from vcot.records import Sample
+from vcot.uris import pieces
 
 pytestmark = pytest.mark.usefixtures("clean")
 Mixed = list[dict[str, Any]]
@@ -52,40 +43,18 @@ def of_viscot(given: Given, count: int = 30) -> dict[str, Any]:
     return {"source": "viscot", "input": given.rows(rows, "viscot.jsonl"), "images": given.images}
 
 
-def of_refcoco(given: Given, count: int = 24) -> dict[str, Any]:
-    given.image("COCO_train2014_000000533220.jpg", 640, 427)
-    rows = [REFCOCO | {"sent_id": n, "expression": f"{n} bushes", "split": "train"} for n in range(count)]
-    return {"source": "refcoco", "input": given.rows(rows, "refcoco.jsonl"), "images": given.images}
-
-
 def of_coco(given: Given) -> dict[str, Any]:
     return {"source": "coco", "input": instances(given, ONE_AND_TWO), "images": given.images}
-
-
-def of_scienceqa(given: Given, count: int = 12) -> dict[str, Any]:
-    uri = write_parquet(
-        given.folder / "train-00000-of-00001.parquet", [scienceqa_row(n) for n in range(count)], SCIENCEQA_TYPES
-    )
-    return {"source": "scienceqa", "input": uri}
 
 
 def of_samples(given: Given, rows: Mixed, name: str = "mine.jsonl") -> dict[str, Any]:
     return {"source": "samples", "input": given.rows(rows, name), "images": given.images}
 
 
-def five(given: Given) -> Mixed:
-    parts = [of_viscot(given), of_refcoco(given), of_coco(given), of_scienceqa(given)]
-    return [*parts, {"source": "scenes", "scenes": 10, "questions": ["where", "count"]}]
-
-
-# ------------------------------------------------------------------------------------------------------ what is made
-
-
-@pytest.mark.parametrize("weights", [None, (3, 2, 1, 1, 0.5)], ids=["all", "weighted"])
+@pytest.mark.parametrize("weights", [({}, {}, {}), ({"weight": 3}, {"weight": 1}, {"weight": 0.5})])
 def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, weights: Any) -> None:
-    parts = five(given)
-    if weights:
-        parts = [part | {"weight": weight} for part, weight in zip(parts, weights, strict=True)]
+    parts = [of_viscot(given), of_coco(given), {"source": "scenes", "scenes": 10, "questions": ["where", "count"]}]
+    parts = [part | weight for part, weight in zip(parts, weights, strict=True)]
     path, made = mix(given, parts), {}
     for shards in (1, 3, 7):
         kept = convert(
@@ -99,7 +68,7 @@ def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, w
         assert len({sample.id for sample in kept}) == len(kept)
     assert made[1] == made[3] == made[7]
     names = {json.loads(line)["id"].partition("/")[0] for line in made[1][0]}
-    assert names == {"viscot", "refcoco", "coco", "scienceqa", "scenes"}
+    assert names == {"viscot", "coco", "scenes"}
 
 
 def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) -> None:
@@ -137,9 +106,6 @@ def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: 
     assert [(s.id, s.origin.dataset, s.origin.licence) for s in kept] == [("samples/mine.jsonl:1", "mine", "CC0")]
     reasons = {rejection.id: rejection.reason.value for rejection in rejections(tmp_path / "run")}
     assert reasons == {"samples/mine.jsonl:2": "box-too-thin", "yours/yours.jsonl:1": "held-out"}
-
-
-# ------------------------------------------------------------------------------------------- rules that span the parts
 
 
 def test_an_image_under_two_paths_is_on_one_side_in_both_parts(given: Given, tmp_path: Path) -> None:
@@ -232,33 +198,18 @@ def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------- archives, copies, what is known before
-
-
 def test_archives_and_copies_work_in_every_part(given: Given, tmp_path: Path) -> None:
-    import tarfile
-
     viscot, mine = of_viscot(given, 5), []
     for n in range(3):
         given.image(f"big-{n}.jpg", data=scene(n, size=200))
         mine.append({"image": f"big-{n}.jpg", "question": "?", "answers": ["x"]})
-    for name, inside in (("viscot", "cot_image_data/"), ("mine", "")):
-        with tarfile.open(given.folder / f"{name}.tar", "w") as tar:
-            tar.add(given.images, arcname=inside or ".")
-    own = of_samples(given, mine)
-    plain, packed = [viscot, own], [
-        viscot | {"images": given.folder / "viscot.tar"}, own | {"images": given.folder / "mine.tar"},
-    ]  # fmt: skip
-    copied = {"stored_images_uri": tmp_path / "made", "ingest": True, "ingest_pixels": 28 * 28 * 10}
-    from_folders = convert(tmp_path / "plain", mix(given, plain), **copied)
-    inside_archives = convert(tmp_path / "packed", mix(given, packed, "packed.yaml"), **copied)
-
-    def but_for_the_uri(found: list[Sample]) -> list[Any]:
-        return [s.model_copy(update={"image": s.image.model_copy(update={"uri": "x"})}) for s in found]
-
-    assert but_for_the_uri(from_folders) == but_for_the_uri(inside_archives)
-    assert {s.id.partition("/")[0] for s in from_folders} == {"viscot", "samples"}
-    assert all(s.image.stored and s.image.stored.width * s.image.stored.height <= 7840 for s in from_folders)
+    parts, data = [viscot, of_samples(given, mine)], {p: p.read_bytes() for p in given.images.rglob("*.*")}
+    for part, top in zip(parts, ("cot_image_data/", ""), strict=True):
+        part["images"] = given.folder / f"{part['source']}.tar"
+        part["images"].write_bytes(tar({f"{top}{p.relative_to(given.images)}": said for p, said in data.items()}))
+    kept = convert(tmp_path / "run", mix(given, parts), ingest=True, ingest_pixels=28 * 28 * 10)
+    assert [s.id.partition("/")[0] for s in kept] == ["samples"] * 3 + ["viscot"] * 5
+    assert all(pieces(s.image.uri) and s.image.kept.width * s.image.kept.height <= 7840 for s in kept)
 
 
 def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: Given, tmp_path: Path) -> None:
@@ -270,9 +221,6 @@ def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: G
     given.image("a.png")
     with pytest.raises(SettingsError, match=r"^part chat: --frame is missing: chat/mine.jsonl:1 is a chat message"):
         convert(tmp_path / "no-frame", mix(given, [scenes, chat]))
-
-
-# ------------------------------------------------------------------ what may be wrong with the file, as --check says
 
 
 def told(given: Given, parts: Any, **settings: Any) -> list[str]:
