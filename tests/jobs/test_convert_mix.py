@@ -108,27 +108,6 @@ def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: 
     assert reasons == {"samples/mine.jsonl:2": "box-too-thin", "yours/yours.jsonl:1": "held-out"}
 
 
-def test_an_image_under_two_paths_is_on_one_side_in_both_parts(given: Given, tmp_path: Path) -> None:
-    """The same bytes, and nearly the same image: also where one part says which split its rows are."""
-    mine, yours = [], []
-    for seed in range(12):
-        given.image(f"mine/{seed}.jpg", data=scene(seed))
-        given.image(f"yours/{seed}.jpg", data=scene(seed, quality=90 if seed % 2 else 60))
-        mine.append({"image": f"mine/{seed}.jpg", "question": "What is it?", "answers": ["x"]})
-        said = {"origin": {"split": "validation"}} if seed in (3, 4) else {}
-        yours.append({"image": f"yours/{seed}.jpg", "question": "Whose is it?", "answers": ["y"]} | said)
-    parts = [of_samples(given, mine) | {"name": "mine"}, of_samples(given, yours, "yours.jsonl") | {"name": "yours"}]
-    kept = convert(tmp_path / "run", mix(given, parts), validation_share=0.4, max_rejected_share=0.2)
-    sides = {s.id: s.origin.split for s in kept}
-    assert {sides[f"yours/yours.jsonl:{n}"] for n in (4, 5)} == {"validation"}
-    assert {r.id: r.reason.value for r in rejections(tmp_path / "run")} == {
-        "mine/mine.jsonl:4": "held-out", "mine/mine.jsonl:5": "held-out",
-    }  # fmt: skip
-    pairs = [(sides[f"mine/mine.jsonl:{n}"], sides[f"yours/yours.jsonl:{n}"]) for n in range(1, 13) if n not in (4, 5)]
-    assert all(one == other for one, other in pairs)
-    assert {one for one, _ in pairs} == {"train", "validation"}
-
-
 def test_a_question_is_asked_once_whichever_part_asks_it(given: Given, tmp_path: Path) -> None:
     given.image("a.png", 20, 20)
     row = {"image": "a.png", "question": "How many?", "answers": ["2"]}
