@@ -17,12 +17,12 @@ from vcot.datasets.base import ConversionOptions
 from vcot.datasets.examples import ShardReport
 from vcot.datasets.image_index import ImageIndex
 from vcot.datasets.images import DatasetImages, archive_at
-from vcot.datasets.inputs import Input, Row, find
+from vcot.datasets.inputs import Input, find
 from vcot.datasets.mixture import Entry, MixtureCounts
 from vcot.datasets.parallel import Workers, cores
 from vcot.datasets.quality import QualityOptions
 from vcot.errors import InputError
-from vcot.records import Rejection, Sample
+from vcot.records import Rejection
 from vcot.records.metadata import ConvertMetadata, ConvertShardMetadata
 from vcot.records.shards import CONVERT, Folder, JsonLines, RowCounts, ShardMarker, ShardWriter, run_shards
 from vcot.reports import conversion
@@ -211,7 +211,7 @@ def run(settings: ConvertSettings) -> None:
 def shard(
     folder: Folder[ConvertShardMetadata], index: int, work: Callable[[ShardWriter], ConvertShardMetadata]
 ) -> None:
-    """One shard in a process of its own; whoever sums them up finds it done."""
+    """One shard in a process of its own; whoever sums them up finds it done (its marker cannot be pickled)."""
     logging.bind(shard=index)
     folder.make_shard(index, work, JsonLines)
 
@@ -222,27 +222,21 @@ def convert(
     """One shard: each row is kept or refused, and counted; with a line about the rate every 30 s, as a shard may take
     an hour.
     """
-
-    def results() -> Iterator[tuple[ConversionContext, Row, Sample | Rejection]]:
-        for context in contexts:
-            left_out = partial(counts.leave_out, context.part)
-            rows = rows_of_shard(context, writer.index, settings.num_shards, left_out)
-            with context.named():
-                for row, result in read(rows, context, readers=readers):
-                    yield context, row, result
-
     examples, counts = ShardReport(), MixtureCounts()
     begun = last = time.monotonic()
-    for number, (context, row, result) in enumerate(results(), 1):
-        if isinstance(result, Rejection):
-            writer.reject(result)
-        else:
-            writer.keep(result)
-        examples.add(row, result, context)
-        counts.add(context.part, result)
-        if (now := time.monotonic()) - last >= REPORT_EVERY:
-            last = now
-            logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
+    for context in contexts:
+        rows = rows_of_shard(context, writer.index, settings.num_shards, partial(counts.leave_out, context.part))
+        with context.named():
+            for row, result in read(rows, context, readers=readers):
+                if isinstance(result, Rejection):
+                    writer.reject(result)
+                else:
+                    writer.keep(result)
+                examples.add(row, result, context)
+                counts.add(context.part, result)
+                if (now := time.monotonic()) - last >= REPORT_EVERY:
+                    last, number = now, writer.row_counts.rows
+                    logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
     return ConvertShardMetadata(refused=examples.leave(folder, writer.index), mix=counts.counts())
 
 
