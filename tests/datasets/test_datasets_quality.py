@@ -55,11 +55,9 @@ ONE_PERCENT, LINE, ALL = box(0, 0, 100, 50), box(0, 0, 1000, 5), box(0, 0, 1000,
         ({"max_box_aspect": 199}, sample(LINE), "box-too-thin"),
         ({"max_box_aspect": 200}, sample(LINE), None),
         ({"max_boxes": 1}, sample(ALL, LINE), "too-many-boxes"),
-        ({"max_boxes": 2}, sample(ALL, LINE), None),
         ({"licences": ("cc-by-*", "MIT")}, sample(), None),
         ({"licences": ("CC-BY-SA-*", "MIT")}, sample(), "licence-not-allowed"),
         ({"answer_in_label": "refuse"}, sample(label="red bus"), "answer-in-label"),
-        ({"answer_in_label": "refuse"}, sample(label="bus"), None),
         ({"answer_in_label": "keep"}, sample(label="red bus"), None),
     ],
 )
@@ -81,7 +79,6 @@ def test_a_rule_refuses_what_is_beyond_it_and_nothing_else(
         ("player 12", ("1",), False),
         ("bus", ("blue", "bus"), True),  # any accepted answer
         ("no smoking sign", ("No",), False),
-        ("", ("red",), False),
         ("bus", ("?!",), False),
     ],
 )
