@@ -9,26 +9,26 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from vcot import logging
-from vcot.datasets import DATASETS, ConversionContext
+from vcot.datasets import DATASETS, ConversionContext, mixture, read, rows_of_shard
 from vcot.datasets.base import ConversionOptions
+from vcot.datasets.examples import ShardReport
+from vcot.datasets.image_index import ImageIndex
+from vcot.datasets.images import DatasetImages, archive_at
+from vcot.datasets.inputs import Input, find
+from vcot.datasets.mixture import Entry, MixtureCounts
+from vcot.datasets.parallel import Workers, cores
 from vcot.datasets.quality import QualityOptions
 from vcot.errors import InputError
+from vcot.records import Rejection
+from vcot.records.metadata import ConvertMetadata, ConvertShardMetadata
+from vcot.records.shards import CONVERT, Folder, JsonLines, RowCounts, ShardMarker, ShardWriter, run_shards
+from vcot.reports import conversion
 from vcot.settings import CommaSeparated, Group, Settings, flag, offers, owners_of, setting, variable
 from vcot.stage import REPORT_EVERY, launch
-from vcot.storage import join
-
-if TYPE_CHECKING:
-    from vcot.datasets.image_index import ImageIndex
-    from vcot.datasets.inputs import Input, Row
-    from vcot.datasets.mixture import Entry
-    from vcot.records import Rejection, Sample
-    from vcot.records.metadata import ConvertShardMetadata
-    from vcot.records.shards import Folder, RowCounts, ShardMarker, ShardWriter
-    from vcot.storage import Store
-
+from vcot.storage import Store, join
 
 OF_A_PART = ("source", "input_uri", "images_uri", "dataset", "licence", "limit", *owners_of(DATASETS))
 """With --mix, these are said by each part of the file, and nowhere else."""
@@ -150,30 +150,20 @@ class ConvertSettings(ConversionOptions, QualityOptions, Settings):
         return super().chosen(setting_name) if self.mix is None else ()
 
     def validate_files(self) -> None:
-        from vcot.storage import Store
-
         if self.mix is not None:
             entries(self, Store())
 
 
 def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[ConvertSettings], ...], dict[str, str]]:
     """What is read in this run, a source alone or the parts of the mix; and the digest of the file that says so."""
-    from vcot.datasets.mixture import Entry, read
-
     if settings.mix is None:
         return (Entry("", None, settings),), {}
-    found, sha256 = read(store, settings.mix, settings, (*OF_A_PART, *OF_ONE_OR_ALL))
+    found, sha256 = mixture.read(store, settings.mix, settings, (*OF_A_PART, *OF_ONE_OR_ALL))
     return found, {settings.mix: sha256}
 
 
 def run(settings: ConvertSettings) -> None:
-    from vcot.datasets.image_index import ImageIndex
-    from vcot.datasets.inputs import find
-    from vcot.datasets.parallel import Workers, cores
-    from vcot.datasets.prepare import WORTH_A_PROCESS, informed
-    from vcot.records.metadata import ConvertMetadata
-    from vcot.records.shards import CONVERT, Folder, run_shards
-    from vcot.storage import Store
+    from vcot.datasets.prepare import WORTH_A_PROCESS, informed  # numpy, which --check need not wait for
 
     folder = Folder(Store(), settings.run_uri, CONVERT)
     parts, inputs = entries(settings, folder.store)
@@ -221,9 +211,7 @@ def run(settings: ConvertSettings) -> None:
 def shard(
     folder: Folder[ConvertShardMetadata], index: int, work: Callable[[ShardWriter], ConvertShardMetadata]
 ) -> None:
-    """One shard in a process of its own; whoever sums them up finds it done."""
-    from vcot.records.shards import JsonLines
-
+    """One shard in a process of its own; whoever sums them up finds it done (its marker cannot be pickled)."""
     logging.bind(shard=index)
     folder.make_shard(index, work, JsonLines)
 
@@ -234,33 +222,22 @@ def convert(
     """One shard: each row is kept or refused, and counted; with a line about the rate every 30 s, as a shard may take
     an hour.
     """
-    from vcot.datasets import read, rows_of_shard
-    from vcot.datasets.examples import ShardReport
-    from vcot.datasets.mixture import MixtureCounts
-    from vcot.records import Rejection
-    from vcot.records.metadata import ConvertShardMetadata
-
-    def results() -> Iterator[tuple[ConversionContext, Row, Sample | Rejection]]:
-        for context in contexts:
-            left_out = partial(mixture.leave_out, context.part)
-            rows = rows_of_shard(context, writer.index, settings.num_shards, left_out)
-            with context.named():
-                for row, result in read(rows, context, readers=readers):
-                    yield context, row, result
-
-    examples, mixture = ShardReport(), MixtureCounts()
+    examples, counts = ShardReport(), MixtureCounts()
     begun = last = time.monotonic()
-    for number, (context, row, result) in enumerate(results(), 1):
-        if isinstance(result, Rejection):
-            writer.reject(result)
-        else:
-            writer.keep(result)
-        examples.add(row, result, context)
-        mixture.add(context.part, result)
-        if (now := time.monotonic()) - last >= REPORT_EVERY:
-            last = now
-            logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
-    return ConvertShardMetadata(refused=examples.leave(folder, writer.index), mix=mixture.counts())
+    for context in contexts:
+        rows = rows_of_shard(context, writer.index, settings.num_shards, partial(counts.leave_out, context.part))
+        with context.named():
+            for row, result in read(rows, context, readers=readers):
+                if isinstance(result, Rejection):
+                    writer.reject(result)
+                else:
+                    writer.keep(result)
+                examples.add(row, result, context)
+                counts.add(context.part, result)
+                if (now := time.monotonic()) - last >= REPORT_EVERY:
+                    last, number = now, writer.row_counts.rows
+                    logging.get().info("converting", rows=number, per_second=round(number / (now - begun), 1))
+    return ConvertShardMetadata(refused=examples.leave(folder, writer.index), mix=counts.counts())
 
 
 def contexts_of(
@@ -268,8 +245,6 @@ def contexts_of(
     benchmarks: Sequence[Input], folder: Folder, scratch: Path, index: ImageIndex,
 ) -> Sequence[ConversionContext]:  # fmt: skip
     """What the rows of each part are read with. Images are below a folder or, where that lies there, in an archive."""
-    from vcot.datasets.images import DatasetImages, archive_at
-
     look = partial(
         DatasetImages, folder.store, made_uri=settings.stored_images_uri or join(folder.uri, "images"),
         max_pixels=settings.max_image_pixels, max_side=settings.max_image_side,
@@ -304,23 +279,17 @@ def contexts_of(
 
 
 def report(
-    settings: ConvertSettings,
-    entries: Sequence[Entry[ConvertSettings]],
-    folder: Folder,
-    scratch: Path,
-    markers: tuple[ShardMarker[ConvertShardMetadata], ...],
-    row_counts: RowCounts,
-) -> tuple[dict[str, Any], str]:
-    from vcot.datasets.mixture import portions
+    settings: ConvertSettings, entries: Sequence[Entry[ConvertSettings]], folder: Folder, scratch: Path,
+    markers: tuple[ShardMarker[ConvertShardMetadata], ...], row_counts: RowCounts,
+) -> tuple[dict[str, Any], str]:  # fmt: skip
     from vcot.datasets.prepare import left
-    from vcot.reports.conversion import report as made
 
     parts = [(entry.name, entry.settings.source or "", entry.weight) for entry in entries]
     prepared = left(folder)
-    return made(
+    return conversion.report(
         folder, markers, row_counts, scratch, source=", ".join(dict.fromkeys(kind for _, kind, _ in parts)),
         seen=prepared.counts if prepared else {}, budget=settings.ingest_pixels, ingested=settings.ingest,
-        mix=() if settings.mix is None else portions(parts, (marker.metadata.mix for marker in markers)),
+        mix=() if settings.mix is None else mixture.portions(parts, (marker.metadata.mix for marker in markers)),
         max_pixels=settings.max_image_pixels,
     )  # fmt: skip
 

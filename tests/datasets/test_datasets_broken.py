@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.broken_rows import DEEP, LONG, broken
+from tests.fakes.broken_rows import broken
 from tests.fakes.rows import (
     AOKVQA,
     AOKVQA_DIRECT,
@@ -182,16 +182,6 @@ def test_a_line_of_twenty_megabytes(images: Given, what: str) -> None:
     results = images.outcomes("viscot", images.rows([good, LARGE[what](), good]))
     reason = {"boxes": "too-many-boxes", "question": "wrong-shape", "blank": None}.get(what, "not-json")
     assert sound(results) == {"kept": 2} | ({reason: 1} if reason else {})
-
-
-@pytest.mark.parametrize("number", [LONG, "-" + LONG, DEEP])
-def test_in_an_array_a_number_without_end_or_nesting_without_end_costs_one_row(images: Given, number: str) -> None:
-    good = json.dumps(metadata([[1, 2, 30, 40]]))
-    rows = [good, good.replace("640", number), good[:-1] + f', "more": {number}}}', number, good]
-    uri = images.rows(rows, "a.json")
-    found = sound(images.outcomes("viscot", uri))
-    assert found.total() == 5
-    assert 2 <= found["kept"] <= 3
 
 
 def test_a_file_that_changes_while_it_is_read_stops_the_reading(given: Given) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from tests.fakes.convert import convert, in_parts, made, viscot_rows
+from tests.fakes.convert import convert, in_parts, made, stage, viscot_rows
 from tests.fakes.rows import Given, png
 from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
 from vcot.datasets import ingest
@@ -59,23 +59,22 @@ def images_of(given: Given, **limits: Any) -> DatasetImages:
         (png(12_000, 9_000), "too-large"),
     ],
 )
-def test_images_that_cannot_be_used(given: Given, data: bytes, expected: str) -> None:
+@pytest.mark.parametrize("budget", [None, 30_000])
+def test_what_cannot_be_used_has_its_reason_and_no_copy(
+    given: Given, data: bytes, expected: str, budget: int | None
+) -> None:
     given.image("a.jpg", data=data)
-    assert reason(images_of(given), "a.jpg") == expected
+    images = copying(given, budget)
+    assert reason(images, "a.jpg") == expected
+    assert copies(given) == {}
 
 
 def test_an_image_that_is_not_there(given: Given) -> None:
-    images = images_of(given)
-    for path in (
-        "b.jpg",
-        "no/such/folder.jpg",
-        "../secret.jpg",
-        "a\0b.jpg",
-        "\ud800.jpg",
-        "x" * 300,
-        ".",
-    ):
-        assert reason(images, path) == "missing"
+    os.mkfifo(given.images / "fifo.jpg")
+    (given.images / "round.jpg").symlink_to("round.jpg")
+    names = ("b.jpg", "no/such/folder.jpg", "../secret.jpg", "a\0b.jpg", "\ud800.jpg", "x" * 300, ".")
+    for path in (*names, "fifo.jpg", "round.jpg"):
+        assert reason(images_of(given), path) == "missing"
 
 
 @pytest.mark.parametrize("uri", ["https://host/a.png", "gs://b/a.jpg", "s3://", "file://a.png"])
@@ -229,26 +228,6 @@ def test_a_jpeg_that_is_not_right_is_encoded(given: Given, how: str) -> None:
     assert all(b"a camera" not in copy for copy in copies(given).values())
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"", "not-an-image"),
-        (photograph(400, 300)[:-3000], "truncated"),
-        (photograph(400, 300, "PNG")[:-40], "truncated"),
-        (photograph(1500, 20), "too-large"),
-        (photograph(800, 800), "too-large"),
-    ],
-)
-def test_what_cannot_be_used_has_its_reason_and_no_copy(given: Given, data: bytes, expected: str) -> None:
-    given.image("a.jpg", data=data)
-    images = copying(given, max_side=1000, max_pixels=600_000)
-    for path, why in (("a.jpg", expected), ("b.jpg", "missing")):
-        with pytest.raises(ImageError) as refused:
-            images.find(path)
-        assert refused.value.reason == why
-    assert copies(given) == {}
-
-
 def test_one_image_is_stored_once_under_however_many_names(given: Given) -> None:
     for name in ("a.jpg", "b.jpg", "c/d.jpg"):
         given.image(name, data=photograph(400, 300))
@@ -325,13 +304,16 @@ def spoilt(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_a_second_run_opens_no_image_that_has_not_changed(given: Given, tmp_path: Path) -> None:
-    settings = viscot_rows(given)
-    convert(tmp_path / "first", **settings)
+def test_a_second_run_opens_no_image_that_has_not_changed_in_one_process_or_in_several(
+    given: Given, tmp_path: Path
+) -> None:
+    settings = viscot_rows(given) | {"num_shards": 3}
+    in_parts(tmp_path / "first", **settings)
     for path in given.images.rglob("*.png"):
         spoilt(path)
-    convert(tmp_path / "second", **settings, known_images=tmp_path / "first/convert/images.json")
-    assert made(tmp_path / "second") == made(tmp_path / "first")
+    for name, run in (("second", stage), ("parts", in_parts)):
+        run(tmp_path / name, **settings, known_images=tmp_path / "first/convert/images.json")
+        assert made(tmp_path / name) == made(tmp_path / "first")
     with pytest.raises(InputError, match="40 image-not-an-image"):  # without it they are opened
         convert(tmp_path / "third", **settings)
 
@@ -346,15 +328,6 @@ def test_an_image_that_has_changed_is_opened_again(given: Given, tmp_path: Path)
         max_rejected_share=0.5,
     )  # fmt: skip
     assert told["row_counts"]["rejected"] == {"image-missing": 3, "image-size-differs": 3}
-
-
-def test_processes_of_shards_know_what_prepare_knew_and_leave_what_they_saw(given: Given, tmp_path: Path) -> None:
-    settings = viscot_rows(given, bad=0) | {"num_shards": 3}
-    in_parts(tmp_path / "a", **settings)
-    for path in given.images.rglob("*.png"):
-        spoilt(path)
-    in_parts(tmp_path / "b", **settings, known_images=tmp_path / "a/convert/images.json")
-    assert made(tmp_path / "a") == made(tmp_path / "b")
 
 
 def test_a_copy_stays_in_its_run_and_is_not_forgotten_there(tmp_path: Path) -> None:

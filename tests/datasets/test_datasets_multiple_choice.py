@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given as for_all
-from hypothesis import settings as tuned
-from hypothesis import strategies as some
 
 from tests.fakes.rows import (
     AOKVQA,
@@ -62,10 +57,8 @@ def test_scienceqa_row_with_its_image_choices_lecture_and_solution(given: Given)
         ({"image": {"bytes": b"", "path": None}}, "no-image"),
         ({"question": ""}, "no-question"),
         ({"answer": 4}, "no-answer"),
-        ({"answer": -1}, "no-answer"),
         ({"answer": None}, "no-answer"),
         ({"choices": ["one"]}, "wrong-shape"),
-        ({"choices": None}, "wrong-shape"),
         ({"choices": ["one", ""]}, "wrong-shape"),
     ],
 )
@@ -91,66 +84,32 @@ def test_rows_of_text_alone_are_kept_where_that_is_wanted(given: Given, nothing:
     assert illustrated.image is not None
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"no image", "image-not-an-image"), (png(9, 9)[:40], "image-broken")])
-def test_an_image_that_cannot_be_read_is_not_taken_for_none(given: Given, data: bytes, reason: str) -> None:
-    refused = outcome(given, scienceqa_row(image={"bytes": data, "path": None}), without_image="keep")
+def test_an_image_that_cannot_be_read_is_not_taken_for_none(given: Given) -> None:
+    refused = outcome(given, scienceqa_row(image={"bytes": b"no image", "path": None}), without_image="keep")
     assert isinstance(refused, Rejection)
-    assert refused.reason == reason
+    assert refused.reason == "image-not-an-image"
 
 
-def sides(files: dict[str, list[dict[str, Any]]], shards: int = 1, **options: Any) -> list[str]:
-    """Of each row of the files, its side, or why it was refused."""
-    with TemporaryDirectory() as scratch:
-        given = Given(Path(scratch))
-        uris = [write_parquet(given.folder / name, rows, SCIENCEQA_TYPES) for name, rows in files.items()]
-        context = given.context("scienceqa", *uris, without_image="keep", **options)
-        folder = Folder(Store(), str(given.folder / "run"), CONVERT)
-        informed(context, folder, look=True)
-        found: dict[str, str] = {}
-        for shard in range(shards):
-            knowing = informed(context, folder, look=False)
-            for one, result in read(rows_of_shard(context, shard, shards), knowing):
-                found[one.id] = result.origin.split if isinstance(result, Sample) else result.reason.value
-        names = [f"{name}:{n}" for name, rows in files.items() for n in range(1, len(rows) + 1)]
-        return [found[name] for name in names]
+def test_what_a_test_file_asks_is_not_learned_from_a_train_file_nor_asked_twice(given: Given) -> None:
+    """Case, punctuation, blanks and the order of the choices do not make another question of it."""
 
+    def by_text(question: str, **changed: Any) -> dict[str, Any]:
+        return scienceqa_row(image=None, question=question) | changed
 
-def by_text(question: str, **changed: Any) -> dict[str, Any]:
-    return scienceqa_row(image=None, question=question) | changed
-
-
-@tuned(max_examples=10)
-@for_all(
-    asked=some.lists(some.tuples(some.integers(0, 5), some.permutations(range(4)), some.sampled_from("aA?"))),
-    seed=some.integers(0, 99),
-    shards=some.integers(1, 3),
-)
-def test_the_same_question_is_on_one_side_however_it_is_written(asked: Any, seed: int, shards: int) -> None:
-    """Case, punctuation and the order of the choices do not make another question of it."""
     choices = scienceqa_row()["choices"]
-    rows = [
-        by_text(
-            {"a": f"what is {n}", "A": f"WHAT is  {n}", "?": f"What is {n}?"}[written],
-            choices=[choices[place] for place in order], answer=order.index(0),
-        )
-        for n, order, written in asked
+    train = [
+        by_text("What is one?"), by_text("What is two?"), by_text("what is two", choices=choices[::-1]),
+        by_text("What is two?", choices=["1", "2"]), scienceqa_row(), by_text("what is ONE"),
     ]  # fmt: skip
-    rows.append(by_text("What else?"))
-    options = {"seed": seed, "validation_share": 0.5, "splits": "by-content", "duplicates": "keep"}
-    found = sides({"rows.parquet": rows}, shards, **options)
-    of_question: dict[int, set[str]] = {}
-    for (n, _, _), side in zip(asked, found, strict=False):
-        of_question.setdefault(n, set()).add(side)
-    assert all(len(side) == 1 for side in of_question.values())
-    assert set(found) <= {"train", "validation"}
-
-
-def test_what_a_test_file_asks_is_not_learned_from_a_train_file_nor_asked_twice() -> None:
-    two = by_text("What is two?")
-    train = [by_text("What is one?"), two, two | {"choices": ["1", "2"]}, scienceqa_row(), by_text("what is ONE")]
     test = [by_text("what is  TWO"), scienceqa_row(1, question="What is one?")]
-    found = sides({"train-00000-of-00001.parquet": train, "test-00000-of-00001.parquet": test})
-    assert found == ["train", "held-out", "train", "train", "duplicate", "test", "test"]
+    names = {"train-00000-of-00001.parquet": train, "test-00000-of-00001.parquet": test}
+    uris = [write_parquet(given.folder / name, rows, SCIENCEQA_TYPES) for name, rows in names.items()]
+    folder = Folder(Store(), str(given.folder / "run"), CONVERT)
+    context = informed(given.context("scienceqa", *uris, without_image="keep"), folder, look=True)
+    found = [result for _, result in read(rows_of_shard(context), context)]
+    assert [r.origin.split if isinstance(r, Sample) else r.reason.value for r in found] == [
+        "train", "held-out", "held-out", "train", "train", "duplicate", "test", "test",
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- A-OKVQA
@@ -191,12 +150,9 @@ def test_a_direct_answer_that_is_a_wrong_choice_is_not_accepted(given: Given) ->
     ("make", "changed", "reason"),
     [
         (from_hub, {"correct_choice_idx": None, "direct_answers": None, "rationales": []}, "no-answer"),  # test files
-        (from_hub, {"correct_choice_idx": 4}, "no-answer"),
         (from_hub, {"direct_answers": "cigarette, smoke"}, "wrong-shape"),
         (from_hub, {"direct_answers": "[" * 5000}, "wrong-shape"),
         (from_hub, {"image": None}, "no-image"),
-        (from_hub, {"question": None}, "no-question"),
-        (from_hub, {"choices": []}, "wrong-shape"),
         (from_json, {"image_id": 7}, "image-missing"),
         (from_json, {"image_id": "7"}, "wrong-shape"),
         (from_json, {"split": "dev"}, "wrong-shape"),

@@ -65,17 +65,13 @@ def test_a_sample_that_convert_wrote_comes_back_as_it_was(scene: Given) -> None:
         ({"reasoning": [["a", {"label": "cup", "boxes": [[1, 2, 1, 40]]}]]}, "box-empty"),
         ({"reasoning": ["text"]}, "wrong-shape"),
         ({"image": {"uri": "a.png", "width": 100, "height": 200}}, "image-size-differs"),
-        ({"image": {"uri": "a.png", "width": None, "height": 99, "sha256": None}}, "image-size-differs"),
         ({"image": {"uri": "a.png", "sha256": "0" * 64}}, "image-changed"),
-        ({"image": {"width": 3}}, "wrong-shape"),
         ({"image": None}, "wrong-shape"),
         ({"image": "http://host/a.png"}, "image-unsupported"),
-        ({"answers": []}, "no-answer"),
         ({"answers": ["2", "\0"]}, "no-answer"),
         ({"question": "\u200b"}, "no-question"),
         ({"choices": "A, B"}, "wrong-shape"),
         ({"choices": ["1", "3"]}, "no-answer"),
-        ({"metadata": ["night"]}, "wrong-shape"),
         ({"metadata": {"camera": {"name": "x"}}}, "wrong-shape"),
         ({"messages": []}, "wrong-shape"),
         ({"origin": {"split": "dev"}}, "wrong-shape"),
@@ -89,7 +85,6 @@ def test_refused_samples(scene: Given, changed: dict[str, Any], reason: str) -> 
     ("changed", "said"),
     [
         ({"answer": "2"}, "a Sample has no 'answer'; did you mean 'answers'? What is your own goes below 'metadata'"),
-        ({"version": 9}, "version 9; this vcot reads version 1"),
         ({"version": True}, "version True; this vcot reads version 1"),
         ({"question": "y" * 100_001}, "a text of 100,001 characters; 100,000 of one text are read at most"),
         ({"answers": ["y" * 200_000]}, "a text of 200,000 characters; 100,000 of one text are read at most"),
@@ -178,7 +173,6 @@ def test_images_may_stand_beside_the_messages_or_inside_them(scene: Given) -> No
         (messages("<ref>cup</ref><box>[100, 200, 300]</box> Answer: left"), "box-malformed"),
         (messages("<ref>cup</ref> Answer: left"), "no-box"),
         (messages(""), "no-answer"),
-        ({"messages": []}, "wrong-shape"),
         ({"messages": None}, "wrong-shape"),
         ({"messages": [{"role": "user", "content": "?"}]}, "wrong-shape"),
         ({"messages": messages("2")["messages"] * 2}, "wrong-shape"),
@@ -228,15 +222,11 @@ def test_llavas_form_says_what_openais_does(scene: Given, row: dict[str, Any]) -
         assert getattr(sample, field) == getattr(same, field), field
 
 
-def test_rounds_become_samples_and_no_frames_numbers_stand_in_their_context(scene: Given) -> None:
-    row = conversation(
-        ("human", "<image>\nWhere is the cup?"), ("gpt", REPLY.partition("\n")[0]), ("human", "And the pot?"),
-        ("gpt", "There is no pot."),
-    )  # fmt: skip
-    first, second = scene.outcomes("samples", scene.rows([row]), frame="thousandths")
-    assert isinstance(first, Sample)
+def test_no_frames_numbers_stand_in_the_context_of_a_later_round(scene: Given) -> None:
+    cup = (("human", "<image>\nWhere is the cup?"), ("gpt", REPLY.partition("\n")[0]))
+    row = conversation(*cup, ("human", "And the pot?"), ("gpt", "There is no pot."))
+    _, second = scene.outcomes("samples", scene.rows([row]), frame="thousandths")
     assert isinstance(second, Sample)
-    assert (first.question, second.question) == ("Where is the cup?", "And the pot?")
     assert second.context == "Question: Where is the cup?\nAnswer: The cup is here."
     assert (second.answers, second.evidence) == (("There is no pot.",), None)
 
@@ -301,12 +291,9 @@ def test_each_round_of_a_talk_is_a_sample_that_knows_the_earlier_ones(scene: Giv
         (talk(ASKED, ("gpt", STAGES), image=None), "no-image"),
         (talk(ASKED, ("gpt", STAGES), image=["a.png", "b.png"]), "wrong-shape"),
         (talk(ASKED, ("gpt", STAGES), image="chartqa/2.png"), "image-missing"),
-        (talk(ASKED, ("gpt", STAGES), image="../../etc/passwd"), "image-missing"),
         (talk(ASKED), "wrong-shape"),
-        (talk(("gpt", "Hello."), ASKED), "wrong-shape"),
         (talk(ASKED, ("reason", "so")), "wrong-shape"),
         (talk(ASKED, ("gpt", 21)), "wrong-shape"),
-        (talk(), "wrong-shape"),
         ({"conversations": None}, "wrong-shape"),
         ({"conversations": [["human", "?"]]}, "wrong-shape"),
     ],

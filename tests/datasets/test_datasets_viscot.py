@@ -10,7 +10,7 @@ from tests.fakes.rows import ASK, CUB, GQA, SROIE, Given, chat, informed, metada
 from vcot.datasets import read, rows_of_shard
 from vcot.datasets.viscot import grounded, in_words, program, target
 from vcot.grounding import Box, Mention
-from vcot.records import Folder, Rejection, Sample
+from vcot.records import Folder, Sample
 from vcot.records.shards import CONVERT
 from vcot.storage import Store
 
@@ -183,19 +183,16 @@ def test_labels_come_from_the_question_and_are_never_the_answer(
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"bboxs": [[868, 213, 859, 389]]}, "box-inverted"),
     ({"bboxs": [[10, 10, 10, 30]]}, "box-empty"),
-    ({"bboxs": [[0, 0, float("inf"), 10]]}, "box-not-finite"),
     ({"bboxs": [[float("nan"), 0, 1, 10]]}, "box-not-finite"),
     ({"bboxs": [[0, 0, 10**400, 10]]}, "box-not-finite"),
     ({"bboxs": [[484, 16537, 1896, 16625]]}, "box-outside"),  # coordinates of another page
     ({"bboxs": [[-5.1, 10, 100, 100]]}, "box-outside"),
     ({"bboxs": [[641, 10, 644, 100]]}, "box-outside"),  # within the overhang, and nothing of it in the image
     ({"bboxs": [[1, 2, 3]]}, "box-malformed"),
-    ({"bboxs": [["1", 2, 3, 4]]}, "box-malformed"),
     ({"bboxs": [[True, 2, 30, 40]]}, "box-malformed"),
     ({"bboxs": "[1, 2, 3, 4]"}, "box-malformed"),
     ({"bboxs": []}, "no-box"),
     ({"bboxs": [[1, 2, 30, 40], [10, 10, 10, 30]]}, "box-empty"),  # evidence is whole, or the row is refused
-    ({"question": "  "}, "no-question"),
     ({"question": ASK}, "no-question"),
     ({"question": "\u200b\u2060 "}, "no-question"),
     ({"answer": 7}, "no-answer"),
@@ -212,19 +209,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
     (chat("[0.6, 0.3, 0.5, 0.6]", "[384, 112, 320, 304]"), "box-inverted"),
-    (chat("[0.6, 0.3, 0.5, 0.6]", None), "box-inverted"),
-    (chat("[0.1, 0.3, Infinity, 0.6]", None), "box-not-finite"),
     (chat("[0.1, 0.3, NaN, 0.6]", INTS), "box-not-finite"),
-    (chat("[0.1, 0.3, 0.5]", None), "box-malformed"),
     (chat("on the left", None), "box-malformed"),
     (chat(FRACTIONS, "[64, 112, 320]"), "box-malformed"),
-    (chat(FRACTIONS, "left"), "box-malformed"),
     (chat("[0.1, 7.3, 0.5, 9.6]", None), "box-outside"),
     (chat("[-0.02, 0.3, 0.5, 0.6]", None), "box-outside"),
     (chat(FRACTIONS, None, image=[]), "wrong-shape"),
-    (chat(FRACTIONS, None, image=["a", "b", "c"]), "wrong-shape"),
     (chat(FRACTIONS, None, image=["cot/vsr/a.jpg", f"cot/vsr/b.jpg###{INTS}"]), "wrong-shape"),
-    (chat(FRACTIONS, None, conversations=[]), "wrong-shape"),
     (chat(FRACTIONS, None, conversations="no"), "wrong-shape"),
 ]
 
@@ -234,14 +225,6 @@ REFUSED_CHAT: list[tuple[dict[str, Any], str]] = [
 )
 def test_refused_rows(vsr: Given, row: dict[str, Any], reason: str) -> None:
     assert vsr.reason("viscot", row) == reason
-
-
-def test_refusal_shows_what_was_written_and_what_would_be_right(vsr: Given) -> None:
-    refused = vsr.outcome("viscot", metadata([[484, 16537, 1896, 16625]]))
-    assert isinstance(refused, Rejection)
-    assert refused.id == "rows.jsonl:1"
-    assert "640x480" in refused.detail
-    assert "16537" in refused.detail
 
 
 # ------------------------------------------------------------------------------------------------- GQA's programs

@@ -9,24 +9,14 @@ from typing import Any
 
 import pytest
 
-from jobs.convert import OF_A_PART, ConvertSettings, run
+from jobs.convert import OF_A_PART, ConvertSettings
 from tests.fakes.convert import flags, rejections, report, samples, stage
-from tests.fakes.rows import (
-    ONE_AND_TWO,
-    REFCOCO,
-    SCIENCEQA_TYPES,
-    Given,
-    instances,
-    metadata,
-    scene,
-    scienceqa_row,
-    write_parquet,
-)
-from tests.s3 import moto_place, moto_server, no_aws  # noqa: F401 (fixtures)
+from tests.fakes.rows import ONE_AND_TWO, Given, instances, metadata, scene
+from tests.storage.tars import tar
 from vcot.datasets import DATASETS
 from vcot.errors import InputError, SettingsError
 from vcot.records import Sample
-from vcot.storage import Store, join
+from vcot.uris import pieces
 
 pytestmark = pytest.mark.usefixtures("clean")
 Mixed = list[dict[str, Any]]
@@ -53,40 +43,18 @@ def of_viscot(given: Given, count: int = 30) -> dict[str, Any]:
     return {"source": "viscot", "input": given.rows(rows, "viscot.jsonl"), "images": given.images}
 
 
-def of_refcoco(given: Given, count: int = 24) -> dict[str, Any]:
-    given.image("COCO_train2014_000000533220.jpg", 640, 427)
-    rows = [REFCOCO | {"sent_id": n, "expression": f"{n} bushes", "split": "train"} for n in range(count)]
-    return {"source": "refcoco", "input": given.rows(rows, "refcoco.jsonl"), "images": given.images}
-
-
 def of_coco(given: Given) -> dict[str, Any]:
     return {"source": "coco", "input": instances(given, ONE_AND_TWO), "images": given.images}
-
-
-def of_scienceqa(given: Given, count: int = 12) -> dict[str, Any]:
-    uri = write_parquet(
-        given.folder / "train-00000-of-00001.parquet", [scienceqa_row(n) for n in range(count)], SCIENCEQA_TYPES
-    )
-    return {"source": "scienceqa", "input": uri}
 
 
 def of_samples(given: Given, rows: Mixed, name: str = "mine.jsonl") -> dict[str, Any]:
     return {"source": "samples", "input": given.rows(rows, name), "images": given.images}
 
 
-def five(given: Given) -> Mixed:
-    parts = [of_viscot(given), of_refcoco(given), of_coco(given), of_scienceqa(given)]
-    return [*parts, {"source": "scenes", "scenes": 10, "questions": ["where", "count"]}]
-
-
-# ------------------------------------------------------------------------------------------------------ what is made
-
-
-@pytest.mark.parametrize("weights", [None, (3, 2, 1, 1, 0.5)], ids=["all", "weighted"])
+@pytest.mark.parametrize("weights", [({}, {}, {}), ({"weight": 3}, {"weight": 1}, {"weight": 0.5})])
 def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, weights: Any) -> None:
-    parts = five(given)
-    if weights:
-        parts = [part | {"weight": weight} for part, weight in zip(parts, weights, strict=True)]
+    parts = [of_viscot(given), of_coco(given), {"source": "scenes", "scenes": 10, "questions": ["where", "count"]}]
+    parts = [part | weight for part, weight in zip(parts, weights, strict=True)]
     path, made = mix(given, parts), {}
     for shards in (1, 3, 7):
         kept = convert(
@@ -100,7 +68,7 @@ def test_any_number_of_shards_makes_the_same_set(given: Given, tmp_path: Path, w
         assert len({sample.id for sample in kept}) == len(kept)
     assert made[1] == made[3] == made[7]
     names = {json.loads(line)["id"].partition("/")[0] for line in made[1][0]}
-    assert names == {"viscot", "refcoco", "coco", "scienceqa", "scenes"}
+    assert names == {"viscot", "coco", "scenes"}
 
 
 def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) -> None:
@@ -125,15 +93,6 @@ def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) ->
     assert found["source"] == "viscot, coco"
 
 
-def test_one_source_has_no_mix_and_ids_of_its_own(given: Given, tmp_path: Path) -> None:
-    part = of_viscot(given)
-    settings = flags(run_uri=tmp_path / "run", source="viscot", input_uri=part["input"], images_uri=part["images"])
-    run(ConvertSettings.load(settings)[0])
-    found = report(tmp_path / "run")
-    assert found["mix"] == []
-    assert [rejection.id for rejection in rejections(tmp_path / "run")] == ["viscot.jsonl:6"]
-
-
 def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: Path) -> None:
     given.image("wide.png", 400, 40)
     mine = {"image": "wide.png", "question": "?", "answers": ["x"], "origin": {"split": "test"}}
@@ -147,30 +106,6 @@ def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: 
     assert [(s.id, s.origin.dataset, s.origin.licence) for s in kept] == [("samples/mine.jsonl:1", "mine", "CC0")]
     reasons = {rejection.id: rejection.reason.value for rejection in rejections(tmp_path / "run")}
     assert reasons == {"samples/mine.jsonl:2": "box-too-thin", "yours/yours.jsonl:1": "held-out"}
-
-
-# ------------------------------------------------------------------------------------------- rules that span the parts
-
-
-def test_an_image_under_two_paths_is_on_one_side_in_both_parts(given: Given, tmp_path: Path) -> None:
-    """The same bytes, and nearly the same image: also where one part says which split its rows are."""
-    mine, yours = [], []
-    for seed in range(12):
-        given.image(f"mine/{seed}.jpg", data=scene(seed))
-        given.image(f"yours/{seed}.jpg", data=scene(seed, quality=90 if seed % 2 else 60))
-        mine.append({"image": f"mine/{seed}.jpg", "question": "What is it?", "answers": ["x"]})
-        said = {"origin": {"split": "validation"}} if seed in (3, 4) else {}
-        yours.append({"image": f"yours/{seed}.jpg", "question": "Whose is it?", "answers": ["y"]} | said)
-    parts = [of_samples(given, mine) | {"name": "mine"}, of_samples(given, yours, "yours.jsonl") | {"name": "yours"}]
-    kept = convert(tmp_path / "run", mix(given, parts), validation_share=0.4, max_rejected_share=0.2)
-    sides = {s.id: s.origin.split for s in kept}
-    assert {sides[f"yours/yours.jsonl:{n}"] for n in (4, 5)} == {"validation"}
-    assert {r.id: r.reason.value for r in rejections(tmp_path / "run")} == {
-        "mine/mine.jsonl:4": "held-out", "mine/mine.jsonl:5": "held-out",
-    }  # fmt: skip
-    pairs = [(sides[f"mine/mine.jsonl:{n}"], sides[f"yours/yours.jsonl:{n}"]) for n in range(1, 13) if n not in (4, 5)]
-    assert all(one == other for one, other in pairs)
-    assert {one for one, _ in pairs} == {"train", "validation"}
 
 
 def test_a_question_is_asked_once_whichever_part_asks_it(given: Given, tmp_path: Path) -> None:
@@ -242,52 +177,18 @@ def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-# ------------------------------------------------------------------------------- archives, copies, what is known before
-
-
 def test_archives_and_copies_work_in_every_part(given: Given, tmp_path: Path) -> None:
-    import tarfile
-
     viscot, mine = of_viscot(given, 5), []
     for n in range(3):
         given.image(f"big-{n}.jpg", data=scene(n, size=200))
         mine.append({"image": f"big-{n}.jpg", "question": "?", "answers": ["x"]})
-    for name, inside in (("viscot", "cot_image_data/"), ("mine", "")):
-        with tarfile.open(given.folder / f"{name}.tar", "w") as tar:
-            tar.add(given.images, arcname=inside or ".")
-    own = of_samples(given, mine)
-    plain, packed = [viscot, own], [
-        viscot | {"images": given.folder / "viscot.tar"}, own | {"images": given.folder / "mine.tar"},
-    ]  # fmt: skip
-    copied = {"stored_images_uri": tmp_path / "made", "ingest": True, "ingest_pixels": 28 * 28 * 10}
-    from_folders = convert(tmp_path / "plain", mix(given, plain), **copied)
-    inside_archives = convert(tmp_path / "packed", mix(given, packed, "packed.yaml"), **copied)
-
-    def but_for_the_uri(found: list[Sample]) -> list[Any]:
-        return [s.model_copy(update={"image": s.image.model_copy(update={"uri": "x"})}) for s in found]
-
-    assert but_for_the_uri(from_folders) == but_for_the_uri(inside_archives)
-    assert {s.id.partition("/")[0] for s in from_folders} == {"viscot", "samples"}
-    assert all(s.image.stored and s.image.stored.width * s.image.stored.height <= 7840 for s in from_folders)
-
-
-def test_the_mix_and_all_that_it_names_may_lie_in_s3(given: Given, moto_place: str) -> None:  # noqa: F811
-    store = Store()
-    parts = [of_viscot(given, 6), of_coco(given)]
-    for part in parts:
-        for path in given.images.rglob("*.*"):
-            store.upload(path, join(moto_place, "images", str(path.relative_to(given.images))))
-        store.upload(Path(part["input"]), join(moto_place, Path(part["input"]).name))
-        part |= {"input": join(moto_place, Path(part["input"]).name), "images": join(moto_place, "images")}
-    uri = join(moto_place, "mix.yaml")
-    store.write(uri, json.dumps(parts).encode())
-    kept = convert(join(moto_place, "run"), uri, max_rejected_share=0.5)
-    assert {s.id.partition("/")[0] for s in kept} == {"viscot", "coco"}
-    settings = json.loads(store.read(join(moto_place, "run/convert/settings.json")))
-    assert {uri, *(part["input"] for part in parts)} == settings["inputs"].keys()
-    store.write(uri, json.dumps(parts[:1]).encode())
-    with pytest.raises(InputError, match=r"mix\.yaml has changed since .* was begun; use another run name"):
-        convert(join(moto_place, "run"), uri, max_rejected_share=0.5)
+    parts, data = [viscot, of_samples(given, mine)], {p: p.read_bytes() for p in given.images.rglob("*.*")}
+    for part, top in zip(parts, ("cot_image_data/", ""), strict=True):
+        part["images"] = given.folder / f"{part['source']}.tar"
+        part["images"].write_bytes(tar({f"{top}{p.relative_to(given.images)}": said for p, said in data.items()}))
+    kept = convert(tmp_path / "run", mix(given, parts), ingest=True, ingest_pixels=28 * 28 * 10)
+    assert [s.id.partition("/")[0] for s in kept] == ["samples"] * 3 + ["viscot"] * 5
+    assert all(pieces(s.image.uri) and s.image.kept.width * s.image.kept.height <= 7840 for s in kept)
 
 
 def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: Given, tmp_path: Path) -> None:
@@ -301,12 +202,6 @@ def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: G
         convert(tmp_path / "no-frame", mix(given, [scenes, chat]))
 
 
-# ----------------------------------------------------------------------------------------------------------- as a user
-
-
-# ------------------------------------------------------------------ what may be wrong with the file, as --check says
-
-
 def told(given: Given, parts: Any, **settings: Any) -> list[str]:
     """What --check says is wrong."""
     loaded, _ = ConvertSettings.load(flags(run_uri="r", mix=mix(given, parts), **settings))
@@ -316,10 +211,6 @@ def told(given: Given, parts: Any, **settings: Any) -> list[str]:
 
 
 BAD: dict[str, tuple[Any, list[str]]] = {
-    "nothing": ("", ["mix.yaml should be a list of parts, each beginning with '- source: …' and its other keys below "
-                     "that; it is None"]),
-    "no list": ({"source": "scenes"}, ["mix.yaml should be a list of parts, each beginning with '- source: …' and its "
-                                       "other keys below that; it is {'source': 'scenes'}"]),
     "names": (["coco", "viscot"], ["mix.yaml should be a list of parts, each beginning with '- source: …' and its "
                                    "other keys below that; it is ['coco', 'viscot']"]),
     "a dash too few": ("- source: scenes\n  scenes: 3\n  source: coco\n", [
@@ -335,14 +226,9 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         "mix.yaml, part 1 (scenes): 7: no such key"]),
     "for the whole run": ([{"source": "scenes", "seed": 3}], [
         "mix.yaml, part 1 (scenes): seed is one for all parts; give --seed (or VCOT_CONVERT_SEED)"]),
-    "weights": ([{"source": "scenes", "weight": w, "name": f"w{n}"} for n, w in enumerate([0, -1, True, "1e3", 2])], [
-        "mix.yaml, part 1 (w0): weight=0: a weight is a number above 0, such as 1 or 0.5",
-        "mix.yaml, part 2 (w1): weight=-1: a weight is a number above 0, such as 1 or 0.5",
-        "mix.yaml, part 3 (w2): weight=True: a weight is a number above 0, such as 1 or 0.5",
-        "mix.yaml, part 4 (w3): weight='1e3': a weight is a number above 0, such as 1 or 0.5"]),
-    "no number": ("- {source: scenes, weight: .nan}\n- {source: scenes, name: b, weight: .inf}\n", [
-        "mix.yaml, part 1 (scenes): weight=nan: a weight is a number above 0, such as 1 or 0.5",
-        "mix.yaml, part 2 (b): weight=inf: a weight is a number above 0, such as 1 or 0.5"]),
+    "weights": ("\n".join(f"- {{source: scenes, weight: {w}, name: w{w}}}" for w in (0, ".nan", "true", "1e3", 2)), [
+        f"mix.yaml, part {number} (w{w}): weight={said}: a weight is a number above 0, such as 1 or 0.5"
+        for number, (w, said) in enumerate(((0, 0), (".nan", "nan"), ("true", True), ("1e3", "'1e3'")), 1)]),
     "some weights": ([{"source": "scenes", "name": n} | w for n, w in (("a", {}), ("b", {"weight": 1}), ("c", {}))], [
         "mix.yaml, parts 1 and 3: the weight is missing; all parts have one, or none has and all rows count"]),
     "one name": ([{"source": "scenes"}, {"source": "scenes", "scenes": 3}], [

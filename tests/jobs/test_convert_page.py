@@ -163,15 +163,6 @@ def test_every_source_has_its_row_and_its_command(given: Given) -> None:
     assert [name for name in offered if f"| `{name}` |" not in PAGE] == []
 
 
-def test_the_three_lines_that_a_user_may_bring_are_read(given: Given) -> None:
-    (lines,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
-    given.image("a.jpg", 200, 100)
-    for line in lines.splitlines():
-        sample = given.sample("samples", json.loads(line), frame="thousandths")
-        assert sample.true_boxes
-        assert sample.true_boxes[0].as_list() in ([10, 20, 50, 60], [20, 20, 60, 40])
-
-
 def test_the_mix_of_the_page_is_right(given: Given) -> None:
     path = given.folder / "mix.yaml"
     path.write_text(PAGE.partition("```yaml\n")[2].partition("```")[0])

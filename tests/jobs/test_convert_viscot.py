@@ -9,7 +9,6 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 
 from tests.fakes.convert import ROOT, convert, rejections, samples
 from tests.fakes.rows import Given, png
-from vcot.errors import InputError
 from vcot.grounding import Box, iou
 
 DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data")) / "viscot"
@@ -69,26 +67,3 @@ def test_boxes_of_chat_files_are_those_of_the_detection_files(given: Given, tmp_
         print(f"{name}: mean IoU {mean(ious[name]):.4f}, {len(ious[name])} kept, {refused[name]} refused")
         assert mean(ious[name]) >= LEAST[name]
         assert len(ious[name]) >= 0.99 * SETS[name] - 2
-
-
-@pytest.mark.parametrize(("name", "limit"), [("dude", 2500), ("vsr", 1000)])
-def test_a_metadata_file_goes_through(given: Given, tmp_path: Path, name: str, limit: int) -> None:
-    source = f"metadata/{name}_cot_train.jsonl"
-    written = {f"{name}_cot_train.jsonl:{n}": row for n, row in enumerate(islice(rows(source), limit), 1)}
-    for row in written.values():
-        draw(given, f"{name}/{row['image']}", row)
-    read = READ | {"input_uri": DATA / source, "images_uri": given.images, "limit": limit}
-    if name == "dude":  # coordinates of other pages
-        with pytest.raises(InputError, match=r"--max-rejected-share 0\.05"):
-            convert(tmp_path, **read)
-        told = convert(tmp_path, **read, max_rejected_share=0.2)["row_counts"]
-        assert "box-outside" in told["rejected"]
-    else:
-        told = convert(tmp_path, **read)["row_counts"]
-        assert told["rejected"] == {}
-    assert told["rows"] == limit == told["kept"] + len(rejections(tmp_path))
-    for sample in samples(tmp_path):
-        row = written[sample.id]
-        assert sample.answers == (row["answer"].strip(),)
-        for box, (x1, y1, x2, y2) in zip(sample.true_boxes or (), row["bboxs"], strict=True):
-            assert box.as_list() == [max(x1, 0), max(y1, 0), min(x2, row["width"]), min(y2, row["height"])]

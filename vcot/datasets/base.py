@@ -308,7 +308,8 @@ class ConversionContext(Generic[O]):
         return declared or self.prepared.drawn.get(about.sha256) or self.draw(about.sha256)
 
     def draw(self, sha256: str) -> Split:
-        return split_of(sha256, self.options.seed, self.options.validation_share)
+        """The side of an image, by its content and the seed alone: the same in every row, shard and process."""
+        return "validation" if uniform(self.options.seed, sha256) < self.options.validation_share else "train"
 
     def accepted(self, row: Row, sample: Sample) -> Sample:
         """A sample that is good enough, and asks what no earlier row has asked. Raises Refused."""
@@ -340,7 +341,7 @@ class ConversionContext(Generic[O]):
             raise Refused(Reason.NO_BOX, "the list of boxes is empty")
         if len(many) > _MOST_BOXES:
             raise Refused(Reason.TOO_MANY_BOXES, f"{len(many):,} boxes in one list; at most {_MOST_BOXES:,} are read")
-        return unique(self.box(edges, image) for edges in many)
+        return tuple(dict.fromkeys(self.box(edges, image) for edges in many))
 
 
 def hub_name(row: Row) -> str | None:
@@ -373,10 +374,6 @@ def same_size(said: Mapping[str, Any], image: Image) -> None:
         )
 
 
-def unique(boxes: Iterable[Box]) -> tuple[Box, ...]:
-    return tuple(dict.fromkeys(boxes))
-
-
 _MOST_BOXES = 10_000
 """In one list. A crowd has hundreds; a line of 50 MB may hold millions, and each costs microseconds."""
 _NUMBERS = frozenset((int, float))
@@ -394,11 +391,6 @@ def numbers(edges: Any) -> tuple[float, float, float, float]:
     except OverflowError:  # JSON has whole numbers of any size
         raise BoxError(BoxFault.NOT_FINITE, f"a box needs finite numbers; got {edges!r:.80}") from None
     return x1, y1, x2, y2
-
-
-def split_of(sha256: str, seed: int, validation_share: float) -> Split:
-    """The side of an image, by its content and the seed alone: the same in every row, shard and process."""
-    return "validation" if uniform(seed, sha256) < validation_share else "train"
 
 
 def pick(seed: int, what: str, below: int) -> int:

@@ -15,13 +15,9 @@ and about things that are not there (`absent`: how many in each image), in turns
 
 Evidence of these is an empty list: a model that only ever sees boxes learns to draw one always.
 
-A region marked as a crowd is not counted, and nothing is asked about its category in that image, because nobody
-knows how many there are. Entries of `images` may say their `split`.
-
-An annotation whose image or category is not in the file is refused as a row of its own, and puts in doubt what it may
-be of: with an unknown category every category in its image, with an unknown image its category in every image. What
-is in doubt is not counted, not pointed at as all that there is, and not denied; only that one is there is still asked.
-With `unmatched_annotations` "ignore" those images and categories are taken to be left out of the file on purpose.
+Nothing is asked about the category of a crowd in its image, because nobody knows how many there are. An annotation
+whose image or category is not in the file is refused as a row of its own, and puts in doubt what it may be of: what is
+in doubt is not counted, not pointed at as all that there is, and not denied.
 
 The file is not a list of rows: annotations have to be brought to their images first. That happens in a database on
 the scratch disk, so that memory does not grow with the file.
@@ -59,7 +55,6 @@ from vcot.datasets.base import (
     pick,
     same_size,
     text,
-    unique,
 )  # fmt: skip
 from vcot.datasets.duplicate_questions import asked
 from vcot.datasets.inputs import Input, Refused, Row, form_of_file, opened
@@ -148,7 +143,7 @@ def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
             Reason.IMAGE_SIZE_DIFFERS,
             f"the file says {size[0]} x {size[1]} pixels, {image.uri} has {image.width} x {image.height}",
         )
-    boxes = unique(_box(written, image, context) for written in said["boxes"])
+    boxes = tuple(dict.fromkeys(_box(written, image, context) for written in said["boxes"]))
     if kind == "where" and len(boxes) != 1:
         raise Refused(Reason.WRONG_SHAPE, f"where is asked about one {category}, and there are {len(boxes)}")
     wording = context.own.one_of(PHRASINGS[kind], row.id, context.options.seed)

@@ -127,24 +127,18 @@ def nearly(questions: Iterable[tuple[str, str]], similarity: float) -> Iterator[
     index = MinHashLSH(num_perm=_PERMUTATIONS, params=_BANDS)
     first: dict[str, tuple[int, frozenset[str], list[str]]] = {}
     for order, (name, asked) in enumerate(questions):
-        pieces, numbers = _pieces(asked), re.findall(r"\d+", asked)
+        pieces = frozenset(asked[i : i + _PIECE] for i in range(max(1, len(asked) - _PIECE + 1)))
+        numbers = re.findall(r"\d+", asked)
         sketch = MinHash(num_perm=_PERMUTATIONS, seed=1)
         sketch.update_batch([piece.encode(errors="replace") for piece in sorted(pieces)])
         like = [
             (first[other][0], other)
             for other in map(str, index.query(sketch))
-            if numbers == first[other][2] and _shared(pieces, first[other][1]) >= similarity
+            if numbers == first[other][2]
+            and len(pieces & first[other][1]) / len(pieces | first[other][1]) >= similarity
         ]
         if like:
             yield name, min(like)[1]
         else:
             first[name] = (order, pieces, numbers)
             index.insert(name, sketch)
-
-
-def _pieces(text: str) -> frozenset[str]:
-    return frozenset(text[i : i + _PIECE] for i in range(max(1, len(text) - _PIECE + 1)))
-
-
-def _shared(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / len(a | b)

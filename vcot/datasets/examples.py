@@ -63,7 +63,9 @@ def kept_example(row: Row, sample: Sample) -> ShownExample:
         mentions = tuple(mention for trace in sample.reasoning[:1] for mention in trace.mentions)
     boxes, named = [], {NEUTRAL}
     for label, box in ((mention.label, box) for mention in mentions for box in mention.boxes):
-        boxes.append(ShownBox(label="" if label in named else shorten(label, 60), edges=_edges(box)))
+        boxes.append(
+            ShownBox(label="" if label in named else shorten(label, 60), edges=(box.x1, box.y1, box.x2, box.y2))
+        )
         named.add(label)
     return ShownExample(
         id=row.id, dataset=sample.origin.dataset, group="kept", split=sample.origin.split,
@@ -101,10 +103,6 @@ def fault(edges: Edges, size: tuple[int, int]) -> str:
     if x1 == x2 or y1 == y2:
         return "empty"
     return "leaves the image" if x1 < 0 or y1 < 0 or x2 > size[0] or y2 > size[1] else ""
-
-
-def _edges(box: Box) -> Edges:
-    return box.x1, box.y1, box.x2, box.y2
 
 
 def _written(value: Mapping[str, Any]) -> str:

@@ -316,7 +316,7 @@ class DatasetImages:
         width, height = reading.probe(data, uri, max_pixels=self._max_pixels)
         if max(width, height) > self._max_side:
             raise ImageError(uri, "too-large", f"{width} x {height} pixels; at most {self._max_side:,} a side are read")
-        if self._ingest is not None and (not ours or self._ingest.would_shrink(width, height)):
+        if self._ingest is not None and (not ours or width * height > self._ingest.budget):
             return self._ingest.take(uri, data, (width, height))
         if not _ends_as_it_should(data):
             reading.decode(data, uri, max_pixels=self._max_pixels)

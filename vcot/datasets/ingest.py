@@ -40,8 +40,8 @@ class Ingest:
     """
 
     def __init__(self, store: Store, folder_uri: str, budget: int, *, max_pixels: int = images.MAX_PIXELS) -> None:
-        self._store, self._folder_uri = store, folder_uri
-        self._budget, self._max_pixels = budget, max_pixels
+        self.budget = budget
+        self._store, self._folder_uri, self._max_pixels = store, folder_uri, max_pixels
         self._room = Room(max_pixels)
 
     def take(self, uri: str, data: bytes, size: tuple[int, int]) -> Image:
@@ -54,19 +54,16 @@ class Ingest:
             ImageError: it cannot be used.
         """
         digest = hashlib.sha256(data).hexdigest()
-        there = join(self._folder_uri, digest[:2], f"{digest}.{self._budget}-q{QUALITY}.jpg")
+        there = join(self._folder_uri, digest[:2], f"{digest}.{self.budget}-q{QUALITY}.jpg")
         if (copy := self._made_before(there)) is None:
             with self._room.taken(size[0] * size[1]):
-                image = images.decode(data, uri, max_pixels=self._max_pixels, budget=self._budget, sha256=digest)
+                image = images.decode(data, uri, max_pixels=self._max_pixels, budget=self.budget, sha256=digest)
                 as_it_is = bare(data) if image.format == "JPEG" and image.as_stored else None
                 copy = as_it_is or packed(image.pixels)
             self._store.write(there, copy)
-        width, height = images.within(*size, self._budget)
+        width, height = images.within(*size, self.budget)
         stored = Stored(uri=there, width=width, height=height, sha256=hashlib.sha256(copy).hexdigest())
         return Image(uri=uri, width=size[0], height=size[1], sha256=digest, stored=stored)
-
-    def would_shrink(self, width: int, height: int) -> bool:
-        return width * height > self._budget
 
     def _made_before(self, uri: str) -> bytes | None:
         """The copy, if it is there and whole. Storage shows nothing half-written, but people copy folders."""

@@ -347,11 +347,7 @@ def note(scratch: Path, file: Input, kind: Kind, numbers: array[int]) -> None:
 
 
 def fetch_offsets(folder: Folder, scratch: Path, files: Sequence[Input]) -> None:
-    """Brings what was left in the stage's folder to this machine.
-
-    Raises:
-        InputError: it is not what was left.
-    """
+    """Brings what was left in the stage's folder to this machine. Raises InputError: it is not what was left."""
     for path in (_noted_at(scratch, file, kind) for file in files for kind in _CODES):
         uri = join(folder.uri, "offsets", path.name)
         if path.exists() or folder.store.stat(uri) is None:

@@ -154,11 +154,7 @@ def sample(row: Row, context: ConversionContext) -> Sample:
 
 
 def parted(spoken: Round) -> tuple[str, str]:
-    """Reasoning and answer, without tags.
-
-    Raises:
-        Refused: one of them is missing.
-    """
+    """Reasoning and answer, without tags. Raises Refused: one of them is missing."""
     if spoken.thought is not None:
         thought, answer = _plain(spoken.thought), _plain(spoken.reply)
     elif found := _ANSWER_BEGINS.search(spoken.reply):

@@ -1,14 +1,5 @@
-"""One run over several sources: the file that lists them, their shares, and what each brought.
-
-    - source: viscot
-      input: s3://data/viscot/metadata
-      images: s3://data/viscot/cot_images_tar_split
-      weight: 3
-    - source: coco
-      name: cells
-      input: s3://data/bccd/instances.json
-      absent: 2
-      weight: 1
+"""One run over several sources: the file that lists them (docs/datasets.md shows one), their shares, and what each
+brought.
 
 A part says what a run of that source alone would say on the command line, under the same names without dashes (`input`
 and `images` for --input-uri and --images-uri), and is judged by the same rules. What the command line says holds for

@@ -6,8 +6,7 @@ A row's hint and lecture become the context of the sample, in that order; its so
 places, is the reasoning. The right choice is the answer. The file's name says the split.
 
 About half of the rows ask by text alone. They are refused ("no-image"), or become Samples without an image
-(--without-image keep); a grey image in its place would teach a model not to look, and would be one image in
-training and test.
+(--without-image keep).
 
 A-OKVQA (Schwenk et al. 2022, arXiv 2206.01718): questions that need knowledge, each with three rationales.
 

@@ -20,8 +20,6 @@ BITS = SIDE * SIDE
 BYTES = BITS // 8
 DISTANCE = 24
 """Bits in which fingerprints of one image may differ. Different photographs that were measured differ in 46."""
-FARTHEST = 32
-"""What is farther would be found too seldom."""
 SEEN = 4 * SIDE
 """Pixels a side that the hash looks at; a larger image may be decoded at a fraction of its size."""
 

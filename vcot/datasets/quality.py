@@ -1,9 +1,7 @@
 """Which Samples are good enough to learn from: a table of checks of one Sample, and the rules for labels of boxes.
 
-By default no box is refused for its size or shape. People drew them, and small ones are what documents are about: a
-lower limit of 0.05 % of the image, usual for boxes that a detector proposes, would take 12.8 % of InfographicsVQA,
-7.9 % of DocVQA and 3.6 % of DUDE away; an upper one of 90 % takes 7.9 % of VSR and 4.1 % of Visual7W; and a line of
-text may be 155 times as long as it is high (DUDE). The limits are for rows whose boxes a model proposed.
+By default no box is refused for its size or shape: people drew them, and small or long ones are what documents are
+about (docs/datasets.md has numbers). The limits are for rows whose boxes a model proposed.
 """
 
 from __future__ import annotations

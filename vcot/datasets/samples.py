@@ -1,18 +1,14 @@
 """What a user brings: lines of our own Samples, or OpenAI chat messages or LLaVA's conversations with boxes in them.
 
-Samples need only `image` (a path, or {"uri": …}), `question` and `answers`; what is missing of size, digest and
-origin is filled in, and what is there is held against the image. Boxes are pixels of the upright original. An `id`
-that several rows give becomes one of each row's own (mine.jsonl:3:id), because files repeat each other's. What else
-is to go with a row stands in `metadata`, in every form: {"metadata": {"camera": "north", "night": true}}.
+docs/datasets.md shows a line of each. Samples need only `image`, `question` and `answers`; what is missing of size,
+digest and origin is filled in, and what is there is held against the image. Boxes are pixels of the upright original.
+An `id` that several rows give becomes one of each row's own (mine.jsonl:3:id), because files repeat each other's.
 
-Messages are one question and one reply: {"messages": [{"role": "user", "content": [{"type": "image_url", …},
-{"type": "text", …}]}, {"role": "assistant", "content": "… Answer: 3"}]}, or texts with a list of paths in `images`
-beside them. The reply is read in any dialect of `vcot.grounding`; in which numbers it writes its boxes has to be
-declared (--frame), because no text can tell. What is stated after "Answer:" is the answer, the text before it the
-reasoning; a reply that states none is the answer itself. A system message is left out.
-
-LLaVA's (ShareGPT's) form is {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhere …"},
-{"from": "gpt", "value": …}]}, read in the same way; a row of several rounds becomes several rows (py).
+Messages are one question and one reply, with the image in the question, or its path in a list `images` beside them.
+The reply is read in any dialect of `vcot.grounding`; in which numbers it writes its boxes has to be declared (--frame),
+because no text can tell. What is stated after "Answer:" is the answer, the text before it the reasoning; a reply that
+states none is the answer itself. A system message is left out. Conversations are read in the same way, each round as
+a row (llava_cot.py).
 """
 
 from __future__ import annotations
@@ -100,7 +96,7 @@ def _ours(row: Row, context: ConversionContext) -> Sample:
         answers=_answers(said),
         reasoning=tuple(_trace(trace, image, context) for trace in _entries(said, "reasoning", list, [])),
         evidence=None if evidence is None else tuple(_mention(mention, image, context) for mention in evidence),
-        metadata=_metadata(said),
+        metadata=_entries(said, "metadata", dict, {}),
         origin=made.model_copy(
             update={"teacher": _entries(origin, "teacher", str, None), "row": str(origin.get("row") or row.id)}
         ),
@@ -110,11 +106,6 @@ def _ours(row: Row, context: ConversionContext) -> Sample:
 def _misspelt(name: str) -> str:
     meant = difflib.get_close_matches(name, Sample.model_fields, n=1, cutoff=0.7)
     return f"{name!r}; did you mean {meant[0]!r}?" if meant else f"{name!r}."
-
-
-def _metadata(said: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = _entries(said, "metadata", dict, {})
-    return found
 
 
 def _entries(said: Mapping[str, Any], name: str, kind: type, missing: Any) -> Any:
@@ -204,7 +195,7 @@ def _answered(
         answers=(answer,),
         reasoning=(trace,) if trace.parts else (),
         evidence=_gathered(trace),
-        metadata=_metadata(row.value),
+        metadata=_entries(row.value, "metadata", dict, {}),
         origin=context.origin(row, image, context.file_of(row)),
     )
 

@@ -12,9 +12,7 @@ Three forms of the same rows, told apart by their fields:
   GQA's program. They become a trace in which the thing that the program ends at has its place; without a program, a
   sentence at the end points at the boxes.
 
-Images lie as `<set>/<file>` below the folder that rows call `cot/` and the published archive (one tar in 13 chunks)
-`cot_image_data/`; that may be the images' folder itself, or stand below it (images.py). The rows of the
-benchmark say split "val"; here that is the test split, and "train" is divided by what the image is.
+The rows of the benchmark say split "val"; here that is the test split, and "train" is divided by what the image is.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from typing import Any, NamedTuple
 from vcot.datasets.base import ConversionContext, Form, dataset, numbers, same_size, text
 from vcot.datasets.duplicate_questions import Question, asked
 from vcot.datasets.images import TOPS, without_top
-from vcot.datasets.inputs import Refused, Row
+from vcot.datasets.inputs import Edges, Refused, Row
 from vcot.datasets.quality import gives_away, label_for, names_a_choice
 from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
 from vcot.records import Image, Reason, Sample
@@ -205,9 +203,6 @@ def _one_box(of_square: str, of_pixels: str | None, image: Image, context: Conve
         )
     edges, truncated = _two_copies(_list(of_square), _list(of_pixels), image)
     return context.box(list(truncated if whole else map(_between, edges, truncated, repeat(_exact_to(image)))), image)
-
-
-Edges = tuple[float, float, float, float]
 
 
 def _two_copies(of_square: list[Any], of_pixels: list[Any], image: Image) -> tuple[Edges, Edges]:
