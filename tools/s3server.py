@@ -35,7 +35,6 @@ from typing import IO, Any, Literal, cast
 
 from tools.gomodules import CannotBuild, GoModule, built, tell
 from vcot.errors import SettingsError, TemporaryError, VcotError
-from vcot.ranks import die_with_parent
 from vcot.redaction import learn
 
 MODULE = Path(__file__).resolve().parents[1] / "tests" / "tools" / "minio"
@@ -155,6 +154,8 @@ def _started(
                 "CI": "1",  # caps its buffers at 256 MiB; without, they may take half of the memory
             }
             ready = "/minio/health/ready"
+        from vcot.ranks import die_with_parent  # not above: `make minio` runs this before there is a .venv
+
         with log.open("ab") as output:
             # A session of its own: Ctrl-C in the terminal must not take the storage away before stages have saved.
             # The lock goes with it, so that no second server opens the folder while this one lives.

@@ -157,7 +157,7 @@ def test_two_who_build_at_once_build_once(machine: Path, tmp_path: Path) -> None
     _put(machine, "go", GO.format(log=tmp_path / "log"))
     with pytest.raises(NoMinio, match="none built yet"):
         minio_binary(build=False)
-    command = [sys.executable, "-m", "tools.s3server", "--print-binary"]
+    command = [sys.executable, "-S", "-m", "tools.s3server", "--print-binary"]  # as `make minio`: no .venv is there yet
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     both = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in "ab"]
     answers = [process.communicate(timeout=120) for process in both]
