@@ -71,6 +71,25 @@ def test_every_adapter_has_a_gradient_after_an_evaluation_in_the_middle_of_train
         assert torch.equal(gradient, before[name]), name
 
 
+def test_the_patch_embedding_is_the_convolution(toy_base: Path) -> None:
+    embedding = load_base(toy_base, dtype="float32").model.visual.patch_embed
+    patches = torch.randn(10, embedding.proj.weight[0].numel(), generator=torch.Generator().manual_seed(0))
+    plainly = type(embedding).forward(embedding, patches)
+    assert torch.allclose(embedding(patches), plainly, atol=3e-6)
+
+
+def test_an_adapter_comes_back_as_it_was(toy_base: Path, batch: dict[str, Any], tmp_path: Path) -> None:
+    model = attach_lora(load_base(toy_base, dtype="float32"), r=4, alpha=8, dropout=0.5, base_uri="s3://b/base")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+        expected = loss_sum(model.eval(), batch)
+        model.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+        again = load_adapter(load_base(toy_base, dtype="float32"), tmp_path / "adapter")
+        assert torch.equal(loss_sum(again, batch), expected)
+
+
 def test_published_7b_gets_196_adapters_and_none_in_its_image_part() -> None:
     """Qwen/Qwen2.5-VL-7B-Instruct's config.json, instantiated without memory."""
     config = Qwen2_5_VLConfig(
