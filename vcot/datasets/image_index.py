@@ -16,7 +16,6 @@ and every reader checks it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import threading
@@ -30,6 +29,7 @@ from vcot.records import Folder, Image
 from vcot.records.sample import Stored
 from vcot.storage import Entry, NotFound, Store, join
 from vcot.storage import name as last_part
+from vcot.storage.local import file_digest
 
 NAME, SO_FAR = "images.json", "images-so-far.json"
 _FORM = 1
@@ -137,7 +137,7 @@ class ImageIndex:
                 "select uri, width, height, sha256, size, state, null, 0, print from main.images "
                 f"where state != '' and fresh >= {int(fresh)} order by uri; detach out"
             )
-        digest = _digest(path)
+        digest = file_digest(path)
         file = f"{uri.removesuffix('.json')}-{digest[:12]}.sqlite"
         store.upload(path, file)
         store.write(uri, json.dumps({"form": _FORM, "file": last_part(file), "sha256": digest}).encode())
@@ -199,13 +199,8 @@ def _fetched(store: Store, uri: str, path: Path) -> Iterator[Path]:
         raise InputError(f"{uri} is of form {form!r:.20}, and this vcot reads form {_FORM}; leave it out")
     try:
         store.download(join(uri.rpartition("/")[0] or ".", file), path)
-        if _digest(path) != digest:
+        if file_digest(path) != digest:
             raise InputError(f"{uri}: {file} is damaged; its sha256 should be {digest}")
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,6 @@ stored once and shared again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -44,6 +43,7 @@ from vcot.records.base import Record
 from vcot.records.shards import File
 from vcot.stage import stop
 from vcot.storage import NotFound, Store, join
+from vcot.storage.local import file_digest
 
 MANIFEST = "manifest.json"
 
@@ -89,7 +89,7 @@ class Checkpoints:
         files = []
         for path in sorted(folder.iterdir()):
             self.store.upload(path, join(self.uri, name, path.name))
-            files.append(File(name=path.name, sha256=_digest(path), size=path.stat().st_size))
+            files.append(File(name=path.name, sha256=file_digest(path), size=path.stat().st_size))
         manifest = Manifest(step=step, best_step=best_step, ranks=self.ranks, files=tuple(files))
         self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
         self._local[step] = folder
@@ -151,7 +151,7 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         for file in saved.manifest.files:
             local, fault = folder / file.name, None
-            if local.exists() and _digest(local) == file.sha256:
+            if local.exists() and file_digest(local) == file.sha256:
                 continue  # another rank of this pod has fetched it
             try:
                 self.store.download(join(saved.uri, file.name), local)
@@ -160,7 +160,7 @@ class Checkpoints:
             else:
                 if (size := local.stat().st_size) != file.size:
                     fault = f"{size} bytes, not {file.size}"
-                elif _digest(local) != file.sha256:
+                elif file_digest(local) != file.sha256:
                     fault = "its digest is not the manifest's"
             if fault:
                 logging.get().warning(
@@ -192,11 +192,6 @@ class Checkpoints:
                     self.store.delete(entry.uri)
         except VcotError as error:
             logging.get().warning("old checkpoints stay in storage", uri=self.uri, because=str(error))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- state files -------------------------------------------------------------------------------------------
