@@ -19,4 +19,7 @@ export UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
 	--require-hashes -r "$here/$1.txt"
 # The kubernetes client once more for asyncio: larger than the client, and nothing here calls it.
 rm -rf /opt/venv/lib/python3*/site-packages/kubernetes/aio
+# Tests and headers of libraries, likewise.
+rm -rf /opt/venv/lib/python3*/site-packages/scipy/*/tests /opt/venv/lib/python3*/site-packages/scipy/*/*/tests \
+	/opt/venv/lib/python3*/site-packages/pyarrow/tests /opt/venv/lib/python3*/site-packages/pyarrow/include
 rm -rf "$tools"
