@@ -43,6 +43,7 @@ from vcot.datasets.parallel import in_order
 from vcot.datasets.viscot import image_path
 from vcot.errors import InputError, SettingsError
 from vcot.records import Image
+from vcot.reports.statistics import DUCKDB
 from vcot.stage import progress
 from vcot.storage import Store
 from vcot.storage.images import ImageError
@@ -77,13 +78,9 @@ class RowIndex:
         import duckdb
 
         self.contexts, self.readers, self.scratch = contexts, readers, contexts[0].scratch
-        # Tables that do not fit into the limit go to the scratch disk.
         self.database: duckdb.DuckDBPyConnection = duckdb.connect(
-            config={
-                "memory_limit": "96MB", "threads": 1, "preserve_insertion_order": False,
-                "temp_directory": str(self.scratch / "rows"),
-            }
-        )  # fmt: skip
+            config=DUCKDB | {"temp_directory": str(self.scratch / "rows")}
+        )
         self._sql = self.database.execute
 
     def load(self, files: Sequence[Path], table: str = "rows", columns: Mapping[str, str] = COLUMNS) -> None:
