@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -66,7 +66,7 @@ def test_the_drawn_scenes_and_the_template_speak_alike() -> None:
 
     for _ in range(60):
         scene = drawing.draw_scene(rng, scenes.SceneSpec(width=64, height=48, rough=0.0))
-        for asked in (scenes.ask(rng, scene, kind) for kind in scenes.KINDS):
+        for asked in (scenes.ask(rng, scene, kind) for kind in get_args(scenes.QuestionKind)):
             mentions = [p for p in asked.reasoning if not isinstance(p, str)]
             evidence = tuple(Mention(p.label, tuple(Box(*map(float, b)) for b in p.boxes)) for p in mentions)
             made = FIRST.teach_row(sample(asked.text, asked.answer, evidence=evidence, width=64, height=48))

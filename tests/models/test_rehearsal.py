@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_it_was_trained_on_the_projects_own_texts(recipe: Any) -> None:
                 )
             )
             assert recipe.render(question, 223, 171) == tags.render_reply(trace, question.answer, frame)
-    assert kinds == set(scenes.KINDS)
+    assert kinds == set(get_args(scenes.QuestionKind))
 
 
 def test_it_points_at_scenes_it_has_never_seen(recipe: Any) -> None:

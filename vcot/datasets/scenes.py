@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from vcot.datasets.base import ConversionContext, QuestionKind, QuestionOptions, dataset
 from vcot.datasets.inputs import Row
@@ -83,8 +83,6 @@ PLACES: tuple[tuple[str, str, str], ...] = (
     ("left", "centre", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-
-KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
 # Things that are never drawn. A question about one of them has the true answer "I see none",
 # so that a model does not learn to point at whatever stands out, no matter what was asked.
