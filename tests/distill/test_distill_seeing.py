@@ -16,27 +16,16 @@ from jobs.distill import DistillSettings
 from jobs.distill import run as run_distill
 from tests.distill.made import draw_png, sample
 from tests.fakes.distilling import convert, distilled, rejections
-from tests.fakes.seeing import Eyes, Seeing
+from tests.fakes.seeing import Seeing
 from tests.fakes.teacher import scripted_teacher
 from vcot.evaluation.runner import CENTRE
 from vcot.grounding import Box, match
-from vcot.records import Sample, read_samples
+from vcot.records import read_samples
 from vcot.records.shards import CONVERT, read_marker
 from vcot.storage import Store
 
 ROOT = Path(__file__).parents[2]
-ROWS = int(os.environ.get("TEST_ROWS", 10))
-
-
-def drawn_scenes(run_uri: Path) -> list[Sample]:
-    """With what is true of them."""
-    kinds = "where,presence,count,point"
-    run_convert(ConvertSettings.of({
-        "run_uri": str(run_uri), "source": "scenes", "questions": kinds, "scenes": ROWS, "seed": 3,
-        "validation_share": 0.0,
-    }))  # fmt: skip
-    marker, _ = read_marker(Store(), f"{run_uri}/convert", CONVERT)
-    return list(read_samples(Store(), f"{run_uri}/convert", marker))
+ROWS = 10
 
 
 def overlaps(said: Sequence[Box], true: Sequence[Box]) -> list[float]:
@@ -48,20 +37,23 @@ def overlaps(said: Sequence[Box], true: Sequence[Box]) -> list[float]:
 @pytest.mark.usefixtures("quick")
 def test_kept_boxes_lie_on_the_hidden_ones_and_a_blank_image_gives_nothing_to_keep(tmp_path: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    gold = {row.id: row for row in drawn_scenes(tmp_path / "scenes")}
+    scenes = {"run_uri": str(tmp_path), "source": "scenes", "questions": "where,presence,count,point", "scenes": ROWS}
+    run_convert(ConvertSettings.of(scenes | {"seed": 3, "validation_share": 0.0}))
+    marker, _ = read_marker(Store(), f"{tmp_path}/convert", CONVERT)
+    gold = {row.id: row for row in read_samples(Store(), f"{tmp_path}/convert", marker)}
     (tmp_path / "blank.png").write_bytes(data := draw_png(size=(160, 120)))
     image = sample(uri=str(tmp_path / "blank.png"), data=data, width=160, height=120).image
     there = [row for row in gold.values() if row.true_boxes]
     blank = [row.model_copy(update={"image": image, "id": f"blank {row.id}"}) for row in there]
     hidden = [row.model_copy(update={"evidence": None}) for row in (*gold.values(), *blank)]
     convert(str(tmp_path / "runs/one"), hidden)
-    eyes = Eyes(Path(os.environ.get("TEST_BASE", ROOT / "examples" / "rehearsal")))
-    with scripted_teacher(Seeing(eyes)) as teacher, patch.dict(os.environ, OPENAI_BASE_URL=teacher.address):
+    seeing = Seeing(ROOT / "examples" / "rehearsal")
+    with scripted_teacher(seeing) as teacher, patch.dict(os.environ, OPENAI_BASE_URL=teacher.address):
         given = {"teacher": "openai", "model": "rehearsal", "negative_crop_share": 0.25, "max_rejected_share": 1.0}
         run_distill(DistillSettings.of({"run_uri": str(tmp_path / "runs/one"), **given}))
-    marker, kept = distilled(str(tmp_path / "runs/one"))
+    done, kept = distilled(str(tmp_path / "runs/one"))
     assert not [row.id for row in kept if row.id.startswith("blank")]
-    assert {row.id for row in blank} <= {one.id for one in rejections(str(tmp_path / "runs/one"), marker)}
+    assert {row.id for row in blank} <= {one.id for one in rejections(str(tmp_path / "runs/one"), done)}
 
     said = [row.reasoning[0].boxes for row in kept]
     true = [gold[row.id].true_boxes or () for row in kept]

@@ -1,8 +1,6 @@
 """A teacher that really looks: behind the endpoint the rehearsal model answers about the image that was sent.
 
-    seeing = Seeing(Eyes(Path("examples/rehearsal")))
-    scripted_teacher(seeing)        reason, locate, look and reanswer; refuses other purposes (400)
-    seeing.looked                   how often the model was asked
+    scripted_teacher(Seeing(Path("examples/rehearsal")))        reason, locate, look and reanswer, in thousandths
 
 The model is asked in the words that it was taught (vcot/datasets/scenes.py), about the pixels of the request, and
 greedily. Of a request it gets a question or a name, never the right answer that the request states: so it may
@@ -14,54 +12,52 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from PIL import Image
 
-from tests.fakes.teacher import Answer, Asked, Refuse, Say
-from tests.fakes.wise import PURPOSE, named
-from vcot.grounding import Box, FrameName, FrameSpec, Trace, parse, split_answer
+from tests.fakes.teacher import Answer, Asked, Say
+from tests.fakes.wise import named
+from vcot.grounding import Box, FrameSpec, Trace, parse, split_answer
 from vcot.models.loading import generate, load_base
 from vcot.tokens import load_processor
 
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
+THOUSANDTHS = FrameSpec("thousandths")
+PIXELS = {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
 """Of an image, as the model was trained."""
 
 LONGEST_REPLY = 90
 """Tokens; three boxes and the words around them have some 70."""
 
-
-class Seen(NamedTuple):
-    """What the model says of an image; boxes in pixels of that image."""
-
-    trace: Trace
-    answer: str
+ACROSS = 320
+"""Pixels of an image that is put together."""
 
 
-class Eyes:
-    """The rehearsal model. Safe to share between threads; they take turns. The same question about the same pixels is
-    answered once."""
+class Seeing:
+    """Answers a request with what the rehearsal model sees, as the JSON that the prompts ask for. Threads take turns;
+    the same question about the same pixels is answered once."""
 
     def __init__(self, base: Path) -> None:
-        self.times = 0
         self._model = load_base(base, dtype="float32")
-        self._processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+        self._processor = load_processor(base, **PIXELS)
         self._turn = threading.Lock()
         self._known: dict[tuple[str, bytes], str] = {}
 
-    def ask(self, image: Image.Image, question: str) -> Seen:
-        image = image.convert("RGB")
+    def __call__(self, asked: Asked) -> Answer:
+        says = {"reason": self._reason, "locate": self._locate, "look": self._look, "reanswer": self._reanswer}
+        return Say(json.dumps(says[asked.purpose](asked)))
+
+    def ask(self, image: Image.Image, question: str) -> tuple[Trace, str]:
+        """What the model says of an image; boxes in pixels of that image."""
         key = question, image.tobytes()
         with self._turn:
             if key not in self._known:
                 self._known[key] = self._say(image, question)
         reasoning, answer = split_answer(self._known[key])
-        return Seen(parse(reasoning, FrameSpec("thousandths").on(*image.size)).trace, answer or "")
+        return parse(reasoning, THOUSANDTHS.on(*image.size)).trace, answer or ""
 
     def _say(self, image: Image.Image, question: str) -> str:
-        self.times += 1
         asked = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
         batch = self._processor.apply_chat_template(
             [[asked]], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -73,92 +69,50 @@ class Eyes:
         )
         return cast(str, words.decode([token for token in tokens if token not in ends]))
 
-
-class Seeing:
-    """Answers a request with what its eyes see, as the JSON that the prompts ask for."""
-
-    def __init__(self, eyes: Eyes) -> None:
-        self.eyes = eyes
-
-    def __call__(self, asked: Asked) -> Answer:
-        purpose = asked.purpose or PURPOSE[asked.body["messages"][0]["content"]]
-        says = {"reason": self._reason, "locate": self._locate, "look": self._look, "reanswer": self._reanswer}
-        if purpose not in says:
-            return Refuse(400, f"the rehearsal model understands nothing of {purpose!r}")
-        return Say(json.dumps(says[purpose](asked)))
-
-    def _reason(self, asked: Asked) -> Mapping[str, Any]:
+    def _reason(self, asked: Asked) -> dict[str, Any]:
         """Its own reasoning about the question, with a number in the place of each box, and its own answer."""
-        image = asked.images[0]
-        trace, answer = self.eyes.ask(image, asked.question)
-        number, text, objects = first_free(asked.words), "", []
+        trace, answer = self.ask(asked.images[0], asked.question)
+        text, objects = "", list[dict[str, Any]]()
         for part in trace.parts:
             if isinstance(part, str):
                 text += part
                 continue
-            numbers = range(number, number := number + len(part.boxes))
-            text += " and ".join(f"[{n}]" for n in numbers)
-            objects += [
-                {"number": n, "label": part.label, "box": written(box, image, asked.words)}
-                for n, box in zip(numbers, part.boxes, strict=True)
+            added = [
+                {"number": n, "label": part.label, "box": written(box, asked.images[0])}
+                for n, box in enumerate(part.boxes, len(objects) + 1)
             ]
-        return {
-            "objects": objects,
-            "sentences": [{"text": text, "objects": [one["number"] for one in objects]}],
-            "answer": answer,
-        }
+            text, objects = text + " and ".join(f"[{one['number']}]" for one in added), objects + added
+        said = [{"text": text, "objects": [one["number"] for one in objects]}]
+        return {"objects": objects, "sentences": said, "answer": answer}
 
-    def _locate(self, asked: Asked) -> Mapping[str, Any]:
+    def _locate(self, asked: Asked) -> dict[str, Any]:
         image, found = asked.images[0], []
         for name in asked.words.split("Names:\n")[1].splitlines():
-            boxes = self.eyes.ask(image, f"Point at every {name}.").trace.boxes
-            found.append({"label": name, "boxes": [written(box, image, asked.words) for box in boxes]})
+            boxes = self.ask(image, f"Point at every {name}.")[0].boxes
+            found.append({"label": name, "boxes": [written(box, image) for box in boxes]})
         return {"objects": found}
 
-    def _look(self, asked: Asked) -> Mapping[str, Any]:
-        return {"present": self.eyes.ask(asked.images[0], f"Is there a {named(asked)}?").answer == "yes"}
+    def _look(self, asked: Asked) -> dict[str, Any]:
+        return {"present": self.ask(asked.images[0], f"Is there a {named(asked)}?")[1] == "yes"}
 
-    def _reanswer(self, asked: Asked) -> Mapping[str, Any]:
+    def _reanswer(self, asked: Asked) -> dict[str, Any]:
         """About what the cut-outs show where they lie; the rest of the image is grey."""
         cuts = asked.images
-        lie = [tuple(int(n) / 100 for n in four) for four in _LIES.findall(asked.words)]
-        return {"answer": self.eyes.ask(put_together(cuts, lie) if lie else cuts[0], asked.question).answer}
+        lie = [
+            tuple(int(n) / 100 for n in four)
+            for four in re.findall(r"^Cut-out \d+ lies across (\d+)-(\d+) %, down (\d+)-(\d+) %\.$", asked.words, re.M)
+        ]
+        if not lie:
+            return {"answer": self.ask(cuts[0], asked.question)[1]}
+        x1, x2, y1, y2 = lie[0]
+        shape = (cuts[0].height / (y2 - y1)) / (cuts[0].width / (x2 - x1))
+        whole = Image.new("RGB", (ACROSS, round(ACROSS * shape)), (128, 128, 128))
+        for cut, (x1, x2, y1, y2) in zip(cuts, lie, strict=True):
+            left, right = round(x1 * whole.width), round(x2 * whole.width)
+            top, bottom = round(y1 * whole.height), round(y2 * whole.height)
+            whole.paste(cut.resize((right - left, bottom - top)), (left, top))
+        return {"answer": self.ask(whole, asked.question)[1]}
 
 
-_LIES = re.compile(r"^Cut-out \d+ lies across (\d+)-(\d+) %, down (\d+)-(\d+) %\.$", re.M)
-_ACROSS = 320
-"""Pixels of an image that is put together."""
-
-
-def put_together(cuts: Sequence[Image.Image], lie: Sequence[tuple[float, ...]]) -> Image.Image:
-    """An image of which only these cut-outs are known. `lie`: x1, x2, y1, y2 of each, as shares of the image."""
-    x1, x2, y1, y2 = lie[0]
-    shape = (cuts[0].height / (y2 - y1)) / (cuts[0].width / (x2 - x1))
-    whole = Image.new("RGB", (_ACROSS, round(_ACROSS * shape)), (128, 128, 128))
-    for cut, (x1, x2, y1, y2) in zip(cuts, lie, strict=True):
-        left, right = round(x1 * whole.width), round(x2 * whole.width)
-        top, bottom = round(y1 * whole.height), round(y2 * whole.height)
-        whole.paste(cut.convert("RGB").resize((right - left, bottom - top)), (left, top))
-    return whole
-
-
-def first_free(words: str) -> int:
-    """The number of the first object that may be added; 1 where nothing may be, and nothing is listed."""
-    told = re.search(r"^You may add objects, from \[(\d+)\] on", words, re.M)
-    return int(told[1]) if told else 1
-
-
-def written(box: Box, image: Image.Image, words: str) -> list[float]:
-    """A box of this image in the numbers that the words declare.
-
-    A frame of pixels is one of the original or of a resized copy, neither of which is seen here: how far the numbers
-    run says how large it is.
-    """
-    told = re.search(r"in ([a-z ]+) of the image .*? run over 0\.\.(\d+)(?: across and 0\.\.(\d+) down)?", words)
-    assert told is not None, words
-    name, width, height = told[1].replace(" ", "_"), *image.size
-    if name.endswith("pixels"):
-        name, width, height = "pixels", int(told[2]), int(told[3] or told[2])
-    across, down = width / image.width, height / image.height
-    scaled = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
-    return list(FrameSpec(cast(FrameName, name)).on(width, height).encode(scaled))
+def written(box: Box, image: Image.Image) -> list[float]:
+    return list(THOUSANDTHS.on(*image.size).encode(box))
