@@ -17,7 +17,7 @@ import json
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from openai.types import Batch
 from pydantic import ValidationError
 
 from vcot import logging
-from vcot.distill.budget import NotKept
+from vcot.distill.budget import KeptReplies
 from vcot.distill.costs import NOTHING, PICO, SENT, Costs, Usage, Worst, dollars, total
 from vcot.distill.endpoint import Endpoint, as_dict, body_of, completion_of, refused, refuses_the_row
 from vcot.distill.request import Client, Request
@@ -95,11 +95,11 @@ class Batches:
         """The next request of each row whose reply is neither stored nor was asked for in a batch."""
         writer = FileWriter(self._teacher, scratch, self._tried)
 
-        async def next_of(row: Sample, _: Client) -> None:
-            with suppress(NotKept):
-                await self._teacher.strategy.outcome(row, writer)
+        async def write_next(row: Sample, _: Client) -> None:
+            if (missing := (await KeptReplies.of(row, self._teacher)).missing) is not None:
+                await writer.add(missing)
 
-        deque(self._teacher.map(rows, next_of), maxlen=0)
+        deque(self._teacher.map(rows, write_next), maxlen=0)
         return writer.files
 
     def _submit(self, endpoint: BatchEndpoint, path: Path, requests: dict[str, Worst]) -> None:
@@ -188,30 +188,26 @@ class Batches:
 
 
 class FileWriter:
-    """A Client that has what is stored, and writes what is not into files for batches, as far as the budget goes."""
+    """Requests into files for batches, each once, as far as the budget goes."""
 
     def __init__(self, teacher: ModelTeacher, scratch: Path, tried: set[str]) -> None:
         self.files: list[File] = []
         self._client, self._scratch, self._seen = teacher.client, scratch, set(tried)
         self._left = teacher.client.ledger.left()
 
-    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
-        key = request.key()
-        kept = await asyncio.to_thread(self._client.cache.get, key)
-        if kept is not None:
-            return kept
-        if key not in self._seen:
-            self._seen.add(key)
-            body = await body_of(request, self._client.images)
-            worst = self._client.costs.worst(request, batch=True)
-            if worst.usage.within(self._left):
-                self._left = self._left.minus(worst.usage)
-                line = json.dumps({"custom_id": key, "method": "POST", "url": URL, "body": body}).encode() + b"\n"
-                path, requests = self._file_for(len(line))
-                with path.open("ab") as out:
-                    out.write(line)
-                requests[key] = worst
-        raise NotKept
+    async def add(self, request: Request) -> None:
+        if (key := request.key()) in self._seen:
+            return
+        self._seen.add(key)
+        body = await body_of(request, self._client.images)
+        worst = self._client.costs.worst(request, batch=True)
+        if worst.usage.within(self._left):
+            self._left = self._left.minus(worst.usage)
+            line = json.dumps({"custom_id": key, "method": "POST", "url": URL, "body": body}).encode() + b"\n"
+            path, requests = self._file_for(len(line))
+            with path.open("ab") as out:
+                out.write(line)
+            requests[key] = worst
 
     def _file_for(self, size: int) -> File:
         """The last one, or a new one where that is full."""

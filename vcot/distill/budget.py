@@ -20,14 +20,15 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from vcot.distill import lacks_places
 from vcot.distill.costs import NOTHING, PICO, UNLIMITED, Prices, Usage, dollars, prompt_tokens
-from vcot.distill.request import Client, Request
+from vcot.distill.request import ReplyCache, Request
 from vcot.errors import BudgetSpent, InputError, SettingsError, VcotError
 from vcot.records import Completion, Sample
 from vcot.storage import Store, append, join, numbered
@@ -190,6 +191,31 @@ class NotKept(Exception):
     """The reply would have to be paid for."""
 
 
+class KeptReplies:
+    """A Client of one row that has what is stored, and asks nobody."""
+
+    def __init__(self, cache: ReplyCache) -> None:
+        self.found: list[tuple[Request, Completion]] = []
+        self.missing: Request | None = None  # the first that is not stored; what follows hangs on its reply
+        self._cache = cache
+
+    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
+        """Raises NotKept."""
+        completion = await asyncio.to_thread(self._cache.get, request.key())
+        if completion is None:
+            self.missing = request
+            raise NotKept
+        self.found.append((request, completion))
+        return completion
+
+    @classmethod
+    async def of(cls, row: Sample, teacher: ModelTeacher) -> KeptReplies:
+        kept = cls(teacher.client.cache)
+        with suppress(NotKept):
+            await teacher.strategy.outcome(row, kept)
+        return kept
+
+
 class Estimate:
     """Of all rows: what is stored, and what is still to be paid for."""
 
@@ -202,42 +228,31 @@ class Estimate:
         self._kept_seconds = 0.0
 
     def add(self, rows: Iterable[Sample]) -> None:
-        strategy, prices = self._teacher.strategy, self._teacher.client.costs.prices
-
-        async def missing(row: Sample, _: Client) -> list[Request]:
-            kept = KeptReplies(self)
-            try:
-                await strategy.outcome(row, kept)
-            except NotKept:
-                likely = strategy.estimate(row)
-                return list(likely[min(kept.found, len(likely) - 1) :])
-            return []
-
-        for _, requests in self._teacher.map(rows, missing):
+        for row, kept in self._teacher.map(rows, lambda row, _: KeptReplies.of(row, self._teacher)):
             self.rows += 1
-            self.rows_to_ask += bool(requests)
-            for request in requests:
-                price, number = prices.of(request.model), self._kept[request.purpose]
-                tokens_in, tokens_out = prompt_tokens(request, price).likely, min(LIKELY_REPLY, request.reply_tokens)
-                if number:
-                    tokens_out = round(self._kept_tokens[request.purpose] / number)
-                self.requests += 1
-                self.tokens_in += tokens_in
-                self.tokens_out += tokens_out
-                self.unpriced += price is None
-                self.pico += price.cost(tokens_in, tokens_out) if price else 0
-                self.pico_in_batches += price.cost(tokens_in, tokens_out, batch=True) if price else 0
+            self.rows_to_ask += kept.missing is not None
+            for request, reply in kept.found:
+                self._kept[request.purpose] += 1
+                # A stored reply may hold a count that was believed when it came.
+                self._kept_tokens[request.purpose] += min(reply.tokens_out, request.reply_tokens)
+                self._kept_seconds += reply.seconds
+            if kept.missing is not None:
+                likely = self._teacher.strategy.estimate(row)
+                done = sum(request.again == kept.missing.again for request, _ in kept.found)
+                self._add(likely[min(done, len(likely) - 1) :])
 
-    async def kept(self, request: Request) -> Completion:
-        """Raises NotKept."""
-        completion = await asyncio.to_thread(self._teacher.client.cache.get, request.key())
-        if completion is None:
-            raise NotKept
-        self._kept[request.purpose] += 1
-        # A stored reply may hold a count that was believed when it came.
-        self._kept_tokens[request.purpose] += min(completion.tokens_out, request.reply_tokens)
-        self._kept_seconds += completion.seconds
-        return completion
+    def _add(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            price, number = self._teacher.client.costs.prices.of(request.model), self._kept[request.purpose]
+            tokens_in, tokens_out = prompt_tokens(request, price).likely, min(LIKELY_REPLY, request.reply_tokens)
+            if number:
+                tokens_out = round(self._kept_tokens[request.purpose] / number)
+            self.requests += 1
+            self.tokens_in += tokens_in
+            self.tokens_out += tokens_out
+            self.unpriced += price is None
+            self.pico += price.cost(tokens_in, tokens_out) if price else 0
+            self.pico_in_batches += price.cost(tokens_in, tokens_out, batch=True) if price else 0
 
     def table(self, at_once: int) -> str:
         """For people. Args: how many requests would be under way at once."""
@@ -264,21 +279,6 @@ class Estimate:
             return "unknown price; --prices FILE gives one"
         some = f", and {self.unpriced:,} requests of unknown price" if self.unpriced else ""
         return f"about {dollars(pico)}{some}"
-
-
-class KeptReplies:
-    """A Client of one row that only has what is stored."""
-
-    def __init__(self, estimate: Estimate) -> None:
-        self.found = 0  # since the row was begun, or asked about again
-        self._again, self._estimate = 0, estimate
-
-    async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
-        if request.again != self._again:
-            self._again, self.found = request.again, 0
-        completion = await self._estimate.kept(request)
-        self.found += 1
-        return completion
 
 
 def the_rest(rows: Iterable[Sample], number: int, teacher: ModelTeacher) -> str:

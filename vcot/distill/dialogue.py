@@ -1,7 +1,7 @@
 """What is asked about one row, and how its replies are read: as shapes, mended where what they mean is beyond doubt.
 
     dialogue = Dialogue(client, sample, config, counts)
-    seen = await dialogue.ask("look", [image, "red cup"], Looked)       → Looked, or Refused is raised
+    seen = await dialogue.ask(Looked, [image, "red cup"])       → Looked, or Refused is raised
 
 A reply that is of no use is asked for once more, with a word on what was wrong. All that was said is kept for the
 rejection.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from json_repair import repair_json
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -30,7 +30,7 @@ from vcot.settings import CommaSeparated, Options, setting
 from vcot.storage import Store
 
 T = TypeVar("T")
-S = TypeVar("S", bound=BaseModel)
+S = TypeVar("S", bound="Shape")
 Parts = list[str | ShownImage]
 
 NOT_FOR_REPAIR = (Reason.TEACHER_FAILED, Reason.TEACHER_REFUSED, Reason.TEACHER_WRONG_ANSWER)
@@ -98,16 +98,13 @@ class PromptConfig:
         """The numbers of a box on this image, seen as it is sent."""
         return self._frame.on(image.width, image.height, kept=size_of(self.whole(image)))
 
-    def request(
-        self, purpose: str, parts: Sequence[str | ShownImage], shape: type[BaseModel], alternative: int = 0,
-        again: int = 0,
-    ) -> Request:  # fmt: skip
+    def request(self, shape: type[Shape], parts: Sequence[str | ShownImage], alternative: int = 0) -> Request:
         judge = self.options.judge_model
         return Request(
-            purpose=purpose, prompt=self.prompts[purpose], parts=tuple(parts),
-            model=judge if judge and purpose in CHECKS else self.model,
+            purpose=shape.purpose, prompt=self.prompts[shape.purpose], parts=tuple(parts),
+            model=judge if judge and shape.purpose in CHECKS else self.model,
             schema=schema_of(shape) if self.options.structured else None, temperature=self.options.temperature,
-            reply_tokens=self.options.reply_tokens, alternative=alternative, again=again,
+            reply_tokens=self.options.reply_tokens, alternative=alternative,
         )  # fmt: skip
 
 
@@ -126,16 +123,13 @@ class Dialogue:
         """The same dialogue about another question on the image, or begun `again`; all that is said belongs to both."""
         return Dialogue(self.client, sample, self.config, self.counts, self.again + again, self.said)
 
-    async def ask(self, purpose: str, parts: Sequence[str | ShownImage], shape: type[S]) -> S:
+    async def ask(self, shape: type[S], parts: Sequence[str | ShownImage]) -> S:
         """The reply as this shape. Raises Refused."""
-        return await self.read(purpose, parts, shape, lambda completion: parse_reply(completion, shape))
+        return await self.read(self.config.request(shape, parts), lambda completion: parse_reply(completion, shape))
 
-    async def read(
-        self, purpose: str, parts: Sequence[str | ShownImage], shape: type[BaseModel],
-        read: Callable[[Completion], T], *, alternative: int = 0,
-    ) -> T:  # fmt: skip
+    async def read(self, request: Request, read: Callable[[Completion], T]) -> T:
         """What `read` makes of the reply, or of a second one where it raises Refused. Raises Refused."""
-        request = self.config.request(purpose, parts, shape, alternative, self.again)
+        request = replace(request, again=self.again)
         try:
             return await self._once(request, read)
         except Refused as refused:
@@ -247,7 +241,8 @@ def _writable(value: Any) -> Any:
 # --- what a reply must hold
 #
 # Shapes are read by pydantic, and sent to the endpoint as a JSON schema: their names, docstrings and fields are part of
-# the keys under which replies are kept. Numbers of boxes are in the frame that the teacher was told. A reply may leave
+# the keys under which replies are kept; so is what they are asked for, the name of a prompt and of a line of the costs.
+# Numbers of boxes are in the frame that the teacher was told. A reply may leave
 # out what has a default; the schema asks for everything, because strict endpoints accept no optional field.
 
 
@@ -259,11 +254,16 @@ def _strict(schema: dict[str, Any]) -> None:
 
 
 class Shape(BaseModel):
+    purpose: ClassVar[str]
     model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra=_strict)
+
+    def __init_subclass__(cls, purpose: str = "", **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.purpose = purpose
 
 
 @cache
-def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
+def schema_of(shape: type[Shape]) -> dict[str, Any]:
     """The JSON schema that is sent; not to be changed."""
     return shape.model_json_schema()
 

@@ -53,7 +53,7 @@ def _sentences(said: Any) -> Any:
 Sentences = Annotated[list[Sentence], BeforeValidator(_sentences)]
 
 
-class Reasoned(Shape):
+class Reasoned(Shape, purpose="reason"):
     objects: list[Proposed] = Field(default_factory=list)
     sentences: Sentences
     answer: str

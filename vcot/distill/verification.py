@@ -103,15 +103,15 @@ class Places(Shape):
     boxes: list[Numbers]
 
 
-class Located(Shape):
+class Located(Shape, purpose="locate"):
     objects: list[Places]
 
 
-class Looked(Shape):
+class Looked(Shape, purpose="look"):
     present: bool
 
 
-class Answered(Shape):
+class Answered(Shape, purpose="reanswer"):
     answer: str
 
 
@@ -130,13 +130,13 @@ class Verification:
         if not boxes and sample.evidence is None:
             boxes = [Box(image.width / 4, image.height / 4, image.width * 0.75, image.height * 0.75)]
             if options.self_consistency:
-                wanted.append(config.request("locate", locate_parts(["object"], image, config), Located))
+                wanted.append(config.request(Located, locate_parts(["object"], image, config)))
             if options.crop_check:
                 draws = [random.Random(f"{options.seed}\0{sample.id}\0{n}").random() for n in range(LIKELY_OBJECTS)]
                 looks = LIKELY_OBJECTS + sum(draw < options.negative_crop_share for draw in draws)
-                wanted += [config.request("look", _look_parts("object", boxes[0], image, config), Looked)] * looks
+                wanted += [config.request(Looked, _look_parts("object", boxes[0], image, config))] * looks
         if options.answer_from_evidence:
-            wanted.append(config.request("reanswer", reanswer_parts(boxes, sample, config), Answered))
+            wanted.append(config.request(Answered, reanswer_parts(boxes, sample, config)))
         return wanted
 
     # --- boxes
@@ -197,7 +197,7 @@ class Verification:
         """Asked where things of these names are, without a word on where it has seen them."""
         dialogue.counts["second_proposals"] += 1
         image, config = dialogue.sample.shown, dialogue.config
-        said = await dialogue.ask("locate", locate_parts([one.label for one in new], image, config), Located)
+        said = await dialogue.ask(Located, locate_parts([one.label for one in new], image, config))
         places = (
             (one.label, placed(one.label, box, config.frame_of(image))) for one in said.objects for box in one.boxes
         )
@@ -222,7 +222,7 @@ class Verification:
 
         async def look(box: Box) -> bool:
             parts = _look_parts(one.label, box, dialogue.sample.shown, dialogue.config)
-            return (await dialogue.ask("look", parts, Looked)).present
+            return (await dialogue.ask(Looked, parts)).present
 
         dialogue.counts["looks"] += 1
         await self.try_negative_crop(one, others, dialogue, look)
@@ -280,7 +280,7 @@ class Verification:
         if self.options.answer_from_evidence:
             dialogue.counts["reanswers"] += 1
             parts = reanswer_parts(trace.boxes if boxes is None else boxes, sample, dialogue.config)
-            again = await dialogue.ask("reanswer", parts, Answered)
+            again = await dialogue.ask(Answered, parts)
             if not conclusion.agrees(again.answer, sample):
                 why = f"from the cut-outs of its evidence alone the answer was {again.answer[:80]!r}"
                 raise Refused(Reason.TEACHER_EVIDENCE_FALLS_SHORT, why)

@@ -35,7 +35,7 @@ class AnswerAware(Strategy):
     def requests(self, sample: Sample) -> Sequence[Request]:
         """Where objects are annotated, without what a proposed one would cost: most such rows need none."""
         parts, count = self._parts(sample), self.config.options.alternatives
-        wanted = [self.config.request("reason", parts, Reasoned, n) for n in range(count)]
+        wanted = [self.config.request(Reasoned, parts, n) for n in range(count)]
         return wanted + self.verification.estimate(sample, self.config) * count
 
     async def teach(self, sample: Sample, client: Client) -> DistilledReasoning | Rejection:
@@ -67,7 +67,7 @@ class AnswerAware(Strategy):
                 raise Refused(Reason.TOO_MANY_BOXES, f"it added {len(used)} objects; --objects is {most}")
             return said
 
-        said = await dialogue.read("reason", self._parts(sample), Reasoned, read, alternative=alternative)
+        said = await dialogue.read(self.config.request(Reasoned, self._parts(sample), alternative), read)
         used = _spoken_of(said)
         found = await self.verification.check_boxes([(one.label, one.box) for one in used], annotated, dialogue)
         objects: dict[int, Object | str] = {one.number: one for one in annotated}

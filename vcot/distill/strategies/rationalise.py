@@ -33,7 +33,7 @@ class Anchor(Shape):
     box: Numbers | None = None
 
 
-class Anchored(Shape):
+class Anchored(Shape, purpose="anchor"):
     anchors: list[Anchor]
 
 
@@ -56,8 +56,7 @@ class Rationalise(Strategy):
 
     def requests(self, sample: Sample) -> Sequence[Request]:
         """Where objects are annotated, without what a proposed place would cost."""
-        request = self.config.request
-        wanted = [request("anchor", self._parts(sample, trace.text), Anchored) for trace in sample.reasoning]
+        wanted = [self.config.request(Anchored, self._parts(sample, trace.text)) for trace in sample.reasoning]
         return wanted + self.verification.estimate(sample, self.config) * len(sample.reasoning)
 
     async def teach(self, sample: Sample, client: Client) -> DistilledReasoning | Rejection:
@@ -81,9 +80,9 @@ class Rationalise(Strategy):
         sample, objects = dialogue.sample, objects_of(dialogue.sample)
         text = sample.reasoning[alternative].text
         pointed = await dialogue.read(
-            "anchor", self._parts(sample, text), Anchored,
+            self.config.request(Anchored, self._parts(sample, text)),
             lambda completion: read(completion, text, objects, may_add=self.options.propose),
-        )  # fmt: skip
+        )
         pointed = self._up_to_most(pointed, dialogue)
         proposed = [(one.words, one.to) for one in pointed if not isinstance(one.to, Object)]
         checked = iter(await self.verification.check_boxes(proposed, objects, dialogue))

@@ -41,7 +41,7 @@ class TwoLevelOptions(ProposalOptions):
     pairs: int = setting(2, "two-level: new questions for each image, beside its own", unit="questions", ge=0, le=16)
 
 
-class Captioned(Shape):
+class Captioned(Shape, purpose="caption"):
     caption: str
 
 
@@ -51,11 +51,11 @@ class Seen(Shape):
     score: float = 0.0
 
 
-class Found(Shape):
+class Found(Shape, purpose="objects"):
     objects: list[Seen]
 
 
-class Branched(Shape):
+class Branched(Shape, purpose="branch"):
     visible: bool
     caption: str = ""
 
@@ -66,7 +66,7 @@ class Claim(Shape):
     reason: str = ""
 
 
-class Judged(Shape):
+class Judged(Shape, purpose="verdict"):
     label_supported: bool
     claims: list[Claim]
     verdict: Literal["keep", "modify", "reject"]
@@ -86,7 +86,7 @@ class Pair(Shape):
     rationale: Sentences
 
 
-class Synthesised(Shape):
+class Synthesised(Shape, purpose="synthesis"):
     relations: list[Relation] = Field(default_factory=list)
     pairs: list[Pair]
 
@@ -158,7 +158,7 @@ class TwoLevel(Strategy):
 
     async def _describe(self, dialogue: Dialogue) -> str:
         """Without the question, so that all questions about an image share one caption."""
-        said = await dialogue.ask("caption", self._caption_parts(dialogue.sample), Captioned)
+        said = await dialogue.ask(Captioned, self._caption_parts(dialogue.sample))
         if not (caption := " ".join(said.caption.split())):
             raise Refused(Reason.TEACHER_EMPTY, "the caption was empty")
         return caption
@@ -166,7 +166,7 @@ class TwoLevel(Strategy):
     async def _find_objects(self, dialogue: Dialogue, caption: str) -> list[Object]:
         """Annotated objects, and those that the teacher proposes and that stand the checks."""
         sample, annotated, most = dialogue.sample, objects_of(dialogue.sample), self.options.objects
-        said = await dialogue.ask("objects", self._objects_parts(sample, caption), Found)
+        said = await dialogue.ask(Found, self._objects_parts(sample, caption))
         left_out: list[str] = []
         new: list[tuple[Object, float]] = []
         for one in said.objects:
@@ -195,7 +195,7 @@ class TwoLevel(Strategy):
         branches = []
         for one in objects:
             parts: Parts = [self.config.crop(one.box, dialogue.sample.shown), f"Name: {one.label}"]
-            said = await dialogue.ask("branch", parts, Branched)
+            said = await dialogue.ask(Branched, parts)
             branches.append(Branch(one, said.visible, " ".join(said.caption.split())))
         return branches
 
@@ -226,7 +226,7 @@ class TwoLevel(Strategy):
         return captions
 
     async def _judge(self, dialogue: Dialogue, branch: Branch, words: str, box: Box, *, annotated: bool) -> str | None:
-        said = await dialogue.ask("verdict", [self.config.crop(box, dialogue.sample.shown), words], Judged)
+        said = await dialogue.ask(Judged, [self.config.crop(box, dialogue.sample.shown), words])
         return supported_of(said, branch.caption, annotated=annotated)
 
     # --- what can be asked about it
@@ -235,9 +235,9 @@ class TwoLevel(Strategy):
         sample, numbers = dialogue.sample, {one.number for one in kept}
         lines = [f"{object_line(one, sample.shown)}: {words}".rstrip(": ") for one, words in kept.items()]
         said = await dialogue.read(
-            "synthesis", self._synthesis_parts(sample, caption, lines), Synthesised,
+            self.config.request(Synthesised, self._synthesis_parts(sample, caption, lines)),
             lambda completion: read_synthesis(completion, sample, numbers),
-        )  # fmt: skip
+        )
         questions = [
             Question(
                 " ".join(pair.question.split()), tuple(pair.choices), " ".join(pair.answer.split()),
@@ -303,26 +303,24 @@ class TwoLevel(Strategy):
 
     def requests(self, sample: Sample) -> Sequence[Request]:
         """Where nothing is annotated: as if four things were in the image."""
-        request, image = self.config.request, sample.shown
+        image, crop, verify = sample.shown, self.config.crop, self.verification.options
         middle = FrameSpec("thousandths").on(image.width, image.height).decode(375, 375, 625, 625)
-        cut_out = self.config.crop(middle, image)
-        wanted = [request("caption", self._caption_parts(sample), Captioned)]
-        wanted.append(request("objects", self._objects_parts(sample, STAND_IN), Found))
-        if self.verification.options.self_consistency:
-            words = "\n".join([frame_line(self.config.frame_of(image)), "Names:", *["some thing"] * LIKELY_OBJECTS])
-            wanted.append(request("locate", [self.config.whole(image), words], Located))
-        objects = len(sample.true_boxes or ()) or LIKELY_OBJECTS
-        wanted += [request("branch", [cut_out, "Name: some thing"], Branched)] * objects
-        thing = Branch(Object(1, "some thing", middle), True, STAND_IN[:150])
-        verdict = _verdict_words(thing, STAND_IN, ["others"])
-        wanted += [request("verdict", [cut_out, verdict], Judged)] * objects
+        thing, boxes = Object(1, "some thing", middle), sample.true_boxes
+        verdict = _verdict_words(Branch(thing, True, STAND_IN[:150]), STAND_IN, ["others"])
+        names = "\n".join([frame_line(self.config.frame_of(image)), "Names:", *[thing.label] * LIKELY_OBJECTS])
         lines = [f"[1] some thing, top left, across 10-20 %, down 10-20 %: {STAND_IN[:150]}"] * LIKELY_OBJECTS
-        wanted.append(request("synthesis", self._synthesis_parts(sample, STAND_IN, lines), Synthesised))
-        if self.verification.options.answer_from_evidence:
-            boxes = sample.true_boxes
-            cuts = evidence_crops(boxes, image, self.config.options.image_side) if boxes else [cut_out]
-            wanted.append(request("reanswer", [*cuts, "\n".join(question_lines(sample))], Answered))
-        return wanted
+        cuts = evidence_crops(boxes, image, self.config.options.image_side) if boxes else [crop(middle, image)]
+        each = len(boxes or ()) or LIKELY_OBJECTS
+        steps: list[tuple[type[Shape], Parts, int]] = [
+            (Captioned, self._caption_parts(sample), 1),
+            (Found, self._objects_parts(sample, STAND_IN), 1),
+            (Located, [self.config.whole(image), names], int(verify.self_consistency)),
+            (Branched, [crop(middle, image), "Name: some thing"], each),
+            (Judged, [crop(middle, image), verdict], each),
+            (Synthesised, self._synthesis_parts(sample, STAND_IN, lines), 1),
+            (Answered, [*cuts, "\n".join(question_lines(sample))], int(verify.answer_from_evidence)),
+        ]
+        return [self.config.request(shape, parts) for shape, parts, times in steps for _ in range(times)]
 
     def _caption_parts(self, sample: Sample) -> Parts:
         return [self.config.whole(sample.shown), "Describe this image."]
