@@ -20,8 +20,7 @@ _ARTICLE = re.compile(r"\A(?:the|an|a) (?=\S)")
 def normalise(text: str) -> str:
     """The text as it is compared: without case, marks around it, a leading article, and double white space.
 
-    "The red gear." and "red gear" are one answer. Where nothing would be left ("?", "…"), only white space and
-    case go.
+    "The red gear." and "red gear" are one answer. Where nothing would be left ("?", "…"), only white space and case go.
     """
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return _ARTICLE.sub("", plain.strip(_AROUND)) or plain

@@ -191,10 +191,9 @@ class Parsed:
 def parse(text: str, frame: Frame) -> Parsed:
     """Read a text that a model or a teacher wrote. Never raises, whatever the text; takes linear time.
 
-    A box belongs to the label before it, also across a few words, and further boxes to the same label if
-    nothing but a comma, an "and" or white space stands between; those separators are dropped. A box without a
-    label is a mention with the label "". In one tag there may be [x1, y1, x2, y2], nested lists, pairs, or
-    several lists of four.
+    A box belongs to the label before it, also across a few words, and further boxes to the same label if nothing but a
+    comma, an "and" or white space stands between; those separators are dropped. A box without a label is a mention with
+    the label "". In one tag there may be [x1, y1, x2, y2], nested lists, pairs, or several lists of four.
 
     Faults: UNBALANCED_TAG (its content is in the fault; a label left open stays as prose), NO_BOX_TEXT (a label
     without a box, or an empty box), WRONG_COUNT, NOT_A_NUMBER, and what Frame.decode finds.

@@ -44,8 +44,7 @@ class Mention:
 class Trace:
     """Reasoning as a sequence of prose and mentions.
 
-    Neighbouring pieces of prose are joined and empty ones dropped, so that two traces which say the same are
-    equal.
+    Neighbouring pieces of prose are joined and empty ones dropped, so that two traces which say the same are equal.
     """
 
     parts: tuple[str | Mention, ...]
