@@ -111,6 +111,7 @@ class DistillSettings(PromptOptions, VerificationOptions, Settings):
 
 
 def run(settings: DistillSettings) -> None:
+    from vcot.distill.budget import Estimate, the_rest
     from vcot.distill.runner import ModelTeacher, distil
     from vcot.records.metadata import DistillMetadata, DistillShardMetadata
     from vcot.records.shards import DISTILL, OF_SAMPLES, Folder, ShardWriter, read_marker, read_shard, run_shards
@@ -143,7 +144,10 @@ def run(settings: DistillSettings) -> None:
         versions = {prompt.name: prompt.version for prompt in used}
         metadata = DistillMetadata(teacher=teacher.name, strategy=asked, prompts=versions)
         if settings.dry_run:
-            print(dry_run(settings, teacher, rows_of(everything)))
+            if isinstance(teacher, ModelTeacher):
+                print(Estimate(teacher, rows_of(everything)).table(settings.concurrency))
+            else:
+                print("the template teacher asks nobody: nothing is to be paid")
             return
         todo = [index for index in everything if folder.shard_marker(index) is None]
         try:
@@ -156,19 +160,12 @@ def run(settings: DistillSettings) -> None:
                 mine = [index for index in todo if settings.shard in (None, index)]
                 teacher.progress.total = sum(marker.shards[index].row_counts.written for index in mine)
             run_shards(
-                folder,
-                settings,
-                inputs=inputs,
-                shards=len(marker.shards),
-                work=work,
-                max_rejected_share=settings.max_rejected_share,
+                folder, settings, inputs=inputs, shards=len(marker.shards), work=work,
+                max_rejected_share=settings.max_rejected_share, metadata=metadata,
                 report=lambda markers, row_counts: report(folder, markers, row_counts, metadata),
-                metadata=metadata,
                 bar=not isinstance(teacher, ModelTeacher),  # which has a bar of its rows
-            )
+            )  # fmt: skip
         except BudgetSpent as spent:
-            from vcot.distill.budget import the_rest
-
             assert isinstance(teacher, ModelTeacher)
             unfinished = rows_of(index for index in everything if folder.shard_marker(index) is None)
             raise BudgetSpent(f"{spent}. {the_rest(unfinished, marker.row_counts.written, teacher)}") from spent
@@ -195,29 +192,14 @@ def teacher_of(settings: DistillSettings, folder: Folder) -> Iterator[Teacher]:
     budget = budget_of(settings.budget_usd, settings.budget_tokens, settings.budget_requests)
     if not settings.dry_run:
         check_prices(prices, (settings.model, settings.judge_model), budget)
-    client = TeacherClient(
-        Endpoint(at_once=settings.concurrency, timeout=settings.timeout),
-        ReplyCache(store, settings.cache_uri or cache_of(settings.run_uri)),
-        prices,
-        Ledger(store, folder.uri, budget),
-        retries=settings.retries,
-        failures=Failures(settings.max_failed_in_a_row, settings.max_rejected_share),
-    )
+    endpoint = Endpoint(at_once=settings.concurrency, timeout=settings.timeout)
+    cache = ReplyCache(store, settings.cache_uri or cache_of(settings.run_uri))
+    failures = Failures(settings.max_failed_in_a_row, settings.max_rejected_share)
+    ledger = Ledger(store, folder.uri, budget)
+    client = TeacherClient(endpoint, cache, prices, ledger, retries=settings.retries, failures=failures)
     strategy = STRATEGIES[settings.strategy].make(settings, store, detector_of(settings, store))
     with ModelTeacher(strategy, client, ahead=4 * settings.concurrency) as teacher:
         yield teacher
-
-
-def dry_run(settings: DistillSettings, teacher: Teacher, rows: Iterable[Sample]) -> str:
-    if settings.teacher == "template":
-        return "the template teacher asks nobody: nothing is to be paid"
-    from vcot.distill.budget import Estimate
-    from vcot.distill.runner import ModelTeacher
-
-    assert isinstance(teacher, ModelTeacher)
-    estimate = Estimate(teacher)
-    estimate.add(rows)
-    return estimate.table(settings.concurrency)
 
 
 def detector_of(settings: DistillSettings, store: Store) -> Detector | None:

@@ -176,11 +176,8 @@ class Synonyms:
 
     @classmethod
     def of(cls, declared: Iterable[str]) -> Self:
-        """From "wbc=leukocyte=white blood cell": all names of one thing.
-
-        Raises:
-            ValueError: an entry has less than two names, or a name stands in two entries.
-        """
+        """From "wbc=leukocyte=white blood cell": all names of one thing. Raises ValueError: an entry has less than two
+        names, or a name stands in two entries."""
         rule, groups = cls(), list[tuple[str, ...]]()
         for entry in declared:
             names = tuple(name.strip() for name in entry.split("="))

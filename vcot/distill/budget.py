@@ -217,18 +217,15 @@ class KeptReplies:
 
 
 class Estimate:
-    """Of all rows: what is stored, and what is still to be paid for."""
+    """Of these rows: what is stored, and what is still to be paid for."""
 
-    def __init__(self, teacher: ModelTeacher) -> None:
+    def __init__(self, teacher: ModelTeacher, rows: Iterable[Sample]) -> None:
         self.rows = self.rows_to_ask = 0
         self.requests = self.unpriced = self.tokens_in = self.tokens_out = self.pico = self.pico_in_batches = 0
-        self._teacher = teacher
         self._kept: Counter[str] = Counter()  # replies, by purpose
         self._kept_tokens: Counter[str] = Counter()
         self._kept_seconds = 0.0
-
-    def add(self, rows: Iterable[Sample]) -> None:
-        for row, kept in self._teacher.map(rows, lambda row, _: KeptReplies.of(row, self._teacher)):
+        for row, kept in teacher.map(rows, lambda row, _: KeptReplies.of(row, teacher)):
             self.rows += 1
             self.rows_to_ask += kept.missing is not None
             for request, reply in kept.found:
@@ -237,13 +234,13 @@ class Estimate:
                 self._kept_tokens[request.purpose] += min(reply.tokens_out, request.reply_tokens)
                 self._kept_seconds += reply.seconds
             if kept.missing is not None:
-                likely = self._teacher.strategy.estimate(row)
+                likely = teacher.strategy.estimate(row)
                 done = sum(request.again == kept.missing.again for request, _ in kept.found)
-                self._add(likely[min(done, len(likely) - 1) :])
+                self._add(likely[min(done, len(likely) - 1) :], teacher.client.costs.prices)
 
-    def _add(self, requests: Sequence[Request]) -> None:
+    def _add(self, requests: Sequence[Request], prices: Prices) -> None:
         for request in requests:
-            price, number = self._teacher.client.costs.prices.of(request.model), self._kept[request.purpose]
+            price, number = prices.of(request.model), self._kept[request.purpose]
             tokens_in, tokens_out = prompt_tokens(request, price).likely, min(LIKELY_REPLY, request.reply_tokens)
             if number:
                 tokens_out = round(self._kept_tokens[request.purpose] / number)
@@ -286,9 +283,8 @@ def the_rest(rows: Iterable[Sample], number: int, teacher: ModelTeacher) -> str:
     shards; of many, only some are looked up."""
     go_on = "What was paid for is kept, so the same command with more goes on from here"
     every = -(-number // LOOKED_UP) or 1
-    rest = Estimate(teacher)
     try:
-        rest.add(islice(filter(lacks_places, rows), 0, None, every))
+        rest = Estimate(teacher, islice(filter(lacks_places, rows), 0, None, every))
     except VcotError as error:  # that there is no more money is what matters
         return f"What the rest would cost cannot be told now ({error}). {go_on}"
     cost = f" and cost about {dollars(every * rest.pico)}" if rest.pico else ""

@@ -263,21 +263,16 @@ class CostReport:
         """A reply was used; `kept`: it was in storage before."""
         cost = None if reply.cost is None else round(reply.cost * PICO)
         line = self._lines[source, purpose]
-        line["kept_replies_used" if kept else "requests"] += 1
-        line["tokens_in"] += reply.tokens_in
-        line["tokens_cached"] += reply.tokens_cached
-        line["tokens_out"] += reply.tokens_out
-        line["unpriced"] += cost is None
-        line["usd"] += cost or 0
-        if not kept:
-            line["tokens_paid"] += reply.tokens_in + reply.tokens_out
-            line["usd_paid"] += cost or 0
+        tokens = {"tokens_in": reply.tokens_in, "tokens_cached": reply.tokens_cached, "tokens_out": reply.tokens_out}
+        line.update(tokens, unpriced=cost is None, usd=cost or 0)
+        if kept:
+            line.update(kept_replies_used=1)
+        else:
+            line.update(requests=1, tokens_paid=reply.tokens_in + reply.tokens_out, usd_paid=cost or 0)
 
     def failed(self, source: str, purpose: str, lost: int) -> None:
         """A try failed; `lost`: picodollars that it may have cost."""
-        line = self._lines[source, purpose]
-        line["tries_again"] += 1
-        line["usd_lost"] += lost
+        self._lines[source, purpose].update(tries_again=1, usd_lost=lost)
 
     def lines(self) -> dict[str, dict[str, dict[str, Any]]]:
         """{source: {purpose: line}}"""

@@ -20,7 +20,7 @@ from PIL.Image import Resampling
 
 from vcot.distill.conclusion import gives_away
 from vcot.distill.request import QUALITY, ShownImage
-from vcot.grounding import Box, Frame, place
+from vcot.grounding import Box, Frame, overlap, place
 from vcot.records import Image, Sample
 from vcot.records.sample import kept_bytes
 from vcot.storage import Store, images
@@ -136,15 +136,11 @@ def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> B
     draw = random.Random(seed)
     taken = [padded(one, image) for one in (box, *others)]
 
-    def shows(place: Box, thing: Box) -> bool:
-        across = min(place.x2, thing.x2) - max(place.x1, thing.x1)
-        down = min(place.y2, thing.y2) - max(place.y1, thing.y1)
-        return across > 0 and down > 0 and across * down > _OVERLAP * min(place.area, thing.area)
-
     for _ in range(_TRIES):
         left, top = draw.uniform(0, image.width - box.width), draw.uniform(0, image.height - box.height)
         spot = Box(left, top, left + box.width, top + box.height)
-        if not any(shows(padded(spot, image), one) for one in taken):
+        seen = padded(spot, image)
+        if all(overlap(seen, one) <= _OVERLAP * min(seen.area, one.area) for one in taken):
             return spot
     return None
 
@@ -163,14 +159,12 @@ class ImagePacker:
 
     async def url(self, shown: ShownImage) -> str:
         """The image as a data URL. Raises ImageError: it is missing, changed or broken."""
-        packed = self._packed.get(shown)
-        if packed is None:
-            packed = self._packed[shown] = asyncio.ensure_future(asyncio.to_thread(data_url, self._store, shown))
+        if shown not in self._packed:
+            self._packed[shown] = asyncio.ensure_future(asyncio.to_thread(data_url, self._store, shown))
             if len(self._packed) > KEPT:
                 self._packed.popitem(last=False)
-        else:
-            self._packed.move_to_end(shown)
-        return await asyncio.shield(packed)
+        self._packed.move_to_end(shown)
+        return await asyncio.shield(self._packed[shown])
 
 
 def data_url(store: Store, shown: ShownImage) -> str:

@@ -88,38 +88,31 @@ class Endpoint:
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
         """Raises SettingsError: no key, or an address that is none."""
-        # aiohttp takes a third less CPU for a request than the client's default.
-        http = openai.DefaultAioHttpClient(timeout=_TIMEOUT)
-        if self._is_azure:
-            if key := os.environ.get("AZURE_OPENAI_API_KEY"):
-                _check_key("AZURE_OPENAI_API_KEY", key)
-            try:
-                return openai.AsyncAzureOpenAI(max_retries=0, timeout=_TIMEOUT, http_client=http)
-            except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
-                raise SettingsError(f"AZURE_OPENAI_ENDPOINT={self.address}: {error}") from error
-        if not self.address.startswith(("http://", "https://")):
+        name = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"
+        if not self._is_azure and not self.address.startswith(("http://", "https://")):
             raise SettingsError(f"OPENAI_BASE_URL={self.address}: it should begin with http:// or https://")
-        if not (key := os.environ.get("OPENAI_API_KEY")):
+        if key := os.environ.get(name):
+            _check_key(name, key)
+        elif not self._is_azure:
             raise SettingsError(
                 "OPENAI_API_KEY is not set; give the key of the teacher's endpoint (any word where it asks for none)"
             )
-        _check_key("OPENAI_API_KEY", key)
+        # aiohttp takes a third less CPU for a request than the client's default.
+        http = openai.DefaultAioHttpClient(timeout=_TIMEOUT)
+        given: Any = {"max_retries": 0, "timeout": _TIMEOUT, "http_client": http}
         try:
-            return openai.AsyncOpenAI(
-                api_key=key, base_url=self.address, max_retries=0, timeout=_TIMEOUT, http_client=http
-            )
-        except (httpx2.InvalidURL, ValueError) as error:
-            raise SettingsError(f"OPENAI_BASE_URL={self.address}: it is no address ({error})") from error
+            if self._is_azure:
+                return openai.AsyncAzureOpenAI(**given)
+            return openai.AsyncOpenAI(api_key=key, base_url=self.address, **given)
+        except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
+            name, why = ("AZURE_OPENAI_ENDPOINT", "") if self._is_azure else ("OPENAI_BASE_URL", "it is no address: ")
+            raise SettingsError(f"{name}={self.address}: {why}{error}") from error
 
     async def ask(self, body: bytes, model: str) -> Completion | None:
         """The reply to one request, the JSON of a chat completion's; at most one request is sent.
 
-        None: the endpoint refuses this request for its content, and is not paid.
-
-        Raises:
-            Unanswered: it cannot be reached, is too slow, or refuses.
-            SchemaRefused: the request is to be sent again at once.
-            SettingsError: no key, or an address that is none; nothing was sent.
+        None: the endpoint refuses this request for its content, and is not paid. Raises Unanswered (not reached, too
+        slow, refused), SchemaRefused (to be sent again at once) and, before anything is sent, SettingsError.
         """
         client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
         path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"

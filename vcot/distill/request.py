@@ -144,14 +144,8 @@ class Client(Protocol):
     async def ask(self, request: Request, *, source: str, row: str = "") -> Completion:
         """The stored reply, or a new one, which is stored before anything else is done with it.
 
-        Args:
-            source: dataset of the row, for the cost report.
-            row: its id, for messages.
-
-        Raises:
-            ImageError: an image of the request cannot be had.
-            RowFailed: the endpoint cannot answer it.
-            BudgetSpent, SettingsError, TemporaryError: see Endpoint.ask and the budget.
+        `source`: dataset of the row, for the cost report; `row`: its id, for messages. Raises ImageError (an image
+        cannot be had), RowFailed (the endpoint cannot answer it), BudgetSpent, SettingsError and TemporaryError.
         """
 
 

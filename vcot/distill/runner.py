@@ -210,10 +210,8 @@ class ModelTeacher:
     ) -> Generator[tuple[T, R], None, None]:
         """Every item with what the work makes of it, in order; some items are worked on ahead.
 
-        Raises:
-            TemporaryError, SettingsError: the endpoint (see Endpoint.ask) or storage.
-            BudgetSpent: the limit is reached.
-            Interrupted: stopped by a signal. In every case replies that arrived are kept.
+        Raises TemporaryError or SettingsError (the endpoint, storage), BudgetSpent, and Interrupted after a signal. In
+        every case replies that arrived are kept.
         """
         self._trouble = None
         ahead: deque[tuple[T, asyncio.Task[R]]] = deque()

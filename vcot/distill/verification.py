@@ -181,41 +181,28 @@ class Verification:
     ) -> dict[Object, Fault]:
         """Those of the new objects that a second proposal, a look (unless somebody will look later) or the detector
         denies, and which."""
-        faults: dict[Object, Fault] = {}
-        if self.options.self_consistency and new:
-            faults |= await self._pointed_elsewhere(list(dict.fromkeys(new)), dialogue)
-        standing = [one for one in dict.fromkeys(new) if one not in faults]
+        image, faults, standing = dialogue.sample.shown, dict[Object, Fault](), list(dict.fromkeys(new))
+        if self.options.self_consistency and standing:
+            # Asked where things of these names are, without a word on where it has seen them.
+            dialogue.counts["second_proposals"] += 1
+            parts = locate_parts([one.label for one in standing], image, dialogue.config)
+            said, frame = await dialogue.ask(Located, parts), dialogue.config.frame_of(image)
+            places = ((one.label, placed(one.label, box, frame)) for one in said.objects for box in one.boxes)
+            for one in unmatched(standing, [(label, box) for label, box in places if isinstance(box, Box)]):
+                why = f"asked again where {one.label!r} is, the teacher pointed elsewhere"
+                faults[one] = Fault(Reason.TEACHER_BOX_UNSURE, why)
+            standing = [one for one in standing if one not in faults]
         for one in standing if look and self.options.crop_check else ():
             if fault := await self.look_at(one, [*objects, *standing], dialogue):
                 faults[one] = fault
         standing = [one for one in standing if one not in faults]
         if self._detector is not None and standing:
-            faults |= await self._undetected(self._detector, standing, dialogue)
+            dialogue.counts["detections"] += 1
+            labels = list(dict.fromkeys(one.label for one in standing))
+            boxes = await asyncio.to_thread(self._detector.find, image, labels)
+            for one in unmatched(standing, [(label, box) for label, found in boxes.items() for box in found]):
+                faults[one] = Fault(Reason.TEACHER_BOX_UNDETECTED, f"the detector finds no {one.label!r} there")
         return faults
-
-    async def _pointed_elsewhere(self, new: Sequence[Object], dialogue: Dialogue) -> dict[Object, Fault]:
-        """Asked where things of these names are, without a word on where it has seen them."""
-        dialogue.counts["second_proposals"] += 1
-        image, config = dialogue.sample.shown, dialogue.config
-        said = await dialogue.ask(Located, locate_parts([one.label for one in new], image, config))
-        places = (
-            (one.label, placed(one.label, box, config.frame_of(image))) for one in said.objects for box in one.boxes
-        )
-        second = [(label, box) for label, box in places if isinstance(box, Box)]
-        return {
-            one: Fault(Reason.TEACHER_BOX_UNSURE, f"asked again where {one.label!r} is, the teacher pointed elsewhere")
-            for one in unmatched(new, second)
-        }
-
-    async def _undetected(self, detector: Detector, new: Sequence[Object], dialogue: Dialogue) -> dict[Object, Fault]:
-        labels = list(dict.fromkeys(one.label for one in new))
-        dialogue.counts["detections"] += 1
-        boxes = await asyncio.to_thread(detector.find, dialogue.sample.shown, labels)
-        found = [(label, box) for label in labels for box in boxes.get(label, ())]
-        return {
-            one: Fault(Reason.TEACHER_BOX_UNDETECTED, f"the detector finds no {one.label!r} there")
-            for one in unmatched(new, found)
-        }
 
     async def look_at(self, one: Object, others: Sequence[Object], dialogue: Dialogue) -> Fault | None:
         """A look at the crop of one object; now and then at a negative crop too."""

@@ -16,6 +16,7 @@ from vcot.grounding.boxes import (
     iou,
     match,
     match_at,
+    overlap,
     place,
     smart_resize,
 )

@@ -145,7 +145,7 @@ class Box:
 
 def iou(a: Box, b: Box) -> float:
     """Intersection over union, 0..1."""
-    shared = _shared(a, b)
+    shared = overlap(a, b)
     union = a.area + b.area - shared
     return shared / union if union > 0 else 0.0
 
@@ -155,13 +155,14 @@ def giou(a: Box, b: Box) -> float:
 
     Unlike IoU it still says which of two misses is nearer.
     """
-    shared = _shared(a, b)
+    shared = overlap(a, b)
     union = a.area + b.area - shared
     hull = (max(a.x2, b.x2) - min(a.x1, b.x1)) * (max(a.y2, b.y2) - min(a.y1, b.y1))
     return iou(a, b) - (hull - union) / hull if hull > 0 else -1.0
 
 
-def _shared(a: Box, b: Box) -> float:
+def overlap(a: Box, b: Box) -> float:
+    """Square pixels that two boxes share."""
     across = min(a.x2, b.x2) - max(a.x1, b.x1)
     down = min(a.y2, b.y2) - max(a.y1, b.y1)
     return across * down if across > 0 and down > 0 else 0.0
