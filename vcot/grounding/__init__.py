@@ -20,15 +20,5 @@ from vcot.grounding.boxes import (
     place,
     smart_resize,
 )
-from vcot.grounding.tags import (
-    DIALECTS,
-    Fault,
-    Parsed,
-    Reply,
-    parse,
-    read_reply,
-    render,
-    render_reply,
-    split_answer,
-)
+from vcot.grounding.tags import DIALECTS, Fault, Parsed, Reply, parse, read_reply, render, render_reply, split_answer
 from vcot.grounding.trace import Mention, Trace
