@@ -253,13 +253,10 @@ def test_a_file_of_ones_own_adds_and_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("version = 1\n[models.m]\ninput = -1", r"models\.m\.input"),
-        ("version = 2\n[models]", "version"),
-        ("{}", "not TOML"),
-        (OWN.replace("input = 0", "inputs = 0"), "models.mine"),
-        (None, "no such file"),
+        ("version = 1\n[models.m]\ninput = -1", r"models\.m\.input"), ("version = 2\n[models]", "version"),
+        ("{}", "not TOML"), (OWN.replace("input = 0", "inputs = 0"), "models.mine"), (None, "no such file"),
     ],
-)
+)  # fmt: skip
 def test_a_file_that_is_no_table_is_told(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
         (tmp_path / "own.toml").write_text(text)

@@ -47,18 +47,14 @@ def looked(text: str, finish: str = "stop") -> Looked | Fault:
 @pytest.mark.parametrize(
     ("text", "finish", "reason"),
     [
-        ("", "content_filter", Reason.TEACHER_REFUSED),
-        ("", "refusal", Reason.TEACHER_REFUSED),
-        (" \n", "stop", Reason.TEACHER_EMPTY),
-        ("<think>yes</think>", "stop", Reason.TEACHER_EMPTY),
-        ('{"present": true', "length", Reason.TEACHER_CUT_OFF),
-        ("yes", "stop", Reason.TEACHER_NOT_JSON),
-        ("[true]", "stop", Reason.TEACHER_NOT_JSON),
-        ("{" * (dialogue.LONGEST + 1), "stop", Reason.TEACHER_NOT_JSON),
+        ("", "content_filter", Reason.TEACHER_REFUSED), ("", "refusal", Reason.TEACHER_REFUSED),
+        (" \n", "stop", Reason.TEACHER_EMPTY), ("<think>yes</think>", "stop", Reason.TEACHER_EMPTY),
+        ('{"present": true', "length", Reason.TEACHER_CUT_OFF), ("yes", "stop", Reason.TEACHER_NOT_JSON),
+        ("[true]", "stop", Reason.TEACHER_NOT_JSON), ("{" * (dialogue.LONGEST + 1), "stop", Reason.TEACHER_NOT_JSON),
         ('{"there": true}', "stop", Reason.TEACHER_WRONG_SHAPE),
         ('{"present": "perhaps"}', "stop", Reason.TEACHER_WRONG_SHAPE),
     ],
-)
+)  # fmt: skip
 def test_a_reply_of_no_use_has_its_class(text: str, finish: str, reason: Reason) -> None:
     found = looked(text, finish)
     assert isinstance(found, Fault)
@@ -146,17 +142,14 @@ def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text:
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ("", Reason.TEACHER_EMPTY),
-        ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),
+        ("", Reason.TEACHER_EMPTY), ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),
         ("colourless green ideas sleep furiously", Reason.TEACHER_UNGROUNDED),
         ("I see the [4] at the top.", Reason.TEACHER_UNGROUNDED),
         ("I see the [0] at the top.", Reason.TEACHER_UNGROUNDED),
         ("I see the [1] and the [12].", Reason.TEACHER_UNGROUNDED),
         ("The gear is what touches it, see [1].", Reason.TEACHER_UNGROUNDED),  # the answer came first
-        ("I'm sorry, but I can't help with that.", Reason.TEACHER_REFUSED),
-        ("[1]", Reason.TEACHER_UNREADABLE),
-        ("Answer: gear", Reason.TEACHER_UNGROUNDED),
-        ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
+        ("I'm sorry, but I can't help with that.", Reason.TEACHER_REFUSED), ("[1]", Reason.TEACHER_UNREADABLE),
+        ("Answer: gear", Reason.TEACHER_UNGROUNDED), ("I see the [1]. " * 400, Reason.TEACHER_UNREADABLE),
         ('{"reasoning": "I see the [1]. It is clearly a thing because it has a', Reason.TEACHER_NOT_JSON),
         ('```json\n{"reasoning": "I see the [1]. It has a "tooth', Reason.TEACHER_WRONG_SHAPE),
         ('{"reasoning": "I see the [1]."}', Reason.TEACHER_WRONG_SHAPE),
@@ -168,7 +161,7 @@ def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text:
         (sentences(("I see the [1].", [1]), ("So the [1] is it.", [])), Reason.TEACHER_UNREADABLE),  # or is it text?
         (sentences(("I see the [1] at [31, 83, 188, 292].", [1])), Reason.TEACHER_UNREADABLE),
     ],
-)
+)  # fmt: skip
 def test_a_useless_reply_has_its_reason(said: Any, reason: Reason) -> None:
     found = reading(said if isinstance(said, str) else json.dumps(said))
     assert isinstance(found, Fault), found

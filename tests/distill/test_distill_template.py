@@ -89,17 +89,15 @@ def test_nobody_annotated_or_annotated_against_the_answer_is_refused(question: s
 @pytest.mark.parametrize(
     ("question", "answer", "label", "spoken"),
     [
-        ("What animal is this?", "dog", "dog", "region"),
-        ("What animal is this?", "dog", "The Dog", "region"),
+        ("What animal is this?", "dog", "dog", "region"), ("What animal is this?", "dog", "The Dog", "region"),
         ("Who is the dealer?", "A. C. Monk", "a. c. monk", "region"),
-        ("What colour is the disc?", "red", "red disc", "region"),
-        ("Which animal?", "B", "dog", "region"),
+        ("What colour is the disc?", "red", "red disc", "region"), ("Which animal?", "B", "dog", "region"),
         ("What is this?", "x", "", "region"),
         ("Where is the left glove?", "left", "left glove", "left glove"),  # the question's own word
         ("How many people are there?", "3", "people", "people"),  # a count that disagrees with the boxes is not stated
         ("Where is the dog?", "on the sofa", "dog", "dog"),  # a place that disagrees with the box is not claimed
     ],
-)
+)  # fmt: skip
 def test_a_label_gives_no_answer_away_and_what_disagrees_is_not_said(
     question: str, answer: str, label: str, spoken: str
 ) -> None:

@@ -53,35 +53,33 @@ RESIZED = FrameSpec("resized_pixels", min_pixels=4 * 28 * 28, max_pixels=1280 * 
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-class TestRealRows:
-    def test_the_true_box_is_written_in_every_frame_as_published(self, row):
-        (width, height), true, padded, unpadded, thousandths, size, resized = row
-        box = Box.from_pixels(*true, width=width, height=height)
-        assert FrameSpec("thousandths").on(width, height).encode(box) == thousandths
-        # The published numbers come from unrounded boxes; the boxes themselves are published with two decimals.
-        square = FrameSpec("padded_square").on(width, height).numbers(box)
-        assert square == pytest.approx(padded, abs=0.0005 + 0.005 / height)
-        assert RESIZED.on(width, height).encode(box) == resized
-        assert smart_resize(width, height, min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28) == size
-        found = Box.from_padded_square(*padded, width=width, height=height)
-        assert found.as_list() == pytest.approx(unpadded, abs=0.06)
+def test_the_true_box_is_written_in_every_frame_as_published(row):
+    (width, height), true, padded, unpadded, thousandths, size, resized = row
+    box = Box.from_pixels(*true, width=width, height=height)
+    assert FrameSpec("thousandths").on(width, height).encode(box) == thousandths
+    # The published numbers come from unrounded boxes; the boxes themselves are published with two decimals.
+    square = FrameSpec("padded_square").on(width, height).numbers(box)
+    assert square == pytest.approx(padded, abs=0.0005 + 0.005 / height)
+    assert RESIZED.on(width, height).encode(box) == resized
+    assert smart_resize(width, height, min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28) == size
+    found = Box.from_padded_square(*padded, width=width, height=height)
+    assert found.as_list() == pytest.approx(unpadded, abs=0.06)
 
 
-class TestABoxThatCannotBeBuilt:
-    @pytest.mark.parametrize(
-        ("edges", "fault"),
-        [
-            ((0, 0, math.nan, 1), BoxFault.NOT_FINITE), ((0, 0, math.inf, 1), BoxFault.NOT_FINITE),
-            ((0, 0, 10**400, 1), BoxFault.NOT_FINITE), ((0, 0, "wide", 1), BoxFault.NOT_A_NUMBER),
-            ((0, 0, None, 1), BoxFault.NOT_A_NUMBER), ((5, 0, 3, 4), BoxFault.INVERTED),
-            ((868, 213, 859, 389), BoxFault.INVERTED), ((0, 4, 3, 1), BoxFault.INVERTED),
-            ((3, 0, 3, 4), BoxFault.ZERO_AREA), ((0, 4, 3, 4), BoxFault.ZERO_AREA), ((-1, 0, 3, 4), BoxFault.OUTSIDE),
-        ],
-    )  # fmt: skip
-    def test_says_which_fault_it_has(self, edges, fault):
-        with pytest.raises(BoxError) as caught:
-            Box(*edges)
-        assert caught.value.fault is fault
+@pytest.mark.parametrize(
+    ("edges", "fault"),
+    [
+        ((0, 0, math.nan, 1), BoxFault.NOT_FINITE), ((0, 0, math.inf, 1), BoxFault.NOT_FINITE),
+        ((0, 0, 10**400, 1), BoxFault.NOT_FINITE), ((0, 0, "wide", 1), BoxFault.NOT_A_NUMBER),
+        ((0, 0, None, 1), BoxFault.NOT_A_NUMBER), ((5, 0, 3, 4), BoxFault.INVERTED),
+        ((868, 213, 859, 389), BoxFault.INVERTED), ((0, 4, 3, 1), BoxFault.INVERTED),
+        ((3, 0, 3, 4), BoxFault.ZERO_AREA), ((0, 4, 3, 4), BoxFault.ZERO_AREA), ((-1, 0, 3, 4), BoxFault.OUTSIDE),
+    ],
+)  # fmt: skip
+def test_a_box_that_cannot_be_built_says_its_fault(edges, fault):
+    with pytest.raises(BoxError) as caught:
+        Box(*edges)
+    assert caught.value.fault is fault
 
 
 def test_an_overhang_is_moved_to_the_border_as_far_as_it_is_allowed():
@@ -133,85 +131,77 @@ def test_the_constructors_agree_on_one_box():
     assert (box.width, box.height, box.area) == (80, 50, 4000)
 
 
-class TestDecode:
-    @pytest.mark.parametrize(
-        ("name", "numbers", "fault"),
-        [
-            ("thousandths", (0, 0, 1200, 500), BoxFault.OUT_OF_RANGE),
-            ("thousandths", (-50, 0, 200, 500), BoxFault.OUT_OF_RANGE),
-            ("thousandths", (0.148, 0.181, 0.298, 0.508), BoxFault.OUT_OF_RANGE),
-            ("thousandths", (1, 1, 1, 1), BoxFault.ZERO_AREA), ("thousandths", (500, 10, 400, 20), BoxFault.INVERTED),
-            ("thousandths", (1000, 10, 1001, 20), BoxFault.OUTSIDE),
-            ("fractions", (148, 181, 298, 508), BoxFault.OUT_OF_RANGE),
-            ("padded_square", (0.2, 0.3, 1.2, 0.5), BoxFault.OUT_OF_RANGE),
-            ("padded_square", (0.2, 0.01, 0.4, 0.02), BoxFault.OUTSIDE),
-            ("pixels", (0, 0, 900, 100), BoxFault.OUTSIDE), ("pixels", (0, 0, math.inf, 100), BoxFault.NOT_FINITE),
-        ],
-    )  # fmt: skip
-    def test_what_does_not_fit_the_declared_frame_is_a_fault(self, name, numbers, fault):
-        with pytest.raises(BoxError) as caught:
-            FrameSpec(name).on(500, 300).decode(*numbers)
-        assert caught.value.fault is fault
-
-    def test_an_excess_that_rounding_explains_is_moved_to_the_border(self):
-        for name, numbers in (
-            ("thousandths", (-1, 0, 1001, 1000)), ("fractions", (0, -0.001, 1.002, 1)),
-            ("padded_square", (0, 0, 1.002, 1)), ("pixels", (0, 0, 500.4, 300)),
-        ):  # fmt: skip
-            assert FrameSpec(name).on(500, 300).decode(*numbers) == Box(0, 0, 500, 300)
+@pytest.mark.parametrize(
+    ("name", "numbers", "fault"),
+    [
+        ("thousandths", (0, 0, 1200, 500), BoxFault.OUT_OF_RANGE),
+        ("thousandths", (-50, 0, 200, 500), BoxFault.OUT_OF_RANGE),
+        ("thousandths", (0.148, 0.181, 0.298, 0.508), BoxFault.OUT_OF_RANGE),
+        ("thousandths", (1, 1, 1, 1), BoxFault.ZERO_AREA), ("thousandths", (500, 10, 400, 20), BoxFault.INVERTED),
+        ("thousandths", (1000, 10, 1001, 20), BoxFault.OUTSIDE),
+        ("fractions", (148, 181, 298, 508), BoxFault.OUT_OF_RANGE),
+        ("padded_square", (0.2, 0.3, 1.2, 0.5), BoxFault.OUT_OF_RANGE),
+        ("padded_square", (0.2, 0.01, 0.4, 0.02), BoxFault.OUTSIDE),
+        ("pixels", (0, 0, 900, 100), BoxFault.OUTSIDE), ("pixels", (0, 0, math.inf, 100), BoxFault.NOT_FINITE),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_declared_frame_is_a_fault(name, numbers, fault):
+    with pytest.raises(BoxError) as caught:
+        FrameSpec(name).on(500, 300).decode(*numbers)
+    assert caught.value.fault is fault
 
 
-class TestEncode:
-    @unhurried
-    @given(framed_boxes())
-    def test_decoding_gives_the_box_back_within_half_a_unit_or_a_unit_if_it_was_thinner(self, drawn):
-        frame, box = drawn
-        found = frame.decode(*frame.encode(box))
-        across, down = unit_in_pixels(frame)
-        thin = box.width <= across or box.height <= down
-        assert_same_place(found, box, frame, units=1.0 if thin else 0.5)
-
-    def test_numbers_are_written_with_the_digits_of_the_frame_and_frames_survive_json(self):
-        for spec, text in (
-            (FrameSpec("thousandths"), "[200, 100, 500, 1000]"),
-            (FrameSpec("pixels"), "[100.00, 25.00, 250.00, 250.00]"),
-            (FrameSpec("fractions"), "[0.200, 0.100, 0.500, 1.000]"),
-            (FrameSpec("padded_square"), "[0.200, 0.300, 0.500, 0.750]"),
-            (FrameSpec("resized_pixels", 28 * 28, 1280 * 28 * 28), "[101, 25, 252, 252]"),
-        ):  # fmt: skip
-            assert spec.on(500, 250).format(Box(100, 25, 250, 250)) == text
-            assert FrameSpec.from_dict(spec.to_dict()) == spec
-        assert FrameSpec("thousandths", min_pixels=3136, max_pixels=10**6) == FrameSpec("thousandths")
+def test_an_excess_that_rounding_explains_is_moved_to_the_border():
+    for name, numbers in (
+        ("thousandths", (-1, 0, 1001, 1000)), ("fractions", (0, -0.001, 1.002, 1)),
+        ("padded_square", (0, 0, 1.002, 1)), ("pixels", (0, 0, 500.4, 300)),
+    ):  # fmt: skip
+        assert FrameSpec(name).on(500, 300).decode(*numbers) == Box(0, 0, 500, 300)
 
 
-class TestSmartResize:
-    def test_agrees_with_the_processor_over_many_sizes(self):
-        theirs = smart_resize_of_transformers()
-        sides = (1, 5, 13, 14, 15, 27, 28, 29, 41, 42, 43, 70, 100, 224, 331, 500, 640, 931, 1001, 2200, 4096, 9999)
-        limits = ((28, 4, 1280), (28, 256, 1280), (28, 4, 16384), (32, 256, 1280), (28, 1, 4))
-        compared = 0
-        for (factor, least, most), width, height in product(limits, sides, sides):
-            pixels = {"min_pixels": least * factor**2, "max_pixels": most * factor**2, "factor": factor}
-            if max(width, height) / min(width, height) <= 200:
-                down, across = theirs(height, width, **pixels)
-                assert smart_resize(width, height, **pixels) == (across, down), (width, height, pixels)
-                compared += 1
-        assert compared > 1500
+@unhurried
+@given(framed_boxes())
+def test_decoding_gives_the_box_back_within_half_a_unit_or_a_unit_if_it_was_thinner(drawn):
+    frame, box = drawn
+    found = frame.decode(*frame.encode(box))
+    across, down = unit_in_pixels(frame)
+    thin = box.width <= across or box.height <= down
+    assert_same_place(found, box, frame, units=1.0 if thin else 0.5)
 
 
-class TestOverlap:
-    def test_overlap_of_near_and_far_boxes(self):
-        here = Box(0, 0, 10, 10)
-        assert iou(here, Box(1, 1, 11, 11)) == pytest.approx(81 / 119)
-        assert iou(here, Box(10, 0, 20, 10)) == giou(here, Box(10, 0, 20, 10)) == 0  # they only touch
-        assert giou(here, Box(20, 0, 30, 10)) == pytest.approx(-1 / 3)
+def test_numbers_are_written_with_the_digits_of_the_frame_and_frames_survive_json():
+    for spec, text in (
+        (FrameSpec("thousandths"), "[200, 100, 500, 1000]"),
+        (FrameSpec("pixels"), "[100.00, 25.00, 250.00, 250.00]"),
+        (FrameSpec("fractions"), "[0.200, 0.100, 0.500, 1.000]"),
+        (FrameSpec("padded_square"), "[0.200, 0.300, 0.500, 0.750]"),
+        (FrameSpec("resized_pixels", 28 * 28, 1280 * 28 * 28), "[101, 25, 252, 252]"),
+    ):  # fmt: skip
+        assert spec.on(500, 250).format(Box(100, 25, 250, 250)) == text
+        assert FrameSpec.from_dict(spec.to_dict()) == spec
+    assert FrameSpec("thousandths", min_pixels=3136, max_pixels=10**6) == FrameSpec("thousandths")
 
-    @unhurried
-    @given(st.data())
-    def test_symmetric_bounded_and_one_with_itself(self, data):
-        a, b = data.draw(boxes(1000, 700)), data.draw(boxes(1000, 700))
-        assert iou(a, b) == iou(b, a)
-        assert giou(a, b) == giou(b, a)
-        assert 0 <= iou(a, b) <= 1
-        assert -1 <= giou(a, b) <= iou(a, b) + 1e-9
-        assert iou(a, a) == giou(a, a) == 1
+
+def test_smart_resize_agrees_with_the_processor_over_many_sizes():
+    theirs = smart_resize_of_transformers()
+    sides = (1, 5, 13, 14, 15, 27, 28, 29, 41, 42, 43, 70, 100, 224, 331, 500, 640, 931, 1001, 2200, 4096, 9999)
+    limits = ((28, 4, 1280), (28, 256, 1280), (28, 4, 16384), (32, 256, 1280), (28, 1, 4))
+    compared = 0
+    for (factor, least, most), width, height in product(limits, sides, sides):
+        pixels = {"min_pixels": least * factor**2, "max_pixels": most * factor**2, "factor": factor}
+        if max(width, height) / min(width, height) <= 200:
+            down, across = theirs(height, width, **pixels)
+            assert smart_resize(width, height, **pixels) == (across, down), (width, height, pixels)
+            compared += 1
+    assert compared > 1500
+
+
+@unhurried
+@given(st.data())
+def test_overlap_is_symmetric_bounded_and_one_with_itself(data):
+    a, b = data.draw(boxes(1000, 700)), data.draw(boxes(1000, 700))
+    assert iou(a, b) == iou(b, a)
+    assert giou(a, b) == giou(b, a)
+    assert 0 <= iou(a, b) <= 1
+    assert -1 <= giou(a, b) <= iou(a, b) + 1e-9
+    assert iou(a, a) == giou(a, a) == 1

@@ -11,7 +11,6 @@ from tests.grounding.drawn import SPECS, assert_same_trace, framed_traces, prose
 from vcot.grounding import (
     DIALECTS,
     Box,
-    BoxError,
     BoxFault,
     FrameSpec,
     Mention,
@@ -40,28 +39,11 @@ NATIVE = "the <ref>gear</ref><box>[100, 200, 300, 400]</box> turns"
 SPECIAL = "the <|object_ref_start|>gear<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|> turns"
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("vcot", NATIVE), ("obj-bbox", NATIVE.replace("ref>", "obj>").replace("box>", "bbox>")),
-        ("qwen-special", SPECIAL), ("qwen-vl", NATIVE.replace("[100, 200, 300, 400]", "(100,200),(300,400)")),
-        ("qwen-json", 'the [{"bbox_2d": [100, 200, 300, 400], "label": "gear"}] turns'),
-    ],
-)  # fmt: skip
-def test_each_dialect_is_written_as_its_models_write_it(name, text):
-    assert render(Trace(("the ", Mention("gear", (GEAR,)), " turns")), FRAME, name) == text
-
-
 def test_only_what_looks_like_a_tag_is_escaped():
     trace = Trace(('if a < b & c: {"x"} &amp; <b>[1]</b> <box> &lt;', Mention("</ref>", (GEAR,))))
     text = 'if a < b & c: {"x"} &amp; <b>[1]</b> &lt;box> &amp;lt;<ref>&lt;/ref></ref><box>[100, 200, 300, 400]</box>'
     assert render(trace, FRAME) == text
     assert parse(text, FRAME).trace == trace
-
-
-def test_a_box_of_another_image_is_refused():
-    with pytest.raises(BoxError, match="not a box of this image"):
-        render(TRACE, FrameSpec("thousandths").on(200, 200))
 
 
 @unhurried
@@ -123,70 +105,72 @@ def test_one_gear_and_two_in_many_spellings(written, mentions):
     assert mentions or parsed.trace == Trace((written,))
 
 
-class TestParse:
-    @pytest.mark.parametrize(
-        ("content", "fault"),
-        [
-            ("", BoxFault.NO_BOX_TEXT), ("[]", BoxFault.NO_BOX_TEXT), ("[100, 200, 300]", BoxFault.WRONG_COUNT),
-            ("[1, 2, 3, 4, 5, 6, 7, 8]", BoxFault.WRONG_COUNT),
-            ("[[1, 2], [3, 4], [5, 6], [7, 8]]", BoxFault.WRONG_COUNT), ("[x1, y1, x2, y2]", BoxFault.NOT_A_NUMBER),
-            ("[100, 200, 300, 400px]", BoxFault.NOT_A_NUMBER), ("top left", BoxFault.NOT_A_NUMBER),
-            ("[0, 0, 1e999, 5]", BoxFault.NOT_FINITE), ("[nan, 0, 10, 5]", BoxFault.NOT_FINITE),
-            ("[300, 200, 100, 400]", BoxFault.INVERTED), ("[100, 200, 100, 400]", BoxFault.ZERO_AREA),
-            ("[1, 1, 1, 1]", BoxFault.ZERO_AREA), ("[-100, 200, 300, 400]", BoxFault.OUT_OF_RANGE),
-            ("[100, 200, 1300, 400]", BoxFault.OUT_OF_RANGE), ("[0.1, 0.2, 0.9, 0.5]", BoxFault.OUT_OF_RANGE),
-        ],
-    )  # fmt: skip
-    def test_a_faulty_box_is_classified_and_its_label_remains_as_prose(self, content, fault):
-        text = f"the <ref>gear</ref><box>{content}</box> turns"
-        parsed = parse(text, FRAME)
-        assert [found.kind for found in parsed.faults] == [fault]
-        assert parsed.faults[0].text == text[parsed.faults[0].start : parsed.faults[0].end] == f"<box>{content}</box>"
-        assert parsed.trace == Trace(("the gear turns",))
-        assert not parsed.well_formed
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("", BoxFault.NO_BOX_TEXT), ("[]", BoxFault.NO_BOX_TEXT), ("[100, 200, 300]", BoxFault.WRONG_COUNT),
+        ("[1, 2, 3, 4, 5, 6, 7, 8]", BoxFault.WRONG_COUNT),
+        ("[[1, 2], [3, 4], [5, 6], [7, 8]]", BoxFault.WRONG_COUNT), ("[x1, y1, x2, y2]", BoxFault.NOT_A_NUMBER),
+        ("[100, 200, 300, 400px]", BoxFault.NOT_A_NUMBER), ("top left", BoxFault.NOT_A_NUMBER),
+        ("[0, 0, 1e999, 5]", BoxFault.NOT_FINITE), ("[nan, 0, 10, 5]", BoxFault.NOT_FINITE),
+        ("[300, 200, 100, 400]", BoxFault.INVERTED), ("[100, 200, 100, 400]", BoxFault.ZERO_AREA),
+        ("[1, 1, 1, 1]", BoxFault.ZERO_AREA), ("[-100, 200, 300, 400]", BoxFault.OUT_OF_RANGE),
+        ("[100, 200, 1300, 400]", BoxFault.OUT_OF_RANGE), ("[0.1, 0.2, 0.9, 0.5]", BoxFault.OUT_OF_RANGE),
+    ],
+)  # fmt: skip
+def test_a_faulty_box_is_classified_and_its_label_remains_as_prose(content, fault):
+    text = f"the <ref>gear</ref><box>{content}</box> turns"
+    parsed = parse(text, FRAME)
+    assert [found.kind for found in parsed.faults] == [fault]
+    assert parsed.faults[0].text == text[parsed.faults[0].start : parsed.faults[0].end] == f"<box>{content}</box>"
+    assert parsed.trace == Trace(("the gear turns",))
+    assert not parsed.well_formed
 
-    @pytest.mark.parametrize(
-        ("text", "kinds", "mentions"),
-        [
-            ("<ref>gear</ref> turns", ["no_box_text"], []), ("<ref>gear", ["unbalanced_tag"], []),
-            ("<ref>gear</ref><box>[100, 200, 30", ["unbalanced_tag"], []),
-            ("gear</ref><box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], [""]),
-            ("<ref>gear<box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], ["gear"]),
-            ("<ref>gear</ref><box>[100, 200, 300, 400] <ref>x</ref>", ["unbalanced_tag", "no_box_text"], []),
-            ("<ref>gear</ref><box>[100, 200, 300, 400]</bbox>", ["unbalanced_tag"], ["gear"]),
-            ("<ref>gear</ref><box>[100, 200, 300, 400]</ref></box>", ["unbalanced_tag"], ["gear"]),
-            ('[{"bbox_2d": [100, 200, 300, 400], "label": "ge', ["unbalanced_tag"], []),
-            ('[{"bbox_2d": [100, 200, 300, 400], {"bbox_2d": [1, 2, 3, 4]}]', ["unbalanced_tag"], [""]),
-            ('{"bbox_2d": [100, 200, 300], "label": "gear"}', ["wrong_count"], []),
-            ('{"bbox_2d": null, "label": "gear"}', ["not_a_number"], []),
-            ("<ref>gears</ref><box>[9, 9, 1, 1]</box><box>[100, 200, 300, 400]</box>", ["inverted"], ["gears"]),
-        ],
-    )  # fmt: skip
-    def test_what_is_left_open_or_alone_is_a_fault(self, text, kinds, mentions):
-        parsed = parse(text, FRAME)
-        assert [fault.kind for fault in parsed.faults] == kinds
-        assert [mention.label for mention in parsed.trace.mentions] == mentions
 
-    @unhurried
-    @given(st.text(max_size=200) | snippets, st.sampled_from(SPECS))
-    def test_never_raises_and_its_faults_quote_the_text(self, text, spec):
-        parsed = parse(text, spec.on(640, 480))
-        for fault in parsed.faults:
-            assert fault.text == text[fault.start : fault.end] != ""
-        assert [fault.start for fault in parsed.faults] == sorted(fault.start for fault in parsed.faults)
+@pytest.mark.parametrize(
+    ("text", "kinds", "mentions"),
+    [
+        ("<ref>gear</ref> turns", ["no_box_text"], []), ("<ref>gear", ["unbalanced_tag"], []),
+        ("<ref>gear</ref><box>[100, 200, 30", ["unbalanced_tag"], []),
+        ("gear</ref><box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], [""]),
+        ("<ref>gear<box>[100, 200, 300, 400]</box>", ["unbalanced_tag"], ["gear"]),
+        ("<ref>gear</ref><box>[100, 200, 300, 400] <ref>x</ref>", ["unbalanced_tag", "no_box_text"], []),
+        ("<ref>gear</ref><box>[100, 200, 300, 400]</bbox>", ["unbalanced_tag"], ["gear"]),
+        ("<ref>gear</ref><box>[100, 200, 300, 400]</ref></box>", ["unbalanced_tag"], ["gear"]),
+        ('[{"bbox_2d": [100, 200, 300, 400], "label": "ge', ["unbalanced_tag"], []),
+        ('[{"bbox_2d": [100, 200, 300, 400], {"bbox_2d": [1, 2, 3, 4]}]', ["unbalanced_tag"], [""]),
+        ('{"bbox_2d": [100, 200, 300], "label": "gear"}', ["wrong_count"], []),
+        ('{"bbox_2d": null, "label": "gear"}', ["not_a_number"], []),
+        ("<ref>gears</ref><box>[9, 9, 1, 1]</box><box>[100, 200, 300, 400]</box>", ["inverted"], ["gears"]),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_or_alone_is_a_fault(text, kinds, mentions):
+    parsed = parse(text, FRAME)
+    assert [fault.kind for fault in parsed.faults] == kinds
+    assert [mention.label for mention in parsed.trace.mentions] == mentions
 
-    @pytest.mark.parametrize(
-        "piece",
-        ["<ref>", "</box>", "<box>[1,2,3,4]", '{"a":', '{"bbox_2d":', '"', "'", "\\", " ", "[", "((", "&amp;", "&", "<",
-         "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: "],
-    )  # fmt: skip
-    def test_a_hostile_text_takes_no_hostile_time(self, piece):
-        much = piece * (60_000 // len(piece))
-        for text in (much, f"<box>{much}", f'{{"bbox_2d": {much}'):
-            started = time.process_time()
-            read_reply(text)
-            parse(text, FRAME)
-            assert time.process_time() - started < 2
+
+@unhurried
+@given(st.text(max_size=200) | snippets, st.sampled_from(SPECS))
+def test_parse_never_raises_and_its_faults_quote_the_text(text, spec):
+    parsed = parse(text, spec.on(640, 480))
+    for fault in parsed.faults:
+        assert fault.text == text[fault.start : fault.end] != ""
+    assert [fault.start for fault in parsed.faults] == sorted(fault.start for fault in parsed.faults)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<ref>", "</box>", "<box>[1,2,3,4]", '{"a":', '{"bbox_2d":', '"', "'", "\\", " ", "[", "((", "&amp;", "&", "<",
+     "a</ref>", "<ref></ref>", "<ref>a</ref><box>[1,2,3,4]</box> ", '{"bbox_2d": "', "9", "answer", "Answer: "],
+)  # fmt: skip
+def test_a_hostile_text_takes_no_hostile_time(piece):
+    much = piece * (60_000 // len(piece))
+    for text in (much, f"<box>{much}", f'{{"bbox_2d": {much}'):
+        started = time.process_time()
+        read_reply(text)
+        parse(text, FRAME)
+        assert time.process_time() - started < 2
 
 
 def test_a_reply_is_the_reasoning_and_an_answer_of_one_line():
@@ -195,30 +179,30 @@ def test_a_reply_is_the_reasoning_and_an_answer_of_one_line():
     assert (reply.answer, reply.after, reply.marks) == ("down", "and more", 2)
 
 
-class TestReply:
-    @unhurried
-    @given(framed_traces(), st.from_regex(r"[a-zA-Z0-9$%.,' -]{1,20}", fullmatch=True).filter(lambda t: t.strip()))
-    def test_splitting_gives_reasoning_and_answer_back(self, drawn, answer):
-        frame, trace = drawn
-        reasoning, found = split_answer(render_reply(trace, answer, frame))
-        assert found == " ".join(answer.split())
-        assert_same_trace(parse(reasoning, frame).trace, trace, frame)
+@unhurried
+@given(framed_traces(), st.from_regex(r"[a-zA-Z0-9$%.,' -]{1,20}", fullmatch=True).filter(lambda t: t.strip()))
+def test_splitting_gives_reasoning_and_answer_back(drawn, answer):
+    frame, trace = drawn
+    reasoning, found = split_answer(render_reply(trace, answer, frame))
+    assert found == " ".join(answer.split())
+    assert_same_trace(parse(reasoning, frame).trace, trace, frame)
 
-    @pytest.mark.parametrize(
-        ("text", "reasoning", "answer"),
-        [
-            ("It turns.\nAnswer: up", "It turns.", "up"), ("It turns. Answer: up", "It turns. ", "up"),
-            ("It turns.\n**Answer:** up", "It turns.", "up"), ("It turns.\n**Answer: up**", "It turns.", "up"),
-            ("It turns.\nAnswer: **up**.", "It turns.", "up."), ("It turns.\nFinal answer: up\n", "It turns.", "up"),
-            ("It turns.\nANSWER : up", "It turns.", "up"), ("It turns.\nAnswer:\nup", "It turns.", "up"),
-            ("Answer: down\nNo.\nAnswer: up\nbecause the answer: down", "Answer: down\nNo.", "up"),
-            ("<think>It turns.</think><answer>up</answer>", "<think>It turns.</think>", "up"),
-            ("<answer>down</answer>\nAnswer: up", "<answer>down</answer>", "up"),
-            ("<answer>\nAnswer: up</answer>", "<answer>", "up"), ("It turns \\boxed{up}", "It turns ", "up"),
-            ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "", "Answer: 5"),
-            ("It turns.", "It turns.", None), ("It turns.\nAnswer:", "It turns.", None),
-            ("An unanswered question", "An unanswered question", None), ("", "", None),
-        ],
-    )  # fmt: skip
-    def test_the_answer_is_found_where_models_put_it(self, text, reasoning, answer):
-        assert split_answer(text) == (reasoning, answer)
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("It turns.\nAnswer: up", "It turns.", "up"), ("It turns. Answer: up", "It turns. ", "up"),
+        ("It turns.\n**Answer:** up", "It turns.", "up"), ("It turns.\n**Answer: up**", "It turns.", "up"),
+        ("It turns.\nAnswer: **up**.", "It turns.", "up."), ("It turns.\nFinal answer: up\n", "It turns.", "up"),
+        ("It turns.\nANSWER : up", "It turns.", "up"), ("It turns.\nAnswer:\nup", "It turns.", "up"),
+        ("Answer: down\nNo.\nAnswer: up\nbecause the answer: down", "Answer: down\nNo.", "up"),
+        ("<think>It turns.</think><answer>up</answer>", "<think>It turns.</think>", "up"),
+        ("<answer>down</answer>\nAnswer: up", "<answer>down</answer>", "up"),
+        ("<answer>\nAnswer: up</answer>", "<answer>", "up"), ("It turns \\boxed{up}", "It turns ", "up"),
+        ("It turns.\nAnswer: $\\boxed{5}$", "It turns.", "5"), ("Answer: Answer: 5", "", "Answer: 5"),
+        ("It turns.", "It turns.", None), ("It turns.\nAnswer:", "It turns.", None),
+        ("An unanswered question", "An unanswered question", None), ("", "", None),
+    ],
+)  # fmt: skip
+def test_the_answer_is_found_where_models_put_it(text, reasoning, answer):
+    assert split_answer(text) == (reasoning, answer)

@@ -120,17 +120,14 @@ def test_truncated_shard_of_convert_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--teacher", "openai"], "needs --model"),
-        (["--model", "gpt"], "did you mean --teacher openai"),
-        (["--alternatives", "4"], "--phrasings 3"),
-        (["--phrasings", "9"], "--phrasings=9"),
+        (["--teacher", "openai"], "needs --model"), (["--model", "gpt"], "did you mean --teacher openai"),
+        (["--alternatives", "4"], "--phrasings 3"), (["--phrasings", "9"], "--phrasings=9"),
         (["--strategy", "three-level"], "--strategy=three-level"),
         (["--strategy", "rationalise", "--pairs", "3"], "--strategy two-level does"),
         (["--frame", "resized_pixels"], "needs --min-pixels and --max-pixels"),
-        (["--min-proposed-area", "5%"], "'5%' is no share of an image"),
-        (["--repairs", "2"], "--repairs=2"),
+        (["--min-proposed-area", "5%"], "'5%' is no share of an image"), (["--repairs", "2"], "--repairs=2"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_do_not_fit_are_told(argv: list[str], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         DistillSettings.load(["--run-uri", "/runs/x", *argv])
@@ -152,12 +149,10 @@ def test_prompts_that_are_none_are_told(choice: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("run_uri", "parent"),
     [
-        ("s3://bucket/runs/one", "s3://bucket/runs"),
-        ("s3://bucket", "s3://bucket"),
-        ("/data/one", "/data"),
+        ("s3://bucket/runs/one", "s3://bucket/runs"), ("s3://bucket", "s3://bucket"), ("/data/one", "/data"),
         ("one", "."),
     ],
-)
+)  # fmt: skip
 def test_replies_are_kept_beside_the_run(run_uri: str, parent: str) -> None:
     assert cache_of(run_uri) == f"{parent}/_cache/distill"
 

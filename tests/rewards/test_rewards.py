@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from vcot import rewards
 from vcot.answers import Synonyms
 from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply
 from vcot.records import Image, Origin, Sample
 from vcot.records.sample import Stored
-from vcot.rewards import (
-    REWARDS,
-    Rule,
-    answer_reward,
-    box_reward,
-    broken_rules,
-    format_reward,
-    reward,
-    soft_f1_with_spare,
-)
+from vcot.rewards import REWARDS, Rule, answer_reward, box_reward, broken_rules, format_reward, soft_f1_with_spare
 
 SPEC = FrameSpec("thousandths")
 GOOD = "I see the <ref>gear</ref><box>[100, 100, 300, 300]</box> turn.\nAnswer: up"
@@ -41,23 +33,18 @@ def sample(evidence=((100, 100, 300, 300),), answers=("up",), choices=None) -> S
 @pytest.mark.parametrize(
     ("text", "broken"),
     [
-        (GOOD, []),
-        ("<think>The <ref>gear</ref><box>[100, 100, 300, 300]</box> turns.</think><answer>up</answer>", []),
-        ("Answer: up", [Rule.REASONING, Rule.MENTION]),
-        ("It turns.\nAnswer: up", [Rule.MENTION]),
+        (GOOD, []), ("<think>The <ref>gear</ref><box>[100, 100, 300, 300]</box> turns.</think><answer>up</answer>", []),
+        ("Answer: up", [Rule.REASONING, Rule.MENTION]), ("It turns.\nAnswer: up", [Rule.MENTION]),
         (GOOD.replace("[100, 100, 300, 300]", "[300, 100, 100, 300]"), [Rule.MENTION, Rule.TAGS]),
         (GOOD.replace("turn.", "turn <ref>the lever</ref>."), [Rule.TAGS]),
         (GOOD.replace("</box>", ""), [Rule.MENTION, Rule.TAGS]),
         (GOOD.replace("300]</box>", "3000]</box>"), [Rule.MENTION, Rule.TAGS]),
-        (GOOD.split("\n")[0], [Rule.ONE_ANSWER]),
-        ("Answer: down\n" + GOOD, [Rule.ONE_ANSWER]),
-        (GOOD + "\nI am sure.", [Rule.ENDS]),
-        (GOOD + " <ref>it</ref><box>[1, 1, 2, 2]</box>", [Rule.PLAIN_ANSWER]),
-        ("<think>" + GOOD, [Rule.ONE_THINK_BLOCK]),
-        ("<think></think>\nAnswer: up", [Rule.REASONING, Rule.MENTION]),
+        (GOOD.split("\n")[0], [Rule.ONE_ANSWER]), ("Answer: down\n" + GOOD, [Rule.ONE_ANSWER]),
+        (GOOD + "\nI am sure.", [Rule.ENDS]), (GOOD + " <ref>it</ref><box>[1, 1, 2, 2]</box>", [Rule.PLAIN_ANSWER]),
+        ("<think>" + GOOD, [Rule.ONE_THINK_BLOCK]), ("<think></think>\nAnswer: up", [Rule.REASONING, Rule.MENTION]),
         ("", [Rule.REASONING, Rule.MENTION, Rule.ONE_ANSWER]),
     ],
-)
+)  # fmt: skip
 def test_each_rule_can_be_broken(text, broken):
     assert broken_rules(text, sample(), SPEC) == tuple(broken)
     assert format_reward(text, sample(), SPEC) == (not broken)
@@ -71,6 +58,7 @@ def test_a_box_is_demanded_unless_the_thing_is_absent_and_not_wanted_without_an_
     assert format_reward("Gears that touch turn against each other.\nAnswer: up", asked, SPEC) == 1
     assert broken_rules(GOOD, asked, SPEC) == (Rule.MENTION,)
     assert box_reward(GOOD, asked, SPEC) is None
+    assert box_reward("Answer: up <box>[100, 100, 300, 300]</box>", sample(), SPEC) == 0  # behind the answer
     assert answer_reward(GOOD, asked) == 1
 
 
@@ -82,16 +70,13 @@ RIGHT = "word " * 199 + "word"
 @pytest.mark.parametrize(
     ("answer", "accepted", "choices", "similar", "reward"),
     [
-        ("(B)", "up", ("down", "up"), False, 1),
-        ("A", "up", ("down", "up"), False, 0),
-        ("upp", "up", ("down", "up"), True, 0),
-        ("A. C. Mank", "A. C. Monk", None, False, 0),
+        ("(B)", "up", ("down", "up"), False, 1), ("A", "up", ("down", "up"), False, 0),
+        ("upp", "up", ("down", "up"), True, 0), ("A. C. Mank", "A. C. Monk", None, False, 0),
         ("A. C. Mank", "A. C. Monk", None, True, 0.9),  # a misread letter
         ("1235", "1234", None, True, 0),  # a number is right or wrong
-        (RIGHT, RIGHT, None, False, 1),
-        (RIGHT + "s.....", RIGHT + "s", None, False, 0),  # endless
+        (RIGHT, RIGHT, None, False, 1), (RIGHT + "s.....", RIGHT + "s", None, False, 0),  # endless
     ],
-)
+)  # fmt: skip
 def test_the_answer_earns_its_rightness(answer, accepted, choices, similar, reward):
     row = sample(answers=(accepted,), choices=choices)
     assert answer_reward(f"Answer: {answer}", row, similar=similar) == pytest.approx(reward)
@@ -101,31 +86,19 @@ def test_the_answer_earns_its_rightness(answer, accepted, choices, similar, rewa
 
 G1, G2, G3 = (100, 100, 300, 300), (400, 100, 600, 300), (700, 100, 900, 300)
 CONTEXT, HULL, WHOLE = (700, 700, 900, 900), (100, 100, 900, 300), (0, 0, 1000, 1000)
-
-
-def moved(by):
-    return tuple(edge + by for edge in G1)
-
-
-def strips(*lefts):
-    return [(x, 600, x + 90, 690) for x in lefts]
-
+SHIFTED, NEAR = (120, 120, 320, 320), [(100 + by, 100 + by, 300 + by, 300 + by) for by in (0, 5, 10)]
+STRIPS = [(x, 600, x + 90, 690) for x in (0, 100, 200, 300, 400)]
 
 # Made by hand on a canvas of 1000 × 1000: the true boxes, the predicted ones, and what soft F1 gives.
 ROLLOUTS = {
-    "1 true: exact": ([G1], [G1], 1.00),
-    "1 true: shifted 20 px": ([G1], [moved(20)], 0.68),
-    "1 true: exact box three times": ([G1], [G1] * 3, 0.50),
-    "1 true: 3 near-duplicates": ([G1], [moved(0), moved(5), moved(10)], 0.50),
-    "1 true: exact + 1 context box": ([G1], [G1, CONTEXT], 0.67),
-    "1 true: exact + 5 random": ([G1], [G1, *strips(0, 100, 200, 300, 400)], 0.29),
-    "1 true: whole image": ([G1], [WHOLE], 0.04),
-    "1 true: no box": ([G1], [], 0.00),
-    "3 true: all exact": ([G1, G2, G3], [G1, G2, G3], 1.00),
-    "3 true: only one, exact": ([G1, G2, G3], [G1], 0.50),
-    "3 true: one of them, 3 near-duplicates": ([G1, G2, G3], [moved(0), moved(5), moved(10)], 0.33),
-    "3 true: hull of the three": ([G1, G2, G3], [HULL], 0.12),
-    "3 true: all + 3 random": ([G1, G2, G3], [G1, G2, G3, *strips(0, 100, 200)], 0.67),
+    "1 true: exact": ([G1], [G1], 1.00), "1 true: shifted 20 px": ([G1], [SHIFTED], 0.68),
+    "1 true: exact box three times": ([G1], [G1] * 3, 0.50), "1 true: 3 near-duplicates": ([G1], NEAR, 0.50),
+    "1 true: exact + 1 context box": ([G1], [G1, CONTEXT], 0.67), "1 true: whole image": ([G1], [WHOLE], 0.04),
+    "1 true: exact + 5 random": ([G1], [G1, *STRIPS], 0.29), "1 true: no box": ([G1], [], 0.00),
+    "3 true: all exact": ([G1, G2, G3], [G1, G2, G3], 1.00), "3 true: only one, exact": ([G1, G2, G3], [G1], 0.50),
+    "3 true: one of them, 3 near-duplicates": ([G1, G2, G3], NEAR, 0.33), "none true, none said": ([], [], 1.00),
+    "3 true: hull of the three": ([G1, G2, G3], [HULL], 0.12), "none true, one said": ([], [G1], 0.00),
+    "3 true: all + 3 random": ([G1, G2, G3], [G1, G2, G3, *STRIPS[:3]], 0.67),
 }  # fmt: skip
 
 
@@ -152,13 +125,6 @@ def test_a_spare_box_costs_nothing_but_the_next_one_does():
         soft_f1_with_spare([], [], spare=-1)
 
 
-def test_none_where_nobody_annotated_and_one_where_absence_was_annotated_and_kept():
-    assert box_reward(GOOD, sample(evidence=None), SPEC) is None
-    assert box_reward(GOOD, sample(evidence=()), SPEC) == 0
-    assert box_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
-    assert box_reward("Answer: up <box>[100, 100, 300, 300]</box>", sample(), SPEC) == 0  # behind the answer
-
-
 @pytest.mark.parametrize(
     ("first", "second", "synonyms", "reward"),
     [
@@ -174,12 +140,6 @@ def test_a_box_earns_nothing_for_a_thing_of_another_name(first, second, synonyms
     text = " and ".join(f"<ref>{label}</ref><box>{places[colour]}</box>" for label, colour in (first, second))
     row = sample().model_copy(update={"evidence": cups})
     assert box_reward(f"{text}\nAnswer: up", row, SPEC, synonyms=Synonyms.of(synonyms)) == reward
-
-
-def test_the_numbers_are_read_in_the_declared_frame():
-    padded = "<ref>gear</ref><box>[0.1, 0.1, 0.3, 0.3]</box>\nAnswer: up"
-    assert box_reward(padded, sample(), FrameSpec("padded_square")) == pytest.approx(1)
-    assert box_reward(padded, sample(), SPEC) == 0
 
 
 def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shrunk():
@@ -198,4 +158,4 @@ def test_a_reward_registers_itself_under_its_name():
     standard = {"format": format_reward, "answer": answer_reward, "boxes": box_reward}
     assert {name: REWARDS[name] for name in standard} == standard
     with pytest.raises(ValueError, match="two rewards are called boxes"):
-        reward("boxes")(box_reward)
+        rewards.reward("boxes")(box_reward)

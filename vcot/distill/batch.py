@@ -17,7 +17,7 @@ import json
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,11 +251,8 @@ class BatchEndpoint:
         """The batch, once it has ended: completed, expired or cancelled in part, or failed before anything was asked.
         Raises Gone."""
         while True:
-            with self._explained():
-                try:
-                    batch = await self._client.batches.retrieve(name)
-                except openai.NotFoundError as error:
-                    raise Gone(error.message) from error
+            with self._explained(gone=True):
+                batch = await self._client.batches.retrieve(name)
             if batch.status in ("completed", "expired", "cancelled", "failed"):
                 return batch
             counts = batch.request_counts
@@ -269,27 +266,24 @@ class BatchEndpoint:
 
     async def lines(self, file: str) -> AsyncIterator[dict[str, Any]]:
         """The lines of a file of replies or errors, as they come, those that are JSON objects. Raises Gone."""
-        with self._explained():
-            try:
-                async with self._client.files.with_streaming_response.content(file) as answer:
-                    async for line in answer.iter_lines():
-                        try:
-                            said = json.loads(line)
-                        except (ValueError, RecursionError):
-                            continue
-                        if isinstance(said, dict):
+        with self._explained(gone=True):
+            async with self._client.files.with_streaming_response.content(file) as answer:
+                async for line in answer.iter_lines():
+                    with suppress(ValueError, RecursionError):
+                        if isinstance(said := json.loads(line), dict):
                             yield said
-            except openai.NotFoundError as error:
-                raise Gone(error.message) from error
 
     async def close(self) -> None:
         await self._client.close()
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, *, gone: bool = False) -> Iterator[None]:
+        """`gone`: what is not found is not there any more."""
         try:
             yield
         except (openai.OpenAIError, httpx2.HTTPError) as error:
+            if gone and isinstance(error, openai.NotFoundError):
+                raise Gone(error.message) from error
             status = error.status_code if isinstance(error, openai.APIStatusError) else 0
             passes = status in (0, 408, 409, 425, 429) or status >= 500
             if isinstance(error, openai.APIError) and (not passes or error.code == "insufficient_quota"):

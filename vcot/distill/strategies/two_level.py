@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
@@ -109,13 +110,6 @@ class Question(NamedTuple):
     rationale: str
 
 
-class Synthesis(NamedTuple):
-    """The row's own question first, then new ones; and which models wrote them."""
-
-    questions: list[Question]
-    models: tuple[str, ...]
-
-
 @strategy(
     "two-level",
     "The model describes the image and each thing in it apart, judges what it said, then writes reasoning and new\n"
@@ -147,12 +141,26 @@ class TwoLevel(Strategy):
             captions = await step("verdicts", lambda dialogue: self._judge_each(dialogue, caption, branches))
             kept = {one: captions[one.number] for one in objects if one.number in captions}
             synthesise = partial(self._synthesise, caption=caption, kept=kept)
-            made = await step("synthesis", synthesise)
-            return await step("gates", lambda dialogue: self._put_through_gates(dialogue, kept, made, synthesise))
+            questions, models = await step("synthesis", synthesise)
+            dialogue = Dialogue(client, sample, self.config, self.counted)
+            checked = [await self._check_pair(n, pair, kept, dialogue) for n, pair in enumerate(questions)]
+            # Where no pair is accepted, and rows are asked about again, other pairs are asked for.
+            while all(isinstance(one, Rejection) for one in checked) and dialogue.again < self.config.options.ask_again:
+                dialogue = dialogue.about(sample, again=1)
+                with suppress(Refused):  # else what was refused before says more
+                    questions, models = await synthesise(dialogue)
+                    checked = [await self._check_pair(n, pair, kept, dialogue) for n, pair in enumerate(questions)]
         except _RowRefused as refused:
             return refused.rejection
         except ImageError as error:
             return refuse(sample, IMAGE_REASONS[error.reason], str(error))
+        fallen = [one for one in checked if isinstance(one, Rejection)]
+        accepted = [one for one in checked if isinstance(one, Sample)]
+        if not accepted:
+            return whole_row(fallen)
+        own = accepted.pop(0).reasoning if accepted[0].id == sample.id else ()
+        flags = self.verification.flags(own, sample)
+        return DistilledReasoning(own, tuple(accepted), models=models, flags=flags, parts=tuple(fallen))
 
     # --- what is in the image, and where
 
@@ -231,7 +239,10 @@ class TwoLevel(Strategy):
 
     # --- what can be asked about it
 
-    async def _synthesise(self, dialogue: Dialogue, caption: str, kept: Mapping[Object, str]) -> Synthesis:
+    async def _synthesise(
+        self, dialogue: Dialogue, caption: str, kept: Mapping[Object, str]
+    ) -> tuple[list[Question], tuple[str, ...]]:
+        """The row's own question first, then new ones; and which models wrote them."""
         sample, numbers = dialogue.sample, {one.number for one in kept}
         lines = [f"{object_line(one, sample.shown)}: {words}".rstrip(": ") for one, words in kept.items()]
         said = await dialogue.read(
@@ -245,29 +256,7 @@ class TwoLevel(Strategy):
             )
             for pair in said.pairs[: 1 + self.options.pairs]
         ]  # fmt: skip
-        return Synthesis(questions, dialogue.models)
-
-    async def _put_through_gates(
-        self, dialogue: Dialogue, kept: Collection[Object], made: Synthesis,
-        synthesise: Callable[[Dialogue], Awaitable[Synthesis]],
-    ) -> DistilledReasoning | Rejection:  # fmt: skip
-        """Each pair by itself; a row with one that is accepted is kept. Where none is, and rows are asked about again,
-        other pairs are asked for."""
-        checked = [await self._check_pair(n, pair, kept, dialogue) for n, pair in enumerate(made.questions)]
-        while all(isinstance(one, Rejection) for one in checked) and dialogue.again < self.config.options.ask_again:
-            dialogue = dialogue.about(dialogue.sample, again=1)
-            try:
-                made = await synthesise(dialogue)
-            except Refused:  # then what was refused before says more
-                continue
-            checked = [await self._check_pair(n, pair, kept, dialogue) for n, pair in enumerate(made.questions)]
-        fallen = [one for one in checked if isinstance(one, Rejection)]
-        accepted = [one for one in checked if isinstance(one, Sample)]
-        if not accepted:
-            return whole_row(fallen)
-        own = accepted.pop(0).reasoning if accepted[0].id == dialogue.sample.id else ()
-        flags = self.verification.flags(own, dialogue.sample)
-        return DistilledReasoning(own, tuple(accepted), models=made.models, flags=flags, parts=tuple(fallen))
+        return questions, dialogue.models
 
     async def _check_pair(
         self, number: int, pair: Question, kept: Collection[Object], dialogue: Dialogue
