@@ -46,6 +46,14 @@ def sample(
     return Sample(id=name, image=image, question=question, answers=answers or ("top left",), **more)
 
 
+def stored(folder: Path, name: str = "one", **given: Any) -> Sample:
+    """A sample whose image lies in this folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    path.write_bytes(draw_png())
+    return sample(uri=str(path), name=name, **given)
+
+
 def row(folder: Path, question: str = QUESTION, answer: str = "gear", **given: Any) -> Sample:
     """A red disc and a blue lever, drawn; nothing annotated unless it is given."""
     data = draw_png(("red disc", DISC), ("blue lever", LEVER))

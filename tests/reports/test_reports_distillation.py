@@ -91,13 +91,13 @@ def test_every_reason_that_distill_may_give_has_its_words_on_the_page_and_in_the
 @pytest.mark.parametrize(
     ("decoys", "accepted", "says"),
     [
-        (40, 2, "2 of 40 decoys (5.0 %): it tells what is there from what is not"),
-        (40, 12, "12 of 40 decoys (30 %): proposed boxes that passed it may be wrong"),
-        (19, 0, "Only 19 of 50 looks were tested with a decoy, too few"),
-        (0, 0, "None of 50 looks was tested"),
+        (40, 2, "2 of 40 negative crops (5.0 %): it tells what is there from what is not"),
+        (40, 12, "12 of 40 negative crops (30 %): proposed boxes that passed it may be wrong"),
+        (19, 0, "Only 19 of 50 crop checks were tested with a negative crop, too few"),
+        (0, 0, "None of 50 crop checks was tested"),
     ],
 )
-def test_the_decoy_rate_is_told_with_what_it_means(tmp_path: Path, decoys: int, accepted: int, says: str) -> None:
+def test_what_negative_crops_say_is_told(tmp_path: Path, decoys: int, accepted: int, says: str) -> None:
     trust = {"looks": 50, "looks_refused": 5, "decoys": decoys, "decoys_accepted": accepted}
     found, page = finished(tmp_path, [(row, POINTS) for row in rows(tmp_path, 1)], facts={"trust": trust})
     assert found["trust"] | trust == found["trust"]

@@ -4,8 +4,8 @@
     annotated_as   the annotated object that it is              fault_of_name   short, plain, and not the answer
 
 These cost nothing. What stands them goes through the checks that ask: a second proposal that does not know the first
-(self-consistency), a look at the crop, a detector where there is one. Some looks are repeated at a negative crop, one
-that does not show the thing: how often those pass is how much a look is worth. Boxes that people drew are not doubted.
+(self-consistency), the crop check, a detector where there is one. Some crop checks are repeated at a negative crop, one
+that does not show the thing: how often those pass is how much they are worth. Boxes that people drew are not doubted.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class VerificationOptions(Options):
     )
     crop_check: bool = setting(True, "openai: a look at the cut-out must find the thing in it")
     negative_crop_share: float = setting(
-        0.1, "openai: share of the looks that are followed by one at a place that does not show the thing; how often "
-        "those pass is in the report", unit="0..1", ge=0, le=1,
+        0.1, "openai: share of the crop checks that are repeated at a negative crop, a place that does not show the "
+        "thing; how often those pass is in the report", unit="0..1", ge=0, le=1,
     )  # fmt: skip
-    seed: int = setting(0, "template: which row gets which wording; openai: which looks are followed by a decoy")
+    seed: int = setting(0, "template: which row gets which wording; openai: which crop checks are tested")
     detector_uri: str | None = setting(
         None, "openai: folder of a detector (Grounding DINO, OWLv2) that must find what is proposed; needs torch"
     )

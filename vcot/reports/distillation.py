@@ -17,8 +17,8 @@ from vcot.reports.statistics import summed
 SHOWN = 6
 """Examples that are kept of each dataset."""
 SHOWN_OF_REASON = 3
-FEW_DECOYS = 20
-"""Fewer decoys than this say nothing about a look."""
+FEW_NEGATIVES = 20
+"""Fewer negative crops than this say nothing about the crop check."""
 
 _MUCH = 0.1
 """Share above which a thing is worth a look."""
@@ -96,10 +96,10 @@ def _tiles(found: Distillation, rows: Passage) -> Iterator[tuple[str, str]]:
         return
     trust = found.trust
     if trust.decoys:
-        few = f", of only {trust.decoys:,}" if trust.decoys < FEW_DECOYS else f" of {trust.decoys:,}"
-        yield share(trust.decoys_accepted, trust.decoys), f"decoy rate: nonsense that the look accepted{few}"
+        few = f" of only {trust.decoys:,}" if trust.decoys < FEW_NEGATIVES else f" of {trust.decoys:,}"
+        yield share(trust.decoys_accepted, trust.decoys), f"negative crops that the crop check accepted,{few}"
     else:
-        yield "–", "decoy rate: no look was tested"
+        yield "–", "negative crops: no crop check was tested"
     costs = found.costs.values()
     if any(cost.unpriced for cost in costs):
         tokens = sum(cost.tokens_in + cost.tokens_out for cost in costs)
@@ -173,18 +173,19 @@ def _of_boxes(found: Distillation) -> Iterator[Finding]:
         return
     if not trust.looks:
         yield Finding(
-            True, "No box was looked at: all are where people drew them, or looks are turned off (--crop-check)."
+            True,
+            "No box was looked at: all are where people drew them, or the crop check is turned off (--crop-check).",
         )
         return
-    if trust.decoys < FEW_DECOYS:
+    if trust.decoys < FEW_NEGATIVES:
         yield Finding(
-            False, f"{f'Only {trust.decoys:,}' if trust.decoys else 'None'} of {trust.looks:,} looks "
-            f"{'was' if trust.decoys < 2 else 'were'} tested with a decoy, too few to say what a look is worth: "
+            False, f"{f'Only {trust.decoys:,}' if trust.decoys else 'None'} of {trust.looks:,} crop checks "
+            f"{'was' if trust.decoys < 2 else 'were'} tested with a negative crop, too few to say what they are worth: "
             f"{'raise --negative-crop-share' if trust.decoys < trust.looks else 'more rows would tell'}.",
         )  # fmt: skip
         return
     good = trust.decoys_accepted <= _MUCH * trust.decoys
-    seen = f"The look accepted {trust.decoys_accepted:,} of {trust.decoys:,} decoys"
+    seen = f"The crop check accepted {trust.decoys_accepted:,} of {trust.decoys:,} negative crops"
     meaning = (
         "it tells what is there from what is not."
         if good

@@ -33,9 +33,9 @@ class ProposalOptions(Options):
     """Of strategies in which the teacher may point at what nobody annotated."""
 
     objects: int = setting(
-        8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a look or more; with "
-        "more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level (for an "
-        "image) takes the surest", unit="objects", ge=1, le=64,
+        8, "openai: objects that may be proposed in one piece of reasoning, each of which costs a crop check or more; "
+        "with more, answer-aware asks once more and then refuses the row, rationalise leaves out places, two-level "
+        "(for an image) takes the surest", unit="objects", ge=1, le=64,
     )  # fmt: skip
 
 
