@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import time
-from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +33,7 @@ from vcot.records import Completion, Reason, Sample
 from vcot.records.sample import Stored
 from vcot.storage import Store
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("quick_teacher")
 
 
 def client_of(cache: Path, *, retries: int = 2, timeout: float = 60, at_once: int = 8) -> TeacherClient:
@@ -261,27 +260,29 @@ def test_trouble_that_stays_is_told_in_words(
 
 def test_429_means_fewer_at_once_and_answers_mean_more_again() -> None:
     rate = Rate(10)
-    rate.refused({})
-    rate.refused({})  # of the same moment
 
-    async def room() -> int:
-        """How many get a place before one has to wait."""
-        number = 0
-        async with AsyncExitStack() as places:
-            with suppress(TimeoutError):
-                while True:
-                    async with asyncio.timeout(0.02):
-                        await places.enter_async_context(rate.slot(1))
-                    number += 1
-        return number
+    async def most_at_once() -> int:
+        async def hold() -> None:
+            async with rate.slot(1):
+                await done.wait()
 
-    async def rooms() -> tuple[int, int]:
-        few = await room()
+        done = asyncio.Event()
+        async with asyncio.TaskGroup() as holding:
+            for _ in range(12):
+                holding.create_task(hold())
+            await asyncio.sleep(0.02)
+            done.set()
+            return rate.under_way
+
+    async def at_once() -> tuple[int, int]:
+        rate.refused({})
+        rate.refused({})  # of the same moment
+        few = await most_at_once()
         for _ in range(16):
             rate.answered({})
-        return few, await room()
+        return few, await most_at_once()
 
-    assert asyncio.run(rooms()) == (7, 10)
+    assert asyncio.run(at_once()) == (7, 10)
 
 
 @pytest.mark.parametrize(("kind", "a_minute"), [("requests", "300"), ("tokens", "330000")])
@@ -317,7 +318,7 @@ def test_the_teacher_sees_the_image_and_its_reply_is_kept(tmp_path: Path) -> Non
     with scripted_teacher() as teacher:
         distill(where, teacher, temperature=0.5, image_side=100)
     (asked,) = teacher.asked
-    assert (asked.path, asked.authorization) == ("/v1/chat/completions", "Bearer secret")
+    assert (asked.path, asked.authorization) == ("/v1/chat/completions", "Bearer x")
     assert (asked.body["model"], asked.body["temperature"]) == ("gpt-4o", 0.5)
     assert asked.images[0].size == (100, 75)
     assert (asked.question, asked.answer, asked.objects) == ("Where is disc 0?", "top left", {1: "red disc"})

@@ -22,7 +22,7 @@ from vcot.distill.runner import reached
 from vcot.distill.strategies.rationalise import anchored, find
 from vcot.distill.strategies.two_level import Found, apart
 from vcot.distill.verification import Looked
-from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
+from vcot.grounding import Box, FrameSpec, Mention, Trace, overlap, tags
 from vcot.records import Completion, Reason, Sample
 
 IMAGE = sample().image
@@ -143,7 +143,6 @@ def test_brackets_are_objects_where_they_are_listed_or_known(said: object, text:
     ("said", "reason"),
     [
         ("", Reason.TEACHER_EMPTY), ("I see a red disc at the top left.\nAnswer: gear", Reason.TEACHER_UNGROUNDED),
-        ("colourless green ideas sleep furiously", Reason.TEACHER_UNGROUNDED),
         ("I see the [4] at the top.", Reason.TEACHER_UNGROUNDED),
         ("I see the [0] at the top.", Reason.TEACHER_UNGROUNDED),
         ("I see the [1] and the [12].", Reason.TEACHER_UNGROUNDED),
@@ -303,9 +302,7 @@ def test_a_negative_crop_shows_next_to_nothing_of_the_thing(
     if found is not None:
         seen = crops.padded(found, IMAGE)
         for other in (box, CENTRE):
-            across = min(seen.x2, other.x2) - max(seen.x1, other.x1)
-            along = min(seen.y2, other.y2) - max(seen.y1, other.y1)
-            assert across <= 0 or along <= 0 or across * along <= 0.11 * crops.padded(other, IMAGE).area
+            assert overlap(seen, other) <= 0.11 * crops.padded(other, IMAGE).area
 
 
 def test_many_places_are_one_cut_out_and_none_are_the_whole() -> None:

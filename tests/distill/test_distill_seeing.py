@@ -34,7 +34,7 @@ def overlaps(said: Sequence[Box], true: Sequence[Box]) -> list[float]:
     return pairs + [0.0] * (max(len(said), len(true)) - len(pairs))
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_teacher")
 def test_kept_boxes_lie_on_the_hidden_ones_and_a_blank_image_gives_nothing_to_keep(tmp_path: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     scenes = {"run_uri": str(tmp_path), "source": "scenes", "questions": "where,presence,count,point", "scenes": ROWS}

@@ -57,8 +57,6 @@ def reply(said: Any) -> Spoil:
 # --- each gate and its fault
 
 GATES: list[tuple[str, Reason, dict[str, Spoil]]] = [
-    ("answer-aware", Reason.TEACHER_WRONG_SHAPE, {"reason": reply({"sentences": 5})}),
-    ("answer-aware", Reason.TEACHER_EMPTY, {"reason": reply("")}),
     ("answer-aware", Reason.TEACHER_UNGROUNDED, {"reason": reply("colourless green ideas sleep")}),
     ("answer-aware", Reason.TEACHER_UNGROUNDED, {"reason": lambda a, s: s | {"objects": []}}),
     ("answer-aware", Reason.TEACHER_UNREADABLE, {"reason": saying("I see the [1] at (31, 83).")}),
@@ -74,19 +72,15 @@ GATES: list[tuple[str, Reason, dict[str, Spoil]]] = [
     ("answer-aware", Reason.TEACHER_NOT_JSON, {"look": reply("yes")}),
     ("answer-aware", Reason.TEACHER_WRONG_ANSWER, {"reason": lambda a, s: s | {"answer": "wheel"}}),
     ("answer-aware", Reason.TEACHER_EVIDENCE_FALLS_SHORT, {"reason": adding("blue lever", LEVER_BOX)}),
-    ("rationalise", Reason.TEACHER_NOT_JSON, {"anchor": reply("the red disc is at the left")}),
-    ("rationalise", Reason.TEACHER_WRONG_SHAPE, {"anchor": reply({"anchors": [{"words": "red disc"}]})}),
     ("rationalise", Reason.TEACHER_UNGROUNDED, {"anchor": reply({"anchors": []})}),
     ("rationalise", Reason.TEACHER_UNGROUNDED, {"anchor": anchor(words="green gear")}),
     ("rationalise", Reason.TEACHER_UNGROUNDED, {"anchor": anchor(sentence=3)}),
     ("rationalise", Reason.TEACHER_UNGROUNDED, {"anchor": anchor(object=4, box=None)}),
     ("rationalise", Reason.TEACHER_UNGROUNDED, {"anchor": anchor(box=None)}),
-    ("rationalise", Reason.BOX_OUTSIDE, {"anchor": anchor(box=[900, 100, 1400, 200])}),
     ("rationalise", Reason.TEACHER_BOX_UNSURE, {"anchor": anchor(box=NOWHERE)}),
     ("rationalise", Reason.TEACHER_BOX_NOT_SEEN, {"anchor": anchor(box=NOWHERE), "locate": at(NOWHERE)}),
     ("rationalise", Reason.TEACHER_EVIDENCE_FALLS_SHORT, {"anchor": anchor(words="blue lever", box=LEVER_BOX)}),
     ("two-level captions", Reason.TEACHER_EMPTY, {"caption": reply({"caption": " "})}),
-    ("two-level captions", Reason.TEACHER_NOT_JSON, {"caption": reply("A red disc.")}),
     ("two-level objects", Reason.TEACHER_NOTHING_LEFT, {"objects": reply({"objects": [
         {"label": "red disc", "box": NOWHERE}, {"label": "cup", "box": [1, 2, 3]},
         {"label": "gear", "box": LEVER_BOX}, {"label": "dot", "box": [10, 10, 12, 12]}]})}),
@@ -364,12 +358,6 @@ def test_annotated_objects_need_a_look_only_under_another_name(tmp_path: Path) -
     assert (trace.boxes, client.purposes["look"]) == ((Box(*DISC),), 1)
     found = refused(strategy("rationalise"), one, wise(anchor=called("blue lever")))
     assert found.reason is Reason.TEACHER_BOX_NOT_SEEN
-
-
-def test_words_that_are_the_answer_are_not_pointed_at(tmp_path: Path) -> None:
-    one = row(tmp_path, "What stands left of the lever?", "red disc", texts=TEXTS)
-    known = {one.question: Known("red disc", needs="red disc")}
-    assert refused(strategy("rationalise"), one, wise(known)).reason is Reason.ANSWER_IN_LABEL
 
 
 def test_each_text_is_an_alternative(tmp_path: Path) -> None:

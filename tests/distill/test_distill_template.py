@@ -30,17 +30,12 @@ def said(row: Sample, teacher: TemplateTeacher = FIRST) -> str:
 @pytest.mark.parametrize(
     ("question", "answer", "evidence", "reply"),
     [
-        ("Where is the red disc?", "top left", ONE, f"The {DISC} is at the top left."),
         ("Point at the red disc.", "top left", ONE, f"The {DISC} is at the top left."),
-        ("How many red discs are there?", "1", ONE, f"I see {DISC}. That makes 1."),
         ("Point at every red disc.", "2", TWO, f"I see {DISC}{MORE}. That makes 2."),
         ("Where are the red discs?", "2", [see("red disc", CENTRE), *ONE], f"I see {DISC}{MORE}. That makes 2."),
         ("How many things are there?", "two", [*ONE, see("blue star", CENTRE)],
          f"I see {DISC} and <ref>blue star</ref>{MORE}. That makes 2."),
-        ("Is there a red disc?", "yes", ONE, f"I see {DISC}."),
-        ("Is there a red disc?", "no", [], "I see no red disc."),
         ("Where is the red disc?", "no", [], "I see no red disc."),
-        ("How many red discs are there?", "0", [], "I see no red disc. That makes 0."),
         ("Point at every platelet.", "0", [], "I see no platelet. That makes 0."),
         ("What does the sign say?", "not answerable", [], "I see nothing of the kind."),
         ("What is on the table?", "a cup", [see("table", RIGHT)],
