@@ -190,10 +190,8 @@ _ASKING |= _FILLERS
 def _polarity(said: Sequence[str], clause: str, right: set[str], question: str, *, explicit: bool) -> Fault | None:
     """By the word; else by what becomes of the words of the question: said again in their order, or denied.
 
-    Args:
-        said: the sentence that concludes, and the last one.
-        right: "yes", "no" or both.
-        explicit: whether it says "the answer is …".
+    `said`: the sentence that concludes, and the last one; `right`: "yes", "no" or both; `explicit`: whether it says
+    "the answer is …".
     """
     plainly = [m[1].casefold() for text in (clause, *said) for m in _PLAINLY.finditer(text)]
     if plainly:

@@ -251,10 +251,8 @@ class Verification:
         """The teacher's answer must be the row's, in its closing and in its sentences, and must follow from what the
         reasoning points at. Raises Refused.
 
-        Args:
-            answer: "" where the teacher states none.
-            boxes: the evidence, if it is more than what the reasoning mentions.
-            written: False where the sentences are not the teacher's.
+        `answer`: "" where the teacher states none; `boxes`: the evidence, if it is more than what the reasoning
+        mentions; `written`: False where the sentences are not the teacher's.
         """
         sample = dialogue.sample
         if answer and not conclusion.agrees(answer, sample):
