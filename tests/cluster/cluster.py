@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.configuration import ROOT
+from tests.cluster.configuration import ADMIN, KUBECTL, ROOT
 from tests.cluster.node import READY, Node, bring
 from tools.gomodules import locked
 from tools.submit import copied
@@ -285,14 +285,14 @@ def from_template(
 def cluster_on(node: Node) -> Iterator[Cluster]:
     """A node with the project's images and the data of overlay cpu-smoke; inside, this process is in its network."""
     if READY not in os.environ:
-        bring(node, ("data", "gpu"))
+        bring(("data", "gpu"))
     with network_of(node.pid), pytest.MonkeyPatch.context() as environment:
         for name in [n for n in os.environ if n.startswith(("AWS_", "VCOT_", "KUBE"))]:
             environment.delenv(name)
-        for name, value in (node.s3 | {"KUBECONFIG": str(node.layout.admin)}).items():
+        for name, value in (node.s3 | {"KUBECONFIG": str(ADMIN)}).items():
             environment.setenv(name, value)
         publish_example()
-        yield Cluster([str(node.layout.kubectl)], node.s3, node=node)
+        yield Cluster([str(KUBECTL)], node.s3, node=node)
 
 
 def publish_example() -> None:

@@ -24,6 +24,7 @@ PACKAGES = {
     "nsenter": "util-linux",
     "unshare": "util-linux",
     "mount": "mount",
+    "openssl": "openssl",
 }
 
 

@@ -35,9 +35,9 @@ def test_a_run_survives_evictions_and_an_api_server_that_is_away(
     another_takes_over(namespace, run.pipeline, evicted)
     evict_after_checkpoints(namespace, second, 3)
     evict_orchestrator(namespace, run.pipeline)
-    node.stop("kube-apiserver")
+    node.ask("stop", "kube-apiserver")
     time.sleep(30)
-    node.start("kube-apiserver")
+    node.ask("start", "kube-apiserver")
     pipeline = namespace.completes(run.pipeline, 10 * MINUTES)
 
     assert not pipeline["status"].get("failed")
