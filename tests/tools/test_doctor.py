@@ -80,7 +80,7 @@ def no_room(cluster: MemoryCluster, job: Manifest) -> None:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> MemoryCluster:
     """In order for overlay gpu, and what the doctor is connected to; nobody waits for its clock or its settings."""
     made = MemoryCluster(FakeClock(), Trials())
-    monkeypatch.setattr(doctor, "connect", lambda *_, **__: made)
+    monkeypatch.setattr(doctor, "cluster_of", lambda *_, **__: made)
     monkeypatch.setattr(doctor, "validate", lambda stage, variables: [])
     monkeypatch.setattr(trial, "Clock", lambda: made.clock)
     made.put("Namespace", {"metadata": {"name": "vcot"}})
