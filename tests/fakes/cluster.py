@@ -16,7 +16,6 @@ import functools
 import heapq
 import itertools
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -55,15 +54,6 @@ class FakeClock(Clock):
         heapq.heappush(self._due, (self._now + seconds, next(self._number), happen))
 
 
-class RealClock(Clock):
-    """For the same cluster behind HTTP."""
-
-    def at(self, seconds: float, happen: Callable[[], None]) -> None:
-        timer = threading.Timer(seconds, happen)
-        timer.daemon = True
-        timer.start()
-
-
 class MemoryStorage:
     """In place of `RunStorage`: every stage has three shards and none is whole, unless a test says so."""
 
@@ -95,7 +85,7 @@ class MemoryCluster:
 
     namespace = "vcot"
 
-    def __init__(self, clock: FakeClock | RealClock, scripts: dict[str, Script] | None = None) -> None:
+    def __init__(self, clock: FakeClock, scripts: dict[str, Script] | None = None) -> None:
         self.clock, self.scripts = clock, {} if scripts is None else scripts
         self.kubernetes = (1, 36)
         self.storage = MemoryStorage()
@@ -110,7 +100,6 @@ class MemoryCluster:
         self.refused: set[tuple[str, str]] = set()
         """(verb, kind) that nobody may."""
         self._version = itertools.count(1)
-        self.changing = threading.Lock()
 
     # --- as ClusterClient -----------------------------------------------------------------------------------
 
@@ -167,7 +156,7 @@ class MemoryCluster:
     def select(self, kind: str, labels: str = "", fields: str = "") -> list[Manifest]:
         wanted = [*_pairs(labels), *_pairs(fields)]
         found = []
-        for (its_kind, _), one in list(self.objects.items()):
+        for (its_kind, _), one in self.objects.items():
             facts = {
                 **one["metadata"].get("labels", {}),
                 "metadata.name": one["metadata"]["name"],
@@ -182,12 +171,11 @@ class MemoryCluster:
         return found
 
     def put(self, kind: str, manifest: Manifest) -> Manifest:
-        with self.changing:
-            version, name = str(next(self._version)), manifest["metadata"]["name"]
-            stored = copy.deepcopy(manifest) | {"kind": kind}
-            stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": version}
-            self.objects[kind, name] = stored
-            return copy.deepcopy(stored)
+        version, name = str(next(self._version)), manifest["metadata"]["name"]
+        stored = copy.deepcopy(manifest) | {"kind": kind}
+        stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": version}
+        self.objects[kind, name] = stored
+        return copy.deepcopy(stored)
 
     def delete(self, kind: str, name: str) -> None:
         self.objects.pop((kind, name), None)
