@@ -42,9 +42,7 @@ def test_a_run_survives_evictions_and_an_api_server_that_is_away(
 
     assert not pipeline["status"].get("failed")
     assert pipeline["status"]["succeeded"] == 1
-    train = namespace.get("Job", "stormy-train")
-    assert train is not None
-    assert not train["status"].get("failed")
+    assert not namespace.get("Job", "stormy-train")["status"].get("failed")
     undisturbed: Smoke = request.getfixturevalue("smoke")  # meanwhile another process has run it
     assert fingerprint("s3://vcot/runs/stormy") == fingerprint(f"s3://vcot/runs/{undisturbed.run_id}")
     jobs = [job["metadata"]["name"] for job in namespace.list("Job", run="stormy")]

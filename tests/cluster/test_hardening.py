@@ -102,7 +102,7 @@ def refusal(cluster: Cluster, manifest: Manifest) -> str:
 def jobs(cluster: Cluster, **more: Any) -> dict[str, Manifest]:
     """Step → its Job, as the orchestrator makes it of the templates that are there."""
     plan = make_plan("r1", "s3://vcot/runs", {}, in_parts=True, **more)
-    templates = {stage: cluster.get("CronJob", f"stage-{stage}") or {} for stage in STAGES}
+    templates = {stage: cluster.get("CronJob", f"stage-{stage}") for stage in STAGES}
     frozen, owner = freeze(plan, templates), owner_of(cluster)
     return {
         step.name: complete(frozen.jobs[step.name], owner, frozen.digest, 2 if step.part == "shards" else None)
@@ -330,7 +330,7 @@ def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster)
     as_orchestrator(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
     given_up = {"metadata": {"annotations": {"vcot/given-up": "it waited too long"}}, "spec": {"suspend": True}}
     as_orchestrator(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(given_up))
-    assert (hardened.get("Job", name) or {})["spec"]["suspend"] is True
+    assert hardened.get("Job", name)["spec"]["suspend"] is True
     changes: list[dict[str, Any]] = [
         {"spec": {"suspend": False}},
         {"spec": {"activeDeadlineSeconds": 1}},
@@ -371,7 +371,7 @@ def test_of_configmaps_the_orchestrator_writes_the_plan_and_the_state_of_runs(ha
 
 
 def test_nothing_else_is_the_orchestrators_to_write_whatever_rights_it_has(hardened: Cluster) -> None:
-    template = hardened.get("CronJob", "stage-train") or {}
+    template = hardened.get("CronJob", "stage-train")
     pod_spec = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     for kind, version, name, more in (
         ("Pod", "v1", "pods", {"spec": pod_spec}),
@@ -393,7 +393,7 @@ def test_the_api_server_has_nothing_to_say_about_the_expressions(hardened: Clust
     def judged() -> Manifest | None:
         name = f"{hardened.namespace}-orchestrator-jobs"
         policy = json.loads(hardened.run("get", "validatingadmissionpolicy", name, "-o", "json"))
-        found: Manifest = policy.get("status") or {}
+        found = policy.get("status") or {}
         return found if found.get("observedGeneration") == policy["metadata"]["generation"] else None
 
     status = hardened.until("the policy is type-checked", judged, 60)

@@ -57,13 +57,8 @@ def scheduled(cluster: Cluster) -> list[Manifest]:
 
 def fired(cluster: Cluster, before: set[str]) -> Manifest:
     """The first Job that the schedule makes beside those."""
-    return dict(
-        cluster.until(
-            "the schedule fires",
-            lambda: next((job for job in scheduled(cluster) if job["metadata"]["name"] not in before), None),
-            4 * MINUTES,
-        )
-    )
+    new = lambda: next((job for job in scheduled(cluster) if job["metadata"]["name"] not in before), None)  # noqa: E731
+    return cluster.until("the schedule fires", new, 4 * MINUTES)
 
 
 def promote_by_hand(pointers: str, run: str, *, samples_of: str) -> None:

@@ -19,8 +19,7 @@ from structlog.testing import capture_logs
 
 from jobs.pipeline import PipelineSettings, run
 from tests.fakes.apiserver import ApiServer, Fault
-from tests.fakes.cluster import FakeClock, fill, timeline
-from tests.fakes.runs import ALL, OWNER, a_cluster, a_plan, valid
+from tests.fakes.cluster import ALL, OWNER, FakeClock, a_cluster, a_plan, fill, timeline, valid
 from vcot.errors import Interrupted, SettingsError, TemporaryError
 from vcot.pipeline.client import AWAY, ClusterClient, Refused, connect
 from vcot.pipeline.executor import KubernetesExecutor
