@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,9 +12,7 @@ from tests.k8s.kustomize import job_specs
 
 
 @pytest.mark.parametrize("name", ["gpu", "gpu-kueue"])
-def test_every_pod_is_admitted_under_restricted_and_a_second_apply_changes_nothing(
-    name: str, namespace: Cluster, tmp_path: Path
-) -> None:
+def test_every_pod_is_admitted_under_restricted_and_a_second_apply_changes_nothing(name, namespace, tmp_path) -> None:
     overlay = Overlay.of(tmp_path, "admitted", namespace.namespace, name)
     overlay.apply(namespace)
     again = overlay.apply(namespace).strip().splitlines()

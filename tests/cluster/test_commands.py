@@ -7,7 +7,6 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
@@ -27,9 +26,7 @@ def make(node: Node, *words: str) -> tuple[bool, str]:
     return bool(done.returncode), done.stdout + done.stderr
 
 
-def test_the_doctor_names_what_is_missing_with_the_fix_and_then_nothing(
-    namespace: Cluster, overlay: Callable[[str], Overlay], node: Node
-) -> None:
+def test_the_doctor_names_what_is_missing_with_the_fix_and_then_nothing(namespace: Cluster, overlay, node) -> None:
     """In three visits: a cluster without the Secret, a bucket that is not there, and all well."""
     rendered = overlay("asked").folder / "rendered.yaml"
     rendered.write_text(namespace.run("kustomize", str(rendered.parent)))
@@ -101,9 +98,7 @@ def minio(namespace: Cluster, node: Node) -> Cluster:
     return namespace
 
 
-def test_from_no_storage_to_the_report(
-    minio: Cluster, overlay: Callable[[str], Overlay], node: Node, tmp_path: Path
-) -> None:
+def test_from_no_storage_to_the_report(minio: Cluster, overlay: Callable[[str], Overlay], node: Node, tmp_path) -> None:
     through = ("SERVICE=minio", f"NAMESPACE={minio.namespace}")
     failed, said = make(node, "push-example", *through)
     assert not failed, said

@@ -11,15 +11,12 @@ import pytest
 from tests.chain.kill import fingerprint
 from tests.cluster.cluster import Cluster, CommandFailed, Overlay
 from tests.cluster.conftest import Smoke
-from tests.cluster.node import Node
 from vcot.storage import Store
 
 MINUTES = 60.0
 
 
-def test_a_run_survives_evictions_and_an_api_server_that_is_away(
-    namespace: Cluster, overlay: Callable[[str], Overlay], node: Node, request: pytest.FixtureRequest
-) -> None:
+def test_a_run_survives_evictions_and_an_api_server_that_is_away(namespace: Cluster, overlay, node, request) -> None:
     """Held against the finished run of the same overlay, whose checkpoints were fewer.
 
     Kubernetes waits before it replaces an evicted pod, 10 s the first time and twice as long each further time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -42,9 +42,7 @@ def with_gpu(overlay: Overlay, before: str) -> Overlay:
     return overlay.orchestrator("--from-run", f"{before}:distill", "--until", "train")
 
 
-def test_no_gpu_is_held_before_training_and_two_runs_share_one(
-    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay], one_gpu: None
-) -> None:
+def test_no_gpu_is_held_before_training_and_two_runs_share_one(smoke: Smoke, namespace, overlay, one_gpu) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"}}
     namespace.apply(quota | {"spec": {"hard": {f"requests.{GPU}": "1"}}})
     for run in ("first", "second"):

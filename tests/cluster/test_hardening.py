@@ -146,9 +146,7 @@ def test_every_job_of_a_run_is_let_in(hardened: Cluster) -> None:
     hardened.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(frozen))
 
 
-def test_every_job_of_overlay_gpu_with_every_component_of_pods_is_let_in(
-    namespace: Cluster, node: Node, operators: None, tmp_path: Path
-) -> None:
+def test_every_job_of_overlay_gpu_with_every_component_of_pods_is_let_in(namespace, node, operators, tmp_path) -> None:
     names = ["reevaluate", "pool-aks", "spot", "kueue", "multinode-jobset", "irsa"]
     components = {"components": [f"../../components/{name}" for name in names]}
     edit = lambda inner: inner.edit(lambda k: k.update(components))  # noqa: E731
@@ -160,9 +158,7 @@ def test_every_job_of_overlay_gpu_with_every_component_of_pods_is_let_in(
             assert refusal(namespace, one) == "", step
 
 
-def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(
-    namespace: Cluster, node: Node, tmp_path: Path
-) -> None:
+def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(namespace: Cluster, node, tmp_path) -> None:
     """A run that was frozen with the images of an earlier apply goes on with them."""
     repository = "registry.example.com:5000/team/vcot-gpu"
     by_digest = {"name": "vcot-gpu", "newName": repository, "digest": "sha256:" + "0" * 64}

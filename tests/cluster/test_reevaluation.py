@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
-from tests.cluster.cluster import Cluster, Manifest, Overlay
+from tests.cluster.cluster import Cluster, Manifest
 from tests.cluster.conftest import Smoke
 from vcot.evaluation.subjects import Finished, moment, promote
 from vcot.storage import Store, join
@@ -14,9 +13,7 @@ MINUTES = 60.0
 RUNS = "s3://vcot/runs"
 
 
-def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
-    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
+def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(smoke: Smoke, namespace: Cluster, overlay) -> None:
     pointers = f"s3://vcot/{namespace.namespace}/pointers"
     good, bad = (f"{name}-{namespace.namespace[-8:]}" for name in ("good", "bad"))
     promoted = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)

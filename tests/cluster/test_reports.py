@@ -76,9 +76,7 @@ def test_what_is_wrong_is_said_in_words(case: str, namespace: Cluster, overlay: 
 
 
 @pytest.mark.parametrize("by", ["another run", "the same run"])
-def test_a_run_whose_templates_were_replaced_before_it_began_is_refused(
-    by: str, namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
+def test_a_run_whose_templates_were_replaced_before_it_began_is_refused(by: str, namespace: Cluster, overlay) -> None:
     """Its orchestrator has no node yet; meanwhile the templates become those of another apply."""
     run = overlay("earlier")
     gate = {"op": "add", "path": "/spec/template/spec/schedulingGates", "value": [{"name": "test/not-yet"}]}

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.cluster.cluster import Cluster, Overlay
-from tests.cluster.node import Node
 
 KEY = "a-key-that-no-log-shows"
 
 
-def test_distill_asks_the_teacher_of_the_secret(
-    namespace: Cluster, overlay: Callable[[str], Overlay], node: Node
-) -> None:
+def test_distill_asks_the_teacher_of_the_secret(namespace: Cluster, overlay: Callable[[str], Overlay], node) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "teacher-credentials"}}
     namespace.apply(secret | {"stringData": {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": node.teacher}})
     asked = node.ask("asked")

@@ -85,9 +85,7 @@ def test_the_plan_names_settings_that_the_stage_has(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("folder", ["k8s/base/settings", "examples/blood-cells/settings"])
-def test_settings_files_are_read_by_the_stages_own_class(
-    stage: str, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_files_are_read_by_the_stages_own_class(stage: str, folder: str, monkeypatch) -> None:
     for name in [n for n in os.environ if n.startswith("VCOT_")]:
         monkeypatch.delenv(name)
     files = [ROOT / "k8s/base/settings" / f"{stage}.env", ROOT / folder / f"{stage}.env"]

@@ -255,9 +255,7 @@ METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
      (ORCHESTRATOR, PRIVATE, {443, 6443, 9000})],
     ids=["train", "train, private", "distill", "others", "orchestrator"],
 )  # fmt: skip
-def test_pods_reach_what_they_need_and_nothing_else(
-    labels: Mapping[str, str], address: str, ports: set[int], gpu: list[Manifest]
-) -> None:
+def test_pods_reach_what_they_need_and_nothing_else(labels: Mapping[str, str], address: str, ports, gpu) -> None:
     assert {port for port in (80, 443, 6443, 8000, 9000) if may_reach(gpu, labels, address, port)} == ports
 
 
