@@ -8,6 +8,7 @@ containers included, and with the last of them go the bridge, the addresses and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -119,11 +120,13 @@ def supervise(programs: dict[str, str]) -> int:
             temporary.write_text(json.dumps({"s3": storage.env, "teacher": teacher.address}, indent=1))
             temporary.rename(STATE)
             while True:
-                with listener.accept() as connection:
+                # Who asks may be killed before the answer.
+                with listener.accept() as connection, contextlib.suppress(EOFError, OSError):
                     try:
-                        connection.send(obey(services, *connection.recv()) or len(teacher.asked))
+                        answer: object = obey(services, *connection.recv()) or len(teacher.asked)
                     except (TypeError, KeyError, NotReady) as error:
-                        connection.send(f"failed: {error!r}")
+                        answer = f"failed: {error!r}"
+                    connection.send(answer)
 
 
 def obey(services: Services, verb: str, name: str = "") -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-
-import pytest
 
 from tests.chain.kill import fingerprint
-from tests.cluster.cluster import Cluster, CommandFailed, Overlay
+from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import Smoke
 from vcot.storage import Store
 
@@ -68,27 +64,3 @@ def evict_after_checkpoints(cluster: Cluster, pod: str, count: int) -> None:
 
     cluster.until(f"{count} checkpoints are there", there, 4 * MINUTES)
     cluster.evict(pod)
-
-
-def test_a_change_during_a_run_does_not_reach_it(namespace: Cluster, overlay: Callable[[str], Overlay]) -> None:
-    """New settings and a new image: templates are configured, and the run finishes as it began."""
-    overlay("frozen").orchestrator("--until", "distill").apply(namespace)
-    namespace.running_pod("frozen-convert-prepare")
-    changed = overlay("frozen").orchestrator("--until", "distill").settings("distill", seed=7)
-    changed.edit(lambda k: [image.update(newTag="of-tomorrow") for image in k["images"]])
-    with pytest.raises(CommandFailed) as caught:
-        changed.apply(namespace)
-    said = str(caught.value)
-    assert "cronjob.batch/stage-distill configured" in said
-    # A run is not changed under way: its Job says so, and so does kubectl's exit code
-    assert "job.batch/pipeline-frozen" not in said.replace("job.batch/pipeline-frozen unchanged", "")
-    assert "field is immutable" in said
-    namespace.completes("pipeline-frozen", 5 * MINUTES)
-    images = {
-        container["image"]
-        for job in namespace.list("Job", run="frozen")
-        for container in job["spec"]["template"]["spec"]["containers"]
-    }
-    assert images == {"localhost/vcot-data:dev"}
-    settings = json.loads(Store().read("s3://vcot/runs/frozen/distill/_done/stage.json"))["settings"]
-    assert settings["seed"] == 0

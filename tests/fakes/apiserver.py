@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.fakes.cluster import MemoryCluster
 from vcot.pipeline.client import RESOURCES, Manifest, Refused
 
-PLURALS = {plural: kind for kind, (_, _, plural) in RESOURCES.items()}
+PLURALS = {path.rpartition("/")[2]: kind for kind, path in RESOURCES.items()}
 
 
 @dataclass
