@@ -178,7 +178,7 @@ push-example: $(VENV) ## put an example and its base into the bucket: EXAMPLE= B
 	@$(PY) -m tools.push --example '$(EXAMPLE)' --base '$(BASE)' $(if $(TO),--to '$(TO)') $(THROUGH)
 
 pages: $(VENV) ## bring the reports of a run out of the bucket into .local/runs: RUN_ID=smoke; SERVICE=minio in a cluster
-	@$(PY) -m tools.pages --run-id '$(RUN_ID)' $(if $(RUNS_URI),--runs-uri '$(RUNS_URI)') \
+	@$(PY) -m tools.storage --run-id '$(RUN_ID)' $(if $(RUNS_URI),--runs-uri '$(RUNS_URI)') \
 		$(if $(LOCAL),--local-folder '$(LOCAL)') $(THROUGH)
 
 rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing

@@ -12,24 +12,22 @@ import argparse
 import base64
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tools.overlay import PLACEHOLDER, Overlay, overlay_folder, render
+from tools.overlay import PLACEHOLDER, Overlay, cluster_of, overlay_folder, render
 from tools.trial import AGAIN, Finding, missing, note, ok, trial_job, tried
 from vcot import logging
 from vcot.errors import KeyboardStop, SettingsError, UsageError, VcotError
-from vcot.pipeline.client import ClusterClient, Manifest, Refused, connect
+from vcot.pipeline.client import ClusterClient, Manifest, Refused
 from vcot.pipeline.executor import must_name_jobs
 from vcot.pipeline.local import validate
-from vcot.pipeline.orchestrator import Clock, Plan, make_plan
+from vcot.pipeline.orchestrator import Plan, make_plan
 from vcot.pipeline.templates import OLDEST, frozen_where_valid, templates_of, variables_of
 from vcot.settings import PREFIX, STAGES
-from vcot.stage import stop
 
 S3_KEYS, TEACHER_KEYS = "s3-credentials", "teacher-credentials"
 #: Secret → keys that it must have, and others that are worth a word.
@@ -89,12 +87,8 @@ def examine(overlay: Overlay, empty_pools: bool, timeout: float | None) -> Itera
     Args:
         timeout: seconds for each trial; None: no trials.
     """
-    # A person's own file is where kubectl looks for it, too.
-    default = Path.home() / ".kube" / "config"
-    if not os.environ.get("KUBECONFIG") and "KUBERNETES_SERVICE_HOST" not in os.environ and default.exists():
-        os.environ["KUBECONFIG"] = str(default)
     try:
-        cluster = connect(overlay.namespace, Clock(), stop, away=10, patience=0)
+        cluster = cluster_of(overlay.namespace, away=10, patience=0)
         version = cluster.version()
     except VcotError as error:
         choose = "choose it: kubectl config use-context …, or KUBECONFIG=…"

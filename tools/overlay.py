@@ -12,7 +12,9 @@ from pathlib import Path
 import yaml
 
 from vcot.errors import SettingsError
-from vcot.pipeline.client import Manifest
+from vcot.pipeline.client import ClusterClient, Manifest, connect
+from vcot.pipeline.orchestrator import Clock
+from vcot.stage import stop
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACEHOLDER = re.compile(r"registry\.example\.com|sha256:0{64}|arn:aws:iam::111122223333:")
@@ -34,6 +36,18 @@ def kubectl() -> str:
     if found is None or int(found[1]) < 5:
         raise SettingsError(f"{path} is too old to render the overlays: it needs kustomize 5, so kubectl 1.28 or newer")
     return path
+
+
+def cluster_of(namespace: str, **seconds: float) -> ClusterClient:
+    """The cluster that kubectl speaks to.
+
+    Args:
+        seconds: `away` and `patience` of the client.
+    """
+    default = Path.home() / ".kube" / "config"
+    if not os.environ.get("KUBECONFIG") and "KUBERNETES_SERVICE_HOST" not in os.environ and default.exists():
+        os.environ["KUBECONFIG"] = str(default)
+    return connect(namespace, Clock(), stop, **seconds)
 
 
 def render(folder: Path) -> str:

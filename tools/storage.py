@@ -1,4 +1,7 @@
-"""Storage as a person reaches it: in reach, or behind a Service of a cluster, by way of kubectl."""
+"""Storage as a person reaches it, in reach or behind a Service of a cluster, and out of it the pages of a run.
+
+python -m tools.storage --run-id smoke --service minio
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,17 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
 
 from tools.overlay import kubectl
 from vcot import logging
-from vcot.errors import SettingsError
+from vcot.errors import InputError, SettingsError
+from vcot.pipeline.local import PAGES, download_pages
 from vcot.redaction import learn, secrets_of
 from vcot.settings import Declared, setting
+from vcot.stage import launch
+from vcot.storage import join
 
 S3_SECRET = "s3-credentials"
 S3_PORT = 9000
@@ -85,3 +93,34 @@ class StorageSettings(Declared):
 
 def _last_line(said: str) -> str:
     return (said.strip().splitlines() or ["kubectl said nothing"])[-1]
+
+
+class PagesSettings(StorageSettings):
+    """Brings the reports of a run to this computer: <folder>/runs/<run>/evaluate-report.html and others.
+
+    Storage is named by AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and the other standard variables, or by --service.
+    """
+
+    stage: ClassVar[str] = "pages"
+
+    run_id: str = setting(description="name of the run", min_length=1)
+    runs_uri: str = setting("s3://vcot/runs", "prefix under which runs stand", min_length=1)
+    local_folder: Path = setting(Path(".local"), "below it they are put, as `make local-train` puts them")
+
+    @property
+    def run_name(self) -> str:
+        return self.run_id
+
+
+def bring_pages(settings: PagesSettings) -> None:
+    folder, run_uri = settings.local_folder / "runs" / settings.run_id, join(settings.runs_uri, settings.run_id)
+    with settings.storage():
+        found = download_pages({stage: join(run_uri, stage) for stage in PAGES}, folder)
+    if not found:
+        raise InputError(f"{run_uri}: no reports there; has the run come that far, and is its name right?")
+    for path in found:
+        logging.get().info("here", file=str(path.resolve()))
+
+
+if __name__ == "__main__":
+    launch(PagesSettings, bring_pages)

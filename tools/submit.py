@@ -15,18 +15,17 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from tools.overlay import ROOT, Overlay, kubectl, overlay_folder, render
+from tools.overlay import ROOT, Overlay, cluster_of, kubectl, overlay_folder, render
 from vcot.errors import SettingsError, UsageError, VcotError
-from vcot.pipeline.client import Manifest
+from vcot.pipeline.client import ClusterClient, Manifest
 from vcot.pipeline.executor import must_name_jobs
+from vcot.pipeline.orchestrator import Clock
 from vcot.pipeline.progress import why_not_running
 from vcot.pipeline.templates import ENGINE, must_name_a_set
 
@@ -78,11 +77,12 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
                 f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with "
                 f"digests, under images: in k8s/overlays/{overlay}/kustomization.yaml"
             )
-        must_not_change(wanted)
+        cluster = cluster_of(wanted.namespace, patience=0)
+        must_not_change(wanted, cluster)
         if subprocess.run([kubectl(), "apply", "-k", str(folder)], check=False).returncode:
             raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
         if wait:
-            until_begun(wanted, folder, wait)
+            until_begun(wanted, folder, wait, cluster, Clock())
     print(what_to_type(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
 
 
@@ -124,12 +124,11 @@ def run_env_of(overlay: Path) -> Path:
     return next((found for name in inner if (found := run_env_of(overlay / name)).exists()), own)
 
 
-def must_not_change(wanted: Overlay) -> None:
+def must_not_change(wanted: Overlay, cluster: ClusterClient) -> None:
     """Raises UsageError where the run was begun before, with another image or another run.env: in one line what the API
     server says of its Job in thousands of characters."""
     job = wanted.pipeline["metadata"]["name"]
-    there = ask(wanted.namespace, "job", job)
-    if there is None:
+    if (there := cluster.get("Job", job)) is None:
         return
     was, now = (one["spec"]["template"]["spec"]["containers"][0] for one in (there, wanted.pipeline))
     changed = [] if was["image"] == now["image"] else [f"image {was['image']} (now {now['image']})"]
@@ -142,46 +141,32 @@ def must_not_change(wanted: Overlay) -> None:
         )
 
 
-def ask(namespace: str, kind: str, name: str = "", labels: str = "") -> Any:
-    """The object, or None if there is none of that name; without a name a list of those with these labels.
-
-    Raises:
-        VcotError: the cluster does not say.
-    """
-    words = [name, "--ignore-not-found"] if name else [f"--selector={labels}"]
-    command = [kubectl(), "-n", namespace, "get", kind, *words, "-o", "json"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise VcotError(f"kubectl get {kind} {name}: {answer.stderr.strip()}")
-    return json.loads(answer.stdout) if answer.stdout.strip() else None
-
-
-def until_begun(wanted: Overlay, folder: Path, seconds: float) -> None:
+def until_begun(wanted: Overlay, folder: Path, seconds: float, cluster: ClusterClient, clock: Clock) -> None:
     """Waits for the frozen plan of the run.
 
     Raises:
         VcotError: the orchestrator refused, or never started; then its Job is deleted, and nothing starts later.
     """
-    job, namespace = wanted.pipeline["metadata"]["name"], wanted.namespace
+    job = wanted.pipeline["metadata"]["name"]
     print(f"waiting until {job} has begun, {seconds:g} s at most (Ctrl-C: it goes on without you)", flush=True)
-    deadline = time.monotonic() + seconds
-    while ask(namespace, "configmap", f"{wanted.run_id}-plan") is None:
-        there = ask(namespace, "job", job) or {"spec": {}}
-        pods = ask(namespace, "pods", labels=f"batch.kubernetes.io/job-name={job}")["items"]
+    deadline = clock.now() + seconds
+    while cluster.get("ConfigMap", f"{wanted.run_id}-plan") is None:
+        there = cluster.get("Job", job) or {"spec": {}}
+        pods = list(cluster.list("Pod", labels=f"batch.kubernetes.io/job-name={job}"))
         conditions = (there.get("status") or {}).get("conditions") or []
         if any(c["type"] == "Failed" and c["status"] == "True" for c in conditions):
-            words = last_words(pods)
-            raise VcotError(f"{job} did not begin: {words or f'kubectl -n {namespace} logs job/{job} says why'}")
-        if time.monotonic() > deadline:
+            words = last_words(pods) or f"kubectl -n {wanted.namespace} logs job/{job} says why"
+            raise VcotError(f"{job} did not begin: {words}")
+        if clock.now() > deadline:
             names = {job, *(pod["metadata"]["name"] for pod in pods)}
-            events = [e for e in ask(namespace, "events")["items"] if e["involvedObject"].get("name") in names]
-            why = why_not_running(there, pods, [e for e in events if e.get("type") == "Warning"])
-            subprocess.run([kubectl(), "-n", namespace, "delete", "job", job], check=False)
+            events = [e for e in cluster.list("Event", fields="type=Warning") if e["involvedObject"]["name"] in names]
+            why = why_not_running(there, pods, events) or "no reason is known"
+            cluster.delete("Job", job)
             raise VcotError(
-                f"{job} has not begun within {seconds:g} s: {why or 'no reason is known'}. It is deleted, so that "
-                f"nothing starts later; when that is mended: kubectl apply -k {folder}"
+                f"{job} has not begun within {seconds:g} s: {why}. It is deleted, so that nothing starts later; when "
+                f"that is mended: kubectl apply -k {folder}"
             )
-        time.sleep(LOOK_EVERY)
+        clock.sleep(LOOK_EVERY)
 
 
 def last_words(pods: Sequence[Manifest]) -> str:

@@ -38,9 +38,7 @@ def stage(settings: Any, run: Callable[[Any], None], run_uri: Path, **options: A
 
 
 @pytest.mark.chain
-def test_rows_with_and_without_an_image_go_through_all_stages(
-    tmp_path: Path, toy_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_with_and_without_an_image_go_through_all_stages(tmp_path: Path, toy_base: Path, monkeypatch) -> None:
     from jobs import convert, distill, evaluate, tokenize, train
 
     for name in [name for name in os.environ if name.startswith("VCOT_")]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import ctypes
 import json
 import os
@@ -12,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.configuration import ROOT
+from tests.cluster.configuration import ADMIN, KUBECTL, ROOT
 from tests.cluster.node import READY, Node, bring
 from tools.gomodules import locked
 from tools.submit import copied
@@ -72,11 +71,11 @@ class Cluster:
     def apply(self, *objects: Manifest) -> str:
         return self.run("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
-    def create(self, manifest: Manifest) -> Manifest:
-        found: Manifest = json.loads(self.run("create", "-o", "json", "-f", "-", stdin=json.dumps(manifest)))
-        return found
+    def create(self, manifest: Manifest) -> Any:
+        return json.loads(self.run("create", "-o", "json", "-f", "-", stdin=json.dumps(manifest)))
 
-    def get(self, kind: str, name: str) -> Manifest | None:
+    def get(self, kind: str, name: str) -> Any:
+        """The object, or None."""
         return self.api.get(kind, name)
 
     def list(self, kind: str, **labels: str) -> list[Manifest]:
@@ -87,10 +86,9 @@ class Cluster:
         found = self.api.list("Pod", labels=f"batch.kubernetes.io/job-name={job}")
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
-    def terminated(self, job: str) -> Manifest:
+    def terminated(self, job: str) -> Any:
         """How the last pod of a Job ended: exitCode, message, startedAt, finishedAt."""
-        state: Manifest = self.pods_of(job)[-1]["status"]["containerStatuses"][0]["state"]["terminated"]
-        return state
+        return self.pods_of(job)[-1]["status"]["containerStatuses"][0]["state"]["terminated"]
 
     def logs(self, job: str) -> str:
         """Of all its pods, the oldest first."""
@@ -114,26 +112,24 @@ class Cluster:
             deadline += max(0.0, time.monotonic() - asked - 5)  # a test beside this one stops the API server
             time.sleep(0.5)
 
-    def ended(self, job: str, how: str, seconds: float) -> Manifest:
+    def ended(self, job: str, how: str, seconds: float) -> Any:
         """The condition Complete or Failed of a Job."""
 
         def end() -> Manifest | None:
             conditions = ((self.get("Job", job) or {}).get("status") or {}).get("conditions") or []
             return next((c for c in conditions if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None)
 
-        found: Manifest = self.until(f"{job} ends", end, seconds)
+        found = self.until(f"{job} ends", end, seconds)
         said = f"{job} is {found['type']}: {found.get('reason')}: {found.get('message')}"
         assert found["type"] == how, f"{said}\n{self.situation()}"
         return found
 
-    def completes(self, job: str, seconds: float = 120) -> Manifest:
+    def completes(self, job: str, seconds: float = 120) -> Any:
         """The Job, Complete."""
         self.ended(job, "Complete", seconds)
-        there = self.get("Job", job)
-        assert there is not None
-        return there
+        return self.get("Job", job)
 
-    def fails(self, job: str, seconds: float = 120) -> Manifest:
+    def fails(self, job: str, seconds: float = 120) -> Any:
         """The condition Failed of a Job."""
         return self.ended(job, "Failed", seconds)
 
@@ -155,11 +151,8 @@ class Cluster:
 
     def evict(self, pod: str) -> None:
         """As a drain does it: through the Eviction API."""
-        eviction = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": pod, "namespace": self.namespace},
-        }
+        metadata = {"name": pod, "namespace": self.namespace}
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}/eviction"
         self.run("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
 
@@ -191,9 +184,8 @@ class Cluster:
 
     def give_keys(self) -> None:
         values = {name: self.s3[name] for name in FOR_PODS if self.s3.get(name)}
-        self.apply(
-            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3-credentials"}, "stringData": values}
-        )  # fmt: skip
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3-credentials"}}
+        self.apply(secret | {"stringData": values})
 
 
 @dataclass(frozen=True)
@@ -202,12 +194,10 @@ class Overlay:
 
     folder: Path
     run_id: str
-    changes: Manifest = field(default_factory=dict)
 
     @classmethod
     def of(cls, place: Path, run_id: str, namespace: str, name: str = "cpu-smoke") -> Overlay:
-        folder = copied(ROOT / "k8s", place / run_id, name, run_id)
-        overlay = cls(folder, run_id)
+        overlay = cls(copied(ROOT / "k8s", place / run_id, name, run_id), run_id)
         overlay.edit(lambda k: k.update(namespace=namespace))
         # Several tests run at once: no pod waits until another leaves a core
         requests = "/spec/jobTemplate/spec/template/spec/containers/0/resources/requests"
@@ -236,11 +226,8 @@ class Overlay:
 
     def patch(self, kind: str, name: str, *operations: Manifest) -> Overlay:
         """A JSON 6902 patch of one object."""
-        return self.edit(
-            lambda k: k.setdefault("patches", []).append(
-                {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump([*operations])}
-            )
-        )
+        patch = {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump([*operations])}
+        return self.edit(lambda k: k.setdefault("patches", []).append(patch))
 
     def orchestrator(self, *flags: str) -> Overlay:
         """More flags for the orchestrator, as --until or --only."""
@@ -252,32 +239,6 @@ class Overlay:
         return cluster.run("apply", "-k", str(self.folder))
 
 
-# --- Jobs made from a stage's template, as `kubectl create job --from=cronjob/…` makes them ------------------------
-
-
-def from_template(
-    cluster: Cluster, stage: str, name: str, *, command: list[str] | None = None, args: list[str] | None = None,
-    variables: Mapping[str, str] | None = None, **spec: Any,
-) -> Manifest:  # fmt: skip
-    """A Job of the template stage-<stage>, not yet created.
-
-    Args:
-        variables: beat those of the template.
-        spec: fields of the Job's own spec, as backoffLimit.
-    """
-    template, given = cluster.get("CronJob", f"stage-{stage}"), variables or {}
-    assert template is not None
-    job: Manifest = copy.deepcopy(template["spec"]["jobTemplate"])
-    job |= {"apiVersion": "batch/v1", "kind": "Job", "metadata": {**job.get("metadata", {}), "name": name}}
-    job["spec"] |= spec
-    main = job["spec"]["template"]["spec"]["containers"][0]
-    main |= {} if command is None else {"command": command}
-    main |= {} if args is None else {"args": args}
-    kept = [v for v in main.get("env", ()) if v["name"] not in given]
-    main["env"] = [*kept, *({"name": n, "value": v} for n, v in given.items())]
-    return job
-
-
 # --- what every test and measurement begins with --------------------------------------------------------------------
 
 
@@ -285,14 +246,14 @@ def from_template(
 def cluster_on(node: Node) -> Iterator[Cluster]:
     """A node with the project's images and the data of overlay cpu-smoke; inside, this process is in its network."""
     if READY not in os.environ:
-        bring(node, ("data", "gpu"))
+        bring(("data", "gpu"))
     with network_of(node.pid), pytest.MonkeyPatch.context() as environment:
         for name in [n for n in os.environ if n.startswith(("AWS_", "VCOT_", "KUBE"))]:
             environment.delenv(name)
-        for name, value in (node.s3 | {"KUBECONFIG": str(node.layout.admin)}).items():
+        for name, value in (node.s3 | {"KUBECONFIG": str(ADMIN)}).items():
             environment.setenv(name, value)
         publish_example()
-        yield Cluster([str(node.layout.kubectl)], node.s3, node=node)
+        yield Cluster([str(KUBECTL)], node.s3, node=node)
 
 
 def publish_example() -> None:

@@ -12,26 +12,27 @@ import contextlib
 import json
 import os
 import shlex
-import socket
-import ssl
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 from tests.cluster import configuration
 from tests.cluster.configuration import (
-    API_PORT,
+    ADMIN,
     API_SERVICE,
     BRIDGE,
+    CONTAINERD,
+    CONTROL,
     GATEWAY,
     GATEWAY_HARDWARE,
     HOME,
+    LOGS,
     NAME,
     PODS,
-    Layout,
+    STATE,
 )  # fmt: skip
 from tests.fakes.teacher import scripted_teacher
 from tools.s3server import running_s3
@@ -55,19 +56,26 @@ class NotReady(Exception):
 class Services:
     """The processes of the node; each can be stopped and started again."""
 
-    def __init__(self, layout: Layout, programs: dict[str, str]) -> None:
-        self.layout = layout
-        self.commands = configuration.commands(layout, programs)
+    def __init__(self, programs: dict[str, str]) -> None:
+        self.commands = configuration.commands(programs)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._kubectl = [programs["kubectl"], f"--cache-dir={HOME}/cache", f"--kubeconfig={ADMIN}"]
 
-    def start(self, name: str) -> None:
-        if name in self.running and self.running[name].poll() is None:
-            return
-        with (self.layout.logs / f"{name}.log").open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                self.commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.layout.home,
-                start_new_session=True,
-            )  # fmt: skip
+    def start(self, name: str, ready: Callable[[], bool] | None = None) -> None:
+        """Starts it where it does not run, and waits until it is ready."""
+        log = LOGS / f"{name}.log"
+        if name not in self.running or self.running[name].poll() is not None:
+            with log.open("ab") as output:
+                self.running[name] = subprocess.Popen(
+                    self.commands[name], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=HOME,
+                    start_new_session=True,
+                )  # fmt: skip
+        deadline = time.monotonic() + READY_WITHIN
+        while ready and not ready():
+            if self.running[name].poll() is not None or time.monotonic() > deadline:
+                said = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+                raise NotReady(f"{name} did not come up; the end of its log:\n{said}")
+            time.sleep(0.1)
 
     def stop(self, name: str) -> None:
         process = self.running[name]
@@ -78,79 +86,65 @@ class Services:
             process.kill()
             process.wait()
 
-    def wait(self, name: str, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + READY_WITHIN
-        while True:
-            with contextlib.suppress(OSError, ValueError):
-                if ready():
-                    return
-            if self.running[name].poll() is not None or time.monotonic() > deadline:
-                raise NotReady(f"{name} did not come up; the end of its log:\n{self._last_words(name)}")
-            time.sleep(0.1)
+    def answers(self, *words: str) -> bool:
+        """Whether kubectl has an answer to that."""
+        return not subprocess.run([*self._kubectl, *words], capture_output=True, check=False).returncode
 
-    def _last_words(self, name: str) -> str:
-        lines = (self.layout.logs / f"{name}.log").read_text(errors="replace").splitlines()
-        return "\n".join(lines[-8:])
+    def start_api_server(self) -> None:
+        self.start("kube-apiserver", lambda: self.answers("get", "--raw", "/readyz"))
+
+    def start_all(self) -> None:
+        self.start("etcd")
+        self.start("containerd", CONTAINERD.exists)
+        self.start_api_server()
+        self.start("kube-scheduler")
+        self.start("kube-controller-manager")
+        self.start("kubelet", lambda: self.answers("wait", "--for=condition=Ready", f"node/{NAME}", "--timeout=1s"))
+        self.start("kube-controller-manager", lambda: self.answers("-n", "default", "get", "serviceaccount", "default"))
 
 
-def supervise(layout: Layout, programs: dict[str, str]) -> int:
+def supervise(programs: dict[str, str]) -> int:
     """Starts everything, says so in state.json, then does what the control socket asks for until it is killed."""
-    hide_the_machine(layout)
+    hide_the_machine()
     network()
-    configuration.make_keys(
-        layout.keys, node=NAME, server=f"https://{GATEWAY}:{API_PORT}", addresses=["127.0.0.1", GATEWAY, API_SERVICE]
-    )
-    configuration.write(layout, programs)
+    configuration.write(programs["runc"])
     os.environ["MINIO"] = programs["minio"]
-    services = Services(layout, programs)
+    services = Services(programs)
     with (
-        running_s3(layout.home / "s3", layout.logs / "minio.log", host=GATEWAY) as storage,
+        running_s3(HOME / "s3", LOGS / "minio.log", host=GATEWAY) as storage,
         scripted_teacher(host=GATEWAY) as teacher,
     ):
-        start(services, layout)
-        state = {"s3": storage.env, "s3_kind": storage.kind, "teacher": teacher.address}
-        temporary = layout.state.with_suffix(".part")
-        temporary.write_text(json.dumps(state, indent=1))
-        temporary.rename(layout.state)
-        serve(services, layout.control_socket, asked=lambda: len(teacher.asked))
-    return 0
+        services.start_all()
+        with Listener(str(CONTROL)) as listener:
+            temporary = STATE.with_suffix(".part")
+            temporary.write_text(json.dumps({"s3": storage.env, "teacher": teacher.address}, indent=1))
+            temporary.rename(STATE)
+            while True:
+                # Who asks may be killed before the answer.
+                with listener.accept() as connection, contextlib.suppress(EOFError, OSError):
+                    try:
+                        answer: object = obey(services, *connection.recv()) or len(teacher.asked)
+                    except (TypeError, KeyError, NotReady) as error:
+                        answer = f"failed: {error!r}"
+                    connection.send(answer)
 
 
-def start(services: Services, layout: Layout) -> None:
-    for name in ("containerd", "etcd", "kube-apiserver"):
-        services.start(name)
-    services.wait("kube-apiserver", lambda: ask(layout, "/readyz") == b"ok")
-    services.wait("containerd", layout.containerd_socket.exists)
-    for name in ("kube-controller-manager", "kube-scheduler", "kubelet"):
-        services.start(name)
-    services.wait("kubelet", lambda: node_is_ready(layout))
-    account = "/api/v1/namespaces/default/serviceaccounts/default"
-    services.wait("kube-controller-manager", lambda: bool(ask(layout, account)))
-
-
-def node_is_ready(layout: Layout) -> bool:
-    node = json.loads(ask(layout, f"/api/v1/nodes/{NAME}"))
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", ()))
-
-
-def ask(layout: Layout, path: str) -> bytes:
-    """GET as the administrator. Raises OSError for everything that is not a 200."""
-    context = ssl.create_default_context(cafile=str(layout.keys / "ca.crt"))
-    context.load_cert_chain(layout.keys / "admin.crt", layout.keys / "admin.key")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    with opener.open(f"https://{GATEWAY}:{API_PORT}{path}", timeout=5) as answer:
-        data: bytes = answer.read()
-    return data
+def obey(services: Services, verb: str, name: str = "") -> None:
+    """ "stop NAME" and "start NAME"; every other verb only asks how often the teacher was asked."""
+    if verb == "stop":
+        services.stop(name)
+    elif verb == "start":
+        services.start_api_server() if name == "kube-apiserver" else services.start(name)
 
 
 # --- the namespaces ---------------------------------------------------------------------------------------------
 
 
-def hide_the_machine(layout: Layout) -> None:
+def hide_the_machine() -> None:
     """Empty folders where the kubelet, containerd and CNI write outside their own; seen in this namespace alone."""
     for folder in ("/run", "/var/lib", "/var/log"):
         run("mount", "-t", "tmpfs", "-o", "mode=0755", "vcot-node", folder)
-    shown = layout.home / "sysctl"
+    shown = HOME / "sysctl"
     shown.mkdir()
     for name, value in SHOWN_TO_KUBELET.items():
         target = Path("/proc/sys") / name
@@ -184,58 +178,14 @@ def run(*command: str) -> None:
         raise NotReady(f"{shlex.join(command)}: {done.stderr.strip()}")
 
 
-# --- control ----------------------------------------------------------------------------------------------------
-
-
-def serve(services: Services, path: Path, asked: Callable[[], int]) -> None:
-    """Lines "stop NAME", "start NAME" and "asked" (of the teacher), a connection each; answers "ok" or why not."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        while True:
-            connection, _ = listener.accept()
-            with connection, connection.makefile("rw") as line:
-                try:
-                    line.write(_obey(services, line.readline().split(), asked) + "\n")
-                except (KeyError, ValueError, NotReady) as error:
-                    line.write(f"failed: {error!r}\n")
-
-
-def _obey(services: Services, words: list[str], asked: Callable[[], int]) -> str:
-    if words == ["asked"]:
-        return str(asked())
-    verb, name = words
-    if verb == "stop":
-        services.stop(name)
-    elif verb == "start":
-        services.start(name)
-        if name == "kube-apiserver":
-            services.wait(name, lambda: ask(services.layout, "/readyz") == b"ok")
-    else:
-        raise ValueError(f"{verb}: stop or start")
-    return "ok"
-
-
 # --- process 1 --------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def told(layout: Layout) -> Iterator[None]:
-    """What goes wrong stands in a file, for whoever waits outside."""
-    try:
-        yield
-    except BaseException as error:
-        (layout.home / "failed").write_text(f"{error}\n")
-        raise
 
 
 def main() -> int:
     """Process 1 only collects the dead; its child does the work, and when that ends, everything does."""
-    layout, programs = Layout(HOME), json.loads(sys.argv[1])
     worker = os.fork()
     if worker == 0:
-        with told(layout):
-            return supervise(layout, programs)
+        return supervise(json.loads(sys.argv[1]))
     while True:
         child, status = os.wait()
         if child == worker:

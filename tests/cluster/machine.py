@@ -24,6 +24,7 @@ PACKAGES = {
     "nsenter": "util-linux",
     "unshare": "util-linux",
     "mount": "mount",
+    "openssl": "openssl",
 }
 
 
@@ -34,24 +35,18 @@ def _pinned(folder: str, module: str) -> str:
 
 
 KUBE = "tests/tools/kube"
+OF_KUBE = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet")
 KUBERNETES = GoModule(
     "Kubernetes",
     ROOT / KUBE,
-    {
-        name: f"k8s.io/kubernetes/cmd/{name}"
-        for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet")
-    },
+    {name: f"k8s.io/kubernetes/cmd/{name}" for name in OF_KUBE},
     takes="four to ten minutes",
     oldest_go=(1, 26, 0),
     # Without it the server calls itself v0.0.0
     ldflags=f"-s -w -X k8s.io/component-base/version.gitVersion={_pinned(KUBE, 'k8s.io/kubernetes')}",
 )
 ETCD = GoModule(
-    "etcd",
-    ROOT / "tests/tools/etcd",
-    {"etcd": "go.etcd.io/etcd/server/v3"},
-    takes="about half a minute",
-    oldest_go=(1, 26, 0),
+    "etcd", ROOT / "tests/tools/etcd", {"etcd": "go.etcd.io/etcd/server/v3"}, "about half a minute", (1, 26, 0)
 )
 
 
@@ -68,16 +63,14 @@ def prepare(install: bool) -> dict[str, Path]:
     Raises:
         MachineLacks: with all that is missing.
     """
-    lacks = _unfit()
+    lacks, programs = _unfit(), dict[str, Path]()
     if not lacks and install:
         _install(_missing_packages())
     lacks += [f"{program} (Debian package {package})" for program, package in _missing_packages().items()]
-    programs: dict[str, Path] = {}
-    if not lacks or not install:
-        try:
-            programs = _built(install)
-        except (CannotBuild, NoMinio) as error:
-            lacks.append(str(error))
+    try:
+        programs = {} if lacks and install else _built(install)
+    except (CannotBuild, NoMinio) as error:
+        lacks.append(str(error))
     if lacks:
         raise MachineLacks("; ".join(lacks))
     return programs | {name: Path(shutil.which(name) or name) for name in PACKAGES}
@@ -112,17 +105,14 @@ def _install(missing: dict[str, str]) -> None:
 
 def _built(build: bool) -> dict[str, Path]:
     """KUBE_ASSETS, a folder with all of them, or what was built from the pinned modules, or is built now."""
-    programs = [*KUBERNETES.programs, *ETCD.programs]
-    named = os.environ.get("KUBE_ASSETS")
-    if named:
-        absent = [name for name in programs if not (Path(named) / name).exists()]
-        if absent:
+    modules = {name: module for module in (ETCD, KUBERNETES) for name in module.programs}
+    if named := os.environ.get("KUBE_ASSETS"):
+        found = {name: Path(named) / name for name in modules}
+        if absent := [name for name, path in found.items() if not path.exists()]:
             raise CannotBuild(f"KUBE_ASSETS={named} has no {', '.join(absent)}")
-        return {name: Path(named) / name for name in programs} | {"minio": minio_binary(build)}
-    found: dict[str, Path] = {}
-    for module in (ETCD, KUBERNETES):
-        if not build and not module.is_built:
-            raise CannotBuild(f"{module.title} is not built yet (`make node-up` does it, once)")
-        home = built(module)
-        found |= {name: home / name for name in module.programs}
+    else:
+        for module in (ETCD, KUBERNETES):
+            if not build and not module.is_built:
+                raise CannotBuild(f"{module.title} is not built yet (`make node-up` does it, once)")
+        found = {name: built(module) / name for name, module in modules.items()}
     return found | {"minio": minio_binary(build)}

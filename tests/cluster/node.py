@@ -18,16 +18,16 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Client
 from pathlib import Path
 
 from tests.cluster import configuration
-from tests.cluster.configuration import GATEWAY, HOME, ROOT, Layout
+from tests.cluster.configuration import CONTROL, GATEWAY, HOME, KUBECTL, LOGS, PID, ROOT, STATE
 from tests.cluster.images import Builder, BuildFailed
 from tests.cluster.machine import MachineLacks, prepare
 from tools.gomodules import tell
@@ -47,7 +47,6 @@ class NodeFailed(Exception):
 class Node:
     """A running node."""
 
-    layout: Layout
     pid: int
     """Its process 1, as this machine numbers it."""
     s3: dict[str, str]
@@ -55,27 +54,14 @@ class Node:
     teacher: str
     """Address of the scripted teacher, for OPENAI_BASE_URL."""
 
-    def command(self, *words: str) -> list[str]:
-        """A command line that runs inside the node's network."""
-        return ["nsenter", f"--net=/proc/{self.pid}/ns/net", *words]
-
-    def ask(self, *words: str) -> str:
-        """One line to the node's control socket; its answer."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self.layout.control_socket))
-            with connection.makefile("rw") as line:
-                line.write(" ".join(words) + "\n")
-                line.flush()
-                answer = line.readline().strip()
-        if answer.startswith("failed"):
+    def ask(self, *words: str) -> int:
+        """Has the node do something ("stop", "start" and a part of it); returns how often the teacher was asked."""
+        with Client(str(CONTROL)) as connection:
+            connection.send(words)
+            answer = connection.recv()
+        if not isinstance(answer, int):
             raise NodeFailed(f"{' '.join(words)}: {answer}")
         return answer
-
-    def stop(self, part: str) -> None:
-        self.ask("stop", part)
-
-    def start(self, part: str) -> None:
-        self.ask("start", part)
 
 
 @contextlib.contextmanager
@@ -104,81 +90,60 @@ def up(install: bool, *, stays: bool) -> Node:
     programs = prepare(install)
     builder = Builder()
     pause = builder.pause()
-    if (HOME / "pid").exists() and _is_alive(_pid()):
+    if is_alive():
         raise NodeFailed(f"there is a node on this machine already ({HOME}); `make node-down` ends it")
-    if _cgroups():
-        down()
-        if _cgroups():
-            raise NodeFailed(f"another kubelet runs on this machine: {_cgroups()[0]} is there; only one can")
     down()
-    layout = Layout()
-    layout.logs.mkdir(parents=True)
-    process = _launch(programs, layout, stays)
-    (HOME / "pid").write_text(str(process.pid))
-    try:
-        _wait(process, layout)
-        pid = _child_of(process.pid)
-        layout.kubectl.write_text(configuration.kubectl_script(layout, str(programs["kubectl"]), pid))
-        layout.kubectl.chmod(0o755)
-        builder.bring(pause, layout)
-    except BaseException:
-        down(keep_logs=True)
-        raise
-    node = node_that_is_up()
-    assert node is not None
-    return node
-
-
-def _launch(programs: dict[str, Path], layout: Layout, stays: bool) -> subprocess.Popen[bytes]:
+    if _cgroups():
+        raise NodeFailed(f"another kubelet runs on this machine: {_cgroups()[0]} is there; only one can")
+    LOGS.mkdir(parents=True)
     command = [
         "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--propagation", "slave",
         sys.executable, "-m", "tests.cluster.inside", json.dumps({name: str(path) for name, path in programs.items()}),
     ]  # fmt: skip
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "VCOT_", "KUBE"))}
-    with (layout.logs / "inside.log").open("ab") as log:
-        return subprocess.Popen(
+    said = LOGS / "inside.log"
+    with said.open("ab") as log:
+        process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True, preexec_fn=None if stays else die_with_parent(signal.SIGKILL),
         )  # fmt: skip
-
-
-def _wait(process: subprocess.Popen[bytes], layout: Layout) -> None:
-    deadline = time.monotonic() + READY_WITHIN
-    while not layout.state.exists() or not layout.control_socket.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            failed = layout.home / "failed"
-            words = failed.read_text() if failed.exists() else (layout.logs / "inside.log").read_text(errors="replace")
-            raise NodeFailed(f"the node did not come up (logs in {layout.logs}): {words.strip()[-3000:]}")
-        time.sleep(0.1)
+    PID.write_text(str(process.pid))
+    try:
+        wait(lambda: STATE.exists() or process.poll() is not None, READY_WITHIN)
+        if (node := node_that_is_up()) is None:
+            words = said.read_text(errors="replace").strip()[-3000:]
+            raise NodeFailed(f"the node did not come up (logs in {LOGS}): {words}")
+        KUBECTL.write_text(configuration.kubectl_script(str(programs["kubectl"]), node.pid))
+        KUBECTL.chmod(0o755)
+        builder.bring(pause)
+    except BaseException:
+        down(keep_logs=True)
+        raise
+    return node
 
 
 def node_that_is_up() -> Node | None:
-    layout = Layout()
-    if not layout.state.exists() or not _is_alive(_pid()):
+    if not STATE.exists() or not is_alive():
         return None
-    state = json.loads(layout.state.read_text())
-    return Node(layout, _child_of(_pid()), state["s3"], state["teacher"])
+    state = json.loads(STATE.read_text())
+    return Node(_children()[0], state["s3"], state["teacher"])
 
 
 def down(keep_logs: bool = False) -> None:
     """Ends the node, if there is one, and removes what it leaves: its folder and its cgroups."""
-    if (HOME / "pid").exists() and _is_alive(_pid()):
-        for child in _children(_pid()):
-            _kill(child)  # process 1 of the namespace: the kernel ends the others
-        _kill(_pid())
-    _wait_until(lambda: not _remove_cgroups(), 20)
-    if keep_logs:
-        for path in HOME.iterdir() if HOME.exists() else ():
-            if path.name not in ("log", "failed"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    else:
-        _wait_until(lambda: not _removed(HOME), 20)
+    if is_alive():
+        for pid in (*_children(), _pid()):  # first process 1 of the namespace: the kernel ends the others
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    wait(lambda: not _remove_cgroups(), 20)
+    wait(lambda: not _removed([p for p in HOME.glob("*") if p != LOGS] if keep_logs else [HOME]), 20)
 
 
-def _removed(folder: Path) -> bool:
-    """Whether it is still there; mounts of dying processes may hold it for a moment."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder.exists()
+def _removed(paths: Sequence[Path]) -> list[Path]:
+    """Returns what is still there; mounts of dying processes may hold it for a moment."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return [path for path in paths if path.exists()]
 
 
 def _cgroups() -> list[Path]:
@@ -194,38 +159,26 @@ def _remove_cgroups() -> list[Path]:
     return _cgroups()
 
 
-# --- processes --------------------------------------------------------------------------------------------------
-
-
 def _pid() -> int:
     """Of `unshare`, the parent of the node's process 1."""
-    return int((HOME / "pid").read_text() or 0)
+    return int(PID.read_text() or 0)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive() -> bool:
     """Whether it runs, and is the `unshare` that was started, not another process of that number."""
     with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX" and b"tests.cluster.inside" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{_pid()}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX" and b"tests.cluster.inside" in Path(f"/proc/{_pid()}/cmdline").read_bytes()
     return False
 
 
-def _children(pid: int) -> list[int]:
+def _children() -> list[int]:
     with contextlib.suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [int(word) for word in Path(f"/proc/{_pid()}/task/{_pid()}/children").read_text().split()]
     return []
 
 
-def _child_of(pid: int) -> int:
-    return _children(pid)[0]
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def _wait_until(done: Callable[[], bool], seconds: float) -> None:
+def wait(done: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not done() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -262,29 +215,29 @@ def stay(images: Sequence[str]) -> None:
     begun = time.monotonic()
     node = node_that_is_up() or up(install=True, stays=True)
     tell(f"the node is up ({time.monotonic() - begun:.0f} s)")
-    bring(node, images)
-    tell(f"kubectl:  {node.layout.kubectl} get pods --all-namespaces")
-    tell(f"MinIO:    {node.s3['AWS_ENDPOINT_URL_S3']} in its network, keys in {node.layout.state}")
+    bring(images)
+    tell(f"kubectl:  {KUBECTL} get pods --all-namespaces")
+    tell(f"MinIO:    {node.s3['AWS_ENDPOINT_URL_S3']} in its network, keys in {STATE}")
     tell(f"teacher:  OPENAI_BASE_URL={node.teacher}")
-    tell(f"shell:    {' '.join(node.command('bash'))}     ({GATEWAY} is the node)")
+    tell(f"shell:    nsenter --net=/proc/{node.pid}/ns/net bash     ({GATEWAY} is the node)")
     tell("`make node-down` ends it and puts everything back")
 
 
 def during(images: Sequence[str], command: list[str]) -> int:
     """The command on a node. A machine that cannot have one is for the command to speak of: tests are skipped."""
     try:
-        with running_node(install=True) as node:
-            bring(node, images)
+        with running_node(install=True):
+            bring(images)
             return subprocess.run(command, env=os.environ | {READY: "1"}, check=False).returncode
     except MachineLacks:
         return subprocess.run(command, check=False).returncode
 
 
-def bring(node: Node, targets: Sequence[str]) -> None:
+def bring(targets: Sequence[str]) -> None:
     """Builds these images and brings them into the node."""
     builder = Builder()
     for image in (builder.build(*targets) if targets else {}).values():
-        builder.bring(image, node.layout)
+        builder.bring(image)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from tests.chain.kill import fingerprint
-from tests.cluster.cluster import Cluster, Overlay
+from tests.cluster.cluster import Cluster
 from tests.cluster.configuration import ROOT
 from tests.cluster.conftest import Smoke
 from vcot.settings import STAGES
@@ -42,9 +40,7 @@ def test_the_next_stage_begins_within_two_seconds(smoke: Smoke) -> None:
         assert between.total_seconds() <= 2, (before["metadata"]["name"], after["metadata"]["name"])
 
 
-def test_what_it_made_is_what_the_laptop_makes(
-    cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_what_it_made_is_what_the_laptop_makes(cluster: Cluster, request: pytest.FixtureRequest, tmp_path) -> None:
     command = [sys.executable, "-m", "jobs.pipeline", "--where", "local", "--server", "none", "--run-id", "laptop"]
     command += ["--example", "examples/blood-cells", "--base", "examples/rehearsal", "--local-folder", str(tmp_path)]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as laptop:
@@ -55,9 +51,7 @@ def test_what_it_made_is_what_the_laptop_makes(
     assert {n for n in there.keys() | here.keys() if there.get(n) != here.get(n)} == set()
 
 
-def test_a_run_that_is_whole_makes_no_job_for_a_gpu(
-    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
+def test_a_run_that_is_whole_makes_no_job_for_a_gpu(smoke: Smoke, namespace: Cluster, overlay) -> None:
     """The same run in storage, in another namespace: as after seven days, when its Jobs are gone."""
     again = overlay(smoke.run_id).orchestrator("--only", "train,evaluate")
     again.apply(namespace)
@@ -66,6 +60,5 @@ def test_a_run_that_is_whole_makes_no_job_for_a_gpu(
     assert "train: whole already, no Job is made for it" in said
     assert "evaluate: whole already, no Job is made for it" in said
     assert not namespace.list("Job", run=smoke.run_id)
-    state = namespace.get("ConfigMap", f"{smoke.run_id}-state")
-    assert state is not None
-    assert json.loads(state["data"]["state.json"])["steps"]["evaluate"]["state"] == "done"
+    state = namespace.get("ConfigMap", f"{smoke.run_id}-state")["data"]["state.json"]
+    assert json.loads(state)["steps"]["evaluate"]["state"] == "done"

@@ -7,13 +7,12 @@ import os
 import secrets
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.cluster.cluster import Cluster, Overlay
-from tests.cluster.configuration import ROOT
+from tests.cluster.configuration import ADMIN, KUBECTL, ROOT
 from tests.cluster.images import Builder
 from tests.cluster.node import Node
 from tools.s3server import minio_binary
@@ -21,15 +20,13 @@ from tools.s3server import minio_binary
 
 def make(node: Node, *words: str) -> tuple[bool, str]:
     """(whether it failed, all it said) of that target on the node's cluster."""
-    environment = os.environ | {"KUBECTL": str(node.layout.kubectl), "KUBECONFIG": str(node.layout.admin)}
+    environment = os.environ | {"KUBECTL": str(KUBECTL), "KUBECONFIG": str(ADMIN)}
     command = ["make", "--no-print-directory", *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return bool(done.returncode), done.stdout + done.stderr
 
 
-def test_the_doctor_names_what_is_missing_with_the_fix_and_then_nothing(
-    namespace: Cluster, overlay: Callable[[str], Overlay], node: Node
-) -> None:
+def test_the_doctor_names_what_is_missing_with_the_fix_and_then_nothing(namespace: Cluster, overlay, node) -> None:
     """In three visits: a cluster without the Secret, a bucket that is not there, and all well."""
     rendered = overlay("asked").folder / "rendered.yaml"
     rendered.write_text(namespace.run("kustomize", str(rendered.parent)))
@@ -88,7 +85,7 @@ def minio(namespace: Cluster, node: Node) -> Cluster:
     (deployment,) = [one for one in rendered if one["kind"] == "Deployment"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     builder = Builder()
-    builder.bring(builder.holding(container["image"], minio_binary(build=False)), node.layout)
+    builder.bring(builder.holding(container["image"], minio_binary(build=False)))
 
     keys = {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "vcot", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3-credentials"}}
@@ -101,9 +98,7 @@ def minio(namespace: Cluster, node: Node) -> Cluster:
     return namespace
 
 
-def test_from_no_storage_to_the_report(
-    minio: Cluster, overlay: Callable[[str], Overlay], node: Node, tmp_path: Path
-) -> None:
+def test_from_no_storage_to_the_report(minio: Cluster, overlay: Callable[[str], Overlay], node: Node, tmp_path) -> None:
     through = ("SERVICE=minio", f"NAMESPACE={minio.namespace}")
     failed, said = make(node, "push-example", *through)
     assert not failed, said

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import Cluster, Overlay, from_template
+from tests.cluster.cluster import Cluster, Manifest, Overlay
 
 LOOK = """
 import getpass, json, os, pathlib, sys, tempfile
@@ -46,6 +47,16 @@ def templates(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Cluster:
     return namespace
 
 
+def from_template(cluster: Cluster, stage: str, name: str, env: dict[str, str] | None = None, **words: Any) -> Manifest:
+    """A Job as `kubectl create job --from=cronjob/stage-…` makes it, with other words for its container."""
+    job = cluster.get("CronJob", f"stage-{stage}")["spec"]["jobTemplate"]
+    main = job["spec"]["template"]["spec"]["containers"][0]
+    main |= words
+    kept = [one for one in main["env"] if one["name"] not in (env or {})]
+    main["env"] = [*kept, *({"name": name, "value": value} for name, value in (env or {}).items())]
+    return job | {"apiVersion": "batch/v1", "kind": "Job", "metadata": {**job.get("metadata", {}), "name": name}}
+
+
 @pytest.mark.parametrize(("stage", "has_torch"), [("convert", False), ("train", True)])
 def test_a_stage_has_no_rights_and_writes_to_scratch_alone(stage: str, has_torch: bool, templates: Cluster) -> None:
     templates.create(from_template(templates, stage, "look", command=["python", "-c", LOOK], args=[]))
@@ -66,7 +77,7 @@ def test_ends_that_trying_again_does_not_change_fail_the_job_at_once(templates: 
     for number, (args, *_) in enumerate(ENDS):
         run = {"VCOT_RUN_URI": f"s3://vcot/runs/{templates.namespace}-{number}"}
         stage = args[0].removeprefix("jobs.")
-        templates.create(from_template(templates, stage, f"end-{number}", args=args, variables=run))
+        templates.create(from_template(templates, stage, f"end-{number}", run, args=args))
     for number, (args, code, named) in enumerate(ENDS):
         end = templates.fails(f"end-{number}")
         assert end["reason"] == "PodFailurePolicy", args
@@ -90,11 +101,12 @@ time.sleep(600)
 
 
 def test_an_evicted_pod_is_not_counted_and_is_replaced(templates: Cluster) -> None:
-    job = from_template(templates, "convert", "evicted", command=["python", "-c", SLOW], args=[], backoffLimit=0)
+    job = from_template(templates, "convert", "evicted", command=["python", "-c", SLOW], args=[])
+    job["spec"]["backoffLimit"] = 0
     job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 20
     templates.create(job)
     first = templates.running_pod("evicted")
     templates.until("it works", lambda: "working" in templates.run("logs", first))
     templates.evict(first)
     templates.until("another pod runs", lambda: templates.running_pod("evicted") != first)
-    assert not (templates.get("Job", "evicted") or {})["status"].get("failed")
+    assert not templates.get("Job", "evicted")["status"].get("failed")

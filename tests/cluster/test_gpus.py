@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -37,24 +37,14 @@ def with_gpu(overlay: Overlay, before: str) -> Overlay:
         before: a finished run that has what comes before tokenize.
     """
     overlay.settings("train", num_train_epochs=3)
-    limit = {
-        "op": "add",
-        "path": "/spec/jobTemplate/spec/template/spec/containers/0/resources/limits/nvidia.com~1gpu",
-        "value": "1",
-    }
-    overlay.patch("CronJob", "stage-train", limit)
+    limits = "/spec/jobTemplate/spec/template/spec/containers/0/resources/limits"
+    overlay.patch("CronJob", "stage-train", {"op": "add", "path": f"{limits}/nvidia.com~1gpu", "value": "1"})
     return overlay.orchestrator("--from-run", f"{before}:distill", "--until", "train")
 
 
-def test_no_gpu_is_held_before_training_and_two_runs_share_one(
-    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay], one_gpu: None
-) -> None:
-    namespace.apply(
-        {
-            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"},
-            "spec": {"hard": {f"requests.{GPU}": "1"}},
-        }
-    )  # fmt: skip
+def test_no_gpu_is_held_before_training_and_two_runs_share_one(smoke: Smoke, namespace, overlay, one_gpu) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"}}
+    namespace.apply(quota | {"spec": {"hard": {f"requests.{GPU}": "1"}}})
     for run in ("first", "second"):
         with_gpu(overlay(run), smoke.run_id).apply(namespace)
         # Before that, another run's templates would end it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,25 +27,26 @@ OUTSIDE = ("Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyB
 DIGEST = "sha256:" + "1" * 64
 
 
-def hardened_overlay(place: Path, run_id: str, cluster: Cluster, name: str = "cpu-smoke") -> tuple[Overlay, Overlay]:
-    """An overlay for this namespace, and the one around it that has the component."""
+@contextmanager
+def behind_the_policy(
+    cluster: Cluster, place: Path, run_id: str = "r1", name: str = "cpu-smoke", *, run: bool = False,
+    edit: Callable[[Overlay], object] = lambda overlay: None,
+) -> Iterator[Overlay]:  # fmt: skip
+    """An overlay with the component around it, applied in this namespace, and its policy in force.
+
+    The policy is the whole cluster's and names the namespace vcot; here it gets another name and this namespace.
+
+    Args:
+        run: whether the pipeline's Job is applied too.
+        edit: changes the overlay inside.
+    """
     inner = Overlay.of(place, run_id, cluster.namespace, name)
+    edit(inner)
     outer = inner.folder.parent / "hardened"
     outer.mkdir()
     kustomization = {"resources": [f"../{inner.folder.name}"], "components": ["../../components/hardening"]}
     (outer / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return inner, Overlay(outer, run_id)
-
-
-@contextmanager
-def applied(overlay: Overlay, cluster: Cluster, *, run: bool) -> Iterator[None]:
-    """The overlay, and its policy in force. That one is the whole cluster's and names the namespace vcot; here it gets
-    a name of its own and names this namespace.
-
-    Args:
-        run: whether the pipeline's Job is applied too.
-    """
-    rendered = list(yaml.safe_load_all(cluster.run("kustomize", str(overlay.folder))))
+    rendered = list(yaml.safe_load_all(cluster.run("kustomize", str(outer))))
     whole = json.dumps([one for one in rendered if one["kind"] in OUTSIDE[1:]])
     whole = whole.replace('metadata.name": "vcot"', f'metadata.name": "{cluster.namespace}"')
     policy = json.loads(whole.replace("vcot-orchestrator", f"{cluster.namespace}-orchestrator"))
@@ -57,32 +58,29 @@ def applied(overlay: Overlay, cluster: Cluster, *, run: bool) -> Iterator[None]:
         cluster.until("the policy denies", lambda: refusal(cluster, config_map("other")), 60)
         if run:
             cluster.apply(*[one for one in rendered if one["kind"] == "Job"])
-        yield
+        yield inner
     finally:
         names = [f"{one['kind']}/{one['metadata']['name']}" for one in policy]
         cluster.run("delete", "--ignore-not-found", *names)
 
 
 EVERY_RIGHT = {
-    "apiVersion": "rbac.authorization.k8s.io/v1",
-    "kind": "RoleBinding",
-    "metadata": {"name": "every-right"},
+    "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "every-right"},
     "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
     "subjects": [{"kind": "ServiceAccount", "name": "orchestrator"}],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def hardened(cluster: Cluster, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A namespace behind the policy, with the templates of cpu-smoke, in which nothing runs."""
-    with cluster.own_namespace(f"vcot-test-{uuid.uuid4().hex[:8]}") as there:
-        _, overlay = hardened_overlay(tmp_path_factory.mktemp("hardened"), "r1", there)
-        with applied(overlay, there, run=False):
-            pipeline = job(there, "convert-prepare")
-            pipeline["metadata"] = {"name": "pipeline-r1", "labels": {"vcot/role": "orchestrator"}}
-            pipeline["spec"]["suspend"] = True
-            there.create(pipeline)
-            yield there
+    place = tmp_path_factory.mktemp("hardened")
+    with cluster.own_namespace(f"vcot-test-{uuid.uuid4().hex[:8]}") as there, behind_the_policy(there, place):
+        pipeline = jobs(there)["convert-prepare"]
+        pipeline["metadata"] = {"name": "pipeline-r1", "labels": {"vcot/role": "orchestrator"}}
+        pipeline["spec"]["suspend"] = True
+        there.create(pipeline)
+        yield there
 
 
 def as_orchestrator(cluster: Cluster, *words: str, stdin: str | None = None) -> str:
@@ -104,16 +102,12 @@ def refusal(cluster: Cluster, manifest: Manifest) -> str:
 def jobs(cluster: Cluster, **more: Any) -> dict[str, Manifest]:
     """Step → its Job, as the orchestrator makes it of the templates that are there."""
     plan = make_plan("r1", "s3://vcot/runs", {}, in_parts=True, **more)
-    templates = {stage: cluster.get("CronJob", f"stage-{stage}") or {} for stage in STAGES}
+    templates = {stage: cluster.get("CronJob", f"stage-{stage}") for stage in STAGES}
     frozen, owner = freeze(plan, templates), owner_of(cluster)
     return {
         step.name: complete(frozen.jobs[step.name], owner, frozen.digest, 2 if step.part == "shards" else None)
         for step in plan.steps
     }
-
-
-def job(cluster: Cluster, step: str) -> Manifest:
-    return jobs(cluster)[step]
 
 
 def owner_of(cluster: Cluster) -> Owner:
@@ -141,15 +135,22 @@ def test_every_job_of_a_run_is_let_in(hardened: Cluster) -> None:
     assert len(of_its_own) == 11
     for step, one in [*of_its_own.items(), *of_another.items()]:
         assert refusal(hardened, one) == "", step
+    frozen = of_its_own["train"]  # before the last apply, with other settings, sizes and places
+    main_of(frozen)["envFrom"][0]["configMapRef"]["name"] = "settings-train-0123456789"
+    main_of(frozen)["resources"]["limits"]["memory"] = "7Gi"
+    pod_of(frozen)["nodeSelector"] = {"node-pool": "earlier"}
+    pod_of(frozen)["volumes"][0]["emptyDir"] = {"sizeLimit": "3Gi"}
+    assert refusal(hardened, frozen) == ""
+    # A person who may make Jobs makes what they like, as `make k8s-doctor` does.
+    main_of(frozen)["command"] = ["env"]
+    hardened.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(frozen))
 
 
-def test_every_job_of_overlay_gpu_with_every_component_of_pods_is_let_in(
-    namespace: Cluster, node: Node, operators: None, tmp_path: Path
-) -> None:
-    inner, overlay = hardened_overlay(tmp_path, "r1", namespace, "gpu")
-    components = ["pool-aks", "spot", "kueue", "multinode-jobset", "irsa"]
-    inner.edit(lambda k: k.update(components=[f"../../components/{name}" for name in ["reevaluate", *components]]))
-    with applied(overlay, namespace, run=False):
+def test_every_job_of_overlay_gpu_with_every_component_of_pods_is_let_in(namespace, node, operators, tmp_path) -> None:
+    names = ["reevaluate", "pool-aks", "spot", "kueue", "multinode-jobset", "irsa"]
+    components = {"components": [f"../../components/{name}" for name in names]}
+    edit = lambda inner: inner.edit(lambda k: k.update(components))  # noqa: E731
+    with behind_the_policy(namespace, tmp_path, name="gpu", edit=edit):
         made = jobs(namespace)
         assert made["train"]["kind"] == "JobSet"
         assert "@sha256:" in main_of(made["evaluate"])["image"]
@@ -157,32 +158,19 @@ def test_every_job_of_overlay_gpu_with_every_component_of_pods_is_let_in(
             assert refusal(namespace, one) == "", step
 
 
-def test_a_run_frozen_before_the_last_apply_is_let_in(hardened: Cluster) -> None:
-    """With other settings, sizes and places."""
-    frozen = job(hardened, "train")
-    main_of(frozen)["envFrom"][0]["configMapRef"]["name"] = "settings-train-0123456789"
-    main_of(frozen)["resources"]["limits"]["memory"] = "7Gi"
-    pod_of(frozen)["nodeSelector"] = {"node-pool": "earlier"}
-    pod_of(frozen)["volumes"][0]["emptyDir"] = {"sizeLimit": "3Gi"}
-    assert refusal(hardened, frozen) == ""
-
-
-def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(
-    namespace: Cluster, node: Node, tmp_path: Path
-) -> None:
+def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(namespace: Cluster, node, tmp_path) -> None:
     """A run that was frozen with the images of an earlier apply goes on with them."""
     repository = "registry.example.com:5000/team/vcot-gpu"
-    inner, overlay = hardened_overlay(tmp_path, "r1", namespace)
     by_digest = {"name": "vcot-gpu", "newName": repository, "digest": "sha256:" + "0" * 64}
-    inner.edit(lambda k: k["images"].append(by_digest) or k["images"].pop(1))
-    with applied(overlay, namespace, run=False):
+    edit = lambda inner: inner.edit(lambda k: k["images"].append(by_digest) or k["images"].pop(1))  # noqa: E731
+    with behind_the_policy(namespace, tmp_path, edit=edit):
+        evaluate = jobs(namespace)["evaluate"]
+        assert main_of(evaluate)["image"] == f"{repository}@sha256:{'0' * 64}"
 
         def said(image: str) -> str:
-            one = job(namespace, "evaluate")
-            main_of(one)["image"] = image
-            return refusal(namespace, one)
+            main_of(evaluate)["image"] = image
+            return refusal(namespace, evaluate)
 
-        assert main_of(job(namespace, "evaluate"))["image"] == f"{repository}@sha256:{'0' * 64}"
         for digest in ("0" * 64, "1" * 64):
             assert said(f"{repository}@sha256:{digest}") == ""
         for image in (
@@ -194,9 +182,8 @@ def test_any_digest_of_the_overlays_repository_is_let_in_and_no_other_image(
 
 
 def test_a_run_reaches_its_end_behind_the_policy(namespace: Cluster, node: Node, tmp_path: Path) -> None:
-    inner, overlay = hardened_overlay(tmp_path, "behind", namespace)
-    inner.orchestrator("--until", "distill")
-    with applied(overlay, namespace, run=True):
+    edit = lambda inner: inner.orchestrator("--until", "distill")  # noqa: E731
+    with behind_the_policy(namespace, tmp_path, "behind", run=True, edit=edit) as overlay:
         namespace.completes(overlay.pipeline, 300)
         assert len(namespace.list("Job", run="behind")) == 6
 
@@ -216,7 +203,8 @@ def test_training_on_several_nodes_is_let_in_and_all_its_pods_are_judged(hardene
         foreign = copy.deepcopy(legitimate)
         groups = foreign["spec"]["replicatedJobs"]
         groups.append(copy.deepcopy(groups[0]) | {"name": "more"})
-        change(groups[1]["template"], *ATTACKS[attack][1:3])
+        _, where, value, _ = ATTACKS[attack]
+        change(groups[1]["template"], where, value)
         assert refusal(hardened, foreign) != ""
 
 
@@ -231,87 +219,70 @@ def operators(hardened: Cluster) -> None:
         versions = [{"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}]
         plural = {"kind": kind, "plural": f"{kind.lower()}s", "singular": kind.lower(), "listKind": f"{kind}List"}
         approved = {"api-approved.kubernetes.io": "unapproved, for a test"}
-        hardened.apply(
-            {
-                "apiVersion": "apiextensions.k8s.io/v1",
-                "kind": "CustomResourceDefinition",
-                "metadata": {"name": name, "annotations": approved},
-                "spec": {"group": group, "scope": "Namespaced", "names": plural, "versions": versions},
-            }
-        )
+        hardened.apply({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": name, "annotations": approved},
+            "spec": {"group": group, "scope": "Namespaced", "names": plural, "versions": versions},
+        })  # fmt: skip
         hardened.run("wait", "--for=condition=Established", f"crd/{name}", "--timeout=60s")
 
 
 # --- what somebody with its token would try ---------------------------------------------------------------------
 
+WHERE: dict[str, tuple[str | int, ...]] = {
+    "job": ("metadata",), "pods": ("spec", "template", "metadata"), "pod": ("spec", "template", "spec"),
+    "main": ("spec", "template", "spec", "containers", 0),
+}  # fmt: skip
+GONE = object()
 TEACHER, KEY = {"name": "teacher-credentials"}, {"name": "s3-credentials", "key": "AWS_SECRET_ACCESS_KEY"}
 SECOND = {"name": "second", "image": "localhost/vcot-data:dev"}
-PODS = ("spec", "template", "metadata")
-POD = ("spec", "template", "spec")
-MAIN = (*POD, "containers", 0)
-GONE = object()
+TOKEN = {"sources": [{"serviceAccountToken": {"path": "t"}}]}
+OTHER_SETTINGS = {"configMapRef": {"name": "settings-distill-0123456789"}}
 
 #: What → the step whose Job is changed, where ("+": one more in a list), to what, and what the API server says.
-ATTACKS: dict[str, tuple[str, tuple[str | int, ...], Any, str]] = {
-    "a foreign image": ("convert-finish", (*MAIN, "image"), "docker.io/library/busybox:1", "image docker.io"),
-    "another tag": ("train", (*MAIN, "image"), "localhost/vcot-gpu:other", "runs localhost/vcot-gpu:dev"),
-    "another stage's image": ("train", (*MAIN, "image"), "localhost/vcot-data:dev", "runs localhost/vcot-gpu:dev"),
-    "a command": ("convert-finish", (*MAIN, "command"), ["sh", "-c", "env"], "have no command"),
-    "arguments": ("convert-finish", (*MAIN, "args"), ["jobs.probe"], "args of stage convert"),
-    "a command after the start": (
-        "train", (*MAIN, "lifecycle"), {"postStart": {"exec": {"command": ["env"]}}}, "have no lifecycle",
-    ),
-    "another folder to start in": ("train", (*MAIN, "workingDir"), "/scratch", "have no workingDir"),
-    "another stage's Secret": ("train", (*MAIN, "envFrom", "+"), {"secretRef": TEACHER}, "envFrom of stage train"),
-    "another stage's settings": (
-        "train", (*MAIN, "envFrom", "+"), {"configMapRef": {"name": "settings-distill-0123456789"}},
-        "envFrom of stage train",
-    ),
+ATTACKS: dict[str, tuple[str, str, Any, str]] = {
+    "a foreign image": ("convert-finish", "main.image", "docker.io/library/busybox:1", "image docker.io"),
+    "another tag": ("train", "main.image", "localhost/vcot-gpu:other", "runs localhost/vcot-gpu:dev"),
+    "another stage's image": ("train", "main.image", "localhost/vcot-data:dev", "runs localhost/vcot-gpu:dev"),
+    "a command": ("convert-finish", "main.command", ["sh", "-c", "env"], "have no command"),
+    "arguments": ("convert-finish", "main.args", ["jobs.probe"], "args of stage convert"),
+    "a command after": ("train", "main.lifecycle", {"postStart": {"exec": {"command": ["x"]}}}, "have no lifecycle"),
+    "another folder to start in": ("train", "main.workingDir", "/scratch", "have no workingDir"),
+    "another stage's Secret": ("train", "main.envFrom.+", {"secretRef": TEACHER}, "envFrom of stage train"),
+    "another stage's settings": ("train", "main.envFrom.+", OTHER_SETTINGS, "envFrom of stage train"),
     "settings of its own": (
-        "distill-shards", (*MAIN, "envFrom", "+"), {"configMapRef": {"name": "r2-plan"}}, "envFrom of stage distill",
+        "distill-shards", "main.envFrom.+", {"configMapRef": {"name": "r2-plan"}}, "envFrom of stage distill",
     ),
-    "a key in a variable": (
-        "train", (*MAIN, "env", "+"), {"name": "K", "valueFrom": {"secretKeyRef": KEY}}, "env of stages",
-    ),
-    "a token, projected": (
-        "train", (*POD, "volumes", "+"),
-        {"name": "more", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}, "of kind emptyDir",
-    ),
+    "a key in a variable": ("train", "main.env.+", {"name": "K", "valueFrom": {"secretKeyRef": KEY}}, "env of stages"),
+    "a token, projected": ("train", "pod.volumes.+", {"name": "more", "projected": TOKEN}, "of kind emptyDir"),
     "a Secret as a volume": (
-        "train", (*POD, "volumes", "+"), {"name": "more", "secret": {"secretName": "teacher-credentials"}},
-        "of kind emptyDir",
+        "train", "pod.volumes.+", {"name": "more", "secret": {"secretName": TEACHER["name"]}}, "of kind emptyDir",
     ),
     "a folder of the node": (
-        "train", (*POD, "volumes", "+"), {"name": "more", "hostPath": {"path": "/"}}, "of kind emptyDir",
+        "train", "pod.volumes.+", {"name": "more", "hostPath": {"path": "/"}}, "of kind emptyDir",
     ),
-    "a container beside": ("train", (*POD, "containers", "+"), SECOND | {"command": ["env"]}, "one container, main"),
+    "a container beside": ("train", "pod.containers.+", SECOND | {"command": ["env"]}, "one container, main"),
     "a container before": (
-        "train", (*POD, "initContainers"), [SECOND | {"restartPolicy": "Always"}], "have no initContainers",
+        "train", "pod.initContainers", [SECOND | {"restartPolicy": "Always"}], "have no initContainers",
     ),
-    "the orchestrator's account": ("train", (*POD, "serviceAccountName"), "orchestrator", "serviceAccountName: stage"),
-    "the account's token": (
-        "train", (*POD, "automountServiceAccountToken"), True, "automountServiceAccountToken: false",
-    ),
-    "a Secret to pull with": ("train", (*POD, "imagePullSecrets"), [TEACHER], "have no imagePullSecrets"),
-    "names": (
-        "distill-shards", (*POD, "hostAliases"), [{"ip": "10.0.0.1", "hostnames": ["a"]}], "have no hostAliases",
-    ),
-    "the node's network": ("train", (*POD, "hostNetwork"), True, "have no hostNetwork"),
-    "a chosen node": ("train", (*POD, "nodeName"), "node-1", "have no nodeName"),
-    "distill's network": ("train", (*PODS, "labels", "vcot/stage"), "distill", "network policies go by them"),
-    "the orchestrator's network": (
-        "train", (*PODS, "labels", "vcot/role"), "orchestrator", "network policies go by them",
-    ),
-    "a webhook's container": ("train", (*PODS, "annotations"), {"inject": "true"}, "webhooks"),
-    "another stage's label": ("distill-finish", ("metadata", "labels", "vcot/stage"), "convert", "network policies"),
-    "no stage": ("train", ("metadata", "labels", "vcot/stage"), GONE, "names none"),
-    "a stage that there is not": ("train", ("metadata", "labels", "vcot/stage"), "serve", "names none"),
-    "no owner": ("train", ("metadata", "ownerReferences"), GONE, "owned by the Job pipeline-"),
-    "another run's owner": ("train", ("metadata", "ownerReferences", 0, "name"), "pipeline-r2", "owned by the Job"),
+    "the orchestrator's account": ("train", "pod.serviceAccountName", "orchestrator", "serviceAccountName: stage"),
+    "the account's token": ("train", "pod.automountServiceAccountToken", True, "automountServiceAccountToken: false"),
+    "a Secret to pull with": ("train", "pod.imagePullSecrets", [TEACHER], "have no imagePullSecrets"),
+    "names": ("distill-shards", "pod.hostAliases", [{"ip": "10.0.0.1", "hostnames": ["a"]}], "have no hostAliases"),
+    "the node's network": ("train", "pod.hostNetwork", True, "have no hostNetwork"),
+    "a chosen node": ("train", "pod.nodeName", "node-1", "have no nodeName"),
+    "distill's network": ("train", "pods.labels.vcot/stage", "distill", "network policies go by them"),
+    "the orchestrator's network": ("train", "pods.labels.vcot/role", "orchestrator", "network policies go by them"),
+    "a webhook's container": ("train", "pods.annotations", {"inject": "true"}, "webhooks"),
+    "another stage's label": ("distill-finish", "job.labels.vcot/stage", "convert", "network policies"),
+    "no stage": ("train", "job.labels.vcot/stage", GONE, "names none"),
+    "a stage that there is not": ("train", "job.labels.vcot/stage", "serve", "names none"),
+    "no owner": ("train", "job.ownerReferences", GONE, "owned by the Job pipeline-"),
+    "another run's owner": ("train", "job.ownerReferences.0.name", "pipeline-r2", "owned by the Job"),
 }  # fmt: skip
 #: The same for a variable of the container: its name, its value.
 ATTACKS |= {
-    f"variable {name}": (step, (*MAIN, "env", "+"), {"name": name, "value": value}, f"not {name}")
+    f"variable {name}": (step, "main.env.+", {"name": name, "value": value}, f"not {name}")
     for step, name, value in (
         ("train", "VCOT_RUN_URI", "s3://x/$(AWS_REGION)"), ("train", "VCOT_TRAIN_INPUT_URI", "http://x"),
         ("train", "VCOT_PART", "finish\nx"), ("distill-shards", "OPENAI_BASE_URL", "https://evil.example.com"),
@@ -320,8 +291,9 @@ ATTACKS |= {
 }  # fmt: skip
 
 
-def change(manifest: Any, where: tuple[str | int, ...], value: Any) -> None:
-    *path, last = where
+def change(manifest: Any, where: str, value: Any) -> None:
+    begin, *rest = where.split(".")
+    *path, last = (*WHERE[begin], *(int(key) if key.isdigit() else key for key in rest))
     for key in path:
         manifest = manifest[key]
     if value is GONE:
@@ -335,25 +307,27 @@ def change(manifest: Any, where: tuple[str | int, ...], value: Any) -> None:
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_is_not_a_stages_job_is_denied(attack: str, hardened: Cluster) -> None:
     step, where, value, words = ATTACKS[attack]
-    one = job(hardened, step)
+    one = jobs(hardened)[step]
     change(one, where, value)
     assert words in refusal(hardened, one)
 
 
+def denied(cluster: Cluster, words: str, *what: str, **change: Any) -> None:
+    """The orchestrator's kubectl is refused with these words; where it patches, `change` is the patch."""
+    patch = ["--type", "merge", "-p", json.dumps(change)] if change else []
+    with pytest.raises(CommandFailed, match=words):
+        as_orchestrator(cluster, *what, *patch)
+
+
 def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster) -> None:
-    waiting = job(hardened, "evaluate")
+    waiting = jobs(hardened)["evaluate"]
     pod_of(waiting)["nodeSelector"] = {"node-pool": "nowhere"}
     name = waiting["metadata"]["name"]
     as_orchestrator(hardened, "create", "-f", "-", stdin=json.dumps(waiting))
-
-    def patch(merged: Manifest) -> str:
-        return as_orchestrator(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(merged))
-
-    patch({"metadata": {"annotations": {"vcot/given-up": "it waited too long"}}, "spec": {"suspend": True}})
-    suspended = hardened.get("Job", name)
-    assert suspended is not None
-    assert suspended["spec"]["suspend"] is True
-    for merged in (
+    given_up = {"metadata": {"annotations": {"vcot/given-up": "it waited too long"}}, "spec": {"suspend": True}}
+    as_orchestrator(hardened, "patch", "job", name, "--type", "merge", "-p", json.dumps(given_up))
+    assert hardened.get("Job", name)["spec"]["suspend"] is True
+    changes: list[dict[str, Any]] = [
         {"spec": {"suspend": False}},
         {"spec": {"activeDeadlineSeconds": 1}},
         {"spec": {"template": {"metadata": {"labels": {"vcot/stage": "distill"}}}}},
@@ -361,35 +335,20 @@ def test_a_job_that_is_there_may_be_suspended_and_not_changed(hardened: Cluster)
         {"metadata": {"labels": {"vcot/part": "other"}}},
         {"metadata": {"annotations": {"vcot/plan": "other"}}},
         {"metadata": {"finalizers": ["x.example.com/y"]}},
-    ):
-        with pytest.raises(CommandFailed, match="suspends a Job that is there, and changes nothing else"):
-            patch(merged)
+    ]
+    for each in changes:
+        denied(hardened, "suspends a Job that is there, and changes nothing else", "patch", "job", name, **each)
     hardened.run("delete", "job", name, "--wait=false")
 
 
 def test_a_job_may_be_taken_out_of_its_queue_and_not_put_before_others(hardened: Cluster, operators: None) -> None:
     one: Manifest = {"apiVersion": "kueue.x-k8s.io/v1beta1", "kind": "Workload", "metadata": {"name": "job-r1"}}
     hardened.create(one | {"spec": {"active": True, "priority": 0}})
-
-    def patch(**spec: object) -> str:
-        return as_orchestrator(
-            hardened, "patch", "workload", "job-r1", "--type", "merge", "-p", json.dumps({"spec": spec})
-        )
-
-    with pytest.raises(CommandFailed, match="takes its Jobs out of a queue"):
-        patch(active=False, priority=1000)
-    patch(active=False)
-    with pytest.raises(CommandFailed, match="takes its Jobs out of a queue"):
-        patch(active=True)
+    patch, words = ("patch", "workload", "job-r1"), "takes its Jobs out of a queue"
+    denied(hardened, words, *patch, spec={"active": False, "priority": 1000})
+    as_orchestrator(hardened, *patch, "--type", "merge", "-p", '{"spec": {"active": false}}')
+    denied(hardened, words, *patch, spec={"active": True})
     assert "not CREATE of workloads" in refusal(hardened, one)
-
-
-def test_the_pipelines_job_is_not_the_orchestrators_to_change(hardened: Cluster) -> None:
-    given_up = {"metadata": {"annotations": {"vcot/given-up": "x"}}}
-    with pytest.raises(CommandFailed, match="Jobs of stages alone"):
-        as_orchestrator(hardened, "patch", "job", "pipeline-r1", "-p", json.dumps(given_up))
-    with pytest.raises(CommandFailed, match="not DELETE of jobs"):
-        as_orchestrator(hardened, "delete", "job", "pipeline-r1")
 
 
 def test_of_configmaps_the_orchestrator_writes_the_plan_and_the_state_of_runs(hardened: Cluster) -> None:
@@ -399,20 +358,16 @@ def test_of_configmaps_the_orchestrator_writes_the_plan_and_the_state_of_runs(ha
         assert "and no settings" in refusal(hardened, config_map(name, OPENAI_BASE_URL="https://evil.example.com"))
     names = [one["metadata"]["name"] for one in hardened.list("ConfigMap")]
     (settings,) = [name for name in names if name.startswith("settings-train")]
-    with pytest.raises(CommandFailed, match="and no settings"):
-        as_orchestrator(
-            hardened, "patch", "configmap", settings, "-p", json.dumps({"data": {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "1"}})
-        )
+    denied(hardened, "and no settings", "patch", "configmap", settings, data={"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "1"})
     old = config_map("settings-train-0123456789")
     old["metadata"]["labels"] = {"vcot/holds": "settings"}
     hardened.apply(config_map("anything"), old)
     as_orchestrator(hardened, "delete", "configmap", old["metadata"]["name"])  # of runs that are gone
-    with pytest.raises(CommandFailed, match="and no settings"):
-        as_orchestrator(hardened, "delete", "configmap", "anything")
+    denied(hardened, "and no settings", "delete", "configmap", "anything")
 
 
 def test_nothing_else_is_the_orchestrators_to_write_whatever_rights_it_has(hardened: Cluster) -> None:
-    template = hardened.get("CronJob", "stage-train") or {}
+    template = hardened.get("CronJob", "stage-train")
     pod_spec = template["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     for kind, version, name, more in (
         ("Pod", "v1", "pods", {"spec": pod_spec}),
@@ -421,17 +376,11 @@ def test_nothing_else_is_the_orchestrators_to_write_whatever_rights_it_has(harde
     ):
         one = {"apiVersion": version, "kind": kind, "metadata": {"name": "mine"}, **more}
         assert f"not CREATE of {name}" in refusal(hardened, one)
-    with pytest.raises(CommandFailed, match="not UPDATE of cronjobs"):
-        as_orchestrator(hardened, "patch", "cronjob", "stage-train", "-p", json.dumps({"spec": {"suspend": False}}))
-    with pytest.raises(CommandFailed, match="not CREATE of serviceaccounts/token"):
-        as_orchestrator(hardened, "create", "token", "stage")
-
-
-def test_others_are_not_judged(hardened: Cluster) -> None:
-    """A person who may make Jobs makes what they like, as `make k8s-doctor` does."""
-    one = job(hardened, "train")
-    main_of(one)["command"] = ["env"]
-    hardened.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(one))
+    denied(hardened, "not UPDATE of cronjobs", "patch", "cronjob", "stage-train", spec={"suspend": False})
+    denied(hardened, "not CREATE of serviceaccounts/token", "create", "token", "stage")
+    given_up = {"annotations": {"vcot/given-up": "x"}}
+    denied(hardened, "Jobs of stages alone", "patch", "job", "pipeline-r1", metadata=given_up)
+    denied(hardened, "not DELETE of jobs", "delete", "job", "pipeline-r1")
 
 
 def test_the_api_server_has_nothing_to_say_about_the_expressions(hardened: Cluster) -> None:
@@ -440,7 +389,7 @@ def test_the_api_server_has_nothing_to_say_about_the_expressions(hardened: Clust
     def judged() -> Manifest | None:
         name = f"{hardened.namespace}-orchestrator-jobs"
         policy = json.loads(hardened.run("get", "validatingadmissionpolicy", name, "-o", "json"))
-        found: Manifest = policy.get("status") or {}
+        found = policy.get("status") or {}
         return found if found.get("observedGeneration") == policy["metadata"]["generation"] else None
 
     status = hardened.until("the policy is type-checked", judged, 60)

@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.configuration import HOME, ROOT
 from tests.cluster.machine import MachineLacks, prepare
-from tests.cluster.node import down, node_that_is_up
+from tests.cluster.node import down, node_that_is_up, wait
 
 PROGRAM = """
 import signal, time
@@ -78,13 +76,7 @@ def test_all_is_as_it_was(how: str) -> None:
         process.send_signal(signal.SIGINT if how == "interrupted" else signal.SIGKILL)
         process.wait()
     if how == "killed":  # nobody cleaned up; the node is dead all the same
-        wait(lambda: node_that_is_up() is None)
+        wait(lambda: node_that_is_up() is None, 20)
         down()
-    wait(lambda: outside() == before)
+    wait(lambda: outside() == before, 20)
     assert outside() == before
-
-
-def wait(ready: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready() and time.monotonic() < deadline:
-        time.sleep(0.2)

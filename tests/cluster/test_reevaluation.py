@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
-from tests.cluster.cluster import Cluster, Manifest, Overlay
+from tests.cluster.cluster import Cluster, Manifest
 from tests.cluster.conftest import Smoke
 from vcot.evaluation.subjects import Finished, moment, promote
 from vcot.storage import Store, join
@@ -14,9 +13,7 @@ MINUTES = 60.0
 RUNS = "s3://vcot/runs"
 
 
-def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(
-    smoke: Smoke, namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
+def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(smoke: Smoke, namespace: Cluster, overlay) -> None:
     pointers = f"s3://vcot/{namespace.namespace}/pointers"
     good, bad = (f"{name}-{namespace.namespace[-8:]}" for name in ("good", "bad"))
     promoted = overlay(good).settings("evaluate", promote="true", pointers_uri=pointers)
@@ -57,13 +54,8 @@ def scheduled(cluster: Cluster) -> list[Manifest]:
 
 def fired(cluster: Cluster, before: set[str]) -> Manifest:
     """The first Job that the schedule makes beside those."""
-    return dict(
-        cluster.until(
-            "the schedule fires",
-            lambda: next((job for job in scheduled(cluster) if job["metadata"]["name"] not in before), None),
-            4 * MINUTES,
-        )
-    )
+    new = lambda: next((job for job in scheduled(cluster) if job["metadata"]["name"] not in before), None)  # noqa: E731
+    return cluster.until("the schedule fires", new, 4 * MINUTES)
 
 
 def promote_by_hand(pointers: str, run: str, *, samples_of: str) -> None:

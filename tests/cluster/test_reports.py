@@ -68,21 +68,15 @@ def test_what_is_wrong_is_said_in_words(case: str, namespace: Cluster, overlay: 
     said = fails_saying(namespace, run.patch("CronJob", "stage-convert", *patches) if patches else run)
     assert [word for word in words if word not in said] == [], said
     if case == "no-pool":
-        job = namespace.get("Job", "no-pool-convert-prepare")
-        assert job is not None
-        assert job["spec"]["suspend"] is True
+        assert namespace.get("Job", "no-pool-convert-prepare")["spec"]["suspend"] is True
         namespace.until("its pod is gone", lambda: not namespace.pods_of("no-pool-convert-prepare"))
-        state = namespace.get("ConfigMap", "no-pool-state")
-        assert state is not None
-        kept = json.loads(state["data"]["state.json"])
+        kept = json.loads(namespace.get("ConfigMap", "no-pool-state")["data"]["state.json"])
         assert (kept["end"]["exit"], "no node takes" in kept["end"]["message"]) == (3, True)
         assert json.loads(Store().read("s3://vcot/runs/no-pool/pipeline/state.json")) == kept
 
 
 @pytest.mark.parametrize("by", ["another run", "the same run"])
-def test_a_run_whose_templates_were_replaced_before_it_began_is_refused(
-    by: str, namespace: Cluster, overlay: Callable[[str], Overlay]
-) -> None:
+def test_a_run_whose_templates_were_replaced_before_it_began_is_refused(by: str, namespace: Cluster, overlay) -> None:
     """Its orchestrator has no node yet; meanwhile the templates become those of another apply."""
     run = overlay("earlier")
     gate = {"op": "add", "path": "/spec/template/spec/schedulingGates", "value": [{"name": "test/not-yet"}]}
@@ -117,7 +111,7 @@ def test_a_bad_shard_is_named_and_the_others_finish(namespace: Cluster, overlay:
     bad = overlay(f"bad-{namespace.namespace[-8:]}")
     bad.orchestrator("--from-run", f"{run_id}:convert", "--only", "distill")
     said = fails_saying(namespace, bad)
-    status = (namespace.get("Job", f"{bad.run_id}-distill-shards") or {})["status"]
+    status = namespace.get("Job", f"{bad.run_id}-distill-shards")["status"]
     assert next(c for c in status["conditions"] if c["type"] == "Failed")["reason"] == "FailedIndexes"
     assert (status["failedIndexes"], status["completedIndexes"]) == ("1", "0,2")
     assert "shard 1" in said

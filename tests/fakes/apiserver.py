@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.fakes.cluster import MemoryCluster
 from vcot.pipeline.client import RESOURCES, Manifest, Refused
 
-PLURALS = {plural: kind for kind, (_, _, plural) in RESOURCES.items()}
+PLURALS = {path.rpartition("/")[2]: kind for kind, path in RESOURCES.items()}
 
 
 @dataclass
@@ -41,13 +41,17 @@ class Fault:
     times: int = 1
 
 
-class ApiServer:
+class ApiServer(ThreadingHTTPServer):
+    """Its cluster's clock is that of the client, who asks one thing after another: nothing happens during an answer."""
+
+    daemon_threads, allow_reuse_address = True, True
+
     def __init__(self, cluster: MemoryCluster) -> None:
-        self.cluster, self.port = cluster, 0
+        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        self.cluster = cluster
         self.faults: list[Fault] = []
         self.asked: list[str] = []
-        self.lock = threading.RLock()
-        self._server: _Server | None = None
+        self._open: list[socket.socket] = []
 
     def __enter__(self) -> ApiServer:
         self.start()
@@ -57,23 +61,29 @@ class ApiServer:
         self.stop()
 
     def start(self) -> None:
-        self._server = _Server(("127.0.0.1", self.port), type("Handler", (_Handler,), {"stub": self}))
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        self.socket = socket.socket()
+        self.server_bind()
+        self.server_activate()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
         """Away: the port is closed, and every open connection is reset."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            for connection in self._server.open:
-                reset(connection)
-            self._server = None
+        self.shutdown()
+        self.server_close()
+        while self._open:
+            reset(self._open.pop())
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.append(request)
+        super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Connections that are cut are what this is for."""
 
     def kubeconfig(self, path: Path) -> Path:
         config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "stub",
-            "clusters": [{"name": "stub", "cluster": {"server": f"http://127.0.0.1:{self.port}"}}],
+            "clusters": [{"name": "stub", "cluster": {"server": f"http://127.0.0.1:{self.server_address[1]}"}}],
             "users": [{"name": "me", "user": {"token": "a-token"}}],
             "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "me"}}],
         }  # fmt: skip
@@ -90,35 +100,21 @@ class ApiServer:
         return None
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, *words: Any) -> None:
-        super().__init__(*words)
-        self.open: list[socket.socket] = []
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.open.append(request)
-        super().process_request(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that are cut are what this is for."""
-
-
 def reset(connection: socket.socket) -> None:
-    """Ends it with RST instead of a polite goodbye."""
+    """Ends it with RST instead of a polite goodbye.
+
+    It is shut down first: whoever still holds the socket, as its handler does, the client is told now, and waits for no
+    answer that nobody will send.
+    """
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.shutdown(socket.SHUT_RD)
-    with contextlib.suppress(OSError):
-        connection.close()
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    stub: ApiServer
-    server: _Server
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+    server: ApiServer
 
     def log_message(self, *_: object) -> None:
         """Silence."""
@@ -127,16 +123,14 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        with self.stub.lock:
-            self.stub.asked.append(parts.path)
-            fault = self.stub.fault_for(self.command, parts.path)
+        self.server.asked.append(parts.path)
+        fault = self.server.fault_for(self.command, parts.path)
         if self.headers["Authorization"] != "Bearer a-token":
             return self._refuse(401, "Unauthorized", "Unauthorized")
         if fault is not None and not fault.late:
             return self._fail(fault)
         try:
-            with self.stub.lock:
-                answer = self._answer(parts.path, query, json.loads(body or "null"))
+            answer = self._answer(parts.path, query, json.loads(body or "null"))
         except Refused as error:
             return self._refuse(error.status, "AlreadyExists" if error.status == 409 else "", str(error))
         return self._reply(200, answer) if fault is None else self._fail(fault)
@@ -155,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         Raises:
             Refused: with the status of the answer.
         """
-        cluster, (*_, before, last) = self.stub.cluster, path.split("/")
+        cluster, (*_, before, last) = self.server.cluster, path.split("/")
         if path == "/version":
             return {"major": str(cluster.kubernetes[0]), "minor": f"{cluster.kubernetes[1]}+"}
         if self.command == "PATCH":

@@ -16,16 +16,33 @@ import functools
 import heapq
 import itertools
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import pytest
 import yaml
+from structlog.testing import capture_logs
 
+from vcot.errors import StageFailed, TemporaryError
 from vcot.pipeline.client import Manifest, Refused
-from vcot.pipeline.orchestrator import Clock, Outcome, Step
+from vcot.pipeline.executor import KubernetesExecutor
+from vcot.pipeline.orchestrator import Clock, Outcome, Plan, Step, make_plan, orchestrate
+from vcot.pipeline.templates import Owner
+from vcot.settings import STAGES
+from vcot.stage import Stop
 
 Script = Callable[["MemoryCluster", Manifest], None]
+
+
+OWNER = Owner("pipeline-r1", "uid-of-pipeline")
+ALL = [
+    "r1-plan", "r1-state",
+    *[f"r1-{stage}-{part}" for stage in ("convert", "distill", "tokenize") for part in ("prepare", "shards", "finish")],
+    "r1-train", "r1-evaluate",
+]  # fmt: skip
+
+NOTHING = ["r1-state"]
+"""What a run makes that is refused before it begins: there stands why."""
 
 
 class Crash(BaseException):
@@ -55,15 +72,6 @@ class FakeClock(Clock):
         heapq.heappush(self._due, (self._now + seconds, next(self._number), happen))
 
 
-class RealClock(Clock):
-    """For the same cluster behind HTTP."""
-
-    def at(self, seconds: float, happen: Callable[[], None]) -> None:
-        timer = threading.Timer(seconds, happen)
-        timer.daemon = True
-        timer.start()
-
-
 class MemoryStorage:
     """In place of `RunStorage`: every stage has three shards and none is whole, unless a test says so."""
 
@@ -90,12 +98,17 @@ class MemoryStorage:
         return next((json.dumps(state) for state in reversed(self.states) if state["at"] == run_uri), None)
 
 
+def valid(stage: str, variables: Mapping[str, str]) -> list[str]:
+    """Finds all settings in order."""
+    return []
+
+
 class MemoryCluster:
     """In place of `ClusterClient`; the default script lets every Job succeed after three seconds."""
 
     namespace = "vcot"
 
-    def __init__(self, clock: FakeClock | RealClock, scripts: dict[str, Script] | None = None) -> None:
+    def __init__(self, clock: FakeClock, scripts: dict[str, Script] | None = None) -> None:
         self.clock, self.scripts = clock, {} if scripts is None else scripts
         self.kubernetes = (1, 36)
         self.storage = MemoryStorage()
@@ -110,7 +123,6 @@ class MemoryCluster:
         self.refused: set[tuple[str, str]] = set()
         """(verb, kind) that nobody may."""
         self._version = itertools.count(1)
-        self.changing = threading.Lock()
 
     # --- as ClusterClient -----------------------------------------------------------------------------------
 
@@ -167,7 +179,7 @@ class MemoryCluster:
     def select(self, kind: str, labels: str = "", fields: str = "") -> list[Manifest]:
         wanted = [*_pairs(labels), *_pairs(fields)]
         found = []
-        for (its_kind, _), one in list(self.objects.items()):
+        for (its_kind, _), one in self.objects.items():
             facts = {
                 **one["metadata"].get("labels", {}),
                 "metadata.name": one["metadata"]["name"],
@@ -182,12 +194,11 @@ class MemoryCluster:
         return found
 
     def put(self, kind: str, manifest: Manifest) -> Manifest:
-        with self.changing:
-            version, name = str(next(self._version)), manifest["metadata"]["name"]
-            stored = copy.deepcopy(manifest) | {"kind": kind}
-            stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": version}
-            self.objects[kind, name] = stored
-            return copy.deepcopy(stored)
+        version, name = str(next(self._version)), manifest["metadata"]["name"]
+        stored = copy.deepcopy(manifest) | {"kind": kind}
+        stored["metadata"] = {"uid": f"uid-{version}", **stored["metadata"], "resourceVersion": version}
+        self.objects[kind, name] = stored
+        return copy.deepcopy(stored)
 
     def delete(self, kind: str, name: str) -> None:
         self.objects.pop((kind, name), None)
@@ -241,6 +252,52 @@ class MemoryCluster:
             "type": "Warning", "reason": reason, "message": message,
             "lastTimestamp": f"2026-01-01T00:{minutes:02d}:{seconds:02d}Z",
         })  # fmt: skip
+
+    # --- a run of the Kubernetes executor, and what it leaves and says --------------------------------
+
+    def carry_out(
+        self, plan: Plan | None = None, *, owner: Owner = OWNER, stop: Stop | None = None,
+        pending_timeout: float = 1800, validate: Callable[..., list[str]] = valid,
+    ) -> dict[str, Outcome]:  # fmt: skip
+        """One orchestrator's life, from its start to its end."""
+        stop = stop or Stop()
+        executor = KubernetesExecutor(
+            self, self.storage, owner, clock=self.clock, stop=stop, pending_timeout=pending_timeout,
+            validate=validate,
+        )  # fmt: skip
+        with executor.run(plan or a_plan()) as plan:
+            return orchestrate(plan, executor, stop, attempts=1, clock=self.clock)
+
+    def said(self, kind: type[Exception] = StageFailed, **words: Any) -> tuple[str, list[str]]:
+        """How the orchestrator failed, and the lines that it logged before."""
+        with capture_logs() as lines, pytest.raises(kind) as caught:
+            self.carry_out(**words)
+        return str(caught.value), [line["event"] for line in lines]
+
+    def state(self) -> dict[str, Any]:
+        """What the ConfigMap says; storage says the same."""
+        state = json.loads(self.objects["ConfigMap", "r1-state"]["data"]["state.json"])
+        assert self.storage.states[-1] == state | {"at": "s3://b/runs/r1"}
+        return state
+
+    def apply(self, run_id: str, at: str, **images: str) -> None:
+        """What `kubectl apply -k` does at that time (of one minute): templates are replaced, a Job is made once."""
+        when, run_env = f"2026-01-01T00:00:{at}Z", f"run-of-{run_id}"
+        self.put("ConfigMap", {"metadata": {"name": run_env}, "data": {"RUN_ID": run_id}})
+        for stage in STAGES:
+            applied, there = template(stage), self.objects["CronJob", f"stage-{stage}"]
+            main = applied["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+            main["image"] = images.get(stage, main["image"])
+            stamp = {"configMapKeyRef": {"name": run_env, "key": "RUN_ID", "optional": True}}
+            main["env"].append({"name": "RUN_ID", "valueFrom": stamp})
+            by_kubectl = {"manager": "kubectl-client-side-apply", "time": when, "fieldsV1": {"f:spec": {}}}
+            same = there["spec"] == applied["spec"]
+            applied["metadata"]["managedFields"] = there["metadata"]["managedFields"] if same else [by_kubectl]
+            self.put("CronJob", applied)
+        if ("Job", f"pipeline-{run_id}") not in self.objects:
+            pod = {"containers": [{"name": "orchestrator", "envFrom": [{"configMapRef": {"name": run_env}}]}]}
+            metadata = {"name": f"pipeline-{run_id}", "creationTimestamp": when}
+            self.put("Job", {"metadata": metadata, "spec": {"template": {"spec": pod}}})
 
 
 # --- scripts ---------------------------------------------------------------------------------------------
@@ -331,7 +388,7 @@ def template(stage: str, **annotations: str) -> Manifest:
 
 def fill(cluster: MemoryCluster, settings: Mapping[str, Mapping[str, str]] | None = None) -> None:
     """What `kubectl apply` leaves there: five templates and their settings."""
-    for stage in ("convert", "distill", "tokenize", "train", "evaluate"):
+    for stage in STAGES:
         cluster.put("CronJob", template(stage))
         data = dict((settings or {}).get(stage, {}))
         cluster.put("ConfigMap", {"metadata": {"name": f"settings-{stage}-abc"}, "data": data})
@@ -348,3 +405,26 @@ def merged(there: Any, change: Any) -> Any:
 
 def _pairs(selector: str) -> list[tuple[str, str]]:
     return [(name, value) for pair in selector.split(",") if pair for name, _, value in [pair.partition("=")]]
+
+
+# --- a run of the Kubernetes executor, and what it leaves and says ---------------------------------------
+
+
+def a_cluster(scripts: dict[str, Script] | None = None, **shards: int) -> MemoryCluster:
+    """With templates and their settings, and storage in which stages have so many shards."""
+    cluster = MemoryCluster(FakeClock(), scripts)
+    fill(cluster)
+    cluster.storage.counts.update(shards)
+    return cluster
+
+
+def a_plan(until: str | None = None, **words: Any) -> Plan:
+    return make_plan("r1", "s3://b/runs", {}, in_parts=True, until=until, **words)
+
+
+def only(plan_of: str) -> Plan:
+    return a_plan(only=[plan_of])
+
+
+def away(*_: object) -> Manifest:
+    raise TemporaryError("the API server is away")

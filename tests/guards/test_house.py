@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from vcot.pipeline.local import read_env_file
+from vcot import errors
 from vcot.pipeline.orchestrator import INPUTS
 from vcot.settings import STAGES, Settings, extra_of, variable
 
@@ -61,52 +61,25 @@ def test_layers_hold() -> None:
 
 
 def settings_class(stage: str) -> type[Settings]:
-    module = importlib.import_module(f"jobs.{stage}")
-    (found,) = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Settings) and value is not Settings
-    ]
+    kinds = [kind for kind in vars(importlib.import_module(f"jobs.{stage}")).values() if isinstance(kind, type)]
+    (found,) = [kind for kind in kinds if issubclass(kind, Settings) and kind is not Settings]
     return found
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_the_same_word_everywhere(stage: str) -> None:
-    assert settings_class(stage).stage == stage
+def test_a_stage_is_the_same_word_everywhere_and_has_the_settings_that_the_plan_names(stage: str) -> None:
+    kind = settings_class(stage)
+    assert kind.stage == stage
     assert (ROOT / "k8s/base/settings" / f"{stage}.env").exists()
     assert re.search(rf"^\| {stage}", (ROOT / "docs/stages.md").read_text(), re.M)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_plan_names_settings_that_the_stage_has(stage: str) -> None:
-    known = {variable(settings_class(stage), name) for name in settings_class(stage).model_fields}
+    known = {variable(kind, name) for name in kind.model_fields}
     assert {f"VCOT_{stage.upper()}_{setting}" for setting in INPUTS[stage].values()} <= known
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("folder", ["k8s/base/settings", "examples/blood-cells/settings"])
-def test_settings_files_are_read_by_the_stages_own_class(
-    stage: str, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [n for n in os.environ if n.startswith("VCOT_")]:
-        monkeypatch.delenv(name)
-    files = [ROOT / "k8s/base/settings" / f"{stage}.env", ROOT / folder / f"{stage}.env"]
-    for name, value in {n: v for f in files if f.exists() for n, v in read_env_file(f).items()}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("VCOT_RUN_URI", "s3://bucket/runs/guard")
-    required = {"convert": {"VCOT_CONVERT_SOURCE": "coco", "VCOT_CONVERT_INPUT_URI": "s3://b/x.json"}}
-    base = {f"VCOT_{stage.upper()}_BASE_URI": "s3://b/base"} if stage in ("tokenize", "train") else {}
-    for name, value in {**required.get(stage, {}), **base}.items():
-        if name not in os.environ:
-            monkeypatch.setenv(name, value)
-    settings_class(stage).load([])
 
 
 #: Numbers that are counted in nothing.
 WITHOUT_UNIT = {
     "seed", "shard", "temperature", "lora_r", "lora_alpha", "learning_rate", "warmup_steps", "weight_decay",
-    "max_grad_norm", "neftune_noise_alpha",
-    "max_box_aspect",
+    "max_grad_norm", "neftune_noise_alpha", "max_box_aspect",
 }  # fmt: skip
 
 
@@ -126,10 +99,8 @@ def test_a_number_is_given_with_its_unit_and_each_unit_has_one_name(stage: str) 
 @pytest.mark.parametrize("stage", [*STAGES, "pipeline"])
 def test_settings_are_judged_in_under_two_seconds(stage: str) -> None:
     environment = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_")}
-    given = ["--run-uri", "/runs/x"] if stage != "pipeline" else []
-    given += {"convert": ["--source", "scenes"], "tokenize": ["--base-uri", "b"], "train": ["--base-uri", "b"]}.get(
-        stage, []
-    )
+    more = {"convert": ["--source", "scenes"], "tokenize": ["--base-uri", "b"], "train": ["--base-uri", "b"]}
+    given = [] if stage == "pipeline" else ["--run-uri", "/runs/x", *more.get(stage, [])]
     for _ in range(4):
         before = os.times()
         answer = subprocess.run(
@@ -167,39 +138,24 @@ def test_the_front_page_claims_nothing_that_no_command_does() -> None:
     }
     assert not {"datasets", "training", "evaluation", "distill"} & idle
     assert not [room for room in idle if room.rstrip("s") in page]
-    if "container" in page:
-        assert [*ROOT.glob("Dockerfile*"), *ROOT.glob("k8s/**/Dockerfile*")], (
-            "the page speaks of containers, and there is none to build"
-        )
+    assert "container" not in page or [*ROOT.glob("Dockerfile*"), *ROOT.glob("k8s/**/Dockerfile*")], "none to build"
 
 
 def test_exit_codes_stand_in_the_readers_page_as_in_the_code() -> None:
-    from vcot import errors
-
-    codes = {
-        kind.exit_code
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.VcotError)
-    }
-    page = (ROOT / "docs/stages.md").read_text()
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
-    assert codes | {0} == told
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VcotError)]
+    told = re.findall(r"^\| (\d+) \|", (ROOT / "docs/stages.md").read_text(), re.M)
+    assert {kind.exit_code for kind in kinds} | {0} == {int(code) for code in told}
 
 
 def test_nothing_secret_and_no_registry_is_tracked() -> None:
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
-        "\n"
-    )
-    if files == [""]:
+    answer = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if not (files := answer.stdout.split()):
         pytest.skip("not a git checkout")
     assert not [f for f in files if f.endswith((".pem", ".key", "s3.env"))]
     # In two halves, so that the names do not stand here either.
     halves = (("pypi", r"\.org"), ("python", "hosted"), ("registry", r"\.npmjs"), ("proxy", r"\.golang"))
     hosts = re.compile("|".join(["".join(pair) for pair in halves] + ["AKIA[0-9A-Z]{16}"]))
-    texts = [
-        ROOT / f for f in files if f.endswith((".py", ".txt", ".md", ".toml", ".yaml", ".env", ".sum", "Makefile"))
-    ]
-    guilty = [
-        p.name for p in texts if p.exists() and p != Path(__file__) and hosts.search(p.read_text(errors="ignore"))
-    ]
+    kinds = (".py", ".txt", ".md", ".toml", ".yaml", ".env", ".sum", "Makefile")
+    texts = [path for path in map(ROOT.joinpath, files) if path.name.endswith(kinds) and path.exists()]
+    guilty = [p.name for p in texts if p != Path(__file__) and hosts.search(p.read_text(errors="ignore"))]
     assert not guilty

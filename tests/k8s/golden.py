@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import difflib
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from tests.k8s.kustomize import ALL_COMPONENTS, Manifest, render, variant
-
-Rendered = Callable[[str], list[Manifest]]
+from tests.k8s.kustomize import ALL_COMPONENTS, Manifest, rendered
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -36,19 +33,18 @@ def difference(before: str, after: str) -> str:
 
 
 COMPARED = [c for c in ALL_COMPONENTS if c not in ("reevaluate", "kueue", "pool-label")]
-FILES: Mapping[str, Callable[[Rendered], str]] = {
-    "gpu.yaml": lambda rendered: page(rendered("gpu")),
+FILES: Mapping[str, Callable[[], str]] = {
+    "gpu.yaml": lambda: page(rendered("gpu")),
     **{
-        f"{file}.diff": lambda rendered, name=name: difference(page(rendered("gpu")), page(rendered(name)))
+        f"{file}.diff": lambda name=name: difference(page(rendered("gpu")), page(rendered(name)))
         for file, name in {"gpu-kueue": "gpu-kueue", **{c: f"gpu+{c}" for c in COMPARED}}.items()
     },
 }
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for file, write in FILES.items():
-            (FOLDER / file).write_text(write(lambda name: render(variant(Path(folder), name))))
+    for file, write in FILES.items():
+        (FOLDER / file).write_text(write())
     for stale in {path.name for path in FOLDER.iterdir()} - FILES.keys():
         (FOLDER / stale).unlink()
 

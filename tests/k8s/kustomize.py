@@ -1,6 +1,6 @@
 """Overlays as the cluster would get them: rendered by kustomize, read back as plain dicts.
 
-render(OVERLAYS / "gpu")                                   an overlay as it stands
+rendered("gpu"), rendered("gpu+spot")                      an overlay as it stands, one with a component (see VARIANTS)
 render(edited(tmp_path, ["reevaluate", "pool-gke"]))       overlay gpu, with these components in its list
 render(around(tmp_path, OVERLAYS / "gpu", ["kueue"]))      an overlay around another, as users write them
 """
@@ -12,6 +12,7 @@ import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,22 +104,26 @@ def job_specs(objects: Sequence[Manifest]) -> Iterator[tuple[str, Manifest]]:
         yield f"{one['kind']}/{one['metadata']['name']}", spec
 
 
+_PLACE = tempfile.TemporaryDirectory(prefix="variants-")
+"""What variants are made in; gone with this process."""
+
+
 @functools.cache
-def variant(folder: Path, name: str) -> Path:
-    """The folder of a variant: ``gpu``, ``cpu-smoke+spot``, ``gpu+all-eks``; made below `folder` where it must be."""
+def rendered(name: str) -> list[Manifest]:
+    """The objects of a variant: ``gpu``, ``cpu-smoke+spot``, ``gpu+all-eks``."""
     base, _, component = name.partition("+")
-    place = folder / name
+    place = Path(_PLACE.name) / name
     if not component:
-        return OVERLAYS / base
+        return render(OVERLAYS / base)
     if component.startswith("all-"):
         pool = component.replace("all", "pool")
         inner = [c for c in ALL_COMPONENTS if c not in (*POOLS, "hardening", "reevaluate")]
-        return around(place, edited(folder / f"{name}-inner", ["reevaluate", pool, *inner]), ["hardening"])
+        inside = edited(place.with_name(f"{name}-inner"), ["reevaluate", pool, *inner])
+        return render(around(place, inside, ["hardening"]))
     if component == "reevaluate":
-        return edited(place, [component], base)
-    if component == "hardening":  # the one with objects of the whole cluster, which have no namespace
-        return around(place, OVERLAYS / base, [component])
-    return around(place, OVERLAYS / base, [component], namespace="vcot")
+        return render(edited(place, [component], base))
+    more = {} if component == "hardening" else {"namespace": "vcot"}  # it has objects of the whole cluster
+    return render(around(place, OVERLAYS / base, [component], **more))
 
 
 VARIANTS = [
@@ -132,3 +137,8 @@ VARIANTS = [
     *(f"gpu+{pool.replace('pool', 'all')}" for pool in POOLS),
 ]
 """Each overlay, each with each component, and everything at once on each pool."""
+
+
+def everything() -> list[tuple[str, list[Manifest]]]:
+    """Each variant and its objects."""
+    return [(name, rendered(name)) for name in VARIANTS]

@@ -3,19 +3,18 @@
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from unittest.mock import patch
 
 import pytest
 
-from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, of_kind, render
+from tests.k8s.kustomize import COMPONENTS, OVERLAYS, ROOT, Manifest, job_specs, of_kind, render, rendered
 from vcot import errors
 from vcot.pipeline.local import gather_variables, read_env_file
 from vcot.pipeline.orchestrator import RETRY
 from vcot.settings import PREFIX, STAGES, Declared, Settings, variable
 
 RENDERED = ["gpu", "gpu-kueue", "cpu-smoke", "gpu+spot", "gpu+multinode-jobset"]
-Rendered = Callable[[str], list[Manifest]]
 
 #: What the world outside gives to what stands in a pod through the downward API.
 DOWNWARD = {
@@ -79,14 +78,14 @@ def test_codes_that_end_a_job_at_once_are_those_that_trying_again_does_not_chang
     in_the_pipeline_alone = errors.StageFailed.exit_code
     # NotWhole: the orchestrator's own process is asked for it.
     final = codes - {*RETRY, in_the_pipeline_alone, errors.KeyboardStop.exit_code, errors.NotWhole.exit_code}
-    for where, spec in job_specs(render(OVERLAYS / "gpu")):
+    for where, spec in job_specs(rendered("gpu")):
         (fail,) = [rule for rule in spec["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
         orchestrator = where.startswith("Job/")
         assert set(fail["onExitCodes"]["values"]) == final | ({in_the_pipeline_alone} if orchestrator else set()), where
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_every_process_understands_its_settings_and_reads_all_its_variables(name: str, rendered: Rendered) -> None:
+def test_every_process_understands_its_settings_and_reads_all_its_variables(name: str) -> None:
     objects = rendered(name)
     sources = [path.read_text() for folder in ("vcot", "jobs") for path in (ROOT / folder).rglob("*.py")]
     read = {word for text in sources for word in re.findall(r"[A-Z][A-Z0-9_]{3,}", text)}
@@ -116,7 +115,7 @@ def test_settings_that_a_file_only_offers_are_settings_too(stage: str) -> None:
     assert offered or stage != "convert"
 
 
-def test_the_time_to_save_is_part_of_the_grace_period(rendered: Rendered) -> None:
+def test_the_time_to_save_is_part_of_the_grace_period() -> None:
     for name in ("gpu", "gpu+spot", "cpu-smoke"):
         objects = rendered(name)
         spec = dict(job_specs(objects))["CronJob/stage-train"]
@@ -129,7 +128,7 @@ def test_the_small_chain_has_the_settings_of_the_example() -> None:
     places = {"EXAMPLE_URI": "s3://vcot/examples/blood-cells", "BASE_URI": "s3://vcot/examples/rehearsal"}
     base, example = ROOT / "k8s/base/settings", ROOT / "examples/blood-cells/settings"
     on_a_laptop = gather_variables([base, example], {}, places)
-    objects = render(OVERLAYS / "cpu-smoke")
+    objects = rendered("cpu-smoke")
     on_a_cluster = {
         stage: one["data"]
         for one in of_kind(objects, "ConfigMap")

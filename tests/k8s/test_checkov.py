@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.k8s.kustomize import ROOT, render
+from tests.k8s.kustomize import ROOT, render, rendered
 
 CONFIG = Path(__file__).with_name("checkov.yaml")
 BUILT_HERE = {"CKV_K8S_43", "CKV_K8S_15"}
@@ -21,7 +21,7 @@ JUDGED: Mapping[str, set[str]] = {"gpu+all-aks": set(), "cpu-smoke": BUILT_HERE,
 
 
 @pytest.fixture(scope="module")
-def findings(rendered, tmp_path_factory) -> Mapping[str, set[str]]:
+def findings(tmp_path_factory) -> Mapping[str, set[str]]:
     """Variant → what checkov holds against it. All in one run: it starts slow."""
     program = os.environ.get("CHECKOV", "")
     if not Path(program).is_file():

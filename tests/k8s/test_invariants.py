@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.kustomize import OVERLAYS, ROOT, Manifest, job_specs, named, of_kind, render
+from tests.k8s.kustomize import ROOT, Manifest, everything, job_specs, named, of_kind, render, rendered
 from vcot.settings import STAGES
 
-Everything = list[tuple[str, list[Manifest]]]
 Pods = list[tuple[str, Manifest, Manifest]]
 
 CLUSTER_SCOPED = {"Namespace", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
@@ -28,9 +27,9 @@ def main_of(spec: Manifest) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def pods(everything: Everything) -> Pods:
+def pods() -> Pods:
     """(``<variant> <kind>/<name>``, the Job's spec, the spec of its pods) of all that becomes pods."""
-    specs = [(f"{name} {where}", spec) for name, objects in everything for where, spec in job_specs(objects)]
+    specs = [(f"{name} {where}", spec) for name, objects in everything() for where, spec in job_specs(objects)]
     return [(where, spec, spec["template"]["spec"]) for where, spec in specs]
 
 
@@ -75,8 +74,8 @@ def test_a_job_alone_replaces_its_pods_and_ends_for_good_where_trying_again_is_n
             assert 0 < spec["activeDeadlineSeconds"] <= 7 * 86400, where
 
 
-def test_only_stages_of_the_gpu_pool_ask_for_a_gpu_and_then_compute_on_it(everything: Everything) -> None:
-    for name, objects in everything:
+def test_only_stages_of_the_gpu_pool_ask_for_a_gpu_and_then_compute_on_it() -> None:
+    for name, objects in everything():
         for cron_job, spec in stages(objects):
             where, main = f"{name} {cron_job['metadata']['name']}", main_of(spec)
             pool, stage = (cron_job["metadata"]["labels"][f"vcot/{label}"] for label in ("pool", "stage"))
@@ -92,7 +91,7 @@ def test_only_stages_of_the_gpu_pool_ask_for_a_gpu_and_then_compute_on_it(everyt
 
 
 def test_the_small_chain_needs_no_gpu_and_fits_one_small_node() -> None:
-    for where, spec in job_specs(render(OVERLAYS / "cpu-smoke")):
+    for where, spec in job_specs(rendered("cpu-smoke")):
         resources = main_of(spec)["resources"]
         assert "nvidia.com/gpu" not in resources["limits"], where
         assert resources["requests"]["cpu"].endswith("m"), where
@@ -117,7 +116,7 @@ def test_disk_and_shared_memory_are_asked_for_as_they_may_be_used(pods: Pods) ->
 # --- rights ---------------------------------------------------------------------------------------------
 
 
-def test_stages_have_no_token_and_nobody_has_a_secret_but_the_one_it_needs(pods: Pods, everything: Everything) -> None:
+def test_stages_have_no_token_and_nobody_has_a_secret_but_the_one_it_needs(pods: Pods) -> None:
     for where, spec, pod in pods:
         orchestrator = "/pipeline-" in where
         assert pod["serviceAccountName"] == ("orchestrator" if orchestrator else "stage"), where
@@ -128,7 +127,7 @@ def test_stages_have_no_token_and_nobody_has_a_secret_but_the_one_it_needs(pods:
         assert {one["name"]: one["optional"] for one in sources} == {"s3-credentials": True} | teacher, where
         for variable in main_of(spec).get("env", []):
             assert "value" not in variable or not re.search(r"KEY|SECRET|TOKEN|PASSWORD", variable["name"]), where
-    for name, objects in everything:
+    for name, objects in everything():
         assert not of_kind(objects, "Secret", "ClusterRole", "ClusterRoleBinding"), name
 
 
@@ -144,8 +143,8 @@ SETS = {("jobset.x-k8s.io", "jobsets"): {"get", "list", "create", "patch"}}
 QUEUES = {("kueue.x-k8s.io", "workloads"): {"list", "patch"}}
 
 
-def test_the_orchestrator_may_do_what_it_needs_and_no_more(everything: Everything) -> None:
-    for name, objects in everything:
+def test_the_orchestrator_may_do_what_it_needs_and_no_more() -> None:
+    for name, objects in everything():
         granted = {
             (group, resource): set(rule["verbs"])
             for rule in named(objects, "Role", "orchestrator")["rules"]
@@ -161,9 +160,9 @@ def test_the_orchestrator_may_do_what_it_needs_and_no_more(everything: Everythin
 # --- names and references -------------------------------------------------------------------------------
 
 
-def test_templates_say_with_which_run_they_were_applied(everything: Everything) -> None:
+def test_templates_say_with_which_run_they_were_applied() -> None:
     """By the name of a ConfigMap, the same as in the pipeline's Job: it ends in a hash that depends on the RUN_ID."""
-    for name, objects in everything:
+    for name, objects in everything():
         (pipeline,) = of_kind(objects, "Job")
         sources = main_of(pipeline["spec"])["envFrom"]
         (run_env,) = (source["configMapRef"]["name"] for source in sources if "configMapRef" in source)
@@ -178,10 +177,10 @@ def test_templates_say_with_which_run_they_were_applied(everything: Everything) 
             assert stamp["valueFrom"]["configMapKeyRef"]["name"] == run_env, name
 
 
-def test_names_fit_with_the_longest_run_id_and_stand_in_the_namespace(everything: Everything) -> None:
+def test_names_fit_with_the_longest_run_id_and_stand_in_the_namespace() -> None:
     longest_run = "r" * 30
     assert len(f"pipeline-{longest_run}") <= 63
-    for variant, objects in everything:
+    for variant, objects in everything():
         for one in objects:
             name = one["metadata"]["name"]
             assert len(name) <= (52 if one["kind"] == "CronJob" else 63), (variant, name)
@@ -191,8 +190,8 @@ def test_names_fit_with_the_longest_run_id_and_stand_in_the_namespace(everything
             assert one["metadata"].get("namespace") == namespace, (variant, name)
 
 
-def test_what_is_referred_to_is_there_and_a_stage_sees_its_own_settings_alone(everything: Everything) -> None:
-    for name, objects in everything:
+def test_what_is_referred_to_is_there_and_a_stage_sees_its_own_settings_alone() -> None:
+    for name, objects in everything():
         maps = {one["metadata"]["name"]: one["data"] for one in of_kind(objects, "ConfigMap")}
         accounts = {one["metadata"]["name"] for one in of_kind(objects, "ServiceAccount")}
         for where, spec in job_specs(objects):
@@ -255,25 +254,23 @@ METADATA, METADATA_6, POD_IDENTITY, POD_IDENTITY_6, PUBLIC, PRIVATE = (
      (ORCHESTRATOR, PRIVATE, {443, 6443, 9000})],
     ids=["train", "train, private", "distill", "others", "orchestrator"],
 )  # fmt: skip
-def test_pods_reach_what_they_need_and_nothing_else(
-    labels: Mapping[str, str], address: str, ports: set[int], gpu: list[Manifest]
-) -> None:
-    assert {port for port in (80, 443, 6443, 8000, 9000) if may_reach(gpu, labels, address, port)} == ports
+def test_pods_reach_what_they_need_and_nothing_else(labels: Mapping[str, str], address: str, ports) -> None:
+    assert {port for port in (80, 443, 6443, 8000, 9000) if may_reach(rendered("gpu"), labels, address, port)} == ports
 
 
-def test_the_way_to_a_teacher_leads_into_no_private_network_and_needs_no_storage(gpu: list[Manifest]) -> None:
-    without = [one for one in gpu if one["metadata"]["name"] != "storage"]
+def test_the_way_to_a_teacher_leads_into_no_private_network_and_needs_no_storage() -> None:
+    without = [one for one in rendered("gpu") if one["metadata"]["name"] != "storage"]
     assert may_reach(without, DISTILL, PUBLIC, 443)
     assert not may_reach(without, TRAIN, PUBLIC, 443)
-    teacher = [named(gpu, "NetworkPolicy", "teacher")]
+    teacher = [named(rendered("gpu"), "NetworkPolicy", "teacher")]
     assert may_reach(teacher, DISTILL, PUBLIC, 443)
     assert may_reach(teacher, DISTILL, "2606:4700::1", 443)
     private = (PRIVATE, "172.31.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1", METADATA, METADATA_6, "fd12::1")
     assert not [a for a in private for port in (80, 443, 8000) if may_reach(teacher, DISTILL, a, port)]
 
 
-def test_nothing_comes_in_and_nobody_reaches_the_rights_of_the_node(everything: Everything) -> None:
-    for name, objects in everything:
+def test_nothing_comes_in_and_nobody_reaches_the_rights_of_the_node() -> None:
+    for name, objects in everything():
         deny = named(objects, "NetworkPolicy", "default-deny")["spec"]
         assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, name
         for labels in (TRAIN, DISTILL, ORCHESTRATOR):
@@ -295,7 +292,7 @@ def test_the_queue_of_the_example_covers_all_that_stages_ask_for() -> None:
     (group,) = named(queues, "ClusterQueue", "vcot")["spec"]["resourceGroups"]
     asked: dict[str, Any] = {}
     queued = set()
-    for cron_job, spec in stages(render(OVERLAYS / "gpu-kueue")):
+    for cron_job, spec in stages(rendered("gpu-kueue")):
         asked |= main_of(spec)["resources"]["requests"] | main_of(spec)["resources"]["limits"]
         queued.add(cron_job["spec"]["jobTemplate"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"])
     assert set(asked) == set(group["coveredResources"])
@@ -303,13 +300,13 @@ def test_the_queue_of_the_example_covers_all_that_stages_ask_for() -> None:
     assert {one["metadata"]["name"] for one in of_kind(queues, "LocalQueue")} == queued
 
 
-def test_the_pods_of_the_trainjob_are_like_those_of_train(gpu: list[Manifest]) -> None:
+def test_the_pods_of_the_trainjob_are_like_those_of_train() -> None:
     """The namespace's Pod Security would refuse them otherwise, its network policies let nothing out."""
     (patch,) = yaml.safe_load((ROOT / "k8s/examples/trainjob.yaml").read_text())["spec"]["runtimePatches"]
     (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     template = nodes["template"]["spec"]["template"]
     assert template["metadata"]["labels"] == TRAIN
-    train = dict(job_specs(gpu))["CronJob/stage-train"]
+    train = dict(job_specs(rendered("gpu")))["CronJob/stage-train"]
     for key in ("securityContext", "serviceAccountName", "terminationGracePeriodSeconds"):
         assert template["spec"][key] == train["template"]["spec"][key]
     mine, of_train = template["spec"]["containers"][0], main_of(train)
@@ -324,7 +321,7 @@ def test_stages_reach_minio_and_nobody_else_does() -> None:
     template = named(minio, "Deployment", "minio")["spec"]["template"]
     (port,) = named(minio, "Service", "minio")["spec"]["ports"]
     assert port["port"] == 9000
-    assert may_reach(render(OVERLAYS / "cpu-smoke"), TRAIN, PRIVATE, port["port"])
+    assert may_reach(rendered("cpu-smoke"), TRAIN, PRIVATE, port["port"])
     policy = named(minio, "NetworkPolicy", "minio")["spec"]
     assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert (policy["policyTypes"], "egress" in policy) == (["Ingress", "Egress"], False)

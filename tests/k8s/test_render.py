@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,15 +17,14 @@ from tests.k8s.kustomize import (
     ROOT,
     Manifest,
     around,
+    edited,
     job_specs,
     named,
     of_kind,
     render,
+    rendered,
 )  # fmt: skip
 from vcot.settings import STAGES, Device
-
-Rendered = Callable[[str], list[Manifest]]
-WithComponents = Callable[[Sequence[str]], list[Manifest]]
 
 
 def pod(objects: Sequence[Manifest], template: str) -> Any:
@@ -33,13 +32,13 @@ def pod(objects: Sequence[Manifest], template: str) -> Any:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_golden_render_is_what_the_manifests_make(file: str, rendered: Rendered) -> None:
+def test_the_golden_render_is_what_the_manifests_make(file: str) -> None:
     """After a change that is meant: make golden."""
-    assert (FOLDER / file).read_text() == FILES[file](rendered)
+    assert (FOLDER / file).read_text() == FILES[file]()
 
 
-def test_reevaluation_runs_in_the_pod_of_evaluate(gpu: list[Manifest]) -> None:
-    specs = dict(job_specs(gpu))
+def test_reevaluation_runs_in_the_pod_of_evaluate() -> None:
+    specs = dict(job_specs(rendered("gpu")))
     again, once = specs["CronJob/reevaluate"], specs["CronJob/stage-evaluate"]
 
     def comparable(spec: Manifest) -> Manifest:
@@ -54,14 +53,14 @@ def test_reevaluation_runs_in_the_pod_of_evaluate(gpu: list[Manifest]) -> None:
     assert comparable(again) == comparable(once)
 
 
-def test_a_pool_moves_the_stages_with_a_gpu_and_no_other(with_components: WithComponents) -> None:
+def test_a_pool_moves_the_stages_with_a_gpu_and_no_other(tmp_path: Path) -> None:
     for pool in POOLS:
-        specs = dict(job_specs(with_components(["reevaluate", pool])))
+        specs = dict(job_specs(render(edited(tmp_path / pool, ["reevaluate", pool]))))
         placed = {name for name, spec in specs.items() if "nodeSelector" in spec["template"]["spec"]}
         assert placed == {"CronJob/stage-train", "CronJob/stage-evaluate", "CronJob/reevaluate"}, pool
 
 
-def test_hardening_knows_the_overlays_images_and_every_device(rendered: Rendered) -> None:
+def test_hardening_knows_the_overlays_images_and_every_device() -> None:
     for overlay in ("gpu", "gpu-kueue", "cpu-smoke"):
         objects = rendered(f"{overlay}+hardening")
         policy = named(objects, "ValidatingAdmissionPolicy", "vcot-orchestrator-jobs")
@@ -73,10 +72,10 @@ def test_hardening_knows_the_overlays_images_and_every_device(rendered: Rendered
         assert sorted(admitted.split("|")) == sorted(get_args(Device)), overlay
 
 
-def test_components_may_stand_in_any_order(with_components: WithComponents) -> None:
+def test_components_may_stand_in_any_order(tmp_path: Path) -> None:
     others = [c for c in ALL_COMPONENTS if c not in (*POOLS, "reevaluate", "hardening")]
-    forwards = with_components(["reevaluate", "pool-aks", *others])
-    backwards = with_components(["reevaluate", *reversed(others), "pool-aks"])
+    forwards = render(edited(tmp_path / "one", ["reevaluate", "pool-aks", *others]))
+    backwards = render(edited(tmp_path / "two", ["reevaluate", *reversed(others), "pool-aks"]))
 
     def unordered(value: Any) -> Any:
         if isinstance(value, dict):
@@ -86,7 +85,7 @@ def test_components_may_stand_in_any_order(with_components: WithComponents) -> N
     assert unordered(forwards) == unordered(backwards)
 
 
-def test_another_run_of_an_overlay_differs_in_its_name_and_its_settings_alone(tmp_path: Path, gpu) -> None:
+def test_another_run_of_an_overlay_differs_in_its_name_and_its_settings_alone(tmp_path: Path) -> None:
     """The overlay that the page shows for a sweep, as it stands there."""
     page = (ROOT / "docs/kubernetes.md").read_text()
     blocks = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
@@ -105,6 +104,7 @@ def test_another_run_of_an_overlay_differs_in_its_name_and_its_settings_alone(tm
         changed = ("pipeline-", "run-", "settings-train", "stage-train", "reevaluate")
         return [one for one in all_of_them if not one["metadata"]["name"].startswith(changed)]
 
+    gpu = rendered("gpu")
     (begun_with,) = {one["metadata"]["name"] for one in of_kind(gpu, "ConfigMap") if "RUN_ID" in one["data"]}
     as_gpu = json.loads(json.dumps(others(objects)).replace(run["metadata"]["name"], begun_with))
     assert as_gpu == others(gpu)

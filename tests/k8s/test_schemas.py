@@ -3,14 +3,13 @@
 import functools
 import importlib
 import json
-from collections.abc import Callable
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from tests.k8s.kustomize import ROOT, Manifest, named
+from tests.k8s.kustomize import ROOT, Manifest, everything, named, rendered
 from tests.k8s.kustomize import render as render_folder
 from vcot.pipeline.orchestrator import Step
 from vcot.pipeline.templates import Owner, complete, render
@@ -27,9 +26,9 @@ def strict(text: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_object_of_every_overlay_is_valid(version: str, everything: list[tuple[str, list[Manifest]]]) -> None:
+def test_every_object_of_every_overlay_is_valid(version: str) -> None:
     unchecked = set()
-    for objects in [*(objects for _, objects in everything), render_folder(ROOT / "k8s/minio")]:
+    for objects in [*(objects for _, objects in everything()), render_folder(ROOT / "k8s/minio")]:
         for one in objects:
             group, *_ = one["apiVersion"].rpartition("/")
             if "." in group and not group.endswith(".k8s.io"):
@@ -56,7 +55,7 @@ def lost(before: Any, after: Any, path: str = "") -> list[str]:
     return [] if before == after else [f"{path}: {before!r} became {after!r}"]
 
 
-def test_the_jobset_of_a_training_on_several_nodes_fits_its_model(rendered: Callable[[str], list[Manifest]]) -> None:
+def test_the_jobset_of_a_training_on_several_nodes_fits_its_model() -> None:
     template = named(rendered("gpu+multinode-jobset"), "CronJob", "stage-train")
     step = Step("train", "s3://vcot/runs/first", {}, ())
     jobset = complete(render(step, "first", template), Owner("pipeline-first", "uid"), "digest")

@@ -19,8 +19,7 @@ from structlog.testing import capture_logs
 
 from jobs.pipeline import PipelineSettings, run
 from tests.fakes.apiserver import ApiServer, Fault
-from tests.fakes.cluster import FakeClock, MemoryCluster, RealClock, fill, succeeds
-from tests.fakes.runs import ALL, OWNER, a_plan, valid
+from tests.fakes.cluster import ALL, OWNER, FakeClock, a_cluster, a_plan, fill, timeline, valid
 from vcot.errors import Interrupted, SettingsError, TemporaryError
 from vcot.pipeline.client import AWAY, ClusterClient, Refused, connect
 from vcot.pipeline.executor import KubernetesExecutor
@@ -33,16 +32,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def server() -> Iterator[ApiServer]:
-    cluster = MemoryCluster(RealClock())
-    fill(cluster)
-    with ApiServer(cluster) as server:
+    with ApiServer(a_cluster()) as server:
         yield server
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    """The client's: it moves only while the client pauses."""
-    return FakeClock()
+def clock(server: ApiServer) -> FakeClock:
+    """The client's and the cluster's: it moves only while the client pauses."""
+    return server.cluster.clock
 
 
 @pytest.fixture
@@ -170,7 +167,6 @@ def test_no_cluster_is_said_with_what_to_set(monkeypatch: pytest.MonkeyPatch, na
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_run_whose_server_fails_all_the_time_makes_everything_once(api, server: ApiServer, clock, seed: int) -> None:
-    server.cluster.scripts = {name: succeeds(after=0) for name in ALL}
     pick = random.Random(seed)
     ends = ["/configmaps", "/jobs", "/r1-train", "/pods", "/r1-plan", "/stage-train", "-abc", "-shards", "-finish"]
     for _ in range(40):
@@ -203,7 +199,7 @@ def in_a_pod(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_sigterm_ends_the_command_with_143_and_the_next_one_adopts_its_job(server, in_a_pod, monkeypatch) -> None:
     monkeypatch.setenv("VCOT_PIPELINE_ONLY", "train")
-    server.cluster.scripts = {"r1-train": succeeds(after=1e6)}
+    server.cluster.scripts = {"r1-train": timeline()}
     command = [sys.executable, "-m", "jobs.pipeline"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"VCOT_LOG_FORM": "json"}, stderr=subprocess.PIPE, text=True

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tests.fakes.cluster import Crash, template
-from tests.fakes.runs import NOTHING, OWNER, a_cluster, a_plan, apply, carry_out, only, said
+from tests.fakes.cluster import NOTHING, OWNER, Crash, a_cluster, a_plan, only, template
 from vcot.errors import SettingsError, UsageError
 from vcot.pipeline.client import Manifest
 from vcot.pipeline.executor import RunIdentity
@@ -115,9 +114,9 @@ def image_of(cluster: Any, job: str) -> str:
 
 def test_a_run_whose_templates_another_run_has_replaced_before_it_began_is_refused() -> None:
     cluster = a_cluster()
-    apply(cluster, "r1", "10")
-    apply(cluster, "r2", "10", train="of r2")
-    message, _ = said(cluster, UsageError, plan=a_plan())
+    cluster.apply("r1", "10")
+    cluster.apply("r2", "10", train="of r2")
+    message, _ = cluster.said(UsageError, plan=a_plan())
     assert message == (
         "CronJobs stage-convert, stage-distill, stage-tokenize, stage-train, stage-evaluate are of run r2: applied "
         "after pipeline-r1 was, and before it had begun. It would run with the other one's images and settings, so "
@@ -126,26 +125,26 @@ def test_a_run_whose_templates_another_run_has_replaced_before_it_began_is_refus
     )
     assert cluster.created == NOTHING
     plan = make_plan("r2", "s3://b/runs", in_parts=True)
-    carry_out(cluster, plan, owner=Owner("pipeline-r2", "uid-of-r2"))
+    cluster.carry_out(plan, owner=Owner("pipeline-r2", "uid-of-r2"))
     assert image_of(cluster, "r2-train") == "of r2"
 
 
 def test_templates_changed_under_the_same_run_id_before_it_began_are_refused_and_the_same_again_is_not() -> None:
     cluster = a_cluster()
-    apply(cluster, "r1", "10")
-    apply(cluster, "r1", "30", train="changed")
-    message, _ = said(cluster, UsageError, plan=a_plan())
+    cluster.apply("r1", "10")
+    cluster.apply("r1", "30", train="changed")
+    message, _ = cluster.said(UsageError, plan=a_plan())
     assert message.startswith("CronJob stage-train is not what pipeline-r1 was applied with: changed after that")
     assert cluster.created == NOTHING
 
     cluster = a_cluster()
-    apply(cluster, "r1", "10")
-    apply(cluster, "r1", "30")
+    cluster.apply("r1", "10")
+    cluster.apply("r1", "30")
     cluster.crash_at = 40
     with pytest.raises(Crash):
-        carry_out(cluster)
-    apply(cluster, "r2", "50", train="of r2")  # one that has begun is not asked again
-    carry_out(cluster)
+        cluster.carry_out()
+    cluster.apply("r2", "50", train="of r2")  # one that has begun is not asked again
+    cluster.carry_out()
     assert image_of(cluster, "r1-train") != "of r2"
 
 
@@ -161,7 +160,7 @@ def test_settings_of_all_stages_are_validated_first_with_a_line_for_each_fault()
         return [f"{stage}: one", f"{stage}: two"] if stage in ("distill", "train") else []
 
     cluster.objects["ConfigMap", "settings-train-abc"]["data"] = {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1"}
-    message, _ = said(cluster, SettingsError, validate=validate)
+    message, _ = cluster.said(SettingsError, validate=validate)
     assert message.splitlines() == ["distill: one", "distill: two", "train: one", "train: two"]
     assert cluster.created == NOTHING
     assert seen["train"] == {"VCOT_TRAIN_NUM_TRAIN_EPOCHS": "-1", "VCOT_RUN_URI": "s3://b/runs/r1", "HOME": "/scratch"}
@@ -171,16 +170,16 @@ def test_settings_of_all_stages_are_validated_first_with_a_line_for_each_fault()
 def test_a_missing_config_map_a_missing_template_and_an_old_cluster_are_refused() -> None:
     cluster = a_cluster()
     del cluster.objects["ConfigMap", "settings-train-abc"]
-    assert said(cluster, SettingsError)[0] == (
+    assert cluster.said(SettingsError)[0] == (
         "train: its template names ConfigMap settings-train-abc, which is not in namespace vcot; "
         "apply the overlay again"
     )
     del cluster.objects["CronJob", "stage-evaluate"]
     words = "evaluate: there is no CronJob stage-evaluate in namespace vcot"
-    assert said(cluster, SettingsError)[0].startswith(words)
+    assert cluster.said(SettingsError)[0].startswith(words)
     cluster.kubernetes = (1, 32)
     words = "this cluster is Kubernetes 1.32; vcot needs 1.33 or later"
-    assert said(cluster, SettingsError)[0].startswith(words)
+    assert cluster.said(SettingsError)[0].startswith(words)
     assert cluster.created == NOTHING
 
 
@@ -191,7 +190,7 @@ def test_a_run_id_that_cannot_name_jobs_is_refused() -> None:
             RunIdentity.of(environment | {"JOB_NAME": f"pipeline-{run_id}"})
     cluster = a_cluster()
     cluster.put("CronJob", template("train", **{"vcot/engine": "jobset"}))
-    message, _ = said(cluster, UsageError, plan=make_plan("2nd", "s3://b/runs", in_parts=True))
+    message, _ = cluster.said(UsageError, plan=make_plan("2nd", "s3://b/runs", in_parts=True))
     assert message.startswith("RUN_ID 2nd: with component multinode-jobset it has to begin with a letter")
     assert cluster.created == ["2nd-state"]
 
@@ -223,7 +222,7 @@ def test_settings_that_nothing_names_any_more_are_removed_when_a_run_begins() ->
     plan = {"name": "r0-plan", "labels": {"vcot/run": "r0"}}
     cluster.put("ConfigMap", {"metadata": plan, "data": {"plan.json": '"name": "settings-train-cccccccccc"'}})
     before = {name for kind, name in cluster.objects if kind == "ConfigMap"}
-    carry_out(cluster, only("train"))
+    cluster.carry_out(only("train"))
     assert before - {name for kind, name in cluster.objects if kind == "ConfigMap"} == {"run-aaaaaaaaaa"}
 
 
@@ -232,7 +231,7 @@ def test_settings_that_an_apply_under_way_names_again_are_put_back() -> None:
     settings(cluster, "settings-train-eeeeeeeeee")
     again = json.loads(json.dumps(template("train")).replace("settings-train-abc", "settings-train-eeeeeeeeee"))
     cluster.clock.at(5, lambda: cluster.put("CronJob", again))  # kubectl saw the ConfigMap unchanged, a moment before
-    carry_out(cluster, only("train"))
+    cluster.carry_out(only("train"))
     there = cluster.objects["ConfigMap", "settings-train-eeeeeeeeee"]
     assert (there["data"], there["metadata"]["labels"]) == ({"VCOT_TRAIN_LORA_R": "8"}, {"vcot/holds": "settings"})
 
@@ -241,5 +240,5 @@ def test_settings_that_cannot_be_removed_end_no_run() -> None:
     cluster = a_cluster()
     cluster.refused = {("list", "ConfigMap")}
     with capture_logs() as lines:
-        carry_out(cluster, only("train"))
+        cluster.carry_out(only("train"))
     assert any("settings of earlier runs are left" in line["event"] for line in lines)

@@ -80,7 +80,7 @@ def no_room(cluster: MemoryCluster, job: Manifest) -> None:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> MemoryCluster:
     """In order for overlay gpu, and what the doctor is connected to; nobody waits for its clock or its settings."""
     made = MemoryCluster(FakeClock(), Trials())
-    monkeypatch.setattr(doctor, "connect", lambda *_, **__: made)
+    monkeypatch.setattr(doctor, "cluster_of", lambda *_, **__: made)
     monkeypatch.setattr(doctor, "validate", lambda stage, variables: [])
     monkeypatch.setattr(trial, "Clock", lambda: made.clock)
     made.put("Namespace", {"metadata": {"name": "vcot"}})
@@ -113,9 +113,7 @@ def findings(rendered: str, *, empty_pools: bool = False) -> dict[str, list[str]
     return found
 
 
-def test_a_cluster_in_order_lacks_nothing_and_is_left_as_it_was(
-    cluster: MemoryCluster, rendered: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cluster_in_order_lacks_nothing_and_is_left_as_it_was(cluster, rendered, tmp_path, capsys) -> None:
     code = look(rendered, tmp_path)
     said = capsys.readouterr().out
     assert code == 0, said
@@ -232,9 +230,7 @@ def test_a_large_image_that_is_being_pulled_is_good_enough(cluster: MemoryCluste
     assert any("is being pulled, and no registry refuses it" in line for line in found["ok"])
 
 
-def test_wrong_settings_are_told_as_the_stage_tells_them(
-    cluster: MemoryCluster, rendered: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_settings_are_told_as_the_stage_tells_them(cluster: MemoryCluster, rendered: str, monkeypatch) -> None:
     real: dict[str, Callable[..., list[str]]] = {"evaluate": validate}
     monkeypatch.setattr(doctor, "validate", lambda stage, given: real.get(stage, lambda *_: [])(stage, given))
     wrong = rendered.replace("VCOT_EVALUATE_CONDITIONS: real,blank,shuffled", "VCOT_EVALUATE_CONDITIONS: real,blanc")
@@ -282,10 +278,7 @@ def test_a_role_has_to_be_the_orchestrators_too_and_is_tried_when_it_is_applied(
 # --- how it ends --------------------------------------------------------------------------------------------------
 
 
-def test_no_cluster_or_one_that_refuses_is_told_with_exit_code_78(
-    cluster: MemoryCluster, rendered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_no_cluster_or_one_that_refuses_is_told_with_exit_code_78(cluster, rendered, tmp_path, monkeypatch, capsys):
     def refuse(group: str) -> bool:
         raise Refused(403, "not allowed")
 
@@ -299,9 +292,7 @@ def test_no_cluster_or_one_that_refuses_is_told_with_exit_code_78(
     assert "the cluster does not answer" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_it_at_once_and_leaves_no_job(
-    cluster: MemoryCluster, rendered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_ends_it_at_once_and_leaves_no_job(cluster: MemoryCluster, rendered: str, tmp_path, monkeypatch) -> None:
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 

@@ -15,12 +15,10 @@ from unittest.mock import patch
 import pytest
 from structlog.testing import capture_logs
 
-from tools.pages import PagesSettings
-from tools.pages import run as bring_pages
 from tools.push import PushSettings, wanted
 from tools.push import run as push_run
 from tools.s3server import S3Server
-from tools.storage import StorageSettings
+from tools.storage import PagesSettings, StorageSettings, bring_pages
 from vcot import redaction
 from vcot.errors import InputError, VcotError
 from vcot.redaction import REDACTED, redacted

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import stat
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.fakes.cluster import FakeClock, MemoryCluster, fails
 from tests.k8s.kustomize import kubectl as real_kubectl
+from tools import submit
 from tools.overlay import ROOT, Overlay, render
 from tools.submit import copied, fresh_run_id, main
 
@@ -22,27 +24,30 @@ NOON = datetime(2026, 11, 21, 12, 3, 55, tzinfo=UTC)
 
 @pytest.fixture
 def kubectl(monkeypatch, tmp_path) -> Path:
-    """A kubectl that renders as the real one does, and writes down what it is asked to apply or to delete, for want of
-    a cluster; what it gets of a kind stands in a file of that name beside it, by default a plan and nothing else."""
+    """A kubectl that renders as the real one does, and writes down what it is asked to apply, for want of a cluster."""
     asked = tmp_path / "asked"
     program = tmp_path / "kubectl"
     program.write_text(
         f"""#!/bin/sh
-case "$*" in
-apply*|*delete*)
-    printf '%s\\n' "$*" >> {asked}
-    [ ! -e {tmp_path}/job.applied ] || mv {tmp_path}/job.applied {tmp_path}/job ;;
--n*) [ ! -e {tmp_path}/$4 ] || cat {tmp_path}/$4 ;;
+case "$1" in
+apply) echo "$*" >> {asked} ;;
 *) exec {real_kubectl()} "$@" ;;
 esac
 """
     )
-    (tmp_path / "configmap").write_text('{"kind": "ConfigMap"}')
-    (tmp_path / "pods").write_text('{"items": []}')
-    (tmp_path / "events").write_text('{"items": []}')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    program.chmod(0o755)
     monkeypatch.setenv("KUBECTL", str(program))
     return asked
+
+
+@pytest.fixture(autouse=True)
+def cluster(monkeypatch) -> MemoryCluster:
+    """In which the run has begun."""
+    made = MemoryCluster(FakeClock())
+    made.put("ConfigMap", {"metadata": {"name": "r1-plan"}})
+    monkeypatch.setattr(submit, "cluster_of", lambda *_, **__: made)
+    monkeypatch.setattr(submit, "Clock", lambda: made.clock)
+    return made
 
 
 def applied(tmp_path: Path, *words: str, overlay: str = "cpu-smoke", run_id: str = "r1") -> int:
@@ -88,34 +93,32 @@ def test_it_applies_the_copy_and_says_how_to_watch_and_cancel(kubectl, tmp_path,
     assert "s3://vcot/runs/r1" in said
 
 
-def test_an_orchestrator_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd):
-    (tmp_path / "configmap").unlink()
-    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nowhere/vcot-data"'}
-    status = {"phase": "Pending", "containerStatuses": [{"name": "orchestrator", "state": {"waiting": waiting}}]}
-    pod = {"metadata": {"name": "pipeline-r1-x"}, "spec": {}, "status": status}
-    (tmp_path / "pods").write_text(json.dumps({"items": [pod]}))
-    assert applied(tmp_path, "--wait", "1") == 1
+def not_begun(cluster: MemoryCluster, becomes: Callable[[MemoryCluster, Any], object]) -> None:
+    """The Job that is applied, and what becomes of it; no plan."""
+    cluster.delete("ConfigMap", "r1-plan")
+    there = {"metadata": {"name": "pipeline-r1"}, "spec": {}}
+    cluster.clock.at(1, lambda: becomes(cluster, cluster.put("Job", there)) and None)
+
+
+def test_an_orchestrator_whose_image_never_comes_is_taken_back_with_the_reason(kubectl, tmp_path, capfd, cluster):
+    waiting = ("ImagePullBackOff", 'Back-off pulling image "nowhere/vcot-data"')
+    not_begun(cluster, lambda cluster, job: cluster.pod(job, "Pending", waiting=waiting))
+    assert applied(tmp_path, "--wait", "60") == 1
     said = capfd.readouterr().err
-    assert "pipeline-r1 has not begun within 1 s: pipeline-r1-x cannot start, ImagePullBackOff: Back-off" in said
-    assert kubectl.read_text().splitlines()[-1] == "-n vcot delete job pipeline-r1"
+    assert "pipeline-r1 has not begun within 60 s: pipeline-r1-a1 cannot start, ImagePullBackOff: Back-off" in said
+    assert ("Job", "pipeline-r1") not in cluster.objects
 
 
-def test_an_orchestrator_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd):
-    (tmp_path / "configmap").unlink()
-    failed = {"type": "Failed", "status": "True"}
-    terminated = {"exitCode": 78, "message": '{"exit": 78, "message": "train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: wrong"}'}
-    status = {"containerStatuses": [{"name": "orchestrator", "state": {"terminated": terminated}}]}
-    (tmp_path / "pods").write_text(json.dumps({"items": [{"metadata": {"name": "x"}, "status": status}]}))
-    there = {"spec": {}, "status": {"conditions": [failed]}}
-    (tmp_path / "job.applied").write_text(json.dumps(there))
+def test_an_orchestrator_that_refuses_is_told_with_its_last_words(kubectl, tmp_path, capfd, cluster):
+    not_begun(cluster, fails(78, "train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: wrong"))
     assert applied(tmp_path) == 1
     assert "pipeline-r1 did not begin: train: VCOT_TRAIN_NUM_TRAIN_EPOCHS=-1: wrong" in capfd.readouterr().err
 
 
-def test_other_images_under_the_run_id_of_a_run_are_refused_in_one_line(kubectl, tmp_path, capsys):
+def test_other_images_under_the_run_id_of_a_run_are_refused_in_one_line(kubectl, tmp_path, capsys, cluster):
     rendered = Overlay.of("cpu-smoke", render(ROOT / "k8s/overlays/cpu-smoke")).pipeline
     rendered["spec"]["template"]["spec"]["containers"][0]["image"] = "localhost/vcot-data:older"
-    (tmp_path / "job").write_text(json.dumps(rendered))
+    cluster.put("Job", rendered)
     assert applied(tmp_path, run_id="smoke") == 64
     said = capsys.readouterr().err
     assert said == (
@@ -149,7 +152,7 @@ def test_placeholders_are_not_applied(kubectl, tmp_path, capsys):
 
 def test_what_kubectl_refuses_and_no_kubectl_at_all_are_failures(kubectl, tmp_path, capfd, monkeypatch):
     program = Path(os.environ["KUBECTL"])
-    program.write_text(program.read_text().replace("apply*|", "apply*) echo 'error: no' >&2; exit 1 ;;\n"))
+    program.write_text("#!/bin/sh\n[ $1 = apply ] && exit 1\n" + program.read_text())
     assert applied(tmp_path) == 1
     assert "could not apply" in capfd.readouterr().err
     monkeypatch.delenv("KUBECTL")

@@ -17,7 +17,7 @@ from typing import Any
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
-from kubernetes.dynamic import DynamicClient, Resource
+from kubernetes.dynamic import DynamicClient
 from urllib3.exceptions import HTTPError
 
 from vcot import logging
@@ -28,22 +28,20 @@ from vcot.stage import REPORT_EVERY, Stop
 Manifest = dict[str, Any]
 """An object of the API, as it stands in JSON."""
 
-# Declared rather than discovered: discovery asks for every API group of the cluster and keeps a cache file.
-#: Kind → API group, version and plural.
-RESOURCES: Mapping[str, tuple[str, str, str]] = {
-    "ConfigMap": ("", "v1", "configmaps"),
-    "CronJob": ("batch", "v1", "cronjobs"),
-    "Event": ("", "v1", "events"),
-    "Job": ("batch", "v1", "jobs"),
-    "JobSet": ("jobset.x-k8s.io", "v1alpha2", "jobsets"),
-    "Namespace": ("", "v1", "namespaces"),
-    "Node": ("", "v1", "nodes"),
-    "Pod": ("", "v1", "pods"),
-    "Secret": ("", "v1", "secrets"),
-    "ServiceAccount": ("", "v1", "serviceaccounts"),
-    "Workload": ("kueue.x-k8s.io", "v1beta2", "workloads"),
+#: Kind → where its objects are. Declared: discovery asks for every API group of the cluster and keeps a cache file.
+RESOURCES: Mapping[str, str] = {
+    "ConfigMap": "/api/v1/namespaces/{}/configmaps",
+    "CronJob": "/apis/batch/v1/namespaces/{}/cronjobs",
+    "Event": "/api/v1/namespaces/{}/events",
+    "Job": "/apis/batch/v1/namespaces/{}/jobs",
+    "JobSet": "/apis/jobset.x-k8s.io/v1alpha2/namespaces/{}/jobsets",
+    "Namespace": "/api/v1/namespaces",
+    "Node": "/api/v1/nodes",
+    "Pod": "/api/v1/namespaces/{}/pods",
+    "Secret": "/api/v1/namespaces/{}/secrets",
+    "ServiceAccount": "/api/v1/namespaces/{}/serviceaccounts",
+    "Workload": "/apis/kueue.x-k8s.io/v1beta2/namespaces/{}/workloads",
 }
-_OF_NO_NAMESPACE = ("Namespace", "Node")
 
 TIMEOUT = (5.0, 10.0)
 """Seconds to connect, and to wait for an answer: without them a dead connection hangs for ever."""
@@ -101,26 +99,27 @@ class ClusterClient:
         patience: float,
     ) -> None:  # fmt: skip
         configuration.retries = False  # trying again is done here, where it is told and counted
-        self._api: Any = DynamicClient(client.ApiClient(configuration), discoverer=lambda *_: None)  # type: ignore[no-untyped-call]
+        api: Any = DynamicClient(client.ApiClient(configuration), discoverer=lambda *_: None)  # type: ignore[no-untyped-call]
+        self._request = partial(api.request, serialize=False, _request_timeout=TIMEOUT)
         self.namespace, self._clock, self._stop, self._away, self._patience = namespace, clock, stop, away, patience
         self._away_since: float | None = None
         self._logged_at, self._pause = 0.0, FIRST_PAUSE
 
     def get(self, kind: str, name: str) -> Manifest | None:
         """The object, or None if there is none of that name."""
-        return self._unless(404, partial(self._ask, "get", kind, name=name))
+        return self._unless(404, partial(self._ask, "get", kind, name))
 
     def create(self, kind: str, manifest: Manifest) -> Manifest | None:
         """What was made, or None if the name is taken (perhaps by an earlier try whose answer was lost)."""
-        return self._unless(409, partial(self._ask, "create", kind, body=manifest))
+        return self._unless(409, partial(self._ask, "post", kind, body=manifest))
 
     def patch(self, kind: str, name: str, change: Manifest) -> Manifest:
         """The object after the change, a JSON Merge Patch (RFC 7386): the same change twice is the change once."""
-        return self._ask("patch", kind, name=name, body=change, content_type="application/merge-patch+json")
+        return self._ask("patch", kind, name, body=change, content_type="application/merge-patch+json")
 
     def delete(self, kind: str, name: str) -> None:
         """Gone, or on its way with what it owns; nothing happens where there is none of that name."""
-        self._unless(404, partial(self._ask, "delete", kind, name=name, propagation_policy="Background"))
+        self._unless(404, partial(self._ask, "delete", kind, name, propagation_policy="Background"))
 
     def list(self, kind: str, *, labels: str = "", fields: str = "", limit: int | None = None) -> Iterator[Manifest]:
         """The objects that both selectors fit, a page at a time; the first `limit` of them.
@@ -128,9 +127,9 @@ class ClusterClient:
         A server that refuses to list (a Role without that verb) is not asked twice: lists are for reports.
         """
         page, left = None, limit
-        words = {"label_selector": labels or None, "field_selector": fields or None, "limit": limit or PAGE}
+        words: dict[str, Any] = {"label_selector": labels or None, "field_selector": fields or None}
         while True:
-            ask = partial(self._ask, "get", kind, **words, _continue=page, patience=0)
+            ask = partial(self._ask, "get", kind, **words, limit=limit or PAGE, _continue=page, patience=0)
             if (answer := self._unless(410, ask)) is None:  # too much has changed; what was seen will do for a report
                 return
             items = (answer.get("items") or [])[:left]
@@ -142,34 +141,26 @@ class ClusterClient:
 
     def version(self) -> tuple[int, int]:
         """Of Kubernetes, as (1, 36)."""
-        answer = self._until_answered(partial(self._api.request, "get", "/version"))
+        answer = self._until_answered(partial(self._request, "get", "/version"))
         return int(answer["major"]), int("".join(c for c in answer["minor"] if c.isdigit()))
 
     def knows(self, group: str) -> bool:
         """Whether the API has this group, as an operator adds it."""
-        ask = partial(self._until_answered, partial(self._api.request, "get", f"/apis/{group}"))
+        ask = partial(self._until_answered, partial(self._request, "get", f"/apis/{group}"))
         return self._unless(404, ask) is not None
 
     # --- how it is asked ----------------------------------------------------------------------------
 
-    def _resource(self, kind: str) -> Any:
-        group, version, plural = RESOURCES[kind]
-        return Resource(  # type: ignore[no-untyped-call]
-            prefix="apis" if group else "api", group=group, api_version=version, kind=kind, name=plural,
-            namespaced=kind not in _OF_NO_NAMESPACE, client=self._api,
-        )  # fmt: skip
-
-    def _ask(self, verb: str, kind: str, *, patience: float | None = None, **words: Any) -> Manifest:
-        namespace = None if kind in _OF_NO_NAMESPACE else self.namespace
-        ask = partial(getattr(self._resource(kind), verb), namespace=namespace, **words)
-        return self._until_answered(ask, patience)
+    def _ask(self, verb: str, kind: str, name: str = "", patience: float | None = None, **words: Any) -> Manifest:
+        path = RESOURCES[kind].format(self.namespace) + (f"/{name}" if name else "")
+        return self._until_answered(partial(self._request, verb, path, **words), patience)
 
     def _until_answered(self, ask: Callable[..., Any], patience: float | None = None) -> Manifest:
         """The answer; asked again while that can help, 401 and 403 for `patience` seconds."""
         until = self._clock.now() + (self._patience if patience is None else patience)
         while True:
             try:
-                answer: Manifest = json.loads(ask(serialize=False, _request_timeout=TIMEOUT).data)
+                answer: Manifest = json.loads(ask().data)
             except (ApiException, HTTPError, OSError, ValueError) as error:
                 self._failed(error, until - self._clock.now())
             else:
