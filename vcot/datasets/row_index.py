@@ -238,10 +238,11 @@ class RowIndex:
             Whether an image was forgotten, because no row about it is kept.
         """
         self.load(files, "looked")
+        refused = self._one("select count(*) from looked where sha is null")
         self._sql("delete from rows where row in (select row from looked)")
         self._sql("insert into rows select * from looked where sha is not null")
         before = self._one("select count(*) from images")
-        return bool(self._list_images() < before)
+        return bool(refused and self._list_images() < before)
 
     # --- benchmarks
 

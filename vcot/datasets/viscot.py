@@ -34,6 +34,7 @@ from vcot.datasets.quality import gives_away, label_for, names_a_choice
 from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
 from vcot.records import Image, Reason, Sample
 
+_DECODE = json.JSONDecoder().decode
 _BOX_SENTENCE = re.compile(
     r"Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
     r"answer the question better\.?\s*\Z",
@@ -58,7 +59,8 @@ def _whole(said: _Said, image: Image) -> tuple[str, bool] | None:
     edges, truncated = _two_copies(_list(said.copies[0]), _list(said.copies[1]), image)
     if not all(map(math.isfinite, (*edges, *truncated))):
         return None
-    return said.dataset, all(abs(a - b) <= _exact_to(image) for a, b in zip(edges, truncated, strict=True))
+    exact_to = _exact_to(image)
+    return said.dataset, all(abs(a - b) <= exact_to for a, b in zip(edges, truncated, strict=True))
 
 
 @dataset(
@@ -180,7 +182,7 @@ def _chat(row: Mapping[str, Any]) -> _Said:
 
 def _list(written: str) -> list[Any]:
     try:
-        read = json.loads(written)
+        read = _DECODE(written)
     except ValueError:
         read = None
     if not isinstance(read, list):
