@@ -361,10 +361,8 @@ def given_id(row: Row) -> str | None:
 
 
 def same_size(said: Mapping[str, Any], image: Image) -> None:
-    """Holds the size that a row says its image has against the image; many rows say none.
-
-    Raises:
-        Refused: they differ, so that its boxes are of another image.
+    """Holds the size that a row says its image has against the image; many rows say none. Raises Refused: they differ,
+    so that its boxes are of another image.
     """
     width, height = said.get("width"), said.get("height")
     if width is None and height is None:

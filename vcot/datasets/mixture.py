@@ -66,8 +66,7 @@ def read(store: Store, uri: str, run: S, of_parts: Sequence[str]) -> tuple[tuple
 
     run: the settings of the whole run. of_parts: those settings that a part may say for itself.
 
-    Raises:
-        SettingsError: everything that is wrong with the file, a line each.
+    Raises SettingsError: everything that is wrong with the file, a line each.
     """
     import yaml  # which a run of one source need not wait for
 

@@ -40,8 +40,7 @@ def in_order(
 
     at_once: gives the same in this thread, or raises NotAtHand where that means waiting.
 
-    Raises:
-        Interrupted: a stop was asked for; the item that came then is not begun.
+    Raises Interrupted: a stop was asked for; the item that came then is not begun.
     """
     items = until_stopped(items)
     if workers == 1:

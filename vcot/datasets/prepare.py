@@ -59,10 +59,8 @@ class Note(NamedTuple):
 def informed(
     contexts: Sequence[ConversionContext], folder: Folder, *, look: bool, workers: Workers, readers: int
 ) -> list[ConversionContext]:
-    """The contexts that know it. The first that asks finds it out, and leaves it in the stage's folder.
-
-    Raises:
-        InputError: nobody has found it out yet and `look` is false (another process should have).
+    """The contexts that know it. The first that asks finds it out, and leaves it in the stage's folder. Raises
+    InputError: nobody has found it out yet and `look` is false (another process should have).
     """
     for context in contexts:
         fetch_offsets(folder, context.scratch, context.inputs)

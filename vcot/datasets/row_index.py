@@ -370,10 +370,8 @@ def _there(images: DatasetImages, path: str) -> Image | None:
 
 
 def benchmark_paths(store: Store, file: Input) -> Iterator[str]:
-    """The path of each row's image, below the folder with the images of all sets.
-
-    Raises:
-        InputError: a row names no image.
+    """The path of each row's image, below the folder with the images of all sets. Raises InputError: a row names no
+    image.
     """
     for row in rows_of(store, file):
         named = _named(row.value)
