@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -34,9 +35,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vcot.datasets import duplicate_questions, near_duplicates
+from vcot.datasets import duplicate_questions
 from vcot.datasets.base import ConversionContext
 from vcot.datasets.images import DatasetImages, without_top
 from vcot.datasets.inputs import Input, rows_of
@@ -58,10 +57,6 @@ whole, what Glance.whole says.
 """
 A_PART = 1 << 40
 """Rows are numbered from part to part in such steps."""
-_GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
-"""For the report: so many groups are looked at, so many images of each; shown are so many that are far apart, and so
-many by chance.
-"""
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg")
 
 
@@ -147,6 +142,8 @@ class RowIndex:
         """Finds the images that nearly are the same, and forgets those that cannot be decoded, because rows about them
         are all refused, and so decide nothing about others. How many there are of what, and which cannot be decoded.
         """
+        from vcot.datasets import near_duplicates  # numpy, which shards need not wait for
+
         self._list_images()
         self._load_rows("members", "sha text primary key, grp int", ())
         distance = self.contexts[0].options.near_duplicates
@@ -162,7 +159,7 @@ class RowIndex:
                 damaged[sha] = error.reason, str(error).removeprefix(f"{uri}: ")
                 return None
 
-        where, noted = [], bytearray()
+        where, noted = array("q"), bytearray()
         total = self._one("select count(*) from images where uri is not null")
         images = self._sql("select number, sha, part, uri from images where uri is not null order by number")
         looked = in_order(lambda image: (image[0], look(image)), images, self.readers)
@@ -170,49 +167,25 @@ class RowIndex:
             if print_ is not None:
                 where.append(number)
                 noted += print_
-        prints = np.frombuffer(noted, np.uint8).reshape(-1, near_duplicates.BYTES)
-        numbers, labels = np.array(where, np.int64), near_duplicates.groups(prints, distance)
-        sizes = np.bincount(labels, minlength=1)
-        places = np.flatnonzero(sizes[labels] > 1)
-        found = zip(labels[places].tolist(), numbers[places].tolist(), strict=True)
-        self._database.executemany("insert into members select sha, ? from images where number = ?", found)
-        _, firsts = np.unique(labels[places], return_index=True)
-        pairs = self._pairs(prints, numbers, labels, labels[places[np.sort(firsts)[:_GROUPS]]])
+        found = near_duplicates.search(noted, distance)
+        members = ((group, where[place]) for place, group in found.members)
+        self._database.executemany("insert into members select sha, ? from images where number = ?", members)
+        uri = "select uri from images where number = {}"
+        pairs = [
+            {"bits": bits, "images": size} | {
+                name: self._one(uri.format(where[place])) for name, place in (("one", one), ("other", other))
+            }
+            for bits, size, one, other in found.pairs
+        ]  # fmt: skip
         if damaged:
             self._load_rows("damaged", "sha text", ((sha,) for sha in damaged))
             for table in ("rows", "images", "same", "more"):
                 self._sql(f"delete from {table} where sha in (select sha from damaged)")
-        return (
-            {
-                "images_compared": len(where),
-                "groups": len(firsts),
-                "images_in_groups": len(places),
-                "largest_group": int(sizes[labels[places]].max(initial=0)),
-                "pairs": pairs,
-            },
-            dict(sorted(damaged.items())),
-        )
-
-    def _pairs(self, prints: near_duplicates.Prints, numbers: Any, labels: Any, groups: Any) -> list[dict[str, Any]]:
-        """The two images that differ most, of some groups: those where they differ most of all, and some by chance.
-
-        numbers, labels: of the image of each fingerprint, and of its group. groups: the labels of some.
-        """
-        found = []
-        for group in groups:
-            members = np.flatnonzero(labels == group)
-            one, other, bits = near_duplicates.farthest(prints[members[:_MEMBERS]])
-            found.append((bits, int(numbers[members[one]]), int(numbers[members[other]]), len(members)))
-        found.sort(key=itemgetter(0), reverse=True)
-        chosen = found[:_PAIRS] + sorted(found[_PAIRS:], key=itemgetter(1))[:_PAIRS]
-        uri = "select uri from images where number = {}"
-        return [
-            {
-                "bits": bits, "images": size,
-                "one": self._one(uri.format(one)), "other": self._one(uri.format(other)),
-            }
-            for bits, one, other, size in chosen
-        ]  # fmt: skip
+        counts = {
+            "images_compared": len(where), "groups": found.groups, "images_in_groups": len(found.members),
+            "largest_group": found.largest, "pairs": pairs,
+        }  # fmt: skip
+        return counts, dict(sorted(damaged.items()))
 
     # --- the second scan
 
