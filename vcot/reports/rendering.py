@@ -82,8 +82,10 @@ def where(counts: Mapping[str, Mapping[str, int]], name: str) -> str:
     return ", ".join(f"{dataset} {rows:,}" for dataset, rows in found[:6]) + more
 
 
-def bars(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int, float]]:
-    """(label, count, width of its bar in percent)."""
+def chart(name: str, about: str, counted: str, counts: Iterable[tuple[str, int]], spread: str = "") -> dict[str, Any]:
+    """What the macro of this name draws. about: in which unit. counted: what the counts are of. spread: in words."""
     found = list(counts)
     most = max((count for _, count in found), default=0) or 1
-    return [(label, count, 100 * count / most) for label, count in found]
+    bars = [(label, count, 100 * count / most) for label, count in found]
+    n = sum(count for _, count in found)
+    return {"name": name, "about": about, "counted": counted, "n": n, "bars": bars, "spread": spread}
