@@ -113,28 +113,6 @@ def test_broken_lines_are_each_kept_or_refused(images: Given, name: str) -> None
     assert len(found) > 4
 
 
-@pytest.mark.parametrize("name", ["viscot chat", "samples", "llava-cot"])
-def test_the_same_in_one_array(images: Given, name: str) -> None:
-    """A row that is no JSON ends an array; everything else costs its row."""
-    source, rows = ROWS[name]
-    dice = random.Random(name)
-    entries = [json.dumps(rows[0]).encode()]
-    while len(entries) < 200:
-        line = broken(dice, dice.choice(rows))
-        try:
-            json.loads(line)
-        except RecursionError:
-            pass
-        except ValueError as error:
-            if "4300 digits" not in str(error):
-                continue
-        if not line.startswith(b"\xff\xfe"):
-            entries.append(line)
-    path = images.folder / "rows.json"
-    path.write_bytes(b"[" + b",\n".join(entries) + b"]")
-    gone_through(images, source, path, list(range(1, len(entries) + 1)))
-
-
 def test_annotations_of_coco(images: Given) -> None:
     dice = random.Random("coco")
     whole = {

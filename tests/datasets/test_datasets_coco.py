@@ -190,7 +190,7 @@ def test_images_without_an_id_or_with_that_of_another_are_refused(given: Given) 
 
 # ------------------------------------------------------------------------------ annotations that match nothing
 
-IS_THERE = {("Is there a WBC?", "yes"), ("Is there a Platelets?", "yes")}
+IS_THERE = "Is there a WBC?", "Is there a Platelets?"
 OF_RBC = {"category_id": 2, "bbox": [50, 50, 9, 9]}
 NOWHERE = [None, 99, float("nan"), "one"]
 
@@ -206,33 +206,27 @@ def with_unmatched(given: Given, annotation: dict[str, Any], **options: Any) -> 
     return found, [r for r in results if isinstance(r, Rejection)]
 
 
-@pytest.mark.parametrize("image_id", NOWHERE)
-def test_an_annotation_of_no_image_leaves_its_category_uncounted_and_undenied(given: Given, image_id: Any) -> None:
-    """It may be of either."""
-    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": image_id})
-    assert not {question for question, _ in found if "RBC" in question}
-    assert {("1 How many WBCs are there?", "1"), ("2 Where is the WBC?", "top left")} < found
+@pytest.mark.parametrize(
+    ("annotation", "about", "asked_still", "said"),
+    [
+        # Of no image: it may be of either, and a category in doubt is asked only whether it is there.
+        *((OF_RBC | {"image_id": none}, "RBC", set(), "image_id") for none in NOWHERE),
+        (OF_RBC | {"image_id": 99, "category_id": 1}, "WBC", {"1 Is there a WBC?", "2 Is there a WBC?"}, "image_id"),
+        *((OF_RBC | {"image_id": 2, "category_id": none}, "2 ", {f"2 {there}" for there in IS_THERE}, "category_id")
+          for none in NOWHERE),
+        ({"image_id": None, "bbox": [1, 2, 3, 4]}, "", {f"{n} {there}" for n in (1, 2) for there in IS_THERE},
+         "it has no image_id and it has no category_id"),
+    ],
+)  # fmt: skip
+def test_an_annotation_of_no_image_or_no_category_leaves_uncounted_and_undenied_what_it_may_show(
+    given: Given, annotation: dict[str, Any], about: str, asked_still: set[str], said: str
+) -> None:
+    found, (refused,) = with_unmatched(given, annotation)
+    assert {question for question, _ in found if about in question} == asked_still
+    sure = {("1 How many WBCs are there?", "1"), ("2 Where is the WBC?", "top left"), ("1 Is there a RBC?", "no")}
+    assert {one for one in sure if about not in one[0]} <= found
     assert (refused.id, refused.reason.value) == ("instances.json:annotation-7", "annotation-unmatched")
-    assert all(said in refused.detail for said in ("entry 7 of annotations: ", "image_id", "--unmatched-annotations"))
-
-
-def test_of_a_category_that_is_in_doubt_is_asked_only_whether_it_is_there(given: Given) -> None:
-    found, _ = with_unmatched(given, OF_RBC | {"image_id": 99, "category_id": 1})
-    assert {question for question, _ in found if "WBC" in question} == {"1 Is there a WBC?", "2 Is there a WBC?"}
-
-
-@pytest.mark.parametrize("category_id", NOWHERE)
-def test_an_annotation_of_no_category_leaves_its_image_uncounted(given: Given, category_id: Any) -> None:
-    found, (refused,) = with_unmatched(given, OF_RBC | {"image_id": 2, "category_id": category_id})
-    assert {one for one in found if one[0].startswith("2 ")} == {(f"2 {question}", yes) for question, yes in IS_THERE}
-    assert {("1 How many WBCs are there?", "1"), ("1 Is there a RBC?", "no")} < found
-    assert "category_id" in refused.detail
-
-
-def test_an_annotation_without_either_leaves_all_images_uncounted(given: Given) -> None:
-    found, (refused,) = with_unmatched(given, {"image_id": None, "bbox": [1, 2, 3, 4]})
-    assert found == {(f"{image} {question}", yes) for image in (1, 2) for question, yes in IS_THERE}
-    assert "it has no image_id and it has no category_id" in refused.detail
+    assert all(each in refused.detail for each in ("entry 7 of annotations: ", said, "--unmatched-annotations"))
 
 
 @pytest.mark.parametrize("wrong", [{"image_id": 99}, {"image_id": 1, "category_id": 99}])

@@ -114,6 +114,14 @@ class Form(NamedTuple):
     name: str
 
 
+class Glance(NamedTuple):
+    """What a row tells at a glance. whole: its set, and whether its box can be of whole pixels."""
+
+    image: Image
+    question: Question
+    whole: tuple[str, bool] | None = None
+
+
 @dataclass(frozen=True)
 class Dataset:
     """How a dataset is read.
@@ -133,11 +141,9 @@ class Dataset:
         columns: what it reads of Parquet files; empty where it reads none.
         expand: a row of the file → the rows that it holds, where one may hold several.
         called: the dataset of rows that do not say of which they are; "": what their file is called.
-        glance: a row → its image, and what it asks; raises as `sample` does, and only where that raises, too. For
+        glance: a row, looked at without making a Sample; raises as `sample` does, and only where that raises, too. For
             prepare, which goes through all rows; None: it makes Samples.
         asks: a row → the kind of its question and what it asks about, where the wording is drawn; None: its words tell.
-        whole: a row and its image → its set, and whether its box can be of whole pixels; None for a row that cannot
-            tell.
         ready: makes on the scratch disk what rows are read from, before several processes read them; None: nothing.
         in_archive: folders below the images' folder, or of an archive of images, that its paths may be below, likeliest
             first; "" is the top.
@@ -159,9 +165,8 @@ class Dataset:
     columns: tuple[str, ...] = ()
     expand: Callable[[Row], Iterable[Row]] | None = None
     called: str = "unknown"
-    glance: Callable[[Row, ConversionContext[Any]], tuple[Image, Question]] | None = None
+    glance: Callable[[Row, ConversionContext[Any]], Glance] | None = None
     asks: Callable[[Row], tuple[str, str]] | None = None
-    whole: Callable[[Row, Image], tuple[str, bool] | None] | None = None
     ready: Callable[[ConversionContext[Any]], None] | None = None
     in_archive: tuple[str, ...] = ("", *TOPS)
 
@@ -192,7 +197,7 @@ class Prepared(BaseModel):
         drawn: sha256 of images whose side the draw for another image decides, of which they are nearly a copy.
         excluded: sha256 of images → the benchmark file that has them.
         duplicates: row → the earlier row that it repeats.
-        whole_pixels: sets whose true boxes are of whole pixels, as far as all their rows can say (Dataset.whole).
+        whole_pixels: sets whose true boxes are of whole pixels, as far as all their rows can say (Glance.whole).
         counts: near-duplicates and benchmarks, for the report.
     """
 
@@ -356,10 +361,8 @@ def given_id(row: Row) -> str | None:
 
 
 def same_size(said: Mapping[str, Any], image: Image) -> None:
-    """Holds the size that a row says its image has against the image; many rows say none.
-
-    Raises:
-        Refused: they differ, so that its boxes are of another image.
+    """Holds the size that a row says its image has against the image; many rows say none. Raises Refused: they differ,
+    so that its boxes are of another image.
     """
     width, height = said.get("width"), said.get("height")
     if width is None and height is None:

@@ -246,10 +246,8 @@ def _of_absent(own: CocoOptions, of: str, absent: Sequence[str]) -> Iterator[tup
 
 
 def _chosen(context: ConversionContext[CocoOptions], source: Input, written: Mapping[str, str]) -> dict[str, str]:
-    """Category id → the name that is spoken, of the categories that are asked about.
-
-    Raises:
-        SettingsError: --categories or --category-names name one that the file has not.
+    """Category id → the name that is spoken, of the categories that are asked about. Raises SettingsError: --categories
+    or --category-names name one that the file has not.
     """
     renamed = {old.strip(): new.strip() for old, new in (pair.split("=", 1) for pair in context.own.category_names)}
     wanted = context.own.categories

@@ -102,9 +102,7 @@ class ImageIndex:
 
     def take(self, store: Store, uri: str, *, listed: Iterable[Entry] | None = None) -> None:
         """What an earlier run, or another process of this one, has left there; of it only what is `listed` unchanged.
-
-        Raises:
-            InputError: there is nothing, or something else.
+        Raises InputError: there is nothing, or something else.
         """
         with _fetched(store, uri, self._path.with_suffix(".taken")) as path, self._lock:
             if listed is None and not self._any("true"):  # then the file is what all its rows would be copied into
@@ -145,10 +143,7 @@ class ImageIndex:
 
     def begin(self, folder: Folder, part: str, given: str | None, listed: Iterable[Entry]) -> None:
         """What is known before the first row: in prepare what was `given`, or left by one that was stopped; afterwards
-        what prepare and others have left.
-
-        Raises:
-            InputError: nothing is left there, or something else.
+        what prepare and others have left. Raises InputError: nothing is left there, or something else.
         """
         left, so_far = join(folder.uri, NAME), join(folder.uri, SO_FAR)
         if folder.store.stat(left) is not None:

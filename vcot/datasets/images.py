@@ -59,17 +59,9 @@ class DatasetImages:
     """
 
     def __init__(
-        self,
-        store: Store,
-        images_uri: str | None,
-        made_uri: str,
-        *,
-        max_pixels: int = reading.MAX_PIXELS,
-        max_side: int = 20_000,
-        budget: int | None = None,
-        remember: int = 4_000,
-        index: ImageIndex | None = None,
-    ) -> None:
+        self, store: Store, images_uri: str | None, made_uri: str, *, max_pixels: int = reading.MAX_PIXELS,
+        max_side: int = 20_000, budget: int | None = None, remember: int = 4_000, index: ImageIndex | None = None,
+    ) -> None:  # fmt: skip
         self._store, self._images_uri, self._made_uri = store, images_uri, made_uri
         self._max_pixels, self._max_side, self._keep_in_mind = max_pixels, max_side, remember
         copies_uri = join(made_uri, "copies")

@@ -82,10 +82,8 @@ class Input:
 
 
 def find(store: Store, uris: Sequence[str]) -> tuple[Input, ...]:
-    """The files that the URIs name, in order; a folder stands for the JSON and Parquet files below it, sorted.
-
-    Raises:
-        InputError: a URI names nothing.
+    """The files that the URIs name, in order; a folder stands for the JSON and Parquet files below it, sorted. Raises
+    InputError: a URI names nothing.
     """
     found: dict[str, str] = {}
     for uri in uris:
@@ -114,10 +112,8 @@ def _changed(uri: str) -> Changed:
 
 
 def rows_of(store: Store, source: Input) -> Iterator[Row]:
-    """The rows of one file of JSON. A line that is not a JSON object comes with its fault.
-
-    Raises:
-        InputError: the file is empty, cut off, of another kind, or not what it was when the stage began.
+    """The rows of one file of JSON. A line that is not a JSON object comes with its fault. Raises InputError: the file
+    is empty, cut off, of another kind, or not what it was when the stage began.
     """
     return (row_of(source, number, found) for number, found in found_in(store, source))
 
@@ -180,10 +176,8 @@ _COCO = re.compile(
 
 @contextmanager
 def opened(store: Store, source: Input) -> Iterator[io.BufferedReader]:
-    """The file's content, unpacked. Whoever reads it to its end has read the bytes of `source.sha256`.
-
-    Raises:
-        InputError: it is not a whole gzip, or it has changed since the stage began.
+    """The file's content, unpacked. Whoever reads it to its end has read the bytes of `source.sha256`. Raises
+    InputError: it is not a whole gzip, or it has changed since the stage began.
     """
     with _unchanged(store, source) as raw:
         watched = _Watched(raw)
@@ -293,10 +287,8 @@ _SPLIT = re.compile(r"(?P<split>[a-z]+)-\d+-of-\d+\b.*")
 def parquet_rows(stream: BinaryIO, uri: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows with their numbers from 1: what the columns hold that the file has of these.
 
-    What the name of the file says (`train-00000-of-00002.parquet`) counts as `split` where no column does.
-
-    Raises:
-        InputError: it is no whole Parquet, or it has none of the columns.
+    What the name of the file says (`train-00000-of-00002.parquet`) counts as `split` where no column does. Raises
+    InputError: it is no whole Parquet, or it has none of the columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

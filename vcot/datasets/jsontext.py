@@ -31,8 +31,7 @@ def entries(stream: BinaryIO, name: str, starts: array[int] | None = None) -> It
 
     starts: receives the byte at which each entry begins, and at last the one behind the last entry.
 
-    Raises:
-        InputError: it is not whole JSON; names the file and the entry.
+    Raises InputError: it is not whole JSON; names the file and the entry.
     """
     text = _Text(stream, name)
     yield from _entries(text, "entry", starts)
@@ -52,10 +51,8 @@ class Entry:
         self._value: Any = _UNREAD
 
     def value(self) -> Any:
-        """What `entries` gave for it. Read once: a row of several rounds asks again, and gzip does not go back.
-
-        Raises:
-            Changed: something else is there now.
+        """What `entries` gave for it. Read once: a row of several rounds asks again, and gzip does not go back. Raises
+        Changed: something else is there now.
         """
         if self._value is _UNREAD:
             self._stream.seek(self._start)
@@ -74,9 +71,7 @@ def entries_at(stream: BinaryIO, name: str, starts: array[int]) -> Iterator[tupl
 
 def parts(stream: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
     """The entries of all arrays that a JSON object holds, each with the array's name; its other fields are skipped.
-
-    Raises:
-        InputError: it is not whole JSON; names the file and the entry.
+    Raises InputError: it is not whole JSON; names the file and the entry.
     """
     text = _Text(stream, name)
     text.take("{", "the beginning")

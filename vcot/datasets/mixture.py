@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
-import yaml
-
 from vcot.errors import SettingsError
 from vcot.records import Rejection, Sample
 from vcot.records.metadata import PartCounts
@@ -68,9 +66,10 @@ def read(store: Store, uri: str, run: S, of_parts: Sequence[str]) -> tuple[tuple
 
     run: the settings of the whole run. of_parts: those settings that a part may say for itself.
 
-    Raises:
-        SettingsError: everything that is wrong with the file, a line each.
+    Raises SettingsError: everything that is wrong with the file, a line each.
     """
+    import yaml  # which a run of one source need not wait for
+
     try:
         with store.open_read(uri) as file:
             data = file.read(_MOST_BYTES + 1)
@@ -104,8 +103,10 @@ def read(store: Store, uri: str, run: S, of_parts: Sequence[str]) -> tuple[tuple
     return tuple(found), hashlib.sha256(data).hexdigest()
 
 
-def _twice(node: yaml.Node | None) -> Iterator[str]:
+def _twice(node: Any) -> Iterator[str]:
     """Keys that stand twice in one part, as where the dash of the next one is forgotten; YAML would take the last."""
+    import yaml
+
     for part in node.value if isinstance(node, yaml.SequenceNode) else ():
         lines_of = defaultdict(list)
         for key, _ in part.value if isinstance(part, yaml.MappingNode) else ():

@@ -11,6 +11,9 @@ all but one in ten thousand, and of copies of one image most are closer than 12.
 
 from __future__ import annotations
 
+from operator import itemgetter
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,6 +28,10 @@ SEEN = 4 * SIDE
 
 _FLAT = 1.0
 _CHOICES, _CHOSEN = 96, 16
+_GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
+"""For the report: so many groups are looked at, so many images of each; shown are so many that are far apart, and so
+many by chance.
+"""
 
 Prints = NDArray[np.uint8]
 
@@ -56,11 +63,36 @@ def groups(prints: Prints, distance: int = DISTANCE) -> NDArray[np.int32]:
     return groups_[back.ravel()]
 
 
-def farthest(prints: Prints) -> tuple[int, int, int]:
-    """Which two of these fingerprints [N, 18] differ most, and in how many bits."""
-    bits = np.bitwise_count(prints[:, None] ^ prints[None]).sum(axis=2, dtype=np.int64)
-    one, other = divmod(int(bits.argmax()), len(prints))
-    return one, other, int(bits[one, other])
+class Found(NamedTuple):
+    """members: (place of a fingerprint, number of its group), of those that are near another. largest: how many are in
+    one group. pairs: (bits that differ, size of the group, places of the two) of some groups.
+    """
+
+    members: list[tuple[int, int]]
+    groups: int
+    largest: int
+    pairs: list[tuple[int, int, int, int]]
+
+
+def search(prints: bytes | bytearray, distance: int) -> Found:
+    """The groups of several, and of some of them the two that differ most: where they do most of all, and by chance."""
+    many = np.frombuffer(prints, np.uint8).reshape(-1, BYTES)
+    labels = groups(many, distance)
+    sizes = np.bincount(labels, minlength=1)
+    places = np.flatnonzero(sizes[labels] > 1)
+    own = labels[places]
+    _, firsts = np.unique(own, return_index=True)
+    pairs = []
+    for group in own[np.sort(firsts)[:_GROUPS]]:
+        members = np.flatnonzero(labels == group)
+        few = many[members[:_MEMBERS]]
+        bits = np.bitwise_count(few[:, None] ^ few[None]).sum(axis=2, dtype=np.int64)
+        one, other = divmod(int(bits.argmax()), len(few))
+        pairs.append((int(bits[one, other]), len(members), int(members[one]), int(members[other])))
+    pairs.sort(key=itemgetter(0), reverse=True)
+    chosen = pairs[:_PAIRS] + sorted(pairs[_PAIRS:], key=itemgetter(2))[:_PAIRS]
+    together = list(zip(places.tolist(), own.tolist(), strict=True))
+    return Found(together, len(firsts), int(sizes[own].max(initial=0)), chosen)
 
 
 def _key(prints: Prints, bits: NDArray[np.int64]) -> NDArray[np.uint16]:

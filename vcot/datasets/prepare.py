@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -25,8 +25,8 @@ from vcot.datasets.base import ConversionContext, Prepared, Split, given_id
 from vcot.datasets.duplicate_questions import Asked, Question
 from vcot.datasets.inputs import Refused, Row, fetch_offsets, leave_offsets
 from vcot.datasets.parallel import Workers, in_order, until_stopped
-from vcot.datasets.row_index import A_PART, RowIndex
-from vcot.errors import InputError, TemporaryError
+from vcot.datasets.row_index import A_PART, COLUMNS, RowIndex, scratch_database
+from vcot.errors import InputError
 from vcot.grounding import BoxError
 from vcot.records import Folder, Image, Sample
 from vcot.stage import Bar
@@ -36,20 +36,31 @@ from vcot.storage.images import ImageError
 NAME = "survey.json"
 WORTH_A_PROCESS = 16 << 20
 """Bytes of rows: with fewer, what a process does takes no longer than to begin it, which is about a second."""
-Note = dict[str, Any]
 Depth = Literal["declared", "glance", "whole"]
 """How a row is looked at: for the split that it names alone, at a glance, or read whole."""
 SAID: Mapping[Split | None, int] = {None: 1, "train": 2, "validation": 4, "test": 8}
 """Bits for what rows say of an image's side, in the order in which they count."""
 
 
+class Note(NamedTuple):
+    """Of a row: the columns behind its id and name (row_index.COLUMNS)."""
+
+    said: int | None = None
+    sha: str | None = None
+    uri: str | None = None
+    key: bytes | None = None
+    asked: str | None = None
+    sound: bool | None = None
+    places: bytes | None = None
+    dataset: str | None = None
+    whole: bool | None = None
+
+
 def informed(
     contexts: Sequence[ConversionContext], folder: Folder, *, look: bool, workers: Workers, readers: int
 ) -> list[ConversionContext]:
-    """The contexts that know it. The first that asks finds it out, and leaves it in the stage's folder.
-
-    Raises:
-        InputError: nobody has found it out yet and `look` is false (another process should have).
+    """The contexts that know it. The first that asks finds it out, and leaves it in the stage's folder. Raises
+    InputError: nobody has found it out yet and `look` is false (another process should have).
     """
     for context in contexts:
         fetch_offsets(folder, context.scratch, context.inputs)
@@ -96,8 +107,6 @@ def survey(contexts: Sequence[ConversionContext], workers: Workers, readers: int
         InputError: a benchmark file is none.
         TemporaryError: there is too little room on the scratch disk.
     """
-    import duckdb
-
     if len(contexts) == 1 and not contexts[0].inputs:  # drawn scenes alone are all different
         return Prepared()
     found: dict[str, Any] = {}
@@ -110,9 +119,9 @@ def survey(contexts: Sequence[ConversionContext], workers: Workers, readers: int
     # Benchmarks count rows that are kept, and nearly the same question may be any row's: then all are read whole.
     depth: Depth = "whole" if benchmarks or options.duplicates == "near" else "glance"
     wanted = options.near_duplicates or options.duplicates != "keep" or benchmarks
-    wanted = wanted or any(context.dataset.whole for context in contexts)
-    index = RowIndex(contexts, readers)
-    try:
+    wanted = wanted or any(context.dataset.glance for context in contexts)
+    with scratch_database(contexts[0].scratch / "rows.sqlite") as database:
+        index = RowIndex(contexts, readers, database)
         index.load(scan(contexts, workers, readers, depth if wanted else "declared"))
         found["repeated"] = index.repeated_ids()
         # Rows that say the same of their side, or all nothing, cannot be at odds over an image.
@@ -130,24 +139,16 @@ def survey(contexts: Sequence[ConversionContext], workers: Workers, readers: int
         found["whole_pixels"] = index.whole_pixels()
         found["counts"] = {"near_duplicates": groups, "benchmarks": index.benchmark_counts()}
         return Prepared(**found)
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise TemporaryError(
-            f"all rows could not be looked at together ({error}); is there room on this disk?"
-        ) from None
-    finally:
-        index.database.close()
 
 
 # ------------------------------------------------------------------------------------------------------- the scans
-
-_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def scan(
     contexts: Sequence[ConversionContext], workers: Workers, readers: int, depth: Depth,
     wanted: Sequence[bytes] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Notes every row in files of JSON lines (row_index.COLUMNS), in several processes where that pays.
+    """Notes every row in databases (row_index.COLUMNS), in several processes where that pays.
 
     wanted: a byte for each row of each context, which is not 0 where the row is to be read; None: all are.
     """
@@ -162,7 +163,7 @@ def scan(
         processes = max(1, min(workers.count, worth))
         most = max(most, processes)
         for index in range(processes):
-            path = context.scratch / f"notes-{place}-{index}.jsonl"
+            path = context.scratch / f"notes-{place}-{index}.sqlite"
             share = (index, processes)
             tasks.append(
                 (context, place * A_PART, share, max(1, readers // processes), depth, wanted and wanted[place], path)
@@ -193,57 +194,62 @@ def _scan(
         try:
             return place, row, look(row, with_)
         except (Refused, BoxError, ImageError, ValidationError, RecursionError):
-            return place, row, {}
+            return place, row, Note()
 
     rows = reading.rows_in_blocks(context, *share, wanted)
-    with context.named(), path.open("wb") as lines, Bar("looking at all rows", shown=share[0] == 0) as bar:
-        for number, (place, row, note) in enumerate(
-            in_order(noted, rows, readers, at_once=lambda item: noted(item, hasty)), 1
-        ):
-            name = given_id(row) if context.dataset.names_rows else None
-            line = {"row": first + place, "id": row.id, "name": name and context.called(name)} | note
-            # Half a surrogate pair may be in JSON and not in a database; such a row is refused.
-            lines.write(_ENCODE(line).encode(errors="replace") + b"\n")
-            if number % 200 == 0:
-                bar.advance(200 * share[1])
+    with (
+        context.named(), scratch_database(path) as database, Bar("looking at all rows", shown=share[0] == 0) as bar
+    ):  # fmt: skip
+
+        def lines() -> Iterator[tuple[Any, ...]]:
+            looked = in_order(noted, rows, readers, at_once=lambda item: noted(item, hasty))
+            for number, (place, row, note) in enumerate(looked, 1):
+                name = given_id(row) if context.dataset.names_rows else None
+                yield first + place, row.id, name and _storable(context.called(name)), *note
+                if number % 200 == 0:
+                    bar.advance(200 * share[1])
+
+        database.execute(f"create table rows ({COLUMNS})")
+        database.executemany(f"insert into rows values (?, ?, ?{', ?' * len(Note._fields)})", lines())
+
+
+def _storable(text: str) -> str:
+    """Half a surrogate pair may be in JSON and not in a database; such a row is refused."""
+    return text.encode(errors="replace").decode()
 
 
 def _declared(row: Row, context: ConversionContext) -> Note:
-    return {"said": SAID[context.declared(row)]}
+    return Note(SAID[context.declared(row)])
 
 
 def _glance(row: Row, context: ConversionContext) -> Note:
     assert context.dataset.glance is not None
-    if row.fault is not None:
-        return {}
-    return _note(row, *context.dataset.glance(row, context), context)
+    return Note() if row.fault is not None else _note(row, *context.dataset.glance(row, context), context)
 
 
 def _whole(row: Row, context: ConversionContext, rules: quality.QualityOptions) -> Note:
     """rules: which are asked for after the fact, because a row that they refuse still shows its image."""
     sample = reading.one(row, context)
     if not isinstance(sample, Sample):
-        return {}
-    asks = context.dataset.asks
+        return Note()
+    glance, asks = context.dataset.glance, context.dataset.asks
     kind, asked = asks(row) if asks is not None else ("", duplicate_questions.question(sample))
-    note = _note(row, duplicate_questions.about(sample), Question(asked, sample.answers, kind), context)
-    places = duplicate_questions.places(sample)
+    whole = None if glance is None else glance(row, context).whole
+    note = _note(row, duplicate_questions.about(sample), Question(asked, sample.answers, kind), whole, context)
     try:
         sound = not rules.checks or bool(quality.validated(sample, rules))
     except Refused:
         sound = False
-    return note | {"sound": sound, "places": None if places is None else places.hex()}
+    return note._replace(sound=sound, places=duplicate_questions.places(sample))
 
 
-def _note(row: Row, about: Image | Asked, question: Question, context: ConversionContext) -> Note:
+def _note(
+    row: Row, about: Image | Asked, question: Question, whole: tuple[str, bool] | None, context: ConversionContext
+) -> Note:
     near = context.options.duplicates == "near"
-    note: Note = {"said": SAID[context.declared(row)], "sha": about.sha256}
-    note["key"] = duplicate_questions.key(about.sha256, question, near=near).hex()
-    if near:
-        note["asked"] = question.asked
-    if isinstance(about, Image):
-        note["uri"] = about.uri
-        whole = context.dataset.whole
-        if whole is not None and (found := whole(row, about)) is not None:
-            note["dataset"], note["whole"] = found
-    return note
+    dataset, is_whole = whole or (None, None)
+    return Note(
+        said=SAID[context.declared(row)], sha=about.sha256, uri=about.uri or None,
+        key=duplicate_questions.key(about.sha256, question, near=near), asked=question.asked if near else None,
+        dataset=dataset and _storable(dataset), whole=is_whole,
+    )  # fmt: skip

@@ -175,10 +175,8 @@ def form_of_row(value: Mapping[str, Any]) -> Form | None:
 
 
 def _check_form(dataset: Dataset, form: Form | None, uri: str) -> None:
-    """The first row of a file tells whether the file is the right one.
-
-    Raises:
-        InputError: it is of a form that this dataset does not read.
+    """The first row of a file tells whether the file is the right one. Raises InputError: it is of a form that this
+    dataset does not read.
     """
     if form is None or form in dataset.forms:
         return

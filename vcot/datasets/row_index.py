@@ -1,6 +1,6 @@
 """All rows of a run as tables: groups of images and their sides of the split, benchmarks, and questions asked twice.
 
-The notes of all rows (prepare.py) go into DuckDB on the scratch disk, so that memory does not grow with the input, and
+The notes of all rows (prepare.py) go into SQLite on the scratch disk, so that memory does not grow with the input, and
 queries over all of them find
 
 - held_out: images that are kept from training, because some row measures with them or a benchmark has them. Datasets
@@ -24,82 +24,85 @@ every dataset.
 
 from __future__ import annotations
 
-import json
 import re
+import sqlite3
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from vcot.datasets import duplicate_questions, near_duplicates
+from vcot.datasets import duplicate_questions
 from vcot.datasets.base import ConversionContext
 from vcot.datasets.images import DatasetImages, without_top
 from vcot.datasets.inputs import Input, rows_of
 from vcot.datasets.parallel import in_order
 from vcot.datasets.viscot import image_path
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Image
-from vcot.reports.statistics import DUCKDB
 from vcot.stage import progress
 from vcot.storage import Store
 from vcot.storage.images import ImageError
 
-if TYPE_CHECKING:
-    import duckdb
-
-COLUMNS = {
-    "row": "BIGINT", "id": "VARCHAR", "name": "VARCHAR", "said": "UTINYINT", "sha": "VARCHAR", "uri": "VARCHAR",
-    "key": "VARCHAR", "asked": "VARCHAR", "sound": "BOOLEAN", "places": "VARCHAR", "dataset": "VARCHAR",
-    "whole": "BOOLEAN",
-}  # fmt: skip
+COLUMNS = (
+    "row int, id text, name text, said int, sha text, uri text, key blob, asked text, sound int, places blob, "
+    "dataset text, whole int"
+)
 """Of a row's note. name: the id that it gives itself. The others are null where the row is refused: sound, whether
 the rules for quality keep it (null: nobody has asked); places, of its boxes, once it was read whole; dataset and
-whole, what Dataset.whole says.
+whole, what Glance.whole says.
 """
 A_PART = 1 << 40
 """Rows are numbered from part to part in such steps."""
-_GROUPS, _MEMBERS, _PAIRS = 1000, 64, 4
-"""For the report: so many groups are looked at, so many images of each; shown are so many that are far apart, and so
-many by chance.
-"""
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg")
 
 
+@contextmanager
+def scratch_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database in which nothing need survive this process. Raises TemporaryError: the disk has no room for it."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.executescript("pragma journal_mode = off; pragma synchronous = off; begin")
+        try:
+            yield database
+            database.execute("commit")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise
+            raise TemporaryError(
+                f"all rows could not be looked at together ({error}); is there room on this disk?"
+            ) from None
+
+
 class RowIndex:
-    """The tables: rows (COLUMNS); images, one line for each image with what rows say of it; members, of groups of
-    images that nearly are the same; shown and same, the paths in benchmark files and the images that they are.
+    """The tables: rows (COLUMNS); images, one line for each image with what rows say of it, by its sha; members, of
+    groups of images that nearly are the same; shown and same, the paths in benchmark files and the images that they
+    are.
     """
 
-    def __init__(self, contexts: Sequence[ConversionContext], readers: int) -> None:
-        import duckdb
+    def __init__(self, contexts: Sequence[ConversionContext], readers: int, database: sqlite3.Connection) -> None:
+        self.contexts, self.readers = contexts, readers
+        self._database, self._sql = database, database.execute
 
-        self.contexts, self.readers, self.scratch = contexts, readers, contexts[0].scratch
-        self.database: duckdb.DuckDBPyConnection = duckdb.connect(
-            config=DUCKDB | {"temp_directory": str(self.scratch / "rows")}
-        )
-        self._sql = self.database.execute
-
-    def load(self, files: Sequence[Path], table: str = "rows", columns: Mapping[str, str] = COLUMNS) -> None:
-        """Files of JSON lines become a table, and are deleted."""
-        self._sql(f"create or replace table {table} ({', '.join(f'{name} {kind}' for name, kind in columns.items())})")
-        for path in files:  # one by one, because each takes buffers of twice the longest line that is allowed
-            self._sql(
-                f"insert into {table} select * from read_json(?, format = 'newline_delimited', columns = {columns}, "
-                f"maximum_object_size = {8 << 20})",
-                [str(path)],
-            )
+    def load(self, files: Sequence[Path], table: str = "rows") -> None:
+        """Databases with notes of rows become a table, and are deleted."""
+        self._load_rows(table, COLUMNS, ())
+        self._sql("commit")  # within a transaction no file can be attached
+        for path in files:
+            self._sql("attach ? as noted", (str(path),))
+            self._sql(f"insert into {table} select * from noted.rows")
+            self._sql("detach noted")
             path.unlink()
+        self._sql("begin")
 
-    def _load_rows(self, table: str, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
-        """Rows that Python has made; inserted one by one, each would take a millisecond."""
-        path = self.scratch / f"{table}.jsonl"
-        with path.open("w") as lines:
-            lines.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
-        self.load([path], table, columns)
+    def _load_rows(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+        """A new table with these rows."""
+        self._sql(f"drop table if exists {table}")
+        self._sql(f"create table {table} ({columns})")
+        places = ", ".join("?" * (columns.count(",") + 1))
+        self._database.executemany(f"insert into {table} values ({places})", rows)
 
     def says_one_thing(self) -> bool:
         return bool(self._one("select count(distinct said) from rows") < 2)
@@ -110,7 +113,7 @@ class RowIndex:
         for place, context in enumerate(self.contexts):
             if context.dataset.names_rows:
                 repeated = self._sql(
-                    f"select coalesce(name, id) as called from rows where row // {A_PART} = {place} "
+                    f"select coalesce(name, id) as called from rows where row / {A_PART} = {place} "
                     "group by called having count(*) > 1 order by called"
                 )
                 found[context.part] = [name for (name,) in repeated.fetchall()]
@@ -124,12 +127,14 @@ class RowIndex:
         return found[0]
 
     def _list_images(self) -> int:
-        """How many there are. Bits that differ add up to all that are set; part and URI are those of the first row."""
+        """How many there are. Part and URI are those of the first row."""
+        self._load_rows("images", "number integer primary key, sha text, part int, uri text, said int", ())
         self._sql(
-            "create or replace table images as select *, row_number() over (order by sha) - 1 as number from ("
-            "  select sha, arg_min(part, row) as part, arg_min(uri, row) as uri, bit_or(said) as said from ("
-            f"    select sha, row // {A_PART} as part, uri, said, row from rows where sha is not null"
-            f"    union all select sha, part, uri, 0, {1 << 60} from more) group by sha)"
+            # Each row says one bit, so the different ones add up to all that are set.
+            "insert into images (sha, part, uri, said) select sha, part, uri, said from ("
+            "  select sha, part, uri, sum(distinct said) as said, min(row) from ("
+            f"    select sha, row / {A_PART} as part, uri, said, row from rows where sha is not null"
+            f"    union all select sha, part, uri, 0, {1 << 60} from more) group by sha) order by sha"
         )
         return int(self._one("select count(*) from images"))
 
@@ -137,8 +142,10 @@ class RowIndex:
         """Finds the images that nearly are the same, and forgets those that cannot be decoded, because rows about them
         are all refused, and so decide nothing about others. How many there are of what, and which cannot be decoded.
         """
+        from vcot.datasets import near_duplicates  # numpy, which shards need not wait for
+
         self._list_images()
-        self._sql("create or replace table members (sha varchar, grp integer)")
+        self._load_rows("members", "sha text primary key, grp int", ())
         distance = self.contexts[0].options.near_duplicates
         if not distance:
             return {}, {}
@@ -152,66 +159,33 @@ class RowIndex:
                 damaged[sha] = error.reason, str(error).removeprefix(f"{uri}: ")
                 return None
 
-        where, noted = [], bytearray()
+        where, noted = array("q"), bytearray()
         total = self._one("select count(*) from images where uri is not null")
-        looked = in_order(lambda image: (image[0], look(image)), self._pages(), self.readers)
+        images = self._sql("select number, sha, part, uri from images where uri is not null order by number")
+        looked = in_order(lambda image: (image[0], look(image)), images, self.readers)
         for number, print_ in progress(looked, "comparing images", total, "images"):
             if print_ is not None:
                 where.append(number)
                 noted += print_
-        prints = np.frombuffer(noted, np.uint8).reshape(-1, near_duplicates.BYTES)
-        numbers, labels = np.array(where, np.int64), near_duplicates.groups(prints, distance)
-        sizes = np.bincount(labels, minlength=1)
-        places = np.flatnonzero(sizes[labels] > 1)
-        self.database.register("found", {"number": numbers[places], "grp": labels[places]})
-        self._sql("insert into members select sha, grp from images join found using (number)")
-        self.database.unregister("found")
-        _, firsts = np.unique(labels[places], return_index=True)
-        pairs = self._pairs(prints, numbers, labels, labels[places[np.sort(firsts)[:_GROUPS]]])
+        found = near_duplicates.search(noted, distance)
+        members = ((group, where[place]) for place, group in found.members)
+        self._database.executemany("insert into members select sha, ? from images where number = ?", members)
+        uri = "select uri from images where number = {}"
+        pairs = [
+            {"bits": bits, "images": size} | {
+                name: self._one(uri.format(where[place])) for name, place in (("one", one), ("other", other))
+            }
+            for bits, size, one, other in found.pairs
+        ]  # fmt: skip
         if damaged:
-            self._load_rows("damaged", {"sha": "VARCHAR"}, ((sha,) for sha in damaged))
+            self._load_rows("damaged", "sha text", ((sha,) for sha in damaged))
             for table in ("rows", "images", "same", "more"):
                 self._sql(f"delete from {table} where sha in (select sha from damaged)")
-        return (
-            {
-                "images_compared": len(where),
-                "groups": len(firsts),
-                "images_in_groups": len(places),
-                "largest_group": int(sizes[labels[places]].max(initial=0)),
-                "pairs": pairs,
-            },
-            dict(sorted(damaged.items())),
-        )
-
-    def _pages(self) -> Iterator[tuple[int, str, int, str]]:
-        """The images by their digests, some at a time: a result that is not read at once would be held in memory."""
-        last = ""
-        while page := self._sql(
-            "select number, sha, part, uri from images where uri is not null and sha > ? order by sha limit 50000",
-            [last],
-        ).fetchall():
-            yield from page
-            last = page[-1][1]
-
-    def _pairs(self, prints: near_duplicates.Prints, numbers: Any, labels: Any, groups: Any) -> list[dict[str, Any]]:
-        """The two images that differ most, of some groups: those where they differ most of all, and some by chance.
-
-        numbers, labels: of the image of each fingerprint, and of its group. groups: the labels of some.
-        """
-        found = []
-        for group in groups:
-            members = np.flatnonzero(labels == group)
-            one, other, bits = near_duplicates.farthest(prints[members[:_MEMBERS]])
-            found.append((bits, int(numbers[members[one]]), int(numbers[members[other]]), len(members)))
-        found.sort(key=itemgetter(0), reverse=True)
-        chosen = found[:_PAIRS] + sorted(found[_PAIRS:], key=itemgetter(1))[:_PAIRS]
-        uris = dict(self._sql(
-            "select number, uri from images where number in (select unnest(?))",
-            [[number for _, one, other, _ in chosen for number in (one, other)]],
-        ).fetchall())  # fmt: skip
-        return [
-            {"bits": bits, "images": size, "one": uris[one], "other": uris[other]} for bits, one, other, size in chosen
-        ]
+        counts = {
+            "images_compared": len(where), "groups": found.groups, "images_in_groups": len(found.members),
+            "largest_group": found.largest, "pairs": pairs,
+        }  # fmt: skip
+        return counts, dict(sorted(damaged.items()))
 
     # --- the second scan
 
@@ -221,17 +195,14 @@ class RowIndex:
         exact = self.contexts[0].options.duplicates == "exact"
         found = self._sql(
             "select row from rows where sha is not null and sound is null and (sha in (select sha from members) "
-            f"or sha in (select sha from images where bit_count(said) > 1) {asked_again if exact else ''})"
-        ).fetchnumpy()["row"]
-        if not len(found):
-            return None
-        wanted = []
-        for number in range(len(self.contexts)):
-            places = found[found // A_PART == number] % A_PART
-            markers = np.zeros(int(places.max(initial=-1)) + 1, np.uint8)
-            markers[places] = 1
-            wanted.append(markers.tobytes())
-        return wanted
+            f"or sha in (select sha from images where said & (said - 1)) {asked_again if exact else ''})"
+        )
+        wanted = [bytearray() for _ in self.contexts]
+        for (row,) in found:
+            part, place = divmod(row, A_PART)
+            wanted[part].extend(bytes(max(0, place + 1 - len(wanted[part]))))
+            wanted[part][place] = 1
+        return [bytes(markers) for markers in wanted] if any(wanted) else None
 
     def replace_rows(self, files: Sequence[Path]) -> bool:
         """These notes take the place of the rows' earlier ones, and rows that are not kept are forgotten.
@@ -240,10 +211,11 @@ class RowIndex:
             Whether an image was forgotten, because no row about it is kept.
         """
         self.load(files, "looked")
+        refused = self._one("select count(*) from looked where sha is null")
         self._sql("delete from rows where row in (select row from looked)")
         self._sql("insert into rows select * from looked where sha is not null")
         before = self._one("select count(*) from images")
-        return bool(self._list_images() < before)
+        return bool(refused and self._list_images() < before)
 
     # --- benchmarks
 
@@ -267,12 +239,12 @@ class RowIndex:
                     same.add((file.name, path, image.sha256))
                 for key in () if found else _keys(path):
                     unread[key].append((file.name, path))
-        rows = self._sql("select distinct uri, sha from rows where uri is not null")
-        for uri, sha in iter(rows.fetchone, None) if unread else ():
+        images = "select distinct uri, sha from rows where uri is not null"
+        for uri, sha in self._sql(images) if unread else ():
             same |= {(*named, sha) for key in _keys(uri) for named in unread.get(key, ())}
-        self._load_rows("shown", {"file": "VARCHAR", "path": "VARCHAR", "often": "BIGINT"}, shown)
-        self._load_rows("same", {"file": "VARCHAR", "path": "VARCHAR", "sha": "VARCHAR"}, sorted(same))
-        self._load_rows("more", {"sha": "VARCHAR", "part": "INT", "uri": "VARCHAR"}, more.values())
+        self._load_rows("shown", "file text, path text, often int", shown)
+        self._load_rows("same", "file text, path text, sha text", same)
+        self._load_rows("more", "sha text, part int, uri text", more.values())
 
     def benchmark_counts(self) -> dict[str, Any]:
         """Benchmark file → its rows and images, how many of them the input could have taught, and the rows refused."""
@@ -286,7 +258,7 @@ class RowIndex:
             "select file, sum(often), count(*), "
             "  (select count(distinct path) from same where same.file = shown.file), "
             "  (select count(distinct path) from hit where hit.file = shown.file), "
-            "  sum(often) filter ((file, path) in (select (file, path) from hit)), "
+            "  sum(often) filter (where (file, path) in (select file, path from hit)), "
             "  (select count(*) from rows join grouped using (sha) where rows.said < 8 "
             "     and grp in (select grp from hit where hit.file = shown.file)) "
             "from shown group by file"
@@ -300,27 +272,29 @@ class RowIndex:
 
     def sides(self) -> dict[str, Any]:
         """sha256 → side, of images of which some row alone could not know it; and which benchmark has them."""
+        for table in ("grouped", "groups"):
+            self._sql(f"drop table if exists {table}")
         self._sql(
-            "create or replace table grouped as select sha, said, coalesce(grp, -1 - number) as grp, file "
+            # Images alone of which no row and no benchmark says anything go where the draw puts them.
+            "create table grouped as select sha, said, coalesce(grp, -number) as grp, file "
             "from images left join members using (sha) "
-            "left join (select sha, min(file) as file from same group by sha) using (sha)"
+            "left join (select sha, min(file) as file from same group by sha) using (sha) "
+            "where grp is not null or file is not null or said > 1"
         )
         self._sql(
-            "create or replace table sided as select *, "
-            "  case when file_of_group is not null or anything & 8 > 0 then 'test' "
-            "       when anything & 4 > 0 then 'validation' end as held from ("
-            "  select sha, said, bit_or(said) over of_group as anything, min(file) over of_group as file_of_group, "
-            "    min(sha) over of_group as smallest, count(*) over of_group as images "
-            "  from grouped window of_group as (partition by grp))"
+            "create table groups as select *, case when file_of_group is not null or anything & 8 then 'test' "
+            "when anything & 4 then 'validation' end as held from ("
+            "  select grp, max(said & 1) | max(said & 2) | max(said & 4) | max(said & 8) as anything, "
+            "    min(file) as file_of_group, min(sha) as smallest, count(*) as images from grouped group by grp)"
         )
         held = self._sql(
-            "select sha, held, file_of_group from sided where said & if(held = 'test', 7, 3) > 0 and held is not null "
-            "order by sha"
+            "select sha, held, file_of_group from grouped join groups using (grp) "
+            "where held is not null and said & iif(held = 'test', 7, 3) order by sha"
         ).fetchall()
         drawn = self._sql(
-            "select sha, anything & 2 > 0, smallest from sided where held is null and said & 1 > 0 "
-            "and (images > 1 or anything & 2 > 0) order by sha"
-        ).fetchall()
+            "select sha, anything & 2, smallest from grouped join groups using (grp) "
+            "where held is null and said & 1 and (images > 1 or anything & 2) order by sha"
+        )
         draw = self.contexts[0].draw
         return {
             "held_out": {sha: side for sha, side, _ in held},
@@ -343,11 +317,11 @@ class RowIndex:
         rows = self._sql(
             "select key, id, asked, places from rows where sound "
             "and key in (select key from rows where sound group by key having count(*) > 1) "
-            "order by key, greatest(said, 2) desc, row"
+            "order by key, max(said, 2) desc, row"
         )
         found: dict[str, str] = {}
-        for _, asked_alike in groupby(iter(rows.fetchone, None), itemgetter(0)):
-            boxes = ((name, said or "", None if at is None else bytes.fromhex(at)) for _, name, said, at in asked_alike)
+        for _, asked_alike in groupby(rows, itemgetter(0)):
+            boxes = ((name, said or "", at) for _, name, said, at in asked_alike)
             for (first, said), *others in duplicate_questions.of_one_place(boxes):
                 if near and others:
                     found |= dict(duplicate_questions.nearly([(first, said), *others], options.question_similarity))
@@ -357,8 +331,8 @@ class RowIndex:
 
     def whole_pixels(self) -> list[str]:
         """Sets whose boxes are of whole pixels, as far as all their rows can say."""
-        sets = "select dataset from rows where dataset is not null group by dataset having bool_and(whole) order by all"
-        return [name for (name,) in self._sql(sets).fetchall()]
+        sets = "select dataset from rows where dataset is not null group by dataset having min(whole) order by dataset"
+        return [name for (name,) in self._sql(sets)]
 
 
 def _there(images: DatasetImages, path: str) -> Image | None:
@@ -369,10 +343,8 @@ def _there(images: DatasetImages, path: str) -> Image | None:
 
 
 def benchmark_paths(store: Store, file: Input) -> Iterator[str]:
-    """The path of each row's image, below the folder with the images of all sets.
-
-    Raises:
-        InputError: a row names no image.
+    """The path of each row's image, below the folder with the images of all sets. Raises InputError: a row names no
+    image.
     """
     for row in rows_of(store, file):
         named = _named(row.value)

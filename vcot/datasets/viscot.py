@@ -26,7 +26,7 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from vcot.datasets.base import ConversionContext, Form, dataset, numbers, same_size, text
+from vcot.datasets.base import ConversionContext, Form, Glance, dataset, numbers, same_size, text
 from vcot.datasets.duplicate_questions import Question, asked
 from vcot.datasets.images import TOPS, without_top
 from vcot.datasets.inputs import Edges, Refused, Row
@@ -34,6 +34,7 @@ from vcot.datasets.quality import gives_away, label_for, names_a_choice
 from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
 from vcot.records import Image, Reason, Sample
 
+_DECODE = json.JSONDecoder().decode
 _BOX_SENTENCE = re.compile(
     r"Please (?:think step by step and )?provide the bounding box coordinates? of the region that can help you "
     r"answer the question better\.?\s*\Z",
@@ -45,22 +46,21 @@ _TEXT_SETS = frozenset(("docvqa", "dude", "infographicsvqa", "sroie", "textcap",
 """Sets whose boxes surround text."""
 
 
-def glance(row: Row, context: ConversionContext) -> tuple[Image, Question]:
+def glance(row: Row, context: ConversionContext) -> Glance:
     said = _said(row)
-    return context.images.find(said.path), Question(asked(said.question, None, said.choices), said.answers)
+    image = context.images.find(said.path)
+    return Glance(image, Question(asked(said.question, None, said.choices), said.answers), _whole(said, image))
 
 
-def whole(row: Row, image: Image) -> tuple[str, bool] | None:
+def _whole(said: _Said, image: Image) -> tuple[str, bool] | None:
     """The set of a chat row, and whether the true edges can be the whole pixels that its second copy says."""
-    if "conversations" not in row.value:  # only chat rows have copies
-        return None
-    said = _chat(row.value)
     if said.copies is None or said.copies[1] is None:
         return None
     edges, truncated = _two_copies(_list(said.copies[0]), _list(said.copies[1]), image)
     if not all(map(math.isfinite, (*edges, *truncated))):
         return None
-    return said.dataset, all(abs(a - b) <= _exact_to(image) for a, b in zip(edges, truncated, strict=True))
+    exact_to = _exact_to(image)
+    return said.dataset, all(abs(a - b) <= exact_to for a, b in zip(edges, truncated, strict=True))
 
 
 @dataset(
@@ -74,7 +74,6 @@ def whole(row: Row, image: Image) -> tuple[str, bool] | None:
     needs_images="the folder with VisCoT's sets of images",
     splits={"train": None, "val": "test", "test": "test"},
     glance=glance,
-    whole=whole,
     # What the rows' `cot/` is called in the archive as published, and where somebody has made another of it.
     in_archive=(*TOPS, ""),
     licence="Apache-2.0 (hub) or CC-BY-4.0 (paper); images keep their own",
@@ -183,7 +182,7 @@ def _chat(row: Mapping[str, Any]) -> _Said:
 
 def _list(written: str) -> list[Any]:
     try:
-        read = json.loads(written)
+        read = _DECODE(written)
     except ValueError:
         read = None
     if not isinstance(read, list):

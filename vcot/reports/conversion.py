@@ -14,7 +14,7 @@ from vcot.records.metadata import ConvertShardMetadata
 from vcot.records.reports import Bar, Benchmark, Conversion, Distribution, Measures, NearDuplicates, Portion, Rows
 from vcot.records.shards import ShardMarker
 from vcot.reports.examples import LARGE, SMALL, Card, Cards, ShownExample, sampled
-from vcot.reports.rendering import MOST_LINES, REASONS, Finding, bars, most_frequent, number, render, where
+from vcot.reports.rendering import MOST_LINES, REASONS, Finding, chart, most_frequent, number, render, where
 from vcot.reports.statistics import SampleStatistics, distribution, sample_statistics, spread, summed
 from vcot.storage import images
 
@@ -286,10 +286,7 @@ def _charts(found: Conversion) -> Iterator[dict[str, Any]]:
     for name, rows in found.boxes_per_row.items():
         many = name.isdigit() and int(name) > _MOST_BOXES
         boxes[f"{_MOST_BOXES + 1} or more" if many else {"0": "0 (not there)"}.get(name, name)] += rows
-    yield {
-        "name": "Boxes of a row", "about": "places that the evidence points at", "counted": "rows",
-        "n": boxes.total(), "bars": bars(boxes.items()), "spread": "",
-    }  # fmt: skip
+    yield chart("Boxes of a row", "places that the evidence points at", "rows", boxes.items())
     yield _chart("Length of the question", "characters", "rows", found.question_length, number, whole=True)
     yield _chart("Length of the answer", "characters", "rows", found.answer_length, number, whole=True)
     yield _chart("Size of an image", "megapixels", "images", found.pixels, _megapixels)
@@ -316,8 +313,7 @@ def _chart(
         f"{roughly}from {written(values.min)} to {written(values.max)}, half of them at most "
         f"{written(values.median)}, nine of ten {written(values.p90)}"
     )
-    shown = bars((label(bar), bar.n) for bar in values.bars)
-    return {"name": name, "about": about, "counted": counted, "n": values.n, "bars": shown, "spread": spread}
+    return chart(name, about, counted, ((label(bar), bar.n) for bar in values.bars), spread)
 
 
 def _area(value: float) -> str:

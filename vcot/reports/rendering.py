@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 MOST_LINES = 40
 """Lines of a table; what rows call their dataset may be anything."""
 
@@ -31,7 +29,14 @@ class Finding:
 
 def render(template: str, **values: Any) -> str:
     """A whole HTML file. An unknown name in the template is an error, not an empty place."""
-    return _ENVIRONMENT.get_template(template).render(**values)
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # which processes without a page need not wait for
+
+    environment = Environment(
+        loader=PackageLoader("vcot.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"number": number, "share": share, "dollars": dollars, "tail": tail}
+    return environment.get_template(template).render(**values)
 
 
 def number(value: float) -> str:
@@ -77,15 +82,10 @@ def where(counts: Mapping[str, Mapping[str, int]], name: str) -> str:
     return ", ".join(f"{dataset} {rows:,}" for dataset, rows in found[:6]) + more
 
 
-def bars(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int, float]]:
-    """(label, count, width of its bar in percent)."""
+def chart(name: str, about: str, counted: str, counts: Iterable[tuple[str, int]], spread: str = "") -> dict[str, Any]:
+    """What the macro of this name draws. about: in which unit. counted: what the counts are of. spread: in words."""
     found = list(counts)
     most = max((count for _, count in found), default=0) or 1
-    return [(label, count, 100 * count / most) for label, count in found]
-
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("vcot.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True,
-)  # fmt: skip
-_ENVIRONMENT.filters |= {"number": number, "share": share, "dollars": dollars, "tail": tail}
+    bars = [(label, count, 100 * count / most) for label, count in found]
+    n = sum(count for _, count in found)
+    return {"name": name, "about": about, "counted": counted, "n": n, "bars": bars, "spread": spread}

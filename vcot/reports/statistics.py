@@ -70,7 +70,7 @@ class SampleStatistics:
 
 # A container's memory is less than DuckDB's default, which is a share of the whole computer's; more of it, or a second
 # thread, made nothing faster. What does not fit goes to the scratch disk.
-DUCKDB: dict[str, Any] = {"memory_limit": "96MB", "threads": 1, "preserve_insertion_order": False}
+_DUCKDB: dict[str, Any] = {"memory_limit": "96MB", "threads": 1, "preserve_insertion_order": False}
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def sample_statistics(
     """Raises InputError: a shard is not what its marker says."""
     import duckdb
 
-    with duckdb.connect(str(scratch / "samples.duckdb"), config=DUCKDB) as database:
+    with duckdb.connect(str(scratch / "samples.duckdb"), config=_DUCKDB) as database:
         into = "create or replace table samples as"
         for file in (file for marker in markers for file in marker.files):
             path = fetch_file(store, stage_uri, file, scratch)

@@ -26,7 +26,7 @@ from vcot.records.metadata import ShownRow, TokenizeShardMetadata
 from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample, kept_bytes
 from vcot.records.shards import RowCounts, ShardMarker, ShardWriter, StageMarker, fetch_file, read_shard
 from vcot.reports.examples import TRUE, data_uri, overlay
-from vcot.reports.rendering import bars, number, render
+from vcot.reports.rendering import chart, number, render
 from vcot.reports.statistics import percentile, summed
 from vcot.stage import stop
 from vcot.storage import Store, images
@@ -321,18 +321,17 @@ def report_page(found: dict[str, Any], views: Sequence[View]) -> str:
     )
     return render(
         "tokenize.html.j2", found=found, contract=found["contract"], cards=[_card(one) for one in views],
-        charts=[_chart(*chart) for chart in charts],
+        charts=[_chart(*one) for one in charts],
     )  # fmt: skip
 
 
 def _chart(name: str, about: str, counted: str, of: Mapping[str, Any]) -> dict[str, Any]:
     steps, spread = of["histogram"], of["per_example"]
-    return {
-        "name": name, "about": about, "counted": counted, "n": sum(n for *_, n in steps),
-        "bars": bars((f"{a}–{b}" if b > a else f"{a}", n) for a, b, n in steps),
-        "spread": f"from {number(spread['min'])} to {number(spread['max'])}, half of them at most "
-        f"{number(spread['p50'])}, 95 of 100 {number(spread['p95'])}",
-    }  # fmt: skip
+    said = (
+        f"from {number(spread['min'])} to {number(spread['max'])}, half of them at most {number(spread['p50'])}, "
+        f"95 of 100 {number(spread['p95'])}"
+    )
+    return chart(name, about, counted, ((f"{a}–{b}" if b > a else f"{a}", n) for a, b, n in steps), said)
 
 
 def _card(one: View) -> dict[str, Any]:
