@@ -153,11 +153,8 @@ def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subje
 
 
 def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject) -> list[dict[str, Any]]:
-    """The table, and where the page is, on standard output; then the gates that were passed.
-
-    Raises:
-        GateFailed: a finished evaluation does not pass the gates of today, which may be others than it was made with.
-    """
+    """The table, and where the page is, on standard output; then the gates that were passed. Raises GateFailed: a
+    finished evaluation does not pass the gates of today, which may be others than it was made with."""
     from rich.console import Console
 
     from vcot.evaluation import compare, page

@@ -31,7 +31,6 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import (
     Annotated,
     Any,
@@ -261,13 +260,11 @@ class Declared(Options, BaseSettings):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Settings of these values alone, whatever the environment says.
-
-        Raises:
-            SettingsError: all faults, a line each, called as flags are.
-        """
+        """Settings of these values alone, whatever the environment says. Raises SettingsError: all faults, a line each,
+        called as flags are."""
         try:
-            settings: Self = _without_environment(cls)(**values)
+            settings = cls.__new__(cls)
+            BaseModel.__init__(settings, **values)  # past BaseSettings, which reads the environment
         except ValidationError as error:
             lines = (_fault_line(cls, fault, values) for fault in error.errors())
             raise SettingsError(uris.without_credentials("\n".join(lines))) from None
@@ -312,11 +309,8 @@ S = TypeVar("S", bound=Declared)
 
 
 def offers(setting_name: str, parts: Mapping[str, Offered]) -> Callable[[type[S]], type[S]]:
-    """Lets users of a stage choose among parts by one of its settings (a name, or CommaSeparated for several).
-
-    Raises:
-        TypeError: two parts declare one option, and not in the same way.
-    """
+    """Lets users of a stage choose among parts by one of its settings (a name, or CommaSeparated for several). Raises
+    TypeError: two parts declare one option, and not in the same way."""
 
     def assembled(cls: type[S]) -> type[S]:
         fields: dict[str, FieldInfo] = {}
@@ -360,17 +354,6 @@ def _section(
     example = f"\npython -m jobs.{cls.stage} --run-uri runs/first {flag(setting_name)} {name} {part.example}"
     about = part.about + (example if part.example else "")
     return Group(f"{flag(setting_name)} {name}", names, about) if names or about else None
-
-
-@cache
-def _without_environment(cls: type[Declared]) -> Any:
-    def init_alone(
-        _: type, settings_cls: type, init_settings: PydanticBaseSettingsSource, *__: Any, **___: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
-
-    named = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), named | {"settings_customise_sources": classmethod(init_alone)})
 
 
 def variable(cls: type[BaseSettings], field_name: str) -> str:

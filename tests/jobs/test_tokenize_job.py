@@ -22,7 +22,7 @@ from vcot.records.metadata import DistillShardMetadata, TokenizeMetadata, Tokeni
 from vcot.records.sample import Image
 from vcot.records.shards import DISTILL, TOKENIZE, JsonLines, ShardWriter, read_marker
 from vcot.storage import Store, join
-from vcot.tokens.contract import check_contract
+from vcot.tokens.encoder import check_contract
 
 __all__ = ["base_folder", "moto_place", "moto_server", "no_aws", "processor"]
 ROOT = Path(__file__).parents[2]

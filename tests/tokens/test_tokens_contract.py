@@ -12,7 +12,7 @@ from tests.tokens.base import MAX_PIXELS, MIN_PIXELS
 from vcot.errors import InputError
 from vcot.records import Contract
 from vcot.tokens import Encoder, contract_of, load_processor
-from vcot.tokens.contract import check_contract, properties
+from vcot.tokens.encoder import check_contract, properties
 
 
 def contract(processor: Any, **changes: Any) -> Contract:

@@ -208,10 +208,8 @@ def overlay_png(store: Store, evidence: Evidence, frame: Callable[[Sample], Fram
     """One image to show the result by: the reply of median quality among those that are right in all, with the
     question above and the reply below. None where no reply is.
 
-    The median, not the best: the image should promise no more than what is usual when the model is right.
-
-    Raises:
-        ImageError: the sample's image has gone.
+    The median, not the best: the image should promise no more than what is usual when the model is right. Raises
+    ImageError: the sample's image has gone.
     """
     right = [
         (_goodness(score), index)

@@ -448,11 +448,8 @@ def _parsed(kind: type[R], data: bytes, uri: str, stage_uri: str) -> R:
 
 
 def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
-    """A shard's file, downloaded and held against its digest.
-
-    Raises:
-        InputError: the bytes are not those that the marker names (truncated, or changed).
-    """
+    """A shard's file, downloaded and held against its digest. Raises InputError: the bytes are not those that the
+    marker names (truncated, or changed)."""
     path = folder / file.name.replace("/", "-")
     uri = join(stage_uri, file.name)
     try:
@@ -478,11 +475,8 @@ def read_shard(store: Store, stage_uri: str, shard: ShardMarker) -> Iterator[Sam
 
 
 def read_records(store: Store, stage_uri: str, file: File, kind: type[R]) -> Iterator[R]:
-    """The records of a shard's file, gzipped or not, in order.
-
-    Raises:
-        InputError: the file is not what its marker says, or holds something else.
-    """
+    """The records of a shard's file, gzipped or not, in order. Raises InputError: the file is not what its marker says,
+    or holds something else."""
     with tempfile.TemporaryDirectory(prefix="read-") as scratch:
         path = fetch_file(store, stage_uri, file, Path(scratch))
         try:
@@ -491,7 +485,7 @@ def read_records(store: Store, stage_uri: str, file: File, kind: type[R]) -> Ite
                     yield kind.model_validate_json(line)
         except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             name = join(stage_uri, file.name)
-            raise InputError(f"{name}: not a shard of {kind.__name__}s: {error}") from None
+            raise InputError(f"{name}: not a shard of records {kind.__name__}: {error}") from error
 
 
 def read_samples(store: Store, stage_uri: str, marker: StageMarker) -> Iterator[Sample]:

@@ -38,11 +38,8 @@ class Guarantee:
 
 
 def probe(store: Store, uri: str) -> Iterator[Guarantee]:
-    """Tries every guarantee below ``<uri>/<a name that nobody uses>``, and cleans up as far as the keys allow.
-
-    Raises:
-        SettingsError, TemporaryError: the storage cannot even be reached, or the keys are refused.
-    """
+    """Tries every guarantee below ``<uri>/<a name that nobody uses>``, and cleans up as far as the keys allow. Raises
+    SettingsError, TemporaryError: the storage cannot even be reached, or the keys are refused."""
     place = join(uri, f"probe-{token_hex(8)}")
     try:
         store.stat(join(place, "nothing"))  # tells of a wrong endpoint, bucket or key in the words of the storage
