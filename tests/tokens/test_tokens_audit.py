@@ -7,28 +7,23 @@ from typing import Any
 
 import pytest
 
-from tests.tokens.base import WHERE, png, sample
+from tests.tokens.base import WHERE, encoder, example, sample
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Example
 from vcot.records.metadata import TokenizeShardMetadata
 from vcot.records.shards import RowCounts
-from vcot.storage import images
-from vcot.tokens import Encoder, contract_of
+from vcot.tokens import Encoder
 from vcot.tokens.rows import check_mask, histogram, numbers, pieces, report_page, view
 
 
 @pytest.fixture(scope="module")
 def coder(processor: Any) -> Encoder:
-    return Encoder(processor, contract_of(processor, mode="multimodal", frame="thousandths", max_length=512))
+    return encoder(processor)
 
 
 @pytest.fixture(scope="module")
 def good(coder: Encoder) -> Example:
-    data = png()
-    row = sample(data, question="Where is the red disc, <b>café 漢</b>?")
-    found = coder.example(row, 0, images.decode(data, "a.png"), data)
-    assert isinstance(found, Example)
-    return found
+    return example(coder, sample(question="Where is the red disc, <b>café 漢</b>?"))
 
 
 def labels_of(good: Example, *replaced: Any) -> tuple[int, ...]:
