@@ -2,7 +2,6 @@
 
     seeing = Seeing(Eyes(Path("examples/rehearsal")))
     scripted_teacher(seeing)        reason, locate, look and reanswer; refuses other purposes (400)
-    seeing.looked                   how often the model was asked
 
 The model is asked in the words that it was taught (vcot/datasets/scenes.py), about the pixels of the request, and
 greedily. Of a request it gets a question or a name, never the right answer that the request states: so it may
@@ -45,7 +44,6 @@ class Eyes:
     answered once."""
 
     def __init__(self, base: Path) -> None:
-        self.times = 0
         self._model = load_base(base, dtype="float32")
         self._processor = load_processor(base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
         self._turn = threading.Lock()
@@ -61,7 +59,6 @@ class Eyes:
         return Seen(parse(reasoning, FrameSpec("thousandths").on(*image.size)).trace, answer or "")
 
     def _say(self, image: Image.Image, question: str) -> str:
-        self.times += 1
         asked = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
         batch = self._processor.apply_chat_template(
             [[asked]], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -149,16 +146,7 @@ def first_free(words: str) -> int:
 
 
 def written(box: Box, image: Image.Image, words: str) -> list[float]:
-    """A box of this image in the numbers that the words declare.
-
-    A frame of pixels is one of the original or of a resized copy, neither of which is seen here: how far the numbers
-    run says how large it is.
-    """
-    told = re.search(r"in ([a-z ]+) of the image .*? run over 0\.\.(\d+)(?: across and 0\.\.(\d+) down)?", words)
+    """A box of this image in the numbers that the words declare."""
+    told = re.search(r"in ([a-z ]+) of the image .*? run over 0\.\.", words)
     assert told is not None, words
-    name, width, height = told[1].replace(" ", "_"), *image.size
-    if name.endswith("pixels"):
-        name, width, height = "pixels", int(told[2]), int(told[3] or told[2])
-    across, down = width / image.width, height / image.height
-    scaled = Box(box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
-    return list(FrameSpec(cast(FrameName, name)).on(width, height).encode(scaled))
+    return list(FrameSpec(cast(FrameName, told[1].replace(" ", "_"))).on(*image.size).encode(box))

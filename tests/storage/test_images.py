@@ -115,35 +115,14 @@ def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(form: str, see
                 read(bytes(data), "x", max_pixels=1_000_000)
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM"])
-def test_a_bomb_is_refused_from_its_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small file whose header says another size."""
-
-    def must_not(*_: Any) -> None:
-        raise AssertionError("it was decoded")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", must_not)
-    sides = (16_000, 16_001)
-    data = encode(noise(1, 1), form)
-    frame = data.find(b"\xff\xc0") + 5
-    offset, order = {"JPEG": (frame, ">HH"), "GIF": (6, "<HH"), "BMP": (18, "<ii")}.get(form, (0, ""))
-    if form == "PNG":
-        header = b"IHDR" + struct.pack(">II", *sides) + data[24:29]
-        data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    elif form == "PPM":
-        data = data.replace(b"1 1", b"16000 16001")
-    elif form == "TIFF":
-        for tag, side in zip((256, 257), sides, strict=True):
-            entry = struct.pack("<HHI", tag, 4, 1)
-            data = data.replace(entry + struct.pack("<I", 1), entry + struct.pack("<I", side))
-    else:
-        written = struct.pack(order, *(reversed(sides) if form == "JPEG" else sides))
-        data = data[:offset] + written + data[offset + len(written) :]
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_an_image_of_too_many_pixels_is_refused_from_its_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(noise(20, 10), form)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it was decoded"))
     for read in (decode, probe):
-        with pytest.raises(ImageError, match=r"1600[01] x 1600[01] pixels|exceeds limit") as caught:
-            read(data, "x")
+        with pytest.raises(ImageError, match="20 x 10 pixels; at most 199 are decoded") as caught:
+            read(data, "x", max_pixels=199)
         assert caught.value.reason == "too-large"
-    assert reason(encode(noise(10, 10), "BMP"), max_pixels=99) == "too-large"
 
 
 def _branded(*brands: bytes) -> bytes:
