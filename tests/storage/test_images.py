@@ -123,6 +123,7 @@ def test_an_image_of_too_many_pixels_is_refused_from_its_header(form: str, monke
         with pytest.raises(ImageError, match="20 x 10 pixels; at most 199 are decoded") as caught:
             read(data, "x", max_pixels=199)
         assert caught.value.reason == "too-large"
+    assert reason(b"P6 16000 16001 255 ") == "too-large"
 
 
 def _branded(*brands: bytes) -> bytes:

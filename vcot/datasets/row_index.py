@@ -44,7 +44,7 @@ from vcot.datasets.viscot import image_path
 from vcot.errors import InputError, SettingsError
 from vcot.records import Image
 from vcot.reports.statistics import DUCKDB
-from vcot.stage import progress
+from vcot.stage import Bar
 from vcot.storage import Store
 from vcot.storage.images import ImageError
 
@@ -155,10 +155,12 @@ class RowIndex:
         where, noted = [], bytearray()
         total = self._one("select count(*) from images where uri is not null")
         looked = in_order(lambda image: (image[0], look(image)), self._pages(), self.readers)
-        for number, print_ in progress(looked, "comparing images", total, "images"):
-            if print_ is not None:
-                where.append(number)
-                noted += print_
+        with Bar("comparing images", total, "images") as bar:
+            for number, print_ in looked:
+                if print_ is not None:
+                    where.append(number)
+                    noted += print_
+                bar.advance()
         prints = np.frombuffer(noted, np.uint8).reshape(-1, near_duplicates.BYTES)
         numbers, labels = np.array(where, np.int64), near_duplicates.groups(prints, distance)
         sizes = np.bincount(labels, minlength=1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import tempfile
 import zlib
@@ -39,7 +40,6 @@ from vcot.storage import NotFound, Store, join
 from vcot.storage.local import file_digest
 
 DONE = "_done/stage.json"
-_AT_ONCE = 1 << 17
 R = TypeVar("R", bound=Record)
 D = TypeVar("D", bound=Record)
 M = TypeVar("M", bound=Record)
@@ -145,18 +145,14 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
-        self._waiting = bytearray()  # gzip is slow when it is given short lines
+        packed: Any = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+        self._lines = io.BufferedWriter(packed, 1 << 17)  # gzip is slow when it is given short lines
 
     def write(self, record: Record) -> None:
-        self._waiting += record.line()
-        if len(self._waiting) >= _AT_ONCE:
-            self._packed.write(self._waiting)
-            self._waiting.clear()
+        self._lines.write(record.line())
 
     def close(self) -> None:
-        self._packed.write(self._waiting)
-        self._packed.close()
+        self._lines.close()
         self._file.close()
 
 
