@@ -167,27 +167,6 @@ def test_a_share_of_all_or_none_has_the_exact_interval_over_images():
     assert found["answer_accuracy"].high == pytest.approx(1 - 0.025 ** (1 / 10))
 
 
-def clustered(rng, images: int, questions: int, spread: float = 0.35) -> list:
-    """Questions about images that differ in how hard they are: one half right on average."""
-    hard = np.clip(rng.normal(0.5, spread, images), 0, 1)
-    return [
-        scored(f"{i}-{q}", answer="right" if rng.random() < hard[i] else "wrong", true=None, image=f"image {i}")
-        for i in range(images)
-        for q in range(questions)
-    ]
-
-
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    """100 experiments; drawn row by row, four in five intervals of many questions about an image would."""
-    rng = np.random.default_rng(11)
-    hits = 0
-    for seed in range(100):
-        scores = clustered(rng, 40, 4)
-        figure = measure({"it": scores}, seed=seed, resamples=300).figures["it"]["answer_accuracy"]
-        hits += figure.low <= 0.5 <= figure.high
-    assert 0.89 <= hits / 100 <= 0.995
-
-
 def test_four_rows_of_one_image_are_one_observation():
     """Each row four times over says no more than once: every interval and difference stays what it is."""
     rng = np.random.default_rng(5)
