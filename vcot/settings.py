@@ -236,7 +236,13 @@ class Declared(Options, BaseSettings):
             SettingsError: a wrong or missing value, an unknown variable. All faults, a line each.
         """
         flags, check, usage = _read_flags(cls, argv)
-        wrong = _unknown_variables(cls, os.environ)
+        known = {variable(cls, name) for name in cls.model_fields}
+        others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
+        wrong = [
+            f"{name}: no such setting{_nearest(name, known)}"
+            for name in sorted(os.environ)
+            if name.startswith(PREFIX) and name not in known and not name.startswith(others)
+        ]
         try:
             settings = cls(**flags)
         except ValidationError as error:
@@ -357,16 +363,6 @@ def flag(field_name: str) -> str:
 
 def _flags(field_name: str, field: FieldInfo) -> list[str]:
     return [flag(name) for name in (field_name, extra_of(field).get("also")) if name]
-
-
-def _unknown_variables(cls: type[Declared], environment: Mapping[str, str]) -> list[str]:
-    known = {variable(cls, name) for name in cls.model_fields}
-    others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
-    return [
-        f"{name}: no such setting{_nearest(name, known)}"
-        for name in sorted(environment)
-        if name.startswith(PREFIX) and name not in known and not name.startswith(others)
-    ]
 
 
 def _nearest(name: str, known: set[str] | list[str]) -> str:

@@ -20,7 +20,7 @@ KINDS = {"r": "right", "w": "wrong", "a": "absent"}
 def rows(answers: str, boxes: str) -> list[Score]:
     """One Score per letter: r(ight), w(rong), a(bsent); and 1 or 0 of one true box found."""
     return [
-        scored(f"row-{n}", answer=KINDS[a], matched=int(b), ious=(0.8 if b == "1" else 0.1,))  # type: ignore[arg-type]
+        scored(f"row-{n}", answer=KINDS[a], matched=int(b), ious=(0.8 if b == "1" else 0.1,))
         for n, (a, b) in enumerate(zip(answers, boxes, strict=True))
     ]
 
