@@ -15,7 +15,7 @@ from jobs import tokenize as tokenize_job
 from tests.fakes import convert as fakes
 from tests.fakes.rows import Given
 from tests.storage.tars import tar
-from tests.tokens.base import base_folder, processor
+from tests.tokens.base import processor, toy_base
 from vcot.evaluation.metrics import score
 from vcot.evaluation.page import draw
 from vcot.evaluation.runner import image_of
@@ -28,7 +28,7 @@ from vcot.reports.examples import TRUE
 from vcot.storage import Store, images
 from vcot.tokens.rows import view
 
-__all__ = ["base_folder", "processor"]
+__all__ = ["toy_base", "processor"]
 pytestmark = pytest.mark.usefixtures("clean")
 WIDE, HIGH = 1600, 1100
 DISC = (960, 220, 1440, 660)
@@ -100,11 +100,11 @@ def converted(given: Given, place: Path, *, ingest: bool) -> list[Sample]:
     ("frame", "ingest"), [("thousandths", False), ("resized_pixels", True), ("padded_square", True), ("pixels", True)]
 )
 def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
-    given: Given, tmp_path: Path, base_folder: Path, processor: Any, frame: str, ingest: bool
+    given: Given, tmp_path: Path, toy_base: Path, processor: Any, frame: str, ingest: bool
 ) -> None:
     samples = converted(given, tmp_path, ingest=ingest)
     settings = tokenize_job.TokenizeSettings.model_validate(
-        {"run_uri": str(tmp_path), "input_uri": f"{tmp_path}/convert", "base_uri": str(base_folder), "frame": frame,
+        {"run_uri": str(tmp_path), "input_uri": f"{tmp_path}/convert", "base_uri": str(toy_base), "frame": frame,
          "max_length": 512, **SIGHT}
     )  # fmt: skip
     tokenize_job.run(settings)

@@ -163,8 +163,8 @@ SIZES = [(320, 240), (90, 300), (13, 13), (28, 28), (1000, 30), (112, 112), (57,
 
 
 @pytest.mark.parametrize("budget", [(3136, 12544), (28 * 28, 28 * 28), (200704, 1003520)])
-def test_grid_and_places_are_those_of_the_processor_for_every_size(base_folder: Any, budget: tuple[int, int]) -> None:
-    own = load_processor(base_folder, min_pixels=budget[0], max_pixels=budget[1])
+def test_grid_and_places_are_those_of_the_processor_for_every_size(toy_base: Any, budget: tuple[int, int]) -> None:
+    own = load_processor(toy_base, min_pixels=budget[0], max_pixels=budget[1])
     coder = encoder(own, max_length=4096)
     for width, height in SIZES:
         box = Mention("red disc", (Box(0.0, 0.0, width / 2, height / 2),))
@@ -202,9 +202,9 @@ TINY = Trace((Mention("red disc", (Box(0, 0, 10, 10),)),))
 
 
 @pytest.fixture(scope="module")
-def roomy(base_folder: Any) -> Any:
+def roomy(toy_base: Any) -> Any:
     """A processor that gives 320x240 pixels 88 visual tokens, and 4 at least."""
-    return load_processor(base_folder, min_pixels=4 * 784, max_pixels=1280 * 784)
+    return load_processor(toy_base, min_pixels=4 * 784, max_pixels=1280 * 784)
 
 
 @pytest.mark.parametrize("frame", ["thousandths", "resized_pixels"])
@@ -304,9 +304,9 @@ def test_a_batch_of_both_holds_each_prompt_and_the_patches_of_those_that_have_an
 
 
 @pytest.fixture
-def own(base_folder: Any) -> Any:
+def own(toy_base: Any) -> Any:
     """A processor that a test may change."""
-    return load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    return load_processor(toy_base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
 
 def test_digests_are_those_of_the_content_and_survive_saving_and_loading(
