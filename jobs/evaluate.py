@@ -97,11 +97,19 @@ def run(settings: EvaluateSettings) -> None:
     # before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vcot import logging
+    from vcot.evaluation import subjects
     from vcot.records.shards import EVALUATE, Folder
     from vcot.storage import Store
 
     store = Store()
-    subject = _subject(settings, store)
+    given = {"samples_uri": settings.samples_uri, "baseline_uri": settings.baseline_uri}
+    if settings.occasion is None:
+        subject = subjects.trained(store, settings.run_uri, train_uri=settings.train_uri, **given)
+    else:
+        subject = subjects.promoted(
+            store, settings.run_uri, pointer_uri=settings.pointer_uri, occasion=settings.occasion,
+            asked={"split": settings.split, "max_samples": settings.max_samples, "seed": settings.seed}, **given,
+        )  # fmt: skip
     folder = Folder(store, subject.run_uri, EVALUATE)
     if folder.whole(settings, subject.inputs) is None:
         if settings.part in ("all", "shards"):
@@ -119,20 +127,13 @@ def run(settings: EvaluateSettings) -> None:
     if settings.part in ("all", "finish", "look"):
         gates = _show(settings, store, folder, subject)
         if settings.promote:
-            _promote(settings, store, folder, subject, gates)
-
-
-def _subject(settings: EvaluateSettings, store: Store) -> Subject:
-    from vcot.evaluation import subjects
-
-    given = {"samples_uri": settings.samples_uri, "baseline_uri": settings.baseline_uri}
-    if settings.model == "trained":
-        return subjects.trained(store, settings.run_uri, train_uri=settings.train_uri, **given)
-    assert settings.occasion is not None
-    asked = {"split": settings.split, "max_samples": settings.max_samples, "seed": settings.seed}
-    return subjects.promoted(
-        store, settings.run_uri, pointer_uri=settings.pointer_uri, occasion=settings.occasion, asked=asked, **given
-    )
+            trained = subject.train.marker.metadata
+            pointer = subjects.promote(
+                store, settings.pointer_uri, train=subject.train, samples=subject.samples,
+                base={"uri": settings.base_uri or trained.base_uri, "sha256": trained.base_sha256},
+                evaluation=subjects.Finished.at(store, folder.uri, EVALUATE), gates=[gate["words"] for gate in gates],
+            )  # fmt: skip
+            summary(promoted=pointer.uri)
 
 
 def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject) -> None:
@@ -153,11 +154,8 @@ def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subje
 
 
 def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject) -> list[dict[str, Any]]:
-    """The table, and where the page is, on standard output; then the gates that were passed.
-
-    Raises:
-        GateFailed: a finished evaluation does not pass the gates of today, which may be others than it was made with.
-    """
+    """The table, and where the page is, on standard output; then the gates that were passed. Raises GateFailed: a
+    finished evaluation does not pass the gates of today, which may be others than it was made with."""
     from rich.console import Console
 
     from vcot.evaluation import compare, page
@@ -184,21 +182,6 @@ def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subj
         console.print(f"comparison with the baseline: {page_uri}", soft_wrap=True, highlight=False)
     compare.raise_if_failed(gates, page_uri)
     return gates
-
-
-def _promote(
-    settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject, gates: list[dict[str, Any]]
-) -> None:
-    from vcot.evaluation import subjects
-    from vcot.records.shards import EVALUATE
-
-    trained = subject.train.marker.metadata
-    pointer = subjects.promote(
-        store, settings.pointer_uri, train=subject.train, samples=subject.samples,
-        base={"uri": settings.base_uri or trained.base_uri, "sha256": trained.base_sha256},
-        evaluation=subjects.Finished.at(store, folder.uri, EVALUATE), gates=[gate["words"] for gate in gates],
-    )  # fmt: skip
-    summary(promoted=pointer.uri)
 
 
 if __name__ == "__main__":

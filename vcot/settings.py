@@ -31,20 +31,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    Protocol,
-    Self,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-)
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -249,7 +236,13 @@ class Declared(Options, BaseSettings):
             SettingsError: a wrong or missing value, an unknown variable. All faults, a line each.
         """
         flags, check, usage = _read_flags(cls, argv)
-        wrong = _unknown_variables(cls, os.environ)
+        known = {variable(cls, name) for name in cls.model_fields}
+        others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
+        wrong = [
+            f"{name}: no such setting{_nearest(name, known)}"
+            for name in sorted(os.environ)
+            if name.startswith(PREFIX) and name not in known and not name.startswith(others)
+        ]
         try:
             settings = cls(**flags)
         except ValidationError as error:
@@ -261,13 +254,11 @@ class Declared(Options, BaseSettings):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Settings of these values alone, whatever the environment says.
-
-        Raises:
-            SettingsError: all faults, a line each, called as flags are.
-        """
+        """Settings of these values alone, whatever the environment says. Raises SettingsError: all faults, a line each,
+        called as flags are."""
         try:
-            settings: Self = _without_environment(cls)(**values)
+            settings = cls.__new__(cls)
+            BaseModel.__init__(settings, **values)  # past BaseSettings, which reads the environment
         except ValidationError as error:
             lines = (_fault_line(cls, fault, values) for fault in error.errors())
             raise SettingsError(uris.without_credentials("\n".join(lines))) from None
@@ -312,11 +303,8 @@ S = TypeVar("S", bound=Declared)
 
 
 def offers(setting_name: str, parts: Mapping[str, Offered]) -> Callable[[type[S]], type[S]]:
-    """Lets users of a stage choose among parts by one of its settings (a name, or CommaSeparated for several).
-
-    Raises:
-        TypeError: two parts declare one option, and not in the same way.
-    """
+    """Lets users of a stage choose among parts by one of its settings (a name, or CommaSeparated for several). Raises
+    TypeError: two parts declare one option, and not in the same way."""
 
     def assembled(cls: type[S]) -> type[S]:
         fields: dict[str, FieldInfo] = {}
@@ -362,17 +350,6 @@ def _section(
     return Group(f"{flag(setting_name)} {name}", names, about) if names or about else None
 
 
-@cache
-def _without_environment(cls: type[Declared]) -> Any:
-    def init_alone(
-        _: type, settings_cls: type, init_settings: PydanticBaseSettingsSource, *__: Any, **___: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
-
-    named = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), named | {"settings_customise_sources": classmethod(init_alone)})
-
-
 def variable(cls: type[BaseSettings], field_name: str) -> str:
     """``VCOT_RUN_URI`` for what all stages share, ``VCOT_<STAGE>_<NAME>`` for a stage's own."""
     common = extra_of(cls.model_fields[field_name]).get("common", False)
@@ -386,16 +363,6 @@ def flag(field_name: str) -> str:
 
 def _flags(field_name: str, field: FieldInfo) -> list[str]:
     return [flag(name) for name in (field_name, extra_of(field).get("also")) if name]
-
-
-def _unknown_variables(cls: type[Declared], environment: Mapping[str, str]) -> list[str]:
-    known = {variable(cls, name) for name in cls.model_fields}
-    others = tuple(f"{PREFIX}{stage.upper()}_" for stage in (*STAGES, "pipeline") if stage != cls.stage)
-    return [
-        f"{name}: no such setting{_nearest(name, known)}"
-        for name in sorted(environment)
-        if name.startswith(PREFIX) and name not in known and not name.startswith(others)
-    ]
 
 
 def _nearest(name: str, known: set[str] | list[str]) -> str:

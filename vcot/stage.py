@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -222,11 +222,3 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         if self._progress is not None:
             self._progress.stop()
-
-
-def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "rows") -> Iterator[T]:
-    """The same items, with a bar."""
-    with Bar(description, total, unit) as bar:
-        for item in items:
-            yield item
-            bar.advance()

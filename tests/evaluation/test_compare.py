@@ -20,7 +20,7 @@ KINDS = {"r": "right", "w": "wrong", "a": "absent"}
 def rows(answers: str, boxes: str) -> list[Score]:
     """One Score per letter: r(ight), w(rong), a(bsent); and 1 or 0 of one true box found."""
     return [
-        scored(f"row-{n}", answer=KINDS[a], matched=int(b), ious=(0.8 if b == "1" else 0.1,))  # type: ignore[arg-type]
+        scored(f"row-{n}", answer=KINDS[a], matched=int(b), ious=(0.8 if b == "1" else 0.1,))
         for n, (a, b) in enumerate(zip(answers, boxes, strict=True))
     ]
 
@@ -61,17 +61,6 @@ def test_a_regression_says_its_numbers():
     page = markdown(comparison, made_with={"tuned": "lora"}, page_uri="s3://b/report.html")
     assert "| found | 90 % | 40 % | −50 points (−65 to −35) | 40 true boxes |" in page
     assert "## Rows with fewer boxes found: 20\n" in page
-
-
-def test_one_image_that_falls_is_no_regression_however_many_rows_it_has():
-    """Ten images with six rows each; all rows of one fall. Drawn row by row that would be sure."""
-
-    def about(image: int, found: str) -> list[Score]:
-        each = rows("r" * 6, found * 6)
-        return [s.model_copy(update={"sample": f"{image}-{s.sample}", "image": f"{image}"}) for s in each]
-
-    before = [score for image in range(10) for score in about(image, "1")]
-    assert compared([*about(0, "0"), *before[6:]], before)["regressions"] == []
 
 
 def test_rows_that_cannot_be_paired_are_left_out_up_to_the_allowed_share():

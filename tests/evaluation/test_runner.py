@@ -45,16 +45,6 @@ def test_every_sample_is_asked_of_both_models_under_every_condition(tmp_path, sa
     assert {seen["shuffled", s.id] for s in samples} == {seen["real", s.id] for s in samples}
 
 
-def test_a_second_run_asks_the_base_nothing_and_says_the_same(tmp_path, samples):
-    first, second = FakeModel(), FakeModel()
-    one = evaluate(tmp_path, "one", runner(tmp_path, samples, first))
-    two = evaluate(tmp_path, "two", runner(tmp_path, samples, second))
-    assert first.count == {"base": 15, "tuned": 15}
-    assert second.count == {"tuned": 15}
-    assert [s.files for s in one[1].shards] == [s.files for s in two[1].shards]
-    assert replies(*one) == replies(*two)
-
-
 def test_the_base_is_asked_anew_only_where_the_question_changed(tmp_path, samples):
     """Another base, another way of asking, another question; not: where images lie, or what another sample asks."""
 

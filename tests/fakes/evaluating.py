@@ -67,22 +67,10 @@ def said(boxes: Sequence[Sequence[int]] = (), answer: str | None = "left") -> st
     return text if answer is None else f"{text}\nAnswer: {answer}"
 
 
-def scored(
-    name: str,
-    *,
-    answer: Literal["right", "wrong", "absent"] = "right",
-    true: int | None = 1,
-    predicted: int = 1,
-    matched: int = 0,
-    ious: tuple[float, ...] = (),
-    well_formed: bool = True,
-    misnamed: int = 0,
-    image: str | None = None,
-) -> Score:
-    return Score(
-        sample=name, answer=answer, true_boxes=true, predicted_boxes=predicted, matched=matched, ious=ious,
-        well_formed=well_formed, text="", misnamed=misnamed, image=image,
-    )  # fmt: skip
+def scored(name: str, **changes: Any) -> Score:
+    """Of a reply with a wrong box and the right answer, but for the changes."""
+    values = {"answer": "right", "true_boxes": 1, "predicted_boxes": 1, "matched": 0, "well_formed": True, "text": ""}
+    return Score(sample=name, **(values | changes))
 
 
 def drawn(folder: Path, name: str, box: Sequence[int], colour: str, size: tuple[int, int] = (160, 120)) -> Image:

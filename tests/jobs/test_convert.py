@@ -55,7 +55,9 @@ def test_drawn_scenes_need_no_input(tmp_path: Path) -> None:
     assert all("/images/" in sample.image.uri for sample in samples(tmp_path / "run"))
 
 
-def test_a_finished_stage_has_nothing_left_to_do(given: Given, tmp_path: Path) -> None:
+def test_a_finished_stage_has_nothing_left_to_do_and_belongs_to_its_settings_and_input(
+    given: Given, tmp_path: Path
+) -> None:
     settings = viscot_rows(given)
     convert(tmp_path / "run", **settings)
     before = made(tmp_path / "run")
@@ -63,6 +65,9 @@ def test_a_finished_stage_has_nothing_left_to_do(given: Given, tmp_path: Path) -
         image.unlink()
     convert(tmp_path / "run", **settings)  # does not even look at the images
     assert made(tmp_path / "run") == before
+    assert "seed was 0 and is now 1" in fails(tmp_path, SettingsError, settings | {"seed": 1})
+    viscot_rows(given, bad=1)
+    assert "has changed since" in fails(tmp_path, InputError, settings)
 
 
 def test_everything_may_lie_in_a_bucket(given: Given, moto_place: str) -> None:
@@ -112,14 +117,6 @@ def fails(tmp_path: Path, kind: type[VcotError], settings: dict[str, Any]) -> st
     return str(refused.value)
 
 
-def test_too_many_refused_rows_are_an_error_with_the_reasons(given: Given, tmp_path: Path) -> None:
-    settings = viscot_rows(given, count=40, bad=4)
-    said = fails(tmp_path, InputError, settings)
-    assert "4 of 40 rows were refused (10.0%)" in said
-    assert "4 box-inverted" in said
-    assert convert(tmp_path / "run", **settings, max_rejected_share=0.1)["row_counts"]["kept"] == 36
-
-
 def test_inputs_that_are_missing_empty_or_wrong(given: Given, tmp_path: Path) -> None:
     given.image("a.png")
     detection = [{"img_path": "a", "expression": "?", "bbox": [1, 2, 3, 4]}]
@@ -136,14 +133,6 @@ def test_inputs_that_are_missing_empty_or_wrong(given: Given, tmp_path: Path) ->
     by_path = AOKVQA | {"split": "train", "image_id": 7, "direct_answers": AOKVQA_DIRECT}
     said = fails(tmp_path / "a", SettingsError, {"source": "aokvqa", "input_uri": given.rows([by_path], "a.jsonl")})
     assert "--images-uri is missing" in said
-
-
-def test_one_prefix_belongs_to_one_choice_of_settings_and_one_input(given: Given, tmp_path: Path) -> None:
-    settings = viscot_rows(given)
-    convert(tmp_path / "run", **settings)
-    assert "seed was 0 and is now 1" in fails(tmp_path, SettingsError, settings | {"seed": 1})
-    viscot_rows(given, bad=1)
-    assert "has changed since" in fails(tmp_path, InputError, settings)
 
 
 def test_the_help_has_a_part_for_each_source_and_every_setting_once(

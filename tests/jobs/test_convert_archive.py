@@ -132,15 +132,6 @@ def test_several_runs_share_an_index(moto_place: str, rows: Given) -> None:
     assert len(told["chunks"]) == len(list(store.list(join(moto_place, "tar"))))
 
 
-def test_an_archive_that_is_another_one_ends_the_stage(folder_place: str, rows: Given) -> None:
-    uris = in_chunks(store, join(folder_place, "tar"), archive_of(rows.images), 5000)
-    same = {"input_uri": rows.folder / "rows.jsonl", "images_uri": join(folder_place, "tar")}
-    convert(join(folder_place, "run"), part="prepare", **same)
-    store.write(uris[1], store.read(uris[1])[:-1])
-    with pytest.raises(InputError, match=rf"^{uris[1]} has changed since the index of .* was made; use another"):
-        convert(join(folder_place, "run"), part="shards", **same)
-
-
 def test_a_row_about_a_link_has_what_it_leads_to_or_a_reason(tmp_path: Path, rows: Given) -> None:
     links = {f"cot_image_data/vsr/{name}.png": f"{to}.png" for name, to in (("a", "1"), ("b", "c"), ("c", "b"))}
     (tmp_path / "x.tar").write_bytes(archive_of(rows.images, links=links))

@@ -9,14 +9,12 @@ import contextlib
 import gzip
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import convert as job
-from tests.fakes.convert import flags
+from tests.fakes.convert import stage
 from tests.fakes.rows import ONE_AND_TWO, SCIENCEQA_TYPES, Given, instances, metadata, png, scienceqa_row, write_parquet
 from tests.storage.tars import tar
 from vcot.datasets import coco, prepare
@@ -70,36 +68,45 @@ def replaced(uri: str, data: bytes) -> None:
         os.utime(uri.removeprefix("file://"), ns=(1, 1))  # a disk's clock may stand still for some milliseconds
 
 
-@pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """What the stage says where something changes when it has looked at all rows, and not yet made a shard."""
-
-    def run(settings: dict[str, Any], uri: str, data: bytes, *words: str) -> str:
-        look = prepare.informed
-
-        def and_then(*given: Any, **more: Any) -> Any:
-            parts = look(*given, **more)
-            replaced(uri, data)
-            return parts
-
-        monkeypatch.setattr(prepare, "informed", and_then)
-        loaded, _ = job.ConvertSettings.load([*flags(**settings), *words])
-        with pytest.raises(Changed) as caught:
-            job.run(loaded)
-        assert caught.value.exit_code == 65
-        assert list(store.list(join(settings["run_uri"], "convert", "_done"))) == []
-        return str(caught.value)
-
-    return run
+BEGAN = "{uri} has changed since this stage began; use another run name"
 
 
-@pytest.mark.parametrize(("form", "limit"), [(form, None) for form in FORMS] + [("rows.jsonl", 2)])
+@pytest.mark.parametrize(
+    ("changed", "data", "words", "said"),
+    [
+        *((form, None, {}, BEGAN) for form in FORMS),
+        ("rows.jsonl", None, {"limit": 2}, BEGAN),  # also where the end of the file is not read
+        *(  # with --ingest, which reads images once more than the look at all rows
+            ("images/vsr/1.png", data, {"ingest": True},
+             "{uri} has changed since this stage first looked at it; use another run name")
+            for data in (png(90, 70, comment="another"), b"no image")
+        ),
+        ("images.tar", tar({f"cot_image_data/vsr/{n}.png": png(90, 70, comment="new") for n in range(3)}),
+         {"ingest": True}, "{uri}: changed while it was read; the index of {uri} is of what it was before"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_rows(place: str, form: str, limit: int | None, tmp_path: Path, stopped: Callable[..., str]) -> None:
-    """limit: also where the end of the file is not read."""
-    settings, uri = settings_for(form, place, tmp_path), join(place, form)
-    said = stopped(settings | ({"limit": limit} if limit else {}), uri, rows_in(form, tmp_path, seed=2))
-    assert said == f"{uri} has changed since this stage began; use another run name"
+def test_a_source_that_changes_stops_the_stage(
+    place: str, changed: str, data: bytes | None, words: dict[str, Any], said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It changes when the stage has looked at all rows, and has not yet made a shard."""
+    form, uri = (changed if changed in FORMS else "rows.jsonl"), join(place, changed)
+    settings = settings_for(form, place, tmp_path) | words
+    if changed == "images.tar":
+        settings["images_uri"] = uri
+    look = prepare.informed
+
+    def and_then(*given: Any, **more: Any) -> Any:
+        parts = look(*given, **more)
+        replaced(uri, rows_in(form, tmp_path, seed=2) if data is None else data)
+        return parts
+
+    monkeypatch.setattr(prepare, "informed", and_then)
+    with pytest.raises(Changed) as caught:
+        stage(**settings)
+    assert (str(caught.value), caught.value.exit_code) == (said.format(uri=uri), 65)
+    assert list(store.list(join(settings["run_uri"], "convert", "_done"))) == []
 
 
 @pytest.mark.parametrize("place", PLACES, indirect=True)
@@ -112,23 +119,6 @@ def test_instances_of_coco(place: str, given: Given) -> None:
     replaced(uri, Path(instances(given, ONE_AND_TWO[:1])).read_bytes())
     with pytest.raises(Changed, match=f"^{uri} has changed since this stage began; use another run name$"):
         next(coco.rows(context))
-
-
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-def test_a_tar_file(place: str, tmp_path: Path, stopped: Callable[..., str]) -> None:
-    """With --ingest, which reads images once more than the look at all rows."""
-    settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "images.tar")
-    data = tar({f"cot_image_data/vsr/{n}.png": png(90, 70, comment="new") for n in range(3)})
-    said = stopped(settings | {"images_uri": uri}, uri, data, "--ingest")
-    assert said == f"{uri}: changed while it was read; the index of {uri} is of what it was before"
-
-
-@pytest.mark.parametrize("place", PLACES, indirect=True)
-@pytest.mark.parametrize("data", [png(90, 70, comment="another"), b"no image"])
-def test_an_image(place: str, data: bytes, tmp_path: Path, stopped: Callable[..., str]) -> None:
-    settings, uri = settings_for("rows.jsonl", place, tmp_path), join(place, "images/vsr/1.png")
-    said = stopped(settings, uri, data, "--ingest")
-    assert said == f"{uri} has changed since this stage first looked at it; use another run name"
 
 
 @pytest.mark.parametrize("form", FORMS)

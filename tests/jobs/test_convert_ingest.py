@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,20 @@ from jobs import tokenize as tokenize_job
 from tests.fakes import convert as fakes
 from tests.fakes.rows import Given
 from tests.storage.tars import tar
-from tests.tokens.base import base_folder, processor
+from tests.tokens.base import processor, toy_base
+from vcot.evaluation.metrics import score
 from vcot.evaluation.page import draw
-from vcot.evaluation.runner import EvaluationRunner, partners, units
-from vcot.grounding import Box, iou, smart_resize
-from vcot.records import Completion, Sample
+from vcot.evaluation.runner import image_of
+from vcot.grounding import Box, iou
+from vcot.records import Sample
 from vcot.records.example import Examples
 from vcot.records.sample import read_image
 from vcot.records.shards import TOKENIZE, read_marker
 from vcot.reports.examples import TRUE
 from vcot.storage import Store, images
-from vcot.tokens import contract_of
 from vcot.tokens.rows import view
 
-__all__ = ["base_folder", "processor"]
+__all__ = ["toy_base", "processor"]
 pytestmark = pytest.mark.usefixtures("clean")
 WIDE, HIGH = 1600, 1100
 DISC = (960, 220, 1440, 660)
@@ -73,8 +72,13 @@ def _photograph(*, lying: bool) -> bytes:
 def disc_in(pixels: Pillow.Image) -> Box:
     """The orange part of an image, in pixels of the original."""
     values = np.asarray(pixels.convert("RGB"), int)
-    down, across = np.nonzero((values[..., 0] > 150) & (values[..., 2] < 90) & (values[..., 1] < 180))
-    x, y = WIDE / pixels.width, HIGH / pixels.height
+    return around((values[..., 0] > 150) & (values[..., 2] < 90) & (values[..., 1] < 180))
+
+
+def around(there: Any) -> Box:
+    """What encloses these pixels of an image, in pixels of the original."""
+    down, across = np.nonzero(there)
+    x, y = WIDE / there.shape[1], HIGH / there.shape[0]
     return Box(across.min() * x, down.min() * y, (across.max() + 1) * x, (down.max() + 1) * y)
 
 
@@ -96,19 +100,20 @@ def converted(given: Given, place: Path, *, ingest: bool) -> list[Sample]:
     ("frame", "ingest"), [("thousandths", False), ("resized_pixels", True), ("padded_square", True), ("pixels", True)]
 )
 def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
-    given: Given, tmp_path: Path, base_folder: Path, processor: Any, frame: str, ingest: bool
+    given: Given, tmp_path: Path, toy_base: Path, processor: Any, frame: str, ingest: bool
 ) -> None:
-    converted(given, tmp_path, ingest=ingest)
+    samples = converted(given, tmp_path, ingest=ingest)
     settings = tokenize_job.TokenizeSettings.model_validate(
-        {"run_uri": str(tmp_path), "input_uri": f"{tmp_path}/convert", "base_uri": str(base_folder), "frame": frame,
+        {"run_uri": str(tmp_path), "input_uri": f"{tmp_path}/convert", "base_uri": str(toy_base), "frame": frame,
          "max_length": 512, **SIGHT}
     )  # fmt: skip
     tokenize_job.run(settings)
     marker, _ = read_marker(Store(), f"{tmp_path}/tokenize", TOKENIZE)
     examples = Examples([tmp_path / "tokenize" / file.name for shard in marker.shards for file in shard.files])
     assert len(examples) == 2
-    for example in (examples[0], examples[1]):
-        shown = view(example, (WIDE, HIGH), marker.metadata.contract, processor)
+    contract = marker.metadata.contract
+    for sample, example in zip(samples, examples, strict=True):
+        shown = view(example, (WIDE, HIGH), contract, processor)
         assert shown.image is not None
         (learned,) = shown.parsed.boxes
         assert iou(learned, disc_in(shown.image)) > 0.93
@@ -116,67 +121,13 @@ def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
         kept = images.decode(example.image or b"", "kept")
         assert iou(disc_in(kept.pixels), Box(*DISC)) > 0.93
         assert (kept.width * kept.height <= BUDGET) == ingest
-
-
-@pytest.mark.parametrize(("frame", "ingest"), [("thousandths", False), ("resized_pixels", True)])
-def test_a_model_that_points_at_what_it_is_shown_is_found_right(
-    given: Given, tmp_path: Path, processor: Any, frame: str, ingest: bool
-) -> None:
-    """The model here is one that sees colours: it writes down where the orange is, in the numbers it was taught."""
-    samples = converted(given, tmp_path, ingest=ingest)
-    budget = {"factor": 28, **SIGHT}
-    contract = contract_of(processor, mode="multimodal", frame=frame, max_length=512).model_copy(
-        update={"frame": {"name": frame, **(budget if frame == "resized_pixels" else {})}, **SIGHT}
-    )
-    seen_sizes = []
-
-    class Eye:
-        def ask(self, _: Any, asked: Sequence[Sample], images: Sequence[Any]) -> list[Completion]:
-            said = []
-            for one in images:
-                seen_sizes.append(one.size)
-                box = disc_in(one)
-                wide, high = smart_resize(*one.size, **budget) if frame == "resized_pixels" else (1000, 1000)
-                numbers = [box.x1 / WIDE * wide, box.y1 / HIGH * high, box.x2 / WIDE * wide, box.y2 / HIGH * high]
-                text = f"I see the <ref>orange disc</ref><box>{[round(n) for n in numbers]}</box>.\nAnswer: right"
-                said.append(Completion(text=text, model="eye", finish_reason="stop"))
-            return said
-
-        def frame(self, _: Any, sample: Sample) -> Any:
-            return sample.frame(contract.frame_spec)
-
-        def fingerprint(self, _: Any) -> dict[str, Any]:
-            return {}
-
-    asked = units(len(samples), ["real"], 2)
-    runner = EvaluationRunner(Store(), samples, partners(samples, 0), Eye(), asked, str(tmp_path / "cache"))
-    replies: list[Any] = []
-    runner.run(_Kept(replies))
-    assert len(replies) == 2
-    for reply in replies:
-        assert reply.score.matched == reply.score.true_boxes == reply.score.predicted_boxes == 1
-        assert reply.score.ious[0] > 0.93
-    assert {w * h <= BUDGET for w, h in seen_sizes} == {ingest}
-    for sample in samples:
-        frame_then = sample.frame(contract.frame_spec)
-        drawn = draw(read_image(Store(), sample.image).pixels, sample, "", frame_then, longest_side=800)
-        assert iou(_line(drawn, TRUE), Box(*DISC)) > 0.93
-
-
-class _Kept:
-    """Of a writer of shards, what a unit needs: the first one's place, and where replies go."""
-
-    def __init__(self, replies: list[Any]) -> None:
-        self.index = 0
-        self.keep, self.reject = replies.append, pytest.fail
-
-
-def _line(drawn: Pillow.Image, colour: str) -> Box:
-    """What lines of this colour enclose, in pixels of the original."""
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    down, across = np.nonzero((np.asarray(drawn, int) == wanted).all(axis=-1))
-    x, y = WIDE / drawn.width, HIGH / drawn.height
-    return Box(across.min() * x, down.min() * y, (across.max() + 1) * x, (down.max() + 1) * y)
+        # Evaluate reads such a reply in the same numbers, and draws boxes on the same place.
+        judged = score(shown.learned, sample, sample.frame(contract.frame_spec))
+        assert (judged.matched, judged.true_boxes, judged.predicted_boxes) == (1, 1, 1)
+        assert judged.ious[0] > 0.97
+        drawn = draw(image_of(Store(), sample), sample, "", sample.frame(contract.frame_spec), longest_side=800)
+        line = [int(TRUE[i : i + 2], 16) for i in (1, 3, 5)]
+        assert iou(around((np.asarray(drawn, int) == line).all(axis=-1)), Box(*DISC)) > 0.93
 
 
 def test_with_copies_an_archive_is_not_needed_any_more_and_every_run_makes_the_same(

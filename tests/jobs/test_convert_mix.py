@@ -47,8 +47,14 @@ def of_coco(given: Given) -> dict[str, Any]:
     return {"source": "coco", "input": instances(given, ONE_AND_TWO), "images": given.images}
 
 
-def of_samples(given: Given, rows: Mixed, name: str = "mine.jsonl") -> dict[str, Any]:
-    return {"source": "samples", "input": given.rows(rows, name), "images": given.images}
+def asked(image: str, question: str = "?", **more: Any) -> dict[str, Any]:
+    return {"image": image, "question": question, "answers": ["x"]} | more
+
+
+def of_samples(given: Given, name: str, *rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A part of this name, whose rows lie in a file of this name."""
+    uri = given.rows(list(rows), f"{name}.jsonl")
+    return {"source": "samples", "name": name, "input": uri, "images": given.images} | more
 
 
 @pytest.mark.parametrize("weights", [({}, {}, {}), ({"weight": 3}, {"weight": 1}, {"weight": 0.5})])
@@ -93,113 +99,89 @@ def test_the_report_says_what_each_part_brought(given: Given, tmp_path: Path) ->
     assert found["source"] == "viscot, coco"
 
 
-def test_a_part_says_for_itself_what_else_holds_for_all(given: Given, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "kept", "refused"),
+    [
+        (  # what holds for all may be said otherwise for a part
+            ({"dataset": "d", "licence": "CC0"}, ["1", "thin"]),
+            ({"max_box_aspect": 1000, "splits": "by-content"}, ["thin"]),
+            ["one/one.jsonl:1"], {"one/one.jsonl:2": "box-too-thin", "other/other.jsonl:1": "held-out"},
+        ),
+        (  # a question is asked once, whichever part asks it
+            ({}, ["1", "2"]), ({}, ["2", "3"]),
+            ["one/one.jsonl:1", "one/one.jsonl:2", "other/other.jsonl:2"], {"other/other.jsonl:1": "duplicate"},
+        ),
+        (  # ids never meet, whatever rows say theirs is
+            ({}, ["1#7", "2#b", "3", "4#b", "5#rows.jsonl:3"]), ({"limit": 2}, ["6#one/7", "7#b", "8#b"]),
+            ["one/7", "one/one.jsonl:2:b", "one/one.jsonl:3", "one/one.jsonl:4:b", "one/rows.jsonl:3", "other/b",
+             "other/one/7"], {},
+        ),
+    ],
+)  # fmt: skip
+def test_rows_of_two_parts_in_one_run(
+    given: Given, tmp_path: Path, one: Any, other: Any, kept: list[str], refused: dict[str, str]
+) -> None:
+    """Rows by their question, and behind a # their id; all are about one image."""
     given.image("wide.png", 400, 40)
-    mine = {"image": "wide.png", "question": "?", "answers": ["x"], "origin": {"split": "test"}}
-    box = {"evidence": [{"label": "it", "boxes": [[0, 0, 400, 1]]}]}
-    parts = [
-        of_samples(given, [mine, mine | box | {"question": "Where?"}]) | {"dataset": "mine", "licence": "CC0"},
-        of_samples(given, [mine | box | {"question": "Whose?"}], "yours.jsonl")
-        | {"name": "yours", "max_box_aspect": 1000, "splits": "by-content"},
-    ]
-    kept = convert(tmp_path / "run", mix(given, parts), max_box_aspect=50, max_rejected_share=0.9)
-    assert [(s.id, s.origin.dataset, s.origin.licence) for s in kept] == [("samples/mine.jsonl:1", "mine", "CC0")]
-    reasons = {rejection.id: rejection.reason.value for rejection in rejections(tmp_path / "run")}
-    assert reasons == {"samples/mine.jsonl:2": "box-too-thin", "yours/yours.jsonl:1": "held-out"}
 
+    def row(said: str) -> dict[str, Any]:
+        question, _, own = said.partition("#")
+        evidence = [{"label": "it", "boxes": [[0, 0, 400, 1]]}] if question == "thin" else None
+        more = {"origin": {"split": "test"}, "evidence": evidence} | ({"id": own} if own else {})
+        return asked("wide.png", question, **more)
 
-def test_a_question_is_asked_once_whichever_part_asks_it(given: Given, tmp_path: Path) -> None:
-    given.image("a.png", 20, 20)
-    row = {"image": "a.png", "question": "How many?", "answers": ["2"]}
-    parts = [
-        of_samples(given, [row | {"question": "Whose?"}]) | {"name": "first"},
-        of_samples(given, [row], "second.jsonl") | {"name": "second"},
-        of_samples(given, [row | {"question": "how many"}], "third.jsonl") | {"name": "third"},
-    ]
-    kept = convert(tmp_path / "run", mix(given, parts), max_rejected_share=0.5)
-    assert {s.id for s in kept} == {"first/mine.jsonl:1", "second/second.jsonl:1"}
-    (again,) = rejections(tmp_path / "run")
-    assert again.detail == "second/second.jsonl:1 asks this of the same image: 'how many'"
+    parts = [of_samples(given, n, *map(row, rows), **keys) for n, (keys, rows) in (("one", one), ("other", other))]
+    found = convert(tmp_path / "run", mix(given, parts), max_box_aspect=50, max_rejected_share=0.9)
+    assert [sample.id for sample in found] == kept
+    assert {rejection.id: rejection.reason.value for rejection in rejections(tmp_path / "run")} == refused
+    if "licence" in one[0]:
+        assert (found[0].origin.dataset, found[0].origin.licence) == ("d", "CC0")
 
 
 def test_what_is_not_drawn_holds_nothing_out_and_is_repeated_by_nobody(given: Given, tmp_path: Path) -> None:
-    mine, yours = [], []
-    for n in range(40):
-        given.image(f"{n}.png", 30 + n, 20)
-        mine.append({"image": f"{n}.png", "question": "?", "answers": ["x"], "origin": {"split": "test"}})
-        yours.append({"image": f"{n}.png", "question": "?", "answers": ["x"], "origin": {"split": "train"}})
+    names = [given.image(f"{n}.png", 30 + n, 20) for n in range(40)]
     parts = [
-        of_samples(given, mine) | {"name": "mine", "weight": 1},
-        of_samples(given, yours, "yours.jsonl") | {"name": "yours", "weight": 4},
+        of_samples(given, "mine", *(asked(name, origin={"split": "test"}) for name in names), weight=1),
+        of_samples(given, "yours", *(asked(name, origin={"split": "train"}) for name in names), weight=4),
     ]
     kept = convert(tmp_path / "run", mix(given, parts), max_rejected_share=0.5)
     drawn = {s.image.uri for s in kept if s.id.startswith("mine/")}
     assert 0 < len(drawn) < 40
-    assert {s.image.uri for s in kept if s.id.startswith("yours/")} == {
-        str(given.images / f"{n}.png") for n in range(40)
-    } - drawn
+    rest = {str(given.images / name) for name in names} - drawn
+    assert {s.image.uri for s in kept if s.id.startswith("yours/")} == rest
     assert len(rejections(tmp_path / "run")) == len(drawn)
 
 
 def test_a_benchmark_is_kept_out_of_every_part_wherever_its_images_lie(given: Given, tmp_path: Path) -> None:
     elsewhere = Given(given.folder / "elsewhere")
     elsewhere.image("b.jpg", data=scene(2))
-    for name, seed in (("a", 1), ("copy-of-b", 2), ("c", 3)):
-        given.image(f"{name}.jpg", data=scene(seed))
-    row = {"question": "?", "answers": ["x"]}
-    parts = [
-        of_samples(given, [row | {"image": f"{name}.jpg"} for name in ("a", "copy-of-b", "c")]),
-        of_samples(elsewhere, [row | {"image": "b.jpg", "question": "Why?"}]) | {"name": "other"},
-    ]
+    names = [given.image(f"{name}.jpg", data=scene(n)) for n, name in enumerate(("a", "copy-of-b", "c"), 1)]
+    parts = [of_samples(given, "mine", *map(asked, names)), of_samples(elsewhere, "other", asked("b.jpg", "Why?"))]
     shown = given.rows([{"img_path": "b.jpg"}], "bench.jsonl")
     kept = convert(tmp_path / "run", mix(given, parts), exclude_benchmarks=shown, max_rejected_share=0.5)
-    assert {s.id for s in kept} == {"samples/mine.jsonl:1", "samples/mine.jsonl:3"}
+    assert {s.id for s in kept} == {"mine/mine.jsonl:1", "mine/mine.jsonl:3"}
     assert report(tmp_path / "run")["benchmarks"]["bench.jsonl"]["rows_refused"] == 2
 
 
-def test_ids_of_parts_never_meet(given: Given, tmp_path: Path) -> None:
-    given.image("a.png", 20, 20)
-
-    def row(question: str, **more: Any) -> dict[str, Any]:
-        return {"image": "a.png", "question": question, "answers": ["x"]} | more
-
-    same = given.rows([row("1", id=7), row("2", id="b"), row("3"), row("4", id="b"), row("5", id="mine.jsonl:3")])
-    (given.folder / "deep").mkdir()
-    parts = [
-        {"source": "samples", "name": "a", "input": same, "images": given.images},
-        {"source": "samples", "name": "b", "input": same, "images": given.images, "limit": 2},
-        of_samples(given, [row("6", id="a/7"), row("7", id="7")], "deep/rows.jsonl") | {"name": "c"},
-    ]
-    kept = convert(tmp_path / "run", mix(given, parts), duplicates="keep")
-    assert sorted(s.id for s in kept) == [
-        "a/7", "a/mine.jsonl:3", "a/rows.jsonl:2:b", "a/rows.jsonl:3", "a/rows.jsonl:4:b",
-        "b/7", "b/b", "c/7", "c/a/7",
-    ]  # fmt: skip
-
-
 def test_archives_and_copies_work_in_every_part(given: Given, tmp_path: Path) -> None:
-    viscot, mine = of_viscot(given, 5), []
-    for n in range(3):
-        given.image(f"big-{n}.jpg", data=scene(n, size=200))
-        mine.append({"image": f"big-{n}.jpg", "question": "?", "answers": ["x"]})
-    parts, data = [viscot, of_samples(given, mine)], {p: p.read_bytes() for p in given.images.rglob("*.*")}
+    mine = [asked(given.image(f"big-{n}.jpg", data=scene(n, size=200))) for n in range(3)]
+    parts = [of_viscot(given, 5), of_samples(given, "mine", *mine)]
+    data = {p.relative_to(given.images): p.read_bytes() for p in given.images.rglob("*.*")}
     for part, top in zip(parts, ("cot_image_data/", ""), strict=True):
         part["images"] = given.folder / f"{part['source']}.tar"
-        part["images"].write_bytes(tar({f"{top}{p.relative_to(given.images)}": said for p, said in data.items()}))
+        part["images"].write_bytes(tar({f"{top}{path}": said for path, said in data.items()}))
     kept = convert(tmp_path / "run", mix(given, parts), ingest=True, ingest_pixels=28 * 28 * 10)
-    assert [s.id.partition("/")[0] for s in kept] == ["samples"] * 3 + ["viscot"] * 5
+    assert [s.id.partition("/")[0] for s in kept] == ["mine"] * 3 + ["viscot"] * 5
     assert all(pieces(s.image.uri) and s.image.kept.width * s.image.kept.height <= 7840 for s in kept)
 
 
 def test_what_does_not_fit_the_rows_is_said_with_the_name_of_their_part(given: Given, tmp_path: Path) -> None:
-    talk = {"image": "a.png", "messages": []}
-    chat = of_samples(given, [talk]) | {"name": "chat"}
-    scenes = {"source": "scenes", "scenes": 3}
+    parts = [{"source": "scenes", "scenes": 3}, of_samples(given, "chat", {"image": "a.png", "messages": []})]
     with pytest.raises(InputError, match=r"^part chat: images .*/images: there is nothing in that folder$"):
-        convert(tmp_path / "empty", mix(given, [scenes, chat]))
+        convert(tmp_path / "empty", mix(given, parts))
     given.image("a.png")
-    with pytest.raises(SettingsError, match=r"^part chat: --frame is missing: chat/mine.jsonl:1 is a chat message"):
-        convert(tmp_path / "no-frame", mix(given, [scenes, chat]))
+    with pytest.raises(SettingsError, match=r"^part chat: --frame is missing: chat/chat.jsonl:1 is a chat message"):
+        convert(tmp_path / "no-frame", mix(given, parts))
 
 
 def told(given: Given, parts: Any, **settings: Any) -> list[str]:

@@ -232,14 +232,6 @@ def test_a_base_that_was_tuned_in_a_foreign_frame_is_asked_in_its_own_form_too(r
     assert report["made_with"]["own_form_of_the_base"]["frame"] == "thousandths"
 
 
-def test_parts_in_separate_calls_give_the_same_replies_as_one(runs, samples_uri, adapters):
-    trained(join(runs, "parts"), adapters["nothing"])
-    ask = ASK | {"samples_uri": samples_uri, "conditions": "real"}
-    for part, shard in (("prepare", None), ("shards", 1), ("shards", None), ("finish", None)):
-        run(EvaluateSettings(run_uri=join(runs, "parts"), part=part, shard=shard, **ask))  # type: ignore[arg-type]
-    assert texts(join(runs, "parts"))["tuned-real"] == texts(join(runs, "good"))["tuned-real"]
-
-
 def test_a_base_or_an_adapter_that_was_changed_is_refused(runs, samples_uri, adapters, tmp_path):
     other = tmp_path / "other-base"
     shutil.copytree(BASE, other)

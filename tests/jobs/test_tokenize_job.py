@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -12,8 +11,7 @@ import pytest
 
 from jobs.tokenize import TokenizeSettings, run
 from tests.fakes.markers import stage_marker
-from tests.s3 import moto_place, moto_server, no_aws
-from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, WHERE, base_folder, png, processor, sample
+from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, WHERE, png, processor, sample, toy_base
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import Trace
 from vcot.records import Folder, Sample, StageMarker
@@ -22,10 +20,9 @@ from vcot.records.metadata import DistillShardMetadata, TokenizeMetadata, Tokeni
 from vcot.records.sample import Image
 from vcot.records.shards import DISTILL, TOKENIZE, JsonLines, ShardWriter, read_marker
 from vcot.storage import Store, join
-from vcot.tokens.contract import check_contract
+from vcot.tokens.encoder import check_contract
 
-__all__ = ["base_folder", "moto_place", "moto_server", "no_aws", "processor"]
-ROOT = Path(__file__).parents[2]
+__all__ = ["toy_base", "processor"]
 
 
 def distilled(place: str, shards: list[list[Sample]]) -> None:
@@ -41,12 +38,13 @@ def distilled(place: str, shards: list[list[Sample]]) -> None:
     folder.finish(stage_marker("distill", shards=markers))
 
 
+def settings_of(place: str, base: Path | str, **changes: Any) -> TokenizeSettings:
+    limits = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS, "max_length": 256}
+    return TokenizeSettings(run_uri=place, base_uri=str(base), **(limits | changes))
+
+
 def tokenize(place: str, base: Path | str, **changes: Any) -> StageMarker[TokenizeShardMetadata, TokenizeMetadata]:
-    values: dict[str, Any] = {
-        "run_uri": place, "base_uri": str(base), "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS,
-        "max_length": 256,
-    }  # fmt: skip
-    run(TokenizeSettings(**(values | changes)))
+    run(settings_of(place, base, **changes))
     return read_marker(Store(), join(place, "tokenize"), TOKENIZE)[0]
 
 
@@ -74,21 +72,21 @@ def everything(place: str) -> dict[str, bytes]:
 
 
 def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract(
-    tmp_path: Path, base_folder: Path, processor: Any
+    tmp_path: Path, toy_base: Path, processor: Any
 ) -> None:
     place = str(tmp_path / "run")
     first, second = rows(place, "tte"), rows(place, "tv", 3)
     second[0] = second[0].model_copy(update={"reasoning": (WHERE, Trace(("I see it. ", *WHERE.parts)))})
     distilled(place, [first, second])
-    marker = tokenize(place, base_folder)
+    marker = tokenize(place, toy_base)
     found = examples(place, marker)
     assert [row.id for row in found.rows] == ["s0#0", "s1#0", "s3#0", "s3#1", "s4#0"]
     assert [row.split for row in found.rows] == ["train"] * 4 + ["validation"]
     assert found[0].image == (tmp_path / "run/images/0.png").read_bytes()
     assert [shard.row_counts.rows for shard in marker.shards] == [2, 2]  # without the row of the test split
-    assert marker.metadata.base_uri == str(base_folder)
+    assert marker.metadata.base_uri == str(toy_base)
     check_contract(marker.metadata.contract, processor)
-    assert marker.inputs[str(base_folder)] == marker.metadata.base_sha256
+    assert marker.inputs[str(toy_base)] == marker.metadata.base_sha256
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert report["examples"] == {"train": 4, "validation": 1}
     assert report["test_rows_left_out"] == 1
@@ -97,22 +95,24 @@ def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract
     assert (tmp_path / "run/tokenize/report.html").read_text().count("data:image/jpeg") == 5
 
 
-def test_a_second_run_makes_the_same_bytes_and_a_third_does_nothing(
-    tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_parts_and_single_shards_make_what_one_process_makes_and_a_third_run_does_nothing(
+    tmp_path: Path, toy_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, other = str(tmp_path / "run"), str(tmp_path / "other")
-    made = rows(place, "ttv")
+    shards = [rows(place, "tt"), rows(place, "tv", 2)]
     for run_uri in (place, other):
-        distilled(run_uri, [made])
-        tokenize(run_uri, base_folder)
-    assert everything(place) == everything(other)
+        distilled(run_uri, shards)
+    for part, shard in (("prepare", None), ("shards", 1), ("shards", 0), ("finish", None)):
+        run(settings_of(other, toy_base, part=part, shard=shard))
+    assert tokenize(place, toy_base).row_counts.written == 4
+    assert everything(other) == everything(place)
     monkeypatch.setattr("vcot.tokens.load_processor", lambda *_, **__: pytest.fail("a processor is loaded for nothing"))
-    tokenize(place, base_folder)
+    tokenize(place, toy_base)
     with pytest.raises(SettingsError, match="frame"):
-        tokenize(place, base_folder, frame="resized_pixels")
+        tokenize(place, toy_base, frame="resized_pixels")
 
 
-def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, base_folder: Path) -> None:
+def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, toy_base: Path) -> None:
     place = str(tmp_path / "run")
     good, missing, changed, cut, wordy, silent, half = rows(place, "ttttttt")
     (tmp_path / "run/images/1.png").unlink()
@@ -128,8 +128,8 @@ def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, base_folder:
     half = half.model_copy(update={"reasoning": (long_text, WHERE)})
     distilled(place, [[good, missing, changed, cut, wordy, silent, half]])
     with pytest.raises(InputError, match=r"5 of 7 rows were refused .*--max-rejected-share 0\.05"):
-        tokenize(place, base_folder)
-    marker = tokenize(place, base_folder, max_rejected_share=0.8)
+        tokenize(place, toy_base)
+    marker = tokenize(place, toy_base, max_rejected_share=0.8)
     assert marker.row_counts.rejected == {
         "image-changed": 1, "image-missing": 1, "image-truncated": 1, "no-reasoning": 1, "too-long": 1,
     }  # fmt: skip
@@ -141,62 +141,34 @@ def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, base_folder:
     assert "--max-length allows 256" in next(line["detail"] for line in listed if line["reason"] == "too-long")
 
 
-def test_an_image_made_smaller_is_counted_and_in_text_mode_none_is_read(tmp_path: Path, base_folder: Path) -> None:
+def test_an_image_made_smaller_is_counted_and_in_text_mode_none_is_read(tmp_path: Path, toy_base: Path) -> None:
     place = str(tmp_path / "run")
     distilled(place, [rows(place, "tt")])
-    marker = tokenize(place, base_folder, max_pixels=1280 * 784, max_length=128)
+    marker = tokenize(place, toy_base, max_pixels=1280 * 784, max_length=128)
     found = examples(place, marker)
     assert all(one.shrunk and len(one.ids) <= 128 for one in found)
     report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
     assert report["shrunk"] == 2
     (tmp_path / "run/images/0.png").unlink()
     text = str(tmp_path / "text")
-    marker = tokenize(text, base_folder, mode="text", input_uri=join(place, "distill"))
+    marker = tokenize(text, toy_base, mode="text", input_uri=join(place, "distill"))
     assert [one.image for one in examples(text, marker)] == [None, None]
     assert marker.metadata.contract.mode == "text"
 
 
-def test_parts_and_single_shards_make_what_one_process_makes(tmp_path: Path, base_folder: Path) -> None:
-    place, other = str(tmp_path / "run"), str(tmp_path / "other")
-    made = [rows(place, "tt"), rows(place, "tv", 2)]
-    for run_uri in (place, other):
-        distilled(run_uri, made)
-    tokenize(place, base_folder)
-    settings = TokenizeSettings(
-        run_uri=other, base_uri=str(base_folder), min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, max_length=256
-    )
-    for part, shard in (("prepare", None), ("shards", 1), ("shards", 0), ("finish", None)):
-        run(settings.model_copy(update={"part": part, "shard": shard}))
-    assert everything(other) == everything(place)
-    assert read_marker(Store(), join(other, "tokenize"))[0].row_counts.written == 4
-
-
-def test_a_base_without_a_processor_or_a_stage_that_is_not_whole_is_named(tmp_path: Path, base_folder: Path) -> None:
-    place = str(tmp_path / "run")
-    with pytest.raises(InputError, match="distill is not a finished stage"):
-        tokenize(place, base_folder)
-    distilled(place, [rows(place, "t")])
+def test_a_base_without_a_processor_is_named(tmp_path: Path) -> None:
+    distilled(str(tmp_path), [rows(str(tmp_path), "t")])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "README.md").write_text("nothing")
     with pytest.raises(InputError, match="empty: nothing wanted in it"):
-        tokenize(place, tmp_path / "empty")
+        tokenize(str(tmp_path), tmp_path / "empty")
 
 
-def test_a_shard_cut_in_storage_is_refused_by_name(tmp_path: Path, base_folder: Path) -> None:
-    place = str(tmp_path / "run")
-    distilled(place, [rows(place, "tt")])
-    (shard,) = (tmp_path / "run/distill/shards").iterdir()
-    whole = gzip.decompress(shard.read_bytes())
-    shard.write_bytes(gzip.compress(whole)[:-30])
-    with pytest.raises(InputError, match=f"{shard.name} is not what its marker says"):
-        tokenize(place, base_folder)
-
-
-def test_of_a_base_in_a_bucket_the_weights_stay_there(tmp_path: Path, base_folder: Path, moto_place: str) -> None:
+def test_of_a_base_in_a_bucket_the_weights_stay_there(tmp_path: Path, toy_base: Path, moto_place: str) -> None:
     from vcot.tokens import is_processor_file
 
     store, base = Store(), join(moto_place, "base")
-    for path in base_folder.iterdir():
+    for path in toy_base.iterdir():
         if is_processor_file(path.name):
             store.write(join(base, path.name), path.read_bytes())
     distilled(moto_place, [rows(moto_place, "tv")])

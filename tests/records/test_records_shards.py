@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import pytest
 
+from tests.fakes.evaluating import sample
 from tests.fakes.markers import shard_marker, stage_marker
-from tests.records.samples import sample
 from vcot.errors import InputError, SettingsError
 from vcot.records import Folder, Reason, Rejection, read_samples
 from vcot.records.metadata import NoMetadata
@@ -48,7 +48,7 @@ def run(
             if number % 5 == 4:
                 writer.reject(Rejection(id=str(number), stage="count", reason=Reason.NO_BOX, detail="none"))
             else:
-                writer.keep(sample(number))
+                writer.keep(sample(f"s{number}"))
         return NoMetadata()
 
     return run_shards(  # type: ignore[return-value]  # None where a part is done, and nobody looks at it then
@@ -92,7 +92,7 @@ def test_killed_between_shards_it_goes_on_and_makes_none_twice(tmp_path: Path) -
             made.append(-1)
             raise KeyboardInterrupt
         made.append(writer.index)
-        writer.keep(sample(writer.index))
+        writer.keep(sample(f"s{writer.index}"))
         return NoMetadata()
 
     with pytest.raises(KeyboardInterrupt):
@@ -139,7 +139,7 @@ def test_a_late_writer_changes_nothing(tmp_path: Path) -> None:
     path.unlink()
 
     def slow(writer: ShardWriter) -> NoMetadata:
-        writer.keep(sample(99))
+        writer.keep(sample(f"s{99}"))
         path.write_bytes(before)  # another process finishes meanwhile
         return NoMetadata()
 

@@ -41,9 +41,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Counted(Store):
-    """Which files are read and written."""
+    """Which files are read and written; the line is cut after so many that were written."""
 
-    def __init__(self) -> None:
+    def __init__(self, cut_after: int | None = None) -> None:
+        self.cut_after = cut_after
         self.down: list[str] = []
         self.up: list[str] = []
 
@@ -52,6 +53,8 @@ class Counted(Store):
         super().download(uri, *rest)
 
     def upload(self, path: Path, uri: str, *rest: Any) -> None:
+        if len(self.up) == self.cut_after:
+            raise TemporaryError("the line is cut")
         self.up.append(path.name)
         super().upload(path, uri, *rest)
 
@@ -90,23 +93,10 @@ def test_a_file_that_is_not_what_its_manifest_says_is_refused_by_name(
         fetch_folder(store, minio_place, tmp_path / "here")
 
 
-class Cut(Counted):
-    """A push that is stopped after so many files."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def upload(self, path: Path, uri: str, *rest: Any) -> None:
-        if len(self.up) == self.after:
-            raise TemporaryError("the line is cut")
-        super().upload(path, uri, *rest)
-
-
 def test_a_push_that_was_cut_off_is_no_base_and_goes_on(base: Path, tmp_path: Path, minio_place: str) -> None:
     place = minio_place
     with pytest.raises(TemporaryError):
-        push_folder(Cut(after=2), base, place, NAMES)
+        push_folder(Counted(cut_after=2), base, place, NAMES)
     for read in (lambda: fetch_folder(store, place, tmp_path / "x"), lambda: folder_digest(store, place)):
         with pytest.raises(InputError, match="only half there: a push of it was not finished; run the same push again"):
             read()

@@ -10,7 +10,6 @@ import random
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -78,13 +77,13 @@ def test_a_rotated_image_stands_upright_whole_and_shrunk(form: str) -> None:
 
 @pytest.mark.parametrize("form", images.FORMATS)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow also says what is wrong
-def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_image(form: str) -> None:
+def test_a_file_cut_anywhere_is_refused_or_shows_the_whole_image(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(noise(24, 18), form)
     whole = decode(data, "x").pixels.tobytes()
     for length in [*range(0, min(len(data), 200), 3), *range(200, len(data), 29), len(data) - 1]:
         with contextlib.suppress(ImageError):
             assert decode(data[:length], "x").pixels.tobytes() == whole, length  # only what ends a file was cut
-    ImageFile.LOAD_TRUNCATED_IMAGES = True  # as some library may have left it
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some library may have left it
     assert reason(data[: len(data) * 3 // 4]) == "truncated"
 
 
@@ -115,35 +114,15 @@ def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(form: str, see
                 read(bytes(data), "x", max_pixels=1_000_000)
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM"])
-def test_a_bomb_is_refused_from_its_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small file whose header says another size."""
-
-    def must_not(*_: Any) -> None:
-        raise AssertionError("it was decoded")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", must_not)
-    sides = (16_000, 16_001)
-    data = encode(noise(1, 1), form)
-    frame = data.find(b"\xff\xc0") + 5
-    offset, order = {"JPEG": (frame, ">HH"), "GIF": (6, "<HH"), "BMP": (18, "<ii")}.get(form, (0, ""))
-    if form == "PNG":
-        header = b"IHDR" + struct.pack(">II", *sides) + data[24:29]
-        data = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    elif form == "PPM":
-        data = data.replace(b"1 1", b"16000 16001")
-    elif form == "TIFF":
-        for tag, side in zip((256, 257), sides, strict=True):
-            entry = struct.pack("<HHI", tag, 4, 1)
-            data = data.replace(entry + struct.pack("<I", 1), entry + struct.pack("<I", side))
-    else:
-        written = struct.pack(order, *(reversed(sides) if form == "JPEG" else sides))
-        data = data[:offset] + written + data[offset + len(written) :]
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_an_image_of_too_many_pixels_is_refused_from_its_header(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(noise(20, 10), form)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it was decoded"))
     for read in (decode, probe):
-        with pytest.raises(ImageError, match=r"1600[01] x 1600[01] pixels|exceeds limit") as caught:
-            read(data, "x")
+        with pytest.raises(ImageError, match="20 x 10 pixels; at most 199 are decoded") as caught:
+            read(data, "x", max_pixels=199)
         assert caught.value.reason == "too-large"
-    assert reason(encode(noise(10, 10), "BMP"), max_pixels=99) == "too-large"
+    assert reason(b"P6 16000 16001 255 ") == "too-large"
 
 
 def _branded(*brands: bytes) -> bytes:
@@ -277,10 +256,3 @@ def test_bytes_are_held_against_their_digest(any_place: str, monkeypatch: pytest
     assert f"{uri}: sha256 is " in said
     monkeypatch.setattr(images, "MAX_BYTES", len(data) - 1)
     assert why()[0] == "too-large"
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    yield
-    ImageFile.LOAD_TRUNCATED_IMAGES = before

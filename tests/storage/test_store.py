@@ -129,20 +129,6 @@ def test_a_list_is_sorted_and_complete_over_pages(any_place: str, monkeypatch: p
         assert list(store.list(join(any_place, nothing))) == []
 
 
-def test_a_missing_object_is_named_as_written(any_place: str, tmp_path: Path) -> None:
-    uri = join(any_place, "no such ### thing")
-    for attempt in (
-        lambda: store.read(uri), lambda: store.read_range(uri, 3, 4), lambda: store.digest(uri),
-        lambda: store.open_read(uri).__enter__(), lambda: store.download(uri, tmp_path / "x"),
-    ):  # fmt: skip
-        with pytest.raises(NotFound) as caught:
-            attempt()
-        assert str(caught.value).startswith(f"{uri}: no such")
-        assert "\n" not in str(caught.value)
-    assert store.stat(uri) is None
-    assert not (tmp_path / "x").exists()
-
-
 def test_an_object_that_changed_since_it_was_listed_is_not_read(any_place: str) -> None:
     place = join(any_place, "x")
     store.write(place, b"0123456789")

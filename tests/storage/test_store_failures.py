@@ -22,37 +22,45 @@ from vcot.storage import Changed, NotFound, Store, join
 store = Store()
 
 
-def _every_verb(uri: str, folder: Path) -> dict[str, Callable[[], object]]:
-    (folder / "file").write_bytes(b"x")
-
-    def write_much() -> None:
-        with store.open_write(uri) as target:
-            target.write(b"x" * (20 << 20))
-
-    return {
-        "read": lambda: store.read(uri),
-        "read_range": lambda: store.read_range(uri, 0, 1),
-        "stat": lambda: store.stat(uri),
-        "list": lambda: list(store.list(uri)),
-        "write": lambda: store.write(uri, b"x"),
-        "write_once": lambda: store.write_once(uri, b"x"),
-        "open_write": write_much,
-        "upload": lambda: store.upload(folder / "file", uri),
-        "download": lambda: store.download(uri, folder / "down"),
-        "digest": lambda: store.digest(uri),
-    }
+def _write_much(uri: str, _: Path) -> None:
+    with store.open_write(uri) as target:
+        target.write(b"x" * (20 << 20))
 
 
-def _assert_all(uri: str, folder: Path, error: type[VcotError], *says: str) -> None:
-    for verb, attempt in _every_verb(uri, folder).items():
+READ: dict[str, Callable[[str, Path], object]] = {
+    "read": lambda uri, _: store.read(uri),
+    "read_range": lambda uri, _: store.read_range(uri, 3, 4),
+    "download": lambda uri, folder: store.download(uri, folder / "down"),
+    "digest": lambda uri, _: store.digest(uri),
+}
+LOOK: dict[str, Callable[[str, Path], object]] = {
+    "stat": lambda uri, _: store.stat(uri), "list": lambda uri, _: list(store.list(uri))
+}  # fmt: skip
+WRITE: dict[str, Callable[[str, Path], object]] = {
+    "write": lambda uri, _: store.write(uri, b"after"),
+    "write_once": lambda uri, _: store.write_once(uri, b"after"),
+    "open_write": _write_much,
+    "upload": lambda uri, _: store.upload(Path(__file__), uri),
+}
+
+
+def _assert_all(uri: str, folder: Path, error: type[VcotError], *says: str, verbs: Any = READ | LOOK | WRITE) -> None:
+    """Each of these verbs ends with this error in one line, which begins with the URI and says one of these."""
+    for verb, attempt in verbs.items():
         with pytest.raises(error) as caught:
-            attempt()
+            attempt(uri, folder)
         message = str(caught.value)
         assert caught.type is error, verb
         assert message.startswith(f"{uri}: "), verb
         assert "\n" not in message
         assert any(text in message for text in says), (verb, message)
     assert not (folder / "down").exists()
+
+
+def test_a_missing_object_is_named_as_written(any_place: str, tmp_path: Path) -> None:
+    uri = join(any_place, "no such ### thing")
+    _assert_all(uri, tmp_path, NotFound, "no such", verbs=READ)
+    assert store.stat(uri) is None
 
 
 WRONG = "wrong-wrong-wrong"
@@ -268,14 +276,9 @@ def test_a_full_disk_is_temporary_and_named(tmp_path: Path, monkeypatch: pytest.
         before(self, place, mode, "/dev/full" if "w" in mode else path)
 
     monkeypatch.setattr(local._Raw, "__init__", onto_a_full_disk)
-    for attempt in (
-        lambda: store.write(uri, b"after"),
-        lambda: store.write(uri, b"after" * 1_000_000),
-        lambda: store.write_once(uri, b"after"),
-        lambda: store.download(uri, tmp_path / "copy"),
-    ):
-        with pytest.raises(TemporaryError, match="no room left on /"):
-            attempt()
+    _assert_all(uri, tmp_path, TemporaryError, "no room left on /", verbs=WRITE)
+    with pytest.raises(TemporaryError, match="no room left on /"):
+        store.download(uri, tmp_path / "copy")
     assert store.read(uri) == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -288,14 +291,11 @@ def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         bound.bind("socket")
     for kind in ("character device", "socket", "FIFO"):
         path = str(tmp_path / kind)
-        copy = tmp_path / "copy"
-        for verb, values in (
-            (store.stat, (path,)), (store.read, (path,)), (store.read_range, (path, 0, 1)),
-            (store.download, (path, copy)), (store.upload, (Path(path), str(copy))),
-        ):  # fmt: skip
-            with pytest.raises(NotFound, match=f"^{path}: a {kind}, not a regular file"):
-                verb(*values)
-    assert not copy.exists()
+        said = f"{path}: a {kind}, not a regular file"
+        _assert_all(path, tmp_path, NotFound, said, verbs=READ | {"stat": LOOK["stat"]})
+        with pytest.raises(NotFound, match=f"^{said}"):
+            store.upload(Path(path), str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_folder_that_cannot_be_listed_and_one_without_hard_links_are_wrong_settings(

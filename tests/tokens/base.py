@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image as PILImage
 
+from tests.training.toy import MAX_PIXELS, MIN_PIXELS, toy_base, toy_encoder
 from vcot.grounding import Box, Mention, Trace
 from vcot.records import Image, Origin, Rejection, Sample
 from vcot.records.example import IGNORED, Example
@@ -21,24 +20,14 @@ from vcot.storage import images
 from vcot.tokens import Encoder, contract_of
 from vcot.tokens.rows import check_mask
 
-__all__ = ["base_folder", "processor"]
-
-BASE = Path(__file__).parents[2] / "examples" / "rehearsal"
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
+__all__ = ["processor", "toy_base", "toy_encoder"]
 
 
 @pytest.fixture(scope="session")
-def base_folder() -> Path:
-    """The shipped rehearsal base, of which only the processor is looked at here."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return BASE
-
-
-@pytest.fixture(scope="session")
-def processor(base_folder: Path) -> Any:
+def processor(toy_base: Any) -> Any:
     from vcot.tokens import load_processor
 
-    return load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    return load_processor(toy_base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
 
 
 def png(width: int = 320, height: int = 240, colour: str = "navy") -> bytes:

@@ -7,28 +7,18 @@ from typing import Any
 
 import pytest
 
-from tests.tokens.base import WHERE, png, sample
+from tests.tokens.base import WHERE, example, sample
 from vcot.errors import InputError
 from vcot.records.example import IGNORED, Example
 from vcot.records.metadata import TokenizeShardMetadata
 from vcot.records.shards import RowCounts
-from vcot.storage import images
-from vcot.tokens import Encoder, contract_of
+from vcot.tokens import Encoder
 from vcot.tokens.rows import check_mask, histogram, numbers, pieces, report_page, view
 
 
 @pytest.fixture(scope="module")
-def coder(processor: Any) -> Encoder:
-    return Encoder(processor, contract_of(processor, mode="multimodal", frame="thousandths", max_length=512))
-
-
-@pytest.fixture(scope="module")
-def good(coder: Encoder) -> Example:
-    data = png()
-    row = sample(data, question="Where is the red disc, <b>café 漢</b>?")
-    found = coder.example(row, 0, images.decode(data, "a.png"), data)
-    assert isinstance(found, Example)
-    return found
+def good(toy_encoder: Encoder) -> Example:
+    return example(toy_encoder, sample(question="Where is the red disc, <b>café 漢</b>?"))
 
 
 def labels_of(good: Example, *replaced: Any) -> tuple[int, ...]:
@@ -66,23 +56,23 @@ def test_pieces_put_together_are_the_whole_text_and_count_every_token(good: Exam
     assert "".join(piece.text for piece in found if piece.learned).endswith("top left<|im_end|>\n")
 
 
-def test_boxes_of_the_page_come_from_the_learned_text(good: Example, coder: Encoder, processor: Any) -> None:
-    one = view(good, (320, 240), coder.contract, processor)
+def test_boxes_of_the_page_come_from_the_learned_text(good: Example, toy_encoder: Encoder, processor: Any) -> None:
+    one = view(good, (320, 240), toy_encoder.contract, processor)
     assert one.parsed.well_formed
     assert one.parsed.boxes == WHERE.boxes
     assert one.image is not None
     assert one.image.size == (112, 84)
-    wrong = view(good, (320, 240), coder.contract.model_copy(update={"frame": {"name": "pixels"}}), processor)
+    wrong = view(good, (320, 240), toy_encoder.contract.model_copy(update={"frame": {"name": "pixels"}}), processor)
     assert [str(fault.kind) for fault in wrong.parsed.faults] == ["outside"]  # 300 of 240 pixels: shown on the page
 
 
-def test_the_page_escapes_what_people_wrote(good: Example, coder: Encoder, processor: Any) -> None:
+def test_the_page_escapes_what_people_wrote(good: Example, toy_encoder: Encoder, processor: Any) -> None:
     counts = TokenizeShardMetadata(splits={"train": 1}, lengths={len(good.ids): 1}, learned=good.learned)
     rows = RowCounts(rows=2, kept=1, written=1, rejected={"too-long": 1})
     with pytest.raises(InputError, match="nothing is learned in any of 1"):
-        numbers(counts.model_copy(update={"learned": 0}), rows, coder.contract)
-    found = numbers(counts, rows, coder.contract)
-    html = report_page(found, [view(good, (320, 240), coder.contract, processor)])
+        numbers(counts.model_copy(update={"learned": 0}), rows, toy_encoder.contract)
+    found = numbers(counts, rows, toy_encoder.contract)
+    html = report_page(found, [view(good, (320, 240), toy_encoder.contract, processor)])
     assert "<script" not in html
     assert "http" not in html
     assert "<b>café" not in html

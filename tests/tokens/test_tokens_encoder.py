@@ -1,23 +1,27 @@
-"""Token ids: what is learned, what is given, and that nothing is cut or smuggled in."""
+"""Token ids: what is learned, what is given, that nothing is cut or smuggled in; and that a base must fit them."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
+from pydantic import ValidationError
 
 from tests.tokens.base import MAX_PIXELS, MIN_PIXELS, SYSTEM, WHERE, encoder, example, halves, made, png, sample
 from vcot.errors import InputError
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.tags import parse
+from vcot.records import Contract
 from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Image, Rejection, Sample, Stored
 from vcot.storage import images
-from vcot.tokens import load_processor, prompt_text
+from vcot.tokens import Encoder, load_processor, prompt_text
+from vcot.tokens.encoder import check_contract, properties
 from vcot.tokens.rows import check_mask
 
 # ----------------------------------------------------------------------------------------------- what is learned
@@ -159,8 +163,8 @@ SIZES = [(320, 240), (90, 300), (13, 13), (28, 28), (1000, 30), (112, 112), (57,
 
 
 @pytest.mark.parametrize("budget", [(3136, 12544), (28 * 28, 28 * 28), (200704, 1003520)])
-def test_grid_and_places_are_those_of_the_processor_for_every_size(base_folder: Any, budget: tuple[int, int]) -> None:
-    own = load_processor(base_folder, min_pixels=budget[0], max_pixels=budget[1])
+def test_grid_and_places_are_those_of_the_processor_for_every_size(toy_base: Any, budget: tuple[int, int]) -> None:
+    own = load_processor(toy_base, min_pixels=budget[0], max_pixels=budget[1])
     coder = encoder(own, max_length=4096)
     for width, height in SIZES:
         box = Mention("red disc", (Box(0.0, 0.0, width / 2, height / 2),))
@@ -174,22 +178,22 @@ def test_grid_and_places_are_those_of_the_processor_for_every_size(base_folder: 
         assert [found.ids.count(own.image_token_id)] == tokens
 
 
-def test_resized_pixels_are_pixels_of_the_image_as_it_is_seen(processor: Any) -> None:
-    coder = encoder(processor, frame="resized_pixels")
-    found = example(coder, sample())
-    # 320x240 is seen at 112x84, so 32, 24, 96, 72 becomes 11.2, 8.4, 33.6, 25.2
-    assert "<box>[11, 8, 34, 25]</box>" in halves(found, processor)[1]
-
-
-def test_an_image_kept_smaller_than_the_original_keeps_boxes_in_place(processor: Any) -> None:
-    data = png(160, 120)
-    small = Stored(uri="small.png", width=160, height=120, sha256="1" * 64)
-    big = Image(uri="big.png", width=640, height=480, sha256="0" * 64, stored=small)
-    trace = Trace(("The ", Mention("red disc", (Box(64, 48, 192, 144),)), "."))
-    for frame, numbers in (("thousandths", "[100, 100, 300, 300]"), ("resized_pixels", "[11, 8, 34, 25]")):
+@pytest.mark.parametrize("kept_smaller", [False, True])
+@pytest.mark.parametrize(
+    ("frame", "numbers"), [("thousandths", "[100, 100, 300, 300]"), ("resized_pixels", "[11, 8, 34, 25]")]
+)
+def test_boxes_stand_in_the_numbers_of_their_frame(
+    processor: Any, kept_smaller: bool, frame: str, numbers: str
+) -> None:
+    """320x240 is seen at 112x84, so 32, 24, 96, 72 becomes 11.2, 8.4, 33.6, 25.2; a copy of an original twice as wide
+    and high is seen at the same size."""
+    row = sample()
+    if kept_smaller:
+        small = Stored(uri="small.png", width=320, height=240, sha256="1" * 64)
+        big = Image(uri="big.png", width=640, height=480, sha256="0" * 64, stored=small)
+        trace = Trace(("The ", Mention("red disc", (Box(64, 48, 192, 144),)), "."))
         row = sample(image=big, reasoning=(trace,), evidence=None)
-        found = example(encoder(processor, frame=frame), row, data)
-        assert numbers in halves(found, processor)[1]
+    assert f"<box>{numbers}</box>" in halves(example(encoder(processor, frame=frame), row, png()), processor)[1]
 
 
 # ------------------------------------------------------------------------------------------------------ too long
@@ -198,9 +202,9 @@ TINY = Trace((Mention("red disc", (Box(0, 0, 10, 10),)),))
 
 
 @pytest.fixture(scope="module")
-def roomy(base_folder: Any) -> Any:
+def roomy(toy_base: Any) -> Any:
     """A processor that gives 320x240 pixels 88 visual tokens, and 4 at least."""
-    return load_processor(base_folder, min_pixels=4 * 784, max_pixels=1280 * 784)
+    return load_processor(toy_base, min_pixels=4 * 784, max_pixels=1280 * 784)
 
 
 @pytest.mark.parametrize("frame", ["thousandths", "resized_pixels"])
@@ -257,25 +261,6 @@ def test_what_cannot_be_shown_is_refused_with_its_numbers(
     assert re.search(detail, found.detail)
 
 
-# ------------------------------------------------------------------------------------------------- another template
-
-
-@pytest.mark.parametrize(
-    ("written", "instead", "line"),
-    [
-        ("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n", "these must be the same"),
-        ("<|image_pad|>", "", "0 image tokens"),
-    ],
-)
-def test_a_template_that_learns_other_than_it_asks_is_refused(
-    base_folder: Any, written: str, instead: str, line: str
-) -> None:
-    own = load_processor(base_folder, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    own.chat_template = own.chat_template.replace(written, instead)
-    with pytest.raises(InputError, match=line):
-        encoder(own)
-
-
 # -------------------------------------------------------------------------------------- questions by text alone
 
 
@@ -313,3 +298,66 @@ def test_a_batch_of_both_holds_each_prompt_and_the_patches_of_those_that_have_an
     assert batch["mm_token_type_ids"].sum(1).tolist() == [0, 12, 0]
     alone = coder.prompts([rows[0], rows[2]], [None, None])
     assert alone.keys() == {"input_ids", "attention_mask", "mm_token_type_ids"}
+
+
+# ------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.fixture
+def own(toy_base: Any) -> Any:
+    """A processor that a test may change."""
+    return load_processor(toy_base, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+
+
+def test_digests_are_those_of_the_content_and_survive_saving_and_loading(
+    processor: Any, own: Any, tmp_path: Path
+) -> None:
+    own.save_pretrained(tmp_path / "copy")
+    copy = load_processor(tmp_path / "copy", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    copy.tokenizer(["padded", "to one length"], padding=True, truncation=True, max_length=4)  # states, not content
+    for one in (own, copy):
+        assert properties(one) == properties(processor)
+        check_contract(encoder(processor).contract, one)
+
+
+def test_a_contract_is_bound_to_its_budget_of_pixels_and_read_as_it_was_written(processor: Any) -> None:
+    plain, bound = (encoder(processor, frame=frame).contract for frame in ("thousandths", "resized_pixels"))
+    assert plain.frame == {"name": "thousandths"}
+    assert bound.frame == {"name": "resized_pixels", "min_pixels": 3136, "max_pixels": 12544, "factor": 28}
+    for first in (plain, bound):
+        assert Contract.model_validate(first.model_dump(mode="json")) == first
+        assert Contract.model_validate_json(first.line()) == first
+    with pytest.raises(ValidationError, match="was declared for"):
+        Contract.model_validate(bound.model_dump() | {"max_pixels": 25088})
+
+
+def test_everything_in_which_a_base_differs_is_named_with_both_values(processor: Any, own: Any) -> None:
+    own.tokenizer.add_tokens(["<new>"])
+    own.chat_template = own.chat_template.replace("helpful", "terse")
+    own.image_processor.patch_size = 16
+    own.image_processor.image_mean = [0.5, 0.5, 0.5]
+    with pytest.raises(InputError) as caught:
+        Encoder(own, encoder(processor).contract)
+    for said in (
+        "tokenizer_sha256 is ", "template_sha256 is ", "patch_size is 16 here, 14 in the examples",
+        "image_mean is (0.5, 0.5, 0.5) here",
+    ):  # fmt: skip
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        ("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n", "these must be the same"),
+        ("<|image_pad|>", "", "0 image tokens"),
+        ("", "", r"makes control tokens of plain text: .*<\|im_end\|>"),
+    ],
+)
+def test_a_base_that_learns_other_than_it_asks_or_takes_text_for_control_tokens_is_refused(
+    own: Any, written: str, instead: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.chat_template = own.chat_template.replace(written, instead) if written else own.chat_template
+    if not written:
+        monkeypatch.setattr(Encoder, "_plain", Encoder._control)  # as a tokenizer that ignores split_special_tokens
+    with pytest.raises(InputError, match=said):
+        encoder(own)

@@ -43,7 +43,7 @@ from vcot.datasets.parallel import in_order
 from vcot.datasets.viscot import image_path
 from vcot.errors import InputError, SettingsError, TemporaryError
 from vcot.records import Image
-from vcot.stage import progress
+from vcot.stage import Bar
 from vcot.storage import Store
 from vcot.storage.images import ImageError
 
@@ -163,10 +163,12 @@ class RowIndex:
         total = self._one("select count(*) from images where uri is not null")
         images = self._sql("select number, sha, part, uri from images where uri is not null order by number")
         looked = in_order(lambda image: (image[0], look(image)), images, self.readers)
-        for number, print_ in progress(looked, "comparing images", total, "images"):
-            if print_ is not None:
-                where.append(number)
-                noted += print_
+        with Bar("comparing images", total, "images") as bar:
+            for number, print_ in looked:
+                if print_ is not None:
+                    where.append(number)
+                    noted += print_
+                bar.advance()
         found = near_duplicates.search(noted, distance)
         members = ((group, where[place]) for place, group in found.members)
         self._database.executemany("insert into members select sha, ? from images where number = ?", members)

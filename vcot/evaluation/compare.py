@@ -17,7 +17,7 @@ from vcot.evaluation.report import JUDGED, both, figures_of, judged, value
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished
 from vcot.records import Folder, Score
-from vcot.reports.rendering import plural
+from vcot.reports.rendering import plural, render
 from vcot.storage import join
 
 SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "answer_absent", "malformed")
@@ -116,9 +116,7 @@ def compare(
     """The comparison, ready for JSON. `settings`: of the evaluation of `now`, to say what was asked otherwise.
 
     Rows are paired by their id. One that only one side has, or whose true boxes were annotated anew, cannot be paired.
-
-    Raises:
-        InputError: more than this share of the larger side's rows cannot be: the baseline is about something else.
+    Raises InputError: more than this share of the larger side's rows cannot be: the baseline is about something else.
     """
     mine, other = ({score.sample: score for score in each} for each in (now, before))
     rows = [name for name in mine if name in other and mine[name].true_boxes == other[name].true_boxes]
@@ -177,37 +175,13 @@ def comparison_gates(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], page_uri: str) -> str:
     """``comparison.md``: what a person reads after an alert."""
-    regressions = " and ".join(METRICS[name].label for name in comparison["regressions"])
-    lines = [
-        f"# Evaluation of {made_with['tuned']}",
-        "",
-        f"**Regression: {regressions}.**" if regressions else "**No regression.**",
-        "",
-        "| | baseline | now | change (95 % interval) | measured on |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for name, figure in comparison["figures"].items():
-        now, change = figure["now"], both(name, figure["difference"], signed=True)
-        cells = (METRICS[name].label, value(name, figure["baseline"]), value(name, now), change)
-        lines.append(f"| {' | '.join(cells)} | {now['count']:,.0f} {now['of']} |")
-    lines += [
-        "",
-        f"- {plural(comparison['rows'], 'row')}, paired; intervals by bootstrap over images",
-        f"- baseline: `{comparison['baseline']['uri']}`",
-        *(f"- {name}: `{made_with[name]}`" for name in ("occasion", "pointer", "samples", "vcot") if name in made_with),
-        f"- page with images: `{page_uri}`",
-    ]
-    if comparison["left_out"]:
-        lines.append(f"- {plural(comparison['left_out'], 'row')} left out: only one side has them as they are")
-    lines += [f"- asked otherwise: {said}" for said in comparison["asked_otherwise"]]
-    for key, title in (
-        ("answers_lost", "Answers that were right and are not"),
-        ("answers_won", "Answers that are right and were not"),
-        ("boxes_lost", "Rows with fewer boxes found"),
-        ("boxes_won", "Rows with more boxes found"),
-    ):
-        if rows := comparison[key]:
-            lines += ["", f"## {title}: {len(rows):,}", "", *(f"- `{name}`" for name in rows[:MOST_ROWS])]
-            if len(rows) > MOST_ROWS:
-                lines.append(f"- … and {len(rows) - MOST_ROWS:,} more")
-    return "\n".join(lines) + "\n"
+    lists = {
+        "answers_lost": "Answers that were right and are not",
+        "answers_won": "Answers that are right and were not",
+        "boxes_lost": "Rows with fewer boxes found",
+        "boxes_won": "Rows with more boxes found",
+    }
+    return render(
+        "comparison.md.j2", found=comparison, made_with=made_with, page_uri=page_uri, metrics=METRICS, value=value,
+        both=both, plural=plural, lists=lists, most=MOST_ROWS,
+    )  # fmt: skip

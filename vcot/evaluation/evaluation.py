@@ -75,11 +75,8 @@ class Evaluation:
     def report(
         self, markers: tuple[ShardMarker[EvaluateShardMetadata], ...], row_counts: RowCounts
     ) -> tuple[dict[str, Any], str]:
-        """report.json and the page; also puts ``overlay.png`` beside them.
-
-        Raises:
-            GateFailed: after the report was written, so that it can be read; the stage stays without its marker.
-        """
+        """report.json and the page; also puts ``overlay.png`` beside them. Raises GateFailed: after the report was
+        written, so that it can be read; the stage stays without its marker."""
         frame, seed, uri = partial(self.models.frame, "tuned"), self.config.seed, self.folder.uri
         learned = Baselines.of(sample for sample in self._every() if sample.origin.split == "train")
         evidence = gather(self.samples, read_replies(self.store, uri, markers), learned, frame)

@@ -244,11 +244,9 @@ def measure(
         pairs: which conditions to subtract (after, before), over the samples that both have.
         seed: the same seed gives the same intervals.
 
-    Where every image is alike the bootstrap knows no doubt at all; a share of 0 or 1 gets the exact interval of
-    Clopper and Pearson (over images) then: 0 of 50 may well be 7 %.
-
-    Raises:
-        ValueError: the conditions are not about the same samples.
+    Where every image is alike the bootstrap knows no doubt at all; a share of 0 or 1 gets the exact interval of Clopper
+    and Pearson (over images) then: 0 of 50 may well be 7 %. Raises ValueError: the conditions are not about the same
+    samples.
     """
     names, lists = list(conditions), list(conditions.values())
     samples = list(zip(*lists, strict=False))
@@ -320,46 +318,39 @@ def _draw(above: Floats, below: Floats, seed: int, resamples: int) -> Floats:
 
 
 def _figure(above: Floats, below: Floats, image: NDArray[np.int64], drawn: Floats, ratio: Metric) -> Figure:
-    total, rows, images = float(below.sum()), int(np.count_nonzero(below)), len(np.unique(image[below > 0]))
-    figure = partial(Figure, rows=rows, images=images, count=total, of=ratio.of)
-    if not total:
-        return figure(None, None, None, interval="none")
-    value = float(above.sum()) / total
-    low, high = _percentiles(drawn)
-    if low is None or high is None or low == high:
-        if ratio.share and value in (0.0, 1.0):
-            return figure(value, *_clopper_pearson(value, images, CONFIDENCE), interval="exact")
-        return figure(value, None, None, interval="none")
-    return figure(value, low, high, interval="bootstrap")
+    total, images = float(below.sum()), len(np.unique(image[below > 0]))
+    figure = partial(Figure, rows=int(np.count_nonzero(below)), images=images, count=total, of=ratio.of)
+    value = float(above.sum()) / total if total else None
+    exact = value is not None and ratio.share and value in (0.0, 1.0)
+    return _with_interval(figure, value, drawn, _clopper_pearson(value, images, CONFIDENCE) if exact else None)
 
 
 def _difference(after: Figure, before: Figure, drawn: Floats) -> Figure:
     rows, images = max(after.rows, before.rows), max(after.images, before.images)
     figure = partial(Figure, rows=rows, images=images, count=max(after.count, before.count), of=after.of)
-    if after.value is None or before.value is None:
-        return figure(None, None, None, interval="none")
-    value = after.value - before.value
-    low, high = _percentiles(drawn)
-    if low is not None and high is not None and low < high:
-        return figure(value, low, high, interval="bootstrap")
+    value, exact = None if after.value is None or before.value is None else after.value - before.value, None
     if after.interval == before.interval == "exact":
         # Each at 97.5 %, so that both hold at 95 %.
-        mine = _clopper_pearson(after.value, after.images, (1 + CONFIDENCE) / 2)
-        other = _clopper_pearson(before.value, before.images, (1 + CONFIDENCE) / 2)
-        return figure(value, mine[0] - other[1], mine[1] - other[0], interval="exact")
-    return figure(value, None, None, interval="none")
+        mine, other = (_clopper_pearson(f.value, f.images, (1 + CONFIDENCE) / 2) for f in (after, before))
+        exact = mine[0] - other[1], mine[1] - other[0]
+    return _with_interval(figure, value, drawn, exact)
 
 
-def _percentiles(drawn: Floats) -> tuple[float | None, float | None]:
-    """The middle 95 %. Draws without anything to measure (no predicted box, for precision) say nothing."""
+def _with_interval(
+    figure: Callable[..., Figure], value: float | None, drawn: Floats, exact: tuple[float, float] | None
+) -> Figure:
+    """The middle 95 % of the draws; `exact` where they are all alike. Draws without anything to measure (no predicted
+    box, for precision) say nothing."""
     kept = drawn[np.isfinite(drawn)]
-    if not kept.size:
-        return None, None
-    low, high = np.quantile(kept, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    if value is not None and kept.size:
+        low, high = np.quantile(kept, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]).tolist()
+        if low < high:
+            return figure(value, low, high, interval="bootstrap")
+    low, high = exact or (None, None)
+    return figure(value, low, high, interval="exact" if exact else "none")
 
 
-def _clopper_pearson(value: float, images: int, confidence: float) -> tuple[float, float]:
+def _clopper_pearson(value: float | None, images: int, confidence: float) -> tuple[float, float]:
     """The exact interval of a share that is 0 or 1 on each of `images`; in these cases it has a closed form."""
     far = ((1 - confidence) / 2) ** (1 / images)
     return (0.0, 1 - far) if value == 0 else (far, 1.0)

@@ -47,30 +47,13 @@ SHOWN_FIRST = 12
 
 def html(report: Mapping[str, Any], examples: Sequence[tuple[str, Sequence[Card]]] = ()) -> str:
     """The page of what stands in ``report.json``, self-contained. `examples`: rows with their images under titles."""
-    charts = [{"title": METRICS[name], "dots": dots} for name in JUDGED if (dots := _dots(report, name))]
     groups = [group | {"table": _group_rows(group)} for group in report["groups"]]
     return render(
-        "evaluate.html.j2", report=report, samples=report["samples"], summary=report["verdict"],
-        rows=[row for part in ("results", "guesses", "differences") for row in report[part] if row["key"] not in ASIDE],
-        tiles=_tiles(report), charts=charts, groups=groups, examples=examples, shown_first=SHOWN_FIRST,
-        colours=(TRUE, PREDICTED), columns=COLUMNS, metrics=METRICS, differences=DIFFERENCES,
-        before=before, value=value, interval=of_report.interval, counted=_counted, faults=_faults,
+        "evaluate.html.j2", report=report, samples=report["samples"], summary=report["verdict"], aside=ASIDE,
+        tiles=_tiles(report), groups=groups, examples=examples, shown_first=SHOWN_FIRST, colours=(TRUE, PREDICTED),
+        columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
+        both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
     )  # fmt: skip
-
-
-def _counted(figure: Mapping[str, Any]) -> str:
-    """What a figure was measured on: "50 replies", "57 true boxes, 50 rows", "200 replies, 50 images"."""
-    count = f"{figure['count']:,.0f} {figure['of']}"
-    if not figure["of"].startswith("replies"):
-        count += f", {plural(figure['rows'], 'row')}"
-    return count if figure["images"] == figure["rows"] else f"{count}, {plural(figure['images'], 'image')}"
-
-
-def _faults(kinds: Sequence[str]) -> list[str]:
-    """Each kind of fault once, in words, with how often it occurred."""
-    words = REASONS["evaluate"]
-    times = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    return [words.get(kind, kind) + (f" ×{n}" if n > 1 else "") for kind, n in times.items()]
 
 
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -89,17 +72,6 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         if able := [figures[name] for figures in figures_of(report, "guesses").values() if name in figures]:
             tiles.append((value(name, max(able, key=lambda f: f["value"] or 0.0)), f"{what}, {guess}"))
     return tiles
-
-
-def _dots(report: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """One line each, with its interval on a scale from 0 to 100 %."""
-    kinds = {"tuned-real": "after", "base-real": "before", "native-real": "before"}
-    return [
-        {"name": row["name"], "text": both(name, found), "kind": kinds.get(row["key"], "other")}
-        | {end: 100 * (found[end] or 0) for end in ("value", "low", "high")}
-        for row in (*report["results"], *report["guesses"])
-        if row["key"] not in ASIDE and (found := row["figures"].get(name)) and found["value"] is not None
-    ]
 
 
 def _group_rows(group: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], bool]]:
@@ -208,10 +180,8 @@ def overlay_png(store: Store, evidence: Evidence, frame: Callable[[Sample], Fram
     """One image to show the result by: the reply of median quality among those that are right in all, with the
     question above and the reply below. None where no reply is.
 
-    The median, not the best: the image should promise no more than what is usual when the model is right.
-
-    Raises:
-        ImageError: the sample's image has gone.
+    The median, not the best: the image should promise no more than what is usual when the model is right. Raises
+    ImageError: the sample's image has gone.
     """
     right = [
         (_goodness(score), index)

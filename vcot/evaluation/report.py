@@ -119,11 +119,9 @@ def gather(
 ) -> Evidence:
     """Orders replies by model and condition, and guesses for the same samples.
 
-    A sample that could not be asked under every condition (its image is missing) is left out of all, so that every
-    row of the report is about the same samples. One without an image is in those rows that are not about images.
-
-    Raises:
-        InputError: two samples have one id, so that nobody could say whose a reply is.
+    A sample that could not be asked under every condition (its image is missing) is left out of all, so that every row
+    of the report is about the same samples. One without an image is in those rows that are not about images. Raises
+    InputError: two samples have one id, so that nobody could say whose a reply is.
     """
     if twice := [name for name, times in Counter(sample.id for sample in samples).items() if times > 1]:
         raise InputError(f"{len(twice)} ids stand for several samples each, as {twice[0]!r}; ids have to be unique")

@@ -25,9 +25,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -45,7 +43,7 @@ from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.metadata import EvaluateShardMetadata
 from vcot.records.sample import IMAGE_REASONS, read_image
-from vcot.records.shards import ShardMarker, ShardWriter, fetch_file
+from vcot.records.shards import ShardMarker, ShardWriter, read_records
 from vcot.storage import NotFound, Store, images, join
 from vcot.storage.images import ImageError
 
@@ -68,8 +66,7 @@ class Reply(Record):
         return f"{self.model}-{self.condition}"
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """Samples first..last-1 of the evaluation, asked of one model under one condition."""
 
     model: Model
@@ -97,11 +94,9 @@ def units(samples: int, conditions: Sequence[Condition], size: int, *, native: b
 def partners(samples: Sequence[Sample], seed: int) -> list[int]:
     """For each sample, the index of one with another image; its own, where it has none.
 
-    Images are permuted in one cycle (Sattolo 1986), so none keeps its place, and samples that share an image share
-    the other one too. Images are told apart by their digest, because datasets hold the same one under two names.
-
-    Raises:
-        InputError: all samples that have an image are about the same.
+    Images are permuted in one cycle (Sattolo 1986), so none keeps its place, and samples that share an image share the
+    other one too. Images are told apart by their digest, because datasets hold the same one under two names. Raises
+    InputError: all samples that have an image are about the same.
     """
     first: dict[str, int] = {}
     for index, sample in enumerate(samples):
@@ -232,18 +227,17 @@ def _cached(store: Store, uri: str) -> list[Completion] | None:
 
 def read_replies(store: Store, stage_uri: str, markers: Sequence[ShardMarker]) -> Iterator[Reply]:
     """All replies of a finished evaluation, unit after unit."""
-    with TemporaryDirectory(prefix="replies-") as scratch:
-        for file in (file for marker in markers for file in marker.files):
-            try:
-                with gzip.open(fetch_file(store, stage_uri, file, Path(scratch)), "rb") as lines:
-                    yield from map(Reply.model_validate_json, lines)
-            except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-                if isinstance(error, ValidationError) and any(f["loc"][-1] == "version" for f in error.errors()):
-                    raise InputError(
-                        f"{stage_uri} was made by a version of vcot that judged replies by other rules; evaluate that "
-                        "model again, and pin the new evaluation where this one was a baseline (--baseline-uri)"
-                    ) from None
-                raise InputError(f"{join(stage_uri, file.name)}: not a shard of replies: {error}") from None
+    for file in (file for marker in markers for file in marker.files):
+        try:
+            yield from read_records(store, stage_uri, file, Reply)
+        except InputError as error:
+            cause = error.__cause__
+            if isinstance(cause, ValidationError) and any(f["loc"][-1] == "version" for f in cause.errors()):
+                raise InputError(
+                    f"{stage_uri} was made by a version of vcot that judged replies by other rules; evaluate that "
+                    "model again, and pin the new evaluation where this one was a baseline (--baseline-uri)"
+                ) from None
+            raise
 
 
 # --- guesses -----------------------------------------------------------------------------------------------

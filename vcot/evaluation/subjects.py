@@ -163,9 +163,7 @@ def promoted(
 
     By default it is asked about the samples that it was promoted on, and compared with the evaluation that made the
     first promotion. asked: settings that choose among the samples; a part of what tells one evaluation from another.
-
-    Raises:
-        InputError: nothing was promoted yet, or what a pointer names has changed since.
+    Raises InputError: nothing was promoted yet, or what a pointer names has changed since.
     """
     when = moment(occasion)
     pointer = _resolve(store, pointer_uri, join(run_uri, when, f"{name(pointer_uri)}.json"))

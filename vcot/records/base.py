@@ -39,9 +39,7 @@ def _plain(kind: type[Mention] | type[Trace]) -> GetPydanticSchema:
 
 MentionField = Annotated[Mention, _plain(Mention), WithJsonSchema(_MENTION_SCHEMA)]
 TraceField = Annotated[
-    Trace,
-    _plain(Trace),
-    WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "string"}, _MENTION_SCHEMA]}}),
+    Trace, _plain(Trace), WithJsonSchema({"type": "array", "items": {"anyOf": [{"type": "string"}, _MENTION_SCHEMA]}})
 ]
 
 

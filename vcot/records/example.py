@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from vcot.errors import InputError
 
@@ -26,6 +25,7 @@ IGNORED = -100
 GROUP_ROWS = 32
 GROUP_BYTES = 8 << 20
 """A row group ends at either. It is the unit of memory in writing, and of one read in random access."""
+GROUPS_IN_MEMORY = 4
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ExampleSink:
         self._pending, self._bytes = [], 0
 
 
-class Examples(Sequence[Example]):
+class Examples:
     """Examples of several Parquet files, by number: `len`, `[i]`, iteration.
 
     `rows` says which is which without an image being read. A read fetches one row group; the last few stay in
@@ -113,11 +113,10 @@ class Examples(Sequence[Example]):
     Raises InputError where a file is not Parquet with the columns of an Example.
     """
 
-    def __init__(self, paths: Iterable[Path], *, groups_in_memory: int = 4) -> None:
+    def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = [Path(path) for path in paths]
-        self._keep = groups_in_memory
         self._open: dict[int, Any] = {}
-        self._cache: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+        self._cache: dict[int, list[dict[str, Any]]] = {}
         self.rows: list[Row] = []
         self._starts: list[int] = []  # of row groups, over all files
         self._groups: list[tuple[int, int]] = []  # file, row group in it
@@ -136,13 +135,7 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
         group = bisect_right(self._starts, index) - 1
         row = self._group(group)[index - self._starts[group]]
@@ -154,7 +147,7 @@ class Examples(Sequence[Example]):
         return (self[i] for i in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}, "_cache": OrderedDict()}
+        return self.__dict__ | {"_open": {}, "_cache": {}}
 
     def _file(self, number: int) -> Any:
         import pyarrow as pa
@@ -169,14 +162,11 @@ class Examples(Sequence[Example]):
         return self._open[number]
 
     def _group(self, group: int) -> list[dict[str, Any]]:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
         number, within = self._groups[group]
-        rows: list[dict[str, Any]] = self._file(number).read_row_group(within).to_pylist()
-        self._cache[group] = rows
-        if len(self._cache) > self._keep:
-            self._cache.popitem(last=False)
+        rows = self._cache.pop(group, None) or self._file(number).read_row_group(within).to_pylist()
+        self._cache[group] = rows  # the last one that was used is the last
+        if len(self._cache) > GROUPS_IN_MEMORY:
+            del self._cache[next(iter(self._cache))]
         return rows
 
 

@@ -207,15 +207,7 @@ class Reason(StrEnum):
     TOO_LONG = "too-long"
 
 
-IMAGE_REASONS = {
-    "missing": Reason.IMAGE_MISSING,
-    "changed": Reason.IMAGE_CHANGED,
-    "not-an-image": Reason.IMAGE_NOT_AN_IMAGE,
-    "unsupported-format": Reason.IMAGE_UNSUPPORTED,
-    "truncated": Reason.IMAGE_TRUNCATED,
-    "broken": Reason.IMAGE_BROKEN,
-    "too-large": Reason.IMAGE_TOO_LARGE,
-}
+IMAGE_REASONS = {reason: Reason(f"image-{reason.removesuffix('-format')}") for reason in images.REASONS}
 """What `vcot.storage.images` calls it → the reason of a Rejection."""
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import tempfile
 import zlib
@@ -39,7 +40,6 @@ from vcot.storage import NotFound, Store, join
 from vcot.storage.local import file_digest
 
 DONE = "_done/stage.json"
-_AT_ONCE = 1 << 17
 R = TypeVar("R", bound=Record)
 D = TypeVar("D", bound=Record)
 M = TypeVar("M", bound=Record)
@@ -145,18 +145,14 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._packed = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
-        self._waiting = bytearray()  # gzip is slow when it is given short lines
+        packed: Any = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
+        self._lines = io.BufferedWriter(packed, 1 << 17)  # gzip is slow when it is given short lines
 
     def write(self, record: Record) -> None:
-        self._waiting += record.line()
-        if len(self._waiting) >= _AT_ONCE:
-            self._packed.write(self._waiting)
-            self._waiting.clear()
+        self._lines.write(record.line())
 
     def close(self) -> None:
-        self._packed.write(self._waiting)
-        self._packed.close()
+        self._lines.close()
         self._file.close()
 
 
@@ -448,11 +444,8 @@ def _parsed(kind: type[R], data: bytes, uri: str, stage_uri: str) -> R:
 
 
 def fetch_file(store: Store, stage_uri: str, file: File, folder: Path) -> Path:
-    """A shard's file, downloaded and held against its digest.
-
-    Raises:
-        InputError: the bytes are not those that the marker names (truncated, or changed).
-    """
+    """A shard's file, downloaded and held against its digest. Raises InputError: the bytes are not those that the
+    marker names (truncated, or changed)."""
     path = folder / file.name.replace("/", "-")
     uri = join(stage_uri, file.name)
     try:
@@ -478,11 +471,8 @@ def read_shard(store: Store, stage_uri: str, shard: ShardMarker) -> Iterator[Sam
 
 
 def read_records(store: Store, stage_uri: str, file: File, kind: type[R]) -> Iterator[R]:
-    """The records of a shard's file, gzipped or not, in order.
-
-    Raises:
-        InputError: the file is not what its marker says, or holds something else.
-    """
+    """The records of a shard's file, gzipped or not, in order. Raises InputError: the file is not what its marker says,
+    or holds something else."""
     with tempfile.TemporaryDirectory(prefix="read-") as scratch:
         path = fetch_file(store, stage_uri, file, Path(scratch))
         try:
@@ -491,7 +481,7 @@ def read_records(store: Store, stage_uri: str, file: File, kind: type[R]) -> Ite
                     yield kind.model_validate_json(line)
         except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             name = join(stage_uri, file.name)
-            raise InputError(f"{name}: not a shard of {kind.__name__}s: {error}") from None
+            raise InputError(f"{name}: not a shard of records {kind.__name__}: {error}") from error
 
 
 def read_samples(store: Store, stage_uri: str, marker: StageMarker) -> Iterator[Sample]:

@@ -115,10 +115,7 @@ class Chunks:
 
 def find(store: Store, uri: str) -> Chunks | None:
     """The archive at a URI: a file, or a folder of numbered chunks. None: a folder of something else, or nothing.
-
-    Raises:
-        InputError: an archive, but one with a chunk missing, or compressed.
-    """
+    Raises InputError: an archive, but one with a chunk missing, or compressed."""
     try:
         whole = None if uri.endswith("/") else store.stat(uri)
     except UsageError:  # a bucket alone
@@ -326,14 +323,6 @@ class _Ahead:
 # --- the index -----------------------------------------------------------------------------------------
 
 
-class Chunk(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    uri: str
-    size: int = Field(ge=0)
-    state: str = Field(description="its ETag, or when the file was last written")
-
-
 class Index(BaseModel):
     """``index.json``: where the members are written down, and of which state of the chunks that is true."""
 
@@ -343,7 +332,7 @@ class Index(BaseModel):
     uri: str = Field(description="the file of members, SQLite")
     sha256: str
     members: int
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[Entry, ...]
 
 
 def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN) -> Index:
@@ -368,8 +357,7 @@ def indexed(chunks: Chunks, place_uri: str, scratch: Path, *, span: int = SPAN) 
     uri = join(place, f"members-{digest[:12]}.sqlite")
     store.upload(path, uri)
     path.unlink()
-    entries = tuple(Chunk(uri=e.uri, size=e.size, state=e.state) for e in chunks.entries)
-    index = Index(uri=uri, sha256=digest, members=count, chunks=entries)
+    index = Index(uri=uri, sha256=digest, members=count, chunks=chunks.entries)
     store.write_once(join(place, "index.json"), index.model_dump_json(indent=1).encode() + b"\n")
     logging.get().info("indexed", members=count, index=uri)
     return _published(store, place) or index
@@ -450,13 +438,9 @@ _PAGE = "select name, offset, size from members where name > ? and kind = 'file'
 
 
 def opened(chunks: Chunks, index: Index, scratch: Path) -> Archive:
-    """The archive by its index, which is fetched.
-
-    Raises:
-        InputError: a chunk is not what the index was made of, or the index is damaged.
-    """
-    was = {chunk.uri: (chunk.size, chunk.state) for chunk in index.chunks}
-    now = {entry.uri: (entry.size, entry.state) for entry in chunks.entries}
+    """The archive by its index, which is fetched. Raises InputError: a chunk is not what the index was made of, or the
+    index is damaged."""
+    was, now = ({e.uri: (e.size, e.state) for e in entries} for entries in (index.chunks, chunks.entries))
     for uri in {**was, **now}:
         if was.get(uri) != now.get(uri):
             what = "is gone" if uri not in now else "is new" if uri not in was else "has changed"

@@ -83,11 +83,9 @@ def decode(
 ) -> DecodedImage:
     """The image in these bytes; with a `budget`, shrunk to at most so many pixels and never enlarged.
 
-    A small budget makes large JPEGs fast, too: a look at a thumbnail costs a fraction of the whole image.
-    `sha256`: the digest of these bytes, for whoever knows it already.
-
-    Raises:
-        ImageError: it cannot be used; the reason is one of REASONS.
+    A small budget makes large JPEGs fast, too: a look at a thumbnail costs a fraction of the whole image. `sha256`: the
+    digest of these bytes, for whoever knows it already. Raises ImageError: it cannot be used; the reason is one of
+    REASONS.
     """
     image = _open(data, name, max_pixels)
     form = image.format or "?"

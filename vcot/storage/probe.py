@@ -38,17 +38,14 @@ class Guarantee:
 
 
 def probe(store: Store, uri: str) -> Iterator[Guarantee]:
-    """Tries every guarantee below ``<uri>/<a name that nobody uses>``, and cleans up as far as the keys allow.
-
-    Raises:
-        SettingsError, TemporaryError: the storage cannot even be reached, or the keys are refused.
-    """
+    """Tries every guarantee below ``<uri>/<a name that nobody uses>``, and cleans up as far as the keys allow. Raises
+    SettingsError, TemporaryError: the storage cannot even be reached, or the keys are refused."""
     place = join(uri, f"probe-{token_hex(8)}")
     try:
         store.stat(join(place, "nothing"))  # tells of a wrong endpoint, bucket or key in the words of the storage
         for name, (meaning, check) in CHECKS.items():
             try:
-                fault = check(store, join(place, name))
+                fault = next(check(store, join(place, name)), "")
             except (SettingsError, TemporaryError, InputError) as error:
                 fault = str(error)
             yield Guarantee(name, meaning, fault)
@@ -60,10 +57,10 @@ def probe(store: Store, uri: str) -> Iterator[Guarantee]:
                 shutil.rmtree(place.removeprefix("file://"), ignore_errors=True)
 
 
-# --- the guarantees: an empty string where one holds, else what was seen -------------------------------
+# --- the guarantees: what was seen where one does not hold; no more is tried then -------------------------------
 
 
-def _keeps_bytes(store: Store, place: str) -> str:
+def _keeps_bytes(store: Store, place: str) -> Iterator[str]:
     # What a client's chunk framing looks like: a server that takes it for its own would give something else back.
     for name, data in (
         ("framed", b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n"),
@@ -72,85 +69,77 @@ def _keeps_bytes(store: Store, place: str) -> str:
         store.write(join(place, name), data)
         got = store.read(join(place, name))
         if got != data:
-            return f"{len(data)} bytes were written and {len(got)} other bytes came back"
-    return ""
+            yield f"{len(data)} bytes were written and {len(got)} other bytes came back"
 
 
-def _replaces(store: Store, place: str) -> str:
+def _replaces(store: Store, place: str) -> Iterator[str]:
     for number in range(5):
         store.write(join(place, "object"), b"%d" % number)
         if (got := store.read(join(place, "object"))) != b"%d" % number:
-            return f"version {number} was written and {got.decode(errors='replace')} was read: an older one"
-    return ""
+            yield f"version {number} was written and {got.decode(errors='replace')} was read: an older one"
 
 
-def _writes_once(store: Store, place: str) -> str:
+def _writes_once(store: Store, place: str) -> Iterator[str]:
     uri = join(place, "object")
     if not store.write_once(uri, b"first"):
-        return "the first writer was refused although nothing was there"
+        yield "the first writer was refused although nothing was there"
     if store.write_once(uri, b"second"):
-        return "a second writer replaced the first one's object: If-None-Match is ignored (HTTP 412 is expected)"
+        yield "a second writer replaced the first one's object: If-None-Match is ignored (HTTP 412 is expected)"
     if (got := store.read(uri)) != b"first":
-        return f"the second writer was refused, and the object is now {got.decode(errors='replace')!r}"
-    return ""
+        yield f"the second writer was refused, and the object is now {got.decode(errors='replace')!r}"
 
 
-def _one_winner(store: Store, place: str) -> str:
+def _one_winner(store: Store, place: str) -> Iterator[str]:
     uri = join(place, "object")
     with ThreadPoolExecutor(WRITERS) as pool:
         won = list(pool.map(lambda writer: store.write_once(uri, b"%d" % writer), range(WRITERS)))
     winners = [writer for writer, first in enumerate(won) if first]
     if len(winners) != 1:
-        return f"of {WRITERS} writers at once {len(winners)} were told that they are the first; one must be"
+        yield f"of {WRITERS} writers at once {len(winners)} were told that they are the first; one must be"
     if (got := store.read(uri)) != b"%d" % winners[0]:
-        return f"writer {winners[0]} was told that it is the first, and the object is of writer {got.decode()}"
-    return ""
+        yield f"writer {winners[0]} was told that it is the first, and the object is of writer {got.decode()}"
 
 
-def _lists(store: Store, place: str) -> str:
+def _lists(store: Store, place: str) -> Iterator[str]:
     names = [f"a/{number:02d}" for number in range(OBJECTS)] + ["a b/ü#1", "ab/1"]
     for name in names:
         store.write(join(place, name), b"x")
         listed = [entry.uri for entry in store.list(place)]
         if join(place, name) not in listed:
-            return f"{name} was written and is not in the list that was asked for next"
+            yield f"{name} was written and is not in the list that was asked for next"
     found = [entry.uri for entry in store.list(join(place, "a"))]
     if found != [join(place, name) for name in names[:OBJECTS]]:
-        return f"below a/ there are {OBJECTS} objects, and the list has {len(found)}, or has them in no order"
-    return ""
+        yield f"below a/ there are {OBJECTS} objects, and the list has {len(found)}, or has them in no order"
 
 
-def _reads_ranges(store: Store, place: str) -> str:
+def _reads_ranges(store: Store, place: str) -> Iterator[str]:
     uri, data = join(place, "object"), token_bytes(MIB)
     store.write(uri, data)
     for start, length in ((0, 1), (1000, 5000), (MIB - 3, 3), (MIB - 3, 100), (MIB + 7, 5)):
         if store.read_range(uri, start, length) != data[start : start + length]:
-            return f"{length} bytes from {start} are not those that were written there"
-    return ""
+            yield f"{length} bytes from {start} are not those that were written there"
 
 
-def _takes_parts(store: Store, place: str) -> str:
+def _takes_parts(store: Store, place: str) -> Iterator[str]:
     uri, data = join(place, "object"), token_bytes(LARGE)
     with store.open_write(uri) as target:
         target.write(data)
     if (found := store.stat(uri)) is None or found.size != LARGE:
-        return f"{LARGE} bytes were written in parts, and the object has {0 if found is None else found.size}"
+        yield f"{LARGE} bytes were written in parts, and the object has {0 if found is None else found.size}"
     if store.digest(uri) != hashlib.sha256(data).hexdigest():
-        return "what was written in parts came back as other bytes"
-    return ""
+        yield "what was written in parts came back as other bytes"
 
 
-def _hides_halves(store: Store, place: str) -> str:
+def _hides_halves(store: Store, place: str) -> Iterator[str]:
     uri = join(place, "object")
     with suppress(InterruptedError), store.open_write(uri) as target:
         target.write(token_bytes(LARGE))
         raise InterruptedError
     if store.stat(uri) is not None or any(entry.uri == uri for entry in store.list(place)):
-        return "an upload that was given up half-way is there to be read"
-    return ""
+        yield "an upload that was given up half-way is there to be read"
 
 
-CHECKS: dict[str, tuple[str, Callable[[Store, str], str]]] = {
+CHECKS: dict[str, tuple[str, Callable[[Store, str], Iterator[str]]]] = {
     "bytes": ("what is written is what is read", _keeps_bytes),
     "newest": ("a read after a write sees it", _replaces),
     "write-once": ("an object is not replaced where that was not wanted (If-None-Match: *)", _writes_once),

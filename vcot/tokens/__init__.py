@@ -9,9 +9,5 @@
 torch and transformers are imported by `load_processor`, not before.
 """
 
-from vcot.records import Contract as Contract
-from vcot.tokens.contract import contract_of as contract_of
-from vcot.tokens.contract import is_processor_file as is_processor_file
-from vcot.tokens.contract import load_processor as load_processor
-from vcot.tokens.encoder import Encoder as Encoder
-from vcot.tokens.encoder import prompt_text as prompt_text
+from vcot.records import Contract
+from vcot.tokens.encoder import Encoder, contract_of, is_processor_file, load_processor, prompt_text

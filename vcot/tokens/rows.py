@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 from PIL import Image as Pillow
@@ -36,19 +36,9 @@ from vcot.tokens.encoder import Encoder, refuse
 IMAGES_IN_MEMORY = 8
 """Questions about one image stand together; it is read and decoded once."""
 
+KINDS = ("shrunk", "by-text", "train", "validation")
 EACH_KIND = 4
 """Examples of each kind on the audit page, and how many of each a shard offers for it."""
-
-
-class _Row(NamedTuple):
-    """What is counted of an example. visual: its visual tokens; None: of a sample without an image."""
-
-    split: str
-    tokens: int
-    visual: int | None
-    learned: int
-    shrunk: bool
-    shown: ShownRow
 
 
 class Tokenizing:
@@ -61,9 +51,9 @@ class Tokenizing:
 
     def shard(self, writer: ShardWriter) -> TokenizeShardMetadata:
         """One shard; a row gives one example per reasoning, rows of the test split give none."""
-        rows: list[_Row] = []
-        lost: list[str] = []  # reasons why reasonings were refused of rows that others kept
-        test_rows = 0
+        splits, lengths, visual, lost = Counter[str](), Counter[int](), Counter[int](), Counter[str]()
+        learned = shrunk = by_text = test_rows = 0
+        shown: dict[str, list[ShownRow]] = {kind: [] for kind in KINDS}
         for sample in read_shard(self.store, self.source_uri, self.source.shards[writer.index]):
             stop.raise_if_requested()
             if sample.origin.split == "test":
@@ -73,35 +63,29 @@ class Tokenizing:
             if not examples:
                 writer.reject(refused[0])
                 continue
+            image = sample.image
+            size, kept = (one and (one.width, one.height) for one in (image, image and image.kept))
             for example in examples:
                 check_mask(example, self.encoder.processor)
-                rows.append(self._row(len(rows), example, sample.image))
-            lost += [rejection.reason.value for rejection in refused]
+                kind: Any = "shrunk" if example.shrunk else "by-text" if image is None else example.split
+                rank, row = crc32(example.id.encode()), splits.total()
+                shown[kind].append(ShownRow(row=row, rank=rank, kind=kind, size=size, kept=kept))
+                splits[example.split] += 1
+                lengths[len(example.ids)] += 1
+                learned += example.learned
+                shrunk += example.shrunk
+                if image is None:
+                    by_text += 1
+                else:
+                    visual[example.ids.count(self.encoder.processor.image_token_id)] += 1
+            lost.update(rejection.reason.value for rejection in refused)
             writer.keep(*examples)
-        shown = [row.shown for row in rows]
-        offered = [
-            nsmallest(EACH_KIND, (one for one in shown if one.kind == kind), key=lambda one: one.rank)
-            for kind in ("shrunk", "by-text", "train", "validation")
-        ]
+        offered = (nsmallest(EACH_KIND, some, key=lambda one: one.rank) for some in shown.values())
         return TokenizeShardMetadata(
-            splits=_counts(row.split for row in rows),
-            lengths=_counts(row.tokens for row in rows),
-            visual=_counts(row.visual for row in rows if row.visual is not None),
-            lost_alternatives=_counts(lost),
-            by_text=sum(row.visual is None for row in rows),
-            learned=sum(row.learned for row in rows),
-            shrunk=sum(row.shrunk for row in rows),
-            test_rows=test_rows,
+            splits=_sorted(splits), lengths=_sorted(lengths), visual=_sorted(visual), lost_alternatives=_sorted(lost),
+            by_text=by_text, learned=learned, shrunk=shrunk, test_rows=test_rows,
             shown=tuple(one for some in offered for one in some),
-        )
-
-    def _row(self, place: int, example: Example, image: Image | None) -> _Row:
-        """`place`: its number in the shard."""
-        kind: Any = "shrunk" if example.shrunk else "by-text" if image is None else example.split
-        size, kept = (one and (one.width, one.height) for one in (image, image and image.kept))
-        shown = ShownRow(row=place, rank=crc32(example.id.encode()), kind=kind, size=size, kept=kept)
-        visual = None if image is None else example.ids.count(self.encoder.processor.image_token_id)
-        return _Row(example.split, len(example.ids), visual, example.learned, example.shrunk, shown)
+        )  # fmt: skip
 
     def examples(self, sample: Sample) -> tuple[list[Example], list[Rejection]]:
         """All that one row gives; refused is a whole row, or some of its reasonings."""
@@ -139,24 +123,18 @@ class Tokenizing:
 
     def _views(self, shards: Sequence[ShardMarker[TokenizeShardMetadata]]) -> list[View]:
         """A few examples: shrunk ones, some by text alone, then of both splits, from as many shards as it takes."""
-        views: dict[str, list[View]] = {"shrunk": [], "by-text": [], "train": [], "validation": []}
+        views: dict[str, list[View]] = {kind: [] for kind in KINDS}
         for shard in shards:
             wanted = [one for one in shard.metadata.shown if len(views[one.kind]) < EACH_KIND]
-            for kind, one in self._read(shard, wanted) if wanted else ():
-                if len(views[kind]) < EACH_KIND:
-                    views[kind].append(one)
+            if not wanted:
+                continue
+            with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
+                examples = Examples([fetch_file(self.store, self.own_uri, f, Path(scratch)) for f in shard.files])
+                for one in (one for one in wanted if len(views[one.kind]) < EACH_KIND):
+                    check_mask(example := examples[one.row], self.encoder.processor)
+                    shown = view(example, one.size, self.encoder.contract, self.encoder.processor, kept=one.kept)
+                    views[one.kind].append(shown)
         return [one for some in views.values() for one in some]
-
-    def _read(self, shard: ShardMarker, wanted: Sequence[ShownRow]) -> list[tuple[str, View]]:
-        with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
-            examples = Examples([fetch_file(self.store, self.own_uri, f, Path(scratch)) for f in shard.files])
-            found: list[tuple[str, View]] = []
-            for shown in wanted:
-                example = examples[shown.row]
-                check_mask(example, self.encoder.processor)
-                one = view(example, shown.size, self.encoder.contract, self.encoder.processor, kept=shown.kept)
-                found.append((shown.kind, one))
-            return found
 
 
 # --- the audit ---------------------------------------------------------------------------------------------
@@ -266,8 +244,8 @@ def view(
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-def _counts(values: Iterable[Any]) -> dict[Any, int]:
-    return dict(sorted(Counter(values).items()))
+def _sorted(counts: Mapping[Any, int]) -> dict[Any, int]:
+    return dict(sorted(counts.items()))
 
 
 def numbers(counts: TokenizeShardMetadata, row_counts: RowCounts, contract: Contract) -> dict[str, Any]:
