@@ -163,7 +163,7 @@ def entries(settings: ConvertSettings, store: Store) -> tuple[tuple[Entry[Conver
 
 
 def run(settings: ConvertSettings) -> None:
-    from vcot.datasets.prepare import WORTH_A_PROCESS, informed  # numpy, which --check need not wait for
+    from vcot.datasets.prepare import WORTH_A_PROCESS, informed  # which --check need not wait for
 
     folder = Folder(Store(), settings.run_uri, CONVERT)
     parts, inputs = entries(settings, folder.store)

@@ -45,7 +45,7 @@ def cluster_of(namespace: str, **seconds: float) -> ClusterClient:
         seconds: `away` and `patience` of the client.
     """
     default = Path.home() / ".kube" / "config"
-    if not os.environ.get("KUBECONFIG") and "KUBERNETES_SERVICE_HOST" not in os.environ and default.exists():
+    if not os.environ.get("KUBECONFIG") and default.exists():  # before that of the pod one may be in, as kubectl does
         os.environ["KUBECONFIG"] = str(default)
     return connect(namespace, Clock(), stop, **seconds)
 

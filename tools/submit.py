@@ -22,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from tools.overlay import ROOT, Overlay, cluster_of, kubectl, overlay_folder, render
+from vcot import logging
 from vcot.errors import SettingsError, UsageError, VcotError
 from vcot.pipeline.client import ClusterClient, Manifest
 from vcot.pipeline.executor import must_name_jobs
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--wait", type=float, default=WAIT, help="seconds until the run has to begin; 0: do not look")
     parser.add_argument("--dry-run", action="store_true", help="render, apply nothing")
     options = parser.parse_args(argv)
+    logging.configure("lines")
     try:
         submit(options.overlay, options.run_id, options.local_folder, wait=options.wait, dry_run=options.dry_run)
     except VcotError as error:
@@ -77,12 +79,11 @@ def submit(overlay: str, run_id: str | None, local_folder: Path, *, wait: float,
                 f"{' and '.join(wanted.placeholders)}: a placeholder. Write where you pushed your images, with "
                 f"digests, under images: in k8s/overlays/{overlay}/kustomization.yaml"
             )
-        cluster = cluster_of(wanted.namespace, patience=0)
-        must_not_change(wanted, cluster)
+        must_not_change(wanted, cluster_of(wanted.namespace, patience=0, away=10))
         if subprocess.run([kubectl(), "apply", "-k", str(folder)], check=False).returncode:
             raise VcotError(f"kubectl could not apply {folder}; what it says stands above")
         if wait:
-            until_begun(wanted, folder, wait, cluster, Clock())
+            until_begun(wanted, folder, wait, cluster_of(wanted.namespace, patience=0), Clock())
     print(what_to_type(wanted, folder, dry_run), file=sys.stderr if dry_run else sys.stdout)
 
 
@@ -159,12 +160,17 @@ def until_begun(wanted: Overlay, folder: Path, seconds: float, cluster: ClusterC
             raise VcotError(f"{job} did not begin: {words}")
         if clock.now() > deadline:
             names = {job, *(pod["metadata"]["name"] for pod in pods)}
-            events = [e for e in cluster.list("Event", fields="type=Warning") if e["involvedObject"]["name"] in names]
+            warned = cluster.list("Event", fields="type=Warning")
+            events = [event for event in warned if event["involvedObject"].get("name") in names]
             why = why_not_running(there, pods, events) or "no reason is known"
-            cluster.delete("Job", job)
+            try:
+                cluster.delete("Job", job)
+                deleted = "It is deleted, so that nothing starts later"
+            except VcotError as error:
+                deleted = f"It could not be deleted ({error}): kubectl -n {wanted.namespace} delete job {job}"
             raise VcotError(
-                f"{job} has not begun within {seconds:g} s: {why}. It is deleted, so that nothing starts later; when "
-                f"that is mended: kubectl apply -k {folder}"
+                f"{job} has not begun within {seconds:g} s: {why}. {deleted}; when that is mended: "
+                f"kubectl apply -k {folder}"
             )
         clock.sleep(LOOK_EVERY)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from tests.cluster.cluster import Overlay
+from tests.cluster.cluster import Cluster, CommandFailed, Overlay
 from tests.k8s.kustomize import job_specs
 
 
@@ -24,3 +24,13 @@ def test_every_pod_is_admitted_under_restricted_and_a_second_apply_changes_nothi
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tried"}, "spec": spec["template"]["spec"]}
         said = namespace.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
         assert "created (server dry run)" in said, owner
+
+
+def test_a_pod_that_breaks_restricted_is_not_let_in(namespace: Cluster) -> None:
+    """What the test above would say."""
+    pod = {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tried"},
+        "spec": {"containers": [{"name": "main", "image": "localhost/vcot-data:dev"}]},
+    }  # fmt: skip
+    with pytest.raises(CommandFailed, match="violates PodSecurity"):
+        namespace.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))

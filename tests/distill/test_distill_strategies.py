@@ -360,6 +360,12 @@ def test_annotated_objects_need_a_look_only_under_another_name(tmp_path: Path) -
     assert found.reason is Reason.TEACHER_BOX_NOT_SEEN
 
 
+def test_words_that_are_the_answer_are_not_pointed_at(tmp_path: Path) -> None:
+    one = row(tmp_path, "What stands left of the lever?", "red disc", texts=TEXTS)
+    known = {one.question: Known("red disc", needs="red disc")}
+    assert refused(strategy("rationalise"), one, wise(known)).reason is Reason.ANSWER_IN_LABEL
+
+
 def test_each_text_is_an_alternative(tmp_path: Path) -> None:
     texts = (*TEXTS, "Nothing here can be pointed at.", "I see a red disc.")
     made = taught(strategy("rationalise"), row(tmp_path, texts=texts), wise())

@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,23 @@ def test_nobody_is_asked_about_rows_by_text_alone(strategy: str, seeing: Teacher
     assert made == [solved]
     assert [(one.id, one.reason) for one in rejections(str(tmp_path), marker)] == [("silent", Reason.NO_REASONING)]
     assert not seeing.asked
+
+
+def test_who_answers_first_and_how_often_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, rows, made = Wise(KNOWN), seen_rows(tmp_path / "images"), []
+
+    def slowly(asked: Asked) -> Answer:
+        return replace(script(asked), wait=asked.number * 7 % 5 / 50)
+
+    for name, concurrency in (("one", 1), ("eight", 8)):
+        where = tmp_path / name / "run"
+        convert(str(where), *rows)
+        with scripted_teacher(slowly) as teacher:
+            monkeypatch.setenv("OPENAI_BASE_URL", teacher.address)
+            see_run(where, strategy="two-level", concurrency=concurrency, negative_crop_share=0.5)
+        made.append((files(where), report(str(where))["trust"]))
+    assert made[0] == made[1]
+    assert made[0][1]["decoys"] > 0
 
 
 def test_a_detector_in_a_folder_must_find_what_is_proposed(seeing: Teacher, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 
 from tests.distill import storm
 from tests.fakes.batches import Batches
-from tests.fakes.distilling import converted, distill, distilled, report
-from tests.fakes.teacher import Answer, Asked, Refuse, grounded, scripted_teacher
+from tests.fakes.distilling import convert, converted, distill, distilled, illustrated, rejections, report
+from tests.fakes.teacher import Answer, Asked, Refuse, grounded, miscounted, scripted_teacher
 from vcot.distill import batch
 from vcot.errors import BudgetSpent, SettingsError, TemporaryError
+from vcot.records import Reason
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
 
@@ -42,6 +44,18 @@ def test_tokens_are_never_passed(tmp_path: Path) -> None:
             distill(converted(tmp_path, 120), teacher, concurrency=8, budget_tokens=12000)
         assert len(teacher.asked) >= 40
         assert 0 < teacher.tokens_in + teacher.tokens_out <= 12000
+
+
+def test_batch_replies_without_counts_do_not_pass_the_budget(tmp_path: Path) -> None:
+    where, paid = converted(tmp_path, 60), 700 * 2.5e-6 + 60 * 10e-6
+    with scripted_teacher(lambda asked: miscounted(grounded(asked), None, (700, 60))) as teacher:
+        there = Batches(teacher)
+        with pytest.raises(BudgetSpent, match="--budget-usd is spent"):
+            distill(where, teacher, batch=True, budget_usd=0.04, concurrency=2)
+        assert there.lines
+        assert len(there.lines) * paid / 2 + len(teacher.asked) * paid <= 0.04
+        first = json.loads((where / "distill" / "_batches" / "0000000001.done.json").read_text())
+        assert first["usd"] >= first["kept"] * paid / 2
 
 
 def test_every_request_that_leaves_the_process_counts(tmp_path: Path) -> None:
@@ -101,6 +115,20 @@ def test_failures_of_a_batch_are_asked_singly_and_the_report_says_what_all_did_c
     assert (cost["kept_replies_used"], cost["requests"], cost["rows_kept"], cost["tokens_in"]) == (11, 1, 12, 1200)
     assert cost["usd"] == round(11 * 0.00035 / 2 + 0.00035, 9)
     assert cost["usd_a_row_kept"] == pytest.approx(cost["usd"] / 12, abs=1e-9)
+
+
+def test_a_batch_goes_on_without_a_row_whose_image_is_gone(tmp_path: Path) -> None:
+    where, rows = tmp_path / "run", illustrated(str(tmp_path), 6)
+    assert rows[2].image is not None
+    gone = rows[2].image.model_copy(update={"uri": str(tmp_path / "gone.png")})
+    convert(str(where), [*rows[:2], rows[2].model_copy(update={"image": gone}), *rows[3:]])
+    with scripted_teacher() as teacher:
+        there = Batches(teacher)
+        distill(where, teacher, batch=True, max_rejected_share=1.0)
+        assert len(there.lines) == 5
+    marker, made = distilled(str(where))
+    assert len(made) == 5
+    assert [one.reason for one in rejections(str(where), marker)] == [Reason.IMAGE_MISSING]
 
 
 def test_batch_is_submitted_once_whatever_ends_the_process(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import multiprocessing
 import os
 import random
+import signal
 import tarfile
 import tempfile
 from collections import Counter
@@ -277,21 +279,24 @@ class Mortal(Store):
     def write_once(self, uri: str, data: bytes) -> bool:
         self.left -= 1
         if self.left < 0:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().write_once(uri, data)
 
 
 def test_an_index_whose_process_was_killed_is_gone_on_with(folder_place: str, tmp_path: Path) -> None:
-    """Each time a few spans are done, until there is none left to kill."""
+    """SIGKILL, each time a few spans are done, until there is none left to kill."""
     files = {f"d/{n}": random.Random(n).randbytes(20_000) for n in range(200)}
     images, scratch = join(folder_place, "images"), tmp_path
     in_chunks(store, images, tar(files), 2_000_000)
     wanted = indexed(found(images), join(folder_place, "whole"), scratch, span=200_000)
-    again, deaths = None, 0
-    while again is None:
-        try:
-            again = indexed(found(images, Mortal(8)), join(folder_place, "killed"), scratch, span=200_000)
-        except KeyboardInterrupt:
-            deaths += 1
-    assert deaths > 1
+    ends: list[int | None] = []
+    while not ends or ends[-1] == -signal.SIGKILL:
+        given = (found(images, Mortal(8)), join(folder_place, "killed"), scratch)
+        process = multiprocessing.get_context("fork").Process(target=indexed, args=given, kwargs={"span": 200_000})
+        process.start()
+        process.join()
+        ends.append(process.exitcode)
+    assert ends[-1] == 0
+    assert len(ends) > 2
+    again = indexed(found(images), join(folder_place, "killed"), scratch, span=200_000)
     assert (again.sha256, again.members) == (wanted.sha256, 200)

@@ -88,9 +88,10 @@ class Workers:
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:
-        # The path of the server's socket, in the folder for temporary files, may have 107 characters.
-        context = multiprocessing.get_context("forkserver" if len(tempfile.gettempdir()) < 70 else "spawn")
-        context.set_forkserver_preload(["jobs.convert", "vcot.datasets.prepare"])
+        # The path of the server's socket, in the folder for temporary files, may have 107 bytes.
+        short = len(os.fsencode(tempfile.gettempdir())) < 70
+        context = multiprocessing.get_context("forkserver" if short else "spawn")
+        context.set_forkserver_preload(["vcot.datasets.prepare", "vcot.reports.conversion"])
         return ProcessPoolExecutor(self.count, context, initializer=_begin, initargs=self._begin)
 
     def __enter__(self) -> Workers:

@@ -24,6 +24,7 @@ every dataset.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from array import array
@@ -60,19 +61,23 @@ A_PART = 1 << 40
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg")
 
 
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+
+
 @contextmanager
 def scratch_database(path: Path) -> Iterator[sqlite3.Connection]:
     """A database in which nothing need survive this process. Raises TemporaryError: the disk has no room for it."""
+    os.environ["SQLITE_TMPDIR"] = str(path.parent)  # for what it sorts; /var/tmp otherwise
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.executescript("pragma journal_mode = off; pragma synchronous = off; begin")
         try:
             yield database
             database.execute("commit")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            if error.sqlite_errorcode & 0xFF not in _NO_ROOM:
                 raise
             raise TemporaryError(
-                f"all rows could not be looked at together ({error}); is there room on this disk?"
+                f"all rows could not be looked at together ({error}); is there room on the disk of {path.parent}?"
             ) from None
 
 

@@ -38,6 +38,7 @@ from vcot.records.base import Record
 from vcot.redaction import redacted
 from vcot.stage import stop
 from vcot.storage import Store, append, join, numbered
+from vcot.storage.images import ImageError
 
 POLL = 30.0  # seconds between two looks at a batch
 SMALL = 0.05  # a further round is asked singly where it has no more than this share of the first round's requests
@@ -97,7 +98,8 @@ class Batches:
 
         async def write_next(row: Sample, _: Client) -> None:
             if (missing := (await KeptReplies.of(row, self._teacher)).missing) is not None:
-                await writer.add(missing)
+                with suppress(ImageError):  # the shard refuses the row
+                    await writer.add(missing)
 
         deque(self._teacher.map(rows, write_next), maxlen=0)
         return writer.files

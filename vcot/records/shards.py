@@ -481,7 +481,7 @@ def read_records(store: Store, stage_uri: str, file: File, kind: type[R]) -> Ite
                     yield kind.model_validate_json(line)
         except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             name = join(stage_uri, file.name)
-            raise InputError(f"{name}: not a shard of records {kind.__name__}: {error}") from error
+            raise InputError(f"{name}: not a shard of {kind.__name__}s: {error}") from error
 
 
 def read_samples(store: Store, stage_uri: str, marker: StageMarker) -> Iterator[Sample]:
