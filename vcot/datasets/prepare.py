@@ -34,8 +34,8 @@ from vcot.storage import NotFound, join
 from vcot.storage.images import ImageError
 
 NAME = "survey.json"
-WORTH_A_PROCESS = 16 << 20
-"""Bytes of rows: with fewer, what a process does takes no longer than to begin it, which is about a second."""
+WORTH_A_PROCESS = 8 << 20
+"""Bytes of rows: with fewer, what a process does takes no longer than to begin it."""
 Depth = Literal["declared", "glance", "whole"]
 """How a row is looked at: for the split that it names alone, at a glance, or read whole."""
 SAID: Mapping[Split | None, int] = {None: 1, "train": 2, "validation": 4, "test": 8}
