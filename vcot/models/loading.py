@@ -27,7 +27,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesCo
 from transformers.utils import logging as transformers_logging
 
 from vcot.errors import InputError
+from vcot.models.attention import use_varlen_attention
 from vcot.models.device import DtypeName, compute_dtype, device
+from vcot.models.loss import add_loss
 
 UNQUANTISED = ["lm_head", "model.visual"]
 """Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
@@ -71,10 +73,6 @@ def load_base(
             bnb_4bit_compute_dtype=numbers,
             llm_int8_skip_modules=list(UNQUANTISED),
         )
-    if where.type == "cpu" and numbers == torch.bfloat16:
-        # On CPUs the backward pass of torch's fused attention takes three times as long in bfloat16 as in float32;
-        # spelled out it is the fastest of the three. The vision tower has no backward pass when frozen.
-        options["attn_implementation"] = {"": "sdpa", "text_config": "eager", "vision_config": "sdpa"}
     transformers_logging.disable_progress_bar()
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
@@ -97,6 +95,8 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
         if isinstance(getattr(module, "proj", None), nn.Conv3d) and hasattr(module, "temporal_patch_size"):
             module.forward = types.MethodType(_patch_embedding, module)
+    use_varlen_attention(model)
+    add_loss(model)
     model.eval()
     return model
 

@@ -24,13 +24,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vcot import logging
 from vcot.errors import SettingsError
-from vcot.models.loading import whole_model
 from vcot.records.example import IGNORED
 from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import (
@@ -94,20 +92,10 @@ def learned_tokens(labels: Tensor) -> Tensor:
 
 
 def loss_sum(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Cross entropy summed over the learned tokens of a batch; a scalar, float32. `model`: with or without an adapter.
-
-    Of an example's tokens a quarter or less are learned. The head makes a vector of the size of the vocabulary
-    (152,064 numbers) for each token it is given, so it is given only those: the same loss, a fraction of the memory.
-    """
-    inner = whole_model(model)
-    names = ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_grid_thw")
-    given = {name: batch.get(name) for name in names}
-    states = inner.model(**given, use_cache=False).last_hidden_state  # [B, T, hidden]
-    targets = batch["labels"][:, 1:]
-    learned = (targets != IGNORED).flatten().nonzero().squeeze(1)
-    before = states[:, :-1].flatten(0, 1).index_select(0, learned)  # [learned, hidden]
-    logits = inner.lm_head(before.to(inner.lm_head.weight.dtype)).float()
-    return functional.cross_entropy(logits, targets.flatten()[learned], reduction="sum")
+    """Cross entropy summed over the learned tokens of a batch; a scalar, float32. `model`: with or without an adapter."""
+    given = {name: value for name, value in batch.items() if name != "names"}
+    total: Tensor = model(**given, want="loss")
+    return total
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
