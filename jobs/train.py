@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from vcot.records.base import Record
     from vcot.records.metadata import NoMetadata, TokenizeMetadata, TrainMetadata
     from vcot.records.shards import Folder, StageMarker
-    from vcot.training.ranks import Group
 
     TrainFolder = Folder[NoMetadata, TrainMetadata]
+
+PATIENCE = timedelta(minutes=30)
+"""How long ranks wait for each other: while one reads a checkpoint, say. A rank that died is noticed sooner."""
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """Each is the name of the package that it needs, too."""
@@ -162,15 +165,14 @@ def _train(
         (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched)))
         run_ranks(world, scratch, settings.grace_seconds)
         return
-    from vcot.training.ranks import ALONE
-
-    _learn(settings, folder, fetched, scratch, ALONE)
+    _learn(settings, folder, fetched, scratch)
 
 
 def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
     from vcot import logging
-    from vcot.models.device import use_device
-    from vcot.training.ranks import Group
+    from torch import distributed
+
+    from vcot.models.device import device, use_device
 
     summary.path = rank.last_word
     logging.bind(rank=rank.number)
@@ -179,10 +181,20 @@ def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
     use_device(settings.device)
     scratch = Path(rank.folder)
     fetched = TrainingInputs(**json.loads((scratch / TrainingInputs.NAME).read_text()))
-    _learn(settings, folder, fetched, scratch, Group.join(rank))
+    os.environ |= {"RANK": str(rank.number), "LOCAL_RANK": str(rank.local), "WORLD_SIZE": str(rank.size)}
+    distributed.init_process_group(
+        "nccl" if device().type == "cuda" else "gloo", init_method=rank.meeting, rank=rank.number, world_size=rank.size,
+        timeout=PATIENCE,
+    )  # fmt: skip
+    try:
+        _learn(settings, folder, fetched, scratch, rank.number, rank.size)
+    finally:
+        distributed.destroy_process_group()
 
 
-def _learn(settings: TrainSettings, folder: TrainFolder, fetched: TrainingInputs, scratch: Path, group: Group) -> None:
+def _learn(
+    settings: TrainSettings, folder: TrainFolder, fetched: TrainingInputs, scratch: Path, rank: int = 0, ranks: int = 1
+) -> None:
     from vcot.models.device import device
     from vcot.records import Contract
     from vcot.records.example import Examples
@@ -191,11 +203,11 @@ def _learn(settings: TrainSettings, folder: TrainFolder, fetched: TrainingInputs
     from vcot.training.checkpoints import Checkpoints
     from vcot.training.publish import publish, write_failure
     from vcot.training.sft import fine_tune
-    from vcot.training.trainer import NotFinite, RunContext
+    from vcot.training.engine import NotFinite, RunContext
 
     def saved() -> None:
         # Event files so far, after each checkpoint, so that a run that goes on from it repeats no step.
-        if group.first and (scratch / "tensorboard").is_dir():
+        if context.first and (scratch / "tensorboard").is_dir():
             put_folder(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
 
     base, contract = Path(fetched.base), Contract.model_validate(fetched.contract)
@@ -203,24 +215,24 @@ def _learn(settings: TrainSettings, folder: TrainFolder, fetched: TrainingInputs
     encoder = Encoder(processor, contract)  # holds the base's processor against what the examples promise
     workers = settings.dataloader_num_workers
     context = RunContext(
-        scratch=scratch, trackers=settings.report_to if group.first else (), saved=saved,
+        scratch=scratch, trackers=settings.report_to if rank == 0 else (), saved=saved,
         cache_bytes=settings.cache_mib << 20, workers=2 * (device().type == "cuda") if workers is None else workers,
-        grace=settings.grace_seconds, group=group,
+        grace=settings.grace_seconds, rank=rank, ranks=ranks,
     )  # fmt: skip
     uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
     try:
         result = fine_tune(
             settings, base=base, base_uri=settings.base_uri, encoder=encoder,
             examples=Examples([Path(path) for path in fetched.examples]), context=context,
-            checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit, group.size),
+            checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit),
         )  # fmt: skip
     except NotFinite as error:
-        if group.first:
+        if context.first:
             write_failure(folder, error.details)
         saved()
         raise
     saved()
-    if group.first:
+    if context.first:
         about = {"uri": settings.base_uri, "sha256": fetched.base_sha256}
         publish(folder, settings, fetched.inputs, result, encoder, about, scratch)
 

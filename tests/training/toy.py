@@ -140,8 +140,8 @@ def config(**changes: Any) -> Any:
         "optim": "adamw_8bit",
         "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.01,
         "max_grad_norm": 0.3, "neftune_noise_alpha": 5.0,
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_train_epochs": 3.0,
-        "max_steps": None, "group_by_length": True,
+        "batch_tokens": 300, "packing": "off", "gradient_accumulation_steps": 2, "num_train_epochs": 3.0,
+        "max_steps": None,
         "eval_steps": 4, "save_steps": 2, "early_stopping_patience": 0, "early_stopping_threshold": 0.001,
         "gradient_checkpointing": "off",
         "seed": 1,
@@ -159,7 +159,7 @@ def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int
     """One training; what it saves is below `scratch`. With `die_at` it dies right after that checkpoint."""
     from vcot.training.checkpoints import Checkpoints
     from vcot.training.sft import fine_tune
-    from vcot.training.trainer import RunContext
+    from vcot.training.engine import RunContext
 
     saves = 0
 
@@ -178,6 +178,6 @@ def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int
 
 
 def weights(result: Any) -> dict[str, Any]:
-    from vcot.training.trainer import trained
+    from vcot.training.engine import trained
 
     return {name: value.detach().clone() for name, value in trained(result.model).items()}

@@ -11,6 +11,7 @@ pyarrow is imported when a file is opened, not before.
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -61,13 +62,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is known of an example without its ids and its image."""
+    """What is known of an example without its ids and its image. patches: of its image; 0 where it has none."""
 
     id: str
     sample: str
     alternative: int
     split: str
     tokens: int
+    patches: int = 0
 
 
 class ExampleSink:
@@ -125,12 +127,13 @@ class Examples:
             if missing := {field.name for field in _schema()} - set(file.schema_arrow.names):
                 raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
             for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids"])
+                table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids", "image_grid"])
                 self._starts.append(len(self.rows))
                 self._groups.append((number, group))
                 lengths = table["ids"].combine_chunks().value_lengths().to_pylist()
                 columns = (table[name].to_pylist() for name in ("id", "sample", "alternative", "split"))
-                self.rows += [Row(*values) for values in zip(*columns, lengths, strict=True)]
+                patches = [math.prod(grid) if grid else 0 for grid in table["image_grid"].to_pylist()]
+                self.rows += [Row(*values) for values in zip(*columns, lengths, patches, strict=True)]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,9 +1,12 @@
 """Checkpoints in object storage: files first, under a name that nobody else uses; a manifest last.
 
     <train>/checkpoints/step-000050-3f9a01c2/weights.safetensors     what is trained
-                                             state.safetensors       optimiser, schedule, random numbers
+                                             state.safetensors       optimiser, schedule
                                              trainer_state.json      steps, losses so far
                                              manifest.json           names, sizes, sha256; written last
+
+Files are written to this disk while training waits, and uploaded while it goes on. Random numbers are not kept: every
+step draws its own from seed and number.
 
 A checkpoint without a manifest is not there. One whose files are not what its manifest says is passed over with a
 warning, for the next older one. Nothing is overwritten, and what is deleted is older than several whole checkpoints:
@@ -18,19 +21,17 @@ stored once and shared again.
 from __future__ import annotations
 
 import json
-import random
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -38,7 +39,6 @@ from torch import Tensor
 
 from vcot import logging
 from vcot.errors import InputError, TemporaryError, VcotError
-from vcot.models.device import device
 from vcot.records.base import Record
 from vcot.records.shards import File
 from vcot.stage import stop
@@ -51,10 +51,10 @@ MANIFEST = "manifest.json"
 class Manifest(Record):
     """``manifest.json``: this checkpoint is whole, and these are its files."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     step: int = Field(ge=0)
     best_step: int | None = Field(None, description="the step with the lowest evaluation loss so far")
-    ranks: int = Field(1, ge=1, description="processes whose examples made a step together")
+    batches_per_step: int = Field(ge=1, description="over all ranks; what goes on from here keeps it")
     files: tuple[File, ...] = Field(description="names below the checkpoint")
 
 
@@ -69,36 +69,67 @@ class Saved(NamedTuple):
 class Checkpoints:
     """Those of one run. When one is whole, those that are older than the newest `keep` go, here and in storage, but for
     the best. scratch: a local folder for those under way and for those that are kept; the ranks of a pod share it.
+    whole: called with the step when a checkpoint is whole, from the thread that uploads it.
     """
 
     store: Store
     uri: str
     scratch: Path
     keep: int = 3
-    ranks: int = 1
+    whole: Callable[[int], None] = lambda _: None
     last_save_seconds: float = 0.0
     _local: dict[int, Path] = field(default_factory=dict)
+    _upload: threading.Thread | None = None
+    _failure: BaseException | None = None
 
-    def save(self, step: int, best_step: int | None, write: Callable[[Path], None]) -> None:
-        """Lets `write` fill a local folder, uploads it, and then says that it is whole."""
+    def save(self, step: int, best_step: int | None, batches_per_step: int, write: Callable[[Path], None]) -> None:
+        """Lets `write` fill a local folder and returns; the folder is uploaded meanwhile, and then said to be whole.
+
+        Waits for the upload before it, so there is at most one. Raises what that one failed with.
+        """
+        self.wait()
         begun = time.monotonic()
         name = f"step-{step:06d}-{secrets.token_hex(4)}"
         folder = self.scratch / name
         folder.mkdir(parents=True)
         write(folder)
-        files = []
-        for path in sorted(folder.iterdir()):
-            self.store.upload(path, join(self.uri, name, path.name))
-            files.append(File(name=path.name, sha256=file_digest(path), size=path.stat().st_size))
-        manifest = Manifest(step=step, best_step=best_step, ranks=self.ranks, files=tuple(files))
-        self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
         self._local[step] = folder
         for old in sorted(self._local)[: -self.keep or None]:
             if old != best_step:
                 shutil.rmtree(self._local.pop(old))
-        self.last_save_seconds = time.monotonic() - begun
-        if not stop.requested:  # what is left of the grace period is not for tidying
-            self._delete_old(step)
+
+        def upload() -> None:
+            try:
+                files = []
+                for path in sorted(folder.iterdir()):
+                    self.store.upload(path, join(self.uri, name, path.name))
+                    files.append(File(name=path.name, sha256=file_digest(path), size=path.stat().st_size))
+                manifest = Manifest(
+                    step=step, best_step=best_step, batches_per_step=batches_per_step, files=tuple(files)
+                )
+                self.store.write_once(join(self.uri, name, MANIFEST), manifest.line())
+                self.last_save_seconds = time.monotonic() - begun
+                self.whole(step)
+                if not stop.requested:  # what is left of the grace period is not for tidying
+                    self._delete_old(step)
+            except BaseException as error:
+                self._failure = error
+
+        self._upload = threading.Thread(target=upload, name=f"upload of {name}")
+        self._upload.start()
+
+    def wait(self) -> None:
+        """Until nothing is being uploaded. Raises what the last upload failed with."""
+        if self._upload is not None:
+            self._upload.join()
+            self._upload = None
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raises what the last upload failed with, if it has."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def newest(self) -> tuple[Path, Manifest] | None:
         """The last whole checkpoint, on this disk; None where there is none to go on from.
@@ -273,25 +304,3 @@ def _rebuild(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
         case "list" | "tuple":
             return (list if kind == "list" else tuple)(_rebuild(v, tensors) for v in content)
     raise InputError(f"a state of ours holds a {kind!r}, which this version does not know")
-
-
-def random_state() -> dict[str, Any]:
-    """Of every generator that a training step may draw from, in a form that `write_state` takes."""
-    name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype("int64")), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if device().type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    random.setstate(state["python"])
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype("uint32"), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if device().type == "cuda" and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -39,15 +39,19 @@ class TrainingConfig(BaseModel):
     neftune_noise_alpha: float = setting(
         5.0, "noise on the tokens' embeddings while training (NEFTune's alpha); 0: none", ge=0
     )
-    per_device_train_batch_size: int = setting(
-        4, "examples that go through the model at once, on each GPU", unit="examples", gt=0
+    batch_tokens: int = setting(
+        8192, "what goes through the model at once, on each GPU; at least the longest example", unit="tokens", gt=0
     )
-    gradient_accumulation_steps: int = setting(
-        4, "batches of each GPU whose gradients make one step",
-        unit="batches", gt=0,
+    packing: Literal["on", "off"] = setting(
+        "off", "on: a batch is several examples end to end, which do not see each other, without padding; off: examples "
+        "of like length side by side"
     )  # fmt: skip
-    group_by_length: bool = setting(
-        True, "put examples into batches with others of their length: less padding, a little less random"
+    gradient_accumulation_steps: int = setting(
+        2, "batches of each GPU whose gradients make one step; a run that goes on with another number of GPUs keeps "
+        "the batches of a step", unit="batches", gt=0,
+    )  # fmt: skip
+    parallel: Literal["ddp"] = setting(
+        "ddp", "ddp: each GPU holds the whole model"
     )
     num_train_epochs: float = setting(
         2, "times that each sample is seen, each time with one of its reasonings", unit="epochs", gt=0
@@ -88,8 +92,3 @@ class TrainingConfig(BaseModel):
                 f"--warmup-steps={self.warmup_steps:g} is neither a share below 1 nor a whole number of steps"
             )
         return self
-
-    def steps(self, batches: int) -> int:
-        """Optimiser steps, as the library counts them: the last one of an epoch may hold fewer batches."""
-        per_epoch = max(-(-batches // self.gradient_accumulation_steps), 1)
-        return self.max_steps or -int(-self.num_train_epochs * per_epoch // 1)

@@ -1,13 +1,12 @@
-"""What one training step learns from: examples become tensors, epochs become batches, rows become what a model takes.
+"""Examples become tensors, and several of them what a model takes at once: padded, or packed end to end.
 
-Legend: B rows of a batch, T tokens of a row (of the longest, in a batch), P patches of its image (of all its images).
+Legend: B rows of a batch, T tokens of a row (of the longest in a padded batch, of all in a packed one), P patches of
+all images.
 """
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vcot.errors import InputError
 from vcot.models.device import device
 from vcot.models.loading import positions
-from vcot.records.example import IGNORED, Example, Examples, Row
+from vcot.records.example import IGNORED, Example, Examples
 from vcot.storage import images
 from vcot.tokens import Encoder
 
@@ -83,90 +82,65 @@ class SFTDataset(Dataset[Item]):
         return pixels, grid, cached
 
 
-class EpochSampler(Sampler[list[int]]):
-    """Which rows stand in which batch: a function of seed and epoch alone, so that a resumed run draws the same.
+class Collator:
+    """Items → what the model's forward takes, and beside it what the trainer counts (`names`, `tokens`).
 
-    Of each sample one row (one alternative of its reasoning) is drawn per epoch. With `group_by_length`, rows are
-    put into batches with rows of their length, within windows of 16 batches, so that little is padding.
+    packed: rows lie end to end in one, each with positions of its own, and `row_bounds` keeps their attention apart.
+    Else they are padded on the right. No mask either way: causal attention keeps what is learned from seeing padding,
+    and a mask would shut out the fast kernels.
     """
 
-    WINDOW = 16
-
-    def __init__(self, rows: Sequence[Row], *, batch_size: int, seed: int, group_by_length: bool) -> None:
-        self.epoch = 0
-        self._batch_size, self._seed, self._group_by_length = batch_size, seed, group_by_length
-        self._lengths = [row.tokens for row in rows]
-        self._samples = list(samples_of(rows, "train").values())
-
-    def __len__(self) -> int:
-        return -(-len(self._samples) // self._batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        dice = random.Random(f"{self._seed}/{self.epoch}")
-        drawn = [dice.choice(alternatives) for alternatives in self._samples]
-        dice.shuffle(drawn)
-        if not self._group_by_length:
-            yield from _batches(drawn, self._batch_size)
-            return
-        batches = []
-        for window in _batches(drawn, self.WINDOW * self._batch_size):
-            batches += _batches(sorted(window, key=lambda row: self._lengths[row]), self._batch_size)
-        dice.shuffle(batches)
-        yield from batches
-
-
-def validation_batches(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
-    """Of the validation split, always the same: the first alternative of each sample, short ones first."""
-    chosen = [alternatives[0] for alternatives in samples_of(rows, "validation").values()]
-    return _batches(sorted(chosen, key=lambda row: rows[row].tokens), batch_size)
-
-
-def samples_of(rows: Sequence[Row], split: str) -> dict[str, list[int]]:
-    """Sample → its rows, in the order of their alternatives."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        if row.split == split:
-            found[row.sample].append(number)
-    return {sample: sorted(numbers, key=lambda n: rows[n].alternative) for sample, numbers in found.items()}
-
-
-def _batches(rows: Sequence[int], size: int) -> list[list[int]]:
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
-
-
-class Collator:
-    """Items → one batch, padded on the right, where the causal mask keeps padding from being seen."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        self._pad = pad_token_id
+    def __init__(self, pad_token_id: int, *, packed: bool = False) -> None:
+        self._pad, self._packed = pad_token_id, packed
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """
         Returns:
-            input_ids, labels, attention_mask: int64 [B, T]; position_ids: int64 [3, B, T]; pixel_values: float32
-            [P, channels · frames · patch²] and image_grid_thw: int64 [images, 3], where there are images;
-            names: the examples' ids.
-            Of no items (a rank's share of a small batch): names and labels alone, both empty.
+            input_ids, labels: int64 [B, T], or [1, T] packed; position_ids: int64 [3, B, T]; pixel_values: float32
+            [P, channels · frames · patch²] and image_grid_thw: int64 [images, 3], where there are images.
+            Packed also row_bounds: int32 [rows + 1], where rows begin and the last ends; longest_row: int.
+            names: the examples' ids. tokens: how many are real.
+            Of no items (a rank's share of a small step): a row of one token, which teaches nothing.
         """
+        names, tokens = [item["id"] for item in items], sum(len(item["ids"]) for item in items)
         if not items:
-            return {"names": [], "labels": torch.empty(0, 1, dtype=torch.long)}
-        longest = max(len(item["ids"]) for item in items)
+            nothing = torch.full((1,), self._pad)
+            empty = {"ids": nothing, "labels": nothing, "positions": nothing.new_zeros(3, 1), "pixels": None}
+            items = [empty]
+        labels = [_first_ignored(item["labels"]) for item in items]
+        batch: dict[str, Any]
+        if self._packed:
+            lengths = [len(row) for row in labels]
+            batch = {
+                "input_ids": torch.cat([item["ids"] for item in items])[None],
+                "labels": torch.cat(labels)[None],
+                "position_ids": torch.cat([item["positions"] for item in items], dim=1)[:, None],
+                "row_bounds": torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32),
+                "longest_row": max(lengths),
+            }
+        else:
+            longest = max(map(len, labels))
 
-        def padded(values: Tensor, filling: int) -> Tensor:  # [… t] → [… T]
-            return torch.nn.functional.pad(values, (0, longest - values.shape[-1]), value=filling)
+            def padded(values: Tensor, filling: int) -> Tensor:  # [… t] → [… T]
+                return torch.nn.functional.pad(values, (0, longest - values.shape[-1]), value=filling)
 
-        batch: dict[str, Any] = {
-            "input_ids": torch.stack([padded(item["ids"], self._pad) for item in items]),
-            "labels": torch.stack([padded(item["labels"], IGNORED) for item in items]),
-            "attention_mask": torch.stack([padded(torch.ones_like(item["ids"]), 0) for item in items]),
-            "position_ids": torch.stack([padded(item["positions"], 0) for item in items], dim=1),
-            "names": [item["id"] for item in items],
-        }
+            batch = {
+                "input_ids": torch.stack([padded(item["ids"], self._pad) for item in items]),
+                "labels": torch.stack([padded(row, IGNORED) for row in labels]),
+                "position_ids": torch.stack([padded(item["positions"], 0) for item in items], dim=1),
+            }
         seen = [item for item in items if item["pixels"] is not None]
         if seen:
             batch["pixel_values"] = torch.cat([item["pixels"] for item in seen])
             batch["image_grid_thw"] = torch.stack([item["grid"] for item in seen])
-        return batch
+        return batch | {"names": names, "tokens": tokens}
+
+
+def _first_ignored(labels: Tensor) -> Tensor:
+    """A row's first token is predicted from nothing; in a packed batch it would be from the row before."""
+    labels = labels.clone()
+    labels[0] = IGNORED
+    return labels
 
 
 def loader(

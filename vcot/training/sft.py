@@ -5,31 +5,47 @@ base + adapters → loop over batches, with checkpoints → the weights that wer
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState, TrainingArguments, set_seed
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from vcot import logging
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError
 from vcot.models.device import compute_dtype, device
-from vcot.models.loading import attach_lora, load_base
-from vcot.records.example import Examples
+from vcot.models.loading import attach_lora, load_base, whole_model
+from vcot.records.example import IGNORED, Examples
 from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
+from vcot.training.batches import Plan, RankBatches, samples_of, validation_batches
 from vcot.training.checkpoints import Checkpoints, Manifest
 from vcot.training.config import TrainingConfig
-from vcot.training.data import Collator, EpochSampler, SFTDataset, loader, samples_of, validation_batches
-from vcot.training.ranks import Group
-from vcot.training.trainer import PROGRESS, RunContext, SFTTrainer, is_over, load_trained, trained
+from vcot.training.data import Collator, Item, SFTDataset, loader
+from vcot.training.engine import (
+    PROGRESS,
+    Checkpointed,
+    NotFinite,
+    RunContext,
+    announce,
+    is_over,
+    load_trained,
+    of_all,
+    trained,
+)
 
 _SAME_NAMES = {
-    "seed", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "learning_rate",
-    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps",
+    "seed", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
+    "eval_steps", "save_steps",
 }  # fmt: skip
 """Fields of TrainingConfig that are the library's arguments as they are."""
 
@@ -59,52 +75,65 @@ def fine_tune(
         ranks than the first, with those of the last step.
 
     Raises:
-        InputError: there is nothing to learn from, or an image is not what tokenize saw.
-        SettingsError: the checkpoints were made by another number of ranks.
+        InputError: there is nothing to learn from, an image is not what tokenize saw, or a checkpoint is one of
+            another model.
+        SettingsError: an example is longer than a batch may be.
         Interrupted: a stop was asked for; what was learned is saved.
         NotFinite: the loss or the gradient left the numbers.
     """
-    dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
-    collate, group = Collator(encoder.pad_token_id), context.group
-    together = config.per_device_train_batch_size * group.size
-    epochs = EpochSampler(examples.rows, batch_size=together, seed=config.seed, group_by_length=config.group_by_length)
-    if not len(epochs):
+    found = _newest(checkpoints, context)
+    batches_per_step = config.gradient_accumulation_steps * context.ranks
+    if found is not None:
+        batches_per_step = found[1].batches_per_step
+    plan = Plan.of(
+        examples.rows, batch_tokens=config.batch_tokens, packed=config.packing == "on", epochs=config.num_train_epochs,
+        batches_per_step=batches_per_step, max_steps=config.max_steps, seed=config.seed,
+    )  # fmt: skip
+    if not plan.steps:
         raise InputError("there is not one example of the train split; look at the report of tokenize")
-    held_out = validation_batches(examples.rows, together)
+    share = {"rank": context.rank, "ranks": context.ranks}
+    held_out = validation_batches(examples.rows, config.batch_tokens, **share)
     if not held_out:
         logging.get().warning("no validation split: no early stopping, and the last weights are kept")
     model, compute = _model(config, base, base_uri)
-    found = _newest(checkpoints, group)
     result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
     result.metadata = {
         "train_samples": len(samples_of(examples.rows, "train")),
-        "validation_samples": sum(map(len, held_out)),
-        "ranks": group.size,
+        "validation_samples": len(samples_of(examples.rows, "validation")),
+        "ranks": context.ranks,
+        "batches_per_step": batches_per_step,
+        "real_tokens": round(plan.real / plan.slots, 4),
     }
-    arguments = _arguments(config, context, evaluating=bool(held_out))
-    steps, state = config.steps(len(epochs)), TrainerState()
+    steps, state = len(plan.steps), TrainerState()
     if found is not None:
         logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
         state = TrainerState.load_from_json(str(found[0] / PROGRESS))
     if found is not None and is_over(state, steps, config):
         load_trained(model, found[0])
     else:
-        group.spread(trained(model).values())
-        with Bar("train", steps, "steps", shown=group.first) as bar:
+        dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
+        batches = RankBatches(plan, start=state.global_step, **share)
+        load = partial(loader, dataset, workers=context.workers)
+        arguments = _arguments(config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out))
+        checkpoints.whole = partial(announce, context)
+        with Bar("train", steps, "steps", shown=context.first) as bar:
             bar.advance(state.global_step)
             trainer = SFTTrainer(
-                model, arguments, config, context, epochs=epochs, checkpoints=checkpoints, compute=compute, bar=bar,
-                train=loader(dataset, group.share(epochs), collate, context.workers),
-                validation=loader(dataset, group.share(held_out), collate, context.workers) if held_out else None,
+                model, arguments, config=config, context=context, checkpoints=checkpoints, compute=compute, bar=bar,
+                epoch=plan.epoch, batches_per_step=batches_per_step,
+                train=load(batches, Collator(encoder.pad_token_id, packed=config.packing == "on")),
+                validation=load(held_out, Collator(encoder.pad_token_id)) if held_out else None,
             )  # fmt: skip
             begun = time.monotonic()
-            trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
-            trainer.end()
+            try:
+                trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+            finally:
+                checkpoints.wait()
         result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
         state = trainer.state
         stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
     result.history = state.log_history
-    if group.first:
+    if context.first:
         best, last = state.best_global_step, state.global_step
         if best is not None and best != last:
             if (folder := checkpoints.at(best)) is None:
@@ -115,40 +144,123 @@ def fine_tune(
     return result
 
 
-def _newest(checkpoints: Checkpoints, group: Group) -> tuple[Path, Manifest] | None:
-    """The checkpoint that all ranks go on from: rank 0 looks, and one rank of each pod fetches."""
-    found = checkpoints.newest() if group.first else None
-    name = group.of_first("" if found is None else found[0].name)
-    if not name:
-        return None
-    for turn in (group.local == 0, True):
-        if turn and found is None:
-            found = checkpoints.called(name)
-        group.wait()
-    assert found is not None
-    if found[1].ranks != group.size:
-        raise SettingsError(
-            f"{checkpoints.uri}: this training was begun by {found[1].ranks} ranks and cannot go on with {group.size}, "
-            "whose steps would learn from other examples; start as many (--nproc-per-node, PET_NNODES), or use "
-            "another run name"
+class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library publishes no types
+    """transformers' Trainer on our batches, with one mean of the loss over all learned tokens of a step.
+
+    Args:
+        train: this rank's batches of all steps that are left. validation: None where there is no such split.
+        compute: the dtype of the forward pass.
+    """
+
+    control: TrainerControl
+    loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the learned tokens of a step over all ranks
+
+    def __init__(
+        self, model: Any, arguments: TrainingArguments, *, train: DataLoader[Item],
+        validation: DataLoader[Item] | None, compute: torch.dtype, **shared: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=train.dataset,
+            eval_dataset=None if validation is None else validation.dataset,
+            **shared,
         )
+        self.remove_callback(PrinterCallback)
+        self._train, self._validation, self._compute = train, validation, compute
+
+    def get_train_dataloader(self) -> DataLoader[Item]:
+        return self._train
+
+    def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Any]], device: torch.device) -> Tensor:
+        self.step_examples = [name for batch in batch_samples for name in batch["names"]]
+        self.step_tokens = sum(batch["tokens"] for batch in batch_samples)
+        (learned,) = of_all([sum(learned_tokens(batch["labels"]) for batch in batch_samples)], device)
+        return torch.tensor(max(learned, 1.0), device=device)
+
+    def _loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+        """Over the learned tokens of this rank's batch; a scalar, float32."""
+        given = {name: value for name, value in inputs.items() if name not in ("names", "tokens")}
+        if not isinstance(model, DistributedDataParallel):
+            model = whole_model(model)  # PEFT calls the base's forward past the hooks of FSDP2
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._compute == torch.bfloat16):
+            loss: Tensor = model(**given, want="loss")
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        assert num_items_in_batch is not None
+        if not inputs["names"] and self.context.ranks == 1:
+            return torch.zeros((), device=self.args.device, requires_grad=True)
+        # The engines average gradients over ranks; what is wanted is their sum.
+        return self._loss_sum(model, inputs) * self.context.ranks / num_items_in_batch
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """One mean over the learned tokens of the validation split, logged as eval_loss.
+
+        Raises:
+            Interrupted: a stop was asked for, and there is no time to see this through.
+        """
+        assert self._validation is not None
+        self.model.eval()
+        total, tokens = 0.0, 0
+        asked: float | None = None
+        for batch in self._validation:
+            if stop.requested:
+                asked = asked or time.monotonic()
+            late = asked is not None and time.monotonic() - asked > self.context.grace / 2
+            if of_all([float(late)], self.args.device)[0]:
+                stop.join()
+                stop.raise_if_requested("the last checkpoint counts")
+            total += float(self._loss_sum(self.model, self._prepare_inputs(batch)))
+            tokens += learned_tokens(batch["labels"])
+        total, learned = of_all([total, tokens], self.args.device)
+        if not math.isfinite(total):
+            raise NotFinite("the loss on the validation split is not finite", self.details(None))
+        metrics = {f"{metric_key_prefix}_loss": total / max(learned, 1)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def learned_tokens(labels: Tensor) -> int:
+    """How many tokens of [B, T] labels count; the first of a row is predicted from nothing."""
+    return int((labels[:, 1:] != IGNORED).sum())
+
+
+def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manifest] | None:
+    """The checkpoint that all ranks go on from: rank 0 looks, and one rank of each pod fetches."""
+    found = checkpoints.newest() if context.first else None
+    if not distributed.is_initialized():
+        return found
+    name: list[Any] = [None if found is None else found[0].name]
+    distributed.broadcast_object_list(name, src=0)
+    if name[0] is None:
+        return None
+    for turn in (os.environ.get("LOCAL_RANK") == "0", True):
+        if turn and found is None:
+            found = checkpoints.called(name[0])
+        distributed.barrier()
     return found
 
 
 def _model(config: TrainingConfig, base: Path, base_uri: str) -> tuple[Any, torch.dtype]:
     """The model to train, and what it computes with."""
     compute = compute_dtype(config.dtype)
-    set_seed(config.seed)  # the adapters' first values
     if config.tune == "full":
         return load_base(base, dtype=config.dtype, weights="float32"), compute
     model = load_base(base, quantization="nf4" if config.tune == "qlora" else "none", dtype=config.dtype)
-    set_seed(config.seed)
+    set_seed(config.seed)  # the adapters' first values
     return attach_lora(
         model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri
     ), compute
 
 
-def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool) -> TrainingArguments:
+def _arguments(
+    config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool
+) -> TrainingArguments:
     where = device()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.files)  # the library takes it from nowhere else
     checkpointing = config.gradient_checkpointing == "on" or (
@@ -158,10 +270,14 @@ def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool)
         output_dir=str(context.scratch / "trainer"),
         use_cpu=where.type == "cpu",
         **config.model_dump(include=_SAME_NAMES),
-        max_steps=config.max_steps or -1,
+        max_steps=steps,
+        gradient_accumulation_steps=accumulation,
+        ignore_data_skip=True,  # the batches begin where the checkpoint ends
         neftune_noise_alpha=config.neftune_noise_alpha or None,
         activation_checkpointing=checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
         eval_strategy="steps" if evaluating else "no",
         metric_for_best_model="eval_loss" if evaluating else None,
         greater_is_better=False if evaluating else None,

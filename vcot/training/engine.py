@@ -1,0 +1,299 @@
+"""What the trainers of all methods share: a mixin over the Trainer of transformers (or of TRL, which builds on it).
+
+    class SFTTrainer(Checkpointed, Trainer): …
+
+The library keeps the loop: accumulation, DDP or FSDP2 through accelerate, clipping, schedule, noise, trackers. What is
+replaced, each with a test that fails when the library changes it, and why:
+
+    checkpoints  in safetensors and JSON, uploaded while training goes on (the library's are pickles, on a local disk)
+    randomness   drawn anew each step from seed, step and rank (the library's states fit one number of ranks alone)
+    not finite   stops at once, before the weights are touched (the library logs an average instead)
+    stopping     all ranks agree, once a step, and save (the library's signal handling is each rank's own)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from vcot import logging
+from vcot.errors import InputError, SettingsError
+from vcot.stage import Bar, stop, summary
+from vcot.training.checkpoints import Checkpoints, load_tensors, read_state, save_tensors, write_state
+from vcot.training.config import TrainingConfig
+
+WEIGHTS, STATE, PROGRESS = "weights.safetensors", "state.safetensors", "trainer_state.json"
+
+
+class NotFinite(SettingsError):
+    """The loss or the gradient is not a number any more.
+
+    A SettingsError (78, no retry): the same settings would end in the same step again, and what a person can change
+    is a setting: a lower learning rate, more warm-up, float32. `details` has what led to it.
+    """
+
+    def __init__(self, what: str, details: dict[str, Any]) -> None:
+        before = ", ".join(f"{loss:.4g}" for loss in details["losses_before"]) or "none"
+        super().__init__(
+            f"{what} at step {details['step']} (learning rate {details['learning_rate']:.3g}; losses before: {before}; "
+            f"examples: {', '.join(details['examples'][:4])}{', …' if len(details['examples']) > 4 else ''}). "
+            "Try a lower --learning-rate, more --warmup-steps, or --dtype float32"
+        )
+        self.details = details | {"what": what}
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where a training runs and what it may use; nothing of it shapes the weights.
+
+    scratch: a folder of this process. trackers: names for `report_to`, whose files go below `files`. saved: called
+    after each checkpoint. cache_bytes: for images that were cut into patches. workers: processes that prepare batches;
+    0: this one does. grace: seconds between SIGTERM and SIGKILL. rank of ranks: this process among those that train
+    together.
+    """
+
+    scratch: Path
+    trackers: Sequence[str] = ()
+    saved: Callable[[], None] = lambda: None
+    cache_bytes: int = 1 << 30
+    workers: int = 0
+    grace: float = 30.0
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def files(self) -> Path:
+        return self.scratch / "tensorboard"
+
+    @property
+    def first(self) -> bool:
+        """The one that writes: checkpoints, reports, the marker, progress."""
+        return self.rank == 0
+
+
+def of_all(values: Sequence[float], device: torch.device) -> list[float]:
+    """Sums over all ranks. All must ask, in the same place."""
+    if not distributed.is_initialized():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    distributed.all_reduce(tensor)
+    summed: list[float] = tensor.tolist()
+    return summed
+
+
+def trained(model: Any) -> dict[str, Tensor]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def load_trained(model: Any, folder: Path) -> None:
+    """Fills them from a checkpoint. Raises InputError: it is one of another model."""
+    tensors, _ = load_tensors(folder / WEIGHTS)
+    parameters = trained(model)
+    if odd := sorted(tensors.keys() ^ parameters.keys()):
+        raise InputError(f"{folder.name} is a checkpoint of another model: only one of them trains {odd[0]}")
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise InputError(
+                f"{folder.name} is a checkpoint of another model: {name} is {tuple(tensors[name].shape)} in it, "
+                f"{tuple(parameter.shape)} here"
+            )
+        parameter.copy_(tensors[name])
+
+
+class Checkpointed:
+    """Before the library's Trainer among the bases; its attributes are declared here, its hooks overridden.
+
+    Args:
+        config, context, checkpoints: as `fine_tune` was given them.
+        epoch: how many epochs have been seen after so many steps.
+        batches_per_step: over all ranks.
+        bar: moved once a step.
+    """
+
+    args: Any
+    model: Any
+    model_wrapped: Any
+    optimizer: Any
+    lr_scheduler: Any
+    state: TrainerState
+    accelerator: Any
+    callback_handler: Any
+    _tr_loss: Tensor
+    _get_learning_rate: Callable[[], float]
+
+    def __init__(
+        self, *args: Any, config: TrainingConfig, context: RunContext, checkpoints: Checkpoints,
+        epoch: Callable[[int], float], batches_per_step: int, bar: Bar, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        self.config, self.context, self.checkpoints = config, context, checkpoints
+        self.epoch, self.batches_per_step = epoch, batches_per_step
+        self.tokens = self.tokens_before = 0  # so far, over all ranks; of these, what earlier processes have learned
+        self.asked_to_stop = False
+        self.slow_to_save = False
+        self.step_tokens = 0
+        self.step_examples: list[str] = []
+        self._losses: deque[float] = deque(maxlen=10)
+        super().__init__(*args, **kwargs, callbacks=[RunCallback(self, bar)])
+
+    # --- a step --------------------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        """Of the gradient before it is cut, also where no limit was set (--max-grad-norm 0).
+
+        Gradients are those of all ranks by now, and nothing has been changed: so here ranks exchange, once a step,
+        what else they must agree on.
+        """
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[misc]
+        slow = self.checkpoints.last_save_seconds > self.context.grace - 3
+        said = [float(self._tr_loss), self.step_tokens, float(stop.requested), float(slow)]
+        loss, tokens, stops, slows = of_all(said, self.args.device)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = "the gradient is not finite" if math.isfinite(loss) else "the loss is not finite"
+            raise NotFinite(what, self.details(norm))
+        self.tokens += int(tokens)
+        self.asked_to_stop, self.slow_to_save = stops > 0, slows > 0
+        return norm
+
+    def details(self, gradient_norm: float | None) -> dict[str, Any]:
+        """What a person wants to know of a step that went wrong. All ranks must ask."""
+        examples: list[Any] = [self.step_examples]
+        if distributed.is_initialized():
+            examples = [None] * self.context.ranks
+            distributed.all_gather_object(examples, self.step_examples)
+        return {
+            "step": self.state.global_step + 1,
+            "epoch": self.state.epoch,
+            "examples": [name for each in examples for name in each],
+            "learning_rate": self._get_learning_rate(),
+            "gradient_norm": None if gradient_norm is None else repr(gradient_norm),
+            "losses_before": list(self._losses),
+        }
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the library counts all parameters anew at every step, by a rule that does not hold for adapters
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self._losses.append(logs["loss"])
+        if "train_runtime" not in logs:  # its seconds are not the same twice; the report has them
+            super().log(logs, start_time)  # type: ignore[misc]
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Rank 0 writes what all hold alike."""
+        if self.context.first:
+            self.checkpoints.save(
+                self.state.global_step, self.state.best_global_step, self.batches_per_step, self._write
+            )
+
+    def _write(self, folder: Path) -> None:
+        save_tensors(trained(self.model), folder / WEIGHTS)
+        state = {
+            "optimiser": self.optimizer.state_dict(),
+            "schedule": self.lr_scheduler.state_dict(),
+            "tokens": self.tokens,
+        }
+        write_state(state, folder / STATE)
+        self.state.save_to_json(str(folder / PROGRESS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state = read_state(Path(checkpoint) / STATE)
+            self.optimizer.load_state_dict(state["optimiser"])
+            self.lr_scheduler.load_state_dict(state["schedule"])
+            self.tokens = self.tokens_before = state["tokens"]
+            self._losses.extend(entry["loss"] for entry in self.state.log_history if "loss" in entry)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Each step draws its own."""
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """bfloat16 and float32 need none."""
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout and noise of a step: others in each rank, and after a stop the same again."""
+    word = blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(word, "big"))
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publishes no types
+    """Moves the bar, saves a new best, stops when nothing gets better or when somebody asks.
+
+    Whether nothing gets better is read off the losses so far, so there is no counter that a resumed run could lose.
+    """
+
+    def __init__(self, trainer: Checkpointed, bar: Bar) -> None:
+        self._trainer, self._bar = trainer, bar
+        self._begun: tuple[float, int] | None = None
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seed_step(self._trainer.config.seed, state.global_step, self._trainer.context.rank)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.epoch = self._trainer.epoch(state.global_step)
+        self._trainer.checkpoints.raise_failure()
+        if self._trainer.asked_to_stop:
+            stop.join()
+            control.should_training_stop = True
+            control.should_save = not self._trainer.slow_to_save
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, tokens, speed = time.monotonic(), self._trainer.tokens, "…"
+        if self._begun is None:  # what one waits for: it learns, and memory suffices
+            self._begun = now, tokens
+            logging.get().info("first step", step=state.global_step, loss=round(logs["loss"], 4))
+        else:
+            speed = f"{(tokens - self._begun[1]) / (now - self._begun[0]):.0f} tokens/s"
+        self._bar.advance(note=f"loss {logs['loss']:.3f}, {speed}")
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        losses = eval_losses(state.log_history)
+        logging.get().info("evaluated", step=state.global_step, loss=round(losses[-1], 4))
+        if losses[-1] < min(losses[:-1], default=math.inf):
+            control.should_save = True
+        if lost_patience(losses, self._trainer.config):
+            control.should_training_stop = control.should_save = True
+
+
+def announce(context: RunContext, step: int) -> None:
+    """A checkpoint is whole."""
+    summary(saved_step=step)
+    logging.get().info("saved", step=step)
+    context.saved()
+
+
+def eval_losses(history: Iterable[Mapping[str, Any]]) -> list[float]:
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def lost_patience(losses: Iterable[float], config: TrainingConfig) -> bool:
+    """Whether the last `early_stopping_patience` evaluations were not better than the best by the threshold."""
+    best, worse = math.inf, 0
+    for loss in losses:
+        worse = 0 if loss < best - config.early_stopping_threshold else worse + 1
+        best = min(best, loss)
+    return 0 < config.early_stopping_patience <= worse
+
+
+def is_over(state: TrainerState, max_steps: int, config: TrainingConfig) -> bool:
+    """Whether a checkpoint's state is that of a finished training."""
+    return state.global_step >= max_steps or lost_patience(eval_losses(state.log_history), config)
