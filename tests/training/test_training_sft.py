@@ -21,9 +21,9 @@ from vcot.stage import stop
 from vcot.storage.images import decode
 from vcot.training.checkpoints import load_tensors, read_state
 from vcot.training.data import Collator, SFTDataset
+from vcot.training.engine import NotFinite, eval_losses, load_trained, lost_patience, seed_step, trained
 from vcot.training.publish import losses_by_step
-from vcot.training.ranks import Group
-from vcot.training.trainer import NotFinite, eval_losses, learned_tokens, load_trained, loss_sum, lost_patience, trained
+from vcot.training.sft import SFTTrainer, learned_tokens
 
 torch.set_num_threads(1)
 
@@ -55,7 +55,11 @@ def model(toy_base: Path) -> Any:
 def batches(encoder: Any, examples: Examples) -> Any:
     """rows → a batch of them"""
     dataset = SFTDataset(examples, encoder, cache_bytes=0)
-    return lambda rows: Collator(encoder.pad_token_id)([dataset[row] for row in rows])
+    return lambda rows, packed=False: Collator(encoder.pad_token_id, packed=packed)([dataset[row] for row in rows])
+
+
+def loss_sum(model: Any, batch: Any) -> Any:
+    return model(**{name: value for name, value in batch.items() if name not in ("names", "tokens")}, want="loss")
 
 
 # --- the loss -------------------------------------------------------------------------------------------
@@ -71,7 +75,8 @@ def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(model: Any, toy_enco
 
     image_token = model.config.image_token_id
     plain = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"],
+        input_ids=batch["input_ids"], attention_mask=(batch["input_ids"] != toy_encoder.pad_token_id).long(),
+        labels=batch["labels"],
         mm_token_type_ids=(batch["input_ids"] == image_token).long(), pixel_values=batch["pixel_values"],
         image_grid_thw=batch["image_grid_thw"],
     ).loss  # fmt: skip
@@ -82,23 +87,27 @@ def test_the_loss_at_learned_tokens_alone_is_the_plain_loss(model: Any, toy_enco
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
-def test_gradients_of_several_batches_are_weighed_by_their_tokens(learn: Any, tmp_path: Path) -> None:
-    """One batch of four and four of one are the same step, however many tokens each learns."""
+def test_a_step_is_the_same_however_its_examples_are_divided_into_batches(
+    toy_base: Path, toy_encoder: Any, tmp_path: Path
+) -> None:
+    """One batch of four, four of one, and four packed into two, whatever each learns."""
+    four = Examples([write_examples(tmp_path / "a.parquet", examples(toy_encoder, 4, alternatives=1))])
     firsts = []
-    for size, times in ((4, 1), (1, 4)):
-        result = learn(
-            tmp_path / str(size), per_device_train_batch_size=size,
+    for tokens, times, packing in ((400, 1, "off"), (90, 4, "off"), (200, 2, "on")):
+        result = tune(
+            toy_base, toy_encoder, four, tmp_path / str(tokens), batch_tokens=tokens, packing=packing,
             gradient_accumulation_steps=times, max_steps=1, lora_dropout=0.0, neftune_noise_alpha=0.0,
-            group_by_length=False, tune="lora", save_steps=100, eval_steps=100,
+            tune="lora", save_steps=100, eval_steps=100,
         )  # fmt: skip
         firsts.append((result.history[0]["loss"], result.history[0]["grad_norm"]))
-    assert firsts[1] == pytest.approx(firsts[0], rel=1e-4)
+    assert firsts[1] == pytest.approx(firsts[0], rel=1e-5)
+    assert firsts[2] == pytest.approx(firsts[0], rel=1e-5)
 
 
 def test_the_evaluation_is_one_mean_over_all_tokens_held_out(
     learn: Any, toy_encoder: Any, made: Examples, tmp_path: Path
 ) -> None:
-    result = learn(tmp_path, max_steps=1, per_device_train_batch_size=3)
+    result = learn(tmp_path, max_steps=1, batch_tokens=250)
     batch_of, total, tokens = batches(toy_encoder, made), 0.0, 0
     for row, what in enumerate(made.rows):
         if what.split == "validation" and what.alternative == 0:
@@ -121,7 +130,7 @@ def calm(learn: Any, tmp_path_factory: Any) -> Any:
 
 # an epoch that does not come out even
 FULL = {"tune": "full", "optim": "adamw_torch_fused", "learning_rate": 1e-4, "dtype": "bfloat16", "max_steps": 3,
-        "per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
+        "batch_tokens": 250, "gradient_accumulation_steps": 3, "gradient_checkpointing": "on"}  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", [{"max_steps": 5}, FULL], ids=["qlora 8 bit", "full bfloat16, odd"])
@@ -235,10 +244,14 @@ def test_a_gradient_that_is_no_number_stops_it_before_the_weights_are_touched(
 ) -> None:
     """Also where no limit is set, and the library would not look."""
 
-    def ruin(_: Any, parameters: Any) -> None:
-        next(iter(parameters)).grad.fill_(math.inf)
+    plainly = SFTTrainer.training_step
 
-    monkeypatch.setattr(Group, "add_gradients", ruin)
+    def ruin(self: Any, *args: Any) -> Any:
+        loss = plainly(self, *args)
+        next(iter(trained(self.model).values())).grad.fill_(math.inf)
+        return loss
+
+    monkeypatch.setattr(SFTTrainer, "training_step", ruin)
     with pytest.raises(NotFinite, match="the gradient is not finite at step 1 ") as caught:
         learn(tmp_path, max_grad_norm=0.0, max_steps=2)
     assert caught.value.details["gradient_norm"] == "inf"
@@ -288,7 +301,7 @@ def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_enc
 def test_each_rank_draws_its_own_dropout_and_after_a_stop_the_same_again() -> None:
     def draw(rank: int, step: int) -> list[float]:
         torch.rand(7)  # wherever the generator was
-        Group(rank, rank, 2).reseed(3, step)
+        seed_step(3, step, rank)
         return list(torch.rand(4).tolist())
 
     assert draw(0, 5) == draw(0, 5)

@@ -71,12 +71,13 @@ def checkpoints(uri: str, tmp_path: Path, who: str = "a", keep: int = 2) -> Chec
     return Checkpoints(Store(), uri, tmp_path / who, keep)
 
 
-def filled(step: int) -> Any:
+def save(into: Checkpoints, step: int, best: int | None) -> None:
     def write(folder: Path) -> None:
         (folder / "weights").write_bytes(f"weights of step {step}".encode() * 100)
         (folder / "state").write_bytes(b"state")
 
-    return write
+    into.save(step, best, 4, write)
+    into.wait()
 
 
 def files_of(uri: str, step: int) -> list[str]:
@@ -87,7 +88,7 @@ def files_of(uri: str, step: int) -> list[str]:
 def test_one_that_is_not_whole_is_passed_over(folder_place: str, tmp_path: Path, harm: str) -> None:
     mine = checkpoints(folder_place, tmp_path)
     for step in (5, 10):
-        mine.save(step, None, filled(step))
+        save(mine, step, None)
     by_name = {uri.rpartition("/")[2]: Path(uri.removeprefix("file://")) for uri in files_of(folder_place, 10)}
     match harm:
         case "no manifest":  # killed while it was written
@@ -108,7 +109,7 @@ def test_one_whose_best_predecessor_is_gone_is_passed_over(folder_place: str, tm
     """At the end the best weights would be missing; from an older one they are made again."""
     mine = checkpoints(folder_place, tmp_path, keep=3)
     for step, best in ((5, None), (10, 10), (15, 10)):
-        mine.save(step, best, filled(step))
+        save(mine, step, best)
     for uri in files_of(folder_place, 10):
         Path(uri.removeprefix("file://")).unlink()
     _, manifest = checkpoints(folder_place, tmp_path, "other").newest()
@@ -126,7 +127,7 @@ def test_the_last_ones_and_the_best_stay_here_and_in_storage(any_place: str, tmp
     Store().write(f"{any_place}/step-000001-killed/weights", b"half an upl")
     Store().write(f"{any_place}/notes.txt", b"not a checkpoint's")
     for step in range(1, 7):
-        mine.save(step, min(step, 2), filled(step))
+        save(mine, step, min(step, 2))
     assert sorted(path.name[:11] for path in (tmp_path / "a").iterdir()) == [f"step-{n:06d}" for n in (2, 5, 6)]
     assert steps_in(any_place) == [2, 5, 6]
     assert Store().stat(f"{any_place}/notes.txt") is not None
@@ -138,8 +139,8 @@ def test_the_last_ones_and_the_best_stay_here_and_in_storage(any_place: str, tmp
 def test_an_attempt_that_lags_behind_deletes_nothing_of_the_one_ahead(folder_place: str, tmp_path: Path) -> None:
     ahead = checkpoints(folder_place, tmp_path, "pod", keep=2)
     for step in (10, 15, 20):
-        ahead.save(step, 15, filled(step))
-    checkpoints(folder_place, tmp_path, "zombie", keep=2).save(5, 5, filled(5))
+        save(ahead, step, 15)
+    save(checkpoints(folder_place, tmp_path, "zombie", keep=2), 5, 5)
     _, manifest = checkpoints(folder_place, tmp_path, "other", keep=2).newest()
     assert (manifest.step, manifest.best_step) == (20, 15)
 
@@ -153,7 +154,7 @@ def test_old_ones_that_cannot_be_deleted_cost_room_and_a_warning(
     monkeypatch.setattr(Store, "delete", fail)
     mine = checkpoints(folder_place, tmp_path, keep=1)
     for step in (1, 2, 3):
-        mine.save(step, None, filled(step))
+        save(mine, step, None)
     monkeypatch.undo()
     assert steps_in(folder_place) == [1, 2, 3]
     assert "old checkpoints stay in storage" in "".join(capsys.readouterr())

@@ -140,7 +140,7 @@ def config(**changes: Any) -> Any:
         "optim": "adamw_8bit",
         "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.01,
         "max_grad_norm": 0.3, "neftune_noise_alpha": 5.0,
-        "batch_tokens": 300, "packing": "off", "gradient_accumulation_steps": 2, "num_train_epochs": 3.0,
+        "batch_tokens": 170, "packing": "off", "gradient_accumulation_steps": 2, "num_train_epochs": 3.0,
         "max_steps": None,
         "eval_steps": 4, "save_steps": 2, "early_stopping_patience": 0, "early_stopping_threshold": 0.001,
         "gradient_checkpointing": "off",
