@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
-from vcot.errors import InputError
+from vcot.errors import InputError, SettingsError
 from vcot.models.attention import use_varlen_attention
 from vcot.models.device import DtypeName, compute_dtype, device
 from vcot.models.loss import add_loss
@@ -35,6 +36,13 @@ UNQUANTISED = ["lm_head", "model.visual"]
 """Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
 default that spares lm_head."""
 
+SHARDED = {
+    "model.language_model.embed_tokens": "free_full_weight",
+    "model.language_model.layers.*": "free_full_weight",
+    "model.visual.blocks.*": "free_full_weight",
+}
+"""What is gathered for its own turn alone; the rest (head, merger, norms) is whole from the first to the last layer."""
+
 
 def load_base(
     folder: Path,
@@ -42,8 +50,12 @@ def load_base(
     quantization: Literal["none", "nf4"] = "none",
     dtype: DtypeName = "auto",
     weights: Literal["same", "float32"] = "same",
+    shards: int = 1,
 ) -> Any:
     """The base model in a local folder, on this machine's device, in evaluation mode.
+
+    Its attention takes rows packed end to end (`vcot.models.attention`), and its forward pass gives the loss
+    (`vcot.models.loss`).
 
     Args:
         quantization: nf4: the language model's linear layers in 4 bits with double quantization; the vision tower
@@ -51,6 +63,9 @@ def load_base(
         dtype: what to compute with.
         weights: of the weights that are not quantised; "float32" where all of them are to be trained, because
             bfloat16 has no room for small steps.
+        shards: ranks that hold one part of each weight each (FSDP2); all of the process group, which must be there.
+            Adapters that are attached later are whole on each rank. FSDP2 gives each rank its part of the
+            gradients' mean over the ranks; those of adapters are for the caller to add.
 
     Returns:
         A `Qwen2_5_VLForConditionalGeneration` (or another model of that shape).
@@ -58,13 +73,27 @@ def load_base(
     Raises:
         InputError: the folder holds no such model, its weights are not safetensors, truncated, or do not fill
             the model that its config describes.
+        SettingsError: 4 bits in shards.
     """
+    if shards > 1 and quantization == "nf4":
+        raise SettingsError(
+            f"{shards} shards of a base in 4 bits: quantised weights cannot be sharded; leave the base whole on each "
+            "rank (1 shard), or shard it without --quantization nf4"
+        )
     where, numbers = device(), compute_dtype(dtype)
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: no model is described there: {_short(error)}") from None
-    options: dict[str, Any] = {"dtype": torch.float32 if weights == "float32" else numbers, "device_map": {"": where}}
+    options: dict[str, Any] = {"dtype": torch.float32 if weights == "float32" else numbers}
+    if shards > 1:
+        # Weights travel in the dtype of the computation; what is kept, and the gradients' sum, are float32.
+        narrower = weights == "float32" and numbers == torch.bfloat16
+        options["distributed_config"] = DistributedConfig(
+            fsdp_size=shards, fsdp_plan=dict(SHARDED), fsdp_mixed_precision=narrower
+        )
+    else:
+        options["device_map"] = {"": where}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

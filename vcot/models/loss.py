@@ -10,7 +10,6 @@ FSDP2) sees all that is used, once.
 from __future__ import annotations
 
 import functools
-import types
 from typing import Any
 
 import torch
@@ -36,14 +35,14 @@ def add_loss(model: Any) -> None:
     plain = model.forward
 
     @functools.wraps(plain)  # the library reads from its signature what a model takes
-    def forward(self: Any, *arguments: Any, want: str | None = None, **named: Any) -> Any:
+    def forward(*arguments: Any, want: str | None = None, **named: Any) -> Any:
         if want is None:
             return plain(*arguments, **named)
         if want != "loss" or arguments:
             raise TypeError(f'want is "loss" or nothing, and the rest is given by name; got {want!r}')
-        return _loss(self, **named)
+        return _loss(model, **named)
 
-    model.forward = types.MethodType(forward, model)
+    model.forward = forward
 
 
 def _loss(model: Any, *, labels: Tensor, input_ids: Tensor, pixel_values: Tensor | None = None, **named: Any) -> Tensor:
