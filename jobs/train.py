@@ -169,9 +169,9 @@ def _train(
 
 
 def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
-    from vcot import logging
     from torch import distributed
 
+    from vcot import logging
     from vcot.models.device import device, use_device
 
     summary.path = rank.last_word
@@ -201,9 +201,9 @@ def _learn(
     from vcot.storage import join, put_folder
     from vcot.tokens import Encoder, load_processor
     from vcot.training.checkpoints import Checkpoints
+    from vcot.training.engine import NotFinite, RunContext, in_shards
     from vcot.training.publish import publish, write_failure
     from vcot.training.sft import fine_tune
-    from vcot.training.engine import NotFinite, RunContext
 
     def saved() -> None:
         # Event files so far, after each checkpoint, so that a run that goes on from it repeats no step.
@@ -232,7 +232,7 @@ def _learn(
         saved()
         raise
     saved()
-    if context.first:
+    if context.first or in_shards(result.model):
         about = {"uri": settings.base_uri, "sha256": fetched.base_sha256}
         publish(folder, settings, fetched.inputs, result, encoder, about, scratch)
 

@@ -133,10 +133,11 @@ def test_a_run_leaves_a_model_and_what_a_server_must_know(calm: Path, toy_base: 
 
 
 def test_the_model_that_is_left_has_learned_the_examples(calm: Path, toy_base: Path, toy_encoder: Any) -> None:
+    from vcot.training.trainer import loss_sum
+
     from vcot.models.loading import load_adapter, load_base
     from vcot.records.example import Examples
     from vcot.training.data import Collator, SFTDataset
-    from vcot.training.trainer import loss_sum
 
     learned = Examples([write_examples(calm.parent / "again.parquet", examples(toy_encoder, 8))])
     dataset = SFTDataset(learned, toy_encoder, cache_bytes=0)

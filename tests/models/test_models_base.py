@@ -12,6 +12,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from vcot.training.trainer import autocast, loss_sum
 
 from tests.training.toy import examples, write_examples
 from vcot.errors import InputError
@@ -19,7 +20,6 @@ from vcot.models.device import compute_dtype
 from vcot.models.loading import attach_lora, load_adapter, load_base, lora_targets
 from vcot.records.example import Examples
 from vcot.training.data import Collator, SFTDataset
-from vcot.training.trainer import autocast, loss_sum
 
 torch.set_num_threads(1)
 

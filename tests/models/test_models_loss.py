@@ -29,7 +29,8 @@ def test_it_is_the_librarys_mean_times_the_learned_tokens(toy_base: Path) -> Non
     plainly = model(**batch)
     learned = int((batch["labels"][:, 1:] != IGNORED).sum())
     ours = model(**batch, want="loss")
-    assert ours.dtype == torch.float32 and ours.shape == ()
+    assert ours.dtype == torch.float32
+    assert ours.shape == ()
     assert ours.item() == pytest.approx(plainly.loss.item() * learned, rel=1e-5)
     assert plainly.logits.shape[:2] == batch["labels"].shape
     assert "input_ids" in inspect.signature(model.forward).parameters  # generating asks for it
@@ -55,7 +56,8 @@ def test_logits_in_chunks_are_logits_at_once() -> None:
         sizes.clear()
         loss = head_loss(head, states, targets, chunk=chunk)
         found.append((loss, *torch.autograd.grad(loss, (states, head.weight))))
-        assert max(sizes) <= max(chunk, 23 * 50) and (chunk > 200 or max(sizes) <= 200)
+        assert max(sizes) <= max(chunk, 23 * 50)
+        assert chunk > 200 or max(sizes) <= 200
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -83,7 +85,8 @@ def shard_of_a_training(number: int, base: Path, folder: Path, way: str) -> None
         torch.manual_seed(0)
         model = adapters(model)
         lora = [p for name, p in model.named_parameters() if "lora" in name]
-        assert lora and not any(isinstance(parameter, DTensor) for parameter in lora)
+        assert lora
+        assert not any(isinstance(parameter, DTensor) for parameter in lora)
     if way == "gradient checkpointing":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     losses, gradients = run(model.train(), batches(number), dtype == "bfloat16")

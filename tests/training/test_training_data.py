@@ -75,7 +75,10 @@ def test_epochs_may_be_fractions_and_steps_may_be_told() -> None:
     assert whole.epoch(0) == 0.0
     per_epoch = len(planned(made).steps)
     some = planned(made, epochs=1.5)
-    assert some.steps == planned(made, epochs=2).steps[: per_epoch + -(-(len(planned(made, epochs=2).steps) - per_epoch) // 2)]
+    assert (
+        some.steps
+        == planned(made, epochs=2).steps[: per_epoch + -(-(len(planned(made, epochs=2).steps) - per_epoch) // 2)]
+    )
     assert planned(made, max_steps=per_epoch + 1).steps == whole.steps[: per_epoch + 1]
     assert planned([], max_steps=3).steps == ()
 
@@ -124,9 +127,10 @@ def test_what_is_held_out_is_always_the_first_alternative_of_each_sample() -> No
     assert sorted(made[row].id for batch in batches for row in batch) == sorted(f"{s}#0" for s in range(0, 40, 5))
     lengths = [made[row].tokens for batch in batches for row in batch]
     assert lengths == sorted(lengths)
+    flat_rows = [row for batch in batches for row in batch]
     shares = [validation_batches(made, 600, rank=rank, ranks=2) for rank in range(2)]
     assert len(shares[0]) == len(shares[1])
-    assert sorted(row for share in shares for batch in share for row in batch) == sorted(sum(batches, []))
+    assert sorted(row for share in shares for batch in share for row in batch) == sorted(flat_rows)
 
 
 # --- a batch --------------------------------------------------------------------------------------------

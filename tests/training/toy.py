@@ -158,8 +158,8 @@ class Died(BaseException):
 def tune(base: Path, encoder: Any, made: Examples, scratch: Path, *, die_at: int | None = None, **changes: Any) -> Any:
     """One training; what it saves is below `scratch`. With `die_at` it dies right after that checkpoint."""
     from vcot.training.checkpoints import Checkpoints
-    from vcot.training.sft import fine_tune
     from vcot.training.engine import RunContext
+    from vcot.training.sft import fine_tune
 
     saves = 0
 

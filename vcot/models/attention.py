@@ -122,7 +122,9 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
         )
         return out, None
-    assert longest is not None and len(query) == 1 and query.shape == (*query.shape[:2], value.shape[2], query.shape[3])
+    assert longest is not None
+    assert len(query) == 1
+    assert query.shape == (*query.shape[:2], value.shape[2], query.shape[3])
     if dropout or rest.get("sliding_window") is not None:
         raise NotImplementedError("packed rows with dropout of attention or a sliding window")
     out = segment_attention(

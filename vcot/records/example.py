@@ -127,7 +127,9 @@ class Examples:
             if missing := {field.name for field in _schema()} - set(file.schema_arrow.names):
                 raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
             for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids", "image_grid"])
+                table = file.read_row_group(
+                    group, columns=["id", "sample", "alternative", "split", "ids", "image_grid"]
+                )
                 self._starts.append(len(self.rows))
                 self._groups.append((number, group))
                 lengths = table["ids"].combine_chunks().value_lengths().to_pylist()

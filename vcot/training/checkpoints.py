@@ -21,6 +21,7 @@ stored once and shared again.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -35,7 +36,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, distributed
 
 from vcot import logging
 from vcot.errors import InputError, TemporaryError, VcotError
@@ -69,7 +70,8 @@ class Saved(NamedTuple):
 class Checkpoints:
     """Those of one run. When one is whole, those that are older than the newest `keep` go, here and in storage, but for
     the best. scratch: a local folder for those under way and for those that are kept; the ranks of a pod share it.
-    whole: called with the step when a checkpoint is whole, from the thread that uploads it.
+    whole: called with the step when a checkpoint is whole, from the thread that uploads it, in rank 0.
+    group: of all ranks, by gloo and for this alone, where each of them writes its part; None: rank 0 writes all.
     """
 
     store: Store
@@ -77,6 +79,7 @@ class Checkpoints:
     scratch: Path
     keep: int = 3
     whole: Callable[[int], None] = lambda _: None
+    group: distributed.ProcessGroup | None = None
     last_save_seconds: float = 0.0
     _local: dict[int, Path] = field(default_factory=dict)
     _upload: threading.Thread | None = None
@@ -89,21 +92,25 @@ class Checkpoints:
         """
         self.wait()
         begun = time.monotonic()
-        name = f"step-{step:06d}-{secrets.token_hex(4)}"
+        names = [f"step-{step:06d}-{secrets.token_hex(4)}"]
+        if self.group is not None:
+            distributed.broadcast_object_list(names, src=0, group=self.group)
+        (name,) = names
         folder = self.scratch / name
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=self.group is not None)
         write(folder)
         self._local[step] = folder
         for old in sorted(self._local)[: -self.keep or None]:
             if old != best_step:
-                shutil.rmtree(self._local.pop(old))
+                shutil.rmtree(self._local.pop(old), ignore_errors=self.group is not None)
+        if self.group is not None:
+            distributed.barrier(self.group)
 
         def upload() -> None:
             try:
-                files = []
-                for path in sorted(folder.iterdir()):
-                    self.store.upload(path, join(self.uri, name, path.name))
-                    files.append(File(name=path.name, sha256=file_digest(path), size=path.stat().st_size))
+                files = self._uploaded(folder)
+                if self.group is not None and distributed.get_rank() > 0:
+                    return
                 manifest = Manifest(
                     step=step, best_step=best_step, batches_per_step=batches_per_step, files=tuple(files)
                 )
@@ -117,6 +124,19 @@ class Checkpoints:
 
         self._upload = threading.Thread(target=upload, name=f"upload of {name}")
         self._upload.start()
+
+    def _uploaded(self, folder: Path) -> list[File]:
+        """Uploads what this pod's ranks wrote, once, and says what those of all pods did (to rank 0)."""
+        files: list[File] = []
+        if self.group is None or os.environ.get("LOCAL_RANK") == "0":
+            for path in sorted(folder.iterdir()):
+                self.store.upload(path, join(self.uri, folder.name, path.name))
+                files.append(File(name=path.name, sha256=file_digest(path), size=path.stat().st_size))
+        if self.group is None:
+            return files
+        found: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, files, group=self.group)
+        return sorted((file for some in found for file in some), key=lambda file: file.name)
 
     def wait(self) -> None:
         """Until nothing is being uploaded. Raises what the last upload failed with."""

@@ -43,16 +43,17 @@ class TrainingConfig(BaseModel):
         8192, "what goes through the model at once, on each GPU; at least the longest example", unit="tokens", gt=0
     )
     packing: Literal["on", "off"] = setting(
-        "off", "on: a batch is several examples end to end, which do not see each other, without padding; off: examples "
+        "off", "on: a batch is several examples end to end that do not see each other, without padding; off: examples "
         "of like length side by side"
     )  # fmt: skip
     gradient_accumulation_steps: int = setting(
         2, "batches of each GPU whose gradients make one step; a run that goes on with another number of GPUs keeps "
         "the batches of a step", unit="batches", gt=0,
     )  # fmt: skip
-    parallel: Literal["ddp"] = setting(
-        "ddp", "ddp: each GPU holds the whole model"
-    )
+    parallel: Literal["auto", "ddp", "fsdp"] = setting(
+        "auto", "several GPUs: ddp: each holds the whole model; fsdp: each holds a part of it (FSDP2; not with "
+        "--tune qlora); auto: fsdp where the model would not fit on one"
+    )  # fmt: skip
     num_train_epochs: float = setting(
         2, "times that each sample is seen, each time with one of its reasonings", unit="epochs", gt=0
     )
@@ -81,6 +82,10 @@ class TrainingConfig(BaseModel):
         if self.tune == "full" and useless:
             raise ValueError(
                 f"{', '.join(useless)}: --tune full has no adapters; leave it out, or choose --tune lora or qlora"
+            )
+        if self.parallel == "fsdp" and self.tune == "qlora":
+            raise ValueError(
+                "--parallel fsdp: weights in 4 bits are not divided; choose --tune lora, or leave out --parallel"
             )
         if self.warmup_steps >= 1 and self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(

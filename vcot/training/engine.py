@@ -5,7 +5,8 @@
 The library keeps the loop: accumulation, DDP or FSDP2 through accelerate, clipping, schedule, noise, trackers. What is
 replaced, each with a test that fails when the library changes it, and why:
 
-    checkpoints  in safetensors and JSON, uploaded while training goes on (the library's are pickles, on a local disk)
+    checkpoints  in safetensors and JSON, by torch.distributed.checkpoint where each rank holds a part; uploaded while
+                 training goes on (the library's are pickles, on a local disk)
     randomness   drawn anew each step from seed, step and rank (the library's states fit one number of ranks alone)
     not finite   stops at once, before the weights are touched (the library logs an average instead)
     stopping     all ranks agree, once a step, and save (the library's signal handling is each rank's own)
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from vcot import logging
@@ -31,6 +37,8 @@ from vcot.errors import InputError, SettingsError
 from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints, load_tensors, read_state, save_tensors, write_state
 from vcot.training.config import TrainingConfig
+
+_BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 WEIGHTS, STATE, PROGRESS = "weights.safetensors", "state.safetensors", "trainer_state.json"
 
@@ -96,11 +104,20 @@ def trained(model: Any) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def in_shards(model: Any) -> bool:
+    """Whether each rank holds and learns a part of every weight (FSDP2, all weights are tuned)."""
+    return any(isinstance(parameter, DTensor) for parameter in trained(model).values())
+
+
 @torch.no_grad()
 def load_trained(model: Any, folder: Path) -> None:
-    """Fills them from a checkpoint. Raises InputError: it is one of another model."""
-    tensors, _ = load_tensors(folder / WEIGHTS)
+    """Fills them from a checkpoint; in shards, all ranks together. Raises InputError: it is one of another model."""
     parameters = trained(model)
+    if in_shards(model):
+        tensors = {f"weights.{name}": parameter for name, parameter in parameters.items()}
+        _load_shards(tensors, folder)
+        return
+    tensors, _ = load_tensors(folder / WEIGHTS)
     if odd := sorted(tensors.keys() ^ parameters.keys()):
         raise InputError(f"{folder.name} is a checkpoint of another model: only one of them trains {odd[0]}")
     for name, parameter in parameters.items():
@@ -110,6 +127,16 @@ def load_trained(model: Any, folder: Path) -> None:
                 f"{tuple(parameter.shape)} here"
             )
         parameter.copy_(tensors[name])
+
+
+def _load_shards(tensors: dict[str, Any], folder: Path) -> None:
+    """Fills DTensors from the files of any number of ranks. Raises InputError: one of them is not in the files."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+        except (dcp.api.CheckpointException, RuntimeError) as error:
+            said = " ".join(str(error).split())[-200:]
+            raise InputError(f"{folder.name} is a checkpoint of another model: {said}") from None
 
 
 class Checkpointed:
@@ -193,16 +220,25 @@ class Checkpointed:
     # --- checkpoints ---------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Rank 0 writes what all hold alike."""
-        if self.context.first:
+        """Rank 0 writes what all hold alike; in shards, each rank its part."""
+        if self.context.first or in_shards(self.model):
             self.checkpoints.save(
                 self.state.global_step, self.state.best_global_step, self.batches_per_step, self._write
             )
 
     def _write(self, folder: Path) -> None:
-        save_tensors(trained(self.model), folder / WEIGHTS)
+        if in_shards(self.model):
+            optimiser, tensors = self._shards()
+            tensors |= {f"weights.{name}": parameter for name, parameter in trained(self.model).items()}
+            with warnings.catch_warnings(action="ignore"):
+                dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+            if not self.context.first:
+                return
+        else:
+            optimiser = self.optimizer.state_dict()
+            save_tensors(trained(self.model), folder / WEIGHTS)
         state = {
-            "optimiser": self.optimizer.state_dict(),
+            "optimiser": optimiser,
             "schedule": self.lr_scheduler.state_dict(),
             "tokens": self.tokens,
         }
@@ -215,10 +251,27 @@ class Checkpointed:
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             state = read_state(Path(checkpoint) / STATE)
-            self.optimizer.load_state_dict(state["optimiser"])
+            if in_shards(self.model):
+                _, tensors = self._shards()
+                _load_shards(tensors, Path(checkpoint))
+                set_optimizer_state_dict(
+                    self.model, self._torch_optimizer, state["optimiser"] | tensors, options=_BY_NAME
+                )
+            else:
+                self.optimizer.load_state_dict(state["optimiser"])
             self.lr_scheduler.load_state_dict(state["schedule"])
             self.tokens = self.tokens_before = state["tokens"]
             self._losses.extend(entry["loss"] for entry in self.state.log_history if "loss" in entry)
+
+    def _shards(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The optimiser's state, by parameters' names: plain values, and tensors."""
+        state = get_optimizer_state_dict(self.model, self._torch_optimizer, options=_BY_NAME)
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in state.items() if name not in tensors}, tensors
+
+    @property
+    def _torch_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Each step draws its own."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import distributed
 
 from vcot import __version__, logging
 from vcot.models.device import device
@@ -31,9 +32,15 @@ def publish(
     folder: Folder[NoMetadata, TrainMetadata], settings: Settings, inputs: Mapping[str, str], result: TrainResult,
     encoder: Encoder, base: Mapping[str, str], scratch: Path,
 ) -> None:  # fmt: skip
-    """Uploads everything, and the marker last. base: its uri and sha256."""
+    """Uploads everything, and the marker last. base: its uri and sha256.
+
+    Called by rank 0, and by the other ranks too where each holds a part of the model.
+    """
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
+    write_model(scratch / MODEL if first else scratch / f"{MODEL}-of-others", result, encoder, base)
+    if not first:
+        return
     losses = losses_by_step(result.history)
-    write_model(scratch / MODEL, result, encoder, base)
     files = put_folder(folder.store, scratch / MODEL, join(folder.uri, MODEL))
     folder.store.write(join(folder.uri, "losses.json"), json.dumps(losses, indent=0).encode() + b"\n")
     draw_losses(losses, scratch / "losses.png")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from vcot import logging
-from vcot.errors import InputError
+from vcot.errors import InputError, SettingsError
 from vcot.models.device import compute_dtype, device
 from vcot.models.loading import attach_lora, load_base, whole_model
 from vcot.records.example import IGNORED, Examples
@@ -37,6 +37,7 @@ from vcot.training.engine import (
     NotFinite,
     RunContext,
     announce,
+    in_shards,
     is_over,
     load_trained,
     of_all,
@@ -72,12 +73,12 @@ def fine_tune(
 
     Returns:
         The model with the weights of the best evaluation (of the last step where nothing is held out); in other
-        ranks than the first, with those of the last step.
+        ranks than the first, with those of the last step, unless each rank holds a part of it.
 
     Raises:
         InputError: there is nothing to learn from, an image is not what tokenize saw, or a checkpoint is one of
             another model.
-        SettingsError: an example is longer than a batch may be.
+        SettingsError: an example is longer than a batch may be; --parallel fsdp with one rank.
         Interrupted: a stop was asked for; what was learned is saved.
         NotFinite: the loss or the gradient left the numbers.
     """
@@ -95,7 +96,10 @@ def fine_tune(
     held_out = validation_batches(examples.rows, config.batch_tokens, **share)
     if not held_out:
         logging.get().warning("no validation split: no early stopping, and the last weights are kept")
-    model, compute = _model(config, base, base_uri)
+    sharded = _sharded(config, base, context)
+    model, compute = _model(config, base, base_uri, shards=context.ranks if sharded else 1)
+    if in_shards(model):
+        checkpoints.group = distributed.new_group(backend="gloo")
     result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
     result.metadata = {
         "train_samples": len(samples_of(examples.rows, "train")),
@@ -133,7 +137,7 @@ def fine_tune(
         state = trainer.state
         stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
     result.history = state.log_history
-    if context.first:
+    if context.first or in_shards(model):
         best, last = state.best_global_step, state.global_step
         if best is not None and best != last:
             if (folder := checkpoints.at(best)) is None:
@@ -246,12 +250,36 @@ def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manife
     return found
 
 
-def _model(config: TrainingConfig, base: Path, base_uri: str) -> tuple[Any, torch.dtype]:
+_BYTES = {"qlora": 0.35, "lora": 1.1, "full": 8.0}
+"""Memory of weights, gradients and optimiser by the size of the base's files in bfloat16: 4 bits and adapters, 16 bits
+and adapters, four numbers in float32 for each weight."""
+
+
+def _sharded(config: TrainingConfig, base: Path, context: RunContext) -> bool:
+    """Whether each rank holds only a part of every weight."""
+    if context.ranks == 1:
+        if config.parallel == "fsdp":
+            raise SettingsError(
+                "--parallel fsdp divides a model among several ranks, and there is one; leave it out, or start more "
+                "(--nproc-per-node, PET_NNODES)"
+            )
+        return False
+    if config.parallel != "auto" or config.tune == "qlora" or device().type == "cpu":
+        return config.parallel == "fsdp"
+    size = sum(path.stat().st_size for path in base.glob("*.safetensors")) * _BYTES[config.tune]
+    memory = torch.cuda.get_device_properties(0).total_memory
+    fits = size < 0.7 * memory  # the rest is for activations
+    logging.get().info("parallel", by="ddp" if fits else "fsdp", needs_gib=round(size / 2**30), has_gib=memory >> 30)
+    return not fits
+
+
+def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) -> tuple[Any, torch.dtype]:
     """The model to train, and what it computes with."""
     compute = compute_dtype(config.dtype)
     if config.tune == "full":
-        return load_base(base, dtype=config.dtype, weights="float32"), compute
-    model = load_base(base, quantization="nf4" if config.tune == "qlora" else "none", dtype=config.dtype)
+        return load_base(base, dtype=config.dtype, weights="float32", shards=shards), compute
+    quantization: Literal["none", "nf4"] = "nf4" if config.tune == "qlora" else "none"
+    model = load_base(base, quantization=quantization, dtype=config.dtype, shards=shards)
     set_seed(config.seed)  # the adapters' first values
     return attach_lora(
         model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri
@@ -282,6 +310,7 @@ def _arguments(
         metric_for_best_model="eval_loss" if evaluating else None,
         greater_is_better=False if evaluating else None,
         save_strategy="steps",
+        save_only_model=True,  # the library refuses to resume a model in shards; it saves nothing here anyway
         logging_strategy="steps",
         logging_steps=1,  # a loss per step is what a resumed run is held against
         logging_nan_inf_filter=False,
