@@ -17,6 +17,7 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.models.device import compute_dtype, device
+from vcot.models.families import family_of
 from vcot.models.loading import attach_lora, load_base
 from vcot.records.example import Examples
 from vcot.stage import Bar, stop
@@ -24,6 +25,7 @@ from vcot.tokens import Encoder
 from vcot.training.checkpoints import Checkpoints, Manifest
 from vcot.training.config import TrainingConfig
 from vcot.training.data import Collator, EpochSampler, SFTDataset, loader, samples_of, validation_batches
+from vcot.training.parameters import freeze
 from vcot.training.ranks import Group
 from vcot.training.trainer import PROGRESS, RunContext, SFTTrainer, is_over, load_trained, trained
 
@@ -140,12 +142,16 @@ def _model(config: TrainingConfig, base: Path, base_uri: str) -> tuple[Any, torc
     compute = compute_dtype(config.dtype)
     set_seed(config.seed)  # the adapters' first values
     if config.tune == "full":
-        return load_base(base, dtype=config.dtype, weights="float32"), compute
+        model = load_base(base, dtype=config.dtype, weights="float32")
+        freeze(model, config, family_of(model.config))
+        return model, compute
     model = load_base(base, quantization="nf4" if config.tune == "qlora" else "none", dtype=config.dtype)
     set_seed(config.seed)
-    return attach_lora(
-        model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri
-    ), compute
+    adapted = attach_lora(
+        model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri,
+        targets=config.targets, use_rslora=config.use_rslora, use_dora=config.use_dora,
+    )  # fmt: skip
+    return adapted, compute
 
 
 def _arguments(config: TrainingConfig, context: RunContext, *, evaluating: bool) -> TrainingArguments:

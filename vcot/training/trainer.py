@@ -30,6 +30,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from vcot import logging
 from vcot.errors import SettingsError
+from vcot.models.families import family_of
 from vcot.models.loading import whole_model
 from vcot.records.example import IGNORED
 from vcot.stage import Bar, stop, summary
@@ -100,8 +101,7 @@ def loss_sum(model: Any, batch: Mapping[str, Any]) -> Tensor:
     (152,064 numbers) for each token it is given, so it is given only those: the same loss, a fraction of the memory.
     """
     inner = whole_model(model)
-    names = ("input_ids", "attention_mask", "position_ids", "pixel_values", "image_grid_thw")
-    given = {name: batch.get(name) for name in names}
+    given = family_of(inner.config).model_inputs(batch)
     states = inner.model(**given, use_cache=False).last_hidden_state  # [B, T, hidden]
     targets = batch["labels"][:, 1:]
     learned = (targets != IGNORED).flatten().nonzero().squeeze(1)
