@@ -128,7 +128,8 @@ def test_it_learns_examples_by_heart_and_says_them(family_base: Bases, model_typ
     stored = Examples([write_examples(tmp_path / "train.parquet", made)])
     result = tune(
         base, encoder, stored, tmp_path, tune="full", learning_rate=3e-3, num_train_epochs=60,
-        optim="adamw_torch_fused", gradient_accumulation_steps=1, neftune_noise_alpha=0.0, max_grad_norm=1.0, save_steps=1000,
+        optim="adamw_torch_fused", gradient_accumulation_steps=1, neftune_noise_alpha=0.0, max_grad_norm=1.0,
+        save_steps=1000,
     )  # fmt: skip
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert losses[-1] < 0.1 * losses[0]
