@@ -23,6 +23,7 @@ from vcot.models.loading import attach_lora, generate, load_adapter, load_base
 from vcot.records.example import Examples
 from vcot.storage.images import decode
 from vcot.tokens import Encoder, contract_of, load_processor, native_frame
+from vcot.tokens.rows import check_mask
 from vcot.training.data import Collator, SFTDataset
 from vcot.training.parameters import freeze, parameter_groups
 from vcot.training.trainer import loss_sum
@@ -69,6 +70,8 @@ def test_prompts_are_what_the_familys_own_processor_writes(family_base: Bases, m
     ours = encoder.prompts([sample], [image])
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+    made = examples(encoder, 1, alternatives=1)[0]
+    check_mask(made, encoder.processor)
 
 
 @every_family
