@@ -13,7 +13,7 @@ from vcot.settings import Settings, setting
 from vcot.stage import launch, summary
 
 VISUAL_TOKEN = 28 * 28
-"""Pixels of one visual token in the Qwen2.5-VL family; the contract has the base's own value."""
+"""Pixels of one visual token in most families; the contract has the base's own value."""
 
 
 class TokenizeSettings(Settings):
@@ -34,10 +34,11 @@ class TokenizeSettings(Settings):
     mode: Literal["multimodal", "text"] = setting(
         "multimodal", "text leaves the images out: a warm-up in which only the form of the replies is learned"
     )
-    frame: Literal["thousandths", "resized_pixels", "pixels", "padded_square", "fractions"] = setting(
-        "thousandths",
-        "numbers in which a text writes boxes: thousandths of the image's sides (Qwen2-VL, Qwen3-VL), "
-        "resized_pixels of the image as the model sees it (Qwen2.5-VL)",
+    frame: Literal["native", "thousandths", "resized_pixels", "pixels", "padded_square", "fractions"] = setting(
+        "native",
+        "numbers in which a text writes boxes: thousandths of the image's sides, resized_pixels of the image as the "
+        "model sees it, …; native: as the base does by its contract.json or else its family, thousandths (Qwen2-VL, "
+        "Qwen3-VL, InternVL) or resized_pixels (Qwen2.5-VL)",
     )
     min_pixels: int = setting(
         4 * VISUAL_TOKEN,
@@ -76,7 +77,7 @@ def run(settings: TokenizeSettings) -> None:
     from vcot.records.shards import OF_SAMPLES, TOKENIZE, Folder, read_marker, run_shards
     from vcot.storage import Store, join
     from vcot.storage.folders import fetch_folder, folder_digest
-    from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
+    from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor, native_frame
     from vcot.tokens.rows import Tokenizing
 
     store = Store()
@@ -94,8 +95,9 @@ def run(settings: TokenizeSettings) -> None:
     with tempfile.TemporaryDirectory(prefix="base-") as scratch:  # 10 s, most of them for importing torch
         local = fetch_folder(store, settings.base_uri, Path(scratch), only=is_processor_file)
         processor = load_processor(local, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+        frame = native_frame(local) if settings.frame == "native" else settings.frame
     contract = contract_of(
-        processor, mode=settings.mode, frame=settings.frame, max_length=settings.max_length,
+        processor, mode=settings.mode, frame=frame, max_length=settings.max_length,
         instruction=settings.instruction,
     )  # fmt: skip
     tokenizing = Tokenizing(store, source_uri, source, folder.uri, Encoder(processor, contract))

@@ -28,6 +28,7 @@ def form_of(folder, named="auto", contract=CONTRACT, **files: Any):
         ("qwen2-vl", "qwen2_vl", "thousandths", "qwen-special"),
         ("qwen2.5-vl", "qwen2_5_vl", "resized_pixels", "qwen-json"),
         ("qwen3-vl", "qwen3_vl", "thousandths", "qwen-json"),
+        ("internvl", "internvl", "thousandths", "vcot"),
     ],
 )
 def test_a_family_is_known_by_its_config_and_its_replies_are_read(tmp_path, family, model_type, frame_name, dialect):

@@ -79,6 +79,7 @@ def test_a_stage_is_the_same_word_everywhere_and_has_the_settings_that_the_plan_
 #: Numbers that are counted in nothing.
 WITHOUT_UNIT = {
     "seed", "shard", "temperature", "lora_r", "lora_alpha", "learning_rate", "warmup_steps", "weight_decay",
+    "merger_learning_rate", "vision_learning_rate",
     "max_grad_norm", "neftune_noise_alpha", "max_box_aspect",
 }  # fmt: skip
 

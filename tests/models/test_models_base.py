@@ -117,13 +117,16 @@ def test_published_7b_gets_196_adapters_and_none_in_its_image_part() -> None:
     assert not [name for name in trained if "visual" in name]
 
 
-def test_a_pattern_that_finds_the_image_part_is_refused() -> None:
-    odd = torch.nn.ModuleDict({"language_model": torch.nn.ModuleDict({"visual": torch.nn.ModuleDict()})})
-    odd["language_model"]["visual"]["up_proj"] = torch.nn.Linear(2, 2)
-    with pytest.raises(InputError, match=r"vision tower.*language_model\.visual\.up_proj"):
-        lora_targets(odd)
-    with pytest.raises(InputError, match="none of the layers"):
-        lora_targets(torch.nn.Linear(2, 2))
+def test_a_pattern_that_finds_no_layer_or_one_of_another_part_is_refused(toy_base: Path) -> None:
+    model = load_base(toy_base, dtype="float32")
+    model.model.language_model.visual = torch.nn.ModuleDict({"up_proj": torch.nn.Linear(2, 2)})
+    with pytest.raises(
+        InputError, match=r"on the language part finds .* another part: .*language_model\.visual\.up_proj"
+    ):
+        lora_targets(model)
+    model.model.language_model = torch.nn.Linear(2, 2)
+    with pytest.raises(InputError, match="no layers in its language part"):
+        lora_targets(model)
 
 
 def test_a_base_with_a_hole_in_its_weights_is_refused(toy_base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Positions as the family counts them, and greedy replies that do not depend on who else is in the batch."""
+"""Greedy replies that do not depend on who else is in the batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training.toy import drawn
-from vcot.models.loading import generate, load_base, positions
+from vcot.models.loading import generate, load_base
 from vcot.storage.images import decode
 
 
@@ -30,27 +30,6 @@ def prompts(encoder: Any, numbers: list[int]) -> dict[str, Any]:
 def say(model: Any, encoder: Any, batch: dict[str, Any], **changes: Any) -> list[list[int]]:
     usual = {"max_new_tokens": 12, "eos_token_ids": encoder.eos_token_ids, "pad_token_id": encoder.pad_token_id}
     return generate(model, batch, **(usual | changes))
-
-
-def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
-    for number in range(4):
-        batch = prompts(toy_encoder, [number])
-        expected, _ = model.model.get_rope_index(
-            batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"]
-        )
-        found = positions(
-            batch["input_ids"][0].tolist(),
-            tuple(batch["image_grid_thw"][0].tolist()),
-            image_token_id=toy_encoder.processor.image_token_id,
-            merge_size=2,
-        )
-        assert torch.equal(found, expected[:, 0])
-
-
-def test_positions_of_text_alone_count_on_and_a_wrong_grid_is_noticed() -> None:
-    assert positions([5, 6, 7], None, image_token_id=9, merge_size=2).tolist() == [[0, 1, 2]] * 3
-    with pytest.raises(ValueError, match=r"2 tokens stand for the image, its grid \(1, 4, 4\) makes 4"):
-        positions([5, 9, 9, 7], (1, 4, 4), image_token_id=9, merge_size=2)
 
 
 def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encoder: Any) -> None:

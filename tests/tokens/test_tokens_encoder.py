@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -310,9 +311,10 @@ def own(toy_base: Any) -> Any:
 
 
 def test_digests_are_those_of_the_content_and_survive_saving_and_loading(
-    processor: Any, own: Any, tmp_path: Path
+    processor: Any, own: Any, toy_base: Path, tmp_path: Path
 ) -> None:
     own.save_pretrained(tmp_path / "copy")
+    shutil.copy(toy_base / "config.json", tmp_path / "copy")
     copy = load_processor(tmp_path / "copy", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     copy.tokenizer(["padded", "to one length"], padding=True, truncation=True, max_length=4)  # states, not content
     for one in (own, copy):

@@ -22,7 +22,7 @@ class EvaluationConfig(BaseModel):
         None, "where the base model lies, if no longer where train found it; must be the same to the byte",
         shapes_result=False,
     )  # fmt: skip
-    base_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "as-tuned"] = setting(
+    base_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "as-tuned"] = setting(
         "auto", "how the base points by itself: its family's frame, notation and prompt; auto: by its contract.json or "
         "config.json; as-tuned: ask it only in the tuned model's form, which it never learned"
     )  # fmt: skip

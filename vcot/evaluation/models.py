@@ -22,6 +22,7 @@ from vcot.errors import InputError
 from vcot.evaluation.config import EvaluationConfig, Model
 from vcot.evaluation.subjects import Finished
 from vcot.grounding import Frame, FrameName, FrameSpec
+from vcot.models import families
 from vcot.records import Completion, Contract, Sample
 from vcot.records.metadata import TrainMetadata
 from vcot.stage import stop
@@ -59,19 +60,27 @@ class OwnForm:
         return FrameSpec(self.frame, contract.min_pixels, contract.max_pixels, contract.factor)
 
 
-#: By the names of `--base-form`. Frames and notations: QwenLM/Qwen3-VL, issues 721, 866, 1161, and its cookbooks.
+_FRAMES = {family.name: family.frame for family in families.FAMILIES.values()}
+
+#: By the names of `--base-form`. Frames and notations: QwenLM/Qwen3-VL, issues 721, 866, 1161, and its cookbooks;
+#: InternVL's documentation of grounding.
 FAMILIES: Mapping[str, OwnForm] = MappingProxyType(
     {
         "qwen2-vl": OwnForm(
-            "Qwen2-VL", "thousandths", "qwen-special",
+            "Qwen2-VL", _FRAMES["qwen2-vl"], "qwen-special",
             f"Please provide the bounding box coordinates of what the answer rests on, each after its name. {_ANSWER}",
             _ANSWER,
         ),
-        "qwen2.5-vl": OwnForm("Qwen2.5-VL", "resized_pixels", "qwen-json", _JSON + _ANSWER, _ANSWER),
-        "qwen3-vl": OwnForm("Qwen3-VL", "thousandths", "qwen-json", _JSON + _ANSWER, _ANSWER),
+        "qwen2.5-vl": OwnForm("Qwen2.5-VL", _FRAMES["qwen2.5-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
+        "qwen3-vl": OwnForm("Qwen3-VL", _FRAMES["qwen3-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
+        "internvl": OwnForm(
+            "InternVL", _FRAMES["internvl"], "vcot",
+            "Please provide the bounding box coordinates of what the answer rests on, each as "
+            f"<ref>name</ref><box>[[x1, y1, x2, y2]]</box>. {_ANSWER}",
+            _ANSWER,
+        ),
     }
 )  # fmt: skip
-_MODEL_TYPES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
 
 
 def own_form(store: Store, base_uri: str, named: str, contract: Contract) -> OwnForm | None:
@@ -88,7 +97,8 @@ def own_form(store: Store, base_uri: str, named: str, contract: Contract) -> Own
     form = FAMILIES.get(named) or _declared(store, base_uri)
     if form is None:
         kind = (_json(store, join(base_uri, "config.json")) or {}).get("model_type")
-        form = FAMILIES.get(_MODEL_TYPES.get(str(kind), ""))
+        known = families.FAMILIES.get(str(kind))
+        form = None if known is None else FAMILIES[known.name]
     if form is None:
         logging.get().warning(
             "how this base points by itself is not known, so it is asked in the tuned model's form alone; "

@@ -52,10 +52,9 @@ def segment_attention(
     if has_kernel(value):
         window = (-1, 0) if causal else (-1, -1)
         bounds = bounds.to(torch.int32)
-        out: Tensor = varlen_attn(
+        return varlen_attn(  # type: ignore[return-value]  # a pair only where asked for
             query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=grouped
         )
-        return out
     return _padded_attention(query, key, value, bounds, longest, causal=causal, scale=scale)
 
 
@@ -78,7 +77,7 @@ def _padded_attention(
     def padded(values: Tensor) -> Tensor:  # [T, heads, size] → [segments, heads, longest, size]
         if places is not None:
             values = values.new_zeros(there.numel(), *values.shape[1:]).index_copy(0, places, values)
-        return values.unflatten(0, there.shape).transpose(1, 2)
+        return values.reshape(*there.shape, *values.shape[1:]).transpose(1, 2)
 
     # Causal attention needs no mask: padding comes after all that may look at it.
     mask = None if causal or full else there[:, None, None, :]

@@ -1,19 +1,18 @@
-"""A base model from a folder (Qwen2.5-VL's classes, weights from safetensors alone, in 4 bits where asked), what it
-generates, and its adapters: low-rank updates (LoRA) on the seven projections of the language model, and nowhere else.
+"""A base model from a folder (of one of the families, weights from safetensors alone, in 4 bits where asked), what it
+generates, and its adapters: low-rank updates (LoRA) on linear layers of the parts of it that are named.
 
     model = load_base(folder, quantization="nf4")        weights from safetensors, never code or pickles
     model = attach_lora(model, r=64, alpha=128, …)       to learn
     model = load_adapter(model, folder)                  to use what was learned
     generate(model, batch, …)                            new tokens, greedily
 
-What the libraries do not do by themselves, each with its reason below: a fast patch embedding, a 4-bit layer that
-survives an evaluation, attention that is not slow in bfloat16, and a refusal where weights are missing.
+What the libraries do not do by themselves, each with its reason below: a 4-bit layer that survives an evaluation,
+attention that is not slow in bfloat16, and a refusal where weights are missing.
 """
 
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +20,7 @@ from typing import Any, Literal
 import peft
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
@@ -30,18 +28,8 @@ from transformers.utils import logging as transformers_logging
 from vcot.errors import InputError, SettingsError
 from vcot.models.attention import use_varlen_attention
 from vcot.models.device import DtypeName, compute_dtype, device
+from vcot.models.families import Part, family_of
 from vcot.models.loss import add_loss
-
-UNQUANTISED = ["lm_head", "model.visual"]
-"""Modules that stay as they are. Their full names: "visual" alone would skip nothing, and a list replaces the
-default that spares lm_head."""
-
-SHARDED = {
-    "model.language_model.embed_tokens": "free_full_weight",
-    "model.language_model.layers.*": "free_full_weight",
-    "model.visual.blocks.*": "free_full_weight",
-}
-"""What is gathered for its own turn alone; the rest (head, merger, norms) is whole from the first to the last layer."""
 
 
 def load_base(
@@ -68,7 +56,7 @@ def load_base(
             gradients' mean over the ranks; those of adapters are for the caller to add.
 
     Returns:
-        A `Qwen2_5_VLForConditionalGeneration` (or another model of that shape).
+        A model of one of the families (vcot.models.families), such as `Qwen2_5_VLForConditionalGeneration`.
 
     Raises:
         InputError: the folder holds no such model, its weights are not safetensors, truncated, or do not fill
@@ -85,12 +73,13 @@ def load_base(
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: no model is described there: {_short(error)}") from None
+    family = family_of(config, folder)
     options: dict[str, Any] = {"dtype": torch.float32 if weights == "float32" else numbers}
     if shards > 1:
         # Weights travel in the dtype of the computation; what is kept, and the gradients' sum, are float32.
         narrower = weights == "float32" and numbers == torch.bfloat16
         options["distributed_config"] = DistributedConfig(
-            fsdp_size=shards, fsdp_plan=dict(SHARDED), fsdp_mixed_precision=narrower
+            fsdp_size=shards, fsdp_plan=dict.fromkeys(family.layers, "free_full_weight"), fsdp_mixed_precision=narrower
         )
     else:
         options["device_map"] = {"": where}
@@ -100,7 +89,7 @@ def load_base(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=numbers,
-            llm_int8_skip_modules=list(UNQUANTISED),
+            llm_int8_skip_modules=list(family.unquantised),
         )
     transformers_logging.disable_progress_bar()
     try:
@@ -122,22 +111,11 @@ def load_base(
             # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at the first forward
             # in evaluation mode. The next training step then fails, or loses gradients in silence.
             module.support_avx512bf16_for_cpu = False
-        if isinstance(getattr(module, "proj", None), nn.Conv3d) and hasattr(module, "temporal_patch_size"):
-            module.forward = types.MethodType(_patch_embedding, module)
+    family.prepare(model)
     use_varlen_attention(model)
     add_loss(model)
     model.eval()
     return model
-
-
-def _patch_embedding(self: Any, patches: Tensor) -> Tensor:
-    """[patches, channels · frames · side²] → [patches, hidden]: the convolution as the product that it is.
-
-    Its kernel is as large as its stride, so nothing overlaps; as Conv3d it runs 10 to 100 times slower on
-    several versions of cuDNN. The parameter stays 5-D, so checkpoints stay those of the family.
-    """
-    weight: Tensor = self.proj.weight
-    return functional.linear(patches.reshape(-1, weight[0].numel()).to(weight.dtype), weight.flatten(1), self.proj.bias)
 
 
 def whole_model(model: Any) -> Any:
@@ -147,38 +125,6 @@ def whole_model(model: Any) -> Any:
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def positions(ids: Sequence[int], grid: tuple[int, int, int] | None, *, image_token_id: int, merge_size: int) -> Tensor:
-    """int64 [3, T]: (time, row, column) of each token, as Qwen2.5-VL counts.
-
-    Text counts on in all three alike. An image's tokens share the time at which it begins and have their own row
-    and column; text goes on after the larger of its sides. This is `Qwen2_5_VLModel.get_rope_index` for one
-    image (a test holds them equal), but needs no model, so that a loader's worker can do it.
-
-    Args:
-        ids: [T] tokens, among them one run of `image_token_id` where there is an image.
-        grid: (frames = 1, rows, columns) in patches; merge_size² patches are one token.
-
-    Raises:
-        ValueError: the grid does not give as many tokens as stand in `ids`.
-    """
-    seen = sum(token == image_token_id for token in ids)
-    rows, columns = (0, 0) if grid is None else (grid[1] // merge_size, grid[2] // merge_size)
-    if rows * columns != seen:
-        raise ValueError(f"{seen} tokens stand for the image, its grid {grid} makes {rows * columns}")
-    if not seen:
-        return torch.arange(len(ids)).repeat(3, 1)
-    start = list(ids).index(image_token_id)
-    image = torch.stack(
-        [
-            torch.zeros(seen, dtype=torch.int64),
-            torch.arange(rows).repeat_interleave(columns),
-            torch.arange(columns).repeat(rows),
-        ]
-    )
-    before, after = torch.arange(start).repeat(3, 1), torch.arange(len(ids) - start - seen).repeat(3, 1)
-    return torch.cat([before, start + image, start + max(rows, columns) + after], dim=1)
 
 
 # --- generating --------------------------------------------------------------------------------------------
@@ -194,8 +140,8 @@ def generate(
     punishes digits that were used before, and so bends coordinates.
 
     Args:
-        batch: input_ids, attention_mask, mm_token_type_ids [B, T], padded on the left; pixel_values and
-            image_grid_thw where there are images.
+        batch: as `Encoder.prompts` makes it: input_ids, attention_mask, mm_token_type_ids [B, T], padded on the
+            left; pixel_values and image_grid_thw where there are images.
         eos_token_ids: a row ends at the first of these.
 
     Returns:
@@ -203,7 +149,8 @@ def generate(
     """
     inner = whole_model(model)
     weights = inner.get_input_embeddings().weight  # never quantised: a 4-bit weight calls itself uint8
-    inputs = {name: value.to(weights.device) for name, value in batch.items()}
+    given = family_of(inner.config).model_inputs(batch)
+    inputs = {name: value.to(weights.device) for name, value in given.items()}
     greedy = GenerationConfig(
         do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, use_cache=True,
         eos_token_id=list(eos_token_ids), pad_token_id=pad_token_id,
@@ -225,38 +172,47 @@ def generate(
 
 # --- adapters ----------------------------------------------------------------------------------------------
 
-TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""The usual list of seven suffixes would also find the vision tower's gate, up and down projections."""
+Targets = Literal["language", "language+merger", "all"]
+"""The parts of a model that get adapters; all: language model, merger and vision tower."""
+
+_PARTS: Mapping[Targets, tuple[Part, ...]] = {
+    "language": ("language",),
+    "language+merger": ("language", "merger"),
+    "all": ("language", "merger", "vision"),
+}
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
-def lora_targets(model: nn.Module) -> list[str]:
-    """Names of the modules that get an adapter.
+def lora_targets(model: Any, targets: Targets = "language") -> list[str]:
+    """Names of the modules that get an adapter: linear layers of these parts.
 
     Raises:
-        InputError: there are none, or one of them belongs to the vision tower.
+        InputError: a part has none, or the family's pattern for one part finds a layer of another.
     """
-    found = [
-        name for name, module in model.named_modules() if re.fullmatch(TARGETS, name) and hasattr(module, "weight")
-    ]
-    if not found:
-        raise InputError(
-            f"this base has none of the layers that an adapter is put on (names like {TARGETS}); "
-            "the families Qwen2.5-VL and Qwen2-VL have them"
-        )
-    if visual := [name for name in found if "visual" in name or "vision" in name]:
-        raise InputError(f"the pattern for adapters finds layers of the vision tower, which stays frozen: {visual[0]}")
+    family, found = family_of(model.config), []
+    for part in _PARTS[targets]:
+        pattern = family.adapted[part]
+        names = [name for name, module in model.named_modules() if re.fullmatch(pattern, name)]
+        if not names:
+            raise InputError(f"this base has no layers in its {part} part to put an adapter on (names like {pattern})")
+        if stray := [name for name in names if family.part(name) != part]:
+            raise InputError(f"the pattern for adapters on the {part} part finds a layer of another part: {stray[0]}")
+        found += names
     return found
 
 
-def attach_lora(model: Any, *, r: int, alpha: float, dropout: float, base_uri: str | None = None) -> Any:
+def attach_lora(
+    model: Any, *, r: int, alpha: float, dropout: float, base_uri: str | None = None, targets: Targets = "language",
+    use_rslora: bool = False, use_dora: bool = False,
+) -> Any:  # fmt: skip
     """The model with new adapters that can be trained (float32), everything else frozen.
 
     Args:
-        r: rank. alpha: adapters are scaled by alpha / r.
+        r: rank. alpha: adapters are scaled by alpha / r, or by alpha / √r with `use_rslora`.
         dropout: share of an adapter's inputs that are zeroed in training.
         base_uri: how adapter_config.json names the base; a path on this machine would mean nothing elsewhere.
+        use_dora: learn the length of each row of a weight apart from its direction (arXiv 2402.09353).
 
     Returns:
         A `PeftModel`. The first matrices are drawn from torch's global generator, the second are zero.
@@ -264,10 +220,13 @@ def attach_lora(model: Any, *, r: int, alpha: float, dropout: float, base_uri: s
     Raises:
         InputError: the base has no such layers.
     """
-    lora_targets(model)
+    lora_targets(model, targets)
+    family = family_of(model.config)
     config = peft.LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=TARGETS, task_type="CAUSAL_LM"
-    )
+        r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM",
+        target_modules="|".join(family.adapted[part] for part in _PARTS[targets]),
+        use_rslora=use_rslora, use_dora=use_dora,
+    )  # fmt: skip
     adapted = peft.get_peft_model(model, config)
     if base_uri is not None:
         adapted.peft_config["default"].base_model_name_or_path = base_uri
@@ -289,7 +248,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     # peft only warns where an adapter has no weights for a layer, and leaves that layer as the base has it.
     with safe_open(folder / ADAPTER_FILES[0], framework="pt") as stored:
         there = set(stored.keys())
-    wanted = {name.replace(".default.", ".") for name, _ in adapted.named_parameters() if ".lora_" in name}
+    wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))  # DoRA's lengths included
     if odd := sorted(wanted ^ there):
         raise InputError(
             f"{folder}: the adapter was made for another base; {len(odd)} of its layers do not match, such as {odd[0]}"

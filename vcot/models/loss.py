@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vcot.models.families import family_of
 from vcot.records.example import IGNORED
 
 CHUNK = 1 << 26
@@ -50,8 +51,8 @@ def _loss(model: Any, *, labels: Tensor, input_ids: Tensor, pixel_values: Tensor
         named |= {"input_ids": input_ids, "pixel_values": pixel_values}
     else:
         named = {name: value for name, value in named.items() if name != "image_grid_thw"}
-        if needs_all_parts(model.model.visual):
-            named["inputs_embeds"] = _embeddings_beside_vision(model.model, input_ids)
+        if needs_vision(model):
+            named["inputs_embeds"] = _embeddings_beside_vision(model, input_ids)
         else:
             named["input_ids"] = input_ids
     named = {name: value for name, value in named.items() if value is not None}  # an adapter hands over many a None
@@ -79,28 +80,32 @@ def head_loss(head: nn.Module, states: Tensor, targets: Tensor, *, chunk: int = 
     rows = max(1, chunk // weight.shape[0])
     if len(states) <= rows:
         return total(states, targets)
-    parts = zip(states.split(rows), targets.split(rows), strict=True)
+    parts = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
     return torch.stack([checkpoint(total, some, of, use_reentrant=False) for some, of in parts]).sum()
 
 
-def needs_all_parts(part: nn.Module) -> bool:
-    """Whether the other ranks would wait for this part's weights or gradients."""
+def needs_vision(model: Any) -> bool:
+    """Whether the other ranks would wait for the weights or gradients of what sees images."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return False
-    return any(weight.requires_grad or isinstance(weight, DTensor) for weight in part.parameters())
+    part = family_of(model.config).part
+    return any(
+        weight.requires_grad or isinstance(weight, DTensor)
+        for name, weight in model.named_parameters()
+        if part(name) != "language"
+    )
 
 
 def _embeddings_beside_vision(model: Any, input_ids: Tensor) -> Tensor:
     """The tokens' embeddings [B, T, hidden] of a batch without images, and for the other ranks' sake a vision pass.
 
-    One token's worth of zeros goes through the vision tower and counts nothing. Embeddings come first and the
+    The smallest image of zeros goes through the vision tower and counts nothing. Embeddings come first and the
     vision tower second, as with images: each rank must ask for sharded weights in the same order.
     """
     embeddings: Tensor = model.get_input_embeddings()(input_ids)
-    visual = model.visual
-    side = visual.spatial_merge_size
-    numbers = visual.patch_embed.proj.weight.shape[1:].numel()
-    grid = torch.tensor([[1, side, side]], device=input_ids.device)
-    seen = model.get_image_features(embeddings.new_zeros(side * side, numbers), grid, return_dict=True)
+    nothing = family_of(model.config).smallest_image(model)
+    nothing = {name: value.to(input_ids.device) for name, value in nothing.items()}
+    nothing["pixel_values"] = nothing["pixel_values"].to(embeddings.dtype)
+    seen = model.model.get_image_features(**nothing, return_dict=True)
     parts = [*seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
-    return embeddings + sum(part.sum() for part in parts).to(embeddings.dtype) * 0
+    return embeddings + torch.stack([part.sum() for part in parts]).sum().to(embeddings.dtype) * 0

@@ -25,6 +25,7 @@ from PIL import Image
 from vcot.errors import InputError
 from vcot.grounding import FrameName, FrameSpec, Trace, smart_resize
 from vcot.grounding.tags import render_reply
+from vcot.models.families import family_in, family_of_processor
 from vcot.records import Contract, Mode
 from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Reason, Rejection, Sample
@@ -69,6 +70,7 @@ class Encoder:
     def __init__(self, processor: Any, contract: Contract) -> None:
         check_contract(contract, processor)
         self.processor = processor
+        self.family = family_of_processor(processor)
         self.contract = contract
         self._tokenizer = processor.tokenizer
         self._templates = {False: self._cut_template(with_image=False)}
@@ -163,7 +165,7 @@ class Encoder:
     def _grid(self, shown: Size) -> tuple[int, int, int]:
         """(1, rows, columns) in patches of an image of this size, held against the processor's own count."""
         columns, rows = (side // self.contract.patch_size for side in self._resized(shown))
-        counted = self.processor.image_processor.get_number_of_image_patches(shown[1], shown[0], {})
+        counted = self.family.patches(self.processor, shown)
         if counted != rows * columns:
             raise InputError(
                 f"the base's processor cuts an image of {shown[0]}x{shown[1]} pixels into {counted} patches, "
@@ -174,7 +176,7 @@ class Encoder:
     def _resized(self, size: Size) -> Size:
         """What the processor makes of an image. Raises ValueError for a side ratio above 200."""
         low, high = self.contract.min_pixels, self.contract.max_pixels
-        return smart_resize(*size, min_pixels=low, max_pixels=high, factor=self.contract.factor)
+        return self.family.resized(size, min_pixels=low, max_pixels=high, factor=self.contract.factor)
 
     def _visual_tokens(self, size: Size | None) -> int:
         """Of an image of this size. Raises ValueError for a side ratio above 200, in text mode too."""
@@ -200,9 +202,9 @@ class Encoder:
             instructions: one per question, in the place of the contract's.
 
         Returns:
-            input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32 [patches of all
-            images, channels · frames · patch²]; image_grid_thw: int64 [images, 3]. Without the last two in text
-            mode, and where no question has an image.
+            input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32, as the family takes
+            them (Qwen: [patches of all images, channels · frames · patch²]); image_grid_thw: int64 [images, 3].
+            Without the last two in text mode, and where no question has an image.
         """
         import torch
 
@@ -223,8 +225,8 @@ class Encoder:
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **batch}
 
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """pixel_values and image_grid_thw of upright RGB images, as the model takes them."""
-        return dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
+        """pixel_values and image_grid_thw of upright RGB images, as the family makes them."""
+        return self.family.pixels(self.processor, images)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, up to the first end token; other control tokens stay visible."""
@@ -261,6 +263,7 @@ class Encoder:
 
     def _control(self, text: str) -> list[int]:
         """Ids of the template's own text."""
+        text = self.family.spelled_out(text)
         ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
         return [int(token) for token in ids]
 
@@ -323,7 +326,7 @@ def refuse(sample: Sample, reason: Reason, detail: str) -> Rejection:
 
 #: What `load_processor` needs of a base model's folder; none of it is large.
 PROCESSOR_FILES = (
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "merges.txt",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "contract.json", "merges.txt",
     "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
     "tokenizer_config.json", "video_preprocessor_config.json", "vocab.json",
 )  # fmt: skip
@@ -335,31 +338,34 @@ def is_processor_file(name: str) -> bool:
 
 
 def load_processor(folder: Path, *, min_pixels: int, max_pixels: int) -> Any:
-    """The Qwen2.5-VL processor of a base model, with this budget of pixels for one image.
+    """The processor of a base model, with this budget of pixels for one image.
 
     Args:
         folder: a local folder that holds PROCESSOR_FILES (weights are not looked at).
-        min_pixels, max_pixels: area of the image after resizing; 28 · 28 pixels are one visual token.
+        min_pixels, max_pixels: area of the image after resizing; factor² pixels (28² or 32²) are one visual token.
 
     Raises:
-        InputError: the folder holds no `Qwen2_5_VLProcessor`.
+        InputError: the folder holds no base of a known family, or not the processor of its family.
     """
-    from transformers import AutoProcessor, Qwen2_5_VLProcessor
+    return family_in(folder).load_processor(folder, min_pixels=min_pixels, max_pixels=max_pixels)
 
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+
+def native_frame(folder: Path) -> FrameName:
+    """The numbers in which a base writes boxes by itself: as the contract.json in its folder says (train writes one
+    beside each model), else as its family was trained.
+
+    Raises InputError where contract.json does not name a frame, or no family is known.
+    """
     try:
-        processor = AutoProcessor.from_pretrained(
-            str(folder), size=size, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder}: no processor can be loaded from this base: {said}") from None
-    if not isinstance(processor, Qwen2_5_VLProcessor):
+        stated = (folder / "contract.json").read_bytes()
+    except FileNotFoundError:
+        return family_in(folder).frame
+    try:
+        return FrameSpec.from_dict(json.loads(stated)["contract"]["frame"]).name
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{folder}: the base's processor is a {type(processor).__name__}; a Qwen2_5_VLProcessor is needed"
-        )
-    processor.tokenizer.padding_side = "left"
-    return processor
+            f"{folder}/contract.json does not say how the base writes boxes ({error!r}); say it with --frame"
+        ) from None
 
 
 def properties(processor: Any) -> dict[str, Any]:
@@ -383,13 +389,9 @@ def properties(processor: Any) -> dict[str, Any]:
     tokenizer = json.dumps({"backend": backend, "special": special}, sort_keys=True, ensure_ascii=False)
     images = processor.image_processor
     return {
+        **family_of_processor(processor).sizes(processor),
         "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
         "template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
-        "min_pixels": int(images.size["shortest_edge"]),
-        "max_pixels": int(images.size["longest_edge"]),
-        "patch_size": int(images.patch_size),
-        "merge_size": int(images.merge_size),
-        "temporal_patch_size": int(images.temporal_patch_size),
         "image_mean": tuple(float(v) for v in images.image_mean),
         "image_std": tuple(float(v) for v in images.image_std),
     }
@@ -398,8 +400,17 @@ def properties(processor: Any) -> dict[str, Any]:
 def contract_of(
     processor: Any, *, mode: Mode, frame: FrameName, max_length: int, instruction: str | None = None
 ) -> Contract:
-    """The contract of examples made with this processor and its budget of pixels."""
+    """The contract of examples made with this processor and its budget of pixels.
+
+    Raises InputError for a frame that the family cannot have.
+    """
     found = properties(processor)
+    family = family_of_processor(processor)
+    if frame == "resized_pixels" and family.fixed_size:
+        raise InputError(
+            f"--frame={frame}: {family.name} squeezes every image to one size, which says nothing of the image's own "
+            f"sides; choose --frame {family.frame}"
+        )
     spec = FrameSpec(frame, found["min_pixels"], found["max_pixels"], found["patch_size"] * found["merge_size"])
     return Contract(mode=mode, frame=spec.to_dict(), instruction=instruction or None, max_length=max_length, **found)
 

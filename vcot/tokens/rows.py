@@ -20,6 +20,7 @@ from PIL import Image as Pillow
 
 from vcot.errors import InputError
 from vcot.grounding.tags import Parsed, parse
+from vcot.models.families import family_of_processor
 from vcot.records import Contract
 from vcot.records.example import IGNORED, Example, Examples
 from vcot.records.metadata import ShownRow, TokenizeShardMetadata
@@ -165,7 +166,7 @@ def check_mask(example: Example, processor: Any) -> None:
         before = tokenizer.decode(list(example.ids[max(0, first - 12) : first]))
         raise _broken(example, f"what is learned begins behind {before!r}, not behind the assistant's header")
     pads = sum(token == processor.image_token_id for token in example.ids)
-    wanted = math.prod(example.image_grid or (0,)) // processor.image_processor.merge_size**2
+    wanted = math.prod(example.image_grid or (0,)) // family_of_processor(processor).sizes(processor)["merge_size"] ** 2
     if pads != wanted:
         raise _broken(example, f"it has {pads} places for visual tokens, its image gives {wanted}")
 

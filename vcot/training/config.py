@@ -14,17 +14,40 @@ class TrainingConfig(BaseModel):
 
     tune: Literal["full", "lora", "qlora"] = setting(
         "qlora",
-        "full: all weights; lora: adapters on the language model; qlora: the same with the base in 4 bits (NF4)",
+        "full: all weights; lora: adapters; qlora: the same with the base's language model in 4 bits (NF4)",
     )
+    targets: Literal["language", "language+merger", "all"] = setting(
+        "language", "parts of the model whose linear layers get adapters; merger: between vision tower and language "
+        "model; all: in the vision tower too"
+    )  # fmt: skip
     dtype: Literal["auto", "bfloat16", "float32"] = setting(
         "auto", "numbers to compute with; auto: bfloat16 where the device has it, else float32. Adapters are float32"
     )
     lora_r: int = setting(64, "rank of the adapters", gt=0)
-    lora_alpha: float = setting(128, "scale of the adapters: they are multiplied by lora_alpha / lora_r", gt=0)
+    lora_alpha: float = setting(
+        128,
+        "scale of the adapters: they are multiplied by lora_alpha / lora_r (--use-rslora: by its square root)",
+        gt=0,
+    )
     lora_dropout: float = setting(
         0.05, "share of an adapter's inputs that are zeroed while training", unit="0..1", ge=0, lt=1
     )
+    use_rslora: bool = setting(False, "scale adapters by lora_alpha / √lora_r, so that a higher rank learns as fast")
+    use_dora: bool = setting(
+        False, "adapters learn the length of each row of a weight apart from its direction (DoRA); slower"
+    )
     learning_rate: float = setting(1e-4, "highest learning rate, after the warm-up", gt=0)
+    merger_learning_rate: float | None = setting(
+        None, "the same for the layers between vision tower and language model, with --tune full; 0: they stay as they "
+        "are; default: --learning-rate", ge=0,
+    )  # fmt: skip
+    vision_learning_rate: float | None = setting(
+        None, "the same for the vision tower, with --tune full; 0: it stays as it is; default: a fifth of "
+        "--learning-rate", ge=0,
+    )  # fmt: skip
+    freeze_embeddings: bool = setting(
+        False, "--tune full leaves the tokens' embeddings and the output head as they are"
+    )
     lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", "learning rate after the warm-up"
     )
@@ -78,7 +101,9 @@ class TrainingConfig(BaseModel):
 
     @model_validator(mode="after")
     def _knobs_agree(self) -> Self:
-        useless = [flag(name) for name in ("lora_r", "lora_alpha", "lora_dropout") if name in self.model_fields_set]
+        of_adapters = ("targets", "lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
+        of_weights = ("merger_learning_rate", "vision_learning_rate", "freeze_embeddings")
+        useless = [flag(name) for name in of_adapters if name in self.model_fields_set]
         if self.tune == "full" and useless:
             raise ValueError(
                 f"{', '.join(useless)}: --tune full has no adapters; leave it out, or choose --tune lora or qlora"
@@ -86,6 +111,12 @@ class TrainingConfig(BaseModel):
         if self.parallel == "fsdp" and self.tune == "qlora":
             raise ValueError(
                 "--parallel fsdp: weights in 4 bits are not divided; choose --tune lora, or leave out --parallel"
+            )
+        useless = [flag(name) for name in of_weights if name in self.model_fields_set]
+        if self.tune != "full" and useless:
+            raise ValueError(
+                f"{', '.join(useless)}: --tune {self.tune} trains adapters alone, all at --learning-rate; leave "
+                "it out, or choose --tune full"
             )
         if self.warmup_steps >= 1 and self.max_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(
@@ -97,3 +128,15 @@ class TrainingConfig(BaseModel):
                 f"--warmup-steps={self.warmup_steps:g} is neither a share below 1 nor a whole number of steps"
             )
         return self
+
+    def part_learning_rate(self, part: Literal["language", "merger", "vision"]) -> float:
+        """Of a part of the model; 0: it is not trained.
+
+        That the vision tower learns five times more slowly than the rest is the recipe of LaCoT (2e-6 and 1e-5): it
+        has seen far more images than there are here, and the rest has to follow what it changes.
+        """
+        if self.tune != "full" or part == "language":
+            return self.learning_rate
+        if part == "merger":
+            return self.learning_rate if self.merger_learning_rate is None else self.merger_learning_rate
+        return self.learning_rate / 5 if self.vision_learning_rate is None else self.vision_learning_rate

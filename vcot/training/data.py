@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vcot.errors import InputError
 from vcot.models.device import device
-from vcot.models.loading import positions
 from vcot.records.example import IGNORED, Example, Examples
 from vcot.storage import images
 from vcot.tokens import Encoder
@@ -47,9 +46,9 @@ class SFTDataset(Dataset[Item]):
         example = self.examples[row]
         pixels, grid, cached = self._image(example)
         try:
-            places = positions(
-                example.ids, example.image_grid, image_token_id=self._encoder.processor.image_token_id,
-                merge_size=self._encoder.contract.merge_size,
+            places = self._encoder.family.positions(
+                example.ids, [] if example.image_grid is None else [example.image_grid],
+                image_token_id=self._encoder.processor.image_token_id, merge_size=self._encoder.contract.merge_size,
             )  # fmt: skip
         except ValueError as error:
             raise InputError(f"example {example.id}: {error}; run tokenize again") from None

@@ -29,6 +29,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -104,6 +105,13 @@ def trained(model: Any) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def reshard(model: Any) -> None:
+    """Under FSDP2 a forward pass without a backward pass leaves weights whole; back to each rank's part."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def in_shards(model: Any) -> bool:
     """Whether each rank holds and learns a part of every weight (FSDP2, all weights are tuned)."""
     return any(isinstance(parameter, DTensor) for parameter in trained(model).values())
@@ -172,7 +180,7 @@ class Checkpointed:
         self.step_tokens = 0
         self.step_examples: list[str] = []
         self._losses: deque[float] = deque(maxlen=10)
-        super().__init__(*args, **kwargs, callbacks=[RunCallback(self, bar)])
+        super().__init__(*args, **kwargs, callbacks=[RunCallback(self, bar)])  # type: ignore[call-arg]
 
     # --- a step --------------------------------------------------------------------------------------
 
@@ -265,7 +273,7 @@ class Checkpointed:
 
     def _shards(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The optimiser's state, by parameters' names: plain values, and tensors."""
-        state = get_optimizer_state_dict(self.model, self._torch_optimizer, options=_BY_NAME)
+        state: dict[str, Any] = get_optimizer_state_dict(self.model, self._torch_optimizer, options=_BY_NAME)
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         return {name: value for name, value in state.items() if name not in tensors}, tensors
 

@@ -23,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState,
 from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.models.device import compute_dtype, device
+from vcot.models.families import family_of
 from vcot.models.loading import attach_lora, load_base, whole_model
 from vcot.records.example import IGNORED, Examples
 from vcot.stage import Bar, stop
@@ -41,8 +42,10 @@ from vcot.training.engine import (
     is_over,
     load_trained,
     of_all,
+    reshard,
     trained,
 )
+from vcot.training.parameters import freeze, parameter_groups
 
 _SAME_NAMES = {
     "seed", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
@@ -172,6 +175,15 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         )
         self.remove_callback(PrinterCallback)
         self._train, self._validation, self._compute = train, validation, compute
+        self._family = family_of(whole_model(model).config)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The library's, with a learning rate for each part of the model."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.config, self._family)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Item]:
         return self._train
@@ -184,7 +196,8 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
 
     def _loss_sum(self, model: Any, inputs: Mapping[str, Any]) -> Tensor:
         """Over the learned tokens of this rank's batch; a scalar, float32."""
-        given = {name: value for name, value in inputs.items() if name not in ("names", "tokens")}
+        packed = {name: inputs[name] for name in ("row_bounds", "longest_row") if name in inputs}
+        given = self._family.model_inputs(inputs) | packed | {"labels": inputs["labels"]}
         if not isinstance(model, DistributedDataParallel):
             model = whole_model(model)  # PEFT calls the base's forward past the hooks of FSDP2
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._compute == torch.bfloat16):
@@ -220,6 +233,7 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
                 stop.raise_if_requested("the last checkpoint counts")
             total += float(self._loss_sum(self.model, self._prepare_inputs(batch)))
             tokens += learned_tokens(batch["labels"])
+        reshard(self.model)
         total, learned = of_all([total, tokens], self.args.device)
         if not math.isfinite(total):
             raise NotFinite("the loss on the validation split is not finite", self.details(None))
@@ -277,13 +291,17 @@ def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) ->
     """The model to train, and what it computes with."""
     compute = compute_dtype(config.dtype)
     if config.tune == "full":
-        return load_base(base, dtype=config.dtype, weights="float32", shards=shards), compute
+        model = load_base(base, dtype=config.dtype, weights="float32", shards=shards)
+        freeze(model, config, family_of(model.config))
+        return model, compute
     quantization: Literal["none", "nf4"] = "nf4" if config.tune == "qlora" else "none"
     model = load_base(base, quantization=quantization, dtype=config.dtype, shards=shards)
     set_seed(config.seed)  # the adapters' first values
-    return attach_lora(
-        model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri
-    ), compute
+    adapted = attach_lora(
+        model, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, base_uri=base_uri,
+        targets=config.targets, use_rslora=config.use_rslora, use_dora=config.use_dora,
+    )  # fmt: skip
+    return adapted, compute
 
 
 def _arguments(
