@@ -144,7 +144,7 @@ def sample(row: Row, context: ConversionContext) -> Sample:
     image = image_of(row, context, _path(one_image(row.value)))
     return Sample(
         id=row.id,
-        image=image,
+        images=(image,),
         question=asked,
         context=earlier_turns([(asked_in(r.question), _answer_of(r)) for r in spoken.before]),
         answers=(answer,),
