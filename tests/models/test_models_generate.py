@@ -22,7 +22,7 @@ def model(toy_base: Path) -> Any:
 def prompts(encoder: Any, numbers: list[int]) -> dict[str, Any]:
     made = [drawn(number) for number in numbers]
     batch: dict[str, Any] = encoder.prompts(
-        [sample for sample, _ in made], [decode(data, sample.id).pixels for sample, data in made]
+        [sample for sample, _ in made], [[decode(data, sample.id).pixels] for sample, data in made]
     )
     return batch
 
@@ -40,7 +40,7 @@ def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
         )
         found = positions(
             batch["input_ids"][0].tolist(),
-            tuple(batch["image_grid_thw"][0].tolist()),
+            list(map(tuple, batch["image_grid_thw"].tolist())),
             image_token_id=toy_encoder.processor.image_token_id,
             merge_size=2,
         )
@@ -48,9 +48,9 @@ def test_positions_are_the_models_own(model: Any, toy_encoder: Any) -> None:
 
 
 def test_positions_of_text_alone_count_on_and_a_wrong_grid_is_noticed() -> None:
-    assert positions([5, 6, 7], None, image_token_id=9, merge_size=2).tolist() == [[0, 1, 2]] * 3
-    with pytest.raises(ValueError, match=r"2 tokens stand for the image, its grid \(1, 4, 4\) makes 4"):
-        positions([5, 9, 9, 7], (1, 4, 4), image_token_id=9, merge_size=2)
+    assert positions([5, 6, 7], [], image_token_id=9, merge_size=2).tolist() == [[0, 1, 2]] * 3
+    with pytest.raises(ValueError, match=r"2 tokens stand for images, their grids \[\(1, 4, 4\)\] make 4"):
+        positions([5, 9, 9, 7], [(1, 4, 4)], image_token_id=9, merge_size=2)
 
 
 def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encoder: Any) -> None:

@@ -120,36 +120,39 @@ def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def positions(ids: Sequence[int], grid: tuple[int, int, int] | None, *, image_token_id: int, merge_size: int) -> Tensor:
+def positions(
+    ids: Sequence[int], grids: Sequence[tuple[int, int, int]], *, image_token_id: int, merge_size: int
+) -> Tensor:
     """int64 [3, T]: (time, row, column) of each token, as Qwen2.5-VL counts.
 
     Text counts on in all three alike. An image's tokens share the time at which it begins and have their own row
-    and column; text goes on after the larger of its sides. This is `Qwen2_5_VLModel.get_rope_index` for one
-    image (a test holds them equal), but needs no model, so that a loader's worker can do it.
+    and column; text goes on after the larger of its sides. This is `Qwen2_5_VLModel.get_rope_index` for
+    images (a test holds them equal), but needs no model, so that a loader's worker can do it.
 
     Args:
-        ids: [T] tokens, among them one run of `image_token_id` where there is an image.
-        grid: (frames = 1, rows, columns) in patches; merge_size² patches are one token.
+        ids: [T] tokens, among them one run of `image_token_id` for each image; other tokens stand between two runs.
+        grids: of each image (frames = 1, rows, columns) in patches; merge_size² patches are one token.
 
     Raises:
-        ValueError: the grid does not give as many tokens as stand in `ids`.
+        ValueError: the grids do not give as many tokens as stand in `ids`.
     """
     seen = sum(token == image_token_id for token in ids)
-    rows, columns = (0, 0) if grid is None else (grid[1] // merge_size, grid[2] // merge_size)
-    if rows * columns != seen:
-        raise ValueError(f"{seen} tokens stand for the image, its grid {grid} makes {rows * columns}")
-    if not seen:
-        return torch.arange(len(ids)).repeat(3, 1)
-    start = list(ids).index(image_token_id)
-    image = torch.stack(
-        [
-            torch.zeros(seen, dtype=torch.int64),
-            torch.arange(rows).repeat_interleave(columns),
-            torch.arange(columns).repeat(rows),
-        ]
-    )
-    before, after = torch.arange(start).repeat(3, 1), torch.arange(len(ids) - start - seen).repeat(3, 1)
-    return torch.cat([before, start + image, start + max(rows, columns) + after], dim=1)
+    sides = [(rows // merge_size, columns // merge_size) for _, rows, columns in grids]
+    if (made := sum(rows * columns for rows, columns in sides)) != seen:
+        raise ValueError(f"{seen} tokens stand for images, their grids {[*grids]} make {made}")
+    found: list[Tensor] = []
+    place = count = 0  # in ids; the next number for text
+    for rows, columns in sides:
+        text = list(ids).index(image_token_id, place) - place
+        found.append(count + torch.arange(text).repeat(3, 1))
+        count += text
+        time = torch.zeros(rows * columns, dtype=torch.int64)
+        row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+        found.append(count + torch.stack([time, row, column]))
+        count += max(rows, columns)
+        place += text + rows * columns
+    found.append(count + torch.arange(len(ids) - place).repeat(3, 1))
+    return torch.cat(found, dim=1)
 
 
 # --- generating --------------------------------------------------------------------------------------------

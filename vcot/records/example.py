@@ -110,9 +110,7 @@ class ExampleSink:
         import pyarrow as pa
 
         if self._pending:
-            rows = [
-                vars(e) | {"images": [{"bytes": data, "path": None} for data in e.images]} for e in self._pending
-            ]
+            rows = [vars(e) | {"images": [{"bytes": data, "path": None} for data in e.images]} for e in self._pending]
             self._writer.write_table(pa.Table.from_pylist(rows, schema=_schema()))
         self._pending, self._bytes = [], 0
 

@@ -147,7 +147,9 @@ class Sample(Record):
             if (box := next(self.all_boxes(), None)) is not None:
                 raise ValueError(f"box {box.as_list()} is on no image: the sample has none, so it has no boxes")
             if self.evidence is not None:
-                raise ValueError("there is no image, so nobody looked whether the object is there: evidence is null, too")
+                raise ValueError(
+                    "there is no image, so nobody looked whether the object is there: evidence is null, too"
+                )
             return self
         for box in self.all_boxes():
             if box.x2 > self.image.width or box.y2 > self.image.height:
@@ -160,7 +162,14 @@ class Sample(Record):
     def _texts_can_be_written(self) -> Self:
         """JSON may hold half a surrogate pair, which is no character and stands in no file."""
         origin = self.origin
-        named = (self.id, *(image.uri for image in self.images), origin.dataset, origin.row, origin.licence, origin.teacher or "")
+        named = (
+            self.id,
+            *(image.uri for image in self.images),
+            origin.dataset,
+            origin.row,
+            origin.licence,
+            origin.teacher or "",
+        )
         own = (text for pair in self.metadata.items() for text in pair if isinstance(text, str))
         said = [self.question, self.context or "", *self.answers, *(self.choices or ()), *named, *own]
         for parts in (*(trace.parts for trace in self.traces), self.evidence or ()):
