@@ -70,7 +70,7 @@ def test_rows_with_and_without_an_image_go_through_all_stages(tmp_path: Path, to
     assert report["visual_tokens"]["per_example"]["min"] > 0
     marker, _ = read_marker(store, f"{run_uri}/tokenize")
     files = [run_uri / "tokenize" / file.name for shard in marker.shards for file in shard.files]
-    assert sum(example.image is None for example in Examples(files)) == 4
+    assert sum(not example.images for example in Examples(files)) == 4
 
     stage(
         train.TrainSettings, train.run, run_uri, **base, tune="lora", lora_r=4, dtype="float32", max_steps=1,
