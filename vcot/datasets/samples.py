@@ -1,8 +1,8 @@
 """What a user brings: lines of our own Samples, or OpenAI chat messages or LLaVA's conversations with boxes in them.
 
-docs/datasets.md shows a line of each. Samples need only `image` (or `images`), `question` and `answers`; what is missing
-of size, digest and origin is filled in, and what is there is held against the image. Boxes are pixels of the upright
-original, of several images of the first.
+docs/datasets.md shows a line of each. Samples need only `image` (or `images`), `question` and `answers`; what is
+missing of size, digest and origin is filled in, and what is there is held against the image. Boxes are pixels of the
+upright original, of several images of the first.
 An `id` that several rows give becomes one of each row's own (mine.jsonl:3:id), because files repeat each other's.
 
 Messages are of the user and the assistant by turns. The last reply is the answer; earlier ones are learned, too. Images

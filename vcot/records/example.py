@@ -134,8 +134,8 @@ class Examples:
         for number, path in enumerate(self._paths):
             file = self._file(number)
             names = set(file.schema_arrow.names)
-            grids = "image_grid" if _SINGLE <= names else "image_grids"
-            if missing := {field.name for field in _schema()} - (names | _SEVERAL if _SINGLE <= names else names):
+            grids = "image_grid" if names >= _SINGLE else "image_grids"
+            if missing := {field.name for field in _schema()} - (names | _SEVERAL if names >= _SINGLE else names):
                 raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
             for group in range(file.metadata.num_row_groups):
                 table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids", grids])

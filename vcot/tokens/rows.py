@@ -252,9 +252,9 @@ def view(
         replies.append(str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n"))
     learned = "\n".join(replies)
     seen = []
-    for number, (data, (_, rows, columns)) in enumerate(zip(example.images, example.image_grids, strict=True)):
+    for place, (data, (_, rows, columns)) in enumerate(zip(example.images, example.image_grids, strict=True)):
         pixels = images.decode(data, example.id).pixels
-        if number == 0:
+        if place == 0:
             kept = pixels.size  # made smaller, it is what the processor is handed
         size = columns * contract.patch_size, rows * contract.patch_size
         seen.append(pixels.resize(size, Pillow.Resampling.BICUBIC))
