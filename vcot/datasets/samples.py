@@ -218,7 +218,7 @@ def _conversation(row: Row, context: ConversionContext, spec: FrameSpec) -> Samp
     every = [*until, *spoken.after]
     shown = _placed(images_beside(row.value), [one.question for one in every])[: len(until)]
     replies = [*(one.reply for one in spoken.before), reply]
-    said = [_Said(one.question, *rest) for one, *rest in zip(until, shown, replies, strict=True)]
+    said = [_Said(one.question, seen, text) for one, seen, text in zip(until, shown, replies, strict=True)]
     found = [image_of(row, context, one) for turn in said for one in turn.images]
     return _answered(row, context, said, found, spec, learned=False)
 

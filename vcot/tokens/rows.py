@@ -340,16 +340,9 @@ def _card(one: View) -> dict[str, Any]:
         # The name at the first of its boxes, numbers in the order of the text at the others.
         count = len(mention.boxes)
         labels += [f"{mention.label} 1" if count > 1 else mention.label, *(str(n) for n in range(2, count + 1))]
-    shown = [
-        data_uri(
-            overlay(
-                image,
-                *([{}, {}] if number else [{TRUE: boxes}, {TRUE: labels}]),
-                original=one.original,
-                longest_side=360,
-            )
-        )
-        for number, image in enumerate(one.images)
-    ]
+    shown = []
+    for place, image in enumerate(one.images):  # boxes are on the first
+        drawn, named = ({}, {}) if place else ({TRUE: boxes}, {TRUE: labels})
+        shown.append(data_uri(overlay(image, drawn, named, original=one.original, longest_side=360)))
     visual = sum(piece.tokens for piece in one.pieces if piece.control and "×" in piece.text)
     return {"view": one, "images": shown, "visual": visual, "boxes": len(boxes)}
