@@ -77,7 +77,7 @@ def photographs(folder: Path, number: int, size: int) -> list[Image]:
 def rows(images: list[Image], number: int, a_image: int, name: str) -> list[Sample]:
     return [
         Sample(
-            id=f"{name}-{n}", image=images[n // a_image % len(images)], question=f"Where is disc {n} of {name}?",
+            id=f"{name}-{n}", images=(images[n // a_image % len(images)],), question=f"Where is disc {n} of {name}?",
             answers=("top left",), evidence=(see("red disc", TOP_LEFT),),
             origin=Origin(dataset="made", split="train", row=str(n), licence="CC0-1.0"),
         )

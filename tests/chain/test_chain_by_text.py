@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.rows import SCIENCEQA_TYPES, scienceqa_row, write_parquet
+from tests.fakes.stages import stage
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from vcot.records import read_samples
 from vcot.records.example import Examples
@@ -27,14 +26,6 @@ def row(n: int, **changes: Any) -> dict[str, Any]:
         "solution": "Count up.",
     }
     return scienceqa_row(n, **said | ({"image": None} if n % 2 else {}) | changes)
-
-
-def stage(settings: Any, run: Callable[[Any], None], run_uri: Path, **options: Any) -> dict[str, Any]:
-    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    run(settings.load(["--run-uri", str(run_uri), *flags])[0])
-    report = run_uri / settings.stage / "report.json"
-    found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    return found
 
 
 @pytest.mark.chain
@@ -70,7 +61,7 @@ def test_rows_with_and_without_an_image_go_through_all_stages(tmp_path: Path, to
     assert report["visual_tokens"]["per_example"]["min"] > 0
     marker, _ = read_marker(store, f"{run_uri}/tokenize")
     files = [run_uri / "tokenize" / file.name for shard in marker.shards for file in shard.files]
-    assert sum(example.image is None for example in Examples(files)) == 4
+    assert sum(not example.images for example in Examples(files)) == 4
 
     stage(
         train.TrainSettings, train.run, run_uri, **base, tune="lora", lora_r=4, dtype="float32", max_steps=1,

@@ -54,8 +54,8 @@ def outcomes(given: Given, context: ConversionContext, source: str = "viscot", s
     return found
 
 
-def sides(given: Given, rows: Iterable[Any], **options: Any) -> list[str]:
-    return list(outcomes(given, given.context("viscot", given.rows(list(rows)), **options)).values())
+def sides(given: Given, rows: Iterable[Any], source: str = "viscot", **options: Any) -> list[str]:
+    return list(outcomes(given, given.context(source, given.rows(list(rows)), **options)).values())
 
 
 def row(image: str, question: str = "What is it?", **more: Any) -> dict[str, Any]:
@@ -117,6 +117,49 @@ def test_near_duplicates_can_be_left_alone_and_the_same_bytes_still_count_as_one
         given.image(f"vsr/{name}.jpg", data=scene(1, quality))
     rows = [row("a.jpg", split="val"), row("b.jpg"), row("c.jpg")]
     assert sides(given, rows, near_duplicates=near, validation_share=0) == ["test", "held-out", of_the_copy]
+
+
+@pytest.mark.parametrize("options", [{}, {"near_duplicates": 0}, {"near_duplicates": 0, "duplicates": "keep"}])
+def test_rows_that_share_any_image_are_on_one_side(given: Given, options: dict[str, Any]) -> None:
+    """Each row of a chain shows the second image of the one before it as its first; the draw alone would part them."""
+    names = [given.image(f"{seed}.jpg", data=scene(seed)) for seed in range(24)]
+    chains = [names[:8], names[8:16], names[16:]]
+    rows = [
+        {"images": [chain[n + 1], chain[n]], "question": f"{n}?", "answers": ["x"]}
+        for chain in chains
+        for n in range(7)
+    ]
+    found = sides(given, rows, source="samples", validation_share=0.5, **options)
+    assert [len(set(found[start : start + 7])) for start in (0, 7, 14)] == [1, 1, 1]
+    assert set(found) == {"train", "validation"}
+
+
+def test_what_one_row_of_a_chain_measures_with_no_other_learns_from(given: Given) -> None:
+    names = [given.image(f"{seed}.jpg", data=scene(seed)) for seed in range(10)]
+    rows = [{"images": [names[n + 1], names[n]], "question": f"{n}?", "answers": ["x"]} for n in (0, 1, 2, 3, 8)]
+    held = [*rows[:4], rows[4] | {"origin": {"split": "test"}}]
+    bridge = {"images": [names[9], names[0]], "question": "Both?", "answers": ["x"]}
+    found = sides(given, [*held, bridge], source="samples", validation_share=0)
+    assert found == ["held-out"] * 4 + ["test", "held-out"]
+
+
+def test_the_second_image_is_looked_at_as_the_first_is(given: Given) -> None:
+    sound, copied = given.image("a.jpg", data=scene(1)), given.image("b.jpg", data=scene(2, 90))
+    given.image("near.jpg", data=scene(2, 30))
+    given.image("damaged.png", data=damaged_png(3))
+    asked = {"question": "?", "answers": ["x"]}
+    rows = [
+        asked | {"image": copied, "origin": {"split": "test"}},
+        asked | {"images": [sound, "near.jpg"]}, asked | {"images": [sound, "damaged.png"]}, asked | {"image": sound},
+    ]  # fmt: skip
+    assert sides(given, rows, source="samples", validation_share=0)[:3] == ["test", "held-out", "image-broken"]
+
+
+def test_the_same_question_about_other_second_images_is_another_one(given: Given) -> None:
+    sound, copied, near = (given.image(f"{n}.jpg", data=scene(n)) for n in range(3))
+    asked = {"question": "?", "answers": ["x"]}
+    twice = [asked | {"images": [sound, other], "origin": {"split": "train"}} for other in (copied, near, copied)]
+    assert sides(given, twice, source="samples", near_duplicates=0) == ["train", "train", "duplicate"]
 
 
 def test_a_row_that_says_train_takes_the_silent_rows_of_its_image_along(given: Given) -> None:

@@ -85,7 +85,7 @@ def test_refused_samples(scene: Given, changed: dict[str, Any], reason: str) -> 
     ("changed", "said"),
     [
         ({"answer": "2"}, "a Sample has no 'answer'; did you mean 'answers'? What is your own goes below 'metadata'"),
-        ({"version": True}, "version True; this vcot reads version 1"),
+        ({"version": True}, "version True; this vcot reads versions 1 and 2"),
         ({"question": "y" * 100_001}, "a text of 100,001 characters; 100,000 of one text are read at most"),
         ({"answers": ["y" * 200_000]}, "a text of 200,000 characters; 100,000 of one text are read at most"),
     ],
@@ -165,6 +165,55 @@ def test_images_may_stand_beside_the_messages_or_inside_them(scene: Given) -> No
     assert (sample.image.width, sample.image.height) == (60, 50)
 
 
+TURNS = [
+    ("user", "Where is the cup?"), ("assistant", "Here: <ref>cup</ref><box>[100, 200, 300, 400]</box>"),
+    ("user", "And what is in it?"), ("assistant", "Answer: tea"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("marks", "shown"), [(("<image>", "<image>\n"), [1, 1]), (("", ""), [2, 0]), (("<image><image>", ""), [2, 0])]
+)
+def test_messages_of_several_images_and_turns_become_one_sample(
+    scene: Given, marks: tuple[str, str], shown: list[int]
+) -> None:
+    said = [(role, mark + text) for (role, text), mark in zip(TURNS, (marks[0], "", marks[1], ""), strict=True)]
+    row = {"messages": [{"role": role, "content": text} for role, text in said], "images": ["a.png", "chartqa/1.png"]}
+    sample = scene.sample("samples", row, frame="thousandths")
+    assert [image.uri.removeprefix(f"{scene.images}/") for image in sample.images] == ["a.png", "chartqa/1.png"]
+    assert [sample.turns[0].images, sample.images_asked] == shown
+    assert [turn.said.text for turn in sample.turns] == ["Where is the cup?", "Here: cup"]
+    assert sample.turns[1].learned
+    assert [box.as_list() for box in sample.turns[1].said.boxes] == [[20, 20, 60, 40]]
+    assert (sample.question, sample.answers, sample.evidence) == ("And what is in it?", ("tea",), None)
+    assert [trace.parts for trace in sample.reasoning] == [()]  # the place was its reasoning: nothing is to be added
+    assert scene.sample("samples", json.loads(sample.line())) == sample
+
+
+def test_a_conversation_shows_up_to_each_round_the_images_of_these(scene: Given) -> None:
+    row = talk(
+        ("human", "<image>\nWhere is the cup?"), ("gpt", REPLY), ("human", "<image>\nAnd here?"), ("gpt", "Nowhere."),
+        images=["a.png", "chartqa/1.png"],
+    )  # fmt: skip
+    row.pop("image", None)
+    first, second = scene.outcomes("samples", scene.rows([row]), frame="thousandths")
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert [len(one.images) for one in (first, second)] == [1, 2]
+    assert (second.turns[0].images, second.images_asked) == (1, 1)
+
+
+def test_our_own_lines_may_have_several_images_and_turns(scene: Given) -> None:
+    turns = [{"role": "user", "said": "Look.", "images": 1}, {"role": "assistant", "said": ["I do."], "learned": False}]
+    row = {"images": ["a.png", {"uri": "chartqa/1.png"}], "question": "?", "answers": ["2"], "turns": turns}
+    sample = scene.sample("samples", row)
+    assert (len(sample.images), sample.images_asked, sample.turns[1].learned) == (2, 1, False)
+    assert scene.reason("samples", row | {"turns": turns[:1]}) == "wrong-shape"
+    assert scene.reason("samples", row | {"turns": [{"role": "user"}]}) == "wrong-shape"
+    assert scene.reason("samples", row | {"image": "a.png"}) == "wrong-shape"
+    assert scene.reason("samples", row | {"images": ["a.png", "gone.png"]}) == "image-missing"
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -175,7 +224,8 @@ def test_images_may_stand_beside_the_messages_or_inside_them(scene: Given) -> No
         (messages(""), "no-answer"),
         ({"messages": None}, "wrong-shape"),
         ({"messages": [{"role": "user", "content": "?"}]}, "wrong-shape"),
-        ({"messages": messages("2")["messages"] * 2}, "wrong-shape"),
+        ({"messages": messages("2")["messages"][:1] * 2}, "wrong-shape"),
+        ({"messages": [*messages("<box>[9, 9, 2, 2]</box>")["messages"], *messages("2")["messages"]]}, "box-inverted"),
         ({"messages": [{"role": role, "content": "?"} for role in ("user", "assistant")]}, "wrong-shape"),  # no image
     ],
 )
@@ -222,12 +272,17 @@ def test_llavas_form_says_what_openais_does(scene: Given, row: dict[str, Any]) -
         assert getattr(sample, field) == getattr(same, field), field
 
 
-def test_no_frames_numbers_stand_in_the_context_of_a_later_round(scene: Given) -> None:
+def test_earlier_rounds_are_turns_that_are_not_learned_again(scene: Given) -> None:
     cup = (("human", "<image>\nWhere is the cup?"), ("gpt", REPLY.partition("\n")[0]))
     row = conversation(*cup, ("human", "And the pot?"), ("gpt", "There is no pot."))
-    _, second = scene.outcomes("samples", scene.rows([row]), frame="thousandths")
+    first, second = scene.outcomes("samples", scene.rows([row]), frame="thousandths")
+    assert isinstance(first, Sample)
     assert isinstance(second, Sample)
-    assert second.context == "Question: Where is the cup?\nAnswer: The cup is here."
+    asked, replied = second.turns
+    assert (asked.role, asked.said.text, asked.images) == ("user", "Where is the cup?", 1)
+    assert (replied.role, replied.said.text, replied.learned) == ("assistant", "The cup is here.", False)
+    assert replied.said.boxes == first.true_boxes  # as a place, which each base writes in its own numbers
+    assert (len(second.images), second.images_asked, second.context) == (1, 0, None)
     assert (second.answers, second.evidence) == (("There is no pot.",), None)
 
 

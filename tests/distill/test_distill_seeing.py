@@ -44,7 +44,7 @@ def test_kept_boxes_lie_on_the_hidden_ones_and_a_blank_image_gives_nothing_to_ke
     (tmp_path / "blank.png").write_bytes(data := draw_png(size=(160, 120)))
     image = sample(uri=str(tmp_path / "blank.png"), data=data, width=160, height=120).image
     there = [row for row in gold.values() if row.true_boxes]
-    blank = [row.model_copy(update={"image": image, "id": f"blank {row.id}"}) for row in there]
+    blank = [row.model_copy(update={"images": (image,), "id": f"blank {row.id}"}) for row in there]
     hidden = [row.model_copy(update={"evidence": None}) for row in (*gold.values(), *blank)]
     convert(str(tmp_path / "runs/one"), hidden)
     seeing = Seeing(ROOT / "examples" / "rehearsal")

@@ -39,7 +39,7 @@ def test_a_family_is_known_by_its_config_and_its_replies_are_read(tmp_path, fami
     assert "box" not in form.below(by_text("t"))  # what has no image is not asked for boxes
     # A box in the family's own frame and notation, about an image that the model sees at another size.
     one = sample("a", [(100, 100, 300, 300)])
-    one = one.model_copy(update={"image": one.image.model_copy(update={"width": 1600, "height": 900})})
+    one = one.model_copy(update={"images": (one.image.model_copy(update={"width": 1600, "height": 900}),)})
     native = one.frame(form.spec(CONTRACT))
     written = render(Trace((Mention("gear", (Box(100, 100, 300, 300),)),)), native, form.dialect)
     found = score(f"```json\n{written}\n```\nAnswer: left", one, native)

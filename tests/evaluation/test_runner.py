@@ -65,7 +65,7 @@ def test_the_base_is_asked_anew_only_where_the_question_changed(tmp_path, sample
     moved = []
     for one in samples:
         target = Path(one.image.uri).rename(tmp_path / f"moved-{one.id}.png")
-        moved.append(one.model_copy(update={"image": one.image.model_copy(update={"uri": str(target)})}))
+        moved.append(one.model_copy(update={"images": (one.image.model_copy(update={"uri": str(target)}),)}))
     assert asked(moved) == set()
 
 

@@ -54,7 +54,7 @@ def by_text(
 ) -> Sample:
     """A question without an image."""
     made = sample(name, None, question=question, answers=answers, split=split)  # type: ignore[arg-type]
-    return made.model_copy(update={"image": None})
+    return made.model_copy(update={"images": ()})
 
 
 def frame(of: Sample) -> Frame:
@@ -110,7 +110,7 @@ class FakeModel:
         if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise Interrupted("killed")
         self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
-        pixels = [None if p is None else p.getpixel((80, 60)) for p in images]
+        pixels = [p[0].getpixel((80, 60)) if p else None for p in images]
         seen = ["2" if pixel is None else self.COLOURS.get(pixel, f"{pixel}") for pixel in pixels]
         return [Completion(text=said([], text), model=model, finish_reason="stop") for text in seen]
 

@@ -32,6 +32,7 @@ def flag(stage: str, name: str) -> str:
 
 def as_frozen(value: Any, key: str = "") -> Any:
     """The same JSON under the names that it was frozen with."""
+    value = _of_one_image(value)
     old = {now: was for was, now in KEYS.items()}
     if isinstance(value, dict):
         return {old.get(name, name): as_frozen(inner, old.get(name, name)) for name, inner in value.items()}
@@ -42,3 +43,25 @@ def as_frozen(value: Any, key: str = "") -> Any:
             value = value.replace(now, said)
     was = [frozen for (of, frozen), now in VALUES.items() if (of, now) == (key, value)]
     return was[0] if was else value
+
+
+def _of_one_image(value: Any) -> Any:
+    """Samples of version 1 had one `image`, or null, where those of version 2 have a list `images`; with several, or
+    with turns, there were none.
+    """
+    if not (isinstance(value, dict) and "images" in value and value.get("version") == 2):
+        return value
+    assert len(value["images"]) <= 1
+    assert "turns" not in value
+    image = value["images"][0] if value["images"] else None
+    return {name: inner for name, inner in value.items() if name != "images"} | {"version": 1, "image": image}
+
+
+def example_as_frozen(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a Parquet file with `image` and `image_grid`, or null, in the place of lists of at most one."""
+    assert len(row["images"]) == len(row["image_grids"]) <= 1
+    rest = {name: value for name, value in row.items() if name not in ("images", "image_grids")}
+    return rest | {
+        "image": row["images"][0] if row["images"] else None,
+        "image_grid": row["image_grids"][0] if row["image_grids"] else None,
+    }

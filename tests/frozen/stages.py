@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 from PIL import Image
 
-from tests.frozen.names import as_frozen, flag
+from tests.frozen.names import as_frozen, example_as_frozen, flag
 from vcot.stage import launch
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def examples_digest(folder: Path) -> dict[str, str]:
         rows = pq.read_table(path).to_pylist()
         digest = hashlib.sha256()
         for row in rows:
-            digest.update(repr(sorted(row.items())).encode())
+            digest.update(repr(sorted(example_as_frozen(row).items())).encode())
         found[f"{path.name[:5]}: {len(rows)} examples"] = digest.hexdigest()
     return found
 

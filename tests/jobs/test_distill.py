@@ -300,7 +300,7 @@ def test_a_strategy_runs_costs_what_was_estimated_and_gives_the_same_in_batches(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nobody_is_asked_about_rows_by_text_alone(strategy: str, seeing: Teacher, tmp_path: Path) -> None:
-    silent = sample(name="silent").model_copy(update={"image": None, "evidence": None})
+    silent = sample(name="silent").model_copy(update={"images": (), "evidence": None})
     solved = silent.model_copy(update={"id": "solved", "reasoning": (Trace(("The solution says so.",)),)})
     convert(str(tmp_path), [solved, silent])
     see_run(tmp_path, strategy=strategy)

@@ -121,7 +121,7 @@ def test_a_batch_goes_on_without_a_row_whose_image_is_gone(tmp_path: Path) -> No
     where, rows = tmp_path / "run", illustrated(str(tmp_path), 6)
     assert rows[2].image is not None
     gone = rows[2].image.model_copy(update={"uri": str(tmp_path / "gone.png")})
-    convert(str(where), [*rows[:2], rows[2].model_copy(update={"image": gone}), *rows[3:]])
+    convert(str(where), [*rows[:2], rows[2].model_copy(update={"images": (gone,)}), *rows[3:]])
     with scripted_teacher() as teacher:
         there = Batches(teacher)
         distill(where, teacher, batch=True, max_rejected_share=1.0)

@@ -82,7 +82,7 @@ def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract
     found = examples(place, marker)
     assert [row.id for row in found.rows] == ["s0#0", "s1#0", "s3#0", "s3#1", "s4#0"]
     assert [row.split for row in found.rows] == ["train"] * 4 + ["validation"]
-    assert found[0].image == (tmp_path / "run/images/0.png").read_bytes()
+    assert found[0].images[0] == (tmp_path / "run/images/0.png").read_bytes()
     assert [shard.row_counts.rows for shard in marker.shards] == [2, 2]  # without the row of the test split
     assert marker.metadata.base_uri == str(toy_base)
     check_contract(marker.metadata.contract, processor)
@@ -119,7 +119,7 @@ def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, toy_base: Pa
     (tmp_path / "run/images/2.png").write_bytes(png(colour="white"))
     short = png()[: len(png()) // 2]
     cut = sample(uri=cut.image.uri, id="cut").model_copy(
-        update={"image": Image(uri=cut.image.uri, width=320, height=240, sha256=hashlib.sha256(short).hexdigest())}
+        update={"images": (Image(uri=cut.image.uri, width=320, height=240, sha256=hashlib.sha256(short).hexdigest()),)}
     )
     Path(cut.image.uri).write_bytes(short)
     long_text = Trace(("So " * 300, *WHERE.parts))
@@ -152,7 +152,7 @@ def test_an_image_made_smaller_is_counted_and_in_text_mode_none_is_read(tmp_path
     (tmp_path / "run/images/0.png").unlink()
     text = str(tmp_path / "text")
     marker = tokenize(text, toy_base, mode="text", input_uri=join(place, "distill"))
-    assert [one.image for one in examples(text, marker)] == [None, None]
+    assert [one.images for one in examples(text, marker)] == [(), ()]
     assert marker.metadata.contract.mode == "text"
 
 

@@ -22,7 +22,7 @@ def model(toy_base: Path) -> Any:
 def prompts(encoder: Any, numbers: list[int]) -> dict[str, Any]:
     made = [drawn(number) for number in numbers]
     batch: dict[str, Any] = encoder.prompts(
-        [sample for sample, _ in made], [decode(data, sample.id).pixels for sample, data in made]
+        [sample for sample, _ in made], [[decode(data, sample.id).pixels] for sample, data in made]
     )
     return batch
 

@@ -20,12 +20,12 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def example(number: int, image: bool = True) -> Example:
+def example(number: int, image: int = 1) -> Example:
     ids = tuple(range(number, number + 5 + number % 7))
     return Example(
         id=f"s{number}#0", sample=f"s{number}", alternative=number % 3, split="train" if number % 4 else "validation",
-        ids=ids, labels=(IGNORED, IGNORED, *ids[2:]), image=png(number) if image else None,
-        image_grid=(1, 2, 4) if image else None, shrunk=number % 5 == 0,
+        ids=ids, labels=(IGNORED, IGNORED, *ids[2:]), images=(png(number),) * image, image_grids=((1, 2, 4),) * image,
+        shrunk=number % 5 == 0,
     )  # fmt: skip
 
 
@@ -38,12 +38,12 @@ def write(path: Path, examples: list[Example]) -> Path:
 
 
 def test_examples_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> None:
-    first = [example(n, image=n % 6 != 0) for n in range(70)]
+    first = [example(n, image=n % 3) for n in range(70)]
     second = [example(n) for n in range(100, 103)]
     found = Examples([write(tmp_path / "a", first), write(tmp_path / "none", []), write(tmp_path / "b", second)])
     assert (tmp_path / "a").read_bytes() == write(tmp_path / "again", first).read_bytes()
     assert len(found) == 73
-    assert found.rows[8:10] == [Row("s8#0", "s8", 2, "validation", 6), Row("s9#0", "s9", 0, "train", 7)]
+    assert found.rows[8:10] == [Row("s8#0", "s8", 2, "validation", 6, 16), Row("s9#0", "s9", 0, "train", 7, 0)]
     assert [found[i] for i in (72, 0, 69, 70, 33, -1)] == [
         second[2], first[0], first[69], second[0], first[33], second[2],
     ]  # fmt: skip
@@ -73,18 +73,19 @@ def test_datasets_opens_the_file_as_it_is_with_images_as_images(
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     import datasets
 
-    path = write(tmp_path / "00000-abc.parquet", [example(n, image=n != 3) for n in range(40)])
+    path = write(tmp_path / "00000-abc.parquet", [example(n, image=n % 3) for n in range(40)])
     table = datasets.load_dataset(
         "parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"), streaming=False
     )
-    assert isinstance(table.features["image"], datasets.Image)
+    assert table.features["images"] == datasets.List(datasets.Image())
     assert table.features["ids"] == datasets.List(datasets.Value("int32"))
     row = table[5]
-    assert row["image"].size == (56, 28)
-    assert row["image"].getpixel((0, 0)) == (5, 0, 0)
+    assert [image.size for image in row["images"]] == [(56, 28)] * 2
+    assert row["images"][1].getpixel((0, 0)) == (5, 0, 0)
     wanted = example(5)
-    assert (tuple(row["ids"]), tuple(row["labels"]), row["image_grid"]) == (wanted.ids, wanted.labels, [1, 2, 4])
-    assert table[3]["image"] is table[3]["image_grid"] is None
+    assert (tuple(row["ids"]), tuple(row["labels"])) == (wanted.ids, wanted.labels)
+    assert row["image_grids"] == [[1, 2, 4]] * 2
+    assert table[3]["images"] == table[3]["image_grids"] == []
     streamed = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
     assert next(iter(streamed))["id"] == "s0#0"
 
@@ -105,4 +106,27 @@ def test_ids_and_labels_of_different_length_are_no_example() -> None:
     with pytest.raises(ValueError, match="2 ids and 1 labels"):
         Example("a", "a", 0, "train", (1, 2), (1,))
     with pytest.raises(ValueError, match="come together"):
-        Example("a", "a", 0, "train", (1,), (1,), image=b"x")
+        Example("a", "a", 0, "train", (1,), (1,), images=(b"x",))
+
+
+def test_a_file_of_the_time_of_one_image_is_read(tmp_path: Path) -> None:
+    """Columns as they were: image {bytes, path} and image_grid, null in an example without one."""
+    import pyarrow as pa
+
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    tokens = pa.list_(pa.int32())
+    schema = pa.schema(
+        {
+            "id": pa.string(), "sample": pa.string(), "alternative": pa.int32(), "split": pa.string(), "ids": tokens,
+            "labels": tokens, "image": image, "image_grid": tokens, "shrunk": pa.bool_(),
+        }
+    )  # fmt: skip
+    rows = []
+    for one in (wanted := [example(1, image=1), example(2, image=0)]):
+        rows.append({name: value for name, value in vars(one).items() if not name.startswith("image")})
+        rows[-1]["image"] = {"bytes": one.images[0], "path": None} if one.images else None
+        rows[-1]["image_grid"] = one.image_grids[0] if one.images else None
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "old.parquet")
+    found = Examples([tmp_path / "old.parquet"])
+    assert list(found) == wanted
+    assert [row.patches for row in found.rows] == [8, 0]

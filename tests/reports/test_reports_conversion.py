@@ -128,7 +128,7 @@ def test_rows_without_an_image_and_rows_without_evidence_are_told_apart_from_row
     assert one.image is not None
     rows = [
         one, one.model_copy(update={"evidence": None}), one.model_copy(update={"evidence": ()}),
-        one.model_copy(update={"image": None, "evidence": None, "question": "one \U0001f600 \0 two"}),
+        one.model_copy(update={"images": (), "evidence": None, "question": "one \U0001f600 \0 two"}),
     ]  # fmt: skip
     folder = Folder(Store(), str(tmp_path / "run"), CONVERT)
 

@@ -54,7 +54,7 @@ def test_each_rule_can_be_broken(text, broken):
 def test_a_box_is_demanded_unless_the_thing_is_absent_and_not_wanted_without_an_image():
     assert broken_rules("It turns.\nAnswer: up", sample(evidence=None), SPEC) == (Rule.MENTION,)
     assert format_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
-    asked = Sample.model_validate(sample(evidence=None).model_dump() | {"image": None})
+    asked = Sample.model_validate(sample(evidence=None).model_dump() | {"images": ()})
     assert format_reward("Gears that touch turn against each other.\nAnswer: up", asked, SPEC) == 1
     assert broken_rules(GOOD, asked, SPEC) == (Rule.MENTION,)
     assert box_reward(GOOD, asked, SPEC) is None
@@ -146,7 +146,7 @@ def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shru
     """A copy of 300 x 300 pixels is seen at 308 x 308, and the numbers of the reply are pixels of that."""
     small = Stored(uri="s3://bucket/small.jpg", width=300, height=300, sha256="1" * 64)
     row = sample()
-    row = row.model_copy(update={"image": row.image.model_copy(update={"stored": small})})
+    row = row.model_copy(update={"images": (row.image.model_copy(update={"stored": small}),)})
     spec = FrameSpec("resized_pixels", min_pixels=784, max_pixels=1280 * 784)
     text = "I see the <ref>gear</ref><box>[31, 31, 92, 92]</box> turn.\nAnswer: up"
     assert box_reward(text, row, spec) == pytest.approx(1, abs=0.02)

@@ -66,7 +66,7 @@ def encoder(processor: Any, **changes: Any) -> Encoder:
 
 def made(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example | Rejection:
     data = data or png(row.image.width, row.image.height)
-    return coder.example(row, alternative, images.decode(data, "a.png"), data)
+    return coder.example(row, alternative, [images.decode(data, "a.png")], [data])
 
 
 def example(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example:

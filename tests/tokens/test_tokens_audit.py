@@ -37,8 +37,8 @@ def labels_of(good: Example, *replaced: Any) -> tuple[int, ...]:
         (lambda good: {"labels": (*good.labels[:-2], IGNORED, IGNORED)}, "not one piece up to the end"),
         (lambda good: {"ids": good.ids[:-2], "labels": good.labels[:-2]}, "that are learned are none"),
         (lambda good: {"labels": (*good.labels[1:], good.ids[-1])}, "another token than the one that stands there"),
-        (lambda good: {"image_grid": (1, 8, 8)}, "12 places for visual tokens, its image gives 16"),
-        (lambda good: {"image": None, "image_grid": None}, "its image gives 0"),
+        (lambda good: {"image_grids": ((1, 8, 8),)}, "12 places for visual tokens, its images give 16"),
+        (lambda good: {"images": (), "image_grids": ()}, "its images give 0"),
     ],
 )
 def test_a_wrong_mask_is_refused(good: Example, processor: Any, harm: Any, line: str) -> None:
@@ -60,8 +60,7 @@ def test_boxes_of_the_page_come_from_the_learned_text(good: Example, toy_encoder
     one = view(good, (320, 240), toy_encoder.contract, processor)
     assert one.parsed.well_formed
     assert one.parsed.boxes == WHERE.boxes
-    assert one.image is not None
-    assert one.image.size == (112, 84)
+    assert [image.size for image in one.images] == [(112, 84)]
     wrong = view(good, (320, 240), toy_encoder.contract.model_copy(update={"frame": {"name": "pixels"}}), processor)
     assert [str(fault.kind) for fault in wrong.parsed.faults] == ["outside"]  # 300 of 240 pixels: shown on the page
 

@@ -184,12 +184,12 @@ def test_an_image_is_cut_once_for_all_its_questions_while_there_is_room(dataset:
 
 def test_an_image_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: Path, toy_encoder: Any) -> None:
     good = examples(toy_encoder, 1)[0]
-    assert good.image_grid is not None
-    turned = replace(good, image_grid=(1, good.image_grid[2] * 2, good.image_grid[1] // 2))
+    ((_, rows, columns),) = good.image_grids
+    turned = replace(good, image_grids=((1, columns * 2, rows // 2),))
     path = write_examples(tmp_path / "a.parquet", [turned])
     with pytest.raises(InputError, match=r"train-0#0.*grid.*run tokenize again"):
         SFTDataset(Examples([path]), toy_encoder, cache_bytes=0)[0]
     short = replace(good, ids=good.ids[40:], labels=good.labels[40:])
     path = write_examples(tmp_path / "b.parquet", [short])
-    with pytest.raises(InputError, match=r"train-0#0.*stand for the image"):
+    with pytest.raises(InputError, match=r"train-0#0.*stand for images"):
         SFTDataset(Examples([path]), toy_encoder, cache_bytes=0)[0]

@@ -284,7 +284,7 @@ def test_a_mixed_batch_has_the_patches_of_its_images_and_teaches_what_its_rows_t
 
 def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
     illustrated = [drawn(number) for number in range(2)]
-    asked: list[Any] = [(by_text(1), None), *((s, decode(d, s.id).pixels) for s, d in illustrated), (by_text(2), None)]
+    asked: list[Any] = [(by_text(1), []), *((s, [decode(d, s.id).pixels]) for s, d in illustrated), (by_text(2), [])]
     ends = {"eos_token_ids": toy_encoder.eos_token_ids, "pad_token_id": toy_encoder.pad_token_id}
 
     def replies(some: list[Any]) -> list[list[int]]:

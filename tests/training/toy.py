@@ -84,9 +84,9 @@ def examples(encoder: Any, train: int, validation: int = 0, alternatives: int = 
     for number in range(train + validation):
         split = "train" if number < train else "validation"
         sample, data = drawn(number, split, alternatives)
-        image = decode(data, sample.id) if encoder.contract.mode == "multimodal" else None
+        seen = [decode(data, sample.id)] if encoder.contract.mode == "multimodal" else []
         for alternative in range(len(sample.reasoning)):
-            example = encoder.example(sample, alternative, image, data if image is not None else None)
+            example = encoder.example(sample, alternative, seen, [data] * len(seen))
             assert isinstance(example, Example), example
             made.append(example)
     return made
@@ -97,7 +97,7 @@ def by_text(number: int, split: Any = "train") -> Sample:
     illustrated, _ = drawn(number, split)
     return illustrated.model_copy(
         update={
-            "id": f"text-{number}", "image": None, "evidence": None, "question": f"What is {number} and {number}?",
+            "id": f"text-{number}", "images": (), "evidence": None, "question": f"What is {number} and {number}?",
             "answers": (str(2 * number),), "reasoning": (Trace((f"{number} and {number} is {2 * number}.",)),),
         }
     )  # fmt: skip

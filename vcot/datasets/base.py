@@ -145,6 +145,7 @@ class Dataset:
             prepare, which goes through all rows; None: it makes Samples.
         asks: a row → the kind of its question and what it asks about, where the wording is drawn; None: its words tell.
         ready: makes on the scratch disk what rows are read from, before several processes read them; None: nothing.
+        several_images: a row may have several images, so that their sides depend on all rows.
         in_archive: folders below the images' folder, or of an archive of images, that its paths may be below, likeliest
             first; "" is the top.
     """
@@ -168,6 +169,7 @@ class Dataset:
     glance: Callable[[Row, ConversionContext[Any]], Glance] | None = None
     asks: Callable[[Row], tuple[str, str]] | None = None
     ready: Callable[[ConversionContext[Any]], None] | None = None
+    several_images: bool = False
     in_archive: tuple[str, ...] = ("", *TOPS)
 
 
@@ -262,18 +264,24 @@ class ConversionContext(Generic[O]):
         """An id of this part, unlike any of another."""
         return f"{self.part}/{name}" if self.part else name
 
-    def origin(self, row: Row, about: Image | Asked, dataset: str, licence: str | None = None) -> Origin:
+    def origin(
+        self, row: Row, about: Image | Asked, dataset: str, licence: str | None = None, *, others: Sequence[Image] = ()
+    ) -> Origin:
         """Where a sample comes from, and to which split it belongs: its image decides, or else what it asks.
 
+        others: its further images. All samples that share an image with it, or with one that does, are on its side.
+
         Raises:
-            ImageError: prepare has seen that the image cannot be decoded.
-            Refused: the image is held out by another row, or the row names a split that nobody knows.
+            ImageError: prepare has seen that an image cannot be decoded.
+            Refused: an image is held out by another row, or the row names a split that nobody knows.
         """
-        if isinstance(about, Image) and (damage := self.prepared.damaged.get(about.sha256)) is not None:
-            raise ImageError(about.uri, *damage)
+        for image in (about, *others):
+            if isinstance(image, Image) and (damage := self.prepared.damaged.get(image.sha256)) is not None:
+                raise ImageError(image.uri, *damage)
+        splits = [self._split(row, image) for image in (about, *others)]
         return Origin(
             dataset=self.options.dataset or dataset,
-            split=self._split(row, about),
+            split=splits[0],
             row=row.id,
             licence=self.options.licence or licence or self.dataset.licence,
         )

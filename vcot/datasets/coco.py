@@ -150,7 +150,7 @@ def sample(row: Row, context: ConversionContext[CocoOptions]) -> Sample:
     article = "an" if category[:1].lower() in "aeiou" else "a"
     return Sample(
         id=row.id,
-        image=image,
+        images=(image,),
         question=wording.format(one=category, a=f"{article} {category}", many=plural(category)),
         answers=(_answer(kind, boxes, image),),
         evidence=(Mention(category, boxes),) if boxes else (),
@@ -403,7 +403,7 @@ def refcoco(row: Row, context: ConversionContext[WordingOptions]) -> Sample:
     answer = place(box, image.width, image.height)
     return Sample(
         id=row.id,
-        image=image,
+        images=(image,),
         question=context.own.one_of(EXPRESSION_PHRASINGS, row.id, context.options.seed).format(expression),
         answers=(answer,),
         evidence=(Mention(NEUTRAL if gives_away(expression, [answer]) else expression, (box,)),),

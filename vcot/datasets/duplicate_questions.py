@@ -63,9 +63,18 @@ def about(sample: Sample) -> Image | Asked:
     return sample.image or Asked.of(sample.question, sample.context, sample.choices)
 
 
+def others(sample: Sample) -> list[Image]:
+    """Its further images. A crop of the first shows nothing that the first does not."""
+    known = {image.sha256 for image in sample.images}
+    return [image for image in sample.images[1:] if image.cut_from not in known]
+
+
 def question(sample: Sample) -> str:
-    """What a sample asks, in a form in which equal questions are equal texts."""
-    return asked(sample.question, sample.context, sample.choices)
+    """What a sample asks, in a form in which equal questions are equal texts: with what was said before, and of
+    several images which the others are."""
+    said = asked(sample.question, sample.context, sample.choices)
+    before = (f"{turn.role} {turn.images}: {_normalised(turn.said.text)}" for turn in sample.turns)
+    return "\n".join((said, *before, *(image.sha256 for image in others(sample))))
 
 
 def asked(question: str, context: str | None, choices: Sequence[str] | None) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vcot.datasets.base import ConversionContext, Form, dataset
@@ -36,12 +36,13 @@ _ROUNDS = (("human", "gpt"), ("human", "reason", "gpt"))
 
 @dataclass(frozen=True)
 class Round:
-    """One question and its reply, as they are written; `before`: the earlier rounds of the row."""
+    """One question and its reply, as they are written; `before`, `after`: the other rounds of the row."""
 
     question: str
     reply: str
     thought: str | None = None
     before: tuple[Round, ...] = ()
+    after: tuple[Round, ...] = ()
 
 
 def rounds(row: Row) -> Iterator[Row]:
@@ -56,7 +57,7 @@ def rounds(row: Row) -> Iterator[Row]:
         return
     for number, spoken in enumerate(found, 1):
         name = row.id if len(found) == 1 else f"{row.id}#{number}"
-        yield Row(name, {**row.value, ROUND: spoken})
+        yield Row(name, {**row.value, ROUND: replace(spoken, after=tuple(found[number:]))})
 
 
 def round_of(row: Row) -> Round:
@@ -79,22 +80,25 @@ def earlier_turns(before: Sequence[tuple[str, str]]) -> str | None:
     return "\n\n".join(f"Question: {asked}\nAnswer: {answer}" for asked, answer in before) or None
 
 
-def image_of(row: Row, context: ConversionContext, path: str | None = None) -> Image:
-    """The one image of a row: `image`, or the only entry of `images`. Parquet holds it as base64.
+def image_of(row: Row, context: ConversionContext, said: Any, path: str | None = None) -> Image:
+    """An image of a row, of what stands there for it. Parquet holds it as base64.
 
     path: what to look up instead of the text that is there.
     """
-    said = one_image(row.value)
     if isinstance(said, str) and f"{PARQUET}:" in row.id and not said.startswith("data:"):
         return context.images.of(decoded(said))
     return context.images.of(path or said)
 
 
+def images_beside(value: Mapping[str, Any]) -> list[Any]:
+    """What stands for the images of a row: `image`, or the entries of `images`."""
+    said = value.get("image", value.get("images"))
+    return said if isinstance(said, list) else [said]
+
+
 def one_image(value: Mapping[str, Any]) -> Any:
     """Raises Refused: there are several."""
-    said = value.get("image", value.get("images"))
-    if not isinstance(said, list):
-        return said
+    said = images_beside(value)
     if len(said) > 1:
         raise Refused(Reason.WRONG_SHAPE, f"a row has one image; this one has {len(said)}")
     return said[0] if said else None
@@ -141,10 +145,11 @@ def sample(row: Row, context: ConversionContext) -> Sample:
     spoken = round_of(row)
     asked = asked_in(spoken.question)
     thought, answer = parted(spoken)
-    image = image_of(row, context, _path(one_image(row.value)))
+    said = one_image(row.value)
+    image = image_of(row, context, said, _path(said))
     return Sample(
         id=row.id,
-        image=image,
+        images=(image,),
         question=asked,
         context=earlier_turns([(asked_in(r.question), _answer_of(r)) for r in spoken.before]),
         answers=(answer,),

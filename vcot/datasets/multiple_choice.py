@@ -62,7 +62,7 @@ def scienceqa(row: Row, context: ConversionContext[ScienceQAOptions]) -> Sample:
     solution = said.get("solution")
     return Sample(
         id=row.id,
-        image=image,
+        images=() if image is None else (image,),
         question=question,
         context=before,
         choices=options,
@@ -97,7 +97,7 @@ def aokvqa(row: Row, context: ConversionContext) -> Sample:
     image = _image(said, context)
     return Sample(
         id=row.id,
-        image=image,
+        images=(image,),
         question=question,
         choices=options,
         answers=_answers(first, _texts(said.get("direct_answers")), options),

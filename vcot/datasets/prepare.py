@@ -54,6 +54,7 @@ class Note(NamedTuple):
     places: bytes | None = None
     dataset: str | None = None
     whole: bool | None = None
+    others: str | None = None
 
 
 def informed(
@@ -119,7 +120,7 @@ def survey(contexts: Sequence[ConversionContext], workers: Workers, readers: int
     # Benchmarks count rows that are kept, and nearly the same question may be any row's: then all are read whole.
     depth: Depth = "whole" if benchmarks or options.duplicates == "near" else "glance"
     wanted = options.near_duplicates or options.duplicates != "keep" or benchmarks
-    wanted = wanted or any(context.dataset.glance for context in contexts)
+    wanted = wanted or any(context.dataset.glance or context.dataset.several_images for context in contexts)
     with scratch_database(contexts[0].scratch / "rows.sqlite") as database:
         index = RowIndex(contexts, readers, database)
         index.load(scan(contexts, workers, readers, depth if wanted else "declared"))
@@ -236,11 +237,14 @@ def _whole(row: Row, context: ConversionContext, rules: quality.QualityOptions) 
     kind, asked = asks(row) if asks is not None else ("", duplicate_questions.question(sample))
     whole = None if glance is None else glance(row, context).whole
     note = _note(row, duplicate_questions.about(sample), Question(asked, sample.answers, kind), whole, context)
+    others = [(image.sha256, image.uri) for image in duplicate_questions.others(sample)]
     try:
         sound = not rules.checks or bool(quality.validated(sample, rules))
     except Refused:
         sound = False
-    return note._replace(sound=sound, places=duplicate_questions.places(sample))
+    return note._replace(
+        sound=sound, places=duplicate_questions.places(sample), others=json.dumps(others) if others else None
+    )
 
 
 def _note(

@@ -125,7 +125,7 @@ def _leak(sample: Sample) -> str | None:
 
 def demand_readable(sample: Sample) -> None:
     """Raises Refused: a text is too long or shows nothing to a reader, or the answer is none of the choices."""
-    reasonings = (trace.text for trace in sample.reasoning)
+    reasonings = (trace.text for trace in sample.traces)
     own = map(str, sample.metadata.values())
     longest = max(map(len, (sample.question, sample.context or "", *sample.answers, *reasonings, *own)))
     if longest > LONGEST_TEXT:
@@ -239,8 +239,14 @@ def relabelled(sample: Sample) -> Sample:
         Trace(tuple(part if isinstance(part, str) else renamed(part) for part in trace.parts))
         for trace in sample.reasoning
     )
-    return sample.model_copy(update={"evidence": evidence, "reasoning": reasoning})
+    turns = tuple(
+        turn.model_copy(
+            update={"said": Trace(tuple(part if isinstance(part, str) else renamed(part) for part in turn.said.parts))}
+        )
+        for turn in sample.turns
+    )
+    return sample.model_copy(update={"evidence": evidence, "reasoning": reasoning, "turns": turns})
 
 
 def _mentions(sample: Sample) -> list[Mention]:
-    return [*(sample.evidence or ()), *(m for trace in sample.reasoning for m in trace.mentions)]
+    return [*(sample.evidence or ()), *(m for trace in sample.traces for m in trace.mentions)]

@@ -10,7 +10,8 @@ queries over all of them find
 - duplicates: rows that ask what an earlier row has asked about the same image.
 - repeated: ids that several rows give themselves. To later stages they would be one sample.
 
-A group is an image, by its digest, with all images that nearly are the same. All of a group are on one side: that of
+A group is an image, by its digest, with all images that nearly are the same, and with those that stand beside one of
+them in a row, because what a row shows is all learned together. All of a group are on one side: that of
 the row that measures with one of them (test before validation; a benchmark file counts as test), else training if a
 row says so, else where the draw puts its smallest digest. So without near-duplicates the draw is each image's own. A
 question without an image takes the place of one here (Asked); its URI is null, and nothing is nearly it.
@@ -50,11 +51,11 @@ from vcot.storage.images import ImageError
 
 COLUMNS = (
     "row int, id text, name text, said int, sha text, uri text, key blob, asked text, sound int, places blob, "
-    "dataset text, whole int"
+    "dataset text, whole int, others text"
 )
 """Of a row's note. name: the id that it gives itself. The others are null where the row is refused: sound, whether
 the rules for quality keep it (null: nobody has asked); places, of its boxes, once it was read whole; dataset and
-whole, what Glance.whole says.
+whole, what Glance.whole says; others, the digests and URIs of further images, as JSON.
 """
 A_PART = 1 << 40
 """Rows are numbered from part to part in such steps."""
@@ -101,6 +102,13 @@ class RowIndex:
             self._sql("detach noted")
             path.unlink()
         self._sql("begin")
+        # What each row shows; `sha` of rows alone is their first image, or what stands in its place.
+        self._sql("drop view if exists seen")
+        self._sql(
+            "create view seen as select row, sha, uri, said from rows where sha is not null union all "
+            "select row, json_extract(value, '$[0]'), json_extract(value, '$[1]'), said "
+            "from rows, json_each(others) where sha is not null and others is not null"
+        )
 
     def _load_rows(self, table: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
         """A new table with these rows."""
@@ -138,7 +146,7 @@ class RowIndex:
             # Each row says one bit, so the different ones add up to all that are set.
             "insert into images (sha, part, uri, said) select sha, part, uri, said from ("
             "  select sha, part, uri, sum(distinct said) as said, min(row) from ("
-            f"    select sha, row / {A_PART} as part, uri, said, row from rows where sha is not null"
+            f"    select sha, row / {A_PART} as part, uri, said, row from seen"
             f"    union all select sha, part, uri, 0, {1 << 60} from more) group by sha) order by sha"
         )
         return int(self._one("select count(*) from images"))
@@ -153,6 +161,7 @@ class RowIndex:
         self._load_rows("members", "sha text primary key, grp int", ())
         distance = self.contexts[0].options.near_duplicates
         if not distance:
+            self._join_rows()
             return {}, {}
         damaged: dict[str, Any] = {}
 
@@ -186,13 +195,44 @@ class RowIndex:
         ]  # fmt: skip
         if damaged:
             self._load_rows("damaged", "sha text", ((sha,) for sha in damaged))
-            for table in ("rows", "images", "same", "more"):
+            self._sql("create temp table lost as select row from seen where sha in (select sha from damaged)")
+            self._sql("delete from rows where row in (select row from lost)")
+            self._sql("drop table lost")
+            for table in ("images", "same", "more"):
                 self._sql(f"delete from {table} where sha in (select sha from damaged)")
+        self._join_rows()
         counts = {
             "images_compared": len(where), "groups": found.groups, "images_in_groups": len(found.members),
             "largest_group": found.largest, "pairs": pairs,
         }  # fmt: skip
         return counts, dict(sorted(damaged.items()))
+
+    def _join_rows(self) -> None:
+        """Images of one row become members of one group, and so do the groups that they are in."""
+        links = self._sql(
+            "select one.number, other.number from seen join rows using (row) "
+            "join images as one on one.sha = rows.sha join images as other on other.sha = seen.sha "
+            "where rows.others is not null and one.number != other.number"
+        ).fetchall()
+        if not links:
+            return
+        near = self._sql("select number, grp from images join members using (sha)").fetchall()
+        parent: dict[int, int] = {}
+
+        def root(number: int) -> int:
+            while (above := parent.setdefault(number, number)) != number:
+                parent[number] = number = parent[above]
+            return number
+
+        for one, other in (*links, *((number, -1 - group) for number, group in near)):  # below 0: a group, no image
+            first, second = sorted((root(one), root(other)), reverse=True)
+            parent[second] = first
+        members = [(number, root(number)) for number in parent if number >= 0]
+        self._load_rows("members", "sha text primary key, grp int", ())
+        self._database.executemany(
+            "insert into members select sha, ? from images where number = ?",
+            ((group, number) for number, group in members),
+        )
 
     # --- the second scan
 
@@ -246,7 +286,7 @@ class RowIndex:
                     same.add((file.name, path, image.sha256))
                 for key in () if found else _keys(path):
                     unread[key].append((file.name, path))
-        images = "select distinct uri, sha from rows where uri is not null"
+        images = "select distinct uri, sha from seen where uri is not null"
         for uri, sha in self._sql(images) if unread else ():
             same |= {(*named, sha) for key in _keys(uri) for named in unread.get(key, ())}
         self._load_rows("shown", "file text, path text, often int", shown)

@@ -1,30 +1,34 @@
 """What a user brings: lines of our own Samples, or OpenAI chat messages or LLaVA's conversations with boxes in them.
 
-docs/datasets.md shows a line of each. Samples need only `image`, `question` and `answers`; what is missing of size,
-digest and origin is filled in, and what is there is held against the image. Boxes are pixels of the upright original.
+docs/datasets.md shows a line of each. Samples need only `image` (or `images`), `question` and `answers`; what is
+missing of size, digest and origin is filled in, and what is there is held against the image. Boxes are pixels of the
+upright original, of several images of the first.
 An `id` that several rows give becomes one of each row's own (mine.jsonl:3:id), because files repeat each other's.
 
-Messages are one question and one reply, with the image in the question, or its path in a list `images` beside them.
+Messages are of the user and the assistant by turns. The last reply is the answer; earlier ones are learned, too. Images
+stand in the turns of the user, or their paths in a list `images` beside them: each at its own <image> in the texts
+where there are as many of these, else all in the first turn. Within a turn they come before its text.
 The reply is read in any dialect of `vcot.grounding`; in which numbers it writes its boxes has to be declared (--frame),
 because no text can tell. What is stated after "Answer:" is the answer, the text before it the reasoning; a reply that
 states none is the answer itself. A system message is left out. Conversations are read in the same way, each round as
-a row (llava_cot.py).
+a row (llava_cot.py) with the earlier rounds as turns, which are not learned again.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from vcot.datasets.base import BOX_REASONS, ConversionContext, Form, dataset, text
 from vcot.datasets.inputs import Refused, Row
-from vcot.datasets.llava_cot import CONVERSATIONS, asked_in, earlier_turns, image_of, round_of, rounds
+from vcot.datasets.llava_cot import CONVERSATIONS, asked_in, image_of, images_beside, round_of, rounds
 from vcot.datasets.quality import NEUTRAL
 from vcot.errors import SettingsError
 from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
 from vcot.records import Image, Reason, Sample
+from vcot.records.sample import Turn
 from vcot.settings import Options, setting
 from vcot.storage.images import ImageError
 
@@ -52,12 +56,14 @@ class SamplesOptions(Options):
     options=SamplesOptions,
     forms=(
         Form(frozenset(("image", "question", "answers")), "Samples"),
+        Form(frozenset(("images", "question", "answers")), "Samples"),
         Form(frozenset(("messages",)), "OpenAI chat messages"),
         CONVERSATIONS,
     ),
     expand=rounds,
     names_rows=True,
     called="",
+    several_images=True,
 )
 def sample(row: Row, context: ConversionContext[SamplesOptions]) -> Sample:
     forms = [form for form in ("messages", "conversations", "question") if form in row.value]
@@ -75,21 +81,25 @@ def sample(row: Row, context: ConversionContext[SamplesOptions]) -> Sample:
 
 def _ours(row: Row, context: ConversionContext) -> Sample:
     said = row.value
-    if strange := sorted(set(said) - set(Sample.model_fields)):
+    if strange := sorted(set(said) - _FIELDS):
         raise Refused(
             Reason.WRONG_SHAPE,
             f"a Sample has no {', no '.join(map(_misspelt, strange))[:300]} What is your own goes below 'metadata'",
         )
-    if (version := said.get("version")) is not None and (type(version) is not int or version != 1):
-        raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads version 1")
-    image = _image(said.get("image"), context)
+    if (version := said.get("version")) is not None and (type(version) is not int or version not in (1, 2)):
+        raise Refused(Reason.WRONG_SHAPE, f"version {version!r:.60}; this vcot reads versions 1 and 2")
+    if "image" in said and "images" in said:
+        raise Refused(Reason.WRONG_SHAPE, "a row has image, or images; this one has both")
+    images = [_image(one, context) for one in _entries(said, "images", list, []) or [said.get("image")]]
+    image = images[0]
     origin = _entries(said, "origin", dict, {})
     dataset = str(origin.get("dataset") or context.file_of(row))
-    made = context.origin(row, image, dataset, _entries(origin, "licence", str, None))
+    made = context.origin(row, image, dataset, _entries(origin, "licence", str, None), others=images[1:])
     evidence = _entries(said, "evidence", list, None)
     return Sample(
         id=context.id_of(row),
-        image=image,
+        images=tuple(images),
+        turns=tuple(_turn(turn, image, context) for turn in _entries(said, "turns", list, [])),
         question=text(said, "question", Reason.NO_QUESTION),
         context=said.get("context"),
         choices=said.get("choices"),
@@ -103,8 +113,21 @@ def _ours(row: Row, context: ConversionContext) -> Sample:
     )
 
 
+_FIELDS = {*Sample.model_fields, "image"}
+
+
+def _turn(said: Any, image: Image, context: ConversionContext) -> Turn:
+    if not (isinstance(said, dict) and {"role", "said"} <= said.keys() <= Turn.model_fields.keys()):
+        shape = (
+            '{"role": "user" or "assistant", "said": a text, or a list of texts and mentions}, with images or learned'
+        )
+        raise Refused(Reason.WRONG_SHAPE, f"a turn is {shape}; got {said!r:.80}")
+    spoken = [said["said"]] if isinstance(said["said"], str) else said["said"]
+    return Turn(**said | {"said": _trace(spoken, image, context)})
+
+
 def _misspelt(name: str) -> str:
-    meant = difflib.get_close_matches(name, Sample.model_fields, n=1, cutoff=0.7)
+    meant = difflib.get_close_matches(name, _FIELDS, n=1, cutoff=0.7)
     return f"{name!r}; did you mean {meant[0]!r}?" if meant else f"{name!r}."
 
 
@@ -129,7 +152,7 @@ def _image(said: Any, context: ConversionContext) -> Image:
         )
     if known.get("sha256", image.sha256) != image.sha256:
         raise ImageError(image.uri, "changed", f"sha256 is {image.sha256[:12]}…, the row says {known['sha256']!r:.20}")
-    return image
+    return image.model_copy(update={"cut_from": known["cut_from"]}) if "cut_from" in known else image
 
 
 def _answers(said: Mapping[str, Any]) -> tuple[str, ...]:
@@ -165,47 +188,90 @@ def _declared(row: Row, context: ConversionContext[SamplesOptions]) -> FrameSpec
     return context.own.spec
 
 
+class _Said(NamedTuple):
+    """A turn of the user with the images that it shows, as rows name them, and the reply to it."""
+
+    asked: str
+    images: list[Any]
+    reply: str
+
+
 def _messages(row: Row, context: ConversionContext, spec: FrameSpec) -> Sample:
-    asked, replied = _turns(row.value["messages"])
-    question, images = _content(asked)
-    images += [p for p in _entries(row.value, "images", list, []) if isinstance(p, str)]
-    if len(images) != 1:
-        raise Refused(Reason.WRONG_SHAPE, f"a row has one image; this one has {len(images)}")
-    image = context.images.of(images[0])
-    return _answered(row, context, image, asked_in(question), None, _content(replied)[0], spec)
+    contents = _turns(row.value["messages"])
+    asked = [_content(content) for content in contents[::2]]
+    beside = [path for path in _entries(row.value, "images", list, []) if isinstance(path, str)]
+    shown = _placed(beside, [question for question, _ in asked])
+    replies = [_content(content)[0] for content in contents[1::2]]
+    said = [
+        _Said(question, [*inside, *more], reply)
+        for (question, inside), more, reply in zip(asked, shown, replies, strict=True)
+    ]
+    found = [context.images.of(one) for turn in said for one in turn.images]
+    return _answered(row, context, said, found, spec, learned=True)
 
 
 def _conversation(row: Row, context: ConversionContext, spec: FrameSpec) -> Sample:
     spoken = round_of(row)
-    image = image_of(row, context)
     reply = spoken.reply if spoken.thought is None else f"{spoken.thought}\nAnswer: {spoken.reply}"
-    earlier = earlier_turns([(asked_in(r.question), _reply(r.reply, image, spec)[1]) for r in spoken.before])
-    return _answered(row, context, image, asked_in(spoken.question), earlier, reply, spec)
+    until = [*spoken.before, spoken]
+    # Where the images of the whole row belong, later rounds say, too.
+    every = [*until, *spoken.after]
+    shown = _placed(images_beside(row.value), [one.question for one in every])[: len(until)]
+    replies = [*(one.reply for one in spoken.before), reply]
+    said = [_Said(one.question, seen, text) for one, seen, text in zip(until, shown, replies, strict=True)]
+    found = [image_of(row, context, one) for turn in said for one in turn.images]
+    return _answered(row, context, said, found, spec, learned=False)
+
+
+def _placed(images: Sequence[Any], texts: Sequence[str]) -> list[list[Any]]:
+    """Images beside a conversation, by the texts of the user in which they stand: by their places in these, or all in
+    the first."""
+    counts = [text.count("<image>") for text in texts]
+    if sum(counts) != len(images):
+        counts = [len(images), *(0 for _ in texts[1:])]
+    left = iter(images)
+    return [[next(left) for _ in range(count)] for count in counts]
 
 
 def _answered(
-    row: Row, context: ConversionContext, image: Image, question: str, earlier: str | None, reply: str, spec: FrameSpec
-) -> Sample:
-    trace, answer = _reply(reply, image, spec)
+    row: Row, context: ConversionContext, said: Sequence[_Said], images: Sequence[Image], spec: FrameSpec, *,
+    learned: bool,
+) -> Sample:  # fmt: skip
+    """learned: whether replies before the last are, because no other row learns them."""
+    if not images:
+        raise Refused(Reason.WRONG_SHAPE, "a row has an image or several; none is shown up to this question")
+    image = images[0]
+    trace, answer = _reply(said[-1].reply, image, spec)
+    turns: list[Turn] = []
+    for turn in said[:-1]:
+        asked = turn.asked.replace("<image>", "").strip() if turn.images else asked_in(turn.asked)
+        replied = _grounded(turn.reply.strip(), image, spec)
+        if not replied.parts:
+            raise Refused(Reason.NO_ANSWER, f"nothing is replied to {asked!r:.80}")
+        turns.append(Turn(role="user", said=Trace((asked,)), images=len(turn.images)))
+        turns.append(Turn(role="assistant", said=replied, learned=learned))
+    reasoned = bool(trace.parts) or (learned and bool(turns))  # a place, then the answer, is reasoning by turns
     return Sample(
         id=context.id_of(row),
-        image=image,
-        question=question,
-        context=earlier,
+        images=tuple(images),
+        turns=tuple(turns),
+        question=asked_in(said[-1].asked),
         answers=(answer,),
-        reasoning=(trace,) if trace.parts else (),
+        reasoning=(trace,) if reasoned else (),
         evidence=_gathered(trace),
         metadata=_entries(row.value, "metadata", dict, {}),
-        origin=context.origin(row, image, context.file_of(row)),
+        origin=context.origin(row, image, context.file_of(row), others=images[1:]),
     )
 
 
-def _turns(said: Any) -> tuple[Any, Any]:
+def _turns(said: Any) -> list[Any]:
     turns = [t for t in said if isinstance(t, dict) and t.get("role") != "system"] if isinstance(said, list) else []
-    if [turn.get("role") for turn in turns] != ["user", "assistant"]:
+    if not turns or [turn.get("role") for turn in turns] != ["user", "assistant"] * (len(turns) // 2):
         roles = ", ".join(str(turn.get("role")) for turn in turns)[:80]
-        raise Refused(Reason.WRONG_SHAPE, f"messages are one of the user, then one of the assistant; got {roles!r}")
-    return turns[0].get("content"), turns[1].get("content")
+        raise Refused(
+            Reason.WRONG_SHAPE, f"messages are one of the user, then one of the assistant, and so on; got {roles!r}"
+        )
+    return [turn.get("content") for turn in turns]
 
 
 def _content(said: Any) -> tuple[str, list[str]]:
@@ -229,9 +295,20 @@ def _address(part: Mapping[str, Any]) -> str | None:
 
 def _reply(said: str, image: Image, spec: FrameSpec) -> tuple[Trace, str]:
     """Reasoning and answer. A reply that states no answer is the answer, and its boxes stay in the reasoning."""
-    frame = spec.on(image.width, image.height)
     before, answer = tags.split_answer(said)
-    parsed = tags.parse(before, frame)
+    trace = _grounded(before, image, spec)
+    if answer is None:
+        answer = " ".join(trace.text.split())
+        trace = trace if trace.boxes else Trace(())
+    if not answer:
+        raise Refused(Reason.NO_ANSWER, f"no answer is stated in {said[-80:]!r}")
+    return trace, answer
+
+
+def _grounded(said: str, image: Image, spec: FrameSpec) -> Trace:
+    """A text with the places that it names. Raises Refused: a box in it is none."""
+    frame = spec.on(image.width, image.height)
+    parsed = tags.parse(said, frame)
     if parsed.faults:
         fault = parsed.faults[0]
         raise Refused(
@@ -240,13 +317,7 @@ def _reply(said: str, image: Image, spec: FrameSpec) -> tuple[Trace, str]:
             f"with x1 < x2 and y1 < y2; the frame {frame.name} runs over {frame.range} on an image of "
             f"{image.width} x {image.height} pixels",
         )
-    trace = parsed.trace
-    if answer is None:
-        answer = " ".join(trace.text.split())
-        trace = trace if trace.boxes else Trace(())
-    if not answer:
-        raise Refused(Reason.NO_ANSWER, f"no answer is stated in {said[-80:]!r}")
-    return trace, answer
+    return parsed.trace
 
 
 def _gathered(trace: Trace) -> tuple[Mention, ...] | None:

@@ -60,7 +60,7 @@ def sample(row: Row, context: ConversionContext) -> Sample:
     edges = partial(Box.from_pixels, width=image.width, height=image.height, overhang=1e-3)
     return Sample(
         id=row.id,
-        image=image,
+        images=(image,),
         question=question.text,
         answers=(question.answer,),
         evidence=tuple(

@@ -92,7 +92,7 @@ def sample(row: Row, context: ConversionContext) -> Sample:
     evidence = Mention(named or label_for(said.question, said.answers, of_text=of_text), boxes)
     return Sample(
         id=row.id,
-        image=image,
+        images=(image,),
         question=said.question,
         choices=said.choices,
         answers=said.answers,

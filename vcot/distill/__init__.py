@@ -33,7 +33,8 @@ def needs_teacher(sample: Sample) -> bool:
 
 def lacks_places(sample: Sample) -> bool:
     """Where nobody wrote reasoning that points at something; not where nothing is there to point at, or no image."""
-    written = bool(sample.reasoning) and (sample.evidence == () or any(trace.mentions for trace in sample.reasoning))
+    said = (*sample.reasoning, *(turn.said for turn in sample.turns if turn.learned))
+    written = bool(sample.reasoning) and (sample.evidence == () or any(trace.mentions for trace in said))
     return not written and sample.origin.split != "test" and sample.image is not None
 
 

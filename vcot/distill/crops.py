@@ -61,8 +61,10 @@ def spoken(label: str, sample: Sample) -> str:
 
 
 def question_lines(sample: Sample) -> list[str]:
-    """The question as somebody sees it who does not know its answer."""
-    lines = [f"Question: {sample.question}", *([f"Context: {sample.context}"] if sample.context else [])]
+    """The question as somebody sees it who does not know its answer, with what was said before."""
+    lines = [f"Images: {len(sample.images)}; all boxes are on the first."] if len(sample.images) > 1 else []
+    lines += [f"Earlier, the {turn.role} said: {' '.join(turn.said.text.split())}" for turn in sample.turns]
+    lines += [f"Question: {sample.question}", *([f"Context: {sample.context}"] if sample.context else [])]
     if sample.choices:
         lines.append("Choices: " + "; ".join(f"{chr(ord('A') + n)}. {one}" for n, one in enumerate(sample.choices)))
     return lines

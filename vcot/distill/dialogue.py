@@ -91,6 +91,10 @@ class PromptConfig:
     def whole(self, image: Image) -> ShownImage:
         return ShownImage(image, self.options.image_side)
 
+    def all_of(self, sample: Sample) -> list[ShownImage]:
+        """Every image of a row, the first one first: on it all boxes are."""
+        return [self.whole(sample.shown), *map(self.whole, sample.images[1:])]
+
     def crop(self, box: Box, image: Image) -> ShownImage:
         return evidence_crops([box], image, self.options.image_side)[0]
 

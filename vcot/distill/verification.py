@@ -301,7 +301,8 @@ def reanswer_parts(boxes: Sequence[Box], sample: Sample, config: PromptConfig) -
     images = evidence_crops(boxes, sample.shown, config.options.image_side)
     extents = (extent(image.crop, sample.shown) for image in images if image.crop is not None)
     lie = [f"Cut-out {n} lies across {across}, down {down}." for n, (across, down) in enumerate(extents, 1)]
-    return [*images, "\n".join([*lie, *question_lines(sample)])]
+    others = map(config.whole, sample.images[1:])  # nobody knows where in these the evidence is
+    return [*images, *others, "\n".join([*lie, *question_lines(sample)])]
 
 
 # --- boxes and names, nobody asked

@@ -176,17 +176,18 @@ class ModelRunner:
             found |= {"instruction": form.instruction, "by_text": form.by_text}
         return found
 
-    def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]) -> list[Completion]:
-        """One Completion per sample, in order. An image is None where the question is asked by text alone.
+    def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]) -> list[Completion]:
+        """One Completion per sample, in order. images: of each sample; none where it is asked by text alone.
 
         The `seconds` of a Completion stay 0: the same question gives the same record.
         """
 
         def length(index: int) -> int:
             """Near enough to that of the prompt to put like to like."""
-            sample, seen = samples[index], images[index]
-            visual = 0 if seen is None else seen.width * seen.height // 784
-            return len(sample.question) + len(sample.context or "") + visual
+            sample = samples[index]
+            visual = sum(seen.width * seen.height // 784 for seen in images[index])
+            said = sum(len(turn.said.text) for turn in sample.turns)
+            return len(sample.question) + len(sample.context or "") + said + visual
 
         network, size = self._network(model), self._config.per_device_eval_batch_size
         order = sorted(range(len(samples)), key=length)
@@ -199,7 +200,7 @@ class ModelRunner:
         return [said[i] for i in range(len(samples))]
 
     def _generate(
-        self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Image.Image | None]
+        self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]
     ) -> list[Completion]:
         from vcot.models.loading import generate
 

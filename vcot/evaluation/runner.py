@@ -7,7 +7,8 @@ shapes it, and not asked again.
 
 Conditions show images that should not help: a model that answers as well with them does not look. A *blank* image is
 uniform grey of the same size. A *shuffled* one belongs to another sample; it shows how much of a result is prior
-knowledge of where such things usually lie. Questions by text alone are asked as they are, under *real* alone.
+knowledge of where such things usually lie. Of several images all are replaced. Questions by text alone are asked as
+they are, under *real* alone. Where turns stand before a question, they are given, replies of the assistant included.
 
 Baselines are guesses that anyone can make without looking, written as replies and judged by the same scorer; a model
 has learned what it does better than these.
@@ -117,8 +118,13 @@ def partners(samples: Sequence[Sample], seed: int) -> list[int]:
 
 
 def image_of(store: Store, sample: Sample) -> Image.Image:
-    """The sample's own image as it is kept: upright RGB. Raises images.ImageError: it is missing, changed or broken."""
+    """The sample's first image as it is kept: upright RGB. Raises images.ImageError: missing, changed or broken."""
     return read_image(store, sample.shown).pixels
+
+
+def images_of(store: Store, sample: Sample) -> list[Image.Image]:
+    """All of them, in their order. Raises as `image_of` does."""
+    return [read_image(store, image).pixels for image in sample.images]
 
 
 def shown(condition: Condition, own: Image.Image, other: Image.Image | None = None) -> Image.Image:
@@ -156,17 +162,17 @@ class EvaluationRunner:
     def run(self, writer: ShardWriter) -> EvaluateShardMetadata:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its image cannot be shown."""
         unit = self.units[writer.index]
-        asked: list[tuple[Sample, Image.Image | None]] = []
+        asked: list[tuple[Sample, list[Image.Image]]] = []
         by_text = 0
         for index in range(unit.first, unit.last):
             sample = self.samples[index]
             if sample.image is None:
                 by_text += 1
                 if unit.condition == "real":
-                    asked.append((sample, None))
+                    asked.append((sample, []))
                 continue
             try:
-                asked.append((sample, self._image(index, unit.condition)))
+                asked.append((sample, self._images(index, unit.condition)))
             except ImageError as error:
                 reason = IMAGE_REASONS[error.reason]
                 writer.reject(Rejection(id=sample.id, stage="evaluate", reason=reason, detail=str(error)))
@@ -178,18 +184,21 @@ class EvaluationRunner:
             writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
         return EvaluateShardMetadata(by_text=by_text, seconds=seconds)
 
-    def _image(self, index: int, condition: Condition) -> Image.Image:
-        own = image_of(self.store, self.samples[index])
-        if max(own.size) > MOST_RATIO * min(own.size):
-            size = f"{own.width} x {own.height} pixels; one side is more than {MOST_RATIO} times the other"
-            raise ImageError(self.samples[index].shown.uri, "unsupported-format", size)
-        other = image_of(self.store, self.samples[self.partners[index]]) if condition == "shuffled" else None
-        return shown(condition, own, other)
+    def _images(self, index: int, condition: Condition) -> list[Image.Image]:
+        own = images_of(self.store, self.samples[index])
+        for image, pixels in zip(self.samples[index].images, own, strict=True):
+            if max(pixels.size) > MOST_RATIO * min(pixels.size):
+                size = f"{pixels.width} x {pixels.height} pixels; one side is more than {MOST_RATIO} times the other"
+                raise ImageError(image.uri, "unsupported-format", size)
+        if condition != "shuffled":
+            return [shown(condition, pixels) for pixels in own]
+        others = images_of(self.store, self.samples[self.partners[index]])  # again from the first, where they are fewer
+        return [shown(condition, pixels, others[place % len(others)]) for place, pixels in enumerate(own)]
 
-    def _completions(self, model: Model, asked: Sequence[tuple[Sample, Image.Image | None]]) -> list[Completion]:
+    def _completions(self, model: Model, asked: Sequence[tuple[Sample, list[Image.Image]]]) -> list[Completion]:
         """What the model says, in order. Equal questions with equal images (all blank ones, say) are asked once; what
         the base said about the same questions before is taken from the cache."""
-        questions = [_question(sample, image) for sample, image in asked]
+        questions = [_question(sample, seen) for sample, seen in asked]
         first = {question: index for index, question in reversed(list(enumerate(questions)))}
         distinct = sorted(first.values())
         if not distinct:
@@ -207,10 +216,13 @@ class EvaluationRunner:
         return [by_index[first[question]] for question in questions]
 
 
-def _question(sample: Sample, image: Image.Image | None) -> str:
+def _question(sample: Sample, seen: Sequence[Image.Image]) -> str:
     """All of a question that reaches a model, as one line."""
-    pixels = image and hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    return json.dumps([sample.question, sample.context, sample.choices, pixels], ensure_ascii=False)
+    pixels = [hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest() for image in seen]
+    # One image or none, and no turns: as it always was, because what is cached goes by this line.
+    usual = [sample.question, sample.context, sample.choices, pixels[0] if pixels else None]
+    turns = [turn.model_dump(mode="json") for turn in sample.turns]
+    return json.dumps([*usual, pixels[1:], turns] if pixels[1:] or turns else usual, ensure_ascii=False)
 
 
 def _cached(store: Store, uri: str) -> list[Completion] | None:

@@ -2,8 +2,11 @@
 
     id · sample · alternative · split       which reasoning of which Sample
     ids [T] · labels [T]                    −100 where nothing is learned
-    image · image_grid                      stored bytes and (frames, rows, columns) in patches; null in text mode
-    shrunk                                  the image was made smaller so that the example fits
+    images · image_grids                    stored bytes, and (frames, rows, columns) in patches, of each image in the
+                                            order of their places in ids; empty in text mode
+    shrunk                                  images were made smaller so that the example fits
+
+Files of earlier versions, with one `image` and its `image_grid` or null, are read.
 
 pyarrow is imported when a file is opened, not before.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +31,17 @@ GROUP_BYTES = 8 << 20
 """A row group ends at either. It is the unit of memory in writing, and of one read in random access."""
 GROUPS_IN_MEMORY = 4
 
+_SINGLE, _SEVERAL = {"image", "image_grid"}, {"images", "image_grids"}
+"""Columns of files that had room for one image, and what took their place."""
+
 
 @dataclass(frozen=True)
 class Example:
     """One tokenised answer to one question.
 
-    ids, labels: [T], of one length. image: the bytes as stored (to be made upright by EXIF) or, where `shrunk`,
-    a PNG of exactly the resized size. image_grid: what the processor makes of it, (1, rows, columns) in patches.
-    Both are None in an example without an image. Raises ValueError where these disagree.
+    ids, labels: [T], of one length. images: the bytes of each as stored (to be made upright by EXIF) or, where it was
+    shrunk, a PNG of exactly the resized size. image_grids: what the processor makes of each, (1, rows, columns) in
+    patches. Both are empty in an example without an image. Raises ValueError where these disagree.
     """
 
     id: str
@@ -44,15 +50,18 @@ class Example:
     split: Literal["train", "validation"]
     ids: tuple[int, ...]
     labels: tuple[int, ...]
-    image: bytes | None = None
-    image_grid: tuple[int, int, int] | None = None
+    images: tuple[bytes, ...] = ()
+    image_grids: tuple[tuple[int, int, int], ...] = ()
     shrunk: bool = False
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.labels) or not self.ids:
             raise ValueError(f"{self.id}: {len(self.ids)} ids and {len(self.labels)} labels; one of each per token")
-        if (self.image is None) != (self.image_grid is None):
-            raise ValueError(f"{self.id}: an image and its grid come together or not at all")
+        if len(self.images) != len(self.image_grids):
+            raise ValueError(
+                f"{self.id}: {len(self.images)} images and {len(self.image_grids)} grids; an image and its grid come "
+                "together or not at all"
+            )
 
     @property
     def learned(self) -> int:
@@ -62,7 +71,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is known of an example without its ids and its image. patches: of its image; 0 where it has none."""
+    """What is known of an example without its ids and its images. patches: of all its images."""
 
     id: str
     sample: str
@@ -89,7 +98,7 @@ class ExampleSink:
 
     def write(self, record: Example) -> None:
         self._pending.append(record)
-        self._bytes += len(record.image or b"") + 8 * len(record.ids)
+        self._bytes += sum(map(len, record.images)) + 8 * len(record.ids)
         if len(self._pending) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
 
@@ -101,7 +110,7 @@ class ExampleSink:
         import pyarrow as pa
 
         if self._pending:
-            rows = [vars(e) | {"image": e.image and {"bytes": e.image, "path": None}} for e in self._pending]
+            rows = [vars(e) | {"images": [{"bytes": data, "path": None} for data in e.images]} for e in self._pending]
             self._writer.write_table(pa.Table.from_pylist(rows, schema=_schema()))
         self._pending, self._bytes = [], 0
 
@@ -124,17 +133,17 @@ class Examples:
         self._groups: list[tuple[int, int]] = []  # file, row group in it
         for number, path in enumerate(self._paths):
             file = self._file(number)
-            if missing := {field.name for field in _schema()} - set(file.schema_arrow.names):
+            names = set(file.schema_arrow.names)
+            grids = "image_grid" if names >= _SINGLE else "image_grids"
+            if missing := {field.name for field in _schema()} - (names | _SEVERAL if names >= _SINGLE else names):
                 raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
             for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(
-                    group, columns=["id", "sample", "alternative", "split", "ids", "image_grid"]
-                )
+                table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids", grids])
                 self._starts.append(len(self.rows))
                 self._groups.append((number, group))
                 lengths = table["ids"].combine_chunks().value_lengths().to_pylist()
+                patches = [sum(map(math.prod, _several(value))) for value in table[grids].to_pylist()]
                 columns = (table[name].to_pylist() for name in ("id", "sample", "alternative", "split"))
-                patches = [math.prod(grid) if grid else 0 for grid in table["image_grid"].to_pylist()]
                 self.rows += [Row(*values) for values in zip(*columns, lengths, patches, strict=True)]
 
     def __len__(self) -> int:
@@ -143,10 +152,12 @@ class Examples:
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
         group = bisect_right(self._starts, index) - 1
-        row = self._group(group)[index - self._starts[group]]
-        image = row["image"] and row["image"]["bytes"]
-        tokens = {name: row[name] and tuple(row[name]) for name in ("ids", "labels", "image_grid")}
-        return Example(**row | tokens | {"image": image})
+        row = dict(self._group(group)[index - self._starts[group]])
+        grids = _several(row.pop("image_grid", None) or row.get("image_grids"))
+        images = [row.pop("image")] if row.get("image") else row.get("images") or ()
+        row.pop("image", None)
+        tokens = {name: tuple(row[name]) for name in ("ids", "labels")}
+        return Example(**row | tokens | {"images": tuple(one["bytes"] for one in images), "image_grids": grids})
 
     def __iter__(self) -> Iterator[Example]:
         return (self[i] for i in range(len(self)))
@@ -175,6 +186,13 @@ class Examples:
         return rows
 
 
+def _several(grids: Sequence[Any] | None) -> tuple[tuple[int, int, int], ...]:
+    """The grids of an example's images, as files of either kind have them: several, one, or null."""
+    if not grids:
+        return ()
+    return tuple(map(tuple, [grids] if isinstance(grids[0], int) else grids))
+
+
 def _schema() -> Any:
     """The columns, and beside them what `datasets` calls features, so that it opens images as images."""
     import pyarrow as pa
@@ -185,9 +203,10 @@ def _schema() -> Any:
     text, number = (pa.string(), value("string")), (pa.int32(), value("int32"))
     tokens = (pa.list_(pa.int32()), {"_type": "List", "feature": value("int32")})
     image = (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"})
+    images, grids = ((pa.list_(kind), {"_type": "List", "feature": of}) for kind, of in (image, tokens))
     columns = {
         "id": text, "sample": text, "alternative": number, "split": text, "ids": tokens, "labels": tokens,
-        "image": image, "image_grid": tokens, "shrunk": (pa.bool_(), value("bool")),
+        "images": images, "image_grids": grids, "shrunk": (pa.bool_(), value("bool")),
     }  # fmt: skip
     features = {"info": {"features": {name: feature for name, (_, feature) in columns.items()}}}
     fields = [(name, kind) for name, (kind, _) in columns.items()]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from vcot.grounding import Box, Frame, FrameSpec, Mention
+from vcot.grounding import Box, Frame, FrameSpec, Mention, Trace
 from vcot.records.base import MentionField, Record, TraceField
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage
@@ -37,6 +37,10 @@ class Image(Record):
     height: int = Field(gt=0, description="pixels of the upright original")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the original's bytes; the split depends on it")
     stored: Stored | None = None
+    cut_from: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", exclude_if=lambda sha256: sha256 is None,
+        description="sha256 of the image of the same sample that this is a crop of; left out of an image of its own",
+    )  # fmt: skip
 
     @property
     def kept(self) -> Stored | Image:
@@ -72,16 +76,38 @@ class Origin(Record):
     )  # fmt: skip
 
 
+class Turn(Record):
+    """What was said before the question is asked. In front of its text, a turn of the user shows `images` images."""
+
+    role: Literal["user", "assistant"]
+    said: TraceField = Field(description="texts, and things with their boxes")
+    images: int = Field(
+        0, ge=0, exclude_if=lambda count: not count,
+        description="user: how many of the sample's images it shows, in their order, those that no earlier turn shows",
+    )  # fmt: skip
+    learned: bool = Field(
+        True, exclude_if=lambda learned: learned,
+        description="assistant: whether train learns this reply too, or only reads it; left out where it does",
+    )  # fmt: skip
+
+
 class Sample(Record):
     """A question about an image, its accepted answers, and where the evidence is.
 
-    `evidence` None means that nobody annotated it; an empty list means that the object is absent. `image` None means
-    that the question is asked by text alone: there is nothing to point at, so neither evidence nor boxes.
+    `evidence` None means that nobody annotated it; an empty list means that the object is absent. Without `images` the
+    question is asked by text alone: there is nothing to point at, so neither evidence nor boxes.
+
+    Of several images every box is on the first. `turns` are earlier turns, of the user and the assistant by turns, up
+    to a reply of the assistant; the question shows the images that none of them shows. Version 1 had one `image`, or
+    null, and no turns; it is read.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     id: str = Field(min_length=1)
-    image: Image | None = Field(description="null: asked by text alone")
+    images: tuple[Image, ...] = Field(description="in the order in which they are shown; none: asked by text alone")
+    turns: tuple[Turn, ...] = Field(
+        (), exclude_if=lambda turns: not turns, description="what was said before; left out where nothing was"
+    )
     question: str = Field(min_length=1)
     context: str | None = Field(None, description="hint or lecture that belongs to the question")
     choices: tuple[str, ...] | None = None
@@ -93,13 +119,37 @@ class Sample(Record):
     )
     origin: Origin
 
+    @model_validator(mode="before")
+    @classmethod
+    def _version_1(cls, said: Any) -> Any:
+        if not isinstance(said, dict) or "image" not in said or "images" in said:
+            return said
+        image = said["image"]
+        rest = {name: value for name, value in said.items() if name not in ("image", "version")}
+        version = {} if said.get("version", 1) == 1 else {"version": said["version"]}
+        return rest | version | {"images": () if image is None else (image,)}
+
+    @model_validator(mode="after")
+    def _turns_alternate(self) -> Self:
+        if [turn.role for turn in self.turns] != ["user", "assistant"] * (len(self.turns) // 2):
+            raise ValueError("turns are one of the user, one of the assistant, and so on, up to one of the assistant")
+        if any(turn.images for turn in self.turns if turn.role == "assistant"):
+            raise ValueError("turns of the assistant show no images")
+        if (shown := sum(turn.images for turn in self.turns)) > len(self.images):
+            raise ValueError(f"the turns show {shown} images, the sample has {len(self.images)}")
+        if any(not turn.said.parts for turn in self.turns if not turn.images):
+            raise ValueError("a turn says nothing and shows nothing")
+        return self
+
     @model_validator(mode="after")
     def _boxes_lie_inside(self) -> Self:
         if self.image is None:
             if (box := next(self.all_boxes(), None)) is not None:
-                raise ValueError(f"box {box.as_list()} is on no image: image is null, so the sample has no boxes")
+                raise ValueError(f"box {box.as_list()} is on no image: the sample has none, so it has no boxes")
             if self.evidence is not None:
-                raise ValueError("image is null, so nobody looked whether the object is there: evidence is null, too")
+                raise ValueError(
+                    "there is no image, so nobody looked whether the object is there: evidence is null, too"
+                )
             return self
         for box in self.all_boxes():
             if box.x2 > self.image.width or box.y2 > self.image.height:
@@ -112,11 +162,17 @@ class Sample(Record):
     def _texts_can_be_written(self) -> Self:
         """JSON may hold half a surrogate pair, which is no character and stands in no file."""
         origin = self.origin
-        uri = "" if self.image is None else self.image.uri
-        named = (self.id, uri, origin.dataset, origin.row, origin.licence, origin.teacher or "")
+        named = (
+            self.id,
+            *(image.uri for image in self.images),
+            origin.dataset,
+            origin.row,
+            origin.licence,
+            origin.teacher or "",
+        )
         own = (text for pair in self.metadata.items() for text in pair if isinstance(text, str))
         said = [self.question, self.context or "", *self.answers, *(self.choices or ()), *named, *own]
-        for parts in (*(trace.parts for trace in self.reasoning), self.evidence or ()):
+        for parts in (*(trace.parts for trace in self.traces), self.evidence or ()):
             said += [part if isinstance(part, str) else part.label for part in parts]
         text = "".join(said)
         try:
@@ -126,9 +182,24 @@ class Sample(Record):
             raise ValueError(f"a text holds half a character: {shown!r}") from None
         return self
 
+    @property
+    def image(self) -> Image | None:
+        """The first image, on which all boxes are; None: the question is asked by text alone."""
+        return self.images[0] if self.images else None
+
+    @property
+    def images_asked(self) -> int:
+        """How many images the question shows: those that no earlier turn does."""
+        return len(self.images) - sum(turn.images for turn in self.turns)
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """All that is said in parts: the reasoning, and the earlier turns."""
+        return (*self.reasoning, *(turn.said for turn in self.turns))
+
     def all_boxes(self) -> Iterator[Box]:
-        """Every box of the evidence and of all reasoning."""
-        mentions: list[Mention] = [*(self.evidence or ()), *(m for t in self.reasoning for m in t.mentions)]
+        """Every box of the evidence, of all reasoning and of all turns."""
+        mentions: list[Mention] = [*(self.evidence or ()), *(m for t in self.traces for m in t.mentions)]
         for mention in mentions:
             yield from mention.boxes
 

@@ -23,17 +23,18 @@ AREAS = (*(float(f"{digits}e{power}") for power in range(-7, 0) for digits in ("
 """Shares of an image to which the area of a box is rounded down; the smallest stands for all below, too."""
 
 _COLUMNS = """{
-    image: 'STRUCT(width BIGINT, height BIGINT, sha256 VARCHAR)', question: 'VARCHAR', answers: 'VARCHAR[]',
+    images: 'STRUCT(width BIGINT, height BIGINT, sha256 VARCHAR)[]', question: 'VARCHAR', answers: 'VARCHAR[]',
     reasoning: 'JSON[]', evidence: 'STRUCT(boxes DOUBLE[][])[]',
     origin: 'STRUCT(dataset VARCHAR, split VARCHAR, licence VARCHAR)'
 }"""
 _SAMPLES = f"""
 select origin.dataset, origin.split, origin.licence, length(question) as question_length,
     length(answers[1]) as answer_length, len(reasoning) as reasonings,
-    if(image is null, null, hash(image.sha256)) as image, image.width, image.height,
+    if(len(images) = 0, null, hash(images[1].sha256)) as image,
+    list_transform(images, lambda one: {{'sha': hash(one.sha256), 'width': one.width, 'height': one.height}}) as shown,
     list_transform(
         flatten(list_transform(evidence, lambda mention: mention.boxes)),
-        lambda box: (box[3] - box[1]) * (box[4] - box[2]) / (image.width * image.height)
+        lambda box: (box[3] - box[1]) * (box[4] - box[2]) / (images[1].width * images[1].height)
     ) as areas
 from read_json(?, format = 'newline_delimited', columns = {_COLUMNS})
 """
@@ -58,8 +59,8 @@ class SampleStatistics:
 
     def image_sizes(self) -> dict[str, Counter[tuple[int, int]]]:
         """Split → (width, height) of the upright original → images, each counted once however many rows use it."""
-        images = "select distinct image, split, width, height from samples where image is not null"
-        return self._grouped(f"select split, (width, height), count(*) from ({images}) group by all")
+        images = "select distinct split, one from (select split, unnest(shown) as one from samples)"
+        return self._grouped(f"select split, (one.width, one.height), count(*) from ({images}) group by all")
 
     def _grouped(self, query: str) -> dict[str, Counter[Any]]:
         found: defaultdict[str, Counter[Any]] = defaultdict(Counter)

@@ -3,7 +3,7 @@
     processor = load_processor(folder, min_pixels=…, max_pixels=…)      the base model's own
     contract  = contract_of(processor, mode="multimodal", frame="thousandths", …)   what examples promise
     encoder   = Encoder(processor, contract)
-    encoder.example(sample, 0, image, data)       what is learned: ids and labels
+    encoder.example(sample, 0, images, data)      what is learned: ids and labels
     encoder.prompts(samples, images)              what is generated from: the same beginning, to the token
 
 torch and transformers are imported by `load_processor`, not before.

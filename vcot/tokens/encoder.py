@@ -1,11 +1,14 @@
 """Encoder: a Sample becomes token ids, for learning and for generating, with one beginning for both.
 
-    head · image · question · tail  |  reasoning · answer · end
+    head · images · question · tail  |  reasoning · answer · end
 
 Left of the bar is exactly what `prompts` hands to the model when it generates; right of it is what is learned,
 the end token and its line break included. The pieces come from the chat template, cut once at place holders,
 and are tokenised apart. So no token can lie across the bar, and what people wrote (a question that holds
 "<|im_end|>") cannot become a control token: those are looked for in the template's own pieces alone.
+
+Earlier turns stand left of the bar, each with its own images before its text. Replies among them that a Sample says
+are `learned` are learned too, with their ends.
 
 The contract writes down what ids silently assume: they say nothing about the tokenizer, boxes in a text nothing about
 their frame, a grid nothing about the pixels. Tokenize states all of it, train and evaluate hold it against their base.
@@ -23,8 +26,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from vcot.errors import InputError
-from vcot.grounding import FrameName, FrameSpec, Trace, smart_resize
-from vcot.grounding.tags import render_reply
+from vcot.grounding import Frame, FrameName, FrameSpec, Trace, smart_resize
+from vcot.grounding.tags import render, render_reply
 from vcot.models.families import family_in, family_of_processor
 from vcot.records import Contract, Mode
 from vcot.records.example import IGNORED, Example
@@ -34,18 +37,23 @@ from vcot.storage.images import DecodedImage
 STAGE = "tokenize"
 
 # Private-use characters: no template writes them, none changes them.
-_QUESTION, _REPLY = "\ue000question\ue001", "\ue000reply\ue001"
+_REPLY = "\ue000reply\ue001"
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
 
+Shape = tuple[int, ...]
+"""Of a conversation: how many images each turn of the user shows, the question's last; there is a reply between two."""
+
+
 class _Fitted(NamedTuple):
-    """Ids of prompt and reply, and the size at which the image is handed to the processor; None: it has none."""
+    """Ids and labels of the prompt, ids of the reply, and the size at which each image is handed to the processor."""
 
     prompt: list[int]
+    labels: list[int]
     reply: list[int]
-    shown: Size | None
+    shown: list[Size]
 
     @property
     def tokens(self) -> int:
@@ -53,9 +61,13 @@ class _Fitted(NamedTuple):
 
 
 class _Template(NamedTuple):
-    """Ids of the chat template's own pieces: before the question, between question and reply, after the reply."""
+    """Ids of the chat template's own pieces.
 
-    head: list[int]
+    before: each turn's text, with one image token for each image that the turn shows. tail: between question and
+    reply. end: after a reply; where another turn follows a reply, what is before that turn's text begins behind it.
+    """
+
+    before: list[list[int]]
     tail: list[int]
     end: list[int]
 
@@ -73,9 +85,10 @@ class Encoder:
         self.family = family_of_processor(processor)
         self.contract = contract
         self._tokenizer = processor.tokenizer
-        self._templates = {False: self._cut_template(with_image=False)}
+        self._templates: dict[Shape, _Template] = {}
+        self._template((0,))
         if contract.mode == "multimodal":
-            self._templates[True] = self._cut_template(with_image=True)
+            self._template((1,))
         special = sorted({*self._tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id})
         said = set(self._plain(" ".join(map(str, self._tokenizer.convert_ids_to_tokens(special)))))
         if found := [token for token in special if token in said]:
@@ -88,79 +101,95 @@ class Encoder:
     # --- learning ----------------------------------------------------------------------------------
 
     def example(
-        self, sample: Sample, alternative: int, image: DecodedImage | None = None, data: bytes | None = None
+        self, sample: Sample, alternative: int, images: Sequence[DecodedImage] = (), data: Sequence[bytes] = ()
     ) -> Example | Rejection:
         """What is learned from one reasoning of a sample, its evidence first and the answer last.
 
         Args:
             alternative: which of `sample.reasoning`.
-            image, data: the sample's image and its bytes as stored; neither in text mode, nor where it has none.
+            images, data: the sample's images and their bytes as stored; none in text mode, nor where it has none.
 
         Returns:
-            An Example of at most `max_length` tokens. Where it would be longer, its image is made smaller
-            and becomes part of it; where even the smallest image does not make it fit, a Rejection. Text
-            is never cut.
+            An Example of at most `max_length` tokens. Where it would be longer, its images are made smaller
+            and become part of it; where even the smallest do not make it fit, a Rejection. Text is never cut.
         """
-        size = None if sample.image is None else (sample.image.kept.width, sample.image.kept.height)
-        if self.contract.mode == "text" or size is None:
-            image = data = None
-        elif image is None or data is None:
-            raise ValueError(f"{sample.id}: a multimodal example needs its image")
-        elif (image.width, image.height) != size:
-            there = f"the image is {image.width}x{image.height} pixels"
-            return refuse(sample, Reason.IMAGE_SIZE_DIFFERS, f"{there}, the sample says {size[0]}x{size[1]}")
-        fitted = self._fit(sample, sample.reasoning[alternative], size)
+        sizes = [(image.kept.width, image.kept.height) for image in sample.images]
+        if self.contract.mode == "text":
+            images, data = (), ()
+        elif not len(images) == len(data) == len(sizes):
+            raise ValueError(f"{sample.id}: a multimodal example needs its image, and all of them where it has several")
+        for image, size in zip(images, sizes, strict=False):
+            if (image.width, image.height) != size:
+                there = f"the image is {image.width}x{image.height} pixels"
+                return refuse(sample, Reason.IMAGE_SIZE_DIFFERS, f"{there}, the sample says {size[0]}x{size[1]}")
+        fitted = self._fit(sample, sample.reasoning[alternative], sizes)
         if isinstance(fitted, Rejection):
             return fitted
-        prompt, reply, shown = fitted
-        grid = None
-        if image is not None and shown is not None:
-            grid = self._grid(shown)
+        kept, grids, shrunk = [], [], False
+        for image, own, size, shown in zip(images, data, sizes, fitted.shown, strict=False):
+            grids.append(self._grid(shown))
             if shown != size:
-                buffer = BytesIO()  # PNG: without loss and without a time, so the same image gives the same bytes
+                shrunk, buffer = True, BytesIO()  # PNG: no loss and no time, so the same image gives the same bytes
                 image.pixels.resize(shown, Image.Resampling.BICUBIC).save(buffer, "PNG")
-                data = buffer.getvalue()
+                own = buffer.getvalue()
+            kept.append(own)
         return Example(
             id=f"{sample.id}#{alternative}",
             sample=sample.id,
             alternative=alternative,
             split="train" if sample.origin.split == "train" else "validation",
-            ids=(*prompt, *reply),
-            labels=(*[IGNORED] * len(prompt), *reply),
-            image=data,
-            image_grid=grid,
-            shrunk=grid is not None and shown != size,
+            ids=(*fitted.prompt, *fitted.reply),
+            labels=(*fitted.labels, *fitted.reply),
+            images=tuple(kept),
+            image_grids=tuple(grids),
+            shrunk=shrunk,
         )
 
-    def _fit(self, sample: Sample, trace: Trace, size: Size | None) -> _Fitted | Rejection:
-        """The example with its image as it is or, where it is too long so, with the largest image that fits."""
+    def _fit(self, sample: Sample, trace: Trace, sizes: Sequence[Size]) -> _Fitted | Rejection:
+        """The example with its images as they are or, where it is too long so, with the largest that fit: each with
+        the same share of its visual tokens."""
         limit, least, factor = self.contract.max_length, self.contract.min_pixels, self.contract.factor
+        shown = list(sizes)
         try:
-            visual = all_visual = self._visual_tokens(size)
+            visual = list(map(self._visual_tokens, shown))
         except ValueError as error:  # far longer than wide
             return refuse(sample, Reason.IMAGE_UNSUPPORTED, str(error))
-        fitted = full = self._ids(sample, trace, size)
+        all_visual = sum(visual)
+        fitted = full = self._ids(sample, trace, shown)
         while (over := fitted.tokens - limit) > 0:
-            if not visual or size is None:
+            if not (total := sum(visual)):
                 return refuse(sample, Reason.TOO_LONG, f"{full.tokens} tokens, --max-length allows {limit}")
-            budget = (max(visual - over, 1) + 1) * factor**2 - 1  # a token more: a root rounded down would lose a row
-            smaller = smart_resize(*size, min_pixels=least, max_pixels=max(budget, least), factor=factor)
-            fewer = smaller[0] * smaller[1] // factor**2
-            if fewer >= visual or self._resized(smaller) != smaller:
+            for place, size in enumerate(sizes):
+                share = max(visual[place] * (total - over) // total, 1)
+                budget = (share + 1) * factor**2 - 1  # a token more: a root rounded down would lose a row
+                smaller = smart_resize(*size, min_pixels=least, max_pixels=max(budget, least), factor=factor)
+                fewer = smaller[0] * smaller[1] // factor**2
+                if fewer < visual[place] and self._resized(smaller) == smaller:
+                    shown[place], visual[place] = smaller, fewer
+            if sum(visual) == total:
+                of = "image" if len(sizes) == 1 else f"{len(sizes)} images"
                 return refuse(
                     sample, Reason.TOO_LONG,
-                    f"{full.tokens} tokens ({all_visual} of them for the image), --max-length allows {limit}; with the "
-                    f"smallest image that --min-pixels {least} allows ({visual} tokens) it is still {fitted.tokens}",
+                    f"{full.tokens} tokens ({all_visual} of them for the {of}), --max-length allows {limit}; with the "
+                    f"smallest {of} that --min-pixels {least} allows ({total} tokens) it is still {fitted.tokens}",
                 )  # fmt: skip
-            fitted, visual = self._ids(sample, trace, smaller), fewer
+            fitted = self._ids(sample, trace, shown)
         return fitted
 
-    def _ids(self, sample: Sample, trace: Trace, shown: Size | None) -> _Fitted:
-        visual = self._visual_tokens(shown)
+    def _ids(self, sample: Sample, trace: Trace, shown: Sequence[Size]) -> _Fitted:
+        visual = list(filter(None, map(self._visual_tokens, shown)))
+        frame = self._frame(sample, shown)
+        prompt, labels = self._prompt(sample, visual, self.contract.instruction, shown)
+        end = self._template(_shape(sample, visual)).end
+        reply = self._plain(render_reply(trace, sample.answers[0], frame)) + end
+        return _Fitted(prompt, labels, reply, list(shown))
+
+    def _frame(self, sample: Sample, shown: Sequence[Size]) -> Frame:
+        """In which texts about a sample write boxes; all of them are on the first of the images that are shown."""
         spec, image = self.contract.frame_spec, sample.image
-        frame = sample.frame(spec) if image is None else spec.on(image.width, image.height, kept=shown)
-        reply = self._plain(render_reply(trace, sample.answers[0], frame)) + self._templates[visual > 0].end
-        return _Fitted(self._prompt(sample, visual, self.contract.instruction), reply, shown)
+        if image is None or not shown:
+            return sample.frame(spec)
+        return spec.on(image.width, image.height, kept=shown[0])
 
     def _grid(self, shown: Size) -> tuple[int, int, int]:
         """(1, rows, columns) in patches of an image of this size, held against the processor's own count."""
@@ -190,15 +219,15 @@ class Encoder:
     def prompts(
         self,
         samples: Sequence[Sample],
-        images: Sequence[Image.Image | None],
+        images: Sequence[Sequence[Image.Image]],
         instructions: Sequence[str | None] | None = None,
     ) -> dict[str, Any]:
         """A batch to generate from, padded on the left.
 
         Args:
-            samples: B questions.
-            images: upright RGB, one per question: its own, or a blank or another one; the grid is the given
-                image's. None for a question by text alone. Not looked at in text mode.
+            samples: B questions. Replies of earlier turns are given, whether or not they are learned.
+            images: upright RGB, those of each question: its own, or blank or other ones in their place; the grids
+                are the given images'. None of a question by text alone. Not looked at in text mode.
             instructions: one per question, in the place of the contract's.
 
         Returns:
@@ -209,14 +238,17 @@ class Encoder:
         import torch
 
         batch: dict[str, Any] = {}
-        visual = [0] * len(samples)
-        given = [place for place, image in enumerate(images) if image is not None]
+        visual: list[list[int]] = [[] for _ in samples]
+        given = [place for place, several in enumerate(images) for _ in several]
         if self.contract.mode == "multimodal" and given:
-            batch = self.pixels([image for image in images if image is not None])
+            batch = self.pixels([image for several in images for image in several])
             for place, grid in zip(given, batch["image_grid_thw"], strict=True):
-                visual[place] = int(grid.prod()) // self.contract.merge_size**2
+                visual[place].append(int(grid.prod()) // self.contract.merge_size**2)
         below = [self.contract.instruction] * len(samples) if instructions is None else instructions
-        prompts = [self._prompt(*each) for each in zip(samples, visual, below, strict=True)]
+        prompts = [
+            self._prompt(sample, tokens, instruction, [image.size for image in several])[0]
+            for sample, several, tokens, instruction in zip(samples, images, visual, below, strict=True)
+        ]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
         ids = torch.tensor([[self.pad_token_id] * p + prompt for p, prompt in zip(padding, prompts, strict=True)])
@@ -247,14 +279,39 @@ class Encoder:
 
     # --- pieces ------------------------------------------------------------------------------------
 
-    def _prompt(self, sample: Sample, visual_tokens: int, instruction: str | None) -> list[int]:
-        question = self._plain(prompt_text(sample, instruction))
-        template = self._templates[visual_tokens > 0]
-        if not visual_tokens:
-            return template.head + question + template.tail
-        at = template.head.index(self.processor.image_token_id)
-        image = [self.processor.image_token_id] * visual_tokens
-        return template.head[:at] + image + template.head[at + 1 :] + question + template.tail
+    def _prompt(
+        self, sample: Sample, visual: Sequence[int], instruction: str | None, shown: Sequence[Size]
+    ) -> tuple[list[int], list[int]]:
+        """Ids up to where the reply begins, and their labels: IGNORED but for earlier replies that are learned.
+
+        visual: visual tokens of each image; empty: none is shown, even where the sample has some. shown: their sizes.
+        """
+        if visual and len(visual) != len(sample.images):
+            raise ValueError(f"{sample.id}: {len(visual)} images are shown, it has {len(sample.images)}")
+        template = self._template(_shape(sample, visual))
+        counts, image_token = iter(visual), self.processor.image_token_id
+        ids: list[int] = []
+        labels: list[int] = []
+
+        def add(piece: list[int], *, learned: bool = False) -> None:
+            ids.extend(piece)
+            labels.extend(piece if learned else [IGNORED] * len(piece))
+
+        def add_before(piece: list[int]) -> None:
+            add([it for token in piece for it in [token] * (next(counts) if token == image_token else 1)])
+
+        for number, before in enumerate(template.before):
+            add_before(before)
+            if number == len(template.before) - 1:
+                break
+            asked, replied = sample.turns[2 * number : 2 * number + 2]
+            frame = self._frame(sample, shown)
+            add(self._plain(render(asked.said, frame)))
+            add(template.tail)
+            add(self._plain(render(replied.said, frame)) + template.end, learned=replied.learned)
+        add(self._plain(prompt_text(sample, instruction)))
+        add(template.tail)
+        return ids, labels
 
     def _plain(self, text: str) -> list[int]:
         """Ids of what people wrote: nothing in it is a control token."""
@@ -267,37 +324,70 @@ class Encoder:
         ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
         return [int(token) for token in ids]
 
-    def _cut_template(self, *, with_image: bool) -> _Template:
-        """The template on a conversation with its own system prompt, one question and one reply, which are cut out.
+    def _template(self, shape: Shape) -> _Template:
+        if shape not in self._templates:
+            self._templates[shape] = self._cut_template(shape)
+        return self._templates[shape]
 
-        With an image, what stands before the question holds one image token, as its place.
+    def _cut_template(self, shape: Shape) -> _Template:
+        """The template on a conversation with its own system prompt and so many turns, whose texts are cut out.
 
         Raises InputError where the template does not write what a model is trained on as a continuation of what it
-        generates from, or does not say the question and the reply as they are.
+        generates from, or does not say questions and replies as they are, each in the same way.
         """
-        content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-        question = {"role": "user", "content": [*content, {"type": "text", "text": _QUESTION}]}
-        reply = {"role": "assistant", "content": [{"type": "text", "text": _REPLY}]}
-        prompt: str = self.processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        whole: str = self.processor.apply_chat_template([question, reply], tokenize=False)
-        if prompt.count(_QUESTION) != 1 or whole.count(_REPLY) != 1:
+
+        def asked(number: int) -> str:
+            return f"\ue000question {number}\ue001"
+
+        turns: list[dict[str, Any]] = []
+        for number, images in enumerate(shape):
+            content: list[dict[str, str]] = [{"type": "image"}] * images
+            turns.append({"role": "user", "content": [*content, {"type": "text", "text": asked(number)}]})
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": _REPLY}]})
+        prompt: str = self.processor.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+        whole: str = self.processor.apply_chat_template(turns, tokenize=False)
+        if any(prompt.count(asked(n)) != 1 for n in range(len(shape))) or whole.count(_REPLY) != len(shape):
             raise InputError("the base's chat template does not write question and reply once, as they are")
-        before, end = whole.split(_REPLY)
+        before, _, end = whole.rpartition(_REPLY)
         if before != prompt:
             raise InputError(
                 f"the base's chat template begins a reply with {prompt[-40:]!r} when it asks for one and with "
                 f"{before[-40:]!r} when it shows one; these must be the same"
             )
-        head, tail = prompt.split(_QUESTION)
-        images = prompt.count(self.processor.image_token)
-        if images != with_image or (with_image and self.processor.image_token not in head):
-            raise InputError(
-                f"the base's chat template writes {images} image tokens before the question; "
-                f"{int(with_image)} {'is' if with_image else 'are'} needed"
-            )
         if not end.strip():
             raise InputError("the base's chat template does not end a reply, so a model could not learn to stop")
-        return _Template(*map(self._control, (head, tail, end)))
+        *pieces, tail = _split(prompt, [asked(n) for n in range(len(shape))])
+        heads = pieces[:1]
+        for piece in pieces[1:]:
+            between = f"{tail}{_REPLY}{end}"
+            if not piece.startswith(between):
+                raise InputError(
+                    f"the base's chat template writes {piece[:80]!r} round an earlier reply and {between!r} round the "
+                    "last; these must be the same"
+                )
+            heads.append(piece.removeprefix(between))
+        for head, wanted in zip(heads, shape, strict=True):
+            if (images := head.count(self.processor.image_token)) != wanted:
+                raise InputError(
+                    f"the base's chat template writes {images} image tokens before the question; "
+                    f"{wanted} {'is' if wanted else 'are'} needed"
+                )
+        return _Template([self._control(head) for head in heads], self._control(tail), self._control(end))
+
+
+def _shape(sample: Sample, visual: Sequence[int]) -> Shape:
+    """Of a sample's conversation, with its images or, where there are no visual tokens, without."""
+    asked = [turn.images for turn in sample.turns if turn.role == "user"]
+    return tuple(count if visual else 0 for count in (*asked, sample.images_asked))
+
+
+def _split(text: str, marks: Sequence[str]) -> list[str]:
+    """What stands before each mark, and behind the last."""
+    pieces = []
+    for mark in marks:
+        piece, _, text = text.partition(mark)
+        pieces.append(piece)
+    return [*pieces, text]
 
 
 def prompt_text(sample: Sample, instruction: str | None = None) -> str:

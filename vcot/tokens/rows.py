@@ -93,14 +93,14 @@ class Tokenizing:
         if not sample.reasoning:
             detail = "no reasoning to learn from; distill writes one for rows that have none"
             return [], [refuse(sample, Reason.NO_REASONING, detail)]
-        image: DecodedImage | None = None
-        data: bytes | None = None
-        if self.encoder.contract.mode == "multimodal" and sample.image is not None:
+        found: list[tuple[DecodedImage, bytes]] = []
+        if self.encoder.contract.mode == "multimodal":
             try:
-                image, data = self._image(sample.image)
+                found = [self._image(image) for image in sample.images]
             except ImageError as error:
                 return [], [refuse(sample, IMAGE_REASONS[error.reason], str(error))]
-        made = [self.encoder.example(sample, i, image, data) for i in range(len(sample.reasoning))]
+        shown, data = [image for image, _ in found], [data for _, data in found]
+        made = [self.encoder.example(sample, i, shown, data) for i in range(len(sample.reasoning))]
         kept = [one for one in made if isinstance(one, Example)]
         return kept, [one for one in made if isinstance(one, Rejection)]
 
@@ -145,30 +145,49 @@ def check_mask(example: Example, processor: Any) -> None:
     """Holds the mask of an example against the rules, from the ids alone and not from how they were made.
 
     Raises InputError: nothing is learned; a learned label is another token than its id; a part of the prompt, an
-    image or a header is learned; or the end of the reply is not.
+    image or a header is learned; or the end of a reply is not.
     """
     learned = [i for i, label in enumerate(example.labels) if label != IGNORED]
     if not learned:
         raise _broken(example, "nothing of it is learned")
-    first = learned[0]
-    if learned != list(range(first, len(example.ids))):
+    if learned[-1] != len(example.ids) - 1:
         raise _broken(example, "what is learned is not one piece up to the end")
-    if example.labels[first:] != example.ids[first:]:
+    if any(example.labels[i] != example.ids[i] for i in learned):
         raise _broken(example, "a label is another token than the one that stands there")
     tokenizer = processor.tokenizer
     special = {*tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id}
-    control = [token for token in example.ids[first:] if token in special]
-    if control != [tokenizer.convert_tokens_to_ids("<|im_end|>")]:
-        names = ", ".join(tokenizer.convert_ids_to_tokens(control)) or "none"
-        raise _broken(example, f"the control tokens that are learned are {names}; one <|im_end|> is right")
+    im_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False, split_special_tokens=False)["input_ids"]
-    if list(example.ids[first - len(header) : first]) != list(header):
-        before = tokenizer.decode(list(example.ids[max(0, first - 12) : first]))
-        raise _broken(example, f"what is learned begins behind {before!r}, not behind the assistant's header")
+    replies = learned_replies(example)
+    for first, end in replies:
+        reply = example.ids[first:end]
+        control = [token for token in reply if token in special]
+        if control != [im_end]:
+            names = ", ".join(tokenizer.convert_ids_to_tokens(control)) or "none"
+            raise _broken(example, f"the control tokens that are learned are {names}; one <|im_end|> is right")
+        if list(example.ids[first - len(header) : first]) != list(header):
+            before = tokenizer.decode(list(example.ids[max(0, first - 12) : first]))
+            raise _broken(example, f"what is learned begins behind {before!r}, not behind the assistant's header")
+        last = example.ids[slice(*replies[-1])]
+        if reply[reply.index(im_end) :] != last[last.index(im_end) :]:
+            raise _broken(example, "earlier replies that are learned do not end as the last one does")
     pads = sum(token == processor.image_token_id for token in example.ids)
-    wanted = math.prod(example.image_grid or (0,)) // family_of_processor(processor).sizes(processor)["merge_size"] ** 2
+    merge_size = family_of_processor(processor).sizes(processor)["merge_size"]
+    wanted = sum(map(math.prod, example.image_grids)) // merge_size**2
     if pads != wanted:
-        raise _broken(example, f"it has {pads} places for visual tokens, its image gives {wanted}")
+        raise _broken(example, f"it has {pads} places for visual tokens, its images give {wanted}")
+
+
+def learned_replies(example: Example) -> list[tuple[int, int]]:
+    """(first, end) of each run of tokens that are learned."""
+    edges = [i for i in range(len(example.labels)) if _learned(example, i) != (i > 0 and _learned(example, i - 1))]
+    if len(edges) % 2:
+        edges.append(len(example.labels))
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _learned(example: Example, place: int) -> bool:
+    return example.labels[place] != IGNORED
 
 
 def _broken(example: Example, what: str) -> InputError:
@@ -214,10 +233,10 @@ class View:
 
     example: Example
     pieces: list[Piece]
-    learned: str  # the reply as text
+    learned: str  # the reply as text; of several that are learned, a line for each
     parsed: Parsed  # its boxes, read by the frame of the contract; in pixels of the original
     original: tuple[int, int] | None
-    image: Pillow.Image | None  # as the model sees it
+    images: list[Pillow.Image]  # as the model sees them; boxes are on the first
 
 
 def view(
@@ -229,17 +248,20 @@ def view(
     alone. kept: of the copy that is read in its place, if any; looked at where the example shows no image.
     """
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    reply = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORED and i != end]
-    learned = str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n")
-    image = None
-    if example.image is not None and example.image_grid is not None:
-        pixels = images.decode(example.image, example.id).pixels
-        kept = pixels.size  # made smaller, it is what the processor is handed
-        _, rows, columns = example.image_grid
-        seen = columns * contract.patch_size, rows * contract.patch_size
-        image = pixels.resize(seen, Pillow.Resampling.BICUBIC)
+    replies = []
+    for first, last in learned_replies(example):
+        reply = [token for token in example.ids[first:last] if token != end]
+        replies.append(str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n"))
+    learned = "\n".join(replies)
+    seen = []
+    for place, (data, (_, rows, columns)) in enumerate(zip(example.images, example.image_grids, strict=True)):
+        pixels = images.decode(data, example.id).pixels
+        if place == 0:
+            kept = pixels.size  # made smaller, it is what the processor is handed
+        size = columns * contract.patch_size, rows * contract.patch_size
+        seen.append(pixels.resize(size, Pillow.Resampling.BICUBIC))
     parsed = parse(learned, contract.frame_spec.on(*(original or NO_IMAGE_SIZE), kept=kept))
-    return View(example, pieces(example, processor), learned, parsed, original, image)
+    return View(example, pieces(example, processor), learned, parsed, original, seen)
 
 
 # --- the page ----------------------------------------------------------------------------------------------
@@ -296,7 +318,7 @@ def histogram(counts: Mapping[int, int], most: int = 10) -> list[tuple[int, int,
 def report_page(found: dict[str, Any], views: Sequence[View]) -> str:
     charts = (
         ("Tokens per example", "prompt, visual tokens and reply", "examples", found["tokens"]),
-        ("Visual tokens per image", "after resizing", "images", found["visual_tokens"]),
+        ("Visual tokens per example", "of its images, after resizing", "examples", found["visual_tokens"]),
     )
     return render(
         "tokenize.html.j2", found=found, contract=found["contract"], cards=[_card(one) for one in views],
@@ -320,8 +342,9 @@ def _card(one: View) -> dict[str, Any]:
         # The name at the first of its boxes, numbers in the order of the text at the others.
         count = len(mention.boxes)
         labels += [f"{mention.label} 1" if count > 1 else mention.label, *(str(n) for n in range(2, count + 1))]
-    image = None
-    if one.image is not None:
-        image = data_uri(overlay(one.image, {TRUE: boxes}, {TRUE: labels}, original=one.original, longest_side=360))
+    shown = []
+    for place, image in enumerate(one.images):  # boxes are on the first
+        drawn, named = ({}, {}) if place else ({TRUE: boxes}, {TRUE: labels})
+        shown.append(data_uri(overlay(image, drawn, named, original=one.original, longest_side=360)))
     visual = sum(piece.tokens for piece in one.pieces if piece.control and "×" in piece.text)
-    return {"view": one, "image": image, "visual": visual, "boxes": len(boxes)}
+    return {"view": one, "images": shown, "visual": visual, "boxes": len(boxes)}

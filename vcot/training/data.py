@@ -21,7 +21,8 @@ from vcot.storage import images
 from vcot.tokens import Encoder
 
 Item = dict[str, Any]
-"""id: str; ids, labels: int64 [T]; positions: int64 [3, T]; pixels: float32 [P, …] and grid: int64 [3], or None."""
+"""id: str; ids, labels: int64 [T]; positions: int64 [3, T]; pixels: float32 [P, …] and grids: int64 [images, 3], or
+None."""
 
 
 class SFTDataset(Dataset[Item]):
@@ -44,35 +45,42 @@ class SFTDataset(Dataset[Item]):
         if row in self._items:
             return self._items[row]
         example = self.examples[row]
-        pixels, grid, cached = self._image(example)
+        pixels, grids, cached = self._images(example)
         try:
             places = self._encoder.family.positions(
-                example.ids, [] if example.image_grid is None else [example.image_grid],
-                image_token_id=self._encoder.processor.image_token_id, merge_size=self._encoder.contract.merge_size,
+                example.ids, example.image_grids, image_token_id=self._encoder.processor.image_token_id,
+                merge_size=self._encoder.contract.merge_size,
             )  # fmt: skip
         except ValueError as error:
             raise InputError(f"example {example.id}: {error}; run tokenize again") from None
         item = {
             "id": example.id, "ids": torch.tensor(example.ids), "labels": torch.tensor(example.labels),
-            "positions": places, "pixels": pixels, "grid": grid,
+            "positions": places, "pixels": pixels, "grids": grids,
         }  # fmt: skip
         if cached:
             self._items[row] = item
         return item
 
-    def _image(self, example: Example) -> tuple[Tensor | None, Tensor | None, bool]:
-        """Its patches and their grid, and whether they stay in memory."""
-        if example.image is None:
+    def _images(self, example: Example) -> tuple[Tensor | None, Tensor | None, bool]:
+        """The patches of its images one after another and their grids, and whether they stay in memory as they are."""
+        if not example.images:
             return None, None, True
-        key = blake2b(example.image, digest_size=16).digest()
+        found = [self._image(example, *one) for one in zip(example.images, example.image_grids, strict=True)]
+        pixels, grids, cached = zip(*found, strict=True)
+        if len(found) > 1:  # put together they are a copy, for which the cache has no room
+            return torch.cat(pixels), torch.stack(grids), False
+        return pixels[0], torch.stack(grids), cached[0]
+
+    def _image(self, example: Example, data: bytes, written: tuple[int, int, int]) -> tuple[Tensor, Tensor, bool]:
+        key = blake2b(data, digest_size=16).digest()
         if key in self._patches:  # several questions about one image
             return *self._patches[key], True
-        made = self._encoder.pixels([images.decode(example.image, f"image of example {example.id}").pixels])
+        made = self._encoder.pixels([images.decode(data, f"image of example {example.id}").pixels])
         pixels, grid = made["pixel_values"], made["image_grid_thw"][0]
-        if tuple(grid.tolist()) != example.image_grid:
+        if tuple(grid.tolist()) != written:
             raise InputError(
                 f"example {example.id}: its image gives the grid {tuple(grid.tolist())} with this base, "
-                f"{example.image_grid} was written down; run tokenize again"
+                f"{written} was written down; run tokenize again"
             )
         size = pixels.numel() * pixels.element_size()
         if cached := size <= self._free_bytes:
@@ -131,7 +139,7 @@ class Collator:
         seen = [item for item in items if item["pixels"] is not None]
         if seen:
             batch["pixel_values"] = torch.cat([item["pixels"] for item in seen])
-            batch["image_grid_thw"] = torch.stack([item["grid"] for item in seen])
+            batch["image_grid_thw"] = torch.cat([item["grids"] for item in seen])
         return batch | {"names": names, "tokens": tokens}
 
 

@@ -53,7 +53,7 @@ class AnswerAware(Strategy):
         if self._may_add(sample):
             frame = frame_line(self.config.frame_of(sample.shown))
             lines.append(f"You may add objects, from [{len(objects) + 1}] on. {frame}")
-        return [self.config.whole(sample.shown), "\n".join(lines)]
+        return [*self.config.all_of(sample), "\n".join(lines)]
 
     async def _trace(self, dialogue: Dialogue, alternative: int) -> Trace:
         sample, annotated = dialogue.sample, objects_of(dialogue.sample)

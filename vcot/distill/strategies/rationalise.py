@@ -74,7 +74,7 @@ class Rationalise(Strategy):
         lines = [*question_lines(sample), f"Right answer: {sample.answers[0]}", "Sentences:", *numbered]
         lines += object_lines(sample, objects_of(sample))
         lines.append(frame_line(self.config.frame_of(sample.shown)) if self.options.propose else "Add no boxes.")
-        return [self.config.whole(sample.shown), "\n".join(lines)]
+        return [*self.config.all_of(sample), "\n".join(lines)]
 
     async def _trace(self, dialogue: Dialogue, alternative: int) -> Trace:
         sample, objects = dialogue.sample, objects_of(dialogue.sample)

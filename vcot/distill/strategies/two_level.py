@@ -312,17 +312,17 @@ class TwoLevel(Strategy):
         return [self.config.request(shape, parts) for shape, parts, times in steps for _ in range(times)]
 
     def _caption_parts(self, sample: Sample) -> Parts:
-        return [self.config.whole(sample.shown), "Describe this image."]
+        return [*self.config.all_of(sample), "Describe this image."]
 
     def _objects_parts(self, sample: Sample, caption: str) -> Parts:
         frame = frame_line(self.config.frame_of(sample.shown))
         words = [frame, f"Description: {caption}", *question_lines(sample)]
-        return [self.config.whole(sample.shown), "\n".join(words)]
+        return [*self.config.all_of(sample), "\n".join(words)]
 
     def _synthesis_parts(self, sample: Sample, caption: str, lines: list[str]) -> Parts:
         words = [f"Description: {caption}", "Objects:", *(lines or ["None is known."]), *question_lines(sample)]
         words += [f"Right answer: {sample.answers[0]}", f"New pairs: {self.options.pairs}"]
-        return [self.config.whole(sample.shown), "\n".join(words)]
+        return [*self.config.all_of(sample), "\n".join(words)]
 
 
 @dataclass(eq=False)
