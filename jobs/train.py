@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from vcot.ranks import Rank, World, run_ranks
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, setting
 from vcot.stage import launch, summary
 from vcot.training.config import TrainingConfig
+from vcot.training.launcher import Rank, World, run_ranks
 
 if TYPE_CHECKING:
     from vcot.records.base import Record

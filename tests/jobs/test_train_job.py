@@ -19,7 +19,6 @@ from jobs.train import TrainSettings, run
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import examples, tokenized, write_examples
 from vcot.errors import InputError, Interrupted, SettingsError
-from vcot.ranks import VARIABLE, Rank, World, _free_port
 from vcot.records.shards import TOKENIZE, Folder
 from vcot.stage import stop
 from vcot.storage import Store, join, put_folder

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
 from vcot.models.device import device
-from vcot.ranks import Rank
+from vcot.training.launcher import Rank
 
 PATIENCE = timedelta(minutes=30)
 """How long ranks wait for each other: while one saves, or reads a checkpoint. A rank that died is noticed sooner."""
@@ -39,11 +39,8 @@ class Group:
 
     @classmethod
     def join(cls, rank: Rank) -> Group:
-        """Meets the others."""
-        distributed.init_process_group(
-            "nccl" if device().type == "cuda" else "gloo", init_method=rank.meeting, rank=rank.number,
-            world_size=rank.size, timeout=PATIENCE,
-        )  # fmt: skip
+        """Meets the others, where the variables of torch's launcher say."""
+        distributed.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
         return cls(rank.number, rank.local, rank.size)
 
     @property
