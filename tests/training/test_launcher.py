@@ -171,14 +171,21 @@ def ranks_of(folder: Path) -> list[int]:
 def still_run(pids: list[int]) -> list[int]:
     """Those that have not ended; a zombie has."""
     stats = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
-    return [pid for pid, stat in stats.items() if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"]
+    return [
+        pid for pid, stat in stats.items() if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    ]
 
 
 def two_nodes(folder: Path, does: str, **environment: str) -> list[Launcher]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+    shared = {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(port),
+    }
     shared |= {"CUDA_VISIBLE_DEVICES": ""} | environment
     return [Launcher(folder, "--does", does, node=node, PET_NODE_RANK=node, **shared) for node in "10"]
 
@@ -214,9 +221,7 @@ def test_ranks_of_two_nodes_meet(tmp_path: Path) -> None:
         ("deaf,killed", 137, "rank 1 of 2: killed by signal 9"),
     ],
 )
-def test_exit_code_is_that_of_the_first_rank_with_a_reason(
-    tmp_path: Path, does: str, code: int, message: str
-) -> None:
+def test_exit_code_is_that_of_the_first_rank_with_a_reason(tmp_path: Path, does: str, code: int, message: str) -> None:
     """And the others are ended, also one that hears nothing."""
     found, said, word = Launcher(tmp_path, "--does", does).end()
     assert found == code, said
@@ -267,7 +272,7 @@ def test_stop_while_another_node_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_node_whose_ranks_lost_another_leaves_it_the_first_word(tmp_path: Path) -> None:
-    """Where that one could not tell: its exit code ends the Job; had this one ended with 1 before, all would start again."""
+    """Where that one could not tell: its code ends the Job; had this one ended with 1 before, all would start again."""
     one, other = two_nodes(tmp_path, "lost,lost")
     wait_for(tmp_path, "node-*/rank-?.json", 2)
     time.sleep(1.5)

@@ -1,7 +1,8 @@
 """The agent of torch's elastic launcher, which starts the ranks of this pod and watches them.
 
-It differs from torch's in this: ranks that merely lost their connection give one with a reason time to show itself; the
-reason of one pod reaches the agents of the others through the store where they met; and a signal is for the ranks alone.
+It differs from torch's in this: ranks that merely lost their connection give one with a reason time to show itself;
+the reason of one pod reaches the agents of the others through the store where they met; and a signal is for the ranks
+alone, not for the processes that they started.
 """
 
 from __future__ import annotations
@@ -55,18 +56,16 @@ class Agent(LocalElasticAgent):
     """
 
     def __init__(self, world: World, folder: Path, command: Sequence[str], grace: float) -> None:
-        meeting = StaticTCPRendezvous(
-            world.address, world.port or get_free_port(), world.node, world.nodes, "ranks", FOR_THE_OTHER_PODS
-        )
+        port = world.port or get_free_port()  # type: ignore[no-untyped-call]
+        meeting = StaticTCPRendezvous(world.address, port, world.node, world.nodes, "ranks", FOR_THE_OTHER_PODS)
         program, *arguments = command
         spec = WorkerSpec(
             role="rank", local_world_size=world.per_node, rdzv_handler=meeting, max_restarts=0,
-            entrypoint=program, args=tuple(each.replace("$", "$$") for each in arguments),  # torch fills in ${local_rank}
+            # torch fills in ${local_rank}.
+            entrypoint=program, args=tuple(each.replace("$", "$$") for each in arguments),
             virtual_local_rank=world.gpus > 0,  # it sees one GPU, its own, and all that a single process does is right
         )  # fmt: skip
-        super().__init__(
-            spec, DefaultLogsSpecs(str(folder / "elastic")), exit_barrier_timeout=FOR_ANOTHER_PODS_REASON
-        )
+        super().__init__(spec, DefaultLogsSpecs(str(folder / "elastic")), exit_barrier_timeout=FOR_ANOTHER_PODS_REASON)
         self.failure: VcotError | None = None
         self._world, self._folder, self._grace = world, folder, grace
         self._noticed: float | None = None
@@ -106,7 +105,10 @@ class Agent(LocalElasticAgent):
             self._tell(worker_group, failure)
         if failure is None:
             with self._acting:
-                return RunResult(WorkerState.HEALTHY) if stop.requested else super()._monitor_workers(worker_group)
+                if stop.requested:
+                    return RunResult(WorkerState.HEALTHY)
+                result: RunResult = super()._monitor_workers(worker_group)
+                return result
         self.failure = failure
         stopped = failure.exit_code in (Interrupted.exit_code, KeyboardStop.exit_code)
         self._shutdown(signal.SIGTERM, self._grace if stopped else AFTER_A_FAILURE)
@@ -163,12 +165,14 @@ class Agent(LocalElasticAgent):
     def _tell(self, worker_group: WorkerGroup, failure: RankFailed) -> None:
         """The agents of the other pods, whose ranks may wait for long before they notice."""
         if self._world.nodes > 1 and failure.exit_code not in WITHOUT_REASON:
+            store: Any = worker_group.store
             with suppress(DistError):
-                worker_group.store.set(_REASON, json.dumps([str(failure), failure.exit_code]))
+                store.set(_REASON, json.dumps([str(failure), failure.exit_code]))
 
     def _told(self, worker_group: WorkerGroup) -> RankFailed | None:
         if self._world.nodes > 1:
+            store: Any = worker_group.store
             with suppress(DistError):  # the pod that holds the store is gone, and its ranks with it
-                if worker_group.store.check([_REASON]):
-                    return RankFailed(*json.loads(worker_group.store.get(_REASON)))
+                if store.check([_REASON]):
+                    return RankFailed(*json.loads(store.get(_REASON)))
         return None

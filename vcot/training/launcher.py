@@ -27,8 +27,8 @@ from vcot.errors import SettingsError, UsageError, VcotError
 from vcot.stage import die_with_parent, stop, summary
 
 FOLDER, LAUNCHER = "RANKS_FOLDER", "RANKS_LAUNCHER"
-"""Variables that ranks are given beside torch's own (RANK, WORLD_SIZE, MASTER_ADDR …): what they share on this disk, and
-the process that started them."""
+"""Variables that ranks are given beside torch's own (RANK, WORLD_SIZE, MASTER_ADDR …): what they share on this disk,
+and the process that started them."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ travel once a step, after the backward pass instead of during it (646 MB for ada
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,6 +42,8 @@ class Group:
     def join(cls, rank: Rank) -> Group:
         """Meets the others, where the variables of torch's launcher say."""
         distributed.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ.pop(name, None)  # else the library, too, adds gradients up
         return cls(rank.number, rank.local, rank.size)
 
     @property
