@@ -95,7 +95,7 @@ class Agent(LocalElasticAgent):
             return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if stop.requested:  # of which run_ranks knows
+        if _stopping():
             return RunResult(WorkerState.HEALTHY)
         failed, failure = self._failed(), self._told(worker_group)
         if failure is None and failed:
@@ -105,7 +105,7 @@ class Agent(LocalElasticAgent):
             self._tell(worker_group, failure)
         if failure is None:
             with self._acting:
-                if stop.requested:
+                if _stopping():
                     return RunResult(WorkerState.HEALTHY)
                 result: RunResult = super()._monitor_workers(worker_group)
                 return result
@@ -176,3 +176,8 @@ class Agent(LocalElasticAgent):
                 if store.check([_REASON]):
                     return RankFailed(*json.loads(store.get(_REASON)))
         return None
+
+
+def _stopping() -> bool:
+    """Then run_ranks ends the ranks, and how they end is no failure."""
+    return stop.requested
