@@ -69,7 +69,7 @@ PROGRAM = """
         if what == "waits":
             while not stop.requested:
                 time.sleep(0.02)
-            time.sleep(0.3)
+            time.sleep(0.3 + rank.number)  # one has saved sooner than another
             (folder / f"saved-{rank.number}").touch()
             stop.raise_if_requested()
         elif what == "deaf":
@@ -128,6 +128,10 @@ class Launcher:
             os.dup2(2, 1)
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
             logging.root.handlers.clear()  # pytest's
+            loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+            for handler in [handler for logger in loggers for handler in logger.handlers]:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.setStream(sys.stderr)
             os.environ.clear()
             os.environ |= self.environment
             sys.argv = self.command
