@@ -130,7 +130,7 @@ class Launcher:
             logging.root.handlers.clear()  # pytest's
             loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
             for handler in [handler for logger in loggers for handler in logger.handlers]:
-                if isinstance(handler, logging.StreamHandler):
+                if type(handler) is logging.StreamHandler:  # torch's, not pytest's
                     handler.setStream(sys.stderr)
             os.environ.clear()
             os.environ |= self.environment
