@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from vcot.ranks import Rank, World, run_ranks
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, setting
 from vcot.stage import launch, summary
 from vcot.training.config import TrainingConfig
+from vcot.training.launcher import Rank, World, run_ranks
 
 if TYPE_CHECKING:
     from vcot.records.base import Record
@@ -181,19 +181,13 @@ def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
     use_device(settings.device)
     scratch = Path(rank.folder)
     fetched = TrainingInputs(**json.loads((scratch / TrainingInputs.NAME).read_text()))
-    os.environ |= {"RANK": str(rank.number), "LOCAL_RANK": str(rank.local), "WORLD_SIZE": str(rank.size)}
-    distributed.init_process_group(
-        "nccl" if device().type == "cuda" else "gloo", init_method=rank.meeting, rank=rank.number, world_size=rank.size,
-        timeout=PATIENCE,
-    )  # fmt: skip
-    try:
-        _learn(settings, folder, fetched, scratch, rank.number, rank.size)
-    finally:
-        distributed.destroy_process_group()
+    distributed.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
+    _learn(settings, folder, fetched, scratch, rank)
+    distributed.destroy_process_group()
 
 
 def _learn(
-    settings: TrainSettings, folder: TrainFolder, fetched: TrainingInputs, scratch: Path, rank: int = 0, ranks: int = 1
+    settings: TrainSettings, folder: TrainFolder, fetched: TrainingInputs, scratch: Path, rank: Rank | None = None
 ) -> None:
     from vcot.models.device import device
     from vcot.records import Contract
@@ -215,9 +209,11 @@ def _learn(
     encoder = Encoder(processor, contract)  # holds the base's processor against what the examples promise
     workers = settings.dataloader_num_workers
     context = RunContext(
-        scratch=scratch, trackers=settings.report_to if rank == 0 else (), saved=saved,
+        scratch=scratch, trackers=settings.report_to if rank is None or rank.number == 0 else (),
+        saved=saved,
         cache_bytes=settings.cache_mib << 20, workers=2 * (device().type == "cuda") if workers is None else workers,
-        grace=settings.grace_seconds, rank=rank, ranks=ranks,
+        grace=settings.grace_seconds,
+        **({} if rank is None else {"rank": rank.number, "ranks": rank.size, "first_of_pod": rank.local == 0}),
     )  # fmt: skip
     uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
     try:

@@ -154,7 +154,7 @@ def _started(
                 "CI": "1",  # caps its buffers at 256 MiB; without, they may take half of the memory
             }
             ready = "/minio/health/ready"
-        from vcot.ranks import die_with_parent  # not above: `make minio` runs this before there is a .venv
+        from vcot.stage import die_with_parent  # not above: `make minio` runs this before there is a .venv
 
         with log.open("ab") as output:
             # A session of its own: Ctrl-C in the terminal must not take the storage away before stages have saved.

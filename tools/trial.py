@@ -18,7 +18,7 @@ from vcot.pipeline.client import ClusterClient, Manifest, Refused
 from vcot.pipeline.orchestrator import Clock
 from vcot.pipeline.progress import NOT_STARTED, Ended, why_not_running
 from vcot.pipeline.templates import CONTAINER
-from vcot.ranks import OLDEST_DRIVER
+from vcot.settings import OLDEST_DRIVER
 
 AGAIN = "correct that, and look again: make k8s-doctor"
 LABEL, JOB_NAME = "vcot/doctor", "batch.kubernetes.io/job-name"

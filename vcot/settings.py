@@ -67,6 +67,9 @@ DEVICE = (
     "where models run; auto: cuda wherever a GPU or its driver can be seen, else cpu. A GPU that cannot be used is an "
     "error (exit code 78), never a slow run on the processor"
 )
+OLDEST_DRIVER = 580
+"""Of NVIDIA's drivers for Linux, for CUDA 13, which the pinned torch is built for (NVIDIA's table of CUDA
+compatibility); a test holds the two together."""
 
 
 def setting(

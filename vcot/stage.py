@@ -5,6 +5,7 @@ A job is three lines: a Settings class, a ``run(settings)``, and ``launch(Settin
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -71,6 +72,25 @@ class Stop:
 
 stop = Stop()
 """The one flag of this process."""
+
+
+def die_with_parent(number: int, parent: int | None = None) -> Callable[[], None] | None:
+    """For `preexec_fn`: on Linux the kernel sends that signal when the starting process ends, however it does.
+
+    Args:
+        parent: where the started process calls the result itself, who started it.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl, pr_set_pdeathsig = ctypes.CDLL(None, use_errno=True).prctl, 1
+    parent = os.getpid() if parent is None else parent
+
+    def in_the_child() -> None:
+        prctl(pr_set_pdeathsig, number)
+        if os.getppid() != parent:  # killed between fork and here
+            os.kill(os.getpid(), number)
+
+    return in_the_child
 
 
 class Summary:

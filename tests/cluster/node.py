@@ -31,7 +31,7 @@ from tests.cluster.configuration import CONTROL, GATEWAY, HOME, KUBECTL, LOGS, P
 from tests.cluster.images import Builder, BuildFailed
 from tests.cluster.machine import MachineLacks, prepare
 from tools.gomodules import tell
-from vcot.ranks import die_with_parent
+from vcot.stage import die_with_parent
 
 READY_WITHIN = 180.0
 READY = "NODE_IS_READY"

@@ -7,8 +7,8 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from jobs.train import TrainSettings, run
 from tests.training.toy import *  # noqa: F403  (fixtures)
 from tests.training.toy import examples, tokenized, write_examples
 from vcot.errors import InputError, Interrupted, SettingsError
-from vcot.ranks import VARIABLE, Rank, World, _free_port
 from vcot.records.shards import TOKENIZE, Folder
 from vcot.stage import stop
 from vcot.storage import Store, join, put_folder
+from vcot.training.launcher import FOLDER, LAUNCHER, World
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,7 +186,7 @@ def test_stopped_and_damaged_it_ends_with_the_same_losses(
 def test_two_ranks_learn_what_one_with_twice_the_batch_does_and_go_on_from_its_checkpoint(
     calm: Path, toy_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On gloo, in 4 bits with an optimiser of 8; forked, so that nothing is imported twice (tests/ranks: launcher)."""
+    """On gloo, in 4 bits with an optimiser of 8; forked, so that nothing is imported twice."""
     if torch.cuda.is_available():
         pytest.skip("beside a GPU a process that has computed gradients cannot be forked")
     two = tmp_path / "two"
@@ -200,14 +200,18 @@ def test_two_ranks_learn_what_one_with_twice_the_batch_does_and_go_on_from_its_c
     (two / "train/settings.json").unlink()  # of one rank
     given = {"per_device_train_batch_size": "1", "nproc_per_node": "2"}
 
-    def as_rank(rank: Rank) -> None:
+    def as_rank(environment: dict[str, str]) -> None:
         torch.set_num_threads(1)
-        os.environ[VARIABLE] = json.dumps(asdict(rank))
+        os.environ |= environment
         train(two, toy_base, **given)
 
     def forked(world: World, folder: Path, grace: float) -> None:
-        context, meeting = multiprocessing.get_context("fork"), f"tcp://127.0.0.1:{_free_port()}"
-        ranks = [context.Process(target=as_rank, args=[Rank(n, n, 2, meeting, str(folder))]) for n in range(world.size)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared = meeting | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", FOLDER: str(folder), LAUNCHER: str(os.getpid())}
+        context = multiprocessing.get_context("fork")
+        ranks = [context.Process(target=as_rank, args=[shared | {"RANK": str(n)}]) for n in range(world.size)]
         for process in ranks:
             process.start()
         for process in ranks:

@@ -17,8 +17,8 @@ from string import Template
 from vcot import logging
 from vcot.errors import SettingsError
 from vcot.pipeline.orchestrator import Outcome, Plan, Step
-from vcot.ranks import die_with_parent
 from vcot.settings import PREFIX, STAGES
+from vcot.stage import die_with_parent
 from vcot.storage import NotFound, Store, join, put_folder
 
 GRACE = 120.0

@@ -21,7 +21,6 @@ stored once and shared again.
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -72,6 +71,7 @@ class Checkpoints:
     the best. scratch: a local folder for those under way and for those that are kept; the ranks of a pod share it.
     whole: called with the step when a checkpoint is whole, from the thread that uploads it, in rank 0.
     group: of all ranks, by gloo and for this alone, where each of them writes its part; None: rank 0 writes all.
+    first_of_pod: whether this rank uploads what those of its pod wrote.
     """
 
     store: Store
@@ -80,6 +80,7 @@ class Checkpoints:
     keep: int = 3
     whole: Callable[[int], None] = lambda _: None
     group: distributed.ProcessGroup | None = None
+    first_of_pod: bool = True
     last_save_seconds: float = 0.0
     _local: dict[int, Path] = field(default_factory=dict)
     _upload: threading.Thread | None = None
@@ -128,7 +129,7 @@ class Checkpoints:
     def _uploaded(self, folder: Path) -> list[File]:
         """Uploads what this pod's ranks wrote, once, and says what those of all pods did (to rank 0)."""
         files: list[File] = []
-        if self.group is None or os.environ.get("LOCAL_RANK") == "0":
+        if self.group is None or self.first_of_pod:
             for path in sorted(folder.iterdir()):
                 self.store.upload(path, join(self.uri, folder.name, path.name))
                 files.append(File(name=path.name, sha256=file_digest(path), size=path.stat().st_size))

@@ -68,7 +68,7 @@ class RunContext:
     scratch: a folder of this process. trackers: names for `report_to`, whose files go below `files`. saved: called
     after each checkpoint. cache_bytes: for images that were cut into patches. workers: processes that prepare batches;
     0: this one does. grace: seconds between SIGTERM and SIGKILL. rank of ranks: this process among those that train
-    together.
+    together. first_of_pod: of those that share its disk.
     """
 
     scratch: Path
@@ -79,6 +79,7 @@ class RunContext:
     grace: float = 30.0
     rank: int = 0
     ranks: int = 1
+    first_of_pod: bool = True
 
     @property
     def files(self) -> Path:

@@ -102,7 +102,7 @@ def fine_tune(
     sharded = _sharded(config, base, context)
     model, compute = _model(config, base, base_uri, shards=context.ranks if sharded else 1)
     if in_shards(model):
-        checkpoints.group = distributed.new_group(backend="gloo")
+        checkpoints.group, checkpoints.first_of_pod = distributed.new_group(backend="gloo"), context.first_of_pod
     result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
     result.metadata = {
         "train_samples": len(samples_of(examples.rows, "train")),
@@ -136,6 +136,7 @@ def fine_tune(
                 trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
             finally:
                 checkpoints.wait()
+            trainer.accelerator.end_training()  # closes trackers
         result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
         state = trainer.state
         stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
@@ -257,7 +258,7 @@ def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manife
     distributed.broadcast_object_list(name, src=0)
     if name[0] is None:
         return None
-    for turn in (os.environ.get("LOCAL_RANK") == "0", True):
+    for turn in (context.first_of_pod, True):
         if turn and found is None:
             found = checkpoints.called(name[0])
         distributed.barrier()
