@@ -204,16 +204,16 @@ def _learn(
         if context.first and (scratch / "tensorboard").is_dir():
             put_folder(folder.store, scratch / "tensorboard", join(folder.uri, "tensorboard"))
 
+    number, ranks = (0, 1) if rank is None else (rank.number, rank.size)
     base, contract = Path(fetched.base), Contract.model_validate(fetched.contract)
     processor = load_processor(base, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
     encoder = Encoder(processor, contract)  # holds the base's processor against what the examples promise
     workers = settings.dataloader_num_workers
     context = RunContext(
-        scratch=scratch, trackers=settings.report_to if rank is None or rank.number == 0 else (),
+        scratch=scratch, trackers=settings.report_to if number == 0 else (),
         saved=saved,
         cache_bytes=settings.cache_mib << 20, workers=2 * (device().type == "cuda") if workers is None else workers,
-        grace=settings.grace_seconds,
-        **({} if rank is None else {"rank": rank.number, "ranks": rank.size, "first_of_pod": rank.local == 0}),
+        grace=settings.grace_seconds, rank=number, ranks=ranks, first_of_pod=rank is None or rank.local == 0,
     )  # fmt: skip
     uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
     try:

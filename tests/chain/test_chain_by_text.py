@@ -65,7 +65,7 @@ def test_rows_with_and_without_an_image_go_through_all_stages(tmp_path: Path, to
 
     stage(
         train.TrainSettings, train.run, run_uri, **base, tune="lora", lora_r=4, dtype="float32", max_steps=1,
-        per_device_train_batch_size=4, gradient_accumulation_steps=1, report_to="none", device="cpu",
+        batch_tokens=2048, gradient_accumulation_steps=1, report_to="none", device="cpu",
     )  # fmt: skip
     report = stage(
         evaluate.EvaluateSettings, evaluate.run, run_uri, dtype="float32", max_new_tokens=3, rows_per_shard=3,

@@ -66,7 +66,7 @@ def test_two_images_and_two_turns_go_through_all_stages(
 
     stage(
         train.TrainSettings, train.run, run_uri, **base, tune="lora", lora_r=4, dtype="float32", max_steps=2,
-        per_device_train_batch_size=2, gradient_accumulation_steps=1, report_to="none", device="cpu",
+        batch_tokens=2048, gradient_accumulation_steps=1, report_to="none", device="cpu",
     )  # fmt: skip
     losses = json.loads((run_uri / "train/losses.json").read_text())
     assert all(line["loss"] > 0 for line in losses)

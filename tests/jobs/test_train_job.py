@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
-import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,16 @@ import torch
 
 from jobs.train import TrainSettings, run
 from tests.training.toy import *  # noqa: F403  (fixtures)
-from tests.training.toy import examples, tokenized, write_examples
+from tests.training.toy import examples, loss_sum, tokenized, write_examples
 from vcot.errors import InputError, Interrupted, SettingsError
 from vcot.records.shards import TOKENIZE, Folder
 from vcot.stage import stop
 from vcot.storage import Store, join, put_folder
-from vcot.training.launcher import FOLDER, LAUNCHER, World
 
 ROOT = Path(__file__).parents[2]
 
 SMALL = {
-    "lora_r": "4", "dtype": "float32", "per_device_train_batch_size": "2", "gradient_accumulation_steps": "2",
+    "lora_r": "4", "dtype": "float32", "batch_tokens": "170", "gradient_accumulation_steps": "2",
     "num_train_epochs": "3", "learning_rate": "1e-3", "lora_dropout": "0", "neftune_noise_alpha": "0",
     "eval_steps": "4", "save_steps": "2", "device": "cpu",
 }  # fmt: skip
@@ -77,7 +76,8 @@ def read(place: Path | str, name: str) -> Any:
     ("flags", "line"),
     [
         (["--method", "grpo"], "--method=grpo: this method is not there yet; sft is"),
-        (["--per-device-train-batch-size", "0"], "--per-device-train-batch-size=0: input should be greater than 0"),
+        (["--batch-tokens", "0"], "--batch-tokens=0: input should be greater than 0"),
+        (["--parallel", "fsdp"], "--parallel fsdp: weights in 4 bits are not divided; choose --tune lora"),
         (["--report-to", "none,foo"], "no such tracker: none, foo; there are tensorboard, wandb, mlflow, or none"),
         (["--report-to", "mlflow"], "not installed here: mlflow"),
         (["--warmup-steps", "30", "--max-steps", "20"], "--warmup-steps=30 steps leaves nothing of --max-steps=20"),
@@ -133,7 +133,6 @@ def test_a_run_leaves_a_model_and_what_a_server_must_know(calm: Path, toy_base: 
 
 
 def test_the_model_that_is_left_has_learned_the_examples(calm: Path, toy_base: Path, toy_encoder: Any) -> None:
-    from vcot.training.trainer import loss_sum
 
     from vcot.models.loading import load_adapter, load_base
     from vcot.records.example import Examples
@@ -183,47 +182,24 @@ def test_stopped_and_damaged_it_ends_with_the_same_losses(
     assert ours["adapter_model.safetensors"] == theirs["adapter_model.safetensors"]
 
 
-def test_two_ranks_learn_what_one_with_twice_the_batch_does_and_go_on_from_its_checkpoint(
-    calm: Path, toy_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_ranks_go_on_from_a_checkpoint_of_one_and_end_as_it_would_have(
+    calm: Path, toy_base: Path, tmp_path: Path
 ) -> None:
-    """On gloo, in 4 bits with an optimiser of 8; forked, so that nothing is imported twice."""
-    if torch.cuda.is_available():
-        pytest.skip("beside a GPU a process that has computed gradients cannot be forked")
-    two = tmp_path / "two"
-    two.mkdir()
-    (two / "tokenize").symlink_to(calm / "tokenize")
-    train_until_the_first_checkpoint(two, toy_base)
-    for manifest in two.glob("train/checkpoints/*/manifest.json"):  # as two ranks would have left it
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"ranks": 2}))
-    with pytest.raises(SettingsError, match="begun by 2 ranks and cannot go on with 1"):
-        train(two, toy_base)
-    (two / "train/settings.json").unlink()  # of one rank
-    given = {"per_device_train_batch_size": "1", "nproc_per_node": "2"}
-
-    def as_rank(environment: dict[str, str]) -> None:
-        torch.set_num_threads(1)
-        os.environ |= environment
-        train(two, toy_base, **given)
-
-    def forked(world: World, folder: Path, grace: float) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        shared = meeting | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", FOLDER: str(folder), LAUNCHER: str(os.getpid())}
-        context = multiprocessing.get_context("fork")
-        ranks = [context.Process(target=as_rank, args=[shared | {"RANK": str(n)}]) for n in range(world.size)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(120)
-        assert [process.exitcode for process in ranks] == [0, 0]
-
-    monkeypatch.setattr("jobs.train.run_ranks", forked)
-    train(two, toy_base, **given)
-    for mine, theirs in zip(read(two, "losses.json"), read(calm, "losses.json"), strict=True):
+    """The command that a pod runs: processes started by it, gloo, 4 bits with an optimiser of 8."""
+    (tmp_path / "tokenize").symlink_to(calm / "tokenize")
+    train_until_the_first_checkpoint(tmp_path, toy_base)
+    given = SMALL | {"run_uri": str(tmp_path), "base_uri": str(toy_base), "nproc_per_node": "2"}
+    flags = [word for name, v in given.items() for word in (f"--{name.replace('_', '-')}", v)]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.train", *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on from a checkpoint" in done.stderr
+    for mine, theirs in zip(read(tmp_path, "losses.json"), read(calm, "losses.json"), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
-    assert read(two, "_done/stage.json")["metadata"]["ranks"] == 2
-    assert len(list(two.glob("train/checkpoints/step-000006-*"))) == 1  # the second rank writes nothing
+    facts = read(tmp_path, "_done/stage.json")["metadata"]
+    assert (facts["ranks"], facts["batches_per_step"]) == (2, 2)
+    assert len(list(tmp_path.glob("train/checkpoints/step-000006-*"))) == 1  # the second rank writes nothing
 
 
 def without_tokenize(run_uri: Path) -> str:

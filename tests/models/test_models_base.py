@@ -12,9 +12,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from vcot.training.trainer import autocast, loss_sum
 
-from tests.training.toy import examples, write_examples
+from tests.training.toy import examples, loss_sum, write_examples
 from vcot.errors import InputError
 from vcot.models.device import compute_dtype
 from vcot.models.loading import attach_lora, load_adapter, load_base, lora_targets
@@ -51,7 +50,7 @@ def test_every_adapter_has_a_gradient_after_an_evaluation_in_the_middle_of_train
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first, which would leave the A matrices without a gradient
                 parameter.normal_(std=0.02)
-    context = autocast(torch.device("cpu"), compute_dtype(dtype))
+    context = torch.autocast("cpu", torch.bfloat16, enabled=compute_dtype(dtype) == torch.bfloat16)
 
     def step() -> dict[str, Any]:
         model.train()

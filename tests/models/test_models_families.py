@@ -16,7 +16,7 @@ from bitsandbytes.nn import Linear4bit
 from transformers import Trainer
 
 from tests.fakes.families import KNOWN
-from tests.training.toy import config, drawn, examples, tune, write_examples
+from tests.training.toy import config, drawn, examples, loss_sum, tune, write_examples
 from vcot.errors import InputError
 from vcot.models.families import FAMILIES, family_in
 from vcot.models.loading import attach_lora, generate, load_adapter, load_base
@@ -26,7 +26,6 @@ from vcot.tokens import Encoder, contract_of, load_processor, native_frame
 from vcot.tokens.rows import check_mask
 from vcot.training.data import Collator, SFTDataset
 from vcot.training.parameters import freeze, parameter_groups
-from vcot.training.trainer import loss_sum
 
 torch.set_num_threads(1)
 Bases = Callable[[str], Path]

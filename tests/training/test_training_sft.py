@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.toy import Died, by_text, config, drawn, encoded, examples, tune, weights, write_examples
+from tests.training.toy import (
+    Died,
+    by_text,
+    config,
+    drawn,
+    encoded,
+    examples,
+    loss_sum,
+    tune,
+    weights,
+    write_examples,
+)  # fmt: skip
 from vcot.errors import Interrupted
 from vcot.models.loading import attach_lora, generate, load_base
 from vcot.records.example import Examples
@@ -56,10 +67,6 @@ def batches(encoder: Any, examples: Examples) -> Any:
     """rows → a batch of them"""
     dataset = SFTDataset(examples, encoder, cache_bytes=0)
     return lambda rows, packed=False: Collator(encoder.pad_token_id, packed=packed)([dataset[row] for row in rows])
-
-
-def loss_sum(model: Any, batch: Any) -> Any:
-    return model(**{name: value for name, value in batch.items() if name not in ("names", "tokens")}, want="loss")
 
 
 # --- the loss -------------------------------------------------------------------------------------------

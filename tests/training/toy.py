@@ -151,6 +151,16 @@ def config(**changes: Any) -> Any:
     return TrainingConfig(**(values | changes))
 
 
+def loss_sum(model: Any, batch: Any) -> Any:
+    """Over the learned tokens of a collator's batch, as the trainer has it."""
+    from vcot.models.families import family_of
+    from vcot.models.loading import whole_model
+
+    inner = whole_model(model)
+    packed = {name: batch[name] for name in ("row_bounds", "longest_row") if name in batch}
+    return inner(**family_of(inner.config).model_inputs(batch), **packed, labels=batch["labels"], want="loss")
+
+
 class Died(BaseException):
     """As kill -9 does, but without a process."""
 

@@ -136,7 +136,6 @@ def fine_tune(
                 trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
             finally:
                 checkpoints.wait()
-            trainer.accelerator.end_training()  # closes trackers
         result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
         state = trainer.state
         stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
