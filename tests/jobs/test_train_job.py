@@ -26,7 +26,7 @@ from vcot.storage import Store, join, put_folder
 ROOT = Path(__file__).parents[2]
 
 SMALL = {
-    "lora_r": "4", "dtype": "float32", "batch_tokens": "170", "gradient_accumulation_steps": "2",
+    "lora_r": "4", "dtype": "float32", "batch_tokens": "180", "gradient_accumulation_steps": "2",
     "num_train_epochs": "3", "learning_rate": "1e-3", "lora_dropout": "0", "neftune_noise_alpha": "0",
     "eval_steps": "4", "save_steps": "2", "device": "cpu",
 }  # fmt: skip
