@@ -212,7 +212,7 @@ def with_another_contract(run_uri: Path) -> str:
     told["metadata"]["contract"] |= {"template_sha256": "0" * 64, "merge_size": 4}
     marker.unlink()
     Folder(Store(), str(run_uri), TOKENIZE).finish(TOKENIZE.stage_marker.model_validate(told))
-    return "the examples were not made for this base: template_sha256 .*; merge_size is 2 here, 4 in the examples"
+    return "the examples were not made for this base: merge_size is 2 here, 4 in the examples; template_sha256 is "
 
 
 def with_a_truncated_shard(run_uri: Path) -> str:
