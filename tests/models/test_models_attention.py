@@ -91,9 +91,7 @@ def test_a_packed_row_does_not_see_its_neighbours(model: Any) -> None:
     assert (logits(model, leaking)[0, 60:] - torch.cat(together)[60:]).abs().max() > 0.1
 
 
-def test_four_rows_of_positions_make_no_mask_of_all_tokens_squared(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_four_rows_of_positions_make_no_mask_of_all_tokens_squared(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library would find the packed rows by the text's own positions, the first of four."""
     masks: list[Any] = []
 
@@ -107,7 +105,8 @@ def test_four_rows_of_positions_make_no_mask_of_all_tokens_squared(
     text = torch.cat([torch.arange(len(one["ids"])) for one in ROWS])[None, None]
     four = logits(model, batch | {"position_ids": torch.cat([text, batch["position_ids"]])})
     assert torch.equal(three, four)
-    assert masks and all(mask is None for mask in masks)
+    assert masks
+    assert all(mask is None for mask in masks)
 
 
 @pytest.mark.parametrize("way", ["full", "adapters", "adapters and gradient checkpointing"])

@@ -52,9 +52,10 @@ def segment_attention(
     if has_kernel(value):
         window = (-1, 0) if causal else (-1, -1)
         bounds = bounds.to(torch.int32)
-        out: Tensor = varlen_attn(
+        out = varlen_attn(
             query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=grouped
         )
+        assert isinstance(out, Tensor)
         return out
     return _padded_attention(query, key, value, bounds, longest, causal=causal, scale=scale)
 
@@ -78,7 +79,7 @@ def _padded_attention(
     def padded(values: Tensor) -> Tensor:  # [T, heads, size] → [segments, heads, longest, size]
         if places is not None:
             values = values.new_zeros(there.numel(), *values.shape[1:]).index_copy(0, places, values)
-        return values.unflatten(0, there.shape).transpose(1, 2)
+        return values.reshape(*there.shape, *values.shape[1:]).transpose(1, 2)
 
     # Causal attention needs no mask: padding comes after all that may look at it.
     mask = None if causal or full else there[:, None, None, :]
@@ -122,9 +123,9 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **rest
         )
         return out, None
-    assert longest is not None and len(query) == 1 and query.shape == (*query.shape[:2], value.shape[2], query.shape[3])
-    if dropout or rest.get("sliding_window") is not None:
-        raise NotImplementedError("packed rows with dropout of attention or a sliding window")
+    if dropout or rest.get("sliding_window") is not None or query.shape[2] != key.shape[2] or len(query) != 1:
+        raise NotImplementedError("packed rows beside a cache or other rows, with dropout, or with a sliding window")
+    assert longest is not None
     out = segment_attention(
         query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), bounds, int(longest),
         causal=causal, scale=scaling,

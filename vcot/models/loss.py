@@ -79,7 +79,7 @@ def head_loss(head: nn.Module, states: Tensor, targets: Tensor, *, chunk: int = 
     rows = max(1, chunk // weight.shape[0])
     if len(states) <= rows:
         return total(states, targets)
-    parts = zip(states.split(rows), targets.split(rows), strict=True)
+    parts = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
     return torch.stack([checkpoint(total, some, of, use_reentrant=False) for some, of in parts]).sum()
 
 
@@ -103,4 +103,5 @@ def _embeddings_beside_vision(model: Any, input_ids: Tensor) -> Tensor:
     grid = torch.tensor([[1, side, side]], device=input_ids.device)
     seen = model.get_image_features(embeddings.new_zeros(side * side, numbers), grid, return_dict=True)
     parts = [*seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
-    return embeddings + sum(part.sum() for part in parts).to(embeddings.dtype) * 0
+    nothing = torch.stack([part.sum() for part in parts]).sum() * 0
+    return embeddings + nothing.to(embeddings.dtype)

@@ -92,7 +92,7 @@ def learned_tokens(labels: Tensor) -> Tensor:
 
 
 def loss_sum(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Cross entropy summed over the learned tokens of a batch; a scalar, float32. `model`: with or without an adapter."""
+    """Cross entropy summed over a batch's learned tokens; a scalar, float32. `model`: with or without an adapter."""
     given = {name: value for name, value in batch.items() if name != "names"}
     total: Tensor = model(**given, want="loss")
     return total
