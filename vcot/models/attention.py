@@ -44,9 +44,8 @@ def segment_attention(
     Returns:
         [T, heads, size], in the dtype of `value`, or of autocast where that is on.
     """
-    kind = value.device.type
     # Rotary positions in float32 leave queries and keys wider than values; autocast does not know this kernel.
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    dtype = _dtype(value)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     grouped = query.shape[1] != key.shape[1]
     if has_kernel(value):
@@ -64,6 +63,12 @@ def has_kernel(values: Tensor) -> bool:
     """Whether torch's variable-length attention runs on numbers of this kind where they are."""
     narrow = values.dtype in (torch.bfloat16, torch.float16)
     return values.is_cuda and narrow and torch.cuda.get_device_capability(values.device) >= OLDEST_GPU
+
+
+def _dtype(values: Tensor) -> torch.dtype:
+    """What to compute in: autocast's where it is on."""
+    kind = values.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
 
 
 def _padded_attention(
@@ -115,6 +120,15 @@ def attention(
     Returns:
         [B, T, heads, size].
     """
+    if value.device.type == "cpu" and torch.is_grad_enabled() and (dtype := _dtype(value)) == torch.bfloat16:
+        # Forward and backward in float32 take a quarter of the time that they take in bfloat16 on a CPU.
+        with torch.autocast("cpu", enabled=False):
+            out, _ = attention(
+                module, query.float(), key.float(), value.float(), attention_mask, scaling=scaling, dropout=dropout,
+                is_causal=is_causal, cu_seq_lens_q=cu_seq_lens_q, max_length_q=max_length_q, row_bounds=row_bounds,
+                longest_row=longest_row, **rest,
+            )  # fmt: skip
+        return out.to(dtype), None
     bounds, longest, causal = cu_seq_lens_q, max_length_q, bool(is_causal)
     if bounds is None:
         bounds, longest, causal = row_bounds, longest_row, True
