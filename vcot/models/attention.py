@@ -158,11 +158,17 @@ def _without_text_positions(_: nn.Module, arguments: tuple[Any, ...], named: dic
     return arguments, named
 
 
-def use_varlen_attention(model: Any) -> None:
-    """Sets it for both parts of a loaded base (not while loading, which the library does not allow)."""
+def use_varlen_attention(model: Any, dtype: torch.dtype) -> None:
+    """Sets it for both parts of a loaded base (not while loading, which the library does not allow).
+
+    Args:
+        dtype: what it will compute in, under autocast or by its weights.
+    """
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"text_config": NAME, "vision_config": NAME})
     model.model.language_model.register_forward_pre_hook(_without_text_positions, with_kwargs=True)
-    backend = "torch varlen" if has_kernel(model.lm_head.weight) else "padded sdpa"
+    backend = (
+        "torch varlen" if has_kernel(torch.empty(0, dtype=dtype, device=model.lm_head.weight.device)) else "padded sdpa"
+    )
     logging.get().info("attention", text=f"{backend} where packed, else sdpa", vision=backend)

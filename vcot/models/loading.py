@@ -124,7 +124,7 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
         if isinstance(getattr(module, "proj", None), nn.Conv3d) and hasattr(module, "temporal_patch_size"):
             module.forward = types.MethodType(_patch_embedding, module)
-    use_varlen_attention(model)
+    use_varlen_attention(model, numbers)
     add_loss(model)
     model.eval()
     return model
