@@ -1,4 +1,4 @@
-"""Rows of random tokens and images, alone, padded on the right, and packed end to end; a tiny base of each family."""
+"""Rows of random tokens and images, alone, padded on the right, and packed end to end; a base with windows."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def load_base(
             # in evaluation mode. The next training step then fails, or loses gradients in silence.
             module.support_avx512bf16_for_cpu = False
     family.prepare(model)
-    use_varlen_attention(model)
+    use_varlen_attention(model, numbers)
     add_loss(model)
     model.eval()
     return model
