@@ -38,7 +38,7 @@ SMALL: Mapping[str, Mapping[str, str]] = {
     "tokenize": {},
     "train": {
         "TUNE": "qlora", "LORA_R": "8", "DTYPE": "float32", "NUM_TRAIN_EPOCHS": "2",
-        "PER_DEVICE_TRAIN_BATCH_SIZE": "4", "GRADIENT_ACCUMULATION_STEPS": "1",
+        "BATCH_TOKENS": "1024", "GRADIENT_ACCUMULATION_STEPS": "1",
         "SAVE_STEPS": "4", "EVAL_STEPS": "8", "LEARNING_RATE": "1e-3",
     },
     "evaluate": {"SPLIT": "validation", "MAX_SAMPLES": "6", "MAX_NEW_TOKENS": "24"},

@@ -10,7 +10,7 @@ from typing import Any
 FLAGS: dict[str, str] = {
     "distill --no-reanswer": "--no-answer-from-evidence",
     "train --r": "--lora-r",
-    "train --batch-size": "--per-device-train-batch-size",
+    "train --batch-size": "--batch-tokens",
     "train --accumulation": "--gradient-accumulation-steps",
     "train --eval-every": "--eval-steps",
     "train --save-every": "--save-steps",

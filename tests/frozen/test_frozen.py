@@ -72,7 +72,7 @@ def tokenized(folder: Path) -> dict[str, Any]:
 
 
 TRAINING = {
-    "base_uri": stages.BASE, "tune": "lora", "dtype": "float32", "device": "cpu", "r": 4, "batch_size": 4,
+    "base_uri": stages.BASE, "tune": "lora", "dtype": "float32", "device": "cpu", "r": 4, "batch_size": 600,
     "accumulation": 2, "max_steps": 8, "eval_every": 6, "save_every": 2, "learning_rate": "1e-3", "warmup": 2,
     "report_to": "none", "workers": 0, "seed": 1,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -129,8 +130,11 @@ class Encoder:
         for image, own, size, shown in zip(images, data, sizes, fitted.shown, strict=False):
             grids.append(self._grid(shown))
             if shown != size:
-                shrunk, buffer = True, BytesIO()  # PNG: no loss and no time, so the same image gives the same bytes
-                image.pixels.resize(shown, Image.Resampling.BICUBIC).save(buffer, "PNG")
+                # PNG: no loss and no time, and compressed in the one way that does not depend on the processor (see
+                # the scenes), so the same image gives the same bytes.
+                shrunk, buffer = True, BytesIO()
+                smaller = image.pixels.resize(shown, Image.Resampling.BICUBIC)
+                smaller.save(buffer, "PNG", compress_type=zlib.Z_RLE)
                 own = buffer.getvalue()
             kept.append(own)
         return Example(
