@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-convert bench-distill bench-storm requirements \
+.PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-storm requirements \
 	schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
@@ -90,6 +90,9 @@ test: $(NEEDED) ## all tests but cluster-test; TESTS=tests/storage for some. Bui
 
 bench-kill: $(VENV) ## kill stages at random moments and compare what comes out; KILLS=60 SEED=1
 	$(FIND_MINIO) $(PY) -m tests.chain.kill --kills $(or $(KILLS),60) --seed $(or $(SEED),1)
+
+bench-ranks: $(VENV) ## one training by 1, 2 and 4 ranks, DDP and FSDP2, killed and stopped: the same losses; STEPS=20 KILLS=2
+	$(PY) -m tests.chain.ranks --steps $(or $(STEPS),20) --kills $(or $(KILLS),2) --seed $(or $(SEED),1) --ranks $(or $(RANKS),2 4)
 
 bench-convert: $(VENV) ## rows a second and memory of convert on VisCoT's rows beside the checkout; ROWS=400000 PROCESSES=2
 	$(PY) -m benchmarks.convert --rows $(or $(ROWS),400000) --processes $(or $(PROCESSES),2)
