@@ -35,6 +35,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from vcot import logging
 from vcot.errors import InputError, SettingsError
+from vcot.records.example import Row
+from vcot.settings import flag
 from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints, load_tensors, read_state, save_tensors, write_state
 from vcot.training.config import TrainingConfig
@@ -99,6 +101,27 @@ def of_all(values: Sequence[float], device: torch.device) -> list[float]:
     distributed.all_reduce(tensor)
     summed: list[float] = tensor.tolist()
     return summed
+
+
+def check_alike(context: RunContext, config: TrainingConfig, rows: Sequence[Row]) -> None:
+    """Raises SettingsError or InputError where ranks were given other settings, or see other examples."""
+    if not distributed.is_initialized():
+        return
+    told = {name: getattr(config, name) for name in TrainingConfig.model_fields}
+    seen = blake2b("".join(f"{row.id} {row.tokens}\n" for row in rows).encode()).hexdigest()
+    found: list[Any] = [None] * context.ranks
+    distributed.all_gather_object(found, (told, seen))
+    for rank, (theirs, of) in enumerate(found):
+        for name, value in theirs.items():
+            if value != (first := found[0][0][name]):
+                raise SettingsError(
+                    f"rank {rank} was given {flag(name)}={value} and rank 0 {flag(name)}={first}; "
+                    "all pods of a training need the same settings"
+                )
+        if of != found[0][1]:
+            raise InputError(
+                f"rank {rank} sees other examples than rank 0; all pods of a training need the same --run-uri"
+            )
 
 
 def trained(model: Any) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ from vcot.training.engine import (
     NotFinite,
     RunContext,
     announce,
+    check_alike,
     in_shards,
     is_over,
     load_trained,
@@ -79,12 +80,14 @@ def fine_tune(
         ranks than the first, with those of the last step, unless each rank holds a part of it.
 
     Raises:
-        InputError: there is nothing to learn from, an image is not what tokenize saw, or a checkpoint is one of
-            another model.
-        SettingsError: an example is longer than a batch may be; --parallel fsdp with one rank.
+        InputError: there is nothing to learn from, ranks see different examples, an image is not what tokenize saw,
+            or a checkpoint is one of another model.
+        SettingsError: an example is longer than a batch may be; --parallel fsdp with one rank; ranks with different
+            settings.
         Interrupted: a stop was asked for; what was learned is saved.
         NotFinite: the loss or the gradient left the numbers.
     """
+    check_alike(context, config, examples.rows)
     found = _newest(checkpoints, context)
     batches_per_step = config.gradient_accumulation_steps * context.ranks
     if found is not None:
