@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from bitsandbytes.nn import Linear4bit
 from transformers import Trainer
 
 from tests.fakes.families import KNOWN
-from tests.training.toy import config, drawn, examples, loss_sum, tune, write_examples
+from tests.training.toy import by_text, config, drawn, encoded, examples, loss_sum, tune, write_examples
 from vcot.errors import InputError
 from vcot.models.families import FAMILIES, family_in
 from vcot.models.loading import attach_lora, generate, load_adapter, load_base
@@ -38,15 +38,18 @@ def encoder_of(base: Path, **changes: Any) -> Encoder:
     return Encoder(processor, contract_of(processor, **(values | changes)))
 
 
-def batch_of(encoder: Encoder, folder: Path, train: int = 2) -> dict[str, Any]:
-    made = Examples([write_examples(folder / "batch.parquet", examples(encoder, train, alternatives=1))])
-    dataset = SFTDataset(made, encoder, cache_bytes=0)
-    return Collator(encoder.pad_token_id)([dataset[row] for row in range(len(dataset))])
+def batch_of(
+    encoder: Encoder, folder: Path, train: int = 2, rows: Sequence[int] | None = None, packed: bool = False
+) -> dict[str, Any]:
+    made = [*examples(encoder, train, alternatives=1), *encoded(encoder, [by_text(1)])[: rows is not None]]
+    dataset = SFTDataset(Examples([write_examples(folder / "batch.parquet", made)]), encoder, cache_bytes=0)
+    chosen = [dataset[row] for row in (range(len(dataset)) if rows is None else rows)]
+    return Collator(encoder.pad_token_id, packed=packed)(chosen)
 
 
 def prompts_of(encoder: Encoder, numbers: list[int]) -> dict[str, Any]:
     made = [drawn(number) for number in numbers]
-    return encoder.prompts([one for one, _ in made], [decode(data, one.id).pixels for one, data in made])
+    return encoder.prompts([one for one, _ in made], [[decode(data, one.id).pixels] for one, data in made])
 
 
 def test_every_family_of_the_table_has_a_base_to_test_with() -> None:
@@ -66,7 +69,7 @@ def test_prompts_are_what_the_familys_own_processor_writes(family_base: Bases, m
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}]
     text = encoder.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     theirs = encoder.processor(text=[text], images=[image], return_tensors="pt")
-    ours = encoder.prompts([sample], [image])
+    ours = encoder.prompts([sample], [[image]])
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
     made = examples(encoder, 1, alternatives=1)[0]
@@ -123,6 +126,34 @@ def test_training_computes_what_generating_computes(family_base: Bases, model_ty
 
 
 @every_family
+@pytest.mark.parametrize("training", [True, False])
+def test_packed_rows_teach_what_they_teach_alone(
+    family_base: Bases, model_type: str, tmp_path: Path, training: bool
+) -> None:
+    """Two with images, and one by text alone between them."""
+    model, encoder = (
+        load_base(family_base(model_type), dtype="float32", weights="float32"),
+        encoder_of(family_base(model_type)),
+    )
+    model.train(training)
+
+    def learned(rows: list[int], packed: bool) -> tuple[float, Any]:
+        model.zero_grad()
+        loss = loss_sum(model, batch_of(encoder, tmp_path, rows=rows, packed=packed))
+        loss.backward()
+        return loss.item(), {
+            name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None
+        }
+
+    alone = [learned([row], False) for row in (0, 2, 1)]
+    total, gradients = learned([0, 2, 1], True)
+    assert total == pytest.approx(sum(loss for loss, _ in alone), rel=1e-5)
+    for name, value in gradients.items():
+        expected = sum(each[name] for _, each in alone if name in each)
+        assert torch.allclose(value, expected, rtol=1e-4, atol=1e-6), name
+
+
+@every_family
 def test_it_learns_examples_by_heart_and_says_them(family_base: Bases, model_type: str, tmp_path: Path) -> None:
     base = family_base(model_type)
     encoder = encoder_of(base)
@@ -131,7 +162,7 @@ def test_it_learns_examples_by_heart_and_says_them(family_base: Bases, model_typ
     result = tune(
         base, encoder, stored, tmp_path, tune="full", learning_rate=3e-3, num_train_epochs=60,
         optim="adamw_torch_fused", gradient_accumulation_steps=1, neftune_noise_alpha=0.0, max_grad_norm=1.0,
-        save_steps=1000,
+        save_steps=1000, batch_tokens=1024, packing="on",
     )  # fmt: skip
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert losses[-1] < 0.1 * losses[0]
@@ -231,7 +262,7 @@ def test_a_part_with_a_rate_of_zero_and_frozen_embeddings_stay_as_they_are(
     before = {name: value.clone() for name, value in load_base(base, dtype="float32").named_parameters()}
     result = tune(
         base, encoder, stored, tmp_path, tune="full", max_steps=2, freeze_embeddings=True, vision_learning_rate=0.0,
-        weight_decay=0.1,
+        weight_decay=0.1, batch_tokens=1024,
     )  # fmt: skip
     changed = {name for name, value in result.model.named_parameters() if not torch.equal(value, before[name])}
     part = encoder.family.part
@@ -290,8 +321,8 @@ def test_a_family_of_one_size_takes_no_other_and_no_numbers_that_depend_on_it(fa
     encoder = encoder_of(base)
     assert (encoder.contract.min_pixels, encoder.contract.max_pixels) == (448 * 448, 448 * 448)
     sizes = [drawn(1, size=size) for size in ((900, 300), (64, 64))]
-    grids = [encoder.example(one, 0, decode(data, one.id), data).image_grid for one, data in sizes]
-    assert grids == [(1, 32, 32)] * 2
+    grids = [encoder.example(one, 0, [decode(data, one.id)], [data]).image_grids for one, data in sizes]
+    assert grids == [((1, 32, 32),)] * 2
     short = encoder_of(base, max_length=300)
-    refused = short.example(sizes[0][0], 0, decode(sizes[0][1], "a"), sizes[0][1])
+    refused = short.example(sizes[0][0], 0, [decode(sizes[0][1], "a")], [sizes[0][1]])
     assert "256 of them for the image" in refused.detail

@@ -95,7 +95,7 @@ class TrainingConfig(BaseModel):
     )  # fmt: skip
     gradient_checkpointing: Literal["auto", "on", "off"] = setting(
         "auto", "compute activations twice instead of keeping them: a third of the memory, a fifth slower; "
-        "auto: on a GPU"
+        "auto: on a GPU that cannot hold them"
     )  # fmt: skip
     seed: int = setting(42, "first values of adapters, order of examples, dropout, noise", ge=0)
 

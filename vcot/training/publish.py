@@ -22,6 +22,7 @@ from vcot.stage import summary
 from vcot.storage import join, put_folder
 from vcot.tokens import Encoder
 from vcot.training.checkpoints import disk_error
+from vcot.training.engine import trained
 from vcot.training.sft import TrainResult
 
 MODEL = "model"
@@ -73,7 +74,8 @@ def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mappi
     model = result.model
     try:
         if hasattr(model, "peft_config"):
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+            adapters = {name: weight.detach() for name, weight in trained(model).items()}  # the base may be in parts
+            model.save_pretrained(str(folder), state_dict=adapters, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # a form with nothing filled in
         else:
             if result.compute == torch.bfloat16:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from vcot import logging
-from vcot.errors import InputError, SettingsError
+from vcot.errors import InputError
 from vcot.models.device import compute_dtype, device
 from vcot.models.families import family_of
 from vcot.models.loading import attach_lora, load_base, whole_model
@@ -46,6 +46,7 @@ from vcot.training.engine import (
     reshard,
     trained,
 )
+from vcot.training.memory import divided, twice
 from vcot.training.parameters import freeze, parameter_groups
 
 _SAME_NAMES = {
@@ -102,8 +103,8 @@ def fine_tune(
     held_out = validation_batches(examples.rows, config.batch_tokens, **share)
     if not held_out:
         logging.get().warning("no validation split: no early stopping, and the last weights are kept")
-    sharded = _sharded(config, base, context)
-    model, compute = _model(config, base, base_uri, shards=context.ranks if sharded else 1)
+    shards = context.ranks if divided(config, base, context.ranks) else 1
+    model, compute = _model(config, base, base_uri, shards=shards)
     if in_shards(model):
         checkpoints.group, checkpoints.first_of_pod = distributed.new_group(backend="gloo"), context.first_of_pod
     result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
@@ -124,7 +125,10 @@ def fine_tune(
         dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
         batches = RankBatches(plan, start=state.global_step, **share)
         load = partial(loader, dataset, workers=context.workers)
-        arguments = _arguments(config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out))
+        arguments = _arguments(
+            config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out),
+            checkpointing=twice(config, base, whole_model(model).config.text_config, compute, shards),
+        )  # fmt: skip
         checkpoints.whole = partial(announce, context)
         with Bar("train", steps, "steps", shown=context.first) as bar:
             bar.advance(state.global_step)
@@ -267,29 +271,6 @@ def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manife
     return found
 
 
-_BYTES = {"qlora": 0.35, "lora": 1.1, "full": 8.0}
-"""Memory of weights, gradients and optimiser by the size of the base's files in bfloat16: 4 bits and adapters, 16 bits
-and adapters, four numbers in float32 for each weight."""
-
-
-def _sharded(config: TrainingConfig, base: Path, context: RunContext) -> bool:
-    """Whether each rank holds only a part of every weight."""
-    if context.ranks == 1:
-        if config.parallel == "fsdp":
-            raise SettingsError(
-                "--parallel fsdp divides a model among several ranks, and there is one; leave it out, or start more "
-                "(--nproc-per-node, PET_NNODES)"
-            )
-        return False
-    if config.parallel != "auto" or config.tune == "qlora" or device().type == "cpu":
-        return config.parallel == "fsdp"
-    size = sum(path.stat().st_size for path in base.glob("*.safetensors")) * _BYTES[config.tune]
-    memory = torch.cuda.get_device_properties(0).total_memory
-    fits = size < 0.7 * memory  # the rest is for activations
-    logging.get().info("parallel", by="ddp" if fits else "fsdp", needs_gib=round(size / 2**30), has_gib=memory >> 30)
-    return not fits
-
-
 def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) -> tuple[Any, torch.dtype]:
     """The model to train, and what it computes with."""
     compute = compute_dtype(config.dtype)
@@ -308,13 +289,10 @@ def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) ->
 
 
 def _arguments(
-    config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool
+    config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool, checkpointing: bool
 ) -> TrainingArguments:
     where = device()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.files)  # the library takes it from nowhere else
-    checkpointing = config.gradient_checkpointing == "on" or (
-        config.gradient_checkpointing == "auto" and where.type == "cuda"
-    )
     arguments = TrainingArguments(
         output_dir=str(context.scratch / "trainer"),
         use_cpu=where.type == "cpu",
