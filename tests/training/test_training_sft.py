@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import pickle
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +27,7 @@ from tests.training.toy import (
     weights,
     write_examples,
 )  # fmt: skip
-from vcot.errors import Interrupted
+from vcot.errors import InputError, Interrupted
 from vcot.models.loading import attach_lora, generate, load_base
 from vcot.records.example import Examples
 from vcot.stage import stop
@@ -185,6 +187,46 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
     assert losses_by_step(went_on.history) == losses_by_step(calm.history)
     assert 0 < before < calm.tokens
     assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
+
+
+class Bomb:
+    """What a pickle may do when it is read."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._trace,)
+
+
+def test_pickles_beside_a_checkpoint_or_in_its_place_are_never_read(learn: Any, tmp_path: Path) -> None:
+    with pytest.raises(Died):
+        learn(tmp_path, die_at=1, max_steps=5)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    trace = tmp_path / "it went off"
+    bomb = pickle.dumps(Bomb(trace))
+    for name in (
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "training_args.bin",
+        "pytorch_model.bin",
+        ".metadata",
+    ):
+        (folder / name).write_bytes(bomb)
+    assert learn(tmp_path, max_steps=5).metadata["last_step"] == 5
+    newest = max((tmp_path / "checkpoints").glob("step-000005-*"))
+    (newest / "state.safetensors").write_bytes(bomb)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    for file in manifest["files"]:
+        if file["name"] == "state.safetensors":
+            file |= {"sha256": hashlib.sha256(bomb).hexdigest(), "size": len(bomb)}
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        learn(tmp_path, max_steps=6)
+    assert not trace.exists()
+    pickle.loads(bomb)  # noqa: S301  (our own)
+    assert trace.exists()  # or this test would show nothing
 
 
 @pytest.fixture

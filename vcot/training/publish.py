@@ -38,7 +38,7 @@ def publish(
     Called by rank 0, and by the other ranks too where each holds a part of the model.
     """
     first = not distributed.is_initialized() or distributed.get_rank() == 0
-    write_model(scratch / MODEL if first else scratch / f"{MODEL}-of-others", result, encoder, base)
+    write_model(scratch / MODEL, result, encoder, base, first=first)
     if not first:
         return
     losses = losses_by_step(result.history)
@@ -63,14 +63,16 @@ def publish(
     logging.get().info("trained", model=join(folder.uri, MODEL), **lowest, **spent(result))
 
 
-def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mapping[str, str]) -> None:
-    """Fills a local folder.
+def write_model(
+    folder: Path, result: TrainResult, encoder: Encoder, base: Mapping[str, str], *, first: bool = True
+) -> None:
+    """Fills a local folder; other ranks than the first only hand over their parts of the model.
 
     adapter_model.safetensors, adapter_config.json (or model.safetensors, config.json of a fully tuned model);
     the processor's files, with the budget of pixels that was trained with; contract.json: frame of the boxes,
     budget, template, and the base by URI and digest. A server needs all of it to read a box rightly.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     model = result.model
     try:
         if hasattr(model, "peft_config"):
@@ -80,9 +82,11 @@ def write_model(folder: Path, result: TrainResult, encoder: Encoder, base: Mappi
         else:
             if result.compute == torch.bfloat16:
                 model.to(torch.bfloat16)
-            model.save_pretrained(str(folder))
+            model.save_pretrained(str(folder), is_main_process=first)
     except SafetensorError as error:
         raise disk_error(error) from None
+    if not first:
+        return
     encoder.processor.save_pretrained(str(folder))
     about = {"contract": encoder.contract.model_dump(mode="json"), "base": dict(base)}
     (folder / "contract.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
