@@ -14,8 +14,8 @@ takes; in as many processes.
 Questions and answers are VisCoT's beside the checkout (shared/data/viscot, or TEST_DATA_DIR), else made up; reasonings
 are sentences of this project's docs with two boxes each. Images are JPEGs of 1000x750 pixels, one a row.
 
-Stage and bare run in turns; a round is one of each. A process of the stage takes seconds to import its libraries, however
-many rows there are: the stage runs on one row a shard, too, and what that takes is told apart and taken off.
+Stage and bare run in turns; a round is one of each. A process of the stage takes seconds to import its libraries,
+however many rows there are: the stage runs on one row a shard, too, and what that takes is told apart and taken off.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,9 @@ STAGE = "tokenize"
 
 # Private-use characters: no template writes them, none changes them.
 _QUESTION, _REPLY = "\ue000question\ue001", "\ue000reply\ue001"
+
+_rendered = lru_cache(maxsize=1024)(render_reply)
+"""A reply is rendered when its text is tokenised ahead, and found here when its ids are wanted."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -99,11 +103,11 @@ class Encoder:
         A call for each text takes up to twice as long, because the tokenizer's tables leave the processor's cache.
         """
         texts: list[str] = []
-        spec, limited = self.contract.frame_spec, self.contract.instruction
+        spec, instruction = self.contract.frame_spec, self.contract.instruction
         for sample in samples:
-            texts.append(prompt_text(sample, limited))
+            texts.append(prompt_text(sample, instruction))
             frame = sample.frame(spec)
-            texts += [render_reply(trace, sample.answers[0], frame) for trace in sample.reasoning]
+            texts += [_rendered(trace, sample.answers[0], frame) for trace in sample.reasoning]
         encoded = self._plain_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         self._ahead = {text: one.ids for text, one in zip(texts, encoded, strict=True)}
 
@@ -179,7 +183,7 @@ class Encoder:
         visual = self._visual_tokens(shown)
         spec, image = self.contract.frame_spec, sample.image
         frame = sample.frame(spec) if image is None else spec.on(image.width, image.height, kept=shown)
-        reply = self._plain(render_reply(trace, sample.answers[0], frame)) + self._templates[visual > 0].end
+        reply = self._plain(_rendered(trace, sample.answers[0], frame)) + self._templates[visual > 0].end
         return _Fitted(self._prompt(sample, visual, self.contract.instruction), reply, shown)
 
     def _grid(self, shown: Size) -> tuple[int, int, int]:
