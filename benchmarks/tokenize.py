@@ -2,20 +2,20 @@
 
     python -m benchmarks.tokenize --rows 60000 --images 600 --rounds 5 --processes 2
 
-Text mode: `jobs.tokenize --mode text` reads Samples, renders prompts and replies, tokenises them, audits the mask and
-writes Parquet. Beside it the base's Rust tokenizer alone: `encode_batch` of the same prompts and replies, lying ready
-in memory, on as many threads as the stage has processes. Tokens are those of prompts and replies on both sides, without
-the chat template's own.
+Text mode: the stage reads Samples, renders prompts and replies, tokenises them, audits the mask and writes Parquet.
+Beside it the base's Rust tokenizer alone: `encode_batch` of the same prompts and replies, lying ready in memory. Tokens
+are those of prompts and replies on both sides, without the chat template's own.
 
-Images: `jobs.tokenize` reads each image, holds it against its digest and size, decodes it, computes its grid and stores
-its bytes. Beside it the base's image processor alone, which makes of the same files, decoded by Pillow, what a model
-takes; in as many processes.
+Images: the stage reads each image, holds it against its digest and size, decodes it, computes its grid and stores its
+bytes. Beside it the base's image processor alone, which makes of the same files, decoded by Pillow, what a model takes.
+
+Both sides run in as many processes of one thread, a shard each; what a process takes to import and to load is not
+counted. They run in turns, a round is one of each. Seconds of CPU count; those of the clock belong to whoever else is
+on the machine, too.
 
 Questions and answers are VisCoT's beside the checkout (shared/data/viscot, or TEST_DATA_DIR), else made up; reasonings
-are sentences of this project's docs with two boxes each. Images are JPEGs of 1000x750 pixels, one a row.
-
-Stage and bare run in turns; a round is one of each. A process of the stage takes seconds to import its libraries,
-however many rows there are: the stage runs on one row a shard, too, and what that takes is told apart and taken off.
+are sentences of this project's docs with two boxes each. Images are JPEGs of 1000x750 pixels, one a row. The base of
+the rehearsal knows few words; `--base` takes the folder of another one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ import multiprocessing
 import os
 import random
 import re
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -66,45 +63,28 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load of the last minute {os.getloadavg()[0]:.1f}, {options.processes} processes")
     with tempfile.TemporaryDirectory(prefix="bench-tokenize-") as folder:
-        for kind, number, bare in (("text", options.rows, bare_tokenizer), ("images", options.images, bare_processor)):
+        for kind, number in (("text", options.rows), ("images", options.images)):
             if number:
-                compare(Path(folder) / kind, kind, number, bare, options)
+                compare(Path(folder) / kind, kind, number, options)
 
 
-class Cost(NamedTuple):
-    """Seconds of the clock, and of CPU of all processes."""
-
-    wall: float
-    cpu: float
-
-    def less(self, other: Cost) -> Cost:
-        return Cost(self.wall - other.wall, self.cpu - other.cpu)
-
-
-def compare(folder: Path, kind: str, number: int, bare: Callable[..., int], options: Any) -> None:
+def compare(folder: Path, kind: str, number: int, options: Any) -> None:
     folder.mkdir()
-    shards = SHARDS_A_PROCESS * options.processes
     made = list(samples(folder, number, images=kind == "images"))
-    distilled(folder / "large", made, shards)
-    distilled(folder / "small", made[:shards], shards)
-    mode = "text" if kind == "text" else "multimodal"
-    what = "tokens" if kind == "text" else "images"
-    spent: dict[str, list[Cost]] = {"start": [], "stage": [], "bare": []}
-    amount = 0
+    distilled(folder, made, options.processes)
+    what = {"text": "tokens", "images": "images"}[kind]
+    spent: dict[str, list[Cost]] = {"stage": [], "bare": []}
     for turn in range(options.rounds):
-        start = staged(folder / "small", f"{turn}", mode, options)
-        whole = staged(folder / "large", f"{turn}", mode, options)
-        alone, amount = bare(made, options)
-        for name, cost in (("start", start), ("stage", whole.less(start)), ("bare", alone)):
-            spent[name].append(cost)
+        spent["stage"].append(together(options.processes, stage_work, folder, kind, turn, options))
+        spent["bare"].append(together(options.processes, BARE[kind], made, options))
+    amount = spent["bare"][0].amount
     print(f"\n{kind}: {number:,} rows, {amount:,} {what}; {options.rounds} rounds, the middle one (least to most)")
-    for clock in Cost._fields:
+    for clock in ("wall", "cpu"):
         seconds = {name: [getattr(cost, clock) for cost in costs] for name, costs in spent.items()}
-        for name in ("stage", "bare"):
-            print(f"  {name:5} {clock:4}  {spread([amount / s for s in seconds[name]], ',.0f')} {what} a second")
+        for name, of_name in seconds.items():
+            print(f"  {name:5} by {clock:4}  {spread([amount / s for s in of_name], ',.0f')} {what} a second")
         ratios = [b / s for b, s in zip(seconds["bare"], seconds["stage"], strict=True)]
         print(f"  stage / bare by {clock}: {spread(ratios, '.0%')}")
-    print(f"  to begin: {spread([c.wall for c in spent['start']], '.1f')} s, taken off the stage's seconds")
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -112,103 +92,97 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
+class Cost(NamedTuple):
+    """Seconds of the clock until the last process is done, seconds of CPU of all, and how much was made."""
+
+    wall: float
+    cpu: float
+    amount: int
+
+
+def together(processes: int, prepare: Callable[..., Callable[[], int]], *arguments: Any) -> Cost:
+    """What work costs in so many processes of one thread each, all of which begin when the last has loaded what it
+    needs. `prepare(number of the process, …)` gives the work; that says how much it made."""
+    context = multiprocessing.get_context("fork")  # nothing here has threads
+    ready, results = context.Barrier(processes + 1), context.SimpleQueue()
+
+    def child(number: int) -> None:
+        os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        work = prepare(number, *arguments)
+        ready.wait()
+        before = time.process_time()
+        amount = work()
+        results.put((time.process_time() - before, amount))
+
+    children = [context.Process(target=child, args=(number,)) for number in range(processes)]
+    for one in children:
+        one.start()
+    ready.wait()
+    begun = time.monotonic()
+    found = [results.get() for _ in children]
+    wall = time.monotonic() - begun
+    for one in children:
+        one.join()
+    return Cost(wall, sum(cpu for cpu, _ in found), sum(amount for _, amount in found))
+
+
 # ----------------------------------------------------------------------------------------------------- both sides
 
 
-def staged(run: Path, turn: str, mode: str, options: Any) -> Cost:
-    """`jobs.tokenize` as users start it, under a fresh name."""
-    command = [
-        sys.executable, "-m", "jobs.tokenize", "--run-uri", str(run / turn), "--input-uri", str(run / "distill"),
-        "--base-uri", str(options.base), "--mode", mode, "--processes", str(options.processes), "--part", "shards",
-    ]  # fmt: skip
-    clean = {n: v for n, v in os.environ.items() if not n.startswith("VCOT_") and n != "PYTHONDONTWRITEBYTECODE"}
-    return cost(lambda: subprocess.run(command, cwd=ROOT, env=clean, check=True, stderr=subprocess.DEVNULL))
+def stage_work(number: int, folder: Path, kind: str, turn: int, options: Any) -> Callable[[], int]:
+    """One shard, as a process of `jobs.tokenize` makes it, from the distilled file to the marker; counted in rows."""
+    from vcot.records.example import ExampleSink
+    from vcot.records.shards import TOKENIZE, read_marker
+    from vcot.tokens import Encoder, contract_of, load_processor, preloaded  # noqa: F401 (as a process of the stage)
+    from vcot.tokens.rows import Tokenizing
+
+    source_uri = str(folder / "distill")
+    source, _ = read_marker(Store(), source_uri, DISTILL)
+    files = [shard.files for shard in source.shards]
+    processor = load_processor(options.base, **BUDGET)
+    mode: Any = "text" if kind == "text" else "multimodal"
+    encoder = Encoder(processor, contract_of(processor, mode=mode, frame="thousandths", max_length=2048))
+    out = Folder(Store(), str(folder / f"{turn}"), TOKENIZE)
+    tokenizing = Tokenizing(Store(), source_uri, files, out.uri, options.base, encoder)
+    return lambda: out.make_shard(number, tokenizing.shard, ExampleSink).row_counts.kept
 
 
-def cost(work: Callable[[], Any]) -> Cost:
-    """Of `work`, whose processes have been waited for when it returns."""
-    begun, before = time.monotonic(), cpu()
-    work()
-    return Cost(time.monotonic() - begun, cpu() - before)
-
-
-def cpu() -> float:
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(used.ru_utime + used.ru_stime for used in both)
-
-
-def bare_tokenizer(made: Sequence[Sample], options: Any) -> tuple[Cost, int]:
-    """Cost and tokens of `encode_batch` on prompts and replies, in as many threads of one process."""
-    return apart(options.processes, _encode, made, options)
-
-
-def _encode(made: Sequence[Sample], options: Any) -> tuple[Cost, int]:
+def bare_tokenizer(number: int, made: Sequence[Sample], options: Any) -> Callable[[], int]:
+    """`encode_batch` of prompts and replies; counted in tokens."""
     from tokenizers import Tokenizer
 
     from vcot.grounding import FrameSpec
     from vcot.grounding.tags import render_reply
     from vcot.tokens.encoder import prompt_text
 
-    spec = FrameSpec("thousandths")
-    replies = [render_reply(one.reasoning[0], one.answers[0], one.shown.frame(spec)) for one in made]
-    texts = [*map(prompt_text, made), *replies]
+    mine, spec = made[number :: options.processes], FrameSpec("thousandths")
+    replies = [render_reply(one.reasoning[0], one.answers[0], one.shown.frame(spec)) for one in mine]
+    texts = [*map(prompt_text, mine), *replies]
     tokenizer = Tokenizer.from_file(str(options.base / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # as the stage: nothing that people wrote is a control token
-    found: list[Any] = []
-    spent = cost(lambda: found.extend(tokenizer.encode_batch(texts, add_special_tokens=False)))
-    return spent, sum(len(one.ids) for one in found)
+    return lambda: sum(len(one.ids) for one in tokenizer.encode_batch(texts, add_special_tokens=False))
 
 
-def bare_processor(made: Sequence[Sample], options: Any) -> tuple[Cost, int]:
-    """Cost of the image processor on the files, dealt to as many processes of one thread; and how many they are."""
-    context = multiprocessing.get_context("fork")  # nothing here has threads, and each loads its libraries
-    parts = [[one.shown.uri for one in made[n :: options.processes]] for n in range(options.processes)]
-    ready, go = context.Barrier(options.processes + 1), time.monotonic
-    results = context.SimpleQueue()
-    workers = [context.Process(target=_process, args=(part, options.base, ready, results)) for part in parts]
-    for worker in workers:
-        worker.start()
-    ready.wait()
-    begun = go()
-    costs = [results.get() for _ in workers]
-    wall = go() - begun
-    for worker in workers:
-        worker.join()
-    return Cost(wall, sum(costs)), len(made)
-
-
-def _process(paths: Sequence[str], base: Path, ready: Any, results: Any) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+def bare_processor(number: int, made: Sequence[Sample], options: Any) -> Callable[[], int]:
+    """The image processor on the files, decoded by Pillow; counted in images."""
     import torch
 
     from vcot.tokens import load_processor
 
     torch.set_num_threads(1)
-    processor = load_processor(base, **BUDGET).image_processor
+    processor = load_processor(options.base, **BUDGET).image_processor
+    processor(images=[Pillow.new("RGB", (WIDTH, HEIGHT))], return_tensors="pt")  # what it imports late
+    paths = [one.shown.uri for one in made[number :: options.processes]]
 
-    def work() -> None:
+    def work() -> int:
         for path in paths:
             processor(images=[Pillow.open(path).convert("RGB")], return_tensors="pt")
+        return len(paths)
 
-    processor(images=[Pillow.new("RGB", (WIDTH, HEIGHT))], return_tensors="pt")
-    ready.wait()
-    results.put(cost(work).cpu)
+    return work
 
 
-def apart(threads: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """In a process of its own with so many threads: what reads the variables does so when it is loaded."""
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-
-    def child() -> None:
-        os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
-        results.put(work(*arguments))
-
-    process = context.Process(target=child)
-    process.start()
-    found = results.get()
-    process.join()
-    return found
+BARE: dict[str, Callable[..., Callable[[], int]]] = {"text": bare_tokenizer, "images": bare_processor}
 
 
 # ----------------------------------------------------------------------------------------------------- what goes in
