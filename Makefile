@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-storm requirements \
+.PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm requirements \
 	schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
@@ -101,6 +101,10 @@ comma := ,
 
 bench-distill: $(VENV) ## requests a second and CPU of distill, beside the bare client; CONCURRENCY=5,10,20,50 WAIT=0.2
 	$(PY) -m benchmarks.distill --concurrency '$(or $(CONCURRENCY),5$(comma)10$(comma)20$(comma)50)' --wait $(or $(WAIT),0.2)
+
+bench-tokenize: $(VENV) ## tokenize beside the bare tokenizer and image processor; ROWS=60000 IMAGES_READ=600 ROUNDS=5 PROCESSES= TOKENIZER=examples/rehearsal
+	$(PY) -m benchmarks.tokenize --rows $(or $(ROWS),60000) --images $(or $(IMAGES_READ),600) --rounds $(or $(ROUNDS),5) \
+		$(if $(PROCESSES),--processes $(PROCESSES)) $(if $(TOKENIZER),--base '$(TOKENIZER)')
 
 bench-storm: $(VENV) ## distill with faults, an empty budget and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
 	$(PY) -m tests.distill.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from vcot import logging
 from vcot.settings import Settings, setting
 from vcot.stage import launch, summary
+
+if TYPE_CHECKING:
+    from vcot.records.metadata import TokenizeShardMetadata
+    from vcot.records.shards import Folder, ShardWriter
+
+WORTH_A_PROCESS = {"multimodal": 2_000, "text": 50_000}
+"""Rows: with fewer, what a process does takes no longer than to begin it."""
 
 VISUAL_TOKEN = 28 * 28
 """Pixels of one visual token in most families; the contract has the base's own value."""
@@ -57,6 +67,11 @@ class TokenizeSettings(Settings):
         shapes_result=False,
     )  # fmt: skip
 
+    processes: int | None = setting(
+        None, "processes, each of which makes whole shards; default: one a core, 4 at most, where rows are many",
+        unit="processes", ge=1, le=64, shapes_result=False,
+    )  # fmt: skip
+
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
         if self.min_pixels > self.max_pixels:
@@ -72,6 +87,7 @@ def run(settings: TokenizeSettings) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from vcot.datasets.parallel import Workers, cores
     from vcot.records.example import ExampleSink
     from vcot.records.metadata import TokenizeMetadata
     from vcot.records.shards import OF_SAMPLES, TOKENIZE, Folder, read_marker, run_shards
@@ -92,20 +108,40 @@ def run(settings: TokenizeSettings) -> None:
     if settings.part == "prepare":
         summary(shards=len(source.shards))
         return
-    with tempfile.TemporaryDirectory(prefix="base-") as scratch:  # 10 s, most of them for importing torch
-        local = fetch_folder(store, settings.base_uri, Path(scratch), only=is_processor_file)
-        processor = load_processor(local, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
-        frame = native_frame(local) if settings.frame == "native" else settings.frame
-    contract = contract_of(
-        processor, mode=settings.mode, frame=frame, max_length=settings.max_length,
-        instruction=settings.instruction,
-    )  # fmt: skip
-    tokenizing = Tokenizing(store, source_uri, source, folder.uri, Encoder(processor, contract))
-    run_shards(
-        folder, settings, inputs=inputs, shards=len(source.shards), work=tokenizing.shard, sink=ExampleSink,
-        max_rejected_share=settings.max_rejected_share, report=tokenizing.report,
-        metadata=TokenizeMetadata(contract=contract, base_uri=settings.base_uri, base_sha256=base_digest),
-    )  # fmt: skip
+    begin = partial(logging.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
+    with (
+        tempfile.TemporaryDirectory(prefix="tokenize-") as scratch,
+        Workers(settings.processes or cores(), Path(scratch), begin, preload=("vcot.tokens.preloaded",)) as workers,
+    ):
+        base = Path(scratch) / "base"
+        base.mkdir()
+        base = fetch_folder(store, settings.base_uri, base, only=is_processor_file)
+        # 10 s, most of them for importing torch.
+        processor = load_processor(base, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+        contract = contract_of(
+            processor, mode=settings.mode, frame=native_frame(base) if settings.frame == "native" else settings.frame,
+            max_length=settings.max_length, instruction=settings.instruction,
+        )  # fmt: skip
+        files = [shard.files for shard in source.shards]
+        tokenizing = Tokenizing(store, source_uri, files, folder.uri, base, Encoder(processor, contract))
+        many = source.row_counts.kept >= 2 * WORTH_A_PROCESS[settings.mode] or settings.processes is not None
+        if many and min(workers.count, len(files)) > 1 and settings.part != "finish" and settings.shard is None:
+            workers.map(shard, [(folder, number, tokenizing.shard) for number in range(len(files))])
+        run_shards(
+            folder, settings, inputs=inputs, shards=len(files), work=tokenizing.shard, sink=ExampleSink,
+            max_rejected_share=settings.max_rejected_share, report=tokenizing.report,
+            metadata=TokenizeMetadata(contract=contract, base_uri=settings.base_uri, base_sha256=base_digest),
+        )  # fmt: skip
+
+
+def shard(
+    folder: Folder[TokenizeShardMetadata], index: int, work: Callable[[ShardWriter], TokenizeShardMetadata]
+) -> None:
+    """One shard in a process of its own; `run_shards` finds it done, as of convert."""
+    from vcot.records.example import ExampleSink
+
+    logging.bind(shard=index)
+    folder.make_shard(index, work, ExampleSink)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +115,38 @@ def test_parts_and_single_shards_make_what_one_process_makes_and_a_third_run_doe
     tokenize(place, toy_base)
     with pytest.raises(SettingsError, match="frame"):
         tokenize(place, toy_base, frame="resized_pixels")
+
+
+@pytest.mark.parametrize("mode", ["multimodal", "text"])
+def test_two_processes_make_the_same_bytes_as_one(tmp_path: Path, toy_base: Path, mode: str) -> None:
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    shards = [rows(one, "tt"), rows(one, "tve", 2), rows(one, "t", 5)]
+    for run_uri in (one, two):
+        distilled(run_uri, shards)
+    tokenize(one, toy_base, mode=mode, processes=1)
+    assert tokenize(two, toy_base, mode=mode, processes=2).row_counts.written == 5
+    assert everything(two) == everything(one)
+
+
+def test_asked_to_stop_two_processes_leave_whole_shards_and_no_scratch(tmp_path: Path, toy_base: Path) -> None:
+    place, scratch = str(tmp_path / "run"), tmp_path / "scratch"
+    scratch.mkdir()
+    (made,) = rows(place, "t")
+    shards = [[made.model_copy(update={"id": f"{n}-{row}"}) for row in range(400)] for n in range(12)]
+    distilled(place, shards)
+    flags = ["--run-uri", place, "--base-uri", str(toy_base), "--processes", "2", "--max-length", "256"]
+    flags += ["--min-pixels", str(MIN_PIXELS), "--max-pixels", str(MAX_PIXELS)]
+    command, environment = [sys.executable, "-m", "jobs.tokenize", *flags], os.environ | {"TMPDIR": str(scratch)}
+    done = tmp_path / "run/tokenize/_done"
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(done.glob("0*.json")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+    assert process.returncode == 143, said
+    assert 1 <= len(list(done.glob("0*.json"))) < len(shards)
+    assert not list(scratch.glob("tokenize-*"))
+    assert tokenize(place, toy_base).row_counts.written == 12 * 400
 
 
 def test_refused_rows_are_counted_listed_and_judged(tmp_path: Path, toy_base: Path) -> None:

@@ -281,7 +281,8 @@ def test_nothing_comes_in_and_nobody_reaches_the_rights_of_the_node() -> None:
         for agent in (POD_IDENTITY, POD_IDENTITY_6):
             assert may_reach(objects, TRAIN, agent, 80) is any(word in name for word in ("irsa", "all-")), name
         doors = {p["metadata"]["name"] for p in of_kind(objects, "NetworkPolicy") if p["spec"].get("ingress")}
-        assert doors == ({"ranks"} if any(word in name for word in ("jobset", "all-")) else set()), name
+        ranks = {"ranks": "jobset", "trainjob-ranks": "trainjob"}
+        assert doors == {policy for policy, word in ranks.items() if word in name or "all-" in name}, name
 
 
 # --- what is beside the overlays ------------------------------------------------------------------------
@@ -298,21 +299,6 @@ def test_the_queue_of_the_example_covers_all_that_stages_ask_for() -> None:
     assert set(asked) == set(group["coveredResources"])
     assert {one["name"] for flavor in group["flavors"] for one in flavor["resources"]} == set(asked)
     assert {one["metadata"]["name"] for one in of_kind(queues, "LocalQueue")} == queued
-
-
-def test_the_pods_of_the_trainjob_are_like_those_of_train() -> None:
-    """The namespace's Pod Security would refuse them otherwise, its network policies let nothing out."""
-    (patch,) = yaml.safe_load((ROOT / "k8s/examples/trainjob.yaml").read_text())["spec"]["runtimePatches"]
-    (nodes,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    template = nodes["template"]["spec"]["template"]
-    assert template["metadata"]["labels"] == TRAIN
-    train = dict(job_specs(rendered("gpu")))["CronJob/stage-train"]
-    for key in ("securityContext", "serviceAccountName", "terminationGracePeriodSeconds"):
-        assert template["spec"][key] == train["template"]["spec"][key]
-    mine, of_train = template["spec"]["containers"][0], main_of(train)
-    assert mine["securityContext"] == of_train["securityContext"]
-    paths, of_train = ({mount["mountPath"] for mount in one["volumeMounts"]} for one in (mine, of_train))
-    assert paths == of_train
 
 
 def test_stages_reach_minio_and_nobody_else_does() -> None:

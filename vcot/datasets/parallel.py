@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
@@ -30,6 +30,7 @@ from vcot.stage import stop
 
 T = TypeVar("T")
 R = TypeVar("R")
+_PRELOAD = ("vcot.datasets.prepare", "vcot.reports.conversion")
 _MOST = 4
 """Processes where nobody asked for more: a pod without a limit sees all cores of its node, and has not their memory."""
 
@@ -81,17 +82,18 @@ class Workers:
         count: how many processes; 1: this one does everything itself.
         scratch: a folder of the caller, for their temporary files: one that is killed leaves nothing elsewhere.
         begin: called first in each.
+        preload: modules that the server of processes imports; default: what the shards of convert need.
     """
 
-    def __init__(self, count: int, scratch: Path, begin: Callable[[], None]) -> None:
-        self.count, self._begin = count, (scratch, begin)
+    def __init__(self, count: int, scratch: Path, begin: Callable[[], None], preload: Sequence[str] = _PRELOAD) -> None:
+        self.count, self._begin, self._preload = count, (scratch, begin), list(preload)
 
     @cached_property
     def _pool(self) -> ProcessPoolExecutor:
         # The path of the server's socket, in the folder for temporary files, may have 107 bytes.
         short = len(os.fsencode(tempfile.gettempdir())) < 70
         context = multiprocessing.get_context("forkserver" if short else "spawn")
-        context.set_forkserver_preload(["vcot.datasets.prepare", "vcot.reports.conversion"])
+        context.set_forkserver_preload(self._preload)
         return ProcessPoolExecutor(self.count, context, initializer=_begin, initargs=self._begin)
 
     def __enter__(self) -> Workers:

@@ -89,7 +89,10 @@ class Trace:
         return cls(tuple(part if isinstance(part, str) else Mention.from_json(part) for part in data))
 
 
+_NUMBERS = {int, float}
+
+
 def _box(data: Any) -> Box:
-    if not isinstance(data, list) or len(data) != 4 or not all(type(n) in (int, float) for n in data):
+    if not isinstance(data, list) or len(data) != 4 or not {*map(type, data)} <= _NUMBERS:
         raise ValueError(f"a box is a list of four numbers; got {data!r:.200}")
     return Box(*data)

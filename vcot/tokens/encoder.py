@@ -19,7 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +41,9 @@ STAGE = "tokenize"
 
 # Private-use characters: no template writes them, none changes them.
 _REPLY = "\ue000reply\ue001"
+
+_rendered = lru_cache(maxsize=1024)(render_reply)
+"""A reply is rendered when its text is tokenised ahead, and found here when its ids are wanted."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -86,6 +91,12 @@ class Encoder:
         self.family = family_of_processor(processor)
         self.contract = contract
         self._tokenizer = processor.tokenizer
+        # Without what transformers wraps around it, which takes as long as a question does; its own, to be left as set.
+        self._plain_tokenizer = deepcopy(processor.tokenizer.backend_tokenizer)
+        self._plain_tokenizer.encode_special_tokens = True
+        self._plain_tokenizer.no_padding()
+        self._plain_tokenizer.no_truncation()
+        self._ahead: dict[str, list[int]] = {}
         self._templates: dict[Shape, _Template] = {}
         self._template((0,))
         if contract.mode == "multimodal":
@@ -100,6 +111,21 @@ class Encoder:
             )
 
     # --- learning ----------------------------------------------------------------------------------
+
+    def tokenize_ahead(self, samples: Iterable[Sample]) -> None:
+        """Tokenises the texts of these samples in one call, for the calls of `example` that come next.
+
+        It changes no id: a text that is not among them (the image was made smaller) is tokenised when it is wanted.
+        A call for each text takes up to twice as long, because the tokenizer's tables leave the processor's cache.
+        """
+        texts: list[str] = []
+        spec, instruction = self.contract.frame_spec, self.contract.instruction
+        for sample in samples:
+            texts.append(prompt_text(sample, instruction))
+            frame = sample.frame(spec)
+            texts += [_rendered(trace, sample.answers[0], frame) for trace in sample.reasoning]
+        encoded = self._plain_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        self._ahead = {text: one.ids for text, one in zip(texts, encoded, strict=True)}
 
     def example(
         self, sample: Sample, alternative: int, images: Sequence[DecodedImage] = (), data: Sequence[bytes] = ()
@@ -185,7 +211,7 @@ class Encoder:
         frame = self._frame(sample, shown)
         prompt, labels = self._prompt(sample, visual, self.contract.instruction, shown)
         end = self._template(_shape(sample, visual)).end
-        reply = self._plain(render_reply(trace, sample.answers[0], frame)) + end
+        reply = self._plain(_rendered(trace, sample.answers[0], frame)) + end
         return _Fitted(prompt, labels, reply, list(shown))
 
     def _frame(self, sample: Sample, shown: Sequence[Size]) -> Frame:
@@ -319,8 +345,10 @@ class Encoder:
 
     def _plain(self, text: str) -> list[int]:
         """Ids of what people wrote: nothing in it is a control token."""
-        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [int(token) for token in ids]
+        if (known := self._ahead.get(text)) is not None:
+            return known
+        ids: list[int] = self._plain_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
 
     def _control(self, text: str) -> list[int]:
         """Ids of the template's own text."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import tempfile
+from bisect import insort
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
+from functools import lru_cache
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from PIL import Image as Pillow
@@ -25,14 +27,17 @@ from vcot.records import Contract
 from vcot.records.example import IGNORED, Example, Examples
 from vcot.records.metadata import ShownRow, TokenizeShardMetadata
 from vcot.records.sample import IMAGE_REASONS, NO_IMAGE_SIZE, Image, Reason, Rejection, Sample, kept_bytes
-from vcot.records.shards import RowCounts, ShardMarker, ShardWriter, StageMarker, fetch_file, read_shard
+from vcot.records.shards import File, RowCounts, ShardMarker, ShardWriter, fetch_file, read_records
 from vcot.reports.examples import TRUE, data_uri, overlay
 from vcot.reports.rendering import chart, number, render
 from vcot.reports.statistics import percentile, summed
 from vcot.stage import stop
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage, ImageError
-from vcot.tokens.encoder import Encoder, refuse
+from vcot.tokens.encoder import Encoder, load_processor, refuse
+
+AT_ONCE = 64
+"""Rows whose texts are tokenised in one call."""
 
 IMAGES_IN_MEMORY = 8
 """Questions about one image stand together; it is read and decoded once."""
@@ -45,17 +50,39 @@ EACH_KIND = 4
 class Tokenizing:
     """Makes the shards of this stage from those of another, and the page about them."""
 
-    def __init__(self, store: Store, source_uri: str, source: StageMarker, own_uri: str, encoder: Encoder) -> None:
-        self.store, self.source_uri, self.source, self.own_uri = store, source_uri, source, own_uri
-        self.encoder = encoder
+    def __init__(
+        self,
+        store: Store,
+        source_uri: str,
+        shards: Sequence[Sequence[File]],
+        own_uri: str,
+        base: Path,
+        encoder: Encoder,
+    ) -> None:
+        """shards: the files of each. base: the local folder of the encoder's processor, for other processes."""
+        self.store, self.source_uri, self.shards, self.own_uri = store, source_uri, shards, own_uri
+        self.base, self.encoder = base, encoder
         self._images: OrderedDict[str, tuple[DecodedImage, bytes]] = OrderedDict()
+
+    def __reduce__(self) -> Any:
+        contract = self.encoder.contract.model_dump_json()
+        return _in_another_process, (self.store, self.source_uri, self.shards, self.own_uri, self.base, contract)
+
+    def samples(self, shard: int) -> Iterator[Sample]:
+        """Of one shard, in order; their texts are tokenised before they come."""
+        of_files = (read_records(self.store, self.source_uri, file, Sample) for file in self.shards[shard])
+        samples = chain.from_iterable(of_files)
+        while some := list(islice(samples, AT_ONCE)):
+            self.encoder.tokenize_ahead(one for one in some if one.origin.split != "test")
+            yield from some
 
     def shard(self, writer: ShardWriter) -> TokenizeShardMetadata:
         """One shard; a row gives one example per reasoning, rows of the test split give none."""
         splits, lengths, visual, lost = Counter[str](), Counter[int](), Counter[int](), Counter[str]()
         learned = shrunk = by_text = test_rows = 0
         shown: dict[str, list[ShownRow]] = {kind: [] for kind in KINDS}
-        for sample in read_shard(self.store, self.source_uri, self.source.shards[writer.index]):
+        image_token = self.encoder.processor.image_token_id
+        for sample in self.samples(writer.index):
             stop.raise_if_requested()
             if sample.origin.split == "test":
                 test_rows += 1
@@ -69,8 +96,11 @@ class Tokenizing:
             for example in examples:
                 check_mask(example, self.encoder.processor)
                 kind: Any = "shrunk" if example.shrunk else "by-text" if image is None else example.split
-                rank, row = crc32(example.id.encode()), splits.total()
-                shown[kind].append(ShownRow(row=row, rank=rank, kind=kind, size=size, kept=kept))
+                rank, offered = crc32(example.id.encode()), shown[kind]
+                if len(offered) < EACH_KIND or rank < offered[-1].rank:
+                    one = ShownRow(row=sum(splits.values()), rank=rank, kind=kind, size=size, kept=kept)
+                    insort(offered, one, key=lambda one: one.rank)
+                    del offered[EACH_KIND:]
                 splits[example.split] += 1
                 lengths[len(example.ids)] += 1
                 learned += example.learned
@@ -78,14 +108,14 @@ class Tokenizing:
                 if image is None:
                     by_text += 1
                 else:
-                    visual[example.ids.count(self.encoder.processor.image_token_id)] += 1
-            lost.update(rejection.reason.value for rejection in refused)
+                    visual[example.ids.count(image_token)] += 1
+            if refused:
+                lost.update(rejection.reason.value for rejection in refused)
             writer.keep(*examples)
-        offered = (nsmallest(EACH_KIND, some, key=lambda one: one.rank) for some in shown.values())
         return TokenizeShardMetadata(
             splits=_sorted(splits), lengths=_sorted(lengths), visual=_sorted(visual), lost_alternatives=_sorted(lost),
             by_text=by_text, learned=learned, shrunk=shrunk, test_rows=test_rows,
-            shown=tuple(one for some in offered for one in some),
+            shown=tuple(one for some in shown.values() for one in some),
         )  # fmt: skip
 
     def examples(self, sample: Sample) -> tuple[list[Example], list[Rejection]]:
@@ -138,6 +168,19 @@ class Tokenizing:
         return [one for some in views.values() for one in some]
 
 
+@lru_cache(maxsize=1)
+def _encoder(base: Path, contract: str) -> Encoder:
+    of = Contract.model_validate_json(contract)
+    return Encoder(load_processor(base, min_pixels=of.min_pixels, max_pixels=of.max_pixels), of)
+
+
+def _in_another_process(
+    store: Store, source_uri: str, shards: Sequence[Sequence[File]], own_uri: str, base: Path, contract: str
+) -> Tokenizing:
+    """Loads the encoder once for all shards of a process: it is large, and does not travel."""
+    return Tokenizing(store, source_uri, shards, own_uri, base, _encoder(base, contract))
+
+
 # --- the audit ---------------------------------------------------------------------------------------------
 
 
@@ -147,47 +190,61 @@ def check_mask(example: Example, processor: Any) -> None:
     Raises InputError: nothing is learned; a learned label is another token than its id; a part of the prompt, an
     image or a header is learned; or the end of a reply is not.
     """
-    learned = [i for i, label in enumerate(example.labels) if label != IGNORED]
-    if not learned:
+    if not (replies := learned_replies(example)):
         raise _broken(example, "nothing of it is learned")
-    if learned[-1] != len(example.ids) - 1:
+    if replies[-1][1] != len(example.ids):
         raise _broken(example, "what is learned is not one piece up to the end")
-    if any(example.labels[i] != example.ids[i] for i in learned):
+    if any(example.labels[first:end] != example.ids[first:end] for first, end in replies):
         raise _broken(example, "a label is another token than the one that stands there")
-    tokenizer = processor.tokenizer
-    special = {*tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id}
-    im_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False, split_special_tokens=False)["input_ids"]
-    replies = learned_replies(example)
+    marks = _marks(processor)
     for first, end in replies:
         reply = example.ids[first:end]
-        control = [token for token in reply if token in special]
-        if control != [im_end]:
-            names = ", ".join(tokenizer.convert_ids_to_tokens(control)) or "none"
+        if marks.special.intersection(reply) != {marks.end} or reply.count(marks.end) != 1:
+            control = [token for token in reply if token in marks.special]
+            names = ", ".join(processor.tokenizer.convert_ids_to_tokens(control)) or "none"
             raise _broken(example, f"the control tokens that are learned are {names}; one <|im_end|> is right")
-        if list(example.ids[first - len(header) : first]) != list(header):
-            before = tokenizer.decode(list(example.ids[max(0, first - 12) : first]))
+        if example.ids[first - len(marks.header) : first] != marks.header:
+            before = processor.tokenizer.decode(list(example.ids[max(0, first - 12) : first]))
             raise _broken(example, f"what is learned begins behind {before!r}, not behind the assistant's header")
         last = example.ids[slice(*replies[-1])]
-        if reply[reply.index(im_end) :] != last[last.index(im_end) :]:
+        if reply[reply.index(marks.end) :] != last[last.index(marks.end) :]:
             raise _broken(example, "earlier replies that are learned do not end as the last one does")
-    pads = sum(token == processor.image_token_id for token in example.ids)
-    merge_size = family_of_processor(processor).sizes(processor)["merge_size"]
-    wanted = sum(map(math.prod, example.image_grids)) // merge_size**2
+    pads = example.ids.count(marks.image)
+    wanted = sum(map(math.prod, example.image_grids)) // marks.merge_size**2
     if pads != wanted:
         raise _broken(example, f"it has {pads} places for visual tokens, its images give {wanted}")
 
 
 def learned_replies(example: Example) -> list[tuple[int, int]]:
     """(first, end) of each run of tokens that are learned."""
-    edges = [i for i in range(len(example.labels)) if _learned(example, i) != (i > 0 and _learned(example, i - 1))]
-    if len(edges) % 2:
-        edges.append(len(example.labels))
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    found, at = [], 0
+    for ignored, run in groupby(example.labels, IGNORED.__eq__):
+        end = at + len(list(run))
+        if not ignored:
+            found.append((at, end))
+        at = end
+    return found
 
 
-def _learned(example: Example, place: int) -> bool:
-    return example.labels[place] != IGNORED
+class _Marks(NamedTuple):
+    """What a processor says a mask has to agree with; to ask it takes longer than to tokenise a row."""
+
+    special: frozenset[int]
+    end: int
+    header: tuple[int, ...]
+    image: int
+    merge_size: int
+
+
+@lru_cache(maxsize=4)
+def _marks(processor: Any) -> _Marks:
+    tokenizer = processor.tokenizer
+    header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    return _Marks(
+        frozenset((*tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id)),
+        tokenizer.convert_tokens_to_ids("<|im_end|>"), tuple(header), processor.image_token_id,
+        family_of_processor(processor).sizes(processor)["merge_size"],
+    )  # fmt: skip
 
 
 def _broken(example: Example, what: str) -> InputError:
