@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from vcot.records.shards import Folder, StageMarker
 
     TrainFolder = Folder[NoMetadata, TrainMetadata]
-
-PATIENCE = timedelta(minutes=30)
-"""How long ranks wait for each other: while one reads a checkpoint, say. A rank that died is noticed sooner."""
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """Each is the name of the package that it needs, too."""
@@ -169,10 +165,9 @@ def _train(
 
 
 def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
-    from torch import distributed
-
     from vcot import logging
-    from vcot.models.device import device, use_device
+    from vcot.models.device import use_device
+    from vcot.training.engine import process_group
 
     summary.path = rank.last_word
     logging.bind(rank=rank.number)
@@ -181,9 +176,8 @@ def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
     use_device(settings.device)
     scratch = Path(rank.folder)
     fetched = TrainingInputs(**json.loads((scratch / TrainingInputs.NAME).read_text()))
-    distributed.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
-    _learn(settings, folder, fetched, scratch, rank)
-    distributed.destroy_process_group()
+    with process_group():
+        _learn(settings, folder, fetched, scratch, rank)
 
 
 def _learn(

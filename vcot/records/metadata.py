@@ -216,8 +216,8 @@ class TrainMetadata(Record):
     train_samples: int
     validation_samples: int
     ranks: int
-    batches_per_step: int = Field(description="over all ranks")
-    real_tokens: float = Field(description="share of the computed tokens that are no padding")
+    batches_per_step: int | None = Field(None, description="over all ranks")
+    real_tokens: float | None = Field(None, description="share of the computed tokens that are no padding")
     last_step: int
     kept_step: int
 

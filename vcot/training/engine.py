@@ -18,8 +18,10 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from vcot import logging
 from vcot.errors import InputError, SettingsError
+from vcot.models.device import device
 from vcot.records.example import Row
 from vcot.settings import flag
 from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints, load_tensors, read_state, save_tensors, write_state
 from vcot.training.config import TrainingConfig
+
+PATIENCE = timedelta(minutes=30)
+"""How long ranks wait for each other: while one reads a checkpoint, say. A rank that died is noticed sooner."""
 
 _BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -91,6 +97,14 @@ class RunContext:
     def first(self) -> bool:
         """The one that writes: checkpoints, reports, the marker, progress."""
         return self.rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """This process meets the others of its training, where its launcher's variables say, and leaves them when done."""
+    distributed.init_process_group("nccl" if device().type == "cuda" else "gloo", timeout=PATIENCE)
+    yield
+    distributed.destroy_process_group()  # not after a failure: what the others still wait for would hold it
 
 
 def of_all(values: Sequence[float], device: torch.device) -> list[float]:
