@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
+from vcot.errors import SettingsError
 from vcot.settings import DEVICE, CommaSeparated, Device, Settings, setting
 from vcot.stage import launch, summary
 from vcot.training.config import TrainingConfig
@@ -64,6 +66,11 @@ class TrainSettings(TrainingConfig, Settings):
     cache_mib: int = setting(
         1024, "memory for prepared images; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
     )
+    cache_gib: float = setting(
+        20, "disk for shards of examples, which arrive while it trains and leave when they are not needed for long; at "
+        "least --shuffle-gib, unless all examples are less. Where not all fit, each evaluation fetches again what it "
+        "needs", unit="GiB", gt=0, shapes_result=False,
+    )  # fmt: skip
     nproc_per_node: int | None = setting(
         None, "ranks in this pod; default: what PET_NPROC_PER_NODE says, else one for each GPU, one without a GPU",
         unit="processes", ge=1, shapes_result=False,
@@ -133,7 +140,8 @@ class TrainingInputs:
     contract: Mapping[str, Any]
     base: str
     base_sha256: str
-    examples: tuple[str, ...]
+    examples_uri: str
+    examples: tuple[Mapping[str, Any], ...]
     inputs: Mapping[str, str]
 
     NAME: ClassVar[str] = "inputs.json"
@@ -144,24 +152,36 @@ def _train(
     inputs: dict[str, str], scratch: Path, world: World,
 ) -> None:  # fmt: skip
     """Fetches once for all processes of this pod, and learns in this one where it is the only one."""
-    from vcot.records.shards import fetch_file
     from vcot.storage.folders import fetch_with_digest
 
+    files = [file for marker in source.shards for file in marker.files]
+    _demand_room(settings, [file.size for file in files])
     base, digest = fetch_with_digest(folder.store, settings.base_uri, scratch / "base")
     inputs |= {settings.base_uri: digest}
     folder.begin(settings, inputs)
     if settings.part == "prepare":
         return
-    into = scratch / "examples"
-    into.mkdir()
-    examples = [fetch_file(folder.store, source_uri, file, into) for marker in source.shards for file in marker.files]
     contract = source.metadata.contract.model_dump(mode="json")
-    fetched = TrainingInputs(contract, str(base), digest, tuple(map(str, examples)), inputs)
+    examples = tuple(file.model_dump() for file in files)
+    fetched = TrainingInputs(contract, str(base), digest, source_uri, examples, inputs)
     if world.size > 1:
         (scratch / TrainingInputs.NAME).write_text(json.dumps(asdict(fetched)))
         run_ranks(world, scratch, settings.grace_seconds)
         return
     _learn(settings, folder, fetched, scratch)
+
+
+def _demand_room(settings: TrainSettings, sizes: list[int]) -> None:
+    """Raises SettingsError: --cache-gib holds less than the shards that are read at the same time."""
+    together, largest = min(sum(sizes), int(settings.shuffle_gib * 2**30)), max(sizes, default=0)
+    needed = max(together, largest)
+    if settings.cache_gib * 2**30 < needed:
+        what = "the largest shard" if largest >= together else "the shards that are shuffled together"
+        other = "" if largest >= together else ", or a smaller --shuffle-gib, which is another order of examples"
+        raise SettingsError(
+            f"--cache-gib={settings.cache_gib:g} has no room for {what}, {needed / 2**30:.3g} GiB; give "
+            f"--cache-gib={math.ceil(needed / 2**30 * 1000) / 1000:g} or more{other}"
+        )
 
 
 def _as_rank(settings: TrainSettings, folder: TrainFolder, rank: Rank) -> None:
@@ -185,7 +205,9 @@ def _learn(
 ) -> None:
     from vcot.models.device import device
     from vcot.records import Contract
+    from vcot.records.cache import ShardCache
     from vcot.records.example import Examples
+    from vcot.records.shards import File
     from vcot.storage import join, put_folder
     from vcot.tokens import Encoder, load_processor
     from vcot.training.checkpoints import Checkpoints
@@ -209,11 +231,13 @@ def _learn(
         cache_bytes=settings.cache_mib << 20, workers=2 * (device().type == "cuda") if workers is None else workers,
         grace=settings.grace_seconds, rank=number, ranks=ranks, first_of_pod=rank is None or rank.local == 0,
     )  # fmt: skip
+    files = [File.model_validate(file) for file in fetched.examples]
+    cache = ShardCache(folder.store, fetched.examples_uri, files, scratch / "examples", int(settings.cache_gib * 2**30))
     uri, here = join(folder.uri, "checkpoints"), scratch / "checkpoints"
     try:
         result = fine_tune(
             settings, base=base, base_uri=settings.base_uri, encoder=encoder,
-            examples=Examples([Path(path) for path in fetched.examples]), context=context,
+            examples=Examples(cache), context=context,
             checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit),
         )  # fmt: skip
     except NotFinite as error:

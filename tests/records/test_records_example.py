@@ -51,7 +51,7 @@ def test_examples_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> 
     with pytest.raises(IndexError):
         found[73]
     copy = pickle.loads(pickle.dumps(found))  # noqa: S301  (to a worker process, without open files)
-    assert not copy._open
+    assert not copy._groups
     assert copy[72] == second[2]
 
 
@@ -59,7 +59,7 @@ def test_row_groups_are_bounded_by_rows_and_by_bytes(tmp_path: Path, monkeypatch
     path = write(tmp_path / "rows", [example(n) for n in range(2 * GROUP_ROWS + 1)])
     monkeypatch.setattr("vcot.records.example.GROUPS_IN_MEMORY", 2)
     found = Examples([path])
-    assert (len(list(found)), len(found._cache)) == (2 * GROUP_ROWS + 1, 2)
+    assert (len(list(found)), len(found._groups)) == (2 * GROUP_ROWS + 1, 2)
     metadata = pq.ParquetFile(path).metadata
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [GROUP_ROWS, GROUP_ROWS, 1]
     monkeypatch.setattr("vcot.records.example.GROUP_BYTES", 3 * len(png(1)))

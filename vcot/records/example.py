@@ -6,22 +6,27 @@
                                             order of their places in ids; empty in text mode
     shrunk                                  images were made smaller so that the example fits
 
-Files of earlier versions, with one `image` and its `image_grid` or null, are read.
+The footer has besides, under the key `vcot.rows`, all columns of a Row in a few bytes each: a training is planned from
+the footers alone, while the files are still in storage. Files of earlier versions, without it, or with one `image` and
+its `image_grid` or null, are read.
 
 pyarrow is imported when a file is opened, not before.
 """
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from vcot.errors import InputError
+from vcot.records.cache import ShardCache
 
 IGNORED = -100
 """The label of a token that is not learned (the index that torch's cross entropy leaves out)."""
@@ -31,6 +36,9 @@ GROUP_BYTES = 4 << 20
 """A row group ends at either: at about forty images, or at text that took its writer as long as the group's own costs.
 It is the unit of memory in writing, and of one read in random access."""
 GROUPS_IN_MEMORY = 4
+
+INDEX = "vcot.rows"
+"""Key in the footer: columns of Rows as an Arrow stream, in base64, as Parquet's values are text."""
 
 _SINGLE, _SEVERAL = {"image", "image_grid"}, {"images", "image_grids"}
 """Columns of files that had room for one image, and what took their place."""
@@ -72,7 +80,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is known of an example without its ids and its images. patches: of all its images."""
+    """What is known of an example without its ids and its images. patches: of all its images. shard: number of its
+    file."""
 
     id: str
     sample: str
@@ -80,6 +89,7 @@ class Row:
     split: str
     tokens: int
     patches: int = 0
+    shard: int = 0
 
 
 class ExampleSink:
@@ -99,15 +109,23 @@ class ExampleSink:
         )
         self._pending: list[Example] = []
         self._bytes = 0
+        self._rows: list[dict[str, Any]] = []
 
     def write(self, record: Example) -> None:
         self._pending.append(record)
+        patches = sum(map(math.prod, record.image_grids))
+        known = {name: getattr(record, name) for name in ("id", "sample", "alternative", "split")}
+        self._rows.append(known | {"tokens": len(record.ids), "patches": patches})
         self._bytes += sum(map(len, record.images)) + 8 * len(record.ids)
         if len(self._pending) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
+        import pyarrow as pa
+
         self._flush()
+        index = _packed_index(pa.Table.from_pylist(self._rows, schema=_index_schema()))
+        self._writer.add_key_value_metadata({INDEX: base64.b64encode(index).decode()})
         self._writer.close()
 
     def _flush(self) -> None:
@@ -122,41 +140,36 @@ class ExampleSink:
 class Examples:
     """Examples of several Parquet files, by number: `len`, `[i]`, iteration.
 
-    `rows` says which is which without an image being read. A read fetches one row group; the last few stay in
-    memory. It can be sent to the workers of a data loader: files are opened where they are read.
+    `rows` says which is which without an image being read; `sizes` has the bytes of each file in storage. A read
+    fetches one row group; the last few stay in memory. It can be sent to the workers of a data loader: files are
+    opened where they are read, and for no longer.
+
+    Args:
+        source: files on this disk, or a cache of files in storage, which arrive when they are read.
 
     Raises InputError where a file is not Parquet with the columns of an Example.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths = [Path(path) for path in paths]
-        self._open: dict[int, Any] = {}
-        self._cache: dict[int, Any] = {}  # row groups, as Arrow has them
+    def __init__(self, source: Iterable[Path] | ShardCache) -> None:
+        self.cache = source if isinstance(source, ShardCache) else None
+        self._paths = [] if isinstance(source, ShardCache) else list(source)
+        self._groups: dict[tuple[int, int], Any] = {}  # (file, first row) → table
+        self.sizes: list[int] = self.cache.sizes if self.cache else []
         self.rows: list[Row] = []
-        self._starts: list[int] = []  # of row groups, over all files
-        self._groups: list[tuple[int, int]] = []  # file, row group in it
-        for number, path in enumerate(self._paths):
-            file = self._file(number)
-            names = set(file.schema_arrow.names)
-            grids = "image_grid" if names >= _SINGLE else "image_grids"
-            if missing := {field.name for field in _schema()} - (names | _SEVERAL if names >= _SINGLE else names):
-                raise InputError(f"{path}: not a file of examples; it has no column {', '.join(sorted(missing))}")
-            for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids", grids])
-                self._starts.append(len(self.rows))
-                self._groups.append((number, group))
-                lengths = table["ids"].combine_chunks().value_lengths().to_pylist()
-                patches = [sum(map(math.prod, _several(value))) for value in table[grids].to_pylist()]
-                columns = (table[name].to_pylist() for name in ("id", "sample", "alternative", "split"))
-                self.rows += [Row(*values) for values in zip(*columns, lengths, patches, strict=True)]
+        self._starts: list[int] = []  # of files
+        indices = self.cache.indices(read_index) if self.cache else map(_index_of, self._paths)
+        for number, index in enumerate(indices):
+            self._starts.append(len(self.rows))
+            columns = _unpacked_index(index).to_pydict().values()
+            self.rows += [Row(*values, shard=number) for values in zip(*columns, strict=True)]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
-        group = bisect_right(self._starts, index) - 1
-        (row,) = self._group(group).slice(index - self._starts[group], 1).to_pylist()
+        number = self.rows[index].shard
+        row = self._read(number, index - self._starts[number])
         grids = _several(row.pop("image_grid", None) or row.get("image_grids"))
         images = [row.pop("image")] if row.get("image") else row.get("images") or ()
         row.pop("image", None)
@@ -167,27 +180,99 @@ class Examples:
         return (self[i] for i in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}, "_cache": {}}
+        return self.__dict__ | {"_groups": {}}
 
-    def _file(self, number: int) -> Any:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def _read(self, number: int, row: int) -> dict[str, Any]:
+        for key, table in self._groups.items():
+            if key[0] == number and key[1] <= row < key[1] + len(table):
+                break
+        else:
+            open_file = self.cache.open if self.cache else lambda number, opener: opener(self._paths[number])
+            with open_file(number, _parquet) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                ends = list(itertools.accumulate(sizes))
+                group = bisect_right(ends, row)
+                key, table = (number, ends[group] - sizes[group]), file.read_row_group(group)
+        self._groups[key] = self._groups.pop(key, table)  # the last one that was used is the last
+        if len(self._groups) > GROUPS_IN_MEMORY:
+            del self._groups[next(iter(self._groups))]
+        found: dict[str, Any] = table.slice(row - key[1], 1).to_pylist()[0]
+        return found
 
-        if number not in self._open:
-            path = self._paths[number]
-            try:
-                self._open[number] = pq.ParquetFile(path, memory_map=True)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise InputError(f"{path}: not a Parquet file: {error}") from None
-        return self._open[number]
 
-    def _group(self, group: int) -> Any:
-        number, within = self._groups[group]
-        table = self._cache.pop(group, None) or self._file(number).read_row_group(within)
-        self._cache[group] = table  # the last one that was used is the last
-        if len(self._cache) > GROUPS_IN_MEMORY:
-            del self._cache[next(iter(self._cache))]
-        return table
+# --- the index in the footer -------------------------------------------------------------------------
+
+
+def read_index(source: BinaryIO, name: str) -> bytes:
+    """The columns of a file's Rows, packed, from its footer; of an older file, from its columns.
+
+    Reads only these ranges of `source`, which may lie in storage. Raises InputError: not a file of examples.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{name}: not a Parquet file: {error}") from None
+    names = set(file.schema_arrow.names)
+    grids = "image_grid" if names >= _SINGLE else "image_grids"
+    if missing := {field.name for field in _schema()} - (names | _SEVERAL if names >= _SINGLE else names):
+        raise InputError(f"{name}: not a file of examples; it has no column {', '.join(sorted(missing))}")
+    if written := (file.metadata.metadata or {}).get(INDEX.encode()):
+        packed = base64.b64decode(written)
+        if (told := _unpacked_index(packed).num_rows) != file.metadata.num_rows:
+            raise InputError(f"{name}: its footer tells of {told} examples, and it has {file.metadata.num_rows}")
+        return packed
+    rows = []
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["id", "sample", "alternative", "split", "ids", grids])
+        lengths = table["ids"].combine_chunks().value_lengths().to_pylist()
+        patches = [sum(map(math.prod, _several(value))) for value in table[grids].to_pylist()]
+        columns = [table[name].to_pylist() for name in ("id", "sample", "alternative", "split")]
+        rows += [
+            dict(zip(_index_schema().names, row, strict=True)) for row in zip(*columns, lengths, patches, strict=True)
+        ]
+    return _packed_index(pa.Table.from_pylist(rows, schema=_index_schema()))
+
+
+def _index_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return read_index(file, str(path))
+    except OSError as error:
+        raise InputError(f"{path}: not a Parquet file: {error}") from None
+
+
+def _index_schema() -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int32()
+    return pa.schema({"id": text, "sample": text, "alternative": number, "split": text, "tokens": number,
+                      "patches": number})  # fmt: skip
+
+
+def _packed_index(table: Any) -> bytes:
+    import pyarrow as pa
+
+    buffer = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(buffer, table.schema, options=options) as writer:
+        writer.write_table(table)
+    packed: bytes = buffer.getvalue().to_pybytes()
+    return packed
+
+
+def _unpacked_index(packed: bytes) -> Any:
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(packed).read_all()
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, memory_map=True)
 
 
 def _several(grids: Sequence[Any] | None) -> tuple[tuple[int, int, int], ...]:

@@ -10,6 +10,7 @@ and so does one that goes on with another number of ranks: what a step is made o
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import defaultdict
@@ -22,7 +23,7 @@ from vcot.errors import SettingsError
 from vcot.records.example import Row
 
 WINDOW = 64
-"""Batches whose rows are sorted or packed together; beyond it, order is random."""
+"""Batches whose rows are sorted or packed together; beyond it, order is random among shards that are shuffled together."""
 
 Batch = tuple[int, ...]
 """Row numbers."""
@@ -45,7 +46,7 @@ class Plan:
     @classmethod
     def of(
         cls, rows: Sequence[Row], *, batch_tokens: int, packed: bool, batches_per_step: int, epochs: float, seed: int,
-        max_steps: int | None = None,
+        max_steps: int | None = None, shards: Sequence[int] = (), shuffle_bytes: int = 0,
     ) -> Plan:  # fmt: skip
         """
         Args:
@@ -54,6 +55,8 @@ class Plan:
             batch_tokens: of one batch: of its rows together where they are packed, else of its longest row times
                 their number.
             max_steps: where given, so many steps, whatever `epochs` says.
+            shards: bytes of each of the rows' files. Where all of them are more than `shuffle_bytes`, only rows of as
+                many of them are shuffled together; which ones, is drawn anew each epoch.
 
         Raises:
             SettingsError: a row is longer than `batch_tokens`.
@@ -66,11 +69,14 @@ class Plan:
         while samples and (len(steps) < max_steps if max_steps else epoch < epochs):
             dice = random.Random(f"{seed}/{epoch}")
             drawn = [dice.choice(alternatives) for alternatives in samples]
-            dice.shuffle(drawn)
-            batches = []
-            for window in _windows(rows, drawn, batch_tokens):
-                batches += _pack(rows, window, batch_tokens) if packed else _pad(rows, window, batch_tokens)
-            dice.shuffle(batches)
+            batches: list[Batch] = []
+            for together in _shuffled_together(rows, drawn, shards, shuffle_bytes, dice):
+                dice.shuffle(together)
+                some: list[Batch] = []
+                for window in _windows(rows, together, batch_tokens):
+                    some += _pack(rows, window, batch_tokens) if packed else _pad(rows, window, batch_tokens)
+                dice.shuffle(some)
+                batches += some
             made = [tuple(batches[at : at + batches_per_step]) for at in range(0, len(batches), batches_per_step)]
             ends = [epoch + done / len(made) for done in range(1, len(made) + 1)]
             last = len(made) if max_steps else math.ceil(min(epochs - epoch, 1) * len(made))
@@ -82,6 +88,10 @@ class Plan:
         real = [[rows[row].tokens for row in batch] for batch in chosen]
         slots = sum(sum(lengths) if packed else max(lengths) * len(lengths) for lengths in real)
         return cls(tuple(steps), tuple(seen), batches_per_step, slots, sum(map(sum, real)))
+
+    def shards(self, rows: Sequence[Row]) -> list[set[int]]:
+        """Of each step, the files that its rows are in."""
+        return [{rows[row].shard for batch in step for row in batch} for step in self.steps]
 
     def epoch(self, step: int) -> float:
         """How many epochs have been seen after so many steps."""
@@ -108,12 +118,17 @@ class RankBatches(Sampler[list[int]]):
             yield from map(list, batches[self._rank :: self._ranks])
 
 
-def validation_batches(rows: Sequence[Row], batch_tokens: int, *, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+def validation_batches(
+    rows: Sequence[Row], batch_tokens: int, *, rank: int = 0, ranks: int = 1, shards: Sequence[int] = (),
+    shuffle_bytes: int = 0,
+) -> list[list[int]]:  # fmt: skip
     """One rank's batches of the validation split, always the same and for each rank as many: the first alternative of
-    each sample, short ones first. Not packed. Raises SettingsError: a row is longer than `batch_tokens`."""
+    each sample, short ones first (of the shards that `Plan.of` would shuffle together). Not packed. Raises
+    SettingsError: a row is longer than `batch_tokens`."""
     chosen = [alternatives[0] for alternatives in samples_of(rows, "validation").values()]
     _check_lengths(rows, chosen, batch_tokens)
-    batches = _pad(rows, chosen, batch_tokens)
+    together = _shuffled_together(rows, chosen, shards, shuffle_bytes)
+    batches = [batch for some in together for batch in _pad(rows, some, batch_tokens)]
     batches += [()] * (-len(batches) % ranks)
     return [list(batch) for batch in batches[rank::ranks]]
 
@@ -134,6 +149,27 @@ def _check_lengths(rows: Sequence[Row], chosen: Sequence[int], batch_tokens: int
             f"--batch-tokens={batch_tokens} is less than the longest example, {longest.id}, has: {longest.tokens} "
             f"tokens; give {longest.tokens} or more, or make examples shorter (--max-length of tokenize)"
         )
+
+
+def _shuffled_together(
+    rows: Sequence[Row], drawn: list[int], shards: Sequence[int], shuffle_bytes: int, dice: random.Random | None = None
+) -> Iterator[list[int]]:
+    """The rows, divided by shards that together have at most `shuffle_bytes`; without dice, in the shards' order."""
+    if sum(shards) <= shuffle_bytes or len(shards) < 2:
+        yield drawn
+        return
+    order = list(range(len(shards)))
+    if dice is not None:
+        dice.shuffle(order)
+    window_of: dict[int, int] = {}
+    window = room = -1
+    for shard in order:
+        if shards[shard] > room:
+            window, room = window + 1, max(shuffle_bytes, shards[shard])
+        window_of[shard], room = window, room - shards[shard]
+    by_window = sorted(drawn, key=lambda row: window_of[rows[row].shard])
+    for _, some in itertools.groupby(by_window, key=lambda row: window_of[rows[row].shard]):
+        yield list(some)
 
 
 def _windows(rows: Sequence[Row], drawn: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

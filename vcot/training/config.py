@@ -69,6 +69,10 @@ class TrainingConfig(BaseModel):
         "off", "on: a batch is several examples end to end that do not see each other, without padding; off: examples "
         "of like length side by side"
     )  # fmt: skip
+    shuffle_gib: float = setting(
+        10, "examples of so many shards are shuffled together as have this size; of a dataset that has not more, all. "
+        "Others follow one after another, in another order each epoch. At most --cache-gib", unit="GiB", gt=0,
+    )  # fmt: skip
     gradient_accumulation_steps: int = setting(
         2, "batches of each GPU whose gradients make one step; a run that goes on with another number of GPUs keeps "
         "the batches of a step", unit="batches", gt=0,

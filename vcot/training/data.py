@@ -57,7 +57,9 @@ class SFTDataset(Dataset[Item]):
             "id": example.id, "ids": torch.tensor(example.ids), "labels": torch.tensor(example.labels),
             "positions": places, "pixels": pixels, "grids": grids,
         }  # fmt: skip
-        if cached:
+        size = 5 * places.nbytes // 3  # with ids and labels
+        if cached and size <= self._free_bytes:
+            self._free_bytes -= size
             self._items[row] = item
         return item
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,22 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from vcot import logging
 from vcot.errors import InputError
 from vcot.models.device import compute_dtype, device
 from vcot.models.families import family_of
 from vcot.models.loading import attach_lora, load_base, whole_model
+from vcot.records.cache import Fetching
 from vcot.records.example import IGNORED, Examples
 from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
@@ -93,16 +103,26 @@ def fine_tune(
     batches_per_step = config.gradient_accumulation_steps * context.ranks
     if found is not None:
         batches_per_step = found[1].batches_per_step
+    shuffling: dict[str, Any] = {"shards": examples.sizes, "shuffle_bytes": int(config.shuffle_gib * 2**30)}
     plan = Plan.of(
         examples.rows, batch_tokens=config.batch_tokens, packed=config.packing == "on", epochs=config.num_train_epochs,
-        batches_per_step=batches_per_step, max_steps=config.max_steps, seed=config.seed,
+        batches_per_step=batches_per_step, max_steps=config.max_steps, seed=config.seed, **shuffling,
     )  # fmt: skip
     if not plan.steps:
         raise InputError("there is not one example of the train split; look at the report of tokenize")
-    share = {"rank": context.rank, "ranks": context.ranks}
-    held_out = validation_batches(examples.rows, config.batch_tokens, **share)
+    share: dict[str, Any] = {"rank": context.rank, "ranks": context.ranks}
+    held_out = validation_batches(examples.rows, config.batch_tokens, **share, **shuffling)
     if not held_out:
         logging.get().warning("no validation split: no early stopping, and the last weights are kept")
+    steps, state = len(plan.steps), TrainerState()
+    if found is not None:
+        logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
+        state = TrainerState.load_from_json(str(found[0] / PROGRESS))
+    over = found is not None and is_over(state, steps, config)
+    fetching: Fetching | None = None
+    if examples.cache is not None and context.first_of_pod and not over:  # while the model is loaded
+        fetching = Fetching(examples.cache, plan.shards(examples.rows))
+        fetching.at(state.global_step)
     shards = context.ranks if divided(config, base, context.ranks) else 1
     model, compute = _model(config, base, base_uri, shards=shards)
     if in_shards(model):
@@ -115,11 +135,7 @@ def fine_tune(
         "batches_per_step": batches_per_step,
         "real_tokens": round(plan.real / plan.slots, 4),
     }
-    steps, state = len(plan.steps), TrainerState()
-    if found is not None:
-        logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
-        state = TrainerState.load_from_json(str(found[0] / PROGRESS))
-    if found is not None and is_over(state, steps, config):
+    if found is not None and over:
         load_trained(model, found[0])
     else:
         dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
@@ -130,7 +146,7 @@ def fine_tune(
             checkpointing=twice(config, base, whole_model(model).config.text_config, compute, shards),
         )  # fmt: skip
         checkpoints.whole = partial(announce, context)
-        with Bar("train", steps, "steps", shown=context.first) as bar:
+        with Bar("train", steps, "steps", shown=context.first) as bar, fetching or nullcontext():
             bar.advance(state.global_step)
             trainer = SFTTrainer(
                 model, arguments, config=config, context=context, checkpoints=checkpoints, compute=compute, bar=bar,
@@ -138,6 +154,8 @@ def fine_tune(
                 train=load(batches, Collator(encoder.pad_token_id, packed=config.packing == "on")),
                 validation=load(held_out, Collator(encoder.pad_token_id)) if held_out else None,
             )  # fmt: skip
+            if fetching is not None:
+                trainer.add_callback(ToldOfSteps(fetching.at))
             begun = time.monotonic()
             try:
                 trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
@@ -248,6 +266,14 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class ToldOfSteps(TrainerCallback):  # type: ignore[misc]  # the library publishes no types
+    def __init__(self, told: Callable[[int], None]) -> None:
+        self._told = told
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._told(state.global_step)
 
 
 def learned_tokens(labels: Tensor) -> int:
