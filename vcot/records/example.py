@@ -161,7 +161,7 @@ class Examples:
         for number, index in enumerate(indices):
             self._starts.append(len(self.rows))
             columns = _unpacked_index(index).to_pydict().values()
-            self.rows += [Row(*values, shard=number) for values in zip(*columns, strict=True)]
+            self.rows += [Row(*values, number) for values in zip(*columns, strict=True)]
 
     def __len__(self) -> int:
         return len(self.rows)
