@@ -22,6 +22,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -161,7 +162,7 @@ class Examples:
         for number, index in enumerate(indices):
             self._starts.append(len(self.rows))
             columns = _unpacked_index(index).to_pydict().values()
-            self.rows += [Row(*values, number) for values in zip(*columns, strict=True)]
+            self.rows += itertools.starmap(partial(Row, shard=number), zip(*columns, strict=True))
 
     def __len__(self) -> int:
         return len(self.rows)
