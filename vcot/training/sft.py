@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -58,6 +58,8 @@ from vcot.training.engine import (
 )
 from vcot.training.memory import divided, twice
 from vcot.training.parameters import freeze, parameter_groups
+
+T = TypeVar("T")
 
 _SAME_NAMES = {
     "seed", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
@@ -168,7 +170,8 @@ def fine_tune(
     if context.first or in_shards(model):
         best, last = state.best_global_step, state.global_step
         if best is not None and best != last:
-            if (folder := checkpoints.at(best)) is None:
+            fetch = partial(checkpoints.at, best)
+            if (folder := _in_turn(context, fetch) if in_shards(model) else fetch()) is None:
                 raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
             load_trained(model, folder)
         result.metadata |= {"last_step": last, "kept_step": last if best is None else best}
@@ -282,7 +285,7 @@ def learned_tokens(labels: Tensor) -> int:
 
 
 def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manifest] | None:
-    """The checkpoint that all ranks go on from: rank 0 looks, and one rank of each pod fetches."""
+    """The checkpoint that all ranks go on from: rank 0 looks for it."""
     found = checkpoints.newest() if context.first else None
     if not distributed.is_initialized():
         return found
@@ -290,10 +293,17 @@ def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manife
     distributed.broadcast_object_list(name, src=0)
     if name[0] is None:
         return None
-    for turn in (context.first_of_pod, True):
-        if turn and found is None:
-            found = checkpoints.called(name[0])
-        distributed.barrier()
+    return _in_turn(context, lambda: checkpoints.called(name[0]))
+
+
+def _in_turn(context: RunContext, fetch: Callable[[], T]) -> T:
+    """First one rank of each pod, then the others, who find its files there. All must ask."""
+    if context.first_of_pod:
+        found = fetch()
+    distributed.barrier()
+    if not context.first_of_pod:
+        found = fetch()
+    distributed.barrier()
     return found
 
 
