@@ -23,7 +23,7 @@ from vcot.errors import SettingsError
 from vcot.records.example import Row
 
 WINDOW = 64
-"""Batches whose rows are sorted or packed together; beyond it, order is random among shards that are shuffled together."""
+"""Batches whose rows are sorted or packed together; beyond it, order is random (within shards shuffled together)."""
 
 Batch = tuple[int, ...]
 """Row numbers."""
