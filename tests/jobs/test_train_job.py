@@ -229,6 +229,16 @@ def test_bad_input_is_named(harm: Callable[[Path], str], toy_base: Path, toy_enc
         train(tmp_path, toy_base)
 
 
+def test_a_cache_that_is_too_small_is_told_what_it_needs(toy_base: Path, toy_encoder: Any, tmp_path: Path) -> None:
+    tokenized(str(tmp_path), toy_encoder, examples(toy_encoder, 2))
+    line = r"^--cache-gib=1e-06 has no room for the shards that are shuffled together, \S+e-05 GiB; give "
+    with pytest.raises(SettingsError, match=line + r"--cache-gib=0\.001 or more, or a smaller --shuffle-gib"):
+        train(tmp_path, toy_base, cache_gib="1e-6")
+    with pytest.raises(SettingsError, match=r"has no room for the largest shard, .* give --cache-gib=0\.001 or more$"):
+        train(tmp_path, toy_base, cache_gib="1e-6", shuffle_gib="1e-6")
+    assert not (tmp_path / "train").exists()
+
+
 @pytest.mark.parametrize("gpus", ["0", "0,1"])
 def test_an_unusable_gpu_ends_it_at_once(
     gpus: str, toy_base: Path, toy_encoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

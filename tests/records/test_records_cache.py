@@ -34,11 +34,12 @@ def example(number: int) -> Example:
 
 
 class CountingStore(Store):
-    """Counts what it reads of each object in parts, and takes its time for whole ones."""
+    """Counts what it reads of each object in parts, and takes its time for whole ones; looks at the disk
+    when one has arrived, in the process that downloads."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0, limit: int = 1 << 30) -> None:
         super().__init__()
-        self.read, self.seconds = 0, seconds
+        self.read, self.seconds, self.limit = 0, seconds, limit
 
     def read_range(self, uri: str, start: int, length: int, of: Any = None) -> bytes:
         self.read += length
@@ -47,6 +48,8 @@ class CountingStore(Store):
     def download(self, uri: str, path: Path, arrived: Callable[[int], None] | None = None) -> None:
         time.sleep(self.seconds)
         super().download(uri, path, arrived)
+        if on_disk(path.parents[1]) > self.limit:
+            raise InputError("more lies on the disk than was allowed")
 
 
 def stored(place: Path, shards: int = 6, rows: int = 40) -> list[File]:
@@ -67,15 +70,8 @@ def two_of(files: list[File]) -> int:
 
 
 def on_disk(folder: Path) -> int:
-    """Bytes of shards, whole or arriving, that have a name in the cache's folder."""
-    total = 0
-    for path in folder.rglob("*"):
-        if path.suffix in (".parquet", ".part"):
-            try:
-                total += path.stat().st_size
-            except FileNotFoundError:
-                continue
-    return total
+    """Bytes of shards in a cache's folder, those that arrive too."""
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
 
 
 def test_rows_are_known_from_footers_alone(tmp_path: Path) -> None:
@@ -113,18 +109,9 @@ def _read_all(examples: Examples, order: list[int], answers: Any) -> None:
 def test_processes_read_more_than_fits_and_the_disk_holds_no_more_than_was_allowed(tmp_path: Path) -> None:
     files = stored(tmp_path / "stage")
     limit = two_of(files)
-    cache = ShardCache(CountingStore(0.02), str(tmp_path / "stage"), files, tmp_path / "cache", limit)
+    cache = ShardCache(CountingStore(0.02, limit), str(tmp_path / "stage"), files, tmp_path / "cache", limit)
     examples = Examples(cache)
     orders = [list(range(240)), list(range(240))[::-1], random.Random(1).sample(range(240), 240)[:40]]
-    most, done = 0, threading.Event()
-
-    def look() -> None:
-        nonlocal most
-        while not done.is_set():
-            most = max(most, on_disk(tmp_path / "cache"))
-
-    watching = threading.Thread(target=look)
-    watching.start()
     answers: Any = multiprocessing.get_context("fork").Queue()
     with Fetching(cache, [{number} for number in range(6)]):
         readers = [multiprocessing.get_context("fork").Process(target=_read_all, args=(examples, order, answers))
@@ -134,11 +121,8 @@ def test_processes_read_more_than_fits_and_the_disk_holds_no_more_than_was_allow
         found = [answers.get(timeout=120) for _ in readers]
         for reader in readers:
             reader.join()
-    done.set()
-    watching.join()
     wanted = [[f"s{row}#0" for row in order] for order in orders]
     assert sorted(found) == sorted(wanted)
-    assert limit / 2 < most <= limit
     assert not list((tmp_path / "cache").glob("*.wanted"))
 
 
@@ -153,14 +137,19 @@ def test_what_is_needed_soonest_comes_and_what_is_needed_last_goes(tmp_path: Pat
     assert cache.turn(steps, 0)
     assert cache.turn(steps, 0)
     assert here() == {0, 1}
-    assert not cache.turn(steps, 1)  # 2 is needed before 0 is again, and 1 still is; but 0 may go for it
-    assert here() == {0, 1} or here() == {1, 2}
+    assert not cache.turn(steps, 0)  # both are needed before 2 is
+    assert cache.turn(steps, 1)
+    assert here() == {1, 2}  # 0 is not needed before step 5
     assert cache.turn(steps, 2)
-    assert 2 in here()
-    (tmp_path / "cache/00003-1.wanted").touch()  # no step reads it, and somebody waits for it
+    assert here() == {0, 2}
+    waiting = tmp_path / "cache/00003-1.wanted"
+    waiting.touch()  # no step reads it, and somebody waits for it
     assert cache.turn(steps, 2)
     assert here() == {2, 3}
-    assert cache.turn(steps, 4) is False  # who waits has not opened it yet, and 2 is worth as much as nothing
+    assert cache.turn(steps, 4)
+    assert here() == {0, 3}  # who waits has not opened it yet
+    waiting.unlink()
+    assert not cache.turn(steps, 4)
 
 
 def test_a_cache_without_room_for_one_file_is_refused(tmp_path: Path) -> None:
