@@ -105,8 +105,10 @@ class ExampleSink:
         import pyarrow.parquet as pq
 
         # Dictionaries of token ids take longer to write than all the rest, and zstd packs as well without.
+        # Images are packed already.
+        packed = dict.fromkeys(("id", "sample", "split", "ids.list.element", "labels.list.element"), "zstd")
         self._writer = pq.ParquetWriter(
-            path, _schema(), compression="zstd", use_dictionary=False, write_statistics=False
+            path, _schema(), compression=packed, use_dictionary=False, write_statistics=False
         )
         self._pending: list[Example] = []
         self._bytes = 0

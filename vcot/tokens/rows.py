@@ -139,7 +139,7 @@ class Tokenizing:
         uri = image.kept.uri
         if uri not in self._images:
             data = kept_bytes(self.store, image)
-            self._images[uri] = images.decode(data, uri), data
+            self._images[uri] = images.decode(data, uri, sha256=image.kept.sha256), data
             while len(self._images) > IMAGES_IN_MEMORY:
                 self._images.popitem(last=False)
         return self._images[uri]
