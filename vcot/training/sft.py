@@ -121,7 +121,9 @@ def fine_tune(
         dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
         batches = RankBatches(plan, start=state.global_step, **share)
         load = partial(loader, dataset, workers=context.workers)
-        arguments = _arguments(config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out))
+        arguments = training_arguments(
+            config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out)
+        )
         checkpoints.whole = partial(announce, context)
         with Bar("train", steps, "steps", shown=context.first) as bar:
             bar.advance(state.global_step)
@@ -304,7 +306,7 @@ def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) ->
     return adapted, compute
 
 
-def _arguments(
+def training_arguments(
     config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool
 ) -> TrainingArguments:
     where = device()
