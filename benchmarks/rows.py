@@ -34,8 +34,10 @@ from vcot.tokens import Encoder, contract_of, load_processor, prompt_text
 
 ROOT = Path(__file__).parents[1]
 CELLS = ROOT / "examples" / "blood-cells"
-WORDS = ("the red yellow green blue white black disc square ring star left right top bottom of is at and I see no one "
-         "that more than it here cell").split()  # fmt: skip
+WORDS = [
+    "the", "red", "yellow", "green", "blue", "white", "black", "disc", "square", "ring", "star", "left", "right", "top",
+    "bottom", "of", "is", "at", "and", "I", "see", "no", "one", "that", "more", "than", "it", "here", "cell",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -146,24 +146,23 @@ def plan_for(made: Examples, *, packed: bool, batch_rows: int) -> tuple[int, Pla
 
 
 def tell(name: str, lengths: list[int], found: dict[str, list[Result]]) -> None:
+    mean = sum(lengths) / len(lengths)
     print(
-        f"\n{name}: {len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(lengths):.0f} on "
-        "average"
+        f"\n{name}: {len(lengths)} rows of {min(lengths)} to {max(lengths)} tokens, {mean:.0f} on average", flush=True
     )
-    print("             rows/s  tokens/s  CPU ms/row  rows/step  real tokens  of TRL (by CPU)")
+    print("             rows/s  tokens/s  CPU ms/row  rows/step  real tokens  times TRL's rows/s (of CPU)")
     for subject, results in found.items():
-        one = results[0]
-        wall = [
-            theirs.wall / one.wall * one.rows / theirs.rows for one, theirs in zip(results, found["TRL"], strict=True)
-        ]
-        cpu = [theirs.cpu / one.cpu * one.rows / theirs.rows for one, theirs in zip(results, found["TRL"], strict=True)]
+        one, pairs = results[0], list(zip(results, found["TRL"], strict=True))
+        wall = [(own.rows / own.wall) / (theirs.rows / theirs.wall) for own, theirs in pairs]
+        cpu = [(own.rows / own.cpu) / (theirs.rows / theirs.cpu) for own, theirs in pairs]
         print(
             f"  {subject:10} {median(r.rows / r.wall for r in results):7.1f} "
             f"{median(r.tokens / r.wall for r in results):9,.0f} {median(r.cpu / r.rows for r in results) * 1000:11.1f} "
             f"{one.rows / one.steps:10.1f} {one.tokens / one.slots:12.2f}  {spread(wall)} ({spread(cpu)})"
         )
-    ratios = [a.wall / b.wall for a, b in zip(found["unpacked"], found["packed"], strict=True)]
-    print(f"  packed is {spread(ratios)} times as fast as unpacked", end=";")
+    pairs = list(zip(found["unpacked"], found["packed"], strict=True))
+    wall, cpu = [a.wall / b.wall for a, b in pairs], [a.cpu / b.cpu for a, b in pairs]
+    print(f"  packed is {spread(wall)} times as fast as unpacked ({spread(cpu)} of CPU);", end="")
 
 
 def spread(values: list[float]) -> str:

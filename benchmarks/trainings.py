@@ -7,7 +7,7 @@ beginning of training to the end of each step, how long batches were waited for,
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,8 @@ class Clock:
 
 
 class ClockCallback(TrainerCallback):  # type: ignore[misc]  # the library publishes no types
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, each_step: Callable[[], None] | None = None) -> None:
+        self._clock, self._each_step = clock, each_step
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self._clock.begun = self._clock.now()
@@ -95,6 +95,8 @@ class ClockCallback(TrainerCallback):  # type: ignore[misc]  # the library publi
             self._clock.first_step = wall - self._clock.made
         self._clock.wall.append(wall - self._clock.begun[0])
         self._clock.cpu.append(cpu - self._clock.begun[1])
+        if self._each_step is not None:
+            self._each_step()
 
     def on_log(self, *_: Any, logs: Any = None, **__: Any) -> None:
         if logs and "loss" in logs:
@@ -127,7 +129,7 @@ class OurTrainer(Timed, SFTTrainer):
 def ours(
     model: Any, encoder: Encoder, examples: Examples, scratch: Path, *, packed: bool, batch_tokens: int,
     epochs: float = 1, max_steps: int | None = None, cache_bytes: int = 0,
-    workers: int = 0, **changes: Any,
+    workers: int = 0, each_step: Callable[[], None] | None = None, **changes: Any,
 ) -> Clock:  # fmt: skip
     """Trains fresh adapters on a base of `load_base` as `vcot.training.sft.fine_tune` does, without validation.
 
@@ -159,7 +161,7 @@ def ours(
             validation=None,
         )  # fmt: skip
         trainer.clock, trainer.tokens_of = clock, {row.id: row.tokens for row in examples.rows}
-        trainer.add_callback(ClockCallback(clock))
+        trainer.add_callback(ClockCallback(clock, each_step))
         trainer.train()
         checkpoints.wait()
     return clock
@@ -167,7 +169,7 @@ def ours(
 
 def trl(
     model: Any, encoder: Encoder, rows: RowSet, examples: Examples, scratch: Path, *, batch_rows: int,
-    epochs: float = 1, max_steps: int = -1, **changes: Any,
+    epochs: float = 1, max_steps: int = -1, each_step: Callable[[], None] | None = None, **changes: Any,
 ) -> Clock:  # fmt: skip
     """Trains fresh adapters on a plain model of transformers with TRL's SFTTrainer and its vision collator.
 
@@ -187,14 +189,15 @@ def trl(
         per_device_train_batch_size=batch_rows, num_train_epochs=epochs, max_steps=max_steps, save_strategy="no",
         report_to="none", disable_tqdm=True, log_level="error", seed=1, **changes,
     )  # fmt: skip
+    adapters = LoraConfig(
+        r=R, lora_alpha=ALPHA, lora_dropout=DROPOUT, task_type="CAUSAL_LM", target_modules=family.adapted["language"]
+    )
     trainer = TheirTrainer(
-        model=model, args=arguments, train_dataset=chat_rows(rows, encoder, examples), processing_class=encoder.processor,
-        peft_config=LoraConfig(
-            r=R, lora_alpha=ALPHA, lora_dropout=DROPOUT, task_type="CAUSAL_LM", target_modules=family.adapted["language"]
-        ),
+        model=model, args=arguments, train_dataset=chat_rows(rows, encoder, examples),
+        processing_class=encoder.processor, peft_config=adapters,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.clock, trainer.tokens_of = clock, {}
-    trainer.add_callback(ClockCallback(clock))
+    trainer.add_callback(ClockCallback(clock, each_step))
     trainer.train()
     return clock
