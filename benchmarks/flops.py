@@ -6,7 +6,7 @@ no dequantisation, and the head where something is learned.
     language model   forward 2 · weights · tokens, backward as much again: activations' gradients go through frozen
                      weights, which get none themselves (nor do the first layer's inputs)
     adapters         forward 2 · r(in + out) · tokens, backward twice that
-    attention        forward 4 · heads · size · Σ tokens² of each row, half of it where it is causal; backward twice that
+    attention        forward 4 · heads · size · Σ tokens² of each row, half of it where causal; backward twice that
     head             2 · vocabulary · hidden · learned tokens, forward and backward
     vision tower     forward alone: 2 · weights · patches, attention within windows or images
 """

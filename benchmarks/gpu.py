@@ -2,13 +2,13 @@
 
     python -m benchmarks.gpu --out build/gpu.json          toy size where there is no GPU, or with --toy
 
-A model of Qwen2.5-VL-7B's shape with random weights made on the GPU; rows of about 1,000 visual tokens and 300 of text,
-tokenised and prepared by the rehearsal base's processor, whose ids the model takes. Our trainer and TRL's, adapters
-of rank 16 on the language model, on bfloat16 and on NF4 weights, each in a process of its own; so one that fails or runs
-out of memory leaves the others. Nothing is downloaded.
+A model of Qwen2.5-VL-7B's shape with random weights made on the GPU; rows of about 1,000 visual tokens and 300 of
+text, tokenised and prepared by the rehearsal base's processor, whose ids the model takes. Our trainer and TRL's,
+adapters of rank 16 on the language model, on bfloat16 and on NF4 weights, each in a process of its own; so one that
+fails or runs out of memory leaves the others. Nothing is downloaded.
 
-Of each: MFU, the share of the card's peak by `benchmarks.flops` (what a step needs: no recomputing, no padding); tokens
-and rows a second after two steps of warm-up; memory by part; seconds to the first step, of waiting for batches, and that
+Of each: MFU, the share of the card's peak by `benchmarks.flops` (what a step needs: no recomputing, no padding);
+tokens and rows a second after two steps of warm-up; memory by part; seconds to the first step, of waiting for batches, and that
 training stood still for a checkpoint. The exit code is 1 where a training failed.
 """
 
@@ -118,7 +118,8 @@ def line(result: Mapping[str, Any]) -> str:
     mfu = "no MFU" if result["mfu"] is None else f"MFU {result['mfu']:.1%}"
     return (
         f"{result['name']}: {mfu}, {result['tokens_per_second']:,.0f} tokens/s, "
-        f"{result['rows_per_second']:.2f} rows/s, first step after {result['seconds_to_first_step']:.1f} s, {result['waiting_share']:.1%} waiting for batches"
+        f"{result['rows_per_second']:.2f} rows/s, first step after {result['seconds_to_first_step']:.1f} s, "
+        f"{result['waiting_share']:.1%} waiting for batches"
     )
 
 
@@ -308,21 +309,30 @@ def head_memory(model: Any, batches: Any) -> float | None:
 # --- the model ---------------------------------------------------------------------------------------------
 
 
-def random_model(toy: bool) -> Any:
-    """Qwen2.5-VL with random weights on this device: of 7B's shape, or of the rehearsal base's."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from vcot.models.device import compute_dtype, device
+def shape(toy: bool) -> Any:
+    """The configuration: of 7B's shape, or of the rehearsal base's."""
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(BASE), local_files_only=True)
     if not toy:
         for part, values in ((config.text_config, TEXT), (config.vision_config, VISION)):
             for name, value in values.items():
                 setattr(part, name, value)
+    return config
+
+
+def random_model(toy: bool) -> Any:
+    """Qwen2.5-VL with random weights on this device."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from vcot.models.device import compute_dtype, device
+
     torch.manual_seed(0)
     with torch.device(device()):
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32 if toy else compute_dtype("auto"))
+        model = AutoModelForImageTextToText.from_config(
+            shape(toy), dtype=torch.float32 if toy else compute_dtype("auto")
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()

@@ -155,9 +155,10 @@ def tell(name: str, lengths: list[int], found: dict[str, list[Result]]) -> None:
         one, pairs = results[0], list(zip(results, found["TRL"], strict=True))
         wall = [(own.rows / own.wall) / (theirs.rows / theirs.wall) for own, theirs in pairs]
         cpu = [(own.rows / own.cpu) / (theirs.rows / theirs.cpu) for own, theirs in pairs]
+        each = median(r.cpu / r.rows for r in results) * 1000
         print(
             f"  {subject:10} {median(r.rows / r.wall for r in results):7.1f} "
-            f"{median(r.tokens / r.wall for r in results):9,.0f} {median(r.cpu / r.rows for r in results) * 1000:11.1f} "
+            f"{median(r.tokens / r.wall for r in results):9,.0f} {each:11.1f} "
             f"{one.rows / one.steps:10.1f} {one.tokens / one.slots:12.2f}  {spread(wall)} ({spread(cpu)})"
         )
     pairs = list(zip(found["unpacked"], found["packed"], strict=True))
