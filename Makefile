@@ -2,8 +2,8 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm requirements \
-	schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+.PHONY: help venv lint test local-train local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
+	bench-train bench-gpu requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -108,6 +108,12 @@ bench-tokenize: $(VENV) ## tokenize beside the bare tokenizer and image processo
 
 bench-storm: $(VENV) ## distill with faults, an empty budget and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
 	$(PY) -m tests.distill.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'
+
+bench-train: $(VENV) ## rows a second of training on this CPU, beside TRL's trainer; BASE=folder ROUNDS=3 ROWS=96 SETS='scenes cells long'
+	$(PY) -m benchmarks.train --base '$(BASE)' --rounds $(or $(ROUNDS),3) --rows $(or $(ROWS),96) $(if $(SETS),--sets $(SETS))
+
+bench-gpu: $(VENV) ## MFU, memory, waiting and stalls of training a 7B on this GPU, beside TRL; without one at toy size (TOY=1); OUT=file
+	$(PY) -m benchmarks.gpu --out '$(or $(OUT),build/gpu.json)' $(if $(TOY),--toy)
 
 # --- on Kubernetes ---
 

@@ -12,17 +12,24 @@ it; elsewhere the segments are padded to the longest and torch's ordinary attent
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from vcot import logging
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a torch before 2.10, or one built without it
+    varlen_attn = None  # type: ignore[assignment]
+
+_OPTIONS = set() if varlen_attn is None else set(inspect.signature(varlen_attn).parameters)
 
 NAME = "varlen_flash"
 """Qwen's vision towers look for "flash" in the name: only then do they hand over all segments in one call."""
@@ -51,9 +58,13 @@ def segment_attention(
     if has_kernel(value):
         window = (-1, 0) if causal else (-1, -1)
         bounds = bounds.to(torch.int32)
-        out = varlen_attn(
-            query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=grouped
-        )
+        options: dict[str, Any] = {"scale": scale, "window_size": window}
+        if grouped and "enable_gqa" in _OPTIONS:
+            options["enable_gqa"] = True
+        elif grouped:  # torch 2.11
+            times = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
+        out = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
         assert isinstance(out, Tensor)
         return out
     return _padded_attention(query, key, value, bounds, longest, causal=causal, scale=scale)
@@ -62,7 +73,9 @@ def segment_attention(
 def has_kernel(values: Tensor) -> bool:
     """Whether torch's variable-length attention runs on numbers of this kind where they are."""
     narrow = values.dtype in (torch.bfloat16, torch.float16)
-    return values.is_cuda and narrow and torch.cuda.get_device_capability(values.device) >= OLDEST_GPU
+    if not (values.is_cuda and narrow and {"scale", "window_size"} <= _OPTIONS):
+        return False
+    return torch.cuda.get_device_capability(values.device) >= OLDEST_GPU
 
 
 def _dtype(values: Tensor) -> torch.dtype:
@@ -168,7 +181,10 @@ def use_varlen_attention(model: Any, dtype: torch.dtype) -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"text_config": NAME, "vision_config": NAME})
     model.model.language_model.register_forward_pre_hook(_without_text_positions, with_kwargs=True)
-    backend = (
-        "torch varlen" if has_kernel(torch.empty(0, dtype=dtype, device=model.lm_head.weight.device)) else "padded sdpa"
-    )
+    where = model.lm_head.weight.device
+    backend = "torch varlen" if has_kernel(torch.empty(0, dtype=dtype, device=where)) else "padded sdpa"
+    if where.type == "cuda" and not {"scale", "window_size"} <= _OPTIONS:
+        logging.get().warning(
+            "this torch has no torch.nn.attention.varlen as in 2.11 and later; slower", torch=torch.__version__
+        )
     logging.get().info("attention", text=f"{backend} where packed, else sdpa", vision=backend)

@@ -143,7 +143,7 @@ def fine_tune(
         dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
         batches = RankBatches(plan, start=state.global_step, **share)
         load = partial(loader, dataset, workers=context.workers)
-        arguments = _arguments(
+        arguments = training_arguments(
             config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out),
             checkpointing=twice(config, base, whole_model(model).config.text_config, compute, shards),
         )  # fmt: skip
@@ -324,7 +324,7 @@ def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) ->
     return adapted, compute
 
 
-def _arguments(
+def training_arguments(
     config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool, checkpointing: bool
 ) -> TrainingArguments:
     where = device()

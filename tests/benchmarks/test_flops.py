@@ -1,0 +1,66 @@
+"""The formula of model FLOPs is what torch counts, on a model that can be run here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from benchmarks.flops import step_flops
+from benchmarks.rows import encoder_of, examples, visual
+from benchmarks.trainings import Batch
+from tests.training.toy import BASE, loss_sum
+from vcot.models.loading import attach_lora, load_base
+from vcot.training.data import Collator, SFTDataset
+
+
+def _forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _backward(_gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Two products for each of the two forward; that kernels compute scores again is not the model's work."""
+    return 2 * int(sdpa_flop_count(query, key, value))
+
+
+ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+}
+"""What torch leaves out: attention on a CPU. As if it computed what is masked, too."""
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: Any) -> Path:
+    """The rehearsal base with three of its four vision layers looking at windows of 2 x 2 tokens."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    shutil.copytree(BASE, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= {"fullatt_block_indexes": [1], "window_size": 56}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_formula_is_what_torch_counts(windowed: Path, tmp_path: Path) -> None:
+    rows = visual(3, tokens=40, words=15)
+    encoder = encoder_of(windowed, rows)
+    made = examples(rows, encoder, tmp_path / "rows.parquet")
+    dataset = SFTDataset(made, encoder, cache_bytes=0)
+    model = attach_lora(load_base(windowed, dtype="float32"), r=8, alpha=8, dropout=0.0)
+    # One row at a time, so that nothing is padded.
+    batches = [Collator(encoder.pad_token_id)([dataset[row]]) for row in range(len(made))]
+    tokens = {row.id: row.tokens for row in made.rows}
+    for batch in batches:
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+            loss_sum(model, batch).backward()
+        about = Batch.of(batch, tokens)
+        formula = step_flops(
+            model.config, lengths=about.lengths, learned=about.learned, grids=about.grids, r=8, causal=False
+        )
+        assert formula.total == pytest.approx(counter.get_total_flops(), rel=0.02)
+        assert min(formula.language, formula.adapters, formula.attention, formula.head, formula.vision) > 0
