@@ -157,7 +157,7 @@ class Examples:
         for number, index in enumerate(indices):
             self._starts.append(len(self.rows))
             columns = _unpacked_index(index).to_pydict().values()
-            self.rows += [Row(*values, shard=number) for values in zip(*columns, strict=True)]
+            self.rows += map(Row, *columns, itertools.repeat(number))
 
     def __len__(self) -> int:
         return len(self.rows)
