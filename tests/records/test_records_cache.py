@@ -103,7 +103,10 @@ def test_a_file_without_an_index_is_planned_from_its_columns(tmp_path: Path) -> 
 
 
 def _read_all(examples: Examples, order: list[int], answers: Any) -> None:
-    answers.put([examples[row].id for row in order])
+    try:
+        answers.put([examples[row].id for row in order])
+    except InputError as error:
+        answers.put([str(error)])
 
 
 def test_processes_read_more_than_fits_and_the_disk_holds_no_more_than_was_allowed(tmp_path: Path) -> None:
