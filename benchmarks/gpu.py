@@ -8,8 +8,8 @@ adapters of rank 16 on the language model, on bfloat16 and on NF4 weights, each 
 fails or runs out of memory leaves the others. Nothing is downloaded.
 
 Of each: MFU, the share of the card's peak by `benchmarks.flops` (what a step needs: no recomputing, no padding);
-tokens and rows a second after two steps of warm-up; memory by part; seconds to the first step, of waiting for batches, and that
-training stood still for a checkpoint. The exit code is 1 where a training failed.
+tokens and rows a second after two steps of warm-up; memory by part; seconds to the first step, of waiting for batches,
+and that training stood still for a checkpoint. The exit code is 1 where a training failed.
 """
 
 from __future__ import annotations
@@ -163,10 +163,8 @@ def measure(
     from benchmarks.flops import PEAKS, step_flops
     from benchmarks.rows import encoder_of, examples, visual
     from vcot import logging
-    from vcot.models.attention import use_varlen_attention
     from vcot.models.device import device, use_device
-    from vcot.models.families import family_of
-    from vcot.models.loss import add_loss
+    from vcot.models.loading import prepare_model
 
     use_device("cpu" if toy and not torch.cuda.is_available() else "cuda")
     logging.configure("lines")
@@ -193,9 +191,7 @@ def measure(
         if trl:
             clock = trainings.trl(model, encoder, rows, made, scratch, batch_rows=batch_rows, **shared, **changes)
         else:
-            family_of(config).prepare(model)
-            use_varlen_attention(model)
-            add_loss(model)
+            prepare_model(model, next(model.parameters()).dtype if not nf4 else torch.bfloat16)
             checkpointing = {"gradient_checkpointing": "on"} | changes  # at toy size, too
             clock = trainings.ours(
                 model, encoder, made, scratch, packed=packed, batch_tokens=batch_tokens, workers=2 if on_gpu else 0,
@@ -357,8 +353,6 @@ def quantise(model: Any) -> None:
         weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
         narrow.weight = weight.to(where)  # quantised on the way, also to where it is
         narrow.bias = layer.bias
-        if hasattr(narrow, "support_avx512bf16_for_cpu"):
-            narrow.support_avx512bf16_for_cpu = False  # see load_base
         parent, _, last = name.rpartition(".")
         setattr(language.get_submodule(parent), last, narrow)
     model.is_loaded_in_4bit = True  # what PEFT and TRL ask

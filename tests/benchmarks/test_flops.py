@@ -64,3 +64,21 @@ def test_the_formula_is_what_torch_counts(windowed: Path, tmp_path: Path) -> Non
         )
         assert formula.total == pytest.approx(counter.get_total_flops(), rel=0.02)
         assert min(formula.language, formula.adapters, formula.attention, formula.head, formula.vision) > 0
+
+
+def test_a_frozen_vision_tower_runs_once_where_activations_are_computed_twice(tmp_path: Path) -> None:
+    rows = visual(1, tokens=40, words=15)
+    encoder = encoder_of(BASE, rows)
+    made = examples(rows, encoder, tmp_path / "rows.parquet")
+    batch = Collator(encoder.pad_token_id)([SFTDataset(made, encoder, cache_bytes=0)[0]])
+    seen, all_of_it = [], []
+    for twice in (False, True):
+        model = attach_lora(load_base(BASE, dtype="float32"), r=8, alpha=8, dropout=0.0).train()
+        if twice:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        with FlopCounterMode(display=False) as counter:
+            loss_sum(model, batch).backward()
+        seen.append([sum(ops.values()) for name, ops in counter.flop_counts.items() if name.endswith(".visual")])
+        all_of_it.append(counter.get_total_flops())
+    assert seen[0] == seen[1] != []
+    assert all_of_it[1] > 1.2 * all_of_it[0]  # the language model's

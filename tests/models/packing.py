@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from vcot.models.loading import positions
+from vcot.models.families import FAMILIES
 from vcot.records.example import IGNORED
 
 Row = dict[str, Any]
@@ -27,7 +27,9 @@ def row(seed: int, tokens: int, grid: tuple[int, int, int] | None = None, *, ima
     labels[: tokens // 2] = IGNORED
     return {
         "ids": ids, "labels": labels, "grid": grid,
-        "positions": positions(ids.tolist(), grid, image_token_id=image_token, merge_size=2),
+        "positions": FAMILIES["qwen2_5_vl"].positions(
+            ids.tolist(), [] if grid is None else [grid], image_token_id=image_token, merge_size=2
+        ),
         "pixels": None if grid is None else torch.randn(grid[1] * grid[2], 1176, generator=dice),
     }  # fmt: skip
 

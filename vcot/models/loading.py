@@ -106,16 +106,24 @@ def load_base(
         if found := sorted(str(name) for name in report.get(what) or ()):
             shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
             raise InputError(f"{folder}: weights and config.json do not belong together ({what[:-5]}: {shown})")
+    prepare_model(model, numbers)
+    model.eval()
+    return model
+
+
+def prepare_model(model: Any, dtype: torch.dtype) -> None:
+    """Makes of a model of transformers what `load_base` promises, in place. dtype: what it will compute in."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On CPUs with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at the first forward
             # in evaluation mode. The next training step then fails, or loses gradients in silence.
             module.support_avx512bf16_for_cpu = False
-    family.prepare(model)
-    use_varlen_attention(model, numbers)
+    family_of(model.config).prepare(model)
+    use_varlen_attention(model, dtype)
     add_loss(model)
-    model.eval()
-    return model
+    # It would have the patches' embeddings ask for gradients where activations are computed twice, and so send a frozen
+    # vision tower's work backward. Only checkpoints of torch's older, re-entrant kind need it.
+    model.enable_input_require_grads = lambda: None
 
 
 def whole_model(model: Any) -> Any:
