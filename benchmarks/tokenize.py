@@ -133,7 +133,7 @@ def stage_work(number: int, folder: Path, kind: str, turn: int, options: Any) ->
     """One shard, as a process of `jobs.tokenize` makes it, from the distilled file to the marker; counted in rows."""
     from vcot.records.example import ExampleSink
     from vcot.records.shards import TOKENIZE, read_marker
-    from vcot.tokens import Encoder, contract_of, load_processor, preloaded  # noqa: F401 (as a process of the stage)
+    from vcot.tokens import Encoder, contract_of, load_processor
     from vcot.tokens.rows import Tokenizing
 
     source_uri = str(folder / "distill")
