@@ -24,9 +24,10 @@ WORTH_A_PROCESS = {"multimodal": 2_000, "text": 50_000}
 
 PRELOAD = (
     "transformers.models.qwen2_5_vl.processing_qwen2_5_vl", "transformers.models.qwen2_vl.image_processing_qwen2_vl",
-    "pyarrow.parquet", "vcot.tokens.rows",
+    "pyarrow.parquet", "pandas", "vcot.tokens.rows",
 )  # fmt: skip
-"""What every process of the stage needs, most of it torch: the server that they are forked off imports it once."""
+"""What every process of the stage needs, most of it torch (pandas is imported by pyarrow where it is installed): the
+server that they are forked off imports it once."""
 
 VISUAL_TOKEN = 28 * 28
 """Pixels of one visual token in the Qwen2.5-VL family; the contract has the base's own value."""
