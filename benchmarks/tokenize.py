@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -131,11 +132,14 @@ def together(processes: int, prepare: Callable[..., Callable[[], int]], *argumen
 
 def stage_work(number: int, folder: Path, kind: str, turn: int, options: Any) -> Callable[[], int]:
     """One shard, as a process of `jobs.tokenize` makes it, from the distilled file to the marker; counted in rows."""
+    from jobs.tokenize import PRELOAD
     from vcot.records.example import ExampleSink
     from vcot.records.shards import TOKENIZE, read_marker
-    from vcot.tokens import Encoder, contract_of, load_processor, preloaded  # noqa: F401 (as a process of the stage)
+    from vcot.tokens import Encoder, contract_of, load_processor
     from vcot.tokens.rows import Tokenizing
 
+    for name in PRELOAD:
+        importlib.import_module(name)
     source_uri = str(folder / "distill")
     source, _ = read_marker(Store(), source_uri, DISTILL)
     files = [shard.files for shard in source.shards]

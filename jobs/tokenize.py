@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 WORTH_A_PROCESS = {"multimodal": 2_000, "text": 50_000}
 """Rows: with fewer, what a process does takes no longer than to begin it."""
 
+PRELOAD = (
+    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl", "transformers.models.qwen2_vl.image_processing_qwen2_vl",
+    "pyarrow.parquet", "pandas", "vcot.tokens.rows",
+)  # fmt: skip
+"""What every process of the stage needs, most of it torch (pandas is imported by pyarrow where it is installed): the
+server that they are forked off imports it once."""
+
 VISUAL_TOKEN = 28 * 28
 """Pixels of one visual token in most families; the contract has the base's own value."""
 
@@ -111,7 +118,7 @@ def run(settings: TokenizeSettings) -> None:
     begin = partial(logging.configure, settings.log_form, run=settings.run_name, stage=settings.stage)
     with (
         tempfile.TemporaryDirectory(prefix="tokenize-") as scratch,
-        Workers(settings.processes or cores(), Path(scratch), begin, preload=("vcot.tokens.preloaded",)) as workers,
+        Workers(settings.processes or cores(), Path(scratch), begin, preload=PRELOAD) as workers,
     ):
         base = Path(scratch) / "base"
         base.mkdir()
