@@ -191,7 +191,7 @@ def measure(
         if trl:
             clock = trainings.trl(model, encoder, rows, made, scratch, batch_rows=batch_rows, **shared, **changes)
         else:
-            prepare_model(model, next(model.parameters()).dtype if not nf4 else torch.bfloat16)
+            prepare_model(model, model.lm_head.weight.dtype)
             checkpointing = {"gradient_checkpointing": "on"} | changes  # at toy size, too
             clock = trainings.ours(
                 model, encoder, made, scratch, packed=packed, batch_tokens=batch_tokens, workers=2 if on_gpu else 0,
