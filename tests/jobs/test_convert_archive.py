@@ -47,7 +47,8 @@ def archive_of(folder: Path, top: str = "cot_image_data", links: dict[str, str] 
 
 def without_uri(sample: Sample) -> dict[str, Any]:
     told = sample.model_dump(mode="json")
-    del told["image"]["uri"]
+    for image in told["images"]:
+        del image["uri"]
     return told
 
 

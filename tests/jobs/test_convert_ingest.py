@@ -114,9 +114,9 @@ def test_what_is_learned_lies_on_the_object_in_the_image_that_is_shown(
     contract = marker.metadata.contract
     for sample, example in zip(samples, examples, strict=True):
         shown = view(example, (WIDE, HIGH), contract, processor)
-        assert shown.image is not None
+        assert len(shown.images) == 1
         (learned,) = shown.parsed.boxes
-        assert iou(learned, disc_in(shown.image)) > 0.93
+        assert iou(learned, disc_in(shown.images[0])) > 0.93
         assert iou(learned, Box(*DISC)) > 0.97
         kept = images.decode(example.images[0], "kept")
         assert iou(disc_in(kept.pixels), Box(*DISC)) > 0.93

@@ -191,5 +191,5 @@ def test_an_image_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: Pa
         SFTDataset(Examples([path]), toy_encoder, cache_bytes=0)[0]
     short = replace(good, ids=good.ids[40:], labels=good.labels[40:])
     path = write_examples(tmp_path / "b.parquet", [short])
-    with pytest.raises(InputError, match=r"train-0#0.*stand for images"):
+    with pytest.raises(InputError, match=r"train-0#0.*stand for the images"):
         SFTDataset(Examples([path]), toy_encoder, cache_bytes=0)[0]
