@@ -72,7 +72,7 @@ class ShardCache:
             try:
                 found = read(cast(BinaryIO, _Ranges(self._store, uri, file.size)), uri)
             except InputError:
-                self._fetch(number).unlink()  # says of a damaged file what is wrong with it
+                self._fetch(number).unlink(missing_ok=True)  # says of a damaged file what is wrong with it
                 raise
             self._store.write(str(path), found)
         return path.read_bytes()
@@ -83,6 +83,7 @@ class ShardCache:
         Raises what hindered the download; Interrupted: a stop was asked for while it was waited for.
         """
         path, wanted = self._path(number), self._folder / f"{number:05d}-{os.getpid()}.wanted"
+        parent = os.getppid()
         try:
             while True:
                 try:
@@ -91,6 +92,8 @@ class ShardCache:
                     wanted.touch()  # soon it is there, and then it is not deleted
                     stop.raise_if_requested("the last checkpoint counts")
                     self._raise_failure()
+                    if os.getppid() != parent:
+                        raise TemporaryError(f"{path.name}: the process that this one reads for is gone") from None
                     time.sleep(_PAUSE)
         finally:
             wanted.unlink(missing_ok=True)

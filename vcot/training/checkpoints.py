@@ -139,12 +139,15 @@ class Checkpoints:
         distributed.all_gather_object(found, files, group=self.group)
         return sorted((file for some in found for file in some), key=lambda file: file.name)
 
-    def wait(self) -> None:
-        """Until nothing is being uploaded. Raises what the last upload failed with."""
+    def wait(self, *, and_raise: bool = True) -> None:
+        """Until nothing is being uploaded. Raises what the last upload failed with, or only logs it."""
         if self._upload is not None:
             self._upload.join()
             self._upload = None
-        self.raise_failure()
+        if and_raise:
+            self.raise_failure()
+        elif self._failure is not None:
+            logging.get().warning("the last checkpoint was not uploaded", because=str(self._failure))
 
     def raise_failure(self) -> None:
         """Raises what the last upload failed with, if it has."""

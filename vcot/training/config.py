@@ -66,8 +66,8 @@ class TrainingConfig(BaseModel):
         8192, "what goes through the model at once, on each GPU; at least the longest example", unit="tokens", gt=0
     )
     packing: Literal["on", "off"] = setting(
-        "off", "on: a batch is several examples end to end that do not see each other, without padding; off: examples "
-        "of like length side by side"
+        "off", "on: a batch is several examples end to end that do not see each other, without padding (and with the "
+        "NEFTune noise of one long example); off: examples of like length side by side"
     )  # fmt: skip
     shuffle_gib: float = setting(
         10, "examples of so many shards are shuffled together as have this size; of a dataset that has not more, all. "

@@ -117,15 +117,22 @@ def of_all(values: Sequence[float], device: torch.device) -> list[float]:
     return summed
 
 
-def check_alike(context: RunContext, config: TrainingConfig, rows: Sequence[Row]) -> None:
-    """Raises SettingsError or InputError where ranks were given other settings, or see other examples."""
+def check_alike(
+    context: RunContext, config: TrainingConfig, rows: Sequence[Row], *, gpu: int | None, numbers: torch.dtype
+) -> None:
+    """Raises SettingsError or InputError where ranks were given other settings, see other examples, or have GPUs of
+    another size (bytes) or kind (which numbers they compute with)."""
     if not distributed.is_initialized():
         return
     told = {name: getattr(config, name) for name in TrainingConfig.model_fields}
     seen = blake2b("".join(f"{row.id} {row.tokens}\n" for row in rows).encode()).hexdigest()
     found: list[Any] = [None] * context.ranks
-    distributed.all_gather_object(found, (told, seen))
-    for rank, (theirs, of) in enumerate(found):
+    distributed.all_gather_object(found, (told, seen, f"{(gpu or 0) >> 30} GiB, {numbers}"))
+    for rank, (theirs, of, kind) in enumerate(found):
+        if kind != found[0][2]:
+            raise SettingsError(
+                f"rank {rank} has another GPU ({kind}) than rank 0 ({found[0][2]}); give all the same kind"
+            )
         for name, value in theirs.items():
             if value != (first := found[0][0][name]):
                 raise SettingsError(
@@ -234,21 +241,21 @@ class Checkpointed:
         loss, tokens, stops, slows = of_all(said, self.args.device)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "the gradient is not finite" if math.isfinite(loss) else "the loss is not finite"
-            raise NotFinite(what, self.details(norm))
+            raise NotFinite(what, self.details(norm, self.state.global_step + 1, self.step_examples))
         self.tokens += int(tokens)
         self.asked_to_stop, self.slow_to_save = stops > 0, slows > 0
         return norm
 
-    def details(self, gradient_norm: float | None) -> dict[str, Any]:
-        """What a person wants to know of a step that went wrong. All ranks must ask."""
-        examples: list[Any] = [self.step_examples]
+    def details(self, gradient_norm: float | None, step: int, examples: list[str]) -> dict[str, Any]:
+        """What a person wants to know of a step that went wrong. examples: of this rank. All ranks must ask."""
+        of_ranks: list[Any] = [examples]
         if distributed.is_initialized():
-            examples = [None] * self.context.ranks
-            distributed.all_gather_object(examples, self.step_examples)
+            of_ranks = [None] * self.context.ranks
+            distributed.all_gather_object(of_ranks, examples)
         return {
-            "step": self.state.global_step + 1,
+            "step": step,
             "epoch": self.state.epoch,
-            "examples": [name for each in examples for name in each],
+            "examples": [name for each in of_ranks for name in each],
             "learning_rate": self._get_learning_rate(),
             "gradient_norm": None if gradient_norm is None else repr(gradient_norm),
             "losses_before": list(self._losses),
@@ -341,6 +348,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publish
     def __init__(self, trainer: Checkpointed, bar: Bar) -> None:
         self._trainer, self._bar = trainer, bar
         self._begun: tuple[float, int] | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.save_steps = args.save_steps  # a checkpoint's state brings those of its own time, and they may change
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         seed_step(self._trainer.config.seed, state.global_step, self._trainer.context.rank)

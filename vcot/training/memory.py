@@ -45,8 +45,17 @@ def activation_bytes(config: TrainingConfig, language: Any, compute: torch.dtype
 def divided(config: TrainingConfig, base: Path, ranks: int) -> bool:
     """Whether each rank holds only a part of every weight (FSDP2).
 
-    Raises SettingsError: --parallel fsdp with one rank.
+    Raises SettingsError: --parallel fsdp with one rank; an optimiser in 8 bits, which takes no parts of weights.
     """
+    if (parts := _divided(config, base, ranks)) and config.tune == "full" and config.optim != "adamw_torch_fused":
+        raise SettingsError(
+            f"--optim={config.optim} cannot learn weights that are divided among ranks (--parallel {config.parallel}, "
+            "--tune full); choose --optim adamw_torch_fused"
+        )
+    return parts
+
+
+def _divided(config: TrainingConfig, base: Path, ranks: int) -> bool:
     if ranks == 1 and config.parallel == "fsdp":
         raise SettingsError(
             "--parallel fsdp divides a model among several ranks, and there is one; leave it out, or start more "

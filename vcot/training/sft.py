@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ from vcot.training.engine import (
     reshard,
     trained,
 )
-from vcot.training.memory import divided, twice
+from vcot.training.memory import divided, gpu_bytes, twice
 from vcot.training.parameters import freeze, parameter_groups
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ def fine_tune(
         Interrupted: a stop was asked for; what was learned is saved.
         NotFinite: the loss or the gradient left the numbers.
     """
-    check_alike(context, config, examples.rows)
+    check_alike(context, config, examples.rows, gpu=gpu_bytes(), numbers=compute_dtype(config.dtype))
     found = _newest(checkpoints, context)
     batches_per_step = config.gradient_accumulation_steps * context.ranks
     if found is not None:
@@ -121,51 +121,54 @@ def fine_tune(
         logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
         state = TrainerState.load_from_json(str(found[0] / PROGRESS))
     over = found is not None and is_over(state, steps, config)
-    fetching: Fetching | None = None
-    if examples.cache is not None and context.first_of_pod and not over:  # while the model is loaded
-        fetching = Fetching(examples.cache, plan.shards(examples.rows))
-        fetching.at(state.global_step)
-    shards = context.ranks if divided(config, base, context.ranks) else 1
-    model, compute = _model(config, base, base_uri, shards=shards)
-    if in_shards(model):
-        checkpoints.group, checkpoints.first_of_pod = distributed.new_group(backend="gloo"), context.first_of_pod
-    result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
-    result.metadata = {
-        "train_samples": len(samples_of(examples.rows, "train")),
-        "validation_samples": len(samples_of(examples.rows, "validation")),
-        "ranks": context.ranks,
-        "batches_per_step": batches_per_step,
-        "real_tokens": round(plan.real / plan.slots, 4),
-    }
-    if found is not None and over:
-        load_trained(model, found[0])
-    else:
-        dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
-        batches = RankBatches(plan, start=state.global_step, **share)
-        load = partial(loader, dataset, workers=context.workers)
-        arguments = training_arguments(
-            config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out),
-            checkpointing=twice(config, base, whole_model(model).config.text_config, compute, shards),
-        )  # fmt: skip
-        checkpoints.whole = partial(announce, context)
-        with Bar("train", steps, "steps", shown=context.first) as bar, fetching or nullcontext():
-            bar.advance(state.global_step)
-            trainer = SFTTrainer(
-                model, arguments, config=config, context=context, checkpoints=checkpoints, compute=compute, bar=bar,
-                epoch=plan.epoch, batches_per_step=batches_per_step,
-                train=load(batches, Collator(encoder.pad_token_id, packed=config.packing == "on")),
-                validation=load(held_out, Collator(encoder.pad_token_id)) if held_out else None,
+    with ExitStack() as running:
+        fetching: Fetching | None = None
+        if examples.cache is not None and context.first_of_pod and not over:  # while the model is loaded
+            fetching = running.enter_context(Fetching(examples.cache, plan.shards(examples.rows)))
+            fetching.at(state.global_step)
+        shards = context.ranks if divided(config, base, context.ranks) else 1
+        model, compute = _model(config, base, base_uri, shards=shards)
+        if in_shards(model):
+            checkpoints.group, checkpoints.first_of_pod = distributed.new_group(backend="gloo"), context.first_of_pod
+        result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
+        result.metadata = {
+            "train_samples": len(samples_of(examples.rows, "train")),
+            "validation_samples": len(samples_of(examples.rows, "validation")),
+            "ranks": context.ranks,
+            "batches_per_step": batches_per_step,
+            "real_tokens": round(plan.real / plan.slots, 4),
+        }
+        if found is not None and over:
+            load_trained(model, found[0])
+        else:
+            dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
+            batches = RankBatches(plan, start=state.global_step, **share)
+            load = partial(loader, dataset, workers=context.workers)
+            arguments = training_arguments(
+                config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out),
+                checkpointing=twice(config, base, whole_model(model).config.text_config, compute, shards),
             )  # fmt: skip
-            if fetching is not None:
-                trainer.add_callback(ToldOfSteps(fetching.at))
-            begun = time.monotonic()
-            try:
-                trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
-            finally:
+            checkpoints.whole = partial(announce, context)
+            with Bar("train", steps, "steps", shown=context.first) as bar:
+                bar.advance(state.global_step)
+                trainer = SFTTrainer(
+                    model, arguments, config=config, context=context, checkpoints=checkpoints, compute=compute, bar=bar,
+                    epoch=plan.epoch, batches_per_step=batches_per_step,
+                    train=load(batches, Collator(encoder.pad_token_id, packed=config.packing == "on")),
+                    validation=load(held_out, Collator(encoder.pad_token_id)) if held_out else None,
+                )  # fmt: skip
+                if fetching is not None:
+                    trainer.add_callback(ToldOfSteps(fetching.at))
+                begun = time.monotonic()
+                try:
+                    trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+                except BaseException:
+                    checkpoints.wait(and_raise=False)
+                    raise
                 checkpoints.wait()
-        result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
-        state = trainer.state
-        stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
+            result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
+            state = trainer.state
+            stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
     result.history = state.log_history
     if context.first or in_shards(model):
         best, last = state.best_global_step, state.global_step
@@ -250,7 +253,7 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         """
         assert self._validation is not None
         self.model.eval()
-        total, tokens = 0.0, 0
+        total, tokens, odd = 0.0, 0, list[str]()
         asked: float | None = None
         for batch in self._validation:
             if stop.requested:
@@ -259,12 +262,17 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
             if of_all([float(late)], self.args.device)[0]:
                 stop.join()
                 stop.raise_if_requested("the last checkpoint counts")
-            total += float(self._loss_sum(self.model, self._prepare_inputs(batch)))
+            loss = float(self._loss_sum(self.model, self._prepare_inputs(batch)))
+            if not math.isfinite(loss):
+                odd += batch["names"]
+            total += loss
             tokens += learned_tokens(batch["labels"])
         reshard(self.model)
         total, learned = of_all([total, tokens], self.args.device)
         if not math.isfinite(total):
-            raise NotFinite("the loss on the validation split is not finite", self.details(None))
+            raise NotFinite(
+                "the loss on the validation split is not finite", self.details(None, self.state.global_step, odd)
+            )
         metrics = {f"{metric_key_prefix}_loss": total / max(learned, 1)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
