@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.training.toy import drawn
-from vcot.models.loading import generate, load_base
+from vcot.models.generation import generate
+from vcot.models.loading import load_base
 from vcot.storage.images import decode
 
 

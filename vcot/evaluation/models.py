@@ -202,7 +202,7 @@ class ModelRunner:
     def _generate(
         self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]
     ) -> list[Completion]:
-        from vcot.models.loading import generate
+        from vcot.models.generation import generate
 
         encoder, longest, ends = self._encoder, self._config.max_new_tokens, self._encoder.eos_token_ids
         form = self.own_form if model == "native" else None

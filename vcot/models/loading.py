@@ -1,10 +1,9 @@
-"""A base model from a folder (of one of the families, weights from safetensors alone, in 4 bits where asked), what it
-generates, and its adapters: low-rank updates (LoRA) on linear layers of the parts of it that are named.
+"""A base model from a folder (of one of the families, weights from safetensors alone, in 4 bits where asked), and its
+adapters: low-rank updates (LoRA) on linear layers of the parts of it that are named.
 
     model = load_base(folder, quantization="nf4")        weights from safetensors, never code or pickles
     model = attach_lora(model, r=64, alpha=128, …)       to learn
     model = load_adapter(model, folder)                  to use what was learned
-    generate(model, batch, …)                            new tokens, greedily
 
 What the libraries do not do by themselves, each with its reason below: a 4-bit layer that survives an evaluation,
 attention that is not slow in bfloat16, and a refusal where weights are missing.
@@ -13,15 +12,14 @@ attention that is not slow in bfloat16, and a refusal where weights are missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import peft
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -133,49 +131,6 @@ def whole_model(model: Any) -> Any:
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
-
-
-# --- generating --------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def generate(
-    model: Any, batch: Mapping[str, Tensor], *, max_new_tokens: int, eos_token_ids: Sequence[int], pad_token_id: int
-) -> list[list[int]]:
-    """The most likely continuation of each prompt, token by token.
-
-    Neither sampling nor a repetition penalty, whatever the base's generation_config.json asks for: a penalty
-    punishes digits that were used before, and so bends coordinates.
-
-    Args:
-        batch: as `Encoder.prompts` makes it: input_ids, attention_mask, mm_token_type_ids [B, T], padded on the
-            left; pixel_values and image_grid_thw where there are images.
-        eos_token_ids: a row ends at the first of these.
-
-    Returns:
-        Per prompt its new tokens, with the end token where the row ended by itself, without padding.
-    """
-    inner = whole_model(model)
-    weights = inner.get_input_embeddings().weight  # never quantised: a 4-bit weight calls itself uint8
-    given = family_of(inner.config).model_inputs(batch)
-    inputs = {name: value.to(weights.device) for name, value in given.items()}
-    greedy = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, use_cache=True,
-        eos_token_id=list(eos_token_ids), pad_token_id=pad_token_id,
-    )  # fmt: skip
-    was_training, own = model.training, inner.generation_config
-    model.eval()
-    inner.generation_config = greedy  # what a config leaves out is taken from the model's own
-    narrow = weights.dtype == torch.bfloat16
-    try:
-        with torch.autocast(weights.device.type, dtype=torch.bfloat16, enabled=narrow):
-            rows = inner.generate(**inputs, generation_config=greedy)
-    finally:
-        inner.generation_config = own
-        model.train(was_training)
-    replies: list[list[int]] = rows[:, inputs["input_ids"].shape[1] :].tolist()
-    ends = [next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), None) for row in replies]
-    return [row[:end] for row, end in zip(replies, ends, strict=True)]
 
 
 # --- adapters ----------------------------------------------------------------------------------------------
