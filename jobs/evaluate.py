@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from vcot.errors import GateFailed
+from vcot.errors import GateFailed, SettingsError
 from vcot.evaluation.config import EvaluationConfig
 from vcot.settings import Settings, setting
 from vcot.stage import launch, summary
@@ -41,10 +41,13 @@ class EvaluateSettings(EvaluationConfig, Settings):
     stage: ClassVar[str] = "evaluate"
 
     model: Literal["trained", "promoted"] = setting(
-        "trained", "trained: the model of --train-uri; promoted: the newest promoted one, evaluated again below "
+        "trained", "trained: the model of --subject; promoted: the newest promoted one, evaluated again below "
         "<run-uri>/<occasion>", shapes_result=False,
     )  # fmt: skip
-    train_uri: str | None = setting(None, "finished stage with the tuned model; default: <run-uri>/train")
+    subject: str | None = setting(
+        None, "what is evaluated: a finished train stage, or a folder with any model (config.json and safetensors); "
+        "default: <run-uri>/train"
+    )  # fmt: skip
     samples_uri: str | None = setting(
         None, "finished stage with the Samples; default: <run-uri>/convert, or those that the promoted model passed on"
     )
@@ -72,8 +75,8 @@ class EvaluateSettings(EvaluationConfig, Settings):
         again = self.model == "promoted"
         if again and self.occasion is None:
             raise ValueError("--model promoted needs --occasion: today's date, say, or the name of the scheduled Job")
-        if again and self.train_uri is not None:
-            raise ValueError(f"--train-uri={self.train_uri}: --model promoted finds the model itself; leave one out")
+        if again and self.subject is not None:
+            raise ValueError(f"--subject={self.subject}: --model promoted finds the model itself; leave one out")
         if again and self.promote:
             raise ValueError("--promote: with --model promoted there is nothing to promote; leave one out")
         if self.occasion is not None and not again:
@@ -104,12 +107,15 @@ def run(settings: EvaluateSettings) -> None:
     store = Store()
     given = {"samples_uri": settings.samples_uri, "baseline_uri": settings.baseline_uri}
     if settings.occasion is None:
-        subject = subjects.trained(store, settings.run_uri, train_uri=settings.train_uri, **given)
+        subject = subjects.subject_at(store, settings.run_uri, settings.subject, **given)
     else:
         subject = subjects.promoted(
             store, settings.run_uri, pointer_uri=settings.pointer_uri, occasion=settings.occasion,
             asked={"split": settings.split, "max_samples": settings.max_samples, "seed": settings.seed}, **given,
         )  # fmt: skip
+    if subject.train is None and (settings.require_not_worse_than_base or settings.promote):
+        gate = "--promote" if settings.promote else "--require-not-worse-than-base"
+        raise SettingsError(f"{gate}: {subject.uri} was not made by train, so there is no base to compare it with")
     folder = Folder(store, subject.run_uri, EVALUATE)
     if folder.whole(settings, subject.inputs) is None:
         if settings.part in ("all", "shards"):
@@ -127,6 +133,7 @@ def run(settings: EvaluateSettings) -> None:
     if settings.part in ("all", "finish", "look"):
         gates = _show(settings, store, folder, subject)
         if settings.promote:
+            assert subject.train is not None
             trained = subject.train.marker.metadata
             pointer = subjects.promote(
                 store, settings.pointer_uri, train=subject.train, samples=subject.samples,
@@ -145,11 +152,13 @@ def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subje
     cache_uri = settings.cache_uri or join(settings.parent_uri, "_cache", "evaluate")
     with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
         evaluation = Evaluation(store, folder, subject, settings, cache_uri=cache_uri, scratch=Path(scratch))
-        models = evaluation.models
+        trained = None if subject.train is None else subject.train.marker.metadata
         run_shards(
             folder, settings, inputs=subject.inputs, shards=len(evaluation.runner.units), work=evaluation.runner.run,
             max_rejected_share=settings.max_rejected_share, report=evaluation.report,
-            metadata=EvaluateMetadata(base=models.base_uri, base_sha256=models.trained.base_sha256),
+            metadata=EvaluateMetadata(
+                subject=subject.uri, base=trained and trained.base_uri, base_sha256=trained and trained.base_sha256
+            ),
         )  # fmt: skip
 
 

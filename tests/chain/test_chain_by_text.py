@@ -76,6 +76,6 @@ def test_rows_with_and_without_an_image_go_through_all_stages(tmp_path: Path, to
     asked = {one["key"]: one["figures"]["malformed"]["rows"] for one in report["results"]}
     assert asked == {
         f"{model}-{condition}": 4 if condition == "real" else 2
-        for model in ("base", "tuned")
+        for model in ("base", "subject")
         for condition in ("real", "blank", "shuffled")
     }

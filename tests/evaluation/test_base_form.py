@@ -11,7 +11,8 @@ from tests.fakes.evaluating import by_text, sample
 from tests.fakes.markers import CONTRACT
 from vcot.errors import InputError
 from vcot.evaluation.metrics import score
-from vcot.evaluation.models import FAMILIES, own_form
+from vcot.evaluation.models import forms_of
+from vcot.evaluation.ways import FORMS
 from vcot.grounding import Box, Mention, Trace, render
 from vcot.storage import Store
 
@@ -19,7 +20,7 @@ from vcot.storage import Store
 def form_of(folder, named="auto", contract=CONTRACT, **files: Any):
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    return own_form(Store(), str(folder), named, contract)
+    return forms_of(Store(), str(folder), named, contract).get("native")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def form_of(folder, named="auto", contract=CONTRACT, **files: Any):
 )
 def test_a_family_is_known_by_its_config_and_its_replies_are_read(tmp_path, family, model_type, frame_name, dialect):
     form = form_of(tmp_path, config={"model_type": model_type})
-    assert form == FAMILIES[family] == form_of(tmp_path, family)
+    assert form == FORMS[family] == form_of(tmp_path, family)
     assert (form.frame, form.dialect) == (frame_name, dialect)
     assert "box" in form.below(sample("a"))
     assert "box" not in form.below(by_text("t"))  # what has no image is not asked for boxes
@@ -52,9 +53,9 @@ def test_what_the_folder_says_of_itself_goes_before_its_family(tmp_path):
     (tmp_path / "contract.json").write_text(json.dumps(told))
     form = form_of(tmp_path, config={"model_type": "qwen2_5_vl"})
     assert (form.frame, form.instruction, form.by_text) == ("thousandths", "Point at it.", "Point at it.")
-    assert form_of(tmp_path, "qwen2.5-vl") == FAMILIES["qwen2.5-vl"]
+    assert form_of(tmp_path, "qwen2.5-vl") == FORMS["qwen2.5-vl"]
     (tmp_path / "contract.json").write_text('{"contract": {"frame": {"name": "inches"}}}')
-    with pytest.raises(InputError, match=r"contract.json does not say how the base writes boxes .*inches.*--base-form"):
+    with pytest.raises(InputError, match=r"does not say how the model writes boxes .*inches.*--native-form"):
         form_of(tmp_path)
 
 

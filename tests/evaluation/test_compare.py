@@ -58,7 +58,7 @@ def test_a_regression_says_its_numbers():
     assert "s3://b/runs/one/evaluate" in gate["words"]
     assert len(comparison["boxes_lost"]) == 20
     assert changes(comparison)["accuracy_at_50"]["value"] == -0.5
-    page = markdown(comparison, made_with={"tuned": "lora"}, page_uri="s3://b/report.html")
+    page = markdown(comparison, made_with={"subject": "lora"}, page_uri="s3://b/report.html")
     assert "| found | 90 % | 40 % | −50 points (−65 to −35) | 40 true boxes |" in page
     assert "## Rows with fewer boxes found: 20\n" in page
 

@@ -54,10 +54,10 @@ def evidence(tmp_path_factory):
     asked = [*discs, *levers]
     replies = [
         Reply(
-            model=model, condition=condition, score=score(text, one, frame(one)),
+            model=model, way="ground", condition=condition, score=score(text, one, frame(one)),
             completion=Completion(text=text, model=model, finish_reason="length" if "[1, 2, 3" in text else "stop"),
         )
-        for model in ("base", "tuned")
+        for model in ("base", "subject")
         for condition in ("real", "blank", "shuffled")
         for n, one in enumerate(asked)
         for text in [told(model, condition, one, n)]
@@ -88,12 +88,12 @@ def test_the_figures_are_those_of_the_replies(report):
     }  # fmt: skip
     results, change = figures_of(report, "results"), figures_of(report, "differences")["after-before"]["accuracy_at_50"]
     found = {key: each["accuracy_at_50"]["value"] for key, each in results.items()}
-    assert found["tuned-real"] == change["value"] == pytest.approx(21 / 36, abs=1e-6)
+    assert found["subject-real"] == change["value"] == pytest.approx(21 / 36, abs=1e-6)
     assert 0 < change["low"] < change["value"] < change["high"]
     assert found["base-real"] == 0
-    assert found["tuned-blank"] < 0.1
+    assert found["subject-blank"] < 0.1
     assert {row["key"]: row["cut_off"] for row in report["results"] if row["key"].endswith("real")} == {
-        "base-real": 32, "tuned-real": 0
+        "base-real": 32, "subject-real": 0
     }  # fmt: skip
     guesses = figures_of(report, "guesses")
     assert guesses.keys() == {"centre-box", "whole-image", "mean-box", "frequent-answer"}
@@ -104,7 +104,7 @@ def test_the_figures_are_those_of_the_replies(report):
 def test_groups_tell_questions_things_and_metadata_apart(evidence, report):
     names = [(group["question"], group["thing"], group["rows"]) for group in report["groups"]]
     assert names == [("How many levers are there?", "lever", 24), ("Where is the disc?", "disc", 24)]
-    lever, disc = (group["results"]["tuned-real"] for group in report["groups"])
+    lever, disc = (group["results"]["subject-real"] for group in report["groups"])
     assert disc["accuracy_at_50"]["value"] == pytest.approx(21 / 24)
     assert (lever["accuracy_at_50"]["value"], lever["boxes_where_absent"]["value"]) == (0, 1)
     own = [
@@ -131,14 +131,14 @@ def test_the_summary_says_what_it_can_and_what_it_cannot(report):
 
 
 def test_a_model_that_does_as_well_on_blank_images_is_not_said_to_see(evidence):
-    summary = made(evidence, replies=evidence.replies | {"tuned-blank": evidence.replies["tuned-real"]})["verdict"]
+    summary = made(evidence, replies=evidence.replies | {"subject-blank": evidence.replies["subject-real"]})["verdict"]
     assert summary["can"] == []
     assert any("be said to look" in line for line in summary["cannot"])
     assert any("not shown to come from looking" in line for line in summary["cannot"])
 
 
 def test_a_model_that_tuning_made_worse_is_called_so(evidence):
-    other = {"base": "tuned", "tuned": "base"}
+    other = {"base": "subject", "subject": "base"}
     turned = {key: evidence.replies[f"{other[key.split('-')[0]]}-{key.split('-')[1]}"] for key in evidence.replies}
     worse = [line for line in made(evidence, replies=turned)["verdict"]["cannot"] if line.startswith("do as well as")]
     assert ["found −58 points" in line for line in worse] == [True, False]
@@ -146,7 +146,7 @@ def test_a_model_that_tuning_made_worse_is_called_so(evidence):
 
 def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evidence):
     replies = [reply for each in evidence.replies.values() for reply in each]
-    missing = [r for r in replies if (r.model, r.condition, r.score.sample) != ("tuned", "shuffled", "d3")]
+    missing = [r for r in replies if (r.model, r.condition, r.score.sample) != ("subject", "shuffled", "d3")]
     found = gather(evidence.samples, missing, evidence.learned, frame)
     assert found.left_out == 1
     assert {len(each) for each in found.replies.values()} == {47}
@@ -172,7 +172,7 @@ def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_brea
 def test_the_overlay_shows_a_reply_that_is_right_in_all(evidence):
     image = page.overlay_png(Store(), evidence, frame)
     assert Image.open(io.BytesIO(image)).width == 680
-    wrong = evidence.replies | {"tuned-real": evidence.replies["base-real"]}
+    wrong = evidence.replies | {"subject-real": evidence.replies["base-real"]}
     assert page.overlay_png(Store(), dataclasses.replace(evidence, replies=wrong), frame) is None
 
 
@@ -202,7 +202,7 @@ def test_worse_than_the_base_means_clearly_worse(report):
 
 
 def test_a_gate_on_what_was_not_measured_is_not_passed(report):
-    without = report | {"results": [row for row in report["results"] if row["key"] != "tuned-blank"]}
+    without = report | {"results": [row for row in report["results"] if row["key"] != "subject-blank"]}
     assert passed(without, max_blank_accuracy=1.0) == [False]
     without = report | {"differences": [row for row in report["differences"] if row["key"] == "after-before"]}
     assert passed(without, promote=True) == [True, True, False, False]
@@ -226,7 +226,7 @@ def test_a_promoted_model_must_look(report, blank, wrong, passes, with_boxes):
     changed = copy.deepcopy(report)
     names = ("accuracy_at_50", "answer_accuracy") if with_boxes else ("answer_accuracy", "accuracy_at_50")
     if not with_boxes:
-        figures_of(changed, "results")["tuned-real"]["accuracy_at_50"]["value"] = None
+        figures_of(changed, "results")["subject-real"]["accuracy_at_50"]["value"] = None
     for key, measured in (("real-blank", blank), ("real-wrong", wrong)):
         for name, (value, low, high) in zip(names, measured, strict=True):
             figures_of(changed, "differences")[key][name].update(value=value, low=low, high=high)

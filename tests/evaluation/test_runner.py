@@ -34,11 +34,13 @@ def test_every_sample_is_asked_of_both_models_under_every_condition(tmp_path, sa
     model = FakeModel()
     folder, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, model))
     found = replies(folder, mark)
-    assert Counter((r.model, r.condition) for r in found) == {(m, c): 5 for m in ("base", "tuned") for c in CONDITIONS}
+    assert Counter((r.model, r.condition) for r in found) == {
+        (m, c): 5 for m in ("base", "subject") for c in CONDITIONS
+    }
     assert [r.score.sample for r in found[:5]] == [s.id for s in samples]
-    assert [name for name, _, _ in model.asked] == ["base"] * 15 + ["tuned"] * 15
+    assert [name for name, _, _ in model.asked] == ["base"] * 15 + ["subject"] * 15
     assert mark.row_counts.rows == mark.row_counts.kept == 30
-    seen = {(r.condition, r.score.sample): r.completion.text for r in found if r.model == "tuned"}
+    seen = {(r.condition, r.score.sample): r.completion.text for r in found if r.model == "subject"}
     for one in samples:
         assert seen["blank", one.id] == said([], "(128, 128, 128)")
         assert seen["shuffled", one.id] != seen["real", one.id]
@@ -73,7 +75,7 @@ def test_equal_questions_about_equal_images_are_asked_once(tmp_path, samples):
     """Blank images of one size are one image."""
     same = [one.model_copy(update={"question": "What colour?"}) for one in samples]
     folder, mark = evaluate(tmp_path, "one", runner(tmp_path, same, model := FakeModel(), size=5))
-    assert model.count == {"base": 5 + 1 + 5, "tuned": 5 + 1 + 5}
+    assert model.count == {"base": 5 + 1 + 5, "subject": 5 + 1 + 5}
     blank = [r for r in replies(folder, mark) if r.condition == "blank"]
     assert [r.score.sample for r in blank] == 2 * [one.id for one in samples]
 

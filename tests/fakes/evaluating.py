@@ -14,7 +14,9 @@ from PIL import ImageDraw
 from tests.fakes.markers import METADATA
 from vcot.errors import Interrupted
 from vcot.evaluation.runner import EvaluationRunner, partners, units
+from vcot.evaluation.ways import Form, Prompt
 from vcot.grounding import Box, Frame, FrameSpec, Mention
+from vcot.models.generation import Decoding
 from vcot.records import Completion, Folder, Image, Sample, Score, StageMarker
 from vcot.records.metadata import EvaluateMetadata
 from vcot.records.sample import Origin
@@ -100,19 +102,35 @@ class FakeModel:
         self.dies_after = dies_after
         self.how: dict[str, Any] = {}
 
+    names: ClassVar[Any] = ("base", "subject")
+    by_text = False
+    made_with: ClassVar[dict[str, Any]] = {}
+
     def frame(self, model: Any, of: Sample) -> Frame:
         return frame(of)
 
-    def fingerprint(self, model: Any) -> dict[str, Any]:
-        return self.how | ({"instruction": "Point at it."} if model == "native" else {})
+    def form(self, model: Any) -> Form:
+        return Form("own", "thousandths", "vcot", "Point at it." if model == "native" else None, None)
 
-    def ask(self, model: Any, samples: Any, images: Any) -> list[Completion]:
+    def fingerprint(self, model: Any) -> dict[str, Any]:
+        return {**self.how, "model": model}
+
+    def prompt(self, model: Any, way: Any, of: Sample, images: Any) -> Prompt:
+        return Prompt(of, tuple(images), self.form(model).below(of, way), FrameSpec("thousandths"))
+
+    def batches(self, samples: Any) -> list[list[int]]:
+        return [[index] for index in range(len(samples))]
+
+    def prepare(self, prompts: Any) -> Any:
+        return prompts
+
+    def ask(self, model: Any, prompts: Any, decoding: Decoding) -> list[list[Completion]]:
         if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise Interrupted("killed")
-        self.asked += [(model, s.id, p) for s, p in zip(samples, images, strict=True)]
-        pixels = [p[0].getpixel((80, 60)) if p else None for p in images]
+        self.asked += [(model, prompt.sample.id, prompt.images) for prompt in prompts]
+        pixels = [prompt.images[0].getpixel((80, 60)) if prompt.images else None for prompt in prompts]
         seen = ["2" if pixel is None else self.COLOURS.get(pixel, f"{pixel}") for pixel in pixels]
-        return [Completion(text=said([], text), model=model, finish_reason="stop") for text in seen]
+        return [[Completion(text=said([], text), model=model, finish_reason="stop")] for text in seen]
 
     @property
     def count(self) -> Counter[str]:
@@ -123,8 +141,11 @@ def runner(
     tmp_path: Path, samples: Any, model: Any, size: int = 2, native: bool = False, **more: Any
 ) -> EvaluationRunner:
     model.how = {"base": "b" * 64, "max_new_tokens": 16, "contract": {"frame": "thousandths"}} | more
-    asked = units(len(samples), CONDITIONS, size, native=native)
-    return EvaluationRunner(Store(), samples, partners(samples, 0), model, asked, str(tmp_path / "_cache"))
+    models = ("base", "native", "subject") if native else ("base", "subject")
+    asked = units(len(samples), models, ("ground",), CONDITIONS, size)  # type: ignore[arg-type]
+    return EvaluationRunner(
+        Store(), samples, partners(samples, 0), model, asked, str(tmp_path / "_cache"), Decoding(max_new_tokens=16)
+    )
 
 
 def evaluate(tmp_path: Path, name: str, runs: EvaluationRunner, share: float = 0.05) -> tuple[Folder, StageMarker]:

@@ -16,7 +16,7 @@ from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
 from jobs.evaluate import EvaluateSettings, run
 from tests.fakes.markers import stage_marker
-from vcot.errors import GateFailed, InputError, SettingsError
+from vcot.errors import GateFailed, InputError, Interrupted, SettingsError
 from vcot.evaluation.report import figures_of
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished, newest, promote
@@ -113,10 +113,10 @@ def samples_uri(runs: str) -> str:
 def test_both_models_are_asked_everything_and_what_passes_is_promoted(runs):
     said = texts(join(runs, "good"))
     assert {key: len(each) for key, each in said.items()} == {
-        f"{model}-{condition}": ROWS for model in ("base", "tuned") for condition in ("real", "blank", "shuffled")
+        f"{model}-{condition}": ROWS for model in ("base", "subject") for condition in ("real", "blank", "shuffled")
     }
     for condition in ("real", "blank", "shuffled"):  # an adapter that changes nothing says what the base says
-        assert said[f"tuned-{condition}"] == said[f"base-{condition}"]
+        assert said[f"subject-{condition}"] == said[f"base-{condition}"]
     assert len(set(said["base-blank"])) < len(set(said["base-real"]))  # it looks at what it is shown
     report = json.loads(Path(runs, "good", "evaluate", "report.json").read_text())
     assert report["samples"]["rows"] == ROWS
@@ -148,7 +148,9 @@ def test_a_model_that_is_worse_than_its_base_leaves_a_report_and_is_not_promoted
     with pytest.raises(GateFailed, match="accuracy_at_50 not worse than the base: it is −"):
         evaluate(join(runs, "bad"), promote=True, samples_uri=samples_uri)
     assert "before tuning" in capsys.readouterr().out
-    assert files(join(runs, "_cache", "evaluate")) == cache  # what the base said is kept; it is not asked again
+    after = files(join(runs, "_cache", "evaluate"))
+    assert cache.items() <= after.items()  # what the base said is kept; it is not asked again
+    assert len(after) < 2 * len(cache)
     assert [path.name for path in Path(runs, "pointers", "latest").iterdir()] == ["0000000001.json"]
     assert not Path(runs, "bad", "evaluate", "_done", "stage.json").exists()
     report = json.loads(Path(runs, "bad", "evaluate", "report.json").read_text())
@@ -159,7 +161,7 @@ def test_a_model_that_is_worse_than_its_base_leaves_a_report_and_is_not_promoted
     with pytest.raises(GateFailed, match=r"accuracy_at_50 at least 100\.0%"):  # it is judged by the gates of today
         evaluate(join(runs, "bad"), samples_uri=samples_uri, min_accuracy_at_50=1.0)
     said = texts(join(runs, "bad"))
-    assert said["base-real"] == texts(join(runs, "good"))["base-real"] != said["tuned-real"]
+    assert said["base-real"] == texts(join(runs, "good"))["base-real"] != said["subject-real"]
 
 
 def test_the_promoted_model_is_evaluated_again_once_for_an_occasion(runs, capsys):
@@ -224,7 +226,7 @@ def test_a_base_that_was_tuned_in_a_foreign_frame_is_asked_in_its_own_form_too(r
         evaluate(join(runs, "foreign"), require_not_worse_than_base=True, **asked)
     report = evaluate(join(runs, "foreign"), **asked)
     found = {key: each["accuracy_at_50"]["value"] for key, each in figures_of(report, "results").items()}
-    assert (found.pop("base-real"), found.pop("tuned-real")) == (0, 0)
+    assert (found.pop("base-real"), found.pop("subject-real")) == (0, 0)
     own = found.pop("native-real")
     assert own > 0.5
     assert figures_of(report, "differences")["after-before"]["accuracy_at_50"]["value"] == pytest.approx(-own, abs=1e-6)
@@ -251,7 +253,74 @@ def test_a_base_or_an_adapter_that_was_changed_is_refused(runs, samples_uri, ada
 def test_text_mode_is_asked_without_images(runs, samples_uri, adapters):
     trained(join(runs, "text"), adapters["nothing"], mode="text")
     report = evaluate(join(runs, "text"), samples_uri=samples_uri, **(FEW | {"conditions": "real,blank"}))
-    assert [row["key"] for row in report["results"]] == ["base-real", "tuned-real"]
+    assert [row["key"] for row in report["results"]] == ["base-real", "subject-real"]
+
+
+def test_any_checkpoint_is_asked_in_its_own_form_without_a_training(runs, samples_uri, tmp_path):
+    """The same questions as of the base of a run whose own form it is: the same replies."""
+    report = evaluate(str(tmp_path / "one"), subject=str(BASE), samples_uri=samples_uri)
+    assert [row["name"] for row in report["results"]] == ["the model", "blank images", "wrong images"]
+    assert texts(str(tmp_path / "one"))["subject-real"] == texts(join(runs, "good"))["base-real"]
+    found = figures_of(report, "results")["subject-real"]["accuracy_at_50"]["value"]
+    before = figures_of(json.loads(Path(runs, "good", "evaluate", "report.json").read_text()), "results")
+    assert found == before["base-real"]["accuracy_at_50"]["value"]
+    assert report["verdict"]["headline"].startswith("The model finds")
+    for gate in ({"promote": True}, {"require_not_worse_than_base": True}):
+        with pytest.raises(SettingsError, match="was not made by train, so there is no base"):
+            evaluate(str(tmp_path / "two"), subject=str(BASE), samples_uri=samples_uri, **gate)
+    with pytest.raises(InputError, match=r"--subject .*nowhere: there is neither a finished train stage"):
+        evaluate(str(tmp_path / "two"), subject=str(tmp_path / "nowhere"), samples_uri=samples_uri)
+
+
+def test_a_run_is_named_by_its_stage_or_by_its_models_folder(runs, samples_uri, tmp_path):
+    asked = {"samples_uri": samples_uri, "conditions": "real"}
+    for name, uri in (("stage", join(runs, "good", "train")), ("model", join(runs, "good", "train", "model"))):
+        evaluate(str(tmp_path / name), subject=uri, **asked)
+        assert texts(str(tmp_path / name))["subject-real"] == texts(join(runs, "good"))["subject-real"]
+
+
+def test_ways_to_ask_stand_side_by_side(runs, samples_uri, tmp_path):
+    asked = {"subject": str(BASE), "samples_uri": samples_uri, "conditions": "real,blank"}
+    report = evaluate(str(tmp_path / "ways"), ask="ground,direct,look-again", **asked)
+    ways = {row["way"]: row for row in report["ways"]}
+    assert list(ways) == ["ground", "direct", "look-again"]
+    assert ways["ground"]["figures"] == {
+        name: figure
+        for name, figure in figures_of(report, "results")["subject-real"].items()
+        if name in ways["ground"]["figures"]
+    }
+    assert ways["ground"]["difference"] == {}
+    assert ways["direct"]["difference"]["answer_accuracy"]["rows"] == ROWS
+    # Two turns: the box of the first, and more tokens read than by either alone.
+    assert ways["look-again"]["tokens_in"] > 2 * ways["ground"]["tokens_in"]
+    assert report["made_with"]["asked_by_way_of_direct"].startswith("Give the answer alone")
+    (alone,) = evaluate(str(tmp_path / "one"), ask="ground", **asked)["results"][:1]
+    assert alone["figures"] == figures_of(report, "results")["subject-real"]
+
+
+def test_batches_that_were_asked_are_not_asked_again(runs, samples_uri, tmp_path, monkeypatch):
+    from vcot.evaluation.models import ModelRunner
+
+    asked = {"subject": str(BASE), "samples_uri": samples_uri, "conditions": "real", "per_device_eval_batch_size": 5}
+    real, seen = ModelRunner.ask, []
+
+    def dying(self, model, prepared, decoding):
+        seen.append(len(prepared["input_ids"]))
+        if len(seen) == 3:
+            raise Interrupted("killed")
+        return real(self, model, prepared, decoding)
+
+    monkeypatch.setattr(ModelRunner, "ask", dying)
+    with pytest.raises(Interrupted):
+        evaluate(str(tmp_path / "killed"), **asked)
+    evaluate(str(tmp_path / "killed"), **asked)
+    assert sum(seen) == ROWS + seen[2]  # the batch under way alone
+    evaluate(str(tmp_path / "calm" / "one"), **asked)
+    shards = [
+        sorted(path.read_bytes() for path in tmp_path.glob(f"{run}/evaluate/shards/*"))
+        for run in ("killed", "calm/one")
+    ]
+    assert shards[0] == shards[1]
 
 
 def test_everything_may_lie_in_a_bucket(adapters, moto_place):
@@ -261,7 +330,7 @@ def test_everything_may_lie_in_a_bucket(adapters, moto_place):
     trained(run_uri, adapters["nothing"], base=base_uri)
     report = evaluate(run_uri, **FEW)
     assert report["made_with"]["base"] == base_uri
-    assert len(list(Store().list(join(moto_place, "runs", "_cache", "evaluate")))) == 1
+    assert len(list(Store().list(join(moto_place, "runs", "_cache", "evaluate")))) == 2
 
 
 # --- without a model -----------------------------------------------------------------------------------
@@ -281,7 +350,7 @@ def test_a_missing_stage_and_an_unusable_gpu_end_it_at_once(runs, samples_uri, t
     ("given", "fault"),
     [
         (["--model", "promoted"], "--model promoted needs --occasion"),
-        (["--model", "promoted", "--occasion", "x", "--train-uri", "s3://b/t"], "finds the model itself"),
+        (["--model", "promoted", "--occasion", "x", "--subject", "s3://b/t"], "finds the model itself"),
         (["--model", "promoted", "--occasion", "x", "--promote"], "there is nothing to promote"),
         (["--occasion", "x"], "--occasion=x: has a meaning only with --model promoted"),
         (["--promote", "--conditions", "real,blank"], "--promote: its gate needs the conditions shuffled as well"),

@@ -42,7 +42,7 @@ def judge_gates(report: Mapping[str, Any], config: EvaluationConfig) -> list[dic
         gates.append({"gate": gate, "passed": passed, "words": f"{gate}: {found}"})
 
     results, differences = figures_of(report, "results"), figures_of(report, "differences")
-    figures = results["tuned-real"]
+    figures = results["subject-real"]
     if config.require_not_worse_than_base or config.promote:
         for name in JUDGED:
             if (change := differences["after-before"][name])["value"] is not None:
@@ -52,7 +52,7 @@ def judge_gates(report: Mapping[str, Any], config: EvaluationConfig) -> list[dic
             reached = figures[name]["value"] is not None and figures[name]["value"] >= least
             judge(f"{name} at least {least:.1%}", reached, f"it is {value(name, figures[name])}")
     if (most := config.max_blank_accuracy) is not None:
-        blank = results["tuned-blank"]["accuracy_at_50"] if "tuned-blank" in results else {"value": None}
+        blank = results["subject-blank"]["accuracy_at_50"] if "subject-blank" in results else {"value": None}
         low = blank["value"] is not None and blank["value"] <= most
         judge(f"accuracy_at_50 on blank images at most {most:.1%}", low, f"it is {value('accuracy_at_50', blank)}")
     if config.promote:
@@ -93,7 +93,7 @@ def write_comparison(
         [
             one.score
             for one in read_replies(folder.store, uri, shards)
-            if (one.model, one.condition) == ("tuned", "real")
+            if (one.key, one.way, one.draw) == ("subject-real", config.ask[0], 0)
         ]
         for uri, shards in ((folder.uri, folder.shard_markers()), (baseline.uri, baseline.marker.shards))
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, field_validator
 
@@ -11,8 +11,11 @@ from vcot.settings import DEVICE, CommaSeparated, Device, setting
 
 Condition = Literal["real", "blank", "shuffled"]
 CONDITIONS: tuple[Condition, ...] = ("real", "blank", "shuffled")
-Model = Literal["base", "native", "tuned"]
-"""`native`: the base again, asked in its own form (vcot.evaluation.models)."""
+Model = Literal["base", "native", "subject"]
+"""`native`: the base of a subject that was tuned, asked in its own form (vcot.evaluation.ways)."""
+Way = Literal["direct", "reason", "ground", "look-again"]
+WAYS: tuple[Way, ...] = get_args(Way)
+"""Ways to ask (vcot.evaluation.ways)."""
 
 
 class EvaluationConfig(BaseModel):
@@ -22,9 +25,13 @@ class EvaluationConfig(BaseModel):
         None, "where the base model lies, if no longer where train found it; must be the same to the byte",
         shapes_result=False,
     )  # fmt: skip
-    base_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "as-tuned"] = setting(
-        "auto", "how the base points by itself: its family's frame, notation and prompt; auto: by its contract.json or "
-        "config.json; as-tuned: ask it only in the tuned model's form, which it never learned"
+    native_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "as-tuned"] = setting(
+        "auto", "how a base or a checkpoint points by itself: its family's frame, notation and prompt; auto: by its "
+        "contract.json or config.json; as-tuned: ask a base only in the tuned model's form, which it never learned"
+    )  # fmt: skip
+    ask: CommaSeparated = setting(
+        ("ground",), "ways to ask, the first for all that is reported of one: direct, reason, ground, look-again; "
+        "separated by commas"
     )  # fmt: skip
     split: Literal["auto", "test", "validation", "train"] = setting(
         "auto", "the samples to ask about; auto: test where there is one, else validation"
@@ -37,9 +44,23 @@ class EvaluationConfig(BaseModel):
         (), "labels that mean one thing, as wbc=white blood cell,cup=mug=beaker; without them labels are the same but "
         "for case, article, hyphens and plural",
     )  # fmt: skip
+    samples: int = setting(
+        1, "replies to each question that are drawn at random, beside the greedy one; 1: none", unit="replies", ge=1
+    )
+    temperature: float = setting(0.7, "of replies that are drawn", unit="0..2", gt=0, le=2)
     max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
     per_device_eval_batch_size: int = setting(
-        32, "questions asked at once; more is faster until memory is full", unit="questions", ge=1
+        32, "questions asked at once, at most; more is faster until memory is full", unit="questions", ge=1
+    )
+    eval_batch_tokens: int = setting(
+        65536, "prompts and longest replies of the questions asked at once, together at most", unit="tokens", ge=1
+    )
+    min_pixels: int = setting(
+        4 * 784, "area of an image as a checkpoint sees it, at least; a model of ours brings its own", unit="pixels",
+        gt=0,
+    )  # fmt: skip
+    max_pixels: int = setting(
+        1280 * 784, "the same, at most; 784 pixels are one visual token (28x28)", unit="pixels", gt=0
     )
     rows_per_shard: int = setting(
         64, "questions after which replies are saved; a killed evaluation loses no more", unit="questions", ge=1
@@ -89,6 +110,15 @@ class EvaluationConfig(BaseModel):
         if "real" not in value:
             raise ValueError("real must be among them: everything else is compared with it")
         return tuple(name for name in CONDITIONS if name in value)
+
+    @field_validator("ask")
+    @classmethod
+    def _known_ways(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name not in WAYS]:
+            raise ValueError(f"no such way to ask: {', '.join(unknown)}; there are {', '.join(WAYS)}")
+        if not value:
+            raise ValueError(f"at least one way to ask is needed, of {', '.join(WAYS)}")
+        return tuple(dict.fromkeys(value))
 
     @field_validator("synonyms")
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,12 @@ from vcot.answers import Synonyms
 from vcot.errors import InputError
 from vcot.evaluation import page
 from vcot.evaluation.compare import judge_gates, raise_if_failed
-from vcot.evaluation.config import CONDITIONS, EvaluationConfig
-from vcot.evaluation.models import ModelRunner
+from vcot.evaluation.config import CONDITIONS, WAYS, EvaluationConfig, Way
+from vcot.evaluation.models import ModelRunner, Models
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
 from vcot.evaluation.subjects import Subject
+from vcot.models.generation import Decoding
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
 from vcot.records.shards import ShardMarker
@@ -41,15 +42,19 @@ class Evaluation:
         self, store: Store, folder: Folder, subject: Subject, config: EvaluationConfig, *, cache_uri: str, scratch: Path
     ) -> None:
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
-        self.models = ModelRunner(store, subject.train, scratch, config)
+        self.models: Models = ModelRunner(store, subject, scratch, config)
         self.samples = self._chosen()
         # A model that was trained without images is not shown any.
-        shown = config.conditions if self.models.contract.mode == "multimodal" else ("real",)
+        shown = ("real",) if self.models.by_text else config.conditions
+        self.ways = [way for name in config.ask for way in WAYS if way == name]
         conditions = [condition for condition in CONDITIONS if condition in shown]
         self.runner = EvaluationRunner(
             store, self.samples, partners(self.samples, config.seed) if "shuffled" in conditions else (), self.models,
-            units(len(self.samples), conditions, config.rows_per_shard, native=self.models.own_form is not None),
-            cache_uri, Synonyms.of(config.synonyms),
+            units(
+                len(self.samples), self.models.names, self.ways, conditions, config.rows_per_shard,
+                config.samples if config.samples > 1 else 0,
+            ), cache_uri, Decoding(config.max_new_tokens, config.temperature, config.samples, config.seed),
+            Synonyms.of(config.synonyms),
         )  # fmt: skip
 
     def _every(self) -> Iterator[Sample]:
@@ -77,14 +82,19 @@ class Evaluation:
     ) -> tuple[dict[str, Any], str]:
         """report.json and the page; also puts ``overlay.png`` beside them. Raises GateFailed: after the report was
         written, so that it can be read; the stage stays without its marker."""
-        frame, seed, uri = partial(self.models.frame, "tuned"), self.config.seed, self.folder.uri
+        frame, seed, uri = partial(self.models.frame, "subject"), self.config.seed, self.folder.uri
         learned = Baselines.of(sample for sample in self._every() if sample.origin.split == "train")
-        evidence = gather(self.samples, read_replies(self.store, uri, markers), learned, frame)
+        evidence = gather(self.samples, read_replies(self.store, uri, markers), learned, frame, self.ways)
         if not evidence.samples:
             raise InputError(f"{uri}: no question could be asked; see {join(uri, 'rejections/')}")
         seconds = sum(marker.metadata.seconds for marker in markers)
         made_with = self._made_with() | {"seconds_of_generation": round(seconds, 1)}
-        report = build(evidence, split=self.samples[0].origin.split, seed=seed, made_with=made_with)
+        by_way: dict[Way, float] = defaultdict(float)
+        for marker, unit in zip(markers, self.runner.units, strict=True):
+            if (unit.model, unit.condition, unit.draws) == ("subject", "real", 0):
+                by_way[unit.way] += marker.metadata.seconds
+        split = self.samples[0].origin.split
+        report = build(evidence, split=split, seed=seed, made_with=made_with, seconds=by_way)
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, frame, self.config.overlays, seed))
         try:
@@ -98,20 +108,14 @@ class Evaluation:
         return report, html
 
     def _made_with(self) -> dict[str, Any]:
-        models, config, contract = self.models, self.config, self.models.contract
-        own = "that of the tuned model" if models.own_form is None else dataclasses.asdict(models.own_form)
-        return {
-            "base": models.base_uri,
-            "base_sha256": models.trained.base_sha256,
-            "tuned": f"{models.trained.tune}, {self.subject.train.uri}",
-            "frame_of_boxes": contract.frame,
-            "pixels_of_an_image": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
-            "prompt_of_the_first_row": prompt_text(self.samples[0], contract.instruction),
-            "own_form_of_the_base": own,
+        config, form = self.config, self.models.form("subject")
+        below = {way: form.below(self.samples[0], way) for way in self.ways}
+        return self.models.made_with | {
+            "prompt_of_the_first_row": prompt_text(self.samples[0], below[self.ways[0]]),
+            **{f"asked_by_way_of_{way}": text or "no instruction" for way, text in below.items()},
             "samples": self.subject.samples.uri,
             "max_new_tokens": config.max_new_tokens,
             "per_device_eval_batch_size": config.per_device_eval_batch_size,
-            "quantization": models.quantization,
             "dtype": config.dtype,
             "synonyms": ", ".join(config.synonyms) or "none",
             "seed": config.seed,

@@ -1,125 +1,131 @@
-"""The models that are asked: the tuned one, its base in the same form, and the base in its own.
-
-Asked only in the form that a model is tuned in, which it never saw, the base cannot point, and "before tuning" flatters
-whatever comes after. So it is asked in its own form as well (docs/stages.md): the frame, the notation and the words
-that its family was trained on.
+"""The models that are asked on this machine: the subject; of one that was tuned, also its base, in the tuned one's form
+and in its own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL import Image
 
 from vcot import logging
 from vcot.errors import InputError
 from vcot.evaluation.config import EvaluationConfig, Model
-from vcot.evaluation.subjects import Finished
-from vcot.grounding import Frame, FrameName, FrameSpec
+from vcot.evaluation.subjects import Subject
+from vcot.evaluation.ways import FORMS, Form, Prompt, Way
+from vcot.grounding import Frame, FrameSpec
 from vcot.models import families
 from vcot.records import Completion, Contract, Sample
-from vcot.records.metadata import TrainMetadata
-from vcot.stage import stop
 from vcot.storage import NotFound, Store, join
 from vcot.storage.folders import fetch_folder, fetch_with_digest
-from vcot.tokens import Encoder, is_processor_file, load_processor
+from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
 
-# --- the base's own form -----------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from vcot.models.generation import Decoding
 
-_ANSWER = 'Then write the answer, as short as you can, on a last line that begins with "Answer:".'
-_JSON = (
-    "Locate what the answer rests on and output its bbox coordinates in JSON format, "
-    '[{"bbox_2d": [x1, y1, x2, y2], "label": "name"}]; if it is not in the image, output []. '
-)
+VISUAL_TOKEN = 28 * 28
+"""Pixels; near enough for every family where only lengths are compared."""
 
 
-@dataclass(frozen=True)
-class OwnForm:
-    """`instruction` stands below a question about an image, `by_text` below one without; None: nothing does.
+class Models(Protocol):
+    """What an evaluation asks, wherever it runs.
 
-    `dialect` (one of vcot.grounding.DIALECTS) is what the model is expected to write; to read it needs no telling.
+    Attributes:
+        names: which models there are, in the order in which they are asked.
+        by_text: the subject was made without images, and is shown none.
+        made_with: what a reader must know of them beside the scores.
     """
 
-    family: str
-    frame: FrameName
-    dialect: str
-    instruction: str | None
-    by_text: str | None
+    names: tuple[Model, ...]
+    by_text: bool
 
-    def below(self, sample: Sample) -> str | None:
-        return self.by_text if sample.image is None else self.instruction
+    @property
+    def made_with(self) -> dict[str, Any]: ...
 
-    def spec(self, contract: Contract) -> FrameSpec:
-        """The frame, with the limits of the pixels that the base is shown."""
-        return FrameSpec(self.frame, contract.min_pixels, contract.max_pixels, contract.factor)
+    def frame(self, model: Model, sample: Sample) -> Frame:
+        """The frame in which a model writes its boxes about this sample."""
 
+    def form(self, model: Model) -> Form: ...
 
-_FRAMES = {family.name: family.frame for family in families.FAMILIES.values()}
+    def fingerprint(self, model: Model) -> dict[str, Any]:
+        """What shapes its replies beside what it is told and shown, and how tokens are chosen."""
 
-#: By the names of `--base-form`. Frames and notations: QwenLM/Qwen3-VL, issues 721, 866, 1161, and its cookbooks;
-#: InternVL's documentation of grounding.
-FAMILIES: Mapping[str, OwnForm] = MappingProxyType(
-    {
-        "qwen2-vl": OwnForm(
-            "Qwen2-VL", _FRAMES["qwen2-vl"], "qwen-special",
-            f"Please provide the bounding box coordinates of what the answer rests on, each after its name. {_ANSWER}",
-            _ANSWER,
-        ),
-        "qwen2.5-vl": OwnForm("Qwen2.5-VL", _FRAMES["qwen2.5-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
-        "qwen3-vl": OwnForm("Qwen3-VL", _FRAMES["qwen3-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
-        "internvl": OwnForm(
-            "InternVL", _FRAMES["internvl"], "vcot",
-            "Please provide the bounding box coordinates of what the answer rests on, each as "
-            f"<ref>name</ref><box>[[x1, y1, x2, y2]]</box>. {_ANSWER}",
-            _ANSWER,
-        ),
-    }
-)  # fmt: skip
+    def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
+        """images: those that the turns and the question show; none where it is asked by text alone."""
+
+    def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Which questions are asked together, by their index."""
+
+    def prepare(self, prompts: Sequence[Prompt]) -> Any:
+        """What `ask` takes; may run in a thread beside an `ask`."""
+
+    def ask(self, model: Model, prepared: Any, decoding: Decoding) -> list[list[Completion]]:
+        """Per prompt its replies, in order. Their `seconds` stay 0: the same question gives the same record."""
 
 
-def own_form(store: Store, base_uri: str, named: str, contract: Contract) -> OwnForm | None:
-    """The form in which a base is asked beside that of the tuned model; None where that is its own.
+# --- the form of a model that nobody has tuned -------------------------------------------------------------
+
+
+def native_form(store: Store, uri: str, named: str) -> Form | None:
+    """The form in which a model points by itself; None where it is not known.
 
     Args:
-        named: a key of FAMILIES; `auto`: what the base's folder says of itself (a contract.json, as train writes it
-            beside a model), else what its config.json's model_type means; `as-tuned`: None.
-
-    None, too, for a model that was trained without images: there is nothing to point at.
+        uri: the model's folder.
+        named: a key of FORMS; else what the folder says of itself (a contract.json, as train writes it beside a
+            model), or what its config.json's model_type means.
     """
-    if named == "as-tuned" or contract.mode == "text":
-        return None
-    form = FAMILIES.get(named) or _declared(store, base_uri)
-    if form is None:
-        kind = (_json(store, join(base_uri, "config.json")) or {}).get("model_type")
-        known = families.FAMILIES.get(str(kind))
-        form = None if known is None else FAMILIES[known.name]
-    if form is None:
+    if (form := FORMS.get(named) or _declared(store, uri)) is not None:
+        return form
+    kind = (_json(store, join(uri, "config.json")) or {}).get("model_type")
+    known = families.FAMILIES.get(str(kind))
+    return None if known is None else FORMS[known.name]
+
+
+def forms_of(store: Store, uri: str, named: str, tuned: Contract | None) -> dict[Model, Form]:
+    """The models that are asked, in their order, and the form of each; the base's own where it is another than that of
+    the tuned model.
+
+    Args:
+        uri: the folder of the base, or of a checkpoint. named: as `--native-form`. tuned: what the base was tuned by.
+
+    Raises InputError: how a checkpoint points is not known.
+    """
+    own = None if named == "as-tuned" else native_form(store, uri, named)
+    if tuned is None:
+        if own is None:
+            known = ", ".join(FORMS)
+            raise InputError(
+                f"{uri}: its config.json does not tell how this model points; --native-form does ({known})"
+            )
+        return {"subject": own}
+    form = Form.tuned(tuned)
+    if tuned.mode == "text" or named == "as-tuned":  # without images there is nothing to point at
+        return {"base": form, "subject": form}
+    if own is None:
         logging.get().warning(
             "how this base points by itself is not known, so it is asked in the tuned model's form alone; "
-            "--base-form names it", base=base_uri, model_type=kind,
+            "--native-form names it", base=uri,
         )  # fmt: skip
-        return None
-    tuned_in_it = form.frame == contract.frame_spec.name and form.instruction == form.by_text == contract.instruction
-    return None if tuned_in_it else form
+    if own is None or (own.frame, own.instruction, own.by_text) == (form.frame, form.instruction, form.by_text):
+        return {"base": form, "subject": form}
+    return {"base": form, "native": own, "subject": form}
 
 
-def _declared(store: Store, base_uri: str) -> OwnForm | None:
+def _declared(store: Store, base_uri: str) -> Form | None:
     uri = join(base_uri, "contract.json")
     if (found := _json(store, uri)) is None:
         return None
     try:
         contract = found["contract"]
         name, instruction = FrameSpec.from_dict(contract["frame"]).name, contract["instruction"]
-        return OwnForm("its contract.json", name, "vcot", instruction, instruction)
+        return Form("its contract.json", name, "vcot", instruction, instruction)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{uri} does not say how the base writes boxes ({error!r}); name it with --base-form"
+            f"{uri} does not say how the model writes boxes ({error!r}); name it with --native-form"
         ) from None
 
 
@@ -136,109 +142,152 @@ def _json(store: Store, uri: str) -> Any:
 
 
 class ModelRunner:
-    """Loads what is asked for when it is asked for, and generates greedily, in batches of like length.
+    """Loads what is asked for when it is asked for, and generates in batches of like length.
 
-    No sampling and no repetition penalty: the latter punishes digits that were used before, and so bends
-    coordinates. The base speaks before an adapter is attached to it; the other order loads it a second time.
+    No repetition penalty: it punishes digits that were used before, and so bends coordinates. The base speaks before
+    an adapter is attached to it; the other order loads it a second time.
 
     Args:
-        train: the finished stage that names the tuned model, its base, and the contract between them.
+        subject: a finished stage that names the tuned model, its base, and the contract between them; or a checkpoint.
     """
 
-    def __init__(self, store: Store, train: Finished[TrainMetadata], scratch: Path, config: EvaluationConfig) -> None:
-        self._store, self._train_uri, self._scratch, self._config = store, train.uri, scratch, config
-        self.trained = train.marker.metadata
-        self.contract = self.trained.contract
-        self.base_uri = config.base_uri or self.trained.base_uri
-        self.own_form = own_form(store, self.base_uri, config.base_form, self.contract)
-        as_trained: Literal["none", "nf4"] = "nf4" if self.trained.tune == "qlora" else "none"
+    def __init__(self, store: Store, subject: Subject, scratch: Path, config: EvaluationConfig) -> None:
+        self._store, self._subject, self._scratch, self._config = store, subject, scratch, config
+        self.trained = None if subject.train is None else subject.train.marker.metadata
+        if self.trained is None:
+            self.base_uri, self.base_sha256 = subject.uri, subject.sha256
+        else:
+            self.base_uri, self.base_sha256 = config.base_uri or self.trained.base_uri, self.trained.base_sha256
+        tuned = None if self.trained is None else self.trained.contract
+        self._forms = forms_of(store, self.base_uri, config.native_form, tuned)
+        self.contract = tuned or self._own_contract(self._forms["subject"])
+        self.names: tuple[Model, ...] = tuple(self._forms)
+        self.by_text = self.contract.mode == "text"
+        as_trained: Literal["none", "nf4"] = "nf4" if self.trained and self.trained.tune == "qlora" else "none"
         self.quantization = as_trained if config.quantization == "as-trained" else config.quantization
         self._loaded: dict[Model, Any] = {}
 
+    def _own_contract(self, form: Form) -> Contract:
+        """Of a checkpoint: its own, where train wrote one beside it, else by its processor and the settings."""
+        if (found := _json(self._store, join(self.base_uri, "contract.json"))) is not None:
+            return Contract.model_validate(found["contract"])
+        config = self._config
+        processor = load_processor(self._files, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+        return contract_of(processor, mode="multimodal", frame=form.frame, max_length=1 << 20)
+
+    def form(self, model: Model) -> Form:
+        return self._forms[model]
+
     def frame(self, model: Model, sample: Sample) -> Frame:
-        """The frame in which a model writes its boxes about this sample."""
-        own = self.own_form if model == "native" else None
-        return sample.frame(self.contract.frame_spec if own is None else own.spec(self.contract))
+        return sample.frame(self._spec(model))
+
+    def _spec(self, model: Model) -> FrameSpec:
+        form = self._forms[model]
+        return self.contract.frame_spec if form.family == "as tuned" else form.spec(self.contract)
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        contract, trained = self.contract, self.trained
+        native = self._forms.get("native")
+        found: dict[str, Any] = {
+            "subject": self._subject.uri if trained is None else f"{trained.tune}, {self._subject.uri}",
+            "frame_of_boxes": contract.frame,
+            "pixels_of_an_image": f"{contract.min_pixels:,} to {contract.max_pixels:,} after resizing",
+            "quantization": self.quantization,
+        }
+        if trained is None:
+            return found | {"sha256": self.base_sha256, "form": self._forms["subject"].family}
+        own: Any = "that of the tuned model" if native is None else {
+            "family": native.family, "frame": native.frame, "dialect": native.dialect,
+            "instruction": native.instruction, "by_text": native.by_text,
+        }  # fmt: skip
+        return {"base": self.base_uri, "base_sha256": self.base_sha256, **found, "own_form_of_the_base": own}
 
     def fingerprint(self, model: Model) -> dict[str, Any]:
-        """What shapes its replies beside the questions and the images."""
-        config, form, usual = self._config, self.own_form, self.contract.instruction
         found = {
-            "base": self.trained.base_sha256,
+            "base": self.base_sha256,
             "contract": self.contract.model_dump(mode="json"),
             "quantization": self.quantization,
-            "dtype": config.dtype,
-            "max_new_tokens": config.max_new_tokens,
-            "per_device_eval_batch_size": config.per_device_eval_batch_size,
+            "dtype": self._config.dtype,
         }
-        # Of its own form the words that it is told, not how its replies are read.
-        if model == "native" and form is not None and not form.instruction == form.by_text == usual:
-            found |= {"instruction": form.instruction, "by_text": form.by_text}
-        return found
+        return found | ({"subject": self._subject.sha256} if model == "subject" else {})
 
-    def ask(self, model: Model, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]) -> list[Completion]:
-        """One Completion per sample, in order. images: of each sample; none where it is asked by text alone.
+    def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
+        return Prompt(sample, tuple(images), self._forms[model].below(sample, way), self._spec(model))
 
-        The `seconds` of a Completion stay 0: the same question gives the same record.
-        """
+    def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Of like length, as many as fit into --eval-batch-tokens, and no more than --per-device-eval-batch-size."""
+        most, budget, reply = self.contract.max_pixels, self._config.eval_batch_tokens, self._config.max_new_tokens
 
-        def length(index: int) -> int:
-            """Near enough to that of the prompt to put like to like."""
-            sample = samples[index]
-            visual = sum(seen.width * seen.height // 784 for seen in images[index])
-            said = sum(len(turn.said.text) for turn in sample.turns)
-            return len(sample.question) + len(sample.context or "") + said + visual
+        def length(sample: Sample) -> int:
+            """Near enough to that of the prompt: three letters or more are a token."""
+            sides = [(image.kept.width, image.kept.height) for image in sample.images if not self.by_text]
+            visual = sum(min(width * height, most) // VISUAL_TOKEN for width, height in sides)
+            words = (sample.question, sample.context or "", *(turn.said.text for turn in sample.turns))
+            return visual + sum(map(len, words)) // 3
 
-        network, size = self._network(model), self._config.per_device_eval_batch_size
-        order = sorted(range(len(samples)), key=length)
-        said: dict[int, Completion] = {}
-        for start in range(0, len(order), size):
-            stop.raise_if_requested()
-            batch = order[start : start + size]
-            answers = self._generate(network, model, [samples[i] for i in batch], [images[i] for i in batch])
-            said.update(zip(batch, answers, strict=True))
-        return [said[i] for i in range(len(samples))]
+        lengths = [length(sample) for sample in samples]
+        batches: list[list[int]] = []
+        for index in sorted(range(len(samples)), key=lambda index: lengths[index]):
+            # The longest comes last, and all are padded to it.
+            rows = len(batches[-1]) + 1 if batches else 0
+            if rows and rows <= self._config.per_device_eval_batch_size and rows * (lengths[index] + reply) <= budget:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
 
-    def _generate(
-        self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]
-    ) -> list[Completion]:
+    def prepare(self, prompts: Sequence[Prompt]) -> Any:
+        return self._encoder.prompts(
+            [prompt.sample for prompt in prompts], [prompt.images for prompt in prompts],
+            [prompt.instruction for prompt in prompts],
+        )  # fmt: skip
+
+    def ask(self, model: Model, prepared: Any, decoding: Decoding) -> list[list[Completion]]:
         from vcot.models.generation import generate
 
-        encoder, longest, ends = self._encoder, self._config.max_new_tokens, self._encoder.eos_token_ids
-        form = self.own_form if model == "native" else None
-        batch = encoder.prompts(samples, images, None if form is None else [form.below(s) for s in samples])
-        prompt_tokens = batch["attention_mask"].sum(dim=1).tolist()
-        tokens = generate(network, batch, max_new_tokens=longest, eos_token_ids=ends, pad_token_id=encoder.pad_token_id)
+        encoder = self._encoder
+        longest, ends = decoding.max_new_tokens, encoder.eos_token_ids
+        prompt_tokens = prepared["attention_mask"].sum(dim=1).tolist()
+        network, pad = self._network(model), encoder.pad_token_id
+        replies = generate(network, prepared, max_new_tokens=longest, eos_token_ids=ends, pad_token_id=pad)
         return [
-            Completion(
-                text=encoder.decode(ids),
-                model="tuned" if model == "tuned" else self.trained.base_sha256[:12],
-                finish_reason="length" if len(ids) >= longest and not {*ids} & {*ends} else "stop",
-                tokens_in=prompt_length,
-                tokens_out=len(ids),
-            )
-            for ids, prompt_length in zip(tokens, prompt_tokens, strict=True)
+            [
+                Completion(
+                    text=encoder.decode(ids),
+                    model="subject" if model == "subject" else self.base_sha256[:12],
+                    finish_reason="length" if len(ids) >= longest and not {*ids} & {*ends} else "stop",
+                    tokens_in=prompt_length,
+                    tokens_out=len(ids),
+                )
+            ]
+            for ids, prompt_length in zip(replies, prompt_tokens, strict=True)
         ]
+
+    @cached_property
+    def _files(self) -> Path:
+        """The base's folder with its processor's files, which are small."""
+        return fetch_folder(self._store, self.base_uri, self._scratch / "base", is_processor_file)
 
     @cached_property
     def _encoder(self) -> Encoder:
         contract = self.contract
-        folder = fetch_folder(self._store, self.base_uri, self._scratch / "base", is_processor_file)
-        processor = load_processor(folder, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
+        processor = load_processor(self._files, min_pixels=contract.min_pixels, max_pixels=contract.max_pixels)
         return Encoder(processor, contract)
 
     def _network(self, asked: Model) -> Any:
         from vcot.models.loading import load_adapter, load_base
 
-        model: Model = "base" if asked == "native" else asked
+        model: Model = "base" if asked == "native" or self.trained is None else asked
         if model not in self._loaded:
-            logging.get().info(f"loading the {model} model", base=self.base_uri, quantization=self.quantization)
+            logging.get().info(f"loading the {asked} model", base=self.base_uri, quantization=self.quantization)
             # One model in memory at a time; an adapter takes the base that is there.
-            base = None if self.trained.tune == "full" else self._loaded.get("base")
+            full = self.trained is not None and self.trained.tune == "full"
+            base = None if full else self._loaded.get("base")
             self._loaded.clear()
             if model == "base":
                 network = self._base()
-            elif self.trained.tune == "full":
+            elif full:
                 network = load_base(self._fetch_tuned(), quantization=self.quantization, dtype=self._config.dtype)
             else:
                 folder = self._fetch_tuned()
@@ -250,16 +299,15 @@ class ModelRunner:
         from vcot.models.loading import load_base
 
         folder, found = fetch_with_digest(self._store, self.base_uri, self._scratch / "base")
-        if found != self.trained.base_sha256:
-            raise InputError(
-                f"{self.base_uri} is not the base that was trained on: its digest is {found[:12]}…, "
-                f"it was {self.trained.base_sha256[:12]}…"
-            )
+        if found != self.base_sha256:
+            what = "is not the base that was trained on" if self.trained else "has changed since this evaluation began"
+            raise InputError(f"{self.base_uri} {what}: its digest is {found[:12]}…, it was {self.base_sha256[:12]}…")
         return load_base(folder, quantization=self.quantization, dtype=self._config.dtype)
 
     def _fetch_tuned(self) -> Path:
         """The trained model's folder with the files that its stage names, and no other."""
-        uri, into = join(self._train_uri, self.trained.model), self._scratch / "tuned"
+        assert self.trained is not None
+        uri, into = join(self._subject.uri, self.trained.model), self._scratch / "tuned"
         for name, sha256 in self.trained.files.items():
             path = into / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,12 +63,15 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("accuracy_at_50", "of true boxes found", "by the best guess of a box"),
         ("answer_accuracy", "of answers right", "by the usual answer"),
     ):
-        now = results["tuned-real"][name]
+        now = results["subject-real"][name]
         if now["value"] is None:
             continue
-        tiles.append((f"{value(name, before(results, name))} → {value(name, now)}", f"{what}, before → after tuning"))
-        if "tuned-blank" in results:
-            tiles.append((value(name, results["tuned-blank"][name]), f"{what}, on blank images"))
+        if (then := before(results, name)) is None:
+            tiles.append((value(name, now), what))
+        else:
+            tiles.append((f"{value(name, then)} → {value(name, now)}", f"{what}, before → after tuning"))
+        if "subject-blank" in results:
+            tiles.append((value(name, results["subject-blank"][name]), f"{what}, on blank images"))
         if able := [figures[name] for figures in figures_of(report, "guesses").values() if name in figures]:
             tiles.append((value(name, max(able, key=lambda f: f["value"] or 0.0)), f"{what}, {guess}"))
     return tiles
@@ -103,8 +106,8 @@ def examples(
 ) -> list[tuple[str, list[Card]]]:
     """Rows for the page under titles: all of them, worst first, where `most` fit; else the worst, and some drawn from
     the rest."""
-    rows = len(evidence.tuned)
-    order = sorted(range(rows), key=lambda index: _goodness(evidence.tuned[index]))
+    rows = len(evidence.subject_scores)
+    order = sorted(range(rows), key=lambda index: _goodness(evidence.subject_scores[index]))
     if rows <= most:
         chosen = [(f"All {rows:,} rows, worst first", order)]
     else:
@@ -126,10 +129,10 @@ def _goodness(score: Score) -> tuple[float, bool, str]:
 
 def _card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample], Frame]) -> Card:
     """An image that has gone since it was asked about leaves grey."""
-    sample, score = evidence.samples[index], evidence.tuned[index]
+    sample, score = evidence.samples[index], evidence.subject_scores[index]
     names = {
         "base-real": "before tuning", "native-real": "before tuning, in its own form",
-        "tuned-blank": "on a blank image",
+        "subject-blank": "on a blank image",
     }  # fmt: skip
     others = {
         name: highlighted(other.text)
@@ -185,13 +188,13 @@ def overlay_png(store: Store, evidence: Evidence, frame: Callable[[Sample], Fram
     """
     right = [
         (_goodness(score), index)
-        for index, score in enumerate(evidence.tuned)
+        for index, score in enumerate(evidence.subject_scores)
         if score.answer == "right" and score.true_boxes and score.matched == score.true_boxes == score.predicted_boxes
     ]
     if not right:
         return None
     index = sorted(right)[len(right) // 2][1]
-    sample, text = evidence.samples[index], evidence.tuned[index].text
+    sample, text = evidence.samples[index], evidence.subject_scores[index].text
     drawn = draw(image_of(store, sample), sample, text, frame(sample), longest_side=640)
     font, small, margin, dark = ImageFont.load_default(20), ImageFont.load_default(15), 20, "#1f2328"
     columns = int(drawn.width / small.getlength("e"))
@@ -242,7 +245,7 @@ def table(report: Mapping[str, Any]) -> Table:
     ):
         for row in report[part]:
             if row["key"] not in left_out:  # these are on the page
-                tuned = row["key"] == "tuned-real"
+                tuned = row["key"] == "subject-real"
                 figures = [(name, row["figures"].get(name)) for name in HEADLINE]
                 cells = [both(name, figure, signed=signed) if figure else "" for name, figure in figures]
                 # Where a cell is too narrow it breaks before its interval.
@@ -255,7 +258,7 @@ def table(report: Mapping[str, Any]) -> Table:
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:
     """The same in a few numbers: the columns of the table, after and before; those that could be measured."""
     results = figures_of(report, "results")
-    found = {name: results["tuned-real"][name] for name in HEADLINE}
+    found = {name: results["subject-real"][name] for name in HEADLINE}
     found |= {f"base_{name}": before(results, name) for name in HEADLINE}
-    values = {name: round(figure["value"], 4) for name, figure in found.items() if figure["value"] is not None}
+    values = {name: round(each["value"], 4) for name, each in found.items() if each and each["value"] is not None}
     return values | {"samples": report["samples"]["rows"]}

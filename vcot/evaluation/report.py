@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from vcot.errors import InputError
+from vcot.evaluation.config import CONDITIONS, Condition, Way
 from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
 from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
 from vcot.grounding import Frame
@@ -24,13 +25,20 @@ FEW = 20
 JUDGED = ("accuracy_at_50", "answer_accuracy")
 """What gates look at, and the summary."""
 SHOWN_OF_GROUP = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
+SHOWN_OF_WAY = ("answer_accuracy", "answer_absent", "accuracy_at_50", "mean_iou", "precision", "malformed")
+WAYS_MEAN: Mapping[Way, str] = {
+    "direct": "The answer alone.",
+    "reason": "Reasoning in words, then the answer.",
+    "ground": "Reasoning with boxes, then the answer.",
+    "look-again": "A box, then the question again with what is in it as a second image.",
+}
 BASES = ("native-real", "base-real")
 """The base in its own form, and in the tuned model's. Of equally good ones the first."""
 PAIRS = {
-    "after-before": ("tuned-real", "base-real"),
-    "after-native": ("tuned-real", "native-real"),
-    "real-blank": ("tuned-real", "tuned-blank"),
-    "real-wrong": ("tuned-real", "tuned-shuffled"),
+    "after-before": ("subject-real", "base-real"),
+    "after-native": ("subject-real", "native-real"),
+    "real-blank": ("subject-real", "subject-blank"),
+    "real-wrong": ("subject-real", "subject-shuffled"),
     "base-real-blank": ("base-real", "base-blank"),
 }
 
@@ -51,14 +59,14 @@ RESULTS: Mapping[str, Row] = {
         "before, own form",
         "The base model as it came, asked for boxes as its family writes them: its own frame, notation and prompt.",
     ),
-    "tuned-real": Row("after tuning", "The tuned model, asked the same about the same images."),
+    "subject-real": Row("after tuning", "The tuned model, asked the same about the same images."),
     "base-blank": Row("before, blank images", "The base model sees plain grey instead of each image."),
-    "tuned-blank": Row(
+    "subject-blank": Row(
         "after, blank images",
         "The tuned model sees plain grey: what it gets right by habit, without looking. It should be low.",
     ),
     "base-shuffled": Row("before, wrong images", "The base model sees another row's image."),
-    "tuned-shuffled": Row(
+    "subject-shuffled": Row(
         "after, wrong images",
         "The tuned model sees another row's image: what comes of knowing where such things usually lie.",
     ),
@@ -95,6 +103,11 @@ class Evidence:
     """What the report is made of: samples with a reply from every model under every condition, in order.
 
     A reply is None where a question by text alone was not asked, because its condition is about images.
+
+    Attributes:
+        replies: "<model>-<condition>" → greedy replies to what is asked in the first way.
+        ways: way → condition → greedy replies of the subject; where it was asked in several ways.
+        draws: way → for each sample the subject's replies that were drawn at random, in the order of their draws.
     """
 
     samples: tuple[Sample, ...]
@@ -102,6 +115,8 @@ class Evidence:
     guesses: dict[str, tuple[Score, ...]]
     learned: Baselines
     left_out: int
+    ways: Mapping[Way, Mapping[Condition, tuple[Reply | None, ...]]] = field(default_factory=dict)
+    draws: Mapping[Way, tuple[tuple[Reply, ...], ...]] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> dict[str, tuple[Score | None, ...]]:
@@ -109,15 +124,16 @@ class Evidence:
         return {**said, **self.guesses}
 
     @cached_property
-    def tuned(self) -> list[Score]:
+    def subject_scores(self) -> list[Score]:
         """What the tuned model reached as it is asked in earnest: on the real images, or by text alone."""
-        return [score for score in self.scores["tuned-real"] if score is not None]
+        return [score for score in self.scores["subject-real"] if score is not None]
 
 
 def gather(
-    samples: Sequence[Sample], replies: Iterable[Reply], learned: Baselines, frame: Callable[[Sample], Frame]
-) -> Evidence:
-    """Orders replies by model and condition, and guesses for the same samples.
+    samples: Sequence[Sample], replies: Iterable[Reply], learned: Baselines, frame: Callable[[Sample], Frame],
+    ways: Sequence[Way] = ("ground",),
+) -> Evidence:  # fmt: skip
+    """Orders replies by model, way and condition, and guesses for the same samples.
 
     A sample that could not be asked under every condition (its image is missing) is left out of all, so that every row
     of the report is about the same samples. One without an image is in those rows that are not about images. Raises
@@ -125,26 +141,44 @@ def gather(
     """
     if twice := [name for name, times in Counter(sample.id for sample in samples).items() if times > 1]:
         raise InputError(f"{len(twice)} ids stand for several samples each, as {twice[0]!r}; ids have to be unique")
-    said: dict[str, dict[str, Reply]] = defaultdict(dict)
+    said: dict[tuple[str, Way], dict[str, Reply]] = defaultdict(dict)
+    drawn: dict[Way, dict[str, list[Reply]]] = defaultdict(lambda: defaultdict(list))
     for reply in replies:
-        said[reply.key][reply.score.sample] = reply
+        if reply.draw:
+            drawn[reply.way][reply.score.sample].append(reply)
+        else:
+            said[reply.key, reply.way][reply.score.sample] = reply
     kept = tuple(
         sample
         for sample in samples
-        if all(sample.id in each for key, each in said.items() if sample.image or key.endswith("-real"))
+        if all(sample.id in each for (key, _), each in said.items() if sample.image or key.endswith("-real"))
     )
-    ordered = {key: tuple(said[key].get(sample.id) for sample in kept) for key in RESULTS if key in said}
-    return Evidence(kept, ordered, guesses(kept, learned, frame), learned, left_out=len(samples) - len(kept))
+
+    def ordered(key: str, way: Way) -> tuple[Reply | None, ...]:
+        return tuple(said[key, way].get(sample.id) for sample in kept)
+
+    return Evidence(
+        kept, {key: ordered(key, ways[0]) for key in RESULTS if (key, ways[0]) in said}, guesses(kept, learned, frame),
+        learned, left_out=len(samples) - len(kept),
+        ways={
+            way: {c: ordered(f"subject-{c}", way) for c in CONDITIONS if (f"subject-{c}", way) in said} for way in ways
+        } if len(ways) > 1 else {},
+        draws={way: tuple(tuple(drawn[way][sample.id]) for sample in kept) for way in ways if way in drawn},
+    )  # fmt: skip
 
 
 # --- the report --------------------------------------------------------------------------------------------
 
 
-def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """The report, ready for JSON."""
+def build(
+    evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
+    seconds: Mapping[Way, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The report, ready for JSON. seconds: of generation, by way, for the subject's replies to the real images."""
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
     measured = measure(evidence.scores, pairs, seed=seed)
     true = [sample.true_boxes for sample in evidence.samples]
+    tuned = "base-real" in evidence.replies
     report: dict[str, Any] = {
         "version": 1,
         "samples": {
@@ -159,21 +193,60 @@ def build(evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, 
             "training_rows": evidence.learned.rows,
         },
         "results": [
-            _row(key, RESULTS, measured.figures[key])
+            _row(key, RESULTS, measured.figures[key], tuned)
             | {"cut_off": sum(one is not None and one.completion.finish_reason == "length" for one in replies)}
             for key, replies in evidence.replies.items()
         ],
         "guesses": [_row(key, GUESSES, measured.figures[key]) for key in evidence.guesses],
-        "differences": [_row(key, DIFFERENCES, figures) for key, figures in _differences(measured).items()],
+        "differences": [_row(key, DIFFERENCES, figures, tuned) for key, figures in _differences(measured).items()],
         "groups": list(_groups(evidence, pairs, seed)),
+        "ways": _ways(evidence, seconds or {}, seed),
         "made_with": dict(made_with),
     }
     report["verdict"] = summarise(report)
     return report
 
 
-def _row(key: str, rows: Mapping[str, Row], figures: Mapping[str, Figure]) -> dict[str, Any]:
+def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[dict[str, Any]]:
+    """One row for each way to ask: figures, what the other conditions give, the differences from the first way on the
+    same questions, and what a reply cost."""
+    if not evidence.ways:
+        return []
+    scores = {
+        f"{way} {condition}": [None if reply is None else reply.score for reply in replies]
+        for way, each in evidence.ways.items()
+        for condition, replies in each.items()
+    }
+    first = next(iter(evidence.ways))
+    measured = measure(scores, [(f"{way} real", f"{first} real") for way in evidence.ways if way != first], seed=seed)
+    rows = []
+    for way, conditions in evidence.ways.items():
+        said = [reply.completion for reply in conditions["real"] if reply is not None]
+        change = measured.differences.get((f"{way} real", f"{first} real"), {})
+        rows.append(
+            {
+                "way": way,
+                "meaning": WAYS_MEAN[way],
+                "figures": _json(measured.figures[f"{way} real"], SHOWN_OF_WAY),
+                "conditions": {
+                    c: _json(measured.figures[f"{way} {c}"], JUDGED) for c in conditions if c != "real"
+                },
+                "difference": _json(change, SHOWN_OF_WAY),
+                "replies": len(said),
+                "tokens_in": round(sum(c.tokens_in for c in said) / max(len(said), 1), 2),
+                "tokens_out": round(sum(c.tokens_out for c in said) / max(len(said), 1), 2),
+                "cut_off": sum(c.finish_reason == "length" for c in said),
+                "seconds": round(seconds[way] / max(len(said), 1), 4) if way in seconds else None,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _row(key: str, rows: Mapping[str, Row], figures: Mapping[str, Figure], tuned: bool = True) -> dict[str, Any]:
     name, meaning, shown = rows[key]
+    if not tuned:  # nothing came before
+        name = name.replace("after tuning", "the model").removeprefix("after, ")
+        meaning = meaning.replace("The tuned model", "The model").replace("the tuned model", "the model")
     return {"key": key, "name": name, "meaning": meaning, "figures": _json(figures, shown)}
 
 
@@ -226,15 +299,15 @@ def _group(
     evidence: Evidence, chosen: Sequence[int], pairs: Sequence[tuple[str, str]], seed: int
 ) -> dict[str, Any]:  # fmt: skip
     scores = {key: [each[index] for index in chosen] for key, each in evidence.scores.items()}
-    against_guesses = [("tuned-real", guess) for guess in evidence.guesses]
+    against_guesses = [("subject-real", guess) for guess in evidence.guesses]
     measured = measure(scores, [*pairs, *against_guesses], seed=seed)
     figures, against = measured.figures, {}
     for name in JUDGED:
         able = [guess for guess in evidence.guesses if name in GUESSES[guess].figures]
-        if able and figures["tuned-real"][name].value is not None:
+        if able and figures["subject-real"][name].value is not None:
             # The one that does best on these rows is the one that a model must beat.
             best = max(able, key=lambda guess: (figures[guess][name].value or 0.0, guess))
-            difference = measured.differences["tuned-real", best][name].to_dict()
+            difference = measured.differences["subject-real", best][name].to_dict()
             against[name] = {"guess": best, "its": figures[best][name].to_dict(), "difference": difference}
     return {
         "rows": len(chosen),
@@ -266,7 +339,9 @@ def better_base(values: Mapping[str, float | None], name: str) -> str:
 
 
 def before(results: Mapping[str, Mapping[str, Any]], name: str) -> Any:
-    """The figure of the better base. `results`: key of a row → its figures."""
+    """The figure of the better base; None where nothing was tuned. `results`: key of a row → its figures."""
+    if not any(key in results for key in BASES):
+        return None
     return results[better_base({key: results[key][name]["value"] for key in BASES if key in results}, name)][name]
 
 
@@ -328,24 +403,29 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
     cannot += [
         f"do as well as before it was tuned: {METRICS[name].label} {both(name, change, signed=True)}."
         for name in JUDGED
-        if (change := differences["after-before"][name])["high"] is not None and change["high"] < 0
+        if "after-before" in differences
+        and (change := differences["after-before"][name])["high"] is not None
+        and change["high"] < 0
     ]
     return {"headline": _headline(report), "can": can, "cannot": cannot, "notes": list(_notes(report))}
 
 
 def _headline(report: Mapping[str, Any]) -> str:
     results = figures_of(report, "results")
-    name = judged(results["tuned-real"])
-    now = results["tuned-real"][name]
+    name = judged(results["subject-real"])
+    now = results["subject-real"][name]
     what = f"finds {_of(now)} true boxes" if name == "accuracy_at_50" else f"answers {_of(now)} questions as accepted"
-    sentence = f"After tuning the model {what} ({_share(name, now)}); before, it was {_of(before(results, name))}"
-    if "tuned-blank" in results:
-        sentence += f", and on blank images it is {_of(results['tuned-blank'][name])}"
+    then = before(results, name)
+    sentence = f"{'The' if then is None else 'After tuning the'} model {what} ({_share(name, now)})"
+    if then is not None:
+        sentence += f"; before, it was {_of(then)}"
+    if "subject-blank" in results:
+        sentence += f", and on blank images it is {_of(results['subject-blank'][name])}"
     return sentence + "."
 
 
 def _of_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
-    name, after = group["thing"], group["results"]["tuned-real"]
+    name, after = group["thing"], group["results"]["subject-real"]
     alarms, figure, precision = after["boxes_where_absent"], after["accuracy_at_50"], after["precision"]
     if alarms["rows"] and alarms["value"] > 0.1:
         cannot.append(
@@ -369,7 +449,7 @@ def _of_pointing(group: Mapping[str, Any], can: list[str], cannot: list[str]) ->
 
 def _of_answers(group: Mapping[str, Any], can: list[str], cannot: list[str]) -> None:
     if "answer_accuracy" in group["against_guess"]:
-        said = f"answer “{group['question']}”: {_of(group['results']['tuned-real']['answer_accuracy'])} right"
+        said = f"answer “{group['question']}”: {_of(group['results']['subject-real']['answer_accuracy'])} right"
         _weigh(group, "answer_accuracy", said, "the usual answer", "wrong most of the time", can, cannot)
 
 
@@ -377,14 +457,14 @@ def _weigh(
     group: Mapping[str, Any], name: str, said: str, guess: str, still: str, can: list[str], cannot: list[str]
 ) -> bool:
     """Whether it is a skill; the sentence goes to `can` or to `cannot`, with the reason."""
-    figure, against = group["results"]["tuned-real"][name], group["against_guess"][name]
+    figure, against = group["results"]["subject-real"][name], group["against_guess"][name]
     blank = group["differences"].get("real-blank")
     said += f" ({_share(name, figure)}){_few(figure)}, {guess} {value(name, against['its'])}."
     doubt = ""
     if not _above_zero(against["difference"]):
         doubt = " That is not shown to be better than guessing."
     elif blank is not None and blank[name]["value"] is not None and not _above_zero(blank[name]):
-        seen = value(name, group["results"]["tuned-blank"][name])
+        seen = value(name, group["results"]["subject-blank"][name])
         doubt = f" On blank images it is {seen}: not shown to come from looking."
     elif figure["value"] < 0.5:
         doubt = f" That is better than guessing, and still {still}."
@@ -418,7 +498,8 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
     if not samples["training_rows"]:
         yield "No training split was found, so the guesses that learn from it are missing."
     cut_off = {row["key"]: row["cut_off"] for row in report["results"]}
-    for key, when in (("tuned-real", "after tuning"), ("native-real", "of the base in its own form")):
+    after = "after tuning" if "base-real" in results else "of the model"
+    for key, when in (("subject-real", after), ("native-real", "of the base in its own form")):
         if cut := cut_off.get(key):
             limit = report["made_with"]["max_new_tokens"]
             yield f"{plural(cut, 'reply', 'replies')} {when} did not end within {limit} tokens."

@@ -1,9 +1,9 @@
-"""Asks the base and the tuned model, once, and keeps what they said.
+"""Asks the subject, and of one that was tuned its base, once, and keeps what they said.
 
 Questions are asked in units: so many prompts, one model (the base in the tuned one's form, the base in its own, the
-tuned one), one condition. A unit is a shard of the stage; a killed evaluation goes on with the first unit that has no
-marker. What the base says does not depend on the run: it is kept beside the runs as well, under a key of all that
-shapes it, and not asked again.
+subject), one way to ask, one condition. A unit is a shard of the stage; a killed evaluation goes on with the first unit
+that has no marker, and finds the batches of it that were asked in the cache. What the base says does not depend on the
+run: the cache lies beside the runs, its key is all that shapes a batch's replies, and nothing is asked twice.
 
 Conditions show images that should not help: a model that answers as well with them does not look. A *blank* image is
 uniform grey of the same size. A *shuffled* one belongs to another sample; it shows how much of a result is prior
@@ -24,27 +24,32 @@ import re
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import to_json
 
 from vcot import logging
 from vcot.answers import NO_SYNONYMS, Synonyms
 from vcot.errors import InputError
-from vcot.evaluation.config import Condition, Model
+from vcot.evaluation.config import Condition, Model, Way
 from vcot.evaluation.metrics import score
-from vcot.evaluation.models import ModelRunner
+from vcot.evaluation.models import Models
+from vcot.evaluation.ways import Prompt, as_reply, both_turns, look_again
 from vcot.grounding import Box, Frame, Mention, Trace
 from vcot.grounding.tags import render_reply
+from vcot.models.generation import Decoding
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.metadata import EvaluateShardMetadata
 from vcot.records.sample import IMAGE_REASONS, read_image
 from vcot.records.shards import ShardMarker, ShardWriter, read_records
+from vcot.stage import stop
 from vcot.storage import NotFound, Store, images, join
 from vcot.storage.images import ImageError
 
@@ -53,38 +58,63 @@ MOST_RATIO = 200
 
 
 class Reply(Record):
-    """One line of a shard: who said what under which condition, and how good it was."""
+    """One line of a shard: who said what, asked in which way under which condition, and how good it was."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: Model
+    way: Way
     condition: Condition
+    draw: int = Field(
+        0, ge=0, exclude_if=lambda draw: not draw, description="1, 2, … of several; left out where greedy"
+    )
     completion: Completion
     score: Score
 
     @property
     def key(self) -> str:
-        """Of the report's row that it counts in: tuned-real, …"""
+        """Of the report's row that it counts in: subject-real, …"""
         return f"{self.model}-{self.condition}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_1(cls, said: Any) -> Any:
+        """Of models that were asked in one way, and the subject was called tuned."""
+        if not isinstance(said, dict) or said.get("version") != 1:
+            return said
+        return said | {"version": 2, "way": "ground"} | ({"model": "subject"} if said.get("model") == "tuned" else {})
 
 
 class Unit(NamedTuple):
-    """Samples first..last-1 of the evaluation, asked of one model under one condition."""
+    """Samples first..last-1 of the evaluation, asked of one model in one way under one condition: greedily, or
+    `draws` times at random."""
 
     model: Model
+    way: Way
     condition: Condition
     first: int
     last: int
+    draws: int = 0
 
 
-def units(samples: int, conditions: Sequence[Condition], size: int, *, native: bool = False) -> list[Unit]:
-    """The base first, so that its adapter is attached once, later; in its own form about the real images alone."""
-    asked: dict[Model, Sequence[Condition]] = {
-        "base": conditions, "native": ("real",) if native else (), "tuned": conditions
-    }  # fmt: skip
+def units(
+    samples: int, models: Sequence[Model], ways: Sequence[Way], conditions: Sequence[Condition], size: int,
+    draws: int = 0,
+) -> list[Unit]:  # fmt: skip
+    """Model by model, the base first, so that its adapter is attached once, later; in its own form a base is asked in
+    the first way about the real images alone, and at random only the subject is."""
+    asked: list[tuple[Model, Way, Condition, int]] = []
+    for model in models:
+        own = model == "native"
+        asked += [
+            (model, way, condition, 0)
+            for way in (ways[:1] if own else ways)
+            for condition in (("real",) if own else conditions)
+        ]  # fmt: skip
+        if draws and model == "subject":
+            asked += [(model, way, "real", draws) for way in ways]
     return [
-        Unit(model, condition, first, min(first + size, samples))
-        for model, each in asked.items()
-        for condition in each
+        Unit(model, way, condition, first, min(first + size, samples), times)
+        for model, way, condition, times in asked
         for first in range(0, samples, size)
     ]
 
@@ -148,41 +178,134 @@ class EvaluationRunner:
     """Everything a unit needs.
 
     partners: for each sample, the index of the one whose image it is shown when shuffled.
+    decoding: how replies are drawn, where that is at random; else only the longest reply counts.
     synonyms: labels that are one name when replies are judged.
     """
 
     store: Store
     samples: Sequence[Sample]
     partners: Sequence[int]
-    models: ModelRunner
+    models: Models
     units: Sequence[Unit]
     cache_uri: str
+    decoding: Decoding
     synonyms: Synonyms = NO_SYNONYMS
 
     def run(self, writer: ShardWriter) -> EvaluateShardMetadata:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its image cannot be shown."""
         unit = self.units[writer.index]
-        asked: list[tuple[Sample, list[Image.Image]]] = []
-        by_text = 0
-        for index in range(unit.first, unit.last):
-            sample = self.samples[index]
-            if sample.image is None:
-                by_text += 1
-                if unit.condition == "real":
-                    asked.append((sample, []))
-                continue
-            try:
-                asked.append((sample, self._images(index, unit.condition)))
-            except ImageError as error:
-                reason = IMAGE_REASONS[error.reason]
-                writer.reject(Rejection(id=sample.id, stage="evaluate", reason=reason, detail=str(error)))
+        indices = range(unit.first, unit.last)
+        by_text = sum(self.samples[index].image is None for index in indices)
+        asked = [index for index in indices if self.samples[index].image or unit.condition == "real"]
+        # Equal questions about equal images (all blank ones, say) are asked once.
+        questions = {index: self._question(index, unit.condition) for index in asked}
+        first = {question: index for index, question in reversed(questions.items())}
         begun = time.monotonic()
-        said = self._completions(unit.model, asked)
+        said = self._replies(unit, sorted(first.values()), questions)
         seconds = round(time.monotonic() - begun, 2)
-        for (sample, _), completion in zip(asked, said, strict=True):
-            judged = score(completion.text, sample, self.models.frame(unit.model, sample), self.synonyms)
-            writer.keep(Reply(model=unit.model, condition=unit.condition, completion=completion, score=judged))
+        for index in asked:
+            sample, replies = self.samples[index], said[first[questions[index]]]
+            if isinstance(replies, ImageError):
+                reason = IMAGE_REASONS[replies.reason]
+                writer.reject(Rejection(id=sample.id, stage="evaluate", reason=reason, detail=str(replies)))
+                continue
+            for draw, completion in enumerate(replies, start=1 if unit.draws else 0):
+                judged = score(
+                    as_reply(completion.text, unit.way), sample, self.models.frame(unit.model, sample), self.synonyms
+                )
+                writer.keep(
+                    Reply(
+                        model=unit.model,
+                        way=unit.way,
+                        condition=unit.condition,
+                        draw=draw,
+                        completion=completion,
+                        score=judged,
+                    )
+                )
         return EvaluateShardMetadata(by_text=by_text, seconds=seconds)
+
+    def _question(self, index: int, condition: Condition) -> str:
+        """All of a question that reaches a model, as one line; images by their digests."""
+        sample = self.samples[index]
+        told = [sample.question, sample.context, sample.choices, [t.model_dump(mode="json") for t in sample.turns]]
+        if condition == "blank":
+            seen: list[Any] = [(image.kept.width, image.kept.height) for image in sample.images]
+        else:
+            seen = [(image.kept.sha256, image.width, image.height) for image in sample.images]
+        other = self.samples[self.partners[index]].images if condition == "shuffled" else ()
+        return json.dumps([*told, seen, [image.kept.sha256 for image in other]], ensure_ascii=False)
+
+    def _replies(
+        self, unit: Unit, indices: Sequence[int], questions: Mapping[int, str]
+    ) -> dict[int, list[Completion] | ImageError]:
+        """What the model says to each of these samples, or why it cannot be shown its image. What was said to the same
+        batch before is taken from the cache; images of the next batch are read while one is asked."""
+        batches = [
+            [indices[place] for place in batch] for batch in self.models.batches([self.samples[i] for i in indices])
+        ]
+        how = {**self.models.fingerprint(unit.model), "decoding": asdict(self._decoding(unit)), "way": unit.way}
+        found: dict[int, list[Completion] | ImageError] = {}
+        waiting: list[tuple[list[int], str]] = []
+        for batch in batches:
+            below = [self.models.form(unit.model).below(self.samples[index], unit.way) for index in batch]
+            parts = json.dumps([how, [questions[i] for i in batch], below], sort_keys=True, ensure_ascii=False)
+            uri = join(self.cache_uri, f"{hashlib.sha256(parts.encode()).hexdigest()}.jsonl.gz")
+            kept = _cached(self.store, uri)
+            if kept is not None and len(kept) == len(batch) and all(len(each) == (unit.draws or 1) for each in kept):
+                found.update(zip(batch, kept, strict=True))
+            else:
+                waiting.append((batch, uri))
+        with ThreadPoolExecutor(1) as ahead:
+            coming = [ahead.submit(self._prepared, unit, batch) for batch, _ in waiting[:1]]
+            for number, (batch, uri) in enumerate(waiting):
+                stop.raise_if_requested()
+                prompts, prepared, missing = coming.pop().result()
+                if number + 1 < len(waiting):
+                    coming.append(ahead.submit(self._prepared, unit, waiting[number + 1][0]))
+                said = self._ask(unit, [i for i in batch if i not in missing], prompts, prepared)
+                found |= {**said, **missing}
+                if not missing:
+                    lines = (to_json([one.model_dump(mode="json") for one in said[index]]) + b"\n" for index in batch)
+                    self.store.write(uri, gzip.compress(b"".join(lines), mtime=0))
+        return found
+
+    def _prepared(self, unit: Unit, batch: Sequence[int]) -> tuple[list[Prompt], Any, dict[int, ImageError]]:
+        prompts: list[Prompt] = []
+        missing: dict[int, ImageError] = {}
+        for index in batch:
+            try:
+                shown = self._images(index, unit.condition)
+                prompts.append(self.models.prompt(unit.model, unit.way, self.samples[index], shown))
+            except ImageError as error:
+                missing[index] = error
+        return prompts, self.models.prepare(prompts) if prompts else None, missing
+
+    def _ask(
+        self, unit: Unit, batch: Sequence[int], prompts: Sequence[Prompt], prepared: Any
+    ) -> dict[int, list[Completion]]:
+        if not batch:
+            return {}
+        decoding = self._decoding(unit)
+        said = dict(zip(batch, self.models.ask(unit.model, prepared, decoding), strict=True))
+        if unit.way != "look-again":
+            return said
+        form = self.models.form(unit.model)
+        again: dict[tuple[int, int], Prompt] = {}
+        for index, prompt in zip(batch, prompts, strict=True):
+            for draw, reply in enumerate(said[index]):
+                frame = self.models.frame(unit.model, prompt.sample)
+                if (second := look_again(prompt, reply.text, form, frame)) is not None:
+                    again[index, draw] = second
+        if again:
+            once = replace(decoding, samples=1)
+            replies = self.models.ask(unit.model, self.models.prepare(list(again.values())), once)
+            for (index, draw), (second_reply,) in zip(again, replies, strict=True):
+                said[index][draw] = both_turns(said[index][draw], second_reply)
+        return said
+
+    def _decoding(self, unit: Unit) -> Decoding:
+        return self.decoding if unit.draws else Decoding(self.decoding.max_new_tokens)
 
     def _images(self, index: int, condition: Condition) -> list[Image.Image]:
         own = images_of(self.store, self.samples[index])
@@ -195,44 +318,16 @@ class EvaluationRunner:
         others = images_of(self.store, self.samples[self.partners[index]])  # again from the first, where they are fewer
         return [shown(condition, pixels, others[place % len(others)]) for place, pixels in enumerate(own)]
 
-    def _completions(self, model: Model, asked: Sequence[tuple[Sample, list[Image.Image]]]) -> list[Completion]:
-        """What the model says, in order. Equal questions with equal images (all blank ones, say) are asked once; what
-        the base said about the same questions before is taken from the cache."""
-        questions = [_question(sample, seen) for sample, seen in asked]
-        first = {question: index for index, question in reversed(list(enumerate(questions)))}
-        distinct = sorted(first.values())
-        if not distinct:
-            return []
-        # What the base is told and shown, and how it is asked; no URI and no code version is in the key.
-        how = dict(self.models.fingerprint(model))
-        parts = json.dumps([how, [questions[i] for i in distinct]], sort_keys=True, ensure_ascii=False)
-        uri = join(self.cache_uri, f"{hashlib.sha256(parts.encode()).hexdigest()}.jsonl.gz")
-        said = None if model == "tuned" else _cached(self.store, uri)
-        if said is None or len(said) != len(distinct):
-            said = self.models.ask(model, [asked[i][0] for i in distinct], [asked[i][1] for i in distinct])
-            if model != "tuned":
-                self.store.write(uri, gzip.compress(b"".join(completion.line() for completion in said), mtime=0))
-        by_index = dict(zip(distinct, said, strict=True))
-        return [by_index[first[question]] for question in questions]
 
-
-def _question(sample: Sample, seen: Sequence[Image.Image]) -> str:
-    """All of a question that reaches a model, as one line."""
-    pixels = [hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest() for image in seen]
-    # One image or none, and no turns: as it always was, because what is cached goes by this line.
-    usual = [sample.question, sample.context, sample.choices, pixels[0] if pixels else None]
-    turns = [turn.model_dump(mode="json") for turn in sample.turns]
-    return json.dumps([*usual, pixels[1:], turns] if pixels[1:] or turns else usual, ensure_ascii=False)
-
-
-def _cached(store: Store, uri: str) -> list[Completion] | None:
-    """Completions of the cache; None where there are none, or what is there cannot be read (then it is made again)."""
+def _cached(store: Store, uri: str) -> list[list[Completion]] | None:
+    """Completions of the cache, a list for each question; None where there are none, or what is there cannot be read
+    (then it is made again)."""
     try:
         lines = gzip.decompress(store.read(uri)).splitlines()
-        return [Completion.model_validate_json(line) for line in lines]
+        return [[Completion.model_validate(one) for one in json.loads(line)] for line in lines]
     except NotFound:
         return None
-    except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (ValueError, TypeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         logging.get().warning("a file of the cache cannot be read; asking again", uri=uri, error=str(error)[:200])
         return None
 

@@ -34,6 +34,7 @@ from vcot.records.metadata import TrainMetadata
 from vcot.records.reply import Promotion
 from vcot.records.shards import DONE, EVALUATE, OF_SAMPLES, TRAIN, StageKind, read_marker
 from vcot.storage import Store, append, join, name, numbered
+from vcot.storage.folders import folder_digest
 
 _SINCE = 26_297_280  # 2020-01-01 in minutes since 1970: smaller numbers of eight digits are dates, as 20261121
 
@@ -135,24 +136,45 @@ def newest(store: Store, pointer_uri: str) -> Pointer:
 
 @dataclass(frozen=True)
 class Subject:
-    """`run_uri`: the result goes to ``<run_uri>/evaluate``. `metadata`: how the model was found, for the report."""
+    """`run_uri`: the result goes to ``<run_uri>/evaluate``. `uri`, `sha256`: of the finished train stage, or of the
+    folder of a checkpoint that no stage of ours has made (`train` is None then). `metadata`: how the model was found,
+    for the report."""
 
     run_uri: str
-    train: Finished[TrainMetadata]
+    uri: str
+    sha256: str
+    train: Finished[TrainMetadata] | None
     samples: Finished
     baseline: Finished | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
-def trained(
-    store: Store, run_uri: str, *, train_uri: str | None, samples_uri: str | None, baseline_uri: str | None
+def subject_at(
+    store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, baseline_uri: str | None
 ) -> Subject:
-    """The model of a train stage that is named, by default this run's."""
-    train = Finished.at(store, train_uri or join(run_uri, "train"), TRAIN)
+    """What a URI names: a finished train stage (or the folder of its model), by default this run's; or a checkpoint, a
+    folder with a config.json and weights.
+
+    Raises InputError: it is neither.
+    """
     samples = Finished.at(store, samples_uri or join(run_uri, "convert"), *OF_SAMPLES)
     baseline = Finished.at(store, baseline_uri, EVALUATE) if baseline_uri else None
-    return Subject(run_uri, train, samples, baseline, inputs=train.input | samples.input)
+    if uri is not None and (folder := uri.rstrip("/")) and store.stat(join(folder, DONE)) is None:
+        above = folder.rpartition("/")[0]
+        if above and store.stat(join(above, DONE)) is not None:
+            uri = above
+        elif store.stat(join(folder, "config.json")) is not None:
+            sha256 = folder_digest(store, folder)
+            inputs = {folder: sha256} | samples.input
+            return Subject(run_uri, folder, sha256, None, samples, baseline, inputs=inputs)
+        else:
+            raise InputError(
+                f"--subject {uri}: there is neither a finished train stage ({DONE}) nor a model (config.json)"
+            )
+    train = Finished.at(store, uri or join(run_uri, "train"), TRAIN)
+    inputs = train.input | samples.input
+    return Subject(run_uri, train.uri, train.sha256, train, samples, baseline, inputs=inputs)
 
 
 def promoted(
@@ -182,7 +204,8 @@ def promoted(
     logging.get().info("evaluating the promoted model", model=train.uri, pointer=pointer.uri, occasion=when)
     metadata = {"pointer": pointer.uri, "promoted": found.promoted, "occasion": when}
     inputs = train.input | samples.input | {pointer.uri: pointer.sha256}
-    return Subject(join(run_uri, when, key), train, samples, baseline, metadata, inputs)
+    place = join(run_uri, when, key)
+    return Subject(place, train.uri, train.sha256, train, samples, baseline, metadata, inputs)
 
 
 def _resolve(store: Store, pointer_uri: str, uri: str) -> Pointer:

@@ -1,23 +1,41 @@
-"""Ways to ask the same question, and the prompt that a model of any kind is given.
+"""Ways to ask the same question, the form in which a model points, and the prompt that a model of any kind is given.
 
-direct       the answer alone
-reason       reasoning in words, then the answer
-ground       reasoning with boxes, then the answer: in the form that the subject was tuned in, or its family's own
-look-again   a box, then the question again with what is in it as a second image (VisCoT, Shao et al. 2024)
+    direct       the answer alone
+    reason       reasoning in words, then the answer
+    ground       reasoning with boxes, then the answer: in the form that the subject was tuned in, or its family's own
+    look-again   a box, then the question again with what is in it as a second image (VisCoT, Shao et al. 2024)
+
+Asked only in the form that a model is tuned in, which it never saw, a base cannot point, and "before tuning" flatters
+whatever comes after. So it is asked in its own form as well (docs/stages.md): the frame, the notation and the words
+that its family was trained on.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from types import MappingProxyType
 
 from PIL import Image
 
-from vcot.grounding import FrameSpec
-from vcot.records import Sample
+from vcot.evaluation.config import Way
+from vcot.grounding import Box, Frame, FrameName, FrameSpec, Mention, Trace
+from vcot.grounding.tags import parse, split_answer
+from vcot.models import families
+from vcot.records import Completion, Contract, Sample
+from vcot.records import Image as ImageRecord
+from vcot.records.sample import Turn
 
-Way = Literal["direct", "reason", "ground", "look-again"]
-WAYS: tuple[Way, ...] = get_args(Way)
+DIRECT = "Give the answer alone, as short as you can."
+_ANSWER = 'Then write the answer, as short as you can, on a last line that begins with "Answer:".'
+REASON = f"Think step by step in words, without coordinates. {_ANSWER}"
+_JSON = (
+    "Locate what the answer rests on and output its bbox coordinates in JSON format, "
+    '[{"bbox_2d": [x1, y1, x2, y2], "label": "name"}]; if it is not in the image, output []. '
+)
+LOOK_AGAIN = "Please answer the question based on the original image and local detail image."
+"""Stands before the question of the second turn, as in VisCoT's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +55,139 @@ class Prompt:
     instruction: str | None
     frame: FrameSpec
     prefix: str = ""
+
+
+# --- forms -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model points. `instruction` stands below a question about an image that is asked by way of `ground`,
+    `by_text` below one without; None: nothing does.
+
+    `dialect` (one of vcot.grounding.DIALECTS) is what the model is expected to write; to read it needs no telling.
+    """
+
+    family: str
+    frame: FrameName
+    dialect: str
+    instruction: str | None
+    by_text: str | None
+
+    @classmethod
+    def tuned(cls, contract: Contract) -> Form:
+        """The one that a model was tuned in."""
+        asked = contract.instruction
+        return cls("as tuned", contract.frame_spec.name, "vcot", asked, asked)
+
+    def below(self, sample: Sample, way: Way = "ground") -> str | None:
+        """What stands below the question. Of `look-again`: in its first turn."""
+        if way == "direct":
+            return DIRECT
+        if way == "reason":
+            return REASON
+        return self.by_text if sample.image is None else self.instruction
+
+    def spec(self, contract: Contract) -> FrameSpec:
+        """The frame, with the limits of the pixels that the model is shown."""
+        return FrameSpec(self.frame, contract.min_pixels, contract.max_pixels, contract.factor)
+
+
+_FRAMES = {family.name: family.frame for family in families.FAMILIES.values()}
+
+#: By the names of `--native-form`. Frames and notations: QwenLM/Qwen3-VL, issues 721, 866, 1161, and its cookbooks;
+#: InternVL's documentation of grounding.
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        "qwen2-vl": Form(
+            "Qwen2-VL", _FRAMES["qwen2-vl"], "qwen-special",
+            f"Please provide the bounding box coordinates of what the answer rests on, each after its name. {_ANSWER}",
+            _ANSWER,
+        ),
+        "qwen2.5-vl": Form("Qwen2.5-VL", _FRAMES["qwen2.5-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
+        "qwen3-vl": Form("Qwen3-VL", _FRAMES["qwen3-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
+        "internvl": Form(
+            "InternVL", _FRAMES["internvl"], "vcot",
+            "Please provide the bounding box coordinates of what the answer rests on, each as "
+            f"<ref>name</ref><box>[[x1, y1, x2, y2]]</box>. {_ANSWER}",
+            _ANSWER,
+        ),
+    }
+)  # fmt: skip
+
+
+# --- reading a reply ---------------------------------------------------------------------------------------
+
+
+def as_reply(text: str, way: Way) -> str:
+    """A reply in the shape that all are judged in: asked for the answer alone, a model marks none, and all that it says
+    is the answer."""
+    if way != "direct" or split_answer(text)[1] is not None or not text.strip():
+        return text
+    return f"Answer: {' '.join(text.split())}"
+
+
+# --- looking again -----------------------------------------------------------------------------------------
+
+
+def look_again(first: Prompt, reply: str, form: Form, frame: Frame) -> Prompt | None:
+    """The second turn: what is in the first box of the reply, enlarged, beside the image, and the question again.
+
+    None where no box can be read: there is nothing to look at, and the first reply stands.
+    """
+    boxes = parse(reply, frame).trace.boxes
+    if not boxes or not first.images:
+        return None
+    sample, box = first.sample, boxes[0]
+    image = sample.shown
+    seen = first.images[0]
+    crop = viscot_crop(box, image.width, image.height)
+    across, down = seen.width / image.width, seen.height / image.height
+    cut = seen.crop(
+        (round(crop.x1 * across), round(crop.y1 * down), round(crop.x2 * across), round(crop.y2 * down))
+    )  # fmt: skip
+    digest = hashlib.sha256(cut.tobytes()).hexdigest()
+    detail = ImageRecord(uri="crop", width=cut.width, height=cut.height, sha256=digest, cut_from=image.sha256)
+    said = Trace((Mention("", (box,)),)) if form.dialect == "vcot" else Trace((reply.strip(),))
+    turns = (
+        *sample.turns,
+        Turn(role="user", said=Trace((sample.question,)), images=sample.images_asked),
+        Turn(role="assistant", said=said),
+    )
+    asked = sample.model_copy(
+        update={
+            "images": (*sample.images, detail), "turns": turns, "question": f"{LOOK_AGAIN}\n{sample.question}",
+        }
+    )  # fmt: skip
+    return Prompt(asked, (*first.images, cut), DIRECT, first.frame)
+
+
+def both_turns(first: Completion, second: Completion) -> Completion:
+    """One reply of the two: the box, and the answer that was given after looking at it."""
+    text = f"{first_turn(first.text)}\n{as_reply(second.text, 'direct')}"
+    return second.model_copy(
+        update={
+            "text": text, "tokens_in": first.tokens_in + second.tokens_in,
+            "tokens_out": first.tokens_out + second.tokens_out,
+        }
+    )  # fmt: skip
+
+
+def first_turn(text: str) -> str:
+    """What the first turn says before its answer."""
+    return split_answer(text)[0].rstrip()
+
+
+def viscot_crop(box: Box, width: int, height: int) -> Box:
+    """The square around a box that VisCoT shows as a second image: as large as the box, 224 pixels a side at least,
+    moved into the image and cut where the image is smaller.
+
+    box, and what is returned: pixels of the image.
+    """
+    x, y = int((box.x1 + box.x2) / 2), int((box.y1 + box.y2) / 2)
+    half = max(int((box.x2 - box.x1) / 2), int((box.y2 - box.y1) / 2), 112)
+    edges = []
+    for centre, side in ((x, width), (y, height)):
+        low = min(max(centre - half, 0), max(side - 2 * half, 0))
+        edges.append((low, min(low + 2 * half, side)))
+    return Box(edges[0][0], edges[1][0], edges[0][1], edges[1][1])

@@ -23,7 +23,7 @@ INPUTS: Mapping[str, Mapping[str, str]] = {
     "distill": {"convert": "INPUT_URI"},
     "tokenize": {"distill": "INPUT_URI"},
     "train": {"tokenize": "INPUT_URI"},
-    "evaluate": {"train": "TRAIN_URI", "convert": "SAMPLES_URI"},
+    "evaluate": {"train": "SUBJECT", "convert": "SAMPLES_URI"},
 }
 OF_SHARDS = ("convert", "distill", "tokenize")
 """Stages that are three steps where shards are pods of their own."""

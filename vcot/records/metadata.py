@@ -231,5 +231,6 @@ class EvaluateShardMetadata(Record):
 
 
 class EvaluateMetadata(Record):
-    base: str
-    base_sha256: str
+    subject: str = Field("", description="what was evaluated; empty in those that only ever name the base")
+    base: str | None = Field(None, description="what it was tuned from, where it was")
+    base_sha256: str | None = None
