@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -54,6 +56,12 @@ def bind(**values: Any) -> None:
 def quiet() -> None:
     """From here on warnings and errors alone: for a process beside others that would say the same."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+
+
+def for_child() -> Callable[[], None]:
+    """What a process that this one spawns calls first, so that its lines look as here, without secrets."""
+    lines = any(isinstance(each, structlog.dev.ConsoleRenderer) for each in structlog.get_config()["processors"])
+    return partial(configure, "lines" if lines else "json", **structlog.contextvars.get_contextvars())
 
 
 def get() -> structlog.stdlib.BoundLogger:

@@ -235,6 +235,12 @@ class Overlay:
         path = "/spec/template/spec/containers/0/args"
         return self.patch("Job", "pipeline", {"op": "replace", "path": path, "value": args})
 
+    def without_pipeline(self) -> Overlay:
+        """The templates alone: nothing runs by itself."""
+        removed = {"patch": "$patch: delete\napiVersion: batch/v1\nkind: Job\nmetadata: {name: pipeline}\n"}
+        self.edit(lambda k: k.pop("replacements", None))
+        return self.edit(lambda k: k.setdefault("patches", []).append(removed))
+
     def apply(self, cluster: Cluster) -> str:
         return cluster.run("apply", "-k", str(self.folder))
 

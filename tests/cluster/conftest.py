@@ -32,7 +32,9 @@ LONGEST = 15 * 60.0
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that several processes end at about the same time."""
-    longest = ("evictions", "the_laptop_makes", "test_chain", "no_storage_to", "test_reevaluation", "test_gpus")
+    longest = (
+        "evictions", "the_laptop_makes", "test_chain", "no_storage_to", "a_lost_pod", "test_reevaluation", "test_gpus",
+    )  # fmt: skip
     items.sort(key=lambda item: next((n for n, name in enumerate(longest) if name in item.nodeid), len(longest)))
 
 

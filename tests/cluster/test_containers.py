@@ -41,9 +41,7 @@ SEEN = {
 @pytest.fixture
 def templates(namespace: Cluster, overlay: Callable[[str], Overlay]) -> Cluster:
     """A namespace with the templates and without the pipeline's Job: nothing runs by itself."""
-    removed = {"patch": "$patch: delete\napiVersion: batch/v1\nkind: Job\nmetadata: {name: pipeline}\n"}
-    run = overlay("templates").edit(lambda k: k.pop("replacements", None))
-    run.edit(lambda k: k.setdefault("patches", []).append(removed)).apply(namespace)
+    overlay("templates").without_pipeline().apply(namespace)
     return namespace
 
 

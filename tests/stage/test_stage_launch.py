@@ -183,3 +183,29 @@ def test_a_key_of_the_environment_leaves_the_process_nowhere(log: Path) -> None:
     assert word["last"] == "[redacted]"
     assert word["message"].endswith("[red")  # cut where it is too long, after its key was taken out
     assert KEY[:6] not in out + said + log.read_text()
+
+
+SPAWNING = """
+    import multiprocessing, os
+    from vcot import logging
+
+    def child(set_up_logging):
+        set_up_logging()
+        logging.get().warning("asked with " + os.environ["SOME_API_KEY"])
+
+    if __name__ == "__main__":
+        logging.configure("json", run="night", stage="nap")
+        process = multiprocessing.get_context("spawn").Process(target=child, args=(logging.for_child(),))
+        process.start()
+        process.join()
+"""
+
+
+def test_a_spawned_process_logs_as_its_parent_does(tmp_path: Path) -> None:
+    program = tmp_path / "spawning.py"
+    program.write_text(textwrap.dedent(SPAWNING))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SOME_API_KEY": KEY}
+    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, check=True)
+    said = json.loads(done.stderr)
+    assert (said["run"], said["stage"], said["level"]) == ("night", "nap", "warning")
+    assert KEY not in done.stdout + done.stderr

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar, cast
 
-from vcot import errors
+from vcot import errors, logging
 from vcot.errors import InputError, TemporaryError, VcotError
 from vcot.records.shards import File, fetch_file
 from vcot.stage import stop
@@ -172,7 +172,8 @@ class Fetching:
                 steps[number].append(step)
         context = multiprocessing.get_context("spawn")  # a fork would share a GPU and open connections
         self._step, self._over = context.Value("q", 0, lock=False), False
-        self._worker = context.Process(target=_serve, args=(cache, steps, self._step, os.getpid()), daemon=True)
+        arguments = (cache, steps, self._step, os.getpid(), logging.for_child())
+        self._worker = context.Process(target=_serve, args=arguments, daemon=True)
         self._worker.start()
         self._watch = threading.Thread(target=self._tell_end, args=(cache,), daemon=True)
         self._watch.start()
@@ -199,8 +200,12 @@ class Fetching:
             cache.tell_failure(TemporaryError(f"the process that downloads examples ended ({self._worker.exitcode})"))
 
 
-def _serve(cache: ShardCache, steps: Sequence[Sequence[int]], at: Any, parent: int) -> None:
+def _serve(
+    cache: ShardCache, steps: Sequence[Sequence[int]], at: Any, parent: int, set_up_logging: Callable[[], None]
+) -> None:
     """The process that downloads; it ends with the one that started it."""
+    set_up_logging()
+    logging.quiet()  # where storage is, the other process has said
     for number in (signal.SIGINT, signal.SIGTERM):  # its parent decides when it is over
         signal.signal(number, signal.SIG_IGN)
 
