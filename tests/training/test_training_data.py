@@ -13,7 +13,7 @@ import pytest
 from tests.training.toy import examples, write_examples
 from vcot.errors import InputError, SettingsError
 from vcot.records.example import IGNORED, Examples, Row
-from vcot.training.batches import Plan, RankBatches, validation_batches
+from vcot.training.batches import Plan, RankBatches
 from vcot.training.data import Collator, SFTDataset
 
 
@@ -123,12 +123,12 @@ def test_ranks_share_each_step_and_a_step_is_the_same_for_any_number_of_them(ran
 
 def test_what_is_held_out_is_always_the_first_alternative_of_each_sample() -> None:
     made = rows(40)
-    batches = validation_batches(made, 600)
+    batches = planned(made, batch_tokens=600).evaluation()
     assert sorted(made[row].id for batch in batches for row in batch) == sorted(f"{s}#0" for s in range(0, 40, 5))
     lengths = [made[row].tokens for batch in batches for row in batch]
     assert lengths == sorted(lengths)
     flat_rows = [row for batch in batches for row in batch]
-    shares = [validation_batches(made, 600, rank=rank, ranks=2) for rank in range(2)]
+    shares = [planned(made, batch_tokens=600).evaluation(rank, 2) for rank in range(2)]
     assert len(shares[0]) == len(shares[1])
     assert sorted(row for share in shares for batch in share for row in batch) == sorted(flat_rows)
 
