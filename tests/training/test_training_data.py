@@ -14,7 +14,7 @@ from tests.training.toy import examples, write_examples
 from vcot.errors import InputError, SettingsError
 from vcot.records.example import IGNORED, Examples, Row
 from vcot.training.batches import Plan, RankBatches
-from vcot.training.data import Collator, SFTDataset
+from vcot.training.data import Collator, SFTDataset, loaders
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,20 @@ def test_an_image_is_cut_once_for_all_its_questions_while_there_is_room(dataset:
     poor = SFTDataset(dataset.examples, toy_encoder, cache_bytes=0)
     assert poor[0] is not poor[0]
     assert poor[0]["pixels"].equal(dataset[0]["pixels"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_caches_of_all_workers_of_both_splits_are_within_the_limit(
+    dataset: Any, toy_encoder: Any, workers: int
+) -> None:
+    plan = planned(dataset.examples.rows)
+    both = loaders(
+        dataset.examples, toy_encoder, RankBatches(plan), plan.evaluation(), samples=plan.samples, packed=False,
+        workers=workers, cache_bytes=1000,
+    )  # fmt: skip
+    found = [max(loader.num_workers, 1) * loader.dataset.free_bytes for loader in both]
+    assert 990 <= sum(found) <= 1000
+    assert min(found) > 200  # 2 samples of 7
 
 
 def test_an_image_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: Path, toy_encoder: Any) -> None:

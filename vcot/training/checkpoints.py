@@ -88,13 +88,10 @@ class Checkpoints:
 
     def save(self, step: int, best_step: int | None, batches_per_step: int, write: Callable[[Path], None]) -> None:
         """Lets `write` fill a local folder and returns; the folder is uploaded meanwhile, and then said to be whole.
-        A step that is saved already is not saved again.
 
         Waits for the upload before it, so there is at most one. Raises what that one failed with.
         """
         self.wait()
-        if step in self._local:
-            return
         begun = time.monotonic()
         names = [f"step-{step:06d}-{secrets.token_hex(4)}"]
         if self.group is not None:

@@ -285,7 +285,7 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
             if of_all([float(stop.requested)], self.args.device)[0]:
                 stop.join()
                 reshard(self.model)
-                if not self.slow_to_save:
+                if self.tokens > self.tokens_before and not self.slow_to_save:  # else the step is saved already
                     self._save_checkpoint(self.model, None)
                 stop.raise_if_requested("the last checkpoint counts")
             loss = float(self._loss_sum(self.model, self._prepare_inputs(batch)))
