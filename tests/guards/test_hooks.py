@@ -35,10 +35,9 @@ OVERRIDDEN: dict[tuple[type, tuple[type, ...]], dict[str, str]] = {
         "get_train_dataloader": "",
         "log": "logs start_time",
     },
-    (TrainerCallback, (RunCallback,)): {
-        name: "args state control kwargs"
-        for name in ("on_evaluate", "on_log", "on_step_begin", "on_step_end", "on_train_begin")
-    },
+    (TrainerCallback, (RunCallback,)): dict.fromkeys(
+        ("on_evaluate", "on_log", "on_step_begin", "on_step_end", "on_train_begin"), "args state control kwargs"
+    ),
     (LocalElasticAgent, (Agent,)): {
         "_monitor_workers": "worker_group",
         "_shutdown": "death_sig timeout",
