@@ -64,8 +64,9 @@ class TrainSettings(TrainingConfig, Settings):
         shapes_result=False,
     )  # fmt: skip
     cache_mib: int = setting(
-        1024, "memory for prepared images; with enough, each is prepared once", unit="MiB", ge=0, shapes_result=False
-    )
+        1024, "memory of each rank for prepared images, in all its processes together; with enough, each is prepared "
+        "once", unit="MiB", ge=0, shapes_result=False,
+    )  # fmt: skip
     cache_gib: float = setting(
         20, "disk for shards of examples, which arrive while it trains and leave when they are not needed for long; at "
         "least --shuffle-gib, unless all examples are less. Where not all fit, each evaluation fetches again what it "
@@ -211,7 +212,7 @@ def _learn(
     from vcot.storage import join, put_folder
     from vcot.tokens import Encoder, load_processor
     from vcot.training.checkpoints import Checkpoints
-    from vcot.training.engine import NotFinite, RunContext, in_shards
+    from vcot.training.engine import NotFinite, RunContext, in_shards, in_turn
     from vcot.training.publish import publish, write_failure
     from vcot.training.sft import fine_tune
 
@@ -237,7 +238,7 @@ def _learn(
     try:
         result = fine_tune(
             settings, base=base, base_uri=settings.base_uri, encoder=encoder,
-            examples=Examples(cache), context=context,
+            examples=in_turn(context, lambda: Examples(cache)), context=context,
             checkpoints=Checkpoints(folder.store, uri, here, settings.save_total_limit),
         )  # fmt: skip
     except NotFinite as error:

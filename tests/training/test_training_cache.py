@@ -15,7 +15,7 @@ from vcot.records.example import Examples, Row
 from vcot.records.shards import File
 from vcot.storage import Store
 from vcot.storage.local import file_digest
-from vcot.training.batches import Plan, validation_batches
+from vcot.training.batches import Plan
 
 SHARDS = 6
 
@@ -90,7 +90,7 @@ def test_where_all_are_shuffled_together_it_does_not_matter_how_they_are_stored(
 
 def test_an_evaluation_reads_shards_one_after_another() -> None:
     made = rows()
-    found = validation_batches(made, 1000, shards=[100] * 10, shuffle_bytes=399)
+    found = planned(shards=[100] * 10, shuffle_bytes=399).evaluation()
     windows = [{made[row].shard // 3 for row in batch} for batch in found]
     assert all(len(window) == 1 for window in windows)
     assert [*map(min, windows)] == sorted(map(min, windows))

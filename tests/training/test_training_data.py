@@ -13,8 +13,8 @@ import pytest
 from tests.training.toy import examples, write_examples
 from vcot.errors import InputError, SettingsError
 from vcot.records.example import IGNORED, Examples, Row
-from vcot.training.batches import Plan, RankBatches, validation_batches
-from vcot.training.data import Collator, SFTDataset
+from vcot.training.batches import Plan, RankBatches
+from vcot.training.data import Collator, SFTDataset, loaders
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +123,12 @@ def test_ranks_share_each_step_and_a_step_is_the_same_for_any_number_of_them(ran
 
 def test_what_is_held_out_is_always_the_first_alternative_of_each_sample() -> None:
     made = rows(40)
-    batches = validation_batches(made, 600)
+    batches = planned(made, batch_tokens=600).evaluation()
     assert sorted(made[row].id for batch in batches for row in batch) == sorted(f"{s}#0" for s in range(0, 40, 5))
     lengths = [made[row].tokens for batch in batches for row in batch]
     assert lengths == sorted(lengths)
     flat_rows = [row for batch in batches for row in batch]
-    shares = [validation_batches(made, 600, rank=rank, ranks=2) for rank in range(2)]
+    shares = [planned(made, batch_tokens=600).evaluation(rank, 2) for rank in range(2)]
     assert len(shares[0]) == len(shares[1])
     assert sorted(row for share in shares for batch in share for row in batch) == sorted(flat_rows)
 
@@ -180,6 +180,20 @@ def test_an_image_is_cut_once_for_all_its_questions_while_there_is_room(dataset:
     poor = SFTDataset(dataset.examples, toy_encoder, cache_bytes=0)
     assert poor[0] is not poor[0]
     assert poor[0]["pixels"].equal(dataset[0]["pixels"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_caches_of_all_workers_of_both_splits_are_within_the_limit(
+    dataset: Any, toy_encoder: Any, workers: int
+) -> None:
+    plan = planned(dataset.examples.rows)
+    both = loaders(
+        dataset.examples, toy_encoder, RankBatches(plan), plan.evaluation(), samples=plan.samples, packed=False,
+        workers=workers, cache_bytes=1000,
+    )  # fmt: skip
+    found = [max(loader.num_workers, 1) * loader.dataset.free_bytes for loader in both]
+    assert 990 <= sum(found) <= 1000
+    assert min(found) > 200  # 2 samples of 7
 
 
 def test_an_image_whose_grid_is_not_the_one_written_down_is_refused(tmp_path: Path, toy_encoder: Any) -> None:

@@ -169,25 +169,50 @@ def test_asked_to_stop_it_saves_and_the_next_start_goes_on_from_there(
 ) -> None:
     plainly, seen = Collator.__call__, 0
 
-    def stop_in_the_fifth_batch(self: Any, chosen: Any) -> Any:
+    def stop_in_the_seventh_batch(self: Any, chosen: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen == 5:
+        if seen == 7:
             stop.request(signal.SIGTERM)
         return plainly(self, chosen)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Collator, "__call__", stop_in_the_fifth_batch)
-        with pytest.raises(Interrupted, match=r"step 3 of 5 is done"):
+        patch.setattr(Collator, "__call__", stop_in_the_seventh_batch)
+        with pytest.raises(Interrupted, match=r"step 4 of 5 is done"):
             learn(tmp_path, save_steps=100, max_steps=5)
     stop._asked.clear()
     (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert folder.name[:11] == "step-000003"
+    assert folder.name[:11] == "step-000004"  # which should be evaluated, but there is no time for that
     before = read_state(folder / "state.safetensors")["tokens"]
     went_on = learn(tmp_path, save_steps=100, max_steps=5)
     assert losses_by_step(went_on.history) == losses_by_step(calm.history)
     assert 0 < before < calm.tokens
     assert went_on.tokens == calm.tokens - before  # or its speed would be that of work it has not done
+
+
+def test_asked_to_stop_in_an_evaluation_it_saves_the_step_and_the_next_start_evaluates_it(
+    calm: Any, learn: Any, tmp_path: Path, never_stopped: None
+) -> None:
+    """First that of step 4, then that of the last step, 5."""
+    plainly = SFTTrainer._loss_sum
+    for step in (4, 5):
+
+        def stop_in_an_evaluation(self: Any, model: Any, inputs: Any, step: int = step) -> Any:
+            if not model.training and self.state.global_step == step and not stop.requested:
+                stop.request(signal.SIGTERM)
+            return plainly(self, model, inputs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SFTTrainer, "_loss_sum", stop_in_an_evaluation)
+            with pytest.raises(Interrupted, match="the last checkpoint counts"):
+                learn(tmp_path, save_steps=100, max_steps=5)
+        stop._asked.clear()
+        stop.signal = None
+        assert len(list((tmp_path / "checkpoints").glob(f"step-{step:06d}-*"))) == 1
+    went_on = learn(tmp_path, save_steps=100, max_steps=5)
+    assert losses_by_step(went_on.history) == losses_by_step(calm.history)
+    assert went_on.metadata == calm.metadata
+    assert all(value.equal(weights(calm)[name]) for name, value in weights(went_on).items())
 
 
 class Bomb:

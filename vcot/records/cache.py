@@ -58,7 +58,8 @@ class ShardCache:
     # --- any process ---------------------------------------------------------------------------------
 
     def indices(self, read: Callable[[BinaryIO, str], bytes]) -> list[bytes]:
-        """What `read` makes of each file, by reading ranges of it in storage; made once in a pod.
+        """What `read` makes of each file, by reading ranges of it in storage, and keeps in the folder: it is made once
+        in a pod if one process asks before the others.
 
         Raises InputError: a file is not what its marker says.
         """

@@ -3,6 +3,7 @@
     plan = Plan.of(rows, batch_tokens=8192, packed=True, batches_per_step=8, epochs=2, seed=42)
     plan.steps[0]                    the batches of the first step, each a tuple of row numbers
     RankBatches(plan, rank, ranks)   this rank's share of them, for a DataLoader
+    plan.evaluation(rank, ranks)     its share of the batches of an evaluation
 
 The plan is a function of rows, settings and seed. So a training that goes on after a stop learns from the same rows,
 and so does one that goes on with another number of ranks: what a step is made of does not depend on who computes it.
@@ -14,7 +15,7 @@ import itertools
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.utils.data import Sampler
@@ -34,7 +35,7 @@ class Plan:
     """
     steps: the batches of each step. epochs: how many epochs have been seen after each step. batches_per_step: of all
     steps but the last of an epoch, which may have fewer. slots: tokens that are computed in all of them, padding
-    included; real: those among them that rows are made of.
+    included; real: those among them that rows are made of. samples: how many each split has.
     """
 
     steps: tuple[tuple[Batch, ...], ...]
@@ -42,6 +43,8 @@ class Plan:
     batches_per_step: int
     slots: int
     real: int
+    validation: tuple[Batch, ...]
+    samples: Mapping[str, int]
 
     @classmethod
     def of(
@@ -51,7 +54,7 @@ class Plan:
         """
         Args:
             rows: of all splits; those of the split train are learned. Of each sample one row (one alternative of its
-                reasoning) is drawn per epoch.
+                reasoning) is drawn per epoch; of a sample of the split validation the first is taken, always.
             batch_tokens: of one batch: of its rows together where they are packed, else of its longest row times
                 their number.
             max_steps: where given, so many steps, whatever `epochs` says.
@@ -61,8 +64,9 @@ class Plan:
         Raises:
             SettingsError: a row is longer than `batch_tokens`.
         """
-        samples = list(samples_of(rows, "train").values())
-        _check_lengths(rows, [row for alternatives in samples for row in alternatives], batch_tokens)
+        by_split = _samples_by_split(rows)
+        samples, held_out = by_split["train"], [alternatives[0] for alternatives in by_split["validation"]]
+        _check_lengths(rows, [*itertools.chain(*samples), *held_out], batch_tokens)
         steps: list[tuple[Batch, ...]] = []
         seen: list[float] = []
         epoch = 0
@@ -87,7 +91,12 @@ class Plan:
         chosen = [batch for step in steps for batch in step]
         real = [[rows[row].tokens for row in batch] for batch in chosen]
         slots = sum(sum(lengths) if packed else max(lengths) * len(lengths) for lengths in real)
-        return cls(tuple(steps), tuple(seen), batches_per_step, slots, sum(map(sum, real)))
+        shuffled = _shuffled_together(rows, held_out, shards, shuffle_bytes)
+        return cls(
+            tuple(steps), tuple(seen), batches_per_step, slots, sum(map(sum, real)),
+            validation=tuple(batch for together in shuffled for batch in _pad(rows, together, batch_tokens)),
+            samples={split: len(of_split) for split, of_split in by_split.items()},
+        )  # fmt: skip
 
     def shards(self, rows: Sequence[Row]) -> list[set[int]]:
         """Of each step, the files that its rows are in."""
@@ -96,6 +105,12 @@ class Plan:
     def epoch(self, step: int) -> float:
         """How many epochs have been seen after so many steps."""
         return self.epochs[step - 1] if step else 0.0
+
+    def evaluation(self, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+        """One rank's batches of the validation split, for each rank as many: not packed, short rows first (of the
+        shards that are shuffled together)."""
+        batches = self.validation + ((),) * (-len(self.validation) % ranks)
+        return [list(batch) for batch in batches[rank::ranks]]
 
 
 class RankBatches(Sampler[list[int]]):
@@ -118,28 +133,16 @@ class RankBatches(Sampler[list[int]]):
             yield from map(list, batches[self._rank :: self._ranks])
 
 
-def validation_batches(
-    rows: Sequence[Row], batch_tokens: int, *, rank: int = 0, ranks: int = 1, shards: Sequence[int] = (),
-    shuffle_bytes: int = 0,
-) -> list[list[int]]:  # fmt: skip
-    """One rank's batches of the validation split, always the same and for each rank as many: the first alternative of
-    each sample, short ones first (of the shards that `Plan.of` would shuffle together). Not packed. Raises
-    SettingsError: a row is longer than `batch_tokens`."""
-    chosen = [alternatives[0] for alternatives in samples_of(rows, "validation").values()]
-    _check_lengths(rows, chosen, batch_tokens)
-    together = _shuffled_together(rows, chosen, shards, shuffle_bytes)
-    batches = [batch for some in together for batch in _pad(rows, some, batch_tokens)]
-    batches += [()] * (-len(batches) % ranks)
-    return [list(batch) for batch in batches[rank::ranks]]
-
-
-def samples_of(rows: Sequence[Row], split: str) -> dict[str, list[int]]:
-    """Sample → its rows, in the order of their alternatives."""
-    found: dict[str, list[int]] = defaultdict(list)
+def _samples_by_split(rows: Sequence[Row]) -> dict[str, list[list[int]]]:
+    """Split → its samples, each its rows in the order of their alternatives."""
+    found: dict[str, dict[str, list[int]]] = {"train": defaultdict(list), "validation": defaultdict(list)}
     for number, row in enumerate(rows):
-        if row.split == split:
-            found[row.sample].append(number)
-    return {sample: sorted(numbers, key=lambda n: rows[n].alternative) for sample, numbers in found.items()}
+        if row.split in found:
+            found[row.split][row.sample].append(number)
+    return {
+        split: [sorted(numbers, key=lambda number: rows[number].alternative) for numbers in samples.values()]
+        for split, samples in found.items()
+    }
 
 
 def _check_lengths(rows: Sequence[Row], chosen: Sequence[int], batch_tokens: int) -> None:

@@ -6,7 +6,7 @@ all images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -34,7 +34,7 @@ class SFTDataset(Dataset[Item]):
 
     def __init__(self, examples: Examples, encoder: Encoder, *, cache_bytes: int) -> None:
         self.examples, self._encoder = examples, encoder
-        self._free_bytes = cache_bytes
+        self.free_bytes = cache_bytes
         self._patches: dict[bytes, tuple[Tensor, Tensor]] = {}
         self._items: dict[int, Item] = {}
 
@@ -58,8 +58,8 @@ class SFTDataset(Dataset[Item]):
             "positions": places, "pixels": pixels, "grids": grids,
         }  # fmt: skip
         size = 5 * places.nbytes // 3  # with ids and labels
-        if cached and size <= self._free_bytes:
-            self._free_bytes -= size
+        if cached and size <= self.free_bytes:
+            self.free_bytes -= size
             self._items[row] = item
         return item
 
@@ -85,8 +85,8 @@ class SFTDataset(Dataset[Item]):
                 f"{written} was written down; run tokenize again"
             )
         size = pixels.numel() * pixels.element_size()
-        if cached := size <= self._free_bytes:
-            self._free_bytes -= size
+        if cached := size <= self.free_bytes:
+            self.free_bytes -= size
             self._patches[key] = pixels, grid
         return pixels, grid, cached
 
@@ -150,6 +150,22 @@ def _first_ignored(labels: Tensor) -> Tensor:
     labels = labels.clone()
     labels[0] = IGNORED
     return labels
+
+
+def loaders(
+    examples: Examples, encoder: Encoder, train: Sampler[list[int]], validation: list[list[int]], *,
+    samples: Mapping[str, int], packed: bool, workers: int, cache_bytes: int,
+) -> tuple[DataLoader[Item], DataLoader[Item] | None]:  # fmt: skip
+    """Of the batches to learn, and of those of an evaluation where there are any.
+
+    Args:
+        samples: of each split. cache_bytes: all workers of both loaders together; each has a cache of its own.
+    """
+    total = max(samples["train"] + samples["validation"], 1)
+    shares = [cache_bytes * samples[split] // total // max(workers, 1) for split in ("train", "validation")]
+    datasets = [SFTDataset(examples, encoder, cache_bytes=share) for share in shares]
+    held_out = loader(datasets[1], validation, Collator(encoder.pad_token_id), workers) if validation else None
+    return loader(datasets[0], train, Collator(encoder.pad_token_id, packed=packed), workers), held_out
 
 
 def loader(

@@ -9,7 +9,8 @@ replaced, each with a test that fails when the library changes it, and why:
                  training goes on (the library's are pickles, on a local disk)
     randomness   drawn anew each step from seed, step and rank (the library's states fit one number of ranks alone)
     not finite   stops at once, before the weights are touched (the library logs an average instead)
-    stopping     all ranks agree, once a step, and save (the library's signal handling is each rank's own)
+    stopping     all ranks agree, at each step and batch of an evaluation, and save (the library's signal handling is
+                 each rank's own)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -38,11 +39,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from vcot import logging
 from vcot.errors import InputError, SettingsError
 from vcot.models.device import device
+from vcot.records.cache import Fetching
 from vcot.records.example import Row
 from vcot.settings import flag
 from vcot.stage import Bar, stop, summary
 from vcot.training.checkpoints import Checkpoints, load_tensors, read_state, save_tensors, write_state
 from vcot.training.config import TrainingConfig
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=30)
 """How long ranks wait for each other: while one reads a checkpoint, say. A rank that died is noticed sooner."""
@@ -74,9 +78,9 @@ class RunContext:
     """Where a training runs and what it may use; nothing of it shapes the weights.
 
     scratch: a folder of this process. trackers: names for `report_to`, whose files go below `files`. saved: called
-    after each checkpoint. cache_bytes: for images that were cut into patches. workers: processes that prepare batches;
-    0: this one does. grace: seconds between SIGTERM and SIGKILL. rank of ranks: this process among those that train
-    together. first_of_pod: of those that share its disk.
+    after each checkpoint. cache_bytes: for images that were cut into patches, in all processes that this one starts.
+    workers: processes that prepare batches; 0: this one does. grace: seconds between SIGTERM and SIGKILL. rank of
+    ranks: this process among those that train together. first_of_pod: of those that share its disk.
     """
 
     scratch: Path
@@ -115,6 +119,19 @@ def of_all(values: Sequence[float], device: torch.device) -> list[float]:
     distributed.all_reduce(tensor)
     summed: list[float] = tensor.tolist()
     return summed
+
+
+def in_turn(context: RunContext, fetch: Callable[[], T]) -> T:
+    """First one rank of each pod, then the others, who find its files there. All must ask."""
+    if not distributed.is_initialized():
+        return fetch()
+    if context.first_of_pod:
+        found = fetch()
+    distributed.barrier()
+    if not context.first_of_pod:
+        found = fetch()
+    distributed.barrier()
+    return found
 
 
 def check_alike(
@@ -199,7 +216,7 @@ class Checkpointed:
         config, context, checkpoints: as `fine_tune` was given them.
         epoch: how many epochs have been seen after so many steps.
         batches_per_step: over all ranks.
-        bar: moved once a step.
+        bar: moved once a step. fetching: told of each step that begins.
     """
 
     args: Any
@@ -215,7 +232,8 @@ class Checkpointed:
 
     def __init__(
         self, *args: Any, config: TrainingConfig, context: RunContext, checkpoints: Checkpoints,
-        epoch: Callable[[int], float], batches_per_step: int, bar: Bar, **kwargs: Any,
+        epoch: Callable[[int], float], batches_per_step: int, bar: Bar, fetching: Fetching | None = None,
+        **kwargs: Any,
     ) -> None:  # fmt: skip
         self.config, self.context, self.checkpoints = config, context, checkpoints
         self.epoch, self.batches_per_step = epoch, batches_per_step
@@ -225,7 +243,7 @@ class Checkpointed:
         self.step_tokens = 0
         self.step_examples: list[str] = []
         self._losses: deque[float] = deque(maxlen=10)
-        super().__init__(*args, **kwargs, callbacks=[RunCallback(self, bar)])  # type: ignore[call-arg]
+        super().__init__(*args, **kwargs, callbacks=[RunCallback(self, bar, fetching)])  # type: ignore[call-arg]
 
     # --- a step --------------------------------------------------------------------------------------
 
@@ -340,13 +358,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publishes no types
-    """Moves the bar, saves a new best, stops when nothing gets better or when somebody asks.
+    """Moves the bar, knows and saves a new best, stops when nothing gets better or when somebody asks.
 
     Whether nothing gets better is read off the losses so far, so there is no counter that a resumed run could lose.
     """
 
-    def __init__(self, trainer: Checkpointed, bar: Bar) -> None:
-        self._trainer, self._bar = trainer, bar
+    def __init__(self, trainer: Checkpointed, bar: Bar, fetching: Fetching | None) -> None:
+        self._trainer, self._bar, self._fetching = trainer, bar, fetching
         self._begun: tuple[float, int] | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -354,6 +372,8 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publish
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         seed_step(self._trainer.config.seed, state.global_step, self._trainer.context.rank)
+        if self._fetching is not None:
+            self._fetching.at(state.global_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         state.epoch = self._trainer.epoch(state.global_step)
@@ -361,6 +381,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publish
         if self._trainer.asked_to_stop:
             stop.join()
             control.should_training_stop = True
+            control.should_evaluate = False  # the next start does; what is left of the grace period is for saving
             control.should_save = not self._trainer.slow_to_save
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
@@ -378,6 +399,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # the library publish
         losses = eval_losses(state.log_history)
         logging.get().info("evaluated", step=state.global_step, loss=round(losses[-1], 4))
         if losses[-1] < min(losses[:-1], default=math.inf):
+            state.best_global_step, state.best_metric = state.global_step, losses[-1]
             control.should_save = True
         if lost_patience(losses, self._trainer.config):
             control.should_training_stop = control.should_save = True
@@ -403,6 +425,13 @@ def lost_patience(losses: Iterable[float], config: TrainingConfig) -> bool:
     return 0 < config.early_stopping_patience <= worse
 
 
+def lacks_evaluation(state: TrainerState, max_steps: int, config: TrainingConfig) -> bool:
+    """Whether a checkpoint's state is that of a stop before the evaluation that its step should have had."""
+    step = state.global_step
+    due = step > 0 and (step % config.eval_steps == 0 or step >= max_steps)
+    return due and not any(entry["step"] == step for entry in state.log_history if "eval_loss" in entry)
+
+
 def is_over(state: TrainerState, max_steps: int, config: TrainingConfig) -> bool:
-    """Whether a checkpoint's state is that of a finished training."""
+    """Whether a checkpoint's state is that of a finished training, but for an evaluation that it may lack."""
     return state.global_step >= max_steps or lost_patience(eval_losses(state.log_history), config)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -38,10 +37,10 @@ from vcot.records.cache import Fetching
 from vcot.records.example import IGNORED, Examples
 from vcot.stage import Bar, stop
 from vcot.tokens import Encoder
-from vcot.training.batches import Plan, RankBatches, samples_of, validation_batches
+from vcot.training.batches import Plan, RankBatches
 from vcot.training.checkpoints import Checkpoints, Manifest
 from vcot.training.config import TrainingConfig
-from vcot.training.data import Collator, Item, SFTDataset, loader
+from vcot.training.data import Item, loaders
 from vcot.training.engine import (
     PROGRESS,
     Checkpointed,
@@ -50,7 +49,9 @@ from vcot.training.engine import (
     announce,
     check_alike,
     in_shards,
+    in_turn,
     is_over,
+    lacks_evaluation,
     load_trained,
     of_all,
     reshard,
@@ -58,8 +59,6 @@ from vcot.training.engine import (
 )
 from vcot.training.memory import divided, gpu_bytes, twice
 from vcot.training.parameters import freeze, parameter_groups
-
-T = TypeVar("T")
 
 _SAME_NAMES = {
     "seed", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
@@ -101,85 +100,109 @@ def fine_tune(
         NotFinite: the loss or the gradient left the numbers.
     """
     check_alike(context, config, examples.rows, gpu=gpu_bytes(), numbers=compute_dtype(config.dtype))
-    found = _newest(checkpoints, context)
-    batches_per_step = config.gradient_accumulation_steps * context.ranks
-    if found is not None:
-        batches_per_step = found[1].batches_per_step
-    shuffling: dict[str, Any] = {"shards": examples.sizes, "shuffle_bytes": int(config.shuffle_gib * 2**30)}
-    plan = Plan.of(
-        examples.rows, batch_tokens=config.batch_tokens, packed=config.packing == "on", epochs=config.num_train_epochs,
-        batches_per_step=batches_per_step, max_steps=config.max_steps, seed=config.seed, **shuffling,
-    )  # fmt: skip
-    if not plan.steps:
-        raise InputError("there is not one example of the train split; look at the report of tokenize")
-    share: dict[str, Any] = {"rank": context.rank, "ranks": context.ranks}
-    held_out = validation_batches(examples.rows, config.batch_tokens, **share, **shuffling)
-    if not held_out:
-        logging.get().warning("no validation split: no early stopping, and the last weights are kept")
-    steps, state = len(plan.steps), TrainerState()
-    if found is not None:
-        logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
-        state = TrainerState.load_from_json(str(found[0] / PROGRESS))
-    over = found is not None and is_over(state, steps, config)
-    with ExitStack() as running:
-        fetching: Fetching | None = None
-        if examples.cache is not None and context.first_of_pod and not over:  # while the model is loaded
-            fetching = running.enter_context(Fetching(examples.cache, plan.shards(examples.rows)))
-            fetching.at(state.global_step)
+    start = _start(config, examples, checkpoints, context)
+    plan, state, checkpoint = start.plan, start.state, start.checkpoint
+    with _fetching(examples, start, context) as fetching:  # while the model is loaded, too
         shards = context.ranks if divided(config, base, context.ranks) else 1
         model, compute = _model(config, base, base_uri, shards=shards)
         if in_shards(model):
             checkpoints.group, checkpoints.first_of_pod = distributed.new_group(backend="gloo"), context.first_of_pod
         result = TrainResult(model, compute, [], sum(p.numel() for p in trained(model).values()))
         result.metadata = {
-            "train_samples": len(samples_of(examples.rows, "train")),
-            "validation_samples": len(samples_of(examples.rows, "validation")),
+            "train_samples": plan.samples["train"],
+            "validation_samples": plan.samples["validation"],
             "ranks": context.ranks,
-            "batches_per_step": batches_per_step,
+            "batches_per_step": plan.batches_per_step,
             "real_tokens": round(plan.real / plan.slots, 4),
         }
-        if found is not None and over:
-            load_trained(model, found[0])
+        if start.over:
+            assert checkpoint is not None
+            load_trained(model, checkpoint)
         else:
-            dataset = SFTDataset(examples, encoder, cache_bytes=context.cache_bytes // max(context.workers, 1))
-            batches = RankBatches(plan, start=state.global_step, **share)
-            load = partial(loader, dataset, workers=context.workers)
+            batches = RankBatches(plan, rank=context.rank, ranks=context.ranks, start=state.global_step)
+            train, validation = loaders(
+                examples, encoder, batches, plan.evaluation(context.rank, context.ranks), samples=plan.samples,
+                packed=config.packing == "on", workers=context.workers, cache_bytes=context.cache_bytes,
+            )  # fmt: skip
             arguments = training_arguments(
-                config, context, steps=steps, accumulation=batches.per_step, evaluating=bool(held_out),
+                config, context, steps=len(plan.steps), accumulation=batches.per_step,
+                evaluating=validation is not None, evaluating_first=start.lacks_evaluation,
                 checkpointing=twice(config, base, whole_model(model).config.text_config, compute, shards),
             )  # fmt: skip
             checkpoints.whole = partial(announce, context)
-            with Bar("train", steps, "steps", shown=context.first) as bar:
+            with Bar("train", len(plan.steps), "steps", shown=context.first) as bar:
                 bar.advance(state.global_step)
                 trainer = SFTTrainer(
                     model, arguments, config=config, context=context, checkpoints=checkpoints, compute=compute, bar=bar,
-                    epoch=plan.epoch, batches_per_step=batches_per_step,
-                    train=load(batches, Collator(encoder.pad_token_id, packed=config.packing == "on")),
-                    validation=load(held_out, Collator(encoder.pad_token_id)) if held_out else None,
+                    epoch=plan.epoch, batches_per_step=plan.batches_per_step, fetching=fetching, train=train,
+                    validation=validation,
                 )  # fmt: skip
-                if fetching is not None:
-                    trainer.add_callback(ToldOfSteps(fetching.at))
                 begun = time.monotonic()
                 try:
-                    trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
+                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
                 except BaseException:
                     checkpoints.wait(and_raise=False)
                     raise
                 checkpoints.wait()
             result.seconds, result.tokens = time.monotonic() - begun, trainer.tokens - trainer.tokens_before
             state = trainer.state
-            stop.raise_if_requested(f"step {state.global_step} of {steps} is done, the last checkpoint counts")
+            stop.raise_if_requested(
+                f"step {state.global_step} of {len(plan.steps)} is done, the last checkpoint counts"
+            )
     result.history = state.log_history
     if context.first or in_shards(model):
         best, last = state.best_global_step, state.global_step
         if best is not None and best != last:
             fetch = partial(checkpoints.at, best)
-            if (folder := _in_turn(context, fetch) if in_shards(model) else fetch()) is None:
+            if (folder := in_turn(context, fetch) if in_shards(model) else fetch()) is None:
                 raise InputError(f"{checkpoints.uri}: the checkpoint of the best step, {best}, is gone")
             load_trained(model, folder)
         result.metadata |= {"last_step": last, "kept_step": last if best is None else best}
         model.eval()
     return result
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a training begins: its plan, the checkpoint to go on from (None: there is none) with the library's state in
+    it, whether it was stopped before the evaluation of that step, and whether nothing is left to do."""
+
+    plan: Plan
+    checkpoint: Path | None
+    state: TrainerState
+    lacks_evaluation: bool
+    over: bool
+
+
+def _start(config: TrainingConfig, examples: Examples, checkpoints: Checkpoints, context: RunContext) -> _Start:
+    found = _newest(checkpoints, context)
+    plan = Plan.of(
+        examples.rows, batch_tokens=config.batch_tokens, packed=config.packing == "on", epochs=config.num_train_epochs,
+        batches_per_step=config.gradient_accumulation_steps * context.ranks if found is None
+        else found[1].batches_per_step,
+        max_steps=config.max_steps, seed=config.seed,
+        shards=examples.sizes, shuffle_bytes=int(config.shuffle_gib * 2**30),
+    )  # fmt: skip
+    steps = len(plan.steps)
+    if not steps:
+        raise InputError("there is not one example of the train split; look at the report of tokenize")
+    if not plan.validation:
+        logging.get().warning("no validation split: no early stopping, and the last weights are kept")
+    if found is None:
+        return _Start(plan, None, TrainerState(), lacks_evaluation=False, over=False)
+    logging.get().info("going on from a checkpoint", step=found[1].step, of=steps)
+    state = TrainerState.load_from_json(str(found[0] / PROGRESS))
+    lacking = bool(plan.validation) and lacks_evaluation(state, steps, config)
+    return _Start(plan, found[0], state, lacking, over=is_over(state, steps, config) and not lacking)
+
+
+def _fetching(examples: Examples, start: _Start, context: RunContext) -> AbstractContextManager[Fetching | None]:
+    """What brings this pod its examples from storage, where they are there, in one of its ranks."""
+    if examples.cache is None or not context.first_of_pod or start.over:
+        return nullcontext()
+    fetching = Fetching(examples.cache, start.plan.shards(examples.rows))
+    fetching.at(start.state.global_step)
+    return fetching
 
 
 class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library publishes no types
@@ -219,6 +242,10 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
     def get_train_dataloader(self) -> DataLoader[Item]:
         return self._train
 
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        # An evaluation that was made up for, before the first step, may have been the last.
+        return ([], None) if self.control.should_training_stop else super().get_batch_samples(*arguments)
+
     def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Any]], device: torch.device) -> Tensor:
         self.step_examples = [name for batch in batch_samples for name in batch["names"]]
         self.step_tokens = sum(batch["tokens"] for batch in batch_samples)
@@ -249,18 +276,17 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         """One mean over the learned tokens of the validation split, logged as eval_loss.
 
         Raises:
-            Interrupted: a stop was asked for, and there is no time to see this through.
+            Interrupted: a stop was asked for; the step is saved, and the next start begins with its evaluation.
         """
         assert self._validation is not None
         self.model.eval()
         total, tokens, odd = 0.0, 0, list[str]()
-        asked: float | None = None
         for batch in self._validation:
-            if stop.requested:
-                asked = asked or time.monotonic()
-            late = asked is not None and time.monotonic() - asked > self.context.grace / 2
-            if of_all([float(late)], self.args.device)[0]:
+            if of_all([float(stop.requested)], self.args.device)[0]:
                 stop.join()
+                reshard(self.model)
+                if self.tokens > self.tokens_before and not self.slow_to_save:  # else the step is saved already
+                    self._save_checkpoint(self.model, None)
                 stop.raise_if_requested("the last checkpoint counts")
             loss = float(self._loss_sum(self.model, self._prepare_inputs(batch)))
             if not math.isfinite(loss):
@@ -279,14 +305,6 @@ class SFTTrainer(Checkpointed, Trainer):  # type: ignore[misc]  # the library pu
         return metrics
 
 
-class ToldOfSteps(TrainerCallback):  # type: ignore[misc]  # the library publishes no types
-    def __init__(self, told: Callable[[int], None]) -> None:
-        self._told = told
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._told(state.global_step)
-
-
 def learned_tokens(labels: Tensor) -> int:
     """How many tokens of [B, T] labels count; the first of a row is predicted from nothing."""
     return int((labels[:, 1:] != IGNORED).sum())
@@ -301,18 +319,7 @@ def _newest(checkpoints: Checkpoints, context: RunContext) -> tuple[Path, Manife
     distributed.broadcast_object_list(name, src=0)
     if name[0] is None:
         return None
-    return _in_turn(context, lambda: checkpoints.called(name[0]))
-
-
-def _in_turn(context: RunContext, fetch: Callable[[], T]) -> T:
-    """First one rank of each pod, then the others, who find its files there. All must ask."""
-    if context.first_of_pod:
-        found = fetch()
-    distributed.barrier()
-    if not context.first_of_pod:
-        found = fetch()
-    distributed.barrier()
-    return found
+    return in_turn(context, lambda: checkpoints.called(name[0]))
 
 
 def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) -> tuple[Any, torch.dtype]:
@@ -333,8 +340,9 @@ def _model(config: TrainingConfig, base: Path, base_uri: str, *, shards: int) ->
 
 
 def training_arguments(
-    config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool, checkpointing: bool
-) -> TrainingArguments:
+    config: TrainingConfig, context: RunContext, *, steps: int, accumulation: int, evaluating: bool,
+    checkpointing: bool, evaluating_first: bool = False,
+) -> TrainingArguments:  # fmt: skip
     where = device()
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(context.files)  # the library takes it from nowhere else
     arguments = TrainingArguments(
@@ -350,8 +358,7 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         eval_strategy="steps" if evaluating else "no",
-        metric_for_best_model="eval_loss" if evaluating else None,
-        greater_is_better=False if evaluating else None,
+        eval_on_start=evaluating_first,
         save_strategy="steps",
         save_only_model=True,  # the library refuses to resume a model in shards; it saves nothing here anyway
         logging_strategy="steps",
