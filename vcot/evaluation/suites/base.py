@@ -84,8 +84,8 @@ def found_at(threshold: float, *, strict: bool = False) -> SuiteMetric:
     sign = "above" if strict else "of at least"
     return SuiteMetric(
         f"acc@{threshold:g}",
-        f"Share of true boxes that the first boxes of a reply, as many as are true, meet with IoU {sign} {threshold:g}; "
-        "no box, or none that can be read, is a miss.",
+        "Share of true boxes that the first boxes of a reply, as many as are true, meet with IoU "
+        f"{sign} {threshold:g}; no box, or none that can be read, is a miss.",
         lambda m: sum(iou > threshold or (not strict and iou == threshold) for iou in m.score.ious),
         _true_boxes, "true boxes",
     )  # fmt: skip

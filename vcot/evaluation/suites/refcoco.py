@@ -18,7 +18,9 @@ _SAYS_NO = re.compile(
     r"(?:no|none|nothing|nobody|nowhere|absent|not (?:there|present|visible|found|in the (?:image|picture|photo))"
     r"|there (?:is|are) (?:no|none|nothing))\b"
 )
-_NO_BOX = re.compile(r"""["'](?:bbox_2d|bbox|box_2d|box)["']\s*:\s*(?:null|none|\[\s*\])|\A\s*(?:```json)?\s*\[\s*\]""", re.I)
+_NO_BOX = re.compile(
+    r"""["'](?:bbox_2d|bbox|box_2d|box)["']\s*:\s*(?:null|none|\[\s*\])|\A\s*(?:```json)?\s*\[\s*\]""", re.I
+)
 
 
 def _set(sample: Sample) -> str | None:
@@ -51,7 +53,9 @@ def _published() -> tuple[Published, ...]:
             for system, share in (("Qwen3.5-Plus", 0.952), ("Qwen3.6-27B", 0.925), ("PaDT-Pro 7B", 0.945))
         ),
         *(
-            Published("ref-l4 test", "Qwen3-VL-8B", f"accuracy_at_{at}", share, survey, f"acc@0.{at}; Ref-L4's own rows")
+            Published(
+                "ref-l4 test", "Qwen3-VL-8B", f"accuracy_at_{at}", share, survey, f"acc@0.{at}; Ref-L4's own rows"
+            )
             for at, share in ((50, 0.885), (75, 0.776), (90, 0.558))
         ),
     )
