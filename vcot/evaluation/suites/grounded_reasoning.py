@@ -70,7 +70,8 @@ def treebench_boxes(text: str) -> tuple[Box, ...]:
 
 
 _TREEVGR = "Wang et al. 2025, arXiv 2507.07999"
-_OWN = "its own prompt with <think> and <answer>; greedy"
+_AGAIN = "README of github.com/Haochen-Wang409/TreeVGR"
+_OWN = "its own prompt with <think> and <answer>, greedy; images of 1280 to 16384 visual tokens"
 _SURVEY = "survey of 2026-09-06, second-hand, not checked"
 
 
@@ -112,9 +113,9 @@ SUITE = Suite(
     },
     published=(
         *_of_treevgr(),
-        Published("treebench", "o3", "answer_score", 0.5487, "TreeBench's code (its leaderboard)", _OWN),
-        Published("treebench", "TreeVGR-7B, run again by its authors", "answer_score", 0.494, "TreeVGR's code", _OWN),
-        Published("treebench", "TreeVGR-7B, run again by its authors", "best_iou", 0.433, "TreeVGR's code", _OWN),
+        Published("treebench", "o3", "answer_score", 0.5487, _TREEVGR, "not said"),
+        Published("treebench", "TreeVGR-7B, run again", "answer_score", 0.4938, _AGAIN, _OWN),
+        Published("treebench", "TreeVGR-7B, run again", "best_iou", 0.433, _AGAIN, _OWN),
         Published("treebench", "Seed2.0 Pro", "answer_score", 0.647, _SURVEY, "not said"),
         Published("vstar", "leading models of 2026", "answer_score", 0.960, _SURVEY, "191 questions; not said"),
     ),

@@ -95,7 +95,7 @@ class JudgePrompt(NamedTuple):
 
 
 def judge_prompt(question: str, true: str, said: str) -> JudgePrompt:
-    """What a judge of answers is asked: the published protocol in our own words, with its form of question and reply."""
+    """What a judge of answers is asked: the published protocol in our own words, with its form of reply."""
     system = (
         "You compare a model's answer with the standard answer to a question about an image. Give a score between 0 "
         "and 1: 1 where both say the same, 0 where the answer is wrong or says nothing, and between them the more, the "
