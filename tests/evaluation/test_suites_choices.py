@@ -33,8 +33,8 @@ from vcot.records import Rejection, Sample
 SUITE = SUITES["grounded-reasoning"]
 COLUMNS = ["index", "image", "question", *"ABCDEF", "answer", "category", "target_instances", "multi-choice options"]
 TREE = {
-    "index": "0", "question": 'Which way does the "red" car\tdrive?\nLook closely.', "A": "left", "B": "right", "C": "up",
-    "D": "down", "E": "", "F": "", "answer": "B", "category": "Perception/Attributes",
+    "index": "0", "question": 'Which way does the "red" car\tdrive?\nLook closely.', "A": "left", "B": "right",
+    "C": "up", "D": "down", "E": "", "F": "", "answer": "B", "category": "Perception/Attributes",
     "target_instances": "[[10, 20, 60, 70], [100, 110, 150, 160]]", "multi-choice options": "A. left\nB. right",
 }  # fmt: skip
 
@@ -217,7 +217,7 @@ def independent_letter(said: str) -> str | None:
 
 @pytest.mark.parametrize(
     "said",
-    ["B", "(b)", "B.", "B. food", "the answer is (B)", "A", "C. popsicle stick", "E", "7", "(D)", "d: cigarette"],
+    ["B", "(b)", "B.", "B. food", "the answer is (B)", "A", "C. popsicle stick", "E", "7", "(D)"],
 )
 def test_choices_are_those_of_an_independent_reader(said: str) -> None:
     one = drawn("a", None, answers=("food",), choices=("toothpick", "food", "popsicle stick", "cigarette"))

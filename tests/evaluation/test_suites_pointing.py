@@ -41,7 +41,7 @@ def test_published_expressions_are_found_as_torchvision_finds_them(given: Given)
     for one in samples(given.outcomes("refcoco", given.rows(rows))):
         assert one.true_boxes is not None
         box = one.true_boxes[0]
-        by = generator.choice((0.0, 0.02, 0.1, 0.2, 0.5)) * box.width
+        by = generator.choice((0.0, 0.02, 0.08, 0.2, 0.3, 0.55)) * box.width
         edges.append([round(edge, 2) for edge in (box.x1, box.y1, max(box.x2 - by, box.x1 + 0.1), box.y2)])
         said.append((one, pointing(one, edges[-1])))
     true = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64)
@@ -150,7 +150,7 @@ def test_adversarial_things_are_those_that_stand_most_often_beside_what_is_there
     results = given.outcomes("coco", scene(given), absent_by="adversarial", absent=2)
     found = denied(results, "adversarial")
     assert found[1] == ["c", "d"]  # beside a or b: c twice, d once, e never
-    assert found[3] == ["b", "d"]  # beside a: b twice, d once; beside c: d once; of equal ones any
+    assert {*found[3]} == {"b", "d"}  # beside a: b twice, d once; beside c: d once; e never
     assert found[6] == ["a"]
     assert found[4][0] == "b"
 
@@ -165,7 +165,7 @@ def test_as_many_are_there_as_are_not_in_each_image_whatever_the_seed(given: Giv
     assert [one.id for one in results] == [
         one.id for one in given.outcomes("coco", uri, absent_by=by, absent=3, seed=2)
     ]
-    assert {POPE.sets(one) for one in results} == {by}
+    assert {(POPE.sets(one), one.origin.split) for one in results} == {(by, "test")}
     assert {one.question.split()[0] for one in results} <= {"Is", "Do"}
 
 

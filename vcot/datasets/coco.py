@@ -93,8 +93,9 @@ class CocoOptions(QuestionOptions, WordingOptions):
         unit="questions", ge=0,
     )  # fmt: skip
     absent_by: Literal["random", "popular", "adversarial"] | None = setting(
-        None, "coco: ask only whether things are there, of each image as often about things that are as about things "
-        "that are not, --absent of each: any, the most frequent, or those that most often stand beside what is there",
+        None, "coco: questions to measure with, of the test split: only whether things are there, --absent of each image "
+        "about things that are and as many about things that are not: any, the most frequent, or those that most often "
+        "stand beside what is there",
     )  # fmt: skip
     unmatched_annotations: Literal["doubt", "ignore"] = setting(
         "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
@@ -236,7 +237,8 @@ def _questions(context: ConversionContext[CocoOptions], source: Input, index: sq
         doubted = anywhere | (found - written.keys() if doubting else set())
         in_doubt = {name for number, name in names.items() if number in doubted or not doubted <= written.keys()}
         common = {
-            "image": entry, "split": entry.get("split"), "dataset": _dataset(source),
+            "image": entry, "split": entry.get("split") if own.absent_by is None else "test",
+            "dataset": _dataset(source),
             "licence": licences.get(_key(entry.get("license"))),
         }  # fmt: skip
         of = f"{source.name}:{image_id}"
