@@ -93,9 +93,9 @@ class CocoOptions(QuestionOptions, WordingOptions):
         unit="questions", ge=0,
     )  # fmt: skip
     absent_by: Literal["random", "popular", "adversarial"] | None = setting(
-        None, "coco: questions to measure with, of the test split: only whether things are there, --absent of each image "
-        "about things that are and as many about things that are not: any, the most frequent, or those that most often "
-        "stand beside what is there",
+        None, "coco: questions to measure with, of the test split: only whether things are there, --absent of each "
+        "image about things that are and as many about things that are not: any, the most frequent, or those that most "
+        "often stand beside what is there",
     )  # fmt: skip
     unmatched_annotations: Literal["doubt", "ignore"] = setting(
         "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
