@@ -269,7 +269,8 @@ def test_refcoco_expressions_are_answered_by_pointing(garden: Given) -> None:
     ("changed", "reason"),
     [
         ({"expression": " "}, "no-question"),
-        ({"bbox": None}, "box-malformed"),
+        ({"bbox": "none"}, "box-malformed"),
+        ({"bbox": [285.04, 23.29]}, "box-malformed"),
         ({"bbox": [285.04, 23.29, 724.78, 146.4]}, "box-outside"),
         ({"width": 427, "height": 640}, "image-size-differs"),
         ({"img_path": "COCO_train2014_000000000001.jpg"}, "image-missing"),

@@ -5,7 +5,8 @@ name in the list below, and one test with three rows. Where its input is neither
 function makes them.
 """
 
-from vcot.datasets import viscot, coco, multiple_choice, llava_cot, scenes, samples  # noqa: I001  in the order of --help
+# In the order of --help.
+from vcot.datasets import viscot, coco, multiple_choice, grounded_reasoning, llava_cot, scenes, samples  # noqa: I001
 from vcot.datasets.base import DATASETS, ConversionContext
 from vcot.datasets.reading import read, rows_of_shard
 

@@ -15,6 +15,10 @@ and about things that are not there (`absent`: how many in each image), in turns
 
 Evidence of these is an empty list: a model that only ever sees boxes learns to draw one always.
 
+With `absent_by`, for measuring, only whether things are there is asked, and of each image as often about those that are
+as about those that are not (POPE: Li et al. 2023, arXiv 2305.10355). Which things of the latter: any (`random`), those
+that most images show (`popular`), or those that most often stand beside what this image shows (`adversarial`).
+
 Nothing is asked about the category of a crowd in its image, because nobody knows how many there are. An annotation
 whose image or category is not in the file is refused as a row of its own, and puts in doubt what it may be of: what is
 in doubt is not counted, not pointed at as all that there is, and not denied.
@@ -25,9 +29,10 @@ the scratch disk, so that memory does not grow with the file.
 RefCOCO, RefCOCO+, RefCOCOg: an expression, and the one box in the image that it describes.
 
 Rows as VisCoT publishes them for measuring: {"img_path": "COCO_train2014_….jpg", "expression", "bbox": [x1, y1, x2, y2]
-in float pixels, "width", "height", "sent_id", "split"}. The images are COCO's train2014, in one folder.
+in float pixels, "width", "height", "sent_id", "split"}. The images are COCO's train2014, in one folder. A bbox of null
+or [] says that the expression describes nothing in the image.
 
-The model is asked to point; what it answers in words is where in the image the box is.
+The model is asked to point; what it answers in words is where in the image the box is, or "no".
 """
 
 from __future__ import annotations
@@ -35,9 +40,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 from vcot import logging
@@ -55,6 +63,7 @@ from vcot.datasets.base import (
     pick,
     same_size,
     text,
+    uniform,
 )  # fmt: skip
 from vcot.datasets.duplicate_questions import asked
 from vcot.datasets.inputs import Input, Refused, Row, form_of_file, opened
@@ -83,6 +92,11 @@ class CocoOptions(QuestionOptions, WordingOptions):
         1, "coco: questions about things that are not there, of each image; their evidence is an empty list",
         unit="questions", ge=0,
     )  # fmt: skip
+    absent_by: Literal["random", "popular", "adversarial"] | None = setting(
+        None, "coco: questions to measure with, of the test split: only whether things are there, --absent of each "
+        "image about things that are and as many about things that are not: any, the most frequent, or those that most "
+        "often stand beside what is there",
+    )  # fmt: skip
     unmatched_annotations: Literal["doubt", "ignore"] = setting(
         "doubt", "coco: annotations whose image or category is not in the file; doubt: they are refused, and nothing "
         "is counted or denied that they may show; ignore: those images and categories were left out on purpose",
@@ -92,6 +106,10 @@ class CocoOptions(QuestionOptions, WordingOptions):
         for pair in self.category_names:
             if not all(map(str.strip, pair.partition("="))):
                 yield f"--category-names: {pair!r} is not written category=name"
+        if self.absent_by is not None and "presence" not in self.questions:
+            yield f"--absent-by={self.absent_by} asks whether things are there; --questions has no presence"
+        if self.absent_by is not None and not self.absent:
+            yield f"--absent-by={self.absent_by}: --absent=0 asks nothing; POPE asks 3 and 3 of each image"
 
 
 def rows(context: ConversionContext[CocoOptions]) -> Iterator[Row]:
@@ -117,7 +135,7 @@ def ready(context: ConversionContext[CocoOptions]) -> None:
 
 
 def asks(row: Row) -> tuple[str, str]:
-    return row.value["kind"], row.value["category"]
+    return row.value["asked_as"], row.value["category"]
 
 
 @dataset(
@@ -189,6 +207,8 @@ def _questions(context: ConversionContext[CocoOptions], source: Input, index: sq
     of_no_image = "select distinct category from unmatched where not of_image"
     anywhere = {category for (category,) in index.execute(of_no_image)} if doubting else set()
     licences = dict(index.execute("select id, name from licences"))
+    own = context.own
+    frequency = None if own.absent_by in (None, "random") else _frequency(index, names)
     seen_before = "rowid > (select min(rowid) from images as first where first.id = images.id)"
     for image_id, written_entry, again, number in index.execute(
         f"select id, entry, {seen_before}, rowid from images order by rowid"
@@ -217,16 +237,24 @@ def _questions(context: ConversionContext[CocoOptions], source: Input, index: sq
         doubted = anywhere | (found - written.keys() if doubting else set())
         in_doubt = {name for number, name in names.items() if number in doubted or not doubted <= written.keys()}
         common = {
-            "image": entry, "split": entry.get("split"), "dataset": _dataset(source),
+            "image": entry, "split": entry.get("split") if own.absent_by is None else "test",
+            "dataset": _dataset(source),
             "licence": licences.get(_key(entry.get("license"))),
         }  # fmt: skip
         of = f"{source.name}:{image_id}"
         counts = {name: 0 if name in crowded else len(boxes.get(name, ())) for name in names.values()}
         absent = [name for name in counts if not (name in boxes or name in crowded or name in in_doubt)]
-        for kind, category in (*_of_present(context.own, counts, in_doubt), *_of_absent(context.own, of, absent)):
+        if own.absent_by is None:
+            asked = [*_of_present(own, counts, in_doubt), *_of_absent(own, of, absent)]
+        else:
+            present = [name for name, count in counts.items() if count]
+            asked = _balanced(own, of, present, absent, frequency)
+        for kind, category in asked:
+            # Questions of two ways are never the same question: one run may hold several.
+            asked_as = kind if own.absent_by is None else f"{kind}-{own.absent_by}"
             yield Row(
-                f"{of}:{kind}:{category.replace(' ', '-')}",
-                {**common, "kind": kind, "category": category, "boxes": boxes.get(category, [])},
+                f"{of}:{asked_as}:{category.replace(' ', '-')}",
+                {**common, "kind": kind, "asked_as": asked_as, "category": category, "boxes": boxes.get(category, [])},
             )
 
 
@@ -243,6 +271,43 @@ def _of_absent(own: CocoOptions, of: str, absent: Sequence[str]) -> Iterator[tup
     first = pick(0, of, len(absent)) if absent else 0
     for number in range(min(own.absent, len(absent)) if kinds else 0):
         yield kinds[number % len(kinds)], absent[(first + number) % len(absent)]
+
+
+@dataclass(frozen=True)
+class _Frequency:
+    """In how many images a thing is, and together with each other one. Grows with the categories, not with the file."""
+
+    alone: Counter[str] = field(default_factory=Counter)
+    together: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+
+def _frequency(index: sqlite3.Connection, names: Mapping[str, str]) -> _Frequency:
+    found = _Frequency()
+    in_order = index.execute("select image, category from annotations where image is not null order by image")
+    for _, of_image in groupby(in_order, itemgetter(0)):
+        shown = {names[category] for _, category in of_image if category in names}
+        found.alone.update(shown)
+        for thing in shown:
+            found.together[thing].update(shown - {thing})
+    return found
+
+
+def _balanced(
+    own: CocoOptions, of: str, present: Sequence[str], absent: Sequence[str], frequency: _Frequency | None
+) -> list[tuple[QuestionKind, str]]:
+    """As many things that are there as things that are not, by turns; at most `own.absent` of each."""
+
+    # Whatever the seed: a benchmark has the same rows in every run.
+    def drawn(thing: str) -> float:
+        return uniform(0, f"{of}:{thing}")
+
+    there, others = sorted(present, key=drawn), sorted(absent, key=drawn)
+    if frequency is not None and own.absent_by == "popular":
+        others.sort(key=lambda thing: -frequency.alone[thing])
+    elif frequency is not None:
+        others.sort(key=lambda thing: -sum(frequency.together[other][thing] for other in present))
+    pairs = list(zip(there, others, strict=False))[: own.absent]
+    return [("presence", thing) for pair in pairs for thing in pair]
 
 
 def _chosen(context: ConversionContext[CocoOptions], source: Input, written: Mapping[str, str]) -> dict[str, str]:
@@ -377,6 +442,9 @@ EXPRESSION_PHRASINGS = (
 )
 """The first is the plainest. Expressions are no clean noun phrases ("left guy"), so no article."""
 
+NOTHING = ("no", "no such thing", "none", "nowhere")
+"""What is answered where an expression describes nothing; the first is learned, as for a thing that is not there."""
+
 
 def asks_expression(row: Row) -> tuple[str, str]:
     return "expression", asked(_expression(row), None, None)
@@ -399,14 +467,22 @@ def refcoco(row: Row, context: ConversionContext[WordingOptions]) -> Sample:
     expression = _expression(row)
     image = context.images.find(text(said, "img_path", Reason.WRONG_SHAPE))
     same_size(said, image)
-    box = context.box(said.get("bbox"), image)
-    answer = place(box, image.width, image.height)
+    if "bbox" in said and said["bbox"] in (None, []):
+        answers: tuple[str, ...] = NOTHING
+        evidence: tuple[Mention, ...] = ()
+    else:
+        box = context.box(said.get("bbox"), image)
+        answers = (place(box, image.width, image.height),)
+        evidence = (Mention(NEUTRAL if gives_away(expression, answers) else expression, (box,)),)
+    split = said.get("split")
     return Sample(
         id=row.id,
         images=(image,),
         question=context.own.one_of(EXPRESSION_PHRASINGS, row.id, context.options.seed).format(expression),
-        answers=(answer,),
-        evidence=(Mention(NEUTRAL if gives_away(expression, [answer]) else expression, (box,)),),
+        answers=answers,
+        evidence=evidence,
+        # Both are our test split, and numbers are published of each.
+        metadata={"split": split} if split in ("testA", "testB") else {},
         origin=context.origin(row, image, hub_name(row) or "refcoco"),
     )
 

@@ -178,16 +178,28 @@ def first_turn(text: str) -> str:
     return split_answer(text)[0].rstrip()
 
 
-def viscot_crop(box: Box, width: int, height: int) -> Box:
-    """The square around a box that VisCoT shows as a second image: as large as the box, 224 pixels a side at least,
-    moved into the image and cut where the image is smaller.
+LEAST_HALF_SIDE = 112
+"""Pixels of the original: VisCoT's encoder sees 224 x 224, and nothing smaller is cut out for it."""
 
-    box, and what is returned: pixels of the image.
+
+def viscot_crop(box: Box, width: int, height: int) -> Box:
+    """The square that VisCoT cuts out of an image of width x height for its second turn, in whole original pixels.
+
+    Its centre is the box's, rounded down; its half side is the longer half side of the box, rounded down, and at least
+    112 pixels. A square that leaves the image is moved inside, at the left and upper border first; of one that is
+    larger than the image, what lies inside is left (VisCoT's evaluation code, Shao et al. 2024, arXiv 2403.16999).
+
+    Raises BoxError: the box leaves the image.
     """
-    x, y = int((box.x1 + box.x2) / 2), int((box.y1 + box.y2) / 2)
-    half = max(int((box.x2 - box.x1) / 2), int((box.y2 - box.y1) / 2), 112)
-    edges = []
-    for centre, side in ((x, width), (y, height)):
-        low = min(max(centre - half, 0), max(side - 2 * half, 0))
-        edges.append((low, min(low + 2 * half, side)))
-    return Box(edges[0][0], edges[1][0], edges[0][1], edges[1][1])
+    box = Box.from_pixels(*box.as_list(), width=width, height=height)
+    half = max(box.width // 2, box.height // 2, LEAST_HALF_SIDE)
+    x1, x2 = _moved_inside((box.x1 + box.x2) // 2, half, width)
+    y1, y2 = _moved_inside((box.y1 + box.y2) // 2, half, height)
+    return Box(x1, y1, x2, y2)
+
+
+def _moved_inside(middle: float, half: float, size: int) -> tuple[float, float]:
+    """Both ends of 2 * half pixels round the middle, on an axis of `size` pixels."""
+    middle = max(middle, half)
+    middle = min(middle, size - half)
+    return max(0.0, middle - half), min(float(size), middle + half)

@@ -115,7 +115,8 @@ class Sample(Record):
     reasoning: tuple[TraceField, ...] = Field((), description="alternatives; none where nobody wrote any")
     evidence: tuple[MentionField, ...] | None = None
     metadata: dict[str, str | int | float | bool | None] = Field(
-        default_factory=dict, description="what else a user keeps with the row; nothing is made of it, reports show it"
+        default_factory=dict,
+        description="what else a user or a dataset keeps with the row (a category, a published split); reports show it",
     )
     origin: Origin
 

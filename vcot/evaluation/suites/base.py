@@ -1,0 +1,217 @@
+"""A suite: a named benchmark. Which samples are of it, how answers are measured, and what others have published.
+
+What is measured of one reply is a Marked; a figure is a ratio of two sums over them, as in vcot.evaluation.metrics, so
+that whoever bootstraps those can bootstrap these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from vcot import answers
+from vcot.answers import NO_SYNONYMS, Synonyms
+from vcot.evaluation.config import Way
+from vcot.evaluation.metrics import METRICS, score
+from vcot.grounding import Box, Frame, parse, split_answer
+from vcot.records import Sample, Score
+
+AnswerMeasure = Callable[[str | None, Sample], float | None]
+"""The final answer (None: the reply comes to none) → 0..1; None: no rule can measure an answer to this sample."""
+
+
+# ------------------------------------------------------------------------------------------------- answers by rule
+
+
+def accuracy(answer: str | None, sample: Sample) -> float:
+    """1 for an accepted answer: an option where there are choices, a number, or the same text (answers.same)."""
+    return float(answer is not None and answers.same(answer, sample.answers, sample.choices))
+
+
+def anls(answer: str | None, sample: Sample) -> float:
+    """The similarity to the nearest accepted answer (Biten et al. 2019); below one half it is 0."""
+    return max((answers.anls(answer, true) for true in sample.answers), default=0.0) if answer is not None else 0.0
+
+
+def not_measured(answer: str | None, sample: Sample) -> None:
+    """Of answers that only a judge can tell apart, such as sentences."""
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What a suite sees of one reply.
+
+    Attributes:
+        set: the part of the suite that the sample is of.
+        answer: the final answer; None: the reply comes to none.
+        boxes: all that can be read, in the order of the reply, in original pixels.
+        worth: of the answer by the measure of its set, 0..1; None: it cannot be measured by rule.
+    """
+
+    sample: Sample
+    set: str
+    answer: str | None
+    boxes: tuple[Box, ...]
+    score: Score
+    worth: float | None
+
+
+class SuiteMetric(NamedTuple):
+    """A ratio of two sums over Marked replies; fields as those of vcot.evaluation.metrics.Metric."""
+
+    label: str
+    meaning: str
+    above: Callable[[Marked], float]
+    below: Callable[[Marked], float]
+    of: str
+    share: bool = True
+    decimal: bool = False
+    low_is_good: bool = False
+
+
+def _true_boxes(marked: Marked) -> int:
+    return marked.score.true_boxes or 0
+
+
+def found_at(threshold: float, *, strict: bool = False) -> SuiteMetric:
+    """acc@threshold of the first boxes of a reply, as many as are true; strict: only above the threshold."""
+    sign = "above" if strict else "of at least"
+    return SuiteMetric(
+        f"acc@{threshold:g}",
+        "Share of true boxes that the first boxes of a reply, as many as are true, meet with IoU "
+        f"{sign} {threshold:g}; no box, or none that can be read, is a miss.",
+        lambda m: sum(iou > threshold or (not strict and iou == threshold) for iou in m.score.ious),
+        _true_boxes, "true boxes",
+    )  # fmt: skip
+
+
+def of_score(name: str) -> SuiteMetric:
+    """A metric of every evaluation, among those of a suite."""
+    metric = METRICS[name]
+    return SuiteMetric(
+        metric.label, metric.meaning, lambda m: metric.above(m.score), lambda m: metric.below(m.score), metric.of,
+        metric.share, metric.decimal, metric.low_is_good,
+    )  # fmt: skip
+
+
+COMMON: Mapping[str, SuiteMetric] = {
+    "answer_score": SuiteMetric(
+        "answers",
+        "Mean worth of the final answers by the rule of their set (docs/suites.md); no answer is worth 0.",
+        lambda m: m.worth or 0.0, lambda m: m.worth is not None, "replies with a rule",
+    ),
+    "accuracy_at_50": found_at(0.5),
+    **{name: of_score(name) for name in (
+        "mean_iou", "precision", "recall", "f1", "no_box", "boxes_where_absent", "boxes_per_answer", "answer_absent",
+        "malformed",
+    )},
+}  # fmt: skip
+
+
+class Published(NamedTuple):
+    """A number that somebody has published.
+
+    Attributes:
+        set, metric: what it is to be compared with; a metric of the suite.
+        value: a share, 0..1.
+        source: where it stands.
+        protocol: what was measured; a number under another protocol is no target.
+    """
+
+    set: str
+    system: str
+    metric: str
+    value: float
+    source: str
+    protocol: str
+
+
+class SetResult(NamedTuple):
+    """Figures of one set, or of a group of sets: then their plain mean, and `rows` is what they have together."""
+
+    set: str
+    rows: int
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named benchmark.
+
+    Attributes:
+        about: one line.
+        sets: a sample → the part of the suite that it is of; None: it is not of this suite.
+        measures: set → how its answers are measured.
+        measure: of all other sets.
+        shown: names of metrics, in the order of the table.
+        own_metrics: those beside COMMON.
+        instructions: way → what the benchmark itself asks for; ways without have the way's own words.
+        groups: name → sets whose plain mean is reported under it.
+    """
+
+    name: str
+    about: str
+    sets: Callable[[Sample], str | None]
+    shown: tuple[str, ...]
+    measures: Mapping[str, AnswerMeasure] = field(default_factory=dict)
+    measure: AnswerMeasure = accuracy
+    own_metrics: Mapping[str, SuiteMetric] = field(default_factory=dict)
+    instructions: Mapping[Way, str] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+
+    @property
+    def metrics(self) -> Mapping[str, SuiteMetric]:
+        return {**COMMON, **self.own_metrics}
+
+    def instruction(self, way: Way) -> str | None:
+        """None: the way's own."""
+        return self.instructions.get(way)
+
+    def mark(self, sample: Sample, *, answer: str | None, boxes: Sequence[Box], score: Score) -> Marked | None:
+        """A reply that was read already; None: its sample is not of this suite."""
+        part = self.sets(sample)
+        if part is None:
+            return None
+        return Marked(sample, part, answer, tuple(boxes), score, self.measures.get(part, self.measure)(answer, sample))
+
+    def read(self, text: str, sample: Sample, frame: Frame, synonyms: Synonyms = NO_SYNONYMS) -> Marked | None:
+        """A reply in the project's own form: reasoning with boxes in `frame`, then "Answer: …"."""
+        boxes, answer = parse(text, frame).boxes, split_answer(text)[1]
+        return self.mark(sample, answer=answer, boxes=boxes, score=score(text, sample, frame, synonyms))
+
+    def results(self, marked: Iterable[Marked]) -> list[SetResult]:
+        """The shown figures: of each set by name, then of each group the plain mean of its sets that were measured."""
+        by_set: defaultdict[str, list[Marked]] = defaultdict(list)
+        for one in marked:
+            by_set[one.set].append(one)
+        found = {
+            part: SetResult(part, len(rows), {name: value(self.metrics[name], rows) for name in self.shown})
+            for part, rows in sorted(by_set.items())
+        }
+        grouped = [
+            SetResult(
+                group, sum(result.rows for result in there),
+                {name: _mean([result.values[name] for result in there]) for name in self.shown},
+            )
+            for group, parts in self.groups.items()
+            if (there := [found[part] for part in parts if part in found])
+        ]  # fmt: skip
+        return [*found.values(), *grouped]
+
+
+def value(metric: SuiteMetric, marked: Sequence[Marked]) -> float | None:
+    """None: there is nothing to measure."""
+    below = math.fsum(map(metric.below, marked))
+    return math.fsum(map(metric.above, marked)) / below if below else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [each for each in values if each is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -1,0 +1,78 @@
+"""POPE (Li et al. 2023, arXiv 2305.10355): is there a …? As many questions about things that are there as about others.
+
+Three sets by what is asked about that is not there: `random`, the things that are most often in images (`popular`), or
+those that most often stand beside what is there (`adversarial`). `convert --source coco --absent-by …` makes them.
+Accuracy alone hides a model that always says yes; its yes-share does not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from vcot.answers import normalise
+from vcot.evaluation.suites.base import Marked, Published, Suite, SuiteMetric
+from vcot.records import Sample
+
+_ROW = re.compile(r":presence-(random|popular|adversarial):")
+
+
+def _set(sample: Sample) -> str | None:
+    found = _ROW.search(sample.origin.row)
+    return None if found is None else found[1]
+
+
+def said(answer: str | None) -> Literal["yes", "no"] | None:
+    """What an answer comes to by its first word; None: it is neither."""
+    first = re.split(r"\W", normalise(answer or ""), maxsplit=1)[0]
+    return "yes" if first == "yes" else "no" if first == "no" else None
+
+
+def _said_yes(marked: Marked) -> bool:
+    return said(marked.answer) == "yes"
+
+
+def _is_there(marked: Marked) -> bool:
+    return bool(marked.score.true_boxes)
+
+
+def _yes_and_there(marked: Marked) -> bool:
+    return _said_yes(marked) and _is_there(marked)
+
+
+def _right(answer: str | None, sample: Sample) -> float:
+    return float(said(answer) == sample.answers[0])
+
+
+SUITE = Suite(
+    "pope",
+    "POPE: is there a …? Half of the things are not there",
+    _set,
+    ("answer_score", "f1_yes", "precision_yes", "recall_yes", "yes_share", "answer_absent"),
+    measure=_right,
+    own_metrics={
+        "f1_yes": SuiteMetric(
+            "F1 of yes", "Precision and recall of yes in one; a reply that is neither yes nor no finds nothing.",
+            lambda m: 2 * _yes_and_there(m), lambda m: _said_yes(m) + _is_there(m), "yes, said and true",
+        ),
+        "precision_yes": SuiteMetric(
+            "precision of yes", "Share of the replies that say yes that are about a thing that is there.",
+            _yes_and_there, _said_yes, "replies that say yes",
+        ),
+        "recall_yes": SuiteMetric(
+            "recall of yes", "Share of the things that are there that a reply says yes to.",
+            _yes_and_there, _is_there, "questions, thing there",
+        ),
+        "yes_share": SuiteMetric(
+            "says yes", "Share of all replies that say yes; half of the things are there.",
+            _said_yes, lambda _: 1, "replies",
+        ),
+    },
+    groups={"average": ("random", "popular", "adversarial")},
+    published=(
+        Published(
+            "average", "leading models of 2026", "f1_yes", 0.905, "survey of 2026-09-06, second-hand, not checked",
+            "POPE's own questions (500 images of COCO val2014, six each); about 90.5 %",
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,167 @@
+"""VisCoT's benchmark (Shao et al. 2024, arXiv 2403.16999): questions with the one box that answers them.
+
+Published answer scores come from a judge (a language model that says 0..1); here a rule measures what a rule can:
+
+    documents and charts (docvqa, dude, sroie, infographicsvqa)    ANLS with the nearest accepted answer
+    textvqa, textcap, general, reasoning, fine-grained              accuracy; VQA accuracy asks for three of ten people
+                                                                    who agree, and these rows have one answer
+    emotic                                                          F1 of the labels, in any order
+    flickr30k                                                       nothing: answers are sentences; its boxes count
+
+`judge_prompt` and `read_judgement` are for whoever wants the judge: ask any model, once, and say which it was. The
+published judge is retired, so neither reproduces published numbers exactly. Boxes are measured as published: IoU above
+0.5 of the first box, a box that cannot be read is wrong. Both numbers are of all rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from vcot.answers import normalise
+from vcot.evaluation.suites.base import AnswerMeasure, Published, Suite, anls, found_at, not_measured
+from vcot.records import Sample
+
+SETS = (
+    "docvqa", "textcap", "textvqa", "dude", "sroie", "infographicsvqa", "flickr30k", "v7w", "gqa", "openimages", "vsr",
+    "cub",
+)  # fmt: skip
+"""In the order of the published tables, as `convert` calls them. EMOTIC lies beside them and is in no table."""
+GROUPS = {
+    "text": ("docvqa", "textcap", "textvqa", "dude", "sroie"),
+    "chart": ("infographicsvqa",),
+    "general": ("flickr30k", "v7w"),
+    "reasoning": ("gqa", "openimages", "vsr"),
+    "fine-grained": ("cub",),
+    "average": SETS,
+}
+_CALLED = {"visual7w": "v7w", "textcaps": "textcap"}
+
+
+def _set(sample: Sample) -> str | None:
+    """Only rows of the test split: training rows bear the names of the same sets."""
+    name = _CALLED.get(sample.origin.dataset, sample.origin.dataset)
+    return name if sample.origin.split == "test" and name in (*SETS, "emotic") else None
+
+
+def labels(answer: str | None, sample: Sample) -> float:
+    """F1 of the labels of an answer ("Happiness, Peace and Excitement"), as a set, with the nearest accepted one."""
+    said = _labels(answer or "")
+    return max((_f1(said, _labels(true)) for true in sample.answers), default=0.0)
+
+
+def _labels(text: str) -> set[str]:
+    return {name for part in re.split(r",|;|/|\band\b", text) if (name := normalise(part))}
+
+
+def _f1(said: set[str], true: set[str]) -> float:
+    return 2 * len(said & true) / (len(said) + len(true)) if said or true else 0.0
+
+
+_MEASURES: Mapping[str, AnswerMeasure] = {
+    **dict.fromkeys(("docvqa", "dude", "sroie", "infographicsvqa"), anls),
+    "flickr30k": not_measured,
+    "emotic": labels,
+}
+
+
+# ----------------------------------------------------------------------------------------------- two turns, as asked
+
+BOX_SENTENCE = "Please provide the bounding box coordinate of the region that can help you answer the question better."
+LOOK_AGAIN = "Please answer the question based on the original image and local detail image."
+
+
+def box_question(question: str) -> str:
+    """The first turn, as the published numbers were measured: in lower case, and a full stop behind a question mark.
+
+    Training rows have the question as it is, and one blank before the sentence.
+    """
+    return f"{question.lower()}. {BOX_SENTENCE}"
+
+
+def answer_question(question: str) -> str:
+    """The second turn, below the crop (ways.viscot_crop). Before it stand the question alone, with the image, and the
+    box that the model gave."""
+    return f"\n{LOOK_AGAIN}{question}"
+
+
+# ------------------------------------------------------------------------------------------------------- the judge
+
+
+class JudgePrompt(NamedTuple):
+    system: str
+    user: str
+
+
+def judge_prompt(question: str, true: str, said: str) -> JudgePrompt:
+    """What a judge of answers is asked: the published protocol in our own words, with its form of reply."""
+    system = (
+        "You compare a model's answer with the standard answer to a question about an image. Give a score between 0 "
+        "and 1: 1 where both say the same, 0 where the answer is wrong or says nothing, and between them the more, the "
+        "nearer it comes. Reply in this form and write nothing else: score: <score>"
+    )
+    user = f"question: {question}\nstandard answer: {true}\nmodel's answer: {said}"
+    return JudgePrompt(system, user)
+
+
+def read_judgement(text: str) -> float | None:
+    """The score in a judge's reply, 0..1; None where it states none or several: the published protocol counts 0."""
+    found = re.findall(r"score:\s*(-?\d+(?:\.\d+)?|-?\.\d+)", text.lower())
+    return min(max(float(found[0]), 0.0), 1.0) if len(found) == 1 else None
+
+
+# ------------------------------------------------------------------------------------------------------- published
+
+_PAPER = "Shao et al. 2024, arXiv 2403.16999 v3"
+_DOCTHINKER = "DocThinker, table 1"
+_JUDGED = "answers scored 0..1 by gpt-3.5-turbo-1106 at its default temperature, two turns with a crop unless said"
+_FOUND = "IoU > 0.5 of the one predicted box; all rows count"
+
+# Systems, and a value for each of SETS; shorter rows have none for the last sets.
+_ANSWERS: Sequence[tuple[str, Sequence[float]]] = (
+    ("LLaVA-1.5-7B 336", (.244, .597, .588, .290, .136, .400, .581, .575, .534, .412, .572, .530)),
+    ("LLaVA-1.5-13B 336", (.268, .615, .617, .287, .164, .426, .620, .580, .571, .413, .590, .573)),
+    ("SPHINX-13B 224", (.198, .551, .532, .000, .071, .352, .607, .558, .584, .467, .613, .505)),
+    ("VisCoT-7B 224", (.355, .610, .719, .279, .341, .356, .671, .580, .616, .833, .682, .556)),
+    ("VisCoT-7B 336", (.476, .675, .775, .386, .470, .324, .668, .558, .631, .822, .614, .559)),
+    ("VisCoT-7B 224, one turn", (.170, .502, .463, .175, .044, .332, .610, .554, .600, .656, .634, .534)),
+    ("VisCoT-7B 224, true box", (.774, .827, .840, .718, .633, .778, .692, .699, .796, .896, .792, .577)),
+    ("VisCoT-7B 224, random box", (.208, .463, .495, .157, .146, .378, .627, .458, .477, .763, .585, .683)),
+    ("VisCoT-7B 224, centre box", (.220, .533, .558, .204, .205, .366, .653, .529, .547, .803, .657, .609)),
+)  # fmt: skip
+_BOXES: Sequence[tuple[str, Sequence[float]]] = (
+    ("VisCoT-7B 224", (13.6, 41.3, 46.8, 5.0, 15.7, 7.2, 49.6, 31.1, 42.0, 57.6, 69.6, 67.0)),
+    ("VisCoT-7B 336", (20.4, 46.3, 57.6, 9.6, 18.5, 10.0, 51.3, 29.4, 49.5, 59.3, 54.0, 47.1)),
+)
+_ANSWERS_LATER: Sequence[tuple[str, Sequence[float]]] = (
+    ("Qwen2.5-VL-7B (336)", (.350, .642, .735, .202, .472, .325, .603, .556, .455, .347, .616)),
+    ("Qwen2.5-VL-7B (1536)", (.773, .710, .792, .492, .708, .663, .685, .604, .457, .371, .603)),
+    ("Qwen2.5-VL-7B, SFT 4k (1536)", (.784, .725, .801, .498, .714, .674, .680, .609, .472, .427, .624)),
+    ("DocThinker-7B, GRPO 4k (1536)", (.795, .738, .827, .515, .806, .689, .701, .625, .694, .686, .721)),
+    ("DocThinker-7B, GRPO 8k (1536)", (.802, .757, .836, .568, .814, .697, .734, .641, .737, .784, .768)),
+)  # fmt: skip
+
+
+def _published() -> Iterator[Published]:
+    for table, metric, per, source, protocol in (
+        (_ANSWERS, "answer_score", 1, _PAPER, _JUDGED),
+        (_BOXES, "accuracy_above_50", 100, _PAPER, _FOUND),
+        (_ANSWERS_LATER, "answer_score", 1, _DOCTHINKER, f"{_JUDGED}; longer side of the image in brackets"),
+    ):
+        for system, values in table:
+            # Not strict: the later table has no CUB.
+            for part, value in zip(SETS, values, strict=False):
+                yield Published(part, system, metric, round(value / per, 4), source, protocol)
+
+
+SUITE = Suite(
+    "viscot",
+    "VisCoT's benchmark: 12 sets of questions with the box that answers them, and EMOTIC",
+    _set,
+    ("answer_score", "accuracy_above_50", "accuracy_at_50", "mean_iou", "answer_absent", "malformed"),
+    measures=_MEASURES,
+    own_metrics={"accuracy_above_50": found_at(0.5, strict=True)},
+    groups=GROUPS,
+    published=tuple(_published()),
+)
