@@ -74,7 +74,7 @@ class Flags(NamedTuple):
     """Where an endpoint's settings are given, for messages."""
 
     address: str = "OPENAI_BASE_URL"
-    model: str = "--model"
+    model: str = "--model "  # before its name
     at_once: str = "--concurrency"
 
 
@@ -188,7 +188,7 @@ class Endpoint:
                     return Unanswered(SettingsError(f"{self.address} asks for a key: set {key} ({said})"), whole=True)
                 return Unanswered(SettingsError(f"{self.address} refuses the key in {key} ({said})"), whole=True)
             case 404:
-                what = f"{self.address} knows no model {self._flags.model} {model}, or has no /chat/completions"
+                what = f"{self.address} knows no model {self._flags.model}{model}, or has no /chat/completions"
                 return Unanswered(SettingsError(f"{what}{served}; most addresses end in /v1 ({said})"), whole=True)
             case _ if status == 402 or error.code == "insufficient_quota":
                 what = f"{self.address}: the account of this key has no money left ({said})"

@@ -45,7 +45,7 @@ from vcot.tokens.encoder import prompt_text
 if TYPE_CHECKING:  # it imports torch, which an endpoint does without
     from vcot.models.generation import Decoding
 
-FLAGS = Flags(address="--subject", model="--subject …#", at_once="--subject-concurrency")
+FLAGS = Flags(address="--subject", model="", at_once="--subject-concurrency")
 
 NOBODY = SystemMessage("evaluate", 1, "")
 """No system message: the server's chat template writes its own, where it has one, as the local model's does."""
