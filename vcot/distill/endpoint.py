@@ -275,7 +275,8 @@ def refuses_the_row(status: Any, code: Any) -> bool:
 def _words_of(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("error")
-    message = body.get("message") or (inner.get("message") if isinstance(inner, dict) else None) or error.message
+    message = body.get("message") or (inner.get("message") if isinstance(inner, dict) else None)
+    message = message or body.get("detail") or error.message  # the middle one: as FastAPI's own refusals have it
     # Redacted before it is cut: half a key would not be recognised.
     return f"{error.status_code}: {redacted(' '.join(str(message).split()))[:200]}"
 
