@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openai
@@ -33,9 +33,11 @@ from vcot.distill.crops import ImagePacker
 from vcot.distill.endpoint import body_of
 from vcot.evaluation.endpoint import EndpointModel, declared_form
 from vcot.evaluation.ways import Prompt
-from vcot.models.generation import Decoding
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
+
+if TYPE_CHECKING:
+    from vcot.models.generation import Decoding
 
 ROOT = Path(__file__).parents[1]
 REPLY = {
@@ -99,15 +101,14 @@ def prompts(number: int, size: int, prompts_an_image: int) -> list[Prompt]:
 
 
 FORM = declared_form(family="qwen2.5-vl", min_pixels=56 * 56, max_pixels=448 * 448)
-DECODING = Decoding(max_new_tokens=64)
 
 
-def bare(model: EndpointModel, asked: list[Prompt], at_once: int) -> float:
+def bare(model: EndpointModel, asked: list[Prompt], decoding: Decoding, at_once: int) -> float:
     """Replies a second of the client alone, with an asyncio semaphore."""
 
     async def bodies() -> list[dict[str, Any]]:
         images, without = ImagePacker(Store()), ("repetition_penalty", "skip_special_tokens")
-        made = [await body_of(model._request(prompt, DECODING), images) for prompt in asked]
+        made = [await body_of(model._request(prompt, decoding), images) for prompt in asked]
         return [{name: said for name, said in body.items() if name not in without} for body in made]
 
     ready = asyncio.run(bodies())
@@ -131,7 +132,9 @@ def endpoint_ratio(
     *, at_once: int = 50, wait: float = 0.5, seconds: float = 10, size: int = 448, prompts_an_image: int = 4
 ) -> dict[str, float]:
     """One line of the table above. `seconds`: that each of the two should take."""
-    os.environ["NO_PROXY"] = "127.0.0.1"
+    from vcot.models.generation import Decoding  # it imports torch, which the endpoint's process does without
+
+    os.environ["NO_PROXY"], decoding = "127.0.0.1", Decoding(max_new_tokens=64)
     number = round(at_once / wait * seconds)
     asked = prompts(number, size, prompts_an_image)
     with (
@@ -139,9 +142,9 @@ def endpoint_ratio(
         served(wait) as address,
         EndpointModel(Store(), address, "m", FORM, cache_uri=scratch, at_once=at_once) as model,
     ):
-        alone = bare(model, asked, at_once)
+        alone = bare(model, asked, decoding, at_once)
         begun = time.monotonic()
-        said = model.ask(asked, DECODING)
+        said = model.ask(asked, decoding)
         ours = number / (time.monotonic() - begun)
         assert all(one.logprobs for (one,) in said)
     return {
