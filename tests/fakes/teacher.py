@@ -63,7 +63,7 @@ class Asked:
     @property
     def images(self) -> list[Image.Image]:
         parts = (part["image_url"]["url"] for part in self.body["messages"][-1]["content"] if "image_url" in part)
-        data = (url.removeprefix("data:image/jpeg;base64,") for url in parts)
+        data = (re.sub("^data:image/(jpeg|png);base64,", "", url) for url in parts)
         return [Image.open(io.BytesIO(base64.b64decode(one, validate=True))) for one in data]
 
 
@@ -93,11 +93,15 @@ class Answer:
         return usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
 
 
-def Say(text: str | None, *, finish: str = "stop", wait: float = 0.0, **message: Any) -> Answer:
+def Say(
+    text: str | None, *, finish: str = "stop", wait: float = 0.0, logprobs: list[float] | None = None, **message: Any
+) -> Answer:
     said = {"role": "assistant", "content": text, **message}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "message": said}
+    if logprobs is not None:
+        choice["logprobs"] = {"content": [{"token": "t", "logprob": one, "top_logprobs": []} for one in logprobs]}
     completion = {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "scripted-1",
-        "choices": [{"index": 0, "finish_reason": finish, "message": said}],
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "scripted-1", "choices": [choice],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
     }  # fmt: skip
     return Answer(body=json.dumps(completion).encode(), wait=wait)

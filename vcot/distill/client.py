@@ -13,19 +13,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
-from pydantic_core import to_json
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from vcot.distill.budget import Lease, Ledger
 from vcot.distill.costs import NOTHING, SENT, CostReport, Costs, Prices
 from vcot.distill.crops import ImagePacker
-from vcot.distill.endpoint import Endpoint, SchemaRefused, Unanswered, body_of, refused
+from vcot.distill.endpoint import Endpoint, OptionRefused, Unanswered, body_of, refused
 from vcot.distill.request import ReplyCache, Request, RowFailed
 from vcot.errors import VcotError
 from vcot.records import Completion
@@ -111,7 +111,7 @@ class TeacherClient:
 
     async def _tried(self, request: Request, source: str) -> Completion:
         """The one place where anything is tried again."""
-        body = to_json(await body_of(request, self.images))
+        body = await body_of(request, self.images)
         tries = AsyncRetrying(
             stop=stop_after_attempt(self._retries + 1),
             wait=wait_random_exponential(multiplier=FIRST_PAUSE, max=LAST_PAUSE),
@@ -131,12 +131,12 @@ class TeacherClient:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
 
-    async def _try(self, body: bytes, request: Request, source: str) -> Completion:
+    async def _try(self, body: Mapping[str, Any], request: Request, source: str) -> Completion:
         while True:
-            with suppress(SchemaRefused):  # each request under way is told once, and sent again without a schema
+            with suppress(OptionRefused):  # each request under way is told, and sent again without what is refused
                 return await self._once(body, request, source)
 
-    async def _once(self, body: bytes, request: Request, source: str) -> Completion:
+    async def _once(self, body: Mapping[str, Any], request: Request, source: str) -> Completion:
         """At most one request that leaves the process; whatever becomes of it, it counts as one."""
         worst = self.costs.worst(request)
         await self.lease.reserve(worst.usage)

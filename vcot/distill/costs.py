@@ -186,13 +186,14 @@ class PromptTokens(NamedTuple):
 def prompt_tokens(request: Request, price: Price | None) -> PromptTokens:
     """Tokens of all that is sent, before it is sent and without the model's tokenizer. Images by the provider's formula
     (see prices.toml); text has at most one token a byte."""
-    texts = [request.prompt.text, *(part for part in request.parts if isinstance(part, str))]
+    texts = [request.prompt.text, *(part for part in request.all_parts() if isinstance(part, str))]
     if request.schema is not None:
         texts.append(json.dumps(request.schema))
     text = sum(len(part.encode()) for part in texts)
     formula = UNKNOWN_IMAGE if price is None or price.image is None else price.image
-    images = sum(formula.tokens(*size_of(part)) for part in request.parts if not isinstance(part, str))
-    return PromptTokens(likely=text // BYTES_A_TOKEN + images + 16, most=text + images + MESSAGES)
+    images = sum(formula.tokens(*size_of(part)) for part in request.all_parts() if not isinstance(part, str))
+    around = MESSAGES * (1 + len(request.turns))
+    return PromptTokens(likely=text // BYTES_A_TOKEN + images + 16, most=text + images + around)
 
 
 class Worst(NamedTuple):

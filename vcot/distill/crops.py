@@ -19,7 +19,7 @@ import PIL.Image
 from PIL.Image import Resampling
 
 from vcot.distill.conclusion import gives_away
-from vcot.distill.request import QUALITY, ShownImage
+from vcot.distill.request import QUALITY, ShownImage, ShownPixels
 from vcot.grounding import Box, Frame, overlap, place
 from vcot.records import Image, Sample
 from vcot.records.sample import kept_bytes
@@ -147,7 +147,7 @@ def negative_crop(box: Box, others: Sequence[Box], image: Image, seed: str) -> B
     return None
 
 
-# --- images as they are sent: upright, cut out, made small, packed as JPEG
+# --- images as they are sent: upright, cut out, made small, packed as JPEG; those in memory without any loss
 
 KEPT = 64  # packed images that are kept for the next request about them; of 1,024 pixels, some 20 MB
 
@@ -157,9 +157,9 @@ class ImagePacker:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._packed: OrderedDict[ShownImage, asyncio.Future[str]] = OrderedDict()
+        self._packed: OrderedDict[ShownImage | ShownPixels, asyncio.Future[str]] = OrderedDict()
 
-    async def url(self, shown: ShownImage) -> str:
+    async def url(self, shown: ShownImage | ShownPixels) -> str:
         """The image as a data URL. Raises ImageError: it is missing, changed or broken."""
         if shown not in self._packed:
             self._packed[shown] = asyncio.ensure_future(asyncio.to_thread(data_url, self._store, shown))
@@ -169,8 +169,11 @@ class ImagePacker:
         return await asyncio.shield(self._packed[shown])
 
 
-def data_url(store: Store, shown: ShownImage) -> str:
-    """The image, or its part, as a JPEG of `size_of` pixels, in a data URL. Raises ImageError."""
+def data_url(store: Store, shown: ShownImage | ShownPixels) -> str:
+    """The image, or its part, as a JPEG of `size_of` pixels, in a data URL; one in memory as a PNG. Raises
+    ImageError."""
+    if isinstance(shown, ShownPixels):
+        return _png_url(shown)
     data = kept_bytes(store, shown.image)
     if not _can_go_as_it_is(data, shown):
         pixels = images.decode(data, shown.image.kept.uri).pixels
@@ -183,8 +186,20 @@ def data_url(store: Store, shown: ShownImage) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def size_of(shown: ShownImage) -> tuple[int, int]:
+def _png_url(shown: ShownPixels) -> str:
+    """Bicubic, as the models' own processors resize."""
+    pixels = shown.pixels
+    if pixels.size != shown.size:
+        pixels = pixels.resize(shown.size, Resampling.BICUBIC)
+    packed = io.BytesIO()
+    pixels.save(packed, "PNG", compress_level=1)  # a higher level takes several times as long and saves a tenth
+    return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def size_of(shown: ShownImage | ShownPixels) -> tuple[int, int]:
     """Width and height of the image as it is sent, in pixels, without opening it."""
+    if isinstance(shown, ShownPixels):
+        return shown.size
     width, height = shown.image.kept.width, shown.image.kept.height
     if shown.crop is not None:
         left, top, right, bottom = _kept_pixels(shown.image, shown.crop)

@@ -10,24 +10,25 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-from urllib.parse import quote
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import httpx2
 import openai
 from aiolimiter import AsyncLimiter
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from vcot.distill.crops import ImagePacker
-from vcot.distill.request import Request
+from vcot.distill.request import Part, Request
 from vcot.errors import SettingsError, TemporaryError, VcotError
 from vcot.records import Completion
 from vcot.redaction import learn, redacted
@@ -64,38 +65,52 @@ class Unanswered(Exception):
     whole: bool = False  # it concerns all requests (the account, the model, the way there), and not perhaps this one
 
 
-class SchemaRefused(Unanswered):
-    """It knows no schemas, and will be asked without any from now on."""
+class OptionRefused(Unanswered):
+    """It does not take some field of the body that it can be asked without (a schema, logprobs), and will be asked
+    without that from now on."""
+
+
+class Flags(NamedTuple):
+    """Where an endpoint's settings are given, for messages."""
+
+    address: str = "OPENAI_BASE_URL"
+    model: str = "--model "  # before its name
+    at_once: str = "--concurrency"
 
 
 class Endpoint:
-    """Args: requests at once, at most; seconds that one try may take. For one event loop.
+    """Args: requests at once, at most; seconds that one try may take; the address, where it is not that of the
+    client's own variables, and the flags that give it. For one event loop.
 
     OPENAI_BASE_URL and OPENAI_API_KEY are the client's own variables, and so are Azure's (AZURE_OPENAI_ENDPOINT,
-    AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, OPENAI_API_VERSION). Nothing is opened, and no key is needed, before
-    the first request: a run that finds all its replies stored asks nobody.
+    AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, OPENAI_API_VERSION). An address that is given may ask for no key.
+    Nothing is opened, and no key is needed, before the first request: a run that finds all its replies stored asks
+    nobody.
     """
 
-    def __init__(self, *, at_once: int, timeout: float) -> None:
-        base, azure = os.environ.get("OPENAI_BASE_URL"), os.environ.get("AZURE_OPENAI_ENDPOINT")
+    def __init__(self, *, at_once: int, timeout: float, address: str | None = None, flags: Flags | None = None) -> None:
+        base, azure = address or os.environ.get("OPENAI_BASE_URL"), os.environ.get("AZURE_OPENAI_ENDPOINT")
+        self._flags, self._given = flags or Flags(), address is not None
         self._is_azure = bool(azure and not base)
         self.address = azure if azure and not base else base or "https://api.openai.com/v1"
         self.rate = Rate(at_once)
         self._timeout = timeout
         self._understood = False  # whether it ever answered with a chat completion
-        self._takes_schemas = True  # until it says otherwise; then the words of the prompt must do
+        self.refused_options: set[str] = set()  # of a schema the words of the prompt must do
 
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
         """Raises SettingsError: no key, or an address that is none."""
         name = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"
         if not self._is_azure and not self.address.startswith(("http://", "https://")):
-            raise SettingsError(f"OPENAI_BASE_URL={self.address}: it should begin with http:// or https://")
+            raise SettingsError(f"{self._flags.address}={self.address}: it should begin with http:// or https://")
         if key := os.environ.get(name):
             _check_key(name, key)
+        elif self._given and urlsplit(self.address).hostname != "api.openai.com":
+            key = "none"  # the client wants one; servers of one's own mostly do not look at it
         elif not self._is_azure:
             raise SettingsError(
-                "OPENAI_API_KEY is not set; give the key of the teacher's endpoint (any word where it asks for none)"
+                f"OPENAI_API_KEY is not set; give the key of {self.address} (any word where it asks for none)"
             )
         # aiohttp takes a third less CPU for a request than the client's default.
         http = openai.DefaultAioHttpClient(timeout=_TIMEOUT)
@@ -105,31 +120,32 @@ class Endpoint:
                 return openai.AsyncAzureOpenAI(**given)
             return openai.AsyncOpenAI(api_key=key, base_url=self.address, **given)
         except (openai.OpenAIError, httpx2.InvalidURL, ValueError) as error:
-            name, why = ("AZURE_OPENAI_ENDPOINT", "") if self._is_azure else ("OPENAI_BASE_URL", "it is no address: ")
+            own = (self._flags.address, "it is no address: ")
+            name, why = ("AZURE_OPENAI_ENDPOINT", "") if self._is_azure else own
             raise SettingsError(f"{name}={self.address}: {why}{error}") from error
 
-    async def ask(self, body: bytes, model: str) -> Completion | None:
-        """The reply to one request, the JSON of a chat completion's; at most one request is sent.
+    async def ask(self, body: Mapping[str, Any], model: str) -> Completion | None:
+        """The reply to one request, a chat completion's; at most one request is sent, without `refused_options`.
 
         None: the endpoint refuses this request for its content, and is not paid. Raises Unanswered (not reached, too
-        slow, refused), SchemaRefused (to be sent again at once) and, before anything is sent, SettingsError.
+        slow, refused), OptionRefused (to be sent again at once) and, before anything is sent, SettingsError.
         """
-        client, begun, demanded = self.client, time.monotonic(), self._takes_schemas
+        client, begun = self.client, time.monotonic()
         path = f"/deployments/{quote(model, safe='')}/chat/completions" if self._is_azure else "/chat/completions"
-        if not demanded:
-            body = to_json({name: said for name, said in from_json(body).items() if name != "response_format"})
+        asked = {name: said for name, said in body.items() if name not in self.refused_options}
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await client.post(path, content=body, cast_to=httpx2.Response, options=_JSON)
+                answer = await client.post(path, content=to_json(asked), cast_to=httpx2.Response, options=_JSON)
         except TimeoutError as error:
             raise self._unreachable(f"no answer in time, {self._timeout:g} s", sent=True) from error
         except openai.APIStatusError as error:
-            if demanded and _knows_no_schemas(error):
-                self._takes_schemas = False
-                raise SchemaRefused(SettingsError(_words_of(error))) from error
+            if named := _options_named(error, asked):
+                self.refused_options |= named
+                raise OptionRefused(SettingsError(_words_of(error))) from error
             if refuses_the_row(error.status_code, error.code):
                 return None
-            raise self._explain(error, model) from error
+            served = await self._served() if error.status_code == 404 else ""
+            raise self._explain(error, model, served) from error
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
             causes: list[BaseException] = [error]
             while causes[-1].__cause__ is not None:
@@ -147,24 +163,41 @@ class Endpoint:
         if "client" in vars(self):
             await self.client.close()
 
-    def _explain(self, error: openai.APIStatusError, model: str) -> Unanswered:
+    async def _served(self) -> str:
+        """The models that it says it has, as words for a message; empty where it does not say."""
+        try:
+            async with asyncio.timeout(CONNECT):
+                answer = await self.client.get("/models", cast_to=httpx2.Response)
+            listed = as_dict(json.loads(answer.content)).get("data")
+        except (TimeoutError, openai.OpenAIError, aiohttp.ClientError, ValueError, RecursionError):
+            return ""
+        if not isinstance(listed, list):
+            return ""
+        names = [_plain(name)[:LONGEST_NAME] for one in listed if isinstance(name := as_dict(one).get("id"), str)]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        return f"; it serves {', '.join(names[:10])}{more}" if names else "; it says that it serves no model"
+
+    def _explain(self, error: openai.APIStatusError, model: str, served: str = "") -> Unanswered:
         """What a refusal means, and whether the same request may pass later."""
         status, said, headers = error.status_code, _words_of(error), error.response.headers
         wait = retry_after(headers)
         match status:
             case 401 | 403:
                 key = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"
+                if key not in os.environ and self._given:
+                    return Unanswered(SettingsError(f"{self.address} asks for a key: set {key} ({said})"), whole=True)
                 return Unanswered(SettingsError(f"{self.address} refuses the key in {key} ({said})"), whole=True)
             case 404:
-                what = f"{self.address} knows no model --model {model}, or has no /chat/completions"
-                return Unanswered(SettingsError(f"{what}; most addresses end in /v1 ({said})"), whole=True)
+                what = f"{self.address} knows no model {self._flags.model}{model}, or has no /chat/completions"
+                return Unanswered(SettingsError(f"{what}{served}; most addresses end in /v1 ({said})"), whole=True)
             case _ if status == 402 or error.code == "insufficient_quota":
                 what = f"{self.address}: the account of this key has no money left ({said})"
                 return Unanswered(SettingsError(what), whole=True)
             case 408 | 409 | 429:
                 self.rate.refused(headers)
                 until = f"; Retry-After: {headers['retry-after']}" if "retry-after" in headers else ""
-                what = f"{self.address} turns requests away for now ({said}{until}): wait, or lower --concurrency"
+                what = f"{self.address} turns requests away for now ({said}{until})"
+                what += f": wait, or lower {self._flags.at_once}"
             case _ if status >= 500:
                 self.rate.pause(wait or 0.0)
                 what = f"{self.address} fails for now ({said})"
@@ -176,7 +209,7 @@ class Endpoint:
         return Unanswered(TemporaryError(what), again=not too_long, billed=billed, whole=whole)
 
     def _unreachable(self, why: str, *, sent: bool) -> Unanswered:
-        what = f"{self.address} cannot be reached ({why}): is OPENAI_BASE_URL right, and is the server up?"
+        what = f"{self.address} cannot be reached ({why}): is {self._flags.address} right, and is the server up?"
         return Unanswered(TemporaryError(what), again=True, sent=sent, billed=sent, whole=not sent)
 
     def _strange(self, data: bytes) -> VcotError:
@@ -184,32 +217,54 @@ class Endpoint:
         said = f"{self.address} answered with something that is not a chat completion: {begins!r}"
         if self._understood:
             return TemporaryError(said)
-        return SettingsError(f"{said}; OPENAI_BASE_URL should name an OpenAI-compatible endpoint, mostly ending in /v1")
+        what = f"{self._flags.address} should name an OpenAI-compatible endpoint, mostly ending in /v1"
+        return SettingsError(f"{said}; {what}")
 
 
 async def body_of(request: Request, images: ImagePacker) -> dict[str, Any]:
     """A request as the JSON of a chat completion's, images as data URLs. Raises ImageError: one cannot be had."""
-    content: list[dict[str, Any]] = []
-    for part in request.parts:
-        if isinstance(part, str):
-            content.append({"type": "text", "text": part})
-        else:
-            content.append({"type": "image_url", "image_url": {"url": await images.url(part)}})
+
+    async def content(parts: Iterable[Part]) -> list[dict[str, Any]]:
+        return [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image_url", "image_url": {"url": await images.url(part)}}
+            for part in parts
+        ]
+
+    messages: list[dict[str, Any]] = []
+    if request.prompt.text:
+        messages.append({"role": "system", "content": request.prompt.text})
+    for turn in request.turns:
+        # Several servers take a reply as a plain text alone.
+        said = "".join(map(str, turn.parts)) if turn.role == "assistant" else await content(turn.parts)
+        messages.append({"role": turn.role, "content": said})
+    messages.append({"role": "user", "content": await content(request.parts)})
     body: dict[str, Any] = {
-        "model": request.model,
-        "max_completion_tokens": request.reply_tokens,
-        "messages": [{"role": "system", "content": request.prompt.text}, {"role": "user", "content": content}],
-    }
+        "model": request.model, "max_completion_tokens": request.reply_tokens, "messages": messages, **request.options
+    }  # fmt: skip
     if request.schema is not None:
         named = {"name": request.purpose, "strict": True, "schema": request.schema}
         body["response_format"] = {"type": "json_schema", "json_schema": named}
     return body | ({} if request.temperature is None else {"temperature": request.temperature})
 
 
-def _knows_no_schemas(error: openai.APIStatusError) -> bool:
-    """Whether it is the demanded shape of the reply that an endpoint refuses."""
-    said, names = _words_of(error).casefold(), ("response_format", "json_schema", "structured output", "guided")
-    return error.status_code in (400, 415, 422, 501) and any(name in said for name in names)
+_NEEDED = {"model", "messages", "max_completion_tokens", "temperature"}
+_SCHEMA = ("response_format", "json_schema", "structured output", "guided")
+
+
+def _options_named(error: openai.APIStatusError, asked: Iterable[str]) -> set[str]:
+    """Of the fields that were sent, those that an endpoint refuses, and that it can be asked without."""
+    said = f"{error.message} {error.body}".casefold()
+    status = error.status_code
+
+    def named(field: str) -> bool:
+        if field == "response_format":
+            return status in (400, 415, 422, 501) and any(name in said for name in _SCHEMA)
+        # 403: of a model that keeps its logprobs to itself.
+        return status in (400, 403, 422, 501) and re.search(rf"\b{re.escape(field)}\b", said) is not None
+
+    return {field for field in {*asked} - _NEEDED if named(field)}
 
 
 def refuses_the_row(status: Any, code: Any) -> bool:
@@ -220,7 +275,8 @@ def refuses_the_row(status: Any, code: Any) -> bool:
 def _words_of(error: openai.APIStatusError) -> str:
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("error")
-    message = body.get("message") or (inner.get("message") if isinstance(inner, dict) else None) or error.message
+    message = body.get("message") or (inner.get("message") if isinstance(inner, dict) else None)
+    message = message or body.get("detail") or error.message  # the middle one: as FastAPI's own refusals have it
     # Redacted before it is cut: half a key would not be recognised.
     return f"{error.status_code}: {redacted(' '.join(str(message).split()))[:200]}"
 
@@ -270,7 +326,19 @@ def completion_of(answer: Any, model: str, seconds: float) -> Completion | None:
         tokens_out=_count(usage.get("completion_tokens")),
         tokens_cached=_count(as_dict(usage.get("prompt_tokens_details")).get("cached_tokens")),
         seconds=round(seconds, 3),
+        logprobs=_logprobs(choice),
     )
+
+
+def _logprobs(choice: dict[str, Any]) -> tuple[float, ...] | None:
+    """Of each generated token; None where the endpoint gives none, or one that is none."""
+    tokens = as_dict(choice.get("logprobs")).get("content")
+    if not isinstance(tokens, list) or not tokens:
+        return None
+    found = [as_dict(token).get("logprob") for token in tokens]
+    if not all(isinstance(one, int | float) and math.isfinite(one) and one < 0.001 for one in found):
+        return None
+    return tuple(round(min(0.0, float(one)), 5) for one in found)  # type: ignore[arg-type]
 
 
 def refused(model: str) -> Completion:

@@ -4,7 +4,8 @@
     request = Request("reason", prompts["reason"], (ShownImage(sample.shown, side=1024), "Question: …"), "gpt-4o")
     await client.ask(request, source="scienceqa")      → Completion: from the cache, or new and paid for
 
-The strategies make requests and read replies; a Client alone knows endpoints, keys, money and time.
+The strategies make requests and read replies; a Client alone knows endpoints, keys, money and time. An evaluation asks
+with the same requests, of images that are in memory and in a conversation of several turns.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import PIL.Image
 from pydantic import ValidationError
 
 from vcot.errors import InputError, SettingsError
@@ -106,32 +108,82 @@ class ShownImage:
         return {"sha256": digest, "side": self.side, "least": self.least, "quality": QUALITY, "crop": crop}
 
 
+@dataclass(frozen=True, eq=False)
+class ShownPixels:
+    """An image in memory, upright RGB, as it is sent: resized to `size` (width, height), and a PNG, so that what
+    arrives is what was meant, to the last bit. Equal where the pixels and the size are."""
+
+    pixels: PIL.Image.Image
+    size: tuple[int, int]
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(repr(self.pixels.size).encode() + self.pixels.tobytes()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        return {"pixels": self.sha256, "size": list(self.size)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShownPixels) and self.identity() == other.identity()
+
+    def __hash__(self) -> int:
+        return hash((self.sha256, self.size))
+
+
+Part = str | ShownImage | ShownPixels
+
+
+@dataclass(frozen=True)
+class EarlierTurn:
+    """What was said before the user message."""
+
+    role: Literal["user", "assistant"]
+    parts: tuple[Part, ...]
+
+
 @dataclass(frozen=True)
 class Request:
     """What shapes a reply, and nothing else."""
 
     purpose: str  # which step asks ("reason", "caption", "look", …): for the cost report
-    prompt: Prompt  # the system message
-    parts: tuple[str | ShownImage, ...]  # the user message, texts and images in order
+    prompt: Prompt  # the system message; none is sent where its text is empty
+    parts: tuple[Part, ...]  # the user message, texts and images in order
     model: str
     schema: Mapping[str, Any] | None = None  # JSON schema that the reply must fit; None: free text
     temperature: float | None = None  # None leaves it to the endpoint
     reply_tokens: int = 1024  # most tokens of the reply
     alternative: int = 0  # tells independent replies to the same words apart
     again: int = 0  # how often the row was refused before; the replies that led there are left alone
+    turns: tuple[EarlierTurn, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)  # more fields of the body, which an endpoint may refuse
 
     def key(self) -> str:
         """sha256 of all of it as canonical JSON (sorted keys, no white space)."""
         said = {
             "prompt": [self.prompt.name, self.prompt.version, self.prompt.text],
-            "parts": [part if isinstance(part, str) else part.identity() for part in self.parts],
+            "parts": _identities(self.parts),
             "model": self.model, "schema": self.schema, "temperature": self.temperature,
             "reply_tokens": self.reply_tokens, "alternative": self.alternative,
         }  # fmt: skip
-        if self.again:  # or every reply that was kept before this was known would be asked for anew
+        # Only where there are any, or every reply that was kept before these were known would be asked for anew.
+        if self.again:
             said["again"] = self.again
+        if self.turns:
+            said["turns"] = [[turn.role, _identities(turn.parts)] for turn in self.turns]
+        if self.options:
+            said["options"] = dict(self.options)
         text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def all_parts(self) -> Iterator[Part]:
+        """Of all turns."""
+        for turn in self.turns:
+            yield from turn.parts
+        yield from self.parts
+
+
+def _identities(parts: Sequence[Part]) -> list[Any]:
+    return [part if isinstance(part, str) else part.identity() for part in parts]
 
 
 class RowFailed(Exception):

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vcot import logging
 from vcot.distill import DistilledReasoning, Outcome, Teacher, needs_teacher, refuse, with_reasoning
@@ -168,17 +168,15 @@ def _example(sample: Sample, group: str, mentions: Sequence[Mention], annotated:
 # --- a model as the teacher
 
 
-class ModelTeacher:
-    """A model behind an endpoint. A context manager, because it holds connections and threads. `ahead`: rows that are
-    worked on before the first of them is done."""
+class Asking:
+    """Many requests to an endpoint under way at once, their results in order. A context manager, because it holds
+    connections and threads. `ahead`: items that are worked on before the first of them is done."""
 
-    def __init__(self, strategy: Strategy, client: TeacherClient, *, ahead: int = 32) -> None:
-        self.name = strategy.name
-        self.strategy, self.client, self._ahead = strategy, client, ahead
-        self.progress = Progress(client)
+    def __init__(self, client: TeacherClient, progress: Progress, *, ahead: int = 32) -> None:
+        self.client, self.progress, self._ahead = client, progress, ahead
         self._trouble: VcotError | None = None
 
-    def __enter__(self) -> ModelTeacher:
+    def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
         self._threads = ThreadPoolExecutor(max_workers=16)
         self._loop.set_default_executor(self._threads)
@@ -190,19 +188,8 @@ class ModelTeacher:
         self._threads.shutdown()
         self._loop.close()
 
-    def counts(self) -> Mapping[str, Any]:
-        report = self.client.report
-        return {**report.totals(), **self.strategy.counted, "costs": report.lines()}
-
-    def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
-        """Every sample with its outcome, in order. Raises as `map` does."""
-        with closing(self.map(samples, self.strategy.outcome)) as rows:
-            for sample, outcome in rows:
-                self.progress.row(refused=isinstance(outcome, Rejection))
-                yield sample, outcome
-
     def wait_for(self, work: Coroutine[Any, Any, R]) -> R:
-        """What this work gives, done in the teacher's event loop."""
+        """What this work gives, done in the client's event loop."""
         return self._loop.run_until_complete(work)
 
     def map(
@@ -260,10 +247,31 @@ async def _come_home(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Progress:
-    """How far the teacher is: a bar of the rows on a terminal, a line every 30 s elsewhere."""
+class ModelTeacher(Asking):
+    """A model behind an endpoint, asked by a strategy."""
 
-    def __init__(self, client: TeacherClient) -> None:
+    def __init__(self, strategy: Strategy, client: TeacherClient, *, ahead: int = 32) -> None:
+        super().__init__(client, Progress(client), ahead=ahead)
+        self.name, self.strategy = strategy.name, strategy
+
+    def counts(self) -> Mapping[str, Any]:
+        report = self.client.report
+        return {**report.totals(), **self.strategy.counted, "costs": report.lines()}
+
+    def teach(self, samples: Iterable[Sample]) -> Generator[tuple[Sample, Outcome], None, None]:
+        """Every sample with its outcome, in order. Raises as `map` does."""
+        with closing(self.map(samples, self.strategy.outcome)) as rows:
+            for sample, outcome in rows:
+                self.progress.row(refused=isinstance(outcome, Rejection))
+                yield sample, outcome
+
+
+class Progress:
+    """How far the work is: a bar of the rows on a terminal, a line every 30 s elsewhere. `stage`, `doing`: what the bar
+    and the line call it."""
+
+    def __init__(self, client: TeacherClient, stage: str = "distill", doing: str = "asking the teacher") -> None:
+        self._stage, self._doing = stage, doing
         self.total: int | None = None  # rows that will pass, once they are counted
         self._done = self._refused = 0
         self._client, self._begun = client, time.monotonic()
@@ -282,10 +290,10 @@ class Progress:
             return
         self._told, fields = now, self.fields()
         if not terminal:
-            logging.get().info("asking the teacher", **fields)
+            logging.get().info(self._doing, **fields)
             return
         if self._bar is None:
-            self._bar = Bar("distill", self.total).__enter__()
+            self._bar = Bar(self._stage, self.total).__enter__()
         self._bar.advance(self._done - self._bar.count, f"{self._refused:,} refused, ${fields['usd']}")
 
     def fields(self) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class Completion(Record):
     tokens_out: int = Field(0, ge=0, description="likewise")
     seconds: float = Field(0.0, ge=0)
     cost: float | None = Field(None, description="US dollars; None where no price is known")
+    logprobs: tuple[float, ...] | None = Field(
+        None, description="natural log-probability of each generated token, as the model gave it; left out where it "
+        "is not known", exclude_if=lambda given: given is None,
+    )  # fmt: skip
 
 
 class Score(Record):
