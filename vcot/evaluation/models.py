@@ -202,13 +202,13 @@ class ModelRunner:
     def _generate(
         self, network: Any, model: Model, samples: Sequence[Sample], images: Sequence[Sequence[Image.Image]]
     ) -> list[Completion]:
-        from vcot.models.generation import generate
+        from vcot.models.generation import Decoding, generate
 
         encoder, longest, ends = self._encoder, self._config.max_new_tokens, self._encoder.eos_token_ids
         form = self.own_form if model == "native" else None
         batch = encoder.prompts(samples, images, None if form is None else [form.below(s) for s in samples])
         prompt_tokens = batch["attention_mask"].sum(dim=1).tolist()
-        tokens = generate(network, batch, max_new_tokens=longest, eos_token_ids=ends, pad_token_id=encoder.pad_token_id)
+        tokens = [reply.ids for (reply,) in generate(network, batch, Decoding(longest), eos_token_ids=ends)]
         return [
             Completion(
                 text=encoder.decode(ids),
