@@ -155,8 +155,12 @@ def test_tables_that_do_not_fit_are_refused() -> None:
         Question([draw("a"), draw("b")], answer_logprobs=[[-1.0]])
     with pytest.raises(ValueError, match="without draws"):
         Question([])
-    with pytest.raises(ValueError, match="above 0; got 0"):
+    with pytest.raises(ValueError, match=r"got 0.0 and n=None"):
         select(Question([draw("a")]), temperature=0.0)
+    with pytest.raises(ValueError, match=r"got 1.0 and n=0"):
+        select(Question([draw("a")]), 0)
+    with pytest.raises(ValueError, match="one column for each cluster, which are 1"):
+        select(Question([draw("a"), draw("a")], answer_logprobs=[[-1.0, -2.0]] * 2))
 
 
 some_draws = st.lists(

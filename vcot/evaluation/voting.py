@@ -93,7 +93,7 @@ class Selection:
 def clusters(draws: Sequence[Draw], choices: Sequence[str] | None = None) -> list[list[int]]:
     """The draws by answer: those that say the same, by number; clusters and their draws in the order drawn.
 
-    Draws without an answer are in none. Draws are in one cluster if one accepts the other's answer (`answers.same`,
+    Draws without an answer are in none, others in one if one accepts the other's answer (`answers.same`,
     which is not symmetric: 3.14 accepts 3.1416), or if a chain of such pairs joins them, so that the order in which
     they were drawn does not matter.
     """
@@ -120,8 +120,8 @@ def select(question: Question, n: int | None = None, *, temperature: float = 1.0
     temperature: of the softmax over mean log-probabilities by which `cisc` weighs; low trusts the likeliest draws
         alone, high weighs all alike. (The paper puts the probabilities themselves into the softmax.)
     """
-    if temperature <= 0:
-        raise ValueError(f"the temperature of weights is above 0; got {temperature}")
+    if temperature <= 0 or n == 0:
+        raise ValueError(f"a temperature above 0 and a draw to choose are needed; got {temperature} and n={n}")
     n = len(question.draws) if n is None else min(n, len(question.draws))
     every = clusters(question.draws, question.choices)
     seen = {column: drawn for column, whole in enumerate(every) if (drawn := [i for i in whole if i < n])}
@@ -136,19 +136,18 @@ def select(question: Question, n: int | None = None, *, temperature: float = 1.0
         said = f"{unknown} of {unknown + len(means)} replies came without log-probabilities"
         missing |= {"cisc": said, "best_of_n": said}
     else:
-        top = max(means.values())
-        weights = {i: math.exp((mean - top) / temperature) for i, mean in means.items()}
+        weights = {i: math.exp((mean - max(means.values())) / temperature) for i, mean in means.items()}
         chosen["cisc"] = groups[_first_best([math.fsum(weights[i] for i in group) for group in groups])][0]
         chosen["best_of_n"] = min(means, key=lambda i: (-means[i], i))
 
-    rows = [i for i, row in enumerate((question.answer_logprobs or ())[:n]) if row is not None]
-    if not rows:
-        missing["marginal"] = "no answer was scored after the rationale of another reply"
+    table, log_weights = (question.answer_logprobs or [None] * n)[:n], (question.log_weights or [0.0] * n)[:n]
+    if scored := [(row, weight) for row, weight in zip(table, log_weights, strict=True) if row is not None]:
+        if any(len(row) != len(every) for row, _ in scored):
+            raise ValueError(f"answer_logprobs has one column for each cluster, which are {len(every)}")
+        likely = marginal([[row[column] for column in seen] for row, _ in scored], [weight for _, weight in scored])
+        chosen["marginal"] = groups[_first_best(likely)][0]
     else:
-        assert question.answer_logprobs is not None
-        table = [[(question.answer_logprobs[i] or ())[column] for column in seen] for i in rows]
-        weighted = None if question.log_weights is None else [question.log_weights[i] for i in rows]
-        chosen["marginal"] = groups[_first_best(marginal(table, weighted))][0]
+        missing["marginal"] = "no answer was scored after the rationale of another reply"
     return Selection(chosen, missing, max(counts) / n)
 
 
