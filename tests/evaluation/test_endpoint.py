@@ -29,8 +29,7 @@ from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, in_turn, scri
 from tests.jobs.conftest import clean, quick_teacher  # noqa: F401
 from vcot.errors import SettingsError, TemporaryError
 from vcot.evaluation.endpoint import EndpointForm, EndpointModel, address_and_name, declared_form
-from vcot.evaluation.models import FAMILIES
-from vcot.evaluation.ways import Prompt
+from vcot.evaluation.ways import FORMS, Prompt
 from vcot.grounding import Box, FrameSpec, Mention, Trace
 from vcot.models.generation import Decoding
 from vcot.records import Completion, Image
@@ -326,7 +325,7 @@ def test_a_server_of_ones_own_needs_no_key(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_family_brings_its_form() -> None:
     form = declared_form(family="qwen3-vl")
-    assert (form.frame, form.own, form.size((999, 1))) == (THOUSANDTHS, FAMILIES["qwen3-vl"], (999, 1))
+    assert (form.frame, form.own, form.size((999, 1))) == (THOUSANDTHS, FORMS["qwen3-vl"], (999, 1))
     form = declared_form(family="qwen3-vl", min_pixels=32 * 32, max_pixels=64 * 64)
     assert (form.factor, form.size((640, 640))) == (32, (64, 64))
     form = declared_form(family="qwen2.5-vl", min_pixels=3136, max_pixels=12544)

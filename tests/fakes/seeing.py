@@ -20,7 +20,7 @@ from PIL import Image
 from tests.fakes.teacher import Answer, Asked, Say
 from tests.fakes.wise import named
 from vcot.grounding import Box, FrameSpec, Trace, parse, split_answer
-from vcot.models.generation import generate
+from vcot.models.generation import Decoding, generate
 from vcot.models.loading import load_base
 from vcot.tokens import load_processor
 
@@ -65,10 +65,8 @@ class Seeing:
         )
         words = self._processor.tokenizer
         ends = words.eos_token_id, words.pad_token_id
-        (tokens,) = generate(
-            self._model, batch, max_new_tokens=LONGEST_REPLY, eos_token_ids=ends, pad_token_id=words.pad_token_id
-        )
-        return cast(str, words.decode([token for token in tokens if token not in ends]))
+        ((reply,),) = generate(self._model, batch, Decoding(LONGEST_REPLY), eos_token_ids=ends)
+        return cast(str, words.decode([token for token in reply.ids if token not in ends]))
 
     def _reason(self, asked: Asked) -> dict[str, Any]:
         """Its own reasoning about the question, with a number in the place of each box, and its own answer."""

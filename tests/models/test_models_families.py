@@ -19,7 +19,7 @@ from tests.fakes.families import KNOWN
 from tests.training.toy import by_text, config, drawn, encoded, examples, loss_sum, tune, write_examples
 from vcot.errors import InputError
 from vcot.models.families import FAMILIES, family_in
-from vcot.models.generation import generate
+from vcot.models.generation import Decoding, generate
 from vcot.models.loading import attach_lora, load_adapter, load_base
 from vcot.records.example import Examples
 from vcot.storage.images import decode
@@ -167,12 +167,9 @@ def test_it_learns_examples_by_heart_and_says_them(family_base: Bases, model_typ
     )  # fmt: skip
     losses = [entry["loss"] for entry in result.history if "loss" in entry]
     assert losses[-1] < 0.1 * losses[0]
-    said = generate(
-        result.model, prompts_of(encoder, [0, 1]), max_new_tokens=80, eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-    )  # fmt: skip
+    said = generate(result.model, prompts_of(encoder, [0, 1]), Decoding(80), eos_token_ids=encoder.eos_token_ids)
     replies = [[token for token, label in zip(one.ids, one.labels, strict=True) if label >= 0] for one in made]
-    assert [encoder.decode(ids) for ids in said] == [encoder.decode(ids) for ids in replies]
+    assert [encoder.decode(reply.ids) for (reply,) in said] == [encoder.decode(ids) for ids in replies]
 
 
 @every_family

@@ -1,4 +1,4 @@
-"""Greedy replies that do not depend on who else is in the batch."""
+"""Greedy and drawn replies, and the log-probabilities of their tokens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from tests.training.toy import drawn
-from vcot.models.generation import generate
+from vcot.models.generation import Decoding, Generated, generate
 from vcot.models.loading import load_base
 from vcot.storage.images import decode
+
+GREEDY = Decoding(12)
 
 
 @pytest.fixture(scope="module")
@@ -28,27 +30,32 @@ def prompts(encoder: Any, numbers: list[int]) -> dict[str, Any]:
     return batch
 
 
-def say(model: Any, encoder: Any, batch: dict[str, Any], **changes: Any) -> list[list[int]]:
-    usual = {"max_new_tokens": 12, "eos_token_ids": encoder.eos_token_ids, "pad_token_id": encoder.pad_token_id}
-    return generate(model, batch, **(usual | changes))
+def say(model: Any, encoder: Any, batch: dict[str, Any], decoding: Decoding = GREEDY) -> list[list[Generated]]:
+    return generate(model, batch, decoding, eos_token_ids=encoder.eos_token_ids)
+
+
+def ids(replies: list[list[Generated]]) -> list[list[list[int]]]:
+    return [[draw.ids for draw in draws] for draws in replies]
 
 
 def test_a_reply_is_the_most_likely_token_again_and_again(model: Any, toy_encoder: Any) -> None:
     """Held against a loop that computes everything anew for each token, without a cache."""
     batch = prompts(toy_encoder, [1])
-    (reply,) = say(model, toy_encoder, batch)
-    ids, kinds = batch["input_ids"], batch["mm_token_type_ids"]
-    expected: list[int] = []
+    ((reply,),) = say(model, toy_encoder, batch)
+    so_far, kinds = batch["input_ids"], batch["mm_token_type_ids"]
+    expected, likely = list[int](), list[float]()
     with torch.no_grad():
         while len(expected) < 12 and not set(expected) & set(toy_encoder.eos_token_ids):
             logits = model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds,
+                input_ids=so_far, attention_mask=torch.ones_like(so_far), mm_token_type_ids=kinds,
                 pixel_values=batch["pixel_values"], image_grid_thw=batch["image_grid_thw"],
             ).logits  # fmt: skip
             expected.append(int(logits[0, -1].argmax()))
-            ids = torch.cat([ids, torch.tensor([[expected[-1]]])], dim=1)
+            likely.append(float(logits[0, -1].log_softmax(-1).max()))
+            so_far = torch.cat([so_far, torch.tensor([[expected[-1]]])], dim=1)
             kinds = torch.cat([kinds, torch.zeros(1, 1, dtype=torch.long)], dim=1)
-    assert reply == expected
+    assert reply.ids == expected
+    assert reply.logprobs == pytest.approx(likely, abs=1e-4)
 
 
 def test_the_bases_own_way_of_sampling_is_not_used(model: Any, toy_encoder: Any) -> None:
@@ -63,3 +70,68 @@ def test_the_bases_own_way_of_sampling_is_not_used(model: Any, toy_encoder: Any)
         assert model.generation_config.repetition_penalty == 9.0
     finally:
         model.generation_config = own
+
+
+def test_a_draw_depends_on_the_seed_and_the_prompt_alone(model: Any, toy_encoder: Any) -> None:
+    def drawn_from(numbers: list[int], **changes: Any) -> list[list[list[int]]]:
+        decoding = Decoding(**({"max_new_tokens": 8, "temperature": 4.0, "samples": 3, "seed": 7} | changes))
+        return ids(say(model, toy_encoder, prompts(toy_encoder, numbers), decoding))
+
+    together = drawn_from([1, 2, 3])
+    assert together == drawn_from([1, 2, 3])
+    assert together == [draws for number in (1, 2, 3) for draws in drawn_from([number])]
+    assert together[::-1] == drawn_from([3, 2, 1])
+    assert [draws[:2] for draws in together] == drawn_from([1, 2, 3], samples=2)
+    assert [[draw[:5] for draw in draws] for draws in together] == drawn_from([1, 2, 3], max_new_tokens=5)
+    assert together != drawn_from([1, 2, 3], seed=8)
+    assert len({tuple(draw) for draws in together for draw in draws}) > 6
+
+
+def test_the_same_question_about_another_image_draws_by_other_numbers(model: Any, toy_encoder: Any) -> None:
+    """Else all questions of a suite that are worded alike would be lucky together."""
+    (one, data), (_, other) = drawn(2), drawn(2, size=(112, 112))
+    batch = toy_encoder.prompts([one, one], [[decode(each, "a").pixels] for each in (data, other)])
+    first, second = ids(say(model, toy_encoder, batch, Decoding(1, temperature=100.0, samples=20)))
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 5
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_draws_follow_the_tempered_distribution_and_are_scored_by_the_models_own(
+    model: Any, toy_encoder: Any, temperature: float
+) -> None:
+    batch = prompts(toy_encoder, [1])
+    (draws,) = say(model, toy_encoder, batch, Decoding(1, temperature, samples=4000))
+    with torch.no_grad():
+        inputs = toy_encoder.family.model_inputs(batch)
+        logits = model(**inputs).logits[0, -1].double()
+    found = torch.bincount(torch.tensor([draw.ids[0] for draw in draws]), minlength=len(logits)) / 4000
+    expected = (logits / temperature).softmax(-1)
+    # 4000 draws from the right distribution are this far from it, on the average (of a binomial, in each place).
+    by_chance = 0.5 * (expected * (1 - expected) * 2 / torch.pi / 4000).sqrt().sum()
+    assert 0.5 * (found - expected).abs().sum() < 1.5 * by_chance
+    own = logits.log_softmax(-1)
+    assert all(draw.logprobs == pytest.approx([float(own[draw.ids[0]])], abs=1e-4) for draw in draws)
+
+
+def test_a_draw_ends_at_its_own_end_token_and_not_with_the_batch(model: Any, toy_encoder: Any) -> None:
+    batch = prompts(toy_encoder, [1, 2])
+    decoding = Decoding(10, temperature=4.0, samples=4, seed=3)
+    longest = [draw for draws in generate(model, batch, decoding, eos_token_ids=()) for draw in draws]
+    end = longest[0].ids[2]
+    cut = [draw for draws in generate(model, batch, decoding, eos_token_ids=(end,)) for draw in draws]
+    for whole, part in zip(longest, cut, strict=True):
+        length = whole.ids.index(end) + 1 if end in whole.ids else 10
+        assert part.ids == whole.ids[:length]
+        assert part.logprobs == pytest.approx(whole.logprobs[:length], abs=1e-5)
+    assert len(cut[0].ids) <= 3
+
+
+def test_decodings_that_make_no_sense_are_refused() -> None:
+    for changes, said in (
+        ({"samples": 2}, "at temperature 0 all samples are alike"),
+        ({"samples": 0}, "at least one token and one sample"),
+        ({"max_new_tokens": 0}, "at least one token and one sample"),
+        ({"temperature": -1.0}, "nothing may be below 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Decoding(**changes)

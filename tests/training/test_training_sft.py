@@ -28,7 +28,7 @@ from tests.training.toy import (
     write_examples,
 )  # fmt: skip
 from vcot.errors import InputError, Interrupted
-from vcot.models.generation import generate
+from vcot.models.generation import Decoding, generate
 from vcot.models.loading import attach_lora, load_base
 from vcot.records.example import Examples
 from vcot.stage import stop
@@ -360,11 +360,13 @@ def test_a_mixed_batch_has_the_patches_of_its_images_and_teaches_what_its_rows_t
 def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(model: Any, toy_encoder: Any) -> None:
     illustrated = [drawn(number) for number in range(2)]
     asked: list[Any] = [(by_text(1), []), *((s, [decode(d, s.id).pixels]) for s, d in illustrated), (by_text(2), [])]
-    ends = {"eos_token_ids": toy_encoder.eos_token_ids, "pad_token_id": toy_encoder.pad_token_id}
 
     def replies(some: list[Any]) -> list[list[int]]:
         samples, images = zip(*some, strict=True)
-        return generate(model, toy_encoder.prompts(samples, images), max_new_tokens=10, **ends)
+        said = generate(
+            model, toy_encoder.prompts(samples, images), Decoding(10), eos_token_ids=toy_encoder.eos_token_ids
+        )
+        return [reply.ids for (reply,) in said]
 
     assert replies(asked) == [reply for one in asked for reply in replies([one])]
     assert replies([asked[0], asked[3]]) == [replies(asked)[0], replies(asked)[3]]

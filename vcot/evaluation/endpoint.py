@@ -33,8 +33,7 @@ from vcot.distill.request import Client, EarlierTurn, Part, ReplyCache, Request,
 from vcot.distill.request import Prompt as SystemMessage
 from vcot.distill.runner import Asking, Progress
 from vcot.errors import SettingsError
-from vcot.evaluation.models import FAMILIES, OwnForm
-from vcot.evaluation.ways import Prompt
+from vcot.evaluation.ways import FORMS, Form, Prompt
 from vcot.grounding import Frame, FrameName, FrameSpec, smart_resize
 from vcot.grounding.tags import DIALECTS, SPELLINGS, render
 from vcot.models import families
@@ -65,7 +64,7 @@ class EndpointForm:
     """
 
     frame: FrameSpec
-    own: OwnForm
+    own: Form
     min_pixels: int | None
     max_pixels: int | None
     factor: int
@@ -96,16 +95,16 @@ def declared_form(
     Raises:
         SettingsError: something is missing, unknown, or contradicts another.
     """
-    _known("--subject-family", family, FAMILIES)
+    _known("--subject-family", family, FORMS)
     _known("--subject-frame", frame, get_args(FrameName))
     _known("--subject-dialect", dialect, DIALECTS)
-    usual = None if family is None else FAMILIES[family]
+    usual = None if family is None else FORMS[family]
     found_frame = cast("FrameName | None", frame or (usual and usual.frame))
     found_dialect = dialect or (usual and usual.dialect)
     if not found_frame or not found_dialect:
         raise SettingsError(
             "how the model behind --subject writes boxes cannot be seen from outside: say it with --subject-family "
-            f"({', '.join(FAMILIES)}), or with --subject-frame ({', '.join(get_args(FrameName))}) and "
+            f"({', '.join(FORMS)}), or with --subject-frame ({', '.join(get_args(FrameName))}) and "
             f"--subject-dialect ({', '.join(DIALECTS)})"
         )
     if (min_pixels is None) != (max_pixels is None):
@@ -151,16 +150,16 @@ _NUMBERS: dict[FrameName, str] = {
 }
 
 
-def _form(frame: FrameName, dialect: str) -> OwnForm:
+def _form(frame: FrameName, dialect: str) -> Form:
     """Of no family: words that say which notation and which numbers are meant."""
-    by_text = FAMILIES["qwen2-vl"].by_text
+    by_text = FORMS["qwen2-vl"].by_text
     if dialect == "qwen-json":
         notation = '[{"bbox_2d": [x1, y1, x2, y2], "label": "name"}]'
     else:
         ref, box, pairs = SPELLINGS[dialect]
         notation = f"{ref[0]}name{ref[1]}{box[0]}{'(x1,y1),(x2,y2)' if pairs else '[x1, y1, x2, y2]'}{box[1]}"
     words = f"Locate what the answer rests on, each as {notation} in {_NUMBERS[frame]}. {by_text}"
-    return OwnForm("as declared", frame, dialect, words, by_text)
+    return Form("as declared", frame, dialect, words, by_text)
 
 
 def address_and_name(subject: str) -> tuple[str, str]:

@@ -247,21 +247,23 @@ class ModelRunner:
         from vcot.models.generation import generate
 
         encoder = self._encoder
-        longest, ends = decoding.max_new_tokens, encoder.eos_token_ids
+        longest, ends = decoding.max_new_tokens, {*encoder.eos_token_ids}
         prompt_tokens = prepared["attention_mask"].sum(dim=1).tolist()
-        network, pad = self._network(model), encoder.pad_token_id
-        replies = generate(network, prepared, max_new_tokens=longest, eos_token_ids=ends, pad_token_id=pad)
+        replies = generate(self._network(model), prepared, decoding, eos_token_ids=encoder.eos_token_ids)
         return [
             [
                 Completion(
-                    text=encoder.decode(ids),
+                    text=encoder.decode(one.ids),
                     model="subject" if model == "subject" else self.base_sha256[:12],
-                    finish_reason="length" if len(ids) >= longest and not {*ids} & {*ends} else "stop",
+                    finish_reason="length" if len(one.ids) >= longest and not {*one.ids} & ends else "stop",
                     tokens_in=prompt_length,
-                    tokens_out=len(ids),
+                    tokens_out=len(one.ids),
+                    # Of greedy replies nothing is made of them, and their last decimals are the machine's.
+                    logprobs=one.logprobs if decoding.temperature else None,
                 )
+                for one in draws
             ]
-            for ids, prompt_length in zip(replies, prompt_tokens, strict=True)
+            for draws, prompt_length in zip(replies, prompt_tokens, strict=True)
         ]
 
     @cached_property

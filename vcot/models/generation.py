@@ -1,16 +1,28 @@
-"""What a model generates: greedily, or drawn at random."""
+"""What a model generates, greedily or drawn at random, and how likely it finds what is put into its mouth.
+
+    generate(model, batch, Decoding(…), eos_token_ids=…)    per prompt, per draw: tokens and their log-probabilities
+    score_continuations(model, batch, continuations)        per prompt, per continuation: log-probabilities
+
+Both compute a prompt once and go on from its keys and values, as often as there are draws or continuations. The
+library's generate() would put each prompt through the language model once per draw: it expands the batch first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from torch.nn import functional
 
 from vcot.models.families import family_of
+from vcot.models.families.base import Grid
 from vcot.models.loading import whole_model
 
 
@@ -30,42 +42,222 @@ class Decoding:
     samples: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.samples < 1 or self.temperature < 0 or self.seed < 0:
+            raise ValueError(f"{self}: at least one token and one sample are needed; nothing may be below 0")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"{self}: at temperature 0 all samples are alike; ask for one, or raise the temperature")
 
-@torch.no_grad()
+
+class Generated(NamedTuple):
+    """One reply.
+
+    ids: its tokens, with the end token where it ended by itself, without padding.
+    logprobs: of each of them, natural logarithm, under the model's own distribution (temperature 1, nothing cut off),
+        at whatever temperature it was drawn.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+
+
 def generate(
-    model: Any, batch: Mapping[str, Tensor], *, max_new_tokens: int, eos_token_ids: Sequence[int], pad_token_id: int
-) -> list[list[int]]:
-    """The most likely continuation of each prompt, token by token.
+    model: Any, batch: Mapping[str, Tensor], decoding: Decoding, *, eos_token_ids: Sequence[int]
+) -> list[list[Generated]]:
+    """Continues each prompt, token by token.
 
-    Neither sampling nor a repetition penalty, whatever the base's generation_config.json asks for: a penalty
-    punishes digits that were used before, and so bends coordinates.
+    Whatever the base's generation_config.json asks for, no repetition penalty (it punishes digits that were used
+    before, and so bends coordinates), and tokens are drawn from the whole distribution.
+
+    The first draws of many are those that fewer would have been. A draw is the same in any batch as far as the model
+    computes the same there: rounding differs a little with padding and number of rows, most so in bfloat16.
 
     Args:
         batch: as `Encoder.prompts` makes it: input_ids, attention_mask, mm_token_type_ids [B, T], padded on the
             left; pixel_values and image_grid_thw where there are images.
-        eos_token_ids: a row ends at the first of these.
+        eos_token_ids: a reply ends at the first of these.
 
     Returns:
-        Per prompt its new tokens, with the end token where the row ended by itself, without padding.
+        Per prompt its draws, `decoding.samples` of them.
     """
+    with _inference(model) as inner:
+        prompts = _prompts(inner, batch)
+        prefix = _Prefix(inner, batch, prompts)
+        device, samples = prefix.logits.device, decoding.samples
+        noise = None
+        if decoding.temperature > 0:
+            noise = torch.from_numpy(np.concatenate([_noise(prompt, decoding) for prompt in prompts])).to(device)
+        rows = torch.arange(len(prompts), device=device).repeat_interleave(samples)
+        if samples > 1:
+            prefix.select(rows)
+        logits, ends = prefix.logits, torch.tensor(list(eos_token_ids), device=device)
+        going_on = torch.ones(len(rows), dtype=torch.bool, device=device)
+        ids, logprobs = list[Tensor](), list[Tensor]()
+        for place in range(decoding.max_new_tokens):
+            if place:
+                logits = prefix.extend(ids[-1][:, None])[:, -1].float()
+            chosen = logits.argmax(-1) if noise is None else _drawn(logits / decoding.temperature, noise[:, place])
+            ids.append(chosen)
+            # One step's distribution at a time: those of all steps would be gigabytes.
+            logprobs.append(logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0])
+            going_on &= ~torch.isin(chosen, ends)
+            if not going_on.any():
+                break
+    replies = []
+    for row, likely in zip(torch.stack(ids, 1).tolist(), torch.stack(logprobs, 1).tolist(), strict=True):
+        # A row that has ended goes on until all have; what it says then is cut off here, and no other row sees it.
+        length = next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), len(row))
+        replies.append(Generated(row[:length], likely[:length]))
+    return [replies[start : start + samples] for start in range(0, len(replies), samples)]
+
+
+def score_continuations(
+    model: Any, batch: Mapping[str, Tensor], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[list[float]]]:
+    """How likely a model finds given continuations of each prompt.
+
+    Each prompt is computed once, and logits for the tokens of the continuations alone. They, and the keys and values of
+    a prompt for each of its continuations, are in memory at once; the size of the batch bounds both.
+
+    Args:
+        batch: as in `generate`. A prompt may end with the beginning of the reply.
+        continuations: per prompt any number of them, as token ids, without the prompt's.
+
+    Returns:
+        Per prompt, per continuation, the natural log-probability of each of its tokens (temperature 1), given all
+        before it.
+    """
+    if len(continuations) != len(batch["input_ids"]):
+        raise ValueError(f"{len(continuations)} lists of continuations for {len(batch['input_ids'])} prompts")
+    flat = [list(ids) for several in continuations for ids in several]
+    longest = max(map(len, flat), default=0)
+    if not longest:
+        return [[[] for _ in several] for several in continuations]
+    with _inference(model) as inner:
+        prefix = _Prefix(inner, batch, _prompts(inner, batch))
+        device = prefix.logits.device
+        prefix.select(torch.tensor([row for row, several in enumerate(continuations) for _ in several], device=device))
+        ids = torch.tensor([each + [0] * (longest - len(each)) for each in flat], device=device)
+        there = torch.tensor([[place < len(each) for place in range(longest)] for each in flat], device=device)
+        scores = torch.zeros(ids.shape, device=device)
+        scores[:, 0] = prefix.logits.log_softmax(-1).gather(1, ids[:, :1])[:, 0]  # the prompt's last token says these
+        if longest > 1:
+            later = there[:, 1:]
+            logits = prefix.extend(ids[:, :-1], later, keep=later)  # [tokens that are there, vocabulary]
+            scores[:, 1:][later] = -functional.cross_entropy(logits.float(), ids[:, 1:][later], reduction="none")
+    found = iter([row[: len(each)] for row, each in zip(scores.tolist(), flat, strict=True)])
+    return [list(islice(found, len(several))) for several in continuations]
+
+
+# --- prompts and what follows them -------------------------------------------------------------------------
+
+
+@contextmanager
+def _inference(model: Any) -> Iterator[Any]:
+    """The model with its head, in evaluation mode, without gradients, in bfloat16 where its weights are."""
     inner = whole_model(model)
     weights = inner.get_input_embeddings().weight  # never quantised: a 4-bit weight calls itself uint8
-    given = family_of(inner.config).model_inputs(batch)
-    inputs = {name: value.to(weights.device) for name, value in given.items()}
-    greedy = GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=max_new_tokens, use_cache=True,
-        eos_token_id=list(eos_token_ids), pad_token_id=pad_token_id,
-    )  # fmt: skip
-    was_training, own = model.training, inner.generation_config
+    was_training, narrow = model.training, weights.dtype == torch.bfloat16
     model.eval()
-    inner.generation_config = greedy  # what a config leaves out is taken from the model's own
-    narrow = weights.dtype == torch.bfloat16
     try:
-        with torch.autocast(weights.device.type, dtype=torch.bfloat16, enabled=narrow):
-            rows = inner.generate(**inputs, generation_config=greedy)
+        with torch.no_grad(), torch.autocast(weights.device.type, dtype=torch.bfloat16, enabled=narrow):
+            yield inner
     finally:
-        inner.generation_config = own
         model.train(was_training)
-    replies: list[list[int]] = rows[:, inputs["input_ids"].shape[1] :].tolist()
-    ends = [next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), None) for row in replies]
-    return [row[:end] for row, end in zip(replies, ends, strict=True)]
+
+
+class _Prompt(NamedTuple):
+    """A row of a batch without its padding."""
+
+    ids: list[int]
+    grids: list[Grid]
+    pixels: list[Tensor]  # of each image
+
+
+def _prompts(inner: Any, batch: Mapping[str, Tensor]) -> list[_Prompt]:
+    image, pixels = inner.config.image_token_id, batch.get("pixel_values")
+    grids = [] if pixels is None else [tuple(grid) for grid in batch["image_grid_thw"].tolist()]
+    patches = [rows * columns * frames for frames, rows, columns in grids]
+    sizes = patches if pixels is not None and len(pixels) == sum(patches) else [1] * len(grids)  # or one tile each
+    images = zip(grids, [] if pixels is None else torch.split(pixels, sizes), strict=True)
+    prompts = []
+    for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        ids = row[mask.bool()].tolist()
+        own = list(islice(images, sum(before != image == token for before, token in pairwise([None, *ids]))))
+        prompts.append(_Prompt(ids, [grid for grid, _ in own], [seen for _, seen in own]))
+    return prompts
+
+
+class _Prefix:
+    """Prompts that were computed, and all that was said after them.
+
+    logits: float32 [B, vocabulary], of the token after each prompt.
+    """
+
+    def __init__(self, inner: Any, batch: Mapping[str, Tensor], prompts: Sequence[_Prompt]) -> None:
+        self._inner, self._family = inner, family_of(inner.config)
+        device = inner.get_input_embeddings().weight.device
+        width = batch["input_ids"].shape[1]
+        # Given, not left to the model: Qwen's keep the offset of the last batch in themselves, whoever asks next.
+        places = [
+            self._family.positions(
+                prompt.ids, prompt.grids, image_token_id=inner.config.image_token_id, merge_size=self._family.merge_size
+            )
+            for prompt in prompts
+        ]
+        self._next = torch.tensor([int(each.max()) + 1 for each in places], device=device)  # [B]
+        positions = torch.stack([functional.pad(each, (width - each.shape[1], 0)) for each in places], dim=1)
+        inputs = self._family.model_inputs({**batch, "position_ids": positions})
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        self._mask = inputs["attention_mask"]
+        made = inner(**inputs, use_cache=True, logits_to_keep=1)
+        self._cache, self.logits = made.past_key_values, made.logits[:, -1].float()
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows, int64 [R]; one may occur several times."""
+        self._cache.batch_select_indices(rows)
+        self._mask, self._next, self.logits = self._mask[rows], self._next[rows], self.logits[rows]
+
+    def extend(self, ids: Tensor, there: Tensor | None = None, keep: int | Tensor = 1) -> Tensor:
+        """Logits after tokens [B, L] that follow what was there.
+
+        there: bool [B, L], False where a row has ended before. keep: of which tokens, as the library's
+        logits_to_keep.
+        """
+        self._mask = torch.cat([self._mask, (torch.ones_like(ids) if there is None else there).to(self._mask)], dim=1)
+        positions = (self._next[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
+        self._next = self._next + ids.shape[1]
+        given = {"input_ids": ids, "attention_mask": self._mask, "position_ids": positions}
+        inputs = self._family.model_inputs(given)
+        logits = self._inner(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+
+# --- chance ------------------------------------------------------------------------------------------------
+
+
+def _noise(prompt: _Prompt, decoding: Decoding) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Uniform numbers in [0, 1), [samples, max_new_tokens], by the seed, the prompt with its images, and the draw.
+
+    One number for each token, made here and not on the device, so that it is the same on any.
+    """
+    digest = hashlib.blake2b(np.array(prompt.ids, dtype=np.int64).tobytes(), digest_size=16)
+    for pixels in prompt.pixels:
+        digest.update(pixels.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    key = int.from_bytes(digest.digest(), "little")
+    return np.stack(
+        [np.random.default_rng([decoding.seed, key, draw]).random(decoding.max_new_tokens)
+         for draw in range(decoding.samples)]
+    )  # fmt: skip
+
+
+def _drawn(logits: Tensor, noise: Tensor) -> Tensor:
+    """int64 [B]: the token at which the cumulated probability [B, vocabulary] first exceeds the noise, float64 [B].
+
+    Not torch.multinomial: it has one stream of random numbers for all rows, so a prompt's draws would depend on
+    its neighbours.
+    """
+    cumulated = logits.double().softmax(-1).cumsum(-1)
+    chosen = torch.searchsorted(cumulated, noise[:, None] * cumulated[:, -1:], right=True)[:, 0]
+    return chosen.clamp(max=logits.shape[-1] - 1)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, FiniteFloat
 
 from vcot.records.base import Record
+
+
+def _rounded(logprobs: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    return None if logprobs is None else tuple(round(value, 5) + 0.0 for value in logprobs)  # 0, never -0
 
 
 class Completion(Record):
@@ -23,9 +27,10 @@ class Completion(Record):
     tokens_out: int = Field(0, ge=0, description="likewise")
     seconds: float = Field(0.0, ge=0)
     cost: float | None = Field(None, description="US dollars; None where no price is known")
-    logprobs: tuple[float, ...] | None = Field(
-        None, description="natural log-probability of each generated token, as the model gave it; left out where it "
-        "is not known", exclude_if=lambda given: given is None,
+    logprobs: Annotated[tuple[FiniteFloat, ...] | None, AfterValidator(_rounded)] = Field(
+        None, exclude_if=lambda logprobs: logprobs is None,
+        description="of each generated token, the natural logarithm of its probability under the model's own "
+        "distribution (temperature 1), 5 decimals; left out where not known",
     )  # fmt: skip
 
 

@@ -1,0 +1,249 @@
+"""Which of N sampled replies to one question to give as the answer, and what each way of choosing costs and is worth.
+
+    majority     the answer that most draws give (self-consistency, Wang et al. 2023)
+    cisc         the same, each draw weighted by how likely the model found it (Taubenfeld et al. 2025)
+    best_of_n    the draw that the model found most likely, per token
+    marginal     the answer that is most likely over all rationales: (1/N) Σ_i P(answer | question, rationale i)
+    greedy       the reply at temperature 0, which needs no draws
+    oracle       right if any draw is: what the best choice could reach
+
+Nothing here knows a model: replies, their log-probabilities and whether each is right are given.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, get_args
+
+from vcot import answers
+from vcot.grounding import Box, match_at
+
+Method = Literal["majority", "cisc", "best_of_n", "marginal"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Measure = Literal["majority", "cisc", "best_of_n", "marginal", "greedy", "oracle"]
+
+BOX_THRESHOLD = 0.5
+"""Two sets of boxes are one answer if they pair off completely at this IoU."""
+
+Answer = str | tuple[Box, ...]
+"""A text; or boxes, where boxes are what is asked for: () says that nothing is there."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sampled reply (or the greedy one).
+
+    answer: None where the reply comes to none. right: whether it is accepted. tokens: generated, what it cost.
+    logprobs: of each generated token, natural; None where the subject gives none.
+    """
+
+    answer: Answer | None
+    right: bool
+    tokens: int
+    logprobs: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was drawn for one question.
+
+    Attributes:
+        draws: in the order in which they were drawn, one or more.
+        greedy: the reply at temperature 0.
+        choices: of a multiple-choice question; answers are compared as options then.
+        answer_logprobs: [draws][clusters]: the log-probability of the answer of each cluster (of its first draw; order
+            of `clusters`; answer tokens alone) after the rationale of each draw. None instead of a row: not scored.
+        log_weights: [draws], log π(Z_i|X) − log q(Z_i|X), where rationales Z_i are drawn from another distribution q
+            than the π that they are to be averaged over; a constant offset does not matter.
+    """
+
+    draws: Sequence[Draw]
+    greedy: Draw | None = None
+    choices: Sequence[str] | None = None
+    answer_logprobs: Sequence[Sequence[float] | None] | None = None
+    log_weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, rows in (("answer_logprobs", self.answer_logprobs), ("log_weights", self.log_weights)):
+            if rows is not None and len(rows) != len(self.draws):
+                raise ValueError(f"{name} has {len(rows)} rows for {len(self.draws)} draws")
+        if not self.draws:
+            raise ValueError("a question without draws has nothing to choose from")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What each method chooses.
+
+    chosen: method → number of a draw: the first drawn of the cluster that wins; for best_of_n the draw itself. Where
+        no draw has an answer, the first.
+    missing: method → why it cannot be applied, in words.
+    agreement: share of all draws that are in the largest cluster; 0 where none has an answer.
+    """
+
+    chosen: Mapping[Method, int]
+    missing: Mapping[Method, str]
+    agreement: float
+
+
+def clusters(draws: Sequence[Draw], choices: Sequence[str] | None = None) -> list[list[int]]:
+    """The draws by answer: those that say the same, by number; clusters and their draws in the order drawn.
+
+    Draws without an answer are in none, others in one if one accepts the other's answer (`answers.same`,
+    which is not symmetric: 3.14 accepts 3.1416), or if a chain of such pairs joins them, so that the order in which
+    they were drawn does not matter.
+    """
+    distinct = dict.fromkeys(draw.answer for draw in draws if draw.answer is not None)
+    groups = list[list[Answer]]()
+    for answer in distinct:
+        joined = [group for group in groups if any(_same(answer, other, choices) for other in group)]
+        groups = [group for group in groups if group not in joined]
+        groups.append([other for group in joined for other in group] + [answer])
+    return sorted([i for i, draw in enumerate(draws) if draw.answer in group] for group in groups)
+
+
+def _same(one: Answer, other: Answer, choices: Sequence[str] | None) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return answers.same(one, [other], choices) or answers.same(other, [one], choices)
+    if isinstance(one, str) or isinstance(other, str) or len(one) != len(other):
+        return False
+    return len(match_at(one, other, BOX_THRESHOLD).pairs) == len(one)
+
+
+def select(question: Question, n: int | None = None, *, temperature: float = 1.0) -> Selection:
+    """The choice of each method among the first n draws (None: all). Of equals, the one that was drawn first wins.
+
+    temperature: of the softmax over mean log-probabilities by which `cisc` weighs; low trusts the likeliest draws
+        alone, high weighs all alike. (The paper puts the probabilities themselves into the softmax.)
+    """
+    if temperature <= 0 or n == 0:
+        raise ValueError(f"a temperature above 0 and a draw to choose are needed; got {temperature} and n={n}")
+    n = len(question.draws) if n is None else min(n, len(question.draws))
+    every = clusters(question.draws, question.choices)
+    seen = {column: drawn for column, whole in enumerate(every) if (drawn := [i for i in whole if i < n])}
+    if not seen:
+        return Selection(dict.fromkeys(METHODS, 0), {}, 0.0)
+    draws, groups = question.draws[:n], list(seen.values())
+    counts = [float(len(group)) for group in groups]
+    chosen: dict[Method, int] = {"majority": groups[_first_best(counts)][0]}
+    missing: dict[Method, str] = {}
+    means = {i: math.fsum(given) / len(given) for group in groups for i in group if (given := draws[i].logprobs)}
+    if unknown := sum(map(len, groups)) - len(means):
+        said = f"{unknown} of {unknown + len(means)} replies came without log-probabilities"
+        missing |= {"cisc": said, "best_of_n": said}
+    else:
+        weights = {i: math.exp((mean - max(means.values())) / temperature) for i, mean in means.items()}
+        chosen["cisc"] = groups[_first_best([math.fsum(weights[i] for i in group) for group in groups])][0]
+        chosen["best_of_n"] = min(means, key=lambda i: (-means[i], i))
+
+    table, log_weights = (question.answer_logprobs or [None] * n)[:n], (question.log_weights or [0.0] * n)[:n]
+    if scored := [(row, weight) for row, weight in zip(table, log_weights, strict=True) if row is not None]:
+        if any(len(row) != len(every) for row, _ in scored):
+            raise ValueError(f"answer_logprobs has one column for each cluster, which are {len(every)}")
+        likely = marginal([[row[column] for column in seen] for row, _ in scored], [weight for _, weight in scored])
+        chosen["marginal"] = groups[_first_best(likely)][0]
+    else:
+        missing["marginal"] = "no answer was scored after the rationale of another reply"
+    return Selection(chosen, missing, max(counts) / n)
+
+
+def marginal(scores: Sequence[Sequence[float]], log_weights: Sequence[float] | None = None) -> list[float]:
+    """log P(answer | question) of each answer, over rationales: logmeanexp_i s(i, c).
+
+    Args:
+        scores: [rationales][answers], log P(answer c | question, rationale i), of the answer's tokens alone: with the
+            rationale's, which are many more, its own likelihood would decide.
+        log_weights: [rationales]; their exponentials, divided by their sum, take the place of 1/N. For rationales
+            drawn from q in place of π: log π − log q (self-normalised importance sampling).
+    """
+    weights = [0.0] * len(scores) if log_weights is None else list(log_weights)
+    total = _logsumexp(weights)
+    columns = zip(*scores, strict=True)
+    return [_logsumexp([s + w for s, w in zip(column, weights, strict=True)]) - total for column in columns]
+
+
+def _logsumexp(values: Sequence[float]) -> float:
+    top = max(values)
+    # fsum: the same whatever the order, so that only true ties are ties.
+    return top if math.isinf(top) else top + math.log(math.fsum(math.exp(value - top) for value in values))
+
+
+def _first_best(values: Sequence[float]) -> int:
+    return values.index(max(values))
+
+
+# --- what it is worth --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the curves of accuracy against cost.
+
+    Attributes:
+        limit: draws per question, or the budget of tokens per question.
+        draws: taken, of all questions.
+        tokens: generated for them, of all questions; `greedy` has its own, in `greedy_tokens`. That answers are
+            scored, for the marginal, generates nothing and is not in it.
+        right: measure → for each question whether it is right, so that intervals can be made and pairs compared.
+        missing: measure → why it is not in `right`; what is missing for one question is left out for all.
+    """
+
+    limit: int
+    draws: int
+    tokens: int
+    greedy_tokens: int | None
+    right: Mapping[Measure, tuple[bool, ...]]
+    missing: Mapping[Measure, str]
+
+    def accuracy(self) -> dict[Measure, float]:
+        return {measure: sum(right) / len(right) for measure, right in self.right.items() if right}
+
+
+def by_samples(
+    questions: Sequence[Question], sizes: Sequence[int] | None = None, *, temperature: float = 1.0
+) -> list[Point]:
+    """At N draws per question, for each N of `sizes`: 1, 2, 4, … and all, unless they are given."""
+    most = max((len(question.draws) for question in questions), default=0)
+    sizes = sorted({1 << k for k in range(most.bit_length())} | {most}) if sizes is None else sizes
+    return [_point(questions, [min(n, len(q.draws)) for q in questions], n, None, temperature) for n in sizes if n > 0]
+
+
+def by_budget(questions: Sequence[Question], budgets: Sequence[int], *, temperature: float = 1.0) -> list[Point]:
+    """At equal budgets of generated tokens per question: draws are taken in order while they fit.
+
+    A question whose first draw (for greedy: its reply) is longer than the budget counts as wrong.
+    """
+    spent = [list(accumulate(draw.tokens for draw in question.draws)) for question in questions]
+    return [
+        _point(questions, [bisect_right(each, budget) for each in spent], budget, budget, temperature)
+        for budget in budgets
+    ]
+
+
+def _point(
+    questions: Sequence[Question], taken: Sequence[int], limit: int, budget: int | None, temperature: float
+) -> Point:
+    right: dict[Measure, tuple[bool, ...]] = {}
+    missing: dict[Measure, str] = {}
+    chosen = [select(q, n, temperature=temperature) if n else None for q, n in zip(questions, taken, strict=True)]
+    for method in METHODS:
+        if without := [each.missing[method] for each in chosen if each and method in each.missing]:
+            missing[method] = f"{len(without)} of {len(questions)} questions: {without[0]}"
+        else:
+            right[method] = tuple(
+                each is not None and q.draws[each.chosen[method]].right
+                for q, each in zip(questions, chosen, strict=True)
+            )
+    right["oracle"] = tuple(any(d.right for d in q.draws[:n]) for q, n in zip(questions, taken, strict=True))
+    greedy = [question.greedy for question in questions if question.greedy is not None]
+    if len(greedy) < len(questions):
+        missing["greedy"] = f"{len(questions) - len(greedy)} of {len(questions)} questions have no greedy reply"
+    else:
+        right["greedy"] = tuple(one.right and (budget is None or one.tokens <= budget) for one in greedy)
+    spent = sum(draw.tokens for q, n in zip(questions, taken, strict=True) for draw in q.draws[:n])
+    its_own = None if "greedy" in missing else sum(one.tokens for one in greedy)
+    return Point(limit, sum(taken), spent, its_own, right, missing)
