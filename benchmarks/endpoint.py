@@ -144,7 +144,7 @@ def endpoint_ratio(
     ):
         alone = bare(model, asked, decoding, at_once)
         begun = time.monotonic()
-        said = model.ask(asked, decoding)
+        said = model.ask("subject", asked, decoding)
         ours = number / (time.monotonic() - begun)
         assert all(one.logprobs for (one,) in said)
     return {

@@ -45,8 +45,8 @@ class EvaluateSettings(EvaluationConfig, Settings):
         "<run-uri>/<occasion>", shapes_result=False,
     )  # fmt: skip
     subject: str | None = setting(
-        None, "what is evaluated: a finished train stage, or a folder with any model (config.json and safetensors); "
-        "default: <run-uri>/train"
+        None, "what is evaluated: a finished train stage, a folder with any model (config.json and safetensors), or an "
+        "endpoint as https://host:8000/v1#served-name; default: <run-uri>/train"
     )  # fmt: skip
     samples_uri: str | None = setting(
         None, "finished stage with the Samples; default: <run-uri>/convert, or those that the promoted model passed on"
@@ -144,14 +144,16 @@ def run(settings: EvaluateSettings) -> None:
 
 
 def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject) -> None:
-    from vcot.evaluation.evaluation import Evaluation
+    from vcot.evaluation.evaluation import Evaluation, models_of
     from vcot.records.metadata import EvaluateMetadata
     from vcot.records.shards import run_shards
     from vcot.storage import join
 
     cache_uri = settings.cache_uri or join(settings.parent_uri, "_cache", "evaluate")
-    with tempfile.TemporaryDirectory(prefix="evaluate-") as scratch:
-        evaluation = Evaluation(store, folder, subject, settings, cache_uri=cache_uri, scratch=Path(scratch))
+    with contextlib.ExitStack() as within:
+        scratch = within.enter_context(tempfile.TemporaryDirectory(prefix="evaluate-"))
+        models = within.enter_context(models_of(store, subject, settings, cache_uri=cache_uri, scratch=Path(scratch)))
+        evaluation = Evaluation(store, folder, subject, settings, models, cache_uri=cache_uri)
         trained = None if subject.train is None else subject.train.marker.metadata
         run_shards(
             folder, settings, inputs=subject.inputs, shards=len(evaluation.runner.units), work=evaluation.runner.run,

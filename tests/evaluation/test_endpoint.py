@@ -24,16 +24,22 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from jobs.convert import ConvertSettings
+from jobs.convert import run as run_convert
+from jobs.evaluate import EvaluateSettings
+from jobs.evaluate import run as run_evaluate
 from tests.fakes.evaluating import sample
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, in_turn, scripted_teacher
 from tests.jobs.conftest import clean, quick_teacher  # noqa: F401
 from vcot.errors import SettingsError, TemporaryError
 from vcot.evaluation.endpoint import EndpointForm, EndpointModel, address_and_name, declared_form
+from vcot.evaluation.runner import read_replies
 from vcot.evaluation.ways import FORMS, Prompt
 from vcot.grounding import Box, FrameSpec, Mention, Trace
 from vcot.models.generation import Decoding
-from vcot.records import Completion, Image
+from vcot.records import Completion, Folder, Image
 from vcot.records.sample import Turn
+from vcot.records.shards import EVALUATE
 from vcot.storage import Store
 
 pytestmark = pytest.mark.usefixtures("quick_teacher")
@@ -75,7 +81,7 @@ def ask(
     form: EndpointForm = AS_IT_IS, **given: Any,
 ) -> SimpleNamespace:  # fmt: skip
     with scripted_teacher(script) as teacher, behind(teacher.address, tmp_path / "cache", form, **given) as model:
-        said = model.ask(prompts, decoding)
+        said = model.ask("subject", prompts, decoding)
         return SimpleNamespace(said=said, asked=teacher.asked, lacks=" | ".join(model.lacks))
 
 
@@ -219,18 +225,18 @@ def test_a_killed_evaluation_asks_nothing_twice(tmp_path: Path) -> None:
             behind(teacher.address, tmp_path, at_once=1) as model,
             pytest.raises(TemporaryError, match="fails for now"),
         ):
-            model.ask(QUESTIONS, GREEDY)
+            model.ask("subject", QUESTIONS, GREEDY)
         before, up.for_now = set(answered[:4]), None
         answered.clear()
         with behind(teacher.address, tmp_path, at_once=1) as model:
-            said = model.ask(QUESTIONS, GREEDY)
+            said = model.ask("subject", QUESTIONS, GREEDY)
         assert [one.text for (one,) in said] == [f"to Where is gear {n}?" for n in range(6)]
         assert sorted(answered) == sorted({f"Where is gear {n}?" for n in range(6)} - before)
         answered.clear()
         with behind(teacher.address, tmp_path) as model:  # other pixels, another instruction, a longer reply: anew
-            model.ask([replace(QUESTIONS[0], images=(noise(56, 28, seed=9),))], GREEDY)
-            model.ask([replace(QUESTIONS[0], instruction="Say it.")], GREEDY)
-            model.ask(QUESTIONS[:1], Decoding(max_new_tokens=41))
+            model.ask("subject", [replace(QUESTIONS[0], images=(noise(56, 28, seed=9),))], GREEDY)
+            model.ask("subject", [replace(QUESTIONS[0], instruction="Say it.")], GREEDY)
+            model.ask("subject", QUESTIONS[:1], Decoding(max_new_tokens=41))
         assert len(answered) == 3
 
 
@@ -259,11 +265,9 @@ def test_a_question_that_the_endpoint_cannot_take_stays_without_an_answer(tmp_pa
 def test_what_only_weights_at_hand_allow_is_refused(tmp_path: Path) -> None:
     with scripted_teacher(lambda _: Say("up")) as teacher, behind(teacher.address, tmp_path) as model:
         with pytest.raises(SettingsError, match=r"#m: an endpoint cannot continue a reply"):
-            model.ask([replace(QUESTIONS[0], prefix="First,")], GREEDY)
+            model.ask("subject", [replace(QUESTIONS[0], prefix="First,")], GREEDY)
         with pytest.raises(SettingsError, match=r"cannot score"):
             model.score(QUESTIONS, [])
-        with pytest.raises(ValueError, match="3 replies at temperature 0"):
-            model.ask(QUESTIONS, Decoding(samples=3))
     assert teacher.asked == []
 
 
@@ -299,13 +303,13 @@ def test_an_unknown_name_is_told_with_those_that_there_are(tmp_path: Path, model
     with scripted_teacher(in_turn(Refuse(404))) as teacher, behind(teacher.address, tmp_path) as model:
         teacher.elsewhere = lambda method, path, *_: Answer(body=listed) if path == "/v1/models" else Refuse(404)
         with pytest.raises(SettingsError, match=says):
-            model.ask(QUESTIONS, GREEDY)
+            model.ask("subject", QUESTIONS, GREEDY)
 
 
 def test_nobody_listens_there(tmp_path: Path) -> None:
     says = r"http://127.0.0.1:9/v1 cannot be reached"
     with behind("http://127.0.0.1:9/v1", tmp_path) as model, pytest.raises(TemporaryError, match=says):
-        model.ask(QUESTIONS, GREEDY)
+        model.ask("subject", QUESTIONS, GREEDY)
 
 
 def test_a_server_of_ones_own_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +321,7 @@ def test_a_server_of_ones_own_needs_no_key(tmp_path: Path, monkeypatch: pytest.M
     assert keys == ["Bearer x", "Bearer none"]
     says = r"OPENAI_API_KEY is not set.*api.openai.com"
     with behind("https://api.openai.com/v1", tmp_path) as model, pytest.raises(SettingsError, match=says):
-        model.ask(QUESTIONS[:1], GREEDY)
+        model.ask("subject", QUESTIONS[:1], GREEDY)
 
 
 # --- what is declared
@@ -344,9 +348,9 @@ def test_what_is_declared_beside_a_family_counts_more() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, "--subject-family .*--subject-frame .*--subject-dialect "),
-        ({"frame": "thousandths"}, "--subject-family .*--subject-frame .*--subject-dialect "),
-        ({"family": "gpt"}, "--subject-family gpt: it should be one of qwen2-vl"),
+        ({}, "--native-form .*--subject-frame .*--subject-dialect "),
+        ({"frame": "thousandths"}, "--native-form .*--subject-frame .*--subject-dialect "),
+        ({"family": "gpt"}, "--native-form gpt: it should be one of qwen2-vl"),
         ({"frame": "inches", "dialect": "vcot"}, "--subject-frame inches: it should be one of thousandths"),
         ({"frame": "thousandths", "dialect": "french"}, "--subject-dialect french: it should be one of vcot"),
         ({"family": "qwen2.5-vl"}, "limits that the server resizes by: give --subject-min-pixels and"),
@@ -430,27 +434,36 @@ def asked_about_scenes(number: int) -> list[Prompt]:
     return prompts
 
 
-def test_a_served_model_says_what_it_says_here(served: str, tmp_path: Path) -> None:
-    from vcot.models.generation import generate
-    from vcot.models.loading import load_base
-    from vcot.tokens import Encoder, load_processor
-    from vcot.tokens.encoder import contract_of
+def test_a_served_model_says_what_it_says_here_and_is_scored_alike(served: str, tmp_path: Path) -> None:
+    run_convert(
+        ConvertSettings(
+            run_uri=str(tmp_path / "run"), source="scenes", scenes=24, questions="point,count", validation_share=0.5
+        )
+    )
+    asked: dict[str, Any] = {
+        "samples_uri": str(tmp_path / "run" / "convert"), "max_new_tokens": 90, "dtype": "float32", "max_samples": 20,
+        "conditions": "real,blank", "ask": "ground,look-again",
+    }  # fmt: skip
+    declared: dict[str, Any] = {
+        "subject_frame": "thousandths", "subject_dialect": "vcot", "subject_instruction": "",
+        "subject_min_pixels": 3136, "subject_max_pixels": 12544, "subject_concurrency": 4,
+    }  # fmt: skip
+    reports, replies = [], []
+    for name, subject, more in (("here", str(BASE), {}), ("served", f"{served}#{BASE}", declared)):
+        uri = str(tmp_path / name)
+        run_evaluate(EvaluateSettings(run_uri=uri, subject=subject, **asked, **more))
+        marker = Folder(Store(), uri, EVALUATE).marker()
+        assert marker is not None
+        found = list(read_replies(Store(), str(tmp_path / name / "evaluate"), marker.shards))
+        replies.append([(one.key, one.way, one.score, one.completion.tokens_in) for one in found])
+        reports.append(json.loads((tmp_path / name / "evaluate" / "report.json").read_text()))
+    assert len(replies[0]) == 2 * 2 * reports[0]["samples"]["rows"]
+    assert replies[0] == replies[1]
+    assert reports[0]["results"] == reports[1]["results"]
+    assert "gives no logprobs" in reports[1]["made_with"]["falls_away"]
 
-    limits = {"min_pixels": 3136, "max_pixels": 12544}
-    processor = load_processor(BASE, **limits)
-    encoder = Encoder(processor, contract_of(processor, mode="multimodal", frame="thousandths", max_length=512))
-    prompts = asked_about_scenes(20)
-    batch = encoder.prompts([prompt.sample for prompt in prompts], [prompt.images for prompt in prompts])
-    here = generate(
-        load_base(BASE, dtype="float32"), batch, max_new_tokens=90, eos_token_ids=encoder.eos_token_ids,
-        pad_token_id=encoder.pad_token_id,
-    )  # fmt: skip
-    form = declared_form(frame="thousandths", dialect="vcot", instruction="", **limits)
-    with EndpointModel(Store(), served, str(BASE), form, cache_uri=str(tmp_path), at_once=4) as model:
-        said = model.ask(prompts, Decoding(max_new_tokens=90))
-        assert "gives no logprobs" in " ".join(model.lacks)
-    assert [one.tokens_in for (one,) in said] == batch["attention_mask"].sum(dim=1).tolist()
-    assert [one.text for (one,) in said] == [encoder.decode(ids) for ids in here]
-    other = EndpointModel(Store(), served, "other", form, cache_uri=str(tmp_path), retries=0)
+
+def test_a_name_that_is_not_served_is_told_with_what_is(served: str, tmp_path: Path) -> None:
+    other = EndpointModel(Store(), served, "other", AS_IT_IS, cache_uri=str(tmp_path), retries=0)
     with other as model, pytest.raises(SettingsError, match=r"Server is pinned to .*rehearsal.*'other'"):
-        model.ask(prompts[:1], Decoding())
+        model.ask("subject", asked_about_scenes(1), Decoding())

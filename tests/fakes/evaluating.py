@@ -103,7 +103,7 @@ class FakeModel:
         self.how: dict[str, Any] = {}
 
     names: ClassVar[Any] = ("base", "subject")
-    by_text = False
+    by_text = keeps_replies = False
     made_with: ClassVar[dict[str, Any]] = {}
 
     def frame(self, model: Any, of: Sample) -> Frame:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, field_validator
 
 from vcot.answers import Synonyms
+from vcot.grounding import FrameName
 from vcot.settings import DEVICE, CommaSeparated, Device, setting
 
 Condition = Literal["real", "blank", "shuffled"]
@@ -26,8 +27,9 @@ class EvaluationConfig(BaseModel):
         shapes_result=False,
     )  # fmt: skip
     native_form: Literal["auto", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "as-tuned"] = setting(
-        "auto", "how a base or a checkpoint points by itself: its family's frame, notation and prompt; auto: by its "
-        "contract.json or config.json; as-tuned: ask a base only in the tuned model's form, which it never learned"
+        "auto", "how a base, a checkpoint or an endpoint's model points by itself: its family's frame, notation and "
+        "prompt; auto: by its contract.json or config.json; as-tuned: ask a base only in the tuned model's form, which "
+        "it never learned"
     )  # fmt: skip
     ask: CommaSeparated = setting(
         ("ground",), "ways to ask, the first for all that is reported of one: direct, reason, ground, look-again; "
@@ -55,12 +57,26 @@ class EvaluationConfig(BaseModel):
     eval_batch_tokens: int = setting(
         65536, "prompts and longest replies of the questions asked at once, together at most", unit="tokens", ge=1
     )
-    min_pixels: int = setting(
-        4 * 784, "area of an image as a checkpoint sees it, at least; a model of ours brings its own", unit="pixels",
-        gt=0,
+    subject_min_pixels: int | None = setting(
+        None, "area of an image as a checkpoint or an endpoint's model sees it, at least; a run of ours brings its "
+        "own; default of a checkpoint: 3136, 4 visual tokens of 28x28", unit="pixels", gt=0,
     )  # fmt: skip
-    max_pixels: int = setting(
-        1280 * 784, "the same, at most; 784 pixels are one visual token (28x28)", unit="pixels", gt=0
+    subject_max_pixels: int | None = setting(
+        None, "the same, at most; default of a checkpoint: 1003520, 1280 visual tokens", unit="pixels", gt=0
+    )
+    subject_frame: FrameName | None = setting(
+        None, "numbers in which an endpoint's model writes boxes, where --native-form does not name its family"
+    )
+    subject_dialect: str | None = setting(None, "notation of its boxes: vcot, qwen-special, qwen-json, …")
+    subject_instruction: str | None = setting(
+        None,
+        "line below a question that asks an endpoint's model to reason with boxes; default: its form's; empty: none",
+    )
+    subject_concurrency: int = setting(
+        16, "requests to an endpoint under way at once, at most", unit="requests", ge=1, shapes_result=False
+    )
+    subject_timeout: float = setting(
+        300.0, "until an endpoint has answered a request", unit="seconds", gt=0, shapes_result=False
     )
     rows_per_shard: int = setting(
         64, "questions after which replies are saved; a killed evaluation loses no more", unit="questions", ge=1

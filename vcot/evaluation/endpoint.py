@@ -2,7 +2,7 @@
 
     form = declared_form(family="qwen2.5-vl", min_pixels=3136, max_pixels=1003520)
     with EndpointModel(store, address, name, form, cache_uri=…) as model:
-        model.ask(prompts, decoding)         as a local model does: per prompt, per draw
+        model.ask("subject", prompts, decoding)    as a local model does: per prompt, per draw
         model.lacks                          what falls away, and why
 
 It asks with the client of distill: bounded, tried again, paid from a budget, and each reply kept the moment it arrives,
@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 from urllib.parse import urlsplit
 
+from PIL import Image
+
 from vcot import logging
 from vcot.distill.budget import Ledger, budget_of
 from vcot.distill.client import Failures, TeacherClient
@@ -33,11 +35,12 @@ from vcot.distill.request import Client, EarlierTurn, Part, ReplyCache, Request,
 from vcot.distill.request import Prompt as SystemMessage
 from vcot.distill.runner import Asking, Progress
 from vcot.errors import SettingsError
+from vcot.evaluation.config import Model, Way
 from vcot.evaluation.ways import FORMS, Form, Prompt
 from vcot.grounding import Frame, FrameName, FrameSpec, smart_resize
 from vcot.grounding.tags import DIALECTS, SPELLINGS, render
 from vcot.models import families
-from vcot.records import Completion
+from vcot.records import Completion, Sample
 from vcot.storage import Store, join
 from vcot.tokens.encoder import prompt_text
 
@@ -86,7 +89,7 @@ def declared_form(
     *, family: str | None = None, frame: str | None = None, dialect: str | None = None, min_pixels: int | None = None,
     max_pixels: int | None = None, instruction: str | None = None,
 ) -> EndpointForm:  # fmt: skip
-    """The form of an endpoint's model, as `--subject-family`, `-frame`, `-dialect`, `-min-pixels` and `-max-pixels`
+    """The form of an endpoint's model, as `--native-form`, `-frame`, `-dialect`, `-min-pixels` and `-max-pixels`
     say; what is given beside a family takes the place of what the family usually does.
 
     Args:
@@ -95,7 +98,7 @@ def declared_form(
     Raises:
         SettingsError: something is missing, unknown, or contradicts another.
     """
-    _known("--subject-family", family, FORMS)
+    _known("--native-form", family, FORMS)
     _known("--subject-frame", frame, get_args(FrameName))
     _known("--subject-dialect", dialect, DIALECTS)
     usual = None if family is None else FORMS[family]
@@ -103,7 +106,7 @@ def declared_form(
     found_dialect = dialect or (usual and usual.dialect)
     if not found_frame or not found_dialect:
         raise SettingsError(
-            "how the model behind --subject writes boxes cannot be seen from outside: say it with --subject-family "
+            "how the model behind --subject writes boxes cannot be seen from outside: say it with --native-form "
             f"({', '.join(FORMS)}), or with --subject-frame ({', '.join(get_args(FrameName))}) and "
             f"--subject-dialect ({', '.join(DIALECTS)})"
         )
@@ -196,7 +199,7 @@ class EndpointModel(Asking):
         timeout: float = 300.0, retries: int = 5, max_unanswered: float = 0.05, ledger: Ledger | None = None,
         prices: Prices | None = None,
     ) -> None:  # fmt: skip
-        self.address, self.name, self.form = address, name, form
+        self.address, self.name, self.declared = address, name, form
         # The same name may stand for other weights elsewhere, so what is kept goes by the address as well.
         own = join(cache_uri, hashlib.sha256(f"{address}#{name}".encode()).hexdigest()[:16])
         client = TeacherClient(
@@ -209,9 +212,43 @@ class EndpointModel(Asking):
         self._replies = self._with_logprobs = 0
         self._seen_small = ""
 
-    def fingerprint(self) -> dict[str, Any]:
+    names: tuple[Model, ...] = ("subject",)
+    by_text = False
+    keeps_replies = True
+
+    def form(self, model: Model = "subject") -> Form:
+        return self.declared.own
+
+    def frame(self, model: Model, sample: Sample) -> Frame:
+        return sample.frame(self.declared.frame)
+
+    def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
+        return Prompt(sample, tuple(images), self.declared.own.below(sample, way), self.declared.frame)
+
+    def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """All at once: the client bounds what is under way."""
+        return [[*range(len(samples))]] if samples else []
+
+    def prepare(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        return prompts
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        form = self.declared
+        told = {
+            "subject": f"{self.address}#{self.name}",
+            "frame_of_boxes": form.frame.to_dict(),
+            "form": form.own.family,
+        }
+        sent = "as it is" if form.min_pixels is None else f"{form.min_pixels:,} to {form.max_pixels:,} after resizing"
+        return told | {
+            "dialect": form.own.dialect, "pixels_of_an_image": sent, "falls_away": "; ".join(self.lacks),
+            "costs": self.client.report.totals(),
+        }  # fmt: skip
+
+    def fingerprint(self, model: Model = "subject") -> dict[str, Any]:
         """What shapes its replies beside the questions and the images."""
-        form = self.form
+        form = self.declared
         shown = {"min_pixels": form.min_pixels, "max_pixels": form.max_pixels, "factor": form.factor}
         told = {"frame": form.frame.to_dict(), "dialect": form.own.dialect, "instruction": form.own.instruction}
         return {"endpoint": self.address, "name": self.name, **told, "by_text": form.own.by_text, **shown}
@@ -231,7 +268,7 @@ class EndpointModel(Asking):
         found += [f"{name}: {_WITHOUT[name]}" for name in _WITHOUT if name in refused]
         return (*found, self._seen_small) if self._seen_small else tuple(found)
 
-    def ask(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Completion]]:
+    def ask(self, model: Model, prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Completion]]:
         """Per prompt, per draw, in order. One that the endpoint cannot take at all is a Completion without text whose
         finish_reason is `unanswered` (an endpoint that refuses its content: `content_filter`).
 
@@ -240,8 +277,6 @@ class EndpointModel(Asking):
         """
         if any(prompt.prefix for prompt in prompts):
             self._refuse("continue a reply that is begun for it")
-        if decoding.temperature == 0 and decoding.samples != 1:
-            raise ValueError(f"{decoding.samples} replies at temperature 0 are one reply, {decoding.samples} times")
         requests = [self._request(prompt, decoding) for prompt in prompts]
         self.progress.total = (self.progress.total or 0) + len(prompts) * decoding.samples
 
@@ -277,7 +312,7 @@ class EndpointModel(Asking):
         sample = prompt.sample
         if prompt.images and len(prompt.images) != len(sample.images):
             raise ValueError(f"{sample.id}: {len(prompt.images)} images are shown, it has {len(sample.images)}")
-        shown = [ShownPixels(image, self.form.size(image.size)) for image in prompt.images]
+        shown = [ShownPixels(image, self.declared.size(image.size)) for image in prompt.images]
         self._check_pixels(prompt, shown)
         images = iter(shown)
 
@@ -288,7 +323,7 @@ class EndpointModel(Asking):
 
         frame = _frame(prompt)
         turns = tuple(
-            EarlierTurn(turn.role, parts(turn.images, render(turn.said, frame, self.form.own.dialect)))
+            EarlierTurn(turn.role, parts(turn.images, render(turn.said, frame, self.declared.own.dialect)))
             for turn in sample.turns
         )
         return Request(
@@ -299,7 +334,7 @@ class EndpointModel(Asking):
 
     def _check_pixels(self, prompt: Prompt, shown: Sequence[ShownPixels]) -> None:
         image = prompt.sample.image
-        if self.form.frame.name == "pixels" and image is not None and shown:
+        if self.declared.frame.name == "pixels" and image is not None and shown:
             sent, (width, height) = (image.width, image.height), shown[0].size
             if sent != (width, height):
                 raise SettingsError(
@@ -324,7 +359,7 @@ class EndpointModel(Asking):
         if completion.text:
             self._replies += 1
             self._with_logprobs += completion.logprobs is not None
-        form = self.form
+        form = self.declared
         if form.min_pixels is None or (form.family is not None and form.family.fixed_size):
             return
         sizes = [part.size for part in request.all_parts() if isinstance(part, ShownPixels)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vcot.evaluation.config import CONDITIONS, WAYS, EvaluationConfig, Way
 from vcot.evaluation.models import ModelRunner, Models
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
-from vcot.evaluation.subjects import Subject
+from vcot.evaluation.subjects import Subject, is_endpoint
 from vcot.models.generation import Decoding
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
@@ -28,30 +29,58 @@ from vcot.storage.images import ImageError
 from vcot.tokens import prompt_text
 
 
+@contextmanager
+def models_of(
+    store: Store, subject: Subject, config: EvaluationConfig, *, cache_uri: str, scratch: Path
+) -> Iterator[Models]:
+    """What is asked about a subject. scratch: on this disk, for weights. Raises SettingsError: an endpoint of which too
+    little is declared."""
+    if not is_endpoint(subject.uri):
+        yield ModelRunner(store, subject, scratch, config)
+        return
+    from vcot.evaluation.endpoint import EndpointModel, address_and_name, declared_form
+
+    address, name = address_and_name(subject.uri)
+    form = declared_form(
+        family=None if config.native_form in ("auto", "as-tuned") else config.native_form, frame=config.subject_frame,
+        dialect=config.subject_dialect, min_pixels=config.subject_min_pixels, max_pixels=config.subject_max_pixels,
+        instruction=config.subject_instruction,
+    )  # fmt: skip
+    with EndpointModel(
+        store, address, name, form, cache_uri=cache_uri, at_once=config.subject_concurrency,
+        timeout=config.subject_timeout, max_unanswered=config.max_rejected_share,
+    ) as model:  # fmt: skip
+        yield model
+
+
 class Evaluation:
     """One subject's evaluation: `runner.run` makes its shards, `report` sums them up.
 
     Args:
-        folder: of the stage. cache_uri: where the base's replies are kept. scratch: on this disk, for models.
+        folder: of the stage. models: of the subject (`models_of`). cache_uri: where replies are kept.
 
     Raises:
         InputError: the stage that trained it lacks something, or there is nothing to ask about.
     """
 
     def __init__(
-        self, store: Store, folder: Folder, subject: Subject, config: EvaluationConfig, *, cache_uri: str, scratch: Path
-    ) -> None:
+        self, store: Store, folder: Folder, subject: Subject, config: EvaluationConfig, models: Models, *,
+        cache_uri: str,
+    ) -> None:  # fmt: skip
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
-        self.models: Models = ModelRunner(store, subject, scratch, config)
+        self.models = models
         self.samples = self._chosen()
         # A model that was trained without images is not shown any.
         shown = ("real",) if self.models.by_text else config.conditions
         self.ways = [way for name in config.ask for way in WAYS if way == name]
         conditions = [condition for condition in CONDITIONS if condition in shown]
+        size = config.rows_per_shard
+        if models.keeps_replies:  # then a unit that is killed loses nothing, and a large one keeps an endpoint busy
+            size = max(size, 64 * config.subject_concurrency)
         self.runner = EvaluationRunner(
             store, self.samples, partners(self.samples, config.seed) if "shuffled" in conditions else (), self.models,
             units(
-                len(self.samples), self.models.names, self.ways, conditions, config.rows_per_shard,
+                len(self.samples), self.models.names, self.ways, conditions, size,
                 config.samples if config.samples > 1 else 0,
             ), cache_uri, Decoding(config.max_new_tokens, config.temperature, config.samples, config.seed),
             Synonyms.of(config.synonyms),

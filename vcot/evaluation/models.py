@@ -37,11 +37,13 @@ class Models(Protocol):
     Attributes:
         names: which models there are, in the order in which they are asked.
         by_text: the subject was made without images, and is shown none.
+        keeps_replies: it has a cache of its own.
         made_with: what a reader must know of them beside the scores.
     """
 
     names: tuple[Model, ...]
     by_text: bool
+    keeps_replies: bool
 
     @property
     def made_with(self) -> dict[str, Any]: ...
@@ -151,6 +153,8 @@ class ModelRunner:
         subject: a finished stage that names the tuned model, its base, and the contract between them; or a checkpoint.
     """
 
+    keeps_replies = False
+
     def __init__(self, store: Store, subject: Subject, scratch: Path, config: EvaluationConfig) -> None:
         self._store, self._subject, self._scratch, self._config = store, subject, scratch, config
         self.trained = None if subject.train is None else subject.train.marker.metadata
@@ -171,8 +175,8 @@ class ModelRunner:
         """Of a checkpoint: its own, where train wrote one beside it, else by its processor and the settings."""
         if (found := _json(self._store, join(self.base_uri, "contract.json"))) is not None:
             return Contract.model_validate(found["contract"])
-        config = self._config
-        processor = load_processor(self._files, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+        least, most = self._config.subject_min_pixels or 4 * 784, self._config.subject_max_pixels or 1280 * 784
+        processor = load_processor(self._files, min_pixels=least, max_pixels=most)
         return contract_of(processor, mode="multimodal", frame=form.frame, max_length=1 << 20)
 
     def form(self, model: Model) -> Form:

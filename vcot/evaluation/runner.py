@@ -251,7 +251,7 @@ class EvaluationRunner:
             below = [self.models.form(unit.model).below(self.samples[index], unit.way) for index in batch]
             parts = json.dumps([how, [questions[i] for i in batch], below], sort_keys=True, ensure_ascii=False)
             uri = join(self.cache_uri, f"{hashlib.sha256(parts.encode()).hexdigest()}.jsonl.gz")
-            kept = _cached(self.store, uri)
+            kept = None if self.models.keeps_replies else _cached(self.store, uri)
             if kept is not None and len(kept) == len(batch) and all(len(each) == (unit.draws or 1) for each in kept):
                 found.update(zip(batch, kept, strict=True))
             else:
@@ -265,7 +265,7 @@ class EvaluationRunner:
                     coming.append(ahead.submit(self._prepared, unit, waiting[number + 1][0]))
                 said = self._ask(unit, [i for i in batch if i not in missing], prompts, prepared)
                 found |= {**said, **missing}
-                if not missing:
+                if not missing and not self.models.keeps_replies:
                     lines = (to_json([one.model_dump(mode="json") for one in said[index]]) + b"\n" for index in batch)
                     self.store.write(uri, gzip.compress(b"".join(lines), mtime=0))
         return found

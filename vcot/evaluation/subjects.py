@@ -150,16 +150,24 @@ class Subject:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_endpoint(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
 def subject_at(
     store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, baseline_uri: str | None
 ) -> Subject:
-    """What a URI names: a finished train stage (or the folder of its model), by default this run's; or a checkpoint, a
-    folder with a config.json and weights.
+    """What a URI names: a finished train stage (or the folder of its model), by default this run's; a checkpoint, a
+    folder with a config.json and weights; or an endpoint.
 
     Raises InputError: it is neither.
     """
     samples = Finished.at(store, samples_uri or join(run_uri, "convert"), *OF_SAMPLES)
     baseline = Finished.at(store, baseline_uri, EVALUATE) if baseline_uri else None
+    if uri is not None and is_endpoint(uri):
+        # Nobody can see from outside which weights it serves.
+        sha256 = hashlib.sha256(uri.encode()).hexdigest()
+        return Subject(run_uri, uri, sha256, None, samples, baseline, inputs={uri: sha256} | samples.input)
     if uri is not None and (folder := uri.rstrip("/")) and store.stat(join(folder, DONE)) is None:
         above = folder.rpartition("/")[0]
         if above and store.stat(join(above, DONE)) is not None:
