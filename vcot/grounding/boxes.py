@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Self, SupportsFloat, get_args
 
@@ -297,8 +297,8 @@ class Frame:
     name: FrameName
     width: int
     height: int
-    x_axis: _Axis
-    y_axis: _Axis
+    x_axis: _Axis = field(hash=False)
+    y_axis: _Axis = field(hash=False)
     decimals: int
 
     def encode(self, box: Box) -> tuple[int | float, ...]:
@@ -335,7 +335,8 @@ class Frame:
 
     def digits(self, box: Box) -> tuple[str, ...]:
         """The four numbers as text, one by one."""
-        return tuple(f"{number:.{self.decimals}f}" for number in self.encode(box))
+        numbers = self.encode(box)
+        return tuple(f"{n:.{self.decimals}f}" for n in numbers) if self.decimals else tuple(map(str, numbers))
 
     def numbers(self, box: Box) -> tuple[float, float, float, float]:
         """The numbers of a box, neither rounded nor checked."""

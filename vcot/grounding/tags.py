@@ -83,7 +83,9 @@ _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinit
 
 def escape(prose: str) -> str:
     """Prose in which nothing looks like a tag any more; `unescape` undoes it exactly."""
-    return _TO_ESCAPE.sub(lambda found: _ESCAPED[found[0]], prose)
+    if "&" in prose or "<" in prose or "{" in prose:
+        return _TO_ESCAPE.sub(lambda found: _ESCAPED[found[0]], prose)
+    return prose
 
 
 def unescape(prose: str) -> str:

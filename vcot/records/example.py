@@ -112,13 +112,12 @@ class ExampleSink:
         )
         self._pending: list[Example] = []
         self._bytes = 0
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[tuple[Any, ...]] = []
 
     def write(self, record: Example) -> None:
         self._pending.append(record)
         patches = sum(map(math.prod, record.image_grids))
-        known = {name: getattr(record, name) for name in ("id", "sample", "alternative", "split")}
-        self._rows.append(known | {"tokens": len(record.ids), "patches": patches})
+        self._rows.append((record.id, record.sample, record.alternative, record.split, len(record.ids), patches))
         self._bytes += sum(map(len, record.images)) + 8 * len(record.ids)
         if len(self._pending) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
@@ -127,16 +126,24 @@ class ExampleSink:
         import pyarrow as pa
 
         self._flush()
-        index = _packed_index(pa.Table.from_pylist(self._rows, schema=_index_schema()))
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(_index_schema())
+        index = _packed_index(pa.table(columns, schema=_index_schema()))
         self._writer.add_key_value_metadata({INDEX: base64.b64encode(index).decode()})
         self._writer.close()
 
     def _flush(self) -> None:
+        import numpy as np
         import pyarrow as pa
 
         if self._pending:
-            rows = [vars(e) | {"images": [{"bytes": data, "path": None} for data in e.images]} for e in self._pending]
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=_schema()))
+            schema = self._writer.schema
+            columns = {name: [getattr(one, name) for one in self._pending] for name in schema.names}
+            columns["images"] = [[{"bytes": data, "path": None} for data in some] for some in columns["images"]]
+            for name in ("ids", "labels"):  # one C array: Arrow asks each number of a list what it is
+                ends = list(itertools.accumulate(map(len, columns[name]), initial=0))
+                numbers = np.fromiter(itertools.chain.from_iterable(columns[name]), np.int32, count=ends[-1])
+                columns[name] = pa.ListArray.from_arrays(ends, numbers)
+            self._writer.write_table(pa.table(columns, schema=schema))
         self._pending, self._bytes = [], 0
 
 

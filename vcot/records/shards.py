@@ -477,7 +477,7 @@ def read_records(store: Store, stage_uri: str, file: File, kind: type[R]) -> Ite
         path = fetch_file(store, stage_uri, file, Path(scratch))
         try:
             with gzip.open(path, "rb") if file.name.endswith(".gz") else path.open("rb") as lines:
-                for line in lines:
+                for line in io.BufferedReader(lines):  # gzip's own lines are made in Python
                     yield kind.model_validate_json(line)
         except (ValidationError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             name = join(stage_uri, file.name)

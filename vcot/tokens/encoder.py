@@ -34,7 +34,7 @@ from vcot.grounding.tags import render, render_reply
 from vcot.models.families import family_in, family_of_processor
 from vcot.records import Contract, Mode
 from vcot.records.example import IGNORED, Example
-from vcot.records.sample import Reason, Rejection, Sample
+from vcot.records.sample import NO_IMAGE_SIZE, Reason, Rejection, Sample
 from vcot.storage.images import DecodedImage
 
 STAGE = "tokenize"
@@ -96,6 +96,7 @@ class Encoder:
         self._plain_tokenizer.encode_special_tokens = True
         self._plain_tokenizer.no_padding()
         self._plain_tokenizer.no_truncation()
+        self._frame_on = lru_cache(maxsize=1024)(contract.frame_spec.on)
         self._ahead: dict[str, list[int]] = {}
         self._templates: dict[Shape, _Template] = {}
         self._template((0,))
@@ -119,10 +120,9 @@ class Encoder:
         A call for each text takes up to twice as long, because the tokenizer's tables leave the processor's cache.
         """
         texts: list[str] = []
-        spec, instruction = self.contract.frame_spec, self.contract.instruction
         for sample in samples:
-            texts.append(prompt_text(sample, instruction))
-            frame = sample.frame(spec)
+            texts.append(prompt_text(sample, self.contract.instruction))
+            frame = self._frame(sample, _kept_sizes(sample))
             texts += [_rendered(trace, sample.answers[0], frame) for trace in sample.reasoning]
         encoded = self._plain_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         self._ahead = {text: one.ids for text, one in zip(texts, encoded, strict=True)}
@@ -140,7 +140,7 @@ class Encoder:
             An Example of at most `max_length` tokens. Where it would be longer, its images are made smaller
             and become part of it; where even the smallest do not make it fit, a Rejection. Text is never cut.
         """
-        sizes = [(image.kept.width, image.kept.height) for image in sample.images]
+        sizes = _kept_sizes(sample)
         if self.contract.mode == "text":
             images, data = (), ()
         elif not len(images) == len(data) == len(sizes):
@@ -185,7 +185,7 @@ class Encoder:
         except ValueError as error:  # far longer than wide
             return refuse(sample, Reason.IMAGE_UNSUPPORTED, str(error))
         all_visual = sum(visual)
-        fitted = full = self._ids(sample, trace, shown)
+        fitted = full = self._ids(sample, trace, shown, visual)
         while (over := fitted.tokens - limit) > 0:
             if not (total := sum(visual)):
                 return refuse(sample, Reason.TOO_LONG, f"{full.tokens} tokens, --max-length allows {limit}")
@@ -203,23 +203,22 @@ class Encoder:
                     f"{full.tokens} tokens ({all_visual} of them for the {of}), --max-length allows {limit}; with the "
                     f"smallest {of} that --min-pixels {least} allows ({total} tokens) it is still {fitted.tokens}",
                 )  # fmt: skip
-            fitted = self._ids(sample, trace, shown)
+            fitted = self._ids(sample, trace, shown, visual)
         return fitted
 
-    def _ids(self, sample: Sample, trace: Trace, shown: Sequence[Size]) -> _Fitted:
-        visual = list(filter(None, map(self._visual_tokens, shown)))
-        frame = self._frame(sample, shown)
-        prompt, labels = self._prompt(sample, visual, self.contract.instruction, shown)
-        end = self._template(_shape(sample, visual)).end
-        reply = self._plain(_rendered(trace, sample.answers[0], frame)) + end
+    def _ids(self, sample: Sample, trace: Trace, shown: Sequence[Size], visual: Sequence[int]) -> _Fitted:
+        """shown: sizes of its images. visual: how many tokens each of them takes, none in text mode."""
+        template = self._template(_shape(sample, any(visual)))
+        prompt, labels = self._prompt(sample, template, visual, self.contract.instruction, shown)
+        reply = self._plain(_rendered(trace, sample.answers[0], self._frame(sample, shown))) + template.end
         return _Fitted(prompt, labels, reply, list(shown))
 
     def _frame(self, sample: Sample, shown: Sequence[Size]) -> Frame:
         """In which texts about a sample write boxes; all of them are on the first of the images that are shown."""
-        spec, image = self.contract.frame_spec, sample.image
-        if image is None or not shown:
-            return sample.frame(spec)
-        return spec.on(image.width, image.height, kept=shown[0])
+        image = sample.image
+        if image is None:
+            return self._frame_on(*NO_IMAGE_SIZE)
+        return self._frame_on(image.width, image.height, kept=shown[0] if shown else _kept_sizes(sample)[0])
 
     def _grid(self, shown: Size) -> tuple[int, int, int]:
         """(1, rows, columns) in patches of an image of this size, held against the processor's own count."""
@@ -276,7 +275,9 @@ class Encoder:
                 visual[place].append(int(grid.prod()) // self.contract.merge_size**2)
         below = [self.contract.instruction] * len(samples) if instructions is None else instructions
         prompts = [
-            self._prompt(sample, tokens, instruction, [image.size for image in several])[0]
+            self._prompt(
+                sample, self._template(_shape(sample, any(tokens))), tokens, instruction, [i.size for i in several]
+            )[0]
             for sample, several, tokens, instruction in zip(samples, images, visual, below, strict=True)
         ]
         longest = max(map(len, prompts))
@@ -310,7 +311,7 @@ class Encoder:
     # --- pieces ------------------------------------------------------------------------------------
 
     def _prompt(
-        self, sample: Sample, visual: Sequence[int], instruction: str | None, shown: Sequence[Size]
+        self, sample: Sample, template: _Template, visual: Sequence[int], instruction: str | None, shown: Sequence[Size]
     ) -> tuple[list[int], list[int]]:
         """Ids up to where the reply begins, and their labels: IGNORED but for earlier replies that are learned.
 
@@ -318,29 +319,27 @@ class Encoder:
         """
         if visual and len(visual) != len(sample.images):
             raise ValueError(f"{sample.id}: {len(visual)} images are shown, it has {len(sample.images)}")
-        template = self._template(_shape(sample, visual))
         counts, image_token = iter(visual), self.processor.image_token_id
         ids: list[int] = []
-        labels: list[int] = []
-
-        def add(piece: list[int], *, learned: bool = False) -> None:
-            ids.extend(piece)
-            labels.extend(piece if learned else [IGNORED] * len(piece))
-
-        def add_before(piece: list[int]) -> None:
-            add([it for token in piece for it in [token] * (next(counts) if token == image_token else 1)])
-
+        learned: list[slice] = []
         for number, before in enumerate(template.before):
-            add_before(before)
+            if image_token in before:
+                before = [it for token in before for it in [token] * (next(counts) if token == image_token else 1)]
+            ids += before
             if number == len(template.before) - 1:
                 break
             asked, replied = sample.turns[2 * number : 2 * number + 2]
             frame = self._frame(sample, shown)
-            add(self._plain(render(asked.said, frame)))
-            add(template.tail)
-            add(self._plain(render(replied.said, frame)) + template.end, learned=replied.learned)
-        add(self._plain(prompt_text(sample, instruction)))
-        add(template.tail)
+            ids += self._plain(render(asked.said, frame)) + template.tail
+            first = len(ids)
+            ids += self._plain(render(replied.said, frame)) + template.end
+            if replied.learned:
+                learned.append(slice(first, len(ids)))
+        ids += self._plain(prompt_text(sample, instruction))
+        ids += template.tail
+        labels = [IGNORED] * len(ids)
+        for run in learned:
+            labels[run] = ids[run]
         return ids, labels
 
     def _plain(self, text: str) -> list[int]:
@@ -407,10 +406,15 @@ class Encoder:
         return _Template([self._control(head) for head in heads], self._control(tail), self._control(end))
 
 
-def _shape(sample: Sample, visual: Sequence[int]) -> Shape:
-    """Of a sample's conversation, with its images or, where there are no visual tokens, without."""
+def _kept_sizes(sample: Sample) -> list[Size]:
+    """Of its images as they are kept."""
+    return [(image.kept.width, image.kept.height) for image in sample.images]
+
+
+def _shape(sample: Sample, visible: bool) -> Shape:
+    """Of a sample's conversation, with its images or without."""
     asked = [turn.images for turn in sample.turns if turn.role == "user"]
-    return tuple(count if visual else 0 for count in (*asked, sample.images_asked))
+    return (*asked, sample.images_asked) if visible else (0,) * (len(asked) + 1)
 
 
 def _split(text: str, marks: Sequence[str]) -> list[str]:

@@ -217,6 +217,9 @@ def check_mask(example: Example, processor: Any) -> None:
 
 def learned_replies(example: Example) -> list[tuple[int, int]]:
     """(first, end) of each run of tokens that are learned."""
+    prompt = example.labels.count(IGNORED)
+    if IGNORED not in example.labels[prompt:]:  # one run, as of nearly all
+        return [(prompt, len(example.labels))] if prompt < len(example.labels) else []
     found, at = [], 0
     for ignored, run in groupby(example.labels, IGNORED.__eq__):
         end = at + len(list(run))
