@@ -165,7 +165,7 @@ def test_what_a_draw_says_itself_is_scored_as_it_was_drawn(one):
     assert compared >= ROWS
 
 
-def test_killed_while_drawing_or_scoring_it_goes_on_to_the_same_bytes(one, samples_uri, tmp_path, monkeypatch):
+def test_killed_while_scoring_it_goes_on_to_the_same_bytes(one, samples_uri, tmp_path, monkeypatch):
     scored: list[int] = []
     real = ModelRunner.score
 
@@ -206,7 +206,7 @@ def test_a_model_that_cannot_score_has_everything_but_the_marginal(samples_uri, 
     monkeypatch.setattr(ModelRunner, "__init__", without)
     report = evaluate(str(tmp_path / "one"), samples_uri, ask="ground", max_samples=3)
     (row,) = report["selection"]
-    assert list(row["by_samples"][-1]["accuracy"]) == ["greedy", "majority", "cisc", "best_of_n", "oracle"]
+    assert set(row["by_samples"][-1]["accuracy"]) == {"greedy", "majority", "cisc", "best_of_n", "oracle"}
     assert row["by_samples"][-1]["missing"] == {
         "marginal": "this model does not say how likely it finds a given answer"
     }
