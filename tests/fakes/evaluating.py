@@ -103,7 +103,7 @@ class FakeModel:
         self.how: dict[str, Any] = {}
 
     names: ClassVar[Any] = ("base", "subject")
-    by_text = keeps_replies = False
+    by_text = keeps_replies = can_score = False
     made_with: ClassVar[dict[str, Any]] = {}
 
     def frame(self, model: Any, of: Sample) -> Frame:
@@ -131,6 +131,9 @@ class FakeModel:
         pixels = [prompt.images[0].getpixel((80, 60)) if prompt.images else None for prompt in prompts]
         seen = ["2" if pixel is None else self.COLOURS.get(pixel, f"{pixel}") for pixel in pixels]
         return [[Completion(text=said([], text), model=model, finish_reason="stop")] for text in seen]
+
+    def score(self, model: Any, prompts: Any, continuations: Any) -> list[list[list[float]]]:
+        raise NotImplementedError
 
     @property
     def count(self) -> Counter[str]:

@@ -215,6 +215,7 @@ class EndpointModel(Asking):
     names: tuple[Model, ...] = ("subject",)
     by_text = False
     keeps_replies = True
+    can_score = False
 
     def form(self, model: Model = "subject") -> Form:
         return self.declared.own

@@ -123,7 +123,9 @@ class Evaluation:
             if (unit.model, unit.condition, unit.draws) == ("subject", "real", 0):
                 by_way[unit.way] += marker.metadata.seconds
         split = self.samples[0].origin.split
-        report = build(evidence, split=split, seed=seed, made_with=made_with, seconds=by_way)
+        report = build(
+            evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score
+        )
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, frame, self.config.overlays, seed))
         try:

@@ -38,12 +38,14 @@ class Models(Protocol):
         names: which models there are, in the order in which they are asked.
         by_text: the subject was made without images, and is shown none.
         keeps_replies: it has a cache of its own.
+        can_score: it says how likely it finds what it is given to say; else `score` is not called.
         made_with: what a reader must know of them beside the scores.
     """
 
     names: tuple[Model, ...]
     by_text: bool
     keeps_replies: bool
+    can_score: bool
 
     @property
     def made_with(self) -> dict[str, Any]: ...
@@ -67,6 +69,12 @@ class Models(Protocol):
 
     def ask(self, model: Model, prepared: Any, decoding: Decoding) -> list[list[Completion]]:
         """Per prompt its replies, in order. Their `seconds` stay 0: the same question gives the same record."""
+
+    def score(
+        self, model: Model, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]
+    ) -> list[list[list[float]]]:
+        """Per prompt, per continuation, the natural log-probability of each of its tokens at temperature 1, the end of
+        the reply among them. How the reply begins stands in the prompt's `prefix`."""
 
 
 # --- the form of a model that nobody has tuned -------------------------------------------------------------
@@ -170,6 +178,7 @@ class ModelRunner:
         as_trained: Literal["none", "nf4"] = "nf4" if self.trained and self.trained.tune == "qlora" else "none"
         self.quantization = as_trained if config.quantization == "as-trained" else config.quantization
         self._loaded: dict[Model, Any] = {}
+        self.can_score = True
 
     def _own_contract(self, form: Form) -> Contract:
         """Of a checkpoint: its own, where train wrote one beside it, else by its processor and the settings."""
@@ -221,16 +230,8 @@ class ModelRunner:
 
     def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Of like length, as many as fit into --eval-batch-tokens, and no more than --per-device-eval-batch-size."""
-        most, budget, reply = self.contract.max_pixels, self._config.eval_batch_tokens, self._config.max_new_tokens
-
-        def length(sample: Sample) -> int:
-            """Near enough to that of the prompt: three letters or more are a token."""
-            sides = [(image.kept.width, image.kept.height) for image in sample.images if not self.by_text]
-            visual = sum(min(width * height, most) // VISUAL_TOKEN for width, height in sides)
-            words = (sample.question, sample.context or "", *(turn.said.text for turn in sample.turns))
-            return visual + sum(map(len, words)) // 3
-
-        lengths = [length(sample) for sample in samples]
+        budget, reply = self._config.eval_batch_tokens, self._config.max_new_tokens
+        lengths = [self._length(sample) for sample in samples]
         batches: list[list[int]] = []
         for index in sorted(range(len(samples)), key=lambda index: lengths[index]):
             # The longest comes last, and all are padded to it.
@@ -241,10 +242,18 @@ class ModelRunner:
                 batches.append([index])
         return batches
 
+    def _length(self, sample: Sample) -> int:
+        """Near enough to that of the prompt: three letters or more are a token."""
+        most = self.contract.max_pixels
+        sides = [(image.kept.width, image.kept.height) for image in sample.images if not self.by_text]
+        visual = sum(min(width * height, most) // VISUAL_TOKEN for width, height in sides)
+        words = (sample.question, sample.context or "", *(turn.said.text for turn in sample.turns))
+        return visual + sum(map(len, words)) // 3
+
     def prepare(self, prompts: Sequence[Prompt]) -> Any:
         return self._encoder.prompts(
             [prompt.sample for prompt in prompts], [prompt.images for prompt in prompts],
-            [prompt.instruction for prompt in prompts],
+            [prompt.instruction for prompt in prompts], [prompt.prefix for prompt in prompts],
         )  # fmt: skip
 
     def ask(self, model: Model, prepared: Any, decoding: Decoding) -> list[list[Completion]]:
@@ -269,6 +278,31 @@ class ModelRunner:
             ]
             for draws, prompt_length in zip(replies, prompt_tokens, strict=True)
         ]
+
+    def score(
+        self, model: Model, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]
+    ) -> list[list[list[float]]]:
+        from vcot.models.generation import score_continuations
+
+        found: list[list[list[float]]] = []
+        for some in self._together(prompts, continuations):
+            ids = [[self._encoder.said(text, ended=True) for text in several] for several in continuations[some]]
+            found += score_continuations(self._network(model), self.prepare(prompts[some]), ids)
+        return found
+
+    def _together(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[slice]:
+        """Which prompts are computed at once: one after another, while the rows of their continuations fit into what
+        `batches` keeps to. One prompt's are never parted."""
+        config, parts, rows, longest = self._config, list[slice](), 0, 0
+        for place, (prompt, several) in enumerate(zip(prompts, continuations, strict=True)):
+            length = self._length(prompt.sample) + len(prompt.prefix) // 3 + max(map(len, several), default=0)
+            rows, longest = rows + len(several), max(longest, length)
+            if parts and rows <= config.per_device_eval_batch_size and rows * longest <= config.eval_batch_tokens:
+                parts[-1] = slice(parts[-1].start, place + 1)
+            else:
+                parts.append(slice(place, place + 1))
+                rows, longest = len(several), length
+        return parts
 
     @cached_property
     def _files(self) -> Path:

@@ -24,6 +24,7 @@ from vcot.evaluation import report as of_report
 from vcot.evaluation.metrics import METRICS
 from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, before, both, figures_of, guess_name, value
 from vcot.evaluation.runner import image_of
+from vcot.evaluation.selection import MEASURES
 from vcot.grounding import Frame
 from vcot.grounding.tags import SPELLINGS, parse
 from vcot.records import Sample, Score
@@ -53,6 +54,7 @@ def html(report: Mapping[str, Any], examples: Sequence[tuple[str, Sequence[Card]
         tiles=_tiles(report), groups=groups, examples=examples, shown_first=SHOWN_FIRST, colours=(TRUE, PREDICTED),
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
+        methods=MEASURES,
     )  # fmt: skip
 
 
@@ -229,6 +231,7 @@ def table(report: Mapping[str, Any]) -> Table:
     for heading, sentences in (("It can:", summary["can"]), ("It cannot:", summary["cannot"])):
         if sentences:
             lines += ["", heading, *(f"  · {sentence}" for sentence in sentences)]
+    lines += [f"Several replies: {line}" for line in map(_of_draws, report.get("selection", ()))]
     made = Table(
         title=f"{samples['rows']:,} questions, {samples['boxes']:,} true boxes in {samples['images']:,} images"
         f" ({samples['split']}); in brackets the 95 % interval",
@@ -253,6 +256,16 @@ def table(report: Mapping[str, Any]) -> Table:
                 made.add_row(row["name"], *cells, style="bold" if tuned else style, end_section=tuned)
         made.add_section()
     return made
+
+
+def _of_draws(way: Mapping[str, Any]) -> str:
+    last = way["by_samples"][-1]
+    said = [
+        f"{name} {value('answer_accuracy', last['accuracy'][name])}"
+        for name in ("greedy", "majority", "marginal")
+        if name in last["accuracy"]
+    ]
+    return f"{way['way']}, of {way['draws']}: {', '.join(said)} right; all methods are on the page."
 
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:

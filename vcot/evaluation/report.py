@@ -15,6 +15,7 @@ from vcot.errors import InputError
 from vcot.evaluation.config import CONDITIONS, Condition, Way
 from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
 from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
+from vcot.evaluation.selection import selection
 from vcot.grounding import Frame
 from vcot.records import Sample, Score
 from vcot.reports.rendering import plural
@@ -172,9 +173,10 @@ def gather(
 
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
-    seconds: Mapping[Way, float] | None = None,
+    seconds: Mapping[Way, float] | None = None, can_score: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """The report, ready for JSON. seconds: of generation, by way, for the subject's replies to the real images."""
+    """The report, ready for JSON. seconds: of generation, by way, for the subject's replies to the real images.
+    can_score: the subject says how likely it finds a given answer."""
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
     measured = measure(evidence.scores, pairs, seed=seed)
     true = [sample.true_boxes for sample in evidence.samples]
@@ -203,6 +205,13 @@ def build(
         "ways": _ways(evidence, seconds or {}, seed),
         "made_with": dict(made_with),
     }
+    # Asked in one way, its greedy replies stand among the models' alone.
+    greedy = {
+        way: evidence.ways[way]["real"] if evidence.ways else evidence.replies["subject-real"] for way in evidence.draws
+    }
+    report["selection"], report["calibration"] = selection(
+        evidence.samples, evidence.draws, greedy, can_score=can_score, seed=seed
+    )
     report["verdict"] = summarise(report)
     return report
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import random
 import re
 import time
@@ -27,11 +28,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 from pydantic_core import to_json
 
 from vcot import logging
@@ -40,6 +41,7 @@ from vcot.errors import InputError
 from vcot.evaluation.config import Condition, Model, Way
 from vcot.evaluation.metrics import score
 from vcot.evaluation.models import Models
+from vcot.evaluation.rationales import UNSCORED, Rationales, rationales
 from vcot.evaluation.ways import Prompt, as_reply, both_turns, look_again
 from vcot.grounding import Box, Frame, Mention, Trace
 from vcot.grounding.tags import render_reply
@@ -47,6 +49,7 @@ from vcot.models.generation import Decoding
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.metadata import EvaluateShardMetadata
+from vcot.records.reply import rounded
 from vcot.records.sample import IMAGE_REASONS, read_image
 from vcot.records.shards import ShardMarker, ShardWriter, read_records
 from vcot.stage import stop
@@ -67,6 +70,11 @@ class Reply(Record):
     draw: int = Field(
         0, ge=0, exclude_if=lambda draw: not draw, description="1, 2, … of several; left out where greedy"
     )
+    answer_logprobs: Annotated[tuple[FiniteFloat, ...] | None, AfterValidator(rounded)] = Field(
+        None, exclude_if=lambda logprobs: logprobs is None,
+        description="of a draw: the natural logarithm of the probability of the answer of each cluster of the draws "
+        "(in the order of vcot.evaluation.voting) after this draw's rationale, 5 decimals; left out where not known",
+    )  # fmt: skip
     completion: Completion
     score: Score
 
@@ -202,9 +210,11 @@ class EvaluationRunner:
         first = {question: index for index, question in reversed(questions.items())}
         begun = time.monotonic()
         said = self._replies(unit, sorted(first.values()), questions)
+        tables = self._answer_logprobs(unit, said, questions)
         seconds = round(time.monotonic() - begun, 2)
         for index in asked:
-            sample, replies = self.samples[index], said[first[questions[index]]]
+            sample, asked_of = self.samples[index], first[questions[index]]
+            replies, table = said[asked_of], tables.get(asked_of)
             if isinstance(replies, ImageError):
                 reason = IMAGE_REASONS[replies.reason]
                 writer.reject(Rejection(id=sample.id, stage="evaluate", reason=reason, detail=str(replies)))
@@ -219,6 +229,7 @@ class EvaluationRunner:
                         way=unit.way,
                         condition=unit.condition,
                         draw=draw,
+                        answer_logprobs=table and table[draw - 1],
                         completion=completion,
                         score=judged,
                     )
@@ -241,17 +252,12 @@ class EvaluationRunner:
     ) -> dict[int, list[Completion] | ImageError]:
         """What the model says to each of these samples, or why it cannot be shown its image. What was said to the same
         batch before is taken from the cache; images of the next batch are read while one is asked."""
-        batches = [
-            [indices[place] for place in batch] for batch in self.models.batches([self.samples[i] for i in indices])
-        ]
-        how = {**self.models.fingerprint(unit.model), "decoding": asdict(self._decoding(unit)), "way": unit.way}
+        decoding = asdict(self._decoding(unit))
         found: dict[int, list[Completion] | ImageError] = {}
         waiting: list[tuple[list[int], str]] = []
-        for batch in batches:
-            below = [self.models.form(unit.model).below(self.samples[index], unit.way) for index in batch]
-            parts = json.dumps([how, [questions[i] for i in batch], below], sort_keys=True, ensure_ascii=False)
-            uri = join(self.cache_uri, f"{hashlib.sha256(parts.encode()).hexdigest()}.jsonl.gz")
-            kept = None if self.models.keeps_replies else _cached(self.store, uri)
+        for batch in self._batches(indices):
+            uri = self._cache_key(unit, batch, questions, {"decoding": decoding})
+            kept = None if self.models.keeps_replies else _cached(self.store, uri, _REPLIES)
             if kept is not None and len(kept) == len(batch) and all(len(each) == (unit.draws or 1) for each in kept):
                 found.update(zip(batch, kept, strict=True))
             else:
@@ -266,9 +272,65 @@ class EvaluationRunner:
                 said = self._ask(unit, [i for i in batch if i not in missing], prompts, prepared)
                 found |= {**said, **missing}
                 if not missing and not self.models.keeps_replies:
-                    lines = (to_json([one.model_dump(mode="json") for one in said[index]]) + b"\n" for index in batch)
-                    self.store.write(uri, gzip.compress(b"".join(lines), mtime=0))
+                    self._keep(uri, ([one.model_dump(mode="json") for one in said[index]] for index in batch))
         return found
+
+    def _batches(self, indices: Sequence[int]) -> list[list[int]]:
+        together = self.models.batches([self.samples[index] for index in indices])
+        return [[indices[place] for place in batch] for batch in together]
+
+    def _cache_key(
+        self, unit: Unit, batch: Sequence[int], questions: Mapping[int, str], more: Mapping[str, Any]
+    ) -> str:  # fmt: skip
+        how = {**self.models.fingerprint(unit.model), "way": unit.way, **more}
+        below = [self.models.form(unit.model).below(self.samples[index], unit.way) for index in batch]
+        parts = json.dumps([how, [questions[i] for i in batch], below], sort_keys=True, ensure_ascii=False)
+        return join(self.cache_uri, f"{hashlib.sha256(parts.encode()).hexdigest()}.jsonl.gz")
+
+    def _keep(self, uri: str, lines: Iterable[Any]) -> None:
+        self.store.write(uri, gzip.compress(b"".join(to_json(line) + b"\n" for line in lines), mtime=0))
+
+    def _answer_logprobs(
+        self, unit: Unit, said: Mapping[int, list[Completion] | ImageError], questions: Mapping[int, str]
+    ) -> dict[int, Table]:
+        """For each question, of each draw: how likely the model finds every answer that was drawn, after this draw's
+        rationale. Kept in the cache as replies are."""
+        if not unit.draws or unit.way in UNSCORED or not self.models.can_score:
+            return {}
+        texts = {
+            index: [as_reply(one.text, unit.way) for one in replies]
+            for index, replies in said.items()
+            if not isinstance(replies, ImageError)
+        }
+        asked = {index: rationales(each, self.samples[index].choices) for index, each in sorted(texts.items())}
+        found: dict[int, Table] = {}
+        for batch in self._batches([index for index, each in asked.items() if each.answers]):
+            uri = self._cache_key(unit, batch, questions, {"score": [asked[index] for index in batch]})
+            if (kept := _cached(self.store, uri, _TABLES)) is None or len(kept) != len(batch):
+                stop.raise_if_requested()
+                try:
+                    kept = self._score(unit, {index: asked[index] for index in batch})
+                except ImageError as error:  # it was there when replies were drawn; the marginal alone goes without
+                    logging.get().warning("an image has gone since it was asked about", error=str(error))
+                    continue
+                self._keep(uri, kept)
+            found.update(zip(batch, kept, strict=True))
+        return found
+
+    def _score(self, unit: Unit, asked: Mapping[int, Rationales]) -> list[Table]:
+        """Raises ImageError: an image cannot be read any more."""
+        prompts: list[Prompt] = []
+        for index, each in asked.items():
+            shown = self._images(index, unit.condition)
+            prompt = self.models.prompt(unit.model, unit.way, self.samples[index], shown)
+            prompts += [replace(prompt, prefix=prefix) for prefix in each.distinct]
+        answers = [each.answers for each in asked.values() for _ in each.distinct]
+        rows = iter(self.models.score(unit.model, prompts, answers))
+        tables: list[Table] = []
+        for each in asked.values():
+            scored = {prefix: tuple(round(math.fsum(one), 5) for one in next(rows)) for prefix in each.distinct}
+            tables.append([None if prefix is None else scored[prefix] for prefix in each.prefixes])
+        return tables
 
     def _prepared(self, unit: Unit, batch: Sequence[int]) -> tuple[list[Prompt], Any, dict[int, ImageError]]:
         prompts: list[Prompt] = []
@@ -319,12 +381,21 @@ class EvaluationRunner:
         return [shown(condition, pixels, others[place % len(others)]) for place, pixels in enumerate(own)]
 
 
-def _cached(store: Store, uri: str) -> list[list[Completion]] | None:
-    """Completions of the cache, a list for each question; None where there are none, or what is there cannot be read
-    (then it is made again)."""
+Table = list[tuple[float, ...] | None]
+"""[draws][clusters]: log-probabilities; None where a draw has no rationale that ends with an answer."""
+
+_REPLIES = TypeAdapter(list[Completion])
+_TABLES = TypeAdapter(list[tuple[FiniteFloat, ...] | None])
+
+
+Line = TypeVar("Line")
+
+
+def _cached(store: Store, uri: str, line: TypeAdapter[Line]) -> list[Line] | None:
+    """Lines of the cache, one for each question; None where there are none, or what is there cannot be read (then it
+    is made again)."""
     try:
-        lines = gzip.decompress(store.read(uri)).splitlines()
-        return [[Completion.model_validate(one) for one in json.loads(line)] for line in lines]
+        return [line.validate_json(each) for each in gzip.decompress(store.read(uri)).splitlines()]
     except NotFound:
         return None
     except (ValueError, TypeError, EOFError, gzip.BadGzipFile, zlib.error) as error:

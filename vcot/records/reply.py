@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, FiniteFloat
 from vcot.records.base import Record
 
 
-def _rounded(logprobs: tuple[float, ...] | None) -> tuple[float, ...] | None:
+def rounded(logprobs: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """To 5 decimals: what stands on disk."""
     return None if logprobs is None else tuple(round(value, 5) + 0.0 for value in logprobs)  # 0, never -0
 
 
@@ -27,7 +28,7 @@ class Completion(Record):
     tokens_out: int = Field(0, ge=0, description="likewise")
     seconds: float = Field(0.0, ge=0)
     cost: float | None = Field(None, description="US dollars; None where no price is known")
-    logprobs: Annotated[tuple[FiniteFloat, ...] | None, AfterValidator(_rounded)] = Field(
+    logprobs: Annotated[tuple[FiniteFloat, ...] | None, AfterValidator(rounded)] = Field(
         None, exclude_if=lambda logprobs: logprobs is None,
         description="of each generated token, the natural logarithm of its probability under the model's own "
         "distribution (temperature 1), 5 decimals; left out where not known",

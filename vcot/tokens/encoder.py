@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -30,7 +31,7 @@ from PIL import Image
 
 from vcot.errors import InputError
 from vcot.grounding import Frame, FrameName, FrameSpec, Trace, smart_resize
-from vcot.grounding.tags import render, render_reply
+from vcot.grounding.tags import SPELLINGS, render, render_reply
 from vcot.models.families import family_in, family_of_processor
 from vcot.records import Contract, Mode
 from vcot.records.example import IGNORED, Example
@@ -103,7 +104,10 @@ class Encoder:
         if contract.mode == "multimodal":
             self._template((1,))
         special = sorted({*self._tokenizer.all_special_ids, processor.image_token_id, processor.video_token_id})
-        said = set(self._plain(" ".join(map(str, self._tokenizer.convert_ids_to_tokens(special)))))
+        names = [str(name) for name in self._tokenizer.convert_ids_to_tokens(special)]
+        pointing = {tag for spelling in SPELLINGS.values() for tag in (*spelling.ref, *spelling.box)}
+        self._pointing = {name: token for name, token in zip(names, special, strict=True) if name in pointing}
+        said = set(self._plain(" ".join(names)))
         if found := [token for token in special if token in said]:
             raise InputError(
                 "the base's tokenizer makes control tokens of plain text: "
@@ -250,6 +254,7 @@ class Encoder:
         samples: Sequence[Sample],
         images: Sequence[Sequence[Image.Image]],
         instructions: Sequence[str | None] | None = None,
+        prefixes: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """A batch to generate from, padded on the left.
 
@@ -258,6 +263,7 @@ class Encoder:
             images: upright RGB, those of each question: its own, or blank or other ones in their place; the grids
                 are the given images'. None of a question by text alone. Not looked at in text mode.
             instructions: one per question, in the place of the contract's.
+            prefixes: one per question, how the reply begins: as `said` reads it.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32, as the family takes
@@ -280,6 +286,8 @@ class Encoder:
             )[0]
             for sample, several, tokens, instruction in zip(samples, images, visual, below, strict=True)
         ]
+        if prefixes is not None:
+            prompts = [prompt + self.said(prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
         ids = torch.tensor([[self.pad_token_id] * p + prompt for p, prompt in zip(padding, prompts, strict=True)])
@@ -290,6 +298,17 @@ class Encoder:
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Any]:
         """pixel_values and image_grid_thw of upright RGB images, as the family makes them."""
         return self.family.pixels(self.processor, images)
+
+    def said(self, text: str, *, ended: bool = False) -> list[int]:
+        """Ids of (a part of) what a model said, as `decode` gave it; `ended`: with the token that ends a turn.
+
+        Control tokens by which it points are such again; an image it cannot say, nor a turn's end: these are letters.
+        """
+        pieces = re.split(f"({'|'.join(map(re.escape, self._pointing))})", text) if self._pointing else [text]
+        ids: list[int] = []
+        for piece in filter(None, pieces):
+            ids += [self._pointing[piece]] if piece in self._pointing else self._plain(piece)
+        return [*ids, self.eos_token_ids[0]] if ended else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids as text, up to the first end token; other control tokens stay visible."""

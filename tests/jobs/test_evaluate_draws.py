@@ -1,0 +1,221 @@
+"""evaluate with several replies to each question, of the rehearsal base: drawn, scored, chosen among, and kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.convert import ConvertSettings
+from jobs.convert import run as run_convert
+from jobs.evaluate import EvaluateSettings, run
+from vcot.answers import same
+from vcot.errors import Interrupted
+from vcot.evaluation.models import ModelRunner
+from vcot.evaluation.runner import Reply, read_replies
+from vcot.grounding.tags import split_answer
+from vcot.records import Folder
+from vcot.records.shards import EVALUATE
+from vcot.storage import Store, join
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "examples" / "rehearsal"
+DRAWS, ROWS = 4, 12
+ASK: dict[str, Any] = {
+    "subject": str(BASE), "conditions": "real", "samples": DRAWS, "temperature": 0.8, "ask": "ground,direct,look-again",
+    "max_new_tokens": 64, "per_device_eval_batch_size": 5, "rows_per_shard": 6, "dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def samples_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("rows"))
+    convert: dict[str, Any] = {"source": "scenes", "scenes": 20, "validation_share": 0.5}
+    run_convert(ConvertSettings(run_uri=uri, num_shards=1, **convert))
+    return join(uri, "convert")
+
+
+def evaluate(run_uri: str, samples_uri: str, **settings: Any) -> dict[str, Any]:
+    run(EvaluateSettings(run_uri=run_uri, samples_uri=samples_uri, **{"max_samples": ROWS, **ASK, **settings}))
+    found: dict[str, Any] = json.loads(Store().read(join(run_uri, "evaluate", "report.json")))
+    return found
+
+
+def replies(run_uri: str) -> list[Reply]:
+    marker = Folder(Store(), run_uri, EVALUATE).marker()
+    assert marker is not None
+    return list(read_replies(Store(), join(run_uri, "evaluate"), marker.shards))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, samples_uri: str) -> tuple[str, dict[str, Any]]:
+    run_uri = str(tmp_path_factory.mktemp("runs") / "one")
+    return run_uri, evaluate(run_uri, samples_uri)
+
+
+def drawn(run_uri: str, way: str = "ground") -> Iterator[tuple[Reply, list[Reply]]]:
+    """Of each question the greedy reply and the draws."""
+    greedy, draws = {}, defaultdict(list)
+    for reply in replies(run_uri):
+        if reply.way == way and reply.draw:
+            draws[reply.score.sample].append(reply)
+        elif reply.way == way:
+            greedy[reply.score.sample] = reply
+    for name, one in greedy.items():
+        yield one, draws[name]
+
+
+def by_hand(draws: list[Reply], method: str) -> Reply:
+    """The choice, told anew: texts of a scene are one answer if one accepts the other."""
+    groups: list[list[int]] = []
+    said = [split_answer(each.score.text)[1] for each in draws]
+    for number, answer in enumerate(said):
+        if answer is None:
+            continue
+        for group in groups:
+            if same(answer, [said[group[0]] or ""]):
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    if not groups:
+        return draws[0]
+    if method == "majority":
+        return draws[max(groups, key=len)[0]]
+    likely = [
+        sum(math.exp(each.answer_logprobs[column]) for each in draws if each.answer_logprobs is not None)
+        for column in range(len(groups))
+    ]
+    return draws[groups[likely.index(max(likely))][0]]
+
+
+def test_every_question_is_answered_so_often_beside_the_greedy_reply(one):
+    run_uri, report = one
+    for way in ("ground", "direct", "look-again"):
+        found = list(drawn(run_uri, way))
+        assert len(found) == ROWS
+        assert all([each.draw for each in draws] == [1, 2, 3, 4] for _, draws in found)
+    texts = [[each.completion.text for each in draws] for _, draws in drawn(run_uri)]
+    assert any(len(set(each)) > 1 for each in texts)
+    assert [row["way"] for row in report["selection"]] == ["ground", "direct", "look-again"]
+    assert [point["limit"] for point in report["selection"][0]["by_samples"]] == [1, 2, 4]
+
+
+def test_the_numbers_are_those_of_the_replies(one):
+    run_uri, report = one
+    found = list(drawn(run_uri))
+    last = report["selection"][0]["by_samples"][-1]
+    right = {
+        "greedy": [greedy.score.answer == "right" for greedy, _ in found],
+        "oracle": [any(each.score.answer == "right" for each in draws) for _, draws in found],
+        "majority": [by_hand(draws, "majority").score.answer == "right" for _, draws in found],
+        "marginal": [by_hand(draws, "marginal").score.answer == "right" for _, draws in found],
+    }
+    for name, each in right.items():
+        assert last["accuracy"][name]["value"] == pytest.approx(sum(each) / ROWS, abs=1e-6), name
+        if name != "greedy":
+            apart = (sum(each) - sum(right["greedy"])) / ROWS
+            assert last["difference"][name]["value"] == pytest.approx(apart, abs=1e-6)
+    assert right["oracle"] != right["greedy"]
+    spent = sum(each.completion.tokens_out for _, draws in found for each in draws) / ROWS
+    assert last["tokens"] == pytest.approx(spent, abs=0.01)
+    assert not last["missing"]
+    (curve, *_) = report["calibration"]
+    assert sum(each["replies"] for each in curve["bins"]) == curve["replies"] == ROWS
+    mean = sum(each["accuracy"] * each["replies"] for each in curve["bins"]) / ROWS
+    assert mean == pytest.approx(last["accuracy"]["majority"]["value"], abs=1e-5)
+
+
+def test_a_way_without_a_rationale_of_its_own_has_no_marginal_and_the_reason(one):
+    run_uri, report = one
+    for way, why in ((1, "without a rationale"), (2, "in a second turn")):
+        for point in report["selection"][way]["by_samples"]:
+            assert why in point["missing"]["marginal"]
+            assert "marginal" not in point["accuracy"]
+    assert all(each.answer_logprobs is None for each in replies(run_uri) if each.way != "ground" or not each.draw)
+    page = Path(run_uri, "evaluate", "report.html").read_text()
+    assert "<h2>Several replies</h2>" in page
+    assert page.count("<svg") == 3
+    assert "marginal is missing: the answer is given without a rationale" in page
+
+
+def test_what_a_draw_says_itself_is_scored_as_it_was_drawn(one):
+    """The log-probability of its answer is the sum over its last tokens; those of all tokens came with the draw."""
+    from vcot.tokens import Encoder, contract_of, load_processor
+
+    processor = load_processor(BASE, min_pixels=56 * 56, max_pixels=112 * 112)
+    encoder = Encoder(processor, contract_of(processor, mode="multimodal", frame="thousandths", max_length=512))
+    compared = 0
+    for _, draws in drawn(one[0]):
+        for place, each in enumerate(draws):
+            answer = split_answer(each.score.text)[1]
+            first = next(i for i, other in enumerate(draws) if split_answer(other.score.text)[1] == answer)
+            ended = each.completion.finish_reason == "stop" and each.completion.text.endswith(f"Answer: {answer}")
+            if answer is None or first != place or not ended or each.answer_logprobs is None:
+                continue
+            assert each.completion.logprobs is not None
+            own = math.fsum(each.completion.logprobs[-len(encoder.said(f" {answer}", ended=True)) :])
+            assert min(abs(own - scored) for scored in each.answer_logprobs) < 1e-3
+            compared += 1
+    assert compared >= ROWS
+
+
+def test_killed_while_scoring_it_goes_on_to_the_same_bytes(one, samples_uri, tmp_path, monkeypatch):
+    scored: list[int] = []
+    real = ModelRunner.score
+
+    def dying(self: Any, model: Any, prompts: Any, continuations: Any) -> Any:
+        scored.append(len(prompts))
+        if len(scored) == 2:
+            raise Interrupted("killed")
+        return real(self, model, prompts, continuations)
+
+    monkeypatch.setattr(ModelRunner, "score", dying)
+    with pytest.raises(Interrupted):
+        evaluate(str(tmp_path / "killed"), samples_uri)
+    asked: list[int] = []
+    ask = ModelRunner.ask
+    monkeypatch.setattr(
+        ModelRunner, "ask", lambda self, model, prepared, decoding: (
+            asked.append(decoding.samples), ask(self, model, prepared, decoding)
+        )[1],
+    )  # fmt: skip
+    report = evaluate(str(tmp_path / "killed"), samples_uri)
+    assert asked[0] == DRAWS  # greedy replies and the first unit's draws were there; the second unit's were not
+    shards = [
+        {path.name: path.read_bytes() for path in Path(run_uri, "evaluate", "shards").iterdir()}
+        for run_uri in (str(tmp_path / "killed"), one[0])
+    ]
+    assert shards[0] == shards[1]
+    assert report["selection"] == one[1]["selection"]
+    assert report["calibration"] == one[1]["calibration"]
+
+
+def test_a_model_that_cannot_score_has_everything_but_the_marginal(samples_uri, tmp_path, monkeypatch, capsys):
+    made = ModelRunner.__init__
+
+    def without(self: Any, *given: Any) -> None:
+        made(self, *given)
+        self.can_score = False
+
+    monkeypatch.setattr(ModelRunner, "__init__", without)
+    report = evaluate(str(tmp_path / "one"), samples_uri, ask="ground", max_samples=3)
+    (row,) = report["selection"]
+    assert set(row["by_samples"][-1]["accuracy"]) == {"greedy", "majority", "cisc", "best_of_n", "oracle"}
+    assert row["by_samples"][-1]["missing"] == {
+        "marginal": "this model does not say how likely it finds a given answer"
+    }
+    assert "Several replies: ground, of 4: greedy " in capsys.readouterr().out
+
+
+def test_without_draws_nothing_is_said_of_them(samples_uri, tmp_path, capsys):
+    report = evaluate(str(tmp_path / "one"), samples_uri, ask="ground", max_samples=2, samples=1)
+    assert report["selection"] == report["calibration"] == []
+    assert (
+        "Several replies" not in capsys.readouterr().out + (tmp_path / "one" / "evaluate" / "report.html").read_text()
+    )
