@@ -24,6 +24,7 @@ from vcot.evaluation import report as of_report
 from vcot.evaluation.metrics import METRICS
 from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, before, both, figures_of, guess_name, value
 from vcot.evaluation.runner import image_of
+from vcot.evaluation.suites import tables as of_suites
 from vcot.grounding import Frame
 from vcot.grounding.tags import SPELLINGS, parse
 from vcot.records import Sample, Score
@@ -53,6 +54,7 @@ def html(report: Mapping[str, Any], examples: Sequence[tuple[str, Sequence[Card]
         tiles=_tiles(report), groups=groups, examples=examples, shown_first=SHOWN_FIRST, colours=(TRUE, PREDICTED),
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
+        suite_metrics=of_suites.METRICS,
     )  # fmt: skip
 
 
@@ -252,6 +254,23 @@ def table(report: Mapping[str, Any]) -> Table:
                 cells = [cell.replace(" ", "\xa0").replace("\xa0(", " (") for cell in cells]
                 made.add_row(row["name"], *cells, style="bold" if tuned else style, end_section=tuned)
         made.add_section()
+    return made
+
+
+def suite_tables(report: Mapping[str, Any]) -> list[Table]:
+    """A table for each suite: its sets by way, and the figures that it is read by first."""
+    made = []
+    for suite in report.get("suites", ()):
+        title = f"{suite['suite']}: {suite['about']}; in brackets the 95 % interval"
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        rows = [(way["way"], each) for way in suite["ways"] for each in way["sets"]]
+        shown = list(rows[0][1]["figures"])[:4] if rows else []
+        for name in ("", "asked", "rows", *(of_suites.METRICS[name].label for name in shown)):
+            table.add_column(name, justify="right" if name not in ("", "asked") else "left")
+        for way, each in sorted(rows, key=lambda row: bool(row[1]["mean_of"])):
+            cells = [both(name, each["figures"][name]) for name in shown]
+            table.add_row(each["set"], way, f"{each['rows']:,}", *cells, style="dim" if each["mean_of"] else "")
+        made.append(table)
     return made
 
 
