@@ -264,7 +264,7 @@ def suite_tables(report: Mapping[str, Any]) -> list[Table]:
         title = f"{suite['suite']}: {suite['about']}; in brackets the 95 % interval"
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         rows = [(way["way"], each) for way in suite["ways"] for each in way["sets"]]
-        shown = list(rows[0][1]["figures"])[:4] if rows else []
+        shown = suite["shown"][:4]
         for name in ("", "asked", "rows", *(of_suites.METRICS[name].label for name in shown)):
             table.add_column(name, justify="right" if name not in ("", "asked") else "left")
         for way, each in sorted(rows, key=lambda row: bool(row[1]["mean_of"])):

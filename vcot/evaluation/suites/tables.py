@@ -56,6 +56,7 @@ def _table(
     return {
         "suite": suite.name,
         "about": suite.about,
+        "shown": list(suite.shown),
         "ways": ways,
         "published": [
             one._asdict() | {"same_measure": not one.differs} for one in suite.published if one.set in measured
