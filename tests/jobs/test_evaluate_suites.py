@@ -143,8 +143,12 @@ def test_figures_of_suites_are_those_of_the_replies(rows: str, tmp_path: Path, c
         r.score.sample for r in said["direct"] if ":presence-" in by_id[r.score.sample].origin.row
     ]
     assert {one["set"] for one in refcoco["published"]} == {"refcoco testA", "average"}
-    assert all(one["same_measure"] for one in refcoco["published"])
-    assert [one["differs"] for one in pope["published"]] == ["the same measure of other images and questions"]
+    assert {one["set"]: one["differs"] for one in refcoco["published"]} == {
+        "refcoco testA": "", "average": "a mean of 8 sets; here it is of 2",
+    }  # fmt: skip
+    assert all(one["same_measure"] == (one["set"] == "refcoco testA") for one in refcoco["published"])
+    (other,) = pope["published"]
+    assert other["differs"] == "the same measure of other images and questions; a mean of 3 sets; here it is of 1"
     page = (tmp_path / "one" / "evaluate" / "report.html").read_text()
     assert "InternVL3.5-241B" in page
     assert "96.3 %" in page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vcot.evaluation.config import Way
@@ -51,17 +51,25 @@ def _table(
             for each in suite.results([one for one in marked if one is not None], seed=seed)
         ]
         ways.append({"way": way, "sets": sets})
-    measured = {sample_set for sample in samples if (sample_set := suite.sets(sample)) is not None}
-    measured |= {group for group, sets in suite.groups.items() if measured.intersection(sets)}
+    measured = {name for sample in samples if (name := suite.sets(sample)) is not None}
     return {
         "suite": suite.name,
         "about": suite.about,
         "shown": list(suite.shown),
         "ways": ways,
-        "published": [
-            one._asdict() | {"same_measure": not one.differs} for one in suite.published if one.set in measured
-        ],
+        "published": list(_published(suite, measured)),
     }
+
+
+def _published(suite: Suite, measured: set[str]) -> Iterator[dict[str, Any]]:
+    """Numbers of the sets that were measured, and of groups of them; a mean of other sets is another measure."""
+    for one in suite.published:
+        parts = suite.groups.get(one.set, (one.set,))
+        if not (there := measured.intersection(parts)):
+            continue
+        lacking = f"a mean of {len(parts)} sets; here it is of {len(there)}" if len(there) < len(parts) else ""
+        differs = "; ".join(filter(None, (one.differs, lacking)))
+        yield one._asdict() | {"differs": differs, "same_measure": not differs}
 
 
 def mark(suite: Suite, sample: Sample, score: Score, frame: Frame) -> Marked | None:
