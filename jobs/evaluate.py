@@ -111,7 +111,10 @@ def run(settings: EvaluateSettings) -> None:
     else:
         subject = subjects.promoted(
             store, settings.run_uri, pointer_uri=settings.pointer_uri, occasion=settings.occasion,
-            asked={"split": settings.split, "max_samples": settings.max_samples, "seed": settings.seed}, **given,
+            asked={
+                "split": settings.split, "max_samples": settings.max_samples, "seed": settings.seed,
+                **({"suite": settings.suite} if settings.suite else {}),
+            }, **given,
         )  # fmt: skip
     if subject.train is None and (settings.require_not_worse_than_base or settings.promote):
         gate = "--promote" if settings.promote else "--require-not-worse-than-base"
@@ -178,6 +181,8 @@ def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subj
         console = Console(width=110)
     page_uri = join(folder.uri, "report.html")
     console.print(page.table(report))
+    for table in page.suite_tables(report):
+        console.print(table)
     summary(**page.headline(report), **subject.metadata)
     console.print(f"report with images: {page_uri}", soft_wrap=True, highlight=False)
     gates = compare.judge_gates(report, settings)

@@ -267,7 +267,7 @@ def test_what_only_weights_at_hand_allow_is_refused(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"#m: an endpoint cannot continue a reply"):
             model.ask("subject", [replace(QUESTIONS[0], prefix="First,")], GREEDY)
         with pytest.raises(SettingsError, match=r"cannot score"):
-            model.score(QUESTIONS, [])
+            model.score("subject", QUESTIONS, [])
     assert teacher.asked == []
 
 

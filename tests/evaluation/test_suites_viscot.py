@@ -14,7 +14,7 @@ from tests.fakes.evaluating import sample as drawn
 from tests.fakes.published import PIXELS, pointing, viscot_samples
 from tests.fakes.rows import Given
 from vcot.evaluation.suites import SUITES, Marked, suites_named
-from vcot.evaluation.suites.viscot import SETS, answer_question, box_question, judge_prompt, read_judgement
+from vcot.evaluation.suites.viscot import SETS, judge_prompt, read_judgement
 from vcot.evaluation.ways import viscot_crop
 from vcot.grounding import Box, BoxError
 from vcot.records import Sample
@@ -243,14 +243,6 @@ def test_crops_by_hand(box: tuple[float, ...], size: tuple[int, int], crop: tupl
 def test_a_box_of_another_image_is_not_cropped() -> None:
     with pytest.raises(BoxError, match="leaves the image of 100x80"):
         viscot_crop(Box(10, 10, 140, 40), 100, 80)
-
-
-def test_both_turns_are_those_that_were_published() -> None:
-    assert box_question("What is it?") == (
-        "what is it?. Please provide the bounding box coordinate of the region that can help you answer the question "
-        "better."
-    )
-    assert answer_question("What is it?").endswith("original image and local detail image.What is it?")
 
 
 def test_a_judge_sees_the_three_lines_and_no_more() -> None:

@@ -35,6 +35,10 @@ class EvaluationConfig(BaseModel):
         ("ground",), "ways to ask, the first for all that is reported of one: direct, reason, ground, look-again; "
         "separated by commas"
     )  # fmt: skip
+    suite: CommaSeparated = setting(
+        (), "named benchmarks whose samples alone are asked about, by their own measures: viscot, refcoco, aokvqa, "
+        "scienceqa, pope, grounded-reasoning; separated by commas; default: all samples, without a benchmark",
+    )  # fmt: skip
     split: Literal["auto", "test", "validation", "train"] = setting(
         "auto", "the samples to ask about; auto: test where there is one, else validation"
     )
@@ -135,6 +139,14 @@ class EvaluationConfig(BaseModel):
         if not value:
             raise ValueError(f"at least one way to ask is needed, of {', '.join(WAYS)}")
         return tuple(dict.fromkeys(value))
+
+    @field_validator("suite")
+    @classmethod
+    def _known_suites(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # Suites measure, and measuring loads more than settings should; most evaluations name none.
+        from vcot.evaluation.suites import suites_named
+
+        return tuple(suite.name for suite in suites_named(value))
 
     @field_validator("synonyms")
     @classmethod

@@ -297,7 +297,7 @@ class EndpointModel(Asking):
         each = decoding.samples
         return [said[first : first + each] for first in range(0, len(said), each)]
 
-    def score(self, prompts: Sequence[Prompt], continuations: Any) -> NoReturn:
+    def score(self, model: Model, prompts: Sequence[Prompt], continuations: Any) -> NoReturn:
         """Raises SettingsError: endpoints score nothing."""
         self._refuse("score replies that are given to it")
 

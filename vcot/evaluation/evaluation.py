@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from vcot.evaluation.models import ModelRunner, Models
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
 from vcot.evaluation.subjects import Subject, is_endpoint
+from vcot.evaluation.suites import suites_named
 from vcot.models.generation import Decoding
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
@@ -102,6 +103,8 @@ class Evaluation:
         if not chosen:
             there = ", ".join(f"{len(each)} {name}" for name, each in sorted(by_split.items())) or "none at all"
             raise InputError(f"there are no samples of the split {wanted} to evaluate on; there are {there}")
+        if self.config.suite:
+            chosen = of_suites(self.config.suite, chosen)
         if limit is None or limit >= len(chosen):
             return chosen
         return [chosen[n] for n in sorted(random.Random(self.config.seed).sample(range(len(chosen)), limit))]
@@ -124,8 +127,9 @@ class Evaluation:
                 by_way[unit.way] += marker.metadata.seconds
         split = self.samples[0].origin.split
         report = build(
-            evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score
-        )
+            evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
+            suites=self.config.suite, first_way=self.ways[0], frame=frame,
+        )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, frame, self.config.overlays, seed))
         try:
@@ -148,8 +152,23 @@ class Evaluation:
             "max_new_tokens": config.max_new_tokens,
             "per_device_eval_batch_size": config.per_device_eval_batch_size,
             "dtype": config.dtype,
+            "suites": ", ".join(config.suite) or "none",
             "synonyms": ", ".join(config.synonyms) or "none",
             "seed": config.seed,
             "vcot": __version__,
             **self.subject.metadata,
         }
+
+
+def of_suites(names: Sequence[str], samples: Sequence[Sample]) -> list[Sample]:
+    """Those that are of any of the suites, in their order. Raises InputError: a suite has none."""
+    suites = suites_named(names)
+    for suite in suites:
+        if not any(suite.sets(sample) for sample in samples):
+            datasets = Counter(sample.origin.dataset for sample in samples).most_common(8)
+            there = ", ".join(f"{many} {name}" for name, many in datasets)
+            raise InputError(
+                f"--suite {suite.name}: none of the {len(samples)} samples of the split {samples[0].origin.split} is "
+                f"of it; their datasets are {there}; see docs/suites.md, a suite without its files"
+            )
+    return [sample for sample in samples if any(suite.sets(sample) for suite in suites)]

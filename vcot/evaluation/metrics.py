@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from vcot.grounding.tags import parse, split_answer
 from vcot.records import Sample, Score
 
 Floats = NDArray[np.float64]
+Row = TypeVar("Row")
+"""What is measured of one reply: a Score, or what a suite makes of it."""
 
 THRESHOLD = 0.5
 """A box is found if a predicted one overlaps it with at least this IoU."""
@@ -91,13 +93,13 @@ def _first(said: Trace, true: Trace, synonyms: Synonyms) -> list[int]:
 # --- what is measured --------------------------------------------------------------------------------------
 
 
-class Metric(NamedTuple):
-    """A ratio of two sums over Scores, and how it is named on the page."""
+class Metric(NamedTuple, Generic[Row]):
+    """A ratio of two sums over replies, and how it is named on the page."""
 
     label: str
     meaning: str  # one sentence
-    above: Callable[[Score], float]
-    below: Callable[[Score], float]
+    above: Callable[[Row], float]
+    below: Callable[[Row], float]
     of: str  # what is counted below the line
     share: bool = True  # between 0 and 1 by its nature
     decimal: bool = False  # written as 0.58, not as 58 %
@@ -127,7 +129,7 @@ def _replies(_: Score) -> int:
     return 1
 
 
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, Metric[Score]] = {
     "accuracy_at_50": Metric(
         "found",
         "acc@0.5: share of true boxes that the first boxes of a reply, as many as are true, meet with IoU of at least "
@@ -237,10 +239,20 @@ def measure(
     conditions: Mapping[str, Sequence[Score | None]], pairs: Sequence[tuple[str, str]] = (), *, seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Measured:  # fmt: skip
+    """All of METRICS; see measure_by."""
+    return measure_by(METRICS, conditions, pairs, score_of=lambda score: score, seed=seed, resamples=resamples)
+
+
+def measure_by(
+    metrics: Mapping[str, Metric[Row]], conditions: Mapping[str, Sequence[Row | None]],
+    pairs: Sequence[tuple[str, str]] = (), *, score_of: Callable[[Row], Score], seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Measured:  # fmt: skip
     """All figures of all conditions, with 95 % percentile bootstrap intervals over images.
 
     Args:
-        conditions: name → one Score per sample, or None where it was not asked; all in the same order of samples.
+        conditions: name → one row per sample, or None where it was not asked; all in the same order of samples.
+        score_of: says which sample and which image a row is about.
         pairs: which conditions to subtract (after, before), over the samples that both have.
         seed: the same seed gives the same intervals.
 
@@ -249,13 +261,14 @@ def measure(
     samples.
     """
     names, lists = list(conditions), list(conditions.values())
-    samples = list(zip(*lists, strict=False))
-    if len({len(scores) for scores in lists}) > 1 or any(len({s.sample for s in row if s}) > 1 for row in samples):
+    scores = [[None if row is None else score_of(row) for row in rows] for rows in lists]
+    samples = list(zip(*scores, strict=False))
+    if len({len(rows) for rows in lists}) > 1 or any(len({s.sample for s in each if s}) > 1 for each in samples):
         raise ValueError("conditions are compared sample by sample; these are not about the same samples")
     image = _images(samples)
-    ratios = [(metric.above, metric.below) for metric in METRICS.values()]
+    ratios = [(metric.above, metric.below) for metric in metrics.values()]
     sums = np.array(
-        [[[(above(s), below(s)) if s else (0, 0) for s in scores] for above, below in ratios] for scores in lists],
+        [[[(0, 0) if r is None else (above(r), below(r)) for r in rows] for above, below in ratios] for rows in lists],
         dtype=np.float64,
     ).reshape(len(lists), len(ratios), -1, 2)
     above, below = sums[..., 0], sums[..., 1]  # [conditions, figures, samples]
@@ -263,23 +276,25 @@ def measure(
     figures = {
         name: {
             figure: _figure(above[row, column], below[row, column], image, drawn[row, column], metric)
-            for column, (figure, metric) in enumerate(METRICS.items())
+            for column, (figure, metric) in enumerate(metrics.items())
         }
         for row, name in enumerate(names)
     }
     differences: dict[tuple[str, str], dict[str, Figure]] = {}
     for after, before in pairs:
-        rows = list(zip(conditions[after], conditions[before], strict=True))
-        if any((a is None) != (b is None) for a, b in rows):
+        both = list(zip(conditions[after], conditions[before], strict=True))
+        if any((a is None) != (b is None) for a, b in both):
             shared = {
-                name: [row[side] if all(row) else None for row in rows] for side, name in enumerate((after, before))
+                name: [None if None in pair else pair[side] for pair in both]
+                for side, name in enumerate((after, before))
             }
-            differences |= measure(shared, [(after, before)], seed=seed, resamples=resamples).differences
+            again = measure_by(metrics, shared, [(after, before)], score_of=score_of, seed=seed, resamples=resamples)
+            differences |= again.differences
             continue
         apart = drawn[names.index(after)] - drawn[names.index(before)]
         differences[after, before] = {
             figure: _difference(figures[after][figure], figures[before][figure], apart[column])
-            for column, figure in enumerate(METRICS)
+            for column, figure in enumerate(metrics)
         }
     return Measured(figures, differences)
 
@@ -317,7 +332,7 @@ def _draw(above: Floats, below: Floats, seed: int, resamples: int) -> Floats:
     return np.concatenate(drawn, axis=1).reshape(rows, columns, -1)
 
 
-def _figure(above: Floats, below: Floats, image: NDArray[np.int64], drawn: Floats, ratio: Metric) -> Figure:
+def _figure(above: Floats, below: Floats, image: NDArray[np.int64], drawn: Floats, ratio: Metric[Any]) -> Figure:
     total, images = float(below.sum()), len(np.unique(image[below > 0]))
     figure = partial(Figure, rows=int(np.count_nonzero(below)), images=images, count=total, of=ratio.of)
     value = float(above.sum()) / total if total else None

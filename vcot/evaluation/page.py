@@ -25,6 +25,7 @@ from vcot.evaluation.metrics import METRICS
 from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, before, both, figures_of, guess_name, value
 from vcot.evaluation.runner import image_of
 from vcot.evaluation.selection import MEASURES
+from vcot.evaluation.suites import tables as of_suites
 from vcot.grounding import Frame
 from vcot.grounding.tags import SPELLINGS, parse
 from vcot.records import Sample, Score
@@ -55,6 +56,7 @@ def html(report: Mapping[str, Any], examples: Sequence[tuple[str, Sequence[Card]
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
         methods=MEASURES,
+        suite_metrics=of_suites.METRICS,
     )  # fmt: skip
 
 
@@ -266,6 +268,23 @@ def _of_draws(way: Mapping[str, Any]) -> str:
         if name in last["accuracy"]
     ]
     return f"{way['way']}, of {way['draws']}: {', '.join(said)} right; all methods are on the page."
+
+
+def suite_tables(report: Mapping[str, Any]) -> list[Table]:
+    """A table for each suite: its sets by way, and the figures that it is read by first."""
+    made = []
+    for suite in report.get("suites", ()):
+        title = f"{suite['suite']}: {suite['about']}; in brackets the 95 % interval"
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        rows = [(way["way"], each) for way in suite["ways"] for each in way["sets"]]
+        shown = suite["shown"][:4]
+        for name in ("", "asked", "rows", *(of_suites.METRICS[name].label for name in shown)):
+            table.add_column(name, justify="right" if name not in ("", "asked") else "left")
+        for way, each in sorted(rows, key=lambda row: bool(row[1]["mean_of"])):
+            cells = [both(name, each["figures"][name]) for name in shown]
+            table.add_row(each["set"], way, f"{each['rows']:,}", *cells, style="dim" if each["mean_of"] else "")
+        made.append(table)
+    return made
 
 
 def headline(report: Mapping[str, Any]) -> dict[str, Any]:

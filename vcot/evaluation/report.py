@@ -16,6 +16,7 @@ from vcot.evaluation.config import CONDITIONS, Condition, Way
 from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
 from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
 from vcot.evaluation.selection import selection
+from vcot.evaluation.suites import tables
 from vcot.grounding import Frame
 from vcot.records import Sample, Score
 from vcot.reports.rendering import plural
@@ -173,10 +174,17 @@ def gather(
 
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
-    seconds: Mapping[Way, float] | None = None, can_score: bool = True,
+    seconds: Mapping[Way, float] | None = None, can_score: bool = True, suites: Sequence[str] = (),
+    first_way: Way = "ground", frame: Callable[[Sample], Frame] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The report, ready for JSON. seconds: of generation, by way, for the subject's replies to the real images.
-    can_score: the subject says how likely it finds a given answer."""
+    """The report, ready for JSON.
+
+    Args:
+        seconds: of generation, by way, for the subject's replies to the real images.
+        can_score: the subject says how likely it finds a given answer.
+        suites: names of benchmarks; their tables need `frame`, of the subject's boxes.
+        first_way: in which `evidence.replies` were asked.
+    """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
     measured = measure(evidence.scores, pairs, seed=seed)
     true = [sample.true_boxes for sample in evidence.samples]
@@ -203,6 +211,7 @@ def build(
         "differences": [_row(key, DIFFERENCES, figures, tuned) for key, figures in _differences(measured).items()],
         "groups": list(_groups(evidence, pairs, seed)),
         "ways": _ways(evidence, seconds or {}, seed),
+        "suites": _suites(evidence, suites, first_way, frame, seed) if frame is not None else [],
         "made_with": dict(made_with),
     }
     # Asked in one way, its greedy replies stand among the models' alone.
@@ -249,6 +258,14 @@ def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[d
             }
         )  # fmt: skip
     return rows
+
+
+def _suites(
+    evidence: Evidence, names: Sequence[str], first_way: Way, frame: Callable[[Sample], Frame], seed: int
+) -> list[dict[str, Any]]:
+    ways = {way: each["real"] for way, each in evidence.ways.items()} or {first_way: evidence.replies["subject-real"]}
+    scores = {way: [None if reply is None else reply.score for reply in replies] for way, replies in ways.items()}
+    return tables.tables(names, evidence.samples, scores, frame, seed)
 
 
 def _row(key: str, rows: Mapping[str, Row], figures: Mapping[str, Figure], tuned: bool = True) -> dict[str, Any]:
@@ -356,7 +373,7 @@ def before(results: Mapping[str, Mapping[str, Any]], name: str) -> Any:
 
 def number(name: str, value: float, *, rows: int, signed: bool = False) -> str:
     """A figure's value: "76 %", "0.58"; with a sign for differences: "+70 points", "−0.05"."""
-    decimal = METRICS[name].decimal
+    decimal = (METRICS.get(name) or tables.METRICS[name]).decimal
     digits = 2 if decimal else 1 if rows >= 1000 else 0
     size = round(value if decimal else 100 * value, digits)
     unit = "" if decimal else " points" if signed else " %"

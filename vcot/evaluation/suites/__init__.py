@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vcot.evaluation.suites import grounded_reasoning, multiple_choice, pope, refcoco, viscot
-from vcot.evaluation.suites.base import Marked, Published, SetResult, Suite, SuiteMetric
+from vcot.evaluation.suites.base import Marked, Published, SetResult, Suite
 
 SUITES: dict[str, Suite] = {
     suite.name: suite

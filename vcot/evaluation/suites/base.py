@@ -1,7 +1,7 @@
 """A suite: a named benchmark. Which samples are of it, how answers are measured, and what others have published.
 
-What is measured of one reply is a Marked; a figure is a ratio of two sums over them, as in vcot.evaluation.metrics, so
-that whoever bootstraps those can bootstrap these.
+What is measured of one reply is a Marked; a figure is a ratio of two sums over them, with the same intervals as in
+vcot.evaluation.metrics.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from vcot import answers
 from vcot.answers import NO_SYNONYMS, Synonyms
 from vcot.evaluation.config import Way
-from vcot.evaluation.metrics import METRICS, score
+from vcot.evaluation.metrics import METRICS, Figure, Metric, measure_by, score
 from vcot.grounding import Box, Frame, parse, split_answer
 from vcot.records import Sample, Score
 
@@ -62,27 +62,14 @@ class Marked:
     worth: float | None
 
 
-class SuiteMetric(NamedTuple):
-    """A ratio of two sums over Marked replies; fields as those of vcot.evaluation.metrics.Metric."""
-
-    label: str
-    meaning: str
-    above: Callable[[Marked], float]
-    below: Callable[[Marked], float]
-    of: str
-    share: bool = True
-    decimal: bool = False
-    low_is_good: bool = False
-
-
 def _true_boxes(marked: Marked) -> int:
     return marked.score.true_boxes or 0
 
 
-def found_at(threshold: float, *, strict: bool = False) -> SuiteMetric:
+def found_at(threshold: float, *, strict: bool = False) -> Metric[Marked]:
     """acc@threshold of the first boxes of a reply, as many as are true; strict: only above the threshold."""
     sign = "above" if strict else "of at least"
-    return SuiteMetric(
+    return Metric(
         f"acc@{threshold:g}",
         "Share of true boxes that the first boxes of a reply, as many as are true, meet with IoU "
         f"{sign} {threshold:g}; no box, or none that can be read, is a miss.",
@@ -91,17 +78,17 @@ def found_at(threshold: float, *, strict: bool = False) -> SuiteMetric:
     )  # fmt: skip
 
 
-def of_score(name: str) -> SuiteMetric:
+def of_score(name: str) -> Metric[Marked]:
     """A metric of every evaluation, among those of a suite."""
     metric = METRICS[name]
-    return SuiteMetric(
+    return Metric(
         metric.label, metric.meaning, lambda m: metric.above(m.score), lambda m: metric.below(m.score), metric.of,
         metric.share, metric.decimal, metric.low_is_good,
     )  # fmt: skip
 
 
-COMMON: Mapping[str, SuiteMetric] = {
-    "answer_score": SuiteMetric(
+COMMON: Mapping[str, Metric[Marked]] = {
+    "answer_score": Metric(
         "answers",
         "Mean worth of the final answers by the rule of their set (docs/suites.md); no answer is worth 0.",
         lambda m: m.worth or 0.0, lambda m: m.worth is not None, "replies with a rule",
@@ -122,6 +109,7 @@ class Published(NamedTuple):
         value: a share, 0..1.
         source: where it stands.
         protocol: what was measured; a number under another protocol is no target.
+        differs: in words, how its measure or its rows are other than ours; empty: the same measure.
     """
 
     set: str
@@ -130,14 +118,21 @@ class Published(NamedTuple):
     value: float
     source: str
     protocol: str
+    differs: str = ""
 
 
 class SetResult(NamedTuple):
-    """Figures of one set, or of a group of sets: then their plain mean, and `rows` is what they have together."""
+    """Figures of one set, or of the sets of a group: then their plain mean, without an interval, and `rows` is what
+    they have together."""
 
     set: str
     rows: int
-    values: Mapping[str, float | None]
+    figures: Mapping[str, Figure]
+    group_of: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        return {name: figure.value for name, figure in self.figures.items()}
 
 
 @dataclass(frozen=True)
@@ -161,13 +156,13 @@ class Suite:
     shown: tuple[str, ...]
     measures: Mapping[str, AnswerMeasure] = field(default_factory=dict)
     measure: AnswerMeasure = accuracy
-    own_metrics: Mapping[str, SuiteMetric] = field(default_factory=dict)
+    own_metrics: Mapping[str, Metric[Marked]] = field(default_factory=dict)
     instructions: Mapping[Way, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
     @property
-    def metrics(self) -> Mapping[str, SuiteMetric]:
+    def metrics(self) -> Mapping[str, Metric[Marked]]:
         return {**COMMON, **self.own_metrics}
 
     def instruction(self, way: Way) -> str | None:
@@ -186,32 +181,30 @@ class Suite:
         boxes, answer = parse(text, frame).boxes, split_answer(text)[1]
         return self.mark(sample, answer=answer, boxes=boxes, score=score(text, sample, frame, synonyms))
 
-    def results(self, marked: Iterable[Marked]) -> list[SetResult]:
-        """The shown figures: of each set by name, then of each group the plain mean of its sets that were measured."""
+    def results(self, marked: Iterable[Marked], *, seed: int = 0) -> list[SetResult]:
+        """The shown figures: of each set by name, then of each group the plain mean of its sets that were measured.
+
+        marked: replies to different samples. seed: of the intervals.
+        """
         by_set: defaultdict[str, list[Marked]] = defaultdict(list)
         for one in marked:
             by_set[one.set].append(one)
-        found = {
-            part: SetResult(part, len(rows), {name: value(self.metrics[name], rows) for name in self.shown})
-            for part, rows in sorted(by_set.items())
-        }
-        grouped = [
-            SetResult(
-                group, sum(result.rows for result in there),
-                {name: _mean([result.values[name] for result in there]) for name in self.shown},
-            )
-            for group, parts in self.groups.items()
-            if (there := [found[part] for part in parts if part in found])
-        ]  # fmt: skip
+        metrics = {name: self.metrics[name] for name in self.shown}
+        found = {}
+        for part, rows in sorted(by_set.items()):
+            measured = measure_by(metrics, {part: rows}, score_of=lambda one: one.score, seed=seed)
+            found[part] = SetResult(part, len(rows), measured.figures[part])
+        grouped = []
+        for group, parts in self.groups.items():
+            if there := tuple(part for part in parts if part in found):
+                figures = {name: _mean([found[part].figures[name] for part in there]) for name in self.shown}
+                grouped.append(SetResult(group, sum(found[part].rows for part in there), figures, there))
         return [*found.values(), *grouped]
 
 
-def value(metric: SuiteMetric, marked: Sequence[Marked]) -> float | None:
-    """None: there is nothing to measure."""
-    below = math.fsum(map(metric.below, marked))
-    return math.fsum(map(metric.above, marked)) / below if below else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [each for each in values if each is not None]
-    return math.fsum(known) / len(known) if known else None
+def _mean(figures: Sequence[Figure]) -> Figure:
+    """The plain mean of those that were measured. `images`: of all of them, one that is in several sets in each."""
+    known = [figure for figure in figures if figure.value is not None]
+    value = math.fsum(figure.value or 0.0 for figure in known) / len(known) if known else None
+    rows, images = sum(figure.rows for figure in known), sum(figure.images for figure in known)
+    return Figure(value, None, None, rows, images, len(known), "sets", "none")

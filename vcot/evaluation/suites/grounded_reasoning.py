@@ -11,7 +11,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from vcot.evaluation.suites.base import Marked, Published, Suite, SuiteMetric
+from vcot.evaluation.metrics import Metric
+from vcot.evaluation.suites.base import Marked, Published, Suite
 from vcot.evaluation.suites.multiple_choice import choice
 from vcot.grounding import Box, Trace, iou
 from vcot.grounding.tags import escape
@@ -72,6 +73,7 @@ def treebench_boxes(text: str) -> tuple[Box, ...]:
 _TREEVGR = "Wang et al. 2025, arXiv 2507.07999"
 _AGAIN = "README of github.com/Haochen-Wang409/TreeVGR"
 _OWN = "its own prompt with <think> and <answer>, greedy; images of 1280 to 16384 visual tokens"
+_UNKNOWN = "how it was measured is not said"
 _SURVEY = "survey of 2026-09-06, second-hand, not checked"
 
 
@@ -104,7 +106,7 @@ SUITE = Suite(
     ("answer_score", "f1", "precision", "recall", "best_iou", "answer_absent", "malformed"),
     measure=choice,
     own_metrics={
-        "best_iou": SuiteMetric(
+        "best_iou": Metric(
             "best overlap",
             "TreeBench's own: the mean over true boxes of the best IoU with any box of the reply, averaged over "
             "replies; boxes too many cost nothing.",
@@ -113,10 +115,12 @@ SUITE = Suite(
     },
     published=(
         *_of_treevgr(),
-        Published("treebench", "o3", "answer_score", 0.5487, _TREEVGR, "not said"),
+        Published("treebench", "o3", "answer_score", 0.5487, _TREEVGR, "not said", _UNKNOWN),
         Published("treebench", "TreeVGR-7B, run again", "answer_score", 0.4938, _AGAIN, _OWN),
         Published("treebench", "TreeVGR-7B, run again", "best_iou", 0.433, _AGAIN, _OWN),
-        Published("treebench", "Seed2.0 Pro", "answer_score", 0.647, _SURVEY, "not said"),
-        Published("vstar", "leading models of 2026", "answer_score", 0.960, _SURVEY, "191 questions; not said"),
+        Published("treebench", "Seed2.0 Pro", "answer_score", 0.647, _SURVEY, "not said", _UNKNOWN),
+        Published(
+            "vstar", "leading models of 2026", "answer_score", 0.960, _SURVEY, "191 questions; not said", _UNKNOWN
+        ),
     ),
 )  # fmt: skip

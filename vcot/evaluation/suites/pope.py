@@ -11,7 +11,8 @@ import re
 from typing import Literal
 
 from vcot.answers import normalise
-from vcot.evaluation.suites.base import Marked, Published, Suite, SuiteMetric
+from vcot.evaluation.metrics import Metric
+from vcot.evaluation.suites.base import Marked, Published, Suite
 from vcot.records import Sample
 
 _ROW = re.compile(r":presence-(random|popular|adversarial):")
@@ -51,19 +52,19 @@ SUITE = Suite(
     ("answer_score", "f1_yes", "precision_yes", "recall_yes", "yes_share", "answer_absent"),
     measure=_right,
     own_metrics={
-        "f1_yes": SuiteMetric(
+        "f1_yes": Metric(
             "F1 of yes", "Precision and recall of yes in one; a reply that is neither yes nor no finds nothing.",
             lambda m: 2 * _yes_and_there(m), lambda m: _said_yes(m) + _is_there(m), "yes, said and true",
         ),
-        "precision_yes": SuiteMetric(
+        "precision_yes": Metric(
             "precision of yes", "Share of the replies that say yes that are about a thing that is there.",
             _yes_and_there, _said_yes, "replies that say yes",
         ),
-        "recall_yes": SuiteMetric(
+        "recall_yes": Metric(
             "recall of yes", "Share of the things that are there that a reply says yes to.",
             _yes_and_there, _is_there, "questions, thing there",
         ),
-        "yes_share": SuiteMetric(
+        "yes_share": Metric(
             "says yes", "Share of all replies that say yes; half of the things are there.",
             _said_yes, lambda _: 1, "replies",
         ),
@@ -73,6 +74,7 @@ SUITE = Suite(
         Published(
             "average", "leading models of 2026", "f1_yes", 0.905, "survey of 2026-09-06, second-hand, not checked",
             "POPE's own questions (500 images of COCO val2014, six each); about 90.5 %",
+            "the same measure of other images and questions",
         ),
     ),
 )  # fmt: skip

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 from vcot.answers import normalise
-from vcot.evaluation.suites.base import Marked, Published, Suite, SuiteMetric, found_at, not_measured
+from vcot.evaluation.metrics import Metric
+from vcot.evaluation.suites.base import Marked, Published, Suite, found_at, not_measured
 from vcot.records import Sample
 
 _ASKS = re.compile(r"\bwhat this describes: ")
@@ -73,11 +74,11 @@ SUITE = Suite(
     own_metrics={
         "accuracy_at_75": found_at(0.75),
         "accuracy_at_90": found_at(0.9),
-        "rejected": SuiteMetric(
+        "rejected": Metric(
             "rejected", "Share of the expressions that describe nothing that the reply says this of, without any box.",
             lambda m: _absent(m) and rejects(m), _absent, "expressions, thing absent",
         ),
-        "unreadable_where_absent": SuiteMetric(
+        "unreadable_where_absent": Metric(
             "neither box nor no",
             "Share of the expressions that describe nothing where the reply has no box that can be read, and does not "
             "say that there is nothing either.",

@@ -66,26 +66,6 @@ _MEASURES: Mapping[str, AnswerMeasure] = {
 }
 
 
-# ----------------------------------------------------------------------------------------------- two turns, as asked
-
-BOX_SENTENCE = "Please provide the bounding box coordinate of the region that can help you answer the question better."
-LOOK_AGAIN = "Please answer the question based on the original image and local detail image."
-
-
-def box_question(question: str) -> str:
-    """The first turn, as the published numbers were measured: in lower case, and a full stop behind a question mark.
-
-    Training rows have the question as it is, and one blank before the sentence.
-    """
-    return f"{question.lower()}. {BOX_SENTENCE}"
-
-
-def answer_question(question: str) -> str:
-    """The second turn, below the crop (ways.viscot_crop). Before it stand the question alone, with the image, and the
-    box that the model gave."""
-    return f"\n{LOOK_AGAIN}{question}"
-
-
 # ------------------------------------------------------------------------------------------------------- the judge
 
 
@@ -116,6 +96,7 @@ def read_judgement(text: str) -> float | None:
 _PAPER = "Shao et al. 2024, arXiv 2403.16999 v3"
 _DOCTHINKER = "DocThinker, table 1"
 _JUDGED = "answers scored 0..1 by gpt-3.5-turbo-1106 at its default temperature, two turns with a crop unless said"
+_BY_JUDGE = "a judge gave it, and ours is by rule"
 _FOUND = "IoU > 0.5 of the one predicted box; all rows count"
 
 # Systems, and a value for each of SETS; shorter rows have none for the last sets.
@@ -144,15 +125,16 @@ _ANSWERS_LATER: Sequence[tuple[str, Sequence[float]]] = (
 
 
 def _published() -> Iterator[Published]:
-    for table, metric, per, source, protocol in (
-        (_ANSWERS, "answer_score", 1, _PAPER, _JUDGED),
-        (_BOXES, "accuracy_above_50", 100, _PAPER, _FOUND),
-        (_ANSWERS_LATER, "answer_score", 1, _DOCTHINKER, f"{_JUDGED}; longer side of the image in brackets"),
+    later = f"{_JUDGED}; longer side of the image in brackets"
+    for table, metric, per, source, protocol, differs in (
+        (_ANSWERS, "answer_score", 1, _PAPER, _JUDGED, _BY_JUDGE),
+        (_BOXES, "accuracy_above_50", 100, _PAPER, _FOUND, ""),
+        (_ANSWERS_LATER, "answer_score", 1, _DOCTHINKER, later, _BY_JUDGE),
     ):
         for system, values in table:
             # Not strict: the later table has no CUB.
             for part, value in zip(SETS, values, strict=False):
-                yield Published(part, system, metric, round(value / per, 4), source, protocol)
+                yield Published(part, system, metric, round(value / per, 4), source, protocol, differs)
 
 
 SUITE = Suite(
