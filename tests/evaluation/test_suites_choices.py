@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,10 +18,14 @@ from tests.fakes.rows import (
     AOKVQA_DIRECT,
     AOKVQA_TYPES,
     SCIENCEQA_TYPES,
+    TREEBENCH,
+    TREEBENCH_COLUMNS,
+    VSTAR,
     Given,
     png,
     scienceqa_row,
     write_parquet,
+    write_treebench,
 )
 from vcot.errors import InputError
 from vcot.evaluation.suites import SUITES
@@ -31,27 +34,16 @@ from vcot.grounding import Box, FrameSpec, Mention, Trace, parse, split_answer
 from vcot.records import Rejection, Sample
 
 SUITE = SUITES["grounded-reasoning"]
-COLUMNS = ["index", "image", "question", *"ABCDEF", "answer", "category", "target_instances", "multi-choice options"]
-TREE = {
-    "index": "0", "question": 'Which way does the "red" car\tdrive?\nLook closely.', "A": "left", "B": "right",
-    "C": "up", "D": "down", "E": "", "F": "", "answer": "B", "category": "Perception/Attributes",
-    "target_instances": "[[10, 20, 60, 70], [100, 110, 150, 160]]", "multi-choice options": "A. left\nB. right",
-}  # fmt: skip
 
 
-def table(given: Given, rows: list[dict[str, Any]], columns: list[str] = COLUMNS) -> str:
+def table(given: Given, rows: list[dict[str, Any]], columns: Sequence[str] = TREEBENCH_COLUMNS) -> str:
     path = given.folder / "TreeBench.tsv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, delimiter="\t", extrasaction="ignore")
-        writer.writeheader()
-        for number, row in enumerate(rows):
-            image = base64.b64encode(png(200 + number, 180)).decode()
-            writer.writerow({"image": image} | row)
+    write_treebench(path, rows, columns)
     return str(path)
 
 
 def tree(given: Given, **changed: Any) -> Sample | Rejection:
-    (found,) = given.outcomes("treebench", table(given, [TREE | changed]))
+    (found,) = given.outcomes("treebench", table(given, [TREEBENCH | changed]))
     return found
 
 
@@ -61,7 +53,7 @@ def tree(given: Given, **changed: Any) -> Sample | Rejection:
 def test_a_row_of_treebench(given: Given) -> None:
     sample = tree(given)
     assert isinstance(sample, Sample)
-    assert sample.question == TREE["question"]
+    assert sample.question == TREEBENCH["question"]
     assert (sample.choices, sample.answers) == (("left", "right", "up", "down"), ("right",))
     assert [box.as_list() for box in sample.true_boxes or ()] == [[10, 20, 60, 70], [100, 110, 150, 160]]
     assert sample.image is not None
@@ -74,7 +66,7 @@ def test_a_row_of_treebench(given: Given) -> None:
 def test_other_forms_of_treebench(given: Given) -> None:
     given.image("a.png", 200, 180)
     labelled = [{"label": "red car", "bbox": [10, 20, 60, 70]}, {"bbox": [1, 2, 3, 4]}]
-    said = TREE | {"image": "a.png", "target_instances": labelled, "E": None, "F": None}
+    said = TREEBENCH | {"image": "a.png", "target_instances": labelled, "E": None, "F": None}
     sample = given.sample("treebench", said)
     assert [mention.label for mention in sample.evidence or ()] == ["red car", "region"]
     assert sample.origin.split == "test"
@@ -99,15 +91,12 @@ def test_refused_rows_of_treebench(given: Given, changed: dict[str, Any], reason
 
 def test_a_table_without_its_columns_is_refused(given: Given) -> None:
     with pytest.raises(InputError, match="no column answer, no target_instances"):
-        given.outcomes("treebench", table(given, [TREE], ["index", "image", "question", *"ABCD"]))
+        given.outcomes("treebench", table(given, [TREEBENCH], ["index", "image", "question", *"ABCD"]))
 
 
 def vstar(given: Given, name: str = "direct_attributes/sa_1", **changed: Any) -> None:
     given.image(f"{name}.jpg", 400, 300)
-    said = {
-        "target_object": ["umbrella", "dog"], "bbox": [[10, 20, 30, 40], [200, 100, 50, 60]],
-        "question": "What is the colour of the umbrella?", "options": ["red", "blue", "green", "white"],
-    } | changed  # fmt: skip
+    said = VSTAR | changed
     (given.images / f"{name}.json").write_text(json.dumps(said, indent=2))
 
 

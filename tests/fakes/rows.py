@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
 import io
 import json
 import struct
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -263,3 +266,26 @@ ASKED = ("human", "<image>\nHow many leaders were killed?")
 def messages(reply: str, question: Any = "Where is the cup?", image: str = "a.png") -> dict[str, Any]:
     content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": question}]
     return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": reply}]}
+
+
+TREEBENCH_COLUMNS = (
+    "index", "image", "question", *"ABCDEF", "answer", "category", "target_instances", "multi-choice options",
+)  # fmt: skip
+TREEBENCH = {
+    "index": "0", "question": 'Which way does the "red" car\tdrive?\nLook closely.', "A": "left", "B": "right",
+    "C": "up", "D": "down", "E": "", "F": "", "answer": "B", "category": "Perception/Attributes",
+    "target_instances": "[[10, 20, 60, 70], [100, 110, 150, 160]]", "multi-choice options": "A. left\nB. right",
+}  # fmt: skip
+VSTAR = {
+    "target_object": ["umbrella", "dog"], "bbox": [[10, 20, 30, 40], [200, 100, 50, 60]],
+    "question": "What is the colour of the umbrella?", "options": ["red", "blue", "green", "white"],
+}  # fmt: skip
+
+
+def write_treebench(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = TREEBENCH_COLUMNS) -> None:
+    """The table that its authors publish; images are drawn."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter="\t", extrasaction="ignore")
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            writer.writerow({"image": base64.b64encode(png(200 + number, 180)).decode(), **row})

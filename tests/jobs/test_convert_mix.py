@@ -264,8 +264,8 @@ def test_with_a_mix_the_command_line_names_no_source() -> None:
     some = {
         "source": "coco", "input_uri": "x", "images_uri": "x", "dataset": "x", "licence": "x", "limit": 1,
         "frame": "pixels", "questions": "where", "categories": "x", "category_names": "a=b", "absent": 1,
-        "unmatched_annotations": "ignore", "phrasings": "one", "scenes": 1, "min_pixels": 1, "max_pixels": 1,
-        "without_image": "keep",
+        "absent_by": "random", "unmatched_annotations": "ignore", "phrasings": "one", "scenes": 1, "min_pixels": 1,
+        "max_pixels": 1, "without_image": "keep",
     }  # fmt: skip
     assert set(some) == set(OF_A_PART)
     with pytest.raises(SettingsError) as caught:

@@ -28,12 +28,15 @@ from tests.fakes.rows import (
     SCIENCEQA_TYPES,
     STAGES,
     THOUGHT,
+    TREEBENCH,
+    VSTAR,
     Given,
     metadata,
     png,
     scienceqa_row,
     talk,
     write_parquet,
+    write_treebench,
 )
 from tests.storage.tars import in_chunks, tar
 from vcot.datasets import DATASETS
@@ -126,12 +129,22 @@ def mine() -> None:
     draw_png("images/a.jpg", 200, 100)
 
 
+def treebench() -> None:
+    write_treebench(Path("TreeBench.tsv"), [TREEBENCH | {"index": str(number)} for number in range(4)])
+
+
+def vstar() -> None:
+    for name in ("direct_attributes/sa_1", "direct_attributes/sa_2", "relative_position/sa_1"):
+        draw_png(f"vstar_bench/{name}.jpg", 400, 300)
+        Path(f"vstar_bench/{name}.json").write_text(json.dumps(VSTAR))
+
+
 #: How a command begins that has told its source → what is to lie there.
 DOWNLOADS: dict[str, Callable[[], None]] = {
     "viscot --input-uri metadata": viscot, "coco": coco, "refcoco": refcocog, "scienceqa": science,
     "aokvqa --input-uri data": okvqa_of_the_hub, "aokvqa --input-uri aokvqa_v1p0": okvqa_of_the_authors,
     "llava-cot --input-uri train.jsonl": llava_cot_100k, "llava-cot --input-uri R1-Onevision": r1_onevision,
-    "scenes": lambda: None, "samples": mine,
+    "treebench": treebench, "vstar": vstar, "scenes": lambda: None, "samples": mine,
 }  # fmt: skip
 
 
