@@ -181,7 +181,7 @@ def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subj
         console = Console(width=110)
     page_uri = join(folder.uri, "report.html")
     console.print(page.table(report))
-    for table in page.suite_tables(report):
+    for table in page.further_tables(report):
         console.print(table)
     summary(**page.headline(report), **subject.metadata)
     console.print(f"report with images: {page_uri}", soft_wrap=True, highlight=False)

@@ -121,10 +121,12 @@ class Evaluation:
             raise InputError(f"{uri}: no question could be asked; see {join(uri, 'rejections/')}")
         seconds = sum(marker.metadata.seconds for marker in markers)
         made_with = self._made_with() | {"seconds_of_generation": round(seconds, 1)}
-        by_way: dict[Way, float] = defaultdict(float)
+        spent: dict[Way, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         for marker, unit in zip(markers, self.runner.units, strict=True):
             if (unit.model, unit.condition, unit.draws) == ("subject", "real", 0):
-                by_way[unit.way] += marker.metadata.seconds
+                seconds, asked = spent[unit.way]
+                spent[unit.way] = seconds + marker.metadata.seconds, asked + marker.metadata.asked
+        by_way = {way: seconds / asked for way, (seconds, asked) in spent.items() if asked}
         split = self.samples[0].origin.split
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,

@@ -270,20 +270,39 @@ def _of_draws(way: Mapping[str, Any]) -> str:
     return f"{way['way']}, of {way['draws']}: {', '.join(said)} right; all methods are on the page."
 
 
-def suite_tables(report: Mapping[str, Any]) -> list[Table]:
-    """A table for each suite: its sets by way, and the figures that it is read by first."""
-    made = []
-    for suite in report.get("suites", ()):
-        title = f"{suite['suite']}: {suite['about']}; in brackets the 95 % interval"
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        rows = [(way["way"], each) for way in suite["ways"] for each in way["sets"]]
-        shown = suite["shown"][:4]
-        for name in ("", "asked", "rows", *(of_suites.METRICS[name].label for name in shown)):
-            table.add_column(name, justify="right" if name not in ("", "asked") else "left")
-        for way, each in sorted(rows, key=lambda row: bool(row[1]["mean_of"])):
-            cells = [both(name, each["figures"][name]) for name in shown]
-            table.add_row(each["set"], way, f"{each['rows']:,}", *cells, style="dim" if each["mean_of"] else "")
-        made.append(table)
+def further_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Ways to ask side by side, where there were several; and each suite's."""
+    return ([_of_ways(report["ways"])] if report.get("ways") else []) + [_of_suite(s) for s in report.get("suites", ())]
+
+
+def _of_ways(ways: Sequence[Mapping[str, Any]]) -> Table:
+    title = "the same questions asked in several ways; in brackets the 95 % interval"
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    shown = [*ways[0]["figures"]]
+    names = (METRICS[name].label for name in shown)
+    for name in ("", *names, f"answers − {ways[0]['way']}", "tokens", "seconds"):
+        made.add_column(name, justify="right" if name else "left")
+    for way in ways:
+        cells = [both(name, way["figures"][name]) for name in shown]
+        change = way["difference"].get("answer_accuracy")
+        cells.append(both("answer_accuracy", change, signed=True) if change else "")
+        made.add_row(
+            way["way"], *cells, f"{way['tokens_out']:.1f}", "" if way["seconds"] is None else f"{way['seconds']:.3f}"
+        )
+    return made
+
+
+def _of_suite(suite: Mapping[str, Any]) -> Table:
+    """Its sets by way, and the figures that it is read by first."""
+    title = f"{suite['suite']}: {suite['about']}; in brackets the 95 % interval"
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    rows = [(way["way"], each) for way in suite["ways"] for each in way["sets"]]
+    shown = suite["shown"][:4]
+    for name in ("", "asked", "rows", *(of_suites.METRICS[name].label for name in shown)):
+        made.add_column(name, justify="right" if name not in ("", "asked") else "left")
+    for way, each in sorted(rows, key=lambda row: bool(row[1]["mean_of"])):
+        cells = [both(name, each["figures"][name]) for name in shown]
+        made.add_row(each["set"], way, f"{each['rows']:,}", *cells, style="dim" if each["mean_of"] else "")
     return made
 
 

@@ -27,7 +27,7 @@ FEW = 20
 JUDGED = ("accuracy_at_50", "answer_accuracy")
 """What gates look at, and the summary."""
 SHOWN_OF_GROUP = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
-SHOWN_OF_WAY = ("answer_accuracy", "answer_absent", "accuracy_at_50", "mean_iou", "precision", "malformed")
+SHOWN_OF_WAY = ("answer_accuracy", "answer_absent", "accuracy_at_50", "mean_iou")
 WAYS_MEAN: Mapping[Way, str] = {
     "direct": "The answer alone.",
     "reason": "Reasoning in words, then the answer.",
@@ -180,7 +180,7 @@ def build(
     """The report, ready for JSON.
 
     Args:
-        seconds: of generation, by way, for the subject's replies to the real images.
+        seconds: of a reply by way, of the subject to real images, where any was not taken from the cache.
         can_score: the subject says how likely it finds a given answer.
         suites: names of benchmarks; their tables need `frame`, of the subject's boxes.
         first_way: in which `evidence.replies` were asked.
@@ -254,7 +254,7 @@ def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[d
                 "tokens_in": round(sum(c.tokens_in for c in said) / max(len(said), 1), 2),
                 "tokens_out": round(sum(c.tokens_out for c in said) / max(len(said), 1), 2),
                 "cut_off": sum(c.finish_reason == "length" for c in said),
-                "seconds": round(seconds[way] / max(len(said), 1), 4) if way in seconds else None,
+                "seconds": round(seconds[way], 4) if way in seconds else None,
             }
         )  # fmt: skip
     return rows
@@ -273,6 +273,7 @@ def _row(key: str, rows: Mapping[str, Row], figures: Mapping[str, Figure], tuned
     if not tuned:  # nothing came before
         name = name.replace("after tuning", "the model").removeprefix("after, ")
         meaning = meaning.replace("The tuned model", "The model").replace("the tuned model", "the model")
+        meaning = meaning.replace("asked the same about the same images", "asked about the real images")
     return {"key": key, "name": name, "meaning": meaning, "figures": _json(figures, shown)}
 
 

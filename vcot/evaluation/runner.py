@@ -209,7 +209,7 @@ class EvaluationRunner:
         questions = {index: self._question(index, unit.condition) for index in asked}
         first = {question: index for index, question in reversed(questions.items())}
         begun = time.monotonic()
-        said = self._replies(unit, sorted(first.values()), questions)
+        said, new = self._replies(unit, sorted(first.values()), questions)
         tables = self._answer_logprobs(unit, said, questions)
         seconds = round(time.monotonic() - begun, 2)
         for index in asked:
@@ -234,7 +234,7 @@ class EvaluationRunner:
                         score=judged,
                     )
                 )
-        return EvaluateShardMetadata(by_text=by_text, seconds=seconds)
+        return EvaluateShardMetadata(by_text=by_text, seconds=seconds, asked=new)
 
     def _question(self, index: int, condition: Condition) -> str:
         """All of a question that reaches a model, as one line; images by their digests."""
@@ -249,9 +249,10 @@ class EvaluationRunner:
 
     def _replies(
         self, unit: Unit, indices: Sequence[int], questions: Mapping[int, str]
-    ) -> dict[int, list[Completion] | ImageError]:
-        """What the model says to each of these samples, or why it cannot be shown its image. What was said to the same
-        batch before is taken from the cache; images of the next batch are read while one is asked."""
+    ) -> tuple[dict[int, list[Completion] | ImageError], int]:
+        """What the model says to each of these samples, or why it cannot be shown its image; and how many it was asked
+        for that. What was said to the same batch before is taken from the cache; images of the next batch are read
+        while one is asked."""
         decoding = asdict(self._decoding(unit))
         found: dict[int, list[Completion] | ImageError] = {}
         waiting: list[tuple[list[int], str]] = []
@@ -273,7 +274,7 @@ class EvaluationRunner:
                 found |= {**said, **missing}
                 if not missing and not self.models.keeps_replies:
                     self._keep(uri, ([one.model_dump(mode="json") for one in said[index]] for index in batch))
-        return found
+        return found, sum(len(batch) for batch, _ in waiting)
 
     def _batches(self, indices: Sequence[int]) -> list[list[int]]:
         together = self.models.batches([self.samples[index] for index in indices])

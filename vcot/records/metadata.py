@@ -228,6 +228,7 @@ class TrainMetadata(Record):
 class EvaluateShardMetadata(Record):
     by_text: int = Field(0, description="questions without an image")
     seconds: float = Field(0.0, description="of generation")
+    asked: int = Field(0, description="questions to which the replies were not taken from the cache")
 
 
 class EvaluateMetadata(Record):
