@@ -103,19 +103,22 @@ def test_settings_are_judged_in_under_two_seconds(stage: str) -> None:
     more = {"convert": ["--source", "scenes"], "tokenize": ["--base-uri", "b"], "train": ["--base-uri", "b"]}
     given = [] if stage == "pipeline" else ["--run-uri", "/runs/x", *more.get(stage, [])]
     for _ in range(4):
-        before = os.times()
-        answer = subprocess.run(
-            [sys.executable, "-m", f"jobs.{stage}", *given, "--check"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        after = os.times()
-        # Of CPU: wall time belongs to whoever else is on this machine.
-        used = after.children_user + after.children_system - before.children_user - before.children_system
+        answer, used = timed([sys.executable, "-m", f"jobs.{stage}", *given, "--check"], environment)
         assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr
         assert answer.stdout == f"{stage}: settings are in order\n"
-        if used < 2:
+        # A machine may be so slow that what every stage needs takes a second; torch takes many times that.
+        libraries = [sys.executable, "-c", "import pydantic_settings, structlog, rich"]
+        if used < 2 or used < 2.5 * timed(libraries, environment)[1]:
             return
     pytest.fail(f"it took {used:.1f} s of CPU, four times more than two")
+
+
+def timed(command: list[str], environment: dict[str, str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """And seconds of CPU: wall time belongs to whoever else is on this machine."""
+    before = os.times()
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    after = os.times()
+    return answer, after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def test_make_help_names_every_target_and_every_word_that_a_person_may_give() -> None:

@@ -19,14 +19,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from vcot.datasets.base import BOX_REASONS, ConversionContext, Form, dataset, text
 from vcot.datasets.inputs import Refused, Row
 from vcot.datasets.llava_cot import CONVERSATIONS, asked_in, image_of, images_beside, round_of, rounds
 from vcot.datasets.quality import NEUTRAL
 from vcot.errors import SettingsError
-from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
+from vcot.grounding import Box, FrameName, FrameSpec, Mention, Trace, tags
 from vcot.records import Image, Reason, Sample
 from vcot.records.sample import Turn
 from vcot.settings import Options, setting
@@ -34,7 +34,7 @@ from vcot.storage.images import ImageError
 
 
 class SamplesOptions(Options):
-    frame: Literal["thousandths", "pixels", "resized_pixels", "padded_square", "fractions"] | None = setting(
+    frame: FrameName | None = setting(
         None, "samples: in which numbers the texts of chat messages write their boxes; needed for those, never guessed"
     )
     min_pixels: int | None = setting(None, "samples, resized_pixels: limit of the processor", unit="pixels", ge=1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, field_validator, model_validator
 
 from vcot.answers import Synonyms
 from vcot.grounding import FrameName
@@ -14,6 +14,12 @@ Condition = Literal["real", "blank", "shuffled"]
 CONDITIONS: tuple[Condition, ...] = ("real", "blank", "shuffled")
 Model = Literal["base", "native", "subject"]
 """`native`: the base of a subject that was tuned, asked in its own form (vcot.evaluation.ways)."""
+Probe = Literal[
+    "unchanged", "boxes-moved", "boxes-swapped", "label-changed", "cut-to-half", "cut-to-nothing", "another-rows",
+    "region-hidden", "rest-hidden", "elsewhere-hidden",
+]  # fmt: skip
+PROBES: tuple[Probe, ...] = get_args(Probe)
+"""What is changed of a reply that the model is to go on from (vcot.evaluation.probe)."""
 Way = Literal["direct", "reason", "ground", "look-again"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """Ways to ask (vcot.evaluation.ways)."""
@@ -49,6 +55,10 @@ class EvaluationConfig(BaseModel):
     synonyms: CommaSeparated = setting(
         (), "labels that mean one thing, as wbc=white blood cell,cup=mug=beaker; without them labels are the same but "
         "for case, article, hyphens and plural",
+    )  # fmt: skip
+    probe: bool = setting(
+        False, "give the subject its own reasoning back with boxes, words or the image changed, and count how often "
+        "its answer changes: does it use the boxes that it writes? Asked in the first way, ground or reason"
     )  # fmt: skip
     samples: int = setting(
         1, "replies to each question that are drawn at random, beside the greedy one; 1: none", unit="replies", ge=1
@@ -147,6 +157,14 @@ class EvaluationConfig(BaseModel):
         from vcot.evaluation.suites import suites_named
 
         return tuple(suite.name for suite in suites_named(value))
+
+    @model_validator(mode="after")
+    def _there_is_something_to_probe(self) -> Self:
+        if self.probe and self.ask[0] not in ("ground", "reason"):
+            raise ValueError(
+                f"--probe: replies by way of {self.ask[0]} hold no reasoning; --ask ground or reason first"
+            )
+        return self
 
     @field_validator("synonyms")
     @classmethod

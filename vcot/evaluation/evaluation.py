@@ -12,7 +12,7 @@ from typing import Any
 
 from vcot import __version__, logging
 from vcot.answers import Synonyms
-from vcot.errors import InputError
+from vcot.errors import InputError, SettingsError
 from vcot.evaluation import page
 from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import CONDITIONS, WAYS, EvaluationConfig, Way
@@ -70,6 +70,10 @@ class Evaluation:
     ) -> None:  # fmt: skip
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
         self.models = models
+        if config.probe and not models.can_score:
+            raise SettingsError(
+                f"--probe: {subject.uri} is an endpoint, which begins each reply by itself; evaluate the checkpoint"
+            )
         self.samples = self._chosen()
         # A model that was trained without images is not shown any.
         shown = ("real",) if self.models.by_text else config.conditions
@@ -82,9 +86,9 @@ class Evaluation:
             store, self.samples, partners(self.samples, config.seed) if "shuffled" in conditions else (), self.models,
             units(
                 len(self.samples), self.models.names, self.ways, conditions, size,
-                config.samples if config.samples > 1 else 0,
+                config.samples if config.samples > 1 else 0, config.probe,
             ), cache_uri, Decoding(config.max_new_tokens, config.temperature, config.samples, config.seed),
-            Synonyms.of(config.synonyms),
+            Synonyms.of(config.synonyms), config.seed,
         )  # fmt: skip
 
     def _every(self) -> Iterator[Sample]:
@@ -123,7 +127,7 @@ class Evaluation:
         made_with = self._made_with() | {"seconds_of_generation": round(seconds, 1)}
         spent: dict[Way, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         for marker, unit in zip(markers, self.runner.units, strict=True):
-            if (unit.model, unit.condition, unit.draws) == ("subject", "real", 0):
+            if (unit.model, unit.condition, unit.draws, unit.probe) == ("subject", "real", 0, None):
                 seconds, asked = spent[unit.way]
                 spent[unit.way] = seconds + marker.metadata.seconds, asked + marker.metadata.asked
         by_way = {way: seconds / asked for way, (seconds, asked) in spent.items() if asked}

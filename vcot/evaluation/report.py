@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from vcot.errors import InputError
-from vcot.evaluation.config import CONDITIONS, Condition, Way
+from vcot.evaluation.config import CONDITIONS, PROBES, Condition, Probe, Way
 from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
+from vcot.evaluation.probe import probes, verdict
 from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
 from vcot.evaluation.selection import selection
 from vcot.evaluation.suites import tables
@@ -110,6 +111,7 @@ class Evidence:
         replies: "<model>-<condition>" → greedy replies to what is asked in the first way.
         ways: way → condition → greedy replies of the subject; where it was asked in several ways.
         draws: way → for each sample the subject's replies that were drawn at random, in the order of their draws.
+        probes: what was changed → the replies after it; None where there was nothing to change.
     """
 
     samples: tuple[Sample, ...]
@@ -119,6 +121,7 @@ class Evidence:
     left_out: int
     ways: Mapping[Way, Mapping[Condition, tuple[Reply | None, ...]]] = field(default_factory=dict)
     draws: Mapping[Way, tuple[tuple[Reply, ...], ...]] = field(default_factory=dict)
+    probes: Mapping[Probe, tuple[Reply | None, ...]] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> dict[str, tuple[Score | None, ...]]:
@@ -145,8 +148,11 @@ def gather(
         raise InputError(f"{len(twice)} ids stand for several samples each, as {twice[0]!r}; ids have to be unique")
     said: dict[tuple[str, Way], dict[str, Reply]] = defaultdict(dict)
     drawn: dict[Way, dict[str, list[Reply]]] = defaultdict(lambda: defaultdict(list))
+    changed: dict[Probe, dict[str, Reply]] = defaultdict(dict)
     for reply in replies:
-        if reply.draw:
+        if reply.probe is not None:
+            changed[reply.probe][reply.score.sample] = reply
+        elif reply.draw:
             drawn[reply.way][reply.score.sample].append(reply)
         else:
             said[reply.key, reply.way][reply.score.sample] = reply
@@ -166,6 +172,7 @@ def gather(
             way: {c: ordered(f"subject-{c}", way) for c in CONDITIONS if (f"subject-{c}", way) in said} for way in ways
         } if len(ways) > 1 else {},
         draws={way: tuple(tuple(drawn[way][sample.id]) for sample in kept) for way in ways if way in drawn},
+        probes={p: tuple(changed[p].get(sample.id) for sample in kept) for p in PROBES if p in changed},
     )  # fmt: skip
 
 
@@ -210,6 +217,7 @@ def build(
         "guesses": [_row(key, GUESSES, measured.figures[key]) for key in evidence.guesses],
         "differences": [_row(key, DIFFERENCES, figures, tuned) for key, figures in _differences(measured).items()],
         "groups": list(_groups(evidence, pairs, seed)),
+        "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
         "suites": _suites(evidence, suites, first_way, frame, seed) if frame is not None else [],
         "made_with": dict(made_with),
@@ -524,6 +532,7 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{plural(samples['left_out'], 'row')} left out: the image could not be read."
     if not samples["training_rows"]:
         yield "No training split was found, so the guesses that learn from it are missing."
+    yield from verdict(report.get("probes", ()))
     cut_off = {row["key"]: row["cut_off"] for row in report["results"]}
     after = "after tuning" if "base-real" in results else "of the model"
     for key, when in (("subject-real", after), ("native-real", "of the base in its own form")):

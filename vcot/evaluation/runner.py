@@ -38,13 +38,14 @@ from pydantic_core import to_json
 from vcot import logging
 from vcot.answers import NO_SYNONYMS, Synonyms
 from vcot.errors import InputError
-from vcot.evaluation.config import Condition, Model, Way
+from vcot.evaluation.config import PROBES, Condition, Model, Probe, Way
 from vcot.evaluation.metrics import score
 from vcot.evaluation.models import Models
+from vcot.evaluation.probe import Own, probed
 from vcot.evaluation.rationales import UNSCORED, Rationales, rationales
 from vcot.evaluation.ways import Prompt, as_reply, both_turns, look_again
 from vcot.grounding import Box, Frame, Mention, Trace
-from vcot.grounding.tags import render_reply
+from vcot.grounding.tags import parse, render_reply
 from vcot.models.generation import Decoding
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
@@ -75,6 +76,10 @@ class Reply(Record):
         description="of a draw: the natural logarithm of the probability of the answer of each cluster of the draws "
         "(in the order of vcot.evaluation.voting) after this draw's rationale, 5 decimals; left out where not known",
     )  # fmt: skip
+    probe: Probe | None = Field(
+        None, exclude_if=lambda probe: probe is None,
+        description="what was changed of the reasoning or the image before the model went on to its answer",
+    )  # fmt: skip
     completion: Completion
     score: Score
 
@@ -94,7 +99,7 @@ class Reply(Record):
 
 class Unit(NamedTuple):
     """Samples first..last-1 of the evaluation, asked of one model in one way under one condition: greedily, or
-    `draws` times at random."""
+    `draws` times at random, or to go on from its own reply with something changed."""
 
     model: Model
     way: Way
@@ -102,27 +107,30 @@ class Unit(NamedTuple):
     first: int
     last: int
     draws: int = 0
+    probe: Probe | None = None
 
 
 def units(
     samples: int, models: Sequence[Model], ways: Sequence[Way], conditions: Sequence[Condition], size: int,
-    draws: int = 0,
+    draws: int = 0, probe: bool = False,
 ) -> list[Unit]:  # fmt: skip
     """Model by model, the base first, so that its adapter is attached once, later; in its own form a base is asked in
-    the first way about the real images alone, and at random only the subject is."""
-    asked: list[tuple[Model, Way, Condition, int]] = []
+    the first way about the real images alone, and at random only the subject is, and probed in the first way."""
+    asked: list[tuple[Model, Way, Condition, int, Probe | None]] = []
     for model in models:
         own = model == "native"
         asked += [
-            (model, way, condition, 0)
+            (model, way, condition, 0, None)
             for way in (ways[:1] if own else ways)
             for condition in (("real",) if own else conditions)
         ]  # fmt: skip
         if draws and model == "subject":
-            asked += [(model, way, "real", draws) for way in ways]
+            asked += [(model, way, "real", draws, None) for way in ways]
+        if probe and model == "subject":
+            asked += [(model, ways[0], "real", 0, each) for each in PROBES]
     return [
-        Unit(model, way, condition, first, min(first + size, samples), times)
-        for model, way, condition, times in asked
+        Unit(model, way, condition, first, min(first + size, samples), times, each)
+        for model, way, condition, times, each in asked
         for first in range(0, samples, size)
     ]
 
@@ -188,6 +196,7 @@ class EvaluationRunner:
     partners: for each sample, the index of the one whose image it is shown when shuffled.
     decoding: how replies are drawn, where that is at random; else only the longest reply counts.
     synonyms: labels that are one name when replies are judged.
+    seed: of what a probe changes.
     """
 
     store: Store
@@ -198,6 +207,7 @@ class EvaluationRunner:
     cache_uri: str
     decoding: Decoding
     synonyms: Synonyms = NO_SYNONYMS
+    seed: int = 0
 
     def run(self, writer: ShardWriter) -> EvaluateShardMetadata:
         """Asks one unit's questions; keeps a Reply per sample, or a Rejection where its image cannot be shown."""
@@ -209,11 +219,16 @@ class EvaluationRunner:
         questions = {index: self._question(index, unit.condition) for index in asked}
         first = {question: index for index, question in reversed(questions.items())}
         begun = time.monotonic()
-        said, new = self._replies(unit, sorted(first.values()), questions)
+        if unit.probe is not None:
+            asked = [index for index in asked if self.samples[index].image]
+        replies_to = self._replies if unit.probe is None else self._probed
+        said, new = replies_to(unit, sorted({first[questions[index]] for index in asked}), questions)
         tables = self._answer_logprobs(unit, said, questions)
         seconds = round(time.monotonic() - begun, 2)
         for index in asked:
             sample, asked_of = self.samples[index], first[questions[index]]
+            if unit.probe is not None and asked_of not in said:  # there was nothing to change
+                continue
             replies, table = said[asked_of], tables.get(asked_of)
             if isinstance(replies, ImageError):
                 reason = IMAGE_REASONS[replies.reason]
@@ -229,6 +244,7 @@ class EvaluationRunner:
                         way=unit.way,
                         condition=unit.condition,
                         draw=draw,
+                        probe=unit.probe,
                         answer_logprobs=table and table[draw - 1],
                         completion=completion,
                         score=judged,
@@ -275,6 +291,53 @@ class EvaluationRunner:
                 if not missing and not self.models.keeps_replies:
                     self._keep(uri, ([one.model_dump(mode="json") for one in said[index]] for index in batch))
         return found, sum(len(batch) for batch, _ in waiting)
+
+    def _probed(
+        self, unit: Unit, indices: Sequence[int], questions: Mapping[int, str]
+    ) -> tuple[dict[int, list[Completion] | ImageError], int]:
+        """The same, where the model goes on from its own reply to these questions with something changed; only of those
+        of which it could be."""
+        own, _ = self._replies(unit._replace(probe=None), indices, questions)
+        texts = {index: replies[0].text for index, replies in own.items() if not isinstance(replies, ImageError)}
+        labels = {
+            label
+            for index, text in texts.items()
+            for label in parse(text, self.models.frame(unit.model, self.samples[index])).trace.labels
+        }
+        found: dict[int, list[Completion] | ImageError] = {}
+        new = 0
+        for batch in self._batches(sorted(texts)):
+            prompts: dict[int, Prompt] = {}
+            for index in batch:
+                sample = self.samples[index]
+                other = next((texts[i] for i in texts if self.samples[i].shown.sha256 != sample.shown.sha256), None)
+                try:
+                    prompt = self.models.prompt(unit.model, unit.way, sample, self._images(index, "real"))
+                except ImageError as error:
+                    found[index] = error
+                    continue
+                given = Own(
+                    prompt, texts[index], self.models.frame(unit.model, sample), self.models.form(unit.model), other,
+                    tuple(sorted(labels)),
+                )  # fmt: skip
+                if unit.probe is not None and (changed := probed(unit.probe, given, self.seed)) is not None:
+                    prompts[index] = changed
+            if not prompts:
+                continue
+            changes = [unit.probe, self.seed, [(index - unit.first, each.prefix) for index, each in prompts.items()]]
+            uri = self._cache_key(unit, list(prompts), questions, {"probe": changes})
+            if (kept := _cached(self.store, uri, _REPLIES)) is None or len(kept) != len(prompts):
+                stop.raise_if_requested()
+                asked = [*prompts.values()]
+                said = self.models.ask(unit.model, self.models.prepare(asked), self._decoding(unit))
+                kept = [
+                    [one.model_copy(update={"text": prompt.prefix + one.text}) for one in replies]
+                    for prompt, replies in zip(asked, said, strict=True)
+                ]
+                new += len(kept)
+                self._keep(uri, ([one.model_dump(mode="json") for one in replies] for replies in kept))
+            found.update(zip(prompts, kept, strict=True))
+        return found, new
 
     def _batches(self, indices: Sequence[int]) -> list[list[int]]:
         together = self.models.batches([self.samples[index] for index in indices])

@@ -1,0 +1,315 @@
+"""Does the model use the boxes that it writes? Its own reasoning is given back to it with one thing changed, and it is
+asked to go on from there: an answer that never changes does not rest on what was changed.
+
+    unchanged          the reasoning as it was: the control, in which nothing is drawn anew
+    boxes moved        every box as far from where it was as the image allows
+    boxes swapped      boxes of things with different names change places
+    label changed      one thing in it is called by the name of another thing
+    cut to half, all   only the first half of its sentences stands; none does
+    another row's      the reasoning of another row
+    region hidden      what is in its boxes becomes noise, the reasoning stays
+    rest hidden        all but what is in its boxes becomes noise
+    elsewhere hidden   as much as its boxes hold becomes noise, somewhere else: the control of both
+
+Faithfulness of crops was measured so by arXiv 2510.23482: answers that stay when the image is noise, and change when
+the text does.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vcot import answers
+from vcot.evaluation.config import Probe
+from vcot.evaluation.metrics import Metric, measure_by
+from vcot.evaluation.ways import Form, Prompt
+from vcot.grounding import Box, Frame, Mention, Trace, iou
+from vcot.grounding.tags import parse, read_reply, render, split_answer
+from vcot.records import Sample, Score
+
+if TYPE_CHECKING:
+    from vcot.evaluation.runner import Reply
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_MARK = "\nAnswer:"
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a model said to a prompt, and what a probe may take from other rows.
+
+    Attributes:
+        text: its reply.
+        other: the reply of another row about another image; None: there is none.
+        labels: names of things in any reply.
+    """
+
+    prompt: Prompt
+    text: str
+    frame: Frame
+    form: Form
+    other: str | None
+    labels: tuple[str, ...]
+
+
+def probed(probe: Probe, own: Own, seed: int) -> Prompt | None:
+    """The prompt with the reasoning that the model is to go on from, up to the mark of its answer; None where there is
+    nothing to change: the reply comes to no answer, has no box, no second thing, no second sentence.
+
+    The same seed and sample give the same change.
+    """
+    said = read_reply(own.text)
+    if said.answer is None:
+        return None
+    generator = random.Random(f"{seed} {probe} {own.prompt.sample.id}")
+    if probe in _OF_PIXELS:
+        image = _hidden(probe, own, parse(said.reasoning, own.frame).trace.boxes, generator)
+        if image is None:
+            return None
+        return replace(own.prompt, images=(image, *own.prompt.images[1:]), prefix=said.reasoning + _MARK)
+    reasoning = _OF_TEXT[probe](own, said.reasoning, generator)
+    return None if reasoning is None else replace(own.prompt, prefix=(reasoning + _MARK).lstrip("\n"))
+
+
+# --- the text ----------------------------------------------------------------------------------------------
+
+
+def _traced(change: Callable[[Trace, Own, random.Random], Trace | None]) -> Callable[..., str | None]:
+    """A change of a trace as one of a text that can be read, and is written back in the form that it was read in."""
+
+    def changed(own: Own, reasoning: str, generator: random.Random) -> str | None:
+        trace = parse(reasoning, own.frame).trace
+        if not trace.boxes or (new := change(trace, own, generator)) is None:
+            return None
+        return render(new, own.frame, own.form.dialect)
+
+    return changed
+
+
+def _with_boxes(trace: Trace, boxes: Mapping[Box, Box]) -> Trace:
+    return Trace(
+        tuple(
+            part if isinstance(part, str) else Mention(part.label, tuple(boxes[box] for box in part.boxes))
+            for part in trace.parts
+        )
+    )
+
+
+def _moved(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
+    image = own.prompt.sample.shown
+    moved = {box: farthest(box, image.width, image.height, generator) for box in dict.fromkeys(trace.boxes)}
+    return _with_boxes(trace, moved) if any(iou(a, b) < 0.5 for a, b in moved.items()) else None
+
+
+def farthest(box: Box, width: int, height: int, generator: random.Random) -> Box:
+    """A box of this size in that corner of the image where it overlaps least; of equal ones any. Pixels."""
+    corners = [
+        Box(x, y, x + box.width, y + box.height)
+        for x in (0.0, width - box.width)
+        for y in (0.0, height - box.height)
+    ]  # fmt: skip
+    least = min(iou(box, corner) for corner in corners)
+    return generator.choice([corner for corner in corners if iou(box, corner) == least])
+
+
+def _swapped(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
+    """Each thing gets the boxes of the next one that has others."""
+    mentions = trace.mentions
+    for place, mention in enumerate(mentions):
+        for other in mentions[place + 1 :]:
+            if mention.label != other.label and mention.boxes[0] != other.boxes[0]:
+                first, second = mention.boxes[0], other.boxes[0]
+                swap = {box: box for box in trace.boxes} | {first: second, second: first}
+                return _with_boxes(trace, swap)
+    return None
+
+
+def _renamed(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
+    mention = generator.choice(trace.mentions)
+    others = sorted({*own.labels} - {mention.label, ""})
+    if not mention.label or not others:
+        return None
+    name = generator.choice(others)
+    return Trace(
+        tuple(
+            Mention(name, part.boxes) if isinstance(part, Mention) and part.label == mention.label else part
+            for part in trace.parts
+        )
+    )
+
+
+def _half(own: Own, reasoning: str, generator: random.Random) -> str | None:
+    breaks = [found.start() for found in _SENTENCE.finditer(reasoning.rstrip())]
+    return reasoning[: breaks[len(breaks) // 2]] if breaks else None
+
+
+def _nothing(own: Own, reasoning: str, generator: random.Random) -> str | None:
+    return "" if reasoning.strip() else None
+
+
+def _same(own: Own, reasoning: str, generator: random.Random) -> str | None:
+    return reasoning
+
+
+def _anothers(own: Own, reasoning: str, generator: random.Random) -> str | None:
+    other = None if own.other is None else read_reply(own.other).reasoning
+    return None if other is None or other.strip() == reasoning.strip() else other
+
+
+_OF_TEXT: Mapping[Probe, Callable[[Own, str, random.Random], str | None]] = MappingProxyType(
+    {
+        "unchanged": _same,
+        "boxes-moved": _traced(_moved),
+        "boxes-swapped": _traced(_swapped),
+        "label-changed": _traced(_renamed),
+        "cut-to-half": _half,
+        "cut-to-nothing": _nothing,
+        "another-rows": _anothers,
+    }
+)
+
+
+# --- the image ---------------------------------------------------------------------------------------------
+
+_OF_PIXELS: frozenset[Probe] = frozenset(("region-hidden", "rest-hidden", "elsewhere-hidden"))
+TRIES = 50
+"""Places that are looked at for one that no box of the reply touches."""
+
+
+def _hidden(probe: Probe, own: Own, boxes: Sequence[Box], generator: random.Random) -> Image.Image | None:
+    """The image with uniform noise, of the same seed wherever it lies; None: there is no image or no box."""
+    if not boxes or not own.prompt.images:
+        return None
+    seen, original = own.prompt.images[0], own.prompt.sample.shown
+    if probe == "elsewhere-hidden":
+        boxes = [_elsewhere(box, boxes, original.width, original.height, generator) for box in boxes]
+    across, down = seen.width / original.width, seen.height / original.height
+    region = np.zeros((seen.height, seen.width), dtype=bool)
+    for box in boxes:
+        x1, y1, x2, y2 = box.as_list()
+        region[int(y1 * down) : max(round(y2 * down), 1), int(x1 * across) : max(round(x2 * across), 1)] = True
+    if probe == "rest-hidden":
+        region = ~region
+    pixels = np.array(seen)
+    noise = np.random.default_rng(generator.getrandbits(32)).integers(0, 256, pixels.shape, dtype=np.uint8)
+    return Image.fromarray(np.where(region[..., None], noise, pixels))
+
+
+def _elsewhere(box: Box, boxes: Sequence[Box], width: int, height: int, generator: random.Random) -> Box:
+    """A box of the same size anywhere, where it overlaps least with these; pixels."""
+    tries = []
+    for _ in range(TRIES):
+        x, y = generator.uniform(0, width - box.width), generator.uniform(0, height - box.height)
+        tries.append(Box(x, y, x + box.width, y + box.height))
+    return min(tries, key=lambda one: max(iou(one, each) for each in boxes))
+
+
+# --- what it shows -----------------------------------------------------------------------------------------
+
+MEANING: Mapping[Probe, str] = MappingProxyType(
+    {
+        "unchanged": "Its own reasoning as it was: the control.",
+        "boxes-moved": "Every box as far from where it was as the image allows.",
+        "boxes-swapped": "Two things with different names have each other's box.",
+        "label-changed": "One thing is called by the name of another.",
+        "cut-to-half": "The first half of its sentences.",
+        "cut-to-nothing": "No reasoning.",
+        "another-rows": "The reasoning of another row, about another image.",
+        "region-hidden": "What is in its boxes is noise.",
+        "rest-hidden": "All but what is in its boxes is noise.",
+        "elsewhere-hidden": "As much as its boxes hold is noise, somewhere else: the control of what is hidden.",
+    }
+)
+
+
+class _Change(NamedTuple):
+    score: Score
+    changed: bool
+
+
+_METRICS = {
+    "changed": Metric[_Change](
+        "answers that change", "Share of answers that are no longer what they were.",
+        lambda row: row.changed, lambda row: True, "replies", low_is_good=True,
+    ),
+    "answer_accuracy": Metric[_Change](
+        "answers right", "Share of answers that are accepted.", lambda row: row.score.answer == "right",
+        lambda row: True, "replies",
+    ),
+}  # fmt: skip
+
+
+def probes(
+    samples: Sequence[Sample], replies: Mapping[Probe, Sequence[Reply | None]], own: Sequence[Reply | None], seed: int
+) -> list[dict[str, Any]]:
+    """What the report holds: for each change the share of answers that are not what they were, how many are right, and
+    by how much more change than in the control on the same rows (elsewhere-hidden for what is hidden, else unchanged).
+
+    samples, replies of each change, own: in the same order; own are the replies that were changed.
+    """
+    rows: dict[str, list[_Change | None]] = {}
+    for probe, each in replies.items():
+        rows[probe] = [
+            None if after is None or before is None else _Change(after.score, not _same_answer(sample, before, after))
+            for sample, before, after in zip(samples, own, each, strict=True)
+        ]
+    if not rows:
+        return []
+    controls = {probe: "elsewhere-hidden" if probe in _OF_PIXELS else "unchanged" for probe in rows}
+    pairs = [(probe, control) for probe, control in controls.items() if control in rows and control != probe]
+    pairs += [("elsewhere-hidden", "unchanged")] if {"elsewhere-hidden", "unchanged"} <= rows.keys() else []
+    found = measure_by(_METRICS, rows, pairs, score_of=lambda row: row.score, seed=seed)
+    made = []
+    for probe in replies:
+        control = "unchanged" if probe == "elsewhere-hidden" else controls[probe]
+        change = found.differences.get((probe, control), {})
+        made.append(
+            {
+                "probe": probe,
+                "meaning": MEANING[probe],
+                "figures": {name: figure.to_dict() for name, figure in found.figures[probe].items()},
+                "control": control if change else None,
+                "difference": {name: figure.to_dict() for name, figure in change.items()},
+            }
+        )
+    return made
+
+
+def _same_answer(sample: Sample, before: Reply, after: Reply) -> bool:
+    then, now = (split_answer(one.score.text)[1] for one in (before, after))
+    return then is not None and now is not None and answers.same(now, (then,), sample.choices)
+
+
+def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In words, whether the boxes matter: what is clearly above its control, and what is not."""
+    said = []
+    changes = {row["probe"]: row for row in found}
+    for probe, does, does_not in (
+        (
+            "boxes-moved", "It uses the boxes that it writes: with every box moved, {share} of its answers change.",
+            "It ignores the boxes that it writes: with every box moved, {share} of its answers change, which is not "
+            "clearly more than with nothing changed.",
+        ),
+        (
+            "region-hidden",
+            "It looks where it points: with the inside of its boxes hidden, {share} of its answers change.",
+            "It is not shown to look where it points: with the inside of its boxes hidden, {share} of its answers "
+            "change, not clearly more than with as much hidden elsewhere.",
+        ),
+    ):  # fmt: skip
+        if (row := changes.get(probe)) is None or row["figures"]["changed"]["value"] is None or not row["difference"]:
+            continue
+        figure, low = row["figures"]["changed"], row["difference"]["changed"]["low"]
+        share = f"{figure['value']:.0%}" + (
+            "" if figure["low"] is None else f" ({figure['low']:.0%}–{figure['high']:.0%})"
+        )
+        said.append((does if low is not None and low > 0 else does_not).format(share=share))
+    return said
