@@ -67,7 +67,9 @@ class EvaluateSettings(EvaluationConfig, Settings):
         "latest", "which of several lines of promoted models", pattern=r"^[A-Za-z0-9][\w.-]*$", shapes_result=False
     )
     cache_uri: str | None = setting(
-        None, "where the base's replies are kept; default: <parent of run-uri>/_cache/evaluate", shapes_result=False
+        None,
+        "where replies are kept, of all models; default: <parent of run-uri>/_cache/evaluate",
+        shapes_result=False,
     )
 
     @model_validator(mode="after")
@@ -124,7 +126,8 @@ def run(settings: EvaluateSettings) -> None:
         if settings.part in ("all", "shards"):
             from vcot.models.device import use_device
 
-            use_device(settings.device)  # before anything is fetched
+            if not subjects.is_endpoint(subject.uri):
+                use_device(settings.device)  # before anything is fetched
         folder.begin(settings, subject.inputs)
         if settings.part == "prepare":
             return

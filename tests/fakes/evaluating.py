@@ -118,7 +118,7 @@ class FakeModel:
     def prompt(self, model: Any, way: Any, of: Sample, images: Any) -> Prompt:
         return Prompt(of, tuple(images), self.form(model).below(of, way), FrameSpec("thousandths"))
 
-    def batches(self, samples: Any) -> list[list[int]]:
+    def batches(self, samples: Any, draws: int = 1) -> list[list[int]]:
         return [[index] for index in range(len(samples))]
 
     def prepare(self, prompts: Any) -> Any:

@@ -298,6 +298,21 @@ def test_ways_to_ask_stand_side_by_side(runs, samples_uri, tmp_path):
     assert alone["figures"] == figures_of(report, "results")["subject-real"]
 
 
+def test_a_probe_gives_a_model_its_own_reasoning_back(runs, samples_uri, tmp_path):
+    asked = {"subject": str(BASE), "samples_uri": samples_uri, "conditions": "real"}
+    report = evaluate(str(tmp_path / "one"), probe=True, **asked)
+    changed = {row["probe"]: row["figures"]["changed"] for row in report["probes"]}
+    assert changed["unchanged"]["value"] == 0
+    assert changed["unchanged"]["rows"] == ROWS
+    assert changed["boxes-moved"]["rows"] <= ROWS
+    # What it answers to "Point at …" is how many boxes it has drawn, wherever they are.
+    assert changed["boxes-moved"]["value"] < 0.5 < changed["cut-to-nothing"]["value"]
+    assert any("boxes that it writes" in note for note in report["verdict"]["notes"])
+    assert report["results"] == evaluate(str(tmp_path / "two"), **asked)["results"]  # it is no row of the result
+    with pytest.raises(SettingsError, match="--probe: replies by way of direct hold no reasoning"):
+        EvaluateSettings.load(["--run-uri", "r", "--probe", "--ask", "direct"])
+
+
 def test_batches_that_were_asked_are_not_asked_again(runs, samples_uri, tmp_path, monkeypatch):
     from vcot.evaluation.models import ModelRunner
 

@@ -27,7 +27,9 @@ MOST_ROWS = 20
 
 #: Settings that change replies; where they differ, not the model alone is compared.
 ASKED = (
-    "max_new_tokens", "quantization", "dtype", "per_device_eval_batch_size", "max_samples", "seed", "split", "synonyms",
+    "ask", "suite", "native_form", "subject_frame", "subject_dialect", "subject_instruction", "subject_min_pixels",
+    "subject_max_pixels", "max_new_tokens", "quantization", "dtype", "per_device_eval_batch_size", "max_samples",
+    "seed", "split", "synonyms",
 )  # fmt: skip
 
 
@@ -142,7 +144,7 @@ def compare(
         "asked_otherwise": [
             f"{name} was {was.get(name)!r} and is {settings.get(name)!r}"
             for name in ASKED
-            if was.get(name) != settings.get(name)
+            if name in was and was[name] != settings.get(name)
         ],
         "figures": figures,
         "regressions": [name for name in JUDGED if _worse(figures[name]["difference"])],

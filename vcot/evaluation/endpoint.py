@@ -224,11 +224,13 @@ class EndpointModel(Asking):
         return sample.frame(self.declared.frame)
 
     def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
-        return Prompt(sample, tuple(images), self.declared.own.below(sample, way), self.declared.frame)
+        form = self.declared.own
+        return Prompt(sample, tuple(images), form.below(sample, way), self.declared.frame, dialect=form.dialect)
 
-    def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """All at once: the client bounds what is under way."""
-        return [[*range(len(samples))]] if samples else []
+    def batches(self, samples: Sequence[Sample], draws: int = 1) -> list[list[int]]:
+        """Many more than are under way, for each batch ends with fewer; but their images are in memory."""
+        size = 8 * self.client.endpoint.rate.at_once
+        return [[*range(first, min(first + size, len(samples)))] for first in range(0, len(samples), size)]
 
     def prepare(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         return prompts

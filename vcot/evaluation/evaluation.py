@@ -29,6 +29,8 @@ from vcot.storage import Store, join
 from vcot.storage.images import ImageError
 from vcot.tokens import prompt_text
 
+LARGE_UNIT = 1024
+
 
 @contextmanager
 def models_of(
@@ -81,7 +83,7 @@ class Evaluation:
         conditions = [condition for condition in CONDITIONS if condition in shown]
         size = config.rows_per_shard
         if models.keeps_replies:  # then a unit that is killed loses nothing, and a large one keeps an endpoint busy
-            size = max(size, 64 * config.subject_concurrency)
+            size = max(size, LARGE_UNIT)
         self.runner = EvaluationRunner(
             store, self.samples, partners(self.samples, config.seed) if "shuffled" in conditions else (), self.models,
             units(

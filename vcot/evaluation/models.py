@@ -61,8 +61,8 @@ class Models(Protocol):
     def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
         """images: those that the turns and the question show; none where it is asked by text alone."""
 
-    def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """Which questions are asked together, by their index."""
+    def batches(self, samples: Sequence[Sample], draws: int = 1) -> list[list[int]]:
+        """Which questions are asked together, by their index. draws: replies to each."""
 
     def prepare(self, prompts: Sequence[Prompt]) -> Any:
         """What `ask` takes; may run in a thread beside an `ask`."""
@@ -104,7 +104,7 @@ def forms_of(store: Store, uri: str, named: str, tuned: Contract | None) -> dict
 
     Raises InputError: how a checkpoint points is not known.
     """
-    own = None if named == "as-tuned" else native_form(store, uri, named)
+    own = native_form(store, uri, named) if tuned is None or named != "as-tuned" else None
     if tuned is None:
         if own is None:
             known = ", ".join(FORMS)
@@ -217,25 +217,28 @@ class ModelRunner:
         return {"base": self.base_uri, "base_sha256": self.base_sha256, **found, "own_form_of_the_base": own}
 
     def fingerprint(self, model: Model) -> dict[str, Any]:
+        from vcot.models.device import compute_dtype
+
         found = {
             "base": self.base_sha256,
             "contract": self.contract.model_dump(mode="json"),
             "quantization": self.quantization,
-            "dtype": self._config.dtype,
+            "dtype": str(compute_dtype(self._config.dtype)),
         }
         return found | ({"subject": self._subject.sha256} if model == "subject" else {})
 
     def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
-        return Prompt(sample, tuple(images), self._forms[model].below(sample, way), self._spec(model))
+        form = self._forms[model]
+        return Prompt(sample, tuple(images), form.below(sample, way), self._spec(model), dialect=form.dialect)
 
-    def batches(self, samples: Sequence[Sample]) -> list[list[int]]:
+    def batches(self, samples: Sequence[Sample], draws: int = 1) -> list[list[int]]:
         """Of like length, as many as fit into --eval-batch-tokens, and no more than --per-device-eval-batch-size."""
         budget, reply = self._config.eval_batch_tokens, self._config.max_new_tokens
         lengths = [self._length(sample) for sample in samples]
         batches: list[list[int]] = []
         for index in sorted(range(len(samples)), key=lambda index: lengths[index]):
             # The longest comes last, and all are padded to it.
-            rows = len(batches[-1]) + 1 if batches else 0
+            rows = (len(batches[-1]) + 1) * draws if batches else 0
             if rows and rows <= self._config.per_device_eval_batch_size and rows * (lengths[index] + reply) <= budget:
                 batches[-1].append(index)
             else:
@@ -251,9 +254,12 @@ class ModelRunner:
         return visual + sum(map(len, words)) // 3
 
     def prepare(self, prompts: Sequence[Prompt]) -> Any:
+        # Prompts of one batch are of one model, so of one form.
+        pointing = prompts[0].frame, prompts[0].dialect
         return self._encoder.prompts(
             [prompt.sample for prompt in prompts], [prompt.images for prompt in prompts],
             [prompt.instruction for prompt in prompts], [prompt.prefix for prompt in prompts],
+            pointing,
         )  # fmt: skip
 
     def ask(self, model: Model, prepared: Any, decoding: Decoding) -> list[list[Completion]]:

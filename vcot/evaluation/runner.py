@@ -43,7 +43,7 @@ from vcot.evaluation.metrics import score
 from vcot.evaluation.models import Models
 from vcot.evaluation.probe import Own, probed
 from vcot.evaluation.rationales import UNSCORED, Rationales, rationales
-from vcot.evaluation.ways import Prompt, as_reply, both_turns, look_again
+from vcot.evaluation.ways import DIRECT, LOOK_AGAIN, Prompt, as_reply, both_turns, look_again
 from vcot.grounding import Box, Frame, Mention, Trace
 from vcot.grounding.tags import parse, render_reply
 from vcot.models.generation import Decoding
@@ -257,7 +257,9 @@ class EvaluationRunner:
         sample = self.samples[index]
         told = [sample.question, sample.context, sample.choices, [t.model_dump(mode="json") for t in sample.turns]]
         if condition == "blank":
-            seen: list[Any] = [(image.kept.width, image.kept.height) for image in sample.images]
+            seen: list[Any] = [
+                (image.kept.width, image.kept.height, image.width, image.height) for image in sample.images
+            ]
         else:
             seen = [(image.kept.sha256, image.width, image.height) for image in sample.images]
         other = self.samples[self.partners[index]].images if condition == "shuffled" else ()
@@ -272,7 +274,7 @@ class EvaluationRunner:
         decoding = asdict(self._decoding(unit))
         found: dict[int, list[Completion] | ImageError] = {}
         waiting: list[tuple[list[int], str]] = []
-        for batch in self._batches(indices):
+        for batch in self._batches(indices, unit.draws or 1):
             uri = self._cache_key(unit, batch, questions, {"decoding": decoding})
             kept = None if self.models.keeps_replies else _cached(self.store, uri, _REPLIES)
             if kept is not None and len(kept) == len(batch) and all(len(each) == (unit.draws or 1) for each in kept):
@@ -339,14 +341,17 @@ class EvaluationRunner:
             found.update(zip(prompts, kept, strict=True))
         return found, new
 
-    def _batches(self, indices: Sequence[int]) -> list[list[int]]:
-        together = self.models.batches([self.samples[index] for index in indices])
+    def _batches(self, indices: Sequence[int], draws: int = 1) -> list[list[int]]:
+        together = self.models.batches([self.samples[index] for index in indices], draws)
         return [[indices[place] for place in batch] for batch in together]
 
     def _cache_key(
         self, unit: Unit, batch: Sequence[int], questions: Mapping[int, str], more: Mapping[str, Any]
     ) -> str:  # fmt: skip
         how = {**self.models.fingerprint(unit.model), "way": unit.way, **more}
+        if unit.way == "look-again":  # what a reply is read by shapes the second turn
+            form = self.models.form(unit.model)
+            how["second_turn"] = [form.frame, form.dialect, LOOK_AGAIN, DIRECT]
         below = [self.models.form(unit.model).below(self.samples[index], unit.way) for index in batch]
         parts = json.dumps([how, [questions[i] for i in batch], below], sort_keys=True, ensure_ascii=False)
         return join(self.cache_uri, f"{hashlib.sha256(parts.encode()).hexdigest()}.jsonl.gz")
@@ -423,11 +428,15 @@ class EvaluationRunner:
                 frame = self.models.frame(unit.model, prompt.sample)
                 if (second := look_again(prompt, reply.text, form, frame)) is not None:
                     again[index, draw] = second
-        if again:
-            once = replace(decoding, samples=1)
-            replies = self.models.ask(unit.model, self.models.prepare(list(again.values())), once)
-            for (index, draw), (second_reply,) in zip(again, replies, strict=True):
-                said[index][draw] = both_turns(said[index][draw], second_reply)
+        for draw in range(decoding.samples):  # each with noise of its own: equal first turns have equal second prompts
+            second_turns = {index: prompt for (index, number), prompt in again.items() if number == draw}
+            once = replace(decoding, samples=1, seed=decoding.seed + draw)
+            places = [*second_turns]
+            for together in self.models.batches([prompt.sample for prompt in second_turns.values()]):
+                asked = [places[place] for place in together]
+                replies = self.models.ask(unit.model, self.models.prepare([second_turns[i] for i in asked]), once)
+                for index, (second_reply,) in zip(asked, replies, strict=True):
+                    said[index][draw] = both_turns(said[index][draw], second_reply)
         return said
 
     def _decoding(self, unit: Unit) -> Decoding:

@@ -73,7 +73,7 @@ def selection(
         questions, rows = [one for _, one in asked], [sample for sample, _ in asked]
         why = {} if way not in UNSCORED and can_score else {"marginal": UNSCORED.get(way, NOT_SCORED)}
         points = by_samples(questions)
-        mean = math.fsum(point.tokens for point in points[-1:]) / points[-1].draws
+        mean = points[-1].tokens / points[-1].draws
         budgets = sorted({math.ceil(point.limit * mean) for point in points})
         chosen.append(
             {

@@ -26,6 +26,7 @@ from vcot.models import families
 from vcot.records import Completion, Contract, Sample
 from vcot.records import Image as ImageRecord
 from vcot.records.sample import Turn
+from vcot.tokens import prompt_text
 
 DIRECT = "Give the answer alone, as short as you can."
 _ANSWER = 'Then write the answer, as short as you can, on a last line that begins with "Answer:".'
@@ -48,6 +49,7 @@ class Prompt:
         instruction: stands below the question.
         frame: in which boxes of the earlier turns are written.
         prefix: how the reply begins; the model goes on from there.
+        dialect: in which boxes of the earlier turns are written.
     """
 
     sample: Sample
@@ -55,6 +57,7 @@ class Prompt:
     instruction: str | None
     frame: FrameSpec
     prefix: str = ""
+    dialect: str = "vcot"
 
 
 # --- forms -------------------------------------------------------------------------------------------------
@@ -148,10 +151,10 @@ def look_again(first: Prompt, reply: str, form: Form, frame: Frame) -> Prompt | 
     )  # fmt: skip
     digest = hashlib.sha256(cut.tobytes()).hexdigest()
     detail = ImageRecord(uri="crop", width=cut.width, height=cut.height, sha256=digest, cut_from=image.sha256)
-    said = Trace((Mention("", (box,)),)) if form.dialect == "vcot" else Trace((reply.strip(),))
+    said = Trace((Mention("", (box,)),)) if form.dialect == "vcot" else parse(reply.strip(), frame).trace
     turns = (
         *sample.turns,
-        Turn(role="user", said=Trace((sample.question,)), images=sample.images_asked),
+        Turn(role="user", said=Trace((prompt_text(sample, first.instruction),)), images=sample.images_asked),
         Turn(role="assistant", said=said),
     )
     asked = sample.model_copy(
@@ -159,7 +162,7 @@ def look_again(first: Prompt, reply: str, form: Form, frame: Frame) -> Prompt | 
             "images": (*sample.images, detail), "turns": turns, "question": f"{LOOK_AGAIN}\n{sample.question}",
         }
     )  # fmt: skip
-    return Prompt(asked, (*first.images, cut), DIRECT, first.frame)
+    return Prompt(asked, (*first.images, cut), DIRECT, first.frame, dialect=form.dialect)
 
 
 def both_turns(first: Completion, second: Completion) -> Completion:
@@ -168,7 +171,10 @@ def both_turns(first: Completion, second: Completion) -> Completion:
     return second.model_copy(
         update={
             "text": text, "tokens_in": first.tokens_in + second.tokens_in,
-            "tokens_out": first.tokens_out + second.tokens_out,
+            "tokens_out": first.tokens_out + second.tokens_out, "seconds": first.seconds + second.seconds,
+            "cost": None if first.cost is None or second.cost is None else first.cost + second.cost,
+            "finish_reason": first.finish_reason if first.finish_reason == "length" else second.finish_reason,
+            "logprobs": None if first.logprobs is None or second.logprobs is None else first.logprobs + second.logprobs,
         }
     )  # fmt: skip
 

@@ -255,6 +255,7 @@ class Encoder:
         images: Sequence[Sequence[Image.Image]],
         instructions: Sequence[str | None] | None = None,
         prefixes: Sequence[str] | None = None,
+        pointing: tuple[FrameSpec, str] | None = None,
     ) -> dict[str, Any]:
         """A batch to generate from, padded on the left.
 
@@ -264,6 +265,7 @@ class Encoder:
                 are the given images'. None of a question by text alone. Not looked at in text mode.
             instructions: one per question, in the place of the contract's.
             prefixes: one per question, how the reply begins: as `said` reads it.
+            pointing: frame and dialect in which earlier turns write boxes, in the place of the contract's and vcot.
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids: int64 [B, T]; pixel_values: float32, as the family takes
@@ -282,7 +284,12 @@ class Encoder:
         below = [self.contract.instruction] * len(samples) if instructions is None else instructions
         prompts = [
             self._prompt(
-                sample, self._template(_shape(sample, any(tokens))), tokens, instruction, [i.size for i in several]
+                sample,
+                self._template(_shape(sample, any(tokens))),
+                tokens,
+                instruction,
+                [i.size for i in several],
+                pointing,
             )[0]
             for sample, several, tokens, instruction in zip(samples, images, visual, below, strict=True)
         ]
@@ -330,8 +337,9 @@ class Encoder:
     # --- pieces ------------------------------------------------------------------------------------
 
     def _prompt(
-        self, sample: Sample, template: _Template, visual: Sequence[int], instruction: str | None, shown: Sequence[Size]
-    ) -> tuple[list[int], list[int]]:
+        self, sample: Sample, template: _Template, visual: Sequence[int], instruction: str | None,
+        shown: Sequence[Size], pointing: tuple[FrameSpec, str] | None = None,
+    ) -> tuple[list[int], list[int]]:  # fmt: skip
         """Ids up to where the reply begins, and their labels: IGNORED but for earlier replies that are learned.
 
         visual: visual tokens of each image; empty: none is shown, even where the sample has some. shown: their sizes.
@@ -348,10 +356,17 @@ class Encoder:
             if number == len(template.before) - 1:
                 break
             asked, replied = sample.turns[2 * number : 2 * number + 2]
-            frame = self._frame(sample, shown)
-            ids += self._plain(render(asked.said, frame)) + template.tail
+            if pointing is None:
+                frame, dialect = self._frame(sample, shown), "vcot"
+            else:
+                spec, dialect = pointing
+                image = sample.image
+                kept = (shown or _kept_sizes(sample))[:1]
+                frame = sample.frame(spec) if image is None else spec.on(image.width, image.height, kept=kept[0])
+            ids += self._plain(render(asked.said, frame, dialect)) + template.tail
             first = len(ids)
-            ids += self._plain(render(replied.said, frame)) + template.end
+            reply = render(replied.said, frame, dialect)
+            ids += (self._plain(reply) if pointing is None else self.said(reply)) + template.end
             if replied.learned:
                 learned.append(slice(first, len(ids)))
         ids += self._plain(prompt_text(sample, instruction))

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from vcot import answers
 from vcot.answers import NO_SYNONYMS, Synonyms
-from vcot.evaluation.config import Way
 from vcot.evaluation.metrics import METRICS, Figure, Metric, measure_by, score
 from vcot.grounding import Box, Frame, parse, split_answer
 from vcot.records import Sample, Score
@@ -146,7 +145,6 @@ class Suite:
         measure: of all other sets.
         shown: names of metrics, in the order of the table.
         own_metrics: those beside COMMON.
-        instructions: way → what the benchmark itself asks for; ways without have the way's own words.
         groups: name → sets whose plain mean is reported under it.
     """
 
@@ -157,17 +155,12 @@ class Suite:
     measures: Mapping[str, AnswerMeasure] = field(default_factory=dict)
     measure: AnswerMeasure = accuracy
     own_metrics: Mapping[str, Metric[Marked]] = field(default_factory=dict)
-    instructions: Mapping[Way, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
     @property
     def metrics(self) -> Mapping[str, Metric[Marked]]:
         return {**COMMON, **self.own_metrics}
-
-    def instruction(self, way: Way) -> str | None:
-        """None: the way's own."""
-        return self.instructions.get(way)
 
     def mark(self, sample: Sample, *, answer: str | None, boxes: Sequence[Box], score: Score) -> Marked | None:
         """A reply that was read already; None: its sample is not of this suite."""

@@ -1,0 +1,154 @@
+"""What a probe changes, what it leaves alone, and what is made of the answers after it; and the second turn of
+look-again."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fakes.evaluating import frame, sample, scored
+from vcot.evaluation.config import PROBES, Probe
+from vcot.evaluation.probe import Own, farthest, probed, probes, verdict
+from vcot.evaluation.runner import Reply
+from vcot.evaluation.ways import FORMS, Form, Prompt, look_again
+from vcot.grounding import Box, FrameSpec, iou, parse
+from vcot.grounding.tags import render
+from vcot.records import Completion
+
+FORM = Form("own", "thousandths", "vcot", None, None)
+TEXT = (
+    "The <ref>gear</ref><box>[100, 100, 300, 300]</box> turns left. "
+    "The <ref>lever</ref><box>[600, 600, 700, 900]</box> follows.\nAnswer: left"
+)
+
+
+def own(text: str = TEXT, **changed: Any) -> Own:
+    one = sample("a")
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    prompt = Prompt(one, (Image.fromarray(pixels),), None, FrameSpec("thousandths"))
+    other = "Another <ref>disc</ref><box>[1, 2, 3, 4]</box>.\nAnswer: up"
+    given: dict[str, Any] = {"form": FORM, "other": other, "labels": ("gear", "lever", "disc")}
+    return Own(prompt, text, frame(one), **(given | changed))
+
+
+def prefix(probe: Probe, **changed: Any) -> str:
+    found = probed(probe, own(**changed), seed=0)
+    assert found is not None
+    return found.prefix
+
+
+def boxes(text: str) -> list[list[float]]:
+    return [box.as_list() for box in parse(text, frame(sample("a"))).trace.boxes]
+
+
+def test_each_probe_changes_one_thing() -> None:
+    unchanged = TEXT.removesuffix(" left")
+    assert prefix("unchanged") == unchanged
+    for box, moved in zip(boxes(TEXT), boxes(prefix("boxes-moved")), strict=True):
+        assert iou(Box(*box), Box(*moved)) == 0
+        assert [moved[2] - moved[0], moved[3] - moved[1]] == [box[2] - box[0], box[3] - box[1]]
+    assert boxes(prefix("boxes-swapped")) == boxes(TEXT)[::-1]
+    renamed = prefix("label-changed")
+    assert boxes(renamed) == boxes(TEXT)
+    assert renamed != unchanged
+    assert prefix("cut-to-half") == TEXT.partition(" The <ref>lever")[0] + "\nAnswer:"
+    assert prefix("cut-to-nothing") == "Answer:"
+    assert prefix("another-rows").startswith("Another <ref>disc")
+    for probe in PROBES:
+        assert prefix(probe) == prefix(probe)  # the same seed, the same change
+
+
+def changed_pixels(probe: Probe) -> np.ndarray[Any, Any]:
+    before = own()
+    after = probed(probe, before, seed=0)
+    assert after is not None
+    assert after.prefix == prefix("unchanged")
+    return (np.array(after.images[0]) != np.array(before.prompt.images[0])).any(axis=-1)
+
+
+def test_what_is_hidden_is_what_the_boxes_hold() -> None:
+    inside = np.zeros((200, 200), dtype=bool)
+    inside[20:60, 20:60] = inside[120:180, 120:140] = True
+    hidden, rest, elsewhere = map(changed_pixels, ("region-hidden", "rest-hidden", "elsewhere-hidden"))
+    assert not (hidden & ~inside).any()
+    assert hidden[inside].mean() > 0.99  # noise is now and then what was there
+    assert not (rest & inside).any()
+    assert rest[~inside].mean() > 0.99
+    assert not (elsewhere & inside).any()
+    assert 0.5 < elsewhere.sum() / inside.sum() < 1.05  # whole pixels
+
+
+@pytest.mark.parametrize(
+    ("probe", "text"),
+    [
+        *((probe, "I see <ref>it</ref><box>[1, 2, 30, 40]</box> here") for probe in PROBES),  # it never answers
+        ("boxes-moved", "I see nothing.\nAnswer: left"),
+        ("boxes-moved", "All of <ref>it</ref><box>[0, 0, 1000, 1000]</box>.\nAnswer: left"),
+        ("boxes-swapped", "The <ref>gear</ref><box>[1, 2, 30, 40]</box>.\nAnswer: left"),
+        ("region-hidden", "I see nothing.\nAnswer: left"),
+        ("cut-to-half", "One sentence.\nAnswer: left"),
+        ("cut-to-nothing", "Answer: left"),
+    ],
+)
+def test_where_there_is_nothing_to_change_nothing_is_asked(probe: Probe, text: str) -> None:
+    assert probed(probe, own(text), seed=0) is None
+
+
+def test_a_box_goes_to_the_corner_where_it_overlaps_least() -> None:
+    assert farthest(Box(0, 0, 60, 50), 100, 50, random.Random(0)) == Box(40, 0, 100, 50)
+
+
+def reply(name: str, answer: str, probe: Probe | None = None) -> Reply:
+    text = f"So.\nAnswer: {answer}"
+    said = Completion(text=text, model="subject", finish_reason="stop")
+    right = "right" if answer == "left" else "wrong"
+    return Reply(
+        model="subject", way="ground", condition="real", probe=probe, completion=said,
+        score=scored(name, text=text, answer=right),
+    )  # fmt: skip
+
+
+def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too() -> None:
+    names = [f"s{number}" for number in range(40)]
+    samples = [sample(name) for name in names]
+    before = [reply(name, "left") for name in names]
+
+    def found(moved: str) -> list[dict[str, Any]]:
+        replies = {
+            "unchanged": [reply(name, "left", "unchanged") for name in names],
+            # Of every second row there was nothing to change.
+            "boxes-moved": [None if n % 2 else reply(name, moved, "boxes-moved") for n, name in enumerate(names)],
+        }
+        return probes(samples, replies, before, seed=0)  # type: ignore[arg-type]
+
+    deaf, hearing = found("left"), found("up")
+    for made, share in ((deaf, 0.0), (hearing, 1.0)):
+        row = made[1]
+        assert (row["probe"], row["control"], row["figures"]["changed"]["rows"]) == ("boxes-moved", "unchanged", 20)
+        assert row["figures"]["changed"]["value"] == row["difference"]["changed"]["value"] == share
+    assert "It ignores the boxes that it writes" in verdict(deaf)[0]
+    assert "It uses the boxes that it writes" in verdict(hearing)[0]
+
+
+# --- look-again --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [None, "qwen2.5-vl"])
+def test_the_second_turn_shows_the_box_as_the_model_writes_it_and_what_is_in_it(family: str | None) -> None:
+    form = FORM if family is None else FORMS[family]
+    first = own().prompt
+    said = "[100, 100, 300, 300]"
+    text = f"<ref>gear</ref><box>{said}</box>" if family is None else f'[{{"bbox_2d": {said}, "label": "gear"}}]'
+    second = look_again(first, text, form, frame(first.sample))
+    assert second is not None
+    asked, replied = second.sample.turns
+    written = render(replied.said, frame(first.sample), second.dialect)
+    assert written == ("<ref></ref><box>[100, 100, 300, 300]</box>" if family is None else text)
+    assert (asked.images, second.sample.images_asked, len(second.images)) == (1, 1, 2)
+    # 224 pixels of the original at least, whole pixels of the image that is shown, a fifth as large.
+    assert second.images[1].size == (44, 44)
+    assert look_again(first, "nowhere", form, frame(first.sample)) is None
