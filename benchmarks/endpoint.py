@@ -35,9 +35,9 @@ from vcot.evaluation.endpoint import EndpointModel, declared_form
 from vcot.evaluation.ways import Prompt
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
+from vcot.models.decoding import Decoding
 
 if TYPE_CHECKING:
-    from vcot.models.generation import Decoding
 
 ROOT = Path(__file__).parents[1]
 REPLY = {
@@ -132,7 +132,7 @@ def endpoint_ratio(
     *, at_once: int = 50, wait: float = 0.5, seconds: float = 10, size: int = 448, prompts_an_image: int = 4
 ) -> dict[str, float]:
     """One line of the table above. `seconds`: that each of the two should take."""
-    from vcot.models.generation import Decoding  # it imports torch, which the endpoint's process does without
+
 
     os.environ["NO_PROXY"], decoding = "127.0.0.1", Decoding(max_new_tokens=64)
     number = round(at_once / wait * seconds)

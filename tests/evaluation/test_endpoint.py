@@ -36,7 +36,7 @@ from vcot.evaluation.endpoint import EndpointForm, EndpointModel, address_and_na
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.ways import FORMS, Prompt
 from vcot.grounding import Box, FrameSpec, Mention, Trace
-from vcot.models.generation import Decoding
+from vcot.models.decoding import Decoding
 from vcot.records import Completion, Folder, Image
 from vcot.records.sample import Turn
 from vcot.records.shards import EVALUATE

@@ -16,7 +16,7 @@ from vcot.errors import Interrupted
 from vcot.evaluation.runner import EvaluationRunner, partners, units
 from vcot.evaluation.ways import Form, Prompt
 from vcot.grounding import Box, Frame, FrameSpec, Mention
-from vcot.models.generation import Decoding
+from vcot.models.decoding import Decoding
 from vcot.records import Completion, Folder, Image, Sample, Score, StageMarker
 from vcot.records.metadata import EvaluateMetadata
 from vcot.records.sample import Origin

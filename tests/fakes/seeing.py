@@ -20,7 +20,8 @@ from PIL import Image
 from tests.fakes.teacher import Answer, Asked, Say
 from tests.fakes.wise import named
 from vcot.grounding import Box, FrameSpec, Trace, parse, split_answer
-from vcot.models.generation import Decoding, generate
+from vcot.models.decoding import Decoding
+from vcot.models.generation import generate
 from vcot.models.loading import load_base
 from vcot.tokens import load_processor
 

@@ -163,3 +163,13 @@ def test_nothing_secret_and_no_registry_is_tracked() -> None:
     texts = [path for path in map(ROOT.joinpath, files) if path.name.endswith(kinds) and path.exists()]
     guilty = [p.name for p in texts if p != Path(__file__) and hosts.search(p.read_text(errors="ignore"))]
     assert not guilty
+
+
+def test_a_report_is_read_where_there_is_no_torch() -> None:
+    """The orchestrator asks a finished evaluation how it ended, in an image without it."""
+    words = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'peft')))\n"
+    words += (
+        "import vcot.evaluation.compare, vcot.evaluation.evaluation, vcot.evaluation.page, vcot.evaluation.subjects"
+    )
+    answer = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr

@@ -18,8 +18,9 @@ from transformers import Trainer
 from tests.fakes.families import KNOWN
 from tests.training.toy import by_text, config, drawn, encoded, examples, loss_sum, tune, write_examples
 from vcot.errors import InputError
+from vcot.models.decoding import Decoding
 from vcot.models.families import FAMILIES, family_in
-from vcot.models.generation import Decoding, generate
+from vcot.models.generation import generate
 from vcot.models.loading import attach_lora, load_adapter, load_base
 from vcot.records.example import Examples
 from vcot.storage.images import decode

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.training.toy import drawn
-from vcot.models.generation import Decoding, Generated, generate
+from vcot.models.decoding import Decoding
+from vcot.models.generation import Generated, generate
 from vcot.models.loading import load_base
 from vcot.storage.images import decode
 

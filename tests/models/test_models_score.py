@@ -12,7 +12,8 @@ from transformers import GenerationConfig
 
 from tests.fakes.families import KNOWN
 from tests.training.toy import by_text, drawn
-from vcot.models.generation import Decoding, generate, score_continuations
+from vcot.models.decoding import Decoding
+from vcot.models.generation import generate, score_continuations
 from vcot.models.loading import load_base
 from vcot.storage.images import decode
 from vcot.tokens import Encoder, contract_of, load_processor, native_frame

@@ -28,7 +28,8 @@ from tests.training.toy import (
     write_examples,
 )  # fmt: skip
 from vcot.errors import InputError, Interrupted
-from vcot.models.generation import Decoding, generate
+from vcot.models.decoding import Decoding
+from vcot.models.generation import generate
 from vcot.models.loading import attach_lora, load_base
 from vcot.records.example import Examples
 from vcot.stage import stop

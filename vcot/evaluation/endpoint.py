@@ -21,7 +21,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
+from typing import Any, NoReturn, cast, get_args
 from urllib.parse import urlsplit
 
 from PIL import Image
@@ -40,12 +40,10 @@ from vcot.evaluation.ways import FORMS, Form, Prompt
 from vcot.grounding import Frame, FrameName, FrameSpec, smart_resize
 from vcot.grounding.tags import DIALECTS, SPELLINGS, render
 from vcot.models import families
+from vcot.models.decoding import Decoding
 from vcot.records import Completion, Sample
 from vcot.storage import Store, join
 from vcot.tokens.encoder import prompt_text
-
-if TYPE_CHECKING:  # it imports torch, which an endpoint does without
-    from vcot.models.generation import Decoding
 
 FLAGS = Flags(address="--subject", model="", at_once="--subject-concurrency")
 

@@ -21,7 +21,7 @@ from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
 from vcot.evaluation.subjects import Subject, is_endpoint
 from vcot.evaluation.suites import suites_named
-from vcot.models.generation import Decoding
+from vcot.models.decoding import Decoding
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
 from vcot.records.shards import ShardMarker

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from PIL import Image
 
@@ -19,13 +19,11 @@ from vcot.evaluation.subjects import Subject
 from vcot.evaluation.ways import FORMS, Form, Prompt, Way
 from vcot.grounding import Frame, FrameSpec
 from vcot.models import families
+from vcot.models.decoding import Decoding
 from vcot.records import Completion, Contract, Sample
 from vcot.storage import NotFound, Store, join
 from vcot.storage.folders import fetch_folder, fetch_with_digest
 from vcot.tokens import Encoder, contract_of, is_processor_file, load_processor
-
-if TYPE_CHECKING:
-    from vcot.models.generation import Decoding
 
 VISUAL_TOKEN = 28 * 28
 """Pixels; near enough for every family where only lengths are compared."""

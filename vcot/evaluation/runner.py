@@ -46,7 +46,7 @@ from vcot.evaluation.rationales import UNSCORED, Rationales, rationales
 from vcot.evaluation.ways import DIRECT, LOOK_AGAIN, Prompt, as_reply, both_turns, look_again
 from vcot.grounding import Box, Frame, Mention, Trace
 from vcot.grounding.tags import parse, render_reply
-from vcot.models.generation import Decoding
+from vcot.models.decoding import Decoding
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record
 from vcot.records.metadata import EvaluateShardMetadata

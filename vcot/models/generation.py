@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
@@ -21,32 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vcot.models.decoding import Decoding
 from vcot.models.families import family_of
 from vcot.models.families.base import Grid
 from vcot.models.loading import whole_model
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How replies are made.
-
-    Attributes:
-        max_new_tokens: longest reply.
-        temperature: 0: the most likely token each time, else tokens are drawn.
-        samples: replies to each prompt; more than one only where they are drawn.
-        seed: of the draws; each prompt's replies depend on it and on the prompt alone, not on the batch.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    samples: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.samples < 1 or self.temperature < 0 or self.seed < 0:
-            raise ValueError(f"{self}: at least one token and one sample are needed; nothing may be below 0")
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"{self}: at temperature 0 all samples are alike; ask for one, or raise the temperature")
 
 
 class Generated(NamedTuple):
