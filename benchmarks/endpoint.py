@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openai
@@ -33,11 +33,9 @@ from vcot.distill.crops import ImagePacker
 from vcot.distill.endpoint import body_of
 from vcot.evaluation.endpoint import EndpointModel, declared_form
 from vcot.evaluation.ways import Prompt
+from vcot.models.decoding import Decoding
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
-from vcot.models.decoding import Decoding
-
-if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 REPLY = {
@@ -132,7 +130,6 @@ def endpoint_ratio(
     *, at_once: int = 50, wait: float = 0.5, seconds: float = 10, size: int = 448, prompts_an_image: int = 4
 ) -> dict[str, float]:
     """One line of the table above. `seconds`: that each of the two should take."""
-
 
     os.environ["NO_PROXY"], decoding = "127.0.0.1", Decoding(max_new_tokens=64)
     number = round(at_once / wait * seconds)
