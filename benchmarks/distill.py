@@ -51,10 +51,11 @@ STRATEGY = strategy(
 
 
 @contextmanager
-def teacher(wait: float) -> Iterator[str]:
-    """Its address."""
-    command = [sys.executable, "-m", "tests.fakes.teacher", str(wait)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+def served(*command: str) -> Iterator[str]:
+    """The address that a module prints when it listens, run with these arguments; it ends with its standard input."""
+    with subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()
@@ -148,7 +149,10 @@ def main() -> None:
     parser.add_argument("--rows-a-image", type=int, default=25)
     asked = parser.parse_args()
     os.environ |= {"OPENAI_API_KEY": "x", "NO_PROXY": "127.0.0.1"}
-    with tempfile.TemporaryDirectory(prefix="bench-distill-") as scratch, teacher(asked.wait) as address:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-distill-") as scratch,
+        served("tests.fakes.teacher", str(asked.wait)) as address,
+    ):
         os.environ["OPENAI_BASE_URL"] = address
         folder = Path(scratch)
         images = photographs(folder, 40, asked.size)

@@ -15,13 +15,9 @@ import asyncio
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +25,7 @@ import openai
 from aiohttp import web
 from PIL import Image as Pillow
 
+from benchmarks.distill import served
 from vcot.distill.crops import ImagePacker
 from vcot.distill.endpoint import body_of
 from vcot.evaluation.endpoint import EndpointModel, declared_form
@@ -37,7 +34,6 @@ from vcot.models.decoding import Decoding
 from vcot.records import Image, Origin, Sample
 from vcot.storage import Store
 
-ROOT = Path(__file__).parents[1]
 REPLY = {
     "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
     "choices": [{
@@ -68,18 +64,6 @@ def serve(wait: float) -> None:
         await asyncio.to_thread(sys.stdin.read)
 
     asyncio.run(run())
-
-
-@contextmanager
-def served(wait: float) -> Iterator[str]:
-    """Its address."""
-    command = [sys.executable, "-m", "benchmarks.endpoint", "--serve", "--wait", str(wait)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.communicate("")
 
 
 def prompts(number: int, size: int, prompts_an_image: int) -> list[Prompt]:
@@ -136,7 +120,7 @@ def endpoint_ratio(
     asked = prompts(number, size, prompts_an_image)
     with (
         tempfile.TemporaryDirectory(prefix="bench-endpoint-") as scratch,
-        served(wait) as address,
+        served("benchmarks.endpoint", "--serve", "--wait", str(wait)) as address,
         EndpointModel(Store(), address, "m", FORM, cache_uri=scratch, at_once=at_once) as model,
     ):
         alone = bare(model, asked, decoding, at_once)

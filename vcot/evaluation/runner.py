@@ -214,20 +214,19 @@ class EvaluationRunner:
         unit = self.units[writer.index]
         indices = range(unit.first, unit.last)
         by_text = sum(self.samples[index].image is None for index in indices)
-        asked = [index for index in indices if self.samples[index].image or unit.condition == "real"]
+        with_text = unit.condition == "real" and unit.probe is None
+        asked = [index for index in indices if with_text or self.samples[index].image]
         # Equal questions about equal images (all blank ones, say) are asked once.
         questions = {index: self._question(index, unit.condition) for index in asked}
         first = {question: index for index, question in reversed(questions.items())}
         begun = time.monotonic()
-        if unit.probe is not None:
-            asked = [index for index in asked if self.samples[index].image]
         replies_to = self._replies if unit.probe is None else self._probed
-        said, new = replies_to(unit, sorted({first[questions[index]] for index in asked}), questions)
+        said, new = replies_to(unit, sorted(first.values()), questions)
         tables = self._answer_logprobs(unit, said, questions)
         seconds = round(time.monotonic() - begun, 2)
         for index in asked:
             sample, asked_of = self.samples[index], first[questions[index]]
-            if unit.probe is not None and asked_of not in said:  # there was nothing to change
+            if asked_of not in said:  # of a probe: there was nothing to change
                 continue
             replies, table = said[asked_of], tables.get(asked_of)
             if isinstance(replies, ImageError):
@@ -291,7 +290,7 @@ class EvaluationRunner:
                 said = self._ask(unit, [i for i in batch if i not in missing], prompts, prepared)
                 found |= {**said, **missing}
                 if not missing and not self.models.keeps_replies:
-                    self._keep(uri, ([one.model_dump(mode="json") for one in said[index]] for index in batch))
+                    self._keep(uri, (said[index] for index in batch))
         return found, sum(len(batch) for batch, _ in waiting)
 
     def _probed(
@@ -337,7 +336,7 @@ class EvaluationRunner:
                     for prompt, replies in zip(asked, said, strict=True)
                 ]
                 new += len(kept)
-                self._keep(uri, ([one.model_dump(mode="json") for one in replies] for replies in kept))
+                self._keep(uri, kept)
             found.update(zip(prompts, kept, strict=True))
         return found, new
 

@@ -217,12 +217,13 @@ class Encoder:
         reply = self._plain(_rendered(trace, sample.answers[0], self._frame(sample, shown))) + template.end
         return _Fitted(prompt, labels, reply, list(shown))
 
-    def _frame(self, sample: Sample, shown: Sequence[Size]) -> Frame:
-        """In which texts about a sample write boxes; all of them are on the first of the images that are shown."""
-        image = sample.image
+    def _frame(self, sample: Sample, shown: Sequence[Size], spec: FrameSpec | None = None) -> Frame:
+        """In which texts about a sample write boxes; all of them are on the first of the images that are shown. spec:
+        in the place of the contract's."""
+        image, frame_on = sample.image, self._frame_on if spec is None else spec.on
         if image is None:
-            return self._frame_on(*NO_IMAGE_SIZE)
-        return self._frame_on(image.width, image.height, kept=shown[0] if shown else _kept_sizes(sample)[0])
+            return frame_on(*NO_IMAGE_SIZE)
+        return frame_on(image.width, image.height, kept=shown[0] if shown else _kept_sizes(sample)[0])
 
     def _grid(self, shown: Size) -> tuple[int, int, int]:
         """(1, rows, columns) in patches of an image of this size, held against the processor's own count."""
@@ -356,13 +357,8 @@ class Encoder:
             if number == len(template.before) - 1:
                 break
             asked, replied = sample.turns[2 * number : 2 * number + 2]
-            if pointing is None:
-                frame, dialect = self._frame(sample, shown), "vcot"
-            else:
-                spec, dialect = pointing
-                image = sample.image
-                kept = (shown or _kept_sizes(sample))[:1]
-                frame = sample.frame(spec) if image is None else spec.on(image.width, image.height, kept=kept[0])
+            spec, dialect = pointing or (None, "vcot")
+            frame = self._frame(sample, shown, spec)
             ids += self._plain(render(asked.said, frame, dialect)) + template.tail
             first = len(ids)
             reply = render(replied.said, frame, dialect)
