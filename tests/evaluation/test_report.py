@@ -159,7 +159,7 @@ def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evide
 
 
 def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_breaks_it(evidence, report):
-    titles, cards = zip(*(examples := page.examples(Store(), evidence, frame, 10, 0)), strict=True)
+    titles, cards = zip(*(examples := page.examples(Store(), evidence, 10, 0)), strict=True)
     assert titles == ("The 5 worst of 48 rows", "5 of the others, drawn at random, worst first")
     assert [card.score.matched for card in cards[0]] == [0] * 5
     html = page.html(report, examples)
@@ -170,10 +170,10 @@ def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_brea
 
 
 def test_the_overlay_shows_a_reply_that_is_right_in_all(evidence):
-    image = page.overlay_png(Store(), evidence, frame)
+    image = page.overlay_png(Store(), evidence)
     assert Image.open(io.BytesIO(image)).width == 680
     wrong = evidence.replies | {"subject-real": evidence.replies["base-real"]}
-    assert page.overlay_png(Store(), dataclasses.replace(evidence, replies=wrong), frame) is None
+    assert page.overlay_png(Store(), dataclasses.replace(evidence, replies=wrong)) is None
 
 
 # --- gates ---------------------------------------------------------------------------------------------

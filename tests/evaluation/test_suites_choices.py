@@ -12,7 +12,7 @@ import torch
 from torchvision.ops import box_iou
 
 from tests.fakes.evaluating import sample as drawn
-from tests.fakes.published import PIXELS
+from tests.fakes.published import marked_by
 from tests.fakes.rows import (
     AOKVQA,
     AOKVQA_DIRECT,
@@ -163,7 +163,7 @@ TRUE = [[10, 20, 60, 70], [100, 110, 150, 160]]
 def test_boxes_one_to_one_and_treebenchs_own_measure(given: Given, boxes: Any, f1: float, best: float) -> None:
     sample = tree(given)
     assert isinstance(sample, Sample)
-    marked = SUITE.read(reply(boxes, "B"), sample, sample.frame(PIXELS))
+    marked = marked_by(SUITE, reply(boxes, "B"), sample)
     assert marked is not None
     (found,) = SUITE.results([marked])
     assert found.values["f1"] == pytest.approx(f1)
@@ -211,7 +211,7 @@ def independent_letter(said: str) -> str | None:
 def test_choices_are_those_of_an_independent_reader(said: str) -> None:
     one = drawn("a", None, answers=("food",), choices=("toothpick", "food", "popsicle stick", "cigarette"))
     one = one.model_copy(update={"origin": one.origin.model_copy(update={"dataset": "aokvqa", "split": "validation"})})
-    marked = SUITES["aokvqa"].read(f"Answer: {said}", one, one.frame(PIXELS))
+    marked = marked_by(SUITES["aokvqa"], f"Answer: {said}", one)
     assert marked is not None
     assert (marked.set, marked.worth) == ("aokvqa validation", float(independent_letter(said) == "B"))
 
@@ -223,7 +223,7 @@ def test_rows_of_aokvqa_and_scienceqa_as_convert_writes_them(given: Given) -> No
     assert isinstance(asked, Sample)
     aokvqa, values = SUITES["aokvqa"], []
     for said in ("cigarette", "D", "smoke", "food", None):  # "smoke" is accepted, and no choice
-        marked = aokvqa.read("I see." if said is None else f"Answer: {said}", asked, asked.frame(PIXELS))
+        marked = marked_by(aokvqa, "I see." if said is None else f"Answer: {said}", asked)
         assert marked is not None
         values.append(marked.worth)
     assert values == [1.0, 1.0, 0.0, 0.0, 0.0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from tests.fakes.published import DATA, PIXELS, lines, pointing, published
+from tests.fakes.published import DATA, lines, marked_by, pointing, published
 from tests.fakes.rows import REFCOCO, Given, instances
 from vcot.datasets.coco import EXPRESSION_PHRASINGS
 from vcot.evaluation.suites import SUITES
@@ -25,7 +25,7 @@ def samples(results: list[Any]) -> list[Sample]:
 
 
 def figures(suite: Any, said: list[tuple[Sample, str]]) -> dict[str, Any]:
-    marked = [suite.read(text, one, one.frame(PIXELS)) for one, text in said]
+    marked = [marked_by(suite, text, one) for one, text in said]
     assert None not in marked
     return {result.set: result.values for result in suite.results(marked)}
 

@@ -11,7 +11,7 @@ import torch
 from torchvision.ops import box_iou
 
 from tests.fakes.evaluating import sample as drawn
-from tests.fakes.published import PIXELS, pointing, viscot_samples
+from tests.fakes.published import marked_by, pointing, viscot_samples
 from tests.fakes.rows import Given
 from vcot.evaluation.suites import SUITES, Marked, suites_named
 from vcot.evaluation.suites.viscot import SETS, judge_prompt, read_judgement
@@ -31,7 +31,7 @@ def of_set(name: str, answers: tuple[str, ...], **more: Any) -> Sample:
 def worth(name: str, said: str | None, *answers: str) -> float | None:
     one = of_set(name, answers)
     text = "I do not know." if said is None else f"I see it.\nAnswer: {said}"
-    marked = SUITE.read(text, one, one.frame(PIXELS))
+    marked = marked_by(SUITE, text, one)
     assert marked is not None
     return marked.worth
 
@@ -51,7 +51,7 @@ def test_guessed_boxes_on_published_rows_are_found_as_often_as_elsewhere(given: 
         for one, row in zip(samples, rows, strict=True):
             width, height = row["width"], row["height"]
             edges = [f * size for f, size in zip(guess, (width, height, width, height), strict=True)]
-            marked.append(SUITE.read(pointing(one, edges), one, one.frame(PIXELS)))
+            marked.append(marked_by(SUITE, pointing(one, edges), one))
             true = torch.tensor([row["bbox"]], dtype=torch.float64)
             overlaps.append(box_iou(torch.tensor([edges], dtype=torch.float64), true).item())
         set_result, *groups = SUITE.results([one for one in marked if one is not None])
@@ -77,7 +77,7 @@ def test_shifted_boxes_have_the_overlaps_that_torchvision_finds(given: Given) ->
         edges = [round(edge, 2) for edge in (x1, y1, x2, y2)]
         said.append(edges)
         true.append(box.as_list())
-        found.append(SUITE.read(pointing(one, edges), one, one.frame(PIXELS)))
+        found.append(marked_by(SUITE, pointing(one, edges), one))
     overlaps = box_iou(torch.tensor(said, dtype=torch.float64), torch.tensor(true, dtype=torch.float64)).diagonal()
     (values,) = {one.set: one.values for one in SUITE.results([m for m in found if m]) if one.set == "vsr"}.values()
     assert values["mean_iou"] == pytest.approx(overlaps.mean().item(), abs=1e-9)
@@ -113,7 +113,7 @@ def test_anls_is_the_textbooks_on_published_answers_with_slips(given: Given) -> 
         text = " ".join("".join(said).split()).strip("*$ ") or "?"
         if text.lower() != text.casefold():
             continue
-        marked = SUITE.read(f"Answer: {text}", one, one.frame(PIXELS))
+        marked = marked_by(SUITE, f"Answer: {text}", one)
         assert marked is not None
         wanted = max(textbook_anls(text, " ".join(true.split())) for true in one.answers)
         assert marked.worth == pytest.approx(wanted), (text, one.answers)
@@ -154,7 +154,7 @@ def test_rows_of_other_datasets_and_of_training_are_not_of_the_suite() -> None:
 
 def test_half_an_overlap_is_no_box_by_the_published_rule_and_one_by_ours() -> None:
     one = of_set("gqa", ("left",))  # true: 100 100 300 300
-    marked = SUITE.read(pointing(one, (100, 100, 300, 200)), one, one.frame(PIXELS))
+    marked = marked_by(SUITE, pointing(one, (100, 100, 300, 200)), one)
     assert marked is not None
     values = SUITE.results([marked])[0].values
     assert (values["mean_iou"], values["accuracy_above_50"], values["accuracy_at_50"]) == (0.5, 0.0, 1.0)
@@ -164,7 +164,7 @@ def test_what_cannot_be_read_is_wrong_and_stays_in_the_count() -> None:
     ones = [of_set("gqa", ("left",)) for _ in range(4)]
     good = pointing(ones[0], (100, 100, 300, 300))
     texts = [good, "The <ref>region</ref><box>[1, 2</box>\nAnswer: left", "", "Answer: left"]
-    marked = [SUITE.read(text, one, one.frame(PIXELS)) for text, one in zip(texts, ones, strict=True)]
+    marked = [marked_by(SUITE, text, one) for text, one in zip(texts, ones, strict=True)]
     values = SUITE.results([m for m in marked if m])[0].values
     assert (values["accuracy_above_50"], values["answer_score"], values["answer_absent"]) == (0.25, 0.75, 0.25)
 
@@ -173,7 +173,7 @@ def test_groups_are_plain_means_of_the_sets_that_were_measured() -> None:
     marked = []
     for name, said in (("gqa", "left"), ("gqa", "left"), ("gqa", "left"), ("vsr", "right"), ("flickr30k", "left")):
         one = of_set(name, ("left",))
-        marked.append(SUITE.read(pointing(one, (100, 100, 300, 300), said), one, one.frame(PIXELS)))
+        marked.append(marked_by(SUITE, pointing(one, (100, 100, 300, 300), said), one))
     found = {result.set: (result.rows, result.values["answer_score"]) for result in SUITE.results(filter(None, marked))}
     assert found == {
         "gqa": (3, 1.0), "vsr": (1, 0.0), "flickr30k": (1, None), "reasoning": (4, 0.5), "general": (1, None),

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.fakes.rows import Given
+from vcot.evaluation.metrics import score
+from vcot.evaluation.suites import Marked, Suite
 from vcot.grounding import FrameSpec
 from vcot.records import Sample
 
@@ -48,3 +50,8 @@ def pointing(sample: Sample, edges: Any, answer: str = "") -> str:
 
 
 PIXELS = FrameSpec("pixels")
+
+
+def marked_by(suite: Suite, text: str, of: Sample) -> Marked | None:
+    """A reply with boxes in pixels, as a suite sees it."""
+    return suite.mark(of, score(text, of, of.frame(PIXELS)))

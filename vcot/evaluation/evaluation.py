@@ -136,12 +136,12 @@ class Evaluation:
         split = self.samples[0].origin.split
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
-            suites=self.config.suite, first_way=self.ways[0], frame=frame,
+            suites=self.config.suite, first_way=self.ways[0],
         )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
-        html = page.html(report, page.examples(self.store, evidence, frame, self.config.overlays, seed))
+        html = page.html(report, page.examples(self.store, evidence, self.config.overlays, seed))
         try:
-            if (image := page.overlay_png(self.store, evidence, frame)) is not None:
+            if (image := page.overlay_png(self.store, evidence)) is not None:
                 self.store.write(join(uri, "overlay.png"), image)
         except ImageError as error:
             logging.get().warning("no image for overlay.png", error=str(error))

@@ -67,6 +67,7 @@ def score(text: str, sample: Sample, frame: Frame, synonyms: Synonyms = NO_SYNON
         ious=tuple(overlaps.get(place, 0.0) for place in range(len(true.boxes))),
         well_formed=parsed.well_formed,
         faults=tuple(fault.kind.value for fault in parsed.faults),
+        mentions=said.mentions,
         text=text,
     )
 

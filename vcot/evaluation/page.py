@@ -10,7 +10,7 @@ import io
 import random
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, befor
 from vcot.evaluation.runner import image_of
 from vcot.evaluation.selection import MEASURES
 from vcot.evaluation.suites import tables as of_suites
-from vcot.grounding import Frame
-from vcot.grounding.tags import SPELLINGS, parse
+from vcot.grounding import Trace
+from vcot.grounding.tags import SPELLINGS
 from vcot.records import Sample, Score
 from vcot.reports.examples import PREDICTED, TRUE, data_uri, overlay
 from vcot.reports.rendering import REASONS, plural, render
@@ -105,9 +105,7 @@ class Card:
     others: Mapping[str, Markup]
 
 
-def examples(
-    store: Store, evidence: Evidence, frame: Callable[[Sample], Frame], most: int, seed: int
-) -> list[tuple[str, list[Card]]]:
+def examples(store: Store, evidence: Evidence, most: int, seed: int) -> list[tuple[str, list[Card]]]:
     """Rows for the page under titles: all of them, worst first, where `most` fit; else the worst, and some drawn from
     the rest."""
     rows = len(evidence.subject_scores)
@@ -122,7 +120,7 @@ def examples(
             (f"The {len(worst):,} worst of {rows:,} rows", worst),
             (f"{len(others):,} of the others, drawn at random, worst first", others),
         ]
-    return [(title, [_card(store, evidence, index, frame) for index in part]) for title, part in chosen if part]
+    return [(title, [_card(store, evidence, index) for index in part]) for title, part in chosen if part]
 
 
 def _goodness(score: Score) -> tuple[float, bool, str]:
@@ -131,7 +129,7 @@ def _goodness(score: Score) -> tuple[float, bool, str]:
     return (2 * sum(score.ious) / boxes if boxes else 1.0, score.answer == "right", score.sample)
 
 
-def _card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample], Frame]) -> Card:
+def _card(store: Store, evidence: Evidence, index: int) -> Card:
     """An image that has gone since it was asked about leaves grey."""
     sample, score = evidence.samples[index], evidence.subject_scores[index]
     names = {
@@ -149,16 +147,16 @@ def _card(store: Store, evidence: Evidence, index: int, frame: Callable[[Sample]
             pixels = image_of(store, sample)
         except ImageError:
             pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
-        image = data_uri(draw(pixels, sample, score.text, frame(sample), longest_side=420))
+        image = data_uri(draw(pixels, sample, score, longest_side=420))
     return Card(sample, score, image, highlighted(score.text), others)
 
 
-def draw(pixels: Image.Image, sample: Sample, text: str, frame: Frame, *, longest_side: int) -> Image.Image:
+def draw(pixels: Image.Image, sample: Sample, score: Score, *, longest_side: int) -> Image.Image:
     """The image with the true boxes in one colour and the predicted ones in another.
 
     A predicted box has its label beside it where that is not the only true one: a small thing would hide behind it.
     """
-    said = parse(text, frame).trace
+    said = Trace(score.mentions or ())
     true = {mention.label for mention in sample.evidence or ()}
     labels = ["" if true == {label} else label for label in said.labels]
     size = sample.shown.width, sample.shown.height
@@ -183,7 +181,7 @@ def highlighted(text: str) -> Markup:
     return Markup(_TAGGED.sub(marked, str(escape(text))))
 
 
-def overlay_png(store: Store, evidence: Evidence, frame: Callable[[Sample], Frame]) -> bytes | None:
+def overlay_png(store: Store, evidence: Evidence) -> bytes | None:
     """One image to show the result by: the reply of median quality among those that are right in all, with the
     question above and the reply below. None where no reply is.
 
@@ -198,11 +196,11 @@ def overlay_png(store: Store, evidence: Evidence, frame: Callable[[Sample], Fram
     if not right:
         return None
     index = sorted(right)[len(right) // 2][1]
-    sample, text = evidence.samples[index], evidence.subject_scores[index].text
-    drawn = draw(image_of(store, sample), sample, text, frame(sample), longest_side=640)
+    sample, score = evidence.samples[index], evidence.subject_scores[index]
+    drawn = draw(image_of(store, sample), sample, score, longest_side=640)
     font, small, margin, dark = ImageFont.load_default(20), ImageFont.load_default(15), 20, "#1f2328"
     columns = int(drawn.width / small.getlength("e"))
-    lines = [line for row in text.splitlines() for line in textwrap.wrap(row, columns) or [""]]
+    lines = [line for row in score.text.splitlines() for line in textwrap.wrap(row, columns) or [""]]
     top, legend = margin + 36, margin + 36 + drawn.height + 12
     canvas = Image.new("RGB", (drawn.width + 2 * margin, legend + 30 + 21 * len(lines) + margin), "white")
     pen = ImageDraw.Draw(canvas)

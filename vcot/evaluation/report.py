@@ -182,14 +182,14 @@ def gather(
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
     seconds: Mapping[Way, float] | None = None, can_score: bool = True, suites: Sequence[str] = (),
-    first_way: Way = "ground", frame: Callable[[Sample], Frame] | None = None,
+    first_way: Way = "ground",
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
     Args:
         seconds: of a reply by way, of the subject to real images, where any was not taken from the cache.
         can_score: the subject says how likely it finds a given answer.
-        suites: names of benchmarks; their tables need `frame`, of the subject's boxes.
+        suites: names of benchmarks.
         first_way: in which `evidence.replies` were asked.
     """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
@@ -219,7 +219,7 @@ def build(
         "groups": list(_groups(evidence, pairs, seed)),
         "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
-        "suites": _suites(evidence, suites, first_way, frame, seed) if frame is not None else [],
+        "suites": _suites(evidence, suites, first_way, seed),
         "made_with": dict(made_with),
     }
     # Asked in one way, its greedy replies stand among the models' alone.
@@ -268,12 +268,10 @@ def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[d
     return rows
 
 
-def _suites(
-    evidence: Evidence, names: Sequence[str], first_way: Way, frame: Callable[[Sample], Frame], seed: int
-) -> list[dict[str, Any]]:
+def _suites(evidence: Evidence, names: Sequence[str], first_way: Way, seed: int) -> list[dict[str, Any]]:
     ways = {way: each["real"] for way, each in evidence.ways.items()} or {first_way: evidence.replies["subject-real"]}
     scores = {way: [None if reply is None else reply.score for reply in replies] for way, replies in ways.items()}
-    return tables.tables(names, evidence.samples, scores, frame, seed)
+    return tables.tables(names, evidence.samples, scores, seed)
 
 
 def _row(key: str, rows: Mapping[str, Row], figures: Mapping[str, Figure], tuned: bool = True) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, FiniteFloat
 
-from vcot.records.base import Record
+from vcot.grounding import Box
+from vcot.records.base import MentionField, Record
 
 
 def rounded(logprobs: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -54,7 +55,16 @@ class Score(Record):
     ious: tuple[float, ...] = ()
     well_formed: bool = Field(description="no fault in any tag or box")
     faults: tuple[str, ...] = ()
+    mentions: tuple[MentionField, ...] | None = Field(
+        None, exclude_if=lambda mentions: mentions is None,
+        description="boxes of the reply that can be read, with their names, in its order; left out by earlier versions",
+    )  # fmt: skip
     text: str
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """All of `mentions`."""
+        return tuple(box for mention in self.mentions or () for box in mention.boxes)
 
 
 class Promotion(Record):

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vcot import answers
-from vcot.answers import NO_SYNONYMS, Synonyms
-from vcot.evaluation.metrics import METRICS, Figure, Metric, measure_by, score
-from vcot.grounding import Box, Frame, parse, split_answer
+from vcot.evaluation.metrics import METRICS, Figure, Metric, measure_by
+from vcot.grounding import split_answer
 from vcot.records import Sample, Score
 
 AnswerMeasure = Callable[[str | None, Sample], float | None]
@@ -49,14 +48,12 @@ class Marked:
     Attributes:
         set: the part of the suite that the sample is of.
         answer: the final answer; None: the reply comes to none.
-        boxes: all that can be read, in the order of the reply, in original pixels.
         worth: of the answer by the measure of its set, 0..1; None: it cannot be measured by rule.
     """
 
     sample: Sample
     set: str
     answer: str | None
-    boxes: tuple[Box, ...]
     score: Score
     worth: float | None
 
@@ -162,17 +159,12 @@ class Suite:
     def metrics(self) -> Mapping[str, Metric[Marked]]:
         return {**COMMON, **self.own_metrics}
 
-    def mark(self, sample: Sample, *, answer: str | None, boxes: Sequence[Box], score: Score) -> Marked | None:
-        """A reply that was read already; None: its sample is not of this suite."""
-        part = self.sets(sample)
-        if part is None:
+    def mark(self, sample: Sample, score: Score) -> Marked | None:
+        """A reply that was judged; None: its sample is not of this suite."""
+        if (part := self.sets(sample)) is None:
             return None
-        return Marked(sample, part, answer, tuple(boxes), score, self.measures.get(part, self.measure)(answer, sample))
-
-    def read(self, text: str, sample: Sample, frame: Frame, synonyms: Synonyms = NO_SYNONYMS) -> Marked | None:
-        """A reply in the project's own form: reasoning with boxes in `frame`, then "Answer: …"."""
-        boxes, answer = parse(text, frame).boxes, split_answer(text)[1]
-        return self.mark(sample, answer=answer, boxes=boxes, score=score(text, sample, frame, synonyms))
+        answer = split_answer(score.text)[1]
+        return Marked(sample, part, answer, score, self.measures.get(part, self.measure)(answer, sample))
 
     def results(self, marked: Iterable[Marked], *, seed: int = 0) -> list[SetResult]:
         """The shown figures: of each set by name, then of each group the plain mean of its sets that were measured.

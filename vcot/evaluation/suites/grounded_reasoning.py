@@ -34,7 +34,7 @@ def best_iou(predicted: Sequence[Box], true: Sequence[Box]) -> float | None:
 
 
 def _best_iou(marked: Marked) -> float | None:
-    return best_iou(marked.boxes, marked.sample.true_boxes or ())
+    return best_iou(marked.score.boxes, marked.sample.true_boxes or ())
 
 
 def treebench_reply(trace: Trace, answer: str) -> str:

@@ -33,7 +33,7 @@ def _set(sample: Sample) -> str | None:
 
 def rejects(marked: Marked) -> bool:
     """Says that the expression describes nothing: in its answer, or by a box of null or an empty list."""
-    if marked.boxes:
+    if marked.score.boxes:
         return False
     answer = normalise(marked.answer or "")
     return _SAYS_NO.match(answer) is not None or _NO_BOX.search(marked.score.text) is not None
@@ -82,7 +82,7 @@ SUITE = Suite(
             "neither box nor no",
             "Share of the expressions that describe nothing where the reply has no box that can be read, and does not "
             "say that there is nothing either.",
-            lambda m: _absent(m) and not m.boxes and not rejects(m), _absent, "expressions, thing absent",
+            lambda m: _absent(m) and not m.score.boxes and not rejects(m), _absent, "expressions, thing absent",
             low_is_good=True,
         ),
     },

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vcot.evaluation.config import Way
 from vcot.evaluation.metrics import Metric
 from vcot.evaluation.suites import SUITES, suites_named
 from vcot.evaluation.suites.base import Marked, Suite
-from vcot.grounding import Frame, parse, split_answer
 from vcot.records import Sample, Score
 
 METRICS: Mapping[str, Metric[Marked]] = {
@@ -19,28 +18,25 @@ METRICS: Mapping[str, Metric[Marked]] = {
 
 
 def tables(
-    names: Sequence[str], samples: Sequence[Sample], replies: Mapping[Way, Sequence[Score | None]],
-    frame: Callable[[Sample], Frame], seed: int,
+    names: Sequence[str], samples: Sequence[Sample], replies: Mapping[Way, Sequence[Score | None]], seed: int
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One table for each suite, ready for JSON.
 
     Args:
         names: of suites.
         replies: way → one Score per sample, of the subject, on the real images.
-        frame: sample → what boxes of its reply are in.
         seed: of the intervals.
     """
-    return [_table(suite, samples, replies, frame, seed) for suite in suites_named(names)]
+    return [_table(suite, samples, replies, seed) for suite in suites_named(names)]
 
 
 def _table(
-    suite: Suite, samples: Sequence[Sample], replies: Mapping[Way, Sequence[Score | None]],
-    frame: Callable[[Sample], Frame], seed: int,
+    suite: Suite, samples: Sequence[Sample], replies: Mapping[Way, Sequence[Score | None]], seed: int
 ) -> dict[str, Any]:  # fmt: skip
     ways: list[dict[str, Any]] = []
     for way, scores in replies.items():
         asked = [(sample, score) for sample, score in zip(samples, scores, strict=True) if score is not None]
-        marked = [mark(suite, sample, score, frame(sample)) for sample, score in asked if suite.sets(sample)]
+        marked = [suite.mark(sample, score) for sample, score in asked]
         sets = [
             {
                 "set": each.set,
@@ -70,8 +66,3 @@ def _published(suite: Suite, measured: set[str]) -> Iterator[dict[str, Any]]:
         lacking = f"a mean of {len(parts)} sets; here it is of {len(there)}" if len(there) < len(parts) else ""
         differs = "; ".join(filter(None, (one.differs, lacking)))
         yield one._asdict() | {"differs": differs, "same_measure": not differs}
-
-
-def mark(suite: Suite, sample: Sample, score: Score, frame: Frame) -> Marked | None:
-    """A reply that was judged already, as its suite sees it. Raises nothing: what cannot be read is no box."""
-    return suite.mark(sample, answer=split_answer(score.text)[1], boxes=parse(score.text, frame).boxes, score=score)
