@@ -13,10 +13,15 @@ from pydantic import model_validator
 
 from vcot.errors import GateFailed, SettingsError
 from vcot.evaluation.config import EvaluationConfig
-from vcot.settings import Settings, setting
+from vcot.settings import CommaSeparated, Settings, setting
 from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from vcot.evaluation.compare import Run
     from vcot.evaluation.subjects import Subject
     from vcot.records import Folder
     from vcot.records.metadata import EvaluateMetadata, EvaluateShardMetadata
@@ -55,11 +60,18 @@ class EvaluateSettings(EvaluationConfig, Settings):
         None, "with --model promoted, what this evaluation is for: a date, or the name of a scheduled Job; the same "
         "model, samples and code are evaluated once for each", pattern=r"^[A-Za-z0-9][\w.:-]*$", shapes_result=False,
     )  # fmt: skip
-    baseline_uri: str | None = setting(
-        None, "gate: finished evaluation of the same samples, than which this one must not be clearly worse (95 % "
-        "interval); default: none, or with --model promoted the one that made the first promotion",
-        shapes_result=False,
+    compare: CommaSeparated = setting(
+        (), "finished evaluations (or runs that have one) to put side by side, the others against the first, into "
+        "<run-uri>/comparison; no model is asked; separated by blanks or commas", shapes_result=False,
     )  # fmt: skip
+    fail_if_worse_than: str | None = setting(
+        None, "gate: finished evaluation (or run) of the same samples, than which this one, or those of --compare, "
+        "must not be clearly worse (95 % interval); default: none, or with --model promoted the evaluation that made "
+        "the first promotion", shapes_result=False,
+    )  # fmt: skip
+    common: bool = setting(
+        False, "where compared evaluations have different rows: compare those that they share", shapes_result=False
+    )
     pointers_uri: str | None = setting(
         None, "where promotions are kept; default: <parent of run-uri>/pointers", shapes_result=False
     )
@@ -81,6 +93,10 @@ class EvaluateSettings(EvaluationConfig, Settings):
             raise ValueError(f"--subject={self.subject}: --model promoted finds the model itself; leave one out")
         if again and self.promote:
             raise ValueError("--promote: with --model promoted there is nothing to promote; leave one out")
+        if self.compare and (asked := [name for name in ("subject", "occasion") if getattr(self, name) is not None]):
+            raise ValueError(f"--compare asks no model; leave out --{', --'.join(asked)}")
+        if len({*self.compare, self.fail_if_worse_than or ""} - {""}) == 1 and self.compare:
+            raise ValueError(f"--compare={self.compare[0]}: one evaluation alone; name another one as well")
         if self.occasion is not None and not again:
             raise ValueError(f"--occasion={self.occasion}: has a meaning only with --model promoted")
         if self.promote and (missing := {"blank", "shuffled"} - set(self.conditions)):
@@ -107,7 +123,10 @@ def run(settings: EvaluateSettings) -> None:
     from vcot.storage import Store
 
     store = Store()
-    given = {"samples_uri": settings.samples_uri, "baseline_uri": settings.baseline_uri}
+    if settings.compare:
+        _compare(settings, store)
+        return
+    given = {"samples_uri": settings.samples_uri, "fail_if_worse_than": settings.fail_if_worse_than}
     if settings.occasion is None:
         subject = subjects.subject_at(store, settings.run_uri, settings.subject, **given)
     else:
@@ -173,34 +192,67 @@ def _ask(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subje
 def _show(settings: EvaluateSettings, store: Store, folder: EvaluateFolder, subject: Subject) -> list[dict[str, Any]]:
     """The table, and where the page is, on standard output; then the gates that were passed. Raises GateFailed: a
     finished evaluation does not pass the gates of today, which may be others than it was made with."""
-    from rich.console import Console
-
-    from vcot.evaluation import compare, page
+    from vcot.evaluation import gates, page
+    from vcot.evaluation.compare import Run
     from vcot.storage import join
 
     report = json.loads(store.read(join(folder.uri, "report.json")))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
+    console = _console()
     page_uri = join(folder.uri, "report.html")
     console.print(page.table(report))
     for table in page.further_tables(report):
         console.print(table)
     summary(**page.headline(report), **subject.metadata)
     console.print(f"report with images: {page_uri}", soft_wrap=True, highlight=False)
-    gates = compare.judge_gates(report, settings)
+    judged = gates.judge_gates(report, settings)
     if subject.baseline is not None:
-        comparison = compare.write_comparison(folder, report, subject.baseline, settings, settings.fingerprint())
-        changes = compare.changes(comparison).items()
-        summary(
-            regressions=comparison["regressions"],
-            **{f"change_{name}": [change["value"], change["low"], change["high"]] for name, change in changes},
+        now = Run.read(store, "now", folder.uri, settings.fingerprint(), folder.shard_markers())
+        comparison, page_uri = _compared(
+            settings, store, folder.uri, [Run.of(store, "baseline", subject.baseline), now]
         )
-        gates += compare.comparison_gates(comparison)
-        page_uri = join(folder.uri, "comparison.md")
-        console.print(f"comparison with the baseline: {page_uri}", soft_wrap=True, highlight=False)
-    compare.raise_if_failed(gates, page_uri)
-    return gates
+        judged += gates.judge_comparison(comparison)
+    gates.raise_if_failed(judged, page_uri)
+    return judged
+
+
+def _compare(settings: EvaluateSettings, store: Store) -> None:
+    """Raises GateFailed: one of them is worse than --fail-if-worse-than."""
+    from vcot.evaluation import compare, gates, subjects
+    from vcot.storage import join
+
+    wanted = dict.fromkeys(filter(None, (settings.fail_if_worse_than, *settings.compare)))
+    found = [subjects.evaluation_at(store, uri) for uri in wanted]
+    named = zip(compare.names([each.uri for each in found]), found, strict=True)
+    runs = [compare.Run.of(store, name, each) for name, each in named]
+    comparison, page_uri = _compared(settings, store, join(settings.run_uri, "comparison"), runs)
+    if settings.fail_if_worse_than:
+        gates.raise_if_failed(gates.judge_comparison(comparison), page_uri)
+
+
+def _compared(settings: EvaluateSettings, store: Store, uri: str, runs: Sequence[Run]) -> tuple[dict[str, Any], str]:
+    """The comparison, written below `uri` and told on standard output, and where its page is."""
+    from vcot.evaluation import compare, comparison_page
+
+    samples = compare.samples_of(store, runs[0])
+    comparison = compare.compare(
+        runs, samples, max_left_out_share=settings.max_rejected_share, seed=settings.seed, common=settings.common
+    )
+    page_uri = comparison_page.write(store, uri, comparison, runs, samples, most=settings.overlays)
+    console = _console()
+    for table in comparison_page.tables(comparison):
+        console.print(table)
+    for sentence in comparison_page.sentences(comparison):
+        console.print(sentence, soft_wrap=True, highlight=False)
+    summary(**comparison_page.headline(comparison))
+    console.print(f"comparison with images: {page_uri}", soft_wrap=True, highlight=False)
+    return comparison, page_uri
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=110)
 
 
 if __name__ == "__main__":

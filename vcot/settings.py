@@ -56,7 +56,7 @@ STAGES = ("convert", "distill", "tokenize", "train", "evaluate")
 #: In it an Indexed Job of Kubernetes tells each of its pods which one it is.
 INDEX = "JOB_COMPLETION_INDEX"
 
-#: A list in one flag or variable: ``a,b,c``.
+#: A list in one flag or variable: ``a,b,c``; after a flag ``a b c`` as well.
 CommaSeparated = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda v: tuple(p.strip() for p in v.split(",") if p.strip()) if isinstance(v, str) else v),
@@ -414,7 +414,7 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
             else:
                 section.add_argument(*_flags(name, field), dest=name, metavar=_metavar(cls, name), help=about)
     try:
-        found, unknown = parser.parse_known_args(list(argv))
+        found, unknown = parser.parse_known_args(_joined(cls, argv))
     except argparse.ArgumentError as error:
         return {}, False, [str(error)]
     flags = vars(found)
@@ -426,6 +426,21 @@ def _read_flags(cls: type[Declared], argv: Sequence[str]) -> tuple[dict[str, Any
         elif not before.startswith("--"):  # else it is the unknown flag's value
             usage.append(f"{word}: nothing is expected here; settings are given as --name value")
     return flags, flags.pop("check"), usage
+
+
+def _joined(cls: type[Declared], argv: Sequence[str]) -> list[str]:
+    """``--compare a b`` as ``--compare a,b``, of lists alone."""
+    lists = {name for n, field in cls.model_fields.items() if _is_list(field.annotation) for name in _flags(n, field)}
+    joined: list[str] = []
+    of = ""
+    for word in argv:
+        if word.startswith("--"):
+            of = word.partition("=")[0]
+        elif of in lists and joined[-1] != of:
+            joined[-1] += f",{word}"
+            continue
+        joined.append(word)
+    return joined
 
 
 def _all_groups(cls: type[Declared]) -> list[Group]:
@@ -443,7 +458,7 @@ _LONG = 30
 def _metavar(cls: type[Declared], name: str) -> str:
     """What is written after the flag: the choices where they are short, else the kind of value."""
     annotation = cls.model_fields[name].annotation
-    several = tuple in (annotation, get_origin(annotation))
+    several = _is_list(annotation)
     if (choices := "|".join(_choices(annotation))) and len(choices) <= _LONG:
         return choices
     if choices:
@@ -452,6 +467,10 @@ def _metavar(cls: type[Declared], name: str) -> str:
         return "URI,…" if several else "URI"
     kinds = {annotation, *get_args(annotation)}
     return "A,B,…" if several else "N" if int in kinds else "X" if float in kinds else "TEXT"
+
+
+def _is_list(annotation: Any) -> bool:
+    return tuple in (annotation, get_origin(annotation))
 
 
 def _help(cls: type[Declared], name: str) -> str:

@@ -113,5 +113,5 @@ def test_replies_judged_by_other_rules_are_refused_with_what_to_do(tmp_path, sam
     older = gzip.compress(gzip.decompress(path.read_bytes()).replace(b'"version":2', b'"version":1'))
     path.write_bytes(older)
     known = file.model_copy(update={"sha256": hashlib.sha256(older).hexdigest(), "size": len(older)})
-    with pytest.raises(InputError, match=r"run/evaluate was made by a version of vcot .* \(--baseline-uri\)"):
+    with pytest.raises(InputError, match=r"run/evaluate was made by a version of vcot .* \(--fail-if-worse-than\)"):
         list(read_replies(Store(), folder.uri, [mark.shards[0].model_copy(update={"files": (known,)})]))

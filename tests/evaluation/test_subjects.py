@@ -42,7 +42,7 @@ def earn(place: str, run: str, pointer: str = "latest"):
 
 
 def again(place: str, occasion: str = "reevaluate-29920626", **other):
-    given = {"samples_uri": None, "baseline_uri": None, "asked": ASKED, "pointer_uri": pointers(place)} | other
+    given = {"samples_uri": None, "fail_if_worse_than": None, "asked": ASKED, "pointer_uri": pointers(place)} | other
     return promoted(Store(), join(place, "runs", "again"), occasion=occasion, **given)
 
 
@@ -101,7 +101,7 @@ def test_the_newest_is_evaluated_on_what_it_was_promoted_on_and_compared_with_th
     assert found.run_uri.startswith(join(folder_place, "runs", "again", "20261121T0506Z") + "/")
     # Samples and baseline can be pinned; another choice of samples is another evaluation.
     samples, baseline = (finished(join(folder_place, "kept", stage)) for stage in ("convert", "evaluate"))
-    pinned = again(folder_place, samples_uri=samples.uri, baseline_uri=baseline.uri)
+    pinned = again(folder_place, samples_uri=samples.uri, fail_if_worse_than=baseline.uri)
     assert (pinned.samples, pinned.baseline) == (samples, baseline)
     others = [pinned, again(folder_place, asked=ASKED | {"max_samples": 5})]
     assert len({each.run_uri for each in [again(folder_place), found, *others]}) == 3

@@ -168,14 +168,14 @@ def test_the_promoted_model_is_evaluated_again_once_for_an_occasion(runs, capsys
     evaluate(join(runs, "again"), occasion="reevaluate-29920626", **AGAIN)
     (made,) = Path(runs, "again").glob("20261121T0506Z/*/evaluate")
     comparison = json.loads((made / "comparison.json").read_text())
-    assert comparison["regressions"] == []
-    assert comparison["figures"]["accuracy_at_50"]["difference"]["value"] == 0
-    assert comparison["baseline"]["uri"] == join(runs, "good", "evaluate")
-    assert "**No regression.**" in (made / "comparison.md").read_text()
+    assert comparison["changes"][0]["regressions"] == []
+    assert comparison["tables"][0]["runs"][1]["difference"]["accuracy_at_50"]["value"] == 0
+    assert comparison["runs"][0]["uri"] == join(runs, "good", "evaluate")
+    assert "**now is not shown to differ from baseline: found" in (made / "comparison.md").read_text()
     made_with = json.loads((made / "report.json").read_text())["made_with"]
     assert made_with["pointer"] == join(runs, "pointers", "latest", "0000000001.json")
     assert made_with["occasion"] == "20261121T0506Z"
-    assert "comparison with the baseline: " in capsys.readouterr().out
+    assert "comparison with images: " in capsys.readouterr().out
     before = files(runs)
     evaluate(join(runs, "again"), occasion="reevaluate-29920626", **AGAIN)
     assert files(runs) == before
@@ -205,16 +205,16 @@ def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path,
     said = json.loads(log.read_text())
     assert said["exit"] == 20
     assert said["message"].startswith("regression of accuracy_at_50: ")
-    assert f"against the baseline {join(runs, 'good', 'evaluate')}" in said["message"]
-    assert "accuracy_at_50" in said["regressions"]
-    assert said["change_accuracy_at_50"][2] < 0
+    assert f"against {join(runs, 'good', 'evaluate')}" in said["message"]
+    assert "accuracy_at_50" in said["regressions"]["now"]
+    assert said["changes"]["now"]["accuracy_at_50"][2] < 0
     (page,) = Path(runs, "again", "20261122T0506Z").glob("*/evaluate/comparison.md")
-    assert "**Regression: found" in page.read_text()
+    assert "**now is worse than baseline: found" in page.read_text()
     assert (page.parent / "_done" / "stage.json").exists()  # measured to the end; only the result is bad
     # Against the evaluation of the very same model there is no fall; nothing is asked again.
     shards = {path for path in files(join(runs, "again")) if "/shards/" in path}
-    baseline_uri = join(runs, "bad", "evaluate")
-    evaluate(join(runs, "again"), baseline_uri=baseline_uri, occasion="reevaluate-29922066", **AGAIN)
+    bad = join(runs, "bad")
+    evaluate(join(runs, "again"), fail_if_worse_than=bad, occasion="reevaluate-29922066", **AGAIN)
     assert {path for path in files(join(runs, "again")) if "/shards/" in path} == shards
 
 

@@ -1,4 +1,4 @@
-"""What a model must reach so that a chain goes on with it, and whether it is worse than it was.
+"""Finished evaluations of the same questions side by side, row by row, each against the first of them.
 
 "Worse" means that the whole 95 % interval of a paired difference lies below 0: a gate on the bare value would fail half
 of all models that are exactly as good.
@@ -7,23 +7,25 @@ of all models that are exactly as good.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vcot.errors import GateFailed, InputError
-from vcot.evaluation.config import EvaluationConfig
-from vcot.evaluation.metrics import METRICS, boxes_found, measure
-from vcot.evaluation.report import JUDGED, both, figures_of, judged, value
+from vcot.errors import InputError
+from vcot.evaluation.config import Way
+from vcot.evaluation.metrics import METRICS, Metric, boxes_found, measure_by
+from vcot.evaluation.report import JUDGED
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.subjects import Finished
-from vcot.records import Folder, Score
-from vcot.reports.rendering import plural, render
-from vcot.storage import join
+from vcot.evaluation.suites import suites_named
+from vcot.records import Sample, Score, read_samples
+from vcot.records.shards import OF_SAMPLES, ShardMarker
+from vcot.reports.rendering import plural
+from vcot.storage import NotFound, Store, join
 
 SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "answer_absent", "malformed")
 """A clear fall of one of JUDGED is a regression; the others are only shown."""
-MOST_ROWS = 20
-"""Rows that are named in each list of what changed."""
 
 #: Settings that change replies; where they differ, not the model alone is compared.
 ASKED = (
@@ -33,157 +35,187 @@ ASKED = (
 )  # fmt: skip
 
 
-# --- gates -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Run:
+    """One side of a comparison: what its subject said to the real images, greedily.
+
+    Attributes:
+        name: short, and another one than those it is compared with.
+        scores: way → id of a sample → Score.
+        made_with: of its report.
+    """
+
+    name: str
+    uri: str
+    settings: Mapping[str, Any]
+    scores: Mapping[Way, Mapping[str, Score]]
+    made_with: Mapping[str, Any]
+    marker: Finished | None = None
+
+    @classmethod
+    def read(
+        cls, store: Store, name: str, uri: str, settings: Mapping[str, Any], shards: Sequence[ShardMarker],
+        marker: Finished | None = None,
+    ) -> Run:  # fmt: skip
+        """Of an evaluation whose report is written; without its marker where a gate was not passed."""
+        scores: dict[Way, dict[str, Score]] = defaultdict(dict)
+        for reply in read_replies(store, uri, shards):
+            if (reply.key, reply.draw, reply.probe) == ("subject-real", 0, None):
+                scores[reply.way][reply.score.sample] = reply.score
+        made_with = json.loads(store.read(join(uri, "report.json")))["made_with"]
+        return cls(name, uri, settings, scores, made_with, marker)
+
+    @classmethod
+    def of(cls, store: Store, name: str, finished: Finished) -> Run:
+        marker = finished.marker
+        return cls.read(store, name, finished.uri, marker.settings, marker.shards, finished)
 
 
-def judge_gates(report: Mapping[str, Any], config: EvaluationConfig) -> list[dict[str, Any]]:
-    """The gates that were asked for: {"gate", "passed", "words"}. A figure that could not be measured passes none."""
-    gates: list[dict[str, Any]] = []
-
-    def judge(gate: str, passed: bool, found: str) -> None:
-        gates.append({"gate": gate, "passed": passed, "words": f"{gate}: {found}"})
-
-    results, differences = figures_of(report, "results"), figures_of(report, "differences")
-    figures = results["subject-real"]
-    if config.require_not_worse_than_base or config.promote:
-        for name in JUDGED:
-            if (change := differences["after-before"][name])["value"] is not None:
-                judge(f"{name} not worse than the base", not _worse(change), f"it is {both(name, change, signed=True)}")
-    for name, least in zip(JUDGED, (config.min_accuracy_at_50, config.min_answer_accuracy), strict=True):
-        if least is not None:
-            reached = figures[name]["value"] is not None and figures[name]["value"] >= least
-            judge(f"{name} at least {least:.1%}", reached, f"it is {value(name, figures[name])}")
-    if (most := config.max_blank_accuracy) is not None:
-        blank = results["subject-blank"]["accuracy_at_50"] if "subject-blank" in results else {"value": None}
-        low = blank["value"] is not None and blank["value"] <= most
-        judge(f"accuracy_at_50 on blank images at most {most:.1%}", low, f"it is {value('accuracy_at_50', blank)}")
-    if config.promote:
-        # Where boxes are known they decide: a habit of answering right ("no" to most questions) is no fault while the
-        # boxes come from looking.
-        name = judged(figures)
-        for key, kind in (("real-blank", "blank"), ("real-wrong", "wrong")):
-            change = differences[key][name] if key in differences else {"low": None}
-            clear = change["low"] is not None and change["low"] > 0
-            found = f"it is {both(name, change, signed=True)}" if key in differences else "not measured"
-            judge(f"{name} clearly better on real images than on {kind} ones", clear, found)
-    return gates
+def names(uris: Sequence[str]) -> list[str]:
+    """What tells these evaluations apart: the last parts of their URIs, as few as will do."""
+    parts = [uri.rstrip("/").removesuffix("/evaluate").split("/") for uri in uris]
+    for many in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(each[-many:]) for each in parts]
+        if len(set(found)) == len(found):
+            return found
+    raise InputError(f"--compare: {next(uri for uri in uris if uris.count(uri) > 1)} is named twice")
 
 
-def _worse(difference: Mapping[str, Any]) -> bool:
+def samples_of(store: Store, run: Run) -> dict[str, Sample]:
+    """Id → the sample that was asked about; none where they have gone since."""
+    uri = str(run.made_with["samples"])
+    asked = next(iter(run.scores.values()), {})
+    try:
+        marker = Finished.at(store, uri, *OF_SAMPLES).marker
+        return {sample.id: sample for sample in read_samples(store, uri, marker) if sample.id in asked}
+    except (InputError, NotFound):
+        return {}
+
+
+def compare(
+    runs: Sequence[Run], samples: Mapping[str, Sample], *, max_left_out_share: float, seed: int, common: bool = False
+) -> dict[str, Any]:
+    """The comparison, ready for JSON.
+
+    Rows are paired by their id. One that not all have, or whose true boxes were annotated anew, cannot be paired.
+
+    Args:
+        runs: two or more; the first is what the others are compared with.
+        samples: by their ids; without them there is no table of suites.
+        common: compare the rows that can be paired, however few.
+
+    Raises:
+        InputError: more than this share of the rows cannot be paired, or there is no way that all were asked in.
+    """
+    first, others = runs[0], runs[1:]
+    ways = [way for way in first.scores if all(way in run.scores for run in others)]
+    if not ways:
+        said = "; ".join(f"{run.uri}: {', '.join(run.scores) or 'nothing'}" for run in runs)
+        raise InputError(f"these evaluations have no way to ask in common ({said}); ask again with the --ask of one")
+    every = [run.scores[way] for run in runs for way in ways]
+    rows = [
+        name
+        for name, one in every[0].items()
+        if all(name in each and each[name].true_boxes == one.true_boxes for each in every)
+    ]
+    larger = max(map(len, every))
+    if not rows or (larger - len(rows) > max_left_out_share * larger and not common):
+        raise InputError(
+            f"{', '.join(run.uri for run in others)} cannot be compared with {first.uri}: {len(rows)} of "
+            f"{plural(larger, 'row')} are the same in all. Evaluate the same samples, split and limit"
+            + (", or compare the rows that they share with --common" if rows else "")
+        )
+    changes = [_changes(run, first, ways[0], rows) for run in others]
+    tables = list(_tables(runs, ways, rows, samples, seed))
+    for number, change in enumerate(changes, start=1):
+        differences = tables[0]["runs"][number]["difference"]
+        change["regressions"] = [name for name in JUDGED if is_worse(differences[name])]
+    return {
+        "version": 2,
+        "runs": [
+            {
+                "name": run.name,
+                "uri": run.uri,
+                "sha256": run.marker and run.marker.sha256,
+                "code": run.marker and run.marker.marker.code,
+                "subject": run.made_with["subject"],
+                "asked_otherwise": [
+                    f"{name} is {run.settings[name]!r}, of {first.name} it is {first.settings[name]!r}"
+                    for name in ASKED
+                    if name in run.settings and name in first.settings and run.settings[name] != first.settings[name]
+                ],
+            }
+            for run in runs
+        ],
+        "rows": len(rows),
+        "left_out": larger - len(rows),
+        "tables": tables,
+        "changes": changes,
+    }  # fmt: skip
+
+
+def is_worse(difference: Mapping[str, Any]) -> bool:
     bound = difference["value"] if difference["high"] is None else difference["high"]
     return bound is not None and bool(bound < 0)
 
 
-def raise_if_failed(gates: Sequence[Mapping[str, Any]], page_uri: str) -> None:
-    """Raises GateFailed naming every gate that was not passed."""
-    if failed := [gate["words"] for gate in gates if not gate["passed"]]:
-        raise GateFailed(f"{'; '.join(failed)}. See {page_uri}")
+def _tables(
+    runs: Sequence[Run], ways: Sequence[Way], rows: Sequence[str], samples: Mapping[str, Sample], seed: int
+) -> Any:
+    """Of all rows for each way, then of each set of each suite that any of them was asked."""
+    shown: Mapping[str, Metric[Score]] = {name: METRICS[name] for name in SHOWN}
+    for way in ways:
+        said = {run.name: [run.scores[way][name] for name in rows] for run in runs}
+        yield {"way": way, "suite": None, "set": "all rows", "rows": len(rows)} | _measured(shown, said, None, seed)
+    asked = dict.fromkeys(name for run in runs for name in run.settings.get("suite") or ())
+    known = [name for name in rows if name in samples]
+    for suite in suites_named(asked):
+        parts = {name: part for name in known if (part := suite.sets(samples[name])) is not None}
+        metrics = {name: suite.metrics[name] for name in suite.shown}
+        for part in sorted({*parts.values()}):
+            for way in ways:
+                marked = {
+                    run.name: [
+                        suite.mark(samples[name], run.scores[way][name]) for name in known if parts.get(name) == part
+                    ]
+                    for run in runs
+                }
+                many = sum(each == part for each in parts.values())
+                yield {"way": way, "suite": suite.name, "set": part, "rows": many} | _measured(
+                    metrics, marked, lambda one: one.score, seed
+                )
 
 
-# --- two evaluations of the same questions, row by row -----------------------------------------------------
-
-
-def write_comparison(
-    folder: Folder, report: Mapping[str, Any], baseline: Finished, config: EvaluationConfig, settings: Mapping[str, Any]
+def _measured(
+    metrics: Mapping[str, Metric[Any]], said: Mapping[str, Sequence[Any]], score_of: Any, seed: int
 ) -> dict[str, Any]:
-    """Writes ``comparison.json`` and ``comparison.md`` beside a report, where they are not there yet.
-
-    Args:
-        settings: of the evaluation, to say what was asked otherwise than of the baseline.
-    """
-    now, before = (
-        [
-            one.score
-            for one in read_replies(folder.store, uri, shards)
-            if (one.key, one.way, one.draw) == ("subject-real", config.ask[0], 0)
-        ]
-        for uri, shards in ((folder.uri, folder.shard_markers()), (baseline.uri, baseline.marker.shards))
+    first, *others = said
+    found = measure_by(
+        metrics, said, [(name, first) for name in others], score_of=score_of or (lambda score: score), seed=seed
     )
-    comparison = compare(
-        now, before, baseline=baseline, settings=settings, max_left_out_share=config.max_rejected_share,
-        seed=config.seed,
-    )  # fmt: skip
-    page = markdown(comparison, made_with=report["made_with"], page_uri=join(folder.uri, "report.html"))
-    for name, text in (("json", json.dumps(comparison, indent=1, ensure_ascii=False) + "\n"), ("md", page)):
-        uri = join(folder.uri, f"comparison.{name}")
-        if folder.store.stat(uri) is None or folder.store.read(uri) != text.encode():
-            folder.store.write(uri, text.encode())
-    return comparison
-
-
-def compare(
-    now: Iterable[Score], before: Iterable[Score], *, baseline: Finished, settings: Mapping[str, Any],
-    max_left_out_share: float, seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    """The comparison, ready for JSON. `settings`: of the evaluation of `now`, to say what was asked otherwise.
-
-    Rows are paired by their id. One that only one side has, or whose true boxes were annotated anew, cannot be paired.
-    Raises InputError: more than this share of the larger side's rows cannot be: the baseline is about something else.
-    """
-    mine, other = ({score.sample: score for score in each} for each in (now, before))
-    rows = [name for name in mine if name in other and mine[name].true_boxes == other[name].true_boxes]
-    larger = max(len(mine), len(other))
-    if not rows or larger - len(rows) > max_left_out_share * larger:
-        raise InputError(
-            f"{baseline.uri} cannot be the baseline: {len(rows)} of {plural(larger, 'row')} are the same in both; "
-            "pin an evaluation of the same samples, split and limit"
-        )
-    pair = ("now", "baseline")
-    measured = measure({"now": [mine[r] for r in rows], "baseline": [other[r] for r in rows]}, [pair], seed=seed)
-    parts = {**measured.figures, "difference": measured.differences[pair]}
-    figures = {
-        name: {part: parts[part][name].to_dict() for part in ("baseline", "now", "difference")} for name in SHOWN
-    }
-    was = baseline.marker.settings
-    found = {r: boxes_found(mine[r]) - boxes_found(other[r]) for r in rows}
     return {
-        "version": 1,
-        "baseline": {"uri": baseline.uri, "sha256": baseline.sha256, "code": baseline.marker.code},
-        "rows": len(rows),
-        "left_out": larger - len(rows),
-        "asked_otherwise": [
-            f"{name} was {was.get(name)!r} and is {settings.get(name)!r}"
-            for name in ASKED
-            if name in was and was[name] != settings.get(name)
-        ],
-        "figures": figures,
-        "regressions": [name for name in JUDGED if _worse(figures[name]["difference"])],
-        "answers_lost": [r for r in rows if other[r].answer == "right" and mine[r].answer != "right"],
-        "answers_won": [r for r in rows if other[r].answer != "right" and mine[r].answer == "right"],
-        "boxes_lost": [r for r in rows if found[r] < 0],
-        "boxes_won": [r for r in rows if found[r] > 0],
+        "runs": [
+            {
+                "figures": {metric: figure.to_dict() for metric, figure in found.figures[name].items()},
+                "difference": {
+                    metric: figure.to_dict() for metric, figure in found.differences.get((name, first), {}).items()
+                },
+            }
+            for name in said
+        ]
     }
 
 
-def changes(comparison: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The paired differences of JUDGED that both sides have."""
-    differences = {name: comparison["figures"][name]["difference"] for name in JUDGED}
-    return {name: change for name, change in differences.items() if change["value"] is not None}
-
-
-def comparison_gates(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One gate, as `judge_gates` writes them, for each judged figure that both sides have."""
-    gates = []
-    for name, change in changes(comparison).items():
-        passed, figure = name not in comparison["regressions"], comparison["figures"][name]
-        words = (
-            f"{'no regression' if passed else 'regression'} of {name}: {value(name, figure['baseline'])} → "
-            f"{value(name, figure['now'])}, {both(name, change, signed=True)} on "
-            f"{plural(comparison['rows'], 'row')} against the baseline {comparison['baseline']['uri']}"
-        )
-        gates.append({"gate": f"{name} not worse than the baseline", "passed": passed, "words": words})
-    return gates
-
-
-def markdown(comparison: Mapping[str, Any], *, made_with: Mapping[str, Any], page_uri: str) -> str:
-    """``comparison.md``: what a person reads after an alert."""
-    lists = {
-        "answers_lost": "Answers that were right and are not",
-        "answers_won": "Answers that are right and were not",
-        "boxes_lost": "Rows with fewer boxes found",
-        "boxes_won": "Rows with more boxes found",
+def _changes(run: Run, first: Run, way: Way, rows: Sequence[str]) -> dict[str, Any]:
+    """Rows that changed, those that changed most first."""
+    now, before = run.scores[way], first.scores[way]
+    found = {r: boxes_found(now[r]) - boxes_found(before[r]) for r in rows}
+    right = {r: (now[r].answer == "right") - (before[r].answer == "right") for r in rows}
+    order = sorted(rows, key=lambda r: (-abs(right[r] + found[r]), r))
+    return {
+        "run": run.name,
+        "answers_lost": [r for r in order if right[r] < 0],
+        "answers_won": [r for r in order if right[r] > 0],
+        "boxes_lost": [r for r in order if found[r] < 0],
+        "boxes_won": [r for r in order if found[r] > 0],
     }
-    return render(
-        "comparison.md.j2", found=comparison, made_with=made_with, page_uri=page_uri, metrics=METRICS, value=value,
-        both=both, plural=plural, lists=lists, most=MOST_ROWS,
-    )  # fmt: skip

@@ -14,8 +14,8 @@ from vcot import __version__, logging
 from vcot.answers import Synonyms
 from vcot.errors import InputError, SettingsError
 from vcot.evaluation import page
-from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import CONDITIONS, WAYS, EvaluationConfig, Way
+from vcot.evaluation.gates import judge_gates, raise_if_failed
 from vcot.evaluation.models import ModelRunner, Models
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units

@@ -130,7 +130,6 @@ def _goodness(score: Score) -> tuple[float, bool, str]:
 
 
 def _card(store: Store, evidence: Evidence, index: int) -> Card:
-    """An image that has gone since it was asked about leaves grey."""
     sample, score = evidence.samples[index], evidence.subject_scores[index]
     names = {
         "base-real": "before tuning", "native-real": "before tuning, in its own form",
@@ -141,14 +140,18 @@ def _card(store: Store, evidence: Evidence, index: int) -> Card:
         for key, name in names.items()
         if key in evidence.scores and (other := evidence.scores[key][index]) is not None
     }
-    image = None
-    if sample.image is not None:
-        try:
-            pixels = image_of(store, sample)
-        except ImageError:
-            pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
-        image = data_uri(draw(pixels, sample, score, longest_side=420))
-    return Card(sample, score, image, highlighted(score.text), others)
+    return Card(sample, score, drawn(store, sample, score), highlighted(score.text), others)
+
+
+def drawn(store: Store, sample: Sample, score: Score) -> str | None:
+    """The image with its boxes as a data URI; grey where it has gone since it was asked about, None where none was."""
+    if sample.image is None:
+        return None
+    try:
+        pixels = image_of(store, sample)
+    except ImageError:
+        pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
+    return data_uri(draw(pixels, sample, score, longest_side=420))
 
 
 def draw(pixels: Image.Image, sample: Sample, score: Score, *, longest_side: int) -> Image.Image:
@@ -197,15 +200,15 @@ def overlay_png(store: Store, evidence: Evidence) -> bytes | None:
         return None
     index = sorted(right)[len(right) // 2][1]
     sample, score = evidence.samples[index], evidence.subject_scores[index]
-    drawn = draw(image_of(store, sample), sample, score, longest_side=640)
+    shown = draw(image_of(store, sample), sample, score, longest_side=640)
     font, small, margin, dark = ImageFont.load_default(20), ImageFont.load_default(15), 20, "#1f2328"
-    columns = int(drawn.width / small.getlength("e"))
+    columns = int(shown.width / small.getlength("e"))
     lines = [line for row in score.text.splitlines() for line in textwrap.wrap(row, columns) or [""]]
-    top, legend = margin + 36, margin + 36 + drawn.height + 12
-    canvas = Image.new("RGB", (drawn.width + 2 * margin, legend + 30 + 21 * len(lines) + margin), "white")
+    top, legend = margin + 36, margin + 36 + shown.height + 12
+    canvas = Image.new("RGB", (shown.width + 2 * margin, legend + 30 + 21 * len(lines) + margin), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((margin, margin - 4), sample.question, fill=dark, font=font)
-    canvas.paste(drawn, (margin, top))
+    canvas.paste(shown, (margin, top))
     x = float(margin)
     for colour, name in ((TRUE, "where people marked it"), (PREDICTED, "where the model says it is")):
         pen.rectangle((x, legend + 3, x + 13, legend + 16), outline=colour, width=3)

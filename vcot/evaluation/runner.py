@@ -485,7 +485,7 @@ def read_replies(store: Store, stage_uri: str, markers: Sequence[ShardMarker]) -
             if isinstance(cause, ValidationError) and any(f["loc"][-1] == "version" for f in cause.errors()):
                 raise InputError(
                     f"{stage_uri} was made by a version of vcot that judged replies by other rules; evaluate that "
-                    "model again, and pin the new evaluation where this one was a baseline (--baseline-uri)"
+                    "model again, and pin the new evaluation where this one was a baseline (--fail-if-worse-than)"
                 ) from None
             raise
 

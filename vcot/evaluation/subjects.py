@@ -150,12 +150,17 @@ class Subject:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
 
+def evaluation_at(store: Store, uri: str) -> Finished:
+    """A finished evaluation: the stage itself, or the run that has one. Raises InputError: there is none."""
+    return Finished.at(store, uri if store.stat(join(uri, DONE)) is not None else join(uri, EVALUATE.name), EVALUATE)
+
+
 def is_endpoint(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
 def subject_at(
-    store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, baseline_uri: str | None
+    store: Store, run_uri: str, uri: str | None, *, samples_uri: str | None, fail_if_worse_than: str | None
 ) -> Subject:
     """What a URI names: a finished train stage (or the folder of its model), by default this run's; a checkpoint, a
     folder with a config.json and weights; or an endpoint.
@@ -163,7 +168,7 @@ def subject_at(
     Raises InputError: it is neither.
     """
     samples = Finished.at(store, samples_uri or join(run_uri, "convert"), *OF_SAMPLES)
-    baseline = Finished.at(store, baseline_uri, EVALUATE) if baseline_uri else None
+    baseline = evaluation_at(store, fail_if_worse_than) if fail_if_worse_than else None
     if uri is not None and is_endpoint(uri):
         # Nobody can see from outside which weights it serves.
         sha256 = hashlib.sha256(uri.encode()).hexdigest()
@@ -186,8 +191,8 @@ def subject_at(
 
 
 def promoted(
-    store: Store, run_uri: str, *, pointer_uri: str, occasion: str, samples_uri: str | None, baseline_uri: str | None,
-    asked: Mapping[str, Any],
+    store: Store, run_uri: str, *, pointer_uri: str, occasion: str, samples_uri: str | None,
+    fail_if_worse_than: str | None, asked: Mapping[str, Any],
 ) -> Subject:  # fmt: skip
     """The newest promoted model, as this occasion (a Job's name or any other word) found it.
 
@@ -200,8 +205,8 @@ def promoted(
     found = pointer.promotion
     train = _unchanged(store, found.train_uri, TRAIN, found.train_sha256, pointer)
     samples = Finished.at(store, samples_uri or found.samples_uri, *OF_SAMPLES)
-    if baseline_uri:
-        baseline = Finished.at(store, baseline_uri, EVALUATE)
+    if fail_if_worse_than:
+        baseline = evaluation_at(store, fail_if_worse_than)
     else:
         there = numbered(store, pointer_uri)
         oldest = Pointer.at(store, there[min(there)])
