@@ -15,8 +15,8 @@ from PIL import Image
 from tests.fakes.evaluating import drawn, frame, sample
 from vcot.errors import GateFailed, InputError
 from vcot.evaluation import page
-from vcot.evaluation.compare import judge_gates, raise_if_failed
 from vcot.evaluation.config import EvaluationConfig
+from vcot.evaluation.gates import judge_gates, raise_if_failed
 from vcot.evaluation.metrics import score
 from vcot.evaluation.report import build, figures_of, gather
 from vcot.evaluation.runner import Baselines, Reply
@@ -159,9 +159,12 @@ def test_a_row_that_was_not_asked_under_every_condition_is_left_out_of_all(evide
 
 
 def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_breaks_it(evidence, report):
-    titles, cards = zip(*(examples := page.examples(Store(), evidence, 10, 0)), strict=True)
-    assert titles == ("The 5 worst of 48 rows", "5 of the others, drawn at random, worst first")
-    assert [card.score.matched for card in cards[0]] == [0] * 5
+    examples = page.examples(Store(), evidence, report, 10, 0)
+    assert [(one.cause, one.rows, len(one.cards)) for one in examples] == [
+        ("right answer, wrong box", 12, 2), ("box of what is not there", 12, 2), ("wrong object", 3, 2), (None, 21, 2),
+    ]  # fmt: skip
+    everything = page.examples(Store(), evidence, report, 48, 0)
+    assert [len(one.cards) for one in everything] == [12, 12, 3, 21]
     html = page.html(report, examples)
     assert '<span class="ref">disc &amp; &lt;b&gt;</span>' in html
     assert "<b></ref>" not in html

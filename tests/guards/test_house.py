@@ -168,8 +168,6 @@ def test_nothing_secret_and_no_registry_is_tracked() -> None:
 def test_a_report_is_read_where_there_is_no_torch() -> None:
     """The orchestrator asks a finished evaluation how it ended, in an image without it."""
     words = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'peft')))\n"
-    words += (
-        "import vcot.evaluation.compare, vcot.evaluation.evaluation, vcot.evaluation.page, vcot.evaluation.subjects"
-    )
+    words += "from vcot.evaluation import comparison_page, evaluation, gates, page, subjects"
     answer = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr

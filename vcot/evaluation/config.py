@@ -23,6 +23,8 @@ PROBES: tuple[Probe, ...] = get_args(Probe)
 Way = Literal["direct", "reason", "ground", "look-again"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """Ways to ask (vcot.evaluation.ways)."""
+BOXED: tuple[Way, ...] = ("ground", "look-again")
+"""Those that ask for boxes."""
 
 
 class EvaluationConfig(BaseModel):

@@ -139,7 +139,7 @@ class Evaluation:
             suites=self.config.suite, first_way=self.ways[0],
         )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
-        html = page.html(report, page.examples(self.store, evidence, self.config.overlays, seed))
+        html = page.html(report, page.examples(self.store, evidence, report, self.config.overlays, seed))
         try:
             if (image := page.overlay_png(self.store, evidence)) is not None:
                 self.store.write(join(uri, "overlay.png"), image)

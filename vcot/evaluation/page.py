@@ -10,9 +10,10 @@ import io
 import random
 import re
 import textwrap
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vcot.evaluation import report as of_report
+from vcot.evaluation.failures import CAUSES, cause
 from vcot.evaluation.metrics import METRICS
 from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, before, both, figures_of, guess_name, value
 from vcot.evaluation.runner import image_of
@@ -40,22 +42,22 @@ HEADLINE = ("accuracy_at_50", "precision", "mean_iou", "answer_accuracy", "malfo
 """Of the table for a terminal."""
 ASIDE = ("base-blank", "base-shuffled", "base-real-blank")
 """Rows that stand among all figures only: what a model does with a blank image before it was tuned is a detail."""
-SHOWN_FIRST = 12
-"""Images that are seen without opening the rest."""
+SHOWN_FIRST = 3
+"""Images of each cause of failure that are seen without opening the rest."""
 
 
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-def html(report: Mapping[str, Any], examples: Sequence[tuple[str, Sequence[Card]]] = ()) -> str:
-    """The page of what stands in ``report.json``, self-contained. `examples`: rows with their images under titles."""
+def html(report: Mapping[str, Any], examples: Sequence[Shown] = ()) -> str:
+    """The page of what stands in ``report.json``, self-contained. `examples`: rows with their images."""
     groups = [group | {"table": _group_rows(group)} for group in report["groups"]]
     return render(
         "evaluate.html.j2", report=report, samples=report["samples"], summary=report["verdict"], aside=ASIDE,
         tiles=_tiles(report), groups=groups, examples=examples, shown_first=SHOWN_FIRST, colours=(TRUE, PREDICTED),
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
-        methods=MEASURES,
+        methods=MEASURES, causes=list(CAUSES),
         suite_metrics=of_suites.METRICS,
     )  # fmt: skip
 
@@ -105,22 +107,32 @@ class Card:
     others: Mapping[str, Markup]
 
 
-def examples(store: Store, evidence: Evidence, most: int, seed: int) -> list[tuple[str, list[Card]]]:
-    """Rows for the page under titles: all of them, worst first, where `most` fit; else the worst, and some drawn from
-    the rest."""
-    rows = len(evidence.subject_scores)
-    order = sorted(range(rows), key=lambda index: _goodness(evidence.subject_scores[index]))
-    if rows <= most:
-        chosen = [(f"All {rows:,} rows, worst first", order)]
-    else:
-        worst, rest = order[: most - most // 2], order[most - most // 2 :]
-        drawn = set(random.Random(seed).sample(rest, most // 2))
-        others = [index for index in rest if index in drawn]
-        chosen = [
-            (f"The {len(worst):,} worst of {rows:,} rows", worst),
-            (f"{len(others):,} of the others, drawn at random, worst first", others),
-        ]
-    return [(title, [_card(store, evidence, index) for index in part]) for title, part in chosen if part]
+class Shown(NamedTuple):
+    """Rows that the page shows, of all that have a cause of failure; None: nothing is wrong with them."""
+
+    cause: str | None
+    rows: int
+    cards: Sequence[Card]
+
+
+def examples(store: Store, evidence: Evidence, report: Mapping[str, Any], most: int, seed: int) -> list[Shown]:
+    """Rows for the page: all of them where `most` fit; else of each cause of failure equally many, the worst, and as
+    many of those that are right in all, drawn at random."""
+    scores, boxes = evidence.subject_scores, report["boxes_asked"]
+    by_cause: dict[str | None, list[int]] = defaultdict(list)
+    for index in sorted(range(len(scores)), key=lambda index: _goodness(scores[index])):
+        by_cause[cause(scores[index], boxes=boxes)].append(index)
+    each = most if len(scores) <= most else most // len(by_cause)
+    found = []
+    for one in (*(row["cause"] for row in report["failures"]), None):
+        if not (indices := by_cause[one]):
+            continue
+        chosen = indices[:each]
+        if one is None and len(indices) > each:
+            drawn = set(random.Random(seed).sample(indices, each))
+            chosen = [index for index in indices if index in drawn]
+        found.append(Shown(one, len(indices), [_card(store, evidence, index) for index in chosen]))
+    return found
 
 
 def _goodness(score: Score) -> tuple[float, bool, str]:

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from vcot.errors import InputError
-from vcot.evaluation.config import CONDITIONS, PROBES, Condition, Probe, Way
+from vcot.evaluation.config import BOXED, CONDITIONS, PROBES, Condition, Probe, Way
+from vcot.evaluation.failures import failures
 from vcot.evaluation.metrics import METRICS, Figure, Measured, measure
 from vcot.evaluation.probe import probes, verdict
 from vcot.evaluation.runner import NOT_ANNOTATED, Baselines, Reply, guesses, subject
@@ -217,6 +218,8 @@ def build(
         "guesses": [_row(key, GUESSES, measured.figures[key]) for key in evidence.guesses],
         "differences": [_row(key, DIFFERENCES, figures, tuned) for key, figures in _differences(measured).items()],
         "groups": list(_groups(evidence, pairs, seed)),
+        "boxes_asked": first_way in BOXED,
+        "failures": failures(evidence.subject_scores, boxes=first_way in BOXED, seed=seed),
         "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
         "suites": _suites(evidence, suites, first_way, seed),
