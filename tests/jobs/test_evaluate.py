@@ -131,6 +131,20 @@ def test_both_models_are_asked_everything_and_what_passes_is_promoted(runs):
     assert "accuracy_at_50 clearly better on real images than on wrong ones: it is +" in gates
 
 
+def test_the_replies_are_logged_as_lmms_eval_logs_them(runs):
+    """The fields that its baseline loader and its sample logs have; one file, as no suite was asked."""
+    (path,) = Path(runs, "good", "evaluate", "lmms-eval").iterdir()
+    assert path.name == "vcot_samples_vcot_ground.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["filtered_resps"] for line in lines] == texts(join(runs, "good"))["subject-real"]
+    assert [line["doc_id"] for line in lines] == [*range(ROWS)]
+    report = json.loads(Path(runs, "good", "evaluate", "report.json").read_text())
+    figures = figures_of(report, "results")["subject-real"]
+    assert sum(line["score"] for line in lines) / ROWS == pytest.approx(figures["answer_accuracy"]["value"])
+    assert all(set(line["token_counts"][0]) == {"input_tokens", "output_tokens"} for line in lines)
+    assert lines[0]["input"] == report["made_with"]["prompt_of_the_first_row"]
+
+
 def test_a_finished_evaluation_is_told_again_and_promoted_once_without_any_model(runs, capsys, monkeypatch):
     before = files(runs)
     monkeypatch.setattr("jobs.evaluate._ask", lambda *_: pytest.fail("a model is asked again"))

@@ -19,6 +19,7 @@ from vcot.evaluation.gates import judge_gates, raise_if_failed
 from vcot.evaluation.models import ModelRunner, Models
 from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
+from vcot.evaluation.sample_logs import sample_logs
 from vcot.evaluation.subjects import Subject, is_endpoint
 from vcot.evaluation.suites import suites_named
 from vcot.models.decoding import Decoding
@@ -118,8 +119,10 @@ class Evaluation:
     def report(
         self, markers: tuple[ShardMarker[EvaluateShardMetadata], ...], row_counts: RowCounts
     ) -> tuple[dict[str, Any], str]:
-        """report.json and the page; also puts ``overlay.png`` beside them. Raises GateFailed: after the report was
-        written, so that it can be read; the stage stays without its marker."""
+        """report.json and the page; also puts ``overlay.png`` and what lmms-eval's tools read beside them.
+
+        Raises GateFailed: after the report was written, so that it can be read; the stage stays without its marker.
+        """
         frame, seed, uri = partial(self.models.frame, "subject"), self.config.seed, self.folder.uri
         learned = Baselines.of(sample for sample in self._every() if sample.origin.split == "train")
         evidence = gather(self.samples, read_replies(self.store, uri, markers), learned, frame, self.ways)
@@ -136,10 +139,14 @@ class Evaluation:
         split = self.samples[0].origin.split
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
-            suites=self.config.suite, first_way=self.ways[0],
+            suites=self.config.suite,
         )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, report, self.config.overlays, seed))
+        below = self.models.form("subject").below
+        logs = sample_logs(evidence, self.config.suite, lambda sample, way: prompt_text(sample, below(sample, way)))
+        for name, lines in logs.items():
+            self.store.write(join(uri, "lmms-eval", name), lines)
         try:
             if (image := page.overlay_png(self.store, evidence)) is not None:
                 self.store.write(join(uri, "overlay.png"), image)

@@ -110,7 +110,7 @@ class Evidence:
 
     Attributes:
         replies: "<model>-<condition>" → greedy replies to what is asked in the first way.
-        ways: way → condition → greedy replies of the subject; where it was asked in several ways.
+        ways: way → condition → greedy replies of the subject; the first way is that of `replies`.
         draws: way → for each sample the subject's replies that were drawn at random, in the order of their draws.
         probes: what was changed → the replies after it; None where there was nothing to change.
     """
@@ -120,7 +120,7 @@ class Evidence:
     guesses: dict[str, tuple[Score, ...]]
     learned: Baselines
     left_out: int
-    ways: Mapping[Way, Mapping[Condition, tuple[Reply | None, ...]]] = field(default_factory=dict)
+    ways: Mapping[Way, Mapping[Condition, tuple[Reply | None, ...]]]
     draws: Mapping[Way, tuple[tuple[Reply, ...], ...]] = field(default_factory=dict)
     probes: Mapping[Probe, tuple[Reply | None, ...]] = field(default_factory=dict)
 
@@ -171,7 +171,7 @@ def gather(
         learned, left_out=len(samples) - len(kept),
         ways={
             way: {c: ordered(f"subject-{c}", way) for c in CONDITIONS if (f"subject-{c}", way) in said} for way in ways
-        } if len(ways) > 1 else {},
+        },
         draws={way: tuple(tuple(drawn[way][sample.id]) for sample in kept) for way in ways if way in drawn},
         probes={p: tuple(changed[p].get(sample.id) for sample in kept) for p in PROBES if p in changed},
     )  # fmt: skip
@@ -183,7 +183,6 @@ def gather(
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
     seconds: Mapping[Way, float] | None = None, can_score: bool = True, suites: Sequence[str] = (),
-    first_way: Way = "ground",
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
@@ -191,7 +190,6 @@ def build(
         seconds: of a reply by way, of the subject to real images, where any was not taken from the cache.
         can_score: the subject says how likely it finds a given answer.
         suites: names of benchmarks.
-        first_way: in which `evidence.replies` were asked.
     """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
     measured = measure(evidence.scores, pairs, seed=seed)
@@ -218,17 +216,14 @@ def build(
         "guesses": [_row(key, GUESSES, measured.figures[key]) for key in evidence.guesses],
         "differences": [_row(key, DIFFERENCES, figures, tuned) for key, figures in _differences(measured).items()],
         "groups": list(_groups(evidence, pairs, seed)),
-        "boxes_asked": first_way in BOXED,
-        "failures": failures(evidence.subject_scores, boxes=first_way in BOXED, seed=seed),
+        "boxes_asked": (boxes := next(iter(evidence.ways)) in BOXED),
+        "failures": failures(evidence.subject_scores, boxes=boxes, seed=seed),
         "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
-        "suites": _suites(evidence, suites, first_way, seed),
+        "suites": _suites(evidence, suites, seed),
         "made_with": dict(made_with),
     }
-    # Asked in one way, its greedy replies stand among the models' alone.
-    greedy = {
-        way: evidence.ways[way]["real"] if evidence.ways else evidence.replies["subject-real"] for way in evidence.draws
-    }
+    greedy = {way: evidence.ways[way]["real"] for way in evidence.draws}
     report["selection"], report["calibration"] = selection(
         evidence.samples, evidence.draws, greedy, can_score=can_score, seed=seed
     )
@@ -237,9 +232,9 @@ def build(
 
 
 def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[dict[str, Any]]:
-    """One row for each way to ask: figures, what the other conditions give, the differences from the first way on the
-    same questions, and what a reply cost."""
-    if not evidence.ways:
+    """One row for each way to ask, where there are several: figures, what the other conditions give, the differences
+    from the first way on the same questions, and what a reply cost."""
+    if len(evidence.ways) < 2:
         return []
     scores = {
         f"{way} {condition}": [None if reply is None else reply.score for reply in replies]
@@ -271,9 +266,10 @@ def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[d
     return rows
 
 
-def _suites(evidence: Evidence, names: Sequence[str], first_way: Way, seed: int) -> list[dict[str, Any]]:
-    ways = {way: each["real"] for way, each in evidence.ways.items()} or {first_way: evidence.replies["subject-real"]}
-    scores = {way: [None if reply is None else reply.score for reply in replies] for way, replies in ways.items()}
+def _suites(evidence: Evidence, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    scores = {
+        way: [None if reply is None else reply.score for reply in each["real"]] for way, each in evidence.ways.items()
+    }
     return tables.tables(names, evidence.samples, scores, seed)
 
 
