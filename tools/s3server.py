@@ -8,6 +8,7 @@ From a shell:
 
     python -m tools.s3server --print-binary     where MinIO is; builds it first if need be
     python -m tools.s3server --serve FOLDER     a server until Ctrl-C, with what to export
+    python -m tools.s3server --serve FOLDER -- COMMAND …     a server for this one command
 
 MinIO is a separate program under the AGPL: built on the machine that uses it, never part of an image of ours.
 """
@@ -267,12 +268,15 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--print-binary", action="store_true", help="print where MinIO is; build it first if need be")
     what.add_argument("--serve", type=Path, metavar="FOLDER", help="run a server on this folder until Ctrl-C")
+    parser.add_argument("command", nargs="*", help="with --serve: run this with the server, then stop it")
     options = parser.parse_args()
     try:
         if options.print_binary:
             print(minio_binary())
             return 0
         with running_s3(options.serve, options.serve / "server.log") as server:
+            if options.command:
+                return subprocess.run(options.command, env={**os.environ, **server.env}, check=False).returncode
             for name, value in server.env.items():
                 print(f"export {name}='{value}'")
             tell(f"\n{server.kind} at {server.endpoint}, bucket {BUCKET}; Ctrl-C stops it")

@@ -132,11 +132,13 @@ def rows(
     found = []
     for change in comparison["changes"]:
         pair = first, by_name[change["run"]]
-        kinds = [
-            (kind, [_row(store, name, samples.get(name), pair, way) for name in change[kind][:each]])
-            for kind in KINDS
-            if change[kind]
-        ]
+        kinds: list[tuple[str, list[Row]]] = []
+        told: set[str] = set()
+        for kind in KINDS:
+            names = [name for name in change[kind] if name not in told][:each]  # one that won both stands once
+            told.update(names)
+            if change[kind]:
+                kinds.append((kind, [_row(store, name, samples.get(name), pair, way) for name in names]))
         found.append((change["run"], kinds))
     return found
 
