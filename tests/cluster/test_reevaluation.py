@@ -42,10 +42,11 @@ def test_it_passes_on_a_good_model_and_fails_on_a_worse_one(smoke: Smoke, namesp
     assert "exit code 20" in end["message"]
     message = json.loads(namespace.terminated(second["metadata"]["name"])["message"])
     assert message["exit"] == 20
-    assert "baseline" in message["message"]
+    assert message["message"].startswith("regression of ")
     folder = f"{RUNS}/reevaluate/{moment(second['metadata']['name'])}"
     there = [entry.uri for entry in Store().list(folder)]
-    assert any(uri.endswith("comparison.md") for uri in there), there
+    for page in ("comparison.md", "comparison.html"):
+        assert any(uri.endswith(page) for uri in there), there
 
 
 def scheduled(cluster: Cluster) -> list[Manifest]:
