@@ -57,20 +57,16 @@ class Question:
         choices: of a multiple-choice question; answers are compared as options then.
         answer_logprobs: [draws][clusters]: the log-probability of the answer of each cluster (of its first draw; order
             of `clusters`; answer tokens alone) after the rationale of each draw. None instead of a row: not scored.
-        log_weights: [draws], log π(Z_i|X) − log q(Z_i|X), where rationales Z_i are drawn from another distribution q
-            than the π that they are to be averaged over; a constant offset does not matter.
     """
 
     draws: Sequence[Draw]
     greedy: Draw | None = None
     choices: Sequence[str] | None = None
     answer_logprobs: Sequence[Sequence[float] | None] | None = None
-    log_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name, rows in (("answer_logprobs", self.answer_logprobs), ("log_weights", self.log_weights)):
-            if rows is not None and len(rows) != len(self.draws):
-                raise ValueError(f"{name} has {len(rows)} rows for {len(self.draws)} draws")
+        if self.answer_logprobs is not None and len(self.answer_logprobs) != len(self.draws):
+            raise ValueError(f"answer_logprobs has {len(self.answer_logprobs)} rows for {len(self.draws)} draws")
         if not self.draws:
             raise ValueError("a question without draws has nothing to choose from")
 
@@ -140,30 +136,24 @@ def select(question: Question, n: int | None = None, *, temperature: float = 1.0
         chosen["cisc"] = groups[_first_best([math.fsum(weights[i] for i in group) for group in groups])][0]
         chosen["best_of_n"] = min(means, key=lambda i: (-means[i], i))
 
-    table, log_weights = (question.answer_logprobs or [None] * n)[:n], (question.log_weights or [0.0] * n)[:n]
-    if scored := [(row, weight) for row, weight in zip(table, log_weights, strict=True) if row is not None]:
-        if any(len(row) != len(every) for row, _ in scored):
+    if scored := [row for row in (question.answer_logprobs or ())[:n] if row is not None]:
+        if any(len(row) != len(every) for row in scored):
             raise ValueError(f"answer_logprobs has one column for each cluster, which are {len(every)}")
-        likely = marginal([[row[column] for column in seen] for row, _ in scored], [weight for _, weight in scored])
+        likely = marginal([[row[column] for column in seen] for row in scored])
         chosen["marginal"] = groups[_first_best(likely)][0]
     else:
         missing["marginal"] = "no answer was scored after the rationale of another reply"
     return Selection(chosen, missing, max(counts) / n)
 
 
-def marginal(scores: Sequence[Sequence[float]], log_weights: Sequence[float] | None = None) -> list[float]:
+def marginal(scores: Sequence[Sequence[float]]) -> list[float]:
     """log P(answer | question) of each answer, over rationales: logmeanexp_i s(i, c).
 
     Args:
         scores: [rationales][answers], log P(answer c | question, rationale i), of the answer's tokens alone: with the
             rationale's, which are many more, its own likelihood would decide.
-        log_weights: [rationales]; their exponentials, divided by their sum, take the place of 1/N. For rationales
-            drawn from q in place of π: log π − log q (self-normalised importance sampling).
     """
-    weights = [0.0] * len(scores) if log_weights is None else list(log_weights)
-    total = _logsumexp(weights)
-    columns = zip(*scores, strict=True)
-    return [_logsumexp([s + w for s, w in zip(column, weights, strict=True)]) - total for column in columns]
+    return [_logsumexp(column) - math.log(len(scores)) for column in zip(*scores, strict=True)]
 
 
 def _logsumexp(values: Sequence[float]) -> float:
@@ -198,9 +188,6 @@ class Point:
     greedy_tokens: int | None
     right: Mapping[Measure, tuple[bool, ...]]
     missing: Mapping[Measure, str]
-
-    def accuracy(self) -> dict[Measure, float]:
-        return {measure: sum(right) / len(right) for measure, right in self.right.items() if right}
 
 
 def by_samples(
