@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -29,8 +30,7 @@ from tests.fakes.rows import (
 )
 from vcot.errors import InputError
 from vcot.evaluation.suites import SUITES
-from vcot.evaluation.suites.grounded_reasoning import best_iou, treebench_boxes, treebench_reply
-from vcot.grounding import Box, FrameSpec, Mention, Trace, parse, split_answer
+from vcot.evaluation.suites.grounded_reasoning import treebench_line
 from vcot.records import Rejection, Sample
 
 SUITE = SUITES["grounded-reasoning"]
@@ -174,29 +174,45 @@ def test_boxes_one_to_one_and_treebenchs_own_measure(given: Given, boxes: Any, f
     assert found.values["answer_score"] == 1.0
 
 
-def scorer(text: str) -> list[list[int]]:
-    """What TreeBench's scorer takes from a reply, after its description: whole numbers, commas, no blanks."""
-    inside = re.findall(r"<box>(.*?)</box>", text, re.DOTALL)
+def scorer(line: Mapping[str, Any]) -> tuple[float, bool]:
+    """What TreeBench's scorer makes of a line, after its description: the mean best overlap of boxes that are written
+    in whole numbers without blanks inside <think>, and whether the letter inside <answer> is the right one."""
+    thought = re.search(r"<think>(.*?)</think>", line["prediction"], re.DOTALL)
+    inside = re.findall(r"<box>(.*?)</box>", thought[1] if thought else line["prediction"], re.DOTALL)
     found = [re.match(r"\[(\d+),(\d+),(\d+),(\d+)\]", each.strip()) for each in inside]
-    return [[int(number) for number in each.groups()] for each in found if each]
+    boxes = [[float(number) for number in each.groups()] for each in found if each]
+    true = torch.tensor(ast.literal_eval(line["target_instances"]), dtype=torch.float64)
+    overlap = box_iou(true, torch.tensor(boxes, dtype=torch.float64)).max(dim=1).values.mean() if boxes else 0.0
+    chosen = re.search(r"<answer>(.*?)</answer>", line["prediction"])
+    return float(overlap), chosen is not None and chosen[1] == line["answer"]
 
 
-def test_the_form_of_treebench_is_what_its_scorer_reads_and_ours_is_not() -> None:
-    boxes = (Box(10.4, 20.6, 60, 70), Box(99.6, 10, 100, 10.2))
-    trace = Trace(("The ", Mention("red <box> car", boxes), " is [1,2,3,4] left."))
-    text = treebench_reply(trace, " B ")
-    assert text.startswith("<think>The red &lt;box> car<box>[10,21,60,70]</box><box>[99,10,100,11]</box>")
-    assert text.endswith("left.</think>\n<answer>B</answer>")
-    assert scorer(text) == [[10, 21, 60, 70], [99, 10, 100, 11]]
-    assert [[*map(int, box.as_list())] for box in treebench_boxes(text)] == scorer(text)
-    ours = reply([[10, 20, 60, 70]], "B")
-    assert scorer(ours) == []
-    assert treebench_boxes(ours) == ()
-    # Read again by our own reader, the reply is the same.
-    frame = FrameSpec("pixels").on(200, 180)
-    assert parse(text, frame).boxes == treebench_boxes(text)
-    assert split_answer(text)[1] == "B"
-    assert best_iou(treebench_boxes(text), boxes[:1]) == pytest.approx(49 * 49.6 / (49.6 * 49.4 + 50 * 49 - 49.6 * 49))
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([[10.4, 20.6, 60, 70]], "B"), ([[99.6, 10, 100, 10.2], [98.5, 111, 149.5, 160]], "up"), (TRUE, "right"),
+        (TRUE[1:], "no idea"), ([], "B"), ([], ""),
+    ],
+)  # fmt: skip
+def test_what_treebenchs_scorer_reads_of_the_exported_line_is_what_the_report_says(
+    given: Given, boxes: list[list[float]], said: str
+) -> None:
+    sample = tree(given)
+    assert isinstance(sample, Sample)
+    text = reply(boxes, said).replace("<ref>region", "<ref>a </think> & <b> region")
+    marked = marked_by(SUITE, text, sample)
+    assert marked is not None
+    line = treebench_line(marked)
+    assert line is not None
+    (found,) = SUITE.results([marked])
+    assert scorer(line) == (pytest.approx(found.values["best_iou"]), found.values["answer_score"] == 1)
+    assert (line["category"], line["answer"]) == ("Perception/Attributes", "B")
+    assert scorer(line | {"prediction": text})[0] == 0  # of the reply as it came it reads no box
+    other = marked_by(SUITE, text, sample.model_copy(
+        update={"origin": sample.origin.model_copy(update={"dataset": "vstar"})}
+    ))  # fmt: skip
+    assert other is not None
+    assert treebench_line(other) is None
 
 
 def independent_letter(said: str) -> str | None:

@@ -158,6 +158,9 @@ def test_the_commands_of_a_suite_end_in_a_table_of_all_its_rows(
             if not one["mean_of"]:
                 found[one["set"]] += one["rows"]
     assert found == wanted
+    exported = {path.name: len(lines(path)) for path in Path().glob("runs/*/evaluate/*.jsonl")}
+    treebench = {f"treebench-{way}.jsonl": 4 for way in ("direct", "reason", "ground")}
+    assert exported == (treebench if section == "grounded-reasoning" else {})
 
 
 def test_every_suite_has_its_section_and_its_commands() -> None:

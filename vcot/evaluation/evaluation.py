@@ -21,7 +21,7 @@ from vcot.evaluation.report import build, gather
 from vcot.evaluation.runner import Baselines, EvaluationRunner, partners, read_replies, units
 from vcot.evaluation.sample_logs import sample_logs
 from vcot.evaluation.subjects import Subject, is_endpoint
-from vcot.evaluation.suites import suites_named
+from vcot.evaluation.suites import suites_named, tables
 from vcot.models.decoding import Decoding
 from vcot.records import Folder, RowCounts, Sample, read_samples
 from vcot.records.metadata import EvaluateShardMetadata
@@ -147,6 +147,8 @@ class Evaluation:
         logs = sample_logs(evidence, self.config.suite, lambda sample, way: prompt_text(sample, below(sample, way)))
         for name, lines in logs.items():
             self.store.write(join(uri, "lmms-eval", name), lines)
+        for name, data in tables.exports(self.config.suite, evidence.samples, evidence.by_way):
+            self.store.write(join(uri, name), data)
         try:
             if (image := page.overlay_png(self.store, evidence)) is not None:
                 self.store.write(join(uri, "overlay.png"), image)

@@ -134,6 +134,12 @@ class Evidence:
         """What the tuned model reached as it is asked in earnest: on the real images, or by text alone."""
         return [score for score in self.scores["subject-real"] if score is not None]
 
+    @cached_property
+    def by_way(self) -> dict[Way, list[Score | None]]:
+        """The same for each way to ask, in the order of the samples."""
+        real = {way: each["real"] for way, each in self.ways.items()}
+        return {way: [None if one is None else one.score for one in each] for way, each in real.items()}
+
 
 def gather(
     samples: Sequence[Sample], replies: Iterable[Reply], learned: Baselines, frame: Callable[[Sample], Frame],
@@ -220,7 +226,7 @@ def build(
         "failures": failures(evidence.subject_scores, boxes=boxes, seed=seed),
         "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
-        "suites": _suites(evidence, suites, seed),
+        "suites": tables.tables(suites, evidence.samples, evidence.by_way, seed),
         "made_with": dict(made_with),
     }
     greedy = {way: evidence.ways[way]["real"] for way in evidence.draws}
@@ -264,13 +270,6 @@ def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[d
             }
         )  # fmt: skip
     return rows
-
-
-def _suites(evidence: Evidence, names: Sequence[str], seed: int) -> list[dict[str, Any]]:
-    scores = {
-        way: [None if reply is None else reply.score for reply in each["real"]] for way, each in evidence.ways.items()
-    }
-    return tables.tables(names, evidence.samples, scores, seed)
 
 
 def _row(key: str, rows: Mapping[str, Row], figures: Mapping[str, Figure], tuned: bool = True) -> dict[str, Any]:

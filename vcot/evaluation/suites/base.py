@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vcot import answers
 from vcot.evaluation.metrics import METRICS, Figure, Metric, measure_by
@@ -143,6 +143,8 @@ class Suite:
         shown: names of metrics, in the order of the table.
         own_metrics: those beside COMMON.
         groups: name → sets whose plain mean is reported under it.
+        exports: name of a file of JSON lines beside report.json → what stands there of a reply, for the scorer of
+            others; None: nothing.
     """
 
     name: str
@@ -153,6 +155,7 @@ class Suite:
     measure: AnswerMeasure = accuracy
     own_metrics: Mapping[str, Metric[Marked]] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    exports: Mapping[str, Callable[[Marked], Mapping[str, Any] | None]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
     @property

@@ -8,14 +8,14 @@ of the best IoU with any predicted one. That is recall alone: boxes everywhere m
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
+from typing import Any
 
+from vcot import answers
 from vcot.evaluation.metrics import Metric
 from vcot.evaluation.suites.base import Marked, Published, Suite
 from vcot.evaluation.suites.multiple_choice import choice
-from vcot.grounding import Box, Trace, iou
-from vcot.grounding.tags import escape
+from vcot.grounding import Box, iou
 from vcot.records import Sample
 
 
@@ -34,40 +34,44 @@ def best_iou(predicted: Sequence[Box], true: Sequence[Box]) -> float | None:
 
 
 def _best_iou(marked: Marked) -> float | None:
-    return best_iou(marked.score.boxes, marked.sample.true_boxes or ())
+    """Of the boxes as its scorer is told them: in whole pixels."""
+    return best_iou([_whole(box) for box in marked.score.boxes], marked.sample.true_boxes or ())
 
 
-def treebench_reply(trace: Trace, answer: str) -> str:
-    """A reply in the one form that TreeBench's scorer reads, for whoever wants its number of the same reply.
+def treebench_line(marked: Marked) -> dict[str, Any] | None:
+    """One row of the table that TreeBench's scorer in VLMEvalKit reads, with the reply in its form; None: of V*.
 
-    `<think>… the red car<box>[12,34,56,78]</box> …</think>` and `<answer>B</answer>`: whole pixels of the original, no
-    blanks, labels as prose. A box thinner than a pixel becomes one pixel wide. answer: the letter of an option.
+    It takes boxes from `<think>`, written as `<box>[12,34,56,78]</box>` (whole pixels of the original, no blanks), and
+    the option from `<answer>`. Of the words of the reply, only the names of the boxes are left.
     """
-    said = "".join(
-        escape(part) if isinstance(part, str) else escape(part.label) + "".join(map(_box, part.boxes))
-        for part in trace.parts
-    )
-    return f"<think>{said}</think>\n<answer>{' '.join(answer.split())}</answer>"
+    sample = marked.sample
+    if marked.set != "treebench" or not sample.choices:
+        return None
+    said = ((mention.label.replace("<", "&lt;"), mention.boxes) for mention in marked.score.mentions or ())
+    named = (label + "".join(map(_written, boxes)) for label, boxes in said)
+    chosen = None if marked.answer is None else answers.letter(marked.answer, sample.choices)
+    return {
+        "index": sample.id, "category": sample.metadata.get("category", ""),
+        "answer": answers.letter(sample.answers[0], sample.choices),
+        "target_instances": str([box.as_list() for box in sample.true_boxes or ()]),
+        "prediction": f"<think>{', '.join(named)}</think>\n<answer>{chosen or ''}</answer>",
+    }  # fmt: skip
 
 
-def _box(box: Box) -> str:
-    (x1, x2), (y1, y2) = _whole(box.x1, box.x2), _whole(box.y1, box.y2)
+def _written(box: Box) -> str:
+    x1, y1, x2, y2 = map(int, _whole(box).as_list())
     return f"<box>[{x1},{y1},{x2},{y2}]</box>"
 
 
-def _whole(low: float, high: float) -> tuple[int, int]:
+def _whole(box: Box) -> Box:
+    """In whole pixels; a box thinner than a pixel becomes one pixel wide."""
+    (x1, x2), (y1, y2) = _edges(box.x1, box.x2), _edges(box.y1, box.y2)
+    return Box(x1, y1, x2, y2)
+
+
+def _edges(low: float, high: float) -> tuple[int, int]:
     first, last = round(low), round(high)
     return (first, last) if first < last else (math.floor(low), math.floor(low) + 1)
-
-
-_OFFICIAL_BOX = re.compile(r"<box>\s*\[(\d+),(\d+),(\d+),(\d+)\].*?</box>", re.DOTALL)
-
-
-def treebench_boxes(text: str) -> tuple[Box, ...]:
-    """The boxes that TreeBench's scorer reads from a reply: whole numbers without blanks, in order, not checked against
-    the image. All others it passes over, so that a model in another form scores 0."""
-    found = (tuple(map(int, numbers)) for numbers in _OFFICIAL_BOX.findall(text))
-    return tuple(Box(x1, y1, x2, y2) for x1, y1, x2, y2 in found if x1 < x2 and y1 < y2)
 
 
 _TREEVGR = "Wang et al. 2025, arXiv 2507.07999"
@@ -108,11 +112,12 @@ SUITE = Suite(
     own_metrics={
         "best_iou": Metric(
             "best overlap",
-            "TreeBench's own: the mean over true boxes of the best IoU with any box of the reply, averaged over "
-            "replies; boxes too many cost nothing.",
+            "TreeBench's own: the mean over true boxes of the best IoU with any box of the reply in whole pixels, "
+            "averaged over replies; boxes too many cost nothing.",
             lambda m: _best_iou(m) or 0.0, lambda m: _best_iou(m) is not None, "replies with true boxes", decimal=True,
         ),
     },
+    exports={"treebench": treebench_line},
     published=(
         *_of_treevgr(),
         Published("treebench", "o3", "answer_score", 0.5487, _TREEVGR, "not said", _UNKNOWN),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
+
+from pydantic_core import to_json
 
 from vcot.evaluation.config import Way
 from vcot.evaluation.metrics import Metric
@@ -35,8 +38,6 @@ def _table(
 ) -> dict[str, Any]:  # fmt: skip
     ways: list[dict[str, Any]] = []
     for way, scores in replies.items():
-        asked = [(sample, score) for sample, score in zip(samples, scores, strict=True) if score is not None]
-        marked = [suite.mark(sample, score) for sample, score in asked]
         sets = [
             {
                 "set": each.set,
@@ -44,7 +45,7 @@ def _table(
                 "mean_of": list(each.group_of),
                 "figures": {name: figure.to_dict() for name, figure in each.figures.items()},
             }
-            for each in suite.results([one for one in marked if one is not None], seed=seed)
+            for each in suite.results(_marked(suite, samples, scores), seed=seed)
         ]
         ways.append({"way": way, "sets": sets})
     measured = {name for sample in samples if (name := suite.sets(sample)) is not None}
@@ -55,6 +56,23 @@ def _table(
         "ways": ways,
         "published": list(_published(suite, measured)),
     }
+
+
+def exports(
+    names: Sequence[str], samples: Sequence[Sample], replies: Mapping[Way, Sequence[Score | None]]
+) -> Iterator[tuple[str, bytes]]:
+    """Files for the scorers of others, one for each way to ask: `treebench-direct.jsonl` and what is in it."""
+    for suite in suites_named(names):
+        for (way, scores), (stem, line) in product(replies.items(), suite.exports.items()):
+            marked = _marked(suite, samples, scores)
+            if lines := [said for one in marked if (said := line(one)) is not None]:
+                yield f"{stem}-{way}.jsonl", b"".join(to_json(said) + b"\n" for said in lines)
+
+
+def _marked(suite: Suite, samples: Sequence[Sample], scores: Sequence[Score | None]) -> list[Marked]:
+    """Replies to the samples that are of the suite."""
+    asked = [(sample, score) for sample, score in zip(samples, scores, strict=True) if score is not None]
+    return [one for sample, score in asked if (one := suite.mark(sample, score)) is not None]
 
 
 def _published(suite: Suite, measured: set[str]) -> Iterator[dict[str, Any]]:
