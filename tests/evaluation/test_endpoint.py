@@ -324,6 +324,31 @@ def test_a_server_of_ones_own_needs_no_key(tmp_path: Path, monkeypatch: pytest.M
         model.ask("subject", QUESTIONS[:1], GREEDY)
 
 
+def brightness(asked: Asked) -> Answer:
+    """Of a server that looks."""
+    return Say(f"Answer: {sum(asked.images[-1].convert('L').resize((8, 8)).tobytes())}")
+
+
+@pytest.mark.parametrize(
+    ("script", "told"), [(brightness, False), (lambda asked: Say(f"Answer: {len(asked.words)}"), True)]
+)
+def test_a_server_that_drops_images_is_named_in_words(
+    tmp_path: Path, script: Callable[[Asked], Answer], told: bool
+) -> None:
+    run_convert(ConvertSettings(run_uri=str(tmp_path / "run"), source="scenes", scenes=12, questions="point"))
+    with scripted_teacher(script) as teacher:
+        run_evaluate(
+            EvaluateSettings(
+                run_uri=str(tmp_path / "run"), subject=f"{teacher.address}#m", native_form="qwen3-vl", split="train",
+                conditions="real,blank", max_samples=8,
+            )
+        )  # fmt: skip
+        assert all(len(one.images) == 1 for one in teacher.asked)  # it was sent them
+    report = json.loads((tmp_path / "run" / "evaluate" / "report.json").read_text())
+    says = "be said to look: it gives the same reply to a blank image in 8 of 8 rows"
+    assert any(sentence.startswith(says) for sentence in report["verdict"]["cannot"]) == told
+
+
 # --- what is declared
 
 

@@ -26,6 +26,8 @@ from vcot.reports.rendering import plural
 MOST_GROUPS = 12
 FEW = 20
 """Rows below which a group's figures are called few."""
+NEARLY_ALL = 0.9
+"""Share of the rows with the same reply to a blank image from which on the summary names it."""
 JUDGED = ("accuracy_at_50", "answer_accuracy")
 """What gates look at, and the summary."""
 SHOWN_OF_GROUP = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
@@ -217,6 +219,7 @@ def build(
         "results": [
             _row(key, RESULTS, measured.figures[key], tuned)
             | {"cut_off": sum(one is not None and one.completion.finish_reason == "length" for one in replies)}
+            | (_same_as_real(evidence, key) if key.endswith("-blank") else {})
             for key, replies in evidence.replies.items()
         ],
         "guesses": [_row(key, GUESSES, measured.figures[key]) for key in evidence.guesses],
@@ -235,6 +238,18 @@ def build(
     )
     report["verdict"] = summarise(report)
     return report
+
+
+def _same_as_real(evidence: Evidence, blank: str) -> dict[str, int]:
+    """To how many of the rows that were asked with a blank image the reply is the same, word for word, with the real
+    one; of those with any reply."""
+    real = evidence.replies[blank.replace("-blank", "-real")]
+    said = [
+        (one.completion.text.strip(), other.completion.text.strip())
+        for one, other in zip(real, evidence.replies[blank], strict=True)
+        if one is not None and other is not None
+    ]
+    return {"same_as_real": sum(a == b != "" for a, b in said), "compared": sum(a != "" or b != "" for a, b in said)}
 
 
 def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[dict[str, Any]]:
@@ -423,6 +438,12 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
             _of_pointing(group, can, cannot)
         if group["question"] is not None:
             _of_answers(group, can, cannot)
+    unmoved = next((row for row in report["results"] if row["key"] == "subject-blank"), {})
+    if unmoved.get("compared") and unmoved["same_as_real"] >= NEARLY_ALL * unmoved["compared"]:
+        cannot.append(
+            f"be said to look: it gives the same reply to a blank image in {unmoved['same_as_real']:,} of "
+            f"{unmoved['compared']:,} rows; an endpoint whose server drops images does so, too."
+        )
     differences = figures_of(report, "differences")
     if (blank := differences.get("real-blank")) is not None:
         change = blank[name := judged(blank)]
