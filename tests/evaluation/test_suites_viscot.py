@@ -14,7 +14,7 @@ from tests.fakes.evaluating import sample as drawn
 from tests.fakes.published import marked_by, pointing, viscot_samples
 from tests.fakes.rows import Given
 from vcot.evaluation.suites import SUITES, Marked, suites_named
-from vcot.evaluation.suites.viscot import SETS, judge_prompt, read_judgement
+from vcot.evaluation.suites.viscot import JUDGED, SETS, judge_prompt, read_judgement
 from vcot.evaluation.ways import viscot_crop
 from vcot.grounding import Box, BoxError
 from vcot.records import Sample
@@ -201,7 +201,7 @@ def test_published_numbers_have_the_averages_that_were_published_with_them() -> 
     assert mean("VisCoT-7B 336", "accuracy_above_50") == pytest.approx(0.3775, abs=0.0005)
 
 
-@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+@pytest.mark.parametrize("suite", [*SUITES.values(), JUDGED], ids=[*SUITES, "viscot with a judge"])
 def test_every_shown_metric_is_there_and_every_published_number_says_what_it_is(suite: Any) -> None:
     assert set(suite.shown) <= suite.metrics.keys()
     assert len(set(suite.published)) == len(suite.published)
@@ -246,7 +246,7 @@ def test_a_box_of_another_image_is_not_cropped() -> None:
 
 
 def test_a_judge_sees_the_three_lines_and_no_more() -> None:
-    prompt = judge_prompt("Where?", "left", "on the left")
+    prompt = judge_prompt("Where?", "left", "on\nthe  left")
     assert prompt.user == "question: Where?\nstandard answer: left\nmodel's answer: on the left"
     assert "score: <score>" in prompt.system
 
@@ -256,6 +256,7 @@ def test_a_judge_sees_the_three_lines_and_no_more() -> None:
     [
         ("score: 0.8", 0.8), ("Score: 1", 1.0), ("The answer is close.\nscore:.5", 0.5), ("score: 7", 1.0),
         ("score: -1", 0.0), ("0.8", None), ("score: high", None), ("score: 1 or score: 0", None), ("", None),
+        ("<think>score: 0.3?</think>\nscore: 1", 1.0),
     ],
 )  # fmt: skip
 def test_judgements(text: str, score: float | None) -> None:

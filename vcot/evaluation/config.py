@@ -47,6 +47,10 @@ class EvaluationConfig(BaseModel):
         (), "named benchmarks whose samples alone are asked about, by their own measures: viscot, refcoco, aokvqa, "
         "scienceqa, pope, grounded-reasoning; separated by commas; default: all samples, without a benchmark",
     )  # fmt: skip
+    judge: str | None = setting(
+        None, "with the suite viscot: a model that scores each answer 0..1 beside the rule, as "
+        "https://host:8000/v1#served-name; its verdicts are kept beside replies"
+    )  # fmt: skip
     split: Literal["auto", "test", "validation", "train"] = setting(
         "auto", "the samples to ask about; auto: test where there is one, else validation"
     )
@@ -166,6 +170,12 @@ class EvaluationConfig(BaseModel):
             raise ValueError(
                 f"--probe: replies by way of {self.ask[0]} hold no reasoning; --ask ground or reason first"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_judge(self) -> Self:
+        if self.judge is not None and "viscot" not in self.suite:
+            raise ValueError(f"--judge {self.judge}: it scores answers of --suite viscot; add that, or leave it out")
         return self
 
     @field_validator("synonyms")

@@ -163,17 +163,17 @@ def _form(frame: FrameName, dialect: str) -> Form:
     return Form("as declared", frame, dialect, words, by_text)
 
 
-def address_and_name(subject: str) -> tuple[str, str]:
-    """Of `https://host:8000/v1#served-name`. Raises SettingsError: a part of it is missing."""
+def address_and_name(subject: str, flag: str = "--subject") -> tuple[str, str]:
+    """Of `https://host:8000/v1#served-name`, as `flag` gives it. Raises SettingsError: a part of it is missing."""
     address, _, name = subject.partition("#")
     try:
         host = urlsplit(address).hostname
     except ValueError:
         host = None
     if not address.startswith(("http://", "https://")) or not host:
-        raise SettingsError(f"--subject {subject}: an endpoint is written https://host:8000/v1#served-name")
+        raise SettingsError(f"{flag} {subject}: an endpoint is written https://host:8000/v1#served-name")
     if not name:
-        raise SettingsError(f"--subject {subject}: which of its models? Write {address}#served-name")
+        raise SettingsError(f"{flag} {subject}: which of its models? Write {address}#served-name")
     return address, name
 
 

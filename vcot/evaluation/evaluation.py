@@ -72,7 +72,12 @@ class Evaluation:
         cache_uri: str,
     ) -> None:  # fmt: skip
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
-        self.models = models
+        self.models, self.cache_uri = models, cache_uri
+        self.judge: tuple[str, str] | None = None
+        if config.judge is not None:
+            from vcot.evaluation.endpoint import address_and_name
+
+            self.judge = address_and_name(config.judge, "--judge")
         if config.probe and not models.can_score:
             raise SettingsError(
                 f"--probe: {subject.uri} is an endpoint, which begins each reply by itself; evaluate the checkpoint"
@@ -119,7 +124,8 @@ class Evaluation:
     def report(
         self, markers: tuple[ShardMarker[EvaluateShardMetadata], ...], row_counts: RowCounts
     ) -> tuple[dict[str, Any], str]:
-        """report.json and the page; also puts ``overlay.png`` and what lmms-eval's tools read beside them.
+        """report.json and the page; also puts ``overlay.png`` and what the tools of lmms-eval and TreeBench read beside
+        them.
 
         Raises GateFailed: after the report was written, so that it can be read; the stage stays without its marker.
         """
@@ -137,9 +143,13 @@ class Evaluation:
                 spent[unit.way] = seconds + marker.metadata.seconds, asked + marker.metadata.asked
         by_way = {way: seconds / asked for way, (seconds, asked) in spent.items() if asked}
         split = self.samples[0].origin.split
+        replies = tables.marked(self.config.suite, evidence.samples, evidence.by_way)
+        judge: dict[str, Any] | None = None
+        if self.judge is not None:
+            replies["viscot"], judge = self._judged(replies["viscot"])
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
-            suites=self.config.suite,
+            suites=tables.tables(replies, seed, judge),
         )  # fmt: skip
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, report, self.config.overlays, seed))
@@ -147,7 +157,7 @@ class Evaluation:
         logs = sample_logs(evidence, self.config.suite, lambda sample, way: prompt_text(sample, below(sample, way)))
         for name, lines in logs.items():
             self.store.write(join(uri, "lmms-eval", name), lines)
-        for name, data in tables.exports(self.config.suite, evidence.samples, evidence.by_way):
+        for name, data in tables.exports(replies):
             self.store.write(join(uri, name), data)
         try:
             if (image := page.overlay_png(self.store, evidence)) is not None:
@@ -158,6 +168,17 @@ class Evaluation:
             self.folder.write_report({"stage": self.folder.stage, "row_counts": row_counts.model_dump()} | report, html)
             raise_if_failed(report["gates"], join(uri, "report.html"))
         return report, html
+
+    def _judged(self, replies: tables.Replies) -> tuple[tables.Replies, dict[str, Any]]:
+        from vcot.evaluation.judge import Judge
+
+        assert self.judge is not None
+        config = self.config
+        with Judge(
+            self.store, *self.judge, cache_uri=self.cache_uri, at_once=config.subject_concurrency,
+            timeout=config.subject_timeout, max_unanswered=config.max_rejected_share,
+        ) as judge:  # fmt: skip
+            return judge.judged(replies)
 
     def _made_with(self) -> dict[str, Any]:
         config, form = self.config, self.models.form("subject")
@@ -170,6 +191,7 @@ class Evaluation:
             "per_device_eval_batch_size": config.per_device_eval_batch_size,
             "dtype": config.dtype,
             "suites": ", ".join(config.suite) or "none",
+            "judge": config.judge or "none",
             "synonyms": ", ".join(config.synonyms) or "none",
             "seed": config.seed,
             "vcot": __version__,

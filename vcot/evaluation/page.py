@@ -308,7 +308,11 @@ def _of_ways(ways: Sequence[Mapping[str, Any]]) -> Table:
 def _of_suite(suite: Mapping[str, Any]) -> Table:
     """Its sets by way, and the figures that it is read by first."""
     title = f"{suite['suite']}: {suite['about']}; in brackets the 95 % interval"
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    judge = f"judge: {suite['judge']['model']} at {suite['judge']['address']}" if "judge" in suite else None
+    made = Table(
+        title=title, caption=judge, title_justify="left", caption_justify="left", title_style="bold",
+        caption_style="none", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
     rows = [(way["way"], each) for way in suite["ways"] for each in way["sets"]]
     shown = suite["shown"][:4]
     for name in ("", "asked", "rows", *(of_suites.METRICS[name].label for name in shown)):

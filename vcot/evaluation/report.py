@@ -190,14 +190,14 @@ def gather(
 
 def build(
     evidence: Evidence, *, split: str, seed: int, made_with: Mapping[str, Any],
-    seconds: Mapping[Way, float] | None = None, can_score: bool = True, suites: Sequence[str] = (),
+    seconds: Mapping[Way, float] | None = None, can_score: bool = True, suites: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The report, ready for JSON.
 
     Args:
         seconds: of a reply by way, of the subject to real images, where any was not taken from the cache.
         can_score: the subject says how likely it finds a given answer.
-        suites: names of benchmarks.
+        suites: tables of benchmarks (vcot.evaluation.suites.tables).
     """
     pairs = [pair for pair in PAIRS.values() if all(one in evidence.replies for one in pair)]
     measured = measure(evidence.scores, pairs, seed=seed)
@@ -229,7 +229,7 @@ def build(
         "failures": failures(evidence.subject_scores, boxes=boxes, seed=seed),
         "probes": probes(evidence.samples, evidence.probes, evidence.replies["subject-real"], seed),
         "ways": _ways(evidence, seconds or {}, seed),
-        "suites": tables.tables(suites, evidence.samples, evidence.by_way, seed),
+        "suites": list(suites),
         "made_with": dict(made_with),
     }
     greedy = {way: evidence.ways[way]["real"] for way in evidence.draws}
@@ -438,7 +438,7 @@ def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
             _of_pointing(group, can, cannot)
         if group["question"] is not None:
             _of_answers(group, can, cannot)
-    unmoved = next((row for row in report["results"] if row["key"] == "subject-blank"), {})
+    unmoved: Mapping[str, Any] = next((row for row in report["results"] if row["key"] == "subject-blank"), {})
     if unmoved.get("compared") and unmoved["same_as_real"] >= NEARLY_ALL * unmoved["compared"]:
         cannot.append(
             f"be said to look: it gives the same reply to a blank image in {unmoved['same_as_real']:,} of "

@@ -41,6 +41,12 @@ def not_measured(answer: str | None, sample: Sample) -> None:
 # ------------------------------------------------------------------------------------------------------- figures
 
 
+class Verdict(NamedTuple):
+    """What a judge says of an answer: its score, 0..1; None: no score could be read of its reply."""
+
+    score: float | None
+
+
 @dataclass(frozen=True)
 class Marked:
     """What a suite sees of one reply.
@@ -49,6 +55,7 @@ class Marked:
         set: the part of the suite that the sample is of.
         answer: the final answer; None: the reply comes to none.
         worth: of the answer by the measure of its set, 0..1; None: it cannot be measured by rule.
+        verdict: of a judge; None: none was asked.
     """
 
     sample: Sample
@@ -56,6 +63,7 @@ class Marked:
     answer: str | None
     score: Score
     worth: float | None
+    verdict: Verdict | None = None
 
 
 def _true_boxes(marked: Marked) -> int:

@@ -8,19 +8,21 @@ Published answer scores come from a judge (a language model that says 0..1); her
     emotic                                                          F1 of the labels, in any order
     flickr30k                                                       nothing: answers are sentences; its boxes count
 
-`judge_prompt` and `read_judgement` are for whoever wants the judge: ask any model, once, and say which it was. The
-published judge is retired, so neither reproduces published numbers exactly. Boxes are measured as published: IoU above
-0.5 of the first box, a box that cannot be read is wrong. Both numbers are of all rows.
+With `evaluate --judge` a language model says 0..1 as well (vcot.evaluation.judge), and the report says how often both
+agree. The published judge is retired, so neither reproduces published numbers exactly. Boxes are measured as published:
+IoU above 0.5 of the first box, a box that cannot be read is wrong. Both numbers are of all rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from vcot.answers import normalise
-from vcot.evaluation.suites.base import AnswerMeasure, Published, Suite, anls, found_at, not_measured
+from vcot.evaluation.metrics import Metric
+from vcot.evaluation.suites.base import AnswerMeasure, Marked, Published, Suite, anls, found_at, not_measured
 from vcot.records import Sample
 
 SETS = (
@@ -75,20 +77,70 @@ class JudgePrompt(NamedTuple):
 
 
 def judge_prompt(question: str, true: str, said: str) -> JudgePrompt:
-    """What a judge of answers is asked: the published protocol in our own words, with its form of reply."""
+    """What a judge of answers is asked: the published protocol in our own words, with its form of reply. Each of the
+    three stands on one line, so that no answer adds a line of its own."""
     system = (
         "You compare a model's answer with the standard answer to a question about an image. Give a score between 0 "
         "and 1: 1 where both say the same, 0 where the answer is wrong or says nothing, and between them the more, the "
         "nearer it comes. Reply in this form and write nothing else: score: <score>"
     )
-    user = f"question: {question}\nstandard answer: {true}\nmodel's answer: {said}"
+    one_line = [" ".join(text.split()) for text in (question, true, said)]
+    user = "question: {}\nstandard answer: {}\nmodel's answer: {}".format(*one_line)
     return JudgePrompt(system, user)
 
 
 def read_judgement(text: str) -> float | None:
-    """The score in a judge's reply, 0..1; None where it states none or several: the published protocol counts 0."""
-    found = re.findall(r"score:\s*(-?\d+(?:\.\d+)?|-?\.\d+)", text.lower())
+    """The score in a judge's reply, its thinking aside, 0..1; None where it states none or several: the published
+    protocol counts 0."""
+    found = re.findall(r"score:\s*(-?\d+(?:\.\d+)?|-?\.\d+)", text.lower().rpartition("</think>")[2])
     return min(max(float(found[0]), 0.0), 1.0) if len(found) == 1 else None
+
+
+RIGHT = 0.5
+"""An answer that is worth this much is right, where judge and rule are compared."""
+
+
+def _score(marked: Marked) -> float | None:
+    return None if marked.verdict is None else marked.verdict.score
+
+
+def _both(marked: Marked) -> bool:
+    return _score(marked) is not None and marked.worth is not None
+
+
+def _agree(marked: Marked) -> bool:
+    return ((_score(marked) or 0.0) >= RIGHT) == ((marked.worth or 0.0) >= RIGHT)
+
+
+_OF_JUDGE: Mapping[str, Metric[Marked]] = {
+    "judge_score": Metric(
+        "judge", "Mean score that the judge gives to the final answers, where its verdict can be read; no answer is "
+        "worth 0.",
+        lambda m: _score(m) or 0.0, lambda m: _score(m) is not None, "verdicts",
+    ),
+    "judge_agreement": Metric(
+        "judge = rule", "Share of the replies with a verdict and a rule where both find the answer worth one half or "
+        "more, or both less.",
+        lambda m: _both(m) and _agree(m), _both, "replies with both",
+    ),
+    "judge_unread": Metric(
+        "verdict unread", "Share of the replies of which no verdict can be read; the judge's mean leaves them out.",
+        lambda m: m.verdict is not None and m.verdict.score is None, lambda m: m.verdict is not None, "replies",
+        low_is_good=True,
+    ),
+}  # fmt: skip
+
+
+def kappa(marked: Iterable[Marked]) -> float | None:
+    """Agreement of judge and rule beyond chance (Cohen 1960), -1..1, over the replies that have both; None: there are
+    none, or both say the same of all."""
+    said = [((_score(one) or 0.0) >= RIGHT, (one.worth or 0.0) >= RIGHT) for one in marked if _both(one)]
+    if not said:
+        return None
+    agreed = sum(judge == rule for judge, rule in said) / len(said)
+    judge, rule = (sum(each) / len(said) for each in zip(*said, strict=True))
+    by_chance = judge * rule + (1 - judge) * (1 - rule)
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)
 
 
 # ------------------------------------------------------------------------------------------------------- published
@@ -97,6 +149,7 @@ _PAPER = "Shao et al. 2024, arXiv 2403.16999 v3"
 _DOCTHINKER = "DocThinker, table 1"
 _JUDGED = "answers scored 0..1 by gpt-3.5-turbo-1106 at its default temperature, two turns with a crop unless said"
 _BY_JUDGE = "a judge gave it, and ours is by rule"
+_BY_ANOTHER = "another judge gave it"
 _FOUND = "IoU > 0.5 of the one predicted box; all rows count"
 
 # Systems, and a value for each of SETS; shorter rows have none for the last sets.
@@ -124,17 +177,19 @@ _ANSWERS_LATER: Sequence[tuple[str, Sequence[float]]] = (
 )  # fmt: skip
 
 
-def _published() -> Iterator[Published]:
+def _published(*, judged: bool = False) -> Iterator[Published]:
+    """judged: a judge was asked here as well."""
+    answers, differs = ("judge_score", _BY_ANOTHER) if judged else ("answer_score", _BY_JUDGE)
     later = f"{_JUDGED}; longer side of the image in brackets"
-    for table, metric, per, source, protocol, differs in (
-        (_ANSWERS, "answer_score", 1, _PAPER, _JUDGED, _BY_JUDGE),
+    for table, metric, per, source, protocol, other in (
+        (_ANSWERS, answers, 1, _PAPER, _JUDGED, differs),
         (_BOXES, "accuracy_above_50", 100, _PAPER, _FOUND, ""),
-        (_ANSWERS_LATER, "answer_score", 1, _DOCTHINKER, later, _BY_JUDGE),
+        (_ANSWERS_LATER, answers, 1, _DOCTHINKER, later, differs),
     ):
         for system, values in table:
             # Not strict: the later table has no CUB.
             for part, value in zip(SETS, values, strict=False):
-                yield Published(part, system, metric, round(value / per, 4), source, protocol, differs)
+                yield Published(part, system, metric, round(value / per, 4), source, protocol, other)
 
 
 SUITE = Suite(
@@ -143,7 +198,13 @@ SUITE = Suite(
     _set,
     ("answer_score", "accuracy_above_50", "accuracy_at_50", "mean_iou", "answer_absent", "malformed"),
     measures=_MEASURES,
-    own_metrics={"accuracy_above_50": found_at(0.5, strict=True)},
+    own_metrics={"accuracy_above_50": found_at(0.5, strict=True), **_OF_JUDGE},
     groups=GROUPS,
     published=tuple(_published()),
 )
+JUDGED = replace(
+    SUITE,
+    shown=("answer_score", "judge_score", "judge_agreement", "accuracy_above_50", "judge_unread", *SUITE.shown[2:]),
+    published=tuple(_published(judged=True)),
+)
+"""The same where a judge was asked."""
