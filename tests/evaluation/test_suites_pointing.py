@@ -11,12 +11,12 @@ import torch
 from torchvision.ops import box_iou
 
 from tests.fakes.published import DATA, lines, marked_by, pointing, published
-from tests.fakes.rows import REFCOCO, Given, instances
+from tests.fakes.rows import POPE, REFCOCO, Given, instances
 from vcot.datasets.coco import EXPRESSION_PHRASINGS
 from vcot.evaluation.suites import SUITES
-from vcot.records import Sample
+from vcot.records import Rejection, Sample
 
-REF, POPE = SUITES["refcoco"], SUITES["pope"]
+REF, POPE_SUITE = SUITES["refcoco"], SUITES["pope"]
 
 
 def samples(results: list[Any]) -> list[Sample]:
@@ -165,7 +165,7 @@ def test_as_many_are_there_as_are_not_in_each_image_whatever_the_seed(given: Giv
     assert [one.id for one in results] == [
         one.id for one in given.outcomes("coco", uri, absent_by=by, absent=3, seed=2)
     ]
-    assert {(POPE.sets(one), one.origin.split) for one in results} == {(by, "test")}
+    assert {(POPE_SUITE.sets(one), one.origin.split) for one in results} == {(by, "test")}
     assert {one.question.split()[0] for one in results} <= {"Is", "Do"}
 
 
@@ -186,18 +186,39 @@ def test_balanced_questions_that_cannot_be_asked_are_refused(given: Given, optio
     assert [said in fault for fault in faults] == [True]
 
 
+def test_popes_own_files_are_sets_of_their_own(given: Given) -> None:
+    given.image(POPE["image"], 640, 480)
+    files = [given.rows([POPE, POPE | {"label": "no"}], f"coco_pope_{name}.json") for name in ("popular", "random")]
+    results = samples(given.outcomes("pope", *files))
+    assert [(POPE_SUITE.sets(one), one.answers, one.evidence, one.origin.split) for one in results] == [
+        ("pope popular", ("yes",), None, "test"), ("pope popular", ("no",), (), "test"),
+        ("pope random", ("yes",), None, "test"), ("pope random", ("no",), (), "test"),
+    ]  # fmt: skip
+    values = figures(POPE_SUITE, [(one, "Answer: yes") for one in results])
+    assert (values["pope average"]["recall_yes"], values["pope average"]["precision_yes"]) == (1.0, 0.5)
+    for changed, reason in (({"label": "maybe"}, "no-answer"), ({"text": ""}, "no-question")):
+        (refused,) = given.outcomes("pope", given.rows([POPE | changed], "coco_pope_random.json"))
+        assert isinstance(refused, Rejection)
+        assert refused.reason.value == reason
+    (refused,) = given.outcomes("pope", given.rows([POPE], "mine.json"))
+    assert isinstance(refused, Rejection)
+    assert "random, popular or adversarial; got 'mine'" in str(refused.detail)
+
+
 def test_figures_of_yes_by_hand(given: Given) -> None:
     results = samples(given.outcomes("coco", scene(given), absent_by="random", absent=1))
     there = [one for one in results if one.answers == ("yes",)][:4]
     others = [one for one in results if one.answers == ("no",)][:4]
     # There: yes, yes, no, neither. Not there: yes, no, no, no.
     replies = ["yes", "Yes, there is one.", "no", "I cannot tell", "yes", "No.", "no", "there is none"]
-    values = figures(POPE, [(one, f"Answer: {said}") for one, said in zip([*there, *others], replies, strict=True)])
+    values = figures(
+        POPE_SUITE, [(one, f"Answer: {said}") for one, said in zip([*there, *others], replies, strict=True)]
+    )
     (found,) = [each for name, each in values.items() if name == "random"]
     assert found["answer_score"] == 4 / 8
     assert found["precision_yes"] == 2 / 3
     assert found["recall_yes"] == 2 / 4
     assert found["f1_yes"] == pytest.approx(2 / (3 / 2 + 4 / 2))
     assert found["yes_share"] == 3 / 8
-    always = figures(POPE, [(one, "Answer: yes") for one in (*there, *others)])["random"]
+    always = figures(POPE_SUITE, [(one, "Answer: yes") for one in (*there, *others)])["random"]
     assert (always["answer_score"], always["f1_yes"], always["yes_share"]) == (0.5, pytest.approx(2 / 3), 1.0)

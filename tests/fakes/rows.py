@@ -209,6 +209,12 @@ REFCOCO = {
 }  # fmt: skip
 
 
+POPE = {
+    "question_id": 1, "image": "COCO_val2014_000000310196.jpg", "text": "Is there a snowboard in the image?",
+    "label": "yes",
+}  # fmt: skip
+
+
 AOKVQA_DIRECT = ["cigarette"] * 8 + ["cigar", "smoke"]
 AOKVQA_RATIONALES = [
     "He's smoking while riding.",

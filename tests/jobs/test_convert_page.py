@@ -24,6 +24,7 @@ from tests.fakes.rows import (
     AOKVQA_DIRECT,
     AOKVQA_TYPES,
     ASKED,
+    POPE,
     REFCOCO,
     SCIENCEQA_TYPES,
     STAGES,
@@ -139,12 +140,20 @@ def vstar() -> None:
         Path(f"vstar_bench/{name}.json").write_text(json.dumps(VSTAR))
 
 
+def pope() -> None:
+    Path("pope").mkdir()
+    draw_png("val2014/COCO_val2014_000000310196.jpg", 640, 480)
+    for name in ("random", "popular", "adversarial"):
+        rows = [POPE, POPE | {"text": f"Is there a {name} thing in the image?", "label": "no"}]
+        Path(f"pope/coco_pope_{name}.json").write_text("\n".join(map(json.dumps, rows)))
+
+
 #: How a command begins that has told its source → what is to lie there.
 DOWNLOADS: dict[str, Callable[[], None]] = {
     "viscot --input-uri metadata": viscot, "coco": coco, "refcoco": refcocog, "scienceqa": science,
     "aokvqa --input-uri data": okvqa_of_the_hub, "aokvqa --input-uri aokvqa_v1p0": okvqa_of_the_authors,
     "llava-cot --input-uri train.jsonl": llava_cot_100k, "llava-cot --input-uri R1-Onevision": r1_onevision,
-    "treebench": treebench, "vstar": vstar, "scenes": lambda: None, "samples": mine,
+    "treebench": treebench, "vstar": vstar, "pope": pope, "scenes": lambda: None, "samples": mine,
 }  # fmt: skip
 
 

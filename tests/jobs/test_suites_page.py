@@ -13,6 +13,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +114,18 @@ def pope() -> Rows:
     Path("val2014").symlink_to(source.parent / "images")
     shown = {(one["image_id"], one["category_id"]) for one in said["annotations"]}
     there, things = Counter(image for image, _ in shown), len(said["categories"])
-    return {"popular": sum(2 * min(many, things - many) for many in there.values())}
+    asked: list[dict[str, Any]] = []
+    for image in said["images"][:4]:
+        asked += [
+            {"image": image["file_name"], "text": f"Is there a {thing} in the image?", "label": label}
+            for thing, label in (("cell", "yes"), ("snowboard", "no"))
+        ]
+    Path("pope").mkdir()
+    for absent_by in ("random", "popular", "adversarial"):
+        own = [json.dumps({"question_id": number, **row}) for number, row in enumerate(asked, 1)]
+        Path(f"pope/coco_pope_{absent_by}.json").write_text("\n".join(own))
+    made = {"popular": sum(2 * min(many, things - many) for many in there.values())}
+    return made | dict.fromkeys(("pope random", "pope popular", "pope adversarial"), len(asked))
 
 
 def grounded_reasoning() -> Rows:

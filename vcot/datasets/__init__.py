@@ -6,7 +6,7 @@ function makes them.
 """
 
 # In the order of --help.
-from vcot.datasets import viscot, coco, multiple_choice, grounded_reasoning, llava_cot, scenes, samples  # noqa: I001
+from vcot.datasets import viscot, coco, multiple_choice, grounded_reasoning, pope, llava_cot, scenes, samples  # noqa: I001
 from vcot.datasets.base import DATASETS, ConversionContext
 from vcot.datasets.reading import read, rows_of_shard
 
