@@ -36,7 +36,9 @@ from tests.fakes.rows import (
     write_treebench,
 )
 from tests.storage.tars import in_chunks, tar
+from vcot.datasets.coco import EXPRESSION_PHRASINGS, PHRASINGS
 from vcot.evaluation.suites import SUITES
+from vcot.evaluation.ways import DIRECT
 from vcot.storage import Store
 
 pytestmark = pytest.mark.usefixtures("clean")
@@ -173,6 +175,12 @@ def test_the_commands_of_a_suite_end_in_a_table_of_all_its_rows(
     exported = {path.name: len(lines(path)) for path in Path().glob("runs/*/evaluate/*.jsonl")}
     treebench = {f"treebench-{way}.jsonl": 4 for way in ("direct", "reason", "ground")}
     assert exported == (treebench if section == "grounded-reasoning" else {})
+
+
+def test_the_page_quotes_what_is_asked() -> None:
+    flat = " ".join(PAGE.split())
+    for said in (DIRECT, EXPRESSION_PHRASINGS[0].format("left guy"), PHRASINGS["presence"][0].format(a="a cat")):
+        assert f'"{said}"' in flat
 
 
 def test_every_suite_has_its_section_and_its_commands() -> None:
