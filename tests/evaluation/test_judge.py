@@ -131,6 +131,17 @@ def test_without_a_judge_there_is_none_in_the_report(tmp_path: Path, samples_uri
     assert "answer_score" in {one["metric"] for one in suite["published"]}
 
 
+def test_a_key_of_the_judges_own_is_not_shown_to_the_subject(
+    tmp_path: Path, samples_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-judge-0123456789")
+    with scripted_teacher(script) as teacher:
+        evaluate(tmp_path / "one", samples_uri, teacher.address)
+        shown = {(one.body["model"], one.authorization) for one in teacher.asked}
+    assert shown == {("subject", "Bearer none"), ("judge", "Bearer sk-judge-0123456789")}
+
+
 def without_a_judge(asked: Asked) -> Answer:
     return script(asked) if asked.body["model"] == "subject" else Refuse(503, "busy")
 

@@ -19,7 +19,7 @@ def given(tmp_path: Path) -> Given:
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the settings of whoever runs the tests."""
-    for name in [n for n in os.environ if n.startswith(("VCOT_", "OPENAI_", "AZURE_"))]:
+    for name in [n for n in os.environ if n.startswith(("VCOT_", "OPENAI_", "AZURE_", "JUDGE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 

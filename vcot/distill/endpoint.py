@@ -76,6 +76,7 @@ class Flags(NamedTuple):
     address: str = "OPENAI_BASE_URL"
     model: str = "--model "  # before its name
     at_once: str = "--concurrency"
+    key: str = "OPENAI_API_KEY"
 
 
 class Endpoint:
@@ -101,7 +102,7 @@ class Endpoint:
     @cached_property
     def client(self) -> openai.AsyncOpenAI:
         """Raises SettingsError: no key, or an address that is none."""
-        name = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"
+        name = "AZURE_OPENAI_API_KEY" if self._is_azure else self._flags.key
         if not self._is_azure and not self.address.startswith(("http://", "https://")):
             raise SettingsError(f"{self._flags.address}={self.address}: it should begin with http:// or https://")
         if key := os.environ.get(name):
@@ -109,9 +110,7 @@ class Endpoint:
         elif self._given and urlsplit(self.address).hostname != "api.openai.com":
             key = "none"  # the client wants one; servers of one's own mostly do not look at it
         elif not self._is_azure:
-            raise SettingsError(
-                f"OPENAI_API_KEY is not set; give the key of {self.address} (any word where it asks for none)"
-            )
+            raise SettingsError(f"{name} is not set; give the key of {self.address} (any word where it asks for none)")
         # aiohttp takes a third less CPU for a request than the client's default.
         http = openai.DefaultAioHttpClient(timeout=_TIMEOUT)
         given: Any = {"max_retries": 0, "timeout": _TIMEOUT, "http_client": http}
@@ -183,7 +182,7 @@ class Endpoint:
         wait = retry_after(headers)
         match status:
             case 401 | 403:
-                key = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"
+                key = "AZURE_OPENAI_API_KEY" if self._is_azure else self._flags.key
                 if key not in os.environ and self._given:
                     return Unanswered(SettingsError(f"{self.address} asks for a key: set {key} ({said})"), whole=True)
                 return Unanswered(SettingsError(f"{self.address} refuses the key in {key} ({said})"), whole=True)

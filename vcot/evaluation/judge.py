@@ -11,6 +11,7 @@ default, as it was for the published numbers, and because some models take no ot
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,8 @@ from vcot.evaluation.suites.base import Marked, Verdict
 from vcot.evaluation.suites.viscot import judge_prompt, read_judgement
 from vcot.storage import Store, join
 
-FLAGS = Flags(address="--judge", model="", at_once="--subject-concurrency")
+# With a key of its own the judge's is not shown to an endpoint that is the subject.
+KEYS = ("JUDGE_API_KEY", "OPENAI_API_KEY")
 REPLY_TOKENS = 1024  # its thinking included
 
 
@@ -39,9 +41,11 @@ class Judge(Asking):
         max_unanswered: float = 0.05,
     ) -> None:  # fmt: skip
         self.address, self.name = address, name
+        key = next((name for name in KEYS if os.environ.get(name)), KEYS[-1])
+        flags = Flags(address="--judge", model="", at_once="--subject-concurrency", key=key)
         own = join(cache_uri, hashlib.sha256(f"{address}#{name}".encode()).hexdigest()[:16])
         client = TeacherClient(
-            Endpoint(at_once=at_once, timeout=timeout, address=address, flags=FLAGS), ReplyCache(store, own),
+            Endpoint(at_once=at_once, timeout=timeout, address=address, flags=flags), ReplyCache(store, own),
             read_prices(store), Ledger(store, own, budget_of(None, None, None)), retries=5,
             failures=Failures(sys.maxsize, max_unanswered),
         )  # fmt: skip
