@@ -21,6 +21,7 @@ the rehearsal knows few words; `--base` takes the folder of another one.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import importlib
 import json
@@ -115,6 +116,7 @@ def together(processes: int, prepare: Callable[..., Callable[[], int]], *argumen
         amount = work()
         results.put((time.process_time() - before, amount))
 
+    gc.freeze()  # the rows that the benchmark holds are no work of either side's garbage collector
     children = [context.Process(target=child, args=(number,)) for number in range(processes)]
     for one in children:
         one.start()

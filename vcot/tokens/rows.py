@@ -6,6 +6,7 @@ page shows of some, read back from what is stored.
 
 from __future__ import annotations
 
+import gc
 import math
 import tempfile
 from bisect import insort
@@ -82,6 +83,7 @@ class Tokenizing:
         learned = shrunk = by_text = test_rows = 0
         shown: dict[str, list[ShownRow]] = {kind: [] for kind in KINDS}
         image_token = self.encoder.processor.image_token_id
+        gc.freeze()  # else the garbage collector goes through all of torch and the tokenizer, again and again
         for sample in self.samples(writer.index):
             stop.raise_if_requested()
             if sample.origin.split == "test":
