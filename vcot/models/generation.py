@@ -25,6 +25,10 @@ from vcot.models.families import family_of
 from vcot.models.families.base import Grid
 from vcot.models.loading import whole_model
 
+COMPUTED = 0.9
+"""Replies that have ended are left out of a batch once no more than this share of it goes on: not each by itself,
+because that copies the keys and values of all others."""
+
 
 class Generated(NamedTuple):
     """One reply.
@@ -68,21 +72,30 @@ def generate(
         if samples > 1:
             prefix.select(rows)
         logits, ends = prefix.logits, torch.tensor(list(eos_token_ids), device=device)
-        going_on = torch.ones(len(rows), dtype=torch.bool, device=device)
-        ids, logprobs = list[Tensor](), list[Tensor]()
+        ids = torch.zeros(len(rows), decoding.max_new_tokens, dtype=torch.long, device=device)
+        logprobs = torch.zeros(ids.shape, device=device)
+        computed = torch.arange(len(rows), device=device)  # which replies the rows of the batch are
+        going_on = torch.ones(len(rows), dtype=torch.bool, device=device)  # which of these have not ended
         for place in range(decoding.max_new_tokens):
             if place:
-                logits = prefix.extend(ids[-1][:, None])[:, -1].float()
-            chosen = logits.argmax(-1) if noise is None else _drawn(logits / decoding.temperature, noise[:, place])
-            ids.append(chosen)
+                logits = prefix.extend(ids[computed, place - 1, None])[:, -1].float()
+            if noise is None:
+                chosen = logits.argmax(-1)
+            else:
+                chosen = _drawn(logits / decoding.temperature, noise[computed, place])
+            ids[computed, place] = chosen
             # One step's distribution at a time: those of all steps would be gigabytes.
-            logprobs.append(logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0])
+            logprobs[computed, place] = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
             going_on &= ~torch.isin(chosen, ends)
-            if not going_on.any():
+            left = int(going_on.sum())
+            if not left:
                 break
+            if left <= COMPUTED * len(going_on):
+                prefix.select(going_on.nonzero()[:, 0])
+                computed, going_on = computed[going_on], going_on[going_on]
     replies = []
-    for row, likely in zip(torch.stack(ids, 1).tolist(), torch.stack(logprobs, 1).tolist(), strict=True):
-        # A row that has ended goes on until all have; what it says then is cut off here, and no other row sees it.
+    for row, likely in zip(ids[:, : place + 1].tolist(), logprobs[:, : place + 1].tolist(), strict=True):
+        # A row that has ended may be computed for a while; what it says then is cut off, and no other row sees it.
         length = next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), len(row))
         replies.append(Generated(row[:length], likely[:length]))
     return [replies[start : start + samples] for start in range(0, len(replies), samples)]
