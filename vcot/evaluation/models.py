@@ -190,11 +190,7 @@ class ModelRunner:
         return self._forms[model]
 
     def frame(self, model: Model, sample: Sample) -> Frame:
-        return sample.frame(self._spec(model))
-
-    def _spec(self, model: Model) -> FrameSpec:
-        form = self._forms[model]
-        return self.contract.frame_spec if form.family == "as tuned" else form.spec(self.contract)
+        return sample.frame(self._forms[model].spec(self.contract))
 
     @property
     def made_with(self) -> dict[str, Any]:
@@ -227,7 +223,8 @@ class ModelRunner:
 
     def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
         form = self._forms[model]
-        return Prompt(sample, tuple(images), form.below(sample, way), self._spec(model), dialect=form.dialect)
+        frame = form.spec(self.contract)
+        return Prompt(sample, tuple(images), form.below(sample, way), frame, dialect=form.dialect)
 
     def batches(self, samples: Sequence[Sample], draws: int = 1) -> list[list[int]]:
         """Of like length, as many as fit into --eval-batch-tokens, and no more than --per-device-eval-batch-size."""
