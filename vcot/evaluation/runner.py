@@ -216,15 +216,13 @@ class EvaluationRunner:
         by_text = sum(self.samples[index].image is None for index in indices)
         with_text = unit.condition == "real" and unit.probe is None
         asked = [index for index in indices if with_text or self.samples[index].image]
-        # Equal questions about equal images (all blank ones, say) are asked once.
         questions = {index: self._question(index, unit.condition) for index in asked}
-        first = {question: index for index, question in reversed(questions.items())}
         begun = time.monotonic()
-        said, new = self._replies(unit, sorted(first.values()), questions)
+        said, answered_as, new = self._each_once(unit, questions)
         tables = self._answer_logprobs(unit, said, questions)
         seconds = round(time.monotonic() - begun, 2)
         for index in asked:
-            sample, asked_of = self.samples[index], first[questions[index]]
+            sample, asked_of = self.samples[index], answered_as[index]
             if asked_of not in said:  # of a probe: there was nothing to change
                 continue
             replies, table = said[asked_of], tables.get(asked_of)
@@ -249,6 +247,23 @@ class EvaluationRunner:
                     )
                 )
         return EvaluateShardMetadata(by_text=by_text, seconds=seconds, asked=new)
+
+    def _each_once(
+        self, unit: Unit, questions: Mapping[int, str]
+    ) -> tuple[dict[int, list[Completion] | ImageError], dict[int, int], int]:
+        """Asks equal questions about equal images (all blank ones, say) once: what was said, to which of them for each,
+        and how many were asked. One whose own image cannot be read does not speak for the others."""
+        said: dict[int, list[Completion] | ImageError] = {}
+        answered_as: dict[int, int] = {}
+        new, left = 0, dict(questions)
+        while left:
+            first = {question: index for index, question in reversed(left.items())}
+            found, more = self._replies(unit, sorted(first.values()), questions)
+            said, new = said | found, new + more
+            broken = {questions[index] for index, replies in found.items() if isinstance(replies, ImageError)}
+            answered_as |= {i: first[q] for i, q in left.items() if q not in broken or i == first[q]}
+            left = {index: question for index, question in left.items() if index not in answered_as}
+        return said, answered_as, new
 
     def _question(self, index: int, condition: Condition) -> str:
         """All of a question that reaches a model, as one line; images by their digests."""
