@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -288,7 +289,14 @@ class ModelRunner:
         found: list[list[list[float]]] = []
         for some in self._together(prompts, continuations):
             ids = [[self._encoder.said(text, ended=True) for text in several] for several in continuations[some]]
-            found += score_continuations(self._network(model), self.prepare(prompts[some]), ids)
+            # Rationales of one question follow each other; the question and its images are computed once.
+            questions, begun = list[Prompt](), list[tuple[int, list[int]]]()
+            for prompt in prompts[some]:
+                if not questions or questions[-1].sample is not prompt.sample:
+                    questions.append(prompt)
+                begun.append((len(questions) - 1, self._encoder.said(prompt.prefix)))
+            batch = self.prepare([replace(prompt, prefix="") for prompt in questions])
+            found += score_continuations(self._network(model), batch, ids, begun)
         return found
 
     def _together(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[slice]:

@@ -102,23 +102,28 @@ def generate(
 
 
 def score_continuations(
-    model: Any, batch: Mapping[str, Tensor], continuations: Sequence[Sequence[Sequence[int]]]
-) -> list[list[list[float]]]:
-    """How likely a model finds given continuations of each prompt.
+    model: Any, batch: Mapping[str, Tensor], continuations: Sequence[Sequence[Sequence[int]]],
+    begun: Sequence[tuple[int, Sequence[int]]] | None = None,
+) -> list[list[list[float]]]:  # fmt: skip
+    """How likely a model finds given continuations of each prompt, or of each beginning of a reply to one.
 
-    Each prompt is computed once, and logits for the tokens of the continuations alone. They, and the keys and values of
-    a prompt for each of its continuations, are in memory at once; the size of the batch bounds both.
+    Each prompt is computed once, each beginning once, and logits for the tokens of the continuations alone. They, and
+    the keys and values of a prompt for each of its continuations, are in memory at once; the size of the batch bounds
+    both.
 
     Args:
-        batch: as in `generate`. A prompt may end with the beginning of the reply.
-        continuations: per prompt any number of them, as token ids, without the prompt's.
+        batch: as in `generate`.
+        continuations: per beginning any number of them, as token ids, without what stands before them.
+        begun: of each beginning the prompt's row and its token ids; None: each prompt once, with nothing said yet.
 
     Returns:
-        Per prompt, per continuation, the natural log-probability of each of its tokens (temperature 1), given all
+        Per beginning, per continuation, the natural log-probability of each of its tokens (temperature 1), given all
         before it.
     """
-    if len(continuations) != len(batch["input_ids"]):
-        raise ValueError(f"{len(continuations)} lists of continuations for {len(batch['input_ids'])} prompts")
+    if begun is None:
+        begun = [(row, ()) for row in range(len(batch["input_ids"]))]
+    if len(continuations) != len(begun):
+        raise ValueError(f"{len(continuations)} lists of continuations for {len(begun)} prompts")
     flat = [list(ids) for several in continuations for ids in several]
     longest = max(map(len, flat), default=0)
     if not longest:
@@ -126,6 +131,12 @@ def score_continuations(
     with _inference(model) as inner:
         prefix = _Prefix(inner, batch, _prompts(inner, batch))
         device = prefix.logits.device
+        if most := max((len(said) for _, said in begun), default=0):
+            prefix.select(torch.tensor([row for row, _ in begun], device=device))
+            # Padded on the left, so that the last logits are those after each.
+            said = torch.tensor([[0] * (most - len(each)) + [*each] for _, each in begun], device=device)
+            is_said = torch.tensor([[place >= most - len(each) for place in range(most)] for _, each in begun])
+            prefix.logits = prefix.extend(said, is_said.to(device))[:, -1].float()
         prefix.select(torch.tensor([row for row, several in enumerate(continuations) for _ in several], device=device))
         ids = torch.tensor([each + [0] * (longest - len(each)) for each in flat], device=device)
         there = torch.tensor([[place < len(each) for place in range(longest)] for each in flat], device=device)
@@ -211,12 +222,13 @@ class _Prefix:
     def extend(self, ids: Tensor, there: Tensor | None = None, keep: int | Tensor = 1) -> Tensor:
         """Logits after tokens [B, L] that follow what was there.
 
-        there: bool [B, L], False where a row has ended before. keep: of which tokens, as the library's
-        logits_to_keep.
+        there: bool [B, L], False where a row is padded. keep: of which tokens, as the library's logits_to_keep.
         """
-        self._mask = torch.cat([self._mask, (torch.ones_like(ids) if there is None else there).to(self._mask)], dim=1)
-        positions = (self._next[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
-        self._next = self._next + ids.shape[1]
+        real = torch.ones_like(ids) if there is None else there.to(ids)
+        counted = real.cumsum(dim=1)  # [B, L], with the token itself
+        self._mask = torch.cat([self._mask, real.to(self._mask)], dim=1)
+        positions = (self._next[:, None] + counted - 1).expand(3, -1, -1)
+        self._next = self._next + counted[:, -1]
         given = {"input_ids": ids, "attention_mask": self._mask, "position_ids": positions}
         inputs = self._family.model_inputs(given)
         logits = self._inner(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits
