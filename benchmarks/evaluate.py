@@ -30,8 +30,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.distill import spread
 from benchmarks.rows import ROOT
-from benchmarks.train import spread
 from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
 from jobs.evaluate import EvaluateSettings
