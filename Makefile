@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
-	bench-train bench-gpu requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+	bench-evaluate bench-train bench-gpu requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -108,6 +108,10 @@ bench-tokenize: $(VENV) ## tokenize beside the bare tokenizer and image processo
 
 bench-storm: $(VENV) ## distill with faults, an empty budget and kill -9, against a calm run; ROWS=5000 CONCURRENCY=10,50,200
 	$(PY) -m tests.distill.storm --rows $(or $(ROWS),5000) --concurrency '$(or $(CONCURRENCY),10$(comma)50$(comma)200)'
+
+bench-evaluate: $(VENV) ## replies a second of evaluate beside a loop of one row, and of an endpoint beside the bare client; ROWS=192 ROUNDS=5
+	$(PY) -m benchmarks.evaluate --rows $(or $(ROWS),192) --rounds $(or $(ROUNDS),5)
+	$(PY) -m benchmarks.endpoint --rounds $(or $(ROUNDS),5) --wait $(or $(WAIT),0.5)
 
 bench-train: $(VENV) ## rows a second of training on this CPU, beside TRL's trainer; BASE=folder ROUNDS=3 ROWS=96 SETS='scenes cells long'
 	$(PY) -m benchmarks.train --base '$(BASE)' --rounds $(or $(ROUNDS),3) --rows $(or $(ROWS),96) $(if $(SETS),--sets $(SETS))

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import openai
@@ -61,6 +62,10 @@ def served(*command: str) -> Iterator[str]:
             yield process.stdout.readline().strip()
         finally:
             process.communicate("")
+
+
+def spread(values: list[float]) -> str:
+    return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def photographs(folder: Path, number: int, size: int) -> list[Image]:

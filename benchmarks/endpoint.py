@@ -1,11 +1,13 @@
 """Replies a second of an evaluation that asks an endpoint, beside the bare openai client at the same concurrency:
-`python -m benchmarks.endpoint`. The endpoint is a process of its own that answers after `--wait` seconds. One line of
-JSON:
+`python -m benchmarks.endpoint`. The endpoint is a process of its own that answers after `--wait` seconds.
 
-    per_second         of EndpointModel: images packed, requests made, replies kept in a folder, a budget settled
-    bare_per_second    of the openai client alone, with the same messages, ready packed
-    of_bare            the one over the other
-    of_ideal           the first, over concurrency / wait
+    ours    EndpointModel: images packed, requests made, replies kept in a folder, a budget settled
+    bare    the openai client under an asyncio semaphore, the same requests; images are packed by the same function, as
+            often (each once), and nothing is kept
+
+They take turns in rounds, after a warm-up that does not count. One line of JSON, of medians over the rounds: replies a
+second (`per_second`, `bare_per_second`), CPU milliseconds for each, ours over bare in a round (`of_bare`, with the
+smallest and the largest), ours over concurrency / wait (`of_ideal`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import json
 import os
 import sys
 import tempfile
-import time
+from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,9 +28,10 @@ import openai
 from aiohttp import web
 from PIL import Image as Pillow
 
-from benchmarks.distill import served
+from benchmarks.distill import measured, served, spread
 from vcot.distill.crops import ImagePacker
 from vcot.distill.endpoint import body_of
+from vcot.distill.request import Request
 from vcot.evaluation.endpoint import EndpointModel, declared_form
 from vcot.evaluation.ways import Prompt
 from vcot.models.decoding import Decoding
@@ -85,53 +89,63 @@ def prompts(number: int, size: int, prompts_an_image: int) -> list[Prompt]:
 FORM = declared_form(family="qwen2.5-vl", min_pixels=56 * 56, max_pixels=448 * 448)
 
 
-def bare(model: EndpointModel, asked: list[Prompt], decoding: Decoding, at_once: int) -> float:
-    """Replies a second of the client alone, with an asyncio semaphore."""
+def bare(model: EndpointModel, asked: list[Prompt], decoding: Decoding, at_once: int) -> int:
+    """The client alone; how many replies there were."""
+    requests = [model._request(prompt, decoding) for prompt in asked]
 
-    async def bodies() -> list[dict[str, Any]]:
-        images, without = ImagePacker(Store()), ("repetition_penalty", "skip_special_tokens")
-        made = [await body_of(model._request(prompt, decoding), images) for prompt in asked]
-        return [{name: said for name, said in body.items() if name not in without} for body in made]
-
-    ready = asyncio.run(bodies())
-
-    async def all_of_them() -> None:
-        slots = asyncio.Semaphore(at_once)
+    async def all_of_them() -> int:
+        slots, images = asyncio.Semaphore(at_once), ImagePacker(Store())
         async with openai.AsyncOpenAI(base_url=model.address, api_key="x") as client:
 
-            async def one(body: dict[str, Any]) -> None:
+            async def one(request: Request) -> None:
                 async with slots:
+                    body = await body_of(request, images)
+                    # The client would take these two in `extra_body`.
+                    del body["repetition_penalty"], body["skip_special_tokens"]
                     await client.chat.completions.create(**body)
 
-            await asyncio.gather(*map(one, ready))
+            await asyncio.gather(*map(one, requests))
+        return len(requests)
 
-    begun = time.monotonic()
-    asyncio.run(all_of_them())
-    return len(ready) / (time.monotonic() - begun)
+    return asyncio.run(all_of_them())
+
+
+def ours(model: EndpointModel, asked: list[Prompt], decoding: Decoding) -> int:
+    said = model.ask("subject", asked, decoding)
+    assert all(one.logprobs for (one,) in said)
+    return len(said)
 
 
 def endpoint_ratio(
-    *, at_once: int = 50, wait: float = 0.5, seconds: float = 10, size: int = 448, prompts_an_image: int = 4
-) -> dict[str, float]:
-    """One line of the table above. `seconds`: that each of the two should take."""
-
+    *, at_once: int, wait: float, seconds: float, rounds: int, size: int = 448, prompts_an_image: int = 4
+) -> dict[str, Any]:
+    """One line of the table above. `seconds`: that each of the two should take in a round."""
     os.environ["NO_PROXY"], decoding = "127.0.0.1", Decoding(max_new_tokens=64)
     number = round(at_once / wait * seconds)
     asked = prompts(number, size, prompts_an_image)
+    found: list[dict[str, tuple[float, float]]] = []
     with (
         tempfile.TemporaryDirectory(prefix="bench-endpoint-") as scratch,
         served("benchmarks.endpoint", "--serve", "--wait", str(wait)) as address,
-        EndpointModel(Store(), address, "m", FORM, cache_uri=scratch, at_once=at_once) as model,
     ):
-        alone = bare(model, asked, decoding, at_once)
-        begun = time.monotonic()
-        said = model.ask("subject", asked, decoding)
-        ours = number / (time.monotonic() - begun)
-        assert all(one.logprobs for (one,) in said)
+        for turn in range(rounds + 1):
+            # Its own cache each time: nothing was asked before.
+            with EndpointModel(Store(), address, "m", FORM, cache_uri=f"{scratch}/{turn}", at_once=at_once) as model:
+                some = asked if turn else asked[: 2 * at_once]
+                both = {
+                    "ours": partial(ours, model, some, decoding),
+                    "bare": partial(bare, model, some, decoding, at_once),
+                }
+                found.append({name: measured(both[name]) for name in (both if turn % 2 else reversed(both))})
+    del found[0]
+    per_second, cpu = ({name: median(one[name][n] for one in found) for name in both} for n in (0, 1))
     return {
-        "concurrency": at_once, "wait": wait, "requests": number,
-        "per_second": round(ours, 1), "bare_per_second": round(alone, 1),
-        "of_bare": round(ours / alone, 3), "of_ideal": round(ours * wait / at_once, 3),
+        "concurrency": at_once, "wait": wait, "requests": number, "rounds": rounds,
+        "load": round(os.getloadavg()[0], 1),
+        "per_second": round(per_second["ours"], 1), "bare_per_second": round(per_second["bare"], 1),
+        "cpu_ms": round(cpu["ours"], 2), "bare_cpu_ms": round(cpu["bare"], 2),
+        "of_bare": spread([one["ours"][0] / one["bare"][0] for one in found]),
+        "of_ideal": round(per_second["ours"] * wait / at_once, 3),
     }  # fmt: skip
 
 
@@ -139,13 +153,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", type=int, default=50)
     parser.add_argument("--wait", type=float, default=0.5, help="seconds until the endpoint answers")
-    parser.add_argument("--seconds", type=float, default=10, help="that each measurement should take")
+    parser.add_argument("--seconds", type=float, default=6, help="that each of the two should take in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="that count, after a warm-up that does not")
     parser.add_argument("--serve", action="store_true", help="be the endpoint")
     given = parser.parse_args()
     if given.serve:
         serve(given.wait)
     else:
-        print(json.dumps(endpoint_ratio(at_once=given.concurrency, wait=given.wait, seconds=given.seconds)))
+        ratio = endpoint_ratio(at_once=given.concurrency, wait=given.wait, seconds=given.seconds, rounds=given.rounds)
+        print(json.dumps(ratio))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.distill import spread
 from benchmarks.rows import ROOT, ROW_SETS, encoder_of, examples
 from benchmarks.trainings import Clock, ours, trl
 from vcot import logging
@@ -164,10 +165,6 @@ def tell(name: str, lengths: list[int], found: dict[str, list[Result]]) -> None:
     pairs = list(zip(found["unpacked"], found["packed"], strict=True))
     wall, cpu = [a.wall / b.wall for a, b in pairs], [a.cpu / b.cpu for a, b in pairs]
     print(f"  packed is {spread(wall)} times as fast as unpacked ({spread(cpu)} of CPU);", end="")
-
-
-def spread(values: list[float]) -> str:
-    return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 if __name__ == "__main__":

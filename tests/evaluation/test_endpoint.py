@@ -130,6 +130,17 @@ def test_an_image_is_sent_at_the_size_that_the_declared_pixels_allow(tmp_path: P
     assert form.size(sent.size) == sent.size  # so the server changes nothing
 
 
+def test_no_more_images_are_in_memory_than_fit(tmp_path: Path) -> None:
+    def of(side: int) -> Image:
+        return Image(uri="somewhere.png", width=side, height=side, sha256="0" * 64)
+
+    large = [sample(f"{n}", None, image=of(10_000)) for n in range(5)]
+    with behind("http://127.0.0.1:1", tmp_path) as model:
+        assert model.batches(large) == [[0, 1], [2, 3], [4]]
+        assert [len(batch) for batch in model.batches([sample("it", None, image=of(100))] * 30)] == [24, 6]
+        assert model.batches([sample("it", None, image=of(20_000))]) == [[0]]
+
+
 def test_a_server_that_makes_images_smaller_is_noticed(tmp_path: Path) -> None:
     """The scripted one counts 100 tokens a prompt."""
     form = declared_form(family="qwen2.5-vl", min_pixels=28 * 28, max_pixels=28 * 28 * 400)

@@ -28,11 +28,14 @@ TEXT = (
 
 def own(text: str = TEXT, **changed: Any) -> Own:
     one = sample("a")
-    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    prompt = Prompt(one, (Image.fromarray(pixels),), None, FrameSpec("thousandths"))
     other = "Another <ref>disc</ref><box>[1, 2, 3, 4]</box>.\nAnswer: up"
     given: dict[str, Any] = {"form": FORM, "other": other, "labels": ("gear", "lever", "disc")}
-    return Own(prompt, text, frame(one), **(given | changed))
+    return Own(one, text, frame(one), **(given | changed))
+
+
+def prompt() -> Prompt:
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    return Prompt(sample("a"), (pixels,), None, FrameSpec("thousandths"))
 
 
 def prefix(probe: Probe, **changed: Any) -> str:
@@ -63,11 +66,11 @@ def test_each_probe_changes_one_thing() -> None:
 
 
 def changed_pixels(probe: Probe) -> np.ndarray[Any, Any]:
-    before = own()
-    after = probed(probe, before, seed=0)
-    assert after is not None
+    before, change = prompt(), probed(probe, own(), seed=0)
+    assert change is not None
+    after = change.of(before)
     assert after.prefix == prefix("unchanged")
-    return (np.array(after.images[0]) != np.array(before.prompt.images[0])).any(axis=-1)
+    return (np.array(after.images[0]) != np.array(before.images[0])).any(axis=-1)
 
 
 def test_what_is_hidden_is_what_the_boxes_hold() -> None:
@@ -140,7 +143,7 @@ def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too(
 @pytest.mark.parametrize("family", [None, "qwen2.5-vl"])
 def test_the_second_turn_shows_the_box_as_the_model_writes_it_and_what_is_in_it(family: str | None) -> None:
     form = FORM if family is None else FORMS[family]
-    first = own().prompt
+    first = prompt()
     said = "[100, 100, 300, 300]"
     text = f"<ref>gear</ref><box>{said}</box>" if family is None else f'[{{"bbox_2d": {said}, "label": "gear"}}]'
     second = look_again(first, text, form, frame(first.sample))

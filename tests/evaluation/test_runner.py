@@ -106,6 +106,15 @@ def test_a_row_without_its_image_is_rejected_with_the_reason(tmp_path, samples):
     assert mark.row_counts.kept == 22
 
 
+def test_a_row_whose_image_is_gone_does_not_speak_for_equal_questions(tmp_path, samples):
+    same = [one.model_copy(update={"question": "What colour?"}) for one in samples]
+    for gone in samples[:2]:
+        Path(gone.image.uri).unlink()
+    folder, mark = evaluate(tmp_path, "one", runner(tmp_path, same, FakeModel(), size=5), share=0.6)
+    blank = [r.score.sample for r in replies(folder, mark) if r.condition == "blank" and r.model == "subject"]
+    assert blank == [one.id for one in samples[2:]]
+
+
 def test_replies_judged_by_other_rules_are_refused_with_what_to_do(tmp_path, samples):
     folder, mark = evaluate(tmp_path, "run", runner(tmp_path, samples, FakeModel()))
     file = mark.shards[0].files[0]

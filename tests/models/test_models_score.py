@@ -83,6 +83,19 @@ def test_scores_are_those_of_a_full_pass_over_each_alone(
 
 
 @every_family
+def test_what_follows_several_beginnings_of_a_reply_is_scored_as_after_each_alone(
+    loaded: tuple[Any, Encoder], model_type: str
+) -> None:
+    model, encoder = loaded
+    begun = [(0, [21, 22, 23]), (0, [24]), (3, [25, 26]), (1, [27, 28, 29, 30])]
+    found = score_continuations(model, batch_of(encoder, questions()), CONTINUATIONS, begun)
+    for (row, said), several, scores in zip(begun, CONTINUATIONS, found, strict=True):
+        for continuation, score in zip(several, scores, strict=True):
+            expected = alone(model, encoder, questions()[row], said + continuation)[len(said) :]
+            assert score == pytest.approx(expected, abs=1e-4)
+
+
+@every_family
 def test_the_prompt_is_computed_once_and_logits_for_the_continuations_alone(
     loaded: tuple[Any, Encoder], model_type: str
 ) -> None:

@@ -72,7 +72,7 @@ class EvaluationConfig(BaseModel):
     temperature: float = setting(0.7, "of replies that are drawn", unit="0..2", gt=0, le=2)
     max_new_tokens: int = setting(256, "longest reply; a longer one is judged as far as it goes", unit="tokens", ge=1)
     per_device_eval_batch_size: int = setting(
-        32, "questions asked at once, at most; more is faster until memory is full", unit="questions", ge=1
+        128, "questions asked at once, at most; more is faster until memory is full", unit="questions", ge=1
     )
     eval_batch_tokens: int = setting(
         65536, "prompts and longest replies of the questions asked at once, together at most", unit="tokens", ge=1
@@ -99,7 +99,7 @@ class EvaluationConfig(BaseModel):
         300.0, "until an endpoint has answered a request", unit="seconds", gt=0, shapes_result=False
     )
     rows_per_shard: int = setting(
-        64, "questions after which replies are saved; a killed evaluation loses no more", unit="questions", ge=1
+        128, "questions after which replies are saved; a killed evaluation loses no more", unit="questions", ge=1
     )
     quantization: Literal["as-trained", "none", "nf4"] = setting(
         "as-trained", "weights of the base in 4 bits (nf4) or as they are; as-trained: nf4 after qlora"

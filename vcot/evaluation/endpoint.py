@@ -50,6 +50,9 @@ FLAGS = Flags(address="--subject", model="", at_once="--subject-concurrency")
 NOBODY = SystemMessage("evaluate", 1, "")
 """No system message: the server's chat template writes its own, where it has one, as the local model's does."""
 
+BATCH_PIXELS = 1 << 28
+"""Of all images of the questions that are asked together: 3 bytes each, 0.8 GB."""
+
 # --- what is declared of it --------------------------------------------------------------------------------
 
 
@@ -226,9 +229,19 @@ class EndpointModel(Asking):
         return Prompt(sample, tuple(images), form.below(sample, way), self.declared.frame, dialect=form.dialect)
 
     def batches(self, samples: Sequence[Sample], draws: int = 1) -> list[list[int]]:
-        """Many more than are under way, for each batch ends with fewer; but their images are in memory."""
-        size = 8 * self.client.endpoint.rate.at_once
-        return [[*range(first, min(first + size, len(samples)))] for first in range(0, len(samples), size)]
+        """Many more than are under way, for each batch ends with fewer; but its images are in memory, and those of the
+        next."""
+        most = 8 * self.client.endpoint.rate.at_once
+        batches: list[list[int]] = []
+        room = 0
+        for index, sample in enumerate(samples):
+            pixels = sum(image.kept.width * image.kept.height for image in sample.images)
+            if not batches or pixels > room or len(batches[-1]) == most:
+                batches.append([])
+                room = BATCH_PIXELS
+            batches[-1].append(index)
+            room -= pixels
+        return batches
 
     def prepare(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         return prompts

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -190,11 +191,7 @@ class ModelRunner:
         return self._forms[model]
 
     def frame(self, model: Model, sample: Sample) -> Frame:
-        return sample.frame(self._spec(model))
-
-    def _spec(self, model: Model) -> FrameSpec:
-        form = self._forms[model]
-        return self.contract.frame_spec if form.family == "as tuned" else form.spec(self.contract)
+        return sample.frame(self._forms[model].spec(self.contract))
 
     @property
     def made_with(self) -> dict[str, Any]:
@@ -227,7 +224,8 @@ class ModelRunner:
 
     def prompt(self, model: Model, way: Way, sample: Sample, images: Sequence[Image.Image]) -> Prompt:
         form = self._forms[model]
-        return Prompt(sample, tuple(images), form.below(sample, way), self._spec(model), dialect=form.dialect)
+        frame = form.spec(self.contract)
+        return Prompt(sample, tuple(images), form.below(sample, way), frame, dialect=form.dialect)
 
     def batches(self, samples: Sequence[Sample], draws: int = 1) -> list[list[int]]:
         """Of like length, as many as fit into --eval-batch-tokens, and no more than --per-device-eval-batch-size."""
@@ -291,7 +289,14 @@ class ModelRunner:
         found: list[list[list[float]]] = []
         for some in self._together(prompts, continuations):
             ids = [[self._encoder.said(text, ended=True) for text in several] for several in continuations[some]]
-            found += score_continuations(self._network(model), self.prepare(prompts[some]), ids)
+            # Rationales of one question follow each other; the question and its images are computed once.
+            questions, begun = list[Prompt](), list[tuple[int, list[int]]]()
+            for prompt in prompts[some]:
+                if not questions or questions[-1].sample is not prompt.sample:
+                    questions.append(prompt)
+                begun.append((len(questions) - 1, self._encoder.said(prompt.prefix)))
+            batch = self.prepare([replace(prompt, prefix="") for prompt in questions])
+            found += score_continuations(self._network(model), batch, ids, begun)
         return found
 
     def _together(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[slice]:

@@ -33,6 +33,7 @@ from vcot.evaluation.metrics import Metric, measure_by
 from vcot.evaluation.ways import Form, Prompt
 from vcot.grounding import Box, Frame, Mention, Trace, iou
 from vcot.grounding.tags import parse, read_reply, render, split_answer
+from vcot.records import Image as ImageRecord
 from vcot.records import Sample, Score
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _MARK = "\nAnswer:"
 
 @dataclass(frozen=True)
 class Own:
-    """What a model said to a prompt, and what a probe may take from other rows.
+    """What a model said about a sample, and what a probe may take from other rows.
 
     Attributes:
         text: its reply.
@@ -52,7 +53,7 @@ class Own:
         labels: names of things in any reply.
     """
 
-    prompt: Prompt
+    sample: Sample
     text: str
     frame: Frame
     form: Form
@@ -60,23 +61,35 @@ class Own:
     labels: tuple[str, ...]
 
 
-def probed(probe: Probe, own: Own, seed: int) -> Prompt | None:
-    """The prompt with the reasoning that the model is to go on from, up to the mark of its answer; None where there is
-    nothing to change: the reply comes to no answer, has no box, no second thing, no second sentence.
+class Change(NamedTuple):
+    """prefix: the reasoning that the model is to go on from, up to the mark of its answer. hide: makes of the first
+    image what it is shown in its place; None: that image. It needs no image until then."""
+
+    prefix: str
+    hide: Callable[[Image.Image], Image.Image] | None
+
+    def of(self, prompt: Prompt) -> Prompt:
+        images = prompt.images
+        if self.hide is not None:
+            images = (self.hide(images[0]), *images[1:])
+        return replace(prompt, images=images, prefix=self.prefix)
+
+
+def probed(probe: Probe, own: Own, seed: int) -> Change | None:
+    """What is changed; None where there is nothing to change: the reply comes to no answer, has no box, no second
+    thing, no second sentence.
 
     The same seed and sample give the same change.
     """
     said = read_reply(own.text)
     if said.answer is None:
         return None
-    generator = random.Random(f"{seed} {probe} {own.prompt.sample.id}")
+    generator = random.Random(f"{seed} {probe} {own.sample.id}")
     if probe in _OF_PIXELS:
-        image = _hidden(probe, own, parse(said.reasoning, own.frame).trace.boxes, generator)
-        if image is None:
-            return None
-        return replace(own.prompt, images=(image, *own.prompt.images[1:]), prefix=said.reasoning + _MARK)
+        hide = _hiding(probe, own.sample.image, parse(said.reasoning, own.frame).trace.boxes, generator)
+        return hide and Change(said.reasoning + _MARK, hide)
     reasoning = _OF_TEXT[probe](own, said.reasoning, generator)
-    return None if reasoning is None else replace(own.prompt, prefix=(reasoning + _MARK).lstrip("\n"))
+    return None if reasoning is None else Change((reasoning + _MARK).lstrip("\n"), None)
 
 
 # --- the text ----------------------------------------------------------------------------------------------
@@ -104,7 +117,7 @@ def _with_boxes(trace: Trace, boxes: Mapping[Box, Box]) -> Trace:
 
 
 def _moved(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
-    image = own.prompt.sample.shown
+    image = own.sample.shown
     moved = {box: farthest(box, image.width, image.height, generator) for box in dict.fromkeys(trace.boxes)}
     return _with_boxes(trace, moved) if any(iou(a, b) < 0.5 for a, b in moved.items()) else None
 
@@ -184,23 +197,28 @@ TRIES = 50
 """Places that are looked at for one that no box of the reply touches."""
 
 
-def _hidden(probe: Probe, own: Own, boxes: Sequence[Box], generator: random.Random) -> Image.Image | None:
-    """The image with uniform noise, of the same seed wherever it lies; None: there is no image or no box."""
-    if not boxes or not own.prompt.images:
+def _hiding(
+    probe: Probe, original: ImageRecord | None, boxes: Sequence[Box], generator: random.Random
+) -> Callable[[Image.Image], Image.Image] | None:
+    """Puts uniform noise into an image, of the same seed wherever it lies; None: there is no image or no box."""
+    if original is None or not boxes:
         return None
-    seen, original = own.prompt.images[0], own.prompt.sample.shown
+    width, height = original.width, original.height
     if probe == "elsewhere-hidden":
-        boxes = [_elsewhere(box, boxes, original.width, original.height, generator) for box in boxes]
-    across, down = seen.width / original.width, seen.height / original.height
-    region = np.zeros((seen.height, seen.width), dtype=bool)
-    for box in boxes:
-        x1, y1, x2, y2 = box.as_list()
-        region[int(y1 * down) : max(round(y2 * down), 1), int(x1 * across) : max(round(x2 * across), 1)] = True
-    if probe == "rest-hidden":
-        region = ~region
-    pixels = np.array(seen)
-    noise = np.random.default_rng(generator.getrandbits(32)).integers(0, 256, pixels.shape, dtype=np.uint8)
-    return Image.fromarray(np.where(region[..., None], noise, pixels))
+        boxes = [_elsewhere(box, boxes, width, height, generator) for box in boxes]
+    seed = generator.getrandbits(32)
+
+    def hide(seen: Image.Image) -> Image.Image:
+        across, down = seen.width / width, seen.height / height
+        region = np.zeros((seen.height, seen.width), dtype=bool)
+        for box in boxes:
+            x1, y1, x2, y2 = box.as_list()
+            region[int(y1 * down) : max(round(y2 * down), 1), int(x1 * across) : max(round(x2 * across), 1)] = True
+        pixels = np.array(seen)
+        noise = np.random.default_rng(seed).integers(0, 256, pixels.shape, dtype=np.uint8)
+        return Image.fromarray(np.where((region != (probe == "rest-hidden"))[..., None], noise, pixels))
+
+    return hide
 
 
 def _elsewhere(box: Box, boxes: Sequence[Box], width: int, height: int, generator: random.Random) -> Box:

@@ -41,7 +41,7 @@ from vcot.errors import InputError
 from vcot.evaluation.config import PROBES, Condition, Model, Probe, Way
 from vcot.evaluation.metrics import score
 from vcot.evaluation.models import Models
-from vcot.evaluation.probe import Own, probed
+from vcot.evaluation.probe import Change, Own, probed
 from vcot.evaluation.rationales import UNSCORED, Rationales, rationales
 from vcot.evaluation.ways import DIRECT, LOOK_AGAIN, Prompt, as_reply, both_turns, look_again
 from vcot.grounding import Box, Frame, Mention, Trace
@@ -216,16 +216,13 @@ class EvaluationRunner:
         by_text = sum(self.samples[index].image is None for index in indices)
         with_text = unit.condition == "real" and unit.probe is None
         asked = [index for index in indices if with_text or self.samples[index].image]
-        # Equal questions about equal images (all blank ones, say) are asked once.
         questions = {index: self._question(index, unit.condition) for index in asked}
-        first = {question: index for index, question in reversed(questions.items())}
         begun = time.monotonic()
-        replies_to = self._replies if unit.probe is None else self._probed
-        said, new = replies_to(unit, sorted(first.values()), questions)
+        said, answered_as, new = self._each_once(unit, questions)
         tables = self._answer_logprobs(unit, said, questions)
         seconds = round(time.monotonic() - begun, 2)
         for index in asked:
-            sample, asked_of = self.samples[index], first[questions[index]]
+            sample, asked_of = self.samples[index], answered_as[index]
             if asked_of not in said:  # of a probe: there was nothing to change
                 continue
             replies, table = said[asked_of], tables.get(asked_of)
@@ -251,6 +248,23 @@ class EvaluationRunner:
                 )
         return EvaluateShardMetadata(by_text=by_text, seconds=seconds, asked=new)
 
+    def _each_once(
+        self, unit: Unit, questions: Mapping[int, str]
+    ) -> tuple[dict[int, list[Completion] | ImageError], dict[int, int], int]:
+        """Asks equal questions about equal images (all blank ones, say) once: what was said, to which of them for each,
+        and how many were asked. One whose own image cannot be read does not speak for the others."""
+        said: dict[int, list[Completion] | ImageError] = {}
+        answered_as: dict[int, int] = {}
+        new, left = 0, dict(questions)
+        while left:
+            first = {question: index for index, question in reversed(left.items())}
+            found, more = self._replies(unit, sorted(first.values()), questions)
+            said, new = said | found, new + more
+            broken = {questions[index] for index, replies in found.items() if isinstance(replies, ImageError)}
+            answered_as |= {i: first[q] for i, q in left.items() if q not in broken or i == first[q]}
+            left = {index: question for index, question in left.items() if index not in answered_as}
+        return said, answered_as, new
+
     def _question(self, index: int, condition: Condition) -> str:
         """All of a question that reaches a model, as one line; images by their digests."""
         sample = self.samples[index]
@@ -268,77 +282,54 @@ class EvaluationRunner:
         self, unit: Unit, indices: Sequence[int], questions: Mapping[int, str]
     ) -> tuple[dict[int, list[Completion] | ImageError], int]:
         """What the model says to each of these samples, or why it cannot be shown its image; and how many it was asked
-        for that. What was said to the same batch before is taken from the cache; images of the next batch are read
-        while one is asked."""
-        decoding = asdict(self._decoding(unit))
+        for that. Of a probe: of those where there is something to change. What was said to the same batch before is
+        taken from the cache; images of the next batch are read while one is asked."""
+        how: dict[str, Any] = {"decoding": asdict(self._decoding(unit))}
+        changes: dict[int, Change] | None = None
+        if unit.probe is not None:
+            changes = self._changes(unit, unit.probe, indices, questions)
+            indices = [*changes]
         found: dict[int, list[Completion] | ImageError] = {}
         waiting: list[tuple[list[int], str]] = []
         for batch in self._batches(indices, unit.draws or 1):
-            uri = self._cache_key(unit, batch, questions, {"decoding": decoding})
+            if changes is not None:
+                told = [(self.samples[index].id, changes[index].prefix) for index in batch]
+                how["probe"] = [unit.probe, self.seed, told]
+            uri = self._cache_key(unit, batch, questions, how)
             kept = None if self.models.keeps_replies else _cached(self.store, uri, _REPLIES)
             if kept is not None and len(kept) == len(batch) and all(len(each) == (unit.draws or 1) for each in kept):
                 found.update(zip(batch, kept, strict=True))
             else:
                 waiting.append((batch, uri))
         with ThreadPoolExecutor(1) as ahead:
-            coming = [ahead.submit(self._prepared, unit, batch) for batch, _ in waiting[:1]]
+            coming = [ahead.submit(self._prepared, unit, batch, changes) for batch, _ in waiting[:1]]
             for number, (batch, uri) in enumerate(waiting):
                 stop.raise_if_requested()
                 prompts, prepared, missing = coming.pop().result()
                 if number + 1 < len(waiting):
-                    coming.append(ahead.submit(self._prepared, unit, waiting[number + 1][0]))
+                    coming.append(ahead.submit(self._prepared, unit, waiting[number + 1][0], changes))
                 said = self._ask(unit, [i for i in batch if i not in missing], prompts, prepared)
                 found |= {**said, **missing}
                 if not missing and not self.models.keeps_replies:
                     self._keep(uri, (said[index] for index in batch))
         return found, sum(len(batch) for batch, _ in waiting)
 
-    def _probed(
-        self, unit: Unit, indices: Sequence[int], questions: Mapping[int, str]
-    ) -> tuple[dict[int, list[Completion] | ImageError], int]:
-        """The same, where the model goes on from its own reply to these questions with something changed; only of those
-        of which it could be."""
+    def _changes(
+        self, unit: Unit, probe: Probe, indices: Sequence[int], questions: Mapping[int, str]
+    ) -> dict[int, Change]:
+        """What is changed of the model's own reply to each of these samples; only those where something is."""
         own, _ = self._replies(unit._replace(probe=None), indices, questions)
-        texts = {index: replies[0].text for index, replies in own.items() if not isinstance(replies, ImageError)}
-        labels = {
-            label
-            for index, text in texts.items()
-            for label in parse(text, self.models.frame(unit.model, self.samples[index])).trace.labels
-        }
-        found: dict[int, list[Completion] | ImageError] = {}
-        new = 0
-        for batch in self._batches(sorted(texts)):
-            prompts: dict[int, Prompt] = {}
-            for index in batch:
-                sample = self.samples[index]
-                other = next((texts[i] for i in texts if self.samples[i].shown.sha256 != sample.shown.sha256), None)
-                try:
-                    prompt = self.models.prompt(unit.model, unit.way, sample, self._images(index, "real"))
-                except ImageError as error:
-                    found[index] = error
-                    continue
-                given = Own(
-                    prompt, texts[index], self.models.frame(unit.model, sample), self.models.form(unit.model), other,
-                    tuple(sorted(labels)),
-                )  # fmt: skip
-                if unit.probe is not None and (changed := probed(unit.probe, given, self.seed)) is not None:
-                    prompts[index] = changed
-            if not prompts:
-                continue
-            changes = [unit.probe, self.seed, [(index - unit.first, each.prefix) for index, each in prompts.items()]]
-            uri = self._cache_key(unit, list(prompts), questions, {"probe": changes})
-            if (kept := _cached(self.store, uri, _REPLIES)) is None or len(kept) != len(prompts):
-                stop.raise_if_requested()
-                asked = [*prompts.values()]
-                said = self.models.ask(unit.model, self.models.prepare(asked), self._decoding(unit))
-                kept = [
-                    [one.model_copy(update={"text": prompt.prefix + one.text}) for one in replies]
-                    for prompt, replies in zip(asked, said, strict=True)
-                ]
-                new += len(kept)
-                self._keep(uri, kept)
-            found.update(zip(prompts, kept, strict=True))
-        return found, new
+        texts = {i: replies[0].text for i in indices if not isinstance(replies := own[i], ImageError)}
+        frames = {index: self.models.frame(unit.model, self.samples[index]) for index in texts}
+        labels = {label for index, text in texts.items() for label in parse(text, frames[index]).trace.labels}
+        found: dict[int, Change] = {}
+        for index, text in texts.items():
+            sample = self.samples[index]
+            other = next((texts[i] for i in texts if self.samples[i].shown.sha256 != sample.shown.sha256), None)
+            given = Own(sample, text, frames[index], self.models.form(unit.model), other, tuple(sorted(labels)))
+            if (change := probed(probe, given, self.seed)) is not None:
+                found[index] = change
+        return found
 
     def _batches(self, indices: Sequence[int], draws: int = 1) -> list[list[int]]:
         together = self.models.batches([self.samples[index] for index in indices], draws)
@@ -400,15 +391,19 @@ class EvaluationRunner:
             tables.append([None if prefix is None else scored[prefix] for prefix in each.prefixes])
         return tables
 
-    def _prepared(self, unit: Unit, batch: Sequence[int]) -> tuple[list[Prompt], Any, dict[int, ImageError]]:
+    def _prepared(
+        self, unit: Unit, batch: Sequence[int], changes: Mapping[int, Change] | None
+    ) -> tuple[list[Prompt], Any, dict[int, ImageError]]:
         prompts: list[Prompt] = []
         missing: dict[int, ImageError] = {}
         for index in batch:
             try:
                 shown = self._images(index, unit.condition)
-                prompts.append(self.models.prompt(unit.model, unit.way, self.samples[index], shown))
             except ImageError as error:
                 missing[index] = error
+                continue
+            prompt = self.models.prompt(unit.model, unit.way, self.samples[index], shown)
+            prompts.append(prompt if changes is None else changes[index].of(prompt))
         return prompts, self.models.prepare(prompts) if prompts else None, missing
 
     def _ask(
@@ -418,6 +413,11 @@ class EvaluationRunner:
             return {}
         decoding = self._decoding(unit)
         said = dict(zip(batch, self.models.ask(unit.model, prepared, decoding), strict=True))
+        if unit.probe is not None:  # its reply begins as it was begun for it
+            return {
+                index: [one.model_copy(update={"text": prompt.prefix + one.text}) for one in said[index]]
+                for index, prompt in zip(batch, prompts, strict=True)
+            }
         if unit.way != "look-again":
             return said
         form = self.models.form(unit.model)

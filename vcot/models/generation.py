@@ -25,6 +25,10 @@ from vcot.models.families import family_of
 from vcot.models.families.base import Grid
 from vcot.models.loading import whole_model
 
+COMPUTED = 0.9
+"""Replies that have ended are left out of a batch once no more than this share of it goes on: not each by itself,
+because that copies the keys and values of all others."""
+
 
 class Generated(NamedTuple):
     """One reply.
@@ -68,44 +72,58 @@ def generate(
         if samples > 1:
             prefix.select(rows)
         logits, ends = prefix.logits, torch.tensor(list(eos_token_ids), device=device)
-        going_on = torch.ones(len(rows), dtype=torch.bool, device=device)
-        ids, logprobs = list[Tensor](), list[Tensor]()
+        ids = torch.zeros(len(rows), decoding.max_new_tokens, dtype=torch.long, device=device)
+        logprobs = torch.zeros(ids.shape, device=device)
+        computed = torch.arange(len(rows), device=device)  # which replies the rows of the batch are
+        going_on = torch.ones(len(rows), dtype=torch.bool, device=device)  # which of these have not ended
         for place in range(decoding.max_new_tokens):
             if place:
-                logits = prefix.extend(ids[-1][:, None])[:, -1].float()
-            chosen = logits.argmax(-1) if noise is None else _drawn(logits / decoding.temperature, noise[:, place])
-            ids.append(chosen)
+                logits = prefix.extend(ids[computed, place - 1, None])[:, -1].float()
+            if noise is None:
+                chosen = logits.argmax(-1)
+            else:
+                chosen = _drawn(logits / decoding.temperature, noise[computed, place])
+            ids[computed, place] = chosen
             # One step's distribution at a time: those of all steps would be gigabytes.
-            logprobs.append(logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0])
+            logprobs[computed, place] = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
             going_on &= ~torch.isin(chosen, ends)
-            if not going_on.any():
+            left = int(going_on.sum())
+            if not left:
                 break
+            if left <= COMPUTED * len(going_on):
+                prefix.select(going_on.nonzero()[:, 0])
+                computed, going_on = computed[going_on], going_on[going_on]
     replies = []
-    for row, likely in zip(torch.stack(ids, 1).tolist(), torch.stack(logprobs, 1).tolist(), strict=True):
-        # A row that has ended goes on until all have; what it says then is cut off here, and no other row sees it.
+    for row, likely in zip(ids[:, : place + 1].tolist(), logprobs[:, : place + 1].tolist(), strict=True):
+        # A row that has ended may be computed for a while; what it says then is cut off, and no other row sees it.
         length = next((place + 1 for place, token in enumerate(row) if token in eos_token_ids), len(row))
         replies.append(Generated(row[:length], likely[:length]))
     return [replies[start : start + samples] for start in range(0, len(replies), samples)]
 
 
 def score_continuations(
-    model: Any, batch: Mapping[str, Tensor], continuations: Sequence[Sequence[Sequence[int]]]
-) -> list[list[list[float]]]:
-    """How likely a model finds given continuations of each prompt.
+    model: Any, batch: Mapping[str, Tensor], continuations: Sequence[Sequence[Sequence[int]]],
+    begun: Sequence[tuple[int, Sequence[int]]] | None = None,
+) -> list[list[list[float]]]:  # fmt: skip
+    """How likely a model finds given continuations of each prompt, or of each beginning of a reply to one.
 
-    Each prompt is computed once, and logits for the tokens of the continuations alone. They, and the keys and values of
-    a prompt for each of its continuations, are in memory at once; the size of the batch bounds both.
+    Each prompt is computed once, each beginning once, and logits for the tokens of the continuations alone. They, and
+    the keys and values of a prompt for each of its continuations, are in memory at once; the size of the batch bounds
+    both.
 
     Args:
-        batch: as in `generate`. A prompt may end with the beginning of the reply.
-        continuations: per prompt any number of them, as token ids, without the prompt's.
+        batch: as in `generate`.
+        continuations: per beginning any number of them, as token ids, without what stands before them.
+        begun: of each beginning the prompt's row and its token ids; None: each prompt once, with nothing said yet.
 
     Returns:
-        Per prompt, per continuation, the natural log-probability of each of its tokens (temperature 1), given all
+        Per beginning, per continuation, the natural log-probability of each of its tokens (temperature 1), given all
         before it.
     """
-    if len(continuations) != len(batch["input_ids"]):
-        raise ValueError(f"{len(continuations)} lists of continuations for {len(batch['input_ids'])} prompts")
+    if begun is None:
+        begun = [(row, ()) for row in range(len(batch["input_ids"]))]
+    if len(continuations) != len(begun):
+        raise ValueError(f"{len(continuations)} lists of continuations for {len(begun)} prompts")
     flat = [list(ids) for several in continuations for ids in several]
     longest = max(map(len, flat), default=0)
     if not longest:
@@ -113,6 +131,12 @@ def score_continuations(
     with _inference(model) as inner:
         prefix = _Prefix(inner, batch, _prompts(inner, batch))
         device = prefix.logits.device
+        if most := max((len(said) for _, said in begun), default=0):
+            prefix.select(torch.tensor([row for row, _ in begun], device=device))
+            # Padded on the left, so that the last logits are those after each.
+            said = torch.tensor([[0] * (most - len(each)) + [*each] for _, each in begun], device=device)
+            is_said = torch.tensor([[place >= most - len(each) for place in range(most)] for _, each in begun])
+            prefix.logits = prefix.extend(said, is_said.to(device))[:, -1].float()
         prefix.select(torch.tensor([row for row, several in enumerate(continuations) for _ in several], device=device))
         ids = torch.tensor([each + [0] * (longest - len(each)) for each in flat], device=device)
         there = torch.tensor([[place < len(each) for place in range(longest)] for each in flat], device=device)
@@ -198,12 +222,13 @@ class _Prefix:
     def extend(self, ids: Tensor, there: Tensor | None = None, keep: int | Tensor = 1) -> Tensor:
         """Logits after tokens [B, L] that follow what was there.
 
-        there: bool [B, L], False where a row has ended before. keep: of which tokens, as the library's
-        logits_to_keep.
+        there: bool [B, L], False where a row is padded. keep: of which tokens, as the library's logits_to_keep.
         """
-        self._mask = torch.cat([self._mask, (torch.ones_like(ids) if there is None else there).to(self._mask)], dim=1)
-        positions = (self._next[:, None] + torch.arange(ids.shape[1], device=ids.device)).expand(3, -1, -1)
-        self._next = self._next + ids.shape[1]
+        real = torch.ones_like(ids) if there is None else there.to(ids)
+        counted = real.cumsum(dim=1)  # [B, L], with the token itself
+        self._mask = torch.cat([self._mask, real.to(self._mask)], dim=1)
+        positions = (self._next[:, None] + counted - 1).expand(3, -1, -1)
+        self._next = self._next + counted[:, -1]
         given = {"input_ids": ids, "attention_mask": self._mask, "position_ids": positions}
         inputs = self._family.model_inputs(given)
         logits = self._inner(**inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=keep).logits
