@@ -1,4 +1,4 @@
-"""How good is the tuned model, and would guessing do as well? `python -m jobs.evaluate`."""
+"""How good is a model, and would guessing do as well? `python -m jobs.evaluate`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
 
 class EvaluateSettings(EvaluationConfig, Settings):
-    """Asks the tuned model and its base the same questions, and measures answers and boxes. The base is asked twice: in
-    the tuned model's form and in its own; what counts as before tuning is, figure by figure, the better.
+    """Asks a model questions (one that train made, any checkpoint, or an endpoint), and measures answers and boxes. One
+    that was tuned stands beside its base, which is asked twice: in the tuned model's form and in its own; what counts
+    as before tuning is, figure by figure, the better.
 
     Each is asked with the real image, with a blank one and with another row's; guesses made without looking
-    stand beside them. Writes report.json and report.html (tables, images with true and predicted boxes, worst
-    first), and prints the table. What the base says is kept beside the runs and not asked again.
+    stand beside them. Writes report.json and report.html (tables, failures by their cause with images and boxes), and
+    prints the table. Replies are kept beside the runs and not asked again. With --compare it asks nothing and puts
+    finished evaluations side by side.
     A quality gate that is not passed ends the stage with exit code 20, after the report was written.
 
     --promote makes a model that passes the one that --model promoted finds. Evaluated again on an occasion (a day, a
