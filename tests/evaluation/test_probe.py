@@ -29,7 +29,7 @@ TEXT = (
 def own(text: str = TEXT, **changed: Any) -> Own:
     one = sample("a")
     other = "Another <ref>disc</ref><box>[1, 2, 3, 4]</box>.\nAnswer: up"
-    given: dict[str, Any] = {"form": FORM, "other": other, "labels": ("gear", "lever", "disc")}
+    given: dict[str, Any] = {"form": FORM, "others": (other,), "labels": ("gear", "lever", "disc")}
     return Own(one, text, frame(one), **(given | changed))
 
 
@@ -63,6 +63,12 @@ def test_each_probe_changes_one_thing() -> None:
     assert prefix("another-rows").startswith("Another <ref>disc")
     for probe in PROBES:
         assert prefix(probe) == prefix(probe)  # the same seed, the same change
+
+
+def test_another_rows_reasoning_is_not_of_the_same_row_for_all() -> None:
+    others = tuple(f"Row {number}.\nAnswer: up" for number in range(3))
+    found = [probed("another-rows", own(others=(TEXT, *others)), seed) for seed in range(30)]
+    assert {each and each.prefix for each in found} == {f"Row {number}.\nAnswer:" for number in range(3)}
 
 
 def changed_pixels(probe: Probe) -> np.ndarray[Any, Any]:
@@ -101,8 +107,10 @@ def test_where_there_is_nothing_to_change_nothing_is_asked(probe: Probe, text: s
     assert probed(probe, own(text), seed=0) is None
 
 
-def test_a_box_goes_to_the_corner_where_it_overlaps_least() -> None:
+def test_a_box_goes_to_the_farthest_corner() -> None:
     assert farthest(Box(0, 0, 60, 50), 100, 50, random.Random(0)) == Box(40, 0, 100, 50)
+    for seed in range(20):  # three corners are free of it
+        assert farthest(Box(10, 20, 30, 30), 100, 100, random.Random(seed)) == Box(80, 90, 100, 100)
 
 
 def reply(name: str, answer: str, probe: Probe | None = None) -> Reply:

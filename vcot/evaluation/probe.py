@@ -17,6 +17,7 @@ the text does.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Own:
 
     Attributes:
         text: its reply.
-        other: the reply of another row about another image; None: there is none.
+        others: the replies of rows about other images.
         labels: names of things in any reply.
     """
 
@@ -57,7 +58,7 @@ class Own:
     text: str
     frame: Frame
     form: Form
-    other: str | None
+    others: tuple[str, ...]
     labels: tuple[str, ...]
 
 
@@ -123,14 +124,15 @@ def _moved(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
 
 
 def farthest(box: Box, width: int, height: int, generator: random.Random) -> Box:
-    """A box of this size in that corner of the image where it overlaps least; of equal ones any. Pixels."""
+    """A box of this size in the corner of the image that is farthest from it (and overlaps least); of equal ones any.
+    Pixels."""
     corners = [
         Box(x, y, x + box.width, y + box.height)
         for x in (0.0, width - box.width)
         for y in (0.0, height - box.height)
     ]  # fmt: skip
-    least = min(iou(box, corner) for corner in corners)
-    return generator.choice([corner for corner in corners if iou(box, corner) == least])
+    generator.shuffle(corners)  # the first of equals is taken
+    return max(corners, key=lambda corner: math.dist((box.x1, box.y1), (corner.x1, corner.y1)))
 
 
 def _swapped(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
@@ -173,8 +175,9 @@ def _same(own: Own, reasoning: str, generator: random.Random) -> str | None:
 
 
 def _anothers(own: Own, reasoning: str, generator: random.Random) -> str | None:
-    other = None if own.other is None else read_reply(own.other).reasoning
-    return None if other is None or other.strip() == reasoning.strip() else other
+    """Of any row, each time drawn anew: one for all would decide by itself how many answers change."""
+    others = [other for text in own.others if (other := read_reply(text).reasoning).strip() != reasoning.strip()]
+    return generator.choice(others) if others else None
 
 
 _OF_TEXT: Mapping[Probe, Callable[[Own, str, random.Random], str | None]] = MappingProxyType(
