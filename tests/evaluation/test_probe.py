@@ -128,11 +128,15 @@ def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too(
     samples = [sample(name) for name in names]
     before = [reply(name, "left") for name in names]
 
-    def found(moved: str) -> list[dict[str, Any]]:
+    def found(moved: str, of: int = 1) -> list[dict[str, Any]]:
+        """The answers of one in so many rows are others with boxes moved."""
         replies = {
             "unchanged": [reply(name, "left", "unchanged") for name in names],
             # Of every second row there was nothing to change.
-            "boxes-moved": [None if n % 2 else reply(name, moved, "boxes-moved") for n, name in enumerate(names)],
+            "boxes-moved": [
+                None if n % 2 else reply(name, "left" if n // 2 % of else moved, "boxes-moved")
+                for n, name in enumerate(names)
+            ],
         }
         return probes(samples, replies, before, seed=0)  # type: ignore[arg-type]
 
@@ -143,6 +147,8 @@ def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too(
         assert row["figures"]["changed"]["value"] == row["difference"]["changed"]["value"] == share
     assert "It ignores the boxes that it writes" in verdict(deaf)[0]
     assert "It uses the boxes that it writes" in verdict(hearing)[0]
+    (partly,) = verdict(found("up", of=3))
+    assert partly.startswith("Some of its answers rest on the boxes that it writes: with every box moved, 35% (")
 
 
 # --- look-again --------------------------------------------------------------------------------------------

@@ -310,18 +310,22 @@ def _same_answer(sample: Sample, before: Reply, after: Reply) -> bool:
 
 
 def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In words, whether the boxes matter: what is clearly above its control, and what is not."""
+    """In words, whether the boxes matter: what is clearly above its control, for most answers or for some, and what is
+    not."""
     said = []
     changes = {row["probe"]: row for row in found}
-    for probe, does, does_not in (
+    for probe, most, some, none in (
         (
             "boxes-moved", "It uses the boxes that it writes: with every box moved, {share} of its answers change.",
+            "Some of its answers rest on the boxes that it writes: with every box moved, {share} of all change.",
             "It ignores the boxes that it writes: with every box moved, {share} of its answers change, which is not "
             "clearly more than with nothing changed.",
         ),
         (
             "region-hidden",
             "It looks where it points: with the inside of its boxes hidden, {share} of its answers change.",
+            "Some of its answers rest on what is in its boxes: with the inside of its boxes hidden, {share} of all "
+            "change.",
             "It is not shown to look where it points: with the inside of its boxes hidden, {share} of its answers "
             "change, not clearly more than with as much hidden elsewhere.",
         ),
@@ -332,5 +336,7 @@ def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
         share = f"{figure['value']:.0%}" + (
             "" if figure["low"] is None else f" ({figure['low']:.0%}–{figure['high']:.0%})"
         )
-        said.append((does if low is not None and low > 0 else does_not).format(share=share))
+        # With hundreds of rows a change of one answer in fifty is clear as well, and is no use of boxes to speak of.
+        words = none if low is None or low <= 0 else most if figure["low"] > 0.5 else some
+        said.append(words.format(share=share))
     return said
