@@ -124,7 +124,7 @@ def reply(name: str, answer: str, probe: Probe | None = None) -> Reply:
 
 
 def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too() -> None:
-    names = [f"s{number}" for number in range(40)]
+    names = [f"s{number}" for number in range(240)]
     samples = [sample(name) for name in names]
     before = [reply(name, "left") for name in names]
 
@@ -143,12 +143,15 @@ def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too(
     deaf, hearing = found("left"), found("up")
     for made, share in ((deaf, 0.0), (hearing, 1.0)):
         row = made[1]
-        assert (row["probe"], row["control"], row["figures"]["changed"]["rows"]) == ("boxes-moved", "unchanged", 20)
+        assert (row["probe"], row["control"], row["figures"]["changed"]["rows"]) == ("boxes-moved", "unchanged", 120)
         assert row["figures"]["changed"]["value"] == row["difference"]["changed"]["value"] == share
     assert "It ignores the boxes that it writes" in verdict(deaf)[0]
     assert "It uses the boxes that it writes" in verdict(hearing)[0]
     (partly,) = verdict(found("up", of=3))
-    assert partly.startswith("Some of its answers rest on the boxes that it writes: with every box moved, 35% (")
+    assert partly.startswith("Some of its answers rest on the boxes that it writes: with every box moved, 33% (")
+    doubtful = found("up", of=30)
+    assert doubtful[1]["difference"]["changed"]["low"] > 0
+    assert verdict(doubtful)[0].startswith("It ignores the boxes that it writes: with every box moved, 3% (")
 
 
 # --- look-again --------------------------------------------------------------------------------------------

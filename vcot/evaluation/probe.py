@@ -309,6 +309,11 @@ def _same_answer(sample: Sample, before: Reply, after: Reply) -> bool:
     return then is not None and now is not None and answers.same(now, (then,), sample.choices)
 
 
+LEAST_USE = 0.05
+"""Share of answers by which a change has to be clearly above its control before a verdict speaks of use: a few doubtful
+answers change with any word, while nothing at all changes in the control, so with many rows one in fifty is clear."""
+
+
 def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """In words, whether the boxes matter: what is clearly above its control, for most answers or for some, and what is
     not."""
@@ -318,8 +323,8 @@ def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
         (
             "boxes-moved", "It uses the boxes that it writes: with every box moved, {share} of its answers change.",
             "Some of its answers rest on the boxes that it writes: with every box moved, {share} of all change.",
-            "It ignores the boxes that it writes: with every box moved, {share} of its answers change, which is not "
-            "clearly more than with nothing changed.",
+            "It ignores the boxes that it writes: with every box moved, {share} of its answers change, not clearly one "
+            "in twenty more than with nothing changed.",
         ),
         (
             "region-hidden",
@@ -327,7 +332,7 @@ def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
             "Some of its answers rest on what is in its boxes: with the inside of its boxes hidden, {share} of all "
             "change.",
             "It is not shown to look where it points: with the inside of its boxes hidden, {share} of its answers "
-            "change, not clearly more than with as much hidden elsewhere.",
+            "change, not clearly one in twenty more than with as much hidden elsewhere.",
         ),
     ):  # fmt: skip
         if (row := changes.get(probe)) is None or row["figures"]["changed"]["value"] is None or not row["difference"]:
@@ -336,7 +341,6 @@ def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
         share = f"{figure['value']:.0%}" + (
             "" if figure["low"] is None else f" ({figure['low']:.0%}–{figure['high']:.0%})"
         )
-        # With hundreds of rows a change of one answer in fifty is clear as well, and is no use of boxes to speak of.
-        words = none if low is None or low <= 0 else most if figure["low"] > 0.5 else some
+        words = none if low is None or low <= LEAST_USE else most if figure["low"] > 0.5 else some
         said.append(words.format(share=share))
     return said
