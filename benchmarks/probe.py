@@ -123,21 +123,20 @@ def run(stage: str, folder: Path, *flags: str, **settings: Any) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log.read_text()[-2000:]}")
 
 
-def made(folder: Path, epochs: float) -> dict[str, Any]:
+def made(folder: Path) -> dict[str, Any]:
     """The report of the model that is made of the rows in a folder."""
     images = {"source": "samples", "input_uri": folder / "rows.jsonl", "images_uri": folder.parent / "images"}
     run("convert", folder, **images, near_duplicates=0)
     run("tokenize", folder, base_uri=BASE, input_uri=folder / "convert", max_pixels=112 * 112)
     run(
         "train", folder, base_uri=BASE, tune="full", learning_rate=5e-4, batch_tokens=1536,
-        gradient_accumulation_steps=1, num_train_epochs=epochs, neftune_noise_alpha=0, report_to="none",
+        gradient_accumulation_steps=1, num_train_epochs=2, neftune_noise_alpha=0, report_to="none",
     )  # fmt: skip
     run(
         "evaluate", folder, "--probe", native_form="as-tuned", conditions="real", max_new_tokens=64,
         per_device_eval_batch_size=64,
     )  # fmt: skip
-    report: dict[str, Any] = json.loads((folder / "evaluate" / "report.json").read_text())
-    return report
+    return dict(json.loads((folder / "evaluate" / "report.json").read_text()))
 
 
 def faults(reports: Mapping[Model, Mapping[str, Any]]) -> list[str]:
@@ -185,11 +184,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "probe", help="folder of rows, models, reports")
     parser.add_argument("--train", type=int, default=2000, help="rows to learn from; by fours they are balanced")
     parser.add_argument("--test", type=int, default=240, help="rows to ask about")
-    parser.add_argument("--epochs", type=float, default=2)
     options = parser.parse_args()
     out: Path = options.out.resolve()
     write_rows(out, options.train, options.test)
-    reports = {model: made(out / model, options.epochs) for model in SAYS}
+    reports = {model: made(out / model) for model in SAYS}
     print(
         "| model | answers right | a box can be read | boxes found | unchanged | boxes moved | region hidden | "
         f"moved over unchanged | verdict |\n{'|---' * 9}|"
