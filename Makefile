@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
-	bench-evaluate bench-train bench-gpu requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
+	bench-evaluate bench-train bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
 WILL_DO := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
@@ -118,6 +118,9 @@ bench-train: $(VENV) ## rows a second of training on this CPU, beside TRL's trai
 
 bench-gpu: $(VENV) ## MFU, memory, waiting and stalls of training a 7B on this GPU, beside TRL; without one at toy size (TOY=1); OUT=file
 	$(PY) -m benchmarks.gpu --out '$(or $(OUT),build/gpu.json)' $(if $(TOY),--toy)
+
+bench-probe: $(VENV) ## does evaluate --probe tell a model that uses its boxes from one that does not? Trains both (CPU); OUT=folder
+	$(PY) -m benchmarks.probe --out '$(or $(OUT),build/probe)'
 
 # --- on Kubernetes ---
 

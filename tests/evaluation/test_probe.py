@@ -29,7 +29,7 @@ TEXT = (
 def own(text: str = TEXT, **changed: Any) -> Own:
     one = sample("a")
     other = "Another <ref>disc</ref><box>[1, 2, 3, 4]</box>.\nAnswer: up"
-    given: dict[str, Any] = {"form": FORM, "other": other, "labels": ("gear", "lever", "disc")}
+    given: dict[str, Any] = {"form": FORM, "others": (other,), "labels": ("gear", "lever", "disc")}
     return Own(one, text, frame(one), **(given | changed))
 
 
@@ -63,6 +63,12 @@ def test_each_probe_changes_one_thing() -> None:
     assert prefix("another-rows").startswith("Another <ref>disc")
     for probe in PROBES:
         assert prefix(probe) == prefix(probe)  # the same seed, the same change
+
+
+def test_another_rows_reasoning_is_not_of_the_same_row_for_all() -> None:
+    others = tuple(f"Row {number}.\nAnswer: up" for number in range(3))
+    found = [probed("another-rows", own(others=(TEXT, *others)), seed) for seed in range(30)]
+    assert {each and each.prefix for each in found} == {f"Row {number}.\nAnswer:" for number in range(3)}
 
 
 def changed_pixels(probe: Probe) -> np.ndarray[Any, Any]:
@@ -101,8 +107,10 @@ def test_where_there_is_nothing_to_change_nothing_is_asked(probe: Probe, text: s
     assert probed(probe, own(text), seed=0) is None
 
 
-def test_a_box_goes_to_the_corner_where_it_overlaps_least() -> None:
+def test_a_box_goes_to_the_farthest_corner() -> None:
     assert farthest(Box(0, 0, 60, 50), 100, 50, random.Random(0)) == Box(40, 0, 100, 50)
+    for seed in range(20):  # three corners are free of it
+        assert farthest(Box(10, 20, 30, 30), 100, 100, random.Random(seed)) == Box(80, 90, 100, 100)
 
 
 def reply(name: str, answer: str, probe: Probe | None = None) -> Reply:
@@ -116,25 +124,34 @@ def reply(name: str, answer: str, probe: Probe | None = None) -> Reply:
 
 
 def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too() -> None:
-    names = [f"s{number}" for number in range(40)]
+    names = [f"s{number}" for number in range(240)]
     samples = [sample(name) for name in names]
     before = [reply(name, "left") for name in names]
 
-    def found(moved: str) -> list[dict[str, Any]]:
+    def found(moved: str, of: int = 1) -> list[dict[str, Any]]:
+        """The answers of one in so many rows are others with boxes moved."""
         replies = {
             "unchanged": [reply(name, "left", "unchanged") for name in names],
             # Of every second row there was nothing to change.
-            "boxes-moved": [None if n % 2 else reply(name, moved, "boxes-moved") for n, name in enumerate(names)],
+            "boxes-moved": [
+                None if n % 2 else reply(name, "left" if n // 2 % of else moved, "boxes-moved")
+                for n, name in enumerate(names)
+            ],
         }
         return probes(samples, replies, before, seed=0)  # type: ignore[arg-type]
 
     deaf, hearing = found("left"), found("up")
     for made, share in ((deaf, 0.0), (hearing, 1.0)):
         row = made[1]
-        assert (row["probe"], row["control"], row["figures"]["changed"]["rows"]) == ("boxes-moved", "unchanged", 20)
+        assert (row["probe"], row["control"], row["figures"]["changed"]["rows"]) == ("boxes-moved", "unchanged", 120)
         assert row["figures"]["changed"]["value"] == row["difference"]["changed"]["value"] == share
     assert "It ignores the boxes that it writes" in verdict(deaf)[0]
     assert "It uses the boxes that it writes" in verdict(hearing)[0]
+    (partly,) = verdict(found("up", of=3))
+    assert partly.startswith("Some of its answers rest on the boxes that it writes: with every box moved, 33% (")
+    doubtful = found("up", of=30)
+    assert doubtful[1]["difference"]["changed"]["low"] > 0
+    assert verdict(doubtful)[0].startswith("It ignores the boxes that it writes: with every box moved, 3% (")
 
 
 # --- look-again --------------------------------------------------------------------------------------------

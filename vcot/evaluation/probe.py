@@ -17,6 +17,7 @@ the text does.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Own:
 
     Attributes:
         text: its reply.
-        other: the reply of another row about another image; None: there is none.
+        others: the replies of rows about other images.
         labels: names of things in any reply.
     """
 
@@ -57,7 +58,7 @@ class Own:
     text: str
     frame: Frame
     form: Form
-    other: str | None
+    others: tuple[str, ...]
     labels: tuple[str, ...]
 
 
@@ -123,14 +124,15 @@ def _moved(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
 
 
 def farthest(box: Box, width: int, height: int, generator: random.Random) -> Box:
-    """A box of this size in that corner of the image where it overlaps least; of equal ones any. Pixels."""
+    """A box of this size in the corner of the image that is farthest from it (and overlaps least); of equal ones any.
+    Pixels."""
     corners = [
         Box(x, y, x + box.width, y + box.height)
         for x in (0.0, width - box.width)
         for y in (0.0, height - box.height)
     ]  # fmt: skip
-    least = min(iou(box, corner) for corner in corners)
-    return generator.choice([corner for corner in corners if iou(box, corner) == least])
+    generator.shuffle(corners)  # the first of equals is taken
+    return max(corners, key=lambda corner: math.dist((box.x1, box.y1), (corner.x1, corner.y1)))
 
 
 def _swapped(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
@@ -173,8 +175,9 @@ def _same(own: Own, reasoning: str, generator: random.Random) -> str | None:
 
 
 def _anothers(own: Own, reasoning: str, generator: random.Random) -> str | None:
-    other = None if own.other is None else read_reply(own.other).reasoning
-    return None if other is None or other.strip() == reasoning.strip() else other
+    """Of any row, each time drawn anew: one for all would decide by itself how many answers change."""
+    others = [other for text in own.others if (other := read_reply(text).reasoning).strip() != reasoning.strip()]
+    return generator.choice(others) if others else None
 
 
 _OF_TEXT: Mapping[Probe, Callable[[Own, str, random.Random], str | None]] = MappingProxyType(
@@ -306,21 +309,30 @@ def _same_answer(sample: Sample, before: Reply, after: Reply) -> bool:
     return then is not None and now is not None and answers.same(now, (then,), sample.choices)
 
 
+LEAST_USE = 0.05
+"""Share of answers by which a change has to be clearly above its control before a verdict speaks of use: a few doubtful
+answers change with any word, while nothing at all changes in the control, so with many rows one in fifty is clear."""
+
+
 def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In words, whether the boxes matter: what is clearly above its control, and what is not."""
+    """In words, whether the boxes matter: what is clearly above its control, for most answers or for some, and what is
+    not."""
     said = []
     changes = {row["probe"]: row for row in found}
-    for probe, does, does_not in (
+    for probe, most, some, none in (
         (
             "boxes-moved", "It uses the boxes that it writes: with every box moved, {share} of its answers change.",
-            "It ignores the boxes that it writes: with every box moved, {share} of its answers change, which is not "
-            "clearly more than with nothing changed.",
+            "Some of its answers rest on the boxes that it writes: with every box moved, {share} of all change.",
+            "It ignores the boxes that it writes: with every box moved, {share} of its answers change, not clearly one "
+            "in twenty more than with nothing changed.",
         ),
         (
             "region-hidden",
             "It looks where it points: with the inside of its boxes hidden, {share} of its answers change.",
+            "Some of its answers rest on what is in its boxes: with the inside of its boxes hidden, {share} of all "
+            "change.",
             "It is not shown to look where it points: with the inside of its boxes hidden, {share} of its answers "
-            "change, not clearly more than with as much hidden elsewhere.",
+            "change, not clearly one in twenty more than with as much hidden elsewhere.",
         ),
     ):  # fmt: skip
         if (row := changes.get(probe)) is None or row["figures"]["changed"]["value"] is None or not row["difference"]:
@@ -329,5 +341,6 @@ def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
         share = f"{figure['value']:.0%}" + (
             "" if figure["low"] is None else f" ({figure['low']:.0%}–{figure['high']:.0%})"
         )
-        said.append((does if low is not None and low > 0 else does_not).format(share=share))
+        words = none if low is None or low <= LEAST_USE else most if figure["low"] > 0.5 else some
+        said.append(words.format(share=share))
     return said

@@ -325,8 +325,8 @@ class EvaluationRunner:
         found: dict[int, Change] = {}
         for index, text in texts.items():
             sample = self.samples[index]
-            other = next((texts[i] for i in texts if self.samples[i].shown.sha256 != sample.shown.sha256), None)
-            given = Own(sample, text, frames[index], self.models.form(unit.model), other, tuple(sorted(labels)))
+            others = tuple(texts[i] for i in texts if self.samples[i].shown.sha256 != sample.shown.sha256)
+            given = Own(sample, text, frames[index], self.models.form(unit.model), others, tuple(sorted(labels)))
             if (change := probed(probe, given, self.seed)) is not None:
                 found[index] = change
         return found
