@@ -97,8 +97,6 @@ class EvaluateSettings(EvaluationConfig, Settings):
             raise ValueError("--promote: with --model promoted there is nothing to promote; leave one out")
         if self.compare and (asked := [name for name in ("subject", "occasion") if getattr(self, name) is not None]):
             raise ValueError(f"--compare asks no model; leave out --{', --'.join(asked)}")
-        if len({*self.compare, self.fail_if_worse_than or ""} - {""}) == 1 and self.compare:
-            raise ValueError(f"--compare={self.compare[0]}: one evaluation alone; name another one as well")
         if self.occasion is not None and not again:
             raise ValueError(f"--occasion={self.occasion}: has a meaning only with --model promoted")
         if self.promote and (missing := {"blank", "shuffled"} - set(self.conditions)):
@@ -222,9 +220,11 @@ def _compare(settings: EvaluateSettings, store: Store) -> None:
     from vcot.evaluation import compare, gates, subjects
     from vcot.storage import join
 
-    wanted = dict.fromkeys(filter(None, (settings.fail_if_worse_than, *settings.compare)))
-    found = [subjects.evaluation_at(store, uri) for uri in wanted]
-    named = zip(compare.names([each.uri for each in found]), found, strict=True)
+    wanted = filter(None, (settings.fail_if_worse_than, *settings.compare))
+    found = {each.uri: each for each in (subjects.evaluation_at(store, uri) for uri in wanted)}
+    if len(found) == 1:
+        raise SettingsError(f"--compare {' '.join(settings.compare)}: one evaluation alone; name another one as well")
+    named = zip(compare.names([*found]), found.values(), strict=True)
     runs = [compare.Run.of(store, name, each) for name, each in named]
     comparison, page_uri = _compared(settings, store, join(settings.run_uri, "comparison"), runs)
     if settings.fail_if_worse_than:

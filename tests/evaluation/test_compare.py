@@ -81,8 +81,6 @@ def test_of_several_each_is_compared_with_the_first():
     assert [one["regressions"] for one in comparison["changes"]] == [["answer_accuracy"], ["accuracy_at_50"]]
     assert [gate["passed"] for gate in judge_comparison(comparison)] == [True, False, False, True]
     assert names(["s3://b/one/evaluate", "s3://b/two", "s3://c/x/two/evaluate"]) == ["b/one", "b/two", "x/two"]
-    with pytest.raises(InputError, match="s3://b/one is named twice"):
-        names(["s3://b/one", "s3://b/one"])
 
 
 def test_rows_that_cannot_be_paired_are_left_out_up_to_the_allowed_share_or_where_common_rows_are_asked_for():

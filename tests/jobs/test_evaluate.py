@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.convert import ConvertSettings
 from jobs.convert import run as run_convert
@@ -230,6 +231,26 @@ def test_a_worse_model_ends_with_20_and_its_numbers(runs, samples_uri, tmp_path,
     bad = join(runs, "bad")
     evaluate(join(runs, "again"), fail_if_worse_than=bad, occasion="reevaluate-29922066", **AGAIN)
     assert {path for path in files(join(runs, "again")) if "/shards/" in path} == shards
+
+
+def test_finished_evaluations_are_put_side_by_side_and_no_model_is_asked(runs, samples_uri, capsys, monkeypatch):
+    """By run or by stage; the one that must not be worse is what the others are compared with."""
+    evaluate(join(runs, "bad"), samples_uri=samples_uri)
+    monkeypatch.setattr("jobs.evaluate._ask", lambda *_: pytest.fail("a model is asked again"))
+    asked = {"run_uri": join(runs, "bad"), "compare": (join(runs, "bad"), join(runs, "good", "evaluate"))}
+    run(EvaluateSettings(**asked))
+    assert "good is better than bad: found" in capsys.readouterr().out
+    page = Path(runs, "bad", "comparison", "comparison.html").read_text()
+    assert "data:image/jpeg" in page
+    with pytest.raises(GateFailed, match=r"^regression of accuracy_at_50: .*bad/evaluate against .*good/evaluate"):
+        run(EvaluateSettings(**asked, fail_if_worse_than=join(runs, "good")))
+    run(EvaluateSettings(**asked, fail_if_worse_than=join(runs, "bad")))  # the other is better
+    with pytest.raises(InputError, match=r"nothing/evaluate is not a finished stage"):
+        run(EvaluateSettings(**asked | {"compare": (join(runs, "bad"), join(runs, "nothing"))}))
+    with pytest.raises(SettingsError, match="one evaluation alone; name another one as well"):
+        run(EvaluateSettings(**asked | {"compare": (join(runs, "bad"), join(runs, "bad", "evaluate"))}))
+    with pytest.raises(ValidationError, match="--compare asks no model; leave out --subject"):
+        EvaluateSettings(**asked, subject=join(runs, "bad"))
 
 
 def test_a_base_that_was_tuned_in_a_foreign_frame_is_asked_in_its_own_form_too(runs, samples_uri, adapters):

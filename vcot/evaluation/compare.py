@@ -72,13 +72,10 @@ class Run:
 
 
 def names(uris: Sequence[str]) -> list[str]:
-    """What tells these evaluations apart: the last parts of their URIs, as few as will do."""
-    parts = [uri.rstrip("/").removesuffix("/evaluate").split("/") for uri in uris]
-    for many in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(each[-many:]) for each in parts]
-        if len(set(found)) == len(found):
-            return found
-    raise InputError(f"--compare: {next(uri for uri in uris if uris.count(uri) > 1)} is named twice")
+    """What tells evaluations at different URIs apart: the last parts of these, as few as will do."""
+    parts = [uri.removesuffix("/evaluate").split("/") for uri in uris]
+    every = (["/".join(each[-many:]) for each in parts] for many in range(1, max(map(len, parts)) + 1))
+    return next(found for found in every if len(set(found)) == len(found))
 
 
 def samples_of(store: Store, run: Run) -> dict[str, Sample]:

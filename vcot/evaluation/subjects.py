@@ -152,6 +152,7 @@ class Subject:
 
 def evaluation_at(store: Store, uri: str) -> Finished:
     """A finished evaluation: the stage itself, or the run that has one. Raises InputError: there is none."""
+    uri = uri.rstrip("/")
     return Finished.at(store, uri if store.stat(join(uri, DONE)) is not None else join(uri, EVALUATE.name), EVALUATE)
 
 
