@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     EvaluateFolder = Folder[EvaluateShardMetadata, EvaluateMetadata]
 
 
+OF_A_MODEL = (
+    "subject", "occasion", "samples_uri", "judge", "probe", "promote", "require_not_worse_than_base",
+    "min_accuracy_at_50", "min_answer_accuracy", "max_blank_accuracy",
+)  # fmt: skip
+"""What a comparison does not look at."""
+
+
 class EvaluateSettings(EvaluationConfig, Settings):
     """Asks a model questions (one that train made, any checkpoint, or an endpoint), and measures answers and boxes. One
     that was tuned stands beside its base, which is asked twice: in the tuned model's form and in its own; what counts
@@ -95,8 +102,11 @@ class EvaluateSettings(EvaluationConfig, Settings):
             raise ValueError(f"--subject={self.subject}: --model promoted finds the model itself; leave one out")
         if again and self.promote:
             raise ValueError("--promote: with --model promoted there is nothing to promote; leave one out")
-        if self.compare and (asked := [name for name in ("subject", "occasion") if getattr(self, name) is not None]):
-            raise ValueError(f"--compare asks no model; leave out --{', --'.join(asked)}")
+        if self.compare and (asked := [name for name in OF_A_MODEL if getattr(self, name)]):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+            raise ValueError(f"--compare asks no model, and its gate is --fail-if-worse-than; leave out {flags}")
+        if self.common and not (self.compare or self.fail_if_worse_than or again):
+            raise ValueError("--common: there is nothing to compare; name it with --compare or --fail-if-worse-than")
         if self.occasion is not None and not again:
             raise ValueError(f"--occasion={self.occasion}: has a meaning only with --model promoted")
         if self.promote and (missing := {"blank", "shuffled"} - set(self.conditions)):
@@ -140,6 +150,11 @@ def run(settings: EvaluateSettings) -> None:
     if subject.train is None and (settings.require_not_worse_than_base or settings.promote):
         gate = "--promote" if settings.promote else "--require-not-worse-than-base"
         raise SettingsError(f"{gate}: {subject.uri} was not made by train, so there is no base to compare it with")
+    for flag, uri in (("--subject", subject.uri), ("--judge", settings.judge)):
+        if uri is not None and (subjects.is_endpoint(uri) or flag == "--judge"):
+            from vcot.evaluation.endpoint import address_and_name
+
+            address_and_name(uri, flag)  # what is not well written is refused before the run holds to it
     folder = Folder(store, subject.run_uri, EVALUATE)
     if folder.whole(settings, subject.inputs) is None:
         if settings.part in ("all", "shards"):
@@ -235,7 +250,7 @@ def _compared(settings: EvaluateSettings, store: Store, uri: str, runs: Sequence
     """The comparison, written below `uri` and told on standard output, and where its page is."""
     from vcot.evaluation import compare, comparison_page
 
-    samples = compare.samples_of(store, runs[0])
+    samples = compare.samples_of(store, runs)
     comparison = compare.compare(
         runs, samples, max_left_out_share=settings.max_rejected_share, seed=settings.seed, common=settings.common
     )

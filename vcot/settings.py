@@ -434,7 +434,7 @@ def _joined(cls: type[Declared], argv: Sequence[str]) -> list[str]:
     joined: list[str] = []
     of = ""
     for word in argv:
-        if word.startswith("--"):
+        if word.startswith("-"):
             of = word.partition("=")[0]
         elif of in lists and joined[-1] != of:
             joined[-1] += f",{word}"

@@ -24,6 +24,8 @@ TRUE, LOOSE, ELSEWHERE = [100, 100, 300, 300], [150, 150, 450, 450], [600, 600, 
         (said([LOOSE], "right"), "loose box"),
         (said([TRUE], "right"), "right box, wrong answer"),
         (said([TRUE, ELSEWHERE]), "too many boxes"),
+        (said([ELSEWHERE, TRUE]), "too many boxes"),
+        (said([ELSEWHERE, TRUE], "right"), "right box, wrong answer"),
     ],
 )
 def test_a_reply_fails_for_one_cause(text, expected):

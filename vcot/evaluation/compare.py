@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from vcot.errors import InputError
@@ -31,7 +32,7 @@ SHOWN = ("accuracy_at_50", "mean_iou", "answer_accuracy", "answer_absent", "malf
 ASKED = (
     "ask", "suite", "native_form", "subject_frame", "subject_dialect", "subject_instruction", "subject_min_pixels",
     "subject_max_pixels", "max_new_tokens", "quantization", "dtype", "per_device_eval_batch_size", "max_samples",
-    "seed", "split", "synonyms",
+    "eval_batch_tokens", "seed", "split", "synonyms",
 )  # fmt: skip
 
 
@@ -50,12 +51,12 @@ class Run:
     settings: Mapping[str, Any]
     scores: Mapping[Way, Mapping[str, Score]]
     made_with: Mapping[str, Any]
-    marker: Finished | None = None
+    finished: Finished | None = None
 
     @classmethod
     def read(
         cls, store: Store, name: str, uri: str, settings: Mapping[str, Any], shards: Sequence[ShardMarker],
-        marker: Finished | None = None,
+        finished: Finished | None = None,
     ) -> Run:  # fmt: skip
         """Of an evaluation whose report is written; without its marker where a gate was not passed."""
         scores: dict[Way, dict[str, Score]] = defaultdict(dict)
@@ -63,7 +64,7 @@ class Run:
             if (reply.key, reply.draw, reply.probe) == ("subject-real", 0, None):
                 scores[reply.way][reply.score.sample] = reply.score
         made_with = json.loads(store.read(join(uri, "report.json")))["made_with"]
-        return cls(name, uri, settings, scores, made_with, marker)
+        return cls(name, uri, settings, scores, made_with, finished)
 
     @classmethod
     def of(cls, store: Store, name: str, finished: Finished) -> Run:
@@ -78,15 +79,16 @@ def names(uris: Sequence[str]) -> list[str]:
     return next(found for found in every if len(set(found)) == len(found))
 
 
-def samples_of(store: Store, run: Run) -> dict[str, Sample]:
-    """Id → the sample that was asked about; none where they have gone since."""
-    uri = str(run.made_with["samples"])
-    asked = next(iter(run.scores.values()), {})
-    try:
-        marker = Finished.at(store, uri, *OF_SAMPLES).marker
-        return {sample.id: sample for sample in read_samples(store, uri, marker) if sample.id in asked}
-    except (InputError, NotFound):
-        return {}
+def samples_of(store: Store, runs: Sequence[Run]) -> dict[str, Sample]:
+    """Id → the sample that was asked about, of the first run whose samples are still there; else none."""
+    for run in runs:
+        uri, asked = str(run.made_with["samples"]), next(iter(run.scores.values()), {})
+        try:
+            marker = Finished.at(store, uri, *OF_SAMPLES).marker
+            return {sample.id: sample for sample in read_samples(store, uri, marker) if sample.id in asked}
+        except (InputError, NotFound):
+            continue
+    return {}
 
 
 def compare(
@@ -94,7 +96,8 @@ def compare(
 ) -> dict[str, Any]:
     """The comparison, ready for JSON.
 
-    Rows are paired by their id. One that not all have, or whose true boxes were annotated anew, cannot be paired.
+    Rows are paired by their id. One that not all have, about another image, or with more or fewer true boxes than
+    before, cannot be paired.
 
     Args:
         runs: two or more; the first is what the others are compared with.
@@ -105,15 +108,13 @@ def compare(
         InputError: more than this share of the rows cannot be paired, or there is no way that all were asked in.
     """
     first, others = runs[0], runs[1:]
-    ways = [way for way in first.scores if all(way in run.scores for run in others)]
+    ways = [way for way in others[0].scores if all(way in run.scores for run in runs)]
     if not ways:
         said = "; ".join(f"{run.uri}: {', '.join(run.scores) or 'nothing'}" for run in runs)
         raise InputError(f"these evaluations have no way to ask in common ({said}); ask again with the --ask of one")
     every = [run.scores[way] for run in runs for way in ways]
     rows = [
-        name
-        for name, one in every[0].items()
-        if all(name in each and each[name].true_boxes == one.true_boxes for each in every)
+        name for name, one in every[0].items() if all(name in each and _of(each[name]) == _of(one) for each in every)
     ]
     larger = max(map(len, every))
     if not rows or (larger - len(rows) > max_left_out_share * larger and not common):
@@ -133,9 +134,9 @@ def compare(
             {
                 "name": run.name,
                 "uri": run.uri,
-                "sha256": run.marker and run.marker.sha256,
-                "code": run.marker and run.marker.marker.code,
-                "subject": run.made_with["subject"],
+                "sha256": run.finished and run.finished.sha256,
+                "code": run.finished and run.finished.marker.code,
+                "subject": run.made_with.get("subject") or run.made_with["tuned"],  # in version 1
                 "asked_otherwise": [
                     f"{name} is {run.settings[name]!r}, of {first.name} it is {first.settings[name]!r}"
                     for name in ASKED
@@ -146,50 +147,49 @@ def compare(
         ],
         "rows": len(rows),
         "left_out": larger - len(rows),
+        "images_known": bool(samples),
         "tables": tables,
         "changes": changes,
     }  # fmt: skip
 
 
 def is_worse(difference: Mapping[str, Any]) -> bool:
-    bound = difference["value"] if difference["high"] is None else difference["high"]
-    return bound is not None and bool(bound < 0)
+    """Without an interval, as of a single image, nothing is shown."""
+    return difference["high"] is not None and bool(difference["high"] < 0)
+
+
+def _of(score: Score) -> tuple[str | None, int | None]:
+    """What two runs have to be asked alike about."""
+    return score.image, score.true_boxes
 
 
 def _tables(
     runs: Sequence[Run], ways: Sequence[Way], rows: Sequence[str], samples: Mapping[str, Sample], seed: int
-) -> Any:
-    """Of all rows for each way, then of each set of each suite that any of them was asked."""
+) -> Iterator[dict[str, Any]]:
+    """Of all rows for each way, then of each set of each suite that any of them was asked, by its rules (a judge's
+    verdicts are not kept with replies)."""
     shown: Mapping[str, Metric[Score]] = {name: METRICS[name] for name in SHOWN}
     for way in ways:
         said = {run.name: [run.scores[way][name] for name in rows] for run in runs}
-        yield {"way": way, "suite": None, "set": "all rows", "rows": len(rows)} | _measured(shown, said, None, seed)
+        about = {"way": way, "suite": None, "set": "all rows", "rows": len(rows)}
+        yield about | _measured(shown, said, lambda score: score, seed)
     asked = dict.fromkeys(name for run in runs for name in run.settings.get("suite") or ())
     known = [name for name in rows if name in samples]
     for suite in suites_named(asked):
         parts = {name: part for name in known if (part := suite.sets(samples[name])) is not None}
         metrics = {name: suite.metrics[name] for name in suite.shown}
-        for part in sorted({*parts.values()}):
-            for way in ways:
-                marked = {
-                    run.name: [
-                        suite.mark(samples[name], run.scores[way][name]) for name in known if parts.get(name) == part
-                    ]
-                    for run in runs
-                }
-                many = sum(each == part for each in parts.values())
-                yield {"way": way, "suite": suite.name, "set": part, "rows": many} | _measured(
-                    metrics, marked, lambda one: one.score, seed
-                )
+        for part, way in product(sorted({*parts.values()}), ways):
+            of = [name for name, each in parts.items() if each == part]
+            marked = {run.name: [suite.mark(samples[name], run.scores[way][name]) for name in of] for run in runs}
+            about = {"way": way, "suite": suite.name, "set": part, "rows": len(of)}
+            yield about | _measured(metrics, marked, lambda one: one.score, seed)
 
 
 def _measured(
-    metrics: Mapping[str, Metric[Any]], said: Mapping[str, Sequence[Any]], score_of: Any, seed: int
+    metrics: Mapping[str, Metric[Any]], said: Mapping[str, Sequence[Any]], score_of: Callable[[Any], Score], seed: int
 ) -> dict[str, Any]:
     first, *others = said
-    found = measure_by(
-        metrics, said, [(name, first) for name in others], score_of=score_of or (lambda score: score), seed=seed
-    )
+    found = measure_by(metrics, said, [(name, first) for name in others], score_of=score_of, seed=seed)
     return {
         "runs": [
             {

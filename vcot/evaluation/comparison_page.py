@@ -15,7 +15,7 @@ from rich.table import Table
 
 from vcot.evaluation.compare import Run
 from vcot.evaluation.metrics import METRICS
-from vcot.evaluation.page import drawn, highlighted
+from vcot.evaluation.page import drawn, fair_shares, highlighted
 from vcot.evaluation.report import JUDGED, both, interval, value
 from vcot.evaluation.suites import tables as of_suites
 from vcot.records import Sample, Score
@@ -128,17 +128,18 @@ def rows(
     """Run → kind of change → the rows that changed most, `most` on the whole page."""
     first, by_name = runs[0], {run.name: run for run in runs}
     way = comparison["tables"][0]["way"]
-    each = most // (len(KINDS) * max(1, len(comparison["changes"])))
+    wanted = {(each["run"], kind): len(each[kind]) for each in comparison["changes"] for kind in KINDS if each[kind]}
+    shares = fair_shares(wanted, most)
     found = []
     for change in comparison["changes"]:
         pair = first, by_name[change["run"]]
         kinds: list[tuple[str, list[Row]]] = []
         told: set[str] = set()
-        for kind in KINDS:
-            names = [name for name in change[kind] if name not in told][:each]  # one that won both stands once
+        for kind in (kind for kind in KINDS if change[kind]):
+            share = shares[change["run"], kind]
+            names = [name for name in change[kind] if name not in told][:share]  # one that won both stands once
             told.update(names)
-            if change[kind]:
-                kinds.append((kind, [_row(store, name, samples.get(name), pair, way) for name in names]))
+            kinds.append((kind, [_row(store, name, samples.get(name), pair, way) for name in names]))
         found.append((change["run"], kinds))
     return found
 

@@ -110,7 +110,8 @@ class EvaluationConfig(BaseModel):
     )
     seed: int = setting(0, "which images are exchanged, which samples a limit draws, the bootstrap", ge=0)
     overlays: int = setting(
-        60, "rows on the page with their images: all, or the worst and some at random", unit="rows", ge=0,
+        60, "rows on a page with their images: all, or as many of each cause of failure; of a comparison, of "
+        "each kind of change", unit="rows", ge=0,
         shapes_result=False,
     )  # fmt: skip
     max_rejected_share: float = setting(

@@ -154,7 +154,7 @@ class Evaluation:
         report["gates"] = judge_gates(report, self.config)
         html = page.html(report, page.examples(self.store, evidence, report, self.config.overlays, seed))
         below = self.models.form("subject").below
-        logs = sample_logs(evidence, self.config.suite, lambda sample, way: prompt_text(sample, below(sample, way)))
+        logs = sample_logs(evidence, replies, lambda sample, way: prompt_text(sample, below(sample, way)))
         for name, lines in logs.items():
             self.store.write(join(uri, "lmms-eval", name), lines)
         for name, data in tables.exports(replies):

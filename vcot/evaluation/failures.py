@@ -46,20 +46,22 @@ def cause(score: Score, *, boxes: bool = True) -> str | None:
         return "box of what is not there"
     if not boxes or not score.true_boxes:
         return None if right else "wrong answer"
+    if score.matched == score.true_boxes:  # by any of its boxes, not by the first alone
+        if not right:
+            return "right box, wrong answer"
+        return "too many boxes" if score.predicted_boxes > score.matched else None
     if min(score.ious) < TOUCHES:
         return "right answer, wrong box" if right else "wrong object"
-    if min(score.ious) < THRESHOLD:
-        return "loose box"
-    if not right:
-        return "right box, wrong answer"
-    return "too many boxes" if score.predicted_boxes > score.true_boxes else None
+    return "loose box"
 
 
 def failures(scores: Sequence[Score], *, boxes: bool, seed: int) -> list[dict[str, Any]]:
     """What the report holds: each cause that there is, most frequent first, as a share of all replies."""
 
+    causes = {score.sample: cause(score, boxes=boxes) for score in scores}
+
     def is_of(name: str) -> Callable[[Score], bool]:
-        return lambda score: cause(score, boxes=boxes) == name
+        return lambda score: causes[score.sample] == name
 
     metrics = {
         name: Metric(name, meaning, is_of(name), lambda _: True, "replies", low_is_good=True)

@@ -13,7 +13,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont
@@ -107,6 +107,9 @@ class Card:
     others: Mapping[str, Markup]
 
 
+Kind = TypeVar("Kind")
+
+
 class Shown(NamedTuple):
     """Rows that the page shows, of all that have a cause of failure; None: nothing is wrong with them."""
 
@@ -122,17 +125,26 @@ def examples(store: Store, evidence: Evidence, report: Mapping[str, Any], most: 
     by_cause: dict[str | None, list[int]] = defaultdict(list)
     for index in sorted(range(len(scores)), key=lambda index: _goodness(scores[index])):
         by_cause[cause(scores[index], boxes=boxes)].append(index)
-    each = most if len(scores) <= most else most // len(by_cause)
+    shares = fair_shares({one: len(indices) for one, indices in by_cause.items()}, most)
     found = []
     for one in (*(row["cause"] for row in report["failures"]), None):
         if not (indices := by_cause[one]):
             continue
-        chosen = indices[:each]
-        if one is None and len(indices) > each:
-            drawn = set(random.Random(seed).sample(indices, each))
+        chosen = indices[: (share := shares[one])]
+        if one is None and len(indices) > share:
+            drawn = set(random.Random(seed).sample(indices, share))
             chosen = [index for index in indices if index in drawn]
         found.append(Shown(one, len(indices), [_card(store, evidence, index) for index in chosen]))
     return found
+
+
+def fair_shares(wanted: Mapping[Kind, int], most: int) -> dict[Kind, int]:
+    """How many of each kind are shown where `most` are in all: equally many, and what one does not need, the others
+    have; one at least."""
+    shares: dict[Kind, int] = {}
+    for place, (kind, many) in enumerate(sorted(wanted.items(), key=lambda item: item[1])):
+        shares[kind] = min(many, max(1, (most - sum(shares.values())) // (len(wanted) - place)))
+    return shares
 
 
 def _goodness(score: Score) -> tuple[float, bool, str]:

@@ -136,7 +136,7 @@ def farthest(box: Box, width: int, height: int, generator: random.Random) -> Box
 
 
 def _swapped(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
-    """Each thing gets the boxes of the next one that has others."""
+    """The first two things with different names and places have each other's first box."""
     mentions = trace.mentions
     for place, mention in enumerate(mentions):
         for other in mentions[place + 1 :]:
@@ -216,7 +216,8 @@ def _hiding(
         region = np.zeros((seen.height, seen.width), dtype=bool)
         for box in boxes:
             x1, y1, x2, y2 = box.as_list()
-            region[int(y1 * down) : max(round(y2 * down), 1), int(x1 * across) : max(round(x2 * across), 1)] = True
+            top, left = int(y1 * down), int(x1 * across)  # at least a pixel, however thin the box is
+            region[top : max(round(y2 * down), top + 1), left : max(round(x2 * across), left + 1)] = True
         pixels = np.array(seen)
         noise = np.random.default_rng(seed).integers(0, 256, pixels.shape, dtype=np.uint8)
         return Image.fromarray(np.where((region != (probe == "rest-hidden"))[..., None], noise, pixels))

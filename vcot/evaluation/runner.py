@@ -318,7 +318,10 @@ class EvaluationRunner:
         self, unit: Unit, probe: Probe, indices: Sequence[int], questions: Mapping[int, str]
     ) -> dict[int, Change]:
         """What is changed of the model's own reply to each of these samples; only those where something is."""
-        own, _ = self._replies(unit._replace(probe=None), indices, questions)
+        # In the batches in which they were asked, questions by text alone included: another batch is other arithmetic.
+        every = {index: self._question(index, unit.condition) for index in range(unit.first, unit.last)}
+        first = {question: index for index, question in reversed(every.items())}
+        own, _ = self._replies(unit._replace(probe=None), sorted(first.values()), every)
         texts = {i: replies[0].text for i in indices if not isinstance(replies := own[i], ImageError)}
         frames = {index: self.models.frame(unit.model, self.samples[index]) for index in texts}
         labels = {label for index, text in texts.items() for label in parse(text, frames[index]).trace.labels}

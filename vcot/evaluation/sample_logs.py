@@ -12,33 +12,33 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vcot.evaluation.config import Way
 from vcot.evaluation.metrics import boxes_found
 from vcot.evaluation.report import Evidence
 from vcot.evaluation.runner import Reply
-from vcot.evaluation.suites import suites_named
+from vcot.evaluation.suites.tables import Replies
 from vcot.records import Sample, Score
 
 Prompted = Callable[[Sample, Way], str]
 
 
-def sample_logs(evidence: Evidence, suites: Sequence[str], prompt: Prompted) -> dict[str, bytes]:
+def sample_logs(evidence: Evidence, suites: Mapping[str, Replies], prompt: Prompted) -> dict[str, bytes]:
     """Name of a file → its lines: the subject's greedy replies to the real images, of each suite and way.
 
-    prompt: the words that a sample was asked with. A file's doc_id is the place of the row in the evaluation.
+    suites: what each sees of the replies. prompt: the words that a sample was asked with. A file's doc_id is the place
+    of the row in the evaluation.
     """
-    tasks = suites_named(suites)
     lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for way, replies in evidence.ways.items():
+        seen = {name: {one.sample.id: one.worth for one in each[way]} for name, each in suites.items()}
         for number, (sample, reply) in enumerate(zip(evidence.samples, replies["real"], strict=True)):
             if reply is None:
                 continue
-            marked = {task.name: one for task in tasks if (one := task.mark(sample, reply.score)) is not None}
-            right = float(reply.score.answer == "right")
-            worths = {name: one.worth for name, one in marked.items()} or {"vcot": right}
+            worths = {name: each[sample.id] for name, each in seen.items() if sample.id in each}
+            worths = worths or {"vcot": float(reply.score.answer == "right")}
             for task, worth in worths.items():
                 lines[f"vcot_samples_{task.replace('-', '_')}_{way.replace('-', '_')}.jsonl"].append(
                     _line(number, sample, reply, prompt(sample, way), worth)
