@@ -92,10 +92,9 @@ def test_verdicts_stand_beside_the_rule_and_each_answer_is_judged_once(
         assert all("temperature" not in one.body for one in asked)
         before = len(teacher.asked)
         again = evaluate(tmp_path / "two", samples_uri, teacher.address)
-        # But for the one that it could not answer.
-        assert {one.words.splitlines()[0] for one in teacher.asked[before:] if one.body["model"] == "judge"} <= {
-            "question: What lies there?", "question: Is it red?"
-        }  # fmt: skip
+        # But for the one that it could not answer, and any other, by which the client sees that it answers at all.
+        anew = {one.words.splitlines()[0] for one in teacher.asked[before:] if one.body["model"] == "judge"}
+        assert len(anew - {"question: What lies there?"}) <= 1
     assert again["ways"] == suite["ways"]
     sets = {one["set"]: one["figures"] for one in suite["ways"][0]["sets"]}
     vsr, flickr = sets["vsr"], sets["flickr30k"]
