@@ -153,6 +153,11 @@ def compare(
     }  # fmt: skip
 
 
+def against_first(comparison: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], ...]]:
+    """Of each run but the first: the run, what all its rows gave in the way that is judged, and what changed."""
+    return zip(comparison["runs"][1:], comparison["tables"][0]["runs"][1:], comparison["changes"], strict=True)
+
+
 def is_worse(difference: Mapping[str, Any]) -> bool:
     """Without an interval, as of a single image, nothing is shown."""
     return difference["high"] is not None and bool(difference["high"] < 0)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
-from vcot.evaluation.compare import Run
+from vcot.evaluation.compare import Run, against_first
 from vcot.evaluation.metrics import METRICS
 from vcot.evaluation.page import drawn, fair_shares, highlighted
 from vcot.evaluation.report import JUDGED, both, interval, value
@@ -70,9 +70,8 @@ def write(
 
 def sentences(comparison: Mapping[str, Any]) -> list[str]:
     """ "second is worse than first: answers right 80 % → 60 %, −20 points (−30 to −10)." for each run but the first."""
-    first, *others = comparison["runs"]
-    table, said = comparison["tables"][0], []
-    for run, measured, change in zip(others, table["runs"][1:], comparison["changes"], strict=True):
+    first, table, said = comparison["runs"][0], comparison["tables"][0], []
+    for run, measured, change in against_first(comparison):
         known = [name for name in JUDGED if measured["difference"][name]["value"] is not None]
         moved = "; ".join(
             f"{METRICS[name].label} {value(name, table['runs'][0]['figures'][name])} → "
@@ -89,14 +88,13 @@ def sentences(comparison: Mapping[str, Any]) -> list[str]:
 
 def headline(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """For the last word of the stage: which figures fell, and by how much the judged ones changed, of each run."""
-    table, (_, *others) = comparison["tables"][0], comparison["runs"]
     changes = {
         run["name"]: {
             name: [change["value"], change["low"], change["high"]]
             for name in JUDGED
             if (change := measured["difference"][name])["value"] is not None
         }
-        for run, measured in zip(others, table["runs"][1:], strict=True)
+        for run, measured, _ in against_first(comparison)
     }
     return {"regressions": {one["run"]: one["regressions"] for one in comparison["changes"]}, "changes": changes}
 

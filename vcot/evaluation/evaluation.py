@@ -73,11 +73,6 @@ class Evaluation:
     ) -> None:  # fmt: skip
         self.store, self.folder, self.subject, self.config = store, folder, subject, config
         self.models, self.cache_uri = models, cache_uri
-        self.judge: tuple[str, str] | None = None
-        if config.judge is not None:
-            from vcot.evaluation.endpoint import address_and_name
-
-            self.judge = address_and_name(config.judge, "--judge")
         if config.probe and not models.can_score:
             raise SettingsError(
                 f"--probe: {subject.uri} is an endpoint, which begins each reply by itself; evaluate the checkpoint"
@@ -145,8 +140,8 @@ class Evaluation:
         split = self.samples[0].origin.split
         replies = tables.marked(self.config.suite, evidence.samples, evidence.by_way)
         judge: dict[str, Any] | None = None
-        if self.judge is not None:
-            replies["viscot"], judge = self._judged(replies["viscot"])
+        if self.config.judge is not None:
+            replies["viscot"], judge = self._judged(self.config.judge, replies["viscot"])
         report = build(
             evidence, split=split, seed=seed, made_with=made_with, seconds=by_way, can_score=self.models.can_score,
             suites=tables.tables(replies, seed, judge),
@@ -169,13 +164,13 @@ class Evaluation:
             raise_if_failed(report["gates"], join(uri, "report.html"))
         return report, html
 
-    def _judged(self, replies: tables.Replies) -> tuple[tables.Replies, dict[str, Any]]:
+    def _judged(self, by: str, replies: tables.Replies) -> tuple[tables.Replies, dict[str, Any]]:
+        from vcot.evaluation.endpoint import address_and_name
         from vcot.evaluation.judge import Judge
 
-        assert self.judge is not None
         config = self.config
         with Judge(
-            self.store, *self.judge, cache_uri=self.cache_uri, at_once=config.subject_concurrency,
+            self.store, *address_and_name(by, "--judge"), cache_uri=self.cache_uri, at_once=config.subject_concurrency,
             timeout=config.subject_timeout, max_unanswered=config.max_rejected_share,
         ) as judge:  # fmt: skip
             return judge.judged(replies)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vcot.errors import GateFailed
-from vcot.evaluation.compare import is_worse
+from vcot.evaluation.compare import against_first, is_worse
 from vcot.evaluation.config import EvaluationConfig
 from vcot.evaluation.report import JUDGED, both, figures_of, judged, value
 from vcot.reports.rendering import plural
@@ -56,8 +56,8 @@ def raise_if_failed(gates: Sequence[Mapping[str, Any]], page_uri: str) -> None:
 def judge_comparison(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One gate, as `judge_gates` writes them, for each run but the first and each judged figure that both have."""
     gates = []
-    table, (first, *others) = comparison["tables"][0], comparison["runs"]
-    for run, measured, change in zip(others, table["runs"][1:], comparison["changes"], strict=True):
+    table, first = comparison["tables"][0], comparison["runs"][0]
+    for run, measured, change in against_first(comparison):
         for name in JUDGED:
             if (difference := measured["difference"][name])["value"] is None:
                 continue
