@@ -4,7 +4,7 @@
 
 The classes are Hugging Face's own `Qwen2_5_VLForConditionalGeneration` and
 `Qwen2_5_VLProcessor`; only the sizes are small. It learns to point on drawn scenes
-(`vcot/datasets/scenes.py`). Batch number i is a pure function of the seed and i, so a run that
+(`vcot/datasets/scenes`). Batch number i is a pure function of the seed and i, so a run that
 was cut off goes on from its state as if nothing had happened.
 
 What is not plain next-token training, and why:
@@ -41,8 +41,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from vcot.datasets import drawing, scenes  # noqa: E402
-from vcot.datasets.scenes import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
+from vcot.datasets.scenes import drawing  # noqa: E402
+from vcot.datasets.scenes import objects as scenes  # noqa: E402
+from vcot.datasets.scenes.objects import Pointing, Question, Scene, SceneObject, SceneSpec  # noqa: E402
 from vcot.grounding import Box, FrameSpec, Mention, Trace, iou, parse, render_reply, split_answer  # noqa: E402
 from vcot.tokens import contract_of  # noqa: E402
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.fakes.rows import ONE_AND_TWO, REFCOCO, Given, instances
 from vcot import logging
-from vcot.datasets import coco, scenes
+from vcot.datasets import coco
+from vcot.datasets.scenes import objects as scenes
 from vcot.errors import InputError, SettingsError
 from vcot.grounding import place
 from vcot.records import Rejection, Sample

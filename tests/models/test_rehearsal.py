@@ -9,8 +9,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from vcot.datasets import drawing, scenes
-from vcot.datasets.scenes import Pointing, SceneSpec
+from vcot.datasets.scenes import drawing
+from vcot.datasets.scenes import objects as scenes
+from vcot.datasets.scenes.objects import Pointing, SceneSpec
 from vcot.grounding import Box, FrameSpec, Mention, Trace, tags
 
 HERE = Path(__file__).resolve().parents[2]

@@ -49,7 +49,8 @@ BOX_REASONS = {
 QuestionKind = Literal["where", "count", "point", "presence"]
 
 
-def _words(said: Any) -> Any:
+def comma_separated(said: Any) -> Any:
+    """Of a list that is given as one text."""
     return tuple(filter(None, map(str.strip, said.split(",")))) if isinstance(said, str) else said
 
 
@@ -86,7 +87,7 @@ class ConversionOptions(Options):
 class QuestionOptions(Options):
     """Of datasets whose questions are made from boxes."""
 
-    questions: Annotated[tuple[QuestionKind, ...], BeforeValidator(_words)] = setting(
+    questions: Annotated[tuple[QuestionKind, ...], BeforeValidator(comma_separated)] = setting(
         get_args(QuestionKind), "coco, scenes: kinds of questions, comma-separated", min_length=1
     )
 

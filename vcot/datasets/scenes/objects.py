@@ -1,80 +1,16 @@
-"""Drawn scenes as Samples: one image, one question, exact boxes; needs no files at all.
-
-Scene n is a pure function of the seed and n. Its image is stored below the stage's own folder, so that it has a URI
-like any other; drawing it again gives the same bytes (drawing.py). The rehearsal model (examples/rehearsal) learns
-from the same questions, and the tests of the chain use them where a dataset is wanted that needs no download.
-"""
+"""Scenes of coloured shapes: what is in them, and questions about where things are, how many, and whether at all."""
 
 from __future__ import annotations
 
-import io
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from vcot.datasets.base import ConversionContext, QuestionKind, QuestionOptions, dataset
-from vcot.datasets.inputs import Row
-from vcot.grounding import Box, Mention
-from vcot.records import Sample
-from vcot.settings import setting
+from vcot.datasets.base import QuestionKind
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-
-
-class SceneOptions(QuestionOptions):
-    scenes: int = setting(200, "scenes: how many are drawn", unit="scenes", ge=1)
-
-
-def rows(context: ConversionContext) -> Iterator[Row]:
-    """The kinds of questions take turns."""
-    kinds = context.own.questions
-    for number in range(context.own.scenes):
-        yield Row(f"scene:{number:06d}", {"number": number, "kind": kinds[number % len(kinds)]})
-
-
-@dataset(
-    "scenes",
-    "drawn scenes with exact boxes; needs no input",
-    "--scenes 2000",
-    options=SceneOptions,
-    rows=rows,
-    needs_input=False,
-    called="scenes",
-    licence="Apache-2.0",
-)
-def sample(row: Row, context: ConversionContext) -> Sample:
-    import numpy as np  # which --check need not wait for
-
-    from vcot.datasets.drawing import draw_scene
-
-    number = row.value["number"]
-    dice = np.random.default_rng([context.options.seed, number])
-    scene = draw_scene(dice, SceneSpec())
-    question = ask(dice, scene, row.value["kind"])
-    png = io.BytesIO()
-    # Runs of one byte alone: what else zlib-ng finds depends on the processor, and the same scene is the same bytes.
-    scene.image.save(png, "PNG", compress_type=zlib.Z_RLE)
-    image = context.images.keep(f"{number:06d}.png", png.getvalue())
-    edges = partial(Box.from_pixels, width=image.width, height=image.height, overhang=1e-3)
-    return Sample(
-        id=row.id,
-        images=(image,),
-        question=question.text,
-        answers=(question.answer,),
-        evidence=tuple(
-            Mention(part.label, tuple(edges(*box) for box in part.boxes))
-            for part in question.reasoning
-            if isinstance(part, Pointing)
-        ),
-        origin=context.origin(row, image, "scenes"),
-    )
-
-
-# ------------------------------------------------------------------------------------------------- what is drawn
 
 BoxXYXY = tuple[float, float, float, float]
 COLOURS: tuple[str, ...] = ("red", "yellow", "green", "blue", "violet", "white", "black")
