@@ -147,6 +147,8 @@ def run(settings: EvaluateSettings) -> None:
                 **({"suite": settings.suite} if settings.suite else {}),
             }, **given,
         )  # fmt: skip
+    if not settings.ask:
+        settings = EvaluateSettings.of(settings.model_dump() | {"ask": subject.ways})
     if subject.train is None and (settings.require_not_worse_than_base or settings.promote):
         gate = "--promote" if settings.promote else "--require-not-worse-than-base"
         raise SettingsError(f"{gate}: {subject.uri} was not made by train, so there is no base to compare it with")

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from vcot import logging
-from vcot.settings import Settings, setting
+from vcot.grounding.ways import LEARNED_WAYS
+from vcot.settings import CommaSeparated, Settings, setting
 from vcot.stage import launch, summary
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class TokenizeSettings(Settings):
     Reads <run-uri>/distill, writes <run-uri>/tokenize: Parquet shards that `datasets` opens as they are, and
     report.html, which shows some examples token by token. Learned are the reasoning, the answer and the end
     token; prompt, image and padding are not. Nothing is cut: a row that is too long gets a smaller image,
-    or is refused with its numbers. One example is made of each reasoning of a row, none of the test split.
+    or is refused with its numbers. One example is made of each reasoning of a row in each way of --learn, none of the
+    test split.
     """
 
     stage: ClassVar[str] = "tokenize"
@@ -68,7 +70,14 @@ class TokenizeSettings(Settings):
     max_length: int = setting(
         2048, "prompt, visual tokens and reply of an example together, at most", unit="tokens", gt=0
     )
-    instruction: str | None = setting(None, "a line below every question, in training and in evaluation")
+    learn: CommaSeparated = setting(
+        ("ground",), "ways of answering, of each of which every row gives examples: direct (the answer alone), reason "
+        "(reasoning in words, then the answer), ground (reasoning with boxes, then the answer); separated by commas; "
+        "evaluate asks in the same, and reports most of the first"
+    )  # fmt: skip
+    instruction: str | None = setting(
+        None, "a line below every question that is answered with boxes, in training and in evaluation"
+    )
     max_rejected_share: float = setting(
         0.05, "the stage fails when a larger share of its rows is refused", unit="0..1", ge=0, le=1,
         shapes_result=False,
@@ -78,6 +87,15 @@ class TokenizeSettings(Settings):
         None, "processes, each of which makes whole shards; default: one a core, 4 at most, where rows are many",
         unit="processes", ge=1, le=64, shapes_result=False,
     )  # fmt: skip
+
+    @field_validator("learn")
+    @classmethod
+    def _known_ways(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in value if name not in LEARNED_WAYS]:
+            raise ValueError(f"no such way to learn: {', '.join(unknown)}; there are {', '.join(LEARNED_WAYS)}")
+        if not value:
+            raise ValueError(f"at least one way is needed, of {', '.join(LEARNED_WAYS)}")
+        return tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:
@@ -128,6 +146,7 @@ def run(settings: TokenizeSettings) -> None:
         contract = contract_of(
             processor, mode=settings.mode, frame=native_frame(base) if settings.frame == "native" else settings.frame,
             max_length=settings.max_length, instruction=settings.instruction,
+            ways=tuple(way for name in settings.learn for way in LEARNED_WAYS if way == name),
         )  # fmt: skip
         files = [shard.files for shard in source.shards]
         tokenizing = Tokenizing(store, source_uri, files, folder.uri, base, Encoder(processor, contract))

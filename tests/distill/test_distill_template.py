@@ -51,7 +51,8 @@ def test_the_first_phrasing_is_what_the_base_has_met(
 def test_the_drawn_scenes_and_the_template_speak_alike() -> None:
     """The base learned from scenes.py; the first phrasing must be those very sentences."""
     np = pytest.importorskip("numpy")
-    from vcot.datasets import drawing, scenes
+    from vcot.datasets.scenes import drawing
+    from vcot.datasets.scenes import objects as scenes
 
     rng = np.random.default_rng(5)
     seen = set()

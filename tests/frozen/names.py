@@ -58,9 +58,11 @@ def _of_one_image(value: Any) -> Any:
 
 
 def example_as_frozen(row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a Parquet file with `image` and `image_grid`, or null, in the place of lists of at most one."""
+    """The row of a Parquet file with `image` and `image_grid`, or null, in the place of lists of at most one, and
+    without its way of answering, of which there was one."""
     assert len(row["images"]) == len(row["image_grids"]) <= 1
-    rest = {name: value for name, value in row.items() if name not in ("images", "image_grids")}
+    assert row["way"] == "ground"
+    rest = {name: value for name, value in row.items() if name not in ("images", "image_grids", "way")}
     return rest | {
         "image": row["images"][0] if row["images"] else None,
         "image_grid": row["image_grids"][0] if row["image_grids"] else None,

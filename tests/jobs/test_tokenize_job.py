@@ -100,6 +100,45 @@ def test_samples_become_examples_shard_by_shard_and_the_mark_states_the_contract
     assert (tmp_path / "run/tokenize/report.html").read_text().count("data:image/jpeg") == 5
 
 
+def test_several_ways_give_examples_of_each_row_and_are_counted_and_shown(tmp_path: Path, toy_base: Path) -> None:
+    place = str(tmp_path / "run")
+    first, silent, held_out = rows(place, "ttv")
+    first = first.model_copy(update={"reasoning": (WHERE, Trace(("I see it. ", *WHERE.parts)))})
+    silent = silent.model_copy(update={"reasoning": ()})
+    distilled(place, [[first, silent, held_out]])
+    marker = tokenize(place, toy_base, learn="direct,reason,ground")
+    found = examples(place, marker)
+    assert [(row.id, row.way) for row in found.rows] == [
+        ("s0#direct", "direct"), ("s0#0/reason", "reason"), ("s0#1/reason", "reason"), ("s0#0", "ground"),
+        ("s0#1", "ground"), ("s1#direct", "direct"),
+        ("s2#direct", "direct"), ("s2#0/reason", "reason"), ("s2#0", "ground"),
+    ]  # fmt: skip
+    assert marker.metadata.contract.ways == ("direct", "reason", "ground")
+    report = json.loads((tmp_path / "run/tokenize/report.json").read_text())
+    assert report["ways"] == {"direct": 3, "reason": 3, "ground": 3}
+    assert report["refused_alternatives"] == {"no-reasoning": 1}
+    page = (tmp_path / "run/tokenize/report.html").read_text()
+    assert page.count("data:image/jpeg") == 9  # two of each way and split, or as many as there are
+    assert "validation · reason" in page
+    alone = str(tmp_path / "alone")
+    marker = tokenize(alone, toy_base, input_uri=join(place, "distill"), max_rejected_share=0.5)
+    assert list(examples(alone, marker)) == [one for one in found if one.way == "ground"]
+
+
+def test_direct_alone_needs_no_reasoning(tmp_path: Path, toy_base: Path) -> None:
+    place = str(tmp_path / "run")
+    distilled(place, [[row.model_copy(update={"reasoning": ()}) for row in rows(place, "tv")]])
+    marker = tokenize(place, toy_base, learn="direct")
+    assert [row.id for row in examples(place, marker).rows] == ["s0#direct", "s1#direct"]
+    assert marker.row_counts.rejected == {}
+
+
+@pytest.mark.parametrize("ways", ["look-again", ","])
+def test_a_way_that_cannot_be_learned_is_told(ways: str, clean: None) -> None:
+    with pytest.raises(SettingsError, match=r"--learn=.*: .* direct, reason, ground"):
+        TokenizeSettings.load(["--run-uri", "x", "--base-uri", "y", "--learn", ways])
+
+
 def test_parts_and_single_shards_make_what_one_process_makes_and_a_third_run_does_nothing(
     tmp_path: Path, toy_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,7 @@ def test_rows_are_known_from_footers_alone(tmp_path: Path) -> None:
     store = CountingStore()
     cache = ShardCache(store, str(tmp_path / "stage"), files, tmp_path / "cache", two_of(files))
     rows = Examples(cache).rows
-    assert rows[301] == Row("s301#0", "s301", 0, "train", 5, 16, 1)
+    assert rows[301] == Row("s301#0", "s301", 0, "train", 5, 16, shard=1)
     assert rows == Examples([tmp_path / "stage" / file.name for file in files]).rows
     assert on_disk(tmp_path / "cache") == 0
     assert store.read < 0.06 * sum(file.size for file in files)

@@ -25,7 +25,7 @@ def example(number: int, image: int = 1) -> Example:
     return Example(
         id=f"s{number}#0", sample=f"s{number}", alternative=number % 3, split="train" if number % 4 else "validation",
         ids=ids, labels=(IGNORED, IGNORED, *ids[2:]), images=(png(number),) * image, image_grids=((1, 2, 4),) * image,
-        shrunk=number % 5 == 0,
+        shrunk=number % 5 == 0, way="ground" if number % 9 else "direct",
     )  # fmt: skip
 
 
@@ -43,7 +43,9 @@ def test_examples_are_read_as_they_were_written_in_any_order(tmp_path: Path) -> 
     found = Examples([write(tmp_path / "a", first), write(tmp_path / "none", []), write(tmp_path / "b", second)])
     assert (tmp_path / "a").read_bytes() == write(tmp_path / "again", first).read_bytes()
     assert len(found) == 73
-    assert found.rows[8:10] == [Row("s8#0", "s8", 2, "validation", 6, 16), Row("s9#0", "s9", 0, "train", 7, 0)]
+    assert found.rows[8:10] == [
+        Row("s8#0", "s8", 2, "validation", 6, 16), Row("s9#0", "s9", 0, "train", 7, 0, "direct"),
+    ]  # fmt: skip
     assert [found[i] for i in (72, 0, 69, 70, 33, -1)] == [
         second[2], first[0], first[69], second[0], first[33], second[2],
     ]  # fmt: skip
@@ -123,10 +125,10 @@ def test_a_file_of_the_time_of_one_image_is_read(tmp_path: Path) -> None:
     )  # fmt: skip
     rows = []
     for one in (wanted := [example(1, image=1), example(2, image=0)]):
-        rows.append({name: value for name, value in vars(one).items() if not name.startswith("image")})
+        rows.append({name: value for name, value in vars(one).items() if name != "way" and name[:5] != "image"})
         rows[-1]["image"] = {"bytes": one.images[0], "path": None} if one.images else None
         rows[-1]["image_grid"] = one.image_grids[0] if one.images else None
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "old.parquet")
     found = Examples([tmp_path / "old.parquet"])
     assert list(found) == wanted
-    assert [row.patches for row in found.rows] == [8, 0]
+    assert [(row.patches, row.way) for row in found.rows] == [(8, "ground"), (0, "ground")]

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from tests.training.toy import MAX_PIXELS, MIN_PIXELS, toy_base, toy_encoder
 from vcot.grounding import Box, Mention, Trace
+from vcot.grounding.ways import LearnedWay
 from vcot.records import Image, Origin, Rejection, Sample
 from vcot.records.example import IGNORED, Example
 from vcot.storage import images
@@ -64,13 +65,17 @@ def encoder(processor: Any, **changes: Any) -> Encoder:
     return Encoder(processor, contract_of(processor, **(values | changes)))
 
 
-def made(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example | Rejection:
+def made(
+    coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0, way: LearnedWay = "ground"
+) -> Example | Rejection:
     data = data or png(row.image.width, row.image.height)
-    return coder.example(row, alternative, [images.decode(data, "a.png")], [data])
+    return coder.example(row, alternative, [images.decode(data, "a.png")], [data], way)
 
 
-def example(coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0) -> Example:
-    found = made(coder, row, data, alternative)
+def example(
+    coder: Encoder, row: Sample, data: bytes | None = None, alternative: int = 0, way: LearnedWay = "ground"
+) -> Example:
+    found = made(coder, row, data, alternative, way)
     assert isinstance(found, Example), found
     check_mask(found, coder.processor)
     return found

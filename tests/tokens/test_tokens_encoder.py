@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from tests.tokens.base import DISC, MAX_PIXELS, MIN_PIXELS, SYSTEM, WHERE, encoder, example, halves, made, png, sample
 from vcot.errors import InputError
+from vcot.evaluation.ways import Form, as_reply
 from vcot.grounding import Box, Mention, Trace
 from vcot.grounding.tags import parse
+from vcot.grounding.ways import LearnedWay
 from vcot.records import Contract
 from vcot.records.example import IGNORED, Example
 from vcot.records.sample import Image, Rejection, Sample, Stored, Turn
@@ -49,6 +51,50 @@ def test_context_choices_and_instruction_each_have_a_line_below_the_question() -
         "Where is the red disc?\nContext: A hint.\nA. up\nB. down\nUse the letter."
     )
     assert prompt_text(sample()) == "Where is the red disc?"
+
+
+WAYS: tuple[LearnedWay, ...] = ("direct", "reason", "ground")
+
+
+@pytest.mark.parametrize(
+    ("way", "name", "reply"),
+    [
+        ("direct", "s1#direct", "Answer: top left"),
+        ("reason", "s1#0/reason", "The red disc is at the top left.\nAnswer: top left"),
+        (
+            "ground", "s1#0",
+            "The <ref>red disc</ref><box>[100, 100, 300, 300]</box> is at the top left.\nAnswer: top left",
+        ),
+    ],
+)  # fmt: skip
+def test_each_way_is_learned_below_the_words_by_which_evaluate_asks_for_it(
+    processor: Any, way: LearnedWay, name: str, reply: str
+) -> None:
+    coder = encoder(processor, ways=WAYS, instruction="Point at it.")
+    row, image = sample(), PILImage.new("RGB", (320, 240))
+    coder.tokenize_ahead([row])
+    found = example(coder, row, way=way)
+    assert (found.id, found.way) == (name, way)
+    assert halves(found, processor)[1] == f"{reply}<|im_end|>\n"
+    below = Form.tuned(coder.contract).below(row, way)
+    prompt = coder.prompts([row], [[image]], [below])["input_ids"][0].tolist()
+    assert list(found.ids[: len(prompt)]) == prompt
+    assert as_reply(reply, way) == reply
+
+
+def test_the_texts_of_all_ways_are_tokenised_ahead(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    coder = encoder(processor, ways=WAYS)
+    wanted = [example(coder, sample(), way=way) for way in WAYS]
+    coder.tokenize_ahead([sample()])
+    monkeypatch.setattr(coder, "_plain_tokenizer", None)
+    assert [example(coder, sample(), way=way) for way in WAYS] == wanted
+
+
+def test_boxes_without_a_word_are_no_reasoning_in_words(processor: Any) -> None:
+    row = sample(reasoning=(Trace((Mention("", WHERE.boxes),)),), evidence=None)
+    refused = made(encoder(processor, ways=WAYS), row, way="reason")
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "no-reasoning"
 
 
 # ------------------------------------------------------------------------------------------------- control tokens
@@ -433,6 +479,14 @@ def test_digests_are_those_of_the_content_and_survive_saving_and_loading(
     for one in (own, copy):
         assert properties(one) == properties(processor)
         check_contract(encoder(processor).contract, one)
+
+
+def test_a_contract_names_its_ways_only_where_they_are_not_ground_alone(processor: Any) -> None:
+    plain = encoder(processor).contract
+    assert "ways" not in plain.model_dump(mode="json")  # old digests stay, and old contracts are read
+    assert Contract.model_validate_json(plain.model_dump_json()).ways == ("ground",)
+    several = encoder(processor, ways=WAYS).contract
+    assert Contract.model_validate_json(several.model_dump_json()) == several
 
 
 def test_a_contract_is_bound_to_its_budget_of_pixels_and_read_as_it_was_written(processor: Any) -> None:

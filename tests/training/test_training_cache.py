@@ -57,7 +57,7 @@ def cached(stage: tuple[Path, list[File]], folder: Path, limit: int, seconds: fl
 
 def rows() -> list[Row]:
     return [
-        Row(f"{n}#{a}", str(n), a, "train" if n % 9 else "validation", 50 + n * 37 % 200, 0, shard)
+        Row(f"{n}#{a}", str(n), a, "train" if n % 9 else "validation", 50 + n * 37 % 200, 0, shard=shard)
         for shard in range(10)
         for n in range(shard * 100, (shard + 1) * 100)
         for a in range(2)

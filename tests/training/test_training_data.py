@@ -58,6 +58,17 @@ def test_an_epoch_sees_each_sample_once_with_one_of_its_alternatives(packed: boo
     assert plan.real == sum(row.tokens for row in seen)
 
 
+def test_an_epoch_sees_each_sample_in_each_of_its_ways() -> None:
+    made = rows(20)
+    made += [replace(row, id=f"{row.sample}#direct", way="direct") for row in made if not row.alternative]
+    plan = planned(made)
+    seen = Counter((row.sample, row.way) for row in (made[number] for number in flat(plan)))
+    assert seen == Counter((str(s), way) for s in range(20) if s % 5 for way in ("ground", "direct"))
+    held_out = {made[row].id for batch in plan.evaluation() for row in batch}
+    assert held_out == {f"{s}#{name}" for s in range(0, 20, 5) for name in ("0", "direct")}
+    assert plan.samples == {"train": 16, "validation": 4}
+
+
 def test_a_plan_is_a_function_of_seed_and_epoch_alone() -> None:
     made = rows(40)
     one, two = planned(made, epochs=2), planned(made, epochs=2)

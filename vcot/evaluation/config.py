@@ -8,6 +8,7 @@ from pydantic import BaseModel, field_validator, model_validator
 
 from vcot.answers import Synonyms
 from vcot.grounding import FrameName
+from vcot.grounding.ways import LearnedWay
 from vcot.settings import DEVICE, CommaSeparated, Device, setting
 
 Condition = Literal["real", "blank", "shuffled"]
@@ -16,11 +17,11 @@ Model = Literal["base", "native", "subject"]
 """`native`: the base of a subject that was tuned, asked in its own form (vcot.evaluation.ways)."""
 Probe = Literal[
     "unchanged", "boxes-moved", "boxes-swapped", "label-changed", "cut-to-half", "cut-to-nothing", "another-rows",
-    "region-hidden", "rest-hidden", "elsewhere-hidden",
+    "region-hidden", "rest-hidden", "elsewhere-hidden", "step-moved", "step-unmoved",
 ]  # fmt: skip
 PROBES: tuple[Probe, ...] = get_args(Probe)
 """What is changed of a reply that the model is to go on from (vcot.evaluation.probe)."""
-Way = Literal["direct", "reason", "ground", "look-again"]
+Way = Literal[LearnedWay, "look-again"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """Ways to ask (vcot.evaluation.ways)."""
 BOXED: tuple[Way, ...] = ("ground", "look-again")
@@ -40,8 +41,8 @@ class EvaluationConfig(BaseModel):
         "it never learned"
     )  # fmt: skip
     ask: CommaSeparated = setting(
-        ("ground",), "ways to ask, the first for all that is reported of one: direct, reason, ground, look-again; "
-        "separated by commas"
+        (), "ways to ask, the first for all that is reported of one: direct, reason, ground, look-again; separated by "
+        "commas; default: those that the subject has learned (tokenize --learn), ground where that is not known"
     )  # fmt: skip
     suite: CommaSeparated = setting(
         (), "named benchmarks whose samples alone are asked about, by their own measures: viscot, refcoco, aokvqa, "
@@ -153,8 +154,6 @@ class EvaluationConfig(BaseModel):
     def _known_ways(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [name for name in value if name not in WAYS]:
             raise ValueError(f"no such way to ask: {', '.join(unknown)}; there are {', '.join(WAYS)}")
-        if not value:
-            raise ValueError(f"at least one way to ask is needed, of {', '.join(WAYS)}")
         return tuple(dict.fromkeys(value))
 
     @field_validator("suite")
@@ -167,7 +166,7 @@ class EvaluationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _there_is_something_to_probe(self) -> Self:
-        if self.probe and self.ask[0] not in ("ground", "reason"):
+        if self.probe and self.ask and self.ask[0] not in ("ground", "reason"):
             raise ValueError(
                 f"--probe: replies by way of {self.ask[0]} hold no reasoning; --ask ground or reason first"
             )

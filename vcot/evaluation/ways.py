@@ -22,15 +22,13 @@ from PIL import Image
 from vcot.evaluation.config import Way
 from vcot.grounding import Box, Frame, FrameName, FrameSpec, Mention, Trace
 from vcot.grounding.tags import parse, split_answer
+from vcot.grounding.ways import ANSWER, DIRECT, asked
 from vcot.models import families
 from vcot.records import Completion, Contract, Sample
 from vcot.records import Image as ImageRecord
 from vcot.records.sample import Turn
 from vcot.tokens import prompt_text
 
-DIRECT = "Give the answer alone, as short as you can."
-_ANSWER = 'Then write the answer, as short as you can, on a last line that begins with "Answer:".'
-REASON = f"Think step by step in words, without coordinates. {_ANSWER}"
 _JSON = (
     "Locate what the answer rests on and output its bbox coordinates in JSON format, "
     '[{"bbox_2d": [x1, y1, x2, y2], "label": "name"}]; if it is not in the image, output []. '
@@ -80,16 +78,12 @@ class Form:
     @classmethod
     def tuned(cls, contract: Contract) -> Form:
         """The one that a model was tuned in."""
-        asked = contract.instruction
-        return cls("as tuned", contract.frame_spec.name, "vcot", asked, asked)
+        below = contract.instruction
+        return cls("as tuned", contract.frame_spec.name, "vcot", below, below)
 
     def below(self, sample: Sample, way: Way = "ground") -> str | None:
         """What stands below the question. Of `look-again`: in its first turn."""
-        if way == "direct":
-            return DIRECT
-        if way == "reason":
-            return REASON
-        return self.by_text if sample.image is None else self.instruction
+        return asked(way, self.by_text if sample.image is None else self.instruction)
 
     def spec(self, contract: Contract) -> FrameSpec:
         """The frame, with the limits of the pixels that the model is shown."""
@@ -104,16 +98,16 @@ FORMS: Mapping[str, Form] = MappingProxyType(
     {
         "qwen2-vl": Form(
             "Qwen2-VL", _FRAMES["qwen2-vl"], "qwen-special",
-            f"Please provide the bounding box coordinates of what the answer rests on, each after its name. {_ANSWER}",
-            _ANSWER,
+            f"Please provide the bounding box coordinates of what the answer rests on, each after its name. {ANSWER}",
+            ANSWER,
         ),
-        "qwen2.5-vl": Form("Qwen2.5-VL", _FRAMES["qwen2.5-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
-        "qwen3-vl": Form("Qwen3-VL", _FRAMES["qwen3-vl"], "qwen-json", _JSON + _ANSWER, _ANSWER),
+        "qwen2.5-vl": Form("Qwen2.5-VL", _FRAMES["qwen2.5-vl"], "qwen-json", _JSON + ANSWER, ANSWER),
+        "qwen3-vl": Form("Qwen3-VL", _FRAMES["qwen3-vl"], "qwen-json", _JSON + ANSWER, ANSWER),
         "internvl": Form(
             "InternVL", _FRAMES["internvl"], "vcot",
             "Please provide the bounding box coordinates of what the answer rests on, each as "
-            f"<ref>name</ref><box>[[x1, y1, x2, y2]]</box>. {_ANSWER}",
-            _ANSWER,
+            f"<ref>name</ref><box>[[x1, y1, x2, y2]]</box>. {ANSWER}",
+            ANSWER,
         ),
     }
 )  # fmt: skip
@@ -157,12 +151,12 @@ def look_again(first: Prompt, reply: str, form: Form, frame: Frame) -> Prompt | 
         Turn(role="user", said=Trace((prompt_text(sample, first.instruction),)), images=sample.images_asked),
         Turn(role="assistant", said=said),
     )
-    asked = sample.model_copy(
+    again = sample.model_copy(
         update={
             "images": (*sample.images, detail), "turns": turns, "question": f"{LOOK_AGAIN}\n{sample.question}",
         }
     )  # fmt: skip
-    return Prompt(asked, (*first.images, cut), DIRECT, first.frame, dialect=form.dialect)
+    return Prompt(again, (*first.images, cut), DIRECT, first.frame, dialect=form.dialect)
 
 
 def both_turns(first: Completion, second: Completion) -> Completion:

@@ -176,10 +176,13 @@ class Parsed:
 
     A label whose boxes are all faulty remains as prose. A text without any tag has no fault; whether it should
     have had a box is for the caller to say.
+
+    places: of each box, where in the text its mention begins, and where the box ends.
     """
 
     trace: Trace
     faults: tuple[Fault, ...]
+    places: tuple[tuple[int, int], ...] = ()
 
     @property
     def boxes(self) -> tuple[Box, ...]:
@@ -220,6 +223,7 @@ class _Label:
     start: int
     end: int
     boxes: list[Box] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)  # of the boxes in the text
     tried: bool = False  # a box was given, if only a faulty one
 
 
@@ -260,7 +264,8 @@ class _Reader:
                 if not part.tried:
                     self._fault(BoxFault.NO_BOX_TEXT, part.start, part.end)
         self._faults.sort(key=lambda fault: (fault.start, fault.end))
-        return Parsed(Trace(tuple(parts)), tuple(self._faults))
+        places = ((part.start, end) for part in self._parts if not isinstance(part, str) for end in part.ends)
+        return Parsed(Trace(tuple(parts)), tuple(self._faults), tuple(places))
 
     def _on_tag(self, tag: _Tag, before: str, start: int, end: int) -> None:
         opened = self._open
@@ -326,6 +331,7 @@ class _Reader:
                 continue
             try:
                 label.boxes.append(self._frame.decode(*numbers))
+                label.ends.append(end)
             except BoxError as error:
                 self._fault(error.fault, start, end)
 

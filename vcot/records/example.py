@@ -1,14 +1,15 @@
 """Example: what training learns from, in Parquet that `datasets` opens as it is.
 
     id · sample · alternative · split       which reasoning of which Sample
+    way                                     in which it is answered (vcot.grounding.ways)
     ids [T] · labels [T]                    −100 where nothing is learned
     images · image_grids                    stored bytes, and (frames, rows, columns) in patches, of each image in the
                                             order of their places in ids; empty in text mode
     shrunk                                  images were made smaller so that the example fits
 
 The footer has besides, under the key `vcot.rows`, all columns of a Row in a few bytes each: a training is planned from
-the footers alone, while the files are still in storage. Files of earlier versions, without it, or with one `image` and
-its `image_grid` or null, are read.
+the footers alone, while the files are still in storage. Files of earlier versions, without it, without `way` (ground),
+or with one `image` and its `image_grid` or null, are read.
 
 pyarrow is imported when a file is opened, not before.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from vcot.errors import InputError
+from vcot.grounding.ways import LearnedWay
 from vcot.records.cache import ShardCache
 
 IGNORED = -100
@@ -63,6 +65,7 @@ class Example:
     images: tuple[bytes, ...] = ()
     image_grids: tuple[tuple[int, int, int], ...] = ()
     shrunk: bool = False
+    way: LearnedWay = "ground"
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.labels) or not self.ids:
@@ -90,6 +93,7 @@ class Row:
     split: str
     tokens: int
     patches: int = 0
+    way: str = "ground"
     shard: int = 0
 
 
@@ -106,7 +110,7 @@ class ExampleSink:
 
         # Dictionaries of token ids take longer to write than all the rest, and zstd packs as well without.
         # Images are packed already.
-        packed = dict.fromkeys(("id", "sample", "split", "ids.list.element", "labels.list.element"), "zstd")
+        packed = dict.fromkeys(("id", "sample", "split", "way", "ids.list.element", "labels.list.element"), "zstd")
         self._writer = pq.ParquetWriter(
             path, _schema(), compression=packed, use_dictionary=False, write_statistics=False
         )
@@ -117,7 +121,9 @@ class ExampleSink:
     def write(self, record: Example) -> None:
         self._pending.append(record)
         patches = sum(map(math.prod, record.image_grids))
-        self._rows.append((record.id, record.sample, record.alternative, record.split, len(record.ids), patches))
+        self._rows.append(
+            (record.id, record.sample, record.alternative, record.split, len(record.ids), patches, record.way)
+        )
         self._bytes += sum(map(len, record.images)) + 8 * len(record.ids)
         if len(self._pending) >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
             self._flush()
@@ -227,7 +233,7 @@ def read_index(source: BinaryIO, name: str) -> bytes:
         raise InputError(f"{name}: not a Parquet file: {error}") from None
     names = set(file.schema_arrow.names)
     grids = "image_grid" if names >= _SINGLE else "image_grids"
-    if missing := {field.name for field in _schema()} - (names | _SEVERAL if names >= _SINGLE else names):
+    if missing := {field.name for field in _schema()} - {"way"} - (names | _SEVERAL if names >= _SINGLE else names):
         raise InputError(f"{name}: not a file of examples; it has no column {', '.join(sorted(missing))}")
     if written := (file.metadata.metadata or {}).get(INDEX.encode()):
         packed = base64.b64decode(written)
@@ -241,7 +247,8 @@ def read_index(source: BinaryIO, name: str) -> bytes:
         patches = [sum(map(math.prod, _several(value))) for value in table[grids].to_pylist()]
         columns = [table[name].to_pylist() for name in ("id", "sample", "alternative", "split")]
         rows += [
-            dict(zip(_index_schema().names, row, strict=True)) for row in zip(*columns, lengths, patches, strict=True)
+            dict(zip(_index_schema().names, (*row, "ground"), strict=True))
+            for row in zip(*columns, lengths, patches, strict=True)
         ]
     return _packed_index(pa.Table.from_pylist(rows, schema=_index_schema()))
 
@@ -259,7 +266,7 @@ def _index_schema() -> Any:
 
     text, number = pa.string(), pa.int32()
     return pa.schema({"id": text, "sample": text, "alternative": number, "split": text, "tokens": number,
-                      "patches": number})  # fmt: skip
+                      "patches": number, "way": text})  # fmt: skip
 
 
 def _packed_index(table: Any) -> bytes:
@@ -305,7 +312,7 @@ def _schema() -> Any:
     images, grids = ((pa.list_(kind), {"_type": "List", "feature": of}) for kind, of in (image, tokens))
     columns = {
         "id": text, "sample": text, "alternative": number, "split": text, "ids": tokens, "labels": tokens,
-        "images": images, "image_grids": grids, "shrunk": (pa.bool_(), value("bool")),
+        "images": images, "image_grids": grids, "shrunk": (pa.bool_(), value("bool")), "way": text,
     }  # fmt: skip
     features = {"info": {"features": {name: feature for name, (_, feature) in columns.items()}}}
     fields = [(name, kind) for name, (kind, _) in columns.items()]

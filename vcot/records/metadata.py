@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vcot.grounding import FrameSpec
+from vcot.grounding.ways import LearnedWay
 from vcot.records.base import Record
 
 Counts = dict[str, dict[str, int]]
@@ -132,7 +133,11 @@ class Contract(Record):
     frame: dict[str, Any] = Field(description="FrameSpec.to_dict(): the numbers in which texts write boxes")
     min_pixels: int = Field(gt=0, description="area of an image after resizing, at least")
     max_pixels: int = Field(gt=0, description="area of an image after resizing, at most")
-    instruction: str | None = Field(None, description="stands below every question")
+    instruction: str | None = Field(None, description="stands below every question that is answered with boxes")
+    ways: tuple[LearnedWay, ...] = Field(
+        ("ground",), min_length=1, exclude_if=lambda ways: ways == ("ground",),
+        description="in which questions are answered; left out where it is ground alone",
+    )  # fmt: skip
     max_length: int = Field(gt=0, description="tokens of an example, prompt and visual tokens included")
     template_sha256: str
     tokenizer_sha256: str
@@ -171,12 +176,14 @@ class ShownRow(Record):
     row: int = Field(description="its number in the shard")
     rank: int = Field(description="hash of its id; the smallest are shown")
     kind: Literal["shrunk", "by-text", "train", "validation"]
+    way: LearnedWay = "ground"
     size: tuple[int, int] | None = Field(description="width and height of the original; null: no image")
     kept: tuple[int, int] | None = Field(description="of the copy that is read")
 
 
 class TokenizeShardMetadata(Record):
     splits: dict[str, int] = Field({}, description="split → examples")
+    ways: dict[str, int] = Field({}, description="way of answering → examples")
     lengths: dict[int, int] = Field({}, description="tokens → examples")
     visual: dict[int, int] = Field({}, description="visual tokens → examples with an image")
     lost_alternatives: dict[str, int] = Field({}, description="reason → reasonings of rows that others kept")

@@ -177,8 +177,7 @@ def overlay(
     width, height = original or image.size
     scale = longest_side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    resample = Pillow.Resampling.NEAREST if scale >= 2 else Pillow.Resampling.LANCZOS
-    canvas = image.convert("RGB").resize(size, resample)
+    canvas = image.convert("RGB").resize(size, Pillow.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(11, longest_side // 34))
     tags = []

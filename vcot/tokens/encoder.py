@@ -32,6 +32,7 @@ from PIL import Image
 from vcot.errors import InputError
 from vcot.grounding import Frame, FrameName, FrameSpec, Trace, smart_resize
 from vcot.grounding.tags import SPELLINGS, render, render_reply
+from vcot.grounding.ways import LearnedWay, asked
 from vcot.models.families import family_in, family_of_processor
 from vcot.records import Contract, Mode
 from vcot.records.example import IGNORED, Example
@@ -45,6 +46,9 @@ _REPLY = "\ue000reply\ue001"
 
 _rendered = lru_cache(maxsize=1024)(render_reply)
 """A reply is rendered when its text is tokenised ahead, and found here when its ids are wanted."""
+
+_NAMES: dict[LearnedWay, str] = {"direct": "direct", "reason": "{}/reason", "ground": "{}"}
+"""Of a sample's examples, by the number of their alternative."""
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -125,20 +129,23 @@ class Encoder:
         """
         texts: list[str] = []
         for sample in samples:
-            texts.append(prompt_text(sample, self.contract.instruction))
             frame = self._frame(sample, _kept_sizes(sample))
-            texts += [_rendered(trace, sample.answers[0], frame) for trace in sample.reasoning]
+            for way in self.contract.ways:
+                texts.append(prompt_text(sample, asked(way, self.contract.instruction)))
+                texts += [_rendered(trace, sample.answers[0], frame) for trace in reasoning_by(sample, way)]
         encoded = self._plain_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         self._ahead = {text: one.ids for text, one in zip(texts, encoded, strict=True)}
 
     def example(
-        self, sample: Sample, alternative: int, images: Sequence[DecodedImage] = (), data: Sequence[bytes] = ()
-    ) -> Example | Rejection:
+        self, sample: Sample, alternative: int, images: Sequence[DecodedImage] = (), data: Sequence[bytes] = (),
+        way: LearnedWay = "ground",
+    ) -> Example | Rejection:  # fmt: skip
         """What is learned from one reasoning of a sample, its evidence first and the answer last.
 
         Args:
-            alternative: which of `sample.reasoning`.
+            alternative: which of `reasoning_by(sample, way)`.
             images, data: the sample's images and their bytes as stored; none in text mode, nor where it has none.
+            way: of answering. Replies of earlier turns are the same in every way.
 
         Returns:
             An Example of at most `max_length` tokens. Where it would be longer, its images are made smaller
@@ -153,7 +160,10 @@ class Encoder:
             if (image.width, image.height) != size:
                 there = f"the image is {image.width}x{image.height} pixels"
                 return refuse(sample, Reason.IMAGE_SIZE_DIFFERS, f"{there}, the sample says {size[0]}x{size[1]}")
-        fitted = self._fit(sample, sample.reasoning[alternative], sizes)
+        trace = reasoning_by(sample, way)[alternative]
+        if way == "reason" and not trace.text.strip():
+            return refuse(sample, Reason.NO_REASONING, "its reasoning is boxes alone, without words")
+        fitted = self._fit(sample, trace, way, sizes)
         if isinstance(fitted, Rejection):
             return fitted
         kept, grids, shrunk = [], [], False
@@ -168,7 +178,7 @@ class Encoder:
                 own = buffer.getvalue()
             kept.append(own)
         return Example(
-            id=f"{sample.id}#{alternative}",
+            id=f"{sample.id}#{_NAMES[way].format(alternative)}",
             sample=sample.id,
             alternative=alternative,
             split="train" if sample.origin.split == "train" else "validation",
@@ -177,9 +187,10 @@ class Encoder:
             images=tuple(kept),
             image_grids=tuple(grids),
             shrunk=shrunk,
+            way=way,
         )
 
-    def _fit(self, sample: Sample, trace: Trace, sizes: Sequence[Size]) -> _Fitted | Rejection:
+    def _fit(self, sample: Sample, trace: Trace, way: LearnedWay, sizes: Sequence[Size]) -> _Fitted | Rejection:
         """The example with its images as they are or, where it is too long so, with the largest that fit: each with
         the same share of its visual tokens."""
         limit, least, factor = self.contract.max_length, self.contract.min_pixels, self.contract.factor
@@ -189,7 +200,7 @@ class Encoder:
         except ValueError as error:  # far longer than wide
             return refuse(sample, Reason.IMAGE_UNSUPPORTED, str(error))
         all_visual = sum(visual)
-        fitted = full = self._ids(sample, trace, shown, visual)
+        fitted = full = self._ids(sample, trace, way, shown, visual)
         while (over := fitted.tokens - limit) > 0:
             if not (total := sum(visual)):
                 return refuse(sample, Reason.TOO_LONG, f"{full.tokens} tokens, --max-length allows {limit}")
@@ -207,13 +218,15 @@ class Encoder:
                     f"{full.tokens} tokens ({all_visual} of them for the {of}), --max-length allows {limit}; with the "
                     f"smallest {of} that --min-pixels {least} allows ({total} tokens) it is still {fitted.tokens}",
                 )  # fmt: skip
-            fitted = self._ids(sample, trace, shown, visual)
+            fitted = self._ids(sample, trace, way, shown, visual)
         return fitted
 
-    def _ids(self, sample: Sample, trace: Trace, shown: Sequence[Size], visual: Sequence[int]) -> _Fitted:
+    def _ids(
+        self, sample: Sample, trace: Trace, way: LearnedWay, shown: Sequence[Size], visual: Sequence[int]
+    ) -> _Fitted:
         """shown: sizes of its images. visual: how many tokens each of them takes, none in text mode."""
         template = self._template(_shape(sample, any(visual)))
-        prompt, labels = self._prompt(sample, template, visual, self.contract.instruction, shown)
+        prompt, labels = self._prompt(sample, template, visual, asked(way, self.contract.instruction), shown)
         reply = self._plain(_rendered(trace, sample.answers[0], self._frame(sample, shown))) + template.end
         return _Fitted(prompt, labels, reply, list(shown))
 
@@ -456,6 +469,13 @@ def _split(text: str, marks: Sequence[str]) -> list[str]:
     return [*pieces, text]
 
 
+def reasoning_by(sample: Sample, way: LearnedWay) -> tuple[Trace, ...]:
+    """What answers to a sample in this way begin with, one for each example: nothing, words, or words with boxes."""
+    if way == "direct":
+        return (Trace(()),)
+    return tuple(Trace((trace.text,)) for trace in sample.reasoning) if way == "reason" else sample.reasoning
+
+
 def prompt_text(sample: Sample, instruction: str | None = None) -> str:
     """What the user says: question, context, choices, instruction, each on its own line where there is one.
 
@@ -554,8 +574,9 @@ def properties(processor: Any) -> dict[str, Any]:
 
 
 def contract_of(
-    processor: Any, *, mode: Mode, frame: FrameName, max_length: int, instruction: str | None = None
-) -> Contract:
+    processor: Any, *, mode: Mode, frame: FrameName, max_length: int, instruction: str | None = None,
+    ways: tuple[LearnedWay, ...] = ("ground",),
+) -> Contract:  # fmt: skip
     """The contract of examples made with this processor and its budget of pixels.
 
     Raises InputError for a frame that the family cannot have.
@@ -568,7 +589,9 @@ def contract_of(
             f"sides; choose --frame {family.frame}"
         )
     spec = FrameSpec(frame, found["min_pixels"], found["max_pixels"], found["patch_size"] * found["merge_size"])
-    return Contract(mode=mode, frame=spec.to_dict(), instruction=instruction or None, max_length=max_length, **found)
+    return Contract(
+        mode=mode, frame=spec.to_dict(), instruction=instruction or None, ways=ways, max_length=max_length, **found
+    )
 
 
 def check_contract(contract: Contract, processor: Any) -> None:

@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -35,7 +35,7 @@ from vcot.reports.statistics import percentile, summed
 from vcot.stage import stop
 from vcot.storage import Store, images
 from vcot.storage.images import DecodedImage, ImageError
-from vcot.tokens.encoder import Encoder, load_processor, refuse
+from vcot.tokens.encoder import Encoder, load_processor, reasoning_by, refuse
 
 AT_ONCE = 64
 """Rows whose texts are tokenised in one call."""
@@ -45,7 +45,8 @@ IMAGES_IN_MEMORY = 8
 
 KINDS = ("shrunk", "by-text", "train", "validation")
 EACH_KIND = 4
-"""Examples of each kind on the audit page, and how many of each a shard offers for it."""
+"""Examples of each kind and way on the audit page, and how many of each a shard offers for it; half as many, where
+there are several ways."""
 
 
 class Tokenizing:
@@ -64,6 +65,9 @@ class Tokenizing:
         self.store, self.source_uri, self.shards, self.own_uri = store, source_uri, shards, own_uri
         self.base, self.encoder = base, encoder
         self._images: OrderedDict[str, tuple[DecodedImage, bytes]] = OrderedDict()
+        ways = encoder.contract.ways
+        self._places = list(product(KINDS, ways))
+        self._each = EACH_KIND if len(ways) == 1 else EACH_KIND // 2
 
     def __reduce__(self) -> Any:
         contract = self.encoder.contract.model_dump_json()
@@ -78,10 +82,11 @@ class Tokenizing:
             yield from some
 
     def shard(self, writer: ShardWriter) -> TokenizeShardMetadata:
-        """One shard; a row gives one example per reasoning, rows of the test split give none."""
-        splits, lengths, visual, lost = Counter[str](), Counter[int](), Counter[int](), Counter[str]()
+        """One shard; a row gives one example per way and reasoning, rows of the test split give none."""
+        splits, ways, lost = Counter[str](), Counter[str](), Counter[str]()
+        lengths, visual = Counter[int](), Counter[int]()
         learned = shrunk = by_text = test_rows = 0
-        shown: dict[str, list[ShownRow]] = {kind: [] for kind in KINDS}
+        shown: dict[tuple[str, str], list[ShownRow]] = {place: [] for place in self._places}
         image_token = self.encoder.processor.image_token_id
         gc.freeze()  # else the garbage collector goes through all of torch and the tokenizer, again and again
         for sample in self.samples(writer.index):
@@ -98,12 +103,14 @@ class Tokenizing:
             for example in examples:
                 check_mask(example, self.encoder.processor)
                 kind: Any = "shrunk" if example.shrunk else "by-text" if image is None else example.split
-                rank, offered = crc32(example.id.encode()), shown[kind]
-                if len(offered) < EACH_KIND or rank < offered[-1].rank:
-                    one = ShownRow(row=sum(splits.values()), rank=rank, kind=kind, size=size, kept=kept)
+                rank, offered = crc32(example.id.encode()), shown[kind, example.way]
+                if len(offered) < self._each or rank < offered[-1].rank:
+                    row = sum(splits.values())
+                    one = ShownRow(row=row, rank=rank, kind=kind, way=example.way, size=size, kept=kept)
                     insort(offered, one, key=lambda one: one.rank)
-                    del offered[EACH_KIND:]
+                    del offered[self._each :]
                 splits[example.split] += 1
+                ways[example.way] += 1
                 lengths[len(example.ids)] += 1
                 learned += example.learned
                 shrunk += example.shrunk
@@ -115,16 +122,19 @@ class Tokenizing:
                 lost.update(rejection.reason.value for rejection in refused)
             writer.keep(*examples)
         return TokenizeShardMetadata(
-            splits=_sorted(splits), lengths=_sorted(lengths), visual=_sorted(visual), lost_alternatives=_sorted(lost),
-            by_text=by_text, learned=learned, shrunk=shrunk, test_rows=test_rows,
+            splits=_sorted(splits), ways=_sorted(ways), lengths=_sorted(lengths), visual=_sorted(visual),
+            lost_alternatives=_sorted(lost), by_text=by_text, learned=learned, shrunk=shrunk, test_rows=test_rows,
             shown=tuple(one for some in shown.values() for one in some),
         )  # fmt: skip
 
     def examples(self, sample: Sample) -> tuple[list[Example], list[Rejection]]:
         """All that one row gives; refused is a whole row, or some of its reasonings."""
-        if not sample.reasoning:
+        ways, refused = self.encoder.contract.ways, list[Rejection]()
+        if not sample.reasoning and ways != ("direct",):
             detail = "no reasoning to learn from; distill writes one for rows that have none"
-            return [], [refuse(sample, Reason.NO_REASONING, detail)]
+            refused.append(refuse(sample, Reason.NO_REASONING, detail))
+            if "direct" not in ways:
+                return [], refused
         found: list[tuple[DecodedImage, bytes]] = []
         if self.encoder.contract.mode == "multimodal":
             try:
@@ -132,9 +142,13 @@ class Tokenizing:
             except ImageError as error:
                 return [], [refuse(sample, IMAGE_REASONS[error.reason], str(error))]
         shown, data = [image for image, _ in found], [data for _, data in found]
-        made = [self.encoder.example(sample, i, shown, data) for i in range(len(sample.reasoning))]
-        kept = [one for one in made if isinstance(one, Example)]
-        return kept, [one for one in made if isinstance(one, Rejection)]
+        made = [
+            self.encoder.example(sample, i, shown, data, way)
+            for way in ways
+            for i in range(len(reasoning_by(sample, way)))
+        ]
+        refused += [one for one in made if isinstance(one, Rejection)]
+        return [one for one in made if isinstance(one, Example)], refused
 
     def _image(self, image: Image) -> tuple[DecodedImage, bytes]:
         """The image and its bytes. Raises ImageError."""
@@ -156,17 +170,17 @@ class Tokenizing:
 
     def _views(self, shards: Sequence[ShardMarker[TokenizeShardMetadata]]) -> list[View]:
         """A few examples: shrunk ones, some by text alone, then of both splits, from as many shards as it takes."""
-        views: dict[str, list[View]] = {kind: [] for kind in KINDS}
+        views: dict[tuple[str, str], list[View]] = {place: [] for place in self._places}
         for shard in shards:
-            wanted = [one for one in shard.metadata.shown if len(views[one.kind]) < EACH_KIND]
+            wanted = [one for one in shard.metadata.shown if len(views[one.kind, one.way]) < self._each]
             if not wanted:
                 continue
             with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
                 examples = Examples([fetch_file(self.store, self.own_uri, f, Path(scratch)) for f in shard.files])
-                for one in (one for one in wanted if len(views[one.kind]) < EACH_KIND):
+                for one in (one for one in wanted if len(views[one.kind, one.way]) < self._each):
                     check_mask(example := examples[one.row], self.encoder.processor)
                     shown = view(example, one.size, self.encoder.contract, self.encoder.processor, kept=one.kept)
-                    views[one.kind].append(shown)
+                    views[one.kind, one.way].append(shown)
         return [one for some in views.values() for one in some]
 
 
@@ -344,6 +358,7 @@ def numbers(counts: TokenizeShardMetadata, row_counts: RowCounts, contract: Cont
     tokens = sum(length * often for length, often in counts.lengths.items())
     return {
         "examples": {split: counts.splits.get(split, 0) for split in ("train", "validation")},
+        "ways": counts.ways,
         "tokens": {
             "all": tokens,
             "learned": counts.learned,

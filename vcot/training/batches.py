@@ -53,8 +53,9 @@ class Plan:
     ) -> Plan:  # fmt: skip
         """
         Args:
-            rows: of all splits; those of the split train are learned. Of each sample one row (one alternative of its
-                reasoning) is drawn per epoch; of a sample of the split validation the first is taken, always.
+            rows: of all splits; those of the split train are learned. Of each sample, in each way of answering, one
+                row (one alternative of its reasoning) is drawn per epoch; of one of the split validation the first is
+                taken, always.
             batch_tokens: of one batch: of its rows together where they are packed, else of its longest row times
                 their number.
             max_steps: where given, so many steps, whatever `epochs` says.
@@ -95,7 +96,7 @@ class Plan:
         return cls(
             tuple(steps), tuple(seen), batches_per_step, slots, sum(map(sum, real)),
             validation=tuple(batch for together in shuffled for batch in _pad(rows, together, batch_tokens)),
-            samples={split: len(of_split) for split, of_split in by_split.items()},
+            samples={split: len({rows[some[0]].sample for some in each}) for split, each in by_split.items()},
         )  # fmt: skip
 
     def shards(self, rows: Sequence[Row]) -> list[set[int]]:
@@ -134,11 +135,11 @@ class RankBatches(Sampler[list[int]]):
 
 
 def _samples_by_split(rows: Sequence[Row]) -> dict[str, list[list[int]]]:
-    """Split → its samples, each its rows in the order of their alternatives."""
-    found: dict[str, dict[str, list[int]]] = {"train": defaultdict(list), "validation": defaultdict(list)}
+    """Split → its samples, once for each way, each its rows in the order of their alternatives."""
+    found: dict[str, dict[tuple[str, str], list[int]]] = {"train": defaultdict(list), "validation": defaultdict(list)}
     for number, row in enumerate(rows):
         if row.split in found:
-            found[row.split][row.sample].append(number)
+            found[row.split][row.sample, row.way].append(number)
     return {
         split: [sorted(numbers, key=lambda number: rows[number].alternative) for numbers in samples.values()]
         for split, samples in found.items()
