@@ -450,7 +450,8 @@ def served() -> Iterator[str]:
 
 def asked_about_scenes(number: int) -> list[Prompt]:
     """Of drawn scenes, every second one after a turn that shows another."""
-    from vcot.datasets import drawing, scenes
+    from vcot.datasets.scenes import drawing
+    from vcot.datasets.scenes import objects as scenes
 
     def scene(seed: int) -> tuple[Pillow.Image, str]:
         rng = np.random.default_rng(seed)

@@ -130,6 +130,7 @@ BY_HAND = {  # value, rows, what is counted below the line
     "precision": (2 / 5, 3, 5),  # of predicted boxes: 1 + 3 + 0 + 1; e is left out
     "recall": (2 / 4, 3, 4),
     "f1": (2 * 2 / (5 + 4), 4, 9),
+    "all_boxes_right": (1 / 3, 3, 3),  # a, of a, b and c
     "misnamed": (1 / 4, 3, 4),
     "malformed": (1 / 5, 5, 5),
     "boxes_per_answer": (7 / 5, 5, 5),

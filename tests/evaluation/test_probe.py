@@ -15,7 +15,7 @@ from vcot.evaluation.config import PROBES, Probe
 from vcot.evaluation.probe import Own, farthest, probed, probes, verdict
 from vcot.evaluation.runner import Reply
 from vcot.evaluation.ways import FORMS, Form, Prompt, look_again
-from vcot.grounding import Box, FrameSpec, iou, parse
+from vcot.grounding import Box, FrameSpec, Mention, Trace, iou, parse
 from vcot.grounding.tags import render
 from vcot.records import Completion
 
@@ -27,7 +27,7 @@ TEXT = (
 
 
 def own(text: str = TEXT, **changed: Any) -> Own:
-    one = sample("a")
+    one = changed.pop("sample", sample("a"))
     other = "Another <ref>disc</ref><box>[1, 2, 3, 4]</box>.\nAnswer: up"
     given: dict[str, Any] = {"form": FORM, "others": (other,), "labels": ("gear", "lever", "disc")}
     return Own(one, text, frame(one), **(given | changed))
@@ -71,6 +71,62 @@ def test_another_rows_reasoning_is_not_of_the_same_row_for_all() -> None:
     assert {each and each.prefix for each in found} == {f"Row {number}.\nAnswer:" for number in range(3)}
 
 
+CHAIN = [[0, 0, 200, 200], [200, 0, 400, 200], [400, 0, 600, 200], [400, 200, 600, 400]]
+
+
+def chain(places: list[list[int]] = CHAIN, dialect: str = "vcot") -> str:
+    """A reply that goes from cell to cell."""
+    parts = [part for place in places for part in (Mention("cell", (Box(*place),)), ", then ")]
+    return render(Trace(tuple(parts[:-1])), frame(sample("a")), dialect) + ".\nAnswer: left"
+
+
+def test_a_step_is_moved_off_the_route_and_what_follows_is_left_to_the_model() -> None:
+    corners = [[0, 800, 200, 1000], [800, 800, 1000, 1000], [800, 0, 1000, 200]]
+    cuts = set()
+    for seed in range(40):
+        text = chain()
+        unmoved, moved = (
+            probed(probe, own(text, sample=sample("a", None)), seed) for probe in ("step-unmoved", "step-moved")
+        )
+        assert unmoved is not None
+        assert moved is not None
+        assert text.startswith(unmoved.prefix)
+        assert unmoved.prefix.endswith("]</box>")
+        before, after = boxes(unmoved.prefix), boxes(moved.prefix)
+        assert before[:-1] == after[:-1]
+        assert after[-1] in corners  # the fourth is a cell of the route
+        assert moved.prefix.rpartition("[")[0] == unmoved.prefix.rpartition("[")[0]
+        cuts.add(len(before))
+    assert cuts == {1, 2, 3}  # never at the last
+
+
+def test_a_step_is_moved_onto_what_the_reply_left_out_of_the_evidence() -> None:
+    one = sample("a", [*CHAIN, (700, 500, 900, 700)])
+    found = probed("step-moved", own(chain(), sample=one), seed=0)
+    assert found is not None
+    assert boxes(found.prefix)[-1] == [700, 500, 900, 700]
+
+
+def test_where_the_whole_image_is_on_the_route_no_step_is_moved() -> None:
+    everywhere = [[0, 0, 500, 500], [500, 0, 1000, 500], [500, 500, 1000, 1000], [0, 500, 500, 1000]]
+    for probe in ("step-moved", "step-unmoved"):
+        assert probed(probe, own(chain(everywhere), sample=sample("a", None)), seed=0) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "end"),
+    [
+        ('[{"bbox_2d": [0, 0, 90, 90], "label": "a"}, {"bbox_2d": [90, 0, 180, 90], "label": "b"}]', "}"),
+        ('[{"bbox_2d": [0, 0, 90, 90], "label": "a"}] then [{"bbox_2d": [90, 0, 180, 90], "label": "b"}]', "}]"),
+    ],
+)
+def test_a_list_of_boxes_is_left_open_where_the_model_left_it_open(said: str, end: str) -> None:
+    form = Form("own", "thousandths", "qwen-json", None, None)
+    found = probed("step-unmoved", own(f"{said}\nAnswer: left", form=form), seed=0)
+    assert found is not None
+    assert found.prefix == '[{"bbox_2d": [0, 0, 90, 90], "label": "a"' + end
+
+
 def changed_pixels(probe: Probe) -> np.ndarray[Any, Any]:
     before, change = prompt(), probed(probe, own(), seed=0)
     assert change is not None
@@ -101,6 +157,7 @@ def test_what_is_hidden_is_what_the_boxes_hold() -> None:
         ("region-hidden", "I see nothing.\nAnswer: left"),
         ("cut-to-half", "One sentence.\nAnswer: left"),
         ("cut-to-nothing", "Answer: left"),
+        ("step-moved", "The <ref>gear</ref><box>[1, 2, 30, 40]</box><box>[60, 2, 90, 40]</box>.\nAnswer: left"),
     ],
 )
 def test_where_there_is_nothing_to_change_nothing_is_asked(probe: Probe, text: str) -> None:
@@ -152,6 +209,25 @@ def test_a_model_that_ignores_its_boxes_is_called_so_and_one_that_uses_them_too(
     doubtful = found("up", of=30)
     assert doubtful[1]["difference"]["changed"]["low"] > 0
     assert verdict(doubtful)[0].startswith("It ignores the boxes that it writes: with every box moved, 3% (")
+
+
+def test_a_step_is_held_against_the_same_cut() -> None:
+    names = [f"s{number}" for number in range(120)]
+    samples, before = [sample(name) for name in names], [reply(name, "left") for name in names]
+
+    def found(moved: str, unmoved: str = "left") -> list[dict[str, Any]]:
+        said = {"unchanged": "left", "step-moved": moved, "step-unmoved": unmoved}
+        replies = {probe: [reply(name, answer, probe) for name in names] for probe, answer in said.items()}  # type: ignore[arg-type]
+        return probes(samples, replies, before, seed=0)  # type: ignore[arg-type]
+
+    follows = found("up")
+    assert [row["control"] for row in follows] == [None, "step-unmoved", "unchanged"]
+    assert verdict(follows)[0].startswith(
+        "What follows a step depends on where it points: with the box of one moved, 100%"
+    )
+    # Where the cut alone changes every answer, nothing is known of the step.
+    for ignores in (found("left"), found("up", unmoved="up")):
+        assert verdict(ignores)[0].startswith("It goes on as if nothing had happened where a step points elsewhere")
 
 
 # --- look-again --------------------------------------------------------------------------------------------

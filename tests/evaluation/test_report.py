@@ -172,6 +172,38 @@ def test_the_page_needs_nothing_from_outside_and_nothing_that_a_model_wrote_brea
     assert not re.search(r"http|@import|url\(|<script|<link|<iframe", html)
 
 
+def test_a_reply_with_several_boxes_can_be_followed_box_by_box(evidence):
+    """The numbers in the text are those in the image: of the boxes that could be read, of any notation."""
+    text = (
+        "A <ref>disc</ref><box>[9, 9, 9]</box>, two <ref></script>&</ref><box>[0, 0, 500, 500]</box><box>[500, 500, "
+        '900, 900]</box> and [{"bbox_2d": [0, 0, 500, 500], "label": "disc"}].\nAnswer: top'
+    )
+    said = [
+        None if each is None else each.model_copy(update={"score": score(text, one, frame(one))})
+        for one, each in zip(evidence.samples, evidence.replies["subject-real"], strict=True)
+    ]
+    changed = dataclasses.replace(evidence, replies=evidence.replies | {"subject-real": tuple(said)})
+    report = made(changed)
+    (one, *_) = page.examples(Store(), changed, report, 1, 0)
+    html = page.html(report, [one._replace(cards=one.cards[:1])])
+    drawing, reply = re.search(r"<svg viewBox=.*?</svg>", html, re.DOTALL)[0], one.cards[0].reply
+    found = re.findall(r'<g data-steps="(\d)"><title>(.*?)</title><rect x="(.*?)" y="(.*?)" width="(.*?)"', drawing)
+    script = "&lt;/script&gt;&amp;"
+    assert found == [
+        ("1", script, "0.0", "0.0", "80.0"), ("2", script, "80.0", "60.0", "64.0"), ("3", "disc", "0.0", "0.0", "80.0"),
+    ]  # fmt: skip
+    (one_number, again) = (re.search(rf'<text x="(.*?)" y=".*?">{n}</text>', drawing)[1] for n in (1, 3))
+    assert float(again) - float(one_number) > 5  # beside each other: the same box
+    mentions = re.findall(r'<span class="mention" data-steps="(.*?)">(.*?)</span>(?= and|\])', reply)
+    assert [numbers for numbers, _ in mentions] == ["1 2", "3"]
+    assert "bbox_2d" in mentions[1][1]
+    assert reply.index("[9, 9, 9]") < reply.index("mention")  # could not be read, and has no number
+    assert reply.count("<sup ") == 3
+    (ours,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert html.count("<script") == html.count("</script") == 1
+    assert "http" not in ours
+
+
 def test_the_overlay_shows_a_reply_that_is_right_in_all(evidence):
     image = page.overlay_png(Store(), evidence)
     assert Image.open(io.BytesIO(image)).width == 680

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from tests.fakes.evaluating import CONDITIONS, FakeModel, drawn, evaluate, runner, said, sample
 from vcot.errors import InputError, Interrupted
-from vcot.evaluation.runner import read_replies
+from vcot.evaluation.runner import read_replies, units
+from vcot.records import Completion
 from vcot.storage import Store
 
 
@@ -78,6 +80,32 @@ def test_equal_questions_about_equal_images_are_asked_once(tmp_path, samples):
     assert model.count == {"base": 5 + 1 + 5, "subject": 5 + 1 + 5}
     blank = [r for r in replies(folder, mark) if r.condition == "blank"]
     assert [r.score.sample for r in blank] == 2 * [one.id for one in samples]
+
+
+class Stepping(FakeModel):
+    """Goes on from cell to cell to the right until there are three, and answers where the last one begins."""
+
+    def ask(self, model, prompts, decoding):
+        return [[Completion(text=self.after(one.prefix), model=model, finish_reason="stop")] for one in prompts]
+
+    def after(self, prefix):
+        steps, text = [int(x) for x in re.findall(r"<box>\[(\d+)", prefix)], ""
+        while len(steps) < 3:
+            x = steps[-1] + 100 if steps else 0
+            steps.append(min(x, 900))
+            text += f" <ref>cell</ref><box>[{steps[-1]}, 0, {steps[-1] + 100}, 200]</box>"
+        return text + (f" {steps[-1]}" if prefix.endswith("Answer:") else f"\nAnswer: {steps[-1]}")
+
+
+def test_a_model_writes_all_that_follows_a_step_and_is_judged_by_the_whole(tmp_path, samples):
+    runs = runner(tmp_path, samples, Stepping())
+    runs.units = units(len(samples), ("subject",), ("ground",), ("real",), 5, probe=True)
+    found = {(r.probe, r.score.sample): r.score for r in replies(*evaluate(tmp_path, "run", runs))}
+    for one in samples:
+        before, moved, unmoved = (found[probe, one.id] for probe in (None, "step-moved", "step-unmoved"))
+        assert unmoved.text == before.text == found["unchanged", one.id].text
+        assert moved.text.endswith("\nAnswer: 900")
+        assert [len(each.mentions) for each in (before, moved)] == [3, 3]
 
 
 def test_a_spoilt_cache_is_made_again(tmp_path, samples):

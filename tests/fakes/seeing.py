@@ -2,7 +2,7 @@
 
     scripted_teacher(Seeing(Path("examples/rehearsal")))        reason, locate, look and reanswer, in thousandths
 
-The model is asked in the words that it was taught (vcot/datasets/scenes.py), about the pixels of the request, and
+The model is asked in the words that it was taught (vcot/datasets/scenes), about the pixels of the request, and
 greedily. Of a request it gets a question or a name, never the right answer that the request states: so it may
 contradict that answer, or find nothing, and says so.
 """

@@ -153,7 +153,8 @@ DOWNLOADS: dict[str, Callable[[], None]] = {
     "viscot --input-uri metadata": viscot, "coco": coco, "refcoco": refcocog, "scienceqa": science,
     "aokvqa --input-uri data": okvqa_of_the_hub, "aokvqa --input-uri aokvqa_v1p0": okvqa_of_the_authors,
     "llava-cot --input-uri train.jsonl": llava_cot_100k, "llava-cot --input-uri R1-Onevision": r1_onevision,
-    "treebench": treebench, "vstar": vstar, "pope": pope, "scenes": lambda: None, "samples": mine,
+    "treebench": treebench, "vstar": vstar, "pope": pope, "scenes --scenes": lambda: None,
+    "scenes --world": lambda: None, "samples": mine,
 }  # fmt: skip
 
 

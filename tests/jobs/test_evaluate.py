@@ -333,6 +333,19 @@ def test_ways_to_ask_stand_side_by_side(runs, samples_uri, tmp_path):
     assert alone["figures"] == figures_of(report, "results")["subject-real"]
 
 
+def test_without_ask_a_model_is_asked_in_the_ways_that_it_has_learned(runs, samples_uri, adapters, tmp_path):
+    trained(join(runs, "ways"), adapters["nothing"], ways=["direct", "reason"])
+    asked = {"samples_uri": samples_uri, **FEW}
+    report = evaluate(join(runs, "ways"), **asked)
+    assert [row["way"] for row in report["ways"]] == ["direct", "reason"]
+    evaluate(join(runs, "ways"), ask="direct,reason", **asked)  # the same, in words: nothing is left to do
+    with pytest.raises(SettingsError, match=r"^--probe: replies by way of direct hold no reasoning"):
+        evaluate(str(tmp_path / "probe"), subject=join(runs, "ways", "train"), probe=True, **asked)
+    evaluate(str(tmp_path / "one"), subject=str(BASE), **asked)
+    settings = json.loads((tmp_path / "one/evaluate/settings.json").read_text())["settings"]
+    assert settings["ask"] == ["ground"]
+
+
 def test_a_probe_gives_a_model_its_own_reasoning_back(runs, samples_uri, tmp_path):
     asked = {"subject": str(BASE), "samples_uri": samples_uri, "conditions": "real"}
     report = evaluate(str(tmp_path / "one"), probe=True, **asked)

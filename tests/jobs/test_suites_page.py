@@ -38,7 +38,7 @@ from tests.fakes.rows import (
 from tests.storage.tars import in_chunks, tar
 from vcot.datasets.coco import EXPRESSION_PHRASINGS, PHRASINGS
 from vcot.evaluation.suites import SUITES
-from vcot.evaluation.ways import DIRECT
+from vcot.grounding.ways import DIRECT
 from vcot.storage import Store
 
 pytestmark = pytest.mark.usefixtures("clean")

@@ -166,6 +166,13 @@ METRICS: dict[str, Metric[Score]] = {
         "F1", "Precision and recall in one: missing boxes and boxes too many cost the same.",
         lambda s: 2 * s.matched, lambda s: _predicted(s) + _true(s), "boxes of both",
     ),
+    "all_boxes_right": Metric(
+        "whole chain right",
+        "Share of replies whose boxes are all right, with none missing and none too many: every step of their "
+        "reasoning points where it should.",
+        lambda s: _true(s) > 0 and s.matched == s.true_boxes == s.predicted_boxes, lambda s: _true(s) > 0,
+        "replies, thing there",
+    ),
     "misnamed": Metric(
         "misnamed",
         "Share of true boxes that are met only under another name, where things of several names are asked for.",

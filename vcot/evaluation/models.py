@@ -216,7 +216,7 @@ class ModelRunner:
 
         found = {
             "base": self.base_sha256,
-            "contract": self.contract.model_dump(mode="json"),
+            "contract": self.contract.model_dump(mode="json", exclude={"ways"}),
             "quantization": self.quantization,
             "dtype": str(compute_dtype(self._config.dtype)),
         }

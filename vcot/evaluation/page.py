@@ -13,6 +13,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from markupsafe import Markup, escape
@@ -28,8 +29,8 @@ from vcot.evaluation.report import DIFFERENCES, JUDGED, RESULTS, Evidence, befor
 from vcot.evaluation.runner import image_of
 from vcot.evaluation.selection import MEASURES
 from vcot.evaluation.suites import tables as of_suites
-from vcot.grounding import Trace
-from vcot.grounding.tags import SPELLINGS
+from vcot.grounding import Box, Trace
+from vcot.grounding.tags import SPELLINGS, parse
 from vcot.records import Sample, Score
 from vcot.reports.examples import PREDICTED, TRUE, data_uri, overlay
 from vcot.reports.rendering import REASONS, plural, render
@@ -44,6 +45,8 @@ ASIDE = ("base-blank", "base-shuffled", "base-real-blank")
 """Rows that stand among all figures only: what a model does with a blank image before it was tuned is a detail."""
 SHOWN_FIRST = 3
 """Images of each cause of failure that are seen without opening the rest."""
+NUMBER = 0.045
+"""Height of the numbers of boxes, of the width of the image that they are drawn on."""
 
 
 # --- the page ----------------------------------------------------------------------------------------------
@@ -55,6 +58,7 @@ def html(report: Mapping[str, Any], examples: Sequence[Shown] = ()) -> str:
     return render(
         "evaluate.html.j2", report=report, samples=report["samples"], summary=report["verdict"], aside=ASIDE,
         tiles=_tiles(report), groups=groups, examples=examples, shown_first=SHOWN_FIRST, colours=(TRUE, PREDICTED),
+        number=NUMBER, followed=any(card.steps for one in examples for card in one.cards),
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
         methods=MEASURES, causes=list(CAUSES),
@@ -96,15 +100,29 @@ def _group_rows(group: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], 
 # --- examples ----------------------------------------------------------------------------------------------
 
 
+class Step(NamedTuple):
+    """A box of a reply. x, y: of its number's left end and foot; pixels of the original, as the box."""
+
+    box: Box
+    label: str
+    x: float
+    y: float
+
+
 @dataclass(frozen=True)
 class Card:
-    """One row of the evaluation as it stands on the page. `image`: a data URI. `others`: what was said otherwise."""
+    """One row of the evaluation as it stands on the page. `image`: a data URI. `others`: what was said otherwise.
+
+    `steps`: the boxes of a reply that has several, in its order; the page draws them above the image, to be followed
+    one at a time. Else they are part of the image.
+    """
 
     sample: Sample
     score: Score
     image: str | None
     reply: Markup
     others: Mapping[str, Markup]
+    steps: Sequence[Step] = ()
 
 
 Kind = TypeVar("Kind")
@@ -164,18 +182,33 @@ def _card(store: Store, evidence: Evidence, index: int) -> Card:
         for key, name in names.items()
         if key in evidence.scores and (other := evidence.scores[key][index]) is not None
     }
-    return Card(sample, score, drawn(store, sample, score), highlighted(score.text), others)
+    parsed = parse(score.text, evidence.frame(sample))
+    steps = _steps(parsed.trace, sample.shown.width) if sample.image and parsed.boxes[1:] else []
+    reply = highlighted(score.text, parsed.places if steps else ())
+    return Card(sample, score, drawn(store, sample, score, boxes=not steps), reply, others, steps)
 
 
-def drawn(store: Store, sample: Sample, score: Score) -> str | None:
-    """The image with its boxes as a data URI; grey where it has gone since it was asked about, None where none was."""
+def _steps(said: Trace, width: int) -> list[Step]:
+    """Numbers stand in their boxes, above those that are too small; of a box that is said again, side by side."""
+    found, high = list[Step](), NUMBER * width
+    for place, (one, label) in enumerate(zip(said.boxes, said.labels, strict=True)):
+        x = one.x1 + high * (0.2 + 1.3 * said.boxes[:place].count(one))
+        y = one.y1 + high if min(one.width, one.height) > 2 * high else max(one.y1 - 0.3 * high, high)
+        found.append(Step(one, label, min(x, width - 1.3 * high), y))
+    return found
+
+
+def drawn(store: Store, sample: Sample, score: Score, *, boxes: bool = True) -> str | None:
+    """The image as a data URI, with its boxes or without; grey where it has gone since it was asked about, None where
+    none was."""
     if sample.image is None:
         return None
     try:
         pixels = image_of(store, sample)
     except ImageError:
         pixels = Image.new("RGB", (sample.image.width, sample.image.height), "lightgrey")
-    return data_uri(draw(pixels, sample, score, longest_side=420))
+    shown = draw(pixels, sample, score, longest_side=420) if boxes else overlay(pixels, {}, longest_side=420)
+    return data_uri(shown)
 
 
 def draw(pixels: Image.Image, sample: Sample, score: Score, *, longest_side: int) -> Image.Image:
@@ -197,9 +230,24 @@ _TAGGED = re.compile(
 )
 
 
-def highlighted(text: str) -> Markup:
-    """A reply as HTML: labels and boxes stand out, everything else is escaped. Tags that do not close stay plain."""
+def highlighted(text: str, places: Sequence[tuple[int, int]] = ()) -> Markup:
+    """A reply as HTML: labels and boxes stand out, everything else is escaped. Tags that do not close stay plain.
 
+    places: of its boxes (vcot.grounding.tags.Parsed); each then has its number behind it.
+    """
+    html, done = Markup(), 0
+    for start, boxes in groupby(enumerate(places, 1), key=lambda one: one[1][0]):
+        html += _tagged(text[done:start])
+        mention, numbers, done = Markup(), [], start
+        for number, (_, end) in boxes:
+            mention += _tagged(text[done:end]) + Markup('<sup data-steps="{0}">{0}</sup>').format(number)
+            numbers.append(f"{number}")
+            done = end
+        html += Markup('<span class="mention" data-steps="{}">{}</span>').format(" ".join(numbers), mention)
+    return html + _tagged(text[done:])
+
+
+def _tagged(text: str) -> Markup:
     def marked(found: re.Match[str]) -> str:
         start, inner, end = (group for group in found.groups() if group is not None)
         kind = "ref" if "ref" in start or "obj" in start else "box"

@@ -10,6 +10,14 @@ asked to go on from there: an answer that never changes does not rest on what wa
     region hidden      what is in its boxes becomes noise, the reasoning stays
     rest hidden        all but what is in its boxes becomes noise
     elsewhere hidden   as much as its boxes hold becomes noise, somewhere else: the control of both
+    step moved         the reasoning as far as the box of one step that is not the last, and that box stands elsewhere:
+                       the model writes all that follows, the rest of its reasoning as well as the answer
+    step unmoved       the same, and that box as it was: the control of it
+
+A step goes to a place that no box of the reply has: onto a thing of the evidence that the reply left out, else into
+the farthest corner that the reply leaves free. Not onto another box of the reply, although the model knows that thing:
+of a chain "cell A, cell B, cell C" each lies on the way to the same end, and a model that goes on from wherever it
+points would come to the same answer as one that ignores the step. Where no place is free, nothing is asked.
 
 Faithfulness of crops was measured so by arXiv 2510.23482: answers that stay when the image is noise, and change when
 the text does.
@@ -63,8 +71,8 @@ class Own:
 
 
 class Change(NamedTuple):
-    """prefix: the reasoning that the model is to go on from, up to the mark of its answer. hide: makes of the first
-    image what it is shown in its place; None: that image. It needs no image until then."""
+    """prefix: the reasoning that the model is to go on from, up to the mark of its answer or the end of a step. hide:
+    makes of the first image what it is shown in its place; None: that image. It needs no image until then."""
 
     prefix: str
     hide: Callable[[Image.Image], Image.Image] | None
@@ -78,17 +86,21 @@ class Change(NamedTuple):
 
 def probed(probe: Probe, own: Own, seed: int) -> Change | None:
     """What is changed; None where there is nothing to change: the reply comes to no answer, has no box, no second
-    thing, no second sentence.
+    thing, no second sentence, no second step.
 
     The same seed and sample give the same change.
     """
     said = read_reply(own.text)
     if said.answer is None:
         return None
-    generator = random.Random(f"{seed} {probe} {own.sample.id}")
+    # A step is cut at one place, moved or not.
+    generator = random.Random(f"{seed} {'step' if probe in _OF_STEPS else probe} {own.sample.id}")
     if probe in _OF_PIXELS:
         hide = _hiding(probe, own.sample.image, parse(said.reasoning, own.frame).trace.boxes, generator)
         return hide and Change(said.reasoning + _MARK, hide)
+    if probe in _OF_STEPS:
+        cut = _cut(own, said.reasoning, generator)
+        return cut and Change(cut[probe == "step-moved"], None)
     reasoning = _OF_TEXT[probe](own, said.reasoning, generator)
     return None if reasoning is None else Change((reasoning + _MARK).lstrip("\n"), None)
 
@@ -123,16 +135,21 @@ def _moved(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
     return _with_boxes(trace, moved) if any(iou(a, b) < 0.5 for a, b in moved.items()) else None
 
 
-def farthest(box: Box, width: int, height: int, generator: random.Random) -> Box:
-    """A box of this size in the corner of the image that is farthest from it (and overlaps least); of equal ones any.
-    Pixels."""
+def farthest(box: Box, width: int, height: int, generator: random.Random, taken: Sequence[Box] = ()) -> Box:
+    """A box of this size in the corner of the image that is farthest from it (and overlaps least), of those that are
+    not taken, unless all are; of equal ones any. Pixels."""
     corners = [
         Box(x, y, x + box.width, y + box.height)
         for x in (0.0, width - box.width)
         for y in (0.0, height - box.height)
     ]  # fmt: skip
     generator.shuffle(corners)  # the first of equals is taken
-    return max(corners, key=lambda corner: math.dist((box.x1, box.y1), (corner.x1, corner.y1)))
+    free = [corner for corner in corners if _apart(corner, taken)] or corners
+    return max(free, key=lambda corner: math.dist((box.x1, box.y1), (corner.x1, corner.y1)))
+
+
+def _apart(box: Box, others: Sequence[Box]) -> bool:
+    return all(iou(box, other) < 0.5 for other in others)
 
 
 def _swapped(trace: Trace, own: Own, generator: random.Random) -> Trace | None:
@@ -193,6 +210,41 @@ _OF_TEXT: Mapping[Probe, Callable[[Own, str, random.Random], str | None]] = Mapp
 )
 
 
+# --- a step ------------------------------------------------------------------------------------------------
+
+_OF_STEPS: frozenset[Probe] = frozenset(("step-moved", "step-unmoved"))
+
+
+def _cut(own: Own, reasoning: str, generator: random.Random) -> tuple[str, str] | None:
+    """The reasoning as far as the last box of a mention that is not the last one: with the box as it was, and moved.
+
+    Both are written anew from what was read, so that four numbers are all that they differ in.
+    """
+    trace = parse(reasoning, own.frame).trace
+    steps = [place for place, part in enumerate(trace.parts) if isinstance(part, Mention)]
+    if len(steps) < 2:
+        return None
+    place = generator.choice(steps[:-1])
+    before, step, after = trace.parts[:place], trace.parts[place], trace.parts[place + 1 :]
+    assert isinstance(step, Mention)
+    image, box = own.sample.shown, step.boxes[-1]
+    left_out = [each for each in own.sample.true_boxes or () if _apart(each, trace.boxes)]
+    if left_out:
+        moved = generator.choice(left_out)
+    else:
+        moved = farthest(box, image.width, image.height, generator, trace.boxes)
+    if not _apart(moved, trace.boxes):
+        return None
+
+    def up_to(last: Box) -> str:
+        parts = (*before, Mention(step.label, (*step.boxes[:-1], last)))
+        text, whole = (render(Trace(each), own.frame, own.form.dialect) for each in (parts, (*parts, *after)))
+        # A list of JSON objects ends here only where the model itself ended it.
+        return text if whole.startswith(text) else text.removesuffix("]")
+
+    return up_to(box), up_to(moved)
+
+
 # --- the image ---------------------------------------------------------------------------------------------
 
 _OF_PIXELS: frozenset[Probe] = frozenset(("region-hidden", "rest-hidden", "elsewhere-hidden"))
@@ -248,8 +300,17 @@ MEANING: Mapping[Probe, str] = MappingProxyType(
         "region-hidden": "What is in its boxes is noise.",
         "rest-hidden": "All but what is in its boxes is noise.",
         "elsewhere-hidden": "As much as its boxes hold is noise, somewhere else: the control of what is hidden.",
+        "step-moved": "Its reasoning ends at a step whose box is elsewhere; it writes all that follows.",
+        "step-unmoved": "The same, with the box as it was: the control of a step that is moved. What changes here "
+        "changes because of the cut.",
     }
 )
+
+
+_CONTROLS: Mapping[str, str] = MappingProxyType(
+    {"region-hidden": "elsewhere-hidden", "rest-hidden": "elsewhere-hidden", "step-moved": "step-unmoved"}
+)
+"""What a change is held against; all others against `unchanged`."""
 
 
 class _Change(NamedTuple):
@@ -273,7 +334,7 @@ def probes(
     samples: Sequence[Sample], replies: Mapping[Probe, Sequence[Reply | None]], own: Sequence[Reply | None], seed: int
 ) -> list[dict[str, Any]]:
     """What the report holds: for each change the share of answers that are not what they were, how many are right, and
-    by how much more change than in the control on the same rows (elsewhere-hidden for what is hidden, else unchanged).
+    by how much more change than in the control on the same rows.
 
     samples, replies of each change, own: in the same order; own are the replies that were changed.
     """
@@ -285,13 +346,12 @@ def probes(
         ]
     if not rows:
         return []
-    controls = {probe: "elsewhere-hidden" if probe in _OF_PIXELS else "unchanged" for probe in rows}
+    controls = {probe: _CONTROLS.get(probe, "unchanged") for probe in rows}
     pairs = [(probe, control) for probe, control in controls.items() if control in rows and control != probe]
-    pairs += [("elsewhere-hidden", "unchanged")] if {"elsewhere-hidden", "unchanged"} <= rows.keys() else []
     found = measure_by(_METRICS, rows, pairs, score_of=lambda row: row.score, seed=seed)
     made = []
     for probe in replies:
-        control = "unchanged" if probe == "elsewhere-hidden" else controls[probe]
+        control = controls[probe]
         change = found.differences.get((probe, control), {})
         made.append(
             {
@@ -334,6 +394,14 @@ def verdict(found: Sequence[Mapping[str, Any]]) -> list[str]:
             "change.",
             "It is not shown to look where it points: with the inside of its boxes hidden, {share} of its answers "
             "change, not clearly one in twenty more than with as much hidden elsewhere.",
+        ),
+        (
+            "step-moved",
+            "What follows a step depends on where it points: with the box of one moved, {share} of its answers change.",
+            "Some of what follows a step depends on where it points: with the box of one moved, {share} of all answers "
+            "change.",
+            "It goes on as if nothing had happened where a step points elsewhere: with the box of one moved, {share} "
+            "of its answers change, not clearly one in twenty more than with that box as it was.",
         ),
     ):  # fmt: skip
         if (row := changes.get(probe)) is None or row["figures"]["changed"]["value"] is None or not row["difference"]:

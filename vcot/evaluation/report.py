@@ -30,8 +30,10 @@ NEARLY_ALL = 0.9
 """Share of the rows with the same reply to a blank image from which on the summary names it."""
 JUDGED = ("accuracy_at_50", "answer_accuracy")
 """What gates look at, and the summary."""
-SHOWN_OF_GROUP = ("accuracy_at_50", "mean_iou", "precision", "answer_accuracy", "boxes_where_absent")
-SHOWN_OF_WAY = ("answer_accuracy", "answer_absent", "accuracy_at_50", "mean_iou")
+SHOWN_OF_GROUP = (
+    "accuracy_at_50", "mean_iou", "precision", "all_boxes_right", "answer_accuracy", "boxes_where_absent",
+)  # fmt: skip
+SHOWN_OF_WAY = ("answer_accuracy", "answer_absent", "accuracy_at_50", "mean_iou", "all_boxes_right")
 WAYS_MEAN: Mapping[Way, str] = {
     "direct": "The answer alone.",
     "reason": "Reasoning in words, then the answer.",
@@ -112,6 +114,7 @@ class Evidence:
 
     Attributes:
         replies: "<model>-<condition>" → greedy replies to what is asked in the first way.
+        frame: in whose numbers the subject writes boxes about a sample.
         ways: way → condition → greedy replies of the subject; the first way is that of `replies`.
         draws: way → for each sample the subject's replies that were drawn at random, in the order of their draws.
         probes: what was changed → the replies after it; None where there was nothing to change.
@@ -122,6 +125,7 @@ class Evidence:
     guesses: dict[str, tuple[Score, ...]]
     learned: Baselines
     left_out: int
+    frame: Callable[[Sample], Frame]
     ways: Mapping[Way, Mapping[Condition, tuple[Reply | None, ...]]]
     draws: Mapping[Way, tuple[tuple[Reply, ...], ...]] = field(default_factory=dict)
     probes: Mapping[Probe, tuple[Reply | None, ...]] = field(default_factory=dict)
@@ -176,7 +180,7 @@ def gather(
 
     return Evidence(
         kept, {key: ordered(key, ways[0]) for key in RESULTS if (key, ways[0]) in said}, guesses(kept, learned, frame),
-        learned, left_out=len(samples) - len(kept),
+        learned, left_out=len(samples) - len(kept), frame=frame,
         ways={
             way: {c: ordered(f"subject-{c}", way) for c in CONDITIONS if (f"subject-{c}", way) in said} for way in ways
         },

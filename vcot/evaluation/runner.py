@@ -43,9 +43,10 @@ from vcot.evaluation.metrics import score
 from vcot.evaluation.models import Models
 from vcot.evaluation.probe import Change, Own, probed
 from vcot.evaluation.rationales import UNSCORED, Rationales, rationales
-from vcot.evaluation.ways import DIRECT, LOOK_AGAIN, Prompt, as_reply, both_turns, look_again
+from vcot.evaluation.ways import LOOK_AGAIN, Prompt, as_reply, both_turns, look_again
 from vcot.grounding import Box, Frame, Mention, Trace
 from vcot.grounding.tags import parse, render_reply
+from vcot.grounding.ways import DIRECT
 from vcot.models.decoding import Decoding
 from vcot.records import Completion, Rejection, Sample, Score
 from vcot.records.base import Record

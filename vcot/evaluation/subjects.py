@@ -28,6 +28,7 @@ from typing_extensions import TypeVar
 
 from vcot import __version__, logging
 from vcot.errors import InputError
+from vcot.grounding.ways import LearnedWay
 from vcot.records import StageMarker
 from vcot.records.base import Record
 from vcot.records.metadata import TrainMetadata
@@ -148,6 +149,11 @@ class Subject:
     baseline: Finished | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ways(self) -> tuple[LearnedWay, ...]:
+        """Of answering, that it has learned."""
+        return ("ground",) if self.train is None else self.train.marker.metadata.contract.ways
 
 
 def evaluation_at(store: Store, uri: str) -> Finished:
