@@ -31,8 +31,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.rows import ROOT
-from vcot.datasets.drawing import draw_scene
-from vcot.datasets.scenes import BoxXYXY, Scene, SceneSpec
+from vcot.datasets.scenes.drawing import draw_scene
+from vcot.datasets.scenes.objects import BoxXYXY, Scene, SceneSpec
 
 Model = Literal["needs", "ignores"]
 SAYS: Mapping[Model, str] = {

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from vcot.datasets.drawing import draw_scene
-from vcot.datasets.scenes import SceneSpec, ask
+from vcot.datasets.scenes.drawing import draw_scene
+from vcot.datasets.scenes.objects import SceneSpec, ask
 from vcot.distill import DistilledReasoning
 from vcot.distill.template import TemplateTeacher
 from vcot.grounding import Box, Mention, Trace, place

@@ -152,7 +152,8 @@ def test_packed_rows_teach_what_they_teach_alone(
     assert total == pytest.approx(sum(loss for loss, _ in alone), rel=1e-5)
     for name, value in gradients.items():
         expected = sum(each[name] for _, each in alone if name in each)
-        assert torch.allclose(value, expected, rtol=1e-4, atol=1e-6), name
+        # By the tensor: single entries near nothing differ by what another order of adding leaves.
+        assert (value - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
 
 
 @every_family
