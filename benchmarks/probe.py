@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from benchmarks.chain import figures, run
 from benchmarks.rows import ROOT
 from vcot.datasets.scenes.drawing import draw_scene
 from vcot.datasets.scenes.objects import BoxXYXY, Scene, SceneSpec
@@ -112,17 +110,6 @@ def write_rows(out: Path, train: int, test: int) -> None:
         (out / model / "rows.jsonl").write_text("\n".join(lines))
 
 
-def run(stage: str, folder: Path, *flags: str, **settings: Any) -> None:
-    """A stage through its own entrypoint. Raises SystemExit: it failed, with the end of what it said."""
-    flags += tuple(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("VCOT_")}
-    command, log = [sys.executable, "-m", f"jobs.{stage}", f"--run-uri={folder}", *flags], folder / f"{stage}.log"
-    with log.open("wb") as said:
-        code = subprocess.run(command, cwd=ROOT, env=clean, stdout=said, stderr=said, check=False).returncode
-    if code:
-        raise SystemExit(f"{' '.join(command)} ended with {code}:\n{log.read_text()[-2000:]}")
-
-
 def made(folder: Path) -> dict[str, Any]:
     """The report of the model that is made of the rows in a folder."""
     images = {"source": "samples", "input_uri": folder / "rows.jsonl", "images_uri": folder.parent / "images"}
@@ -145,7 +132,7 @@ def faults(reports: Mapping[Model, Mapping[str, Any]]) -> list[str]:
     for model, says in SAYS.items():
         if not any(note.startswith(says) for note in reports[model]["verdict"]["notes"]):
             found.append(f"{model}: the verdict is not “{says}”")
-        if (right := figure(reports[model], "answer_accuracy")["value"]) < LEAST_RIGHT:
+        if (right := figures(reports[model], "subject-real")["answer_accuracy"]["value"]) < LEAST_RIGHT:
             found.append(f"{model}: {right:.0%} of its answers are right, and {LEAST_RIGHT:.0%} are wanted")
     needs, ignores = (changed(reports[model], "boxes-moved") for model in SAYS)
     if needs["figures"]["low"] <= ignores["figures"]["high"]:
@@ -153,10 +140,6 @@ def faults(reports: Mapping[Model, Mapping[str, Any]]) -> list[str]:
     if needs["difference"]["low"] <= ignores["difference"]["high"]:
         found.append("boxes moved, how many more than unchanged: the intervals overlap")
     return found
-
-
-def figure(report: Mapping[str, Any], name: str) -> Any:
-    return next(one for one in report["results"] if one["key"] == "subject-real")["figures"][name]
 
 
 def changed(report: Mapping[str, Any], probe: str) -> dict[str, Any]:
@@ -169,9 +152,10 @@ def line(model: Model, report: Mapping[str, Any]) -> str:
     def told(one: Mapping[str, Any]) -> str:
         return f"{one['value']:.0%} ({one['low']:.0%}–{one['high']:.0%})"
 
+    real = figures(report, "subject-real")
     cells = [
-        model, told(figure(report, "answer_accuracy")), f"{1 - figure(report, 'no_box')['value']:.0%}",
-        told(figure(report, "accuracy_at_50")),
+        model, told(real["answer_accuracy"]), f"{1 - real['no_box']['value']:.0%}",
+        told(real["accuracy_at_50"]),
         *(told(changed(report, probe)["figures"]) for probe in ("unchanged", "boxes-moved", "region-hidden")),
         told(changed(report, "boxes-moved")["difference"]),
         next((note.partition(":")[0] for note in report["verdict"]["notes"] if "boxes that it writes" in note), "none"),

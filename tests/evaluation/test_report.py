@@ -11,6 +11,7 @@ import re
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from tests.fakes.evaluating import drawn, frame, sample
 from vcot.errors import GateFailed, InputError
@@ -113,6 +114,37 @@ def test_groups_tell_questions_things_and_metadata_apart(evidence, report):
     ]
     groups = made(evidence, samples=own)["groups"]
     assert {group["metadata"]: group["rows"] for group in groups[2:]} == {"camera: north": 32, "camera: south": 16}
+
+
+def test_what_several_ways_give_stands_side_by_side_for_each_value_of_a_metadata(evidence):
+    """Asked directly, the model says of everything that it is at the top."""
+    own = [
+        one.model_copy(update={"metadata": {"steps": (2, 10, 1)[n % 3]}}) for n, one in enumerate(evidence.samples)
+    ]  # fmt: skip
+    direct = [
+        Reply(
+            model="subject", way="direct", condition="real", score=score("Answer: top", one, frame(one)),
+            completion=Completion(text="Answer: top", model="subject", finish_reason="stop"),
+        )
+        for one in own
+    ]  # fmt: skip
+    grounded = [reply for key in evidence.replies for reply in evidence.replies[key]]
+    report = build(
+        gather(own, [*grounded, *direct], evidence.learned, frame, ("ground", "direct")), split="test", seed=0,
+        made_with={"base": "s3://x/base", "max_new_tokens": 16},
+    )  # fmt: skip
+    by_steps = page.by_metadata(report["groups"])["steps"]
+    assert [said for said, _ in by_steps] == ["1", "2", "10"]
+    for said, group in by_steps:
+        chosen = [n for n, one in enumerate(own) if str(one.metadata["steps"]) == said]
+        for way, replies in (("ground", evidence.replies["subject-real"]), ("direct", direct)):
+            right = sum(replies[n].score.answer == "right" for n in chosen) / len(chosen)
+            assert group["ways"][way]["answer_accuracy"]["value"] == pytest.approx(right, abs=1e-6)
+    html = page.html(report)
+    assert "answers right, by steps" in html
+    console = Console(width=120, file=io.StringIO())
+    console.print(*page.further_tables(report))
+    assert "answers right by steps" in console.file.getvalue()
 
 
 def test_the_summary_says_what_it_can_and_what_it_cannot(report):

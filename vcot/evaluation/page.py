@@ -61,7 +61,7 @@ def html(report: Mapping[str, Any], examples: Sequence[Shown] = ()) -> str:
         number=NUMBER, followed=any(card.steps for one in examples for card in one.cards),
         columns=COLUMNS, judged=JUDGED, metrics=METRICS, differences=DIFFERENCES, before=before, value=value,
         both=both, interval=of_report.interval, plural=plural, reasons=REASONS["evaluate"],
-        methods=MEASURES, causes=list(CAUSES),
+        methods=MEASURES, causes=list(CAUSES), by_metadata=by_metadata(report["groups"]),
         suite_metrics=of_suites.METRICS,
     )  # fmt: skip
 
@@ -345,7 +345,36 @@ def _of_draws(way: Mapping[str, Any]) -> str:
 
 def further_tables(report: Mapping[str, Any]) -> list[Table]:
     """Ways to ask side by side, where there were several; and each suite's."""
-    return ([_of_ways(report["ways"])] if report.get("ways") else []) + [_of_suite(s) for s in report.get("suites", ())]
+    several = len(report.get("ways", ())) > 1
+    return [
+        *([_of_ways(report["ways"])] if several else []),
+        *(_of_ways_by(name, groups) for name, groups in by_metadata(report["groups"]).items() if several),
+        *(_of_suite(suite) for suite in report.get("suites", ())),
+    ]
+
+
+def by_metadata(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    """Name of a metadata → (its value, the group) for each of its groups that was asked in several ways, numbers in
+    their order."""
+    found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for group in groups:
+        if group["metadata"] and group.get("ways"):
+            name, _, said = group["metadata"].partition(": ")
+            found.setdefault(name, []).append((said, group))
+    for each in found.values():
+        if all(said.isdecimal() for said, _ in each):
+            each.sort(key=lambda one: int(one[0]))
+    return found
+
+
+def _of_ways_by(name: str, groups: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    title = f"answers right by {name}; in brackets the 95 % interval"
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for said in (name, *(said for said, _ in groups)):
+        made.add_column(said, justify="right" if said != name else "left")
+    for way in groups[0][1]["ways"]:
+        made.add_row(way, *(both("answer_accuracy", group["ways"][way]["answer_accuracy"]) for _, group in groups))
+    return made
 
 
 def _of_ways(ways: Sequence[Mapping[str, Any]]) -> Table:

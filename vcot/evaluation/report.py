@@ -257,10 +257,8 @@ def _same_as_real(evidence: Evidence, blank: str) -> dict[str, int]:
 
 
 def _ways(evidence: Evidence, seconds: Mapping[Way, float], seed: int) -> list[dict[str, Any]]:
-    """One row for each way to ask, where there are several: figures, what the other conditions give, the differences
-    from the first way on the same questions, and what a reply cost."""
-    if len(evidence.ways) < 2:
-        return []
+    """One row for each way to ask: figures, what the other conditions give, the differences from the first way on the
+    same questions, and what a reply cost."""
     scores = {
         f"{way} {condition}": [None if reply is None else reply.score for reply in replies]
         for way, each in evidence.ways.items()
@@ -359,9 +357,12 @@ def _group(
             best = max(able, key=lambda guess: (figures[guess][name].value or 0.0, guess))
             difference = measured.differences["subject-real", best][name].to_dict()
             against[name] = {"guess": best, "its": figures[best][name].to_dict(), "difference": difference}
+    ways = {way: [each[index] for index in chosen] for way, each in evidence.by_way.items()}
+    by_way = measure(ways, (), seed=seed).figures if len(ways) > 1 else {}
     return {
         "rows": len(chosen),
         "results": {key: _json(figures[key], SHOWN_OF_GROUP) for key in evidence.replies},
+        "ways": {way: _json(each, SHOWN_OF_WAY) for way, each in by_way.items()},
         "differences": {key: _json(each, JUDGED) for key, each in _differences(measured).items()},
         "against_guess": against,
     }

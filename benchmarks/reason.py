@@ -1,0 +1,236 @@
+"""Does it help to reason, and to point? One base, tuned in several ways on the same boards, and asked about others.
+
+    python -m benchmarks.reason --worlds following,permuting        (`make reason-demo`)
+
+    direct    the answer alone
+    words     each look in words: what is seen there, not where
+    places    the same, with row and column
+    boxes     each look with its box
+    filler    as many meaningless dots as the looks take: is it only the longer reply?
+
+All of them learn from the same images, questions and answers, once each, by the settings of examples/reasoning; what
+the stages write stays below --out, and a command that was cut off goes on where it was. Prints for each world a table
+of answers right by number of steps, and writes <out>/report.html; a model's own page has its replies, whose boxes can
+be followed one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from benchmarks.chain import figures, run
+from benchmarks.rows import ROOT
+from vcot.pipeline.local import gather_variables
+
+BASE = ROOT / "examples" / "reasoning"
+
+
+@dataclass(frozen=True)
+class World:
+    """What is learned from and asked about. beyond: steps above this are more than any example takes."""
+
+    learned: str
+    asked: str
+    scenes: int
+    side: int = 6
+
+    @property
+    def beyond(self) -> int:
+        return max(map(int, self.learned.split(",")))
+
+
+WORLDS: Mapping[str, World] = MappingProxyType(
+    {
+        "following": World("1,2,3,4,5,6,7,8,9,10,11,12", "1,2,4,8,12,16", 4000),
+        "permuting": World("1,2,3,4,5,6,7,8,9,10,11,12", "1,2,4,8,12,16", 4000),
+        "counting": World("1,2,3,4,5", "1,2,3,4,5", 2000, side=4),
+        "comparing": World("2,3,4,5", "2,3,4,5", 2000, side=4),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """way: of those that tokenize makes examples of. written: how convert writes the reasoning."""
+
+    means: str
+    way: str
+    written: str = "boxes"
+
+
+MODELS: Mapping[str, Model] = MappingProxyType(
+    {
+        "direct": Model("direct", "direct"),
+        "words": Model("reasoning in words", "reason"),
+        "places": Model("reasoning in words, with row and column", "reason", "places"),
+        "boxes": Model("reasoning with boxes", "ground"),
+        "filler": Model("as many meaningless dots", "reason", "filler"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model and what its reports say."""
+
+    world: str
+    name: str
+    folder: Path
+    report: Mapping[str, Any]
+    seconds: float
+
+    def by_steps(self) -> dict[int, Mapping[str, Any]]:
+        """Number of steps → key of a result → figures."""
+        named = {group["metadata"] or "": group["results"] for group in self.report["groups"]}
+        found = {int(name.removeprefix("steps: ")): each for name, each in named.items() if name.startswith("steps: ")}
+        return dict(sorted(found.items()))
+
+    @property
+    def usual_answer(self) -> Mapping[str, Any]:
+        return dict(figures(self.report, "frequent-answer", "guesses")["answer_accuracy"])
+
+    @property
+    def tokens(self) -> float:
+        """Of a reply."""
+        return float(self.report["ways"][0]["tokens_out"])
+
+
+@cache
+def variables(base: Path) -> Mapping[str, Mapping[str, str]]:
+    """Of each stage: the settings of the example."""
+    folders = [ROOT / "k8s" / "base" / "settings", BASE / "settings"]
+    return gather_variables(folders, {}, {"BASE_URI": str(base), "EXAMPLE_URI": str(BASE)})
+
+
+def tuned(
+    world: str, name: str, base: Path, out: Path, seed: int, scenes: int | None, probe: bool, train: Sequence[str]
+) -> Tuned:
+    """Through convert, tokenize, train and evaluate; a stage that is finished says so at once."""
+    about, model, began = WORLDS[world], MODELS[name], time.monotonic()
+    rows, folder = out / world / f"rows-{model.written}", out / world / name
+    own = variables(base)
+    run(
+        "convert", rows, variables=own["convert"], world=world, written=model.written, steps=about.learned,
+        held_out_steps=about.asked, scenes=scenes or about.scenes, side=about.side, seed=seed,
+        held_out=200 * len(about.asked.split(",")),
+    )  # fmt: skip
+    run("tokenize", folder, variables=own["tokenize"], input_uri=rows / "convert", learn=model.way)
+    run("train", folder, *train, variables=own["train"], seed=seed, report_to="none")
+    flags = ["--probe"] if probe and model.way == "ground" else []
+    run(
+        "evaluate", folder, *flags, variables=own["evaluate"], samples_uri=rows / "convert",
+        cache_uri=out / "replies-of-the-base",
+    )  # fmt: skip
+    report = json.loads((folder / "evaluate" / "report.json").read_text())
+    return Tuned(world, name, folder, report, time.monotonic() - began)
+
+
+def told(figure: Mapping[str, Any]) -> str:
+    """ "85 % (80–89)"."""
+    if figure["value"] is None:
+        return "–"
+    return f"{100 * figure['value']:.0f} % ({100 * figure['low']:.0f}–{100 * figure['high']:.0f})"
+
+
+def table(models: Sequence[Tuned]) -> list[list[str]]:
+    """Of one world, its heading first."""
+    steps = list(models[0].by_steps())
+    heading = [f"{models[0].world}: answers right", *(str(n) for n in steps), "tokens a reply", "seconds in all"]
+    lines = [heading]
+    for model in models:
+        cells = model.by_steps()
+        means, costs = MODELS[model.name].means, [f"{model.tokens:.0f}", f"{model.seconds:.0f}"]
+        lines.append([means, *(told(cells[n]["subject-real"]["answer_accuracy"]) for n in steps), *costs])
+        if MODELS[model.name].way == "ground":
+            chain = [told(cells[n]["subject-real"]["all_boxes_right"]) for n in steps]
+            lines.append(["… whole chain of boxes right", *chain, "", ""])
+    for model in models:
+        blank = [told(cells["subject-blank"]["answer_accuracy"]) for cells in model.by_steps().values()]
+        lines.append([f"blank images, {model.name}", *blank, "", ""])
+    lines.append(["the usual answer", told(models[0].usual_answer), *[""] * (len(steps) + 1)])
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(
+        f"| {' | '.join(line)} |" + (f"\n{'|---' * len(line)}|" if number == 0 else "")
+        for number, line in enumerate(lines)
+    )
+
+
+def draw_curves(models: Sequence[Tuned], path: Path) -> None:
+    """Answers right against steps, with intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for model in models:
+        cells = {n: each["subject-real"]["answer_accuracy"] for n, each in model.by_steps().items()}
+        (line,) = axes.plot(list(cells), [one["value"] for one in cells.values()], marker="o", label=model.name)
+        axes.fill_between(
+            list(cells), [one["low"] for one in cells.values()], [one["high"] for one in cells.values()], alpha=0.15,
+            color=line.get_color(),
+        )  # fmt: skip
+    axes.axhline(models[0].usual_answer["value"], color="grey", linestyle=":", label="the usual answer")
+    axes.axvline(WORLDS[models[0].world].beyond, color="grey", linewidth=0.7)
+    axes.set(xlabel="steps (right of the line: more than were learned)", ylabel="answers right", ylim=(0, 1.02))
+    axes.set_title(models[0].world, loc="left")
+    axes.legend(fontsize="small")
+    figure.savefig(path, format="svg")
+
+
+def write_page(worlds: Mapping[str, Sequence[Tuned]], out: Path) -> Path:
+    """<out>/report.html: tables, curves, and links to the pages of the models."""
+    from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader("vcot.reports"), FileSystemLoader(Path(__file__).parent)])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found = []
+    for world, models in worlds.items():
+        curves = out / world / "curves.svg"
+        draw_curves(models, curves)
+        svg = curves.read_text()
+        pages = [(MODELS[m.name].means, (m.folder / "evaluate" / "report.html").relative_to(out)) for m in models]
+        found.append({"world": world, "table": table(models), "curves": svg[svg.index("<svg") :], "pages": pages})
+    page = out / "report.html"
+    page.write_text(environment.get_template("reason.html.j2").render(found=found))
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=BASE, help="folder of the base")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "reason", help="folder of rows, models, reports")
+    parser.add_argument("--worlds", default="following,permuting", help=f"of {', '.join(WORLDS)}")
+    parser.add_argument("--models", default="direct,words,places,boxes", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--scenes", type=int, help="boards to learn from; default: by world")
+    parser.add_argument("--seed", type=int, default=1, help="of the boards, and of the tuning")
+    parser.add_argument("--probe", action="store_true", help="evaluate --probe of the model with boxes: minutes more")
+    parser.add_argument("--train", default="", help="more flags of jobs.train, as '--tune qlora --learning-rate 1e-3'")
+    options = parser.parse_args()
+    out: Path = options.out.resolve()
+    began, worlds = time.monotonic(), dict[str, list[Tuned]]()
+    for world in options.worlds.split(","):
+        for name in options.models.split(","):
+            one = tuned(
+                world, name, options.base.resolve(), out, options.seed, options.scenes, options.probe,
+                options.train.split(),
+            )  # fmt: skip
+            worlds.setdefault(world, []).append(one)
+            print(f"{world}, {MODELS[name].means}: {one.seconds:.0f} s", flush=True)
+        print(markdown(table(worlds[world])), flush=True)
+    page = write_page(worlds, out)
+    (out / "report.json").write_text(json.dumps({world: table(each) for world, each in worlds.items()}, indent=1))
+    print(f"{page}, after {time.monotonic() - began:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
