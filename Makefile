@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
+.PHONY: help venv lint test local-train local-compare local-clean minio s3 push-base push-example pages rehearsal-base reasoning-base reason-demo bench-kill bench-ranks bench-convert bench-distill bench-tokenize bench-storm \
 	bench-evaluate bench-train bench-gpu bench-probe requirements schemas golden images node-up node-down cluster-test cluster-test-ci k8s-doctor k8s-run s3-doctor
 
 # The first Python that will do. It is asked, because a name on PATH may be a shim of a version that is not there.
@@ -179,7 +179,8 @@ s3-doctor: $(VENV) ## does the storage of the AWS_* variables keep what vcot bui
 
 RUN_ID ?= first
 EXAMPLE ?= examples/blood-cells
-BASE ?= examples/rehearsal
+# An example may bring a base of its own.
+BASE ?= $(if $(wildcard $(EXAMPLE)/config.json),$(EXAMPLE),examples/rehearsal)
 
 local-train: $(VENV) settings-are-known ## convert, distill, tokenize, train and evaluate on this computer, with MinIO
 	@$(PY) -m jobs.pipeline --where local --run-id '$(RUN_ID)' --example '$(EXAMPLE)' --base '$(BASE)'
@@ -207,6 +208,13 @@ pages: $(VENV) ## bring the reports of a run out of the bucket into .local/runs:
 
 rehearsal-base: $(VENV) ## train the small base model of the rehearsal from nothing
 	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
+
+reasoning-base: $(VENV) ## train the small base model that reads boards from nothing: the rehearsal's first, then on from it
+	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
+	$(PY) examples/reasoning/make_base.py --out build/reasoning --base build/rehearsal/snapshot
+
+reason-demo: $(VENV) ## one small base tuned three ways, direct, in words, with boxes: answers right by steps, and a page; WORLDS=following,permuting
+	$(PY) -m benchmarks.reason --out '$(or $(OUT),build/reason)' $(if $(WORLDS),--worlds '$(WORLDS)') $(if $(MODELS),--models '$(MODELS)')
 
 minio: ## where MinIO is; builds it first if need be (about two minutes, once)
 	@'$(PYTHON)' -m tools.s3server --print-binary

@@ -1,12 +1,15 @@
 """Does it help to reason, and to point? One base, tuned in several ways on the same boards, and asked about others.
 
     python -m benchmarks.reason --worlds following,permuting        (`make reason-demo`)
+    python -m benchmarks.reason --base Qwen2.5-VL-3B --models direct,words --settings my-settings \\
+        --convert '--source aokvqa --input-uri data'                # rows of one's own, with their rationales
 
     direct    the answer alone
     words     each look in words: what is seen there, not where
     places    the same, with row and column
     boxes     each look with its box
     filler    as many meaningless dots as the looks take: is it only the longer reply?
+    (places and filler: of boards alone)
 
 All of them learn from the same images, questions and answers, once each, by the settings of examples/reasoning; what
 the stages write stays below --out, and a command that was cut off goes on where it was. Prints for each world a table
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,16 +39,20 @@ BASE = ROOT / "examples" / "reasoning"
 
 @dataclass(frozen=True)
 class World:
-    """What is learned from and asked about. beyond: steps above this are more than any example takes."""
+    """What is learned from and asked about: numbers of steps, boards to learn from."""
 
     learned: str
     asked: str
     scenes: int
     side: int = 6
 
-    @property
-    def beyond(self) -> int:
-        return max(map(int, self.learned.split(",")))
+    def flags(self, name: str, scenes: int | None, asked: int) -> list[str]:
+        """Of convert. asked: boards for each number of steps."""
+        held_out = asked * len(self.asked.split(","))
+        return [
+            f"--world={name}", f"--steps={self.learned}", f"--held-out-steps={self.asked}", f"--held-out={held_out}",
+            f"--side={self.side}", f"--scenes={scenes or self.scenes}",
+        ]  # fmt: skip
 
 
 WORLDS: Mapping[str, World] = MappingProxyType(
@@ -87,11 +95,13 @@ class Tuned:
     report: Mapping[str, Any]
     seconds: float
 
-    def by_steps(self) -> dict[int, Mapping[str, Any]]:
-        """Number of steps → key of a result → figures."""
+    def by_steps(self) -> dict[str, Mapping[str, Any]]:
+        """Number of steps, or "all rows" where rows bring none → key of a result → figures."""
         named = {group["metadata"] or "": group["results"] for group in self.report["groups"]}
         found = {int(name.removeprefix("steps: ")): each for name, each in named.items() if name.startswith("steps: ")}
-        return dict(sorted(found.items()))
+        if not found:
+            return {"all rows": {row["key"]: row["figures"] for row in self.report["results"]}}
+        return {str(n): found[n] for n in sorted(found)}
 
     @property
     def usual_answer(self) -> Mapping[str, Any]:
@@ -103,34 +113,31 @@ class Tuned:
         return float(self.report["ways"][0]["tokens_out"])
 
 
-@cache
-def variables(base: Path) -> Mapping[str, Mapping[str, str]]:
-    """Of each stage: the settings of the example."""
-    folders = [ROOT / "k8s" / "base" / "settings", BASE / "settings"]
-    return gather_variables(folders, {}, {"BASE_URI": str(base), "EXAMPLE_URI": str(BASE)})
-
-
-def tuned(
-    world: str, name: str, base: Path, out: Path, seed: int, scenes: int | None, probe: bool, train: Sequence[str]
-) -> Tuned:
+def tuned(world: str, name: str, given: argparse.Namespace) -> Tuned:
     """Through convert, tokenize, train and evaluate; a stage that is finished says so at once."""
-    about, model, began = WORLDS[world], MODELS[name], time.monotonic()
+    model, out, began = MODELS[name], given.out.resolve(), time.monotonic()
     rows, folder = out / world / f"rows-{model.written}", out / world / name
-    own = variables(base)
-    run(
-        "convert", rows, variables=own["convert"], world=world, written=model.written, steps=about.learned,
-        held_out_steps=about.asked, scenes=scenes or about.scenes, side=about.side, seed=seed,
-        held_out=200 * len(about.asked.split(",")),
-    )  # fmt: skip
+    own = variables(given.base.resolve(), given.settings.resolve())
+    if given.convert:
+        run("convert", rows, *shlex.split(given.convert), seed=given.seed)
+    else:
+        flags = WORLDS[world].flags(world, given.scenes, given.asked)
+        run("convert", rows, *flags, variables=own["convert"], written=model.written, seed=given.seed)
     run("tokenize", folder, variables=own["tokenize"], input_uri=rows / "convert", learn=model.way)
-    run("train", folder, *train, variables=own["train"], seed=seed, report_to="none")
-    flags = ["--probe"] if probe and model.way == "ground" else []
+    run("train", folder, *shlex.split(given.train), variables=own["train"], seed=given.seed, report_to="none")
+    flags = ["--probe"] if given.probe and model.way == "ground" else []
     run(
         "evaluate", folder, *flags, variables=own["evaluate"], samples_uri=rows / "convert",
         cache_uri=out / "replies-of-the-base",
     )  # fmt: skip
     report = json.loads((folder / "evaluate" / "report.json").read_text())
     return Tuned(world, name, folder, report, time.monotonic() - began)
+
+
+@cache
+def variables(base: Path, settings: Path) -> Mapping[str, Mapping[str, str]]:
+    """Of each stage."""
+    return gather_variables([ROOT / "k8s" / "base" / "settings", settings], {}, {"BASE_URI": str(base)})
 
 
 def told(figure: Mapping[str, Any]) -> str:
@@ -143,7 +150,7 @@ def told(figure: Mapping[str, Any]) -> str:
 def table(models: Sequence[Tuned]) -> list[list[str]]:
     """Of one world, its heading first."""
     steps = list(models[0].by_steps())
-    heading = [f"{models[0].world}: answers right", *(str(n) for n in steps), "tokens a reply", "seconds in all"]
+    heading = [f"{models[0].world}: answers right", *steps, "tokens a reply", "seconds in all"]
     lines = [heading]
     for model in models:
         cells = model.by_steps()
@@ -167,23 +174,27 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def draw_curves(models: Sequence[Tuned], path: Path) -> None:
-    """Answers right against steps, with intervals."""
+    """Answers right against steps, with intervals; and the losses of the tuning, which are of different tokens."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    right, losses = figure.subplots(1, 2, width_ratios=(3, 2))
     for model in models:
         cells = {n: each["subject-real"]["answer_accuracy"] for n, each in model.by_steps().items()}
-        (line,) = axes.plot(list(cells), [one["value"] for one in cells.values()], marker="o", label=model.name)
-        axes.fill_between(
-            list(cells), [one["low"] for one in cells.values()], [one["high"] for one in cells.values()], alpha=0.15,
-            color=line.get_color(),
+        low_to_high = [[one["value"] - one["low"], one["high"] - one["value"]] for one in cells.values()]
+        right.errorbar(
+            list(cells), [one["value"] for one in cells.values()], yerr=list(zip(*low_to_high, strict=True)),
+            marker="o", capsize=3, label=model.name,
         )  # fmt: skip
-    axes.axhline(models[0].usual_answer["value"], color="grey", linestyle=":", label="the usual answer")
-    axes.axvline(WORLDS[models[0].world].beyond, color="grey", linewidth=0.7)
-    axes.set(xlabel="steps (right of the line: more than were learned)", ylabel="answers right", ylim=(0, 1.02))
-    axes.set_title(models[0].world, loc="left")
-    axes.legend(fontsize="small")
+        lines = json.loads((model.folder / "train" / "losses.json").read_text())
+        losses.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
+    if (usual := models[0].usual_answer["value"]) is not None:
+        right.axhline(usual, color="grey", linestyle=":", label="usual answer")
+    right.set(xlabel="steps", ylabel="answers right", ylim=(0, 1.03))
+    right.legend(fontsize="small")
+    losses.set(xlabel="optimiser steps of the tuning", ylabel="loss [nats a learned token]", ylim=(0, None))
+    for axes in (right, losses):
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="svg")
 
 
@@ -209,21 +220,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the base")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "reason", help="folder of rows, models, reports")
+    parser.add_argument("--settings", type=Path, default=BASE / "settings", help="folder of <stage>.env")
     parser.add_argument("--worlds", default="following,permuting", help=f"of {', '.join(WORLDS)}")
+    parser.add_argument("--convert", help="flags of jobs.convert, in the place of --worlds: rows of any source")
     parser.add_argument("--models", default="direct,words,places,boxes", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--scenes", type=int, help="boards to learn from; default: by world")
+    parser.add_argument("--asked", type=int, default=200, help="boards to ask about, for each number of steps")
     parser.add_argument("--seed", type=int, default=1, help="of the boards, and of the tuning")
     parser.add_argument("--probe", action="store_true", help="evaluate --probe of the model with boxes: minutes more")
     parser.add_argument("--train", default="", help="more flags of jobs.train, as '--tune qlora --learning-rate 1e-3'")
     options = parser.parse_args()
     out: Path = options.out.resolve()
     began, worlds = time.monotonic(), dict[str, list[Tuned]]()
-    for world in options.worlds.split(","):
+    for world in ["rows"] if options.convert else options.worlds.split(","):
         for name in options.models.split(","):
-            one = tuned(
-                world, name, options.base.resolve(), out, options.seed, options.scenes, options.probe,
-                options.train.split(),
-            )  # fmt: skip
+            one = tuned(world, name, options)
             worlds.setdefault(world, []).append(one)
             print(f"{world}, {MODELS[name].means}: {one.seconds:.0f} s", flush=True)
         print(markdown(table(worlds[world])), flush=True)
