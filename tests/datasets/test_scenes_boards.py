@@ -6,7 +6,6 @@ import colorsys
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -99,14 +98,14 @@ def number(question: str) -> int:
 
 
 def looks(trace: Trace) -> list[tuple[str, list[Place], str]]:
-    """Label, cells and words of every look; the looks are numbered from 0, a line each."""
+    """Label, cells and words of every look, a line each, which begins with how many are left."""
     mentions = [part for part in trace.parts if isinstance(part, Mention)]
     lines = "".join("@" if isinstance(part, Mention) else part for part in trace.parts).split("\n")
     assert len(lines) == len(mentions)
     said = []
     for at, (line, mention) in enumerate(zip(lines, mentions, strict=True)):
         before, after = line.split("@")
-        assert before == f"{at}: "
+        assert before == f"{len(lines) - 1 - at}: "
         said.append((mention.label, [cell(box) for box in mention.boxes], after.strip()))
     return said
 
@@ -156,24 +155,22 @@ def test_following_the_arrows_of_the_image_visits_the_boxes_and_ends_on_the_answ
 
 
 def test_swapping_the_cups_of_the_image_takes_the_ball_along_the_boxes(tmp_path: Path) -> None:
-    for sample in drawn(tmp_path, world="permuting", scenes=60, steps="1,2,5,16"):
+    for sample in drawn(tmp_path, world="permuting", scenes=60, steps="1,2,5,12"):
         assert sample.image is not None
         cells = board(sample.image.uri)
         row, cup = start(cells)
-        assert row == 0
-        assert len(cells) == 5 * (int(str(sample.metadata["steps"])) + 1)
+        assert (row, len(cells)) == (0, 5 * 13)
         assert len(cells[0, cup].arrows) == 4  # the ball, which lies under all places where arrows have their heads
+        assert number(sample.question) == sample.metadata["steps"]
         said = [("ball", [(0, cup)], f"in cup {cup + 1}")]
-        for row in range(1, len(cells) // 5):
-            alike = defaultdict(list)
-            for at in range(5):
-                alike[cells[row, at].colour].append(at)
-            white = alike.pop("white")
-            assert len(white) in (1, 3)
-            assert all(len(pair) == 2 for pair in alike.values())
-            colour = cells[row, cup].colour
-            cup = cup if cup in white else sum(alike[colour]) - cup
-            said.append(("ball", [(row, cup)], f"{colour}, in cup {cup + 1}"))
+        for row in range(1, number(sample.question) + 1):
+            for at in range(5):  # an arrow points at a neighbour whose arrow points back
+                if cells[row, at].arrows:
+                    back = {"left": "right", "right": "left"}[arrowed(cells, (row, at))]
+                    assert cells[go((row, at), arrowed(cells, (row, at)))].arrows == (back,)
+            there, arrow = (row, cup), "".join(cells[row, cup].arrows)
+            cup = go(there, arrow)[1] if arrow else cup
+            said.append(("cup", [there], f"{arrow or 'stays'}, in cup {cup + 1}"))
         assert only(sample) == said
         assert sample.answers == (str(cup + 1),)
 
@@ -253,7 +250,7 @@ def test_reasoning_in_words_names_the_same_places_and_filler_names_none(tmp_path
         assert one.question == two.question == three.question
         assert one.image == two.image == three.image
         lines = [
-            f"{at}: square, row {row + 1}, column {column + 1}, {what}"
+            f"{3 - at}: square, row {row + 1}, column {column + 1}, {what}"
             for at, (_, ((row, column),), what) in enumerate(only(one))
         ]
         assert "".join(map(str, two.reasoning[0].parts)) == "\n".join(lines)
@@ -284,20 +281,10 @@ def layout(world: World, sample: Sample) -> Any:
     """What of the image makes the question one and no other, without the colours."""
     assert sample.image is not None
     cells = board(sample.image.uri)
-    if world == "permuting":
-        rows = range(len(cells) // 5)
-        return start(cells), [sorted(_alike(cells[row, at].colour for at in range(5))) for row in rows[1:]]
     if world in ("counting", "comparing"):
         groups = sorted(sorted(cell(box) for box in mention.boxes) for mention in sample.evidence or ())
         return groups, sample.question.split()[-1] if world == "counting" else ""
     return start(cells), [cells[place].arrows for place in sorted(cells)]
-
-
-def _alike(colours: Iterable[str]) -> list[list[int]]:
-    found = defaultdict(list)
-    for at, colour in enumerate(colours):
-        found[colour].append(at)
-    return [pair for colour, pair in found.items() if colour != "white"]
 
 
 # On the smallest boards, where the same layout is soon drawn again.
@@ -380,7 +367,7 @@ def test_all_worlds_together_become_examples_in_every_way_and_none_is_lost(tmp_p
         ({"world": "routes", "side": 3, "steps": "5"},
          "--steps: routes on boards with --side=3 takes 1 to 4 steps; got 5"),
         ({"world": "permuting", "steps": "0"},
-         "--steps: permuting takes 1 or more steps; got 0"),
+         "--steps: permuting on boards with --side=6 takes 1 to 12 steps; got 0"),
         ({"world": "counting", "side": 4, "steps": "1", "held_out": 3, "held_out_steps": "2,6"},
          "--held-out-steps: counting on boards with --side=4 takes 1 to 5 steps; got 6"),
         ({"world": "routes", "held_out_steps": "2"},

@@ -46,8 +46,9 @@ class SceneOptions(QuestionOptions):
         unit="steps", min_length=1,
     )  # fmt: skip
     side: int = setting(
-        6, "scenes: squares along each side of a board (permuting: the cups are five)", unit="squares", ge=3, le=12
-    )
+        6, "scenes: squares along each side of a board (permuting: half the rows below the five cups)",
+        unit="squares", ge=3, le=12,
+    )  # fmt: skip
     held_out: int = setting(
         0, "scenes: how many more of these boards are drawn for the test split, with layouts that are nowhere else",
         unit="scenes", ge=0,
@@ -69,11 +70,11 @@ class SceneOptions(QuestionOptions):
         from vcot.datasets.scenes.puzzles import most_steps
 
         most = most_steps(self.world, self.side)
-        room = "takes 1 or more" if most is None else f"on boards with --side={self.side} takes 1 to {most}"
         for name, several in (("steps", self.steps), ("held_out_steps", self.held_out_steps)):
             for steps in several:
-                if steps < 1 or (most is not None and steps > most):
-                    yield f"{flag(name)}: {self.world} {room} steps; got {steps}"
+                if not 1 <= steps <= most:
+                    room = f"on boards with --side={self.side} takes 1 to {most} steps"
+                    yield f"{flag(name)}: {self.world} {room}; got {steps}"
 
 
 def rows(context: ConversionContext[SceneOptions]) -> Iterator[Row]:

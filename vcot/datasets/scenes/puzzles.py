@@ -32,7 +32,6 @@ World = Literal["following", "permuting", "counting", "comparing", "routes", "re
 WORLDS: tuple[World, ...] = get_args(World)
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 CUPS = 5
-_PAIRS = tuple(colour for colour in COLOURS if colour != "white")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +73,20 @@ def puzzle(rng: np.random.Generator, world: World, steps: int, side: int, colour
     Args:
         steps: how many looks it takes, one after another; of `counting` and `comparing`, how many squares of a kind
             there are at most; of `reading`, how many questions come before. 1 to `most_steps`.
-        side: squares along each side of the board; of `permuting`, the board is CUPS wide and as high as it takes.
+        side: squares along each side of the board; of `permuting`, half the rows below the five cups.
         colour: number of the answer among those that are possible, so that whoever draws many can balance them.
     """
     return _MAKERS[world](rng, steps, side, colour)
 
 
-def most_steps(world: World, side: int) -> int | None:
-    """What a board of this side has room for; None: there is no limit."""
+def most_steps(world: World, side: int) -> int:
+    """What a board of this side has room for."""
     if world == "following":
         # A cycle of 2k + 1 squares, in eleven of twelve squares: through nearly all of a large board few are found.
         return (11 * side * side // 12 - 1) // 2
     if world == "routes":
         return 2 * side - 2
-    return None if world == "permuting" else side * side // 3
+    return 2 * side if world == "permuting" else side * side // 3
 
 
 def _places(side: int) -> list[Place]:
@@ -110,10 +109,11 @@ def mention(label: str, places: Sequence[Place], width: int, height: int) -> Men
 
 
 def written(route: Sequence[Seen], how: Literal["boxes", "places", "filler"], width: int, height: int) -> Trace:
-    """A line for each step, with its number, so that it is easy to see how many are left."""
+    """A line for each step, with the number of those that are left: counting up, a model that followed every arrow
+    went on past the last."""
     parts: list[str | Mention] = []
-    for number, seen in enumerate(route):
-        parts.append(f"\n{number}: " if number else f"{number}: ")
+    for left, seen in zip(reversed(range(len(route))), route, strict=True):
+        parts.append(f"\n{left}: " if parts else f"{left}: ")
         if how == "boxes":
             parts += [mention(seen.called, seen.places, width, height), f" {seen.what}"]
         elif how == "places":
@@ -210,39 +210,37 @@ def long_cycle(rng: np.random.Generator, side: int, least: int) -> list[Place]:
 
 
 def _permuting(rng: np.random.Generator, steps: int, side: int, colour: int) -> Puzzle:
-    """Row 0 shows the cups, each row below which of them change places: those of one colour; a white one stays.
+    """Row 0 shows the cups, each row below which of them change places: those whose arrows point at each other. The
+    colours say nothing, and neither do the rows below the last that is asked for.
 
     All orders of five cups can come of such exchanges, and which one is no matter of counting (Barrington 1989).
     """
-    start = int(rng.integers(CUPS))
-    board = {Place(0, c): Cell("black", framed=c == start, ball=c == start) for c in range(CUPS)}
-    while True:
-        exchanges = [_exchange(rng) for _ in range(steps)]
+    while True:  # in few rows a cup does not come everywhere
+        start, exchanges = int(rng.integers(CUPS)), [_exchange(rng) for _ in range(2 * side)]
         cup, steps_seen = start, [Seen("ball", (Place(0, start),), f"in cup {start + 1}")]
-        for row, (marks, partner) in enumerate(exchanges, start=1):
-            said = marks[cup]
-            cup = partner[cup]
-            steps_seen.append(Seen("ball", (Place(row, cup),), f"{said}, in cup {cup + 1}"))
+        for row, arrows in enumerate(exchanges[:steps], start=1):
+            at, arrow = Place(row, cup), arrows[cup]
+            cup = at.step(arrow).column if arrow else cup
+            steps_seen.append(Seen("cup", (at,), f"{arrow or 'stays'}, in cup {cup + 1}"))
         if cup == colour % CUPS:
             break
-    for row, (marks, _) in enumerate(exchanges, start=1):
-        board |= {Place(row, c): Cell(mark) for c, mark in enumerate(marks)}
+    board = {Place(0, c): Cell("black", framed=c == start, ball=c == start) for c in range(CUPS)}
+    for row, arrows in enumerate(exchanges, start=1):
+        for c, arrow in enumerate(arrows):
+            board[Place(row, c)] = Cell(COLOURS[int(rng.integers(len(COLOURS)))], (arrow,) if arrow else ())
     return Puzzle(
-        board, "The ball is under the framed cup. In each row cups of one colour swap. Where is it then?",
-        str(cup + 1), (tuple(steps_seen),), f"{start} {[partner for _, partner in exchanges]}",
+        board, f"The ball is under the framed cup. In {steps} rows the cups with arrows swap. Where is it then?",
+        str(cup + 1), (tuple(steps_seen),), f"{start} {exchanges}",
     )  # fmt: skip
 
 
-def _exchange(rng: np.random.Generator) -> tuple[list[str], list[int]]:
-    """Colour of each cup, and where each of them goes: two pairs change places, or one."""
-    order = [int(c) for c in rng.permutation(CUPS)]
-    colours = [_PAIRS[int(i)] for i in rng.permutation(len(_PAIRS))[:2]]
-    marks, partner = ["white"] * CUPS, list(range(CUPS))
-    for pair, colour in enumerate(colours[: 1 + int(rng.random() < 0.7)]):
-        a, b = order[2 * pair : 2 * pair + 2]
-        marks[a] = marks[b] = colour
-        partner[a], partner[b] = b, a
-    return marks, partner
+def _exchange(rng: np.random.Generator) -> list[Direction | None]:
+    """Where the arrow of each cup points: one or two pairs of neighbours change places."""
+    arrows: list[Direction | None] = [None] * CUPS
+    for left in rng.permutation(CUPS - 1):
+        if arrows[left] is None and arrows[left + 1] is None and (arrows == [None] * CUPS or rng.random() < 0.8):
+            arrows[left], arrows[left + 1] = "right", "left"
+    return arrows
 
 
 # --- counting, comparing -----------------------------------------------------------------------------------
