@@ -126,10 +126,7 @@ def tuned(world: str, name: str, given: argparse.Namespace) -> Tuned:
     run("tokenize", folder, variables=own["tokenize"], input_uri=rows / "convert", learn=model.way)
     run("train", folder, *shlex.split(given.train), variables=own["train"], seed=given.seed, report_to="none")
     flags = ["--probe"] if given.probe and model.way == "ground" else []
-    run(
-        "evaluate", folder, *flags, variables=own["evaluate"], samples_uri=rows / "convert",
-        cache_uri=out / "replies-of-the-base",
-    )  # fmt: skip
+    run("evaluate", folder, "--no-ask-base", *flags, variables=own["evaluate"], samples_uri=rows / "convert")
     report = json.loads((folder / "evaluate" / "report.json").read_text())
     return Tuned(world, name, folder, report, time.monotonic() - began)
 

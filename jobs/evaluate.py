@@ -109,6 +109,9 @@ class EvaluateSettings(EvaluationConfig, Settings):
             raise ValueError("--common: there is nothing to compare; name it with --compare or --fail-if-worse-than")
         if self.occasion is not None and not again:
             raise ValueError(f"--occasion={self.occasion}: has a meaning only with --model promoted")
+        if not self.ask_base and (self.promote or self.require_not_worse_than_base):
+            gate = "--promote" if self.promote else "--require-not-worse-than-base"
+            raise ValueError(f"{gate} compares with the base, which --no-ask-base leaves out")
         if self.promote and (missing := {"blank", "shuffled"} - set(self.conditions)):
             raise ValueError(f"--promote: its gate needs the conditions {' and '.join(sorted(missing))} as well")
         return self

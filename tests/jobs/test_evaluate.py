@@ -314,6 +314,17 @@ def test_a_run_is_named_by_its_stage_or_by_its_models_folder(runs, samples_uri, 
         assert texts(str(tmp_path / name))["subject-real"] == texts(join(runs, "good"))["subject-real"]
 
 
+def test_without_its_base_a_tuned_model_is_asked_alone(runs, samples_uri, tmp_path):
+    asked = {"subject": join(runs, "good", "train"), "samples_uri": samples_uri, "conditions": "real"}
+    report = evaluate(str(tmp_path / "alone"), ask_base=False, **asked)
+    assert [row["key"] for row in report["results"]] == ["subject-real"]
+    assert "before" not in report["verdict"]["headline"]
+    assert texts(str(tmp_path / "alone"))["subject-real"] == texts(join(runs, "good"))["subject-real"]
+    for gate in ("--promote", "--require-not-worse-than-base"):
+        with pytest.raises(SettingsError, match=f"{gate} compares with the base, which --no-ask-base leaves out"):
+            EvaluateSettings.load(["--run-uri=r", "--no-ask-base", gate])
+
+
 def test_ways_to_ask_stand_side_by_side(runs, samples_uri, tmp_path):
     asked = {"subject": str(BASE), "samples_uri": samples_uri, "conditions": "real,blank"}
     report = evaluate(str(tmp_path / "ways"), ask="ground,direct,look-again", **asked)

@@ -52,17 +52,6 @@ def test_it_looks_where_what_it_says_is_seen(recipe: Any, world: str) -> None:
     assert seen > 30
 
 
-def test_it_is_told_with_which_cup_each_changes_places(recipe: Any) -> None:
-    drawn = puzzle(np.random.default_rng(3), "permuting", 4, 6, 0)
-    partner = recipe.shown(drawn.board)[:, -1].reshape(-1, recipe.CUPS)
-    assert (partner[0] == -1).all()
-    cup = drawn.routes[0][0].places[0].column
-    for seen, row in zip(drawn.routes[0][1:], partner[1:], strict=True):
-        assert (row[row] == np.arange(recipe.CUPS)).all()  # and that one with this one
-        cup = int(row[cup])
-        assert seen.places[0].column == cup
-
-
 needs_weights = pytest.mark.skipif(not (BASE / "model.safetensors").is_file(), reason="examples/reasoning: no weights")
 
 

@@ -40,6 +40,9 @@ class EvaluationConfig(BaseModel):
         "prompt; auto: by its contract.json or config.json; as-tuned: ask a base only in the tuned model's form, which "
         "it never learned"
     )  # fmt: skip
+    ask_base: bool = setting(
+        True, "of a model that was tuned, ask its base as well; without it nothing stands for what was before tuning"
+    )
     ask: CommaSeparated = setting(
         (), "ways to ask, the first for all that is reported of one: direct, reason, ground, look-again; separated by "
         "commas; default: those that the subject has learned (tokenize --learn), ground where that is not known"

@@ -172,7 +172,7 @@ class ModelRunner:
         tuned = None if self.trained is None else self.trained.contract
         self._forms = forms_of(store, self.base_uri, config.native_form, tuned)
         self.contract = tuned or self._own_contract(self._forms["subject"])
-        self.names: tuple[Model, ...] = tuple(self._forms)
+        self.names: tuple[Model, ...] = tuple(self._forms) if config.ask_base else ("subject",)
         self.by_text = self.contract.mode == "text"
         as_trained: Literal["none", "nf4"] = "nf4" if self.trained and self.trained.tune == "qlora" else "none"
         self.quantization = as_trained if config.quantization == "as-trained" else config.quantization
