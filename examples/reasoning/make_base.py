@@ -1,10 +1,12 @@
 """Teach the rehearsal base to read boards, and to take one or two steps on them in three ways.
 
-    python examples/reasoning/make_base.py --out build/reasoning --steps 6000
+    python examples/reasoning/make_base.py --out build/reasoning      (`make reasoning-base`)
 
 It begins with the weights of examples/rehearsal and goes on with boards (`vcot/datasets/scenes`): squares named by
 their box are read, and one or two arrows followed, or exchanges of cups, with boxes, in words and at once, in equal
-numbers. Longer chains are left to tuning. A sixth of the batches are scenes to point at, so that this is not unlearned.
+numbers. Longer chains are left to tuning. A sixth of the batches are scenes to point at; this is unlearned all the
+same, so three quarters of the batches of a second, gentler part are.
+
 Batch number i is a pure function of the seed and i, so a run that was cut off goes on from its state as if nothing had
 happened.
 
@@ -71,6 +73,9 @@ class Recipe:
     dense: float = 0.3
     gaze: float = 0.3
     pointing: float = 1 / 6  # share of the batches
+    again: int = 1400  # more steps, most of them pointing
+    again_rate: float = 6e-4  # falls to nothing from the first
+    again_pointing: float = 0.75
     following: float = 0.6  # share of the others; the rest is permuting
 
 
@@ -201,11 +206,14 @@ AHEAD = 8
 def draw_batches(recipe: Recipe, number: int) -> list[dict[str, np.ndarray]]:
     """Batches number × AHEAD and the next."""
     rng = np.random.default_rng([recipe.seed, number])
-    return [draw_batch(rng, recipe) for _ in range(AHEAD)]
+    steps = range(number * AHEAD, (number + 1) * AHEAD)
+    return [
+        draw_batch(rng, recipe, recipe.again_pointing if step >= recipe.steps else recipe.pointing) for step in steps
+    ]
 
 
-def draw_batch(rng: np.random.Generator, recipe: Recipe) -> dict[str, np.ndarray]:
-    if rng.random() < recipe.pointing:
+def draw_batch(rng: np.random.Generator, recipe: Recipe, pointing_share: float) -> dict[str, np.ndarray]:
+    if rng.random() < pointing_share:
         return scenes_to_point_at(rng, recipe.scenes)
     world: World = "following" if rng.random() < recipe.following else "permuting"
     return encoded([drawn_board(rng, world, int(rng.integers(1, 3))) for _ in range(recipe.batch)], recipe)
@@ -253,12 +261,13 @@ class Losses:
         self.sizes = (len(COLOURS), KINDS - len(COLOURS), MOST_ROWS, MOST_COLUMNS)
         self.heads = nn.ModuleDict({name: nn.Linear(wide, sum(self.sizes)) for name in ("token", "middle")})
 
-    def __call__(self, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+    def __call__(self, batch: dict[str, Any], auxiliary: float) -> tuple[Any, dict[str, float]]:
+        """auxiliary: weight of what stands beside the replies' tokens, of scenes to point at."""
         import torch
         from torch.nn import functional as f
 
         if "cells" not in batch:
-            total, parts = self.trainer.loss(batch, 0.0)
+            total, parts = self.trainer.loss(batch, auxiliary)
             return total, {"pointing": parts["main"]}
         out = self.trainer.forward(batch)
         weights = batch["weights"][:, 1:]
@@ -297,6 +306,8 @@ class Losses:
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
+    if (more := step - recipe.steps) >= 0:
+        return recipe.again_rate * min(1.0, (more + 1) / recipe.warmup, max(1 - more / recipe.again, 0.02))
     left = (1 - step / recipe.steps) / (1 - recipe.decay_from)
     return recipe.rate * min(1.0, (step + 1) / recipe.warmup, max(left, 0.02))
 
@@ -320,6 +331,8 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
+    # Of scenes to point at, trained in the second part alone.
+    pointing_heads = torch.optim.AdamW(losses.trainer.heads.parameters(), lr=recipe.rate, betas=(0.9, 0.98))
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     first, cpu_before, state = 0, 0.0, work / "state.pt"
     work.mkdir(parents=True, exist_ok=True)
@@ -328,16 +341,23 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
         model.load_state_dict(saved["model"])
         losses.heads.load_state_dict(saved["heads"])
         optimizer.load_state_dict(saved["optimizer"])
+        losses.trainer.heads.load_state_dict(saved["pointing_heads"][0])
+        pointing_heads.load_state_dict(saved["pointing_heads"][1])
         average, first, cpu_before = saved["average"], saved["step"], saved["cpu"]
         print(f"going on from step {first}", flush=True)
     began, seen = time.time(), dict[str, float]()
-    for step, batch in zip(range(first, recipe.steps), batches(recipe, first), strict=False):
+    last = recipe.steps + recipe.again
+    for step, batch in zip(range(first, last), batches(recipe, first), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(recipe, step)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, parts = losses({name: torch.from_numpy(value) for name, value in batch.items()})
+            again = step >= recipe.steps
+            loss, parts = losses({name: torch.from_numpy(value) for name, value in batch.items()}, float(again))
         optimizer.zero_grad(set_to_none=True)
+        pointing_heads.zero_grad(set_to_none=True)
         loss.backward()
+        if again:
+            pointing_heads.step()
         torch.nn.utils.clip_grad_norm_(everything, 1.0)
         optimizer.step()
         mix = min(1 - recipe.ema, 10 / (step + 10)) if step > 100 else 1.0
@@ -351,12 +371,13 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
             pace = (time.time() - began) / (step + 1 - first)
             cpu = cpu_before + time.process_time()
             print(f"{time.strftime('%H:%M:%S')} step {step + 1} {figures} {pace:.2f} s/step cpu {cpu:.0f}", flush=True)
-        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+        if (step + 1) % every == 0 or step + 1 in (recipe.steps, last):
             cpu = cpu_before + time.process_time()
             pointing.save(model, processor, work / "snapshot", average)
             parts = {
                 "model": model.state_dict(), "heads": losses.heads.state_dict(), "average": average,
                 "optimizer": optimizer.state_dict(), "step": step + 1, "cpu": cpu,
+                "pointing_heads": [losses.trainer.heads.state_dict(), pointing_heads.state_dict()],
             }  # fmt: skip
             torch.save(parts, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)
