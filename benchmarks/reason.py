@@ -57,8 +57,8 @@ class World:
 
 WORLDS: Mapping[str, World] = MappingProxyType(
     {
-        "following": World("1,2,3,4,5,6,7,8,9,10,11,12", "1,2,4,8,12,16", 4000),
-        "permuting": World("1,2,3,4,5,6,7,8", "1,2,4,8,12", 4000),
+        "following": World("1,2,3,4,5,6,7,8,9,10,11,12", "1,2,4,8,12,16", 4800),
+        "permuting": World("1,2,3,4,5,6,7,8", "1,2,4,8,12", 4800),
         "counting": World("1,2,3,4,5", "1,2,3,4,5", 2000, side=4),
         "comparing": World("2,3,4,5", "2,3,4,5", 2000, side=4),
     }
@@ -227,6 +227,11 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true", help="evaluate --probe of the model with boxes: minutes more")
     parser.add_argument("--train", default="", help="more flags of jobs.train, as '--tune qlora --learning-rate 1e-3'")
     options = parser.parse_args()
+    if not (options.base / "config.json").is_file():
+        raise SystemExit(
+            f"--base {options.base}: no model is there (config.json, safetensors); make reasoning-base makes one, in "
+            "build/reasoning/snapshot"
+        )
     out: Path = options.out.resolve()
     began, worlds = time.monotonic(), dict[str, list[Tuned]]()
     for world in ["rows"] if options.convert else options.worlds.split(","):

@@ -3,9 +3,9 @@
     python examples/reasoning/make_base.py --out build/reasoning      (`make reasoning-base`)
 
 It begins with the weights of examples/rehearsal and goes on with boards (`vcot/datasets/scenes`): squares named by
-their box are read, and one or two arrows followed, or exchanges of cups, with boxes, in words and at once, in equal
-numbers. Longer chains are left to tuning. A sixth of the batches are scenes to point at; this is unlearned all the
-same, so three quarters of the batches of a second, gentler part are.
+their box are read, rows of squares are read off in a list whose lines count down, and one or two arrows followed, or
+exchanges of cups, with boxes, in words and at once, in equal numbers. Longer chains are left to tuning. A third of the
+batches are scenes to point at, with all losses of their own, so that this is not unlearned.
 
 Batch number i is a pure function of the seed and i, so a run that was cut off goes on from its state as if nothing had
 happened.
@@ -45,7 +45,7 @@ from rehearsal import make_base as pointing  # noqa: E402
 from vcot.datasets.scenes import drawing  # noqa: E402
 from vcot.datasets.scenes.boards import CELL, Board, Cell, Place, draw_board  # noqa: E402
 from vcot.datasets.scenes.objects import COLOURS  # noqa: E402
-from vcot.datasets.scenes.puzzles import DIRECTIONS, Puzzle, World, asked_about, puzzle, written  # noqa: E402
+from vcot.datasets.scenes.puzzles import DIRECTIONS, Puzzle, Seen, World, asked_about, mention, puzzle, written  # noqa: E402
 from vcot.grounding import FrameSpec, Trace, render_reply  # noqa: E402
 from vcot.grounding.tags import render  # noqa: E402
 from vcot.grounding.ways import DIRECT, REASON  # noqa: E402
@@ -54,6 +54,7 @@ SIDE = 6
 MOST_ROWS, MOST_COLUMNS = 13, 6
 KINDS = len(COLOURS) + len(DIRECTIONS) + 1  # colour; arrows and frame, each there or not
 WAYS = ("ground", "direct", "reason")
+READS, LONGEST_LIST = 4, 16
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Recipe:
     """Everything the weights depend on, beside those it begins with."""
 
     seed: int = 1
-    steps: int = 1400
+    steps: int = 2400
     batch: int = 12  # boards
     scenes: int = 24  # to point at, in a batch of them
     rate: float = 1e-3
@@ -72,11 +73,9 @@ class Recipe:
     said: float = 5.0  # weight of a colour or an arrow, of any other token 1
     dense: float = 0.3
     gaze: float = 0.3
-    pointing: float = 1 / 6  # share of the batches
-    again: int = 1400  # more steps, most of them pointing
-    again_rate: float = 6e-4  # falls to nothing from the first
-    again_pointing: float = 0.75
+    pointing: float = 1 / 3  # share of the batches
     following: float = 0.6  # share of the others; the rest is permuting
+    lists: float = 0.25  # share of both in which squares are read in a list
 
 
 # --- texts -------------------------------------------------------------------------------------------------
@@ -109,6 +108,32 @@ def ask_what_is(place: Place, cell: Cell, width: int, height: int) -> Asked:
     return Asked(text, f"Answer: {cell.colour}{arrows}", (look,))
 
 
+def ask_along(rng: np.random.Generator, drawn: Puzzle, width: int, height: int) -> Asked:
+    """A list of squares that needs no look at the one before: numbers that count down, long replies."""
+    places = sorted(drawn.board)
+    first = int(rng.integers(len(places) - 3))
+    count = int(rng.integers(2, min(LONGEST_LIST, len(places) - first - 1) + 1))
+    route = []
+    for place in places[first : first + count + 1]:
+        cell = drawn.board[place]
+        route.append(Seen("square", (place,), ", ".join((cell.colour, *cell.arrows))))
+    frame = FrameSpec("thousandths").on(width, height)
+    text = render(
+        Trace(
+            (
+                f"Read this square and the next {count}, row by row. ",
+                mention("square", places[first : first + 1], width, height),
+            )
+        ),
+        frame,
+    )
+    grounded = rng.random() < 0.5
+    steps = written(route, "boxes", width, height)
+    looks = tuple(place.row * (width // CELL) + place.column for place in places[first : first + count + 1])
+    reply = render_reply(steps if grounded else Trace((steps.text,)), drawn.board[places[first + count]].colour, frame)
+    return Asked(text if grounded else f"{text}\n{REASON}", reply, looks)
+
+
 # --- batches -----------------------------------------------------------------------------------------------
 
 
@@ -117,22 +142,23 @@ def encoder() -> pointing.Encoder:
     return pointing.Encoder(pointing.make_tokenizer())
 
 
-def drawn_board(rng: np.random.Generator, world: World, steps: int) -> tuple[np.ndarray, list[Asked], np.ndarray]:
-    """Pixels uint8 [3, H, W]; questions; what each square shows (`shown`)."""
-    while (drawn := puzzle(rng, world, steps, SIDE, int(rng.integers(5040)))).held_out:
-        pass
-    return with_questions(rng, drawn, WAYS, 4)
-
-
-def with_questions(
-    rng: np.random.Generator, drawn: Puzzle, ways: Sequence[str], reads: int
+def drawn_board(
+    rng: np.random.Generator, world: World, lists: bool = False
 ) -> tuple[np.ndarray, list[Asked], np.ndarray]:
+    """Pixels uint8 [3, H, W]; questions, of which lists are long and stand alone; what each square shows (`shown`)."""
+    while True:
+        drawn = puzzle(rng, world, int(rng.integers(1, 3)), SIDE, int(rng.integers(5040)))
+        if not drawn.held_out:
+            break
     image = draw_board(rng, drawn.board)
     width, height = image.size
-    asked = [ask(drawn, way, width, height) for way in ways]
-    places = list(drawn.board)
-    for number in rng.permutation(len(places))[:reads]:
-        asked.append(ask_what_is(places[number], drawn.board[places[number]], width, height))
+    if lists:
+        asked = [ask_along(rng, drawn, width, height) for _ in range(2)]
+    else:
+        asked = [ask(drawn, way, width, height) for way in WAYS]
+        places = list(drawn.board)
+        for number in rng.permutation(len(places))[:READS]:
+            asked.append(ask_what_is(places[number], drawn.board[places[number]], width, height))
     return np.asarray(image).transpose(2, 0, 1).copy(), asked, shown(drawn.board)
 
 
@@ -206,17 +232,15 @@ AHEAD = 8
 def draw_batches(recipe: Recipe, number: int) -> list[dict[str, np.ndarray]]:
     """Batches number × AHEAD and the next."""
     rng = np.random.default_rng([recipe.seed, number])
-    steps = range(number * AHEAD, (number + 1) * AHEAD)
-    return [
-        draw_batch(rng, recipe, recipe.again_pointing if step >= recipe.steps else recipe.pointing) for step in steps
-    ]
+    return [draw_batch(rng, recipe) for _ in range(AHEAD)]
 
 
-def draw_batch(rng: np.random.Generator, recipe: Recipe, pointing_share: float) -> dict[str, np.ndarray]:
-    if rng.random() < pointing_share:
+def draw_batch(rng: np.random.Generator, recipe: Recipe) -> dict[str, np.ndarray]:
+    if rng.random() < recipe.pointing:
         return scenes_to_point_at(rng, recipe.scenes)
     world: World = "following" if rng.random() < recipe.following else "permuting"
-    return encoded([drawn_board(rng, world, int(rng.integers(1, 3))) for _ in range(recipe.batch)], recipe)
+    lists = bool(rng.random() < recipe.lists)
+    return encoded([drawn_board(rng, world, lists) for _ in range(recipe.batch)], recipe)
 
 
 def scenes_to_point_at(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -257,17 +281,17 @@ class Losses:
         from torch import nn
 
         self.trainer, self.recipe = pointing.Trainer(model), recipe
+        self.heads = self.trainer.heads
         wide = model.config.text_config.hidden_size
         self.sizes = (len(COLOURS), KINDS - len(COLOURS), MOST_ROWS, MOST_COLUMNS)
-        self.heads = nn.ModuleDict({name: nn.Linear(wide, sum(self.sizes)) for name in ("token", "middle")})
+        self.heads.update({f"board_{name}": nn.Linear(wide, sum(self.sizes)) for name in ("token", "middle")})
 
-    def __call__(self, batch: dict[str, Any], auxiliary: float) -> tuple[Any, dict[str, float]]:
-        """auxiliary: weight of what stands beside the replies' tokens, of scenes to point at."""
+    def __call__(self, batch: dict[str, Any]) -> tuple[Any, dict[str, float]]:
         import torch
         from torch.nn import functional as f
 
         if "cells" not in batch:
-            total, parts = self.trainer.loss(batch, auxiliary)
+            total, parts = self.trainer.loss(batch, 1.0)
             return total, {"pointing": parts["main"]}
         out = self.trainer.forward(batch)
         weights = batch["weights"][:, 1:]
@@ -294,7 +318,7 @@ class Losses:
         from torch.nn import functional as f
 
         cells = batch["cells"].flatten(0, 1)
-        guess = self.heads[name](states).float().flatten(0, 1)
+        guess = self.heads[f"board_{name}"](states).float().flatten(0, 1)
         colour, marks, row, column = guess.split(self.sizes, dim=-1)
         loss = f.cross_entropy(colour, cells[:, 0])
         loss = loss + 2 * f.binary_cross_entropy_with_logits(marks, cells[:, 1:].float())
@@ -306,8 +330,6 @@ class Losses:
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
-    if (more := step - recipe.steps) >= 0:
-        return recipe.again_rate * min(1.0, (more + 1) / recipe.warmup, max(1 - more / recipe.again, 0.02))
     left = (1 - step / recipe.steps) / (1 - recipe.decay_from)
     return recipe.rate * min(1.0, (step + 1) / recipe.warmup, max(left, 0.02))
 
@@ -331,8 +353,6 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
         betas=(0.9, 0.98),
         fused=True,
     )
-    # Of scenes to point at, trained in the second part alone.
-    pointing_heads = torch.optim.AdamW(losses.trainer.heads.parameters(), lr=recipe.rate, betas=(0.9, 0.98))
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     first, cpu_before, state = 0, 0.0, work / "state.pt"
     work.mkdir(parents=True, exist_ok=True)
@@ -341,23 +361,16 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
         model.load_state_dict(saved["model"])
         losses.heads.load_state_dict(saved["heads"])
         optimizer.load_state_dict(saved["optimizer"])
-        losses.trainer.heads.load_state_dict(saved["pointing_heads"][0])
-        pointing_heads.load_state_dict(saved["pointing_heads"][1])
         average, first, cpu_before = saved["average"], saved["step"], saved["cpu"]
         print(f"going on from step {first}", flush=True)
     began, seen = time.time(), dict[str, float]()
-    last = recipe.steps + recipe.again
-    for step, batch in zip(range(first, last), batches(recipe, first), strict=False):
+    for step, batch in zip(range(first, recipe.steps), batches(recipe, first), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(recipe, step)
         with torch.autocast("cpu", torch.bfloat16):
-            again = step >= recipe.steps
-            loss, parts = losses({name: torch.from_numpy(value) for name, value in batch.items()}, float(again))
+            loss, parts = losses({name: torch.from_numpy(value) for name, value in batch.items()})
         optimizer.zero_grad(set_to_none=True)
-        pointing_heads.zero_grad(set_to_none=True)
         loss.backward()
-        if again:
-            pointing_heads.step()
         torch.nn.utils.clip_grad_norm_(everything, 1.0)
         optimizer.step()
         mix = min(1 - recipe.ema, 10 / (step + 10)) if step > 100 else 1.0
@@ -371,13 +384,12 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
             pace = (time.time() - began) / (step + 1 - first)
             cpu = cpu_before + time.process_time()
             print(f"{time.strftime('%H:%M:%S')} step {step + 1} {figures} {pace:.2f} s/step cpu {cpu:.0f}", flush=True)
-        if (step + 1) % every == 0 or step + 1 in (recipe.steps, last):
+        if (step + 1) % every == 0 or step + 1 == recipe.steps:
             cpu = cpu_before + time.process_time()
             pointing.save(model, processor, work / "snapshot", average)
             parts = {
                 "model": model.state_dict(), "heads": losses.heads.state_dict(), "average": average,
                 "optimizer": optimizer.state_dict(), "step": step + 1, "cpu": cpu,
-                "pointing_heads": [losses.trainer.heads.state_dict(), pointing_heads.state_dict()],
             }  # fmt: skip
             torch.save(parts, state.with_suffix(".new"))
             state.with_suffix(".new").replace(state)

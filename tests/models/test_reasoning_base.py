@@ -41,7 +41,7 @@ def test_a_batch_is_a_function_of_the_seed_and_its_number(recipe: Any) -> None:
 def test_it_looks_where_what_it_says_is_seen(recipe: Any, world: str) -> None:
     """At each colour that it is to say while it looks somewhere, that square has this colour; none is held out."""
     rng = np.random.default_rng(5)
-    batch = recipe.encoded([recipe.drawn_board(rng, world, 2) for _ in range(6)], recipe.Recipe())
+    batch = recipe.encoded([recipe.drawn_board(rng, world) for _ in range(10)], recipe.Recipe())
     decode, seen = recipe.encoder().tok.decode, 0
     for ids, looks, weights, cells in zip(batch["ids"], batch["looks"], batch["weights"], batch["cells"], strict=True):
         # The token at which it looks is the one before the one that it says.
