@@ -357,7 +357,9 @@ def _group(
             best = max(able, key=lambda guess: (figures[guess][name].value or 0.0, guess))
             difference = measured.differences["subject-real", best][name].to_dict()
             against[name] = {"guess": best, "its": figures[best][name].to_dict(), "difference": difference}
-    ways = {way: [each[index] for index in chosen] for way, each in evidence.by_way.items()}
+    ways: dict[str, Sequence[Score | None]] = {
+        way: [each[index] for index in chosen] for way, each in evidence.by_way.items()
+    }
     by_way = measure(ways, (), seed=seed).figures if len(ways) > 1 else {}
     return {
         "rows": len(chosen),
