@@ -213,8 +213,8 @@ reasoning-base: $(VENV) ## train the small base model that reads boards from not
 	$(PY) examples/rehearsal/make_base.py --out build/rehearsal
 	$(PY) examples/reasoning/make_base.py --out build/reasoning --base build/rehearsal/snapshot
 
-reason-demo: $(VENV) ## one small base tuned three ways, direct, in words, with boxes: answers right by steps, and a page; WORLDS=following,permuting
-	$(PY) -m benchmarks.reason --out '$(or $(OUT),build/reason)' $(if $(WORLDS),--worlds '$(WORLDS)') $(if $(MODELS),--models '$(MODELS)')
+reason-demo: $(VENV) ## one small base tuned three ways, direct, in words, with boxes: answers right by steps, and a page; BASE=folder WORLDS=following,permuting
+	$(PY) -m benchmarks.reason $(if $(filter command,$(firstword $(origin BASE))),--base '$(BASE)') --out '$(or $(OUT),build/reason)' $(if $(WORLDS),--worlds '$(WORLDS)') $(if $(MODELS),--models '$(MODELS)')
 
 minio: ## where MinIO is; builds it first if need be (about two minutes, once)
 	@'$(PYTHON)' -m tools.s3server --print-binary
