@@ -32,7 +32,7 @@ from vcot.training.launcher import RankFailed, World, last_word
 
 WITHOUT_REASON = (1, 128 + signal.SIGABRT)
 """How ranks end that lost their connection to one that failed; it may need a moment longer to be gone itself."""
-FOR_A_REASON = 2.0
+FOR_A_REASON = 5.0
 FOR_ANOTHER_PODS_REASON = 15.0
 """Seconds in which one with a reason may show itself. A Job acts on the first exit code that it sees, and 1 is tried
 again where 78 is not; so where a pod vanished with its store, the cluster must see that one end first."""
