@@ -4,7 +4,7 @@
 
 It begins with the weights of examples/rehearsal and goes on with boards (`vcot/datasets/scenes`): squares named by
 their box are read, rows of squares are read off in a list whose lines count down, and one or two arrows followed, or
-exchanges of cups, with boxes, in words and at once, in equal numbers. Longer chains are left to tuning. A third of the
+exchanges of cups, with boxes, in words and at once, in equal numbers. Longer chains are left to tuning. Half of the
 batches are scenes to point at, with all losses of their own, so that this is not unlearned.
 
 Batch number i is a pure function of the seed and i, so a run that was cut off goes on from its state as if nothing had
@@ -62,18 +62,18 @@ class Recipe:
     """Everything the weights depend on, beside those it begins with."""
 
     seed: int = 1
-    steps: int = 2400
+    steps: int = 3000
     batch: int = 12  # boards
     scenes: int = 24  # to point at, in a batch of them
-    rate: float = 1e-3
+    rate: float = 6e-4
     warmup: int = 30
-    decay_from: float = 0.6  # share of the steps after which the rate falls to nothing
+    decay_from: float = 0.3  # share of the steps after which the rate falls to nothing
     weight_decay: float = 0.05
     ema: float = 0.995
     said: float = 5.0  # weight of a colour or an arrow, of any other token 1
     dense: float = 0.3
     gaze: float = 0.3
-    pointing: float = 1 / 3  # share of the batches
+    pointing: float = 1 / 2  # share of the batches
     following: float = 0.6  # share of the others; the rest is permuting
     lists: float = 0.25  # share of both in which squares are read in a list
 
