@@ -32,6 +32,8 @@ from typing import Any
 
 from benchmarks.chain import figures, run
 from benchmarks.rows import ROOT
+from vcot.evaluation.page import by_metadata
+from vcot.evaluation.report import both, figures_of
 from vcot.pipeline.local import gather_variables
 
 BASE = ROOT / "examples" / "reasoning"
@@ -97,11 +99,8 @@ class Tuned:
 
     def by_steps(self) -> dict[str, Mapping[str, Any]]:
         """Number of steps, or "all rows" where rows bring none → key of a result → figures."""
-        named = {group["metadata"] or "": group["results"] for group in self.report["groups"]}
-        found = {int(name.removeprefix("steps: ")): each for name, each in named.items() if name.startswith("steps: ")}
-        if not found:
-            return {"all rows": {row["key"]: row["figures"] for row in self.report["results"]}}
-        return {str(n): found[n] for n in sorted(found)}
+        groups = by_metadata(self.report["groups"]).get("steps", ())
+        return {said: group["results"] for said, group in groups} or {"all rows": figures_of(self.report, "results")}
 
     @property
     def usual_answer(self) -> Mapping[str, Any]:
@@ -137,11 +136,9 @@ def variables(base: Path, settings: Path) -> Mapping[str, Mapping[str, str]]:
     return gather_variables([ROOT / "k8s" / "base" / "settings", settings], {}, {"BASE_URI": str(base)})
 
 
-def told(figure: Mapping[str, Any]) -> str:
+def told(results: Mapping[str, Any], key: str, name: str = "answer_accuracy") -> str:
     """ "85 % (80–89)"."""
-    if figure["value"] is None:
-        return "–"
-    return f"{100 * figure['value']:.0f} % ({100 * figure['low']:.0f}–{100 * figure['high']:.0f})"
+    return both(name, results[key][name])
 
 
 def table(models: Sequence[Tuned]) -> list[list[str]]:
@@ -152,14 +149,14 @@ def table(models: Sequence[Tuned]) -> list[list[str]]:
     for model in models:
         cells = model.by_steps()
         means, costs = MODELS[model.name].means, [f"{model.tokens:.0f}", f"{model.seconds:.0f}"]
-        lines.append([means, *(told(cells[n]["subject-real"]["answer_accuracy"]) for n in steps), *costs])
+        lines.append([means, *(told(cells[n], "subject-real") for n in steps), *costs])
         if MODELS[model.name].way == "ground":
-            chain = [told(cells[n]["subject-real"]["all_boxes_right"]) for n in steps]
+            chain = [told(cells[n], "subject-real", "all_boxes_right") for n in steps]
             lines.append(["… whole chain of boxes right", *chain, "", ""])
     for model in models:
-        blank = [told(cells["subject-blank"]["answer_accuracy"]) for cells in model.by_steps().values()]
+        blank = [told(cells, "subject-blank") for cells in model.by_steps().values()]
         lines.append([f"blank images, {model.name}", *blank, "", ""])
-    lines.append(["the usual answer", told(models[0].usual_answer), *[""] * (len(steps) + 1)])
+    lines.append(["the usual answer", both("answer_accuracy", models[0].usual_answer), *[""] * (len(steps) + 1)])
     return lines
 
 

@@ -43,10 +43,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 from rehearsal import make_base as pointing  # noqa: E402
 
 from vcot.datasets.scenes import drawing  # noqa: E402
-from vcot.datasets.scenes.boards import CELL, Board, Cell, Place, draw_board  # noqa: E402
+from vcot.datasets.scenes.boards import CELL, Board, Place, draw_board  # noqa: E402
 from vcot.datasets.scenes.objects import COLOURS  # noqa: E402
 from vcot.datasets.scenes.puzzles import DIRECTIONS, Puzzle, Seen, World, asked_about, mention, puzzle, written  # noqa: E402
-from vcot.grounding import FrameSpec, Trace, render_reply  # noqa: E402
+from vcot.grounding import Frame, FrameSpec, Trace, render_reply  # noqa: E402
 from vcot.grounding.tags import render  # noqa: E402
 from vcot.grounding.ways import DIRECT, REASON  # noqa: E402
 
@@ -90,48 +90,48 @@ class Asked:
     looks: tuple[int, ...] = ()
 
 
+def frame_of(width: int, height: int) -> Frame:
+    return FrameSpec("thousandths").on(width, height)
+
+
+def looks_at(route: Sequence[Seen], width: int) -> tuple[int, ...]:
+    """The square of each step, by its number."""
+    return tuple(seen.places[0].row * (width // CELL) + seen.places[0].column for seen in route)
+
+
+def in_steps(text: str, route: Sequence[Seen], answer: str, grounded: bool, width: int, height: int) -> Asked:
+    """A question that is answered with boxes, or in words."""
+    steps = written(route, "boxes", width, height)
+    reply = render_reply(steps if grounded else Trace((steps.text,)), answer, frame_of(width, height))
+    return Asked(text if grounded else f"{text}\n{REASON}", reply, looks_at(route, width))
+
+
 def ask(drawn: Puzzle, way: str, width: int, height: int) -> Asked:
-    frame, columns = FrameSpec("thousandths").on(width, height), width // CELL
     if way == "direct":
-        return Asked(f"{drawn.question}\n{DIRECT}", render_reply(Trace(()), drawn.answer, frame))
-    steps = written(drawn.routes[0], "boxes", width, height)
-    reply = render_reply(steps if way == "ground" else Trace((steps.text,)), drawn.answer, frame)
-    looks = tuple(seen.places[0].row * columns + seen.places[0].column for seen in drawn.routes[0])
-    return Asked(drawn.question if way == "ground" else f"{drawn.question}\n{REASON}", reply, looks)
+        return Asked(f"{drawn.question}\n{DIRECT}", render_reply(Trace(()), drawn.answer, frame_of(width, height)))
+    return in_steps(drawn.question, drawn.routes[0], drawn.answer, way == "ground", width, height)
 
 
-def ask_what_is(place: Place, cell: Cell, width: int, height: int) -> Asked:
+def what_is(board: Board, place: Place) -> Seen:
+    return Seen("square", (place,), ", ".join((board[place].colour, *board[place].arrows)))
+
+
+def ask_what_is(board: Board, place: Place, width: int, height: int) -> Asked:
     """As the turns of the world `reading`."""
-    text = render(asked_about(place, width, height), FrameSpec("thousandths").on(width, height))
-    arrows = "".join(f", {arrow}" for arrow in cell.arrows)
-    look = place.row * (width // CELL) + place.column
-    return Asked(text, f"Answer: {cell.colour}{arrows}", (look,))
+    seen = what_is(board, place)
+    text = render(asked_about(place, width, height), frame_of(width, height))
+    return Asked(text, f"Answer: {seen.what}", looks_at([seen], width))
 
 
-def ask_along(rng: np.random.Generator, drawn: Puzzle, width: int, height: int) -> Asked:
+def ask_along(rng: np.random.Generator, board: Board, width: int, height: int) -> Asked:
     """A list of squares that needs no look at the one before: numbers that count down, long replies."""
-    places = sorted(drawn.board)
+    places = sorted(board)
     first = int(rng.integers(len(places) - 3))
     count = int(rng.integers(2, min(LONGEST_LIST, len(places) - first - 1) + 1))
-    route = []
-    for place in places[first : first + count + 1]:
-        cell = drawn.board[place]
-        route.append(Seen("square", (place,), ", ".join((cell.colour, *cell.arrows))))
-    frame = FrameSpec("thousandths").on(width, height)
-    text = render(
-        Trace(
-            (
-                f"Read this square and the next {count}, row by row. ",
-                mention("square", places[first : first + 1], width, height),
-            )
-        ),
-        frame,
-    )
-    grounded = rng.random() < 0.5
-    steps = written(route, "boxes", width, height)
-    looks = tuple(place.row * (width // CELL) + place.column for place in places[first : first + count + 1])
-    reply = render_reply(steps if grounded else Trace((steps.text,)), drawn.board[places[first + count]].colour, frame)
-    return Asked(text if grounded else f"{text}\n{REASON}", reply, looks)
+    route = [what_is(board, place) for place in places[first : first + count + 1]]
+    asked = (f"Read this square and the next {count}, row by row. ", mention("square", route[0].places, width, height))
+    text = render(Trace(asked), frame_of(width, height))
+    return in_steps(text, route, board[places[first + count]].colour, rng.random() < 0.5, width, height)
 
 
 # --- batches -----------------------------------------------------------------------------------------------
@@ -153,12 +153,12 @@ def drawn_board(
     image = draw_board(rng, drawn.board)
     width, height = image.size
     if lists:
-        asked = [ask_along(rng, drawn, width, height) for _ in range(2)]
+        asked = [ask_along(rng, drawn.board, width, height) for _ in range(2)]
     else:
         asked = [ask(drawn, way, width, height) for way in WAYS]
         places = list(drawn.board)
         for number in rng.permutation(len(places))[:READS]:
-            asked.append(ask_what_is(places[number], drawn.board[places[number]], width, height))
+            asked.append(ask_what_is(drawn.board, places[number], width, height))
     return np.asarray(image).transpose(2, 0, 1).copy(), asked, shown(drawn.board)
 
 
@@ -181,10 +181,7 @@ def encoded(items: Sequence[tuple[np.ndarray, list[Asked], np.ndarray]], recipe:
     line, begins = e.ids("\n")[0], e.ids("1:")[1]
     height, width = items[0][0].shape[1:]
     rows, columns = height // CELL, width // CELL
-    n, p = rows * columns, len(e.open)
-    prefix, after = [*e.open, *([e.image] * n), *e.close], p + max(rows, columns)
-    grid = np.stack([np.full(n, p), p + np.repeat(np.arange(rows), columns), p + np.tile(np.arange(columns), rows)])
-    head = np.concatenate([np.tile(np.arange(p), (3, 1)), grid, np.full((3, 1), after)], axis=1)
+    prefix, head, after = e.image_part(rows, columns)
     made = []
     for _, questions, _ in items:
         ids, weights, segments, looks = list(prefix), [0.0] * len(prefix), [0] * len(prefix), [-1] * len(prefix)

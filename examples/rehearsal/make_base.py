@@ -473,15 +473,19 @@ class Encoder:
             [none] * len(prompt) + asked,
         )
 
+    def image_part(self, rows: int, cols: int) -> tuple[list[int], np.ndarray, int]:
+        """What stands before all questions about an image: ids, positions [3, T] and the last of these."""
+        n, p = rows * cols, len(self.open)
+        after = p + max(rows, cols)
+        grid = np.stack([np.full(n, p), p + np.repeat(np.arange(rows), cols), p + np.tile(np.arange(cols), rows)])
+        head = np.concatenate([np.tile(np.arange(p), (3, 1)), grid, np.full((3, 1), after)], axis=1)
+        return [*self.open, *([self.image] * n), *self.close], head, after
+
     def batch(self, items: list[tuple[Scene, np.ndarray, list[Question]]]) -> Batch:
         height, width = items[0][1].shape[1:]
         rows, cols = height // CELL, width // CELL
         n = rows * cols
-        prefix = [*self.open, *([self.image] * n), *self.close]
-        p = len(self.open)
-        after = p + max(rows, cols)
-        grid = np.stack([np.full(n, p), p + np.repeat(np.arange(rows), cols), p + np.tile(np.arange(cols), rows)])
-        head = np.concatenate([np.tile(np.arange(p), (3, 1)), grid, np.tile(after + np.arange(1), (3, 1))], axis=1)
+        prefix, head, after = self.image_part(rows, cols)
         rows_out = []
         for scene, _, questions in items:
             ids, weights = list(prefix), [0.0] * len(prefix)

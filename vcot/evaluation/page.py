@@ -346,19 +346,20 @@ def _of_draws(way: Mapping[str, Any]) -> str:
 def further_tables(report: Mapping[str, Any]) -> list[Table]:
     """Ways to ask side by side, where there were several; and each suite's."""
     several = len(report.get("ways", ())) > 1
+    # Reports of before have no ways in their groups.
+    groups = by_metadata([group for group in report["groups"] if group.get("ways")]) if several else {}
     return [
         *([_of_ways(report["ways"])] if several else []),
-        *(_of_ways_by(name, groups) for name, groups in by_metadata(report["groups"]).items() if several),
+        *(_of_ways_by(name, each) for name, each in groups.items()),
         *(_of_suite(suite) for suite in report.get("suites", ())),
     ]
 
 
 def by_metadata(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
-    """Name of a metadata → (its value, the group) for each of its groups that was asked in several ways, numbers in
-    their order."""
+    """Name of a metadata → (its value, the group) for each of its groups, numbers in their order."""
     found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for group in groups:
-        if group["metadata"] and group.get("ways"):
+        if group["metadata"]:
             name, _, said = group["metadata"].partition(": ")
             found.setdefault(name, []).append((said, group))
     for each in found.values():
