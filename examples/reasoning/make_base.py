@@ -5,7 +5,7 @@
 It begins with the weights of examples/rehearsal and goes on with boards (`vcot/datasets/scenes`): squares named by
 their box are read, rows of squares are read off in a list whose lines count down, and one or two arrows followed, or
 exchanges of cups, with boxes, in words and at once, in equal numbers. Longer chains are left to tuning. Half of the
-batches are scenes to point at, with all losses of their own, so that this is not unlearned.
+batches are scenes to point at, with all losses of their own, so that this is not unlearned; at the end nearly all are.
 
 Batch number i is a pure function of the seed and i, so a run that was cut off goes on from its state as if nothing had
 happened.
@@ -45,7 +45,17 @@ from rehearsal import make_base as pointing  # noqa: E402
 from vcot.datasets.scenes import drawing  # noqa: E402
 from vcot.datasets.scenes.boards import CELL, Board, Place, draw_board  # noqa: E402
 from vcot.datasets.scenes.objects import COLOURS  # noqa: E402
-from vcot.datasets.scenes.puzzles import DIRECTIONS, Puzzle, Seen, World, asked_about, mention, puzzle, written  # noqa: E402
+from vcot.datasets.scenes.puzzles import (  # noqa: E402
+    DIRECTIONS,
+    Puzzle,
+    Seen,
+    World,
+    asked_about,
+    counted,
+    mention,
+    puzzle,
+    written,
+)
 from vcot.grounding import Frame, FrameSpec, Trace, render_reply  # noqa: E402
 from vcot.grounding.tags import render  # noqa: E402
 from vcot.grounding.ways import DIRECT, REASON  # noqa: E402
@@ -74,6 +84,9 @@ class Recipe:
     dense: float = 0.3
     gaze: float = 0.3
     pointing: float = 1 / 2  # share of the batches
+    polish: int = 1200  # steps after these
+    polish_rate: float = 4e-4  # from which it falls to nothing
+    polish_pointing: float = 0.85
     following: float = 0.6  # share of the others; the rest is permuting
     lists: float = 0.25  # share of both in which squares are read in a list
 
@@ -124,13 +137,16 @@ def ask_what_is(board: Board, place: Place, width: int, height: int) -> Asked:
 
 
 def ask_along(rng: np.random.Generator, board: Board, width: int, height: int) -> Asked:
-    """A list of squares that needs no look at the one before: numbers that count down, long replies."""
+    """A list of squares that needs no look at the one before, asked for as steps are: counting down in long replies."""
     places = sorted(board)
     first = int(rng.integers(len(places) - 3))
     count = int(rng.integers(2, min(LONGEST_LIST, len(places) - first - 1) + 1))
     route = [what_is(board, place) for place in places[first : first + count + 1]]
-    asked = (f"Read this square and the next {count}, row by row. ", mention("square", route[0].places, width, height))
-    text = render(Trace(asked), frame_of(width, height))
+    parts = (
+        "Start at this ", mention("square", route[0].places, width, height),
+        f". Follow {counted(count, 'square')}, row by row. Which colour is there?",
+    )  # fmt: skip
+    text = render(Trace(parts), frame_of(width, height))
     return in_steps(text, route, board[places[first + count]].colour, rng.random() < 0.5, width, height)
 
 
@@ -178,7 +194,7 @@ def encoded(items: Sequence[tuple[np.ndarray, list[Asked], np.ndarray]], recipe:
     int64 [B, T], the square that is spoken of at each token, -1 where none is."""
     e = encoder()
     heavy = {ids[0] for word in (*COLOURS, *DIRECTIONS) if len(ids := e.ids(f" {word}")) == 1}
-    line, begins = e.ids("\n")[0], e.ids("1:")[1]
+    line, colon = e.ids("\n")[0], e.ids("one:")[-1]
     height, width = items[0][0].shape[1:]
     rows, columns = height // CELL, width // CELL
     prefix, head, after = e.image_part(rows, columns)
@@ -190,7 +206,7 @@ def encoded(items: Sequence[tuple[np.ndarray, list[Asked], np.ndarray]], recipe:
             prompt, target = e.ids(one.text) + e.reply, e._ids(one.reply) + e.end
             left, look = list(one.looks), -1
             for token in target:
-                if token == begins and left:
+                if token == colon and left:
                     look = left.pop(0)
                 looks.append(look)
                 if token == line:
@@ -229,11 +245,11 @@ AHEAD = 8
 def draw_batches(recipe: Recipe, number: int) -> list[dict[str, np.ndarray]]:
     """Batches number × AHEAD and the next."""
     rng = np.random.default_rng([recipe.seed, number])
-    return [draw_batch(rng, recipe) for _ in range(AHEAD)]
+    return [draw_batch(rng, recipe, number * AHEAD + i) for i in range(AHEAD)]
 
 
-def draw_batch(rng: np.random.Generator, recipe: Recipe) -> dict[str, np.ndarray]:
-    if rng.random() < recipe.pointing:
+def draw_batch(rng: np.random.Generator, recipe: Recipe, step: int) -> dict[str, np.ndarray]:
+    if rng.random() < (recipe.pointing if step < recipe.steps else recipe.polish_pointing):
         return scenes_to_point_at(rng, recipe.scenes)
     world: World = "following" if rng.random() < recipe.following else "permuting"
     lists = bool(rng.random() < recipe.lists)
@@ -327,6 +343,8 @@ class Losses:
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
+    if step >= recipe.steps:
+        return recipe.polish_rate * max(1 - (step - recipe.steps) / recipe.polish, 0.02)
     left = (1 - step / recipe.steps) / (1 - recipe.decay_from)
     return recipe.rate * min(1.0, (step + 1) / recipe.warmup, max(left, 0.02))
 
@@ -361,7 +379,8 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
         average, first, cpu_before = saved["average"], saved["step"], saved["cpu"]
         print(f"going on from step {first}", flush=True)
     began, seen = time.time(), dict[str, float]()
-    for step, batch in zip(range(first, recipe.steps), batches(recipe, first), strict=False):
+    last = recipe.steps + recipe.polish
+    for step, batch in zip(range(first, last), batches(recipe, first), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(recipe, step)
         with torch.autocast("cpu", torch.bfloat16):
@@ -381,7 +400,7 @@ def train(recipe: Recipe, base: Path, work: Path, every: int) -> None:
             pace = (time.time() - began) / (step + 1 - first)
             cpu = cpu_before + time.process_time()
             print(f"{time.strftime('%H:%M:%S')} step {step + 1} {figures} {pace:.2f} s/step cpu {cpu:.0f}", flush=True)
-        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+        if (step + 1) % every == 0 or step + 1 == last:
             cpu = cpu_before + time.process_time()
             pointing.save(model, processor, work / "snapshot", average)
             parts = {

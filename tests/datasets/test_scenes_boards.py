@@ -77,6 +77,13 @@ def board(uri: str) -> dict[Place, Shown]:
     return found
 
 
+NUMBERS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "twenty-one",
+    "twenty-two", "twenty-three", "twenty-four", "twenty-five", "twenty-six", "twenty-seven", "twenty-eight",
+]  # fmt: skip
+
+
 def cell(box: Box) -> Place:
     """The one cell that a box is of; a box that is not exactly a cell is wrong."""
     row, column = round(box.y1) // SIDE, round(box.x1) // SIDE
@@ -94,7 +101,7 @@ def go(place: Place, way: str) -> Place:
 
 
 def number(question: str) -> int:
-    return int(re.findall(r"\d+", question)[0])
+    return next(NUMBERS.index(word) for word in re.findall(r"[a-z-]+", question) if word in NUMBERS)
 
 
 def looks(trace: Trace) -> list[tuple[str, list[Place], str]]:
@@ -105,7 +112,7 @@ def looks(trace: Trace) -> list[tuple[str, list[Place], str]]:
     said = []
     for at, (line, mention) in enumerate(zip(lines, mentions, strict=True)):
         before, after = line.split("@")
-        assert before == f"{len(lines) - 1 - at}: "
+        assert before == f"{NUMBERS[len(lines) - 1 - at]}: "
         said.append((mention.label, [cell(box) for box in mention.boxes], after.strip()))
     return said
 
@@ -250,11 +257,11 @@ def test_reasoning_in_words_names_the_same_places_and_filler_names_none(tmp_path
         assert one.question == two.question == three.question
         assert one.image == two.image == three.image
         lines = [
-            f"{3 - at}: square, row {row + 1}, column {column + 1}, {what}"
+            f"{NUMBERS[3 - at]}: square, row {row + 1}, column {column + 1}, {what}"
             for at, (_, ((row, column),), what) in enumerate(only(one))
         ]
         assert "".join(map(str, two.reasoning[0].parts)) == "\n".join(lines)
-        assert re.fullmatch(r"(\d: [. ]+\n?){4}", "".join(map(str, three.reasoning[0].parts)))
+        assert re.fullmatch(r"([a-z]+: [. ]+\n?){4}", "".join(map(str, three.reasoning[0].parts)))
 
 
 # --- what holds of all of them

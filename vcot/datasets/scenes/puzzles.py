@@ -108,12 +108,32 @@ def mention(label: str, places: Sequence[Place], width: int, height: int) -> Men
     return Mention(label, tuple(Box.from_pixels(*at.box, width=width, height=height) for at in places))
 
 
+_SMALL = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+def number_word(number: int) -> str:
+    """0 to 99 in English."""
+    if number < len(_SMALL):
+        return _SMALL[number]
+    tens, ones = divmod(number, 10)
+    return _TENS[tens - 2] + (f"-{_SMALL[ones]}" if ones else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """ "one arrow", "two arrows"."""
+    return f"{number_word(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def written(route: Sequence[Seen], how: Literal["boxes", "places", "filler"], width: int, height: int) -> Trace:
     """A line for each step, with the number of those that are left: counting up, a model that followed every arrow
-    went on past the last."""
+    went on past the last. The number is a word: a digit was confused with those of the boxes."""
     parts: list[str | Mention] = []
     for left, seen in zip(reversed(range(len(route))), route, strict=True):
-        parts.append(f"\n{left}: " if parts else f"{left}: ")
+        parts.append(f"\n{number_word(left)}: " if parts else f"{number_word(left)}: ")
         if how == "boxes":
             parts += [mention(seen.called, seen.places, width, height), f" {seen.what}"]
         elif how == "places":
@@ -146,8 +166,8 @@ def _following(rng: np.random.Generator, steps: int, side: int, colour: int) -> 
     board = {place: Cell(colours[place], (arrows[place],), framed=place == cycle[0]) for place in colours}
     walk = cycle[: steps + 1]
     return Puzzle(
-        board, f"Start at the framed square. Follow {steps} arrows. Which colour is there?", colours[walk[-1]],
-        (_walked(board, walk),), f"{cycle[0]} {[arrows[place] for place in sorted(arrows)]}",
+        board, f"Start at the framed square. Follow {counted(steps, 'arrow')}. Which colour is there?",
+        colours[walk[-1]], (_walked(board, walk),), f"{cycle[0]} {[arrows[place] for place in sorted(arrows)]}",
     )  # fmt: skip
 
 
@@ -228,8 +248,9 @@ def _permuting(rng: np.random.Generator, steps: int, side: int, colour: int) -> 
     for row, arrows in enumerate(exchanges, start=1):
         for c, arrow in enumerate(arrows):
             board[Place(row, c)] = Cell(COLOURS[int(rng.integers(len(COLOURS)))], (arrow,) if arrow else ())
+    rows = counted(steps, "row")
     return Puzzle(
-        board, f"The ball is under the framed cup. In {steps} rows the cups with arrows swap. Where is it then?",
+        board, f"The ball is under the framed cup. In {rows} the cups with arrows swap. Where is it then?",
         str(cup + 1), (tuple(steps_seen),), f"{start} {exchanges}",
     )  # fmt: skip
 
@@ -319,7 +340,7 @@ def _routes(rng: np.random.Generator, steps: int, side: int, colour: int) -> Puz
     colours |= dict.fromkeys((walk[-1] for walk in walks), COLOURS[colour % len(COLOURS)])
     board = {place: Cell(colours[place], arrows[place], framed=place == start) for place in colours}
     return Puzzle(
-        board, f"Start at the framed square. Follow {steps} arrows, any of them. Which colour is there?",
+        board, f"Start at the framed square. Follow {counted(steps, 'arrow')}, any of them. Which colour is there?",
         colours[walks[0][-1]], tuple(_walked(board, walk) for walk in walks),
         f"{start} {[arrows[place] for place in sorted(arrows)]}",
     )  # fmt: skip
