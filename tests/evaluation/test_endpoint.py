@@ -31,8 +31,9 @@ from jobs.evaluate import run as run_evaluate
 from tests.fakes.evaluating import sample
 from tests.fakes.teacher import CLOSE, Answer, Asked, Refuse, Say, in_turn, scripted_teacher
 from tests.jobs.conftest import clean, quick_teacher  # noqa: F401
+from vcot.distill.endpoint import address_and_name
 from vcot.errors import SettingsError, TemporaryError
-from vcot.evaluation.endpoint import EndpointForm, EndpointModel, address_and_name, declared_form
+from vcot.evaluation.endpoint import EndpointForm, EndpointModel, declared_form
 from vcot.evaluation.runner import read_replies
 from vcot.evaluation.ways import FORMS, Prompt
 from vcot.grounding import Box, FrameSpec, Mention, Trace

@@ -13,8 +13,9 @@ from torchvision.ops import box_iou
 from tests.fakes.evaluating import sample as drawn
 from tests.fakes.published import marked_by, pointing, viscot_samples
 from tests.fakes.rows import Given
+from vcot.distill.judge import judge_prompt, read_judgement
 from vcot.evaluation.suites import SUITES, Marked, suites_named
-from vcot.evaluation.suites.viscot import JUDGED, SETS, judge_prompt, read_judgement
+from vcot.evaluation.suites.viscot import JUDGED, SETS
 from vcot.evaluation.ways import viscot_crop
 from vcot.grounding import Box, BoxError
 from vcot.records import Sample

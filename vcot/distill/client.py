@@ -249,7 +249,7 @@ class Failures:
         if len(run) >= self._most:
             what = f"{len(run)} rows in a row failed ({_named(run)}); --max-failed-in-a-row allows for more"
             self._stop_for(what, trouble)
-        failed = list(self._failed.values())
+        failed = [self._failed[n] for n in sorted(self._failed)]
         if len(failed) >= FEW and len(failed) > self._share * self._rows:
             what = f"{len(failed)} of {self._rows} rows failed ({_named(failed)})"
             self._stop_for(f"{what}, more than --max-rejected-share {self._share:g} allows", trouble)

@@ -79,6 +79,20 @@ class Flags(NamedTuple):
     key: str = "OPENAI_API_KEY"
 
 
+def address_and_name(subject: str, flag: str = "--subject") -> tuple[str, str]:
+    """Of `https://host:8000/v1#served-name`, as `flag` gives it. Raises SettingsError: a part of it is missing."""
+    address, _, name = subject.partition("#")
+    try:
+        host = urlsplit(address).hostname
+    except ValueError:
+        host = None
+    if not address.startswith(("http://", "https://")) or not host:
+        raise SettingsError(f"{flag} {subject}: an endpoint is written https://host:8000/v1#served-name")
+    if not name:
+        raise SettingsError(f"{flag} {subject}: which of its models? Write {address}#served-name")
+    return address, name
+
+
 class Endpoint:
     """Args: requests at once, at most; seconds that one try may take; the address, where it is not that of the
     client's own variables, and the flags that give it. For one event loop.

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, cast, get_args
-from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -164,20 +163,6 @@ def _form(frame: FrameName, dialect: str) -> Form:
         notation = f"{ref[0]}name{ref[1]}{box[0]}{'(x1,y1),(x2,y2)' if pairs else '[x1, y1, x2, y2]'}{box[1]}"
     words = f"Locate what the answer rests on, each as {notation} in {_NUMBERS[frame]}. {by_text}"
     return Form("as declared", frame, dialect, words, by_text)
-
-
-def address_and_name(subject: str, flag: str = "--subject") -> tuple[str, str]:
-    """Of `https://host:8000/v1#served-name`, as `flag` gives it. Raises SettingsError: a part of it is missing."""
-    address, _, name = subject.partition("#")
-    try:
-        host = urlsplit(address).hostname
-    except ValueError:
-        host = None
-    if not address.startswith(("http://", "https://")) or not host:
-        raise SettingsError(f"{flag} {subject}: an endpoint is written https://host:8000/v1#served-name")
-    if not name:
-        raise SettingsError(f"{flag} {subject}: which of its models? Write {address}#served-name")
-    return address, name
 
 
 # --- asking ------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def models_of(
     if not is_endpoint(subject.uri):
         yield ModelRunner(store, subject, scratch, config)
         return
-    from vcot.evaluation.endpoint import EndpointModel, address_and_name, declared_form
+    from vcot.distill.endpoint import address_and_name
+    from vcot.evaluation.endpoint import EndpointModel, declared_form
 
     address, name = address_and_name(subject.uri)
     form = declared_form(
@@ -165,15 +166,16 @@ class Evaluation:
         return report, html
 
     def _judged(self, by: str, replies: tables.Replies) -> tuple[tables.Replies, dict[str, Any]]:
-        from vcot.evaluation.endpoint import address_and_name
-        from vcot.evaluation.judge import Judge
+        from vcot.distill.endpoint import address_and_name
+        from vcot.distill.judge import Judge
+        from vcot.evaluation.judge import judged
 
         config = self.config
         with Judge(
             self.store, *address_and_name(by, "--judge"), cache_uri=self.cache_uri, at_once=config.subject_concurrency,
             timeout=config.subject_timeout, max_unanswered=config.max_rejected_share,
         ) as judge:  # fmt: skip
-            return judge.judged(replies)
+            return judged(judge, replies)
 
     def _made_with(self) -> dict[str, Any]:
         config, form = self.config, self.models.form("subject")

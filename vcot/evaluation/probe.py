@@ -30,10 +30,10 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from vcot import answers
@@ -44,6 +44,7 @@ from vcot.grounding import Box, Frame, Mention, Trace, iou
 from vcot.grounding.tags import parse, read_reply, render, split_answer
 from vcot.records import Image as ImageRecord
 from vcot.records import Sample, Score
+from vcot.storage.images import with_noise
 
 if TYPE_CHECKING:
     from vcot.evaluation.runner import Reply
@@ -263,18 +264,8 @@ def _hiding(
         boxes = [_elsewhere(box, boxes, width, height, generator) for box in boxes]
     seed = generator.getrandbits(32)
 
-    def hide(seen: Image.Image) -> Image.Image:
-        across, down = seen.width / width, seen.height / height
-        region = np.zeros((seen.height, seen.width), dtype=bool)
-        for box in boxes:
-            x1, y1, x2, y2 = box.as_list()
-            top, left = int(y1 * down), int(x1 * across)  # at least a pixel, however thin the box is
-            region[top : max(round(y2 * down), top + 1), left : max(round(x2 * across), left + 1)] = True
-        pixels = np.array(seen)
-        noise = np.random.default_rng(seed).integers(0, 256, pixels.shape, dtype=np.uint8)
-        return Image.fromarray(np.where((region != (probe == "rest-hidden"))[..., None], noise, pixels))
-
-    return hide
+    regions = [box.as_list() for box in boxes]
+    return partial(with_noise, regions=regions, of=(width, height), seed=seed, around=probe == "rest-hidden")
 
 
 def _elsewhere(box: Box, boxes: Sequence[Box], width: int, height: int, generator: random.Random) -> Box:

@@ -196,8 +196,8 @@ def attach_lora(
     return adapted
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """The base with the adapters of a local folder, for use: frozen, in evaluation mode.
+def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """The base with the adapters of a local folder, for use: frozen, in evaluation mode; or `trainable`, in float32.
 
     Raises:
         InputError: the folder holds no adapter in safetensors, or one that does not fit this base.
@@ -205,7 +205,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     if missing := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
         raise InputError(f"{folder}: not an adapter; {', '.join(missing)} is not there")
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=False, local_files_only=True)
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder}: the adapter does not fit this base: {_short(error)}") from None
     # peft only warns where an adapter has no weights for a layer, and leaves that layer as the base has it.

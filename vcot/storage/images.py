@@ -14,10 +14,11 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 from PIL import Image, ImageFile, features
 
 from vcot.errors import InputError
@@ -167,6 +168,21 @@ def small(data: bytes, name: str, side: int, *, max_pixels: int = MAX_PIXELS) ->
 def blank(width: int, height: int) -> Image.Image:
     """Uniform grey, where an image is needed that shows nothing: how well does a model guess without looking?"""
     return Image.new("RGB", (width, height), (128, 128, 128))
+
+
+def with_noise(
+    image: Image.Image, regions: Iterable[Sequence[float]], of: tuple[int, int], seed: int, *, around: bool = False
+) -> Image.Image:
+    """Uniform noise in the place of what lies in these regions (x1, y1, x2, y2 in pixels of an image of width × height
+    `of`, which this one shows at its own size), or of all that lies around them."""
+    across, down = image.width / of[0], image.height / of[1]
+    hidden = np.zeros((image.height, image.width), dtype=bool)
+    for x1, y1, x2, y2 in regions:
+        top, left = int(y1 * down), int(x1 * across)  # at least a pixel, however thin the region is
+        hidden[top : max(round(y2 * down), top + 1), left : max(round(x2 * across), left + 1)] = True
+    pixels = np.array(image)
+    noise = np.random.default_rng(seed).integers(0, 256, pixels.shape, dtype=np.uint8)
+    return Image.fromarray(np.where((hidden != around)[..., None], noise, pixels))
 
 
 # EXIF's eight orientations: what was done to the image, so what must be undone.

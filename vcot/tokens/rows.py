@@ -206,7 +206,7 @@ def check_mask(example: Example, processor: Any) -> None:
     Raises InputError: nothing is learned; a learned label is another token than its id; a part of the prompt, an
     image or a header is learned; or the end of a reply is not.
     """
-    if not (replies := learned_replies(example)):
+    if not (replies := learned_replies(example.labels)):
         raise _broken(example, "nothing of it is learned")
     if replies[-1][1] != len(example.ids):
         raise _broken(example, "what is learned is not one piece up to the end")
@@ -231,13 +231,13 @@ def check_mask(example: Example, processor: Any) -> None:
         raise _broken(example, f"it has {pads} places for visual tokens, its images give {wanted}")
 
 
-def learned_replies(example: Example) -> list[tuple[int, int]]:
+def learned_replies(labels: tuple[int, ...]) -> list[tuple[int, int]]:
     """(first, end) of each run of tokens that are learned."""
-    prompt = example.labels.count(IGNORED)
-    if IGNORED not in example.labels[prompt:]:  # one run, as of nearly all
-        return [(prompt, len(example.labels))] if prompt < len(example.labels) else []
+    prompt = labels.count(IGNORED)
+    if IGNORED not in labels[prompt:]:  # one run, as of nearly all
+        return [(prompt, len(labels))] if prompt < len(labels) else []
     found, at = [], 0
-    for ignored, run in groupby(example.labels, IGNORED.__eq__):
+    for ignored, run in groupby(labels, IGNORED.__eq__):
         end = at + len(list(run))
         if not ignored:
             found.append((at, end))
@@ -325,7 +325,7 @@ def view(
     """
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     replies = []
-    for first, last in learned_replies(example):
+    for first, last in learned_replies(example.labels):
         reply = [token for token in example.ids[first:last] if token != end]
         replies.append(str(processor.tokenizer.decode(reply, skip_special_tokens=False)).rstrip("\n"))
     learned = "\n".join(replies)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from vcot.answers import normalise
 from vcot.evaluation.metrics import Metric
@@ -69,31 +68,6 @@ _MEASURES: Mapping[str, AnswerMeasure] = {
 
 
 # ------------------------------------------------------------------------------------------------------- the judge
-
-
-class JudgePrompt(NamedTuple):
-    system: str
-    user: str
-
-
-def judge_prompt(question: str, true: str, said: str) -> JudgePrompt:
-    """What a judge of answers is asked: the published protocol in our own words, with its form of reply. Each of the
-    three stands on one line, so that no answer adds a line of its own."""
-    system = (
-        "You compare a model's answer with the standard answer to a question about an image. Give a score between 0 "
-        "and 1: 1 where both say the same, 0 where the answer is wrong or says nothing, and between them the more, the "
-        "nearer it comes. Reply in this form and write nothing else: score: <score>"
-    )
-    one_line = [" ".join(text.split()) for text in (question, true, said)]
-    user = "question: {}\nstandard answer: {}\nmodel's answer: {}".format(*one_line)
-    return JudgePrompt(system, user)
-
-
-def read_judgement(text: str) -> float | None:
-    """The score in a judge's reply, its thinking aside, 0..1; None where it states none or several: the published
-    protocol counts 0."""
-    found = re.findall(r"score:\s*(-?\d+(?:\.\d+)?|-?\.\d+)", text.lower().rpartition("</think>")[2])
-    return min(max(float(found[0]), 0.0), 1.0) if len(found) == 1 else None
 
 
 RIGHT = 0.5
