@@ -8,8 +8,12 @@ from vcot import rewards
 from vcot.answers import Synonyms
 from vcot.grounding import Box, FrameSpec, Mention, Trace, render_reply
 from vcot.records import Image, Origin, Sample
+from vcot.records.rollout import Rollout
 from vcot.records.sample import Stored
-from vcot.rewards import REWARDS, Rule, answer_reward, box_reward, broken_rules, format_reward, soft_f1_with_spare
+from vcot.rewards import REWARDS
+from vcot.rewards.answer import answer_reward
+from vcot.rewards.boxes import box_reward, soft_f1_with_spare
+from vcot.rewards.form import Rule, broken_rules, format_reward
 
 SPEC = FrameSpec("thousandths")
 GOOD = "I see the <ref>gear</ref><box>[100, 100, 300, 300]</box> turn.\nAnswer: up"
@@ -25,6 +29,10 @@ def sample(evidence=((100, 100, 300, 300),), answers=("up",), choices=None) -> S
         evidence=None if evidence is None else tuple(Mention("gear", (Box(*box),)) for box in evidence),
         origin=Origin(dataset="scenes", split="train", row="1", licence="CC0-1.0"),
     )
+
+
+def said(text: str, **more) -> Rollout:
+    return Rollout(text=text, **more)
 
 
 # --- format --------------------------------------------------------------------------------------------
@@ -47,19 +55,19 @@ def sample(evidence=((100, 100, 300, 300),), answers=("up",), choices=None) -> S
 )  # fmt: skip
 def test_each_rule_can_be_broken(text, broken):
     assert broken_rules(text, sample(), SPEC) == tuple(broken)
-    assert format_reward(text, sample(), SPEC) == (not broken)
-    assert format_reward(text, sample(), SPEC, graded=True) == pytest.approx(1 - len(broken) / len(Rule))
+    assert format_reward(said(text), sample(), SPEC) == (not broken)
+    assert format_reward(said(text), sample(), SPEC, graded=True) == pytest.approx(1 - len(broken) / len(Rule))
 
 
 def test_a_box_is_demanded_unless_the_thing_is_absent_and_not_wanted_without_an_image():
     assert broken_rules("It turns.\nAnswer: up", sample(evidence=None), SPEC) == (Rule.MENTION,)
-    assert format_reward("There is none.\nAnswer: no", sample(evidence=()), SPEC) == 1
+    assert format_reward(said("There is none.\nAnswer: no"), sample(evidence=()), SPEC) == 1
     asked = Sample.model_validate(sample(evidence=None).model_dump() | {"images": ()})
-    assert format_reward("Gears that touch turn against each other.\nAnswer: up", asked, SPEC) == 1
+    assert format_reward(said("Gears that touch turn against each other.\nAnswer: up"), asked, SPEC) == 1
     assert broken_rules(GOOD, asked, SPEC) == (Rule.MENTION,)
-    assert box_reward(GOOD, asked, SPEC) is None
-    assert box_reward("Answer: up <box>[100, 100, 300, 300]</box>", sample(), SPEC) == 0  # behind the answer
-    assert answer_reward(GOOD, asked) == 1
+    assert box_reward(said(GOOD), asked, SPEC) is None
+    assert box_reward(said("Answer: up <box>[100, 100, 300, 300]</box>"), sample(), SPEC) == 0  # behind the answer
+    assert answer_reward(said(GOOD), asked) == 1
 
 
 # --- answer --------------------------------------------------------------------------------------------
@@ -79,7 +87,7 @@ RIGHT = "word " * 199 + "word"
 )  # fmt: skip
 def test_the_answer_earns_its_rightness(answer, accepted, choices, similar, reward):
     row = sample(answers=(accepted,), choices=choices)
-    assert answer_reward(f"Answer: {answer}", row, similar=similar) == pytest.approx(reward)
+    assert answer_reward(said(f"Answer: {answer}"), row, similar=similar) == pytest.approx(reward)
 
 
 # --- boxes ---------------------------------------------------------------------------------------------
@@ -105,7 +113,8 @@ ROLLOUTS = {
 def earned(case: str, **settings) -> float:
     true, predicted, _ = ROLLOUTS[case]
     trace = Trace(tuple(Mention("gear", (Box(*box),)) for box in predicted))
-    reward = box_reward(render_reply(trace, "up", SPEC.on(1000, 1000)), sample(evidence=true), SPEC, **settings)
+    text = render_reply(trace, "up", SPEC.on(1000, 1000))
+    reward = box_reward(said(text), sample(evidence=true), SPEC, **settings)
     assert reward is not None
     return reward
 
@@ -139,7 +148,7 @@ def test_a_box_earns_nothing_for_a_thing_of_another_name(first, second, synonyms
     cups = tuple(Mention(f"{colour} cup", (Box(*box),)) for colour, box in places.items())
     text = " and ".join(f"<ref>{label}</ref><box>{places[colour]}</box>" for label, colour in (first, second))
     row = sample().model_copy(update={"evidence": cups})
-    assert box_reward(f"{text}\nAnswer: up", row, SPEC, synonyms=Synonyms.of(synonyms)) == reward
+    assert box_reward(said(f"{text}\nAnswer: up"), row, SPEC, synonyms=Synonyms.of(synonyms)) == reward
 
 
 def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shrunk():
@@ -149,9 +158,9 @@ def test_boxes_in_pixels_of_what_the_model_saw_are_read_where_the_image_was_shru
     row = row.model_copy(update={"images": (row.image.model_copy(update={"stored": small}),)})
     spec = FrameSpec("resized_pixels", min_pixels=784, max_pixels=1280 * 784)
     text = "I see the <ref>gear</ref><box>[31, 31, 92, 92]</box> turn.\nAnswer: up"
-    assert box_reward(text, row, spec) == pytest.approx(1, abs=0.02)
-    assert format_reward(text, row, spec) == 1
-    assert box_reward(text, sample(), spec) < 0.2  # of the original's pixels they would be another place
+    assert box_reward(said(text), row, spec) == pytest.approx(1, abs=0.02)
+    assert format_reward(said(text), row, spec) == 1
+    assert box_reward(said(text), sample(), spec) < 0.2  # of the original's pixels they would be another place
 
 
 def test_a_reward_registers_itself_under_its_name():
